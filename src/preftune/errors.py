@@ -1,0 +1,51 @@
+"""The exceptions a user can meet. Each message says what is wrong, where, and the one change that mends it.
+
+Exit codes of the command line follow the class: a `RequestError` was wrong before any work began (2), every other
+`PreftuneError` is a job that could not be finished (1).
+"""
+
+from __future__ import annotations
+
+
+class PreftuneError(Exception):
+    """Base of every error that preftune raises on purpose."""
+
+    exit_code = 1
+
+
+class RequestError(PreftuneError, ValueError):
+    """What was asked for cannot be done as asked: an unknown option, an impossible value, a missing file."""
+
+    exit_code = 2
+
+
+class ConfigError(RequestError):
+    """A field of the configuration has an impossible value, or stands for something preftune does not do."""
+
+
+class DatasetError(RequestError):
+    """The data cannot be read as preferences: wrong columns, wrong types, nothing left to train on."""
+
+
+class ModelError(RequestError):
+    """The model cannot be found, loaded, quantised or adapted as asked."""
+
+
+class ReferenceMismatchError(PreftuneError):
+    """Policy and reference disagree where they must agree, or a reference score is needed that nobody can supply."""
+
+
+class SelfCheckError(PreftuneError):
+    """The check before (or just after) the first optimiser step found something that would ruin the run."""
+
+
+class NonFiniteError(PreftuneError):
+    """A loss or a gradient is NaN or infinite."""
+
+
+class OutOfMemoryError(PreftuneError):
+    """The device ran out of memory; the message names what would save how much."""
+
+
+class UnsupportedLayoutError(PreftuneError):
+    """The packed engine cannot serve this model exactly. Caught by the engine, which falls back and says why."""

@@ -1,0 +1,162 @@
+"""Engines: how the log-probabilities of a packed batch are computed. One protocol, three ways.
+
+packed      one row, shared prompts, no padding                        exact where `supports(model)` says so
+separate    one sequence at a time, no padding, chunked head           exact for every causal model
+naive       padded sequences, full logits                              the oracle
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from preftune.errors import ModelError
+from preftune.logps import attention
+from preftune.logps.head import LogitTransform, head_weight, token_logps
+from preftune.logps.naive import naive_logps
+from preftune.logps.request import ScoringRequest, current_request, scoring
+from preftune.types import GroupLogps, PackedBatch
+
+EngineName = Literal["auto", "packed", "separate", "naive"]
+
+
+class Engine(Protocol):
+    """Scores a batch with a model, which may be wrapped (DDP, FSDP, accelerate)."""
+
+    name: str
+
+    def __call__(self, model: nn.Module, batch: PackedBatch) -> GroupLogps:
+        """Log-probabilities of all completion tokens of the batch; gradients flow to the model's parameters."""
+        ...
+
+
+class PackedEngine:
+    """Every prompt computed once, groups end to end in one row, head over completion tokens only."""
+
+    name = "packed"
+
+    def __init__(self, transform: LogitTransform, chunk: int | None = None) -> None:
+        self.transform, self.chunk = transform, chunk
+        self.attention_calls = 0
+
+    def __call__(self, model: nn.Module, batch: PackedBatch) -> GroupLogps:
+        request = ScoringRequest(batch.predict_T, batch.target_T, batch.layout, self.transform, self.chunk)
+        with scoring(request):
+            model(
+                input_ids=batch.input_ids,
+                position_ids=batch.position_ids,
+                group_layout=batch.layout,
+                use_cache=False,
+            )
+        self.attention_calls = request.attention_calls
+        return GroupLogps(_answer(request), batch.owner_T, batch.completions)
+
+
+class SeparateEngine:
+    """One sequence after the other: no sharing, no padding, so nothing a model does with neighbours can matter."""
+
+    name = "separate"
+
+    def __init__(self, transform: LogitTransform, chunk: int | None = None) -> None:
+        self.transform, self.chunk = transform, chunk
+
+    def __call__(self, model: nn.Module, batch: PackedBatch) -> GroupLogps:
+        scores = []
+        device = batch.input_ids.device
+        for group in batch.groups:
+            for completion in group.completions:
+                prompt = len(group.prompt_ids)
+                ids = torch.tensor([[*group.prompt_ids, *completion]], device=device)
+                predict = torch.arange(prompt - 1, prompt + len(completion) - 1, device=device)
+                request = ScoringRequest(predict, ids[0, prompt:], None, self.transform, self.chunk)
+                with scoring(request):
+                    model(input_ids=ids, use_cache=False)
+                scores.append(_answer(request))
+        return GroupLogps(torch.cat(scores), batch.owner_T, batch.completions)
+
+
+class NaiveEngine:
+    """The oracle as an engine."""
+
+    name = "naive"
+
+    def __call__(self, model: nn.Module, batch: PackedBatch) -> GroupLogps:
+        return GroupLogps(naive_logps(model, batch), batch.owner_T, batch.completions)
+
+
+def prepare_head(model: nn.Module) -> None:
+    """Let scoring forwards compute log-probabilities where the model would compute logits. Idempotent.
+
+    Raises:
+        ModelError: the model has no output head, or a LoRA adapter sits on it.
+    """
+    for head in _head_modules(model):
+        if not getattr(head, "_preftune_head", False):
+            head.register_forward_pre_hook(_before_head)
+            head.register_forward_hook(_after_head)
+            head._preftune_head = True  # type: ignore[assignment]
+
+
+def make_engine(model: nn.Module, name: Literal["packed", "separate", "naive"], *, chunk: int | None = None) -> Engine:
+    """The engine called `name`, with the model made ready for it (attention implementation, head hooks)."""
+    if name == "naive":
+        return NaiveEngine()
+    prepare_head(model)
+    transform = LogitTransform.of(model.config)
+    if name == "separate":
+        return SeparateEngine(transform, chunk)
+    attention.register()
+    model.set_attn_implementation(attention.NAME)  # type: ignore[operator]
+    return PackedEngine(transform, chunk)
+
+
+def _answer(request: ScoringRequest) -> Tensor:
+    if request.token_logps_T is None:
+        raise ModelError("the model's forward never reached its output head, so nothing was scored")
+    return request.token_logps_T
+
+
+def _head_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """The linear layers that may act as head: the head itself, or PEFT's original and trained copies of it."""
+    get: Any = getattr(model, "get_output_embeddings", None)
+    head = get() if get is not None else None
+    if head is None and hasattr(model, "get_base_model"):
+        head = model.get_base_model().get_output_embeddings()  # type: ignore[operator]
+    if head is None:
+        raise ModelError(f"{type(model).__name__} has no output head: preftune aligns causal language models")
+    if hasattr(head, "modules_to_save"):
+        yield from head.modules_to_save.values()
+        yield head.original_module
+    elif hasattr(head, "lora_A") or hasattr(head, "base_layer"):
+        raise ModelError(
+            "an adapter sits on the output head, where its product with the chunked log-probabilities is not "
+            "computed. Leave lm_head out of target_modules (target_modules='all-linear' does), train the head whole "
+            "with modules_to_save=['lm_head'], or pass engine='naive'."
+        )
+    else:
+        yield head
+
+
+def _before_head(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    request = current_request()
+    if request is None:
+        return None
+    request.hidden = args[0]
+    return (args[0][:, :0], *args[1:])  # the head itself has nothing left to multiply
+
+
+def _after_head(head: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
+    request = current_request()
+    if request is None or request.hidden is None:
+        return None
+    hidden, request.hidden = request.hidden, None
+    # index_select: its backward adds the gradients of repeated rows, deterministically (indexing by a list does not)
+    hidden_TD = hidden.reshape(-1, hidden.shape[-1]).index_select(0, request.predict_T)
+    weight_VD, bias_V = head_weight(head)
+    request.token_logps_T = token_logps(
+        hidden_TD, weight_VD, request.target_T, bias_V=bias_V, transform=request.transform, chunk=request.chunk
+    )
+    return request.token_logps_T.view(1, -1, 1)

@@ -1,0 +1,220 @@
+"""The head: log-probabilities of completion tokens from hidden states, never holding T x V at once.
+
+For a frozen head the gradient of each token's log-probability with respect to its own hidden state,
+
+    d logp_t / d h_t = (onehot(y_t) - softmax(z_t)) W        z_t = h_t W^T
+
+is formed chunk by chunk in the forward pass, where the logits are at hand, and only scaled in the backward pass:
+two matrix products in all, no recomputation. A trainable head needs the logits again for its own gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from preftune.errors import ModelError
+
+# Logits of one chunk, in elements: what stays in a CPU's cache hierarchy, and what feeds a GPU's matrix units.
+_CHUNK_ELEMENTS_CPU = 2**24
+_CHUNK_ELEMENTS_DEVICE = 2**27
+
+
+@dataclass(frozen=True, slots=True)
+class LogitTransform:
+    """What a model does to its logits after the head: `softcap * tanh(scale * z / softcap)`."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> LogitTransform:
+        """Read from a model's config: Gemma's `final_logit_softcapping`, Cohere's `logit_scale`, Granite's
+        `logits_scaling`."""
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        scale = float(getattr(text, "logit_scale", None) or 1.0)
+        if divisor := getattr(text, "logits_scaling", None):
+            scale /= float(divisor)
+        return cls(scale=scale, softcap=getattr(text, "final_logit_softcapping", None))
+
+    def apply_(self, logits: Tensor) -> Tensor:
+        """In place on a float tensor."""
+        if self.scale != 1.0:
+            logits.mul_(self.scale)
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+    def backward_(self, grad: Tensor, transformed: Tensor) -> Tensor:
+        """Gradient before the transform, from the gradient after it; in place."""
+        if self.softcap is not None:
+            grad.mul_(1 - (transformed / self.softcap) ** 2)
+        if self.scale != 1.0:
+            grad.mul_(self.scale)
+        return grad
+
+
+def token_logps(
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    target_T: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    transform: LogitTransform | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """`log_softmax(transform(hidden @ weight.T + bias))[t, target_t]` for every token, computed in chunks.
+
+    Args:
+        hidden_TD: states that predict the tokens; gradients flow into it.
+        weight_VD: the head's weight; gets a gradient if it requires one, and is then recomputed with.
+        target_T: int64 token ids.
+        bias_V: the head's bias, if it has one.
+        transform: what the model does to its logits.
+        chunk: tokens per chunk; None lets the size of the vocabulary decide. Does not change the result.
+    Returns: (T,) nats, float32 (float64 for float64 weights). Matrix products run in the weight's dtype (autocast's
+        where it is on); everything from the logits on is float32.
+    """
+    transform = transform or LogitTransform()
+    if chunk is None:
+        budget = _CHUNK_ELEMENTS_CPU if hidden_TD.device.type == "cpu" else _CHUNK_ELEMENTS_DEVICE
+        chunk = max(16, budget // weight_VD.shape[0])
+    device = hidden_TD.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
+    if weight_VD.dtype == torch.float64:
+        dtype = torch.float64
+    trainable = weight_VD.requires_grad or (bias_V is not None and bias_V.requires_grad)
+    function: Any = _TrainableHead if trainable else _FrozenHead
+    with torch.autocast(device, enabled=False):
+        result: Tensor = function.apply(hidden_TD, weight_VD, bias_V, target_T, transform, chunk, dtype)
+    return result
+
+
+def _chunk_logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, transform: LogitTransform
+) -> tuple[Tensor, Tensor]:
+    """Transformed logits in float32 or wider, and their log-sum-exp."""
+    logits = hidden @ weight.T
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if bias is not None:
+        logits += bias
+    transform.apply_(logits)
+    return logits, logits.logsumexp(-1)
+
+
+def _grad_logits_(logits: Tensor, lse: Tensor, target: Tensor, transform: LogitTransform) -> Tensor:
+    """d logp / d (untransformed logits), (chunk, V). Overwrites `logits` where no transform needs it."""
+    if transform.softcap is None:
+        grad = logits.sub_(lse[:, None]).exp_().neg_()
+        transformed = grad
+    else:
+        transformed = logits
+        grad = (logits - lse[:, None]).exp_().neg_()
+    grad.scatter_add_(-1, target[:, None], torch.ones_like(lse)[:, None])
+    return transform.backward_(grad, transformed)
+
+
+class _FrozenHead(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        transform: LogitTransform,
+        chunk: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        weight = weight.to(dtype)
+        wanted = ctx.needs_input_grad[0]
+        grad_hidden = torch.empty(hidden.shape, dtype=dtype, device=hidden.device) if wanted else None
+        logps = torch.empty(hidden.shape[0], dtype=torch.promote_types(dtype, torch.float32), device=hidden.device)
+        for start in range(0, hidden.shape[0], chunk):
+            part = slice(start, start + chunk)
+            logits, lse = _chunk_logits(hidden[part].to(dtype), weight, bias, transform)
+            logps[part] = logits.gather(-1, target[part, None])[:, 0] - lse
+            if grad_hidden is not None:
+                torch.mm(_grad_logits_(logits, lse, target[part], transform).to(dtype), weight, out=grad_hidden[part])
+        ctx.save_for_backward(grad_hidden)
+        ctx.hidden_dtype = hidden.dtype
+        return logps
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (grad_hidden,) = ctx.saved_tensors
+        return (grad_hidden * grad[:, None]).to(ctx.hidden_dtype), None, None, None, None, None, None
+
+
+class _TrainableHead(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        transform: LogitTransform,
+        chunk: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        cast = weight.to(dtype)
+        logps = []
+        for start in range(0, hidden.shape[0], chunk):
+            part = slice(start, start + chunk)
+            logits, lse = _chunk_logits(hidden[part].to(dtype), cast, bias, transform)
+            logps.append(logits.gather(-1, target[part, None])[:, 0] - lse)
+        ctx.save_for_backward(hidden, weight, bias, target)
+        ctx.options = (transform, chunk, dtype)
+        return torch.cat(logps)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        hidden, weight, bias, target = ctx.saved_tensors
+        transform, chunk, dtype = ctx.options
+        cast = weight.to(dtype)
+        wide = torch.promote_types(dtype, torch.float32)
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and ctx.needs_input_grad[2] else None
+        for start in range(0, hidden.shape[0], chunk):
+            part = slice(start, start + chunk)
+            states = hidden[part].to(dtype)
+            logits, lse = _chunk_logits(states, cast, bias, transform)
+            grad_logits = _grad_logits_(logits, lse, target[part], transform).mul_(grad[part, None])
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(0)
+            grad_logits = grad_logits.to(dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = grad_logits @ cast
+            if grad_weight is not None:
+                grad_weight += grad_logits.T @ states
+        grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+        grad_bias = None if grad_bias is None or bias is None else grad_bias.to(bias.dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def head_weight(head: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Dense weight (V, D) and bias (V,) of an output head; a 4-bit head is dequantised.
+
+    Raises:
+        ModelError: the head is quantised in a way that has no dense weight.
+    """
+    weight: Any = head.weight
+    bias: Any = getattr(head, "bias", None)
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(weight.data, state), bias
+    if not weight.dtype.is_floating_point:
+        raise ModelError(
+            f"the output head is quantised to {weight.dtype} ({type(head).__name__}), which preftune cannot read. "
+            "Load the model with the head left out of quantisation: llm_int8_skip_modules=['lm_head']."
+        )
+    return weight, bias

@@ -1,0 +1,167 @@
+"""Planning of packed rows: integer work on the CPU, done once per batch (in the collator).
+
+row        [ P  C1  C2 .. CK | P' C1' C2' .. ]        groups end to end, no padding
+positions    0.. |P| ..  |P| ..  |P| ..   0..         every completion restarts after its prompt
+segments   queries P+C1 over keys P+C1;  queries Ci over keys P+Ci   (i > 1), each causal
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from preftune.types import PackedBatch, TokenizedGroup
+
+
+class Segment(NamedTuple):
+    """Queries `start:stop` of the row, which see the shared prompt `prefix_start:prefix_stop` and themselves."""
+
+    start: int
+    stop: int
+    prefix_start: int
+    prefix_stop: int
+
+    @property
+    def queries(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def prefix(self) -> int:
+        """Keys before the first query; 0 for a segment that holds its own prompt."""
+        return self.prefix_stop - self.prefix_start
+
+
+@dataclass(frozen=True)
+class GroupLayout:
+    """Who sees whom in a packed row. Travels as a keyword argument through the model to the attention function.
+
+    `cu_seq_q` and `cu_seq_k` are the (segments + 1,) int32 boundaries that variable-length kernels read, `key_index`
+    the (keys,) int64 gather that repeats each shared prompt for every further completion.
+    """
+
+    segments: tuple[Segment, ...]
+    cu_seq_q: Tensor
+    cu_seq_k: Tensor
+    key_index: Tensor
+    max_q: int
+    max_k: int
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> GroupLayout:
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=non_blocking)
+            for name in ("cu_seq_q", "cu_seq_k", "key_index")
+        }
+        return replace(self, **moved)
+
+    def mask(self, segment: Segment, window: int | None, device: torch.device) -> Tensor | None:
+        """(queries, keys) bool, True where a query may look; None where plain causal attention says the same.
+
+        Masks are made once per layout, not once per layer.
+        """
+        keys = segment.prefix + segment.queries
+        if window is not None and window >= keys:
+            window = None
+        if window is None and segment.prefix == 0:
+            return None
+        cache: dict[object, Tensor] = self.__dict__.setdefault("_masks", {})
+        key = (segment.queries, keys, window, device)
+        if key not in cache:
+            query_at = torch.arange(segment.prefix, keys, device=device)[:, None]
+            distance = query_at - torch.arange(keys, device=device)[None, :]
+            allowed = distance >= 0
+            cache[key] = allowed if window is None else allowed & (distance < window)
+        return cache[key]
+
+
+def segments_of(groups: Sequence[TokenizedGroup]) -> tuple[Segment, ...]:
+    """The attention segments of groups laid end to end, in the order of the row."""
+    segments: list[Segment] = []
+    offset = 0
+    for group in groups:
+        prompt = len(group.prompt_ids)
+        start = offset
+        for index, completion in enumerate(group.completions):
+            first = index == 0
+            stop = (offset + prompt if first else start) + len(completion)
+            if first:
+                segments.append(Segment(offset, stop, offset, offset))
+            else:
+                segments.append(Segment(start, stop, offset, offset + prompt))
+            start = stop
+        offset = start
+    return tuple(segments)
+
+
+def plan_layout(groups: Sequence[TokenizedGroup]) -> GroupLayout:
+    """Segments, and the same facts as tensors for variable-length kernels (on the CPU; move with `.to`)."""
+    segments = segments_of(groups)
+    queries = [s.queries for s in segments]
+    keys = [s.prefix + s.queries for s in segments]
+    key_index: list[int] = []
+    for s in segments:
+        key_index.extend(range(s.prefix_start, s.prefix_stop))
+        key_index.extend(range(s.start, s.stop))
+    return GroupLayout(
+        segments=segments,
+        cu_seq_q=_boundaries(queries),
+        cu_seq_k=_boundaries(keys),
+        key_index=torch.tensor(key_index, dtype=torch.int64),
+        max_q=max(queries),
+        max_k=max(keys),
+    )
+
+
+def pack(groups: Sequence[TokenizedGroup]) -> PackedBatch:
+    """Lay groups out in one row. Prompts and completions must not be empty (the tokeniser sees to it).
+
+    Raises:
+        ValueError: no groups, an empty prompt or an empty completion.
+    """
+    if not groups:
+        raise ValueError("a batch needs at least one group")
+    ids: list[int] = []
+    positions: list[int] = []
+    predict: list[int] = []
+    targets: list[int] = []
+    owners: list[int] = []
+    pairs: list[tuple[int, int, float, float]] = []
+    completions = 0
+    for group in groups:
+        prompt = len(group.prompt_ids)
+        if prompt == 0 or not all(len(c) for c in group.completions):
+            raise ValueError(f"group {group.id!r} has an empty prompt or completion")
+        last_prompt_state = len(ids) + prompt - 1
+        ids.extend(group.prompt_ids)
+        positions.extend(range(prompt))
+        for index, completion in enumerate(group.completions):
+            length, start = len(completion), len(ids)
+            predict.append(last_prompt_state)
+            predict.extend(range(start, start + length - 1))
+            ids.extend(completion)
+            positions.extend(range(prompt, prompt + length))
+            targets.extend(completion)
+            owners.extend([completions + index] * length)
+        pairs.extend((completions + p.chosen, completions + p.rejected, p.weight, p.margin) for p in group.pairs)
+        completions += len(group.completions)
+    chosen, rejected, weight, margin = zip(*pairs, strict=True) if pairs else ((), (), (), ())
+    return PackedBatch(
+        input_ids=torch.tensor([ids]),
+        position_ids=torch.tensor([positions]),
+        layout=plan_layout(groups),
+        predict_T=torch.tensor(predict),
+        target_T=torch.tensor(targets),
+        owner_T=torch.tensor(owners),
+        chosen_N=torch.tensor(chosen, dtype=torch.int64),
+        rejected_N=torch.tensor(rejected, dtype=torch.int64),
+        weight_N=torch.tensor(weight, dtype=torch.float32),
+        margin_N=torch.tensor(margin, dtype=torch.float32),
+        groups=tuple(groups),
+    )
+
+
+def _boundaries(lengths: Sequence[int]) -> Tensor:
+    return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)

@@ -1,0 +1,34 @@
+"""The oracle: one sequence at a time, full logits, log_softmax. Slow, plain, right; float64-capable.
+
+Every faster path is tested against this one in values and gradients, and `engine="naive"` selects it. There is no
+padding in it on purpose: in float64 transformers' eager mask turns padded rows into NaN, and rotary variants that look
+at the longest position of a batch would make a score depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from preftune.types import PackedBatch
+
+
+def naive_logps(model: nn.Module, batch: PackedBatch) -> Tensor:
+    """Log-probability of every completion token given its prompt, in the order of `batch.target_T`.
+
+    Args:
+        model: a causal language model whose forward returns `.logits`.
+        batch: only its groups are read.
+    Returns: (T,) nats, float32 or wider.
+    """
+    device = batch.input_ids.device
+    logps = []
+    for group in batch.groups:
+        for completion in group.completions:
+            input_ids = torch.tensor([[*group.prompt_ids, *completion]], device=device)
+            logits = model(input_ids=input_ids, use_cache=False).logits[0]
+            # the logits at position i predict token i + 1
+            predicting = logits[len(group.prompt_ids) - 1 : -1].to(torch.promote_types(logits.dtype, torch.float32))
+            targets = input_ids[0, len(group.prompt_ids) :]
+            logps.append(predicting.log_softmax(-1).gather(-1, targets[:, None])[:, 0])
+    return torch.cat(logps)

@@ -1,0 +1,226 @@
+"""Does the packed engine serve this model exactly? Decided by trying, on a small random twin of the model's config.
+
+Some architectures accept an attention implementation and never call it, some drop keyword arguments, some keep their
+window or chunks in the mask alone, and long-rope variants look at the longest position of the whole batch. Reading
+configs cannot tell; running a twin with tiny windows, chunks and rope limits can.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from preftune.errors import PreftuneError
+from preftune.logps.engine import Engine, EngineName, make_engine
+from preftune.logps.layout import pack
+from preftune.logps.naive import naive_logps
+from preftune.types import Preference, TokenizedGroup
+
+_VOCABULARY = 96
+_LIMIT = 7  # windows, chunks and original rope lengths of the twin: shorter than its longest group
+_TOLERANCE = 2e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """Whether packing and prompt sharing are exact for a model, and if not, why not."""
+
+    exact: bool
+    reason: str = ""
+
+
+def supports(model: nn.Module) -> Support:
+    """Try the packed engine on a two-layer random twin of the model and compare with the eager path.
+
+    Runs on the CPU in float32, takes well under a second for ordinary widths. Global random state is left as it was.
+    """
+    if reason := _adapter_obstacle(model):
+        return Support(False, reason)
+    twin = None
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), _quietly():
+        torch.manual_seed(0)
+        for shrink_width in (True, False):
+            try:
+                twin = _twin(model, shrink_width=shrink_width)
+                break
+            except Exception as error:  # a config may refuse any of the changes; its own words are the reason
+                failure = f"no small twin of its config could be built ({type(error).__name__}: {_short(error)})"
+        if twin is None:
+            return Support(False, failure)
+        try:
+            return _compare(twin)
+        except PreftuneError as error:
+            return Support(False, str(error))
+        except Exception as error:
+            return Support(False, f"a packed forward fails ({type(error).__name__}: {_short(error)})")
+
+
+def choose_engine(model: nn.Module, name: EngineName = "auto") -> tuple[Engine, Support]:
+    """The engine for a model: packed where that is exact, separate sequences otherwise; or the one asked for."""
+    if name in ("naive", "separate"):
+        return make_engine(model, name), Support(False, f"engine={name!r} was asked for")
+    support = supports(model)
+    if not support.exact and name == "packed":
+        raise PreftuneError(
+            f"engine='packed' was asked for, but it is not exact for this model: {support.reason}. "
+            "Use engine='auto', which falls back to separate sequences."
+        )
+    return make_engine(model, "packed" if support.exact else "separate"), support
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """The twin's config is deliberately odd; what transformers has to say about it is of no use to anyone."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(transformers_logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
+def _adapter_obstacle(model: nn.Module) -> str:
+    for name, config in (getattr(model, "peft_config", None) or {}).items():
+        if getattr(config, "is_prompt_learning", False):
+            return f"adapter {name!r} ({config.peft_type}) adds virtual tokens to every sequence"
+    return ""
+
+
+def _compare(twin: Any) -> Support:
+    groups = _groups()
+    batch = pack(groups)
+    twin.set_attn_implementation("eager")
+    with torch.no_grad():
+        # one group at a time: what neighbours do to each other must show
+        expected = torch.cat([naive_logps(twin, pack([_only(group, i)])) for group in groups for i in _all(group)])
+        engine = make_engine(twin, "packed")
+        scored = engine(twin, batch).token_logps_T
+    layers = twin.config.get_text_config().num_hidden_layers
+    calls = getattr(engine, "attention_calls", 0)
+    if calls != layers:
+        return Support(
+            False,
+            f"{layers - calls} of {layers} layers do not go through the attention interface "
+            "(state-space, linear-attention or hybrid layers, or an architecture of its own)",
+        )
+    difference = float((expected - scored).abs().max())
+    if not difference <= _TOLERANCE:
+        return Support(False, f"packing changes its scores (by {difference:.2g} nat on a random twin)")
+    return Support(True)
+
+
+def _groups() -> list[TokenizedGroup]:
+    """Three groups of very different lengths; the second has three completions, the last is longer than any limit."""
+    generator = torch.Generator().manual_seed(1)
+
+    def ids(count: int) -> list[int]:
+        return torch.randint(3, _VOCABULARY, (count,), generator=generator).tolist()
+
+    sizes = [(3, (2, 1)), (5, (4, 2, 6)), (13, (9, 3))]
+    return [
+        TokenizedGroup(ids(prompt), tuple(ids(n) for n in completions), (Preference(0, 1),), id=str(index))
+        for index, (prompt, completions) in enumerate(sizes)
+    ]
+
+
+def _all(group: TokenizedGroup) -> range:
+    return range(len(group.completions))
+
+
+def _only(group: TokenizedGroup, index: int) -> TokenizedGroup:
+    return TokenizedGroup(group.prompt_ids, (group.completions[index],), ())
+
+
+def _twin(model: Any, *, shrink_width: bool) -> Any:
+    """A tiny random model of the same architecture, one layer of every kind (two at least), in eval mode."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = copy.deepcopy(base.config)
+    for attribute in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(config, attribute):
+            delattr(config, attribute)
+    text = config.get_text_config()
+    _one_layer_of_each_kind(text)
+    _set(text, vocab_size=_VOCABULARY, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    _limit(text)
+    _set(text, num_local_experts=4, num_experts=4, n_routed_experts=4, num_experts_per_tok=2)
+    _set(text, intermediate_size=48, moe_intermediate_size=32, shared_expert_intermediate_size=32)
+    if shrink_width:
+        _narrow(text)
+    config.dtype = torch.float32
+    twin = type(base)(config).float().eval()
+    with torch.no_grad():
+        for name, parameter in twin.named_parameters():
+            if parameter.ndim >= 2:
+                # strong enough that a leak between groups moves a score by far more than rounding does
+                parameter.normal_(0.0, 1.5 * parameter.shape[-1] ** -0.5)
+            elif "norm" not in name:
+                parameter.normal_(0.0, 0.3)
+    return twin
+
+
+def _one_layer_of_each_kind(text: Any) -> None:
+    layers = text.num_hidden_layers
+    per_layer = {
+        key: value for key, value in vars(text).items() if isinstance(value, list | tuple) and len(value) == layers
+    }
+    kinds: dict[str, int] = {}
+    for layer in range(layers):
+        kinds.setdefault(repr([value[layer] for value in per_layer.values()]), layer)
+    chosen = list(kinds.values())[:4]
+    chosen = (chosen * 2)[: max(2, len(chosen))]
+    for key, value in per_layer.items():
+        setattr(text, key, type(value)(value[layer] for layer in chosen))
+    text.num_hidden_layers = len(chosen)
+
+
+def _limit(text: Any) -> None:
+    for attribute in ("sliding_window", "attention_chunk_size"):
+        if getattr(text, attribute, None) is not None:
+            setattr(text, attribute, _LIMIT)
+    for attribute in ("original_max_position_embeddings",):
+        if getattr(text, attribute, None) is not None:
+            setattr(text, attribute, _LIMIT)
+    for rope in _rope_dicts(getattr(text, "rope_parameters", None)):
+        if "original_max_position_embeddings" in rope:
+            rope["original_max_position_embeddings"] = _LIMIT
+
+
+def _rope_dicts(rope: Any) -> list[dict[str, Any]]:
+    """`rope_parameters` is one dict, or one per layer type."""
+    if not isinstance(rope, dict):
+        return []
+    nested = [value for value in rope.values() if isinstance(value, dict)]
+    return nested or [rope]
+
+
+def _narrow(text: Any) -> None:
+    """Fewer heads of the same size, in the same proportion: what packing can get wrong depends on neither."""
+    heads, keys = text.num_attention_heads, getattr(text, "num_key_value_heads", None)
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    share = heads // keys if keys else 1
+    new_keys = 1 if keys == 1 else 2
+    new_heads = new_keys * min(share, 4) if keys else 2
+    if heads <= new_heads:
+        return
+    _set(text, num_attention_heads=new_heads, num_key_value_heads=new_keys, hidden_size=new_heads * head_dim)
+
+
+def _set(text: Any, **values: Any) -> None:
+    for key, value in values.items():
+        if getattr(text, key, None) is not None or key in ("pad_token_id",):
+            setattr(text, key, value)
+
+
+def _short(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:160] if text else "no message"

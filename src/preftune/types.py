@@ -1,0 +1,154 @@
+"""The records that travel down the way of the data. No torch at import: annotations only.
+
+    raw row -> PreferencePair -> TokenizedGroup -> PackedBatch -> GroupLogps -> LossOutput
+
+Legend of the shape suffixes used in preftune: T completion tokens, R tokens of a packed row, K completions,
+N pairs, D model width, V vocabulary, H attention heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from preftune.logps.layout import GroupLayout
+
+Message: TypeAlias = dict[str, Any]
+"""One turn of a conversation: `role`, `content`, and whatever else the chat template reads (`tool_calls`, ...)."""
+
+Text: TypeAlias = str | list[Message]
+"""Plain text (standard shape) or turns (conversational shape)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """One preference between two completions of one prompt, in canonical form.
+
+    Either all three of `prompt`, `chosen` and `rejected` are strings (standard), or all three are message lists
+    (conversational); the formats layer has already turned every mixed shape into one of the two.
+    """
+
+    prompt: Text
+    chosen: Text
+    rejected: Text
+    weight: float = 1.0
+    """Factor of this pair's loss, >= 0."""
+    margin: float = 0.0
+    """Strength of the preference in nats of reward, >= 0; the loss asks for at least this distance."""
+    agreement: float | None = None
+    """Share of annotators who agree with the label, 0..1."""
+    id: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Passed to the chat template in training and in generation alike (`enable_thinking`, ...)."""
+    tools: Sequence[Any] | None = None
+    row: int = -1
+    """Index of the row in its source, for messages."""
+
+
+class Preference(NamedTuple):
+    """A pair inside a group, by index into the group's completions."""
+
+    chosen: int
+    rejected: int
+    weight: float = 1.0
+    margin: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedGroup:
+    """One prompt with its K distinct completions and the preferences among them, as token ids.
+
+    The prompt may be empty only if every completion begins with a token that needs no prediction; the tokeniser
+    never makes such groups (a beginning-of-sequence token, or the first token of the text, stands in the prompt).
+    """
+
+    prompt_ids: Sequence[int]
+    completions: tuple[Sequence[int], ...]
+    pairs: tuple[Preference, ...]
+    id: str = ""
+
+    @property
+    def tokens(self) -> int:
+        """Length of the group in a packed row: the prompt once, every completion once."""
+        return len(self.prompt_ids) + sum(len(c) for c in self.completions)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """Groups end to end in one row, `[P C1 .. CK | P C1 .. CK | ...]`, and where to read the scores.
+
+    A group's first completion token is predicted by the last prompt state; every further completion of the group
+    is predicted from that same state, so `predict_T` repeats it.
+    """
+
+    input_ids: Tensor
+    """(1, R) int64."""
+    position_ids: Tensor
+    """(1, R) int64; every completion restarts at the length of its prompt."""
+    layout: GroupLayout
+    predict_T: Tensor
+    """(T,) int64: index in the row of the state that predicts each completion token."""
+    target_T: Tensor
+    """(T,) int64: the completion tokens."""
+    owner_T: Tensor
+    """(T,) int64: which completion of the batch each token belongs to, 0..K-1."""
+    chosen_N: Tensor
+    """(N,) int64: completion index of each pair's chosen side."""
+    rejected_N: Tensor
+    """(N,) int64."""
+    weight_N: Tensor
+    """(N,) float32."""
+    margin_N: Tensor
+    """(N,) float32."""
+    groups: tuple[TokenizedGroup, ...]
+
+    @property
+    def completions(self) -> int:
+        return sum(len(g.completions) for g in self.groups)
+
+    @property
+    def pairs(self) -> int:
+        return int(self.chosen_N.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLogps:
+    """Scores of a batch's completions under one model, in nats.
+
+    `token_logps_T` is what engines return and the reference cache stores; the rest is derived from it.
+    """
+
+    token_logps_T: Tensor
+    """(T,) float32 (float64 in a float64 model)."""
+    owner_T: Tensor
+    """(T,) int64."""
+    completions: int
+
+    @property
+    def sum_K(self) -> Tensor:
+        """(K,): log-probability of each completion given its prompt."""
+        zeros = self.token_logps_T.new_zeros(self.completions)
+        return zeros.index_add(0, self.owner_T, self.token_logps_T)
+
+    @property
+    def length_K(self) -> Tensor:
+        """(K,): tokens of each completion, in the dtype of the scores."""
+        ones = self.token_logps_T.new_ones(self.owner_T.shape[0])
+        return self.token_logps_T.new_zeros(self.completions).index_add(0, self.owner_T, ones)
+
+
+class Sides(NamedTuple):
+    """The two sides of N pairs under one model."""
+
+    chosen_N: Tensor
+    """(N,) log-probability of the chosen completion, nats."""
+    rejected_N: Tensor
+    """(N,) log-probability of the rejected completion, nats."""
+    chosen_length_N: Tensor
+    """(N,) tokens."""
+    rejected_length_N: Tensor
+    """(N,) tokens."""
