@@ -9,7 +9,7 @@ N pairs, D model width, V vocabulary, H attention heads.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
@@ -106,6 +106,12 @@ class PackedBatch:
     """(N,) float32."""
     groups: tuple[TokenizedGroup, ...]
 
+    def to(self, device: Any, non_blocking: bool = False) -> PackedBatch:
+        """The batch with its tensors on `device`."""
+        names = "input_ids position_ids layout predict_T target_T owner_T chosen_N rejected_N weight_N margin_N"
+        moved = {n: getattr(self, n).to(device, non_blocking=non_blocking) for n in names.split()}
+        return replace(self, **moved)
+
     @property
     def completions(self) -> int:
         return sum(len(g.completions) for g in self.groups)
@@ -139,6 +145,16 @@ class GroupLogps:
         """(K,): tokens of each completion, in the dtype of the scores."""
         ones = self.token_logps_T.new_ones(self.owner_T.shape[0])
         return self.token_logps_T.new_zeros(self.completions).index_add(0, self.owner_T, ones)
+
+    def sides(self, batch: PackedBatch) -> Sides:
+        """The scores of the batch's pairs."""
+        sums, lengths = self.sum_K, self.length_K
+        return Sides(
+            chosen_N=sums[batch.chosen_N],
+            rejected_N=sums[batch.rejected_N],
+            chosen_length_N=lengths[batch.chosen_N],
+            rejected_length_N=lengths[batch.rejected_N],
+        )
 
 
 class Sides(NamedTuple):

@@ -1,0 +1,41 @@
+"""What preftune says while it works: plain lines on stderr through the logger "preftune"."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+_LOGGER = logging.getLogger("preftune")
+
+
+def say(line: str) -> None:
+    """A fact or an advice for the person at the terminal; once per job, not once per rank."""
+    _set_up()
+    if os.environ.get("RANK", "0") == "0":
+        _LOGGER.info(line)
+
+
+def warn(line: str) -> None:
+    """Like `say`, for what should not be overlooked."""
+    _set_up()
+    if os.environ.get("RANK", "0") == "0":
+        _LOGGER.warning(line)
+
+
+def _set_up() -> None:
+    """A handler of our own unless the application has configured logging; done once, on first use."""
+    if _LOGGER.level == logging.NOTSET:
+        _LOGGER.setLevel(logging.INFO)
+    if not _LOGGER.handlers and not logging.getLogger().handlers:
+        handler = _Stderr()
+        handler.setFormatter(logging.Formatter("preftune: %(message)s"))
+        _LOGGER.addHandler(handler)
+
+
+class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to whatever stderr is now, so that a redirected or captured stderr is honoured."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)

@@ -1,0 +1,143 @@
+"""Fingerprints: which model, computed how, scoring which tokens. The parts of a reference score's address.
+
+A model is what it *is*: its weights, its adapters, its quantisation and the parts of its config that change a score.
+Never its name, and never `config._name_or_path`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor, nn
+
+NUMERICS_VERSION = 1
+"""Raised whenever a change in preftune changes scores by more than rounding."""
+
+# Config entries that name, describe or drive a model without changing the log-probability of given tokens.
+_IRRELEVANT = frozenset(
+    "_name_or_path transformers_version use_cache architectures dtype torch_dtype bos_token_id eos_token_id "
+    "pad_token_id decoder_start_token_id sep_token_id attn_implementation _attn_implementation name_or_path "
+    "output_attentions output_hidden_states return_dict id2label label2id problem_type gradient_checkpointing "
+    "chunk_size_feed_forward tokenizer_class quantization_config tie_word_embeddings".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Numerics:
+    """How scores are computed. Another device, kernel or dtype gives other roundings, so it is another address."""
+
+    engine: str
+    device: str
+    autocast: str
+    weights: str
+    torch_release: str
+    version: int = NUMERICS_VERSION
+
+    @classmethod
+    def of(cls, model: nn.Module, *, engine: str, device: torch.device, autocast: torch.dtype | None) -> Numerics:
+        kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
+        release = ".".join(torch.__version__.split(".")[:2])
+        return cls(engine, kind, str(autocast).removeprefix("torch."), "+".join(dtypes), release)
+
+    def digest(self) -> str:
+        facts = "|".join([self.engine, self.device, self.autocast, self.weights, self.torch_release, str(self.version)])
+        return hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
+
+
+def fingerprint(model: nn.Module, *, adapters: bool) -> str:
+    """A digest of everything in a model that changes its scores, 32 hex digits.
+
+    Args:
+        model: a causal language model, plain, quantised or with PEFT adapters.
+        adapters: whether the adapters count (the model with adapters on) or not (with adapters off). A plain model
+            and the same model under adapters that are off have one fingerprint.
+    """
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    digest = xxhash.xxh3_128()
+    digest.update(json.dumps(_relevant(base.config.to_dict()), sort_keys=True, default=str).encode())
+    prefixes = adapter_prefixes(model)
+    for name, tensor in _tensors(model):
+        is_adapter = is_adapter_parameter(name, prefixes)
+        if is_adapter and not adapters:
+            continue
+        digest.update(_canonical(name).encode())
+        _update(digest, tensor)
+    if adapters:
+        for name, config in sorted((getattr(model, "peft_config", None) or {}).items()):
+            digest.update((name + json.dumps(config.to_dict(), sort_keys=True, default=_stable)).encode())
+        digest.update(str(getattr(model, "active_adapters", "")).encode())
+    return digest.hexdigest()
+
+
+def completion_key(prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> bytes:
+    """Address of one completion's scores under a given model and numerics: the tokens themselves, 16 bytes."""
+    import numpy as np
+
+    prompt = np.asarray(prompt_ids, dtype="<i4")
+    completion = np.asarray(completion_ids, dtype="<i4")
+    digest = hashlib.blake2b(len(prompt).to_bytes(4, "little"), digest_size=16)
+    digest.update(prompt.tobytes())
+    digest.update(completion.tobytes())
+    return digest.digest()
+
+
+def adapter_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """What the names of adapter parameters contain (`lora_` and the like); empty for a model without adapters."""
+    if not getattr(model, "peft_config", None):
+        return ()
+    prefix = getattr(getattr(model, "base_model", None), "prefix", None)
+    known = {"lora_", "modules_to_save.", "trainable_tokens_", "prompt_encoder."}
+    return tuple(sorted(known | ({prefix} if prefix else set())))
+
+
+def is_adapter_parameter(name: str, prefixes: tuple[str, ...]) -> bool:
+    return any(prefix in name for prefix in prefixes)
+
+
+def _relevant(config: Any) -> Any:
+    if isinstance(config, dict):
+        return {k: _relevant(v) for k, v in config.items() if k not in _IRRELEVANT}
+    return config
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    yield from sorted(model.named_parameters(), key=lambda item: _canonical(item[0]))
+    persistent = set(model.state_dict(keep_vars=True))
+    for name, buffer in sorted(model.named_buffers(), key=lambda item: _canonical(item[0])):
+        if name in persistent:
+            yield name, buffer
+
+
+def _canonical(name: str) -> str:
+    """The parameter's name in the model without adapters."""
+    for part in ("base_model.model.", ".base_layer", ".original_module"):
+        name = name.replace(part, "")
+    return name
+
+
+def _update(digest: Any, tensor: Tensor) -> None:
+    digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    digest.update(_bytes(tensor))
+    state = getattr(tensor, "quant_state", None)  # bitsandbytes 4-bit: the codes alone do not make the weight
+    if state is not None:
+        for key, value in sorted(state.as_dict(packed=True).items()):
+            digest.update(key.encode())
+            digest.update(_bytes(value) if isinstance(value, Tensor) else str(value).encode())
+    if (scales := getattr(tensor, "SCB", None)) is not None:  # bitsandbytes 8-bit
+        digest.update(_bytes(scales))
+
+
+def _bytes(tensor: Tensor) -> Any:
+    flat = tensor.detach().contiguous().cpu().reshape(-1)
+    return flat.view(torch.uint8).numpy() if flat.numel() else b""
+
+
+def _stable(value: Any) -> Any:
+    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)

@@ -1,0 +1,91 @@
+"""Reference scores of a batch: from the cache where they are known, from the source where not, never twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from preftune.logps.engine import Engine
+from preftune.logps.layout import pack
+from preftune.reference.fingerprint import completion_key
+from preftune.reference.sources import Source
+from preftune.reference.store import Scores, ScoreStore
+from preftune.types import GroupLogps, PackedBatch, TokenizedGroup
+
+
+class _Autocast(Protocol):
+    def __call__(self) -> AbstractContextManager[None]: ...
+
+
+class ReferenceScores:
+    """Answers "what does the reference say of this batch?" and counts what that cost.
+
+    Scores are looked up per completion; groups with a miss are scored together and written through.
+    """
+
+    def __init__(self, source: Source, engine: Engine, store: ScoreStore | None, *, autocast: _Autocast) -> None:
+        self.source, self.engine, self.store, self.autocast = source, engine, store, autocast
+        self.memory: dict[bytes, Scores] = {}
+        """What a store that is off or broken cannot keep for sources that cannot score again."""
+        self.hits = 0
+        self.misses = 0
+
+    def __call__(self, model: nn.Module, batch: PackedBatch) -> GroupLogps:
+        """Scores of all completions of the batch, on its device, float32."""
+        keys = [completion_key(g.prompt_ids, c) for g in batch.groups for c in g.completions]
+        known = self._look_up(keys)
+        missing = _groups_with_a_miss(batch.groups, keys, known)
+        self.hits += len(keys) - sum(k not in known for k in keys)
+        self.misses += sum(k not in known for k in keys)
+        device = batch.input_ids.device
+        if missing:
+            known |= self.score_groups(model, missing, device)
+        flat = np.concatenate([known[key] for key in keys])
+        scores = torch.from_numpy(flat).to(device, non_blocking=True)
+        return GroupLogps(scores, batch.owner_T, batch.completions)
+
+    def missing(self, groups: Iterable[TokenizedGroup]) -> list[TokenizedGroup]:
+        """The groups that would have to be scored."""
+        groups = list(groups)
+        keys = [completion_key(g.prompt_ids, c) for g in groups for c in g.completions]
+        return _groups_with_a_miss(groups, keys, self._look_up(keys))
+
+    def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, Scores]:
+        known = {key: self.memory[key] for key in keys if key in self.memory}
+        if self.store is not None:
+            known |= self.store.get(key for key in keys if key not in known)
+        return known
+
+    def score_groups(
+        self, model: nn.Module, groups: Sequence[TokenizedGroup], device: torch.device
+    ) -> dict[bytes, Scores]:
+        """Score groups by the source, whether they are known or not, and keep the scores."""
+        batch = pack(groups).to(device)
+        with self.autocast():
+            flat = self.source.score(model, batch, self.engine).float().cpu().numpy()
+        lengths = [len(c) for g in groups for c in g.completions]
+        parts = np.split(flat, np.cumsum(lengths)[:-1])
+        keys = [completion_key(g.prompt_ids, c) for g in groups for c in g.completions]
+        scores = dict(zip(keys, parts, strict=True))
+        if self.store is not None:
+            self.store.put(scores)
+        if not self.source.live and (self.store is None or not self.store.usable):
+            self.memory |= scores
+        return scores
+
+
+def _groups_with_a_miss(
+    groups: Sequence[TokenizedGroup], keys: Sequence[bytes], known: dict[bytes, Scores]
+) -> list[TokenizedGroup]:
+    missing, at = [], 0
+    for group in groups:
+        count = len(group.completions)
+        if any(key not in known for key in keys[at : at + count]):
+            missing.append(group)
+        at += count
+    return missing

@@ -1,0 +1,214 @@
+"""Who plays the reference: the model as received, before the first step.
+
+    fresh adapter, off-state equals the model as received     `AdapterOff`       no second model
+    trained adapter, PiSSA and the like, trained biases       `FrozenCopy`       a copy of what trains, nothing else
+    full fine-tuning                                          `AsReceived`       a pass before the first step
+    explicit ref_model                                        `ExplicitModel`    a pass, then it is let go
+
+Which one a model gets is measured (does switching the adapter off change a score?), not guessed from its config.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from preftune.errors import ReferenceMismatchError
+from preftune.logps.engine import Engine
+from preftune.reference.fingerprint import adapter_prefixes, fingerprint, is_adapter_parameter
+from preftune.types import PackedBatch
+
+
+class Source(Protocol):
+    """Something that can score a batch as the reference."""
+
+    description: str
+    fingerprint: str
+    live: bool
+    """Whether it can score at any time; if not, everything must be scored before the first step."""
+
+    def score(self, model: nn.Module, batch: PackedBatch, engine: Engine) -> Tensor:
+        """(T,) per-token log-probabilities. `model` is the policy as the trainer has it now, wrapped or not."""
+        ...
+
+
+class AdapterOff:
+    """The policy with its adapters switched off."""
+
+    description = "the same model with its adapter switched off"
+    live = True
+
+    def __init__(self, model: nn.Module) -> None:
+        self.fingerprint = fingerprint(model, adapters=False)
+
+    def score(self, model: nn.Module, batch: PackedBatch, engine: Engine) -> Tensor:
+        with adapters_off(model), inference(model):
+            return engine(model, batch).token_logps_T
+
+
+class FrozenCopy:
+    """The policy with everything that trains put back to what it was. Costs one copy of the trainable weights."""
+
+    description = "a frozen copy of the adapter as received"
+    live = True
+
+    def __init__(self, model: nn.Module) -> None:
+        self.fingerprint = fingerprint(model, adapters=True)
+        self._received = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    def score(self, model: nn.Module, batch: PackedBatch, engine: Engine) -> Tensor:
+        with self._put_back(model), inference(model):
+            return engine(model, batch).token_logps_T
+
+    @contextmanager
+    def _put_back(self, model: nn.Module) -> Iterator[None]:
+        parameters = dict(unwrap(model).named_parameters())
+        trained = {name: parameters[name].data for name in self._received}
+        try:
+            for name, received in self._received.items():
+                parameters[name].data = received.to(trained[name].device, trained[name].dtype)
+            yield
+        finally:
+            for name, data in trained.items():
+                parameters[name].data = data
+
+
+class AsReceived:
+    """Full fine-tuning: the policy itself, as long as no step was taken; after that a verified reload, or an error."""
+
+    description = "a pass over all rows before the first step, while the policy is the reference"
+    live = False
+
+    def __init__(
+        self, model: nn.Module, *, trained: Callable[[], bool], reload: Callable[[], nn.Module] | None
+    ) -> None:
+        """
+        Args:
+            trained: whether the policy has been changed since it was received.
+            reload: loads the model again from where its config says it came from; its weights are checked.
+        """
+        self.fingerprint = fingerprint(model, adapters=True)
+        self._trained, self._reload = trained, reload
+
+    def score(self, model: nn.Module, batch: PackedBatch, engine: Engine) -> Tensor:
+        if not self._trained():
+            with inference(model):
+                return engine(model, batch).token_logps_T
+        again = self._load_again()
+        again.to(batch.input_ids.device)
+        with inference(again):
+            return engine(again, batch).token_logps_T
+
+    def _load_again(self) -> nn.Module:
+        remedy = "Pass this data as eval_dataset when the trainer is made, so that it is scored before the first step."
+        if self._reload is None:
+            raise ReferenceMismatchError(
+                "Rows without a reference score turned up after the policy was trained, and the reference was only "
+                f"the model in memory. {remedy}"
+            )
+        try:
+            again = self._reload()
+        except Exception as error:
+            raise ReferenceMismatchError(
+                f"Rows without a reference score turned up after training, and the reference cannot be loaded again "
+                f"({error}). {remedy}"
+            ) from error
+        if fingerprint(again, adapters=True) != self.fingerprint:
+            raise ReferenceMismatchError(
+                "Rows without a reference score turned up after training. The model at the policy's name is not the "
+                f"model that was trained (its weights differ), so it cannot serve as the reference. {remedy}"
+            )
+        return again
+
+
+class ExplicitModel:
+    """A `ref_model` the user passed. Held weakly once everything is scored: the memory is the user's to free."""
+
+    description = "the ref_model that was passed"
+    live = False
+
+    def __init__(self, model: nn.Module, engine: Engine) -> None:
+        self.fingerprint = fingerprint(model, adapters=True)
+        self._engine = engine
+        self._held: nn.Module | None = model
+        self._weak = weakref.ref(model)
+
+    def release(self) -> None:
+        """Let the model go: everything known is in the cache."""
+        self._held = None
+
+    def score(self, model: nn.Module, batch: PackedBatch, engine: Engine) -> Tensor:
+        reference = self._held if self._held is not None else self._weak()
+        if reference is None:
+            raise ReferenceMismatchError(
+                "Rows without a reference score turned up after the ref_model was released. Pass this data as "
+                "eval_dataset when the trainer is made, or keep the ref_model in a variable until the end."
+            )
+        reference.to(batch.input_ids.device)
+        with inference(reference):
+            return self._engine(reference, batch).token_logps_T
+
+
+def choose_source(
+    model: nn.Module,
+    probe: PackedBatch,
+    engine: Engine,
+    *,
+    trained: Callable[[], bool],
+    reload: Callable[[], nn.Module] | None,
+) -> Source:
+    """The reference of a policy without explicit `ref_model`.
+
+    Args:
+        model: the policy as received, unwrapped.
+        probe: a real batch; decides whether switching the adapters off changes anything.
+    """
+    prefixes = adapter_prefixes(model)
+    if not prefixes:
+        return AsReceived(model, trained=trained, reload=reload)
+    base_trains = any(p.requires_grad and not is_adapter_parameter(n, prefixes) for n, p in model.named_parameters())
+    if base_trains:
+        return FrozenCopy(model)
+    with inference(model):
+        on = engine(model, probe).token_logps_T
+        with adapters_off(model):
+            off = engine(model, probe).token_logps_T
+    return AdapterOff(model) if torch.equal(on, off) else FrozenCopy(model)
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """PEFT's `disable_adapter`, which turns frozen adapter weights trainable when it ends: put that right."""
+    peft: Any = unwrap(model)
+    wanted = {name: p.requires_grad for name, p in peft.named_parameters()}
+    try:
+        with peft.disable_adapter():
+            yield
+    finally:
+        for name, parameter in peft.named_parameters():
+            parameter.requires_grad_(wanted[name])
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """No gradients, no dropout; the training flag of every module is as before afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DDP and the like."""
+    while isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module  # type: ignore[assignment]
+    return model

@@ -1,0 +1,157 @@
+"""Reference scores on disk: write-through, content-addressed, shared by processes, never wrong.
+
+One SQLite file per model and numerics; the key is a digest of the token ids, the value the completion's per-token
+log-probabilities in float32 behind a checksum. SQLite brings the locking, the crash safety and the lookups; what it
+cannot promise (a torn file copied from elsewhere, a foreign file under our name) is caught by checksums and a rebuild.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+import struct
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+log = logging.getLogger("preftune")
+
+Scores = npt.NDArray[np.float32]
+
+_APPLICATION_ID = 0x50465431  # "PFT1": marks the file as ours and its format
+_BUSY_SECONDS = 30.0
+_KEYS_PER_QUERY = 500
+
+
+class ScoreStore:
+    """Per-token reference scores under one (model, numerics) address.
+
+    Every failure to read is a miss. A failure to write (a full disk, a read-only folder) is said once, and the run goes
+    on without the cache.
+    """
+
+    def __init__(self, folder: Path, *, fingerprint: str, numerics: str) -> None:
+        self.path = folder / fingerprint[:2] / f"{fingerprint}-{numerics}.sqlite"
+        self._connection: sqlite3.Connection | None = None
+        self._process = 0
+        self._broken = False
+
+    def get(self, keys: Iterable[bytes]) -> dict[bytes, Scores]:
+        """The scores that are there and intact; absent keys are misses."""
+        wanted = list(dict.fromkeys(keys))
+        found: dict[bytes, Scores] = {}
+        for start in range(0, len(wanted), _KEYS_PER_QUERY):
+            part = wanted[start : start + _KEYS_PER_QUERY]
+            marks = ",".join("?" * len(part))
+            for key, value in self._run(f"SELECT key, value FROM scores WHERE key IN ({marks})", part):
+                scores = _unpack(key, value)
+                if scores is not None:
+                    found[bytes(key)] = scores
+        return found
+
+    def put(self, scores: Mapping[bytes, Scores]) -> None:
+        """Add scores; what is there already is overwritten (the same address has the same content)."""
+        rows = [(key, _pack(key, value)) for key, value in scores.items()]
+        if rows:
+            self._run("INSERT OR REPLACE INTO scores (key, value) VALUES (?, ?)", rows, many=True)
+
+    def __len__(self) -> int:
+        rows = self._run("SELECT count(*) FROM scores", [])
+        return int(rows[0][0]) if rows else 0
+
+    @property
+    def usable(self) -> bool:
+        """False once the file turned out to be impossible to read or write."""
+        return not self._broken
+
+    def close(self) -> None:
+        if self._connection is not None and self._process == os.getpid():
+            self._connection.close()
+        self._connection = None
+
+    def _run(self, sql: str, values: Sequence[Any], *, many: bool = False) -> list[Any]:
+        for attempt in (1, 2):
+            if self._broken:
+                return []
+            try:
+                connection = self._connect()
+                with connection:
+                    if many:
+                        connection.executemany(sql, values)
+                        return []
+                    return connection.execute(sql, values).fetchall()
+            except sqlite3.OperationalError as error:  # locked too long, read-only, disk full
+                self._give_up(error)
+            except sqlite3.DatabaseError as error:
+                if attempt == 2:
+                    self._give_up(error)
+                self._set_aside(error)
+            except OSError as error:
+                self._give_up(error)
+        return []
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._connection is None or self._process != os.getpid():  # a forked child must not share a connection
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, check_same_thread=False)
+            try:
+                _initialise(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection, self._process = connection, os.getpid()
+        return self._connection
+
+    def _set_aside(self, error: Exception) -> None:
+        """The file is torn or not ours: keep it under another name for whoever wonders, and begin anew."""
+        self.close()
+        aside = self.path.with_suffix(f".damaged-{int(time.time())}")
+        with contextlib.suppress(OSError):
+            os.replace(self.path, aside)
+        for suffix in ("-wal", "-shm"):
+            with contextlib.suppress(OSError):
+                os.remove(f"{self.path}{suffix}")
+        log.warning("The reference cache %s was damaged (%s); it was set aside and is rebuilt.", self.path, error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._broken = True
+        log.warning(
+            "The reference cache %s cannot be used (%s); reference scores are computed and not kept. "
+            "Set PREFTUNE_CACHE to a folder that can be written.",
+            self.path,
+            error,
+        )
+
+
+def _initialise(connection: sqlite3.Connection) -> None:
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if application != _APPLICATION_ID:
+        if tables:
+            raise sqlite3.DatabaseError("a database of something else")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute("CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
+    connection.commit()
+
+
+def _pack(key: bytes, scores: Scores) -> bytes:
+    data = np.ascontiguousarray(scores, dtype="<f4").tobytes()
+    return struct.pack("<Q", xxhash.xxh3_64_intdigest(key + data)) + data
+
+
+def _unpack(key: bytes, value: object) -> Scores | None:
+    if not isinstance(value, bytes) or len(value) < 8 or len(value) % 4:
+        return None
+    data = value[8:]
+    if struct.unpack("<Q", value[:8])[0] != xxhash.xxh3_64_intdigest(bytes(key) + data):
+        return None
+    return np.frombuffer(data, dtype="<f4")

@@ -1,0 +1,45 @@
+"""Advice before training, one line each, from the tutorials people follow. Advice never stops a run."""
+
+from __future__ import annotations
+
+from preftune.training.config import DPOConfig
+
+
+def advise(config: DPOConfig, *, pairs: int, has_chat_template: bool, full: bool, epochs: float) -> list[str]:
+    """What an experienced colleague would say about this configuration.
+
+    Args:
+        pairs: training pairs after dropped rows.
+        has_chat_template: False points to a model that was never instruction-tuned.
+        full: full fine-tuning, as opposed to adapters.
+        epochs: how often the data will be seen.
+    """
+    lines = []
+    if config.beta > 0.5:
+        lines.append(
+            f"beta={config.beta:g} is above 0.5: the policy will hardly leave the reference. 0.1 is a usual start."
+        )
+    elif config.beta < 0.05:
+        lines.append(
+            f"beta={config.beta:g} is below 0.05: the policy may drift far from the reference and lose general "
+            "abilities. 0.1 is a usual start (a higher beta stays closer to the reference)."
+        )
+    if full and config.learning_rate and not 5e-7 <= config.learning_rate <= 5e-6:
+        what = "may damage the model" if config.learning_rate > 5e-6 else "may change nothing"
+        lines.append(
+            f"learning_rate={config.learning_rate:g} is outside 5e-7..5e-6, the usual range for full fine-tuning: "
+            f"it {what}."
+        )
+    if pairs < 1000:
+        lines.append(
+            f"{pairs} pairs are few: about 1,000 good ones make a difference in one domain, 10,000 in general. "
+            "Judge the result by win rate, not by the training accuracy."
+        )
+    if not has_chat_template:
+        lines.append(
+            "the tokenizer has no chat template, so this model was probably never instruction-tuned. DPO is meant to "
+            "follow supervised fine-tuning."
+        )
+    if epochs > 1:
+        lines.append(f"{epochs:g} epochs: one is usually enough for DPO; watch the held-out margin for overfitting.")
+    return lines

@@ -1,0 +1,153 @@
+"""Putting a run together before the Trainer exists: the model made ready, the data tokenised."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from preftune.data import GroupDataset, PairDataset, TokenizeReport, load_pairs, tokenize_pairs
+from preftune.errors import ConfigError, DatasetError, ModelError
+from preftune.log import say, warn
+from preftune.models.precision import Precision, apply_precision, decide_precision, weights_dtype
+from preftune.training.config import ADAPTER_LEARNING_RATE, FULL_LEARNING_RATE, DPOConfig
+
+
+def prepare_model(model: Any, args: DPOConfig, *, peft_config: Any, quantization_config: Any) -> Any:
+    """The policy as it will be trained: loaded if it is a name, with its adapter, dropout as asked.
+
+    Raises:
+        ModelError: no model, a quantised model without adapter, an adapter on top of an adapter.
+    """
+    if isinstance(model, str):
+        from preftune.models import load_model
+
+        options = dict(args.model_init_kwargs or {})  # type: ignore[call-overload]
+        options.setdefault("trust_remote_code", args.trust_remote_code)
+        if quantization_config is not None:
+            options["quantization_config"] = quantization_config
+        model = load_model(model, **options)
+    elif args.model_init_kwargs is not None or quantization_config is not None:
+        given = "model_init_kwargs" if quantization_config is None else "quantization_config"
+        raise ConfigError(f"{given} is for a model given by name; this model is loaded already. Leave {given} out.")
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model is a {type(model).__name__}: pass a model, a hub id or a folder.")
+    if peft_config is not None:
+        model = add_adapter(model, peft_config)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ModelError(
+            "no parameter of the model requires a gradient. Load the adapter with is_trainable=True, or pass a "
+            "peft_config (--use_peft)."
+        )
+    if _quantized(model) and not hasattr(model, "peft_config"):
+        raise ModelError(
+            "a quantised model cannot be trained as it is. Pass peft_config=LoraConfig(target_modules='all-linear') "
+            "(--use_peft), which trains an adapter on top of it."
+        )
+    if args.disable_dropout:
+        _dropout_off(model)
+    return model
+
+
+def add_adapter(model: nn.Module, peft_config: Any) -> Any:
+    """The model with a fresh adapter, the rest frozen."""
+    from peft import get_peft_model
+
+    if getattr(model, "peft_config", None):
+        raise ModelError(
+            "the model has an adapter already, and peft_config would put another on top of it. To go on training the "
+            "adapter, leave peft_config out; to begin a new one, merge the old one first (preftune merge)."
+        )
+    if getattr(peft_config, "task_type", None) is None:
+        peft_config.task_type = "CAUSAL_LM"
+    with warnings.catch_warnings():  # PEFT 0.21 reads a property that transformers 5.23 renamed
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        return get_peft_model(model, peft_config)  # type: ignore[arg-type]
+
+
+def settle_precision(model: nn.Module, args: DPOConfig) -> Precision:
+    """Decide the dtypes of the run once, tell them, and make model and arguments obey."""
+    precision = decide_precision(
+        bf16=None if args.automatic_precision else args.bf16,
+        fp16=None if args.automatic_precision else args.fp16,
+        model_dtype=weights_dtype(model),
+        device=args.device,
+    )
+    args.bf16, args.fp16 = precision.bf16, precision.fp16
+    args.mixed_precision = "bf16" if precision.bf16 else "fp16" if precision.fp16 else "no"
+    for sentence in [precision.describe(), *apply_precision(model, precision)]:
+        say(sentence)
+    return precision
+
+
+def settle_learning_rate(args: DPOConfig, *, full: bool) -> None:
+    """Choose the learning rate where none was given, and say so."""
+    if not args.automatic_learning_rate:
+        return
+    args.learning_rate = FULL_LEARNING_RATE if full else ADAPTER_LEARNING_RATE
+    kind = "full fine-tuning" if full else "an adapter"
+    say(f"learning_rate={args.learning_rate:g}, the default for {kind} (TRL's is 1e-06); set it to change it.")
+
+
+def prepare_data(
+    source: Any, tokenizer: Any, args: DPOConfig, *, role: str
+) -> tuple[GroupDataset, TokenizeReport | None]:
+    """Tokenised groups of any kind of source, with everything that was dropped or cut told.
+
+    Args:
+        role: "train" or "eval", for messages.
+    """
+    if isinstance(source, GroupDataset):
+        return source, None
+    if hasattr(source, "_ex_iterable") or type(source).__name__ == "IterableDataset":
+        raise DatasetError(
+            f"the {role} dataset is an IterableDataset. Preference data is small enough to hold: load it without "
+            "streaming=True, or take a part with .take(n) and Dataset.from_list."
+        )
+    pairs = source if isinstance(source, PairDataset) else load_pairs(source)
+    groups, report = tokenize_pairs(
+        pairs,
+        tokenizer,
+        max_length=args.max_length,
+        max_prompt_length=args.max_prompt_length,
+        truncation=args.truncation,  # type: ignore[arg-type]
+        num_proc=args.dataset_num_proc,
+    )
+    lines = report.lines()
+    say(lines[0])
+    for line in lines[1:]:
+        warn(line)
+    return groups, report
+
+
+def prepare_eval_data(
+    source: Any, tokenizer: Any, args: DPOConfig
+) -> tuple[GroupDataset | dict[str, GroupDataset] | None, dict[str, TokenizeReport]]:
+    """Like `prepare_data`, for no, one or several named evaluation datasets."""
+    if source is None:
+        return None, {}
+    if isinstance(source, Mapping):
+        prepared = {name: prepare_data(part, tokenizer, args, role=f"eval ({name})") for name, part in source.items()}
+        reports = {f"eval_{name}": report for name, (_, report) in prepared.items() if report is not None}
+        return {name: groups for name, (groups, _) in prepared.items()}, reports
+    groups, report = prepare_data(source, tokenizer, args, role="eval")
+    return groups, {} if report is None else {"eval": report}
+
+
+def _quantized(model: nn.Module) -> bool:
+    return bool(getattr(model, "is_quantized", False) or getattr(model, "is_loaded_in_4bit", False))
+
+
+def _dropout_off(model: nn.Module) -> None:
+    """No dropout anywhere; LoRA's is announced, because the user asked for it."""
+    rates = {float(c.lora_dropout) for c in getattr(model, "peft_config", {}).values() if getattr(c, "lora_dropout", 0)}
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+    if rates:
+        rate = ", ".join(f"{r:g}" for r in sorted(rates))
+        say(f"lora_dropout={rate} is off while disable_dropout=True; set disable_dropout=False to train with it.")

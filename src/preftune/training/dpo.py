@@ -1,0 +1,455 @@
+"""`DPOTrainer`: direct preference optimisation on transformers' Trainer.
+
+The loop, callbacks, loggers, accelerate, checkpoints and hub upload are transformers'. What is here: a batch is packed
+groups, the policy is scored by the engine, the reference by `ReferenceScores`, and the loss is a mean over the pairs of
+the whole optimiser step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
+
+from preftune.data import GroupDataset
+from preftune.errors import ConfigError, NonFiniteError
+from preftune.log import say
+from preftune.logps import choose_engine
+from preftune.losses import LossOutput, get_loss
+from preftune.reference import ReferenceScores
+from preftune.training import assemble, checkpoint, model_card
+from preftune.training.advice import advise
+from preftune.training.batches import BATCH, collate
+from preftune.training.config import DPOConfig
+from preftune.training.evaluation_loop import evaluate_pairs
+from preftune.training.memory import memory_cures
+from preftune.training.metrics import MetricWindow, WorkCounter, pair_metrics
+from preftune.training.reference_setup import make_reference, score_everything
+from preftune.training.run_directory import check_writable, write_json
+from preftune.training.run_record import RunRecord, configuration, environment
+from preftune.training.self_check import FirstStepCallback, check_before_training
+from preftune.types import PackedBatch, Sides
+
+_REMOVED = {
+    "tokenizer": "processing_class",
+    "beta": "DPOConfig(beta=...)",
+    "max_length": "DPOConfig(max_length=...)",
+    "max_prompt_length": "DPOConfig(max_prompt_length=...)",
+    "loss_type": "DPOConfig(loss_type=...)",
+    "model_init_kwargs": "DPOConfig(model_init_kwargs=...)",
+    "ref_model_init_kwargs": "a ref_model that is loaded already, or none",
+    "precompute_ref_log_probs": "DPOConfig(precompute_ref_log_probs=...)",
+    "model_init": "model",
+}
+
+
+class DPOTrainer(Trainer):  # type: ignore[misc]
+    """Trains a causal language model on preference pairs.
+
+    Args:
+        model: a model (plain, quantised, with or without a PEFT adapter), a hub id or a folder.
+        ref_model: usually None: the reference is then the model as received, without a second copy where an adapter
+            allows it. An explicit one must agree with the policy before the first step (see
+            `DPOConfig.allow_reference_mismatch`).
+        args: the configuration.
+        train_dataset, eval_dataset: a `datasets.Dataset`, a list of dicts, a path or hub id, a `PairDataset`, or
+            tokenised groups; eval_dataset may be a dict of these.
+        processing_class: the tokenizer; loaded from the model's name if left out.
+        peft_config: a PEFT configuration for a fresh adapter.
+        quantization_config: for a model given by name.
+        compute_metrics: gets an `EvalPrediction` whose predictions are the (pairs, 2) rewards of chosen and rejected,
+            and returns more metrics.
+        callbacks, optimizers, optimizer_cls_and_kwargs: as in `transformers.Trainer`.
+    """
+
+    loss_is_scaled_for_ga = True  # the loss is divided by the pairs of the whole step
+    _tag_names = ("preftune", "dpo")
+
+    def __init__(
+        self,
+        model: Any = None,
+        ref_model: Any = None,
+        args: DPOConfig | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        compute_metrics: Callable[[Any], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Any = None,
+        peft_config: Any = None,
+        quantization_config: Any = None,
+        **removed: Any,
+    ) -> None:
+        _refuse_arguments(removed, data_collator, preprocess_logits_for_metrics)
+        args = _own_config(args)
+        check_writable(args.output_dir)
+        if train_dataset is None:
+            raise ConfigError("train_dataset is missing: pass a dataset, a list of dicts, a path or a hub id.")
+        tokenizer = processing_class if processing_class is not None else _tokenizer_of(model, args)
+        train_groups, train_report = assemble.prepare_data(train_dataset, tokenizer, args, role="train")
+        eval_groups, reports = assemble.prepare_eval_data(eval_dataset, tokenizer, args)
+        self.reports = reports if train_report is None else {"train": train_report, **reports}
+        model = assemble.prepare_model(model, args, peft_config=peft_config, quantization_config=quantization_config)
+        self.full = not hasattr(model, "peft_config")
+        assemble.settle_learning_rate(args, full=self.full)
+        self.precision = assemble.settle_precision(model, args)
+        self.engine, self.support = choose_engine(model, args.engine)  # type: ignore[arg-type]
+        if self.engine.name == "separate":
+            say(f"prompts are not shared and sequences not packed: {self.support.reason}.")
+        self.loss_function = get_loss(args.loss)
+        self._window, self._policy_changed = MetricWindow(), False
+        if args.early_stopping_patience is not None:
+            stop = EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold)
+            callbacks = [*(callbacks or []), stop]
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collate,
+            train_dataset=train_groups,
+            eval_dataset=eval_groups,
+            processing_class=tokenizer,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+        )
+        self._work = WorkCounter(self.model, trains_everything=self.full)
+        self.reference = self._make_reference(ref_model)
+        self._record = RunRecord(args.output_dir, self._facts())
+        self.add_callback(self._record)
+        self.add_callback(FirstStepCallback(self))
+        if hasattr(self.model, "add_model_tags"):
+            self.model.add_model_tags(list(self._tag_names))
+        self._say_advice()
+
+    # --- training ---
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Score what the reference must say beforehand, check the first step, train, and record the outcome.
+
+        Args:
+            resume_from_checkpoint: a checkpoint folder, or True for the last one in output_dir.
+        """
+        folder = self._checkpoint_folder(resume_from_checkpoint)
+        state = checkpoint.load_state(folder, rank=self.args.process_index) if folder else None
+        if folder is not None:
+            checkpoint.check_same_reference(state, self.reference.source.fingerprint, folder)
+        if not self._policy_changed:
+            self._before_first_step(resumed=folder is not None)
+        self._policy_changed = True
+        self._resume_state = state
+        if self.is_world_process_zero():
+            self._record.begin(resumed_step=_step_of(folder))
+            write_json(Path(self.args.output_dir) / "audit.json", self._audit())
+        try:
+            result = super().train(resume_from_checkpoint=str(folder) if folder else None, **kwargs)
+        except KeyboardInterrupt:
+            self._end("interrupted")
+            raise
+        except BaseException as error:
+            self._end("failed", error=f"{type(error).__name__}: {error}")
+            raise
+        self._end("finished", result=result.metrics)
+        return result
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        if self._resume_state is not None:
+            self._restore_window(self._resume_state)
+        batch: PackedBatch = inputs[BATCH]
+        self._step_rows = [*self._step_rows, *(g.id for g in batch.groups)][-64:] if self._mid_step else [
+            g.id for g in batch.groups
+        ]  # fmt: skip
+        self._mid_step = not self.accelerator.sync_gradients
+        try:
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        except torch.OutOfMemoryError as error:
+            raise memory_cures(self.args, batch, full=self.full) from error
+        return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Sum of the micro-batch's pair losses over the pairs of the whole step, times the number of ranks (which
+        averaging the gradients divides out again).
+        """
+        batch: PackedBatch = inputs[BATCH]
+        output, policy = self.score(model, batch)
+        pairs = batch.pairs if num_items_in_batch is None else num_items_in_batch
+        loss = output.loss_N.sum() * self.accelerator.num_processes / pairs
+        if self.model.training:
+            self._window.add(pair_metrics(output, policy))
+        return (loss, {"output": output, "policy": policy}) if return_outputs else loss
+
+    def score(self, model: nn.Module, batch: PackedBatch) -> tuple[LossOutput, Sides]:
+        """Loss and rewards of a batch's pairs, and the policy's log-probabilities of both sides."""
+        misses = self.reference.misses
+        reference = self.reference(model, batch).sides(batch)  # before the policy: it may exchange weights
+        if self.model.training:
+            self._work.add(
+                batch, reference_groups=(self.reference.misses - misses) * len(batch.groups) // batch.completions
+            )
+        with self._autocast():
+            policy = self.engine(model, batch).sides(batch)
+        options = {} if self.loss_function.smoothing_limit is None else {"label_smoothing": self.args.label_smoothing}
+        output = self.loss_function.function(
+            policy,
+            reference,
+            beta=self.args.beta,
+            weight_N=batch.weight_N,
+            margin_N=batch.margin_N,
+            **options,
+        )
+        return output, policy
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
+        """Pairs of the whole optimiser step, over all its micro-batches and all ranks."""
+        if not batch_samples:
+            return None
+        pairs = torch.tensor(sum(inputs[BATCH].pairs for inputs in batch_samples), device=device)
+        return self.accelerator.gather(pairs).sum() if self.args.world_size > 1 else pairs
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Called once per optimiser step, before it: the place for the one finite check."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        watched = self._tr_loss if norm is None or self.precision.grad_scaling else self._tr_loss + norm
+        if not bool(torch.isfinite(torch.as_tensor(watched))):
+            what = "the loss" if not bool(torch.isfinite(self._tr_loss)) else "the gradient"
+            raise NonFiniteError(
+                f"{what} of step {self.state.global_step + 1} is not finite; the weights were not touched. Rows of the "
+                f"step: {', '.join(self._step_rows[:16])}. Halve the learning rate ({self.args.learning_rate:g}), keep "
+                "max_grad_norm at 1, or use bf16 instead of fp16; in the first step, suspect the model's weights."
+            )
+        return norm
+
+    # --- evaluation ---
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        """As `Trainer.evaluate`; raw datasets are tokenised first. Metrics are means over pairs, whatever the batch."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset, _ = assemble.prepare_eval_data(eval_dataset, self.processing_class, self.args)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: Any = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        return evaluate_pairs(self, dataloader, prefix=metric_key_prefix, loss_only=bool(prediction_loss_only))
+
+    # --- logging ---
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self.model.training:
+            logs |= self._window.drain(lambda sums: self.accelerator.reduce(sums, "sum"))
+            logs |= self._work_since_last_log()
+        super().log(logs, start_time)
+
+    def _work_since_last_log(self) -> dict[str, float]:
+        work, now = self._work, time.perf_counter()
+        seconds, self._logged_at = now - self._logged_at, now
+        looked_up = self.reference.hits + self.reference.misses - self._lookups
+        figures = {
+            "tokens_per_second": work.packed_tokens / seconds,
+            "pairs_per_second": work.pairs / seconds,
+            "useful_tflops": work.flops / seconds / 1e12,
+            "tokens_saved_by_sharing": 1 - work.packed_tokens / max(1, work.separate_tokens),
+            "reference/cache_hits": (self.reference.hits - self._hits) / max(1, looked_up),
+        }
+        self._hits, self._lookups = self.reference.hits, self.reference.hits + self.reference.misses
+        work.reset()
+        return figures
+
+    # --- saving ---
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        content = {
+            "reference": self._reference_facts(),
+            "window": self._window.state(),
+            "loss": float(self._tr_loss),
+            "total_loss": self._total_loss_scalar,
+            "last_logged": self._globalstep_last_logged,
+        }
+        checkpoint.save_state(folder, content, rank=self.args.process_index)
+
+    def _restore_window(self, state: dict[str, Any]) -> None:
+        self._resume_state = None
+        self._window.restore(state["window"], self.args.device)
+        self._tr_loss += state["loss"]
+        self._total_loss_scalar = state["total_loss"]
+        self._globalstep_last_logged = state["last_logged"]
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """README.md of the output directory: what was trained, on what, with which measured result."""
+        if self.is_world_process_zero():
+            model_card.write(self)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if not _internal_call and output_dir in (None, self.args.output_dir):
+            self.create_model_card()
+
+    # --- inner parts ---
+
+    def _before_first_step(self, *, resumed: bool) -> None:
+        everything = [self.train_dataset, *_parts(self.eval_dataset)]
+        if not self.reference.source.live or self.args.precompute_ref_log_probs:
+            score_everything(self, everything)
+        probe = collate([self.train_dataset[0]])[BATCH].to(self.args.device)
+        result = check_before_training(
+            self.model,
+            probe,
+            self.engine,
+            self.reference,
+            autocast=self.precision.autocast,
+            resumed=resumed,
+            allow_mismatch=self.args.allow_reference_mismatch,
+        )
+        say(result.describe())
+        self._record.facts["self_check"] = {
+            "engine_error": result.engine_error,
+            "reference_distance": result.reference_distance,
+            "noise_floor": result.noise_floor,
+        }
+
+    def _make_reference(self, ref_model: Any) -> ReferenceScores:
+        self._resume_state: dict[str, Any] | None = None
+        self._mid_step, self._step_rows = False, [""]
+        self._hits = self._lookups = 0
+        self._logged_at = time.perf_counter()
+        probe = collate([self.train_dataset[0]])[BATCH].to(self.args.device)
+        return make_reference(self, ref_model, probe, trained=lambda: self._policy_changed)
+
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
+        dtype = self.precision.autocast
+        with torch.autocast(self.args.device.type, dtype, enabled=dtype is not None):
+            yield
+
+    def _prepare_input(self, data: Any) -> Any:
+        return data.to(self.args.device) if isinstance(data, PackedBatch) else super()._prepare_input(data)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> float:
+        """Useful FLOPs of a micro-batch (no recomputation, no padding), attention left out."""
+        return self._work.useful_flops(inputs[BATCH], passes=3 if self.full else 2)
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        if self.args.include_num_input_tokens_seen != "no":
+            tokens = torch.tensor(inputs[BATCH].input_ids.numel(), device=self.args.device)
+            self.state.num_input_tokens_seen += int(self.accelerator.gather(tokens).sum())
+
+    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
+        return data_collator  # groups have no columns to remove
+
+    def _checkpoint_folder(self, asked: str | bool | None) -> Path | None:
+        if asked is None or asked is False:
+            return None
+        if asked is True:
+            found = get_last_checkpoint(self.args.output_dir)
+            if found is None:
+                raise ConfigError(
+                    f"there is no checkpoint in {self.args.output_dir} to resume from. Start without "
+                    "resume_from_checkpoint, or name the folder."
+                )
+            return Path(found)
+        if not Path(asked).is_dir():
+            raise ConfigError(f"resume_from_checkpoint={str(asked)!r} is not a folder.")
+        return Path(asked)
+
+    def _say_advice(self) -> None:
+        pairs, args = len(self.train_dataset), self.args
+        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        epochs = args.max_steps * per_step / pairs if args.max_steps > 0 else args.num_train_epochs
+        template = bool(getattr(self.processing_class, "chat_template", None))
+        for line in advise(args, pairs=pairs, has_chat_template=template, full=self.full, epochs=round(epochs, 2)):
+            say(f"advice: {line}")
+
+    def _facts(self) -> dict[str, Any]:
+        facts = {
+            **environment(),
+            "method": "dpo",
+            "configuration": configuration(self.args),
+            "precision": self.precision.describe(),
+            "engine": {"name": self.engine.name, "reason": self.support.reason},
+            "data": {"train": _data_facts(self.train_dataset)},
+            "model": {"name": str(getattr(self.model.config, "_name_or_path", "")), "full_fine_tuning": self.full},
+            "reference": self._reference_facts(),
+            "seeds": {"seed": self.args.seed, "data_seed": self.args.data_seed},
+        }
+        facts["data"] |= {f"eval_{i}": _data_facts(part) for i, part in enumerate(_parts(self.eval_dataset))}
+        return facts
+
+    def _reference_facts(self) -> dict[str, str]:
+        source = self.reference.source
+        return {"source": source.description, "fingerprint": source.fingerprint}
+
+    def _audit(self) -> dict[str, Any]:
+        return {role: report.to_json() for role, report in self.reports.items()}
+
+    def _end(self, outcome: str, **more: Any) -> None:
+        if self.is_world_process_zero():
+            self._record.end(outcome, steps=self.state.global_step, **more)
+
+
+def _refuse_arguments(removed: dict[str, Any], data_collator: Any, preprocess: Any) -> None:
+    for name in removed:
+        successor = _REMOVED.get(name)
+        if successor is None:
+            raise TypeError(f"DPOTrainer() got an unexpected keyword argument {name!r}")
+        raise ConfigError(f"DPOTrainer takes no {name!r} (any more); its successor is {successor}.")
+    for name, value in {"data_collator": data_collator, "preprocess_logits_for_metrics": preprocess}.items():
+        if value is not None:
+            raise ConfigError(
+                f"{name} is not honoured: preftune packs its own batches and keeps no logits; leave it out."
+            )
+
+
+def _own_config(args: Any) -> DPOConfig:
+    if args is None:
+        return DPOConfig(output_dir="runs/dpo")
+    if not isinstance(args, DPOConfig):
+        raise ConfigError(
+            f"args is a {type(args).__module__}.{type(args).__name__}: pass preftune.DPOConfig, which has its fields."
+        )
+    return args
+
+
+def _tokenizer_of(model: Any, args: DPOConfig) -> Any:
+    from preftune.models import load_tokenizer
+
+    name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
+    if not name:
+        raise ConfigError("processing_class is missing, and the model has no name to load a tokenizer from. Pass it.")
+    return load_tokenizer(name, trust_remote_code=args.trust_remote_code)
+
+
+def _parts(eval_dataset: Any) -> list[GroupDataset]:
+    if eval_dataset is None:
+        return []
+    return list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
+
+
+def _data_facts(groups: GroupDataset) -> dict[str, Any]:
+    return {"pairs": groups.pairs, "tokens": int(groups.total_tokens), "fingerprint": groups.fingerprint}
+
+
+def _step_of(folder: Path | None) -> int | None:
+    return None if folder is None else int(folder.name.rsplit("-", 1)[-1])

@@ -1,0 +1,116 @@
+"""Metrics of preference training: means over samples, gathered on the device, one transfer per logging step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from preftune.losses import LossOutput
+from preftune.types import PackedBatch, Sides
+
+PER_PAIR = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
+    "completions/chosen_length",
+    "completions/rejected_length",
+)
+"""Columns of `pair_metrics`, under TRL's names where TRL has one."""
+
+
+def pair_metrics(output: LossOutput, policy: Sides) -> Tensor:
+    """(N, metrics) float32, detached: one row per pair, columns as in `PER_PAIR`. A tie counts as wrong."""
+    margin_N = output.chosen_reward_N - output.rejected_reward_N
+    columns = (
+        output.chosen_reward_N,
+        output.rejected_reward_N,
+        margin_N,
+        margin_N > 0,
+        policy.chosen_N,
+        policy.rejected_N,
+        policy.chosen_length_N,
+        policy.rejected_length_N,
+    )
+    return torch.stack([column.detach().float() for column in columns], 1)
+
+
+class MetricWindow:
+    """Sums over the pairs since the last log. The sums stay on the device; `drain` makes the one transfer."""
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+
+    def add(self, rows: Tensor) -> None:
+        """Count the rows of `pair_metrics`, (N, metrics)."""
+        sums = torch.cat([rows.sum(0), rows.new_tensor([rows.shape[0]])]).double()
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def drain(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Means over all pairs of all ranks since the last call; empty if there were none.
+
+        Args:
+            reduce: sums a tensor over ranks.
+        """
+        if self._sums is None:
+            return {}
+        *sums, count = reduce(self._sums).tolist()
+        self._sums = None
+        return {name: value / count for name, value in zip(PER_PAIR, sums, strict=True)}
+
+    def state(self) -> list[float] | None:
+        """What a checkpoint must hold so that a resumed run logs the same means."""
+        return None if self._sums is None else self._sums.tolist()
+
+    def restore(self, state: list[float] | None, device: torch.device) -> None:
+        self._sums = None if state is None else torch.tensor(state, dtype=torch.float64, device=device)
+
+
+class WorkCounter:
+    """Tokens and useful FLOPs of the batches since the last log, on the CPU (plain integers)."""
+
+    def __init__(self, model: torch.nn.Module, *, trains_everything: bool) -> None:
+        head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        weight = getattr(head, "weight", None)
+        self._head = weight.numel() if isinstance(weight, Tensor) else 0
+        embedding: Any = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+        tables = {id(w): w.numel() for w in (weight, getattr(embedding, "weight", None)) if isinstance(w, Tensor)}
+        base = getattr(model, "get_base_model", lambda: model)()
+        self._trunk = _parameters(base) - sum(tables.values())
+        self._passes = 3 if trains_everything else 2
+        self.reset()
+
+    def reset(self) -> None:
+        self.pairs = self.packed_tokens = self.separate_tokens = 0
+        self.flops = 0.0
+
+    def add(self, batch: PackedBatch, *, reference_groups: int) -> None:
+        """Count one micro-batch, of whose groups `reference_groups` were scored by the reference as well."""
+        self.pairs += sum(len(group.pairs) for group in batch.groups)
+        for group in batch.groups:
+            self.packed_tokens += group.tokens
+            self.separate_tokens += sum(len(group.prompt_ids) + len(c) for c in group.completions)
+        self.flops += self.useful_flops(batch, passes=self._passes)
+        if batch.groups:
+            self.flops += self.useful_flops(batch, passes=1) * reference_groups / len(batch.groups)
+
+    def useful_flops(self, batch: PackedBatch, *, passes: int) -> float:
+        """`2 passes (N (P + S) + d V S)`: N trunk parameters, P prompt and S completion tokens; attention left out."""
+        completion = sum(len(c) for group in batch.groups for c in group.completions)
+        return 2.0 * passes * (self._trunk * batch.input_ids.shape[1] + self._head * completion)
+
+
+def _parameters(model: torch.nn.Module) -> int:
+    """Parameters as they multiply: a 4-bit weight counts with its real shape; adapters do not count."""
+    total = 0
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            continue
+        state = getattr(parameter, "quant_state", None)
+        total += int(state.shape.numel()) if state is not None else parameter.numel()
+    return total

@@ -1,0 +1,70 @@
+"""The model card: README.md beside the weights, from what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from preftune.version import __version__
+
+
+def write(trainer: Any) -> None:
+    """Write `README.md` into the output directory of a trainer."""
+    Path(trainer.args.output_dir, "README.md").write_text(text(trainer), encoding="utf-8")
+
+
+def text(trainer: Any) -> str:
+    args, base = trainer.args, str(getattr(trainer.model.config, "_name_or_path", "") or "")
+    header: dict[str, Any] = {
+        "library_name": "transformers" if trainer.full else "peft",
+        "tags": ["preftune", "dpo", "preference-optimization"],
+        "pipeline_tag": "text-generation",
+    }
+    is_hub_id = base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
+    if is_hub_id:
+        header["base_model"] = base
+    name = (args.hub_model_id or Path(args.output_dir).resolve().name).split("/")[-1]
+    schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    kind = "all weights" if trainer.full else "an adapter"
+    lines = [
+        "---",
+        yaml.safe_dump(header, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"{_shown(base)} aligned with direct preference optimisation (arXiv:2305.18290) by preftune {__version__}; "
+        f"trained: {kind}.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| loss | {args.loss}, beta {args.beta:g}"
+        + (f", label smoothing {args.label_smoothing:g}" if args.label_smoothing else "")
+        + " |",
+        f"| pairs | {len(trainer.train_dataset):,} |",
+        f"| learning rate | {args.learning_rate:g}, {schedule} |",
+        f"| pairs per step | {args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size} |",
+        f"| steps | {trainer.state.global_step:,} |",
+        f"| reference | {trainer.reference.source.description} |",
+        f"| {trainer.precision.describe().replace(': ', ' | ', 1)} |",
+    ]
+    return "\n".join([*lines, *_results(trainer.state.log_history), ""])
+
+
+def _results(history: list[dict[str, float]]) -> list[str]:
+    evaluated = [entry for entry in history if "eval_rewards/accuracies" in entry]
+    if not evaluated:
+        return ["", "Not evaluated on held-out pairs."]
+    last = evaluated[-1]
+    return [
+        "",
+        f"On held-out pairs after step {int(last['step']):,}: reward margin {last['eval_rewards/margins']:.3f}, "
+        f"accuracy {last['eval_rewards/accuracies']:.1%}, loss {last['eval_loss']:.4f}. These say that the model tells "
+        "the sides apart, not that its answers are better: compare its answers with the base model's.",
+    ]
+
+
+def _shown(base: str) -> str:
+    return f"`{base}`" if base else "A model given in memory,"

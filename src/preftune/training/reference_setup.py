@@ -1,0 +1,110 @@
+"""Who is the reference of this run, and the pass over all rows that some references need before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+from tqdm.auto import tqdm
+
+from preftune.cache_folder import cache_folder
+from preftune.data import GroupDataset
+from preftune.errors import ConfigError
+from preftune.log import say
+from preftune.logps import choose_engine
+from preftune.reference import ExplicitModel, Numerics, ReferenceScores, ScoreStore, choose_source
+from preftune.types import PackedBatch, TokenizedGroup
+
+
+def make_reference(trainer: Any, ref_model: Any, probe: PackedBatch, *, trained: Callable[[], bool]) -> ReferenceScores:
+    """The reference of a trainer whose model has been prepared and placed.
+
+    Args:
+        ref_model: the explicit one, a model, hub id or folder; None takes the model as received.
+        probe: a real batch on the device, which decides what switching an adapter off would change.
+        trained: whether the policy has left the state in which it was received.
+    """
+    model, engine = trainer.model, trainer.engine
+    if ref_model is None:
+        with trainer._autocast():
+            source = choose_source(model, probe, engine, trained=trained, reload=_reloader(trainer))
+    else:
+        ref_model = _prepare_explicit(trainer, ref_model)
+        ref_engine, _ = choose_engine(ref_model, "auto" if engine.name == "packed" else engine.name)
+        source = ExplicitModel(ref_model, ref_engine)
+    say(f"reference: {source.description}.")
+    store = None
+    if trainer.args.reference_cache:
+        numerics = Numerics.of(
+            model, engine=engine.name, device=trainer.args.device, autocast=trainer.precision.autocast
+        )
+        store = ScoreStore(cache_folder() / "reference", fingerprint=source.fingerprint, numerics=numerics.digest())
+    return ReferenceScores(source, engine, store, autocast=trainer._autocast)
+
+
+def score_everything(trainer: Any, datasets: Iterable[GroupDataset]) -> None:
+    """Make sure every row has a reference score. Ranks share the work through the cache; what another rank's cache
+    does not show here (no shared disk, cache off) is scored here too.
+    """
+    reference, args = trainer.reference, trainer.args
+    size = args.precompute_ref_batch_size or args.per_device_eval_batch_size
+    for share in (True, False) if args.world_size > 1 else (False,):
+        for dataset in datasets:
+            rows = range(args.process_index, len(dataset), args.world_size) if share else range(len(dataset))
+            _score(trainer, dataset, rows, size)
+        trainer.accelerator.wait_for_everyone()
+    if isinstance(reference.source, ExplicitModel):
+        reference.source.release()
+
+
+def _score(trainer: Any, dataset: GroupDataset, rows: range, size: int) -> None:
+    quiet = trainer.args.disable_tqdm or not trainer.is_local_process_zero()
+    waiting: list[TokenizedGroup] = []
+    bar = tqdm(total=len(rows), desc="Reference scores", unit="row", disable=True if quiet else None)
+    for start in range(0, len(rows), 256):
+        part = [dataset[row] for row in rows[start : start + 256]]
+        waiting.extend(trainer.reference.missing(part))
+        while len(waiting) >= size or (waiting and start + 256 >= len(rows)):
+            batch, waiting = waiting[:size], waiting[size:]
+            trainer.reference.score_groups(trainer.model, batch, trainer.args.device)
+        bar.update(len(part))
+    bar.close()
+
+
+def _prepare_explicit(trainer: Any, ref_model: Any) -> Any:
+    """An explicit reference in the precision the policy is computed in, on its device, frozen."""
+    from dataclasses import replace
+
+    import torch
+
+    from preftune.models.precision import apply_precision
+
+    if ref_model is trainer.model:
+        raise ConfigError(
+            "model and ref_model are the same object. Leave ref_model out: the reference is then the model as received."
+        )
+    if isinstance(ref_model, str):
+        from preftune.models import load_model
+
+        ref_model = load_model(ref_model, trust_remote_code=trainer.args.trust_remote_code)
+    for parameter in ref_model.parameters():
+        parameter.requires_grad_(False)
+    # what trains is float32 under autocast; a fully trained policy's reference must go through the same kernels
+    precision = replace(trainer.precision, frozen=torch.float32) if trainer.full else trainer.precision
+    apply_precision(ref_model, precision)
+    return ref_model.to(trainer.args.device) if not getattr(ref_model, "is_quantized", False) else ref_model
+
+
+def _reloader(trainer: Any) -> Callable[[], nn.Module] | None:
+    """Loads the model again from where its config says it came from. Whoever calls must check its weights."""
+    name = getattr(trainer.model.config, "_name_or_path", "")
+    if not name:
+        return None
+
+    def reload() -> nn.Module:
+        from preftune.models import load_model
+
+        return _prepare_explicit(trainer, load_model(name, trust_remote_code=trainer.args.trust_remote_code))
+
+    return reload

@@ -1,0 +1,90 @@
+"""Options that exist in TRL or transformers and that preftune does not honour: refused with the reason, by table.
+
+An option is honoured or refused, never ignored. A value listed as harmless changes nothing there, so it passes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from preftune.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a field's value cannot be honoured, and which values mean nothing and therefore pass."""
+
+    harmless: tuple[Any, ...]
+    reason: str
+
+
+_NOT_YET = "preftune does not have it yet"
+
+REFUSED: dict[str, Refusal] = {
+    # --- TRL ---
+    "loss_weights": Refusal((None, [1.0], [1]), "one loss at a time; remove loss_weights"),
+    "ld_alpha": Refusal((None, 1.0), f"LD-DPO: {_NOT_YET}; remove ld_alpha"),
+    "f_divergence_type": Refusal(("reverse_kl",), f"other f-divergences: {_NOT_YET}; use 'reverse_kl'"),
+    "f_alpha_divergence_coef": Refusal((0.5,), "it belongs to f_divergence_type='alpha_divergence'; remove it"),
+    "use_weighting": Refusal((False,), f"WPO: {_NOT_YET}; give pairs a 'weight' column instead"),
+    "discopop_tau": Refusal((0.05,), "it belongs to loss_type='discopop', which preftune does not have yet; remove it"),
+    "sync_ref_model": Refusal((False,), f"a moving reference: {_NOT_YET}; remove sync_ref_model"),
+    "ref_model_mixup_alpha": Refusal((0.6,), "it belongs to sync_ref_model; remove it"),
+    "ref_model_sync_steps": Refusal((512,), "it belongs to sync_ref_model; remove it"),
+    "router_aux_loss_coef": Refusal((None, 0, 0.0), "no auxiliary router loss is added; remove router_aux_loss_coef"),
+    "truncation_mode": Refusal(
+        ("keep_start",), "only completions are cut, at their end; shorten prompts with max_prompt_length instead"
+    ),
+    "max_completion_length": Refusal((None,), "its successor is max_length, together with max_prompt_length"),
+    "pad_to_multiple_of": Refusal((None, "auto", "none", 1), "preftune packs sequences and never pads; remove it"),
+    "pad_token": Refusal((None,), "preftune never pads; set tokenizer.pad_token if generation needs one"),
+    "activation_offloading": Refusal((False,), "its successor is gradient_checkpointing=True"),
+    "reference_free": Refusal((False, None), "a DPO without reference is another loss; remove reference_free"),
+    "rpo_alpha": Refusal((None, 0, 0.0), f"RPO's extra likelihood term: {_NOT_YET}; remove rpo_alpha"),
+    "generate_during_eval": Refusal((False,), "its successor is `preftune chat --model A --baseline B`"),
+    # --- transformers ---
+    "label_smoothing_factor": Refusal((0, 0.0), "it smooths token labels; its successor here is label_smoothing"),
+    "use_liger_kernel": Refusal((False,), "it would replace the forward that scores completions; preftune's head is "
+                                "chunked already; remove it"),
+    "liger_kernel_config": Refusal((None,), "it belongs to use_liger_kernel; remove it"),
+    "auto_find_batch_size": Refusal((False,), "set per_device_train_batch_size, and gradient_accumulation_steps to "
+                                    "keep the product"),
+    "logging_nan_inf_filter": Refusal((False,), "it hides NaN losses, on which preftune stops; remove it"),
+    "torch_compile": Refusal((False,), f"compiled layers: {_NOT_YET}; remove torch_compile"),
+    "torch_compile_backend": Refusal((None,), "it belongs to torch_compile; remove it"),
+    "torch_compile_mode": Refusal((None,), "it belongs to torch_compile; remove it"),
+    "bf16_full_eval": Refusal((False,), "policy and reference must be computed in one precision; remove it"),
+    "fp16_full_eval": Refusal((False,), "policy and reference must be computed in one precision; remove it"),
+    "batch_eval_metrics": Refusal((False,), "evaluation keeps two numbers per pair, nothing to batch; remove it"),
+    "average_tokens_across_devices": Refusal((True,), "the mean is over the pairs of all devices, always; remove it"),
+    "label_names": Refusal((None,), "preference batches have no label columns; remove it"),
+    "length_column_name": Refusal(("length",), "it belongs to grouping by length; remove it"),
+    "include_for_metrics": Refusal(([], None), "compute_metrics gets the rewards of every pair; remove it"),
+    "train_sampling_strategy": Refusal(
+        ("random", "sequential"), "sequences are packed without padding, so grouping by length gains nothing"
+    ),
+    "jit_mode_eval": Refusal((False,), "a traced model cannot take a layout; remove it"),
+    "parallelism_config": Refusal((None,), f"tensor and context parallelism: {_NOT_YET}; remove it"),
+}  # fmt: skip
+
+
+def refuse_unsupported(config: Any) -> None:
+    """Raise a `ConfigError` for the first field whose value preftune would not honour."""
+    for name, refusal in REFUSED.items():
+        if not hasattr(config, name):
+            continue
+        value = getattr(config, name)
+        value = getattr(value, "value", value)  # enums
+        if not any(value is h or (type(value) is type(h) and value == h) or _same(value, h) for h in refusal.harmless):
+            raise ConfigError(f"{name}={value!r} is not honoured: {refusal.reason}.")
+    if len(config.loss_type) != 1:
+        raise ConfigError(
+            f"loss_type={config.loss_type!r} is not honoured: one loss at a time. Choose one of them, and remove "
+            "loss_weights."
+        )
+
+
+def _same(value: Any, harmless: Any) -> bool:
+    numbers = (int, float)
+    return isinstance(value, numbers) and isinstance(harmless, numbers) and value == harmless

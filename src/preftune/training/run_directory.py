@@ -1,0 +1,90 @@
+"""The run directory: the contract between training, evaluation and report. Readable after kill -9.
+
+Whole files are written to a temporary name, synced and renamed; metrics.jsonl only grows, line by line, and is cut
+back to the checkpoint when a run resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from preftune.errors import RequestError
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(plain(content), file, indent=2, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def append_line(path: Path, content: Mapping[str, Any]) -> None:
+    """Append one JSON object as one line, in a single write."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(plain(content), ensure_ascii=False) + "\n")
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Drop the lines of steps after `step`, and a last line that a crash left unfinished."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if record.get("step", 0) <= step:
+            kept.append(line)
+    temporary = path.with_name(f".{path.name}-cut")
+    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Make the folder and prove that files can be written there, before anything expensive happens.
+
+    Raises:
+        RequestError: with what is in the way.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise RequestError(
+            f"output_dir={str(path)!r} cannot be written ({error.strerror or error}). Choose a folder that you own: "
+            "--output_dir FOLDER."
+        ) from error
+
+
+def plain(value: Any) -> Any:
+    """JSON without NaN, tensors or enums; unknown objects by their text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int | bool):
+        return value
+    if hasattr(value, "item") and getattr(value, "size", 1) == 1:
+        return plain(value.item())
+    return str(getattr(value, "value", value))

@@ -1,0 +1,80 @@
+"""Writes the run directory while a trainer works: run.json, metrics.jsonl, audit.json."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from preftune.training.run_directory import append_line, cut_back, plain, write_json
+
+_PACKAGES = ("preftune", "torch", "transformers", "accelerate", "peft", "datasets", "bitsandbytes")
+
+
+class RunRecord(TrainerCallback):  # type: ignore[misc]
+    """The callback behind run.json and metrics.jsonl. Only the first process writes."""
+
+    def __init__(self, folder: str, facts: dict[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.facts = facts
+        self._began = time.time()
+
+    def begin(self, *, resumed_step: int | None) -> None:
+        """Write run.json as "running"; forget the metrics that a resumed run will log again."""
+        metrics = self.folder / "metrics.jsonl"
+        if resumed_step is None:
+            metrics.unlink(missing_ok=True)
+        else:
+            cut_back(metrics, resumed_step)
+            self.facts["resumed_from_step"] = resumed_step
+        self._began = time.time()
+        self._write("running")
+
+    def end(self, outcome: str, **more: Any) -> None:
+        """Write run.json for the last time.
+
+        Args:
+            outcome: "finished", "interrupted" or "failed".
+        """
+        self.facts |= more
+        self._write(outcome)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs:
+            append_line(self.folder / "metrics.jsonl", {"step": state.global_step, "time": time.time(), **logs})
+
+    def _write(self, outcome: str) -> None:
+        now = time.time()
+        timings = {"started": self._began, "updated": now, "seconds": round(now - self._began, 3)}
+        write_json(self.folder / "run.json", {**self.facts, "outcome": outcome, "timings": timings})
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware of this process."""
+    import torch
+
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    hardware: dict[str, Any] = {
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+    return {"versions": versions, "hardware": hardware, "command": sys.argv}
+
+
+def configuration(args: Any) -> dict[str, Any]:
+    """The resolved configuration, without secrets."""
+    values = plain(args.to_dict())
+    values.pop("hub_token", None)
+    return dict(values)

@@ -1,0 +1,179 @@
+"""The check of every run at its first step: is what we compute what we mean?
+
+Before:  the engine agrees with the naive path on a real group; policy and reference agree where they must.
+During:  every trainable parameter has a gradient, no frozen one has.
+After:   the weights really moved.
+
+A failure stops the run with a named cause. Rounding never does: tolerances follow the dtype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from preftune.errors import ReferenceMismatchError, SelfCheckError
+from preftune.log import say
+from preftune.logps import Engine, naive_logps
+from preftune.reference import ReferenceScores, inference
+from preftune.types import GroupLogps, PackedBatch
+
+# Mean and largest difference per token, in nats, that rounding can explain. Half-precision trunks of different kernels
+# differ by a few hundredths on average; a wrong mask or position differs by tenths to whole nats.
+_TOLERANCE = {torch.float32: (1e-3, 2e-2), torch.bfloat16: (0.15, 2.0), torch.float16: (0.05, 1.0)}
+
+
+@dataclass(frozen=True, slots=True)
+class FirstStep:
+    """What the check before the first step measured, in nats."""
+
+    engine_error: float
+    """Largest difference per token between the engine and the naive path."""
+    reference_distance: float | None
+    """Largest difference of a completion's log-probability between policy and reference; None on a resumed run."""
+    noise_floor: float | None
+    """Largest reward margin over beta that rounding alone produces at the start."""
+
+    def describe(self) -> str:
+        line = f"self-check: the engine agrees with the naive path within {self.engine_error:.2g} nat per token"
+        if self.noise_floor is not None:
+            line += f"; policy and reference agree, margins are exact to {self.noise_floor:.2g} nat"
+        return line + "."
+
+
+def check_before_training(
+    model: nn.Module,
+    batch: PackedBatch,
+    engine: Engine,
+    reference: ReferenceScores,
+    *,
+    autocast: torch.dtype | None,
+    resumed: bool,
+    allow_mismatch: bool,
+) -> FirstStep:
+    """Compare engine and naive path, policy and reference, on one real batch.
+
+    Raises:
+        SelfCheckError: the engine computes something else than the naive path.
+        ReferenceMismatchError: policy and reference disagree before the first step.
+    """
+    with torch.autocast(batch.input_ids.device.type, autocast, enabled=autocast is not None), inference(model):
+        policy = engine(model, batch)
+        naive = naive_logps(model, batch)
+    difference = (policy.token_logps_T - naive).abs()
+    mean, largest = float(difference.mean()), float(difference.max())
+    tolerance = _TOLERANCE[autocast or _compute_dtype(model)]
+    if not (mean <= tolerance[0] and largest <= tolerance[1]):
+        raise SelfCheckError(
+            f"the {engine.name} engine and the naive path disagree on a real group by {mean:.3g} nat per token on "
+            f"average ({largest:.3g} at most), more than rounding explains. Nothing was trained. Please report this "
+            "model; engine='naive' trains it, slowly."
+        )
+    if resumed:
+        return FirstStep(largest, None, None)
+    scores = reference(model, batch)
+    return _compare_with_reference(policy, scores, batch, largest, tolerance, allow_mismatch=allow_mismatch)
+
+
+def _compare_with_reference(
+    policy: GroupLogps,
+    scores: GroupLogps,
+    batch: PackedBatch,
+    engine_error: float,
+    tolerance: tuple[float, float],
+    *,
+    allow_mismatch: bool,
+) -> FirstStep:
+    per_token = (policy.token_logps_T - scores.token_logps_T).abs()
+    distance = float((policy.sum_K - scores.sum_K).abs().max())
+    ours, theirs = policy.sides(batch), scores.sides(batch)
+    margin_N = (ours.chosen_N - theirs.chosen_N) - (ours.rejected_N - theirs.rejected_N)
+    agree = float(per_token.mean()) <= tolerance[0] and float(per_token.max()) <= tolerance[1]
+    if not agree and not allow_mismatch:
+        raise ReferenceMismatchError(
+            f"policy and reference disagree before the first step: by {float(per_token.mean()):.3g} nat per token on "
+            f"average, {distance:.3g} nat on a whole completion. DPO measures how far the policy moves from where it "
+            "began, so the reference must be the model as received. Leave ref_model out (preftune then takes the right "
+            "one), or set allow_reference_mismatch=True if you mean it."
+        )
+    return FirstStep(engine_error, distance, float(margin_N.abs().max()) if agree and len(margin_N) else None)
+
+
+def _compute_dtype(model: nn.Module) -> torch.dtype:
+    """The coarsest float dtype among the weights."""
+    dtypes = {p.dtype for p in model.parameters()}
+    return next((d for d in (torch.bfloat16, torch.float16) if d in dtypes), torch.float32)
+
+
+class FirstStepCallback(TrainerCallback):  # type: ignore[misc]
+    """Looks at gradients before, and at weights after, the first optimiser step that has a learning rate."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._gradients_seen = False
+        self._watched: tuple[str, nn.Parameter, Tensor] | None = None
+        self._done = False
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._done:
+            return
+        model = kwargs["model"]
+        if not self._gradients_seen:
+            check_gradients(model)
+            self._gradients_seen = True
+        rate = max(group["lr"] for group in kwargs["optimizer"].param_groups)
+        self._watched = _most_moved(model) if rate > 0 else None
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._done or self._watched is None or self._trainer.accelerator.optimizer_step_was_skipped:
+            return
+        name, parameter, before = self._watched
+        moved = not torch.equal(parameter.detach(), before)
+        self._watched, self._done = None, True
+        if not moved:
+            raise SelfCheckError(
+                f"the first optimiser step changed nothing: {name} ({str(parameter.dtype).removeprefix('torch.')}) is "
+                f"bit for bit what it was, with learning_rate={args.learning_rate:g}. The update is smaller than the "
+                "weight's rounding, or the optimiser does not hold it."
+            )
+
+
+def check_gradients(model: nn.Module) -> None:
+    """Every trainable parameter has a gradient (LoRA's A is exactly zero at first: present, not non-zero), no frozen
+    one has. Experts that no token was routed to are excused.
+
+    Raises:
+        SelfCheckError: naming the first few parameters.
+    """
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None and "expert" not in n]
+    frozen = [n for n, p in model.named_parameters() if not p.requires_grad and p.grad is not None]
+    if without:
+        raise SelfCheckError(
+            f"{len(without)} trainable parameters got no gradient in the first step ({', '.join(without[:3])}): they "
+            "are not part of what the loss depends on. Freeze them, or leave their modules out of the adapter."
+        )
+    if frozen:
+        raise SelfCheckError(f"{len(frozen)} frozen parameters got a gradient ({', '.join(frozen[:3])}).")
+    if not any(p.grad is not None and bool(p.grad.any()) for p in model.parameters()):
+        raise SelfCheckError(
+            "all gradients of the first step are zero: the loss does not depend on the weights. Are all pair weights "
+            "0, or are chosen and rejected the same?"
+        )
+
+
+def _most_moved(model: nn.Module) -> tuple[str, nn.Parameter, Tensor] | None:
+    """The trainable parameter with the largest gradient, and what it is now."""
+    candidates = [(n, p) for n, p in model.named_parameters() if p.requires_grad and p.grad is not None]
+    if not candidates:
+        return None
+    largest = torch.stack([p.grad.abs().max().float() for _, p in candidates if p.grad is not None]).argmax()
+    name, parameter = candidates[int(largest)]
+    return name, parameter, parameter.detach().clone()
+
+
+def report_first_step(result: FirstStep) -> None:
+    say(result.describe())

@@ -1,0 +1,76 @@
+"""The same per-step losses as TRL 1.16 on the same rows in the same order. Never skipped: TRL is in the test extra."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trl
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from tiny import chat_rows, rows, save_tiny, tiny_tokenizer
+from transformers import AutoModelForCausalLM, set_seed
+
+import preftune
+
+STEPS = 20
+
+
+def losses(library: Any, folder: Path, dataset: Any, *, lora: bool, **options: Any) -> list[float]:
+    config = library.DPOConfig(
+        output_dir=str(folder / library.__name__),
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        max_steps=STEPS,
+        logging_steps=1,
+        learning_rate=1e-3,
+        bf16=False,
+        use_cpu=True,
+        activation_checkpointing=False,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        seed=3,
+        **options,
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    if lora:
+        set_seed(11)
+        model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    trainer = library.DPOTrainer(
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_list(dataset),
+        processing_class=tiny_tokenizer(),
+    )
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+CASES = {
+    "lora": ({"lora": True}, chat_rows),
+    "full": ({"lora": False}, chat_rows),
+    "standard rows, shuffled": ({"lora": True}, rows),
+    "ipo": ({"lora": True, "loss_type": ["ipo"]}, chat_rows),
+    "hinge": ({"lora": True, "loss_type": ["hinge"]}, chat_rows),
+    "robust": ({"lora": True, "loss_type": ["robust"], "label_smoothing": 0.1}, chat_rows),
+    "truncated": ({"lora": True, "max_length": 50}, chat_rows),
+}
+
+
+@pytest.mark.filterwarnings("ignore:::trl")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("case", CASES)
+def test_losses_agree_with_trl(case, tmp_path):
+    options, make_rows = CASES[case]
+    dataset = make_rows(96)
+    if "shuffled" not in case:
+        options = {**options, "train_sampling_strategy": "sequential"}
+    save_tiny(tmp_path)  # TRL loads a full model's reference from where the model came from
+    theirs = losses(trl, tmp_path, dataset, **options)
+    ours = losses(preftune, tmp_path, dataset, **options)
+    assert len(ours) == STEPS
+    assert ours[-1] != pytest.approx(ours[0], abs=1e-2)  # it learned, so that the steps differ
+    assert ours == pytest.approx(theirs, abs=1e-4)
