@@ -1,4 +1,4 @@
-"""A tiny tokenizer with a chat template, tiny models that fit it, and made-up preference rows. Nothing is downloaded."""
+"""A tiny tokenizer with a chat template, tiny models that fit it, and made-up rows. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models_zoo import random_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from models_zoo import random_model
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"

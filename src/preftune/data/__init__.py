@@ -1,0 +1,26 @@
+"""Preference data: from whatever people have to token ids, with every dropped or cut row accounted for.
+
+load_rows -> read_pairs / load_pairs -> tokenize_pairs -> GroupDataset, TokenizeReport
+"""
+
+from __future__ import annotations
+
+from preftune.data.columns import CANONICAL
+from preftune.data.encode import DIALOGUE_TEMPLATE
+from preftune.data.groups import GroupDataset
+from preftune.data.load import load_rows
+from preftune.data.pairs import PairDataset, load_pairs, read_pairs
+from preftune.data.tokenize import tokenize_pairs
+from preftune.data.tokenize_report import TokenizeReport
+
+__all__ = [
+    "CANONICAL",
+    "DIALOGUE_TEMPLATE",
+    "GroupDataset",
+    "PairDataset",
+    "TokenizeReport",
+    "load_pairs",
+    "load_rows",
+    "read_pairs",
+    "tokenize_pairs",
+]

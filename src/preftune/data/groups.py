@@ -1,0 +1,135 @@
+"""Tokenised groups in flat arrays: 160,000 rows are a few arrays, not a hundred million Python integers."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preftune.types import Preference, TokenizedGroup
+
+Indices = Sequence[int] | NDArray[np.integer]
+
+
+class GroupDataset(Sequence[TokenizedGroup]):
+    """A map-style dataset of `TokenizedGroup`, compact, picklable, without torch.
+
+    Holds groups of any shape: one pair (DPO), one completion (SFT), several completions and pairs.
+    """
+
+    def __init__(
+        self,
+        tokens: NDArray[np.int32],
+        segments: NDArray[np.int64],
+        groups: NDArray[np.int64],
+        preferences: NDArray[np.float64],
+        preference_groups: NDArray[np.int64],
+        ids: Sequence[str],
+    ) -> None:
+        """Arrays as `from_groups` makes them.
+
+        Args:
+            tokens: every token of every segment, end to end.
+            segments: where each segment begins in `tokens`, and the end; a group's first segment is its prompt.
+            groups: where each group begins in `segments`, and the end.
+            preferences: (pairs, 4): chosen, rejected, weight, margin.
+            preference_groups: where each group's pairs begin in `preferences`, and the end.
+            ids: one per group.
+        """
+        self._tokens = tokens
+        self._segments = segments
+        self._groups = groups
+        self._preferences = preferences
+        self._preference_groups = preference_groups
+        self._ids = list(ids)
+
+    @classmethod
+    def from_groups(cls, groups: Iterable[TokenizedGroup]) -> GroupDataset:
+        """Packs groups as they come; only the flat arrays are kept."""
+        tokens: list[NDArray[np.int32]] = []
+        lengths: list[int] = []
+        per_group: list[int] = []
+        preferences: list[Preference] = []
+        pairs_per_group: list[int] = []
+        ids: list[str] = []
+        for group in groups:
+            parts = (group.prompt_ids, *group.completions)
+            tokens += [np.asarray(part, dtype=np.int32) for part in parts]
+            lengths += [len(part) for part in parts]
+            per_group.append(len(parts))
+            preferences += group.pairs
+            pairs_per_group.append(len(group.pairs))
+            ids.append(group.id)
+        return cls(
+            np.concatenate(tokens) if tokens else np.zeros(0, np.int32),
+            _offsets(lengths),
+            _offsets(per_group),
+            np.asarray(preferences, np.float64).reshape(-1, 4),
+            _offsets(pairs_per_group),
+            ids,
+        )
+
+    def __len__(self) -> int:
+        return len(self._groups) - 1
+
+    def __repr__(self) -> str:
+        return f"GroupDataset({len(self)} groups, {self.total_tokens} tokens)"
+
+    # `Sequence` would allow slices; `select` says better that a new dataset is made.
+    def __getitem__(self, index: int) -> TokenizedGroup:  # type: ignore[override]
+        index = operator.index(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"group {index} of {len(self)}")
+        index %= len(self)
+        bounds = self._segments[self._groups[index] : self._groups[index + 1] + 1].tolist()
+        prompt, *completions = (self._tokens[start:end].tolist() for start, end in pairwise(bounds))
+        rows = self._preferences[self._preference_groups[index] : self._preference_groups[index + 1]].tolist()
+        return TokenizedGroup(
+            prompt_ids=prompt,
+            completions=tuple(completions),
+            pairs=tuple(
+                Preference(int(chosen), int(rejected), weight, margin) for chosen, rejected, weight, margin in rows
+            ),
+            id=self._ids[index],
+        )
+
+    def __iter__(self) -> Iterator[TokenizedGroup]:
+        return (self[index] for index in range(len(self)))
+
+    def select(self, indices: Indices) -> GroupDataset:
+        """The groups at these positions, in this order, as a dataset of its own."""
+        return GroupDataset.from_groups(self[int(index)] for index in indices)
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens with every prompt counted once."""
+        return len(self._tokens)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(groups,): tokens of each group in a packed row, the prompt once; for samplers that bound a batch."""
+        starts = self._segments[self._groups]
+        return np.diff(starts)
+
+    @property
+    def pairs(self) -> int:
+        return len(self._preferences)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of tokens, preferences and their order (not of the ids)."""
+        import xxhash
+
+        digest = xxhash.xxh3_128()
+        for array in (self._tokens, self._segments, self._groups, self._preferences, self._preference_groups):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def _offsets(lengths: Sequence[int]) -> NDArray[np.int64]:
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets

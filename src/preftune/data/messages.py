@@ -1,0 +1,225 @@
+"""Turns of a conversation: checking them, reading them out of transcripts, and finding where two conversations part."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from preftune.errors import DatasetError
+from preftune.types import Message
+
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython"})
+
+_SPEAKERS = {
+    "human": "user",
+    "user": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+}
+"""Who speaks in the {"from": ..., "value": ...} form."""
+
+_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+_PYTHON_REPR = re.compile(r"\s*\[?\s*\{'(role|content|from|value)'\s*:")
+_JSON_TURNS = re.compile(r"\s*\[?\s*\{\s*\"(role|content)\"\s*:")
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """The place that an error names."""
+
+    name: str
+    row: int
+
+    def error(self, column: str, problem: str, cure: str) -> DatasetError:
+        return DatasetError(f"{self.name} row {self.row}, column {column!r}: {problem}. {cure}")
+
+
+def shown(value: object, limit: int = 70) -> str:
+    """A value as an error quotes it."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def read_text(value: Any, column: str, where: Where) -> str | list[Message]:
+    """Text as it is, or turns out of a list of messages, a single message, or either of the two as JSON."""
+    if isinstance(value, str):
+        if _PYTHON_REPR.match(value):
+            raise where.error(
+                column,
+                f"the messages were written as Python's repr, not as JSON: {shown(value)}",
+                "Write the file with json.dumps, or as JSONL or parquet.",
+            )
+        if _JSON_TURNS.match(value) and (parsed := _parsed_turns(value)) is not None:
+            return read_turns(parsed, column, where)
+        return value
+    if isinstance(value, Mapping):
+        return read_turns([value], column, where)
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return read_turns(value, column, where)
+    raise where.error(
+        column,
+        f"{shown(value)} is a {type(value).__name__}, neither text nor a list of messages",
+        'Give a string, or messages like [{"role": "assistant", "content": "..."}].',
+    )
+
+
+def read_turns(turns: Sequence[Any], column: str, where: Where) -> list[Message]:
+    """Checked copies of messages, without the nulls that a table's schema adds."""
+    return [_read_turn(turn, number, column, where) for number, turn in enumerate(turns)]
+
+
+def _read_turn(turn: Any, number: int, column: str, where: Where) -> Message:
+    form = 'Write every turn as {"role": "user", "content": "..."}.'
+    if not isinstance(turn, Mapping):
+        raise where.error(column, f"turn {number} is not a message but {shown(turn)}", form)
+    message: Message = {str(key): _without_nulls(value) for key, value in turn.items() if value is not None}
+    if "role" not in message and "from" in message:
+        speaker = str(message.pop("from"))
+        message = {
+            "role": _SPEAKERS.get(speaker.lower(), speaker),
+            "content": message.pop("value", message.get("content")),
+            **message,
+        }
+    if "role" not in message:
+        keys = ", ".join(map(repr, turn)) or "nothing"
+        raise where.error(column, f"turn {number} has no 'role' (found: {keys})", form)
+    role = message["role"]
+    if role not in ROLES:
+        likely = _SPEAKERS.get(str(role).lower())
+        cure = f"Write {likely!r} instead." if likely else f"Known are {', '.join(sorted(ROLES))}."
+        raise where.error(column, f"turn {number} has the unknown role {shown(role)}", cure)
+    content = message.get("content")
+    if isinstance(content, list):
+        message["content"] = _joined(content, number, column, where)
+    elif content is None:
+        if not any(value for key, value in message.items() if key not in ("role", "content")):
+            raise where.error(column, f"turn {number} ({role}) has no 'content'", form)
+        message["content"] = ""  # a turn of tool calls only; templates concatenate content
+    elif not isinstance(content, str):
+        raise where.error(
+            column,
+            f"the content of turn {number} is {shown(content)}, a {type(content).__name__}",
+            'Content is a string, or a list of parts like {"type": "text", "text": "..."}.',
+        )
+    return message
+
+
+def _joined(parts: list[Any], number: int, column: str, where: Where) -> str:
+    """Text parts as one string, which every chat template understands."""
+    texts = []
+    for part in parts:
+        text = part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise where.error(
+                column,
+                f"turn {number} has a part of type {kind!r}, and preftune trains on text only",
+                "Remove that part or that row.",
+            )
+        texts.append(text)
+    return "".join(texts)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list | tuple):
+        return [_without_nulls(inner) for inner in value]
+    return value
+
+
+def without_nulls(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy without keys whose value is null, at every depth."""
+    return {str(key): _without_nulls(inner) for key, inner in value.items() if inner is not None}
+
+
+def _parsed_turns(text: str) -> list[Any] | None:
+    """The messages in a JSON text; None when it is some other JSON, or text that only begins like it."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    turns = value if isinstance(value, list) else [value]
+    fits = all(isinstance(turn, dict) and "role" in turn and "content" in turn for turn in turns)
+    return turns if turns and fits else None
+
+
+def read_transcript(text: str) -> list[Message] | None:
+    """The turns of an hh-rlhf transcript ("\\n\\nHuman: ...\\n\\nAssistant: ..."), or None for any other text."""
+    if not text.startswith(("\n\nHuman:", "\n\nAssistant:")) and not (
+        text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
+    ):
+        return None
+    _, *parts = _TURN.split(text)
+    return [
+        {"role": _SPEAKERS["human" if speaker == "Human" else "assistant"], "content": content.strip()}
+        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+def common_turns(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
+    """How many turns both begin with, leaving at least one on each side."""
+    limit = min(len(chosen), len(rejected)) - 1
+    count = 0
+    while count < limit and chosen[count] == rejected[count]:
+        count += 1
+    return count
+
+
+def split_turns(
+    prompt: list[Message], chosen: list[Message], rejected: list[Message]
+) -> tuple[list[Message], list[Message], list[Message]]:
+    """Prompt and completions, at the granularity of turns.
+
+    The prompt may be empty (implicit), repeated at the head of both sides, or repeated there with turns more (a system
+    turn, a history) or fewer. Where both sides repeat it, the completions begin with the first turn that differs.
+    """
+    count = common_turns(chosen, rejected)
+    shared = chosen[:count]
+    if count:
+        if shared[: len(prompt)] == prompt or shared[-len(prompt) :] == prompt:
+            return shared, chosen[count:], rejected[count:]
+        if prompt[-count:] == shared:
+            return prompt, chosen[count:], rejected[count:]
+    return prompt, _after(prompt, chosen), _after(prompt, rejected)
+
+
+def _after(prompt: list[Message], turns: list[Message]) -> list[Message]:
+    """A side without the prompt, if it alone repeats it."""
+    repeats = bool(prompt) and len(turns) > len(prompt) and turns[: len(prompt)] == prompt
+    return turns[len(prompt) :] if repeats else turns
+
+
+def split_words(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """The common beginning of two texts as prompt, and what follows it on each side; never cuts a word.
+
+    One space before the completions goes with them, as tokenisers have it. Something is left on both sides.
+    """
+    limit = min(len(chosen), len(rejected))
+    cut = 0
+    while cut < limit and chosen[cut] == rejected[cut]:
+        cut += 1
+    while cut > 0 and not (
+        _between_words(chosen, cut)
+        and _between_words(rejected, cut)
+        and (chosen[cut:].strip() or not chosen.strip())
+        and (rejected[cut:].strip() or not rejected.strip())
+    ):
+        cut -= 1
+    if cut > 0 and chosen[cut - 1] == " ":
+        cut -= 1
+    return chosen[:cut], chosen[cut:], rejected[cut:]
+
+
+def _between_words(text: str, index: int) -> bool:
+    return index in (0, len(text)) or text[index - 1].isspace() or text[index].isspace()

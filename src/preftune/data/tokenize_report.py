@@ -1,0 +1,147 @@
+"""What tokenising did to the rows, in numbers and in sentences: nothing is dropped or cut in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+REASONS: Mapping[str, tuple[str, str]] = {
+    "empty_completion": ("chosen or rejected is empty", "Remove such rows, or fill the empty side in."),
+    "identical": ("chosen and rejected are the same", "Remove such rows: they prefer nothing."),
+    "identical_after_truncation": (
+        "chosen and rejected differ only in what truncation cut off",
+        "Raise max_length.",
+    ),
+    "prompt_too_long": ("the prompt leaves no room for an answer", "Raise max_length, or set max_prompt_length."),
+    "too_long": ("longer than max_length", 'Raise max_length, or use truncation="truncate".'),
+    "no_shared_prompt": (
+        "chosen and rejected do not answer the same prompt",
+        "Add a column 'prompt', or let both sides begin with the same turns.",
+    ),
+    "no_answer": ("a side does not end with a turn of the assistant", "Remove the turns after the last answer."),
+    "template_refused": ("the chat template refuses the conversation", "See the template's words below."),
+    "no_start_token": (
+        "the prompt is empty and the tokenizer has neither bos nor eos to begin with",
+        "Give a prompt, or set tokenizer.bos_token.",
+    ),
+}
+"""Why a row cannot train: reason -> (what is wrong, what mends it)."""
+
+_EXAMPLES = 5
+
+
+@dataclass(slots=True)
+class Tally:
+    """A count of rows, with the first few row numbers."""
+
+    count: int = 0
+    rows: list[int] = field(default_factory=list)
+
+    def add(self, row: int) -> None:
+        self.count += 1
+        if len(self.rows) < _EXAMPLES:
+            self.rows.append(row)
+
+    def __str__(self) -> str:
+        """`3 rows (2, 5, 8)`, `1,200 rows (0, 1, 2, 3, 4, ...)`."""
+        more = ", ..." if self.count > len(self.rows) else ""
+        return f"{self.count:,} row{'s' * (self.count != 1)} ({', '.join(map(str, self.rows))}{more})"
+
+
+@dataclass
+class TokenizeReport:
+    """Outcome of `tokenize_pairs`. Row numbers count in the dataset that was opened, from 0."""
+
+    name: str = "the dataset"
+    rows_in: int = 0
+    rows_out: int = 0
+    total_tokens: int = 0
+    """Of the rows kept, every prompt once."""
+    longest: int = 0
+    """Tokens of prompt + longer completion, before truncation."""
+    longest_prompt: int = 0
+    """Tokens, before truncation."""
+    dropped: dict[str, Tally] = field(default_factory=dict)
+    """Reason (a key of `REASONS`) -> rows."""
+    truncated: dict[str, Tally] = field(default_factory=dict)
+    """'prompt', 'chosen' or 'rejected' -> rows in which it was cut, among those kept."""
+    moved_boundary: Tally = field(default_factory=Tally)
+    """The prompt is rendered or merged differently once an answer follows."""
+    eos_added: Tally = field(default_factory=Tally)
+    """The chat template ends an answer with no special token, so eos was appended."""
+    continued: Tally = field(default_factory=Tally)
+    """The answer continues a turn of the assistant that the prompt began."""
+    user_turns: Tally = field(default_factory=Tally)
+    """The completions hold turns of the user, which are trained like the answers."""
+    notes: list[str] = field(default_factory=list)
+
+    def drop(self, reason: str, row: int) -> None:
+        self.dropped.setdefault(reason, Tally()).add(row)
+
+    def cut(self, part: str, row: int) -> None:
+        self.truncated.setdefault(part, Tally()).add(row)
+
+    @property
+    def rows_dropped(self) -> int:
+        return sum(tally.count for tally in self.dropped.values())
+
+    def lines(self) -> list[str]:
+        """Plain sentences, each with what would mend it."""
+        lines = [
+            f"{self.name}: {self.rows_out:,} of {self.rows_in:,} rows kept, {self.total_tokens:,} tokens; "
+            f"the longest has {self.longest:,}."
+        ]
+        for reason, tally in self.dropped.items():
+            wrong, cure = REASONS[reason]
+            lines.append(f"Dropped {tally}: {wrong}. {cure}")
+        if "prompt" in self.truncated:
+            lines.append(
+                f"Cut the beginning of the prompt in {self.truncated['prompt']}. "
+                f"max_prompt_length={self.longest_prompt} would keep all."
+            )
+        lines += [
+            f"Cut the end of {side} in {self.truncated[side]}; no end-of-sequence token is trained there. "
+            f"max_length={self.longest} would keep all."
+            for side in ("chosen", "rejected")
+            if side in self.truncated
+        ]
+        if self.moved_boundary.count:
+            lines.append(
+                f"In {self.moved_boundary} the prompt is tokenised differently once an answer follows (a template that "
+                "changes the prompt's end, or a token across the boundary); the answer is trained from where they part."
+            )
+        if self.eos_added.count:
+            lines.append(
+                f"Appended the end-of-sequence token in {self.eos_added}: the chat template ends an answer without one."
+            )
+        if self.continued.count:
+            lines.append(f"In {self.continued} the answer continues the assistant's turn that the prompt began.")
+        if self.user_turns.count:
+            lines.append(
+                f"In {self.user_turns} the two sides part before the last answer; every turn after that, the user's "
+                "too, is trained."
+            )
+        return lines + self.notes
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for audit.json."""
+
+        def plain(tally: Tally) -> dict[str, Any]:
+            return {"count": tally.count, "rows": list(tally.rows)}
+
+        return {
+            "name": self.name,
+            "rows_in": self.rows_in,
+            "rows_out": self.rows_out,
+            "total_tokens": self.total_tokens,
+            "longest": self.longest,
+            "longest_prompt": self.longest_prompt,
+            "dropped": {reason: plain(tally) for reason, tally in self.dropped.items()},
+            "truncated": {part: plain(tally) for part, tally in self.truncated.items()},
+            "moved_boundary": plain(self.moved_boundary),
+            "eos_added": plain(self.eos_added),
+            "continued": plain(self.continued),
+            "user_turns": plain(self.user_turns),
+            "notes": list(self.notes),
+        }

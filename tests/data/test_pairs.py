@@ -1,0 +1,123 @@
+"""Datasets as lazy sequences of pairs."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+
+import preftune
+from preftune.data import load_pairs, read_pairs
+from preftune.errors import DatasetError
+
+ROWS: list[dict[str, Any]] = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b", "extra": i} for i in range(10)]
+
+
+def test_a_sequence() -> None:
+    pairs = preftune.load_pairs(ROWS)
+    assert len(pairs) == 10
+    assert pairs[3].prompt == "q3"
+    assert pairs[-1].prompt == pairs[np.int64(9)].prompt == "q9"
+    assert [pair.row for pair in pairs] == list(range(10))
+    assert [pair.prompt for pair in pairs[2:8:3]] == ["q2", "q5"]
+    assert pairs.rows.column_names == ["prompt", "chosen", "rejected", "extra"]
+    assert [len(batch) for batch in pairs.batches(4)] == [4, 4, 2]
+    with pytest.raises(IndexError):
+        pairs[10]
+
+
+def test_a_selection_keeps_the_numbers_of_its_rows() -> None:
+    pairs = load_pairs(ROWS).select([7, 3]).select([1, 0])
+    assert [(pair.row, pair.prompt) for pair in pairs] == [(3, "q3"), (7, "q7")]
+    assert pairs[1].row == 7
+    assert list(pickle.loads(pickle.dumps(pairs))) == list(pairs)
+
+
+def test_a_dataset_with_another_output_format() -> None:
+    rows = datasets.Dataset.from_list([{**row, "weight": 2.0} for row in ROWS]).with_format("numpy")
+    assert load_pairs(rows)[0] == load_pairs(rows.with_format(None))[0]
+
+
+def test_rows_of_different_shapes_in_one_file() -> None:
+    chat = [{"role": "assistant", "content": "a"}]
+    pairs = load_pairs([*ROWS[:2], {"prompt": "q", "chosen": chat, "rejected": [{**chat[0], "content": "b"}]}])
+    assert pairs[0].chosen == "a"
+    assert pairs[2].chosen == chat
+    assert pairs[2].prompt == [{"role": "user", "content": "q"}]
+
+
+def test_messages_with_differing_keys() -> None:
+    rows = [
+        {"prompt": "q", "chosen": [{"role": "assistant", "content": "a", "thinking": "t"}], "rejected": "b"},
+        {"prompt": "q", "chosen": [{"role": "assistant", "content": "a", "name": {"x": 1}}], "rejected": "b"},
+    ]
+    pairs = load_pairs(rows)
+    assert [pair.chosen for pair in pairs] == [row["chosen"] for row in rows]
+
+
+def test_hh_transcripts_straight_from_a_dataset() -> None:
+    head = "\n\nHuman: Why does bread rise?\n\nAssistant: What do you think?\n\nHuman: Heat?\n\nAssistant: "
+    rows = datasets.Dataset.from_dict({"chosen": [head + "Yeast."] * 3, "rejected": [head + "I do not know."] * 3})
+    pairs = load_pairs(rows)
+    assert [turn["role"] for turn in pairs[0].prompt] == ["user", "assistant", "user"]
+    assert pairs[0].chosen == [{"role": "assistant", "content": "Yeast."}]
+    assert "There is no column 'prompt'" in pairs.notes[0]
+
+
+def test_implicit_text_is_told() -> None:
+    pairs = load_pairs([{"chosen": "yes it is", "rejected": "yes it was"}, {"chosen": "a", "rejected": "b"}])
+    assert pairs[0].prompt == "yes it"
+    assert "the words that chosen and rejected begin with in common" in pairs.notes[0]
+    assert "1 of the first 2 rows have none" in pairs.notes[0]
+
+
+def test_a_prompt_repeated_in_the_answers_is_told() -> None:
+    pairs = load_pairs([{"prompt": "Q:", "chosen": "Q: a", "rejected": "Q: b"}])
+    assert "In 1 of the first 1 rows chosen and rejected both begin with the text of the prompt" in pairs.notes[0]
+
+
+def test_a_system_column_makes_conversations_of_every_row() -> None:
+    rows = [{**ROWS[0], "system": "S"}, {**ROWS[1], "system": ""}]
+    pairs = load_pairs(rows)
+    assert pairs.notes[0].startswith("The column 'system' is read as each conversation's system prompt")
+    assert [turn["role"] for turn in pairs[0].prompt] == ["system", "user"]
+    assert pairs[1].prompt == [{"role": "user", "content": "q1"}]
+
+
+def test_text_without_a_prompt_among_rows_with_one() -> None:
+    with pytest.raises(DatasetError, match="row 1, column 'prompt': missing or null"):
+        load_pairs([ROWS[0], {"chosen": "yes it is", "rejected": "yes it was"}])
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    pairs = load_pairs([ROWS[0], {"chosen": turns, "rejected": [turns[0], {**turns[1], "content": "b"}]}])
+    assert pairs[1].prompt == turns[:1]
+
+
+def test_text_as_conversations() -> None:
+    pairs = load_pairs(ROWS).select([4]).as_chat()
+    assert pairs[0].prompt == [{"role": "user", "content": "q4"}]
+    assert pairs[0].chosen == [{"role": "assistant", "content": "a"}]
+    assert pairs[0].row == 4
+
+
+def test_reading_pairs_twice() -> None:
+    pairs = load_pairs(ROWS)
+    assert read_pairs(pairs) is pairs
+    with pytest.raises(DatasetError, match="opened already"):
+        read_pairs(pairs, columns={"chosen": "rejected"})
+
+
+def test_later_rows_are_checked_on_demand() -> None:
+    rows = ROWS * 101 + [{**ROWS[0], "weight": -1.0}]
+    pairs = read_pairs(rows, name="pairs.jsonl")
+    with pytest.raises(DatasetError, match=r"pairs\.jsonl row 1010, column 'weight'"):
+        pairs.check()
+    with pytest.raises(DatasetError, match="row 0, column 'weight'"):
+        read_pairs(rows[-1:])
+
+
+def test_an_empty_dataset() -> None:
+    with pytest.raises(DatasetError, match="has no rows"):
+        load_pairs(datasets.Dataset.from_dict({"prompt": [], "chosen": [], "rejected": []}))
