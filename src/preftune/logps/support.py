@@ -8,6 +8,7 @@ configs cannot tell; running a twin with tiny windows, chunks and rope limits ca
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,7 +81,7 @@ def choose_engine(model: nn.Module, name: EngineName = "auto") -> tuple[Engine, 
 def _quietly() -> Iterator[None]:
     """The twin's config is deliberately odd; what transformers has to say about it is of no use to anyone."""
     level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(transformers_logging.ERROR)
+    transformers_logging.set_verbosity(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -64,7 +64,8 @@ REFUSED: dict[str, Refusal] = {
     "train_sampling_strategy": Refusal(
         ("random", "sequential"), "sequences are packed without padding, so grouping by length gains nothing"
     ),
-    "jit_mode_eval": Refusal((False,), "a traced model cannot take a layout; remove it"),
+    "eval_do_concat_batches": Refusal((True,), "compute_metrics gets the rewards of all pairs at once; remove it"),
+    "eval_use_gather_object": Refusal((False,), "evaluation gathers numbers, not objects; remove it"),
     "parallelism_config": Refusal((None,), f"tensor and context parallelism: {_NOT_YET}; remove it"),
 }  # fmt: skip
 

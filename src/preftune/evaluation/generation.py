@@ -1,0 +1,303 @@
+"""Answers of a model to a list of prompts: batched, left-padded, in the order they were asked, nothing left changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+from preftune.errors import ModelError, RequestError
+from preftune.types import Text
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+DEFAULT_MAX_NEW_TOKENS = 256
+TemplateKwargs: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None
+
+# Initialisations that take part of the adapter out of the base weights: with the adapter off, the model is no longer
+# the one that was received.
+_BASE_CHANGING_INITS = ("pissa", "olora", "loftq", "corda", "lora_ga")
+
+
+class Completion(NamedTuple):
+    """One answer."""
+
+    text: str
+    """Without special tokens."""
+    tokens: int
+    """Generated tokens, the end-of-sequence token not counted."""
+    finished: bool
+    """The model ended the answer itself; otherwise `max_new_tokens` cut it."""
+
+
+def generate(
+    model: PreTrainedModel | Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Text],
+    *,
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+    batch_size: int = 16,
+    do_sample: bool = False,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    chat_template_kwargs: TemplateKwargs = None,
+    autocast: torch.dtype | Literal["auto"] | None = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Completion]:
+    """Answer every prompt; the answers come in the order of the prompts.
+
+    Greedy unless `do_sample`; sampling draws from `seed` and leaves the global random state alone (the draw depends on
+    the batch size). Longest prompts go first, so that a lack of memory shows at once. Tokenizer, training flags,
+    `use_cache` and generation config stay as they were. Under gradient checkpointing too, the key-value cache is used.
+
+    Args:
+        prompts: text (tokenised as it is) or message lists (rendered with the chat template and a generation prompt).
+        temperature, top_p: for sampling; default: what the model's generation config says.
+        chat_template_kwargs: for all prompts, or one mapping per prompt (`enable_thinking`, `tools`, ...).
+        autocast: `"auto"` turns it on where weights of several precisions meet; a dtype forces it, None forbids it.
+        progress: called with prompts done and prompts in all.
+    Raises: RequestError for impossible settings; ModelError for a missing chat template, or a prompt that does not fit
+        into the model's positions together with `max_new_tokens`.
+    """
+    if max_new_tokens < 1 or batch_size < 1:
+        raise RequestError(f"max_new_tokens={max_new_tokens} and batch_size={batch_size} must be at least 1.")
+    if not prompts:
+        return []
+    config = generation_config(
+        model,
+        tokenizer,
+        max_new_tokens=max_new_tokens,
+        do_sample=do_sample,
+        temperature=temperature,
+        top_p=top_p,
+    )
+    token_ids = _encode_all(tokenizer, prompts, chat_template_kwargs)
+    _check_lengths(model, token_ids, max_new_tokens)
+    order = sorted(range(len(prompts)), key=lambda i: -len(token_ids[i]))
+    answers: dict[int, Completion] = {}
+    with _inference(model, autocast, seed if do_sample else None):
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
+            new_ids = _generate_batch(model, [token_ids[i] for i in part], config)
+            for index, row in zip(part, new_ids, strict=True):
+                answers[index] = _completion(row, tokenizer, _end_ids(config))
+            if progress is not None:
+                progress(len(answers), len(prompts))
+    return [answers[i] for i in range(len(prompts))]
+
+
+def generation_config(
+    model: PreTrainedModel | Any,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+    do_sample: bool = False,
+    temperature: float | None = None,
+    top_p: float | None = None,
+) -> GenerationConfig:
+    """What `generate` will use: the model's own generation config, greedy unless asked, cache on, ends of both.
+
+    A sequence ends at any end token of the generation config or of the tokenizer: chat templates often end a turn with
+    another token than the config names. `config.to_diff_dict()` is fit for recording.
+    """
+    import copy
+
+    from transformers import GenerationConfig
+
+    own = getattr(model, "generation_config", None)
+    config: GenerationConfig = copy.deepcopy(own) if own is not None else GenerationConfig()  # type: ignore[no-untyped-call]
+    ends = _as_list(config.eos_token_id) + _as_list(tokenizer.eos_token_id)
+    config.eos_token_id = list(dict.fromkeys(ends)) or None
+    padding = tokenizer.pad_token_id
+    config.pad_token_id = padding if padding is not None else (ends[0] if ends else 0)  # masked, so any id will do
+    config.max_length = None
+    config.max_new_tokens = max_new_tokens
+    config.min_length, config.min_new_tokens = 0, None
+    config.num_return_sequences = 1
+    config.return_dict_in_generate = False
+    config.use_cache = True
+    config.do_sample = do_sample
+    if do_sample:
+        config.temperature = temperature if temperature is not None else config.temperature
+        config.top_p = top_p if top_p is not None else config.top_p
+    else:  # left in place, they would raise a warning about flags without effect
+        config.temperature = config.top_p = config.top_k = config.min_p = config.typical_p = None
+    return config
+
+
+@contextmanager
+def baseline(model: Any) -> Iterator[Any]:
+    """The same model with its adapter off, so that base and aligned come from one loaded model.
+
+    PEFT turns frozen adapter weights trainable when it switches them on again; here `requires_grad` is as it was.
+
+    Raises: ModelError when the model has no adapter, or when switching it off does not give the model as received.
+    """
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        raise ModelError(
+            f"{type(model).__name__} has no adapter to switch off, so its base cannot be had from it. "
+            "Load the base model and give it as the baseline."
+        )
+    for name, config in model.peft_config.items():
+        initialisation = getattr(config, "init_lora_weights", None)
+        changed = isinstance(initialisation, str) and initialisation.lower().startswith(_BASE_CHANGING_INITS)
+        if changed or getattr(config, "bias", "none") != "none":
+            cause = f"init_lora_weights={initialisation!r}" if changed else f"bias={getattr(config, 'bias', None)!r}"
+            raise ModelError(
+                f"Adapter {name!r} was made with {cause}, which changes the base weights: with the adapter off this "
+                "is not the model as received. Load the base model and give it as the baseline."
+            )
+    trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        with model.disable_adapter():
+            yield model
+    finally:
+        for parameter, flag in trainable.items():
+            parameter.requires_grad_(flag)
+
+
+def pair_generator(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    baseline_model: Any = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    **options: Any,
+) -> Callable[[Literal["base", "aligned"], Sequence[Text], Sequence[Mapping[str, Any]]], list[Completion]]:
+    """The generator that `evaluate_pairwise` asks: `model` answers as aligned, `baseline_model` as base.
+
+    Without a `baseline_model` the base is `model` with its adapter off. A row's `chat_template_kwargs` are passed on.
+
+    Args:
+        progress: called with the side, prompts done and prompts in all (of one call).
+        options: of `generate`.
+    """
+
+    def answer(
+        side: Literal["base", "aligned"], prompts: Sequence[Text], rows: Sequence[Mapping[str, Any]]
+    ) -> list[Completion]:
+        def told(done: int, total: int) -> None:
+            if progress is not None:
+                progress(side, done, total)
+
+        template = [row.get("chat_template_kwargs") for row in rows]
+        arguments = {"chat_template_kwargs": template, "progress": told, **options}
+        if side == "aligned":
+            return generate(model, tokenizer, prompts, **arguments)
+        if baseline_model is not None:
+            return generate(baseline_model, tokenizer, prompts, **arguments)
+        with baseline(model) as base:
+            return generate(base, tokenizer, prompts, **arguments)
+
+    return answer
+
+
+def _encode_all(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Text], template_kwargs: TemplateKwargs
+) -> list[list[int]]:
+    if template_kwargs is None or isinstance(template_kwargs, Mapping):
+        per_prompt: Sequence[Mapping[str, Any] | None] = [template_kwargs] * len(prompts)
+    else:
+        per_prompt = template_kwargs
+        if len(per_prompt) != len(prompts):
+            raise RequestError(f"{len(per_prompt)} chat_template_kwargs for {len(prompts)} prompts: give one each.")
+    encoded = [_encode(tokenizer, prompt, kwargs or {}) for prompt, kwargs in zip(prompts, per_prompt, strict=True)]
+    for index, ids in enumerate(encoded):
+        if not ids:
+            raise RequestError(f"Prompt {index} is empty after tokenising: there is nothing to answer. Remove it.")
+    return encoded
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Text, kwargs: Mapping[str, Any]) -> list[int]:
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            "The prompts are message lists, but the tokenizer has no chat template (a base model, not tuned for "
+            "chat?). Use an instruction-tuned model, set tokenizer.chat_template, or give the prompts as text."
+        )
+    prefill = bool(prompt) and prompt[-1].get("role") == "assistant"
+    text = tokenizer.apply_chat_template(
+        prompt, tokenize=False, add_generation_prompt=not prefill, continue_final_message=prefill, **kwargs
+    )
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template has written them
+
+
+def _check_lengths(model: Any, token_ids: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(range(len(token_ids)), key=lambda i: len(token_ids[i]))
+    if limit is not None and len(token_ids[longest]) + max_new_tokens > limit:
+        raise ModelError(
+            f"Prompt {longest} has {len(token_ids[longest])} tokens and may be answered with {max_new_tokens}, but the "
+            f"model has only {limit} positions. Lower max_new_tokens or leave that prompt out."
+        )
+
+
+def _generate_batch(model: Any, token_ids: Sequence[Sequence[int]], config: GenerationConfig) -> list[list[int]]:
+    """New tokens of each row. Padding stands on the left and is masked; the tokenizer's padding side plays no part."""
+    import torch
+
+    width = max(map(len, token_ids))
+    input_ids = torch.full((len(token_ids), width), config.pad_token_id, dtype=torch.int64)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, ids in enumerate(token_ids):
+        input_ids[row, width - len(ids) :] = torch.tensor(ids)
+        attention_mask[row, width - len(ids) :] = 1
+    device = model.get_input_embeddings().weight.device
+    output: Tensor = model.generate(
+        input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), generation_config=config
+    )
+    new_ids: list[list[int]] = output[:, width:].tolist()
+    return new_ids
+
+
+def _completion(row: list[int], tokenizer: PreTrainedTokenizerBase, ends: set[int]) -> Completion:
+    """Everything before the first end token: what follows it is padding, which may be the same token."""
+    length = next((position for position, token in enumerate(row) if token in ends), None)
+    kept = row if length is None else row[:length]
+    text = tokenizer.decode(kept, skip_special_tokens=True)
+    return Completion(text=str(text), tokens=len(kept), finished=length is not None)
+
+
+@contextmanager
+def _inference(model: Any, autocast: torch.dtype | Literal["auto"] | None, seed: int | None) -> Iterator[None]:
+    """Evaluation mode, no gradients, the right precision, a private random state; all undone at the end."""
+    import torch
+
+    from preftune.models.precision import mixed_dtype
+
+    device = model.get_input_embeddings().weight.device
+    dtype = mixed_dtype(model) if autocast == "auto" else autocast
+    training = {module: module.training for module in model.modules()}
+    cards = [device] if device.type not in ("cpu", "mps", "meta") else []
+    try:
+        model.eval()
+        with (
+            torch.random.fork_rng(
+                devices=cards, enabled=seed is not None, device_type=device.type if cards else "cuda"
+            ),
+            torch.inference_mode(),
+            torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
+        ):
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+
+
+def _end_ids(config: GenerationConfig) -> set[int]:
+    return set(_as_list(config.eos_token_id))
+
+
+def _as_list(value: int | Sequence[int] | None) -> list[int]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, int) else list(value)

@@ -1,0 +1,195 @@
+"""Who says which of two answers is better. A judge is a callable; rules ship here, others follow the same protocol."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias, cast, get_args
+
+from preftune.errors import DatasetError, RequestError
+from preftune.types import Text
+
+Judgement: TypeAlias = Literal["a", "b", "tie"]
+"""Which of two answers is better."""
+
+
+class Judge(Protocol):
+    """Compares two answers to one prompt.
+
+    Two attributes are optional. `symmetric = True` promises that swapping the answers swaps the judgement, so one order
+    is asked instead of two. `cache_key: str` names the judge and its version; judgements under the same key are
+    reused from disk (without it they are made anew, which costs a rule nothing).
+    """
+
+    def __call__(self, prompt: Text, answer_a: str, answer_b: str, row: Mapping[str, Any]) -> Judgement: ...
+
+
+def judge_name(judge: Judge) -> str:
+    """The name that goes into `eval/summary.json`."""
+    given = getattr(judge, "name", None) or getattr(judge, "__name__", None)
+    return str(given) if given else type(judge).__name__
+
+
+def count_words(text: str) -> int:
+    """Words as separated by whitespace."""
+    return len(text.split())
+
+
+def shorter_answer(answer_a: str, answer_b: str) -> Judgement:
+    """The clearly shorter answer: by at least 2 words and at least 10% of the longer one; otherwise a tie."""
+    words_a, words_b = count_words(answer_a), count_words(answer_b)
+    distance = abs(words_a - words_b)
+    if distance < 2 or distance < 0.1 * max(words_a, words_b):
+        return "tie"
+    return "a" if words_a < words_b else "b"
+
+
+def normalise(text: str) -> str:
+    """One spelling for what reads the same: NFKC, case, typographic quotes and dashes, spaces, `1,000` as `1000`."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = re.sub("[\u2018\u2019\u02bc`\u00b4]", "'", text)
+    text = re.sub("[\u201c\u201d\u00ab\u00bb]", '"', text)
+    text = re.sub("[\u2010-\u2015\u2212]", "-", text)
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    return " ".join(text.split())
+
+
+def contains_fact(answer: str, fact: str) -> bool:
+    """Whether `fact` occurs in `answer` as whole words, after `normalise`.
+
+    A number is not found inside a longer one: `3` is neither in `13`, `3.5`, `0.3` nor in `-3`.
+    """
+    wanted = normalise(fact)
+    if not wanted:
+        return False
+    before, after = r"(?<!\w)", r"(?!\w)"
+    if wanted[0].isdigit():
+        before += r"(?<!\d[.,])(?<![\s(]-)"
+    if wanted[-1].isdigit():
+        after += r"(?![.,]\d)"
+    return re.search(before + re.escape(wanted) + after, " " + normalise(answer)) is not None
+
+
+def key_facts(row: Mapping[str, Any]) -> list[str]:
+    """The accepted alternatives of a row's `key_fact`: a string or a list of strings, never empty.
+
+    Raises: DatasetError when there is none, with what the row does hold.
+    """
+    value = row.get("key_fact")
+    facts = [value] if isinstance(value, str) else value
+    if (
+        not isinstance(facts, Sequence)
+        or not facts
+        or not all(isinstance(fact, str) and normalise(fact) for fact in facts)
+    ):
+        raise DatasetError(
+            f"A row has no usable 'key_fact' (found {value!r}; columns: {', '.join(map(repr, row)) or 'none'}). "
+            "The key-fact judge needs the words that a correct answer contains, as a string or a list of alternatives; "
+            "add the column, or choose another judge."
+        )
+    return list(facts)
+
+
+def is_correct(answer: str, row: Mapping[str, Any]) -> bool:
+    """Whether the answer contains any accepted alternative of the row's `key_fact`."""
+    return any(contains_fact(answer, fact) for fact in key_facts(row))
+
+
+class KeyFactJudge:
+    """Correct first, then brief: the rule of the demo.
+
+    An answer is correct if it contains one of the row's `key_fact` alternatives as whole words. If only one answer is
+    correct it wins. If both are, the clearly shorter one wins (`shorter_answer`), else it is a tie. If neither is, it
+    is a tie: being short is no merit of a wrong answer. The rule reads words, not meaning: "it is not Paris" contains
+    "Paris".
+    """
+
+    name = "key-fact"
+    symmetric = True
+
+    def __call__(self, prompt: Text, answer_a: str, answer_b: str, row: Mapping[str, Any]) -> Judgement:
+        correct_a, correct_b = is_correct(answer_a, row), is_correct(answer_b, row)
+        if correct_a != correct_b:
+            return "a" if correct_a else "b"
+        return shorter_answer(answer_a, answer_b) if correct_a else "tie"
+
+
+class LengthJudge:
+    """The baseline that reads nothing: the clearly shorter (or longer) answer wins.
+
+    A win rate that this judge reaches as well says nothing about quality.
+    """
+
+    symmetric = True
+
+    def __init__(self, *, prefer: Literal["shorter", "longer"] = "shorter") -> None:
+        if prefer not in ("shorter", "longer"):
+            raise RequestError(f"LengthJudge(prefer={prefer!r}): prefer is 'shorter' or 'longer'.")
+        self.prefer = prefer
+        self.name = f"{prefer} wins"
+
+    def __call__(self, prompt: Text, answer_a: str, answer_b: str, row: Mapping[str, Any]) -> Judgement:
+        if self.prefer == "shorter":
+            return shorter_answer(answer_a, answer_b)
+        return shorter_answer(answer_b, answer_a)  # "a" when b is the shorter one: a is longer and wins
+
+
+length_only_judge = LengthJudge()
+"""The shorter answer wins, whatever it says."""
+
+
+def checked(judgement: object, judge: Judge) -> Judgement:
+    """The judgement itself, or RequestError when a judge answers anything but "a", "b" or "tie"."""
+    if isinstance(judgement, str) and judgement in get_args(Judgement):
+        return cast(Judgement, judgement)
+    raise RequestError(f'Judge {judge_name(judge)!r} answered {judgement!r}; a judge answers "a", "b" or "tie".')
+
+
+def load_judge(spec: str) -> Judge:
+    """A judge by name: `key-fact`, `shorter`, `longer`, or `rule:module:function` for a Python function of your own.
+
+    The module is looked for in the current folder too; a class is called without arguments to make the judge.
+
+    Raises: RequestError naming what could not be found.
+    """
+    if spec == "key-fact":
+        return KeyFactJudge()
+    if spec in ("shorter", "longer"):
+        return LengthJudge(prefer="shorter" if spec == "shorter" else "longer")
+    kind, _, rest = spec.partition(":")
+    module_name, _, attribute = rest.partition(":")
+    if kind != "rule" or not module_name or not attribute:
+        raise RequestError(
+            f"Unknown judge {spec!r}. Use key-fact, shorter, longer, or rule:module:function, for example "
+            "rule:my_rules:prefer_polite for the function prefer_polite in my_rules.py."
+        )
+    return _load_rule(module_name, attribute, spec)
+
+
+def _load_rule(module_name: str, attribute: str, spec: str) -> Judge:
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            raise  # the rule's module exists, and something that it imports does not
+        raise RequestError(
+            f"Judge {spec!r}: no Python module {module_name!r} can be imported (looked in {folder} too). "
+            f"Run from the folder that holds {module_name}.py, or install it."
+        ) from error
+    finally:
+        sys.path.remove(folder)
+    found = getattr(module, attribute, None)
+    if found is None:
+        public = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
+        raise RequestError(f"Judge {spec!r}: {module_name} has no {attribute!r} (it has: {', '.join(public) or '-'}).")
+    judge = found() if inspect.isclass(found) else found
+    if not callable(judge):
+        raise RequestError(f"Judge {spec!r}: {attribute} is no function (it is {type(found).__name__}).")
+    return cast(Judge, judge)

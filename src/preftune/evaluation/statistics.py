@@ -1,0 +1,273 @@
+"""Win rates that say how sure they are: intervals clustered by prompt, sample sizes, and a verdict in words.
+
+Outcomes are numbers between 0 (the aligned model lost) and 1 (it won); a tie is 0.5. Several outcomes of one prompt
+(samples, judges) are no new evidence about other prompts, so the prompt is the unit of all intervals here
+(cluster-robust standard error: Miller 2024, "Adding Error Bars to Evals", arXiv:2411.00640, section 2.2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preftune.errors import DatasetError, RequestError
+from preftune.evaluation.distributions import normal_quantile, student_t_quantile
+
+Method: TypeAlias = Literal["cluster", "bootstrap"]
+Floats: TypeAlias = NDArray[np.float64]
+
+BAR = 0.55
+"""Below this win rate an improvement is real but small: the verdict says so."""
+POWER = 0.8
+"""Sample sizes are given for this chance of showing a difference that is there."""
+_RESAMPLES = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class WinRate:
+    """A win rate with its interval. Rates are shares of 1, ties count half."""
+
+    win_rate: float
+    ci_low: float
+    ci_high: float
+    n: int
+    """Comparisons."""
+    wins: int
+    ties: int
+    losses: int
+    prompts: int
+    """Distinct prompts: what the interval counts as independent."""
+    spread: float
+    """Standard deviation of one prompt's contribution, for sample sizes."""
+    confidence: float = 0.95
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class MeanInterval(NamedTuple):
+    """A mean over clustered values with its t interval (cluster-robust)."""
+
+    mean: float
+    low: float
+    high: float
+    standard_error: float
+
+
+class Verdict(NamedTuple):
+    """What a win rate means: a short name, and one sentence for people."""
+
+    name: str
+    sentence: str
+
+
+class _Clustered(NamedTuple):
+    """Per prompt: the sum of its values and how many there are."""
+
+    sums: Floats
+    counts: Floats
+
+    @property
+    def mean(self) -> float:
+        return float(self.sums.sum() / self.counts.sum())
+
+    @property
+    def variance(self) -> float:
+        """Cluster-robust variance of the mean, with the G/(G-1) correction; 0 for a single cluster."""
+        prompts = len(self.sums)
+        if prompts < 2:
+            return 0.0
+        residual_G = self.sums - self.mean * self.counts
+        return float(prompts / (prompts - 1) * np.square(residual_G).sum() / self.counts.sum() ** 2)
+
+
+def _cluster(values: Floats, clusters: Sequence[Hashable] | None) -> _Clustered:
+    if clusters is None:
+        return _Clustered(values, np.ones_like(values))
+    if len(clusters) != len(values):
+        raise DatasetError(f"{len(values)} values but {len(clusters)} cluster names: give one per value.")
+    number: dict[Hashable, int] = {}
+    index = np.array([number.setdefault(c, len(number)) for c in clusters], dtype=np.int64)
+    sums = np.bincount(index, weights=values, minlength=len(number)).astype(np.float64)
+    return _Clustered(sums, np.bincount(index, minlength=len(number)).astype(np.float64))
+
+
+def _quantile(confidence: float, clusters: int) -> float:
+    if not 0.0 < confidence < 1.0:
+        raise RequestError(f"confidence={confidence} is not between 0 and 1. 0.95 is usual.")
+    return student_t_quantile(0.5 + confidence / 2, max(clusters - 1, 1))
+
+
+def mean_interval(
+    values: Sequence[float] | Floats, clusters: Sequence[Hashable] | None = None, *, confidence: float = 0.95
+) -> MeanInterval:
+    """Mean of clustered values with a t interval on G - 1 degrees of freedom.
+
+    All values equal gives a zero-width interval: only for quantities without a natural range (lengths, differences);
+    rates go through `win_rate` or `share`.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
+        raise DatasetError("There is nothing to average: no value was given.")
+    data = _cluster(array, clusters)
+    error = math.sqrt(data.variance)
+    half = _quantile(confidence, len(data.sums)) * error if len(data.sums) > 1 else math.inf
+    return MeanInterval(data.mean, data.mean - half, data.mean + half, error)
+
+
+def _wilson(rate: float, size: float, quantile: float) -> tuple[float, float]:
+    """Wilson's score interval of a rate from `size` independent trials."""
+    shrink = 1 + quantile**2 / size
+    centre = (rate + quantile**2 / (2 * size)) / shrink
+    half = quantile / shrink * math.sqrt(rate * (1 - rate) / size + quantile**2 / (4 * size**2))
+    return max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half))
+
+
+def _closed_form(data: _Clustered, confidence: float) -> tuple[float, float]:
+    """Wilson's interval at the effective sample size m(1-m)/variance (Korn and Graubard 1998), with a t quantile.
+
+    For independent wins and losses this is Wilson's interval; ties shrink it and repeated prompts widen it through the
+    variance. Equal outcomes everywhere have no measurable variance, so each prompt then counts as one plain trial with
+    the normal quantile (nothing was estimated): no interval has zero width.
+    """
+    prompts = len(data.sums)
+    if prompts == 1:
+        return 0.0, 1.0  # one prompt says nothing about others
+    rate, variance = data.mean, data.variance
+    if variance <= 1e-15:
+        return _wilson(rate, float(prompts), normal_quantile(0.5 + confidence / 2))
+    return _wilson(rate, rate * (1 - rate) / variance, _quantile(confidence, prompts))
+
+
+def _bootstrap(data: _Clustered, confidence: float, seed: int) -> tuple[float, float]:
+    """Percentile interval over resampled prompts; where resampling shows no spread at all, the closed form."""
+    prompts = len(data.sums)
+    if data.variance <= 1e-15:
+        return _closed_form(data, confidence)
+    draws = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=_RESAMPLES)
+    rates = (draws @ data.sums) / (draws @ data.counts)
+    low, high = np.quantile(rates, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return min(float(low), data.mean), max(float(high), data.mean)
+
+
+def share(
+    values: Sequence[float] | Floats,
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    confidence: float = 0.95,
+    method: Method = "cluster",
+    seed: int = 0,
+) -> MeanInterval:
+    """Mean of values in [0, 1] with an interval inside [0, 1] that never has zero width.
+
+    Args:
+        clusters: one name per value; values of one name count as one observation (default: all independent).
+        method: `"cluster"` (closed form) or `"bootstrap"` (4,000 resamples of prompts with `seed`).
+    Raises: DatasetError for no values or values outside [0, 1]; RequestError for an unknown method or confidence.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
+        raise DatasetError("There is nothing to average: no value was given.")
+    if not bool(((array >= 0) & (array <= 1)).all()):
+        raise DatasetError("Outcomes must lie between 0 (lost) and 1 (won), 0.5 for a tie; found one outside.")
+    data = _cluster(array, clusters)
+    _quantile(confidence, len(data.sums))  # refuses an impossible confidence whichever the method
+    if method == "cluster":
+        low, high = _closed_form(data, confidence)
+    elif method == "bootstrap":
+        low, high = _bootstrap(data, confidence, seed)
+    else:
+        raise RequestError(f"method={method!r} is unknown. Use one of {', '.join(get_args(Method))}.")
+    return MeanInterval(data.mean, low, high, math.sqrt(data.variance))
+
+
+def win_rate(
+    outcomes: Sequence[float] | Floats,
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    confidence: float = 0.95,
+    method: Method = "cluster",
+    seed: int = 0,
+) -> WinRate:
+    """Win rate of the aligned model, ties counted half, with an interval clustered by prompt.
+
+    Args:
+        outcomes: per comparison 1 (win), 0.5 (tie) or 0 (loss).
+        clusters: the prompt of each comparison; default: every comparison has its own.
+        method, seed: see `share`.
+    """
+    array = np.asarray(outcomes, dtype=np.float64)
+    if not bool(np.isin(array, (0.0, 0.5, 1.0)).all()):
+        raise DatasetError("An outcome is 1 (win), 0.5 (tie) or 0 (loss); found another value.")
+    interval = share(array, clusters, confidence=confidence, method=method, seed=seed)
+    prompts = array.size if clusters is None else len(set(clusters))
+    return WinRate(
+        win_rate=interval.mean,
+        ci_low=interval.low,
+        ci_high=interval.high,
+        n=int(array.size),
+        wins=int((array == 1).sum()),
+        ties=int((array == 0.5).sum()),
+        losses=int((array == 0).sum()),
+        prompts=prompts,
+        spread=interval.standard_error * math.sqrt(prompts),
+        confidence=confidence,
+    )
+
+
+def sample_size(rate: float, *, spread: float = 0.5, confidence: float = 0.95, power: float = POWER) -> int | None:
+    """Prompts needed to show that `rate` differs from 50%, in a share `power` of repetitions.
+
+    `n = ((z_confidence + z_power) * spread / (rate - 0.5))^2`, at least 2. None when `rate` is 50%: no number would do.
+
+    Args:
+        spread: standard deviation of one prompt's outcome; 0.5 for wins and losses near even, less with ties.
+    """
+    if not 0.0 <= rate <= 1.0 or not 0.0 < power < 1.0 or not 0.0 < confidence < 1.0 or spread < 0:
+        raise RequestError(
+            f"sample_size needs rate, power and confidence between 0 and 1 and spread >= 0, "
+            f"got rate={rate}, power={power}, confidence={confidence}, spread={spread}."
+        )
+    distance = abs(rate - 0.5)
+    if distance < 1e-12:
+        return None
+    z = normal_quantile(0.5 + confidence / 2) + normal_quantile(power)
+    return max(2, math.ceil((z * spread / distance) ** 2 - 1e-9))
+
+
+def more_prompts(result: WinRate) -> int | None:
+    """How many further prompts would show this difference, if rate and spread stay; None when the rate is 50%."""
+    # Equal outcomes on a few prompts have no measured spread; the widest possible one is then the honest guess.
+    spread = result.spread if result.spread > 0 else 0.5
+    needed = sample_size(result.win_rate, spread=spread, confidence=result.confidence)
+    return None if needed is None else max(1, needed - result.prompts)
+
+
+def verdict(result: WinRate) -> Verdict:
+    """The verdict in words: `better` (at least 55% and the interval excludes 50%), `better but below the 55% bar`,
+    `worse` (below 50% and the interval excludes it), or `undecided`, with the prompts it would take to tell."""
+    rate = f"{result.win_rate:.1%}"
+    interval = f"{result.confidence:.0%} interval {result.ci_low:.1%} to {result.ci_high:.1%}"
+    measured = f"The aligned model wins {rate} of {result.n} comparisons ({interval}, ties counted half)"
+    if result.ci_low > 0.5:
+        if result.win_rate >= BAR:
+            return Verdict("better", f"{measured}: it is better.")
+        return Verdict(
+            f"better but below the {BAR:.0%} bar", f"{measured}: it is better, but by less than the {BAR:.0%} bar asks."
+        )
+    if result.ci_high < 0.5:
+        return Verdict("worse", f"{measured}: it is worse than the base model.")
+    further = more_prompts(result)
+    if further is None:
+        outlook = "at exactly 50% no number of further prompts would show a difference."
+    else:
+        outlook = (
+            f"if rate and spread stay as they are, about {further:,} more {'prompt' if further == 1 else 'prompts'} "
+            f"would show a difference four times out of five."
+        )
+    return Verdict("undecided", f"{measured}. That is not enough prompts to tell: {outlook}")

@@ -1,0 +1,271 @@
+"""Fold an adapter into its base, so that the result is a plain model that needs neither PEFT nor preftune."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import shutil
+import tempfile
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from preftune.errors import ModelError
+from preftune.models.load import adapter_base, attach_adapter, load_model, load_tokenizer, parse_dtype
+from preftune.models.locate import Location, describe_folder, is_adapter_folder, locate
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+__all__ = ["adapter_base", "is_adapter_folder", "merge", "quiet_peft"]
+
+logger = logging.getLogger(__name__)
+
+
+def merge(
+    model_or_path: PeftModel | str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    dtype: str | torch.dtype | None = None,
+    base_model: str | os.PathLike[str] | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Fold an adapter into its base model, and save model, tokenizer and generation config to `output` if given.
+
+    A base that was quantised for training is taken unquantised: from a path, the base is simply loaded so; of a model
+    in memory the base is loaded again from its name if that is the same model (its unquantised weights agree),
+    otherwise the 4-bit weights are unpacked, which keeps their rounding. The log says which. An unquantised model in
+    memory is taken apart, as PEFT does: use what is returned.
+
+    Args:
+        model_or_path: a PeftModel, an adapter folder, or an adapter on the hub.
+        output: an empty or new folder.
+        dtype: of the merged weights; default: the base's own.
+        base_model: used instead of the base that the adapter names.
+    Raises: ModelError when there is no adapter, it cannot be folded in, or `output` is in use.
+    """
+    target = None if output is None else _free_folder(Path(output).expanduser())
+    wanted = None if dtype is None else parse_dtype(dtype)
+    tokenizer_source: str | os.PathLike[str] | None
+    if isinstance(model_or_path, (str, os.PathLike)):
+        place = _locate_adapter(model_or_path)
+        tokenizer_source = place.name
+        base_name = base_model or adapter_base(place.name)
+        base = _unquantised(load_model(base_name, trust_remote_code=trust_remote_code), wanted)
+        model: PeftModel = attach_adapter(base, place)
+    else:
+        model = model_or_path
+        _check_peft_model(model)
+        loaded: Any = model.get_base_model()
+        tokenizer_source = base_model or loaded.name_or_path or None
+        if _is_quantised(model):
+            model = _on_unquantised_base(model, base_model, trust_remote_code)
+    _check_foldable(model)
+    with quiet_peft():
+        merged: Any = model.merge_and_unload(safe_merge=True)
+    if isinstance(wanted, torch.dtype):
+        merged = merged.to(wanted)
+    _untie_if_parted(merged)
+    merged.requires_grad_(False)
+    if target is not None:
+        _save(merged, target, tokenizer_source, base_model)
+    result: PreTrainedModel = merged
+    return result
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Leave out a warning that is PEFT's own affair: peft 0.21 asks for a property that transformers 5.23 renamed.
+
+    Unnecessary as soon as PEFT asks for `is_activation_checkpointing`.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
+
+
+def _locate_adapter(path: str | os.PathLike[str]) -> Location:
+    folder = Path(path).expanduser()
+    if folder.is_dir() and not is_adapter_folder(folder):
+        inner = [child for child in sorted(folder.iterdir()) if child.is_dir() and is_adapter_folder(child)]
+        cure = (
+            f"Did you mean {' or '.join(map(str, inner[:3]))}?"
+            if inner
+            else "Give the output folder of a LoRA run (it has adapter_config.json and adapter_model.safetensors)."
+        )
+        raise ModelError(f"{folder} holds no adapter to fold in ({describe_folder(folder)}). {cure}")
+    if folder.is_dir():
+        return Location("adapter", str(folder))
+    place = locate(path)
+    if place.kind != "hub-adapter":
+        raise ModelError(f"{path} is a whole model, not an adapter: there is nothing to fold in. Use it as it is.")
+    return place
+
+
+def _check_peft_model(model: Any) -> None:
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        raise ModelError(
+            f"{type(model).__name__} has no adapter to fold in. Give a PeftModel or the folder of an adapter; a model "
+            "without an adapter can be saved with save_pretrained as it is."
+        )
+
+
+def _check_foldable(model: PeftModel) -> None:
+    for name, config in model.peft_config.items():
+        if config.is_prompt_learning or not hasattr(model.base_model, "merge_and_unload"):
+            raise ModelError(
+                f"Adapter {name!r} is of type {config.peft_type}, which adds no weights that could be folded in. "
+                "Keep it as an adapter; LoRA and its relatives can be merged."
+            )
+
+
+def _is_quantised(model: nn.Module) -> bool:
+    return any(type(p).__name__ in ("Params4bit", "Int8Params") for p in model.parameters())
+
+
+def _unquantised(model: Any, dtype: Any) -> Any:
+    """The model itself, or its unpacked form when the base is only to be had quantised."""
+    if _is_quantised(model):
+        logger.warning("The base model is stored quantised; its weights are unpacked and keep that rounding.")
+        own = model.get_input_embeddings().weight.dtype
+        with _quiet_transformers():
+            model = model.dequantize(dtype=dtype if isinstance(dtype, torch.dtype) else own)
+        # transformers 5.23 leaves the unpacking step in the list that saving plays backwards, where it has no inverse;
+        # unnecessary when `dequantize` clears it.
+        steps = getattr(model, "_weight_conversions", None) or []
+        model._weight_conversions = [step for step in steps if not _unpacks_bnb(step)] or None
+    return model
+
+
+def _unpacks_bnb(step: Any) -> bool:
+    return any(type(operation).__name__.startswith("Bnb") for operation in getattr(step, "operations", None) or ())
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """`dequantize` warns about the dtype that it was told to use."""
+    from transformers.utils import logging as transformers_logging
+
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def _on_unquantised_base(
+    model: PeftModel, base_model: str | os.PathLike[str] | None, trust_remote_code: bool
+) -> PeftModel:
+    """The same adapter on an unquantised base; the given model is left as it is."""
+    base = model.get_base_model()
+    fresh = _reload_base(base, base_model, trust_remote_code)
+    if fresh is None:
+        logger.warning(
+            "The base model cannot be loaded unquantised (%s); its 4-bit weights are unpacked and keep their rounding. "
+            "Give base_model=... to fold the adapter into the original weights.",
+            base.name_or_path or "it has no name",
+        )
+    else:
+        logger.info("The adapter is folded into the unquantised base, loaded again from %s.", fresh.name_or_path)
+    with tempfile.TemporaryDirectory(prefix="preftune-merge-") as folder, quiet_peft():
+        # Embedding layers that differ from the named base would have made `_reload_base` refuse it.
+        model.save_pretrained(folder, selected_adapters=model.active_adapters, save_embedding_layers=False)
+        names = model.active_adapters
+        place = Location("adapter", folder if names == ["default"] else str(Path(folder, names[0])))
+        return attach_adapter(fresh if fresh is not None else _unpacked_copy(model), place)
+
+
+def _reload_base(base: Any, base_model: str | os.PathLike[str] | None, trust_remote_code: bool) -> Any:
+    """The base from its name, if what is not quantised in memory is equal there; None otherwise."""
+    name = base_model or base.name_or_path
+    if not name:
+        return None
+    try:
+        fresh = load_model(name, trust_remote_code=trust_remote_code)
+    except ModelError:
+        if base_model is not None:
+            raise
+        return None
+    if _is_quantised(fresh):
+        return None
+    stored = dict(fresh.named_parameters())
+    for parameter_name, parameter in base.named_parameters():
+        plain = parameter_name.replace(".base_layer.", ".").replace(".original_module.", ".")
+        packed = type(parameter).__name__ in ("Params4bit", "Int8Params")
+        if packed or "lora_" in parameter_name or ".modules_to_save." in parameter_name:
+            continue
+        other = stored.get(plain)
+        lower = (
+            torch.bfloat16 if torch.bfloat16 in (parameter.dtype, getattr(other, "dtype", None)) else parameter.dtype
+        )
+        if other is None or other.shape != parameter.shape:
+            return None
+        if not torch.equal(parameter.detach().cpu().to(lower), other.detach().cpu().to(lower)):
+            return None
+    return fresh
+
+
+def _unpacked_copy(model: PeftModel) -> Any:
+    copied: Any = copy.deepcopy(model)
+    with quiet_peft():
+        base = copied.unload()
+    return _unquantised(base, None)
+
+
+def _untie_if_parted(model: Any) -> None:
+    """A head that was trained apart from the embedding must not be tied to it again when the model is loaded."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    config = model.config.get_text_config()
+    if head is None or not getattr(config, "tie_word_embeddings", False) or head.weight is embedding.weight:
+        return
+    if head.weight.shape == embedding.weight.shape and torch.equal(head.weight, embedding.weight):
+        return
+    config.tie_word_embeddings = model.config.tie_word_embeddings = False
+    for module in model.modules():
+        if getattr(module, "all_tied_weights_keys", None):
+            module.all_tied_weights_keys = {}
+    logger.info("Head and embedding differ after merging; the merged model stores both (tie_word_embeddings=False).")
+
+
+def _free_folder(folder: Path) -> Path:
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ModelError(f"{folder} is already in use. Choose an empty or new folder for the merged model.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        probe = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be written ({error.strerror}). Choose another folder.") from error
+    return folder
+
+
+def _save(
+    merged: Any, folder: Path, tokenizer_source: str | os.PathLike[str] | None, base: str | os.PathLike[str] | None
+) -> None:
+    """Write everything beside the target and move it there whole."""
+    partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        merged.save_pretrained(partial)
+        try:
+            if tokenizer_source is None:
+                raise ModelError("The model does not know its name.")
+            load_tokenizer(tokenizer_source, base_model=base).save_pretrained(partial)
+        except ModelError as error:
+            logger.warning("The merged model is saved without a tokenizer: %s", error)
+        if folder.is_dir():
+            folder.rmdir()  # empty, or it would have been refused
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

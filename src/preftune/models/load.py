@@ -1,0 +1,285 @@
+"""Load a model or a tokenizer from whatever people have: a folder, a hub id, an adapter, a GGUF file."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from preftune.errors import ModelError
+from preftune.models.locate import Location, locate
+from preftune.models.precision import decide_precision
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_model(
+    name: str | os.PathLike[str],
+    *,
+    load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+    bnb_4bit_quant_type: str = "nf4",
+    use_bnb_nested_quant: bool = False,
+    bnb_4bit_quant_storage: str | None = None,
+    device_map: Any = None,
+    is_trainable: bool = False,
+    base_model: str | os.PathLike[str] | None = None,
+    **kwargs: Any,
+) -> PreTrainedModel | PeftModel:
+    """A causal language model, quantised on request, with its adapter if the name is an adapter's.
+
+    Args:
+        name: a local folder, a hub id, a folder or hub id that holds a PEFT adapter (the base is loaded too), or a
+            GGUF file (unpacked into plain weights; bfloat16 when dtype is "auto").
+        load_in_4bit, load_in_8bit: quantise with bitsandbytes (extra `quant`), on CUDA and CPU alike.
+        dtype: of the weights that are not quantised; "auto" takes the checkpoint's.
+        is_trainable: whether a loaded adapter's weights are to be trained further.
+        base_model: used instead of the base that the adapter names.
+        kwargs: anything else that `AutoModelForCausalLM.from_pretrained` takes.
+    Raises: ModelError when it cannot be found or loaded, with near names or the cure.
+    """
+    place = locate(name, revision=revision)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": parse_dtype(dtype), **kwargs}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if device_map is not None:
+        options["device_map"] = device_map
+    if load_in_4bit or load_in_8bit:
+        if "quantization_config" in kwargs:
+            raise ModelError("load_in_4bit or load_in_8bit and quantization_config exclude each other. Give one.")
+        _check_quantisation(load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit, quant_type=bnb_4bit_quant_type)
+
+    adapter = place if place.kind in ("adapter", "hub-adapter") else None
+    base, base_revision = place, revision
+    if adapter is not None:
+        base, base_revision = locate(base_model or adapter_base(adapter.name, revision=revision)), None
+    if load_in_4bit or load_in_8bit:
+        options["quantization_config"] = _bitsandbytes_config(
+            base,
+            revision=base_revision,
+            trust_remote_code=trust_remote_code,
+            dtype=options["dtype"],
+            four_bit=load_in_4bit,
+            quant_type=bnb_4bit_quant_type,
+            nested=use_bnb_nested_quant,
+            storage=bnb_4bit_quant_storage,
+        )
+    model = _load_base(base, revision=base_revision, options=options)
+    if adapter is None:
+        return model
+    return attach_adapter(model, adapter, revision=revision, is_trainable=is_trainable)
+
+
+def load_tokenizer(
+    name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    base_model: str | os.PathLike[str] | None = None,
+    **kwargs: Any,
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of whatever `load_model` takes; an adapter without one uses its base's.
+
+    Raises: ModelError when none can be found.
+    """
+    from transformers import AutoTokenizer
+
+    place = locate(name, revision=revision)
+    if place.kind == "adapter" and not (Path(place.name) / "tokenizer_config.json").is_file():
+        return load_tokenizer(
+            base_model or adapter_base(place.name), trust_remote_code=trust_remote_code, base_model=None, **kwargs
+        )
+    source, extra = _source(place)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source,
+            revision=revision or "main",
+            trust_remote_code=trust_remote_code,
+            local_files_only=place.local_files_only,
+            **extra,
+            **kwargs,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        if place.kind == "hub-adapter":
+            return load_tokenizer(
+                base_model or adapter_base(place.name, revision=revision), trust_remote_code=trust_remote_code, **kwargs
+            )
+        raise ModelError(
+            f"No tokenizer could be loaded from {name}: {_brief(error)} Save it beside the model with "
+            "tokenizer.save_pretrained, or load it from the model that it belongs to."
+        ) from error
+    return tokenizer
+
+
+def adapter_base(path: str | os.PathLike[str], *, revision: str | None = None) -> str:
+    """The name of the base model that an adapter (folder or hub id) was trained on.
+
+    A relative path that does not exist from here is looked for beside the adapter.
+
+    Raises: ModelError when the adapter names none.
+    """
+    from peft import PeftConfig
+
+    try:
+        config = PeftConfig.from_pretrained(os.fspath(path), **({"revision": revision} if revision else {}))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{path} holds no readable adapter_config.json: {_brief(error)}") from error
+    base = config.base_model_name_or_path
+    if not base:
+        raise ModelError(f"The adapter {path} does not say which base model it belongs to. Give it with base_model=...")
+    if not Path(base).is_absolute() and not Path(base).exists():
+        beside = Path(path).expanduser() / base
+        for candidate in (beside, Path(path).expanduser().parent / base):
+            if candidate.is_dir():
+                return str(candidate.resolve())
+    return str(base)
+
+
+def attach_adapter(
+    model: PreTrainedModel, adapter: Location, *, revision: str | None = None, is_trainable: bool = False
+) -> PeftModel:
+    """Put a saved adapter on a loaded base. Raises: ModelError when they do not fit."""
+    from peft import PeftModel
+
+    from preftune.models.adapters import quiet_peft
+
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    if adapter.local_files_only:
+        options["local_files_only"] = True
+    try:
+        with quiet_peft():
+            return PeftModel.from_pretrained(model, adapter.name, is_trainable=is_trainable, **options)
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        raise ModelError(
+            f"The adapter {adapter.name} does not fit the base model {model.name_or_path}: {_brief(error)} "
+            "Give the base that it was trained on with base_model=..."
+        ) from error
+
+
+def parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    """A torch dtype from its name; "auto" stays. Raises: ModelError for anything that is no floating dtype."""
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    short = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
+    text = str(dtype).removeprefix("torch.")
+    found = getattr(torch, short.get(text, text), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ModelError(f"dtype={dtype!r} is no floating dtype. Use auto, bfloat16, float16 or float32.")
+    return found
+
+
+def require_package(package: str, *, extra: str, purpose: str) -> None:
+    """Raises: ModelError naming the extra that installs an optional package."""
+    if importlib.util.find_spec(package) is None:
+        raise ModelError(f"{purpose} needs the package {package}. Install it with: pip install 'preftune[{extra}]'")
+
+
+def _check_quantisation(*, load_in_4bit: bool, load_in_8bit: bool, quant_type: str) -> None:
+    if load_in_4bit and load_in_8bit:
+        raise ModelError("load_in_4bit and load_in_8bit exclude each other. Choose one; 4 bit needs less memory.")
+    if quant_type not in ("nf4", "fp4"):
+        raise ModelError(f"bnb_4bit_quant_type={quant_type!r} is unknown. Use nf4 (better) or fp4.")
+    require_package("bitsandbytes", extra="quant", purpose="Loading in 4 or 8 bit")
+
+
+def _bitsandbytes_config(
+    place: Location,
+    *,
+    revision: str | None,
+    trust_remote_code: bool,
+    dtype: str | torch.dtype,
+    four_bit: bool,
+    quant_type: str,
+    nested: bool,
+    storage: str | None,
+) -> BitsAndBytesConfig:
+    """NF4 (or int8) with the compute dtype of the precision policy, so that layers and autocast agree."""
+    from transformers import BitsAndBytesConfig
+
+    if place.kind == "gguf":
+        raise ModelError(
+            f"{place.name} is a GGUF file, which cannot be quantised again while it is loaded. Load it once without "
+            "load_in_4bit, save it with model.save_pretrained(folder), and load that folder in 4 bit."
+        )
+    if not four_bit:
+        return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+    plain = dtype if isinstance(dtype, torch.dtype) else _checkpoint_dtype(place, revision, trust_remote_code)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quant_type,
+        bnb_4bit_use_double_quant=nested,
+        bnb_4bit_compute_dtype=decide_precision(model_dtype=plain, device=device).compute,
+        bnb_4bit_quant_storage=storage,
+    )
+
+
+def _checkpoint_dtype(place: Location, revision: str | None, trust_remote_code: bool) -> torch.dtype:
+    from transformers import AutoConfig
+
+    config = _from_pretrained(
+        AutoConfig,
+        place,
+        revision=revision,
+        options={"trust_remote_code": trust_remote_code},
+    )
+    found = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
+    parsed = parse_dtype(found) if found is not None else torch.float32
+    return parsed if isinstance(parsed, torch.dtype) else torch.float32
+
+
+def _load_base(place: Location, *, revision: str | None, options: dict[str, Any]) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    if place.kind == "gguf":
+        require_package("gguf", extra="gguf", purpose=f"Reading {place.name}")
+        options = {"quantization_config": GgufConfig(dequantize=True), **options}
+        if options["dtype"] == "auto":
+            options["dtype"] = torch.bfloat16  # what was packed in 4 to 8 bits needs no more
+    model: PreTrainedModel = _from_pretrained(AutoModelForCausalLM, place, revision=revision, options=options)
+    return model
+
+
+def _from_pretrained(loader: Any, place: Location, *, revision: str | None, options: dict[str, Any]) -> Any:
+    """`loader.from_pretrained`, its errors turned into one paragraph with a cure."""
+    source, extra = _source(place)
+    if revision is not None:
+        extra["revision"] = revision
+    if place.local_files_only:
+        extra["local_files_only"] = True
+    try:
+        return loader.from_pretrained(source, **extra, **options)
+    except ImportError as error:
+        cure = " Install it with: pip install 'preftune[quant]'" if "bitsandbytes" in str(error) else ""
+        raise ModelError(f"{place.name} needs a package that is not installed: {_brief(error)}{cure}") from error
+    except (OSError, ValueError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            cure = "Its code comes with it: read it, then pass trust_remote_code=True."
+        elif "gated" in str(error).lower():
+            cure = "Accept its licence on its page of the hub and log in with `hf auth login`."
+        else:
+            cure = "Is it a causal language model, completely downloaded, that this version of transformers knows?"
+        raise ModelError(f"{place.name} could not be loaded: {_brief(error)} {cure}") from error
+
+
+def _source(place: Location) -> tuple[str, dict[str, Any]]:
+    if place.kind != "gguf":
+        return place.name, {}
+    file = Path(place.name)
+    return str(file.parent), {"gguf_file": file.name}
+
+
+def _brief(error: BaseException) -> str:
+    """The first paragraph of a message, on one line, ending in a full stop."""
+    text = " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
+    text = text if len(text) <= 400 else text[:400] + " ..."
+    return text if text.endswith((".", "!", "?")) else text + "."

@@ -1,0 +1,239 @@
+"""Where a model's name points to: a folder, an adapter, a GGUF file or the hub, and near names when nowhere."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from preftune.errors import ModelError
+
+Kind: TypeAlias = Literal["folder", "adapter", "gguf", "hub", "hub-adapter"]
+
+ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+_ASK_AGAIN_S = 60
+_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """What a name stands for."""
+
+    kind: Kind
+    name: str
+    """The folder, the GGUF file, or the hub id."""
+    local_files_only: bool = False
+    """The hub cannot be reached, but its cache on this machine holds the model."""
+
+
+def locate(name: str | os.PathLike[str], *, revision: str | None = None) -> Location:
+    """Find out what `name` stands for without loading anything; the hub is asked once, with a short timeout.
+
+    Raises: ModelError when there is no such thing, with near names.
+    """
+    text = os.fspath(name)
+    if not text.strip():
+        raise ModelError(
+            "The model's name is empty. Give a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, or a path."
+        )
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _locate_folder(path)
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            return Location("gguf", str(path))
+        raise ModelError(
+            f"{text} is a file, not a model. Give the folder that holds config.json and the weights, or a .gguf file."
+        )
+    if not _HUB_ID.fullmatch(text) or path.suffix.lower() == ".gguf":
+        raise ModelError(f"There is no model at {text}.{_near_folders(path)}")
+    return _locate_on_hub(text, revision)
+
+
+def is_adapter_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a PEFT adapter (its config and its weights)."""
+    folder = Path(path).expanduser()
+    return (folder / ADAPTER_CONFIG).is_file() and any((folder / w).is_file() for w in _ADAPTER_WEIGHTS)
+
+
+def holds_full_model(folder: Path) -> bool:
+    """Whether a folder holds weights of a whole model beside its config."""
+    if not (folder / "config.json").is_file():
+        return False
+    return any(
+        f.name not in _ADAPTER_WEIGHTS and (f.suffix in (".safetensors", ".bin") or f.name.endswith(".index.json"))
+        for f in folder.iterdir()
+        if f.name.startswith(("model", "pytorch_model"))
+    )
+
+
+def describe_folder(folder: Path, *, limit: int = 6) -> str:
+    """What is in a folder, for messages."""
+    names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in folder.iterdir())
+    if not names:
+        return "it is empty"
+    return "it holds " + ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _locate_folder(folder: Path) -> Location:
+    if holds_full_model(folder):
+        return Location("folder", str(folder))
+    if is_adapter_folder(folder):
+        return Location("adapter", str(folder))
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise ModelError(
+            f"{folder} has {ADAPTER_CONFIG} but no {_ADAPTER_WEIGHTS[0]} ({describe_folder(folder)}): the adapter was "
+            "not saved completely. Use another checkpoint."
+        )
+    if (folder / "config.json").is_file():
+        raise ModelError(
+            f"{folder} has config.json but no weights ({describe_folder(folder)}): the model was not saved or "
+            "downloaded completely. Save it again with save_pretrained, or use the hub id."
+        )
+    packed = sorted(folder.glob("*.gguf"))
+    if len(packed) == 1:
+        return Location("gguf", str(packed[0]))
+    inner = sorted(
+        child.name
+        for child in folder.iterdir()
+        if child.is_dir() and (holds_full_model(child) or is_adapter_folder(child))
+    )
+    if packed:
+        cure = f"Name one of its GGUF files: {', '.join(p.name for p in packed[:5])}."
+    elif inner:
+        cure = f"Did you mean one of its folders: {', '.join(str(folder / n) for n in inner[:5])}?"
+    else:
+        cure = "Give the folder that save_pretrained wrote."
+    raise ModelError(f"{folder} has no config.json ({describe_folder(folder)}), so it is not a model. {cure}")
+
+
+def _near_folders(path: Path) -> str:
+    """A sentence with near names: from the deepest folder on the path that exists."""
+    missing, parent = path.name, path.parent
+    while not parent.is_dir() and parent != parent.parent:
+        missing, parent = parent.name, parent.parent
+    if not parent.is_dir():
+        return ""
+    candidates = [e.name for e in parent.iterdir() if e.is_dir() or e.suffix == ".gguf"]
+    near = difflib.get_close_matches(missing, candidates, n=3, cutoff=0.5)
+    rest = path.relative_to(parent).parts[1:]
+    if not near:
+        return f" ({parent.resolve()} exists, but nothing in it has a similar name.)"
+    return f" Did you mean {' or '.join(str(Path(parent, name, *rest)) for name in near)}?"
+
+
+def _locate_on_hub(name: str, revision: str | None) -> Location:
+    cached = _cached_kind(name, revision)
+    answer = _ask_hub(name, revision, int(time.monotonic() / _ASK_AGAIN_S))
+    if answer.found is not None:
+        return Location(answer.found, name)
+    if answer.unreachable and cached is not None:
+        return Location(cached, name, local_files_only=True)
+    near_folders = _near_folders(Path(name))
+    local = near_folders if "Did you mean" in near_folders else ""
+    if answer.unreachable:
+        raise ModelError(
+            f"There is no local folder {name}, it is not in this machine's Hugging Face cache, and the hub could not "
+            f"be reached ({answer.unreachable}).{local} Connect to the internet, or copy the model's folder here and "
+            "give its path."
+        )
+    if answer.no_revision:
+        raise ModelError(
+            f"{name} on the hub has no revision {revision!r}. Leave revision out, or name a branch, tag or commit."
+        )
+    near = _near_on_hub(name)
+    guess = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise ModelError(
+        f"There is no model {name} on the hub, or it is private and you are not logged in (`hf auth login`), "
+        f"and no local folder of that name.{local}{guess}"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    found: Literal["hub", "hub-adapter"] | None = None
+    unreachable: str = ""
+    no_revision: bool = False
+
+
+@lru_cache(maxsize=64)
+def _ask_hub(name: str, revision: str | None, _minute: int) -> _Answer:
+    """Ask the hub once a minute at most: model and tokenizer are looked up one after the other."""
+    from huggingface_hub import HfApi, errors
+
+    try:
+        info = HfApi().model_info(name, revision=revision, timeout=_TIMEOUT_S)
+    except errors.RevisionNotFoundError:
+        return _Answer(no_revision=True)
+    except errors.RepositoryNotFoundError:
+        return _Answer()
+    except errors.HFValidationError as error:
+        raise ModelError(f"{name!r} is neither a path that exists nor a valid hub id ({error}).") from error
+    except _network_errors() as error:
+        return _Answer(unreachable=_first_line(error))
+    files = {sibling.rfilename for sibling in info.siblings or ()}
+    adapter = ADAPTER_CONFIG in files and "config.json" not in files
+    return _Answer(found="hub-adapter" if adapter else "hub")
+
+
+def _cached_kind(name: str, revision: str | None) -> Literal["hub", "hub-adapter"] | None:
+    from huggingface_hub import errors, try_to_load_from_cache
+
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+            return "hub"
+        if isinstance(try_to_load_from_cache(name, ADAPTER_CONFIG, revision=revision), str):
+            return "hub-adapter"
+    except errors.HFValidationError:
+        pass
+    return None
+
+
+def _near_on_hub(name: str) -> list[str]:
+    """Models of the hub with similar names. Its search finds substrings; a typo spoils one part of the name."""
+    from huggingface_hub import HfApi
+
+    owner, _, short = name.rpartition("/")
+    parts = [p for p in re.split(r"[-_.]", short) if len(p) > 2]
+    found: dict[str, None] = {}
+    try:
+        for query in _searches(short, parts):
+            for info in HfApi().list_models(search=query, author=None, sort="downloads", limit=50):
+                found[info.id] = None
+        if owner:
+            for info in HfApi().list_models(author=owner, sort="downloads", limit=100):
+                found[info.id] = None
+    except _network_errors():
+        pass  # near names are a kindness; the error is told anyway
+    lower = {identifier.lower(): identifier for identifier in found}
+    if owner:
+        near = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)
+        return [lower[n] for n in near]
+    by_short = {identifier.rpartition("/")[2]: lower[identifier] for identifier in reversed(lower)}
+    return [by_short[n] for n in difflib.get_close_matches(name.lower(), by_short, n=3, cutoff=0.6)]
+
+
+def _searches(short: str, parts: Iterable[str]) -> list[str]:
+    """The whole short name, then its parts, the longest first: a typo is in one of them, not in all."""
+    return list(dict.fromkeys([short, *sorted(parts, key=len, reverse=True)[:2]]))
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises without a connection. HTTPError is httpx's, whichever httpx the client uses."""
+    from huggingface_hub import errors
+
+    http_error: Any = getattr(errors, "HTTPError", OSError)
+    return (errors.OfflineModeIsEnabled, http_error, OSError)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:120].rstrip(".") if text else type(error).__name__

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+
+from preftune.errors import DatasetError
+from preftune.evaluation.correctness import compare_key_facts, correctness_verdict, length_word
+
+
+def _rates(*, both: int, gained: int, lost: int, neither: int):
+    base = [True] * both + [False] * gained + [True] * lost + [False] * neither
+    aligned = [True] * both + [True] * gained + [False] * lost + [False] * neither
+    return compare_key_facts(base, aligned)
+
+
+def test_rates_and_difference_by_hand() -> None:
+    rates = _rates(both=5, gained=3, lost=1, neither=1)
+    assert (rates.base.mean, rates.aligned.mean) == (0.6, 0.8)
+    assert rates.difference.mean == pytest.approx(0.2)
+    # changes: 3 x +1, 1 x -1, 6 x 0: variance 10/9 * (3*0.64 + 1.44 + 6*0.04) / 100, t(9) = 2.26216
+    half = 2.26216 * (10 / 9 * 3.6 / 100) ** 0.5
+    assert rates.difference.high == pytest.approx(0.2 + half, abs=1e-4)
+    assert (rates.gained, rates.lost, rates.p_value) == (3, 1, 0.625)
+    assert set(rates.to_dict()) == {"base", "aligned", "difference", "gained", "lost", "p_value", "n"}
+
+
+def test_a_prompt_with_several_rows_changes_once() -> None:
+    rates = compare_key_facts([False, False, True], [True, True, True], ["p", "p", "q"])
+    assert (rates.gained, rates.lost) == (1, 0)
+
+
+def test_few_gains_are_not_shown_even_where_the_t_interval_is_optimistic() -> None:
+    rates = _rates(both=20, gained=5, lost=0, neither=23)
+    assert rates.difference.low > 0
+    assert rates.p_value == 0.0625
+    assert not rates.shown
+    assert _rates(both=20, gained=6, lost=0, neither=22).shown
+
+
+MORE = {"both": 20, "gained": 12, "lost": 1, "neither": 15}
+LESS = {"both": 20, "gained": 1, "lost": 12, "neither": 15}
+LESS_BY_ONE = {"both": 30, "gained": 2, "lost": 3, "neither": 13}
+SAME = {"both": 30, "gained": 3, "lost": 3, "neither": 12}
+MORE_BY_ONE = {"both": 30, "gained": 3, "lost": 2, "neither": 13}
+
+
+@pytest.mark.parametrize(
+    ("counts", "tokens", "name", "says"),
+    [
+        (MORE, 40, "more correct", "by more than chance"),
+        (MORE, 100, "more correct", "by more than chance"),
+        (MORE, 150, "more correct but longer", "by more than chance"),
+        (LESS, 40, "shorter and less correct", "by more than chance"),
+        (LESS, 100, "less correct", "by more than chance"),
+        (LESS, 150, "longer and less correct", "by more than chance"),
+        (LESS_BY_ONE, 40, "shorter and less correct", "can be chance"),
+        (SAME, 40, "only shorter", "no difference in correctness is shown"),
+        (MORE_BY_ONE, 40, "only shorter", "no difference in correctness is shown"),
+        (MORE_BY_ONE, 150, "only longer", "no difference in correctness is shown"),
+        (SAME, 100, "no difference shown", "no difference in correctness is shown"),
+    ],
+)
+def test_every_verdict(counts: dict[str, int], tokens: float, name: str, says: str) -> None:
+    verdict = correctness_verdict(_rates(**counts), base_tokens=100, aligned_tokens=tokens)
+    assert verdict.name == name
+    assert says in verdict.sentence
+    assert f"{tokens} tokens per answer instead of 100" in verdict.sentence
+
+
+def test_without_key_facts_nothing_is_claimed() -> None:
+    assert correctness_verdict(None, base_tokens=10, aligned_tokens=5).name == "not measured"
+
+
+def test_length_words() -> None:
+    assert length_word(100, 90) == "shorter"
+    assert length_word(100, 91) == "as long"
+    assert length_word(100, 109) == "as long"
+    assert length_word(100, 111) == "longer"
+    assert length_word(0, 0) == "as long"
+    assert length_word(0, 5) == "longer"
+
+
+def test_unequal_lists_are_refused() -> None:
+    with pytest.raises(DatasetError, match="same rows"):
+        compare_key_facts([True], [])

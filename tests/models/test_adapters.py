@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+
+from preftune.errors import ModelError
+from preftune.models import load_model, load_tokenizer, merge
+from tests.models.tiny import tiny_llama, tiny_tokenizer
+
+IDS = torch.arange(3, 35).view(2, 16)
+
+
+def _scores(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS).logits.float()
+
+
+def _adapt(model: torch.nn.Module, **options) -> PeftModel:
+    torch.manual_seed(0)
+    adapted = get_peft_model(model, LoraConfig(**{"r": 4, "target_modules": "all-linear", **options}))
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name or ".modules_to_save." in name:
+            parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+    return adapted
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    folder = tmp_path / "base"
+    tiny_llama().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_a_merged_folder_scores_as_the_adapter_did(base: Path, tmp_path: Path) -> None:
+    adapted = _adapt(load_model(base))
+    expected = _scores(adapted)
+    assert (expected - _scores(load_model(base))).abs().max() > 0.1
+    adapted.save_pretrained(tmp_path / "adapter")
+    merged = merge(tmp_path / "adapter", tmp_path / "out" / "merged")
+    torch.testing.assert_close(_scores(merged), expected, rtol=1e-4, atol=1e-4)
+    again = load_model(tmp_path / "out" / "merged")
+    assert not isinstance(again, PeftModel)
+    torch.testing.assert_close(_scores(again), expected, rtol=1e-4, atol=1e-4)
+    assert load_tokenizer(tmp_path / "out" / "merged").chat_template == tiny_tokenizer().chat_template
+    assert (tmp_path / "out" / "merged" / "generation_config.json").is_file()
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["merged"]
+
+
+def test_dtype_of_the_merged_weights(base: Path, tmp_path: Path) -> None:
+    _adapt(load_model(base)).save_pretrained(tmp_path / "adapter")
+    assert merge(tmp_path / "adapter").dtype == torch.float32
+    assert merge(tmp_path / "adapter", dtype="bf16").dtype == torch.bfloat16
+    assert merge(_adapt(load_model(base)), dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_a_four_bit_base_is_loaded_again_unquantised(base: Path, tmp_path: Path, caplog) -> None:
+    adapted = _adapt(load_model(base, load_in_4bit=True))
+    with caplog.at_level(logging.INFO, "preftune"):
+        merged = merge(adapted, tmp_path / "merged")
+    assert "folded into the unquantised base" in caplog.text
+    expected = _scores(_adapt(load_model(base)))
+    torch.testing.assert_close(_scores(merged), expected, rtol=1e-4, atol=1e-4)
+    assert isinstance(adapted, PeftModel)
+    assert any(type(p).__name__ == "Params4bit" for p in adapted.parameters())  # the given model is left as it is
+    assert type(load_model(tmp_path / "merged").model.layers[0].mlp.up_proj) is torch.nn.Linear
+
+
+@pytest.mark.parametrize("why", ["gone", "changed"])
+def test_a_four_bit_base_that_cannot_be_had_is_unpacked(base: Path, tmp_path: Path, caplog, why: str) -> None:
+    model = load_model(base, load_in_4bit=True)
+    if why == "gone":
+        model.name_or_path = model.config._name_or_path = str(tmp_path / "gone")
+    else:
+        model.model.norm.weight.data += 1  # not the model of that name any more
+    adapted = _adapt(model)
+    expected = _scores(adapted)
+    merged = merge(adapted)
+    assert "keep their rounding" in caplog.text
+    assert not any(type(p).__name__ == "Params4bit" for p in merged.parameters())
+    torch.testing.assert_close(_scores(merged), expected, rtol=0.02, atol=0.05)
+
+
+def test_an_adapter_of_a_base_stored_in_four_bit(base: Path, tmp_path: Path) -> None:
+    load_model(base, load_in_4bit=True).save_pretrained(tmp_path / "packed")
+    adapted = _adapt(load_model(tmp_path / "packed"))
+    expected = _scores(adapted)
+    adapted.save_pretrained(tmp_path / "adapter")
+    merged = merge(tmp_path / "adapter", tmp_path / "merged")
+    torch.testing.assert_close(_scores(merged), expected, rtol=0.02, atol=0.05)
+    torch.testing.assert_close(_scores(load_model(tmp_path / "merged")), _scores(merged), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*tie.*")
+def test_a_head_trained_apart_from_a_tied_embedding_survives(base: Path, tmp_path: Path) -> None:
+    adapted = _adapt(load_model(base), target_modules=["q_proj"], modules_to_save=["lm_head"])
+    expected = _scores(adapted)
+    adapted.save_pretrained(tmp_path / "adapter")
+    merge(tmp_path / "adapter", tmp_path / "merged")
+    again = load_model(tmp_path / "merged")
+    assert again.lm_head.weight is not again.model.embed_tokens.weight
+    torch.testing.assert_close(_scores(again), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_tied_head_stays_tied(base: Path, tmp_path: Path) -> None:
+    _adapt(load_model(base)).save_pretrained(tmp_path / "adapter")
+    merge(tmp_path / "adapter", tmp_path / "merged")
+    again = load_model(tmp_path / "merged")
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+
+
+def test_what_cannot_be_merged_is_refused_with_the_cure(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="holds no adapter to fold in"):
+        merge(base)
+    _adapt(load_model(base)).save_pretrained(tmp_path / "run" / "checkpoint-1")
+    with pytest.raises(ModelError, match=r"Did you mean .*checkpoint-1"):
+        merge(tmp_path / "run")
+    with pytest.raises(ModelError, match="already in use"):
+        merge(tmp_path / "run" / "checkpoint-1", base)
+    with pytest.raises(ModelError, match="has no adapter"):
+        merge(load_model(base))
+    prompt = get_peft_model(load_model(base), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(ModelError, match="PROMPT_TUNING"):
+        merge(prompt)
+    with pytest.raises(ModelError, match="There is no model at"):
+        merge(tmp_path / "run" / "no" / "such")
