@@ -126,6 +126,7 @@ def test_the_defaults_that_differ_are_the_documented_ones():
         "accelerator_config",
         "_n_gpu",
         "local_rank",
+        "pad_to_multiple_of",  # TRL resolves "auto" to None
     }
 
 

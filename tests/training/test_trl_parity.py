@@ -9,10 +9,10 @@ import pytest
 import trl
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from tiny import chat_rows, rows, save_tiny, tiny_tokenizer
 from transformers import AutoModelForCausalLM, set_seed
 
 import preftune
+from tiny import chat_rows, rows, save_tiny, tiny_tokenizer
 
 STEPS = 20
 

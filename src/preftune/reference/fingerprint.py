@@ -27,6 +27,12 @@ _IRRELEVANT = frozenset(
     "chunk_size_feed_forward tokenizer_class quantization_config tie_word_embeddings".split()
 )
 
+# The same for PEFT's configs: paths, versions, and what only training or initialisation reads (the weights count).
+_IRRELEVANT_OF_ADAPTERS = frozenset(
+    "auto_mapping base_model_name_or_path inference_mode init_lora_weights lora_dropout peft_version revision "
+    "task_type".split()
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
@@ -69,9 +75,10 @@ def fingerprint(model: nn.Module, *, adapters: bool) -> str:
             continue
         digest.update(_canonical(name).encode())
         _update(digest, tensor)
-    if adapters:
-        for name, config in sorted((getattr(model, "peft_config", None) or {}).items()):
-            digest.update((name + json.dumps(config.to_dict(), sort_keys=True, default=_stable)).encode())
+    if adapters and (configs := getattr(model, "peft_config", None)):
+        for name, config in sorted(configs.items()):
+            relevant = {k: v for k, v in config.to_dict().items() if k not in _IRRELEVANT_OF_ADAPTERS}
+            digest.update((name + json.dumps(relevant, sort_keys=True, default=_stable)).encode())
         digest.update(str(getattr(model, "active_adapters", "")).encode())
     return digest.hexdigest()
 

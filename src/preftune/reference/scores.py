@@ -82,10 +82,13 @@ class ReferenceScores:
 def _groups_with_a_miss(
     groups: Sequence[TokenizedGroup], keys: Sequence[bytes], known: dict[bytes, Scores]
 ) -> list[TokenizedGroup]:
+    """In their order; of groups that lack the same completions, the first."""
     missing, at = [], 0
+    covered = set(known)
     for group in groups:
-        count = len(group.completions)
-        if any(key not in known for key in keys[at : at + count]):
+        own = keys[at : at + len(group.completions)]
+        at += len(own)
+        if not covered.issuperset(own):
             missing.append(group)
-        at += count
+            covered.update(own)
     return missing

@@ -90,19 +90,25 @@ class AsReceived:
         """
         Args:
             trained: whether the policy has been changed since it was received.
-            reload: loads the model again from where its config says it came from; its weights are checked.
+            reload: loads the model again from where its config says it came from, ready for the engine; its weights
+                are checked. It is kept until `let_go`.
         """
         self.fingerprint = fingerprint(model, adapters=True)
         self._trained, self._reload = trained, reload
+        self._again: nn.Module | None = None
+
+    def let_go(self) -> None:
+        """Forget a model that was loaded again."""
+        self._again = None
 
     def score(self, model: nn.Module, batch: PackedBatch, engine: Engine) -> Tensor:
         if not self._trained():
             with inference(model):
                 return engine(model, batch).token_logps_T
-        again = self._load_again()
-        again.to(batch.input_ids.device)
-        with inference(again):
-            return engine(again, batch).token_logps_T
+        if self._again is None:
+            self._again = self._load_again().to(batch.input_ids.device)
+        with inference(self._again):
+            return engine(self._again, batch).token_logps_T
 
     def _load_again(self) -> nn.Module:
         remedy = "Pass this data as eval_dataset when the trainer is made, so that it is scored before the first step."

@@ -29,6 +29,9 @@ _APPLICATION_ID = 0x50465431  # "PFT1": marks the file as ours and its format
 _BUSY_SECONDS = 30.0
 _KEYS_PER_QUERY = 500
 
+_OF_THE_PARENT: list[sqlite3.Connection] = []
+"""Connections that a forked child inherited. SQLite forbids it to close them, so they are never collected."""
+
 
 class ScoreStore:
     """Per-token reference scores under one (model, numerics) address.
@@ -41,7 +44,7 @@ class ScoreStore:
         self.path = folder / fingerprint[:2] / f"{fingerprint}-{numerics}.sqlite"
         self._connection: sqlite3.Connection | None = None
         self._process = 0
-        self._broken = False
+        self._unreadable = self._unwritable = False
 
     def get(self, keys: Iterable[bytes]) -> dict[bytes, Scores]:
         """The scores that are there and intact; absent keys are misses."""
@@ -59,7 +62,7 @@ class ScoreStore:
     def put(self, scores: Mapping[bytes, Scores]) -> None:
         """Add scores; what is there already is overwritten (the same address has the same content)."""
         rows = [(key, _pack(key, value)) for key, value in scores.items()]
-        if rows:
+        if rows and not self._unwritable:
             self._run("INSERT OR REPLACE INTO scores (key, value) VALUES (?, ?)", rows, many=True)
 
     def __len__(self) -> int:
@@ -68,17 +71,17 @@ class ScoreStore:
 
     @property
     def usable(self) -> bool:
-        """False once the file turned out to be impossible to read or write."""
-        return not self._broken
+        """False once the file turned out to be impossible to read or write. What is there may still be read."""
+        return not (self._unreadable or self._unwritable)
 
     def close(self) -> None:
         if self._connection is not None and self._process == os.getpid():
             self._connection.close()
-        self._connection = None
+            self._connection = None
 
     def _run(self, sql: str, values: Sequence[Any], *, many: bool = False) -> list[Any]:
         for attempt in (1, 2):
-            if self._broken:
+            if self._unreadable:
                 return []
             try:
                 connection = self._connect()
@@ -88,17 +91,20 @@ class ScoreStore:
                         return []
                     return connection.execute(sql, values).fetchall()
             except sqlite3.OperationalError as error:  # locked too long, read-only, disk full
-                self._give_up(error)
+                return self._give_up(error, writing=many)
             except sqlite3.DatabaseError as error:
                 if attempt == 2:
-                    self._give_up(error)
+                    return self._give_up(error)
                 self._set_aside(error)
             except OSError as error:
-                self._give_up(error)
+                return self._give_up(error)
         return []
 
     def _connect(self) -> sqlite3.Connection:
-        if self._connection is None or self._process != os.getpid():  # a forked child must not share a connection
+        if self._connection is not None and self._process != os.getpid():
+            _OF_THE_PARENT.append(self._connection)  # a forked child must neither use nor close it
+            self._connection = None
+        if self._connection is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, check_same_thread=False)
             try:
@@ -112,6 +118,8 @@ class ScoreStore:
     def _set_aside(self, error: Exception) -> None:
         """The file is torn or not ours: keep it under another name for whoever wonders, and begin anew."""
         self.close()
+        if _intact(self.path):  # another process was faster
+            return
         aside = self.path.with_suffix(f".damaged-{int(time.time())}")
         with contextlib.suppress(OSError):
             os.replace(self.path, aside)
@@ -120,27 +128,52 @@ class ScoreStore:
                 os.remove(f"{self.path}{suffix}")
         log.warning("The reference cache %s was damaged (%s); it was set aside and is rebuilt.", self.path, error)
 
-    def _give_up(self, error: Exception) -> None:
-        self._broken = True
-        log.warning(
-            "The reference cache %s cannot be used (%s); reference scores are computed and not kept. "
-            "Set PREFTUNE_CACHE to a folder that can be written.",
-            self.path,
-            error,
-        )
+    def _give_up(self, error: Exception, *, writing: bool = False) -> list[Any]:
+        """Say it once, and answer every request from now on with nothing."""
+        if self.usable:
+            log.warning(
+                "The reference cache %s cannot be %s (%s); reference scores are computed and not kept. "
+                "Set PREFTUNE_CACHE to a folder that can be written.",
+                self.path,
+                "written" if writing else "used",
+                error,
+            )
+        self._unwritable = True
+        self._unreadable |= not writing
+        return []
 
 
 def _initialise(connection: sqlite3.Connection) -> None:
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if application != _APPLICATION_ID:
-        if tables:
-            raise sqlite3.DatabaseError("a database of something else")
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
     connection.execute("PRAGMA synchronous=NORMAL")
-    connection.execute("CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
+    if _is_ours(connection):
+        return
+    connection.execute("BEGIN IMMEDIATE")  # of several processes that find no file, one creates it
+    try:
+        if not _is_ours(connection):
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if tables:
+                raise sqlite3.DatabaseError("a database of something else")
+            connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+            connection.execute("CREATE TABLE scores (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
+    except BaseException:
+        connection.rollback()
+        raise
     connection.commit()
+    with contextlib.suppress(sqlite3.OperationalError):  # others are at work in it: it stays as it is, which is slower
+        connection.execute("PRAGMA journal_mode=WAL")
+
+
+def _is_ours(connection: sqlite3.Connection) -> bool:
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    return bool(application == _APPLICATION_ID)
+
+
+def _intact(path: Path) -> bool:
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=_BUSY_SECONDS)) as connection:
+            return _is_ours(connection) and connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+    except sqlite3.DatabaseError:
+        return False
 
 
 def _pack(key: bytes, scores: Scores) -> bytes:

@@ -19,7 +19,7 @@ def prepare_model(model: Any, args: DPOConfig, *, peft_config: Any, quantization
     """The policy as it will be trained: loaded if it is a name, with its adapter, dropout as asked.
 
     Raises:
-        ModelError: no model, a quantised model without adapter, an adapter on top of an adapter.
+        ModelError: no model, a quantised model without adapter, an adapter on top of an adapter or without PeftModel.
     """
     if isinstance(model, str):
         from preftune.models import load_model
@@ -36,6 +36,11 @@ def prepare_model(model: Any, args: DPOConfig, *, peft_config: Any, quantization
         raise ModelError(f"model is a {type(model).__name__}: pass a model, a hub id or a folder.")
     if peft_config is not None:
         model = add_adapter(model, peft_config)
+    if hasattr(model, "peft_config") and not hasattr(model, "disable_adapter"):
+        raise ModelError(
+            "the model holds its adapter without a PeftModel around it, as AutoModelForCausalLM.from_pretrained makes "
+            "of an adapter's folder. Load it with preftune.load_model(name, is_trainable=True)."
+        )
     if not any(p.requires_grad for p in model.parameters()):
         raise ModelError(
             "no parameter of the model requires a gradient. Load the adapter with is_trainable=True, or pass a "
@@ -120,6 +125,17 @@ def prepare_data(
     for line in lines[1:]:
         warn(line)
     return groups, report
+
+
+def prepare_all_data(
+    train: Any, held_out: Any, tokenizer: Any, args: DPOConfig
+) -> tuple[GroupDataset, GroupDataset | dict[str, GroupDataset] | None, dict[str, TokenizeReport]]:
+    """Training and evaluation data of a run, and what tokenising did to each, by role."""
+    if train is None:
+        raise ConfigError("train_dataset is missing: pass a dataset, a list of dicts, a path or a hub id.")
+    groups, report = prepare_data(train, tokenizer, args, role="train")
+    eval_groups, reports = prepare_eval_data(held_out, tokenizer, args)
+    return groups, eval_groups, reports if report is None else {"train": report, **reports}
 
 
 def prepare_eval_data(

@@ -7,7 +7,6 @@ the whole optimiser step.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,16 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
+from transformers.trainer_utils import EvalLoopOutput
 
-from preftune.data import GroupDataset
-from preftune.errors import ConfigError, NonFiniteError
+from preftune.errors import NonFiniteError
 from preftune.log import say
 from preftune.logps import choose_engine
 from preftune.losses import LossOutput, get_loss
-from preftune.reference import ReferenceScores
+from preftune.reference import AsReceived, ReferenceScores
 from preftune.training import assemble, checkpoint, model_card
 from preftune.training.advice import advise
+from preftune.training.arguments import (
+    checkpoint_folder,
+    data_facts,
+    own_config,
+    parts,
+    refuse_arguments,
+    step_of,
+    tokenizer_of,
+)
 from preftune.training.batches import BATCH, collate
 from preftune.training.config import DPOConfig
 from preftune.training.evaluation_loop import evaluate_pairs
@@ -36,18 +43,6 @@ from preftune.training.run_directory import check_writable, write_json
 from preftune.training.run_record import RunRecord, configuration, environment
 from preftune.training.self_check import FirstStepCallback, check_before_training
 from preftune.types import PackedBatch, Sides
-
-_REMOVED = {
-    "tokenizer": "processing_class",
-    "beta": "DPOConfig(beta=...)",
-    "max_length": "DPOConfig(max_length=...)",
-    "max_prompt_length": "DPOConfig(max_prompt_length=...)",
-    "loss_type": "DPOConfig(loss_type=...)",
-    "model_init_kwargs": "DPOConfig(model_init_kwargs=...)",
-    "ref_model_init_kwargs": "a ref_model that is loaded already, or none",
-    "precompute_ref_log_probs": "DPOConfig(precompute_ref_log_probs=...)",
-    "model_init": "model",
-}
 
 
 class DPOTrainer(Trainer):  # type: ignore[misc]
@@ -90,15 +85,13 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
         quantization_config: Any = None,
         **removed: Any,
     ) -> None:
-        _refuse_arguments(removed, data_collator, preprocess_logits_for_metrics)
-        args = _own_config(args)
+        refuse_arguments(removed, data_collator, preprocess_logits_for_metrics)
+        args = own_config(args)
         check_writable(args.output_dir)
-        if train_dataset is None:
-            raise ConfigError("train_dataset is missing: pass a dataset, a list of dicts, a path or a hub id.")
-        tokenizer = processing_class if processing_class is not None else _tokenizer_of(model, args)
-        train_groups, train_report = assemble.prepare_data(train_dataset, tokenizer, args, role="train")
-        eval_groups, reports = assemble.prepare_eval_data(eval_dataset, tokenizer, args)
-        self.reports = reports if train_report is None else {"train": train_report, **reports}
+        tokenizer = processing_class if processing_class is not None else tokenizer_of(model, args)
+        train_groups, eval_groups, self.reports = assemble.prepare_all_data(
+            train_dataset, eval_dataset, tokenizer, args
+        )
         model = assemble.prepare_model(model, args, peft_config=peft_config, quantization_config=quantization_config)
         self.full = not hasattr(model, "peft_config")
         assemble.settle_learning_rate(args, full=self.full)
@@ -140,16 +133,16 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
         Args:
             resume_from_checkpoint: a checkpoint folder, or True for the last one in output_dir.
         """
-        folder = self._checkpoint_folder(resume_from_checkpoint)
+        folder = checkpoint_folder(resume_from_checkpoint, self.args.output_dir)
         state = checkpoint.load_state(folder, rank=self.args.process_index) if folder else None
         if folder is not None:
             checkpoint.check_same_reference(state, self.reference.source.fingerprint, folder)
         if not self._policy_changed:
             self._before_first_step(resumed=folder is not None)
-        self._policy_changed = True
-        self._resume_state = state
+        self._policy_changed, self._resume_state = True, state
+        self._work.reset()
         if self.is_world_process_zero():
-            self._record.begin(resumed_step=_step_of(folder))
+            self._record.begin(resumed_step=step_of(folder))
             write_json(Path(self.args.output_dir) / "audit.json", self._audit())
         try:
             result = super().train(resume_from_checkpoint=str(folder) if folder else None, **kwargs)
@@ -165,15 +158,10 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         if self._resume_state is not None:
             self._restore_window(self._resume_state)
-        batch: PackedBatch = inputs[BATCH]
-        self._step_rows = [*self._step_rows, *(g.id for g in batch.groups)][-64:] if self._mid_step else [
-            g.id for g in batch.groups
-        ]  # fmt: skip
-        self._mid_step = not self.accelerator.sync_gradients
         try:
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         except torch.OutOfMemoryError as error:
-            raise memory_cures(self.args, batch, full=self.full) from error
+            raise memory_cures(self.args, inputs[BATCH], full=self.full) from error
         return loss
 
     def compute_loss(
@@ -219,6 +207,7 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
         """Pairs of the whole optimiser step, over all its micro-batches and all ranks."""
         if not batch_samples:
             return None
+        self._step_rows = [group.id for inputs in batch_samples for group in inputs[BATCH].groups]
         pairs = torch.tensor(sum(inputs[BATCH].pairs for inputs in batch_samples), device=device)
         return self.accelerator.gather(pairs).sum() if self.args.world_size > 1 else pairs
 
@@ -241,7 +230,11 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
         """As `Trainer.evaluate`; raw datasets are tokenised first. Metrics are means over pairs, whatever the batch."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset, _ = assemble.prepare_eval_data(eval_dataset, self.processing_class, self.args)
-        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        try:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            if isinstance(self.reference.source, AsReceived):
+                self.reference.source.let_go()
 
     def evaluation_loop(
         self,
@@ -258,23 +251,8 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self.model.training:
             logs |= self._window.drain(lambda sums: self.accelerator.reduce(sums, "sum"))
-            logs |= self._work_since_last_log()
+            logs |= self._work.drain(self.reference)
         super().log(logs, start_time)
-
-    def _work_since_last_log(self) -> dict[str, float]:
-        work, now = self._work, time.perf_counter()
-        seconds, self._logged_at = now - self._logged_at, now
-        looked_up = self.reference.hits + self.reference.misses - self._lookups
-        figures = {
-            "tokens_per_second": work.packed_tokens / seconds,
-            "pairs_per_second": work.pairs / seconds,
-            "useful_tflops": work.flops / seconds / 1e12,
-            "tokens_saved_by_sharing": 1 - work.packed_tokens / max(1, work.separate_tokens),
-            "reference/cache_hits": (self.reference.hits - self._hits) / max(1, looked_up),
-        }
-        self._hits, self._lookups = self.reference.hits, self.reference.hits + self.reference.misses
-        work.reset()
-        return figures
 
     # --- saving ---
 
@@ -310,7 +288,7 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
     # --- inner parts ---
 
     def _before_first_step(self, *, resumed: bool) -> None:
-        everything = [self.train_dataset, *_parts(self.eval_dataset)]
+        everything = [self.train_dataset, *parts(self.eval_dataset)]
         if not self.reference.source.live or self.args.precompute_ref_log_probs:
             score_everything(self, everything)
         probe = collate([self.train_dataset[0]])[BATCH].to(self.args.device)
@@ -332,9 +310,7 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
 
     def _make_reference(self, ref_model: Any) -> ReferenceScores:
         self._resume_state: dict[str, Any] | None = None
-        self._mid_step, self._step_rows = False, [""]
-        self._hits = self._lookups = 0
-        self._logged_at = time.perf_counter()
+        self._step_rows: list[str] = []
         probe = collate([self.train_dataset[0]])[BATCH].to(self.args.device)
         return make_reference(self, ref_model, probe, trained=lambda: self._policy_changed)
 
@@ -359,21 +335,6 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         return data_collator  # groups have no columns to remove
 
-    def _checkpoint_folder(self, asked: str | bool | None) -> Path | None:
-        if asked is None or asked is False:
-            return None
-        if asked is True:
-            found = get_last_checkpoint(self.args.output_dir)
-            if found is None:
-                raise ConfigError(
-                    f"there is no checkpoint in {self.args.output_dir} to resume from. Start without "
-                    "resume_from_checkpoint, or name the folder."
-                )
-            return Path(found)
-        if not Path(asked).is_dir():
-            raise ConfigError(f"resume_from_checkpoint={str(asked)!r} is not a folder.")
-        return Path(asked)
-
     def _say_advice(self) -> None:
         pairs, args = len(self.train_dataset), self.args
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -389,12 +350,12 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
             "configuration": configuration(self.args),
             "precision": self.precision.describe(),
             "engine": {"name": self.engine.name, "reason": self.support.reason},
-            "data": {"train": _data_facts(self.train_dataset)},
+            "data": {"train": data_facts(self.train_dataset)},
             "model": {"name": str(getattr(self.model.config, "_name_or_path", "")), "full_fine_tuning": self.full},
             "reference": self._reference_facts(),
             "seeds": {"seed": self.args.seed, "data_seed": self.args.data_seed},
         }
-        facts["data"] |= {f"eval_{i}": _data_facts(part) for i, part in enumerate(_parts(self.eval_dataset))}
+        facts["data"] |= {f"eval_{i}": data_facts(part) for i, part in enumerate(parts(self.eval_dataset))}
         return facts
 
     def _reference_facts(self) -> dict[str, str]:
@@ -407,49 +368,3 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
     def _end(self, outcome: str, **more: Any) -> None:
         if self.is_world_process_zero():
             self._record.end(outcome, steps=self.state.global_step, **more)
-
-
-def _refuse_arguments(removed: dict[str, Any], data_collator: Any, preprocess: Any) -> None:
-    for name in removed:
-        successor = _REMOVED.get(name)
-        if successor is None:
-            raise TypeError(f"DPOTrainer() got an unexpected keyword argument {name!r}")
-        raise ConfigError(f"DPOTrainer takes no {name!r} (any more); its successor is {successor}.")
-    for name, value in {"data_collator": data_collator, "preprocess_logits_for_metrics": preprocess}.items():
-        if value is not None:
-            raise ConfigError(
-                f"{name} is not honoured: preftune packs its own batches and keeps no logits; leave it out."
-            )
-
-
-def _own_config(args: Any) -> DPOConfig:
-    if args is None:
-        return DPOConfig(output_dir="runs/dpo")
-    if not isinstance(args, DPOConfig):
-        raise ConfigError(
-            f"args is a {type(args).__module__}.{type(args).__name__}: pass preftune.DPOConfig, which has its fields."
-        )
-    return args
-
-
-def _tokenizer_of(model: Any, args: DPOConfig) -> Any:
-    from preftune.models import load_tokenizer
-
-    name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
-    if not name:
-        raise ConfigError("processing_class is missing, and the model has no name to load a tokenizer from. Pass it.")
-    return load_tokenizer(name, trust_remote_code=args.trust_remote_code)
-
-
-def _parts(eval_dataset: Any) -> list[GroupDataset]:
-    if eval_dataset is None:
-        return []
-    return list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
-
-
-def _data_facts(groups: GroupDataset) -> dict[str, Any]:
-    return {"pairs": groups.pairs, "tokens": int(groups.total_tokens), "fingerprint": groups.fingerprint}
-
-
-def _step_of(folder: Path | None) -> int | None:
-    return None if folder is None else int(folder.name.rsplit("-", 1)[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from preftune.losses import LossOutput
+from preftune.reference import ReferenceScores
 from preftune.types import PackedBatch, Sides
 
 PER_PAIR = (
@@ -83,11 +85,29 @@ class WorkCounter:
         base = getattr(model, "get_base_model", lambda: model)()
         self._trunk = _parameters(base) - sum(tables.values())
         self._passes = 3 if trains_everything else 2
+        self._hits = self._misses = 0
         self.reset()
 
     def reset(self) -> None:
+        """Begin counting anew, now."""
         self.pairs = self.packed_tokens = self.separate_tokens = 0
         self.flops = 0.0
+        self._since = time.perf_counter()
+
+    def drain(self, reference: ReferenceScores) -> dict[str, float]:
+        """Rates and shares since the last call (or since the counter was made)."""
+        seconds = max(1e-9, time.perf_counter() - self._since)
+        hits, misses = reference.hits - self._hits, reference.misses - self._misses
+        self._hits, self._misses = reference.hits, reference.misses
+        figures = {
+            "tokens_per_second": self.packed_tokens / seconds,
+            "pairs_per_second": self.pairs / seconds,
+            "useful_tflops": self.flops / seconds / 1e12,
+            "tokens_saved_by_sharing": 1 - self.packed_tokens / max(1, self.separate_tokens),
+            "reference/cache_hits": hits / max(1, hits + misses),
+        }
+        self.reset()
+        return figures
 
     def add(self, batch: PackedBatch, *, reference_groups: int) -> None:
         """Count one micro-batch, of whose groups `reference_groups` were scored by the reference as well."""

@@ -12,7 +12,7 @@ from preftune.cache_folder import cache_folder
 from preftune.data import GroupDataset
 from preftune.errors import ConfigError
 from preftune.log import say
-from preftune.logps import choose_engine
+from preftune.logps import choose_engine, make_engine
 from preftune.reference import ExplicitModel, Numerics, ReferenceScores, ScoreStore, choose_source
 from preftune.types import PackedBatch, TokenizedGroup
 
@@ -80,14 +80,16 @@ def _prepare_explicit(trainer: Any, ref_model: Any) -> Any:
 
     from preftune.models.precision import apply_precision
 
-    if ref_model is trainer.model:
-        raise ConfigError(
-            "model and ref_model are the same object. Leave ref_model out: the reference is then the model as received."
-        )
     if isinstance(ref_model, str):
         from preftune.models import load_model
 
         ref_model = load_model(ref_model, trust_remote_code=trainer.args.trust_remote_code)
+    policys = {id(parameter) for parameter in trainer.model.parameters()}
+    if any(id(parameter) in policys for parameter in ref_model.parameters()):
+        raise ConfigError(
+            "model and ref_model are the same object, or one is an adapter around the other. Leave ref_model out: the "
+            "reference is then the model as received."
+        )
     for parameter in ref_model.parameters():
         parameter.requires_grad_(False)
     # what trains is float32 under autocast; a fully trained policy's reference must go through the same kernels
@@ -97,7 +99,9 @@ def _prepare_explicit(trainer: Any, ref_model: Any) -> Any:
 
 
 def _reloader(trainer: Any) -> Callable[[], nn.Module] | None:
-    """Loads the model again from where its config says it came from. Whoever calls must check its weights."""
+    """Loads the model again from where its config says it came from, ready for the policy's engine. Whoever calls must
+    check its weights.
+    """
     name = getattr(trainer.model.config, "_name_or_path", "")
     if not name:
         return None
@@ -105,6 +109,8 @@ def _reloader(trainer: Any) -> Callable[[], nn.Module] | None:
     def reload() -> nn.Module:
         from preftune.models import load_model
 
-        return _prepare_explicit(trainer, load_model(name, trust_remote_code=trainer.args.trust_remote_code))
+        again = _prepare_explicit(trainer, load_model(name, trust_remote_code=trainer.args.trust_remote_code))
+        make_engine(again, trainer.engine.name)
+        return again
 
     return reload

@@ -1,0 +1,91 @@
+"""What a trainer is given: checked, completed, and what is no longer taken answered with its successor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import get_last_checkpoint
+
+from preftune.data import GroupDataset
+from preftune.errors import ConfigError
+from preftune.training.config import DPOConfig
+
+_REMOVED = {
+    "tokenizer": "processing_class",
+    "beta": "DPOConfig(beta=...)",
+    "max_length": "DPOConfig(max_length=...)",
+    "max_prompt_length": "DPOConfig(max_prompt_length=...)",
+    "loss_type": "DPOConfig(loss_type=...)",
+    "model_init_kwargs": "DPOConfig(model_init_kwargs=...)",
+    "ref_model_init_kwargs": "a ref_model that is loaded already, or none",
+    "precompute_ref_log_probs": "DPOConfig(precompute_ref_log_probs=...)",
+    "model_init": "model",
+}
+
+
+def refuse_arguments(removed: dict[str, Any], data_collator: Any, preprocess: Any) -> None:
+    for name in removed:
+        successor = _REMOVED.get(name)
+        if successor is None:
+            raise TypeError(f"DPOTrainer() got an unexpected keyword argument {name!r}")
+        raise ConfigError(f"DPOTrainer takes no {name!r} (any more); its successor is {successor}.")
+    for name, value in {"data_collator": data_collator, "preprocess_logits_for_metrics": preprocess}.items():
+        if value is not None:
+            raise ConfigError(
+                f"{name} is not honoured: preftune packs its own batches and keeps no logits; leave it out."
+            )
+
+
+def own_config(args: Any) -> DPOConfig:
+    if args is None:
+        return DPOConfig(output_dir="runs/dpo")
+    if not isinstance(args, DPOConfig):
+        raise ConfigError(
+            f"args is a {type(args).__module__}.{type(args).__name__}: pass preftune.DPOConfig, which has its fields."
+        )
+    return args
+
+
+def tokenizer_of(model: Any, args: DPOConfig) -> Any:
+    from preftune.models import load_tokenizer
+
+    name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
+    if not name:
+        raise ConfigError("processing_class is missing, and the model has no name to load a tokenizer from. Pass it.")
+    return load_tokenizer(name, trust_remote_code=args.trust_remote_code)
+
+
+def parts(eval_dataset: Any) -> list[GroupDataset]:
+    if eval_dataset is None:
+        return []
+    return list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
+
+
+def data_facts(groups: GroupDataset) -> dict[str, Any]:
+    return {"pairs": groups.pairs, "tokens": int(groups.total_tokens), "fingerprint": groups.fingerprint}
+
+
+def step_of(folder: Path | None) -> int | None:
+    return None if folder is None else int(folder.name.rsplit("-", 1)[-1])
+
+
+def checkpoint_folder(asked: str | bool | None, output_dir: str) -> Path | None:
+    """The checkpoint to resume from: none, the last one in `output_dir` (True), or the folder named.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if asked is None or asked is False:
+        return None
+    if asked is True:
+        found = get_last_checkpoint(output_dir)
+        if found is None:
+            raise ConfigError(
+                f"there is no checkpoint in {output_dir} to resume from. Start without resume_from_checkpoint, or name "
+                "the folder."
+            )
+        return Path(found)
+    if not Path(asked).is_dir():
+        raise ConfigError(f"resume_from_checkpoint={str(asked)!r} is not a folder.")
+    return Path(asked)
