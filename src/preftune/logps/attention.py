@@ -7,6 +7,7 @@ layout the function is ordinary masked attention, so that the same model generat
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -188,7 +189,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: GroupLayout, scal
 
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # (R, H, d)
     k, v = k.index_select(0, layout.key_index), v.index_select(0, layout.key_index)
-    known = inspect.signature(varlen_attn).parameters
+    known = _parameters_of(varlen_attn)
     options: dict[str, Any] = {"scale": scale}
     if "enable_gqa" in known:
         options["enable_gqa"] = q.shape[1] != k.shape[1]
@@ -205,6 +206,11 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: GroupLayout, scal
     out: Any = varlen_attn(q, k, v, layout.cu_seq_q, layout.cu_seq_k, layout.max_q, layout.max_k, **options)
     packed: Tensor = out.unsqueeze(0)
     return packed
+
+
+@functools.cache
+def _parameters_of(function: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 def _ordinary(

@@ -22,13 +22,19 @@ def advise(config: DPOConfig, *, pairs: int, has_chat_template: bool, full: bool
     elif config.beta < 0.05:
         lines.append(
             f"beta={config.beta:g} is below 0.05: the policy may drift far from the reference and lose general "
-            "abilities. 0.1 is a usual start (a higher beta stays closer to the reference)."
+            "abilities or repeat itself. 0.1 is a usual start; 0.2 to 0.5 if answers become repetitive (a higher beta "
+            "stays closer to the reference)."
         )
     if full and config.learning_rate and not 5e-7 <= config.learning_rate <= 5e-6:
         what = "may damage the model" if config.learning_rate > 5e-6 else "may change nothing"
         lines.append(
             f"learning_rate={config.learning_rate:g} is outside 5e-7..5e-6, the usual range for full fine-tuning: "
             f"it {what}."
+        )
+    if not full and config.learning_rate and config.learning_rate > 5e-4:
+        lines.append(
+            f"learning_rate={config.learning_rate:g} is high even for an adapter (5e-6 to 5e-5 is usual): if answers "
+            "become repetitive, halve it first."
         )
     if pairs < 1000:
         lines.append(

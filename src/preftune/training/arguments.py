@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,11 @@ def data_facts(groups: GroupDataset) -> dict[str, Any]:
 
 
 def step_of(folder: Path | None) -> int | None:
-    return None if folder is None else int(folder.name.rsplit("-", 1)[-1])
+    """The step that a checkpoint was saved at, whatever its folder is called; transformers begins at 0 without it."""
+    if folder is None:
+        return None
+    state = folder / "trainer_state.json"
+    return int(json.loads(state.read_text(encoding="utf-8"))["global_step"]) if state.exists() else 0
 
 
 def checkpoint_folder(asked: str | bool | None, output_dir: str) -> Path | None:

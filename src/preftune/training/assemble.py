@@ -46,7 +46,7 @@ def prepare_model(model: Any, args: DPOConfig, *, peft_config: Any, quantization
             "no parameter of the model requires a gradient. Load the adapter with is_trainable=True, or pass a "
             "peft_config (--use_peft)."
         )
-    if _quantized(model) and not hasattr(model, "peft_config"):
+    if is_quantized(model) and not hasattr(model, "peft_config"):
         raise ModelError(
             "a quantised model cannot be trained as it is. Pass peft_config=LoraConfig(target_modules='all-linear') "
             "(--use_peft), which trains an adapter on top of it."
@@ -152,7 +152,7 @@ def prepare_eval_data(
     return groups, {} if report is None else {"eval": report}
 
 
-def _quantized(model: nn.Module) -> bool:
+def is_quantized(model: nn.Module) -> bool:
     return bool(getattr(model, "is_quantized", False) or getattr(model, "is_loaded_in_4bit", False))
 
 

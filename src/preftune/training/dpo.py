@@ -22,7 +22,7 @@ from preftune.log import say
 from preftune.logps import choose_engine
 from preftune.losses import LossOutput, get_loss
 from preftune.reference import AsReceived, ReferenceScores
-from preftune.training import assemble, checkpoint, model_card
+from preftune.training import assemble, checkpoint, memory, model_card
 from preftune.training.advice import advise
 from preftune.training.arguments import (
     checkpoint_folder,
@@ -36,7 +36,6 @@ from preftune.training.arguments import (
 from preftune.training.batches import BATCH, collate
 from preftune.training.config import DPOConfig
 from preftune.training.evaluation_loop import evaluate_pairs
-from preftune.training.memory import memory_cures
 from preftune.training.metrics import MetricWindow, WorkCounter, pair_metrics
 from preftune.training.reference_setup import make_reference, score_everything
 from preftune.training.run_directory import check_writable, write_json
@@ -137,14 +136,14 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
         state = checkpoint.load_state(folder, rank=self.args.process_index) if folder else None
         if folder is not None:
             checkpoint.check_same_reference(state, self.reference.source.fingerprint, folder)
-        if not self._policy_changed:
-            self._before_first_step(resumed=folder is not None)
-        self._policy_changed, self._resume_state = True, state
-        self._work.reset()
         if self.is_world_process_zero():
             self._record.begin(resumed_step=step_of(folder))
             write_json(Path(self.args.output_dir) / "audit.json", self._audit())
         try:
+            if not self._policy_changed:
+                self._before_first_step(resumed=folder is not None)
+            self._policy_changed, self._resume_state, self._sums_carried_over = True, state, False
+            self._work.reset()
             result = super().train(resume_from_checkpoint=str(folder) if folder else None, **kwargs)
         except KeyboardInterrupt:
             self._end("interrupted")
@@ -153,15 +152,13 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
             self._end("failed", error=f"{type(error).__name__}: {error}")
             raise
         self._end("finished", result=result.metrics)
-        return result
+        return result._replace(training_loss=result.metrics["train_loss"])
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         if self._resume_state is not None:
             self._restore_window(self._resume_state)
-        try:
+        with memory.explained(self, inputs[BATCH]):
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        except torch.OutOfMemoryError as error:
-            raise memory_cures(self.args, inputs[BATCH], full=self.full) from error
         return loss
 
     def compute_loss(
@@ -252,6 +249,8 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
         if "loss" in logs and self.model.training:
             logs |= self._window.drain(lambda sums: self.accelerator.reduce(sums, "sum"))
             logs |= self._work.drain(self.reference)
+        if "train_loss" in logs and self._sums_carried_over:  # transformers divides by the steps of this call alone
+            logs["train_loss"] = self._total_loss_scalar / max(1, self.state.global_step)
         super().log(logs, start_time)
 
     # --- saving ---
@@ -272,7 +271,7 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
         self._resume_state = None
         self._window.restore(state["window"], self.args.device)
         self._tr_loss += state["loss"]
-        self._total_loss_scalar = state["total_loss"]
+        self._total_loss_scalar, self._sums_carried_over = state["total_loss"], True
         self._globalstep_last_logged = state["last_logged"]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -292,21 +291,25 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
         if not self.reference.source.live or self.args.precompute_ref_log_probs:
             score_everything(self, everything)
         probe = collate([self.train_dataset[0]])[BATCH].to(self.args.device)
-        result = check_before_training(
-            self.model,
-            probe,
-            self.engine,
-            self.reference,
-            autocast=self.precision.autocast,
-            resumed=resumed,
-            allow_mismatch=self.args.allow_reference_mismatch,
-        )
+        with memory.explained(self, probe):
+            result = check_before_training(
+                self.model,
+                probe,
+                self.engine,
+                self.reference,
+                autocast=self.precision.autocast,
+                resumed=resumed,
+                allow_mismatch=self.args.allow_reference_mismatch,
+            )
         say(result.describe())
-        self._record.facts["self_check"] = {
-            "engine_error": result.engine_error,
-            "reference_distance": result.reference_distance,
-            "noise_floor": result.noise_floor,
-        }
+        if self.is_world_process_zero():
+            self._record.note(
+                self_check={
+                    "engine_error": result.engine_error,
+                    "reference_distance": result.reference_distance,
+                    "noise_floor": result.noise_floor,
+                }
+            )
 
     def _make_reference(self, ref_model: Any) -> ReferenceScores:
         self._resume_state: dict[str, Any] | None = None

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, denumpify_detensorize
 
 from preftune.training.batches import BATCH
+from preftune.training.memory import explained
 from preftune.training.metrics import PER_PAIR, pair_metrics
 
 
@@ -24,7 +25,8 @@ def evaluate_pairs(trainer: Any, dataloader: Any, *, prefix: str, loss_only: boo
     with torch.no_grad():
         for inputs in dataloader:
             batch = trainer._prepare_inputs(inputs)[BATCH]
-            output, policy = trainer.score(model, batch)
+            with explained(trainer, batch, size="per_device_eval_batch_size"):
+                output, policy = trainer.score(model, batch)
             columns = torch.cat([output.loss_N.detach().float()[:, None], pair_metrics(output, policy)], 1)
             rows.append(trainer.accelerator.gather_for_metrics(columns).cpu())
             trainer.control = handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
@@ -34,6 +36,7 @@ def evaluate_pairs(trainer: Any, dataloader: Any, *, prefix: str, loss_only: boo
     if trainer.compute_metrics is not None and not loss_only:
         rewards = table[:, 1:3].numpy()
         labels = np.zeros(len(rewards), dtype=np.int64)  # index of the chosen side
-        metrics |= trainer.compute_metrics(EvalPrediction(predictions=rewards, label_ids=labels))
+        more = trainer.compute_metrics(EvalPrediction(predictions=rewards, label_ids=labels))
+        metrics |= denumpify_detensorize(more)
     named = {key if key.startswith(f"{prefix}_") else f"{prefix}_{key}": value for key, value in metrics.items()}
     return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=len(table))

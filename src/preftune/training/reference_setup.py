@@ -12,8 +12,9 @@ from preftune.cache_folder import cache_folder
 from preftune.data import GroupDataset
 from preftune.errors import ConfigError
 from preftune.log import say
-from preftune.logps import choose_engine, make_engine
+from preftune.logps import choose_engine, make_engine, pack
 from preftune.reference import ExplicitModel, Numerics, ReferenceScores, ScoreStore, choose_source
+from preftune.training.memory import explained
 from preftune.types import PackedBatch, TokenizedGroup
 
 
@@ -67,7 +68,8 @@ def _score(trainer: Any, dataset: GroupDataset, rows: range, size: int) -> None:
         waiting.extend(trainer.reference.missing(part))
         while len(waiting) >= size or (waiting and start + 256 >= len(rows)):
             batch, waiting = waiting[:size], waiting[size:]
-            trainer.reference.score_groups(trainer.model, batch, trainer.args.device)
+            with explained(trainer, pack(batch), size="precompute_ref_batch_size"):
+                trainer.reference.score_groups(trainer.model, batch, trainer.args.device)
         bar.update(len(part))
     bar.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 import time
 from importlib import metadata
@@ -13,6 +14,9 @@ from transformers import TrainerCallback
 
 from preftune.training.run_directory import append_line, cut_back, plain, write_json
 
+_HIDDEN = "***"
+_SECRET = re.compile(r"^([^=]*[_-])?(token|api[_-]?key|password|secret)$", re.IGNORECASE)
+_HUB_TOKEN = re.compile(r"\bhf_\w{16,}")
 _PACKAGES = ("preftune", "torch", "transformers", "accelerate", "peft", "datasets", "bitsandbytes")
 
 
@@ -33,6 +37,11 @@ class RunRecord(TrainerCallback):  # type: ignore[misc]
             cut_back(metrics, resumed_step)
             self.facts["resumed_from_step"] = resumed_step
         self._began = time.time()
+        self._write("running")
+
+    def note(self, **facts: Any) -> None:
+        """Write more facts while the run goes on."""
+        self.facts |= facts
         self._write("running")
 
     def end(self, outcome: str, **more: Any) -> None:
@@ -70,11 +79,34 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
-    return {"versions": versions, "hardware": hardware, "command": sys.argv}
+    return {"versions": versions, "hardware": hardware, "command": without_secrets(sys.argv)}
 
 
 def configuration(args: Any) -> dict[str, Any]:
     """The resolved configuration, without secrets."""
     values = plain(args.to_dict())
-    values.pop("hub_token", None)
-    return dict(values)
+    if "pad_token" in values:  # transformers hides whatever ends in _token
+        values["pad_token"] = plain(args.pad_token)
+    return dict(without_secrets(values))
+
+
+def without_secrets(value: Any) -> Any:
+    """JSON without the values of options called `token`, `hub_token`, `api_key` and the like, and without hub tokens
+    anywhere. In a list, an option may stand before its value, as on a command line.
+    """
+    if isinstance(value, dict):
+        return {key: without_secrets(item) for key, item in value.items() if not _is_secret(key)}
+    if isinstance(value, list):
+        options = [isinstance(item, str) and item.startswith("-") and _is_secret(item) for item in value]
+        return [
+            _HIDDEN if hide else without_secrets(item) for hide, item in zip([False, *options], value, strict=False)
+        ]
+    if isinstance(value, str):
+        name, equals, _ = value.partition("=")
+        hide = equals and name.startswith("-") and _is_secret(name)
+        return f"{name}={_HIDDEN}" if hide else _HUB_TOKEN.sub(_HIDDEN, value)
+    return value
+
+
+def _is_secret(name: str) -> bool:
+    return name.lstrip("-").replace("-", "_") != "pad_token" and _SECRET.search(name) is not None

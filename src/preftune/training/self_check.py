@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from preftune.errors import ReferenceMismatchError, SelfCheckError
+from preftune.errors import NonFiniteError, ReferenceMismatchError, SelfCheckError
 from preftune.log import say
 from preftune.logps import Engine, naive_logps
 from preftune.reference import ReferenceScores, inference
@@ -58,12 +58,19 @@ def check_before_training(
     """Compare engine and naive path, policy and reference, on one real batch.
 
     Raises:
+        NonFiniteError: the model's scores are NaN or infinite as it was received.
         SelfCheckError: the engine computes something else than the naive path.
         ReferenceMismatchError: policy and reference disagree before the first step.
     """
     with torch.autocast(batch.input_ids.device.type, autocast, enabled=autocast is not None), inference(model):
         policy = engine(model, batch)
         naive = naive_logps(model, batch)
+    if not bool(torch.isfinite(naive).all()):
+        raise NonFiniteError(
+            f"the model's log-probabilities of row {batch.groups[0].id} are not finite before the first step: its "
+            "weights are damaged, or overflow in this precision. Nothing was trained. Check that the model generates "
+            "text, and use bf16 or float32 instead of fp16."
+        )
     difference = (policy.token_logps_T - naive).abs()
     mean, largest = float(difference.mean()), float(difference.max())
     tolerance = _TOLERANCE[autocast or _compute_dtype(model)]
@@ -123,7 +130,7 @@ class FirstStepCallback(TrainerCallback):  # type: ignore[misc]
             return
         model = kwargs["model"]
         if not self._gradients_seen:
-            check_gradients(model)
+            check_gradients(model, may_vanish=state.global_step > 0)
             self._gradients_seen = True
         rate = max(group["lr"] for group in kwargs["optimizer"].param_groups)
         self._watched = _most_moved(model) if rate > 0 else None
@@ -142,10 +149,12 @@ class FirstStepCallback(TrainerCallback):  # type: ignore[misc]
             )
 
 
-def check_gradients(model: nn.Module) -> None:
+def check_gradients(model: nn.Module, *, may_vanish: bool = False) -> None:
     """Every trainable parameter has a gradient (LoRA's A is exactly zero at first: present, not non-zero), no frozen
     one has. Experts that no token was routed to are excused.
 
+    Args:
+        may_vanish: whether all may be zero, as hinge's are once every pair is won (a run that goes on).
     Raises:
         SelfCheckError: naming the first few parameters.
     """
@@ -158,7 +167,7 @@ def check_gradients(model: nn.Module) -> None:
         )
     if frozen:
         raise SelfCheckError(f"{len(frozen)} frozen parameters got a gradient ({', '.join(frozen[:3])}).")
-    if not any(p.grad is not None and bool(p.grad.any()) for p in model.parameters()):
+    if not may_vanish and not any(p.grad is not None and bool(p.grad.any()) for p in model.parameters()):
         raise SelfCheckError(
             "all gradients of the first step are zero: the loss does not depend on the weights. Are all pair weights "
             "0, or are chosen and rejected the same?"
@@ -166,12 +175,15 @@ def check_gradients(model: nn.Module) -> None:
 
 
 def _most_moved(model: nn.Module) -> tuple[str, nn.Parameter, Tensor] | None:
-    """The trainable parameter with the largest gradient, and what it is now."""
+    """The trainable parameter with the largest gradient, and what it is now; None if all gradients are zero."""
     candidates = [(n, p) for n, p in model.named_parameters() if p.requires_grad and p.grad is not None]
     if not candidates:
         return None
-    largest = torch.stack([p.grad.abs().max().float() for _, p in candidates if p.grad is not None]).argmax()
-    name, parameter = candidates[int(largest)]
+    sizes = torch.stack([p.grad.abs().max().float() for _, p in candidates if p.grad is not None])
+    largest = int(sizes.argmax())
+    if not bool(sizes[largest]):
+        return None
+    name, parameter = candidates[largest]
     return name, parameter, parameter.detach().clone()
 
 
