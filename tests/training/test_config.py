@@ -72,6 +72,9 @@ MEANINGFUL: dict[str, Any] = {
     "eval_do_concat_batches": False,
     "eval_use_gather_object": True,
     "parallelism_config": object(),
+    "neftune_noise_alpha": 5.0,
+    "fsdp": "full_shard",
+    "deepspeed": "zero2.json",
 }
 
 

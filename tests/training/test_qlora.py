@@ -8,11 +8,11 @@ from importlib.resources import files
 import pytest
 import torch
 from peft import LoraConfig
-from tiny import chat_rows, save_tiny, tiny_tokenizer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from preftune import DPOConfig, DPOTrainer, load_model, load_tokenizer, merge
 from preftune.logps import make_engine, pack
+from tiny import chat_rows, save_tiny, tiny_tokenizer
 
 
 def lora(**options) -> LoraConfig:

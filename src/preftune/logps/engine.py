@@ -2,7 +2,7 @@
 
 packed      one row, shared prompts, no padding                        exact where `supports(model)` says so
 separate    one sequence at a time, no padding, chunked head           exact for every causal model
-naive       padded sequences, full logits                              the oracle
+naive       one sequence at a time, full logits                        the oracle
 """
 
 from __future__ import annotations

@@ -32,13 +32,18 @@ class LogitTransform:
 
     @classmethod
     def of(cls, config: Any) -> LogitTransform:
-        """Read from a model's config: Gemma's `final_logit_softcapping`, Cohere's `logit_scale`, Granite's
-        `logits_scaling`."""
+        """Read from a model's config: Gemma's `final_logit_softcapping` and its like, Cohere's `logit_scale`, Granite's
+        `logits_scaling`, Falcon-H1's `lm_head_multiplier`. A model that does something else is found out by
+        `supports`, which compares with the model's own logits.
+        """
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
-        scale = float(getattr(text, "logit_scale", None) or 1.0)
+        scale = float(getattr(text, "logit_scale", None) or 1.0) * float(
+            getattr(text, "lm_head_multiplier", None) or 1.0
+        )
         if divisor := getattr(text, "logits_scaling", None):
             scale /= float(divisor)
-        return cls(scale=scale, softcap=getattr(text, "final_logit_softcapping", None))
+        names = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+        return cls(scale=scale, softcap=next((cap for name in names if (cap := getattr(text, name, None))), None))
 
     def apply_(self, logits: Tensor) -> Tensor:
         """In place on a float tensor."""

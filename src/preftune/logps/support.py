@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -36,6 +36,8 @@ class Support:
 
     exact: bool
     reason: str = ""
+    fallback: Literal["separate", "naive"] = "separate"
+    """What serves instead: separate sequences, or the naive path where not even the head is understood."""
 
 
 def supports(model: nn.Module) -> Support:
@@ -56,25 +58,24 @@ def supports(model: nn.Module) -> Support:
                 failure = f"no small twin of its config could be built ({type(error).__name__}: {_short(error)})"
         if twin is None:
             return Support(False, failure)
-        try:
-            return _compare(twin)
-        except PreftuneError as error:
-            return Support(False, str(error))
-        except Exception as error:
-            return Support(False, f"a packed forward fails ({type(error).__name__}: {_short(error)})")
+        head = _difference(twin, "separate")
+        if head is not None:
+            return Support(False, f"its head does more than preftune knows: separate scoring {head}", "naive")
+        packed = _difference(twin, "packed")
+        return Support(True) if packed is None else Support(False, packed)
 
 
 def choose_engine(model: nn.Module, name: EngineName = "auto") -> tuple[Engine, Support]:
     """The engine for a model: packed where that is exact, separate sequences otherwise; or the one asked for."""
     if name in ("naive", "separate"):
-        return make_engine(model, name), Support(False, f"engine={name!r} was asked for")
+        return make_engine(model, name), Support(False, f"engine={name!r} was asked for", name)
     support = supports(model)
     if not support.exact and name == "packed":
         raise PreftuneError(
             f"engine='packed' was asked for, but it is not exact for this model: {support.reason}. "
-            "Use engine='auto', which falls back to separate sequences."
+            f"Use engine='auto', which falls back to {support.fallback!r}."
         )
-    return make_engine(model, "packed" if support.exact else "separate"), support
+    return make_engine(model, "packed" if support.exact else support.fallback), support
 
 
 @contextmanager
@@ -97,27 +98,32 @@ def _adapter_obstacle(model: nn.Module) -> str:
     return ""
 
 
-def _compare(twin: Any) -> Support:
-    groups = _groups()
-    batch = pack(groups)
-    twin.set_attn_implementation("eager")
-    with torch.no_grad():
-        # one group at a time: what neighbours do to each other must show
-        expected = torch.cat([naive_logps(twin, pack([_only(group, i)])) for group in groups for i in _all(group)])
-        engine = make_engine(twin, "packed")
-        scored = engine(twin, batch).token_logps_T
+def _difference(twin: Any, name: Literal["separate", "packed"]) -> str | None:
+    """What an engine does wrong on the twin, in words; None if it agrees with the eager path."""
+    try:
+        groups = _groups()
+        twin.set_attn_implementation("eager")
+        with torch.no_grad():
+            # one sequence at a time: what neighbours do to each other must show
+            expected = naive_logps(twin, pack(groups))
+            engine = make_engine(twin, name)
+            scored = engine(twin, pack(groups)).token_logps_T
+    except PreftuneError as error:
+        return str(error)
+    except Exception as error:
+        return f"fails ({type(error).__name__}: {_short(error)})"
     layers = twin.config.get_text_config().num_hidden_layers
-    calls = getattr(engine, "attention_calls", 0)
+    calls = getattr(engine, "attention_calls", layers)
     if calls != layers:
-        return Support(
-            False,
+        return (
             f"{layers - calls} of {layers} layers do not go through the attention interface "
-            "(state-space, linear-attention or hybrid layers, or an architecture of its own)",
+            "(state-space, linear-attention or hybrid layers, or an architecture of its own)"
         )
     difference = float((expected - scored).abs().max())
-    if not difference <= _TOLERANCE:
-        return Support(False, f"packing changes its scores (by {difference:.2g} nat on a random twin)")
-    return Support(True)
+    if difference <= _TOLERANCE:
+        return None
+    what = "packing changes its scores" if name == "packed" else "changes its scores"
+    return f"{what} (by {difference:.2g} nat on a random twin)"
 
 
 def _groups() -> list[TokenizedGroup]:
@@ -132,14 +138,6 @@ def _groups() -> list[TokenizedGroup]:
         TokenizedGroup(ids(prompt), tuple(ids(n) for n in completions), (Preference(0, 1),), id=str(index))
         for index, (prompt, completions) in enumerate(sizes)
     ]
-
-
-def _all(group: TokenizedGroup) -> range:
-    return range(len(group.completions))
-
-
-def _only(group: TokenizedGroup, index: int) -> TokenizedGroup:
-    return TokenizedGroup(group.prompt_ids, (group.completions[index],), ())
 
 
 def _twin(model: Any, *, shrink_width: bool) -> Any:

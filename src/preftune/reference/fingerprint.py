@@ -6,10 +6,12 @@ Never its name, and never `config._name_or_path`.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ _IRRELEVANT = frozenset(
     "_name_or_path transformers_version use_cache architectures dtype torch_dtype bos_token_id eos_token_id "
     "pad_token_id decoder_start_token_id sep_token_id attn_implementation _attn_implementation name_or_path "
     "output_attentions output_hidden_states return_dict id2label label2id problem_type gradient_checkpointing "
-    "chunk_size_feed_forward tokenizer_class quantization_config tie_word_embeddings".split()
+    "chunk_size_feed_forward tokenizer_class tie_word_embeddings".split()
 )
 
 # The same for PEFT's configs: paths, versions, and what only training or initialisation reads (the weights count).
@@ -42,19 +44,29 @@ class Numerics:
     device: str
     autocast: str
     weights: str
-    torch_release: str
+    versions: str
+    matmul: str
     version: int = NUMERICS_VERSION
 
     @classmethod
     def of(cls, model: nn.Module, *, engine: str, device: torch.device, autocast: torch.dtype | None) -> Numerics:
         kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
-        release = ".".join(torch.__version__.split(".")[:2])
-        return cls(engine, kind, str(autocast).removeprefix("torch."), "+".join(dtypes), release)
+        versions = " ".join(_release(package) for package in ("torch", "transformers", "peft", "bitsandbytes"))
+        matmul = torch.get_float32_matmul_precision()
+        return cls(engine, kind, str(autocast).removeprefix("torch."), "+".join(dtypes), versions, matmul)
 
     def digest(self) -> str:
-        facts = "|".join([self.engine, self.device, self.autocast, self.weights, self.torch_release, str(self.version)])
+        facts = "|".join(map(str, dataclasses.astuple(self)))
         return hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
+
+
+def _release(package: str) -> str:
+    """Major and minor version: patch releases mend crashes, not numbers."""
+    try:
+        return ".".join(metadata.version(package).split(".")[:2])
+    except metadata.PackageNotFoundError:
+        return "-"
 
 
 def fingerprint(model: nn.Module, *, adapters: bool) -> str:

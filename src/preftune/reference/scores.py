@@ -31,7 +31,7 @@ class ReferenceScores:
     def __init__(self, source: Source, engine: Engine, store: ScoreStore | None, *, autocast: _Autocast) -> None:
         self.source, self.engine, self.store, self.autocast = source, engine, store, autocast
         self.memory: dict[bytes, Scores] = {}
-        """What a store that is off or broken cannot keep for sources that cannot score again."""
+        """Scores of sources that cannot score again, 4 bytes a token; the store may be off, or be cleaned meanwhile."""
         self.hits = 0
         self.misses = 0
 
@@ -46,7 +46,13 @@ class ReferenceScores:
         if missing:
             known |= self.score_groups(model, missing, device)
         flat = np.concatenate([known[key] for key in keys])
-        scores = torch.from_numpy(flat).to(device, non_blocking=True)
+        scores = torch.from_numpy(flat).to(device)
+        return GroupLogps(scores, batch.owner_T, batch.completions)
+
+    def fresh(self, model: nn.Module, batch: PackedBatch) -> GroupLogps:
+        """Scores computed now, whatever the cache holds, on the batch as it is packed. For the self-check."""
+        with self.autocast():
+            scores = self.source.score(model, batch, self.engine)
         return GroupLogps(scores, batch.owner_T, batch.completions)
 
     def missing(self, groups: Iterable[TokenizedGroup]) -> list[TokenizedGroup]:
@@ -58,7 +64,10 @@ class ReferenceScores:
     def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, Scores]:
         known = {key: self.memory[key] for key in keys if key in self.memory}
         if self.store is not None:
-            known |= self.store.get(key for key in keys if key not in known)
+            found = self.store.get(key for key in keys if key not in known)
+            known |= found
+            if not self.source.live:
+                self.memory |= found
         return known
 
     def score_groups(
@@ -74,7 +83,7 @@ class ReferenceScores:
         scores = dict(zip(keys, parts, strict=True))
         if self.store is not None:
             self.store.put(scores)
-        if not self.source.live and (self.store is None or not self.store.usable):
+        if not self.source.live:  # the store may be lost or cleaned while the run goes on
             self.memory |= scores
         return scores
 

@@ -75,6 +75,23 @@ def step_of(folder: Path | None) -> int | None:
     return int(json.loads(state.read_text(encoding="utf-8"))["global_step"]) if state.exists() else 0
 
 
+def check_evaluation(args: DPOConfig, eval_dataset: Any) -> None:
+    """What the configuration expects of an evaluation must be there, told before the first step and not at it."""
+    wanted = str(getattr(args.eval_strategy, "value", args.eval_strategy))
+    if wanted != "no" and eval_dataset is None:
+        raise ConfigError(f"eval_strategy={wanted!r}, but there is no eval_dataset. Pass one, or eval_strategy='no'.")
+    metric = args.metric_for_best_model
+    if metric is None or not isinstance(eval_dataset, dict):
+        return
+    name = metric if metric.startswith("eval_") else f"eval_{metric}"
+    if not any(name.startswith(f"eval_{key}_") for key in eval_dataset):
+        sets = ", ".join(f"'eval_{key}_loss'" for key in eval_dataset)
+        raise ConfigError(
+            f"metric_for_best_model={metric!r} does not say which evaluation set it is of. With several, name one: "
+            f"{sets}."
+        )
+
+
 def checkpoint_folder(asked: str | bool | None, output_dir: str) -> Path | None:
     """The checkpoint to resume from: none, the last one in `output_dir` (True), or the folder named.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,8 @@ from torch import nn
 from preftune.data import GroupDataset, PairDataset, TokenizeReport, load_pairs, tokenize_pairs
 from preftune.errors import ConfigError, DatasetError, ModelError
 from preftune.log import say, warn
+from preftune.logps import Engine, Support, choose_engine
+from preftune.models.adapters import quiet_peft
 from preftune.models.precision import Precision, apply_precision, decide_precision, weights_dtype
 from preftune.training.config import ADAPTER_LEARNING_RATE, FULL_LEARNING_RATE, DPOConfig
 
@@ -36,6 +37,13 @@ def prepare_model(model: Any, args: DPOConfig, *, peft_config: Any, quantization
         raise ModelError(f"model is a {type(model).__name__}: pass a model, a hub id or a folder.")
     if peft_config is not None:
         model = add_adapter(model, peft_config)
+    devices = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()} - {"cpu", "disk"}
+    if len(devices) > 1:
+        raise ModelError(
+            f"the model is spread over {len(devices)} devices (device_map), and preftune trains on one per process. "
+            "Load it without device_map, in 4 bit if it is large (load_in_4bit=True), and start one process per device "
+            "with torchrun."
+        )
     if hasattr(model, "peft_config") and not hasattr(model, "disable_adapter"):
         raise ModelError(
             "the model holds its adapter without a PeftModel around it, as AutoModelForCausalLM.from_pretrained makes "
@@ -56,6 +64,13 @@ def prepare_model(model: Any, args: DPOConfig, *, peft_config: Any, quantization
     return model
 
 
+def seed(args: DPOConfig) -> None:
+    """Seed everything, as Trainer does once more when it is made."""
+    from transformers import enable_full_determinism, set_seed
+
+    enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
+
+
 def add_adapter(model: nn.Module, peft_config: Any) -> Any:
     """The model with a fresh adapter, the rest frozen."""
     from peft import get_peft_model
@@ -67,8 +82,7 @@ def add_adapter(model: nn.Module, peft_config: Any) -> Any:
         )
     if getattr(peft_config, "task_type", None) is None:
         peft_config.task_type = "CAUSAL_LM"
-    with warnings.catch_warnings():  # PEFT 0.21 reads a property that transformers 5.23 renamed
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    with quiet_peft():
         return get_peft_model(model, peft_config)  # type: ignore[arg-type]
 
 
@@ -85,6 +99,24 @@ def settle_precision(model: nn.Module, args: DPOConfig) -> Precision:
     for sentence in [precision.describe(), *apply_precision(model, precision)]:
         say(sentence)
     return precision
+
+
+def settle_engine(model: Any, args: DPOConfig) -> tuple[Engine, Support]:
+    """The engine for the model, with what the user should know about the choice told."""
+    before = getattr(model.config, "_attn_implementation", None)
+    engine, support = choose_engine(model, args.engine)  # type: ignore[arg-type]
+    if not support.exact:
+        say(f"prompts are not shared and sequences not packed (engine {engine.name}): {support.reason}.")
+    elif before not in (None, "sdpa", model.config._attn_implementation):
+        say(f"attention {before!r} makes way for preftune's own while training; engine='separate' keeps it.")
+    return engine, support
+
+
+def one_device(args: DPOConfig) -> None:
+    """A packed row cannot be split by DataParallel: one process uses one device, torchrun uses all."""
+    if args.n_gpu > 1:
+        say(f"one of {args.n_gpu} devices is used by this process; torchrun --nproc_per_node {args.n_gpu} uses all.")
+        args._n_gpu = 1
 
 
 def settle_learning_rate(args: DPOConfig, *, full: bool) -> None:
@@ -162,8 +194,9 @@ def _dropout_off(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+        for name, value in vars(module).items():  # OPT and others hold the rate as a number, for F.dropout
+            if ("dropout" in name or name == "layerdrop") and isinstance(value, float):
+                setattr(module, name, 0.0)
     if rates:
         rate = ", ".join(f"{r:g}" for r in sorted(rates))
         say(f"lora_dropout={rate} is off while disable_dropout=True; set disable_dropout=False to train with it.")

@@ -27,8 +27,9 @@ class DPOConfig(TrainingArguments):
     """Configuration of `DPOTrainer`: every field of `transformers.TrainingArguments`, and those below.
 
     Names follow TRL 1.16, so a TRL script or YAML runs with the import changed. A field is honoured or refused with a
-    `ConfigError` that names its successor or the reason; none is ignored. Defaults differ from TRL's in one place:
-    without `learning_rate` it is 5e-7 for full fine-tuning and 5e-6 for adapters, where TRL has 1e-6 for both.
+    `ConfigError` that names its successor or the reason; none is ignored. Two kinds of defaults differ from TRL's:
+    `learning_rate` is 5e-7 for full fine-tuning and 5e-6 for adapters, where TRL has 1e-6 for both; precision and
+    checkpointing follow the hardware. What is left to the model stays None until a trainer has one.
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]  # noqa: RUF012
@@ -125,6 +126,7 @@ class DPOConfig(TrainingArguments):
             raise
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{error}") from error
+        self._leave_the_rest_to_the_model()
 
     @property
     def loss(self) -> str:
@@ -154,6 +156,15 @@ class DPOConfig(TrainingArguments):
             )
         _one_of("truncation", self.truncation, ("truncate", "drop", "error"))
         _one_of("engine", self.engine, ("auto", "packed", "separate", "naive"))
+
+    def _leave_the_rest_to_the_model(self) -> None:
+        """Undo what TrainingArguments had to be told before a model is known: a copy of this configuration
+        (`dataclasses.replace`) must choose for itself again.
+        """
+        if self.automatic_learning_rate:
+            self.learning_rate = None
+        if self.automatic_precision:
+            self.bf16, self.fp16 = None, False
 
     def _resolve_hardware(self) -> None:
         """Autocast and checkpointing defaults for the device at hand; a program written for a GPU runs on a CPU too."""

@@ -19,12 +19,12 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from preftune.errors import NonFiniteError
 from preftune.log import say
-from preftune.logps import choose_engine
 from preftune.losses import LossOutput, get_loss
 from preftune.reference import AsReceived, ReferenceScores
 from preftune.training import assemble, checkpoint, memory, model_card
 from preftune.training.advice import advise
 from preftune.training.arguments import (
+    check_evaluation,
     checkpoint_folder,
     data_facts,
     own_config,
@@ -87,17 +87,18 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
         refuse_arguments(removed, data_collator, preprocess_logits_for_metrics)
         args = own_config(args)
         check_writable(args.output_dir)
+        assemble.one_device(args)
         tokenizer = processing_class if processing_class is not None else tokenizer_of(model, args)
         train_groups, eval_groups, self.reports = assemble.prepare_all_data(
             train_dataset, eval_dataset, tokenizer, args
         )
+        check_evaluation(args, eval_groups)
+        assemble.seed(args)  # decides the adapter's start, which Trainer would seed too late
         model = assemble.prepare_model(model, args, peft_config=peft_config, quantization_config=quantization_config)
         self.full = not hasattr(model, "peft_config")
         assemble.settle_learning_rate(args, full=self.full)
         self.precision = assemble.settle_precision(model, args)
-        self.engine, self.support = choose_engine(model, args.engine)  # type: ignore[arg-type]
-        if self.engine.name == "separate":
-            say(f"prompts are not shared and sequences not packed: {self.support.reason}.")
+        self.engine, self.support = assemble.settle_engine(model, args)
         self.loss_function = get_loss(args.loss)
         self._window, self._policy_changed = MetricWindow(), False
         if args.early_stopping_patience is not None:
@@ -205,6 +206,9 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
         if not batch_samples:
             return None
         self._step_rows = [group.id for inputs in batch_samples for group in inputs[BATCH].groups]
+        self.step_has_weight = any(
+            pair.weight for inputs in batch_samples for group in inputs[BATCH].groups for pair in group.pairs
+        )
         pairs = torch.tensor(sum(inputs[BATCH].pairs for inputs in batch_samples), device=device)
         return self.accelerator.gather(pairs).sum() if self.args.world_size > 1 else pairs
 
@@ -225,11 +229,17 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """As `Trainer.evaluate`; raw datasets are tokenised first. Metrics are means over pairs, whatever the batch."""
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
+        named = isinstance(eval_dataset, str) and eval_dataset in (self.eval_dataset or {})
+        cached = getattr(self, "_eval_dataloaders", {})
+        if eval_dataset is not None and not named:
             eval_dataset, _ = assemble.prepare_eval_data(eval_dataset, self.processing_class, self.args)
+            cached.clear()  # transformers keeps persistent loaders by name, and every new dataset is called "eval"
         try:
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            with self._work.paused(self.reference):
+                return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         finally:
+            if eval_dataset is not None and not named:
+                cached.clear()
             if isinstance(self.reference.source, AsReceived):
                 self.reference.source.let_go()
 
@@ -241,7 +251,21 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
         ignore_keys: Any = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        return evaluate_pairs(self, dataloader, prefix=metric_key_prefix, loss_only=bool(prediction_loss_only))
+        loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
+        return evaluate_pairs(self, dataloader, prefix=metric_key_prefix, loss_only=loss_only)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Evaluation never drops the last, smaller batch: its numbers are about all pairs."""
+        wanted, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = wanted
+
+    def predict(self, test_dataset: Any, ignore_keys: Any = None, metric_key_prefix: str = "test") -> Any:
+        """Rewards of chosen and rejected for every pair, (pairs, 2), and the metrics."""
+        groups, _ = assemble.prepare_data(test_dataset, self.processing_class, self.args, role="test")
+        return super().predict(groups, ignore_keys, metric_key_prefix)  # type: ignore[arg-type]
 
     # --- logging ---
 
@@ -256,7 +280,8 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
     # --- saving ---
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        with self._work.paused(self.reference):
+            super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         content = {
             "reference": self._reference_facts(),
@@ -287,10 +312,7 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
     # --- inner parts ---
 
     def _before_first_step(self, *, resumed: bool) -> None:
-        everything = [self.train_dataset, *parts(self.eval_dataset)]
-        if not self.reference.source.live or self.args.precompute_ref_log_probs:
-            score_everything(self, everything)
-        probe = collate([self.train_dataset[0]])[BATCH].to(self.args.device)
+        probe = self._probe(1)
         with memory.explained(self, probe):
             result = check_before_training(
                 self.model,
@@ -310,12 +332,19 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
                     "noise_floor": result.noise_floor,
                 }
             )
+        if not self.reference.source.live or self.args.precompute_ref_log_probs:
+            score_everything(self, [self.train_dataset, *parts(self.eval_dataset)])
 
     def _make_reference(self, ref_model: Any) -> ReferenceScores:
         self._resume_state: dict[str, Any] | None = None
         self._step_rows: list[str] = []
-        probe = collate([self.train_dataset[0]])[BATCH].to(self.args.device)
-        return make_reference(self, ref_model, probe, trained=lambda: self._policy_changed)
+        self.step_has_weight = True
+        return make_reference(self, ref_model, self._probe(4), trained=lambda: self._policy_changed)
+
+    def _probe(self, rows: int) -> PackedBatch:
+        """A few training rows from all over the data, on the device."""
+        chosen = sorted({i * (len(self.train_dataset) - 1) // max(1, rows - 1) for i in range(rows)})
+        return collate([self.train_dataset[i] for i in chosen])[BATCH].to(self.args.device)
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:
@@ -328,7 +357,7 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         """Useful FLOPs of a micro-batch (no recomputation, no padding), attention left out."""
-        return self._work.useful_flops(inputs[BATCH], passes=3 if self.full else 2)
+        return self._work.useful_flops(inputs[BATCH])
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         if self.args.include_num_input_tokens_seen != "no":
@@ -339,7 +368,7 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
         return data_collator  # groups have no columns to remove
 
     def _say_advice(self) -> None:
-        pairs, args = len(self.train_dataset), self.args
+        pairs, args = self.train_dataset.pairs, self.args
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         epochs = args.max_steps * per_step / pairs if args.max_steps > 0 else args.num_train_epochs
         template = bool(getattr(self.processing_class, "chat_template", None))

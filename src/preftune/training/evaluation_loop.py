@@ -12,6 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, denumpify
 from preftune.training.batches import BATCH
 from preftune.training.memory import explained
 from preftune.training.metrics import PER_PAIR, pair_metrics
+from preftune.types import PackedBatch
 
 
 def evaluate_pairs(trainer: Any, dataloader: Any, *, prefix: str, loss_only: bool) -> EvalLoopOutput:
@@ -19,6 +20,8 @@ def evaluate_pairs(trainer: Any, dataloader: Any, *, prefix: str, loss_only: boo
     model = trainer._wrap_model(trainer.model, training=False, dataloader=dataloader)
     was_training = model.training
     model.eval()
+    if callable(getattr(trainer.optimizer, "eval", None)):
+        trainer.optimizer.eval()  # schedule-free optimisers keep other weights for evaluation
     handler = trainer.callback_handler
     handler.eval_dataloader = dataloader
     rows: list[Tensor] = []
@@ -28,15 +31,29 @@ def evaluate_pairs(trainer: Any, dataloader: Any, *, prefix: str, loss_only: boo
             with explained(trainer, batch, size="per_device_eval_batch_size"):
                 output, policy = trainer.score(model, batch)
             columns = torch.cat([output.loss_N.detach().float()[:, None], pair_metrics(output, policy)], 1)
-            rows.append(trainer.accelerator.gather_for_metrics(columns).cpu())
+            rows.append(_gather(trainer.accelerator, columns, batch).cpu())
             trainer.control = handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
     model.train(was_training)
     table = torch.cat(rows)
+    rewards = table[:, 1:3].numpy()
+    labels = np.zeros(len(rewards), dtype=np.int64)  # index of the chosen side
     metrics = dict(zip(("loss", *PER_PAIR), table.double().mean(0).tolist(), strict=True))
     if trainer.compute_metrics is not None and not loss_only:
-        rewards = table[:, 1:3].numpy()
-        labels = np.zeros(len(rewards), dtype=np.int64)  # index of the chosen side
         more = trainer.compute_metrics(EvalPrediction(predictions=rewards, label_ids=labels))
         metrics |= denumpify_detensorize(more)
     named = {key if key.startswith(f"{prefix}_") else f"{prefix}_{key}": value for key, value in metrics.items()}
-    return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=len(table))
+    return EvalLoopOutput(predictions=rewards, label_ids=labels, metrics=named, num_samples=len(table))
+
+
+def _gather(accelerator: Any, rows: Tensor, batch: PackedBatch) -> Tensor:
+    """The rows of all ranks' pairs, (pairs, columns), without the groups that only filled up the last batch.
+
+    What ranks hold equally many of are groups, so rows are gathered by group, padded to the largest one.
+    """
+    if accelerator.num_processes == 1:
+        return rows
+    sizes = [len(group.pairs) for group in batch.groups]
+    padded = torch.nn.utils.rnn.pad_sequence(rows.split(sizes), batch_first=True, padding_value=torch.nan)
+    padded = accelerator.pad_across_processes(padded, dim=1, pad_index=torch.nan)
+    gathered = accelerator.gather_for_metrics(padded).flatten(0, 1)
+    return gathered[~gathered.isnan().all(1)]

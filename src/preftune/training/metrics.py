@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,7 +51,9 @@ class MetricWindow:
 
     def add(self, rows: Tensor) -> None:
         """Count the rows of `pair_metrics`, (N, metrics)."""
-        sums = torch.cat([rows.sum(0), rows.new_tensor([rows.shape[0]])]).double()
+        sums = torch.cat([rows.sum(0), rows.new_tensor([rows.shape[0]])])
+        if sums.device.type != "mps":  # which has no float64
+            sums = sums.double()
         self._sums = sums if self._sums is None else self._sums + sums
 
     def drain(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
@@ -70,7 +73,8 @@ class MetricWindow:
         return None if self._sums is None else self._sums.tolist()
 
     def restore(self, state: list[float] | None, device: torch.device) -> None:
-        self._sums = None if state is None else torch.tensor(state, dtype=torch.float64, device=device)
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._sums = None if state is None else torch.tensor(state, dtype=dtype, device=device)
 
 
 class WorkCounter:
@@ -109,18 +113,34 @@ class WorkCounter:
         self.reset()
         return figures
 
+    @contextmanager
+    def paused(self, reference: ReferenceScores) -> Iterator[None]:
+        """Leave an evaluation or the writing of a checkpoint out of the rates."""
+        began, hits, misses = time.perf_counter(), reference.hits, reference.misses
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter() - began
+            self._hits += reference.hits - hits
+            self._misses += reference.misses - misses
+
     def add(self, batch: PackedBatch, *, reference_groups: int) -> None:
         """Count one micro-batch, of whose groups `reference_groups` were scored by the reference as well."""
         self.pairs += sum(len(group.pairs) for group in batch.groups)
         for group in batch.groups:
             self.packed_tokens += group.tokens
             self.separate_tokens += sum(len(group.prompt_ids) + len(c) for c in group.completions)
-        self.flops += self.useful_flops(batch, passes=self._passes)
+        self.flops += self.useful_flops(batch)
         if batch.groups:
             self.flops += self.useful_flops(batch, passes=1) * reference_groups / len(batch.groups)
 
-    def useful_flops(self, batch: PackedBatch, *, passes: int) -> float:
-        """`2 passes (N (P + S) + d V S)`: N trunk parameters, P prompt and S completion tokens; attention left out."""
+    def useful_flops(self, batch: PackedBatch, *, passes: int | None = None) -> float:
+        """`2 passes (N (P + S) + d V S)`: N trunk parameters, P prompt and S completion tokens; attention left out.
+
+        Args:
+            passes: matrix products per weight; by default those of training, 2 for an adapter, 3 for everything.
+        """
+        passes = self._passes if passes is None else passes
         completion = sum(len(c) for group in batch.groups for c in group.completions)
         return 2.0 * passes * (self._trunk * batch.input_ids.shape[1] + self._head * completion)
 

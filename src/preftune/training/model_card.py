@@ -43,21 +43,23 @@ def text(trainer: Any) -> str:
         f"| loss | {args.loss}, beta {args.beta:g}"
         + (f", label smoothing {args.label_smoothing:g}" if args.label_smoothing else "")
         + " |",
-        f"| pairs | {len(trainer.train_dataset):,} |",
+        f"| pairs | {trainer.train_dataset.pairs:,} |",
         f"| learning rate | {args.learning_rate:g}, {schedule} |",
         f"| pairs per step | {args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size} |",
         f"| steps | {trainer.state.global_step:,} |",
         f"| reference | {trainer.reference.source.description} |",
         f"| {trainer.precision.describe().replace(': ', ' | ', 1)} |",
     ]
-    return "\n".join([*lines, *_results(trainer.state.log_history), ""])
+    best = trainer.state.best_global_step if args.load_best_model_at_end else None
+    return "\n".join([*lines, *_results(trainer.state.log_history, best), ""])
 
 
-def _results(history: list[dict[str, float]]) -> list[str]:
+def _results(history: list[dict[str, float]], best: int | None) -> list[str]:
+    """Of the weights that are saved: the best checkpoint's where that was loaded, else the last."""
     evaluated = [entry for entry in history if "eval_rewards/accuracies" in entry]
     if not evaluated:
         return ["", "Not evaluated on held-out pairs."]
-    last = evaluated[-1]
+    last = next((entry for entry in evaluated if entry["step"] == best), evaluated[-1])
     return [
         "",
         f"On held-out pairs after step {int(last['step']):,}: reward margin {last['eval_rewards/margins']:.3f}, "

@@ -27,19 +27,18 @@ def make_reference(trainer: Any, ref_model: Any, probe: PackedBatch, *, trained:
         trained: whether the policy has left the state in which it was received.
     """
     model, engine = trainer.model, trainer.engine
+    scored_by = engine.name
     if ref_model is None:
         with trainer._autocast():
             source = choose_source(model, probe, engine, trained=trained, reload=_reloader(trainer))
     else:
         ref_model = _prepare_explicit(trainer, ref_model)
         ref_engine, _ = choose_engine(ref_model, "auto" if engine.name == "packed" else engine.name)
-        source = ExplicitModel(ref_model, ref_engine)
+        source, scored_by = ExplicitModel(ref_model, ref_engine), ref_engine.name
     say(f"reference: {source.description}.")
     store = None
     if trainer.args.reference_cache:
-        numerics = Numerics.of(
-            model, engine=engine.name, device=trainer.args.device, autocast=trainer.precision.autocast
-        )
+        numerics = Numerics.of(model, engine=scored_by, device=trainer.args.device, autocast=trainer.precision.autocast)
         store = ScoreStore(cache_folder() / "reference", fingerprint=source.fingerprint, numerics=numerics.digest())
     return ReferenceScores(source, engine, store, autocast=trainer._autocast)
 

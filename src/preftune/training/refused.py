@@ -66,6 +66,9 @@ REFUSED: dict[str, Refusal] = {
     ),
     "eval_do_concat_batches": Refusal((True,), "compute_metrics gets the rewards of all pairs at once; remove it"),
     "eval_use_gather_object": Refusal((False,), "evaluation gathers numbers, not objects; remove it"),
+    "neftune_noise_alpha": Refusal((None,), "it would disturb the policy and not the reference; remove it"),
+    "fsdp": Refusal((None, "", [], False), f"sharded training: {_NOT_YET}; use torchrun with LoRA, or a larger device"),
+    "deepspeed": Refusal((None,), f"sharded training: {_NOT_YET}; use torchrun with LoRA, or a larger device"),
     "parallelism_config": Refusal((None,), f"tensor and context parallelism: {_NOT_YET}; remove it"),
 }  # fmt: skip
 

@@ -26,6 +26,7 @@ class RunRecord(TrainerCallback):  # type: ignore[misc]
     def __init__(self, folder: str, facts: dict[str, Any]) -> None:
         self.folder = Path(folder)
         self.facts = facts
+        self._lines: list[dict[str, Any]] = []
         self._began = time.time()
 
     def begin(self, *, resumed_step: int | None) -> None:
@@ -33,6 +34,8 @@ class RunRecord(TrainerCallback):  # type: ignore[misc]
         metrics = self.folder / "metrics.jsonl"
         if resumed_step is None:
             metrics.unlink(missing_ok=True)
+            for line in self._lines:  # an evaluation before training belongs to this run
+                append_line(metrics, line)
         else:
             cut_back(metrics, resumed_step)
             self.facts["resumed_from_step"] = resumed_step
@@ -55,7 +58,10 @@ class RunRecord(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
-            append_line(self.folder / "metrics.jsonl", {"step": state.global_step, "time": time.time(), **logs})
+            line = {"step": state.global_step, "time": time.time(), **logs}
+            if state.global_step == 0:
+                self._lines.append(line)
+            append_line(self.folder / "metrics.jsonl", line)
 
     def _write(self, outcome: str) -> None:
         now = time.time()

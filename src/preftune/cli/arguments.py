@@ -1,0 +1,164 @@
+"""What `preftune dpo` takes besides the fields of `DPOConfig`: the data, the model and its adapter.
+
+Names are those of TRL's `ScriptArguments` and `ModelConfig`, so that its command lines and recipes run. Every field is
+honoured, or refused here with the reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from preftune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+
+def _option(default: Any, help: str, **metadata: Any) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help, **metadata})
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass
+class DataArguments:
+    """Where the preference pairs come from."""
+
+    dataset_name: str | None = _option(
+        None,
+        "Pairs: a path (jsonl, json, csv, parquet; .gz too), a folder, a hub id, or -",
+        aliases=["--data"],
+    )
+    dataset_config: str | None = _option(None, "Configuration of a hub dataset.")
+    dataset_train_split: str = _option("train", "Split to train on; slices work: train[:1000].")
+    dataset_test_split: str = _option("test", "Split to evaluate on, when --eval_strategy asks for evaluation.")
+    dataset_streaming: bool = _option(
+        False, "Refused: pairs are shuffled, counted and scored ahead.", aliases=["--streaming"]
+    )
+    columns: list[str] = _option([], "Renames: chosen=good rejected=bad (canonical name = your column).")
+    as_chat: bool = _option(False, "Plain prompts and answers become messages of a conversation, for chat models.")
+    eval_dataset_name: str | None = _option(None, "Separate pairs to evaluate on: a path or a hub id.")
+    eval_fraction: float | None = _option(
+        None, "Share of the training prompts to hold out for evaluation, 0 to 1.", aliases=["--test_split_size"]
+    )
+    ignore_bias_buffers: bool = _option(False, "Boolean buffers are left out of DistributedDataParallel's broadcast.")
+    datasets: list[str] = _option([], "Refused: TRL's mixtures. Give one dataset.")
+
+    def __post_init__(self) -> None:
+        if self.dataset_streaming:
+            raise ConfigError(
+                "--dataset_streaming: pairs are shuffled, counted and scored under the reference ahead of training, so "
+                "their number must be known. Leave it out; --dataset_train_split 'train[:10000]' takes a part."
+            )
+        if self.datasets:
+            raise ConfigError(
+                "datasets: mixtures of several datasets are not built on the command line. Give one with "
+                "--dataset_name; datasets.concatenate_datasets joins several, and preftune reads the saved folder."
+            )
+        if self.eval_fraction is not None and not 0 < self.eval_fraction < 1:
+            raise ConfigError(f"--eval_fraction {self.eval_fraction}: give a share between 0 and 1, such as 0.05.")
+        if self.eval_fraction is not None and self.eval_dataset_name is not None:
+            raise ConfigError(
+                "--eval_fraction and --eval_dataset_name both name the evaluation data. Give one of them."
+            )
+        self.column_names()
+
+    def column_names(self) -> dict[str, str | None] | None:
+        """`["chosen=good"]` as `{"chosen": "good"}`; None when nothing is renamed."""
+        names: dict[str, str | None] = {}
+        for word in self.columns:
+            canonical, equals, own = word.partition("=")
+            if not equals or not canonical or not own:
+                raise ConfigError(
+                    f"--columns {word}: write canonical=yours, for example --columns chosen=good rejected=bad."
+                )
+            if canonical in names:
+                raise ConfigError(f"--columns names {canonical!r} twice.")
+            names[canonical] = own
+        return names or None
+
+
+@dataclass
+class ModelArguments:
+    """Which model, in which numbers, with which adapter."""
+
+    model_name_or_path: str | None = _option(None, "Model to align: a path or a hub id.", aliases=["--model"])
+    model_revision: str = _option("main", "Branch, tag or commit of a hub model.")
+    dtype: str | None = _option(
+        None,
+        "Number format of the weights; by default what the precision policy chooses for this hardware.",
+        choices=["auto", "bfloat16", "float16", "float32"],
+    )
+    attn_implementation: str | None = _option(None, "Attention outside the packed engine (sdpa, eager, ...).")
+    use_peft: bool = _option(False, "Train a LoRA adapter instead of all weights.")
+    lora_r: int = _option(16, "Rank of the adapter.")
+    lora_alpha: int = _option(32, "Its scale: updates are multiplied by lora_alpha / lora_r.")
+    lora_dropout: float = _option(0.05, "Its dropout.")
+    lora_target_modules: list[str] | None = _option(None, "Layers that get an adapter; all linear ones by default.")
+    lora_target_parameters: list[str] | None = _option(None, "Bare parameters that get one (experts).")
+    lora_modules_to_save: list[str] | None = _option(None, "Layers trained in full beside the adapter.")
+    lora_task_type: str = _option("CAUSAL_LM", "Only CAUSAL_LM: DPO trains language models.")
+    use_rslora: bool = _option(False, "Scale by lora_alpha / sqrt(lora_r).")
+    use_dora: bool = _option(False, "Weight-decomposed LoRA.")
+    load_in_8bit: bool = _option(False, "Frozen base in 8 bits (extra: quant); implies --use_peft.")
+    load_in_4bit: bool = _option(False, "Frozen base in 4 bits: QLoRA (extra: quant); implies --use_peft.")
+    bnb_4bit_quant_type: str = _option("nf4", "4-bit format.", choices=["nf4", "fp4"])
+    use_bnb_nested_quant: bool = _option(False, "Quantise the 4-bit scales too.")
+    bnb_4bit_quant_storage: str | None = _option(None, "Format in which the 4-bit weights are stored (for FSDP).")
+
+    def __post_init__(self) -> None:
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ConfigError("--load_in_4bit and --load_in_8bit exclude each other. Give one of them.")
+        if self.lora_task_type.upper() != "CAUSAL_LM":
+            raise ConfigError(
+                f"--lora_task_type {self.lora_task_type}: DPO trains a language model, CAUSAL_LM. Leave it out."
+            )
+        if not self.adapter:
+            self._refuse_unused("--use_peft", [name for name in _names(self) if name.startswith("lora_")])
+            self._refuse_unused("--use_peft", ["use_rslora", "use_dora"])
+        if not self.load_in_4bit:
+            names = ["bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"]
+            self._refuse_unused("--load_in_4bit", names)
+        if self.lora_r < 1:
+            raise ConfigError(f"--lora_r {self.lora_r}: the rank of the adapter is at least 1; 16 is usual.")
+        if not 0 <= self.lora_dropout < 1:
+            raise ConfigError(f"--lora_dropout {self.lora_dropout}: give a share from 0 up to, not including, 1.")
+
+    @property
+    def adapter(self) -> bool:
+        """Whether an adapter is trained; a quantised base can have no other training."""
+        return self.use_peft or self.load_in_4bit or self.load_in_8bit
+
+    def lora_config(self) -> LoraConfig | None:
+        """The adapter that was asked for, or None for full fine-tuning."""
+        if not self.adapter:
+            return None
+        from peft import LoraConfig
+
+        targets: Any = self.lora_target_modules
+        if targets is not None and len(targets) == 1:
+            targets = targets[0]  # "all-linear", or a regular expression
+        elif targets is None and not self.lora_target_parameters:
+            targets = "all-linear"
+        return LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.lora_r,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules=targets,
+            target_parameters=self.lora_target_parameters,
+            modules_to_save=self.lora_modules_to_save,
+            use_rslora=self.use_rslora,
+            use_dora=self.use_dora,
+            bias="none",
+        )
+
+    def _refuse_unused(self, needs: str, names: list[str]) -> None:
+        for entry in fields(self):
+            if entry.name in names and entry.default is not MISSING and getattr(self, entry.name) != entry.default:
+                raise ConfigError(f"--{entry.name} has no effect without {needs}. Add {needs}, or leave it out.")
+
+
+def _names(arguments: Any) -> list[str]:
+    return [entry.name for entry in fields(arguments)]

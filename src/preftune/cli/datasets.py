@@ -1,0 +1,70 @@
+"""Which pairs are trained on and which are held out, from the data flags."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from preftune.cli.arguments import DataArguments
+from preftune.errors import DatasetError, RequestError
+
+if TYPE_CHECKING:
+    from preftune.data.pairs import PairDataset
+
+
+def open_datasets(data: DataArguments, *, evaluate: bool, seed: int) -> tuple[PairDataset, PairDataset | None]:
+    """Training pairs, and held-out pairs if they are named or `evaluate` asks for them.
+
+    Args:
+        evaluate: whether `--eval_strategy` asks for evaluation; it then needs pairs that are not trained on.
+        seed: of the split that `--eval_fraction` draws.
+    Raises:
+        RequestError: no data named, or evaluation asked for and nothing there to evaluate on.
+        DatasetError: what `load_pairs` raises.
+    """
+    if data.dataset_name is None:
+        raise RequestError("No preference pairs: name them with --data FILE_OR_HUB_ID.")
+    separate = data.eval_dataset_name is not None or data.eval_fraction is not None
+    if evaluate and not separate and not _has_splits(data.dataset_name):
+        raise RequestError(
+            f"--eval_strategy asks for evaluation, but {data.dataset_name} is one set of pairs without a "
+            f"{data.dataset_test_split!r} part. Add --eval_fraction 0.05 to hold some out, or --eval_dataset_name FILE."
+        )
+    train = _open(data, data.dataset_name, data.dataset_train_split, config=data.dataset_config)
+    if data.eval_fraction is not None:
+        return split_by_prompt(train, data.eval_fraction, seed=seed)
+    if data.eval_dataset_name is not None:
+        split = data.dataset_test_split if _has_splits(data.eval_dataset_name) else "train"  # what a file's rows are
+        return train, _open(data, data.eval_dataset_name, split)
+    if not evaluate:
+        return train, None
+    return train, _open(data, data.dataset_name, data.dataset_test_split, config=data.dataset_config)
+
+
+def _open(data: DataArguments, name: str, split: str, *, config: str | None = None) -> PairDataset:
+    from preftune.data import load_pairs
+
+    pairs = load_pairs(name, split=split, config=config, columns=data.column_names())
+    return pairs.as_chat() if data.as_chat else pairs
+
+
+def split_by_prompt(pairs: PairDataset, fraction: float, *, seed: int) -> tuple[PairDataset, PairDataset]:
+    """Holds out a share of the *prompts*: no prompt is on both sides, or evaluation would measure memory."""
+    rows: dict[str, list[int]] = {}
+    for index, pair in enumerate(pairs):
+        rows.setdefault(json.dumps(pair.prompt, sort_keys=True, default=str), []).append(index)
+    if len(rows) < 2:
+        raise DatasetError(f"--eval_fraction {fraction}: {pairs.name} has a single prompt, so nothing can be held out.")
+    prompts = list(rows)
+    random.Random(seed).shuffle(prompts)
+    count = min(len(prompts) - 1, max(1, round(fraction * len(prompts))))
+    held_out = sorted(index for prompt in prompts[:count] for index in rows[prompt])
+    kept = sorted(index for prompt in prompts[count:] for index in rows[prompt])
+    return pairs.select(kept), pairs.select(held_out)
+
+
+def _has_splits(name: str) -> bool:
+    """Whether a name can stand for several splits: a hub id or a folder, not a file or standard input."""
+    return name != "-" and not Path(name).expanduser().is_file()

@@ -1,0 +1,97 @@
+"""The entry point: names a command, runs it, and turns whatever goes wrong into one paragraph and an exit code.
+
+Nothing heavy is imported here: `preftune --help` reads a table. Each command is a module with `run(argv) -> int`,
+imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from preftune.cli.messages import near_name, paragraph, tell
+from preftune.errors import PreftuneError, RequestError
+from preftune.version import __version__
+
+
+class Command(NamedTuple):
+    """One row of the help page, and where the command lives."""
+
+    module: str
+    summary: str
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command("preftune.cli.demo", "the whole path on an embedded model and dataset, on a laptop CPU"),
+    "dpo": Command("preftune.cli.dpo", "train on preference pairs (--config recipe.yaml, and any field as a flag)"),
+    "merge": Command("preftune.cli.merge", "fold a trained adapter into its base model"),
+    "chat": Command("preftune.cli.chat", "talk to a model, side by side with the one it came from"),
+    "env": Command("preftune.cli.env", "versions, hardware, number formats and disk, for bug reports"),
+}
+
+EXIT_STOPPED = 130
+"""What a shell reports for a program that Ctrl-C ended."""
+
+
+def help_page() -> str:
+    """The text of `preftune --help`."""
+    rows = "\n".join(f"  {name:<8}{command.summary}" for name, command in COMMANDS.items())
+    return (
+        f"preftune {__version__}: preference pairs in, an aligned model out, and honest evidence of whether it got "
+        f"better.\n\nusage: preftune COMMAND [options]\n\n{rows}\n\n"
+        "  preftune COMMAND --help   what a command takes\n"
+        "  preftune --version        the version alone\n"
+        "  --traceback               with any command: the whole traceback of an error\n\n"
+        "first steps:\n"
+        "  preftune demo\n"
+        "  preftune dpo --model HuggingFaceTB/SmolLM2-135M-Instruct --data pairs.jsonl --use_peft\n"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line (default: `sys.argv`) and returns its exit code: 0 done, 1 failed, 2 a wrong request."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    traceback = "--traceback" in words
+    words = [word for word in words if word != "--traceback"]
+    try:
+        return _dispatch(words)
+    except SystemExit as stop:  # argparse, when it has printed a help page
+        return int(stop.code or 0)
+    except KeyboardInterrupt as stop:
+        if traceback:
+            raise
+        tell(str(stop) or "Stopped.")
+        return EXIT_STOPPED
+    except BrokenPipeError:  # `preftune env | head -1`: whoever read has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if traceback:
+            raise
+        tell(paragraph(error))
+        return error.exit_code if isinstance(error, PreftuneError) else 1
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(help_page(), end="")
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        print(f"preftune {__version__}")
+        return 0
+    name, *rest = words
+    if name not in COMMANDS:
+        names = ", ".join(COMMANDS)
+        if name.startswith("-"):
+            raise RequestError(f"{name}: the command comes first ({names}), its options after it. See preftune --help.")
+        near = near_name(name, COMMANDS)
+        hint = f"Did you mean {near!r}?" if near else "See preftune --help."
+        raise RequestError(f"There is no command {name!r} (there are {names}). {hint}")
+    return int(importlib.import_module(COMMANDS[name].module).run(rest))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""How the command line talks about what went wrong: one paragraph, on standard error."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable
+
+from preftune.errors import PreftuneError
+
+_LONGEST = 1200
+"""Characters of a foreign error message that are shown; the rest is behind --traceback."""
+
+
+def near_name(name: str, names: Iterable[str]) -> str | None:
+    """The name that was probably meant, or None."""
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def paragraph(error: Exception) -> str:
+    """What a user is told about an error: preftune's own messages as they are, others with their type."""
+    message = " ".join(str(error).split())
+    if isinstance(error, PreftuneError):
+        return f"preftune: {message or type(error).__name__}"
+    if len(message) > _LONGEST:
+        message = message[:_LONGEST] + " ..."
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"preftune: {error.strerror}{where}. Check the path, its permissions and the space on the disk."
+    stop = "" if message.endswith((".", "!", "?")) else "."
+    return f"preftune: {type(error).__name__}: {message}{stop} Run again with --traceback to see where it happened."
+
+
+def tell(text: str) -> None:
+    """One paragraph on standard error: wrapped on a terminal, one line in a log."""
+    if sys.stderr.isatty():
+        width = max(40, shutil.get_terminal_size().columns)
+        text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+    print(text, file=sys.stderr, flush=True)

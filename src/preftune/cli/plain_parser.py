@@ -1,0 +1,35 @@
+"""argparse for the small commands: no guessed prefixes, dashes or underscores, errors as `RequestError`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from preftune.cli.messages import near_name
+from preftune.errors import RequestError
+
+
+class PlainParser(argparse.ArgumentParser):
+    """`add_argument("--max_new_tokens")` takes `--max-new-tokens` too; a misspelt flag fails with the nearest name."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def add_argument(self, *names: Any, **options: Any) -> Any:
+        dashed = [name.replace("_", "-") for name in names if name.startswith("--") and "_" in name]
+        return super().add_argument(*names, *dashed, **options)
+
+    def read(self, args: Sequence[str]) -> argparse.Namespace:
+        """The values of a command line. Raises: RequestError."""
+        values, unknown = self.parse_known_args(list(args))
+        if unknown:
+            flags = [option for action in self._actions for option in action.option_strings]
+            near = near_name(unknown[0].partition("=")[0], flags)
+            hint = f"Did you mean {near}?" if near else f"See {self.prog} --help."
+            raise RequestError(f"{self.prog} does not know {unknown[0]!r}. {hint}")
+        return values
+
+    def error(self, message: str) -> NoReturn:
+        """Argparse's own complaints as one paragraph."""
+        raise RequestError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")

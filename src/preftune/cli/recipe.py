@@ -1,0 +1,101 @@
+"""A YAML recipe as if its values had been typed on the command line.
+
+Scalars are kept as they are written (`5e-7`, `no`, `on`): the field's own type decides what they mean, as with flags.
+YAML itself would read `5e-7` as text and `eval_strategy: no` as false.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from preftune.errors import RequestError
+
+
+class _AsWritten(yaml.SafeLoader):
+    """Knows mappings, sequences, null and text; no numbers, booleans or dates."""
+
+
+_AsWritten.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One top-level line of a recipe."""
+
+    key: str
+    line: int
+    value: str | list[str] | dict[str, Any] | None
+    """Text as written, a list of such, a mapping with YAML's own types, or null."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The content of one YAML file, in its order."""
+
+    path: Path
+    entries: tuple[Entry, ...]
+    environment: dict[str, str]
+    """TRL's `env:` block."""
+
+
+def read_recipe(name: str) -> Recipe:
+    """Reads a recipe.
+
+    Raises:
+        RequestError: no such file, no YAML (with the line), no mapping, or a key that is there twice.
+    """
+    path = Path(name).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except IsADirectoryError:
+        raise RequestError(f"--config {name} is a folder. Name the YAML file in it.") from None
+    except UnicodeDecodeError:
+        raise RequestError(f"--config {name} is not text in UTF-8, so it is no YAML recipe.") from None
+    except OSError as error:
+        raise RequestError(f"--config {name} cannot be read: {error.strerror}. Check the path.") from None
+    try:
+        root = yaml.compose(text, Loader=_AsWritten)
+        written = yaml.load(text, Loader=_AsWritten)
+        typed = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RequestError(_broken(name, error)) from None
+    if not isinstance(root, yaml.MappingNode) or not isinstance(written, dict):
+        raise RequestError(f"--config {name} holds no 'key: value' lines. Write for example 'beta: 0.1', one per line.")
+    environment = typed.pop("env", None) or {}
+    if not isinstance(environment, dict):
+        raise RequestError(f"--config {name}: env must hold 'NAME: value' lines.")
+    entries = tuple(_entries(name, root, written, typed))
+    return Recipe(path, entries, {str(key): str(value) for key, value in environment.items()})
+
+
+def _entries(name: str, root: yaml.MappingNode, written: dict[Any, Any], typed: dict[Any, Any]) -> Iterator[Entry]:
+    lines: dict[str, int] = {}
+    for key_node, _ in root.value:
+        key, line = str(key_node.value), key_node.start_mark.line + 1
+        if key in lines:
+            raise RequestError(f"--config {name}, line {line}: {key} is there already, in line {lines[key]}. Keep one.")
+        lines[key] = line
+    for key, value in written.items():
+        if key == "env":
+            continue
+        if isinstance(value, dict):
+            value = typed[key]
+        elif isinstance(value, list):
+            value = [item if isinstance(item, str) else json.dumps(item) for item in value]
+        yield Entry(str(key), lines.get(str(key), 1), value)
+
+
+def _broken(name: str, error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f", line {mark.line + 1}" if mark is not None else ""
+    problem = getattr(error, "problem", None) or " ".join(str(error).split())
+    return f"--config {name}{where}: this is not YAML ({problem}). Look at its indentation and quotes."

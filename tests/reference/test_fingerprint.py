@@ -1,0 +1,198 @@
+"""A model is what it is: weights, adapters, quantisation and the config entries that change a score. Not its name."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from models_zoo import random_model
+from preftune.reference import Numerics, completion_key, fingerprint
+
+
+def with_lora(model, *, seed: int = 0, trained: bool = False, **options):
+    torch.manual_seed(seed)
+    model = get_peft_model(model, LoraConfig(**{"r": 2, "target_modules": ["q_proj", "v_proj"], **options}))
+    if trained:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(0, 0.1)
+    return model
+
+
+def of(model, *, adapters: bool = True) -> str:
+    return fingerprint(model, adapters=adapters)
+
+
+def test_the_same_weights_have_the_same_fingerprint_wherever_they_came_from(tmp_path):
+    model = random_model()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config._name_or_path != model.config._name_or_path
+    assert of(loaded) == of(model) == of(copy.deepcopy(model))
+
+
+@pytest.mark.parametrize("options", [{}, {"modules_to_save": ["lm_head"]}, {"use_dora": True}, {"bias": "all"}])
+def test_adapters_that_are_off_do_not_count(options):
+    plain = of(random_model(attention_bias=True))
+    adapted = with_lora(random_model(attention_bias=True), trained=True, **options)
+    assert of(adapted, adapters=False) == plain
+    assert of(adapted, adapters=True) != plain
+
+
+def test_every_single_weight_counts():
+    model = random_model(attention_bias=True)
+    seen = {of(model)}
+    for parameter in model.parameters():
+        with torch.no_grad():
+            parameter.view(-1)[-1] += 1e-3
+        seen.add(of(model))
+    assert len(seen) == 1 + len(list(model.parameters()))
+
+
+def test_the_same_numbers_in_other_places_are_another_model():
+    model = random_model()
+    before = of(model)
+    first, second = model.model.layers
+    first.self_attn.q_proj.weight, second.self_attn.q_proj.weight = (
+        second.self_attn.q_proj.weight,
+        first.self_attn.q_proj.weight,
+    )
+    assert of(model) != before
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("llama", lambda c: c.rope_parameters.update(rope_theta=5e5)),
+        ("llama", lambda c: c.rope_parameters.update(rope_type="linear", factor=2.0)),
+        ("llama", lambda c: setattr(c, "rms_norm_eps", 1e-3)),
+        ("mistral", lambda c: setattr(c, "sliding_window", 9)),
+        ("gemma2", lambda c: setattr(c, "final_logit_softcapping", 9.0)),
+        ("gemma2", lambda c: setattr(c, "attn_logit_softcapping", 9.0)),
+        ("granite", lambda c: setattr(c, "logits_scaling", 9.0)),
+    ],
+)
+def test_what_the_config_does_to_a_score_counts(name, change):
+    model = random_model(name)
+    before = of(model)
+    change(model.config)
+    assert of(model) != before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("_name_or_path", "a/b"), ("use_cache", False), ("dtype", torch.bfloat16), ("eos_token_id", [1, 2])],
+)
+def test_names_and_what_only_generation_reads_do_not_count(key, value):
+    model = random_model()
+    before = of(model)
+    setattr(model.config, key, value)
+    assert of(model) == before
+
+
+def test_making_a_model_ready_for_scoring_changes_nothing():
+    from preftune.logps import choose_engine
+
+    for name in ("llama", "qwen3_moe"):
+        model = random_model(name)
+        before = of(model)
+        choose_engine(model)
+        model.train().activation_checkpointing_enable()
+        assert of(model) == before
+
+
+def test_a_tied_head_is_one_weight_and_counts():
+    model = random_model(tie_word_embeddings=True)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    before = of(model)
+    assert of(copy.deepcopy(model)) == before
+    with torch.no_grad():
+        model.lm_head.weight[5, 5] += 1e-3
+    assert of(model) != before
+
+
+def test_what_an_adapter_is_counts():
+    seen = {
+        "fresh": of(with_lora(random_model())),
+        "another seed": of(with_lora(random_model(), seed=1)),
+        "trained": of(with_lora(random_model(), trained=True)),
+        "scaled": of(with_lora(random_model(), trained=True, lora_alpha=99)),
+        "rank stabilised": of(with_lora(random_model(), trained=True, use_rslora=True)),
+    }
+    assert len(set(seen.values())) == len(seen)
+
+
+def test_which_adapter_is_active_counts():
+    model = with_lora(random_model(), trained=True)
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    before = of(model)
+    model.set_adapter("other")
+    assert of(model) != before
+
+
+def test_an_adapters_paths_and_training_options_do_not_count(tmp_path):
+    model = with_lora(random_model(), trained=True)
+    model.save_pretrained(tmp_path / "adapter")
+    random_model().save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=True)
+    assert of(loaded) == of(model)
+    for key, value in {"base_model_name_or_path": "x", "lora_dropout": 0.1, "inference_mode": True}.items():
+        setattr(loaded.peft_config["default"], key, value)
+    assert of(loaded) == of(model)
+
+
+def test_quantisation_counts(tmp_path):
+    from preftune import load_model
+
+    random_model(hidden_size=64, intermediate_size=64).save_pretrained(tmp_path)
+    plain, four_bit = load_model(tmp_path), load_model(tmp_path, load_in_4bit=True)
+    other = load_model(tmp_path, load_in_4bit=True, bnb_4bit_quant_type="fp4")
+    assert len({of(plain), of(four_bit), of(other)}) == 3
+    assert of(load_model(tmp_path, load_in_4bit=True)) == of(four_bit)
+    before = of(four_bit)
+    state = four_bit.model.layers[0].self_attn.q_proj.weight.quant_state
+    state.absmax[0] *= 1.5  # the codes are the same, the weights are not
+    assert of(four_bit) != before
+
+
+def test_another_dtype_of_the_same_weights_is_another_model():
+    assert of(random_model(dtype=torch.bfloat16)) != of(random_model())
+
+
+def numerics(model=None, **options) -> str:
+    defaults = {"engine": "packed", "device": torch.device("cpu"), "autocast": None}
+    return Numerics.of(model or random_model(), **{**defaults, **options}).digest()
+
+
+def test_how_scores_are_computed_is_part_of_their_address():
+    seen = [
+        numerics(),
+        numerics(engine="naive"),
+        numerics(engine="separate"),
+        numerics(autocast=torch.bfloat16),
+        numerics(autocast=torch.float16),
+        numerics(random_model(dtype=torch.bfloat16)),
+        numerics(device=torch.device("meta")),
+    ]
+    assert len(set(seen)) == len(seen)
+    assert numerics() == numerics()
+
+
+def test_the_boundary_between_prompt_and_completion_is_part_of_the_key():
+    keys = {completion_key([1, 2], [3]), completion_key([1], [2, 3]), completion_key([1, 2, 3], [])}
+    assert len(keys) == 3
+
+
+def test_the_key_depends_on_every_token_and_on_nothing_else():
+    import numpy as np
+
+    key = completion_key([1, 2], [3, 4])
+    assert completion_key((1, 2), np.array([3, 4], np.int64)) == key
+    others = [([0, 2], [3, 4]), ([1, 2], [3, 5]), ([2, 1], [3, 4]), ([1, 2], [3, 4, 0]), ([1, 2], [3, 4 + 2**16])]
+    assert len({completion_key(*other) for other in others} | {key}) == len(others) + 1

@@ -1,0 +1,73 @@
+"""One rank of the runs that test_traps.py starts as two processes. Writes what it saw to FOLDER/rank{n}.pt.
+
+Usage: one_of_two_ranks.py FOLDER, with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from transformers import TrainerCallback
+
+from tiny import rows, tiny_model
+from training.dpo_runs import lora_model, trainer
+
+HELD_OUT = rows(5, start=40)  # an odd number: accelerate fills the last batch up with rows it has had already
+CASES = {"lora": lora_model, "full": tiny_model}
+PAIRS_PER_STEP = 4
+
+
+class GradientsOfAllRanks(TrainerCallback):
+    """The largest difference of any gradient between the ranks, at every step."""
+
+    def __init__(self) -> None:
+        self.largest: list[float] = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        own = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        everyone = [torch.zeros_like(own) for _ in range(args.world_size)]
+        torch.distributed.all_gather(everyone, own)
+        self.largest.append(max(float((other - own).abs().max()) for other in everyone))
+
+
+def run(case: str, folder: Path, *, ranks: int, callbacks: Any = None) -> dict[str, Any]:
+    """Train and evaluate; the same updates whatever the number of ranks."""
+    made = trainer(
+        CASES[case](),
+        folder / case,
+        data=rows(20),
+        eval_dataset=HELD_OUT,
+        per_device_train_batch_size=PAIRS_PER_STEP // 2 // ranks,
+        gradient_accumulation_steps=2,
+        per_device_eval_batch_size=2,
+        max_steps=3,
+        callbacks=callbacks,
+        **({"ddp_backend": "gloo", "ddp_timeout": 60} if ranks > 1 else {}),
+    )
+    made.train()
+    return {
+        "history": made.state.log_history,
+        "evaluated": made.evaluate(),
+        "weights": {name: p.detach().clone() for name, p in made.model.named_parameters() if p.requires_grad},
+        "misses": made.reference.misses,
+    }
+
+
+def main(folder: Path) -> None:
+    result = {}
+    for case in CASES:
+        gradients = GradientsOfAllRanks()
+        result[case] = run(case, folder, ranks=2, callbacks=[gradients])
+        result[case]["gradient_differences"] = gradients.largest
+    torch.save(result, folder / f"rank{os.environ['RANK']}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
