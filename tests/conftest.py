@@ -1,13 +1,18 @@
-"""Every test runs offline, with its own cache folder, on two threads, and leaves the global random state alone."""
+"""Every test runs offline, with its own cache folder, and on one thread unless it is marked slow.
+
+Tiny models gain nothing from a second thread, and threads that wait for each other are what ruins shared machines.
+"""
 
 from __future__ import annotations
 
 import os
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,3 +31,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 @pytest.fixture
 def run_directory(tmp_path: Path) -> Path:
     return tmp_path / "run"
+
+
+@pytest.fixture(autouse=True)
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All cores for tests with the real model."""
+    if request.node.get_closest_marker("slow") is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)

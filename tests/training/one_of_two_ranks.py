@@ -15,10 +15,23 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from transformers import TrainerCallback
 
+from preftune.data import GroupDataset
+from preftune.types import Preference, TokenizedGroup
 from tiny import rows, tiny_model
 from training.dpo_runs import lora_model, trainer
 
-HELD_OUT = rows(5, start=40)  # an odd number: accelerate fills the last batch up with rows it has had already
+
+def ranked(completions: int, *, start: int) -> TokenizedGroup:
+    """One prompt with several completions and all pairs among them."""
+    ids = tuple([start, start + i, start + 2 * i][: 1 + i % 3] for i in range(completions))
+    pairs = tuple(Preference(i, j) for i in range(completions) for j in range(i))
+    return TokenizedGroup([5, start], ids, pairs, id=str(start))
+
+
+HELD_OUT = {
+    "pairs": rows(5, start=40),  # an odd number: accelerate fills the last batch up with rows it has had already
+    "groups": GroupDataset.from_groups(ranked(2 + i % 3, start=20 + 9 * i) for i in range(7)),
+}
 CASES = {"lora": lora_model, "full": tiny_model}
 PAIRS_PER_STEP = 4
 

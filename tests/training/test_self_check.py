@@ -113,9 +113,20 @@ def test_a_frozen_parameter_with_a_gradient_is_named(tmp_path):
 
 
 def test_a_loss_without_any_gradient_is_told(tmp_path):
-    run = trainer(lora_model(), tmp_path, data=[{**row, "weight": 0.0} for row in rows(4)])
-    with pytest.raises(SelfCheckError, match="pair weights"):
+    run = trainer(lora_model(), tmp_path)
+    for parameter in run.model.parameters():
+        if parameter.requires_grad:
+            parameter.register_hook(torch.zeros_like)
+    with pytest.raises(SelfCheckError, match="all gradients of the first step are zero"):
         run.train()
+
+
+def test_a_first_step_whose_pairs_weigh_nothing_is_no_fault(tmp_path):
+    data = [{**row, "weight": float(i > 1)} for i, row in enumerate(rows(6))]
+    run = trainer(lora_model(), tmp_path, data=data)
+    run.train()
+    assert logged(run)[0] == 0.0
+    assert logged(run)[2] < 0.65
 
 
 # --- after the first step: weights ---
