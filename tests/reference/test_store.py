@@ -266,6 +266,7 @@ def test_a_forked_child_uses_a_connection_of_its_own_and_leaves_the_parents_alon
         try:
             assert_same(store.get(scores), scores)
             assert store._connection is not before
+            assert before in store_module._OF_THE_PARENT  # SQLite forbids the child to close it
             store.put(some_scores(start=100))
             store.close()
             os._exit(0)
