@@ -53,6 +53,9 @@ def help_page() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line (default: `sys.argv`) and returns its exit code: 0 done, 1 failed, 2 a wrong request."""
+    # Threads that spin while they wait make torch several times slower on a machine that does anything else as well.
+    # OpenMP reads this when torch is imported, which is later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if argv is None else argv)
     traceback = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
