@@ -19,18 +19,14 @@ class Loss:
     function: Callable[..., LossOutput]
     smoothing_limit: float | None = None
     """Largest meaningful `label_smoothing` (exclusive for `robust`, which divides by 1 - 2e); None: not used."""
-    value_at_start: float | None = None
-    """Loss of an unweighted pair without margin or smoothing while policy = reference; None: depends on beta."""
 
-
-_LN2 = 0.6931471805599453
 
 LOSSES: dict[str, Loss] = {
     loss.name: loss
     for loss in (
-        Loss("sigmoid", pairwise.sigmoid, smoothing_limit=0.5, value_at_start=_LN2),
-        Loss("robust", pairwise.robust, smoothing_limit=0.4999, value_at_start=_LN2),
-        Loss("hinge", pairwise.hinge, value_at_start=1.0),
+        Loss("sigmoid", pairwise.sigmoid, smoothing_limit=0.5),
+        Loss("robust", pairwise.robust, smoothing_limit=0.4999),
+        Loss("hinge", pairwise.hinge),
         Loss("ipo", pairwise.ipo),
     )
 }
