@@ -261,7 +261,8 @@ def test_the_smaller_batch_that_is_advised_makes_the_same_update(size, tmp_path)
 
 
 def test_on_the_command_line_it_is_one_paragraph_and_exit_code_1(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("preftune.training.dpo.choose_engine", _full_engine(preftune.training.dpo.choose_engine))
+    engine_of = preftune.training.assemble.choose_engine
+    monkeypatch.setattr("preftune.training.assemble.choose_engine", _full_engine(engine_of))
     data = tmp_path / "pairs.jsonl"
     Dataset.from_list(rows(8)).to_json(data)
     words = [
