@@ -49,7 +49,6 @@ def main() -> None:
         eval_dataset=test,
         processing_class=load_tokenizer(name),
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
-        compute_metrics=lambda prediction: keep(prediction, trainer_rewards),
     )
     began = time.perf_counter()
     trainer.train()
@@ -61,21 +60,12 @@ def main() -> None:
         "held_out_pairs": len(test),
         "held_out_prompts": len({prompt_of(pair) for pair in test}),
         "settings": {k: getattr(options, k) for k in ("learning_rate", "beta", "epochs", "seed")},
-        **compare(test, trainer_rewards[-1]),
+        **compare(test, trainer.predict(test).predictions),
         "train_seconds": round(seconds, 1),
     }
     text = json.dumps(result, indent=1)
     Path(options.output, "result.json").write_text(text + "\n", encoding="utf-8")
     print(text)
-
-
-trainer_rewards: list[Any] = []
-"""(pairs, 2) rewards of chosen and rejected, one array per evaluation."""
-
-
-def keep(prediction: Any, rewards: list[Any]) -> dict[str, float]:
-    rewards.append(prediction.predictions)
-    return {}
 
 
 def compare(test: Any, rewards: Any) -> dict[str, Any]:

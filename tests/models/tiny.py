@@ -1,30 +1,18 @@
-"""A tiny random Llama and a byte-level tokenizer with a ChatML template, both made in memory."""
+"""A tiny random Llama, and the tiny tokenizer set up for generation."""
 
 from __future__ import annotations
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+import tiny
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    specials = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(specials + alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<|pad|>", bos_token="<|im_start|>", eos_token="<|im_end|>"
-    )
-    fast.chat_template = CHATML
-    fast.padding_side = "left"
-    return fast
+    """The suite's tiny tokenizer, padding on the left as generation wants it."""
+    tokenizer = tiny.tiny_tokenizer()
+    tokenizer.padding_side = "left"
+    return tokenizer
 
 
 def tiny_llama(

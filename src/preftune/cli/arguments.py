@@ -69,13 +69,13 @@ class DataArguments:
         names: dict[str, str | None] = {}
         for word in self.columns:
             canonical, equals, own = word.partition("=")
-            if not equals or not canonical or not own:
+            if not equals or not canonical:
                 raise ConfigError(
                     f"--columns {word}: write canonical=yours, for example --columns chosen=good rejected=bad."
                 )
             if canonical in names:
                 raise ConfigError(f"--columns names {canonical!r} twice.")
-            names[canonical] = own
+            names[canonical] = own or None  # margin= leaves the column unread
         return names or None
 
 

@@ -101,7 +101,6 @@ def run_demo(settings: DemoSettings, *, say: Say, prepare: Callable[[DPOTrainer]
 
 def _trainer(settings: DemoSettings, train: Sequence[Row], test: Sequence[Row], say: Say) -> DPOTrainer:
     from peft import LoraConfig
-    from transformers import set_seed
 
     from preftune.models import demo_model, load_model, load_tokenizer
     from preftune.training import DPOConfig, DPOTrainer
@@ -110,7 +109,6 @@ def _trainer(settings: DemoSettings, train: Sequence[Row], test: Sequence[Row], 
     check_writable(settings.output)
     name = settings.model or demo_model()
     say(f"model {Path(name).name if Path(name).exists() else name}, results in {settings.output}")
-    set_seed(settings.seed)  # the adapter's start is drawn too
     config = DPOConfig(
         output_dir=settings.output,
         learning_rate=settings.learning_rate,

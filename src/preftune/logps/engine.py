@@ -115,7 +115,9 @@ def make_engine(model: nn.Module, name: Literal["packed", "separate", "naive"], 
 
 def _answer(request: ScoringRequest) -> Tensor:
     if request.token_logps_T is None:
-        raise ModelError("the model's forward never reached its output head, so nothing was scored")
+        raise ModelError(
+            "the model's forward never reached its output head, so nothing was scored. Use engine='naive'."
+        )
     return request.token_logps_T
 
 

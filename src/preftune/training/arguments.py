@@ -63,10 +63,6 @@ def parts(eval_dataset: Any) -> list[GroupDataset]:
     return list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
 
 
-def data_facts(groups: GroupDataset) -> dict[str, Any]:
-    return {"pairs": groups.pairs, "tokens": int(groups.total_tokens), "fingerprint": groups.fingerprint}
-
-
 def step_of(folder: Path | None) -> int | None:
     """The step that a checkpoint was saved at, whatever its folder is called; transformers begins at 0 without it."""
     if folder is None:

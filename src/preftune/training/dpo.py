@@ -26,7 +26,6 @@ from preftune.training.advice import advise
 from preftune.training.arguments import (
     check_evaluation,
     checkpoint_folder,
-    data_facts,
     own_config,
     parts,
     refuse_arguments,
@@ -39,7 +38,7 @@ from preftune.training.evaluation_loop import evaluate_pairs
 from preftune.training.metrics import MetricWindow, WorkCounter, pair_metrics
 from preftune.training.reference_setup import make_reference, score_everything
 from preftune.training.run_directory import check_writable, write_json
-from preftune.training.run_record import RunRecord, configuration, environment
+from preftune.training.run_record import RunRecord, facts_of, reference_facts
 from preftune.training.self_check import FirstStepCallback, check_before_training
 from preftune.types import PackedBatch, Sides
 
@@ -118,7 +117,7 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
         )
         self._work = WorkCounter(self.model, trains_everything=self.full)
         self.reference = self._make_reference(ref_model)
-        self._record = RunRecord(args.output_dir, self._facts())
+        self._record = RunRecord(args.output_dir, facts_of(self))
         self.add_callback(self._record)
         self.add_callback(FirstStepCallback(self))
         if hasattr(self.model, "add_model_tags"):
@@ -229,7 +228,9 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """As `Trainer.evaluate`; raw datasets are tokenised first. Metrics are means over pairs, whatever the batch."""
-        named = isinstance(eval_dataset, str) and eval_dataset in (self.eval_dataset or {})
+        named = (
+            isinstance(self.eval_dataset, dict) and isinstance(eval_dataset, str) and eval_dataset in self.eval_dataset
+        )
         cached = getattr(self, "_eval_dataloaders", {})
         if eval_dataset is not None and not named:
             eval_dataset, _ = assemble.prepare_eval_data(eval_dataset, self.processing_class, self.args)
@@ -284,7 +285,7 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
             super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         content = {
-            "reference": self._reference_facts(),
+            "reference": reference_facts(self),
             "window": self._window.state(),
             "loss": float(self._tr_loss),
             "total_loss": self._total_loss_scalar,
@@ -374,25 +375,6 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
         template = bool(getattr(self.processing_class, "chat_template", None))
         for line in advise(args, pairs=pairs, has_chat_template=template, full=self.full, epochs=round(epochs, 2)):
             say(f"advice: {line}")
-
-    def _facts(self) -> dict[str, Any]:
-        facts = {
-            **environment(),
-            "method": "dpo",
-            "configuration": configuration(self.args),
-            "precision": self.precision.describe(),
-            "engine": {"name": self.engine.name, "reason": self.support.reason},
-            "data": {"train": data_facts(self.train_dataset)},
-            "model": {"name": str(getattr(self.model.config, "_name_or_path", "")), "full_fine_tuning": self.full},
-            "reference": self._reference_facts(),
-            "seeds": {"seed": self.args.seed, "data_seed": self.args.data_seed},
-        }
-        facts["data"] |= {f"eval_{i}": data_facts(part) for i, part in enumerate(parts(self.eval_dataset))}
-        return facts
-
-    def _reference_facts(self) -> dict[str, str]:
-        source = self.reference.source
-        return {"source": source.description, "fingerprint": source.fingerprint}
 
     def _audit(self) -> dict[str, Any]:
         return {role: report.to_json() for role, report in self.reports.items()}

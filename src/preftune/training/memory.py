@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from preftune.errors import OutOfMemoryError
+from preftune.training.assemble import is_quantized
 from preftune.types import PackedBatch
 
 SizeField = Literal["per_device_train_batch_size", "per_device_eval_batch_size", "precompute_ref_batch_size"]
@@ -29,7 +30,7 @@ def explained(trainer: Any, batch: PackedBatch, *, size: SizeField = "per_device
             raise
         training = size == "per_device_train_batch_size"
         cures = _training_cures(trainer, batch) if training else _scoring_cures(batch, size)
-        if not getattr(trainer.model, "is_quantized", False):
+        if not is_quantized(trainer.model):
             cures.append("load_in_4bit=True with LoRA (weights in half a byte a parameter instead of 2 or 4)")
         longest = max(len(g.prompt_ids) + max(len(c) for c in g.completions) for g in batch.groups)
         cures.append(f"max_length below {longest}, the longest sequence of this batch (what is cut is reported)")

@@ -14,6 +14,7 @@ from preftune.errors import ConfigError
 from preftune.log import say
 from preftune.logps import choose_engine, make_engine, pack
 from preftune.reference import ExplicitModel, Numerics, ReferenceScores, ScoreStore, choose_source
+from preftune.training.assemble import is_quantized
 from preftune.training.memory import explained
 from preftune.types import PackedBatch, TokenizedGroup
 
@@ -96,7 +97,7 @@ def _prepare_explicit(trainer: Any, ref_model: Any) -> Any:
     # what trains is float32 under autocast; a fully trained policy's reference must go through the same kernels
     precision = replace(trainer.precision, frozen=torch.float32) if trainer.full else trainer.precision
     apply_precision(ref_model, precision)
-    return ref_model.to(trainer.args.device) if not getattr(ref_model, "is_quantized", False) else ref_model
+    return ref_model if is_quantized(ref_model) else ref_model.to(trainer.args.device)
 
 
 def _reloader(trainer: Any) -> Callable[[], nn.Module] | None:

@@ -12,6 +12,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from preftune.data import GroupDataset
+from preftune.training.arguments import parts
 from preftune.training.run_directory import append_line, cut_back, plain, write_json
 
 _HIDDEN = "***"
@@ -67,6 +69,33 @@ class RunRecord(TrainerCallback):  # type: ignore[misc]
         now = time.time()
         timings = {"started": self._began, "updated": now, "seconds": round(now - self._began, 3)}
         write_json(self.folder / "run.json", {**self.facts, "outcome": outcome, "timings": timings})
+
+
+def facts_of(trainer: Any) -> dict[str, Any]:
+    """What run.json says of a run before its first step."""
+    held_out = {f"eval_{index}": _data_facts(part) for index, part in enumerate(parts(trainer.eval_dataset))}
+    name = str(getattr(trainer.model.config, "_name_or_path", ""))
+    return {
+        **environment(),
+        "method": "dpo",
+        "configuration": configuration(trainer.args),
+        "precision": trainer.precision.describe(),
+        "engine": {"name": trainer.engine.name, "reason": trainer.support.reason},
+        "data": {"train": _data_facts(trainer.train_dataset), **held_out},
+        "model": {"name": name, "full_fine_tuning": trainer.full},
+        "reference": reference_facts(trainer),
+        "seeds": {"seed": trainer.args.seed, "data_seed": trainer.args.data_seed},
+    }
+
+
+def reference_facts(trainer: Any) -> dict[str, str]:
+    """Who the reference is, for run.json and for checkpoints."""
+    source = trainer.reference.source
+    return {"source": source.description, "fingerprint": source.fingerprint}
+
+
+def _data_facts(groups: GroupDataset) -> dict[str, Any]:
+    return {"pairs": groups.pairs, "tokens": int(groups.total_tokens), "fingerprint": groups.fingerprint}
 
 
 def environment() -> dict[str, Any]:

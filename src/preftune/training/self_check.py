@@ -183,7 +183,10 @@ def check_gradients(model: nn.Module, *, may_vanish: bool = False) -> None:
             "are not part of what the loss depends on. Freeze them, or leave their modules out of the adapter."
         )
     if frozen:
-        raise SelfCheckError(f"{len(frozen)} frozen parameters got a gradient ({', '.join(frozen[:3])}).")
+        raise SelfCheckError(
+            f"{len(frozen)} frozen parameters got a gradient ({', '.join(frozen[:3])}): something else runs backward "
+            "through the model. Clear its gradients before training (model.zero_grad())."
+        )
     if not may_vanish and not any(p.grad is not None and bool(p.grad.any()) for p in model.parameters()):
         raise SelfCheckError(
             "all gradients of the first step are zero: the loss does not depend on the weights. Are all pair weights "
