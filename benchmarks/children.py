@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,21 @@ def timed_run(library: str, *, cache: Path, **options: Any) -> dict[str, Any]:
     if not all(math.isfinite(loss) for loss in result["losses"]):
         raise ChildError(f"timed_run.py {' '.join(words)}: the losses are {result['losses']}")
     return result
+
+
+def in_turn(
+    kinds: Iterable[str], repeats: int, run: Callable[[str, int], dict[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    """Run every kind once, then every kind again (A B A B), so that a machine that changes meanwhile changes for all.
+
+    Args:
+        run: gets the kind and the number of the repeat.
+    """
+    runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+    for repeat in range(repeats):
+        for kind, made in runs.items():
+            made.append(run(kind, repeat))
+    return runs
 
 
 def matrix_rate(dtype: str, device: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from children import rows_in_file, timed_run
+from children import in_turn, rows_in_file, timed_run
 from record import RESULTS, largest_loss_difference, provenance, rounded, write_result
 from shapes import SHAPES, rated_rows
 
@@ -37,22 +37,23 @@ def main() -> int:
     model = options.model or demo_model()
     tokenizer = AutoTokenizer.from_pretrained(model)
     rows = rated_rows(SHAPES[options.shape], tokenizer, options.steps, completions=COMPLETIONS)
-    runs: dict[str, list[dict[str, Any]]] = {"plain": [], "grouped": []}
     with rows_in_file(rows) as (file, folder):
-        for repeat in range(options.repeats):
-            for kind, made in runs.items():
-                run = timed_run(
-                    "preftune",
-                    cache=folder / f"{kind}{repeat}",
-                    model=model,
-                    rows=file,
-                    tuning=options.tuning,
-                    pairs=1 if kind == "grouped" else PAIRS,
-                    steps=options.steps,
-                    group_by_prompt=kind == "grouped",
-                )
-                made.append(run)
-                print(f"  {kind}: {run['seconds']:.1f} s, {sum(run['tokens'].values()):,} tokens", flush=True)
+
+        def one_run(kind: str, repeat: int) -> dict[str, Any]:
+            run = timed_run(
+                "preftune",
+                cache=folder / f"{kind}{repeat}",
+                model=model,
+                rows=file,
+                tuning=options.tuning,
+                pairs=1 if kind == "grouped" else PAIRS,
+                steps=options.steps,
+                group_by_prompt=kind == "grouped",
+            )
+            print(f"  {kind}: {run['seconds']:.1f} s, {sum(run['tokens'].values()):,} tokens", flush=True)
+            return run
+
+        runs = in_turn(("plain", "grouped"), options.repeats, one_run)
     result = evaluate(runs)
     case = {
         "shape": options.shape,

@@ -19,7 +19,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from children import rows_in_file, timed_run
+from children import in_turn, rows_in_file, timed_run
 from record import RESULTS, provenance, rounded, write_result
 from shapes import SHAPES, conversation_rows
 
@@ -35,24 +35,20 @@ def main() -> int:
     model = options.model or demo_model()
     pairs = options.pairs or SHAPES[options.shape].pairs_per_step
     rows = conversation_rows(SHAPES[options.shape], AutoTokenizer.from_pretrained(model), pairs * options.steps)
-    runs: dict[str, list[dict[str, Any]]] = {"with_reference": [], "without_reference": []}
     with rows_in_file(rows) as (file, folder):
-        for repeat in range(options.repeats):
-            for kind, made in runs.items():
-                run = timed_run(
-                    "preftune",
-                    cache=folder / f"cache{repeat}",
-                    model=model,
-                    rows=file,
-                    tuning="full",
-                    pairs=pairs,
-                    steps=options.steps,
-                )
-                scored, expected = run["preftune"]["reference_groups_scored"], len(rows) * (kind == "with_reference")
-                if scored != expected:
-                    raise SystemExit(f"{kind}: the reference scored {scored} pairs, {expected} expected")
-                made.append(run)
-                print(f"  {kind}: peak {run['peak_gb']:.3f} GB, {run['seconds']:.1f} s", flush=True)
+
+        def one_run(kind: str, repeat: int) -> dict[str, Any]:
+            cache = folder / f"cache{repeat}"  # the second of a turn finds what the first one scored
+            run = timed_run(
+                "preftune", cache=cache, model=model, rows=file, tuning="full", pairs=pairs, steps=options.steps
+            )
+            scored, expected = run["preftune"]["reference_groups_scored"], len(rows) * (kind == "with_reference")
+            if scored != expected:
+                raise SystemExit(f"{kind}: the reference scored {scored} pairs, {expected} expected")
+            print(f"  {kind}: peak {run['peak_gb']:.3f} GB, {run['seconds']:.1f} s", flush=True)
+            return run
+
+        runs = in_turn(("with_reference", "without_reference"), options.repeats, one_run)
     peaks = {kind: statistics.median(run["peak_gb"] for run in made) for kind, made in runs.items()}
     ratio = peaks["with_reference"] / peaks["without_reference"]
     words = ["python benchmarks/reference_memory.py", "--shape", options.shape]

@@ -33,7 +33,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from children import ChildError, matrix_rate, rows_in_file, timed_run
+from children import ChildError, in_turn, matrix_rate, rows_in_file, timed_run
 from record import RESULTS, largest_loss_difference, provenance, rounded, write_result
 from shapes import SHAPES, PairTokens, conversation_rows, token_lengths
 from work import PASSES, ModelSize, padded_flops, useful_flops
@@ -140,10 +140,11 @@ def measure(case: dict[str, Any], options: argparse.Namespace) -> bool:
             "device": case["device"],
         }
         own = {"trl": {**flags, "one_at_a_time": case["trl"] == "single"}, "preftune": flags}
-        runs: dict[str, list[dict[str, Any]]] = {"trl": [], "preftune": []}
-        for repeat in range(options.repeats):
-            for library, made in runs.items():
-                made.append(one_run(library, folder / f"cache{repeat}", lengths, own[library]))
+        runs = in_turn(
+            own,
+            options.repeats,
+            lambda library, repeat: one_run(library, folder / f"cache{repeat}", lengths, own[library]),
+        )
         second = {}
         for library in runs if case["warm"] else ():
             second[library] = one_run(library, folder / "cache0", lengths, {**own[library], "known_reference": True})

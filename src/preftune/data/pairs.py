@@ -210,7 +210,10 @@ def read_pairs(
     """
     if isinstance(source, PairDataset):
         if columns or format is not None or margin_from_scores is not None:
-            raise DatasetError("columns: the pairs were opened already. Name the columns where they are loaded.")
+            raise DatasetError(
+                "columns, format and margin_from_scores say how data are read, and these pairs were opened already. "
+                "Give them where the pairs are loaded."
+            )
         return source
     name = name or display_name(source)
     rows = load_rows(source, split=split, config=config, revision=revision)

@@ -24,12 +24,13 @@ _BLOCK = 160
 
 
 def serves(query: Tensor, value: Tensor, layout: GroupLayout, window: int | None) -> bool:
-    """CPU, float32 or float64, one width of heads, and no window that would hide anything.
+    """CPU, float32 or float64, one dtype and one width of heads, and no window that would hide anything.
 
     (Where a CPU has bfloat16 instructions, PyTorch's fused kernels use them.)
     """
     return (
         query.device.type == "cpu"
+        and query.dtype == value.dtype
         and query.dtype in (torch.float32, torch.float64)
         and query.shape[3] == value.shape[3]
         and (window is None or window >= layout.max_k)

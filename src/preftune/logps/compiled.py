@@ -59,8 +59,7 @@ def _is_mlp(module: nn.Module) -> bool:
 
 
 def _unfit(module: nn.Module) -> bool:
-    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(hooked) or any(not p.dtype.is_floating_point for p in module.parameters(recurse=False))
+    return fast_layers.has_hooks(module) or any(not p.dtype.is_floating_point for p in module.parameters(recurse=False))
 
 
 def _own_forward_again(piece: nn.Module) -> None:

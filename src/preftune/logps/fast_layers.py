@@ -66,10 +66,10 @@ def _adapted_linear_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> 
 
 def _gated_mlp_forward(self: Any, x: Tensor) -> Tensor:
     layers = (self.gate_proj, self.up_proj, self.down_proj)
-    if _plain.get() or _has_hooks(self.act_fn):
+    if _plain.get() or has_hooks(self.act_fn):
         original: Tensor = type(self).forward(self, x)
         return original
-    parts = [None if _has_hooks(layer) else _projection(layer) for layer in layers]
+    parts = [None if has_hooks(layer) else _projection(layer) for layer in layers]
     if any(part is None for part in parts):
         result: Tensor = self.down_proj(gated_product(self.gate_proj(x), self.up_proj(x)))
         return result
@@ -88,7 +88,7 @@ def _projection(layer: Any) -> Projection | None:
     if not _is_lora_linear(layer):
         return None
     base = layer.base_layer
-    if _trains(base) or _has_hooks(base) or "forward" in vars(base):
+    if _trains(base) or has_hooks(base) or "forward" in vars(base):
         return None
     plain = Projection(base.weight, base.bias)
     if layer.disable_adapters or layer.merged:
@@ -102,7 +102,7 @@ def _projection(layer: Any) -> Projection | None:
     a, b, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
     if type(a) is not nn.Linear or type(b) is not nn.Linear or a.bias is not None or b.bias is not None:
         return None
-    if any(map(_has_hooks, (a, b, dropout))) or (layer.training and getattr(dropout, "p", 0.0) > 0):
+    if any(map(has_hooks, (a, b, dropout))) or (layer.training and getattr(dropout, "p", 0.0) > 0):
         return None
     return Projection(base.weight, base.bias, a.weight, b.weight, float(layer.scaling[name]))
 
@@ -148,7 +148,8 @@ def _trains(layer: nn.Linear) -> bool:
     return layer.weight.requires_grad or (layer.bias is not None and layer.bias.requires_grad)
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody listens to this module's calls, who would hear nothing if its work were done elsewhere."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )

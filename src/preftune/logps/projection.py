@@ -3,8 +3,8 @@
     y = x W^T + bias + s (x A^T) B^T
 
 PEFT computes the two terms apart, scales one and adds them: two more passes over the output forward and as many
-backward, which on a CPU cost as much as a tenth of the product itself. Here `addmm_` accumulates into the output, and
-the backward pass accumulates into the gradient of x. Only x and the narrow x A^T are kept.
+backward. Here `addmm_` accumulates into the output, and the backward pass accumulates into the gradient of x. Only x
+and the narrow x A^T are kept.
 """
 
 from __future__ import annotations

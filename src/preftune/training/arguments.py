@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from preftune.data import GroupDataset
@@ -23,6 +24,14 @@ _REMOVED = {
     "precompute_ref_log_probs": "DPOConfig(precompute_ref_log_probs=...)",
     "model_init": "model",
 }
+
+
+def with_early_stopping(callbacks: list[TrainerCallback] | None, args: DPOConfig) -> list[TrainerCallback]:
+    """The callbacks, and the one that `early_stopping_patience` asks for."""
+    callbacks = list(callbacks or [])
+    if args.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
+    return callbacks
 
 
 def refuse_arguments(removed: dict[str, Any], data_collator: Any, preprocess: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from preftune.log import say
@@ -30,6 +30,7 @@ from preftune.training.arguments import (
     refuse_arguments,
     step_of,
     tokenizer_of,
+    with_early_stopping,
 )
 from preftune.training.batches import BATCH, check_one_batch, collate
 from preftune.training.config import DPOConfig
@@ -105,9 +106,6 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
         self.cost, budget = cost_of(self.engine), token_budget(args, args.device)
         self.step_limit, self.scoring_limit = memory.TokenLimit(budget), memory.TokenLimit(budget)
         self._window, self._policy_changed = MetricWindow(), False
-        if args.early_stopping_patience is not None:
-            stop = EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold)
-            callbacks = [*(callbacks or []), stop]
         super().__init__(
             model=model,
             args=args,
@@ -116,7 +114,7 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
             eval_dataset=eval_groups,
             processing_class=tokenizer,
             compute_metrics=compute_metrics,
-            callbacks=callbacks,
+            callbacks=with_early_stopping(callbacks, args),
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
