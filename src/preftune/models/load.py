@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from preftune.errors import ModelError
+from preftune.models.four_bit import keep_as_loaded
 from preftune.models.locate import Location, locate
 from preftune.models.precision import decide_precision
 
@@ -246,6 +247,7 @@ def _load_base(place: Location, *, revision: str | None, options: dict[str, Any]
         if options["dtype"] == "auto":
             options["dtype"] = torch.bfloat16  # what was packed in 4 to 8 bits needs no more
     model: PreTrainedModel = _from_pretrained(AutoModelForCausalLM, place, revision=revision, options=options)
+    keep_as_loaded(model)
     return model
 
 

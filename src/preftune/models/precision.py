@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from preftune.errors import ConfigError
+from preftune.models.four_bit import keep_as_loaded
 
 _PLAIN_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _HALVES = (torch.float16, torch.bfloat16)
@@ -210,6 +211,12 @@ def apply_precision(model: nn.Module, precision: Precision) -> list[str]:
     if foreign:
         sentences.append(f"The weights are quantised with {foreign}; what is frozen was left as it is.")
     sentences.extend(_set_compute_dtype(model, precision))
+    rewritten = keep_as_loaded(model)
+    if rewritten:
+        sentences.append(
+            f"{rewritten} 4-bit layers had been rewritten for inference by bitsandbytes, their scales rounded to "
+            "bfloat16 (models loaded with preftune.load_model are not); they train in that state."
+        )
     return sentences
 
 
