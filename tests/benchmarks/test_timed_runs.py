@@ -178,9 +178,33 @@ def test_what_cannot_be_measured_is_refused(words, capsys):
     assert "error:" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_the_whole_benchmark_on_a_tiny_model(tmp_path, monkeypatch, capsys):
-    """Real child processes; also the other two benchmarks, whose goals a tiny model need not reach."""
+def test_a_run_is_a_process_of_its_own(case, tmp_path):
+    options = {"model": case["model"], "rows": case["rows"], "pairs": 2, "steps": 1}
+    result = children.timed_run("preftune", cache=tmp_path / "cache", **options)
+    assert result["preftune"]["reference_groups_scored"] == 2
+    assert (tmp_path / "cache").is_dir()
+    with pytest.raises(ChildError, match=r"(?s)timed_run.py preftune.*No such file"):
+        children.timed_run("preftune", cache=tmp_path, **options | {"rows": tmp_path / "nothing"})
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """What children would do, without the seconds that each needs to begin."""
+
+    def json_of(script: str, words: list[str], environment: dict[str, str]) -> dict[str, Any]:
+        if script == "matrix_rate.py":
+            return {"dtype": "float32", "best": 10.0, "gflops": {}}
+        monkeypatch.setattr("sys.argv", [script, *words])
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        return timed_run.run(timed_run.arguments())
+
+    monkeypatch.setattr(children, "_json_of", json_of)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_whole_benchmark_on_a_tiny_model(tmp_path, monkeypatch, capsys, in_this_process):
+    """Also the other two benchmarks, whose goals a tiny model need not reach."""
     import grouping
     import reference_memory
 
