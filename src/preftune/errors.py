@@ -47,5 +47,9 @@ class OutOfMemoryError(PreftuneError):
     """The device ran out of memory; the message names what would save how much."""
 
 
+class EndpointError(PreftuneError):
+    """A model behind an address gave no answer, or a cap on its calls was reached; what was answered is kept."""
+
+
 class UnsupportedLayoutError(PreftuneError):
     """The packed engine cannot serve this model exactly. Caught by the engine, which falls back and says why."""

@@ -27,6 +27,8 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "demo": Command("preftune.cli.demo", "the whole path on an embedded model and dataset, on a laptop CPU"),
     "dpo": Command("preftune.cli.dpo", "train on preference pairs (--config recipe.yaml, and any field as a flag)"),
+    "sample": Command("preftune.cli.sample", "several completions per prompt, from a model or an endpoint"),
+    "label": Command("preftune.cli.label", "a judge makes preference pairs of them"),
     "merge": Command("preftune.cli.merge", "fold a trained adapter into its base model"),
     "chat": Command("preftune.cli.chat", "talk to a model, side by side with the one it came from"),
     "cache": Command("preftune.cli.cache", "the reference scores kept on disk: ls, prune, verify"),

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_MAX_NEW_TOKENS = 256
+_TRANSFORMERS_TOP_K = 50
+"""What transformers samples with where neither the caller nor the model's own generation config says anything."""
 TemplateKwargs: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None
 
 # Initialisations that take part of the adapter out of the base weights: with the adapter off, the model is no longer
@@ -43,7 +45,10 @@ def generate(
     do_sample: bool = False,
     temperature: float | None = None,
     top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
     seed: int = 0,
+    seeds: Sequence[int] | None = None,
     chat_template_kwargs: TemplateKwargs = None,
     autocast: torch.dtype | Literal["auto"] | None = "auto",
     progress: Callable[[int, int], None] | None = None,
@@ -51,12 +56,15 @@ def generate(
     """Answer every prompt; the answers come in the order of the prompts.
 
     Greedy unless `do_sample`; sampling draws from `seed` and leaves the global random state alone (the draw depends on
-    the batch size). Longest prompts go first, so that a lack of memory shows at once. Tokenizer, training flags,
-    `use_cache` and generation config stay as they were. Under gradient checkpointing too, the key-value cache is used.
+    the batch size; with `seeds` every answer draws from its own). Longest prompts go first, so that a lack of memory
+    shows at once. Tokenizer, training flags, `use_cache` and generation config stay as they were. Under gradient
+    checkpointing too, the key-value cache is used.
 
     Args:
         prompts: text (tokenised as it is) or message lists (rendered with the chat template and a generation prompt).
-        temperature, top_p: for sampling; default: what the model's generation config says.
+        temperature, top_p, top_k, min_p: for sampling; default: what the model's generation config says.
+        seeds: one per prompt, for sampling: an answer then depends on its seed and not on what else is in the batch
+            (but for the rounding of another padding).
         chat_template_kwargs: for all prompts, or one mapping per prompt (`enable_thinking`, `tools`, ...).
         autocast: `"auto"` turns it on where weights of several precisions meet; a dtype forces it, None forbids it.
         progress: called with prompts done and prompts in all.
@@ -74,7 +82,11 @@ def generate(
         do_sample=do_sample,
         temperature=temperature,
         top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
     )
+    if seeds is not None and (not do_sample or len(seeds) != len(prompts)):
+        raise RequestError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one each, with do_sample=True.")
     token_ids = _encode_all(tokenizer, prompts, chat_template_kwargs)
     _check_lengths(model, token_ids, max_new_tokens)
     order = sorted(range(len(prompts)), key=lambda i: -len(token_ids[i]))
@@ -82,7 +94,8 @@ def generate(
     with _inference(model, autocast, seed if do_sample else None):
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
-            new_ids = _generate_batch(model, [token_ids[i] for i in part], config)
+            rows = [token_ids[i] for i in part]
+            new_ids = _generate_batch(model, rows, config, None if seeds is None else [seeds[i] for i in part])
             for index, row in zip(part, new_ids, strict=True):
                 answers[index] = _completion(row, tokenizer, _end_ids(config))
             if progress is not None:
@@ -98,6 +111,8 @@ def generation_config(
     do_sample: bool = False,
     temperature: float | None = None,
     top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
 ) -> GenerationConfig:
     """What `generate` will use: the model's own generation config, greedy unless asked, cache on, ends of both.
 
@@ -122,8 +137,11 @@ def generation_config(
     config.use_cache = True
     config.do_sample = do_sample
     if do_sample:
-        config.temperature = temperature if temperature is not None else config.temperature
-        config.top_p = top_p if top_p is not None else config.top_p
+        # What is still unset, transformers would fill in later; written down here, a record of the config is complete.
+        config.temperature = _first(temperature, config.temperature, 1.0)
+        config.top_p = _first(top_p, config.top_p, 1.0)
+        config.top_k = _first(top_k, config.top_k, _TRANSFORMERS_TOP_K)
+        config.min_p = _first(min_p, config.min_p)
     else:  # left in place, they would raise a warning about flags without effect
         config.temperature = config.top_p = config.top_k = config.min_p = config.typical_p = None
     return config
@@ -198,6 +216,24 @@ def pair_generator(
     return answer
 
 
+def prompt_tokens(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Text],
+    *,
+    max_new_tokens: int,
+    chat_template_kwargs: TemplateKwargs = None,
+) -> list[int]:
+    """Tokens of every prompt as `generate` will encode it, so that what does not fit is told before any work.
+
+    Raises: what `generate` raises for these prompts.
+    """
+    token_ids = _encode_all(tokenizer, prompts, chat_template_kwargs)
+    if token_ids:
+        _check_lengths(model, token_ids, max_new_tokens)
+    return [len(ids) for ids in token_ids]
+
+
 def _encode_all(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Text], template_kwargs: TemplateKwargs
 ) -> list[list[int]]:
@@ -239,9 +275,13 @@ def _check_lengths(model: Any, token_ids: Sequence[Sequence[int]], max_new_token
         )
 
 
-def _generate_batch(model: Any, token_ids: Sequence[Sequence[int]], config: GenerationConfig) -> list[list[int]]:
+def _generate_batch(
+    model: Any, token_ids: Sequence[Sequence[int]], config: GenerationConfig, seeds: Sequence[int] | None
+) -> list[list[int]]:
     """New tokens of each row. Padding stands on the left and is masked; the tokenizer's padding side plays no part."""
     import torch
+
+    from preftune.evaluation.draws import drawn_by_row
 
     width = max(map(len, token_ids))
     input_ids = torch.full((len(token_ids), width), config.pad_token_id, dtype=torch.int64)
@@ -250,9 +290,10 @@ def _generate_batch(model: Any, token_ids: Sequence[Sequence[int]], config: Gene
         input_ids[row, width - len(ids) :] = torch.tensor(ids)
         attention_mask[row, width - len(ids) :] = 1
     device = model.get_input_embeddings().weight.device
-    output: Tensor = model.generate(
-        input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), generation_config=config
-    )
+    options: dict[str, Any] = {"generation_config": config}
+    if seeds is not None:
+        options = drawn_by_row(config, seeds, width=width, device=device)
+    output: Tensor = model.generate(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), **options)
     new_ids: list[list[int]] = output[:, width:].tolist()
     return new_ids
 
@@ -276,6 +317,8 @@ def _inference(model: Any, autocast: torch.dtype | Literal["auto"] | None, seed:
     dtype = mixed_dtype(model) if autocast == "auto" else autocast
     training = {module: module.training for module in model.modules()}
     cards = [device] if device.type not in ("cpu", "mps", "meta") else []
+    head = model.get_output_embeddings()
+    hook = None if head is None else head.register_forward_pre_hook(_as_one_matrix)
     try:
         model.eval()
         with (
@@ -289,6 +332,8 @@ def _inference(model: Any, autocast: torch.dtype | Literal["auto"] | None, seed:
                 torch.manual_seed(seed)
             yield
     finally:
+        if hook is not None:
+            hook.remove()
         for module, flag in training.items():
             module.training = flag
 
@@ -297,7 +342,18 @@ def _end_ids(config: GenerationConfig) -> set[int]:
     return set(_as_list(config.eos_token_id))
 
 
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
 def _as_list(value: int | Sequence[int] | None) -> list[int]:
     if value is None:
         return []
     return [value] if isinstance(value, int) else list(value)
+
+
+def _as_one_matrix(module: Any, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The last states of a batch, as generation slices them, are not contiguous, and PyTorch (2.13) would multiply them
+    row by row, with a copy of the head's weight for each: seconds and gigabytes at the first token.
+    """
+    return tuple(state.contiguous() for state in states)

@@ -29,7 +29,17 @@ class Judge(Protocol):
     def __call__(self, prompt: Text, answer_a: str, answer_b: str, row: Mapping[str, Any]) -> Judgement: ...
 
 
-def judge_name(judge: Judge) -> str:
+class Scorer(Protocol):
+    """Rates one answer to a prompt: higher is better. None for an answer that it cannot rate.
+
+    Optional attributes: `cache_key` as for a `Judge`, and a method `score_all(items, progress=...)` that rates many
+    (prompt, answer, row) at once and calls `progress` with answers done and answers in all.
+    """
+
+    def __call__(self, prompt: Text, answer: str, row: Mapping[str, Any]) -> float | None: ...
+
+
+def judge_name(judge: Judge | Scorer) -> str:
     """The name that goes into `eval/summary.json`."""
     given = getattr(judge, "name", None) or getattr(judge, "__name__", None)
     return str(given) if given else type(judge).__name__
@@ -169,6 +179,25 @@ def load_judge(spec: str) -> Judge:
             "rule:my_rules:prefer_polite for the function prefer_polite in my_rules.py."
         )
     return _load_rule(module_name, attribute, spec)
+
+
+def is_scorer(rule: Judge | Scorer) -> bool:
+    """Whether a rule rates one answer (prompt, answer, row) or compares two (prompt, answer_a, answer_b, row).
+
+    Raises: RequestError for a function that takes neither three nor four arguments.
+    """
+    try:
+        parameters = list(inspect.signature(rule).parameters.values())
+    except (TypeError, ValueError):  # some built-in functions have no signature
+        parameters = []
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = sum(p.default is p.empty for p in positional)
+    if required in (3, 4):
+        return required == 3
+    raise RequestError(
+        f"Rule {judge_name(rule)!r} takes {required} arguments. A scorer takes three (prompt, answer, row) and gives a "
+        "number; a judge takes four (prompt, answer_a, answer_b, row)."
+    )
 
 
 def _load_rule(module_name: str, attribute: str, spec: str) -> Judge:

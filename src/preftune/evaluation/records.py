@@ -56,11 +56,39 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Add one JSON object per line and wait until the disk has them. A torn last line is closed off first."""
-    torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+    torn = not _ends_whole(path)
     with open(path, "a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
         file.write(("\n" if torn else "") + "".join(_line(record) for record in records))
         file.flush()
         os.fsync(file.fileno())
+
+
+def cut_torn_line(path: Path) -> None:
+    """Takes away a last line that a kill left torn, so that every line of the file is a whole object again."""
+    if _ends_whole(path):
+        return
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    try:
+        complete = isinstance(json.loads(data[whole:]), dict)  # only its line break is missing
+    except ValueError:
+        complete = False
+    with open(path, "r+b") as file:
+        if complete:
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+        else:
+            file.truncate(whole)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _ends_whole(path: Path) -> bool:
+    if not path.exists() or path.stat().st_size == 0:
+        return True
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

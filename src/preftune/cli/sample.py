@@ -1,0 +1,242 @@
+"""`preftune sample`: several completions per prompt, the raw material of on-policy pairs."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preftune.cli.messages import tell
+from preftune.cli.plain_parser import PlainParser
+from preftune.errors import RequestError
+
+if TYPE_CHECKING:
+    from preftune.evaluation.budget import Budget
+    from preftune.evaluation.endpoint import Conduct
+    from preftune.evaluation.prompts import Prompts
+    from preftune.evaluation.samplers import EndpointSampler, ModelSampler, SamplingSettings
+    from preftune.evaluation.sampling import Asked, SampleCounts
+
+ENDPOINT_FLAGS = (
+    "timeout",
+    "retries",
+    "concurrency",
+    "api_key_env",
+    "max_calls",
+    "max_cost",
+    "price_in",
+    "price_out",
+)
+"""What `add_endpoint_options` adds."""
+
+_MODEL_FLAGS = ("batch_size", "dtype", "load_in_4bit", "trust_remote_code")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs `preftune sample` and returns its exit code."""
+    asked = _parser().read(argv)
+    _check(asked)
+    endpoint = is_endpoint(asked.model)
+    if endpoint:
+        refuse(asked, _MODEL_FLAGS, unless="--model is on this machine")
+    else:
+        refuse(asked, ENDPOINT_FLAGS, unless="--model is openai:NAME@BASE_URL")
+
+    from preftune.evaluation.samplers import SamplingSettings
+
+    settings = SamplingSettings(
+        max_new_tokens=asked.max_new_tokens,
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        top_k=asked.top_k,
+        min_p=asked.min_p,
+    )
+    counts = _from_endpoint(asked, settings) if endpoint else _from_model(asked, settings)
+    for line in counts.sentences():
+        print(line)
+    print(f"They lie in {asked.output}, their settings in {asked.output}.manifest.json.")
+    print(f"Make pairs of them:   preftune label {shlex.quote(asked.output)} --judge JUDGE -o pairs.jsonl")
+    return 0
+
+
+def _parser() -> PlainParser:
+    parser = PlainParser(
+        prog="preftune sample",
+        description="Several completions per prompt from a model, written as they come. Run again after a stop, it "
+        "goes on from there. preftune label makes pairs of them.",
+    )
+    parser.add_argument(
+        "--model",
+        "--model_name_or_path",
+        dest="model",
+        required=True,
+        help="a path, a hub id, or openai:NAME@BASE_URL for a model behind an OpenAI-compatible address",
+    )
+    parser.add_argument(
+        "--data",
+        "--dataset_name",
+        dest="data",
+        required=True,
+        metavar="PROMPTS",
+        help="preference data in any known format, rows with a prompt or messages, or a .txt file of lines",
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="samples, as JSON lines")
+    parser.add_argument("-k", "--k", type=int, default=4, help="completions per prompt (4)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token (1)")
+    parser.add_argument("--top_p", type=float, help="share of probability to draw from (the model's own, or all)")
+    parser.add_argument("--top_k", type=int, help="likeliest tokens to draw from, 0 for all (the model's own, or all)")
+    parser.add_argument("--min_p", type=float, help="least probability, as a share of the likeliest token's")
+    parser.add_argument("--max_new_tokens", type=int, default=512, help="longest completion, in tokens (512)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same completions (0)")
+    data = parser.add_argument_group("prompts")
+    data.add_argument("--split", default="train", help="of the data; slices work: 'train[:100]' (train)")
+    data.add_argument("--format", help="of the data, where its shape does not tell")
+    data.add_argument("--columns", nargs="+", default=[], metavar="prompt=YOURS", help="where the prompts stand")
+    data.add_argument("--limit", type=int, help="only the first so many distinct prompts")
+    data.add_argument("--keep", nargs="+", default=[], metavar="COLUMN", help="columns to carry along for a judge")
+    data.add_argument(
+        "--prompts_as",
+        choices=["auto", "chat", "text"],
+        default="auto",
+        help="text prompts become a user's turn (chat) or stay text; auto: chat if the model has a template",
+    )
+    local = parser.add_argument_group("a model on this machine")
+    local.add_argument("--batch_size", type=int, help="completions at once (16)")
+    add_model_options(local)
+    local.add_argument("--load_in_4bit", action="store_true", default=None, help="load in 4 bits (extra: quant)")
+    add_endpoint_options(parser)
+    return parser
+
+
+def add_model_options(group: Any) -> None:
+    """Flags for loading a model here."""
+    group.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], help="of the weights (auto)")
+    group.add_argument(
+        "--trust_remote_code", action="store_true", default=None, help="allow models that bring their own code"
+    )
+
+
+def add_endpoint_options(parser: PlainParser) -> None:
+    """Flags for a model behind an address."""
+    group = parser.add_argument_group("a model behind an address (extra: endpoint)")
+    group.add_argument("--timeout", type=float, help="seconds for one attempt (120)")
+    group.add_argument("--retries", type=int, help="attempts after the first (5)")
+    group.add_argument("--concurrency", type=int, help="calls under way at once (8)")
+    group.add_argument("--api_key_env", metavar="VARIABLE", help="environment variable with the key (OPENAI_API_KEY)")
+    group.add_argument("--max_calls", type=int, help="hard cap on the number of calls")
+    group.add_argument("--max_cost", type=float, help="hard cap on what is spent; needs both prices")
+    group.add_argument("--price_in", type=float, help="price of a million tokens asked")
+    group.add_argument("--price_out", type=float, help="price of a million tokens answered")
+
+
+def refuse(asked: argparse.Namespace, flags: Sequence[str], *, unless: str) -> None:
+    """Raises: RequestError for a flag that is there and would be ignored."""
+    for flag in flags:
+        if getattr(asked, flag) is not None:
+            raise RequestError(f"--{flag} has no effect unless {unless}. Leave it out.")
+
+
+def conduct_and_budget(asked: argparse.Namespace) -> tuple[Conduct, Budget]:
+    """The flags of `add_endpoint_options`. Raises: RequestError for impossible values."""
+    from preftune.evaluation.budget import Budget
+    from preftune.evaluation.endpoint import Conduct
+
+    given = {name: getattr(asked, name) for name in ENDPOINT_FLAGS if getattr(asked, name) is not None}
+    conduct = {name: given.pop(name) for name in ("timeout", "retries", "concurrency", "api_key_env") if name in given}
+    return Conduct(**conduct), Budget(**given)
+
+
+def is_endpoint(name: str) -> bool:
+    """Whether a model's or judge's name stands for an address."""
+    return name.startswith("openai:")
+
+
+def _check(asked: argparse.Namespace) -> None:
+    if asked.k < 1:
+        raise RequestError(f"-k {asked.k}: give at least 1 completion per prompt.")
+    if asked.k > 1 and asked.temperature == 0:
+        raise RequestError(f"--temperature 0 gives the same completion {asked.k} times. Give more than 0, or -k 1.")
+    if asked.limit is not None and asked.limit < 1:
+        raise RequestError(f"--limit {asked.limit}: give at least 1 prompt.")
+    if Path(asked.output).is_dir():
+        raise RequestError(f"-o {asked.output} is a folder. Name a file in it, such as samples.jsonl.")
+
+
+def _prompts(asked: argparse.Namespace, *, as_chat: bool) -> Prompts:
+    from preftune.cli.arguments import DataArguments
+    from preftune.evaluation.prompts import load_prompts
+
+    prompts = load_prompts(
+        asked.data,
+        split=asked.split,
+        columns=DataArguments(columns=asked.columns).column_names(),
+        format=asked.format,
+        as_chat=as_chat,
+        keep=asked.keep,
+        limit=asked.limit,
+    )
+    again = f" ({prompts.repeated:,} rows repeat one)" if prompts.repeated else ""
+    tell(f"preftune: {len(prompts.prompts):,} distinct prompts in {prompts.name}{again}")
+    return prompts
+
+
+def _from_model(asked: argparse.Namespace, settings: SamplingSettings) -> SampleCounts:
+    from preftune.models import load_model, load_tokenizer
+
+    tokenizer = load_tokenizer(asked.model, trust_remote_code=bool(asked.trust_remote_code))
+    chat = asked.prompts_as == "chat" or (asked.prompts_as == "auto" and tokenizer.chat_template is not None)
+    prompts = _prompts(asked, as_chat=chat)
+
+    import torch
+
+    from preftune.evaluation.samplers import ModelSampler
+
+    model = load_model(
+        asked.model,
+        dtype=asked.dtype or "auto",
+        load_in_4bit=bool(asked.load_in_4bit),
+        trust_remote_code=bool(asked.trust_remote_code),
+        device_map={"": 0} if torch.cuda.is_available() else None,
+    ).eval()
+    batch_size = 16 if asked.batch_size is None else asked.batch_size
+    return _sample(asked, prompts, ModelSampler(model, tokenizer, settings, name=asked.model, batch_size=batch_size))
+
+
+def _from_endpoint(asked: argparse.Namespace, settings: SamplingSettings) -> SampleCounts:
+    from preftune.evaluation.endpoint import Endpoint, EndpointName
+    from preftune.evaluation.samplers import EndpointSampler
+
+    if asked.prompts_as == "text":
+        raise RequestError("--prompts_as text: an endpoint takes conversations only. Leave it out.")
+    conduct, budget = conduct_and_budget(asked)
+    with Endpoint(EndpointName.parse(asked.model), conduct=conduct, budget=budget) as endpoint:
+        prompts = _prompts(asked, as_chat=True)
+        sampler = EndpointSampler(endpoint, settings)
+
+        def before(missing: list[Asked]) -> None:
+            if missing:
+                tell(f"preftune: {sampler.estimate(missing).line()}")
+                endpoint.check()
+
+        try:
+            return _sample(asked, prompts, sampler, before=before)
+        finally:
+            if budget.calls:
+                tell(f"preftune: used {budget.line()}")
+
+
+def _sample(
+    asked: argparse.Namespace, prompts: Prompts, sampler: ModelSampler | EndpointSampler, *, before: Any = None
+) -> SampleCounts:
+    from preftune.evaluation.progress import Counting
+    from preftune.evaluation.sampling import sample
+
+    try:
+        with Counting("sampling", unit="completions") as progress:
+            return sample(prompts, sampler, asked.output, k=asked.k, seed=asked.seed, progress=progress, before=before)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"Stopped. What was answered is kept in {asked.output}; the same command goes on from there."
+        ) from None

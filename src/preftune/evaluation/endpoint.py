@@ -1,0 +1,293 @@
+"""Chat models behind an OpenAI-compatible address, through the official client, which brings retries and backoff.
+
+The client repeats a call after a timeout, a lost connection, 408, 409, 429 and 5xx, with growing and jittered pauses or
+the pause that the server asks for (`Retry-After`, up to two minutes). The key is read from the environment, is in no
+message and is never written.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from preftune.errors import EndpointError, PreftuneError, RequestError
+from preftune.evaluation.budget import Budget, guess_tokens
+from preftune.log import warn
+from preftune.types import Message
+
+PREFIX = "openai:"
+KEY_VARIABLE = "OPENAI_API_KEY"
+_OPENAI = "https://api.openai.com/v1"
+_CHECK_S = 10.0
+_LONGEST = 300
+"""Letters of a server's own message that are shown."""
+
+
+class EndpointName(NamedTuple):
+    """Which model at which address."""
+
+    model: str
+    base_url: str
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.model}@{self.base_url}"
+
+    @classmethod
+    def parse(cls, spec: str) -> EndpointName:
+        """Reads `openai:MODEL@BASE_URL`; without `@BASE_URL` it is `OPENAI_BASE_URL`, or OpenAI's own.
+
+        Raises: RequestError for another form, or an address with a password or a query, which would be written down.
+        """
+        rest = spec.removeprefix(PREFIX)
+        at = min((found for found in (rest.find("@http://"), rest.find("@https://")) if found >= 0), default=-1)
+        model, url = (rest[:at], rest[at + 1 :]) if at >= 0 else (rest, "")
+        url = (url or os.environ.get("OPENAI_BASE_URL") or _OPENAI).rstrip("/")
+        parts = urlsplit(url)
+        if not spec.startswith(PREFIX) or not model or "@" in rest[:at] or ("@" in rest and at < 0):
+            raise RequestError(
+                f"{spec!r} names no endpoint. Write openai:MODEL@BASE_URL, such as openai:my-model@http://localhost:8000/v1."
+            )
+        if parts.username or parts.password or parts.query or not parts.hostname:
+            raise RequestError(
+                f"The address of openai:{model} must be a plain one, without user, password or query: it is written "
+                "beside the results. Write http://HOST:PORT/v1 and give the key with --api_key_env VARIABLE."
+            )
+        return cls(model, url)
+
+
+class Reply(NamedTuple):
+    """One answer."""
+
+    text: str
+    tokens: int
+    """Of the answer, as the server counts; estimated when it does not say."""
+    finished: bool
+    """The model ended the answer itself."""
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Conduct:
+    """How an endpoint is treated."""
+
+    timeout: float = 120.0
+    """Seconds for one attempt."""
+    retries: int = 5
+    """Attempts after the first."""
+    concurrency: int = 8
+    """Calls under way at once."""
+    api_key_env: str | None = None
+    """The environment variable with the key; None takes OPENAI_API_KEY if it is set."""
+
+    def __post_init__(self) -> None:
+        if not self.timeout > 0 or self.retries < 0 or self.concurrency < 1:
+            raise RequestError(
+                f"--timeout {self.timeout:g} must be above 0, --retries {self.retries} at least 0 and --concurrency "
+                f"{self.concurrency} at least 1."
+            )
+
+
+class Endpoint:
+    """One chat model at one address. Safe to share between threads."""
+
+    def __init__(self, name: EndpointName, *, conduct: Conduct | None = None, budget: Budget | None = None) -> None:
+        """Raises: RequestError when the package openai is missing, or the key's variable is named and not set."""
+        self.name = name
+        self.conduct = conduct or Conduct()
+        self.budget = budget or Budget()
+        self._key = _key(self.conduct.api_key_env)
+        self._refused: set[str] = set()
+        self._lock = threading.Lock()
+        if find_spec("openai") is None:
+            raise RequestError(f"{name} needs the package openai. Install it with: pip install 'preftune[endpoint]'")
+        import openai
+
+        self._client: Any = openai.OpenAI(
+            base_url=name.base_url,
+            api_key=self._key or "no-key",  # servers of one's own ask for none, and the client insists on one
+            timeout=self.conduct.timeout,
+            max_retries=self.conduct.retries,
+        )
+
+    def __enter__(self) -> Endpoint:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._client.close()
+
+    def check(self) -> None:
+        """One quick look at the list of models, so that a wrong address is told at once and not after five retries.
+
+        What a server does not offer there is no fault: some list nothing, some know more names than they list.
+
+        Raises: RequestError for an address that cannot be reached, or a key that is refused.
+        """
+        import openai
+
+        try:
+            self._client.with_options(max_retries=0, timeout=min(_CHECK_S, self.conduct.timeout)).models.list()
+        except openai.APITimeoutError:
+            pass
+        except (openai.APIConnectionError, openai.AuthenticationError) as error:
+            raise self._told(error) from None
+        except openai.APIError:
+            pass
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        as_json: bool = False,
+        extra: Mapping[str, Any] | None = None,
+        about: str = "",
+    ) -> Reply:
+        """Asks once and waits for the answer.
+
+        Args:
+            max_tokens: longest answer.
+            temperature, top_p, seed: None leaves the server's own. Not every server knows `seed`; one that refuses it
+                is asked without, and this is said once.
+            as_json: asks for a JSON object; a server that refuses that is asked without.
+            extra: fields of the request that only some servers know, such as `top_k` or `chat_template_kwargs`.
+            about: what is asked, for the message when just this request is refused.
+        Raises: RequestError, EndpointError; see `_told`. EndpointError when a cap of the budget is reached.
+        """
+        wanted: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+        request = {name: value for name, value in wanted.items() if value is not None}
+        if as_json:
+            request["response_format"] = {"type": "json_object"}
+        asked = guess_tokens(sum(len(str(message.get("content") or "")) for message in messages))
+        ticket = self.budget.begin(tokens_in=asked, tokens_out=max_tokens)
+        try:
+            reply = _reply(self._ask(list(messages), request, dict(extra or {}), about), asked, str(self.name))
+        except BaseException:
+            self.budget.forget(ticket)
+            raise
+        self.budget.end(ticket, tokens_in=reply.prompt_tokens, tokens_out=reply.tokens)
+        return reply
+
+    def _ask(self, messages: list[Message], request: dict[str, Any], extra: dict[str, Any], about: str) -> Any:
+        import openai
+
+        while True:
+            refused = set(self._refused)
+            sent = {name: value for name, value in request.items() if name not in refused}
+            if "max_tokens" in refused:  # OpenAI's newer models know it under another name only
+                sent["max_completion_tokens"] = request["max_tokens"]
+            try:
+                return self._client.chat.completions.create(
+                    model=self.name.model, messages=messages, extra_body=extra or None, **sent
+                )
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                if not self._do_without(error, set(sent) - refused):
+                    raise self._told(error, about) from None
+            except openai.OpenAIError as error:
+                raise self._told(error) from None
+
+    def _do_without(self, error: Any, sent: set[str]) -> bool:
+        """Whether the server refused a field that it can be asked without; it is left out from now on."""
+        message = f"{getattr(error, 'param', '')} {error}"
+        for field in ("max_tokens", "response_format", "seed"):
+            if field in sent and field in message:
+                with self._lock:
+                    first = field not in self._refused
+                    self._refused.add(field)
+                if first and field == "seed":
+                    warn(f"{self.name} knows no seed: its answers cannot be had again with the same seed.")
+                return True
+        return False
+
+    def _told(self, error: Any, about: str = "") -> PreftuneError:
+        """The client's error as one paragraph with what mends it, without the key."""
+        import openai
+
+        where, conduct = str(self.name), self.conduct
+        said = self._said(error)
+        if isinstance(error, openai.APITimeoutError):
+            return EndpointError(
+                f"{where} gave no answer within {conduct.timeout:g} s, {conduct.retries + 1} times over. Raise "
+                "--timeout, or lower --concurrency."
+            )
+        if isinstance(error, openai.APIConnectionError):
+            return RequestError(
+                f"{where} cannot be reached ({self._said(error.__cause__ or error)}). Check the address, and that the "
+                "server is running."
+            )
+        status = getattr(error, "status_code", None)
+        if status in (401, 403):
+            variable = conduct.api_key_env or KEY_VARIABLE
+            cure = "Check the key in" if self._key else "Set the key in the environment variable"
+            return RequestError(f"{where} refuses access ({status}: {said}). {cure} {variable}.")
+        if status == 404:
+            return RequestError(f"{where} knows no such model or address (404: {said}). {self._near_models()}")
+        if status == 429:
+            return EndpointError(
+                f"{where} still refuses for too many calls after {conduct.retries} retries (429: {said}). Lower "
+                "--concurrency, or wait; if it speaks of a quota, the account is used up. What was answered is kept."
+            )
+        if status is not None and status < 500:
+            what = f"{about} " if about else ""
+            return RequestError(
+                f"{where} does not take the request {what}({status}: {said}). Change what it names; what was answered "
+                "is kept."
+            )
+        return EndpointError(
+            f"{where} failed {conduct.retries + 1} times over ({status or type(error).__name__}: {said}). Look at the "
+            "server's log, and run again: what was answered is kept."
+        )
+
+    def _said(self, error: Any) -> str:
+        body = getattr(error, "body", None)
+        text = str(body["message"]) if isinstance(body, dict) and body.get("message") else str(error)
+        text = " ".join(text.split()) or type(error).__name__
+        if self._key:
+            text = text.replace(self._key, "***")
+        return text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
+
+    def _near_models(self) -> str:
+        """A sentence that helps with a 404: near names of models, or the usual form of an address."""
+        import openai
+
+        try:
+            listed = self._client.with_options(max_retries=0, timeout=_CHECK_S).models.list()
+            names = sorted(model.id for model in listed.data)
+        except (openai.OpenAIError, AttributeError, TypeError):
+            return "It lists no models either: is the address complete? It usually ends in /v1."
+        near = difflib.get_close_matches(self.name.model, names, n=3, cutoff=0.4)
+        if near:
+            return f"Did you mean {' or '.join(map(repr, near))}?"
+        return f"It has: {', '.join(names[:8]) or 'no models'}."
+
+
+def _key(variable: str | None) -> str | None:
+    key = (os.environ.get(variable or KEY_VARIABLE) or "").strip()
+    if variable is not None and not key:
+        raise RequestError(f"--api_key_env {variable}: this environment variable is not set. Put the key into it.")
+    return key or None
+
+
+def _reply(answer: Any, asked: int, where: str) -> Reply:
+    choices = getattr(answer, "choices", None)
+    if not choices:
+        raise RequestError(
+            f"{where} answered, but not as a chat model does. Is the address complete? It usually ends in /v1."
+        )
+    text = getattr(choices[0].message, "content", None) or ""
+    usage = getattr(answer, "usage", None)
+    tokens, prompt_tokens = getattr(usage, "completion_tokens", None), getattr(usage, "prompt_tokens", None)
+    return Reply(
+        text=text,
+        tokens=guess_tokens(len(text)) if tokens is None else int(tokens),
+        finished=choices[0].finish_reason == "stop",
+        prompt_tokens=asked if prompt_tokens is None else int(prompt_tokens),
+    )

@@ -1,0 +1,51 @@
+"""How far a long job is: a bar on a terminal, now and then a line in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from preftune.log import say
+
+_LINE_EVERY_S = 30.0
+
+
+class Counting:
+    """A context manager; call it with what is done of what there is. Nothing is shown for jobs of a moment."""
+
+    def __init__(self, what: str, *, unit: str) -> None:
+        self._what = what
+        self._unit = unit
+        self._bar: Any = None
+        self._began = self._told = time.monotonic()
+        self._first: int | None = None
+
+    def __enter__(self) -> Counting:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __call__(self, done: int, total: int) -> None:
+        first = self._first = done if self._first is None else self._first
+        if sys.stderr.isatty():
+            if self._bar is None:
+                from tqdm import tqdm
+
+                self._bar = tqdm(total=total, initial=done, desc=self._what, unit=f" {self._unit}", leave=False)
+            self._bar.update(done - self._bar.n)
+            return
+        now = time.monotonic()
+        if done < total and now - self._told >= _LINE_EVERY_S:
+            self._told = now
+            left = (now - self._began) / max(1, done - first) * (total - done)
+            say(f"{self._what}: {done:,} of {total:,} {self._unit}, about {_duration(left)} left")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

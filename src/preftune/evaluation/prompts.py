@@ -1,0 +1,192 @@
+"""Prompts to be answered: out of preference data in any format, rows with a prompt or messages, or plain lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from preftune.data.adapters import single_answers
+from preftune.data.adapters.adapter import Adapter
+from preftune.data.adapters.convert import sample_of
+from preftune.data.adapters.registry import adapter_named, recognise
+from preftune.data.columns import guess_columns, listing, resolve_columns
+from preftune.data.formats import to_pair
+from preftune.data.load import display_name, load_rows
+from preftune.data.messages import role_of
+from preftune.data.pairs import read_pairs
+from preftune.errors import DatasetError
+from preftune.evaluation.records import digest
+from preftune.types import PreferencePair, Text
+
+_SINGLE = frozenset(adapter.name for adapter in single_answers.ADAPTERS)
+_CONVERSATIONS = ("messages", "conversations", "conversation")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Something to be answered."""
+
+    id: str
+    prompt: Text
+    key: str
+    """Content address of the prompt, its tools and what the chat template is told."""
+    carried: Mapping[str, Any] = field(default_factory=dict)
+    """`tools` and `chat_template_kwargs`, where there are any."""
+    kept: Mapping[str, Any] = field(default_factory=dict)
+    """Other columns of the row that a judge will want to read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """The distinct prompts of a source, in its order."""
+
+    prompts: list[Prompt]
+    name: str
+    repeated: int
+    """How often a prompt came again; it is asked once."""
+
+
+def load_prompts(
+    source: Any,
+    *,
+    split: str = "train",
+    columns: Mapping[str, str | None] | None = None,
+    format: str | None = None,
+    as_chat: bool = False,
+    keep: Sequence[str] = (),
+    limit: int | None = None,
+) -> Prompts:
+    """Reads prompts.
+
+    Args:
+        source: what `load_rows` takes, or a .txt file with one prompt per line. Of pairs and of groups the prompts are
+            taken; of a conversation what stands before the last turns of the assistant.
+        split, columns, format: as for `load_pairs`; `columns={"prompt": "question"}` names the column of the prompts.
+        as_chat: text prompts become a user's turn.
+        keep: columns that are carried along for a judge.
+        limit: only the first so many distinct prompts.
+    Raises: DatasetError for a source that cannot be read, holds no prompts, or has a row that is none.
+    """
+    name = display_name(source)
+    found: dict[str, Prompt] = {}
+    ids: set[str] = set()
+    seen = 0
+    for pair, row in _asked(
+        source, split=split, columns=dict(columns or {}), format=format, as_chat=as_chat, keep=keep
+    ):
+        if not pair.prompt or (isinstance(pair.prompt, str) and not pair.prompt.strip()):
+            raise DatasetError(
+                f"{name} row {pair.row} has an empty prompt: there is nothing to answer. Fill it in, or remove the row."
+            )
+        seen += 1
+        carried: dict[str, Any] = {}
+        if pair.tools:
+            carried["tools"] = list(pair.tools)
+        if pair.chat_template_kwargs:
+            carried["chat_template_kwargs"] = dict(pair.chat_template_kwargs)
+        key = digest([pair.prompt, carried])
+        if key in found:
+            continue
+        if limit is not None and len(found) >= limit:
+            break
+        own = pair.id if pair.id is not None and pair.id not in ids else key
+        ids.add(own)
+        found[key] = Prompt(own, pair.prompt, key, carried, {column: row.get(column) for column in keep})
+    if not found:
+        raise DatasetError(f"{name} holds no prompts. Give at least one.")
+    return Prompts(list(found.values()), name, seen - len(found))
+
+
+def _asked(
+    source: Any,
+    *,
+    split: str,
+    columns: dict[str, str | None],
+    format: str | None,
+    as_chat: bool,
+    keep: Sequence[str],
+) -> Iterator[tuple[PreferencePair, Mapping[str, Any]]]:
+    """Pairs of which only the prompt counts, each with its raw row (empty unless columns of it are kept)."""
+    name = display_name(source)
+    if isinstance(source, str | Path) and str(source).lower().endswith(".txt") and Path(source).expanduser().is_file():
+        if keep or columns or format:
+            raise DatasetError(
+                f"{name} holds plain lines, which have no columns. Leave --keep, --columns and --format out."
+            )
+        for number, line in enumerate(_lines(Path(source).expanduser())):
+            if line.strip():
+                yield _as_pair({"prompt": line}, name, number, as_chat), {}
+        return
+    rows: Any = load_rows(source, split=split)
+    missing = [column for column in keep if column not in rows.features]
+    if missing:
+        raise DatasetError(
+            f"--keep {missing[0]}: {name} has no such column (found: {listing(rows.features)}). Name one of those."
+        )
+    adapter: Adapter | None
+    if format is not None:
+        adapter = adapter_named(format)
+    else:
+        adapter = None if {"prompt", "chosen", "rejected"} & set(columns) else recognise(sample_of(rows), name=name)
+    if {"chosen", "rejected"} & set(columns) or (adapter is not None and adapter.name not in _SINGLE):
+        pairs = read_pairs(rows, columns=columns, format=format, name=name)
+        for pair in pairs.as_chat() if as_chat else pairs:
+            yield pair, pairs.raw[pair.row] if keep else {}
+        return
+    yield from _of_rows(rows, columns, name=name, as_chat=as_chat)
+
+
+def _of_rows(
+    rows: Any, columns: dict[str, str | None], *, name: str, as_chat: bool
+) -> Iterator[tuple[PreferencePair, Mapping[str, Any]]]:
+    prompt = columns.pop("prompt", None) or _prompt_column(rows.features, name)
+    # Only the prompt is wanted; the sides must be named somehow for the columns to be resolved and checked.
+    found = resolve_columns(
+        rows.features, {**columns, "prompt": prompt, "chosen": prompt, "rejected": prompt}, name=name
+    )
+    conversation = prompt in _CONVERSATIONS
+    number = 0
+    for table in rows.with_format(None).iter(batch_size=1000):
+        for place in range(len(next(iter(table.values())))):
+            row = {column: values[place] for column, values in table.items()}
+            values = found.pick(row)
+            if conversation and isinstance(values.get("prompt"), list):
+                values["prompt"] = _before_the_answer(values["prompt"])
+            yield _as_pair(values, name, number, as_chat or "system" in found), row
+            number += 1
+
+
+def _as_pair(values: Mapping[str, Any], name: str, row: int, as_chat: bool) -> PreferencePair:
+    """The row with two sides put in, so that its prompt is read exactly as training reads it."""
+    if values.get("prompt") is None:
+        raise DatasetError(f"{name} row {row} has no prompt to answer. Fill it in, or remove the row.")
+    return to_pair({**values, "chosen": "+", "rejected": "-"}, name=name, row=row, chat=as_chat, prompts=True)
+
+
+def _before_the_answer(turns: list[Any]) -> list[Any]:
+    """A conversation up to the last turn that is not the assistant's."""
+    end = len(turns)
+    while end > 0 and isinstance(turns[end - 1], Mapping) and role_of(turns[end - 1]) == "assistant":
+        end -= 1
+    return turns[:end]
+
+
+def _prompt_column(features: Mapping[str, Any], name: str) -> str:
+    for column in ("prompt", *_CONVERSATIONS):
+        if column in features:
+            return column
+    if "instruction" in features:
+        return "instruction+input" if "input" in features else "instruction"
+    guess = guess_columns(["prompt"], features).get("prompt", "<column>")
+    raise DatasetError(
+        f"{name} has no column of prompts (found: {listing(features)}). Name it with --columns prompt={guess}."
+    )
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not text in UTF-8 (byte {error.start}). Save it in UTF-8.") from error
