@@ -243,6 +243,8 @@ def _generate_batch(model: Any, token_ids: Sequence[Sequence[int]], config: Gene
     """New tokens of each row. Padding stands on the left and is masked; the tokenizer's padding side plays no part."""
     import torch
 
+    from preftune.evaluation import rounds
+
     width = max(map(len, token_ids))
     input_ids = torch.full((len(token_ids), width), config.pad_token_id, dtype=torch.int64)
     attention_mask = torch.zeros_like(input_ids)
@@ -250,9 +252,10 @@ def _generate_batch(model: Any, token_ids: Sequence[Sequence[int]], config: Gene
         input_ids[row, width - len(ids) :] = torch.tensor(ids)
         attention_mask[row, width - len(ids) :] = 1
     device = model.get_input_embeddings().weight.device
-    output: Tensor = model.generate(
-        input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), generation_config=config
-    )
+    input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
+    if rounds.serves(config):
+        return rounds.generate_in_rounds(model, input_ids, attention_mask, config, ends=_end_ids(config))
+    output: Tensor = model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=config)
     new_ids: list[list[int]] = output[:, width:].tolist()
     return new_ids
 
@@ -276,6 +279,8 @@ def _inference(model: Any, autocast: torch.dtype | Literal["auto"] | None, seed:
     dtype = mixed_dtype(model) if autocast == "auto" else autocast
     training = {module: module.training for module in model.modules()}
     cards = [device] if device.type not in ("cpu", "mps", "meta") else []
+    head = model.get_output_embeddings()
+    hook = None if head is None else head.register_forward_pre_hook(_as_one_matrix)
     try:
         model.eval()
         with (
@@ -289,6 +294,8 @@ def _inference(model: Any, autocast: torch.dtype | Literal["auto"] | None, seed:
                 torch.manual_seed(seed)
             yield
     finally:
+        if hook is not None:
+            hook.remove()
         for module, flag in training.items():
             module.training = flag
 
@@ -301,3 +308,10 @@ def _as_list(value: int | Sequence[int] | None) -> list[int]:
     if value is None:
         return []
     return [value] if isinstance(value, int) else list(value)
+
+
+def _as_one_matrix(module: Any, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The last states of a batch, as generation slices them, are not contiguous, and PyTorch (2.13) would multiply them
+    row by row, with a copy of the head's weight for each: seconds and gigabytes at the first token.
+    """
+    return tuple(state.contiguous() for state in states)
