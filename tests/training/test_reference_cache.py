@@ -1,6 +1,6 @@
 """Across runs: what the reference said once is never computed again, and what changed is never answered from before.
 
-The one forward of the reference that every fresh run keeps is its self-check's, on one row.
+That holds for the self-check of a second run too.
 """
 
 from __future__ import annotations
@@ -46,6 +46,25 @@ def test_a_resumed_run_asks_the_reference_nothing_and_its_metrics_say_so(tmp_pat
     assert scored == []
     assert resumed.reference.misses == 0
     assert logged(resumed, "reference/cache_hits")[-2:] == [1.0] * 2  # of the steps after the checkpoint
+
+
+@pytest.mark.parametrize("make", [lora_model, tiny_model])
+def test_a_second_run_in_half_precision_asks_the_reference_nothing(make, tmp_path):
+    for folder in ("first", "second"):
+        run = trainer(make(), tmp_path / folder, bf16=True)
+        scored = counted_scores(run)
+        run.train()
+        assert bool(scored) == (folder == "first")
+    assert logged(run, "reference/cache_hits") == [1.0] * 3
+
+
+def test_a_chosen_reference_in_half_precision_is_compared_bit_for_bit_every_time(tmp_path):
+    """Its scores may be known from a run with another policy, which differed from this one by less than rounding."""
+    for folder in ("first", "second"):
+        run = trainer(lora_model(), tmp_path / folder, ref_model=tiny_model(), bf16=True)
+        scored = counted_scores(run)
+        run.train()
+        assert scored
 
 
 def changed_weight() -> tuple[Any, dict[str, Any]]:

@@ -281,6 +281,7 @@ def _generate_batch(
     """New tokens of each row. Padding stands on the left and is masked; the tokenizer's padding side plays no part."""
     import torch
 
+    from preftune.evaluation import rounds
     from preftune.evaluation.draws import drawn_by_row
 
     width = max(map(len, token_ids))
@@ -290,10 +291,13 @@ def _generate_batch(
         input_ids[row, width - len(ids) :] = torch.tensor(ids)
         attention_mask[row, width - len(ids) :] = 1
     device = model.get_input_embeddings().weight.device
+    input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
+    if seeds is None and rounds.serves(config):
+        return rounds.generate_in_rounds(model, input_ids, attention_mask, config, ends=_end_ids(config))
     options: dict[str, Any] = {"generation_config": config}
     if seeds is not None:
         options = drawn_by_row(config, seeds, width=width, device=device)
-    output: Tensor = model.generate(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), **options)
+    output: Tensor = model.generate(input_ids=input_ids, attention_mask=attention_mask, **options)
     new_ids: list[list[int]] = output[:, width:].tolist()
     return new_ids
 

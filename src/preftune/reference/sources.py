@@ -31,6 +31,8 @@ class Source(Protocol):
     fingerprint: str
     live: bool
     """Whether it can score at any time; if not, everything must be scored before the first step."""
+    received: bool
+    """Whether it is the policy as received by its making, or a model that somebody chose."""
 
     def score(self, model: nn.Module, batch: PackedBatch, engine: Engine) -> Tensor:
         """(T,) per-token log-probabilities. `model` is the policy as the trainer has it now, wrapped or not."""
@@ -42,6 +44,7 @@ class AdapterOff:
 
     description = "the same model with its adapter switched off"
     live = True
+    received = True
 
     def __init__(self, model: nn.Module) -> None:
         self.fingerprint = fingerprint(model, adapters=False)
@@ -56,6 +59,7 @@ class FrozenCopy:
 
     description = "a frozen copy of what trains, as received"
     live = True
+    received = True
 
     def __init__(self, model: nn.Module) -> None:
         self.fingerprint = fingerprint(model, adapters=True)
@@ -83,6 +87,7 @@ class AsReceived:
 
     description = "a pass over all rows before the first step, while the policy is the reference"
     live = False
+    received = True
 
     def __init__(
         self, model: nn.Module, *, trained: Callable[[], bool], reload: Callable[[], nn.Module] | None
@@ -137,6 +142,7 @@ class ExplicitModel:
 
     description = "the ref_model that was passed"
     live = False
+    received = False
 
     def __init__(self, model: nn.Module, engine: Engine) -> None:
         self.fingerprint = fingerprint(model, adapters=True)

@@ -1,0 +1,79 @@
+"""Greedy generation in rounds: rows that have ended leave the batch, and their share of the work with them.
+
+`model.generate` computes every row until the last one has ended. Answers differ in length by an order of magnitude, so
+most of that work is padding. Here it generates a few tokens, the rows that are not done go on with their part of the
+key-value cache, and so on. The tokens are the same, but for the rounding of a smaller batch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+ROUND = 16
+"""Tokens after which rows may leave."""
+
+_COUNTS_FROM_THE_PROMPT = ("begin_suppress_tokens", "exponential_decay_length_penalty", "max_time", "stop_strings")
+
+
+def serves(config: GenerationConfig) -> bool:
+    """Greedy, one beam, and nothing that counts from where the prompt ended: that is elsewhere in a second round."""
+    special = any(getattr(config, name, None) is not None for name in _COUNTS_FROM_THE_PROMPT)
+    return not config.do_sample and config.num_beams in (1, None) and not special
+
+
+def generate_in_rounds(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, config: GenerationConfig, *, ends: AbstractSet[int]
+) -> list[list[int]]:
+    """New tokens of each row up to and with its end, or `config.max_new_tokens` of them.
+
+    Args:
+        input_ids, attention_mask: (rows, tokens), padded on the left.
+        config: greedy.
+        ends: the tokens that end a row.
+    """
+    whole = config.max_new_tokens
+    config = copy.deepcopy(config)
+    config.return_dict_in_generate = True
+    new_ids: list[list[int]] = [[] for _ in range(len(input_ids))]
+    alive, cache, done = list(range(len(input_ids))), None, 0
+    while alive and done < whole:
+        config.max_new_tokens = whole - done if cache is None and done else min(ROUND, whole - done)
+        past = {} if cache is None else {"past_key_values": cache}
+        output = model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=config, **past)
+        made = output.sequences[:, input_ids.shape[1] :]
+        done += made.shape[1]
+        going = []
+        for place, (row, tokens) in enumerate(zip(alive, made.tolist(), strict=True)):
+            end = next((at for at, token in enumerate(tokens) if token in ends), None)
+            new_ids[row] += tokens if end is None else tokens[: end + 1]
+            if end is None:
+                going.append(place)
+        cache = output.past_key_values if can_leave(output.past_key_values) else None
+        keep = torch.tensor(going, device=input_ids.device)
+        if cache is not None and going and len(going) < len(alive):
+            cache.batch_select_indices(keep)
+        alive = [alive[place] for place in going]
+        if alive:
+            input_ids = output.sequences[keep]
+            seen = attention_mask[keep]
+            attention_mask = torch.cat([seen, seen.new_ones(len(going), made.shape[1])], 1)
+    return new_ids
+
+
+def can_leave(cache: Any) -> bool:
+    """Whether rows can be taken out of this cache: keys and values by token, and no states of another kind.
+
+    Where it cannot, the second round begins again from the tokens and goes on to the end.
+    """
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    layers = getattr(cache, "layers", [])
+    return type(cache) is DynamicCache and all(type(x) in (DynamicLayer, DynamicSlidingWindowLayer) for x in layers)
