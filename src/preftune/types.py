@@ -2,7 +2,7 @@
 
     raw row -> PreferencePair -> TokenizedGroup -> PackedBatch -> GroupLogps -> LossOutput
 
-Legend of the shape suffixes used in preftune: T completion tokens, R tokens of a packed row, K completions,
+Legend of the shape suffixes used in preftune: T scored completion tokens, R tokens of a packed row, K completions,
 N pairs, D model width, V vocabulary, H attention heads.
 """
 
@@ -22,6 +22,9 @@ Message: TypeAlias = dict[str, Any]
 
 Text: TypeAlias = str | list[Message]
 """Plain text (standard shape) or turns (conversational shape)."""
+
+Span: TypeAlias = tuple[int, int]
+"""Where something begins and where it ends, half-open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ class PreferencePair:
     tools: Sequence[Any] | None = None
     row: int = -1
     """Index of the row in its source, for messages."""
+    source: str | None = None
+    """Where the pair comes from: the row's own `source`, or in a mixture the dataset."""
 
 
 class Preference(NamedTuple):
@@ -70,11 +75,46 @@ class TokenizedGroup:
     completions: tuple[Sequence[int], ...]
     pairs: tuple[Preference, ...]
     id: str = ""
+    scored: tuple[tuple[Span, ...], ...] = ()
+    """Which tokens of each completion the loss covers: spans that rise and do not touch. The other tokens are context.
+
+    No spans mean the whole completion, and nothing at all that every completion is covered whole, as in nearly all
+    groups; whoever writes the same at length gets it in this form.
+    """
+
+    def __post_init__(self) -> None:
+        if self.scored:
+            object.__setattr__(self, "scored", _canonical_spans(self.scored, self.completions))
 
     @property
     def tokens(self) -> int:
         """Length of the group in a packed row: the prompt once, every completion once."""
         return len(self.prompt_ids) + sum(len(c) for c in self.completions)
+
+    def spans(self, completion: int) -> tuple[Span, ...]:
+        """The spans of one completion, by index, written out: never empty."""
+        return (self.scored and self.scored[completion]) or ((0, len(self.completions[completion])),)
+
+    @property
+    def scored_lengths(self) -> list[int]:
+        """Tokens of each completion that the loss covers."""
+        return [sum(end - begin for begin, end in self.spans(index)) for index in range(len(self.completions))]
+
+
+def _canonical_spans(
+    scored: Sequence[Sequence[Span]], completions: Sequence[Sequence[int]]
+) -> tuple[tuple[Span, ...], ...]:
+    """Spans as `TokenizedGroup` keeps them. Raises: ValueError, if they are not what they should be."""
+    canonical: list[tuple[Span, ...]] = []
+    for spans, completion in zip(scored, completions, strict=True):
+        last = -1
+        for begin, end in spans:
+            if not last < begin < end <= len(completion):
+                raise ValueError(f"spans {tuple(spans)} do not rise, or touch, or leave {len(completion)} tokens")
+            last = end
+        whole = tuple(spans) == ((0, len(completion)),)
+        canonical.append(() if whole else tuple((begin, end) for begin, end in spans))
+    return tuple(canonical) if any(canonical) else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +131,9 @@ class PackedBatch:
     """(1, R) int64; every completion restarts at the length of its prompt."""
     layout: GroupLayout
     predict_T: Tensor
-    """(T,) int64: index in the row of the state that predicts each completion token."""
+    """(T,) int64: index in the row of the state that predicts each scored token."""
     target_T: Tensor
-    """(T,) int64: the completion tokens."""
+    """(T,) int64: the scored tokens; those of all completions, but for `TokenizedGroup.scored`."""
     owner_T: Tensor
     """(T,) int64: which completion of the batch each token belongs to, 0..K-1."""
     chosen_N: Tensor
@@ -136,13 +176,13 @@ class GroupLogps:
 
     @property
     def sum_K(self) -> Tensor:
-        """(K,): log-probability of each completion given its prompt."""
+        """(K,): log-probability of each completion's scored tokens given what stands before them."""
         zeros = self.token_logps_T.new_zeros(self.completions)
         return zeros.index_add(0, self.owner_T, self.token_logps_T)
 
     @property
     def length_K(self) -> Tensor:
-        """(K,): tokens of each completion, in the dtype of the scores."""
+        """(K,): scored tokens of each completion, in the dtype of the scores."""
         ones = self.token_logps_T.new_ones(self.owner_T.shape[0])
         return self.token_logps_T.new_zeros(self.completions).index_add(0, self.owner_T, ones)
 
@@ -165,6 +205,6 @@ class Sides(NamedTuple):
     rejected_N: Tensor
     """(N,) log-probability of the rejected completion, nats."""
     chosen_length_N: Tensor
-    """(N,) tokens."""
+    """(N,) scored tokens."""
     rejected_length_N: Tensor
-    """(N,) tokens."""
+    """(N,) scored tokens."""

@@ -22,9 +22,26 @@ def a_group(draw) -> TokenizedGroup:
     completions = tuple(draw(st.lists(IDS, min_size=1, max_size=3)))
     index = st.integers(0, len(completions) - 1)
     pairs = draw(st.lists(st.builds(Preference, index, index, NUMBER, NUMBER), max_size=3))
+    several_turns = draw(st.booleans())
     return TokenizedGroup(
-        draw(st.lists(st.integers(1, 2), max_size=2)), completions, tuple(pairs), id=draw(st.text("ab", max_size=2))
+        draw(st.lists(st.integers(1, 2), max_size=2)),
+        completions,
+        tuple(pairs),
+        id=draw(st.text("ab", max_size=2)),
+        scored=tuple(draw(spans_in(ids)) for ids in completions) if several_turns else (),
     )
+
+
+def spans_in(ids: list[int]) -> st.SearchStrategy[tuple[tuple[int, int], ...]]:
+    """One span anywhere in the ids, or all."""
+    last = len(ids)
+    begin = st.integers(0, last - 1)
+    return st.one_of(st.just(()), begin.flatmap(lambda at: st.integers(at + 1, last).map(lambda end: ((at, end),))))
+
+
+def sides(group: TokenizedGroup) -> list[tuple[object, ...]]:
+    """Each completion by what makes it what it is: its tokens, and which of them are scored."""
+    return [(tuple(ids), group.spans(index)) for index, ids in enumerate(group.completions)]
 
 
 DATA = st.lists(a_group(), max_size=12)
@@ -34,7 +51,7 @@ LIMIT = st.one_of(st.none(), st.integers(1, 20))
 def content(groups: object) -> Counter[tuple[object, ...]]:
     """Every pair as (prompt, chosen, rejected, weight, margin), as often as it is there."""
     return Counter(
-        (tuple(g.prompt_ids), tuple(g.completions[p.chosen]), tuple(g.completions[p.rejected]), p.weight, p.margin)
+        (tuple(g.prompt_ids), sides(g)[p.chosen], sides(g)[p.rejected], p.weight, p.margin)
         for g in groups
         for p in g.pairs
     )
@@ -45,8 +62,8 @@ def content(groups: object) -> Counter[tuple[object, ...]]:
 def test_every_pair_stays_with_its_weight_and_margin_and_every_completion_is_still_there(groups, limit) -> None:
     merged = group_by_prompt(GroupDataset.from_groups(groups), max_group_tokens=limit)
     assert content(merged) == content(groups)
-    assert {(*g.prompt_ids, 0, *c) for g in merged for c in g.completions} == {
-        (*g.prompt_ids, 0, *c) for g in groups for c in g.completions
+    assert {(*g.prompt_ids, 0, *side) for g in merged for side in sides(g)} == {
+        (*g.prompt_ids, 0, *side) for g in groups for side in sides(g)
     }
 
 
@@ -56,7 +73,7 @@ def test_without_limit_every_prompt_is_one_group_and_every_completion_is_in_it_o
     merged = list(group_by_prompt(GroupDataset.from_groups(groups)))
     assert [tuple(g.prompt_ids) for g in merged] == list(dict.fromkeys(tuple(g.prompt_ids) for g in groups))
     for group in merged:
-        assert len({tuple(c) for c in group.completions}) == len(group.completions)
+        assert len(set(sides(group))) == len(group.completions)
 
 
 @settings(deadline=None, max_examples=100)
@@ -135,6 +152,15 @@ def test_a_prompt_and_a_completion_of_the_same_tokens_are_told_apart() -> None:
         TokenizedGroup([2], ([1], [3]), (Preference(0, 1),)),
     ]
     assert list(group_by_prompt(GroupDataset.from_groups(rows))) == rows
+
+
+def test_completions_that_differ_only_in_what_is_scored_stay_apart() -> None:
+    whole = TokenizedGroup([1], ([2, 3], [4]), (Preference(0, 1),), id="whole")
+    part = TokenizedGroup([1], ([2, 3], [4]), (Preference(0, 1),), id="part", scored=(((1, 2),), ()))
+    (merged,) = group_by_prompt(GroupDataset.from_groups([whole, part, part]))
+    assert merged.completions == ([2, 3], [4], [2, 3])
+    assert merged.scored == ((), (), ((1, 2),))
+    assert merged.pairs == (Preference(0, 1), Preference(2, 1), Preference(2, 1))
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -149,9 +149,10 @@ def test_completions_that_begin_with_the_user(chat: Tok) -> None:
     head = [user("q"), assistant("a")]
     row = {"chosen": [*head, user("more"), assistant("b")], "rejected": [*head, user("less"), assistant("c")]}
     groups, report = run([row], chat)
-    assert texts(groups[0], chat)[0].endswith("a<|im_end|>\n<|im_start|>")
-    assert texts(groups[0], chat)[1] == "user\nmore<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
-    assert report.user_turns.rows == [0]
+    assert texts(groups[0], chat)[0].endswith("a<|im_end|>\n<|im_start|>user\n")
+    assert texts(groups[0], chat)[1] == "more<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
+    assert report.several_turns.rows == [0]
+    assert not report.moved_boundary.count
 
 
 def test_an_empty_prompt_begins_with_bos_or_eos(bare: Tok) -> None:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from models_zoo import random_model
 from preftune.reference import Numerics, completion_key, fingerprint
+from preftune.reference.fingerprint import completion_keys
 
 
 def with_lora(model, *, seed: int = 0, trained: bool = False, **options):
@@ -196,3 +197,18 @@ def test_the_key_depends_on_every_token_and_on_nothing_else():
     assert completion_key((1, 2), np.array([3, 4], np.int64)) == key
     others = [([0, 2], [3, 4]), ([1, 2], [3, 5]), ([2, 1], [3, 4]), ([1, 2], [3, 4, 0]), ([1, 2], [3, 4 + 2**16])]
     assert len({completion_key(*other) for other in others} | {key}) == len(others) + 1
+
+
+def test_the_key_depends_on_what_is_scored_and_of_ordinary_completions_is_what_it_always_was():
+    """The bytes are those of the first release: caches that people have stay valid."""
+    written = "ac6e28a5d1a9f0915bbb57e24e8675e0", "53bf1005a195144ad7cb9fceef58fa79"
+    assert [key.hex() for key in completion_keys([1, 2], [[3, 4, 5], [7]])] == list(written)
+    assert [key.hex() for key in completion_keys([1, 2], [[3, 4, 5], [7]], ((), ()))] == list(written)
+    spans = [(), ((0, 1),), ((1, 3),), ((0, 1), (2, 3)), ((2, 3),)]
+    keys = {completion_key([1, 2], [3, 4, 5], span) for span in spans}
+    assert len(keys) == len(spans)
+    ordinary, part = completion_keys([1, 2], [[3, 4, 5], [3, 4, 5]], ((), ((1, 3),)))
+    assert (ordinary.hex(), part) == (written[0], completion_key([1, 2], [3, 4, 5], ((1, 3),)))
+    # spans are not mistaken for tokens, wherever a completion ends
+    assert completion_key([1], [2, 3, 0, 1, 2], ()) != completion_key([1], [2, 3], ((0, 1),))
+    assert completion_key([1], [2, 0, 1], ((0, 1),)) != completion_key([1], [2], ((0, 1), (0, 1)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,18 @@ def test_missing_names_the_groups_that_would_have_to_be_scored(model, tmp_path):
     reference(model, pack(groups[:1]))
     assert [group.id for group in reference.missing(groups)] == ["1", "2"]
     assert (reference.hits, reference.misses) == (0, 2)  # looking is not counted
+
+
+def test_what_is_scored_is_part_of_a_completions_address(model, tmp_path):
+    """The same tokens, scored whole and in parts: neither is taken for the other, and both are kept."""
+    (whole,) = random_groups(((4, (5, 3)),))
+    part = replace(whole, id="part", scored=(((0, 2), (3, 5)), ((2, 3),)))
+    reference = scores_of(model, tmp_path)
+    for batch in (pack([whole]), pack([part]), pack([part, whole])):
+        assert_right(reference(model, batch), model, batch)
+    assert reference.source.asked == [["0"], ["part"]]
+    again = scores_of(model, tmp_path)
+    batch = pack([whole, part, whole])
+    assert_right(again(model, batch), model, batch)
+    assert again.source.asked == []
+    assert again.known(batch).token_logps_T.shape == batch.target_T.shape

@@ -85,6 +85,17 @@ def test_a_group_beyond_the_budget_is_split_by_its_pairs(which, budget):
         assert len(parts) > 1
 
 
+def test_a_split_group_keeps_what_is_scored_and_context_costs_like_all_tokens():
+    scored = (((1, 2),), (), ((0, 1), (2, 3)))
+    pairs = (Preference(0, 1), Preference(2, 1))
+    group = TokenizedGroup([1, 2], ([4, 5], [6], [7, 8, 9]), pairs, scored=scored)
+    first, second = split_group(group, 5, shared_tokens)
+    assert (first.completions, first.scored) == (([4, 5], [6]), (((1, 2),), ()))
+    assert (second.completions, second.scored) == (([6], [7, 8, 9]), ((), ((0, 1), (2, 3))))
+    assert shared_tokens(group) == 8
+    assert separate_tokens(group) == 12
+
+
 def test_engines_count_what_they_compute():
     group = TokenizedGroup([1, 2, 3], ([4], [5, 6]), (Preference(0, 1),))
     assert (shared_tokens(group), separate_tokens(group)) == (6, 9)

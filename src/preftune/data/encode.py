@@ -4,16 +4,24 @@ The prompt alone, prompt + chosen and prompt + rejected are tokenised each as on
 all three begin with. So a merge across the boundary, or a chat template that renders a prompt differently once an
 answer follows (think blocks, generation prompts), moves the boundary and never the tokens. Nothing is looked up by pad
 or eos id, which may be one and the same.
+
+Two conversations may part before the last answer. Then the assistant's turns after that are scored, and what others say
+between them is context. Where such a turn begins and ends is decided as for the prompt: the text up to there is
+tokenised alone, and the tokens that the whole begins with too are those before it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from preftune.data import spans
+from preftune.data.answer_turns import answers_by_marks, answers_by_rendering, has_marks
+from preftune.data.messages import common_turns
 from preftune.errors import DatasetError
-from preftune.types import Message, PreferencePair
+from preftune.types import Message, PreferencePair, Span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,6 +51,17 @@ class Encoded:
     eos_added: bool = False
     continues: bool = False
     """The answer continues a turn of the assistant that the prompt began."""
+    several_turns: bool = False
+    """A side holds turns that are not scored."""
+    chosen_scored: list[int] = field(default_factory=list)
+    """Where the scored tokens of chosen begin and end, in turn."""
+    rejected_scored: list[int] = field(default_factory=list)
+
+    @property
+    def identical(self) -> bool:
+        """Both sides train the same; what follows the last scored token plays no part."""
+        alike = self.chosen_scored == self.rejected_scored
+        return alike and self.chosen[: self.chosen_scored[-1]] == self.rejected[: self.rejected_scored[-1]]
 
 
 class _Texts(NamedTuple):
@@ -56,6 +75,15 @@ class _Texts(NamedTuple):
     ended: tuple[bool, bool] = (True, True)
     """Whether each side's text ends with an end-of-turn mark."""
     continues: bool = False
+    answers: tuple[Sequence[int], Sequence[int]] = ((), ())
+    """Where each side's turns of the assistant begin and end in its text, in turn, the last where the text does;
+    empty for a single answer, which is all that follows the prompt."""
+
+    @property
+    def parts(self) -> list[str]:
+        """All texts to tokenise: the prompt, the sides, and each side up to where an answer begins or ends."""
+        sides = zip((self.chosen, self.rejected), self.answers, strict=True)
+        return [self.prompt, self.chosen, self.rejected, *(side[:at] for side, edges in sides for at in edges[:-1])]
 
 
 class Encoder:
@@ -87,22 +115,24 @@ class Encoder:
                 for i, text in enumerate(texts)
                 if isinstance(text, _Texts) and text.special_tokens == special_tokens
             }
-            flat = self._ids([part for text in alike.values() for part in text[:3]], special_tokens=special_tokens)
-            ids |= {i: flat[3 * at : 3 * at + 3] for at, i in enumerate(alike)}
+            flat = iter(
+                self._ids([part for text in alike.values() for part in text.parts], special_tokens=special_tokens)
+            )
+            ids |= {i: [next(flat) for _ in text.parts] for i, text in alike.items()}
         return [
             text if isinstance(text, Encoded) else self._assemble(pair.row, text, ids[i])
             for i, (pair, text) in enumerate(zip(pairs, texts, strict=True))
         ]
 
     def _texts(self, pair: PreferencePair) -> _Texts | Encoded:
-        blank = not (_has_text(pair.chosen, self._marks) and _has_text(pair.rejected, self._marks))
-        if blank:
-            return _refused(pair, "empty_completion")
-        if isinstance(pair.prompt, str):
-            return self._standard_texts(pair)
-        return self._conversation_texts(pair)
+        return self._standard_texts(pair) if isinstance(pair.prompt, str) else self._conversation_texts(pair)
 
-    def _standard_texts(self, pair: PreferencePair) -> _Texts:
+    def _blank(self, pair: PreferencePair) -> bool:
+        return not (_has_text(pair.chosen, self._marks) and _has_text(pair.rejected, self._marks))
+
+    def _standard_texts(self, pair: PreferencePair) -> _Texts | Encoded:
+        if self._blank(pair):
+            return _refused(pair, "empty_completion")
         prompt, *answers = cast("tuple[str, str, str]", (pair.prompt, pair.chosen, pair.rejected))
         eos = self.tokenizer.eos_token
         sides = []
@@ -118,16 +148,76 @@ class Encoder:
             return _refused(pair, "no_shared_prompt")
         if any(side[-1]["role"] != "assistant" for side in sides):
             return _refused(pair, "no_answer")
+        if self._blank(pair):
+            return _refused(pair, "empty_completion")
         continues = _can_continue(prompt_turns[-1]) and all(_can_continue(side[0]) for side in sides)
+        answer = not continues and any(side[0]["role"] == "assistant" for side in sides)
         if not self._has_template():
             raise _no_template(pair, self.tokenizer)
         try:
-            prompt = self._render(pair, prompt_turns, continues=continues, answer=not continues)
-            full = [self._render(pair, _joined(prompt_turns, side, continues)) for side in sides]
+            prompt = self._render(pair, prompt_turns, continues=continues, answer=answer)
+            whole = [_joined(prompt_turns, side, continues) for side in sides]
+            full = [self._render(pair, messages) for messages in whole]
         except Exception as error:  # templates are programs: jinja's errors, and whatever their expressions raise
             return _refused(pair, "template_refused", " ".join(str(error).split()))
+        first = len(prompt_turns) - continues
+        parted = first + common_turns(*sides)
+        chosen, rejected = (self._answers(pair, *side, first, parted) for side in zip(whole, full, strict=True))
+        if chosen is None or rejected is None:
+            return _refused(pair, "answers_not_found")
         ended = (self._ends(full[0]), self._ends(full[1]))
-        return _Texts(prompt, full[0], full[1], special_tokens=False, ended=ended, continues=continues)
+        return _Texts(prompt, full[0], full[1], False, ended, continues, (chosen, rejected))
+
+    def _answers(
+        self, pair: PreferencePair, messages: list[Message], text: str, first: int, parted: int
+    ) -> list[int] | None:
+        """Where the turns of the assistant begin and end in a side's text; None if the template hides it.
+
+        Args:
+            first: number of the turn after the prompt.
+            parted: number of the turn from which on the sides differ.
+        Returns: nothing at all for a single answer.
+        """
+        last = len(messages) - 1
+        if first == last:
+            return []
+
+        def render(messages: list[Message], *, answer: bool = False) -> str:
+            return self._render(pair, messages, answer=answer)
+
+        wanted = [turn for turn in range(parted, last + 1) if messages[turn]["role"] == "assistant"]
+        found = answers_by_marks(text, self._marked(pair, messages, text), messages)
+        if found is None:
+            found = answers_by_rendering(text, messages, wanted, render, first=first)
+        if found is None:
+            return None
+        edges = [self._with_eos(text, at) if is_end else at for turn in wanted for is_end, at in enumerate(found[turn])]
+        # The outermost are those of a single answer: the prompt's end, and the text's.
+        return [0 if wanted[0] == first else edges[0], *edges[1:-1], len(text)]
+
+    def _marked(self, pair: PreferencePair, messages: list[Message], text: str) -> list[Span]:
+        """The characters that the template marks as the assistant's, if it has such marks."""
+        if not hasattr(self.tokenizer, "get_chat_template"):
+            return []
+        tools = None if pair.tools is None else list(pair.tools)
+        template = self.tokenizer.get_chat_template(self.chat_template, tools)
+        if not has_marks(template):
+            return []
+        # The tokenizer's own return_assistant_tokens_mask counts a token that only begins in an answer as a part of it.
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        kwargs = {**self.tokenizer.special_tokens_map, **pair.chat_template_kwargs}
+        outcome: Any = render_jinja_template(
+            [messages], tools=tools, chat_template=template, return_assistant_tokens_mask=True, **kwargs
+        )  # annotated as text, whatever is asked
+        (rendered,), (marked,) = outcome
+        return list(marked) if rendered == text else []
+
+    def _with_eos(self, text: str, end: int) -> int:
+        """The end of a turn, after the eos that a template writes only once another turn follows."""
+        eos = str(self.tokenizer.eos_token or "")
+        closed = self._ends(text[:end]) or eos == self.tokenizer.bos_token
+        return end + len(eos) if eos and not closed and text.startswith(eos, end) else end
 
     def _render(
         self,
@@ -169,7 +259,8 @@ class Encoder:
         return list(encoding["input_ids"])
 
     def _assemble(self, row: int, text: _Texts, ids: list[list[int]]) -> Encoded:
-        prompt, *sides = ids
+        prompt, chosen, rejected, *heads = ids
+        sides = (chosen, rejected)
         if text.special_tokens and self._appends_eos:
             prompt = prompt[:-1]
         eos_added = False
@@ -178,26 +269,48 @@ class Encoder:
             if missing and self.eos is not None:
                 side.append(self.eos)
                 eos_added |= not text.special_tokens
+        edges = _edges(text, sides, heads)  # after eos was added, which belongs to the last answer
         length = min(_common(prompt, side) for side in sides)
+        if edges[0] and edges[1]:  # what both sides say alike before the first answer belongs to the prompt
+            length = max(length, min(_common(*sides), edges[0][0], edges[1][0]))
+        scored = [spans.after(length, own or [length, len(side)]) for own, side in zip(edges, sides, strict=True)]
         encoded = Encoded(
             row,
-            prompt[:length],
-            sides[0][length:],
-            sides[1][length:],
+            chosen[:length],
+            chosen[length:],
+            rejected[length:],
             moved=length < len(prompt),
             eos_added=eos_added,
             continues=text.continues,
+            several_turns=any(own != [0, len(side) - length] for own, side in zip(scored, sides, strict=True)),
+            chosen_scored=scored[0],
+            rejected_scored=scored[1],
         )
         if not encoded.prompt:
             if self.start is None:
                 encoded.reason = "no_start_token"
             else:
                 encoded.prompt = [self.start]
-        if not encoded.chosen or not encoded.rejected:
+        if any(at > then for own in edges for at, then in pairwise(own)):
+            encoded.reason = "answers_not_found"  # tokens over which the text cannot be cut
+        elif not all(scored):
             encoded.reason = "empty_completion"
-        elif encoded.chosen == encoded.rejected:
+        elif encoded.identical:
             encoded.reason = "identical"
         return encoded
+
+
+def _edges(text: _Texts, sides: tuple[list[int], list[int]], heads: list[list[int]]) -> list[list[int]]:
+    """Where each side's answers begin and end, in tokens of the whole side, as `_Texts.answers` is in characters.
+
+    Args:
+        heads: the ids of each side's text up to there, as in `_Texts.parts`.
+    """
+    edges: list[list[int]] = []
+    for side, known in zip(sides, text.answers, strict=True):
+        own, heads = heads[: len(known[:-1])], heads[len(known[:-1]) :]
+        edges.append([*(_common(head, side) for head in own), len(side)] if known else [])
+    return edges
 
 
 def _refused(pair: PreferencePair, reason: str, detail: str = "") -> Encoded:
@@ -216,7 +329,8 @@ def _no_template(pair: PreferencePair, tokenizer: PreTrainedTokenizerBase) -> Da
 def _has_text(side: str | list[Message], marks: Iterable[str]) -> bool:
     """Whether there is something to learn: text beyond white space and special tokens, or a tool call."""
     if isinstance(side, list):
-        return any(_has_text(turn.get("content", ""), marks) or turn.get("tool_calls") for turn in side)
+        answers = (turn for turn in side if turn["role"] == "assistant")
+        return any(_has_text(turn.get("content", ""), marks) or turn.get("tool_calls") for turn in answers)
     if not side.strip():
         return False
     if len(side) < 200:  # text made of special tokens only is short; long texts need no second look

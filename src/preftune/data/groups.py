@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import operator
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.types import Preference, TokenizedGroup
+from preftune.types import Preference, Span, TokenizedGroup
+
+_NO_SPANS = np.zeros((0, 3), np.int64)
 
 Indices = Sequence[int] | NDArray[np.integer]
 
@@ -28,6 +31,7 @@ class GroupDataset(Sequence[TokenizedGroup]):
         preferences: NDArray[np.float64],
         preference_groups: NDArray[np.int64],
         ids: Sequence[str],
+        scored: NDArray[np.int64] | None = None,
     ) -> None:
         """Arrays as `from_groups` makes them.
 
@@ -38,6 +42,8 @@ class GroupDataset(Sequence[TokenizedGroup]):
             preferences: (pairs, 4): chosen, rejected, weight, margin.
             preference_groups: where each group's pairs begin in `preferences`, and the end.
             ids: one per group.
+            scored: (spans, 3), rising: segment, begin, end, for the completions of which not every token is scored;
+                None if there are none.
         """
         self._tokens = tokens
         self._segments = segments
@@ -45,31 +51,37 @@ class GroupDataset(Sequence[TokenizedGroup]):
         self._preferences = preferences
         self._preference_groups = preference_groups
         self._ids = list(ids)
+        self._scored = _NO_SPANS if scored is None else scored
 
     @classmethod
     def from_groups(cls, groups: Iterable[TokenizedGroup]) -> GroupDataset:
         """Packs groups as they come; only the flat arrays are kept."""
-        tokens: list[NDArray[np.int32]] = []
+        tokens = array("i")  # four bytes a token, also while it grows
         lengths: list[int] = []
         per_group: list[int] = []
         preferences: list[Preference] = []
         pairs_per_group: list[int] = []
         ids: list[str] = []
+        scored: list[tuple[int, int, int]] = []
         for group in groups:
+            for segment, spans in enumerate(group.scored, start=len(lengths) + 1):
+                scored += [(segment, begin, end) for begin, end in spans]
             parts = (group.prompt_ids, *group.completions)
-            tokens += [np.asarray(part, dtype=np.int32) for part in parts]
+            for part in parts:
+                tokens.extend(part)
             lengths += [len(part) for part in parts]
             per_group.append(len(parts))
             preferences += group.pairs
             pairs_per_group.append(len(group.pairs))
             ids.append(group.id)
         return cls(
-            np.concatenate(tokens) if tokens else np.zeros(0, np.int32),
+            np.frombuffer(tokens, np.int32) if tokens else np.zeros(0, np.int32),
             _offsets(lengths),
             _offsets(per_group),
             np.asarray(preferences, np.float64).reshape(-1, 4),
             _offsets(pairs_per_group),
             ids,
+            np.asarray(scored, np.int64).reshape(-1, 3),
         )
 
     def __len__(self) -> int:
@@ -84,7 +96,8 @@ class GroupDataset(Sequence[TokenizedGroup]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"group {index} of {len(self)}")
         index %= len(self)
-        bounds = self._segments[self._groups[index] : self._groups[index + 1] + 1].tolist()
+        first, last = int(self._groups[index]), int(self._groups[index + 1])
+        bounds = self._segments[first : last + 1].tolist()
         prompt, *completions = (self._tokens[start:end].tolist() for start, end in pairwise(bounds))
         rows = self._preferences[self._preference_groups[index] : self._preference_groups[index + 1]].tolist()
         return TokenizedGroup(
@@ -94,10 +107,16 @@ class GroupDataset(Sequence[TokenizedGroup]):
                 Preference(int(chosen), int(rejected), weight, margin) for chosen, rejected, weight, margin in rows
             ),
             id=self._ids[index],
+            scored=tuple(self._spans(segment) for segment in range(first + 1, last)) if len(self._scored) else (),
         )
 
     def __iter__(self) -> Iterator[TokenizedGroup]:
         return (self[index] for index in range(len(self)))
+
+    def _spans(self, segment: int) -> tuple[Span, ...]:
+        """The spans of a segment, as in `TokenizedGroup.scored`."""
+        begin, end = np.searchsorted(self._scored[:, 0], (segment, segment + 1))
+        return tuple((int(first), int(stop)) for _, first, stop in self._scored[begin:end])
 
     def select(self, indices: Indices) -> GroupDataset:
         """The groups at these positions, in this order, as a dataset of its own."""
@@ -122,6 +141,9 @@ class GroupDataset(Sequence[TokenizedGroup]):
         rows = np.asarray([row for group in preferences for row in group], np.int64).reshape(-1, 3)
         pairs = self._preferences[rows[:, 0]]
         pairs[:, :2] = rows[:, 1:]
+        scored = (
+            [(new, *span) for new, old in enumerate(order) for span in self._spans(old)] if len(self._scored) else []
+        )
         return GroupDataset(
             np.concatenate([self._tokens[bounds[i] : bounds[i + 1]] for i in order]) if order else self._tokens[:0],
             _offsets(np.diff(self._segments)[order].tolist() if order else []),
@@ -129,10 +151,13 @@ class GroupDataset(Sequence[TokenizedGroup]):
             pairs,
             _offsets([len(group) for group in preferences]),
             ids,
+            np.asarray(scored, np.int64).reshape(-1, 3),
         )
 
     def numbered(self) -> Iterator[tuple[range, list[int], list[tuple[int, int, int]], str]]:
         """Every group by its contents' numbers: equal segments, of whatever group, have equal numbers.
+
+        Completions that differ only in which tokens are scored have different numbers.
 
         Yields: the indices of the group's segments (prompt first), their numbers, its pairs as (index among all
         preferences, chosen, rejected), and its id.
@@ -144,6 +169,11 @@ class GroupDataset(Sequence[TokenizedGroup]):
         for index, name in enumerate(self._ids):
             segments = range(int(self._groups[index]), int(self._groups[index + 1]))
             contents = [xxhash.xxh3_128_digest(self._tokens[bounds[i] : bounds[i + 1]].tobytes()) for i in segments]
+            if len(self._scored):
+                contents = [
+                    content + np.asarray(self._spans(i), np.int64).tobytes()
+                    for i, content in zip(segments, contents, strict=True)
+                ]
             pairs = range(int(self._preference_groups[index]), int(self._preference_groups[index + 1]))
             yield (
                 segments,
@@ -169,6 +199,14 @@ class GroupDataset(Sequence[TokenizedGroup]):
         return len(self._tokens)
 
     @property
+    def scored_tokens(self) -> int:
+        """Tokens that the loss covers: those of the completions, without what is context in them."""
+        lengths = self.segment_lengths.copy()
+        lengths[self._groups[:-1]] = 0  # the prompts; a group has at least its prompt
+        lengths[self._scored[:, 0]] = 0
+        return int(lengths.sum() + (self._scored[:, 2] - self._scored[:, 1]).sum())
+
+    @property
     def lengths(self) -> NDArray[np.int64]:
         """(groups,): tokens of each group in a packed row, the prompt once; for samplers that bound a batch."""
         starts = self._segments[self._groups]
@@ -180,12 +218,14 @@ class GroupDataset(Sequence[TokenizedGroup]):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of tokens, preferences and their order (not of the ids)."""
+        """Hash of tokens, which of them are scored, preferences and their order (not of the ids)."""
         import xxhash
 
         digest = xxhash.xxh3_128()
-        for array in (self._tokens, self._segments, self._groups, self._preferences, self._preference_groups):
-            digest.update(np.ascontiguousarray(array).tobytes())
+        for part in (self._tokens, self._segments, self._groups, self._preferences, self._preference_groups):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        if len(self._scored):
+            digest.update(self._scored.tobytes())
         return digest.hexdigest()
 
 

@@ -15,7 +15,8 @@ from preftune.data.groups import GroupDataset
 def group_by_prompt(groups: GroupDataset, *, max_group_tokens: int | None = None) -> GroupDataset:
     """Merges the groups whose prompts have the same token ids.
 
-    Every distinct completion of a prompt is there once, however many pairs name it. Every pair stays, with its weight
+    Every distinct completion of a prompt is there once, however many pairs name it (completions are the same if their
+    tokens are, and which of these are scored). Every pair stays, with its weight
     and margin, a repeated one as often as it was there (it counts in the mean as often). Groups stand where their
     prompt appeared first; a merged group is called "ID+5" after the first row and the number of further ones.
 

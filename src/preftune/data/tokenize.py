@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from preftune.data import spans
 from preftune.data.encode import Encoded, Encoder
+from preftune.data.encode_ahead import encode_ahead
 from preftune.data.groups import GroupDataset
 from preftune.data.listed_rows import ListedRows
-from preftune.data.pairs import PairDataset, RowReader
+from preftune.data.pairs import PairDataset
+from preftune.data.row_reader import RowReader
 from preftune.data.tokenize_report import REASONS, TokenizeReport
 from preftune.errors import ConfigError, DatasetError
 from preftune.types import Preference, PreferencePair, TokenizedGroup
@@ -65,7 +68,9 @@ def tokenize_pairs(
 ) -> tuple[GroupDataset, TokenizeReport]:
     """Tokenises preference pairs, one group per pair: completions (chosen, rejected), one preference.
 
-    Ids are those of TRL 1.16 wherever TRL trains the row as it stands; an answer's end is trained exactly once.
+    Ids are those of TRL 1.16 wherever TRL trains the row as it stands; an answer's end is trained exactly once. Where
+    two conversations part before the last answer, every turn of the assistant from there on is scored, and what others
+    say between is context (`TokenizedGroup.scored`).
 
     Args:
         max_length: tokens of prompt + completion, for each side by itself; None for no limit.
@@ -128,6 +133,7 @@ class _Run:
                 completions=(encoded.chosen, encoded.rejected),
                 pairs=(Preference(0, 1, pair.weight, pair.margin),),
                 id=pair.id if pair.id is not None else str(pair.row),
+                scored=(spans.pairs(encoded.chosen_scored), spans.pairs(encoded.rejected_scored)),
             )
 
     def _encoded(self, pairs: PairDataset) -> Iterator[tuple[PreferencePair, Encoded]]:
@@ -142,8 +148,8 @@ class _Run:
 
         show = None if len(pairs) >= _SHOW_PROGRESS else True  # None: on a terminal only
         with tqdm(total=len(pairs), desc=f"Tokenizing {pairs.name}", unit="row", disable=show) as bar:
-            for batch in pairs.batches(_BATCH):
-                yield from zip(batch, self.encoder.encode(batch), strict=True)
+            for batch, encoded in encode_ahead(self.encoder, pairs.batches(_BATCH)):
+                yield from zip(batch, encoded, strict=True)
                 bar.update(len(batch))
 
     def _count(self, pair: PreferencePair, encoded: Encoded) -> None:
@@ -159,8 +165,8 @@ class _Run:
             report.eos_added.add(row)
         if encoded.continues:
             report.continued.add(row)
-        if any(isinstance(turn, dict) and turn["role"] == "user" for turn in (*pair.chosen, *pair.rejected)):
-            report.user_turns.add(row)
+        if encoded.several_turns:
+            report.several_turns.add(row)
 
     def _limit(self, encoded: Encoded) -> None:
         """Applies the limits in place: cuts, or sets the reason to drop."""
@@ -184,15 +190,20 @@ class _Run:
             encoded.reason = "prompt_too_long"
         elif limits.truncation == "drop":
             encoded.reason = "prompt_too_long" if over_prompt else "too_long"
-        elif encoded.chosen[:room] == encoded.rejected[:room]:
-            encoded.reason = "identical_after_truncation"
         if encoded.reason is not None:
             return
         sides = {"prompt": prompt, "chosen": encoded.chosen[:room], "rejected": encoded.rejected[:room]}
-        for part, ids in sides.items():
-            if len(ids) < len(getattr(encoded, part)):
+        cut = [part for part, ids in sides.items() if len(ids) < len(getattr(encoded, part))]
+        encoded.prompt, encoded.chosen, encoded.rejected = sides.values()
+        encoded.chosen_scored = spans.within(len(encoded.chosen), encoded.chosen_scored)
+        encoded.rejected_scored = spans.within(len(encoded.rejected), encoded.rejected_scored)
+        if not encoded.chosen_scored or not encoded.rejected_scored:
+            encoded.reason = "no_answer_left"
+        elif encoded.identical:
+            encoded.reason = "identical_after_truncation"
+        if encoded.reason is None:
+            for part in cut:
                 report.cut(part, encoded.row)
-                setattr(encoded, part, ids)
 
     def _too_long(self) -> DatasetError:
         rows, limits, report = self.over_limit, self.limits, self.report

@@ -20,6 +20,11 @@ REASONS: Mapping[str, tuple[str, str]] = {
         "Add a column 'prompt', or let both sides begin with the same turns.",
     ),
     "no_answer": ("a side does not end with a turn of the assistant", "Remove the turns after the last answer."),
+    "answers_not_found": (
+        "the chat template does not tell where the assistant's earlier turns begin and end",
+        "Mark them in the template with {% generation %}, or let only the last answer differ.",
+    ),
+    "no_answer_left": ("truncation cuts off all that the assistant says on a side", "Raise max_length."),
     "template_refused": ("the chat template refuses the conversation", "See the template's words below."),
     "no_start_token": (
         "the prompt is empty and the tokenizer has neither bos nor eos to begin with",
@@ -72,8 +77,8 @@ class TokenizeReport:
     """The chat template ends an answer with no special token, so eos was appended."""
     continued: Tally = field(default_factory=Tally)
     """The answer continues a turn of the assistant that the prompt began."""
-    user_turns: Tally = field(default_factory=Tally)
-    """The completions hold turns of the user, which are trained like the answers."""
+    several_turns: Tally = field(default_factory=Tally)
+    """The sides part before the last answer: every later turn of the assistant is trained, the others' are context."""
     notes: list[str] = field(default_factory=list)
 
     def drop(self, reason: str, row: int) -> None:
@@ -117,10 +122,10 @@ class TokenizeReport:
             )
         if self.continued.count:
             lines.append(f"In {self.continued} the answer continues the assistant's turn that the prompt began.")
-        if self.user_turns.count:
+        if self.several_turns.count:
             lines.append(
-                f"In {self.user_turns} the two sides part before the last answer; every turn after that, the user's "
-                "too, is trained."
+                f"In {self.several_turns} the two sides part before the last answer: every turn of the assistant after "
+                "that is trained, and what others say between is context."
             )
         return lines + self.notes
 
@@ -142,6 +147,6 @@ class TokenizeReport:
             "moved_boundary": plain(self.moved_boundary),
             "eos_added": plain(self.eos_added),
             "continued": plain(self.continued),
-            "user_turns": plain(self.user_turns),
+            "several_turns": plain(self.several_turns),
             "notes": list(self.notes),
         }

@@ -30,7 +30,7 @@ class Engine(Protocol):
     name: str
 
     def __call__(self, model: nn.Module, batch: PackedBatch) -> GroupLogps:
-        """Log-probabilities of all completion tokens of the batch; gradients flow to the model's parameters."""
+        """Log-probabilities of all scored tokens of the batch; gradients flow to the model's parameters."""
         ...
 
 
@@ -68,11 +68,12 @@ class SeparateEngine:
         scores = []
         device = batch.input_ids.device
         for group in batch.groups:
-            for completion in group.completions:
+            for index, completion in enumerate(group.completions):
                 prompt = len(group.prompt_ids)
                 ids = torch.tensor([[*group.prompt_ids, *completion]], device=device)
-                predict = torch.arange(prompt - 1, prompt + len(completion) - 1, device=device)
-                request = ScoringRequest(predict, ids[0, prompt:], None, self.transform, self.chunk)
+                at = torch.cat([torch.arange(prompt + begin, prompt + end) for begin, end in group.spans(index)])
+                at = at.to(device)
+                request = ScoringRequest(at - 1, ids[0, at], None, self.transform, self.chunk)
                 with scoring(request):
                     model(input_ids=ids, use_cache=False)
                 scores.append(_answer(request))

@@ -118,6 +118,8 @@ def plan_layout(groups: Sequence[TokenizedGroup]) -> GroupLayout:
 def pack(groups: Sequence[TokenizedGroup]) -> PackedBatch:
     """Lay groups out in one row. Prompts and completions must not be empty (the tokeniser sees to it).
 
+    Tokens outside a completion's spans are context: they stand in the row like all others, and are not predicted.
+
     Raises:
         ValueError: no groups, an empty prompt or an empty completion.
     """
@@ -139,12 +141,14 @@ def pack(groups: Sequence[TokenizedGroup]) -> PackedBatch:
         positions.extend(range(prompt))
         for index, completion in enumerate(group.completions):
             length, start = len(completion), len(ids)
-            predict.append(last_prompt_state)
-            predict.extend(range(start, start + length - 1))
             ids.extend(completion)
             positions.extend(range(prompt, prompt + length))
-            targets.extend(completion)
-            owners.extend([completions + index] * length)
+            for begin, end in group.spans(index):
+                if begin == 0:
+                    predict.append(last_prompt_state)
+                predict.extend(range(start + max(begin, 1) - 1, start + end - 1))
+                targets.extend(completion[begin:end])
+                owners.extend([completions + index] * (end - begin))
         pairs.extend((completions + p.chosen, completions + p.rejected, p.weight, p.margin) for p in group.pairs)
         completions += len(group.completions)
     chosen, rejected, weight, margin = zip(*pairs, strict=True) if pairs else ((), (), (), ())

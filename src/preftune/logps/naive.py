@@ -14,7 +14,7 @@ from preftune.types import PackedBatch
 
 
 def naive_logps(model: nn.Module, batch: PackedBatch) -> Tensor:
-    """Log-probability of every completion token given its prompt, in the order of `batch.target_T`.
+    """Log-probability of every scored token given all tokens before it, in the order of `batch.target_T`.
 
     Args:
         model: a causal language model whose forward returns `.logits`.
@@ -24,11 +24,12 @@ def naive_logps(model: nn.Module, batch: PackedBatch) -> Tensor:
     device = batch.input_ids.device
     logps = []
     for group in batch.groups:
-        for completion in group.completions:
+        for index, completion in enumerate(group.completions):
             input_ids = torch.tensor([[*group.prompt_ids, *completion]], device=device)
             logits = model(input_ids=input_ids, use_cache=False).logits[0]
             # the logits at position i predict token i + 1
             predicting = logits[len(group.prompt_ids) - 1 : -1].to(torch.promote_types(logits.dtype, torch.float32))
             targets = input_ids[0, len(group.prompt_ids) :]
-            logps.append(predicting.log_softmax(-1).gather(-1, targets[:, None])[:, 0])
+            every_token = predicting.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+            logps += [every_token[begin:end] for begin, end in group.spans(index)]
     return torch.cat(logps)

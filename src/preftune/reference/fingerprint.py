@@ -19,6 +19,8 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+from preftune.types import Span
+
 NUMERICS_VERSION = 1
 """Raised whenever a change in preftune changes scores by more than rounding."""
 
@@ -101,19 +103,28 @@ def fingerprint(model: nn.Module, *, adapters: bool) -> str:
     return digest.hexdigest()
 
 
-def completion_key(prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> bytes:
-    """Address of one completion's scores under a given model and numerics: the tokens themselves, 16 bytes."""
-    return completion_keys(prompt_ids, (completion_ids,))[0]
+def completion_key(prompt_ids: Sequence[int], completion_ids: Sequence[int], spans: Sequence[Span] = ()) -> bytes:
+    """Address of one completion's scores under a given model and numerics: the tokens themselves, 16 bytes.
+
+    Args:
+        spans: which tokens of the completion are scored, as in `TokenizedGroup.scored`; none if all are.
+    """
+    return completion_keys(prompt_ids, (completion_ids,), (spans,))[0]
 
 
-def completion_keys(prompt_ids: Sequence[int], completions: Sequence[Sequence[int]]) -> list[bytes]:
+def completion_keys(
+    prompt_ids: Sequence[int], completions: Sequence[Sequence[int]], scored: Sequence[Sequence[Span]] = ()
+) -> list[bytes]:
     """The addresses of several completions of one prompt, which is read once: this is done in every step."""
     prompt = hashlib.blake2b(len(prompt_ids).to_bytes(4, "little"), digest_size=16)
     prompt.update(struct.pack(f"<{len(prompt_ids)}i", *prompt_ids))
     keys = []
-    for completion in completions:
+    for index, completion in enumerate(completions):
         digest = prompt.copy()
         digest.update(struct.pack(f"<{len(completion)}i", *completion))
+        if scored and scored[index]:  # the odd byte at the end tells this from the tokens of a longer completion
+            spans = [edge for span in scored[index] for edge in span]
+            digest.update(struct.pack(f"<{len(spans) + 1}ib", *spans, len(spans), 1))
         keys.append(digest.digest())
     return keys
 

@@ -86,7 +86,7 @@ class ReferenceScores:
         batch = pack(groups).to(device)
         with self.autocast():
             flat = self.source.score(model, batch, self.engine).float().cpu().numpy()
-        lengths = [len(c) for g in groups for c in g.completions]
+        lengths = [length for group in groups for length in group.scored_lengths]
         parts = np.split(flat, np.cumsum(lengths)[:-1])
         keys = _keys_of(groups)
         scores = dict(zip(keys, parts, strict=True))
@@ -99,7 +99,7 @@ class ReferenceScores:
 
 def _keys_of(groups: Iterable[TokenizedGroup]) -> list[bytes]:
     """The addresses of all completions, group after group."""
-    return [key for group in groups for key in completion_keys(group.prompt_ids, group.completions)]
+    return [key for group in groups for key in completion_keys(group.prompt_ids, group.completions, group.scored)]
 
 
 def _groups_with_a_miss(

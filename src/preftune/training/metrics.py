@@ -135,14 +135,14 @@ class WorkCounter:
             self.flops += self.useful_flops(batch, passes=1) * reference_groups / len(batch.groups)
 
     def useful_flops(self, batch: PackedBatch, *, passes: int | None = None) -> float:
-        """`2 passes (N (P + S) + d V S)`: N trunk parameters, P prompt and S completion tokens; attention left out.
+        """`2 passes (N R + d V T)`: N trunk parameters, R tokens of the row, T scored tokens; attention left out.
 
         Args:
             passes: matrix products per weight; by default those of training, 2 for an adapter, 3 for everything.
         """
         passes = self._passes if passes is None else passes
-        completion = sum(len(c) for group in batch.groups for c in group.completions)
-        return 2.0 * passes * (self._trunk * batch.input_ids.shape[1] + self._head * completion)
+        scored = batch.target_T.shape[0]
+        return 2.0 * passes * (self._trunk * batch.input_ids.shape[1] + self._head * scored)
 
 
 def _tokens_of_pairs(group: TokenizedGroup) -> int:

@@ -87,4 +87,5 @@ def _with_pairs(group: TokenizedGroup, pairs: Sequence[Preference]) -> Tokenized
         tuple(group.completions[index] for index in used),
         tuple(pair._replace(chosen=place[pair.chosen], rejected=place[pair.rejected]) for pair in pairs),
         id=group.id,
+        scored=tuple(group.scored[index] for index in used) if group.scored else (),
     )

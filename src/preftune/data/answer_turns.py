@@ -1,0 +1,133 @@
+"""Where the assistant's turns stand in a rendered conversation: spans of characters, exact or none at all.
+
+A chat template is a program, and says nothing about which part of its text came from which turn. It is asked in the
+order in which it can be trusted:
+
+1. `{% generation %}` marks, which name the assistant's turns, if there is one for every turn.
+2. The beginning of the conversation alone. What the first turns are rendered as, with the header of the next answer, is
+   what the whole text begins with; so an answer stands between two such beginnings.
+3. Templates that render a turn differently once others follow (think blocks that are dropped) break that. Then the
+   answer is replaced by a word of its own: what stands before that word, and what follows the turn, must be parts of
+   the whole text.
+
+What is found is checked against the whole text. A turn that cannot be found is never guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Protocol
+
+from preftune.types import Message, Span
+
+_MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+class Renderer(Protocol):
+    """Text of some turns by the chat template."""
+
+    def __call__(self, messages: list[Message], *, answer: bool = False) -> str:
+        """`answer`: with the header of an answer that is to follow. Raises whatever the template raises."""
+
+
+def has_marks(template: str) -> bool:
+    """Whether a chat template marks what the assistant says."""
+    return _MARKS.search(template) is not None
+
+
+def answers_by_marks(text: str, marked: Sequence[Span], messages: Sequence[Message]) -> dict[int, Span] | None:
+    """The turns of the assistant by number, where a template marks every one of them; None where it does not.
+
+    Args:
+        text: the whole conversation as it is rendered.
+        marked: characters of the text that the template marks as the assistant's.
+        messages: the whole conversation.
+    """
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if len(turns) != len(marked) or not all(begin < end for begin, end in marked):
+        return None
+    # Marks may end before the end-of-turn mark. It follows the last answer, where nothing else does.
+    ending = text[marked[-1][1] :]
+    return {
+        turn: (begin, end + len(ending) if text.startswith(ending, end) else end)
+        for turn, (begin, end) in zip(turns, marked, strict=True)
+    }
+
+
+def answers_by_rendering(
+    text: str, messages: Sequence[Message], wanted: Sequence[int], render: Renderer, *, first: int
+) -> dict[int, Span] | None:
+    """The turns of the assistant by number; None if one of them cannot be found.
+
+    Args:
+        text: the whole conversation as it is rendered.
+        messages: the whole conversation; it ends with an answer.
+        wanted: numbers of the turns to find, rising.
+        first: the turn after which the prompt's text is known; its beginning is not looked for and given as 0.
+    """
+    found: dict[int, Span] = {}
+    for turn in wanted:
+        around: Span | None = None
+        begin = 0 if turn == first else _begin(text, messages, turn, render)
+        end = len(text) if turn == len(messages) - 1 else _end(text, messages, turn, render)
+        if begin is None or end is None:
+            around = _around(text, messages, turn, render)
+            if around is None:
+                return None
+        begin = around[0] if begin is None and around else begin
+        end = around[1] if end is None and around else end
+        if begin is None or end is None or not begin <= end:
+            return None
+        found[turn] = (begin, end)
+    return found
+
+
+def _begin(text: str, messages: Sequence[Message], turn: int, render: Renderer) -> int | None:
+    """Where the answer begins, by the turns before it."""
+    asked = _attempt(render, messages[:turn], answer=True)
+    if asked is None:
+        return None
+    if text.startswith(asked):
+        return len(asked)
+    # The header of an answer may hold more than an answer's own (an empty think block): as in prompts, the answer is
+    # trained from where they part, which must be after the turns before it.
+    before = _attempt(render, messages[:turn])
+    shared = _common(asked, text)
+    return shared if before is not None and text.startswith(before) and shared >= len(before) else None
+
+
+def _end(text: str, messages: Sequence[Message], turn: int, render: Renderer) -> int | None:
+    """Where the answer ends, by the turns up to it."""
+    until = _attempt(render, messages[: turn + 1])
+    return len(until) if until is not None and text.startswith(until) else None
+
+
+def _around(text: str, messages: Sequence[Message], turn: int, render: Renderer) -> Span | None:
+    """Where the content of a turn begins and the turn ends, by a word in place of the content."""
+    word = "Anything"
+    while word in text:
+        word += "Else"
+    replaced = [*messages[:turn], {**messages[turn], "content": word}]
+    last, whole = _attempt(render, replaced), _attempt(render, [*replaced, *messages[turn + 1 :]])
+    if last is None or whole is None or last.count(word) != 1 or whole.count(word) != 1:
+        return None
+    before, after = whole.split(word)
+    ending = last.split(word)[1]
+    rest = after.removeprefix(ending)
+    end = len(text) - len(rest)
+    exact = after.startswith(ending) and text.startswith(before) and text.endswith(rest) and len(before) <= end
+    return (len(before), end) if exact else None
+
+
+def _attempt(render: Renderer, messages: Sequence[Message], *, answer: bool = False) -> str | None:
+    try:
+        return render(list(messages), answer=answer)
+    except Exception:  # a template may refuse a part of what it renders as a whole; then the part tells nothing
+        return None
+
+
+def _common(left: str, right: str) -> int:
+    """Length of the common beginning."""
+    limit = min(len(left), len(right))
+    return next((i for i in range(limit) if left[i] != right[i]), limit)

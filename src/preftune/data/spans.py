@@ -1,0 +1,29 @@
+"""Spans of tokens as a flat list of their edges: begin and end of each in turn, rising. That fits in a table's cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from preftune.types import Span
+
+
+def after(start: int, edges: Sequence[int]) -> list[int]:
+    """What of the spans lies after the first `start` tokens, counted from there; spans that touch become one."""
+    kept: list[int] = []
+    for begin, end in pairs(edges):
+        begin, end = max(0, begin - start), max(0, end - start)
+        if kept and kept[-1] == begin:
+            kept[-1] = end
+        elif begin < end:
+            kept += [begin, end]
+    return kept
+
+
+def within(length: int, edges: Sequence[int]) -> list[int]:
+    """What of the spans lies in the first `length` tokens."""
+    return [min(edge, length) for begin, end in pairs(edges) if begin < length for edge in (begin, end)]
+
+
+def pairs(edges: Sequence[int]) -> tuple[Span, ...]:
+    """The spans as (begin, end)."""
+    return tuple(zip(edges[::2], edges[1::2], strict=True))

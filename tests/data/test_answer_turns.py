@@ -1,0 +1,432 @@
+"""Preferences over several turns: the assistant's turns after the parting point are scored, and nothing else is.
+
+What is scored is shown as text: `⟦...⟧` around the scored tokens of a completion.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from preftune.data import DIALOGUE_TEMPLATE, GroupDataset, TokenizeReport, load_pairs, tokenize_pairs
+from preftune.errors import DatasetError
+from preftune.types import TokenizedGroup
+
+from .tiny_bpe import CHATML, THINKING, make_tokenizer
+
+Tok = PreTrainedTokenizerFast
+
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\n\n' + m['content'] | trim + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}"
+)
+"""Llama 3's shape: bos written by the template, no line break after a turn."""
+
+MARKED = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}"
+    "{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    "{% else %}{{ m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+MARKED_TIGHTLY = MARKED.replace(
+    "{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}",
+    "{{ m['content'] }}{% endgeneration %}{{ '<|im_end|>\n' }}",
+)
+"""The marks leave out the end of the turn, which must be trained all the same."""
+
+DROPS_THOUGHTS = (
+    "{% set last = namespace(user=0) %}{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{% set last.user = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% set c = m['content'].split('</think>')[-1] | trim %}"
+    "{% if m['role'] == 'assistant' and loop.index0 > last.user %}"
+    "{{ '<think>' + (m['content'].split('</think>')[0].split('<think>')[-1] if '</think>' in m['content'] else '\n\n')"
+    " + '</think>\n\n' }}{% endif %}"
+    "{{ c if m['role'] == 'assistant' else m['content'] }}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""Qwen 3's shape: a think block stays (or an empty one is written) only in answers after the last turn of the user."""
+
+
+def turn(role: str, content: str) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def user(content: str) -> dict[str, Any]:
+    return turn("user", content)
+
+
+def assistant(content: str) -> dict[str, Any]:
+    return turn("assistant", content)
+
+
+def run(rows: Any, tokenizer: Tok, **options: Any) -> tuple[GroupDataset, TokenizeReport]:
+    options.setdefault("max_length", None)
+    return tokenize_pairs(load_pairs(rows), tokenizer, **options)
+
+
+def shown(group: TokenizedGroup, tokenizer: Tok) -> list[str]:
+    """The prompt, and each completion with its scored tokens in brackets."""
+    texts = [tokenizer.decode(group.prompt_ids)]
+    for index, ids in enumerate(group.completions):
+        text, at = "", 0
+        for begin, end in group.spans(index):
+            text += tokenizer.decode(ids[at:begin]) + "⟦" + tokenizer.decode(ids[begin:end]) + "⟧"
+            at = end
+        texts.append(text + tokenizer.decode(ids[at:]))
+    return texts
+
+
+def shown_one(row: Any, tokenizer: Tok, **options: Any) -> list[str]:
+    groups, _ = run([row], tokenizer, **options)
+    return shown(groups[0], tokenizer)
+
+
+PARTED = {
+    "prompt": [user("Why?")],
+    "chosen": [assistant("one"), user("more"), assistant("two")],
+    "rejected": [assistant("three"), user("less"), assistant("four"), user("and?"), assistant("five")],
+}
+
+
+def test_a_conversation_by_hand_token_by_token() -> None:
+    """A token per letter, so that every token of the mask can be written down."""
+    tokenizer = make_tokenizer(eos_token="</s>")
+    template = (
+        "{% for m in messages %}{{ m['role'][0] | upper + m['content'] }}"
+        "{% if m['role'] == 'assistant' %}</s>{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'A' }}{% endif %}"
+    )
+    row = {
+        "prompt": [user("Q")],
+        "chosen": [assistant("XY"), user("Z"), assistant("V")],
+        "rejected": [assistant("K"), user("Z"), turn("tool", "J"), assistant("")],
+    }
+    groups, _ = run([row], tokenizer, chat_template=template)
+    pieces = [tokenizer.convert_ids_to_tokens(ids) for ids in (groups[0].prompt_ids, *groups[0].completions)]
+    assert pieces == [
+        ["U", "Q", "A"],
+        ["X", "Y", "</s>", "U", "Z", "A", "V", "</s>"],
+        ["K", "</s>", "U", "Z", "T", "J", "A", "</s>"],
+    ]
+    assert groups[0].scored == (((0, 3), (6, 8)), ((0, 2), (7, 8)))
+
+
+def test_the_mask_of_a_chatml_conversation(chat: Tok) -> None:
+    groups, report = run([PARTED], chat)
+    assert shown(groups[0], chat) == [
+        "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
+        "⟦one<|im_end|>\n⟧<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n⟦two<|im_end|>\n⟧",
+        "⟦three<|im_end|>\n⟧<|im_start|>user\nless<|im_end|>\n<|im_start|>assistant\n⟦four<|im_end|>\n⟧"
+        "<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\n⟦five<|im_end|>\n⟧",
+    ]
+    assert report.several_turns.rows == [0]
+    assert "In 1 row (0) the two sides part before the last answer: every turn of the assistant" in report.lines()[1]
+    assert report.to_json()["several_turns"] == {"count": 1, "rows": [0]}
+
+
+def test_a_single_answer_has_no_spans(chat: Tok) -> None:
+    row = {"prompt": "Why?", "chosen": [assistant("one")], "rejected": [assistant("two")]}
+    groups, report = run([row], chat)
+    assert groups[0].scored == ()
+    assert not report.several_turns.count
+
+
+TEMPLATES = {
+    "chatml": (CHATML, "<|im_end|>\n"),
+    "llama 3": (LLAMA3, "<|im_end|>"),
+    "marked": (MARKED, "<|im_end|>\n"),
+    "marked without the end": (MARKED_TIGHTLY, "<|im_end|>\n"),
+    "an empty think block in the prompt": (THINKING, "<|im_end|>\n"),
+    "drops thoughts": (DROPS_THOUGHTS, "<|im_end|>\n"),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_template_scores_the_answers_and_their_ends(chat: Tok, name: str) -> None:
+    template, end = TEMPLATES[name]
+    chat.chat_template = template
+    groups, _ = run([PARTED], chat)
+    first = "<think>\n\n</think>\n\n" if name == "drops thoughts" else ""
+    # the last answer is rendered as a single one would be; the earlier ones lost what the template drops
+    expected = [["one", first + "two"], ["three", "four", first + "five"]]
+    for index, answers in enumerate(expected):
+        ids = groups[0].completions[index]
+        assert [chat.decode(ids[begin:end]) for begin, end in groups[0].spans(index)] == [a + end for a in answers]
+        trained = [token for begin, end in groups[0].spans(index) for token in ids[begin:end]]
+        assert trained.count(chat.eos_token_id) == len(answers)
+
+
+def test_the_whole_text_is_the_rendered_conversation(chat: Tok) -> None:
+    """However the spans are found, no token is lost, added or changed."""
+    for template, _ in TEMPLATES.values():
+        chat.chat_template = template
+        groups, _ = run([PARTED], chat)
+        for side, completion in zip(("chosen", "rejected"), groups[0].completions, strict=True):
+            messages = [*PARTED["prompt"], *PARTED[side]]
+            text = chat.apply_chat_template(messages, tokenize=False)
+            assert [*groups[0].prompt_ids, *completion] == chat(text, add_special_tokens=False)["input_ids"]
+
+
+def test_thoughts_of_earlier_answers_that_the_template_drops(chat: Tok) -> None:
+    chat.chat_template = DROPS_THOUGHTS
+    row = {
+        "prompt": [user("Why?")],
+        "chosen": [assistant("<think>good</think>one"), user("more"), assistant("<think>better</think>two")],
+        "rejected": [assistant("three"), user("less"), assistant("four")],
+    }
+    assert shown_one(row, chat)[1] == (
+        "⟦one<|im_end|>\n⟧<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n"
+        "⟦<think>better</think>\n\ntwo<|im_end|>\n⟧"
+    )
+
+
+def test_the_dialogue_template_of_base_models(plain: Tok) -> None:
+    assert shown_one(PARTED, plain, chat_template=DIALOGUE_TEMPLATE)[:2] == [
+        "\n\nHuman: Why?\n\nAssistant:",
+        "⟦ one</s>⟧\n\nHuman: more\n\nAssistant:⟦ two</s>⟧",
+    ]
+
+
+def test_transcripts_that_part_early(plain: Tok) -> None:
+    head = "\n\nHuman: Why?\n\nAssistant:"
+    row = {
+        "chosen": head + " one\n\nHuman: more\n\nAssistant: two",
+        "rejected": head + " three\n\nHuman: less\n\nAssistant: four",
+    }
+    groups, report = run([row], plain, chat_template=DIALOGUE_TEMPLATE)
+    assert shown(groups[0], plain) == [
+        head,
+        "⟦ one</s>⟧\n\nHuman: more\n\nAssistant:⟦ two</s>⟧",
+        "⟦ three</s>⟧\n\nHuman: less\n\nAssistant:⟦ four</s>⟧",
+    ]
+    assert report.several_turns.count == 1
+
+
+def test_the_eos_is_trained_once_per_turn_where_a_template_writes_it_only_between_turns() -> None:
+    tokenizer = make_tokenizer(eos_token="</s>")
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
+        "{% if not loop.last %}{{ '</s>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '</s><|im_start|>assistant\n' }}{% endif %}"
+    )
+    groups, report = run([PARTED], tokenizer, chat_template=template)
+    assert shown(groups[0], tokenizer)[1] == "⟦one</s>⟧<|im_start|>user\nmore</s><|im_start|>assistant\n⟦two</s>⟧"
+    assert report.eos_added.count == 1
+
+
+def test_what_both_sides_say_alike_is_not_scored_and_belongs_to_the_prompt(chat: Tok) -> None:
+    same = [assistant("one"), user("more")]
+    row = {"prompt": [user("Why?")], "chosen": [*same, assistant("two")], "rejected": [*same, assistant("three")]}
+    groups, report = run([row], chat)
+    prompt, chosen, rejected = shown(groups[0], chat)
+    assert prompt.endswith("assistant\none<|im_end|>\n<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n")
+    assert (chosen, rejected) == ("⟦two<|im_end|>\n⟧", "⟦three<|im_end|>\n⟧")
+    assert groups[0].scored == ()
+    assert not report.several_turns.count
+
+
+def test_sides_that_part_at_a_turn_of_the_user(chat: Tok) -> None:
+    row = {
+        "chosen": [user("Why?"), assistant("one"), user("more"), assistant("two")],
+        "rejected": [user("Why?"), assistant("one"), user("less"), assistant("two")],
+    }
+    groups, _ = run([row], chat)
+    assert shown(groups[0], chat)[1:] == [
+        "more<|im_end|>\n<|im_start|>assistant\n⟦two<|im_end|>\n⟧",
+        "less<|im_end|>\n<|im_start|>assistant\n⟦two<|im_end|>\n⟧",
+    ]
+
+
+def test_one_answer_against_a_whole_conversation(chat: Tok) -> None:
+    row = {**PARTED, "rejected": [assistant("no")]}
+    groups, _ = run([row], chat)
+    assert shown(groups[0], chat)[2] == "⟦no<|im_end|>\n⟧"
+    assert len(groups[0].spans(0)) == 2
+    assert groups[0].scored[1] == ()
+
+
+def test_an_answer_that_continues_the_prompt_and_goes_on(chat: Tok) -> None:
+    row = {
+        "prompt": [user("Why?"), assistant("Be")],
+        "chosen": [assistant("cause"), user("more"), assistant("two")],
+        "rejected": [assistant("tter"), user("more"), assistant("four")],
+    }
+    prompt, chosen, _ = shown_one(row, chat)
+    assert prompt.endswith("assistant\nBe")
+    assert chosen == "⟦cause<|im_end|>\n⟧<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n⟦two<|im_end|>\n⟧"
+
+
+@pytest.mark.parametrize("template", ["drops thoughts", "chatml"])
+def test_calls_are_the_assistants_and_results_are_context(chat: Tok, template: str) -> None:
+    calls = "{% if m.tool_calls %}{{ '<call>' + m.tool_calls[0].function.name + '</call>' }}{% endif %}"
+    text = TEMPLATES[template][0]
+    mark = "{{ '<|im_end|>\n' }}" if template == "drops thoughts" else " + '<|im_end|>\n' }}"
+    chat.chat_template = text.replace(mark, (" }}" if template == "chatml" else "") + calls + "{{ '<|im_end|>\n' }}")
+    chat.chat_template = chat.chat_template.replace("for message in", "for m in").replace("message[", "m[")
+
+    def call(name: str) -> dict[str, Any]:
+        return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": name}}]}
+
+    row = {
+        "prompt": [user("Why?")],
+        "chosen": [call("f"), turn("tool", "1"), user("so?"), assistant("one")],
+        "rejected": [call("g"), turn("tool", "2"), user("so?"), assistant("two")],
+    }
+    chosen = shown_one(row, chat)[1]
+    assert chosen.startswith("⟦<call>f</call><|im_end|>\n⟧<|im_start|>tool\n1<|im_end|>\n<|im_start|>user\nso?")
+    assert chosen.endswith("one<|im_end|>\n⟧")
+    assert chosen.count("⟦") == 2
+
+
+def test_a_template_that_moves_the_system_turn_to_the_last_question(chat: Tok) -> None:
+    """As Mistral's do: no beginning of a conversation is rendered as it is within the whole."""
+    chat.chat_template = (
+        "{% set last = namespace(user=0) %}{% for m in messages %}{% if m['role'] == 'user' %}"
+        "{% set last.user = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}{% if m['role'] == 'user' %}"
+        "{{ '[Q]' + (messages[0]['content'] if loop.index0 == last.user else '') + m['content'] + '[/Q]' }}"
+        "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + '<|im_end|>' }}{% endif %}{% endfor %}"
+    )
+    row = {**PARTED, "prompt": [turn("system", "You are"), user("Why?")]}
+    chosen = shown_one(row, chat)[1]
+    assert chosen.endswith("[Q]You aremore[/Q]⟦ two<|im_end|>⟧")
+    assert "⟦" in chosen.split("two")[0]
+
+
+def test_a_template_that_hides_its_turns_drops_the_row_and_says_the_cure(chat: Tok) -> None:
+    chat.chat_template = (
+        "{{ messages | length }}{% for m in messages %}"
+        "{{ loop.revindex ~ m['role'] + m['content'] | reverse }}{% endfor %}"
+    )
+    plain_row = {"prompt": "Why?", "chosen": [assistant("one")], "rejected": [assistant("two")]}
+    groups, report = run([PARTED, plain_row], chat)
+    assert [group.id for group in groups] == ["1"]
+    assert report.dropped["answers_not_found"].rows == [0]
+    assert "Mark them in the template with {% generation %}" in "\n".join(report.lines())
+    with pytest.raises(DatasetError, match="does not tell where the assistant's earlier turns begin"):
+        run([PARTED], chat)
+
+
+def test_marks_in_some_turns_only_are_not_enough(chat: Tok) -> None:
+    """The loss covers every answer after the parting point, whatever a template's author had in mind."""
+    chat.chat_template = MARKED.replace("{% if m['role'] == 'assistant' %}", "{% if loop.last %}")
+    assert shown_one(PARTED, chat)[1].count("⟦") == 2
+
+
+def test_a_token_over_the_edge_of_a_turn_is_not_trained(bare: Tok) -> None:
+    """'cap' ends one answer and 'ital' begins the next turn: one token, which is both, and so neither's end."""
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    row = {
+        "prompt": [user("What is the ")],
+        "chosen": [assistant("question cap"), user("ital "), assistant("of")],
+        "rejected": [assistant("answer"), user(" "), assistant("yes")],
+    }
+    prompt, chosen, _ = shown_one(row, bare, chat_template=template)
+    assert prompt + chosen.replace("⟦", "").replace("⟧", "") == "What is the question capital of</s>"
+    assert len(bare(" capital")["input_ids"]) == 1
+    assert chosen.split("⟧")[1].startswith(" capital")
+
+
+@pytest.mark.slow
+def test_the_real_small_models_template() -> None:
+    from transformers import AutoTokenizer
+
+    from preftune.models.gguf import demo_model
+
+    tokenizer = AutoTokenizer.from_pretrained(demo_model())
+    prompt, chosen, _ = shown_one(PARTED, tokenizer)
+    assert prompt.endswith("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n")
+    assert chosen == ("⟦one<|im_end|>\n⟧<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n⟦two<|im_end|>\n⟧")
+
+
+# --- limits -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_cut_clips_the_spans(chat: Tok) -> None:
+    whole, _ = run([PARTED], chat)
+    prompt = len(whole[0].prompt_ids)
+    (_, first), (second, _) = whole[0].spans(0)
+    groups, report = run([PARTED], chat, max_length=prompt + second + 1)
+    assert groups[0].spans(0) == ((0, first), (second, second + 1))
+    assert groups[0].completions[0] == whole[0].completions[0][: second + 1]
+    assert report.truncated["chosen"].rows == [0]
+    groups, _ = run([PARTED], chat, max_length=prompt + second)
+    assert groups[0].spans(0) == ((0, first),)
+
+
+def test_a_side_that_keeps_no_answer_is_dropped(chat: Tok) -> None:
+    row = {
+        "chosen": [user("Why?"), assistant("x"), user("more"), assistant("two")],
+        "rejected": [user("Why?"), assistant("x"), user("less and less and less"), assistant("two")],
+    }
+    whole, _ = run([row], chat)
+    longest = len(whole[0].prompt_ids) + whole[0].spans(1)[0][0]
+    _, report = run([row, PARTED], chat, max_length=longest)
+    assert report.dropped["no_answer_left"].rows == [0]
+    assert "Dropped 1 row (0): truncation cuts off all that the assistant says on a side. Raise max_length." in (
+        report.lines()
+    )
+    assert len(run([row], chat, max_length=longest + 1)[0]) == 1
+
+
+def test_sides_whose_scored_tokens_truncation_makes_the_same_are_dropped(chat: Tok) -> None:
+    """What differs behind the last scored token bears on nothing."""
+    row = {
+        "prompt": [user("Why?")],
+        "chosen": [assistant("one two"), user("more"), assistant("two")],
+        "rejected": [assistant("one two"), turn("tool", "less"), assistant("three")],
+    }
+    row["chosen"][0]["name"] = "differs for the turn, not for the template"
+    whole, _ = run([row], chat)
+    end = whole[0].spans(0)[0][1]
+    assert whole[0].spans(1)[0] == (0, end)
+    _, report = run([row, PARTED], chat, max_length=len(whole[0].prompt_ids) + end + 3)
+    assert report.dropped["identical_after_truncation"].rows == [0]
+
+
+def test_an_answer_of_nothing_is_empty_whatever_the_user_says(chat: Tok) -> None:
+    row = {**PARTED, "chosen": [assistant(""), user("more"), assistant("")]}
+    _, report = run([row, PARTED], chat)
+    assert report.dropped["empty_completion"].rows == [0]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_several_processes_find_the_same_turns(chat: Tok) -> None:
+    rows = [PARTED, {**PARTED, "rejected": [assistant("no")]}] * 2
+    alone, alone_report = run(rows, chat)
+    many, many_report = run(rows, chat, num_proc=2)
+    assert list(alone) == list(many)
+    assert alone_report == many_report
+
+
+WORDS = st.sampled_from(["one", "Why?", "assistant", "user\n", " yes ", "<think>", "", "\n\nHuman:", "capital", "ital"])
+TURNS = st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=3)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@given(turns=TURNS, other=TURNS, name=st.sampled_from(sorted(TEMPLATES)))
+def test_any_conversation_scores_its_answers_or_is_dropped(
+    chat: Tok, turns: list[tuple[str, str]], other: list[tuple[str, str]], name: str
+) -> None:
+    """As many spans as answers, each with one end mark and the answer's words; the rest is the others' turns."""
+    chat.chat_template = TEMPLATES[name][0]
+
+    def side(first: str, parts: list[tuple[str, str]]) -> list[dict[str, Any]]:
+        return [assistant(first), *(m for question, answer in parts for m in (user(question), assistant(answer)))]
+
+    row = {"prompt": [user("Why?")], "chosen": side("good", turns), "rejected": side("bad", other)}
+    groups, _ = run([row], chat)
+    for index, key in enumerate(("chosen", "rejected")):
+        answers = [m["content"] for m in row[key] if m["role"] == "assistant"]
+        ids, spans = groups[0].completions[index], groups[0].spans(index)
+        assert len(spans) == len(answers)
+        for (begin, end), answer in zip(spans, answers, strict=True):
+            assert list(ids[begin:end]).count(chat.eos_token_id) == 1
+            # an answer that begins like the prompt's think block is trained from where they part, as single ones are
+            assert answer.strip().removeprefix("<think>") in chat.decode(ids[begin:end])
+        context = [token for at, token in enumerate(ids) if not any(b <= at < e for b, e in spans)]
+        assert context.count(chat.eos_token_id) == len(answers) - 1
