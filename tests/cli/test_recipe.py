@@ -61,7 +61,7 @@ def test_flags_override_the_recipe(tmp_path) -> None:
     )
     assert asked.config.learning_rate == 1e-6
     assert asked.config.loss_type == ["hinge"]
-    assert asked.data.dataset_name == "e.jsonl"
+    assert asked.data.dataset_name == ["e.jsonl"]
     assert asked.config.max_prompt_length == 64
 
 
@@ -80,7 +80,7 @@ def test_flags_override_the_recipe(tmp_path) -> None:
         ("beta: 0.1\n  x: [", "line 2"),
         ("- a\n- b", "holds no 'key: value' lines"),
         ("", "holds no 'key: value' lines"),
-        ("datasets:\n  - path: a", "mixtures of several datasets"),
+        ("datasets:\n  - a.jsonl", "is no entry with a path"),
         ("dataset_streaming: true", "--dataset_train_split"),
     ],
 )
@@ -133,7 +133,7 @@ def test_booleans_stand_alone(words: list[str], field: str, value: bool) -> None
         (["--learnig_rate", "1"], "There is no flag --learnig_rate. Did you mean --learning_rate?"),
         (["--learning-rat=1"], "Did you mean --learning_rate?"),
         (["--zzzz"], "--help-all lists them all"),
-        (["stray"], "'stray' belongs to no flag"),
+        (["--beta", "0.1", "stray"], "'stray' belongs to no flag"),
         (["--lora_r", "8"], "--lora_r has no effect without --use_peft"),
         (["--use_peft", "--bnb_4bit_quant_type", "fp4"], "has no effect without --load_in_4bit"),
         (["--use_peft", "--lora_r", "0"], "at least 1"),

@@ -111,7 +111,7 @@ def test_large_files_are_memory_mapped(tmp_path: Path, monkeypatch: pytest.Monke
         assert list(rows) == ROWS
         assert rows.cache_files
     (tmp_path / "bad.jsonl").write_text('{"a": 1}\n{"a": \n')
-    assert "bad.jsonl cannot be read as json" in fails(tmp_path / "bad.jsonl")
+    assert "bad.jsonl line 2 is not valid JSON" in fails(tmp_path / "bad.jsonl")
 
 
 def test_one_conversational_row_in_a_jsonl_file_is_a_row(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
         ("empty.jsonl.gz", gzip.compress(b""), ["is empty inside its gzip"]),
         ("torn.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], ["is a broken gzip file"]),
         ("header.csv", b"prompt,chosen,rejected\n", ["has no rows"]),
-        ("model.bin", bytes(range(256)), ["not text in UTF-8"]),
+        ("model.bin", bytes(range(256)), ["is a binary file"]),
         ("nul.jsonl", b"{}\0\0\0", ["is a binary file"]),
         ("photo.jsonl", b"\x89PNG\r\n\x1a\n" + bytes(99), ["not text in UTF-8", "byte 0, line 1"]),
         ("notes.txt", b"some words", ["of no kind that preftune reads", "jsonl, json, csv"]),

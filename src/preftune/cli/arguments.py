@@ -6,8 +6,10 @@ honoured, or refused here with the reason.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from preftune.errors import ConfigError
 
@@ -21,13 +23,62 @@ def _option(default: Any, help: str, **metadata: Any) -> Any:
     return field(default=default, metadata={"help": help, **metadata})
 
 
+def column_names(words: Sequence[str]) -> dict[str, str | None] | None:
+    """`["chosen=good"]` as `{"chosen": "good"}`; None for nothing. Raises: ConfigError."""
+    names: dict[str, str | None] = {}
+    for word in words:
+        canonical, equals, own = word.partition("=")
+        if not equals or not canonical:
+            raise ConfigError(
+                f"--columns {word}: write canonical=yours, for example --columns chosen=good rejected=bad."
+            )
+        if canonical in names:
+            raise ConfigError(f"--columns names {canonical!r} twice.")
+        names[canonical] = own or None  # margin= leaves the column unread
+    return names or None
+
+
+class MixtureEntry(NamedTuple):
+    """One entry of TRL's `datasets`."""
+
+    path: str
+    name: str | None = None
+    """Configuration of a hub dataset."""
+    split: str = "train"
+    columns: list[str] | None = None
+    """The columns that are read; None for all."""
+    proportion: float | None = None
+
+
+def mixture_entry(text: str) -> MixtureEntry:
+    """An entry as JSON, as the recipe has it. Raises: ConfigError."""
+    try:
+        entry = json.loads(text)
+    except ValueError:
+        entry = None
+    if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+        raise ConfigError(
+            f"datasets: {text} is no entry with a path. Write '- path: a.jsonl' in the recipe, or use --data."
+        )
+    entry = {key: value for key, value in entry.items() if value is not None}
+    for key in entry:
+        if key not in MixtureEntry._fields:
+            known = ", ".join(MixtureEntry._fields)
+            raise ConfigError(
+                f"datasets: {key!r} of {entry['path']} is not honoured (known are {known}). Name the file or folder "
+                "itself as the path."
+            )
+    return MixtureEntry(**entry)
+
+
 @dataclass
 class DataArguments:
     """Where the preference pairs come from."""
 
-    dataset_name: str | None = _option(
-        None,
-        "Pairs: a path (jsonl, json, csv, parquet; .gz too), a folder, a hub id, or -",
+    dataset_name: list[str] = _option(
+        [],
+        "Pairs: a path (jsonl, json, csv, parquet; .gz too), a folder, a hub id, or -. Several are mixed, with "
+        "proportions as in a.jsonl:0.7 b.jsonl:0.3",
         aliases=["--data"],
     )
     dataset_config: str | None = _option(None, "Configuration of a hub dataset.")
@@ -49,18 +100,22 @@ class DataArguments:
         None, "Share of the training prompts to hold out for evaluation, 0 to 1.", aliases=["--test_split_size"]
     )
     ignore_bias_buffers: bool = _option(False, "Boolean buffers are left out of DistributedDataParallel's broadcast.")
-    datasets: list[str] = _option([], "Refused: TRL's mixtures. Give one dataset.")
+    datasets: list[str] = _option(
+        [], "TRL's mixtures, for recipes: entries with path, name, split, columns, and a proportion if you like."
+    )
 
     def __post_init__(self) -> None:
+        if isinstance(self.dataset_name, str):
+            self.dataset_name = [self.dataset_name]
+        self.mixture = [mixture_entry(entry) for entry in self.datasets]
+        if self.mixture and self.dataset_name:
+            raise ConfigError("datasets and dataset_name both name the training data. Give one of them.")
+        if self.mixture:
+            self.dataset_name = [entry.path for entry in self.mixture]
         if self.dataset_streaming:
             raise ConfigError(
                 "--dataset_streaming: pairs are shuffled, counted and scored under the reference ahead of training, so "
                 "their number must be known. Leave it out; --dataset_train_split 'train[:10000]' takes a part."
-            )
-        if self.datasets:
-            raise ConfigError(
-                "datasets: mixtures of several datasets are not built on the command line. Give one with "
-                "--dataset_name; datasets.concatenate_datasets joins several, and preftune reads the saved folder."
             )
         if self.eval_fraction is not None and not 0 < self.eval_fraction < 1:
             raise ConfigError(f"--eval_fraction {self.eval_fraction}: give a share between 0 and 1, such as 0.05.")
@@ -70,19 +125,17 @@ class DataArguments:
             )
         self.column_names()
 
+    @property
+    def dataset_names(self) -> str | list[str]:
+        """The training data without their proportions, for a model card."""
+        from preftune.data.mixture import parse_sources
+
+        names = [str(name) for name, _ in parse_sources(self.dataset_name)]
+        return names[0] if len(names) == 1 else names
+
     def column_names(self) -> dict[str, str | None] | None:
         """`["chosen=good"]` as `{"chosen": "good"}`; None when nothing is renamed."""
-        names: dict[str, str | None] = {}
-        for word in self.columns:
-            canonical, equals, own = word.partition("=")
-            if not equals or not canonical:
-                raise ConfigError(
-                    f"--columns {word}: write canonical=yours, for example --columns chosen=good rejected=bad."
-                )
-            if canonical in names:
-                raise ConfigError(f"--columns names {canonical!r} twice.")
-            names[canonical] = own or None  # margin= leaves the column unread
-        return names or None
+        return column_names(self.columns)
 
 
 @dataclass

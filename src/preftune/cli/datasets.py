@@ -24,15 +24,16 @@ def open_datasets(data: DataArguments, *, evaluate: bool, seed: int) -> tuple[Pa
         RequestError: no data named, or evaluation asked for and nothing there to evaluate on.
         DatasetError: what `load_pairs` raises.
     """
-    if data.dataset_name is None:
+    if not data.dataset_name:
         raise RequestError("No preference pairs: name them with --data FILE_OR_HUB_ID.")
     separate = data.eval_dataset_name is not None or data.eval_fraction is not None
-    if evaluate and not separate and not _has_splits(data.dataset_name):
+    names = " + ".join(data.dataset_name)
+    if evaluate and not separate and (len(data.dataset_name) > 1 or not _has_splits(names)):
         raise RequestError(
-            f"--eval_strategy asks for evaluation, but {data.dataset_name} is one set of pairs without a "
+            f"--eval_strategy asks for evaluation, but {names} is one set of pairs without a "
             f"{data.dataset_test_split!r} part. Add --eval_fraction 0.05 to hold some out, or --eval_dataset_name FILE."
         )
-    train = _open(data, data.dataset_name, data.dataset_train_split, config=data.dataset_config)
+    train = _open_training(data, seed=seed)
     if data.eval_fraction is not None:
         return split_by_prompt(train, data.eval_fraction, seed=seed)
     if data.eval_dataset_name is not None:
@@ -40,17 +41,36 @@ def open_datasets(data: DataArguments, *, evaluate: bool, seed: int) -> tuple[Pa
         return train, _open(data, data.eval_dataset_name, split)
     if not evaluate:
         return train, None
-    return train, _open(data, data.dataset_name, data.dataset_test_split, config=data.dataset_config)
+    return train, _open(data, data.dataset_name[0], data.dataset_test_split, config=data.dataset_config)
 
 
-def _open(data: DataArguments, name: str, split: str, *, config: str | None = None) -> PairDataset:
-    from preftune.data import load_pairs
+def _open_training(data: DataArguments, *, seed: int) -> PairDataset:
+    """The one dataset, or the mixture of several."""
+    from preftune.data.mixture import all_or_none, mix_pairs, parse_sources
 
+    if data.mixture:
+        named = all_or_none([(entry.path, entry.proportion) for entry in data.mixture])
+        parts = [_open(data, entry.path, entry.split, config=entry.name, only=entry.columns) for entry in data.mixture]
+    else:
+        named = parse_sources(data.dataset_name)
+        parts = [_open(data, str(name), data.dataset_train_split, config=data.dataset_config) for name, _ in named]
+    return mix_pairs(parts, [proportion for _, proportion in named], seed=seed)
+
+
+def _open(
+    data: DataArguments, name: str, split: str, *, config: str | None = None, only: list[str] | None = None
+) -> PairDataset:
+    """One dataset; with `only`, its other columns are left unread."""
+    from preftune.data import CANONICAL, load_pairs
+
+    columns = data.column_names()
+    if only is not None:
+        columns = {**dict.fromkeys(c for c in CANONICAL if c not in only), **(columns or {})}
     pairs = load_pairs(
         name,
         split=split,
         config=config,
-        columns=data.column_names(),
+        columns=columns,
         format=data.format,
         margin_from_scores=data.margin_from_scores,
     )

@@ -148,7 +148,7 @@ def _finish(trainer: DPOTrainer, request: Request) -> int:
     trainer.save_model()
     metrics = _held_out(trainer)
     if config.push_to_hub:
-        trainer.push_to_hub(dataset_name=request.data.dataset_name)
+        trainer.push_to_hub(dataset_name=request.data.dataset_names)
     if trainer.is_world_process_zero():
         print("\n".join(_report(trainer, request, metrics)))
     return 0

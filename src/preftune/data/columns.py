@@ -21,6 +21,7 @@ CANONICAL = (
     "chat_template_kwargs",
     "tools",
     "system",
+    "source",
 )
 """The columns that preftune reads; every other column is left alone."""
 
@@ -232,7 +233,7 @@ def _plausible(name: str, features: Mapping[str, Any], free: Mapping[str, str]) 
     if not dot:
         return True
     feature = features[free[head]]
-    return isinstance(feature, Mapping) and rest in feature
+    return type(feature).__name__ == "Json" or (isinstance(feature, Mapping) and rest in feature)
 
 
 def _find(wanted: str, features: Mapping[str, Any]) -> tuple[Path, ...] | None:

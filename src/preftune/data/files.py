@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
-import json
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preftune.data.lines import GZIP, Row, text_rows
+from preftune.data.tables import cached_table, dataset_of
 from preftune.errors import DatasetError
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-Row = Mapping[str, Any]
 
 KINDS = {
     ".jsonl": "json",
@@ -26,13 +24,9 @@ KINDS = {
     ".tsv": "csv",
     ".parquet": "parquet",
 }
-READABLE = "jsonl, json, csv, tsv or parquet, each also as .gz"
-
-_TABLES = frozenset({"data", "rows", "pairs", "examples", "instances", "items", "train", "test", "validation"})
-"""Under these names a JSON object may hold the list of rows."""
 
 _LARGE = 512 * 2**20
-"""Bytes from which an uncompressed file is read through the datasets library (memory-mapped) instead of into memory."""
+"""Bytes from which a file is read by way of a table on disk instead of into memory."""
 
 
 def kind_of(path: Path) -> str | None:
@@ -44,13 +38,48 @@ def kind_of(path: Path) -> str | None:
 
 
 def read_file(path: Path) -> Dataset:
-    """Reads one local file.
+    """Reads one local file: into memory, or where it is large, through a table on disk that is mapped into memory.
 
     Raises:
         DatasetError: the file is empty, binary, broken (with its line), or of no kind that can be read.
     """
-    import datasets
+    name = str(path)
+    size, kind = _size_and_kind(path)
+    if kind == "parquet":
+        return _read_parquet(path, name, mapped=size >= _LARGE)
+    if size < _LARGE:
+        return dataset_of(lambda: text_rows(path, kind, tabs=_is_tsv(path)), name)
+    kept = cached_table(path)
+    if kept.is_file():
+        from datasets import Dataset
 
+        return Dataset.from_file(str(kept))
+    return dataset_of(lambda: text_rows(path, kind, tabs=_is_tsv(path)), name, file=kept)
+
+
+def stream_file(path: Path) -> Iterator[Row]:
+    """The rows of one local file as they are read, nothing kept. Raises as `read_file` does."""
+    _, kind = _size_and_kind(path)
+    if kind == "parquet":
+        yield from _stream_parquet(path, str(path))
+    else:
+        yield from text_rows(path, kind, tabs=_is_tsv(path))
+
+
+def _is_tsv(path: Path) -> bool:
+    return ".tsv" in (suffix.lower() for suffix in path.suffixes)
+
+
+def from_rows(rows: Iterable[Row], name: str) -> Dataset:
+    """A Dataset of rows that may differ in their keys and in the types of their values.
+
+    `Dataset.from_list` keeps the first row's keys only and refuses a column that holds text here and messages there.
+    """
+    listed = list(rows)
+    return dataset_of(lambda: listed, name)
+
+
+def _size_and_kind(path: Path) -> tuple[int, str | None]:
     name = str(path)
     try:
         size = path.stat().st_size
@@ -60,188 +89,70 @@ def read_file(path: Path) -> Dataset:
         raise DatasetError(f"{name} cannot be read: {error.strerror}. Check the path and its permissions.") from error
     if size == 0:
         raise DatasetError(f"{name} is empty. Give a file with one preference pair per line.")
-
+    if magic[:2] == GZIP:
+        magic = _inside(path)
     kind = "parquet" if magic == b"PAR1" else kind_of(path)
-    if size >= _LARGE and magic[:2] != b"\x1f\x8b" and kind is not None:
-        try:
-            return datasets.load_dataset(kind, data_files=name, split="train")
-        except Exception as error:
-            cause = error.__cause__ or error
-            raise DatasetError(f"{name} cannot be read as {kind}: {_first_line(cause)}") from error
-
-    data = _bytes_of(path, magic)
-    if data[:4] == b"PAR1":
-        return _read_parquet(data, name)
-    if kind == "parquet":
+    if kind == "parquet" and magic != b"PAR1":
         raise DatasetError(f"{name} is not a parquet file (it does not begin with PAR1). Check how it was written.")
-    text = _text_of(data, name)
-    if kind is None:
-        kind = "json" if text.lstrip()[:1] in ("{", "[") else None
-    if kind is None:
-        raise DatasetError(f"{name} is of no kind that preftune reads. Give it as {READABLE}.")
-    if kind == "csv":
-        tab = ".tsv" in (suffix.lower() for suffix in path.suffixes)
-        return from_rows(list(_csv_rows(text, name, delimiter="\t" if tab else ",")), name)
-    return from_rows(json_rows(text, name), name)
+    return size, kind
 
 
-def from_rows(rows: Iterable[Row], name: str) -> Dataset:
-    """A Dataset of rows that may differ in their keys and in the types of their values.
-
-    `Dataset.from_list` keeps the first row's keys only and refuses a column that holds text here and messages there.
-    """
-    from datasets import Dataset
-
-    rows = list(rows)
-    for number, row in enumerate(rows):
-        if not isinstance(row, Mapping):
-            raise DatasetError(
-                f"{name} row {number} is a {type(row).__name__}, not an object with columns: {_short(row)}. "
-                'Give every row as {"prompt": ..., "chosen": ..., "rejected": ...}.'
-            )
-    if not rows:
-        raise DatasetError(f"{name} has no rows. Give at least one preference pair.")
-    keys = dict.fromkeys(str(key) for row in rows for key in row)
-    return Dataset.from_dict({key: [row.get(key) for row in rows] for key in keys}, on_mixed_types="use_json")
-
-
-def json_rows(text: str, name: str) -> list[Row]:
-    """Rows of a JSONL text, of a JSON array, or of an object that holds one array of rows."""
-    start = text.lstrip()
-    if not start:
-        raise DatasetError(f"{name} is empty. Give a file with one preference pair per line.")
-    if start[0] == "[":
-        value = _parse_whole(text, name)
-        return value if isinstance(value, list) else [value]
+def _inside(path: Path) -> bytes:
+    """The first bytes of what is gzipped."""
     try:
-        return list(_json_lines(text, name))
-    except DatasetError:
-        # One object printed over several lines is JSON too; if it is not that, the error of the line is the better one.
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            raise
-    return _rows_of_object(value, name)
+        with gzip.open(path) as file:
+            magic = file.read(4)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DatasetError(f"{path} is a broken gzip file: {error}. Compress it again.") from error
+    if not magic:
+        raise DatasetError(f"{path} is empty inside its gzip. Give a file with one preference pair per line.")
+    return magic
 
 
-def _json_lines(text: str, name: str) -> Iterator[Row]:
-    # Not splitlines(): it also breaks at U+2028 and its like, which JSON strings may hold.
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    for number, line in lines:
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            column = getattr(error, "colno", 1)
-            raise DatasetError(
-                f"{name} line {number} is not valid JSON: {getattr(error, 'msg', error)} at column {column}: "
-                f"{_short(line[max(0, column - 20) :])}. Mend or remove that line."
-            ) from error
-        if not isinstance(value, dict):
-            raise DatasetError(
-                f"{name} line {number} holds a {type(value).__name__}, not an object: {_short(line)}. "
-                'Write every line as {"prompt": ..., "chosen": ..., "rejected": ...}.'
-            )
-        if len(lines) > 1:
-            yield value
-        else:
-            yield from _rows_of_object(value, name)
-
-
-def _rows_of_object(value: dict[str, Any], name: str) -> list[Row]:
-    tables = [key for key, inner in value.items() if key in _TABLES and isinstance(inner, list)]
-    if "chosen" in value or not tables:
-        return [value]
-    if len(tables) > 1:
-        found = ", ".join(map(repr, tables))
-        raise DatasetError(f"{name} holds several lists of rows ({found}). Keep one of them per file.")
-    rows: list[Row] = value[tables[0]]
-    return rows
-
-
-def _parse_whole(text: str, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        line, column = getattr(error, "lineno", 1), getattr(error, "colno", 1)
-        raise DatasetError(
-            f"{name} line {line} is not valid JSON: {getattr(error, 'msg', error)} at column {column}. "
-            "Mend that place, or write one object per line (JSONL)."
-        ) from error
-
-
-def _csv_rows(text: str, name: str, *, delimiter: str) -> Iterator[Row]:
-    limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses fields above 128 KiB
-    try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        header = next(reader, [])
-        twice = {column for column in header if header.count(column) > 1}
-        if twice:
-            raise DatasetError(f"{name} has the column {min(twice)!r} twice. Rename one of the two in its first line.")
-        for fields in reader:
-            if not fields:
-                continue
-            if len(fields) != len(header):
-                raise DatasetError(
-                    f"{name} line {reader.line_num} has {len(fields)} fields, but the header has {len(header)}. "
-                    f"Put fields that contain {delimiter!r} or line breaks in double quotes."
-                )
-            yield dict(zip(header, fields, strict=True))
-    except csv.Error as error:
-        raise DatasetError(
-            f"{name} line {reader.line_num} is not valid CSV: {error}. Mend the quotes of that line, or write JSONL."
-        ) from error
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _read_parquet(data: bytes, name: str) -> Dataset:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from datasets import Dataset
+def _read_parquet(path: Path, name: str, *, mapped: bool) -> Dataset:
+    from datasets import Dataset, load_dataset
     from datasets.table import InMemoryTable
 
-    try:
-        table = pq.read_table(pa.BufferReader(data))
-    except pa.ArrowException as error:
-        raise DatasetError(f"{name} is a broken parquet file: {_first_line(error)}. Write it again.") from error
+    with _parquet_errors(name):
+        if mapped and not _is_gzip(path):
+            return load_dataset("parquet", data_files=name, split="train")
+        table = _open_parquet(path).read()
     if table.num_rows == 0:
         raise DatasetError(f"{name} has no rows. Give at least one preference pair.")
     return Dataset(InMemoryTable(table))
 
 
-def _bytes_of(path: Path, magic: bytes) -> bytes:
-    if magic[:2] != b"\x1f\x8b":
-        return path.read_bytes()
-    try:
-        data = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, ValueError) as error:
-        raise DatasetError(f"{path} is a broken gzip file: {error}. Compress it again.") from error
-    if not data:
-        raise DatasetError(f"{path} is empty inside its gzip. Give a file with one preference pair per line.")
-    return data
+def _stream_parquet(path: Path, name: str) -> Iterator[Row]:
+    with _parquet_errors(name):
+        for batch in _open_parquet(path).iter_batches(batch_size=1000):
+            yield from batch.to_pylist()
 
 
-def _text_of(data: bytes, name: str) -> str:
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+def _open_parquet(path: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(pa.BufferReader(gzip.decompress(path.read_bytes())) if _is_gzip(path) else path)
+
+
+@contextmanager
+def _parquet_errors(name: str) -> Iterator[None]:
+    import pyarrow as pa
+    from datasets.exceptions import DatasetGenerationError
+
     try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DatasetError(
-            f"{name} is not text in UTF-8 (byte {error.start}, line {line}): a binary file, or another encoding. "
-            f"Give it as {READABLE}, in UTF-8."
-        ) from error
-    if "\0" in text:
-        raise DatasetError(f"{name} is a binary file, not text. Give it as {READABLE}.")
-    return text
+        yield
+    except (pa.ArrowException, OSError, EOFError, ValueError, zlib.error, DatasetGenerationError) as error:
+        if isinstance(error, DatasetError):
+            raise
+        cause = error.__cause__ or error
+        raise DatasetError(f"{name} is a broken parquet file: {_first_line(cause)}. Write it again.") from error
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == GZIP
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _short(value: object, limit: int = 60) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return repr(text if len(text) <= limit else text[: limit - 1] + "…")

@@ -63,6 +63,8 @@ def to_pair(
     prompt = read_text(values["prompt"], "prompt", where) if "prompt" in values else None
     chosen = read_text(values["chosen"], "chosen", where)
     rejected = read_text(values["rejected"], "rejected", where)
+    for column, text in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
+        _check_characters(text, column, where)
     prompt, chosen, rejected = _canonical(prompt, chosen, rejected, where, prompts)
     if chat and isinstance(prompt, str):
         prompt, chosen, rejected = _as_turns(prompt), _as_answer(chosen), _as_answer(rejected)
@@ -79,7 +81,27 @@ def to_pair(
         chat_template_kwargs=_template_kwargs(values, where),
         tools=_tools(values, where),
         row=row,
+        source=_source(values.get("source")),
     )
+
+
+def _check_characters(text: Text | None, column: str, where: Where) -> None:
+    """Halves of surrogate pairs, which Python's strings may hold and no tokeniser takes."""
+    for part in [text] if isinstance(text, str) else [str(turn.get("content", "")) for turn in text or ()]:
+        try:
+            part.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise where.error(
+                column,
+                f"the text holds half of a surrogate pair ({part[error.start]!a}), which is no character",
+                "Mend the text, or remove the row.",
+            ) from error
+
+
+def _source(value: Any) -> str | None:
+    """A name of where the row comes from; whatever else a column of that name holds is none."""
+    named = isinstance(value, str | int) and not isinstance(value, bool)
+    return str(value) if named and value != "" else None
 
 
 def _canonical(

@@ -23,6 +23,11 @@ class ListedRows:
         """Each column's name, and a value of it in place of its type."""
         return {name: next(iter(self._values(name)), None) for name in self.column_names}
 
+    @property
+    def mappings(self) -> Sequence[Mapping[str, Any]]:
+        """The rows as they came."""
+        return self._rows
+
     def __len__(self) -> int:
         return len(self._rows)
 

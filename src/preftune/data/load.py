@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from preftune.data.files import KINDS, READABLE, from_rows, json_rows, kind_of, read_file
+from preftune.data.files import KINDS, from_rows, kind_of, read_file
+from preftune.data.lines import READABLE, read_rows
 from preftune.data.listed_rows import ListedRows, listed_rows
 from preftune.errors import DatasetError
 
@@ -71,7 +73,7 @@ def _load(
         return _pick_split(source, split, name)
     if isinstance(source, str | os.PathLike):
         if source == "-":
-            return _only_split(from_rows(json_rows(sys.stdin.read(), name), name), split, name)
+            return _only_split(from_rows(_standard_input(name), name), split, name)
         path = Path(source).expanduser()
         if path.is_dir():
             return _read_folder(path, split)
@@ -88,6 +90,12 @@ def _load(
         f"Data cannot be read from a {type(source).__name__}. Give a path ({READABLE}), a hub id, a datasets.Dataset "
         "or a list of dicts."
     )
+
+
+def _standard_input(name: str) -> Iterator[Mapping[str, Any]]:
+    raw = getattr(sys.stdin, "buffer", None)
+    file = io.BytesIO(sys.stdin.read().encode()) if raw is None else raw
+    return read_rows(file, name, "json")
 
 
 def _pick_split(parts: Mapping[str, Any], split: str, name: str) -> Dataset:

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from preftune.data import GroupDataset, PairDataset, TokenizeReport, group_by_prompt, load_pairs, tokenize_pairs
+from preftune.data import GroupDataset, PairDataset, TokenizeReport, group_by_prompt, load_pairs
+from preftune.data.group_cache import tokenize_or_recall
 from preftune.errors import ConfigError, DatasetError, ModelError
 from preftune.log import say, warn
 from preftune.logps import Engine, Support, choose_engine
@@ -179,7 +180,7 @@ def prepare_data(
             "streaming=True, or take a part with .take(n) and Dataset.from_list."
         )
     pairs = source if isinstance(source, PairDataset) else load_pairs(source)
-    groups, report = tokenize_pairs(
+    groups, report, recalled = tokenize_or_recall(
         pairs,
         tokenizer,
         max_length=args.max_length,
@@ -187,6 +188,8 @@ def prepare_data(
         truncation=args.truncation,  # type: ignore[arg-type]
         num_proc=args.dataset_num_proc,
     )
+    if recalled:
+        say(f"the {role} pairs were tokenised before: their token ids are read from the cache.")
     lines = report.lines()
     say(lines[0])
     for line in lines[1:]:

@@ -92,8 +92,8 @@ class Adapter:
     """Whether data have this shape. No two adapters recognise the same data."""
     columns: Callable[[Sample], Mapping[str, str] | None] | None = None
     """Canonical name -> column, path or sum of columns; None where rows must be made after all."""
-    scores: Callable[[Sample], tuple[str, str] | None] | None = None
-    """The columns with the ratings of chosen and rejected, whose difference is the strength."""
+    scores: Callable[[Sample], tuple[str, ...] | None] | None = None
+    """The column of the strength, or the ratings of chosen and rejected, whose difference it is."""
     rows: Callable[[Row], Iterable[Made]] | None = None
     """One raw row -> canonical rows."""
     table: Callable[[Iterable[Row]], Iterable[tuple[int, Made]]] | None = None

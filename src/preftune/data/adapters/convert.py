@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from preftune.data.adapters.adapter import LEFT, Adapter, Left, Made, Row, Sample
 from preftune.data.adapters.registry import FORMATS
 from preftune.data.listed_rows import ListedRows
+from preftune.data.tables import json_text
 from preftune.version import __version__
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _SHOW_PROGRESS = 2000
 _EXAMPLES = 5
 
 _MADE = ("prompt", "chosen", "rejected", "agreement", "strength", "id")
-_CARRIED = ("tools", "chat_template_kwargs", "system", "weight")
+CARRIED = ("tools", "chat_template_kwargs", "system", "weight", "source")
 """Columns of a raw row that hold for each of its pairs."""
 
 
@@ -46,6 +47,11 @@ class LeftOut:
 
     count: int = 0
     rows: list[int] = field(default_factory=list)
+
+    def add(self, row: int) -> None:
+        self.count += 1
+        if len(self.rows) < _EXAMPLES and row not in self.rows:
+            self.rows.append(row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +84,7 @@ def convert(rows: Dataset | ListedRows, adapter: Adapter, *, name: str) -> Conve
         adapter: a format with `rows` or `table`.
         name: of the dataset, for the progress bar.
     """
-    carried = [column for column in _CARRIED if column in rows.column_names]
+    carried = [column for column in CARRIED if column in rows.column_names]
     if isinstance(rows, ListedRows):
         made = _collect(_all_made(rows, adapter), carried, rows)
         listed = [dict(zip(made, values, strict=True)) for values in zip(*made.values(), strict=True)]
@@ -88,7 +94,7 @@ def convert(rows: Dataset | ListedRows, adapter: Adapter, *, name: str) -> Conve
     features = _features(carried)
     plain = rows.with_format(None)
     if adapter.rows is None:
-        table = _collect(_all_made(plain, adapter), carried, plain)
+        table = _as_json(_collect(_all_made(plain, adapter), carried, plain))
         return _without_left(datasets.Dataset.from_dict(table, features=features))
     with _progress_bar(len(plain)):
         mapped = plain.map(
@@ -127,7 +133,7 @@ def _batch(name: str, carried: Sequence[str], table: Mapping[str, Sequence[Any]]
     made = ((place, item) for place, row in enumerate(rows) for item in adapter.rows(row))
     columns = _collect(made, carried, rows)
     columns["row"] = [indices[place] for place in columns["row"]]
-    return columns
+    return _as_json(columns)
 
 
 def _collect(
@@ -144,6 +150,12 @@ def _collect(
         for column in carried:
             columns[column].append(values[column] if column in values else rows[index].get(column))
     return columns
+
+
+def _as_json(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Encoded by us: `datasets` would take the answer "4" for the JSON of a number."""
+    plain = ("agreement", "strength", "row", "reason")
+    return {name: values if name in plain else list(map(json_text, values)) for name, values in columns.items()}
 
 
 def _features(carried: Sequence[str]) -> Features:
@@ -168,10 +180,7 @@ def _without_left(rows: Dataset | ListedRows) -> Converted:
             kept.append(reason is None)
             if reason is None:
                 continue
-            entry = left.setdefault(reason, LeftOut())
-            entry.count += 1
-            if len(entry.rows) < _EXAMPLES and row not in entry.rows:
-                entry.rows.append(row)
+            left.setdefault(reason, LeftOut()).add(row)
     columns = [column for column in rows.column_names if column != "reason"]
     places = np.flatnonzero(kept)
     chosen = rows.select_columns(columns)

@@ -31,7 +31,9 @@ def _sides(sample: Sample) -> tuple[str, str] | None:
     return next((names for names in _SIDES if sample.has(*names)), None)
 
 
-def _scores(sample: Sample) -> tuple[str, str] | None:
+def _scores(sample: Sample) -> tuple[str, ...] | None:
+    if number(sample.first("strength")) is not None:  # as `preftune convert` writes it
+        return ("strength",)
     for names in _SCORES:
         if sample.has(*names) and all(number(sample.first(name)) is not None for name in names):
             return names

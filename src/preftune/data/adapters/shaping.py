@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from preftune.data.adapters.adapter import Adapter
-from preftune.data.adapters.convert import convert, sample_of
+from preftune.data.adapters.convert import LeftOut, convert, sample_of
 from preftune.data.adapters.registry import adapter_named, recognise
 from preftune.errors import DatasetError
 
@@ -39,6 +39,8 @@ class Shaped:
     scores: tuple[str, ...] = ()
     """The columns of strength: its own, or the ratings of chosen and rejected."""
     notes: tuple[str, ...] = ()
+    left: Mapping[str, LeftOut] = field(default_factory=dict)
+    """What gave no pair, by its reason (a key of `LEFT`)."""
 
 
 def shape(
@@ -75,7 +77,7 @@ def shape(
         raise _no_pair(adapter, made.lines(), name)
     if told:
         told = (f"{note} {len(rows):,} rows give {len(made.rows):,} pairs.",)
-    return Shaped(made.rows, asked, adapter.name, made.numbers, ("strength",), (*told, *made.lines()))
+    return Shaped(made.rows, asked, adapter.name, made.numbers, ("strength",), (*told, *made.lines()), made.left)
 
 
 def _no_pair(adapter: Adapter, lines: list[str], name: str) -> DatasetError:

@@ -1,0 +1,236 @@
+"""Tokenised pairs kept on disk: the second run over the same data with the same tokenizer and limits reads them back.
+
+A file's key is what the tokens are made of: the rows themselves, how they are read, the tokenizer, the limits, and the
+code that does it. So another dataset of the same name, a changed row or a newer version is a miss, never a wrong hit.
+A torn or altered file is noticed by its digest, removed, and made again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preftune.cache_folder import cache_folder
+from preftune.data.groups import GroupDataset
+from preftune.data.listed_rows import ListedRows
+from preftune.data.pairs import PairDataset
+from preftune.data.tokenize import Truncation, tokenize_pairs
+from preftune.data.tokenize_report import Tally, TokenizeReport
+from preftune.log import warn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LEAST_PAIRS = 2000
+"""Fewer are tokenised in about a second, and not kept."""
+
+_MOST_BYTES = 8 * 10**9
+"""Of all files together: the least recently used ones make way."""
+
+_ARRAYS = ("tokens", "segments", "groups", "preferences", "preference_groups", "scored")
+"""What a `GroupDataset` is made of, besides its ids."""
+
+
+def tokenize_or_recall(
+    pairs: PairDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None = 1024,
+    max_prompt_length: int | None = None,
+    truncation: Truncation = "truncate",
+    num_proc: int | None = None,
+    chat_template: str | None = None,
+) -> tuple[GroupDataset, TokenizeReport, bool]:
+    """`tokenize_pairs`, unless the same was tokenised before and is still on disk.
+
+    Args are those of `tokenize_pairs`.
+    Returns: the groups, the report, and whether they were on disk.
+    Raises: what `tokenize_pairs` raises.
+    """
+    limits: dict[str, Any] = {
+        "max_length": max_length,
+        "max_prompt_length": max_prompt_length,
+        "truncation": truncation,
+    }
+    file = None
+    if len(pairs) >= LEAST_PAIRS:
+        file = _file_of(pairs, tokenizer, {**limits, "chat_template": chat_template})
+    if file is not None and (found := _load(file)) is not None:
+        groups, report = found
+        report.name, report.notes = pairs.name, [*pairs.notes, *report.notes]
+        return groups, report, True
+    groups, report = tokenize_pairs(pairs, tokenizer, **limits, num_proc=num_proc, chat_template=chat_template)
+    if file is not None:
+        _keep(file, groups, report, own_notes=report.notes[len(pairs.notes) :])
+    return groups, report, False
+
+
+def _file_of(pairs: PairDataset, tokenizer: PreTrainedTokenizerBase, limits: Mapping[str, Any]) -> Path | None:
+    """Where the tokens are kept; None where it cannot be told what they depend on."""
+    of_tokenizer = _tokenizer_fingerprint(tokenizer, limits["chat_template"])
+    if of_tokenizer is None:
+        return None
+    facts = [_rows_fingerprint(pairs), of_tokenizer, json.dumps(limits, sort_keys=True), _version()]
+    key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
+    return cache_folder() / "tokens" / f"{key}.npz"
+
+
+def _rows_fingerprint(pairs: PairDataset) -> str:
+    """Of the cells that pairs are made of, and of how they are read."""
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    reader = pairs.reader
+    paths = {name: reader.columns.paths[name] for name in sorted(reader.columns.paths)}
+    digest.update(repr((paths, reader.chat, reader.scores, reader.scale)).encode())
+    if reader.numbers is not None:
+        digest.update(np.ascontiguousarray(reader.numbers).tobytes())
+    if isinstance(pairs.needed, ListedRows):
+        for row in pairs.needed.mappings:
+            digest.update(json.dumps(row, sort_keys=True, default=repr).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+    import pyarrow as pa
+
+    for part in pairs.needed.with_format("arrow").iter(batch_size=10_000):
+        sink = _Digesting(digest)
+        with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), part.schema) as writer:
+            writer.write_table(part.combine_chunks())
+    return digest.hexdigest()
+
+
+class _Digesting:
+    """A file that only takes the digest of what is written to it."""
+
+    def __init__(self, digest: Any) -> None:
+        self._digest = digest
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        self._digest.update(memoryview(data))
+        return memoryview(data).nbytes
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> str | None:
+    """Of everything that decides about ids; None for a tokenizer whose inside cannot be seen."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    template = str(chat_template or getattr(tokenizer, "chat_template", None))
+    today = datetime.date.today().isoformat() if "strftime_now" in template else ""  # some write the date of the day
+    facts = [
+        type(tokenizer).__name__,
+        backend.to_str(),
+        template,
+        today,
+        json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str),
+        json.dumps(tokenizer.init_kwargs, sort_keys=True, default=str),
+        json.dumps([tokenizer.bos_token_id, tokenizer.eos_token_id]),
+    ]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _version() -> str:
+    """Of the code that tokenises: a development tree changes without its version."""
+    folder = Path(__file__).parent
+    code = b"".join(file.read_bytes() for file in (*sorted(folder.glob("*.py")), folder.parent / "types.py"))
+    packages = [f"{name} {metadata.version(name)}" for name in ("transformers", "tokenizers", "jinja2")]
+    return f"{hashlib.sha256(code).hexdigest()} {' '.join(packages)}"
+
+
+def _keep(file: Path, groups: GroupDataset, report: TokenizeReport, *, own_notes: list[str]) -> None:
+    """Writes a file that is whole or not there; a full or read-only disk costs only the next run's time."""
+    told = {**dataclasses.asdict(report), "notes": own_notes}
+    arrays = {name: getattr(groups, f"_{name}") for name in _ARRAYS}
+    arrays |= {"ids": _bytes_of(groups._ids), "report": _bytes_of(told)}
+    temporary = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".writing-")
+        with os.fdopen(handle, "wb") as out:
+            np.savez(out, digest=_bytes_of(_digest(arrays)), **arrays)
+        os.replace(temporary, file)
+        _make_room(file)
+    except OSError as error:
+        warn(f"Token ids are not kept for the next run: {file.parent} cannot be written ({error.strerror}).")
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _load(file: Path) -> tuple[GroupDataset, TokenizeReport] | None:
+    """What a file holds; None where there is none, or no longer a sound one."""
+    if not file.is_file():
+        return None
+    try:
+        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as opened:
+            arrays = {name: opened[name] for name in (*_ARRAYS, "ids", "report")}
+            digest = json.loads(opened["digest"].tobytes())
+        if digest != _digest(arrays):  # zipfile looks at its own checksums only where a member is read past its end
+            raise ValueError("its digest is another")
+        ids, told = (json.loads(arrays.pop(name).tobytes()) for name in ("ids", "report"))
+        groups, report = GroupDataset(**arrays, ids=ids), _report_of(told)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
+        warn(f"The kept token ids in {file.name} are damaged ({error}), and are made again.")
+        file.unlink(missing_ok=True)
+        return None
+    os.utime(file)
+    return groups, report
+
+
+def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _bytes_of(value: Any) -> NDArray[np.uint8]:
+    """A value's JSON as an array."""
+    return np.frombuffer(json.dumps(value, ensure_ascii=False).encode("utf-8"), dtype=np.uint8)
+
+
+def _report_of(values: dict[str, Any]) -> TokenizeReport:
+    """`dataclasses.asdict` of a report, turned back."""
+    empty = TokenizeReport()
+    made: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(getattr(empty, name), Tally):
+            made[name] = Tally(**value)
+        elif isinstance(value, dict):
+            made[name] = {reason: Tally(**tally) for reason, tally in value.items()}
+        else:
+            made[name] = value
+    return TokenizeReport(**made)
+
+
+def _make_room(newest: Path) -> None:
+    files = sorted(newest.parent.glob("*.npz"), key=lambda file: file.stat().st_mtime, reverse=True)
+    total = 0
+    for file in files:
+        total += file.stat().st_size
+        if total > _MOST_BYTES and file != newest:
+            file.unlink(missing_ok=True)

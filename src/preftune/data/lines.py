@@ -1,0 +1,277 @@
+"""Text files -> rows as they are read, a line at a time: JSONL, JSON, CSV and TSV, each also gzipped.
+
+Nothing is kept but the line at hand (a JSON array is one value, and is read whole). A fault names file and line.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import sys
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from preftune.errors import DatasetError
+
+Row = Mapping[str, Any]
+
+READABLE = "jsonl, json, csv, tsv or parquet, each also as .gz"
+
+_TABLES = frozenset({"data", "rows", "pairs", "examples", "instances", "items", "train", "test", "validation"})
+"""Under these names a JSON object may hold the list of rows."""
+
+GZIP = b"\x1f\x8b"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_UTF8_MARK = b"\xef\xbb\xbf"
+_CSV_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n|\Z)")
+
+
+def text_rows(path: Path, kind: str | None, *, tabs: bool = False) -> Iterator[Row]:
+    """Rows of a text file, read as it goes.
+
+    Args:
+        kind: "json" or "csv"; None to take what begins like JSON for it.
+        tabs: fields of a csv file are separated by tabs.
+    Raises:
+        DatasetError: empty, torn, binary, in another encoding, or broken, with the line.
+    """
+    with path.open("rb") as file:
+        zipped = file.read(2) == GZIP
+        file.seek(0)
+        opened: Any = gzip.GzipFile(fileobj=file) if zipped else file
+        yield from read_rows(opened, str(path), kind, tabs=tabs, zipped=zipped)
+
+
+def read_rows(
+    file: IO[bytes], name: str, kind: str | None, *, tabs: bool = False, zipped: bool = False
+) -> Iterator[Row]:
+    """Like `text_rows`, of an open file."""
+    lines = _Lines(file, name, zipped=zipped)
+    first = next(lines, None)
+    while first is not None and not first.strip():
+        first = next(lines, None)
+    if first is None:
+        raise DatasetError(
+            f"{name} is empty inside its gzip. Give a file with one preference pair per line."
+            if zipped and lines.offset == 0
+            else f"{name} is empty. Give a file with one preference pair per line."
+        )
+    start = first.lstrip()[:1]
+    if kind is None and start not in ("{", "["):
+        raise DatasetError(f"{name} is of no kind that preftune reads. Give it as {READABLE}.")
+    if kind == "csv":
+        yield from _csv_rows(first, lines, delimiter="\t" if tabs else ",")
+    elif start == "[":
+        value = _parse_whole("".join((first, *lines)), name, lines.first)
+        yield from value if isinstance(value, list) else [value]
+    else:
+        yield from _json_lines(first, lines)
+
+
+class _Lines(Iterator[str]):
+    """Lines of text in UTF-8 (or UTF-16 with its mark) with their ends; broken only at line feeds."""
+
+    def __init__(self, file: IO[bytes], name: str, *, zipped: bool) -> None:
+        self.name = name
+        self.number = 0
+        """Of the last line, from 1."""
+        self.first = 1
+        self.offset = 0
+        """Bytes read."""
+        self._zipped = zipped
+        self._file = file
+
+    def __next__(self) -> str:
+        raw = self._raw()
+        if not raw:
+            raise StopIteration
+        self.number += 1
+        if self.number == 1:
+            raw = self._without_mark(raw)
+        if b"\0" in raw:
+            raise DatasetError(f"{self.name} is a binary file, not text (line {self.number}). Give it as {READABLE}.")
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DatasetError(
+                f"{self.name} is not text in UTF-8 (byte {self.offset + error.start}, line {self.number}): a binary "
+                f"file, or another encoding. Give it as {READABLE}, in UTF-8."
+            ) from error
+        self.offset += len(raw)
+        if not text.strip() and self.first == self.number:
+            self.first += 1
+        return text
+
+    def _raw(self) -> bytes:
+        try:
+            return self._file.readline()
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise self._torn(error) from error
+        except OSError as error:
+            if self._zipped:
+                raise self._torn(error) from error
+            raise DatasetError(
+                f"{self.name} cannot be read: {error.strerror}. Check the path and its permissions."
+            ) from error
+
+    def _torn(self, error: BaseException) -> DatasetError:
+        return DatasetError(
+            f"{self.name} is a broken gzip file: {error} (after line {self.number}). Compress it again."
+        )
+
+    def _without_mark(self, raw: bytes) -> bytes:
+        """The first line without its byte order mark; a file in UTF-16 is read whole."""
+        if raw[:2] in _UTF16:
+            parts = [raw]
+            while part := self._raw():
+                parts.append(part)
+            try:
+                text = b"".join(parts).decode("utf-16")
+            except UnicodeDecodeError as error:
+                raise DatasetError(
+                    f"{self.name} begins like text in UTF-16 and is not (byte {error.start}): a binary file, or torn. "
+                    f"Give it as {READABLE}, in UTF-8."
+                ) from error
+            self._file = io.BytesIO(text.encode("utf-8"))
+            return self._file.readline()
+        if raw.startswith(_UTF8_MARK):
+            self.offset = len(_UTF8_MARK)
+            return raw[len(_UTF8_MARK) :]
+        return raw
+
+
+def _json_lines(first: str, lines: _Lines) -> Iterator[Row]:
+    """Rows of JSONL, or of one object printed over several lines."""
+    name, number = lines.name, lines.number
+    try:
+        value = parse_object(first, name, number)
+    except DatasetError:
+        # One object printed over several lines is JSON too; if it is not that, the error of the line is the better one.
+        whole = _object_or_none("".join((first, *lines)))
+        if whole is None:
+            raise
+        yield from _rows_of_object(whole, name)
+        return
+    following = next(lines, None)
+    while following is not None and not following.strip():
+        following = next(lines, None)
+    if following is None:
+        yield from _rows_of_object(value, name)
+        return
+    yield value
+    yield parse_object(following, name, lines.number)
+    for line in lines:
+        if line.strip():
+            yield parse_object(line, name, lines.number)
+
+
+def parse_object(line: str, name: str, number: int) -> dict[str, Any]:
+    """The object that a line of JSONL holds."""
+    try:
+        value = json.loads(line, object_pairs_hook=_no_key_twice)
+    except (ValueError, RecursionError) as error:
+        column = getattr(error, "colno", 1)
+        raise DatasetError(
+            f"{name} line {number} is not valid JSON: {_problem(error)} at column {column}: "
+            f"{short(line[max(0, column - 20) : column + 200].rstrip())}. Mend or remove that line."
+        ) from error
+    if not isinstance(value, dict):
+        raise DatasetError(
+            f"{name} line {number} holds a {type(value).__name__}, not an object: {short(line.strip())}. "
+            'Write every line as {"prompt": ..., "chosen": ..., "rejected": ...}.'
+        )
+    return value
+
+
+def _no_key_twice(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's keys, each of which it must have once: of two values for `chosen`, one would be lost in silence."""
+    made = dict(items)
+    if len(made) < len(items):
+        keys = [key for key, _ in items]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return made
+
+
+def _problem(error: BaseException) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(getattr(error, "msg", error))
+
+
+def _object_or_none(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text, object_pairs_hook=_no_key_twice)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _rows_of_object(value: dict[str, Any], name: str) -> list[Row]:
+    tables = [key for key, inner in value.items() if key in _TABLES and isinstance(inner, list)]
+    if "chosen" in value or not tables:
+        return [value]
+    if len(tables) > 1:
+        found = ", ".join(map(repr, tables))
+        raise DatasetError(f"{name} holds several lists of rows ({found}). Keep one of them per file.")
+    rows: list[Row] = value[tables[0]]
+    return rows
+
+
+def _parse_whole(text: str, name: str, first: int) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_no_key_twice)
+    except (ValueError, RecursionError) as error:
+        line, column = getattr(error, "lineno", 1), getattr(error, "colno", 1)
+        raise DatasetError(
+            f"{name} line {line + first - 1} is not valid JSON: {_problem(error)} at column {column}. "
+            "Mend that place, or write one object per line (JSONL)."
+        ) from error
+
+
+def _csv_rows(first: str, lines: _Lines, *, delimiter: str) -> Iterator[Row]:
+    name = lines.name
+    limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses fields above 128 KiB
+    reader = csv.reader(_csv_lines(first, lines), delimiter=delimiter, strict=True)
+    before = lines.number - 1  # blank lines in front
+    try:
+        header = next(reader, [])
+        twice = {column for column in header if header.count(column) > 1}
+        if twice:
+            raise DatasetError(f"{name} has the column {min(twice)!r} twice. Rename one of the two in its first line.")
+        for fields in reader:
+            if not fields:
+                continue
+            if len(fields) != len(header):
+                raise DatasetError(
+                    f"{name} line {reader.line_num + before} has {len(fields)} fields, but the header has "
+                    f"{len(header)}. Put fields that contain {delimiter!r} or line breaks in double quotes."
+                )
+            yield dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        raise DatasetError(
+            f"{name} line {reader.line_num + before} is not valid CSV: {error}. Mend the quotes of that line, or write "
+            "JSONL."
+        ) from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _csv_lines(first: str, lines: Iterator[str]) -> Iterator[str]:
+    """Lines that end with a line feed, a carriage return, or both."""
+    yield from _split(first)
+    for line in lines:
+        yield from _split(line)
+
+
+def _split(line: str) -> list[str]:
+    bare = line.rstrip("\r\n")
+    return [part for part in _CSV_LINE.findall(line) if part] if "\r" in bare or line.endswith("\r") else [line]
+
+
+def short(value: object, limit: int = 60) -> str:
+    """A value as an error quotes it."""
+    text = value if isinstance(value, str) else repr(value)
+    return repr(text if len(text) <= limit else text[: limit - 1] + "…")
