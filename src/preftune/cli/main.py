@@ -26,6 +26,7 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "demo": Command("preftune.cli.demo", "the whole path on an embedded model and dataset, on a laptop CPU"),
+    "audit": Command("preftune.cli.audit", "what is wrong with preference data, before anything is trained on them"),
     "convert": Command("preftune.cli.convert", "any known format to the canonical one, filtered, with a manifest"),
     "dpo": Command("preftune.cli.dpo", "train on preference pairs (--config recipe.yaml, and any field as a flag)"),
     "sample": Command("preftune.cli.sample", "several completions per prompt, from a model or an endpoint"),

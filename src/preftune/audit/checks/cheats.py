@@ -1,0 +1,184 @@
+"""Whether one feature of the answers is enough to tell chosen from rejected: length first, then ten others."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preftune.audit.checks.check import Check, Setting
+from preftune.audit.finding import Example, Finding, Kind, Rows
+from preftune.audit.opening import Fault
+from preftune.audit.seen import SeenPair, lengths_of
+from preftune.audit.shortcuts import RULES, first_letter
+from preftune.evaluation.statistics import share
+
+_NO_DECISION = 2
+_FROM_HALF = 0.08
+"""Distance from 50% from which a cheat counts, besides an interval that excludes 50%."""
+_DECIDES = 0.05
+"""Share of the pairs that it must decide."""
+_FEWEST = 20
+"""Prompts that it must decide."""
+
+_EFFECT = "The model can lower its loss by this feature alone, without learning what makes an answer good."
+
+
+def _kind(name: str, title: str) -> Kind:
+    return Kind(
+        f"shortcut_{name}",
+        "warning",
+        title,
+        _EFFECT,
+        "Add pairs of which the opposite is true, or remove some of these; judge the result on answers that are "
+        "alike in it.",
+    )
+
+
+_TITLES = {
+    "lists": "Lists",
+    "markdown": "Bold type, headings and links",
+    "code": "Pieces of code",
+    "paragraphs": "Line breaks",
+    "digits": "Digits",
+    "punctuation": "Punctuation marks",
+    "capitals": "Capital letters",
+    "exclamations": "Exclamation marks",
+    "emoji": "Emoji",
+    "question": "Questions at the end",
+    "refusal": "Refusals",
+}
+
+LENGTH = Kind(
+    "length_bias",
+    "warning",
+    "Length alone tells the sides apart",
+    "The model learns to write at the length that wins rather than better answers.",
+    "preftune convert --balance-length, or --max-length-ratio 2; judge the result on answers of equal length.",
+)
+KINDS = {name: _kind(name, f"{_TITLES[name]} alone tell the sides apart") for name in RULES}
+LETTER = _kind("first_letter", "The first letter alone tells the sides apart")
+
+
+class CheatsCheck(Check):
+    """Accuracy of rules that read one feature. Prompts are what intervals count."""
+
+    kinds = (LENGTH, *KINDS.values(), LETTER)
+    section = "cheats"
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.index, self.row, self.prompt = array("q"), array("q"), array("Q")
+        self.votes = {name: array("b") for name in ("longer", *RULES)}
+        """Of every pair 1 where the chosen side has more, 0 where the rejected one has, 2 where they are equal."""
+        self.letters = array("l"), array("l")
+
+    def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
+        tokens = self.setting.encoder is not None
+        for seen in batch:
+            if not seen.usable:
+                continue
+            self.index.append(seen.index)
+            self.row.append(seen.row)
+            self.prompt.append(seen.prompt_key)
+            lengths = lengths_of(seen, tokens=tokens)
+            self.votes["longer"].append(_NO_DECISION if lengths is None else _vote(lengths[1], lengths[2]))
+            for name, rule in RULES.items():
+                self.votes[name].append(_vote(rule.measure(seen.chosen), rule.measure(seen.rejected)))
+            for letters, answer in zip(self.letters, (seen.chosen, seen.rejected), strict=True):
+                letters.append(first_letter(answer))
+
+    def _all_votes(self) -> Iterator[tuple[str, NDArray[np.int8]]]:
+        for name, votes in self.votes.items():
+            yield name, np.frombuffer(votes, dtype=np.int8)
+        yield "first_letter", self._letter_votes()
+
+    def _letter_votes(self) -> NDArray[np.int8]:
+        """Half of the prompts teach how often each first letter wins, the other half is guessed by it; and vice versa.
+
+        Learnt and tried on the same pairs, thirty letters would beat chance on pure noise.
+        """
+        chosen, rejected = (np.frombuffer(letters, dtype=np.dtype("l")) for letters in self.letters)
+        names, places = np.unique(np.concatenate([chosen, rejected]), return_inverse=True)
+        ours, theirs = places[: len(chosen)], places[len(chosen) :]
+        half = (np.frombuffer(self.prompt, dtype=np.uint64) >> np.uint64(17)) % np.uint64(2) == 1
+        votes = np.full(len(chosen), _NO_DECISION, dtype=np.int8)
+        for part in (half, ~half):
+            taught = ~part
+            wins = np.bincount(ours[taught], minlength=len(names))
+            losses = np.bincount(theirs[taught], minlength=len(names))
+            score = (wins + 1) / (wins + losses + 2)
+            ahead = score[ours[part]] - score[theirs[part]]
+            votes[part] = np.where(ahead > 0, 1, np.where(ahead < 0, 0, _NO_DECISION))
+        return votes
+
+    def _results(self) -> dict[str, dict[str, Any]]:
+        """Rule -> accuracy with its 95% interval, share of pairs decided, and whether it counts as a cheat."""
+        prompts = np.unique(np.frombuffer(self.prompt, dtype=np.uint64), return_inverse=True)[1]
+        results: dict[str, dict[str, Any]] = {}
+        for name, votes in self._all_votes():
+            decided = np.flatnonzero(votes != _NO_DECISION)
+            if not len(decided):
+                continue
+            clusters = prompts[decided].tolist()
+            values = votes[decided].astype(np.float64)
+            found = share(values, clusters)
+            # a dozen rules are tried: each must be surer than 95% for the audit as a whole to be
+            strict = share(values, clusters, confidence=1 - 0.05 / (len(RULES) + 2))
+            different = len(set(clusters))
+            results[name] = {
+                "what": self._words(name, more=True),
+                "accuracy": found.mean,
+                "low": found.low,
+                "high": found.high,
+                "decided": len(decided) / len(votes),
+                "pairs": len(decided),
+                "prompts": different,
+                "cheat": bool(
+                    not strict.low <= 0.5 <= strict.high
+                    and abs(found.mean - 0.5) >= _FROM_HALF
+                    and len(decided) >= _DECIDES * len(votes)
+                    and different >= _FEWEST
+                ),
+            }
+        return results
+
+    def findings(self, pairs: int) -> Iterator[Finding]:
+        votes = dict(self._all_votes())
+        for name, result in self._results().items():
+            if not result["cheat"]:
+                continue
+            more = result["accuracy"] > 0.5
+            places = np.flatnonzero(votes[name] == int(more))
+            examples = [Example(self.row[p], self.index[p]) for p in places[:3].tolist()]
+            detail = _sentence(result, self._words(name, more=more), more=more)
+            yield from _KIND_OF[name].found(Rows(len(places), examples), of=pairs, detail=detail, **result)
+
+    def _words(self, name: str, *, more: bool) -> str:
+        if name == "longer":
+            return f"{'more' if more else 'fewer'} {self.setting.unit}"
+        if name == "first_letter":
+            return "the first letter that wins more often" if more else "the first letter that wins less often"
+        return RULES[name].more if more else RULES[name].less
+
+    def figures(self) -> Mapping[str, Any]:
+        return self._results()
+
+
+_KIND_OF = {"longer": LENGTH, "first_letter": LETTER, **KINDS}
+
+
+def _vote(chosen: float, rejected: float) -> int:
+    return _NO_DECISION if chosen == rejected else int(chosen > rejected)
+
+
+def _sentence(result: Mapping[str, Any], words: str, *, more: bool) -> str:
+    rate = result["accuracy"] if more else 1 - result["accuracy"]
+    low, high = (result["low"], result["high"]) if more else (1 - result["high"], 1 - result["low"])
+    return (
+        f"The answer with {words} is the chosen one in {rate:.0%} of the pairs where the sides differ in it "
+        f"(95% interval {low:.0%} to {high:.0%}); they do in {result['decided']:.0%} of all pairs."
+    )

@@ -1,0 +1,100 @@
+"""How sure the labels are: agreement of the annotators, strength of the preference, weights."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from preftune.audit.checks.check import Check, Setting
+from preftune.audit.finding import Example, Finding, Kind, Rows
+from preftune.audit.opening import Fault
+from preftune.audit.seen import SeenPair
+from preftune.audit.summaries import histogram, percentiles
+
+LOW = 0.6
+"""Share of annotators below which a label is little better than a coin."""
+
+LOW_AGREEMENT = Kind(
+    "low_agreement",
+    "warning",
+    "Labels that the annotators hardly agree on",
+    "A label on which fewer than 60% agree is close to a coin toss, and is trained like any other.",
+    "Leave them out (preftune convert --min-agreement 0.6), or give them less weight (a column 'weight').",
+)
+REVERSED = Kind(
+    "strength_against_label",
+    "error",
+    "Ratings that contradict the label",
+    "The rejected answer has the better rating: the pair teaches the opposite of what was rated.",
+    "Swap or remove these rows, or check which columns hold the ratings.",
+)
+EQUAL = Kind(
+    "no_strength",
+    "warning",
+    "Both answers are rated the same",
+    "Nothing in the ratings says that one is better; the label is noise.",
+    "Leave them out: preftune convert --min-margin 0.1, in the units of the ratings.",
+)
+WEIGHTLESS = Kind(
+    "zero_weight",
+    "warning",
+    "Pairs of weight 0",
+    "They are computed and change nothing.",
+    "Remove them, or leave the column unread: --columns weight=",
+)
+
+
+class LabelsCheck(Check):
+    """What the data say about their labels."""
+
+    kinds = (LOW_AGREEMENT, REVERSED, EQUAL, WEIGHTLESS)
+    section = "labels"
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.agreement = array("d")
+        self.low, self.weightless = Rows(), Rows()
+
+    def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
+        for seen in batch:
+            agreement = seen.pair.agreement
+            if agreement is not None:
+                self.agreement.append(agreement)
+                if agreement < LOW:
+                    self.low.add(seen.row, seen.index, f"agreement {agreement:.2f}")
+            if seen.pair.weight == 0:
+                self.weightless.add(seen.row, seen.index)
+
+    def findings(self, pairs: int) -> Iterator[Finding]:
+        if len(self.agreement):
+            yield from LOW_AGREEMENT.found(self.low, of=len(self.agreement))
+        yield from WEIGHTLESS.found(self.weightless, of=pairs)
+        strengths = self._strengths()
+        if strengths is not None:
+            known = int(np.isfinite(strengths).sum())
+            yield from REVERSED.found(self._where(strengths < 0, strengths), of=known)
+            yield from EQUAL.found(self._where(strengths == 0, strengths), of=known)
+
+    def _strengths(self) -> Any:
+        pairs = self.setting.data.pairs
+        return None if pairs is None else pairs.strengths()
+
+    def _where(self, mask: Any, strengths: Any) -> Rows:
+        places = np.flatnonzero(mask)
+        row_of = self.setting.data.row_of
+        examples = [Example(row_of(int(i)), int(i), f"strength {strengths[i]:g}") for i in places[:3]]
+        return Rows(len(places), examples)
+
+    def figures(self) -> Mapping[str, Any]:
+        figures: dict[str, Any] = {}
+        if len(self.agreement):
+            values = np.frombuffer(self.agreement)
+            figures["agreement"] = {"mean": float(values.mean()), "histogram": histogram(values, low=0.0, high=1.0)}
+        strengths = self._strengths()
+        if strengths is not None:
+            known = strengths[np.isfinite(strengths)]
+            figures["strength"] = {**percentiles(known), "histogram": histogram(known)}
+        return figures

@@ -1,0 +1,183 @@
+"""How long prompts and answers are, and what the limits of training would cut."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from preftune.audit.checks.check import Check, Setting
+from preftune.audit.finding import Example, Finding, Kind, Rows
+from preftune.audit.opening import Fault
+from preftune.audit.seen import SeenPair, lengths_of
+from preftune.audit.summaries import Numbers, histogram, percentiles
+
+PARTS = ("prompt", "chosen", "rejected")
+
+CUT = Kind(
+    "answers_cut",
+    "warning",
+    "Answers cut by max_length",
+    "The end of the answer and its end-of-sequence token are not trained, so the model learns less about when to stop.",
+    "Raise --max_length, or leave long rows out: preftune dpo --truncation drop.",
+)
+NO_ROOM = Kind(
+    "no_room",
+    "error",
+    "Prompts that leave no room for an answer",
+    "Nothing of the answers is left; preftune dpo leaves the row out.",
+    "Raise --max_length, or cut the prompts: --max_prompt_length.",
+)
+SAME_WHEN_CUT = Kind(
+    "same_when_cut",
+    "error",
+    "Pairs that differ only in what is cut off",
+    "What is left prefers nothing; preftune dpo leaves the row out.",
+    "Raise --max_length.",
+)
+PROMPT_CUT = Kind(
+    "prompts_cut",
+    "warning",
+    "Prompts cut by max_prompt_length",
+    "The beginning of the prompt is lost, with the system prompt if there is one.",
+    "Raise --max_prompt_length.",
+)
+
+
+class CutRow(NamedTuple):
+    """What the limits take from one row, in tokens."""
+
+    row: int
+    prompt: int
+    chosen: int
+    rejected: int
+    cut_prompt: int
+    cut_chosen: int
+    cut_rejected: int
+    outcome: str
+    """"cut", or the name of the finding that the row is left out for."""
+
+
+class LengthsCheck(Check):
+    """Tokens of every part; words where no tokenizer is given, and then nothing is said about limits."""
+
+    kinds = (NO_ROOM, SAME_WHEN_CUT, CUT, PROMPT_CUT)
+    section = "lengths"
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.index, self.row = array("q"), array("q")
+        self.lengths = {part: array("q") for part in PARTS}
+        self.same = array("q")
+        """Tokens that chosen and rejected begin with in common; words are not compared."""
+
+    def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
+        tokens = self.setting.encoder is not None
+        for seen in batch:
+            lengths = lengths_of(seen, tokens=tokens)
+            if lengths is None or seen.blank:
+                continue
+            self.index.append(seen.index)
+            self.row.append(seen.row)
+            for part, length in zip(PARTS, lengths, strict=True):
+                self.lengths[part].append(length)
+            self.same.append(_common(seen) if tokens else 0)
+
+    def _numbers(self) -> dict[str, Numbers]:
+        return {part: np.frombuffer(values, dtype=np.int64) for part, values in self.lengths.items()}
+
+    def _cuts(self) -> dict[str, Numbers]:
+        """(pairs,) tokens that are cut of each part, and which rows are left out for what."""
+        setting, lengths = self.setting, self._numbers()
+        prompt = lengths["prompt"]
+        if setting.max_prompt_length is not None:
+            prompt = np.minimum(prompt, setting.max_prompt_length)
+        room = np.full(len(prompt), np.iinfo(np.int64).max)
+        if setting.max_length is not None:
+            room = setting.max_length - prompt
+        same = np.frombuffer(self.same, dtype=np.int64)
+        either = np.maximum(lengths["chosen"], lengths["rejected"]) > room
+        return {
+            "prompt": lengths["prompt"] - prompt,
+            "chosen": np.maximum(0, lengths["chosen"] - np.maximum(room, 0)),
+            "rejected": np.maximum(0, lengths["rejected"] - np.maximum(room, 0)),
+            "no_room": room <= 0,
+            "same_when_cut": either & (room > 0) & (same >= room),
+        }
+
+    def findings(self, pairs: int) -> Iterator[Finding]:
+        if self.setting.encoder is None or not len(self.index):
+            return
+        cuts = self._cuts()
+        left_out = cuts["no_room"] | cuts["same_when_cut"]
+        answers = np.maximum(cuts["chosen"], cuts["rejected"])
+        lengths = self._numbers()
+        whole = int((lengths["prompt"] + np.maximum(lengths["chosen"], lengths["rejected"])).max())
+        keep = f"max_length={whole} would keep every row whole."
+        yield from NO_ROOM.found(self._rows(cuts["no_room"], lengths["prompt"], "prompt of {} tokens"), of=pairs)
+        yield from SAME_WHEN_CUT.found(self._rows(cuts["same_when_cut"], answers, "{} tokens cut"), of=pairs)
+        cut = (answers > 0) & ~left_out
+        yield from CUT.found(self._rows(cut, answers, "{} tokens cut"), of=pairs, detail=keep)
+        cut = (cuts["prompt"] > 0) & ~left_out
+        yield from PROMPT_CUT.found(self._rows(cut, cuts["prompt"], "{} tokens cut"), of=pairs)
+
+    def _rows(self, mask: Numbers, tokens: Numbers, note: str) -> Rows:
+        """Those with the most tokens are the examples."""
+        places = np.flatnonzero(mask)
+        worst = places[np.argsort(-tokens[places], kind="stable")][:3]
+        examples = [Example(self.row[p], self.index[p], note.format(f"{tokens[p]:,}")) for p in worst.tolist()]
+        return Rows(len(places), examples)
+
+    def cut_rows(self) -> Iterator[CutRow]:
+        """Row by row what the limits cut; only rows that lose something."""
+        if self.setting.encoder is None:
+            return
+        cuts = self._cuts()
+        for place in np.flatnonzero(cuts["no_room"] | (cuts["prompt"] + cuts["chosen"] + cuts["rejected"] > 0)):
+            at = int(place)
+            outcome = "no_room" if cuts["no_room"][at] else "same_when_cut" if cuts["same_when_cut"][at] else "cut"
+            prompt, chosen, rejected = (self.lengths[part][at] for part in PARTS)
+            cut = [int(cuts[part][at]) for part in PARTS]
+            yield CutRow(self.row[at], prompt, chosen, rejected, cut[0], cut[1], cut[2], outcome)
+
+    def figures(self) -> Mapping[str, Any]:
+        lengths = self._numbers()
+        if not len(self.index):
+            return {"unit": self.setting.unit, "pairs": 0}
+        longer = np.maximum(lengths["chosen"], lengths["rejected"])
+        numbers = {**lengths, "pair": lengths["prompt"] + longer}
+        both = np.concatenate([lengths["chosen"], lengths["rejected"]])
+        high = float(np.percentile(both, 99.5))
+        difference = lengths["chosen"] - lengths["rejected"]
+        reach = float(np.percentile(np.abs(difference), 99))
+        figures: dict[str, Any] = {
+            "unit": self.setting.unit,
+            "pairs": len(self.index),
+            "tokenizer": self.setting.tokenizer_name,
+            "max_length": self.setting.max_length,
+            "max_prompt_length": self.setting.max_prompt_length,
+            "percentiles": {part: percentiles(values) for part, values in numbers.items()},
+            "histograms": {
+                **{side: histogram(lengths[side], low=0.0, high=high) for side in ("chosen", "rejected")},
+                "prompt": histogram(lengths["prompt"]),
+                "pair": histogram(numbers["pair"]),
+                "difference": histogram(difference, low=-reach, high=reach),
+            },
+        }
+        if self.setting.encoder is not None:
+            cuts = self._cuts()
+            lost = cuts["no_room"] | cuts["same_when_cut"]
+            any_cut = (cuts["prompt"] + cuts["chosen"] + cuts["rejected"] > 0) & ~lost
+            figures["cut"] = {"cut": int(any_cut.sum()), "left_out": int(lost.sum())}
+        return figures
+
+
+def _common(seen: SeenPair) -> int:
+    assert seen.encoded is not None
+    chosen, rejected = seen.encoded.chosen, seen.encoded.rejected
+    limit = min(len(chosen), len(rejected))
+    if chosen[:limit] == rejected[:limit]:
+        return limit
+    return next(place for place in range(limit) if chosen[place] != rejected[place])

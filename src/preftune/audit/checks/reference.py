@@ -1,0 +1,133 @@
+"""What the model says of the pairs before training: margins, accuracy, and the labels that surprise it most."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from preftune.audit.checks.check import Check, Setting
+from preftune.audit.finding import Example, Finding, Kind, Rows
+from preftune.audit.opening import Fault
+from preftune.audit.seen import SeenPair
+from preftune.audit.summaries import Numbers, histogram
+from preftune.evaluation.statistics import share
+
+_FAR = 3.5
+"""Robust standard deviations below the median from which a pair is surprising: Iglewicz and Hoaglin (1993)."""
+_SHOWN = 20
+
+SURPRISING = Kind(
+    "surprising_labels",
+    "warning",
+    "Labels that surprise the reference most",
+    "The reference finds the rejected answer far likelier, token for token: often the two sides are swapped.",
+    "Read these rows first; swap or remove those that are wrong.",
+)
+UNSCORED = Kind(
+    "unscored",
+    "info",
+    "Pairs that the reference could not score",
+    "They have no tokens to train on within the limits, so they are not trained on either.",
+    "See the findings about lengths and templates.",
+)
+
+
+class ReferenceCheck(Check):
+    """Log-probabilities under the model as received, from the cache of reference scores where they are known."""
+
+    kinds = (SURPRISING, UNSCORED)
+    section = "reference"
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.index, self.row, self.prompt = array("q"), array("q"), array("Q")
+        self.scores: Numbers | None = None
+
+    @classmethod
+    def applies(cls, setting: Setting) -> bool:
+        return setting.scorer is not None
+
+    def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
+        for seen in batch:
+            if seen.usable:
+                self.index.append(seen.index)
+                self.row.append(seen.row)
+                self.prompt.append(seen.prompt_key)
+
+    def _scores(self) -> Numbers:
+        """(pairs, 4) log-probabilities and tokens of both sides, NaN for a pair that cannot be scored; scored once."""
+        if self.scores is None:
+            assert self.setting.scorer is not None
+            assert self.setting.data.pairs is not None
+            indices = np.frombuffer(self.index, dtype=np.int64)
+            self.scores = self.setting.scorer.score(self.setting.data.pairs, indices)
+        return self.scores
+
+    def _per_token(self) -> Numbers:
+        chosen, rejected, chosen_tokens, rejected_tokens = self._scores().T
+        margins: Numbers = chosen / chosen_tokens - rejected / rejected_tokens
+        return margins
+
+    def _surprise(self) -> Numbers:
+        """(pairs,) robust standard deviations from the median margin per token; NaN where there is none."""
+        margins = self._per_token()
+        known = margins[np.isfinite(margins)]
+        if not len(known):
+            return margins
+        middle = float(np.median(known))
+        spread = 1.4826 * float(np.median(np.abs(known - middle)))
+        distance: Numbers = (margins - middle) / spread if spread > 0 else np.zeros_like(margins)
+        return distance
+
+    def findings(self, pairs: int) -> Iterator[Finding]:
+        if not len(self.index):
+            return
+        margins, surprise = self._per_token(), self._surprise()
+        missing = np.flatnonzero(~np.isfinite(margins))
+        places = np.flatnonzero((surprise < -_FAR) & (margins < 0))
+        worst = places[np.argsort(margins[places], kind="stable")]
+        examples = [self._example(int(p), f"{margins[p]:+.2f} nats a token") for p in worst[:3]]
+        yield from SURPRISING.found(Rows(len(worst), examples), of=pairs)
+        yield from UNSCORED.found(Rows(len(missing), [self._example(int(p), "") for p in missing[:3]]), of=pairs)
+
+    def _example(self, place: int, note: str) -> Example:
+        return Example(self.row[place], self.index[place], note)
+
+    def figures(self) -> Mapping[str, Any]:
+        if not len(self.index):
+            return {}
+        assert self.setting.scorer is not None
+        chosen, rejected, _, _ = self._scores().T
+        margins, per_token = chosen - rejected, self._per_token()
+        known = np.isfinite(margins)
+        if not known.any():
+            return {"pairs": 0}
+        clusters = np.frombuffer(self.prompt, dtype=np.uint64)[known].tolist()
+        order = np.argsort(np.where(known, per_token, np.inf), kind="stable")[: min(_SHOWN, int(known.sum()))]
+        return {
+            "model": self.setting.scorer.name,
+            "pairs": int(known.sum()),
+            "computed": self.setting.scorer.computed,
+            "margin": _margin(margins[known], clusters),
+            "margin_per_token": _margin(per_token[known], clusters),
+            "most_surprising": [
+                {"row": self.row[p], "margin": float(margins[p]), "margin_per_token": float(per_token[p])}
+                for p in order.tolist()
+            ],
+        }
+
+
+def _margin(values: Numbers, clusters: Sequence[int]) -> dict[str, Any]:
+    """Mean and spread in nats, and how often chosen is likelier, ties half, with its interval clustered by prompt."""
+    accuracy = share(np.where(values > 0, 1.0, np.where(values < 0, 0.0, 0.5)), clusters)
+    return {
+        "mean": float(values.mean()),
+        "sd": float(values.std()),
+        "accuracy": accuracy.mean,
+        "low": accuracy.low,
+        "high": accuracy.high,
+        "histogram": histogram(values),
+    }

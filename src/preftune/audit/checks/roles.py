@@ -1,0 +1,130 @@
+"""Turns of conversations: who speaks when, and where the two sides part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from preftune.audit.checks.check import Check, Setting
+from preftune.audit.finding import Finding, Kind, Rows
+from preftune.audit.opening import Fault
+from preftune.audit.seen import SeenPair
+from preftune.types import Message
+
+_SYSTEM = ("system", "developer")
+
+NO_ANSWER = Kind(
+    "no_answer",
+    "error",
+    "Conversations that do not end with an answer",
+    "There is no answer to prefer; preftune dpo leaves the row out.",
+    "Remove the turns after the last turn of the assistant.",
+)
+NO_SHARED_PROMPT = Kind(
+    "no_shared_prompt",
+    "error",
+    "The two sides answer different prompts",
+    "They cannot be compared; preftune dpo leaves the row out.",
+    "Let both sides begin with the same turns, or name the prompt: --columns prompt=NAME.",
+)
+OUT_OF_ORDER = Kind(
+    "roles_out_of_order",
+    "warning",
+    "Turns out of order",
+    "Many chat templates refuse such a conversation, and no model is used like that.",
+    "Join neighbouring turns of one role, and put the system prompt first.",
+)
+CONTINUED = Kind(
+    "continued_turn",
+    "info",
+    "Answers that continue a turn of the assistant",
+    "The answer is trained as the rest of the turn that the prompt began.",
+    "Nothing is to be done if a prefix was given to the model on purpose.",
+)
+SEVERAL_TURNS = Kind(
+    "several_turns",
+    "info",
+    "Pairs that differ in more than the last answer",
+    "More than one turn is compared, and they may differ for several reasons at once.",
+    "Nothing is to be done if whole conversations were compared.",
+)
+
+
+class RolesCheck(Check):
+    """Conversational pairs only."""
+
+    kinds = (NO_ANSWER, NO_SHARED_PROMPT, OUT_OF_ORDER, CONTINUED, SEVERAL_TURNS)
+    section = "turns"
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.no_answer, self.no_prompt, self.order = Rows(), Rows(), Rows()
+        self.continued, self.several = Rows(), Rows()
+        self.conversations = self.with_system = 0
+        self.turns: dict[int, int] = {}
+
+    def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
+        for seen in batch:
+            prompt, sides = seen.pair.prompt, (seen.pair.chosen, seen.pair.rejected)
+            if isinstance(prompt, str) or isinstance(sides[0], str) or isinstance(sides[1], str):
+                continue
+            self._see(seen, prompt, (sides[0], sides[1]))
+
+    def _see(self, seen: SeenPair, prompt: list[Message], sides: tuple[list[Message], list[Message]]) -> None:
+        row, index = seen.row, seen.index
+        self.conversations += 1
+        self.with_system += any(turn["role"] in _SYSTEM for turn in prompt)
+        count = min(len(prompt) + max(map(len, sides)), 20)
+        self.turns[count] = self.turns.get(count, 0) + 1
+        if not prompt:
+            self.no_prompt.add(row, index)
+        if any(not side or side[-1]["role"] != "assistant" for side in sides):
+            self.no_answer.add(row, index)
+            return
+        continues = bool(prompt) and prompt[-1]["role"] == "assistant"
+        if continues:
+            self.continued.add(row, index)
+        wrong = next((found for side in sides if (found := disorder([*prompt, *side], ends=len(prompt)))), None)
+        if wrong:
+            self.order.add(row, index, wrong)
+        if any(turn["role"] == "user" for side in sides for turn in side):
+            self.several.add(row, index)
+
+    def findings(self, pairs: int) -> Iterator[Finding]:
+        yield from NO_ANSWER.found(self.no_answer, of=pairs)
+        yield from NO_SHARED_PROMPT.found(self.no_prompt, of=pairs)
+        yield from OUT_OF_ORDER.found(self.order, of=pairs)
+        yield from CONTINUED.found(self.continued, of=pairs)
+        yield from SEVERAL_TURNS.found(self.several, of=pairs)
+
+    def figures(self) -> Mapping[str, Any]:
+        return {
+            "conversations": self.conversations,
+            "with_system": self.with_system,
+            "turns": {str(count): pairs for count, pairs in sorted(self.turns.items())},
+        }
+
+
+def disorder(turns: Sequence[Message], *, ends: int) -> str | None:
+    """What is wrong with the order of turns, None when nothing is.
+
+    Args:
+        ends: turns of the prompt. A turn of the assistant that goes on there is one turn in two parts.
+    """
+    before = ""
+    for number, turn in enumerate(turns):
+        role = str(turn["role"])
+        if role in _SYSTEM and number and before not in _SYSTEM:
+            return f"turn {number} is a system prompt"
+        if role == before and role == "user":
+            return f"turns {number - 1} and {number} are both the user's"
+        if role == before == "assistant" and number != ends and not _calls(turns[number - 1]):
+            return f"turns {number - 1} and {number} are both the assistant's"
+        if role == "assistant" and (not number or before in _SYSTEM):
+            return "the assistant speaks first"
+        before = role
+    return None
+
+
+def _calls(turn: Message) -> bool:
+    return bool(turn.get("tool_calls"))

@@ -1,0 +1,95 @@
+"""Rows that give no pair: what the format leaves out, what cannot be read, what training would refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from preftune.audit.checks.check import Check, Setting
+from preftune.audit.finding import EXAMPLES, Example, Finding, Kind, Rows, Severity
+from preftune.audit.opening import Fault
+from preftune.audit.seen import SeenPair
+from preftune.data.adapters.adapter import LEFT
+
+_REASONS = 20
+"""Different reasons that are kept with their words."""
+
+NO_PAIRS = Kind(
+    "no_pairs",
+    "error",
+    "No preference pair in the data",
+    "There is nothing to train on: a preference needs two answers to the same prompt.",
+    "Add the missing answers, or name the format with --format or the columns with --columns chosen=good rejected=bad.",
+)
+REFUSED = Kind(
+    "refused",
+    "error",
+    "Training would refuse these data",
+    "preftune dpo stops before it loads the model, with the message given here.",
+    "Do what the message says; --columns and --format are the same for audit and dpo.",
+)
+UNREADABLE = Kind(
+    "unreadable",
+    "error",
+    "Rows that are no preference",
+    "Training stops at the first of them.",
+    "Correct or remove these rows; preftune convert writes a file without them.",
+)
+
+_SEVERITY: Mapping[str, Severity] = {"other_shape": "warning", "unrated": "warning"}
+_EFFECT = "They are not trained on; every other row is."
+
+
+def _left_kind(reason: str) -> Kind:
+    wrong, cure = LEFT[reason]
+    return Kind(
+        f"left_out_{reason}", _SEVERITY.get(reason, "info"), f"Left out: {wrong}", _EFFECT, cure.removesuffix(".") + "."
+    )
+
+
+LEFT_OUT = {reason: _left_kind(reason) for reason in LEFT}
+
+
+class RowsCheck(Check):
+    """Rows and pairs, and what became of the rows that give none."""
+
+    kinds = (NO_PAIRS, REFUSED, UNREADABLE, *LEFT_OUT.values())
+    section = "rows"
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.pairs = 0
+        self.unreadable = Rows()
+        self.reasons: dict[str, str] = {}
+
+    def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
+        self.pairs += len(batch)
+        for fault in faults:
+            self.unreadable.add(fault.row, note=fault.reason)
+            if len(self.reasons) < _REASONS:
+                self.reasons.setdefault(str(fault.row), fault.reason)
+
+    def findings(self, pairs: int) -> Iterator[Finding]:
+        data = self.setting.data
+        if not self.pairs:
+            rows = Rows(count=data.rows)
+            yield from NO_PAIRS.found(rows, of=data.rows, detail=data.refused or "")
+        elif data.refused is not None:
+            yield from REFUSED.found(Rows(count=data.rows), of=data.rows, detail=data.refused)
+        detail = next((f"Row {row}, {reason}" for row, reason in self.reasons.items()), "")
+        yield from UNREADABLE.found(self.unreadable, of=data.rows, detail=detail, reasons=self.reasons)
+        for reason, left in data.left.items():
+            rows = Rows(left.count, [Example(row) for row in left.rows[:EXAMPLES]])
+            yield from LEFT_OUT[reason].found(rows, of=max(data.rows, left.count))
+
+    def figures(self) -> Mapping[str, Any]:
+        data = self.setting.data
+        return {
+            "rows": data.rows,
+            "pairs": self.pairs,
+            "format": data.format,
+            "holds": data.holds,
+            "unreadable": self.unreadable.count,
+            "left_out": {reason: left.count for reason, left in data.left.items()},
+            "notes": list(data.notes),
+        }

@@ -1,0 +1,109 @@
+"""Whether there are enough pairs, and how many held-out ones it takes to see a small change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from preftune.audit.checks.check import Check, Setting
+from preftune.audit.finding import Finding, Kind, Rows
+from preftune.audit.opening import Fault
+from preftune.audit.seen import SeenPair
+from preftune.evaluation.distributions import normal_quantile
+from preftune.evaluation.statistics import POWER
+
+DOMAIN, GENERAL = 1_000, 10_000
+"""Pairs that make a difference in one domain, and that are recommended in general."""
+
+CHANGE = 0.02
+DISAGREEMENT = 0.2
+"""Share of pairs on which the models before and after differ; an assumption, said wherever it is used."""
+
+FEW = Kind(
+    "few_pairs",
+    "warning",
+    "Fewer than 1,000 pairs",
+    "Too few for more than a narrow domain; a difference may not show, or may be noise.",
+    "Collect more pairs, and judge the result by win rate with its interval.",
+)
+FEWER = Kind(
+    "fewer_than_recommended",
+    "info",
+    "Fewer than 10,000 pairs",
+    "Enough for one domain; 10,000 are recommended for general use.",
+    "Collect more pairs if the model is to get better in general.",
+)
+SMALL_EVAL = Kind(
+    "small_eval",
+    "warning",
+    "Too few held-out pairs to see a change of 2 points",
+    "Two checkpoints cannot be told apart on them: differences of this size are noise.",
+    "Hold out more (preftune dpo --eval_fraction), or trust only larger differences.",
+)
+
+
+class SizeCheck(Check):
+    """Usable pairs, in training and evaluation data."""
+
+    kinds = (FEW, FEWER, SMALL_EVAL)
+    section = "size"
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.usable = 0
+
+    def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
+        self.usable += sum(seen.usable for seen in batch)
+
+    def _held_out(self) -> int | None:
+        held_out = self.setting.held_out
+        return None if held_out is None else (0 if held_out.pairs is None else len(held_out.pairs))
+
+    def findings(self, pairs: int) -> Iterator[Finding]:
+        if 0 < self.usable < GENERAL:
+            kind = FEW if self.usable < DOMAIN else FEWER
+            yield from kind.found(Rows(self.usable), of=self.usable, detail=f"{self.usable:,} usable pairs.")
+        count = self._held_out()
+        if count is not None and count < held_out_pairs():
+            smallest = f"{smallest_change(count):.1%}" if count else "no"
+            detail = f"{count:,} pairs show a change of {smallest} at the least; 2 points take {held_out_pairs():,}."
+            yield from SMALL_EVAL.found(Rows(max(1, count)), of=max(1, count), detail=detail)
+
+    def figures(self) -> Mapping[str, Any]:
+        count = self._held_out()
+        return {
+            "usable": self.usable,
+            "recommended": {"domain": DOMAIN, "general": GENERAL},
+            "held_out": {
+                "pairs": count,
+                "needed": held_out_pairs(),
+                "change": CHANGE,
+                "disagreement": DISAGREEMENT,
+                "smallest_change": smallest_change(count) if count else None,
+                "formula": "n = (z_0.975 + z_0.8)^2 (q - d^2) / d^2 with d the change of accuracy and q the share of "
+                "pairs on which the two models differ",
+            },
+        }
+
+
+def _z() -> float:
+    return normal_quantile(0.975) + normal_quantile(POWER)
+
+
+def held_out_pairs(change: float = CHANGE, disagreement: float = DISAGREEMENT) -> int:
+    """Pairs on which a change of accuracy shows at 95% confidence in four cases out of five.
+
+    Paired normal approximation: each pair's difference is -1, 0 or 1 with mean d and variance q - d^2, so
+    `n = (z_0.975 + z_0.8)^2 (q - d^2) / d^2`.
+
+    Args:
+        change: d, of accuracy, such as 0.02.
+        disagreement: q, share of the pairs that one of the two models orders rightly and the other wrongly.
+    """
+    return math.ceil(_z() ** 2 * (disagreement - change**2) / change**2)
+
+
+def smallest_change(pairs: int, disagreement: float = DISAGREEMENT) -> float:
+    """The smallest change of accuracy that `pairs` held-out pairs show; `held_out_pairs` solved for d."""
+    return math.sqrt(_z() ** 2 * disagreement / (pairs + _z() ** 2))

@@ -1,0 +1,99 @@
+"""What does not belong into the texts: damaged encoding, special tokens and role marks typed by hand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from preftune.audit.checks.check import Check, Setting
+from preftune.audit.finding import Finding, Kind, Rows
+from preftune.audit.opening import Fault
+from preftune.audit.seen import SeenPair
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+_SPECIAL = re.compile(
+    r"<\|[A-Za-z_0-9]{2,40}\|>|<｜[^｜\n]{1,40}｜>|\A\s*<s>|</s>\s*\Z|\[/?INST\]|<</?SYS>>"
+    r"|<(?:start|end)_of_turn>|<(?:bos|eos|pad)>"
+)
+"""Tokens that chat templates write, as they look in text."""
+
+_ROLE_MARK = re.compile(r"(?:\A|\n\n)(?:Human|Assistant): |(?:\A|\n)### (?:Instruction|Response|Input):")
+
+DAMAGED = Kind(
+    "encoding",
+    "warning",
+    "Damaged encoding",
+    "The model learns to write broken characters.",
+    "Read the source again in its true encoding; ftfy.fix_text mends most of what is left.",
+)
+SPECIAL = Kind(
+    "special_tokens",
+    "warning",
+    "Special tokens typed in the text",
+    "The chat template writes them a second time: turns end too early, and the model learns to print them.",
+    "Remove them from the texts, or give the rows as messages and let the template write them.",
+)
+ROLE_MARK = Kind(
+    "role_marks",
+    "warning",
+    "Role marks inside an answer",
+    "The model learns to go on with the user's turn, or to head its answers with a role.",
+    "Cut the answers at the mark, or give such rows as messages.",
+)
+
+
+class TextCheck(Check):
+    """Looks at every text."""
+
+    kinds = (DAMAGED, SPECIAL, ROLE_MARK)
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.damaged, self.special, self.role_marks = Rows(), Rows(), Rows()
+        self.eos, self.own = "", None
+        if setting.encoder is not None:
+            tokenizer = setting.encoder.tokenizer
+            self.eos = str(tokenizer.eos_token or "")
+            marks = [str(mark) for mark in tokenizer.all_special_tokens if len(str(mark)) > 3]
+            if marks:
+                self.own = re.compile("|".join(re.escape(mark) for mark in sorted(marks, key=len, reverse=True)))
+
+    def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
+        for seen in batch:
+            texts = (("prompt", seen.prompt), ("chosen", seen.chosen), ("rejected", seen.rejected))
+            damages = [f"{part}: {found}" for part, text in texts if (found := damage_of(text))]
+            if damages:
+                self.damaged.add(seen.row, seen.index, damages[0])
+            marks = [f"{part}: {found}" for part, text in texts if (found := self._special_in(text, seen))]
+            if marks:
+                self.special.add(seen.row, seen.index, marks[0])
+            for part, text in texts[1:]:
+                if mark := _ROLE_MARK.search(text):
+                    self.role_marks.add(seen.row, seen.index, f"{part}: {mark[0].strip()}")
+                    break
+
+    def _special_in(self, text: str, seen: SeenPair) -> str | None:
+        if isinstance(seen.pair.prompt, str) and self.eos:  # a typed eos ends the answer as it should
+            text = text.rstrip().removesuffix(self.eos)
+        found = _SPECIAL.search(text) if "<" in text or "[" in text else None
+        if found is None and self.own is not None:
+            found = self.own.search(text)
+        return found[0].strip() if found else None
+
+    def findings(self, pairs: int) -> Iterator[Finding]:
+        yield from SPECIAL.found(self.special, of=pairs)
+        yield from DAMAGED.found(self.damaged, of=pairs)
+        yield from ROLE_MARK.found(self.role_marks, of=pairs)
+
+
+def damage_of(text: str) -> str | None:
+    """What is wrong with the characters of a text, in a few words; None for a sound one."""
+    if not text.isascii():
+        if "\ufffd" in text:
+            return "replacement character U+FFFD"
+        from ftfy.badness import is_bad
+
+        if is_bad(text):
+            return "text decoded in the wrong encoding"
+    found = _CONTROL.search(text)
+    return f"control character U+{ord(found[0]):04X}" if found else None

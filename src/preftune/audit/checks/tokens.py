@@ -1,0 +1,136 @@
+"""What the tokenizer and its chat template make of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from preftune.audit.checks.check import Check, Setting
+from preftune.audit.finding import Finding, Kind, Rows
+from preftune.audit.opening import Fault
+from preftune.audit.seen import SeenPair
+
+NO_TEMPLATE = Kind(
+    "no_chat_template",
+    "error",
+    "Conversations, and a tokenizer without a chat template",
+    "preftune dpo cannot write these rows as text and stops.",
+    "Use an instruction-tuned model, or set tokenizer.chat_template (preftune.data.DIALOGUE_TEMPLATE will do).",
+)
+REFUSED = Kind(
+    "template_refused",
+    "error",
+    "Conversations that the chat template refuses",
+    "preftune dpo leaves the row out.",
+    "Bring the turns into the order that the template's words ask for.",
+)
+DROPPED_SYSTEM = Kind(
+    "system_prompt_dropped",
+    "error",
+    "System prompts that the chat template leaves out",
+    "The model is trained, and will be used, without the instructions that the answers were written for.",
+    "Write the system prompt into the first turn of the user, or use a model whose template has one.",
+)
+PLAIN_TEXT = Kind(
+    "plain_text_for_chat_model",
+    "warning",
+    "Plain text, and a tokenizer with a chat template",
+    "The rows are tokenised as they stand, without the turns that a chat model expects.",
+    "preftune dpo --as_chat makes conversations of them.",
+)
+NO_EOS = Kind(
+    "no_eos",
+    "warning",
+    "The tokenizer has no end-of-sequence token",
+    "The end of an answer is not trained: the model may not learn to stop.",
+    "Set tokenizer.eos_token and save the tokenizer.",
+)
+EOS_ADDED = Kind(
+    "eos_missing",
+    "info",
+    "Answers that the chat template does not end",
+    "Without an end-of-sequence token the model does not learn to stop; preftune appends it, other trainers may not.",
+    "Nothing is to be done for preftune; for others mend the chat template.",
+)
+BOUNDARY = Kind(
+    "boundary_moved",
+    "info",
+    "Prompts that are tokenised differently once an answer follows",
+    "The answer is trained from the token where they part.",
+    "Nothing is to be done; prompts that end in white space are the usual cause.",
+)
+
+
+class TokensCheck(Check):
+    """With a tokenizer only."""
+
+    kinds = (NO_TEMPLATE, REFUSED, DROPPED_SYSTEM, PLAIN_TEXT, NO_EOS, EOS_ADDED, BOUNDARY)
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.no_template, self.refused, self.dropped = Rows(), Rows(), Rows()
+        self.plain, self.eos_added, self.moved = Rows(), Rows(), Rows()
+        self.words = ""
+        self.verdicts: dict[int, bool] = {}
+        """Hash of a system prompt -> whether the template writes it."""
+
+    @classmethod
+    def applies(cls, setting: Setting) -> bool:
+        return setting.encoder is not None
+
+    @property
+    def tokenizer(self) -> Any:
+        assert self.setting.encoder is not None
+        return self.setting.encoder.tokenizer
+
+    def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
+        has_template = bool(getattr(self.tokenizer, "chat_template", None))
+        for seen in batch:
+            if isinstance(seen.pair.prompt, str):
+                if has_template:
+                    self.plain.add(seen.row, seen.index)
+            elif not has_template:
+                self.no_template.add(seen.row, seen.index)
+            elif self._drops_system(seen):
+                self.dropped.add(seen.row, seen.index)
+            encoded = seen.encoded
+            if encoded is None:
+                continue
+            if encoded.reason == "template_refused":
+                self.words = self.words or encoded.detail
+                self.refused.add(seen.row, seen.index, encoded.detail[:200])
+            elif encoded.reason is None:
+                if encoded.eos_added:
+                    self.eos_added.add(seen.row, seen.index)
+                if encoded.moved:
+                    self.moved.add(seen.row, seen.index)
+
+    def _drops_system(self, seen: SeenPair) -> bool:
+        """Whether the text that the template makes of the prompt lacks its system prompt."""
+        prompt = seen.pair.prompt
+        assert isinstance(prompt, list)
+        system = next((turn for turn in prompt if turn["role"] in ("system", "developer")), None)
+        content = str(system.get("content") or "").strip() if system is not None else ""
+        if not content:
+            return False
+        key = hash(content)
+        if key not in self.verdicts:
+            user = {"role": "user", "content": "?"}
+            try:
+                text = self.tokenizer.apply_chat_template(
+                    [system, user], tokenize=False, add_generation_prompt=True, **seen.pair.chat_template_kwargs
+                )
+            except Exception:  # a template that refuses says so for the row itself
+                text = content
+            self.verdicts[key] = content not in str(text)
+        return self.verdicts[key]
+
+    def findings(self, pairs: int) -> Iterator[Finding]:
+        yield from NO_TEMPLATE.found(self.no_template, of=pairs)
+        yield from REFUSED.found(self.refused, of=pairs, detail=self.words)
+        yield from DROPPED_SYSTEM.found(self.dropped, of=pairs)
+        yield from PLAIN_TEXT.found(self.plain, of=pairs)
+        if self.tokenizer.eos_token_id is None:
+            yield from NO_EOS.found(Rows(pairs), of=pairs)
+        yield from EOS_ADDED.found(self.eos_added, of=pairs)
+        yield from BOUNDARY.found(self.moved, of=pairs)

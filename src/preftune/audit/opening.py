@@ -1,0 +1,157 @@
+"""Opens data for an audit: what training would refuse is read as far as it goes, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preftune.data.adapters.adapter import Adapter
+from preftune.data.adapters.convert import LeftOut, convert, sample_of
+from preftune.data.adapters.registry import adapter_named, recognise
+from preftune.data.columns import resolve_columns
+from preftune.data.load import Source, display_name, load_rows
+from preftune.data.pairs import PairDataset, read_pairs
+from preftune.errors import DatasetError
+from preftune.types import PreferencePair
+
+_SIDES = frozenset({"prompt", "chosen", "rejected"})
+
+BATCH = 1000
+
+
+class Fault(NamedTuple):
+    """A row that is no preference."""
+
+    row: int
+    reason: str
+    """With row, column and value."""
+
+
+@dataclass(slots=True)
+class Opened:
+    """Data to be audited."""
+
+    name: str
+    rows: int
+    """Raw rows."""
+    pairs: PairDataset | None
+    """None where the rows give no pair at all."""
+    format: str | None = None
+    holds: str = ""
+    """What the format holds, in a few words."""
+    left: Mapping[str, LeftOut] = field(default_factory=dict)
+    """Reason (a key of `adapters.LEFT`) -> what gave no pair."""
+    refused: str | None = None
+    """What `preftune dpo` would say instead of training; None if it would take the data."""
+    notes: tuple[str, ...] = ()
+
+    def batches(self, size: int = BATCH) -> Iterator[tuple[list[tuple[int, PreferencePair]], list[Fault]]]:
+        """The pairs in order with their positions, and the rows among them that are none."""
+        if self.pairs is None:
+            return
+        reader, start = self.pairs.reader, 0
+        for table in self.pairs.needed.iter(batch_size=size):
+            good: list[tuple[int, PreferencePair]] = []
+            faults: list[Fault] = []
+            count = len(next(iter(table.values())))
+            for place in range(count):
+                index = start + place
+                try:
+                    good.append((index, reader.pair({key: values[place] for key, values in table.items()}, index)))
+                except DatasetError as error:
+                    faults.append(Fault(self.row_of(index), self._reason(error, index)))
+            yield good, faults
+            start += count
+
+    def at(self, indices: Sequence[int] | NDArray[np.int64]) -> Iterator[tuple[int, PreferencePair]]:
+        """The pairs at these positions, read again; they were readable before."""
+        assert self.pairs is not None
+        for start in range(0, len(indices), BATCH):
+            part = indices[start : start + BATCH]
+            yield from zip((int(index) for index in part), self.pairs.select(part), strict=True)
+
+    def row_of(self, index: int) -> int:
+        """The raw row of a position."""
+        assert self.pairs is not None
+        numbers = self.pairs.reader.numbers
+        return index if numbers is None else int(numbers[index])
+
+    def _reason(self, error: DatasetError, index: int) -> str:
+        return str(error).removeprefix(f"{self.name} row {self.row_of(index)}, ")
+
+
+def open_data(
+    source: Source,
+    *,
+    split: str = "train",
+    columns: Mapping[str, str | None] | None = None,
+    format: str | None = None,
+    name: str | None = None,
+) -> Opened:
+    """Opens preference data for an audit. Args are those of `read_pairs`.
+
+    Raises:
+        DatasetError: there is nothing to read, the columns or the format cannot be told, or the format is one that
+            holds no preferences.
+    """
+    name = name or display_name(source)
+    rows = load_rows(source, split=split)
+    adapter = _adapter(rows, format=format, columns=columns, name=name)
+    known, holds = (adapter.name, adapter.holds) if adapter is not None else (None, "")
+    named = adapter is not None and adapter.columns is not None and adapter.columns(sample_of(rows)) is not None
+    if adapter is None or named:
+        pairs, refused = _as_they_are(rows, adapter, columns=columns, format=format, name=name)
+        return Opened(name, len(rows), pairs, known, holds, refused=refused, notes=pairs.notes)
+    if adapter.rows is None and adapter.table is None:
+        read_pairs(rows, split="all", columns=columns, format=format, name=name)  # raises, in the usual words
+    made = convert(rows, adapter, name=name)
+    if not len(made.rows):
+        refused = f"{name} gives no preference pair, read as {adapter.name} ({adapter.holds}). {adapter.refused}"
+        return Opened(name, len(rows), None, known, holds, made.left, refused.strip())
+    resolved = resolve_columns(made.rows.features, columns, name=name)
+    pairs = PairDataset(
+        made.rows,
+        resolved,
+        name=name,
+        numbers=made.numbers,
+        raw=rows,
+        format=adapter.name,
+        scores=("strength",),
+    )
+    return Opened(name, len(rows), pairs, known, holds, made.left)
+
+
+def _adapter(rows: Any, *, format: str | None, columns: Mapping[str, str | None] | None, name: str) -> Adapter | None:
+    if not len(rows):
+        raise DatasetError(f"{name} has no rows. Give at least one preference pair.")
+    if format is not None:
+        return adapter_named(format)
+    return None if _SIDES & set(columns or {}) else recognise(sample_of(rows), name=name)
+
+
+def _as_they_are(
+    rows: Any,
+    adapter: Adapter | None,
+    *,
+    columns: Mapping[str, str | None] | None,
+    format: str | None,
+    name: str,
+) -> tuple[PairDataset, str | None]:
+    """Rows that hold a pair each: as training opens them, or without its first look, which stops at a bad row."""
+    try:
+        return read_pairs(rows, split="all", columns=columns, format=format, name=name), None
+    except DatasetError as error:
+        sample = sample_of(rows)
+        found = adapter.columns(sample) if adapter is not None and adapter.columns is not None else None
+        try:
+            resolved = resolve_columns(rows.features, {**(found or {}), **(columns or {})}, name=name)
+        except DatasetError:
+            raise error from None
+        scores = adapter.scores(sample) if adapter is not None and adapter.scores is not None else None
+        name_of_format = adapter.name if adapter is not None else None
+        pairs = PairDataset(rows, resolved, name=name, format=name_of_format, scores=scores or ())
+        return pairs, str(error)

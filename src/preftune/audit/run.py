@@ -1,0 +1,140 @@
+"""The audit itself: one pass over the pairs with every check, and its result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from preftune.audit.checks.check import Check, Setting
+from preftune.audit.checks.lengths import CutRow, LengthsCheck
+from preftune.audit.checks.registry import CHECKS
+from preftune.audit.finding import SEVERITIES, Example, Finding
+from preftune.audit.opening import Opened
+from preftune.audit.seen import SeenPair, see
+from preftune.errors import DatasetError
+from preftune.version import __version__
+
+FORMAT = 1
+"""Of audit.json; raised when a reader of older files would misread it."""
+
+_SHOWN = 2000
+"""Characters of a text that audit.json quotes."""
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What an audit came to."""
+
+    name: str
+    findings: tuple[Finding, ...]
+    """The worst first."""
+    figures: dict[str, Any]
+    examples: dict[str, list[dict[str, Any]]]
+    """Name of a finding -> its example rows with their texts, cut to 2,000 characters each."""
+    seconds: float
+    cut_rows: tuple[CutRow, ...] = field(default=(), repr=False)
+
+    @property
+    def rows(self) -> int:
+        return int(self.figures["rows"]["rows"])
+
+    @property
+    def pairs(self) -> int:
+        return int(self.figures["rows"]["pairs"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for audit.json."""
+        return {
+            "format": FORMAT,
+            "preftune": __version__,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "data": self.name,
+            "rows": self.rows,
+            "pairs": self.pairs,
+            "seconds": round(self.seconds, 2),
+            "findings": [finding.to_json() for finding in self.findings],
+            "figures": self.figures,
+            "examples": self.examples,
+        }
+
+
+def audit(setting: Setting, *, progress: Progress = lambda rows: None) -> Audit:
+    """Looks at every pair once, and at those with several of a prompt a second time.
+
+    Args:
+        progress: called with the number of rows of every batch that was looked at.
+    """
+    began = time.perf_counter()
+    checks = [check(setting) for check in CHECKS if check.applies(setting)]
+    pairs = 0
+    for good, faults in setting.data.batches():
+        batch = [see(pair, index) for index, pair in good]
+        _encode(batch, setting)
+        for check in checks:
+            check.see(batch, faults)
+        pairs += len(batch)
+        progress(len(batch) + len(faults))
+    findings = sorted(
+        (finding for check in checks for finding in check.findings(pairs)), key=lambda f: SEVERITIES.index(f.severity)
+    )
+    return Audit(
+        name=setting.data.name,
+        findings=tuple(findings),
+        figures={check.section: dict(check.figures()) for check in checks if check.section},
+        examples={finding.name: list(_quoted(finding.examples, setting)) for finding in findings},
+        seconds=time.perf_counter() - began,
+        cut_rows=_cut_rows(checks),
+    )
+
+
+def _encode(batch: Sequence[SeenPair], setting: Setting) -> None:
+    """Gives the pairs their tokens. Conversations without a chat template have none, which a check tells."""
+    if setting.encoder is None:
+        return
+    chat = bool(getattr(setting.encoder.tokenizer, "chat_template", None))
+    able = [seen for seen in batch if chat or isinstance(seen.pair.prompt, str)]
+    for seen, encoded in zip(able, setting.encoder.encode([seen.pair for seen in able]), strict=True):
+        seen.encoded = encoded
+
+
+def _cut_rows(checks: Sequence[Check]) -> tuple[CutRow, ...]:
+    return tuple(row for check in checks if isinstance(check, LengthsCheck) for row in check.cut_rows())
+
+
+def _quoted(examples: Sequence[Example], setting: Setting) -> Iterator[dict[str, Any]]:
+    """Example rows as they are shown: their texts with roles, or the raw row where it gives no pair."""
+    for example in examples:
+        shown: dict[str, Any] = {"row": example.row, "note": example.note}
+        data = setting.held_out if example.held_out else setting.data
+        assert data is not None
+        if example.place is not None:
+            (_, pair), *_ = data.at([example.place])
+            shown |= {part: _short(_with_roles(getattr(pair, part))) for part in ("prompt", "chosen", "rejected")}
+        else:
+            shown["raw"] = _short(_raw(data, example.row))
+        yield shown
+
+
+def _with_roles(text: Any) -> str:
+    if isinstance(text, str):
+        return text
+    return "\n\n".join(f"[{turn['role']}] {turn.get('content') or turn.get('tool_calls') or ''}" for turn in text)
+
+
+def _raw(data: Opened, row: int) -> str:
+    raw = None if data.pairs is None else data.pairs.raw
+    try:
+        return "" if raw is None else repr(dict(raw.with_format(None)[row]))
+    except (DatasetError, IndexError):
+        return ""
+
+
+def _short(text: str) -> dict[str, Any]:
+    """A text and how long it is; lone surrogates, which no file can hold, are replaced."""
+    shown = text[:_SHOWN].encode("utf-8", "replace").decode("utf-8")
+    return {"text": shown, "characters": len(text)}

@@ -1,0 +1,168 @@
+"""Log-probabilities of the pairs under a loaded model, as training will see them, by way of the reference cache."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from preftune.cache_folder import cache_folder
+from preftune.data.groups import GroupDataset
+from preftune.data.pairs import PairDataset
+from preftune.data.tokenize import tokenize_pairs
+from preftune.errors import DatasetError, OutOfMemoryError
+from preftune.log import say
+from preftune.logps import choose_engine, pack
+from preftune.models import apply_precision, decide_precision, load_model, weights_dtype
+from preftune.reference import ExplicitModel, Numerics, ReferenceScores, ScoreStore
+from preftune.types import TokenizedGroup
+
+_TOKENS = {"cpu": 2048}
+_TOKENS_ELSEWHERE = 16_384
+"""Tokens scored together; halved when memory runs out."""
+_PAIRS = 256
+"""Pairs tokenised together."""
+
+
+Numbered: TypeAlias = tuple[int, TokenizedGroup]
+"""A group and the place of its pair among those that are scored."""
+
+
+class ReferenceScorer:
+    """The model as received, frozen, on the best device there is."""
+
+    def __init__(
+        self,
+        name: str,
+        tokenizer: Any,
+        *,
+        max_length: int | None,
+        max_prompt_length: int | None,
+        load_in_4bit: bool = False,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """Loads the model.
+
+        Args:
+            name: a path or a hub id.
+            max_length, max_prompt_length: the limits of training, so that the same tokens are scored.
+        Raises: ModelError when it cannot be found or loaded.
+        """
+        self.name, self.tokenizer = name, tokenizer
+        self.max_length, self.max_prompt_length = max_length, max_prompt_length
+        self.device = _device()
+        model = load_model(name, load_in_4bit=load_in_4bit, trust_remote_code=trust_remote_code)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        precision = decide_precision(model_dtype=weights_dtype(model), device=self.device)
+        apply_precision(model, precision)
+        if not load_in_4bit:
+            model = model.to(self.device)  # type: ignore[arg-type]
+        engine, _ = choose_engine(model, "auto")
+        source = ExplicitModel(model, engine)
+        numerics = Numerics.of(model, engine=engine.name, device=self.device, autocast=precision.autocast)
+        store = ScoreStore(
+            cache_folder() / "reference",
+            fingerprint=source.fingerprint,
+            numerics=numerics.digest(),
+            note={"model": name, "reference": "the model as received (audit)", **numerics.facts()},
+        )
+        self.model = model
+        self.autocast = precision.autocast
+        self.scores = ReferenceScores(source, engine, store, autocast=self._autocast)
+        self.budget = _TOKENS.get(self.device.type, _TOKENS_ELSEWHERE)
+
+    @property
+    def computed(self) -> int:
+        """Completions that were scored now; the others came from the cache."""
+        return self.scores.misses
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast)
+
+    def score(self, pairs: PairDataset, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(indices, 4): log-probability of chosen and rejected in nats, tokens of chosen and rejected; NaN for none.
+
+        Raises:
+            OutOfMemoryError: a single pair does not fit.
+        """
+        from tqdm.auto import tqdm
+
+        found = np.full((len(indices), 4), np.nan)
+        with tqdm(total=len(indices), desc="Reference scores", unit="pair", disable=not sys.stderr.isatty()) as bar:
+            for start in range(0, len(indices), _PAIRS):
+                part = indices[start : start + _PAIRS]
+                self._score_part(list(self._groups(pairs, part, start)), found)
+                bar.update(len(part))
+        return found
+
+    def _groups(self, pairs: PairDataset, indices: NDArray[np.int64], start: int) -> Iterator[Numbered]:
+        """The groups of these pairs, each with its place. Pairs that cannot train have none; halving finds them."""
+        try:
+            groups: GroupDataset | None = tokenize_pairs(
+                pairs.select(indices),
+                self.tokenizer,
+                max_length=self.max_length,
+                max_prompt_length=self.max_prompt_length,
+            )[0]
+        except DatasetError:
+            groups = None
+        if groups is not None and len(groups) == len(indices):
+            for place in range(len(indices)):
+                yield start + place, groups[place]
+        elif len(indices) > 1:
+            half = len(indices) // 2
+            yield from self._groups(pairs, indices[:half], start)
+            yield from self._groups(pairs, indices[half:], start + half)
+
+    def _score_part(self, numbered: Sequence[Numbered], found: NDArray[np.float64]) -> None:
+        for batch in self._batches(numbered):
+            self._compute(batch, found)
+
+    def _batches(self, numbered: Sequence[Numbered]) -> Iterator[list[Numbered]]:
+        """Long ones first, within the budget of tokens; a group beyond it stands alone."""
+        batch: list[Numbered] = []
+        tokens = 0
+        for place, group in sorted(numbered, key=lambda item: -item[1].tokens):
+            if batch and tokens + group.tokens > self.budget:
+                yield batch
+                batch, tokens = [], 0
+            batch.append((place, group))
+            tokens += group.tokens
+        if batch:
+            yield batch
+
+    def _compute(self, numbered: Sequence[Numbered], found: NDArray[np.float64]) -> None:
+        """Looks a batch up and scores what is missing; in halves if memory runs out."""
+        batch = pack([group for _, group in numbered]).to(self.device)
+        try:
+            sides = self.scores(self.model, batch).sides(batch)
+        except torch.OutOfMemoryError as error:
+            if len(numbered) == 1:
+                raise OutOfMemoryError(
+                    f"the device ran out of memory when a pair of {numbered[0][1].tokens:,} tokens was scored. Lower "
+                    "--max_length, add --load_in_4bit, or audit without --with_reference."
+                ) from error
+        else:
+            table = torch.stack(list(sides), dim=1).double().cpu().numpy()
+            found[[place for place, _ in numbered]] = table
+            return
+        torch.cuda.empty_cache()
+        half = len(numbered) // 2
+        self.budget = max(1, self.budget // 2)
+        say(f"out of memory: from here on at most {self.budget:,} tokens are scored together.")
+        self._compute(numbered[:half], found)
+        self._compute(numbered[half:], found)
+
+
+def _device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

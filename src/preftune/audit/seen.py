@@ -1,0 +1,97 @@
+"""One pair as the checks see it: its texts, their hashes, and its tokens where a tokenizer is given."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from preftune.types import PreferencePair, Text
+
+if TYPE_CHECKING:
+    from preftune.data.encode import Encoded
+
+
+@dataclass(slots=True)
+class SeenPair:
+    """A pair, for as long as its batch is looked at. What a check keeps are hashes and numbers."""
+
+    index: int
+    """Its position among the pairs, which reads it again."""
+    pair: PreferencePair
+    prompt: str
+    """The text of the prompt; the contents of its turns where it is a conversation."""
+    chosen: str
+    rejected: str
+    prompt_key: int
+    """64-bit hash of the prompt with its roles. Pairs without a prompt have a key of their own each."""
+    chosen_key: int
+    rejected_key: int
+    encoded: Encoded | None = None
+
+    @property
+    def row(self) -> int:
+        return self.pair.row
+
+    @property
+    def blank(self) -> bool:
+        """Whether a side has no text."""
+        return not (self.chosen.strip() and self.rejected.strip())
+
+    @property
+    def usable(self) -> bool:
+        """Whether the pair prefers something to something else."""
+        return not self.blank and self.chosen_key != self.rejected_key
+
+
+def see(pair: PreferencePair, index: int) -> SeenPair:
+    """Reads the texts of a pair."""
+    chosen_key, rejected_key = _key(pair.chosen), _key(pair.rejected)
+    prompt = text_of(pair.prompt)
+    if prompt.strip():
+        prompt_key = _key(pair.prompt)
+    else:  # without a prompt nothing says that two pairs answer the same one
+        prompt_key = xxhash.xxh3_64_intdigest(b"%d %d" % tuple(sorted((chosen_key, rejected_key))))
+    return SeenPair(
+        index, pair, prompt, text_of(pair.chosen), text_of(pair.rejected), prompt_key, chosen_key, rejected_key
+    )
+
+
+def text_of(text: Text) -> str:
+    """Plain text; of turns their contents, and tool calls as JSON."""
+    if isinstance(text, str):
+        return text
+    parts = []
+    for turn in text:
+        if turn.get("content"):
+            parts.append(str(turn["content"]))
+        if turn.get("tool_calls"):
+            parts.append(json.dumps(turn["tool_calls"], ensure_ascii=False, default=str))
+    return "\n\n".join(parts)
+
+
+def words_of(text: str) -> int:
+    """Words between white space, the unit of length where no tokenizer is given."""
+    return len(text.split())
+
+
+def lengths_of(seen: SeenPair, *, tokens: bool) -> tuple[int, int, int] | None:
+    """Tokens (words without a tokenizer) of prompt, chosen and rejected; None where the pair has no tokens."""
+    if not tokens:
+        return words_of(seen.prompt), words_of(seen.chosen), words_of(seen.rejected)
+    encoded = seen.encoded
+    if encoded is None or not encoded.chosen or not encoded.rejected:
+        return None
+    return len(encoded.prompt), len(encoded.chosen), len(encoded.rejected)
+
+
+def _key(text: Text) -> int:
+    if isinstance(text, str):
+        data = text
+    elif len(text) == 1 and set(text[0]) == {"role", "content"}:
+        data = f"\0{text[0]['role']}\0{text[0]['content']}"
+    else:
+        data = json.dumps(text, sort_keys=True, ensure_ascii=False, default=str)
+    return xxhash.xxh3_64_intdigest(data.encode("utf-8", "surrogatepass"))

@@ -1,0 +1,73 @@
+"""Writes an audit's files so that a reader sees the old one or the new one, never half of one."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from preftune.audit.checks.lengths import CutRow
+from preftune.audit.run import Audit
+from preftune.errors import RequestError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file in one step.
+
+    Raises:
+        RequestError: the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    except OSError as error:
+        raise RequestError(
+            f"--output {path.parent} cannot be written ({error.strerror or error}). Choose a folder that you own: "
+            "--output FOLDER."
+        ) from error
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def write_audit(audit: Audit, folder: Path) -> list[Path]:
+    """Writes audit.json, and cut.csv where the limits cut rows; a cut.csv of an earlier audit is removed."""
+    written = [folder / "audit.json"]
+    write_text(written[0], as_text(audit.to_json()))
+    table = folder / "cut.csv"
+    if audit.cut_rows:
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(CutRow._fields)
+        writer.writerows(audit.cut_rows)
+        write_text(table, text.getvalue())
+        written.append(table)
+    else:
+        table.unlink(missing_ok=True)
+    return written
+
+
+def as_text(values: Mapping[str, Any]) -> str:
+    """JSON; numbers that are not finite become null."""
+    return json.dumps(_finite(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,136 @@
+"""The skeleton of every page: one HTML file without network, light and dark, with charts that fit their width.
+
+Whatever comes from data goes through `escaped` or `text_block`: it is shown as text, never read as markup. By its
+content security policy the page also forbids every script but its own two, and all network.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import html
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+_UNSEEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_EXPORTS = "window.vegaEmbed = vegaEmbed;"
+_FIRST = 280
+"""Characters of a text that are shown before "show more"."""
+
+
+@dataclass(slots=True)
+class Page:
+    """A page that is put together piece by piece. `body` holds markup; everything else in it was escaped."""
+
+    title: str
+    body: list[str] = field(default_factory=list)
+    charts: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, *markup: str) -> None:
+        self.body.extend(markup)
+
+    def chart(self, name: str, specification: Mapping[str, Any], *, label: str) -> str:
+        """The place of a chart.
+
+        Args:
+            name: letters, digits and dashes; unique on the page.
+            specification: Vega-Lite, as Altair's `to_dict` gives it.
+            label: what the chart shows, for those who cannot see it.
+        """
+        self.charts[name] = dict(specification)
+        return f'<div class="chart" id="chart-{escaped(name)}" role="img" aria-label="{escaped(label)}"></div>'
+
+    def render(self) -> str:
+        """The whole file."""
+        style = _resource("page.css")
+        scripts = [_library(), _resource("charts.js")] if self.charts else []
+        policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+        if scripts:
+            policy += "; script-src " + " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
+        specifications = json.dumps(self.charts, ensure_ascii=False, separators=(",", ":"))
+        return "\n".join(
+            [
+                "<!doctype html>",
+                '<html lang="en">',
+                "<head>",
+                '<meta charset="utf-8">',
+                f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+                '<meta name="viewport" content="width=device-width, initial-scale=1">',
+                '<meta name="color-scheme" content="light dark">',
+                f"<title>{escaped(self.title)}</title>",
+                f"<style>{style}</style>",
+                "</head>",
+                "<body>",
+                *self.body,
+                f'<script type="application/json" id="charts">{_inert_json(specifications)}</script>',
+                *(f"<script>{script}</script>" for script in scripts),
+                "</body>",
+                "</html>",
+                "",
+            ]
+        )
+
+
+def escaped(text: object) -> str:
+    """Text as markup that shows it; control characters as their pictures."""
+    return html.escape(_UNSEEN.sub(lambda found: chr(0x2400 + min(ord(found[0]), 0x21)), str(text)))
+
+
+def text_block(text: str, *, characters: int | None = None) -> str:
+    """A text of the data, inert, in its own direction; a long one is cut, with the rest behind "show more".
+
+    Args:
+        characters: how long it was before it was quoted, if it was cut there.
+    """
+    total = len(text) if characters is None else max(characters, len(text))
+    cut = f'<span class="cut">… {total - len(text):,} more characters in the data</span>' if total > len(text) else ""
+    if not text.strip():
+        return '<p class="text nothing">(empty)</p>' if not text else '<p class="text nothing">(white space only)</p>'
+    if len(text) <= _FIRST:
+        return f'<p class="text" dir="auto">{escaped(text)}{cut}</p>'
+    return (
+        f'<details class="more"><summary><span class="text" dir="auto">{escaped(text[:_FIRST])}…</span>'
+        f'<span class="cue"></span></summary><p class="text" dir="auto">{escaped(text)}{cut}</p></details>'
+    )
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table whose first column is text and whose others are numbers. Cells are escaped."""
+    head = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in header)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<th scope="row">{escaped(cell)}</th>' if place == 0 else f"<td>{escaped(cell)}</td>"
+            for place, cell in enumerate(row)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+@functools.cache
+def _library() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, which `vl-convert-python` carries with it."""
+    import vl_convert
+
+    return str(vl_convert.javascript_bundle(_EXPORTS)).replace("</script", "<\\/script")
+
+
+@functools.cache
+def _resource(name: str) -> str:
+    return resources.files("preftune.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _inert_json(text: str) -> str:
+    """JSON that no HTML parser can mistake for markup."""
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

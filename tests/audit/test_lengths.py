@@ -1,0 +1,119 @@
+"""Lengths by hand, and what limits and chat templates do to rows. The tiny tokenizer has one token a byte."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from preftune.audit.checks.lengths import CutRow
+from preftune.audit.summaries import histogram, percentiles
+from preftune.data.encode import Encoder
+from tests.audit.made_up import Row, clean_chats, clean_rows, found, run
+from tiny import CHAT_TEMPLATE, tiny_tokenizer
+
+
+def tokens(rows: list[Row], *, template: str | None = CHAT_TEMPLATE, **options: Any) -> Any:
+    tokenizer = tiny_tokenizer(chat=template is not None)
+    tokenizer.chat_template = template
+    return run(rows, encoder=Encoder(tokenizer), tokenizer_name="tiny", **options)
+
+
+def test_words_by_hand() -> None:
+    rows = [
+        {"prompt": f"p {i}", "chosen": " ".join(["w"] * n), "rejected": f"r {i}"}
+        for i, n in enumerate([1, 2, 3, 4, 10])
+    ]
+    figures = run(rows).figures["lengths"]
+    assert figures["unit"] == "words"
+    assert (
+        figures["percentiles"]["chosen"] | {"mean": 4, "min": 1, "p50": 3, "p25": 2, "p75": 4, "max": 10}
+        == (figures["percentiles"]["chosen"])
+    )
+    assert figures["percentiles"]["pair"]["max"] == 12
+    assert "cut" not in figures
+
+
+def test_limits_row_by_row() -> None:
+    rows = [
+        {"prompt": f"ask {i:02}", "chosen": f"yes it is {i:02}", "rejected": f"no it is {i:02}."} for i in range(30)
+    ]
+    rows[1]["chosen"] = "y" * 60  # 6 of prompt, 60, eos
+    rows[2]["prompt"] = "q" * 50
+    rows[3]["chosen"], rows[3]["rejected"] = "s" * 60 + "a", "s" * 60 + "b"
+    result = tokens(rows, template=None, max_length=40, near_duplicates=False)
+    assert result.cut_rows == (
+        CutRow(1, 6, 61, 13, 0, 6 + 61 - 40, 0, "cut"),
+        CutRow(2, 50, 13, 13, 0, 13, 13, "no_room"),
+        CutRow(3, 6, 62, 62, 0, 28, 28, "same_when_cut"),
+    )
+    names = found(result)
+    assert names["answers_cut"] == (1, [1])
+    assert names["no_room"] == (1, [2])
+    assert names["same_when_cut"] == (1, [3])
+    assert result.figures["lengths"]["cut"] == {"cut": 1, "left_out": 2}
+    (cut,) = [finding for finding in result.findings if finding.name == "answers_cut"]
+    assert cut.detail == "max_length=68 would keep every row whole."
+
+
+def test_prompts_cut() -> None:
+    rows = clean_rows(30)
+    rows[2]["prompt"] = "q" * 300
+    result = tokens(rows, template=None, max_length=1000, max_prompt_length=250)
+    assert found(result) == {"prompts_cut": (1, [2])}
+    assert result.cut_rows[0].cut_prompt == 50
+
+
+def test_clean_rows_are_clean_with_a_tokenizer_too() -> None:
+    assert found(tokens(clean_chats(system="Be kind."), max_length=2000)) == {}
+
+
+def test_a_template_that_drops_the_system_prompt() -> None:
+    template = CHAT_TEMPLATE.replace("for m in messages %}", "for m in messages if m['role'] != 'system' %}")
+    rows = clean_chats()
+    for row in rows[10:14]:
+        row["prompt"] = [{"role": "system", "content": "Answer in French."}, *row["prompt"]]
+    assert found(tokens(rows, template=template)) == {"system_prompt_dropped": (4, [10, 11, 12])}
+
+
+def test_a_template_that_refuses() -> None:
+    template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHAT_TEMPLATE
+    )
+    rows = clean_chats()
+    rows[5]["prompt"] = [{"role": "system", "content": "Answer in French."}, *rows[5]["prompt"]]
+    result = tokens(rows, template=template)
+    assert found(result) == {"template_refused": (1, [5])}
+    assert "no system role" in result.examples["template_refused"][0]["note"]
+
+
+def test_conversations_without_a_template() -> None:
+    assert found(tokens(clean_chats(), template=None)) == {"no_chat_template": (60, [0, 1, 2])}
+
+
+def test_answers_that_the_template_does_not_end() -> None:
+    template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    assert found(tokens(clean_chats(), template=template))["eos_missing"] == (60, [0, 1, 2])
+
+
+def test_a_tokenizer_without_eos() -> None:
+    tokenizer = tiny_tokenizer(chat=False)
+    tokenizer.eos_token = None
+    assert found(run(clean_rows(), encoder=Encoder(tokenizer)))["no_eos"] == (60, [])
+
+
+def test_percentiles_and_histograms() -> None:
+    assert percentiles(np.array([])) == {}
+    assert percentiles(np.arange(101))["p95"] == 95
+    made = histogram(np.array([1, 1, 2, 5]), bins=10)
+    assert (made["edges"], made["counts"]) == ([1, 2, 3, 4, 5, 6], [2, 1, 0, 0, 1])
+    assert sum(histogram(np.array([0.0] * 999 + [1e9]))["counts"]) == 1000
+    assert histogram(np.array([3])) == {"edges": [2, 3, 4, 5], "counts": [0, 1, 0]}
+    assert histogram(np.array([])) is None
+    assert sum(histogram(np.array([0.5, 0.5]))["counts"]) == 2
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_tiny_data_have_figures(count: int) -> None:
+    assert run(clean_rows(count)).figures["lengths"]["pairs"] == count
