@@ -57,7 +57,7 @@ def generate_in_rounds(
             if end is None:
                 going.append(place)
         cache = output.past_key_values if can_leave(output.past_key_values) else None
-        keep = torch.tensor(going, device=input_ids.device)
+        keep = torch.tensor(going)  # on the CPU, where it can index the layers of a model on several devices
         if cache is not None and going and len(going) < len(alive):
             cache.batch_select_indices(keep)
         alive = [alive[place] for place in going]
