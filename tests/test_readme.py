@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import preftune
-from preftune.cli.main import main
+from preftune.cli.main import COMMANDS, main
 from tiny import chat_rows, save_tiny
 
 ROOT = Path(__file__).parent.parent
@@ -69,7 +69,7 @@ def test_the_commands_run_one_after_the_other(names, monkeypatch, capsys):
     assert Path("mine.jsonl").read_text(encoding="utf-8").count("\n") >= 1
 
 
-@pytest.mark.parametrize("command", ["dpo", "merge", "chat", "env", "demo", "audit", "convert", "sample", "label", "cache"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_a_help_page(command, capsys):
     assert main([command, "--help"]) == 0
     assert "usage: preftune" in capsys.readouterr().out
