@@ -12,12 +12,16 @@ from pathlib import Path
 import pytest
 
 import preftune
-from preftune.cli.main import main
+from preftune.cli.main import COMMANDS, main
 from tiny import chat_rows, save_tiny
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MODEL = "HuggingFaceTB/SmolLM2-1.7B-Instruct"
+RULE = """
+def prefer_polite(prompt, answer_a, answer_b, row):
+    return "a" if answer_a < answer_b else "b"
+"""
 
 
 def program() -> str:
@@ -52,17 +56,20 @@ def test_the_program_trains_and_saves(names):
 
 
 def test_the_commands_run_one_after_the_other(names, monkeypatch, capsys):
-    assert len(commands()) == 3
+    Path("my_rules.py").write_text(RULE, encoding="utf-8")
+    assert [shlex.split(line)[1] for line in commands()] == "dpo chat merge audit convert sample label".split()
     for line in commands():
         words = shlex.split(replaced(line, names))[1:]
         if words[0] == "chat":
             monkeypatch.setattr("sys.stdin", _lines("apple 0?\n"))
+        if words[0] in ("chat", "sample"):
             words += ["--max_new_tokens", "4"]
         assert main(words) == 0, (line, capsys.readouterr().err)
     assert Path("runs/merged/model.safetensors").exists()
+    assert Path("mine.jsonl").read_text(encoding="utf-8").count("\n") >= 1
 
 
-@pytest.mark.parametrize("command", ["dpo", "merge", "chat", "env", "demo"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_a_help_page(command, capsys):
     assert main([command, "--help"]) == 0
     assert "usage: preftune" in capsys.readouterr().out

@@ -212,3 +212,14 @@ def test_a_pair_generator_answers_for_both_sides() -> None:
     assert seen == [("base", 4, 4), ("aligned", 4, 4)]
     explicit = pair_generator(tiny_llama(seed=3), tokenizer, baseline_model=tiny_llama(), max_new_tokens=8)
     assert explicit("base", CHATS, rows) == plain
+
+
+def test_the_head_gets_one_matrix_and_keeps_no_hook():
+    """What is not contiguous is multiplied row by row, with a copy of the head's weight for each."""
+    model, seen = tiny_llama(), []
+    head = model.get_output_embeddings()
+    original = head.forward
+    head.forward = lambda states: seen.append(states.is_contiguous()) or original(states)
+    generate(model, tiny_tokenizer(), ["one two three", "four"], max_new_tokens=2)
+    assert seen == [True, True]
+    assert not head._forward_pre_hooks

@@ -385,7 +385,7 @@ def test_the_estimate_of_what_a_layer_keeps_is_near_what_autograd_keeps(tmp_path
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    batch = made._probe(1)
+    batch = made._batch_of([0])
     made.model.train()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         answer = made.engine(made.model, batch)

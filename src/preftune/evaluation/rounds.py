@@ -46,7 +46,7 @@ def generate_in_rounds(
     alive, cache, done = list(range(len(input_ids))), None, 0
     while alive and done < whole:
         config.max_new_tokens = whole - done if cache is None and done else min(ROUND, whole - done)
-        past = {} if cache is None else {"past_key_values": cache}
+        past: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
         output = model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=config, **past)
         made = output.sequences[:, input_ids.shape[1] :]
         done += made.shape[1]
@@ -57,7 +57,7 @@ def generate_in_rounds(
             if end is None:
                 going.append(place)
         cache = output.past_key_values if can_leave(output.past_key_values) else None
-        keep = torch.tensor(going, device=input_ids.device)
+        keep = torch.tensor(going)  # on the CPU, where it can index the layers of a model on several devices
         if cache is not None and going and len(going) < len(alive):
             cache.batch_select_indices(keep)
         alive = [alive[place] for place in going]

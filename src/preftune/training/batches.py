@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from preftune.errors import ConfigError
 from preftune.logps.layout import pack
 from preftune.types import PackedBatch, TokenizedGroup
@@ -19,6 +22,17 @@ BATCH = "batch"
 def collate(groups: Sequence[TokenizedGroup]) -> dict[str, PackedBatch]:
     """Plan and pack a micro-batch. Integer work, done in the data loader's workers where there are any."""
     return {BATCH: pack(groups)}
+
+
+def shortest(lengths: NDArray[np.int64], rows: int, *, of: int = 64) -> list[int]:
+    """The shortest of some rows from all over the data, for questions that any row answers.
+
+    Args:
+        lengths: (groups,) tokens of each group.
+        of: how many are looked at.
+    """
+    looked_at = np.unique(np.linspace(0, len(lengths) - 1, of).astype(np.int64))
+    return sorted(looked_at[np.argsort(lengths[looked_at], kind="stable")[:rows]].tolist())
 
 
 def check_one_batch(args: DPOConfig, rows: int) -> None:

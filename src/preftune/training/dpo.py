@@ -7,7 +7,7 @@ the whole optimiser step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from preftune.training.arguments import (
     tokenizer_of,
     with_early_stopping,
 )
-from preftune.training.batches import BATCH, check_one_batch, collate
+from preftune.training.batches import BATCH, check_one_batch, collate, shortest
 from preftune.training.config import DPOConfig
 from preftune.training.evaluation_loop import evaluate_pairs
 from preftune.training.metrics import MetricWindow, WorkCounter, pair_metrics
@@ -325,7 +325,7 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
     # --- inner parts ---
 
     def _before_first_step(self, *, resumed: bool) -> None:
-        probe = self._probe(1)
+        probe = self._batch_of([0])
         with memory.explained(self, probe.groups[0]):
             result = check_before_training(
                 self.model,
@@ -352,12 +352,12 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
         self._resume_state: dict[str, Any] | None = None
         self._step: list[PackedBatch] = []
         self.step_has_weight = True
-        return make_reference(self, ref_model, self._probe(4), trained=lambda: self._policy_changed)
+        probe = self._batch_of(shortest(self.train_dataset.lengths, 4))
+        return make_reference(self, ref_model, probe, trained=lambda: self._policy_changed)
 
-    def _probe(self, rows: int) -> PackedBatch:
-        """A few training rows from all over the data, on the device."""
-        chosen = sorted({i * (len(self.train_dataset) - 1) // max(1, rows - 1) for i in range(rows)})
-        return collate([self.train_dataset[i] for i in chosen])[BATCH].to(self.args.device)
+    def _batch_of(self, rows: Sequence[int]) -> PackedBatch:
+        """Training rows on the device."""
+        return collate([self.train_dataset[row] for row in rows])[BATCH].to(self.args.device)
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from preftune.logps import Engine
     from preftune.training.config import DPOConfig
 
-AUTOMATIC_CPU_TOKENS: int | None = 2048
+AUTOMATIC_CPU_TOKENS: int | None = 1536
 """The budget on a CPU where none is asked for, in tokens: products are as fast as with more, and memory is bounded."""
 
 Cost: TypeAlias = Callable[[TokenizedGroup], int]
