@@ -183,8 +183,11 @@ def test_a_run_is_a_process_of_its_own(case, tmp_path):
     result = children.timed_run("preftune", cache=tmp_path / "cache", **options)
     assert result["preftune"]["reference_groups_scored"] == 2
     assert (tmp_path / "cache").is_dir()
-    with pytest.raises(ChildError, match=r"(?s)timed_run.py preftune.*No such file"):
-        children.timed_run("preftune", cache=tmp_path, **options | {"rows": tmp_path / "nothing"})
+
+
+def test_a_child_that_fails_is_quoted():
+    with pytest.raises(ChildError, match=r"(?s)matrix_rate.py --dtype float8 .*exit 2.*invalid choice: 'float8'"):
+        children.matrix_rate("float8", "cpu")
 
 
 @pytest.fixture

@@ -156,6 +156,21 @@ def test_a_field_that_the_server_refuses_is_left_out(server: ChatServer, caplog)
     assert caplog.text.count("knows no seed") == 1
 
 
+def test_a_temperature_is_left_out_only_where_the_caller_can_spare_it(server: ChatServer, caplog) -> None:
+    def check(body: dict) -> Fault | None:
+        return refusal(400, "'temperature' does not support 0.0 with this model.") if "temperature" in body else None
+
+    server.check = check
+    with endpoint(server) as model:
+        with pytest.raises(RequestError, match="temperature"):
+            model.chat(HELLO, max_tokens=9, temperature=0.0)
+        for _ in range(2):
+            assert model.chat(HELLO, max_tokens=9, temperature=0.0, spare=("temperature",)).text == "Hello to you"
+        with pytest.raises(RequestError, match="temperature"):
+            model.chat(HELLO, max_tokens=9, temperature=0.0)
+    assert caplog.text.count("takes no temperature") == 1
+
+
 def test_the_key_goes_to_the_server_and_nowhere_else(server: ChatServer, monkeypatch) -> None:
     monkeypatch.setenv("MY_KEY", "sk-very-secret")
     server.faults = [refusal(401, "wrong key sk-very-secret")]

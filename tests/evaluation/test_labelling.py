@@ -78,13 +78,14 @@ def test_conversations_stay_conversations(tmp_path: Path) -> None:
 def test_what_gives_no_pair_is_counted(tmp_path: Path) -> None:
     answers = {"x": ["a", "a", " "], "y": ["bb", "cc"], "z": ["d", "ddd", "cut..."], "u": ["e", "ff"]}
     samples = write_samples(tmp_path / "s.jsonl", answers)
+    again = json.dumps(rows_of(samples)[0])
     with open(samples, "a") as file:
-        file.write('{"torn\n')
+        file.write(f'{{"torn\n{{"completion": "no key"}}\n{again}\n')
     counts = label(samples, tmp_path / "p.jsonl", ByScore(letters), min_gap=2.0, finished_only=True)
     assert [row["id"] for row in rows_of(tmp_path / "p.jsonl")] == ["z-1-0"]
     found = (counts.empty, counts.repeated, counts.single, counts.tied, counts.close, counts.unfinished)
     assert found == (1, 1, 1, 1, 1, 1)
-    assert counts.unreadable == 1
+    assert counts.unreadable == 3
     assert len(counts.sentences()) == 8
 
 
@@ -184,6 +185,9 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
         ("**A**", "a"),
         ("Neither.", "tie"),
         ('<think>{"better": "A"} or maybe not</think>{"better": "B"}', "b"),
+        ('{"better": "A"}? No.</think>{"better": "B"}', "b"),
+        ('{"better": "A tie"}', None),
+        ('{"better": "A and B are equal"}', None),
         ("<think>endless", None),
         ('{"better": "A"} {"better": "B"}', None),
         ('{"better": 7}', None),

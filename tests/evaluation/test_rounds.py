@@ -14,6 +14,7 @@ from preftune.evaluation.rounds import ROUND, generate_in_rounds, serves
 from tiny import tiny_model, tiny_tokenizer
 
 NEW = 3 * ROUND - 5
+OTHERS = {"num_beams": 3, "do_sample": True, "begin_suppress_tokens": [3], "max_time": 1.0, "guidance_scale": 1.5}
 
 
 def batch(rows: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,7 +91,7 @@ def test_what_counts_from_the_prompt_is_generated_in_one_piece():
     model = tiny_model()
     config = generation_config(model, tiny_tokenizer())
     assert serves(config)
-    for name, value in {"num_beams": 3, "do_sample": True, "begin_suppress_tokens": [3], "max_time": 1.0}.items():
+    for name, value in OTHERS.items():
         other = generation_config(model, tiny_tokenizer())
         setattr(other, name, value)
         assert not serves(other)

@@ -93,6 +93,16 @@ class Conduct:
             )
 
 
+_SPARE = ("max_tokens", "response_format", "seed")
+"""Fields that a server may refuse and be asked without."""
+
+_TOLD = {
+    "seed": "knows no seed: its answers cannot be had again with the same seed.",
+    "temperature": "takes no temperature: it answers with its own, and may say something else when it is asked again.",
+}
+"""What it means to be without a field, where it means something."""
+
+
 class Endpoint:
     """One chat model at one address. Safe to share between threads."""
 
@@ -150,6 +160,7 @@ class Endpoint:
         as_json: bool = False,
         extra: Mapping[str, Any] | None = None,
         about: str = "",
+        spare: Sequence[str] = (),
     ) -> Reply:
         """Asks once and waits for the answer.
 
@@ -160,6 +171,7 @@ class Endpoint:
             as_json: asks for a JSON object; a server that refuses that is asked without.
             extra: fields of the request that only some servers know, such as `top_k` or `chat_template_kwargs`.
             about: what is asked, for the message when just this request is refused.
+            spare: more fields that a server which refuses them is asked without, and it is said once.
         Raises: RequestError, EndpointError; see `_told`. EndpointError when a cap of the budget is reached.
         """
         wanted: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
@@ -169,18 +181,21 @@ class Endpoint:
         asked = guess_tokens(sum(len(str(message.get("content") or "")) for message in messages))
         ticket = self.budget.begin(tokens_in=asked, tokens_out=max_tokens)
         try:
-            reply = _reply(self._ask(list(messages), request, dict(extra or {}), about), asked, str(self.name))
+            answer = self._ask(list(messages), request, dict(extra or {}), about, spare)
+            reply = _reply(answer, asked, str(self.name))
         except BaseException:
             self.budget.forget(ticket)
             raise
         self.budget.end(ticket, tokens_in=reply.prompt_tokens, tokens_out=reply.tokens)
         return reply
 
-    def _ask(self, messages: list[Message], request: dict[str, Any], extra: dict[str, Any], about: str) -> Any:
+    def _ask(
+        self, messages: list[Message], request: dict[str, Any], extra: dict[str, Any], about: str, spare: Sequence[str]
+    ) -> Any:
         import openai
 
         while True:
-            refused = set(self._refused)
+            refused = self._refused & {*_SPARE, *spare}
             sent = {name: value for name, value in request.items() if name not in refused}
             if "max_tokens" in refused:  # OpenAI's newer models know it under another name only
                 sent["max_completion_tokens"] = request["max_tokens"]
@@ -189,21 +204,21 @@ class Endpoint:
                     model=self.name.model, messages=messages, extra_body=extra or None, **sent
                 )
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                if not self._do_without(error, set(sent) - refused):
+                if not self._do_without(error, [name for name in (*_SPARE, *spare) if name in sent]):
                     raise self._told(error, about) from None
             except openai.OpenAIError as error:
                 raise self._told(error) from None
 
-    def _do_without(self, error: Any, sent: set[str]) -> bool:
+    def _do_without(self, error: Any, spare: Sequence[str]) -> bool:
         """Whether the server refused a field that it can be asked without; it is left out from now on."""
         message = f"{getattr(error, 'param', '')} {error}"
-        for field in ("max_tokens", "response_format", "seed"):
-            if field in sent and field in message:
+        for field in spare:
+            if field in message:
                 with self._lock:
                     first = field not in self._refused
                     self._refused.add(field)
-                if first and field == "seed":
-                    warn(f"{self.name} knows no seed: its answers cannot be had again with the same seed.")
+                if first and field in _TOLD:
+                    warn(f"{self.name} {_TOLD[field]}")
                 return True
         return False
 

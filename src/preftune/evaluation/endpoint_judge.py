@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from preftune.errors import RequestError
 from preftune.evaluation.budget import Estimate, guess_tokens
-from preftune.evaluation.endpoint import Endpoint
+from preftune.evaluation.endpoint import Endpoint, Reply
 from preftune.evaluation.judges import Judgement
 from preftune.evaluation.parallel import in_parallel
 from preftune.evaluation.verdicts import VerdictCache, verdict_key
@@ -40,9 +40,12 @@ _WORDS: Mapping[str, Judgement] = {
     **dict.fromkeys(("tie", "tied", "draw", "equal", "both", "neither", "none", "same"), "tie"),
 }
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
+_THOUGHT_END = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
 _BRACKETS = re.compile(r"\[\[\s*(A|B|C|tie)\s*\]\]", re.IGNORECASE)
 _NEARLY_JSON = re.compile(
-    r"['\"]?\b(?:" + "|".join(_KEYS) + r")\b['\"]?\s*[:=]\s*['\"]?\s*((?:answer |response )?[ab]|tie)\b", re.IGNORECASE
+    r"['\"]?\b(?:" + "|".join(_KEYS) + r")\b['\"]?\s*[:=]\s*"
+    r"['\"]?\s*((?:answer |response )?[ab]|tie)\s*(?=['\".,;}\n]|\Z)",
+    re.IGNORECASE,
 )
 
 ANSWER_TOKENS = 60
@@ -64,6 +67,7 @@ def parse_verdict(text: str) -> Judgement | None:
     that is nothing but the verdict. What stands between think tags is left out.
     """
     text = _THOUGHT.sub("", text)
+    text = _THOUGHT_END.split(text)[-1]  # some servers swallow the tag that opens the thoughts
     found = [value for value in map(_from_object, _objects(text)) if value is not None]
     if not found:
         found = [_WORDS[match.casefold()] for match in _NEARLY_JSON.findall(text)]
@@ -183,7 +187,7 @@ class EndpointJudge:
 
     def _ask(self, question: Question) -> Judgement | None:
         messages = self._messages(question)
-        reply = self._endpoint.chat(messages, max_tokens=self._max_tokens, temperature=0.0, as_json=True)
+        reply = self._reply(messages)
         verdict = parse_verdict(reply.text)
         if verdict is None:
             reminded = [
@@ -191,9 +195,15 @@ class EndpointJudge:
                 {"role": "assistant", "content": reply.text[:1000] or "(nothing)"},
                 {"role": "user", "content": _REMINDER},
             ]
-            reply = self._endpoint.chat(reminded, max_tokens=self._max_tokens, temperature=0.0, as_json=True)
+            reply = self._reply(reminded)
             verdict = parse_verdict(reply.text)
         return verdict
+
+    def _reply(self, messages: Sequence[Message]) -> Reply:
+        """Models that think answer at a temperature of their own only; theirs will do."""
+        return self._endpoint.chat(
+            messages, max_tokens=self._max_tokens, temperature=0.0, as_json=True, spare=("temperature",)
+        )
 
     def _messages(self, question: Question) -> list[Message]:
         asked = (

@@ -22,7 +22,7 @@ from preftune.errors import DatasetError, RequestError
 from preftune.evaluation.endpoint_judge import EndpointJudge, Question
 from preftune.evaluation.judges import Judge, Judgement, Scorer, checked, judge_name
 from preftune.evaluation.ranking import Which, rank, wins
-from preftune.evaluation.records import prepare_folder, read_lines, write_json, write_lines
+from preftune.evaluation.records import prepare_folder, write_json, write_lines
 from preftune.evaluation.sampling import manifest_of, read_samples
 from preftune.evaluation.verdicts import VerdictCache, verdict_key
 from preftune.types import Text
@@ -52,7 +52,7 @@ class LabelCounts:
     prompts: int = 0
     completions: int = 0
     unreadable: int = 0
-    """Lines of the file that are no samples."""
+    """Lines of the file that are no samples, or the same one again."""
     empty: int = 0
     unfinished: int = 0
     repeated: int = 0
@@ -75,7 +75,7 @@ class LabelCounts:
         """The counts for people; what is 0 is not mentioned."""
         lines = [f"{self.pairs:,} pairs from {self.prompts:,} prompts with {self.completions:,} completions."]
         for number, what in (
-            (self.unreadable, "lines are no samples (torn, or written by something else)"),
+            (self.unreadable, "lines are no samples, or one that was there before"),
             (self.empty, "completions are empty"),
             (self.unfinished, "completions were cut at their length limit and left out"),
             (self.repeated, "completions repeat another one to the same prompt"),
@@ -134,7 +134,7 @@ def read_groups(path: str | Path, counts: LabelCounts, *, finished_only: bool = 
             f"--model MODEL --data PROMPTS -o {path.name}."
         )
     lines = sum(1 for line in path.read_bytes().split(b"\n") if line.strip())
-    counts.unreadable = lines - sum(1 for row in read_lines(path) if "completion" in row)
+    counts.unreadable = lines - len(rows)
     by_prompt: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_prompt.setdefault(row["key"], []).append(row)

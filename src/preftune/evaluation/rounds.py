@@ -8,6 +8,7 @@ key-value cache, and so on. The tokens are the same, but for the rounding of a s
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,21 @@ if TYPE_CHECKING:
 ROUND = 16
 """Tokens after which rows may leave."""
 
-_COUNTS_FROM_THE_PROMPT = ("begin_suppress_tokens", "exponential_decay_length_penalty", "max_time", "stop_strings")
+_NEEDS_THE_PROMPT: Mapping[str, Any] = {
+    "begin_suppress_tokens": None,
+    "encoder_repetition_penalty": 1.0,
+    "exponential_decay_length_penalty": None,
+    "guidance_scale": 1.0,
+    "max_time": None,
+    "min_new_tokens": 0,
+    "stop_strings": None,
+}
+"""What counts from where the prompt ended, or looks at it alone, and the value that says nothing."""
 
 
 def serves(config: GenerationConfig) -> bool:
-    """Greedy, one beam, and nothing that counts from where the prompt ended: that is elsewhere in a second round."""
-    special = any(getattr(config, name, None) is not None for name in _COUNTS_FROM_THE_PROMPT)
+    """Greedy, one beam, and nothing that must know the prompt: in a second round, the prompt is all there is so far."""
+    special = any(getattr(config, name, None) not in (None, nothing) for name, nothing in _NEEDS_THE_PROMPT.items())
     return not config.do_sample and config.num_beams in (1, None) and not special
 
 
