@@ -29,7 +29,7 @@ import numpy as np
 
 SECONDS = 180
 """For reading, tokenising and auditing."""
-BYTES_PER_ROW = 6000
+BYTES_PER_ROW = 8000
 """Most bytes of memory per row of hh-rlhf's size, at the worst moment of reading and tokenising."""
 
 TURN, ANSWER = 105, 170
