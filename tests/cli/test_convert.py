@@ -10,7 +10,7 @@ import pytest
 from preftune.cli.arguments import DataArguments, MixtureEntry
 from preftune.cli.datasets import open_datasets
 from preftune.data import load_pairs
-from preftune.errors import ConfigError, DatasetError
+from preftune.errors import ConfigError, DatasetError, RequestError
 
 FORMATS = Path(__file__).parent.parent / "data" / "formats"
 
@@ -82,6 +82,9 @@ def test_a_mixture_in_proportions(preftune, many: Path, tmp_path: Path) -> None:
         (["{many}", "-o", "{many}"], "is an input, and would be overwritten"),
         (["{many}:1", "{many}:1", "-o", "{out}", "--streaming"], "--streaming reads what it does not count"),
         (["{many}", "-o", "{out}", "--columns", "chosen"], "write canonical=yours"),
+        (["{many}", "-o", "{out}", "--sample", "3", "--seed", "-1"], "seed is -1; give a whole number of 0 or more"),
+        (["{many}:1", "{many}:1", "-o", "{out}", "--seed", "-1"], "seed is -1; give a whole number of 0 or more"),
+        (["{many}:0.1", "-o", "{out}"], "many.jsonl is a single dataset and has the proportion 0.1"),
     ],
 )
 def test_wrong_requests(preftune, many: Path, tmp_path: Path, words: list[str], message: str) -> None:
@@ -90,6 +93,29 @@ def test_wrong_requests(preftune, many: Path, tmp_path: Path, words: list[str], 
     assert message in result.message
     assert result.err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["many.jsonl"]
+
+
+def test_what_was_held_out_before_does_not_stay_beside_a_file_with_all_pairs(
+    preftune, many: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output, held_out = tmp_path / "out.jsonl", tmp_path / "out.held-out.jsonl"
+    assert preftune("convert", many, "-o", output, "--split", "0.25").code == 0
+    before = held_out.read_bytes()
+    output.unlink()
+    (tmp_path / "out.jsonl.manifest.json").unlink()
+    result = preftune("convert", many, "-o", output)
+    assert result.code == 2
+    assert f"{held_out} is there already, and without --split it would hold out nothing" in result.message
+    assert preftune("convert", held_out, "-o", output, "--overwrite").code == 2  # it would be removed, and is the input
+    assert preftune("convert", many, "-o", output, "--min-margin", "1", "--overwrite").code == 2
+    assert held_out.read_bytes() == before  # nothing is removed unless all is written
+    result = preftune("convert", many, "-o", output, "--overwrite")
+    assert result.code == 0
+    assert f"Removed {held_out}, which an earlier run held out" in caplog.text
+    assert not held_out.exists()
+    caplog.clear()
+    assert preftune("convert", many, "-o", output, "--overwrite").code == 0
+    assert caplog.text == ""
 
 
 def test_strict_and_streaming(preftune, many: Path, tmp_path: Path) -> None:
@@ -121,7 +147,8 @@ def test_several_datasets_to_train_on(many: Path) -> None:
     other = str(FORMATS / "ultrafeedback.jsonl")
     assert len(open_training(dataset_name=[str(many), other])) == 45
     assert len(open_training(dataset_name=[f"{many}:0.5", f"{other}:0.5"])) == 10
-    assert DataArguments(dataset_name=[f"{many}:0.5"]).dataset_names == str(many)
+    assert DataArguments(dataset_name=[f"{many}:0.5", f"{other}:0.5"]).dataset_names == [str(many), other]
+    assert DataArguments(dataset_name=[str(many)]).dataset_names == str(many)
 
 
 def test_the_mixtures_of_trl(many: Path) -> None:
@@ -139,3 +166,74 @@ def test_the_mixtures_of_trl(many: Path) -> None:
     with pytest.raises(ConfigError, match="both name the training data"):
         DataArguments(datasets=['{"path": "x"}'], dataset_name=["y"])
     assert DataArguments(datasets=['{"path": "x", "name": null}']).mixture == [MixtureEntry("x")]
+
+
+@pytest.mark.parametrize("proportion", [-1, 0, "a lot", "0.5", True, float("nan"), [1]])
+def test_a_proportion_in_a_recipe_is_a_number_above_0(proportion: object) -> None:
+    entries = [{"path": "a.jsonl", "proportion": proportion}, {"path": "b.jsonl", "proportion": 1}]
+    with pytest.raises(DatasetError, match=r"The proportion of a.jsonl is .*Give a number above 0"):
+        DataArguments(datasets=[json.dumps(entry) for entry in entries])
+
+
+@pytest.mark.parametrize("evaluate", [False, True])
+def test_a_proportion_of_a_single_dataset(many: Path, evaluate: bool) -> None:
+    entry = json.dumps({"path": str(many), "proportion": 0.1})
+    for data in (
+        DataArguments(dataset_name=[f"{many}:0.1"]),
+        DataArguments(dataset_name=[f"{many.parent}:10%"]),
+        DataArguments(datasets=[entry]),
+    ):
+        with pytest.raises(DatasetError, match=r"single dataset and has the proportion 0.1.* 'train\[:10%\]'"):
+            open_datasets(data, evaluate=evaluate, seed=0)
+
+
+def test_evaluation_of_a_mixture_names_what_there_is(many: Path) -> None:
+    data = DataArguments(dataset_name=[f"{many}:0.5", f"{many}:0.5"])
+    with pytest.raises(RequestError, match=f"but {many} \\+ {many} is one set of pairs without a 'test' part"):
+        open_datasets(data, evaluate=True, seed=0)
+
+
+def test_the_one_entry_of_a_recipe_is_evaluated_as_it_is_trained_on(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        row = {"prompt": split, "chosen": "a", "rejected": "b", "margin": 1.5}
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    entry = {"path": str(tmp_path), "columns": ["prompt", "chosen", "rejected"]}
+    train, held_out = open_datasets(DataArguments(datasets=[json.dumps(entry)]), evaluate=True, seed=0)
+    assert held_out is not None
+    assert [(pair.prompt, pair.margin) for part in (train, held_out) for pair in part] == [("train", 0), ("test", 0)]
+
+
+def test_a_negative_seed_to_train_with(many: Path) -> None:
+    with pytest.raises(ConfigError, match="seed is -1; give a whole number of 0 or more"):
+        open_datasets(DataArguments(dataset_name=[str(many)], eval_fraction=0.5), evaluate=False, seed=-1)
+
+
+# --- what is held out for evaluation ---
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> list[str]:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return [str(path)]
+
+
+def test_text_and_a_turn_are_one_prompt(tmp_path: Path) -> None:
+    answers = {"chosen": "a", "rejected": "b"}
+    rows = [{"prompt": p, **answers} for i in range(20) for p in (f"q{i}", [{"role": "user", "content": f"q{i}"}])]
+    data = DataArguments(dataset_name=write(tmp_path / "mixed.jsonl", rows), eval_fraction=0.25)
+    train, held_out = open_datasets(data, evaluate=False, seed=0)
+    assert held_out is not None
+    questions = [
+        {p.prompt if isinstance(p.prompt, str) else p.prompt[0]["content"] for p in x} for x in (train, held_out)
+    ]
+    assert not questions[0] & questions[1]
+    assert (len(train), len(held_out)) == (30, 10)
+
+
+def test_pairs_without_a_prompt_are_held_out_one_by_one(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i}" if i % 2 else "", "chosen": f"a{i}", "rejected": f"b{i}"} for i in range(100)]
+    rows += [{"prompt": "", "chosen": "a0", "rejected": "b0"}]  # the same once more
+    data = DataArguments(dataset_name=write(tmp_path / "half.jsonl", rows), eval_fraction=0.05)
+    train, held_out = open_datasets(data, evaluate=False, seed=0)
+    assert held_out is not None
+    assert len(held_out) in (5, 6)
+    assert not {p.chosen for p in train} & {p.chosen for p in held_out}

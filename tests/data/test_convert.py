@@ -88,6 +88,31 @@ def test_no_prompt_is_on_both_sides_of_a_split(tmp_path: Path) -> None:
     assert other["written"][1]["sha256"] != sha_of(tmp_path / "out.held-out.jsonl")
 
 
+def test_a_prompt_is_one_however_it_is_asked(tmp_path: Path) -> None:
+    """Template options, tools and the shape it is written in make no other prompt of it; nor do they of a duplicate."""
+    answers = {"chosen": [{"role": "assistant", "content": "a"}], "rejected": [{"role": "assistant", "content": "b"}]}
+    rows: list[dict[str, Any]] = []
+    for index in range(40):
+        chat = {"prompt": [{"role": "user", "content": f"q{index}"}], **answers}
+        rows += [{**chat, "chat_template_kwargs": {"enable_thinking": thinks}} for thinks in (True, False)]
+        rows += [{**chat, "tools": [{"name": "f"}]}, {"prompt": f"q{index}", "chosen": "a", "rejected": "b"}]
+    source = rows_file(tmp_path, rows)
+    manifest = convert(source, tmp_path / "out.jsonl", Filters(split=0.25, dedupe=True))
+    assert manifest["dropped"] == []
+    sides = [load_pairs(tmp_path / f"out{word}.jsonl") for word in ("", ".held-out")]
+    questions = [{p.prompt if isinstance(p.prompt, str) else p.prompt[-1]["content"] for p in side} for side in sides]
+    assert not questions[0] & questions[1]
+    assert [len(side) for side in sides] == [120, 40]
+
+
+def test_pairs_without_a_prompt_are_no_single_prompt() -> None:
+    facts = facts_of(*(("" if i % 2 else f"q{i}", f"a{i}", f"b{i}") for i in range(100)))
+    assert decide(facts, Filters(split=0.05)).held_out.sum() == 5
+    facts = facts_of(("", "a", "b"), (" \n", "b", "a"), ("", "c", "d"))
+    held_out = decide(facts, Filters(split=0.5)).held_out.tolist()
+    assert held_out[0] == held_out[1] != held_out[2]
+
+
 def sha_of(path: Path) -> str:
     import hashlib
 
@@ -187,7 +212,14 @@ def test_a_filter_on_what_the_data_do_not_have(filters: dict[str, Any], message:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"min_margin": -1}, {"min_agreement": 1.5}, {"max_length_ratio": 0.5}, {"sample": 0}, {"split": 1.0}],
+    [
+        {"min_margin": -1},
+        {"min_agreement": 1.5},
+        {"max_length_ratio": 0.5},
+        {"sample": 0},
+        {"split": 1.0},
+        {"seed": -1},
+    ],
 )
 def test_impossible_filters(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(wrong))} is"):
@@ -345,6 +377,7 @@ def test_a_mixture_of_formats_is_one_dataset() -> None:
         (["{x}:0.5", "{y}"], "some have a proportion and .*y.jsonl has none"),
         (["{x}:0", "{y}:1"], "The proportion of .*x.jsonl is 0"),
         ([("{x}", -1.0), ("{y}", 1.0)], "The proportion of .* is -1.0"),
+        (["{x}:0.1"], r"x.jsonl is a single dataset and has the proportion 0.1, .*'train\[:10%\]'"),
     ],
 )
 def test_wrong_proportions(sources: list[Any], message: str, tmp_path: Path) -> None:
@@ -352,6 +385,12 @@ def test_wrong_proportions(sources: list[Any], message: str, tmp_path: Path) -> 
     filled = [(s[0].format(x=x, y=y), s[1]) if isinstance(s, tuple) else s.format(x=x, y=y) for s in sources]
     with pytest.raises(DatasetError, match=message):
         load_pairs(filled)
+
+
+def test_a_mixture_with_a_negative_seed(tmp_path: Path) -> None:
+    x, y = mixture_files(tmp_path)
+    with pytest.raises(ConfigError, match="seed is -1; give a whole number of 0 or more"):
+        load_pairs([f"{x}:0.6", f"{y}:0.4"], seed=-1)
 
 
 def test_a_file_may_be_called_like_a_proportion(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class MixtureEntry(NamedTuple):
 
 
 def mixture_entry(text: str) -> MixtureEntry:
-    """An entry as JSON, as the recipe has it. Raises: ConfigError."""
+    """An entry as JSON, as the recipe has it. Raises: ConfigError; DatasetError for a proportion that is none."""
     try:
         entry = json.loads(text)
     except ValueError:
@@ -68,6 +68,10 @@ def mixture_entry(text: str) -> MixtureEntry:
                 f"datasets: {key!r} of {entry['path']} is not honoured (known are {known}). Name the file or folder "
                 "itself as the path."
             )
+    if "proportion" in entry:
+        from preftune.data.mixture import check_proportion
+
+        check_proportion(entry["path"], entry["proportion"])
     return MixtureEntry(**entry)
 
 

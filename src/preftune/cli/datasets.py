@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from preftune.cli.arguments import DataArguments
+from preftune.cli.arguments import DataArguments, MixtureEntry
 from preftune.errors import DatasetError, RequestError
 
 if TYPE_CHECKING:
@@ -26,14 +25,18 @@ def open_datasets(data: DataArguments, *, evaluate: bool, seed: int) -> tuple[Pa
     """
     if not data.dataset_name:
         raise RequestError("No preference pairs: name them with --data FILE_OR_HUB_ID.")
+    from preftune.data.filters import check_seed
+
+    check_seed(seed)
+    named = _named(data)
     separate = data.eval_dataset_name is not None or data.eval_fraction is not None
-    names = " + ".join(data.dataset_name)
-    if evaluate and not separate and (len(data.dataset_name) > 1 or not _has_splits(names)):
+    names = " + ".join(entry.path for entry in named)
+    if evaluate and not separate and (len(named) > 1 or not _has_splits(names)):
         raise RequestError(
             f"--eval_strategy asks for evaluation, but {names} is one set of pairs without a "
             f"{data.dataset_test_split!r} part. Add --eval_fraction 0.05 to hold some out, or --eval_dataset_name FILE."
         )
-    train = _open_training(data, seed=seed)
+    train = _open_training(data, named, seed=seed)
     if data.eval_fraction is not None:
         return split_by_prompt(train, data.eval_fraction, seed=seed)
     if data.eval_dataset_name is not None:
@@ -41,20 +44,29 @@ def open_datasets(data: DataArguments, *, evaluate: bool, seed: int) -> tuple[Pa
         return train, _open(data, data.eval_dataset_name, split)
     if not evaluate:
         return train, None
-    return train, _open(data, data.dataset_name[0], data.dataset_test_split, config=data.dataset_config)
+    (entry,) = named
+    return train, _open(data, entry.path, data.dataset_test_split, config=entry.name, only=entry.columns)
 
 
-def _open_training(data: DataArguments, *, seed: int) -> PairDataset:
-    """The one dataset, or the mixture of several."""
-    from preftune.data.mixture import all_or_none, mix_pairs, parse_sources
+def _named(data: DataArguments) -> list[MixtureEntry]:
+    """What to train on, one dataset or several, without the proportions in the names."""
+    from preftune.data.mixture import all_or_none, parse_sources
 
     if data.mixture:
-        named = all_or_none([(entry.path, entry.proportion) for entry in data.mixture])
-        parts = [_open(data, entry.path, entry.split, config=entry.name, only=entry.columns) for entry in data.mixture]
-    else:
-        named = parse_sources(data.dataset_name)
-        parts = [_open(data, str(name), data.dataset_train_split, config=data.dataset_config) for name, _ in named]
-    return mix_pairs(parts, [proportion for _, proportion in named], seed=seed)
+        all_or_none([(entry.path, entry.proportion) for entry in data.mixture])
+        return data.mixture
+    return [
+        MixtureEntry(str(name), data.dataset_config, data.dataset_train_split, proportion=proportion)
+        for name, proportion in parse_sources(data.dataset_name)
+    ]
+
+
+def _open_training(data: DataArguments, named: list[MixtureEntry], *, seed: int) -> PairDataset:
+    """The one dataset, or the mixture of several."""
+    from preftune.data.mixture import mix_pairs
+
+    parts = [_open(data, entry.path, entry.split, config=entry.name, only=entry.columns) for entry in named]
+    return mix_pairs(parts, [entry.proportion for entry in named], seed=seed)
 
 
 def _open(
@@ -79,9 +91,11 @@ def _open(
 
 def split_by_prompt(pairs: PairDataset, fraction: float, *, seed: int) -> tuple[PairDataset, PairDataset]:
     """Holds out a share of the *prompts*: no prompt is on both sides, or evaluation would measure memory."""
-    rows: dict[str, list[int]] = {}
+    from preftune.data.filters import split_key
+
+    rows: dict[int, list[int]] = {}
     for index, pair in enumerate(pairs):
-        rows.setdefault(json.dumps(pair.prompt, sort_keys=True, default=str), []).append(index)
+        rows.setdefault(split_key(pair), []).append(index)
     if len(rows) < 2:
         raise DatasetError(f"--eval_fraction {fraction}: {pairs.name} has a single prompt, so nothing can be held out.")
     prompts = list(rows)

@@ -26,6 +26,7 @@ from preftune.data.pairs import PairDataset
 from preftune.data.row_reader import Attempt
 from preftune.data.stream import PairStream
 from preftune.errors import ConfigError, DatasetError
+from preftune.log import warn
 from preftune.types import PreferencePair
 from preftune.version import __version__
 
@@ -74,12 +75,13 @@ def convert_pairs(
 ) -> dict[str, Any]:
     """Writes the pairs that the filters keep, those held out beside them, and a manifest.
 
-    The same inputs, filters and versions give the same bytes. Nothing is written unless all is.
+    The same inputs, filters and versions give the same bytes. Nothing is written unless all is. Pairs that an earlier
+    run held out beside `output` are not kept where nothing is held out now: they may all be in the new file.
 
     Args:
         output: its ending says how it is written; `FILE.held-out.jsonl` and `FILE.jsonl.manifest.json` lie beside it.
         strict: the first row that is no preference stops it.
-        overwrite: files of these names are replaced.
+        overwrite: files of these names are replaced, or removed.
         options: how the inputs were opened, for the manifest.
     Returns: the manifest.
     Raises:
@@ -88,7 +90,8 @@ def convert_pairs(
     """
     filters = filters or Filters()
     check_output(output)
-    _check_free(inputs, outputs_of(output, split=filters.split is not None), overwrite=overwrite)
+    stale = beside(output, "held-out") if filters.split is None else None
+    _check_free(inputs, outputs_of(output, split=True), stale, overwrite=overwrite)
     seen = _look(inputs, strict=strict, parquet=output.name.endswith(".parquet"))
     decision = decide(seen.facts, filters)
     if not decision.kept.any():
@@ -111,6 +114,9 @@ def convert_pairs(
             writer.keep()
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
     write_whole(outputs_of(output, split=False)[-1], text.encode("utf-8"))
+    if stale is not None and stale.exists():
+        stale.unlink()
+        warn(f"Removed {stale}, which an earlier run held out: this one holds nothing out (no --split).")
     return manifest
 
 
@@ -118,11 +124,16 @@ def _flags(strict: bool) -> dict[str, Any]:
     return {"strict": True} if strict else {}
 
 
-def _check_free(inputs: Sequence[Input], outputs: Sequence[Path], *, overwrite: bool) -> None:
+def _check_free(inputs: Sequence[Input], outputs: Sequence[Path], stale: Path | None, *, overwrite: bool) -> None:
     sources = {Path(entry.name).expanduser().resolve() for entry in inputs if entry.name != "-"}
     for path in outputs:
         if path.resolve() in sources:
             raise ConfigError(f"{path} is an input, and would be overwritten while it is read. Give another output.")
+        if path.exists() and not overwrite and path == stale:
+            raise ConfigError(
+                f"{path} is there already, and without --split it would hold out nothing of the new file. Give another "
+                "output, or --overwrite to remove it."
+            )
         if path.exists() and not overwrite:
             raise ConfigError(f"{path} is there already. Give another output, or --overwrite to replace it.")
 

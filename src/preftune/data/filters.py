@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preftune.errors import ConfigError, DatasetError
-from preftune.types import PreferencePair, Text
+from preftune.types import Message, PreferencePair, Text
 
 REASONS: Mapping[str, str] = {
     "no_preference": "the row is no preference",
@@ -77,6 +77,7 @@ class Filters:
             raise ConfigError(f"sample is {self.sample!r}; give the number of pairs to keep, at least 1.")
         if self.split is not None and not 0 < self.split < 1:
             raise ConfigError(f"split is {self.split!r}; give a share between 0 and 1, such as 0.05.")
+        check_seed(self.seed)
 
     def asked(self) -> dict[str, Any]:
         """What differs from the defaults, in a fixed order."""
@@ -92,6 +93,7 @@ class Facts:
 
     def __init__(self) -> None:
         self.prompts, self.chosen, self.rejected = array("Q"), array("Q"), array("Q")
+        self.split_keys = array("Q")
         self.chosen_lengths, self.rejected_lengths = array("q"), array("q")
         self.strengths, self.margins, self.agreements = array("d"), array("d"), array("d")
         self.sources = array("i")
@@ -104,6 +106,7 @@ class Facts:
     def add(self, pair: PreferencePair, strength: float | None, reason: str | None = None) -> None:
         """A pair, and why it is left out if that is known already."""
         self.prompts.append(_digest(pair.prompt, pair.tools, dict(pair.chat_template_kwargs)))
+        self.split_keys.append(split_key(pair))
         self.chosen.append(_digest(pair.chosen))
         self.rejected.append(_digest(pair.rejected))
         self.chosen_lengths.append(_characters(pair.chosen))
@@ -116,8 +119,10 @@ class Facts:
 
     def add_none(self, reason: str) -> None:
         """A row without a pair."""
-        for values in (self.prompts, self.chosen, self.rejected, self.chosen_lengths, self.rejected_lengths):
+        for values in (self.prompts, self.split_keys, self.chosen, self.rejected):
             values.append(0)
+        for lengths in (self.chosen_lengths, self.rejected_lengths):
+            lengths.append(0)
         for numbers in (self.strengths, self.margins, self.agreements):
             numbers.append(math.nan)
         self.sources.append(-1)
@@ -238,7 +243,7 @@ def _surplus(
 
 def _held_out(facts: Facts, kept: NDArray[np.bool_], filters: Filters) -> NDArray[np.bool_]:
     positions = np.flatnonzero(kept)
-    units = np.asarray(facts.prompts)[positions] if filters.by == "prompt" else positions.astype(np.uint64)
+    units = np.asarray(facts.split_keys)[positions] if filters.by == "prompt" else positions.astype(np.uint64)
     names = np.array(list(dict.fromkeys(units.tolist())), dtype=np.uint64)  # in their order, not that of their hashes
     if len(names) < 2:
         raise DatasetError(f"split: there is a single {filters.by}, so nothing can be held out. Leave --split out.")
@@ -248,6 +253,28 @@ def _held_out(facts: Facts, kept: NDArray[np.bool_], filters: Filters) -> NDArra
     held_out = np.zeros_like(kept)
     held_out[positions[np.isin(units, drawn)]] = True
     return held_out
+
+
+def split_key(pair: PreferencePair) -> int:
+    """64-bit hash of what must not be on both sides of a split: the prompt alone, however it is written.
+
+    Text is one turn of the user, so that it is the same prompt as a conversation; tools and template options are left
+    out, since the question stays the same under each of them. Pairs without a prompt share nothing but their answers,
+    so each has a key of its own (the same pair twice has one).
+    """
+    if is_blank(pair.prompt):
+        return _digest(sorted(_digest(_turns(side, "assistant")) for side in (pair.chosen, pair.rejected)))
+    return _digest(_turns(pair.prompt, "user"))
+
+
+def _turns(side: Text, role: str) -> list[Message]:
+    return [{"role": role, "content": side}] if isinstance(side, str) else side
+
+
+def check_seed(seed: int) -> None:
+    """Raises: ConfigError, for a seed that the generators do not take."""
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}; give a whole number of 0 or more, such as 0.")
 
 
 def _generator(filters: Filters, step: int) -> np.random.Generator:
@@ -264,10 +291,10 @@ def _at(positions: NDArray[np.int64], codes: NDArray[np.int8]) -> NDArray[np.boo
 def _digest(*values: Any) -> int:
     import xxhash
 
-    text = values[0] if len(values) == 1 else json.dumps(values, ensure_ascii=False, sort_keys=True)
+    text = values[0] if len(values) == 1 else json.dumps(values, ensure_ascii=False, sort_keys=True, default=str)
     kind = "t" if isinstance(text, str) else "m"
     if not isinstance(text, str):
-        text = json.dumps(text, ensure_ascii=False, sort_keys=True)
+        text = json.dumps(text, ensure_ascii=False, sort_keys=True, default=str)
     return xxhash.xxh3_64_intdigest((kind + text).encode("utf-8", "surrogatepass"))
 
 

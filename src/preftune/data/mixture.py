@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from preftune.data.adapters.convert import LeftOut
 from preftune.data.canonical import canonical_row
 from preftune.data.columns import Columns
+from preftune.data.filters import check_seed
 from preftune.data.listed_rows import ListedRows
 from preftune.data.load import display_name
 from preftune.data.pairs import PairDataset
@@ -38,41 +39,47 @@ def parse_sources(sources: Sequence[Any]) -> list[Named]:
     """Names with their proportions: "a.jsonl:0.7", ("a.jsonl", 0.7), or "a.jsonl" alone.
 
     Raises:
-        DatasetError: a proportion that is none, or proportions of some and not of all.
+        DatasetError: a proportion that is none, of some and not of all, or of a single dataset.
     """
     return all_or_none([_parse(source) for source in sources])
 
 
 def all_or_none(named: list[Named]) -> list[Named]:
-    """The datasets as they are. Raises: DatasetError, where some have a proportion and others have none."""
-    without = [display_name(name) for name, proportion in named if proportion is None]
+    """The datasets as they are. Raises: DatasetError, where some have a proportion and others none, or a single one."""
+    without = [display_name(name) for name, share in named if share is None]
     if without and len(without) < len(named):
         raise DatasetError(
             f"Of {len(named)} datasets some have a proportion and {without[0]} has none. Give all of them one "
             "(a.jsonl:0.7 b.jsonl:0.3), or none to take all rows."
         )
+    name, proportion = named[0] if len(named) == 1 else ("", None)
+    if proportion is not None:
+        percent = max(1, round(100 * proportion)) if proportion < 1 else 10
+        raise DatasetError(
+            f"{display_name(name)} is a single dataset and has the proportion {proportion:g}, which says how much of a "
+            f"mixture it is. Leave it out for all rows; --dataset_train_split 'train[:{percent}%]' takes a part "
+            "(--dataset_split or --sample of preftune convert; split= in Python)."
+        )
     return named
+
+
+def check_proportion(name: Any, proportion: object) -> float:
+    """A proportion as a number. Raises: DatasetError, if it is none or not above 0."""
+    if isinstance(proportion, int | float) and not isinstance(proportion, bool) and 0 < proportion < math.inf:
+        return float(proportion)
+    raise DatasetError(f"The proportion of {name} is {proportion!r}. Give a number above 0, such as 0.7.")
 
 
 def _parse(source: Any) -> Named:
     if isinstance(source, tuple):
         name, proportion = source
-        if isinstance(proportion, bool) or not isinstance(proportion, int | float) or not _is_share(proportion):
-            raise DatasetError(f"The proportion of {name} is {proportion!r}. Give a number above 0, such as 0.7.")
-        return name, float(proportion)
+        return name, check_proportion(name, proportion)
     text = os.fspath(source)
     found = _PROPORTION.fullmatch(text)
     if found is None or Path(text).expanduser().exists():
         return source, None
     number = found["proportion"]
-    proportion = float(number.rstrip("%")) / (100 if number.endswith("%") else 1)
-    if not _is_share(proportion):
-        raise DatasetError(f"The proportion of {found['name']} is {number}. Give a number above 0, such as 0.7.")
-    return found["name"], proportion
-
-
-def _is_share(proportion: float) -> bool:
-    return math.isfinite(proportion) and proportion > 0
+    return found["name"], check_proportion(found["name"], float(number.rstrip("%")) / (100 if "%" in number else 1))
 
 
 def share_out(lengths: Sequence[int], proportions: Sequence[float | None], *, seed: int) -> list[NDArray[np.int64]]:
@@ -80,7 +87,11 @@ def share_out(lengths: Sequence[int], proportions: Sequence[float | None], *, se
 
     Without proportions all are. With them, as many as there can be without a row being there twice: the dataset that
     is smallest for its share is used up, and the rows of the others are drawn.
+
+    Raises:
+        ConfigError: a seed below 0.
     """
+    check_seed(seed)
     if None in proportions:
         return [np.arange(length) for length in lengths]
     shares = np.asarray(proportions, dtype=np.float64)
