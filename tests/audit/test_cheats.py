@@ -8,7 +8,9 @@ import pytest
 
 from preftune.audit.finding import Finding
 from preftune.audit.shortcuts import RULES
+from preftune.data.encode import Encoder
 from tests.audit.made_up import clean_rows, found, run
+from tiny import tiny_tokenizer
 
 PLANTED = {
     "lists": "\n- one\n- two",
@@ -103,3 +105,26 @@ def test_a_huge_line_of_brackets_takes_no_time_to_speak_of() -> None:
     rows[3]["chosen"] = "[" * 300_000  # a rule that looks ahead from each of them would take hours
     rows[4]["chosen"] = "(" * 100_000 + "**" * 50_000 + "`" * 99_999 + "| " * 50_000
     assert run(rows).pairs == 30
+
+
+@pytest.mark.parametrize("tokenised", [False, True])
+def test_what_users_say_between_the_answers_is_no_feature_of_the_answers(tokenised: bool) -> None:
+    """Long questions with lists, digits and emoji on the chosen side only, and answers like the clean ones."""
+
+    def conversation(row: dict[str, str], side: str, question: str) -> list[dict[str, str]]:
+        opening = {"role": "user", "content": question}
+        return [opening, {"role": "assistant", "content": row[side]}]
+
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": "Hello there."}],
+            "chosen": conversation(row, "chosen", "And WELL! **so** 🙂 `1`\n- 2\n- 3 " * 10),
+            "rejected": conversation(row, "rejected", "so?"),
+        }
+        for row in clean_rows()
+    ]
+    encoder = Encoder(tiny_tokenizer()) if tokenised else None
+    assert set(found(run(rows, encoder=encoder, near_duplicates=False))) == {"several_turns"}
+    for row in rows:
+        row["chosen"][1] = {"role": "assistant", "content": row["chosen"][1]["content"] + " and on and on and on"}
+    assert "length_bias" in found(run(rows, encoder=encoder, near_duplicates=False))

@@ -157,6 +157,24 @@ def test_turns_out_of_order() -> None:
     }
 
 
+def test_a_side_that_goes_on_with_a_question_continues_no_answer() -> None:
+    rows = clean_chats()
+    rows[5]["prompt"] = [*rows[5]["prompt"], turn("assistant", "It is so.")]
+    for side, words in (("chosen", "Really?"), ("rejected", "Sure?")):
+        rows[5][side] = [turn("user", words), *rows[5][side]]
+    assert found(run(rows)) == {"several_turns": (1, [5])}
+
+
+def test_a_held_out_set_of_few_prompts_is_small_however_many_pairs_it_has() -> None:
+    other = [{**row, "prompt": f"Held-out prompt {i % 20}?"} for i, row in enumerate(clean_rows(4000, seed=9))]
+    result = run(clean_rows(), other, near_duplicates=False)
+    (finding,) = [finding for finding in result.findings if finding.name == "small_eval"]
+    assert finding.detail.startswith("4,000 pairs of 20 different prompts show a change of 23.")
+    held_out = result.figures["size"]["held_out"]
+    assert (held_out["pairs"], held_out["prompts"]) == (4000, 20)
+    assert held_out["smallest_change"] == smallest_change(20)
+
+
 def test_agreement_strength_and_weight() -> None:
     rows = set_(clean_rows(), "agreement", dict.fromkeys(range(60), 0.9) | {7: 0.55, 8: 0.5})
     rows = [{**row, "score_chosen": 8, "score_rejected": 3, "weight": 1.0} for row in rows]

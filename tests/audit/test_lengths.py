@@ -77,6 +77,68 @@ def test_a_template_that_drops_the_system_prompt() -> None:
     assert found(tokens(rows, template=template)) == {"system_prompt_dropped": (4, [10, 11, 12])}
 
 
+def test_a_template_that_drops_the_system_prompt_once_an_answer_follows() -> None:
+    """As Mistral v0.3's: the system turn stands in the last question while that is the last turn."""
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}"
+        "{{ (messages[0]['content'] if loop.last and messages[0]['role'] == 'system' else '') + '[Q]' + m['content'] }}"
+        "{% elif m['role'] == 'assistant' %}{{ '[A]' + m['content'] + '<|im_end|>' }}{% endif %}{% endfor %}"
+    )
+    rows = clean_chats()
+    for row in rows[10:14]:
+        row["prompt"] = [{"role": "system", "content": "Answer in French."}, *row["prompt"]]
+    assert found(tokens(rows, template=template))["system_prompt_dropped"] == (4, [10, 11, 12])
+
+
+def test_pairs_that_tokenising_leaves_out() -> None:
+    """The template answers in reverse and changes the question; another row answers with special tokens alone."""
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}"
+        "{{ m['content'] if loop.last or 'odd' not in m['content'] else 'asked' }}"
+        "{% else %}{{ m['content'] if 'odd' not in messages[0]['content'] else m['content'] | reverse }}"
+        "{{ '<|im_end|>' }}{% endif %}{% endfor %}"
+    )
+    rows = clean_chats()
+    for number in (7, 9):
+        rows[number]["prompt"] = [{"role": "user", "content": f"An odd question, number {number}, of its own"}]
+    rows[20]["chosen"] = [{"role": "assistant", "content": "<|im_end|>"}]
+    result = tokens(rows, template=template, near_duplicates=False, max_length=2000)
+    (finding,) = [finding for finding in result.findings if finding.name == "left_out_by_tokenizing"]
+    assert (finding.severity, finding.count) == ("error", 3)
+    assert finding.figures == {"answers_not_found": 2, "empty_completion": 1}
+    assert finding.detail.startswith("2: the chat template does not tell where the assistant's turns begin and end.")
+    assert [example.row for example in finding.examples] == [7, 9, 20]
+
+
+def test_what_other_checks_tell_of_is_not_told_again() -> None:
+    rows = clean_chats()
+    rows[1]["chosen"] = rows[1]["rejected"]
+    rows[2]["chosen"] = [{"role": "assistant", "content": " "}]
+    rows[3]["chosen"] = [*rows[3]["chosen"], {"role": "user", "content": "and then?"}]
+    names = found(tokens(rows, max_length=60, near_duplicates=False))
+    assert names["identical"] == (1, [1])
+    assert names["empty"] == (1, [2])
+    assert names["no_answer"] == (1, [3])
+    assert "left_out_by_tokenizing" not in names
+
+
+def test_sides_of_which_the_limit_leaves_no_answer() -> None:
+    """The sides differ before the cut, in what the user says, and no scored token is left of the second."""
+    rows = clean_chats(20)
+    first = [{"role": "assistant", "content": "Same here."}]
+
+    def more(question: str) -> list[dict[str, str]]:
+        return [*first, {"role": "user", "content": question}, {"role": "assistant", "content": "Fine."}]
+
+    for number in (3, 5):
+        rows[number] = {"prompt": [{"role": "user", "content": f"Why {number}?"}]}
+        rows[number] |= {"chosen": more("So?"), "rejected": more("And then what? " * 40)}
+    result = tokens(rows, max_length=450, near_duplicates=False)
+    assert found(result)["no_answer_left"] == (2, [3, 5])
+    assert {(row.row, row.outcome) for row in result.cut_rows} == {(3, "no_answer_left"), (5, "no_answer_left")}
+    assert result.figures["lengths"]["cut"] == {"cut": 0, "left_out": 2}
+
+
 def test_a_template_that_refuses() -> None:
     template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHAT_TEMPLATE

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from preftune.cli.arguments import DataArguments
 from preftune.cli.datasets import open_datasets
+from preftune.errors import RequestError
 from tests.cli.command import pair, write_rows
 
 
@@ -183,3 +184,19 @@ def test_plain_rows_become_chat_messages(tmp_path) -> None:
     data = write_rows(tmp_path / "plain.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
     train, _ = open_datasets(DataArguments(dataset_name=data, as_chat=True), evaluate=False, seed=0)
     assert train[0].prompt == [{"role": "user", "content": "a"}]
+
+
+@pytest.mark.parametrize(("words", "seed"), [(("--data_seed", "0", "--seed", "7"), 0), (("--seed", "7"), 7)])
+def test_the_split_follows_the_data_seed_where_there_is_one(
+    words, seed, preftune, tiny_model, pairs_file, tmp_path, monkeypatch
+) -> None:
+    drawn = []
+
+    def stop(data, *, evaluate, seed):
+        drawn.append(seed)
+        raise RequestError("far enough")
+
+    monkeypatch.setattr("preftune.cli.datasets.open_datasets", stop)
+    asked = preftune("dpo", "--model", tiny_model, "--data", pairs_file, "--output_dir", tmp_path / "run", *words)
+    assert asked.code == 2
+    assert drawn == [seed]

@@ -292,22 +292,80 @@ def test_a_template_that_moves_the_system_turn_to_the_last_question(chat: Tok) -
         "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + '<|im_end|>' }}{% endif %}{% endfor %}"
     )
     row = {**PARTED, "prompt": [turn("system", "You are"), user("Why?")]}
-    chosen = shown_one(row, chat)[1]
-    assert chosen.endswith("[Q]You aremore[/Q]⟦ two<|im_end|>⟧")
-    assert "⟦" in chosen.split("two")[0]
+    assert shown_one(row, chat) == [
+        "[Q]Why?[/Q]",
+        "⟦ one<|im_end|>⟧[Q]You aremore[/Q]⟦ two<|im_end|>⟧",
+        "⟦ three<|im_end|>⟧[Q]less[/Q]⟦ four<|im_end|>⟧[Q]You areand?[/Q]⟦ five<|im_end|>⟧",
+    ]
+
+
+MISTRAL = (
+    "{{ '<s>' }}{% set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' %}"
+    "{% set last = namespace(user=0) %}{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{% set last.user = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{{ '[T]' + tools[0]['function']['name'] + '[/T]' if tools and loop.index0 == last.user else '' }}"
+    "{{ '[Q]' + (system if loop.last else '') + m['content'] + '[/Q]' }}"
+    "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] | trim + '<|im_end|>' }}{% endif %}{% endfor %}"
+)
+"""Mistral v0.3's shape: tools stand before the last question, the system turn in it, and only as long as it is last."""
+
+TOOLS = [{"type": "function", "function": {"name": "find", "description": "Finds.", "parameters": {}}}]
+
+
+def test_tools_that_move_to_the_last_question_are_not_trained_as_an_answer(chat: Tok) -> None:
+    chat.chat_template = MISTRAL
+    row = {"prompt": [user("Why?")], "tools": TOOLS, "chosen": [assistant("one")]}
+    row["rejected"] = [assistant("three"), user("less"), assistant("four")]
+    prompt, chosen, rejected = shown_one(row, chat)
+    assert prompt + chosen == "<s>[T]find[/T][Q]Why?[/Q]⟦ one<|im_end|>⟧"
+    assert prompt + rejected == "<s>[Q]Why?[/Q]⟦ three<|im_end|>⟧[T]find[/T][Q]less[/Q]⟦ four<|im_end|>⟧"
+
+
+def test_a_question_whose_system_turn_the_answer_drives_out_is_not_trained(chat: Tok) -> None:
+    chat.chat_template = MISTRAL
+    row = {"prompt": [turn("system", "You are"), user("Why?")], "chosen": [assistant("one")]}
+    row["rejected"] = [assistant("two")]
+    groups, report = run([row], chat)
+    assert shown(groups[0], chat) == ["<s>[Q]Why?[/Q]", "⟦ one<|im_end|>⟧", "⟦ two<|im_end|>⟧"]
+    assert groups[0].scored == ()
+    assert report.moved_boundary.count == 1
+
+
+def test_an_answer_that_goes_on_where_the_text_before_it_is_lost(chat: Tok) -> None:
+    chat.chat_template = MISTRAL
+    row = {
+        "prompt": [user("Why?"), assistant("Be")],
+        "tools": TOOLS,
+        "chosen": [assistant("cause")],
+        "rejected": [assistant("tter"), user("less"), assistant("four")],
+    }
+    prompt, chosen, rejected = shown_one(row, chat)
+    assert prompt + chosen == "<s>[T]find[/T][Q]Why?[/Q] Be⟦cause<|im_end|>⟧"
+    assert prompt + rejected == "<s>[Q]Why?[/Q] Be⟦tter<|im_end|>⟧[T]find[/T][Q]less[/Q]⟦ four<|im_end|>⟧"
+
+
+def test_a_single_answer_that_cannot_be_found_is_dropped(chat: Tok) -> None:
+    """The question changes once an answer follows, and the answer is not written as it stands."""
+    chat.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] if loop.last else 'asked' }}"
+        "{% else %}{{ m['content'] | reverse }}{% endif %}{% endfor %}"
+    )
+    row = {"prompt": [user("Why?")], "chosen": [assistant("one")], "rejected": [assistant("two")]}
+    with pytest.raises(DatasetError, match="does not tell where the assistant's turns begin"):
+        run([row], chat)
 
 
 def test_a_template_that_hides_its_turns_drops_the_row_and_says_the_cure(chat: Tok) -> None:
     chat.chat_template = (
-        "{{ messages | length }}{% for m in messages %}"
-        "{{ loop.revindex ~ m['role'] + m['content'] | reverse }}{% endfor %}"
+        "{% for m in messages %}{% if messages | length > 2 %}{{ loop.revindex ~ m['role'] + m['content'] | reverse }}"
+        "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
     )
     plain_row = {"prompt": "Why?", "chosen": [assistant("one")], "rejected": [assistant("two")]}
     groups, report = run([PARTED, plain_row], chat)
     assert [group.id for group in groups] == ["1"]
     assert report.dropped["answers_not_found"].rows == [0]
     assert "Mark them in the template with {% generation %}" in "\n".join(report.lines())
-    with pytest.raises(DatasetError, match="does not tell where the assistant's earlier turns begin"):
+    with pytest.raises(DatasetError, match="does not tell where the assistant's turns begin"):
         run([PARTED], chat)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from preftune.data import spans
 from preftune.types import PreferencePair, Text
 
 if TYPE_CHECKING:
@@ -39,6 +40,12 @@ class SeenPair:
     def blank(self) -> bool:
         """Whether a side has no text."""
         return not (self.chosen.strip() and self.rejected.strip())
+
+    @property
+    def answers(self) -> tuple[str, str]:
+        """What the assistant says on the two sides, without what others say between."""
+        chosen, rejected = self.pair.chosen, self.pair.rejected
+        return _said(chosen, self.chosen), _said(rejected, self.rejected)
 
     @property
     def usable(self) -> bool:
@@ -85,6 +92,28 @@ def lengths_of(seen: SeenPair, *, tokens: bool) -> tuple[int, int, int] | None:
     if encoded is None or not encoded.chosen or not encoded.rejected:
         return None
     return len(encoded.prompt), len(encoded.chosen), len(encoded.rejected)
+
+
+def answer_lengths_of(seen: SeenPair, *, tokens: bool) -> tuple[int, int] | None:
+    """Tokens (words without a tokenizer) of what the assistant says, and the loss scores, on the two sides.
+
+    None where the pair has no tokens.
+    """
+    if not tokens:
+        chosen, rejected = seen.answers
+        return words_of(chosen), words_of(rejected)
+    encoded = seen.encoded
+    if encoded is None or not encoded.chosen or not encoded.rejected:
+        return None
+    chosen_spans, rejected_spans = spans.pairs(encoded.chosen_scored), spans.pairs(encoded.rejected_scored)
+    return sum(end - begin for begin, end in chosen_spans), sum(end - begin for begin, end in rejected_spans)
+
+
+def _said(side: Text, text: str) -> str:
+    """The text of the assistant's turns of a side whose whole text is `text`."""
+    if isinstance(side, str) or all(turn["role"] == "assistant" for turn in side):
+        return text
+    return text_of([turn for turn in side if turn["role"] == "assistant"])
 
 
 def _key(text: Text) -> int:

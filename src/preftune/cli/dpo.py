@@ -101,7 +101,8 @@ def _prepare(request: Request) -> DPOTrainer:
     locate(name, revision=revision)
     lora = model.lora_config()
     evaluate = str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no"
-    train, held_out = open_datasets(data, evaluate=evaluate, seed=config.data_seed or config.seed)
+    seed = config.seed if config.data_seed is None else config.data_seed
+    train, held_out = open_datasets(data, evaluate=evaluate, seed=seed)
     tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=config.trust_remote_code)
     config.model_init_kwargs = _loading(model, config, is_trainable=lora is None)
     trainer = DPOTrainer(

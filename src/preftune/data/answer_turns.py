@@ -56,7 +56,7 @@ def answers_by_marks(text: str, marked: Sequence[Span], messages: Sequence[Messa
 
 
 def answers_by_rendering(
-    text: str, messages: Sequence[Message], wanted: Sequence[int], render: Renderer, *, first: int
+    text: str, messages: Sequence[Message], wanted: Sequence[int], render: Renderer, *, first: int | None
 ) -> dict[int, Span] | None:
     """The turns of the assistant by number; None if one of them cannot be found.
 
@@ -64,7 +64,8 @@ def answers_by_rendering(
         text: the whole conversation as it is rendered.
         messages: the whole conversation; it ends with an answer.
         wanted: numbers of the turns to find, rising.
-        first: the turn after which the prompt's text is known; its beginning is not looked for and given as 0.
+        first: the turn before which the prompt's text stands; its beginning is not looked for and given as 0. None if
+            the prompt is no such text.
     """
     found: dict[int, Span] = {}
     for turn in wanted:
@@ -81,6 +82,29 @@ def answers_by_rendering(
             return None
         found[turn] = (begin, end)
     return found
+
+
+def loses_prompt(texts: Sequence[str], asked: str, before: Sequence[Message], render: Renderer) -> bool:
+    """Whether a whole text lacks something that its prompt has when rendered alone, other than an answer's header.
+
+    Templates that write tools or the system turn into the last question take them away once an answer or another
+    question follows.
+
+    Args:
+        texts: whole conversations as they are rendered.
+        asked: the prompt rendered alone, with the header of the answer or what it begins with.
+        before: the turns of the prompt before the answer.
+    """
+    if not before or all(text.startswith(asked) for text in texts):  # nearly always
+        return False
+    turns = _attempt(render, before)
+    return turns is None or not all(text.startswith(turns) for text in (asked, *texts))
+
+
+def continuation(text: str, messages: Sequence[Message], turn: int, render: Renderer, *, begun: str) -> int | None:
+    """Where an answer goes on that the prompt began with the words `begun`; None if it cannot be found."""
+    around = _around(text, messages, turn, render, begun=begun)
+    return None if around is None else around[0]
 
 
 def _begin(text: str, messages: Sequence[Message], turn: int, render: Renderer) -> int | None:
@@ -103,12 +127,12 @@ def _end(text: str, messages: Sequence[Message], turn: int, render: Renderer) ->
     return len(until) if until is not None and text.startswith(until) else None
 
 
-def _around(text: str, messages: Sequence[Message], turn: int, render: Renderer) -> Span | None:
-    """Where the content of a turn begins and the turn ends, by a word in place of the content."""
+def _around(text: str, messages: Sequence[Message], turn: int, render: Renderer, *, begun: str = "") -> Span | None:
+    """Where the content of a turn begins (after `begun`) and the turn ends, by a word in place of the content."""
     word = "Anything"
     while word in text:
         word += "Else"
-    replaced = [*messages[:turn], {**messages[turn], "content": word}]
+    replaced = [*messages[:turn], {**messages[turn], "content": begun + word}]
     last, whole = _attempt(render, replaced), _attempt(render, [*replaced, *messages[turn + 1 :]])
     if last is None or whole is None or last.count(word) != 1 or whole.count(word) != 1:
         return None

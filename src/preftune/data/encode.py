@@ -7,7 +7,8 @@ or eos id, which may be one and the same.
 
 Two conversations may part before the last answer. Then the assistant's turns after that are scored, and what others say
 between them is context. Where such a turn begins and ends is decided as for the prompt: the text up to there is
-tokenised alone, and the tokens that the whole begins with too are those before it.
+tokenised alone, and the tokens that the whole begins with too are those before it. The first answer is looked for in
+the same way where a template takes something out of the prompt's turns once an answer follows.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from preftune.data import spans
-from preftune.data.answer_turns import answers_by_marks, answers_by_rendering, has_marks
+from preftune.data.answer_turns import (
+    Renderer,
+    answers_by_marks,
+    answers_by_rendering,
+    continuation,
+    has_marks,
+    loses_prompt,
+)
 from preftune.data.messages import common_turns
 from preftune.errors import DatasetError
 from preftune.types import Message, PreferencePair, Span
@@ -162,38 +170,61 @@ class Encoder:
             return _refused(pair, "template_refused", " ".join(str(error).split()))
         first = len(prompt_turns) - continues
         parted = first + common_turns(*sides)
-        chosen, rejected = (self._answers(pair, *side, first, parted) for side in zip(whole, full, strict=True))
+        lost = loses_prompt(full, prompt, prompt_turns[:first], self._renderer(pair))
+        begun = prompt_turns[-1]["content"] if continues else ""
+        chosen, rejected = (
+            self._answers(pair, *side, first, parted, lost=lost, begun=begun) for side in zip(whole, full, strict=True)
+        )
         if chosen is None or rejected is None:
             return _refused(pair, "answers_not_found")
         ended = (self._ends(full[0]), self._ends(full[1]))
         return _Texts(prompt, full[0], full[1], False, ended, continues, (chosen, rejected))
 
     def _answers(
-        self, pair: PreferencePair, messages: list[Message], text: str, first: int, parted: int
+        self,
+        pair: PreferencePair,
+        messages: list[Message],
+        text: str,
+        first: int,
+        parted: int,
+        *,
+        lost: bool,
+        begun: str,
     ) -> list[int] | None:
         """Where the turns of the assistant begin and end in a side's text; None if the template hides it.
 
         Args:
             first: number of the turn after the prompt.
             parted: number of the turn from which on the sides differ.
-        Returns: nothing at all for a single answer.
+            lost: whether a side's text lacks something of the prompt's, which then does not tell where it ends.
+            begun: what the prompt holds of the turn `first`.
+        Returns: nothing at all for a single answer that follows the prompt.
         """
         last = len(messages) - 1
-        if first == last:
+        if first == last and not lost:
             return []
-
-        def render(messages: list[Message], *, answer: bool = False) -> str:
-            return self._render(pair, messages, answer=answer)
-
+        render = self._renderer(pair)
         wanted = [turn for turn in range(parted, last + 1) if messages[turn]["role"] == "assistant"]
         found = answers_by_marks(text, self._marked(pair, messages, text), messages)
         if found is None:
-            found = answers_by_rendering(text, messages, wanted, render, first=first)
+            known = None if lost and not begun else first
+            found = answers_by_rendering(text, messages, wanted, render, first=known)
         if found is None:
             return None
         edges = [self._with_eos(text, at) if is_end else at for turn in wanted for is_end, at in enumerate(found[turn])]
+        begin: int | None = edges[0]
         # The outermost are those of a single answer: the prompt's end, and the text's.
-        return [0 if wanted[0] == first else edges[0], *edges[1:-1], len(text)]
+        if wanted[0] == first and not lost:
+            begin = 0
+        elif wanted[0] == first and begun:
+            begin = continuation(text, messages, first, render, begun=begun)
+        return None if begin is None else [begin, *edges[1:-1], len(text)]
+
+    def _renderer(self, pair: PreferencePair) -> Renderer:
+        def render(messages: list[Message], *, answer: bool = False) -> str:
+            return self._render(pair, messages, answer=answer)
+
+        return render
 
     def _marked(self, pair: PreferencePair, messages: list[Message], text: str) -> list[Span]:
         """The characters that the template marks as the assistant's, if it has such marks."""

@@ -21,7 +21,7 @@ REASONS: Mapping[str, tuple[str, str]] = {
     ),
     "no_answer": ("a side does not end with a turn of the assistant", "Remove the turns after the last answer."),
     "answers_not_found": (
-        "the chat template does not tell where the assistant's earlier turns begin and end",
+        "the chat template does not tell where the assistant's turns begin and end",
         "Mark them in the template with {% generation %}, or let only the last answer differ.",
     ),
     "no_answer_left": ("truncation cuts off all that the assistant says on a side", "Raise max_length."),

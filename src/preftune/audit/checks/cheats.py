@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from preftune.audit.checks.check import Check, Setting
 from preftune.audit.finding import Example, Finding, Kind, Rows
 from preftune.audit.opening import Fault
-from preftune.audit.seen import SeenPair, lengths_of
+from preftune.audit.seen import SeenPair, answer_lengths_of
 from preftune.audit.shortcuts import RULES, first_letter
 from preftune.evaluation.statistics import share
 
@@ -84,11 +84,12 @@ class CheatsCheck(Check):
             self.index.append(seen.index)
             self.row.append(seen.row)
             self.prompt.append(seen.prompt_key)
-            lengths = lengths_of(seen, tokens=tokens)
-            self.votes["longer"].append(_NO_DECISION if lengths is None else _vote(lengths[1], lengths[2]))
+            lengths = answer_lengths_of(seen, tokens=tokens)
+            self.votes["longer"].append(_NO_DECISION if lengths is None else _vote(*lengths))
+            answers = seen.answers
             for name, rule in RULES.items():
-                self.votes[name].append(_vote(rule.measure(seen.chosen), rule.measure(seen.rejected)))
-            for letters, answer in zip(self.letters, (seen.chosen, seen.rejected), strict=True):
+                self.votes[name].append(_vote(rule.measure(answers[0]), rule.measure(answers[1])))
+            for letters, answer in zip(self.letters, answers, strict=True):
                 letters.append(first_letter(answer))
 
     def _all_votes(self) -> Iterator[tuple[str, NDArray[np.int8]]]:

@@ -13,6 +13,8 @@ from preftune.audit.finding import Example, Finding, Kind, Rows
 from preftune.audit.opening import Fault
 from preftune.audit.seen import SeenPair, lengths_of
 from preftune.audit.summaries import Numbers, histogram, percentiles
+from preftune.data import spans
+from preftune.data.encode import Encoded
 
 PARTS = ("prompt", "chosen", "rejected")
 
@@ -37,6 +39,13 @@ SAME_WHEN_CUT = Kind(
     "What is left prefers nothing; preftune dpo leaves the row out.",
     "Raise --max_length.",
 )
+NO_ANSWER_LEFT = Kind(
+    "no_answer_left",
+    "error",
+    "Sides of which all that the assistant says is cut off",
+    "What is left of the conversation scores nothing; preftune dpo leaves the row out.",
+    "Raise --max_length.",
+)
 PROMPT_CUT = Kind(
     "prompts_cut",
     "warning",
@@ -44,6 +53,10 @@ PROMPT_CUT = Kind(
     "The beginning of the prompt is lost, with the system prompt if there is one.",
     "Raise --max_prompt_length.",
 )
+
+
+_LEFT_OUT = (NO_ROOM, SAME_WHEN_CUT, NO_ANSWER_LEFT)
+_TOLD_ELSEWHERE = len(_LEFT_OUT) + 1
 
 
 class CutRow(NamedTuple):
@@ -63,15 +76,15 @@ class CutRow(NamedTuple):
 class LengthsCheck(Check):
     """Tokens of every part; words where no tokenizer is given, and then nothing is said about limits."""
 
-    kinds = (NO_ROOM, SAME_WHEN_CUT, CUT, PROMPT_CUT)
+    kinds = (*_LEFT_OUT, CUT, PROMPT_CUT)
     section = "lengths"
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self.index, self.row = array("q"), array("q")
         self.lengths = {part: array("q") for part in PARTS}
-        self.same = array("q")
-        """Tokens that chosen and rejected begin with in common; words are not compared."""
+        self.outcome = array("b")
+        """0 for a row that is kept, else 1 + the place in `_LEFT_OUT` of what it is left out for under the limits."""
 
     def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
         tokens = self.setting.encoder is not None
@@ -83,13 +96,32 @@ class LengthsCheck(Check):
             self.row.append(seen.row)
             for part, length in zip(PARTS, lengths, strict=True):
                 self.lengths[part].append(length)
-            self.same.append(_common(seen) if tokens else 0)
+            self.outcome.append(self._outcome(seen.encoded) if tokens and seen.encoded is not None else 0)
+
+    def _outcome(self, encoded: Encoded) -> int:
+        """As `tokenize_pairs` cuts a row, and decides whether anything is left to train on."""
+        setting = self.setting
+        if encoded.reason is not None:
+            return _TOLD_ELSEWHERE
+        if setting.max_length is None:
+            return 0
+        room = setting.max_length - min(len(encoded.prompt), setting.max_prompt_length or len(encoded.prompt))
+        if room <= 0:
+            return 1 + _LEFT_OUT.index(NO_ROOM)
+        if max(len(encoded.chosen), len(encoded.rejected)) <= room:
+            return 0
+        chosen = spans.within(room, encoded.chosen_scored)
+        rejected = spans.within(room, encoded.rejected_scored)
+        if not chosen or not rejected:
+            return 1 + _LEFT_OUT.index(NO_ANSWER_LEFT)
+        same = chosen == rejected and encoded.chosen[: chosen[-1]] == encoded.rejected[: rejected[-1]]
+        return 1 + _LEFT_OUT.index(SAME_WHEN_CUT) if same else 0
 
     def _numbers(self) -> dict[str, Numbers]:
         return {part: np.frombuffer(values, dtype=np.int64) for part, values in self.lengths.items()}
 
     def _cuts(self) -> dict[str, Numbers]:
-        """(pairs,) tokens that are cut of each part, and which rows are left out for what."""
+        """(pairs,) tokens that are cut of each part."""
         setting, lengths = self.setting, self._numbers()
         prompt = lengths["prompt"]
         if setting.max_prompt_length is not None:
@@ -97,30 +129,27 @@ class LengthsCheck(Check):
         room = np.full(len(prompt), np.iinfo(np.int64).max)
         if setting.max_length is not None:
             room = setting.max_length - prompt
-        same = np.frombuffer(self.same, dtype=np.int64)
-        either = np.maximum(lengths["chosen"], lengths["rejected"]) > room
         return {
             "prompt": lengths["prompt"] - prompt,
             "chosen": np.maximum(0, lengths["chosen"] - np.maximum(room, 0)),
             "rejected": np.maximum(0, lengths["rejected"] - np.maximum(room, 0)),
-            "no_room": room <= 0,
-            "same_when_cut": either & (room > 0) & (same >= room),
         }
 
     def findings(self, pairs: int) -> Iterator[Finding]:
         if self.setting.encoder is None or not len(self.index):
             return
         cuts = self._cuts()
-        left_out = cuts["no_room"] | cuts["same_when_cut"]
+        outcomes = np.frombuffer(self.outcome, dtype=np.int8)
         answers = np.maximum(cuts["chosen"], cuts["rejected"])
         lengths = self._numbers()
         whole = int((lengths["prompt"] + np.maximum(lengths["chosen"], lengths["rejected"])).max())
         keep = f"max_length={whole} would keep every row whole."
-        yield from NO_ROOM.found(self._rows(cuts["no_room"], lengths["prompt"], "prompt of {} tokens"), of=pairs)
-        yield from SAME_WHEN_CUT.found(self._rows(cuts["same_when_cut"], answers, "{} tokens cut"), of=pairs)
-        cut = (answers > 0) & ~left_out
+        for number, kind in enumerate(_LEFT_OUT, start=1):
+            tokens, note = (lengths["prompt"], "prompt of {} tokens") if kind is NO_ROOM else (answers, "{} tokens cut")
+            yield from kind.found(self._rows(outcomes == number, tokens, note), of=pairs)
+        cut = (answers > 0) & (outcomes == 0)
         yield from CUT.found(self._rows(cut, answers, "{} tokens cut"), of=pairs, detail=keep)
-        cut = (cuts["prompt"] > 0) & ~left_out
+        cut = (cuts["prompt"] > 0) & (outcomes == 0)
         yield from PROMPT_CUT.found(self._rows(cut, cuts["prompt"], "{} tokens cut"), of=pairs)
 
     def _rows(self, mask: Numbers, tokens: Numbers, note: str) -> Rows:
@@ -135,9 +164,11 @@ class LengthsCheck(Check):
         if self.setting.encoder is None:
             return
         cuts = self._cuts()
-        for place in np.flatnonzero(cuts["no_room"] | (cuts["prompt"] + cuts["chosen"] + cuts["rejected"] > 0)):
+        outcomes = np.frombuffer(self.outcome, dtype=np.int8)
+        lost = (outcomes > 0) | (cuts["prompt"] + cuts["chosen"] + cuts["rejected"] > 0)
+        for place in np.flatnonzero(lost & (outcomes != _TOLD_ELSEWHERE)):
             at = int(place)
-            outcome = "no_room" if cuts["no_room"][at] else "same_when_cut" if cuts["same_when_cut"][at] else "cut"
+            outcome = _LEFT_OUT[outcomes[at] - 1].name if outcomes[at] else "cut"
             prompt, chosen, rejected = (self.lengths[part][at] for part in PARTS)
             cut = [int(cuts[part][at]) for part in PARTS]
             yield CutRow(self.row[at], prompt, chosen, rejected, cut[0], cut[1], cut[2], outcome)
@@ -168,16 +199,8 @@ class LengthsCheck(Check):
         }
         if self.setting.encoder is not None:
             cuts = self._cuts()
-            lost = cuts["no_room"] | cuts["same_when_cut"]
-            any_cut = (cuts["prompt"] + cuts["chosen"] + cuts["rejected"] > 0) & ~lost
+            outcomes = np.frombuffer(self.outcome, dtype=np.int8)
+            lost = (outcomes > 0) & (outcomes != _TOLD_ELSEWHERE)
+            any_cut = (cuts["prompt"] + cuts["chosen"] + cuts["rejected"] > 0) & (outcomes == 0)
             figures["cut"] = {"cut": int(any_cut.sum()), "left_out": int(lost.sum())}
         return figures
-
-
-def _common(seen: SeenPair) -> int:
-    assert seen.encoded is not None
-    chosen, rejected = seen.encoded.chosen, seen.encoded.rejected
-    limit = min(len(chosen), len(rejected))
-    if chosen[:limit] == rejected[:limit]:
-        return limit
-    return next(place for place in range(limit) if chosen[place] != rejected[place])

@@ -81,8 +81,7 @@ class RolesCheck(Check):
         if any(not side or side[-1]["role"] != "assistant" for side in sides):
             self.no_answer.add(row, index)
             return
-        continues = bool(prompt) and prompt[-1]["role"] == "assistant"
-        if continues:
+        if prompt and all(turns[0]["role"] == "assistant" for turns in (prompt[-1:], *sides)):
             self.continued.add(row, index)
         wrong = next((found for side in sides if (found := disorder([*prompt, *side], ends=len(prompt)))), None)
         if wrong:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from preftune.audit.checks.check import Check, Setting
 from preftune.audit.finding import Finding, Kind, Rows
 from preftune.audit.opening import Fault
-from preftune.audit.seen import SeenPair
+from preftune.audit.seen import SeenPair, see
 from preftune.evaluation.distributions import normal_quantile
 from preftune.evaluation.statistics import POWER
 
@@ -37,7 +38,7 @@ FEWER = Kind(
 SMALL_EVAL = Kind(
     "small_eval",
     "warning",
-    "Too few held-out pairs to see a change of 2 points",
+    "Too few held-out prompts to see a change of 2 points",
     "Two checkpoints cannot be told apart on them: differences of this size are noise.",
     "Hold out more (preftune dpo --eval_fraction), or trust only larger differences.",
 )
@@ -56,31 +57,45 @@ class SizeCheck(Check):
     def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
         self.usable += sum(seen.usable for seen in batch)
 
-    def _held_out(self) -> int | None:
+    @cached_property
+    def held_out(self) -> tuple[int, int] | None:
+        """Pairs, and different prompts among them. Pairs of one prompt tend to be right or wrong together."""
         held_out = self.setting.held_out
-        return None if held_out is None else (0 if held_out.pairs is None else len(held_out.pairs))
+        if held_out is None:
+            return None
+        pairs, prompts = 0, set()
+        for good, _ in held_out.batches():
+            pairs += len(good)
+            prompts |= {see(pair, index).prompt_key for index, pair in good}
+        return pairs, len(prompts)
 
     def findings(self, pairs: int) -> Iterator[Finding]:
         if 0 < self.usable < GENERAL:
             kind = FEW if self.usable < DOMAIN else FEWER
             yield from kind.found(Rows(self.usable), of=self.usable, detail=f"{self.usable:,} usable pairs.")
-        count = self._held_out()
-        if count is not None and count < held_out_pairs():
-            smallest = f"{smallest_change(count):.1%}" if count else "no"
-            detail = f"{count:,} pairs show a change of {smallest} at the least; 2 points take {held_out_pairs():,}."
+        if self.held_out is None:
+            return
+        count, prompts = self.held_out
+        if prompts < held_out_pairs():
+            smallest = f"{smallest_change(prompts):.1%}" if prompts else "no"
+            detail = (
+                f"{count:,} pairs of {prompts:,} different prompts show a change of {smallest} at the least, counting "
+                f"prompts; 2 points take {held_out_pairs():,}."
+            )
             yield from SMALL_EVAL.found(Rows(max(1, count)), of=max(1, count), detail=detail)
 
     def figures(self) -> Mapping[str, Any]:
-        count = self._held_out()
+        count, prompts = self.held_out or (None, None)
         return {
             "usable": self.usable,
             "recommended": {"domain": DOMAIN, "general": GENERAL},
             "held_out": {
                 "pairs": count,
+                "prompts": prompts,
                 "needed": held_out_pairs(),
                 "change": CHANGE,
                 "disagreement": DISAGREEMENT,
-                "smallest_change": smallest_change(count) if count else None,
+                "smallest_change": smallest_change(prompts) if prompts else None,
                 "formula": "n = (z_0.975 + z_0.8)^2 (q - d^2) / d^2 with d the change of accuracy and q the share of "
                 "pairs on which the two models differ",
             },

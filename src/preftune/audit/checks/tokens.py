@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from preftune.audit.checks.check import Check, Setting
 from preftune.audit.finding import Finding, Kind, Rows
 from preftune.audit.opening import Fault
 from preftune.audit.seen import SeenPair
+from preftune.data.tokenize_report import REASONS
 
 NO_TEMPLATE = Kind(
     "no_chat_template",
@@ -23,6 +25,13 @@ REFUSED = Kind(
     "Conversations that the chat template refuses",
     "preftune dpo leaves the row out.",
     "Bring the turns into the order that the template's words ask for.",
+)
+LEFT_OUT = Kind(
+    "left_out_by_tokenizing",
+    "error",
+    "Pairs that cannot be trained on as they are tokenised",
+    "preftune dpo leaves the row out.",
+    "The numbers say what is wrong, and what mends it.",
 )
 DROPPED_SYSTEM = Kind(
     "system_prompt_dropped",
@@ -64,13 +73,16 @@ BOUNDARY = Kind(
 class TokensCheck(Check):
     """With a tokenizer only."""
 
-    kinds = (NO_TEMPLATE, REFUSED, DROPPED_SYSTEM, PLAIN_TEXT, NO_EOS, EOS_ADDED, BOUNDARY)
+    kinds = (NO_TEMPLATE, REFUSED, LEFT_OUT, DROPPED_SYSTEM, PLAIN_TEXT, NO_EOS, EOS_ADDED, BOUNDARY)
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self.no_template, self.refused, self.dropped = Rows(), Rows(), Rows()
         self.plain, self.eos_added, self.moved = Rows(), Rows(), Rows()
         self.words = ""
+        self.left_out = Rows()
+        self.reasons: Counter[str] = Counter()
+        """Keys of `REASONS` -> pairs that no other check tells of."""
         self.verdicts: dict[int, bool] = {}
         """Hash of a system prompt -> whether the template writes it."""
 
@@ -99,14 +111,21 @@ class TokensCheck(Check):
             if encoded.reason == "template_refused":
                 self.words = self.words or encoded.detail
                 self.refused.add(seen.row, seen.index, encoded.detail[:200])
-            elif encoded.reason is None:
+            elif encoded.reason is not None:
+                if not _is_told(seen, encoded.reason):
+                    self.left_out.add(seen.row, seen.index, REASONS[encoded.reason][0])
+                    self.reasons[encoded.reason] += 1
+            else:
                 if encoded.eos_added:
                     self.eos_added.add(seen.row, seen.index)
                 if encoded.moved:
                     self.moved.add(seen.row, seen.index)
 
     def _drops_system(self, seen: SeenPair) -> bool:
-        """Whether the text that the template makes of the prompt lacks its system prompt."""
+        """Whether the text that is trained, prompt and answer, lacks the prompt's system turn.
+
+        Templates may write it into the last question only, and leave it out once the answer follows.
+        """
         prompt = seen.pair.prompt
         assert isinstance(prompt, list)
         system = next((turn for turn in prompt if turn["role"] in ("system", "developer")), None)
@@ -115,10 +134,10 @@ class TokensCheck(Check):
             return False
         key = hash(content)
         if key not in self.verdicts:
-            user = {"role": "user", "content": "?"}
+            user, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}
             try:
                 text = self.tokenizer.apply_chat_template(
-                    [system, user], tokenize=False, add_generation_prompt=True, **seen.pair.chat_template_kwargs
+                    [system, user, answer], tokenize=False, **seen.pair.chat_template_kwargs
                 )
             except Exception:  # a template that refuses says so for the row itself
                 text = content
@@ -128,9 +147,22 @@ class TokensCheck(Check):
     def findings(self, pairs: int) -> Iterator[Finding]:
         yield from NO_TEMPLATE.found(self.no_template, of=pairs)
         yield from REFUSED.found(self.refused, of=pairs, detail=self.words)
+        detail = " ".join(
+            f"{count:,}: {REASONS[key][0]}. {REASONS[key][1]}" for key, count in self.reasons.most_common()
+        )
+        yield from LEFT_OUT.found(self.left_out, of=pairs, detail=detail, **self.reasons)
         yield from DROPPED_SYSTEM.found(self.dropped, of=pairs)
         yield from PLAIN_TEXT.found(self.plain, of=pairs)
         if self.tokenizer.eos_token_id is None:
             yield from NO_EOS.found(Rows(pairs), of=pairs)
         yield from EOS_ADDED.found(self.eos_added, of=pairs)
         yield from BOUNDARY.found(self.moved, of=pairs)
+
+
+def _is_told(seen: SeenPair, reason: str) -> bool:
+    """Whether another check has a finding for pairs that tokenising leaves out for this reason."""
+    if reason == "empty_completion":
+        return seen.blank
+    if reason == "identical":
+        return not seen.usable
+    return reason in ("no_answer", "no_shared_prompt")
