@@ -138,3 +138,14 @@ def test_a_row_without_a_side_is_named(tmp_path: Any) -> None:
     rows = datasets.concatenate_datasets([rows, datasets.Dataset.from_dict({"prompt": ["x"]})])
     assert "row 3 has no 'chosen'" in fails(rows)
     assert "row 0 has no 'chosen'" in fails(rows.select([3, 0]))
+
+
+def test_a_name_that_is_more_than_a_word_is_quoted_and_the_message_stays_one_line() -> None:
+    rows = [{"prompt": "p", "chosen 1": "a", "bad": "b"}]
+    with pytest.raises(DatasetError, match=r"--columns chosen='chosen 1' rejected=bad ") as caught:
+        load_pairs(rows)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DatasetError) as caught:
+        load_pairs([{"\nprompt": "p", "answers": "a"}])
+    assert "\n" not in str(caught.value)
+    assert r"prompt=$'\nprompt'" in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -183,7 +184,7 @@ def missing_columns(
             "same prompt together into one row, with the columns 'prompt', 'chosen' and 'rejected'."
         )
     options = " ".join(
-        f"{canonical}={guesses.get(canonical, f'<{canonical} column>')}"
+        f"{canonical}={_as_word(guesses[canonical]) if canonical in guesses else f'<{canonical} column>'}"
         for canonical in CANONICAL
         if canonical in guesses or canonical in missing
     )
@@ -201,6 +202,11 @@ def missing_columns(
     if len(missing) == 2:
         cure += f" Or name their format: --format is one of {known_formats()}."
     return DatasetError(f"{head} {cure}")
+
+
+def _as_word(column: str) -> str:
+    """A column's name as one word of a command line; in bash's $'...' where it cannot be typed (a newline in it)."""
+    return shlex.quote(column) if column.isprintable() else f"${column!r}"
 
 
 def guess_columns(wanted: Iterable[str], features: Mapping[str, Any], taken: Iterable[str] = ()) -> dict[str, str]:
