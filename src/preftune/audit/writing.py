@@ -6,8 +6,6 @@ import csv
 import io
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 from preftune.audit.checks.lengths import CutRow
 from preftune.audit.run import Audit
 from preftune.errors import RequestError
+from preftune.whole_file import write_whole
 
 
 def write_text(path: Path, text: str) -> None:
@@ -24,23 +23,12 @@ def write_text(path: Path, text: str) -> None:
         RequestError: the folder cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        write_whole(path, text.encode())
     except OSError as error:
         raise RequestError(
             f"--output {path.parent} cannot be written ({error.strerror or error}). Choose a folder that you own: "
             "--output FOLDER."
         ) from error
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def write_audit(audit: Audit, folder: Path) -> list[Path]:

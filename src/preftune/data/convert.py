@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from preftune.data.adapters import LEFT
 from preftune.data.canonical import canonical_row, reads_back, with_json_texts
 from preftune.data.filters import REASONS, Decision, Facts, Filters, decide, is_blank
-from preftune.data.pair_files import PairWriter, Shape, beside, check_output, outputs_of, sha256_of, write_whole
+from preftune.data.pair_files import PairWriter, Shape, beside, check_output, outputs_of, sha256_of
 from preftune.data.pairs import PairDataset
 from preftune.data.row_reader import Attempt
 from preftune.data.stream import PairStream
@@ -29,6 +29,7 @@ from preftune.errors import ConfigError, DatasetError
 from preftune.log import warn
 from preftune.types import PreferencePair
 from preftune.version import __version__
+from preftune.whole_file import write_whole
 
 _SHOW_PROGRESS = 2000
 """Rows from which a progress bar is shown (on a terminal only)."""

@@ -15,6 +15,7 @@ from typing import Any, Self
 from preftune.data.canonical import CANONICAL_ROW, canonical_row, with_json_texts
 from preftune.errors import ConfigError
 from preftune.types import PreferencePair, Text
+from preftune.whole_file import umask
 
 _WRITABLE = (".jsonl", ".ndjson", ".parquet", ".jsonl.gz", ".ndjson.gz")
 _ROWS = 1000
@@ -76,7 +77,7 @@ class PairWriter:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         os.close(handle)
         self._temporary = Path(temporary)
-        self._temporary.chmod(0o666 & ~_umask())
+        self._temporary.chmod(0o666 & ~umask())
         self._file: Any = self._temporary.open("wb")
         self._lines: Any = None
         self._table: _ParquetRows | None = None
@@ -163,20 +164,6 @@ class _ParquetRows:
             self._rows = []
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """A small file, whole under its name or not there."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -186,9 +173,3 @@ def outputs_of(path: Path, *, split: bool) -> Sequence[Path]:
     """Every file that writing to `path` makes: the pairs, those held out, the manifest."""
     manifest = path.with_name(f"{path.name}.manifest.json")
     return (path, beside(path, "held-out"), manifest) if split else (path, manifest)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.errors import RequestError
+from preftune.whole_file import write_whole
 
 
 def digest(value: Any) -> str:
@@ -36,12 +37,7 @@ def prepare_folder(folder: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` in one move: a reader sees the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_whole(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

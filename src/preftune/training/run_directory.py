@@ -15,23 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from preftune.errors import RequestError
+from preftune.whole_file import write_whole
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(plain(content), file, indent=2, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_whole(path, (json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:
@@ -52,9 +41,7 @@ def cut_back(path: Path, step: int) -> None:
             continue
         if record.get("step", 0) <= step:
             kept.append(line)
-    temporary = path.with_name(f".{path.name}-cut")
-    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, "".join(f"{line}\n" for line in kept).encode())
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:
