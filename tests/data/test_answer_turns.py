@@ -8,90 +8,24 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
 
-from preftune.data import DIALOGUE_TEMPLATE, GroupDataset, TokenizeReport, load_pairs, tokenize_pairs
+from preftune.data import DIALOGUE_TEMPLATE
 from preftune.errors import DatasetError
-from preftune.types import TokenizedGroup
 
-from .tiny_bpe import CHATML, THINKING, make_tokenizer
-
-Tok = PreTrainedTokenizerFast
-
-LLAMA3 = (
-    "{{ bos_token }}{% for m in messages %}"
-    "{{ '<|im_start|>' + m['role'] + '\n\n' + m['content'] | trim + '<|im_end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}"
+from .tiny_bpe import make_tokenizer
+from .turns import (
+    DROPS_THOUGHTS,
+    MARKED,
+    PARTED,
+    TEMPLATES,
+    Tok,
+    assistant,
+    run,
+    shown,
+    shown_one,
+    turn,
+    user,
 )
-"""Llama 3's shape: bos written by the template, no line break after a turn."""
-
-MARKED = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}"
-    "{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
-    "{% else %}{{ m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-MARKED_TIGHTLY = MARKED.replace(
-    "{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}",
-    "{{ m['content'] }}{% endgeneration %}{{ '<|im_end|>\n' }}",
-)
-"""The marks leave out the end of the turn, which must be trained all the same."""
-
-DROPS_THOUGHTS = (
-    "{% set last = namespace(user=0) %}{% for m in messages %}{% if m['role'] == 'user' %}"
-    "{% set last.user = loop.index0 %}{% endif %}{% endfor %}"
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
-    "{% set c = m['content'].split('</think>')[-1] | trim %}"
-    "{% if m['role'] == 'assistant' and loop.index0 > last.user %}"
-    "{{ '<think>' + (m['content'].split('</think>')[0].split('<think>')[-1] if '</think>' in m['content'] else '\n\n')"
-    " + '</think>\n\n' }}{% endif %}"
-    "{{ c if m['role'] == 'assistant' else m['content'] }}{{ '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-"""Qwen 3's shape: a think block stays (or an empty one is written) only in answers after the last turn of the user."""
-
-
-def turn(role: str, content: str) -> dict[str, Any]:
-    return {"role": role, "content": content}
-
-
-def user(content: str) -> dict[str, Any]:
-    return turn("user", content)
-
-
-def assistant(content: str) -> dict[str, Any]:
-    return turn("assistant", content)
-
-
-def run(rows: Any, tokenizer: Tok, **options: Any) -> tuple[GroupDataset, TokenizeReport]:
-    options.setdefault("max_length", None)
-    return tokenize_pairs(load_pairs(rows), tokenizer, **options)
-
-
-def shown(group: TokenizedGroup, tokenizer: Tok) -> list[str]:
-    """The prompt, and each completion with its scored tokens in brackets."""
-    texts = [tokenizer.decode(group.prompt_ids)]
-    for index, ids in enumerate(group.completions):
-        text, at = "", 0
-        for begin, end in group.spans(index):
-            text += tokenizer.decode(ids[at:begin]) + "⟦" + tokenizer.decode(ids[begin:end]) + "⟧"
-            at = end
-        texts.append(text + tokenizer.decode(ids[at:]))
-    return texts
-
-
-def shown_one(row: Any, tokenizer: Tok, **options: Any) -> list[str]:
-    groups, _ = run([row], tokenizer, **options)
-    return shown(groups[0], tokenizer)
-
-
-PARTED = {
-    "prompt": [user("Why?")],
-    "chosen": [assistant("one"), user("more"), assistant("two")],
-    "rejected": [assistant("three"), user("less"), assistant("four"), user("and?"), assistant("five")],
-}
 
 
 def test_a_conversation_by_hand_token_by_token() -> None:
@@ -134,16 +68,6 @@ def test_a_single_answer_has_no_spans(chat: Tok) -> None:
     groups, report = run([row], chat)
     assert groups[0].scored == ()
     assert not report.several_turns.count
-
-
-TEMPLATES = {
-    "chatml": (CHATML, "<|im_end|>\n"),
-    "llama 3": (LLAMA3, "<|im_end|>"),
-    "marked": (MARKED, "<|im_end|>\n"),
-    "marked without the end": (MARKED_TIGHTLY, "<|im_end|>\n"),
-    "an empty think block in the prompt": (THINKING, "<|im_end|>\n"),
-    "drops thoughts": (DROPS_THOUGHTS, "<|im_end|>\n"),
-}
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -399,92 +323,3 @@ def test_the_real_small_models_template() -> None:
     prompt, chosen, _ = shown_one(PARTED, tokenizer)
     assert prompt.endswith("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n")
     assert chosen == ("⟦one<|im_end|>\n⟧<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n⟦two<|im_end|>\n⟧")
-
-
-# --- limits -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_cut_clips_the_spans(chat: Tok) -> None:
-    whole, _ = run([PARTED], chat)
-    prompt = len(whole[0].prompt_ids)
-    (_, first), (second, _) = whole[0].spans(0)
-    groups, report = run([PARTED], chat, max_length=prompt + second + 1)
-    assert groups[0].spans(0) == ((0, first), (second, second + 1))
-    assert groups[0].completions[0] == whole[0].completions[0][: second + 1]
-    assert report.truncated["chosen"].rows == [0]
-    groups, _ = run([PARTED], chat, max_length=prompt + second)
-    assert groups[0].spans(0) == ((0, first),)
-
-
-def test_a_side_that_keeps_no_answer_is_dropped(chat: Tok) -> None:
-    row = {
-        "chosen": [user("Why?"), assistant("x"), user("more"), assistant("two")],
-        "rejected": [user("Why?"), assistant("x"), user("less and less and less"), assistant("two")],
-    }
-    whole, _ = run([row], chat)
-    longest = len(whole[0].prompt_ids) + whole[0].spans(1)[0][0]
-    _, report = run([row, PARTED], chat, max_length=longest)
-    assert report.dropped["no_answer_left"].rows == [0]
-    assert "Dropped 1 row (0): truncation cuts off all that the assistant says on a side. Raise max_length." in (
-        report.lines()
-    )
-    assert len(run([row], chat, max_length=longest + 1)[0]) == 1
-
-
-def test_sides_whose_scored_tokens_truncation_makes_the_same_are_dropped(chat: Tok) -> None:
-    """What differs behind the last scored token bears on nothing."""
-    row = {
-        "prompt": [user("Why?")],
-        "chosen": [assistant("one two"), user("more"), assistant("two")],
-        "rejected": [assistant("one two"), turn("tool", "less"), assistant("three")],
-    }
-    row["chosen"][0]["name"] = "differs for the turn, not for the template"
-    whole, _ = run([row], chat)
-    end = whole[0].spans(0)[0][1]
-    assert whole[0].spans(1)[0] == (0, end)
-    _, report = run([row, PARTED], chat, max_length=len(whole[0].prompt_ids) + end + 3)
-    assert report.dropped["identical_after_truncation"].rows == [0]
-
-
-def test_an_answer_of_nothing_is_empty_whatever_the_user_says(chat: Tok) -> None:
-    row = {**PARTED, "chosen": [assistant(""), user("more"), assistant("")]}
-    _, report = run([row, PARTED], chat)
-    assert report.dropped["empty_completion"].rows == [0]
-
-
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_several_processes_find_the_same_turns(chat: Tok) -> None:
-    rows = [PARTED, {**PARTED, "rejected": [assistant("no")]}] * 2
-    alone, alone_report = run(rows, chat)
-    many, many_report = run(rows, chat, num_proc=2)
-    assert list(alone) == list(many)
-    assert alone_report == many_report
-
-
-WORDS = st.sampled_from(["one", "Why?", "assistant", "user\n", " yes ", "<think>", "", "\n\nHuman:", "capital", "ital"])
-TURNS = st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=3)
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
-@given(turns=TURNS, other=TURNS, name=st.sampled_from(sorted(TEMPLATES)))
-def test_any_conversation_scores_its_answers_or_is_dropped(
-    chat: Tok, turns: list[tuple[str, str]], other: list[tuple[str, str]], name: str
-) -> None:
-    """As many spans as answers, each with one end mark and the answer's words; the rest is the others' turns."""
-    chat.chat_template = TEMPLATES[name][0]
-
-    def side(first: str, parts: list[tuple[str, str]]) -> list[dict[str, Any]]:
-        return [assistant(first), *(m for question, answer in parts for m in (user(question), assistant(answer)))]
-
-    row = {"prompt": [user("Why?")], "chosen": side("good", turns), "rejected": side("bad", other)}
-    groups, _ = run([row], chat)
-    for index, key in enumerate(("chosen", "rejected")):
-        answers = [m["content"] for m in row[key] if m["role"] == "assistant"]
-        ids, spans = groups[0].completions[index], groups[0].spans(index)
-        assert len(spans) == len(answers)
-        for (begin, end), answer in zip(spans, answers, strict=True):
-            assert list(ids[begin:end]).count(chat.eos_token_id) == 1
-            # an answer that begins like the prompt's think block is trained from where they part, as single ones are
-            assert answer.strip().removeprefix("<think>") in chat.decode(ids[begin:end])
-        context = [token for at, token in enumerate(ids) if not any(b <= at < e for b, e in spans)]
-        assert context.count(chat.eos_token_id) == len(answers) - 1
