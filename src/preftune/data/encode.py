@@ -1,9 +1,9 @@
 """`PreferencePair` -> token ids of prompt, chosen and rejected, with the boundary where it belongs.
 
-The prompt alone, prompt + chosen and prompt + rejected are tokenised each as one text; the prompt of the group is what
-all three begin with. So a merge across the boundary, or a chat template that renders a prompt differently once an
-answer follows (think blocks, generation prompts), moves the boundary and never the tokens. Nothing is looked up by pad
-or eos id, which may be one and the same.
+The prompt alone, prompt + chosen and prompt + rejected are tokenised each as one text (`prompt_once` spares what they
+share); the prompt of the group is what all three begin with. So a merge across the boundary, or a chat template that
+renders a prompt differently once an answer follows (think blocks, generation prompts), moves the boundary and never the
+tokens. Nothing is looked up by pad or eos id, which may be one and the same.
 
 Two conversations may part before the last answer. Then the assistant's turns after that are scored, and what others say
 between them is context. Where such a turn begins and ends is decided as for the prompt: the text up to there is
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -28,6 +29,7 @@ from preftune.data.answer_turns import (
     loses_prompt,
 )
 from preftune.data.messages import common_turns
+from preftune.data.prompt_once import PromptOnce
 from preftune.errors import DatasetError
 from preftune.types import Message, PreferencePair, Span
 
@@ -108,6 +110,7 @@ class Encoder:
         added = getattr(tokenizer, "added_tokens_decoder", {})
         marks = {str(token.content) for token in added.values()} | {str(tokenizer.eos_token or "")}
         self._marks = tuple(mark for mark in marks if mark.strip())
+        self._rendered_ids = PromptOnce(tokenizer, partial(self._ids, special_tokens=False))
 
     def encode(self, pairs: Sequence[PreferencePair]) -> list[Encoded]:
         """Token ids of the pairs, in order.
@@ -116,17 +119,13 @@ class Encoder:
             DatasetError: conversations, and no chat template.
         """
         texts: list[_Texts | Encoded] = [self._texts(pair) for pair in pairs]
-        ids: dict[int, list[list[int]]] = {}
-        for special_tokens in (False, True):
-            alike = {
-                i: text
-                for i, text in enumerate(texts)
-                if isinstance(text, _Texts) and text.special_tokens == special_tokens
-            }
-            flat = iter(
-                self._ids([part for text in alike.values() for part in text.parts], special_tokens=special_tokens)
-            )
-            ids |= {i: [next(flat) for _ in text.parts] for i, text in alike.items()}
+        known = [(i, text) for i, text in enumerate(texts) if isinstance(text, _Texts)]
+        plain = [(i, text.parts) for i, text in known if text.special_tokens]
+        rendered = [(i, text.parts) for i, text in known if not text.special_tokens]
+        flat = iter(self._ids([part for _, parts in plain for part in parts], special_tokens=True))
+        ids = {i: [next(flat) for _ in parts] for i, parts in plain}
+        shared = self._rendered_ids([parts for _, parts in rendered])
+        ids |= {i: parts for (i, _), parts in zip(rendered, shared, strict=True)}
         return [
             text if isinstance(text, Encoded) else self._assemble(pair.row, text, ids[i])
             for i, (pair, text) in enumerate(zip(pairs, texts, strict=True))
