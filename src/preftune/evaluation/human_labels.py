@@ -1,0 +1,169 @@
+"""People's judgements, to hold a judge against: any preference data, or rows with two answers and a label.
+
+Preference data: people preferred the chosen answer. Rows with `prompt`, `answer_a`, `answer_b` and `label` ("a", "b" or
+"tie") may hold ties too. Single votes are read where a row has them: a list `votes`, also inside `meta`, or
+`agreement`, the share of annotators who agree with the label.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from preftune.data.adapters.adapter import LEFT
+from preftune.data.adapters.convert import LeftOut
+from preftune.data.columns import listing
+from preftune.data.load import display_name, load_rows
+from preftune.data.pairs import read_pairs
+from preftune.errors import DatasetError, RequestError
+from preftune.evaluation.judges import Judgement
+from preftune.evaluation.records import digest
+from preftune.types import Text
+
+COLUMNS = ("prompt", "answer_a", "answer_b", "label")
+"""Of rows that are no pairs."""
+
+_LABELS: Mapping[str, Judgement] = {
+    **dict.fromkeys(("a", "answer_a", "model_a", "response_a"), "a"),
+    **dict.fromkeys(("b", "answer_b", "model_b", "response_b"), "b"),
+    **dict.fromkeys(("tie", "both", "neither", "tie (bothbad)", "same"), "tie"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HumanLabel:
+    """Two answers to one prompt and what people say of them."""
+
+    id: str
+    prompt: Text
+    answer_a: str
+    answer_b: str
+    label: Judgement
+    row: Mapping[str, Any] = field(default_factory=dict)
+    """The raw row, for rules that read it."""
+    votes: tuple[str, ...] = ()
+    """What each annotator said, in whatever words: only whether two are the same counts."""
+    agreement: float | None = None
+    """Share of annotators who agree with the label."""
+
+
+@dataclass(frozen=True, slots=True)
+class HumanLabels:
+    """The labels of a source, and what of it gave none."""
+
+    labels: list[HumanLabel]
+    name: str
+    rows: int
+    """Labels in the source, before `limit`."""
+    notes: Sequence[str] = ()
+    """What was assumed, and what was left out, in plain sentences."""
+
+
+def load_labels(
+    source: Any,
+    *,
+    split: str = "train",
+    columns: Mapping[str, str | None] | None = None,
+    format: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> HumanLabels:
+    """Reads people's judgements.
+
+    Args:
+        source: what `load_rows` takes.
+        columns, format: as for `load_pairs`; with `answer_a`, `answer_b` and `label` too.
+        limit: so many, drawn at random with `seed`.
+    Raises: DatasetError for data that hold no judgements, or a label that is none; RequestError for a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise RequestError(f"--limit {limit}: give at least 1.")
+    name = display_name(source)
+    rows: Any = load_rows(source, split=split)
+    names = {column: dict(columns or {}).get(column) or column for column in COLUMNS}
+    notes: list[str] = []
+    if all(column in rows.features for column in names.values()):
+        labels = _of_rows(rows, names, name)
+    else:
+        labels, notes = _of_pairs(rows, columns, format, name)
+    if not labels:
+        raise DatasetError(
+            f"{name} holds no judgements. Give preference pairs (prompt, chosen, rejected), or rows with prompt, "
+            "answer_a, answer_b and label (a, b or tie)."
+        )
+    chosen = labels
+    if limit is not None and limit < len(labels):
+        chosen = [labels[index] for index in sorted(random.Random(seed).sample(range(len(labels)), limit))]
+        notes.append(f"{limit:,} of {len(labels):,} judgements, drawn at random (seed {seed}).")
+    return HumanLabels(chosen, name, len(labels), notes)
+
+
+def _of_rows(rows: Any, names: Mapping[str, str], name: str) -> list[HumanLabel]:
+    found = []
+    for number, row in enumerate(rows):
+        said = row[names["label"]]
+        label = _LABELS.get(str(said).strip().casefold())
+        if label is None:
+            raise DatasetError(
+                f"{name} row {number}: {names['label']!r} is {said!r}, which does not say which answer is better. "
+                "Write 'a', 'b' or 'tie'."
+            )
+        prompt, one, other = (row[names[column]] for column in COLUMNS[:3])
+        if not prompt or not isinstance(one, str) or not isinstance(other, str):
+            raise DatasetError(
+                f"{name} row {number}: a judgement needs a prompt and two answers as text (columns: "
+                f"{listing(list(row))}). Fill them in, or name the columns with --columns."
+            )
+        agreement = _share(row.get("agreement"))
+        found.append(HumanLabel(str(row.get("id", number)), prompt, one, other, label, row, _votes(row), agreement))
+    return found
+
+
+def _of_pairs(
+    rows: Any, columns: Mapping[str, str | None] | None, format: str | None, name: str
+) -> tuple[list[HumanLabel], list[str]]:
+    pairs = read_pairs(rows, columns=columns, format=format, name=name)
+    found = []
+    for pair in pairs:
+        chosen, rejected = answer_text(pair.chosen), answer_text(pair.rejected)
+        row = pairs.raw[pair.row]
+        # Which of the two stands first is drawn by content, so that no judge gains by always saying "a".
+        chosen_first = int(digest([pair.prompt, sorted((chosen, rejected))]), 16) % 2 == 0
+        found.append(
+            HumanLabel(
+                id=str(pair.row) if pair.id is None else pair.id,
+                prompt=pair.prompt,
+                answer_a=chosen if chosen_first else rejected,
+                answer_b=rejected if chosen_first else chosen,
+                label="a" if chosen_first else "b",
+                row=row,
+                votes=_votes(row),
+                agreement=pair.agreement,
+            )
+        )
+    return found, [*pairs.notes, *_left(pairs.left)]
+
+
+def _left(left: Mapping[str, LeftOut]) -> list[str]:
+    return [f"Left out: {out.count:,} times, {LEFT[reason][0]}." for reason, out in left.items()]
+
+
+def answer_text(answer: Text) -> str:
+    """An answer as text; of turns what they say."""
+    if isinstance(answer, str):
+        return answer
+    return "\n\n".join(str(turn.get("content") or "") for turn in answer)
+
+
+def _votes(row: Mapping[str, Any]) -> tuple[str, ...]:
+    inner = row.get("meta")
+    votes = row.get("votes", inner.get("votes") if isinstance(inner, Mapping) else None)
+    if not isinstance(votes, Sequence) or isinstance(votes, str):
+        return ()
+    return tuple(str(vote) for vote in votes if vote is not None)
+
+
+def _share(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else None

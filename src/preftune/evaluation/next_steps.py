@@ -1,0 +1,149 @@
+"""What to do after an evaluation: one change at a time, the likeliest first.
+
+The rules are those of the tutorials that people come from (docs/evaluation.md names them): 55% means that it worked,
+below 50% the data and beta are to be checked, repetition asks for half the learning rate first. A higher beta keeps the
+model closer to the reference, a lower one lets it go further; some tutorials have it the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from preftune.evaluation.length_control import LengthControlled
+from preftune.evaluation.statistics import WinRate, more_prompts, verdict
+
+SPOILT = frozenset(("repeats", "repeated", "distinct_2", "self_similarity", "unfinished", "empty", "language_switch"))
+"""Figures of a `Degeneration` that show too much change."""
+NARROW = 0.05
+"""An undecided interval that lies within this distance of 50% says: hardly any difference, however many prompts."""
+MANY_TIES = 0.5
+CONTRADICTING = 0.2
+"""Share of comparisons in which a judge contradicts itself that is worth a better judge."""
+
+
+def next_steps(
+    result: WinRate,
+    *,
+    worse: Collection[str] = (),
+    length_controlled: LengthControlled | None = None,
+    contradicted: float | None = None,
+    beta: float | None = None,
+    learning_rate: float | None = None,
+    epochs: float | None = None,
+) -> list[str]:
+    """What to do next, in sentences for people; never empty.
+
+    Args:
+        worse: what got worse in the answers themselves, `Degeneration.worse`.
+        contradicted: share of the comparisons in which the judge contradicted itself when the answers were swapped.
+        beta, learning_rate, epochs: of the run, where they are known; the sentences then give numbers.
+    """
+    spoilt = bool(SPOILT & set(worse))
+    name = verdict(result).name
+    steps: list[str] = []
+    if name == "worse":
+        steps += _worse(spoilt, beta, learning_rate, epochs)
+    elif spoilt:
+        steps += _less_change(beta, learning_rate, epochs)
+    elif name == "better":
+        steps += _better(length_controlled)
+    elif name == "undecided":
+        steps += _undecided(result, beta, learning_rate)
+    else:
+        steps += _more_change(beta, learning_rate)
+    if name != "better" and length_controlled is not None:
+        steps += _length(length_controlled)
+    if contradicted is not None and contradicted >= CONTRADICTING:
+        steps.append(
+            f"The judge contradicts itself in {contradicted:.0%} of the comparisons when the answers are swapped. Use "
+            "a stronger judge, and see with preftune judge-check how often it agrees with people."
+        )
+    return steps
+
+
+def _better(controlled: LengthControlled | None) -> list[str]:
+    if controlled is not None and controlled.ci_low <= 0.5 and not controlled.extrapolated:
+        return [
+            "Part of this is length: at equal length the advantage is not shown. See with preftune audit whether the "
+            "chosen answers of the training pairs are longer, and balance them.",
+            "Read a few answers side by side before you use the model.",
+        ]
+    return [
+        "See what it cost: preftune eval with --suite general, which measures what alignment may damage.",
+        "Read the answers that lost (outcome loss in verdicts.jsonl): they show which pairs to collect next.",
+    ]
+
+
+def _undecided(result: WinRate, beta: float | None, learning_rate: float | None) -> list[str]:
+    steps = []
+    further = more_prompts(result)
+    narrow = result.ci_low >= 0.5 - NARROW and result.ci_high <= 0.5 + NARROW
+    ties = result.ties / result.n
+    if further is not None and not narrow:
+        steps.append(f"Evaluate on about {further:,} more {'prompt' if further == 1 else 'prompts'} first.")
+    if ties >= MANY_TIES:
+        steps.append(
+            f"{ties:.0%} of the comparisons are ties: read some, to see whether the two models answer nearly alike or "
+            "the judge cannot tell them apart."
+        )
+    if narrow:
+        steps.append("The interval is narrow around 50%: there is hardly any difference for more prompts to find.")
+    return steps + _more_change(beta, learning_rate)
+
+
+def _more_change(beta: float | None, learning_rate: float | None) -> list[str]:
+    """Too little change."""
+    now = "" if beta is None else f" (now {beta:g})"
+    lower = "A lower beta, down to 0.05" if beta is None or beta > 0.05 else "Not a lower beta than now"
+    rate = "" if learning_rate is None else f" (now {learning_rate:g})"
+    return [
+        "If the model changed too little: more or better pairs first. preftune audit tells what is wrong with the ones "
+        "that you have; about 1,000 good ones make a difference in one domain.",
+        f"Then a higher learning rate within its range{rate}: 5e-7 to 5e-6 for full fine-tuning, about ten times that "
+        "for an adapter.",
+        f"{lower}{now}: it lets the model go further from the one it came from.",
+    ]
+
+
+def _less_change(beta: float | None, learning_rate: float | None, epochs: float | None, *, when: str = "") -> list[str]:
+    """Too much change.
+
+    Args:
+        when: what the first step depends on, with a comma and a space.
+    """
+    rate = "" if learning_rate is None else f" ({learning_rate:g} to {learning_rate / 2:g})"
+    steps = [f"{when}{'halve' if when else 'Halve'} the learning rate{rate} first: the model changed too much."]
+    if beta is None or beta < 0.5:
+        now = "" if beta is None else f" (now {beta:g})"
+        steps.append(
+            f"If that is not enough, a higher beta{now}: 0.2 to 0.5 keeps the model closer to the one it came from."
+        )
+    if epochs is None or epochs > 1:
+        now = "" if epochs is None else f" instead of {epochs:g}"
+        steps.append(f"Train for one epoch{now}: the same preferences again and again are learnt by heart.")
+    return steps
+
+
+def _worse(spoilt: bool, beta: float | None, learning_rate: float | None, epochs: float | None) -> list[str]:
+    check = (
+        "Check the data: preftune audit finds sides that are swapped or contradict each other, and pairs that differ "
+        "in length only. Held-out accuracy near or below 50% points there too."
+    )
+    if spoilt:
+        return [*_less_change(beta, learning_rate, epochs), check]
+    return [check, *_less_change(beta, learning_rate, epochs, when="If the data are good, ")]
+
+
+def _length(controlled: LengthControlled) -> list[str]:
+    gain = controlled.win_rate - controlled.raw_win_rate
+    if abs(gain) < NARROW or controlled.cross_validated_loss >= controlled.plain_loss:
+        return []
+    if gain > 0:
+        return [
+            f"At equal length it would win {controlled.win_rate:.1%}: it loses by the length of its answers. See "
+            "whether the chosen answers of the training pairs are of a length that the judge dislikes."
+        ]
+    return [
+        f"At equal length it would win {controlled.win_rate:.1%} only: what it has learnt is largely length. Balance "
+        "the training pairs by length (preftune audit shows how far apart they are)."
+    ]
