@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from preftune.data import load_pairs
 from preftune.evaluation.verdicts import VerdictCache
+from tests.cli.endpoints import kill_when
 from tests.evaluation.chat_server import serving, shorter_wins
 from tests.evaluation.test_labelling import CHAT, write_samples
 from tests.evaluation.test_reward_model import saved
 
 ANSWERS = {"x": ["well, one", "one", "one or two"], "y": ["who knows", "two"]}
-
-
-@pytest.fixture(autouse=True)
-def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
@@ -101,16 +90,7 @@ def test_killed_and_resumed_no_verdict_is_asked_twice(preftune, server, tmp_path
     samples = write_samples(tmp_path / "s.jsonl", {str(i): ["a", "aa", "aaa"] for i in range(4)})
     words = ["label", str(samples), "--judge", server.spec(), "-o", str(tmp_path / "p.jsonl"), "--concurrency", "3"]
     server.pause = 0.05
-    child = subprocess.Popen([sys.executable, "-m", "preftune.cli.main", *words], stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 60
-        while len(server.answered) < 9 and time.monotonic() < deadline:
-            time.sleep(0.005)
-    finally:
-        os.kill(child.pid, signal.SIGKILL)
-        child.wait()
-    while server.at_once:  # what was under way when it died
-        time.sleep(0.01)
+    kill_when(lambda: len(server.answered) >= 9, words, server)
     cache = VerdictCache()
     known = len(cache)
     cache.close()
@@ -134,14 +114,14 @@ def test_no_pair_is_a_failure_that_says_why(preftune, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--judge", "shortest"], "There is no judge 'shortest'. Give rule:"),
+        (["--judge", "shortest"], "There is no judge 'shortest'. Did you mean 'shorter'? Give openai:"),
         (["--judge", "rule:pair_rules:odd"], "takes 1 arguments"),
         (["--judge", "rule:no_such_rules:f"], "no Python module 'no_such_rules'"),
         (["--judge", "shorter", "--min_gap", "-1"], "--min_gap -1.0"),
         (["--judge", "shorter", "--margin_from_scores", "0"], "--margin_from_scores 0.0"),
         (["--judge", "shorter", "--max_calls", "3"], "--max_calls has no effect unless --judge is openai:"),
         (["--judge", "shorter", "--criteria", "x"], "--criteria has no effect"),
-        (["--judge", "shorter", "--dtype", "auto"], "--dtype has no effect unless --judge is reward:MODEL"),
+        (["--judge", "shorter", "--dtype", "auto"], "--judge_dtype has no effect unless --judge is reward:MODEL"),
         (["--judge", "openai:m@http://u:p@h/v1"], "must be a plain one"),
         (["--judge", "shorter", "--pairs", "some"], "invalid choice"),
         (["--judge", "shorter", "--min-gpa", "1"], "Did you mean --min-gap"),

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from preftune.evaluation.sampling import read_samples
 from tests.cli.command import write_rows
+from tests.cli.endpoints import kill_when
 from tests.evaluation.chat_server import refusal, serving
 
 QUESTIONS = ["Hi?", "Why?", "Where to?"]
-
-
-@pytest.fixture(autouse=True)
-def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
@@ -105,18 +94,9 @@ def test_killed_and_resumed_nothing_that_came_is_asked_again(preftune, server, l
     out = tmp_path / "s.jsonl"
     words = ["sample", "--model", server.spec(), "--data", lines, "-o", str(out), "-k", "8", "--concurrency", "3"]
     server.pause = 0.05
-    child = subprocess.Popen([sys.executable, "-m", "preftune.cli.main", *words], stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 60
-        while len(server.answered) < 9 and time.monotonic() < deadline:
-            time.sleep(0.005)
-    finally:
-        os.kill(child.pid, signal.SIGKILL)
-        child.wait()
+    kill_when(lambda: len(server.answered) >= 9, words, server)
     there = read_samples(out)
     assert 0 < len(there) < 24
-    while server.at_once:  # what was under way when it died
-        time.sleep(0.01)
     server.asked.clear()
     result = preftune(*words)
     assert result.code == 0, result.err

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from preftune.errors import ModelError, RequestError
-from preftune.evaluation.generation import Completion, baseline, generate, generation_config, pair_generator
+from preftune.evaluation.generation import Completion, baseline, generate, generation_config
 from tests.models.tiny import tiny_llama, tiny_tokenizer
 
 PROMPTS = ["Hi", "What is the capital of France, and why?", "a", "Tell me more about it."]
@@ -197,21 +197,6 @@ def test_adapters_that_change_the_base_have_no_baseline(options: dict) -> None:
 def test_a_model_without_adapter_has_no_baseline() -> None:
     with pytest.raises(ModelError, match="no adapter to switch off"), baseline(tiny_llama()):
         pass
-
-
-def test_a_pair_generator_answers_for_both_sides() -> None:
-    model, tokenizer = tiny_llama(), tiny_tokenizer()
-    plain = generate(model, tokenizer, CHATS, max_new_tokens=8)
-    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
-    aligned = generate(adapted, tokenizer, CHATS, max_new_tokens=8)
-    rows = [{"prompt": chat} for chat in CHATS]
-    seen: list[tuple[str, int, int]] = []
-    answer = pair_generator(adapted, tokenizer, max_new_tokens=8, progress=lambda *s: seen.append(s))
-    assert answer("base", CHATS, rows) == plain
-    assert answer("aligned", CHATS, rows) == aligned
-    assert seen == [("base", 4, 4), ("aligned", 4, 4)]
-    explicit = pair_generator(tiny_llama(seed=3), tokenizer, baseline_model=tiny_llama(), max_new_tokens=8)
-    assert explicit("base", CHATS, rows) == plain
 
 
 def test_the_head_gets_one_matrix_and_keeps_no_hook():

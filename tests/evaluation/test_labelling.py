@@ -9,11 +9,14 @@ import pytest
 
 from preftune.data import load_pairs
 from preftune.errors import DatasetError, EndpointError, RequestError
+from preftune.evaluation.answer_groups import LabelCounts
+from preftune.evaluation.asker import EndpointAsker
 from preftune.evaluation.budget import Budget
+from preftune.evaluation.chat_judge import ChatJudge, parse_verdict
 from preftune.evaluation.endpoint import Conduct, Endpoint, EndpointName
-from preftune.evaluation.endpoint_judge import EndpointJudge, Question, parse_verdict
-from preftune.evaluation.judges import KeyFactJudge, LengthJudge, is_scorer
-from preftune.evaluation.labelling import ByComparison, ByScore, LabelCounts, label
+from preftune.evaluation.judges import KeyFactJudge, LengthJudge, Question, RememberedRule, is_scorer
+from preftune.evaluation.labelling import label
+from preftune.evaluation.rating import ByComparison, ByScore
 from preftune.evaluation.verdicts import VerdictCache, verdict_key
 from tests.evaluation.chat_server import ChatServer, Fault, serving, shorter_wins
 
@@ -127,7 +130,7 @@ def test_a_rule_with_a_cache_key_is_asked_once(tmp_path: Path) -> None:
     rule, cache = Slow(), VerdictCache(tmp_path / "verdicts")
     samples = write_samples(tmp_path / "s.jsonl", ANSWERS)
     for _ in range(2):
-        label(samples, tmp_path / "p.jsonl", ByScore(rule, cache))
+        label(samples, tmp_path / "p.jsonl", ByScore(RememberedRule(rule, cache)))
         assert rule.calls == 5
     cache.close()
 
@@ -244,7 +247,7 @@ def cache(tmp_path: Path):
 def labelled(server: ChatServer, cache: VerdictCache, folder: Path, *, again: bool = False, budget=None, **options):
     conduct = Conduct(concurrency=3, retries=1)
     with Endpoint(EndpointName.parse(server.spec()), conduct=conduct, budget=budget) as endpoint:
-        judge = EndpointJudge(endpoint, cache)
+        judge = ChatJudge(EndpointAsker(endpoint, cache))
         return label(folder / "s.jsonl", folder / "p.jsonl", ByComparison(judge, again=again), **options)
 
 
@@ -321,7 +324,7 @@ def test_a_cap_that_reminders_pass_stops_and_keeps(cache, tmp_path: Path) -> Non
 def test_estimates_count_what_is_not_known_yet(server, cache) -> None:
     questions = [Question("Hi?", "a", "bb"), Question("Hi?", "bb", "a"), Question("Hi?", "a", "bb")]
     with Endpoint(EndpointName.parse(server.spec())) as endpoint:
-        judge = EndpointJudge(endpoint, cache)
+        judge = ChatJudge(EndpointAsker(endpoint, cache))
         first = judge.estimate(questions)
         assert (first.calls, first.tokens_out) == (2, 120)
         assert first.tokens_in > 200
@@ -329,7 +332,7 @@ def test_estimates_count_what_is_not_known_yet(server, cache) -> None:
         assert judge.estimate(questions).calls == 1
         assert judge.known(questions) == 1
         assert judge("Hi?", "bb", "a", {}) == "b"
-        assert EndpointJudge(endpoint, cache, criteria="Ruder is better.").estimate(questions).calls == 2
+        assert ChatJudge(EndpointAsker(endpoint, cache), criteria="Ruder is better.").estimate(questions).calls == 2
 
 
 def test_nothing_counts_as_nothing() -> None:

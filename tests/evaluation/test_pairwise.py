@@ -66,11 +66,12 @@ def test_three_files_and_a_true_summary(tmp_path: Path) -> None:
         "tokens": {"base": 10, "aligned": 5},
         "finished": {"base": True, "aligned": True},
         "key": answers[0]["key"],
+        "category": None,
     }
     verdicts = read_lines(tmp_path / "eval" / "verdicts.jsonl")
     assert [v["outcome"] for v in verdicts] == ["win"] * 6
     assert seen[-1] == ("judge", 6, 6)
-    assert ("generate", 6, 6) in seen
+    assert ("generate", 12, 12) in seen
     assert summary.verdict.sentence in summary.render()
     assert not list((tmp_path / "eval").glob(".*"))
 
@@ -84,7 +85,8 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
         file.write('{"id": "torn", "prom')
     second = Speaker()
     evaluate_pairwise(ROWS, generate=second, **arguments)
-    assert [p for _, p in second.asked] == ["fact4", "fact5"] * 2
+    assert second.asked == [("aligned", "fact2"), ("aligned", "fact3"), ("aligned", "fact4"), ("aligned", "fact5")]
+    assert not (tmp_path / "generations.partial.jsonl").exists()
     assert [r["id"] for r in read_lines(tmp_path / "generations.jsonl")] == [r["id"] for r in ROWS]
     third = Speaker()
     evaluate_pairwise(ROWS, generate=third, **arguments)

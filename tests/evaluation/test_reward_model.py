@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from preftune.errors import ModelError, RequestError
@@ -101,7 +102,7 @@ def test_a_classifier_of_two_texts_is_told_which_is_which(tmp_path: Path) -> Non
     with torch.no_grad():
         expected = float(model(**encoded).logits)
         assert float(model(input_ids=encoded["input_ids"]).logits) != pytest.approx(expected, abs=1e-3)
-    found = RewardModel(model, Pairs(), name="bert").score_all([(CHAT, "a", {}), (CHAT, "longer", {})])
+    found = RewardModel.held(model, Pairs(), name="bert").score_all([(CHAT, "a", {}), (CHAT, "longer", {})])
     assert found[0] == pytest.approx(expected, abs=1e-5)
 
 
@@ -114,6 +115,22 @@ def test_what_is_no_reward_model(tmp_path: Path) -> None:
         load_reward_model(saved(tmp_path / "three", labels=3))
     with pytest.raises(ModelError, match="There is no model at"):
         load_reward_model(str(tmp_path / "nowhere" / "at" / "all"))
+
+
+def test_an_adapter_with_its_own_head(tmp_path: Path) -> None:
+    """PEFT's sequence classifiers keep the head in the adapter; the base is a language model."""
+    tiny_llama().save_pretrained(tmp_path / "lm")
+    tiny_tokenizer().save_pretrained(tmp_path / "lm")
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        base = LlamaForSequenceClassification.from_pretrained(tmp_path / "lm", num_labels=1, pad_token_id=0)
+        options = {"task_type": "SEQ_CLS", "r": 2, "target_modules": ["q_proj"], "init_lora_weights": False}
+        model = get_peft_model(base, LoraConfig(**options)).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    ids = tiny_tokenizer().apply_chat_template([*CHAT, {"role": "assistant", "content": "a"}], tokenize=True)
+    with torch.no_grad():
+        expected = float(model(input_ids=torch.tensor([ids["input_ids"]])).logits)
+    assert load_reward_model(str(tmp_path / "adapter"))(CHAT, "a", {}) == pytest.approx(expected, abs=1e-5)
 
 
 def test_limits(tmp_path: Path) -> None:

@@ -140,9 +140,9 @@ def _separable(adapter: str) -> bool:
     """Whether the base is what is left when the adapter is switched off (not so for PiSSA and its like)."""
     from peft import PeftConfig
 
-    config = PeftConfig.from_pretrained(adapter)
-    initialisation = getattr(config, "init_lora_weights", True)
-    return isinstance(initialisation, bool) and getattr(config, "bias", "none") == "none"
+    from preftune.evaluation.generation import base_changed_by
+
+    return base_changed_by(PeftConfig.from_pretrained(adapter)) is None
 
 
 def _same(one: str, other: str) -> bool:

@@ -6,27 +6,19 @@ import argparse
 import math
 import shlex
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from preftune.cli.judge_flags import JUDGE_FORMS, add_judge_options, check_judge, open_asked_judge, tell_before_asking
 from preftune.cli.messages import tell
+from preftune.cli.model_flags import ENDPOINT_FLAGS, add_endpoint_options, conduct_and_budget, is_endpoint, refuse
 from preftune.cli.plain_parser import PlainParser
-from preftune.cli.sample import (
-    ENDPOINT_FLAGS,
-    add_endpoint_options,
-    add_model_options,
-    conduct_and_budget,
-    is_endpoint,
-    refuse,
-)
 from preftune.errors import PreftuneError, RequestError
 
 if TYPE_CHECKING:
-    from preftune.evaluation.labelling import Group, Rater
-
-_RULES = ("key-fact", "shorter", "longer")
-_REWARD = "reward:"
+    from preftune.evaluation.answer_groups import Group
+    from preftune.evaluation.rating import Rater
 
 
 def run(argv: Sequence[str]) -> int:
@@ -37,7 +29,7 @@ def run(argv: Sequence[str]) -> int:
     from preftune.evaluation.labelling import label
     from preftune.evaluation.progress import Counting
 
-    unit = "answers" if asked.judge.startswith(_REWARD) else "verdicts"
+    unit = "answers" if asked.judge.startswith("reward:") else "verdicts"
     try:
         with ExitStack() as opened:
             rater, before = _rater(asked, opened)
@@ -74,12 +66,7 @@ def _parser() -> PlainParser:
         "prompt. Verdicts that cost something are kept on disk, so a second labelling costs nothing.",
     )
     parser.add_argument("samples", metavar="SAMPLES", help="the file that preftune sample wrote")
-    parser.add_argument(
-        "--judge",
-        required=True,
-        help="rule:MODULE:FUNCTION (four arguments: compares two answers; three: scores one), reward:MODEL, "
-        "openai:MODEL@BASE_URL, key-fact, shorter or longer",
-    )
+    parser.add_argument("--judge", required=True, help=JUDGE_FORMS)
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="pairs, as JSON lines")
     parser.add_argument(
         "--pairs",
@@ -94,15 +81,7 @@ def _parser() -> PlainParser:
         "--margin_from_scores", type=float, metavar="NATS", help="write margins: so many nats per point of difference"
     )
     parser.add_argument("--finished_only", action="store_true", help="leave out completions cut at their length limit")
-    model = parser.add_argument_group("a reward model on this machine")
-    model.add_argument("--batch_size", type=int, help="answers at once (16)")
-    add_model_options(model)
-    endpoint = parser.add_argument_group("a judge behind an address")
-    endpoint.add_argument("--criteria", metavar="TEXT", help="what is better, in a sentence or two")
-    endpoint.add_argument("--judge_max_tokens", type=int, help="longest verdict, in tokens (512)")
-    endpoint.add_argument(
-        "--ask_again", action="store_true", default=None, help="ask once more where no verdict could be read"
-    )
+    add_judge_options(parser)
     add_endpoint_options(parser)
     return parser
 
@@ -115,68 +94,25 @@ def _check(asked: argparse.Namespace) -> None:
         raise RequestError(f"--margin_from_scores {scale}: give the nats of margin per point, such as 0.5.")
     if Path(asked.output).is_dir():
         raise RequestError(f"-o {asked.output} is a folder. Name a file in it, such as pairs.jsonl.")
-    reward = asked.judge.startswith(_REWARD)
-    if not (is_endpoint(asked.judge) or reward or asked.judge.startswith("rule:") or asked.judge in _RULES):
-        raise RequestError(
-            f"There is no judge {asked.judge!r}. Give rule:MODULE:FUNCTION, reward:MODEL, openai:MODEL@BASE_URL, "
-            f"{', '.join(_RULES[:-1])} or {_RULES[-1]}."
-        )
+    check_judge(asked, asked.judge, scores_count=False)
     if not is_endpoint(asked.judge):
-        flags = (*ENDPOINT_FLAGS, "criteria", "judge_max_tokens", "ask_again")
-        refuse(asked, flags, unless="--judge is openai:MODEL@BASE_URL")
-    if not reward:
-        refuse(asked, ("batch_size", "dtype", "trust_remote_code"), unless="--judge is reward:MODEL")
+        refuse(asked, ENDPOINT_FLAGS, unless="--judge is openai:MODEL@BASE_URL")
 
 
 def _rater(asked: argparse.Namespace, opened: ExitStack) -> tuple[Rater, Callable[[list[Group]], None] | None]:
     """Who rates, and what is done before anything is asked. What is opened for that is closed with `opened`."""
-    from preftune.evaluation.judges import is_scorer, load_judge
-    from preftune.evaluation.labelling import ByComparison, ByScore
-    from preftune.evaluation.verdicts import VerdictCache
-
-    if is_endpoint(asked.judge):
-        return _endpoint_rater(asked, opened)
-    if asked.judge.startswith(_REWARD):
-        from preftune.evaluation.reward_model import load_reward_model
-
-        scorer = load_reward_model(
-            asked.judge.removeprefix(_REWARD),
-            cache=opened.enter_context(closing(VerdictCache())),
-            batch_size=16 if asked.batch_size is None else asked.batch_size,
-            dtype=asked.dtype or "auto",
-            trust_remote_code=bool(asked.trust_remote_code),
-        )
-        return ByScore(scorer), None
-    rule: Any = load_judge(asked.judge)
-    cache = opened.enter_context(closing(VerdictCache())) if getattr(rule, "cache_key", None) is not None else None
-    return ByScore(rule, cache) if is_scorer(rule) else ByComparison(rule, cache), None
-
-
-def _endpoint_rater(asked: argparse.Namespace, opened: ExitStack) -> tuple[Rater, Callable[[list[Group]], None]]:
-    from preftune.evaluation.endpoint import Endpoint, EndpointName
-    from preftune.evaluation.endpoint_judge import CRITERIA, EndpointJudge
-    from preftune.evaluation.labelling import ByComparison
-    from preftune.evaluation.verdicts import VerdictCache
+    from preftune.evaluation.rating import ByComparison, ByScore
 
     conduct, budget = conduct_and_budget(asked)
-    endpoint = opened.enter_context(Endpoint(EndpointName.parse(asked.judge), conduct=conduct, budget=budget))
     opened.callback(lambda: tell(f"preftune: used {budget.line()}") if budget.calls else None)
-    judge = EndpointJudge(
-        endpoint,
-        opened.enter_context(closing(VerdictCache())),
-        criteria=asked.criteria or CRITERIA,
-        max_tokens=512 if asked.judge_max_tokens is None else asked.judge_max_tokens,
-    )
-    rater = ByComparison(judge, again=bool(asked.ask_again))
+    judge = open_asked_judge(asked, opened, conduct=conduct, budget=budget)
+    if judge.scorer is not None:
+        return ByScore(judge.scorer), None
+    again = bool(asked.ask_again)
+    rater = ByComparison(judge.judge, again=again)
 
     def before(groups: list[Group]) -> None:
-        questions = [question for question, _ in rater.questions(groups)]
-        estimate = judge.estimate(questions, again=bool(asked.ask_again))
-        known = judge.known(questions)
-        if known:
-            tell(f"preftune: {known:,} verdicts are known from earlier runs and cost nothing")
-        if estimate.calls:
-            tell(f"preftune: {estimate.line()} (every two completions of a prompt, in both orders)")
-            endpoint.check()
+        what = "every two completions of a prompt, in both orders"
+        tell_before_asking(judge, rater.questions(groups), again=again, what=what)
 
     return rater, before

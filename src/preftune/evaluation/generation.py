@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from preftune.errors import ModelError, RequestError
+from preftune.evaluation.prompt_ids import TemplateKwargs, check_lengths, encode_prompts
 from preftune.types import Text
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 DEFAULT_MAX_NEW_TOKENS = 256
 _TRANSFORMERS_TOP_K = 50
 """What transformers samples with where neither the caller nor the model's own generation config says anything."""
-TemplateKwargs: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None
-
 # Initialisations that take part of the adapter out of the base weights: with the adapter off, the model is no longer
 # the one that was received.
 _BASE_CHANGING_INITS = ("pissa", "olora", "loftq", "corda", "lora_ga")
@@ -56,9 +55,8 @@ def generate(
     """Answer every prompt; the answers come in the order of the prompts.
 
     Greedy unless `do_sample`; sampling draws from `seed` and leaves the global random state alone (the draw depends on
-    the batch size; with `seeds` every answer draws from its own). Longest prompts go first, so that a lack of memory
-    shows at once. Tokenizer, training flags, `use_cache` and generation config stay as they were. Under gradient
-    checkpointing too, the key-value cache is used.
+    the batch size; with `seeds` every answer draws from its own). Tokenizer, training flags, `use_cache` and generation
+    config stay as they were. Under gradient checkpointing too, the key-value cache is used.
 
     Args:
         prompts: text (tokenised as it is) or message lists (rendered with the chat template and a generation prompt).
@@ -87,13 +85,11 @@ def generate(
     )
     if seeds is not None and (not do_sample or len(seeds) != len(prompts)):
         raise RequestError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one each, with do_sample=True.")
-    token_ids = _encode_all(tokenizer, prompts, chat_template_kwargs)
-    _check_lengths(model, token_ids, max_new_tokens)
-    order = sorted(range(len(prompts)), key=lambda i: -len(token_ids[i]))
+    token_ids = encode_prompts(tokenizer, prompts, chat_template_kwargs)
+    check_lengths(model, token_ids, max_new_tokens)
     answers: dict[int, Completion] = {}
     with _inference(model, autocast, seed if do_sample else None):
-        for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
+        for part in _batches(token_ids, batch_size):
             rows = [token_ids[i] for i in part]
             new_ids = _generate_batch(model, rows, config, None if seeds is None else [seeds[i] for i in part])
             for index, row in zip(part, new_ids, strict=True):
@@ -101,6 +97,12 @@ def generate(
             if progress is not None:
                 progress(len(answers), len(prompts))
     return [answers[i] for i in range(len(prompts))]
+
+
+def _batches(token_ids: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """Numbers of the prompts, the longest first, so that a lack of memory shows at once."""
+    order = sorted(range(len(token_ids)), key=lambda i: -len(token_ids[i]))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def generation_config(
@@ -147,6 +149,15 @@ def generation_config(
     return config
 
 
+def base_changed_by(adapter_config: Any) -> str | None:
+    """What in a PEFT config makes the model with the adapter off another one than was received; None if nothing."""
+    initialisation = getattr(adapter_config, "init_lora_weights", None)
+    if isinstance(initialisation, str) and initialisation.lower().startswith(_BASE_CHANGING_INITS):
+        return f"init_lora_weights={initialisation!r}"
+    bias = getattr(adapter_config, "bias", "none")
+    return None if bias == "none" else f"bias={bias!r}"
+
+
 @contextmanager
 def baseline(model: Any) -> Iterator[Any]:
     """The same model with its adapter off, so that base and aligned come from one loaded model.
@@ -163,10 +174,8 @@ def baseline(model: Any) -> Iterator[Any]:
             "Load the base model and give it as the baseline."
         )
     for name, config in model.peft_config.items():
-        initialisation = getattr(config, "init_lora_weights", None)
-        changed = isinstance(initialisation, str) and initialisation.lower().startswith(_BASE_CHANGING_INITS)
-        if changed or getattr(config, "bias", "none") != "none":
-            cause = f"init_lora_weights={initialisation!r}" if changed else f"bias={getattr(config, 'bias', None)!r}"
+        cause = base_changed_by(config)
+        if cause is not None:
             raise ModelError(
                 f"Adapter {name!r} was made with {cause}, which changes the base weights: with the adapter off this "
                 "is not the model as received. Load the base model and give it as the baseline."
@@ -178,101 +187,6 @@ def baseline(model: Any) -> Iterator[Any]:
     finally:
         for parameter, flag in trainable.items():
             parameter.requires_grad_(flag)
-
-
-def pair_generator(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    baseline_model: Any = None,
-    progress: Callable[[str, int, int], None] | None = None,
-    **options: Any,
-) -> Callable[[Literal["base", "aligned"], Sequence[Text], Sequence[Mapping[str, Any]]], list[Completion]]:
-    """The generator that `evaluate_pairwise` asks: `model` answers as aligned, `baseline_model` as base.
-
-    Without a `baseline_model` the base is `model` with its adapter off. A row's `chat_template_kwargs` are passed on.
-
-    Args:
-        progress: called with the side, prompts done and prompts in all (of one call).
-        options: of `generate`.
-    """
-
-    def answer(
-        side: Literal["base", "aligned"], prompts: Sequence[Text], rows: Sequence[Mapping[str, Any]]
-    ) -> list[Completion]:
-        def told(done: int, total: int) -> None:
-            if progress is not None:
-                progress(side, done, total)
-
-        template = [row.get("chat_template_kwargs") for row in rows]
-        arguments = {"chat_template_kwargs": template, "progress": told, **options}
-        if side == "aligned":
-            return generate(model, tokenizer, prompts, **arguments)
-        if baseline_model is not None:
-            return generate(baseline_model, tokenizer, prompts, **arguments)
-        with baseline(model) as base:
-            return generate(base, tokenizer, prompts, **arguments)
-
-    return answer
-
-
-def prompt_tokens(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Text],
-    *,
-    max_new_tokens: int,
-    chat_template_kwargs: TemplateKwargs = None,
-) -> list[int]:
-    """Tokens of every prompt as `generate` will encode it, so that what does not fit is told before any work.
-
-    Raises: what `generate` raises for these prompts.
-    """
-    token_ids = _encode_all(tokenizer, prompts, chat_template_kwargs)
-    if token_ids:
-        _check_lengths(model, token_ids, max_new_tokens)
-    return [len(ids) for ids in token_ids]
-
-
-def _encode_all(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Text], template_kwargs: TemplateKwargs
-) -> list[list[int]]:
-    if template_kwargs is None or isinstance(template_kwargs, Mapping):
-        per_prompt: Sequence[Mapping[str, Any] | None] = [template_kwargs] * len(prompts)
-    else:
-        per_prompt = template_kwargs
-        if len(per_prompt) != len(prompts):
-            raise RequestError(f"{len(per_prompt)} chat_template_kwargs for {len(prompts)} prompts: give one each.")
-    encoded = [_encode(tokenizer, prompt, kwargs or {}) for prompt, kwargs in zip(prompts, per_prompt, strict=True)]
-    for index, ids in enumerate(encoded):
-        if not ids:
-            raise RequestError(f"Prompt {index} is empty after tokenising: there is nothing to answer. Remove it.")
-    return encoded
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Text, kwargs: Mapping[str, Any]) -> list[int]:
-    if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
-    if tokenizer.chat_template is None:
-        raise ModelError(
-            "The prompts are message lists, but the tokenizer has no chat template (a base model, not tuned for "
-            "chat?). Use an instruction-tuned model, set tokenizer.chat_template, or give the prompts as text."
-        )
-    prefill = bool(prompt) and prompt[-1].get("role") == "assistant"
-    text = tokenizer.apply_chat_template(
-        prompt, tokenize=False, add_generation_prompt=not prefill, continue_final_message=prefill, **kwargs
-    )
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template has written them
-
-
-def _check_lengths(model: Any, token_ids: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(range(len(token_ids)), key=lambda i: len(token_ids[i]))
-    if limit is not None and len(token_ids[longest]) + max_new_tokens > limit:
-        raise ModelError(
-            f"Prompt {longest} has {len(token_ids[longest])} tokens and may be answered with {max_new_tokens}, but the "
-            f"model has only {limit} positions. Lower max_new_tokens or leave that prompt out."
-        )
 
 
 def _generate_batch(

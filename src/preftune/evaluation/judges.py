@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import re
 import sys
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, cast, get_args
 
 from preftune.errors import DatasetError, RequestError
 from preftune.types import Text
+
+if TYPE_CHECKING:
+    from preftune.evaluation.verdicts import VerdictCache
 
 Judgement: TypeAlias = Literal["a", "b", "tie"]
 """Which of two answers is better."""
@@ -21,9 +25,10 @@ Judgement: TypeAlias = Literal["a", "b", "tie"]
 class Judge(Protocol):
     """Compares two answers to one prompt.
 
-    Two attributes are optional. `symmetric = True` promises that swapping the answers swaps the judgement, so one order
-    is asked instead of two. `cache_key: str` names the judge and its version; judgements under the same key are
-    reused from disk (without it they are made anew, which costs a rule nothing).
+    Three attributes are optional. `symmetric = True` promises that swapping the answers swaps the judgement, so one
+    order is asked instead of two. `cache_key: str` names the judge and its version; judgements under the same key are
+    reused from disk (without it they are made anew, which costs a rule nothing). A method
+    `judge_all(questions, again=..., progress=...)` judges many at once; see `judge_all`.
     """
 
     def __call__(self, prompt: Text, answer_a: str, answer_b: str, row: Mapping[str, Any]) -> Judgement: ...
@@ -37,6 +42,20 @@ class Scorer(Protocol):
     """
 
     def __call__(self, prompt: Text, answer: str, row: Mapping[str, Any]) -> float | None: ...
+
+
+class Question(NamedTuple):
+    """Two answers to one prompt, in the order in which the judge sees them."""
+
+    prompt: Text
+    answer_a: str
+    answer_b: str
+    row: Mapping[str, Any] = {}
+    """What else belongs to the prompt, for rules that look at it (`key_fact`)."""
+
+    @property
+    def swapped(self) -> Question:
+        return self._replace(answer_a=self.answer_b, answer_b=self.answer_a)
 
 
 def judge_name(judge: Judge | Scorer) -> str:
@@ -160,8 +179,70 @@ def checked(judgement: object, judge: Judge) -> Judgement:
     raise RequestError(f'Judge {judge_name(judge)!r} answered {judgement!r}; a judge answers "a", "b" or "tie".')
 
 
+def swapped_verdict(verdict: Judgement | None) -> Judgement | None:
+    """What the same judge says of the answers in the other order, if it is symmetric."""
+    swapped: dict[Judgement | None, Judgement | None] = {"a": "b", "b": "a", "tie": "tie", None: None}
+    return swapped[verdict]
+
+
+def finite_score(score: Any, scorer: Scorer) -> float | None:
+    """The score itself, or RequestError for anything but a finite number or None."""
+    if score is None:
+        return None
+    if isinstance(score, bool | int | float) and math.isfinite(score):
+        return float(score)
+    raise RequestError(
+        f"Scorer {judge_name(scorer)!r} answered {score!r}; a scorer answers a finite number, or None for an answer "
+        "that it cannot rate."
+    )
+
+
+def judge_all(
+    judge: Judge,
+    questions: Sequence[Question],
+    *,
+    again: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Judgement | None]:
+    """Any judge's verdict on every question; None where a judge that is asked in words gave none that could be read.
+
+    Args:
+        again: ask once more what could not be read in an earlier run.
+        progress: called with questions done and questions in all.
+    Raises: RequestError when a rule answers anything but "a", "b" or "tie"; whatever the judge raises.
+    """
+    many = getattr(judge, "judge_all", None)
+    if many is not None:
+        return list(many(questions, again=again, progress=progress))
+    verdicts: list[Judgement | None] = []
+    for done, question in enumerate(questions, start=1):
+        verdicts.append(checked(judge(*question), judge))
+        if progress is not None:
+            progress(done, len(questions))
+    return verdicts
+
+
+class RememberedRule:
+    """A rule with a `cache_key`, that compares or that scores, and is never called twice with the same."""
+
+    def __init__(self, rule: Any, cache: VerdictCache) -> None:
+        self._rule, self._cache = rule, cache
+        self.name, self.cache_key = judge_name(rule), rule.cache_key
+        self.symmetric = bool(getattr(rule, "symmetric", False))
+
+    def __call__(self, *content: Any) -> Any:
+        from preftune.evaluation.verdicts import verdict_key
+
+        key = verdict_key("rule", self.cache_key, *content)
+        known = self._cache.get([key])
+        if key not in known:
+            known[key] = self._rule(*content)
+            self._cache.put(known, judge=self.name)
+        return known[key]
+
+
 def load_judge(spec: str) -> Judge:
-    """A judge by name: `key-fact`, `shorter`, `longer`, or `rule:module:function` for a Python function of your own.
+    """A rule by name: `key-fact`, `exact`, `shorter`, `longer`, or `rule:module:function` for a function of your own.
 
     The module is looked for in the current folder too; a class is called without arguments to make the judge.
 
@@ -169,13 +250,17 @@ def load_judge(spec: str) -> Judge:
     """
     if spec == "key-fact":
         return KeyFactJudge()
+    if spec == "exact":
+        from preftune.evaluation.exact import ExactJudge
+
+        return ExactJudge()
     if spec in ("shorter", "longer"):
         return LengthJudge(prefer="shorter" if spec == "shorter" else "longer")
     kind, _, rest = spec.partition(":")
     module_name, _, attribute = rest.partition(":")
     if kind != "rule" or not module_name or not attribute:
         raise RequestError(
-            f"Unknown judge {spec!r}. Use key-fact, shorter, longer, or rule:module:function, for example "
+            f"Unknown judge {spec!r}. Use key-fact, exact, shorter, longer, or rule:module:function, for example "
             "rule:my_rules:prefer_polite for the function prefer_polite in my_rules.py."
         )
     return _load_rule(module_name, attribute, spec)

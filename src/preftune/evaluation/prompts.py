@@ -36,6 +36,8 @@ class Prompt:
     """`tools` and `chat_template_kwargs`, where there are any."""
     kept: Mapping[str, Any] = field(default_factory=dict)
     """Other columns of the row that a judge will want to read."""
+    chosen: str | None = None
+    """The better answer, where the prompt comes from a pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ def load_prompts(
     format: str | None = None,
     as_chat: bool = False,
     keep: Sequence[str] = (),
+    keep_if_there: Sequence[str] = (),
     limit: int | None = None,
 ) -> Prompts:
     """Reads prompts.
@@ -66,6 +69,7 @@ def load_prompts(
         split, columns, format: as for `load_pairs`; `columns={"prompt": "question"}` names the column of the prompts.
         as_chat: text prompts become a user's turn.
         keep: columns that are carried along for a judge.
+        keep_if_there: the same, for columns that need not be there.
         limit: only the first so many distinct prompts.
     Raises: DatasetError for a source that cannot be read, holds no prompts, or has a row that is none.
     """
@@ -73,9 +77,16 @@ def load_prompts(
     found: dict[str, Prompt] = {}
     ids: set[str] = set()
     seen = 0
-    for pair, row in _asked(
-        source, split=split, columns=dict(columns or {}), format=format, as_chat=as_chat, keep=keep
-    ):
+    asked = _asked(
+        source,
+        split=split,
+        columns=dict(columns or {}),
+        format=format,
+        as_chat=as_chat,
+        keep=keep,
+        with_rows=bool(keep or keep_if_there),
+    )
+    for pair, row, is_pair in asked:
         if not pair.prompt or (isinstance(pair.prompt, str) and not pair.prompt.strip()):
             raise DatasetError(
                 f"{name} row {pair.row} has an empty prompt: there is nothing to answer. Fill it in, or remove the row."
@@ -93,7 +104,9 @@ def load_prompts(
             break
         own = pair.id if pair.id is not None and pair.id not in ids else key
         ids.add(own)
-        found[key] = Prompt(own, pair.prompt, key, carried, {column: row.get(column) for column in keep})
+        kept = {column: row.get(column) for column in keep}
+        kept |= {column: row[column] for column in keep_if_there if row.get(column) is not None}
+        found[key] = Prompt(own, pair.prompt, key, carried, kept, _last_words(pair.chosen) if is_pair else None)
     if not found:
         raise DatasetError(f"{name} holds no prompts. Give at least one.")
     return Prompts(list(found.values()), name, seen - len(found))
@@ -107,8 +120,10 @@ def _asked(
     format: str | None,
     as_chat: bool,
     keep: Sequence[str],
-) -> Iterator[tuple[PreferencePair, Mapping[str, Any]]]:
-    """Pairs of which only the prompt counts, each with its raw row (empty unless columns of it are kept)."""
+    with_rows: bool,
+) -> Iterator[tuple[PreferencePair, Mapping[str, Any], bool]]:
+    """Pairs, each with its raw row (empty unless columns of it are kept), and whether it is one: of others only the
+    prompt counts."""
     name = display_name(source)
     if isinstance(source, str | Path) and str(source).lower().endswith(".txt") and Path(source).expanduser().is_file():
         if keep or columns or format:
@@ -117,7 +132,7 @@ def _asked(
             )
         for number, line in enumerate(_lines(Path(source).expanduser())):
             if line.strip():
-                yield _as_pair({"prompt": line}, name, number, as_chat), {}
+                yield _as_pair({"prompt": line}, name, number, as_chat), {}, False
         return
     rows: Any = load_rows(source, split=split)
     missing = [column for column in keep if column not in rows.features]
@@ -133,14 +148,14 @@ def _asked(
     if {"chosen", "rejected"} & set(columns) or (adapter is not None and adapter.name not in _SINGLE):
         pairs = read_pairs(rows, columns=columns, format=format, name=name)
         for pair in pairs.as_chat() if as_chat else pairs:
-            yield pair, pairs.raw[pair.row] if keep else {}
+            yield pair, pairs.raw[pair.row] if with_rows else {}, True
         return
     yield from _of_rows(rows, columns, name=name, as_chat=as_chat)
 
 
 def _of_rows(
     rows: Any, columns: dict[str, str | None], *, name: str, as_chat: bool
-) -> Iterator[tuple[PreferencePair, Mapping[str, Any]]]:
+) -> Iterator[tuple[PreferencePair, Mapping[str, Any], bool]]:
     prompt = columns.pop("prompt", None) or _prompt_column(rows.features, name)
     # Only the prompt is wanted; the sides must be named somehow for the columns to be resolved and checked.
     found = resolve_columns(
@@ -154,7 +169,7 @@ def _of_rows(
             values = found.pick(row)
             if conversation and isinstance(values.get("prompt"), list):
                 values["prompt"] = _before_the_answer(values["prompt"])
-            yield _as_pair(values, name, number, as_chat or "system" in found), row
+            yield _as_pair(values, name, number, as_chat or "system" in found), row, False
             number += 1
 
 
@@ -163,6 +178,14 @@ def _as_pair(values: Mapping[str, Any], name: str, row: int, as_chat: bool) -> P
     if values.get("prompt") is None:
         raise DatasetError(f"{name} row {row} has no prompt to answer. Fill it in, or remove the row.")
     return to_pair({**values, "chosen": "+", "rejected": "-"}, name=name, row=row, chat=as_chat, prompts=True)
+
+
+def _last_words(answer: Text) -> str:
+    """An answer as text: of several turns the last one of the assistant."""
+    if isinstance(answer, str):
+        return answer
+    said = [turn for turn in answer if turn.get("role") == "assistant"] or answer
+    return str(said[-1].get("content") or "") if said else ""
 
 
 def _before_the_answer(turns: list[Any]) -> list[Any]:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from preftune.errors import ModelError, RequestError
-from preftune.evaluation.endpoint_judge import as_transcript
+from preftune.evaluation.chat_judge import as_transcript
+from preftune.evaluation.model_source import ModelSource
 from preftune.evaluation.records import digest
 from preftune.evaluation.verdicts import VerdictCache, verdict_key
+from preftune.models.locate import locate
 from preftune.types import Text
 
 
@@ -16,21 +18,53 @@ class RewardModel:
     """Rates answers; a `Scorer` that rates many at once and keeps what it found."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, name: str, cache: VerdictCache | None = None, batch_size: int = 16
+        self,
+        load: Callable[[], tuple[Any, Any]],
+        *,
+        name: str,
+        identity: str,
+        cache: VerdictCache | None = None,
+        batch_size: int = 16,
     ) -> None:
         """
         Args:
-            model: a sequence classifier with one label, in whose units the scores are.
-            cache: where scores are kept, under the model's fingerprint.
+            load: gives a sequence classifier with one label, in whose units the scores are, and its tokenizer; called
+                when the first score is computed.
+            identity: of the model and how it is loaded; scores are kept under it.
         """
-        from preftune.reference.fingerprint import fingerprint
-
         if batch_size < 1:
             raise RequestError(f"--batch_size {batch_size}: give at least 1.")
         self.name = name
-        self._model, self._tokenizer, self._cache, self._batch_size = model.eval(), tokenizer, cache, batch_size
-        template = digest(tokenizer.chat_template)
-        self.cache_key = verdict_key("reward", fingerprint(model, adapters=True), template)
+        self.cache_key = verdict_key("reward", identity)
+        self._load = load
+        self._loaded: tuple[Any, Any] | None = None
+        self._cache, self._batch_size = cache, batch_size
+
+    @classmethod
+    def held(cls, model: Any, tokenizer: Any, *, name: str, **options: Any) -> RewardModel:
+        """Of a model in memory."""
+        from preftune.reference.fingerprint import fingerprint
+
+        identity = digest([fingerprint(model, adapters=True), tokenizer.chat_template])
+        return cls(lambda: (model, tokenizer), name=name, identity=identity, **options)
+
+    def load(self) -> RewardModel:
+        """Loads the model now, so that what is wrong with it is told at once."""
+        self._model  # noqa: B018
+        return self
+
+    @property
+    def _model(self) -> Any:
+        if self._loaded is None:
+            model, tokenizer = self._load()
+            self._loaded = (model.eval(), tokenizer)
+        return self._loaded[0]
+
+    @property
+    def _tokenizer(self) -> Any:
+        self.load()
+        assert self._loaded is not None
+        return self._loaded[1]
 
     def __call__(self, prompt: Text, answer: str, row: Mapping[str, Any]) -> float:
         return self.score_all([(prompt, answer, row)])[0]
@@ -107,7 +141,7 @@ class RewardModel:
         return [float(score) for score in scores.tolist()]
 
 
-def load_reward_model(
+def open_reward_model(
     name: str,
     *,
     cache: VerdictCache | None = None,
@@ -115,27 +149,43 @@ def load_reward_model(
     dtype: str = "auto",
     trust_remote_code: bool = False,
 ) -> RewardModel:
-    """A reward model from a folder or the hub.
+    """A reward model from a folder or the hub, whole or as an adapter of PEFT, loaded when its first score is computed.
 
-    Raises: ModelError when it cannot be found or loaded, has no trained head, or more than one label.
+    Raises: ModelError when there is no such model. Loading raises it for one that cannot be loaded, has no trained head
+        or more than one label.
     """
+    place = locate(name)
+    if place.kind == "gguf":
+        raise ModelError(f"{name} is a GGUF file, which holds no head for scores. Give a sequence classifier's folder.")
+    source = ModelSource(name, dtype=dtype, trust_remote_code=trust_remote_code)
+    return RewardModel(
+        lambda: _load(source, dtype, trust_remote_code),
+        name=f"reward:{name}",
+        identity=source.identity,
+        cache=cache,
+        batch_size=batch_size,
+    )
+
+
+def load_reward_model(name: str, **options: Any) -> RewardModel:
+    """`open_reward_model`, loaded at once."""
+    return open_reward_model(name, **options).load()
+
+
+def _load(source: ModelSource, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    from preftune.models import load_tokenizer
-    from preftune.models.load import parse_dtype
-    from preftune.models.locate import locate
+    from preftune.models.load import attach_adapter, parse_dtype
 
-    place = locate(name)
-    if place.kind not in ("folder", "hub"):
-        raise ModelError(
-            f"{name} is an adapter or a GGUF file, and a reward model is loaded whole. Fold the adapter into its base, "
-            "and give that folder."
-        )
+    name = source.name
+    place = locate(source.base_name) if source.is_adapter else source.place
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": place.local_files_only}
+    if source.is_adapter:
+        options["num_labels"] = 1
     try:
         labels = AutoConfig.from_pretrained(place.name, **options).num_labels
-        loaded = AutoModelForSequenceClassification.from_pretrained(
+        model, report = AutoModelForSequenceClassification.from_pretrained(
             place.name, dtype=parse_dtype(dtype), output_loading_info=True, **options
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -143,22 +193,29 @@ def load_reward_model(
         raise ModelError(
             f"{name} could not be loaded as a reward model: {cause} Give a sequence classifier with one label."
         ) from error
-    model, report = loaded
-    if report["missing_keys"]:
+    missing = sorted(report["missing_keys"])
+    if source.is_adapter:
+        model = attach_adapter(model, source.place)
+        missing = [key for key in missing if not _brings(model, key)]
+    if missing:
         raise ModelError(
-            f"{name} has no trained head for scores ({sorted(report['missing_keys'])[0]} is not in it): it is a "
-            "language model, not a reward model. Give a sequence classifier with one label."
+            f"{name} has no trained head for scores ({missing[0]} is not in it): it is a language model, not a reward "
+            "model. Give a sequence classifier with one label."
         )
     if labels != 1:
         raise ModelError(f"{name} has {labels} labels, and a reward model has one. Give another model.")
-    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    tokenizer = source.tokenizer
     text_config = model.config.get_text_config()
     if text_config.pad_token_id is None:
         known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         text_config.pad_token_id = next(token for token in known if token is not None)
-    if torch.cuda.is_available():
-        model = model.to("cuda")
-    return RewardModel(model, tokenizer, name=f"reward:{name}", cache=cache, batch_size=batch_size)
+    return (model.to("cuda") if torch.cuda.is_available() else model), tokenizer
+
+
+def _brings(model: Any, key: str) -> bool:
+    """Whether the adapter has its own copy of a module that the base has not (`score.weight`)."""
+    modules = {name for config in model.peft_config.values() for name in config.modules_to_save or ()}
+    return key.rsplit(".", 1)[0].rsplit(".", 1)[-1] in modules
 
 
 def _without_roles(prompt: Text) -> Text:

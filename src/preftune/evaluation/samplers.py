@@ -80,7 +80,8 @@ class ModelSampler:
 
     def answer(self, asked: Sequence[Asked], done: Collection[str], take: Take) -> None:
         """Longest prompts first, in batches of fixed composition; one of which anything is missing is done whole."""
-        from preftune.evaluation.generation import generate, prompt_tokens
+        from preftune.evaluation.generation import generate
+        from preftune.evaluation.prompt_ids import prompt_tokens
 
         first = {one.prompt.key: one for one in asked}  # every prompt is tokenised once, however many answers it gets
         tokens = prompt_tokens(
@@ -109,13 +110,18 @@ class ModelSampler:
             take(list(zip(batch, answers, strict=True)))
 
     def _options(self) -> dict[str, Any]:
-        options = {**asdict(self._settings), "do_sample": self._settings.temperature > 0}
-        options["temperature"] = self._settings.temperature or None
-        if options["top_k"] is None:
-            # transformers would draw from the 50 likeliest tokens without saying so; pairs are to be the model's own
-            own = getattr(self._model, "generation_config", None)
-            options["top_k"] = getattr(own, "top_k", None) or 0
-        return options
+        return generate_options(self._settings, self._model)
+
+
+def generate_options(settings: SamplingSettings, model: Any) -> dict[str, Any]:
+    """The settings as arguments of `generate`."""
+    options = {**asdict(settings), "do_sample": settings.temperature > 0}
+    options["temperature"] = settings.temperature or None
+    if options["top_k"] is None:
+        # transformers would draw from the 50 likeliest tokens without saying so; answers are to be the model's own
+        own = getattr(model, "generation_config", None)
+        options["top_k"] = getattr(own, "top_k", None) or 0
+    return options
 
 
 def _template(asked: Asked) -> dict[str, Any]:
@@ -135,7 +141,7 @@ class EndpointSampler:
 
     def estimate(self, asked: Sequence[Asked]) -> Estimate:
         """What these answers will cost at most. Raises: RequestError when that is more than a cap."""
-        tokens = sum(guess_tokens(_letters(one.prompt.prompt)) for one in asked)
+        tokens = sum(guess_tokens(letters_of(one.prompt.prompt)) for one in asked)
         return self._endpoint.budget.estimate(
             calls=len(asked), tokens_in=tokens, tokens_out=len(asked) * self._settings.max_new_tokens
         )
@@ -156,26 +162,47 @@ class EndpointSampler:
         )
 
     def _ask(self, asked: Asked) -> Reply:
-        settings = self._settings
-        known_to_some = {
-            "top_k": settings.top_k,
-            "min_p": settings.min_p,
-            "chat_template_kwargs": asked.prompt.carried.get("chat_template_kwargs"),
-        }
-        return self._endpoint.chat(
-            _messages(asked.prompt.prompt),
-            max_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            seed=asked.seed >> (63 - _SEED_BITS),
-            extra={name: value for name, value in known_to_some.items() if value is not None},
+        return ask_endpoint(
+            self._endpoint,
+            asked.prompt.prompt,
+            self._settings,
+            seed=asked.seed,
+            template=asked.prompt.carried.get("chat_template_kwargs"),
             about=f"for prompt {asked.prompt.id!r}",
         )
+
+
+def ask_endpoint(
+    endpoint: Endpoint,
+    prompt: Text,
+    settings: SamplingSettings,
+    *,
+    seed: int,
+    template: Mapping[str, Any] | None,
+    about: str,
+) -> Reply:
+    """One answer of a model at an address.
+
+    Args:
+        seed: 63 bits.
+        template: what the chat template is told, which only some servers pass on.
+    """
+    known_to_some = {"top_k": settings.top_k, "min_p": settings.min_p, "chat_template_kwargs": template}
+    return endpoint.chat(
+        _messages(prompt),
+        max_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        seed=seed >> (63 - _SEED_BITS),
+        extra={name: value for name, value in known_to_some.items() if value is not None},
+        about=about,
+    )
 
 
 def _messages(prompt: Text) -> list[Message]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
-def _letters(prompt: Text) -> int:
+def letters_of(prompt: Text) -> int:
+    """Of all messages, for estimates."""
     return sum(len(str(message.get("content") or "")) for message in _messages(prompt))

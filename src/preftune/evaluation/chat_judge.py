@@ -1,18 +1,17 @@
-"""A chat model behind an address as judge of two answers: asked in JSON, read with patience, never asked twice."""
+"""A chat model as judge of two answers: asked in JSON, read with patience, never asked twice."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 from preftune.errors import RequestError
-from preftune.evaluation.budget import Estimate, guess_tokens
-from preftune.evaluation.endpoint import Endpoint, Reply
-from preftune.evaluation.judges import Judgement
-from preftune.evaluation.parallel import in_parallel
-from preftune.evaluation.verdicts import VerdictCache, verdict_key
+from preftune.evaluation.asker import Asker, without_thoughts
+from preftune.evaluation.budget import Estimate
+from preftune.evaluation.judges import Judgement, Question
+from preftune.evaluation.verdicts import verdict_key
 from preftune.types import Message, Text
 
 _ASKED = """\
@@ -39,8 +38,6 @@ _WORDS: Mapping[str, Judgement] = {
     **dict.fromkeys(("b", "answer b", "response b", "assistant b", "model b"), "b"),
     **dict.fromkeys(("tie", "tied", "draw", "equal", "both", "neither", "none", "same"), "tie"),
 }
-_THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
-_THOUGHT_END = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
 _BRACKETS = re.compile(r"\[\[\s*(A|B|C|tie)\s*\]\]", re.IGNORECASE)
 _NEARLY_JSON = re.compile(
     r"['\"]?\b(?:" + "|".join(_KEYS) + r")\b['\"]?\s*[:=]\s*"
@@ -48,16 +45,9 @@ _NEARLY_JSON = re.compile(
     re.IGNORECASE,
 )
 
+_KIND = "pairwise-1"
 ANSWER_TOKENS = 60
 """Tokens of a usual verdict, for estimates."""
-
-
-class Question(NamedTuple):
-    """Two answers to one prompt, in the order in which the judge sees them."""
-
-    prompt: Text
-    answer_a: str
-    answer_b: str
 
 
 def parse_verdict(text: str) -> Judgement | None:
@@ -66,8 +56,7 @@ def parse_verdict(text: str) -> Judgement | None:
     Reads the last JSON object with a verdict in it, wherever it stands; else nearly-JSON; else `[[A]]`; else a reply
     that is nothing but the verdict. What stands between think tags is left out.
     """
-    text = _THOUGHT.sub("", text)
-    text = _THOUGHT_END.split(text)[-1]  # some servers swallow the tag that opens the thoughts
+    text = without_thoughts(text)
     found = [value for value in map(_from_object, _objects(text)) if value is not None]
     if not found:
         found = [_WORDS[match.casefold()] for match in _NEARLY_JSON.findall(text)]
@@ -104,7 +93,7 @@ def _word(text: str) -> Judgement | None:
     return _WORDS.get(" ".join(re.sub(r"[^\w\s]", " ", text).split()).casefold())
 
 
-class EndpointJudge:
+class ChatJudge:
     """Compares two answers by asking a chat model; a `Judge`, and more: many questions at once, each kept on disk.
 
     A reply that holds no verdict is asked for once more with a reminder, and then given up: the question is unjudged.
@@ -112,9 +101,7 @@ class EndpointJudge:
 
     symmetric = False
 
-    def __init__(
-        self, endpoint: Endpoint, cache: VerdictCache, *, criteria: str = CRITERIA, max_tokens: int = 512
-    ) -> None:
+    def __init__(self, asker: Asker, *, criteria: str = CRITERIA, max_tokens: int = 512) -> None:
         """
         Args:
             criteria: sentences that say what is better.
@@ -122,10 +109,10 @@ class EndpointJudge:
         """
         if max_tokens < 1:
             raise RequestError(f"--judge_max_tokens {max_tokens}: give at least 1.")
-        self.name = str(endpoint.name)
-        self._endpoint, self._cache, self._max_tokens = endpoint, cache, max_tokens
+        self.name = asker.name
+        self._asker, self._max_tokens = asker, max_tokens
         self._system = _ASKED.format(criteria=criteria.strip())
-        self.cache_key = verdict_key("pairwise", self.name, self._system, _REMINDER, max_tokens, 0.0)
+        self.cache_key = verdict_key("pairwise", asker.cache_key, self._system, _REMINDER, max_tokens)
 
     def __call__(self, prompt: Text, answer_a: str, answer_b: str, row: Mapping[str, Any]) -> Judgement:
         (verdict,) = self.judge_all([Question(prompt, answer_a, answer_b)])
@@ -133,14 +120,16 @@ class EndpointJudge:
 
     def known(self, questions: Sequence[Question]) -> int:
         """How many of these questions have a verdict from an earlier run."""
-        return len(self._cache.get(self._key(question) for question in questions))
+        return self._asker.known(self._asked(questions), kind=_KIND, max_tokens=self._max_tokens)
 
     def estimate(self, questions: Sequence[Question], *, again: bool = False) -> Estimate:
         """What is still to be asked will cost. Raises: RequestError when that is more than a cap."""
-        missing = self._missing(questions, again=again)
-        tokens = sum(guess_tokens(sum(len(m["content"]) for m in self._messages(q))) for q in missing.values())
-        return self._endpoint.budget.estimate(
-            calls=len(missing), tokens_in=tokens, tokens_out=len(missing) * min(ANSWER_TOKENS, self._max_tokens)
+        return self._asker.estimate(
+            self._asked(questions),
+            kind=_KIND,
+            max_tokens=self._max_tokens,
+            usual_tokens=ANSWER_TOKENS,
+            again=parse_verdict if again else None,
         )
 
     def judge_all(
@@ -157,53 +146,20 @@ class EndpointJudge:
             progress: called with questions done and questions in all.
         Raises: RequestError, EndpointError; what was answered until then is kept. KeyboardInterrupt likewise.
         """
-        missing = self._missing(questions, again=again)
-        total = len({self._key(question) for question in questions})
-        done = total - len(missing)
-        if progress is not None:
-            progress(done, total)
-
-        def take(item: tuple[str, Question], verdict: Judgement | None) -> None:
-            nonlocal done
-            self._cache.put({item[0]: verdict}, judge=self.name)
-            done += 1
-            if progress is not None:
-                progress(done, total)
-
-        in_parallel(
-            lambda item: self._ask(item[1]), missing.items(), workers=self._endpoint.conduct.concurrency, take=take
+        verdicts = self._asker.ask_all(
+            self._asked(questions),
+            read=parse_verdict,
+            kind=_KIND,
+            max_tokens=self._max_tokens,
+            as_json=True,
+            reminder=_REMINDER,
+            again=again,
+            progress=progress,
         )
-        keys = [self._key(question) for question in questions]
-        known = self._cache.get(keys)
-        return [known[key] for key in keys]
+        return cast("list[Judgement | None]", verdicts)  # mypy widens the literals on their way through the reader
 
-    def _missing(self, questions: Sequence[Question], *, again: bool) -> dict[str, Question]:
-        wanted = {self._key(question): question for question in questions}
-        known = self._cache.get(wanted)
-        return {k: q for k, q in wanted.items() if k not in known or (again and known[k] is None)}
-
-    def _key(self, question: Question) -> str:
-        return verdict_key(self.cache_key, *question)
-
-    def _ask(self, question: Question) -> Judgement | None:
-        messages = self._messages(question)
-        reply = self._reply(messages)
-        verdict = parse_verdict(reply.text)
-        if verdict is None:
-            reminded = [
-                *messages,
-                {"role": "assistant", "content": reply.text[:1000] or "(nothing)"},
-                {"role": "user", "content": _REMINDER},
-            ]
-            reply = self._reply(reminded)
-            verdict = parse_verdict(reply.text)
-        return verdict
-
-    def _reply(self, messages: Sequence[Message]) -> Reply:
-        """Models that think answer at a temperature of their own only; theirs will do."""
-        return self._endpoint.chat(
-            messages, max_tokens=self._max_tokens, temperature=0.0, as_json=True, spare=("temperature",)
-        )
+    def _asked(self, questions: Sequence[Question]) -> list[list[Message]]:
+        return [self._messages(question) for question in questions]
 
     def _messages(self, question: Question) -> list[Message]:
         asked = (

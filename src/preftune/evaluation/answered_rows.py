@@ -1,0 +1,229 @@
+"""Both models' answers to every prompt, kept as they come.
+
+eval/generations.jsonl           one object per row: id, prompt, base, aligned, tokens, finished, category
+eval/generations.partial.jsonl   one object per answer, while they are made; gone when all are there
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+from preftune.errors import DatasetError
+from preftune.evaluation.records import append_lines, digest, read_lines, write_lines
+from preftune.types import Text
+
+Side: TypeAlias = Literal["base", "aligned"]
+SIDES: tuple[Side, ...] = ("base", "aligned")
+PARTIAL = "generations.partial.jsonl"
+
+
+class Answer(Protocol):
+    """What a generator returns for one prompt; `preftune.evaluation.generation.Completion` is one."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def finished(self) -> bool: ...
+
+
+Take: TypeAlias = Callable[[int, Answer], None]
+"""Called with the number of a prompt and its answer."""
+
+
+class Generator(Protocol):
+    """Answers prompts with one of the two models; `rows` are the rows of the prompts, for what else they carry.
+
+    A method `stream(side, prompts, rows, take)` is optional: it hands every answer over as soon as it is there, so that
+    a kill costs no more than what is under way. Without it answers are kept after every chunk.
+    """
+
+    def __call__(self, side: Side, prompts: Sequence[Text], rows: Sequence[Mapping[str, Any]]) -> Sequence[Answer]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredRow:
+    """One row with both answers, as a line of `generations.jsonl`."""
+
+    id: str
+    prompt: Text
+    base: str
+    aligned: str
+    base_tokens: int
+    aligned_tokens: int
+    base_finished: bool
+    aligned_finished: bool
+    key: str = ""
+    """Content address of prompt and settings: an answer is reused only under the same key."""
+    category: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "prompt": self.prompt,
+            "base": self.base,
+            "aligned": self.aligned,
+            "tokens": {"base": self.base_tokens, "aligned": self.aligned_tokens},
+            "finished": {"base": self.base_finished, "aligned": self.aligned_finished},
+            "key": self.key,
+            "category": self.category,
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> AnsweredRow:
+        return cls(
+            id=record["id"],
+            prompt=record["prompt"],
+            base=record["base"],
+            aligned=record["aligned"],
+            base_tokens=record["tokens"]["base"],
+            aligned_tokens=record["tokens"]["aligned"],
+            base_finished=record["finished"]["base"],
+            aligned_finished=record["finished"]["aligned"],
+            key=record.get("key", ""),
+            category=record.get("category"),
+        )
+
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Called with the step and how far it is: "generate" with answers done and answers in all (two per row), "judge" with
+questions done and questions in all."""
+
+
+def row_id(row: Mapping[str, Any], index: int) -> str:
+    """The row's own `id`, or its index."""
+    return str(row["id"]) if row.get("id") is not None else str(index)
+
+
+def answer_rows(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    generate: Generator,
+    path: Path,
+    settings: Mapping[str, Any],
+    chunk: int = 64,
+    progress: Progress | None = None,
+) -> list[AnsweredRow]:
+    """Both answers to every row, in the order of the rows; those already in `path` under the same key are reused.
+
+    All answers of the baseline come first: two models need not be in memory together. Answers are kept one by one in
+    `generations.partial.jsonl` beside `path` until both sides are whole.
+    """
+    _check_rows(rows)
+    keys = _keys(rows, settings)
+    known: dict[Side, dict[str, dict[str, Any]]] = _known_answers(path)
+    total, partial = 2 * len(rows), path.with_name(PARTIAL)
+
+    def tell() -> None:
+        if progress is not None:
+            progress("generate", sum(key in known[side] for side in SIDES for key in keys), total)
+
+    tell()
+    for side in SIDES:
+        missing = [index for index, key in enumerate(keys) if key not in known[side]]
+
+        def take(number: int, answer: Answer, side: Side = side, missing: list[int] = missing) -> None:
+            key = keys[missing[number]]
+            found = {"text": answer.text, "tokens": answer.tokens, "finished": answer.finished}
+            append_lines(partial, [{"key": key, "side": side, **found}])
+            known[side][key] = found
+            tell()
+
+        if missing:
+            _answer(generate, side, [rows[index] for index in missing], take, chunk)
+    answered = [
+        _answered_row(row, index, key, known["base"][key], known["aligned"][key])
+        for index, (row, key) in enumerate(zip(rows, keys, strict=True))
+    ]
+    write_lines(path, (answer.to_dict() for answer in answered))
+    partial.unlink(missing_ok=True)
+    return answered
+
+
+def missing_rows(
+    rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], path: Path, side: Side
+) -> list[Mapping[str, Any]]:
+    """The rows that this side has still to answer; see `answer_rows`."""
+    known = _known_answers(path)[side]
+    return [row for row, key in zip(rows, _keys(rows, settings), strict=True) if key not in known]
+
+
+def _check_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        raise DatasetError("There are no rows to evaluate. Give at least one held-out prompt.")
+    for index, row in enumerate(rows):
+        if not row.get("prompt"):
+            raise DatasetError(
+                f"Row {index} has no 'prompt' to answer (columns: {', '.join(map(repr, row)) or 'none'})."
+            )
+
+
+def _keys(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> list[str]:
+    """The row's index is not part of its key; its place among equal prompts is: two rows of one prompt are two
+    answers."""
+    seen: dict[str, int] = {}
+    keys = []
+    for row in rows:
+        shaping = [row["prompt"], row.get("chat_template_kwargs"), settings]
+        shaping += [row[name] for name in ("sampling", "given") if row.get(name) is not None]
+        content = digest(shaping)
+        seen[content] = seen.get(content, -1) + 1
+        keys.append(f"{content}-{seen[content]}")
+    return keys
+
+
+def _known_answers(path: Path) -> dict[Side, dict[str, dict[str, Any]]]:
+    known: dict[Side, dict[str, dict[str, Any]]] = {"base": {}, "aligned": {}}
+    for record in read_lines(path):
+        if _is_answer(record):
+            for side in SIDES:
+                known[side][record["key"]] = {
+                    "text": record[side],
+                    "tokens": record["tokens"][side],
+                    "finished": record["finished"][side],
+                }
+    for record in read_lines(path.with_name(PARTIAL)):
+        if record.get("side") in SIDES and all(name in record for name in ("key", "text", "tokens", "finished")):
+            known[record["side"]][record["key"]] = record
+    return known
+
+
+def _answer(generate: Generator, side: Side, rows: Sequence[Mapping[str, Any]], take: Take, chunk: int) -> None:
+    stream = getattr(generate, "stream", None)
+    if stream is not None:
+        stream(side, [row["prompt"] for row in rows], rows, take)
+        return
+    for start in range(0, len(rows), chunk):
+        part = rows[start : start + chunk]
+        answers = generate(side, [row["prompt"] for row in part], part)
+        for number, answer in enumerate(answers, start=start):
+            take(number, answer)
+
+
+def _answered_row(
+    row: Mapping[str, Any], index: int, key: str, base: Mapping[str, Any], aligned: Mapping[str, Any]
+) -> AnsweredRow:
+    return AnsweredRow(
+        id=row_id(row, index),
+        prompt=row["prompt"],
+        base=base["text"],
+        aligned=aligned["text"],
+        base_tokens=base["tokens"],
+        aligned_tokens=aligned["tokens"],
+        base_finished=base["finished"],
+        aligned_finished=aligned["finished"],
+        key=key,
+        category=None if row.get("category") is None else str(row["category"]),
+    )
+
+
+def _is_answer(record: Mapping[str, Any]) -> bool:
+    try:
+        AnsweredRow.from_dict(record)
+    except (KeyError, TypeError):
+        return False
+    return bool(record.get("key"))

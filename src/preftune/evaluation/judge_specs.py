@@ -1,0 +1,141 @@
+"""From the words of `--judge` to a judge: one place for `label`, `eval` and `judge-check`.
+
+exact, key-fact, shorter, longer    rules that ship with preftune
+rule:MODULE:FUNCTION                a Python function of the user: compares two answers, or scores one
+reward:MODEL                        a sequence classifier with one label
+openai:MODEL@BASE_URL               a chat model at an OpenAI-compatible address
+local:MODEL                         a chat model of transformers on this machine
+"""
+
+from __future__ import annotations
+
+import difflib
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from preftune.errors import RequestError
+from preftune.evaluation.judges import Judge, RememberedRule, Scorer, is_scorer, judge_name, load_judge
+from preftune.evaluation.score_judge import TIE_WITHIN, ScoreJudge
+
+if TYPE_CHECKING:
+    from preftune.evaluation.asker import Asker
+    from preftune.evaluation.budget import Budget
+    from preftune.evaluation.endpoint import Conduct, Endpoint
+
+RULES = ("exact", "key-fact", "shorter", "longer")
+FORMS = "openai:MODEL@BASE_URL, local:MODEL, reward:MODEL, rule:MODULE:FUNCTION, exact, key-fact, shorter or longer"
+"""For help pages."""
+
+Kind: TypeAlias = Literal["rule", "reward", "openai", "local"]
+_KINDS: tuple[Kind, ...] = ("rule", "reward", "openai", "local")
+
+
+def judge_kind(spec: str) -> Kind:
+    """What sort of judge a spec names; the rules that ship are `rule` too. Loads nothing.
+
+    Raises: RequestError for a spec of no such form, with the nearest one.
+    """
+    if spec in RULES:
+        return "rule"
+    kind, colon, rest = spec.partition(":")
+    if colon and rest and kind in _KINDS:
+        return kind
+    if kind in _KINDS:
+        raise RequestError(f"--judge {spec} names no {'function' if kind == 'rule' else 'model'}. Give {FORMS}.")
+    known = difflib.get_close_matches(kind, [*RULES, *_KINDS], n=1)
+    near = f" Did you mean {known[0] + (colon + rest if known[0] in _KINDS else '')!r}?" if known else ""
+    raise RequestError(f"There is no judge {spec!r}.{near} Give {FORMS}.")
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeOptions:
+    """What shapes a judge beside its name; what does not concern its kind is left alone."""
+
+    criteria: str | None = None
+    """What is better, in a sentence or two; for chat models."""
+    max_tokens: int = 512
+    """Longest reply of a chat model."""
+    batch_size: int | None = None
+    """Questions at once, for a model on this machine: 16 scores or 8 verdicts."""
+    tie_within: float = TIE_WITHIN
+    """Scores that differ by no more are a tie."""
+    conduct: Conduct | None = None
+    budget: Budget | None = None
+    """Both for endpoints."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """For a model on this machine: `dtype`, `trust_remote_code`, `load_in_4bit`."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedJudge:
+    """A judge, ready to be asked."""
+
+    judge: Judge
+    """Compares two answers, whatever it is made of."""
+    scorer: Scorer | None = None
+    """Where the judge rates single answers."""
+    asker: Asker | None = None
+    """Where the judge is a chat model."""
+    endpoint: Endpoint | None = None
+    """Where that stands at an address: `endpoint.check()` before the first question, `endpoint.budget` afterwards."""
+
+    @property
+    def name(self) -> str:
+        return judge_name(self.judge)
+
+
+def open_judge(spec: str, opened: ExitStack, options: JudgeOptions | None = None) -> OpenedJudge:
+    """The judge that a spec names. Models are loaded when they are first needed; connections and the cache of verdicts
+    are closed with `opened`.
+
+    Raises: RequestError for a spec that names no judge, or a rule that cannot be had; ModelError for a missing model.
+    """
+    from preftune.evaluation.verdicts import VerdictCache
+
+    options = options or JudgeOptions()
+    kind = judge_kind(spec)
+    name = spec.partition(":")[2]
+    if kind == "openai":
+        return _endpoint_judge(spec, opened, options)
+    cache = opened.enter_context(closing(VerdictCache()))
+    if kind == "local":
+        from preftune.evaluation.asker import LocalAsker
+        from preftune.evaluation.model_source import ModelSource
+
+        asker = LocalAsker(ModelSource(name, **options.model), cache, batch_size=_or(options.batch_size, 8))
+        return OpenedJudge(_chat_judge(asker, options), asker=asker)
+    scorer: Any
+    if kind == "reward":
+        from preftune.evaluation.reward_model import open_reward_model
+
+        scorer = open_reward_model(name, cache=cache, batch_size=_or(options.batch_size, 16), **options.model)
+        return OpenedJudge(ScoreJudge(scorer, tie_within=options.tie_within), scorer=scorer)
+    rule: Any = load_judge(spec)
+    scores = is_scorer(rule)
+    if getattr(rule, "cache_key", None) is not None and not (hasattr(rule, "score_all") or hasattr(rule, "judge_all")):
+        rule = RememberedRule(rule, cache)
+    if scores:
+        return OpenedJudge(ScoreJudge(rule, tie_within=options.tie_within), scorer=rule)
+    return OpenedJudge(rule)
+
+
+def _endpoint_judge(spec: str, opened: ExitStack, options: JudgeOptions) -> OpenedJudge:
+    from preftune.evaluation.asker import EndpointAsker
+    from preftune.evaluation.endpoint import Endpoint, EndpointName
+    from preftune.evaluation.verdicts import VerdictCache
+
+    name = EndpointName.parse(spec)
+    endpoint = opened.enter_context(Endpoint(name, conduct=options.conduct, budget=options.budget))
+    asker = EndpointAsker(endpoint, opened.enter_context(closing(VerdictCache())))
+    return OpenedJudge(_chat_judge(asker, options), asker=asker, endpoint=endpoint)
+
+
+def _chat_judge(asker: Asker, options: JudgeOptions) -> Judge:
+    from preftune.evaluation.chat_judge import CRITERIA, ChatJudge
+
+    return ChatJudge(asker, criteria=options.criteria or CRITERIA, max_tokens=options.max_tokens)
+
+
+def _or(given: int | None, usual: int) -> int:
+    return usual if given is None else given

@@ -1,0 +1,80 @@
+"""Prompts as the token ids that a model continues, whoever generates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from preftune.errors import ModelError, RequestError
+from preftune.types import Text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TemplateKwargs: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None
+
+
+def prompt_tokens(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Text],
+    *,
+    max_new_tokens: int,
+    chat_template_kwargs: TemplateKwargs = None,
+) -> list[int]:
+    """Tokens of every prompt as `generate` will encode it, so that what does not fit is told before any work.
+
+    Raises: what `generate` raises for these prompts.
+    """
+    token_ids = encode_prompts(tokenizer, prompts, chat_template_kwargs)
+    if token_ids:
+        check_lengths(model, token_ids, max_new_tokens)
+    return [len(ids) for ids in token_ids]
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Text], template_kwargs: TemplateKwargs
+) -> list[list[int]]:
+    """Token ids of every prompt: text as it is, message lists through the chat template, up to where an answer begins.
+
+    Args:
+        template_kwargs: what the chat template is told, for all prompts or one mapping per prompt.
+    Raises: ModelError for messages without a chat template; RequestError for a prompt that is empty.
+    """
+    if template_kwargs is None or isinstance(template_kwargs, Mapping):
+        per_prompt: Sequence[Mapping[str, Any] | None] = [template_kwargs] * len(prompts)
+    else:
+        per_prompt = template_kwargs
+        if len(per_prompt) != len(prompts):
+            raise RequestError(f"{len(per_prompt)} chat_template_kwargs for {len(prompts)} prompts: give one each.")
+    encoded = [_encode(tokenizer, prompt, kwargs or {}) for prompt, kwargs in zip(prompts, per_prompt, strict=True)]
+    for index, ids in enumerate(encoded):
+        if not ids:
+            raise RequestError(f"Prompt {index} is empty after tokenising: there is nothing to answer. Remove it.")
+    return encoded
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Text, kwargs: Mapping[str, Any]) -> list[int]:
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            "The prompts are message lists, but the tokenizer has no chat template (a base model, not tuned for "
+            "chat?). Use an instruction-tuned model, set tokenizer.chat_template, or give the prompts as text."
+        )
+    prefill = bool(prompt) and prompt[-1].get("role") == "assistant"
+    text = tokenizer.apply_chat_template(
+        prompt, tokenize=False, add_generation_prompt=not prefill, continue_final_message=prefill, **kwargs
+    )
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template has written them
+
+
+def check_lengths(model: Any, token_ids: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Raises: ModelError for a prompt that leaves no room for so long an answer."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(range(len(token_ids)), key=lambda i: len(token_ids[i]))
+    if limit is not None and len(token_ids[longest]) + max_new_tokens > limit:
+        raise ModelError(
+            f"Prompt {longest} has {len(token_ids[longest])} tokens and may be answered with {max_new_tokens}, but the "
+            f"model has only {limit} positions. Lower max_new_tokens or leave that prompt out."
+        )
