@@ -1,0 +1,185 @@
+"""Log-probabilities of preference pairs under an aligned model and its baseline, by the engine that training uses.
+
+Kept on disk pair by pair, under an address of models and texts, so that a run that was killed goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preftune.errors import OutOfMemoryError
+from preftune.evaluation.pairwise import Side
+from preftune.evaluation.records import append_lines, digest, read_lines
+from preftune.types import PreferencePair, TokenizedGroup
+
+if TYPE_CHECKING:
+    from preftune.data.encode import Encoded
+    from preftune.evaluation.contest import PairOfModels
+
+Floats: TypeAlias = NDArray[np.float64]
+Progress: TypeAlias = Callable[[int, int], None]
+
+_TOKENS = {"cpu": 2048}
+_TOKENS_ELSEWHERE = 16_384
+"""Tokens scored together; halved when memory runs out."""
+_PAIRS = 64
+"""Pairs tokenised together, and written together."""
+
+
+class Scores(NamedTuple):
+    """One model's scores of N pairs, NaN for a pair that it cannot score."""
+
+    chosen_N: Floats
+    """Log-probability of the chosen answer, nats."""
+    rejected_N: Floats
+    chosen_tokens_N: Floats
+    rejected_tokens_N: Floats
+
+    @property
+    def known_N(self) -> NDArray[np.bool_]:
+        return ~np.isnan(self.chosen_N)
+
+
+def score_both(
+    models: PairOfModels,
+    pairs: Sequence[PreferencePair],
+    *,
+    settings: Mapping[str, Any],
+    path: Path,
+    progress: Progress | None = None,
+) -> tuple[Scores, Scores]:
+    """Scores of all pairs under the baseline and under the aligned model.
+
+    Conversations for a tokeniser without a chat template are written as plain "Human: ... Assistant: ..." dialogue.
+
+    Args:
+        settings: what identifies both models; a score is found again only under the same.
+        path: JSON lines, appended to.
+        progress: called with pairs scored and pairs in all, over both models.
+    Raises: OutOfMemoryError when a single pair does not fit.
+    """
+    keys: dict[Side, list[str]] = {
+        side: [digest([side, p.prompt, p.chosen, p.rejected, settings]) for p in pairs] for side in ("base", "aligned")
+    }
+    known = {record["key"]: record["scores"] for record in read_lines(path) if record.keys() >= {"key", "scores"}}
+    total = 2 * len(pairs)
+
+    def tell() -> None:
+        if progress is not None:
+            progress(sum(key in known for side in keys.values() for key in side), total)
+
+    tell()
+    for side, of_side in keys.items():
+        # one pair may stand several times in the data; it is scored once
+        missing = list({key: i for i, key in enumerate(of_side) if key not in known}.items())
+        if not missing:
+            continue
+        base = side == "base"
+        with models.baseline() if base else nullcontext(models.model) as model:
+            scorer = _Scorer(model, models.base_tokenizer if base else models.tokenizer)
+            for start in range(0, len(missing), _PAIRS):
+                part = missing[start : start + _PAIRS]
+                found = scorer.score([pairs[i] for _, i in part])
+                fresh = [{"key": key, "scores": row} for (key, _), row in zip(part, found, strict=True)]
+                append_lines(path, fresh)
+                known.update((record["key"], record["scores"]) for record in fresh)
+                tell()
+    return _table(keys["base"], known), _table(keys["aligned"], known)
+
+
+def _table(keys: Sequence[str], known: Mapping[str, Sequence[float] | None]) -> Scores:
+    nothing = [float("nan")] * 4
+    rows = np.array([known[key] or nothing for key in keys], dtype=np.float64).reshape(len(keys), 4)
+    return Scores(*rows.T)
+
+
+class _Scorer:
+    """One model with its tokeniser, on the device where it is."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        import torch
+
+        from preftune.data.encode import DIALOGUE_TEMPLATE, Encoder
+        from preftune.logps import choose_engine
+        from preftune.models.precision import mixed_dtype
+
+        self.model = model
+        self.device: torch.device = model.get_input_embeddings().weight.device
+        self.engine, _ = choose_engine(model, "auto")
+        self.dtype = mixed_dtype(model)
+        self.encoder = Encoder(tokenizer, chat_template=None if tokenizer.chat_template else DIALOGUE_TEMPLATE)
+        self.longest: int | None = getattr(model.config, "max_position_embeddings", None)
+        self.budget = _TOKENS.get(self.device.type, _TOKENS_ELSEWHERE)
+
+    def score(self, pairs: Sequence[PreferencePair]) -> list[list[float] | None]:
+        """Per pair: log-probabilities of chosen and rejected, tokens of each; None where it cannot be scored."""
+        groups = {i: group for i, e in enumerate(self.encoder.encode(pairs)) if (group := self._group(e)) is not None}
+        found: list[list[float] | None] = [None] * len(pairs)
+        for batch in self._batches(groups):
+            for i, row in self._compute({i: groups[i] for i in batch}).items():
+                found[i] = row
+        return found
+
+    def _group(self, encoded: Encoded) -> TokenizedGroup | None:
+        from preftune.data import spans
+        from preftune.types import Preference
+
+        if encoded.reason is not None:
+            return None
+        longest = len(encoded.prompt) + max(len(encoded.chosen), len(encoded.rejected))
+        if self.longest is not None and longest > self.longest:
+            return None
+        return TokenizedGroup(
+            prompt_ids=encoded.prompt,
+            completions=(encoded.chosen, encoded.rejected),
+            pairs=(Preference(0, 1),),
+            scored=(spans.pairs(encoded.chosen_scored), spans.pairs(encoded.rejected_scored)),
+        )
+
+    def _batches(self, groups: Mapping[int, TokenizedGroup]) -> Iterator[list[int]]:
+        """Long ones first, within the budget of tokens; a group beyond it stands alone."""
+        batch: list[int] = []
+        tokens = 0
+        for i in sorted(groups, key=lambda i: -groups[i].tokens):
+            if batch and tokens + groups[i].tokens > self.budget:
+                yield batch
+                batch, tokens = [], 0
+            batch.append(i)
+            tokens += groups[i].tokens
+        if batch:
+            yield batch
+
+    def _compute(self, groups: Mapping[int, TokenizedGroup]) -> dict[int, list[float]]:
+        import torch
+
+        from preftune.logps import pack
+        from preftune.reference import inference
+
+        batch = pack(list(groups.values())).to(self.device)
+        try:
+            with (
+                inference(self.model),
+                torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None),
+            ):
+                sides = self.engine(self.model, batch).sides(batch)
+        except torch.OutOfMemoryError as error:
+            if len(groups) == 1:
+                tokens = next(iter(groups.values())).tokens
+                raise OutOfMemoryError(
+                    f"the device ran out of memory when a pair of {tokens:,} tokens was scored for evaluation. Leave "
+                    "such pairs out, or load the model in 4 bits with --load_in_4bit."
+                ) from error
+        else:
+            rows = torch.stack(list(sides), dim=1).cpu().double().tolist()  # MPS has no float64
+            return dict(zip(groups, rows, strict=True))
+        torch.cuda.empty_cache()
+        self.budget = max(1, self.budget // 2)
+        items = list(groups.items())
+        half = len(items) // 2
+        return self._compute(dict(items[:half])) | self._compute(dict(items[half:]))

@@ -1,0 +1,113 @@
+"""Suites: what the field measures aligned models by, each against the baseline, each saying what got worse.
+
+Listing them imports none of them; `run_suite` loads the one that is asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+from preftune.errors import RequestError
+
+if TYPE_CHECKING:
+    from preftune.evaluation.contest import Contest
+    from preftune.evaluation.suites.result import SuiteResult
+
+Need: TypeAlias = Literal["asker", "judge", "models"]
+Data: TypeAlias = str | Path | Sequence[str]
+
+__all__ = ["SUITES", "Data", "Need", "SuiteEntry", "find_suite", "run_suite"]
+
+
+class SuiteEntry(NamedTuple):
+    """A suite that can be asked for."""
+
+    module: str
+    """Under `preftune.evaluation.suites`, with a function `run`."""
+    summary: str
+    """For the help text."""
+    needs: tuple[Need, ...]
+    """A judge that can be asked in the suite's own words, one that compares, loaded models; nothing more: answers."""
+    options: tuple[str, ...] = ()
+    """Arguments of `run_suite` that this suite takes beyond `data` and `limit`."""
+
+
+SUITES: Mapping[str, SuiteEntry] = MappingProxyType(
+    {
+        "mt-bench": SuiteEntry("mt_bench", "80 two-turn questions, graded 1 to 10 and compared", ("asker",)),
+        "alpaca-eval": SuiteEntry(
+            "alpaca_eval", "805 instructions, win rate plain and at equal length; alpaca_eval's files", ("judge",)
+        ),
+        "arena-hard": SuiteEntry("arena_hard", "500 hard prompts, five labels in both orders", ("judge",)),
+        "xstest": SuiteEntry("xstest", "refusals that are wanted, and refusals that are not", ()),
+        "hhh": SuiteEntry("hhh", "does the model itself prefer the helpful, honest, harmless answer?", ("models",)),
+        "held-out": SuiteEntry(
+            "held_out", "margin, accuracy and calibration on preference pairs", ("models",), ("beta",)
+        ),
+        "general": SuiteEntry(
+            "general", "what alignment may damage: plain text and tasks of lm-eval", ("models",), ("tasks",)
+        ),
+    }
+)
+
+
+def find_suite(name: str) -> SuiteEntry:
+    """The suite of this name.
+
+    Raises: RequestError with the nearest name.
+    """
+    if name in SUITES:
+        return SUITES[name]
+    near = difflib.get_close_matches(name.replace("_", "-").lower(), SUITES, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise RequestError(f"There is no suite {name!r} (there are: {', '.join(SUITES)}).{hint}")
+
+
+def run_suite(
+    name: str,
+    contest: Contest,
+    *,
+    data: Data | None = None,
+    limit: int | None = None,
+    tasks: Sequence[str] | None = None,
+    beta: float | None = None,
+) -> SuiteResult:
+    """Run one suite and write its files to `contest.folder / name`, `summary.json` among them.
+
+    Run again after a kill, what is there is used: answers and scores by content, verdicts in the judge's cache.
+
+    Args:
+        data: the suite's questions instead of the hub's: a path (for `held-out` NAME=PATH, one or several).
+        limit: questions of it for a cheap look, evenly spread; the headline then says so.
+        tasks: of lm-evaluation-harness, for `general`.
+        beta: of the training run, for `held-out`'s calibration.
+    Raises: RequestError for an unknown suite, an option that it does not take, a judge or models that are missing;
+        DatasetError for data that cannot be had or are not this suite's.
+    """
+    from preftune.evaluation.records import prepare_folder
+    from preftune.evaluation.suites.asking import check_models
+
+    entry = find_suite(name)
+    given: dict[str, Any] = {"tasks": tasks, "beta": beta}
+    extra = {option: value for option, value in given.items() if value is not None}
+    for option in extra:
+        if option not in entry.options:
+            takers = [other for other, one in SUITES.items() if option in one.options]
+            raise RequestError(f"The suite {name} takes no --{option}; it is for {', '.join(takers)}. Leave it out.")
+    if data is not None and not isinstance(data, str | Path) and name != "held-out":
+        if len(data) != 1:
+            raise RequestError(f"The suite {name} reads one --suite_data, not {len(data)}. Name one.")
+        data = data[0]
+    if "models" in entry.needs:
+        check_models(contest, name)  # before anything is downloaded
+    folder = contest.folder / name
+    prepare_folder(folder)
+    module = importlib.import_module(f"preftune.evaluation.suites.{entry.module}")
+    result: SuiteResult = module.run(contest, data=data, limit=limit, folder=folder, **extra)
+    result.write(folder)
+    return result

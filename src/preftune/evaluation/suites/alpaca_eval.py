@@ -1,0 +1,263 @@
+"""AlpacaEval (Dubois et al. 2024, arXiv:2404.04475): 805 instructions, the win rate plain and at equal length.
+
+The baseline of the contest is the opponent. Where the data that were named carry outputs (AlpacaEval's own reference
+outputs), both models are judged against these too, and compared by how often each of them wins. The files are those of
+the package alpaca_eval, so that its annotators can judge the same answers:
+
+    model_outputs.json, baseline_outputs.json    instruction, output, generator, dataset, datasplit
+    annotations.json                             both outputs, their generators, preference 1 (baseline) to 2 (aligned)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preftune.errors import DatasetError
+from preftune.evaluation.judges import judge_name
+from preftune.evaluation.pairwise import AnsweredRow, JudgedRow, answer_rows, judge_rows
+from preftune.evaluation.records import digest, write_atomically
+from preftune.evaluation.statistics import win_rate
+from preftune.evaluation.suites.asking import cut_off, ended, need_judge
+from preftune.evaluation.suites.comparisons import (
+    Comparison,
+    by_group,
+    compare_shares,
+    compare_with_even,
+    members_by,
+)
+from preftune.evaluation.suites.result import SuiteResult
+from preftune.evaluation.suites.sources import HubData, Row, look_at_some, read_rows, text_of
+from preftune.evaluation.summary import OUTCOME_VALUE
+
+if TYPE_CHECKING:
+    from preftune.evaluation.contest import Contest
+    from preftune.evaluation.length_control import LengthControlled
+
+SUITE = "alpaca-eval"
+HUB = HubData("tatsu-lab/alpaca_eval", "alpaca_eval.json")
+"""The instructions alone are used; the outputs in this file are those of version 1."""
+REFERENCES = HubData("tatsu-lab/alpaca_eval", "alpaca_eval_gpt4_baseline.json")
+"""For `--suite_data tatsu-lab/alpaca_eval`: the same instructions with version 2's reference outputs."""
+_PREFERENCE = {"loss": 1.0, "tie": 1.5, "win": 2.0}
+_TOKENS = 2048
+"""Of an answer, as most models of the leaderboard were given."""
+_FOR_LENGTHS = 10
+"""Comparisons below which no length-controlled rate is fitted."""
+
+
+def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder: Path) -> SuiteResult:
+    """Both models answer, the judge compares in both orders; rates plain and at equal length."""
+    judge = need_judge(contest, SUITE)
+    rows, part = look_at_some(_read(data), limit)
+    answered = answer_rows(
+        rows,
+        generate=contest.generate,
+        path=folder / "generations.jsonl",
+        settings=contest.settings,
+        progress=contest.progress,
+    )
+    judged = judge_rows(answered, rows, judge=judge, path=folder / "verdicts.jsonl", progress=contest.progress)
+    _write_outputs(folder, contest, rows, answered, judged, judge_name(judge))
+    outcomes = [OUTCOME_VALUE[one.outcome] for one in judged]
+    clusters = [digest(answer.prompt) for answer in answered]
+    rate = win_rate(outcomes, clusters, confidence=contest.confidence)
+    controlled = _length_controlled(contest, answered, outcomes, clusters)
+    comparisons = [compare_with_even("win rate", rate)]
+    if controlled is not None:
+        comparisons.insert(0, _at_equal_length(controlled, len(outcomes), contest.confidence))
+    against = _against_references(contest, rows, answered, folder)
+    comparisons += against
+    return SuiteResult(
+        SUITE,
+        comparisons=comparisons,
+        breakdown=_by_dataset(rows, outcomes, clusters, contest.confidence),
+        notes=[*_notes(controlled, judged, bool(against)), *cut_off(ended(answered), usual=_TOKENS)],
+        part=part,
+        details={
+            "win_rate": rate.to_dict(),
+            "length_controlled": None if controlled is None else controlled.to_dict(),
+            "letters": {
+                "base": sum(len(answer.base) for answer in answered) / len(answered),
+                "aligned": sum(len(answer.aligned) for answer in answered) / len(answered),
+            },
+            "judge": judge_name(judge),
+            "settings": dict(contest.settings),
+        },
+    )
+
+
+def _read(data: str | Path | None) -> list[Row]:
+    named = None if data is None else os.fspath(data)
+    if named in (None, HUB.repo):
+        raw = read_rows(None, HUB if named is None else REFERENCES, suite=SUITE)
+        if named is None:
+            raw = [{key: value for key, value in row.items() if key != "output"} for row in raw]
+    else:
+        raw = read_rows(data, HUB, suite=SUITE)
+    rows = []
+    for index, row in enumerate(raw):
+        instruction = text_of(row, ("instruction", "prompt"), suite=SUITE, index=index, where=data)
+        more = row.get("input")
+        asked = f"{instruction}\n\n{more}" if isinstance(more, str) and more.strip() else instruction
+        rows.append(
+            {
+                "id": str(index if row.get("id") is None else row["id"]),
+                "prompt": [{"role": "user", "content": asked}],
+                "instruction": asked,
+                "dataset": row.get("dataset"),
+                "reference": row.get("output"),
+                "generator": row.get("generator"),
+                "category": row.get("dataset"),
+            }
+        )
+    if not rows:
+        raise DatasetError(f"{data} holds no instruction for the suite {SUITE}. Give alpaca_eval.json.")
+    return rows
+
+
+def _length_controlled(
+    contest: Contest, answered: Sequence[AnsweredRow], outcomes: Sequence[float], clusters: Sequence[str]
+) -> LengthControlled | None:
+    """In letters, as AlpacaEval counts length; None where there are too few comparisons to fit anything."""
+    from preftune.evaluation.length_control import length_controlled
+
+    if len(set(clusters)) < _FOR_LENGTHS:
+        return None
+    lengths = [len(answer.aligned) - len(answer.base) for answer in answered]
+    return length_controlled(outcomes, lengths, clusters, confidence=contest.confidence, seed=contest.seed)
+
+
+def _at_equal_length(controlled: LengthControlled, n: int, confidence: float) -> Comparison:
+    return Comparison(
+        name="win rate at equal length",
+        base=0.5,
+        aligned=controlled.win_rate,
+        difference=controlled.win_rate - 0.5,
+        ci_low=controlled.ci_low - 0.5,
+        ci_high=controlled.ci_high - 0.5,
+        better="higher",
+        n=n,
+        confidence=confidence,
+    )
+
+
+def _by_dataset(
+    rows: Sequence[Row], outcomes: Sequence[float], clusters: Sequence[str], confidence: float
+) -> list[Comparison]:
+    groups = members_by([None if row["dataset"] is None else str(row["dataset"]) for row in rows])
+    if len(groups) < 2:
+        return []
+
+    def compare(name: str, members: Sequence[int], each: float) -> Comparison:
+        rate = win_rate([outcomes[i] for i in members], [clusters[i] for i in members], confidence=each)
+        return compare_with_even(f"win rate, {name}", rate)
+
+    return by_group(groups, compare, confidence)
+
+
+def _against_references(
+    contest: Contest, rows: Sequence[Row], answered: Sequence[AnsweredRow], folder: Path
+) -> list[Comparison]:
+    """How often each model wins against the outputs that came with the data; nothing where none came."""
+    at = [i for i, row in enumerate(rows) if isinstance(row["reference"], str) and row["reference"].strip()]
+    if not at:
+        return []
+    wins: dict[str, list[float]] = {}
+    for side in ("base", "aligned"):
+        pairs = [_beside(answered[i], rows[i], side) for i in at]
+        judged = judge_rows(
+            pairs,
+            [rows[i] for i in at],
+            judge=need_judge(contest, SUITE),
+            path=folder / f"reference_verdicts_{side}.jsonl",
+            progress=contest.progress,
+        )
+        wins[side] = [OUTCOME_VALUE[one.outcome] for one in judged]
+    names = {str(rows[i]["generator"]) for i in at if rows[i]["generator"]}
+    opponent = names.pop() if len(names) == 1 else "the reference outputs"
+    return [
+        compare_shares(
+            f"win rate against {opponent}",
+            wins["base"],
+            wins["aligned"],
+            [digest(answered[i].prompt) for i in at],
+            better="higher",
+            confidence=contest.confidence,
+        )
+    ]
+
+
+def _beside(answer: AnsweredRow, row: Row, side: str) -> AnsweredRow:
+    """The reference output in the place of the baseline, one of the models in that of the aligned one."""
+    ours = side == "aligned"
+    return AnsweredRow(
+        id=answer.id,
+        prompt=answer.prompt,
+        base=row["reference"],
+        aligned=answer.aligned if ours else answer.base,
+        base_tokens=0,
+        aligned_tokens=answer.aligned_tokens if ours else answer.base_tokens,
+        base_finished=True,
+        aligned_finished=answer.aligned_finished if ours else answer.base_finished,
+    )
+
+
+def _write_outputs(
+    folder: Path,
+    contest: Contest,
+    rows: Sequence[Row],
+    answered: Sequence[AnsweredRow],
+    judged: Sequence[JudgedRow],
+    annotator: str,
+) -> None:
+    def outputs(side: str, generator: str) -> list[dict[str, Any]]:
+        return [
+            {**_place(row), "output": getattr(answer, side), "generator": generator}
+            for row, answer in zip(rows, answered, strict=True)
+        ]
+
+    annotations = [
+        {
+            **_place(row),
+            "output_1": answer.base,
+            "generator_1": contest.baseline,
+            "output_2": answer.aligned,
+            "generator_2": contest.aligned,
+            "annotator": annotator,
+            "preference": _PREFERENCE[one.outcome],
+        }
+        for row, answer, one in zip(rows, answered, judged, strict=True)
+    ]
+    _write_list(folder / "model_outputs.json", outputs("aligned", contest.aligned))
+    _write_list(folder / "baseline_outputs.json", outputs("base", contest.baseline))
+    _write_list(folder / "annotations.json", annotations)
+
+
+def _place(row: Row) -> dict[str, Any]:
+    return {"instruction": row["instruction"], "dataset": row["dataset"] or "unknown", "datasplit": "eval"}
+
+
+def _write_list(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    import json
+
+    write_atomically(path, json.dumps(list(records), indent=2, ensure_ascii=False) + "\n")
+
+
+def _notes(controlled: LengthControlled | None, judged: Sequence[JudgedRow], against: bool) -> list[str]:
+    notes = []
+    unjudged = sum(one.base_first is None for one in judged)
+    if unjudged:
+        notes.append(f"{unjudged} of {len(judged)} comparisons could not be judged; they count as ties.")
+    if controlled is None:
+        notes.append(
+            f"{len(judged)} comparisons are too few for a win rate at equal length ({_FOR_LENGTHS} prompts at least)."
+        )
+    if not against:
+        notes.append(
+            "The opponent is the baseline. For figures beside AlpacaEval's leaderboard add its reference outputs: "
+            "--suite_data tatsu-lab/alpaca_eval."
+        )
+    return notes

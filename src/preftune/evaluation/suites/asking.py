@@ -1,0 +1,142 @@
+"""What suites ask of a contest: a judge to be asked in a suite's own words, two models, answers of one side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from preftune.errors import RequestError
+from preftune.evaluation.pairwise import AnsweredRow, Side
+from preftune.evaluation.progress import Counting
+from preftune.evaluation.records import append_lines, digest, read_lines
+from preftune.log import say
+from preftune.types import Message, Text
+
+if TYPE_CHECKING:
+    from preftune.evaluation.asker import Asker
+    from preftune.evaluation.contest import Contest, PairOfModels
+    from preftune.evaluation.judges import Judge
+
+T = TypeVar("T")
+
+_CHUNK = 64
+"""Answers between two writes."""
+
+
+class Said(NamedTuple):
+    """One answer of one side."""
+
+    text: str
+    tokens: int
+    finished: bool
+
+
+def need_asker(contest: Contest, suite: str) -> Asker:
+    """The judge that can be asked in the suite's own words.
+
+    Raises: RequestError when the contest has none.
+    """
+    if contest.asker is None:
+        raise RequestError(
+            f"The suite {suite} asks a chat model in words of its own. Name one with --judge openai:MODEL@BASE_URL, or "
+            "--judge local:MODEL."
+        )
+    return contest.asker
+
+
+def need_judge(contest: Contest, suite: str) -> Judge:
+    """The judge that compares two answers.
+
+    Raises: RequestError when the contest has none.
+    """
+    if contest.judge is None:
+        raise RequestError(
+            f"The suite {suite} needs somebody who compares two answers. Name one with --judge, for example "
+            "--judge openai:MODEL@BASE_URL."
+        )
+    return contest.judge
+
+
+def check_models(contest: Contest, suite: str) -> None:
+    """Raises: RequestError for endpoints, which give text and no log-probabilities of given text."""
+    if contest.load_models is None:
+        raise RequestError(
+            f"The suite {suite} reads log-probabilities, which a model behind an address does not give. Name the "
+            "models themselves with --model and --baseline."
+        )
+
+
+def need_models(contest: Contest, suite: str) -> PairOfModels:
+    """Both models, loaded. Raises: see `check_models`."""
+    check_models(contest, suite)
+    assert contest.load_models is not None
+    return contest.load_models()
+
+
+def ask(
+    contest: Contest,
+    questions: Sequence[Sequence[Message]],
+    *,
+    read: Callable[[str], T | None],
+    kind: str,
+    max_tokens: int,
+    suite: str,
+) -> list[T | None]:
+    """What the contest's asker replies, read; None where two replies could not be read. Kept on disk, asked once."""
+    asker = need_asker(contest, suite)
+    if not questions:
+        return []
+    estimate = asker.estimate(questions, kind=kind, max_tokens=max_tokens)
+    if estimate.calls:
+        say(f"{suite}: {estimate.line()}")
+    with Counting(f"{suite}: judging", unit="questions") as progress:
+        return asker.ask_all(questions, read=read, kind=kind, max_tokens=max_tokens, progress=progress)
+
+
+def cut_off(sides: Mapping[Side, Sequence[bool]], *, usual: int) -> list[str]:
+    """A note where answers ended at the limit of tokens and not by themselves: a judge takes it for a fault.
+
+    Args:
+        sides: whether each answer ended by itself.
+        usual: tokens that the suite's makers allow.
+    """
+    cut = {side: sum(not one for one in finished) for side, finished in sides.items()}
+    if not any(cut.values()):
+        return []
+    return [
+        f"{cut['base']} answers of the baseline and {cut['aligned']} of the aligned model were cut off at the limit of "
+        f"tokens. The suite's makers allow {usual:,}: add --max_new_tokens {usual}."
+    ]
+
+
+def ended(answered: Sequence[AnsweredRow]) -> dict[Side, list[bool]]:
+    """Whether the answers of both sides ended by themselves."""
+    return {"base": [a.base_finished for a in answered], "aligned": [a.aligned_finished for a in answered]}
+
+
+def answer_side(
+    contest: Contest, side: Side, prompts: Sequence[Text], rows: Sequence[Mapping[str, Any]], *, path: Path
+) -> list[Said]:
+    """One model's answers to prompts of its own (a second turn holds its first answer).
+
+    Appended to `path` as they come, and found there again by content: a run that was killed goes on.
+    """
+    keys = [
+        digest([side, prompt, row.get("sampling"), row.get("chat_template_kwargs"), contest.settings])
+        for prompt, row in zip(prompts, rows, strict=True)
+    ]
+    known = {record["key"]: record for record in read_lines(path) if record.keys() >= {"key", *Said._fields}}
+    missing = [index for index, key in enumerate(keys) if key not in known]
+    with Counting(f"answering, {side}", unit="answers") as progress:
+        for start in range(0, len(missing), _CHUNK):
+            progress(len(keys) - len(missing) + start, len(keys))
+            part = missing[start : start + _CHUNK]
+            answers = contest.generate(side, [prompts[i] for i in part], [rows[i] for i in part])
+            fresh = [
+                {"key": keys[i], "side": side, "text": a.text, "tokens": a.tokens, "finished": a.finished}
+                for i, a in zip(part, answers, strict=True)
+            ]
+            append_lines(path, fresh)
+            known.update((record["key"], record) for record in fresh)
+    return [Said(*(known[key][field] for field in Said._fields)) for key in keys]

@@ -1,0 +1,333 @@
+"""Held-out preference pairs: how far and how often the trained model prefers the chosen answer, and how sure it may be.
+
+The margin of a pair is the aligned model's log-ratio of chosen to rejected minus the baseline's, in nats (Rafailov et
+al. 2023, arXiv:2305.18290). Accuracy is the share of pairs with a margin above 0; an unchanged model has margin 0
+everywhere, which counts half. With beta, sigmoid(beta * margin) is the probability that the model gives to the label,
+and its calibration is measured: the Brier score, and the expected calibration error over bins of confidence (Naeini et
+al. 2015; Guo et al. 2017, arXiv:1706.04599). Several files, named `in=a.jsonl out=b.jsonl`, tell whether what was
+learnt holds outside of its domain.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from preftune.data.pairs import read_pairs
+from preftune.errors import DatasetError, RequestError
+from preftune.evaluation.pair_scores import Floats, Scores, score_both
+from preftune.evaluation.progress import Counting
+from preftune.evaluation.records import digest, write_lines
+from preftune.evaluation.statistics import MeanInterval, mean_interval, win_rate
+from preftune.evaluation.suites.asking import need_models
+from preftune.evaluation.suites.comparisons import Comparison, compare_means, compare_shares, compare_with_even
+from preftune.evaluation.suites.result import Part, SuiteResult
+from preftune.types import PreferencePair
+
+if TYPE_CHECKING:
+    from preftune.evaluation.contest import Contest
+
+SUITE = "held-out"
+_LOGISTIC = ("sigmoid", "robust")
+"""Losses that are the log-loss of the probability sigmoid(beta * margin)."""
+_BINS = 10
+"""Of equal width over confidences from one half to one."""
+
+
+def run(
+    contest: Contest,
+    *,
+    data: str | Path | Sequence[str] | None,
+    limit: int | None,
+    folder: Path,
+    beta: float | None = None,
+) -> SuiteResult:
+    """Margins, accuracies and calibration on every file of pairs."""
+    if beta is not None and not beta > 0:
+        raise RequestError(f"--beta {beta:g}: beta is above 0. Give the beta of the training run, or leave it out.")
+    if limit is not None and limit < 1:
+        raise RequestError(f"--limit {limit}: a suite needs at least one pair. Give 1 or more, or leave it out.")
+    files = named_files(data)
+    configuration = _configuration(contest.aligned)
+    other_loss = _other_loss(configuration)
+    if other_loss is not None:
+        beta = None
+    elif beta is None:
+        beta = _beta_of(configuration)
+    domains: dict[str, Domain] = {}
+    taken = of = 0
+    models = need_models(contest, SUITE)
+    for name, path in files.items():
+        opened = read_pairs(path)
+        some = (
+            range(len(opened)) if limit is None else [i * len(opened) // limit for i in range(min(limit, len(opened)))]
+        )
+        pairs = list(opened.select(list(some)))
+        taken, of = taken + len(pairs), of + len(opened)
+        with Counting(f"{SUITE}: scoring", unit="pairs") as progress:
+            base, aligned = score_both(
+                models, pairs, settings=contest.settings, path=folder / "scores.jsonl", progress=progress
+            )
+        domains[name] = Domain.of(name, pairs, base, aligned)
+    write_lines(folder / "pairs.jsonl", (record for domain in domains.values() for record in domain.records()))
+    return SuiteResult(
+        SUITE,
+        comparisons=[one for domain in domains.values() for one in domain.comparisons(contest.confidence, beta)],
+        notes=_notes(domains, beta, other_loss, contest.confidence),
+        part=Part(taken, of) if taken < of else None,
+        details={
+            "domains": {name: domain.to_dict(contest.confidence, beta) for name, domain in domains.items()},
+            "beta": beta,
+            "settings": dict(contest.settings),
+        },
+    )
+
+
+def named_files(data: str | Path | Sequence[str] | None) -> dict[str, str]:
+    """The files by name: `["in=a.jsonl", "out=b.jsonl"]`, the same in one text with commas, or one path.
+
+    Raises: RequestError for none, or a name twice.
+    """
+    if data is None:
+        raise RequestError(
+            "The suite held-out has no data of its own. Give preference pairs with --suite_data PATH, or several as "
+            "--suite_data in=PATH out=PATH."
+        )
+    parts = [str(data)] if isinstance(data, str | Path) else [str(part) for part in data]
+    parts = [part.strip() for text in parts for part in (text.split(",") if "=" in text else [text]) if part.strip()]
+    files: dict[str, str] = {}
+    for part in parts:
+        name, equals, path = part.partition("=")
+        if not equals:
+            name, path = (Path(part).stem if len(parts) > 1 else "held-out"), part
+        if name in files:
+            raise RequestError(f"--suite_data names {name!r} twice. Give every file of pairs a name of its own.")
+        files[name] = path
+    return files
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """The scored pairs of one file."""
+
+    name: str
+    ids: Sequence[str]
+    clusters: Sequence[str]
+    """The prompt of each pair: several pairs of one prompt are no new evidence about others."""
+    base: Scores
+    aligned: Scores
+    left_out: int
+
+    @classmethod
+    def of(cls, name: str, pairs: Sequence[PreferencePair], base: Scores, aligned: Scores) -> Domain:
+        """Only pairs that both models can score. Raises: DatasetError when there is none."""
+        known = np.flatnonzero(base.known_N & aligned.known_N)
+        if not len(known):
+            raise DatasetError(
+                f"None of the pairs of {name} can be scored: they are empty, or longer than the model's positions. "
+                "Give other pairs with --suite_data."
+            )
+        kept = [pairs[int(i)] for i in known]
+        return cls(
+            name=name,
+            ids=[str(pair.row) if pair.id is None else pair.id for pair in kept],
+            clusters=[digest(pair.prompt) for pair in kept],
+            base=Scores(*(column[known] for column in base)),
+            aligned=Scores(*(column[known] for column in aligned)),
+            left_out=len(pairs) - len(known),
+        )
+
+    @property
+    def margin_N(self) -> Floats:
+        """Nats, aligned minus baseline."""
+        return (self.aligned.chosen_N - self.base.chosen_N) - (self.aligned.rejected_N - self.base.rejected_N)
+
+    def chosen_change(self, confidence: float) -> MeanInterval:
+        """How much likelier the chosen answers became, nats per token."""
+        change_N = self.aligned.chosen_N / self.aligned.chosen_tokens_N - self.base.chosen_N / self.base.chosen_tokens_N
+        return mean_interval(change_N, self.clusters, confidence=confidence)
+
+    def comparisons(self, confidence: float, beta: float | None) -> list[Comparison]:
+        """Accuracy of the margin beside a coin's, each model's own preference, and with beta the Brier score."""
+        n = len(self.ids)
+        found = [
+            compare_with_even(
+                f"accuracy of the margin, {self.name}",
+                win_rate(_wins(self.margin_N), self.clusters, confidence=confidence),
+            ),
+            compare_means(
+                f"margin in nats, {self.name}",
+                [0.0] * n,
+                self.margin_N,
+                self.clusters,
+                better="higher",
+                unit="nats",
+                confidence=confidence,
+            ),
+        ]
+        for words, per_token in (("own preference", False), ("own preference per token", True)):
+            found.append(
+                compare_shares(
+                    f"{words}, {self.name}",
+                    _wins(_log_ratio(self.base, per_token=per_token)),
+                    _wins(_log_ratio(self.aligned, per_token=per_token)),
+                    self.clusters,
+                    better="higher",
+                    confidence=confidence,
+                )
+            )
+        if beta is not None:
+            probability = _sigmoid(beta * self.margin_N)
+            found.append(
+                compare_means(
+                    f"Brier score, {self.name}",
+                    [0.25] * n,
+                    (1 - probability) ** 2,
+                    self.clusters,
+                    better="lower",
+                    unit="squared error",
+                    confidence=confidence,
+                )
+            )
+        return found
+
+    def to_dict(self, confidence: float, beta: float | None) -> dict[str, Any]:
+        margin = mean_interval(self.margin_N, self.clusters, confidence=confidence)
+        return {
+            "pairs": len(self.ids),
+            "prompts": len(set(self.clusters)),
+            "left_out": self.left_out,
+            "margin": _interval(margin),
+            "chosen_per_token": _interval(self.chosen_change(confidence)),
+            "calibration": None if beta is None else calibration(_sigmoid(beta * self.margin_N)),
+        }
+
+    def records(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": self.ids[i],
+                "domain": self.name,
+                "margin": float(self.margin_N[i]),
+                "base": {"chosen": float(self.base.chosen_N[i]), "rejected": float(self.base.rejected_N[i])},
+                "aligned": {"chosen": float(self.aligned.chosen_N[i]), "rejected": float(self.aligned.rejected_N[i])},
+                "tokens": {
+                    "chosen": int(self.aligned.chosen_tokens_N[i]),
+                    "rejected": int(self.aligned.rejected_tokens_N[i]),
+                },
+            }
+            for i in range(len(self.ids))
+        ]
+
+
+def calibration(probability: Floats) -> dict[str, Any]:
+    """How the probability given to the label compares with how often the label is right.
+
+    Which side is called chosen is no information, so a pair with probability p counts as a statement made with
+    confidence max(p, 1 - p) that is right when p is above one half (half right at exactly one half).
+
+    Args:
+        probability: of the labelled side, (N,).
+    Returns: `brier`, the mean of (1 - p)^2 (0.25 for always one half); `ece`, the mean distance between confidence and
+        accuracy, weighted by the bins' sizes; and the bins that are not empty.
+    """
+    confidence = np.maximum(probability, 1 - probability)
+    right = (np.sign(probability - 0.5) + 1) / 2
+    place = np.minimum(((confidence - 0.5) * 2 * _BINS).astype(int), _BINS - 1)
+    bins = []
+    for index in range(_BINS):
+        inside = place == index
+        if inside.any():
+            bins.append(
+                {
+                    "from": 0.5 + index / (2 * _BINS),
+                    "to": 0.5 + (index + 1) / (2 * _BINS),
+                    "n": int(inside.sum()),
+                    "confidence": float(confidence[inside].mean()),
+                    "accuracy": float(right[inside].mean()),
+                }
+            )
+    gap = sum(b["n"] * abs(b["confidence"] - b["accuracy"]) for b in bins)
+    return {
+        "brier": float(np.square(1 - probability).mean()),
+        "ece": float(gap / len(probability)),
+        "mean_confidence": float(confidence.mean()),
+        "accuracy": float(right.mean()),
+        "bins": bins,
+    }
+
+
+def _interval(mean: MeanInterval) -> dict[str, float | None]:
+    known = math.isfinite(mean.low)
+    return {"mean": mean.mean, "ci_low": mean.low if known else None, "ci_high": mean.high if known else None}
+
+
+def _sigmoid(value: Floats) -> Floats:
+    return np.exp(-np.logaddexp(0, -value))
+
+
+def _wins(difference: Floats) -> list[float]:
+    return [float(value) for value in (np.sign(difference) + 1) / 2]
+
+
+def _log_ratio(scores: Scores, *, per_token: bool) -> Floats:
+    if per_token:
+        return scores.chosen_N / scores.chosen_tokens_N - scores.rejected_N / scores.rejected_tokens_N
+    return scores.chosen_N - scores.rejected_N
+
+
+def _configuration(aligned: str) -> Mapping[str, Any]:
+    """Of the run that made the model, where it lies in its run directory; else empty."""
+    for folder in (Path(aligned), Path(aligned).parent):
+        try:
+            record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        found = record.get("configuration") if isinstance(record, dict) else None
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _beta_of(configuration: Mapping[str, Any]) -> float | None:
+    value = configuration.get("beta")
+    return float(value) if isinstance(value, int | float) and value > 0 else None
+
+
+def _other_loss(configuration: Mapping[str, Any]) -> str | None:
+    """The loss of the run where it is none of those for which sigmoid(beta * margin) is the model's probability."""
+    named = configuration.get("loss_type")
+    names = [str(name) for name in (named if isinstance(named, list) else [named]) if name is not None]
+    return next((name for name in names if name not in _LOGISTIC), None)
+
+
+def _notes(domains: Mapping[str, Domain], beta: float | None, other_loss: str | None, confidence: float) -> list[str]:
+    notes = []
+    if other_loss is not None:
+        notes.append(
+            f"The model was trained with the loss {other_loss}, for which sigmoid(beta x margin) is no probability: "
+            "calibration was not measured."
+        )
+    elif beta is None:
+        notes.append("No beta is known, so calibration was not measured: add --beta with the training run's.")
+    for name, domain in domains.items():
+        change = domain.chosen_change(confidence)
+        if change.high < 0:
+            notes.append(
+                f"The chosen answers of {name} became less likely by {-change.mean:.3f} nats per token, as in nearly "
+                "every DPO run; a fall by whole nats goes with broken text."
+            )
+        if beta is not None:
+            found = calibration(_sigmoid(beta * domain.margin_N))
+            direction = "too sure" if found["mean_confidence"] > found["accuracy"] else "not too sure"
+            notes.append(
+                f"Calibration on {name}: said with {found['mean_confidence']:.1%} confidence on average, right in "
+                f"{found['accuracy']:.1%} ({direction}; expected calibration error {found['ece']:.3f})."
+            )
+        if domain.left_out:
+            notes.append(f"{domain.left_out} pairs of {name} cannot be scored (empty, or too long); they are left out.")
+    return notes
