@@ -77,7 +77,7 @@ def test_tables_fit(width: int) -> None:
     answered = [
         AnsweredRow(row["id"], row["prompt"], row["rejected"], row["chosen"], 90, 12, False, True) for row in rows
     ]
-    summary = summarise(answered, judge_rows(answered, rows, judge=KeyFactJudge()), rows, judge="key-fact")
+    summary = summarise(answered, judge_rows(answered, rows, judge=KeyFactJudge()), rows, judge=KeyFactJudge())
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(answers_table(answered, {row["id"]: row["prompt"] for row in rows}))
     console.print(results_table(summary, {"eval_rewards/margins": 1.0, "eval_rewards/accuracies": 0.9}))

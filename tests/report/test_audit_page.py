@@ -106,8 +106,8 @@ def test_an_audit_without_pairs_has_a_page() -> None:
 
 def test_commands_in_cures_are_code() -> None:
     page = audit_page(audited([{**row, "chosen": ""} if i == 3 else row for i, row in enumerate(clean_rows() * 2)]))
-    assert "<code>preftune convert --dedupe</code> keeps one of each." in page
-    assert "<code>preftune dpo --group_by_prompt</code> computes" in page
+    assert '<code class="short">preftune convert --dedupe</code> keeps one of each.' in page
+    assert '<code class="short">preftune dpo --group_by_prompt</code> computes' in page
 
 
 @pytest.mark.parametrize(

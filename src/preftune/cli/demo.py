@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 from preftune.cli.plain_parser import PlainParser
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from preftune.cli.progress import ShownProgress
     from preftune.demo.run import DemoResult, DemoSettings
 
 SHOWN = 5
@@ -20,20 +23,27 @@ def run(argv: Sequence[str]) -> int:
     """Runs `preftune demo` and returns its exit code: 0 when it is done, whatever the verdict."""
     asked = _parser().read(argv)
 
-    from preftune.cli.progress import show_lines
+    from preftune.cli.progress import show_progress
+    from preftune.cli.report import report_at_end
     from preftune.demo.run import DemoSettings, run_demo
 
     began = time.perf_counter()
     given = {name: value for name, value in vars(asked).items() if value is not None}
+    write_page = given.pop("report")
     settings = DemoSettings(**given)
+    shown: list[ShownProgress] = []
     try:
-        result = run_demo(settings, say=_say, prepare=show_lines)
+        result = run_demo(settings, say=_say, prepare=lambda trainer: shown.append(show_progress(trainer)))
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(
             f"Stopped. {settings.output} keeps what is written; preftune demo begins again, with the scores "
             "of the reference and the converted model from its cache."
         ) from stop
-    _show(result, settings, seconds=time.perf_counter() - began)
+    finally:
+        for progress in shown:
+            progress.close()
+    page = report_at_end(settings.output) if write_page else None
+    _show(result, settings, seconds=time.perf_counter() - began, page=page)
     return 0
 
 
@@ -51,6 +61,8 @@ def _parser() -> PlainParser:
     parser.add_argument("--max_prompts", type=int, help="evaluate on so many held-out prompts (64)")
     parser.add_argument("--max_new_tokens", type=int, help="longest answer")
     parser.add_argument("--batch_size", type=int, help="pairs per step (8)")
+    parser.add_argument("--report", action="store_true", default=True, help="write report.html at the end")
+    parser.add_argument("--no_report", dest="report", action="store_false", help="leave it out")
     return parser
 
 
@@ -58,7 +70,7 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _show(result: DemoResult, settings: DemoSettings, *, seconds: float) -> None:
+def _show(result: DemoResult, settings: DemoSettings, *, seconds: float, page: Path | None) -> None:
     from rich.console import Console
 
     from preftune.demo.pairs import spread
@@ -73,4 +85,6 @@ def _show(result: DemoResult, settings: DemoSettings, *, seconds: float) -> None
     parts = ", ".join(f"{name} {value:.0f} s" for name, value in result.seconds.items())
     console.print(f"\nDone in {seconds:.0f} s ({parts}).", highlight=False)
     console.print(f"All answers:  {place}/eval/generations.jsonl", highlight=False, soft_wrap=True)
+    if page is not None:
+        console.print(f"The report:   {page}", highlight=False, soft_wrap=True)
     console.print(f"Talk to both: preftune chat --model {place}", highlight=False, soft_wrap=True)

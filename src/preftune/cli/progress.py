@@ -1,18 +1,24 @@
-"""What a training run shows while it runs: one line per logging step, and on a terminal a bar below them."""
+"""What a training run shows while it runs: a live table on a terminal, one line per logging step elsewhere."""
 
 from __future__ import annotations
 
-import sys
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from preftune.cli.live_table import LiveTable, is_terminal
+from preftune.report.headline import duration
+
 _SHOWN = {
     "loss": "loss {:.4f}",
     "rewards/margins": "margin {:.3f}",
     "rewards/accuracies": "accuracy {:.0%}",
+    "objective/scores": "score {:.3f}",
+    "objective/kl": "KL {:.2f}",
     "learning_rate": "lr {:.2g}",
     "tokens_per_second": "{:,.0f} tokens/s",
 }
@@ -23,40 +29,60 @@ _SHOWN_HELD_OUT = {
 }
 
 
-class ProgressLines(TrainerCallback):
-    """In place of transformers' dictionaries; metrics.jsonl has all numbers."""
+class ShownProgress(TrainerCallback):
+    """In place of transformers' dictionaries and bars; metrics.jsonl has all numbers."""
 
     def __init__(self) -> None:
-        self._bar: Any = None
+        self._table: LiveTable | None = None
+        self._alarms = Path()
+        self._alarms_read = 0
         self._began = time.perf_counter()
         self._first = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._began, self._first = time.perf_counter(), state.global_step
-        if sys.stderr.isatty() and state.is_world_process_zero:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", leave=False)
+        self._alarms = Path(args.output_dir) / "guard.jsonl"
+        self._alarms_read = _size(self._alarms)
+        if is_terminal() and state.is_world_process_zero:
+            self._table = LiveTable(state.max_steps, first=state.global_step)
+            self._table.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._bar is not None:
-            self._bar.update(state.global_step - self._bar.n)
+        if self._table is not None:
+            self._table.advance(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not logs or not state.is_world_process_zero:
             return
-        line = self._line(logs, state)
-        if line is None:
+        if self._table is not None:
+            self._table.log(state.global_step, logs)
+            self._read_alarm()
             return
-        if self._bar is not None:
-            self._bar.write(line, file=sys.stdout)
-        else:
+        line = self._line(logs, state)
+        if line is not None:
             print(line, flush=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._read_alarm()
+        self.close()
+
+    def close(self) -> None:
+        """Gives the terminal back, however the run ended."""
+        if self._table is not None:
+            self._table.close()
+            self._table = None
+
+    def _read_alarm(self) -> None:
+        """The last line that the guard has written since training began."""
+        if self._table is None or (size := _size(self._alarms)) <= self._alarms_read:
+            return
+        self._alarms_read = size
+        try:
+            alarm = json.loads(self._alarms.read_text(encoding="utf-8").splitlines()[-1])
+            name, step = str(alarm["name"]).replace("-", " "), alarm["step"]
+            self._table.alarm(f"{alarm.get('level', 'alarm')} at step {step}, {name}: {alarm.get('seen', '')}")
+        except (OSError, ValueError, KeyError, IndexError, TypeError):
+            return  # half written: the next look finds it whole
 
     def _line(self, logs: dict[str, float], state: Any) -> str | None:
         """None for logs that carry nothing to show, such as the totals at the end."""
@@ -75,19 +101,20 @@ class ProgressLines(TrainerCallback):
         if done < 1 or left < 1:
             return ""
         seconds = (time.perf_counter() - self._began) / done * left
-        return f", {_duration(seconds)} left"
+        return f", {duration(seconds)} left"
 
 
-def show_lines(trainer: Any) -> None:
-    """Lets `ProgressLines` replace what transformers prints."""
+def show_progress(trainer: Any) -> ShownProgress:
+    """Lets `ShownProgress` replace what transformers prints. Close it when the run has ended, however it did."""
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    trainer.add_callback(ProgressLines())
+    shown = ShownProgress()
+    trainer.add_callback(shown)
+    return shown
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -157,7 +157,7 @@ def _evaluate(trainer: DPOTrainer, settings: DemoSettings, test: Sequence[Row], 
         return answers
 
     return evaluate_pairwise(
-        [{**row, "prompt": question(row)} for row in test],
+        [{**row, "prompt": question(row), "category": row["topic"]} for row in test],
         generate=answer,
         judge=KeyFactJudge(),
         output_dir=Path(settings.output) / "eval",

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from preftune.report import audit_charts as charts
 from preftune.report.page import Page, escaped, table, text_block
+from preftune.report.parts import panel, panels, with_commands
 
 Figures = Mapping[str, Any]
 
 _QUOTED_BYTES = 1_200_000
 """Bytes of example texts on a page, which stays under 3 MB with the 0.9 MB of its charts."""
-
-_VALUE = r"(?: (?:[A-Z]+\b|\d+(?:\.\d+)?|drop\b|\w+=\w+(?:\+\w+)?))*"
-_COMMAND = re.compile(rf"(?<![\w-])(?:preftune [a-z]+(?: --[\w-]+{_VALUE})*|--[\w-]+(?:=(?!\w))?{_VALUE})")
-"""A command or a flag with its values, as cures name them."""
 
 
 def audit_page(audit: Figures) -> str:
@@ -26,8 +22,8 @@ def audit_page(audit: Figures) -> str:
         audit: what audit.json holds.
     """
     page = Page(f"Audit of {audit['data']}")
-    page.add("<header>", *_header(audit), "</header>", "<main>", *_findings(audit))
-    page.add(*_pictures(page, audit["figures"]), "</main>", _footer(audit))
+    page.add("<header>", *_header(audit), "</header>", "<main>", *findings(audit))
+    page.add(*pictures(page, audit["figures"]), "</main>", _footer(audit))
     return page.render()
 
 
@@ -71,7 +67,8 @@ def _verdict(audit: Figures) -> str:
     return f'<span class="n-good">Nothing wrong</span> {where}'
 
 
-def _findings(audit: Figures) -> Iterator[str]:
+def findings(audit: Figures) -> Iterator[str]:
+    """What was found, the worst first, each with its rows behind it."""
     yield "<h2>Findings</h2>"
     if not audit["findings"]:
         yield '<p class="clean">No check found anything.</p>'
@@ -84,7 +81,7 @@ def _findings(audit: Figures) -> Iterator[str]:
         yield _summary(finding)
         yield '<div class="inside"><dl>'
         yield f"<dt>What it does</dt><dd>{escaped(finding['effect'])}</dd>"
-        yield f"<dt>What mends it</dt><dd>{_with_commands(finding['cure'])}</dd>"
+        yield f"<dt>What mends it</dt><dd>{with_commands(finding['cure'])}</dd>"
         yield f"<dt>Name</dt><dd><code>{escaped(finding['name'])}</code></dd></dl>"
         for example in audit["examples"].get(finding["name"], ()):
             yield _example(example, limit)
@@ -134,7 +131,7 @@ def _quoted_characters(examples: Mapping[str, Sequence[Figures]]) -> int:
     return limit
 
 
-def _pictures(page: Page, figures: Figures) -> Iterator[str]:
+def pictures(page: Page, figures: Figures) -> Iterator[str]:
     """Plots and tables of what was counted, whether anything is wrong with it or not."""
     if figures.get("lengths", {}).get("pairs"):
         yield from _lengths(page, figures["lengths"])
@@ -144,8 +141,8 @@ def _pictures(page: Page, figures: Figures) -> Iterator[str]:
             "How often the sides can be told apart by one feature alone. At 50% the feature says nothing; a coloured "
             "one is a finding. Intervals count prompts, not pairs."
         )
-        yield _panels(
-            _panel(
+        yield panels(
+            panel(
                 "What each rule gets right",
                 words,
                 _chart(page, "shortcuts", charts.shortcuts(figures["cheats"])),
@@ -153,21 +150,21 @@ def _pictures(page: Page, figures: Figures) -> Iterator[str]:
             )
         )
     labels = figures.get("labels", {})
-    panels = []
+    cards = []
     if labels.get("agreement"):
         words = f"Mean {labels['agreement']['mean']:.0%}."
         chart = charts.spread(labels["agreement"]["histogram"], "share of annotators who agree")
-        panels.append(_panel("Agreement of the annotators", words, _chart(page, "agreement", chart)))
+        cards.append(panel("Agreement of the annotators", words, _chart(page, "agreement", chart)))
     if labels.get("strength"):
         words = "In the units of the data: points, ranks, or the logarithm of a ratio of votes."
         chart = charts.spread(labels["strength"]["histogram"], "chosen rating minus rejected rating", at=0)
-        panels.append(_panel("Strength of the preferences", words, _chart(page, "strength", chart)))
-    if panels:
+        cards.append(panel("Strength of the preferences", words, _chart(page, "strength", chart)))
+    if cards:
         yield "<h2>Labels</h2>"
-        yield _panels(*panels)
+        yield panels(*cards)
     if figures.get("sources"):
         yield "<h2>Sources</h2>"
-        yield _panels(*_sources(page, figures["sources"]))
+        yield panels(*_sources(page, figures["sources"]))
     if figures.get("reference", {}).get("pairs"):
         yield from _reference(page, figures["reference"])
 
@@ -188,20 +185,20 @@ def _lengths(page: Page, figures: Figures) -> Iterator[str]:
         for part, values in figures["percentiles"].items()
     ]
     yield f'<p class="lead">{words}</p><br>'
-    yield _panels(
-        _panel(
+    yield panels(
+        panel(
             "Chosen and rejected",
             "How long the answers of each side are.",
             _chart(page, "lengths", charts.lengths(figures)),
         ),
-        _panel(
+        panel(
             "Difference",
             "To the right of the line the chosen answer is the longer one.",
             _chart(page, "difference", charts.difference(figures)),
         ),
-        _panel("Whole pairs", limit, _chart(page, "limit", charts.against_limit(figures))),
-        _panel("Prompts", "How long the prompts are.", _chart(page, "prompts", charts.prompts(figures))),
-        _panel("Percentiles", "", table(header, rows), full=True),
+        panel("Whole pairs", limit, _chart(page, "limit", charts.against_limit(figures))),
+        panel("Prompts", "How long the prompts are.", _chart(page, "prompts", charts.prompts(figures))),
+        panel("Percentiles", "", table(header, rows), full=True),
     )
 
 
@@ -209,10 +206,10 @@ def _sources(page: Page, figures: Figures) -> Iterator[str]:
     for number, (column, counts) in enumerate(figures.items()):
         if counts["different"] == 1:
             (value,) = counts["counts"]
-            yield _panel(column, f"{value}, in all pairs.", "")
+            yield panel(column, f"{value}, in all pairs.", "")
             continue
         chart = charts.counted(counts["counts"], counts["others"])
-        yield _panel(column, f"{counts['different']:,} different.", _chart(page, f"source-{number}", chart))
+        yield panel(column, f"{counts['different']:,} different.", _chart(page, f"source-{number}", chart))
 
 
 def _reference(page: Page, figures: Figures) -> Iterator[str]:
@@ -228,18 +225,18 @@ def _reference(page: Page, figures: Figures) -> Iterator[str]:
         [f"row {row['row']:,}", f"{row['margin']:+.1f}", f"{row['margin_per_token']:+.2f}"]
         for row in figures["most_surprising"]
     ]
-    yield _panels(
-        _panel(
+    yield panels(
+        panel(
             "Margin of whole answers",
             f"Mean {whole['mean']:+.2f} nats.",
             _chart(page, "margin", charts.spread(whole["histogram"], "nats that chosen is likelier", at=0)),
         ),
-        _panel(
+        panel(
             "Margin per token",
             f"Mean {each['mean']:+.3f} nats.",
             _chart(page, "margin-token", charts.spread(each["histogram"], "nats a token", at=0)),
         ),
-        _panel(
+        panel(
             "Most surprising labels",
             "Read these first: swapped sides look like this.",
             table(["", "margin", "per token"], rows),
@@ -252,15 +249,6 @@ def _chart(page: Page, name: str, specification: dict[str, Any]) -> str:
     return page.chart(name, specification, label=f"Chart: {name.replace('-', ' ')}")
 
 
-def _panel(title: str, words: str, content: str, *, full: bool = False) -> str:
-    told = f"<p>{escaped(words)}</p>" if words else ""
-    return f'<section class="panel{" full" * full}"><h3>{escaped(title)}</h3>{told}{content}</section>'
-
-
-def _panels(*panels: str) -> str:
-    return f'<div class="panels">{"".join(panels)}</div>'
-
-
 def _footer(audit: Figures) -> str:
     held_out = audit["figures"]["size"]["held_out"]
     return (
@@ -268,11 +256,6 @@ def _footer(audit: Figures) -> str:
         f"{escaped(held_out['formula'])}, with q = {held_out['disagreement']:g} assumed.</p>"
         f"<p>preftune {escaped(audit['preftune'])}, {escaped(audit['created'])}, {audit['seconds']:.1f} s.</p></footer>"
     )
-
-
-def _with_commands(text: str) -> str:
-    """Escaped text with its commands and flags set as code."""
-    return _COMMAND.sub(lambda found: f"<code>{found[0]}</code>", escaped(text))
 
 
 def _count(finding: Figures) -> str:

@@ -16,7 +16,10 @@
         gridColor: colour("line"), domain: false, ticks: false, labelPadding: 6, titlePadding: 8,
       },
       axisX: { grid: false },
-      legend: { labelColor: text, title: null, orient: "top", labelFontSize: 12, symbolType: "square", offset: 4 },
+      legend: {
+        labelColor: text, title: null, orient: "top", labelFontSize: 12, symbolType: "square", offset: 4,
+        layout: { top: { anchor: "start", direction: "vertical", margin: 4 } },
+      },
       bar: { color: colour("chosen") },
       rule: { color: colour("ink") },
       text: { color: text, fontSize: 11 },

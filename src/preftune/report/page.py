@@ -1,7 +1,7 @@
 """The skeleton of every page: one HTML file without network, light and dark, with charts that fit their width.
 
 Whatever comes from data goes through `escaped` or `text_block`: it is shown as text, never read as markup. By its
-content security policy the page also forbids every script but its own two, and all network.
+content security policy the page also forbids every script but its own, and all network.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-_UNSEEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_UNSEEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _EXPORTS = "window.vegaEmbed = vegaEmbed;"
 _FIRST = 280
 """Characters of a text that are shown before "show more"."""
@@ -30,6 +30,12 @@ class Page:
     title: str
     body: list[str] = field(default_factory=list)
     charts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    styles: list[str] = field(default_factory=list)
+    """Style sheets of this package besides page.css."""
+    scripts: list[str] = field(default_factory=list)
+    """Scripts of this package besides the charts'."""
+    share: float = 1.0
+    """Of the usual answers and points: less where a page would be too large."""
 
     def add(self, *markup: str) -> None:
         self.body.extend(markup)
@@ -43,12 +49,15 @@ class Page:
             label: what the chart shows, for those who cannot see it.
         """
         self.charts[name] = dict(specification)
-        return f'<div class="chart" id="chart-{escaped(name)}" role="img" aria-label="{escaped(label)}"></div>'
+        # The height is known, so that nothing jumps when the chart is drawn.
+        height = f' style="min-height:{int(specification["height"])}px"' if "height" in specification else ""
+        return f'<div class="chart" id="chart-{escaped(name)}" role="img" aria-label="{escaped(label)}"{height}></div>'
 
     def render(self) -> str:
         """The whole file."""
-        style = _resource("page.css")
+        style = "\n".join(_resource(name) for name in ("page.css", *self.styles))
         scripts = [_library(), _resource("charts.js")] if self.charts else []
+        scripts += [_resource(name) for name in self.scripts]
         policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
         if scripts:
             policy += "; script-src " + " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
@@ -77,18 +86,21 @@ class Page:
 
 
 def escaped(text: object) -> str:
-    """Text as markup that shows it; control characters as their pictures."""
+    """Text as markup that shows it; control characters and halves of pairs as pictures."""
     return html.escape(_UNSEEN.sub(lambda found: chr(0x2400 + min(ord(found[0]), 0x21)), str(text)))
 
 
-def text_block(text: str, *, characters: int | None = None) -> str:
+def text_block(text: str, *, characters: int | None = None, rest: str = "in the data") -> str:
     """A text of the data, inert, in its own direction; a long one is cut, with the rest behind "show more".
 
     Args:
         characters: how long it was before it was quoted, if it was cut there.
+        rest: where the rest of it is then.
     """
     total = len(text) if characters is None else max(characters, len(text))
-    cut = f'<span class="cut">… {total - len(text):,} more characters in the data</span>' if total > len(text) else ""
+    cut = (
+        f'<span class="cut">… {total - len(text):,} more characters {escaped(rest)}</span>' if total > len(text) else ""
+    )
     if not text.strip():
         return '<p class="text nothing">(empty)</p>' if not text else '<p class="text nothing">(white space only)</p>'
     if len(text) <= _FIRST:
@@ -111,7 +123,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
         + "</tr>"
         for row in rows
     )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 @functools.cache

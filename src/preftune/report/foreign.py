@@ -1,0 +1,69 @@
+"""Values out of files that anyone may have written: of the kind that is asked for, or nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+Figures = Mapping[str, Any]
+
+
+def number(value: object) -> float | None:
+    """A finite number, or None; truth values are no numbers."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def text(value: object) -> str:
+    """A text, or the empty one."""
+    return value if isinstance(value, str) else ""
+
+
+def truth(value: object) -> bool | None:
+    """A truth value, or None."""
+    return value if isinstance(value, bool) else None
+
+
+def mapping(value: object) -> Figures:
+    """An object of JSON, or an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def items(value: object) -> list[Any]:
+    """A list of JSON, or an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def sentences(value: object) -> list[str]:
+    """The texts of a list that are not empty."""
+    return [line for line in items(value) if isinstance(line, str) and line.strip()]
+
+
+def at(figures: object, *path: str) -> Any:
+    """What lies at a path of nested objects, or None."""
+    for name in path:
+        figures = mapping(figures).get(name)
+    return figures
+
+
+def prompt_text(prompt: object) -> str:
+    """A prompt as one text: plain ones and single questions as they are, conversations with their roles."""
+    if isinstance(prompt, str):
+        return prompt
+    turns = [turn for turn in items(prompt) if isinstance(turn, Mapping)]
+    told = [(text(turn.get("role")), _content(turn.get("content"))) for turn in turns]
+    if len(told) == 1:
+        return told[0][1]
+    return "\n\n".join(f"{role}: {content}" for role, content in told)
+
+
+def _content(content: object) -> str:
+    if isinstance(content, str):
+        return content
+    return "\n".join(text(mapping(part).get("text")) for part in items(content))
