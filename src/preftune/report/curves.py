@@ -80,7 +80,7 @@ PANELS: tuple[Panel, ...] = (
           "Of whole answers. Chosen falls a little in nearly every run; if it falls far, the model unlearns both.",
           "nats an answer",
           (Series("logps/chosen", "chosen"), Series("logps/rejected", "rejected"))),
-    Panel("kl", "Distance from the reference", "KL per token of the model's own answers. Beta holds it down.",
+    Panel("kl", "Distance from the reference", "KL per token of the model's own answers. A higher beta holds it down.",
           "nats a token", (Series("guard/kl_per_token", "KL"),), zero=True),
     Panel("guard-length", "Length of its answers", "Against the reference's answers to the same prompts; 1 is as long.",
           "times the reference", (Series("guard/length_ratio", "length"),), zero=True),

@@ -102,7 +102,8 @@ def asked(run: Run) -> str:
     if not facts:
         return ""
     model = short_name(text(at(facts, "model", "name")))
-    kind = {True: " (all weights)", False: " (an adapter)"}.get(truth(at(facts, "model", "full_fine_tuning")), "")
+    full = truth(at(facts, "model", "full_fine_tuning"))
+    kind = "" if full is None else " (all weights)" if full else " (an adapter)"
     pairs = number(at(facts, "data", "train", "pairs"))
     parts = [f"{text(facts.get('method')).upper() or 'Training'} of {model or 'a model'}{kind}"]
     if pairs is not None:
@@ -138,7 +139,7 @@ def cautions(run: Run) -> list[str]:
 def judged_unlike(runs: Sequence[Run]) -> str:
     """That the win rates of these runs are no comparison, where judge, baseline or prompts differ; else empty."""
     rated = [run.summary for run in runs if win_rate(run) is not None]
-    kinds = {
+    kinds: dict[str, set[str | float | None]] = {
         "judges": {text(summary.get("judge")) for summary in rated},
         "baselines": {text(summary.get("baseline_name")) for summary in rated},
         "numbers of comparisons": {number(summary.get("n")) for summary in rated},
@@ -156,7 +157,7 @@ def next_steps(run: Run) -> list[str]:
         place = shlex.quote(str(run.folder))
         found.append(
             "Compare its answers with those of the model before training, with a judge that preftune eval --help "
-            f"names: preftune eval --judge JUDGE --model {place}"
+            f"names: preftune eval --model {place} --judge JUDGE"
         )
     remedies = (text(alarm.get("remedy")) for alarm in run.alarms if alarm.get("level") == "alarm")
     return list(dict.fromkeys([*found, *filter(None, remedies)]))

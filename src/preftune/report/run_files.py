@@ -94,11 +94,13 @@ def read_run(folder: str | Path, *, name: str | None = None) -> Run:
     _check(path, evaluation)
     missing: dict[str, str] = {}
     facts = _object(path / "run.json", missing, path)
+    summary: Figures = {}
+    generations: Sequence[Figures] = []
+    verdicts: Sequence[Figures] = []
     if _is_older(evaluation / "summary.json", facts):
         missing["eval/summary.json"] = (
             "is older than this training, so an earlier model was judged; it is left out until preftune eval is run"
         )
-        summary, generations, verdicts = {}, [], []
     else:
         summary = _object(evaluation / "summary.json", missing, path)
         generations = _lines(evaluation / "generations.jsonl", missing, path)
