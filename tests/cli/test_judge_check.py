@@ -75,6 +75,23 @@ def test_labels_with_ties(preftune, data: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("prompt", "columns", "message"),
+    [
+        (5, [], "row 0: a judgement needs a prompt and two answers as text"),
+        ({"x": 1}, [], "row 0: a judgement needs a prompt"),
+        ("p", ["answer_a=one"], "has no column 'one' (found: 'prompt', 'answer_a', 'answer_b', 'label')"),
+    ],
+)
+def test_labels_that_are_none(preftune, data: str, prompt: object, columns: list[str], message: str) -> None:
+    row = {"prompt": prompt, "answer_a": "one two three", "answer_b": "one", "label": "a"}
+    Path("odd.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    options = ["--columns", *columns] if columns else []
+    done = preftune("judge-check", "odd.jsonl", "--judge", "longer", *options)
+    assert done.code == 2
+    assert message in done.message
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["labels.jsonl", "--judge", "longr"], "There is no judge 'longr'. Did you mean 'longer'?"),

@@ -71,7 +71,12 @@ def test_winning_everything_is_held_finite_and_said() -> None:
     assert found["best"].score == pytest.approx(math.log(20.25 / 0.25), rel=1e-6)
     assert found.models[0].name == "best"
     assert "best won or lost every comparison" in found.sentences()[-1]
-    assert math.isfinite(found["best"].ci_high)
+    # nobody below ever beat it: how far above it is, no data say
+    assert found["best"].ci_high == math.inf
+    assert math.isfinite(found["best"].ci_low)
+    assert all(math.isfinite(end) for end in (found["a"].ci_low, found["b"].ci_high))
+    assert "to open)" in found.sentences()[0]
+    assert found["best"].to_dict()["elo_high"] is None
 
 
 def test_a_circle_has_scores_without_a_prior() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from preftune.errors import DatasetError
-from preftune.evaluation.degeneration import Degeneration, compare, look_at, self_similarity
+from preftune.evaluation.degeneration import Degeneration, compare, excerpt, look_at, self_similarity
 from preftune.evaluation.languages import change_of_language, language_of
 from preftune.evaluation.refusals import is_refusal
 from preftune.evaluation.repetition import distinct_bigrams, longest_run, looped, repeated, split_words
@@ -75,6 +75,10 @@ HARMLESS = {
     "yes": "Yes, yes, yes!",
     "emphasis": "It was a very, very, very long day.",
     "laughter": "Hahaha, that is funny!",
+    "bars": "Loading:\n" + "\u2588" * 16 + " 100%",
+    "contents": "\u7b2c\u4e00\u7ae0 " + "\u2026" * 20 + "1",
+    "brackets": "(a (b (c (d (e (f (g (h (i (j (k (l (m x)))))))))))))",
+    "markup": "\n".join(f'<li class="item item-large"><a href="#">Link {n}</a></li>' for n in range(20)),
     "nothing": "",
 }
 LOOPS = {
@@ -87,6 +91,8 @@ LOOPS = {
     "growing list": "\n".join(f"{n}. Eat more vegetables and drink water every day." for n in range(1, 15)),
     "chinese": "我认为这是一个很好的主意。" * 8,
     "numbers": "The result is " + "0 " * 300,
+    "tags": "<p>" + "<b>" * 60,
+    "hindi": "\u092f\u0939 \u090f\u0915 \u0935\u093e\u0915\u094d\u092f \u0939\u0948\u0964 " * 10,
     "code": "x = 1\n" + "print(value)\n" * 30,
 }
 
@@ -322,6 +328,33 @@ def test_what_is_unknown_is_left_out_and_one_row_has_no_interval() -> None:
     assert one.figures["empty"].aligned == 1
     assert json.loads(json.dumps(one.to_dict(), allow_nan=False))["figures"]["empty"]["ci_low"] is None
     assert any("leaves empty 100%" in line for line in one.sentences())
+
+
+def test_vowel_signs_are_part_of_their_word() -> None:
+    assert look_at("\u0939\u093f\u0928\u094d\u0926\u0940 \u092d\u093e\u0937\u093e \u0939\u0948\u0964").words == 3
+    assert look_at("\u0628\u0650\u0633\u0652\u0645\u0650 \u0627\u0644\u0644\u0651\u064e\u0647\u0650").words == 2
+    assert look_at("\U0001f468\u200d\U0001f469").words == 0
+
+
+def test_what_nobody_sees_is_empty() -> None:
+    assert look_at("\u200b \u2060\n").empty
+    assert not look_at("\U0001f600").empty
+
+
+def test_two_answers_are_not_beyond_chance() -> None:
+    found = compare(["a", "b"], ["p", "q"], ["", ""], ["It rains.", "It snows."])
+    assert not found.figures["empty"].shown
+    many = [str(n) for n in range(12)]
+    assert compare(many, many, ["It rains."] * 12, [""] * 12).worse == ["empty"]
+
+
+def test_rounding_is_no_difference() -> None:
+    found = compare(["a", "b"], ["p", "q"], ["", ""], ["a b c d"] * 2)
+    assert not found.figures["self_similarity"].shown
+
+
+def test_a_prompt_cannot_command_the_terminal() -> None:
+    assert excerpt("a \x1b[31mred\x1b[0m \u202e one") == "\u201ca [31mred[0m  one\u201d"
 
 
 def test_refusals_and_languages_of_two_models() -> None:

@@ -162,6 +162,50 @@ def test_judgements_are_kept_only_for_a_judge_that_names_its_version(tmp_path: P
     assert Paid.calls == 12
 
 
+def test_a_rule_that_reads_the_row_is_asked_anew_when_the_row_changes(tmp_path: Path) -> None:
+    class Reads:
+        cache_key = "reads-v1"
+        symmetric = True
+
+        def __call__(self, prompt, answer_a, answer_b, row):
+            return row["better"]
+
+    for better, wins in (("b", 6), ("a", 0)):
+        rows = [{**row, "better": better} for row in ROWS]
+        found = evaluate_pairwise(rows, generate=Speaker(), judge=Reads(), output_dir=tmp_path, settings={})
+        assert found.win_rate.wins == wins
+
+
+def test_files_of_another_version_are_taken_up_or_left_alone(tmp_path: Path) -> None:
+    class Paid:
+        cache_key = "paid-v1"
+        symmetric = True
+        calls = 0
+
+        def __call__(self, prompt, answer_a, answer_b, row):
+            Paid.calls += 1
+            return "b"
+
+    def evaluate() -> int:
+        asked = Paid.calls
+        found = evaluate_pairwise(ROWS, generate=Speaker(), judge=Paid(), output_dir=tmp_path, settings={})
+        assert found.win_rate.wins == 6
+        return Paid.calls - asked
+
+    evaluate()
+    verdicts = read_lines(tmp_path / "verdicts.jsonl")
+    verdicts[0]["of_a_later_version"] = 1
+    verdicts[1]["outcome"] = "maybe"
+    del verdicts[2]["outcome"]
+    verdicts[3]["base_first"] = ["a"]
+    write_lines(tmp_path / "verdicts.jsonl", verdicts)
+    assert evaluate() == 3
+    answers = read_lines(tmp_path / "generations.jsonl")
+    answers[0]["base"], answers[1]["tokens"]["aligned"] = None, "many"
+    write_lines(tmp_path / "generations.jsonl", answers)
+    assert evaluate() == 0
+
+
 def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no rows"):
         answer_rows([], generate=Speaker(), path=tmp_path / "g.jsonl", settings={})

@@ -102,3 +102,16 @@ def test_errors_name_the_place_and_the_cure(tmp_path: Path, rows: list, options:
 def test_another_name_for_the_prompt(tmp_path: Path) -> None:
     name = _file(tmp_path, [{"question": "Hi?"}])
     assert load_prompts(name, columns={"prompt": "question"}).prompts[0].prompt == "Hi?"
+
+
+def test_the_answer_of_several_turns_is_the_one_to_the_prompt(tmp_path: Path) -> None:
+    """Not the answer to what the user asks afterwards; of calls of tools, what is said in the end."""
+
+    def said(text: str) -> dict:
+        return {"role": "assistant", "content": text}
+
+    several = [said("first"), {"role": "user", "content": "And then?"}, said("second")]
+    tools = [said("looking it up"), {"role": "tool", "content": "42"}, said("It is 42.")]
+    for chosen, answer in ((several, "first"), (tools, "It is 42.")):
+        row = {"prompt": USER, "chosen": chosen, "rejected": [said("no")]}
+        assert load_prompts(_file(tmp_path, [row])).prompts[0].chosen == answer

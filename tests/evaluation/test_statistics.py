@@ -119,7 +119,7 @@ UNEQUAL = np.repeat(np.arange(70), np.arange(70) % 4 + 1)
 
 
 def simulated(shares: tuple[float, float], *, alike: float, rows: int, seed: int) -> np.ndarray:
-    """Outcomes of `rows` evaluations, shape (rows, 173). A prompt's answers all have one outcome with chance `alike`."""
+    """Outcomes of `rows` evaluations, shape (rows, 173); a prompt's answers are alike with chance `alike`."""
     win, tie = shares
     rng = np.random.default_rng(seed)
     outcomes = rng.choice([1.0, 0.5, 0.0], p=[win, tie, 1 - win - tie], size=(rows, len(UNEQUAL)))

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from preftune.evaluation.suites.result import SuiteResult
     from preftune.evaluation.summary import Summary
 
+_MOST = 20
+"""Categories that are shown; `source` may be another one for every row."""
 _STYLE = {"better": "bold green", "worse": "bold red", "undecided": "bold yellow"}
 
 
@@ -35,7 +37,9 @@ def show(summary: Summary, folder: Path) -> None:
         console.print(Text(f"- {sentence}"))
     if len(summary.categories) > 1:
         console.print()
-        console.print(_categories(summary.categories, console.width))
+        console.print(_categories(_largest(summary.categories), console.width))
+        if len(summary.categories) > _MOST:
+            console.print(Text(_others(summary.categories)))
     _section(console, "How the answers look", summary.degeneration.sentences())
     _section(console, "What to do now", summary.next_steps())
     console.print(Text(f"\nAll answers, verdicts and figures: {folder}"), soft_wrap=True)
@@ -59,8 +63,23 @@ def _categories(categories: dict[str, WinRate], width: int) -> Table:
     for name, rate in categories.items():
         counts = [str(rate.wins), str(rate.ties), str(rate.losses)] if wide else []
         interval = f"{rate.ci_low:.0%} to {rate.ci_high:.0%}"
-        table.add_row(Text(name), f"{rate.win_rate:.0%}", interval, str(rate.n), *counts)
+        table.add_row(Text(_plain(name)), f"{rate.win_rate:.0%}", interval, str(rate.n), *counts)
     return table
+
+
+def _largest(categories: dict[str, WinRate]) -> dict[str, WinRate]:
+    """Those with the most comparisons, in the order in which they came."""
+    kept = set(sorted(categories, key=lambda name: -categories[name].n)[:_MOST])
+    return {name: rate for name, rate in categories.items() if name in kept}
+
+
+def _plain(name: str) -> str:
+    """On one line, without what a terminal would obey."""
+    return "".join(character for character in " ".join(name.split()) if character.isprintable())
+
+
+def _others(categories: dict[str, WinRate]) -> str:
+    return f"{len(categories) - _MOST:,} smaller categories are in summary.json; --by COLUMN groups by another column."
 
 
 def _show_plain(summary: Summary, folder: Path) -> None:
@@ -68,11 +87,13 @@ def _show_plain(summary: Summary, folder: Path) -> None:
     for sentence in summary.sentences():
         print(sentence)
     if len(summary.categories) > 1:
-        for name, rate in summary.categories.items():
+        for name, rate in _largest(summary.categories).items():
             print(
-                f"category {' '.join(name.split())}: {rate.win_rate:.1%} (95% interval {rate.ci_low:.1%} to "
+                f"category {_plain(name)}: {rate.win_rate:.1%} (95% interval {rate.ci_low:.1%} to "
                 f"{rate.ci_high:.1%}), {rate.wins} wins, {rate.ties} ties, {rate.losses} losses"
             )
+        if len(summary.categories) > _MOST:
+            print(_others(summary.categories))
     for sentence in summary.degeneration.sentences():
         print(sentence)
     for sentence in summary.next_steps():

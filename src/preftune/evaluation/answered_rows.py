@@ -1,7 +1,8 @@
 """Both models' answers to every prompt, kept as they come.
 
 eval/generations.jsonl           one object per row: id, prompt, base, aligned, tokens, finished, category
-eval/generations.partial.jsonl   one object per answer, while they are made; gone when all are there
+eval/generations.partial.jsonl   one object per answer, while they are made; afterwards the answers to prompts that an
+                                 earlier evaluation asked and this one did not (a smaller --limit): they are not lost
 """
 
 from __future__ import annotations
@@ -111,23 +112,27 @@ def answer_rows(
     """Both answers to every row, in the order of the rows; those already in `path` under the same key are reused.
 
     All answers of the baseline come first: two models need not be in memory together. Answers are kept one by one in
-    `generations.partial.jsonl` beside `path` until both sides are whole.
+    `generations.partial.jsonl` beside `path` until both sides are whole. Answers to other rows that lie there, or under
+    other settings, are kept beside it.
     """
     _check_rows(rows)
     keys = _keys(rows, settings)
     known: dict[Side, dict[str, dict[str, Any]]] = _known_answers(path)
     total, partial = 2 * len(rows), path.with_name(PARTIAL)
+    done = sum(key in known[side] for side in SIDES for key in keys)
 
     def tell() -> None:
         if progress is not None:
-            progress("generate", sum(key in known[side] for side in SIDES for key in keys), total)
+            progress("generate", done, total)
 
     tell()
     for side in SIDES:
         missing = [index for index, key in enumerate(keys) if key not in known[side]]
 
         def take(number: int, answer: Answer, side: Side = side, missing: list[int] = missing) -> None:
+            nonlocal done
             key = keys[missing[number]]
+            done += key not in known[side]
             found = {"text": answer.text, "tokens": answer.tokens, "finished": answer.finished}
             append_lines(partial, [{"key": key, "side": side, **found}])
             known[side][key] = found
@@ -139,9 +144,25 @@ def answer_rows(
         _answered_row(row, index, key, known["base"][key], known["aligned"][key])
         for index, (row, key) in enumerate(zip(rows, keys, strict=True))
     ]
+    others = _answers_to_others(known, frozenset(keys))
+    if others:
+        write_lines(partial, others)  # before `path` is replaced, which holds them until then
     write_lines(path, (answer.to_dict() for answer in answered))
-    partial.unlink(missing_ok=True)
+    if not others:
+        partial.unlink(missing_ok=True)
     return answered
+
+
+def _answers_to_others(
+    known: Mapping[Side, Mapping[str, Mapping[str, Any]]], keys: frozenset[str]
+) -> list[dict[str, Any]]:
+    """Answers that are known and belong to none of these rows, as lines of the partial file."""
+    return [
+        {"key": key, "side": side, **{name: found[name] for name in ("text", "tokens", "finished")}}
+        for side in SIDES
+        for key, found in known[side].items()
+        if key not in keys
+    ]
 
 
 def missing_rows(
@@ -187,7 +208,8 @@ def _known_answers(path: Path) -> dict[Side, dict[str, dict[str, Any]]]:
                     "finished": record["finished"][side],
                 }
     for record in read_lines(path.with_name(PARTIAL)):
-        if record.get("side") in SIDES and all(name in record for name in ("key", "text", "tokens", "finished")):
+        values = (record.get(name) for name in ("tokens", "finished", "text"))
+        if record.get("side") in SIDES and isinstance(record.get("key"), str) and _whole(*values):
             known[record["side"]][record["key"]] = record
     return known
 
@@ -226,4 +248,10 @@ def _is_answer(record: Mapping[str, Any]) -> bool:
         AnsweredRow.from_dict(record)
     except (KeyError, TypeError):
         return False
-    return bool(record.get("key"))
+    return bool(record.get("key")) and all(
+        _whole(record["tokens"][side], record["finished"][side], record[side]) for side in SIDES
+    )
+
+
+def _whole(tokens: Any, finished: Any, text: Any) -> bool:
+    return isinstance(text, str) and isinstance(tokens, int) and isinstance(finished, bool)

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from preftune.errors import RequestError
-from preftune.evaluation.answered_rows import Answer, Side, Take
+from preftune.evaluation.answered_rows import Answer, Side, Take, row_id
 from preftune.evaluation.budget import Estimate, guess_tokens
 from preftune.evaluation.parallel import in_parallel
 from preftune.evaluation.samplers import SamplingSettings, ask_endpoint, generate_options, letters_of
@@ -146,6 +146,7 @@ class ModelAnswerer:
         from preftune.evaluation.generation import baseline, generate
 
         model, tokenizer = self.source.model, self.tokenizer()
+        self._check_lengths(prompts, rows)
         with baseline(model) if self.adapter_off else nullcontext():
             for settings, numbers in batches(prompts, rows, self._settings, self._batch_size):
                 sampled = settings.temperature > 0
@@ -160,6 +161,17 @@ class ModelAnswerer:
                 )
                 for number, answer in zip(numbers, answers, strict=True):
                     take(number, answer)
+
+    def _check_lengths(self, prompts: Sequence[Text], rows: Rows) -> None:
+        """Told before any work, and by the row's own name: a batch knows its places only."""
+        from preftune.evaluation.prompt_ids import check_lengths, encode_prompts
+
+        for settings, numbers in batches(prompts, rows, self._settings, len(prompts)):
+            token_ids = encode_prompts(
+                self.tokenizer(), [prompts[n] for n in numbers], [template_of(rows[n]) for n in numbers]
+            )
+            names = [row_id(rows[n], n) for n in numbers]
+            check_lengths(self.source.model, token_ids, settings.max_new_tokens, names=names)
 
 
 class EndpointAnswerer:

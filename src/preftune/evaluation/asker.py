@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
-from preftune.errors import RequestError
+from preftune.errors import ModelError, RequestError
 from preftune.evaluation.budget import Estimate, guess_tokens
 from preftune.evaluation.parallel import in_parallel
 from preftune.evaluation.verdicts import VerdictCache, verdict_key
@@ -137,18 +137,19 @@ class _Remembering(ABC):
         for key in [key for key, texts in replies.items() if again and len(texts) > 1 and found[key] is None]:
             del replies[key], found[key]
 
-        def done() -> int:
-            return sum(value is not None or len(replies[key]) > 1 for key, value in found.items())
+        done = sum(value is not None or len(replies[key]) > 1 for key, value in found.items())
 
         def take(key: str, text: str) -> None:
+            nonlocal done
             replies.setdefault(key, []).append(text)
             self._cache.put({key: replies[key]}, judge=self.name)
             found[key] = read(without_thoughts(text))
+            done += found[key] is not None or len(replies[key]) > 1
             if progress is not None:
-                progress(done(), len(wanted))
+                progress(done, len(wanted))
 
         if progress is not None:
-            progress(done(), len(wanted))
+            progress(done, len(wanted))
         missing = {key: messages for key, messages in wanted.items() if key not in replies}
         self._reply_to(missing, max_tokens=max_tokens, as_json=as_json, take=take)
         unread = {
@@ -257,6 +258,7 @@ class LocalAsker(_Remembering):
 
         if not questions:
             return
+        self._check_lengths(questions, max_tokens)
         asked = {key: self._as_taken(messages) for key, messages in questions.items()}
         order = sorted(asked, key=lambda key: -sum(len(str(turn.get("content") or "")) for turn in asked[key]))
         for start in range(0, len(order), self._batch_size):
@@ -271,6 +273,22 @@ class LocalAsker(_Remembering):
             )
             for key, answer in zip(part, answers, strict=True):
                 take(key, answer.text)
+
+    def _check_lengths(self, questions: Mapping[str, Conversation], max_tokens: int) -> None:
+        """Before any work. Raises: ModelError for a question that the model has no room for."""
+        from preftune.evaluation.prompt_ids import encode_prompts
+
+        limit = getattr(self._source.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is None:
+            return
+        prompts: Any = [self._as_taken(messages) for messages in questions.values()]
+        longest = max(map(len, encode_prompts(self._source.tokenizer, prompts, None)))
+        if longest + max_tokens > limit:
+            raise ModelError(
+                f"{self.name} has {limit} positions, and the longest question takes {longest} tokens, with "
+                f"{max_tokens} more for the reply. Lower --judge_max_tokens, leave out the longest prompts, or use a "
+                "judge with more."
+            )
 
     def _as_taken(self, messages: Conversation) -> list[Message]:
         """As it is, or with the system's words before the user's where the template knows no system."""

@@ -100,7 +100,8 @@ class Scores:
         lines = []
         for model in self.models:
             elo, low, high = model.elo
-            lines.append(f"{model.name}: Elo {elo:.0f} ({self.confidence:.0%} interval {low:.0f} to {high:.0f})")
+            ends = " to ".join(f"{end:.0f}" if math.isfinite(end) else "open" for end in (low, high))
+            lines.append(f"{model.name}: Elo {elo:.0f} ({self.confidence:.0%} interval {ends})")
         if self.unbounded:
             lines.append(
                 f"{', '.join(self.unbounded)} won or lost every comparison with others, which has no finite score: "
@@ -148,6 +149,8 @@ def bradley_terry(
     low_M, high_M = np.quantile(score_BM, [0.5 - confidence / 2, 0.5 + confidence / 2], axis=0)
     if prompts < 2:  # one prompt says nothing about others
         low_M, high_M = np.full_like(score_M, -np.inf), np.full_like(score_M, np.inf)
+    if unbounded:
+        low_M, high_M = _open_ends(wins_MM, [name in unbounded for name in names], low_M, high_M)
     met_M = (wins_MM + wins_MM.T).sum(axis=1)
     models = [
         ModelScore(
@@ -208,14 +211,28 @@ def _unbounded(wins_MM: Floats, names: Sequence[str]) -> list[str]:
 
     Where there are, those outside of the largest circle.
     """
-    reach = (wins_MM > 0) | np.eye(len(names), dtype=bool)
-    for middle in range(len(names)):
-        reach |= reach[:, [middle]] & reach[[middle], :]
+    reach = _reach(wins_MM)
     both = reach & reach.T
     largest = int(np.argmax(both.sum(axis=1)))
     if both.sum(axis=1).max() == 1:
         return list(names)
     return [name for m, name in enumerate(names) if not both[largest, m]]
+
+
+def _open_ends(wins_MM: Floats, unbounded_M: Sequence[bool], low_M: Floats, high_M: Floats) -> tuple[Floats, Floats]:
+    """A model that nobody below it ever beat may be any distance above, and the other way round."""
+    reach = _reach(wins_MM)
+    above_M = (reach & ~reach.T).any(axis=1) & np.array(unbounded_M)
+    below_M = (reach.T & ~reach).any(axis=1) & np.array(unbounded_M)
+    return np.where(below_M, -np.inf, low_M), np.where(above_M, np.inf, high_M)
+
+
+def _reach(wins_MM: Floats) -> Any:
+    """Which model beat which, be it through others."""
+    reach = (wins_MM > 0) | np.eye(len(wins_MM), dtype=bool)
+    for middle in range(len(wins_MM)):
+        reach |= reach[:, [middle]] & reach[[middle], :]
+    return reach
 
 
 def _fit(wins_BMM: Floats) -> Floats:

@@ -76,17 +76,20 @@ class Budget:
     def estimate(self, *, calls: int, tokens_in: int, tokens_out: int) -> Estimate:
         """What so much is going to cost.
 
-        Raises: RequestError when it is more than a cap, before anything is spent.
+        Raises: RequestError when that is more than is left under a cap, before anything of it is spent.
         """
         found = Estimate(calls, tokens_in, tokens_out, self.cost_of(tokens_in, tokens_out))
-        if self.max_calls is not None and calls > self.max_calls:
+        spent = self.cost or 0.0
+        before = "nothing was asked" if not self.calls else f"{self.calls:,} were made already, whose answers are kept"
+        if self.max_calls is not None and calls and self.calls + calls > self.max_calls:
             raise RequestError(
-                f"This takes {calls:,} calls, and --max_calls is {self.max_calls:,}; nothing was asked. Raise "
+                f"This takes {calls:,} calls, and --max_calls is {self.max_calls:,}; {before}. Raise "
                 "--max_calls, or give fewer prompts or completions."
             )
-        if self.max_cost is not None and found.cost is not None and found.cost > self.max_cost:
+        if self.max_cost is not None and calls and found.cost is not None and spent + found.cost > self.max_cost:
+            before = "nothing was asked" if not self.calls else f"{spent:,.2f} are spent already"
             raise RequestError(
-                f"This would cost about {found.cost:,.2f}, and --max_cost is {self.max_cost:,.2f}; nothing was asked. "
+                f"This would cost about {found.cost:,.2f}, and --max_cost is {self.max_cost:,.2f}; {before}. "
                 "Raise --max_cost, or give fewer prompts or completions."
             )
         return found

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from preftune.errors import DatasetError
 from preftune.evaluation.languages import change_of_language
 from preftune.evaluation.records import digest
-from preftune.evaluation.statistics import mean_interval
+from preftune.evaluation.statistics import mean_interval, share
 from preftune.evaluation.text_figures import TextFigures, likeness, look_at, self_similarity
 from preftune.types import Text
 
 __all__ = ["KINDS", "Compared", "Degeneration", "TextFigures", "compare", "excerpt", "look_at", "self_similarity"]
 
+_ROUNDING = 1e-9
+"""Differences of means that are none."""
 _WORST = 5
 """Prompts that are named per figure."""
 
@@ -72,7 +74,7 @@ class Compared:
     @property
     def shown(self) -> bool:
         """Whether the interval excludes no difference."""
-        return self.ci_low > 0 or self.ci_high < 0
+        return self.ci_low > _ROUNDING or self.ci_high < -_ROUNDING
 
     def to_dict(self) -> dict[str, float | None]:
         values = {
@@ -175,9 +177,12 @@ class Degeneration:
 
 
 def excerpt(prompt: Text, *, length: int = 60) -> str:
-    """The beginning of a prompt in quotation marks, on one line; of a conversation its last turn."""
+    """The beginning of a prompt in quotation marks, on one line; of a conversation its last turn.
+
+    Without what a terminal would obey instead of showing it.
+    """
     text = prompt if isinstance(prompt, str) else str(prompt[-1].get("content") or "") if prompt else ""
-    text = " ".join(text.split())
+    text = "".join(character for character in " ".join(text.split()) if character.isprintable())
     short = text if len(text) <= length else text[: length - 1].rstrip() + "\u2026"
     return f"\u201c{short}\u201d"
 
@@ -235,7 +240,9 @@ def compare(
         if before is None or after is None:
             continue
         names = [clusters[row] for row in rows]
-        figures[kind.name] = _compared(before, after, names, confidence, pairs=kind.name == "self_similarity")
+        figures[kind.name] = _compared(
+            before, after, names, confidence, pairs=kind.name == "self_similarity", shares=bool(kind.verb)
+        )
         if kind.better is None and not kind.verb:
             continue
         harm = (after - before) * (-1 if kind.better == "higher" else 1)
@@ -247,14 +254,26 @@ def compare(
 
 
 def _compared(
-    before: NDArray[np.float64], after: NDArray[np.float64], clusters: Sequence[str], confidence: float, *, pairs: bool
+    before: NDArray[np.float64],
+    after: NDArray[np.float64],
+    clusters: Sequence[str],
+    confidence: float,
+    *,
+    pairs: bool,
+    shares: bool,
 ) -> Compared:
     """
     Args:
         pairs: the values are means over pairs of rows, a U-statistic of degree two: each row counts in its own
             value and in all others', which doubles the standard error (Hoeffding 1948).
+        shares: the values are 0 or 1.
     """
     difference = mean_interval(after - before, clusters, confidence=confidence)
+    if shares and difference.standard_error == 0 and difference.mean != 0 and len(set(clusters)) > 1:
+        # All changed alike, be it two answers: no spread was measured, and Wilson's interval knows how few they are.
+        alike = share((1 + after - before) / 2, clusters, confidence=confidence)
+        low, high = 2 * alike.low - 1, 2 * alike.high - 1
+        return Compared(float(before.mean()), float(after.mean()), difference.mean, low, high)
     half = (difference.high - difference.mean) * (2 if pairs else 1)
     return Compared(
         float(before.mean()), float(after.mean()), difference.mean, difference.mean - half, difference.mean + half

@@ -84,7 +84,14 @@ def load_labels(
     rows: Any = load_rows(source, split=split)
     names = {column: dict(columns or {}).get(column) or column for column in COLUMNS}
     notes: list[str] = []
-    if all(column in rows.features for column in names.values()):
+    of_rows = {"answer_a", "answer_b", "label"} & set(columns or {})
+    missing = [column for column in names.values() if column not in rows.features]
+    if of_rows and missing:
+        raise DatasetError(
+            f"{name} has no column {missing[0]!r} (found: {listing(rows.features)}). Judgements need prompt, answer_a, "
+            "answer_b and label: name all that are called something else with --columns."
+        )
+    if not missing:
         labels = _of_rows(rows, names, name)
     else:
         labels, notes = _of_pairs(rows, columns, format, name)
@@ -111,7 +118,7 @@ def _of_rows(rows: Any, names: Mapping[str, str], name: str) -> list[HumanLabel]
                 "Write 'a', 'b' or 'tie'."
             )
         prompt, one, other = (row[names[column]] for column in COLUMNS[:3])
-        if not prompt or not isinstance(one, str) or not isinstance(other, str):
+        if not _is_prompt(prompt) or not isinstance(one, str) or not isinstance(other, str):
             raise DatasetError(
                 f"{name} row {number}: a judgement needs a prompt and two answers as text (columns: "
                 f"{listing(list(row))}). Fill them in, or name the columns with --columns."
@@ -119,6 +126,13 @@ def _of_rows(rows: Any, names: Mapping[str, str], name: str) -> list[HumanLabel]
         agreement = _share(row.get("agreement"))
         found.append(HumanLabel(str(row.get("id", number)), prompt, one, other, label, row, _votes(row), agreement))
     return found
+
+
+def _is_prompt(prompt: Any) -> bool:
+    """Text, or messages."""
+    if isinstance(prompt, str):
+        return bool(prompt)
+    return isinstance(prompt, list) and bool(prompt) and all(isinstance(turn, Mapping) for turn in prompt)
 
 
 def _of_pairs(

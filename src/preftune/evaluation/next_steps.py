@@ -62,7 +62,13 @@ def next_steps(
 
 
 def _better(controlled: LengthControlled | None) -> list[str]:
-    if controlled is not None and controlled.ci_low <= 0.5 and not controlled.extrapolated:
+    if (
+        controlled is not None
+        and controlled.ci_low <= 0.5
+        and controlled.win_rate < controlled.raw_win_rate
+        and controlled.cross_validated_loss < controlled.plain_loss
+        and not controlled.extrapolated
+    ):
         return [
             "Part of this is length: at equal length the advantage is not shown. See with preftune audit whether the "
             "chosen answers of the training pairs are longer, and balance them.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from preftune.evaluation.answered_rows import (
     Answer,
@@ -156,11 +156,15 @@ def judge_rows(
     cache_key, symmetric = getattr(judge, "cache_key", None), bool(getattr(judge, "symmetric", False))
     known: dict[str, dict[str, Any]] = {}
     if path is not None and cache_key is not None:
-        records = read_lines(path)
-        known = {str(r.get("key")): r for r in records if r.get("key") and not (again and r.get("unjudged"))}
+        records = [record for record in read_lines(path) if _is_outcome(record)]
+        known = {r["key"]: r for r in records if not (again and r.get("unjudged"))}
+    # A judge that is asked in words sees the answers alone; a rule may read the row (`key_fact`, a column of its own).
+    reads_row = not hasattr(judge, "estimate")
     keys = [
-        "" if cache_key is None else digest([cache_key, answer.prompt, answer.base, answer.aligned])
-        for answer in answered
+        ""
+        if cache_key is None
+        else digest([cache_key, answer.prompt, answer.base, answer.aligned, *([dict(row)] if reads_row else [])])
+        for answer, row in zip(answered, rows, strict=True)
     ]
     open_rows = [
         number
@@ -190,7 +194,8 @@ def judge_rows(
         if number in fresh:
             judged.append(fresh[number])
         elif key and key in known:
-            judged.append(JudgedRow(**{**known[key], "id": answer.id}))
+            record = {name: value for name, value in known[key].items() if name in JudgedRow._fields}
+            judged.append(JudgedRow(**{**record, "id": answer.id}))
         else:
             judged.append(JudgedRow(answer.id, "tie", "tie", None, key))
     if path is not None:
@@ -204,6 +209,17 @@ def _judged(
     unread = base_first is None or (aligned_first is None and not symmetric)
     outcome: Outcome = "tie" if base_first is None or unread else outcome_of(base_first, aligned_first)
     return JudgedRow(name, outcome, base_first, aligned_first, key, unread)
+
+
+def _is_outcome(record: Mapping[str, Any]) -> bool:
+    """Whether a line of verdicts.jsonl can be taken up again, whoever wrote it."""
+    words = (*get_args(Judgement), None)
+    return (
+        isinstance(record.get("key"), str)
+        and bool(record["key"])
+        and record.get("outcome") in get_args(Outcome)
+        and all(name in record and record[name] in words for name in ("base_first", "aligned_first"))
+    )
 
 
 def outcome_of(base_first: Judgement, aligned_first: Judgement | None) -> Outcome:

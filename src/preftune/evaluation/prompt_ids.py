@@ -69,12 +69,20 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Text, kwargs: Mapping[st
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template has written them
 
 
-def check_lengths(model: Any, token_ids: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Raises: ModelError for a prompt that leaves no room for so long an answer."""
+def check_lengths(
+    model: Any, token_ids: Sequence[Sequence[int]], max_new_tokens: int, *, names: Sequence[str] | None = None
+) -> None:
+    """Looks at the longest prompt.
+
+    Args:
+        names: of the prompts, for the message; default: their numbers.
+    Raises: ModelError for a prompt that leaves no room for so long an answer.
+    """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(range(len(token_ids)), key=lambda i: len(token_ids[i]))
     if limit is not None and len(token_ids[longest]) + max_new_tokens > limit:
+        name = longest if names is None else names[longest]
         raise ModelError(
-            f"Prompt {longest} has {len(token_ids[longest])} tokens and may be answered with {max_new_tokens}, but the "
+            f"Prompt {name} has {len(token_ids[longest])} tokens and may be answered with {max_new_tokens}, but the "
             f"model has only {limit} positions. Lower max_new_tokens or leave that prompt out."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -181,10 +182,14 @@ def _as_pair(values: Mapping[str, Any], name: str, row: int, as_chat: bool) -> P
 
 
 def _last_words(answer: Text) -> str:
-    """An answer as text: of several turns the last one of the assistant."""
+    """An answer as text: of several turns what the assistant says last before the user speaks again.
+
+    What follows that answers another question than the prompt; what goes before it are calls of tools.
+    """
     if isinstance(answer, str):
         return answer
-    said = [turn for turn in answer if turn.get("role") == "assistant"] or answer
+    own = list(takewhile(lambda turn: turn.get("role") != "user", answer)) or answer
+    said = [turn for turn in own if turn.get("role") == "assistant"] or own
     return str(said[-1].get("content") or "") if said else ""
 
 

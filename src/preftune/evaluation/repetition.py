@@ -30,12 +30,20 @@ _NUMBER_RUN = 40
 """The same number so many times in a row is no matrix any more."""
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w)+(?:['\u2019](?:(?![{_UNSPACED}])\w)+)*")
+_MARKS = (
+    "\u0300-\u036f\u0591-\u05bd\u05bf-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed"
+    "\u0900-\u0963\u0966-\u0dff\u200c\u200d"
+)
+"""Vowel signs and points, which are part of their word and no letter to Python: without them a Hindi word is three."""
+_LETTER = rf"(?:(?![{_UNSPACED}])[\w{_MARKS}])"
+_WORD = re.compile(rf"[{_UNSPACED}]|(?![{_UNSPACED}])\w{_LETTER}*(?:['\u2019]{_LETTER}+)*")
 _WORD_OR_SYMBOL = re.compile(rf"{_WORD.pattern}|([+\-*/=<>%|&^~@#$\\()\[\]{{}}])\1*")
 _COUNTING = re.compile(r"\b\d+(?=[.):](?:\s|\Z))")
 _ONE_CHARACTER = re.compile(rf"[{_UNSPACED}]")
-_RUN = re.compile(r"([^\s\d\-=_*#~.+|/\\\u2500-\u257f])\1+", re.DOTALL)
-"""One character again and again; rulers, dots, tables and digits of a number aside."""
+_RUN = re.compile(r"([^\s\d\-=_*#~.+|/\\()\[\]{}<>&\u00b7\u2010-\u2027\u2500-\u25ff\u3002\u30fb\u30fc])\1+", re.DOTALL)
+"""One character again and again; rulers, dots, brackets, bars, tables and digits of a number aside."""
+_TAG = re.compile(r"<(/?[a-zA-Z][\w:-]*)\b[^<>\n]{0,300}>")
+"""Of markup, whose attributes every item of a list has in common."""
 
 
 def split_words(text: str) -> list[str]:
@@ -46,10 +54,10 @@ def split_words(text: str) -> list[str]:
 def split_with_symbols(text: str) -> list[str]:
     """The words, each with the symbols of code, formulas and tables before it: `+b` is not `-b`.
 
-    Of a symbol that is repeated (a ruler, `**`) one is left.
+    Of a symbol that is repeated (a ruler, `**`) one is left, of a tag of markup its name.
     """
     words, symbols = [], ""
-    for found in _WORD_OR_SYMBOL.finditer(text.casefold()):
+    for found in _WORD_OR_SYMBOL.finditer(_TAG.sub(r"<\1>", text.casefold())):
         if found[1]:
             symbols += found[1]
         else:

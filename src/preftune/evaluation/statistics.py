@@ -157,12 +157,17 @@ def _closed_form(data: _Clustered, confidence: float) -> tuple[float, float]:
     return _wilson(rate, rate * (1 - rate) / variance, _quantile(confidence, prompts))
 
 
-def _bootstrap(data: _Clustered, confidence: float, seed: int) -> tuple[float, float]:
-    """Percentile interval over resampled prompts; where resampling shows no spread at all, the closed form.
+def expanded_tail(confidence: float, prompts: int) -> float:
+    """Which quantiles of resamples, from either end, are the interval of so many prompts (at least 2).
 
     Resamples spread less than samples do, by (G-1)/G, and know nothing of t. Quantiles further out make up for both:
     the expanded percentile interval (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 5.3).
     """
+    return NormalDist().cdf(-math.sqrt(prompts / (prompts - 1)) * _quantile(confidence, prompts))
+
+
+def _bootstrap(data: _Clustered, confidence: float, seed: int) -> tuple[float, float]:
+    """Percentile interval over resampled prompts; where resampling shows no spread at all, the closed form."""
     prompts = len(data.sums)
     if data.variance <= 1e-15:
         return _closed_form(data, confidence)
@@ -172,7 +177,7 @@ def _bootstrap(data: _Clustered, confidence: float, seed: int) -> tuple[float, f
     for start in range(0, _RESAMPLES, at_once):
         drawn = rng.integers(0, prompts, size=(min(at_once, _RESAMPLES - start), prompts))
         parts.append(data.sums[drawn].sum(axis=1) / data.counts[drawn].sum(axis=1))
-    outside = NormalDist().cdf(-math.sqrt(prompts / (prompts - 1)) * _quantile(confidence, prompts))
+    outside = expanded_tail(confidence, prompts)
     low, high = np.quantile(np.concatenate(parts), [outside, 1 - outside])
     return min(float(low), data.mean), max(float(high), data.mean)
 
@@ -283,7 +288,7 @@ def verdict(result: WinRate) -> Verdict:
             f"better but below the {BAR:.0%} bar", f"{measured}: it is better, but by less than the {BAR:.0%} bar asks."
         )
     if result.ci_high < 0.5:
-        return Verdict("worse", f"{measured}: it is worse than the base model.")
+        return Verdict("worse", f"{measured}: it is worse than the baseline.")
     further = more_prompts(result)
     if further is None:
         outlook = "at exactly 50% no number of further prompts would show a difference."
