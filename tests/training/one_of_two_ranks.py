@@ -12,6 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import pytest
 import torch
 from transformers import TrainerCallback
 
@@ -19,6 +20,7 @@ from preftune.data import GroupDataset
 from preftune.types import Preference, TokenizedGroup
 from tiny import rows, tiny_model
 from training.dpo_runs import lora_model, trainer
+from training.guard_runs import pay_for_everything
 
 
 def ranked(completions: int, *, start: int) -> TokenizedGroup:
@@ -33,10 +35,18 @@ HELD_OUT = {
     "groups": GroupDataset.from_groups(ranked(2 + i % 3, start=20 + 9 * i) for i in range(7)),
 }
 OUT_OF_MEMORY = "one rank out of memory"
-CASES = {"lora": lora_model, "full": tiny_model, OUT_OF_MEMORY: lora_model, "reentrant": lora_model}
+GUARDED = "guarded"
+CASES = {
+    "lora": lora_model,
+    "full": tiny_model,
+    OUT_OF_MEMORY: lora_model,
+    "reentrant": lora_model,
+    GUARDED: lora_model,
+}
 OPTIONS: dict[str, dict[str, Any]] = {
     # what DistributedDataParallel forbids: a parameter whose gradient is ready twice
     "reentrant": {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+    GUARDED: {"guard": "rollback"},
 }
 PAIRS_PER_STEP = 4
 
@@ -86,7 +96,10 @@ def run(case: str, folder: Path, *, ranks: int, callbacks: Any = None) -> dict[s
     made = trainer(CASES[case](), folder / case, data=rows(20), eval_dataset=HELD_OUT, callbacks=callbacks, **options)
     if case == OUT_OF_MEMORY:
         made.engine = TightOnSecondRank(made.engine)
-    made.train()
+    with pytest.MonkeyPatch.context() as patch:
+        if case == GUARDED:
+            pay_for_everything(patch)
+        made.train()
     return {
         "history": made.state.log_history,
         "evaluated": made.evaluate(),

@@ -17,10 +17,13 @@ from preftune.cli.recipe import Recipe, read_recipe
 from preftune.errors import RequestError
 
 if TYPE_CHECKING:
+    from preftune.cli.progress import ShownProgress
     from preftune.training import DPOConfig, DPOTrainer
 
 PROG = "preftune dpo"
 DEFAULT_OUTPUT = "runs/dpo"
+GUARD = "warn"
+"""Who types a command sees what the guard says; a program (`DPOConfig`) has it off until it asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,8 @@ class Request:
     config: DPOConfig
     words: tuple[str, ...]
     """The command line itself, for the hint how to resume."""
+    report: bool = True
+    """Write report.html at the end."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -49,12 +54,14 @@ def run(argv: Sequence[str]) -> int:
         _parser().print_help()
         return 0
     request = read_request(argv, recipe)
-    trainer = _prepare(request)
+    trainer, progress = _prepare(request)
     try:
         trainer.train(resume_from_checkpoint=request.config.resume_from_checkpoint)
         return _finish(trainer, request)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(_stopped(request)) from stop
+    finally:
+        progress.close()
 
 
 def read_request(argv: Sequence[str], recipe: Recipe | None = None) -> Request:
@@ -80,13 +87,13 @@ def read_request(argv: Sequence[str], recipe: Recipe | None = None) -> Request:
         if not name:
             what = "model to align" if "model" in flag else "preference pairs to train on"
             raise RequestError(f"No {what}: name it with {flag}. See {PROG} --help.")
-    return Request(data, model, parser.build(DPOConfig, values), tuple(argv))
+    return Request(data, model, parser.build(DPOConfig, values), tuple(argv), report=values.report)
 
 
-def _prepare(request: Request) -> DPOTrainer:
+def _prepare(request: Request) -> tuple[DPOTrainer, ShownProgress]:
     """Everything cheap first: what is wrong is told before a model is loaded."""
     from preftune.cli.datasets import open_datasets
-    from preftune.cli.progress import show_lines
+    from preftune.cli.progress import show_progress
     from preftune.log import warn
     from preftune.models.load import load_tokenizer
     from preftune.models.locate import locate
@@ -113,14 +120,14 @@ def _prepare(request: Request) -> DPOTrainer:
         processing_class=tokenizer,
         peft_config=lora,
     )
-    show_lines(trainer)
+    progress = show_progress(trainer)
     if data.ignore_bias_buffers:
         import torch
 
         policy: Any = trainer.model
         skipped = [name for name, buffer in policy.named_buffers() if buffer.dtype == torch.bool]
         policy._ddp_params_and_buffers_to_ignore = skipped
-    return trainer
+    return trainer, progress
 
 
 def _loading(model: ModelArguments, config: DPOConfig, *, is_trainable: bool) -> dict[str, Any]:
@@ -152,6 +159,8 @@ def _finish(trainer: DPOTrainer, request: Request) -> int:
         trainer.push_to_hub(dataset_name=request.data.dataset_names)
     if trainer.is_world_process_zero():
         print("\n".join(_report(trainer, request, metrics)))
+        if request.report:
+            _write_page(str(config.output_dir))
     return 0
 
 
@@ -184,6 +193,14 @@ def _report(trainer: DPOTrainer, request: Request, metrics: dict[str, float] | N
     if adapter:
         lines.append(f"Fold it in:   preftune merge {place} -o {shlex.quote(output.rstrip('/') + '-merged')}")
     return lines
+
+
+def _write_page(folder: str) -> None:
+    from preftune.cli.report import report_at_end
+
+    page = report_at_end(folder)
+    if page is not None:
+        print(f"Its report:   {page}")
 
 
 def _stopped(request: Request) -> str:
@@ -247,4 +264,8 @@ def _parser() -> Any:
     from preftune.cli.parsing import FieldParser
     from preftune.training import DPOConfig
 
-    return FieldParser((DataArguments, ModelArguments, DPOConfig), prog=PROG)
+    parser = FieldParser((DataArguments, ModelArguments, DPOConfig), prog=PROG)
+    parser.set_defaults(guard=GUARD)
+    parser.add_argument("--report", action="store_true", default=True, help="write report.html when it is done")
+    parser.add_argument("--no_report", "--no-report", dest="report", action="store_false")
+    return parser

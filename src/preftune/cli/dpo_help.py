@@ -41,11 +41,16 @@ training
   --group_by_prompt          pairs of one prompt train as one group
   --eval_strategy            no, steps (with --eval_steps), epoch (no)
   --early_stopping_patience  evaluations without improvement before it stops
+  --guard                    off, warn, stop or rollback when the run goes
+                             wrong (warn)
+  --guard_budget             most of the time that it may take (0.05)
+  --guard_prompts            how many prompts it asks (8), or a file of them
 
 output
   --output_dir FOLDER        the run directory (runs/dpo): adapter or model,
                              run.json, metrics.jsonl, checkpoints
   --resume [CHECKPOINT]      go on from the last checkpoint, or from this one
+  --no_report                without report.html at the end
   --push_to_hub              upload the result, to --hub_model_id
   --report_to                wandb, tensorboard, trackio, ... (none)
 

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from preftune.log import say
 from preftune.training.config import DPOConfig
+
+
+def say_advice(trainer: Any) -> None:
+    """Tell what there is to say about a trainer's configuration and data."""
+    args, data = trainer.args, trainer.train_dataset
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    epochs = args.max_steps * per_step / len(data) if args.max_steps > 0 else args.num_train_epochs
+    template = bool(getattr(trainer.processing_class, "chat_template", None))
+    for line in advise(args, pairs=data.pairs, has_chat_template=template, full=trainer.full, epochs=round(epochs, 2)):
+        say(f"advice: {line}")
 
 
 def advise(config: DPOConfig, *, pairs: int, has_chat_template: bool, full: bool, epochs: float) -> list[str]:

@@ -11,6 +11,8 @@ from transformers import TrainingArguments
 from preftune.errors import ConfigError
 from preftune.losses.registry import get_loss
 from preftune.training.refused import refuse_unsupported
+from preftune.training.secrets import without_secrets
+from preftune.training.trackers import check_installed
 
 FULL_LEARNING_RATE = 5e-7
 ADAPTER_LEARNING_RATE = 5e-6
@@ -99,6 +101,22 @@ class DPOConfig(TrainingArguments):
     )
     early_stopping_threshold: float = _option(0.0, "How much better counts as an improvement.")
 
+    # --- the guard ---
+    guard: str = _option(
+        "off",
+        "Watch the run for answers that degenerate and figures that go wrong: off, warn, stop at an alarm, or rollback "
+        "to the last good weights and stop. The command line's default is warn.",
+        choices=["off", "warn", "stop", "rollback"],
+    )
+    guard_budget: float = _option(
+        0.05, "Most of the run's time that the guard may take, 0 to 0.5; 0: it reads the training figures only."
+    )
+    guard_prompts: str | None = _option(
+        None,
+        "How many prompts of the held-out rows (of the training rows, if there are none) it asks, or a file of its "
+        "own prompts. Default: 8.",
+    )
+
     # --- fields of TRL's that preftune refuses unless they have no effect (see refused.py) ---
     router_aux_loss_coef: float | None = _option(None, "Only 0 or unset: no auxiliary router loss is added.")
     truncation_mode: str = _option("keep_start", "Only keep_start.", choices=["keep_start", "keep_end"])
@@ -120,6 +138,10 @@ class DPOConfig(TrainingArguments):
     rpo_alpha: float | None = _option(None, "Refused.")
     generate_during_eval: bool = _option(False, "Refused: preftune chat and the evaluation commands generate.")
 
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers has it and trackers are given it, without the secrets inside `model_init_kwargs`."""
+        return dict(without_secrets(super().to_dict()))
+
     def __post_init__(self) -> None:
         self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
         refuse_unsupported(self)
@@ -138,6 +160,7 @@ class DPOConfig(TrainingArguments):
             raise
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{error}") from error
+        check_installed(self.report_to)
         self.torch_compile = any(asked)
         _, self.torch_compile_backend, self.torch_compile_mode = asked
         self._leave_the_rest_to_the_model()
@@ -175,8 +198,25 @@ class DPOConfig(TrainingArguments):
                 f"optim={optimiser!r} changes weights during the backward pass, while the step may still be split, or "
                 "begun again when memory runs out. Use optim='adamw_torch_fused', or 'adafactor' to save memory."
             )
+        self._validate_guard()
         _one_of("truncation", self.truncation, ("truncate", "drop", "error"))
         _one_of("engine", self.engine, ("auto", "packed", "separate", "naive"))
+
+    def _validate_guard(self) -> None:
+        self.guard = "off" if self.guard is False else self.guard  # what YAML makes of off
+        _one_of("guard", self.guard, ("off", "warn", "stop", "rollback"))
+        if not 0 <= self.guard_budget <= 0.5:
+            raise ConfigError(f"guard_budget={self.guard_budget} must lie in 0..0.5: 0.05 is a twentieth of the time.")
+        number = str(self.guard_prompts).strip() if self.guard_prompts is not None else ""
+        if number.lstrip("-").isdigit():
+            self.guard_prompts = int(number)  # type: ignore[assignment]
+            if int(number) < 2:
+                raise ConfigError(f"guard_prompts={number}: give at least 2, or a file with one prompt a line.")
+        if self.guard == "rollback" and self.load_best_model_at_end:
+            raise ConfigError(
+                "guard='rollback' and load_best_model_at_end=True would both choose the weights in the end. Use "
+                "guard='stop' with load_best_model_at_end, or leave load_best_model_at_end out."
+            )
 
     def _leave_the_rest_to_the_model(self) -> None:
         """Undo what TrainingArguments had to be told before a model is known: a copy of this configuration

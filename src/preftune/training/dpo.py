@@ -21,7 +21,7 @@ from preftune.log import say
 from preftune.losses import LossOutput, get_loss
 from preftune.reference import AsReceived, ReferenceScores, unwrap
 from preftune.training import assemble, checkpoint, memory, model_card
-from preftune.training.advice import advise
+from preftune.training.advice import say_advice
 from preftune.training.arguments import (
     check_evaluation,
     checkpoint_folder,
@@ -35,13 +35,15 @@ from preftune.training.arguments import (
 from preftune.training.batches import BATCH, check_one_batch, collate, shortest
 from preftune.training.config import DPOConfig
 from preftune.training.evaluation_loop import evaluate_pairs
-from preftune.training.metrics import MetricWindow, WorkCounter, pair_metrics
+from preftune.training.guard.attach import attach_guard, opened_for_guard
+from preftune.training.metrics import MetricWindow, WorkCounter, pair_metrics, peak_memory
 from preftune.training.micro_batches import cost_of, token_budget
 from preftune.training.optimizer_step import non_finite, whole_step
 from preftune.training.reference_setup import make_reference, score_everything
 from preftune.training.run_directory import check_writable, write_json
 from preftune.training.run_record import RunRecord, facts_of, reference_facts
 from preftune.training.self_check import FirstStepCallback, check_before_training
+from preftune.training.trackers import TrackedFacts
 from preftune.types import PackedBatch, Sides
 
 
@@ -90,6 +92,7 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
         check_writable(args.output_dir)
         assemble.one_device(args)
         tokenizer = processing_class if processing_class is not None else tokenizer_of(model, args)
+        train_dataset, eval_dataset = opened_for_guard(train_dataset, eval_dataset, args)
         train_groups, eval_groups, self.reports = assemble.prepare_all_data(
             train_dataset, eval_dataset, tokenizer, args
         )
@@ -122,10 +125,12 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
         self.reference = self._make_reference(ref_model)
         self._record = RunRecord(args.output_dir, facts_of(self))
         self.add_callback(self._record)
+        self.add_callback(TrackedFacts(self, lambda: self._record.facts))
         self.add_callback(FirstStepCallback(self))
+        self.guard = attach_guard(self, train_dataset, eval_dataset)
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(list(self._tag_names))
-        self._say_advice()
+        say_advice(self)
 
     def create_accelerator_and_postprocess(self) -> None:
         with assemble.compiled_by_us(self.args):
@@ -149,6 +154,8 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
         try:
             if not self._policy_changed:
                 self._before_first_step(resumed=folder is not None)
+            if self.guard is not None:
+                self.guard.begin(resumed_step=step_of(folder))
             self._policy_changed, self._resume_state, self._sums_carried_over = True, state, False
             self._work.reset()
             with memory.explained(self):
@@ -173,10 +180,13 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
         pairs = sum(batch.pairs for batch in batches) if num_items_in_batch is None else num_items_in_batch
 
         def compute(part: PackedBatch) -> tuple[Tensor, Tensor]:
-            return one(policy, {BATCH: part}, pairs), self._metrics_of_part
+            loss, rows = one(policy, {BATCH: part}, pairs), self._metrics_of_part
+            return loss, rows if self.guard is None else self.guard.marked(part, rows)
 
         misses = self.reference.misses
         loss, metrics = whole_step(self, policy, batches, compute)
+        if self.guard is not None:
+            metrics = self.guard.count(loss, metrics, batches)
         self._window.add(metrics)
         missed = (self.reference.misses - misses) / sum(batch.completions for batch in batches)
         for batch in batches:
@@ -283,7 +293,7 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self.model.training:
             logs |= self._window.drain(lambda sums: self.accelerator.reduce(sums, "sum"))
-            logs |= self._work.drain(self.reference)
+            logs |= self._work.drain(self.reference) | peak_memory(self.args.device)
         if "train_loss" in logs and self._sums_carried_over:  # transformers divides by the steps of this call alone
             logs["train_loss"] = self._total_loss_scalar / max(1, self.state.global_step)
         super().log(logs, start_time)
@@ -347,6 +357,8 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
             )
         if not self.reference.source.live or self.args.precompute_ref_log_probs:
             score_everything(self, [self.train_dataset, *parts(self.eval_dataset)])
+        if self.guard is not None and not resumed:
+            self.guard.draw()
 
     def _make_reference(self, ref_model: Any) -> ReferenceScores:
         self._resume_state: dict[str, Any] | None = None
@@ -379,14 +391,6 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         return data_collator  # groups have no columns to remove
-
-    def _say_advice(self) -> None:
-        pairs, args = self.train_dataset.pairs, self.args
-        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        epochs = args.max_steps * per_step / len(self.train_dataset) if args.max_steps > 0 else args.num_train_epochs
-        template = bool(getattr(self.processing_class, "chat_template", None))
-        for line in advise(args, pairs=pairs, has_chat_template=template, full=self.full, epochs=round(epochs, 2)):
-            say(f"advice: {line}")
 
     def _audit(self) -> dict[str, Any]:
         return {role: report.to_json() for role, report in self.reports.items()}

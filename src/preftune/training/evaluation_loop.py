@@ -31,7 +31,7 @@ def evaluate_pairs(trainer: Any, dataloader: Any, *, prefix: str, loss_only: boo
     with torch.no_grad():
         for inputs in dataloader:
             batch = trainer._prepare_inputs(inputs)[BATCH]
-            rows.append(_gather(trainer.accelerator, _rows(trainer, model, batch), batch).cpu())
+            rows.append(_gather(trainer.accelerator, pair_rows(trainer, model, batch), batch).cpu())
             trainer.control = handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
     model.train(was_training)
     table = torch.cat(rows)
@@ -45,8 +45,11 @@ def evaluate_pairs(trainer: Any, dataloader: Any, *, prefix: str, loss_only: boo
     return EvalLoopOutput(predictions=rewards, label_ids=labels, metrics=named, num_samples=len(table))
 
 
-def _rows(trainer: Any, model: nn.Module, batch: PackedBatch) -> Tensor:
-    """(pairs, 1 + metrics) float32, in the batch's order: each pair's loss, and the columns of `pair_metrics`."""
+def pair_rows(trainer: Any, model: nn.Module, batch: PackedBatch) -> Tensor:
+    """(pairs, 1 + metrics) float32, in the batch's order: each pair's loss, and the columns of `pair_metrics`.
+
+    Scored within the limits of memory; the caller forbids gradients and switches dropout off.
+    """
 
     def score(groups: Sequence[TokenizedGroup]) -> Sequence[Tensor]:
         whole = len(groups) == len(batch.groups) and all(map(operator.is_, groups, batch.groups))

@@ -51,7 +51,7 @@ def text(trainer: Any) -> str:
         f"| {trainer.precision.describe().replace(': ', ' | ', 1)} |",
     ]
     best = trainer.state.best_global_step if args.load_best_model_at_end else None
-    return "\n".join([*lines, *_results(trainer.state.log_history, best), ""])
+    return "\n".join([*lines, *_results(trainer.state.log_history, best), *_guard(getattr(trainer, "guard", None)), ""])
 
 
 def _results(history: list[dict[str, float]], best: int | None) -> list[str]:
@@ -66,6 +66,20 @@ def _results(history: list[dict[str, float]], best: int | None) -> list[str]:
         f"accuracy {last['eval_rewards/accuracies']:.1%}, loss {last['eval_loss']:.4f}. These say that the model tells "
         "the sides apart, not that its answers are better: compare its answers with the base model's.",
     ]
+
+
+def _guard(guard: Any) -> list[str]:
+    """What was raised while training; nothing where nobody watched."""
+    if guard is None:
+        return []
+    lines = ["", "## The guard", ""]
+    if not guard.alarms:
+        return [*lines, "It watched the training and raised no alarm."]
+    lines += [f"- step {alarm.step}, {alarm.name} ({alarm.level}): {alarm.seen}" for alarm in guard.alarms]
+    if guard.rolled_back_to is not None:
+        at = f"those of step {guard.rolled_back_to}" if guard.rolled_back_to else "those from before the first step"
+        lines += ["", f"Training ended there, and the weights were put back: these are {at}."]
+    return lines
 
 
 def _pairs_per_step(trainer: Any) -> str:

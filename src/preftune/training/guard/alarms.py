@@ -1,0 +1,46 @@
+"""What an alarm is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+ALARM: Literal["alarm"] = "alarm"
+NOTE: Literal["note"] = "note"
+"""Worth knowing, no reason to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """What was seen, the likely cause, and the one change to make. Three sentences (or a few more) for a person."""
+
+    step: int
+    name: str
+    seen: str
+    cause: str
+    remedy: str
+    level: str = ALARM
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+    def sentence(self) -> str:
+        return f"{self.seen} {self.cause} {self.remedy}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "name": self.name,
+            "level": self.level,
+            "seen": self.seen,
+            "cause": self.cause,
+            "remedy": self.remedy,
+            "figures": {name: float(f"{value:.4g}") for name, value in self.figures.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, line: Mapping[str, Any]) -> Alarm:
+        """A line of guard.jsonl."""
+        texts = {name: str(line.get(name, "")) for name in ("name", "seen", "cause", "remedy")}
+        return cls(
+            step=int(line.get("step", 0)), level=str(line.get("level", ALARM)), figures=line.get("figures", {}), **texts
+        )

@@ -1,0 +1,328 @@
+"""The guard as transformers' Trainer calls it: reads the figures, looks when it is time, raises alarms, acts on them.
+
+It never ends a run by a fault of its own: what goes wrong in here is told, and the guard goes off. With several ranks
+the first one looks and decides; the others wait for its word after every glance.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from preftune.log import say, warn
+from preftune.reference import unwrap
+from preftune.training.guard.alarms import ALARM, Alarm
+from preftune.training.guard.figures import Facts, Glance, History, history_of
+from preftune.training.guard.looking import Looker, trainer_steps
+from preftune.training.guard.rollback import GoodWeights, Quality
+from preftune.training.guard.rules import new_alarms, smells
+from preftune.training.guard.samples import ReferenceAnswers
+from preftune.training.guard.schedule import Schedule
+from preftune.training.guard.tally import FLAGS, Seen, Tally
+from preftune.training.run_directory import append_line, cut_back
+from preftune.types import PackedBatch
+
+GLANCES = 128
+"""Of a run, at most about so many lines of training figures are written and looked at."""
+
+GO_ON, KEEP, STOP, ROLL_BACK, OFF = range(5)
+"""What the first rank tells the others."""
+
+
+class Guard(TrainerCallback):  # type: ignore[misc]
+    """Watches one trainer.
+
+    Args:
+        source: where prompts come from, as `samples.opened` gives it.
+        held_out: whether that is data which is not trained on.
+    """
+
+    def __init__(self, trainer: Any, source: Any, *, held_out: bool) -> None:
+        args = trainer.args
+        self._trainer, self.mode, self.budget = trainer, str(args.guard), float(args.guard_budget)
+        self._folder = Path(args.output_dir)
+        self._looker = Looker(trainer, source, held_out=held_out)
+        self._held_out = held_out
+        self._tally, self._seen = Tally(beta=args.beta), Seen()
+        self._answers: ReferenceAnswers | None = None
+        self._spent_before = self._look_seconds = 0.0
+        self.alarms: list[Alarm] = []
+        self._raised: set[str] = set()
+        self.rolled_back_to: int | None = None
+        self._good: GoodWeights | None = None
+        self._history = History(self._facts())
+        self._broken = False
+        """Here; the other ranks are told at the next glance."""
+        self._over = False
+        self._drawn = False
+        self._sharded = bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+
+    # --- what a step adds ---
+
+    def marked(self, batch: PackedBatch, rows: Tensor) -> Tensor:
+        """(N, metrics + FLAGS): the rows of `pair_metrics`, and what `Seen.flags` says of each pair."""
+        return torch.cat([rows, self._seen.flags(batch, epoch=float(self._trainer.state.epoch or 0.0)).to(rows)], 1)
+
+    def count(self, loss: Tensor, marked: Tensor, batches: Sequence[PackedBatch]) -> Tensor:
+        """Count a step, and give back the rows of `pair_metrics` alone."""
+        rows, flags = marked[:, :-FLAGS], marked[:, -FLAGS:]
+        if not self._over:
+            self._tally.add(loss, rows, flags)
+            self._seen.add(batches)
+        return rows
+
+    # --- the beginning ---
+
+    def draw(self) -> None:
+        """Draw the reference's answers, while the policy is the reference."""
+        self._drawn = True
+        if not self._first() or self._sharded or self.budget == 0:
+            return
+        began = time.perf_counter()
+
+        def prepare() -> None:
+            prepared = self._looker.prepare(budget=self.budget)
+            self._answers, self._look_seconds = prepared.answers, prepared.look_seconds
+
+        self._safely(prepare)
+        self._spent_before = time.perf_counter() - began
+
+    def begin(self, *, resumed_step: int | None) -> None:
+        """Restore what a resumed run knew, or forget what an earlier run left."""
+        self._safely(lambda: self._begin(resumed_step))
+
+    def _begin(self, resumed_step: int | None) -> None:
+        self._history = History(self._facts())
+        files = [self._folder / name for name in ("samples.jsonl", "guard.jsonl")]
+        self.alarms, self._raised, self.rolled_back_to = [], set(), None
+        if not self._first():
+            return
+        if resumed_step is None:
+            for file in files:
+                file.unlink(missing_ok=True)
+        else:
+            for file in files:
+                cut_back(file, resumed_step)
+            self._history = history_of(self._facts(), _lines(self._folder / "metrics.jsonl"))
+            self.alarms = [Alarm.from_dict(line) for line in _lines(files[1])]
+            self._raised = {alarm.name for alarm in self.alarms}
+            if not self._drawn:
+                self._answers = self._looker.resumed()
+        self._say_what_is_done()
+
+    def _facts(self) -> Facts:
+        args = self._trainer.args
+        return Facts(
+            beta=args.beta,
+            learning_rate=args.learning_rate,
+            full=self._trainer.full,
+            steps=trainer_steps(self._trainer),
+            loss=args.loss,
+            epochs=float(args.num_train_epochs) if args.max_steps <= 0 else 0.0,
+            held_out=self._held_out,
+        )
+
+    def _say_what_is_done(self) -> None:
+        if self._sharded:
+            say("guard: the weights are sharded over devices, so it reads the training figures and draws no answers.")
+        elif self._answers is None:
+            why = (
+                f"guard_budget={self.budget:g} does not pay for answers in a run this short"
+                if self.budget
+                else "guard_budget=0 pays for no answers"
+            )
+            say(f"guard: {why}; it watches the training figures.")
+        else:
+            answers = self._answers
+            where = "" if self._held_out else " (of training rows: nothing is held out)"
+            say(
+                f"guard: {len(answers.prompts)} prompts{where}, answers of at most {answers.tokens} tokens, at most "
+                f"{self.budget:.0%} of the time."
+            )
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._history.facts = Facts.from_dict(self._history.facts.to_dict() | {"steps": state.max_steps})
+        self._interval = max(1, state.max_steps // GLANCES)
+        self._first_step = state.global_step
+        self._schedule = Schedule(self.budget, state.max_steps, state.global_step, self._look_seconds)
+        self._schedule.spend(self._spent_before)
+        self._spent_before = 0.0
+        self._began, self._spent_at_begin = time.perf_counter(), self._schedule.spent
+        if self.mode == "rollback" and not self._over and not self._sharded:
+            self._good = GoodWeights(unwrap(self._trainer.model))
+            if self._first() and self._good.gigabytes > 1:
+                say(f"guard: rollback keeps {self._good.gigabytes:.1f} GB of weights in main memory.")
+        self._note()
+
+    # --- every step ---
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step = state.global_step
+        if self._over or (step % self._interval and step != state.max_steps) or not len(self._tally):
+            return
+        ranks = args.world_size
+        glance = self._tally.drain(step, self._sum_over_ranks, ranks=ranks)
+        word = OFF
+        if self._first():
+            words: list[int] = []
+            self._safely(lambda: words.append(self._decide(step, glance)))
+            word = words[0] if words else OFF
+        word = self._tell_everybody(word)
+        if word == OFF:
+            self._over = True
+        elif word == KEEP and self._good is not None:
+            look = self._history.look
+            self._good.keep(unwrap(self._trainer.model), step, Quality.of(look) if look else None)
+        elif word in (STOP, ROLL_BACK):
+            self._end(word, step, control)
+
+    def _decide(self, step: int, glance: Glance | None) -> int:
+        """On the first rank: read, look if it is time, raise alarms, and say what is to be done."""
+        history = self._history
+        if glance is not None:
+            history.glances.append(glance)
+            append_line(self._folder / "metrics.jsonl", {"step": step, "time": time.time(), **glance.to_metrics()})
+        training = time.perf_counter() - self._began - (self._schedule.spent - self._spent_at_begin)
+        suspected = smells(history) or bool(new_alarms(history, self._raised))
+        looked = False
+        if self._answers is not None and self._schedule.due(step, training, smells=suspected):
+            self._look(step)
+            looked = True
+        found = new_alarms(history, self._raised)
+        serious = [alarm for alarm in found if alarm.level == ALARM]
+        for alarm in found:
+            self._raise(alarm)
+        if serious and self.mode == "rollback":
+            return ROLL_BACK
+        if serious and self.mode == "stop":
+            return STOP
+        quality = Quality.of(history.looks[-1]) if looked else None
+        good = self._good is not None and looked and not self._raised_alarms() and self._good.better(quality)
+        return KEEP if good else GO_ON
+
+    def _look(self, step: int) -> None:
+        trainer, began = self._trainer, time.perf_counter()
+        assert self._answers is not None
+        with trainer._work.paused(trainer.reference):
+            look, lines = self._looker.look(step, self._answers)
+        for line in lines:
+            append_line(self._folder / "samples.jsonl", line)
+        seconds = time.perf_counter() - began
+        self._schedule.looked(step, seconds)
+        look = look._replace(seconds=seconds, share_of_time=self._share())
+        self._history.looks.append(look)
+        wanted = trainer.control.should_log  # transformers takes every log for the one that is due
+        trainer.log(look.to_metrics())
+        trainer.control.should_log = wanted
+        self._note()
+
+    def _raise(self, alarm: Alarm) -> None:
+        self.alarms.append(alarm)
+        self._raised.add(alarm.name)
+        action = self.mode if alarm.level == ALARM else "warn"
+        append_line(self._folder / "guard.jsonl", {"time": time.time(), **alarm.to_dict(), "action": action})
+        warn(f"guard, step {alarm.step}: {alarm.sentence()}")
+        self._note()
+
+    def _end(self, word: int, step: int, control: Any) -> None:
+        control.should_training_stop = True
+        if word == ROLL_BACK and self._good is not None:
+            self._good.put_back(unwrap(self._trainer.model))
+            self.rolled_back_to = self._good.step
+            what = "as received" if self._good.step == 0 else f"of step {self._good.step}"
+            more = ""
+            if self._good.quality is not None:
+                accuracy, margin = self._good.quality
+                more = f" (held-out accuracy {accuracy:.0%}, margin {margin:.2f})"
+            warn(f"guard: training ends at step {step}, and the weights are again those {what}{more}.")
+        else:
+            why = " (nothing can be rolled back where weights are sharded)" if word == ROLL_BACK else ""
+            warn(f"guard: training ends at step {step}; the weights stay as they are{why}.")
+        self._note()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._note()
+
+    # --- what is written ---
+
+    def record(self) -> dict[str, Any]:
+        """For run.json."""
+        schedule = getattr(self, "_schedule", None)
+        return {
+            "mode": self.mode,
+            "budget": self.budget,
+            "on": not (self._broken or self._over),
+            "spent_seconds": round(schedule.spent, 3) if schedule else 0.0,
+            "share": round(self._share(), 4),
+            "checks": len(self._history.looks),
+            "alarms": [alarm.name for alarm in self.alarms],
+            "rolled_back_to": self.rolled_back_to,
+            "facts": self._history.facts.to_dict(),
+        }
+
+    def _note(self) -> None:
+        if self._first():
+            self._trainer._record.note(guard=self.record())
+
+    def _share(self) -> float:
+        """Of the time since this process began to train (the reference's answers included), what the guard took."""
+        schedule = getattr(self, "_schedule", None)
+        if schedule is None:
+            return 0.0
+        return schedule.spent / max(1e-9, time.perf_counter() - self._began + self._spent_at_begin)
+
+    def _raised_alarms(self) -> bool:
+        return any(alarm.level == ALARM for alarm in self.alarms)
+
+    # --- ranks and faults ---
+
+    def _first(self) -> bool:
+        return bool(self._trainer.args.process_index == 0)
+
+    def _sum_over_ranks(self, sums: Tensor) -> Tensor:
+        if self._trainer.args.world_size == 1:
+            return sums
+        total: Tensor = self._trainer.accelerator.reduce(sums, "sum")
+        return total
+
+    def _tell_everybody(self, word: int) -> int:
+        if self._trainer.args.world_size == 1:
+            return word
+        said = torch.tensor(word, device=self._trainer.args.device)
+        torch.distributed.broadcast(said, src=0)
+        return int(said)
+
+    def _safely(self, work: Callable[[], object]) -> None:
+        """A fault of the guard is told, and ends the guard, not the run."""
+        if self._broken:
+            return
+        try:
+            work()
+        except Exception as error:
+            self._broken, self._answers = True, None
+            if isinstance(error, torch.OutOfMemoryError):
+                torch.get_device_module(self._trainer.args.device).empty_cache()
+            warn(
+                f"the guard failed and is off for the rest of this run, which goes on ({type(error).__name__}: "
+                f"{error}). Please report it; guard='off' leaves it out."
+            )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Lines of a file that a crash may have left unfinished."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return [line for line in found if isinstance(line, dict)]

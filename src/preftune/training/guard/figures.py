@@ -1,0 +1,258 @@
+"""What the guard knows of a run: figures of training pairs that cost nothing, and looks that do. Pure; no torch.
+
+Distances are in nats of log-probability: policy minus reference, of a whole completion or per token. The reward that
+metrics speak of is beta times that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple
+
+PREFIX = "guard/"
+TRAINING = "guard/train_"
+"""Before the fields of `Glance` in metrics.jsonl."""
+
+ALIKE_IN_LENGTH = 0.1
+"""Sides whose lengths differ by less than this share of the longer one count as equally long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What does not change while a run trains."""
+
+    beta: float
+    learning_rate: float
+    full: bool
+    """All weights train, not an adapter."""
+    steps: int
+    loss: str = "sigmoid"
+    epochs: float = 1.0
+    held_out: bool = True
+    """Whether the looks score pairs that are not trained on."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Facts:
+        known = {entry.name for entry in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
+class Glance(NamedTuple):
+    """Means over the pairs of some training steps, each pair scored before its step changed the weights.
+
+    A pair that was not trained on before is thereby as good as held out.
+    """
+
+    step: int
+    """The last of these steps."""
+    steps: float
+    pairs: float
+    loss: float
+    loss_change: float
+    """Root mean square of the change of the loss from one step to the next."""
+    margin: float
+    """Nats: policy minus reference, chosen minus rejected."""
+    margin_rms: float
+    """Root mean square of the margins, nats: how far pairs were moved apart, whichever way."""
+    accuracy: float
+    """Share of pairs with a margin above 0."""
+    chosen: float
+    """Nats per completion, policy minus reference."""
+    rejected: float
+    chosen_tokens: float
+    """Per completion."""
+    rejected_tokens: float
+    copies: float
+    """Share of pairs that were trained on before in the same pass over the data: exact copies."""
+    known: float
+    """Share of pairs that were trained on before, in this pass or an earlier one."""
+    margin_known: float
+    """Mean margin of those, nats; 0 if there are none."""
+    longer: float
+    """Share of pairs whose chosen side is longer, by `ALIKE_IN_LENGTH` or more."""
+    shorter: float
+    contained: float
+    """Mean share of the shorter side's tokens that are in the longer side too: near 1, all that differs is length."""
+    accuracy_alike: float
+    """Accuracy on pairs with sides of about one length; 0 if there are none."""
+
+    @property
+    def alike(self) -> float:
+        """Share of pairs with sides of about one length."""
+        return max(0.0, 1.0 - self.longer - self.shorter)
+
+    @property
+    def chosen_per_token(self) -> float:
+        """Nats per token: below 0, the policy finds the chosen answers less likely than the reference does."""
+        return self.chosen / max(1.0, self.chosen_tokens)
+
+    @property
+    def rejected_per_token(self) -> float:
+        return self.rejected / max(1.0, self.rejected_tokens)
+
+    @property
+    def margin_error(self) -> float:
+        """Standard error of the mean margin, nats."""
+        variance = max(0.0, self.margin_rms**2 - self.margin**2)
+        return math.sqrt(variance / max(1.0, self.pairs - 1))
+
+    @property
+    def accuracy_error(self) -> float:
+        """Standard error of the accuracy; never below what half a pair would be."""
+        variance = max(self.accuracy * (1 - self.accuracy), 0.25 / max(1.0, self.pairs))
+        return math.sqrt(variance / max(1.0, self.pairs))
+
+    def to_metrics(self) -> dict[str, float]:
+        """For a line of metrics.jsonl."""
+        values = self._asdict()
+        del values["step"]
+        return {TRAINING + name: float(f"{value:.6g}") for name, value in values.items()}
+
+
+_SQUARED = ("margin_rms", "loss_change")
+_OF_STEPS = ("loss", "loss_change")
+
+
+def pooled(glances: Sequence[Glance]) -> Glance | None:
+    """Several glances as one; None for none (or none with a pair)."""
+    pairs = sum(glance.pairs for glance in glances)
+    if not pairs:
+        return None
+    steps = sum(glance.steps for glance in glances)
+
+    def mean(name: str) -> float:
+        if name == "margin_known":
+            return _weighted([(g.margin_known, g.pairs * g.known) for g in glances])
+        if name == "accuracy_alike":
+            return _weighted([(g.accuracy_alike, g.pairs * g.alike) for g in glances])
+        weights = [g.steps if name in _OF_STEPS else g.pairs for g in glances]
+        power = 2 if name in _SQUARED else 1
+        values = [getattr(g, name) ** power for g in glances]
+        return float(_weighted(list(zip(values, weights, strict=True))) ** (1 / power))
+
+    means = {name: mean(name) for name in Glance._fields[3:]}
+    return Glance(step=glances[-1].step, steps=steps, pairs=pairs, **means)
+
+
+def _weighted(values: Sequence[tuple[float, float]]) -> float:
+    total = sum(weight for _, weight in values)
+    return sum(value * weight for value, weight in values) / total if total else 0.0
+
+
+class Look(NamedTuple):
+    """What a look found: the policy's answers beside the reference's, and pairs scored now. None: not measured."""
+
+    step: int
+    answers: int
+    repeated: float | None = None
+    """Mean share of an answer's words inside n-grams that were in it before, 0..1."""
+    repeated_reference: float | None = None
+    looping: float | None = None
+    """Share of answers of which a reader would say that they repeat themselves."""
+    looping_reference: float | None = None
+    distinct_2: float | None = None
+    distinct_2_reference: float | None = None
+    tokens: float | None = None
+    """Of the policy's answers, mean."""
+    tokens_reference: float | None = None
+    length_ratio: float | None = None
+    """Tokens of the policy's answers over those of the reference's."""
+    finished: float | None = None
+    """Share of answers that the model ended itself."""
+    finished_reference: float | None = None
+    self_similarity: float | None = None
+    self_similarity_reference: float | None = None
+    empty: float | None = None
+    empty_reference: float | None = None
+    refusals: float | None = None
+    refusals_reference: float | None = None
+    kl_per_token: float | None = None
+    """Nats per token: KL(reference || policy), estimated on answers sampled from the reference at temperature 1."""
+    kl_error: float | None = None
+    """Its standard error over the answers."""
+    pairs: int = 0
+    """Pairs that were scored."""
+    margin_held_out: float | None = None
+    """The reward margin, beta times nats; of held-out pairs, or of training pairs where there are no others."""
+    margin_error: float | None = None
+    accuracy_held_out: float | None = None
+    accuracy_alike: float | None = None
+    """Accuracy on held-out pairs with sides of about one length."""
+    alike: int = 0
+    """How many those are."""
+    seconds: float = 0.0
+    share_of_time: float | None = None
+    """Of the time since the run began, spent by the guard."""
+
+    def to_metrics(self) -> dict[str, float]:
+        values = {name: value for name, value in self._asdict().items() if value is not None and name != "step"}
+        return {PREFIX + name: float(f"{value:.6g}") for name, value in values.items()}
+
+
+@dataclass
+class History:
+    """Everything the rules are asked about."""
+
+    facts: Facts
+    glances: list[Glance] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
+
+    @property
+    def step(self) -> int:
+        return max([g.step for g in self.glances[-1:]] + [look.step for look in self.looks[-1:]] + [0])
+
+    @property
+    def look(self) -> Look | None:
+        """The last one."""
+        return self.looks[-1] if self.looks else None
+
+    def last_pairs(self, pairs: float, *, until: int | None = None) -> Glance | None:
+        """The last training steps with at least so many pairs in them, as one; None if there are fewer."""
+        chosen: list[Glance] = []
+        for glance in reversed(self.glances):
+            if until is not None and glance.step > until:
+                continue
+            chosen.insert(0, glance)
+            if sum(g.pairs for g in chosen) >= pairs:
+                return pooled(chosen)
+        return None
+
+    def last_steps(self, steps: float) -> Glance | None:
+        """The last training steps, at least so many, as one; None if there are fewer."""
+        chosen: list[Glance] = []
+        for glance in reversed(self.glances):
+            chosen.insert(0, glance)
+            if sum(g.steps for g in chosen) >= steps:
+                return pooled(chosen)
+        return None
+
+
+def history_of(facts: Facts, lines: Iterable[Mapping[str, Any]]) -> History:
+    """The history that lines of metrics.jsonl tell. Lines of others are passed over."""
+    history = History(facts)
+    for line in lines:
+        step = line.get("step")
+        if not isinstance(step, int):
+            continue
+        of_glance = {name: line.get(TRAINING + name) for name in Glance._fields[1:]}
+        if all(isinstance(value, int | float) for value in of_glance.values()):
+            history.glances.append(Glance(step=step, **of_glance))  # type: ignore[arg-type]
+        if isinstance(line.get(PREFIX + "seconds"), int | float):
+            history.looks.append(_look(step, line))
+    return history
+
+
+def _look(step: int, line: Mapping[str, Any]) -> Look:
+    whole = {"answers", "pairs", "alike"}
+    values: dict[str, Any] = {}
+    for name in Look._fields[1:]:
+        value = line.get(PREFIX + name)
+        if isinstance(value, int | float):
+            values[name] = int(value) if name in whole else float(value)
+    values.setdefault("answers", 0)
+    return Look(step=step, **values)

@@ -1,0 +1,213 @@
+"""The part of the guard that computes: the reference's answers before the first step, and a look. On one rank."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from preftune.data import GroupDataset
+from preftune.evaluation.generation import Completion
+from preftune.log import say
+from preftune.logps import pack
+from preftune.reference import inference, unwrap
+from preftune.training.arguments import parts
+from preftune.training.evaluation_loop import pair_rows
+from preftune.training.guard import samples
+from preftune.training.guard.figures import ALIKE_IN_LENGTH, Look
+from preftune.training.guard.schedule import LEAST_SECONDS, SIZES, Costs, allowed_seconds, size_for
+from preftune.training.metrics import PER_PAIR
+from preftune.training.optimizer_step import RandomState
+from preftune.types import TokenizedGroup
+
+
+class Prepared(NamedTuple):
+    """What is there before the first step."""
+
+    answers: samples.ReferenceAnswers | None
+    """None: no looks."""
+    look_seconds: float
+    """What a look is expected to take."""
+
+
+class Looker:
+    """Answers and scores for one trainer.
+
+    Args:
+        source: where prompts come from, as `samples.opened` gives it.
+        held_out: whether that is data which is not trained on.
+    """
+
+    def __init__(self, trainer: Any, source: Any, *, held_out: bool) -> None:
+        self._trainer, self._source, self._held_out = trainer, source, held_out
+
+    # --- before the first step ---
+
+    def prepare(self, *, budget: float) -> Prepared:
+        """Draw the reference's answers, as many and as long as the budget lets them be, and keep them on disk.
+
+        The smallest size is drawn first, and what that takes decides.
+        """
+        began = time.perf_counter()
+        trainer, least = self._trainer, SIZES[-1]
+        pairs = self._groups(least.pairs)
+        scoring = self._score(pairs, keep=self._held_out) / max(1, sum(group.tokens for group in pairs))
+        run = self._run_seconds(scoring)
+        if allowed_seconds(run, budget) < LEAST_SECONDS:
+            return Prepared(None, 0.0)
+        asked = trainer.args.guard_prompts
+        prompts = self._prompts(max(SIZES[0].prompts, asked if isinstance(asked, int) else 0))
+        settled = None if asked is None else len(prompts)
+        at_first = prompts[: settled or least.prompts]
+        answering = time.perf_counter()
+        greedy = self._greedy(at_first, least.tokens)
+        costs = Costs(
+            answers=(time.perf_counter() - answering) * least.prompts / max(1, len(at_first)),
+            per_token=scoring,
+            tokens_per_pair=sum(group.tokens for group in pairs) / max(1, sum(len(group.pairs) for group in pairs)),
+            tokens_per_prompt=sum(len(group.prompt_ids) for group in pairs) / max(1, len(pairs)),
+            spent=time.perf_counter() - began,
+        )
+        size = size_for(run, budget, costs, prompts=settled)
+        if size is None:
+            return Prepared(None, 0.0)
+        answers = samples.ReferenceAnswers(prompts[: size.prompts], size.tokens, size.pairs, greedy)
+        if size.tokens > least.tokens:
+            answers.greedy = self._greedy(answers.prompts, size.tokens)
+            answers.distance = samples.sampled_answers(
+                self._model(),
+                trainer.processing_class,
+                answers.prompts,
+                tokens=size.distance_tokens,
+                autocast=trainer.precision.autocast,
+            )
+            self._score(answers.distance)
+        answers.save(Path(trainer.args.output_dir))
+        return Prepared(answers, costs.of_look(size))
+
+    def resumed(self) -> samples.ReferenceAnswers | None:
+        """What the run began with, if it is there."""
+        answers = samples.ReferenceAnswers.load(Path(self._trainer.args.output_dir))
+        if answers is not None and answers.distance:
+            try:
+                self._trainer.reference(self._model(), pack(answers.distance).to(self._trainer.args.device))
+            except Exception as error:
+                say(f"guard: the distance to the reference is not measured any more ({error})")
+                answers.distance = []
+        return answers
+
+    def _prompts(self, count: int) -> list[samples.Prompt]:
+        asked, tokenizer = self._trainer.args.guard_prompts, self._trainer.processing_class
+        if isinstance(asked, str):
+            first = samples.prompts_of(self._source, 1, tokenizer)
+            chat = bool(first) and not isinstance(first[0].text, str)
+            return samples.as_the_model_is_asked(samples.prompts_from_file(asked), tokenizer, chat=chat)
+        return samples.prompts_of(self._source, asked or count, tokenizer)
+
+    def _greedy(self, prompts: Sequence[samples.Prompt], tokens: int) -> list[Completion]:
+        trainer = self._trainer
+        dtype = trainer.precision.autocast
+        return samples.greedy_answers(self._model(), trainer.processing_class, prompts, tokens=tokens, autocast=dtype)
+
+    def _score(self, groups: Sequence[TokenizedGroup], *, keep: bool = True) -> float:
+        """Have the reference score these, and keep the scores; the seconds that took.
+
+        Scores of training rows are not kept: the rows will be scored in another packing, which rounds otherwise, and a
+        run must train on the same numbers with a guard and without.
+        """
+        reference, device = self._trainer.reference, self._trainer.args.device
+        began = time.perf_counter()
+        if groups and keep:
+            reference.score_groups(self._model(), groups, device)
+        elif groups:
+            reference.fresh(self._model(), pack(groups).to(device))
+        return time.perf_counter() - began
+
+    def _run_seconds(self, per_token: float) -> float:
+        """An estimate of the time the steps will take, from what the reference's forward took per token."""
+        trainer = self._trainer
+        args, data = trainer.args, trainer.train_dataset
+        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps  # of this rank
+        groups = trainer_steps(trainer) * per_step
+        # forward, backward to the activations; to the weights if all train; again under checkpointing; the reference
+        passes = 2 + trainer.full + bool(args.activation_checkpointing) + trainer.reference.source.live
+        return groups * data.total_tokens / max(1, len(data)) * per_token * passes
+
+    # --- a look ---
+
+    def look(self, step: int, answers: samples.ReferenceAnswers) -> tuple[Look, list[dict[str, Any]]]:
+        """What the policy says and thinks now, and the lines for samples.jsonl."""
+        random = RandomState.of(self._trainer.args.device)
+        try:
+            policy = self._greedy(answers.prompts, answers.tokens)
+            look = samples.text_figures(Look(step=step, answers=0), answers.greedy, policy)
+            look = self._distance(look, answers.distance)
+            look = self._pairs(look, answers.pairs)
+        finally:
+            random.restore()
+        return look, samples.sample_lines(step, time.time(), answers.prompts, answers.greedy, policy)
+
+    def _distance(self, look: Look, groups: Sequence[TokenizedGroup]) -> Look:
+        if not groups:
+            return look
+        trainer, model = self._trainer, self._model()
+        batch = pack(groups).to(trainer.args.device)
+        before = trainer.reference(model, batch)
+        with inference(model), trainer._autocast():
+            now = trainer.engine(model, batch)
+        apart = (before.token_logps_T - now.token_logps_T).double()
+        lengths = torch.bincount(batch.owner_T, minlength=len(groups)).double()
+        sums = torch.zeros_like(lengths).index_add_(0, batch.owner_T, apart)
+        mean = float(apart.mean())
+        # a ratio of sums over answers: its error from how the answers' sums stray from it
+        stray = sums - mean * lengths
+        error = float((stray.square().sum() * len(groups) / max(1, len(groups) - 1)).sqrt() / lengths.sum())
+        return look._replace(kl_per_token=mean, kl_error=error)
+
+    def _pairs(self, look: Look, pairs: int) -> Look:
+        if not self._held_out:  # fresh training pairs are as good as held out, and the glances have them
+            return look
+        groups = self._groups(pairs)
+        trainer, model = self._trainer, self._model()
+        with inference(model):
+            rows = pair_rows(trainer, model, pack(groups).to(trainer.args.device))[:, 1:].double().cpu()
+        columns = dict(zip(PER_PAIR, rows.unbind(1), strict=True))
+        margin, right = columns["rewards/margins"], columns["rewards/accuracies"]
+        chosen, rejected = columns["completions/chosen_length"], columns["completions/rejected_length"]
+        alike = (chosen - rejected).abs() <= ALIKE_IN_LENGTH * torch.maximum(chosen, rejected)
+        count = len(margin)
+        return look._replace(
+            pairs=count,
+            margin_held_out=float(margin.mean()),
+            margin_error=float(margin.std() / count**0.5) if count > 1 else None,
+            accuracy_held_out=float(right.mean()),
+            accuracy_alike=float(right[alike].mean()) if bool(alike.any()) else None,
+            alike=int(alike.sum()),
+        )
+
+    def _groups(self, pairs: int) -> list[TokenizedGroup]:
+        """Groups spread over the held-out data (over the training data, if nothing is held out) with so many pairs."""
+        data = parts(self._trainer.eval_dataset) if self._held_out else [self._trainer.train_dataset]
+        return [group for part in data for group in _some(part, -(-pairs // max(1, len(data))))]
+
+    def _model(self) -> Any:
+        return unwrap(self._trainer.model)
+
+
+def trainer_steps(trainer: Any) -> int:
+    """Optimiser steps of the whole run."""
+    args = trainer.args
+    if args.max_steps > 0:
+        return int(args.max_steps)
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return max(1, round(args.num_train_epochs * len(trainer.train_dataset) / per_step))
+
+
+def _some(data: GroupDataset, pairs: int) -> list[TokenizedGroup]:
+    """Groups evenly over a dataset, about so many pairs in all."""
+    wanted = max(1, round(pairs * len(data) / max(1, data.pairs)))
+    wanted = min(wanted, len(data))
+    return [data[index * len(data) // wanted] for index in range(wanted)]

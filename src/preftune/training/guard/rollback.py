@@ -1,0 +1,65 @@
+"""The last good weights: a copy of everything that trains, on the CPU, for a run that goes wrong."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from preftune.training.guard.figures import Look
+
+
+class Quality(NamedTuple):
+    """Of the weights at a look; more is better, the accuracy first."""
+
+    accuracy: float
+    margin: float
+
+    @classmethod
+    def of(cls, look: Look) -> Quality | None:
+        """None where nothing held out was scored."""
+        if look.accuracy_held_out is None or look.margin_held_out is None:
+            return None
+        return cls(look.accuracy_held_out, look.margin_held_out)
+
+
+class GoodWeights:
+    """Keeps the best weights so far, as long as no alarm was raised. Costs one copy of what trains, in main memory."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.step = 0
+        self.quality: Quality | None = None
+        self._weights: dict[str, Tensor] = {}
+        self._copy(model)
+
+    @property
+    def gigabytes(self) -> float:
+        return sum(weight.nbytes for weight in self._weights.values()) / 2**30
+
+    def better(self, quality: Quality | None) -> bool:
+        """Whether weights of this quality should be kept: the best on held-out pairs, or the last where there are none.
+
+        Those from before the first step are good, but not better than any that a look found in order.
+        """
+        return quality is None or self.quality is None or quality >= self.quality
+
+    def keep(self, model: nn.Module, step: int, quality: Quality | None) -> None:
+        self.step, self.quality = step, quality
+        self._copy(model)
+
+    def put_back(self, model: nn.Module) -> None:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in self._weights:
+                    parameter.data.copy_(self._weights[name])
+
+    def _copy(self, model: nn.Module) -> None:
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            known = self._weights.get(name)
+            if known is None:
+                self._weights[name] = parameter.detach().to("cpu", copy=True)
+            else:
+                known.copy_(parameter.detach())

@@ -1,0 +1,79 @@
+"""From figures to alarms: every rule is asked, one cause is told once. Pure: the same figures, the same alarms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+
+from preftune.training.guard.alarms import Alarm
+from preftune.training.guard.figures import History
+from preftune.training.guard.rules import answers, data, drift, progress
+
+Rule = Callable[[History], Alarm | None]
+
+RULES: Mapping[str, Rule] = {
+    "learning-rate-too-high": drift.learning_rate_too_high,
+    "beta-too-low": drift.beta_too_low,
+    "only-length-differs": data.only_length_differs,
+    "duplicated-data": data.duplicated_data,
+    "labels-look-random": data.labels_look_random,
+    "overfitting": data.overfitting,
+    "far-from-reference": drift.far_from_reference,
+    "oscillating-loss": drift.oscillating_loss,
+    "repetition": answers.repetition,
+    "answers-alike": answers.answers_alike,
+    "empty-answers": answers.empty_answers,
+    "missing-eos": answers.missing_eos,
+    "length-drift": answers.length_drift,
+    "chosen-falls": drift.chosen_falls,
+    "too-little-change": progress.too_little_change,
+    "flat-margin": progress.flat_margin,
+}
+"""By the name of the alarm; causes before symptoms."""
+
+_SYMPTOMS = frozenset(RULES) - {"only-length-differs", "duplicated-data", "beta-too-low", "learning-rate-too-high"}
+
+COVERS: Mapping[str, AbstractSet[str]] = {
+    "learning-rate-too-high": _SYMPTOMS | {"beta-too-low"},
+    "beta-too-low": _SYMPTOMS | {"learning-rate-too-high"},
+    "only-length-differs": {"length-drift", "missing-eos", "repetition"},
+    "duplicated-data": {"overfitting"},
+    "labels-look-random": {"flat-margin", "too-little-change"},
+    "far-from-reference": {
+        "repetition",
+        "answers-alike",
+        "empty-answers",
+        "missing-eos",
+        "length-drift",
+        "chosen-falls",
+    },
+    "repetition": {"answers-alike", "missing-eos", "length-drift"},
+    "empty-answers": {"answers-alike", "length-drift"},
+    "answers-alike": {"repetition"},
+    "missing-eos": {"length-drift"},
+    "too-little-change": {"flat-margin"},
+}
+"""What an alarm explains is not raised as well."""
+
+
+def new_alarms(history: History, raised: AbstractSet[str]) -> list[Alarm]:
+    """Alarms that hold now and were not told before, nor explained by one that was.
+
+    Args:
+        raised: names of the alarms so far.
+    """
+    found: list[Alarm] = []
+    covered = set(raised).union(*(COVERS.get(name, frozenset()) for name in raised))
+    for name, rule in RULES.items():
+        if name in covered:
+            continue
+        alarm = rule(history)
+        if alarm is not None:
+            found.append(alarm)
+            covered |= {name} | COVERS.get(name, frozenset())
+    return found
+
+
+def smells(history: History) -> bool:
+    """Whether the training figures alone are reason enough to look at once."""
+    return drift.suspicious(history)

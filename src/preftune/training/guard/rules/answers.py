@@ -1,0 +1,133 @@
+"""What the policy's answers look like beside the reference's to the same prompts."""
+
+from __future__ import annotations
+
+from preftune.training.guard.alarms import NOTE, Alarm
+from preftune.training.guard.figures import Facts, History, Look
+
+MORE = 0.25
+"""Share of the answers by which the policy must be worse than the reference, at least two answers."""
+
+ALIKE = 0.5
+"""Mean overlap of answers to different prompts at which a reader would call them the same, and so much more than the
+reference's: `ALIKE_MORE`."""
+ALIKE_MORE = 0.3
+
+ENDS = 0.5
+"""Share of the reference's answers that must end by themselves before it can be missed."""
+ENDS_LESS = 0.4
+
+OUTSIDE = 2.0
+"""Answers this many times longer than both the reference's and the chosen ones, or shorter than both."""
+
+
+def repetition(history: History) -> Alarm | None:
+    look = history.look
+    if look is None or look.looping is None or not _more(look, look.looping, look.looping_reference):
+        return None
+    return Alarm(
+        step=history.step,
+        name="repetition",
+        seen=f"{_count(look, look.looping)} answers to the guard's prompts repeat themselves; of the reference's, "
+        f"{round((look.looping_reference or 0) * look.answers)} did.",
+        cause=_over_optimised(history.facts),
+        remedy=_HOLD_BACK,
+        figures=_figures(look, "looping", "looping_reference", "repeated", "repeated_reference", "distinct_2"),
+    )
+
+
+def answers_alike(history: History) -> Alarm | None:
+    look = history.look
+    if look is None or look.self_similarity is None or look.answers < 3:
+        return None
+    if look.self_similarity < max(ALIKE, (look.self_similarity_reference or 0.0) + ALIKE_MORE):
+        return None
+    return Alarm(
+        step=history.step,
+        name="answers-alike",
+        seen=f"Answers to different prompts are nearly the same: an overlap of {look.self_similarity:.0%}; the "
+        f"reference's had {look.self_similarity_reference or 0:.0%}.",
+        cause=_over_optimised(history.facts),
+        remedy=_HOLD_BACK,
+        figures=_figures(look, "self_similarity", "self_similarity_reference", "distinct_2"),
+    )
+
+
+def empty_answers(history: History) -> Alarm | None:
+    look = history.look
+    if look is None or look.empty is None or not _more(look, look.empty, look.empty_reference):
+        return None
+    return Alarm(
+        step=history.step,
+        name="empty-answers",
+        seen=f"{_count(look, look.empty)} answers are empty; of the reference's, "
+        f"{round((look.empty_reference or 0) * look.answers)} were.",
+        cause="The policy ends its turn at once: chosen answers are empty or cut off in the data, or it has gone too "
+        "far.",
+        remedy="Check the chosen answers (preftune audit); if they are whole, halve the learning rate.",
+        figures=_figures(look, "empty", "empty_reference"),
+    )
+
+
+def missing_eos(history: History) -> Alarm | None:
+    look = history.look
+    if look is None or look.finished is None or look.finished_reference is None or look.finished_reference < ENDS:
+        return None
+    lost = look.finished_reference - look.finished
+    if lost < ENDS_LESS or lost * look.answers < 2.5:
+        return None
+    return Alarm(
+        step=history.step,
+        name="missing-eos",
+        seen=f"Only {_count(look, look.finished)} answers end by themselves; of the reference's, "
+        f"{round(look.finished_reference * look.answers)} did.",
+        cause="The policy forgets to end its turn: chosen answers are cut off (max_length, or in the data), the longer "
+        "side wins too often, or the policy has gone too far.",
+        remedy="Look at how many rows were truncated (audit.json) and raise max_length; if none were, halve the "
+        "learning rate.",
+        figures=_figures(look, "finished", "finished_reference", "length_ratio"),
+    )
+
+
+def length_drift(history: History) -> Alarm | None:
+    """Answers leave the lengths of the reference's and of the chosen ones. Between these, drift is what was asked."""
+    look, now = history.look, history.last_pairs(1)
+    if look is None or now is None or not look.tokens_reference or look.tokens is None or look.answers < 4:
+        return None
+    shortest, longest = sorted((look.tokens_reference, now.chosen_tokens))
+    if shortest / OUTSIDE <= look.tokens <= longest * OUTSIDE:
+        return None
+    what = "longer" if look.tokens > longest else "shorter"
+    return Alarm(
+        step=history.step,
+        name="length-drift",
+        level=NOTE,
+        seen=f"The answers have {look.tokens:.0f} tokens on average; the reference's had {look.tokens_reference:.0f}, "
+        f"the chosen ones have {now.chosen_tokens:.0f}.",
+        cause=f"The pairs reward being {what}, more than they show.",
+        remedy="See preftune audit for what length alone explains, and judge by a length-controlled win rate.",
+        figures=_figures(look, "tokens", "tokens_reference", "length_ratio"),
+    )
+
+
+_HOLD_BACK = "Halve the learning rate first; then raise beta to 0.2 to 0.5; one epoch is usually enough."
+
+
+def _over_optimised(facts: Facts) -> str:
+    return (
+        f"The policy over-optimises: the learning rate ({facts.learning_rate:g}) is too high, or beta ({facts.beta:g}) "
+        "too low."
+    )
+
+
+def _more(look: Look, policy: float, reference: float | None) -> bool:
+    more = policy - (reference or 0.0)
+    return more >= MORE and more * look.answers >= 1.5
+
+
+def _count(look: Look, share: float) -> str:
+    return f"{round(share * look.answers)} of {look.answers}"
+
+
+def _figures(look: Look, *names: str) -> dict[str, float]:
+    return {name: float(value) for name in names if (value := getattr(look, name)) is not None}

@@ -1,0 +1,74 @@
+"""A run that gets nowhere. The loss does not move for one of two reasons: the weights hardly do, or to no effect."""
+
+from __future__ import annotations
+
+from preftune.training.guard.alarms import NOTE, Alarm
+from preftune.training.guard.figures import History, pooled
+
+LITTLE = 0.5
+"""Nats by which pairs were moved apart, root mean square: rounding in half precision moves them by as much."""
+
+AFTER = 1 / 3
+"""Share of the run after which it should be more."""
+
+STEPS = 10
+
+FLAT_AFTER = 0.5
+
+FLAT_LOSS = 0.9
+"""Times the first loss."""
+
+FLAT_ACCURACY = 0.65
+
+FLAT_PAIRS = 64
+
+
+def too_little_change(history: History) -> Alarm | None:
+    """A third of the run is over, and the policy still says what the reference says."""
+    facts = history.facts
+    if history.step < max(STEPS, AFTER * facts.steps):
+        return None
+    now = history.last_steps(min(STEPS, max(1, history.step // 4)))
+    if now is None or now.margin_rms > LITTLE:
+        return None
+    usual = "5e-7 to 5e-6" if facts.full else "5e-6 to 5e-5, up to 3e-4 for few pairs"
+    return Alarm(
+        step=history.step,
+        name="too-little-change",
+        level=NOTE,
+        seen=f"After {history.step} of {facts.steps} steps chosen and rejected are {now.margin_rms:.2g} nats further "
+        f"apart than before training; the loss is {now.loss:.4f}.",
+        cause=f"The weights hardly move: learning_rate={facts.learning_rate:g}, beta={facts.beta:g}, "
+        f"{now.pairs / now.steps:.0f} pairs a step.",
+        remedy=f"Raise the learning rate within its range ({usual}), or train on more and better pairs; a lower beta, "
+        "too, lets the policy go further.",
+        figures={"margin_rms": now.margin_rms, "loss": now.loss},
+    )
+
+
+def flat_margin(history: History) -> Alarm | None:
+    """The weights move, but the margin does not grow and the loss stands."""
+    facts = history.facts
+    if history.step < max(2 * STEPS, FLAT_AFTER * facts.steps):
+        return None
+    half = history.step / 2
+    earlier = pooled([glance for glance in history.glances if half / 2 < glance.step <= half])
+    later = pooled([glance for glance in history.glances if glance.step > 1.5 * half])
+    if earlier is None or later is None or min(earlier.pairs, later.pairs) < FLAT_PAIRS or later.margin_rms < LITTLE:
+        return None
+    grew = later.margin - earlier.margin > 2 * (later.margin_error**2 + earlier.margin_error**2) ** 0.5
+    standing = later.loss > FLAT_LOSS * history.glances[0].loss and later.accuracy < FLAT_ACCURACY
+    if grew or not standing:
+        return None
+    return Alarm(
+        step=history.step,
+        name="flat-margin",
+        level=NOTE,
+        seen=f"The reward margin stands at {facts.beta * later.margin:.2g} (it was {facts.beta * earlier.margin:.2g}), "
+        f"and {later.accuracy:.0%} of the pairs are told apart; the loss is {later.loss:.3f}.",
+        cause="The pairs say little that the model can learn, although its weights move: labels disagree, or sides "
+        "hardly differ.",
+        remedy="Improve the pairs (preftune audit; drop those whose answers are nearly the same); a lower beta or a "
+        "longer run helps only if the margin rises at all.",
+        figures={"margin": later.margin, "earlier": earlier.margin, "accuracy": later.accuracy, "loss": later.loss},
+    )
