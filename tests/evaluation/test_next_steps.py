@@ -100,3 +100,10 @@ def test_length_has_its_say(shift: float, words: str) -> None:
     controlled = length_controlled(outcomes, differences)
     steps = text(BETTER if shift > 0 else WORSE, length_controlled=controlled)
     assert (words if shift < 0 else "Part of this is length") in steps
+
+
+def test_what_the_judge_prefers_is_what_the_pairs_are_searched_for() -> None:
+    rng = np.random.default_rng(0)
+    differences = rng.normal(-1.0, 1.0, 600)
+    outcomes = (rng.random(600) < 1 / (1 + np.exp(1.8 * differences))).astype(float)
+    assert "are shorter, and balance them" in text(BETTER, length_controlled=length_controlled(outcomes, differences))

@@ -13,7 +13,7 @@ import pytest
 from preftune.errors import RequestError
 from preftune.report.curves import lines_of, thinned
 from preftune.report.foreign import number, prompt_text
-from preftune.report.headline import asked, example, headline, judged_unlike, missing_files, next_steps
+from preftune.report.headline import asked, cautions, example, headline, judged_unlike, missing_files, next_steps
 from preftune.report.markdown import markdown_report
 from preftune.report.run_files import Answers, Run, different_names, read_run
 from preftune.report.run_page import run_page
@@ -256,3 +256,23 @@ def test_many_runs_and_long_answers_stay_within_three_megabytes_and_one_comment(
         runs.append(read_run(folder))
     assert len(run_page(runs).encode()) < 3e6
     assert len(markdown_report(runs)) < 65_536
+
+
+def test_an_advantage_that_is_gone_at_equal_length_stands_beside_the_verdict(run_folder: Path) -> None:
+    file = run_folder / "eval/summary.json"
+    summary = json.loads(file.read_text(encoding="utf-8"))
+    for low, told in ((0.4, True), (0.52, False)):
+        controlled = {"ci_low": low, "win_rate": 0.5, "ci_high": 0.6, "sentence": "At equal length it wins less."}
+        write(file, {**summary, "ci_low": 0.54, "length_controlled": controlled})
+        assert ("At equal length it wins less." in cautions(read_run(run_folder))) is told
+
+
+def test_a_guard_that_only_read_figures_is_told(run_folder: Path) -> None:
+    (run_folder / "guard.jsonl").unlink()
+    facts = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
+    for guard, words in (
+        ({"on": True, "checks": 0}, "read the training figures"),
+        ({"on": True, "checks": 2}, "2 times"),
+    ):
+        write(run_folder / "run.json", {**facts, "guard": guard})
+        assert words in run_page([read_run(run_folder)])

@@ -123,6 +123,7 @@ def _trainer(settings: DemoSettings, train: Sequence[Row], test: Sequence[Row], 
         seed=settings.seed,
         disable_tqdm=True,
         report_to="none",
+        guard="warn",
     )
     return DPOTrainer(
         model=load_model(name),

@@ -2,7 +2,7 @@
 
 exact, key-fact, shorter, longer    rules that ship with preftune
 rule:MODULE:FUNCTION                a Python function of the user: compares two answers, or scores one
-reward:MODEL                        a sequence classifier with one label
+reward:MODEL                        a sequence classifier with one label; reward:A,B,C is an ensemble of several
 openai:MODEL@BASE_URL               a chat model at an OpenAI-compatible address
 local:MODEL                         a chat model of transformers on this machine
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from preftune.errors import RequestError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from preftune.evaluation.asker import Asker
     from preftune.evaluation.budget import Budget
     from preftune.evaluation.endpoint import Conduct, Endpoint
+    from preftune.evaluation.verdicts import VerdictCache
 
 RULES = ("exact", "key-fact", "shorter", "longer")
 FORMS = "openai:MODEL@BASE_URL, local:MODEL, reward:MODEL, rule:MODULE:FUNCTION, exact, key-fact, shorter or longer"
@@ -60,6 +62,8 @@ class JudgeOptions:
     """Questions at once, for a model on this machine: 16 scores or 8 verdicts."""
     tie_within: float = TIE_WITHIN
     """Scores that differ by no more are a tie."""
+    ensemble: str = "mean"
+    """How the scores of reward:A,B,C become one: mean, min or mean-std."""
     conduct: Conduct | None = None
     budget: Budget | None = None
     """Both for endpoints."""
@@ -107,9 +111,7 @@ def open_judge(spec: str, opened: ExitStack, options: JudgeOptions | None = None
         return OpenedJudge(_chat_judge(asker, options), asker=asker)
     scorer: Any
     if kind == "reward":
-        from preftune.evaluation.reward_model import open_reward_model
-
-        scorer = open_reward_model(name, cache=cache, batch_size=_or(options.batch_size, 16), **options.model)
+        scorer = _reward_scorer(name, cache, options)
         return OpenedJudge(ScoreJudge(scorer, tie_within=options.tie_within), scorer=scorer)
     rule: Any = load_judge(spec)
     scores = is_scorer(rule)
@@ -118,6 +120,23 @@ def open_judge(spec: str, opened: ExitStack, options: JudgeOptions | None = None
     if scores:
         return OpenedJudge(ScoreJudge(rule, tie_within=options.tie_within), scorer=rule)
     return OpenedJudge(rule)
+
+
+def reward_models(name: str) -> list[str]:
+    """The models of reward:A,B,C; one, where the whole is a folder."""
+    return [name] if Path(name).expanduser().exists() else [part for part in name.split(",") if part]
+
+
+def _reward_scorer(name: str, cache: VerdictCache, options: JudgeOptions) -> Any:
+    from preftune.evaluation.reward_model import open_reward_model
+
+    size = _or(options.batch_size, 16)
+    members = [open_reward_model(one, cache=cache, batch_size=size, **options.model) for one in reward_models(name)]
+    if len(members) == 1:
+        return members[0]
+    from preftune.evaluation.ensemble import EnsembleScorer
+
+    return EnsembleScorer(members, how=options.ensemble)
 
 
 def _endpoint_judge(spec: str, opened: ExitStack, options: JudgeOptions) -> OpenedJudge:

@@ -69,7 +69,7 @@ class LengthControlled:
         return self.n > 1 and max(self.longer, self.shorter) > _ONE_SIDED
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "extrapolated": self.extrapolated}
+        return {**asdict(self), "extrapolated": self.extrapolated, "sentence": self.sentence()}
 
     def sentence(self) -> str:
         """Both rates, and what their distance means."""

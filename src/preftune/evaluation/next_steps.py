@@ -69,9 +69,10 @@ def _better(controlled: LengthControlled | None) -> list[str]:
         and controlled.cross_validated_loss < controlled.plain_loss
         and not controlled.extrapolated
     ):
+        preferred = "longer" if controlled.length_coefficient > 0 else "shorter"
         return [
             "Part of this is length: at equal length the advantage is not shown. See with preftune audit whether the "
-            "chosen answers of the training pairs are longer, and balance them.",
+            f"chosen answers of the training pairs are {preferred}, and balance them.",
             "Read a few answers side by side before you use the model.",
         ]
     return [

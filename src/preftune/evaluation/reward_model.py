@@ -9,6 +9,7 @@ from preftune.errors import ModelError, RequestError
 from preftune.evaluation.chat_judge import as_transcript
 from preftune.evaluation.model_source import ModelSource
 from preftune.evaluation.records import digest
+from preftune.evaluation.reward_texts import Form, form_of, trained_ids
 from preftune.evaluation.verdicts import VerdictCache, verdict_key
 from preftune.models.locate import locate
 from preftune.types import Text
@@ -25,9 +26,11 @@ class RewardModel:
         identity: str,
         cache: VerdictCache | None = None,
         batch_size: int = 16,
+        form: Form | None = None,
     ) -> None:
         """
         Args:
+            form: what a model of preftune's own was trained on, if it is one.
             load: gives a sequence classifier with one label, in whose units the scores are, and its tokenizer; called
                 when the first score is computed.
             identity: of the model and how it is loaded; scores are kept under it.
@@ -35,7 +38,8 @@ class RewardModel:
         if batch_size < 1:
             raise RequestError(f"--batch_size {batch_size}: give at least 1.")
         self.name = name
-        self.cache_key = verdict_key("reward", identity)
+        self.cache_key = verdict_key("reward", identity) if form is None else verdict_key("reward", identity, form)
+        self._form = form
         self._load = load
         self._loaded: tuple[Any, Any] | None = None
         self._cache, self._batch_size = cache, batch_size
@@ -86,7 +90,8 @@ class RewardModel:
         found: dict[str, float] = {} if self._cache is None else self._cache.get(keys)
         wanted = {key: (prompt, answer) for key, (prompt, answer, _) in zip(keys, items, strict=True)}
         missing = {key: self._encode(*item) for key, item in wanted.items() if key not in found}
-        self._check_lengths([encoded["input_ids"] for encoded in missing.values()])
+        if missing:  # where every score is known, the model is not needed
+            self._check_lengths([encoded["input_ids"] for encoded in missing.values()])
         order = sorted(missing, key=lambda key: -len(missing[key]["input_ids"]))
         for start in range(0, len(order), self._batch_size):
             part = order[start : start + self._batch_size]
@@ -100,6 +105,9 @@ class RewardModel:
 
     def _encode(self, prompt: Text, answer: str) -> dict[str, list[int]]:
         """As a conversation where the tokenizer has a template for it, else as a pair of texts (with their types)."""
+        own = None if self._form is None else trained_ids(self._tokenizer, self._form, prompt, answer)
+        if own is not None:
+            return {"input_ids": own}
         if self._tokenizer.chat_template is None:
             encoded = self._tokenizer(as_transcript(_without_roles(prompt)), answer)
             return {name: list(encoded[name]) for name in ("input_ids", "token_type_ids") if name in encoded}
@@ -164,6 +172,7 @@ def open_reward_model(
         identity=source.identity,
         cache=cache,
         batch_size=batch_size,
+        form=form_of(source.place.name),
     )
 
 
@@ -206,6 +215,8 @@ def _load(source: ModelSource, dtype: str, trust_remote_code: bool) -> tuple[Any
         raise ModelError(f"{name} has {labels} labels, and a reward model has one. Give another model.")
     tokenizer = source.tokenizer
     text_config = model.config.get_text_config()
+    if form_of(source.place.name) is not None:
+        text_config.pad_token_id = tokenizer.pad_token_id  # which ends no text; an adapter's base knows nothing of it
     if text_config.pad_token_id is None:
         known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         text_config.pad_token_id = next(token for token in known if token is not None)

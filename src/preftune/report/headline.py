@@ -123,7 +123,7 @@ def asked(run: Run) -> str:
 
 def cautions(run: Run) -> list[str]:
     """What must be known beside the verdict: correctness that fell, a judge that contradicted itself, alarms."""
-    found = []
+    found = [_at_equal_length(run)]
     if text(run.summary.get("correctness_verdict")) not in _FINE:
         found.append(text(run.summary.get("correctness_sentence")))
     worse = len(items(at(run.summary, "degeneration", "worse")))  # these sentences stand first
@@ -134,6 +134,15 @@ def cautions(run: Run) -> list[str]:
         names = dict.fromkeys(text(alarm.get("name")).replace("-", " ") for alarm in alarms)
         found.append(f"The guard raised {_count(len(alarms), 'alarm')} while training: {', '.join(names)}.")
     return [line for line in found if line]
+
+
+def _at_equal_length(run: Run) -> str:
+    """That an advantage is gone once answers are equally long; else empty."""
+    low = number(at(run.summary, "length_controlled", "ci_low"))
+    plain = number(run.summary.get("ci_low"))
+    if low is None or plain is None or not low <= 0.5 < plain:
+        return ""
+    return text(at(run.summary, "length_controlled", "sentence"))
 
 
 def judged_unlike(runs: Sequence[Run]) -> str:

@@ -64,13 +64,18 @@ def _note(lines: Mapping[str, Sequence[Line]]) -> str:
     return f'<p class="lead">{words}</p>'
 
 
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
+
+
 def _guard(page: Page, runs: Sequence[Run], marks: Sequence[Mark], last: int) -> Iterator[str]:
     """The alarms on the axis of steps, and each in words; or that none was raised."""
-    watched = [run for run in runs if number(at(run.facts, "guard", "checks"))]
+    checks = sum(int(number(at(run.facts, "guard", "checks")) or 0) for run in runs)
     if not marks:
-        if watched:
-            checks = sum(int(number(at(run.facts, "guard", "checks")) or 0) for run in watched)
-            yield f'<p class="clean">The guard looked {checks:,} times while training and raised no alarm.</p>'
+        if checks:
+            yield f'<p class="clean">The guard looked {_times(checks)} while training and raised no alarm.</p>'
+        elif any(at(run.facts, "guard", "on") is True for run in runs):
+            yield '<p class="clean">The guard read the training figures and raised no alarm.</p>'
         return
     names = [run.name for run in runs]
     told = "; ".join(f"{mark.name} at step {mark.step:,}" for mark in marks[:10])
