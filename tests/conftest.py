@@ -13,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gc
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,3 +55,11 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(os.cpu_count() or 1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def forget_rules():
+    """Rules are modules in the test's own folder: the next test has others under the same name."""
+    yield
+    for name in [name for name in sys.modules if name.endswith("_rules") and "." not in name]:
+        del sys.modules[name]

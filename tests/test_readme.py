@@ -57,12 +57,14 @@ def test_the_program_trains_and_saves(names):
 
 def test_the_commands_run_one_after_the_other(names, monkeypatch, capsys):
     Path("my_rules.py").write_text(RULE, encoding="utf-8")
-    assert [shlex.split(line)[1] for line in commands()] == "dpo chat merge audit convert sample label".split()
+    assert [
+        shlex.split(line)[1] for line in commands()
+    ] == "dpo chat merge audit convert sample label eval report".split()
     for line in commands():
         words = shlex.split(replaced(line, names))[1:]
         if words[0] == "chat":
             monkeypatch.setattr("sys.stdin", _lines("apple 0?\n"))
-        if words[0] in ("chat", "sample"):
+        if words[0] in ("chat", "sample", "eval"):
             words += ["--max_new_tokens", "4"]
         assert main(words) == 0, (line, capsys.readouterr().err)
     assert Path("runs/merged/model.safetensors").exists()

@@ -11,15 +11,26 @@ from typing import TYPE_CHECKING, Any
 from preftune.version import __version__
 
 if TYPE_CHECKING:
-    from preftune.data import load_pairs
+    from preftune.data import load_demonstrations, load_pairs
     from preftune.errors import PreftuneError
     from preftune.models import load_model, load_tokenizer, merge
-    from preftune.training import DPOConfig, DPOTrainer
+    from preftune.training import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+    from preftune.training.online import OnlineDPOConfig, OnlineDPOTrainer
+    from preftune.training.ppo import PPOConfig, PPOTrainer
 
 _HOME = {
     "DPOConfig": "preftune.training",
     "DPOTrainer": "preftune.training",
+    "OnlineDPOConfig": "preftune.training.online",
+    "OnlineDPOTrainer": "preftune.training.online",
+    "PPOConfig": "preftune.training.ppo",
+    "PPOTrainer": "preftune.training.ppo",
     "PreftuneError": "preftune.errors",
+    "RewardConfig": "preftune.training",
+    "RewardTrainer": "preftune.training",
+    "SFTConfig": "preftune.training",
+    "SFTTrainer": "preftune.training",
+    "load_demonstrations": "preftune.data",
     "load_model": "preftune.models",
     "load_pairs": "preftune.data",
     "load_tokenizer": "preftune.models",
@@ -29,8 +40,17 @@ _HOME = {
 __all__ = [
     "DPOConfig",
     "DPOTrainer",
+    "OnlineDPOConfig",
+    "OnlineDPOTrainer",
+    "PPOConfig",
+    "PPOTrainer",
     "PreftuneError",
+    "RewardConfig",
+    "RewardTrainer",
+    "SFTConfig",
+    "SFTTrainer",
     "__version__",
+    "load_demonstrations",
     "load_model",
     "load_pairs",
     "load_tokenizer",

@@ -173,6 +173,8 @@ class GroupLogps:
     owner_T: Tensor
     """(T,) int64."""
     completions: int
+    hit_T: Tensor | None = None
+    """(T,) bool: whether no other token was likelier; None where nobody looked (scores out of a cache)."""
 
     @property
     def sum_K(self) -> Tensor:

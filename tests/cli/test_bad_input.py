@@ -32,7 +32,7 @@ def no_loading(monkeypatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(load, "_from_pretrained", refuse)
+    monkeypatch.setattr(load, "load_pretrained", refuse)
 
 
 def check(result: Result, *says: str, code: int = 2) -> None:

@@ -229,16 +229,54 @@ def test_position_bias_is_told(preftune, server, questions, tmp_path: Path) -> N
 
 
 def test_a_cap_holds_and_what_came_is_kept(preftune, server, questions, tmp_path: Path) -> None:
-    none = preftune(*duel(server, questions, tmp_path / "out", "--max_calls", 5))
-    assert none.code == 2
-    assert server.asked == []
+    for cap in (5, 11):  # one side alone, and both sides together
+        none = preftune(*duel(server, questions, tmp_path / "out", "--max_calls", cap))
+        assert none.code == 2
+        assert "nothing was asked" in none.message
+        assert server.asked == []
     some = preftune(*duel(server, questions, tmp_path / "out", "--max_calls", 15))
-    assert some.code == 1
-    assert "--max_calls is 15" in some.message
-    assert len(server.asked) == 15
+    assert some.code == 2
+    assert "This takes 12 calls, and --max_calls is 15; 12 were made already" in some.message
+    assert len(server.asked) == 12
     rest = preftune(*duel(server, questions, tmp_path / "out", "--max_calls", 24))
     assert rest.code == 0, rest.err
     assert len(server.asked) == 24
+
+
+def test_a_smaller_evaluation_loses_no_answer_of_the_larger_one(preftune, server, questions, tmp_path: Path) -> None:
+    words = duel(server, questions, tmp_path / "out")
+    assert preftune(*words).code == 0
+    whole = (tmp_path / "out" / "generations.jsonl").read_text()
+    assert preftune(*words, "--limit", 2).code == 0
+    assert len(read_lines(tmp_path / "out" / "generations.jsonl")) == 2
+    assert preftune(*words).code == 0
+    assert (tmp_path / "out" / "generations.jsonl").read_text() == whole
+    assert len(server.asked) == 24
+
+
+def first_wins(prompt: Any, a: str, b: str, row: Any) -> str:
+    return "a"
+
+
+def test_a_prompt_that_is_too_long_is_named(preftune, tiny_model, other_model, tmp_path: Path) -> None:
+    rows = [{"id": f"r{n}", "prompt": f"{n} " + "x " * (3000 if n == 7 else 3)} for n in range(9)]
+    words = ["eval", "--model", tiny_model, "--baseline", other_model, "-o", tmp_path / "out", *LITTLE]
+    result = preftune(*words, "--judge", "shorter", "--prompts", write_rows(tmp_path / "q.jsonl", rows))
+    assert result.code == 2
+    assert result.message.startswith("preftune: Prompt r7 has ")
+    short = write_rows(tmp_path / "s.jsonl", [{"prompt": "x " * 200}])
+    judged = preftune(*words, "--judge", f"local:{other_model}", "--prompts", short)
+    assert judged.code == 2
+    assert "Lower --judge_max_tokens" in judged.message
+
+
+def test_many_categories_are_cut_short(preftune, server, tmp_path: Path) -> None:
+    rows = [{"prompt": f"What is {n}?", "source": f"http://x/{n}"} for n in range(30)]
+    words = ["eval", "--model", server.spec("brief"), "--baseline", server.spec("wordy"), "--judge", "shorter"]
+    result = preftune(*words, "--prompts", write_rows(tmp_path / "q.jsonl", rows), "-o", tmp_path / "out")
+    assert result.out.count("category http") == 20
+    assert "10 smaller categories are in summary.json" in result.out
+    assert len(read(tmp_path / "out")["categories"]) == 30
 
 
 def test_a_suite(preftune, server, tmp_path: Path) -> None:
@@ -262,6 +300,9 @@ def test_a_suite(preftune, server, tmp_path: Path) -> None:
         (["--judge", "shorter", "--max_new_tokens", "0"], "--max_new_tokens 0"),
         (["--judge", "shorter", "--baseline", "dataset"], "--baseline dataset takes the chosen answers"),
         (["--judge", "shorter"], "no run.json in it says what it was trained from"),
+        (["--judge", "shorter", "--by", "colour"], "--by colour: preftune's own prompts have category and topic"),
+        (["--judge", "shorter", "--top_p", "0.5"], "--top_p has no effect unless answers are drawn"),
+        (["--judge", "rule:tests.cli.test_eval:first_wins", "--tie_within", "1"], "--tie_within has no effect"),
         (["--judge", "shorter", "--split", "test"], "--split has no effect unless there are --prompts"),
         (["--judge", "shorter", "--tie_within", "1"], "--tie_within has no effect"),
         (["--judge", "shorter", "--criteria", "x"], "--criteria has no effect"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from preftune.errors import ConfigError
 
@@ -146,6 +146,9 @@ class DataArguments:
 class ModelArguments:
     """Which model, in which numbers, with which adapter."""
 
+    task_types: ClassVar[tuple[str, ...]] = ("CAUSAL_LM",)
+    """What an adapter's task may be called."""
+
     model_name_or_path: str | None = _option(None, "Model to align: a path or a hub id.", aliases=["--model"])
     model_revision: str = _option("main", "Branch, tag or commit of a hub model.")
     dtype: str | None = _option(
@@ -161,7 +164,7 @@ class ModelArguments:
     lora_target_modules: list[str] | None = _option(None, "Layers that get an adapter; all linear ones by default.")
     lora_target_parameters: list[str] | None = _option(None, "Bare parameters that get one (experts).")
     lora_modules_to_save: list[str] | None = _option(None, "Layers trained in full beside the adapter.")
-    lora_task_type: str = _option("CAUSAL_LM", "Only CAUSAL_LM: DPO trains language models.")
+    lora_task_type: str = _option("CAUSAL_LM", "Only CAUSAL_LM, or SEQ_CLS for preftune reward.")
     use_rslora: bool = _option(False, "Scale by lora_alpha / sqrt(lora_r).")
     use_dora: bool = _option(False, "Weight-decomposed LoRA.")
     load_in_8bit: bool = _option(False, "Frozen base in 8 bits (extra: quant); implies --use_peft.")
@@ -173,10 +176,9 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if self.load_in_4bit and self.load_in_8bit:
             raise ConfigError("--load_in_4bit and --load_in_8bit exclude each other. Give one of them.")
-        if self.lora_task_type.upper() != "CAUSAL_LM":
-            raise ConfigError(
-                f"--lora_task_type {self.lora_task_type}: DPO trains a language model, CAUSAL_LM. Leave it out."
-            )
+        if self.lora_task_type.upper() not in self.task_types:
+            known = " or ".join(self.task_types)
+            raise ConfigError(f"--lora_task_type {self.lora_task_type}: what is trained here is {known}. Leave it out.")
         if not self.adapter:
             self._refuse_unused("--use_peft", [name for name in _names(self) if name.startswith("lora_")])
             self._refuse_unused("--use_peft", ["use_rslora", "use_dora"])
@@ -221,6 +223,13 @@ class ModelArguments:
         for entry in fields(self):
             if entry.name in names and entry.default is not MISSING and getattr(self, entry.name) != entry.default:
                 raise ConfigError(f"--{entry.name} has no effect without {needs}. Add {needs}, or leave it out.")
+
+
+@dataclass
+class RewardModelArguments(ModelArguments):
+    """The same for a reward model, whose recipes call its adapter's task SEQ_CLS."""
+
+    task_types: ClassVar[tuple[str, ...]] = ("CAUSAL_LM", "SEQ_CLS")
 
 
 def _names(arguments: Any) -> list[str]:

@@ -28,10 +28,10 @@ def open_datasets(data: DataArguments, *, evaluate: bool, seed: int) -> tuple[Pa
     from preftune.data.filters import check_seed
 
     check_seed(seed)
-    named = _named(data)
+    named = named_datasets(data)
     separate = data.eval_dataset_name is not None or data.eval_fraction is not None
     names = " + ".join(entry.path for entry in named)
-    if evaluate and not separate and (len(named) > 1 or not _has_splits(names)):
+    if evaluate and not separate and (len(named) > 1 or not has_splits(names)):
         raise RequestError(
             f"--eval_strategy asks for evaluation, but {names} is one set of pairs without a "
             f"{data.dataset_test_split!r} part. Add --eval_fraction 0.05 to hold some out, or --eval_dataset_name FILE."
@@ -40,7 +40,7 @@ def open_datasets(data: DataArguments, *, evaluate: bool, seed: int) -> tuple[Pa
     if data.eval_fraction is not None:
         return split_by_prompt(train, data.eval_fraction, seed=seed)
     if data.eval_dataset_name is not None:
-        split = data.dataset_test_split if _has_splits(data.eval_dataset_name) else "train"  # what a file's rows are
+        split = data.dataset_test_split if has_splits(data.eval_dataset_name) else "train"  # what a file's rows are
         return train, _open(data, data.eval_dataset_name, split)
     if not evaluate:
         return train, None
@@ -48,7 +48,7 @@ def open_datasets(data: DataArguments, *, evaluate: bool, seed: int) -> tuple[Pa
     return train, _open(data, entry.path, data.dataset_test_split, config=entry.name, only=entry.columns)
 
 
-def _named(data: DataArguments) -> list[MixtureEntry]:
+def named_datasets(data: DataArguments) -> list[MixtureEntry]:
     """What to train on, one dataset or several, without the proportions in the names."""
     from preftune.data.mixture import all_or_none, parse_sources
 
@@ -106,6 +106,6 @@ def split_by_prompt(pairs: PairDataset, fraction: float, *, seed: int) -> tuple[
     return pairs.select(kept), pairs.select(held_out)
 
 
-def _has_splits(name: str) -> bool:
+def has_splits(name: str) -> bool:
     """Whether a name can stand for several splits: a hub id or a folder, not a file or standard input."""
     return name != "-" and not Path(name).expanduser().is_file()

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preftune.cli.auto_judge import AUTO
 from preftune.cli.judge_flags import JUDGE_FORMS, add_judge_options, check_judge, open_asked_judge, tell_before_asking
 from preftune.cli.messages import tell
 from preftune.cli.model_flags import (
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 _CATEGORIES = ("category", "topic", "source")
 """Columns that prompts are grouped by, the first that is there."""
+_OWN_COLUMNS = ("category", "topic")
+"""Those of preftune's own prompts."""
 _KEYS = ("key_fact", "answer", "expected")
 """Columns that rules read."""
 
@@ -80,7 +83,10 @@ def _parser() -> PlainParser:
         help="preference data in any known format, rows with a prompt or messages, or a .txt file of lines "
         "(63 prompts of preftune's own)",
     )
-    parser.add_argument("--judge", help=JUDGE_FORMS)
+    parser.add_argument("--judge", help=f"{JUDGE_FORMS}; auto: a reward model trained here, without any key")
+    parser.add_argument(
+        "--judge_data", metavar="PAIRS", help="for --judge auto: what it learns from (the run's held-out pairs)"
+    )
     parser.add_argument("-o", "--output", metavar="FOLDER", help="where the results go (MODEL/eval for a folder)")
     parser.add_argument("--limit", type=int, help="only the first so many distinct prompts, or questions of a suite")
     parser.add_argument("--seed", type=int, default=0, help="of draws, and of intervals that are resampled (0)")
@@ -124,18 +130,24 @@ def _check(asked: argparse.Namespace) -> None:
         raise RequestError(f"--limit {asked.limit}: give at least 1 prompt.")
     if asked.judge is None and not asked.suite:
         raise RequestError(f"--judge is missing: who says which answer is better? Give {JUDGE_FORMS}.")
+    if asked.judge != AUTO:
+        refuse(asked, ("judge_data",), unless="--judge is auto")
     if asked.judge is not None:
-        check_judge(asked, asked.judge, alone=False)
+        check_judge(asked, "reward:it" if asked.judge == AUTO else asked.judge, alone=False)
     else:
         flags = ("criteria", "judge_max_tokens", "ask_again", "judge_batch_size", "judge_dtype", "judge_load_in_4bit")
-        refuse(asked, (*flags, "tie_within"), unless="there is a --judge")
+        refuse(asked, (*flags, "tie_within", "reward_ensemble"), unless="there is a --judge")
     models = [name for name in (asked.model, asked.baseline) if name is not None]
     if asked.model is not None and is_endpoint(asked.model) and all(map(_is_remote, models)):
         refuse(asked, (*MODEL_FLAGS, "backend"), unless="one of the models is on this machine")
     if not any(is_endpoint(name) for name in (*models, asked.judge or "")):
         refuse(asked, ENDPOINT_FLAGS, unless="a model or the judge is openai:NAME@BASE_URL")
+    if asked.temperature == 0:
+        refuse(asked, ("top_p", "top_k", "min_p"), unless="answers are drawn, with a --temperature above 0")
     if asked.prompts is None:
         refuse(asked, ("split", "format", "keep"), unless="there are --prompts")
+        if asked.by not in (None, *_OWN_COLUMNS):
+            raise RequestError(f"--by {asked.by}: preftune's own prompts have {' and '.join(_OWN_COLUMNS)}. Name one.")
         if asked.columns:
             raise RequestError("--columns has no effect unless there are --prompts. Leave it out.")
     _check_suites(asked)
@@ -178,8 +190,10 @@ def _folder(asked: argparse.Namespace) -> Path:
 
 
 def _evaluate(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> None:
+    from preftune.cli.auto_judge import make_judge
     from preftune.evaluation.matchup import AnswerOptions, match_up
     from preftune.evaluation.samplers import SamplingSettings
+    from preftune.training.run_directory import write_json
 
     sampling = SamplingSettings(
         max_new_tokens=asked.max_new_tokens,
@@ -189,6 +203,9 @@ def _evaluate(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> Non
         min_p=asked.min_p,
     )
     conduct, budget = conduct_and_budget(asked)
+    own = make_judge(asked) if asked.judge == AUTO else None
+    if own is not None:
+        asked.judge = f"reward:{own.folder}"
     judge = None if asked.judge is None else open_asked_judge(asked, opened, conduct=conduct, budget=budget)
     options = AnswerOptions(
         sampling=sampling,
@@ -208,6 +225,9 @@ def _evaluate(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> Non
     else:
         assert judge is not None
         _compare(asked, folder, match, judge, budget, opened)
+    if own is not None:
+        write_json(folder / "judge.json", own.to_dict())
+        print(own.sentence())
 
 
 def _compare(
@@ -312,6 +332,7 @@ def _before_answering(match: Matchup, rows: list[dict[str, Any]], folder: Path) 
     """What endpoints will cost at most, and whether they are there."""
     from preftune.evaluation.pairwise import missing_rows
 
+    asking = []
     for side, answerer in match.generate.sides.items():
         if answerer not in match.endpoints:
             continue
@@ -319,7 +340,16 @@ def _before_answering(match: Matchup, rows: list[dict[str, Any]], folder: Path) 
         if missing:
             estimate = answerer.estimate([row["prompt"] for row in missing], missing)
             tell(f"preftune: {answerer.name}: {estimate.line()}")
-            answerer.endpoint.check()
+            asking.append((answerer, estimate))
+    if len(asking) > 1:  # each fits under the caps; do both?
+        _, both = zip(*asking, strict=True)
+        asking[0][0].endpoint.budget.estimate(
+            calls=sum(one.calls for one in both),
+            tokens_in=sum(one.tokens_in for one in both),
+            tokens_out=sum(one.tokens_out for one in both),
+        )
+    for answerer, _ in asking:
+        answerer.endpoint.check()
 
 
 def _progress(opened: ExitStack) -> Progress:
@@ -373,7 +403,8 @@ def _run_suites(
         load_models=match.load_models,
     )
     for name in asked.suite:
-        options: dict[str, Any] = {"tasks": asked.tasks, "beta": asked.beta or _trained_with(asked.model).get("beta")}
+        beta = _trained_with(asked.model).get("beta") if asked.beta is None else asked.beta
+        options: dict[str, Any] = {"tasks": asked.tasks, "beta": beta}
         taken = {option: options[option] for option in find_suite(name).options}
         show_suite(run_suite(name, contest, data=asked.suite_data, limit=asked.limit, **taken), folder)
 

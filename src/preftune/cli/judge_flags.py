@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from preftune.cli.messages import tell
 from preftune.cli.model_flags import refuse
 from preftune.cli.plain_parser import PlainParser
+from preftune.errors import RequestError
 
 if TYPE_CHECKING:
     from preftune.evaluation.budget import Budget
@@ -40,6 +41,10 @@ def add_judge_options(parser: PlainParser, *, alone: bool = True) -> None:
         "--ask_again", action="store_true", default=None, help="ask once more where no verdict could be read"
     )
     group.add_argument("--tie_within", type=float, metavar="POINTS", help="scores this close are a tie (0.01)")
+
+    group.add_argument(
+        "--reward_ensemble", choices=["mean", "min", "mean-std"], help="for reward:A,B,C: how scores are one (mean)"
+    )
 
     def spelled(name: str) -> list[str]:
         return [f"--judge_{name}", f"--{name}"] if alone else [f"--judge_{name}"]
@@ -76,7 +81,7 @@ def check_judge(asked: argparse.Namespace, spec: str, *, alone: bool = True, sco
         scores_count: `--tie_within` means something here.
     Raises: RequestError for a spec of no known form, and for flags that would do nothing with this judge.
     """
-    from preftune.evaluation.judge_specs import RULES, judge_kind
+    from preftune.evaluation.judge_specs import RULES, judge_kind, reward_models
 
     kind = judge_kind(spec)
     loaded = kind in ("reward", "local")
@@ -85,6 +90,8 @@ def check_judge(asked: argparse.Namespace, spec: str, *, alone: bool = True, sco
         refuse(asked, _CHAT, unless="--judge is openai:MODEL@BASE_URL or local:MODEL")
     if not loaded:
         refuse(asked, (*_LOADED, *remote), unless="--judge is reward:MODEL or local:MODEL")
+    if kind != "reward" or len(reward_models(spec.partition(":")[2])) < 2:
+        refuse(asked, ("reward_ensemble",), unless="--judge is reward:A,B,C")
     if kind != "local":
         refuse(asked, ("judge_load_in_4bit",), unless="--judge is local:MODEL")
     if not scores_count or kind in ("openai", "local") or spec in RULES:
@@ -108,11 +115,17 @@ def open_asked_judge(asked: argparse.Namespace, opened: ExitStack, *, conduct: C
         max_tokens=512 if asked.judge_max_tokens is None else asked.judge_max_tokens,
         batch_size=asked.judge_batch_size,
         tie_within=TIE_WITHIN if asked.tie_within is None else asked.tie_within,
+        ensemble=asked.reward_ensemble or "mean",
         conduct=conduct,
         budget=budget,
         model=model,
     )
-    return open_judge(asked.judge, opened, options)
+    judge = open_judge(asked.judge, opened, options)
+    if asked.tie_within is not None and judge.scorer is None:
+        raise RequestError(
+            f"--tie_within has no effect: {asked.judge} compares answers and gives no scores. Leave it out."
+        )
+    return judge
 
 
 def tell_before_asking(judge: OpenedJudge, questions: Sequence[Question], *, again: bool, what: str) -> int:

@@ -22,6 +22,8 @@ _ROWS = 8
 """Logged steps that are seen at once."""
 _AROUND = 7
 """Lines of the table besides its steps: header, bar, held out, alarm, and room for what is said above it."""
+_OF_A_SET = ("rewards/margins", "mean_token_accuracy", "margin")
+"""A number that every evaluation of a method has: what its name ends with, without the name of the set."""
 _PER_SECOND = 4
 _RECENT = 20
 """Steps over which the speed is measured that the time left is told by."""
@@ -36,10 +38,13 @@ class Column(NamedTuple):
     width: int
 
 
+_ACCURACY = tuple(
+    prefix + name for name in ("rewards/accuracies", "accuracy", "mean_token_accuracy") for prefix in ("", "eval_")
+)
 COLUMNS = (
     Column("loss", ("loss", "eval_loss"), "{:.4f}", 7),
-    Column("margin", ("rewards/margins", "eval_rewards/margins"), "{:.3f}", 7),
-    Column("accuracy", ("rewards/accuracies", "eval_rewards/accuracies"), "{:.1%}", 8),
+    Column("margin", ("rewards/margins", "eval_rewards/margins", "margin", "eval_margin"), "{:.3f}", 7),
+    Column("accuracy", _ACCURACY, "{:.1%}", 8),
     Column("KL/token", ("guard/kl_per_token",), "{:.3f}", 8),
     Column("tokens/s", ("tokens_per_second",), "{:,.0f}", 8),
     Column("lr", ("learning_rate",), "{:.1e}", 7),
@@ -99,7 +104,7 @@ class LiveTable:
                 self._logged[-1][1]["guard/kl_per_token"] = kl
         if "loss" in numbers:
             self._logged.append((step, numbers))
-        elif any(name.startswith("eval_") and name.endswith("rewards/margins") for name in numbers):
+        elif any(name.startswith("eval_") and name.endswith(_OF_A_SET) for name in numbers):
             self._held_out = step, _one_set(numbers)
 
     def alarm(self, words: str) -> None:
@@ -164,7 +169,8 @@ def _cell(column: Column, numbers: Mapping[str, float]) -> str:
 
 def _one_set(numbers: Mapping[str, float]) -> dict[str, float]:
     """The numbers of a held-out set with a name, as if it had none."""
-    prefix = next(name for name in numbers if name.endswith("rewards/margins"))[: -len("rewards/margins")]
+    name = next(name for name in numbers if name.endswith(_OF_A_SET))
+    prefix = name[: -len(next(end for end in _OF_A_SET if name.endswith(end)))]
     return {f"eval_{name[len(prefix) :]}": value for name, value in numbers.items() if name.startswith(prefix)}
 
 

@@ -29,9 +29,16 @@ COMMANDS: dict[str, Command] = {
     "demo": Command("preftune.cli.demo", "the whole path on an embedded model and dataset, on a laptop CPU"),
     "audit": Command("preftune.cli.audit", "what is wrong with preference data, before anything is trained on them"),
     "convert": Command("preftune.cli.convert", "any known format to the canonical one, filtered, with a manifest"),
+    "sft": Command("preftune.cli.sft", "train on demonstrations: messages, prompt and completion, Alpaca, text"),
     "dpo": Command("preftune.cli.dpo", "train on preference pairs (--config recipe.yaml, and any field as a flag)"),
+    "reward": Command("preftune.cli.reward", "a reward model on preference pairs, to judge with and to train on"),
+    "ppo": Command("preftune.cli.ppo", "train on the model's own answers, rated by a reward model, rule or endpoint"),
+    "online": Command("preftune.cli.online", "the model answers, a judge compares, DPO on the fresh pairs"),
     "sample": Command("preftune.cli.sample", "several completions per prompt, from a model or an endpoint"),
     "label": Command("preftune.cli.label", "a judge makes preference pairs of them"),
+    "report": Command("preftune.cli.report", "runs as one page: verdict, answers, curves, alarms, settings; md, png"),
+    "judge-check": Command("preftune.cli.judge_check", "does a judge say what people say? agreement and biases"),
+    "eval": Command("preftune.cli.eval", "did it get better? answers, a judge, a win rate with its interval; suites"),
     "merge": Command("preftune.cli.merge", "fold a trained adapter into its base model"),
     "chat": Command("preftune.cli.chat", "talk to a model, side by side with the one it came from"),
     "cache": Command("preftune.cli.cache", "the reference scores kept on disk: ls, prune, verify"),
@@ -44,7 +51,8 @@ EXIT_STOPPED = 130
 
 def help_page() -> str:
     """The text of `preftune --help`."""
-    rows = "\n".join(f"  {name:<8}{command.summary}" for name, command in COMMANDS.items())
+    width = max(map(len, COMMANDS)) + 2
+    rows = "\n".join(f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items())
     return (
         f"preftune {__version__}: preference pairs in, an aligned model out, and honest evidence of whether it got "
         f"better.\n\nusage: preftune COMMAND [options]\n\n{rows}\n\n"

@@ -17,6 +17,9 @@ _SHOWN = {
     "loss": "loss {:.4f}",
     "rewards/margins": "margin {:.3f}",
     "rewards/accuracies": "accuracy {:.0%}",
+    "margin": "margin {:.3f}",
+    "accuracy": "accuracy {:.0%}",
+    "mean_token_accuracy": "token accuracy {:.0%}",
     "objective/scores": "score {:.3f}",
     "objective/kl": "KL {:.2f}",
     "learning_rate": "lr {:.2g}",
@@ -26,6 +29,10 @@ _SHOWN_HELD_OUT = {
     "eval_loss": "loss {:.4f}",
     "eval_rewards/margins": "margin {:.3f}",
     "eval_rewards/accuracies": "accuracy {:.1%}",
+    "eval_margin": "margin {:.3f}",
+    "eval_accuracy": "accuracy {:.1%}",
+    "eval_calibration_error": "calibration error {:.3f}",
+    "eval_mean_token_accuracy": "token accuracy {:.1%}",
 }
 
 

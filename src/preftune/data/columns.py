@@ -142,7 +142,7 @@ def resolve_columns(features: Mapping[str, Any], asked: Mapping[str, str | None]
         wanted = asked.get(canonical, canonical)
         if not wanted:
             continue
-        found = _find(wanted, features)
+        found = find_column(wanted, features)
         if found is not None:
             paths[canonical] = found
         elif canonical in asked:
@@ -215,7 +215,7 @@ def guess_columns(wanted: Iterable[str], features: Mapping[str, Any], taken: Ite
     guesses: dict[str, str] = {}
     for canonical in sorted(wanted, key=CANONICAL.index):
         candidates = SYNONYMS.get(canonical, ())
-        exact = [name for name in (canonical, *candidates) if _find(name, free) is not None]
+        exact = [name for name in (canonical, *candidates) if find_column(name, free) is not None]
         near = difflib.get_close_matches(canonical, list(free), n=1, cutoff=0.75)
         found = next((name for name in exact if _plausible(name, features, free)), None) or (near[0] if near else None)
         if found is None:
@@ -242,11 +242,11 @@ def _plausible(name: str, features: Mapping[str, Any], free: Mapping[str, str]) 
     return type(feature).__name__ == "Json" or (isinstance(feature, Mapping) and rest in feature)
 
 
-def _find(wanted: str, features: Mapping[str, Any]) -> tuple[Path, ...] | None:
+def find_column(wanted: str, features: Mapping[str, Any]) -> tuple[Path, ...] | None:
     if wanted in features:
         return ((wanted,),)
     if "+" in wanted:
-        parts = [_find(part.strip(), features) for part in wanted.split("+")]
+        parts = [find_column(part.strip(), features) for part in wanted.split("+")]
         return None if any(part is None for part in parts) else tuple(path for part in parts if part for path in part)
     head, dot, rest = wanted.partition(".")
     if dot and head in features:

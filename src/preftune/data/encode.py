@@ -135,7 +135,7 @@ class Encoder:
         return self._standard_texts(pair) if isinstance(pair.prompt, str) else self._conversation_texts(pair)
 
     def _blank(self, pair: PreferencePair) -> bool:
-        return not (_has_text(pair.chosen, self._marks) and _has_text(pair.rejected, self._marks))
+        return not (has_text(pair.chosen, self._marks) and has_text(pair.rejected, self._marks))
 
     def _standard_texts(self, pair: PreferencePair) -> _Texts | Encoded:
         if self._blank(pair):
@@ -157,13 +157,13 @@ class Encoder:
             return _refused(pair, "no_answer")
         if self._blank(pair):
             return _refused(pair, "empty_completion")
-        continues = _can_continue(prompt_turns[-1]) and all(_can_continue(side[0]) for side in sides)
+        continues = can_continue(prompt_turns[-1]) and all(can_continue(side[0]) for side in sides)
         answer = not continues and any(side[0]["role"] == "assistant" for side in sides)
         if not self._has_template():
             raise _no_template(pair, self.tokenizer)
         try:
             prompt = self._render(pair, prompt_turns, continues=continues, answer=answer)
-            whole = [_joined(prompt_turns, side, continues) for side in sides]
+            whole = [joined(prompt_turns, side, continues) for side in sides]
             full = [self._render(pair, messages) for messages in whole]
         except Exception as error:  # templates are programs: jinja's errors, and whatever their expressions raise
             return _refused(pair, "template_refused", " ".join(str(error).split()))
@@ -300,9 +300,9 @@ class Encoder:
                 side.append(self.eos)
                 eos_added |= not text.special_tokens
         edges = _edges(text, sides, heads)  # after eos was added, which belongs to the last answer
-        length = min(_common(prompt, side) for side in sides)
+        length = min(common(prompt, side) for side in sides)
         if edges[0] and edges[1]:  # what both sides say alike before the first answer belongs to the prompt
-            length = max(length, min(_common(*sides), edges[0][0], edges[1][0]))
+            length = max(length, min(common(*sides), edges[0][0], edges[1][0]))
         scored = [spans.after(length, own or [length, len(side)]) for own, side in zip(edges, sides, strict=True)]
         encoded = Encoded(
             row,
@@ -339,7 +339,7 @@ def _edges(text: _Texts, sides: tuple[list[int], list[int]], heads: list[list[in
     edges: list[list[int]] = []
     for side, known in zip(sides, text.answers, strict=True):
         own, heads = heads[: len(known[:-1])], heads[len(known[:-1]) :]
-        edges.append([*(_common(head, side) for head in own), len(side)] if known else [])
+        edges.append([*(common(head, side) for head in own), len(side)] if known else [])
     return edges
 
 
@@ -356,11 +356,11 @@ def _no_template(pair: PreferencePair, tokenizer: PreTrainedTokenizerBase) -> Da
     )
 
 
-def _has_text(side: str | list[Message], marks: Iterable[str]) -> bool:
+def has_text(side: str | list[Message], marks: Iterable[str]) -> bool:
     """Whether there is something to learn: text beyond white space and special tokens, or a tool call."""
     if isinstance(side, list):
         answers = (turn for turn in side if turn["role"] == "assistant")
-        return any(_has_text(turn.get("content", ""), marks) or turn.get("tool_calls") for turn in answers)
+        return any(has_text(turn.get("content", ""), marks) or turn.get("tool_calls") for turn in answers)
     if not side.strip():
         return False
     if len(side) < 200:  # text made of special tokens only is short; long texts need no second look
@@ -369,18 +369,18 @@ def _has_text(side: str | list[Message], marks: Iterable[str]) -> bool:
     return bool(side.strip())
 
 
-def _can_continue(turn: Message) -> bool:
+def can_continue(turn: Message) -> bool:
     return turn["role"] == "assistant" and bool(turn.get("content")) and not turn.get("tool_calls")
 
 
-def _joined(prompt: list[Message], side: list[Message], continues: bool) -> list[Message]:
+def joined(prompt: list[Message], side: list[Message], continues: bool) -> list[Message]:
     if not continues:
         return [*prompt, *side]
     begun = {**prompt[-1], **side[0], "content": prompt[-1]["content"] + side[0]["content"]}
     return [*prompt[:-1], begun, *side[1:]]
 
 
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
+def common(left: Sequence[int], right: Sequence[int]) -> int:
     """Length of the common beginning."""
     limit = min(len(left), len(right))
     if left[:limit] == right[:limit]:  # nearly always, and at the speed of C

@@ -64,12 +64,12 @@ def to_pair(
     chosen = read_text(values["chosen"], "chosen", where)
     rejected = read_text(values["rejected"], "rejected", where)
     for column, text in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
-        _check_characters(text, column, where)
+        check_characters(text, column, where)
     prompt, chosen, rejected = _canonical(prompt, chosen, rejected, where, prompts)
     if chat and isinstance(prompt, str):
-        prompt, chosen, rejected = _as_turns(prompt), _as_answer(chosen), _as_answer(rejected)
+        prompt, chosen, rejected = as_turns(prompt), as_answer(chosen), as_answer(rejected)
     if "system" in values and isinstance(prompt, list):
-        prompt = _with_system(values["system"], prompt, where)
+        prompt = with_system(values["system"], prompt, where)
     return PreferencePair(
         prompt=prompt,
         chosen=chosen,
@@ -78,14 +78,14 @@ def to_pair(
         margin=_number(values, "margin", 0.0, where),
         agreement=_agreement(values, where),
         id=None if values.get("id") in (None, "") else str(values["id"]),
-        chat_template_kwargs=_template_kwargs(values, where),
-        tools=_tools(values, where),
+        chat_template_kwargs=template_kwargs(values, where),
+        tools=tools_of(values, where),
         row=row,
-        source=_source(values.get("source")),
+        source=source_of(values.get("source")),
     )
 
 
-def _check_characters(text: Text | None, column: str, where: Where) -> None:
+def check_characters(text: Text | None, column: str, where: Where) -> None:
     """Halves of surrogate pairs, which Python's strings may hold and no tokeniser takes."""
     for part in [text] if isinstance(text, str) else [str(turn.get("content", "")) for turn in text or ()]:
         try:
@@ -98,7 +98,7 @@ def _check_characters(text: Text | None, column: str, where: Where) -> None:
             ) from error
 
 
-def _source(value: Any) -> str | None:
+def source_of(value: Any) -> str | None:
     """A name of where the row comes from; whatever else a column of that name holds is none."""
     named = isinstance(value, str | int) and not isinstance(value, bool)
     return str(value) if named and value != "" else None
@@ -125,10 +125,10 @@ def _canonical(
             f"text, while {other!r} is a list of messages, and without a prompt nothing tells where the answer begins",
             "Write both sides in the same form, or add a prompt.",
         )
-    return split_turns(_as_turns(prompt), _as_answer(chosen), _as_answer(rejected))
+    return split_turns(as_turns(prompt), as_answer(chosen), as_answer(rejected))
 
 
-def _as_turns(prompt: Text | None) -> list[Message]:
+def as_turns(prompt: Text | None) -> list[Message]:
     if prompt is None or isinstance(prompt, list):
         return prompt or []
     turns = read_transcript(prompt)
@@ -139,13 +139,13 @@ def _as_turns(prompt: Text | None) -> list[Message]:
     return turns
 
 
-def _as_answer(side: Text) -> list[Message]:
+def as_answer(side: Text) -> list[Message]:
     if isinstance(side, list):
         return side
     return read_transcript(side) or [{"role": "assistant", "content": side.lstrip(" ")}]
 
 
-def _with_system(system: Any, prompt: list[Message], where: Where) -> list[Message]:
+def with_system(system: Any, prompt: list[Message], where: Where) -> list[Message]:
     if not isinstance(system, str):
         raise where.error("system", f"{shown(system)} is not text", "Give the system prompt as a string.")
     if not system.strip():
@@ -185,7 +185,7 @@ def _agreement(values: Mapping[str, Any], where: Where) -> float | None:
     return _number(values, "agreement", 0.0, where, high=1.0)
 
 
-def _template_kwargs(values: Mapping[str, Any], where: Where) -> dict[str, Any]:
+def template_kwargs(values: Mapping[str, Any], where: Where) -> dict[str, Any]:
     column = "chat_template_kwargs"
     kwargs = _from_json(values.get(column), column, where)
     if kwargs is None:
@@ -199,7 +199,7 @@ def _template_kwargs(values: Mapping[str, Any], where: Where) -> dict[str, Any]:
     return kwargs
 
 
-def _tools(values: Mapping[str, Any], where: Where) -> list[Any] | None:
+def tools_of(values: Mapping[str, Any], where: Where) -> list[Any] | None:
     tools = _from_json(values.get("tools"), "tools", where)
     if tools is None:
         return None

@@ -14,11 +14,11 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -33,7 +33,16 @@ from preftune.data.tokenize_report import Tally, TokenizeReport
 from preftune.log import warn
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+
+class _HasNotes(Protocol):
+    name: str
+    notes: list[str]
+
+
+Report = TypeVar("Report", bound=_HasNotes)
 
 LEAST_PAIRS = 2000
 """Fewer are tokenised in about a second, and not kept."""
@@ -66,46 +75,66 @@ def tokenize_or_recall(
         "max_prompt_length": max_prompt_length,
         "truncation": truncation,
     }
-    file = None
-    if len(pairs) >= LEAST_PAIRS:
-        file = _file_of(pairs, tokenizer, {**limits, "chat_template": chat_template})
-    if file is not None and (found := _load(file)) is not None:
+
+    def tokenize() -> tuple[GroupDataset, TokenizeReport]:
+        return tokenize_pairs(pairs, tokenizer, **limits, num_proc=num_proc, chat_template=chat_template)
+
+    facts = None
+    if len(pairs) >= LEAST_PAIRS and (of_tokenizer := keys_of_tokenizer(tokenizer, chat_template)) is not None:
+        reader = pairs.reader
+        paths = {name: reader.columns.paths[name] for name in sorted(reader.columns.paths)}
+        numbers = None if reader.numbers is None else np.ascontiguousarray(reader.numbers).tobytes()
+        of_rows = keys_of_rows(pairs.needed, (paths, reader.chat, reader.scores, reader.scale, numbers))
+        facts = [of_rows, of_tokenizer, json.dumps({**limits, "chat_template": chat_template}, sort_keys=True)]
+    return kept_tokens(facts, tokenize, TokenizeReport, name=pairs.name, notes=pairs.notes)
+
+
+def kept_tokens(
+    facts: Sequence[str] | None,
+    tokenize: Callable[[], tuple[GroupDataset, Report]],
+    kind: type[Report],
+    *,
+    name: str,
+    notes: Sequence[str],
+) -> tuple[GroupDataset, Report, bool]:
+    """What `tokenize` gives, from the disk if it is there.
+
+    Args:
+        facts: all that the tokens depend on, but for the code; None where that cannot be told, and nothing is kept.
+        kind: of the report, a dataclass with `name` and `notes` whose notes begin with those of the data.
+        name, notes: of the data, which are this run's.
+    Returns: the groups, the report, and whether they were on disk.
+    """
+    if facts is None:
+        return *tokenize(), False
+    key = hashlib.sha256("\n".join([*facts, _version()]).encode()).hexdigest()[:32]
+    file = cache_folder() / "tokens" / f"{key}.npz"
+    if (found := _load(file, kind)) is not None:
         groups, report = found
-        report.name, report.notes = pairs.name, [*pairs.notes, *report.notes]
+        report.name, report.notes = name, [*notes, *report.notes]
         return groups, report, True
-    groups, report = tokenize_pairs(pairs, tokenizer, **limits, num_proc=num_proc, chat_template=chat_template)
-    if file is not None:
-        _keep(file, groups, report, own_notes=report.notes[len(pairs.notes) :])
+    groups, report = tokenize()
+    _keep(file, groups, report, own_notes=report.notes[len(notes) :])
     return groups, report, False
 
 
-def _file_of(pairs: PairDataset, tokenizer: PreTrainedTokenizerBase, limits: Mapping[str, Any]) -> Path | None:
-    """Where the tokens are kept; None where it cannot be told what they depend on."""
-    of_tokenizer = _tokenizer_fingerprint(tokenizer, limits["chat_template"])
-    if of_tokenizer is None:
-        return None
-    facts = [_rows_fingerprint(pairs), of_tokenizer, json.dumps(limits, sort_keys=True), _version()]
-    key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
-    return cache_folder() / "tokens" / f"{key}.npz"
+def keys_of_rows(rows: Dataset | ListedRows, reading: object) -> str:
+    """Of the cells that are read, and of how they are read.
 
-
-def _rows_fingerprint(pairs: PairDataset) -> str:
-    """Of the cells that pairs are made of, and of how they are read."""
+    Args:
+        reading: plain values.
+    """
     import xxhash
 
     digest = xxhash.xxh3_128()
-    reader = pairs.reader
-    paths = {name: reader.columns.paths[name] for name in sorted(reader.columns.paths)}
-    digest.update(repr((paths, reader.chat, reader.scores, reader.scale)).encode())
-    if reader.numbers is not None:
-        digest.update(np.ascontiguousarray(reader.numbers).tobytes())
-    if isinstance(pairs.needed, ListedRows):
-        for row in pairs.needed.mappings:
+    digest.update(repr(reading).encode())
+    if isinstance(rows, ListedRows):
+        for row in rows.mappings:
             digest.update(json.dumps(row, sort_keys=True, default=repr).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
     import pyarrow as pa
 
-    for part in pairs.needed.with_format("arrow").iter(batch_size=10_000):
+    for part in rows.with_format("arrow").iter(batch_size=10_000):
         sink = _Digesting(digest)
         with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), part.schema) as writer:
             writer.write_table(part.combine_chunks())
@@ -129,7 +158,7 @@ class _Digesting:
         self.closed = True
 
 
-def _tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> str | None:
+def keys_of_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> str | None:
     """Of everything that decides about ids; None for a tokenizer whose inside cannot be seen."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -157,7 +186,7 @@ def _version() -> str:
     return f"{hashlib.sha256(code).hexdigest()} {' '.join(packages)}"
 
 
-def _keep(file: Path, groups: GroupDataset, report: TokenizeReport, *, own_notes: list[str]) -> None:
+def _keep(file: Path, groups: GroupDataset, report: Any, *, own_notes: list[str]) -> None:
     """Writes a file that is whole or not there; a full or read-only disk costs only the next run's time."""
     told = {**dataclasses.asdict(report), "notes": own_notes}
     arrays = {name: getattr(groups, f"_{name}") for name in _ARRAYS}
@@ -177,7 +206,7 @@ def _keep(file: Path, groups: GroupDataset, report: TokenizeReport, *, own_notes
             Path(temporary).unlink(missing_ok=True)
 
 
-def _load(file: Path) -> tuple[GroupDataset, TokenizeReport] | None:
+def _load(file: Path, kind: type[Report]) -> tuple[GroupDataset, Report] | None:
     """What a file holds; None where there is none, or no longer a sound one."""
     if not file.is_file():
         return None
@@ -188,7 +217,7 @@ def _load(file: Path) -> tuple[GroupDataset, TokenizeReport] | None:
         if digest != _digest(arrays):  # zipfile looks at its own checksums only where a member is read past its end
             raise ValueError("its digest is another")
         ids, told = (json.loads(arrays.pop(name).tobytes()) for name in ("ids", "report"))
-        groups, report = GroupDataset(**arrays, ids=ids), _report_of(told)
+        groups, report = GroupDataset(**arrays, ids=ids), _report_of(told, kind)
     except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
         warn(f"The kept token ids in {file.name} are damaged ({error}), and are made again.")
         file.unlink(missing_ok=True)
@@ -213,18 +242,18 @@ def _bytes_of(value: Any) -> NDArray[np.uint8]:
     return np.frombuffer(json.dumps(value, ensure_ascii=False).encode("utf-8"), dtype=np.uint8)
 
 
-def _report_of(values: dict[str, Any]) -> TokenizeReport:
+def _report_of(values: dict[str, Any], kind: type[Report]) -> Report:
     """`dataclasses.asdict` of a report, turned back."""
-    empty = TokenizeReport()
+    empty = kind()
     made: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(getattr(empty, name), Tally):
             made[name] = Tally(**value)
         elif isinstance(value, dict):
-            made[name] = {reason: Tally(**tally) for reason, tally in value.items()}
+            made[name] = {key: Tally(**item) if isinstance(item, dict) else item for key, item in value.items()}
         else:
             made[name] = value
-    return TokenizeReport(**made)
+    return kind(**made)
 
 
 def _make_room(newest: Path) -> None:

@@ -53,7 +53,7 @@ class PackedEngine:
                 use_cache=False,
             )
         self.attention_calls = request.attention_calls
-        return GroupLogps(_answer(request), batch.owner_T, batch.completions)
+        return GroupLogps(_answer(request), batch.owner_T, batch.completions, request.hit_T)
 
 
 class SeparateEngine:
@@ -65,7 +65,7 @@ class SeparateEngine:
         self.transform, self.chunk = transform, chunk
 
     def __call__(self, model: nn.Module, batch: PackedBatch) -> GroupLogps:
-        scores = []
+        scores, hits = [], []
         device = batch.input_ids.device
         for group in batch.groups:
             for index, completion in enumerate(group.completions):
@@ -77,7 +77,9 @@ class SeparateEngine:
                 with scoring(request):
                     model(input_ids=ids, use_cache=False)
                 scores.append(_answer(request))
-        return GroupLogps(torch.cat(scores), batch.owner_T, batch.completions)
+                assert request.hit_T is not None
+                hits.append(request.hit_T)
+        return GroupLogps(torch.cat(scores), batch.owner_T, batch.completions, torch.cat(hits))
 
 
 class NaiveEngine:
@@ -86,7 +88,9 @@ class NaiveEngine:
     name = "naive"
 
     def __call__(self, model: nn.Module, batch: PackedBatch) -> GroupLogps:
-        return GroupLogps(naive_logps(model, batch), batch.owner_T, batch.completions)
+        hits: list[Tensor] = []
+        logps_T = naive_logps(model, batch, hits=hits)
+        return GroupLogps(logps_T, batch.owner_T, batch.completions, torch.cat(hits))
 
 
 def prepare_head(model: nn.Module) -> None:
@@ -163,7 +167,14 @@ def _after_head(head: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor |
     # index_select: its backward adds the gradients of repeated rows, deterministically (indexing by a list does not)
     hidden_TD = hidden.reshape(-1, hidden.shape[-1]).index_select(0, request.predict_T)
     weight_VD, bias_V = head_weight(head)
+    request.hit_T = torch.empty_like(request.target_T, dtype=torch.bool)
     request.token_logps_T = token_logps(
-        hidden_TD, weight_VD, request.target_T, bias_V=bias_V, transform=request.transform, chunk=request.chunk
+        hidden_TD,
+        weight_VD,
+        request.target_T,
+        bias_V=bias_V,
+        transform=request.transform,
+        chunk=request.chunk,
+        hit_T=request.hit_T,
     )
     return request.token_logps_T.view(1, -1, 1)

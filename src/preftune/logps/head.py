@@ -75,6 +75,7 @@ def token_logps(
     bias_V: Tensor | None = None,
     transform: LogitTransform | None = None,
     chunk: int | None = None,
+    hit_T: Tensor | None = None,
 ) -> Tensor:
     """`log_softmax(transform(hidden @ weight.T + bias))[t, target_t]` for every token, computed in chunks.
 
@@ -85,6 +86,7 @@ def token_logps(
         bias_V: the head's bias, if it has one.
         transform: what the model does to its logits.
         chunk: tokens per chunk; None lets the vocabulary and the device's memory decide. Does not change the result.
+        hit_T: an output, (T,) bool: filled with whether no other token was likelier, which the logits say for nothing.
     Returns: (T,) nats, float32 (float64 for float64 weights). Matrix products run in the weight's dtype (autocast's
         where it is on); everything from the logits on is float32.
     """
@@ -98,7 +100,7 @@ def token_logps(
     trainable = weight_VD.requires_grad or (bias_V is not None and bias_V.requires_grad)
     function: Any = _TrainableHead if trainable else _FrozenHead
     with torch.autocast(device, enabled=False):
-        result: Tensor = function.apply(hidden_TD, weight_VD, bias_V, target_T, transform, chunk, dtype)
+        result: Tensor = function.apply(hidden_TD, weight_VD, bias_V, target_T, transform, chunk, dtype, hit_T)
     return result
 
 
@@ -136,20 +138,27 @@ def _chunk_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, transform
     return transform.apply_(logits)
 
 
-def _logps_(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _logps_(logits: Tensor, target: Tensor, hit: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the targets, and the sums (chunk, 1) of the exponentials that the logits turn into: with one
     exponential per logit, and nothing of their size beside them.
+
+    Args:
+        hit: an output: whether the target has the largest logit.
     """
     picked = logits.gather(-1, target[:, None])
     top = logits.amax(-1, keepdim=True)
+    if hit is not None:
+        hit.copy_((picked >= top)[:, 0])
     total = logits.sub_(top).exp_().sum(-1, keepdim=True)
     return (picked - top).sub_(total.log())[:, 0], total
 
 
-def _logps_and_gradient_(logits: Tensor, target: Tensor, transform: LogitTransform) -> tuple[Tensor, Tensor]:
+def _logps_and_gradient_(
+    logits: Tensor, target: Tensor, transform: LogitTransform, hit: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the targets and their gradients with respect to the untransformed logits, in their place."""
     transformed = logits if transform.softcap is None else logits.clone()
-    logps, total = _logps_(logits, target)
+    logps, total = _logps_(logits, target, hit)
     grad = logits.div_(total.neg_())
     grad.scatter_add_(-1, target[:, None], grad.new_ones(target.shape[0], 1))
     return logps, transform.backward_(grad, transformed)
@@ -166,6 +175,7 @@ class _FrozenHead(torch.autograd.Function):
         transform: LogitTransform,
         chunk: int,
         dtype: torch.dtype,
+        hits: Tensor | None,
     ) -> Tensor:
         weight = weight.to(dtype)
         wanted = ctx.needs_input_grad[0]
@@ -175,9 +185,10 @@ class _FrozenHead(torch.autograd.Function):
             part = slice(start, start + chunk)
             logits = _chunk_logits(hidden[part].to(dtype), weight, bias, transform)
             if grad_hidden is None:
-                logps[part] = _logps_(logits, target[part])[0]
+                logps[part] = _logps_(logits, target[part], None if hits is None else hits[part])[0]
             else:
-                logps[part], grad = _logps_and_gradient_(logits, target[part], transform)
+                hit = None if hits is None else hits[part]
+                logps[part], grad = _logps_and_gradient_(logits, target[part], transform, hit)
                 torch.mm(grad.to(dtype), weight, out=grad_hidden[part])
         ctx.save_for_backward(grad_hidden)
         ctx.hidden_dtype = hidden.dtype
@@ -187,7 +198,7 @@ class _FrozenHead(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         (grad_hidden,) = ctx.saved_tensors
-        return (grad_hidden * grad[:, None]).to(ctx.hidden_dtype), None, None, None, None, None, None
+        return (grad_hidden * grad[:, None]).to(ctx.hidden_dtype), None, None, None, None, None, None, None
 
 
 class _TrainableHead(torch.autograd.Function):
@@ -201,13 +212,14 @@ class _TrainableHead(torch.autograd.Function):
         transform: LogitTransform,
         chunk: int,
         dtype: torch.dtype,
+        hits: Tensor | None,
     ) -> Tensor:
         cast = weight.to(dtype)
         logps = []
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
             logits = _chunk_logits(hidden[part].to(dtype), cast, bias, transform)
-            logps.append(_logps_(logits, target[part])[0])
+            logps.append(_logps_(logits, target[part], None if hits is None else hits[part])[0])
         ctx.save_for_backward(hidden, weight, bias, target)
         ctx.options = (transform, chunk, dtype)
         return torch.cat(logps)
@@ -236,7 +248,7 @@ class _TrainableHead(torch.autograd.Function):
                 grad_weight += grad_logits.T @ states
         grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         grad_bias = None if grad_bias is None or bias is None else grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 
 def head_weight(head: nn.Module) -> tuple[Tensor, Tensor | None]:

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from preftune.types import PackedBatch
 
 
-def naive_logps(model: nn.Module, batch: PackedBatch) -> Tensor:
+def naive_logps(model: nn.Module, batch: PackedBatch, *, hits: list[Tensor] | None = None) -> Tensor:
     """Log-probability of every scored token given all tokens before it, in the order of `batch.target_T`.
 
     Args:
         model: a causal language model whose forward returns `.logits`.
         batch: only its groups are read.
+        hits: an output: whether each scored token was the likeliest, in parts that stand end to end.
     Returns: (T,) nats, float32 or wider.
     """
     device = batch.input_ids.device
@@ -30,6 +31,10 @@ def naive_logps(model: nn.Module, batch: PackedBatch) -> Tensor:
             # the logits at position i predict token i + 1
             predicting = logits[len(group.prompt_ids) - 1 : -1].to(torch.promote_types(logits.dtype, torch.float32))
             targets = input_ids[0, len(group.prompt_ids) :]
-            every_token = predicting.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+            of_all = predicting.log_softmax(-1)
+            every_token = of_all.gather(-1, targets[:, None])[:, 0]
             logps += [every_token[begin:end] for begin, end in group.spans(index)]
+            if hits is not None:
+                likeliest = every_token >= of_all.amax(-1)
+                hits += [likeliest[begin:end] for begin, end in group.spans(index)]
     return torch.cat(logps)

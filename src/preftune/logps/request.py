@@ -34,6 +34,8 @@ class ScoringRequest:
     chunk: int | None = None
     attention_calls: int = 0
     token_logps_T: Tensor | None = None
+    hit_T: Tensor | None = None
+    """(T,) bool: whether each token was the likeliest."""
     hidden: Tensor | None = None
 
 

@@ -27,7 +27,7 @@ from preftune.types import Preference, TokenizedGroup
 
 _VOCABULARY = 96
 _LIMIT = 7  # windows, chunks and original rope lengths of the twin: shorter than its longest group
-_TOLERANCE = 2e-4
+TOLERANCE = 2e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +45,17 @@ def supports(model: nn.Module) -> Support:
 
     Runs on the CPU in float32, takes well under a second for ordinary widths. Global random state is left as it was.
     """
-    if reason := _adapter_obstacle(model):
+    if reason := adapter_obstacle(model):
         return Support(False, reason)
     twin = None
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), _quietly():
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), quietly():
         torch.manual_seed(0)
         for shrink_width in (True, False):
             try:
-                twin = _twin(model, shrink_width=shrink_width)
+                twin = random_twin(model, shrink_width=shrink_width)
                 break
             except Exception as error:  # a config may refuse any of the changes; its own words are the reason
-                failure = f"no small twin of its config could be built ({type(error).__name__}: {_short(error)})"
+                failure = f"no small twin of its config could be built ({type(error).__name__}: {short(error)})"
         if twin is None:
             return Support(False, failure)
         head = _difference(twin, "separate")
@@ -79,7 +79,7 @@ def choose_engine(model: nn.Module, name: EngineName = "auto") -> tuple[Engine, 
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """The twin's config is deliberately odd; what transformers has to say about it is of no use to anyone."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.ERROR)
@@ -91,7 +91,7 @@ def _quietly() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
 
 
-def _adapter_obstacle(model: nn.Module) -> str:
+def adapter_obstacle(model: nn.Module) -> str:
     for name, config in (getattr(model, "peft_config", None) or {}).items():
         if getattr(config, "is_prompt_learning", False):
             return f"adapter {name!r} ({config.peft_type}) adds virtual tokens to every sequence"
@@ -101,7 +101,7 @@ def _adapter_obstacle(model: nn.Module) -> str:
 def _difference(twin: Any, name: Literal["separate", "packed"]) -> str | None:
     """What an engine does wrong on the twin, in words; None if it agrees with the eager path."""
     try:
-        groups = _groups()
+        groups = trial_groups()
         twin.set_attn_implementation("eager")
         with torch.no_grad():
             # one sequence at a time: what neighbours do to each other must show
@@ -111,7 +111,7 @@ def _difference(twin: Any, name: Literal["separate", "packed"]) -> str | None:
     except PreftuneError as error:
         return str(error)
     except Exception as error:
-        return f"fails ({type(error).__name__}: {_short(error)})"
+        return f"fails ({type(error).__name__}: {short(error)})"
     layers = twin.config.get_text_config().num_hidden_layers
     calls = getattr(engine, "attention_calls", layers)
     if calls != layers:
@@ -120,13 +120,13 @@ def _difference(twin: Any, name: Literal["separate", "packed"]) -> str | None:
             "(state-space, linear-attention or hybrid layers, or an architecture of its own)"
         )
     difference = float((expected - scored).abs().max())
-    if difference <= _TOLERANCE:
+    if difference <= TOLERANCE:
         return None
     what = "packing changes its scores" if name == "packed" else "changes its scores"
     return f"{what} (by {difference:.2g} nat on a random twin)"
 
 
-def _groups() -> list[TokenizedGroup]:
+def trial_groups() -> list[TokenizedGroup]:
     """Three groups of very different lengths; the second has three completions, the last is longer than any limit."""
     generator = torch.Generator().manual_seed(1)
 
@@ -140,7 +140,7 @@ def _groups() -> list[TokenizedGroup]:
     ]
 
 
-def _twin(model: Any, *, shrink_width: bool) -> Any:
+def random_twin(model: Any, *, shrink_width: bool) -> Any:
     """A tiny random model of the same architecture, one layer of every kind (two at least), in eval mode."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = copy.deepcopy(base.config)
@@ -220,6 +220,6 @@ def _set(text: Any, **values: Any) -> None:
             setattr(text, key, value)
 
 
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return text[0][:160] if text else "no message"

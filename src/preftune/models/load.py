@@ -227,7 +227,7 @@ def _bitsandbytes_config(
 def _checkpoint_dtype(place: Location, revision: str | None, trust_remote_code: bool) -> torch.dtype:
     from transformers import AutoConfig
 
-    config = _from_pretrained(
+    config = load_pretrained(
         AutoConfig,
         place,
         revision=revision,
@@ -246,12 +246,12 @@ def _load_base(place: Location, *, revision: str | None, options: dict[str, Any]
         options = {"quantization_config": GgufConfig(dequantize=True), **options}
         if options["dtype"] == "auto":
             options["dtype"] = torch.bfloat16  # what was packed in 4 to 8 bits needs no more
-    model: PreTrainedModel = _from_pretrained(AutoModelForCausalLM, place, revision=revision, options=options)
+    model: PreTrainedModel = load_pretrained(AutoModelForCausalLM, place, revision=revision, options=options)
     keep_as_loaded(model)
     return model
 
 
-def _from_pretrained(loader: Any, place: Location, *, revision: str | None, options: dict[str, Any]) -> Any:
+def load_pretrained(loader: Any, place: Location, *, revision: str | None, options: dict[str, Any]) -> Any:
     """`loader.from_pretrained`, its errors turned into one paragraph with a cure."""
     source, extra = _source(place)
     if revision is not None:

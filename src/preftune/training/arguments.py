@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,16 @@ def with_early_stopping(callbacks: list[TrainerCallback] | None, args: DPOConfig
     return callbacks
 
 
-def refuse_arguments(removed: dict[str, Any], data_collator: Any, preprocess: Any) -> None:
+def refuse_arguments(
+    removed: Mapping[str, Any], data_collator: Any, preprocess: Any, *, trainer: str = "DPOTrainer"
+) -> None:
+    """Raises: TypeError for what no version of the trainer took, ConfigError for what it took once or cannot honour."""
     for name in removed:
         successor = _REMOVED.get(name)
         if successor is None:
-            raise TypeError(f"DPOTrainer() got an unexpected keyword argument {name!r}")
-        raise ConfigError(f"DPOTrainer takes no {name!r} (any more); its successor is {successor}.")
+            raise TypeError(f"{trainer}() got an unexpected keyword argument {name!r}")
+        successor = successor.replace("DPO", trainer.removesuffix("Trainer"))
+        raise ConfigError(f"{trainer} takes no {name!r} (any more); its successor is {successor}.")
     for name, value in {"data_collator": data_collator, "preprocess_logits_for_metrics": preprocess}.items():
         if value is not None:
             raise ConfigError(
@@ -47,13 +52,13 @@ def refuse_arguments(removed: dict[str, Any], data_collator: Any, preprocess: An
             )
 
 
-def own_config(args: Any) -> DPOConfig:
+def own_config(args: Any, kind: type = DPOConfig, *, method: str = "dpo") -> Any:
+    """The configuration, the trainer's own kind of it, or its defaults. Raises: ConfigError for another kind."""
     if args is None:
-        return DPOConfig(output_dir="runs/dpo")
-    if not isinstance(args, DPOConfig):
-        raise ConfigError(
-            f"args is a {type(args).__module__}.{type(args).__name__}: pass preftune.DPOConfig, which has its fields."
-        )
+        return kind(output_dir=f"runs/{method}")
+    if not isinstance(args, kind):
+        given = f"{type(args).__module__}.{type(args).__name__}"
+        raise ConfigError(f"args is a {given}: pass preftune.{kind.__name__}, which has its fields.")
     return args
 
 

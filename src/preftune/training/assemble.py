@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,9 +22,18 @@ _GROUP_TOKENS_WITHOUT_LIMIT = 8192
 """Most tokens of a group of rows with one prompt where `max_length` sets no limit."""
 
 
-def prepare_model(model: Any, args: DPOConfig, *, peft_config: Any, quantization_config: Any) -> Any:
-    """The policy as it will be trained: loaded if it is a name, with its adapter, dropout as asked.
+def prepare_model(
+    model: Any,
+    args: Any,
+    *,
+    peft_config: Any,
+    quantization_config: Any,
+    load: Callable[..., Any] | None = None,
+) -> Any:
+    """The model as it will be trained: loaded if it is a name, with its adapter, dropout as asked.
 
+    Args:
+        load: loads a name; by default `load_model`.
     Raises:
         ModelError: no model, a quantised model without adapter, an adapter on top of an adapter or without PeftModel.
     """
@@ -35,7 +44,7 @@ def prepare_model(model: Any, args: DPOConfig, *, peft_config: Any, quantization
         options.setdefault("trust_remote_code", args.trust_remote_code)
         if quantization_config is not None:
             options["quantization_config"] = quantization_config
-        model = load_model(model, **options)
+        model = (load or load_model)(model, **options)
     elif args.model_init_kwargs is not None or quantization_config is not None:
         given = "model_init_kwargs" if quantization_config is None else "quantization_config"
         raise ConfigError(f"{given} is for a model given by name; this model is loaded already. Leave {given} out.")
@@ -109,8 +118,13 @@ def settle_precision(model: nn.Module, args: DPOConfig) -> Precision:
 
 def settle_engine(model: Any, args: DPOConfig) -> tuple[Engine, Support]:
     """The engine for the model, with what the user should know about the choice told."""
+    return told_engine(model, lambda: choose_engine(model, args.engine))  # type: ignore[arg-type]
+
+
+def told_engine(model: Any, choose: Callable[[], tuple[Any, Support]]) -> tuple[Any, Support]:
+    """The engine that `choose` gives, with what the user should know about it told."""
     before = getattr(model.config, "_attn_implementation", None)
-    engine, support = choose_engine(model, args.engine)  # type: ignore[arg-type]
+    engine, support = choose()
     if not support.exact:
         say(f"prompts are not shared and sequences not packed (engine {engine.name}): {support.reason}.")
     elif before not in (None, "sdpa", model.config._attn_implementation):
@@ -154,13 +168,16 @@ def one_device(args: DPOConfig) -> None:
         args._n_gpu = 1
 
 
-def settle_learning_rate(args: DPOConfig, *, full: bool) -> None:
+def settle_learning_rate(args: Any, *, full: bool) -> None:
     """Choose the learning rate where none was given, and say so."""
     if not args.automatic_learning_rate:
         return
-    args.learning_rate = FULL_LEARNING_RATE if full else ADAPTER_LEARNING_RATE
+    full_rate = getattr(args, "full_learning_rate", FULL_LEARNING_RATE)
+    adapter_rate, trls = getattr(args, "adapter_learning_rate", ADAPTER_LEARNING_RATE), getattr(args, "trls_rate", 1e-6)
+    args.learning_rate = full_rate if full else adapter_rate
     kind = "full fine-tuning" if full else "an adapter"
-    say(f"learning_rate={args.learning_rate:g}, the default for {kind} (TRL's is 1e-06); set it to change it.")
+    other = f" (TRL's is {trls:.0e})" if args.learning_rate != trls else ""
+    say(f"learning_rate={args.learning_rate:g}, the default for {kind}{other}; set it to change it.")
 
 
 def prepare_data(
@@ -224,25 +241,43 @@ def prepare_all_data(
     train: Any, held_out: Any, tokenizer: Any, args: DPOConfig
 ) -> tuple[GroupDataset, GroupDataset | dict[str, GroupDataset] | None, dict[str, TokenizeReport]]:
     """Training and evaluation data of a run, and what tokenising did to each, by role."""
+    return prepare_all(train, held_out, lambda source, role: prepare_data(source, tokenizer, args, role=role))
+
+
+Prepare = Callable[[Any, str], tuple[GroupDataset, Any]]
+"""Tokenises a source for a role ("train", "eval", "eval (NAME)", "test"); gives its report, if there is one."""
+
+
+def prepare_all(
+    train: Any, held_out: Any, prepare: Prepare
+) -> tuple[GroupDataset, GroupDataset | dict[str, GroupDataset] | None, dict[str, Any]]:
+    """Training and evaluation data of a run, and what tokenising did to each, by role."""
     if train is None:
         raise ConfigError("train_dataset is missing: pass a dataset, a list of dicts, a path or a hub id.")
-    groups, report = prepare_data(train, tokenizer, args, role="train")
-    eval_groups, reports = prepare_eval_data(held_out, tokenizer, args)
+    groups, report = prepare(train, "train")
+    eval_groups, reports = prepare_held_out(held_out, prepare)
     return groups, eval_groups, reports if report is None else {"train": report, **reports}
+
+
+def prepare_held_out(
+    source: Any, prepare: Prepare
+) -> tuple[GroupDataset | dict[str, GroupDataset] | None, dict[str, Any]]:
+    """Data of no, one or several named evaluation datasets."""
+    if source is None:
+        return None, {}
+    if isinstance(source, Mapping):
+        prepared = {name: prepare(part, f"eval ({name})") for name, part in source.items()}
+        reports = {f"eval_{name}": report for name, (_, report) in prepared.items() if report is not None}
+        return {name: groups for name, (groups, _) in prepared.items()}, reports
+    groups, report = prepare(source, "eval")
+    return groups, {} if report is None else {"eval": report}
 
 
 def prepare_eval_data(
     source: Any, tokenizer: Any, args: DPOConfig
 ) -> tuple[GroupDataset | dict[str, GroupDataset] | None, dict[str, TokenizeReport]]:
     """Like `prepare_data`, for no, one or several named evaluation datasets."""
-    if source is None:
-        return None, {}
-    if isinstance(source, Mapping):
-        prepared = {name: prepare_data(part, tokenizer, args, role=f"eval ({name})") for name, part in source.items()}
-        reports = {f"eval_{name}": report for name, (_, report) in prepared.items() if report is not None}
-        return {name: groups for name, (groups, _) in prepared.items()}, reports
-    groups, report = prepare_data(source, tokenizer, args, role="eval")
-    return groups, {} if report is None else {"eval": report}
+    return prepare_held_out(source, lambda part, role: prepare_data(part, tokenizer, args, role=role))
 
 
 def is_quantized(model: nn.Module) -> bool:

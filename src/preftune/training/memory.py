@@ -55,18 +55,18 @@ class TokenLimit:
         """Half of what did not fit is the limit from now on, which is said.
 
         Raises:
-            OutOfMemoryError: it was a single pair; the message names the cures.
+            OutOfMemoryError: it was a single pair or row; the message names the cures.
         """
-        tokens, pairs = sum(cost(group) for group in groups), sum(len(group.pairs) for group in groups)
-        if pairs <= 1:
+        tokens, parts = sum(cost(group) for group in groups), _parts(groups)
+        if parts <= 1:
             raise out_of_memory_error(trainer, groups[0], training=work == "training") from error
         self.lower(tokens // 2)
         what, unchanged, cure = "scored", "the numbers stay the same", _SMALLER.get(work)
         if work == "training":
             what, unchanged, cure = "computed", "the update stays the same", f"max_tokens_per_batch={self.tokens}"
         warn(
-            f"out of memory on {pairs} pairs of {tokens:,} tokens ({work}). From here on at most {self.tokens:,} "
-            f"tokens are {what} at a time; {unchanged}. Set {cure} to begin the next run like that."
+            f"out of memory on {parts} {_called(groups)}s of {tokens:,} tokens ({work}). From here on at most "
+            f"{self.tokens:,} tokens are {what} at a time; {unchanged}. Set {cure} to begin the next run like that."
         )
 
 
@@ -139,4 +139,13 @@ def score_in_parts(
 def _fits(groups: Sequence[TokenizedGroup], limit: TokenLimit, cost: Cost) -> bool:
     """Whether the groups are within a limit that may have fallen since they were planned, or cannot be split."""
     within = limit.tokens is None or sum(cost(group) for group in groups) <= limit.tokens
-    return within or sum(len(group.pairs) for group in groups) <= 1
+    return within or _parts(groups) <= 1
+
+
+def _parts(groups: Sequence[TokenizedGroup]) -> int:
+    """Into how many pieces groups can be split: pairs, or whole groups that have none."""
+    return sum(max(1, len(group.pairs)) for group in groups)
+
+
+def _called(groups: Sequence[TokenizedGroup]) -> str:
+    return "pair" if any(group.pairs for group in groups) else "row"

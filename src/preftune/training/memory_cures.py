@@ -43,7 +43,7 @@ def out_of_memory_error(trainer: Any, group: TokenizedGroup | None, *, training:
         training: whether activations were kept for a backward pass.
     """
     saves = savings(trainer, group, training=training)
-    cures = []
+    cures, what = [], "pair" if group is not None and group.pairs else "row"
     if training and group is not None and not trainer.args.activation_checkpointing:
         how = "keeps one activation per layer, about a third more time"
         cures.append(f"gradient_checkpointing=True ({how}{_about(saves.checkpointing)})")
@@ -58,7 +58,7 @@ def out_of_memory_error(trainer: Any, group: TokenizedGroup | None, *, training:
     if group is not None:
         longest = max(len(group.prompt_ids) + len(completion) for completion in group.completions)
         half = "" if saves.half_length is None else f"; half of it{_about(saves.half_length, '')}"
-        cures.append(f"max_length below {longest} (the longest sequence of this pair, what is cut is reported{half})")
+        cures.append(f"max_length below {longest} (the longest sequence of this {what}, what is cut is reported{half})")
     cures.append(f"a smaller model (one of half the size{_about(saves.half_model, '')})")
     if group is None:
         return OutOfMemoryError(
@@ -66,7 +66,7 @@ def out_of_memory_error(trainer: Any, group: TokenizedGroup | None, *, training:
             f"In order: {'; '.join(cures)}."
         )
     return OutOfMemoryError(
-        f"the device ran out of memory on a single pair of {trainer.cost(group):,} tokens (row {group.id or '?'}). "
+        f"the device ran out of memory on a single {what} of {trainer.cost(group):,} tokens (row {group.id or '?'}). "
         f"In order: {'; '.join(cures)}."
     )
 

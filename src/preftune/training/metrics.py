@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,20 +45,25 @@ def pair_metrics(output: LossOutput, policy: Sides) -> Tensor:
 
 
 class MetricWindow:
-    """Sums over the pairs since the last log. The sums stay on the device; `drain` makes the one transfer."""
+    """Sums over the pairs (or tokens) since the last log. They stay on the device; `drain` makes the one transfer."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Sequence[str] = PER_PAIR) -> None:
+        """
+        Args:
+            names: of the columns.
+        """
+        self._names = names
         self._sums: Tensor | None = None
 
     def add(self, rows: Tensor) -> None:
-        """Count the rows of `pair_metrics`, (N, metrics)."""
+        """Count rows, (N, metrics), such as those of `pair_metrics`."""
         sums = torch.cat([rows.sum(0), rows.new_tensor([rows.shape[0]])])
         if sums.device.type != "mps":  # which has no float64
             sums = sums.double()
         self._sums = sums if self._sums is None else self._sums + sums
 
     def drain(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Means over all pairs of all ranks since the last call; empty if there were none.
+        """Means over all rows of all ranks since the last call; empty if there were none.
 
         Args:
             reduce: sums a tensor over ranks.
@@ -66,7 +72,7 @@ class MetricWindow:
             return {}
         *sums, count = reduce(self._sums).tolist()
         self._sums = None
-        return {name: value / count for name, value in zip(PER_PAIR, sums, strict=True)}
+        return {name: value / count for name, value in zip(self._names, sums, strict=True)}
 
     def state(self) -> list[float] | None:
         """What a checkpoint must hold so that a resumed run logs the same means."""
@@ -80,7 +86,12 @@ class MetricWindow:
 class WorkCounter:
     """Tokens and useful FLOPs of the batches since the last log, on the CPU (plain integers)."""
 
-    def __init__(self, model: torch.nn.Module, *, trains_everything: bool) -> None:
+    def __init__(self, model: torch.nn.Module, *, trains_everything: bool, unit: str = "pairs") -> None:
+        """
+        Args:
+            unit: what is counted: "pairs", or "rows" where a completion is one.
+        """
+        self._unit = unit
         head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         weight = getattr(head, "weight", None)
         self._head = weight.numel() if isinstance(weight, Tensor) else 0
@@ -94,39 +105,48 @@ class WorkCounter:
 
     def reset(self) -> None:
         """Begin counting anew, now."""
-        self.pairs = self.packed_tokens = self.separate_tokens = 0
+        self.units = self.packed_tokens = self.separate_tokens = 0
         self.flops = 0.0
         self._since = time.perf_counter()
 
-    def drain(self, reference: ReferenceScores) -> dict[str, float]:
+    @property
+    def pairs(self) -> int:
+        return self.units
+
+    def drain(self, reference: ReferenceScores | None = None) -> dict[str, float]:
         """Rates and shares since the last call (or since the counter was made)."""
         seconds = max(1e-9, time.perf_counter() - self._since)
-        hits, misses = reference.hits - self._hits, reference.misses - self._misses
-        self._hits, self._misses = reference.hits, reference.misses
         figures = {
             "tokens_per_second": self.packed_tokens / seconds,
-            "pairs_per_second": self.pairs / seconds,
+            f"{self._unit}_per_second": self.units / seconds,
             "useful_tflops": self.flops / seconds / 1e12,
-            "tokens_saved_by_sharing": 1 - self.packed_tokens / max(1, self.separate_tokens),
-            "reference/cache_hits": hits / max(1, hits + misses),
         }
+        if self._unit == "pairs":
+            figures["tokens_saved_by_sharing"] = 1 - self.packed_tokens / max(1, self.separate_tokens)
+        if reference is not None:
+            hits, misses = reference.hits - self._hits, reference.misses - self._misses
+            self._hits, self._misses = reference.hits, reference.misses
+            figures["reference/cache_hits"] = hits / max(1, hits + misses)
         self.reset()
         return figures
 
     @contextmanager
-    def paused(self, reference: ReferenceScores) -> Iterator[None]:
+    def paused(self, reference: ReferenceScores | None = None) -> Iterator[None]:
         """Leave an evaluation or the writing of a checkpoint out of the rates."""
-        began, hits, misses = time.perf_counter(), reference.hits, reference.misses
+        began = time.perf_counter()
+        hits, misses = (0, 0) if reference is None else (reference.hits, reference.misses)
         try:
             yield
         finally:
             self._since += time.perf_counter() - began
-            self._hits += reference.hits - hits
-            self._misses += reference.misses - misses
+            if reference is not None:
+                self._hits += reference.hits - hits
+                self._misses += reference.misses - misses
 
-    def add(self, batch: PackedBatch, *, reference_groups: int) -> None:
+    def add(self, batch: PackedBatch, *, reference_groups: int = 0) -> None:
         """Count one micro-batch, of whose groups `reference_groups` were scored by the reference as well."""
-        self.pairs += sum(len(group.pairs) for group in batch.groups)
+        paired = self._unit == "pairs"
+        self.units += sum(len(group.pairs if paired else group.completions) for group in batch.groups)
         for group in batch.groups:
             self.packed_tokens += group.tokens
             self.separate_tokens += _tokens_of_pairs(group)
@@ -143,6 +163,20 @@ class WorkCounter:
         passes = self._passes if passes is None else passes
         scored = batch.target_T.shape[0]
         return 2.0 * passes * (self._trunk * batch.input_ids.shape[1] + self._head * scored)
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """`memory/peak_gb` (of 2^30 bytes), this process's most so far: what torch allocated on a card (where it can tell,
+    CUDA's `max_memory_allocated`), on a CPU the resident set. Empty where the system does not tell.
+    """
+    if device.type == "cuda":
+        return {"memory/peak_gb": torch.cuda.max_memory_allocated(device) / 2**30}
+    try:
+        import resource
+    except ImportError:  # Windows
+        return {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"memory/peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
 
 
 def _tokens_of_pairs(group: TokenizedGroup) -> int:

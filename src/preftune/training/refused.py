@@ -5,6 +5,7 @@ An option is honoured or refused, never ignored. A value listed as harmless chan
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,16 +74,20 @@ REFUSED: dict[str, Refusal] = {
 }  # fmt: skip
 
 
-def refuse_unsupported(config: Any) -> None:
-    """Raise a `ConfigError` for the first field whose value preftune would not honour."""
-    for name, refusal in REFUSED.items():
+def refuse_unsupported(config: Any, refused: Mapping[str, Refusal] = REFUSED) -> None:
+    """Raise a `ConfigError` for the first field whose value preftune would not honour.
+
+    Args:
+        refused: the table of the trainer.
+    """
+    for name, refusal in refused.items():
         if not hasattr(config, name):
             continue
         value = getattr(config, name)
         value = getattr(value, "value", value)  # enums
         if not any(value is h or (type(value) is type(h) and value == h) or _same(value, h) for h in refusal.harmless):
             raise ConfigError(f"{name}={value!r} is not honoured: {refusal.reason}.")
-    if len(config.loss_type) != 1:
+    if hasattr(config, "loss_type") and not isinstance(config.loss_type, str) and len(config.loss_type) != 1:
         raise ConfigError(
             f"loss_type={config.loss_type!r} is not honoured: one loss at a time. Choose one of them, and remove "
             "loss_weights."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 import sys
 import time
 from importlib import metadata
@@ -15,10 +14,8 @@ from transformers import TrainerCallback
 from preftune.data import GroupDataset
 from preftune.training.arguments import parts
 from preftune.training.run_directory import append_line, cut_back, plain, write_json
+from preftune.training.secrets import without_secrets
 
-_HIDDEN = "***"
-_SECRET = re.compile(r"^([^=]*[_-])?(token|api[_-]?key|password|secret)$", re.IGNORECASE)
-_HUB_TOKEN = re.compile(r"\bhf_\w{16,}")
 _PACKAGES = ("preftune", "torch", "transformers", "accelerate", "peft", "datasets", "bitsandbytes")
 
 
@@ -30,6 +27,7 @@ class RunRecord(TrainerCallback):  # type: ignore[misc]
         self.facts = facts
         self._lines: list[dict[str, Any]] = []
         self._began = time.time()
+        self._outcome: str | None = None
 
     def begin(self, *, resumed_step: int | None) -> None:
         """Write run.json as "running"; forget the metrics that a resumed run will log again."""
@@ -42,12 +40,14 @@ class RunRecord(TrainerCallback):  # type: ignore[misc]
             cut_back(metrics, resumed_step)
             self.facts["resumed_from_step"] = resumed_step
         self._began = time.time()
-        self._write("running")
+        self._outcome = "running"
+        self._write()
 
     def note(self, **facts: Any) -> None:
-        """Write more facts while the run goes on."""
+        """More facts, written at once unless the run has not begun."""
         self.facts |= facts
-        self._write("running")
+        if self._outcome is not None:
+            self._write()
 
     def end(self, outcome: str, **more: Any) -> None:
         """Write run.json for the last time.
@@ -56,7 +56,8 @@ class RunRecord(TrainerCallback):  # type: ignore[misc]
             outcome: "finished", "interrupted" or "failed".
         """
         self.facts |= more
-        self._write(outcome)
+        self._outcome = outcome
+        self._write()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
@@ -65,25 +66,26 @@ class RunRecord(TrainerCallback):  # type: ignore[misc]
                 self._lines.append(line)
             append_line(self.folder / "metrics.jsonl", line)
 
-    def _write(self, outcome: str) -> None:
+    def _write(self) -> None:
         now = time.time()
         timings = {"started": self._began, "updated": now, "seconds": round(now - self._began, 3)}
-        write_json(self.folder / "run.json", {**self.facts, "outcome": outcome, "timings": timings})
+        write_json(self.folder / "run.json", {**self.facts, "outcome": self._outcome, "timings": timings})
 
 
 def facts_of(trainer: Any) -> dict[str, Any]:
     """What run.json says of a run before its first step."""
     held_out = {f"eval_{index}": _data_facts(part) for index, part in enumerate(parts(trainer.eval_dataset))}
     name = str(getattr(trainer.model.config, "_name_or_path", ""))
+    known = trainer.record_facts() if hasattr(trainer, "record_facts") else {"reference": reference_facts(trainer)}
     return {
         **environment(),
-        "method": "dpo",
+        "method": getattr(trainer, "method", "dpo"),
         "configuration": configuration(trainer.args),
         "precision": trainer.precision.describe(),
         "engine": {"name": trainer.engine.name, "reason": trainer.support.reason},
         "data": {"train": _data_facts(trainer.train_dataset), **held_out},
         "model": {"name": name, "full_fine_tuning": trainer.full},
-        "reference": reference_facts(trainer),
+        **known,
         "seeds": {"seed": trainer.args.seed, "data_seed": trainer.args.data_seed},
     }
 
@@ -99,6 +101,7 @@ def _data_facts(groups: GroupDataset) -> dict[str, Any]:
         "pairs": groups.pairs,
         "groups": len(groups),
         "tokens": int(groups.total_tokens),
+        "scored_tokens": groups.scored_tokens,
         "fingerprint": groups.fingerprint,
     }
 
@@ -128,25 +131,3 @@ def configuration(args: Any) -> dict[str, Any]:
     if "pad_token" in values:  # transformers hides whatever ends in _token
         values["pad_token"] = plain(args.pad_token)
     return dict(without_secrets(values))
-
-
-def without_secrets(value: Any) -> Any:
-    """JSON without the values of options called `token`, `hub_token`, `api_key` and the like, and without hub tokens
-    anywhere. In a list, an option may stand before its value, as on a command line.
-    """
-    if isinstance(value, dict):
-        return {key: without_secrets(item) for key, item in value.items() if not _is_secret(key)}
-    if isinstance(value, list):
-        options = [isinstance(item, str) and item.startswith("-") and _is_secret(item) for item in value]
-        return [
-            _HIDDEN if hide else without_secrets(item) for hide, item in zip([False, *options], value, strict=False)
-        ]
-    if isinstance(value, str):
-        name, equals, _ = value.partition("=")
-        hide = equals and name.startswith("-") and _is_secret(name)
-        return f"{name}={_HIDDEN}" if hide else _HUB_TOKEN.sub(_HIDDEN, value)
-    return value
-
-
-def _is_secret(name: str) -> bool:
-    return name.lstrip("-").replace("-", "_") != "pad_token" and _SECRET.search(name) is not None

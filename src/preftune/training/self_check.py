@@ -68,6 +68,31 @@ def check_before_training(
         SelfCheckError: the engine computes something else than the naive path.
         ReferenceMismatchError: policy and reference disagree before the first step.
     """
+    policy, largest, tolerance = check_engine(model, batch, engine, autocast=autocast)
+    if resumed:
+        return FirstStep(largest, None, None)
+    dtype = autocast or _compute_dtype(model)
+    # A second run has the scores of a first one, which compared them bit for bit. They come from another packing, which
+    # rounds: in float32 far below the tolerance, in half precision as much as another kernel. A model that somebody
+    # chose as the reference must pass the strict comparison then, and is asked again.
+    single = dtype == torch.float32
+    known = reference.known(batch) if single or reference.source.received else None
+    scores = known or reference.fresh(model, batch)
+    strict = single or known is None
+    limits = _REFERENCE_TOLERANCE if strict else tolerance
+    return _compare_with_reference(policy, scores, batch, largest, tolerance=limits, allow_mismatch=allow_mismatch)
+
+
+def check_engine(
+    model: nn.Module, batch: PackedBatch, engine: Engine, *, autocast: torch.dtype | None
+) -> tuple[GroupLogps, float, tuple[float, float]]:
+    """Compare engine and naive path on one real batch.
+
+    Returns: the engine's scores, the largest difference per token, and the mean and largest that rounding may make.
+    Raises:
+        NonFiniteError: the model's scores are NaN or infinite as it was received.
+        SelfCheckError: the engine computes something else than the naive path.
+    """
     with torch.autocast(batch.input_ids.device.type, autocast, enabled=autocast is not None), inference(model):
         policy = engine(model, batch)
         with plain_layers():
@@ -88,17 +113,7 @@ def check_before_training(
             f"average ({largest:.3g} at most), more than rounding explains. Nothing was trained. Please report this "
             "model; engine='naive' trains it, slowly."
         )
-    if resumed:
-        return FirstStep(largest, None, None)
-    # A second run has the scores of a first one, which compared them bit for bit. They come from another packing, which
-    # rounds: in float32 far below the tolerance, in half precision as much as another kernel. A model that somebody
-    # chose as the reference must pass the strict comparison then, and is asked again.
-    single = dtype == torch.float32
-    known = reference.known(batch) if single or reference.source.received else None
-    scores = known or reference.fresh(model, batch)
-    strict = single or known is None
-    limits = _REFERENCE_TOLERANCE if strict else tolerance
-    return _compare_with_reference(policy, scores, batch, largest, tolerance=limits, allow_mismatch=allow_mismatch)
+    return policy, largest, tolerance
 
 
 def _compare_with_reference(

@@ -28,7 +28,7 @@ _GOOD = frozenset("up thumbs_up thumbs-up thumbsup 👍 like liked good positive
 _BAD = frozenset("down thumbs_down thumbs-down thumbsdown 👎 dislike disliked bad negative -1 0 false".split())
 
 
-def _verdict(value: Any) -> bool | None:
+def verdict(value: Any) -> bool | None:
     """True for a good answer, False for a bad one, None for neither."""
     if isinstance(value, bool):
         return value
@@ -51,7 +51,7 @@ def _answered(sample: Sample) -> bool:
 def _labelled(columns: tuple[str, ...], sample: Sample) -> bool:
     column = sample.name_of(columns)
     values = sample.values(column) if column else []
-    return bool(values) and all(_verdict(value) is not None for value in values)
+    return bool(values) and all(verdict(value) is not None for value in values)
 
 
 def _is_kto(sample: Sample) -> bool:
@@ -114,7 +114,7 @@ def _answers_of(row: Row, columns: tuple[str, ...]) -> Iterator[tuple[Any, Any, 
             prompt = "\n\n".join(text for text in texts if isinstance(text, str) and text.strip())
         answer = next((row[name] for name in _COMPLETIONS if row.get(name) is not None), None)
         if prompt is not None and answer is not None:
-            yield prompt, answer, _verdict(label)
+            yield prompt, answer, verdict(label)
         return
     if not all(isinstance(turn, Mapping) for turn in turns):
         return
@@ -124,14 +124,14 @@ def _answers_of(row: Row, columns: tuple[str, ...]) -> Iterator[tuple[Any, Any, 
             if (thumb := _thumb_of(turn)) is not None and place:
                 yield plain[:place], [plain[place]], thumb
     if len(turns) > 1 and role_of(turns[-1]) == "assistant" and (label is not None or _thumb_of(turns[-1]) is None):
-        yield plain[:-1], [plain[-1]], _verdict(label)
+        yield plain[:-1], [plain[-1]], verdict(label)
 
 
 def _thumb_of(turn: Mapping[str, Any]) -> bool | None:
     if role_of(turn) != "assistant":
         return None
     value = next((turn[name] for name in _THUMBS if turn.get(name) is not None), None)
-    return None if value is None else _verdict(value)
+    return None if value is None else verdict(value)
 
 
 _NO_PAIRS = (

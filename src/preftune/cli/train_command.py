@@ -1,0 +1,267 @@
+"""What the training commands have in common: flags and a recipe in, a model and its run directory out."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preftune.cli.arguments import DataArguments, ModelArguments
+from preftune.cli.recipe import Recipe, read_recipe
+from preftune.errors import RequestError
+
+Report = Callable[[Any, str, Mapping[str, float] | None], list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One way of training."""
+
+    name: str
+    """Of the command."""
+    trainer: str
+    """`module:class`, imported when a model is at hand."""
+    config: str
+    model_arguments: type
+    help: str
+    wanted: str
+    """What the data are, for the message that none are named."""
+    open_data: Callable[[DataArguments, bool, int], tuple[Any, Any]]
+    """Data flags, whether evaluation is asked for, seed -> training and held-out data."""
+    report: Report
+    """Trainer, output folder, held-out metrics -> what is said at the end."""
+
+    @property
+    def prog(self) -> str:
+        return f"preftune {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one command line asks for, checked as far as it can be without the model."""
+
+    data: DataArguments
+    model: ModelArguments
+    config: Any
+    words: tuple[str, ...]
+    """The command line itself, for the hint how to resume."""
+    report: bool = True
+    """Write report.html at the end."""
+
+
+def run(method: Method, argv: Sequence[str]) -> int:
+    """Runs a training command and returns its exit code.
+
+    Raises: PreftuneError; KeyboardInterrupt with a sentence that says what is kept and how to go on.
+    """
+    if "-h" in argv or "--help" in argv:
+        print(method.help, end="")
+        return 0
+    recipe = find_recipe(argv)
+    if recipe is not None:
+        os.environ.update(recipe.environment)  # before torch and the hub client read theirs
+    if "--help-all" in argv or "--help_all" in argv:
+        _parser(method).print_help()
+        return 0
+    request = read_request(method, argv, recipe)
+    trainer, progress = _prepare(method, request)
+    try:
+        trainer.train(resume_from_checkpoint=request.config.resume_from_checkpoint)
+        return _finish(method, trainer, request)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(_stopped(method, request)) from stop
+    finally:
+        progress.close()
+
+
+def read_request(method: Method, argv: Sequence[str], recipe: Recipe | None = None) -> Request:
+    """Flags and recipe as checked settings.
+
+    Raises:
+        RequestError: an unknown name, an impossible value, no model or no data named, a checkpoint that is not there.
+    """
+    parser = _parser(method)
+    values = parser.parse(argv, recipe)
+    if values.output_dir is None:
+        values.output_dir = f"runs/{method.name}"
+    if values.disable_tqdm is None and not sys.stderr.isatty():
+        values.disable_tqdm = True  # plain lines in a log
+    values.resume_from_checkpoint = asked_checkpoint(values)
+    data, model = parser.build(DataArguments, values), parser.build(method.model_arguments, values)
+    for name, flag in (
+        (model.model_name_or_path, "--model NAME_OR_PATH"),
+        (data.dataset_name, "--data FILE_OR_HUB_ID"),
+    ):
+        if not name:
+            what = "model to train" if "model" in flag else method.wanted
+            raise RequestError(f"No {what}: name it with {flag}. See {method.prog} --help.")
+    return Request(data, model, parser.build(_load(method.config), values), tuple(argv), report=values.report)
+
+
+def _prepare(method: Method, request: Request) -> tuple[Any, Any]:
+    """Everything cheap first: what is wrong is told before a model is loaded."""
+    from preftune.cli.progress import show_progress
+    from preftune.log import warn
+    from preftune.models.load import load_tokenizer
+    from preftune.models.locate import locate
+    from preftune.training.run_directory import check_writable
+
+    data, model, config = request.data, request.model, request.config
+    name, revision = str(model.model_name_or_path), revision_of(model)
+    check_writable(str(config.output_dir))
+    if (Path(str(config.output_dir)) / "run.json").is_file() and config.resume_from_checkpoint is None:
+        warn(f"{config.output_dir} holds an earlier run, which this one replaces (--output_dir FOLDER keeps it).")
+    locate(name, revision=revision)
+    lora = model.lora_config()
+    evaluate = str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no"
+    seed = config.seed if config.data_seed is None else config.data_seed
+    train, held_out = method.open_data(data, evaluate, seed)
+    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=config.trust_remote_code)
+    config.model_init_kwargs = loading_options(model, config, is_trainable=lora is None)
+    trainer = _load(method.trainer)(
+        model=name,  # by name: the trainer tokenises first and loads then
+        args=config,
+        train_dataset=train,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        peft_config=lora,
+    )
+    return trainer, show_progress(trainer)
+
+
+def _finish(method: Method, trainer: Any, request: Request) -> int:
+    config = request.config
+    trainer.save_model()
+    metrics = held_out_metrics(trainer)
+    if metrics is not None:
+        trainer.create_model_card()
+    if config.push_to_hub:
+        trainer.push_to_hub(dataset_name=request.data.dataset_names)
+    if trainer.is_world_process_zero():
+        output = str(config.output_dir)
+        adapter = (Path(output) / "adapter_config.json").is_file()
+        kind, steps = "adapter" if adapter else "model", trainer.state.global_step
+        print(f"Done after {steps} steps. The {kind} lies in {output}, its run in {output}/run.json.")
+        if metrics is None:
+            print("Nothing was held out, so there is no number on new rows (--eval_fraction 0.05 gives one).")
+        print("\n".join(method.report(trainer, output, metrics)))
+        if request.report:
+            write_page(output)
+    return 0
+
+
+def write_page(folder: str) -> None:
+    """report.html of a run that has just ended, and where it lies."""
+    from preftune.cli.report import report_at_end
+
+    page = report_at_end(folder)
+    if page is not None:
+        print(f"Its report:   {page}")
+
+
+def loading_options(model: ModelArguments, config: Any, *, is_trainable: bool) -> dict[str, Any]:
+    """How the trainer loads the model: the flags, over them what `--model_init_kwargs` says."""
+    options = {
+        "dtype": model.dtype or "auto",
+        "revision": revision_of(model),
+        "trust_remote_code": config.trust_remote_code,
+        "attn_implementation": model.attn_implementation,
+        "is_trainable": is_trainable,
+    }
+    if model.load_in_8bit:
+        options["load_in_8bit"] = True
+    if model.load_in_4bit:
+        options |= {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": model.bnb_4bit_quant_type,
+            "use_bnb_nested_quant": model.use_bnb_nested_quant,
+            "bnb_4bit_quant_storage": model.bnb_4bit_quant_storage,
+        }
+    return {**options, **(config.model_init_kwargs or {})}
+
+
+def held_out_metrics(trainer: Any) -> dict[str, float] | None:
+    """The held-out numbers of the final model: those of the last step if they are there, else measured now."""
+    if trainer.eval_dataset is None:
+        return None
+    last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), None)
+    if last is not None and last.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end:
+        found: dict[str, float] = last
+        return found
+    return dict(trainer.evaluate())
+
+
+def asked_checkpoint(values: argparse.Namespace) -> str | None:
+    """`--resume` and `--resume_from_checkpoint` as a folder that exists."""
+    from preftune.cli.parsing import LAST
+
+    asked = values.resume if values.resume is not None else values.resume_from_checkpoint
+    if asked is None or str(asked).lower() in ("false", "none"):
+        return None
+    if asked != LAST and str(asked).lower() != "true":
+        folder = Path(str(asked)).expanduser()
+        if not (folder / "trainer_state.json").is_file():
+            raise RequestError(
+                f"--resume {asked} is no checkpoint (no trainer_state.json in it). Name a checkpoint-N folder of the "
+                "run, or give --resume without a value for the last one in --output_dir."
+            )
+        return str(folder)
+    output = Path(values.output_dir).expanduser()
+    found = last_checkpoint(str(output)) if output.is_dir() else None
+    if found is None:
+        raise RequestError(f"--resume: there is no checkpoint in {output}. Start without it, or name --output_dir.")
+    return found
+
+
+def last_checkpoint(folder: str) -> str | None:
+    from transformers import trainer_utils
+
+    found: str | None = trainer_utils.get_last_checkpoint(folder)  # type: ignore[no-untyped-call]
+    return found
+
+
+def revision_of(model: ModelArguments) -> str | None:
+    return None if model.model_revision == "main" else model.model_revision
+
+
+def find_recipe(argv: Sequence[str]) -> Recipe | None:
+    """The recipe that `--config` names."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--config", action="append", default=[])
+    try:
+        found, _ = finder.parse_known_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise RequestError("--config needs the name of a YAML file behind it.") from error
+    if len(found.config) > 1:
+        raise RequestError(f"--config is there {len(found.config)} times. Give one recipe; flags override its values.")
+    return read_recipe(found.config[0]) if found.config else None
+
+
+def _stopped(method: Method, request: Request) -> str:
+    output = str(request.config.output_dir)
+    kept = last_checkpoint(output) if Path(output).is_dir() else None
+    if kept is None:
+        steps = int(request.config.save_steps)
+        return f"Stopped before the first checkpoint (--save_steps {steps}): nothing to resume. {output} keeps the log."
+    again = shlex.join(["preftune", method.name, *request.words, "--resume"])  # the last of two --resume counts
+    return f"Stopped. {kept} is kept. Go on from it with: {again}"
+
+
+def _parser(method: Method) -> Any:
+    from preftune.cli.parsing import FieldParser
+
+    parser = FieldParser((DataArguments, method.model_arguments, _load(method.config)), prog=method.prog)
+    parser.add_argument("--report", action="store_true", default=True, help="write report.html when it is done")
+    parser.add_argument("--no_report", "--no-report", dest="report", action="store_false")
+    return parser
+
+
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,193 @@
+"""`Demonstration` -> token ids and which of them are trained.
+
+Boundaries are those of `encode`: what the prompt, and the text up to where an answer begins or ends, are tokenised to
+alone, as far as the whole begins with the same. So the ids of a row are those of its whole text, whatever is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple, cast
+
+from preftune.data import spans
+from preftune.data.answer_turns import loses_prompt
+from preftune.data.demonstration_formats import Demonstration
+from preftune.data.encode import Encoder, can_continue, common, has_text, joined
+from preftune.errors import ConfigError, DatasetError
+from preftune.types import Message, PreferencePair
+
+
+@dataclass(slots=True)
+class EncodedDemonstration:
+    """Token ids of one row, or the reason why it has none."""
+
+    row: int
+    ids: list[int] = field(default_factory=list)
+    scored: list[int] = field(default_factory=list)
+    """Where the trained tokens begin and end, in turn; the first begins at 1 or later."""
+    reason: str | None = None
+    detail: str = ""
+    turns: int = 0
+    moved: bool = False
+    eos_added: bool = False
+    trimmed: bool = False
+    first_turn: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Covered:
+    """Which part of a demonstration the loss covers; names and defaults of the parts are TRL's, but for one.
+
+    TRL trains on what users say unless it is told otherwise. Here a conversation's default is its assistant's turns.
+    """
+
+    completion_only: bool | None = None
+    """What follows the prompt (True; None where there is a prompt), or everything."""
+    assistant_only: bool | None = None
+    """In conversations, the assistant's turns alone (True or None)."""
+
+    def check(self, demonstration: Demonstration) -> None:
+        """Raises: ConfigError, if the data are not such that this can be asked of them."""
+        if self.completion_only and demonstration.prompt is None:
+            cure = "assistant_only_loss=True" if demonstration.is_chat else "--columns prompt=... completion=..."
+            raise ConfigError(
+                f"completion_only_loss=True, but row {demonstration.row} is a whole "
+                f"{'conversation' if demonstration.is_chat else 'text'}, which nothing parts into prompt and "
+                f"completion. Leave it out, or use {cure}."
+            )
+        if self.assistant_only and not demonstration.is_chat:
+            raise ConfigError(
+                f"assistant_only_loss=True, but row {demonstration.row} is plain text and has no turns. Leave it out, "
+                "or read the data as conversations (--as_chat, load_demonstrations(...).as_chat())."
+            )
+
+
+class _Texts(NamedTuple):
+    """What is tokenised for one row."""
+
+    whole: str
+    heads: tuple[str, ...]
+    """Texts up to where something begins or ends: the prompt first, if there is one."""
+    special_tokens: bool
+    """Whether the tokeniser adds its bos and eos."""
+    edges: tuple[int, ...] = ()
+    """Where the assistant's turns begin and end in the text; empty for a single part from the prompt to the end."""
+    ended: bool = True
+    turns: int = 0
+    trimmed: bool = False
+    first_turn: bool = False
+
+
+class DemonstrationEncoder(Encoder):
+    """Turns batches of demonstrations into token ids with one tokeniser."""
+
+    covered = Covered()
+
+    def encode_demonstrations(self, batch: Sequence[Demonstration]) -> list[EncodedDemonstration]:
+        """Token ids of the rows, in order.
+
+        Raises:
+            ConfigError: something is asked of the data that they do not have.
+            DatasetError: conversations, and no chat template.
+        """
+        texts = [self._texts_of(demonstration) for demonstration in batch]
+        ids: dict[int, list[list[int]]] = {}
+        for special in (True, False):
+            places = [
+                at for at, text in enumerate(texts) if isinstance(text, _Texts) and text.special_tokens is special
+            ]
+            parts = [[text.whole, *text.heads] for at in places if isinstance(text := texts[at], _Texts)]
+            flat = iter(self._ids([part for row in parts for part in row], special_tokens=special))
+            for at, row in zip(places, parts, strict=True):
+                ids[at] = [next(flat) for _ in row]
+        return [
+            text if isinstance(text, EncodedDemonstration) else self._assembled(row, text, ids[at])
+            for at, (row, text) in enumerate(zip(batch, texts, strict=True))
+        ]
+
+    def _texts_of(self, demonstration: Demonstration) -> _Texts | EncodedDemonstration:
+        self.covered.check(demonstration)
+        if not has_text(demonstration.completion, self._marks):
+            turns = demonstration.completion
+            silent = isinstance(turns, list) and not any(turn["role"] == "assistant" for turn in turns)
+            return EncodedDemonstration(demonstration.row, reason="no_answer" if silent else "empty_completion")
+        if demonstration.is_chat:
+            return self._conversation(demonstration)
+        prompt, completion = cast("tuple[str | None, str]", (demonstration.prompt, demonstration.completion))
+        eos = str(self.tokenizer.eos_token or "")
+        while eos and completion.endswith(eos):
+            completion = completion.removesuffix(eos)
+        whole = (prompt or "") + completion + ("" if self._appends_eos else eos)
+        alone = prompt is None or self.covered.completion_only is False
+        return _Texts(whole, () if alone else (cast("str", prompt),), special_tokens=True)
+
+    def _conversation(self, demonstration: Demonstration) -> _Texts | EncodedDemonstration:
+        row, completion = demonstration.row, cast("list[Message]", demonstration.completion)
+        prompt = cast("list[Message] | None", demonstration.prompt) or []
+        continues = bool(prompt) and can_continue(prompt[-1]) and can_continue(completion[0])
+        turns = joined(prompt, completion, continues)
+        last = max((at for at, turn in enumerate(turns) if turn["role"] == "assistant"), default=-1)
+        trimmed, turns = last < len(turns) - 1, turns[: last + 1]
+        begins = 0 if self.covered.completion_only is False else len(prompt) - continues
+        wanted = [at for at in range(begins, len(turns)) if turns[at]["role"] == "assistant"]
+        first_turn = wanted[:1] == [0] and not continues
+        wanted = wanted[first_turn:]
+        if last < 0 or not wanted:
+            return EncodedDemonstration(row, reason="no_answer" if last < 0 else "no_question")
+        options, tools = demonstration.chat_template_kwargs, demonstration.tools
+        pair = PreferencePair(prompt, completion, completion, chat_template_kwargs=options, tools=tools, row=row)
+        if not self._has_template():
+            raise DatasetError(
+                f"The tokenizer has no chat template, and row {row} is a conversation. Set tokenizer.chat_template "
+                "(preftune.data.DIALOGUE_TEMPLATE suits any base model), or give plain prompts and completions."
+            )
+        first, whole_completion = wanted[0], self.covered.assistant_only is False
+        asked = prompt if continues else turns[:first]
+        if whole_completion and prompt and not continues:
+            asked = prompt
+        try:
+            header = not continues and turns[len(asked)]["role"] == "assistant"
+            before = self._render(pair, asked, continues=continues, answer=header)
+            whole = self._render(pair, turns)
+        except Exception as error:  # templates are programs: jinja's errors, and whatever their expressions raise
+            return EncodedDemonstration(row, reason="template_refused", detail=" ".join(str(error).split()))
+        facts = {"ended": self._ends(whole), "turns": len(wanted), "trimmed": trimmed, "first_turn": first_turn}
+        if whole_completion:
+            alone = demonstration.prompt is None or self.covered.completion_only is False
+            return _Texts(whole, () if alone else (before,), False, **facts)  # type: ignore[arg-type]
+        lost = loses_prompt([whole], before, asked[: len(asked) - continues], self._renderer(pair))
+        begun = str(asked[-1]["content"]) if continues else ""
+        edges = self._answers(pair, turns, whole, first, first, lost=lost, begun=begun)
+        if edges is None:
+            return EncodedDemonstration(row, reason="answers_not_found")
+        heads = (before, *(whole[:at] for at in edges[:-1]))
+        return _Texts(whole, heads, False, tuple(edges), **facts)  # type: ignore[arg-type]
+
+    def _assembled(self, demonstration: Demonstration, text: _Texts, ids: list[list[int]]) -> EncodedDemonstration:
+        whole, *heads = ids
+        if text.special_tokens and self._appends_eos:
+            heads = [head[:-1] for head in heads]
+        encoded = EncodedDemonstration(
+            demonstration.row, turns=text.turns, trimmed=text.trimmed, first_turn=text.first_turn
+        )
+        missing = whole[-1:] != [self.eos] if text.special_tokens else not text.ended
+        if missing and self.eos is not None:
+            whole.append(self.eos)
+            encoded.eos_added = not text.special_tokens
+        begin = common(heads[0], whole) if heads else 0
+        edges = [*(common(head, whole) for head in heads[1:]), len(whole)] if text.edges else [begin, len(whole)]
+        encoded.moved = bool(heads) and begin < len(heads[0]) and (not text.edges or edges[0] <= begin)
+        edges[0] = max(begin, edges[0]) if text.edges else begin
+        if any(at > then for at, then in pairwise(edges)):
+            encoded.reason = "answers_not_found"  # tokens over which the text cannot be cut
+            return encoded
+        if begin == 0 and heads and self.start is not None:  # an empty prompt, as in preferences
+            whole, edges = [self.start, *whole], [edge + 1 for edge in edges]
+        # the first token of all needs no prediction
+        encoded.ids = whole
+        encoded.scored = [edge + 1 for edge in spans.after(1, edges)]
+        if not encoded.scored:
+            encoded.reason = "no_start_token" if len(whole) == 1 else "empty_completion"
+        return encoded

@@ -1,0 +1,163 @@
+"""Scores of completions: a scalar head read at the last token of each completion, over packed, prompt-shared groups.
+
+The head is `model.score` of a transformers sequence classifier with one label. transformers itself finds the place by
+looking for the last token that is not padding; here it is known from the layout, and the pad token plays no part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from preftune.errors import ModelError, PreftuneError
+from preftune.logps.engine import EngineName
+from preftune.logps.layout import pack
+from preftune.logps.states import completion_states, prepare_trunk, trunk_of
+from preftune.logps.support import TOLERANCE, Support, adapter_obstacle, quietly, random_twin, short, trial_groups
+from preftune.types import PackedBatch, TokenizedGroup
+
+
+class ScoreEngine(Protocol):
+    """Scores a batch's completions with a sequence classifier of one label."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, model: nn.Module, batch: PackedBatch) -> Tensor:
+        """(K,) float32 (float64 of a float64 model); gradients flow to the model's parameters."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StateScores:
+    """The head applied to the states of the trunk at the last tokens, and to nothing else."""
+
+    name: Literal["packed", "separate"]
+
+    def __call__(self, model: nn.Module, batch: PackedBatch) -> Tensor:
+        head = score_head(model)
+        states_KD = completion_states(trunk_of(model), batch, packed=self.name == "packed")
+        weight: Any = head.weight
+        with torch.autocast(states_KD.device.type, enabled=False):  # a score is compared to fractions of itself
+            scores_K1: Tensor = head(states_KD.to(weight.dtype))
+        return scores_K1[:, 0].to(torch.promote_types(scores_K1.dtype, torch.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class NaiveScores:
+    """The oracle as an engine."""
+
+    name: str = "naive"
+
+    def __call__(self, model: nn.Module, batch: PackedBatch) -> Tensor:
+        return naive_scores(model, batch)
+
+
+def completion_scores(model: nn.Module, batch: PackedBatch) -> Tensor:
+    """(K,) float32: the score of every completion, packed where that is exact, one by one otherwise.
+
+    Whoever scores many batches takes `choose_score_engine` once, which tries the model.
+    """
+    engine, _ = choose_score_engine(model)
+    return engine(model, batch)
+
+
+def naive_scores(model: nn.Module, batch: PackedBatch) -> Tensor:
+    """The oracle: one sequence at a time through the model's own forward, its head applied to every state.
+
+    Args:
+        batch: only its groups are read.
+    Returns: (K,) float32 or wider.
+    """
+    device, scores = batch.input_ids.device, []
+    for group in batch.groups:
+        scores += [_read_whole(model, group, index, device) for index in range(len(group.completions))]
+    return torch.stack(scores)
+
+
+def choose_score_engine(model: nn.Module, name: EngineName = "auto") -> tuple[ScoreEngine, Support]:
+    """The engine for a sequence classifier: packed where that is exact, separate otherwise; or the one asked for.
+
+    Raises:
+        ModelError: the model is no sequence classifier with a head `score` of one label.
+        PreftuneError: "packed" was asked for and is not exact.
+    """
+    head = score_head(model)
+    if name == "naive":
+        return NaiveScores(), Support(False, "engine='naive' was asked for", "naive")
+    if name == "separate":
+        support = Support(False, "engine='separate' was asked for")
+    else:
+        support = supports_scores(model)
+    if not support.exact and name == "packed":
+        raise PreftuneError(
+            f"engine='packed' was asked for, but it is not exact for this model: {support.reason}. "
+            f"Use engine='auto', which falls back to {support.fallback!r}."
+        )
+    assert head is not None
+    prepare_trunk(trunk_of(model), packed=support.exact)
+    return StateScores("packed" if support.exact else "separate"), support
+
+
+def supports_scores(model: nn.Module) -> Support:
+    """Try packed scores on a small random twin of the model and compare with the naive path; see `supports`."""
+    if reason := adapter_obstacle(model):
+        return Support(False, reason)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), quietly():
+        torch.manual_seed(0)
+        failure = ""
+        for shrink_width in (True, False):
+            try:
+                twin = random_twin(model, shrink_width=shrink_width)
+                twin.set_attn_implementation("eager")
+                batch = pack(trial_groups())
+                with torch.no_grad():
+                    expected = naive_scores(twin, batch)
+                    prepare_trunk(trunk_of(twin), packed=True)
+                    scored = StateScores("packed")(twin, batch)
+            except Exception as error:  # whatever a config, a layer or an interface says; its words are the reason
+                failure = failure or f"a small twin of it fails ({type(error).__name__}: {short(error)})"
+                continue
+            difference = float((expected - scored).abs().max())
+            if difference <= TOLERANCE:
+                return Support(True)
+            return Support(False, f"packing changes its scores (by {difference:.2g} on a random twin)")
+    return Support(False, failure)
+
+
+def score_head(model: Any) -> nn.Module:
+    """The head of a sequence classifier with one label; PEFT's wrapper, where the head is trained with an adapter.
+
+    Raises:
+        ModelError: there is none.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = getattr(base, "score", None)
+    weight = getattr(head, "weight", None)
+    if head is None or weight is None:
+        raise ModelError(
+            f"{type(base).__name__} has no head 'score': rewards are read from a decoder's sequence classifier "
+            "(AutoModelForSequenceClassification of Llama, Qwen, Gemma, ...). Give a causal model or such a classifier."
+        )
+    if weight.shape[0] != 1:
+        raise ModelError(
+            f"the head of {type(base).__name__} has {weight.shape[0]} labels, and a reward is one number. Give a "
+            "causal model, or a classifier with num_labels=1."
+        )
+    found: nn.Module = head
+    return found
+
+
+def _read_whole(model: nn.Module, group: TokenizedGroup, index: int, device: torch.device) -> Tensor:
+    """One completion's score, with the head's output caught before transformers looks for padding in it."""
+    seen: list[Tensor] = []
+    handle = score_head(model).register_forward_hook(lambda head, args, output: seen.append(output))
+    try:
+        model(input_ids=torch.tensor([[*group.prompt_ids, *group.completions[index]]], device=device), use_cache=False)
+    finally:
+        handle.remove()
+    (scores_1R1,) = seen
+    return scores_1R1[0, -1, 0].to(torch.promote_types(scores_1R1.dtype, torch.float32))

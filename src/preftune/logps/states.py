@@ -1,0 +1,108 @@
+"""Hidden states of a trunk at the tokens that matter, packed as the engine packs: what small heads read.
+
+    token_states        (T, D) the state *before* each scored token: where its log-probability comes from, and its value
+    completion_states   (K, D) the state *at* the last token of each completion: where a reward model reads its score
+
+The place is gathered from the layout, never guessed from padding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from preftune.errors import ModelError
+from preftune.logps import attention
+from preftune.logps.fast_layers import quicken
+from preftune.logps.head import LogitTransform
+from preftune.logps.request import ScoringRequest, scoring
+from preftune.types import PackedBatch, TokenizedGroup
+
+
+def trunk_of(model: nn.Module) -> nn.Module:
+    """The model without its head: what gives hidden states. Adapters inside its layers go with it.
+
+    Raises:
+        ModelError: the model does not say where its trunk is.
+    """
+    whole: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    prefix = getattr(whole, "base_model_prefix", "")
+    trunk = getattr(whole, prefix, None) if prefix else None
+    if trunk is None and hasattr(whole, "get_output_embeddings") and whole.get_output_embeddings() is None:
+        trunk = whole  # one already
+    if isinstance(trunk, nn.Module):
+        return trunk
+    raise ModelError(f"{type(whole).__name__} has no trunk that preftune knows how to reach, so no value can be read.")
+
+
+def prepare_trunk(trunk: nn.Module, *, packed: bool) -> None:
+    """Make a trunk of its own ready as `make_engine` makes a whole model ready. Idempotent."""
+    quicken(trunk)
+    if packed:
+        attention.register()
+        trunk.set_attn_implementation(attention.NAME)  # type: ignore[operator]
+
+
+def token_states(trunk: nn.Module, batch: PackedBatch, *, packed: bool) -> Tensor:
+    """(T, D): the state that predicts each scored token, in the order of `batch.target_T`; with gradient.
+
+    Args:
+        packed: as the engine that scores this batch: one row, or one sequence after the other.
+    """
+    if packed:
+        return _row_states(trunk, batch).index_select(0, batch.predict_T)
+    parts = []
+    for group in batch.groups:
+        for index in range(len(group.completions)):
+            states_RD = _sequence_states(trunk, group, index, batch.input_ids.device)
+            first = len(group.prompt_ids) - 1
+            parts += [states_RD[first + begin : first + end] for begin, end in group.spans(index)]
+    return torch.cat(parts)
+
+
+def completion_states(trunk: nn.Module, batch: PackedBatch, *, packed: bool) -> Tensor:
+    """(K, D): the state at the last token of each completion of the batch; with gradient."""
+    if packed:
+        return _row_states(trunk, batch).index_select(0, last_tokens(batch))
+    device = batch.input_ids.device
+    return torch.stack(
+        [
+            _sequence_states(trunk, group, index, device)[-1]
+            for group in batch.groups
+            for index in range(len(group.completions))
+        ]
+    )
+
+
+def last_tokens(batch: PackedBatch) -> Tensor:
+    """(K,) int64: where in the row the last token of each completion stands."""
+    places, at = [], 0
+    for group in batch.groups:
+        at += len(group.prompt_ids)
+        for completion in group.completions:
+            at += len(completion)
+            places.append(at - 1)
+    return torch.tensor(places, device=batch.input_ids.device)
+
+
+def _row_states(trunk: nn.Module, batch: PackedBatch) -> Tensor:
+    """(R, D) of the packed row."""
+    nothing = batch.predict_T[:0]  # the request says that this is a packed forward; there is no head to score
+    with scoring(ScoringRequest(nothing, nothing, batch.layout, LogitTransform())):
+        output = trunk(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            group_layout=batch.layout,
+            use_cache=False,
+        )
+    states: Tensor = output[0]
+    return states[0]
+
+
+def _sequence_states(trunk: nn.Module, group: TokenizedGroup, index: int, device: torch.device) -> Tensor:
+    """(R, D) of one prompt with one completion."""
+    ids = torch.tensor([[*group.prompt_ids, *group.completions[index]]], device=device)
+    states: Tensor = trunk(input_ids=ids, use_cache=False)[0]
+    return states[0]

@@ -1,0 +1,354 @@
+"""`PackedTrainer`: what DPO, SFT and reward models have in common, on transformers' Trainer.
+
+The loop, callbacks, loggers, accelerate, checkpoints and hub upload are transformers'. What is here: a batch is packed
+groups, a step is computed whole, in parts within the token budget, and begun again when memory runs out; its loss is a
+mean over all that the step holds (pairs, tokens), on all ranks; the run is recorded, checked and can be resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from preftune.reference import unwrap
+from preftune.training import assemble, checkpoint, memory
+from preftune.training.arguments import (
+    check_evaluation,
+    checkpoint_folder,
+    own_config,
+    refuse_arguments,
+    step_of,
+    tokenizer_of,
+    with_early_stopping,
+)
+from preftune.training.batches import BATCH, check_one_batch, collate
+from preftune.training.evaluating import EvaluatedTrainer
+from preftune.training.metrics import MetricWindow, WorkCounter, peak_memory
+from preftune.training.micro_batches import cost_of, token_budget
+from preftune.training.optimizer_step import non_finite, whole_step
+from preftune.training.run_directory import check_writable, write_json
+from preftune.training.run_record import RunRecord, facts_of
+from preftune.training.self_check import FirstStepCallback
+from preftune.training.trackers import TrackedFacts
+from preftune.types import PackedBatch
+
+
+class PackedTrainer(EvaluatedTrainer):
+    """The common base. A subclass says what is prepared, what the loss of a batch is, and what is counted.
+
+    Args: those of the subclasses, as far as they share them; see `DPOTrainer`.
+    """
+
+    loss_is_scaled_for_ga = True  # the loss is divided by what the whole step holds
+    _tag_names: ClassVar[Sequence[str]]
+    method: ClassVar[str]
+    """In run.json, and the folder of a run that names none."""
+    config_class: ClassVar[type]
+    unit: ClassVar[str] = "pairs"
+    """What the throughput counts."""
+    guard: Any = None
+
+    def __init__(
+        self,
+        model: Any,
+        args: Any,
+        *,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        compute_metrics: Callable[[Any], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Any = None,
+        peft_config: Any = None,
+        quantization_config: Any = None,
+        removed: Mapping[str, Any] | None = None,
+    ) -> None:
+        refuse_arguments(removed or {}, data_collator, preprocess_logits_for_metrics, trainer=type(self).__name__)
+        args = own_config(args, self.config_class, method=self.method)
+        check_writable(args.output_dir)
+        assemble.one_device(args)
+        tokenizer = processing_class if processing_class is not None else tokenizer_of(model, args)
+        train_dataset, eval_dataset = self.opened(train_dataset, eval_dataset, tokenizer, args)
+        train_groups, eval_groups, self.reports = assemble.prepare_all(
+            train_dataset, eval_dataset, lambda source, role: self.prepare_data(source, tokenizer, args, role=role)
+        )
+        check_evaluation(args, eval_groups)
+        check_one_batch(args, len(train_groups))
+        assemble.seed(args)  # decides the adapter's start, which Trainer would seed too late
+        model = self.prepare_model(
+            model, args, tokenizer, peft_config=peft_config, quantization_config=quantization_config
+        )
+        self.full = not hasattr(model, "peft_config")
+        assemble.settle_learning_rate(args, full=self.full)
+        self.precision = assemble.settle_precision(model, args)
+        self.engine, self.support = self.settle_engine(model, args)
+        assemble.settle_compilation(model, args)
+        self.cost, budget = cost_of(self.engine), token_budget(args, args.device)
+        self.step_limit, self.scoring_limit = memory.TokenLimit(budget), memory.TokenLimit(budget)
+        self._window, self._policy_changed = MetricWindow(self.columns), False
+        self._resume_state: dict[str, Any] | None = None
+        self._step: list[PackedBatch] = []
+        self.step_has_weight = True
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collate,
+            train_dataset=train_groups,
+            eval_dataset=eval_groups,
+            processing_class=tokenizer,
+            compute_metrics=compute_metrics,
+            callbacks=with_early_stopping(callbacks, args),
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+        )
+        self._work = WorkCounter(self.model, trains_everything=self.full, unit=self.unit)
+        self.placed()
+        self._record = RunRecord(args.output_dir, facts_of(self))
+        self.add_callback(self._record)
+        self.add_callback(TrackedFacts(self, lambda: self._record.facts))
+        self.add_callback(FirstStepCallback(self))
+        self.watch(train_dataset, eval_dataset)
+        if hasattr(self.model, "add_model_tags"):
+            self.model.add_model_tags(list(self._tag_names))
+        self.say_advice()
+
+    # --- what a subclass says ---
+
+    def opened(self, train: Any, held_out: Any, tokenizer: Any, args: Any) -> tuple[Any, Any]:
+        """The datasets, opened where something else than `prepare_data` needs them too; the tokenizer completed."""
+        return train, held_out
+
+    def prepare_model(self, model: Any, args: Any, tokenizer: Any, **configs: Any) -> Any:
+        """The model as it will be trained; `configs` are `peft_config` and `quantization_config`."""
+        return assemble.prepare_model(model, args, **configs)
+
+    def settle_engine(self, model: Any, args: Any) -> tuple[Any, Any]:
+        """The engine, and whether it is exact."""
+        return assemble.settle_engine(model, args)
+
+    def placed(self) -> None:
+        """The model is where it will be trained, and nothing has begun."""
+
+    def watch(self, train: Any, held_out: Any) -> None:
+        """Further callbacks."""
+
+    def say_advice(self) -> None:
+        """Advice before training."""
+
+    def check_resumable(self, state: Mapping[str, Any] | None, folder: Path) -> None:
+        """Raises, if a checkpoint is of another run."""
+
+    def before_first_step(self, *, resumed: bool) -> None:
+        """The check of the first step, and whatever must be done before it."""
+
+    def checkpoint_facts(self) -> dict[str, Any]:
+        """What a checkpoint must say besides the sums since the last log."""
+        return {}
+
+    def record_facts(self) -> dict[str, Any]:
+        """What run.json says besides the facts of every run."""
+        return {}
+
+    @contextmanager
+    def counted(self, batches: Sequence[PackedBatch]) -> Iterator[None]:
+        """Counts the work of a step that is done inside."""
+        yield
+        for batch in batches:
+            self._work.add(batch)
+
+    def card(self) -> str:
+        """README.md of the output directory."""
+        raise NotImplementedError
+
+    # --- training ---
+
+    def create_accelerator_and_postprocess(self) -> None:
+        with assemble.compiled_by_us(self.args):
+            super().create_accelerator_and_postprocess()
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Check the first step, train, and record the outcome.
+
+        Args:
+            resume_from_checkpoint: a checkpoint folder, or True for the last one in output_dir.
+        """
+        folder = checkpoint_folder(resume_from_checkpoint, self.args.output_dir)
+        state = checkpoint.load_state(folder, rank=self.args.process_index) if folder else None
+        if folder is not None:
+            self.check_resumable(state, folder)
+        if self.is_world_process_zero():
+            self._record.begin(resumed_step=step_of(folder))
+            write_json(Path(self.args.output_dir) / "audit.json", self._audit())
+        try:
+            if not self._policy_changed:
+                self.before_first_step(resumed=folder is not None)
+            if self.guard is not None:
+                self.guard.begin(resumed_step=step_of(folder))
+            self._policy_changed, self._resume_state, self._sums_carried_over = True, state, False
+            self._work.reset()
+            with memory.explained(self):
+                result = super().train(resume_from_checkpoint=str(folder) if folder else None, **kwargs)
+        except KeyboardInterrupt:
+            self._end("interrupted")
+            raise
+        except BaseException as error:
+            self._end("failed", error=f"{type(error).__name__}: {error}")
+            raise
+        self._end("finished", result=result.metrics)
+        return result._replace(training_loss=result.metrics["train_loss"])
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Nothing, until the last micro-batch of an optimiser step comes, and then the whole step."""
+        if self._resume_state is not None:
+            self._restore_window(self._resume_state)
+        batches = self._step if any(inputs[BATCH] is batch for batch in self._step) else [inputs[BATCH]]
+        if inputs[BATCH] is not batches[-1]:
+            return torch.zeros((), device=self.args.device)
+        policy, one = unwrap(model), super().training_step
+        items = sum(map(self._items, batches)) if num_items_in_batch is None else num_items_in_batch
+
+        def compute(part: PackedBatch) -> tuple[Tensor, Tensor]:
+            loss, rows = one(policy, {BATCH: part}, items), self._metrics_of_part
+            return loss, rows if self.guard is None else self.guard.marked(part, rows)
+
+        with self.counted(batches):
+            loss, metrics = whole_step(self, policy, batches, compute)
+        if self.guard is not None:
+            metrics = self.guard.count(loss, metrics, batches)
+        self._window.add(metrics)
+        return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Sum of the micro-batch's losses over the items of the whole step, times the number of ranks (which
+        averaging the gradients divides out again).
+        """
+        batch: PackedBatch = inputs[BATCH]
+        losses, rows = self.batch_loss(model, batch)
+        items = self._items(batch) if num_items_in_batch is None else num_items_in_batch
+        loss = losses.sum() * self.accelerator.num_processes / items
+        if self.model.training:
+            self._metrics_of_part = rows
+        return (loss, {"losses": losses.detach(), "metrics": rows}) if return_outputs else loss
+
+    def _items(self, batch: PackedBatch) -> int:
+        return sum(map(self.items, batch.groups))
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
+        """Items of the whole optimiser step, over all its micro-batches and all ranks."""
+        if not batch_samples:
+            return None
+        self._step = [inputs[BATCH] for inputs in batch_samples]
+        pairs = [pair for batch in self._step for group in batch.groups for pair in group.pairs]
+        self.step_has_weight = not pairs or any(pair.weight for pair in pairs)
+        items = torch.tensor(sum(map(self._items, self._step)), device=device)
+        return self.accelerator.gather(items).sum() if self.args.world_size > 1 else items
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Called once per optimiser step, before it: the place for the one finite check."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        watched = self._tr_loss if norm is None or self.precision.grad_scaling else self._tr_loss + norm
+        if not bool(torch.isfinite(torch.as_tensor(watched))):
+            raise non_finite(self, self._step)
+        return norm
+
+    # --- logging ---
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self.model.training:
+            logs |= self._window.drain(lambda sums: self.accelerator.reduce(sums, "sum"))
+            logs |= self.throughput() | peak_memory(self.args.device)
+        if "train_loss" in logs and self._sums_carried_over:  # transformers divides by the steps of this call alone
+            logs["train_loss"] = self._total_loss_scalar / max(1, self.state.global_step)
+        super().log(logs, start_time)
+
+    @contextmanager
+    def untimed(self) -> Iterator[None]:
+        with self._work.paused():
+            yield
+
+    def throughput(self) -> dict[str, float]:
+        """Rates since the last log."""
+        return self._work.drain()
+
+    # --- saving ---
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with self.untimed():
+            super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        content = {
+            **self.checkpoint_facts(),
+            "window": self._window.state(),
+            "loss": float(self._tr_loss),
+            "total_loss": self._total_loss_scalar,
+            "last_logged": self._globalstep_last_logged,
+            "step_limit": self.step_limit.fell_to,
+        }
+        checkpoint.save_state(folder, content, rank=self.args.process_index)
+
+    def _restore_window(self, state: dict[str, Any]) -> None:
+        self._resume_state = None
+        self._window.restore(state["window"], self.args.device)
+        self._tr_loss += state["loss"]
+        self._total_loss_scalar, self._sums_carried_over = state["total_loss"], True
+        self._globalstep_last_logged = state["last_logged"]
+        self.step_limit.resume(state.get("step_limit"))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """README.md of the output directory: what was trained, on what, with which measured result."""
+        if self.is_world_process_zero():
+            Path(self.args.output_dir, "README.md").write_text(self.card(), encoding="utf-8")
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if not _internal_call and output_dir in (None, self.args.output_dir):
+            self.create_model_card()
+
+    # --- inner parts ---
+
+    def _batch_of(self, rows: Sequence[int]) -> PackedBatch:
+        """Training rows on the device."""
+        return collate([self.train_dataset[row] for row in rows])[BATCH].to(self.args.device)
+
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
+        dtype = self.precision.autocast
+        with torch.autocast(self.args.device.type, dtype, enabled=dtype is not None):
+            yield
+
+    def _prepare_input(self, data: Any) -> Any:
+        return data.to(self.args.device) if isinstance(data, PackedBatch) else super()._prepare_input(data)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> float:
+        """Useful FLOPs of a micro-batch (no recomputation, no padding), attention left out."""
+        return self._work.useful_flops(inputs[BATCH])
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        if self.args.include_num_input_tokens_seen != "no":
+            tokens = torch.tensor(inputs[BATCH].input_ids.numel(), device=self.args.device)
+            self.state.num_input_tokens_seen += int(self.accelerator.gather(tokens).sum())
+
+    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
+        return data_collator  # groups have no columns to remove
+
+    def _audit(self) -> dict[str, Any]:
+        return {role: report.to_json() for role, report in self.reports.items()}
+
+    def _end(self, outcome: str, **more: Any) -> None:
+        if self.is_world_process_zero():
+            self._record.end(outcome, steps=self.state.global_step, **more)

@@ -1,0 +1,41 @@
+"""The tokenizer as the configuration wants it: its end of an answer, its chat template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from preftune.errors import ConfigError
+
+
+def complete_tokenizer(tokenizer: Any, *, eos_token: str | None, chat_template_path: str | None) -> None:
+    """Sets what is asked for, in place.
+
+    Raises:
+        ConfigError: a token that the tokenizer does not have, or no chat template there.
+    """
+    if eos_token is not None:
+        if eos_token not in tokenizer.get_vocab():
+            raise ConfigError(f"eos_token={eos_token!r} is no token of the tokenizer. Name one that it has.")
+        tokenizer.eos_token = eos_token
+    if chat_template_path is not None:
+        tokenizer.chat_template = read_chat_template(chat_template_path)
+
+
+def read_chat_template(name: str) -> str:
+    """The chat template in a file (Jinja), or of a model (folder or hub id).
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    if path.suffix in (".jinja", ".jinja2", ".j2"):
+        raise ConfigError(f"chat_template_path={name!r} is no file. Check the path.")
+    from preftune.models import load_tokenizer
+
+    template = load_tokenizer(name).chat_template
+    if not isinstance(template, str):
+        raise ConfigError(f"chat_template_path={name!r}: its tokenizer has no chat template. Name another, or a file.")
+    return template

@@ -1,0 +1,122 @@
+"""The options of training on fresh answers: what is sampled, and how much of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from preftune.errors import ConfigError
+from preftune.training.base_config import option
+from preftune.training.config import DPOConfig
+from preftune.training.online.scoring import ENSEMBLES
+
+
+@dataclass
+class SamplingFields:
+    """What `PPOConfig` and `OnlineDPOConfig` share. The comments name where a default comes from."""
+
+    max_new_tokens: int = option(64, "Longest answer, in tokens (TRL's PPOConfig: response_length).")
+    max_prompt_length: int | None = option(512, "Prompts of more tokens are left out, and counted; None: no limit.")
+    max_length: int | None = option(None, "Refused: max_prompt_length and max_new_tokens are its successors.")
+    temperature: float = option(
+        1.0, "Sampling temperature. 1 samples from the policy itself; other values scale its log-probabilities too."
+    )
+    generation_batch_size: int = option(16, "Answers sampled at a time.")
+    use_vllm: bool = option(False, "Sample with vLLM, on a GPU where it is installed.")
+    total_episodes: int | None = option(
+        None, "Answers to sample in all (TRL's name). Default: num_train_epochs times the prompts."
+    )
+    reward_model: list[str] = option(
+        [],
+        "What rates an answer: a reward model (folder or hub id), rule:MODULE:FUNCTION, openai:MODEL@URL or "
+        "local:MODEL. Several are an ensemble.",
+    )
+    reward_ensemble: str = option("mean", "How several become one score.", choices=list(ENSEMBLES))
+    missing_eos_penalty: float | None = option(
+        None, "Points taken from answers that max_new_tokens cut, above 0 (TRL's name; there 1.0 in its examples)."
+    )
+
+    def check_sampling(self) -> None:
+        """Raises: ConfigError, naming field and value."""
+        for name in ("max_new_tokens", "generation_batch_size", "max_prompt_length", "total_episodes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value} must be at least 1.")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ConfigError(
+                f"temperature={self.temperature} must be above 0: answers are explored by sampling. 1 is usual."
+            )
+        if self.reward_ensemble not in ENSEMBLES:
+            raise ConfigError(f"reward_ensemble={self.reward_ensemble!r} must be one of {', '.join(ENSEMBLES)}.")
+        if self.missing_eos_penalty is not None and not self.missing_eos_penalty > 0:
+            raise ConfigError(
+                f"missing_eos_penalty={self.missing_eos_penalty} must be above 0: it is subtracted. Leave it out for "
+                "none."
+            )
+        if isinstance(self.reward_model, str):
+            self.reward_model = [self.reward_model]
+
+
+_NOT_HONOURED = {
+    "eval_strategy": ("no", "answers to held-out prompts are judged afterwards, with preftune eval; remove it"),
+    "eval_on_start": (False, "nothing is evaluated during training; remove it"),
+    "load_best_model_at_end": (False, "nothing is evaluated during training; remove it"),
+    "torch_compile": (False, "sampling and training would each compile anew; remove it"),
+    "dataloader_num_workers": (0, "batches are sampled from the policy, not loaded; remove it"),
+    "dataloader_drop_last": (False, "every step is full; remove it"),
+    "group_by_prompt": (False, "answers of one prompt are one group always; remove it"),
+    "precompute_ref_log_probs": (False, "the answers do not exist before training; remove it"),
+    "reference_cache": (True, "every answer is new, so no score is looked up; remove it"),
+    "max_length": (None, "its successors are max_prompt_length and max_new_tokens; remove it"),
+    "truncation": ("truncate", "prompts beyond max_prompt_length are left out; remove it"),
+    "early_stopping_patience": (None, "nothing is evaluated during training; remove it"),
+    "guard_budget": (0.05, "the guard reads the answers that are sampled anyway; remove it"),
+    "guard_prompts": (None, "the guard reads the answers that are sampled anyway; remove it"),
+    "dataset_num_proc": (None, "prompts are tokenised by this process; remove it"),
+}
+
+
+def refuse_what_has_no_meaning(config: Any) -> None:
+    """Raises: ConfigError for an inherited option that training on fresh answers cannot honour."""
+    for name, (harmless, reason) in _NOT_HONOURED.items():
+        value = getattr(config, name, harmless)
+        value = getattr(value, "value", value)
+        if value != harmless:
+            raise ConfigError(f"{name}={value!r} is not honoured where answers are sampled: {reason}.")
+    if config.world_size > 1:
+        raise ConfigError(
+            f"{config.world_size} processes: preftune samples and trains in one process so far. Start it without "
+            "torchrun."
+        )
+
+
+@dataclass
+class OnlineDPOConfig(SamplingFields, DPOConfig):
+    """Configuration of `OnlineDPOTrainer`: every field of `DPOConfig` that has a meaning here, and sampling.
+
+    Guo et al. 2024, "Direct Language Model Alignment from Online AI Feedback" (arXiv:2402.04792).
+    """
+
+    num_train_epochs: float = option(1.0, "How often every prompt is asked.")
+    max_prompt_length: int | None = option(512, "Prompts of more tokens are left out, and counted; None: no limit.")
+    num_generations: int = option(2, "Answers to each prompt that are compared (K), at least 2.")
+    which_pairs: str = option(
+        "best-worst", "Of K answers, the pairs that train.", choices=["best-worst", "all", "adjacent"]
+    )
+    judge: str | None = option(
+        None,
+        "Who compares the answers, instead of reward_model: openai:MODEL@URL, local:MODEL, reward:MODEL, "
+        "rule:MODULE:FUNCTION, shorter, longer, key-fact, exact.",
+    )
+
+    def __post_init__(self) -> None:
+        self.check_sampling()
+        if self.num_generations < 2:
+            raise ConfigError(f"num_generations={self.num_generations} must be at least 2: answers are compared.")
+        if self.which_pairs not in ("best-worst", "all", "adjacent"):
+            raise ConfigError(f"which_pairs={self.which_pairs!r} must be one of best-worst, all, adjacent.")
+        if self.judge is not None and self.reward_model:
+            raise ConfigError("judge and reward_model both say which answer is better. Give one of them.")
+        super().__post_init__()
+        refuse_what_has_no_meaning(self)

@@ -1,0 +1,76 @@
+"""What an `OnlineTrainer` is put together from: its data loader, its reference, its sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from preftune.log import say
+from preftune.logps import choose_engine, pack
+from preftune.reference import FrozenCopy, choose_source
+from preftune.reference.sources import ExplicitModel, Source
+from preftune.training.online.rollout import Sampler, TransformersSampler
+from preftune.types import TokenizedGroup
+
+STEP = "step"
+"""The one entry of a trainer's inputs: a `FreshStep`."""
+
+
+class FreshStep:
+    """One optimiser step: groups, and whether a new round of answers follows it."""
+
+    def __init__(self, groups: Sequence[TokenizedGroup], *, last: bool) -> None:
+        self.groups, self.last = groups, last
+
+
+class Fresh:
+    """The data loader: rounds without end. transformers stops it at `max_steps`."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def __iter__(self) -> Iterator[dict[str, FreshStep]]:
+        self._trainer.go_on()
+        while True:
+            for step in self._trainer.fresh_steps():
+                yield {STEP: step}
+
+
+def choose_reference(trainer: Any, ref_model: Any) -> Source:
+    """Who the reference is; it must be able to score answers that nobody has written yet.
+
+    Args:
+        ref_model: the explicit one, a model, hub id or folder; None takes the policy as received.
+    """
+    if ref_model is not None:
+        from preftune.training.reference_setup import _prepare_explicit
+
+        ref_model = _prepare_explicit(trainer, ref_model)
+        engine, _ = choose_engine(ref_model, "auto" if trainer.engine.name == "packed" else trainer.engine.name)
+        source: Source = ExplicitModel(ref_model, engine)
+        source.engine = engine  # type: ignore[attr-defined]  # which a temperature must reach too
+    else:
+        shortest = sorted(trainer.prompts.token_ids, key=len)[:4]
+        probe = pack([TokenizedGroup(ids, (ids,), ()) for ids in shortest]).to(trainer.args.device)
+        with trainer.autocast():
+            source = choose_source(trainer.model, probe, trainer.engine, trained=lambda: False, reload=None)
+        if not source.live:
+            source = FrozenCopy(trainer.model)
+            size = sum(p.numel() * p.element_size() for p in trainer.model.parameters()) / 2**30
+            say(f"all weights are trained, so the reference is a frozen copy of them: {size:.2f} GiB more.")
+    say(f"reference: {source.description}.")
+    return source
+
+
+def choose_sampler(trainer: Any, tokenizer: Any) -> Sampler:
+    """Who answers: the model in memory, or vLLM where that is asked for."""
+    args = trainer.args
+    options = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "seed": args.seed}
+    if args.use_vllm:
+        from preftune.training.online.vllm_rollout import VllmSampler
+
+        return VllmSampler(tokenizer, model=trainer.model, folder=Path(args.output_dir), **options)
+    return TransformersSampler(
+        tokenizer, batch_size=args.generation_batch_size, autocast=trainer.precision.autocast, **options
+    )

@@ -1,0 +1,93 @@
+"""The prompts that a policy answers while it is trained: encoded once, asked in an order that only the seed decides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from preftune.data.load import load_rows
+from preftune.data.pairs import PairDataset
+from preftune.errors import DatasetError
+from preftune.evaluation.answerers import template_of
+from preftune.evaluation.prompt_ids import encode_prompts
+from preftune.evaluation.prompts import Prompt, Prompts, load_prompts
+
+_READ = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "id")
+"""Columns that are no matter of a rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    """Distinct prompts with their token ids."""
+
+    prompts: Sequence[Prompt]
+    token_ids: Sequence[Sequence[int]]
+    too_long: int
+    """How many were left out because of `max_prompt_length`."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the token ids, in their order."""
+        digest = xxhash.xxh3_128()
+        for ids in self.token_ids:
+            digest.update(np.asarray(ids, dtype=np.int64).tobytes() + b"|")
+        return digest.hexdigest()
+
+    def drawn(self, first: int, count: int, *, seed: int) -> list[int]:
+        """Numbers of the prompts that are asked from the draw `first` on: every prompt once, in random order, then all
+        of them again in another one. Depends on nothing else, so a resumed run goes on where it was.
+        """
+        chosen = []
+        for draw in range(first, first + count):
+            epoch, place = divmod(draw, len(self))
+            chosen.append(int(_order(len(self), seed, epoch)[place]))
+        return chosen
+
+
+def _order(size: int, seed: int, epoch: int) -> Any:
+    return np.random.default_rng([seed, epoch]).permutation(size)
+
+
+def open_prompts(source: Any, *, split: str = "train", **options: Any) -> Prompts:
+    """`load_prompts` with all other columns kept, for rules that read them.
+
+    Args:
+        options: `columns`, `format`, `as_chat`.
+    """
+    if isinstance(source, str | Path) and str(source).lower().endswith(".txt"):
+        return load_prompts(source, split=split, **options)
+    rows = load_rows(source, split=split)
+    return load_prompts(rows, keep_if_there=[column for column in rows.features if column not in _READ], **options)
+
+
+def prepare_prompts(source: Any, tokenizer: Any, *, max_prompt_length: int | None) -> PromptSet:
+    """Prompts of any source: what `load_prompts` takes (pairs, groups, conversations, rows with a prompt, lines).
+
+    Args:
+        max_prompt_length: longer prompts are left out, and counted.
+    Raises:
+        DatasetError: there are none, or none that is short enough.
+    """
+    if isinstance(source, Prompts):
+        found = source.prompts
+    elif isinstance(source, PairDataset):
+        found = load_prompts([{"prompt": pair.prompt} for pair in source]).prompts
+    else:
+        found = open_prompts(source).prompts
+    ids = encode_prompts(tokenizer, [p.prompt for p in found], [template_of(p.carried) for p in found])
+    kept = [i for i, tokens in enumerate(ids) if max_prompt_length is None or len(tokens) <= max_prompt_length]
+    if not kept:
+        shortest = min(map(len, ids))
+        raise DatasetError(
+            f"none of the {len(found):,} prompts has at most max_prompt_length={max_prompt_length} tokens (the "
+            f"shortest has {shortest:,}). Raise max_prompt_length."
+        )
+    return PromptSet([found[i] for i in kept], [ids[i] for i in kept], len(found) - len(kept))

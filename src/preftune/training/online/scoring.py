@@ -1,0 +1,154 @@
+"""What an answer is worth: a reward model, several as an ensemble, a rule, or a chat model that gives a mark."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+from preftune.errors import RequestError
+from preftune.evaluation.asker import Asker
+from preftune.evaluation.chat_judge import as_transcript
+from preftune.evaluation.judge_specs import JudgeOptions, judge_kind, open_judge
+from preftune.evaluation.judges import Scorer, finite_score, judge_name
+from preftune.evaluation.prompts import Prompt
+from preftune.training.online.rollout import Rollout
+from preftune.types import Message, Text
+
+ENSEMBLES = ("mean", "min", "mean-std")
+Item = tuple[Text, str, Mapping[str, Any]]
+
+_MARK = re.compile(r"-?\d+(?:\.\d+)?")
+_BEST = 10.0
+
+
+class Scores(NamedTuple):
+    """The scores of some answers; None for one that nobody could rate."""
+
+    scores: list[float | None]
+    spread: list[float | None]
+    """The standard deviation between the members of an ensemble; None without one."""
+
+
+class Score:
+    """Rates rollouts by one scorer or several."""
+
+    def __init__(self, scorers: Sequence[Scorer], *, ensemble: str = "mean") -> None:
+        """
+        Args:
+            ensemble: how several are one: their mean, the least of them (Coste et al. 2023, arXiv:2310.02743, "worst-
+                case optimisation"), or the mean less their standard deviation (there "uncertainty-weighted").
+        """
+        self._scorers, self._ensemble = list(scorers), ensemble
+        self.name = " + ".join(judge_name(scorer) for scorer in scorers)
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> Scores:
+        return self.of_items([(one.prompt.prompt, one.text, row_of(one.prompt)) for one in rollouts])
+
+    def of_items(self, items: Sequence[Item]) -> Scores:
+        """The scores of answers given as prompt, text and row."""
+        members = [rated(scorer, items) for scorer in self._scorers]
+        return combined(members, self._ensemble)
+
+
+def row_of(prompt: Prompt) -> dict[str, Any]:
+    """What a rule reads beside prompt and answer: the other columns of the prompt's row."""
+    return {**prompt.kept, "id": prompt.id, "prompt": prompt.prompt}
+
+
+def combined(members: Sequence[Sequence[float | None]], ensemble: str) -> Scores:
+    """One score for every answer from those of the members; an answer that one of them could not rate has none."""
+    scores: list[float | None] = []
+    spread: list[float | None] = []
+    for of_answer in zip(*members, strict=True):
+        known = [score for score in of_answer if score is not None]
+        if len(known) < len(of_answer):
+            scores.append(None)
+            spread.append(None)
+            continue
+        mean = math.fsum(known) / len(known)
+        deviation = math.sqrt(math.fsum((score - mean) ** 2 for score in known) / len(known))
+        scores.append({"mean": mean, "min": min(known), "mean-std": mean - deviation}[ensemble])
+        spread.append(deviation if len(known) > 1 else None)
+    return Scores(scores, spread)
+
+
+def rated(scorer: Scorer, items: Sequence[Item]) -> list[float | None]:
+    """The scores of any scorer. Raises: RequestError for one that is no finite number."""
+    many: Callable[..., Sequence[Any]] | None = getattr(scorer, "score_all", None)
+    found = many(items) if many is not None else [scorer(*item) for item in items]
+    return [finite_score(score, scorer) for score in found]
+
+
+class MarkingScorer:
+    """A chat model's mark from 1 to 10 for one answer; None where no mark could be read."""
+
+    def __init__(self, asker: Asker, *, criteria: str) -> None:
+        self._asker, self._criteria = asker, criteria
+        self.name = asker.name
+
+    def __call__(self, prompt: Text, answer: str, row: Mapping[str, Any]) -> float | None:
+        return self.score_all([(prompt, answer, row)])[0]
+
+    def score_all(self, items: Sequence[Item], **_: Any) -> list[float | None]:
+        """The marks of all answers, asked at once."""
+        questions = [self._question(prompt, answer) for prompt, answer, _ in items]
+        return self._asker.ask_all(questions, read=read_mark, kind="mark-1", max_tokens=16)
+
+    def _question(self, prompt: Text, answer: str) -> list[Message]:
+        text = (
+            f"Give one mark from 1 (worst) to {_BEST:g} (best) to the answer below. {self._criteria} Reply with the "
+            f"number alone.\n\n[Conversation]\n{as_transcript(prompt)}\n\n[Answer]\n{answer}\n\n[Mark]"
+        )
+        return [{"role": "user", "content": text}]
+
+
+def read_mark(reply: str) -> float | None:
+    """The last number of a reply, if it lies within 1 and 10."""
+    found = _MARK.findall(reply)
+    mark = float(found[-1]) if found else None
+    return mark if mark is not None and 1 <= mark <= _BEST else None
+
+
+def open_score(
+    specs: Sequence[str], opened: ExitStack, *, ensemble: str = "mean", options: JudgeOptions | None = None
+) -> Score:
+    """The scorers that `reward_model` names.
+
+    Args:
+        specs: of each a folder or hub id of a reward model, or `reward:MODEL`, `rule:MODULE:FUNCTION` (three arguments:
+            prompt, answer, row), `openai:MODEL@BASE_URL`, `local:MODEL`.
+        opened: closes what is connected.
+    Raises:
+        RequestError: a spec that names something that compares answers and does not rate them.
+        ModelError: there is no such model.
+    """
+    return Score([_open(spec, opened, options or JudgeOptions()) for spec in specs], ensemble=ensemble)
+
+
+def as_spec(name: str) -> str:
+    """What was named, with its kind in front."""
+    kinds = ("reward", "rule", "openai", "local")
+    return name if name.partition(":")[0] in kinds and ":" in name else f"reward:{name}"
+
+
+def _open(name: str, opened: ExitStack, options: JudgeOptions) -> Scorer:
+    spec = as_spec(name)
+    if judge_kind(spec) == "reward":
+        from preftune.evaluation.reward_model import open_reward_model
+
+        # every answer is new, so its score is not kept on disk
+        return open_reward_model(spec.partition(":")[2], batch_size=options.batch_size or 16, **options.model)
+    judge = open_judge(spec, opened, options)
+    if judge.scorer is not None:
+        return judge.scorer
+    if judge.asker is not None:
+        from preftune.evaluation.chat_judge import CRITERIA
+
+        return MarkingScorer(judge.asker, criteria=options.criteria or CRITERIA)
+    raise RequestError(
+        f"{name} compares two answers, and a score for one is needed. Give a function of three arguments (prompt, "
+        "answer, row) that returns a number, a reward model, or a chat model; preftune online takes any judge."
+    )

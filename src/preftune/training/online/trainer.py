@@ -1,0 +1,404 @@
+"""`OnlineTrainer`: what PPO and online DPO share. A policy answers prompts, and is trained on what it wrote.
+
+The loop, callbacks, loggers and checkpoints are transformers'. Its data loader samples: it yields the optimiser steps
+of one round of fresh answers, then samples again with the policy as it has become. Checkpoints are written between
+rounds, so that a resumed run samples, draws and steps as the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+
+from preftune.errors import ConfigError, RequestError
+from preftune.log import say, warn
+from preftune.logps import pack
+from preftune.reference import ReferenceScores
+from preftune.training import assemble, checkpoint, memory
+from preftune.training.arguments import checkpoint_folder, step_of, tokenizer_of
+from preftune.training.metrics import peak_memory
+from preftune.training.micro_batches import cost_of, token_budget
+from preftune.training.online.facts import card, facts_of
+from preftune.training.online.fresh import STEP, Fresh, FreshStep, choose_reference, choose_sampler
+from preftune.training.online.prompts import prepare_prompts
+from preftune.training.online.rollout import Rollout, Sampler
+from preftune.training.online.watch import Watch
+from preftune.training.online.window import Averages
+from preftune.training.optimizer_step import non_finite, whole_step
+from preftune.training.run_directory import check_writable
+from preftune.training.run_record import RunRecord
+from preftune.training.self_check import FirstStepCallback, check_before_training
+from preftune.training.trackers import TrackedFacts
+from preftune.types import PackedBatch, TokenizedGroup
+
+_MOST_EMPTY_ROUNDS = 10
+
+
+class OnlineTrainer(Trainer):  # type: ignore[misc]
+    """The common part. A subclass says how many answers a round has, what it makes of them, and the loss.
+
+    Args:
+        model: a model (plain, quantised, with or without a PEFT adapter), a hub id or a folder: the policy.
+        ref_model: usually None: the reference is the policy as received.
+        args: the configuration.
+        train_dataset: prompts in any form, or pairs, whose prompts are taken.
+        processing_class: the tokenizer; loaded from the model's name if left out.
+        peft_config: a PEFT configuration for a fresh adapter.
+        sampler: who answers; by default the model itself with transformers (or vLLM: `use_vllm`).
+    """
+
+    loss_is_scaled_for_ga = True
+    method = "online"
+
+    def __init__(
+        self,
+        model: Any,
+        args: Any,
+        train_dataset: Any,
+        *,
+        ref_model: Any = None,
+        processing_class: Any = None,
+        peft_config: Any = None,
+        quantization_config: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        sampler: Sampler | None = None,
+    ) -> None:
+        check_writable(args.output_dir)
+        assemble.one_device(args)
+        tokenizer = processing_class if processing_class is not None else tokenizer_of(model, args)
+        if train_dataset is None:
+            raise ConfigError("train_dataset is missing: pass prompts, or pairs whose prompts are asked.")
+        self.prompts = prepare_prompts(train_dataset, tokenizer, max_prompt_length=args.max_prompt_length)
+        if self.prompts.too_long:
+            warn(
+                f"{self.prompts.too_long:,} prompts of more than max_prompt_length={args.max_prompt_length} tokens are "
+                "left out."
+            )
+        self._plan(args)
+        assemble.seed(args)
+        model = assemble.prepare_model(model, args, peft_config=peft_config, quantization_config=quantization_config)
+        self.full = not hasattr(model, "peft_config")
+        assemble.settle_learning_rate(args, full=self.full)
+        self.precision = assemble.settle_precision(model, args)
+        self.engine, self.support = assemble.settle_engine(model, args)
+        self.cost, budget = cost_of(self.engine), token_budget(args, args.device)
+        self.step_limit, self.scoring_limit = memory.TokenLimit(budget), memory.TokenLimit(budget)
+        self._window = Averages()
+        self._rounds = self._sampled = 0
+        self._at_boundary, self._save_due = True, False
+        self._resume_state: dict[str, Any] | None = None
+        self._checked = False
+        self.step_has_weight = True
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=lambda groups: groups,
+            train_dataset=self.prompts,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.reference = choose_reference(self, ref_model)
+        self.sampler = sampler or choose_sampler(self, tokenizer)
+        self.trained = self._what_trains()
+        self._record = RunRecord(args.output_dir, facts_of(self))
+        self.add_callback(self._record)
+        self.add_callback(TrackedFacts(self, lambda: self._record.facts))
+        self.add_callback(FirstStepCallback(self))
+        self.guard = None if args.guard == "off" else Watch(self, str(args.guard))
+        if self.guard is not None:
+            self.add_callback(self.guard)
+
+    # --- what a subclass says ---
+
+    prompts_per_round: int
+    answers_per_prompt = 1
+    steps_per_round = 1
+
+    def make_steps(self, rollouts: Sequence[Rollout], round_number: int) -> list[list[TokenizedGroup]]:
+        """The optimiser steps that a round of answers makes; none if none of them is fit for training."""
+        raise NotImplementedError
+
+    def compute_part(self, part: PackedBatch, step: FreshStep) -> tuple[Tensor, Mapping[str, Tensor], Tensor]:
+        """Forward and backward of some groups of a step.
+
+        Returns: their share of the step's loss, figures as sums, and what the sums are over.
+        """
+        raise NotImplementedError
+
+    def _what_trains(self) -> nn.Module:
+        """A module with everything the optimiser moves."""
+        return self.model
+
+    rated_by: str
+    """Who says what is good, for people."""
+
+    @property
+    def sampled(self) -> int:
+        """Answers so far."""
+        return self._sampled
+
+    def _figures(self, means: dict[str, float]) -> dict[str, float]:
+        """What is logged of the means since the last log."""
+        return means
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint must hold besides."""
+        return {}
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """The counterpart of `_state`."""
+
+    # --- the plan ---
+
+    def _plan(self, args: Any) -> None:
+        """How many steps: `max_steps` if it is given, else what the episodes make."""
+        step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        if args.gradient_accumulation_steps > 1:
+            # one step is one piece of work already, split by tokens as memory allows
+            args.per_device_train_batch_size, args.gradient_accumulation_steps = step, 1
+        self._plan_round(args, step)
+        args.ignore_data_skip = True
+        answers = self.prompts_per_round * self.answers_per_prompt
+        episodes = args.total_episodes or round(args.num_train_epochs * len(self.prompts)) * self.answers_per_prompt
+        if args.max_steps <= 0 or args.max_steps == getattr(
+            args, "planned_steps", None
+        ):  # planned by an earlier trainer
+            args.max_steps = args.planned_steps = max(1, -(-episodes // answers)) * self.steps_per_round
+        elif args.total_episodes is not None:
+            raise ConfigError("max_steps and total_episodes both say how long to train. Give one of them.")
+
+    def _plan_round(self, args: Any, step: int) -> None:
+        self.prompts_per_round = step
+
+    # --- rounds ---
+
+    def get_train_dataloader(self) -> Any:
+        return Fresh(self)
+
+    def fresh_steps(self) -> list[FreshStep]:
+        """Sample a round with the policy as it is, and the steps to be made of it.
+
+        Raises:
+            RequestError: no answer of many rounds was fit for training.
+        """
+        for _ in range(_MOST_EMPTY_ROUNDS):
+            number = self._rounds
+            draws = self.prompts.drawn(number * self.prompts_per_round, self.prompts_per_round, seed=self.args.seed)
+            asked = [draw for draw in draws for _ in range(self.answers_per_prompt)]
+            rollouts = self.sampler(
+                self.model,
+                [self.prompts.prompts[i] for i in asked],
+                [self.prompts.token_ids[i] for i in asked],
+                first=self._sampled,
+            )
+            self._rounds += 1
+            self._sampled += len(rollouts)
+            self._check_first(rollouts)
+            if self.guard is not None:
+                self.guard.saw(rollouts)
+            steps = self.make_steps(rollouts, number)
+            self._count_rollouts(rollouts)
+            if steps:
+                return [FreshStep(groups, last=place == len(steps)) for place, groups in enumerate(steps, start=1)]
+        raise RequestError(
+            f"none of the answers of {_MOST_EMPTY_ROUNDS} rounds could be trained on: they were filtered, unrated or "
+            "all alike. Lower score_threshold, sample at a higher temperature, or look at what the judge says."
+        )
+
+    def _check_first(self, rollouts: Sequence[Rollout]) -> None:
+        """The engine against the naive path and policy against reference, on the first answers of the run."""
+        if self._checked:
+            return
+        self._checked = True
+        shortest = min(rollouts, key=lambda rollout: len(rollout.prompt_ids) + len(rollout.response_ids))
+        batch = pack([shortest.group]).to(self.args.device)
+        result = check_before_training(
+            self.model,
+            batch,
+            self.engine,
+            ReferenceScores(self.reference, self.engine, None, autocast=self.autocast),
+            autocast=self.precision.autocast,
+            resumed=self.state.global_step > 0,
+            allow_mismatch=bool(getattr(self.args, "allow_reference_mismatch", False)),
+        )
+        say(result.describe())
+        self._record.note(
+            self_check={"engine_error": result.engine_error, "reference_distance": result.reference_distance}
+        )
+        self._after_check()
+
+    def _after_check(self) -> None:
+        """The place for what would make the engine differ from the naive path on purpose."""
+
+    def _count_rollouts(self, rollouts: Sequence[Rollout]) -> None:
+        lengths = torch.tensor([float(len(rollout.response_ids)) for rollout in rollouts])
+        finished = sum(rollout.finished for rollout in rollouts)
+        self._window.add(
+            {
+                "completions/mean_length": float(lengths.mean()),
+                "completions/eos_share": finished / len(rollouts),
+                "val/num_eos_tokens": float(finished),
+            },
+            weight=len(rollouts),
+        )
+
+    # --- training ---
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train, and record the outcome.
+
+        Args:
+            resume_from_checkpoint: a checkpoint folder, or True for the last one in output_dir.
+        """
+        folder = checkpoint_folder(resume_from_checkpoint, self.args.output_dir)
+        state = checkpoint.load_state(folder, rank=0) if folder else None
+        if folder is not None:
+            checkpoint.check_same_reference(state, self.reference.fingerprint, folder)
+        self._resume_state = state
+        self._record.begin(resumed_step=step_of(folder))
+        if self.guard is not None:
+            self.guard.begin(step_of(folder))
+        try:
+            with memory.explained(self):
+                result = super().train(resume_from_checkpoint=str(folder) if folder else None, **kwargs)
+        except KeyboardInterrupt:
+            self._record.end("interrupted", steps=self.state.global_step)
+            raise
+        except BaseException as error:
+            self._record.end("failed", steps=self.state.global_step, error=f"{type(error).__name__}: {error}")
+            raise
+        self._record.end("finished", steps=self.state.global_step, episodes=self._sampled, result=result.metrics)
+        return result
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
+        self._step = [inputs[STEP] for inputs in batch_samples]
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """A whole optimiser step, in parts within the token budget."""
+        step: FreshStep = inputs[STEP]
+        self.model.train()
+        self.trained.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()
+        self.trained.zero_grad(set_to_none=True)
+        self._batch = pack(step.groups)
+        figures: list[tuple[Mapping[str, Tensor], Tensor]] = []
+
+        def compute(part: PackedBatch) -> tuple[Tensor, Tensor]:
+            if part.groups[0] is self._batch.groups[0]:
+                figures.clear()  # the first part: of the first attempt, or of one more after memory ran out
+            loss, sums, weight = self.compute_part(part.to(self.args.device), step)
+            figures.append((sums, weight))
+            return loss.detach(), torch.zeros(1, 1)
+
+        loss, _ = whole_step(self, self.trained, [self._batch], compute)
+        for sums, weight in figures:
+            self._window.add({name: value / weight for name, value in sums.items()}, weight)
+        self._at_boundary = step.last
+        return loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """The policy's norm, clipped for itself; other roles' gradients, of another scale, by themselves as well."""
+        norm = super()._clip_grad_norm(model)
+        policys = {id(parameter) for parameter in self.policy_parameters()}
+        others = [p for p in self.trained.parameters() if p.grad is not None and id(p) not in policys]
+        if others:
+            torch.nn.utils.clip_grad_norm_(others, self.args.max_grad_norm)
+        return norm
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        watched = self._tr_loss if self.precision.grad_scaling else self._tr_loss + norm
+        if not bool(torch.isfinite(torch.as_tensor(watched))):
+            raise non_finite(self, [self._batch])
+        return norm
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        return super().create_optimizer(self.trained if model is None else model)
+
+    # --- logging and saving ---
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self._figures(self._window.drain())
+            logs |= {"episode": float(self._sampled)} | peak_memory(self.args.device)
+        super().log(logs, start_time)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """A checkpoint that is due within a round is written at its end: its answers are not kept."""
+        self._save_due |= self.control.should_save
+        ends = self.control.should_training_stop
+        # transformers counts from where a resumed run began
+        self.state.epoch = self._sampled / (self.answers_per_prompt * len(self.prompts))
+        self.control.should_save = self._save_due and (self._at_boundary or ends)
+        if self.control.should_save:
+            self._save_due = False
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        content = {
+            "reference": {"source": self.reference.description, "fingerprint": self.reference.fingerprint},
+            "rounds": self._rounds,
+            "sampled": self._sampled,
+            "window": self._window.state(),
+            "step_limit": self.step_limit.fell_to,
+            "guard": None if self.guard is None else self.guard.state(),
+            **self._state(),
+        }
+        checkpoint.save_state(folder, content, rank=0)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if not _internal_call and output_dir in (None, self.args.output_dir):
+            self.create_model_card()
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """README.md of the output directory."""
+        Path(self.args.output_dir, "README.md").write_text(card(self), encoding="utf-8")
+
+    def go_on(self) -> None:
+        """Before the first round of a resumed run: what the checkpoint's run knew."""
+        state, self._resume_state = self._resume_state, None
+        if state is None:
+            return
+        self._rounds, self._sampled = state["rounds"], state["sampled"]
+        self._window.restore(state["window"])
+        self.step_limit.resume(state.get("step_limit"))
+        if self.guard is not None and state.get("guard"):
+            self.guard.restore(state["guard"])
+        self._restore(state)
+
+    # --- inner parts ---
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """The precision of the run."""
+        dtype = self.precision.autocast
+        with torch.autocast(self.args.device.type, dtype, enabled=dtype is not None):
+            yield
+
+    def _prepare_input(self, data: Any) -> Any:
+        return data if isinstance(data, FreshStep) else super()._prepare_input(data)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> float:
+        return 0.0
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        if self.args.include_num_input_tokens_seen != "no":
+            self.state.num_input_tokens_seen += sum(group.tokens for group in inputs[STEP].groups)
+
+    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
+        return data_collator

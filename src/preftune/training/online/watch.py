@@ -1,0 +1,250 @@
+"""The guard of a run on fresh answers. It draws none of its own: every round brings the policy's answers anyway.
+
+The first round was written by the policy as received, so it stands for the reference; what came since is compared with
+it. Alarms, modes and files are those of the guard of `DPOTrainer`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import TrainerCallback
+
+from preftune.evaluation.degeneration import look_at, self_similarity
+from preftune.log import say, warn
+from preftune.training.guard.alarms import ALARM, NOTE, Alarm
+from preftune.training.guard.rollback import GoodWeights
+from preftune.training.online.rollout import Rollout
+from preftune.training.run_directory import append_line, cut_back
+
+_LOOKED_AT = 32
+"""Answers of a round whose text is looked at."""
+_WRITTEN = 4
+"""Answers of a round that go to samples.jsonl."""
+
+MORE = 0.25
+"""Share of the answers by which a round must be worse than the first one."""
+LONGER = 2.0
+ENDS_LESS = 0.4
+FAR = 0.7
+"""KL per token, in nats: every word is half as likely to the reference as to the policy."""
+CLIPPED = 0.5
+"""Share of tokens that clipping took the gradient of: steps are too large for the clip to hold."""
+COLLAPSED = 0.1
+"""Share of the first round's entropy per token that is left."""
+ALIKE, ALIKE_MORE = 0.5, 0.3
+
+
+class RoundFigures(NamedTuple):
+    """What the answers of one round look like; shares of the answers, tokens, nats."""
+
+    answers: int
+    repeats: float
+    empty: float
+    finished: float
+    length: float
+    alike: float
+
+
+def figures_of(rollouts: Sequence[Rollout]) -> RoundFigures:
+    """A look at a round's answers."""
+    looked = rollouts[:_LOOKED_AT]
+    texts = [look_at(one.text, finished=one.finished) for one in looked]
+    distinct = {one.prompt.id: one.text for one in looked}
+    return RoundFigures(
+        answers=len(looked),
+        repeats=sum(text.repeats for text in texts) / len(texts),
+        empty=sum(text.empty for text in texts) / len(texts),
+        finished=sum(one.finished for one in rollouts) / len(rollouts),
+        length=sum(len(one.response_ids) for one in rollouts) / len(rollouts),
+        alike=self_similarity(list(distinct.values())) if len(distinct) > 2 else 0.0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Cure:
+    cause: str
+    remedy: str
+
+
+_HELD_BACK = _Cure(
+    "The policy has found what the reward likes and a reader does not (over-optimisation).",
+    "Raise kl_coef (double it), or give kl_target=6; add a second reward model, with reward_ensemble='min'.",
+)
+_ENDLESS = _Cure(
+    "Nothing makes the policy come to an end, or the reward likes length.",
+    "Set missing_eos_penalty=1, and give max_new_tokens room for whole answers.",
+)
+_SLOWER = _Cure("The optimiser's steps are too large.", "Halve the learning rate, or num_ppo_epochs.")
+
+
+def round_alarms(
+    first: RoundFigures, now: RoundFigures, logs: Mapping[str, float], start: Mapping[str, float], step: int
+) -> list[Alarm]:
+    """What is wrong with a round, beside the first one.
+
+    Args:
+        logs, start: figures as logged, now and of the first round.
+    """
+    found: list[Alarm] = []
+
+    def alarm(name: str, seen: str, cure: _Cure, level: str = ALARM, **figures: float) -> None:
+        found.append(Alarm(step, name, seen, cure.cause, cure.remedy, level, figures))
+
+    enough = round(max(2, MORE * now.answers)) / now.answers
+    if now.repeats - first.repeats >= enough:
+        alarm(
+            "repetition",
+            f"{now.repeats:.0%} of the answers repeat themselves; at first {first.repeats:.0%} did.",
+            _HELD_BACK,
+            repeats=now.repeats,
+            first=first.repeats,
+        )
+    if now.empty - first.empty >= enough:
+        alarm(
+            "empty-answers",
+            f"{now.empty:.0%} of the answers are empty; at first {first.empty:.0%} were.",
+            _HELD_BACK,
+            empty=now.empty,
+            first=first.empty,
+        )
+    if now.alike >= max(ALIKE, first.alike + ALIKE_MORE):
+        alarm(
+            "answers-alike",
+            "Answers to different prompts are nearly the same: an overlap of "
+            f"{now.alike:.0%}; at first {first.alike:.0%}.",
+            _HELD_BACK,
+            alike=now.alike,
+            first=first.alike,
+        )
+    if first.finished >= 0.5 and first.finished - now.finished >= ENDS_LESS:
+        alarm(
+            "missing-end",
+            f"{now.finished:.0%} of the answers come to an end; at first {first.finished:.0%} did.",
+            _ENDLESS,
+            finished=now.finished,
+            first=first.finished,
+        )
+    if now.length >= LONGER * first.length or LONGER * now.length <= first.length:
+        alarm(
+            "length",
+            f"Answers have {now.length:.0f} tokens on average; at first {first.length:.0f}.",
+            _ENDLESS if now.length > first.length else _HELD_BACK,
+            NOTE,
+            length=now.length,
+            first=first.length,
+        )
+    kl = logs.get("objective/kl_per_token", 0.0)
+    if kl >= FAR:
+        alarm("far-from-reference", f"The policy is {kl:.2f} nats per token from the reference.", _HELD_BACK, kl=kl)
+    clipped = logs.get("policy/clipfrac_avg", 0.0)
+    if clipped >= CLIPPED:
+        alarm("clipped", f"Clipping took the gradient of {clipped:.0%} of the tokens.", _SLOWER, clipped=clipped)
+    entropy, before = logs.get("policy/entropy_avg"), start.get("policy/entropy_avg")
+    if entropy is not None and before is not None and before > 0.1 and entropy <= COLLAPSED * before:
+        alarm(
+            "entropy-collapse",
+            f"The policy hardly varies any more: {entropy:.3f} nats per token, at first {before:.2f}.",
+            _HELD_BACK,
+            entropy=entropy,
+            first=before,
+        )
+    return found
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]
+    """The callback: looks at every round when its figures are logged, and acts as `guard` says."""
+
+    def __init__(self, trainer: Any, mode: str) -> None:
+        self._trainer, self.mode = trainer, mode
+        self._folder = Path(trainer.args.output_dir)
+        self._first: RoundFigures | None = None
+        self._start: dict[str, float] = {}
+        self._now: RoundFigures | None = None
+        self._raised: set[str] = set()
+        self._good: GoodWeights | None = None
+        self._seconds = 0.0
+        self.rolled_back_to: int | None = None
+
+    def saw(self, rollouts: Sequence[Rollout]) -> None:
+        """Look at a round that was just sampled."""
+        began = time.perf_counter()
+        self._now = figures_of(rollouts)
+        step = self._trainer.state.global_step
+        for one in rollouts[:_WRITTEN]:
+            append_line(
+                self._folder / "samples.jsonl",
+                {
+                    "step": step,
+                    "time": time.time(),
+                    "id": one.prompt.id,
+                    "prompt": one.prompt.prompt,
+                    "reference": "",
+                    "policy": one.text,
+                    "policy_tokens": len(one.response_ids),
+                    "policy_finished": one.finished,
+                },
+            )
+        if self._first is None:
+            self._first = self._now
+            if self.mode == "rollback":
+                self._good = GoodWeights(self._trainer.trained)
+        self._seconds += time.perf_counter() - began
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"first": self._first, "start": self._start, "raised": sorted(self._raised), "seconds": self._seconds}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._first = RoundFigures(*state["first"]) if state["first"] else None
+        self._start, self._raised, self._seconds = dict(state["start"]), set(state["raised"]), state["seconds"]
+
+    def begin(self, resumed_step: int | None) -> None:
+        """Forget what an earlier run in this folder left, or what a resumed one will write again."""
+        for name in ("samples.jsonl", "guard.jsonl"):
+            if resumed_step is None:
+                (self._folder / name).unlink(missing_ok=True)
+            else:
+                cut_back(self._folder / name, resumed_step)
+        say("guard: it looks at the answers that are sampled anyway, and compares them with the first round's.")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if not logs or "objective/kl" not in logs or self._first is None or self._now is None:
+            return
+        self._start = self._start or dict(logs)
+        found = round_alarms(self._first, self._now, logs, self._start, state.global_step)
+        new = [alarm for alarm in found if alarm.name not in self._raised]
+        for alarm in new:
+            self._raised.add(alarm.name)
+            action = self.mode if alarm.level == ALARM else "warn"
+            append_line(self._folder / "guard.jsonl", {"time": time.time(), **alarm.to_dict(), "action": action})
+            warn(f"guard, step {alarm.step}: {alarm.sentence()}")
+        if any(alarm.level == ALARM for alarm in new) and self.mode != "warn":
+            self._end(control, state.global_step)
+        elif self._good is not None and not any(alarm.level == ALARM for alarm in found):
+            self._good.keep(self._trainer.trained, state.global_step, None)
+        self._trainer._record.note(guard=self.record())
+
+    def _end(self, control: Any, step: int) -> None:
+        control.should_training_stop = True
+        if self._good is None:
+            warn(f"guard: training ends at step {step}; the weights stay as they are.")
+            return
+        self._good.put_back(self._trainer.trained)
+        self.rolled_back_to = self._good.step
+        what = "as received" if self._good.step == 0 else f"of step {self._good.step}"
+        warn(f"guard: training ends at step {step}, and the weights are again those {what}.")
+
+    def record(self) -> dict[str, Any]:
+        """For run.json."""
+        return {
+            "mode": self.mode,
+            "on": True,
+            "spent_seconds": round(self._seconds, 3),
+            "alarms": sorted(self._raised),
+            "rolled_back_to": self.rolled_back_to,
+        }

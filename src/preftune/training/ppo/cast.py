@@ -1,0 +1,152 @@
+"""Who plays which role in a run of PPO: adapters on one base where that is possible, models of their own otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from preftune.errors import ConfigError, ModelError
+from preftune.models.roles import (
+    POLICY,
+    VALUE,
+    Scalar,
+    adapter_parameters,
+    copied_trunk,
+    load_trunk,
+    on_this_base,
+    reward_adapter,
+    separate_value,
+    value_adapter,
+)
+from preftune.training.online.scoring import as_spec
+
+
+@dataclass
+class Cast:
+    """The roles besides the policy."""
+
+    value: Scalar
+    reward: Scalar | None
+    """A reward on the policy's base; None where scores come from elsewhere."""
+    by_text: list[str]
+    """Names of what rates answers from elsewhere, by their text."""
+    trained: nn.Module
+    """Everything the optimiser moves."""
+    value_parameters: list[nn.Parameter]
+    lines: list[str] = field(default_factory=list)
+    """For people."""
+
+    def value_state(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The value function's parameters by name, for checkpoints."""
+        own = {id(parameter) for parameter in self.value_parameters}
+        for name, parameter in self.trained.named_parameters():
+            if id(parameter) in own:
+                yield name, parameter
+
+
+def cast_roles(model: Any, args: Any, rewards: Sequence[str], *, packed: bool) -> Cast:
+    """The roles of a run whose policy is ready, as its configuration has it.
+
+    Args:
+        rewards: what rates answers, by name; none where it was passed as an object.
+        packed: whether the policy's engine packs.
+    Raises:
+        ConfigError: `value_init='reward'` without a reward on this base.
+        ModelError: a reward or value model that cannot be had.
+    """
+    lines = []
+    specs = [as_spec(name) for name in rewards]
+    places = [spec.partition(":")[2] for spec in specs if spec.startswith("reward:")]
+    shared = len(specs) == 1 and len(places) == 1 and on_this_base(model, places[0])
+    reward = reward_adapter(model, places[0], packed=packed) if shared else None
+    if reward is not None:
+        lines.append(f"reward: {places[0]}, an adapter on the policy's own base.")
+    elif rewards:
+        lines.append(f"reward: {', '.join(specs)}{', a model of its own' if places else ''}.")
+    if args.value_init == "reward" and reward is None:
+        raise ConfigError(
+            "value_init='reward' needs a reward model that is an adapter on the policy's base. Train one there "
+            "(preftune reward --use_peft on the same model), or use value_init='zeros'."
+        )
+    value, line = _value(model, args, reward, packed=packed)
+    parts: dict[str, nn.Module] = {"policy": model, "value_head": value.head}
+    if hasattr(model, "peft_config") and args.value_model is None:
+        names = set(adapter_parameters(model, VALUE))
+        own = [parameter for name, parameter in model.named_parameters() if name in names]
+    else:
+        parts["value_trunk"] = value.trunk
+        own = list(value.trunk.parameters())
+    trained = nn.ModuleDict(parts)
+    own = [*own, *value.head.parameters()]
+    return Cast(value, reward, [] if shared else list(rewards), trained, own, [*lines, line])
+
+
+def _value(model: Any, args: Any, reward: Scalar | None, *, packed: bool) -> tuple[Scalar, str]:
+    device = model.get_input_embeddings().weight.device
+    if args.value_model is not None:
+        trunk, head = load_trunk(args.value_model, trust_remote_code=args.trust_remote_code)
+        same = trunk.config.model_type == model.config.model_type  # type: ignore[union-attr]
+        trunk = trunk.to(device, _wide(model))
+        _as_trained(trunk, args)
+        made = separate_value(trunk, packed=packed and same, head=head)
+        return made, f"value: {args.value_model}, a model of its own, all of it trained."
+    if hasattr(model, "peft_config"):
+        _check_adapter(model)
+        like = reward if args.value_init in ("auto", "reward") else None
+        made = value_adapter(model, packed=packed, like=like)
+        begins = "begins as the reward's" if like is not None else "begins at 0"
+        return made, f"value: an adapter on the policy's own base, which {begins}."
+    trunk = copied_trunk(model)
+    _as_trained(trunk, args)
+    size = sum(parameter.numel() * parameter.element_size() for parameter in trunk.parameters()) / 2**30
+    made = separate_value(trunk, packed=packed)
+    return (
+        made,
+        f"value: a copy of the policy, all of it trained ({size:.2f} GiB more); an adapter would share its base.",
+    )
+
+
+def _check_adapter(model: Any) -> None:
+    """Raises: ModelError for an adapter that no other one can stand beside."""
+    name = model.active_adapter
+    if name != POLICY or model.peft_config[POLICY].is_prompt_learning:
+        kind = getattr(model.peft_config.get(name), "peft_type", "several")
+        raise ModelError(
+            f"the policy's adapter is {name!r} ({getattr(kind, 'value', kind)}), beside which no adapter for the value "
+            f"can stand: it must be a LoRA adapter (or the like) called {POLICY!r}. Load it with preftune.load_model("
+            "name, is_trainable=True), or name a value_model."
+        )
+
+
+def _as_trained(trunk: Any, args: Any) -> None:
+    """Dropout and activation checkpointing as the policy has them."""
+    if args.disable_dropout:
+        from preftune.training.assemble import _dropout_off
+
+        _dropout_off(trunk)
+    if args.activation_checkpointing:
+        trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _wide(model: nn.Module) -> torch.dtype:
+    """What is trained is float32 (float64 in a float64 model)."""
+    return torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
+
+
+@contextmanager
+def kept_off_disk(model: Any) -> Iterator[None]:
+    """Inside, a PeftModel saves and loads the policy's adapter alone."""
+    configs = getattr(model, "peft_config", None)
+    if configs is None:
+        yield
+        return
+    others = {name: configs.pop(name) for name in list(configs) if name != POLICY}
+    try:
+        yield
+    finally:
+        configs.update(others)

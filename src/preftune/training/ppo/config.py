@@ -1,0 +1,156 @@
+"""`PPOConfig`: the details that make PPO work, each an option with its usual default and where that comes from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from preftune.errors import ConfigError
+from preftune.losses.ppo import KL_ESTIMATORS
+from preftune.training.base_config import PackedConfig, one_of, option
+from preftune.training.online.config import SamplingFields, refuse_what_has_no_meaning
+from preftune.training.refused import REFUSED
+
+
+@dataclass
+class PPOConfig(SamplingFields, PackedConfig):
+    """Configuration of `PPOTrainer`: the fields of `transformers.TrainingArguments` and `SamplingFields`, and these.
+
+    Names and defaults are those that TRL's PPOConfig had, as far as it had them (0.12 and later; "TRL 0.11" is the one
+    before). Sources: Schulman et al. 2017
+    (arXiv:1707.06347) for PPO; Ziegler et al. 2019 (arXiv:1909.08593) for PPO on language models, with the adaptive
+    penalty; Stiennon et al. 2020 (arXiv:2009.01325); Huang et al. 2024 (arXiv:2403.17031) for the details.
+
+    A round samples `per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches` answers, and makes
+    `num_ppo_epochs * num_mini_batches` optimiser steps of them.
+    """
+
+    full_learning_rate = 3e-6
+    adapter_learning_rate = 3e-5
+    trls_rate: ClassVar[float] = 3e-6
+    refused = REFUSED
+
+    # --- defaults that differ from TrainingArguments ---
+    learning_rate: float | None = option(  # type: ignore[assignment]
+        None, "Initial learning rate. Default: 3e-6 for full fine-tuning (TRL's), 3e-5 for adapters."
+    )
+    num_train_epochs: float = option(1.0, "How often every prompt is asked, unless total_episodes or max_steps say.")
+    logging_steps: float | None = option(  # type: ignore[assignment]
+        None, "Log every so many optimiser steps; below 1, a share of all steps. Default: once per round."
+    )
+
+    # --- rounds ---
+    num_ppo_epochs: int = option(4, "How often a round's answers are gone through. 4: TRL; Huang et al. 2024.")
+    num_mini_batches: int = option(
+        4,
+        "Optimiser steps per pass over a round. 4: OpenAI's baselines; TRL had 1.",
+    )
+
+    # --- the KL penalty ---
+    kl_coef: float = option(
+        0.05, "Penalty per nat of KL to the reference, for every token. 0.05: TRL; Huang et al. 2024."
+    )
+    kl_estimator: str = option(
+        "k1",
+        "k1 (log-ratio, as everybody has it) or k3 (never negative, less variance): Schulman 2020.",
+        choices=list(KL_ESTIMATORS),
+    )
+    kl_target: float | None = option(
+        None, "Nats per answer that kl_coef is adapted to. Default: kl_coef stays. 6: Ziegler et al. 2019."
+    )
+    kl_horizon: float = option(10_000, "Answers over which it is adapted. 10000: Ziegler et al.'s code.")
+
+    # --- advantages and losses ---
+    gamma: float = option(1.0, "Discount per token, 0..1. 1: Ziegler et al. 2019; TRL.")
+    lam: float = option(0.95, "GAE's lambda, 0..1. 0.95: Schulman et al. 2015; TRL.")
+    cliprange: float = option(0.2, "Clip of the policy's ratio. 0.2: Schulman et al. 2017.")
+    cliprange_value: float | None = option(
+        0.2, "Clip of the value's move, in units of reward. 0.2: TRL; null for none."
+    )
+    vf_coef: float = option(0.1, "Weight of the value loss. 0.1: Ziegler et al. 2019; TRL.")
+    value_learning_rate: float | None = option(
+        None, "Learning rate of the value function. Default: that of the policy. (Adam undoes most of vf_coef.)"
+    )
+    whiten_advantages: bool = option(True, "Advantages with mean 0 and variance 1 over a round. Ziegler et al. 2019.")
+    whiten_rewards: bool = option(False, "Token rewards with variance 1 over a round. False: TRL; Huang et al. 2024.")
+
+    # --- scores ---
+    normalize_rewards: bool = option(
+        False, "Scores in running standard deviations from their running mean (TRL 0.11: use_score_norm)."
+    )
+    reward_clip: float | None = option(
+        None, "Scores within plus and minus this, after normalising (TRL 0.11: score_clip)."
+    )
+    score_threshold: float | None = option(
+        None, "Answers with a lower score are not trained on (the share is logged). Default: all are."
+    )
+    max_disagreement: float | None = option(
+        None, "Answers on which an ensemble's scores deviate by more are not trained on. Default: all are."
+    )
+
+    # --- the value function ---
+    value_model: str | None = option(
+        None,
+        "A model of its own for the value. Default: an adapter on the policy's base; if all weights are trained, a "
+        "copy of the policy.",
+    )
+    value_init: str = option(
+        "auto",
+        "What an adapter for the value begins as: zeros, or the reward model's (Ouyang et al. 2022), which must be an "
+        "adapter on the same base. auto: the reward model's where it can.",
+        choices=["auto", "zeros", "reward"],
+    )
+
+    # --- the model ---
+    disable_dropout: bool = option(True, "No dropout: the ratio would not begin at 1. Huang et al. 2024.")
+    allow_reference_mismatch: bool = option(
+        False, "Accept a ref_model that disagrees with the policy before the first step: I mean it."
+    )
+
+    # --- the guard ---
+    guard: str = option(
+        "off",
+        "Watch the answers and the figures for a run that goes wrong: off, warn, stop at an alarm, or rollback to the "
+        "last good weights and stop. The command line's default is warn.",
+        choices=["off", "warn", "stop", "rollback"],
+    )
+
+    def __post_init__(self) -> None:
+        if self.logging_steps is None:
+            self.logging_steps = self.num_ppo_epochs * self.num_mini_batches
+        super().__post_init__()
+        refuse_what_has_no_meaning(self)
+
+    def _validate(self) -> None:
+        self.check_sampling()
+        super()._validate()
+        for name in ("num_ppo_epochs", "num_mini_batches"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value} must be at least 1.")
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must lie in 0..1.")
+        for name in ("cliprange", "cliprange_value", "kl_target", "kl_horizon", "reward_clip"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name}={value} must be a finite number above 0.")
+        for name in ("kl_coef", "vf_coef", "value_learning_rate", "max_disagreement"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"{name}={value} must be a finite number, 0 or above.")
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ConfigError("kl_target adapts kl_coef by factors, and kl_coef=0 stays 0. Begin with kl_coef=0.05.")
+        self.guard = "off" if self.guard is False else self.guard  # what YAML makes of off
+        one_of("kl_estimator", self.kl_estimator, tuple(KL_ESTIMATORS))
+        one_of("value_init", self.value_init, ("auto", "zeros", "reward"))
+        one_of("guard", self.guard, ("off", "warn", "stop", "rollback"))
+        if self.max_disagreement is not None and len(self.reward_model) < 2:
+            raise ConfigError(
+                "max_disagreement needs an ensemble: name several models in reward_model, or leave it out."
+            )
+        if self.value_model is not None and self.value_init == "reward":
+            raise ConfigError("value_init='reward' is for an adapter; a value_model begins as it is. Leave one out.")
+        if self.temperature != 1.0 and self.engine == "naive":
+            raise ConfigError(f"temperature={self.temperature}: the naive engine knows 1 only. Leave engine out.")

@@ -1,0 +1,275 @@
+"""`PPOTrainer`: proximal policy optimisation of a language model, with one base model in memory where that is possible.
+
+A round: the policy answers prompts; the engine computes log-probabilities of policy and reference, the value function
+its values, a scorer the scores; then a few epochs of clipped mini-batch steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from preftune.errors import ConfigError
+from preftune.log import say
+from preftune.logps import LogitTransform
+from preftune.losses.advantages import Moments
+from preftune.losses.ppo import AdaptiveKL
+from preftune.models.roles import Scalar
+from preftune.reference import inference
+from preftune.training.memory import score_in_parts
+from preftune.training.online.fresh import FreshStep
+from preftune.training.online.rollout import Rollout
+from preftune.training.online.scoring import Score, Scores, open_score
+from preftune.training.online.trainer import OnlineTrainer
+from preftune.training.ppo.cast import Cast, cast_roles, kept_off_disk
+from preftune.training.ppo.config import PPOConfig
+from preftune.training.ppo.experience import Experience, Shaping, make_experience, mini_batches
+from preftune.training.ppo.update import Clips, backward_part
+from preftune.types import PackedBatch, TokenizedGroup
+
+_VALUE_FILE = "value.safetensors"
+
+
+class PPOTrainer(OnlineTrainer):
+    """Trains a policy to be rated higher, near its reference.
+
+    Args:
+        model: the policy, usually a supervised fine-tuned one: a model, a hub id or a folder. With an adapter (its own,
+            or `peft_config`), policy, value and reference are one base; a reward model that is an adapter on the same
+            base joins them.
+        reward: what rates an answer, instead of `PPOConfig.reward_model`: a function of prompt, answer and row, a
+            `Scorer`, or a list of them as an ensemble.
+        args, train_dataset, ref_model, processing_class, peft_config, quantization_config, callbacks, optimizers,
+            sampler: as for `OnlineTrainer`.
+    """
+
+    method = "ppo"
+    _tag_names = ("preftune", "ppo")
+
+    def __init__(
+        self, model: Any = None, args: PPOConfig | None = None, train_dataset: Any = None, *, reward: Any = None,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        args = PPOConfig(output_dir="runs/ppo") if args is None else args
+        if not isinstance(args, PPOConfig):
+            raise ConfigError(f"args is a {type(args).__module__}.{type(args).__name__}: pass preftune.PPOConfig.")
+        if (reward is None) == (not args.reward_model):
+            raise ConfigError(
+                "one thing must rate the answers: pass reward=..., or name it in PPOConfig(reward_model=...) "
+                "(--reward_model)."
+            )
+        self._reward, self._opened = reward, ExitStack()
+        self._moments, self._experience = Moments(), dict[int, Experience]()
+        self.penalty = AdaptiveKL(args.kl_coef, target=args.kl_target, horizon=args.kl_horizon)
+        super().__init__(model, args, train_dataset, **options)
+        if hasattr(self.model, "add_model_tags"):
+            self.model.add_model_tags(list(self._tag_names))
+
+    # --- roles ---
+
+    def _what_trains(self) -> nn.Module:
+        self._policys = [p for p in self.model.parameters() if p.requires_grad]
+        names = self.args.reward_model if self._reward is None else []
+        self.cast: Cast = cast_roles(self.model, self.args, names, packed=self.engine.name == "packed")
+        for line in self.cast.lines:
+            say(line)
+        if self._reward is not None:
+            scorers = self._reward if isinstance(self._reward, list | tuple) else [self._reward]
+            self.score = Score(scorers, ensemble=self.args.reward_ensemble)
+        else:
+            self.score = open_score(self.cast.by_text, self._opened, ensemble=self.args.reward_ensemble)
+        self.rated_by = ", ".join(names) if self.cast.reward is not None else self.score.name
+        return self.cast.trained
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        return self._policys
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """transformers' optimiser, with the value function in groups of its own."""
+        rate = self.args.value_learning_rate
+        made = super().create_optimizer(model)
+        if rate is None or getattr(self, "_split", False):
+            return made
+        self._split = True
+        values = {id(parameter) for parameter in self.cast.value_parameters}
+        for group in list(made.param_groups):
+            own = [parameter for parameter in group["params"] if id(parameter) in values]
+            if own:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in values]
+                made.add_param_group({**group, "params": own, "lr": rate})
+        return made
+
+    def _after_check(self) -> None:
+        """From here on log-probabilities are those of the distribution that is sampled from."""
+        temperature = self.args.temperature
+        if temperature == 1.0:
+            return
+        for engine in {self.engine, getattr(self.reference, "engine", self.engine)}:
+            transform = getattr(engine, "transform", None)
+            if transform is None or transform.softcap is not None:
+                raise ConfigError(
+                    f"temperature={temperature}: this model's log-probabilities cannot be scaled (its logits are "
+                    "capped, or only the naive engine serves it). Use temperature=1."
+                )
+            engine.transform = LogitTransform(scale=transform.scale / temperature)
+
+    # --- a round ---
+
+    def _plan_round(self, args: Any, step: int) -> None:
+        self.prompts_per_round = step * args.num_mini_batches
+        self.steps_per_round = args.num_ppo_epochs * args.num_mini_batches
+
+    def make_steps(self, rollouts: Sequence[Rollout], round_number: int) -> list[list[TokenizedGroup]]:
+        args = self.args
+        rated = self._rate(rollouts)
+        kept = [place for place in range(len(rollouts)) if self._fit(rated, place)]
+        self._window.add({"objective/filtered": 1 - len(kept) / len(rollouts)})
+        known = [spread for spread in rated.spread if spread is not None]
+        if known:
+            self._window.add({"objective/scores_disagreement": sum(known) / len(known)})
+        if not kept:
+            return []
+        groups = [rollouts[place].group for place in kept]
+        logps, reference, values = self._measured(groups)
+        shaped = make_experience(
+            groups,
+            logps=logps,
+            reference=reference,
+            values=values,
+            scores=[float(rated.scores[place] or 0.0) for place in kept],
+            finished=[rollouts[place].finished for place in kept],
+            shaping=self._shaping(),
+            moments=self._moments,
+        )
+        self._moments = shaped.moments
+        self._window.add(shaped.figures, weight=len(kept))
+        self.penalty.update(shaped.kl, len(kept))
+        self._experience = {id(one.group): one for one in shaped.experience}
+        self.step_has_weight = any(bool(one.advantages.any()) for one in shaped.experience)
+        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + round_number)
+        steps = mini_batches(
+            shaped.experience, epochs=args.num_ppo_epochs, parts=args.num_mini_batches, generator=generator
+        )
+        return [[one.group for one in step] for step in steps]
+
+    def _shaping(self) -> Shaping:
+        args = self.args
+        names = [name for name in Shaping.__dataclass_fields__ if name != "kl_coef"]
+        return Shaping(kl_coef=self.penalty.coefficient, **{name: getattr(args, name) for name in names})
+
+    def _fit(self, rated: Scores, place: int) -> bool:
+        score, spread = rated.scores[place], rated.spread[place]
+        if score is None:
+            return False
+        if self.args.score_threshold is not None and score < self.args.score_threshold:
+            return False
+        return self.args.max_disagreement is None or spread is None or spread <= self.args.max_disagreement
+
+    def _rate(self, rollouts: Sequence[Rollout]) -> Scores:
+        """Scores of a round; those of a reward on the policy's own base from the tokens as they were written."""
+        if self.cast.reward is None:
+            return self.score(rollouts)
+        reward = self.cast.reward
+
+        def rate(part: PackedBatch) -> list[Tensor]:
+            with reward.acting():
+                return list(reward.of_completions(part).float().cpu()[:, None])
+
+        scores = [float(score) for score in self._in_parts([rollout.group for rollout in rollouts], rate)]
+        return Scores(list(scores), [None] * len(scores))
+
+    def _measured(self, groups: Sequence[TokenizedGroup]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Log-probabilities of policy and reference, and values, of every token of every answer."""
+        value: Scalar = self.cast.value
+
+        def of_policy(part: PackedBatch) -> list[Tensor]:
+            return _by_answer(self.engine(self.model, part).token_logps_T, part)
+
+        def of_reference(part: PackedBatch) -> list[Tensor]:
+            return _by_answer(self.reference.score(self.model, part, self.engine), part)
+
+        def of_value(part: PackedBatch) -> list[Tensor]:
+            with value.acting():
+                return _by_answer(value.of_tokens(part), part)
+
+        return self._in_parts(groups, of_policy), self._in_parts(groups, of_reference), self._in_parts(groups, of_value)
+
+    def _in_parts(
+        self, groups: Sequence[TokenizedGroup], measure: Callable[[PackedBatch], list[Tensor]]
+    ) -> list[Tensor]:
+        """One flat tensor per group on the CPU, computed without gradients within the limits of memory."""
+        from preftune.logps import pack
+
+        def score(part: Sequence[TokenizedGroup]) -> Sequence[Tensor]:
+            with inference(self.cast.trained), self.autocast():
+                return measure(pack(part).to(self.args.device))
+
+        return [answer for (answer,) in score_in_parts(self, groups, score, work="evaluation")]
+
+    # --- a step ---
+
+    def compute_part(self, part: PackedBatch, step: FreshStep) -> tuple[Tensor, Mapping[str, Tensor], Tensor]:
+        found = backward_part(
+            self.model,
+            self.engine,
+            self.cast.value,
+            part,
+            [self._experience[id(group)] for group in part.groups],
+            step_tokens=sum(len(group.completions[0]) for group in step.groups),
+            clips=Clips(self.args.cliprange, self.args.cliprange_value, self.args.vf_coef),
+            backward=self.accelerator.backward,
+            autocast=self.autocast,
+        )
+        return found.loss, found.sums, found.tokens
+
+    def _figures(self, means: dict[str, float]) -> dict[str, float]:
+        square = means.pop("val/ratio_square", None)
+        if square is not None:
+            means["val/ratio_var"] = max(0.0, square - means["val/ratio"] ** 2)
+        return means
+
+    # --- saving ---
+
+    def _state(self) -> dict[str, Any]:
+        return {"kl_coef": self.penalty.coefficient, "moments": list(self._moments)}
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self.penalty.coefficient = state["kl_coef"]
+        self._moments = Moments(*state["moments"])
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """The policy alone, as every other trainer saves it: whoever loads it needs no value function."""
+        with kept_off_disk(self.model):
+            super()._save(output_dir, state_dict)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        save_file({name: p.detach().cpu().contiguous() for name, p in self.cast.value_state()}, folder / _VALUE_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        wanted = [(parameter, parameter.requires_grad) for parameter in self.cast.trained.parameters()]
+        with kept_off_disk(self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for parameter, flag in wanted:
+            parameter.requires_grad_(flag)
+        file = Path(resume_from_checkpoint) / _VALUE_FILE
+        if not file.is_file():
+            raise ConfigError(
+                f"{resume_from_checkpoint} holds no value function ({_VALUE_FILE}), so it is no checkpoint of PPO. "
+                "Name one of this run, or start without resume_from_checkpoint."
+            )
+        saved = load_file(file)
+        with torch.no_grad():
+            for name, parameter in self.cast.value_state():
+                parameter.copy_(saved[name])
+
+
+def _by_answer(flat_T: Tensor, part: PackedBatch) -> list[Tensor]:
+    return list(flat_T.float().cpu().split([len(group.completions[0]) for group in part.groups]))

@@ -1,0 +1,89 @@
+"""What rates an answer, by name and as an ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preftune.errors import RequestError
+from preftune.evaluation.prompts import Prompt
+from preftune.training.online.rollout import Rollout
+from preftune.training.online.scoring import MarkingScorer, Score, as_spec, combined, open_score, read_mark
+from saved_reward import save_reward
+from tiny import save_tiny
+
+
+def rollout(text: str, *, prompt: str = "why?", **kept: Any) -> Rollout:
+    return Rollout(Prompt("1", prompt, "k", {}, kept), (5, 6), (7, 2), text, True, 0)
+
+
+def test_an_ensemble_is_its_mean_its_least_or_its_mean_less_the_deviation() -> None:
+    members = [[1.0, 4.0, None], [3.0, 4.0, 1.0]]
+    assert combined(members, "mean").scores == [2.0, 4.0, None]
+    assert combined(members, "min").scores == [1.0, 4.0, None]
+    assert combined(members, "mean-std").scores == [1.0, 4.0, None]
+    assert combined(members, "mean").spread == [1.0, 0.0, None]
+    assert combined(members[:1], "mean").spread == [None, None, None], "a single one cannot disagree with itself"
+
+
+def test_rules_read_the_other_columns_of_the_row() -> None:
+    def has_key(prompt: Any, answer: str, row: Any) -> float:
+        return float(row["key"] in answer)
+
+    scores = Score([has_key])([rollout("say yes", key="yes"), rollout("say no", key="yes")])
+    assert scores.scores == [1.0, 0.0]
+    with pytest.raises(RequestError, match="finite number"):
+        Score([lambda prompt, answer, row: float("nan")])([rollout("x")])
+
+
+def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_rules.py").write_text(
+        "def short(prompt, answer, row):\n    return -len(answer)\n\ndef compare(prompt, a, b, row):\n    return 'a'\n"
+    )
+    assert as_spec("some/model") == "reward:some/model"
+    assert as_spec("openai:m@http://x") == "openai:m@http://x"
+    reward = save_reward(tmp_path / "reward", save_tiny(tmp_path / "base"))
+    with ExitStack() as opened:
+        assert open_score(["rule:my_rules:short"], opened)([rollout("four")]).scores == [-4.0]
+        both = open_score([reward, "rule:my_rules:short"], opened, ensemble="min")
+        found = both([rollout("four"), rollout("x")])
+        assert found.scores == [-4.0, -1.0] or all(score is not None for score in found.scores)
+        assert both.name.startswith("reward:")
+        with pytest.raises(RequestError, match="compares two answers"):
+            open_score(["rule:my_rules:compare"], opened)
+
+
+class Marks:
+    """An asker that answers from a list."""
+
+    name = "openai:m@http://x"
+    cache_key = "m"
+
+    def __init__(self, replies: Sequence[str]) -> None:
+        self._replies = replies
+        self.asked: list[Any] = []
+
+    def ask_all(self, questions: Sequence[Any], *, read: Any, **_: Any) -> list[Any]:
+        self.asked += questions
+        return [read(reply) for reply in self._replies]
+
+
+def test_a_chat_model_gives_marks() -> None:
+    asker = Marks(["7", "Mark: 8.5", "none", "42"])
+    scorer = MarkingScorer(asker, criteria="Short is good.")  # type: ignore[arg-type]
+    found = Score([scorer])([rollout(text) for text in ("a", "b", "c", "d")])
+    assert found.scores == [7.0, 8.5, None, None]
+    question = asker.asked[1][0]["content"]
+    assert "Short is good." in question
+    assert "why?" in question
+    assert "[Answer]\nb" in question
+
+
+@pytest.mark.parametrize(("reply", "mark"), [("10", 10.0), ("I give it a 3.", 3.0), ("0", None), ("", None)])
+def test_marks_are_read(reply: str, mark: float | None) -> None:
+    assert read_mark(reply) == mark

@@ -1,0 +1,107 @@
+"""The guard of a run on fresh answers: what it sees beside the first round, what it says, and what it does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from preftune.evaluation.prompts import Prompt
+from preftune.training.guard.alarms import NOTE
+from preftune.training.online.rollout import Rollout
+from preftune.training.online.watch import RoundFigures, figures_of, round_alarms
+from tests.training.ppo.ppo_runs import trainer
+
+HEALTHY = RoundFigures(answers=32, repeats=0.0, empty=0.0, finished=0.9, length=20.0, alike=0.1)
+LOGS = {"objective/kl_per_token": 0.05, "policy/clipfrac_avg": 0.1, "policy/entropy_avg": 1.5}
+
+
+def rollout(number: int, text: str, *, finished: bool = True) -> Rollout:
+    return Rollout(
+        Prompt(str(number), f"q{number}?", str(number)), (5,), tuple(range(len(text))), text, finished, number
+    )
+
+
+def names(now: RoundFigures, **logs: float) -> list[str]:
+    return [alarm.name for alarm in round_alarms(HEALTHY, now, {**LOGS, **logs}, LOGS, 7)]
+
+
+def test_a_healthy_round_raises_nothing() -> None:
+    assert names(HEALTHY) == []
+    assert names(HEALTHY._replace(length=30.0, finished=0.7, alike=0.3, repeats=0.1)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("repetition", {"repeats": 0.3}),
+        ("empty-answers", {"empty": 0.5}),
+        ("answers-alike", {"alike": 0.6}),
+        ("missing-end", {"finished": 0.4}),
+        ("length", {"length": 45.0}),
+        ("length", {"length": 9.0}),
+    ],
+)
+def test_answers_that_go_wrong(name: str, change: dict[str, float]) -> None:
+    assert names(HEALTHY._replace(**change)) == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "figure", "value"),
+    [
+        ("far-from-reference", "objective/kl_per_token", 0.8),
+        ("clipped", "policy/clipfrac_avg", 0.6),
+        ("entropy-collapse", "policy/entropy_avg", 0.01),
+    ],
+)
+def test_figures_that_go_wrong(name: str, figure: str, value: float) -> None:
+    assert names(HEALTHY, **{figure: value}) == [name]
+
+
+def test_an_alarm_says_what_was_seen_why_and_what_to_change() -> None:
+    (alarm,) = round_alarms(HEALTHY, HEALTHY._replace(repeats=0.5), LOGS, LOGS, 7)
+    assert alarm.sentence().startswith("50% of the answers repeat themselves; at first 0% did. ")
+    assert "kl_coef" in alarm.remedy
+    (note,) = round_alarms(HEALTHY, HEALTHY._replace(length=90.0), LOGS, LOGS, 7)
+    assert note.level == NOTE
+    assert "missing_eos_penalty" in note.remedy
+
+
+def test_what_is_seen_of_a_round() -> None:
+    loop = "the cat and the hat " * 12
+    found = figures_of([rollout(0, loop), rollout(1, loop), rollout(2, "A short and sound answer.", finished=False)])
+    assert found.repeats == pytest.approx(2 / 3)
+    assert found.finished == pytest.approx(2 / 3)
+    assert found.alike > 0
+    assert figures_of([rollout(0, ""), rollout(1, "x")]).empty == 0.5
+
+
+@pytest.mark.parametrize("mode", ["warn", "stop", "rollback"])
+def test_a_run_that_goes_wrong(tmp_path: Path, mode: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A learning rate far too high for the clip: the guard says so, ends the run, or puts the weights back."""
+    options = {"learning_rate": 0.5, "num_ppo_epochs": 4, "kl_coef": 0.0, "lr_scheduler_type": "constant"}
+    run = trainer(tmp_path, guard=mode, max_steps=24, **options)
+    run.train()
+    alarms = [json.loads(line) for line in (tmp_path / "guard.jsonl").read_text().splitlines()]
+    assert alarms
+    assert alarms[0]["action"] in (mode, "warn")
+    facts = json.loads((tmp_path / "run.json").read_text())["guard"]
+    assert facts["mode"] == mode
+    assert set(facts["alarms"]) == {alarm["name"] for alarm in alarms}
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert {"step", "id", "prompt", "policy"} <= set(samples[0])
+    assert f"guard, step {alarms[0]['step']}:" in caplog.text
+    if mode == "warn":
+        assert run.state.global_step == 24
+        return
+    assert run.state.global_step < 24
+    if mode == "rollback":
+        kept = facts["rolled_back_to"]
+        assert 0 < kept < alarms[0]["step"]
+        shorter = trainer(tmp_path / "shorter", max_steps=kept, **options)
+        shorter.train()
+        now = dict(run.cast.trained.named_parameters())
+        for name, expected in shorter.cast.trained.named_parameters():
+            assert torch.equal(now[name], expected), name

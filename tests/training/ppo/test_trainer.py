@@ -1,0 +1,312 @@
+"""Runs of `PPOTrainer` on tiny models: what is logged, saved, resumed, held in memory, and whether it learns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+
+from preftune.errors import ConfigError, DatasetError, ModelError, RequestError
+from preftune.models import load_model
+from preftune.models.roles import REWARD, VALUE
+from preftune.training.ppo import PPOConfig, PPOTrainer
+from saved_reward import save_reward
+from tiny import save_tiny, tiny_model, tiny_tokenizer
+
+from .ppo_runs import PROMPTS, config, letters_and_noise, logged, lora, trainer
+
+
+def adapter(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if ".default." in name}
+
+
+def test_the_ratio_begins_at_1(tmp_path: Path) -> None:
+    """The first mini-batch of the first epoch sees the policy that wrote it, to rounding; later ones do not."""
+    trainer(tmp_path, logging_steps=1, num_ppo_epochs=2).train()
+    first, second, *_ = logged(tmp_path)
+    assert first["val/ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert first["val/ratio_var"] == pytest.approx(0.0, abs=1e-6)
+    assert first["policy/clipfrac_avg"] == 0.0
+    assert first["objective/kl"] == pytest.approx(0.0, abs=1e-5), "policy and reference begin as one"
+    assert abs(second["val/ratio"] - 1) > 1e-4
+
+
+def test_what_is_logged_and_written(tmp_path: Path) -> None:
+    run = trainer(tmp_path, missing_eos_penalty=0.5, kl_target=1.0)
+    run.train()
+    run.save_model()
+    lines = logged(tmp_path)
+    assert len(lines) == 2, "once per round"
+    expected = """loss grad_norm objective/kl objective/entropy objective/non_score_reward objective/rlhf_reward
+        objective/scores objective/kl_coef policy/approxkl_avg policy/clipfrac_avg policy/entropy_avg loss/policy_avg
+        loss/value_avg val/clipfrac_avg val/ratio val/ratio_var val/var_explained val/num_eos_tokens
+        completions/mean_length completions/eos_share episode""".split()
+    assert set(expected) <= set(lines[-1])
+    assert lines[-1]["episode"] == 8
+    assert 1 <= lines[-1]["completions/mean_length"] <= 6
+    facts = json.loads((tmp_path / "run.json").read_text())
+    assert (facts["method"], facts["outcome"], facts["episodes"]) == ("ppo", "finished", 8)
+    assert facts["reference"]["source"] == "the same model with its adapter switched off"
+    assert facts["self_check"]["engine_error"] < 1e-4
+    card = (tmp_path / "README.md").read_text()
+    assert "proximal policy optimisation" in card
+    assert "| rated by | letters_and_noise |" in card
+    assert not list(tmp_path.glob(f"*{VALUE}*")), "the value function is no part of the aligned model"
+    loaded = load_model(str(tmp_path), base_model=save_tiny(tmp_path / "base"))
+    theirs = {name: p for name, p in loaded.named_parameters() if "lora_" in name}
+    for name, mine in adapter(run).items():
+        assert torch.equal(theirs[name], mine), name
+
+
+def test_a_step_in_parts_is_the_same_step(tmp_path: Path) -> None:
+    whole, parts = trainer(tmp_path / "a"), trainer(tmp_path / "b", max_tokens_per_batch=10)
+    accumulated = trainer(tmp_path / "c", per_device_train_batch_size=1, gradient_accumulation_steps=2)
+    for one in (whole, parts, accumulated):
+        one.train()
+    for name, expected in adapter(whole).items():
+        torch.testing.assert_close(adapter(parts)[name], expected, rtol=1e-3, atol=2e-5)
+        assert torch.equal(adapter(accumulated)[name], expected), name
+
+
+def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
+    """A checkpoint that is due within a round is written at its end; sampling, penalty and value function go on."""
+    options = {"max_steps": 6, "kl_target": 0.5, "kl_horizon": 20, "normalize_rewards": True}
+    through = trainer(tmp_path / "through", **options)
+    through.train()
+    options |= {"save_strategy": "steps", "save_steps": 3}
+    trainer(tmp_path / "resumed", **options).train()
+    names = sorted(folder.name for folder in (tmp_path / "resumed").glob("checkpoint-*"))
+    assert names == ["checkpoint-4", "checkpoint-6"], "3 lies within a round of two steps"
+    assert not list((tmp_path / "resumed/checkpoint-4").glob(f"*{VALUE}*"))
+    again = trainer(tmp_path / "resumed", **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "resumed" / "checkpoint-4"))
+    for name, expected in adapter(through).items():
+        assert torch.equal(adapter(again)[name], expected), name
+    for (name, mine), (_, expected) in zip(again.cast.value_state(), through.cast.value_state(), strict=True):
+        assert torch.equal(mine, expected), name
+    assert again.penalty.coefficient == through.penalty.coefficient != 0.05
+    timed = ("time", "memory/peak_gb")
+    kept = [{k: v for k, v in line.items() if k not in timed} for line in logged(tmp_path / "resumed")]
+    assert kept == [{k: v for k, v in line.items() if k not in timed} for line in logged(tmp_path / "through")]
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+    run = trainer(tmp_path, save_strategy="steps", save_steps=2)
+    run.train()
+    (tmp_path / "checkpoint-4/value.safetensors").unlink()
+    with pytest.raises(ConfigError, match="holds no value function"):
+        trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+def test_one_base_plays_every_role(tmp_path: Path) -> None:
+    """Policy, value and reward are adapters on it, the reference is the adapters off; all of it trains and is saved."""
+    base = save_tiny(tmp_path / "base")
+    saved = save_reward(tmp_path / "reward", base)
+    run = trainer(tmp_path / "run", base, reward=None, reward_model=[saved], max_new_tokens=8)
+    parameters = dict(run.cast.trained.named_parameters())
+    alone = sum(p.numel() for p in tiny_model().parameters())
+    apart = sum(p.numel() for name, p in parameters.items() if "lora_" not in name and "value_head" not in name)
+    assert apart == alone, "the base is there once"
+    frozen = {name: p.clone() for name, p in parameters.items() if REWARD in name}
+    start = {name: p.clone() for name, p in parameters.items() if VALUE in name}
+    assert any(p.any() for name, p in start.items() if "lora_B" in name), "the value begins as the reward"
+    run.train()
+    assert all(torch.equal(parameters[name], before) for name, before in frozen.items())
+    assert any(not torch.equal(parameters[name], before) for name, before in start.items())
+    assert abs(logged(tmp_path / "run")[0]["objective/scores"]) > 1e-3
+
+
+def test_models_of_their_own(tmp_path: Path) -> None:
+    """All weights are trained: the reference is a frozen copy, the value a copy of the policy, told in the log."""
+    run = trainer(tmp_path, peft_config=None, learning_rate=1e-3)
+    received = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    assert run.reference.description == "a frozen copy of what trains, as received"
+    run.train()
+    assert logged(tmp_path)[-1]["objective/kl"] != 0
+    from preftune.reference.sources import FrozenCopy
+
+    assert isinstance(run.reference, FrozenCopy)
+    with run.reference._put_back(run.model):
+        assert all(torch.equal(p, received[name]) for name, p in run.model.named_parameters())
+    named = trainer(
+        tmp_path / "named",
+        value_model=save_tiny(tmp_path / "value", seed=4),
+        ref_model=tiny_model(),
+        reward=[letters_and_noise, letters_and_noise],
+        reward_ensemble="mean-std",
+    )
+    named.train()
+    assert named.reference.description == "the ref_model that was passed"
+    assert logged(tmp_path / "named")[0]["objective/scores_disagreement"] == 0.0
+
+
+def test_a_policy_that_arrives_with_a_trained_adapter(tmp_path: Path) -> None:
+    """As supervised fine-tuning leaves it: the reference is that adapter, not the base beneath it."""
+    torch.manual_seed(0)
+    model = get_peft_model(tiny_model(), lora(task_type="CAUSAL_LM"))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape)
+    run = trainer(tmp_path, model, peft_config=None)
+    assert run.reference.description == "a frozen copy of what trains, as received"
+    run.train()
+    first, last = logged(tmp_path)
+    assert first["objective/kl"] == pytest.approx(0.0, abs=1e-4)
+    assert abs(last["objective/kl"]) > 1e-3
+
+
+def test_an_adapter_under_another_name_is_refused(tmp_path: Path) -> None:
+    model = get_peft_model(tiny_model(), lora(task_type="CAUSAL_LM"), adapter_name="mine")
+    with pytest.raises(ModelError, match="the policy's adapter is 'mine' \\(LORA\\)"):
+        trainer(tmp_path, model, peft_config=None)
+
+
+def test_half_precision(tmp_path: Path) -> None:
+    """Under autocast the ratio begins at 1 as far as bfloat16 resolves; what trains stays float32."""
+    run = trainer(tmp_path, bf16=True, logging_steps=1)
+    run.train()
+    assert logged(tmp_path)[0]["val/ratio"] == pytest.approx(1.0, abs=0.05)
+    assert {p.dtype for p in run.cast.trained.parameters() if p.requires_grad} == {torch.float32}
+
+
+def small_letters(prompt: Any, answer: str, row: Any) -> float:
+    """The share of eight places that hold a small letter."""
+    return sum(letter.isascii() and letter.islower() for letter in answer) / 8
+
+
+def test_a_rule_is_learnt(tmp_path: Path) -> None:
+    """A random model writes a tenth of small letters; a dozen rounds later several times as many."""
+    run = trainer(
+        tmp_path,
+        reward=small_letters,
+        peft_config=None,
+        max_steps=96,
+        per_device_train_batch_size=16,
+        num_ppo_epochs=4,
+        max_new_tokens=8,
+        generation_batch_size=64,
+        learning_rate=3e-3,
+        kl_coef=0.0,
+        cliprange_value=None,
+    )
+    run.train()
+    scores = [line["objective/scores"] for line in logged(tmp_path)]
+    assert scores[0] < 0.2
+    assert sum(scores[-3:]) / 3 > 2.5 * scores[0]
+
+
+def test_sampling_cuts_nothing_off(tmp_path: Path) -> None:
+    """The model's own generation config asks for top-k 1 and a penalty; rollouts come from the plain distribution."""
+    model = tiny_model()
+    model.generation_config.top_k, model.generation_config.repetition_penalty = 1, 5.0
+    run = trainer(tmp_path, model, temperature=1.0, max_new_tokens=1)
+    ids = run.prompts.token_ids[0]
+    count = 400
+    found = run.sampler(run.model, [run.prompts.prompts[0]] * count, [ids] * count, first=0)
+    with torch.no_grad():
+        logits = run.model(input_ids=torch.tensor([list(ids)])).logits[0, -1].double()
+    firsts = torch.tensor([one.response_ids[0] for one in found])
+    assert len(set(firsts.tolist())) > 50
+    surprise = -logits.log_softmax(-1)[firsts].mean()
+    entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum()
+    assert float(surprise) == pytest.approx(float(entropy), abs=0.1)
+    again = run.sampler(run.model, [run.prompts.prompts[0]], [ids], first=7)
+    assert again[0].response_ids == found[7].response_ids, "the number of an answer decides its draw, not the batch"
+
+
+def test_at_another_temperature_the_ratio_still_begins_at_1(tmp_path: Path) -> None:
+    run = trainer(tmp_path, temperature=0.7, logging_steps=1)
+    run.train()
+    first = logged(tmp_path)[0]
+    assert first["val/ratio"] == pytest.approx(1.0, abs=1e-5)
+    other = trainer(tmp_path / "c", temperature=0.7, ref_model=tiny_model())
+    other.train()
+    assert logged(tmp_path / "c")[0]["objective/kl"] == pytest.approx(0.0, abs=1e-4), "the reference is scaled alike"
+    capped = tiny_model("gemma2")
+    with pytest.raises(ConfigError, match="cannot be scaled"):
+        trainer(tmp_path / "b", capped, temperature=0.7).train()
+
+
+def test_filtered_answers_are_not_trained_on(tmp_path: Path) -> None:
+    def by_number(prompt: Any, answer: str, row: Any) -> float | None:
+        return None if "t" in str(prompt) else float(len(str(prompt)))
+
+    run = trainer(tmp_path, reward=by_number, score_threshold=6.0, data=PROMPTS)
+    run.train()
+    shares = [line["objective/filtered"] for line in logged(tmp_path)]
+    assert 0 < max(shares) < 1
+    with pytest.raises(RequestError, match="none of the answers"):
+        trainer(tmp_path / "b", score_threshold=100.0).train()
+
+
+def test_two_things_cannot_rate(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="one thing must rate"):
+        trainer(tmp_path, reward=None)
+    with pytest.raises(ConfigError, match="one thing must rate"):
+        trainer(tmp_path, reward_model=["x"])
+    with pytest.raises(ConfigError, match="needs a reward model that is an adapter"):
+        trainer(tmp_path, value_init="reward")
+    with pytest.raises(DatasetError, match="none of the 8 prompts"):
+        trainer(tmp_path, max_prompt_length=1)
+    with pytest.raises(ConfigError, match="PPOConfig"):
+        PPOTrainer(tiny_model(), object(), PROMPTS, reward=letters_and_noise)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gamma": 1.5}, "gamma=1.5 must lie"),
+        ({"cliprange": 0}, "cliprange=0"),
+        ({"kl_estimator": "k2"}, "k1, k3"),
+        ({"num_ppo_epochs": 0}, "num_ppo_epochs=0"),
+        ({"temperature": 0}, "temperature=0"),
+        ({"missing_eos_penalty": -1.0}, "subtracted"),
+        ({"kl_coef": 0, "kl_target": 6}, "stays 0"),
+        ({"max_disagreement": 1.0}, "needs an ensemble"),
+        ({"value_model": "x", "value_init": "reward"}, "Leave one out"),
+        ({"eval_strategy": "steps"}, "not honoured where answers are sampled"),
+        ({"load_best_model_at_end": True}, "not honoured"),
+        ({"torch_compile": True}, "not honoured where answers"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"reward_ensemble": "max"}, "mean, min, mean-std"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0"),
+        ({"engine": "naive", "temperature": 0.7}, "naive engine"),
+        ({"neftune_noise_alpha": 5}, "not honoured"),
+    ],
+)
+def test_impossible_options_are_named(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(tmp_path, **options)
+
+
+def test_the_plan(tmp_path: Path) -> None:
+    """Eight prompts, rounds of four answers, two steps each."""
+    assert trainer(tmp_path, max_steps=-1).args.max_steps == 4
+    assert trainer(tmp_path, max_steps=-1, num_train_epochs=3).args.max_steps == 12
+    assert trainer(tmp_path, max_steps=-1, total_episodes=20, num_ppo_epochs=4).args.max_steps == 5 * 8
+    with pytest.raises(ConfigError, match="max_steps and total_episodes"):
+        trainer(tmp_path, max_steps=3, total_episodes=20)
+    plain = PPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    assert (plain.learning_rate, plain.logging_steps) == (None, 16)
+    full = PPOTrainer(tiny_model(), plain, PROMPTS, reward=letters_and_noise, processing_class=tiny_tokenizer())
+    assert full.args.learning_rate == 3e-6
+    part = PPOTrainer(
+        tiny_model(), plain, PROMPTS, reward=letters_and_noise, processing_class=tiny_tokenizer(), peft_config=lora()
+    )
+    assert part.args.max_steps == full.args.max_steps, "a configuration serves two trainers"
+    assert part.args.learning_rate == 3e-5
+
+
+def test_the_value_may_learn_faster(tmp_path: Path) -> None:
+    run = trainer(tmp_path, value_learning_rate=0.5)
+    rates = {}
+    names = {id(p): name for name, p in run.cast.trained.named_parameters()}
+    for group in run.create_optimizer().param_groups:
+        rates |= {names[id(p)]: group["lr"] for p in group["params"]}
+    assert {rate for name, rate in rates.items() if VALUE in name or "value_head" in name} == {0.5}
+    assert {rate for name, rate in rates.items() if ".default." in name} == {1e-2}
+    assert len(rates) == sum(p.requires_grad for p in run.cast.trained.parameters())
