@@ -32,7 +32,7 @@ demo: $(STAMP)
 	$(BIN)/preftune demo --output runs/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -38,6 +38,8 @@ class Audit:
     """Name of a finding -> its example rows with their texts, cut to 2,000 characters each."""
     seconds: float
     cut_rows: tuple[CutRow, ...] = field(default=(), repr=False)
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    """When, in UTC: the same in every form of this audit."""
 
     @property
     def rows(self) -> int:
@@ -52,7 +54,7 @@ class Audit:
         return {
             "format": FORMAT,
             "preftune": __version__,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": self.created,
             "data": self.name,
             "rows": self.rows,
             "pairs": self.pairs,

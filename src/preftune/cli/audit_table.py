@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,7 +31,8 @@ def show(result: Audit, written: Sequence[Path]) -> None:
     from rich.console import Console
 
     terminal = sys.stdout.isatty()
-    console = Console(highlight=False, markup=False, soft_wrap=not terminal)
+    width = shutil.get_terminal_size().columns if terminal else None
+    console = Console(highlight=False, markup=False, soft_wrap=not terminal, width=width)
     for line in _head(result):
         console.print(line)
     if result.findings:
