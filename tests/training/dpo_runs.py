@@ -15,7 +15,7 @@ from preftune.reference import inference
 from tiny import rows, tiny_model, tiny_tokenizer
 
 LN2 = 0.6931471805599453
-TIMED = ("time", "_per_second", "_runtime", "useful_tflops", "total_flos")
+TIMED = ("time", "_per_second", "_runtime", "useful_tflops", "total_flos", "memory/peak_gb")
 
 
 def config(folder: Path, **options: Any) -> DPOConfig:
@@ -85,7 +85,7 @@ def logged(run: DPOTrainer, name: str = "loss") -> list[float]:
 
 
 def untimed(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Log records without what a clock decides."""
+    """Log records without what the clock and the process decide."""
     return [{k: v for k, v in record.items() if not any(part in k for part in TIMED)} for record in records]
 
 

@@ -75,7 +75,7 @@ def prepare_model(
             "(--use_peft), which trains an adapter on top of it."
         )
     if args.disable_dropout:
-        _dropout_off(model)
+        dropout_off(model)
     return model
 
 
@@ -284,7 +284,7 @@ def is_quantized(model: nn.Module) -> bool:
     return bool(getattr(model, "is_quantized", False) or getattr(model, "is_loaded_in_4bit", False))
 
 
-def _dropout_off(model: nn.Module) -> None:
+def dropout_off(model: nn.Module) -> None:
     """No dropout anywhere; LoRA's is announced, because the user asked for it."""
     rates = {float(c.lora_dropout) for c in getattr(model, "peft_config", {}).values() if getattr(c, "lora_dropout", 0)}
     for module in model.modules():

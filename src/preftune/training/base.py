@@ -29,6 +29,7 @@ from preftune.training.arguments import (
 )
 from preftune.training.batches import BATCH, check_one_batch, collate
 from preftune.training.evaluating import EvaluatedTrainer
+from preftune.training.limits import Limits
 from preftune.training.metrics import MetricWindow, WorkCounter, peak_memory
 from preftune.training.micro_batches import cost_of, token_budget
 from preftune.training.optimizer_step import non_finite, whole_step
@@ -111,11 +112,13 @@ class PackedTrainer(EvaluatedTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
         self._work = WorkCounter(self.model, trains_everything=self.full, unit=self.unit)
+        self.limits = Limits(self)
         self.placed()
         self._record = RunRecord(args.output_dir, facts_of(self))
         self.add_callback(self._record)
         self.add_callback(TrackedFacts(self, lambda: self._record.facts))
         self.add_callback(FirstStepCallback(self))
+        self.add_callback(self.limits)
         self.watch(train_dataset, eval_dataset)
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(list(self._tag_names))
@@ -188,7 +191,8 @@ class PackedTrainer(EvaluatedTrainer):
         if self.is_world_process_zero():
             self._record.begin(resumed_step=step_of(folder))
             write_json(Path(self.args.output_dir) / "audit.json", self._audit())
-        try:
+        self.limits.begin()
+        with self._record.ended(self):
             if not self._policy_changed:
                 self.before_first_step(resumed=folder is not None)
             if self.guard is not None:
@@ -197,13 +201,7 @@ class PackedTrainer(EvaluatedTrainer):
             self._work.reset()
             with memory.explained(self):
                 result = super().train(resume_from_checkpoint=str(folder) if folder else None, **kwargs)
-        except KeyboardInterrupt:
-            self._end("interrupted")
-            raise
-        except BaseException as error:
-            self._end("failed", error=f"{type(error).__name__}: {error}")
-            raise
-        self._end("finished", result=result.metrics)
+        self._record.end(self, "finished", self.limits.spent(), result=result.metrics)
         return result._replace(training_loss=result.metrics["train_loss"])
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -222,6 +220,7 @@ class PackedTrainer(EvaluatedTrainer):
 
         with self.counted(batches):
             loss, metrics = whole_step(self, policy, batches, compute)
+        self.limits.count(sum(group.tokens for batch in batches for group in batch.groups))
         if self.guard is not None:
             metrics = self.guard.count(loss, metrics, batches)
         self._window.add(metrics)
@@ -298,6 +297,7 @@ class PackedTrainer(EvaluatedTrainer):
             "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
             "step_limit": self.step_limit.fell_to,
+            "spent": self.limits.state(),
         }
         checkpoint.save_state(folder, content, rank=self.args.process_index)
 
@@ -308,6 +308,7 @@ class PackedTrainer(EvaluatedTrainer):
         self._total_loss_scalar, self._sums_carried_over = state["total_loss"], True
         self._globalstep_last_logged = state["last_logged"]
         self.step_limit.resume(state.get("step_limit"))
+        self.limits.restore(state.get("spent"))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """README.md of the output directory: what was trained, on what, with which measured result."""
@@ -348,7 +349,3 @@ class PackedTrainer(EvaluatedTrainer):
 
     def _audit(self) -> dict[str, Any]:
         return {role: report.to_json() for role, report in self.reports.items()}
-
-    def _end(self, outcome: str, **more: Any) -> None:
-        if self.is_world_process_zero():
-            self._record.end(outcome, steps=self.state.global_step, **more)

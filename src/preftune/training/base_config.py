@@ -75,6 +75,10 @@ class PackedConfig(TrainingArguments):
         None, "Stop when the evaluation metric has not improved for so many evaluations."
     )
     early_stopping_threshold: float = option(0.0, "How much better counts as an improvement.")
+    max_seconds: float | None = option(None, "End the run after the step in which it has trained for so many seconds.")
+    max_train_tokens: int | None = option(
+        None, "End the run after the step in which it has trained on so many tokens (those it sampled count too)."
+    )
 
     # --- fields of TRL's that preftune refuses unless they have no effect (see refused.py) ---
     pad_to_multiple_of: int | str | None = option("auto", "Only auto or unset: preftune never pads.")
@@ -111,7 +115,9 @@ class PackedConfig(TrainingArguments):
         """Raises: ConfigError, naming field and value. Trainers with more fields check theirs here too."""
         if self.learning_rate is not None and not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
             raise ConfigError(f"learning_rate={self.learning_rate} must be a finite number, 0 or above.")
-        self._at_least_1("max_length", "max_tokens_per_batch", "early_stopping_patience")
+        self._at_least_1("max_length", "max_tokens_per_batch", "early_stopping_patience", "max_train_tokens")
+        if self.max_seconds is not None:
+            positive("max_seconds", self.max_seconds, "after so many seconds of training the run ends")
         optimiser = str(getattr(self.optim, "value", self.optim))
         if "lomo" in optimiser or "layerwise" in optimiser:
             raise ConfigError(

@@ -1,53 +1,38 @@
-"""`DPOTrainer`: direct preference optimisation on transformers' Trainer.
+"""`DPOTrainer`: direct preference optimisation on the common base of the trainers.
 
-The loop, callbacks, loggers, accelerate, checkpoints and hub upload are transformers'. What is here: a batch is packed
-groups, the policy is scored by the engine, the reference by `ReferenceScores`, and the loss is a mean over the pairs of
-the whole optimiser step.
+A batch is packed groups, the policy is scored by the engine, the reference by `ReferenceScores`, and the loss is a mean
+over the pairs of the whole optimiser step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import TrainerCallback
 
+from preftune.data import GroupDataset
 from preftune.log import say
 from preftune.losses import LossOutput, get_loss
-from preftune.reference import AsReceived, ReferenceScores, unwrap
+from preftune.reference import AsReceived
 from preftune.training import assemble, checkpoint, memory, model_card
 from preftune.training.advice import say_advice
-from preftune.training.arguments import (
-    check_evaluation,
-    checkpoint_folder,
-    own_config,
-    parts,
-    refuse_arguments,
-    step_of,
-    tokenizer_of,
-    with_early_stopping,
-)
-from preftune.training.batches import BATCH, check_one_batch, collate, shortest
+from preftune.training.arguments import parts
+from preftune.training.base import PackedTrainer
+from preftune.training.batches import shortest
 from preftune.training.config import DPOConfig
-from preftune.training.evaluation_loop import evaluate_pairs
 from preftune.training.guard.attach import attach_guard, opened_for_guard
-from preftune.training.metrics import MetricWindow, WorkCounter, pair_metrics, peak_memory
-from preftune.training.micro_batches import cost_of, token_budget
-from preftune.training.optimizer_step import non_finite, whole_step
+from preftune.training.metrics import PER_PAIR, pair_metrics
 from preftune.training.reference_setup import make_reference, score_everything
-from preftune.training.run_directory import check_writable, write_json
-from preftune.training.run_record import RunRecord, facts_of, reference_facts
-from preftune.training.self_check import FirstStepCallback, check_before_training
-from preftune.training.trackers import TrackedFacts
+from preftune.training.run_record import reference_facts
+from preftune.training.self_check import check_before_training
 from preftune.types import PackedBatch, Sides
 
 
-class DPOTrainer(Trainer):  # type: ignore[misc]
+class DPOTrainer(PackedTrainer):
     """Trains a causal language model on preference pairs.
 
     Args:
@@ -66,8 +51,10 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
         callbacks, optimizers, optimizer_cls_and_kwargs: as in `transformers.Trainer`.
     """
 
-    loss_is_scaled_for_ga = True  # the loss is divided by the pairs of the whole step
     _tag_names = ("preftune", "dpo")
+    method = "dpo"
+    config_class = DPOConfig
+    columns = PER_PAIR
 
     def __init__(
         self,
@@ -87,129 +74,46 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
         quantization_config: Any = None,
         **removed: Any,
     ) -> None:
-        refuse_arguments(removed, data_collator, preprocess_logits_for_metrics)
-        args = own_config(args)
-        check_writable(args.output_dir)
-        assemble.one_device(args)
-        tokenizer = processing_class if processing_class is not None else tokenizer_of(model, args)
-        train_dataset, eval_dataset = opened_for_guard(train_dataset, eval_dataset, args)
-        train_groups, eval_groups, self.reports = assemble.prepare_all_data(
-            train_dataset, eval_dataset, tokenizer, args
-        )
-        check_evaluation(args, eval_groups)
-        check_one_batch(args, len(train_groups))
-        assemble.seed(args)  # decides the adapter's start, which Trainer would seed too late
-        model = assemble.prepare_model(model, args, peft_config=peft_config, quantization_config=quantization_config)
-        self.full = not hasattr(model, "peft_config")
-        assemble.settle_learning_rate(args, full=self.full)
-        self.precision = assemble.settle_precision(model, args)
-        self.engine, self.support = assemble.settle_engine(model, args)
-        assemble.settle_compilation(model, args)
-        self.loss_function = get_loss(args.loss)
-        self.cost, budget = cost_of(self.engine), token_budget(args, args.device)
-        self.step_limit, self.scoring_limit = memory.TokenLimit(budget), memory.TokenLimit(budget)
-        self._window, self._policy_changed = MetricWindow(), False
+        self._asked_reference = ref_model
         super().__init__(
-            model=model,
-            args=args,
-            data_collator=collate,
-            train_dataset=train_groups,
-            eval_dataset=eval_groups,
-            processing_class=tokenizer,
+            model,
+            args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
             compute_metrics=compute_metrics,
-            callbacks=with_early_stopping(callbacks, args),
+            callbacks=callbacks,
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            peft_config=peft_config,
+            quantization_config=quantization_config,
+            removed=removed,
         )
-        self._work = WorkCounter(self.model, trains_everything=self.full)
-        self.reference = self._make_reference(ref_model)
-        self._record = RunRecord(args.output_dir, facts_of(self))
-        self.add_callback(self._record)
-        self.add_callback(TrackedFacts(self, lambda: self._record.facts))
-        self.add_callback(FirstStepCallback(self))
-        self.guard = attach_guard(self, train_dataset, eval_dataset)
-        if hasattr(self.model, "add_model_tags"):
-            self.model.add_model_tags(list(self._tag_names))
-        say_advice(self)
 
-    def create_accelerator_and_postprocess(self) -> None:
-        with assemble.compiled_by_us(self.args):
-            super().create_accelerator_and_postprocess()
+    # --- data and reference ---
 
-    # --- training ---
+    def opened(self, train: Any, held_out: Any, tokenizer: Any, args: Any) -> tuple[Any, Any]:
+        return opened_for_guard(train, held_out, args)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Score what the reference must say beforehand, check the first step, train, and record the outcome.
+    def prepare_data(self, source: Any, tokenizer: Any, args: Any, *, role: str) -> tuple[GroupDataset, Any]:
+        return assemble.prepare_data(source, tokenizer, args, role=role)
 
-        Args:
-            resume_from_checkpoint: a checkpoint folder, or True for the last one in output_dir.
-        """
-        folder = checkpoint_folder(resume_from_checkpoint, self.args.output_dir)
-        state = checkpoint.load_state(folder, rank=self.args.process_index) if folder else None
-        if folder is not None:
-            checkpoint.check_same_reference(state, self.reference.source.fingerprint, folder)
-        if self.is_world_process_zero():
-            self._record.begin(resumed_step=step_of(folder))
-            write_json(Path(self.args.output_dir) / "audit.json", self._audit())
-        try:
-            if not self._policy_changed:
-                self._before_first_step(resumed=folder is not None)
-            if self.guard is not None:
-                self.guard.begin(resumed_step=step_of(folder))
-            self._policy_changed, self._resume_state, self._sums_carried_over = True, state, False
-            self._work.reset()
-            with memory.explained(self):
-                result = super().train(resume_from_checkpoint=str(folder) if folder else None, **kwargs)
-        except KeyboardInterrupt:
-            self._end("interrupted")
-            raise
-        except BaseException as error:
-            self._end("failed", error=f"{type(error).__name__}: {error}")
-            raise
-        self._end("finished", result=result.metrics)
-        return result._replace(training_loss=result.metrics["train_loss"])
+    def placed(self) -> None:
+        self.loss_function = get_loss(self.args.loss)
+        ref_model, self._asked_reference = self._asked_reference, None
+        probe = self._batch_of(shortest(self.train_dataset.lengths, 4))
+        self.reference = make_reference(self, ref_model, probe, trained=lambda: self._policy_changed)
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Nothing, until the last micro-batch of an optimiser step comes, and then the whole step."""
-        if self._resume_state is not None:
-            self._restore_window(self._resume_state)
-        batches = self._step if any(inputs[BATCH] is batch for batch in self._step) else [inputs[BATCH]]
-        if inputs[BATCH] is not batches[-1]:
-            return torch.zeros((), device=self.args.device)
-        policy, one = unwrap(model), super().training_step
-        pairs = sum(batch.pairs for batch in batches) if num_items_in_batch is None else num_items_in_batch
+    def watch(self, train: Any, held_out: Any) -> None:
+        self.guard = attach_guard(self, train, held_out)
 
-        def compute(part: PackedBatch) -> tuple[Tensor, Tensor]:
-            loss, rows = one(policy, {BATCH: part}, pairs), self._metrics_of_part
-            return loss, rows if self.guard is None else self.guard.marked(part, rows)
+    # --- the loss ---
 
-        misses = self.reference.misses
-        loss, metrics = whole_step(self, policy, batches, compute)
-        if self.guard is not None:
-            metrics = self.guard.count(loss, metrics, batches)
-        self._window.add(metrics)
-        missed = (self.reference.misses - misses) / sum(batch.completions for batch in batches)
-        for batch in batches:
-            self._work.add(batch, reference_groups=round(min(1.0, missed) * len(batch.groups)))
-        return loss
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """Sum of the micro-batch's pair losses over the pairs of the whole step, times the number of ranks (which
-        averaging the gradients divides out again).
-        """
-        batch: PackedBatch = inputs[BATCH]
+    def batch_loss(self, model: nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         output, policy = self.score(model, batch)
-        pairs = batch.pairs if num_items_in_batch is None else num_items_in_batch
-        loss = output.loss_N.sum() * self.accelerator.num_processes / pairs
-        if self.model.training:
-            self._metrics_of_part = pair_metrics(output, policy)
-        return (loss, {"output": output, "policy": policy}) if return_outputs else loss
+        return output.loss_N, pair_metrics(output, policy)
 
     def score(self, model: nn.Module, batch: PackedBatch) -> tuple[LossOutput, Sides]:
         """Loss and rewards of a batch's pairs, and the policy's log-probabilities of both sides."""
@@ -227,114 +131,31 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
         )
         return output, policy
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
-        """Pairs of the whole optimiser step, over all its micro-batches and all ranks."""
-        if not batch_samples:
-            return None
-        self._step = [inputs[BATCH] for inputs in batch_samples]
-        self.step_has_weight = any(pair.weight for b in self._step for group in b.groups for pair in group.pairs)
-        pairs = torch.tensor(sum(batch.pairs for batch in self._step), device=device)
-        return self.accelerator.gather(pairs).sum() if self.args.world_size > 1 else pairs
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Called once per optimiser step, before it: the place for the one finite check."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        watched = self._tr_loss if norm is None or self.precision.grad_scaling else self._tr_loss + norm
-        if not bool(torch.isfinite(torch.as_tensor(watched))):
-            raise non_finite(self, self._step)
-        return norm
+    @contextmanager
+    def counted(self, batches: Sequence[PackedBatch]) -> Iterator[None]:
+        misses = self.reference.misses
+        yield
+        missed = (self.reference.misses - misses) / sum(batch.completions for batch in batches)
+        for batch in batches:
+            self._work.add(batch, reference_groups=round(min(1.0, missed) * len(batch.groups)))
 
     # --- evaluation ---
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
-        """As `Trainer.evaluate`; raw datasets are tokenised first. Metrics are means over pairs, whatever the batch."""
-        named = (
-            isinstance(self.eval_dataset, dict) and isinstance(eval_dataset, str) and eval_dataset in self.eval_dataset
-        )
-        cached = getattr(self, "_eval_dataloaders", {})
-        if eval_dataset is not None and not named:
-            eval_dataset, _ = assemble.prepare_eval_data(eval_dataset, self.processing_class, self.args)
-            cached.clear()  # transformers keeps persistent loaders by name, and every new dataset is called "eval"
         try:
-            with self._work.paused(self.reference):
-                return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         finally:
-            if eval_dataset is not None and not named:
-                cached.clear()
             if isinstance(self.reference.source, AsReceived):
                 self.reference.source.let_go()
 
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: Any = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
-        return evaluate_pairs(self, dataloader, prefix=metric_key_prefix, loss_only=loss_only)
+    def predictions_of(self, table: Tensor) -> Tensor:
+        """Rewards of chosen and rejected for every pair, (pairs, 2)."""
+        return table[:, 1:3]
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Evaluation never drops the last, smaller batch: its numbers are about all pairs."""
-        wanted, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.args.dataloader_drop_last = wanted
+    # --- the run ---
 
-    def predict(self, test_dataset: Any, ignore_keys: Any = None, metric_key_prefix: str = "test") -> Any:
-        """Rewards of chosen and rejected for every pair, (pairs, 2), and the metrics."""
-        groups, _ = assemble.prepare_data(test_dataset, self.processing_class, self.args, role="test")
-        return super().predict(groups, ignore_keys, metric_key_prefix)  # type: ignore[arg-type]
-
-    # --- logging ---
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self.model.training:
-            logs |= self._window.drain(lambda sums: self.accelerator.reduce(sums, "sum"))
-            logs |= self._work.drain(self.reference) | peak_memory(self.args.device)
-        if "train_loss" in logs and self._sums_carried_over:  # transformers divides by the steps of this call alone
-            logs["train_loss"] = self._total_loss_scalar / max(1, self.state.global_step)
-        super().log(logs, start_time)
-
-    # --- saving ---
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        with self._work.paused(self.reference):
-            super()._save_checkpoint(model, trial)
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        content = {
-            "reference": reference_facts(self),
-            "window": self._window.state(),
-            "loss": float(self._tr_loss),
-            "total_loss": self._total_loss_scalar,
-            "last_logged": self._globalstep_last_logged,
-            "step_limit": self.step_limit.fell_to,
-        }
-        checkpoint.save_state(folder, content, rank=self.args.process_index)
-
-    def _restore_window(self, state: dict[str, Any]) -> None:
-        self._resume_state = None
-        self._window.restore(state["window"], self.args.device)
-        self._tr_loss += state["loss"]
-        self._total_loss_scalar, self._sums_carried_over = state["total_loss"], True
-        self._globalstep_last_logged = state["last_logged"]
-        self.step_limit.resume(state.get("step_limit"))
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """README.md of the output directory: what was trained, on what, with which measured result."""
-        if self.is_world_process_zero():
-            model_card.write(self)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call)
-        if not _internal_call and output_dir in (None, self.args.output_dir):
-            self.create_model_card()
-
-    # --- inner parts ---
-
-    def _before_first_step(self, *, resumed: bool) -> None:
+    def before_first_step(self, *, resumed: bool) -> None:
+        """Score what the reference must say beforehand, and check the first step."""
         probe = self._batch_of([0])
         with memory.explained(self, probe.groups[0]):
             result = check_before_training(
@@ -360,41 +181,25 @@ class DPOTrainer(Trainer):  # type: ignore[misc]
         if self.guard is not None and not resumed:
             self.guard.draw()
 
-    def _make_reference(self, ref_model: Any) -> ReferenceScores:
-        self._resume_state: dict[str, Any] | None = None
-        self._step: list[PackedBatch] = []
-        self.step_has_weight = True
-        probe = self._batch_of(shortest(self.train_dataset.lengths, 4))
-        return make_reference(self, ref_model, probe, trained=lambda: self._policy_changed)
+    def check_resumable(self, state: Mapping[str, Any] | None, folder: Path) -> None:
+        checkpoint.check_same_reference(state, self.reference.source.fingerprint, folder)
 
-    def _batch_of(self, rows: Sequence[int]) -> PackedBatch:
-        """Training rows on the device."""
-        return collate([self.train_dataset[row] for row in rows])[BATCH].to(self.args.device)
+    def checkpoint_facts(self) -> dict[str, Any]:
+        return {"reference": reference_facts(self)}
+
+    def record_facts(self) -> dict[str, Any]:
+        return {"reference": reference_facts(self)}
 
     @contextmanager
-    def _autocast(self) -> Iterator[None]:
-        dtype = self.precision.autocast
-        with torch.autocast(self.args.device.type, dtype, enabled=dtype is not None):
+    def untimed(self) -> Iterator[None]:
+        with self._work.paused(self.reference):
             yield
 
-    def _prepare_input(self, data: Any) -> Any:
-        return data.to(self.args.device) if isinstance(data, PackedBatch) else super()._prepare_input(data)
+    def throughput(self) -> dict[str, float]:
+        return self._work.drain(self.reference)
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> float:
-        """Useful FLOPs of a micro-batch (no recomputation, no padding), attention left out."""
-        return self._work.useful_flops(inputs[BATCH])
+    def say_advice(self) -> None:
+        say_advice(self)
 
-    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        if self.args.include_num_input_tokens_seen != "no":
-            tokens = torch.tensor(inputs[BATCH].input_ids.numel(), device=self.args.device)
-            self.state.num_input_tokens_seen += int(self.accelerator.gather(tokens).sum())
-
-    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
-        return data_collator  # groups have no columns to remove
-
-    def _audit(self) -> dict[str, Any]:
-        return {role: report.to_json() for role, report in self.reports.items()}
-
-    def _end(self, outcome: str, **more: Any) -> None:
-        if self.is_world_process_zero():
-            self._record.end(outcome, steps=self.state.global_step, **more)
+    def card(self) -> str:
+        return model_card.text(self)

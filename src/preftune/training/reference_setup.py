@@ -33,7 +33,7 @@ def make_reference(trainer: Any, ref_model: Any, probe: PackedBatch, *, trained:
         with trainer._autocast():
             source = choose_source(model, probe, engine, trained=trained, reload=_reloader(trainer))
     else:
-        ref_model = _prepare_explicit(trainer, ref_model)
+        ref_model = prepare_explicit(trainer, ref_model)
         ref_engine, _ = choose_engine(ref_model, "auto" if engine.name == "packed" else engine.name)
         settle_compilation(ref_model, trainer.args)
         source, scored_by = ExplicitModel(ref_model, ref_engine), ref_engine.name
@@ -87,7 +87,7 @@ def _score(trainer: Any, dataset: GroupDataset, rows: range, size: int) -> None:
     bar.close()
 
 
-def _prepare_explicit(trainer: Any, ref_model: Any) -> Any:
+def prepare_explicit(trainer: Any, ref_model: Any) -> Any:
     """An explicit reference in the precision the policy is computed in, on its device, frozen."""
     from dataclasses import replace
 
@@ -124,7 +124,7 @@ def _reloader(trainer: Any) -> Callable[[], nn.Module] | None:
     def reload() -> nn.Module:
         from preftune.models import load_model
 
-        again = _prepare_explicit(trainer, load_model(name, trust_remote_code=trainer.args.trust_remote_code))
+        again = prepare_explicit(trainer, load_model(name, trust_remote_code=trainer.args.trust_remote_code))
         make_engine(again, trainer.engine.name)
         settle_compilation(again, trainer.args)
         return again

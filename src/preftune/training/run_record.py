@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -49,15 +51,34 @@ class RunRecord(TrainerCallback):  # type: ignore[misc]
         if self._outcome is not None:
             self._write()
 
-    def end(self, outcome: str, **more: Any) -> None:
+    @contextmanager
+    def ended(self, trainer: Any) -> Iterator[None]:
+        """Writes how a training ended that does not reach its end, and lets its error go on."""
+        try:
+            yield
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt)
+            more = {} if stopped else {"error": f"{type(error).__name__}: {error}"}
+            # other ranks may hang: what this one has used
+            self.end(trainer, "interrupted" if stopped else "failed", trainer.limits.state(), **more)
+            raise
+
+    def end(self, trainer: Any, outcome: str, spent: Mapping[str, float], **more: Any) -> None:
         """Write run.json for the last time.
 
         Args:
             outcome: "finished", "interrupted" or "failed".
+            spent: seconds and tokens.
         """
-        self.facts |= more
-        self._outcome = outcome
-        self._write()
+        if trainer.is_world_process_zero():
+            self.facts |= {
+                "steps": trainer.state.global_step,
+                "spent": spent,
+                "ended_by": trainer.limits.reached,
+                **more,
+            }
+            self._outcome = outcome
+            self._write()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
@@ -76,16 +97,15 @@ def facts_of(trainer: Any) -> dict[str, Any]:
     """What run.json says of a run before its first step."""
     held_out = {f"eval_{index}": _data_facts(part) for index, part in enumerate(parts(trainer.eval_dataset))}
     name = str(getattr(trainer.model.config, "_name_or_path", ""))
-    known = trainer.record_facts() if hasattr(trainer, "record_facts") else {"reference": reference_facts(trainer)}
     return {
         **environment(),
-        "method": getattr(trainer, "method", "dpo"),
+        "method": trainer.method,
         "configuration": configuration(trainer.args),
         "precision": trainer.precision.describe(),
         "engine": {"name": trainer.engine.name, "reason": trainer.support.reason},
         "data": {"train": _data_facts(trainer.train_dataset), **held_out},
         "model": {"name": name, "full_fine_tuning": trainer.full},
-        **known,
+        **trainer.record_facts(),
         "seeds": {"seed": trainer.args.seed, "data_seed": trainer.args.data_seed},
     }
 

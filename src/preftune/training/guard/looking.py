@@ -15,7 +15,7 @@ from preftune.log import say
 from preftune.logps import pack
 from preftune.reference import inference, unwrap
 from preftune.training.arguments import parts
-from preftune.training.evaluation_loop import pair_rows
+from preftune.training.evaluating import item_rows
 from preftune.training.guard import samples
 from preftune.training.guard.figures import ALIKE_IN_LENGTH, Look
 from preftune.training.guard.schedule import LEAST_SECONDS, SIZES, Costs, allowed_seconds, size_for
@@ -173,7 +173,7 @@ class Looker:
         groups = self._groups(pairs)
         trainer, model = self._trainer, self._model()
         with inference(model):
-            rows = pair_rows(trainer, model, pack(groups).to(trainer.args.device))[:, 1:].double().cpu()
+            rows = item_rows(trainer, model, pack(groups).to(trainer.args.device))[:, 1:].double().cpu()
         columns = dict(zip(PER_PAIR, rows.unbind(1), strict=True))
         margin, right = columns["rewards/margins"], columns["rewards/accuracies"]
         chosen, rejected = columns["completions/chosen_length"], columns["completions/rejected_length"]
