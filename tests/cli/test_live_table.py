@@ -50,6 +50,20 @@ def test_everything_that_is_asked_for() -> None:
     assert text.count("0.3214") == 8
 
 
+def test_reward_and_kl_of_a_run_on_fresh_answers() -> None:
+    """The columns are those that the run has numbers for."""
+    console = Console(file=io.StringIO(), width=60, height=24, force_terminal=True, color_system=None)
+    table = LiveTable(64, console=console)
+    logs = {"loss": 0.1, "objective/scores": 1.2345, "objective/kl": 3.21, "completions/mean_length": 17.4}
+    for step in (16, 32):
+        table.advance(step)
+        table.log(step, logs)
+    console.print(table.render())
+    header, *rows = [line.split() for line in console.file.getvalue().split("\n") if "16" in line or "step" in line]
+    assert header == ["step", "loss", "reward", "KL", "length"]
+    assert rows[0] == ["16", "0.1000", "1.234", "3.21", "17"]
+
+
 @pytest.mark.parametrize("width", [20, 30, 40, 60, 80, 200])
 @pytest.mark.parametrize("height", [8, 24])
 def test_it_fits(width: int, height: int) -> None:

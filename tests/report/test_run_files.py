@@ -276,3 +276,33 @@ def test_a_guard_that_only_read_figures_is_told(run_folder: Path) -> None:
     ):
         write(run_folder / "run.json", {**facts, "guard": guard})
         assert words in run_page([read_run(run_folder)])
+
+
+def test_a_sample_that_only_the_policy_was_asked_for_has_no_before(tmp_path: Path) -> None:
+    """As a run on fresh answers writes it: an empty answer of the reference would be a claim."""
+    from preftune.report.answers import entry_of
+
+    (tmp_path / "run.json").write_text('{"method": "ppo", "data": {"train": {"prompts": 8}}}')
+    line = '{"step": 4, "id": "1", "prompt": "why?", "reference": null, "policy": "so"}'
+    (tmp_path / "samples.jsonl").write_text(line + "\n")
+    (answer,) = read_run(tmp_path).shown_answers()
+    assert answer.before is None
+    assert [side.text for side in entry_of(answer).sides] == ["so"]
+
+
+def test_figures_of_ppo_are_charted(tmp_path: Path) -> None:
+    from preftune.report.curves import lines_of
+    from preftune.report.headline import asked
+
+    figures = {
+        "objective/scores": 1.0, "objective/rlhf_reward": 0.9, "objective/kl": 2.0, "policy/entropy_avg": 1.5,
+        "completions/mean_length": 20.0, "completions/eos_share": 0.5, "policy/clipfrac_avg": 0.1,
+        "val/clipfrac_avg": 0.2, "val/var_explained": 0.3,
+    }  # fmt: skip
+    (tmp_path / "run.json").write_text('{"method": "ppo", "data": {"train": {"prompts": 8}}}')
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 4, "loss": 0.1, **figures}) + "\n")
+    run = read_run(tmp_path)
+    drawn = lines_of([run])
+    assert {"score", "answer-kl", "entropy", "answer-length", "ended", "clipped", "value"} <= set(drawn)
+    assert [line.points[0][1] for line in drawn["score"]] == [1.0, 0.9]
+    assert "on its answers to 8 prompts" in asked(run)

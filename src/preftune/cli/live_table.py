@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich import box
@@ -43,13 +43,16 @@ _ACCURACY = tuple(
 )
 COLUMNS = (
     Column("loss", ("loss", "eval_loss"), "{:.4f}", 7),
+    Column("reward", ("objective/scores",), "{:.3f}", 7),
+    Column("KL", ("objective/kl",), "{:.2f}", 7),
     Column("margin", ("rewards/margins", "eval_rewards/margins", "margin", "eval_margin"), "{:.3f}", 7),
     Column("accuracy", _ACCURACY, "{:.1%}", 8),
     Column("KL/token", ("guard/kl_per_token",), "{:.3f}", 8),
+    Column("length", ("completions/mean_length",), "{:.0f}", 6),
     Column("tokens/s", ("tokens_per_second",), "{:,.0f}", 8),
     Column("lr", ("learning_rate",), "{:.1e}", 7),
 )
-"""From the one that is needed most: a narrow terminal shows as many as fit."""
+"""From the one that is needed most: a narrow terminal shows as many as fit, of those that the run has numbers for."""
 
 
 def is_terminal() -> bool:
@@ -117,7 +120,8 @@ class LiveTable:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, expand=False)
         step_width = max(4, len(f"{self.steps:,}"))
         table.add_column("step", justify="right", min_width=step_width, no_wrap=True)
-        columns = _fitting(width - step_width - 2)
+        seen = {name for _, numbers in self._logged for name in numbers}
+        columns = _fitting([one for one in COLUMNS if seen.intersection(one.metrics)], width - step_width - 2)
         for column in columns:
             table.add_column(column.title, justify="right", min_width=column.width, no_wrap=True)
         for step, numbers in list(self._logged)[-max(1, height - _AROUND) :]:
@@ -152,10 +156,12 @@ class LiveTable:
         return (now - began) / (done - first) * (self.steps - done)
 
 
-def _fitting(width: int) -> list[Column]:
+def _fitting(columns: Sequence[Column], width: int) -> list[Column]:
     """The first columns that fit, always one."""
-    shown, used = [COLUMNS[0]], COLUMNS[0].width
-    for column in COLUMNS[1:]:
+    if not columns:
+        return []
+    shown, used = [columns[0]], columns[0].width
+    for column in columns[1:]:
         used += column.width + 2
         if used > width:
             break

@@ -88,10 +88,10 @@ def generate(
     token_ids = encode_prompts(tokenizer, prompts, chat_template_kwargs)
     check_lengths(model, token_ids, max_new_tokens)
     answers: dict[int, Completion] = {}
-    with _inference(model, autocast, seed if do_sample else None):
-        for part in _batches(token_ids, batch_size):
+    with generating(model, autocast, seed if do_sample else None):
+        for part in longest_first(token_ids, batch_size):
             rows = [token_ids[i] for i in part]
-            new_ids = _generate_batch(model, rows, config, None if seeds is None else [seeds[i] for i in part])
+            new_ids = generate_batch(model, rows, config, None if seeds is None else [seeds[i] for i in part])
             for index, row in zip(part, new_ids, strict=True):
                 answers[index] = _completion(row, tokenizer, _end_ids(config))
             if progress is not None:
@@ -99,7 +99,7 @@ def generate(
     return [answers[i] for i in range(len(prompts))]
 
 
-def _batches(token_ids: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+def longest_first(token_ids: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
     """Numbers of the prompts, the longest first, so that a lack of memory shows at once."""
     order = sorted(range(len(token_ids)), key=lambda i: -len(token_ids[i]))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -189,7 +189,7 @@ def baseline(model: Any) -> Iterator[Any]:
             parameter.requires_grad_(flag)
 
 
-def _generate_batch(
+def generate_batch(
     model: Any, token_ids: Sequence[Sequence[int]], config: GenerationConfig, seeds: Sequence[int] | None
 ) -> list[list[int]]:
     """New tokens of each row. Padding stands on the left and is masked; the tokenizer's padding side plays no part."""
@@ -225,7 +225,7 @@ def _completion(row: list[int], tokenizer: PreTrainedTokenizerBase, ends: set[in
 
 
 @contextmanager
-def _inference(model: Any, autocast: torch.dtype | Literal["auto"] | None, seed: int | None) -> Iterator[None]:
+def generating(model: Any, autocast: torch.dtype | Literal["auto"] | None, seed: int | None) -> Iterator[None]:
     """Evaluation mode, no gradients, the right precision, a private random state; all undone at the end."""
     import torch
 

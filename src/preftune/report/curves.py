@@ -66,8 +66,14 @@ def _pair(metric: str) -> tuple[Series, ...]:
 
 
 PANELS: tuple[Panel, ...] = (
-    Panel("loss", "Loss", "Begins at 0.69 for DPO and falls. Held out it may rise again: then stop earlier.",
-          "nats", _pair("loss")),
+    Panel("score", "Reward", "What it was trained on says of its own answers, and the same less the KL penalty. Rising "
+          "is the aim; whether the answers are better, another judge must say.", "points",
+          (Series("objective/scores", "reward"), Series("objective/rlhf_reward", "less the penalty"))),
+    Panel("answer-kl", "Distance from the reference, by answer",
+          "KL of whole answers, by their log-ratio. A reward bought with much of it is often hacked.",
+          "nats an answer", (Series("objective/kl", "KL"),), zero=True),
+    Panel("loss", "Loss", "Begins at 0.69 for DPO and falls; of PPO it says little. Held out it may rise again: then "
+          "stop earlier.", "nats", _pair("loss")),
     Panel("margin", "Margin", "How much more the model favours chosen over rejected than before. Rising is the aim.",
           "nats, times beta",
           (*_pair("rewards/margins"), Series("guard/margin_held_out", "guard's pairs"))),
@@ -82,6 +88,17 @@ PANELS: tuple[Panel, ...] = (
           (Series("logps/chosen", "chosen"), Series("logps/rejected", "rejected"))),
     Panel("kl", "Distance from the reference", "KL per token of the model's own answers. A higher beta holds it down.",
           "nats a token", (Series("guard/kl_per_token", "KL"),), zero=True),
+    Panel("entropy", "Entropy", "How much its answers vary. Near 0 it always writes the same.", "nats a token",
+          (Series("policy/entropy_avg", "entropy"),), zero=True),
+    Panel("answer-length", "Length of its answers", "Of those that it is trained on. Growing, length may be what the "
+          "reward likes.", "tokens", (Series("completions/mean_length", "length"),), ",.0f", zero=True),
+    Panel("ended", "Answers that came to an end", "The rest was cut by max_new_tokens.", "of answers",
+          (Series("completions/eos_share", "ended"),), ".0%", share=True),
+    Panel("clipped", "Clipped", "Tokens whose gradient clipping took away. Over half: the steps are too large.",
+          "of tokens", (Series("policy/clipfrac_avg", "policy"), Series("val/clipfrac_avg", "value")), ".0%",
+          share=True),
+    Panel("value", "Value function", "Share of the returns' variance that it foresaw. 1 is all, below 0 is worse than "
+          "saying their mean.", "explained", (Series("val/var_explained", "explained"),), ".2f"),
     Panel("guard-length", "Length of its answers", "Against the reference's answers to the same prompts; 1 is as long.",
           "times the reference", (Series("guard/length_ratio", "length"),), zero=True),
     Panel("repetition", "Repetition", "Share of words inside repeated phrases, in the model's own answers.", "of words",

@@ -106,8 +106,11 @@ def asked(run: Run) -> str:
     kind = "" if full is None else " (all weights)" if full else " (an adapter)"
     pairs = number(at(facts, "data", "train", "pairs"))
     parts = [f"{text(facts.get('method')).upper() or 'Training'} of {model or 'a model'}{kind}"]
+    prompts = number(at(facts, "data", "train", "prompts"))
     if pairs is not None:
         parts.append(f"on {int(pairs):,} pairs")
+    elif prompts is not None:
+        parts.append(f"on its answers to {_count(int(prompts), 'prompt')}")
     settings = [
         f"{label} {value:g}"
         for label, key in (("beta", "beta"), ("learning rate", "learning_rate"))
@@ -184,7 +187,7 @@ def example(run: Run) -> tuple[str, Answers] | None:
     wanted = "win" if rate is None or rate.rate >= 0.5 else "loss"
     outcomes = [answer for answer in answers if answer.outcome == wanted and answer.before != answer.after]
     changed = outcomes or [answer for answer in answers if answer.before != answer.after] or answers
-    middle = sorted(changed, key=lambda answer: len(answer.prompt) + len(answer.before) + len(answer.after))
+    middle = sorted(changed, key=lambda answer: len(answer.prompt + (answer.before or "") + answer.after))
     chosen = middle[(len(middle) - 1) // 2]
     if outcomes:
         if len(outcomes) == 1:

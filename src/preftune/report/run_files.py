@@ -26,7 +26,8 @@ class Answers:
 
     id: str
     prompt: str
-    before: str
+    before: str | None
+    """None where nobody was asked."""
     after: str
     category: str = ""
     outcome: str = ""
@@ -146,7 +147,7 @@ def last_samples(samples: Sequence[Figures]) -> list[Answers]:
         Answers(
             id=str(line.get("id", "")),
             prompt=prompt_text(line.get("prompt")),
-            before=text(line.get("reference")),
+            before=None if line.get("reference", "") is None else text(line.get("reference")),
             after=text(line.get("policy")),
             tokens=(_whole(line.get("reference_tokens")), _whole(line.get("policy_tokens"))),
             finished=(truth(line.get("reference_finished")), truth(line.get("policy_finished"))),

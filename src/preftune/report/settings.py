@@ -12,9 +12,10 @@ from preftune.report.headline import duration
 from preftune.report.run_files import Run
 
 FIRST = (
-    "loss_type", "beta", "label_smoothing", "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs",
-    "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "truncation", "optim",
-    "weight_decay", "max_grad_norm", "seed",
+    "loss_type", "beta", "label_smoothing", "reward_model", "judge", "kl_coef", "kl_target", "max_new_tokens",
+    "temperature", "num_ppo_epochs", "num_mini_batches", "learning_rate", "lr_scheduler_type", "warmup_steps",
+    "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length",
+    "truncation", "optim", "weight_decay", "max_grad_norm", "max_seconds", "max_train_tokens", "seed",
 )  # fmt: skip
 """Of the configuration, what is read first."""
 

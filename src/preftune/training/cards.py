@@ -23,7 +23,7 @@ def sft_card(trainer: Any) -> str:
             f"{last['eval_mean_token_accuracy']:.1%} of the tokens were the likeliest ones."
         )
     what = "fine-tuned on demonstrations (SFT)"
-    return _card(trainer, what, rows, result, pipeline="text-generation", tags=["sft"])
+    return card(trainer, what, rows, result, pipeline="text-generation", tags=["sft"])
 
 
 def reward_card(trainer: Any) -> str:
@@ -41,10 +41,10 @@ def reward_card(trainer: Any) -> str:
             "these pairs are like what it will judge."
         )
     what = "trained as a reward model (Bradley-Terry): one score per answer, in nats, read at its last token,"
-    return _card(trainer, what, rows, result, pipeline="text-classification", tags=["reward-model"])
+    return card(trainer, what, rows, result, pipeline="text-classification", tags=["reward-model"])
 
 
-def _card(
+def card(
     trainer: Any, what: str, rows: Sequence[tuple[str, str]], result: str, *, pipeline: str, tags: list[str]
 ) -> str:
     args, base = trainer.args, str(getattr(trainer.model.config, "_name_or_path", "") or "")

@@ -14,12 +14,13 @@ from preftune.training.memory_cures import out_of_memory_error
 from preftune.training.micro_batches import Cost, plan_micro_batches, split_group
 from preftune.types import TokenizedGroup
 
-Work = Literal["training", "evaluation", "reference"]
+Work = Literal["training", "evaluation", "reference", "scoring"]
 Result = TypeVar("Result")
 
 _SMALLER = {
     "evaluation": "a smaller per_device_eval_batch_size",
     "reference": "a smaller precompute_ref_batch_size",
+    "scoring": "a smaller max_tokens_per_batch",
 }
 
 

@@ -84,6 +84,19 @@ def test_a_chat_model_gives_marks() -> None:
     assert "[Answer]\nb" in question
 
 
-@pytest.mark.parametrize(("reply", "mark"), [("10", 10.0), ("I give it a 3.", 3.0), ("0", None), ("", None)])
+@pytest.mark.parametrize(
+    ("reply", "mark"),
+    [
+        ("10", 10.0),
+        ("I give it a 3.", 3.0),
+        ("8/10", 8.0),
+        ("8.5 / 10.", 8.5),
+        ("7 out of 10", 7.0),
+        ("10/10", 10.0),
+        ("9/100", None),
+        ("0", None),
+        ("", None),
+    ],
+)
 def test_marks_are_read(reply: str, mark: float | None) -> None:
     assert read_mark(reply) == mark

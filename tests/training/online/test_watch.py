@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from preftune.evaluation.prompts import Prompt
 from preftune.training.guard.alarms import NOTE
-from preftune.training.online.rollout import Rollout
+from preftune.training.online.rollout import Rollout, TransformersSampler
 from preftune.training.online.watch import RoundFigures, figures_of, round_alarms
 from tests.training.ppo.ppo_runs import trainer
+from tiny import tiny_tokenizer
 
 HEALTHY = RoundFigures(answers=32, repeats=0.0, empty=0.0, finished=0.9, length=20.0, alike=0.1)
 LOGS = {"objective/kl_per_token": 0.05, "policy/clipfrac_avg": 0.1, "policy/entropy_avg": 1.5}
@@ -97,11 +100,35 @@ def test_a_run_that_goes_wrong(tmp_path: Path, mode: str, caplog: pytest.LogCapt
         assert run.state.global_step == 24
         return
     assert run.state.global_step < 24
-    if mode == "rollback":
-        kept = facts["rolled_back_to"]
-        assert 0 < kept < alarms[0]["step"]
-        shorter = trainer(tmp_path / "shorter", max_steps=kept, **options)
-        shorter.train()
-        now = dict(run.cast.trained.named_parameters())
-        for name, expected in shorter.cast.trained.named_parameters():
-            assert torch.equal(now[name], expected), name
+
+
+class Faltering:
+    """The model's own sampling, whose third round repeats itself."""
+
+    def __init__(self) -> None:
+        self.own = TransformersSampler(
+            tiny_tokenizer(), max_new_tokens=6, temperature=1.0, batch_size=8, seed=3, autocast=None
+        )
+
+    def __call__(self, model: Any, prompts: Any, token_ids: Any, *, first: int) -> list[Rollout]:
+        found = self.own(model, prompts, token_ids, first=first)
+        return [replace(one, text="the cat and the hat " * 12) for one in found] if first == 8 else found
+
+
+def test_rollback_is_to_weights_that_wrote_a_sound_round(tmp_path: Path) -> None:
+    """Rounds are sampled at steps 0, 2 and 4. The third is bad, so the weights of step 4 are, and step 2 is restored;
+    a run that goes on from a checkpoint knows as much.
+    """
+    options = {"guard": "rollback", "max_steps": 12, "sampler": Faltering(), "save_strategy": "steps", "save_steps": 2}
+    run = trainer(tmp_path / "run", **options)
+    run.train()
+    assert run.state.global_step == 6
+    shorter = trainer(tmp_path / "shorter", max_steps=2)
+    shorter.train()
+    resumed = trainer(tmp_path / "run", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-2"))
+    expected = dict(shorter.cast.trained.named_parameters())
+    for one in (run, resumed):
+        assert one.guard is not None
+        assert one.guard.rolled_back_to == 2
+        assert all(torch.equal(p, expected[name]) for name, p in one.cast.trained.named_parameters())

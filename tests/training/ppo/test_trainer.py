@@ -200,9 +200,11 @@ def test_a_rule_is_learnt(tmp_path: Path) -> None:
 
 
 def test_sampling_cuts_nothing_off(tmp_path: Path) -> None:
-    """The model's own generation config asks for top-k 1 and a penalty; rollouts come from the plain distribution."""
+    """The model's own generation config asks for top-k 1, beams and more; rollouts are plain samples."""
     model = tiny_model()
-    model.generation_config.top_k, model.generation_config.repetition_penalty = 1, 5.0
+    own = model.generation_config
+    own.top_k, own.repetition_penalty, own.num_beams = 1, 5.0, 3
+    own.suppress_tokens, own.begin_suppress_tokens, own.forced_eos_token_id = [*range(3, 80)], [*range(80, 200)], 9
     run = trainer(tmp_path, model, temperature=1.0, max_new_tokens=1)
     ids = run.prompts.token_ids[0]
     count = 400
@@ -214,6 +216,9 @@ def test_sampling_cuts_nothing_off(tmp_path: Path) -> None:
     surprise = -logits.log_softmax(-1)[firsts].mean()
     entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum()
     assert float(surprise) == pytest.approx(float(entropy), abs=0.1)
+    assert any(3 <= token < 200 for token in firsts.tolist())
+    assert {9} != {one.response_ids[-1] for one in found}, "no end is forced"
+    assert (model.generation_config.num_beams, model.generation_config.top_k) == (3, 1), "and stays what it was"
     again = run.sampler(run.model, [run.prompts.prompts[0]], [ids], first=7)
     assert again[0].response_ids == found[7].response_ids, "the number of an answer decides its draw, not the batch"
 
@@ -266,7 +271,7 @@ def test_two_things_cannot_rate(tmp_path: Path) -> None:
         ({"temperature": 0}, "temperature=0"),
         ({"missing_eos_penalty": -1.0}, "subtracted"),
         ({"kl_coef": 0, "kl_target": 6}, "stays 0"),
-        ({"max_disagreement": 1.0}, "needs an ensemble"),
+        ({"max_disagreement": 1.0, "reward_model": ["x"]}, "needs an ensemble"),
         ({"value_model": "x", "value_init": "reward"}, "Leave one out"),
         ({"eval_strategy": "steps"}, "not honoured where answers are sampled"),
         ({"load_best_model_at_end": True}, "not honoured"),
@@ -310,3 +315,95 @@ def test_the_value_may_learn_faster(tmp_path: Path) -> None:
     assert {rate for name, rate in rates.items() if VALUE in name or "value_head" in name} == {0.5}
     assert {rate for name, rate in rates.items() if ".default." in name} == {1e-2}
     assert len(rates) == sum(p.requires_grad for p in run.cast.trained.parameters())
+
+
+def test_the_norm_that_is_clipped_is_the_policys_own(tmp_path: Path) -> None:
+    """The value's gradients, of another scale, neither count nor shrink the policy's, though one base holds both."""
+    norms, weights = [], []
+    for weight in (0.0, 1000.0):
+        run = trainer(
+            tmp_path / f"{weight}", vf_coef=weight, max_grad_norm=0.1, optim="sgd", logging_steps=1, max_steps=2
+        )
+        run.cast.value.head.weight.data += 0.1  # so that the value's adapter has a gradient at once
+        run.train()
+        norms.append([line["grad_norm"] for line in logged(tmp_path / f"{weight}")])
+        weights.append(adapter(run))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    assert all(torch.allclose(p, weights[1][name], atol=1e-6) for name, p in weights[0].items())
+
+
+def test_the_value_has_no_dropout_either(tmp_path: Path) -> None:
+    def rates(**options: Any) -> set[float]:
+        model = trainer(tmp_path, peft_config=lora(lora_dropout=0.3), **options).model
+        return {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+
+    assert rates() <= {0.0}
+    assert rates(disable_dropout=False) == {0.3}
+
+
+@pytest.mark.parametrize("kind", ["chat", "plain"])
+def test_a_reward_on_the_policys_base_says_what_it_says_alone(tmp_path: Path, kind: str) -> None:
+    """Its score is read where it was trained to be: behind what the chat template writes after the end of a turn."""
+    from preftune.evaluation.reward_model import open_reward_model
+    from preftune.evaluation.reward_texts import write_form
+    from preftune.training.online.rollout import rollout_of
+    from preftune.training.online.scoring import Score
+
+    base = save_tiny(tmp_path / "base")
+    saved = save_reward(tmp_path / "reward", base)
+    write_form(saved, "conversations" if kind == "chat" else "plain")
+    question: Any = [{"role": "user", "content": "why?"}] if kind == "chat" else "why? "
+    run = trainer(tmp_path / "run", base, reward=None, reward_model=[saved], data=[{"prompt": question}])
+    tokenizer, (prompt,), (ids,) = tiny_tokenizer(), run.prompts.prompts, run.prompts.token_ids
+    end = tokenizer.eos_token_id
+    answers = [[*tokenizer("so it is")["input_ids"], end], tokenizer("and cut of")["input_ids"], [end]]
+    rollouts = [rollout_of(prompt, ids, tokens, [end], tokenizer, number=n) for n, tokens in enumerate(answers)]
+    alone = Score([open_reward_model(saved)])(rollouts).scores
+    assert run.cast.reward is not None
+    assert run.score(rollouts).scores == pytest.approx(alone, abs=1e-5)
+    assert len({round(float(score or 0), 4) for score in alone}) == 3
+
+
+def test_an_adaptive_penalty_cannot_turn_negative(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="kl_horizon=3 is less than the 4 answers"):
+        trainer(tmp_path, kl_target=1.0, kl_horizon=3)
+    assert trainer(tmp_path, kl_target=1.0, kl_horizon=4).penalty.horizon == 4
+
+
+def test_a_prompt_without_room_for_an_answer_is_told_before_the_first_round(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="positions"):
+        trainer(tmp_path, data=[*PROMPTS, {"prompt": "long " * 20}], max_new_tokens=100_000)
+
+
+def test_the_score_that_is_logged_is_of_all_answers(tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    def noted(prompt: Any, answer: str, row: Any) -> float:
+        seen.append(letters_and_noise(prompt, answer, row))
+        return seen[-1]
+
+    run = trainer(tmp_path, reward=noted, score_threshold=3.2, max_steps=1, logging_steps=1)
+    run.train()
+    (line,) = logged(tmp_path)
+    assert 0 < line["objective/filtered"] < 1
+    assert line["objective/scores"] == pytest.approx(sum(seen) / len(seen), rel=1e-5)
+
+
+def test_the_order_of_prompts_has_a_seed_of_its_own(tmp_path: Path) -> None:
+    asked = []
+    for number, seeds in enumerate(({"seed": 3}, {"seed": 3, "data_seed": 8}, {"seed": 8})):
+        run = trainer(tmp_path / str(number), **seeds)
+        run.fresh_steps()
+        asked.append(sorted(one.group.id.split("#")[0] for one in run._experience.values()))
+    assert asked[0] != asked[1] == asked[2]
+
+
+def test_an_ensemble_in_python_may_disagree(tmp_path: Path) -> None:
+    def other(prompt: Any, answer: str, row: Any) -> float:
+        return -letters_and_noise(prompt, answer, row)
+
+    run = trainer(tmp_path, reward=[letters_and_noise, other], max_disagreement=3.2, max_steps=1, logging_steps=1)
+    run.train()
+    assert 0 < logged(tmp_path)[0]["objective/filtered"] < 1
+    with pytest.raises(ConfigError, match="needs an ensemble"):
+        trainer(tmp_path, max_disagreement=1.0)

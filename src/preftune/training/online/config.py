@@ -100,6 +100,9 @@ class OnlineDPOConfig(SamplingFields, DPOConfig):
 
     num_train_epochs: float = option(1.0, "How often every prompt is asked.")
     max_prompt_length: int | None = option(512, "Prompts of more tokens are left out, and counted; None: no limit.")
+    temperature: float = option(
+        1.0, "Sampling temperature: higher for answers that differ more. The log-probabilities stay the policy's own."
+    )
     num_generations: int = option(2, "Answers to each prompt that are compared (K), at least 2.")
     which_pairs: str = option(
         "best-worst", "Of K answers, the pairs that train.", choices=["best-worst", "all", "adjacent"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from preftune.training.cards import _card as model_card
+from preftune.training.cards import card as model_card
 from preftune.training.run_record import configuration, environment
 
 _WHAT = {

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from preftune.errors import ConfigError
 from preftune.log import say
 from preftune.logps import choose_engine, pack
 from preftune.reference import FrozenCopy, choose_source
@@ -37,6 +38,24 @@ class Fresh:
                 yield {STEP: step}
 
 
+def plan_steps(args: Any, *, prompts: int, asked: int, answers: int, steps: int) -> None:
+    """How many steps a run has: `max_steps` if it is given, else what the episodes make.
+
+    Args:
+        prompts: of the data.
+        asked, answers, steps: prompts of a round, answers to each of them, optimiser steps of a round.
+    Raises:
+        ConfigError: both are given.
+    """
+    args.ignore_data_skip = True
+    episodes = args.total_episodes or round(args.num_train_epochs * prompts) * answers
+    by_an_earlier_trainer = args.max_steps == getattr(args, "planned_steps", None)
+    if args.max_steps <= 0 or by_an_earlier_trainer:
+        args.max_steps = args.planned_steps = max(1, -(-episodes // (asked * answers))) * steps
+    elif args.total_episodes is not None:
+        raise ConfigError("max_steps and total_episodes both say how long to train. Give one of them.")
+
+
 def choose_reference(trainer: Any, ref_model: Any) -> Source:
     """Who the reference is; it must be able to score answers that nobody has written yet.
 
@@ -44,9 +63,9 @@ def choose_reference(trainer: Any, ref_model: Any) -> Source:
         ref_model: the explicit one, a model, hub id or folder; None takes the policy as received.
     """
     if ref_model is not None:
-        from preftune.training.reference_setup import _prepare_explicit
+        from preftune.training.reference_setup import prepare_explicit
 
-        ref_model = _prepare_explicit(trainer, ref_model)
+        ref_model = prepare_explicit(trainer, ref_model)
         engine, _ = choose_engine(ref_model, "auto" if trainer.engine.name == "packed" else trainer.engine.name)
         source: Source = ExplicitModel(ref_model, engine)
         source.engine = engine  # type: ignore[attr-defined]  # which a temperature must reach too

@@ -23,7 +23,7 @@ from preftune.training.metrics import PER_PAIR, pair_metrics
 from preftune.training.online.config import OnlineDPOConfig
 from preftune.training.online.fresh import FreshStep
 from preftune.training.online.rollout import Rollout
-from preftune.training.online.scoring import Score, open_score, row_of
+from preftune.training.online.scoring import Score, judge_options, open_score, row_of
 from preftune.training.online.trainer import OnlineTrainer
 from preftune.types import GroupLogps, PackedBatch, Preference, TokenizedGroup
 
@@ -151,9 +151,10 @@ class _ByScore:
 
 def _rater(judge: Any, args: OnlineDPOConfig, opened: ExitStack) -> Rater:
     if args.reward_model:
-        return _ByScore(open_score(args.reward_model, opened, ensemble=args.reward_ensemble))
+        scores = open_score(args.reward_model, opened, ensemble=args.reward_ensemble, options=judge_options(args))
+        return _ByScore(scores)
     if judge is None:
-        found = open_judge(str(args.judge), opened)
+        found = open_judge(str(args.judge), opened, judge_options(args))
         return ByComparison(found.judge) if found.scorer is None else _ByScore(Score([found.scorer]))
     return _ByScore(Score([judge])) if is_scorer(judge) else ByComparison(judge)
 

@@ -7,41 +7,17 @@ the distribution that was sampled from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from preftune.evaluation.generation import _batches as batches_of
-from preftune.evaluation.generation import _generate_batch as generate_batch
-from preftune.evaluation.generation import _inference as generating
-from preftune.evaluation.generation import generation_config
+from preftune.evaluation.generation import generate_batch, generating, generation_config, longest_first
 from preftune.evaluation.prompt_ids import check_lengths
 from preftune.evaluation.prompts import Prompt
 from preftune.types import TokenizedGroup
-
-_NOTHING_CUT_OFF = {
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "guidance_scale": 1.0,
-    "bad_words_ids": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "sequence_bias": None,
-    "exponential_decay_length_penalty": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-}
-"""Written down one by one: what is unset, transformers would take from the model's generation config."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +74,8 @@ class TransformersSampler:
         check_lengths(model, token_ids, self._max_new_tokens)
         seeds = [seed_of(self._seed, first + place) for place in range(len(prompts))]
         answers: dict[int, list[int]] = {}
-        with generating(model, self._autocast, self._seed):
-            for part in batches_of(token_ids, self._batch_size):
+        with generating(model, self._autocast, self._seed), _nothing_else(model, config):
+            for part in longest_first(token_ids, self._batch_size):
                 rows = generate_batch(model, [token_ids[i] for i in part], config, [seeds[i] for i in part])
                 answers |= dict(zip(part, rows, strict=True))
         return [
@@ -109,16 +85,34 @@ class TransformersSampler:
 
     def config(self, model: Any) -> Any:
         """The generation config: the model's end tokens, sampling, and nothing else of its own."""
-        config = generation_config(
-            model,
-            self._tokenizer,
-            max_new_tokens=self._max_new_tokens,
-            do_sample=True,
-            temperature=self._temperature,
-        )
-        for name, value in _NOTHING_CUT_OFF.items():
-            setattr(config, name, value)
+        from transformers import GenerationConfig
+
+        own = generation_config(model, self._tokenizer, max_new_tokens=self._max_new_tokens)
+        config: Any = GenerationConfig()  # type: ignore[no-untyped-call]
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id", "max_new_tokens"):
+            setattr(config, name, getattr(own, name))
+        config.do_sample, config.use_cache = True, True
+        config.temperature, config.top_p, config.top_k = self._temperature, 1.0, 0
         return config
+
+
+@contextmanager
+def _nothing_else(model: Any, config: Any) -> Iterator[None]:
+    """Inside, the model's own generation config says nothing but its special tokens: what is unset in the one that it
+    is asked to use, transformers fills in from there (suppressed tokens, a forced end).
+    """
+    from transformers import GenerationConfig
+
+    ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = [(holder, holder.generation_config) for holder in (model, whole) if "generation_config" in vars(holder)]
+    try:
+        for holder, _ in own:
+            holder.generation_config = GenerationConfig(**ids)
+        yield
+    finally:
+        for holder, before in own:
+            holder.generation_config = before
 
 
 def rollout_of(
@@ -136,6 +130,16 @@ def rollout_of(
     said = response if end is None else response[:-1]
     text = str(tokenizer.decode(list(said), skip_special_tokens=True))
     return Rollout(prompt, tuple(prompt_ids), response, text, end is not None, number)
+
+
+def figures_of_answers(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Mean length in tokens, the end among them, and how many came to an end, as logged."""
+    finished = sum(one.finished for one in rollouts)
+    return {
+        "completions/mean_length": sum(len(one.response_ids) for one in rollouts) / len(rollouts),
+        "completions/eos_share": finished / len(rollouts),
+        "val/num_eos_tokens": float(finished),
+    }
 
 
 def seed_of(seed: int, number: int) -> int:

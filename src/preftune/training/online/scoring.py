@@ -21,6 +21,7 @@ ENSEMBLES = ("mean", "min", "mean-std")
 Item = tuple[Text, str, Mapping[str, Any]]
 
 _MARK = re.compile(r"-?\d+(?:\.\d+)?")
+_OF_TEN = re.compile(r"(?<=\d)\s*(?:/|out of|of)\s*10(?:\.0+)?(?![\d.]*\d)", re.IGNORECASE)
 _BEST = 10.0
 
 
@@ -106,8 +107,8 @@ class MarkingScorer:
 
 
 def read_mark(reply: str) -> float | None:
-    """The last number of a reply, if it lies within 1 and 10."""
-    found = _MARK.findall(reply)
+    """The last number of a reply, if it lies within 1 and 10; of "7/10" and "7 out of 10" it is the 7."""
+    found = _MARK.findall(_OF_TEN.sub("", reply))
     mark = float(found[-1]) if found else None
     return mark if mark is not None and 1 <= mark <= _BEST else None
 
@@ -126,6 +127,11 @@ def open_score(
         ModelError: there is no such model.
     """
     return Score([_open(spec, opened, options or JudgeOptions()) for spec in specs], ensemble=ensemble)
+
+
+def judge_options(args: Any) -> JudgeOptions:
+    """What a configuration says of models that judge on this machine."""
+    return JudgeOptions(model={"trust_remote_code": True} if args.trust_remote_code else {})
 
 
 def as_spec(name: str) -> str:

@@ -17,17 +17,19 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from preftune.errors import ConfigError, RequestError
+from preftune.evaluation.prompt_ids import check_lengths
 from preftune.log import say, warn
 from preftune.logps import pack
 from preftune.reference import ReferenceScores
 from preftune.training import assemble, checkpoint, memory
 from preftune.training.arguments import checkpoint_folder, step_of, tokenizer_of
+from preftune.training.limits import Limits
 from preftune.training.metrics import peak_memory
 from preftune.training.micro_batches import cost_of, token_budget
 from preftune.training.online.facts import card, facts_of
-from preftune.training.online.fresh import STEP, Fresh, FreshStep, choose_reference, choose_sampler
+from preftune.training.online.fresh import STEP, Fresh, FreshStep, choose_reference, choose_sampler, plan_steps
 from preftune.training.online.prompts import prepare_prompts
-from preftune.training.online.rollout import Rollout, Sampler
+from preftune.training.online.rollout import Rollout, Sampler, figures_of_answers
 from preftune.training.online.watch import Watch
 from preftune.training.online.window import Averages
 from preftune.training.optimizer_step import non_finite, whole_step
@@ -84,6 +86,7 @@ class OnlineTrainer(Trainer):  # type: ignore[misc]
         self._plan(args)
         assemble.seed(args)
         model = assemble.prepare_model(model, args, peft_config=peft_config, quantization_config=quantization_config)
+        check_lengths(model, self.prompts.token_ids, args.max_new_tokens, names=[p.id for p in self.prompts.prompts])
         self.full = not hasattr(model, "peft_config")
         assemble.settle_learning_rate(args, full=self.full)
         self.precision = assemble.settle_precision(model, args)
@@ -112,6 +115,8 @@ class OnlineTrainer(Trainer):  # type: ignore[misc]
         self.add_callback(self._record)
         self.add_callback(TrackedFacts(self, lambda: self._record.facts))
         self.add_callback(FirstStepCallback(self))
+        self.limits = Limits(self)
+        self.add_callback(self.limits)
         self.guard = None if args.guard == "off" else Watch(self, str(args.guard))
         if self.guard is not None:
             self.add_callback(self.guard)
@@ -165,15 +170,13 @@ class OnlineTrainer(Trainer):  # type: ignore[misc]
             # one step is one piece of work already, split by tokens as memory allows
             args.per_device_train_batch_size, args.gradient_accumulation_steps = step, 1
         self._plan_round(args, step)
-        args.ignore_data_skip = True
-        answers = self.prompts_per_round * self.answers_per_prompt
-        episodes = args.total_episodes or round(args.num_train_epochs * len(self.prompts)) * self.answers_per_prompt
-        if args.max_steps <= 0 or args.max_steps == getattr(
-            args, "planned_steps", None
-        ):  # planned by an earlier trainer
-            args.max_steps = args.planned_steps = max(1, -(-episodes // answers)) * self.steps_per_round
-        elif args.total_episodes is not None:
-            raise ConfigError("max_steps and total_episodes both say how long to train. Give one of them.")
+        plan_steps(
+            args,
+            prompts=len(self.prompts),
+            asked=self.prompts_per_round,
+            answers=self.answers_per_prompt,
+            steps=self.steps_per_round,
+        )
 
     def _plan_round(self, args: Any, step: int) -> None:
         self.prompts_per_round = step
@@ -189,9 +192,11 @@ class OnlineTrainer(Trainer):  # type: ignore[misc]
         Raises:
             RequestError: no answer of many rounds was fit for training.
         """
+        args = self.args
+        seed = args.seed if args.data_seed is None else args.data_seed
         for _ in range(_MOST_EMPTY_ROUNDS):
             number = self._rounds
-            draws = self.prompts.drawn(number * self.prompts_per_round, self.prompts_per_round, seed=self.args.seed)
+            draws = self.prompts.drawn(number * self.prompts_per_round, self.prompts_per_round, seed=seed)
             asked = [draw for draw in draws for _ in range(self.answers_per_prompt)]
             rollouts = self.sampler(
                 self.model,
@@ -199,13 +204,14 @@ class OnlineTrainer(Trainer):  # type: ignore[misc]
                 [self.prompts.token_ids[i] for i in asked],
                 first=self._sampled,
             )
+            self.limits.count(sum(len(one.prompt_ids) + len(one.response_ids) for one in rollouts))
             self._rounds += 1
             self._sampled += len(rollouts)
             self._check_first(rollouts)
             if self.guard is not None:
                 self.guard.saw(rollouts)
             steps = self.make_steps(rollouts, number)
-            self._count_rollouts(rollouts)
+            self._window.add(figures_of_answers(rollouts), weight=len(rollouts))
             if steps:
                 return [FreshStep(groups, last=place == len(steps)) for place, groups in enumerate(steps, start=1)]
         raise RequestError(
@@ -238,18 +244,6 @@ class OnlineTrainer(Trainer):  # type: ignore[misc]
     def _after_check(self) -> None:
         """The place for what would make the engine differ from the naive path on purpose."""
 
-    def _count_rollouts(self, rollouts: Sequence[Rollout]) -> None:
-        lengths = torch.tensor([float(len(rollout.response_ids)) for rollout in rollouts])
-        finished = sum(rollout.finished for rollout in rollouts)
-        self._window.add(
-            {
-                "completions/mean_length": float(lengths.mean()),
-                "completions/eos_share": finished / len(rollouts),
-                "val/num_eos_tokens": float(finished),
-            },
-            weight=len(rollouts),
-        )
-
     # --- training ---
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
@@ -264,18 +258,12 @@ class OnlineTrainer(Trainer):  # type: ignore[misc]
             checkpoint.check_same_reference(state, self.reference.fingerprint, folder)
         self._resume_state = state
         self._record.begin(resumed_step=step_of(folder))
+        self.limits.begin()
         if self.guard is not None:
             self.guard.begin(step_of(folder))
-        try:
-            with memory.explained(self):
-                result = super().train(resume_from_checkpoint=str(folder) if folder else None, **kwargs)
-        except KeyboardInterrupt:
-            self._record.end("interrupted", steps=self.state.global_step)
-            raise
-        except BaseException as error:
-            self._record.end("failed", steps=self.state.global_step, error=f"{type(error).__name__}: {error}")
-            raise
-        self._record.end("finished", steps=self.state.global_step, episodes=self._sampled, result=result.metrics)
+        with self._record.ended(self), memory.explained(self):
+            result = super().train(resume_from_checkpoint=str(folder) if folder else None, **kwargs)
+        self._record.end(self, "finished", self.limits.spent(), episodes=self._sampled, result=result.metrics)
         return result
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
@@ -293,23 +281,24 @@ class OnlineTrainer(Trainer):  # type: ignore[misc]
         figures: list[tuple[Mapping[str, Tensor], Tensor]] = []
 
         def compute(part: PackedBatch) -> tuple[Tensor, Tensor]:
-            if part.groups[0] is self._batch.groups[0]:
-                figures.clear()  # the first part: of the first attempt, or of one more after memory ran out
             loss, sums, weight = self.compute_part(part.to(self.args.device), step)
             figures.append((sums, weight))
-            return loss.detach(), torch.zeros(1, 1)
+            return loss.detach(), torch.tensor([[len(figures) - 1]])
 
-        loss, _ = whole_step(self, self.trained, [self._batch], compute)
-        for sums, weight in figures:
+        loss, counted = whole_step(self, self.trained, [self._batch], compute)
+        for place in counted[:, 0].tolist():  # of the attempt that memory sufficed for
+            sums, weight = figures[place]
             self._window.add({name: value / weight for name, value in sums.items()}, weight)
         self._at_boundary = step.last
+        self.limits.count(sum(group.tokens for group in step.groups))
         return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """The policy's norm, clipped for itself; other roles' gradients, of another scale, by themselves as well."""
-        norm = super()._clip_grad_norm(model)
-        policys = {id(parameter) for parameter in self.policy_parameters()}
-        others = [p for p in self.trained.parameters() if p.grad is not None and id(p) not in policys]
+        own = self.policy_parameters()
+        known = {id(parameter) for parameter in own}
+        others = [p for p in self.trained.parameters() if p.grad is not None and id(p) not in known]
+        norm = self.accelerator.clip_grad_norm_(own, self.args.max_grad_norm)
         if others:
             torch.nn.utils.clip_grad_norm_(others, self.args.max_grad_norm)
         return norm
@@ -318,6 +307,8 @@ class OnlineTrainer(Trainer):  # type: ignore[misc]
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        if grad_norm is None:  # nothing is clipped
+            grad_norm = self.accelerator.clip_grad_norm_(self.policy_parameters(), float("inf"))
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         watched = self._tr_loss if self.precision.grad_scaling else self._tr_loss + norm
         if not bool(torch.isfinite(torch.as_tensor(watched))):
@@ -356,6 +347,7 @@ class OnlineTrainer(Trainer):  # type: ignore[misc]
             "window": self._window.state(),
             "step_limit": self.step_limit.fell_to,
             "guard": None if self.guard is None else self.guard.state(),
+            "spent": self.limits.state(),
             **self._state(),
         }
         checkpoint.save_state(folder, content, rank=0)
@@ -377,6 +369,7 @@ class OnlineTrainer(Trainer):  # type: ignore[misc]
         self._rounds, self._sampled = state["rounds"], state["sampled"]
         self._window.restore(state["window"])
         self.step_limit.resume(state.get("step_limit"))
+        self.limits.restore(state.get("spent"))
         if self.guard is not None and state.get("guard"):
             self.guard.restore(state["guard"])
         self._restore(state)

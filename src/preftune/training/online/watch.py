@@ -7,7 +7,7 @@ it. Alarms, modes and files are those of the guard of `DPOTrainer`.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,70 +90,54 @@ def round_alarms(
     Args:
         logs, start: figures as logged, now and of the first round.
     """
-    found: list[Alarm] = []
+    found = [*_of_answers(first, now), *_of_figures(logs, start)]
+    return [Alarm(step, s.name, s.seen, s.cure.cause, s.cure.remedy, s.level, s.figures) for s in found]
 
-    def alarm(name: str, seen: str, cure: _Cure, level: str = ALARM, **figures: float) -> None:
-        found.append(Alarm(step, name, seen, cure.cause, cure.remedy, level, figures))
 
+class _Seen(NamedTuple):
+    """What an alarm is made of."""
+
+    name: str
+    seen: str
+    cure: _Cure
+    figures: dict[str, float]
+    level: str = ALARM
+
+
+def _of_answers(first: RoundFigures, now: RoundFigures) -> Iterator[_Seen]:
     enough = round(max(2, MORE * now.answers)) / now.answers
     if now.repeats - first.repeats >= enough:
-        alarm(
-            "repetition",
-            f"{now.repeats:.0%} of the answers repeat themselves; at first {first.repeats:.0%} did.",
-            _HELD_BACK,
-            repeats=now.repeats,
-            first=first.repeats,
-        )
+        seen = f"{now.repeats:.0%} of the answers repeat themselves; at first {first.repeats:.0%} did."
+        yield _Seen("repetition", seen, _HELD_BACK, {"repeats": now.repeats, "first": first.repeats})
     if now.empty - first.empty >= enough:
-        alarm(
-            "empty-answers",
-            f"{now.empty:.0%} of the answers are empty; at first {first.empty:.0%} were.",
-            _HELD_BACK,
-            empty=now.empty,
-            first=first.empty,
-        )
+        seen = f"{now.empty:.0%} of the answers are empty; at first {first.empty:.0%} were."
+        yield _Seen("empty-answers", seen, _HELD_BACK, {"empty": now.empty, "first": first.empty})
     if now.alike >= max(ALIKE, first.alike + ALIKE_MORE):
-        alarm(
-            "answers-alike",
-            "Answers to different prompts are nearly the same: an overlap of "
-            f"{now.alike:.0%}; at first {first.alike:.0%}.",
-            _HELD_BACK,
-            alike=now.alike,
-            first=first.alike,
-        )
+        seen = "Answers to different prompts are nearly the same: an overlap of "
+        seen += f"{now.alike:.0%}; at first {first.alike:.0%}."
+        yield _Seen("answers-alike", seen, _HELD_BACK, {"alike": now.alike, "first": first.alike})
     if first.finished >= 0.5 and first.finished - now.finished >= ENDS_LESS:
-        alarm(
-            "missing-end",
-            f"{now.finished:.0%} of the answers come to an end; at first {first.finished:.0%} did.",
-            _ENDLESS,
-            finished=now.finished,
-            first=first.finished,
-        )
+        seen = f"{now.finished:.0%} of the answers come to an end; at first {first.finished:.0%} did."
+        yield _Seen("missing-end", seen, _ENDLESS, {"finished": now.finished, "first": first.finished})
     if now.length >= LONGER * first.length or LONGER * now.length <= first.length:
-        alarm(
-            "length",
-            f"Answers have {now.length:.0f} tokens on average; at first {first.length:.0f}.",
-            _ENDLESS if now.length > first.length else _HELD_BACK,
-            NOTE,
-            length=now.length,
-            first=first.length,
-        )
+        seen = f"Answers have {now.length:.0f} tokens on average; at first {first.length:.0f}."
+        cure = _ENDLESS if now.length > first.length else _HELD_BACK
+        yield _Seen("length", seen, cure, {"length": now.length, "first": first.length}, NOTE)
+
+
+def _of_figures(logs: Mapping[str, float], start: Mapping[str, float]) -> Iterator[_Seen]:
     kl = logs.get("objective/kl_per_token", 0.0)
     if kl >= FAR:
-        alarm("far-from-reference", f"The policy is {kl:.2f} nats per token from the reference.", _HELD_BACK, kl=kl)
+        seen = f"The policy is {kl:.2f} nats per token from the reference."
+        yield _Seen("far-from-reference", seen, _HELD_BACK, {"kl": kl})
     clipped = logs.get("policy/clipfrac_avg", 0.0)
     if clipped >= CLIPPED:
-        alarm("clipped", f"Clipping took the gradient of {clipped:.0%} of the tokens.", _SLOWER, clipped=clipped)
+        seen = f"Clipping took the gradient of {clipped:.0%} of the tokens."
+        yield _Seen("clipped", seen, _SLOWER, {"clipped": clipped})
     entropy, before = logs.get("policy/entropy_avg"), start.get("policy/entropy_avg")
     if entropy is not None and before is not None and before > 0.1 and entropy <= COLLAPSED * before:
-        alarm(
-            "entropy-collapse",
-            f"The policy hardly varies any more: {entropy:.3f} nats per token, at first {before:.2f}.",
-            _HELD_BACK,
-            entropy=entropy,
-            first=before,
-        )
-    return found
+        seen = f"The policy hardly varies any more: {entropy:.3f} nats per token, at first {before:.2f}."
+        yield _Seen("entropy-collapse", seen, _HELD_BACK, {"entropy": entropy, "first": before})
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
@@ -167,6 +151,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._now: RoundFigures | None = None
         self._raised: set[str] = set()
         self._good: GoodWeights | None = None
+        """Of the last round that was in order."""
+        self._wrote: GoodWeights | None = None
+        """Those that wrote the present round: good as soon as it is known to be in order."""
         self._seconds = 0.0
         self.rolled_back_to: int | None = None
 
@@ -183,7 +170,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
                     "time": time.time(),
                     "id": one.prompt.id,
                     "prompt": one.prompt.prompt,
-                    "reference": "",
+                    "reference": None,  # it was not asked this prompt
                     "policy": one.text,
                     "policy_tokens": len(one.response_ids),
                     "policy_finished": one.finished,
@@ -191,8 +178,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             )
         if self._first is None:
             self._first = self._now
-            if self.mode == "rollback":
-                self._good = GoodWeights(self._trainer.trained)
+        if self.mode == "rollback":
+            self._wrote = self._wrote or GoodWeights(self._trainer.trained)
+            self._wrote.keep(self._trainer.trained, step, None)
         self._seconds += time.perf_counter() - began
 
     def state(self) -> dict[str, Any]:
@@ -225,18 +213,19 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             warn(f"guard, step {alarm.step}: {alarm.sentence()}")
         if any(alarm.level == ALARM for alarm in new) and self.mode != "warn":
             self._end(control, state.global_step)
-        elif self._good is not None and not any(alarm.level == ALARM for alarm in found):
-            self._good.keep(self._trainer.trained, state.global_step, None)
+        elif not any(alarm.level == ALARM for alarm in found):
+            self._good, self._wrote = self._wrote, self._good
         self._trainer._record.note(guard=self.record())
 
     def _end(self, control: Any, step: int) -> None:
         control.should_training_stop = True
-        if self._good is None:
+        good = self._good or self._wrote  # in the first round of a run, the only ones there are
+        if good is None:
             warn(f"guard: training ends at step {step}; the weights stay as they are.")
             return
-        self._good.put_back(self._trainer.trained)
-        self.rolled_back_to = self._good.step
-        what = "as received" if self._good.step == 0 else f"of step {self._good.step}"
+        good.put_back(self._trainer.trained)
+        self.rolled_back_to = good.step
+        what = "as received" if good.step == 0 else f"of step {good.step}"
         warn(f"guard: training ends at step {step}, and the weights are again those {what}.")
 
     def record(self) -> dict[str, Any]:

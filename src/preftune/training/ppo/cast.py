@@ -38,6 +38,8 @@ class Cast:
     trained: nn.Module
     """Everything the optimiser moves."""
     value_parameters: list[nn.Parameter]
+    reward_name: str = ""
+    """Of a reward on the policy's base."""
     lines: list[str] = field(default_factory=list)
     """For people."""
 
@@ -83,7 +85,8 @@ def cast_roles(model: Any, args: Any, rewards: Sequence[str], *, packed: bool) -
         own = list(value.trunk.parameters())
     trained = nn.ModuleDict(parts)
     own = [*own, *value.head.parameters()]
-    return Cast(value, reward, [] if shared else list(rewards), trained, own, [*lines, line])
+    by_text = [] if shared else list(rewards)
+    return Cast(value, reward, by_text, trained, own, places[0] if shared else "", [*lines, line])
 
 
 def _value(model: Any, args: Any, reward: Scalar | None, *, packed: bool) -> tuple[Scalar, str]:
@@ -98,7 +101,7 @@ def _value(model: Any, args: Any, reward: Scalar | None, *, packed: bool) -> tup
     if hasattr(model, "peft_config"):
         _check_adapter(model)
         like = reward if args.value_init in ("auto", "reward") else None
-        made = value_adapter(model, packed=packed, like=like)
+        made = value_adapter(model, packed=packed, like=like, dropout=not args.disable_dropout)
         begins = "begins as the reward's" if like is not None else "begins at 0"
         return made, f"value: an adapter on the policy's own base, which {begins}."
     trunk = copied_trunk(model)
@@ -126,9 +129,9 @@ def _check_adapter(model: Any) -> None:
 def _as_trained(trunk: Any, args: Any) -> None:
     """Dropout and activation checkpointing as the policy has them."""
     if args.disable_dropout:
-        from preftune.training.assemble import _dropout_off
+        from preftune.training.assemble import dropout_off
 
-        _dropout_off(trunk)
+        dropout_off(trunk)
     if args.activation_checkpointing:
         trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 

@@ -146,7 +146,7 @@ class PPOConfig(SamplingFields, PackedConfig):
         one_of("kl_estimator", self.kl_estimator, tuple(KL_ESTIMATORS))
         one_of("value_init", self.value_init, ("auto", "zeros", "reward"))
         one_of("guard", self.guard, ("off", "warn", "stop", "rollback"))
-        if self.max_disagreement is not None and len(self.reward_model) < 2:
+        if self.max_disagreement is not None and len(self.reward_model) == 1:
             raise ConfigError(
                 "max_disagreement needs an ensemble: name several models in reward_model, or leave it out."
             )

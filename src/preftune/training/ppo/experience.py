@@ -97,8 +97,6 @@ def make_experience(
         "policy/entropy_avg": float(-logps_BT[mask_BT].mean()),
         "objective/non_score_reward": float(penalty_B.mean()),
         "objective/rlhf_reward": float((scores_B + penalty_B).mean()),
-        "objective/scores": float(raw_B.mean()),
-        "objective/scores_std": float(raw_B.std(unbiased=False)),
         "val/var_explained": float(explained_variance(values_BT, found.returns_BT, mask_BT)),
         "val/mean": float(values_BT[mask_BT].mean()),
         "val/returns_mean": float(found.returns_BT[mask_BT].mean()),

@@ -25,11 +25,12 @@ from preftune.reference import inference
 from preftune.training.memory import score_in_parts
 from preftune.training.online.fresh import FreshStep
 from preftune.training.online.rollout import Rollout
-from preftune.training.online.scoring import Score, Scores, open_score
+from preftune.training.online.scoring import Score, Scores, judge_options, open_score
 from preftune.training.online.trainer import OnlineTrainer
 from preftune.training.ppo.cast import Cast, cast_roles, kept_off_disk
 from preftune.training.ppo.config import PPOConfig
 from preftune.training.ppo.experience import Experience, Shaping, make_experience, mini_batches
+from preftune.training.ppo.reward_on_base import RewardOnBase
 from preftune.training.ppo.update import Clips, backward_part
 from preftune.types import PackedBatch, TokenizedGroup
 
@@ -79,13 +80,30 @@ class PPOTrainer(OnlineTrainer):
         self.cast: Cast = cast_roles(self.model, self.args, names, packed=self.engine.name == "packed")
         for line in self.cast.lines:
             say(line)
+        self.score = self._scorer()
+        self.rated_by = self.score.name
+        return self.cast.trained
+
+    def _scorer(self) -> Score:
+        ensemble = self.args.reward_ensemble
         if self._reward is not None:
             scorers = self._reward if isinstance(self._reward, list | tuple) else [self._reward]
-            self.score = Score(scorers, ensemble=self.args.reward_ensemble)
-        else:
-            self.score = open_score(self.cast.by_text, self._opened, ensemble=self.args.reward_ensemble)
-        self.rated_by = ", ".join(names) if self.cast.reward is not None else self.score.name
-        return self.cast.trained
+            if self.args.max_disagreement is not None and len(scorers) < 2:
+                raise ConfigError("max_disagreement needs an ensemble: pass several as reward, or leave it out.")
+            return Score(scorers, ensemble=ensemble)
+        if self.cast.reward is None:
+            return open_score(self.cast.by_text, self._opened, ensemble=ensemble, options=judge_options(self.args))
+        return Score([RewardOnBase(self.model, self.cast.reward_name, self._of_reward)])
+
+    def _of_reward(self, groups: Sequence[TokenizedGroup]) -> list[Tensor]:
+        """Scores by the reward that shares the policy's base, read at the last token of each group's completion."""
+        reward: Any = self.cast.reward
+
+        def rate(part: PackedBatch) -> list[Tensor]:
+            with reward.acting():
+                return list(reward.of_completions(part).float().cpu())
+
+        return self._in_parts(groups, rate)
 
     def policy_parameters(self) -> list[nn.Parameter]:
         return self._policys
@@ -123,16 +141,25 @@ class PPOTrainer(OnlineTrainer):
 
     def _plan_round(self, args: Any, step: int) -> None:
         self.prompts_per_round = step * args.num_mini_batches
+        if args.kl_target is not None and args.kl_horizon < self.prompts_per_round:
+            raise ConfigError(
+                f"kl_horizon={args.kl_horizon:g} is less than the {self.prompts_per_round} answers of a round, so one "
+                "round would throw kl_coef about, even below zero. 10000 is usual."
+            )
         self.steps_per_round = args.num_ppo_epochs * args.num_mini_batches
 
     def make_steps(self, rollouts: Sequence[Rollout], round_number: int) -> list[list[TokenizedGroup]]:
         args = self.args
-        rated = self._rate(rollouts)
+        rated = self.score(rollouts)
         kept = [place for place in range(len(rollouts)) if self._fit(rated, place)]
         self._window.add({"objective/filtered": 1 - len(kept) / len(rollouts)})
-        known = [spread for spread in rated.spread if spread is not None]
-        if known:
-            self._window.add({"objective/scores_disagreement": sum(known) / len(known)})
+        known = torch.tensor([score for score in rated.scores if score is not None])
+        if len(known):  # of all answers, those that are filtered too
+            of_scores = {"objective/scores": known.mean(), "objective/scores_std": known.std(unbiased=False)}
+            self._window.add({name: float(value) for name, value in of_scores.items()}, weight=len(known))
+        spreads = [spread for spread in rated.spread if spread is not None]
+        if spreads:
+            self._window.add({"objective/scores_disagreement": sum(spreads) / len(spreads)})
         if not kept:
             return []
         groups = [rollouts[place].group for place in kept]
@@ -171,19 +198,6 @@ class PPOTrainer(OnlineTrainer):
             return False
         return self.args.max_disagreement is None or spread is None or spread <= self.args.max_disagreement
 
-    def _rate(self, rollouts: Sequence[Rollout]) -> Scores:
-        """Scores of a round; those of a reward on the policy's own base from the tokens as they were written."""
-        if self.cast.reward is None:
-            return self.score(rollouts)
-        reward = self.cast.reward
-
-        def rate(part: PackedBatch) -> list[Tensor]:
-            with reward.acting():
-                return list(reward.of_completions(part).float().cpu()[:, None])
-
-        scores = [float(score) for score in self._in_parts([rollout.group for rollout in rollouts], rate)]
-        return Scores(list(scores), [None] * len(scores))
-
     def _measured(self, groups: Sequence[TokenizedGroup]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Log-probabilities of policy and reference, and values, of every token of every answer."""
         value: Scalar = self.cast.value
@@ -210,7 +224,7 @@ class PPOTrainer(OnlineTrainer):
             with inference(self.cast.trained), self.autocast():
                 return measure(pack(part).to(self.args.device))
 
-        return [answer for (answer,) in score_in_parts(self, groups, score, work="evaluation")]
+        return [answer for (answer,) in score_in_parts(self, groups, score, work="scoring")]
 
     # --- a step ---
 
