@@ -49,11 +49,68 @@ def test_the_judge_is_trained_once_and_its_accuracy_stands_beside_the_win_rate(p
     assert weights.stat().st_mtime_ns == before
 
 
-def test_without_named_pairs_it_takes_those_that_the_run_held_out(preftune, tiny_model, policy, tmp_path):
+def test_a_run_that_held_nothing_out_needs_named_pairs(preftune, policy):
     missing = preftune("eval", "--model", policy, "--judge", "auto")
     assert missing.code == 2
     assert "--judge auto learns from pairs that" in missing.message
     assert "Name some with --judge_data" in missing.message
+
+
+def a_run(preftune, tiny_model, folder: Path, monkeypatch, *, by_recipe: bool) -> tuple[Path, Path]:
+    """A run of 60 prompts that holds 24 of them out, by flags or by a recipe; and the file of its pairs."""
+    pairs = Path(write_rows(folder / "all.jsonl", distinct_rows(60)))
+    settings = {"model": tiny_model, "data": str(pairs), "eval_fraction": 0.4, "output_dir": str(folder / "dpo")}
+    words: list[Any] = ["--use_peft", *QUICK]
+    if by_recipe:
+        recipe = folder / "recipe.yaml"
+        recipe.write_text(
+            f"model_name_or_path: {tiny_model}\ndataset_name: {pairs}\neval_fraction: 0.4\n"
+            f"output_dir: {folder / 'dpo'}\n"
+        )
+        words += ["--config", recipe]
+    else:
+        words += [word for name, value in settings.items() for word in (f"--{name}", value)]
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.argv", ["preftune", "dpo", *map(str, words)])
+        made = preftune("dpo", *words)
+    assert made.code == 0, made.err
+    return folder / "dpo", pairs
+
+
+@pytest.mark.parametrize("by_recipe", [False, True])
+def test_without_named_pairs_it_takes_those_that_the_run_held_out(
+    preftune, tiny_model, tmp_path, monkeypatch, by_recipe
+):
+    """And none that the policy was trained on: the two are read back from the run's own groups."""
+    run, pairs = a_run(preftune, tiny_model, tmp_path, monkeypatch, by_recipe=by_recipe)
+    learned: list[frozenset[int]] = []
+
+    def watch(base: str, data: Any, **options: Any) -> Any:
+        learned.append(frozenset(split_key(pair) for pair in data))
+        assert options["unwanted"] is not None
+        assert not options["unwanted"] & learned[-1]
+        assert len(options["unwanted"]) == 36
+        return train_judge(base, data, **options)
+
+    monkeypatch.setattr("preftune.training.auto_judge.train_judge", watch)
+    told = preftune("eval", "--model", run, "--judge", "auto", "--prompts", pairs, "--limit", 2, "--max_new_tokens", 2)
+    assert told.code == 0, told.err
+    assert len(learned[0]) == 24
+    assert f"the judge learns from the pairs that {run} held out (24)" in told.err
+    assert "trained on 18 pairs that the policy did not train on. Of 6 held-out pairs it gets" in told.out
+
+
+@pytest.mark.parametrize("change", ["longer", "gone"])
+def test_data_that_are_no_longer_what_they_were_prove_nothing(preftune, tiny_model, tmp_path, monkeypatch, change):
+    run, pairs = a_run(preftune, tiny_model, tmp_path, monkeypatch, by_recipe=False)
+    if change == "gone":
+        pairs.unlink()
+    else:
+        write_rows(pairs, distinct_rows(80))
+    told = preftune("eval", "--model", run, "--judge", "auto")
+    assert told.code == 2
+    assert ("has changed since" if change == "longer" else "cannot be read again") in told.err
+    assert "Name some with --judge_data" in told.message
 
 
 def test_what_is_not_known_is_not_claimed(preftune, policy, tmp_path):

@@ -96,7 +96,7 @@ def test_several_datasets_are_mixed(preftune, tiny_model, demonstrations, pairs_
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["sft", "--model", "M"], "No demonstrations to train on: name it with --data"),
+        (["sft", "--model", "M"], "No demonstrations to train on: name them with --data"),
         (["sft", "--data", "D"], "No model to train: name it with --model"),
         (["sft", "--model", "M", "--data", "D", "--packing"], "rows are always packed"),
         (["sft", "--model", "M", "--data", "D", "--betta", "1"], "There is no flag --betta"),
@@ -122,9 +122,9 @@ def test_a_missing_file_and_an_unknown_shape_are_told_before_a_model_is_loaded(p
 
 @pytest.mark.parametrize("command", [sft, reward])
 def test_every_flag_on_the_help_page_is_there(command) -> None:
-    from preftune.cli.train_command import _parser
+    from preftune.cli.train_command import parser_of
 
-    known = set(_parser(command.METHOD).names())
+    known = set(parser_of(command.METHOD).names())
     shown = set(re.findall(r"--([\w-]+)", command.HELP))
     elsewhere = {"help-all", "traceback", "judge"}
     assert shown - elsewhere <= known

@@ -11,6 +11,7 @@ from preftune.data import DemonstrationDataset, load_demonstrations, load_pairs,
 from preftune.data.demonstration_mixture import mix_demonstrations
 from preftune.data.demonstration_tokens import tokenize_or_recall_demonstrations
 from preftune.errors import ConfigError, DatasetError
+from tiny import tiny_tokenizer
 
 from .tiny_bpe import CHATML, make_tokenizer
 from .turns import TEMPLATES, assistant, shown, user
@@ -264,3 +265,50 @@ def test_token_ids_are_kept_on_disk(monkeypatch):
     for options in ({"assistant_only_loss": False}, {"max_length": 30}):
         assert not tokenize_or_recall_demonstrations(data, tok, **options)[2]
     assert not tokenize_or_recall_demonstrations(data.select([0]), tok)[2]
+
+
+def trained_texts(rows, **options):
+    """What each row trains, turn by turn."""
+    tokenizer = tiny_tokenizer()
+    groups, report = tokenize_demonstrations(load_demonstrations(rows), tokenizer, **options)
+    texts = [
+        [tokenizer.decode(group.completions[0][begin:end]) for begin, end in group.spans(0)]
+        for group in (groups[i] for i in range(len(groups)))
+    ]
+    return texts, report
+
+
+def turns(*said, **last):
+    made = [{"role": "user" if at % 2 == 0 else "assistant", "content": text} for at, text in enumerate(said)]
+    return [*made[:-1], {**made[-1], **last}]
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([*turns("a", "no", weight=0), *turns("b", "yes", weight=1)], ["yes<|im_end|>\n"]),
+        ([*turns("a", "yes"), *turns("b", "no", weight=0), *turns("c", "end")], ["yes<|im_end|>\n", "end<|im_end|>\n"]),
+        ([*turns("a", "yes"), *turns("b", "no", weight=0)], ["yes<|im_end|>\n"]),
+        ([*turns("a", "yes"), *turns("b", ""), *turns("c", "end")], ["yes<|im_end|>\n", "end<|im_end|>\n"]),
+    ],
+)
+def test_turns_of_weight_0_and_empty_ones_are_context(messages, expected):
+    """OpenAI's format of fine-tuning says by a turn's weight whether it is trained."""
+    (texts,), report = trained_texts([{"messages": messages}])
+    assert texts == expected
+    assert report.context.count == 1
+    assert report.turns == len(expected)
+    assert any("weight 0, and are context only" in line for line in report.lines())
+
+
+def test_a_weight_that_is_neither_0_nor_1_is_refused():
+    with pytest.raises(DatasetError, match=r"row 0: a turn of the assistant has weight 0.5"):
+        trained_texts([{"messages": turns("a", "b", weight=0.5)}])
+
+
+def test_rows_that_are_left_out_are_named_as_in_the_file():
+    """Also where the pairs are a part of the file: row 9 there is the fourth of them."""
+    pairs = [{"prompt": f"q{i}", "chosen": f"good {i}", "rejected": "bad"} for i in range(8)]
+    pairs += [{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "q", "chosen": "b", "rejected": "c"}]
+    data = load_demonstrations(load_pairs(pairs).select([5, 6, 8, 9]))
+    assert data.left["beaten"].rows == [9]

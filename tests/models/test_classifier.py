@@ -9,8 +9,10 @@ from transformers import AutoModelForSequenceClassification
 
 from models_zoo import random_model
 from preftune.errors import ModelError
+from preftune.models import load_model
 from preftune.models.classifier import classifier_of, load_classifier, reward_adapter, spare_token
-from tiny import save_tiny, tiny_model, tiny_tokenizer
+from saved_reward import save_reward
+from tiny import CHAT_TEMPLATE, save_tiny, tiny_model, tiny_tokenizer
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 
@@ -75,3 +77,23 @@ def test_a_pad_token_that_no_text_ends_with():
     assert spare_token(tiny_tokenizer(pad_is_eos=True)) == "<|im_start|>"  # with which turns begin, and none ends
     tokenizer = tiny_tokenizer(pad_is_eos=True, chat=False)
     assert spare_token(tokenizer) != tokenizer.eos_token
+
+
+def test_a_pad_token_with_which_the_template_ends_an_answer_is_not_taken():
+    """Its score would be read one token early, wherever texts are padded."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token, tokenizer.pad_token = "<|endoftext|>", "<|im_end|>"
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("'<|im_end|>' + '\n'", "'<|im_end|>'")
+    assert tokenizer.pad_token != tokenizer.eos_token
+    assert spare_token(tokenizer) not in ("<|im_end|>", "<|endoftext|>")
+    tokenizer.chat_template = CHAT_TEMPLATE  # here a line break ends it
+    assert spare_token(tokenizer) == "<|im_end|>"
+
+
+def test_a_reward_model_is_no_language_model(tmp_path):
+    """Loaded as one it would lose its head, and as a whole model talk with a random one."""
+    save_reward(tmp_path / "adapter", save_tiny(tmp_path / "base"))
+    classifier_of(tiny_model()).save_pretrained(tmp_path / "whole")
+    for name in ("adapter", "whole"):
+        with pytest.raises(ModelError, match="is a reward model: it rates answers and writes none"):
+            load_model(str(tmp_path / name))

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from preftune.errors import ConfigError, SelfCheckError
 from preftune.evaluation.reward_model import load_reward_model
 from preftune.losses.reward import bradley_terry
-from preftune.models import load_tokenizer
+from preftune.models import load_tokenizer, merge
 from preftune.training.reward import RewardTrainer
 from preftune.training.reward_config import RewardConfig
 from tiny import chat_rows, rows, save_tiny, tiny_model, tiny_tokenizer
@@ -296,3 +296,68 @@ def test_as_a_judge_it_gives_the_scores_of_training(tmp_path, plain, adapter):
     judge = load_reward_model(str(tmp_path / "run"), batch_size=4)
     answers = [(row["prompt"], row["chosen"] if plain else row["chosen"][0]["content"], {}) for row in held_out]
     assert judge.score_all(answers) == pytest.approx(trainer.predict(held_out).predictions[:, 0].tolist(), abs=1e-4)
+
+
+def merged_scores(folder: Path, held_out: Any) -> list[float]:
+    """Of the chosen sides, by transformers' pipeline over padded batches."""
+    tokenizer = load_tokenizer(str(folder))
+    texts = [tokenizer.apply_chat_template([*row["prompt"], *row["chosen"]], tokenize=False) for row in held_out]
+    found = pipeline("text-classification", model=str(folder))(texts, batch_size=3, add_special_tokens=False)
+    return [one["score"] for one in found]
+
+
+@pytest.mark.parametrize("pad_is_eos", [False, True])
+def test_a_merged_adapter_is_a_reward_model_still(tmp_path, pad_is_eos):
+    """With its head, its pad token and the note of how it was trained: what transformers' pipeline and a judge need."""
+    base = tiny_model()
+    base.config.pad_token_id = base.config.eos_token_id
+    base.save_pretrained(tmp_path / "base")
+    tiny_tokenizer(pad_is_eos=pad_is_eos).save_pretrained(tmp_path / "base")
+    trainer = RewardTrainer(
+        model=str(tmp_path / "base"),
+        args=config(RewardConfig, tmp_path / "run", learning_rate=1e-2),
+        train_dataset=chat_rows(32),
+        peft_config=LoraConfig(r=4, target_modules="all-linear"),
+    )
+    trainer.train()
+    trainer.save_model()
+    held_out = chat_rows(6, start=32)
+    expected = trainer.predict(held_out).predictions[:, 0].tolist()
+    merge(tmp_path / "run", tmp_path / "merged")
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["architectures"] == [
+        "LlamaForSequenceClassification"
+    ]
+    assert merged_scores(tmp_path / "merged", held_out) == pytest.approx(expected, abs=1e-4)
+    answers = [(row["prompt"], row["chosen"][0]["content"], {}) for row in held_out]
+    assert load_reward_model(str(tmp_path / "merged")).score_all(answers) == pytest.approx(expected, abs=1e-4)
+    in_memory = merge(trainer.model, tmp_path / "in_memory")
+    assert type(in_memory).__name__ == "LlamaForSequenceClassification"
+    assert merged_scores(tmp_path / "in_memory", held_out) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_judge_on_a_bfloat16_base_does_not_round_its_scores(tmp_path):
+    base = save_tiny(tmp_path / "base", dtype=torch.bfloat16)
+    lora = LoraConfig(r=4, target_modules="all-linear")
+    trainer = reward_trainer(tmp_path / "run", base, peft=lora, learning_rate=1e-2, bf16=None)
+    trainer.train()
+    trainer.save_model()
+    held_out = chat_rows(8, start=32)
+    answers = [(row["prompt"], row["chosen"][0]["content"], {}) for row in held_out]
+    scores = load_reward_model(str(tmp_path / "run"), batch_size=1).score_all(answers)
+    rounded = torch.tensor(scores).bfloat16().float().tolist()
+    assert scores != rounded
+    assert scores == pytest.approx(trainer.predict(held_out).predictions[:, 0].tolist(), abs=5e-3)
+
+
+def test_a_resumed_run_goes_on_as_if_nothing_had_happened(tmp_path):
+    base = save_tiny(tmp_path / "base")
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "logging_steps": 2, "learning_rate": 1e-2}
+    for name, peft in (("full", None), ("lora", LoraConfig(r=4, target_modules="all-linear"))):
+        whole = reward_trainer(tmp_path / name, base, peft=peft, **options)
+        whole.train()
+        resumed = reward_trainer(tmp_path / f"{name}-again", base, peft=peft, **options)
+        resumed.train(resume_from_checkpoint=str(tmp_path / name / "checkpoint-3"))
+        for (key, a), b in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+            assert torch.equal(a, b), key
+        for column in ("loss", "margin", "accuracy"):
+            assert logged(resumed, column) == logged(whole, column)

@@ -77,17 +77,36 @@ def _pairs_of_run(model: str) -> tuple[PairDataset | None, PairDataset | None]:
         return None, None
     from preftune.cli.datasets import open_datasets
     from preftune.cli.dpo import read_request
+    from preftune.cli.train_command import find_recipe
 
-    argv = [word for word in words[words.index("dpo") + 1 :] if word != "--traceback"]
+    argv = _without_resume([word for word in words[words.index("dpo") + 1 :] if word != "--traceback"])
     try:
-        request = read_request(_without_resume(argv))
-        config = request.config
-        evaluate = str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no"
-        seed = config.seed if config.data_seed is None else config.data_seed
-        return open_datasets(request.data, evaluate=evaluate, seed=seed)
+        request = read_request(argv, find_recipe(argv))
+        names = request.data.dataset_names
+        if "-" in ([names] if isinstance(names, str) else names):
+            tell(f"preftune: what {model} was trained on came from standard input, and cannot be read again")
+            return None, None
+        train, held_out = open_datasets(request.data, evaluate=request.evaluates, seed=request.data_seed)
     except PreftuneError as error:
         tell(f"preftune: what {model} was trained on cannot be read again ({error})")
         return None, None
+    rows = _rows_trained_on(model)
+    if rows is not None and rows != len(train):
+        tell(
+            f"preftune: what {model} was trained on has changed since ({rows:,} pairs then, {len(train):,} now), so "
+            "nobody knows which of them it saw"
+        )
+        return None, None
+    return train, held_out
+
+
+def _rows_trained_on(model: str) -> int | None:
+    """How many pairs the run read, by its audit.json."""
+    try:
+        audit = json.loads((Path(model).expanduser() / "audit.json").read_text(encoding="utf-8"))
+        return int(audit["train"]["rows_in"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _without_resume(argv: list[str]) -> list[str]:

@@ -25,7 +25,7 @@ def run(argv: Sequence[str]) -> int:
 
     from preftune.models import merge
 
-    merge(
+    merged = merge(
         asked.adapter,
         asked.output,
         base_model=asked.base,
@@ -33,5 +33,9 @@ def run(argv: Sequence[str]) -> int:
         trust_remote_code=asked.trust_remote_code,
     )
     print(f"The merged model lies in {asked.output}.")
-    print(f"Talk to it:   preftune chat --model {shlex.quote(asked.output)}")
+    place = shlex.quote(asked.output)
+    if hasattr(merged, "score"):  # a reward model says nothing
+        print(f"Judge with it:   preftune eval --judge reward:{place} ...")
+    else:
+        print(f"Talk to it:   preftune chat --model {place}")
     return 0

@@ -34,6 +34,7 @@ class EncodedDemonstration:
     eos_added: bool = False
     trimmed: bool = False
     first_turn: bool = False
+    context: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class _Texts(NamedTuple):
     turns: int = 0
     trimmed: bool = False
     first_turn: bool = False
+    context: bool = False
 
 
 class DemonstrationEncoder(Encoder):
@@ -128,22 +130,28 @@ class DemonstrationEncoder(Encoder):
         prompt = cast("list[Message] | None", demonstration.prompt) or []
         continues = bool(prompt) and can_continue(prompt[-1]) and can_continue(completion[0])
         turns = joined(prompt, completion, continues)
-        last = max((at for at, turn in enumerate(turns) if turn["role"] == "assistant"), default=-1)
-        trimmed, turns = last < len(turns) - 1, turns[: last + 1]
+        whole_completion = self.covered.assistant_only is False
+        spoken = [at for at, turn in enumerate(turns) if turn["role"] == "assistant"]
         begins = 0 if self.covered.completion_only is False else len(prompt) - continues
-        wanted = [at for at in range(begins, len(turns)) if turns[at]["role"] == "assistant"]
+        wanted = [at for at in spoken if at >= begins]
         first_turn = wanted[:1] == [0] and not continues
         wanted = wanted[first_turn:]
-        if last < 0 or not wanted:
-            return EncodedDemonstration(row, reason="no_answer" if last < 0 else "no_question")
+        context = {at for at in wanted if not whole_completion and not self._teaches(turns[at], row)}
+        wanted = [at for at in wanted if at not in context]
+        if not wanted:
+            reason = "no_answer" if not spoken else "empty_completion" if context else "no_question"
+            return EncodedDemonstration(row, reason=reason)
+        last = spoken[-1] if whole_completion else wanted[-1]
+        trimmed, turns = last < len(turns) - 1, turns[: last + 1]
         options, tools = demonstration.chat_template_kwargs, demonstration.tools
         pair = PreferencePair(prompt, completion, completion, chat_template_kwargs=options, tools=tools, row=row)
         if not self._has_template():
             raise DatasetError(
-                f"The tokenizer has no chat template, and row {row} is a conversation. Set tokenizer.chat_template "
-                "(preftune.data.DIALOGUE_TEMPLATE suits any base model), or give plain prompts and completions."
+                f"The tokenizer has no chat template, and row {row} is a conversation. Give one with "
+                "--chat_template_path FILE, in Python tokenizer.chat_template (preftune.data.DIALOGUE_TEMPLATE suits "
+                "any base model), or give plain prompts and completions."
             )
-        first, whole_completion = wanted[0], self.covered.assistant_only is False
+        first = wanted[0]
         asked = prompt if continues else turns[:first]
         if whole_completion and prompt and not continues:
             asked = prompt
@@ -154,6 +162,7 @@ class DemonstrationEncoder(Encoder):
         except Exception as error:  # templates are programs: jinja's errors, and whatever their expressions raise
             return EncodedDemonstration(row, reason="template_refused", detail=" ".join(str(error).split()))
         facts = {"ended": self._ends(whole), "turns": len(wanted), "trimmed": trimmed, "first_turn": first_turn}
+        facts["context"] = bool(context)
         if whole_completion:
             alone = demonstration.prompt is None or self.covered.completion_only is False
             return _Texts(whole, () if alone else (before,), False, **facts)  # type: ignore[arg-type]
@@ -162,15 +171,36 @@ class DemonstrationEncoder(Encoder):
         edges = self._answers(pair, turns, whole, first, first, lost=lost, begun=begun)
         if edges is None:
             return EncodedDemonstration(row, reason="answers_not_found")
+        found = [at for at in range(first, last + 1) if turns[at]["role"] == "assistant"]
+        if len(edges) == 2 * len(found):  # of several turns, those that teach nothing are left out
+            edges = [
+                edge for at, pair_of in zip(found, spans.pairs(edges), strict=True) if at in wanted for edge in pair_of
+            ]
         heads = (before, *(whole[:at] for at in edges[:-1]))
         return _Texts(whole, heads, False, tuple(edges), **facts)  # type: ignore[arg-type]
+
+    def _teaches(self, turn: Message, row: int) -> bool:
+        """Whether a turn of the assistant is to be learned: it says something, and its weight (1 or 0, as OpenAI's
+        format of fine-tuning has it) is not 0.
+        """
+        weight = turn.get("weight", 1)
+        if weight not in (0, 1):
+            raise DatasetError(
+                f"row {row}: a turn of the assistant has weight {weight!r}, and a turn is trained (1) or context (0). "
+                "Write 1 or 0, or take the weight out of the turns."
+            )
+        return bool(weight) and has_text([turn], self._marks)
 
     def _assembled(self, demonstration: Demonstration, text: _Texts, ids: list[list[int]]) -> EncodedDemonstration:
         whole, *heads = ids
         if text.special_tokens and self._appends_eos:
             heads = [head[:-1] for head in heads]
         encoded = EncodedDemonstration(
-            demonstration.row, turns=text.turns, trimmed=text.trimmed, first_turn=text.first_turn
+            demonstration.row,
+            turns=text.turns,
+            trimmed=text.trimmed,
+            first_turn=text.first_turn,
+            context=text.context,
         )
         missing = whole[-1:] != [self.eos] if text.special_tokens else not text.ended
         if missing and self.eos is not None:

@@ -57,6 +57,8 @@ class DemonstrationReport:
     """Turns after the last answer were left off: nothing in them is trained."""
     first_turn: Tally = field(default_factory=Tally)
     """The conversation begins with the assistant, whose first turn answers nothing and is context."""
+    context: Tally = field(default_factory=Tally)
+    """Turns of the assistant are empty or have weight 0, and are context."""
     lengths: dict[str, int] = field(default_factory=dict)
     """Quantiles of the rows' tokens, after truncation: "50%", "90%", "99%"."""
     notes: list[str] = field(default_factory=list)
@@ -98,6 +100,8 @@ class DemonstrationReport:
             lines.append(
                 f"In {self.first_turn} the assistant speaks first: that turn answers nothing and is context only."
             )
+        if self.context.count:
+            lines.append(f"In {self.context} turns of the assistant are empty or have weight 0, and are context only.")
         return lines + self.notes
 
     def to_json(self) -> dict[str, Any]:
@@ -122,5 +126,6 @@ class DemonstrationReport:
             "eos_added": plain(self.eos_added),
             "trimmed": plain(self.trimmed),
             "first_turn": plain(self.first_turn),
+            "context": plain(self.context),
             "notes": list(self.notes),
         }

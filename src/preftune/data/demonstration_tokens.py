@@ -153,6 +153,7 @@ class _Run:
             (report.eos_added, encoded.eos_added),
             (report.trimmed, encoded.trimmed),
             (report.first_turn, encoded.first_turn),
+            (report.context, encoded.context),
         ):
             if counted:
                 tally.add(row)

@@ -319,7 +319,7 @@ def _chosen_sides(pairs: PairDataset) -> DemonstrationDataset:
     places = []
     for key, place in chosen.items():
         if key in beaten:
-            left["beaten"].add(place)
+            left["beaten"].add(pairs[place].row)
         else:
             places.append(place)
     if not places:

@@ -191,13 +191,7 @@ def read_pairs(
         return source
     name = name or display_name(source)
     rows = load_rows(source, split=split, config=config, revision=revision)
-    if not hasattr(rows, "select_columns") or not hasattr(rows, "__len__"):
-        raise DatasetError(
-            f"{name} is streamed, and pairs need a dataset of known length. Load it without streaming, or take a part: "
-            "datasets.Dataset.from_list(list(stream.take(10_000)))."
-        )
-    if len(rows) == 0:
-        raise DatasetError(f"{name} has no rows. Give at least one preference pair.")
+    _check_countable(rows, name)
     shaped = shape(rows, format=format, columns=columns, name=name)
     resolved = resolve_columns(shaped.rows.features, shaped.columns, name=name)
     if not tolerant:
@@ -219,6 +213,17 @@ def read_pairs(
     told = check_head(head, resolved, shaped.rows.features, name=name)
     pairs.notes = (*shaped.notes, *optional_columns(resolved), *told)
     return pairs
+
+
+def _check_countable(rows: Any, name: str) -> None:
+    """Raises: DatasetError for a stream, or for no rows."""
+    if not hasattr(rows, "select_columns") or not hasattr(rows, "__len__"):
+        raise DatasetError(
+            f"{name} is streamed, and pairs need a dataset of known length. Load it without streaming, or take a part: "
+            "datasets.Dataset.from_list(list(stream.take(10_000)))."
+        )
+    if len(rows) == 0:
+        raise DatasetError(f"{name} has no rows. Give at least one preference pair.")
 
 
 @overload

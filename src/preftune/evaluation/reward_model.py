@@ -213,6 +213,7 @@ def _load(source: ModelSource, dtype: str, trust_remote_code: bool) -> tuple[Any
         )
     if labels != 1:
         raise ModelError(f"{name} has {labels} labels, and a reward model has one. Give another model.")
+    _score_exactly(model)
     tokenizer = source.tokenizer
     text_config = model.config.get_text_config()
     if form_of(source.place.name) is not None:
@@ -221,6 +222,24 @@ def _load(source: ModelSource, dtype: str, trust_remote_code: bool) -> tuple[Any
         known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         text_config.pad_token_id = next(token for token in known if token is not None)
     return (model.to("cuda") if torch.cuda.is_available() else model), tokenizer
+
+
+def _score_exactly(model: Any) -> None:
+    """The head in float32, as it was trained: rounded to bfloat16, two scores near 3 that differ by 0.01 would tie."""
+    import torch
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = getattr(base, "score", None)
+    if head is None:
+        return
+    head.float()
+    forward = head.forward
+
+    def exact(states: Any, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(states.device.type, enabled=False):
+            return forward(states.float(), *args, **kwargs)
+
+    head.forward = exact
 
 
 def _brings(model: Any, key: str) -> bool:

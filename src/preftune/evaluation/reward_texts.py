@@ -13,16 +13,15 @@ from typing import Any, Literal, TypeAlias
 from preftune.data.encode import Encoder
 from preftune.data.formats import as_turns
 from preftune.evaluation.chat_judge import as_transcript
+from preftune.models.locate import FORM_FILE
 from preftune.types import PreferencePair, Text
-
-FILE = "preftune_reward.json"
 
 Form: TypeAlias = Literal["conversations", "plain"]
 
 
 def write_form(folder: str, form: Form) -> None:
     """Leaves the file beside the weights."""
-    Path(folder, FILE).write_text(json.dumps({"trained_on": form}) + "\n", encoding="utf-8")
+    Path(folder, FORM_FILE).write_text(json.dumps({"trained_on": form}) + "\n", encoding="utf-8")
 
 
 def form_of(name: str) -> Form | None:
@@ -31,7 +30,7 @@ def form_of(name: str) -> Form | None:
 
     try:
         found = cached_file(
-            name, FILE, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+            name, FORM_FILE, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
         )
         said = None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))["trained_on"]
     except (OSError, ValueError, KeyError, TypeError):

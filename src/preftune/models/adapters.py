@@ -19,7 +19,7 @@ from torch import nn
 
 from preftune.errors import ModelError
 from preftune.models.load import adapter_base, attach_adapter, load_model, load_tokenizer, parse_dtype
-from preftune.models.locate import Location, describe_folder, is_adapter_folder, locate
+from preftune.models.locate import FORM_FILE, Location, describe_folder, is_adapter_folder, locate
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -59,7 +59,8 @@ def merge(
         place = _locate_adapter(model_or_path)
         tokenizer_source = place.name
         base_name = base_model or adapter_base(place.name)
-        base = _unquantised(load_model(base_name, trust_remote_code=trust_remote_code), wanted)
+        load = _classifier if _is_reward_adapter(place) else load_model
+        base = _unquantised(load(base_name, trust_remote_code=trust_remote_code), wanted)
         model: PeftModel = attach_adapter(base, place)
     else:
         model = model_or_path
@@ -67,6 +68,11 @@ def merge(
         loaded: Any = model.get_base_model()
         tokenizer_source = base_model or loaded.name_or_path or None
         if _is_quantised(model):
+            if hasattr(loaded, "score"):
+                raise ModelError(
+                    "a quantised reward model in memory cannot be folded. Save it, and merge its folder (preftune "
+                    "merge)."
+                )
             model = _on_unquantised_base(model, base_model, trust_remote_code)
     _check_foldable(model)
     with quiet_peft():
@@ -108,6 +114,19 @@ def _locate_adapter(path: str | os.PathLike[str]) -> Location:
     if place.kind != "hub-adapter":
         raise ModelError(f"{path} is a whole model, not an adapter: there is nothing to fold in. Use it as it is.")
     return place
+
+
+def _is_reward_adapter(place: Location) -> bool:
+    from preftune.models.classifier import is_reward_adapter
+
+    return is_reward_adapter(place)
+
+
+def _classifier(name: Any, **options: Any) -> Any:
+    """What the adapter of a reward model sits on: with a causal model its head would be lost."""
+    from preftune.models.classifier import load_classifier
+
+    return load_classifier(name, **options)
 
 
 def _check_peft_model(model: Any) -> None:
@@ -251,6 +270,15 @@ def _free_folder(folder: Path) -> Path:
     return folder
 
 
+def _finish_reward_model(merged: Any, tokenizer: Any, source: Path, folder: Path) -> None:
+    """What a reward model has beside its weights: the pad token of its training, and how it was trained."""
+    if tokenizer.pad_token_id is not None:
+        merged.config.get_text_config().pad_token_id = merged.config.pad_token_id = tokenizer.pad_token_id
+        merged.config.save_pretrained(folder)
+    if (source / FORM_FILE).is_file():
+        shutil.copy(source / FORM_FILE, folder / FORM_FILE)
+
+
 def _save(
     merged: Any, folder: Path, tokenizer_source: str | os.PathLike[str] | None, base: str | os.PathLike[str] | None
 ) -> None:
@@ -261,7 +289,10 @@ def _save(
         try:
             if tokenizer_source is None:
                 raise ModelError("The model does not know its name.")
-            load_tokenizer(tokenizer_source, base_model=base).save_pretrained(partial)
+            tokenizer = load_tokenizer(tokenizer_source, base_model=base)
+            tokenizer.save_pretrained(partial)
+            if hasattr(merged, "score"):
+                _finish_reward_model(merged, tokenizer, Path(tokenizer_source), partial)
         except ModelError as error:
             logger.warning("The merged model is saved without a tokenizer: %s", error)
         if folder.is_dir():

@@ -137,7 +137,7 @@ def _is_classifier(place: Location, options: dict[str, Any]) -> bool:
     if place.kind == "gguf":
         return False
     if place.kind in ("adapter", "hub-adapter"):
-        return _is_reward_adapter(place)
+        return is_reward_adapter(place)
     from transformers import AutoConfig
 
     given = {key: options[key] for key in ("revision", "trust_remote_code") if options.get(key) is not None}
@@ -145,7 +145,8 @@ def _is_classifier(place: Location, options: dict[str, Any]) -> bool:
     return any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
-def _is_reward_adapter(place: Location) -> bool:
+def is_reward_adapter(place: Location) -> bool:
+    """Whether an adapter was trained on a sequence classifier, whose head it then brings."""
     from peft import PeftConfig
 
     task = PeftConfig.from_pretrained(place.name).task_type
@@ -182,13 +183,13 @@ def _load_classifier(place: Location, options: dict[str, Any]) -> nn.Module:
 def spare_token(tokenizer: Any) -> str:
     """A token for padding that no text ends with: transformers reads a score at the last token that is not padding.
 
-    The tokenizer's own where it is not its eos; else a special token of the vocabulary with no other use; else the
-    byte 0, with which no text ends.
+    The tokenizer's own where neither a plain text nor a conversation ends with it; else a special token of the
+    vocabulary with no other use; else the byte 0, with which no text ends.
 
     Raises:
         ModelError: there is none.
     """
-    ends = {tokenizer.eos_token, None}
+    ends = {tokenizer.eos_token, None, *_ends_of_answers(tokenizer)}
     if tokenizer.pad_token not in ends:
         return str(tokenizer.pad_token)
     added = [str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
@@ -196,7 +197,7 @@ def spare_token(tokenizer: Any) -> str:
     meant = [token for token in added if any(word in token.lower() for word in ("pad", "reserved", "unused"))]
     unused = [token for token in added if token not in template and token != tokenizer.unk_token]
     for token in (*meant, *unused, tokenizer.bos_token):
-        if token not in ends and not template.rstrip().endswith(str(token)):
+        if token not in ends:
             return str(token)
     zero = tokenizer("\0", add_special_tokens=False)["input_ids"]
     if len(zero) == 1:
@@ -204,3 +205,16 @@ def spare_token(tokenizer: Any) -> str:
     raise ModelError(
         "the tokenizer has no token for padding that no text ends with. Set tokenizer.pad_token to one that is not eos."
     )
+
+
+def _ends_of_answers(tokenizer: Any) -> set[str]:
+    """What the chat template ends an answer with, as a token; empty where there is none, or it refuses a question."""
+    if not getattr(tokenizer, "chat_template", None):
+        return set()
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception:  # a template is a program; one that takes no question has no ordinary answers either
+        return set()
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return {str(tokenizer.convert_ids_to_tokens(ids[-1]))} if ids else set()

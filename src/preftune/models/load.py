@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ def load_model(
     Raises: ModelError when it cannot be found or loaded, with near names or the cure.
     """
     place = locate(name, revision=revision)
+    _refuse_reward_model(place)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": parse_dtype(dtype), **kwargs}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
@@ -78,6 +80,28 @@ def load_model(
     if adapter is None:
         return model
     return attach_adapter(model, adapter, revision=revision, is_trainable=is_trainable)
+
+
+def _refuse_reward_model(place: Location) -> None:
+    """Raises: ModelError for a folder whose model rates answers: its head would be left out without a word."""
+    folder = Path(place.name)
+    try:
+        adapter, whole = (
+            json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
+            for name in ("adapter_config.json", "config.json")
+        )
+    except (OSError, ValueError):
+        return  # whoever loads it says what is wrong
+    if adapter.get("task_type"):
+        rates = adapter["task_type"] == "SEQ_CLS"
+    else:
+        rates = any(str(kind).endswith("ForSequenceClassification") for kind in whole.get("architectures") or ())
+    if rates:
+        raise ModelError(
+            f"{place.name} is a reward model: it rates answers and writes none. Judge with it (preftune eval --judge "
+            f"reward:{place.name}) or train on it (preftune ppo --reward_model {place.name}), and name the model that "
+            "it was made of here."
+        )
 
 
 def load_tokenizer(

@@ -17,6 +17,9 @@ from preftune.errors import ModelError
 Kind: TypeAlias = Literal["folder", "adapter", "gguf", "hub", "hub-adapter"]
 
 ADAPTER_CONFIG = "adapter_config.json"
+FORM_FILE = "preftune_reward.json"
+"""Beside the weights of a reward model: what it was trained on."""
+
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 _ASK_AGAIN_S = 60

@@ -115,7 +115,7 @@ def _trained_as_it_was(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def value_adapter(model: Any, *, packed: bool, like: Scalar | None = None) -> Scalar:
+def value_adapter(model: Any, *, packed: bool, like: Scalar | None = None, dropout: bool = False) -> Scalar:
     """A value function on the base of a PeftModel: an adapter of the policy's shape, and a head.
 
     It begins as the base with a head of zeros, so that it says 0 everywhere; or as a copy of a reward model on the same
@@ -123,12 +123,15 @@ def value_adapter(model: Any, *, packed: bool, like: Scalar | None = None) -> Sc
 
     Args:
         like: a reward on this base.
+        dropout: keep what the adapter that this one is shaped after was trained with.
     """
     config = copy.deepcopy(model.peft_config[POLICY if like is None else REWARD])
     config.modules_to_save = None
     config.init_lora_weights = True
     config.bias = "none"
     config.inference_mode = False
+    if not dropout and hasattr(config, "lora_dropout"):
+        config.lora_dropout = 0.0
     _add(model, VALUE, config, trained=True)
     if like is not None:
         parameters = dict(model.named_parameters())

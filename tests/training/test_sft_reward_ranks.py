@@ -1,0 +1,67 @@
+"""SFT and reward models on two ranks (gloo): what one process does with twice the batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from . import one_of_two_sft_reward_ranks as ranks
+from .test_traps import free_port
+
+COMPARED = {
+    "sft": {"loss", "grad_norm", "mean_token_accuracy"},
+    "reward": {"loss", "grad_norm", "margin", "accuracy", "mean_reward"},
+}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """The folder that two processes wrote into, and what each of them saw."""
+    folder = tmp_path_factory.mktemp("ranks")
+    environment = {**os.environ, "PREFTUNE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(Path(ranks.__file__)), str(folder)],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=150)
+            assert process.returncode == 0, output[-6000:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return folder, [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", ranks.CASES)
+def test_two_ranks_do_what_one_process_does_with_twice_the_batch(case, two_ranks, tmp_path):
+    folder, both = two_ranks
+    alone = ranks.run(case, tmp_path, ranks=1)
+    steps = [entry for entry in alone["history"] if "loss" in entry]
+    assert len(steps) == 3
+    for one, two in zip(steps, [entry for entry in both[0][case]["history"] if "loss" in entry], strict=True):
+        expected = {key: one[key] for key in COMPARED[case]}
+        assert {key: two[key] for key in expected} == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    evaluated = {f"eval_{key}": alone["evaluated"][f"eval_{key}"] for key in COMPARED[case] - {"grad_norm"}}
+    if case == "reward":
+        evaluated["eval_calibration_error"] = alone["evaluated"]["eval_calibration_error"]
+    for rank in both:
+        found = {key: rank[case]["evaluated"][key] for key in evaluated}
+        assert found == pytest.approx(evaluated, rel=1e-4, abs=1e-5)
+        for name, weight in alone["weights"].items():
+            torch.testing.assert_close(rank[case]["weights"][name], weight, rtol=1e-3, atol=1e-5, msg=name)
+    assert (folder / case / "model.safetensors").is_file()
+    assert (folder / "reward" / "preftune_reward.json").is_file()
