@@ -102,12 +102,14 @@ def test_the_help_page_names_flags_that_exist_with_their_defaults(command) -> No
     import importlib
 
     from preftune.cli.arguments import ModelArguments
-    from preftune.cli.fresh_answers import PromptArguments, _parser
+    from preftune.cli.fresh_answers import PromptArguments
+    from preftune.cli.train_command import parser_of
 
-    known = _parser(command.METHOD).names()
+    known = parser_of(command.METHOD).names()
     named = {name.replace("-", "_") for name in re.findall(r"--([\w-]+)", command.HELP)}
     assert named - set(known) == {"help_all", "traceback"}
-    config = getattr(importlib.import_module(command.METHOD.module), command.METHOD.config)
+    module, _, name = command.METHOD.config.partition(":")
+    config = getattr(importlib.import_module(module), name)
     fields = {
         entry.name: entry for kind in (config, ModelArguments, PromptArguments) for entry in dataclasses.fields(kind)
     }

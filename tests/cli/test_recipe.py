@@ -176,9 +176,9 @@ def test_quantised_base_implies_an_adapter() -> None:
 def test_every_flag_on_the_help_page_exists() -> None:
     import re
 
-    from preftune.cli.dpo import _parser
+    from preftune.cli.dpo import parser
 
-    known = set(_parser().names()) | {"help-all", "traceback"}
+    known = set(parser().names()) | {"help-all", "traceback"}
     shown = set(re.findall(r"--([a-z0-9_-]+)", HELP))
     assert shown <= known
     assert max(map(len, HELP.splitlines())) <= 80
@@ -199,9 +199,9 @@ def test_every_field_of_trl_is_a_flag() -> None:
 
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
 
-    from preftune.cli.dpo import _parser
+    from preftune.cli.dpo import parser
 
-    names = _parser().names()
+    names = parser().names()
     for kind in (ScriptArguments, ModelConfig, DPOConfig, DatasetMixtureConfig):
         missing = [field.name for field in dataclasses.fields(kind) if field.name not in names]
         assert not missing, f"{kind.__name__}: {missing}"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 
-def _option(default: Any, help: str, **metadata: Any) -> Any:
+def option(default: Any, help: str, **metadata: Any) -> Any:
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": help, **metadata})
     return field(default=default, metadata={"help": help, **metadata})
@@ -79,32 +79,32 @@ def mixture_entry(text: str) -> MixtureEntry:
 class DataArguments:
     """Where the preference pairs come from."""
 
-    dataset_name: list[str] = _option(
+    dataset_name: list[str] = option(
         [],
         "Pairs: a path (jsonl, json, csv, parquet; .gz too), a folder, a hub id, or -. Several are mixed, with "
         "proportions as in a.jsonl:0.7 b.jsonl:0.3",
         aliases=["--data"],
     )
-    dataset_config: str | None = _option(None, "Configuration of a hub dataset.")
-    dataset_train_split: str = _option("train", "Split to train on; slices work: train[:1000].")
-    dataset_test_split: str = _option("test", "Split to evaluate on, when --eval_strategy asks for evaluation.")
-    dataset_streaming: bool = _option(
+    dataset_config: str | None = option(None, "Configuration of a hub dataset.")
+    dataset_train_split: str = option("train", "Split to train on; slices work: train[:1000].")
+    dataset_test_split: str = option("test", "Split to evaluate on, when --eval_strategy asks for evaluation.")
+    dataset_streaming: bool = option(
         False, "Refused: pairs are shuffled, counted and scored ahead.", aliases=["--streaming"]
     )
-    columns: list[str] = _option([], "Renames: chosen=good rejected=bad (canonical name = your column).")
-    format: str | None = _option(
+    columns: list[str] = option([], "Renames: chosen=good rejected=bad (canonical name = your column).")
+    format: str | None = option(
         None, "Format of the data, where its shape does not tell: openai, sharegpt, ultrafeedback, kto, ..."
     )
-    margin_from_scores: float | None = _option(
+    margin_from_scores: float | None = option(
         None, "Ratings become margins: this many nats of reward per point. By default they change nothing."
     )
-    as_chat: bool = _option(False, "Plain prompts and answers become messages of a conversation, for chat models.")
-    eval_dataset_name: str | None = _option(None, "Separate pairs to evaluate on: a path or a hub id.")
-    eval_fraction: float | None = _option(
+    as_chat: bool = option(False, "Plain prompts and answers become messages of a conversation, for chat models.")
+    eval_dataset_name: str | None = option(None, "Separate pairs to evaluate on: a path or a hub id.")
+    eval_fraction: float | None = option(
         None, "Share of the training prompts to hold out for evaluation, 0 to 1.", aliases=["--test_split_size"]
     )
-    ignore_bias_buffers: bool = _option(False, "Boolean buffers are left out of DistributedDataParallel's broadcast.")
-    datasets: list[str] = _option(
+    ignore_bias_buffers: bool = option(False, "Boolean buffers are left out of DistributedDataParallel's broadcast.")
+    datasets: list[str] = option(
         [], "TRL's mixtures, for recipes: entries with path, name, split, columns, and a proportion if you like."
     )
 
@@ -149,29 +149,29 @@ class ModelArguments:
     task_types: ClassVar[tuple[str, ...]] = ("CAUSAL_LM",)
     """What an adapter's task may be called."""
 
-    model_name_or_path: str | None = _option(None, "Model to align: a path or a hub id.", aliases=["--model"])
-    model_revision: str = _option("main", "Branch, tag or commit of a hub model.")
-    dtype: str | None = _option(
+    model_name_or_path: str | None = option(None, "Model to align: a path or a hub id.", aliases=["--model"])
+    model_revision: str = option("main", "Branch, tag or commit of a hub model.")
+    dtype: str | None = option(
         None,
         "Number format of the weights; by default what the precision policy chooses for this hardware.",
         choices=["auto", "bfloat16", "float16", "float32"],
     )
-    attn_implementation: str | None = _option(None, "Attention outside the packed engine (sdpa, eager, ...).")
-    use_peft: bool = _option(False, "Train a LoRA adapter instead of all weights.")
-    lora_r: int = _option(16, "Rank of the adapter.")
-    lora_alpha: int = _option(32, "Its scale: updates are multiplied by lora_alpha / lora_r.")
-    lora_dropout: float = _option(0.05, "Its dropout.")
-    lora_target_modules: list[str] | None = _option(None, "Layers that get an adapter; all linear ones by default.")
-    lora_target_parameters: list[str] | None = _option(None, "Bare parameters that get one (experts).")
-    lora_modules_to_save: list[str] | None = _option(None, "Layers trained in full beside the adapter.")
-    lora_task_type: str = _option("CAUSAL_LM", "Only CAUSAL_LM, or SEQ_CLS for preftune reward.")
-    use_rslora: bool = _option(False, "Scale by lora_alpha / sqrt(lora_r).")
-    use_dora: bool = _option(False, "Weight-decomposed LoRA.")
-    load_in_8bit: bool = _option(False, "Frozen base in 8 bits (extra: quant); implies --use_peft.")
-    load_in_4bit: bool = _option(False, "Frozen base in 4 bits: QLoRA (extra: quant); implies --use_peft.")
-    bnb_4bit_quant_type: str = _option("nf4", "4-bit format.", choices=["nf4", "fp4"])
-    use_bnb_nested_quant: bool = _option(False, "Quantise the 4-bit scales too.")
-    bnb_4bit_quant_storage: str | None = _option(None, "Format in which the 4-bit weights are stored (for FSDP).")
+    attn_implementation: str | None = option(None, "Attention outside the packed engine (sdpa, eager, ...).")
+    use_peft: bool = option(False, "Train a LoRA adapter instead of all weights.")
+    lora_r: int = option(16, "Rank of the adapter.")
+    lora_alpha: int = option(32, "Its scale: updates are multiplied by lora_alpha / lora_r.")
+    lora_dropout: float = option(0.05, "Its dropout.")
+    lora_target_modules: list[str] | None = option(None, "Layers that get an adapter; all linear ones by default.")
+    lora_target_parameters: list[str] | None = option(None, "Bare parameters that get one (experts).")
+    lora_modules_to_save: list[str] | None = option(None, "Layers trained in full beside the adapter.")
+    lora_task_type: str = option("CAUSAL_LM", "Only CAUSAL_LM, or SEQ_CLS for preftune reward.")
+    use_rslora: bool = option(False, "Scale by lora_alpha / sqrt(lora_r).")
+    use_dora: bool = option(False, "Weight-decomposed LoRA.")
+    load_in_8bit: bool = option(False, "Frozen base in 8 bits (extra: quant); implies --use_peft.")
+    load_in_4bit: bool = option(False, "Frozen base in 4 bits: QLoRA (extra: quant); implies --use_peft.")
+    bnb_4bit_quant_type: str = option("nf4", "4-bit format.", choices=["nf4", "fp4"])
+    use_bnb_nested_quant: bool = option(False, "Quantise the 4-bit scales too.")
+    bnb_4bit_quant_storage: str | None = option(None, "Format in which the 4-bit weights are stored (for FSDP).")
 
     def __post_init__(self) -> None:
         if self.load_in_4bit and self.load_in_8bit:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.cache_folder import cache_folder
-from preftune.cli.dpo import DEFAULT_OUTPUT
+from preftune.cli.dpo import METHOD
 from preftune.cli.plain_parser import PlainParser
 from preftune.version import __version__
 
@@ -122,7 +122,7 @@ def _disk() -> dict[str, Any]:
 
     facts: dict[str, Any] = {}
     places = {
-        "output": Path(DEFAULT_OUTPUT),
+        "output": Path(METHOD.output_dir),
         "preftune cache": cache_folder(),
         "hub cache": Path(constants.HF_HUB_CACHE),
     }

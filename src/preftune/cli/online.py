@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from preftune.cli.fresh_answers import Method, run_method
+from preftune.cli.fresh_answers import PromptArguments, open_prompts_of, report
+from preftune.cli.train_command import Method
+from preftune.cli.train_command import run as run_method
 
 HELP = """\
 usage: preftune online --model SFT --judge JUDGE --data PROMPTS [options]
@@ -64,16 +66,21 @@ output
 
 METHOD = Method(
     name="online",
+    trainer="preftune.training.online:OnlineDPOTrainer",
+    config="preftune.training.online:OnlineDPOConfig",
     help=HELP,
-    output_dir="runs/online",
-    config="OnlineDPOConfig",
-    trainer="OnlineDPOTrainer",
-    module="preftune.training.online",
+    aim="align",
+    wanted="prompts to train on",
+    open_data=open_prompts_of,
+    report=report,
+    data_arguments=PromptArguments,
     needs=("judge", "reward_model"),
     needs_what="name who compares them with --judge JUDGE, or what rates them with --reward_model RM",
+    holds_out=False,
+    guarded=True,
 )
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs `preftune online` and returns its exit code. Raises: what `run_method` raises."""
+    """Runs `preftune online` and returns its exit code."""
     return run_method(METHOD, argv)

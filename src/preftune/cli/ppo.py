@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from preftune.cli.fresh_answers import Method, run_method
+from preftune.cli.fresh_answers import PromptArguments, open_prompts_of, report
+from preftune.cli.train_command import Method
+from preftune.cli.train_command import run as run_method
 
 HELP = """\
 usage: preftune ppo --model SFT --reward_model RM --data PROMPTS [options]
@@ -61,7 +63,7 @@ optimisation
   --kl_target, --kl_horizon  nats per answer that it is adapted to (none, 10000)
   --gamma, --lam             discount and GAE's lambda (1, 0.95)
   --cliprange                of the policy's ratio (0.2)
-  --cliprange_value          of the value's move (0.2; null for none)
+  --cliprange_value          of the value's move (0.2; in a recipe null: none)
   --vf_coef                  weight of the value loss (0.1)
   --value_learning_rate      of the value function (as --learning_rate)
   --no_whiten_advantages     advantages as they are
@@ -86,16 +88,21 @@ output
 
 METHOD = Method(
     name="ppo",
+    trainer="preftune.training.ppo:PPOTrainer",
+    config="preftune.training.ppo:PPOConfig",
     help=HELP,
-    output_dir="runs/ppo",
-    config="PPOConfig",
-    trainer="PPOTrainer",
-    module="preftune.training.ppo",
+    aim="align",
+    wanted="prompts to train on",
+    open_data=open_prompts_of,
+    report=report,
+    data_arguments=PromptArguments,
     needs=("reward_model",),
     needs_what="name what rates them with --reward_model RM (or rule:MODULE:FUNCTION, openai:MODEL@URL)",
+    holds_out=False,
+    guarded=True,
 )
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs `preftune ppo` and returns its exit code. Raises: what `run_method` raises."""
+    """Runs `preftune ppo` and returns its exit code."""
     return run_method(METHOD, argv)

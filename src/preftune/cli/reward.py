@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from preftune.cli.arguments import DataArguments, RewardModelArguments
-from preftune.cli.train_command import Method
+from preftune.cli.arguments import RewardModelArguments
+from preftune.cli.train_command import Method, Request
 from preftune.cli.train_command import run as run_method
 
 HELP = """\
@@ -65,20 +66,24 @@ def run(argv: Sequence[str]) -> int:
     return run_method(METHOD, argv)
 
 
-def _open(data: DataArguments, evaluate: bool, seed: int) -> tuple[Any, Any]:
+def _open(request: Request) -> tuple[Any, Any]:
     from preftune.cli.datasets import open_datasets
 
-    return open_datasets(data, evaluate=evaluate, seed=seed)
+    return open_datasets(request.data, evaluate=request.evaluates, seed=request.data_seed)
 
 
-def _report(trainer: Any, output: str, metrics: Mapping[str, float] | None) -> list[str]:
-    place, lines = shlex.quote(output), []
+def _report(trainer: Any, request: Request, metrics: Mapping[str, float] | None) -> list[str]:
+    place, lines = shlex.quote(str(request.config.output_dir)), []
     if metrics is not None:
         lines.append(f"Held out: accuracy {metrics['eval_accuracy']:.1%}, margin {metrics['eval_margin']:.3f}.")
     if trainer.calibration is not None:
         lines.append(trainer.calibration.sentence())
     lines.append(f"Judge with it:  preftune eval --judge reward:{place} ...")
     lines.append(f"Train on it:    preftune ppo --reward_model {place} ...")
+    output = str(request.config.output_dir)
+    if (Path(output) / "adapter_config.json").is_file():
+        merged = shlex.quote(output.rstrip("/") + "-merged")
+        lines.append(f"Fold it in:     preftune merge {place} -o {merged}   (for transformers' pipeline)")
     return lines
 
 

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from preftune.cli.arguments import DataArguments, ModelArguments
-from preftune.cli.train_command import Method
+from preftune.cli.train_command import Method, Request
 from preftune.cli.train_command import run as run_method
 
 HELP = """\
@@ -77,13 +76,14 @@ def run(argv: Sequence[str]) -> int:
     return run_method(METHOD, argv)
 
 
-def _open(data: DataArguments, evaluate: bool, seed: int) -> tuple[Any, Any]:
+def _open(request: Request) -> tuple[Any, Any]:
     from preftune.cli.demonstration_sets import open_demonstrations
 
-    return open_demonstrations(data, evaluate=evaluate, seed=seed)
+    return open_demonstrations(request.data, evaluate=request.evaluates, seed=request.data_seed)
 
 
-def _report(trainer: Any, output: str, metrics: Mapping[str, float] | None) -> list[str]:
+def _report(trainer: Any, request: Request, metrics: Mapping[str, float] | None) -> list[str]:
+    output = str(request.config.output_dir)
     place, lines = shlex.quote(output), []
     if metrics is not None:
         loss, accuracy = metrics["eval_loss"], metrics["eval_mean_token_accuracy"]
@@ -99,7 +99,6 @@ METHOD = Method(
     name="sft",
     trainer="preftune.training.sft:SFTTrainer",
     config="preftune.training.sft_config:SFTConfig",
-    model_arguments=ModelArguments,
     help=HELP,
     wanted="demonstrations to train on",
     open_data=_open,

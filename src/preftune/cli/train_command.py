@@ -16,7 +16,8 @@ from preftune.cli.arguments import DataArguments, ModelArguments
 from preftune.cli.recipe import Recipe, read_recipe
 from preftune.errors import RequestError
 
-Report = Callable[[Any, str, Mapping[str, float] | None], list[str]]
+GUARD = "warn"
+"""Who types a command sees what the guard says; a program (`DPOConfig`) has it off until it asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,31 +29,58 @@ class Method:
     trainer: str
     """`module:class`, imported when a model is at hand."""
     config: str
-    model_arguments: type
     help: str
     wanted: str
     """What the data are, for the message that none are named."""
-    open_data: Callable[[DataArguments, bool, int], tuple[Any, Any]]
-    """Data flags, whether evaluation is asked for, seed -> training and held-out data."""
-    report: Report
-    """Trainer, output folder, held-out metrics -> what is said at the end."""
+    open_data: Callable[[Request], tuple[Any, Any]]
+    """Training and held-out data."""
+    report: Callable[[Any, Request, Mapping[str, float] | None], list[str]]
+    """Trainer, request, held-out metrics -> what is said at the end."""
+    aim: str = "train"
+    """What is done to the model, for the message that none is named."""
+    data_arguments: type = DataArguments
+    model_arguments: type = ModelArguments
+    needs: tuple[str, ...] = ()
+    """Fields one of which must be given, and what is said otherwise."""
+    needs_what: str = ""
+    holds_out: bool = True
+    """The trainer measures on held-out data."""
+    guarded: bool = False
+    """The trainer has a guard."""
 
     @property
     def prog(self) -> str:
         return f"preftune {self.name}"
+
+    @property
+    def output_dir(self) -> str:
+        """Of a run that names none."""
+        return f"runs/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """What one command line asks for, checked as far as it can be without the model."""
 
-    data: DataArguments
+    data: Any
+    """DataArguments, or others of its fields."""
     model: ModelArguments
     config: Any
     words: tuple[str, ...]
     """The command line itself, for the hint how to resume."""
     report: bool = True
     """Write report.html at the end."""
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether evaluation while training is asked for."""
+        strategy = self.config.eval_strategy
+        return str(getattr(strategy, "value", strategy)) != "no"
+
+    @property
+    def data_seed(self) -> int:
+        """Of what is drawn from the data."""
+        return int(self.config.seed if self.config.data_seed is None else self.config.data_seed)
 
 
 def run(method: Method, argv: Sequence[str]) -> int:
@@ -67,7 +95,7 @@ def run(method: Method, argv: Sequence[str]) -> int:
     if recipe is not None:
         os.environ.update(recipe.environment)  # before torch and the hub client read theirs
     if "--help-all" in argv or "--help_all" in argv:
-        _parser(method).print_help()
+        parser_of(method).print_help()
         return 0
     request = read_request(method, argv, recipe)
     trainer, progress = _prepare(method, request)
@@ -86,21 +114,21 @@ def read_request(method: Method, argv: Sequence[str], recipe: Recipe | None = No
     Raises:
         RequestError: an unknown name, an impossible value, no model or no data named, a checkpoint that is not there.
     """
-    parser = _parser(method)
+    parser = parser_of(method)
     values = parser.parse(argv, recipe)
     if values.output_dir is None:
-        values.output_dir = f"runs/{method.name}"
+        values.output_dir = method.output_dir
     if values.disable_tqdm is None and not sys.stderr.isatty():
         values.disable_tqdm = True  # plain lines in a log
     values.resume_from_checkpoint = asked_checkpoint(values)
-    data, model = parser.build(DataArguments, values), parser.build(method.model_arguments, values)
-    for name, flag in (
-        (model.model_name_or_path, "--model NAME_OR_PATH"),
-        (data.dataset_name, "--data FILE_OR_HUB_ID"),
-    ):
-        if not name:
-            what = "model to train" if "model" in flag else method.wanted
-            raise RequestError(f"No {what}: name it with {flag}. See {method.prog} --help.")
+    data, model = parser.build(method.data_arguments, values), parser.build(method.model_arguments, values)
+    help = f"See {method.prog} --help."
+    if not model.model_name_or_path:
+        raise RequestError(f"No model to {method.aim}: name it with --model NAME_OR_PATH. {help}")
+    if not data.dataset_name:
+        raise RequestError(f"No {method.wanted}: name them with --data FILE_OR_HUB_ID. {help}")
+    if method.needs and not any(getattr(values, name) for name in method.needs):
+        raise RequestError(f"Nothing says which answers are good: {method.needs_what}. {help}")
     return Request(data, model, parser.build(_load(method.config), values), tuple(argv), report=values.report)
 
 
@@ -119,20 +147,25 @@ def _prepare(method: Method, request: Request) -> tuple[Any, Any]:
         warn(f"{config.output_dir} holds an earlier run, which this one replaces (--output_dir FOLDER keeps it).")
     locate(name, revision=revision)
     lora = model.lora_config()
-    evaluate = str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no"
-    seed = config.seed if config.data_seed is None else config.data_seed
-    train, held_out = method.open_data(data, evaluate, seed)
+    train, held_out = method.open_data(request)
     tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=config.trust_remote_code)
     config.model_init_kwargs = loading_options(model, config, is_trainable=lora is None)
     trainer = _load(method.trainer)(
         model=name,  # by name: the trainer tokenises first and loads then
         args=config,
         train_dataset=train,
-        eval_dataset=held_out,
         processing_class=tokenizer,
         peft_config=lora,
+        **({"eval_dataset": held_out} if method.holds_out else {}),
     )
-    return trainer, show_progress(trainer)
+    progress = show_progress(trainer)
+    if getattr(data, "ignore_bias_buffers", False):
+        import torch
+
+        policy = trainer.model
+        skipped = [name for name, buffer in policy.named_buffers() if buffer.dtype == torch.bool]
+        policy._ddp_params_and_buffers_to_ignore = skipped
+    return trainer, progress
 
 
 def _finish(method: Method, trainer: Any, request: Request) -> int:
@@ -140,17 +173,17 @@ def _finish(method: Method, trainer: Any, request: Request) -> int:
     trainer.save_model()
     metrics = held_out_metrics(trainer)
     if metrics is not None:
-        trainer.create_model_card()
+        trainer.create_model_card()  # once more, with them
     if config.push_to_hub:
         trainer.push_to_hub(dataset_name=request.data.dataset_names)
     if trainer.is_world_process_zero():
         output = str(config.output_dir)
-        adapter = (Path(output) / "adapter_config.json").is_file()
+        adapter = request.model.adapter or (Path(output) / "adapter_config.json").is_file()
         kind, steps = "adapter" if adapter else "model", trainer.state.global_step
         print(f"Done after {steps} steps. The {kind} lies in {output}, its run in {output}/run.json.")
-        if metrics is None:
-            print("Nothing was held out, so there is no number on new rows (--eval_fraction 0.05 gives one).")
-        print("\n".join(method.report(trainer, output, metrics)))
+        if metrics is None and method.holds_out:
+            print("Nothing was held out, so there is no number on new prompts (--eval_fraction 0.05 gives one).")
+        print("\n".join(method.report(trainer, request, metrics)))
         if request.report:
             write_page(output)
     return 0
@@ -215,7 +248,9 @@ def asked_checkpoint(values: argparse.Namespace) -> str | None:
     output = Path(values.output_dir).expanduser()
     found = last_checkpoint(str(output)) if output.is_dir() else None
     if found is None:
-        raise RequestError(f"--resume: there is no checkpoint in {output}. Start without it, or name --output_dir.")
+        raise RequestError(
+            f"--resume: there is no checkpoint in {output}. Name the run with --output_dir, or leave --resume out."
+        )
     return found
 
 
@@ -253,10 +288,13 @@ def _stopped(method: Method, request: Request) -> str:
     return f"Stopped. {kept} is kept. Go on from it with: {again}"
 
 
-def _parser(method: Method) -> Any:
+def parser_of(method: Method) -> Any:
+    """All flags of a command."""
     from preftune.cli.parsing import FieldParser
 
-    parser = FieldParser((DataArguments, method.model_arguments, _load(method.config)), prog=method.prog)
+    parser = FieldParser((method.data_arguments, method.model_arguments, _load(method.config)), prog=method.prog)
+    if method.guarded:
+        parser.set_defaults(guard=GUARD)
     parser.add_argument("--report", action="store_true", default=True, help="write report.html when it is done")
     parser.add_argument("--no_report", "--no-report", dest="report", action="store_false")
     return parser
