@@ -141,6 +141,9 @@ def test_the_datasets_own_answers_as_baseline(preftune, server, tmp_path: Path) 
     assert result.code == 0, result.err
     summary = read(tmp_path / "out")
     assert (summary["wins"], summary["baseline_name"]) == (6, "dataset")
+    told = [*summary["degeneration"]["sentences"], summary["correctness_sentence"], result.out]
+    assert not any("base model" in line for line in told)
+    assert any("the dataset" in line for line in summary["degeneration"]["sentences"])
     assert read_lines(tmp_path / "out" / "generations.jsonl")[0]["base"] == pairs[0]["chosen"]
     alone = write_rows(tmp_path / "alone.jsonl", [{"prompt": "Hi?"}])
     none = preftune(*words, "--prompts", alone, "-o", tmp_path / "none")

@@ -82,3 +82,9 @@ def test_length_words() -> None:
 def test_unequal_lists_are_refused() -> None:
     with pytest.raises(DatasetError, match="same rows"):
         compare_key_facts([True], [])
+
+
+def test_the_sentence_names_what_the_baseline_is() -> None:
+    for called in ("the base model", "the dataset"):
+        sentence = correctness_verdict(_rates(**SAME), base_tokens=5, aligned_tokens=5, baseline=called).sentence
+        assert f"of {called}'s (" in sentence

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from preftune.errors import EndpointError, PreftuneError, RequestError
-from preftune.evaluation.budget import Budget
+from preftune.evaluation.budget import Budget, guess_tokens
 from preftune.evaluation.endpoint import Conduct, Endpoint, EndpointName
 from tests.evaluation.chat_server import FAILURE, RATE_LIMIT, ChatServer, Fault, refusal, serving
 
@@ -269,3 +269,23 @@ def test_importing_it_brings_neither_torch_nor_the_client() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd())
     assert done.stdout.strip() == "[]"
+
+
+def test_attempts_that_got_no_answer_count_at_their_most(server: ChatServer) -> None:
+    asked = guess_tokens(len(HELLO[0]["content"]))
+    prices = {"price_in": 1e6, "price_out": 1e6}
+    server.faults = [Fault(hang=0.6)] * 2
+    with endpoint(server, timeout=0.1, retries=1, budget=Budget(**prices)) as model:
+        with pytest.raises(EndpointError, match="may be billed: the budget counts each at its most"):
+            model.chat(HELLO, max_tokens=9)
+        assert (model.budget.calls, model.budget.tokens_in, model.budget.tokens_out) == (0, 2 * asked, 18)
+        assert model.budget.cost == 2 * asked + 18
+    server.faults = [Fault(drop=True), RATE_LIMIT]  # repeated by the client; only the first may have cost something
+    with endpoint(server, retries=2, budget=Budget()) as model:
+        reply = model.chat(HELLO, max_tokens=9)
+        assert model.budget.tokens_in == reply.prompt_tokens + asked
+        assert model.budget.tokens_out == reply.tokens + 9
+        assert "; 1 attempts without an answer are counted at their most" in model.budget.line()
+        server.faults = [RATE_LIMIT]
+        model.chat(HELLO, max_tokens=9)
+        assert model.budget.unanswered == 1

@@ -200,3 +200,47 @@ def test_what_vllm_cannot_serve_is_left_to_transformers(vllm, base: str, tmp_pat
         matched(whole, backend="vllm")
     with pytest.raises(RequestError, match="--load_in_4bit goes with --backend transformers"):
         matched(base, "dataset", backend="vllm", load_in_4bit=True)
+
+
+def test_what_the_models_own_config_decides_is_recorded(base: str, tmp_path: Path) -> None:
+    own = save_tiny(tmp_path / "own")
+    file = tmp_path / "own" / "generation_config.json"
+    written = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**written, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.2, "do_sample": True}))
+    drawn = SamplingSettings(max_new_tokens=6, temperature=0.5)
+    with ExitStack() as opened:
+        match = match_up(own, base, opened, AnswerOptions(sampling=drawn))
+        greedy = match_up(own, base, opened, AnswerOptions(sampling=GREEDY))
+    used = match.settings["aligned"]["generation"]
+    assert (used["top_p"], used["top_k"], used["repetition_penalty"], used["temperature"]) == (0.8, 20, 1.2, 0.5)
+    assert match.settings["base"]["generation"]["top_k"] == 0
+    assert "repetition_penalty" not in match.settings["base"]["generation"]
+    assert greedy.settings["aligned"]["generation"]["repetition_penalty"] == 1.2
+    assert "top_p" not in greedy.settings["aligned"]["generation"]
+    assert not match.generate.sides["aligned"].source.loaded  # it is read without the weights
+    texts(match, "aligned")
+    assert match.generate.settings()["aligned"] == match.settings["aligned"]  # the same when they are loaded
+    json.dumps(match.settings)
+
+
+def test_a_batch_size_is_honoured_by_vllm_too(vllm, base: str, adapter: str) -> None:
+    for size in (None, 3):
+        with ExitStack() as opened:
+            match = match_up(adapter, None, opened, AnswerOptions(sampling=GREEDY, batch_size=size))
+        texts(match, "aligned")
+    assert "max_num_seqs" not in vllm.made[0]
+    assert vllm.made[1]["max_num_seqs"] == 3
+    assert match.settings["base"]["generation"] == {"max_tokens": 6, "temperature": 0.0}
+    for backend in ("vllm", "transformers"):
+        with ExitStack() as opened, pytest.raises(RequestError, match="--batch_size 0: give at least 1"):
+            match_up(adapter, None, opened, AnswerOptions(sampling=GREEDY, batch_size=0, backend=backend))
+
+
+@pytest.mark.parametrize("settings", [GREEDY, SamplingSettings(max_new_tokens=4, temperature=1.0)])
+def test_a_model_of_nan_answers_nothing_and_is_named(settings: SamplingSettings) -> None:
+    model = tiny_model()
+    model.model.layers[0].mlp.down_proj.weight.data.fill_(float("nan"))
+    source = ModelSource.held(model, tiny_tokenizer(), name="m")
+    sides = TwoSides(GivenAnswers(), ModelAnswerer(source, settings))
+    with pytest.raises(ModelError, match=r"gives NaN or infinity .* earlier checkpoint"):
+        sides("aligned", CHATS, ROWS)

@@ -139,7 +139,8 @@ def answer_rows(
             tell()
 
         if missing:
-            _answer(generate, side, [rows[index] for index in missing], take, chunk)
+            chosen = [rows[index] for index in missing]
+            stream_answers(generate, side, [row["prompt"] for row in chosen], chosen, take, chunk=chunk)
     answered = [
         _answered_row(row, index, key, known["base"][key], known["aligned"][key])
         for index, (row, key) in enumerate(zip(rows, keys, strict=True))
@@ -214,14 +215,22 @@ def _known_answers(path: Path) -> dict[Side, dict[str, dict[str, Any]]]:
     return known
 
 
-def _answer(generate: Generator, side: Side, rows: Sequence[Mapping[str, Any]], take: Take, chunk: int) -> None:
+def stream_answers(
+    generate: Generator,
+    side: Side,
+    prompts: Sequence[Text],
+    rows: Sequence[Mapping[str, Any]],
+    take: Take,
+    *,
+    chunk: int = 64,
+) -> None:
+    """One side's answers, each handed over as it comes; of a generator that does not stream, `chunk` at a time."""
     stream = getattr(generate, "stream", None)
     if stream is not None:
-        stream(side, [row["prompt"] for row in rows], rows, take)
+        stream(side, prompts, rows, take)
         return
     for start in range(0, len(rows), chunk):
-        part = rows[start : start + chunk]
-        answers = generate(side, [row["prompt"] for row in part], part)
+        answers = generate(side, prompts[start : start + chunk], rows[start : start + chunk])
         for number, answer in enumerate(answers, start=start):
             take(number, answer)
 

@@ -7,13 +7,15 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from preftune.errors import RequestError
 from preftune.evaluation.answered_rows import Answer, Side, Take, row_id
 from preftune.evaluation.budget import Estimate, guess_tokens
+from preftune.evaluation.finite import check_logits
 from preftune.evaluation.parallel import in_parallel
-from preftune.evaluation.samplers import SamplingSettings, ask_endpoint, generate_options, letters_of
+from preftune.evaluation.samplers import SamplingSettings, ask_endpoint, generate_options, letters_of, resolved
 from preftune.types import Text
 
 if TYPE_CHECKING:
@@ -132,7 +134,10 @@ class ModelAnswerer:
         self._settings, self._batch_size, self._seed, self._shared = settings, batch_size, seed, shared
 
     def identity(self) -> Mapping[str, Any]:
-        return {"identity": self._own.identity}
+        own = SimpleNamespace(generation_config=self._own.generation_config)
+        generation = resolved(self._settings, own, self.tokenizer())
+        shaping = {name: value for name, value in generation.items() if not name.endswith("_id") and name[0] != "_"}
+        return {"identity": self._own.identity, "generation": shaping}
 
     def release(self) -> None:
         if not self._shared:
@@ -146,8 +151,9 @@ class ModelAnswerer:
         from preftune.evaluation.generation import baseline, generate
 
         model, tokenizer = self.source.model, self.tokenizer()
-        self._check_lengths(prompts, rows)
+        shortest = self._check_lengths(prompts, rows)
         with baseline(model) if self.adapter_off else nullcontext():
+            check_logits(model, shortest)
             for settings, numbers in batches(prompts, rows, self._settings, self._batch_size):
                 sampled = settings.temperature > 0
                 answers = generate(
@@ -162,16 +168,19 @@ class ModelAnswerer:
                 for number, answer in zip(numbers, answers, strict=True):
                     take(number, answer)
 
-    def _check_lengths(self, prompts: Sequence[Text], rows: Rows) -> None:
-        """Told before any work, and by the row's own name: a batch knows its places only."""
+    def _check_lengths(self, prompts: Sequence[Text], rows: Rows) -> Sequence[int]:
+        """Told before any work, and by the row's own name: a batch knows its places only. Returns the shortest."""
         from preftune.evaluation.prompt_ids import check_lengths, encode_prompts
 
+        seen: list[Sequence[int]] = []
         for settings, numbers in batches(prompts, rows, self._settings, len(prompts)):
             token_ids = encode_prompts(
                 self.tokenizer(), [prompts[n] for n in numbers], [template_of(rows[n]) for n in numbers]
             )
             names = [row_id(rows[n], n) for n in numbers]
             check_lengths(self.source.model, token_ids, settings.max_new_tokens, names=names)
+            seen.append(min(token_ids, key=len))
+        return min(seen, key=len)
 
 
 class EndpointAnswerer:

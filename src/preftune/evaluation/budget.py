@@ -49,6 +49,8 @@ class Budget:
     """Questions answered; a question that the client repeats after a fault of the network is one."""
     tokens_in: int = 0
     tokens_out: int = 0
+    unanswered: int = 0
+    """Attempts that were sent and got no answer; their tokens are counted at their most, for they may be billed."""
     _open: dict[int, tuple[int, int]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -70,7 +72,7 @@ class Budget:
 
     @property
     def cost(self) -> float | None:
-        """Money spent so far, by the endpoint's own counts; None without prices."""
+        """Money spent so far, by the endpoint's own counts, and what got no answer at its most; None without prices."""
         return self.cost_of(self.tokens_in, self.tokens_out)
 
     def estimate(self, *, calls: int, tokens_in: int, tokens_out: int) -> Estimate:
@@ -128,6 +130,13 @@ class Budget:
             self.tokens_in += tokens_in
             self.tokens_out += tokens_out
 
+    def lost(self, attempts: int, *, tokens_in: int, tokens_out: int) -> None:
+        """Attempts of one call, each of so many tokens at most, were sent and got no answer."""
+        with self._lock:
+            self.unanswered += attempts
+            self.tokens_in += attempts * tokens_in
+            self.tokens_out += attempts * tokens_out
+
     def forget(self, ticket: int) -> None:
         """The call failed."""
         with self._lock:
@@ -136,4 +145,5 @@ class Budget:
     def line(self) -> str:
         """What was used, for people."""
         money = "" if self.cost is None else f", {self.cost:,.2f} at the prices given"
-        return f"{self.calls:,} calls, {self.tokens_in:,} tokens asked, {self.tokens_out:,} answered{money}"
+        lost = f"; {self.unanswered:,} attempts without an answer are counted at their most" if self.unanswered else ""
+        return f"{self.calls:,} calls, {self.tokens_in:,} tokens asked, {self.tokens_out:,} answered{money}{lost}"

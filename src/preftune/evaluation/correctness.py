@@ -12,6 +12,9 @@ from preftune.errors import DatasetError
 from preftune.evaluation.distributions import sign_test
 from preftune.evaluation.statistics import MeanInterval, Verdict, mean_interval, share
 
+BASE_MODEL = "the base model"
+"""What people are told stood there before, where nothing else is known."""
+
 LENGTH_BAR = 0.10
 """A mean length counts as shorter or longer from this relative difference on."""
 
@@ -92,7 +95,9 @@ def length_word(base_tokens: float, aligned_tokens: float) -> str:
     return "as long"
 
 
-def correctness_verdict(rates: KeyFactRates | None, *, base_tokens: float, aligned_tokens: float) -> Verdict:
+def correctness_verdict(
+    rates: KeyFactRates | None, *, base_tokens: float, aligned_tokens: float, baseline: str = BASE_MODEL
+) -> Verdict:
     """What changed: correctness, length, both or neither. What favours the aligned model needs proof, a doubt none.
 
     1. More correct, by more than chance (`KeyFactRates.shown`): `more correct`, `more correct but longer` when its
@@ -108,7 +113,7 @@ def correctness_verdict(rates: KeyFactRates | None, *, base_tokens: float, align
         return Verdict("not measured", f"The rows carry no key facts, so correctness was not measured; {lengths}.")
     facts = (
         f"The key fact is in {rates.aligned.mean:.1%} of the aligned model's answers and in {rates.base.mean:.1%} of "
-        f"the base model's ({rates.gained} prompts gained, {rates.lost} lost; {lengths})"
+        f"{baseline}'s ({rates.gained} prompts gained, {rates.lost} lost; {lengths})"
     )
     if rates.difference.mean > 0 and rates.shown:
         name = "more correct but longer" if length == "longer" else "more correct"

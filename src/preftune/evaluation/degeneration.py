@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preftune.errors import DatasetError
+from preftune.evaluation.correctness import BASE_MODEL
 from preftune.evaluation.languages import change_of_language
 from preftune.evaluation.records import digest
 from preftune.evaluation.statistics import mean_interval, share
@@ -109,6 +110,8 @@ class Degeneration:
     worst: Mapping[str, Sequence[Shown]]
     """Up to five prompts per figure where the aligned model shows it and the base does not, or less; worst first."""
     confidence: float = 0.95
+    baseline: str = BASE_MODEL
+    """What people are told stood there before."""
 
     @property
     def worse(self) -> list[str]:
@@ -136,7 +139,7 @@ class Degeneration:
             lines.insert(
                 0,
                 f"No sign of degeneration in {self.n:,} {'answer' if self.n == 1 else 'answers'}: no more repetition, "
-                "sameness, emptiness or change of language than in the base model's.",
+                f"sameness, emptiness or change of language than in {self.baseline}'s.",
             )
         return lines
 
@@ -161,7 +164,7 @@ class Degeneration:
         example = f"; worst: {excerpt(worst[0].prompt)}" if worst and compared.difference > 0 else ""
         into = "in " if kind.verb.endswith(" in") else ""
         return (
-            f"The aligned model {kind.verb} {compared.aligned:.0%} of its answers, the base model {into}"
+            f"The aligned model {kind.verb} {compared.aligned:.0%} of its answers, {self.baseline} {into}"
             f"{compared.base:.0%} (difference {_points(compared)}{chance}{example})."
         )
 
@@ -210,6 +213,7 @@ def compare(
     base_tokens: Sequence[int] | None = None,
     aligned_tokens: Sequence[int] | None = None,
     confidence: float = 0.95,
+    baseline: str = BASE_MODEL,
 ) -> Degeneration:
     """The answers of two models to the same prompts. Rows with the same prompt are one cluster of every interval.
 
@@ -217,6 +221,7 @@ def compare(
         ids, prompts, base, aligned: one per row.
         base_finished, aligned_finished: whether each answer ended by itself; None for unknown.
         base_tokens, aligned_tokens: their lengths in tokens.
+        baseline: what people are told stood there before.
     Raises: DatasetError when there is no row, or the lists differ in length.
     """
     more = (base_finished, aligned_finished, base_tokens, aligned_tokens)
@@ -250,7 +255,7 @@ def compare(
         found = [Shown(ids[rows[p]], prompts[rows[p]], base[rows[p]], aligned[rows[p]]) for p in order]
         if found:
             worst[kind.name] = found
-    return Degeneration(len(ids), len(first), figures, worst, confidence)
+    return Degeneration(len(ids), len(first), figures, worst, confidence, baseline)
 
 
 def _compared(

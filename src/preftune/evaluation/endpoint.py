@@ -103,6 +103,20 @@ _TOLD = {
 """What it means to be without a field, where it means something."""
 
 
+class _Attempts(threading.local):
+    """Attempts of this thread's call that got no answer: the client repeats them without a word, and a server that was
+    too slow may have done the work and put it on the bill.
+    """
+
+    open = 0
+
+    def sent(self, request: object) -> None:
+        self.open += 1
+
+    def answered(self, response: object) -> None:
+        self.open -= 1
+
+
 class Endpoint:
     """One chat model at one address. Safe to share between threads."""
 
@@ -114,6 +128,7 @@ class Endpoint:
         self._key = _key(self.conduct.api_key_env)
         self._refused: set[str] = set()
         self._lock = threading.Lock()
+        self._attempts = _Attempts()
         if find_spec("openai") is None:
             raise RequestError(f"{name} needs the package openai. Install it with: pip install 'preftune[endpoint]'")
         import openai
@@ -123,6 +138,9 @@ class Endpoint:
             api_key=self._key or "no-key",  # servers of one's own ask for none, and the client insists on one
             timeout=self.conduct.timeout,
             max_retries=self.conduct.retries,
+            http_client=openai.DefaultHttpxClient(
+                event_hooks={"request": [self._attempts.sent], "response": [self._attempts.answered]}
+            ),
         )
 
     def __enter__(self) -> Endpoint:
@@ -180,12 +198,16 @@ class Endpoint:
             request["response_format"] = {"type": "json_object"}
         asked = guess_tokens(sum(len(str(message.get("content") or "")) for message in messages))
         ticket = self.budget.begin(tokens_in=asked, tokens_out=max_tokens)
+        self._attempts.open = 0
         try:
             answer = self._ask(list(messages), request, dict(extra or {}), about, spare)
             reply = _reply(answer, asked, str(self.name))
-        except BaseException:
+        except BaseException as error:
             self.budget.forget(ticket)
+            if not isinstance(error, RequestError):  # nobody was there, or nobody let us in
+                self.budget.lost(self._attempts.open, tokens_in=asked, tokens_out=max_tokens)
             raise
+        self.budget.lost(self._attempts.open, tokens_in=asked, tokens_out=max_tokens)
         self.budget.end(ticket, tokens_in=reply.prompt_tokens, tokens_out=reply.tokens)
         return reply
 
@@ -231,7 +253,7 @@ class Endpoint:
         if isinstance(error, openai.APITimeoutError):
             return EndpointError(
                 f"{where} gave no answer within {conduct.timeout:g} s, {conduct.retries + 1} times over. Raise "
-                "--timeout, or lower --concurrency."
+                "--timeout, or lower --concurrency. Such calls may be billed: the budget counts each at its most."
             )
         if isinstance(error, openai.APIConnectionError):
             return RequestError(

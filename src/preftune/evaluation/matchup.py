@@ -30,7 +30,8 @@ class AnswerOptions:
 
     sampling: SamplingSettings = field(default_factory=lambda: SamplingSettings(temperature=0.0))
     seed: int = 0
-    batch_size: int = 16
+    batch_size: int | None = None
+    """Answers at once; None: 16 with transformers, and what vLLM sees fit."""
     backend: Backend = "auto"
     model: Mapping[str, Any] = field(default_factory=dict)
     """For models on this machine: `dtype`, `load_in_4bit`, `trust_remote_code`."""
@@ -124,7 +125,7 @@ def _matched(
     load: Callable[[], PairOfModels] | None,
 ) -> Matchup:
     sides = TwoSides(base, aligned)
-    settings = {**sides.settings(), "sampling": asdict(options.sampling), "seed": options.seed}
+    settings = {"sampling": asdict(options.sampling), "seed": options.seed, **sides.settings()}
     return Matchup(sides, settings, notes, load)
 
 
@@ -139,7 +140,7 @@ def _one_model(source: ModelSource, base: str, options: AnswerOptions, notes: li
         engine = VllmEngine(source, **_vllm_options(options))
         base_side: Answerer = VllmAnswerer(engine, options.sampling, base=base_source, tokenizer=tokenizer, **common)
         return _matched(base_side, VllmAnswerer(engine, options.sampling, **common), options, notes, None)
-    common["batch_size"] = options.batch_size
+    common["batch_size"] = _batch_size(options)
     base_side = ModelAnswerer(source, options.sampling, base=base_source, tokenizer=tokenizer, **common)
     aligned = ModelAnswerer(source, options.sampling, **common)
 
@@ -155,7 +156,7 @@ def _model_side(source: ModelSource, options: AnswerOptions, notes: list[str]) -
 
         engine = VllmEngine(source, **_vllm_options(options))
         return VllmAnswerer(engine, options.sampling, seed=options.seed)
-    return ModelAnswerer(source, options.sampling, batch_size=options.batch_size, seed=options.seed)
+    return ModelAnswerer(source, options.sampling, batch_size=_batch_size(options), seed=options.seed)
 
 
 def _other_side(base: str, aligned: Answerer, opened: ExitStack, options: AnswerOptions, notes: list[str]) -> Answerer:
@@ -243,7 +244,12 @@ def _use_vllm(source: ModelSource, options: AnswerOptions, notes: list[str]) -> 
 def _vllm_options(options: AnswerOptions) -> dict[str, Any]:
     if options.model.get("load_in_4bit"):
         raise RequestError("--load_in_4bit goes with --backend transformers. Leave one of them out.")
-    return {name: options.model[name] for name in ("dtype", "trust_remote_code") if name in options.model}
+    chosen = {name: options.model[name] for name in ("dtype", "trust_remote_code") if name in options.model}
+    return {**chosen, "batch_size": options.batch_size}
+
+
+def _batch_size(options: AnswerOptions) -> int:
+    return 16 if options.batch_size is None else options.batch_size
 
 
 def _tokenizer_of(side: Any) -> Any:

@@ -92,6 +92,21 @@ class ModelSource:
         return self._model
 
     @property
+    def generation_config(self) -> Any:
+        """What the model says about how it is to be sampled, read without its weights; None where it says nothing."""
+        if self._is_held:
+            return getattr(self._model, "generation_config", None)
+        from transformers import GenerationConfig
+
+        place = locate(self.base_name) if self.is_adapter else self.place
+        if place.kind == "gguf":
+            return None
+        try:
+            return GenerationConfig.from_pretrained(place.name, local_files_only=place.local_files_only)
+        except OSError:  # there is no such file
+            return None
+
+    @property
     def tokenizer(self) -> Any:
         if self._tokenizer is None:
             from preftune.models import load_tokenizer

@@ -5,6 +5,7 @@ Kept on disk pair by pair, under an address of models and texts, so that a run t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preftune.errors import OutOfMemoryError
+from preftune.evaluation.finite import check_finite
 from preftune.evaluation.pairwise import Side
 from preftune.evaluation.records import append_lines, digest, read_lines
 from preftune.types import PreferencePair, TokenizedGroup
@@ -62,12 +64,16 @@ def score_both(
         settings: what identifies both models; a score is found again only under the same.
         path: JSON lines, appended to.
         progress: called with pairs scored and pairs in all, over both models.
-    Raises: OutOfMemoryError when a single pair does not fit.
+    Raises: OutOfMemoryError when a single pair does not fit; ModelError when a model gives NaN.
     """
     keys: dict[Side, list[str]] = {
         side: [digest([side, p.prompt, p.chosen, p.rejected, settings]) for p in pairs] for side in ("base", "aligned")
     }
-    known = {record["key"]: record["scores"] for record in read_lines(path) if record.keys() >= {"key", "scores"}}
+    known = {
+        record["key"]: record["scores"]
+        for record in read_lines(path)
+        if record.keys() >= {"key", "scores"} and _whole(record["scores"])
+    }
     total = 2 * len(pairs)
 
     def tell() -> None:
@@ -97,6 +103,11 @@ def _table(keys: Sequence[str], known: Mapping[str, Sequence[float] | None]) -> 
     nothing = [float("nan")] * 4
     rows = np.array([known[key] or nothing for key in keys], dtype=np.float64).reshape(len(keys), 4)
     return Scores(*rows.T)
+
+
+def _whole(scores: Any) -> bool:
+    """Not the NaN that earlier versions kept of a broken model."""
+    return scores is None or (isinstance(scores, list) and all(math.isfinite(score) for score in scores))
 
 
 class _Scorer:
@@ -176,8 +187,9 @@ class _Scorer:
                     "such pairs out, or load the model in 4 bits with --load_in_4bit."
                 ) from error
         else:
-            rows = torch.stack(list(sides), dim=1).cpu().double().tolist()  # MPS has no float64
-            return dict(zip(groups, rows, strict=True))
+            scores = torch.stack(list(sides), dim=1).cpu().double()  # MPS has no float64
+            check_finite(scores, self.model)
+            return dict(zip(groups, scores.tolist(), strict=True))
         torch.cuda.empty_cache()
         self.budget = max(1, self.budget // 2)
         items = list(groups.items())

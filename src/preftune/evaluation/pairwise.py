@@ -153,19 +153,12 @@ def judge_rows(
         path: where the outcomes are written; a judge with a `cache_key` finds its earlier ones there.
         again: ask once more what could not be read in an earlier run.
     """
-    cache_key, symmetric = getattr(judge, "cache_key", None), bool(getattr(judge, "symmetric", False))
+    symmetric = bool(getattr(judge, "symmetric", False))
+    keys = _outcome_keys(answered, rows, judge)
     known: dict[str, dict[str, Any]] = {}
-    if path is not None and cache_key is not None:
+    if path is not None:
         records = [record for record in read_lines(path) if _is_outcome(record)]
         known = {r["key"]: r for r in records if not (again and r.get("unjudged"))}
-    # A judge that is asked in words sees the answers alone; a rule may read the row (`key_fact`, a column of its own).
-    reads_row = not hasattr(judge, "estimate")
-    keys = [
-        ""
-        if cache_key is None
-        else digest([cache_key, answer.prompt, answer.base, answer.aligned, *([dict(row)] if reads_row else [])])
-        for answer, row in zip(answered, rows, strict=True)
-    ]
     open_rows = [
         number
         for number, (answer, key) in enumerate(zip(answered, keys, strict=True))
@@ -189,18 +182,34 @@ def judge_rows(
             told(len(fresh), len(open_rows))
             if path is not None and keys[part[0]]:
                 append_lines(path, [fresh[n].to_dict() for n in part])
-    judged = []
-    for number, (answer, key) in enumerate(zip(answered, keys, strict=True)):
-        if number in fresh:
-            judged.append(fresh[number])
-        elif key and key in known:
-            record = {name: value for name, value in known[key].items() if name in JudgedRow._fields}
-            judged.append(JudgedRow(**{**record, "id": answer.id}))
-        else:
-            judged.append(JudgedRow(answer.id, "tie", "tie", None, key))
+    judged = [
+        fresh[number] if number in fresh else _without_asking(answer.id, key, known)
+        for number, (answer, key) in enumerate(zip(answered, keys, strict=True))
+    ]
     if path is not None:
         write_lines(path, (item.to_dict() for item in judged))
     return judged
+
+
+def _outcome_keys(answered: Sequence[AnsweredRow], rows: Sequence[Mapping[str, Any]], judge: Judge) -> list[str]:
+    """The address of each row's outcome; empty for a judge whose outcomes cannot be used again."""
+    cache_key = getattr(judge, "cache_key", None)
+    if cache_key is None:
+        return [""] * len(answered)
+    # A judge that is asked in words sees the answers alone; a rule may read the row (`key_fact`, a column of its own).
+    reads_row = not hasattr(judge, "estimate")
+    return [
+        digest([cache_key, answer.prompt, answer.base, answer.aligned, *([dict(row)] if reads_row else [])])
+        for answer, row in zip(answered, rows, strict=True)
+    ]
+
+
+def _without_asking(name: str, key: str, known: Mapping[str, Mapping[str, Any]]) -> JudgedRow:
+    """An outcome that is known, or the tie of two equal answers."""
+    if not key or key not in known:
+        return JudgedRow(name, "tie", "tie", None, key)
+    record = {field: value for field, value in known[key].items() if field in JudgedRow._fields}
+    return JudgedRow(**{**record, "id": name})
 
 
 def _judged(

@@ -18,7 +18,7 @@ class Counting:
         self._what = what
         self._unit = unit
         self._bar: Any = None
-        self._began = self._told = time.monotonic()
+        self._began = self._told = 0.0
         self._first: int | None = None
 
     def __enter__(self) -> Counting:
@@ -34,7 +34,10 @@ class Counting:
             self._bar = None
 
     def __call__(self, done: int, total: int) -> None:
-        first = self._first = done if self._first is None else self._first
+        if self._first is None:  # the work may begin long after this was made
+            self._began = self._told = time.monotonic()
+            self._first = done
+        first = self._first
         if sys.stderr.isatty():
             if self._bar is None:
                 from tqdm import tqdm

@@ -23,6 +23,10 @@ from preftune.types import PreferencePair, Text
 
 _SINGLE = frozenset(adapter.name for adapter in single_answers.ADAPTERS)
 _CONVERSATIONS = ("messages", "conversations", "conversation")
+CATEGORIES = ("category", "topic", "source")
+"""Columns that prompts are grouped by, the first that is there."""
+KEYS = ("key_fact", "answer", "expected")
+"""Columns that rules read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,17 @@ class Prompt:
     """Other columns of the row that a judge will want to read."""
     chosen: str | None = None
     """The better answer, where the prompt comes from a pair."""
+
+    def row(self, by: str | None = None) -> dict[str, Any]:
+        """The prompt as `evaluate_pairwise` takes it: `id`, `prompt`, what a judge reads, and its `category`.
+
+        Args:
+            by: the column that is the category; by default the first of `CATEGORIES` that is there.
+        """
+        found = (self.kept.get(name) for name in (CATEGORIES if by is None else (by,)))
+        category = next((value for value in found if value is not None), None)
+        named = {} if category is None else {"category": str(category)}
+        return {**self.kept, **self.carried, "id": self.id, "prompt": self.prompt, **named}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +108,7 @@ def load_prompts(
                 f"{name} row {pair.row} has an empty prompt: there is nothing to answer. Fill it in, or remove the row."
             )
         seen += 1
-        carried: dict[str, Any] = {}
-        if pair.tools:
-            carried["tools"] = list(pair.tools)
-        if pair.chat_template_kwargs:
-            carried["chat_template_kwargs"] = dict(pair.chat_template_kwargs)
+        carried = carried_by(pair)
         key = digest([pair.prompt, carried])
         if key in found:
             continue
@@ -111,6 +122,21 @@ def load_prompts(
     if not found:
         raise DatasetError(f"{name} holds no prompts. Give at least one.")
     return Prompts(list(found.values()), name, seen - len(found))
+
+
+def carried_by(pair: PreferencePair) -> dict[str, Any]:
+    """What belongs to the prompt besides its words: `tools` and `chat_template_kwargs`, where there are any."""
+    carried: dict[str, Any] = {}
+    if pair.tools:
+        carried["tools"] = list(pair.tools)
+    if pair.chat_template_kwargs:
+        carried["chat_template_kwargs"] = dict(pair.chat_template_kwargs)
+    return carried
+
+
+def prompt_key(pair: PreferencePair) -> str:
+    """The `Prompt.key` of a pair's prompt."""
+    return digest([pair.prompt, carried_by(pair)])
 
 
 def _asked(

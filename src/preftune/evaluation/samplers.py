@@ -66,16 +66,13 @@ class ModelSampler:
 
     def settings(self) -> Mapping[str, Any]:
         """The model by its content, the resolved generation config, and the chat template."""
-        from preftune.evaluation.generation import generation_config
         from preftune.reference.fingerprint import fingerprint
 
-        config = generation_config(self._model, self._tokenizer, **self._options())
-        generation = {name: value for name, value in config.to_diff_dict().items() if name != "transformers_version"}
         return {
             "model": self._name,
             "fingerprint": fingerprint(self._model, adapters=True),
             "chat_template": digest(self._tokenizer.chat_template),
-            "generation": generation,
+            "generation": resolved(self._settings, self._model, self._tokenizer),
         }
 
     def answer(self, asked: Sequence[Asked], done: Collection[str], take: Take) -> None:
@@ -122,6 +119,18 @@ def generate_options(settings: SamplingSettings, model: Any) -> dict[str, Any]:
         own = getattr(model, "generation_config", None)
         options["top_k"] = getattr(own, "top_k", None) or 0
     return options
+
+
+def resolved(settings: SamplingSettings, model: Any, tokenizer: Any) -> dict[str, Any]:
+    """The generation config that answers are drawn with, what is left to the model's own filled in, as JSON.
+
+    Args:
+        model: or anything with its `generation_config`.
+    """
+    from preftune.evaluation.generation import generation_config
+
+    config = generation_config(model, tokenizer, **generate_options(settings, model))
+    return {name: value for name, value in config.to_diff_dict().items() if name != "transformers_version"}
 
 
 def _template(asked: Asked) -> dict[str, Any]:

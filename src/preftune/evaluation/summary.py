@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from preftune.evaluation.correctness import KeyFactRates, compare_key_facts, correctness_verdict
+from preftune.evaluation.correctness import BASE_MODEL, KeyFactRates, compare_key_facts, correctness_verdict
 from preftune.evaluation.degeneration import Degeneration, compare
 from preftune.evaluation.judges import Judge, is_correct, judge_name
 from preftune.evaluation.length_control import LengthControlled, length_controlled
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from preftune.evaluation.pairwise import AnsweredRow, JudgedRow
 
 OUTCOME_VALUE = {"win": 1.0, "tie": 0.5, "loss": 0.0}
+_CALLED = {"base": BASE_MODEL, "dataset": "the dataset"}
+"""How a baseline of this name is called in a sentence; others are "the baseline"."""
 _UNJUDGED_BAR = 0.05
 """From this share of rows without a readable verdict on, the win rate is told with a doubt."""
 
@@ -75,6 +77,11 @@ class Summary:
     """`beta`, `learning_rate` and `epochs` of the aligned model's run, where they are known."""
 
     @property
+    def baseline_called(self) -> str:
+        """The baseline as sentences name it."""
+        return baseline_called(self.baseline_name)
+
+    @property
     def order_disagreements(self) -> int | None:
         """Rows where the judge contradicted itself when the answers were swapped; None when it was asked once."""
         return None if self.position_bias is None else self.position_bias.disagreed
@@ -118,7 +125,7 @@ class Summary:
         if self.length_controlled is not None:
             lines.append(self.length_controlled.sentence())
         if self.rewards is not None:
-            lines.append(_rewards_sentence(self.rewards))
+            lines.append(_rewards_sentence(self.rewards, self.baseline_called))
         if self.key_facts is not None:
             lines.append(self.correctness.sentence)
         bias = self.position_bias
@@ -129,9 +136,9 @@ class Summary:
                 f"{bias.disagreed - bias.first_preferred}); these count as ties."
             )
         lines.extend(
-            f"Only {self.finished[side]:.0%} of the {side} model's answers ended by themselves; the others were cut at "
+            f"Only {self.finished[side]:.0%} of {called}'s answers ended by themselves; the others were cut at "
             "max_new_tokens. Raise it, or look whether the model repeats itself."
-            for side in ("base", "aligned")
+            for side, called in (("base", self.baseline_called), ("aligned", "the aligned model"))
             if self.finished[side] < 0.9
         )
         return lines
@@ -187,7 +194,9 @@ def summarise(
         win_rate=rate,
         verdict=verdict(rate),
         key_facts=rates,
-        correctness=correctness_verdict(rates, base_tokens=tokens["base"], aligned_tokens=tokens["aligned"]),
+        correctness=correctness_verdict(
+            rates, base_tokens=tokens["base"], aligned_tokens=tokens["aligned"], baseline=baseline_called(names[0])
+        ),
         mean_tokens=tokens,
         finished={
             "base": share([float(answer.base_finished) for answer in answered]).mean,
@@ -196,7 +205,7 @@ def summarise(
         judge=judge_name(judge),
         position_bias=_position_bias(judged),
         length_controlled=_at_equal_length(answered, outcomes, clusters, confidence, seed),
-        degeneration=_degeneration(answered, confidence),
+        degeneration=_degeneration(answered, confidence, baseline_called(names[0])),
         categories=_by_category(answered, outcomes, clusters, confidence),
         unjudged=sum(j.unjudged for j in judged),
         rewards=_rewards(answered, rows, judge, clusters, confidence),
@@ -249,7 +258,12 @@ def _at_equal_length(
     return length_controlled(outcomes, differences, clusters, confidence=confidence, seed=seed)
 
 
-def _degeneration(answered: Sequence[AnsweredRow], confidence: float) -> Degeneration:
+def baseline_called(name: str) -> str:
+    """How sentences name a baseline."""
+    return _CALLED.get(name, "the baseline")
+
+
+def _degeneration(answered: Sequence[AnsweredRow], confidence: float, baseline: str) -> Degeneration:
     return compare(
         [answer.id for answer in answered],
         [answer.prompt for answer in answered],
@@ -260,6 +274,7 @@ def _degeneration(answered: Sequence[AnsweredRow], confidence: float) -> Degener
         base_tokens=[answer.base_tokens for answer in answered],
         aligned_tokens=[answer.aligned_tokens for answer in answered],
         confidence=confidence,
+        baseline=baseline,
     )
 
 
@@ -316,11 +331,11 @@ def _finite(interval: MeanInterval) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in interval._asdict().items()}
 
 
-def _rewards_sentence(rewards: Rewards) -> str:
+def _rewards_sentence(rewards: Rewards, baseline: str) -> str:
     def told(found: MeanInterval, form: str = "{:.2f}") -> str:
         return f"{form.format(found.mean)} ({form.format(found.low)} to {form.format(found.high)})"
 
     return (
-        f"Mean reward: {told(rewards.aligned)} for the aligned model, {told(rewards.base)} for the base; the "
+        f"Mean reward: {told(rewards.aligned)} for the aligned model, {told(rewards.base)} for {baseline}; the "
         f"difference is {told(rewards.difference, '{:+.2f}')}."
     )

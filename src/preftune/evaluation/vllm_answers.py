@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from preftune.errors import ModelError
+from preftune.errors import ModelError, RequestError
 from preftune.evaluation.answered_rows import Take
 from preftune.evaluation.answerers import Rows, batches, seed_of, template_of
 from preftune.evaluation.generation import Completion
@@ -59,18 +59,28 @@ class VllmEngine:
     """One loaded base with room for one adapter; started when the first prompt comes."""
 
     def __init__(
-        self, source: ModelSource, *, dtype: str = "auto", trust_remote_code: bool = False, seed: int = 0
+        self,
+        source: ModelSource,
+        *,
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+        batch_size: int | None = None,
     ) -> None:
         """
         Args:
             source: its base is loaded, and its adapter if it has one.
-        Raises: ModelError when vLLM cannot serve this model.
+            batch_size: answers under way at once, at most; None leaves that to vLLM.
+        Raises: ModelError when vLLM cannot serve this model; RequestError for an impossible batch size.
         """
+        if batch_size is not None and batch_size < 1:
+            raise RequestError(f"--batch_size {batch_size}: give at least 1.")
         reason = refused_by(source)
         if reason is not None:
             raise ModelError(f"vLLM cannot serve {source.name}: {reason}. Use --backend transformers.")
         self.source = source
         self._options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code, "seed": 0}
+        if batch_size is not None:
+            self._options["max_num_seqs"] = batch_size
         self._llm: Any = None
         self._lora: Any = None
 
@@ -136,7 +146,9 @@ class VllmAnswerer:
         self._settings, self._seed, self._shared = settings, seed, shared
 
     def identity(self) -> Mapping[str, Any]:
-        return {"identity": self._own.identity, "backend": "vllm"}
+        generation = _params(self._settings, self.tokenizer())
+        generation.pop("stop_token_ids", None)
+        return {"identity": self._own.identity, "backend": "vllm", "generation": generation}
 
     def release(self) -> None:
         if not self._shared:

@@ -254,3 +254,22 @@ def test_ratings(reply: str, rating: float | None) -> None:
 )
 def test_winners(reply: str, winner: str | None) -> None:
     assert read_winner(reply) == winner
+
+
+def test_answers_are_kept_one_by_one_as_they_come(fastchat: Path, tmp_path: Path) -> None:
+    class Streaming(Speaker):
+        """Is killed in the middle of a side."""
+
+        def stream(self, side, prompts, rows, take) -> None:
+            for number, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+                (said,) = self(side, [prompt], [row])
+                take(number, said)
+
+    first = Streaming(answer, stop_after=2)
+    with pytest.raises(KeyboardInterrupt):
+        run_suite("mt-bench", contest(tmp_path, generate=first, endpoint=ScriptedJudge(judge)), data=fastchat)
+    kept = read_lines(tmp_path / "eval" / "mt-bench" / "answers.jsonl")
+    assert [record["text"] for record in kept] == ["<base 1>", "<base 1>"]
+    second = Streaming(answer)
+    run_suite("mt-bench", contest(tmp_path, generate=second, endpoint=ScriptedJudge(judge)), data=fastchat)
+    assert len(second.asked) == 2 * 2 * len(QUESTIONS) - 2

@@ -12,12 +12,15 @@ import pytest
 import torch
 from datasets import Dataset
 
-from preftune.errors import DatasetError, RequestError
+from preftune.errors import DatasetError, ModelError, RequestError
 from preftune.evaluation import pair_scores
+from preftune.evaluation.finite import check_finite
 from preftune.evaluation.pair_scores import Scores
 from preftune.evaluation.records import read_lines
 from preftune.evaluation.suites import run_suite
 from preftune.evaluation.suites.held_out import Domain, calibration, named_files
+from preftune.evaluation.suites.perplexity import predict_both
+from preftune.types import PreferencePair
 from tests.evaluation.suites.scripted import contest, two_models
 from tiny import rows, tiny_model, tiny_tokenizer
 
@@ -34,6 +37,10 @@ def logp(model: Any, tokenizer: Any, prompt: str, whole: str) -> float:
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
     return float(sum(logits[i - 1, ids[i]] for i in range(len(before), len(ids))))
+
+
+def as_pair(row: dict[str, Any]) -> PreferencePair:
+    return PreferencePair(row["prompt"], row["chosen"], row["rejected"])
 
 
 def write(path: Path, records: list[dict[str, Any]]) -> Path:
@@ -272,3 +279,30 @@ def test_hhh_other_data(models: Any, tmp_path: Path) -> None:
     empty.mkdir()
     with pytest.raises(DatasetError, match="holds no comparisons"):
         run_suite("hhh", ready, data=empty)
+
+
+def test_a_model_that_gives_nan_is_named_with_the_cure(tmp_path: Path) -> None:
+    base, broken, tokenizer = tiny_model(seed=0).eval(), tiny_model(seed=1).eval(), tiny_tokenizer()
+    broken.model.layers[0].mlp.down_proj.weight.data.fill_(math.nan)
+    data = write(tmp_path / "pairs.jsonl", rows(4))
+    ready = contest(tmp_path, load_models=two_models(base, broken, tokenizer))
+    with pytest.raises(ModelError, match=r"gives NaN or infinity .* weights are broken.* earlier checkpoint"):
+        run_suite("held-out", ready, data=data)
+    text = "Plain text of some length. " * 40
+    with pytest.raises(ModelError, match="gives NaN or infinity"):
+        predict_both(two_models(base, broken, tokenizer)(), [text], settings={}, path=tmp_path / "p.jsonl")
+    narrow = tiny_model(seed=1).to(torch.bfloat16)
+    with pytest.raises(ModelError, match=r"bfloat16 is too narrow for it.* --dtype float32"):
+        check_finite(torch.tensor([-math.inf]), narrow)
+
+
+def test_nan_that_an_earlier_version_kept_is_scored_anew(models: Any, tmp_path: Path) -> None:
+    base, aligned, tokenizer = models
+    pairs = [as_pair(row) for row in rows(3)]
+    both = two_models(base, aligned, tokenizer)()
+    path = tmp_path / "scores.jsonl"
+    first = pair_scores.score_both(both, pairs, settings={}, path=path)
+    path.write_text("".join(json.dumps({**r, "scores": [math.nan] * 4}) + "\n" for r in read_lines(path)))
+    again = pair_scores.score_both(both, pairs, settings={}, path=path)
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, other)

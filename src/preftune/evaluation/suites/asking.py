@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from preftune.errors import RequestError
+from preftune.evaluation.answered_rows import Answer, stream_answers
 from preftune.evaluation.pairwise import AnsweredRow, Side
 from preftune.evaluation.progress import Counting
 from preftune.evaluation.records import append_lines, digest, read_lines
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from preftune.evaluation.judges import Judge
 
 T = TypeVar("T")
-
-_CHUNK = 64
-"""Answers between two writes."""
 
 
 class Said(NamedTuple):
@@ -129,14 +127,18 @@ def answer_side(
     known = {record["key"]: record for record in read_lines(path) if record.keys() >= {"key", *Said._fields}}
     missing = [index for index, key in enumerate(keys) if key not in known]
     with Counting(f"answering, {side}", unit="answers") as progress:
-        for start in range(0, len(missing), _CHUNK):
-            progress(len(keys) - len(missing) + start, len(keys))
-            part = missing[start : start + _CHUNK]
-            answers = contest.generate(side, [prompts[i] for i in part], [rows[i] for i in part])
-            fresh = [
-                {"key": keys[i], "side": side, "text": a.text, "tokens": a.tokens, "finished": a.finished}
-                for i, a in zip(part, answers, strict=True)
-            ]
-            append_lines(path, fresh)
-            known.update((record["key"], record) for record in fresh)
+        done = len(keys) - len(missing)
+
+        def take(number: int, answer: Answer) -> None:
+            nonlocal done
+            key = keys[missing[number]]
+            record = {"key": key, "side": side, **{name: getattr(answer, name) for name in Said._fields}}
+            append_lines(path, [record])
+            known[key] = record
+            done += 1
+            progress(done, len(keys))
+
+        if missing:
+            progress(done, len(keys))
+            stream_answers(contest.generate, side, [prompts[i] for i in missing], [rows[i] for i in missing], take)
     return [Said(*(known[key][field] for field in Said._fields)) for key in keys]

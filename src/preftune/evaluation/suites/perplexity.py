@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from preftune.errors import DatasetError
+from preftune.evaluation.finite import check_finite
 from preftune.evaluation.pairwise import Side
 from preftune.evaluation.records import append_lines, digest, read_lines
 from preftune.evaluation.statistics import mean_interval
@@ -127,7 +128,9 @@ def _predictor(model: Any, tokenizer: Any) -> Callable[[str], Predicted]:
         for group in windows(ids, window):
             batch = pack([group]).to(device)
             with inference(model), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                nats -= float(engine(model, batch).token_logps_T.cpu().double().sum())  # MPS has no float64
+                logps_T = engine(model, batch).token_logps_T.cpu().double()  # MPS has no float64
+            check_finite(logps_T, model)
+            nats -= float(logps_T.sum())
         return Predicted(nats / math.log(2), size, len(ids) - 1)
 
     return predict
