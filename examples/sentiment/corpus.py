@@ -56,6 +56,11 @@ def load_corpus(folder: Path | None) -> Corpus:
     Raises: DatasetError, when one cannot be found or holds no sentences.
     """
     files = {name: _in_folder(folder, name) if folder is not None else _from_nltk(name) for name in NAMES}
+    for file in files.values():
+        if not zipfile.is_zipfile(file):
+            raise DatasetError(
+                f"{file} is no whole zip archive. Delete it, and let nltk download the corpus once more."
+            )
     seen: set[str] = set()
     parts: dict[str, list[str]] = {"language_model": [], "train_prompts": [], "test_prompts": []}
     gold = {"gold_train": Labelled([], []), "gold_test": Labelled([], [])}

@@ -59,7 +59,9 @@ class PPO:
     answers_per_step: int = 32
     steps_per_epoch: int = 4
     epochs_per_round: int = 2
-    first_coefficient: float = 0.2
+    first_penalty: float = 1.2
+    """Reward taken off at the target when a run begins: its first coefficient is this over the target, in nats. With
+    one coefficient for all, the runs of all targets would be the same run until their KL nears the targets."""
     horizon: float = 512.0
     """Answers over which the coefficient follows the target. Four rounds', so it changes by a twentieth after each at
     most: there are tens of rounds here, where Ziegler et al., with two hundredths, had thousands."""

@@ -15,9 +15,10 @@ Floats = NDArray[np.float64]
 class GoldReward:
     """Log-odds that a text is positive, in nats: logistic regression on TF-IDF of words and word pairs.
 
-    The features of a text are scaled to length 1, so that no text whatever has a reward above `highest`, and a word
-    said twenty times counts no more than alone. Half a sentence has a reward as well; a text without a word that the
-    classifier knows has `self.intercept`.
+    The features of a text are scaled to length 1, so that no text whatever has a reward above `highest`. A text of one
+    word has the same reward however often it is said; within a sentence repeating a good word gains, by the logarithm
+    of how often. Half a sentence has a reward as well; a text without a word that the classifier knows has
+    `self.intercept`.
     """
 
     def __init__(self, train: Labelled, *, inverse_penalty: float = 4.0, at_least: int = 2) -> None:

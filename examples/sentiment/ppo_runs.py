@@ -54,7 +54,7 @@ def train_ppo(
             num_mini_batches=settings.steps_per_epoch,
             num_ppo_epochs=settings.epochs_per_round,
             total_episodes=settings.rounds * settings.answers_per_step * settings.steps_per_epoch,
-            kl_coef=settings.first_coefficient,
+            kl_coef=settings.first_penalty / run.strength,
             kl_target=run.strength,
             kl_horizon=settings.horizon,
             max_new_tokens=new_tokens,

@@ -8,14 +8,18 @@ Keeps result.json and the plots in `results/` beside this file, and fills README
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from experiment import SMOKE
 from frontier_plot import NAMES
 
+from preftune.errors import PreftuneError, RequestError
 from preftune.whole_file import write_whole
 
 HERE = Path(__file__).parent
@@ -28,15 +32,32 @@ def main() -> int:
     if len(sys.argv) != 2:
         print(__doc__)
         return 2
-    source, kept = Path(sys.argv[1]), HERE / "results"
+    try:
+        keep(Path(sys.argv[1]), HERE)
+    except PreftuneError as error:
+        print(f"results_page.py: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def keep(source: Path, here: Path) -> None:
+    """Copies a result into `here/results` and writes its page into `here/README.md`.
+
+    Raises: RequestError when there is no whole result, or only that of a smoke run; nothing is changed then.
+    """
+    missing = [name for name in _KEPT if not (source / name).is_file()]
+    if missing:
+        raise RequestError(f"{source} has no {missing[0]}. Let run.py finish, and name its --output here.")
+    result = json.loads((source / "result.json").read_text(encoding="utf-8"))
+    if result["settings"]["model"] == asdict(SMOKE.model):
+        raise RequestError(f"{source} holds a smoke run, whose numbers mean nothing. Name a whole run's --output.")
+    kept, readme = here / "results", here / "README.md"
+    text = filled(readme.read_text(encoding="utf-8"), page(result))
     kept.mkdir(exist_ok=True)
     for name in _KEPT:
         if source.resolve() != kept.resolve():
             shutil.copyfile(source / name, kept / name)
-    result = json.loads((kept / "result.json").read_text(encoding="utf-8"))
-    readme = HERE / "README.md"
-    write_whole(readme, filled(readme.read_text(encoding="utf-8"), page(result)).encode())
-    return 0
+    write_whole(readme, text.encode())
 
 
 def filled(text: str, section: str) -> str:
@@ -59,7 +80,9 @@ def _setting(result: Result) -> str:
     minutes = (model["seconds"] + sum(run["seconds"] for run in result["runs"])) / 60
     size = f"{model['parameters'] / 1e6:.2f} million parameters and a vocabulary of {model['vocabulary']:,}"
     length = f"{model['epochs']} epochs on {model['training_sentences']:,} sentences"
-    machine = f"{result['machine'].get('cores', '?')} cores ({result['machine'].get('cpu', 'unknown')})"
+    machine = result["machine"]
+    threads = machine.get("torch threads", "?")
+    where = f"{threads} {'thread' if threads == 1 else 'threads'} of a machine with {machine.get('cores', '?')} cores"
     return (
         f"The language model has {size}; trained for {length} in {model['seconds'] / 60:.0f} minutes, its perplexity "
         f"on held-out sentences is {model['held_out_perplexity_per_token']:.1f} per token. The gold reward is right "
@@ -67,8 +90,8 @@ def _setting(result: Result) -> str:
         f"({gold['strongest'][0]}) alone has a reward of {said['once']:.1f}, said twenty times of "
         f"{said['twenty times']:.1f}; the twelve strongest together have {said['the twelve strongest']:.1f}. The "
         f"reference's completions have a reward of {baseline['reward']:.2f} with a standard deviation of "
-        f"{baseline['reward_deviation']:.2f}. A seed has {min(pairs):,} to {max(pairs):,} pairs. Everything took "
-        f"{minutes:.0f} minutes on {machine}."
+        f"{baseline['reward_deviation']:.2f}. A seed has {min(pairs):,} to {max(pairs):,} pairs. Training and "
+        f"measuring took {minutes:.0f} minutes on {where} ({machine.get('cpu', 'unknown')})."
     )
 
 
@@ -132,7 +155,8 @@ def _agreement(result: Result) -> str:
         verdict = "**This does not agree with it.**"
     else:
         verdict = "**This neither confirms nor contradicts it.**"
-    return f"{paper} Here {counts}; no difference is shown elsewhere. {verdict}"
+    elsewhere = "; no difference is shown elsewhere" if ahead + behind < len(rows) else ""
+    return f"{paper} Here {counts}{elsewhere}. {verdict}"
 
 
 def _difference_cells(difference: Mapping[str, Any] | None, methods: Sequence[str]) -> list[str]:
@@ -158,7 +182,20 @@ def _strengths(result: Result) -> str:
             f"| {point['reward_gain']:.2f} | {point['vader_gain']:.2f} | {point['tokens']:.0f} "
             f"| {point['finished']:.0%} | {point['repeated']:.1%} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_same_runs(result)])
+
+
+def _same_runs(result: Result) -> list[str]:
+    """That strengths made no difference, where all their runs were measured at exactly the same points."""
+    alike: dict[str, list[Mapping[str, Any]]] = {}
+    for curve in result["summary"]["curves"]:
+        alike.setdefault(json.dumps([curve["method"], curve["points"]]), []).append(curve)
+    return [
+        f"\n**{' and '.join(map(_named, same))} are one run**: the figures are equal at every point, so what was to "
+        "hold the policy back played no part."
+        for same in alike.values()
+        if len(same) > 1
+    ]
 
 
 def _hacking(result: Result) -> str:
@@ -191,8 +228,13 @@ def _hacking(result: Result) -> str:
 def _samples(result: Result) -> str:
     """A text of every method at its end, as it is."""
     first = [run for run in result["runs"] if run["seed"] == _seeds(result)[0]]
-    lines = [f"- {_named(run)}: {run['points'][-1]['texts'][0]}" for run in first]
+    lines = [f"- {_named(run)}: {_plain(run['points'][-1]['texts'][0])}" for run in first]
     return "\n".join(["Texts of the first seed at the end of training, not chosen:", "", *lines])
+
+
+def _plain(text: str) -> str:
+    """On one line, and shown as it is: no sign of it is markup."""
+    return re.sub(r"([\\`*_<>\[\]|&#~])", r"\\\1", " ".join(text.split()))
 
 
 def _named(curve: Mapping[str, Any]) -> str:

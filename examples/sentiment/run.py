@@ -255,10 +255,10 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     experiment = SMOKE if options.smoke else WHOLE
     if options.seeds:
-        experiment = replace(experiment, seeds=tuple(options.seeds))
-    if options.dpo_learning_rate:
+        experiment = replace(experiment, seeds=tuple(dict.fromkeys(options.seeds)))
+    if options.dpo_learning_rate is not None:
         experiment = replace(experiment, dpo=replace(experiment.dpo, learning_rate=options.dpo_learning_rate))
-    if options.ppo_learning_rate:
+    if options.ppo_learning_rate is not None:
         experiment = replace(experiment, ppo=replace(experiment.ppo, learning_rate=options.ppo_learning_rate))
     options.experiment = experiment
     options.output = options.output or Path("runs/sentiment-smoke" if options.smoke else "runs/sentiment")

@@ -12,6 +12,7 @@ import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import frontier
@@ -90,7 +91,7 @@ def test_a_missing_corpus_is_named_with_the_command_that_fetches_it(tmp_path: Pa
         load_corpus(tmp_path)
 
 
-def test_the_gold_reward_knows_half_sentences_and_gains_nothing_from_repetition(corpora: Path) -> None:
+def test_the_gold_reward_knows_half_sentences_and_is_bounded_whatever_is_repeated(corpora: Path) -> None:
     corpus = load_corpus(corpora)
     gold = GoldReward(corpus.gold_train)
     assert gold.accuracy(corpus.gold_test) > 0.95
@@ -100,7 +101,37 @@ def test_the_gold_reward_knows_half_sentences_and_gains_nothing_from_repetition(
     assert half_bad < 0 < half_good
     assert often == pytest.approx(once)
     assert everything < gold.highest
+    said_again = gold([f"the plot of this film is dull and superb{' superb' * times}" for times in (0, 5, 5000)])
+    assert said_again[0] < said_again[1] < said_again[2] < gold.highest  # repeating pays, ever less
     assert max(gold.repeated_words().values()) == gold.highest
+
+
+def test_nltk_fetches_what_it_lacks_once(corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
+
+    def download(name: str, *, quiet: bool) -> bool:
+        fetched.append(name)
+        source = next(file for file in corpora.iterdir() if file.name.endswith(f"{name}.zip"))
+        (tmp_path / "corpora").mkdir(exist_ok=True)
+        (tmp_path / "corpora" / f"{name}.zip").write_bytes(source.read_bytes())
+        return True
+
+    data = SimpleNamespace(path=[str(tmp_path / "nowhere"), str(tmp_path)])
+    stand_in = SimpleNamespace(data=data, download=download)
+    monkeypatch.setitem(sys.modules, "nltk", stand_in)
+    assert load_corpus(None) == load_corpus(None) == load_corpus(corpora)
+    assert fetched == ["movie_reviews", "sentence_polarity"]
+    stand_in.download = lambda name, quiet: False
+    data.path = []
+    with pytest.raises(DatasetError, match=r"could not download it.*python -m nltk.downloader movie_reviews"):
+        load_corpus(None)
+
+
+def test_a_torn_archive_is_named(corpora: Path, tmp_path: Path) -> None:
+    for file in corpora.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes()[:500])
+    with pytest.raises(DatasetError, match=r"movie_reviews.zip is no whole zip archive"):
+        load_corpus(tmp_path)
 
 
 def test_vader_reads_a_lexicon_of_its_own() -> None:
@@ -261,15 +292,49 @@ def test_the_smoke_version_runs_and_a_second_start_trains_nothing(
     assert "stale text" not in text
     assert "| DPO, beta 0.1 |" in text
     assert "| PPO, target 12 |" in text
+    one_run = "**PPO, target 3 and PPO, target 12 are one run**"
+    same = [run["points"] for run in result["runs"] if run["method"] == "ppo"]
+    assert one_run not in text
+    assert same[0] != same[1]  # what holds the policy back plays its part from the first round on
+    threads = result["machine"]["torch threads"]
+    assert f"on {threads} thread" in text
+    with pytest.raises(RequestError, match="holds a smoke run"):
+        results_page.keep(output, tmp_path)
+    assert not (tmp_path / "results").exists()
     assert all((output / name).stat().st_size > 2000 for name in ("frontier.svg", "frontier.png", "hacking.svg"))
     stamps = {file: file.stat().st_mtime_ns for file in (output / "runs").iterdir()}
     assert script["main"]() == 0
     assert stamps == {file: file.stat().st_mtime_ns for file in (output / "runs").iterdir()}
     with pytest.raises(RequestError, match=r"no_such_package missing.*preftune\[sentiment\]"):
         script["check_packages"](["json", "no_such_package"])
-    monkeypatch.setattr(sys, "argv", [*words, "--dpo_learning_rate", "1e-5"])
-    assert script["main"]() == 2
-    assert "Choose another --output" in capsys.readouterr().err
+    for changed in (["--dpo_learning_rate", "0"], ["--ppo_learning_rate", "1e-5"], ["--seeds", "1"]):
+        monkeypatch.setattr(sys, "argv", [*words, *changed])
+        assert script["main"]() == 2
+        assert "Choose another --output" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*words, "--seeds", "0", "0"])
+    assert script["arguments"]().experiment.seeds == (0,)  # twice the same is no second seed
+
+
+def test_the_page_names_strengths_that_made_no_difference_and_threads() -> None:
+    records = [made_up("dpo", beta, seed, (3.0 + seed, 3.0)) for beta in (0.1, 1.0) for seed in (0, 1)]
+    records += [made_up("ppo", 6.0, seed, (2.0 + seed, 1.0)) for seed in (0, 1)]
+    summary = frontier.summarise(records, BASELINE, kl_limit=20.0)
+    (line,) = results_page._same_runs({"summary": summary})
+    assert "**DPO, beta 0.1 and DPO, beta 1 are one run**" in line
+
+
+def test_texts_of_a_model_are_no_markup() -> None:
+    assert results_page._plain("a *\n film <b> `x` |") == r"a \* film \<b\> \`x\` \|"
+
+
+def test_a_page_of_no_result_is_refused_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["results_page.py", str(tmp_path / "none")])
+    before = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert results_page.main() == 2
+    assert "has no result.json. Let run.py finish" in capsys.readouterr().err
+    assert (FOLDER / "README.md").read_text(encoding="utf-8") == before
 
 
 def test_the_readme_says_what_the_kept_result_says() -> None:
