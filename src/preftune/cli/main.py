@@ -34,6 +34,7 @@ COMMANDS: dict[str, Command] = {
     "reward": Command("preftune.cli.reward", "a reward model on preference pairs, to judge with and to train on"),
     "ppo": Command("preftune.cli.ppo", "train on the model's own answers, rated by a reward model, rule or endpoint"),
     "online": Command("preftune.cli.online", "the model answers, a judge compares, DPO on the fresh pairs"),
+    "compare": Command("preftune.cli.compare", "DPO against reward model and PPO: same model, data, budget and judge"),
     "sample": Command("preftune.cli.sample", "several completions per prompt, from a model or an endpoint"),
     "label": Command("preftune.cli.label", "a judge makes preference pairs of them"),
     "report": Command("preftune.cli.report", "runs as one page: verdict, answers, curves, alarms, settings; md, png"),

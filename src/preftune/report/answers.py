@@ -56,35 +56,48 @@ def entries(runs: Sequence[Run]) -> list[Entry]:
                 found[key] = entry_of(answer, before=run.before, after=run.name)
                 continue
             label = f"before {run.name}" if run.before == "before" else run.before
-            before, after = entry_of(answer, before=label, after=run.name).sides
-            if all(side.text != before.text for side in found[key].sides if side.baseline):
-                found[key].sides.append(before)
+            *baselines, after = entry_of(answer, before=label, after=run.name).sides
+            for before in baselines:
+                if all(side.text != before.text for side in found[key].sides if side.baseline):
+                    found[key].sides.append(before)
             found[key].sides.append(after)
     return list(found.values())
 
 
 def entry_of(answer: Answers, *, before: str = "before", after: str = "after") -> Entry:
-    """One prompt of one run, its two answers under these labels."""
+    """One prompt of one run, its two answers under these labels, or the one that there is."""
+    asked = []
+    if answer.before is not None:
+        asked.append(Side(before, answer.before, answer.tokens[0], answer.finished[0], baseline=True))
     return Entry(
         answer.id,
         answer.prompt,
         answer.category,
-        [
-            Side(before, answer.before, answer.tokens[0], answer.finished[0], baseline=True),
-            Side(after, answer.after, answer.tokens[1], answer.finished[1], answer.outcome),
-        ],
+        [*asked, Side(after, answer.after, answer.tokens[1], answer.finished[1], answer.outcome)],
     )
 
 
 def answers_section(page: Page, runs: Sequence[Run]) -> str:
     """Markup of all answers, empty where there are none; the page gets the script that searches them."""
-    found = entries(runs)
+    place = " and ".join(sorted({run.answers_place for run in runs if run.shown_answers()}))
+    what = "prompts of the evaluation" if any(run.answers for run in runs) else "samples of the guard, its last look"
+    return entries_section(page, entries(runs), what=what, place=place)
+
+
+def entries_section(page: Page, found: Sequence[Entry], *, what: str, place: str, total: int | None = None) -> str:
+    """Markup of answers to be searched, empty where there are none.
+
+    Args:
+        what: of what there are so many.
+        place: the file that holds all of them.
+        total: how many there are there, where these are not all.
+    """
     if not found:
         return ""
     page.scripts.append("answers.js")
     shown, limit = _fitting(found, round(_BYTES * page.share))
-    place = " and ".join(sorted({run.answers_place for run in runs if run.shown_answers()}))
-    return "".join([*_introduction(runs, len(shown), len(found), place), *_toolbar(shown), *_articles(shown, limit)])
+    introduction = _introduction(len(shown), total or len(found), what, place)
+    return "".join([introduction, *_toolbar(shown), *_articles(shown, limit)])
 
 
 def side_block(side: Side, body: str) -> str:
@@ -101,12 +114,10 @@ def side_block(side: Side, body: str) -> str:
     return f'<div class="part {kind}">{name}{body}</div>'
 
 
-def _introduction(runs: Sequence[Run], shown: int, total: int, place: str) -> Iterator[str]:
-    what = "prompts of the evaluation" if any(run.answers for run in runs) else "samples of the guard, its last look"
+def _introduction(shown: int, total: int, what: str, place: str) -> str:
     if shown < total:
-        yield f'<p class="lead">The first {shown:,} of {total:,} {what}; all of them are in {escaped(place)}.</p>'
-    else:
-        yield f'<p class="lead">All {total:,} {what}, from {escaped(place)}.</p>'
+        return f'<p class="lead">The first {shown:,} of {total:,} {what}; all of them are in {escaped(place)}.</p>'
+    return f'<p class="lead">All {total:,} {what}, from {escaped(place)}.</p>'
 
 
 def _toolbar(shown: Sequence[Entry]) -> Iterator[str]:
@@ -157,7 +168,7 @@ def _marks(entry: Entry) -> set[str]:
     marks = set(entry.outcomes)
     if len(entry.outcomes) > 1:
         marks.add("differs")
-    if len({side.text for side in entry.sides}) == 1:
+    if len(entry.sides) > 1 and len({side.text for side in entry.sides}) == 1:
         marks.add("same")
     return marks
 

@@ -111,8 +111,12 @@ def text_block(text: str, *, characters: int | None = None, rest: str = "in the 
     )
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A table whose first column is text and whose others are numbers. Cells are escaped."""
+def table(header: Iterable[str], rows: Iterable[Iterable[object]], *, wraps: bool = False) -> str:
+    """A table whose first column is text and whose others are numbers. Cells are escaped.
+
+    Args:
+        wraps: cells with words may have several lines.
+    """
     head = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in header)
     body = "".join(
         "<tr>"
@@ -123,7 +127,8 @@ def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
         + "</tr>"
         for row in rows
     )
-    return f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    kind = "wide wraps" if wraps else "wide"
+    return f'<div class="{kind}" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 @functools.cache

@@ -67,7 +67,7 @@ def curve(panel: Panel, lines: Sequence[Line], marks: Sequence[Mark], *, runs: S
         .encode(opacity=alt.condition(near, alt.value(1), alt.value(0)), tooltip=tooltip)
         .add_params(near)
     )
-    return _finished(alt.layer(*_rules(marks, several=len(runs) > 1), drawn, *([dots] if few else []), hover))
+    return finished(alt.layer(*_rules(marks, several=len(runs) > 1), drawn, *([dots] if few else []), hover))
 
 
 def timeline(marks: Sequence[Mark], *, runs: Sequence[str], last: int) -> Any:
@@ -86,7 +86,7 @@ def timeline(marks: Sequence[Mark], *, runs: Sequence[str], last: int) -> Any:
             tooltip=_mark_tooltip(several=len(runs) > 1),
         )
     )  # fmt: skip
-    return _finished(chart, height=28 * len(kinds) + 46)
+    return finished(chart, height=28 * len(kinds) + 46)
 
 
 def rates(rows: Mapping[str, Rate], *, bare: bool = False) -> Any:
@@ -122,7 +122,7 @@ def rates(rows: Mapping[str, Rate], *, bare: bool = False) -> Any:
         base.mark_rule(strokeWidth=7, opacity=0.28, strokeCap="round").encode(x="low:Q", x2="high:Q"),
         base.mark_point(filled=True, size=130, opacity=1).encode(x=alt.X("rate:Q", scale=scale)),
     ]
-    return _finished(alt.layer(*layers), height=58 if bare else 30 * len(rows) + 28)
+    return finished(alt.layer(*layers), height=58 if bare else 30 * len(rows) + 28)
 
 
 def _colours(names: Sequence[str], runs: Sequence[str]) -> dict[str, Any]:
@@ -184,7 +184,8 @@ def _axis(**options: Any) -> Any:
     return alt.Axis(tickCount=5, **options)
 
 
-def _finished(chart: Any, *, height: int = _HEIGHT) -> Specification:
+def finished(chart: Any, *, height: int = _HEIGHT) -> Specification:
+    """A chart as wide as its place, in the page's colours."""
     made: Specification = chart.properties(
         width="container", height=height, autosize=alt.AutoSizeParams(type="fit", contains="padding")
     ).to_dict(validate=False)

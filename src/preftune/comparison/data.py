@@ -1,0 +1,91 @@
+"""One preference dataset in three parts that share no prompt: to train on, to choose settings by, and to judge."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preftune.data.canonical import canonical_row
+from preftune.data.pairs import PairDataset
+from preftune.errors import DatasetError
+from preftune.evaluation.prompts import Prompts, prompt_key
+from preftune.evaluation.records import digest, write_lines
+from preftune.types import PreferencePair
+
+Row = dict[str, Any]
+"""A prompt as `evaluate_pairwise` takes it: `id`, `prompt`, `category` and what the judge reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Who sees what."""
+
+    train: Sequence[PreferencePair]
+    tune: Sequence[Row]
+    test: Sequence[Row]
+    held_out: Sequence[PreferencePair]
+    """Pairs that are not trained on, because their prompt is asked."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the pairs that are trained on."""
+        return digest([canonical_row(pair) for pair in self.train])
+
+
+def split(
+    pairs: PairDataset, prompts: Prompts, *, tune: int | None, test: int | None, separate: Prompts | None, seed: int
+) -> Parts:
+    """Draws the parts.
+
+    Args:
+        prompts: of the same rows as `pairs`.
+        tune, test: prompts in these parts; by default a tenth (at most 64) and a fifth (at most 256).
+        separate: what is judged in the end, where it has a source of its own; a prompt of it is not trained on.
+        seed: of the draw.
+    Raises: DatasetError when too few prompts are left to train on.
+    """
+    order = list(prompts.prompts)
+    random.Random(seed).shuffle(order)
+    if separate is None:
+        count = min(256, len(order) // 5) if test is None else test
+        asked, order = order[:count], order[count:]
+    else:
+        asked = separate.prompts if test is None else separate.prompts[:test]
+        wanted = {prompt.key for prompt in asked}
+        order = [prompt for prompt in order if prompt.key not in wanted]
+    count = min(64, len(prompts.prompts) // 10) if tune is None else tune
+    chosen, rest = order[:count], order[count:]
+    if len(asked) < 2 or len(chosen) < 2 or len(rest) < 2:
+        raise DatasetError(
+            f"{prompts.name} has {len(prompts.prompts)} distinct prompts; {len(rest)} would be left to train on, "
+            f"{len(chosen)} to choose settings by and {len(asked)} to judge, and each part needs 2. Give more pairs, "
+            "or ask for fewer with --tune_prompts and --test_prompts."
+        )
+    kept = {prompt.key for prompt in rest}
+    train: list[PreferencePair] = []
+    held_out: list[PreferencePair] = []
+    for pair in pairs:
+        (train if prompt_key(pair) in kept else held_out).append(pair)
+    return Parts(train, [prompt.row() for prompt in chosen], [prompt.row() for prompt in asked], held_out)
+
+
+def write_parts(parts: Parts, folder: Path) -> tuple[Path, Path | None]:
+    """The files of the parts.
+
+    Returns: the pairs to train on, and those that nothing is trained on, if there are any.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    train, held_out = folder / "train.jsonl", folder / "held_out.jsonl"
+    write_lines(train, [_said(canonical_row(pair)) for pair in parts.train])
+    write_lines(held_out, [_said(canonical_row(pair)) for pair in parts.held_out])
+    for name, rows in (("tune", parts.tune), ("test", parts.test)):
+        write_lines(folder / f"{name}.jsonl", [json.loads(json.dumps(row, default=str)) for row in rows])
+    return train, held_out if parts.held_out else None
+
+
+def _said(row: Mapping[str, Any]) -> Row:
+    return {name: value for name, value in row.items() if value is not None}

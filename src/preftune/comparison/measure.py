@@ -1,0 +1,184 @@
+"""What a policy says and how far it is from where it began: answers that are kept on disk, and the KL divergence.
+
+The KL is estimated on answers that the policy samples at temperature 1 with nothing cut off: the mean over answers of
+log policy minus log start, summed over their tokens (k1, unbiased; Schulman, "Approximating KL divergence", 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from preftune.evaluation.answered_rows import Answer, Side
+from preftune.evaluation.answerers import Given, ModelAnswerer, template_of
+from preftune.evaluation.generation import generating
+from preftune.evaluation.model_source import ModelSource
+from preftune.evaluation.prompt_ids import encode_prompts
+from preftune.evaluation.prompts import Prompt
+from preftune.evaluation.records import append_lines, digest, read_lines
+from preftune.evaluation.samplers import SamplingSettings
+from preftune.evaluation.statistics import MeanInterval, mean_interval
+from preftune.logps import choose_engine, pack
+from preftune.training.online.rollout import Rollout, TransformersSampler
+from preftune.types import Text
+
+Row = Mapping[str, Any]
+Score = Callable[[Sequence[tuple[Text, str, Row]]], Sequence[float | None]]
+"""Rates answers given as prompt, text and row; None for one that it cannot rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ruler:
+    """How policies are measured: the same for all of them."""
+
+    sampling: SamplingSettings
+    """Of the answers that are judged."""
+    samples: int = 2
+    """Answers to each prompt at temperature 1, for the KL."""
+    batch_size: int = 16
+    seed: int = 0
+    gold: Score | None = None
+    """The reward that counts, where there is one."""
+
+
+class Distance(NamedTuple):
+    """How far a policy is from where it began, and what its samples are worth."""
+
+    kl: MeanInterval
+    """Nats an answer, clustered by prompt."""
+    gold: MeanInterval | None
+    tokens: float
+    """Mean length of the sampled answers."""
+    log_ratios: Sequence[float]
+    """Of every sampled answer."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kl": self.kl._asdict(), "gold": self.gold and self.gold._asdict(), "tokens": round(self.tokens, 2)}
+
+
+def answers_of(source: ModelSource, rows: Sequence[Row], ruler: Ruler, file: Path) -> list[Answer]:
+    """The model's answers to the rows' prompts; those that are in `file` are taken from there."""
+    known = {record["key"]: record for record in read_lines(file) if _is_answer(record)}
+    keys = [digest([source.identity, asdict(ruler.sampling), ruler.seed, row]) for row in rows]
+    missing = [number for number, key in enumerate(keys) if key not in known]
+
+    def take(place: int, answer: Answer) -> None:
+        record = {"text": answer.text, "tokens": answer.tokens, "finished": answer.finished}
+        known[keys[missing[place]]] = record
+        append_lines(file, [{"key": keys[missing[place]], "prompt": rows[missing[place]]["prompt"], **record}])
+
+    if missing:
+        asked = [rows[number] for number in missing]
+        answerer = ModelAnswerer(source, ruler.sampling, batch_size=ruler.batch_size, seed=ruler.seed)
+        answerer.answer([row["prompt"] for row in asked], asked, take)
+    return [Given(*(known[key][name] for name in ("text", "tokens", "finished"))) for key in keys]
+
+
+class Stored:
+    """Answers that are there already, as the two sides of `evaluate_pairwise`."""
+
+    def __init__(self, rows: Sequence[Row], base: Sequence[Answer], aligned: Sequence[Answer]) -> None:
+        self._answers: dict[Side, dict[str, Answer]] = {
+            "base": {row["id"]: answer for row, answer in zip(rows, base, strict=True)},
+            "aligned": {row["id"]: answer for row, answer in zip(rows, aligned, strict=True)},
+        }
+
+    def __call__(self, side: Side, prompts: Sequence[Text], rows: Sequence[Row]) -> list[Answer]:
+        return [self._answers[side][row["id"]] for row in rows]
+
+
+def distance(policy: ModelSource, start: ModelSource, rows: Sequence[Row], ruler: Ruler, file: Path) -> Distance:
+    """Samples the policy and measures it, unless `file` holds the result for the same weights and prompts.
+
+    One model is in memory at a time.
+    """
+    key = digest([policy.identity, start.identity, ruler.samples, ruler.sampling.max_new_tokens, ruler.seed, rows])
+    known = next((record for record in read_lines(file) if record.get("key") == key), None)
+    if known is None:
+        rollouts = _sampled(policy, rows, ruler)
+        logps = _logps(policy, rollouts, ruler.batch_size)
+        policy.release()
+        begun = _logps(start, rollouts, ruler.batch_size)
+        start.release()
+        known = {
+            "key": key,
+            "answers": [
+                {
+                    "text": one.text,
+                    "tokens": len(one.response_ids),
+                    "ids": list(one.response_ids),
+                    "policy": now,
+                    "start": then,
+                }
+                for one, now, then in zip(rollouts, logps, begun, strict=True)
+            ],
+        }
+        file.parent.mkdir(parents=True, exist_ok=True)
+        append_lines(file, [known])
+    answers = known["answers"]
+    asked = [row for row in rows for _ in range(ruler.samples)]
+    clusters = [row["id"] for row in asked]
+    log_ratios = [answer["policy"] - answer["start"] for answer in answers]
+    items = [(row["prompt"], answer["text"], row) for row, answer in zip(asked, answers, strict=True)]
+    return Distance(
+        mean_interval(log_ratios, clusters),
+        mean_score(ruler.gold, items, clusters),
+        sum(answer["tokens"] for answer in answers) / len(answers),
+        log_ratios,
+    )
+
+
+def mean_score(
+    score: Score | None, items: Sequence[tuple[Text, str, Row]], clusters: Sequence[str]
+) -> MeanInterval | None:
+    """The mean of what is rated, clustered by prompt; None where there is no score or nothing could be rated."""
+    if score is None:
+        return None
+    rated = [(value, name) for value, name in zip(score(items), clusters, strict=True) if value is not None]
+    return mean_interval([value for value, _ in rated], [name for _, name in rated]) if rated else None
+
+
+def _sampled(source: ModelSource, rows: Sequence[Row], ruler: Ruler) -> list[Rollout]:
+    """`samples` answers to each prompt, in the order of the prompts."""
+    tokenizer = source.tokenizer
+    token_ids = encode_prompts(tokenizer, [row["prompt"] for row in rows], [template_of(row) for row in rows])
+    prompts = [Prompt(str(row["id"]), row["prompt"], "") for row in rows]
+    sampler = TransformersSampler(
+        tokenizer,
+        max_new_tokens=ruler.sampling.max_new_tokens,
+        temperature=1.0,
+        batch_size=ruler.batch_size,
+        seed=ruler.seed,
+        autocast="auto",
+    )
+    asked = [number for number in range(len(rows)) for _ in range(ruler.samples)]
+    return sampler(source.model, [prompts[n] for n in asked], [token_ids[n] for n in asked], first=0)
+
+
+def _logps(source: ModelSource, rollouts: Sequence[Rollout], size: int) -> list[float]:
+    """The log-probability of every answer, in nats."""
+    model: Any = source.model
+    device = model.get_input_embeddings().weight.device
+    found = []
+    with _engine(model) as engine:
+        for start in range(0, len(rollouts), size):
+            batch = pack([one.group for one in rollouts[start : start + size]]).to(device)
+            found += engine(model, batch).sum_K.double().tolist()
+    return found
+
+
+@contextmanager
+def _engine(model: Any) -> Iterator[Any]:
+    engine, _ = choose_engine(model)
+    with generating(model, "auto", None), torch.inference_mode():
+        yield engine
+
+
+def _is_answer(record: Mapping[str, Any]) -> bool:
+    kinds = {"key": str, "text": str, "tokens": int, "finished": bool}
+    return all(isinstance(record.get(name), kind) for name, kind in kinds.items())

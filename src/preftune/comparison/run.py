@@ -1,0 +1,262 @@
+"""The comparison itself: train, measure, choose, train on the other seeds, judge; what is done is not done again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from preftune.comparison.data import Row
+from preftune.comparison.measure import Distance, Stored, answers_of, distance, mean_score
+from preftune.comparison.plan import METHODS, SHORT, Method, Trial, labels, told_amount
+from preftune.comparison.result import Final, Result, Tried
+from preftune.comparison.trainings import Plan, Say, Trainings
+from preftune.errors import RequestError
+from preftune.evaluation.answered_rows import Answer
+from preftune.evaluation.judges import is_correct, judge_name
+from preftune.evaluation.model_source import ModelSource
+from preftune.evaluation.pairwise import JudgedRow, evaluate_pairwise
+from preftune.evaluation.records import digest, read_lines
+from preftune.evaluation.statistics import WinRate, mean_interval, win_rate
+from preftune.evaluation.summary import OUTCOME_VALUE, Summary
+
+_EXAMPLES = 24
+
+
+class Comparison:
+    """One comparison, step by step."""
+
+    def __init__(self, plan: Plan, say: Say, facts: Mapping[str, Any] | None = None) -> None:
+        """
+        Args:
+            say: gets a line for each step.
+            facts: versions and hardware, kept with the result.
+        """
+        self.plan, self._say, self._facts = plan, say, dict(facts or {})
+        self._start = ModelSource(plan.start, **plan.model)
+        self._trainings = Trainings(plan, self._start, say)
+
+    def run(self) -> Result:
+        """Everything that is not there yet.
+
+        Raises: RequestError when no trial of a method finished, or a command refuses its settings.
+        """
+        first = self.plan.seeds[0]
+        tried = [self._tune(trial) for trial in self._trials(first)]
+        best = {method: self._best(method, tried) for method in METHODS}
+        runs: dict[Method, list[tuple[Trial, Tried]]] = {method: [] for method in METHODS}
+        for seed in self.plan.seeds:
+            for method in METHODS:
+                trial = replace(best[method], seed=seed)
+                made = next((one for one in tried if one.name == trial.name), None) or self._trainings.train(trial)
+                if not made.finished:
+                    raise RequestError(self._unfinished(made))
+                runs[method].append((trial, made))
+        tried = [replace(one, chosen=one.name == best[one.method].name) for one in tried]
+        return self._judged(runs, tried)
+
+    # --- training ---
+
+    def _trials(self, seed: int) -> Iterator[Trial]:
+        """One of each method after the other, so that an early stop leaves both with as many."""
+        for number in range(1, len(self.plan.trials["dpo"]) + 1):
+            for method in METHODS:
+                yield self._trial(method, number, seed)
+
+    def _trial(self, method: Method, number: int, seed: int) -> Trial:
+        settings = self.plan.trials[method]
+        return Trial(method, number, settings[number - 1], seed, labels(settings, method)[number - 1])
+
+    def _tune(self, trial: Trial) -> Tried:
+        made = self._trainings.train(trial)
+        if not made.finished:
+            self._say(self._unfinished(made))
+            return made
+        summary, _, _ = self._against_start(trial, "tune")
+        far = self._distance(trial, "tune")
+        gold = "" if far.gold is None else f", gold reward {far.gold.mean:.2f}"
+        self._say(
+            f"{trial.name} ({trial.label}): {summary.win_rate.win_rate:.1%} against the start, KL {far.kl.mean:.2f} "
+            f"nats{gold}, {told_amount('seconds', made.seconds)}"
+        )
+        return replace(made, win_rate=summary.win_rate, distance=far.to_dict())
+
+    # --- choosing and judging ---
+
+    def _best(self, method: Method, tried: Sequence[Tried]) -> Trial:
+        """The trial with the highest win rate on the prompts for that; of equals the one with the smaller KL."""
+        known = [t for t in tried if t.method == method and t.win_rate is not None and t.distance is not None]
+        if not known:
+            raise RequestError(
+                f"No trial of {SHORT[method]} finished, so there is nothing to compare. The logs are in "
+                f"{self.plan.output}/trials/{method}-*/log.txt."
+            )
+        best = max(known, key=lambda t: (t.win_rate.win_rate, -t.distance["kl"]["mean"]))  # type: ignore[union-attr,index]
+        self._say(f"chosen for {SHORT[method]}: {best.label}")
+        return self._trial(method, best.number, best.seed)
+
+    def _judged(self, runs: Mapping[Method, Sequence[tuple[Trial, Tried]]], tried: Sequence[Tried]) -> Result:
+        """Everything on the prompts that nothing was chosen by."""
+        plan, rows = self.plan, self.plan.parts.test
+        start = self._answers(self._start, rows, "start-test")
+        self._start.release()
+        finals: dict[Method, Final] = {}
+        answers: dict[Method, list[list[Answer]]] = {}
+        for method in METHODS:
+            finals[method], answers[method] = self._final(method, runs[method], rows)
+        outcomes: list[float] = []
+        example: tuple[Sequence[Answer], Sequence[Answer], Sequence[JudgedRow]] | None = None
+        for (dpo, _), (ppo, _), by_dpo, by_ppo in zip(
+            runs["dpo"], runs["ppo"], answers["dpo"], answers["ppo"], strict=True
+        ):
+            name = f"{dpo.name}-against-{ppo.name}-test"
+            summary, judged = self._compared(rows, by_ppo, by_dpo, name, (ppo.name, dpo.name))
+            outcomes += [OUTCOME_VALUE[one.outcome] for one in judged]
+            example = example or (by_dpo, by_ppo, judged)
+            self._say(f"DPO against PPO, seed {dpo.seed}: {summary.win_rate.win_rate:.1%}")
+        assert example is not None
+        clusters = [str(row["id"]) for row in rows]
+        return Result(
+            start=plan.start,
+            data={
+                "name": plan.data_name,
+                "train": len(plan.parts.train),
+                "tune": len(plan.parts.tune),
+                "test": len(rows),
+                "held_out": len(plan.parts.held_out),
+            },
+            budget=plan.budget,
+            judge=judge_name(plan.judge),
+            gold=plan.gold_name,
+            temperature=plan.ruler.sampling.temperature,
+            seeds=plan.seeds,
+            tried=tried,
+            finals=finals,
+            head_to_head=win_rate(outcomes, clusters * len(plan.seeds)),
+            start_gold=self._gold(rows, [start]),
+            start_tokens=sum(answer.tokens for answer in start) / len(start),
+            start_right=self._right(rows, start),
+            examples=_examples(rows, start, *example),
+            reward_accuracy=self._trainings.reward_accuracy(),
+            facts=self._facts,
+        )
+
+    def _final(
+        self, method: Method, runs: Sequence[tuple[Trial, Tried]], rows: Sequence[Row]
+    ) -> tuple[Final, list[list[Answer]]]:
+        """One method over all seeds, and its answers."""
+        answers: list[list[Answer]] = []
+        rates: list[WinRate] = []
+        outcomes: list[float] = []
+        distances: list[Distance] = []
+        right: list[float] = []
+        for trial, _ in runs:
+            summary, judged, said = self._against_start(trial, "test")
+            answers.append(said)
+            rates.append(summary.win_rate)
+            outcomes += [OUTCOME_VALUE[one.outcome] for one in judged]
+            distances.append(self._distance(trial, "test"))
+            if summary.key_facts is not None:
+                right.append(summary.key_facts.aligned.mean)
+            self._say(f"{trial.name} against the start, on {len(rows):,} prompts: {summary.win_rate.win_rate:.1%}")
+        clusters = [str(row["id"]) for row in rows]
+        tokens = [answer.tokens for one in answers for answer in one]
+        final = Final(
+            method=method,
+            label=runs[0][0].label,
+            against_start=win_rate(outcomes, clusters * len(runs)),
+            per_seed=rates,
+            kl=_pooled(distances, rows, self.plan.ruler.samples),
+            gold=self._gold(rows, answers),
+            tokens=sum(tokens) / len(tokens),
+            trials=[made for _, made in runs],
+            right=sum(right) / len(right) if right else None,
+        )
+        return final, answers
+
+    def _against_start(self, trial: Trial, part: str) -> tuple[Summary, list[JudgedRow], list[Answer]]:
+        """A trial's answers to one part's prompts, and how they compare with the start's."""
+        rows, source = self._rows(part), self._source(trial)
+        before = self._answers(self._start, rows, f"start-{part}")
+        self._start.release()
+        after = self._answers(source, rows, f"{trial.name}-{part}")
+        source.release()
+        name = f"{trial.name}-against-start-{part}"
+        return *self._compared(rows, before, after, name, ("start", trial.name)), after
+
+    def _compared(
+        self, rows: Sequence[Row], before: Sequence[Answer], after: Sequence[Answer], name: str, names: tuple[str, str]
+    ) -> tuple[Summary, list[JudgedRow]]:
+        folder = self.plan.output / "eval" / name
+        told = digest([[answer.text for answer in side] for side in (before, after)])
+        summary = evaluate_pairwise(
+            rows,
+            generate=Stored(rows, before, after),
+            judge=self.plan.judge,
+            output_dir=folder,
+            settings={"answers": told},
+            seed=self.plan.ruler.seed,
+            names=names,
+        )
+        records = read_lines(folder / "verdicts.jsonl")
+        return summary, [JudgedRow(**{n: record[n] for n in JudgedRow._fields}) for record in records]
+
+    def _unfinished(self, made: Tried) -> str:
+        place = self.plan.output / "trials" / made.name / "log.txt"
+        return f"{made.name} ({made.label}) did not finish: {made.outcome['error']} Its log is {place}."
+
+    # --- measuring ---
+
+    def _source(self, trial: Trial) -> ModelSource:
+        return ModelSource(str(self._trainings.folder(trial)), **self.plan.model)
+
+    def _answers(self, source: ModelSource, rows: Sequence[Row], name: str) -> list[Answer]:
+        folder = self.plan.output / "answers"
+        folder.mkdir(parents=True, exist_ok=True)
+        return answers_of(source, rows, self.plan.ruler, folder / f"{name}.jsonl")
+
+    def _rows(self, part: str) -> Sequence[Row]:
+        return self.plan.parts.tune if part == "tune" else self.plan.parts.test
+
+    def _distance(self, trial: Trial, part: str) -> Distance:
+        file = self.plan.output / "distance" / f"{trial.name}-{part}.jsonl"
+        return distance(self._source(trial), self._start, self._rows(part), self.plan.ruler, file)
+
+    def _gold(self, rows: Sequence[Row], answers: Sequence[Sequence[Answer]]) -> Any:
+        items = [(row["prompt"], answer.text, row) for one in answers for row, answer in zip(rows, one, strict=True)]
+        return mean_score(self.plan.ruler.gold, items, [str(row["id"]) for row in rows] * len(answers))
+
+    def _right(self, rows: Sequence[Row], answers: Sequence[Answer]) -> float | None:
+        is_right = getattr(self.plan.judge, "is_right", None)
+        if is_right is None and not all(row.get("key_fact") for row in rows):
+            return None
+        found = [(is_right or is_correct)(answer.text, row) for row, answer in zip(rows, answers, strict=True)]
+        return sum(found) / len(found)
+
+
+def _pooled(distances: Sequence[Distance], rows: Sequence[Row], samples: int) -> Any:
+    """The KL over all seeds' samples, a prompt being one cluster."""
+    clusters = [str(row["id"]) for row in rows for _ in range(samples)]
+    values = [ratio for one in distances for ratio in one.log_ratios]
+    return mean_interval(values, clusters * len(distances))
+
+
+def _examples(
+    rows: Sequence[Row],
+    start: Sequence[Answer],
+    dpo: Sequence[Answer],
+    ppo: Sequence[Answer],
+    judged: Sequence[JudgedRow],
+) -> list[dict[str, Any]]:
+    """Answers of the first seed, in the order of the prompts."""
+    return [
+        {
+            "id": str(row["id"]),
+            "prompt": row["prompt"],
+            "start": before.text,
+            "dpo": by_dpo.text,
+            "ppo": by_ppo.text,
+            "dpo_against_ppo": one.outcome,
+        }
+        for row, before, by_dpo, by_ppo, one in list(zip(rows, start, dpo, ppo, judged, strict=True))[:_EXAMPLES]
+    ]

@@ -1,0 +1,164 @@
+"""Trainings as processes of their own: `preftune dpo`, `reward` and `ppo` with a recipe each, which anybody can repeat.
+
+Every stage is a run directory with `recipe.yaml`, `log.txt` and, when it is over, `stage.json`. One that is finished
+with the same recipe on the same data is not trained again; one that was cut off is begun anew.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from preftune.errors import RequestError
+from preftune.whole_file import write_whole
+
+_WRONG_REQUEST = 2
+"""Exit code of a command that was asked for something impossible."""
+_LAST = 600
+"""Characters of a log that are told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One training, before it has run."""
+
+    command: str
+    """`dpo`, `reward` or `ppo`."""
+    folder: Path
+    recipe: Mapping[str, Any]
+    """Fields of the command, without `output_dir`."""
+    made_of: str
+    """Digest of what the recipe's files hold: the model, the data."""
+
+    @property
+    def arguments(self) -> list[str]:
+        return [self.command, "--config", str(self.folder / "recipe.yaml"), "--no_report"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a stage."""
+
+    finished: bool
+    seconds: float
+    """Of the whole process, loading included."""
+    spent: Mapping[str, float]
+    """`seconds` and `tokens` of training."""
+    steps: int
+    peak_gb: float | None
+    error: str = ""
+    again: bool = True
+    """It was run now, not found."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "finished": self.finished,
+            "seconds": round(self.seconds, 1),
+            "spent": dict(self.spent),
+            "steps": self.steps,
+            "peak_gb": self.peak_gb,
+            "error": self.error,
+        }
+
+
+def run_stage(stage: Stage) -> Outcome:
+    """Trains, unless it is done.
+
+    Raises:
+        RequestError: the command refuses what it is asked for, which every other trial would do as well.
+        KeyboardInterrupt: when the training has stopped.
+    """
+    known = _found(stage)
+    if known is not None:
+        return known
+    shutil.rmtree(stage.folder, ignore_errors=True)
+    stage.folder.mkdir(parents=True)
+    text = yaml.safe_dump({**stage.recipe, "output_dir": str(stage.folder)}, sort_keys=False, allow_unicode=True)
+    write_whole(stage.folder / "recipe.yaml", text.encode())
+    began = time.monotonic()
+    code = _run(stage)
+    seconds = time.monotonic() - began
+    run = _object(stage.folder / "run.json")
+    error = "" if code == 0 else _last_words(stage.folder / "log.txt")
+    if code == _WRONG_REQUEST:
+        raise RequestError(f"preftune {stage.command} of the comparison: {error}")
+    outcome = Outcome(
+        finished=code == 0,
+        seconds=seconds,
+        spent={**(run.get("spent") or {}), **({"episodes": run["episodes"]} if "episodes" in run else {})},
+        steps=int(run.get("steps") or 0),
+        peak_gb=_peak(stage.folder / "metrics.jsonl"),
+        error=error,
+    )
+    record = {"recipe": dict(stage.recipe), "made_of": stage.made_of, "outcome": outcome.to_dict()}
+    write_whole(stage.folder / "stage.json", (json.dumps(record, indent=2, default=str) + "\n").encode())
+    return outcome
+
+
+def _found(stage: Stage) -> Outcome | None:
+    """How it ended in an earlier run of the comparison, if it did."""
+    record = _object(stage.folder / "stage.json")
+    asked = json.loads(json.dumps(dict(stage.recipe), default=str))
+    if record.get("recipe") != asked or record.get("made_of") != stage.made_of:
+        return None
+    outcome = record.get("outcome")
+    if not isinstance(outcome, dict) or not outcome.get("finished"):
+        return None
+    return Outcome(**outcome, again=False)
+
+
+def _run(stage: Stage) -> int:
+    """The command's exit code; its words are in log.txt."""
+    words = [sys.executable, "-m", "preftune.cli.main", *stage.arguments]
+    with open(stage.folder / "log.txt", "wb") as log, subprocess.Popen(words, stdout=log, stderr=log) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)  # a terminal has sent it one already; a kill of us alone has not
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
+
+
+def _last_words(log: Path) -> str:
+    """The last paragraph that the command said about itself."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    own = next((line for line in reversed(lines) if line.startswith("preftune: ")), lines[-1] if lines else "")
+    return own.removeprefix("preftune: ")[:_LAST]
+
+
+def _peak(metrics: Path) -> float | None:
+    """The most memory that any line of the run's metrics tells of, GB of 2^30 bytes."""
+    try:
+        lines = metrics.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    peaks = [float(record["memory/peak_gb"]) for line in lines if "memory/peak_gb" in (record := _line(line))]
+    return max(peaks, default=None)
+
+
+def _line(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _object(file: Path) -> dict[str, Any]:
+    try:
+        return _line(file.read_text(encoding="utf-8"))
+    except OSError:
+        return {}

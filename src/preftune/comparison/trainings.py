@@ -1,0 +1,181 @@
+"""The trainings of a comparison: which recipe each of them has, and how it is held to the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from preftune.comparison.data import Parts
+from preftune.comparison.measure import Ruler
+from preftune.comparison.plan import Budget, Method, Settings, Trial, told_amount
+from preftune.comparison.result import Tried
+from preftune.comparison.stages import Outcome, Stage, run_stage
+from preftune.errors import RequestError
+from preftune.evaluation.judges import Judge
+from preftune.evaluation.model_source import ModelSource
+from preftune.evaluation.records import digest, read_lines
+
+Say = Callable[[str], None]
+
+_ENDLESS = 10_000_000
+"""Episodes of PPO where time or tokens end it."""
+_FIXED: Mapping[str, Any] = {
+    "save_strategy": "no",
+    "eval_strategy": "no",
+    "report_to": "none",
+    "lr_scheduler_type": "constant",  # a schedule would have to know when the budget is used up
+}
+SET_HERE = (
+    *_FIXED, "model_name_or_path", "dataset_name", "eval_dataset_name", "eval_fraction", "output_dir", "reward_model",
+    "seed", "max_seconds", "max_train_tokens", "max_steps", "resume_from_checkpoint",
+)  # fmt: skip
+"""Fields of the trainings that a user cannot set, but for the schedule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that decides a comparison."""
+
+    start: str
+    """The model that both methods start from: a folder or hub id."""
+    data_name: str
+    parts: Parts
+    train_file: Path
+    held_out_file: Path | None
+    """Pairs that nothing is trained on, for the reward model's accuracy."""
+    output: Path
+    budget: Budget
+    seeds: Sequence[int]
+    trials: Mapping[Method, Sequence[Settings]]
+    shared: Mapping[str, str]
+    """Settings of every training."""
+    reward: Mapping[str, str]
+    """Settings of the reward model's."""
+    ruler: Ruler
+    judge: Judge
+    gold_name: str | None
+    model: Mapping[str, Any]
+    """How models are loaded to answer: `dtype`, `load_in_4bit`, `trust_remote_code`."""
+
+
+class Trainings:
+    """Trains what is asked for, once."""
+
+    def __init__(self, plan: Plan, start: ModelSource, say: Say) -> None:
+        self.plan, self._start, self._say = plan, start, say
+        self._told: set[str] = set()
+
+    def train(self, trial: Trial) -> Tried:
+        budget = self.plan.budget
+        reward: Outcome | None = None
+        left = budget
+        if trial.method == "ppo":
+            reward = self._reward_model(trial.seed)
+            left = budget.less(self._used("reward", self._reward_stage(trial.seed), reward))
+            if left.amount < 1:
+                raise RequestError(
+                    f"--budget {budget.told()} is used up by the reward model, and nothing is left for PPO. Give more."
+                )
+        stage = self._stage(trial, left)
+        outcome = self._run(stage, f"{trial.name} ({trial.label})")
+        used = self._used(trial.method, stage, outcome) + budget.amount - left.amount
+        return Tried(
+            trial.method,
+            trial.number,
+            trial.seed,
+            trial.label,
+            outcome.finished,
+            outcome.to_dict(),
+            None if reward is None else reward.to_dict(),
+            used,
+        )
+
+    def _reward_model(self, seed: int) -> Outcome:
+        """The reward model of a seed, trained once."""
+        stage = self._reward_stage(seed)
+        outcome = self._run(stage, stage.folder.name)
+        if not outcome.finished:
+            raise RequestError(f"The reward model did not finish: {outcome.error}. Its log is {stage.folder}/log.txt.")
+        return outcome
+
+    def _reward_stage(self, seed: int) -> Stage:
+        plan = self.plan
+        held_out = {} if plan.held_out_file is None else {"eval_dataset_name": str(plan.held_out_file)}
+        settings = {"num_train_epochs": "1", "logging_steps": 1, **plan.shared, **plan.reward}
+        limit = _limit("reward", plan.budget.half(), settings)
+        recipe = {**self._common(seed), **held_out, **settings, **limit}
+        return Stage("reward", plan.output / "trials" / f"reward-seed{seed}", recipe, self._made_of)
+
+    def _stage(self, trial: Trial, budget: Budget) -> Stage:
+        every_step = {"logging_steps": 1} if trial.method == "dpo" else {}  # PPO logs once a round
+        settings = {"guard": "off", **every_step, **self.plan.shared, **trial.settings}
+        recipe = {**self._common(trial.seed), **settings, **_limit(trial.method, budget, settings)}
+        made_of = self._made_of
+        if trial.method == "ppo":
+            reward = self._reward_stage(trial.seed)
+            recipe["reward_model"] = str(reward.folder)
+            made_of = digest([made_of, dict(reward.recipe)])
+        return Stage(trial.method, self.folder(trial), recipe, made_of)
+
+    def _common(self, seed: int) -> dict[str, Any]:
+        return {
+            "model_name_or_path": self.plan.start,
+            "dataset_name": str(self.plan.train_file),
+            **_FIXED,
+            "seed": seed,
+        }
+
+    @cached_property
+    def _made_of(self) -> str:
+        return digest([self._start.identity, self.plan.parts.fingerprint])
+
+    def _run(self, stage: Stage, name: str) -> Outcome:
+        outcome = run_stage(stage)
+        if outcome.again and outcome.finished:
+            self._say(f"{name}: trained in {told_amount('seconds', outcome.seconds)}, {outcome.steps:,} steps")
+        elif outcome.finished and name not in self._told:
+            self._say(f"{name}: is there already")
+        self._told.add(name)
+        return outcome
+
+    def _used(self, command: str, stage: Stage, outcome: Outcome) -> float:
+        """Of the budget, in its unit."""
+        unit = self.plan.budget.unit
+        if unit != "pairs":
+            return float(outcome.spent.get(unit, 0.0))
+        if command == "ppo":
+            return float(outcome.spent.get("episodes", 0.0)) / 2
+        return float(outcome.steps * _batch(stage.recipe))
+
+    def reward_accuracy(self) -> float | None:
+        """On pairs that it was not trained on, mean over seeds."""
+        found = []
+        for seed in self.plan.seeds:
+            lines = read_lines(self.plan.output / "trials" / f"reward-seed{seed}" / "metrics.jsonl")
+            found += [line["eval_accuracy"] for line in lines if "eval_accuracy" in line][-1:]
+        return sum(found) / len(found) if found else None
+
+    def folder(self, trial: Trial) -> Path:
+        """Its run directory."""
+        return self.plan.output / "trials" / trial.name
+
+
+def _limit(command: str, budget: Budget, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that hold a training to its budget."""
+    own_end = any(name in settings for name in ("total_episodes", "num_train_epochs"))
+    endless = {"total_episodes": _ENDLESS} if command == "ppo" and not own_end else {}
+    if budget.unit == "seconds":
+        return {**endless, "max_seconds": budget.amount}
+    if budget.unit == "tokens":
+        return {**endless, "max_train_tokens": int(budget.amount)}
+    if command == "ppo":
+        return {"total_episodes": max(1, int(2 * budget.amount))}
+    return {"max_steps": max(1, int(budget.amount) // _batch(settings))}
+
+
+def _batch(settings: Mapping[str, Any]) -> int:
+    """Pairs of an optimiser step."""
+    return int(settings.get("per_device_train_batch_size", 8)) * int(settings.get("gradient_accumulation_steps", 1))

@@ -1,0 +1,81 @@
+"""The three parts share no prompt, whatever the data look like."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from preftune.comparison.data import Parts, split, write_parts
+from preftune.data import load_pairs
+from preftune.errors import DatasetError
+from preftune.evaluation.prompts import load_prompts, prompt_key
+from tests.cli.command import write_rows
+from tiny import chat_rows, rows
+
+
+def parts_of(path: str, **options) -> Parts:
+    asked = {"tune": None, "test": None, "separate": None, "seed": 0, **options}
+    return split(load_pairs(path), load_prompts(path, keep_if_there=("topic", "key_fact")), **asked)
+
+
+@pytest.fixture
+def file(tmp_path) -> str:
+    made = [{**row, "topic": f"t{number % 3}", "key_fact": row["chosen"]} for number, row in enumerate(rows(40))]
+    return write_rows(tmp_path / "pairs.jsonl", [*made, *made[:10]])  # ten prompts have two pairs
+
+
+def test_no_prompt_is_in_two_parts_and_every_pair_is_somewhere(file):
+    parts = parts_of(file)
+    trained = {pair.prompt for pair in parts.train}
+    tune, test = ({row["prompt"] for row in part} for part in (parts.tune, parts.test))
+    assert not trained & tune
+    assert not trained & test
+    assert not tune & test
+    assert len(trained | tune | test) == 40
+    assert (len(tune), len(test)) == (4, 8)
+    assert len(parts.train) + len(parts.held_out) == 50
+    assert {pair.prompt for pair in parts.held_out} == tune | test
+
+
+def test_the_draw_follows_from_the_seed_alone(file):
+    one, again, other = parts_of(file), parts_of(file), parts_of(file, seed=1)
+    assert [row["id"] for row in one.test] == [row["id"] for row in again.test]
+    assert {row["id"] for row in one.test} != {row["id"] for row in other.test}
+
+
+def test_prompts_of_their_own_source_are_judged_and_not_trained_on(file, tmp_path):
+    own = load_prompts(write_rows(tmp_path / "test.jsonl", [{"prompt": "new?"}, {"prompt": rows(1)[0]["prompt"]}]))
+    parts = parts_of(file, separate=own)
+    assert [row["prompt"] for row in parts.test] == ["new?", rows(1)[0]["prompt"]]
+    assert rows(1)[0]["prompt"] not in {pair.prompt for pair in parts.train}
+
+
+def test_rows_carry_what_a_judge_reads(file):
+    row = parts_of(file).test[0]
+    assert row["key_fact"]
+    assert row["category"] == row["topic"]
+
+
+def test_too_few_prompts_are_refused_with_their_numbers(tmp_path):
+    path = write_rows(tmp_path / "few.jsonl", rows(6))
+    with pytest.raises(DatasetError, match=r"6 distinct prompts; .* each part needs 2"):
+        parts_of(path)
+    parts = parts_of(path, tune=2, test=2)
+    assert len(parts.train) == 2
+
+
+def test_what_is_written_is_read_as_the_same_pairs(tmp_path):
+    path = write_rows(tmp_path / "pairs.jsonl", [{**row, "margin": 0.5} for row in chat_rows(30)])
+    parts = parts_of(path)
+    train, held_out = write_parts(parts, tmp_path / "data")
+    again = load_pairs(str(train))
+    assert [prompt_key(pair) for pair in again] == [prompt_key(pair) for pair in parts.train]
+    assert [(pair.chosen, pair.rejected, pair.margin) for pair in again] == [
+        (pair.chosen, pair.rejected, pair.margin) for pair in parts.train
+    ]
+    assert held_out is not None
+    assert len(load_pairs(str(held_out))) == len(parts.held_out)
+    assert len(Path(tmp_path / "data/test.jsonl").read_text().splitlines()) == len(parts.test)
+    assert json.loads(Path(tmp_path / "data/tune.jsonl").read_text().splitlines()[0])["id"] == parts.tune[0]["id"]
