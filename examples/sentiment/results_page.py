@@ -24,7 +24,7 @@ from preftune.whole_file import write_whole
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- written by results_page.py from results/result.json -->", "<!-- end -->"
-_KEPT = ("result.json", "frontier.svg", "frontier.png", "hacking.svg", "hacking.png")
+_KEPT = ("result.json", "frontier.svg", "hacking.svg")
 Result = Mapping[str, Any]
 
 
