@@ -157,7 +157,7 @@ def judgement(folder: Path) -> dict[str, Any]:
     """Of one evaluation: the win rate, right answers and lengths of both sides."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     names = ("win_rate", "ci_low", "ci_high", "wins", "ties", "losses", "verdict", "mean_tokens")
-    right = {side: summary["key_fact_rate"][side]["mean"] for side in ("base", "aligned")}
+    right = {side: summary["key_fact_rate"][side]["rate"] for side in ("base", "aligned")}
     equal = summary["length_controlled"]
     return {name: summary[name] for name in names} | {
         "right": right,

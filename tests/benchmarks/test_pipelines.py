@@ -96,3 +96,25 @@ def test_figures_of_a_training(tmp_path):
         "eval_accuracy": {"first": 0.9, "last": 0.9},
         "peak_gb": 1.5,
     }
+
+
+def test_the_judgement_is_read_from_what_an_evaluation_writes(tmp_path):
+    from preftune.evaluation.judges import KeyFactJudge
+    from preftune.evaluation.pairwise import evaluate_pairwise
+
+    class Said:
+        def __init__(self, text):
+            self.text, self.tokens, self.finished = text, len(text.split()), True
+
+    rows = [{"id": str(n), "prompt": f"{n}?", "key_fact": ["yes"]} for n in range(4)]
+    evaluate_pairwise(
+        rows,
+        generate=lambda side, prompts, rows: [Said("yes" if side == "aligned" else "no it is not") for _ in prompts],
+        judge=KeyFactJudge(),
+        output_dir=tmp_path,
+        settings={},
+    )
+    found = pipelines.judgement(tmp_path)
+    assert (found["wins"], found["losses"], found["verdict"]) == (4, 0, "better")
+    assert found["right"] == {"base": 0.0, "aligned": 1.0}
+    assert found["mean_tokens"] == {"base": 4.0, "aligned": 1.0}

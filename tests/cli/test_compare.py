@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from preftune.cli import compare
 from preftune.cli.main import main
@@ -73,6 +74,7 @@ def test_a_whole_comparison_and_what_is_done_again(preftune, tiny_model, pairs, 
     assert "Reward against KL" in page
     recipe = Path("runs/compare/trials/ppo-1-seed0/recipe.yaml").read_text()
     assert "kl_coef: '0.01'" in recipe
+    assert "reference_cache: false" in Path("runs/compare/trials/dpo-2-seed0/recipe.yaml").read_text()
     assert "total_episodes: 8" in recipe  # 8 pairs, of which the reward model had its share
 
     calls.clear()
@@ -125,6 +127,10 @@ def test_a_method_none_of_whose_trials_finishes_is_an_error(preftune, tiny_model
     (["--both", "kl_coef=3"], "there is no such setting"),
     (["--dpo", "beta=0.1,0.2"], "2 of DPO, 3 of PPO"),
     (["--budget", "soon"], "--budget soon: give a time"),
+    (["--both", "lr_scheduler_type=linear"], "the comparison sets lr_scheduler_type itself"),
+    (["--both", "warmup_steps=10"], "the comparison sets warmup_steps itself"),
+    (["--both", "model_revision=v2"], "the comparison sets model_revision itself"),
+    (["--dpo", "group_by_prompt=true", "--budget", "9pairs"], "group_by_prompt makes batches count prompts"),
     (["--seeds", "0", "0"], "a seed is there twice"),
     (["--samples", "0"], "--samples 0: give at least 1"),
     (["--judge", "auto"], "--judge auto is for preftune eval"),
@@ -145,6 +151,43 @@ def test_what_is_wrong_is_told_before_anything_is_trained(words, said, preftune,
     assert said in result.message
     assert calls == []
     assert len(result.err.strip().splitlines()) == 1
+
+
+def test_a_prompt_that_cannot_be_answered_is_told_before_anything_is_trained(
+    preftune, tiny_model, pairs, calls
+) -> None:
+    words = ["compare", "--model", tiny_model, "--data", pairs, "--judge", "shorter", "--max_new_tokens", "100000"]
+    result = preftune(*words)
+    assert result.code == 2
+    assert "the model has only" in result.message
+    assert calls == []
+
+
+def test_a_policy_that_its_last_step_wrecked_counts_as_a_trial_that_failed(
+    preftune, tiny_model, pairs, calls, monkeypatch
+) -> None:
+    train = stages._run
+
+    def wrecks(stage: stages.Stage) -> int:
+        code = train(stage)
+        if stage.folder.name == "dpo-1-seed0":
+            file = stage.folder / "adapter_model.safetensors"
+            save_file({name: tensor * float("nan") for name, tensor in load_file(file).items()}, file)
+        return code
+
+    monkeypatch.setattr(stages, "_run", wrecks)
+    result = preftune("compare", "--model", tiny_model, "--data", pairs, *FAST)
+    assert result.code == 0, result.err
+    assert "dpo-1-seed0 (beta 0.1) did not finish: " in result.out
+    assert "chosen for DPO: beta 0.5" in result.out
+    assert "Did not finish, and counts as a trial: DPO with beta 0.1" in result.out
+
+
+def test_remote_code_is_allowed_in_the_trainings_as_well(preftune, tiny_model, pairs, calls) -> None:
+    assert preftune("compare", "--model", tiny_model, "--data", pairs, *FAST, "--trust_remote_code").code == 0
+    for name in ("dpo-1", "ppo-1", "reward"):
+        recipe = Path(f"runs/compare/trials/{name}-seed0/recipe.yaml").read_text()
+        assert "trust_remote_code: 'true'" in recipe
 
 
 def test_every_flag_is_on_the_help_page(preftune) -> None:

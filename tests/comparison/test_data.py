@@ -52,6 +52,25 @@ def test_prompts_of_their_own_source_are_judged_and_not_trained_on(file, tmp_pat
     assert rows(1)[0]["prompt"] not in {pair.prompt for pair in parts.train}
 
 
+def test_test_prompts_of_another_shape_are_refused_and_as_chat_mends_it(tmp_path):
+    """As text, the same question would have another key, and be trained on and judged."""
+    pairs = write_rows(tmp_path / "pairs.jsonl", chat_rows(30))
+    asked = chat_rows(1)[0]["prompt"][-1]["content"]
+    plain = write_rows(tmp_path / "test.jsonl", [{"prompt": asked}, {"prompt": "new?"}])
+    with pytest.raises(DatasetError, match=r"plain text, and .* of chat messages: .* Give --as_chat"):
+        parts_of(pairs, separate=load_prompts(plain))
+    parts = split(
+        load_pairs(pairs).as_chat(),
+        load_prompts(pairs, as_chat=True),
+        tune=None,
+        test=None,
+        separate=load_prompts(plain, as_chat=True),
+        seed=0,
+    )
+    assert asked not in {pair.prompt[-1]["content"] for pair in parts.train}
+    assert len(parts.train) == 26
+
+
 def test_rows_carry_what_a_judge_reads(file):
     row = parts_of(file).test[0]
     assert row["key_fact"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from preftune.comparison.measure import Ruler, Stored, answers_of, distance
+from preftune.comparison.measure import Ruler, Stored, answers_of, distance, mean_score
 from preftune.evaluation.model_source import ModelSource
 from preftune.evaluation.prompt_ids import encode_prompts
 from preftune.evaluation.samplers import SamplingSettings
@@ -94,6 +94,13 @@ def test_the_distance_to_itself_is_nothing_and_is_kept(folders, tmp_path, monkey
     assert again == found
     assert found.gold is not None
     assert found.gold.mean > 0
+
+
+def test_a_gold_reward_of_one_prompt_has_no_interval_and_is_left_out():
+    items = [(row["prompt"], "x", row) for row in ROWS]
+    names = [row["id"] for row in ROWS]
+    assert mean_score(lambda _: [1.0, None, None, None], items, names) is None
+    assert mean_score(lambda _: [1.0, 2.0, None, None], items, names).mean == 1.5
 
 
 def test_stored_answers_are_found_by_their_row():

@@ -129,6 +129,22 @@ def test_cautions_are_told():
     assert "DPO ended by itself after 20 s of 1.7 min" in " ".join(result(EVEN, tried=early).sentences())
 
 
+def test_a_budget_that_was_not_kept_is_told():
+    late = [replace(trial, used=150.0) if trial.method == "ppo" else trial for trial in result(EVEN).tried]
+    said = " ".join(result(EVEN, tried=late).sentences())
+    assert "PPO used up to 2.5 min of 1.7 min" in said
+    assert "DPO used up to" not in said
+
+
+def test_verdicts_that_could_not_be_read_are_told():
+    assert "could not be read" not in " ".join(result(EVEN).sentences())
+    finals = {method: replace(final, unread=2) for method, final in result(EVEN).finals.items()}
+    found = result(EVEN, unread=3, finals=finals)
+    assert "7 of 150 verdicts could not be read and count as ties" in " ".join(found.sentences())
+    assert found.to_dict()["unread_verdicts"] == 3
+    assert found.to_dict()["methods"]["ppo"]["unread_verdicts"] == 2
+
+
 def test_compare_json_is_strict_json():
     text = json.dumps(result(EVEN).to_dict(), allow_nan=False)
     found = json.loads(text)

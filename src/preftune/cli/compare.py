@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from preftune.comparison.measure import Score
-    from preftune.comparison.plan import Method, Settings
+    from preftune.comparison.plan import Budget, Method, Settings
     from preftune.comparison.result import Result
     from preftune.comparison.trainings import Plan
 
@@ -151,7 +151,7 @@ def _plan(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> Plan:
     from preftune.models.locate import locate
 
     budget = Budget.parse(asked.budget)
-    trials, shared, reward = _settings(asked)
+    trials, shared, reward = _settings(asked, budget)
     sampling = SamplingSettings(max_new_tokens=asked.max_new_tokens, temperature=asked.temperature)
     locate(asked.model)
     prepare_folder(folder)
@@ -183,7 +183,9 @@ def _plan(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> Plan:
     )
 
 
-def _settings(asked: argparse.Namespace) -> tuple[Mapping[Method, Sequence[Settings]], Settings, Settings]:
+def _settings(
+    asked: argparse.Namespace, budget: Budget
+) -> tuple[Mapping[Method, Sequence[Settings]], Settings, Settings]:
     """Trials, settings of all trainings, settings of the reward model; every name and value is checked by the command
     that will get it.
     """
@@ -201,8 +203,15 @@ def _settings(asked: argparse.Namespace) -> tuple[Mapping[Method, Sequence[Setti
     reward, shared = parse_settings(asked.reward, "--reward"), parse_settings(asked.both, "--both")
     for name, settings in (*grids.items(), ("reward", reward)):
         check_names(settings, known[name], f"--{name}", ours=SET_HERE)
+    if asked.trust_remote_code:
+        shared = {"trust_remote_code": "true", **shared}
     common = [name for name in known["dpo"] if name in known["ppo"] and name in known["reward"]]
     check_names(shared, common, "--both", ours=SET_HERE)
+    if budget.unit == "pairs" and any("group_by_prompt" in [*named] for named in (grids["dpo"], reward, shared)):
+        raise RequestError(
+            "group_by_prompt makes batches count prompts, and a budget in pairs could not be kept. Leave it out, or "
+            "give --budget a time or tokens."
+        )
     trials = tried(grids)
     for method in METHODS:
         for settings in trials[method]:

@@ -35,7 +35,11 @@ def frontier(result: Result) -> Specification | None:
         legend=alt.Legend(orient="top", title=None, symbolType="circle"),
     )
     form = ".3~f" if result.gold else ".1%"
-    tooltip = ["method:N", "settings:N", alt.Tooltip("kl:Q", format=".2f"), alt.Tooltip("reward:Q", format=form)]
+    tooltip = [
+        *(alt.Tooltip(name) for name in ("method:N", "settings:N")),
+        alt.Tooltip("kl:Q", format=".2f"),
+        alt.Tooltip("reward:Q", format=form),
+    ]
     base = alt.Chart(alt.InlineData(values=rows)).encode(color=colour, tooltip=tooltip)
     layers = [
         base.mark_rule(opacity=0.35).encode(x=x, y=alt.Y("low:Q", title=name, axis=axis), y2="high:Q"),

@@ -46,8 +46,17 @@ def split(
         tune, test: prompts in these parts; by default a tenth (at most 64) and a fifth (at most 256).
         separate: what is judged in the end, where it has a source of its own; a prompt of it is not trained on.
         seed: of the draw.
-    Raises: DatasetError when too few prompts are left to train on.
+    Raises:
+        DatasetError: too few prompts are left to train on; or the separate ones are of another shape, so that nobody
+            could tell whether they are trained on, and the policies would be asked in a way they were not trained for.
     """
+    if separate is not None and _are_chat(separate) != _are_chat(prompts):
+        shapes = ("chat messages", "plain text")
+        here, there = shapes if _are_chat(separate) else reversed(shapes)
+        raise DatasetError(
+            f"{separate.name} holds prompts of {here}, and {prompts.name} of {there}: they would be asked in another "
+            "way than the policies are trained in. Give --as_chat, or prompts of the same shape."
+        )
     order = list(prompts.prompts)
     random.Random(seed).shuffle(order)
     if separate is None:
@@ -71,6 +80,10 @@ def split(
     for pair in pairs:
         (train if prompt_key(pair) in kept else held_out).append(pair)
     return Parts(train, [prompt.row() for prompt in chosen], [prompt.row() for prompt in asked], held_out)
+
+
+def _are_chat(prompts: Prompts) -> bool:
+    return any(not isinstance(one.prompt, str) for one in prompts.prompts)
 
 
 def write_parts(parts: Parts, folder: Path) -> tuple[Path, Path | None]:

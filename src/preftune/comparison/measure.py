@@ -136,11 +136,15 @@ def distance(policy: ModelSource, start: ModelSource, rows: Sequence[Row], ruler
 def mean_score(
     score: Score | None, items: Sequence[tuple[Text, str, Row]], clusters: Sequence[str]
 ) -> MeanInterval | None:
-    """The mean of what is rated, clustered by prompt; None where there is no score or nothing could be rated."""
+    """The mean of what is rated, clustered by prompt; None where there is no score, or fewer than the two prompts that
+    an interval needs could be rated.
+    """
     if score is None:
         return None
     rated = [(value, name) for value, name in zip(score(items), clusters, strict=True) if value is not None]
-    return mean_interval([value for value, _ in rated], [name for _, name in rated]) if rated else None
+    if len({name for _, name in rated}) < 2:
+        return None
+    return mean_interval([value for value, _ in rated], [name for _, name in rated])
 
 
 def _sampled(source: ModelSource, rows: Sequence[Row], ruler: Ruler) -> list[Rollout]:

@@ -86,6 +86,8 @@ class Final:
     """Its trainings, one for each seed."""
     right: float | None = None
     """Share of right answers, where the prompts say what is right."""
+    unread: int = 0
+    """Verdicts against the start that could not be read, and count as ties."""
 
     @property
     def seconds(self) -> float:
@@ -107,6 +109,7 @@ class Final:
             "gold": self.gold and self.gold._asdict(),
             "tokens": round(self.tokens, 2),
             "right": self.right,
+            "unread_verdicts": self.unread,
             "seconds": round(self.seconds, 1),
             "peak_gb": self.peak_gb,
         }
@@ -137,6 +140,8 @@ class Result:
     """`prompt` and the answers of `start`, `dpo`, `ppo`, with both outcomes."""
     reward_accuracy: float | None = None
     """Of the reward model, on pairs that it was not trained on."""
+    unread: int = 0
+    """Verdicts of the direct comparison that could not be read, and count as ties."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Versions and hardware."""
 
@@ -226,6 +231,7 @@ class Result:
             "temperature": self.temperature,
             "seeds": list(self.seeds),
             "dpo_against_ppo": self.head_to_head.to_dict(),
+            "unread_verdicts": self.unread,
             "start_gold": self.start_gold and self.start_gold._asdict(),
             "start_tokens": round(self.start_tokens, 2),
             "start_right": self.start_right,
@@ -247,12 +253,24 @@ class Result:
         failed = [f"{SHORT[t.method]} with {t.label}" for t in self.tried if not t.finished]
         if failed:
             lines.append(f"Did not finish, and counts as a trial: {'; '.join(failed)}.")
+        rates = [(self.head_to_head, self.unread), *((one.against_start, one.unread) for one in self.finals.values())]
+        unread, asked = sum(count for _, count in rates), sum(rate.n for rate, _ in rates)
+        if unread:
+            lines.append(
+                f"{unread:,} of {asked:,} verdicts could not be read and count as ties, which pulls win rates to 50%."
+            )
         for method in METHODS:
             used = [trial.used for trial in self.tried if trial.method == method and trial.finished]
             if used and max(used) < 0.8 * self.budget.amount:
                 lines.append(
                     f"{SHORT[method]} ended by itself after {told_amount(self.budget.unit, max(used))} of "
                     f"{self.budget.told()}; its settings say how long (num_train_epochs, total_episodes)."
+                )
+            if used and max(used) > 1.2 * self.budget.amount:
+                lines.append(
+                    f"{SHORT[method]} used up to {told_amount(self.budget.unit, max(used))} of "
+                    f"{self.budget.told()}: a limit is looked at after whole steps and rounds. Give a larger budget, "
+                    "or smaller batches."
                 )
         return lines
 

@@ -11,7 +11,7 @@ from preftune.comparison.measure import Distance, Stored, answers_of, distance, 
 from preftune.comparison.plan import METHODS, SHORT, Method, Trial, labels, told_amount
 from preftune.comparison.result import Final, Result, Tried
 from preftune.comparison.trainings import Plan, Say, Trainings
-from preftune.errors import RequestError
+from preftune.errors import ModelError, RequestError
 from preftune.evaluation.answered_rows import Answer
 from preftune.evaluation.judges import is_correct, judge_name
 from preftune.evaluation.model_source import ModelSource
@@ -42,6 +42,9 @@ class Comparison:
         Raises: RequestError when no trial of a method finished, or a command refuses its settings.
         """
         first = self.plan.seeds[0]
+        for part in ("tune", "test"):  # a prompt that cannot be answered is told before anything is trained
+            self._answers(self._start, self._rows(part), f"start-{part}")
+        self._start.release()
         tried = [self._tune(trial) for trial in self._trials(first)]
         best = {method: self._best(method, tried) for method in METHODS}
         runs: dict[Method, list[tuple[Trial, Tried]]] = {method: [] for method in METHODS}
@@ -72,8 +75,13 @@ class Comparison:
         if not made.finished:
             self._say(self._unfinished(made))
             return made
-        summary, _, _ = self._against_start(trial, "tune")
-        far = self._distance(trial, "tune")
+        try:
+            summary, _, _ = self._against_start(trial, "tune")
+            far = self._distance(trial, "tune")
+        except ModelError as error:  # its last step has wrecked it: the start has answered the same prompts
+            made = replace(made, finished=False, outcome={**made.outcome, "finished": False, "error": str(error)})
+            self._say(self._unfinished(made))
+            return made
         gold = "" if far.gold is None else f", gold reward {far.gold.mean:.2f}"
         self._say(
             f"{trial.name} ({trial.label}): {summary.win_rate.win_rate:.1%} against the start, KL {far.kl.mean:.2f} "
@@ -105,6 +113,7 @@ class Comparison:
         for method in METHODS:
             finals[method], answers[method] = self._final(method, runs[method], rows)
         outcomes: list[float] = []
+        unread = 0
         example: tuple[Sequence[Answer], Sequence[Answer], Sequence[JudgedRow]] | None = None
         for (dpo, _), (ppo, _), by_dpo, by_ppo in zip(
             runs["dpo"], runs["ppo"], answers["dpo"], answers["ppo"], strict=True
@@ -112,6 +121,7 @@ class Comparison:
             name = f"{dpo.name}-against-{ppo.name}-test"
             summary, judged = self._compared(rows, by_ppo, by_dpo, name, (ppo.name, dpo.name))
             outcomes += [OUTCOME_VALUE[one.outcome] for one in judged]
+            unread += sum(one.unjudged for one in judged)
             example = example or (by_dpo, by_ppo, judged)
             self._say(f"DPO against PPO, seed {dpo.seed}: {summary.win_rate.win_rate:.1%}")
         assert example is not None
@@ -138,6 +148,7 @@ class Comparison:
             start_right=self._right(rows, start),
             examples=_examples(rows, start, *example),
             reward_accuracy=self._trainings.reward_accuracy(),
+            unread=unread,
             facts=self._facts,
         )
 
@@ -150,11 +161,13 @@ class Comparison:
         outcomes: list[float] = []
         distances: list[Distance] = []
         right: list[float] = []
+        unread = 0
         for trial, _ in runs:
             summary, judged, said = self._against_start(trial, "test")
             answers.append(said)
             rates.append(summary.win_rate)
             outcomes += [OUTCOME_VALUE[one.outcome] for one in judged]
+            unread += sum(one.unjudged for one in judged)
             distances.append(self._distance(trial, "test"))
             if summary.key_facts is not None:
                 right.append(summary.key_facts.aligned.mean)
@@ -171,6 +184,7 @@ class Comparison:
             tokens=sum(tokens) / len(tokens),
             trials=[made for _, made in runs],
             right=sum(right) / len(right) if right else None,
+            unread=unread,
         )
         return final, answers
 
@@ -230,7 +244,7 @@ class Comparison:
         is_right = getattr(self.plan.judge, "is_right", None)
         if is_right is None and not all(row.get("key_fact") for row in rows):
             return None
-        found = [(is_right or is_correct)(answer.text, row) for row, answer in zip(rows, answers, strict=True)]
+        found = [bool((is_right or is_correct)(answer.text, row)) for row, answer in zip(rows, answers, strict=True)]
         return sum(found) / len(found)
 
 

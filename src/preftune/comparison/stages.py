@@ -119,7 +119,8 @@ def _found(stage: Stage) -> Outcome | None:
 
 def _run(stage: Stage) -> int:
     """The command's exit code; its words are in log.txt."""
-    words = [sys.executable, "-m", "preftune.cli.main", *stage.arguments]
+    # -P: a datasets.py in the user's folder is not the package
+    words = [sys.executable, "-P", "-m", "preftune.cli.main", *stage.arguments]
     with open(stage.folder / "log.txt", "wb") as log, subprocess.Popen(words, stdout=log, stderr=log) as process:
         try:
             return process.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,10 +17,13 @@ from preftune.comparison.stages import Outcome, Stage, run_stage
 from preftune.errors import RequestError
 from preftune.evaluation.judges import Judge
 from preftune.evaluation.model_source import ModelSource
+from preftune.evaluation.prompts import prompt_key
 from preftune.evaluation.records import digest, read_lines
 
 Say = Callable[[str], None]
 
+_MINI_BATCHES = 4
+"""Of a round of PPO, where nothing else is asked for."""
 _ENDLESS = 10_000_000
 """Episodes of PPO where time or tokens end it."""
 _FIXED: Mapping[str, Any] = {
@@ -31,8 +35,11 @@ _FIXED: Mapping[str, Any] = {
 SET_HERE = (
     *_FIXED, "model_name_or_path", "dataset_name", "eval_dataset_name", "eval_fraction", "output_dir", "reward_model",
     "seed", "max_seconds", "max_train_tokens", "max_steps", "resume_from_checkpoint",
+    "model_revision",  # the start that answers and that the KL is measured to is the main one
+    "reference_cache",  # what one trial has scored would be free for the next
+    "warmup_steps", "warmup_ratio", "lr_scheduler_kwargs",  # a constant rate has none
 )  # fmt: skip
-"""Fields of the trainings that a user cannot set, but for the schedule."""
+"""Fields of the trainings that a user cannot set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +112,16 @@ class Trainings:
         plan = self.plan
         held_out = {} if plan.held_out_file is None else {"eval_dataset_name": str(plan.held_out_file)}
         settings = {"num_train_epochs": "1", "logging_steps": 1, **plan.shared, **plan.reward}
-        limit = _limit("reward", plan.budget.half(), settings)
+        limit = _limit("reward", plan.budget.half(), settings, plan.parts)
         recipe = {**self._common(seed), **held_out, **settings, **limit}
         return Stage("reward", plan.output / "trials" / f"reward-seed{seed}", recipe, self._made_of)
 
     def _stage(self, trial: Trial, budget: Budget) -> Stage:
-        every_step = {"logging_steps": 1} if trial.method == "dpo" else {}  # PPO logs once a round
-        settings = {"guard": "off", **every_step, **self.plan.shared, **trial.settings}
-        recipe = {**self._common(trial.seed), **settings, **_limit(trial.method, budget, settings)}
+        # PPO logs once a round; scores that an earlier trial has paid for would make the others' time worth more
+        own = {"logging_steps": 1, "reference_cache": False} if trial.method == "dpo" else {}
+        settings = {"guard": "off", **own, **self.plan.shared, **trial.settings}
+        limit = _limit(trial.method, budget, settings, self.plan.parts)
+        recipe = {**self._common(trial.seed), **settings, **limit}
         made_of = self._made_of
         if trial.method == "ppo":
             reward = self._reward_stage(trial.seed)
@@ -163,17 +172,22 @@ class Trainings:
         return self.plan.output / "trials" / trial.name
 
 
-def _limit(command: str, budget: Budget, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that hold a training to its budget."""
+def _limit(command: str, budget: Budget, settings: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
+    """The fields that hold a training to its budget; its own epochs or episodes may end it earlier."""
     own_end = any(name in settings for name in ("total_episodes", "num_train_epochs"))
     endless = {"total_episodes": _ENDLESS} if command == "ppo" and not own_end else {}
     if budget.unit == "seconds":
         return {**endless, "max_seconds": budget.amount}
     if budget.unit == "tokens":
         return {**endless, "max_train_tokens": int(budget.amount)}
+    epochs = float(settings["num_train_epochs"]) if "num_train_epochs" in settings else math.inf
     if command == "ppo":
-        return {"total_episodes": max(1, int(2 * budget.amount))}
-    return {"max_steps": max(1, int(budget.amount) // _batch(settings))}
+        a_round = _batch(settings) * int(settings.get("num_mini_batches", _MINI_BATCHES))
+        fits = max(a_round, int(2 * budget.amount) // a_round * a_round)
+        own = int(settings.get("total_episodes") or 0) or epochs * len({prompt_key(pair) for pair in parts.train})
+        return {"total_episodes": max(1, round(min(fits, own)))}
+    own = epochs * math.ceil(len(parts.train) / _batch(settings))
+    return {"max_steps": max(1, math.ceil(min(int(budget.amount) // _batch(settings), own)))}
 
 
 def _batch(settings: Mapping[str, Any]) -> int:
