@@ -149,18 +149,18 @@ class Result:
         """In a sentence. A difference counts as shown where the interval of the direct comparison leaves out 50%: the
         intervals of the two win rates, p and 1 - p, then do not overlap."""
         rate = self.head_to_head
-        ahead = "dpo" if rate.win_rate >= 0.5 else "ppo"
+        ahead: Method = "dpo" if rate.win_rate >= 0.5 else "ppo"
         share, low, high = rate.win_rate, rate.ci_low, rate.ci_high
         if ahead == "ppo":
             share, low, high = 1 - share, 1 - high, 1 - low
         other = SHORT["ppo" if ahead == "dpo" else "dpo"]
         measured = (
-            f"{SHORT[ahead]}'s answers win {share:.1%} against {other}'s (95% interval {low:.1%} to {high:.1%}, "  # type: ignore[index]
+            f"{SHORT[ahead]}'s answers win {share:.1%} against {other}'s (95% interval {low:.1%} to {high:.1%}, "
             f"{rate.prompts:,} prompts{self._over_seeds()}, ties counted half)"
         )
         if low > 0.5:
             return (
-                f"{SHORT[ahead]} is ahead: {measured}. That holds for this model, these data, this budget and this "  # type: ignore[index]
+                f"{SHORT[ahead]} is ahead: {measured}. That holds for this model, these data, this budget and this "
                 "judge."
             )
         more = more_prompts(rate)

@@ -73,16 +73,8 @@ def generate(
         raise RequestError(f"max_new_tokens={max_new_tokens} and batch_size={batch_size} must be at least 1.")
     if not prompts:
         return []
-    config = generation_config(
-        model,
-        tokenizer,
-        max_new_tokens=max_new_tokens,
-        do_sample=do_sample,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-    )
+    drawn: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
+    config = generation_config(model, tokenizer, max_new_tokens=max_new_tokens, do_sample=do_sample, **drawn)
     if seeds is not None and (not do_sample or len(seeds) != len(prompts)):
         raise RequestError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one each, with do_sample=True.")
     token_ids = encode_prompts(tokenizer, prompts, chat_template_kwargs)

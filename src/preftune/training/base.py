@@ -29,14 +29,11 @@ from preftune.training.arguments import (
 )
 from preftune.training.batches import BATCH, check_one_batch, collate
 from preftune.training.evaluating import EvaluatedTrainer
-from preftune.training.limits import Limits
 from preftune.training.metrics import MetricWindow, WorkCounter, peak_memory
 from preftune.training.micro_batches import cost_of, token_budget
 from preftune.training.optimizer_step import non_finite, whole_step
 from preftune.training.run_directory import check_writable, write_json
-from preftune.training.run_record import RunRecord, facts_of
-from preftune.training.self_check import FirstStepCallback
-from preftune.training.trackers import TrackedFacts
+from preftune.training.run_record import attach_record, facts_of
 from preftune.types import PackedBatch
 
 
@@ -112,13 +109,8 @@ class PackedTrainer(EvaluatedTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
         self._work = WorkCounter(self.model, trains_everything=self.full, unit=self.unit)
-        self.limits = Limits(self)
         self.placed()
-        self._record = RunRecord(args.output_dir, facts_of(self))
-        self.add_callback(self._record)
-        self.add_callback(TrackedFacts(self, lambda: self._record.facts))
-        self.add_callback(FirstStepCallback(self))
-        self.add_callback(self.limits)
+        self._record, self.limits = attach_record(self, facts_of(self))
         self.watch(train_dataset, eval_dataset)
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(list(self._tag_names))

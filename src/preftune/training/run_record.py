@@ -15,8 +15,11 @@ from transformers import TrainerCallback
 
 from preftune.data import GroupDataset
 from preftune.training.arguments import parts
+from preftune.training.limits import Limits
 from preftune.training.run_directory import append_line, cut_back, plain, write_json
 from preftune.training.secrets import without_secrets
+from preftune.training.self_check import FirstStepCallback
+from preftune.training.trackers import TrackedFacts
 
 _PACKAGES = ("preftune", "torch", "transformers", "accelerate", "peft", "datasets", "bitsandbytes")
 
@@ -91,6 +94,14 @@ class RunRecord(TrainerCallback):  # type: ignore[misc]
         now = time.time()
         timings = {"started": self._began, "updated": now, "seconds": round(now - self._began, 3)}
         write_json(self.folder / "run.json", {**self.facts, "outcome": self._outcome, "timings": timings})
+
+
+def attach_record(trainer: Any, facts: Mapping[str, Any]) -> tuple[RunRecord, Limits]:
+    """What every trainer is watched by: its record, also for trackers, the check of the first step, its limits."""
+    record, limits = RunRecord(trainer.args.output_dir, dict(facts)), Limits(trainer)
+    for callback in (record, TrackedFacts(trainer, lambda: record.facts), FirstStepCallback(trainer), limits):
+        trainer.add_callback(callback)
+    return record, limits
 
 
 def facts_of(trainer: Any) -> dict[str, Any]:

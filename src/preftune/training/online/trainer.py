@@ -23,7 +23,6 @@ from preftune.logps import pack
 from preftune.reference import ReferenceScores
 from preftune.training import assemble, checkpoint, memory
 from preftune.training.arguments import checkpoint_folder, step_of, tokenizer_of
-from preftune.training.limits import Limits
 from preftune.training.metrics import peak_memory
 from preftune.training.micro_batches import cost_of, token_budget
 from preftune.training.online.facts import card, facts_of
@@ -34,9 +33,8 @@ from preftune.training.online.watch import Watch
 from preftune.training.online.window import Averages
 from preftune.training.optimizer_step import non_finite, whole_step
 from preftune.training.run_directory import check_writable
-from preftune.training.run_record import RunRecord
-from preftune.training.self_check import FirstStepCallback, check_before_training
-from preftune.training.trackers import TrackedFacts
+from preftune.training.run_record import attach_record
+from preftune.training.self_check import check_before_training
 from preftune.types import PackedBatch, TokenizedGroup
 
 _MOST_EMPTY_ROUNDS = 10
@@ -111,12 +109,7 @@ class OnlineTrainer(Trainer):  # type: ignore[misc]
         self.reference = choose_reference(self, ref_model)
         self.sampler = sampler or choose_sampler(self, tokenizer)
         self.trained = self._what_trains()
-        self._record = RunRecord(args.output_dir, facts_of(self))
-        self.add_callback(self._record)
-        self.add_callback(TrackedFacts(self, lambda: self._record.facts))
-        self.add_callback(FirstStepCallback(self))
-        self.limits = Limits(self)
-        self.add_callback(self.limits)
+        self._record, self.limits = attach_record(self, facts_of(self))
         self.guard = None if args.guard == "off" else Watch(self, str(args.guard))
         if self.guard is not None:
             self.add_callback(self.guard)
