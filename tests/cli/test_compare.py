@@ -190,6 +190,14 @@ def test_remote_code_is_allowed_in_the_trainings_as_well(preftune, tiny_model, p
         assert "trust_remote_code: 'true'" in recipe
 
 
+def test_a_rule_that_misses_its_column_says_so_before_anything_is_trained(preftune, tiny_model, pairs, calls) -> None:
+    words = [word if word != "rule:compare_rules:by_length" else "key-fact" for word in FAST]
+    result = preftune("compare", "--model", tiny_model, "--data", pairs, *words)
+    assert result.code == 2
+    assert "A row has no usable 'key_fact'" in result.message
+    assert calls == []
+
+
 def test_every_flag_is_on_the_help_page(preftune) -> None:
     result = preftune("compare", "--help")
     assert result.code == 0

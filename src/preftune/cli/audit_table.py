@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from preftune.cli.terminal import console as fitting_console
 
 if TYPE_CHECKING:
     from preftune.audit import Audit, Finding
@@ -28,11 +29,8 @@ def show(result: Audit, written: Sequence[Path]) -> None:
     Args:
         written: its files, which are named at the end.
     """
-    from rich.console import Console
-
     terminal = sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if terminal else None
-    console = Console(highlight=False, markup=False, soft_wrap=not terminal, width=width)
+    console = fitting_console(highlight=False, markup=False, soft_wrap=not terminal)
     for line in _head(result):
         console.print(line)
     if result.findings:

@@ -21,6 +21,7 @@ from preftune.cli.model_flags import (
     refuse,
 )
 from preftune.cli.plain_parser import PlainParser
+from preftune.cli.terminal import console as fitting_console
 from preftune.errors import RequestError
 
 if TYPE_CHECKING:
@@ -256,10 +257,9 @@ def _read(asked: argparse.Namespace) -> tuple[Any, Any, Any]:
 
 
 def _show(result: Result, folder: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = fitting_console(highlight=False)
     header, rows = result.table()
     verdict, *others = result.sentences()
     wraps = not console.is_terminal  # a pipe gets whole lines

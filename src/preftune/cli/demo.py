@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from preftune.cli.plain_parser import PlainParser
+from preftune.cli.terminal import console as fitting_console
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,12 +72,10 @@ def _say(line: str) -> None:
 
 
 def _show(result: DemoResult, settings: DemoSettings, *, seconds: float, page: Path | None) -> None:
-    from rich.console import Console
-
     from preftune.demo.pairs import spread
     from preftune.demo.table import answers_table, results_table
 
-    console = Console()
+    console = fitting_console()
     console.print()
     console.print(answers_table(spread(result.answered, SHOWN), result.prompts))
     console.print()

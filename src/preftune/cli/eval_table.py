@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from preftune.cli.terminal import console as fitting_console
+
 if TYPE_CHECKING:
     from preftune.evaluation.statistics import WinRate
     from preftune.evaluation.suites.result import SuiteResult
@@ -21,7 +23,7 @@ _STYLE = {"better": "bold green", "worse": "bold red", "undecided": "bold yellow
 
 def show(summary: Summary, folder: Path) -> None:
     """On a terminal with a table and colours, narrow or wide; in a pipe one plain line for each thing."""
-    console = Console(highlight=False)
+    console = fitting_console(highlight=False)
     if not console.is_terminal:
         _show_plain(summary, folder)
         return
@@ -103,7 +105,7 @@ def _show_plain(summary: Summary, folder: Path) -> None:
 
 def show_suite(result: SuiteResult, folder: Path) -> None:
     """A suite's table and sentences."""
-    console = Console(highlight=False)
+    console = fitting_console(highlight=False)
     rows = result.table()
     if not console.is_terminal:
         for row in rows:

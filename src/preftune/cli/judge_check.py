@@ -13,6 +13,7 @@ from preftune.cli.judge_flags import JUDGE_FORMS, add_judge_options, check_judge
 from preftune.cli.messages import tell
 from preftune.cli.model_flags import ENDPOINT_FLAGS, add_endpoint_options, conduct_and_budget, is_endpoint, refuse
 from preftune.cli.plain_parser import PlainParser
+from preftune.cli.terminal import console as fitting_console
 from preftune.errors import RequestError
 
 if TYPE_CHECKING:
@@ -124,11 +125,10 @@ def _cells(name: str, value: Rate | float) -> tuple[str, str, str, str]:
 
 def _show(found: Agreement) -> None:
     """A table on a terminal that is wide enough, lines elsewhere."""
-    from rich.console import Console
     from rich.text import Text
 
     terminal = sys.stdout.isatty()
-    console = Console(highlight=False, markup=False, soft_wrap=not terminal)
+    console = fitting_console(highlight=False, markup=False, soft_wrap=not terminal)
     headline, *others = found.sentences()
     console.print(Text(headline, style="bold"))
     console.print()

@@ -42,9 +42,7 @@ class Comparison:
         Raises: RequestError when no trial of a method finished, or a command refuses its settings.
         """
         first = self.plan.seeds[0]
-        for part in ("tune", "test"):  # a prompt that cannot be answered is told before anything is trained
-            self._answers(self._start, self._rows(part), f"start-{part}")
-        self._start.release()
+        self._try_out()
         tried = [self._tune(trial) for trial in self._trials(first)]
         best = {method: self._best(method, tried) for method in METHODS}
         runs: dict[Method, list[tuple[Trial, Tried]]] = {method: [] for method in METHODS}
@@ -57,6 +55,17 @@ class Comparison:
                 runs[method].append((trial, made))
         tried = [replace(one, chosen=one.name == best[one.method].name) for one in tried]
         return self._judged(runs, tried)
+
+    def _try_out(self) -> None:
+        """What fails on these prompts fails before anything is trained: answering all of them, and a rule on one of
+        each part. (A model as judge is asked nothing that does not count.)
+        """
+        for part in ("tune", "test"):
+            rows = self._rows(part)
+            answers = self._answers(self._start, rows, f"start-{part}")
+            if not hasattr(self.plan.judge, "judge_all"):
+                self.plan.judge(rows[0]["prompt"], answers[0].text, "", rows[0])
+        self._start.release()
 
     # --- training ---
 
