@@ -118,3 +118,17 @@ def test_the_judgement_is_read_from_what_an_evaluation_writes(tmp_path):
     assert (found["wins"], found["losses"], found["verdict"]) == (4, 0, "better")
     assert found["right"] == {"base": 0.0, "aligned": 1.0}
     assert found["mean_tokens"] == {"base": 4.0, "aligned": 1.0}
+
+
+def test_the_documents_say_what_was_measured():
+    """docs/rlhf.md against benchmarks/results/pipelines.json."""
+    root = Path(__file__).parents[2]
+    result = json.loads((root / "benchmarks/results/pipelines.json").read_text(encoding="utf-8"))
+    said = (root / "docs/rlhf.md").read_text(encoding="utf-8")
+    assert set(result["win_rates"]) == set(pipelines.JUDGED)
+    for name, rate in result["win_rates"].items():
+        told = f"{rate['win_rate']:.1%} ({100 * rate['ci_low']:.1f} to {100 * rate['ci_high']:.1f})"
+        assert told in said, (name, told)
+    for name in ("sft", "dpo", "ppo"):
+        judged = [seed["judged"][name] for seed in result["seeds"].values()]
+        assert f"{sum(one['right']['aligned'] for one in judged) / len(judged):.1%}" in said
