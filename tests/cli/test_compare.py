@@ -12,6 +12,7 @@ from preftune.cli import compare
 from preftune.cli.main import main
 from preftune.comparison import stages
 from tests.cli.command import write_rows
+from tests.evaluation.chat_server import serving
 from tiny import chat_rows
 
 RULES = """
@@ -196,6 +197,30 @@ def test_a_rule_that_misses_its_column_says_so_before_anything_is_trained(preftu
     assert result.code == 2
     assert "A row has no usable 'key_fact'" in result.message
     assert calls == []
+
+
+def test_a_chat_model_judges_within_its_cap_and_is_asked_again_where_it_said_nothing(
+    preftune, tiny_model, pairs, calls
+) -> None:
+    said = ["I do not know."]
+    with serving(lambda body: said[0]) as server:
+        words = [
+            "compare", "--model", tiny_model, "--data", pairs, "--judge", server.spec(), "--max_new_tokens", "4",
+            "--budget", "8pairs", "--dpo", "beta=0.1", "learning_rate=1e-1", "--ppo", "kl_coef=0.01", "max_new_tokens=4",
+            "num_mini_batches=2", "per_device_train_batch_size=1", "--both", "use_peft=true", "use_cpu=true",
+            "per_device_train_batch_size=4",
+        ]  # fmt: skip
+        first = preftune(*words)
+        assert first.code == 0, first.err
+        assert "the judge compares at most 24 pairs of answers, each in both orders" in first.err
+        asked = len(server.asked)
+        assert asked > 0
+        said[0] = "[[A]]"
+        assert preftune(*words).code == 0
+        assert len(server.asked) == asked
+        again = preftune(*words, "--ask_again")
+        assert again.code == 0
+        assert len(server.asked) > asked
 
 
 def test_every_flag_is_on_the_help_page(preftune) -> None:

@@ -129,6 +129,8 @@ def _compare(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> None
         f"by, {len(plan.parts.test):,} to judge. Trials: {trials} of each method, of at most {plan.budget.told()} each"
         f"{more}. Results in {folder}"
     )
+    if hasattr(plan.judge, "estimate"):
+        tell(f"preftune: the judge compares at most {plan.questions:,} pairs of answers, each in both orders")
     facts = environment()
     result = Comparison(plan, tell_step, {"versions": facts["versions"], "hardware": facts["hardware"]}).run()
     write_json(folder / "compare.json", result.to_dict())
@@ -181,6 +183,7 @@ def _plan(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> Plan:
         judge=judge.judge,
         gold_name=asked.gold,
         model=model_options(asked),
+        again=bool(asked.ask_again),
     )
 
 

@@ -220,6 +220,7 @@ class Comparison:
             settings={"answers": told},
             seed=self.plan.ruler.seed,
             names=names,
+            again=self.plan.again,
         )
         records = read_lines(folder / "verdicts.jsonl")
         return summary, [JudgedRow(**{n: record[n] for n in JudgedRow._fields}) for record in records]

@@ -66,6 +66,14 @@ class Plan:
     gold_name: str | None
     model: Mapping[str, Any]
     """How models are loaded to answer: `dtype`, `load_in_4bit`, `trust_remote_code`."""
+    again: bool = False
+    """Ask the judge once more where no verdict could be read in an earlier run."""
+
+    @property
+    def questions(self) -> int:
+        """Answers that the judge compares at most: each trial and each seed's training with the start, and both
+        methods with each other."""
+        return 2 * len(self.trials["dpo"]) * len(self.parts.tune) + 3 * len(self.seeds) * len(self.parts.test)
 
 
 class Trainings:
