@@ -206,7 +206,8 @@ def test_a_chat_model_judges_within_its_cap_and_is_asked_again_where_it_said_not
     with serving(lambda body: said[0]) as server:
         words = [
             "compare", "--model", tiny_model, "--data", pairs, "--judge", server.spec(), "--max_new_tokens", "4",
-            "--budget", "8pairs", "--dpo", "beta=0.1", "learning_rate=1e-1", "--ppo", "kl_coef=0.01", "max_new_tokens=4",
+            "--budget", "8pairs", "--dpo", "beta=0.1", "learning_rate=1e-1", "--ppo", "kl_coef=0.01",
+            "max_new_tokens=4",
             "num_mini_batches=2", "per_device_train_batch_size=1", "--both", "use_peft=true", "use_cpu=true",
             "per_device_train_batch_size=4",
         ]  # fmt: skip

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -124,6 +125,12 @@ print("after")
 """
 
 
+def on_its_terminal() -> None:
+    """In the child: its own terminal, and Ctrl-C as a shell gives it (a suite in the background ignores it)."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("interrupt", [False, True])
 def test_on_a_real_terminal(interrupt: bool) -> None:
     """Messages stand above the table in whole lines; the cursor comes back, after Ctrl-C too."""
@@ -135,11 +142,11 @@ def test_on_a_real_terminal(interrupt: bool) -> None:
     words = [sys.executable, "-c", PROGRAM, *(["wait"] if interrupt else [])]
     process = subprocess.Popen(
         words, stdin=second, stdout=second, stderr=second, env=environment, start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=on_its_terminal,
     )  # fmt: skip
     os.close(second)
     said = b""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if not select.select([main], [], [], 1)[0]:
             continue
@@ -153,7 +160,7 @@ def test_on_a_real_terminal(interrupt: bool) -> None:
         if interrupt and b"waiting" in said:
             interrupt = False
             os.write(main, b"\x03")
-    process.wait(timeout=300)
+    process.wait(timeout=60)
     os.close(main)
     text = said.decode()
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is shown again
