@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from preftune.cli.arguments import DataArguments, MixtureEntry
 from preftune.errors import DatasetError, RequestError
@@ -93,17 +94,27 @@ def split_by_prompt(pairs: PairDataset, fraction: float, *, seed: int) -> tuple[
     """Holds out a share of the *prompts*: no prompt is on both sides, or evaluation would measure memory."""
     from preftune.data.filters import split_key
 
-    rows: dict[int, list[int]] = {}
-    for index, pair in enumerate(pairs):
-        rows.setdefault(split_key(pair), []).append(index)
-    if len(rows) < 2:
-        raise DatasetError(f"--eval_fraction {fraction}: {pairs.name} has a single prompt, so nothing can be held out.")
-    prompts = list(rows)
-    random.Random(seed).shuffle(prompts)
-    count = min(len(prompts) - 1, max(1, round(fraction * len(prompts))))
-    held_out = sorted(index for prompt in prompts[:count] for index in rows[prompt])
-    kept = sorted(index for prompt in prompts[count:] for index in rows[prompt])
-    return pairs.select(kept), pairs.select(held_out)
+    return split_by(split_key, pairs, fraction, seed=seed)
+
+
+def split_by(key: Callable[[Any], int], rows: Any, fraction: float, *, seed: int) -> tuple[Any, Any]:
+    """Holds out a share of the keys, with all rows of each.
+
+    Args:
+        rows: a dataset with `name` and `select`.
+    Raises: DatasetError when all rows have one key.
+    """
+    places: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        places.setdefault(key(row), []).append(index)
+    if len(places) < 2:
+        raise DatasetError(f"--eval_fraction {fraction}: {rows.name} has a single prompt, so nothing can be held out.")
+    keys = list(places)
+    random.Random(seed).shuffle(keys)
+    count = min(len(keys) - 1, max(1, round(fraction * len(keys))))
+    held_out = sorted(index for one in keys[:count] for index in places[one])
+    kept = sorted(index for one in keys[count:] for index in places[one])
+    return rows.select(kept), rows.select(held_out)
 
 
 def has_splits(name: str) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING
 
 from preftune.cli.arguments import DataArguments
-from preftune.cli.datasets import has_splits, named_datasets
-from preftune.errors import DatasetError, RequestError
+from preftune.cli.datasets import has_splits, named_datasets, split_by
+from preftune.errors import RequestError
 
 if TYPE_CHECKING:
     from preftune.data import DemonstrationDataset
@@ -64,14 +63,4 @@ def split_by_question(
     """Holds out a share of the prompts: none is on both sides, or evaluation would measure memory."""
     from preftune.data.demonstrations import question_key
 
-    by_question: dict[int, list[int]] = {}
-    for index, row in enumerate(rows):
-        by_question.setdefault(question_key(row), []).append(index)
-    if len(by_question) < 2:
-        raise DatasetError(f"--eval_fraction {fraction}: {rows.name} has a single prompt, so nothing can be held out.")
-    questions = list(by_question)
-    random.Random(seed).shuffle(questions)
-    count = min(len(questions) - 1, max(1, round(fraction * len(questions))))
-    held_out = sorted(index for question in questions[:count] for index in by_question[question])
-    kept = sorted(index for question in questions[count:] for index in by_question[question])
-    return rows.select(kept), rows.select(held_out)
+    return split_by(question_key, rows, fraction, seed=seed)

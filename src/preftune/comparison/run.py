@@ -102,13 +102,17 @@ class Comparison:
 
     def _best(self, method: Method, tried: Sequence[Tried]) -> Trial:
         """The trial with the highest win rate on the prompts for that; of equals the one with the smaller KL."""
-        known = [t for t in tried if t.method == method and t.win_rate is not None and t.distance is not None]
+        known = [
+            (one.win_rate.win_rate, -one.distance["kl"]["mean"], one)
+            for one in tried
+            if one.method == method and one.win_rate is not None and one.distance is not None
+        ]
         if not known:
             raise RequestError(
                 f"No trial of {SHORT[method]} finished, so there is nothing to compare. The logs are in "
                 f"{self.plan.output}/trials/{method}-*/log.txt."
             )
-        best = max(known, key=lambda t: (t.win_rate.win_rate, -t.distance["kl"]["mean"]))  # type: ignore[union-attr,index]
+        *_, best = max(known, key=lambda rated: rated[:2])
         self._say(f"chosen for {SHORT[method]}: {best.label}")
         return self._trial(method, best.number, best.seed)
 

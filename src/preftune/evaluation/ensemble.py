@@ -71,7 +71,13 @@ def combined(scores: Sequence[float | None], how: str) -> float | None:
         return mean
     if how == "min":
         return min(known)
-    return mean - math.sqrt(math.fsum((score - mean) ** 2 for score in known) / len(known))
+    return mean - deviation(known)
+
+
+def deviation(scores: Sequence[float]) -> float:
+    """How far several disagree: the standard deviation between them."""
+    mean = math.fsum(scores) / len(scores)
+    return math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / len(scores))
 
 
 def _rated(member: Any, items: Sequence[Item], progress: Callable[[int, int], None] | None) -> list[float | None]:

@@ -54,9 +54,8 @@ class PackedTrainer(EvaluatedTrainer):
 
     def __init__(
         self,
-        model: Any,
-        args: Any,
-        *,
+        model: Any = None,
+        args: Any = None,
         data_collator: Any = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -68,9 +67,9 @@ class PackedTrainer(EvaluatedTrainer):
         preprocess_logits_for_metrics: Any = None,
         peft_config: Any = None,
         quantization_config: Any = None,
-        removed: Mapping[str, Any] | None = None,
+        **removed: Any,
     ) -> None:
-        refuse_arguments(removed or {}, data_collator, preprocess_logits_for_metrics, trainer=type(self).__name__)
+        refuse_arguments(removed, data_collator, preprocess_logits_for_metrics, trainer=type(self).__name__)
         args = own_config(args, self.config_class, method=self.method)
         check_writable(args.output_dir)
         assemble.one_device(args)

@@ -89,7 +89,7 @@ class DPOTrainer(PackedTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             peft_config=peft_config,
             quantization_config=quantization_config,
-            removed=removed,
+            **removed,
         )
 
     # --- data and reference ---

@@ -6,12 +6,10 @@ layout knows. The loss is a mean over the pairs of the whole optimiser step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback
 
 from preftune.data import GroupDataset, PairDataset, load_pairs
 from preftune.errors import NonFiniteError, SelfCheckError
@@ -67,40 +65,6 @@ class RewardTrainer(PackedTrainer):
     calibration: Calibration | None = None
     """Of the last evaluation."""
     _form: Form | None = None
-
-    def __init__(
-        self,
-        model: Any = None,
-        args: RewardConfig | None = None,
-        data_collator: Any = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
-        compute_metrics: Callable[[Any], dict[str, float]] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[Any, Any] = (None, None),
-        optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
-        preprocess_logits_for_metrics: Any = None,
-        peft_config: Any = None,
-        quantization_config: Any = None,
-        **removed: Any,
-    ) -> None:
-        super().__init__(
-            model,
-            args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-            peft_config=peft_config,
-            quantization_config=quantization_config,
-            removed=removed,
-        )
 
     # --- model and data ---
 

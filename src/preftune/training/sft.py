@@ -6,11 +6,10 @@ over the trained tokens of the whole optimiser step, on all ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from transformers import TrainerCallback
 
 from preftune.data import DIALOGUE_TEMPLATE, DemonstrationDataset, GroupDataset, load_demonstrations
 from preftune.data.demonstration_tokens import tokenize_or_recall_demonstrations
@@ -48,40 +47,6 @@ class SFTTrainer(PackedTrainer):
     config_class = SFTConfig
     columns: ClassVar = ("mean_token_accuracy",)
     unit = "rows"
-
-    def __init__(
-        self,
-        model: Any = None,
-        args: SFTConfig | None = None,
-        data_collator: Any = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
-        compute_metrics: Callable[[Any], dict[str, float]] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[Any, Any] = (None, None),
-        optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
-        preprocess_logits_for_metrics: Any = None,
-        peft_config: Any = None,
-        quantization_config: Any = None,
-        **removed: Any,
-    ) -> None:
-        super().__init__(
-            model,
-            args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-            peft_config=peft_config,
-            quantization_config=quantization_config,
-            removed=removed,
-        )
 
     # --- data ---
 

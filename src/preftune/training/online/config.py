@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from preftune.errors import ConfigError
+from preftune.evaluation.ensemble import HOWS
 from preftune.training.base_config import option
 from preftune.training.config import DPOConfig
-from preftune.training.online.scoring import ENSEMBLES
 
 
 @dataclass
@@ -32,7 +32,7 @@ class SamplingFields:
         "What rates an answer: a reward model (folder or hub id), rule:MODULE:FUNCTION, openai:MODEL@URL or "
         "local:MODEL. Several are an ensemble.",
     )
-    reward_ensemble: str = option("mean", "How several become one score.", choices=list(ENSEMBLES))
+    reward_ensemble: str = option("mean", "How several become one score.", choices=list(HOWS))
     missing_eos_penalty: float | None = option(
         None, "Points taken from answers that max_new_tokens cut, above 0 (TRL's name; there 1.0 in its examples)."
     )
@@ -47,8 +47,8 @@ class SamplingFields:
             raise ConfigError(
                 f"temperature={self.temperature} must be above 0: answers are explored by sampling. 1 is usual."
             )
-        if self.reward_ensemble not in ENSEMBLES:
-            raise ConfigError(f"reward_ensemble={self.reward_ensemble!r} must be one of {', '.join(ENSEMBLES)}.")
+        if self.reward_ensemble not in HOWS:
+            raise ConfigError(f"reward_ensemble={self.reward_ensemble!r} must be one of {', '.join(HOWS)}.")
         if self.missing_eos_penalty is not None and not self.missing_eos_penalty > 0:
             raise ConfigError(
                 f"missing_eos_penalty={self.missing_eos_penalty} must be above 0: it is subtracted. Leave it out for "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,13 +10,14 @@ from typing import Any, NamedTuple
 from preftune.errors import RequestError
 from preftune.evaluation.asker import Asker
 from preftune.evaluation.chat_judge import as_transcript
+from preftune.evaluation.ensemble import combined as one_score
+from preftune.evaluation.ensemble import deviation
 from preftune.evaluation.judge_specs import JudgeOptions, judge_kind, open_judge
 from preftune.evaluation.judges import Scorer, finite_score, judge_name
 from preftune.evaluation.prompts import Prompt
 from preftune.training.online.rollout import Rollout
 from preftune.types import Message, Text
 
-ENSEMBLES = ("mean", "min", "mean-std")
 Item = tuple[Text, str, Mapping[str, Any]]
 
 _MARK = re.compile(r"-?\d+(?:\.\d+)?")
@@ -65,14 +65,8 @@ def combined(members: Sequence[Sequence[float | None]], ensemble: str) -> Scores
     spread: list[float | None] = []
     for of_answer in zip(*members, strict=True):
         known = [score for score in of_answer if score is not None]
-        if len(known) < len(of_answer):
-            scores.append(None)
-            spread.append(None)
-            continue
-        mean = math.fsum(known) / len(known)
-        deviation = math.sqrt(math.fsum((score - mean) ** 2 for score in known) / len(known))
-        scores.append({"mean": mean, "min": min(known), "mean-std": mean - deviation}[ensemble])
-        spread.append(deviation if len(known) > 1 else None)
+        scores.append(one_score(of_answer, ensemble))
+        spread.append(deviation(known) if 1 < len(known) == len(of_answer) else None)
     return Scores(scores, spread)
 
 
