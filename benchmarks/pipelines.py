@@ -7,7 +7,7 @@ preftune dpo on the pairs, and preftune reward with preftune ppo. The demo's 64 
 and judged by the demo's rule (right first, then brief): each against the model that SFT gave, that one against
 SmolLM2-135M-Instruct as received, and DPO against PPO. Learning rates were chosen on seed 100 and 48 training prompts
 that no run trains on (docs/notes.md). Stages that are done are not repeated; the result is kept in
-results/pipelines.json. About three quarters of an hour on two idle cores. No goal: what comes out is kept as it is.
+results/pipelines.json, with the time of each training. No goal: what comes out is kept as it is.
 """
 
 from __future__ import annotations
