@@ -73,7 +73,7 @@ def test_words_are_read_as_names_and_values():
 
 @pytest.mark.parametrize(("words", "said"), [
     (["beta"], "give NAME=VALUE"), (["beta="], "give NAME=VALUE"), (["=3"], "give NAME=VALUE"),
-    (["beta=1", "beta=2"], "there twice"),
+    (["beta=1", "beta=2"], "there twice"), (["beta=0.1,0.1"], "would be tried twice"),
 ])  # fmt: skip
 def test_words_that_say_nothing_are_refused(words, said):
     with pytest.raises(RequestError, match=said):

@@ -133,6 +133,8 @@ def parse_grid(words: Sequence[str], flag: str) -> dict[str, list[str]]:
         if name in grid:
             raise RequestError(f"{flag}: {name} is there twice. Give its values once, with commas between them.")
         grid[name] = [value for value in values.split(",") if value]
+        if len(set(grid[name])) < len(grid[name]):
+            raise RequestError(f"{flag} {word}: a value is there twice, and would be tried twice. Give different ones.")
     return grid
 
 
