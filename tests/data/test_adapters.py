@@ -55,6 +55,7 @@ CALL = {"role": "assistant", "content": "", "tool_calls": [{"type": "function"}]
 CALL["tool_calls"][0]["function"] = {"name": "tide", "arguments": {"harbour": "Husum"}}  # type: ignore[index]
 EGG = "How do I boil an egg?"
 SALT = "Rivers carry dissolved minerals from rock; the water evaporates, the salt stays."
+SHORT = {"role": "system", "content": "Be short."}
 CAR = ("How do I get into a locked car?", "If it is yours, call a locksmith.", "Break the window.")
 
 FIRST: dict[str, tuple[str, int, Any]] = {
@@ -115,6 +116,36 @@ FIRST: dict[str, tuple[str, int, Any]] = {
             ],
             [assistant("Bonjour.")],
             [assistant("Hola.")],
+        ),
+    ),
+    "orca": ("alpaca-preference", 1, ([SHORT, user(PERU[0])], [assistant(PERU[1])], [assistant(PERU[2])])),
+    "swift-query": (
+        "alpaca-preference",
+        1,
+        (
+            [SHORT, user("Say hello in German."), assistant("Hallo."), user("And in French?")],
+            [assistant("Bonjour.")],
+            [assistant("Hola.")],
+        ),
+    ),
+    "ms-swift": ("ms-swift", 1, ([SHORT, user(PERU[0])], [assistant(PERU[1])], [assistant(PERU[2])])),
+    "swift-messages": ("ms-swift", 1, CHAT_PERU),
+    "arena": ("arena", 1, CHAT_PERU),
+    "mt-bench-human": ("arena", 1, CHAT_PERU),
+    "arena-prompts": ("arena-prompts", 1, CHAT_PERU),
+    "labelled-outputs": ("labelled-outputs", 1, PERU),
+    "alpaca-farm": ("labelled-outputs", 1, ("Correct the spelling.\n\nrecieve", "receive", "recieve is fine")),
+    "helpsteer2": ("helpsteer2", 1, ULTRA),
+    "helpsteer2-preference": ("helpsteer2-preference", 1, PERU),
+    "webgpt": ("webgpt", 1, PERU),
+    "summaries": (
+        "summaries",
+        1,
+        (
+            "SUBREDDIT: Breadit\n\nTITLE: Flat bread\n\n"
+            "POST: My bread is flat. The yeast is two years old. What do I do?\n\nTL;DR:",
+            " My bread is flat and the yeast is old; what do I do?",
+            " Bread is flat.",
         ),
     ),
     "kto": ("kto", 1, CHAT_PERU),

@@ -178,9 +178,28 @@ def test_a_limit_is_drawn_at_random_and_said() -> None:
 
 
 def test_data_that_are_none_are_told() -> None:
-    with pytest.raises(DatasetError, match=r"row 1: 'label' is '1', which does not say.*'a', 'b' or 'tie'"):
-        load_labels([{"prompt": "p", "answer_a": "x", "answer_b": "y", "label": said} for said in ("a", "1")])
+    with pytest.raises(DatasetError, match=r"row 1: 'label' is 'c', which does not say.*'a', 'b' or 'tie'"):
+        load_labels([{"prompt": "p", "answer_a": "x", "answer_b": "y", "label": said} for said in ("a", "c")])
     with pytest.raises(DatasetError, match="row 0: a judgement needs a prompt and two answers"):
         load_labels([{"prompt": "", "answer_a": "x", "answer_b": "y", "label": "a"}])
     with pytest.raises(RequestError, match="--limit 0"):
         load_labels(PAIRS, limit=0)
+
+
+def test_two_labelled_outputs_are_judgements_ties_too() -> None:
+    """The columns of LLMBar, AlpacaFarm and JudgeBench."""
+    llmbar = [
+        {"input": "2+2?", "output_1": "4", "output_2": "5", "label": 1},
+        {"input": "3+3?", "output_1": "7", "output_2": "6", "label": 2},
+        {"input": "1+1?", "output_1": "2", "output_2": "two", "label": 0},
+    ]
+    labels = load_labels(llmbar).labels
+    assert [(one.prompt, one.answer_a, one.answer_b, one.label) for one in labels] == [
+        ("2+2?", "4", "5", "a"),
+        ("3+3?", "7", "6", "b"),
+        ("1+1?", "2", "two", "tie"),
+    ]
+    farm = [{"instruction": "Add.", "input": "2 and 2", "output_1": "4", "output_2": "5", "preference": 1.02}]
+    assert [(one.prompt, one.label) for one in load_labels(farm).labels] == [("Add.\n\n2 and 2", "a")]
+    bench = [{"question": "2+2?", "response_A": "5", "response_B": "4", "label": "B>A"}]
+    assert [(one.answer_a, one.label) for one in load_labels(bench).labels] == [("5", "b")]

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preftune.data.adapters.adapter import Adapter
-from preftune.data.adapters.convert import LeftOut, convert, sample_of
+from preftune.data.adapters.convert import CARRIED, LeftOut, convert, sample_of
 from preftune.data.adapters.registry import adapter_named, recognise
 from preftune.data.columns import resolve_columns
 from preftune.data.load import Source, display_name, load_rows
+from preftune.data.pair_checks import unused_texts
 from preftune.data.pairs import PairDataset, read_pairs
 from preftune.errors import DatasetError
 from preftune.types import PreferencePair
@@ -121,6 +122,7 @@ def open_data(
         raw=rows,
         format=adapter.name,
         scores=("strength",),
+        unused=unused_texts(sample_of(rows), (*(adapter.uses(sample_of(rows)) if adapter.uses else ()), *CARRIED)),
     )
     return Opened(name, len(rows), pairs, known, holds, made.left)
 

@@ -161,6 +161,8 @@ def _report(manifest: dict[str, Any], output: Path) -> list[str]:
         kind = f" as {entry['format']}" if entry["format"] else ""
         drawn = f"; {entry['pairs_drawn']} pairs were drawn" if "pairs_drawn" in entry else ""
         lines.append(f"{entry['name']}: {entry['rows']:,} rows, read{kind}{drawn}.")
+        if entry["not_used"]:
+            lines.append(f"  Not used: {', '.join(map(repr, entry['not_used']))}.")
         lines += [f"  {_counted(left)}" for left in entry["gave_no_pair"]]
     lines.append(f"{manifest['pairs_read']:,} pairs were read, {manifest['pairs_written']:,} are kept.")
     lines += [f"  {_counted(left)}" for left in manifest["dropped"]]

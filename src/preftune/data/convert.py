@@ -233,6 +233,7 @@ def _describe(entry: Input) -> dict[str, Any]:
         {"reason": reason, "what": LEFT[reason][0], "count": left.count, "rows": left.rows}
         for reason, left in entry.pairs.left.items()
     ]
+    described["not_used"] = list(entry.pairs.unused)
     described["notes"] = list(entry.pairs.notes)
     return described
 

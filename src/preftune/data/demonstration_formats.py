@@ -105,13 +105,18 @@ def _alpaca(sample: Sample) -> Shape | None:
     answer = sample.name_of(_ANSWERS[::-1])
     if "instruction" not in sample or answer is None or not isinstance(sample.first("instruction"), str):
         return None
-    context = sample.name_of(_CONTEXTS)
-    return {"prompt": "instruction" if context is None else f"instruction+{context}", "completion": answer}
+    parts = ["instruction", *(column for column in _CONTEXTS if column in sample)]
+    return {"prompt": "+".join(parts), "completion": answer, **_system(sample)}
 
 
 def _prompt_completion(sample: Sample) -> Shape | None:
     prompt, answer = sample.name_of(_PROMPTS), sample.name_of(_ANSWERS)
-    return None if prompt is None or answer is None else {"prompt": prompt, "completion": answer}
+    return None if prompt is None or answer is None else {"prompt": prompt, "completion": answer, **_system(sample)}
+
+
+def _system(sample: Sample) -> Shape:
+    """OpenOrca's name of the system turn."""
+    return {"system": "system_prompt"} if "system_prompt" in sample and "system" not in sample else {}
 
 
 def _text(sample: Sample) -> Shape | None:

@@ -27,6 +27,7 @@ from preftune.data.demonstration_formats import (
 from preftune.data.filters import split_key
 from preftune.data.listed_rows import ListedRows
 from preftune.data.load import Source, display_name, load_rows
+from preftune.data.pair_checks import not_used, unused_texts
 from preftune.data.pairs import PairDataset, read_pairs
 from preftune.data.row_reader import RowReader
 from preftune.errors import DatasetError
@@ -250,9 +251,9 @@ def _own(
         )
     if labelled is not None and "label" not in asked:
         shape["label"] = labelled
-    reader = DemonstrationReader(
-        find_columns(rows.features, shape, asked, name=name), name, chat=found is not None and found.chat
-    )
+    columns_read = find_columns(rows.features, shape, asked, name=name)
+    notes += not_used(unused_texts(sample, columns_read.needed))
+    reader = DemonstrationReader(columns_read, name, chat=found is not None and found.chat)
     places, left = _places(rows, reader)
     if len(places) == 0:
         raise DatasetError(f"{name}: none of its {len(rows):,} answers is labelled as a good one. Check {labelled!r}.")

@@ -14,6 +14,7 @@ from typing import Any
 
 from preftune.data.messages import (
     Where,
+    asks_otherwise,
     read_text,
     read_transcript,
     shown,
@@ -125,7 +126,15 @@ def _canonical(
             f"text, while {other!r} is a list of messages, and without a prompt nothing tells where the answer begins",
             "Write both sides in the same form, or add a prompt.",
         )
-    return split_turns(as_turns(prompt), as_answer(chosen), as_answer(rejected))
+    found = split_turns(as_turns(prompt), as_answer(chosen), as_answer(rejected))
+    if asks_otherwise(*found):
+        raise where.error(
+            "prompt",
+            f"it ends with the question {shown(found[0][-1]['content'])}, and both sides are conversations that begin "
+            f"with another turn ({shown(found[1][0]['content'])})",
+            "Correct the row, or leave the column unread with --columns prompt= (columns={'prompt': None}).",
+        )
+    return found
 
 
 def as_turns(prompt: Text | None) -> list[Message]:

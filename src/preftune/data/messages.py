@@ -188,21 +188,38 @@ def split_turns(
     """Prompt and completions, at the granularity of turns.
 
     The prompt may be empty (implicit), repeated at the head of both sides, or repeated there with turns more (a system
-    turn, a history) or fewer. Where both sides repeat it, the completions begin with the first turn that differs.
+    turn, a history) or fewer; white space around a turn makes no difference there. Where both sides repeat it, the
+    completions begin with the first turn that differs.
     """
     count = common_turns(chosen, rejected)
     shared = chosen[:count]
     if count:
-        if shared[: len(prompt)] == prompt or shared[-len(prompt) :] == prompt:
+        size = len(prompt)
+        if any(_alike(prompt, shared[at : at + size]) for at in range(count - size + 1)):
             return shared, chosen[count:], rejected[count:]
-        if prompt[-count:] == shared:
+        if _alike(prompt[-count:], shared):
             return prompt, chosen[count:], rejected[count:]
     return prompt, _after(prompt, chosen), _after(prompt, rejected)
 
 
+def asks_otherwise(prompt: Sequence[Message], chosen: Sequence[Message], rejected: Sequence[Message]) -> bool:
+    """Whether the prompt ends with a question and both sides, which are whole conversations, begin with another."""
+    begins = {side[0]["role"] if len(side) > 1 else "" for side in (chosen, rejected)}
+    return bool(prompt) and prompt[-1]["role"] == "user" and begins <= {"user", "system", "developer"}
+
+
+def _alike(one: Sequence[Message], other: Sequence[Message]) -> bool:
+    """Whether turns are the same but for white space at the ends of what they say."""
+    return len(one) == len(other) and all(
+        left == right
+        or (left | {"content": left["content"].strip()}) == (right | {"content": right["content"].strip()})
+        for left, right in zip(one, other, strict=True)
+    )
+
+
 def _after(prompt: list[Message], turns: list[Message]) -> list[Message]:
     """A side without the prompt, if it alone repeats it."""
-    repeats = bool(prompt) and len(turns) > len(prompt) and turns[: len(prompt)] == prompt
+    repeats = bool(prompt) and len(turns) > len(prompt) and _alike(turns[: len(prompt)], prompt)
     return turns[len(prompt) :] if repeats else turns
 
 

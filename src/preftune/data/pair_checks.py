@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from preftune.data.adapters.adapter import number
+from preftune.data.adapters.adapter import Sample, number
 from preftune.data.adapters.shaping import Shaped
-from preftune.data.columns import Columns, guess_columns, missing_columns
+from preftune.data.columns import SYNONYMS, Columns, guess_columns, listing, missing_columns
 from preftune.data.listed_rows import ListedRows
 from preftune.data.row_reader import Attempt
 from preftune.errors import DatasetError
@@ -48,10 +48,43 @@ def check_scale(scale: float, shaped: Shaped, columns: Columns, name: str) -> No
         )
 
 
+def unused_texts(sample: Sample, used: Iterable[str]) -> list[str]:
+    """The columns that carry text and that nothing reads, those that look like a prompt or an answer first.
+
+    A column carries text if one of its first values has several words, is messages, or its name says so.
+    """
+    read = set(used)
+    likely = [name for names in SYNONYMS.values() for name in names]
+    found = []
+    for column in sample.columns:
+        values = [value for value in sample.values(column) if value not in ("", [], {})]
+        if column not in read and values and (column.lower() in likely or any(map(_has_words, values))):
+            found.append(column)
+    return sorted(found, key=lambda column: column.lower() not in likely)
+
+
+def _has_words(value: Any) -> bool:
+    """Whether a value holds text of several words, itself or inside."""
+    if isinstance(value, str):
+        return len(value.split(maxsplit=1)) > 1
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return any(map(_has_words, inner))
+
+
+def not_used(unused: Sequence[str]) -> list[str]:
+    """The note about columns that carry text and that nothing reads."""
+    if not unused:
+        return []
+    return [
+        f"Not used: {listing(unused)}. --columns prompt=COLUMN (columns={{'prompt': COLUMN}}) reads one of them "
+        "instead; a plus joins several."
+    ]
+
+
 def optional_columns(columns: Columns) -> list[str]:
     """Columns that change what is trained and that a dataset may hold for another purpose."""
     return [
-        f"The column {column!r} is read as {meaning}; "
+        f"The column {columns.paths[column][0][0]!r} is read as {meaning}; "
         f"--columns {column}= (columns={{{column!r}: None}}) leaves it unread."
         for column, meaning in (
             ("weight", "each pair's factor in the loss"),
@@ -93,16 +126,30 @@ def _nulls(rows: Dataset | ListedRows, column: str) -> Iterator[tuple[int, int, 
 
 
 def check_head(
-    head: Sequence[PreferencePair], columns: Columns, features: Mapping[str, Any], *, name: str
+    head: Sequence[PreferencePair],
+    columns: Columns,
+    features: Mapping[str, Any],
+    *,
+    name: str,
+    unused: Sequence[str] = (),
 ) -> list[str]:
-    """Looks at the first pairs; what is strange about all of them is told, or refused."""
+    """Checks the first pairs; what is strange about all of them is noted, or refused.
+
+    Args:
+        unused: the columns that carry text and that nothing reads.
+    """
+    asked = any(isinstance(pair.prompt, str) or _has_question(pair.prompt) for pair in head)
+    if head and not asked and any(pair.prompt for pair in head) and (unused or "prompt" not in columns):
+        because = ", and no prompt holds a turn of the user" + (f"; not used: {listing(unused)}" if unused else "")
+        named = Columns({key: paths for key, paths in columns.paths.items() if key != "prompt"})
+        raise missing_columns(["prompt"], features, named.paths, name=name, row=head[0].row, because=because)
     if "prompt" in columns:
         notes = []
         repeating = sum(
             isinstance(p.prompt, str)
             and bool(p.prompt.strip())
-            and str(p.chosen).startswith(p.prompt)
-            and str(p.rejected).startswith(p.prompt)
+            and str(p.chosen).lstrip().startswith(p.prompt.strip())
+            and str(p.rejected).lstrip().startswith(p.prompt.strip())
             for p in head
         )
         if repeating:
@@ -126,6 +173,10 @@ def check_head(
     return [
         "There is no column 'prompt': the turns that chosen and rejected begin with in common are taken for the prompt."
     ]
+
+
+def _has_question(prompt: Sequence[Mapping[str, Any]]) -> bool:
+    return any(turn["role"] == "user" for turn in prompt)
 
 
 def _prompt_like(columns: Columns, features: Mapping[str, Any]) -> bool:

@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.data.adapters.convert import LeftOut
+from preftune.data.adapters.convert import LeftOut, sample_of
 from preftune.data.adapters.shaping import shape
 from preftune.data.columns import Columns, resolve_columns
 from preftune.data.listed_rows import ListedRows
 from preftune.data.load import Source, display_name, load_rows
-from preftune.data.pair_checks import HEAD, check_head, check_nulls, check_scale, good_ones, optional_columns
+from preftune.data.pair_checks import (
+    HEAD,
+    check_head,
+    check_nulls,
+    check_scale,
+    good_ones,
+    not_used,
+    optional_columns,
+    unused_texts,
+)
 from preftune.data.row_reader import Attempt, RowReader
 from preftune.errors import DatasetError
 from preftune.types import PreferencePair
@@ -48,6 +57,7 @@ class PairDataset(Sequence[PreferencePair]):
         scores: tuple[str, ...] = (),
         scale: float | None = None,
         left: Mapping[str, LeftOut] | None = None,
+        unused: Sequence[str] = (),
     ) -> None:
         self.rows = rows
         """The rows that hold a pair each, with every column: the raw ones, or those that a format's adapter made."""
@@ -61,6 +71,8 @@ class PairDataset(Sequence[PreferencePair]):
         """What was assumed about the data, in plain sentences."""
         self.left = dict(left or {})
         """What of the raw rows gave no pair: reason (a key of `adapters.LEFT`) -> count and first rows."""
+        self.unused = tuple(unused)
+        """Raw columns that carry text and that nothing reads."""
         self.reader = RowReader(columns, name, chat or "system" in columns, numbers, scores, scale)
         self.needed = rows.with_format(None).select_columns(self.reader.needed)
         """The rows, with the columns that pairs are made of."""
@@ -119,6 +131,7 @@ class PairDataset(Sequence[PreferencePair]):
             scores=self.reader.scores,
             scale=self.reader.scale,
             left=self.left,
+            unused=self.unused,
         )
 
     def strengths(self) -> NDArray[np.float64] | None:
@@ -208,10 +221,11 @@ def read_pairs(
         scores=shaped.scores,
         scale=margin_from_scores,
         left=shaped.left,
+        unused=unused_texts(sample_of(rows), shaped.used or (*resolved.needed, *shaped.scores)),
     )
     head = good_ones(pairs[:HEAD].attempts()) if tolerant else list(pairs[:HEAD])
-    told = check_head(head, resolved, shaped.rows.features, name=name)
-    pairs.notes = (*shaped.notes, *optional_columns(resolved), *told)
+    told = check_head(head, resolved, rows.features, name=name, unused=pairs.unused)
+    pairs.notes = (*shaped.notes, *optional_columns(resolved), *not_used(pairs.unused), *told)
     return pairs
 
 

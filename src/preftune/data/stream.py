@@ -10,14 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from preftune.data.adapters.adapter import Adapter, Left
-from preftune.data.adapters.convert import CARRIED, LeftOut
+from preftune.data.adapters.convert import CARRIED, LeftOut, sample_of
 from preftune.data.adapters.registry import FORMATS
 from preftune.data.adapters.shaping import shape
 from preftune.data.columns import CANONICAL, Columns, resolve_columns
 from preftune.data.files import stream_file
 from preftune.data.listed_rows import ListedRows
 from preftune.data.load import Source, display_name, load_rows
-from preftune.data.pair_checks import HEAD, check_head, check_scale, good_ones, optional_columns
+from preftune.data.pair_checks import (
+    HEAD,
+    check_head,
+    check_scale,
+    good_ones,
+    not_used,
+    optional_columns,
+    unused_texts,
+)
 from preftune.data.row_reader import Attempt, RowReader
 from preftune.errors import DatasetError
 from preftune.types import PreferencePair
@@ -43,6 +51,8 @@ class PairStream(Iterable[PreferencePair]):
     notes: tuple[str, ...] = ()
     left: dict[str, LeftOut] = field(default_factory=dict)
     """What gave no pair in the latest iteration, by its reason (a key of `adapters.LEFT`)."""
+    unused: tuple[str, ...] = ()
+    """Columns of the first rows that carry text and that nothing reads."""
     rows_read: int = 0
     """Raw rows read in the latest iteration."""
     _adapter: Adapter | None = None
@@ -129,9 +139,10 @@ def open_stream(
         rows, reader, name, shaped.format, _adapter=adapter, _known=frozenset(head.column_names) | set(shaped.columns)
     )
     first = PairStream(lambda: head.mappings, reader, name, shaped.format, _adapter=adapter, _known=stream._known)
-    told = check_head(good_ones(first.attempts()), resolved, shaped.rows.features, name=name)
+    stream.unused = tuple(unused_texts(sample_of(head), shaped.used or (*resolved.needed, *shaped.scores)))
+    told = check_head(good_ones(first.attempts()), resolved, head.features, name=name, unused=stream.unused)
     note = () if adapter is None else (f"The rows are read as {adapter.name} ({adapter.holds}).",)
-    stream.notes = (*(note or shaped.notes), *optional_columns(resolved), *told)
+    stream.notes = (*(note or shaped.notes), *optional_columns(resolved), *not_used(stream.unused), *told)
     return stream
 
 

@@ -1,7 +1,8 @@
 """People's judgements, to hold a judge against: any preference data, or rows with two answers and a label.
 
 Preference data: people preferred the chosen answer. Rows with `prompt`, `answer_a`, `answer_b` and `label` ("a", "b" or
-"tie") may hold ties too. Single votes are read where a row has them: a list `votes`, also inside `meta`, or
+"tie") may hold ties too, as may those of the format `labelled-outputs` (LLMBar's `input`, `output_1`, `output_2` and
+`label` 1, 2 or 0, and its kin). Single votes are read where a row has them: a list `votes`, also inside `meta`, or
 `agreement`, the share of annotators who agree with the label.
 """
 
@@ -10,11 +11,12 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
-from preftune.data.adapters.adapter import LEFT
-from preftune.data.adapters.convert import LeftOut
-from preftune.data.columns import listing
+from preftune.data.adapters.adapter import LEFT, asked_columns
+from preftune.data.adapters.convert import LeftOut, sample_of
+from preftune.data.adapters.judgements import judged, labelled_columns
+from preftune.data.columns import Columns, find_column, listing
 from preftune.data.load import display_name, load_rows
 from preftune.data.pairs import read_pairs
 from preftune.errors import DatasetError, RequestError
@@ -24,12 +26,6 @@ from preftune.types import Text
 
 COLUMNS = ("prompt", "answer_a", "answer_b", "label")
 """Of rows that are no pairs."""
-
-_LABELS: Mapping[str, Judgement] = {
-    **dict.fromkeys(("a", "answer_a", "model_a", "response_a"), "a"),
-    **dict.fromkeys(("b", "answer_b", "model_b", "response_b"), "b"),
-    **dict.fromkeys(("tie", "both", "neither", "tie (bothbad)", "same"), "tie"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +78,19 @@ def load_labels(
         raise RequestError(f"--limit {limit}: give at least 1.")
     name = display_name(source)
     rows: Any = load_rows(source, split=split)
-    names = {column: dict(columns or {}).get(column) or column for column in COLUMNS}
+    asked = {column: name for column, name in dict(columns or {}).items() if name}
+    names = {**dict(zip(COLUMNS, COLUMNS, strict=True)), **_outputs(rows, format), **asked}
     notes: list[str] = []
     of_rows = {"answer_a", "answer_b", "label"} & set(columns or {})
-    missing = [column for column in names.values() if column not in rows.features]
+    paths = {column: find_column(names[column], rows.features) for column in COLUMNS}
+    missing = [names[column] for column in COLUMNS if paths[column] is None]
     if of_rows and missing:
         raise DatasetError(
             f"{name} has no column {missing[0]!r} (found: {listing(rows.features)}). Judgements need prompt, answer_a, "
             "answer_b and label: name all that are called something else with --columns."
         )
     if not missing:
-        labels = _of_rows(rows, names, name)
+        labels = _of_rows(rows, Columns({column: path for column, path in paths.items() if path}), names["label"], name)
     else:
         labels, notes = _of_pairs(rows, columns, format, name)
     if not labels:
@@ -107,17 +105,30 @@ def load_labels(
     return HumanLabels(chosen, name, len(labels), notes)
 
 
-def _of_rows(rows: Any, names: Mapping[str, str], name: str) -> list[HumanLabel]:
+def _outputs(rows: Any, format: str | None) -> dict[str, str]:
+    """What rows with two outputs and a label call the columns; nothing for other rows."""
+    if format not in (None, "labelled-outputs") or not hasattr(rows, "iter"):
+        return {}
+    sample = sample_of(rows)
+    found = labelled_columns(sample)
+    if found is None:
+        return {}
+    (one, other), label = found
+    return {"prompt": "+".join(asked_columns(sample)), "answer_a": one, "answer_b": other, "label": label}
+
+
+def _of_rows(rows: Any, columns: Columns, said_in: str, name: str) -> list[HumanLabel]:
     found = []
     for number, row in enumerate(rows):
-        said = row[names["label"]]
-        label = _LABELS.get(str(said).strip().casefold())
+        values = columns.pick(row)
+        said = values.get("label")
+        label = judged(said)
         if label is None:
             raise DatasetError(
-                f"{name} row {number}: {names['label']!r} is {said!r}, which does not say which answer is better. "
-                "Write 'a', 'b' or 'tie'."
+                f"{name} row {number}: {said_in!r} is {said!r}, which does not say which answer is better. "
+                "Write 'a', 'b' or 'tie', or 1, 2 or 0."
             )
-        prompt, one, other = (row[names[column]] for column in COLUMNS[:3])
+        prompt, one, other = (values.get(column) for column in COLUMNS[:3])
         if not _is_prompt(prompt) or not isinstance(one, str) or not isinstance(other, str):
             raise DatasetError(
                 f"{name} row {number}: a judgement needs a prompt and two answers as text (columns: "
@@ -128,7 +139,7 @@ def _of_rows(rows: Any, names: Mapping[str, str], name: str) -> list[HumanLabel]
     return found
 
 
-def _is_prompt(prompt: Any) -> bool:
+def _is_prompt(prompt: Any) -> TypeGuard[Text]:
     """Text, or messages."""
     if isinstance(prompt, str):
         return bool(prompt)

@@ -10,6 +10,7 @@ from preftune.audit.finding import EXAMPLES, Example, Finding, Kind, Rows, Sever
 from preftune.audit.opening import Fault
 from preftune.audit.seen import SeenPair
 from preftune.data.adapters.adapter import LEFT
+from preftune.data.columns import listing
 
 _REASONS = 20
 """Different reasons that are kept with their words."""
@@ -35,6 +36,13 @@ UNREADABLE = Kind(
     "Training stops at the first of them.",
     "Correct or remove these rows; preftune convert writes a file without them.",
 )
+NOT_USED = Kind(
+    "not_used",
+    "info",
+    "Columns with text that are not read",
+    "What they say is not trained on.",
+    "If one of them belongs to the prompt, name it: --columns prompt=COLUMN; a plus joins several.",
+)
 
 _SEVERITY: Mapping[str, Severity] = {"other_shape": "warning", "unrated": "warning"}
 _EFFECT = "They are not trained on; every other row is."
@@ -53,7 +61,7 @@ LEFT_OUT = {reason: _left_kind(reason) for reason in LEFT}
 class RowsCheck(Check):
     """Rows and pairs, and what became of the rows that give none."""
 
-    kinds = (NO_PAIRS, REFUSED, UNREADABLE, *LEFT_OUT.values())
+    kinds = (NO_PAIRS, REFUSED, UNREADABLE, NOT_USED, *LEFT_OUT.values())
     section = "rows"
 
     def __init__(self, setting: Setting) -> None:
@@ -78,6 +86,9 @@ class RowsCheck(Check):
             yield from REFUSED.found(Rows(count=data.rows), of=data.rows, detail=data.refused)
         detail = next((f"Row {row}, {reason}" for row, reason in self.reasons.items()), "")
         yield from UNREADABLE.found(self.unreadable, of=data.rows, detail=detail, reasons=self.reasons)
+        unused = data.pairs.unused if data.pairs is not None else ()
+        detail = f"Not used: {listing(unused)}."
+        yield from NOT_USED.found(Rows(count=data.rows if unused else 0), of=data.rows, detail=detail)
         for reason, left in data.left.items():
             rows = Rows(left.count, [Example(row) for row in left.rows[:EXAMPLES]])
             yield from LEFT_OUT[reason].found(rows, of=max(data.rows, left.count))

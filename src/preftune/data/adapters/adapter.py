@@ -98,8 +98,26 @@ class Adapter:
     """One raw row -> canonical rows."""
     table: Callable[[Iterable[Row]], Iterable[tuple[int, Made]]] | None = None
     """All raw rows -> numbers of rows and canonical rows: for formats whose rows belong together."""
+    uses: Callable[[Sample], Iterable[str]] | None = None
+    """The columns that rows are made of. Not asked where `columns` names them: then they are those."""
     refused: str = ""
     """Why no pair can be made of such data and what to do, in whole sentences; for all of it, or if none results."""
+
+
+def asked_of(row: Row) -> Any:
+    """What a row asks: an instruction together with its input, or the first of `PROMPTS` that it has."""
+    texts = [row.get("instruction"), row.get("input")]
+    if row.get("prompt") is None and all(isinstance(text, str) for text in texts):
+        return "\n\n".join(str(text) for text in texts if str(text).strip())
+    return next((row[name] for name in PROMPTS if row.get(name) is not None), None)
+
+
+def asked_columns(sample: Sample) -> list[str]:
+    """The columns that `asked_of` reads."""
+    if "prompt" not in sample and sample.has("instruction", "input"):
+        return ["instruction", "input"]
+    column = sample.name_of(PROMPTS)
+    return [] if column is None else [column]
 
 
 def number(value: Any) -> float | None:

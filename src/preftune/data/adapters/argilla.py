@@ -135,4 +135,13 @@ def _end(name: str) -> str:
     return (found.group(1) or found.group(2)).lower() if found else ""
 
 
-ADAPTERS = (Adapter("argilla", "answers, and annotators' responses about them", _is_argilla, rows=_rows),)
+def _uses(sample: Sample) -> list[str]:
+    """The prompt, the answers, and what belongs to the questions about them."""
+    prompt = sample.name_of(PROMPTS)
+    answers = [column for column in sample.columns if _ANSWER.fullmatch(column)]
+    asked = [column for column in sample.columns if _is_question(column, sample.first(column))]
+    about = [column for column in sample.columns if any(column.startswith(f"{name}.") for name in asked)]
+    return [*([] if prompt is None else [prompt]), *answers, *asked, *about, "id", "external_id"]
+
+
+ADAPTERS = (Adapter("argilla", "answers, and annotators' responses about them", _is_argilla, rows=_rows, uses=_uses),)

@@ -101,7 +101,17 @@ def _gone(message: Row) -> bool:
     return bool(message.get("deleted")) or message.get("review_result") is False
 
 
+_MESSAGE = ("message_id", "parent_id", "text", "role", "rank", "deleted", "review_result")
+
 ADAPTERS = (
-    Adapter("oasst", "a message of a tree, with its rank", _is_messages, table=_of_messages),
-    Adapter("oasst-trees", "a tree of messages with ranks", _is_trees, rows=_of_tree),
+    Adapter(
+        "oasst", "a message of a tree, with its rank", _is_messages, table=_of_messages, uses=lambda sample: _MESSAGE
+    ),
+    Adapter(
+        "oasst-trees",
+        "a tree of messages with ranks",
+        _is_trees,
+        rows=_of_tree,
+        uses=lambda sample: ("message_tree_id", "prompt"),
+    ),
 )

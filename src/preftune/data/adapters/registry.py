@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from preftune.data.adapters import (
     argilla,
+    judgements,
     message_trees,
     named_columns,
     several_answers,
@@ -18,7 +19,7 @@ from preftune.errors import DatasetError
 
 FORMATS: Mapping[str, Adapter] = {
     adapter.name: adapter
-    for module in (named_columns, several_answers, message_trees, two_answers, argilla, single_answers)
+    for module in (named_columns, several_answers, message_trees, two_answers, judgements, argilla, single_answers)
     for adapter in module.ADAPTERS
 }
 

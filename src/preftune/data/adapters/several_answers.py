@@ -8,14 +8,27 @@
 - `ranked`: a prompt and answers from best to worst, in a column whose name says so (`ranked_responses`, ...), or
   LLaMA-Factory's `output` [better, worse]. Lists of plain `responses` are in no known order: `--format ranked` says
   that they are ranked.
+- `helpsteer2`: `prompt`, `response`, `helpfulness`: an answer per row, several rows to a prompt, rated from 0 to 4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from preftune.data.adapters.adapter import PROMPTS, Adapter, Left, Made, Row, Sample, number, rated_pairs, records
+from preftune.data.adapters.adapter import (
+    PROMPTS,
+    Adapter,
+    Left,
+    Made,
+    Row,
+    Sample,
+    asked_columns,
+    asked_of,
+    number,
+    rated_pairs,
+    records,
+)
 
 _ANSWERS = ("completions", "responses", "answers", "generations", "outputs", "candidates")
 _IN_ORDER = ("ranked_completions", "ranked_responses", "ranked_answers", "ranked_outputs", "ranking", "ranked")
@@ -23,17 +36,12 @@ _SCORES = ("scores", "ratings", "rewards", "all_rm_scores")
 _RANKS = ("ranks", "rank")
 _TEXT = ("completion", "response", "answer", "text", "content", "output", "generation")
 _SCORE = ("score", "rating", "reward")
+_MARK = "<extra_id_1>"
+"""Stands before every turn but the first in HelpSteer's prompts, with the speaker on its line."""
 
 
 def _first(row: Mapping[str, Any] | Row, names: tuple[str, ...]) -> Any:
     return next((row[name] for name in names if row.get(name) is not None), None)
-
-
-def _prompt(row: Row) -> Any:
-    texts = [row.get("instruction"), row.get("input")]
-    if row.get("prompt") is None and all(isinstance(text, str) for text in texts):
-        return "\n\n".join(str(text) for text in texts if str(text).strip())
-    return _first(row, PROMPTS)
 
 
 def _is_ultrafeedback(sample: Sample) -> bool:
@@ -75,7 +83,7 @@ def _is_scored(sample: Sample) -> bool:
 
 
 def _scored_rows(row: Row) -> Iterator[Made]:
-    prompt, answers = _prompt(row), records(_first(row, _ANSWERS))
+    prompt, answers = asked_of(row), records(_first(row, _ANSWERS))
     if prompt is None or not answers:
         yield Left("one_completion" if prompt is not None else "other_shape")
         return
@@ -111,7 +119,7 @@ def _ranked_column(sample: Sample) -> str | None:
 
 
 def _ranked_rows(row: Row) -> Iterator[Made]:
-    prompt, answers = _prompt(row), records(_first(row, (*_IN_ORDER, *_ANSWERS, "output")))
+    prompt, answers = asked_of(row), records(_first(row, (*_IN_ORDER, *_ANSWERS, "output")))
     if prompt is None:
         yield Left("other_shape")
         return
@@ -119,10 +127,61 @@ def _ranked_rows(row: Row) -> Iterator[Made]:
     yield from rated_pairs(prompt, scored, id=row.get("id"))
 
 
+def _is_helpsteer2(sample: Sample) -> bool:
+    return sample.has("prompt", "response", "helpfulness") and not sample.any("chosen", "rejected")
+
+
+def _helpsteer2_pairs(rows: Iterable[Row]) -> Iterator[tuple[int, Made]]:
+    """The pairs of the answers to each prompt, wherever its rows are; their row is the prompt's first."""
+    answers: dict[str, list[tuple[Any, float | None]]] = {}
+    first: dict[str, int] = {}
+    for index, row in enumerate(rows):
+        prompt, answer = row.get("prompt"), row.get("response")
+        if not isinstance(prompt, str) or answer is None:
+            yield index, Left("other_shape")
+            continue
+        first.setdefault(prompt, index)
+        answers.setdefault(prompt, []).append((answer, number(row.get("helpfulness"))))
+    for prompt, rated in answers.items():
+        yield from ((first[prompt], made) for made in rated_pairs(marked_turns(prompt), rated))
+
+
+def marked_turns(prompt: Any) -> Any:
+    """The turns of a prompt in which HelpSteer's marks part them; any other prompt as it is."""
+    if not isinstance(prompt, str) or _MARK not in prompt:
+        return prompt
+    turns = [{"role": "user", "content": prompt.partition(_MARK)[0].strip()}]
+    for part in prompt.split(_MARK)[1:]:
+        speaker, _, content = part.partition("\n")
+        turns.append({"role": speaker.strip().lower(), "content": content.strip()})
+    return turns
+
+
+def _scored_uses(sample: Sample) -> list[str]:
+    names = (sample.name_of(group) for group in (_ANSWERS, _SCORES, _RANKS))
+    return [*asked_columns(sample), *(name for name in names if name is not None), "id"]
+
+
+def _ranked_uses(sample: Sample) -> list[str]:
+    column = sample.name_of((*_IN_ORDER, *_ANSWERS, "output"))
+    return [*asked_columns(sample), *([] if column is None else [column]), "id"]
+
+
 ADAPTERS = (
     Adapter(
-        "ultrafeedback", "an instruction and completions with ratings", _is_ultrafeedback, rows=_ultrafeedback_rows
+        "ultrafeedback",
+        "an instruction and completions with ratings",
+        _is_ultrafeedback,
+        rows=_ultrafeedback_rows,
+        uses=lambda sample: ("instruction", "completions"),
     ),
-    Adapter("scored", "a prompt and answers with scores or ranks", _is_scored, rows=_scored_rows),
-    Adapter("ranked", "a prompt and answers from best to worst", _is_ranked, rows=_ranked_rows),
+    Adapter("scored", "a prompt and answers with scores or ranks", _is_scored, rows=_scored_rows, uses=_scored_uses),
+    Adapter("ranked", "a prompt and answers from best to worst", _is_ranked, rows=_ranked_rows, uses=_ranked_uses),
+    Adapter(
+        "helpsteer2",
+        "an answer per row with its helpfulness, several to a prompt",
+        _is_helpsteer2,
+        table=_helpsteer2_pairs,
+        uses=lambda sample: ("prompt", "response", "helpfulness"),
+    ),
 )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preftune.data.adapters.adapter import Adapter
-from preftune.data.adapters.convert import LeftOut, convert, sample_of
+from preftune.data.adapters.convert import CARRIED, LeftOut, convert, sample_of
 from preftune.data.adapters.registry import adapter_named, recognise
 from preftune.errors import DatasetError
 
@@ -41,6 +41,8 @@ class Shaped:
     notes: tuple[str, ...] = ()
     left: Mapping[str, LeftOut] = field(default_factory=dict)
     """What gave no pair, by its reason (a key of `LEFT`)."""
+    used: frozenset[str] | None = None
+    """The raw columns that the rows were made of; None where the columns are named."""
 
 
 def shape(
@@ -77,7 +79,9 @@ def shape(
         raise _no_pair(adapter, made.lines(), name)
     if told:
         told = (f"{note} {len(rows):,} rows give {len(made.rows):,} pairs.",)
-    return Shaped(made.rows, asked, adapter.name, made.numbers, ("strength",), (*told, *made.lines()), made.left)
+    used = frozenset((*(adapter.uses(sample) if adapter.uses is not None else sample.columns), *CARRIED))
+    notes = (*told, *made.lines())
+    return Shaped(made.rows, asked, adapter.name, made.numbers, ("strength",), notes, made.left, used)
 
 
 def _no_pair(adapter: Adapter, lines: list[str], name: str) -> DatasetError:

@@ -134,6 +134,14 @@ def _thumb_of(turn: Mapping[str, Any]) -> bool | None:
     return None if value is None else verdict(value)
 
 
+def _uses(columns: tuple[str, ...], sample: Sample) -> list[str]:
+    turns, label = sample.name_of(_CONVERSATIONS), sample.name_of(columns)
+    answer = sample.name_of(_COMPLETIONS)
+    asked = ["prompt"] if "prompt" in sample else ["instruction", "input"]
+    read = [turns] if turns else [*asked, answer]
+    return [column for column in (*read, label) if column is not None]
+
+
 _NO_PAIRS = (
     "No prompt in it has both a good and a bad answer, and preference training needs two answers to the same prompt: "
     "add the missing ones (a sample of the model that is to be trained will do), or train on the labels with a trainer "
@@ -141,8 +149,22 @@ _NO_PAIRS = (
 )
 
 ADAPTERS = (
-    Adapter("kto", "single answers with a label", _is_kto, table=partial(_pairs, _LABELS), refused=_NO_PAIRS),
-    Adapter("thumbs", "single answers with a thumb", _is_thumbs, table=partial(_pairs, _THUMBS), refused=_NO_PAIRS),
+    Adapter(
+        "kto",
+        "single answers with a label",
+        _is_kto,
+        table=partial(_pairs, _LABELS),
+        uses=partial(_uses, _LABELS),
+        refused=_NO_PAIRS,
+    ),
+    Adapter(
+        "thumbs",
+        "single answers with a thumb",
+        _is_thumbs,
+        table=partial(_pairs, _THUMBS),
+        uses=partial(_uses, _THUMBS),
+        refused=_NO_PAIRS,
+    ),
     Adapter(
         "alpaca",
         "instructions with one answer each, for supervised fine-tuning",
