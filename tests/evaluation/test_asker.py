@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from preftune.errors import RequestError
-from preftune.evaluation.asker import EndpointAsker, LocalAsker, without_thoughts
+from preftune.evaluation.asker import EndpointAsker, LocalAsker
 from preftune.evaluation.endpoint import Endpoint, EndpointName
 from preftune.evaluation.model_source import ModelSource
 from preftune.evaluation.verdicts import VerdictCache
@@ -92,12 +92,6 @@ def test_estimates(server, cache) -> None:
         assert asker.estimate(HOW_MANY, kind="rate-1", max_tokens=50, again=lambda text: None).calls == 2
         with pytest.raises(RequestError, match="--judge_max_tokens 0"):
             asker.ask_all(HOW_MANY, read=number, kind="rate-1", max_tokens=0)
-
-
-def test_thoughts_are_left_out() -> None:
-    assert without_thoughts("<think>7</think> 8") == " 8"
-    assert without_thoughts("7 or so</think>8") == "8"
-    assert without_thoughts("<think>on and on") == ""
 
 
 def test_a_model_on_this_machine(cache) -> None:

@@ -53,7 +53,7 @@ def test_an_address_holds_no_secret(url: str) -> None:
 def test_an_answer_with_its_counts(server: ChatServer) -> None:
     with endpoint(server) as model:
         reply = model.chat(HELLO, max_tokens=9, temperature=0.5, top_p=0.9, seed=3, extra={"top_k": 5})
-        assert reply == ("Hello to you", 3, True, 10)
+        assert reply[:4] == ("Hello to you", 3, True, 10)
         assert (model.budget.calls, model.budget.tokens_in, model.budget.tokens_out) == (1, 10, 3)
     (body,) = server.asked
     assert body == {

@@ -149,16 +149,12 @@ class StandIn:
         ) -> list[Any]:
             assert len(prompts) == len(sampling_params)
             who = "base" if lora_request is None else Path(lora_request.path).name
-            return [
-                types.SimpleNamespace(
-                    outputs=[
-                        types.SimpleNamespace(
-                            text=f"{who} {len(prompt['prompt_token_ids'])}", token_ids=[9, 2], finish_reason="stop"
-                        )
-                    ]
-                )
-                for prompt in prompts
-            ]
+            outputs = []
+            for prompt in prompts:
+                text = f"{who} {len(prompt['prompt_token_ids'])}"
+                ids = [*tiny_tokenizer()(text, add_special_tokens=False)["input_ids"], 2]
+                outputs.append(types.SimpleNamespace(text=text, token_ids=ids, finish_reason="stop"))
+            return [types.SimpleNamespace(outputs=[output]) for output in outputs]
 
 
 @pytest.fixture
@@ -182,7 +178,7 @@ def test_vllm_loads_the_base_once_and_the_adapter_is_a_request(vllm, base: str, 
     match = matched(adapter)
     ids = len(tiny_tokenizer().apply_chat_template(CHATS[0], add_generation_prompt=True)["input_ids"])
     (answer, *_) = match.generate("base", CHATS, ROWS)
-    assert (answer.text, answer.tokens, answer.finished) == (f"base {ids}", 1, True)
+    assert (answer.text, answer.tokens, answer.finished) == (f"base {ids}", len(f"base {ids}"), True)
     assert texts(match, "aligned")[0] == f"adapter {ids}"
     (made,) = vllm.made
     assert (made["model"], made["enable_lora"], made["max_lora_rank"]) == (base, True, 8)

@@ -42,6 +42,7 @@ class Speaker:
         import torch
 
         from preftune.evaluation.generation import baseline, generation_config
+        from preftune.evaluation.thoughts import begins_inside, split_thoughts
         from preftune.models.precision import mixed_dtype
 
         messages = [*self.messages, {"role": "user", "content": text}]
@@ -53,7 +54,8 @@ class Speaker:
             temperature=temperature or None,
         )
         device = self.model.get_input_embeddings().weight.device
-        prompt_ids = torch.tensor([self._prompt_ids(messages)], device=device)
+        ids = self._prompt_ids(messages)
+        prompt_ids = torch.tensor([ids], device=device)
         dtype = mixed_dtype(self.model)
         streamer = GrowingText(self.tokenizer, show)
         torch.manual_seed(seed)
@@ -68,15 +70,17 @@ class Speaker:
                 generation_config=config,
                 streamer=streamer,
             )
-        self.messages = [*messages, {"role": "assistant", "content": streamer.text}]
+        said = split_thoughts(streamer.text, inside=begins_inside(self.tokenizer.decode(ids)))
+        self.messages = [*messages, {"role": "assistant", "content": said.answer}]
         return streamer.text
 
     def _prompt_ids(self, messages: list[Message]) -> list[int]:
+        from preftune.evaluation.prompt_ids import encode_prompts
+
+        prompt: Any = messages
         if self.tokenizer.chat_template is None:  # a base model: what was said so far, as text
-            text = "\n".join(str(message["content"]) for message in messages)
-            return list(self.tokenizer(text + "\n")["input_ids"])
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            prompt = "".join(f"{message['content']}\n" for message in messages)
+        return encode_prompts(self.tokenizer, [prompt], None)[0]
 
 
 class GrowingText:

@@ -108,6 +108,7 @@ def _compare(
         seed=asked.seed,
         names=(match.baseline, match.aligned),
         again=again,
+        judge_thoughts=bool(asked.judge_thoughts),
         cost=lambda: _cost(budget, asked),
         training=_trained_with(asked.model),
         before_judging=before_judging,
@@ -239,6 +240,7 @@ def _run_suites(
         baseline=match.baseline,
         aligned=match.aligned,
         progress=_progress(opened),
+        judge_thoughts=bool(asked.judge_thoughts),
         seed=asked.seed,
         load_models=match.load_models,
     )

@@ -38,7 +38,13 @@ def run(argv: Sequence[str]) -> int:
 
     names = DataArguments(columns=asked.columns).column_names()
     labels = load_labels(
-        asked.data, split=asked.split, columns=names, format=asked.format, limit=asked.limit, seed=asked.seed
+        asked.data,
+        split=asked.split,
+        columns=names,
+        format=asked.format,
+        limit=asked.limit,
+        seed=asked.seed,
+        thoughts=bool(asked.judge_thoughts),
     )
     for note in labels.notes:
         tell(f"preftune: {note}")

@@ -40,6 +40,12 @@ def add_judge_options(parser: PlainParser, *, alone: bool = True) -> None:
     group.add_argument(
         "--ask_again", action="store_true", default=None, help="ask once more where no verdict could be read"
     )
+    group.add_argument(
+        "--judge_thoughts",
+        action="store_true",
+        default=None,
+        help="judge what a thinking model writes before its answer as part of the answer",
+    )
     group.add_argument("--tie_within", type=float, metavar="POINTS", help="scores this close are a tie (0.01)")
 
     group.add_argument(

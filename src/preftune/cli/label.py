@@ -41,6 +41,7 @@ def run(argv: Sequence[str]) -> int:
                 min_gap=asked.min_gap,
                 margin_from_scores=asked.margin_from_scores,
                 finished_only=asked.finished_only,
+                judge_thoughts=bool(asked.judge_thoughts),
                 settings={"judge": asked.judge, **({"criteria": asked.criteria} if asked.criteria else {})},
                 progress=opened.enter_context(Counting("labelling", unit=unit)),
                 before=before,

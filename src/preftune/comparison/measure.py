@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from preftune.evaluation.answered_rows import Answer, Side
-from preftune.evaluation.answerers import Given, ModelAnswerer, template_of
+from preftune.evaluation.answered_rows import Answer, Kept, Side
+from preftune.evaluation.answerers import ModelAnswerer, template_of
 from preftune.evaluation.generation import generating
 from preftune.evaluation.model_source import ModelSource
 from preftune.evaluation.prompt_ids import encode_prompts
@@ -63,20 +63,20 @@ class Distance(NamedTuple):
 
 def answers_of(source: ModelSource, rows: Sequence[Row], ruler: Ruler, file: Path) -> list[Answer]:
     """The model's answers to the rows' prompts; those that are in `file` are taken from there."""
-    known = {record["key"]: record for record in read_lines(file) if _is_answer(record)}
+    known = {record["key"]: Kept.read(record) for record in read_lines(file) if _is_answer(record)}
     keys = [digest([source.identity, asdict(ruler.sampling), ruler.seed, row]) for row in rows]
     missing = [number for number, key in enumerate(keys) if key not in known]
 
     def take(place: int, answer: Answer) -> None:
-        record = {"text": answer.text, "tokens": answer.tokens, "finished": answer.finished}
-        known[keys[missing[place]]] = record
-        append_lines(file, [{"key": keys[missing[place]], "prompt": rows[missing[place]]["prompt"], **record}])
+        key = keys[missing[place]]
+        known[key] = kept = Kept.of(answer)
+        append_lines(file, [{"key": key, "prompt": rows[missing[place]]["prompt"], **kept._asdict()}])
 
     if missing:
         asked = [rows[number] for number in missing]
         answerer = ModelAnswerer(source, ruler.sampling, batch_size=ruler.batch_size, seed=ruler.seed)
         answerer.answer([row["prompt"] for row in asked], asked, take)
-    return [Given(*(known[key][name] for name in ("text", "tokens", "finished"))) for key in keys]
+    return [known[key] for key in keys]
 
 
 class Stored:

@@ -96,6 +96,12 @@ class _Texts(NamedTuple):
         return [self.prompt, self.chosen, self.rejected, *(side[:at] for side, edges in sides for at in edges[:-1])]
 
 
+def appends_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokeniser ends every plain text with eos, which then belongs to no prompt."""
+    probe = list(tokenizer("a")["input_ids"])
+    return tokenizer.eos_token_id is not None and len(probe) > 1 and probe[-1] == tokenizer.eos_token_id
+
+
 class Encoder:
     """Turns batches of pairs into token ids with one tokeniser."""
 
@@ -105,8 +111,7 @@ class Encoder:
         self.eos: int | None = tokenizer.eos_token_id
         self.start: int | None = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.eos
         """Stands in front of an empty prompt."""
-        probe = self._ids(["a"], special_tokens=True)[0]
-        self._appends_eos = self.eos is not None and len(probe) > 1 and probe[-1] == self.eos
+        self._appends_eos = appends_eos(tokenizer)
         added = getattr(tokenizer, "added_tokens_decoder", {})
         marks = {str(token.content) for token in added.values()} | {str(tokenizer.eos_token or "")}
         self._marks = tuple(mark for mark in marks if mark.strip())

@@ -10,6 +10,7 @@ from typing import Any
 
 from preftune.errors import DatasetError
 from preftune.evaluation.sampling import read_samples
+from preftune.evaluation.thoughts import split_thoughts
 from preftune.types import Text
 
 
@@ -20,6 +21,9 @@ class Group:
     id: str
     prompt: Text
     answers: tuple[str, ...]
+    """As they were sampled: what pairs are made of."""
+    judged: tuple[str, ...]
+    """The same without the thoughts of a thinking model, unless these are asked for: what the judge sees."""
     samples: tuple[int, ...]
     """The number of each answer among the samples of the prompt."""
     row: Mapping[str, Any]
@@ -81,9 +85,13 @@ class LabelCounts:
         return lines
 
 
-def read_groups(path: str | Path, counts: LabelCounts, *, finished_only: bool = False) -> list[Group]:
+def read_groups(
+    path: str | Path, counts: LabelCounts, *, finished_only: bool = False, thoughts: bool = False
+) -> list[Group]:
     """The samples of a file by prompt, without what is empty or the same twice.
 
+    Args:
+        thoughts: the judge sees the thoughts too.
     Raises: DatasetError when the file does not exist or holds no samples.
     """
     path = Path(path)
@@ -104,15 +112,18 @@ def read_groups(path: str | Path, counts: LabelCounts, *, finished_only: bool = 
     for row in rows:
         by_prompt.setdefault(row["key"], []).append(row)
     counts.prompts, counts.completions = len(by_prompt), len(rows)
-    groups = (_group(sorted(r, key=lambda row: row["sample"]), counts, finished_only) for r in by_prompt.values())
-    return [group for group in groups if group is not None]
+    found = []
+    for rows in by_prompt.values():
+        group = _group(sorted(rows, key=lambda row: row["sample"]), counts, finished_only, thoughts)
+        found += [] if group is None else [group]
+    return found
 
 
-def _group(rows: Sequence[Mapping[str, Any]], counts: LabelCounts, finished_only: bool) -> Group | None:
+def _group(rows: Sequence[Mapping[str, Any]], counts: LabelCounts, finished_only: bool, thoughts: bool) -> Group | None:
     answers: dict[str, int] = {}
     for row in rows:
         text = row["completion"]
-        if not text.strip():
+        if not split_thoughts(text).answer.strip():
             counts.empty += 1
         elif finished_only and not row["finished"]:
             counts.unfinished += 1
@@ -125,11 +136,13 @@ def _group(rows: Sequence[Mapping[str, Any]], counts: LabelCounts, finished_only
         return None
     first = rows[0]
     name = str(first.get("id") or first["key"])
+    carried = {column: first[column] for column in ("tools", "chat_template_kwargs") if first.get(column)}
     return Group(
         id=name,
         prompt=first["prompt"],
         answers=tuple(answers),
+        judged=tuple(text if thoughts else split_thoughts(text).answer for text in answers),
         samples=tuple(answers.values()),
-        row={**(first.get("row") or {}), "id": name, "prompt": first["prompt"]},
-        carried={column: first[column] for column in ("tools", "chat_template_kwargs") if first.get(column)},
+        row={**(first.get("row") or {}), **carried, "id": name, "prompt": first["prompt"]},
+        carried=carried,
     )

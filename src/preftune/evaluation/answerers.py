@@ -11,11 +11,12 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from preftune.errors import RequestError
-from preftune.evaluation.answered_rows import Answer, Side, Take, row_id
+from preftune.evaluation.answered_rows import Answer, Kept, Side, Take, row_id
 from preftune.evaluation.budget import Estimate, guess_tokens
 from preftune.evaluation.finite import check_logits
 from preftune.evaluation.parallel import in_parallel
 from preftune.evaluation.samplers import SamplingSettings, ask_endpoint, generate_options, letters_of, resolved
+from preftune.evaluation.thoughts import Spoken, share_of_tokens
 from preftune.types import Text
 
 if TYPE_CHECKING:
@@ -223,15 +224,17 @@ class EndpointAnswerer:
                 about=f"for prompt {str(row.get('id', number))!r}",
             )
 
-        in_parallel(ask, range(len(prompts)), workers=self.endpoint.conduct.concurrency, take=take)
+        workers = self.endpoint.conduct.concurrency
+        in_parallel(ask, range(len(prompts)), workers=workers, take=lambda n, reply: take(n, _answer_of(reply)))
 
 
-class Given(NamedTuple):
-    """An answer that was there before."""
-
-    text: str
-    tokens: int
-    finished: bool = True
+def _answer_of(reply: Reply) -> Kept:
+    """A reply with its thought apart; of its tokens the answer's, by the server's count or by the share of letters."""
+    if not reply.thought:
+        return Kept.of(reply)
+    guess = reply.tokens - share_of_tokens(Spoken(reply.text, reply.thought), reply.thought + reply.text, reply.tokens)
+    thought_tokens = min(reply.tokens, reply.thought_tokens or guess)
+    return Kept(reply.text, reply.tokens - thought_tokens, reply.finished, reply.thought, thought_tokens)
 
 
 class GivenAnswers:
@@ -255,4 +258,4 @@ class GivenAnswers:
     def answer(self, prompts: Sequence[Text], rows: Rows, take: Take) -> None:
         for number, row in enumerate(rows):
             text = str(row["given"])
-            take(number, Given(text, self._count_tokens(text)))
+            take(number, Kept.of(Kept(text, self._count_tokens(text), finished=True)))

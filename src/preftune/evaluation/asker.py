@@ -6,7 +6,6 @@ judge of two answers (`preftune.evaluation.chat_judge`) and the suites ask throu
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 from preftune.errors import ModelError, RequestError
 from preftune.evaluation.budget import Estimate, guess_tokens
 from preftune.evaluation.parallel import in_parallel
+from preftune.evaluation.thoughts import split_thoughts
 from preftune.evaluation.verdicts import VerdictCache, verdict_key
 from preftune.types import Message
 
@@ -30,13 +30,6 @@ USUAL_TOKENS = 200
 REMINDER = "That could not be read. Reply once more, in exactly the form that was asked for and with nothing else."
 _QUOTED = 1000
 """Letters of an unreadable reply that are shown to the model again."""
-_THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
-_THOUGHT_END = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
-
-
-def without_thoughts(text: str) -> str:
-    """A reply without what stands between think tags (some servers swallow the tag that opens the thoughts)."""
-    return _THOUGHT_END.split(_THOUGHT.sub("", text))[-1]
 
 
 class Asker(Protocol):
@@ -133,7 +126,7 @@ class _Remembering(ABC):
         keys = [self._key(messages, kind, max_tokens) for messages in questions]
         wanted = dict(zip(keys, questions, strict=True))
         replies: dict[str, list[str]] = self._cache.get(wanted)
-        found = {key: read(without_thoughts(texts[-1])) for key, texts in replies.items()}
+        found = {key: read(split_thoughts(texts[-1]).answer) for key, texts in replies.items()}
         for key in [key for key, texts in replies.items() if again and len(texts) > 1 and found[key] is None]:
             del replies[key], found[key]
 
@@ -143,7 +136,7 @@ class _Remembering(ABC):
             nonlocal done
             replies.setdefault(key, []).append(text)
             self._cache.put({key: replies[key]}, judge=self.name)
-            found[key] = read(without_thoughts(text))
+            found[key] = read(split_thoughts(text).answer)
             done += found[key] is not None or len(replies[key]) > 1
             if progress is not None:
                 progress(done, len(wanted))
@@ -175,7 +168,7 @@ class _Remembering(ABC):
         wanted = {self._key(messages, kind, max_tokens): messages for messages in questions}
         known = self._cache.get(wanted)
         if again is not None:
-            known = {key: texts for key, texts in known.items() if again(without_thoughts(texts[-1])) is not None}
+            known = {key: texts for key, texts in known.items() if again(split_thoughts(texts[-1]).answer) is not None}
         missing = [messages for key, messages in wanted.items() if key not in known]
         letters = (sum(len(str(turn.get("content") or "")) for turn in messages) for messages in missing)
         tokens_in = sum(map(guess_tokens, letters))

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from preftune.errors import RequestError
-from preftune.evaluation.asker import Asker, without_thoughts
+from preftune.evaluation.asker import Asker
 from preftune.evaluation.budget import Estimate
 from preftune.evaluation.judges import Judgement, Question
+from preftune.evaluation.thoughts import split_thoughts
 from preftune.evaluation.verdicts import verdict_key
 from preftune.types import Message, Text
 
@@ -56,7 +57,7 @@ def parse_verdict(text: str) -> Judgement | None:
     Reads the last JSON object with a verdict in it, wherever it stands; else nearly-JSON; else `[[A]]`; else a reply
     that is nothing but the verdict. What stands between think tags is left out.
     """
-    text = without_thoughts(text)
+    text = split_thoughts(text).answer
     found = [value for value in map(_from_object, _objects(text)) if value is not None]
     if not found:
         found = [_WORDS[match.casefold()] for match in _NEARLY_JSON.findall(text)]

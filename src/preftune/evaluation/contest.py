@@ -44,6 +44,8 @@ class Contest:
     """For people, as `aligned`."""
     aligned: str
     progress: Progress | None = None
+    judge_thoughts: bool = False
+    """What thinking models write before their answers is judged and measured with them."""
     seed: int = 0
     confidence: float = 0.95
     load_models: Callable[[], PairOfModels] | None = None

@@ -65,11 +65,16 @@ class Reply(NamedTuple):
     """One answer."""
 
     text: str
+    """As it came; a thought is in it only where the server leaves it in the text."""
     tokens: int
-    """Of the answer, as the server counts; estimated when it does not say."""
+    """Of the whole reply, as the server counts and bills it; estimated when it does not say."""
     finished: bool
     """The model ended the answer itself."""
     prompt_tokens: int
+    thought: str = ""
+    """What the server gives apart from the text, as `reasoning_content` or `reasoning`."""
+    thought_tokens: int = 0
+    """Of those tokens, the thought's, where the server says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,10 @@ _TOLD = {
     "temperature": "takes no temperature: it answers with its own, and may say something else when it is asked again.",
 }
 """What it means to be without a field, where it means something."""
+
+
+_THOUGHT_FIELDS = ("reasoning_content", "reasoning")
+"""Where servers put a thought apart from the answer."""
 
 
 class _Attempts(threading.local):
@@ -319,12 +328,17 @@ def _reply(answer: Any, asked: int, where: str) -> Reply:
         raise RequestError(
             f"{where} answered, but not as a chat model does. Is the address complete? It usually ends in /v1."
         )
-    text = getattr(choices[0].message, "content", None) or ""
+    message = choices[0].message
+    text = getattr(message, "content", None) or ""
+    thought = next((str(said) for name in _THOUGHT_FIELDS if (said := getattr(message, name, None))), "")
     usage = getattr(answer, "usage", None)
+    details = getattr(usage, "completion_tokens_details", None)
     tokens, prompt_tokens = getattr(usage, "completion_tokens", None), getattr(usage, "prompt_tokens", None)
     return Reply(
         text=text,
         tokens=guess_tokens(len(text)) if tokens is None else int(tokens),
         finished=choices[0].finish_reason == "stop",
         prompt_tokens=asked if prompt_tokens is None else int(prompt_tokens),
+        thought=thought,
+        thought_tokens=int(getattr(details, "reasoning_tokens", None) or 0),
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from preftune.errors import ModelError, RequestError
-from preftune.evaluation.prompt_ids import TemplateKwargs, check_lengths, encode_prompts
-from preftune.types import Text
+from preftune.evaluation.prompt_ids import PromptLike, TemplateKwargs, check_lengths, encode_prompts
+from preftune.evaluation.thoughts import spoken
 
 if TYPE_CHECKING:
     import torch
@@ -27,17 +27,20 @@ class Completion(NamedTuple):
     """One answer."""
 
     text: str
-    """Without special tokens."""
+    """The answer, without special tokens and, unless it was asked for, without the thought."""
     tokens: int
-    """Generated tokens, the end-of-sequence token not counted."""
+    """Tokens of the answer, the end-of-sequence token not counted."""
     finished: bool
     """The model ended the answer itself; otherwise `max_new_tokens` cut it."""
+    thought: str = ""
+    """What a thinking model wrote before its answer (`preftune.evaluation.thoughts`)."""
+    thought_tokens: int = 0
 
 
 def generate(
     model: PreTrainedModel | Any,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Text],
+    prompts: Sequence[PromptLike],
     *,
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
     batch_size: int = 16,
@@ -50,6 +53,7 @@ def generate(
     seeds: Sequence[int] | None = None,
     chat_template_kwargs: TemplateKwargs = None,
     autocast: torch.dtype | Literal["auto"] | None = "auto",
+    thoughts_apart: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
     """Answer every prompt; the answers come in the order of the prompts.
@@ -59,12 +63,14 @@ def generate(
     config stay as they were. Under gradient checkpointing too, the key-value cache is used.
 
     Args:
-        prompts: text (tokenised as it is) or message lists (rendered with the chat template and a generation prompt).
+        prompts: text (tokenised as it is), message lists (rendered with the chat template and a generation prompt), or
+            token ids.
         temperature, top_p, top_k, min_p: for sampling; default: what the model's generation config says.
         seeds: one per prompt, for sampling: an answer then depends on its seed and not on what else is in the batch
             (but for the rounding of another padding).
         chat_template_kwargs: for all prompts, or one mapping per prompt (`enable_thinking`, `tools`, ...).
         autocast: `"auto"` turns it on where weights of several precisions meet; a dtype forces it, None forbids it.
+        thoughts_apart: a thinking model's thought is kept apart from its answer; False leaves the text as generated.
         progress: called with prompts done and prompts in all.
     Raises: RequestError for impossible settings; ModelError for a missing chat template, or a prompt that does not fit
         into the model's positions together with `max_new_tokens`.
@@ -85,7 +91,8 @@ def generate(
             rows = [token_ids[i] for i in part]
             new_ids = generate_batch(model, rows, config, None if seeds is None else [seeds[i] for i in part])
             for index, row in zip(part, new_ids, strict=True):
-                answers[index] = _completion(row, tokenizer, _end_ids(config))
+                prompt = token_ids[index] if thoughts_apart else None
+                answers[index] = _completion(row, prompt, tokenizer, _end_ids(config))
             if progress is not None:
                 progress(len(answers), len(prompts))
     return [answers[i] for i in range(len(prompts))]
@@ -208,12 +215,20 @@ def generate_batch(
     return new_ids
 
 
-def _completion(row: list[int], tokenizer: PreTrainedTokenizerBase, ends: set[int]) -> Completion:
-    """Everything before the first end token: what follows it is padding, which may be the same token."""
+def _completion(
+    row: Sequence[int], prompt_ids: Sequence[int] | None, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]
+) -> Completion:
+    """Everything before the first end token: what follows it is padding, which may be the same token.
+
+    Args:
+        prompt_ids: what was answered; None leaves a thought in the text.
+    """
     length = next((position for position, token in enumerate(row) if token in ends), None)
-    kept = row if length is None else row[:length]
-    text = tokenizer.decode(kept, skip_special_tokens=True)
-    return Completion(text=str(text), tokens=len(kept), finished=length is not None)
+    kept = list(row[:length])
+    if prompt_ids is None:
+        return Completion(str(tokenizer.decode(kept, skip_special_tokens=True)), len(kept), length is not None)
+    said, tokens = spoken(tokenizer, kept, prompt_ids)
+    return Completion(said.answer, tokens, length is not None, said.thought, len(kept) - tokens)
 
 
 @contextmanager

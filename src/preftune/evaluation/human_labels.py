@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
 from preftune.data.adapters.adapter import LEFT, asked_columns
@@ -22,6 +22,7 @@ from preftune.data.pairs import read_pairs
 from preftune.errors import DatasetError, RequestError
 from preftune.evaluation.judges import Judgement
 from preftune.evaluation.records import digest
+from preftune.evaluation.thoughts import split_thoughts
 from preftune.types import Text
 
 COLUMNS = ("prompt", "answer_a", "answer_b", "label")
@@ -65,6 +66,7 @@ def load_labels(
     format: str | None = None,
     limit: int | None = None,
     seed: int = 0,
+    thoughts: bool = False,
 ) -> HumanLabels:
     """Reads people's judgements.
 
@@ -72,6 +74,7 @@ def load_labels(
         source: what `load_rows` takes.
         columns, format: as for `load_pairs`; with `answer_a`, `answer_b` and `label` too.
         limit: so many, drawn at random with `seed`.
+        thoughts: keep what a thinking model wrote before its answer in the answers.
     Raises: DatasetError for data that hold no judgements, or a label that is none; RequestError for a limit below 1.
     """
     if limit is not None and limit < 1:
@@ -98,6 +101,11 @@ def load_labels(
             f"{name} holds no judgements. Give preference pairs (prompt, chosen, rejected), or rows with prompt, "
             "answer_a, answer_b and label (a, b or tie)."
         )
+    if not thoughts:
+        labels = [
+            replace(one, answer_a=split_thoughts(one.answer_a).answer, answer_b=split_thoughts(one.answer_b).answer)
+            for one in labels
+        ]
     chosen = labels
     if limit is not None and limit < len(labels):
         chosen = [labels[index] for index in sorted(random.Random(seed).sample(range(len(labels)), limit))]

@@ -34,6 +34,7 @@ def label(
     min_gap: float = 0.0,
     margin_from_scores: float | None = None,
     finished_only: bool = False,
+    judge_thoughts: bool = False,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     before: Callable[[list[Group]], None] | None = None,
@@ -44,6 +45,7 @@ def label(
         which, min_gap: see `rank`.
         margin_from_scores: nats of margin per unit of strength, for a column `margin`; None writes none.
         finished_only: leave out answers that were cut at their length limit.
+        judge_thoughts: show the judge what a thinking model wrote before its answer; pairs hold it either way.
         settings: more about the judge, for the manifest.
         before: called with the groups before anything is asked.
     Raises: DatasetError for samples that are none; RequestError when `output` is somebody else's file.
@@ -51,7 +53,7 @@ def label(
     samples, output = Path(samples), Path(output)
     _check_output(samples, output)
     counts = LabelCounts()
-    groups = read_groups(samples, counts, finished_only=finished_only)
+    groups = read_groups(samples, counts, finished_only=finished_only, thoughts=judge_thoughts)
     if before is not None:
         before(groups)
     prepare_folder(output.parent)
@@ -66,6 +68,7 @@ def label(
         "min_gap": min_gap,
         "margin_from_scores": margin_from_scores,
         "finished_only": finished_only,
+        "judge_thoughts": judge_thoughts,
         **(settings or {}),
     }
     source = {"samples": str(samples), "sha256": hashlib.sha256(samples.read_bytes()).hexdigest()}

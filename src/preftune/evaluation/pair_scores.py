@@ -18,10 +18,9 @@ from preftune.errors import OutOfMemoryError
 from preftune.evaluation.finite import check_finite
 from preftune.evaluation.pairwise import Side
 from preftune.evaluation.records import append_lines, digest, read_lines
-from preftune.types import PreferencePair, TokenizedGroup
+from preftune.types import Preference, PreferencePair, TokenizedGroup
 
 if TYPE_CHECKING:
-    from preftune.data.encode import Encoded
     from preftune.evaluation.contest import PairOfModels
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -66,10 +65,14 @@ def score_both(
         progress: called with pairs scored and pairs in all, over both models.
     Raises: OutOfMemoryError when a single pair does not fit; ModelError when a model gives NaN.
     """
+    groups: dict[Side, list[TokenizedGroup | None]] = {"aligned": list(_groups(models.tokenizer, pairs))}
+    same = models.base_tokenizer is models.tokenizer
+    groups["base"] = groups["aligned"] if same else list(_groups(models.base_tokenizer, pairs))
     keys: dict[Side, list[str]] = {
-        side: [digest([side, p.prompt, p.chosen, p.rejected, settings]) for p in pairs] for side in ("base", "aligned")
+        side: [_key(side, group, settings) for group in groups[side]] for side in ("base", "aligned")
     }
-    known = {
+    known: dict[str, Any] = {_NOT_SCORED: None}
+    known |= {
         record["key"]: record["scores"]
         for record in read_lines(path)
         if record.keys() >= {"key", "scores"} and _whole(record["scores"])
@@ -88,13 +91,13 @@ def score_both(
             continue
         base = side == "base"
         with models.baseline() if base else nullcontext(models.model) as model:
-            scorer = _Scorer(model, models.base_tokenizer if base else models.tokenizer)
+            scorer = _Scorer(model)
             for start in range(0, len(missing), _PAIRS):
                 part = missing[start : start + _PAIRS]
-                found = scorer.score([pairs[i] for _, i in part])
+                found = scorer.score([groups[side][i] for _, i in part])
                 fresh = [{"key": key, "scores": row} for (key, _), row in zip(part, found, strict=True)]
                 append_lines(path, fresh)
-                known.update((record["key"], record["scores"]) for record in fresh)
+                known |= {str(record["key"]): record["scores"] for record in fresh}
                 tell()
     return _table(keys["base"], known), _table(keys["aligned"], known)
 
@@ -110,13 +113,46 @@ def _whole(scores: Any) -> bool:
     return scores is None or (isinstance(scores, list) and all(math.isfinite(score) for score in scores))
 
 
-class _Scorer:
-    """One model with its tokeniser, on the device where it is."""
+_NOT_SCORED = ""
+"""The key of a pair without token ids."""
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+
+def _groups(tokenizer: Any, pairs: Sequence[PreferencePair]) -> Iterator[TokenizedGroup | None]:
+    """The token ids of every pair; None for one that the tokeniser or its template does not take."""
+    from preftune.data import spans
+    from preftune.data.encode import DIALOGUE_TEMPLATE, Encoder
+
+    encoder = Encoder(tokenizer, chat_template=None if tokenizer.chat_template else DIALOGUE_TEMPLATE)
+    for start in range(0, len(pairs), _PAIRS):
+        for encoded in encoder.encode(pairs[start : start + _PAIRS]):
+            yield (
+                None
+                if encoded.reason is not None
+                else TokenizedGroup(
+                    prompt_ids=encoded.prompt,
+                    completions=(encoded.chosen, encoded.rejected),
+                    pairs=(Preference(0, 1),),
+                    scored=(spans.pairs(encoded.chosen_scored), spans.pairs(encoded.rejected_scored)),
+                )
+            )
+
+
+def _key(side: Side, group: TokenizedGroup | None, settings: Mapping[str, Any]) -> str:
+    """The address of a pair's scores: its token ids, whatever they were made from, and the model."""
+    from preftune.reference.fingerprint import NUMERICS_VERSION
+
+    if group is None:
+        return _NOT_SCORED
+    ids = [list(group.prompt_ids), *map(list, group.completions)]
+    return digest([side, ids, group.scored, NUMERICS_VERSION, settings])
+
+
+class _Scorer:
+    """One model, on the device where it is."""
+
+    def __init__(self, model: Any) -> None:
         import torch
 
-        from preftune.data.encode import DIALOGUE_TEMPLATE, Encoder
         from preftune.logps import choose_engine
         from preftune.models.precision import mixed_dtype
 
@@ -124,34 +160,20 @@ class _Scorer:
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.engine, _ = choose_engine(model, "auto")
         self.dtype = mixed_dtype(model)
-        self.encoder = Encoder(tokenizer, chat_template=None if tokenizer.chat_template else DIALOGUE_TEMPLATE)
         self.longest: int | None = getattr(model.config, "max_position_embeddings", None)
         self.budget = _TOKENS.get(self.device.type, _TOKENS_ELSEWHERE)
 
-    def score(self, pairs: Sequence[PreferencePair]) -> list[list[float] | None]:
-        """Per pair: log-probabilities of chosen and rejected, tokens of each; None where it cannot be scored."""
-        groups = {i: group for i, e in enumerate(self.encoder.encode(pairs)) if (group := self._group(e)) is not None}
-        found: list[list[float] | None] = [None] * len(pairs)
+    def score(self, given: Sequence[TokenizedGroup | None]) -> list[list[float] | None]:
+        """Per pair: log-probabilities of chosen and rejected, tokens of each; None for one beyond the positions."""
+        groups = {i: group for i, group in enumerate(given) if group is not None and self._fits(group)}
+        found: list[list[float] | None] = [None] * len(given)
         for batch in self._batches(groups):
             for i, row in self._compute({i: groups[i] for i in batch}).items():
                 found[i] = row
         return found
 
-    def _group(self, encoded: Encoded) -> TokenizedGroup | None:
-        from preftune.data import spans
-        from preftune.types import Preference
-
-        if encoded.reason is not None:
-            return None
-        longest = len(encoded.prompt) + max(len(encoded.chosen), len(encoded.rejected))
-        if self.longest is not None and longest > self.longest:
-            return None
-        return TokenizedGroup(
-            prompt_ids=encoded.prompt,
-            completions=(encoded.chosen, encoded.rejected),
-            pairs=(Preference(0, 1),),
-            scored=(spans.pairs(encoded.chosen_scored), spans.pairs(encoded.rejected_scored)),
-        )
+    def _fits(self, group: TokenizedGroup) -> bool:
+        return self.longest is None or len(group.prompt_ids) + max(map(len, group.completions)) <= self.longest
 
     def _batches(self, groups: Mapping[int, TokenizedGroup]) -> Iterator[list[int]]:
         """Long ones first, within the budget of tokens; a group beyond it stands alone."""

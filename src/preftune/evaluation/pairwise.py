@@ -77,6 +77,7 @@ def evaluate_pairwise(
     seed: int = 0,
     names: tuple[str, str] = ("base", "aligned"),
     again: bool = False,
+    judge_thoughts: bool = False,
     cost: Callable[[], dict[str, Any] | None] = lambda: None,
     training: Mapping[str, float | None] | None = None,
     before_judging: Callable[[list[AnsweredRow]], None] | None = None,
@@ -94,6 +95,7 @@ def evaluate_pairwise(
         seed: of the intervals that are resampled.
         names: of baseline and aligned model, for people.
         again: ask the judge once more where no verdict could be read in an earlier run.
+        judge_thoughts: judge and measure what thinking models write before their answers as part of the answers.
         cost: what endpoints have cost, asked for at the end.
         training: `beta`, `learning_rate` and `epochs` of the aligned model's run, for the next steps.
         before_judging: called with all answers before the judge is asked.
@@ -102,7 +104,13 @@ def evaluate_pairwise(
     folder = Path(output_dir)
     prepare_folder(folder)
     answered = answer_rows(
-        rows, generate=generate, path=folder / "generations.jsonl", settings=settings, chunk=chunk, progress=progress
+        rows,
+        generate=generate,
+        path=folder / "generations.jsonl",
+        settings=settings,
+        chunk=chunk,
+        thoughts=judge_thoughts,
+        progress=progress,
     )
     if before_judging is not None:
         before_judging(answered)

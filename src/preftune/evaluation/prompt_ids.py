@@ -1,23 +1,30 @@
-"""Prompts as the token ids that a model continues, whoever generates."""
+"""Prompts as the token ids that a model continues: the one place that renders them for generation, whoever generates.
+
+They are the ids that training has for the same prompt (`preftune.data.encode`): a tokeniser that ends every text with
+eos does not end a prompt with it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from preftune.data.encode import appends_eos
 from preftune.errors import ModelError, RequestError
-from preftune.types import Text
+from preftune.types import Message, Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+PromptLike: TypeAlias = Text | list[int]
+"""Text, messages, or the token ids themselves."""
 TemplateKwargs: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None
 
 
 def prompt_tokens(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Text],
+    prompts: Sequence[PromptLike],
     *,
     max_new_tokens: int,
     chat_template_kwargs: TemplateKwargs = None,
@@ -33,9 +40,10 @@ def prompt_tokens(
 
 
 def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Text], template_kwargs: TemplateKwargs
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[PromptLike], template_kwargs: TemplateKwargs
 ) -> list[list[int]]:
-    """Token ids of every prompt: text as it is, message lists through the chat template, up to where an answer begins.
+    """Token ids of every prompt: text as it is, message lists through the chat template, up to where an answer begins;
+    token ids stay.
 
     Args:
         template_kwargs: what the chat template is told, for all prompts or one mapping per prompt.
@@ -47,24 +55,36 @@ def encode_prompts(
         per_prompt = template_kwargs
         if len(per_prompt) != len(prompts):
             raise RequestError(f"{len(per_prompt)} chat_template_kwargs for {len(prompts)} prompts: give one each.")
-    encoded = [_encode(tokenizer, prompt, kwargs or {}) for prompt, kwargs in zip(prompts, per_prompt, strict=True)]
+    ended = any(isinstance(prompt, str) for prompt in prompts) and appends_eos(tokenizer)
+    encoded = [
+        _plain(tokenizer, prompt, ended) if isinstance(prompt, str) else _rendered(tokenizer, prompt, kwargs or {})
+        for prompt, kwargs in zip(prompts, per_prompt, strict=True)
+    ]
     for index, ids in enumerate(encoded):
         if not ids:
             raise RequestError(f"Prompt {index} is empty after tokenising: there is nothing to answer. Remove it.")
     return encoded
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Text, kwargs: Mapping[str, Any]) -> list[int]:
-    if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
+def _plain(tokenizer: PreTrainedTokenizerBase, prompt: str, ended: bool) -> list[int]:
+    ids = list(tokenizer(prompt)["input_ids"])
+    return ids[:-1] if ended else ids
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[Message] | list[int], kwargs: Mapping[str, Any]
+) -> list[int]:
+    if prompt and isinstance(prompt[0], int):
+        return prompt
+    messages = cast("list[Message]", prompt)
     if tokenizer.chat_template is None:
         raise ModelError(
             "The prompts are message lists, but the tokenizer has no chat template (a base model, not tuned for "
             "chat?). Use an instruction-tuned model, set tokenizer.chat_template, or give the prompts as text."
         )
-    prefill = bool(prompt) and prompt[-1].get("role") == "assistant"
+    prefill = bool(messages) and messages[-1].get("role") == "assistant"
     text = tokenizer.apply_chat_template(
-        prompt, tokenize=False, add_generation_prompt=not prefill, continue_final_message=prefill, **kwargs
+        messages, tokenize=False, add_generation_prompt=not prefill, continue_final_message=prefill, **kwargs
     )
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template has written them
 

@@ -40,7 +40,7 @@ class ByScore:
         self.name = judge_name(scorer)
 
     def rate(self, groups: Sequence[Group], counts: LabelCounts, progress: Progress | None) -> Iterator[Rated]:
-        items = [(group.prompt, answer, group.row) for group in groups for answer in group.answers]
+        items = [(group.prompt, answer, group.row) for group in groups for answer in group.judged]
         scores = iter(self._scores.score_all(items, progress=progress))
         for group in groups:
             found = [next(scores) for _ in group.answers]
@@ -67,7 +67,7 @@ class ByComparison:
         """All that has to be asked."""
         asked = []
         for group in groups:
-            for first, second in combinations(group.answers, 2):
+            for first, second in combinations(group.judged, 2):
                 question = Question(group.prompt, first, second, group.row)
                 asked += [question] if self._symmetric else [question, question.swapped]
         return asked

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from preftune.errors import ModelError, RequestError
+from preftune.evaluation.answerers import template_of
 from preftune.evaluation.chat_judge import as_transcript
 from preftune.evaluation.model_source import ModelSource
 from preftune.evaluation.records import digest
@@ -86,9 +87,10 @@ class RewardModel:
             progress: called with answers done and answers in all.
         Raises: ModelError for an answer that does not fit into the model's positions.
         """
-        keys = [verdict_key(self.cache_key, prompt, answer) for prompt, answer, _ in items]
+        asked = [(prompt, answer, template_of(row)) for prompt, answer, row in items]
+        keys = [verdict_key(self.cache_key, *(part for part in one if part != {})) for one in asked]
         found: dict[str, float] = {} if self._cache is None else self._cache.get(keys)
-        wanted = {key: (prompt, answer) for key, (prompt, answer, _) in zip(keys, items, strict=True)}
+        wanted = dict(zip(keys, asked, strict=True))
         missing = {key: self._encode(*item) for key, item in wanted.items() if key not in found}
         if missing:  # where every score is known, the model is not needed
             self._check_lengths([encoded["input_ids"] for encoded in missing.values()])
@@ -103,16 +105,17 @@ class RewardModel:
                 progress(len(wanted) - len(order) + start + len(part), len(wanted))
         return [found[key] for key in keys]
 
-    def _encode(self, prompt: Text, answer: str) -> dict[str, list[int]]:
+    def _encode(self, prompt: Text, answer: str, template: Mapping[str, Any]) -> dict[str, list[int]]:
         """As a conversation where the tokenizer has a template for it, else as a pair of texts (with their types)."""
-        own = None if self._form is None else trained_ids(self._tokenizer, self._form, prompt, answer)
+        own = None if self._form is None else trained_ids(self._tokenizer, self._form, prompt, answer, template)
         if own is not None:
             return {"input_ids": own}
         if self._tokenizer.chat_template is None:
             encoded = self._tokenizer(as_transcript(_without_roles(prompt)), answer)
             return {name: list(encoded[name]) for name in ("input_ids", "token_type_ids") if name in encoded}
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        text = self._tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": answer}], tokenize=False)
+        said = [*turns, {"role": "assistant", "content": answer}]
+        text = self._tokenizer.apply_chat_template(said, tokenize=False, **template)
         return {"input_ids": list(self._tokenizer(text, add_special_tokens=False)["input_ids"])}  # text has them
 
     def _check_lengths(self, token_ids: Sequence[Sequence[int]]) -> None:

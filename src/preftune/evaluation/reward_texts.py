@@ -7,6 +7,7 @@ Models of others have none, and are read by their chat template where they have 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -38,13 +39,18 @@ def form_of(name: str) -> Form | None:
     return said if said in ("conversations", "plain") else None
 
 
-def trained_ids(tokenizer: Any, form: Form, prompt: Text, answer: str) -> list[int] | None:
-    """The ids that training would have had; None for an answer that could not have been trained on (an empty one)."""
+def trained_ids(tokenizer: Any, form: Form, prompt: Text, answer: str, template: Mapping[str, Any]) -> list[int] | None:
+    """The ids that training would have had; None for an answer that could not have been trained on (an empty one).
+
+    Args:
+        template: what the prompt's row gives to the chat template, `tools` among it.
+    """
     if form == "plain":
         pair = PreferencePair(prompt if isinstance(prompt, str) else as_transcript(prompt), answer, answer)
     else:
         turns: Any = as_turns(prompt) if isinstance(prompt, str) else prompt
         said = [{"role": "assistant", "content": answer}]
-        pair = PreferencePair(turns, said, said)
+        kwargs = {name: value for name, value in template.items() if name != "tools"}
+        pair = PreferencePair(turns, said, said, tools=template.get("tools"), chat_template_kwargs=kwargs)
     (encoded,) = Encoder(tokenizer).encode([pair])
     return [*encoded.prompt, *encoded.chosen] if encoded.chosen else None

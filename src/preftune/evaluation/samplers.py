@@ -102,6 +102,7 @@ class ModelSampler:
                 batch_size=len(batch),
                 seeds=[one.seed for one in batch] if sampled else None,
                 chat_template_kwargs=[_template(one) for one in batch],
+                thoughts_apart=False,  # pairs are made of what the model writes; `label` judges the answers alone
                 **self._options(),
             )
             take(list(zip(batch, answers, strict=True)))

@@ -58,6 +58,8 @@ class Summary:
     """Tokens per answer, `base` and `aligned`."""
     finished: dict[str, float]
     """Share of answers that ended by themselves instead of at the length limit, `base` and `aligned`."""
+    thought_tokens: dict[str, float]
+    """Tokens of a thinking model's thoughts per answer, which no other figure counts, `base` and `aligned`."""
     judge: str
     position_bias: PositionBias | None
     """None when every row was asked once."""
@@ -101,6 +103,7 @@ class Summary:
             "key_fact_rate": None if self.key_facts is None else self.key_facts.to_dict(),
             "mean_tokens": self.mean_tokens,
             "finished": self.finished,
+            "thought_tokens": self.thought_tokens,
             "correctness_verdict": self.correctness.name,
             "correctness_sentence": self.correctness.sentence,
             "degeneration": self.degeneration.to_dict(),
@@ -134,6 +137,13 @@ class Summary:
                 f"The judge contradicted itself on {bias.disagreed} of {bias.asked} rows when the answers were swapped "
                 f"(it took the first place on {bias.first_preferred} of them, the second on "
                 f"{bias.disagreed - bias.first_preferred}); these count as ties."
+            )
+        called = {"base": self.baseline_called, "aligned": "the aligned model"}
+        thinking = [f"{called[side]} {tokens:,.0f}" for side, tokens in self.thought_tokens.items() if tokens]
+        if thinking:
+            lines.append(
+                f"Thoughts before the answers ({', '.join(thinking)} tokens on average) are kept beside them; judge, "
+                "lengths and all other figures see the answers alone (--judge_thoughts includes them)."
             )
         lines.extend(
             f"Only {self.finished[side]:.0%} of {called}'s answers ended by themselves; the others were cut at "
@@ -201,6 +211,10 @@ def summarise(
         finished={
             "base": share([float(answer.base_finished) for answer in answered]).mean,
             "aligned": share([float(answer.aligned_finished) for answer in answered]).mean,
+        },
+        thought_tokens={
+            "base": mean_interval([float(answer.base_thought_tokens) for answer in answered]).mean,
+            "aligned": mean_interval([float(answer.aligned_thought_tokens) for answer in answered]).mean,
         },
         judge=judge_name(judge),
         position_bias=_position_bias(judged),

@@ -18,6 +18,7 @@ from preftune.evaluation.generation import Completion
 from preftune.evaluation.model_source import ModelSource
 from preftune.evaluation.prompt_ids import encode_prompts
 from preftune.evaluation.samplers import SamplingSettings
+from preftune.evaluation.thoughts import spoken
 from preftune.types import Text
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -171,8 +172,8 @@ class VllmAnswerer:
                 for n in numbers
             ]
             outputs = self.engine.generate(token_ids, params, adapter=not self.adapter_off)
-            for number, output in zip(numbers, outputs, strict=True):
-                take(number, _completion(output.outputs[0], tokenizer))
+            for number, ids, output in zip(numbers, token_ids, outputs, strict=True):
+                take(number, _completion(output.outputs[0], ids, tokenizer))
 
 
 def _params(settings: SamplingSettings, tokenizer: Any) -> dict[str, Any]:
@@ -186,11 +187,13 @@ def _params(settings: SamplingSettings, tokenizer: Any) -> dict[str, Any]:
     return params
 
 
-def _completion(output: Any, tokenizer: Any) -> Completion:
+def _completion(output: Any, prompt_ids: Sequence[int], tokenizer: Any) -> Completion:
     tokens = list(output.token_ids)
     finished = output.finish_reason == "stop"
     ended = finished and bool(tokens) and tokens[-1] in tokenizer.all_special_ids
-    return Completion(text=output.text, tokens=len(tokens) - ended, finished=finished)
+    kept = tokens[:-1] if ended else tokens
+    said, length = spoken(tokenizer, kept, prompt_ids)
+    return Completion(said.answer, length, finished, said.thought, len(kept) - length)
 
 
 def _folder(source: ModelSource) -> str:

@@ -13,6 +13,8 @@ _BYTES = 1_150_000
 """Of all answers on a page, which stays under 3 MB with the 0.9 MB of its charts' library."""
 _LONGEST, _SHORTEST = 3000, 240
 """Characters of one text."""
+_THOUGHT = 1000
+"""Characters of a thought."""
 
 
 @dataclass(slots=True)
@@ -24,6 +26,7 @@ class Side:
     tokens: int | None
     finished: bool | None
     outcome: str = ""
+    thought: str = ""
     baseline: bool = False
     """What stood there before, or another baseline's answer."""
 
@@ -68,12 +71,16 @@ def entry_of(answer: Answers, *, before: str = "before", after: str = "after") -
     """One prompt of one run, its two answers under these labels, or the one that there is."""
     asked = []
     if answer.before is not None:
-        asked.append(Side(before, answer.before, answer.tokens[0], answer.finished[0], baseline=True))
+        tokens, finished = answer.tokens[0], answer.finished[0]
+        asked.append(Side(before, answer.before, tokens, finished, thought=answer.thoughts[0], baseline=True))
     return Entry(
         answer.id,
         answer.prompt,
         answer.category,
-        [*asked, Side(after, answer.after, answer.tokens[1], answer.finished[1], answer.outcome)],
+        [
+            *asked,
+            Side(after, answer.after, answer.tokens[1], answer.finished[1], answer.outcome, answer.thoughts[1]),
+        ],
     )
 
 
@@ -111,7 +118,15 @@ def side_block(side: Side, body: str) -> str:
     cut = ", cut off" if side.finished is False else ""
     judged = f'<span class="outcome {escaped(side.outcome)}">{escaped(side.outcome)}</span>' if side.outcome else ""
     name = f"<b><bdi>{escaped(side.label)}</bdi>{judged}<small>{length}{cut}</small></b>"
-    return f'<div class="part {kind}">{name}{body}</div>'
+    return f'<div class="part {kind}">{name}{_folded(side.thought)}{body}</div>'
+
+
+def _folded(thought: str) -> str:
+    """A thought, shown on demand."""
+    if not thought:
+        return ""
+    shown = text_block(thought[:_THOUGHT], characters=len(thought), rest="in the file")
+    return f'<details class="thought"><summary>thought, {len(thought):,} characters</summary>{shown}</details>'
 
 
 def _introduction(shown: int, total: int, what: str, place: str) -> str:
@@ -192,6 +207,7 @@ def _fitting(found: Sequence[Entry], most: int) -> tuple[Sequence[Entry], int]:
 
 
 def _size(shown: Sequence[Entry], limit: int) -> int:
-    texts = [words for entry in shown for words in (entry.prompt, *(side.text for side in entry.sides))]
+    texts = [words[:limit] for entry in shown for words in (entry.prompt, *(side.text for side in entry.sides))]
+    texts += [side.thought[:_THOUGHT] for entry in shown for side in entry.sides]
     # A long text stands there twice, its beginning once more; every side brings markup with it.
-    return sum(len(escaped(words[:limit]).encode("utf-8", "replace")) * 5 // 4 + 400 for words in texts)
+    return sum(len(escaped(words).encode("utf-8", "replace")) * 5 // 4 + 400 for words in texts if words)

@@ -34,6 +34,8 @@ class Answers:
     """Of the answer after: win, tie, loss; empty where nothing was judged."""
     tokens: tuple[int | None, int | None] = (None, None)
     finished: tuple[bool | None, bool | None] = (None, None)
+    thoughts: tuple[str, str] = ("", "")
+    """What thinking models wrote before their answers."""
     step: int | None = None
     """Of a sample of the guard."""
 
@@ -258,7 +260,7 @@ def _answers(generations: Sequence[Figures], verdicts: Sequence[Figures]) -> lis
         id_ = str(line.get("id", index))
         beside = verdicts[index] if index < len(verdicts) and str(verdicts[index].get("id")) == id_ else by_id.get(id_)
         tokens, finished = mapping(line.get("tokens")), mapping(line.get("finished"))
-        outcome = text(at(beside, "outcome"))
+        outcome, thoughts = text(at(beside, "outcome")), mapping(line.get("thought"))
         made.append(
             Answers(
                 id=id_,
@@ -269,6 +271,7 @@ def _answers(generations: Sequence[Figures], verdicts: Sequence[Figures]) -> lis
                 outcome=outcome if outcome in ("win", "tie", "loss") else "",
                 tokens=(_whole(tokens.get("base")), _whole(tokens.get("aligned"))),
                 finished=(truth(finished.get("base")), truth(finished.get("aligned"))),
+                thoughts=(text(thoughts.get("base")), text(thoughts.get("aligned"))),
             )
         )
     return made

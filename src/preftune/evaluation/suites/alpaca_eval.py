@@ -57,6 +57,7 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
         generate=contest.generate,
         path=folder / "generations.jsonl",
         settings=contest.settings,
+        thoughts=contest.judge_thoughts,
         progress=contest.progress,
     )
     judged = judge_rows(answered, rows, judge=judge, path=folder / "verdicts.jsonl", progress=contest.progress)

@@ -87,6 +87,7 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
         generate=contest.generate,
         path=folder / "generations.jsonl",
         settings=contest.settings,
+        thoughts=contest.judge_thoughts,
         progress=contest.progress,
     )
     if judge is None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from preftune.errors import RequestError
-from preftune.evaluation.answered_rows import Answer, stream_answers
+from preftune.evaluation.answered_rows import Answer, Kept, answer_key, stream_answers
 from preftune.evaluation.pairwise import AnsweredRow, Side
 from preftune.evaluation.progress import Counting
-from preftune.evaluation.records import append_lines, digest, read_lines
+from preftune.evaluation.records import append_lines, read_lines
 from preftune.log import say
 from preftune.types import Message, Text
 
@@ -20,14 +20,6 @@ if TYPE_CHECKING:
     from preftune.evaluation.judges import Judge
 
 T = TypeVar("T")
-
-
-class Said(NamedTuple):
-    """One answer of one side."""
-
-    text: str
-    tokens: int
-    finished: bool
 
 
 def need_asker(contest: Contest, suite: str) -> Asker:
@@ -115,16 +107,14 @@ def ended(answered: Sequence[AnsweredRow]) -> dict[Side, list[bool]]:
 
 def answer_side(
     contest: Contest, side: Side, prompts: Sequence[Text], rows: Sequence[Mapping[str, Any]], *, path: Path
-) -> list[Said]:
+) -> list[Kept]:
     """One model's answers to prompts of its own (a second turn holds its first answer).
 
     Appended to `path` as they come, and found there again by content: a run that was killed goes on.
     """
-    keys = [
-        digest([side, prompt, row.get("sampling"), row.get("chat_template_kwargs"), contest.settings])
-        for prompt, row in zip(prompts, rows, strict=True)
-    ]
-    known = {record["key"]: record for record in read_lines(path) if record.keys() >= {"key", *Said._fields}}
+    keys = [answer_key(prompt, row, [side, contest.settings]) for prompt, row in zip(prompts, rows, strict=True)]
+    wanted = {"key", "text", "tokens", "finished"}
+    known = {record["key"]: Kept.read(record) for record in read_lines(path) if record.keys() >= wanted}
     missing = [index for index, key in enumerate(keys) if key not in known]
     with Counting(f"answering, {side}", unit="answers") as progress:
         done = len(keys) - len(missing)
@@ -132,13 +122,12 @@ def answer_side(
         def take(number: int, answer: Answer) -> None:
             nonlocal done
             key = keys[missing[number]]
-            record = {"key": key, "side": side, **{name: getattr(answer, name) for name in Said._fields}}
-            append_lines(path, [record])
-            known[key] = record
+            known[key] = Kept.of(answer)
+            append_lines(path, [{"key": key, "side": side, **known[key]._asdict()}])
             done += 1
             progress(done, len(keys))
 
         if missing:
             progress(done, len(keys))
             stream_answers(contest.generate, side, [prompts[i] for i in missing], [rows[i] for i in missing], take)
-    return [Said(*(known[key][field] for field in Said._fields)) for key in keys]
+    return [known[key].whole if contest.judge_thoughts else known[key] for key in keys]

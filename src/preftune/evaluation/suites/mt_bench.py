@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from preftune.errors import DatasetError
-from preftune.evaluation.pairwise import Side
+from preftune.evaluation.answered_rows import Kept, Side
 from preftune.evaluation.records import write_lines
 from preftune.evaluation.statistics import win_rate
 from preftune.evaluation.suites import mt_bench_prompts as prompts
-from preftune.evaluation.suites.asking import Said, answer_side, ask, cut_off, need_asker
+from preftune.evaluation.suites.asking import answer_side, ask, cut_off, need_asker
 from preftune.evaluation.suites.comparisons import Comparison, by_group, compare_means, compare_with_even, members_by
 from preftune.evaluation.suites.mt_bench_prompts import Reference, Templates, Turn
 from preftune.evaluation.suites.result import SuiteResult
@@ -177,7 +177,7 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _answers(contest: Contest, side: Side, questions: Sequence[Question], path: Path) -> list[tuple[Said, Said]]:
+def _answers(contest: Contest, side: Side, questions: Sequence[Question], path: Path) -> list[tuple[Kept, Kept]]:
     """Both turns of one model; the second follows its own first answer."""
     rows = [{"id": q.id, "sampling": {"temperature": TEMPERATURES.get(q.category, 0.7)}} for q in questions]
     asked: list[Text] = [[{"role": "user", "content": question.turns[0]}] for question in questions]
@@ -190,15 +190,15 @@ def _answers(contest: Contest, side: Side, questions: Sequence[Question], path: 
     return list(zip(first, answer_side(contest, side, again, rows, path=path), strict=True))
 
 
-def _texts(said: tuple[Said, Said], turn: Turn) -> list[str]:
+def _texts(said: tuple[Kept, Kept], turn: Turn) -> list[str]:
     return [answer.text for answer in said[:turn]]
 
 
 def _grade(
     contest: Contest,
     questions: Sequence[Question],
-    base: Sequence[tuple[Said, Said]],
-    aligned: Sequence[tuple[Said, Said]],
+    base: Sequence[tuple[Kept, Kept]],
+    aligned: Sequence[tuple[Kept, Kept]],
     templates: Templates | None,
 ) -> list[Grade]:
     places = [(index, turn) for index in range(len(questions)) for turn in _TURNS]
@@ -222,13 +222,13 @@ def _grade(
 def _compare(
     contest: Contest,
     questions: Sequence[Question],
-    base: Sequence[tuple[Said, Said]],
-    aligned: Sequence[tuple[Said, Said]],
+    base: Sequence[tuple[Kept, Kept]],
+    aligned: Sequence[tuple[Kept, Kept]],
     templates: Templates | None,
 ) -> list[float | None]:
     """The aligned model's outcome per question and turn: 1, 0.5 or 0; None where an order could not be read."""
 
-    def shown(index: int, turn: Turn, a: Sequence[tuple[Said, Said]], b: Sequence[tuple[Said, Said]]) -> list[Message]:
+    def shown(index: int, turn: Turn, a: Sequence[tuple[Kept, Kept]], b: Sequence[tuple[Kept, Kept]]) -> list[Message]:
         question = questions[index]
         return prompts.pair_question(
             question.turns,
@@ -347,7 +347,7 @@ def _notes(questions: Sequence[Question], unread: int, lost: int, n: int, fastch
     return notes
 
 
-def _generation(question: Question, base: tuple[Said, Said], aligned: tuple[Said, Said]) -> dict[str, Any]:
+def _generation(question: Question, base: tuple[Kept, Kept], aligned: tuple[Kept, Kept]) -> dict[str, Any]:
     return {
         "id": question.id,
         "category": question.category,

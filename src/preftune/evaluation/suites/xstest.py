@@ -58,6 +58,7 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
         generate=contest.generate,
         path=folder / "generations.jsonl",
         settings=contest.settings,
+        thoughts=contest.judge_thoughts,
         progress=contest.progress,
     )
     base, aligned, unread = _reactions(contest, answered)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from preftune.data import GroupDataset, PairDataset, load_pairs
 from preftune.errors import ConfigError
 from preftune.evaluation.generation import Completion, generate
+from preftune.evaluation.prompt_ids import encode_prompts
 from preftune.evaluation.text_figures import look_at, self_similarity
 from preftune.training.guard.figures import Look
 from preftune.training.run_directory import write_json
@@ -36,6 +37,13 @@ class Prompt(NamedTuple):
     id: str
     text: Text
     template: Mapping[str, Any] = {}
+    ids: Sequence[int] | None = None
+    """Its token ids, where it comes from tokenised rows; `text` is then for people."""
+
+    @property
+    def asked(self) -> Text | list[int]:
+        """What is generated from."""
+        return self.text if self.ids is None else list(self.ids)
 
 
 @dataclass
@@ -115,10 +123,8 @@ def prompts_of(source: Any, count: int, tokenizer: Any) -> list[Prompt]:
 
 def _prompt(row: Any, number: int, tokenizer: Any) -> Prompt:
     if isinstance(row, TokenizedGroup):
-        text = str(tokenizer.decode(list(row.prompt_ids)))
-        begin = getattr(tokenizer, "bos_token", None)  # which encoding the text will put there again
-        adds = begin and (tokenizer("x")["input_ids"] or [None])[0] == tokenizer.bos_token_id
-        return Prompt(row.id or str(number), text.removeprefix(begin) if adds else text)
+        ids = list(row.prompt_ids)
+        return Prompt(row.id or str(number), str(tokenizer.decode(ids)), ids=ids)
     template = dict(row.chat_template_kwargs)
     if row.tools:
         template["tools"] = list(row.tools)
@@ -169,7 +175,7 @@ def as_the_model_is_asked(prompts: Sequence[Prompt], tokenizer: Any, *, chat: bo
     """Plain prompts as messages, where the training data are conversations."""
     if not chat or not getattr(tokenizer, "chat_template", None):
         return list(prompts)
-    return [p._replace(text=[{"role": "user", "content": p.text}]) if isinstance(p.text, str) else p for p in prompts]
+    return [p._replace(text=[{"role": "user", "content": p.text}]) if isinstance(p.asked, str) else p for p in prompts]
 
 
 def _spread(length: int, count: int) -> list[int]:
@@ -186,7 +192,7 @@ def greedy_answers(
     return generate(
         model,
         tokenizer,
-        [prompt.text for prompt in prompts],
+        [prompt.asked for prompt in prompts],
         max_new_tokens=tokens,
         batch_size=max(1, len(prompts)),
         chat_template_kwargs=[dict(prompt.template) for prompt in prompts],
@@ -204,7 +210,7 @@ def sampled_answers(
     answers = generate(
         model,
         tokenizer,
-        [prompt.text for prompt in prompts],
+        [prompt.asked for prompt in prompts],
         max_new_tokens=tokens,
         batch_size=max(1, len(prompts)),
         chat_template_kwargs=[dict(prompt.template) for prompt in prompts],
@@ -214,29 +220,17 @@ def sampled_answers(
         top_p=1.0,
         top_k=0,
         seeds=range(len(prompts)),
+        thoughts_apart=False,
     )
+    prompt_ids = encode_prompts(tokenizer, [p.asked for p in prompts], [dict(p.template) for p in prompts])
     groups = []
-    for prompt, answer in zip(prompts, answers, strict=True):
+    for prompt, begun, answer in zip(prompts, prompt_ids, answers, strict=True):
         ids = list(tokenizer(answer.text, add_special_tokens=False)["input_ids"])
         if answer.finished and tokenizer.eos_token_id is not None:
             ids.append(tokenizer.eos_token_id)
         if ids:
-            groups.append(TokenizedGroup(_prompt_ids(tokenizer, prompt), (ids,), (), id=prompt.id))
+            groups.append(TokenizedGroup(begun, (ids,), (), id=prompt.id))
     return groups
-
-
-def _prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
-    if isinstance(prompt.text, str):
-        return list(tokenizer(prompt.text)["input_ids"])
-    asks = prompt.text[-1].get("role") != "assistant"
-    text = tokenizer.apply_chat_template(
-        prompt.text,
-        tokenize=False,
-        add_generation_prompt=asks,
-        continue_final_message=not asks,
-        **dict(prompt.template),
-    )
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def text_figures(look: Look, reference: Sequence[Completion], policy: Sequence[Completion]) -> Look:

@@ -33,6 +33,7 @@ class SamplingFields:
         "local:MODEL. Several are an ensemble.",
     )
     reward_ensemble: str = option("mean", "How several become one score.", choices=list(HOWS))
+    judge_thoughts: bool = option(False, "Score what a thinking model writes before its answer as part of the answer.")
     missing_eos_penalty: float | None = option(
         None, "Points taken from answers that max_new_tokens cut, above 0 (TRL's name; there 1.0 in its examples)."
     )

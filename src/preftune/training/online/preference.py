@@ -72,7 +72,8 @@ class OnlineDPOTrainer(OnlineTrainer):
         """One step: a group per prompt, with its distinct answers and the pairs that the judge made of them."""
         size = self.answers_per_prompt
         asked = [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
-        rated = list(self._rater.rate([_judged(answers) for answers in asked], LabelCounts(), None))
+        groups = [_judged(answers, thoughts=self.args.judge_thoughts) for answers in asked]
+        rated = list(self._rater.rate(groups, LabelCounts(), None))
         made, pairs, tied = [], 0, 0
         for answers, scores in zip(asked, rated, strict=True):
             found = self._pairs(answers, scores)
@@ -143,10 +144,10 @@ class _ByScore:
         self._score, self.name = score, score.name
 
     def rate(self, groups: Sequence[Group], counts: LabelCounts, progress: Any) -> Iterator[Rated]:
-        items = [(group.prompt, answer, group.row) for group in groups for answer in group.answers]
+        items = [(group.prompt, answer, group.row) for group in groups for answer in group.judged]
         found = iter(self._score.of_items(items).scores)
         for group in groups:
-            yield Rated([next(found) for _ in group.answers])
+            yield Rated([next(found) for _ in group.judged])
 
 
 def _rater(judge: Any, args: OnlineDPOConfig, opened: ExitStack) -> Rater:
@@ -159,13 +160,14 @@ def _rater(judge: Any, args: OnlineDPOConfig, opened: ExitStack) -> Rater:
     return _ByScore(Score([judge])) if is_scorer(judge) else ByComparison(judge)
 
 
-def _judged(answers: Sequence[Rollout]) -> Group:
+def _judged(answers: Sequence[Rollout], *, thoughts: bool) -> Group:
     """The answers to one prompt as judges are given them."""
     prompt = answers[0].prompt
     return Group(
         id=prompt.id,
         prompt=prompt.prompt,
         answers=tuple(answer.text for answer in answers),
+        judged=tuple(answer.judged(thoughts=thoughts) for answer in answers),
         samples=tuple(range(len(answers))),
         row=row_of(prompt),
         carried={},

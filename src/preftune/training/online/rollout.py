@@ -17,6 +17,7 @@ import numpy as np
 from preftune.evaluation.generation import generate_batch, generating, generation_config, longest_first
 from preftune.evaluation.prompt_ids import check_lengths
 from preftune.evaluation.prompts import Prompt
+from preftune.evaluation.thoughts import Spoken, spoken
 from preftune.types import TokenizedGroup
 
 
@@ -29,11 +30,17 @@ class Rollout:
     response_ids: Sequence[int]
     """As sampled, the token that ended the answer included; at least one."""
     text: str
-    """Without special tokens."""
+    """The answer, without special tokens and without the thought: what is scored."""
     finished: bool
     """The policy ended the answer itself; otherwise `max_new_tokens` cut it."""
     number: int
     """How many answers were sampled before this one in the run."""
+    thought: str = ""
+    """What a thinking policy wrote before its answer."""
+
+    def judged(self, *, thoughts: bool) -> str:
+        """What a judge or a reward model sees: the answer, with its thought where that is asked for."""
+        return Spoken(self.text, self.thought).whole if thoughts else self.text
 
     @property
     def group(self) -> TokenizedGroup:
@@ -127,9 +134,8 @@ def rollout_of(
     """A rollout from sampled tokens, of which those behind the first end are padding."""
     end = next((place for place, token in enumerate(tokens) if token in (ends or ())), None)
     response = tuple(tokens if end is None else tokens[: end + 1])
-    said = response if end is None else response[:-1]
-    text = str(tokenizer.decode(list(said), skip_special_tokens=True))
-    return Rollout(prompt, tuple(prompt_ids), response, text, end is not None, number)
+    said, _ = spoken(tokenizer, response if end is None else response[:-1], prompt_ids)
+    return Rollout(prompt, tuple(prompt_ids), response, said.answer, end is not None, number, said.thought)
 
 
 def figures_of_answers(rollouts: Sequence[Rollout]) -> dict[str, float]:

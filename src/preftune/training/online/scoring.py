@@ -36,17 +36,21 @@ class Scores(NamedTuple):
 class Score:
     """Rates rollouts by one scorer or several."""
 
-    def __init__(self, scorers: Sequence[Scorer], *, ensemble: str = "mean") -> None:
+    def __init__(self, scorers: Sequence[Scorer], *, ensemble: str = "mean", thoughts: bool = False) -> None:
         """
         Args:
+            thoughts: score a thinking model's thought as part of the answer.
             ensemble: how several are one: their mean, the least of them (Coste et al. 2023, arXiv:2310.02743, "worst-
                 case optimisation"), or the mean less their standard deviation (there "uncertainty-weighted").
         """
-        self._scorers, self._ensemble = list(scorers), ensemble
+        self._scorers, self._ensemble, self._thoughts = list(scorers), ensemble, thoughts
         self.name = " + ".join(judge_name(scorer) for scorer in scorers)
 
     def __call__(self, rollouts: Sequence[Rollout]) -> Scores:
-        return self.of_items([(one.prompt.prompt, one.text, row_of(one.prompt)) for one in rollouts])
+        judged = (one.judged(thoughts=self._thoughts) for one in rollouts)
+        return self.of_items(
+            [(one.prompt.prompt, text, row_of(one.prompt)) for one, text in zip(rollouts, judged, strict=True)]
+        )
 
     def of_items(self, items: Sequence[Item]) -> Scores:
         """The scores of answers given as prompt, text and row."""
@@ -56,7 +60,7 @@ class Score:
 
 def row_of(prompt: Prompt) -> dict[str, Any]:
     """What a rule reads beside prompt and answer: the other columns of the prompt's row."""
-    return {**prompt.kept, "id": prompt.id, "prompt": prompt.prompt}
+    return {**prompt.kept, **prompt.carried, "id": prompt.id, "prompt": prompt.prompt}
 
 
 def combined(members: Sequence[Sequence[float | None]], ensemble: str) -> Scores:
@@ -108,7 +112,12 @@ def read_mark(reply: str) -> float | None:
 
 
 def open_score(
-    specs: Sequence[str], opened: ExitStack, *, ensemble: str = "mean", options: JudgeOptions | None = None
+    specs: Sequence[str],
+    opened: ExitStack,
+    *,
+    ensemble: str = "mean",
+    thoughts: bool = False,
+    options: JudgeOptions | None = None,
 ) -> Score:
     """The scorers that `reward_model` names.
 
@@ -120,7 +129,8 @@ def open_score(
         RequestError: a spec that names something that compares answers and does not rate them.
         ModelError: there is no such model.
     """
-    return Score([_open(spec, opened, options or JudgeOptions()) for spec in specs], ensemble=ensemble)
+    scorers = [_open(spec, opened, options or JudgeOptions()) for spec in specs]
+    return Score(scorers, ensemble=ensemble, thoughts=thoughts)
 
 
 def judge_options(args: Any) -> JudgeOptions:

@@ -85,15 +85,15 @@ class PPOTrainer(OnlineTrainer):
         return self.cast.trained
 
     def _scorer(self) -> Score:
-        ensemble = self.args.reward_ensemble
+        how: dict[str, Any] = {"ensemble": self.args.reward_ensemble, "thoughts": self.args.judge_thoughts}
         if self._reward is not None:
             scorers = self._reward if isinstance(self._reward, list | tuple) else [self._reward]
             if self.args.max_disagreement is not None and len(scorers) < 2:
                 raise ConfigError("max_disagreement needs an ensemble: pass several as reward, or leave it out.")
-            return Score(scorers, ensemble=ensemble)
+            return Score(scorers, **how)
         if self.cast.reward is None:
-            return open_score(self.cast.by_text, self._opened, ensemble=ensemble, options=judge_options(self.args))
-        return Score([RewardOnBase(self.model, self.cast.reward_name, self._of_reward)])
+            return open_score(self.cast.by_text, self._opened, options=judge_options(self.args), **how)
+        return Score([RewardOnBase(self.model, self.cast.reward_name, self._of_reward)], **how)
 
     def _of_reward(self, groups: Sequence[TokenizedGroup]) -> list[Tensor]:
         """Scores by the reward that shares the policy's base, read at the last token of each group's completion."""
