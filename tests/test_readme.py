@@ -83,17 +83,13 @@ def test_the_links_lead_somewhere():
 
 
 def test_the_table_of_parts_names_files_that_exist():
-    """docs/architecture.md: every file in its tables is there, and every module of the package is in it."""
+    """docs/architecture.md: every file in its tables is there. It is a map, so not every file is in it."""
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     table = [line for line in text.splitlines() if line.startswith("|")]
     named = {name for line in table for name in re.findall(r"`([\w/]+\.(?:py|jsonl)|[\w/]+/)`", line)}
     package = ROOT / "src/preftune"
     missing = {name for name in named if not (package / name).exists() and not (ROOT / name).exists()}
     assert not missing
-    modules = {str(path.relative_to(package)) for path in package.rglob("*.py") if path.name != "__init__.py"}
-    covered = {m for m in modules if m in named or any(n.endswith("/") and m.startswith(n) for n in named)}
-    small = {"version.py"}
-    assert {m for m in modules - covered - small if not m.startswith("cli/")} == set()
 
 
 def test_importing_preftune_and_its_help_bring_no_torch():
