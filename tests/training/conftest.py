@@ -27,8 +27,9 @@ def one_twin_per_architecture():
     def remembered(model):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         facts = {key: value for key, value in base.config.to_dict().items() if key != "_name_or_path"}
-        adapters = sorted(str(config.peft_type) for config in (getattr(model, "peft_config", None) or {}).values())
-        key = (type(base).__name__, json.dumps(facts, sort_keys=True, default=str), *adapters)
+        adapters = [str(sorted(c.to_dict().items())) for c in (getattr(model, "peft_config", None) or {}).values()]
+        layers = sorted({type(module).__name__ for module in model.modules()})
+        key = (type(base).__name__, json.dumps(facts, sort_keys=True, default=str), *adapters, *layers)
         if key not in known:
             known[key] = supports(model)
         return known[key]

@@ -51,7 +51,7 @@ def test_a_resumed_run_asks_the_reference_nothing_and_its_metrics_say_so(tmp_pat
 @pytest.mark.parametrize("make", [lora_model, tiny_model])
 def test_a_second_run_in_half_precision_asks_the_reference_nothing(make, tmp_path):
     for folder in ("first", "second"):
-        run = trainer(make(), tmp_path / folder, bf16=True)
+        run = trainer(make(), tmp_path / folder, bf16=True, data=rows(6))
         scored = counted_scores(run)
         run.train()
         assert bool(scored) == (folder == "first")

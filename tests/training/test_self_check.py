@@ -13,6 +13,8 @@ from transformers import TrainerCallback
 
 from preftune.errors import NonFiniteError, SelfCheckError
 from preftune.logps import attention, attention_cpu, layout
+from preftune.reference.fingerprint import completion_keys
+from preftune.training.batches import probes
 from tiny import rows, tiny_model
 
 from .dpo_runs import LN2, logged, lora_model, nudge, trainer
@@ -75,6 +77,37 @@ def test_an_engine_that_computes_something_else_stops_the_run(plant, dtype, tmp_
         run.train()
     assert "engine='naive'" in str(caught.value)
     assert_untouched(run, before)
+
+
+def test_a_fault_that_shows_with_neighbours_only_stops_the_run_and_names_the_row(tmp_path, monkeypatch):
+    run = trainer(lora_model(), tmp_path, data=[{**row, "id": f"row-{i}"} for i, row in enumerate(rows(8))])
+    score = type(run.engine).__call__
+
+    def leaking(self: Any, model: Any, batch: Any) -> Any:
+        scored = score(self, model, batch)
+        alone = sum(batch.groups[0].scored_lengths)
+        scored.token_logps_T[alone:] += 1.0
+        return scored
+
+    monkeypatch.setattr(type(run.engine), "__call__", leaking)
+    with pytest.raises(SelfCheckError, match=r"in row row-[1-7]\)"):
+        run.train()
+
+
+def test_cached_scores_that_are_not_the_references_are_set_aside(tmp_path, caplog):
+    run = trainer(lora_model(), tmp_path / "first", precompute_ref_log_probs=True)
+    run.train()
+    store = run.reference.store
+    longest = run.train_dataset[probes(run.train_dataset.lengths)[-1]]
+    keys = completion_keys(longest.prompt_ids, longest.completions, longest.scored)
+    store.put({key: scores + 1 for key, scores in store.get(keys).items()})
+    store.close()
+    caplog.clear()
+    run = trainer(lora_model(), tmp_path / "second", precompute_ref_log_probs=True)
+    run.train()
+    assert logged(run)[0] == pytest.approx(LN2, abs=1e-6)
+    assert "its scores are not those of the reference" in caplog.text
+    assert len(run.reference.store.get(keys)) == 2  # kept anew
 
 
 @pytest.mark.parametrize("make", [lora_model, lambda: lora_model(trained=True), tiny_model])
@@ -199,7 +232,8 @@ class Snapshots(TrainerCallback):
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_nan_loss_names_the_rows_of_its_step_and_leaves_the_weights_as_they_were(accumulation, tmp_path):
     data = [{**row, "id": f"row-{i}"} for i, row in enumerate(rows(8))]
-    data[5]["chosen"] = "Q" + data[5]["chosen"]
+    data[5]["chosen"] = "QQ" + data[5]["chosen"]
+    data[0]["rejected"] += ", and so on and so forth"
     model = lora_model(tiny_model(tie_word_embeddings=False))
     run = trainer(
         model,
@@ -209,6 +243,7 @@ def test_a_nan_loss_names_the_rows_of_its_step_and_leaves_the_weights_as_they_we
         gradient_accumulation_steps=accumulation,
         callbacks=[snapshots := Snapshots()],
     )
+    assert 5 not in probes(run.train_dataset.lengths)  # or the check before the first step would find it
     (token,) = run.processing_class("Q")["input_ids"]
     with torch.no_grad():
         model.get_input_embeddings().weight[token] = math.nan

@@ -13,15 +13,28 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from preftune.errors import ModelError
+from preftune.errors import ModelError, UnsupportedLayoutError
 from preftune.logps import attention
 from preftune.logps.fast_layers import quicken
 from preftune.logps.head import LogitTransform, head_weight, token_logps
 from preftune.logps.naive import naive_logps
 from preftune.logps.request import ScoringRequest, current_request, scoring
+from preftune.logps.rope import unscaled_rope
 from preftune.types import GroupLogps, PackedBatch
 
 EngineName = Literal["auto", "packed", "separate", "naive"]
+
+
+class LayersNotReachedError(UnsupportedLayoutError):
+    """A packed forward in which not every layer used the packed attention once."""
+
+    def __init__(self, calls: int, layers: int) -> None:
+        super().__init__(
+            f"the packed attention was called {calls} times in a model of {layers} layers: some layers do not use the "
+            "attention implementation of the model's config (state-space or linear-attention layers, layers that were "
+            "replaced or copied). Use engine='separate'."
+        )
+        self.calls, self.layers = calls, layers
 
 
 class Engine(Protocol):
@@ -39,9 +52,12 @@ class PackedEngine:
 
     name = "packed"
 
-    def __init__(self, transform: LogitTransform, chunk: int | None = None) -> None:
-        self.transform, self.chunk = transform, chunk
-        self.attention_calls = 0
+    def __init__(self, transform: LogitTransform, chunk: int | None = None, *, layers: int | None = None) -> None:
+        """
+        Args:
+            layers: how many layers must go through the packed attention in every forward; None checks nothing.
+        """
+        self.transform, self.chunk, self.layers = transform, chunk, layers
 
     def __call__(self, model: nn.Module, batch: PackedBatch) -> GroupLogps:
         request = ScoringRequest(batch.predict_T, batch.target_T, batch.layout, self.transform, self.chunk)
@@ -52,7 +68,7 @@ class PackedEngine:
                 group_layout=batch.layout,
                 use_cache=False,
             )
-        self.attention_calls = request.attention_calls
+        check_layers(request, self.layers)
         return GroupLogps(_answer(request), batch.owner_T, batch.completions, request.hit_T)
 
 
@@ -73,7 +89,8 @@ class SeparateEngine:
                 ids = torch.tensor([[*group.prompt_ids, *completion]], device=device)
                 at = torch.cat([torch.arange(prompt + begin, prompt + end) for begin, end in group.spans(index)])
                 at = at.to(device)
-                request = ScoringRequest(at - 1, ids[0, at], None, self.transform, self.chunk)
+                request = ScoringRequest(at - 1, ids[0, at], None, self.transform, self.chunk, length=ids.shape[1])
+                unscaled_rope(model)
                 with scoring(request):
                     model(input_ids=ids, use_cache=False)
                 scores.append(_answer(request))
@@ -119,7 +136,20 @@ def make_engine(model: nn.Module, name: Literal["packed", "separate", "naive"], 
         return SeparateEngine(transform, chunk)
     attention.register()
     model.set_attn_implementation(attention.NAME)  # type: ignore[operator]
-    return PackedEngine(transform, chunk)
+    return PackedEngine(transform, chunk, layers=attention_layers(model))
+
+
+def attention_layers(model: Any) -> int:
+    """How many layers the model has by its config: what goes through the packed attention in a whole forward."""
+    return int(model.config.get_text_config().num_hidden_layers)
+
+
+def check_layers(request: ScoringRequest, layers: int | None) -> None:
+    """Raises: LayersNotReachedError, if not every layer of a packed forward went through the packed attention: the
+    others took the whole row for one sequence.
+    """
+    if layers is not None and request.attention_calls != layers:
+        raise LayersNotReachedError(request.attention_calls, layers)
 
 
 def _answer(request: ScoringRequest) -> Tensor:
@@ -164,6 +194,8 @@ def _after_head(head: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor |
     if request is None or request.hidden is None:
         return None
     hidden, request.hidden = request.hidden, None
+    if request.layout is None:  # a prompt-learning adapter puts the states of its virtual tokens in front
+        hidden = hidden[:, hidden.shape[1] - request.length :]
     # index_select: its backward adds the gradients of repeated rows, deterministically (indexing by a list does not)
     hidden_TD = hidden.reshape(-1, hidden.shape[-1]).index_select(0, request.predict_T)
     weight_VD, bias_V = head_weight(head)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from preftune.logps.rope import unscaled_rope
 from preftune.types import PackedBatch
 
 
@@ -27,9 +28,11 @@ def naive_logps(model: nn.Module, batch: PackedBatch, *, hits: list[Tensor] | No
     for group in batch.groups:
         for index, completion in enumerate(group.completions):
             input_ids = torch.tensor([[*group.prompt_ids, *completion]], device=device)
+            unscaled_rope(model)
             logits = model(input_ids=input_ids, use_cache=False).logits[0]
-            # the logits at position i predict token i + 1
-            predicting = logits[len(group.prompt_ids) - 1 : -1].to(torch.promote_types(logits.dtype, torch.float32))
+            # The logits before a token predict it. Counted from the end: the last logits belong to the last token,
+            # whatever an adapter puts in front of the first one (the virtual tokens of prompt tuning).
+            predicting = logits[-len(completion) - 1 : -1].to(torch.promote_types(logits.dtype, torch.float32))
             targets = input_ids[0, len(group.prompt_ids) :]
             of_all = predicting.log_softmax(-1)
             every_token = of_all.gather(-1, targets[:, None])[:, 0]

@@ -37,6 +37,8 @@ class ScoringRequest:
     hit_T: Tensor | None = None
     """(T,) bool: whether each token was the likeliest."""
     hidden: Tensor | None = None
+    length: int = 0
+    """Tokens of the one sequence of a forward without layout; its states are the last ones."""
 
 
 _current: ContextVar[ScoringRequest | None] = ContextVar("preftune_scoring_request", default=None)

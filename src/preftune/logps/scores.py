@@ -15,8 +15,18 @@ from torch import Tensor, nn
 from preftune.errors import ModelError, PreftuneError
 from preftune.logps.engine import EngineName
 from preftune.logps.layout import pack
+from preftune.logps.rope import unscaled_rope
 from preftune.logps.states import completion_states, prepare_trunk, trunk_of
-from preftune.logps.support import TOLERANCE, Support, adapter_obstacle, quietly, random_twin, short, trial_groups
+from preftune.logps.support import (
+    TOLERANCE,
+    Support,
+    obstacle,
+    quietly,
+    random_twin,
+    short,
+    trial_groups,
+    with_adapters,
+)
 from preftune.types import PackedBatch, TokenizedGroup
 
 
@@ -98,20 +108,24 @@ def choose_score_engine(model: nn.Module, name: EngineName = "auto") -> tuple[Sc
             f"Use engine='auto', which falls back to {support.fallback!r}."
         )
     assert head is not None
+    if support.fallback == "naive":
+        return NaiveScores(), support
     prepare_trunk(trunk_of(model), packed=support.exact)
     return StateScores("packed" if support.exact else "separate"), support
 
 
 def supports_scores(model: nn.Module) -> Support:
     """Try packed scores on a small random twin of the model and compare with the naive path; see `supports`."""
-    if reason := adapter_obstacle(model):
-        return Support(False, reason)
+    if reason := obstacle(model):
+        configs = (getattr(model, "peft_config", None) or {}).values()
+        virtual = any(getattr(config, "is_prompt_learning", False) for config in configs)
+        return Support(False, reason, "naive" if virtual else "separate")  # virtual tokens come in before the trunk
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), quietly():
         torch.manual_seed(0)
         failure = ""
         for shrink_width in (True, False):
             try:
-                twin = random_twin(model, shrink_width=shrink_width)
+                twin = with_adapters(random_twin(model, shrink_width=shrink_width), model)
                 twin.set_attn_implementation("eager")
                 batch = pack(trial_groups())
                 with torch.no_grad():
@@ -155,6 +169,7 @@ def _read_whole(model: nn.Module, group: TokenizedGroup, index: int, device: tor
     """One completion's score, with the head's output caught before transformers looks for padding in it."""
     seen: list[Tensor] = []
     handle = score_head(model).register_forward_hook(lambda head, args, output: seen.append(output))
+    unscaled_rope(model)
     try:
         model(input_ids=torch.tensor([[*group.prompt_ids, *group.completions[index]]], device=device), use_cache=False)
     finally:

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from preftune.errors import ModelError
 from preftune.logps import attention
+from preftune.logps.engine import attention_layers, check_layers
 from preftune.logps.fast_layers import quicken
 from preftune.logps.head import LogitTransform
 from preftune.logps.request import ScoringRequest, scoring
+from preftune.logps.rope import unscaled_rope
 from preftune.types import PackedBatch, TokenizedGroup
 
 
@@ -90,13 +92,15 @@ def last_tokens(batch: PackedBatch) -> Tensor:
 def _row_states(trunk: nn.Module, batch: PackedBatch) -> Tensor:
     """(R, D) of the packed row."""
     nothing = batch.predict_T[:0]  # the request says that this is a packed forward; there is no head to score
-    with scoring(ScoringRequest(nothing, nothing, batch.layout, LogitTransform())):
+    request = ScoringRequest(nothing, nothing, batch.layout, LogitTransform())
+    with scoring(request):
         output = trunk(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             group_layout=batch.layout,
             use_cache=False,
         )
+    check_layers(request, attention_layers(trunk))
     states: Tensor = output[0]
     return states[0]
 
@@ -104,5 +108,6 @@ def _row_states(trunk: nn.Module, batch: PackedBatch) -> Tensor:
 def _sequence_states(trunk: nn.Module, group: TokenizedGroup, index: int, device: torch.device) -> Tensor:
     """(R, D) of one prompt with one completion."""
     ids = torch.tensor([[*group.prompt_ids, *group.completions[index]]], device=device)
+    unscaled_rope(trunk)
     states: Tensor = trunk(input_ids=ids, use_cache=False)[0]
     return states[0]

@@ -20,12 +20,13 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from preftune.errors import PreftuneError
-from preftune.logps.engine import Engine, EngineName, make_engine
+from preftune.logps.engine import Engine, EngineName, LayersNotReachedError, make_engine
 from preftune.logps.layout import pack
 from preftune.logps.naive import naive_logps
 from preftune.types import Preference, TokenizedGroup
 
 _VOCABULARY = 96
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LIMIT = 7  # windows, chunks and original rope lengths of the twin: shorter than its longest group
 TOLERANCE = 2e-4
 
@@ -45,9 +46,9 @@ def supports(model: nn.Module) -> Support:
 
     Runs on the CPU in float32, takes well under a second for ordinary widths. Global random state is left as it was.
     """
-    if reason := adapter_obstacle(model):
+    if reason := obstacle(model):
         return Support(False, reason)
-    twin = None
+    twin, failure = None, ""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), quietly():
         torch.manual_seed(0)
         for shrink_width in (True, False):
@@ -58,6 +59,10 @@ def supports(model: nn.Module) -> Support:
                 failure = f"no small twin of its config could be built ({type(error).__name__}: {short(error)})"
         if twin is None:
             return Support(False, failure)
+        try:
+            twin = with_adapters(twin, model)
+        except Exception as error:
+            return Support(False, f"its adapter could not be tried on a small twin ({short(error)})")
         head = _difference(twin, "separate")
         if head is not None:
             return Support(False, f"its head does more than preftune knows: separate scoring {head}", "naive")
@@ -91,11 +96,86 @@ def quietly() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
 
 
-def adapter_obstacle(model: nn.Module) -> str:
+def obstacle(model: nn.Module) -> str:
+    """What is known to stand in the way of packing without a trial; empty if nothing is."""
     for name, config in (getattr(model, "peft_config", None) or {}).items():
         if getattr(config, "is_prompt_learning", False):
             return f"adapter {name!r} ({config.peft_type}) adds virtual tokens to every sequence"
+        if getattr(config, "alora_invocation_tokens", None):
+            return f"adapter {name!r} (aLoRA) begins at its invocation tokens, which it looks for once in every row"
+        if getattr(config, "layer_replication", None):
+            return f"adapter {name!r} runs copies of layers (layer_replication), which keep an attention of their own"
+    return neighbours_in_quantisation(model)
+
+
+def neighbours_in_quantisation(model: nn.Module) -> str:
+    """Whether a quantised layer computes a row of its input by what the other rows are, tried on the layers themselves:
+    with the same shapes, a layer that does not gives the same bits.
+    """
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    if not (getattr(base, "is_quantized", False) or getattr(base, "is_loaded_in_8bit", False)):
+        return ""
+    tried: set[tuple[type, str]] = set()
+    for name, module in model.named_modules():
+        layer: Any = getattr(module, "base_layer", module)
+        weight = getattr(layer, "weight", None)
+        if type(layer) is nn.Linear or not isinstance(weight, torch.Tensor) or not hasattr(layer, "in_features"):
+            continue
+        leaf = name.removesuffix(".base_layer").rpartition(".")[2]
+        if (type(layer), leaf) not in tried:
+            tried.add((type(layer), leaf))
+            if weight.device.type != "meta" and _sees_neighbours(layer):
+                return (
+                    f"{type(layer).__name__} layers quantise a token by what else is in its row (outliers, scales of a "
+                    "whole tensor)"
+                )
     return ""
+
+
+def _sees_neighbours(layer: Any) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    dtype = next((p.dtype for p in layer.parameters() if p.dtype in _FLOATS), torch.float32)
+    x = torch.randn(8, layer.in_features, generator=generator)
+    outliers = x.clone()
+    outliers[4:, ::3] *= 100
+    try:
+        with torch.no_grad():
+            plain, beside = (layer(rows.to(layer.weight.device, dtype))[:4].float() for rows in (x, outliers))
+    except Exception:
+        return True  # what cannot be tried is not packed
+    return bool((plain - beside).abs().max() > 1e-4 * plain.abs().max())
+
+
+def with_adapters(twin: Any, model: Any) -> Any:
+    """The twin with the adapters of the model, random ones; itself where there are none.
+
+    Layers that an adapter names by number may be missing in the twin, so it sits on all layers of the same names.
+    """
+    configs = getattr(model, "peft_config", None) or {}
+    if not configs:
+        return twin
+    leaves = {name.rpartition(".")[2] for name in getattr(model.base_model, "targeted_module_names", [])}
+    for index, (name, given) in enumerate(configs.items()):
+        config = copy.deepcopy(given)
+        _set(config, layers_to_transform=None, layers_pattern=None, exclude_modules=None, inference_mode=False)
+        if leaves and getattr(config, "target_modules", None) is not None:
+            config.target_modules = leaves
+        if isinstance(getattr(config, "init_lora_weights", None), str):
+            config.init_lora_weights = False  # PiSSA and the like change the base, which is random here
+        if getattr(config, "trainable_token_indices", None):
+            config.trainable_token_indices = [3, 4]
+        if index == 0:
+            twin = type(model)(twin, config, adapter_name=name)
+        else:
+            twin.add_adapter(name, config)
+    active = getattr(model, "active_adapter", None)
+    if isinstance(active, str):
+        twin.set_adapter(active)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            if parameter.requires_grad and parameter.ndim >= 2:
+                parameter.add_(torch.randn_like(parameter), alpha=0.2 * parameter.shape[-1] ** -0.5)
+    return twin.eval()
 
 
 def _difference(twin: Any, name: Literal["separate", "packed"]) -> str | None:
@@ -108,17 +188,15 @@ def _difference(twin: Any, name: Literal["separate", "packed"]) -> str | None:
             expected = naive_logps(twin, pack(groups))
             engine = make_engine(twin, name)
             scored = engine(twin, pack(groups)).token_logps_T
+    except LayersNotReachedError as error:
+        return (
+            f"{error.layers - error.calls} of {error.layers} layers do not go through the attention interface "
+            "(state-space, linear-attention or hybrid layers, or an architecture of its own)"
+        )
     except PreftuneError as error:
         return str(error)
     except Exception as error:
         return f"fails ({type(error).__name__}: {short(error)})"
-    layers = twin.config.get_text_config().num_hidden_layers
-    calls = getattr(engine, "attention_calls", layers)
-    if calls != layers:
-        return (
-            f"{layers - calls} of {layers} layers do not go through the attention interface "
-            "(state-space, linear-attention or hybrid layers, or an architecture of its own)"
-        )
     difference = float((expected - scored).abs().max())
     if difference <= TOLERANCE:
         return None
@@ -192,6 +270,8 @@ def _limit(text: Any) -> None:
     for rope in _rope_dicts(getattr(text, "rope_parameters", None)):
         if "original_max_position_embeddings" in rope:
             rope["original_max_position_embeddings"] = _LIMIT
+        if "dynamic" in str(rope.get("rope_type")):  # scales by the longest sequence beyond this
+            _set(text, max_position_embeddings=_LIMIT)
 
 
 def _rope_dicts(rope: Any) -> list[dict[str, Any]]:

@@ -211,6 +211,7 @@ def apply_precision(model: nn.Module, precision: Precision) -> list[str]:
     if foreign:
         sentences.append(f"The weights are quantised with {foreign}; what is frozen was left as it is.")
     sentences.extend(_set_compute_dtype(model, precision))
+    _one_kernel_in_8bit(model)
     rewritten = keep_as_loaded(model)
     if rewritten:
         sentences.append(
@@ -263,6 +264,21 @@ def _set_compute_dtype(model: nn.Module, precision: Precision) -> list[str]:
         module.compute_dtype = precision.compute
         module.compute_type_is_set = True  # or bitsandbytes follows the dtype of its first input
     return [f"{count} 4-bit layers compute in {_name(precision.compute)}."] if count else []
+
+
+def _one_kernel_in_8bit(model: nn.Module) -> None:
+    """On a CPU, bitsandbytes' 8-bit layers multiply unpacked weights while they train and packed ones while they do
+    not: policy and reference, or training and generation, would be two models. They compute as in inference, always.
+    """
+    for module in model.modules():
+        ours = getattr(module, "_preftune_one_kernel", False)
+        if type(module).__name__ == "Linear8bitLt" and type(module).__module__.startswith("bitsandbytes") and not ours:
+            module.register_forward_pre_hook(_as_in_inference)
+            module._preftune_one_kernel = True  # type: ignore[assignment]
+
+
+def _as_in_inference(module: nn.Module, args: Any) -> None:
+    module.training = False
 
 
 def _sentence(kind: str, before: torch.dtype, after: torch.dtype, count: int) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from preftune.types import Span
 
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 """Raised whenever a change in preftune changes scores by more than rounding."""
 
 # Config entries that name, describe or drive a model without changing the log-probability of given tokens.

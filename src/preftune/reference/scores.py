@@ -50,12 +50,17 @@ class ReferenceScores:
         return GroupLogps(scores, batch.owner_T, batch.completions)
 
     def known(self, batch: PackedBatch) -> GroupLogps | None:
-        """Cached scores of the whole batch; None if any is missing. Does not count as a look-up."""
+        """Cached scores of the batch, NaN where there are none; None if there are none at all. Does not count as a
+        look-up.
+        """
         keys = _keys_of(batch.groups)
         found = self._look_up(keys)
-        if any(key not in found for key in keys):
+        if not found:
             return None
-        scores = torch.from_numpy(np.concatenate([found[key] for key in keys])).to(batch.input_ids.device)
+        lengths = [length for group in batch.groups for length in group.scored_lengths]
+        missing = [np.full(length, np.nan, np.float32) for length in lengths]
+        flat = np.concatenate([found.get(key, none) for key, none in zip(keys, missing, strict=True)])
+        scores = torch.from_numpy(flat).to(batch.input_ids.device)
         return GroupLogps(scores, batch.owner_T, batch.completions)
 
     def fresh(self, model: nn.Module, batch: PackedBatch) -> GroupLogps:
@@ -63,6 +68,12 @@ class ReferenceScores:
         with self.autocast():
             scores = self.source.score(model, batch, self.engine)
         return GroupLogps(scores, batch.owner_T, batch.completions)
+
+    def forget(self) -> None:
+        """Cached scores turned out to be others than the reference gives: none of them is used again."""
+        self.memory.clear()
+        if self.store is not None:
+            self.store.discard("its scores are not those of the reference")
 
     def missing(self, groups: Iterable[TokenizedGroup]) -> list[TokenizedGroup]:
         """The groups that would have to be scored."""

@@ -137,13 +137,17 @@ class ScoreStore:
             connection.close()  # `preftune cache prune` removed it while we waited for it
 
     def _set_aside(self, error: Exception) -> None:
-        """The file is torn or not ours: keep it under another name for whoever wonders, and begin anew."""
+        """The file is torn or not ours: keep it under another name, and begin anew."""
         self.close()
-        if _intact(self.path):  # another process was faster
-            return
+        if not _intact(self.path):  # or another process was faster
+            self.discard(str(error))
+
+    def discard(self, reason: str) -> None:
+        """Keep the file under another name for later inspection, and begin anew."""
+        self.close()
         with contextlib.suppress(OSError):
             set_aside(self.path)
-        log.warning("The reference cache %s was damaged (%s); it was set aside and is rebuilt.", self.path, error)
+        log.warning("The reference cache %s was damaged (%s); it was set aside and is rebuilt.", self.path, reason)
 
     def _give_up(self, error: Exception, *, writing: bool = False) -> list[Any]:
         """Say it once, and answer every request from now on with nothing."""

@@ -24,6 +24,17 @@ def collate(groups: Sequence[TokenizedGroup]) -> dict[str, PackedBatch]:
     return {BATCH: pack(groups)}
 
 
+def probes(lengths: Sequence[int] | NDArray[np.int64]) -> list[int]:
+    """The rows that the check of the first step compares, packed beside each other: the longest, the shortest, and one
+    between them. What an engine gets wrong shows beyond a limit, at an edge, or with neighbours.
+
+    Args:
+        lengths: (groups,) tokens of each group.
+    """
+    order = np.argsort(np.asarray(lengths), kind="stable")
+    return sorted({int(order[at]) for at in (-1, 0, len(order) // 2)})
+
+
 def shortest(lengths: NDArray[np.int64], rows: int, *, of: int = 64) -> list[int]:
     """The shortest of some rows from all over the data, for questions that any row answers.
 

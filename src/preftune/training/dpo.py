@@ -22,7 +22,7 @@ from preftune.training import assemble, checkpoint, memory, model_card
 from preftune.training.advice import say_advice
 from preftune.training.arguments import parts
 from preftune.training.base import PackedTrainer
-from preftune.training.batches import shortest
+from preftune.training.batches import probes, shortest
 from preftune.training.config import DPOConfig
 from preftune.training.guard.attach import attach_guard, opened_for_guard
 from preftune.training.metrics import PER_PAIR, pair_metrics
@@ -156,7 +156,7 @@ class DPOTrainer(PackedTrainer):
 
     def before_first_step(self, *, resumed: bool) -> None:
         """Score what the reference must say beforehand, and check the first step."""
-        probe = self._batch_of([0])
+        probe = self._batch_of(probes(self.train_dataset.lengths))
         with memory.explained(self, probe.groups[0]):
             result = check_before_training(
                 self.model,

@@ -9,7 +9,7 @@ A failure stops the run with a named cause. Rounding never does: tolerances foll
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,8 +61,10 @@ def check_before_training(
     resumed: bool,
     allow_mismatch: bool,
 ) -> FirstStep:
-    """Compare engine and naive path, policy and reference, on one real batch.
+    """Compare engine and naive path, policy and reference, fresh and cached scores, on one real batch.
 
+    Args:
+        batch: several groups of the run, as `probes` chooses them.
     Raises:
         NonFiniteError: the model's scores are NaN or infinite as it was received.
         SelfCheckError: the engine computes something else than the naive path.
@@ -71,22 +73,33 @@ def check_before_training(
     policy, largest, tolerance = check_engine(model, batch, engine, autocast=autocast)
     if resumed:
         return FirstStep(largest, None, None)
-    dtype = autocast or _compute_dtype(model)
-    # A second run has the scores of a first one, which compared them bit for bit. They come from another packing, which
-    # rounds: in float32 far below the tolerance, in half precision as much as another kernel. A model that somebody
-    # chose as the reference must pass the strict comparison then, and is asked again.
-    single = dtype == torch.float32
-    known = reference.known(batch) if single or reference.source.received else None
-    scores = known or reference.fresh(model, batch)
-    strict = single or known is None
-    limits = _REFERENCE_TOLERANCE if strict else tolerance
-    return _compare_with_reference(policy, scores, batch, largest, tolerance=limits, allow_mismatch=allow_mismatch)
+    # Scores of another run come from another packing, which rounds: in float32 far below the tolerance, in half
+    # precision as much as another kernel does. A model that was chosen as the reference must pass the strict
+    # comparison then, and is scored again.
+    single = (autocast or _compute_dtype(model)) == torch.float32
+    limits = _REFERENCE_TOLERANCE if single else tolerance
+    known = reference.known(batch)
+    if (
+        known is not None
+        and (single or reference.source.received)
+        and _complete(known)
+        and _agree(policy, known, limits)
+    ):
+        return _measured(policy, known, batch, largest)
+    fresh = reference.fresh(model, batch)
+    if known is not None and not _agree(known, fresh, limits):
+        reference.forget()
+    if _agree(policy, fresh, _REFERENCE_TOLERANCE):
+        return _measured(policy, fresh, batch, largest)
+    if not allow_mismatch:
+        raise _mismatch(policy, fresh)
+    return replace(_measured(policy, fresh, batch, largest), noise_floor=None)
 
 
 def check_engine(
     model: nn.Module, batch: PackedBatch, engine: Engine, *, autocast: torch.dtype | None
 ) -> tuple[GroupLogps, float, tuple[float, float]]:
-    """Compare engine and naive path on one real batch.
+    """Compare engine and naive path on one real batch of several groups.
 
     Returns: the engine's scores, the largest difference per token, and the mean and largest that rounding may make.
     Raises:
@@ -97,48 +110,64 @@ def check_engine(
         policy = engine(model, batch)
         with plain_layers():
             naive = naive_logps(model, batch)
-    if not bool(torch.isfinite(naive).all()):
+    finite = torch.isfinite(naive)
+    if not bool(finite.all()):
+        row = _row_of(int((~finite).nonzero()[0]), batch)
         raise NonFiniteError(
-            f"the model's log-probabilities of row {batch.groups[0].id} are not finite before the first step: its "
-            "weights are damaged, or overflow in this precision. Nothing was trained. Check that the model generates "
-            "text, and use bf16 or float32 instead of fp16."
+            f"the model's log-probabilities of row {row} are not finite before the first step: its weights are "
+            "damaged, or overflow in this precision. Nothing was trained. Check that the model generates text, and use "
+            "bf16 or float32 instead of fp16."
         )
     difference = (policy.token_logps_T - naive).abs()
     mean, largest = float(difference.mean()), float(difference.max())
     dtype = autocast or _compute_dtype(model)
     tolerance = _ENGINE_TOLERANCE[dtype]
     if not (mean <= tolerance[0] and largest <= tolerance[1]):
+        row = _row_of(int(difference.argmax()), batch)
         raise SelfCheckError(
-            f"the {engine.name} engine and the naive path disagree on a real group by {mean:.3g} nat per token on "
-            f"average ({largest:.3g} at most), more than rounding explains. Nothing was trained. Please report this "
-            "model; engine='naive' trains it, slowly."
+            f"the {engine.name} engine and the naive path disagree on real groups by {mean:.3g} nat per token on "
+            f"average ({largest:.3g} at most, in row {row}), more than rounding explains. Nothing was trained. Please "
+            "report this model; engine='naive' trains it, slowly."
         )
     return policy, largest, tolerance
 
 
-def _compare_with_reference(
-    policy: GroupLogps,
-    scores: GroupLogps,
-    batch: PackedBatch,
-    engine_error: float,
-    *,
-    tolerance: tuple[float, float],
-    allow_mismatch: bool,
-) -> FirstStep:
-    per_token = (policy.token_logps_T - scores.token_logps_T).abs()
-    distance = float((policy.sum_K - scores.sum_K).abs().max())
-    ours, theirs = policy.sides(batch), scores.sides(batch)
+def _measured(policy: GroupLogps, reference: GroupLogps, batch: PackedBatch, engine_error: float) -> FirstStep:
+    ours, theirs = policy.sides(batch), reference.sides(batch)
     margin_N = (ours.chosen_N - theirs.chosen_N) - (ours.rejected_N - theirs.rejected_N)
-    mean, largest = tolerance
-    agree = float(per_token.mean()) <= mean and float(per_token.max()) <= largest
-    if not agree and not allow_mismatch:
-        raise ReferenceMismatchError(
-            f"policy and reference disagree before the first step: by {float(per_token.mean()):.3g} nat per token on "
-            f"average, {distance:.3g} nat on a whole completion. DPO measures how far the policy moves from where it "
-            "began, so the reference must be the model as received. Leave ref_model out (preftune then takes the right "
-            "one), or set allow_reference_mismatch=True if you mean it."
-        )
-    return FirstStep(engine_error, distance, float(margin_N.abs().max()) if agree and len(margin_N) else None)
+    noise = float(margin_N.abs().max()) if len(margin_N) else None
+    return FirstStep(engine_error, float((policy.sum_K - reference.sum_K).abs().max()), noise)
+
+
+def _mismatch(policy: GroupLogps, reference: GroupLogps) -> ReferenceMismatchError:
+    mean = float((policy.token_logps_T - reference.token_logps_T).abs().mean())
+    distance = float((policy.sum_K - reference.sum_K).abs().max())
+    return ReferenceMismatchError(
+        f"policy and reference disagree before the first step: by {mean:.3g} nat per token on average, {distance:.3g} "
+        "nat on a whole completion. DPO measures how far the policy moves from where it began, so the reference must "
+        "be the model as received. Leave ref_model out (preftune then takes the right one), or set "
+        "allow_reference_mismatch=True if you mean it."
+    )
+
+
+def _complete(scores: GroupLogps) -> bool:
+    return not bool(scores.token_logps_T.isnan().any())
+
+
+def _agree(one: GroupLogps, other: GroupLogps, tolerance: tuple[float, float]) -> bool:
+    """Whether mean and largest difference per token are within the tolerance, where both are known."""
+    per_token = (one.token_logps_T - other.token_logps_T).abs()
+    per_token = per_token[~per_token.isnan()]
+    return float(per_token.mean()) <= tolerance[0] and float(per_token.max()) <= tolerance[1]
+
+
+def _row_of(token: int, batch: PackedBatch) -> str:
+    """The row that a scored token of the batch belongs to."""
+    for group in batch.groups:
+        token -= sum(group.scored_lengths)
+        if token < 0:
+            return str(group.id)
+    raise IndexError(token)
 
 
 def _compute_dtype(model: nn.Module) -> torch.dtype:

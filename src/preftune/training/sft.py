@@ -17,7 +17,7 @@ from preftune.errors import DatasetError
 from preftune.log import say, warn
 from preftune.training import cards
 from preftune.training.base import PackedTrainer
-from preftune.training.batches import shortest
+from preftune.training.batches import probes
 from preftune.training.chat_templates import complete_tokenizer
 from preftune.training.neftune import noisy_embeddings
 from preftune.training.self_check import check_engine
@@ -103,7 +103,7 @@ class SFTTrainer(PackedTrainer):
             return super().train(resume_from_checkpoint, **kwargs)
 
     def before_first_step(self, *, resumed: bool) -> None:
-        batch = self._batch_of(shortest(self.train_dataset.lengths, 2))
+        batch = self._batch_of(probes(self.train_dataset.lengths))
         _, error, _ = check_engine(self.model, batch, self.engine, autocast=self.precision.autocast)
         say(f"self-check: the engine agrees with the naive path within {error:.2g} nat per token.")
         if self.is_world_process_zero():

@@ -23,6 +23,7 @@ from preftune.logps import pack
 from preftune.reference import ReferenceScores
 from preftune.training import assemble, checkpoint, memory
 from preftune.training.arguments import checkpoint_folder, step_of, tokenizer_of
+from preftune.training.batches import probes
 from preftune.training.metrics import peak_memory
 from preftune.training.micro_batches import cost_of, token_budget
 from preftune.training.online.facts import card, facts_of
@@ -217,8 +218,8 @@ class OnlineTrainer(Trainer):  # type: ignore[misc]
         if self._checked:
             return
         self._checked = True
-        shortest = min(rollouts, key=lambda rollout: len(rollout.prompt_ids) + len(rollout.response_ids))
-        batch = pack([shortest.group]).to(self.args.device)
+        lengths = [len(rollout.prompt_ids) + len(rollout.response_ids) for rollout in rollouts]
+        batch = pack([rollouts[place].group for place in probes(lengths)]).to(self.args.device)
         result = check_before_training(
             self.model,
             batch,
