@@ -43,6 +43,10 @@ class NonFiniteError(PreftuneError):
     """A loss or a gradient is NaN or infinite."""
 
 
+class CheckpointError(PreftuneError):
+    """A checkpoint cannot be written or loaded."""
+
+
 class OutOfMemoryError(PreftuneError):
     """The device ran out of memory; the message names what would save how much."""
 

@@ -1,33 +1,56 @@
-"""Small files that are whole under their name or not there: written beside it, synced, renamed."""
+"""Files that are whole under their name or not there: written beside it, synced, renamed."""
 
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
+FILE_MODE = 0o666
+"""Before the umask: what a new file may be read by."""
+PRIVATE_MODE = 0o600
+"""Of a file that only its owner may read."""
 
-def write_whole(path: Path, data: bytes) -> None:
+
+def temporary_beside(path: Path, *, mode: int = FILE_MODE) -> Path:
+    """An empty new file in the folder of `path`, which is made if it is not there; the umask applies to its mode.
+
+    (`tempfile` makes private files only, and reading the umask means changing it for every thread.)
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+        try:
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+        except FileExistsError:
+            continue
+        return temporary
+
+
+def write_whole(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
     """Replaces a file in one step: a reader sees the old one or the new one, never half of it.
 
     The folder is made if it is not there. Raises: OSError.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    temporary = temporary_beside(path, mode=mode)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~umask())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 
-def umask() -> int:
-    """What new files are not allowed; asking means setting it for a moment."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def sync(path: Path) -> None:
+    """Waits until the content of a file or the names in a folder are on the disk, where the system can say so."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folder
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -163,10 +163,14 @@ def test_a_checkpoint_that_is_not_there_is_a_clear_error(tmp_path):
         made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
 
 
-def test_a_checkpoint_without_preftunes_state_is_resumed_as_transformers_does(cut):
+def test_a_checkpoint_of_another_library_is_resumed_if_it_is_named_and_says_what_is_not_known(cut, caplog):
     folder = cut("lora")
-    (folder / "checkpoint-5" / "preftune_state.json").unlink()
-    assert run(lora_model, folder, resume=True).state.global_step == 9
+    for name in ("preftune_state.json", "preftune_manifest.json"):
+        (folder / "checkpoint-5" / name).unlink()
+    with pytest.raises(ConfigError, match=r"it has no preftune_manifest\.json; name it to use it"):
+        run(lora_model, folder, resume=True)
+    assert run(lora_model, folder, resume=str(folder / "checkpoint-5")).state.global_step == 9
+    assert "cannot be checked" in caplog.text
 
 
 @pytest.mark.parametrize("optimiser", ["adamw_torch", "sgd"])

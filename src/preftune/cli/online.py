@@ -55,7 +55,8 @@ training
 output
   --output_dir FOLDER        the run directory (runs/online): adapter or model,
                              run.json, metrics.jsonl, checkpoints
-  --resume [CHECKPOINT]      go on from the last checkpoint, or from this one
+  --resume [CHECKPOINT]      go on from the last checkpoint, or from this one;
+                             auto: start if there is none
   --no_report                without report.html at the end
   --report_to                wandb, tensorboard, trackio, ... (none)
 

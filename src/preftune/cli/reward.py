@@ -51,7 +51,8 @@ training
 
 output
   --output_dir FOLDER        the run directory (runs/reward)
-  --resume [CHECKPOINT]      go on from the last checkpoint, or from this one
+  --resume [CHECKPOINT]      go on from the last checkpoint, or from this one;
+                             auto: start if there is none
   --no_report                without report.html at the end
   --push_to_hub              upload the result, to --hub_model_id
 

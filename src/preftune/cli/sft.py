@@ -60,7 +60,8 @@ training
 output
   --output_dir FOLDER        the run directory (runs/sft): adapter or model,
                              run.json, metrics.jsonl, checkpoints
-  --resume [CHECKPOINT]      go on from the last checkpoint, or from this one
+  --resume [CHECKPOINT]      go on from the last checkpoint, or from this one;
+                             auto: start if there is none
   --no_report                without report.html at the end
   --push_to_hub              upload the result, to --hub_model_id
   --report_to                wandb, tensorboard, trackio, ... (none)

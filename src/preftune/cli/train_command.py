@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.cli.arguments import DataArguments, ModelArguments
+from preftune.cli.messages import tell
 from preftune.cli.recipe import Recipe, read_recipe
 from preftune.errors import RequestError
 
@@ -98,14 +99,28 @@ def run(method: Method, argv: Sequence[str]) -> int:
         parser_of(method).print_help()
         return 0
     request = read_request(method, argv, recipe)
-    trainer, progress = _prepare(method, request)
-    try:
-        trainer.train(resume_from_checkpoint=request.config.resume_from_checkpoint)
-        return _finish(method, trainer, request)
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(_stopped(method, request)) from stop
-    finally:
-        progress.close()
+    return _train(method, request)
+
+
+def _train(method: Method, request: Request) -> int:
+    from preftune.training.run_directory import check_writable
+    from preftune.training.run_lock import locked
+    from preftune.training.stopping import StoppedError
+
+    output = str(request.config.output_dir)
+    check_writable(output)
+    with locked(output, writes=os.environ.get("RANK", "0") == "0"):
+        trainer, progress = _prepare(method, request)
+        try:
+            trainer.train(resume_from_checkpoint=request.config.resume_from_checkpoint)
+            return 0 if trainer.nothing_to_do else _finish(method, trainer, request)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(_stopped(method, request)) from stop
+        except StoppedError as stop:
+            tell(_stopped(method, request))
+            return int(str(stop.code))
+        finally:
+            progress.close()
 
 
 def read_request(method: Method, argv: Sequence[str], recipe: Recipe | None = None) -> Request:
@@ -135,16 +150,11 @@ def read_request(method: Method, argv: Sequence[str], recipe: Recipe | None = No
 def _prepare(method: Method, request: Request) -> tuple[Any, Any]:
     """Everything cheap first: what is wrong is told before a model is loaded."""
     from preftune.cli.progress import show_progress
-    from preftune.log import warn
     from preftune.models.load import load_tokenizer
     from preftune.models.locate import locate
-    from preftune.training.run_directory import check_writable
 
     data, model, config = request.data, request.model, request.config
     name, revision = str(model.model_name_or_path), revision_of(model)
-    check_writable(str(config.output_dir))
-    if (Path(str(config.output_dir)) / "run.json").is_file() and config.resume_from_checkpoint is None:
-        warn(f"{config.output_dir} holds an earlier run, which this one replaces (--output_dir FOLDER keeps it).")
     locate(name, revision=revision)
     lora = model.lora_config()
     train, held_out = method.open_data(request)
@@ -230,13 +240,19 @@ def held_out_metrics(trainer: Any) -> dict[str, float] | None:
     return dict(trainer.evaluate())
 
 
-def asked_checkpoint(values: argparse.Namespace) -> str | None:
-    """`--resume` and `--resume_from_checkpoint` as a folder that exists."""
+def asked_checkpoint(values: argparse.Namespace) -> str | bool | None:
+    """`--resume` and `--resume_from_checkpoint` as a trainer takes them: a folder, True (the last one), "auto" or None.
+    What is not there is an error before anything is loaded.
+    """
     from preftune.cli.parsing import LAST
+    from preftune.training.earlier_run import checkpoints_in
+    from preftune.training.resuming import AUTO
 
     asked = values.resume if values.resume is not None else values.resume_from_checkpoint
     if asked is None or str(asked).lower() in ("false", "none"):
         return None
+    if str(asked).lower() == AUTO:
+        return AUTO
     if asked != LAST and str(asked).lower() != "true":
         folder = Path(str(asked)).expanduser()
         if not (folder / "trainer_state.json").is_file():
@@ -246,19 +262,12 @@ def asked_checkpoint(values: argparse.Namespace) -> str | None:
             )
         return str(folder)
     output = Path(values.output_dir).expanduser()
-    found = last_checkpoint(str(output)) if output.is_dir() else None
-    if found is None:
+    if not checkpoints_in(output):
         raise RequestError(
-            f"--resume: there is no checkpoint in {output}. Name the run with --output_dir, or leave --resume out."
+            f"--resume: there is no checkpoint in {output}. Name the run with --output_dir, or leave --resume out "
+            "(--resume auto starts where there is none)."
         )
-    return found
-
-
-def last_checkpoint(folder: str) -> str | None:
-    from transformers import trainer_utils
-
-    found: str | None = trainer_utils.get_last_checkpoint(folder)  # type: ignore[no-untyped-call]
-    return found
+    return True
 
 
 def revision_of(model: ModelArguments) -> str | None:
@@ -279,11 +288,22 @@ def find_recipe(argv: Sequence[str]) -> Recipe | None:
 
 
 def _stopped(method: Method, request: Request) -> str:
-    output = str(request.config.output_dir)
-    kept = last_checkpoint(output) if Path(output).is_dir() else None
+    """What a run that was stopped leaves, and the command that goes on."""
+    from preftune.training.earlier_run import checkpoints_in, run_facts, run_id_of
+    from preftune.training.manifest import DamagedError, read_manifest
+
+    output = Path(str(request.config.output_dir))
+    own, kept = run_id_of(run_facts(output)), None
+    for _, folder in checkpoints_in(output):
+        try:
+            manifest = read_manifest(folder)
+        except DamagedError:
+            continue
+        if manifest is not None and manifest.run == own:
+            kept = folder
+            break
     if kept is None:
-        steps = int(request.config.save_steps)
-        return f"Stopped before the first checkpoint (--save_steps {steps}): nothing to resume. {output} keeps the log."
+        return f"Stopped before the first checkpoint: nothing to resume. {output} keeps the log."
     again = shlex.join(["preftune", method.name, *request.words, "--resume"])  # the last of two --resume counts
     return f"Stopped. {kept} is kept. Go on from it with: {again}"
 

@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +14,7 @@ from typing import Any, Self
 from preftune.data.canonical import CANONICAL_ROW, canonical_row, with_json_texts
 from preftune.errors import ConfigError
 from preftune.types import PreferencePair, Text
-from preftune.whole_file import umask
+from preftune.whole_file import temporary_beside
 
 _WRITABLE = (".jsonl", ".ndjson", ".parquet", ".jsonl.gz", ".ndjson.gz")
 _ROWS = 1000
@@ -73,11 +72,7 @@ class PairWriter:
         self.shape = shape
         self.pairs = 0
         self._names = shape.names
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        os.close(handle)
-        self._temporary = Path(temporary)
-        self._temporary.chmod(0o666 & ~umask())
+        self._temporary = temporary_beside(path)
         self._file: Any = self._temporary.open("wb")
         self._lines: Any = None
         self._table: _ParquetRows | None = None
@@ -94,8 +89,10 @@ class PairWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        try:
+            self._file.close()  # writes what is buffered, which a full disk refuses
+        finally:
+            self._temporary.unlink(missing_ok=True)
 
     def write(self, pair: PreferencePair, strength: float | None) -> None:
         row = canonical_row(pair, strength)

@@ -250,9 +250,11 @@ class _FileSink(_Sink):
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.writer is not None:
-            self.writer.close()
-        Path(self.temporary).unlink(missing_ok=True)
+        try:
+            if self.writer is not None:
+                self.writer.close()  # writes what is buffered, which a full disk refuses
+        finally:
+            Path(self.temporary).unlink(missing_ok=True)
 
     def add(self, table: pa.Table) -> None:
         import pyarrow as pa

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import time
@@ -13,12 +14,16 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from preftune.errors import ModelError
+from preftune.whole_file import write_whole
 
 Kind: TypeAlias = Literal["folder", "adapter", "gguf", "hub", "hub-adapter"]
 
 ADAPTER_CONFIG = "adapter_config.json"
 FORM_FILE = "preftune_reward.json"
 """Beside the weights of a reward model: what it was trained on."""
+
+WEIGHTS_FILE = "preftune_weights.json"
+"""Beside the final weights of a run: its id, and the step that they are of."""
 
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
@@ -78,6 +83,20 @@ def holds_full_model(folder: Path) -> bool:
     )
 
 
+def write_run_of_weights(folder: Path, run: str | None, step: int) -> None:
+    """Say which run the weights in a run directory are of."""
+    write_whole(folder / WEIGHTS_FILE, (json.dumps({"run": run, "step": step}) + "\n").encode())
+
+
+def run_of_weights(folder: Path) -> tuple[str | None, int] | None:
+    """Id of the run and step that the weights in a run directory are of; None where nothing readable says so."""
+    try:
+        content = json.loads((folder / WEIGHTS_FILE).read_text(encoding="utf-8"))
+        return content["run"], content["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def describe_folder(folder: Path, *, limit: int = 6) -> str:
     """What is in a folder, for messages."""
     names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in folder.iterdir())
@@ -86,7 +105,29 @@ def describe_folder(folder: Path, *, limit: int = 6) -> str:
     return "it holds " + ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
+def _check_of_this_run(folder: Path) -> None:
+    """Raises: ModelError where run.json in a folder is of another run than the weights beside it."""
+    try:
+        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        own, outcome = facts["id"], facts.get("outcome")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return
+    known = run_of_weights(folder)
+    if known is None or known[0] == own:
+        return
+    newer = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
+    if any(path.stat().st_mtime > (folder / WEIGHTS_FILE).stat().st_mtime for path in newer):
+        return  # saved by other means since
+    inner = [path for path in folder.glob("checkpoint-*") if holds_full_model(path) or is_adapter_folder(path)]
+    cure = f"Name a checkpoint: {', '.join(map(str, sorted(inner)))}." if inner else "Let the run finish (--resume)."
+    raise ModelError(
+        f"{folder} holds a run that has not saved its weights (outcome: {outcome}); the weights beside its run.json "
+        f"are of another run. {cure}"
+    )
+
+
 def _locate_folder(folder: Path) -> Location:
+    _check_of_this_run(folder)
     if holds_full_model(folder):
         return Location("folder", str(folder))
     if is_adapter_folder(folder):

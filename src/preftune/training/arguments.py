@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from preftune.data import GroupDataset
 from preftune.errors import ConfigError
@@ -77,14 +74,6 @@ def parts(eval_dataset: Any) -> list[GroupDataset]:
     return list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
 
 
-def step_of(folder: Path | None) -> int | None:
-    """The step that a checkpoint was saved at, whatever its folder is called; transformers begins at 0 without it."""
-    if folder is None:
-        return None
-    state = folder / "trainer_state.json"
-    return int(json.loads(state.read_text(encoding="utf-8"))["global_step"]) if state.exists() else 0
-
-
 def check_evaluation(args: DPOConfig, eval_dataset: Any) -> None:
     """What the configuration expects of an evaluation must be there, told before the first step and not at it."""
     wanted = str(getattr(args.eval_strategy, "value", args.eval_strategy))
@@ -100,24 +89,3 @@ def check_evaluation(args: DPOConfig, eval_dataset: Any) -> None:
             f"metric_for_best_model={metric!r} does not say which evaluation set it is of. With several, name one: "
             f"{sets}."
         )
-
-
-def checkpoint_folder(asked: str | bool | None, output_dir: str) -> Path | None:
-    """The checkpoint to resume from: none, the last one in `output_dir` (True), or the folder named.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if asked is None or asked is False:
-        return None
-    if asked is True:
-        found = get_last_checkpoint(output_dir)
-        if found is None:
-            raise ConfigError(
-                f"there is no checkpoint in {output_dir} to resume from. Start without resume_from_checkpoint, or name "
-                "the folder."
-            )
-        return Path(found)
-    if not Path(asked).is_dir():
-        raise ConfigError(f"resume_from_checkpoint={str(asked)!r} is not a folder.")
-    return Path(asked)

@@ -17,13 +17,11 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from preftune.reference import unwrap
-from preftune.training import assemble, checkpoint, memory
+from preftune.training import assemble, memory
 from preftune.training.arguments import (
     check_evaluation,
-    checkpoint_folder,
     own_config,
     refuse_arguments,
-    step_of,
     tokenizer_of,
     with_early_stopping,
 )
@@ -33,7 +31,7 @@ from preftune.training.metrics import MetricWindow, WorkCounter, peak_memory
 from preftune.training.micro_batches import cost_of, token_budget
 from preftune.training.optimizer_step import non_finite, whole_step
 from preftune.training.run_directory import check_writable, write_json
-from preftune.training.run_record import attach_record, facts_of
+from preftune.training.run_record import facts_of
 from preftune.types import PackedBatch
 
 
@@ -50,7 +48,6 @@ class PackedTrainer(EvaluatedTrainer):
     config_class: ClassVar[type]
     unit: ClassVar[str] = "pairs"
     """What the throughput counts."""
-    guard: Any = None
 
     def __init__(
         self,
@@ -92,7 +89,6 @@ class PackedTrainer(EvaluatedTrainer):
         self.cost, budget = cost_of(self.engine), token_budget(args, args.device)
         self.step_limit, self.scoring_limit = memory.TokenLimit(budget), memory.TokenLimit(budget)
         self._window, self._policy_changed = MetricWindow(self.columns), False
-        self._resume_state: dict[str, Any] | None = None
         self._step: list[PackedBatch] = []
         self.step_has_weight = True
         super().__init__(
@@ -109,7 +105,7 @@ class PackedTrainer(EvaluatedTrainer):
         )
         self._work = WorkCounter(self.model, trains_everything=self.full, unit=self.unit)
         self.placed()
-        self._record, self.limits = attach_record(self, facts_of(self))
+        self.attach_record(facts_of(self))
         self.watch(train_dataset, eval_dataset)
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(list(self._tag_names))
@@ -138,15 +134,8 @@ class PackedTrainer(EvaluatedTrainer):
     def say_advice(self) -> None:
         """Advice before training."""
 
-    def check_resumable(self, state: Mapping[str, Any] | None, folder: Path) -> None:
-        """Raises, if a checkpoint is of another run."""
-
     def before_first_step(self, *, resumed: bool) -> None:
         """The check of the first step, and whatever must be done before it."""
-
-    def checkpoint_facts(self) -> dict[str, Any]:
-        """What a checkpoint must say besides the sums since the last log."""
-        return {}
 
     def record_facts(self) -> dict[str, Any]:
         """What run.json says besides the facts of every run."""
@@ -169,36 +158,18 @@ class PackedTrainer(EvaluatedTrainer):
         with assemble.compiled_by_us(self.args):
             super().create_accelerator_and_postprocess()
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Check the first step, train, and record the outcome.
-
-        Args:
-            resume_from_checkpoint: a checkpoint folder, or True for the last one in output_dir.
-        """
-        folder = checkpoint_folder(resume_from_checkpoint, self.args.output_dir)
-        state = checkpoint.load_state(folder, rank=self.args.process_index) if folder else None
-        if folder is not None:
-            self.check_resumable(state, folder)
+    def begin_training(self, *, resumed: bool) -> None:
         if self.is_world_process_zero():
-            self._record.begin(resumed_step=step_of(folder))
             write_json(Path(self.args.output_dir) / "audit.json", self._audit())
-        self.limits.begin()
-        with self._record.ended(self):
-            if not self._policy_changed:
-                self.before_first_step(resumed=folder is not None)
-            if self.guard is not None:
-                self.guard.begin(resumed_step=step_of(folder))
-            self._policy_changed, self._resume_state, self._sums_carried_over = True, state, False
-            self._work.reset()
-            with memory.explained(self):
-                result = super().train(resume_from_checkpoint=str(folder) if folder else None, **kwargs)
-        self._record.end(self, "finished", self.limits.spent(), result=result.metrics)
-        return result._replace(training_loss=result.metrics["train_loss"])
+        if not self._policy_changed:
+            self.before_first_step(resumed=resumed)
+        self._policy_changed = True
+        self._work.reset()
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Nothing, until the last micro-batch of an optimiser step comes, and then the whole step."""
         if self._resume_state is not None:
-            self._restore_window(self._resume_state)
+            self._restore(self._resume_state)
         batches = self._step if any(inputs[BATCH] is batch for batch in self._step) else [inputs[BATCH]]
         if inputs[BATCH] is not batches[-1]:
             return torch.zeros((), device=self.args.device)
@@ -262,8 +233,6 @@ class PackedTrainer(EvaluatedTrainer):
         if "loss" in logs and self.model.training:
             logs |= self._window.drain(lambda sums: self.accelerator.reduce(sums, "sum"))
             logs |= self.throughput() | peak_memory(self.args.device)
-        if "train_loss" in logs and self._sums_carried_over:  # transformers divides by the steps of this call alone
-            logs["train_loss"] = self._total_loss_scalar / max(1, self.state.global_step)
         super().log(logs, start_time)
 
     @contextmanager
@@ -277,39 +246,19 @@ class PackedTrainer(EvaluatedTrainer):
 
     # --- saving ---
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        with self.untimed():
-            super()._save_checkpoint(model, trial)
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        content = {
-            **self.checkpoint_facts(),
-            "window": self._window.state(),
-            "loss": float(self._tr_loss),
-            "total_loss": self._total_loss_scalar,
-            "last_logged": self._globalstep_last_logged,
-            "step_limit": self.step_limit.fell_to,
-            "spent": self.limits.state(),
-        }
-        checkpoint.save_state(folder, content, rank=self.args.process_index)
+    def checkpoint_facts(self) -> dict[str, Any]:
+        return {"window": self._window.state(), "step_limit": self.step_limit.fell_to}
 
-    def _restore_window(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: Mapping[str, Any]) -> None:
         self._resume_state = None
         self._window.restore(state["window"], self.args.device)
-        self._tr_loss += state["loss"]
-        self._total_loss_scalar, self._sums_carried_over = state["total_loss"], True
-        self._globalstep_last_logged = state["last_logged"]
         self.step_limit.resume(state.get("step_limit"))
-        self.limits.restore(state.get("spent"))
+        self._restore_sums(state)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """README.md of the output directory: what was trained, on what, with which measured result."""
         if self.is_world_process_zero():
             Path(self.args.output_dir, "README.md").write_text(self.card(), encoding="utf-8")
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call)
-        if not _internal_call and output_dir in (None, self.args.output_dir):
-            self.create_model_card()
 
     # --- inner parts ---
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,8 +12,12 @@ from transformers import TrainingArguments
 
 from preftune.errors import ConfigError
 from preftune.training.refused import Refusal, refuse_unsupported
-from preftune.training.secrets import without_secrets
+from preftune.training.secrets import is_secret, without_secrets
 from preftune.training.trackers import check_installed
+
+SAVE_SECONDS = 600.0
+SAVE_TOTAL_LIMIT = 2
+"""Where the user does not say when checkpoints are written."""
 
 
 def option(default: Any, help: str, **extra: Any) -> Any:
@@ -47,6 +52,20 @@ class PackedConfig(TrainingArguments):
     gradient_checkpointing: bool | None = option(
         None, "Recompute activations in the backward pass to save memory. Default: on for CUDA, off for a CPU."
     )
+    save_strategy: str | None = option(  # type: ignore[assignment]
+        None, "When checkpoints are written: no, steps, epoch or best. Default: after each epoch and every ten minutes."
+    )
+    save_steps: float | None = option(  # type: ignore[assignment]
+        None, "Steps between two checkpoints (below 1: a share of all steps), for save_strategy steps. There 500."
+    )
+    save_total_limit: int | None = option(
+        None,
+        "Checkpoints that are kept. Default: the last two, or all where save_strategy or save_steps is given.",
+    )
+    save_seconds: float | None = option(
+        None,
+        "Also write a checkpoint so many seconds after the last one. Default: 600 where nothing else is said.",
+    )
     logging_nan_inf_filter: bool = option(False, "Refused when set: it would hide NaN losses.")
 
     # --- the data ---
@@ -80,6 +99,13 @@ class PackedConfig(TrainingArguments):
         None, "End the run after the step in which it has trained on so many tokens (those it sampled count too)."
     )
 
+    overwrite: bool = option(
+        False, "Remove what an earlier run left in output_dir. By default it is moved to output_dir/_earlier."
+    )
+    allow_changed: bool = option(
+        False, "Resume although settings or data that decide about the updates have changed since the checkpoint."
+    )
+
     # --- fields of TRL's that preftune refuses unless they have no effect (see refused.py) ---
     pad_to_multiple_of: int | str | None = option("auto", "Only auto or unset: preftune never pads.")
     activation_offloading: bool = option(False, "Only False.")
@@ -89,11 +115,33 @@ class PackedConfig(TrainingArguments):
         """As transformers has it and trackers are given it, without the secrets inside `model_init_kwargs`."""
         return dict(without_secrets(super().to_dict()))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle writes, as transformers does to training_args.bin, which the hub upload takes: no secrets."""
+        state = dict(self.__dict__)
+        for name, value in state.items():
+            if is_secret(name):
+                state[name] = None
+            elif isinstance(value, str | dict | list):
+                state[name] = without_secrets(value)
+        return state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy in memory keeps everything."""
+        new = self.__copy__()
+        new.__dict__ = {name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()}
+        return new
+
+    def __copy__(self) -> Any:
+        new = object.__new__(type(self))
+        new.__dict__ = dict(self.__dict__)
+        return new
+
     def __post_init__(self) -> None:
         refuse_unsupported(self, self.refused)
         self._validate()
         self._resolve_hardware()
         self._resolve_early_stopping()
+        self._resolve_saving()
         self.automatic_learning_rate = self.learning_rate is None
         if self.learning_rate is None:
             self.learning_rate = self.full_learning_rate  # the trainer knows whether there is an adapter, and corrects
@@ -171,6 +219,24 @@ class PackedConfig(TrainingArguments):
             )
         else:
             self.gradient_checkpointing = self.activation_checkpointing
+
+    def _resolve_saving(self) -> None:
+        """When checkpoints are written. transformers' 500 steps are longer than most runs of preference tuning."""
+        self.enable_jit_checkpoint = False  # a signal is answered with a checkpoint always (training/stopping.py)
+        if self.save_seconds is not None:
+            positive("save_seconds", self.save_seconds, "a checkpoint is written after so many seconds")
+        if self.save_strategy is not None or self.save_steps is not None:
+            self.save_strategy = "steps" if self.save_strategy is None else self.save_strategy
+            self.save_steps = 500 if self.save_steps is None else self.save_steps
+            return
+        self.save_strategy, self.save_steps = "epoch", 500
+        evaluation = str(getattr(self.eval_strategy, "value", self.eval_strategy))
+        if self.load_best_model_at_end and evaluation != "no":  # the best must have been saved
+            self.save_strategy, self.save_steps = evaluation, self.eval_steps or self.logging_steps
+        if self.save_seconds is None:
+            self.save_seconds = SAVE_SECONDS
+        if self.save_total_limit is None:
+            self.save_total_limit = SAVE_TOTAL_LIMIT
 
     def _resolve_early_stopping(self) -> None:
         if self.early_stopping_patience is None:

@@ -21,9 +21,10 @@ class DPOConfig(PackedConfig):
     """Configuration of `DPOTrainer`: every field of `transformers.TrainingArguments`, and those below.
 
     Names follow TRL 1.16, so a TRL script or YAML runs with the import changed. A field is honoured or refused with a
-    `ConfigError` that names its successor or the reason; none is ignored. Two kinds of defaults differ from TRL's:
-    `learning_rate` is 5e-7 for full fine-tuning and 5e-6 for adapters, where TRL has 1e-6 for both; precision and
-    checkpointing follow the hardware. What is left to the model stays None until a trainer has one.
+    `ConfigError` that names its successor or the reason; none is ignored. Three kinds of defaults differ from
+    TRL's: `learning_rate` is 5e-7 for full fine-tuning and 5e-6 for adapters, where TRL has 1e-6 for both;
+    precision and activation checkpointing follow the hardware; checkpoints are written after each epoch and every ten
+    minutes, not every 500 steps. What is left to the model stays None until a trainer has one.
     """
 
     full_learning_rate: ClassVar[float] = FULL_LEARNING_RATE

@@ -185,7 +185,7 @@ class DPOTrainer(PackedTrainer):
         checkpoint.check_same_reference(state, self.reference.source.fingerprint, folder)
 
     def checkpoint_facts(self) -> dict[str, Any]:
-        return {"reference": reference_facts(self)}
+        return {**super().checkpoint_facts(), "reference": reference_facts(self)}
 
     def record_facts(self) -> dict[str, Any]:
         return {"reference": reference_facts(self)}

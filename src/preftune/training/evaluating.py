@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, denumpify_detensorize
 
 from preftune.data import GroupDataset
@@ -18,10 +16,11 @@ from preftune.logps import pack
 from preftune.training.assemble import prepare_held_out
 from preftune.training.batches import BATCH
 from preftune.training.memory import score_in_parts
+from preftune.training.resumable import ResumableTrainer
 from preftune.types import PackedBatch, TokenizedGroup
 
 
-class EvaluatedTrainer(Trainer):  # type: ignore[misc]
+class EvaluatedTrainer(ResumableTrainer):
     """Evaluation of a trainer on packed groups; the other half of `PackedTrainer`, which has what is asked for here."""
 
     columns: ClassVar[Sequence[str]]
@@ -45,10 +44,6 @@ class EvaluatedTrainer(Trainer):  # type: ignore[misc]
             role: "train", "eval", "eval (NAME)" or "test".
         """
         raise NotImplementedError
-
-    def untimed(self) -> AbstractContextManager[None]:
-        """What is done inside is left out of the rates."""
-        return nullcontext()
 
     def predictions_of(self, table: Tensor) -> Tensor:
         """Of (items, 1 + columns), loss first: what `predict` gives and `compute_metrics` gets."""

@@ -35,7 +35,7 @@ class Limits(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._tick()
-        self.reached = self._reached(args)
+        self.reached = self.reached_by({"seconds": self.seconds, "tokens": self.tokens})
         if self.reached is None:
             return
         control.should_training_stop = control.should_log = True
@@ -60,17 +60,21 @@ class Limits(TrainerCallback):  # type: ignore[misc]
             self.seconds += float(state["seconds"])
             self.tokens += int(state["tokens"])
 
+    def reached_by(self, state: dict[str, Any] | None) -> str | None:
+        """The limit that a run had reached which had used this much; None for none."""
+        if state is None:
+            return None
+        args = self._trainer.args
+        if args.max_train_tokens is not None and self._everywhere(state["tokens"]) >= args.max_train_tokens:
+            return "max_train_tokens"
+        # ranks have clocks of their own, and must agree
+        if args.max_seconds is not None and self._everywhere(state["seconds"] >= args.max_seconds):
+            return "max_seconds"
+        return None
+
     def _tick(self) -> None:
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
-
-    def _reached(self, args: Any) -> str | None:
-        if args.max_train_tokens is not None and self._everywhere(self.tokens) >= args.max_train_tokens:
-            return "max_train_tokens"
-        # ranks have clocks of their own, and must agree
-        if args.max_seconds is not None and self._everywhere(self.seconds >= args.max_seconds):
-            return "max_seconds"
-        return None
 
     def _everywhere(self, amount: int) -> int:
         """The sum over ranks."""

@@ -30,18 +30,18 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Drop the lines of steps after `step`, and a last line that a crash left unfinished."""
+    """Drop the lines of steps after `step`, and lines that are no records, as one that a crash left unfinished."""
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    for line in path.read_bytes().split(b"\n"):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # of bad UTF-8 too
             continue
-        if record.get("step", 0) <= step:
+        if isinstance(record, dict) and isinstance(at := record.get("step", 0), int | float) and at <= step:
             kept.append(line)
-    write_whole(path, "".join(f"{line}\n" for line in kept).encode())
+    write_whole(path, b"".join(line + b"\n" for line in kept))
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -14,14 +15,18 @@ from typing import Any
 from transformers import TrainerCallback
 
 from preftune.data import GroupDataset
+from preftune.log import warn
 from preftune.training.arguments import parts
-from preftune.training.limits import Limits
 from preftune.training.run_directory import append_line, cut_back, plain, write_json
 from preftune.training.secrets import without_secrets
-from preftune.training.self_check import FirstStepCallback
-from preftune.training.trackers import TrackedFacts
+from preftune.training.stopping import StoppedError
 
 _PACKAGES = ("preftune", "torch", "transformers", "accelerate", "peft", "datasets", "bitsandbytes")
+
+
+def new_id() -> str:
+    """Of a run: in run.json, in its checkpoints, beside its final weights."""
+    return uuid.uuid4().hex[:16]
 
 
 class RunRecord(TrainerCallback):  # type: ignore[misc]
@@ -33,20 +38,26 @@ class RunRecord(TrainerCallback):  # type: ignore[misc]
         self._lines: list[dict[str, Any]] = []
         self._began = time.time()
         self._outcome: str | None = None
+        self._resumed_step: int | None = None
 
     def begin(self, *, resumed_step: int | None) -> None:
-        """Write run.json as "running"; forget the metrics that a resumed run will log again."""
-        metrics = self.folder / "metrics.jsonl"
-        if resumed_step is None:
-            metrics.unlink(missing_ok=True)
-            for line in self._lines:  # an evaluation before training belongs to this run
-                append_line(metrics, line)
-        else:
-            cut_back(metrics, resumed_step)
+        """Write run.json as "running"."""
+        self._resumed_step = resumed_step
+        if resumed_step is not None:
             self.facts["resumed_from_step"] = resumed_step
         self._began = time.time()
         self._outcome = "running"
         self._write()
+
+    def cut(self) -> None:
+        """Forget the metrics that a resumed run will log again; all of them but those of before a new run's start."""
+        metrics = self.folder / "metrics.jsonl"
+        if self._resumed_step is not None:
+            cut_back(metrics, self._resumed_step)
+            return
+        metrics.unlink(missing_ok=True)
+        for line in self._lines:  # an evaluation before training belongs to this run
+            append_line(metrics, line)
 
     def note(self, **facts: Any) -> None:
         """More facts, written at once unless the run has not begun."""
@@ -60,10 +71,13 @@ class RunRecord(TrainerCallback):  # type: ignore[misc]
         try:
             yield
         except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt)
-            more = {} if stopped else {"error": f"{type(error).__name__}: {error}"}
-            # other ranks may hang: what this one has used
-            self.end(trainer, "interrupted" if stopped else "failed", trainer.limits.state(), **more)
+            stopped = isinstance(error, KeyboardInterrupt | StoppedError)
+            by = getattr(error, "signal", "SIGINT")
+            more = {"stopped_by": by} if stopped else {"error": f"{type(error).__name__}: {error}"}
+            try:  # other ranks may hang: what this one has used
+                self.end(trainer, "interrupted" if stopped else "failed", trainer.limits.state(), **more)
+            except OSError as unwritten:  # a full disk, which the error itself is probably about
+                warn(f"run.json could not be written ({unwritten.strerror or unwritten}) and may say 'running'.")
             raise
 
     def end(self, trainer: Any, outcome: str, spent: Mapping[str, float], **more: Any) -> None:
@@ -86,22 +100,16 @@ class RunRecord(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
             line = {"step": state.global_step, "time": time.time(), **logs}
-            if state.global_step == 0:
+            if self._outcome is None:
                 self._lines.append(line)
+                if (self.folder / "run.json").exists():  # of an earlier run, as the metrics there are
+                    return
             append_line(self.folder / "metrics.jsonl", line)
 
     def _write(self) -> None:
         now = time.time()
         timings = {"started": self._began, "updated": now, "seconds": round(now - self._began, 3)}
         write_json(self.folder / "run.json", {**self.facts, "outcome": self._outcome, "timings": timings})
-
-
-def attach_record(trainer: Any, facts: Mapping[str, Any]) -> tuple[RunRecord, Limits]:
-    """What every trainer is watched by: its record, also for trackers, the check of the first step, its limits."""
-    record, limits = RunRecord(trainer.args.output_dir, dict(facts)), Limits(trainer)
-    for callback in (record, TrackedFacts(trainer, lambda: record.facts), FirstStepCallback(trainer), limits):
-        trainer.add_callback(callback)
-    return record, limits
 
 
 def facts_of(trainer: Any) -> dict[str, Any]:

@@ -22,15 +22,15 @@ def without_secrets(value: Any) -> Any:
     tell themselves by their beginning, anywhere. In a list, an option may stand before its value, as on a command line.
     """
     if isinstance(value, dict):
-        return {key: without_secrets(item) for key, item in value.items() if not _is_secret(key)}
+        return {key: without_secrets(item) for key, item in value.items() if not is_secret(key)}
     if isinstance(value, list):
-        options = [isinstance(item, str) and item.startswith("-") and _is_secret(item) for item in value]
+        options = [isinstance(item, str) and item.startswith("-") and is_secret(item) for item in value]
         return [
             _HIDDEN if hide else without_secrets(item) for hide, item in zip([False, *options], value, strict=False)
         ]
     if isinstance(value, str):
         name, equals, given = value.partition("=")
-        if equals and _is_secret(name):
+        if equals and is_secret(name):
             return f"{name}={_HIDDEN}"
         if equals and _OPTION.fullmatch(name):
             return f"{name}={without_secrets(given)}"
@@ -46,5 +46,6 @@ def without_secrets(value: Any) -> Any:
     return value
 
 
-def _is_secret(name: str) -> bool:
+def is_secret(name: str) -> bool:
+    """Whether an option of this name holds a secret."""
     return name.lstrip("-").replace("-", "_") not in _NO_SECRET and _SECRET.search(name) is not None

@@ -98,6 +98,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     run = trainer(tmp_path, save_strategy="steps", save_steps=2)
     run.train()
     (tmp_path / "checkpoint-4/value.safetensors").unlink()
+    (tmp_path / "checkpoint-4/preftune_manifest.json").unlink()
     with pytest.raises(ConfigError, match="holds no value function"):
         trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from preftune.errors import ConfigError, RequestError
 from preftune.evaluation.prompt_ids import check_lengths
@@ -22,7 +22,7 @@ from preftune.log import say, warn
 from preftune.logps import pack
 from preftune.reference import ReferenceScores
 from preftune.training import assemble, checkpoint, memory
-from preftune.training.arguments import checkpoint_folder, step_of, tokenizer_of
+from preftune.training.arguments import tokenizer_of
 from preftune.training.batches import probes
 from preftune.training.metrics import peak_memory
 from preftune.training.micro_batches import cost_of, token_budget
@@ -33,15 +33,15 @@ from preftune.training.online.rollout import Rollout, Sampler, figures_of_answer
 from preftune.training.online.watch import Watch
 from preftune.training.online.window import Averages
 from preftune.training.optimizer_step import non_finite, whole_step
+from preftune.training.resumable import ResumableTrainer
 from preftune.training.run_directory import check_writable
-from preftune.training.run_record import attach_record
 from preftune.training.self_check import check_before_training
 from preftune.types import PackedBatch, TokenizedGroup
 
 _MOST_EMPTY_ROUNDS = 10
 
 
-class OnlineTrainer(Trainer):  # type: ignore[misc]
+class OnlineTrainer(ResumableTrainer):
     """The common part. A subclass says how many answers a round has, what it makes of them, and the loss.
 
     Args:
@@ -94,8 +94,8 @@ class OnlineTrainer(Trainer):  # type: ignore[misc]
         self.step_limit, self.scoring_limit = memory.TokenLimit(budget), memory.TokenLimit(budget)
         self._window = Averages()
         self._rounds = self._sampled = 0
-        self._at_boundary, self._save_due = True, False
-        self._resume_state: dict[str, Any] | None = None
+        self._at_boundary = True
+        self._epoch: int | None = None
         self._checked = False
         self.step_has_weight = True
         super().__init__(
@@ -110,7 +110,7 @@ class OnlineTrainer(Trainer):  # type: ignore[misc]
         self.reference = choose_reference(self, ref_model)
         self.sampler = sampler or choose_sampler(self, tokenizer)
         self.trained = self._what_trains()
-        self._record, self.limits = attach_record(self, facts_of(self))
+        self.attach_record(facts_of(self))
         self.guard = None if args.guard == "off" else Watch(self, str(args.guard))
         if self.guard is not None:
             self.add_callback(self.guard)
@@ -240,25 +240,14 @@ class OnlineTrainer(Trainer):  # type: ignore[misc]
 
     # --- training ---
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Train, and record the outcome.
+    def check_resumable(self, state: Mapping[str, Any] | None, folder: Path) -> None:
+        checkpoint.check_same_reference(state, self.reference.fingerprint, folder)
 
-        Args:
-            resume_from_checkpoint: a checkpoint folder, or True for the last one in output_dir.
-        """
-        folder = checkpoint_folder(resume_from_checkpoint, self.args.output_dir)
-        state = checkpoint.load_state(folder, rank=0) if folder else None
-        if folder is not None:
-            checkpoint.check_same_reference(state, self.reference.fingerprint, folder)
-        self._resume_state = state
-        self._record.begin(resumed_step=step_of(folder))
-        self.limits.begin()
-        if self.guard is not None:
-            self.guard.begin(step_of(folder))
-        with self._record.ended(self), memory.explained(self):
-            result = super().train(resume_from_checkpoint=str(folder) if folder else None, **kwargs)
-        self._record.end(self, "finished", self.limits.spent(), episodes=self._sampled, result=result.metrics)
-        return result
+    def begin_training(self, *, resumed: bool) -> None:
+        self._epoch = None
+
+    def result_facts(self) -> dict[str, Any]:
+        return {"episodes": self._sampled}
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
         self._step = [inputs[STEP] for inputs in batch_samples]
@@ -320,36 +309,29 @@ class OnlineTrainer(Trainer):  # type: ignore[misc]
             logs |= {"episode": float(self._sampled)} | peak_memory(self.args.device)
         super().log(logs, start_time)
 
+    def may_save(self) -> bool:
+        """Between rounds: the answers of a round are not kept."""
+        return self._at_boundary
+
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """A checkpoint that is due within a round is written at its end: its answers are not kept."""
-        self._save_due |= self.control.should_save
-        ends = self.control.should_training_stop
-        # transformers counts from where a resumed run began
+        before = int(self.state.epoch or 0) if self._epoch is None else self._epoch
+        # transformers counts from where a resumed run began, and takes the whole run for one epoch
         self.state.epoch = self._sampled / (self.answers_per_prompt * len(self.prompts))
-        self.control.should_save = self._save_due and (self._at_boundary or ends)
-        if self.control.should_save:
-            self._save_due = False
+        self._epoch = int(self.state.epoch)
+        by_epoch = str(getattr(self.args.save_strategy, "value", self.args.save_strategy)) == "epoch"
+        self.control.should_save |= by_epoch and self._epoch > before
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        content = {
+    def checkpoint_facts(self) -> dict[str, Any]:
+        return {
             "reference": {"source": self.reference.description, "fingerprint": self.reference.fingerprint},
             "rounds": self._rounds,
             "sampled": self._sampled,
             "window": self._window.state(),
             "step_limit": self.step_limit.fell_to,
             "guard": None if self.guard is None else self.guard.state(),
-            "spent": self.limits.state(),
             **self._state(),
         }
-        checkpoint.save_state(folder, content, rank=0)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call)
-        if not _internal_call and output_dir in (None, self.args.output_dir):
-            self.create_model_card()
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """README.md of the output directory."""
@@ -363,7 +345,7 @@ class OnlineTrainer(Trainer):  # type: ignore[misc]
         self._rounds, self._sampled = state["rounds"], state["sampled"]
         self._window.restore(state["window"])
         self.step_limit.resume(state.get("step_limit"))
-        self.limits.restore(state.get("spent"))
+        self._restore_sums(state)
         if self.guard is not None and state.get("guard"):
             self.guard.restore(state["guard"])
         self._restore(state)

@@ -191,7 +191,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._first = RoundFigures(*state["first"]) if state["first"] else None
         self._start, self._raised, self._seconds = dict(state["start"]), set(state["raised"]), state["seconds"]
 
-    def begin(self, resumed_step: int | None) -> None:
+    def begin(self, *, resumed_step: int | None) -> None:
         """Forget what an earlier run in this folder left, or what a resumed one will write again."""
         for name in ("samples.jsonl", "guard.jsonl"):
             if resumed_step is None:

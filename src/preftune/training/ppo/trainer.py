@@ -262,9 +262,7 @@ class PPOTrainer(OnlineTrainer):
         with kept_off_disk(self.model):
             super()._save(output_dir, state_dict)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+    def write_more(self, folder: Path) -> None:
         save_file({name: p.detach().cpu().contiguous() for name, p in self.cast.value_state()}, folder / _VALUE_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -274,6 +272,8 @@ class PPOTrainer(OnlineTrainer):
         for parameter, flag in wanted:
             parameter.requires_grad_(flag)
         file = Path(resume_from_checkpoint) / _VALUE_FILE
+        if not (Path(resume_from_checkpoint) / "trainer_state.json").is_file():  # the policy of a run that has ended
+            return
         if not file.is_file():
             raise ConfigError(
                 f"{resume_from_checkpoint} holds no value function ({_VALUE_FILE}), so it is no checkpoint of PPO. "

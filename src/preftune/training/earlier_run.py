@@ -1,0 +1,119 @@
+"""What an earlier run left in a run directory is put aside before another run writes there, so that runs never mix."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from preftune.errors import ConfigError
+from preftune.log import say
+from preftune.models.locate import WEIGHTS_FILE
+
+FOLDER = "_earlier"
+"""Inside the run directory; the hub upload leaves out names that begin with "_"."""
+WRITING = "_writing"
+"""A checkpoint that is being written lies in here."""
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_RUN = (
+    "run.json", "metrics.jsonl", "audit.json", "samples.jsonl", "guard.jsonl", "guard_reference.json", "README.md",
+    "report.html", "report.md", "plots", "eval", "runs", WEIGHTS_FILE, "preftune_reward.json",
+    "training_args.bin", "config.json", "generation_config.json", "adapter_config.json", "value.safetensors",
+    "chat_template.jinja", "additional_chat_templates", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model",
+)  # fmt: skip
+"""What a run writes under a fixed name. Other files in the folder are the user's, and stay."""
+_WEIGHTS = re.compile(r"(adapter_model|model|pytorch_model)([-.].*)?\.(safetensors|bin)(\.index\.json)?")
+
+
+def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
+    """Step and folder of everything called `checkpoint-N`, the last step first."""
+    if not folder.is_dir():
+        return []
+    found = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir()]
+    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
+
+
+def run_facts(folder: Path) -> dict[str, Any]:
+    """run.json; nothing if it is not there or torn."""
+    try:
+        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def run_id_of(facts: dict[str, Any]) -> str | None:
+    found = facts.get("id")
+    return found if isinstance(found, str) else None
+
+
+def put_aside_earlier_run(folder: Path, *, model: str, overwrite: bool) -> None:
+    """Move what an earlier run left into a folder of its own, or remove it, and say so.
+
+    Args:
+        model: where the policy was read from, if anywhere.
+        overwrite: remove instead of moving.
+    Raises:
+        ConfigError: the model that is trained is part of what would be moved.
+    """
+    names = _names_of_a_run(folder)
+    if "run.json" not in names and not any(_CHECKPOINT.fullmatch(name) for name in names):
+        return
+    if model and Path(model).exists() and Path(model).resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"the model is read from {model}, inside output_dir={str(folder)!r}, which the new run would replace. "
+            "Choose another folder: --output_dir FOLDER."
+        )
+    facts = run_facts(folder)
+    what = f"{folder} held an earlier run ({facts.get('outcome') or 'unfinished'}, {facts.get('steps') or 0} steps)"
+    if overwrite:
+        _remove(folder, names)
+        say(f"{what}; it was removed (overwrite).")
+        return
+    aside = put_aside(folder, names, run_id_of(facts) or "run")
+    say(f"{what}; it was moved to {aside} (--overwrite removes it instead).")
+
+
+def put_aside(folder: Path, names: Iterable[str], label: str) -> Path:
+    """Move files and folders of a run directory into `_earlier/LABEL-TIME`."""
+    stem = f"{label}-{time.strftime('%Y%m%d-%H%M%S')}"
+    number, aside = 1, folder / FOLDER / stem
+    while aside.exists():
+        number += 1
+        aside = folder / FOLDER / f"{stem}-{number}"
+    aside.mkdir(parents=True)
+    for name in names:
+        os.replace(folder / name, aside / name)
+    return aside
+
+
+def sweep_unfinished(folder: Path) -> None:
+    """Remove what runs that were killed left half written."""
+    shutil.rmtree(folder / WRITING, ignore_errors=True)
+    for name in ("run.json", "metrics.jsonl", "audit.json", "report.html", "README.md", "samples.jsonl", "guard.jsonl"):
+        for path in folder.glob(f".{name}-*"):
+            path.unlink(missing_ok=True)
+
+
+def _names_of_a_run(folder: Path) -> list[str]:
+    return [
+        path.name
+        for path in folder.iterdir()
+        if path.name in _RUN or _WEIGHTS.fullmatch(path.name) or (path.is_dir() and _CHECKPOINT.fullmatch(path.name))
+    ]
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
