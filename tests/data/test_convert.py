@@ -275,7 +275,7 @@ def test_mixed_kinds_of_sides_in_one_file(tmp_path: Path) -> None:
         {"prompt": [{"role": "user", "content": "q"}], "chosen": [turn], "rejected": "b", "id": 7},
         {
             "prompt": [{"role": "user", "content": "q"}],
-            "chosen": [{**turn, "tool_calls": [{"x": 0.5}]}],
+            "chosen": [{**turn, "tool_calls": [{"name": "f", "arguments": {"x": 0.5}}]}],
             "rejected": "c",
         },
     ]

@@ -139,4 +139,4 @@ def test_fresh_answers_are_scored_with_the_tools_of_their_prompt() -> None:
     from preftune.evaluation.prompts import load_prompts
 
     (prompt,) = load_prompts([{"prompt": "What?", "tools": [{"name": "t"}]}]).prompts
-    assert row_of(prompt)["tools"] == [{"name": "t"}]
+    assert row_of(prompt)["tools"] == [{"type": "function", "function": {"name": "t"}}]

@@ -14,7 +14,8 @@ from typing import NamedTuple, cast
 from preftune.data import spans
 from preftune.data.answer_turns import loses_prompt
 from preftune.data.demonstration_formats import Demonstration
-from preftune.data.encode import Encoder, can_continue, common, has_text, joined
+from preftune.data.encode import Encoder, common
+from preftune.data.messages import can_continue, has_text, joined
 from preftune.errors import ConfigError, DatasetError
 from preftune.types import Message, PreferencePair
 
@@ -35,6 +36,8 @@ class EncodedDemonstration:
     trimmed: bool = False
     first_turn: bool = False
     context: bool = False
+    ends_cut: bool = False
+    typed_marks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,8 @@ class _Texts(NamedTuple):
     trimmed: bool = False
     first_turn: bool = False
     context: bool = False
+    ends_cut: bool = False
+    typed_marks: bool = False
 
 
 class DemonstrationEncoder(Encoder):
@@ -123,11 +128,18 @@ class DemonstrationEncoder(Encoder):
             completion = completion.removesuffix(eos)
         whole = (prompt or "") + completion + ("" if self._appends_eos else eos)
         alone = prompt is None or self.covered.completion_only is False
-        return _Texts(whole, () if alone else (cast("str", prompt),), special_tokens=True)
+        typed = self.end_marks.inside([prompt or "", completion])
+        heads = () if alone else (cast("str", prompt),)
+        return _Texts(whole, heads, special_tokens=True, typed_marks=typed)
 
     def _conversation(self, demonstration: Demonstration) -> _Texts | EncodedDemonstration:
-        row, completion = demonstration.row, cast("list[Message]", demonstration.completion)
-        prompt = cast("list[Message] | None", demonstration.prompt) or []
+        row, given = demonstration.row, cast("list[Message]", demonstration.completion)
+        asked_before = cast("list[Message] | None", demonstration.prompt) or []
+        completion, prompt = self.end_marks.without(given), self.end_marks.without(asked_before)
+        marks = {
+            "ends_cut": completion is not given or prompt is not asked_before,
+            "typed_marks": self.end_marks.inside([prompt, completion]),
+        }
         continues = bool(prompt) and can_continue(prompt[-1]) and can_continue(completion[0])
         turns = joined(prompt, completion, continues)
         whole_completion = self.covered.assistant_only is False
@@ -158,11 +170,13 @@ class DemonstrationEncoder(Encoder):
         try:
             header = not continues and turns[len(asked)]["role"] == "assistant"
             before = self._render(pair, asked, continues=continues, answer=header)
-            whole = self._render(pair, turns)
+            whole, unwritten = self._rendered(pair, turns)
         except Exception as error:  # templates are programs: jinja's errors, and whatever their expressions raise
             return EncodedDemonstration(row, reason="template_refused", detail=" ".join(str(error).split()))
+        if unwritten:
+            return EncodedDemonstration(row, reason="calls_not_written", detail=f"not in the text: {unwritten}")
         facts = {"ended": self._ends(whole), "turns": len(wanted), "trimmed": trimmed, "first_turn": first_turn}
-        facts["context"] = bool(context)
+        facts |= {"context": bool(context), **marks}
         if whole_completion:
             alone = demonstration.prompt is None or self.covered.completion_only is False
             return _Texts(whole, () if alone else (before,), False, **facts)  # type: ignore[arg-type]
@@ -201,6 +215,8 @@ class DemonstrationEncoder(Encoder):
             trimmed=text.trimmed,
             first_turn=text.first_turn,
             context=text.context,
+            ends_cut=text.ends_cut,
+            typed_marks=text.typed_marks,
         )
         missing = whole[-1:] != [self.eos] if text.special_tokens else not text.ended
         if missing and self.eos is not None:

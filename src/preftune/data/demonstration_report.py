@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from preftune.data.tokenize_report import Tally
+from preftune.data.tokenize_report import Tally, marks_lines
 
 REASONS: Mapping[str, tuple[str, str]] = {
     "bad_answer": ("the answer is labelled as a bad one", "Nothing is to be done."),
@@ -20,6 +20,10 @@ REASONS: Mapping[str, tuple[str, str]] = {
     "answers_not_found": (
         "the chat template does not tell where the assistant's turns begin and end",
         "Mark them in the template with {% generation %}, or set assistant_only_loss=False.",
+    ),
+    "calls_not_written": (
+        "the chat template does not write the calls of tools",
+        "Use a model whose template knows tools, or give one with --chat_template_path FILE.",
     ),
     "template_refused": ("the chat template refuses the conversation", "See the template's words below."),
     "no_start_token": (
@@ -59,6 +63,10 @@ class DemonstrationReport:
     """The conversation begins with the assistant, whose first turn answers nothing and is context."""
     context: Tally = field(default_factory=Tally)
     """Turns of the assistant are empty or have weight 0, and are context."""
+    ends_cut: Tally = field(default_factory=Tally)
+    """An answer ended with the mark that the chat template writes itself, and has it once."""
+    typed_marks: Tally = field(default_factory=Tally)
+    """A text holds special tokens, which become control tokens."""
     lengths: dict[str, int] = field(default_factory=dict)
     """Quantiles of the rows' tokens, after truncation: "50%", "90%", "99%"."""
     notes: list[str] = field(default_factory=list)
@@ -102,7 +110,7 @@ class DemonstrationReport:
             )
         if self.context.count:
             lines.append(f"In {self.context} turns of the assistant are empty or have weight 0, and are context only.")
-        return lines + self.notes
+        return [*lines, *marks_lines(self.ends_cut, self.typed_marks), *self.notes]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for audit.json."""
@@ -127,5 +135,7 @@ class DemonstrationReport:
             "trimmed": plain(self.trimmed),
             "first_turn": plain(self.first_turn),
             "context": plain(self.context),
+            "ends_cut": plain(self.ends_cut),
+            "typed_marks": plain(self.typed_marks),
             "notes": list(self.notes),
         }

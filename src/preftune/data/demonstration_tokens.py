@@ -154,6 +154,8 @@ class _Run:
             (report.trimmed, encoded.trimmed),
             (report.first_turn, encoded.first_turn),
             (report.context, encoded.context),
+            (report.ends_cut, encoded.ends_cut),
+            (report.typed_marks, encoded.typed_marks),
         ):
             if counted:
                 tally.add(row)

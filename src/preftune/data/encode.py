@@ -13,7 +13,7 @@ the same way where a template takes something out of the prompt's turns once an 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -28,8 +28,10 @@ from preftune.data.answer_turns import (
     has_marks,
     loses_prompt,
 )
-from preftune.data.messages import common_turns
+from preftune.data.end_marks import EndMarks
+from preftune.data.messages import can_continue, common_turns, has_text, joined
 from preftune.data.prompt_once import PromptOnce
+from preftune.data.tool_calls import rendered
 from preftune.errors import DatasetError
 from preftune.types import Message, PreferencePair, Span
 
@@ -63,6 +65,10 @@ class Encoded:
     """The answer continues a turn of the assistant that the prompt began."""
     several_turns: bool = False
     """A side holds turns that are not scored."""
+    ends_cut: bool = False
+    """An answer ended with the mark that the template writes."""
+    typed_marks: bool = False
+    """A text holds special tokens, which become control tokens."""
     chosen_scored: list[int] = field(default_factory=list)
     """Where the scored tokens of chosen begin and end, in turn."""
     rejected_scored: list[int] = field(default_factory=list)
@@ -85,6 +91,8 @@ class _Texts(NamedTuple):
     ended: tuple[bool, bool] = (True, True)
     """Whether each side's text ends with an end-of-turn mark."""
     continues: bool = False
+    ends_cut: bool = False
+    typed_marks: bool = False
     answers: tuple[Sequence[int], Sequence[int]] = ((), ())
     """Where each side's turns of the assistant begin and end in its text, in turn, the last where the text does;
     empty for a single answer, which is all that follows the prompt."""
@@ -115,6 +123,7 @@ class Encoder:
         added = getattr(tokenizer, "added_tokens_decoder", {})
         marks = {str(token.content) for token in added.values()} | {str(tokenizer.eos_token or "")}
         self._marks = tuple(mark for mark in marks if mark.strip())
+        self.end_marks = EndMarks(tokenizer, chat_template)
         self._rendered_ids = PromptOnce(tokenizer, partial(self._ids, special_tokens=False))
 
     def encode(self, pairs: Sequence[PreferencePair]) -> list[Encoded]:
@@ -151,11 +160,15 @@ class Encoder:
         for side in answers:
             while eos and side.endswith(eos):
                 side = side.removesuffix(eos)
-            sides.append(prompt + side + ("" if self._appends_eos or not eos else str(eos)))
-        return _Texts(prompt, sides[0], sides[1], special_tokens=True)
+            sides.append(side)
+        typed = self.end_marks.inside([prompt, *sides])
+        chosen, rejected = (prompt + side + ("" if self._appends_eos or not eos else str(eos)) for side in sides)
+        return _Texts(prompt, chosen, rejected, special_tokens=True, typed_marks=typed)
 
     def _conversation_texts(self, pair: PreferencePair) -> _Texts | Encoded:
-        prompt_turns, *sides = cast("tuple[list[Message], ...]", (pair.prompt, pair.chosen, pair.rejected))
+        given = cast("tuple[list[Message], ...]", (pair.prompt, pair.chosen, pair.rejected))
+        prompt_turns, *sides = parts = [self.end_marks.without(turns) for turns in given]
+        ends_cut = any(after is not before for after, before in zip(parts, given, strict=True))
         if not prompt_turns:
             return _refused(pair, "no_shared_prompt")
         if any(side[-1]["role"] != "assistant" for side in sides):
@@ -169,9 +182,11 @@ class Encoder:
         try:
             prompt = self._render(pair, prompt_turns, continues=continues, answer=answer)
             whole = [joined(prompt_turns, side, continues) for side in sides]
-            full = [self._render(pair, messages) for messages in whole]
+            full, unwritten = zip(*(self._rendered(pair, messages) for messages in whole), strict=True)
         except Exception as error:  # templates are programs: jinja's errors, and whatever their expressions raise
             return _refused(pair, "template_refused", " ".join(str(error).split()))
+        if any(unwritten):
+            return _refused(pair, "calls_not_written", f"not in the text: {' and '.join(filter(None, unwritten))}")
         first = len(prompt_turns) - continues
         parted = first + common_turns(*sides)
         lost = loses_prompt(full, prompt, prompt_turns[:first], self._renderer(pair))
@@ -182,7 +197,8 @@ class Encoder:
         if chosen is None or rejected is None:
             return _refused(pair, "answers_not_found")
         ended = (self._ends(full[0]), self._ends(full[1]))
-        return _Texts(prompt, full[0], full[1], False, ended, continues, (chosen, rejected))
+        typed = self.end_marks.inside(parts)
+        return _Texts(prompt, full[0], full[1], False, ended, continues, ends_cut, typed, (chosen, rejected))
 
     def _answers(
         self,
@@ -262,16 +278,20 @@ class Encoder:
         continues: bool = False,
         answer: bool = False,
     ) -> str:
+        return self._rendered(pair, messages, continues=continues, answer=answer)[0]
+
+    def _rendered(
+        self, pair: PreferencePair, messages: list[Message], *, continues: bool = False, answer: bool = False
+    ) -> tuple[str, str | None]:
+        """The text, and the tool of a call that the template leaves out."""
         kwargs: Mapping[str, Any] = {"chat_template": self.chat_template, **pair.chat_template_kwargs}
-        return str(
-            self.tokenizer.apply_chat_template(
-                messages,
-                tools=None if pair.tools is None else list(pair.tools),
-                add_generation_prompt=answer,
-                continue_final_message=continues,
-                tokenize=False,
-                **kwargs,
-            )
+        return rendered(
+            self.tokenizer,
+            messages,
+            tools=None if pair.tools is None else list(pair.tools),
+            add_generation_prompt=answer,
+            continue_final_message=continues,
+            **kwargs,
         )
 
     def _has_template(self) -> bool:
@@ -318,6 +338,8 @@ class Encoder:
             eos_added=eos_added,
             continues=text.continues,
             several_turns=any(own != [0, len(side) - length] for own, side in zip(scored, sides, strict=True)),
+            ends_cut=text.ends_cut,
+            typed_marks=text.typed_marks,
             chosen_scored=scored[0],
             rejected_scored=scored[1],
         )
@@ -359,30 +381,6 @@ def _no_template(pair: PreferencePair, tokenizer: PreTrainedTokenizerBase) -> Da
         "tokenizer.chat_template (preftune.data.DIALOGUE_TEMPLATE suits any base model), or give prompt, chosen and "
         "rejected as plain strings."
     )
-
-
-def has_text(side: str | list[Message], marks: Iterable[str]) -> bool:
-    """Whether there is something to learn: text beyond white space and special tokens, or a tool call."""
-    if isinstance(side, list):
-        answers = (turn for turn in side if turn["role"] == "assistant")
-        return any(has_text(turn.get("content", ""), marks) or turn.get("tool_calls") for turn in answers)
-    if not side.strip():
-        return False
-    if len(side) < 200:  # text made of special tokens only is short; long texts need no second look
-        for mark in marks:
-            side = side.replace(mark, "")
-    return bool(side.strip())
-
-
-def can_continue(turn: Message) -> bool:
-    return turn["role"] == "assistant" and bool(turn.get("content")) and not turn.get("tool_calls")
-
-
-def joined(prompt: list[Message], side: list[Message], continues: bool) -> list[Message]:
-    if not continues:
-        return [*prompt, *side]
-    begun = {**prompt[-1], **side[0], "content": prompt[-1]["content"] + side[0]["content"]}
-    return [*prompt[:-1], begun, *side[1:]]
 
 
 def common(left: Sequence[int], right: Sequence[int]) -> int:

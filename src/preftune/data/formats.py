@@ -22,6 +22,7 @@ from preftune.data.messages import (
     split_words,
     without_nulls,
 )
+from preftune.data.tool_calls import definition
 from preftune.types import Message, PreferencePair, Text
 
 _RESERVED_KWARGS = frozenset(
@@ -214,7 +215,7 @@ def tools_of(values: Mapping[str, Any], where: Where) -> list[Any] | None:
         return None
     if not isinstance(tools, list):
         raise where.error("tools", f"{shown(tools)} is not a list", "Give a list of JSON schemas, or null.")
-    return [without_nulls(tool) if isinstance(tool, Mapping) else tool for tool in tools] or None
+    return [definition(without_nulls(tool)) if isinstance(tool, Mapping) else tool for tool in tools] or None
 
 
 def _from_json(value: Any, column: str, where: Where) -> Any:

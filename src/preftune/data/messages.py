@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from preftune.data.tool_calls import CALLS, calls_of, joined_calls
 from preftune.errors import DatasetError
 from preftune.types import Message
 
-ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython"})
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "ipython"})
+
+_OF_TOOLS = {
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "observation": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
+    "function": "tool",
+}
+"""What other tools call the roles of calls and of their answers."""
 
 _SPEAKERS = {
     "human": "user",
@@ -24,13 +35,16 @@ _SPEAKERS = {
     "model": "assistant",
     "system": "system",
     "tool": "tool",
-    "observation": "tool",
+    **_OF_TOOLS,
 }
 """Who speaks in the {"from": ..., "value": ...} form."""
 
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _PYTHON_REPR = re.compile(r"\s*\[?\s*\{'(role|content|from|value)'\s*:")
-_JSON_TURNS = re.compile(r"\s*\[?\s*\{\s*\"(role|content)\"\s*:")
+_JSON_TURNS = re.compile(r"\s*\[?\s*\{\s*\"(role|content|from|value|tool_calls)\"\s*:")
+
+
+_FORM = 'Write every turn as {"role": "user", "content": "..."}.'
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,44 +94,78 @@ def read_text(value: Any, column: str, where: Where) -> str | list[Message]:
 
 
 def read_turns(turns: Sequence[Any], column: str, where: Where) -> list[Message]:
-    """Checked copies of messages, without the nulls that a table's schema adds."""
-    return [_read_turn(turn, number, column, where) for number, turn in enumerate(turns)]
+    """Checked copies of messages, without the nulls that a table's schema adds, and calls of tools in one form."""
+    read = [_read_turn(turn, number, column, where) for number, turn in enumerate(turns)]
+    made = [_role(turn) in CALLS for turn in turns]
+    return joined_calls(read, made) if any(made) else read
+
+
+def _role(turn: Any) -> str:
+    return str(turn.get("role") or turn.get("from") or "").lower() if isinstance(turn, Mapping) else ""
 
 
 def _read_turn(turn: Any, number: int, column: str, where: Where) -> Message:
-    form = 'Write every turn as {"role": "user", "content": "..."}.'
     if not isinstance(turn, Mapping):
-        raise where.error(column, f"turn {number} is not a message but {shown(turn)}", form)
+        raise where.error(column, f"turn {number} is not a message but {shown(turn)}", _FORM)
     message: Message = {str(key): _without_nulls(value) for key, value in turn.items() if value is not None}
     if "role" not in message and "from" in message:
         speaker = str(message.pop("from"))
-        message = {
-            "role": _SPEAKERS.get(speaker.lower(), speaker),
-            "content": message.pop("value", message.get("content")),
-            **message,
-        }
+        said = message.pop("value", message.get("content"))
+        message = {"role": _SPEAKERS.get(speaker.lower(), speaker), "content": said, **message}
     if "role" not in message:
         keys = ", ".join(map(repr, turn)) or "nothing"
-        raise where.error(column, f"turn {number} has no 'role' (found: {keys})", form)
+        raise where.error(column, f"turn {number} has no 'role' (found: {keys})", _FORM)
     role = message["role"]
+    role = _OF_TOOLS.get(role.lower(), role) if isinstance(role, str) else role
     if not isinstance(role, str) or role not in ROLES:
         likely = _SPEAKERS.get(str(role).lower())
         cure = f"Write {likely!r} instead." if likely else f"Known are {', '.join(sorted(ROLES))}."
         raise where.error(column, f"turn {number} has the unknown role {shown(role)}", cure)
-    content = message.get("content")
+    message["role"] = role
+    _with_calls(message, _role(turn) in CALLS, number, column, where)
+    message["content"] = _content(message, number, column, where)
+    return message
+
+
+def _with_calls(message: Message, is_call: bool, number: int, column: str, where: Where) -> None:
+    """Brings the calls of tools of a turn into one form, in place."""
+    given = message.pop("function_call", None)
+    if is_call:
+        given = message.get("content") if given is None else given
+        message["content"] = ""
+    if message.get("tool_calls") in ([], ""):
+        del message["tool_calls"]
+    if given is not None and "tool_calls" not in message:
+        message["tool_calls"] = given
+    if "tool_calls" in message:
+        calls = calls_of(message["tool_calls"])
+        if calls is None:
+            raise where.error(
+                column,
+                f"turn {number} ({message['role']}) calls a tool with {shown(message['tool_calls'])}, which is no "
+                "object with a name and arguments",
+                'Write it like {"name": "tide", "arguments": {"harbour": "Husum"}}.',
+            )
+        message["tool_calls"] = calls
+
+
+def _content(message: Message, number: int, column: str, where: Where) -> str:
+    content, role = message.get("content"), message["role"]
+    if role == "tool" and isinstance(content, Mapping):
+        return json.dumps(content, ensure_ascii=False)
     if isinstance(content, list):
-        message["content"] = _joined(content, number, column, where)
-    elif content is None:
+        return _joined(content, number, column, where)
+    if content is None:
         if not any(value for key, value in message.items() if key not in ("role", "content")):
-            raise where.error(column, f"turn {number} ({role}) has no 'content'", form)
-        message["content"] = ""  # a turn of tool calls only; templates concatenate content
-    elif not isinstance(content, str):
+            raise where.error(column, f"turn {number} ({role}) has no 'content'", _FORM)
+        return ""  # a turn of tool calls only; templates concatenate content
+    if not isinstance(content, str):
         raise where.error(
             column,
             f"the content of turn {number} is {shown(content)}, a {type(content).__name__}",
             'Content is a string, or a list of parts like {"type": "text", "text": "..."}.',
         )
-    return message
+    return content
 
 
 def _joined(parts: list[Any], number: int, column: str, where: Where) -> str:
@@ -149,6 +197,10 @@ def without_nulls(value: Mapping[str, Any]) -> dict[str, Any]:
     return {str(key): _without_nulls(inner) for key, inner in value.items() if inner is not None}
 
 
+_TURN_KEYS = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})
+"""What a JSON object must have to be a message: one of these."""
+
+
 def _parsed_turns(text: str) -> list[Any] | None:
     """The messages in a JSON text; None when it is some other JSON, or text that only begins like it."""
     try:
@@ -156,7 +208,7 @@ def _parsed_turns(text: str) -> list[Any] | None:
     except ValueError:
         return None
     turns = value if isinstance(value, list) else [value]
-    fits = all(isinstance(turn, dict) and "role" in turn and "content" in turn for turn in turns)
+    fits = all(isinstance(turn, dict) and any(keys <= turn.keys() for keys in _TURN_KEYS) for turn in turns)
     return turns if turns and fits else None
 
 
@@ -246,3 +298,27 @@ def split_words(chosen: str, rejected: str) -> tuple[str, str, str]:
 
 def _between_words(text: str, index: int) -> bool:
     return index in (0, len(text)) or text[index - 1].isspace() or text[index].isspace()
+
+
+def has_text(side: str | list[Message], marks: Iterable[str]) -> bool:
+    """Whether there is something to learn: text beyond white space and special tokens, or a tool call."""
+    if isinstance(side, list):
+        answers = (turn for turn in side if turn["role"] == "assistant")
+        return any(has_text(turn.get("content", ""), marks) or turn.get("tool_calls") for turn in answers)
+    if not side.strip():
+        return False
+    if len(side) < 200:  # text made of special tokens only is short; long texts need no second look
+        for mark in marks:
+            side = side.replace(mark, "")
+    return bool(side.strip())
+
+
+def can_continue(turn: Message) -> bool:
+    return turn["role"] == "assistant" and bool(turn.get("content")) and not turn.get("tool_calls")
+
+
+def joined(prompt: list[Message], side: list[Message], continues: bool) -> list[Message]:
+    if not continues:
+        return [*prompt, *side]
+    begun = {**prompt[-1], **side[0], "content": prompt[-1]["content"] + side[0]["content"]}
+    return [*prompt[:-1], begun, *side[1:]]

@@ -167,6 +167,10 @@ class _Run:
             report.continued.add(row)
         if encoded.several_turns:
             report.several_turns.add(row)
+        if encoded.ends_cut:
+            report.ends_cut.add(row)
+        if encoded.typed_marks:
+            report.typed_marks.add(row)
 
     def _limit(self, encoded: Encoded) -> None:
         """Applies the limits in place: cuts, or sets the reason to drop."""

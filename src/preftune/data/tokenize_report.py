@@ -25,6 +25,10 @@ REASONS: Mapping[str, tuple[str, str]] = {
         "Mark them in the template with {% generation %}, or let only the last answer differ.",
     ),
     "no_answer_left": ("truncation cuts off all that the assistant says on a side", "Raise max_length."),
+    "calls_not_written": (
+        "the chat template does not write the calls of tools",
+        "Use a model whose template knows tools, or give one with --chat_template_path FILE.",
+    ),
     "template_refused": ("the chat template refuses the conversation", "See the template's words below."),
     "no_start_token": (
         "the prompt is empty and the tokenizer has neither bos nor eos to begin with",
@@ -54,6 +58,21 @@ class Tally:
         return f"{self.count:,} row{'s' * (self.count != 1)} ({', '.join(map(str, self.rows))}{more})"
 
 
+def marks_lines(ends_cut: Tally, typed: Tally) -> list[str]:
+    """What is said about special tokens in the data's texts."""
+    lines = []
+    if ends_cut.count:
+        lines.append(
+            f"In {ends_cut} an answer ended with the mark with which the chat template ends a turn; it is trained once."
+        )
+    if typed.count:
+        lines.append(
+            f"In {typed} a text holds special tokens of the tokenizer, which become control tokens (a turn may end or "
+            "begin inside the text). Remove them where they are not meant; preftune audit shows them."
+        )
+    return lines
+
+
 @dataclass
 class TokenizeReport:
     """Outcome of `tokenize_pairs`. Row numbers count in the dataset that was opened, from 0."""
@@ -79,6 +98,10 @@ class TokenizeReport:
     """The answer continues a turn of the assistant that the prompt began."""
     several_turns: Tally = field(default_factory=Tally)
     """The sides part before the last answer: every later turn of the assistant is trained, the others' are context."""
+    ends_cut: Tally = field(default_factory=Tally)
+    """An answer ended with the mark that the chat template writes itself, and has it once."""
+    typed_marks: Tally = field(default_factory=Tally)
+    """A text holds special tokens, which become control tokens."""
     notes: list[str] = field(default_factory=list)
 
     def drop(self, reason: str, row: int) -> None:
@@ -127,7 +150,7 @@ class TokenizeReport:
                 f"In {self.several_turns} the two sides part before the last answer: every turn of the assistant after "
                 "that is trained, and what others say between is context."
             )
-        return lines + self.notes
+        return [*lines, *marks_lines(self.ends_cut, self.typed_marks), *self.notes]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for audit.json."""
@@ -148,5 +171,7 @@ class TokenizeReport:
             "eos_added": plain(self.eos_added),
             "continued": plain(self.continued),
             "several_turns": plain(self.several_turns),
+            "ends_cut": plain(self.ends_cut),
+            "typed_marks": plain(self.typed_marks),
             "notes": list(self.notes),
         }

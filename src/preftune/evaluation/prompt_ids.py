@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from preftune.data.encode import appends_eos
+from preftune.data.end_marks import EndMarks
+from preftune.data.tool_calls import apply_template
 from preftune.errors import ModelError, RequestError
 from preftune.types import Message, Text
 
@@ -76,15 +78,15 @@ def _rendered(
 ) -> list[int]:
     if prompt and isinstance(prompt[0], int):
         return prompt
-    messages = cast("list[Message]", prompt)
+    messages = EndMarks(tokenizer).without(cast("list[Message]", prompt))
     if tokenizer.chat_template is None:
         raise ModelError(
             "The prompts are message lists, but the tokenizer has no chat template (a base model, not tuned for "
             "chat?). Use an instruction-tuned model, set tokenizer.chat_template, or give the prompts as text."
         )
     prefill = bool(messages) and messages[-1].get("role") == "assistant"
-    text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=not prefill, continue_final_message=prefill, **kwargs
+    text = apply_template(
+        tokenizer, messages, add_generation_prompt=not prefill, continue_final_message=prefill, **kwargs
     )
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template has written them
 

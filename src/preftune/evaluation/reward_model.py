@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from preftune.data.tool_calls import apply_template
 from preftune.errors import ModelError, RequestError
 from preftune.evaluation.answerers import template_of
 from preftune.evaluation.chat_judge import as_transcript
@@ -115,7 +116,7 @@ class RewardModel:
             return {name: list(encoded[name]) for name in ("input_ids", "token_type_ids") if name in encoded}
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         said = [*turns, {"role": "assistant", "content": answer}]
-        text = self._tokenizer.apply_chat_template(said, tokenize=False, **template)
+        text = apply_template(self._tokenizer, said, **template)
         return {"input_ids": list(self._tokenizer(text, add_special_tokens=False)["input_ids"])}  # text has them
 
     def _check_lengths(self, token_ids: Sequence[Sequence[int]]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from preftune.data.tool_calls import with_text_arguments
 from preftune.errors import RequestError
 from preftune.evaluation.budget import Estimate, guess_tokens
 from preftune.evaluation.parallel import in_parallel
@@ -210,7 +211,8 @@ def ask_endpoint(
 
 
 def _messages(prompt: Text) -> list[Message]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    """As endpoints take them, which want the arguments of calls as JSON text."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else with_text_arguments(prompt)
 
 
 def letters_of(prompt: Text) -> int:
