@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,40 @@ def test_stopping_says_what_is_kept_and_resuming_goes_on(
     assert again.code == 0, again.err
     assert json.loads((run / "run.json").read_text())["resumed_from_step"] == 2
     assert "Done after 3 steps" in again.out
+
+
+def test_one_command_starts_goes_on_after_a_signal_and_leaves_a_finished_run_alone(
+    preftune, tiny_model, pairs_file, tmp_path, monkeypatch, caplog
+) -> None:
+    from transformers import Trainer
+
+    run = tmp_path / "run"
+    words = ["dpo", "--model", tiny_model, "--data", pairs_file, "--max_steps", 3, "--output_dir", run]
+    words += ["--resume", "auto"]
+    plain_step = Trainer.training_step
+
+    def terminated(self, *args, **kwargs):
+        if self.state.global_step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return plain_step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "training_step", terminated)
+        result = preftune(*words)
+    assert result.code == 143
+    assert "checkpoint-2 is kept. Go on from it with: preftune dpo" in result.message
+    assert json.loads((run / "run.json").read_text())["stopped_by"] == "SIGTERM"
+    again = preftune(*words)
+    assert again.code == 0, again.err
+    assert "Done after 3 steps" in again.out
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    third = preftune(*words)
+    assert (third.code, third.out) == (0, "")
+    assert "nothing to do: the run in" in caplog.text
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    other = preftune(*words, "--beta", "0.3")
+    assert other.code == 2
+    assert "beta (0.1 before, 0.3 now)" in other.message
 
 
 def test_stopping_before_the_first_checkpoint(preftune, tiny_model, pairs_file, tmp_path, monkeypatch) -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -300,6 +302,29 @@ def test_ctrl_c_takes_what_is_under_way(server, tmp_path: Path) -> None:
     assert 5 <= len(read_samples(path)) == len(server.answered) < 12
     from_endpoint(server, path)
     assert len(server.asked) == 12
+
+
+HANGING = """
+import os, signal, sys, threading, time
+from preftune.evaluation.parallel import in_parallel
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def twice():
+    for _ in range(2):
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=twice, daemon=True).start()
+try:
+    in_parallel(lambda item: time.sleep(600), range(8), workers=4, take=print)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_a_second_ctrl_c_waits_for_no_thread_at_the_end_of_the_process() -> None:
+    done = subprocess.run([sys.executable, "-c", HANGING], timeout=120, check=False, capture_output=True)
+    assert done.returncode == 130, done.stderr.decode()
 
 
 def test_what_a_server_does_not_know_is_passed_on(server, tmp_path: Path) -> None:

@@ -37,15 +37,22 @@ def run(argv: Sequence[str]) -> int:
     """Runs `preftune compare` and returns its exit code: 0 when it is done, whatever the verdict."""
     asked = _parser().read(argv)
     _check(asked)
+    from preftune.training.run_lock import locked
+    from preftune.training.stopping import StoppedError, StopSignals
+
     folder = Path(asked.output)
+    kept = (
+        f"Stopped. {folder} keeps the trainings, answers and verdicts that are whole; the same command goes on from "
+        "there."
+    )
     try:
-        with ExitStack() as opened:
+        with locked(folder), StopSignals().caught(ctrl_c=False), ExitStack() as opened:
             _compare(asked, folder, opened)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"Stopped. {folder} keeps the trainings, answers and verdicts that are whole; the same command goes on "
-            "from there."
-        ) from None
+        raise KeyboardInterrupt(kept) from None
+    except StoppedError as stop:
+        tell(kept)
+        return stop.exit_code
     return 0
 
 

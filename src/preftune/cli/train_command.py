@@ -118,7 +118,7 @@ def _train(method: Method, request: Request) -> int:
             raise KeyboardInterrupt(_stopped(method, request)) from stop
         except StoppedError as stop:
             tell(_stopped(method, request))
-            return int(str(stop.code))
+            return stop.exit_code
         finally:
             progress.close()
 

@@ -124,7 +124,7 @@ def _run(stage: Stage) -> int:
     with open(stage.folder / "log.txt", "wb") as log, subprocess.Popen(words, stdout=log, stderr=log) as process:
         try:
             return process.wait()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             process.send_signal(signal.SIGINT)  # a terminal has sent it one already; a kill of us alone has not
             try:
                 process.wait(timeout=20)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from preftune.log import say
@@ -31,49 +31,57 @@ def in_parallel(
 
     Raises: KeyboardInterrupt after Ctrl-C, and whatever `function` or `take` raises.
     """
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="preftune")
     remaining = iter(items)
-    waiting: dict[Future[Result], Item] = {}
+    results: SimpleQueue[tuple[Item, Any, BaseException | None]] = SimpleQueue()
+    waiting = 0
     failed: BaseException | None = None
-    try:
-        with _patient_interrupt(waiting) as stopped:
-            while True:
-                while failed is None and not stopped.is_set() and len(waiting) < workers:
-                    item: Any = next(remaining, _END)
-                    if item is _END:
-                        break
-                    waiting[pool.submit(function, item)] = item
-                if not waiting:
+
+    def call(item: Item) -> None:
+        try:
+            results.put((item, function(item), None))
+        except BaseException as error:
+            results.put((item, None, error))
+
+    with _patient_interrupt(lambda: waiting) as stopped:
+        while True:
+            while failed is None and not stopped.is_set() and waiting < workers:
+                item: Any = next(remaining, _END)
+                if item is _END:
                     break
-                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    item = waiting.pop(future)
-                    error = future.exception()
-                    if error is None:
-                        take(item, future.result())
-                    else:
-                        failed = failed or error
-        if failed is not None:
-            raise failed
-        if stopped.is_set():
-            raise KeyboardInterrupt
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+                # daemons: the process ends without the answers that it does not wait for
+                threading.Thread(target=call, args=(item,), name="preftune", daemon=True).start()
+                waiting += 1
+            if not waiting:
+                break
+            item, result, error = results.get()
+            waiting -= 1
+            if error is None:
+                take(item, result)
+            else:
+                failed = failed or error
+    if failed is not None:
+        raise failed
+    if stopped.is_set():
+        raise KeyboardInterrupt
 
 
 @contextmanager
-def _patient_interrupt(waiting: dict[Any, Any]) -> Iterator[threading.Event]:
-    """While this is entered, a first Ctrl-C only sets the event; the next one does what it did before."""
+def _patient_interrupt(waiting: Callable[[], int]) -> Iterator[threading.Event]:
+    """While this is entered, a first Ctrl-C only sets the event; the next one does what it did before.
+
+    A handler that is not Python's own stays: a training has one, which lets the whole round be finished.
+    """
     stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    handled = callable(before) and before is not signal.default_int_handler
+    if handled or threading.current_thread() is not threading.main_thread():
         yield stopped
         return
-    before = signal.getsignal(signal.SIGINT)
 
     def stop(number: int, frame: Any) -> None:
         stopped.set()
         signal.signal(signal.SIGINT, before)
-        say(f"stopping: waiting for {len(waiting)} answers under way (Ctrl-C again does not wait)")
+        say(f"stopping: waiting for {waiting()} answers under way (Ctrl-C again does not wait)")
 
     signal.signal(signal.SIGINT, stop)
     try:

@@ -238,7 +238,7 @@ class _Beginning(TrainerCallback):  # type: ignore[misc]
             if isinstance(callback, EarlyStoppingCallback):
                 _restore_patience(callback, state)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer._signals.stepping = True
 
 

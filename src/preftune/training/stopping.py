@@ -21,7 +21,8 @@ class StoppedError(SystemExit):
 
     def __init__(self, number: int) -> None:
         self.signal = signal.Signals(number).name
-        super().__init__(128 + number)
+        self.exit_code = 128 + number
+        super().__init__(self.exit_code)
 
 
 def error_of(number: int) -> BaseException:
@@ -42,14 +43,18 @@ class StopSignals:
         self._process = os.getpid()
 
     @contextmanager
-    def caught(self) -> Iterator[None]:
-        """While this is entered, signals come here, except those that the program handles itself or ignores."""
+    def caught(self, *, ctrl_c: bool = True) -> Iterator[None]:
+        """While this is entered, signals come here, except those that the program handles itself or ignores.
+
+        Args:
+            ctrl_c: SIGINT too.
+        """
         self.asked, self.stepping, self._process = 0, False, os.getpid()
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         before: dict[int, Any] = {}
-        for name in _NAMES:
+        for name in _NAMES if ctrl_c else _NAMES[1:]:
             number = getattr(signal, name, None)  # Windows has two of them
             if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 before[number] = signal.signal(number, self._catch)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import get_peft_model
+from transformers import TrainerCallback
 
 from preftune.errors import ConfigError, DatasetError, ModelError, RequestError
 from preftune.models import load_model
 from preftune.models.roles import REWARD, VALUE
 from preftune.training.ppo import PPOConfig, PPOTrainer
+from preftune.training.stopping import StoppedError
 from saved_reward import save_reward
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 
@@ -388,3 +391,34 @@ def test_the_score_that_is_logged_is_of_all_answers(tmp_path: Path) -> None:
     (line,) = logged(tmp_path)
     assert 0 < line["objective/filtered"] < 1
     assert line["objective/scores"] == pytest.approx(sum(seen) / len(seen), rel=1e-5)
+
+
+def test_a_signal_ends_a_run_after_its_round_with_a_checkpoint_that_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    class Send(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:  # the first step of the second round
+                signal.raise_signal(signal.SIGTERM)
+
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 100}
+    through = trainer(tmp_path / "through", **options)
+    through.train()
+    with pytest.raises(StoppedError):
+        trainer(tmp_path / "run", callbacks=[Send()], **options).train()
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-4"]
+    again = trainer(tmp_path / "run", **options)
+    again.train(resume_from_checkpoint="auto")
+    for name, expected in adapter(through).items():
+        assert torch.equal(adapter(again)[name], expected), name
+    again.save_model()
+    finished = trainer(tmp_path / "run", **options)
+    finished.train(resume_from_checkpoint="auto")
+    assert finished.nothing_to_do
+    for name, expected in adapter(through).items():
+        assert torch.equal(adapter(finished)[name], expected), name
+
+
+def test_by_default_a_checkpoint_is_written_after_each_pass_over_the_prompts(tmp_path: Path) -> None:
+    trainer(tmp_path, num_train_epochs=3.0, max_steps=-1, save_strategy=None).train()
+    found = sorted(int(path.name[11:]) for path in tmp_path.glob("checkpoint-*"))
+    steps = json.loads((tmp_path / "run.json").read_text())["steps"]
+    assert found == [steps * 2 // 3, steps]
