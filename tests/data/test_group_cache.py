@@ -99,6 +99,23 @@ def test_another_tokenizer_is_a_miss(chat: Any, plain: Any) -> None:
     assert not recalled(pairs, chat)
 
 
+@pytest.mark.parametrize("change", [{"split_special_tokens": True}, {"some_flag": True}])
+def test_what_is_set_on_a_tokenizer_after_loading_is_a_miss(change: Any, chat: Any) -> None:
+    pairs = load_pairs(rows(4))
+    assert not recalled(pairs, chat)
+    for key, value in change.items():
+        setattr(chat, key, value)
+    assert not recalled(pairs, chat)
+    assert recalled(pairs, chat)
+
+
+def test_the_side_that_generation_pads_on_is_a_hit(chat: Any) -> None:
+    pairs = load_pairs(rows(4))
+    assert not recalled(pairs, chat)
+    chat.padding_side = "left"
+    assert recalled(pairs, chat)
+
+
 def test_another_day_is_a_miss_for_templates_that_write_the_date(chat: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import datetime
 

@@ -104,6 +104,27 @@ def test_an_identity_follows_the_contents_and_no_path(base: str, tmp_path: Path)
     assert ModelSource(copy).identity != ModelSource(base).identity
 
 
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "added_tokens.json"])
+def test_the_files_of_a_vocabulary_are_part_of_an_identity(name: str, base: str, tmp_path: Path) -> None:
+    copy = Path(save_tiny(tmp_path / "copy"))
+    (copy / name).write_text("{}")
+    assert ModelSource(str(copy)).identity != ModelSource(base).identity
+
+
+def test_the_identity_of_a_model_in_memory_holds_all_that_shapes_an_answer() -> None:
+    def identity(model: Any, tokenizer: Any) -> str:
+        return ModelSource.held(model, tokenizer, name="m").identity
+
+    seen = [identity(tiny_model(), tiny_tokenizer()), identity(tiny_model(seed=1), tiny_tokenizer())]
+    longer, other, fewer = tiny_tokenizer(), tiny_tokenizer(), tiny_model()
+    longer.add_tokens(["<new>"])
+    other.chat_template += " "
+    fewer.generation_config.repetition_penalty = 1.5
+    seen += [identity(tiny_model(), longer), identity(tiny_model(), other), identity(fewer, tiny_tokenizer())]
+    assert len(set(seen)) == len(seen)
+    assert identity(tiny_model(), tiny_tokenizer()) == seen[0]
+
+
 def test_a_row_may_say_how_it_is_sampled() -> None:
     source = ModelSource.held(tiny_model(), tiny_tokenizer(), name="m")
     sides = TwoSides(ModelAnswerer(source, GREEDY), ModelAnswerer(source, GREEDY, seed=1))

@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from logps.groups import random_groups
 from models_zoo import random_model
 from preftune.reference import Numerics, completion_key, fingerprint
 from preftune.reference.fingerprint import completion_keys
@@ -134,6 +135,61 @@ def test_which_adapter_is_active_counts():
     before = of(model)
     model.set_adapter("other")
     assert of(model) != before
+
+
+def set_scale(model):
+    for module in model.modules():
+        if hasattr(module, "set_scale"):
+            module.set_scale("default", 0.25)
+
+
+def set_one_scale(model):
+    model.base_model.model.model.layers[0].self_attn.q_proj.scaling["default"] = 0.5
+
+
+LORA_B = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.default.weight"
+STATES = {
+    "adapter off": lambda m: m.base_model.disable_adapter_layers(),
+    "adapter off in one layer": lambda m: m.base_model.model.model.layers[0].self_attn.q_proj.enable_adapters(False),
+    "scaled": set_scale,
+    "scaled in one layer": set_one_scale,
+    "merged": lambda m: m.merge_adapter(),
+    "a weight of the adapter": lambda m: m.get_parameter(LORA_B).data.add_(1),
+    "rope": lambda m: m.get_base_model().model.rotary_emb.inv_freq.mul_(0.25),
+    "rope's scale": lambda m: setattr(m.get_base_model().model.rotary_emb, "attention_scaling", 1.1),
+    "scale of attention": lambda m: setattr(m.get_base_model().model.layers[1].self_attn, "scaling", 0.3),
+    "epsilon": lambda m: setattr(m.get_base_model().model.norm, "variance_epsilon", 1e-3),
+}
+
+
+@pytest.mark.parametrize("change", STATES)
+def test_the_state_of_the_module_counts_not_only_its_weights(change):
+    """Each changes scores, and each is a miss."""
+    from preftune.logps import naive_logps, pack
+
+    model = with_lora(random_model(), trained=True).eval()
+    batch = pack(random_groups())
+    with torch.no_grad():
+        scores = naive_logps(model, batch)
+    before = of(model)
+    assert of(copy.deepcopy(model)) == before
+    STATES[change](model)
+    assert of(model) != before
+    with torch.no_grad():
+        changed = not torch.equal(naive_logps(model, batch), scores)
+    assert changed or change == "merged"  # which rounds only
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3_longrope"])
+def test_what_was_scored_before_does_not_count(name):
+    from preftune.logps import naive_logps, pack
+
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    model = random_model(name, **({"max_position_embeddings": 4, "rope_parameters": rope} if name == "llama" else {}))
+    before = of(model)
+    with torch.no_grad():
+        naive_logps(model, pack(random_groups(((40, (30, 5)),))))
+    assert of(model) == before
 
 
 def test_an_adapters_paths_and_training_options_do_not_count(tmp_path):

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from preftune.cache_folder import cache_folder
+from preftune.errors import ReferenceMismatchError
 from preftune.reference.inventory import list_stores
 from tiny import chat_rows, rows, tiny_model, tiny_tokenizer
 
-from .dpo_runs import logged, lora_model, naive_scores, reference_scores, trainer
+from .dpo_runs import LN2, logged, lora_model, naive_scores, nudge, reference_scores, trainer
 from .test_reference_table import counted_scores
 from .test_resume import OPTIONS, PowerCut
 
@@ -104,6 +105,46 @@ def test_what_changed_is_a_miss_and_never_a_wrong_hit(change, tmp_path):
         assert 0 < second.reference.hits == len(completions(second) & completions(first))
     found = reference_scores(second, second.train_dataset)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("make", [lora_model, tiny_model])
+def test_scores_of_a_model_that_was_changed_before_training_are_kept_under_its_own_address(make, tmp_path):
+    run = trainer(make(), tmp_path / "first")
+    made_of = run.reference.source.fingerprint
+    unwrapped = run.model.get_base_model() if make is lora_model else run.model
+    source = tiny_model(seed=5)
+    if make is lora_model:
+        unwrapped.model.embed_tokens.load_state_dict(source.model.embed_tokens.state_dict())
+    else:
+        unwrapped.load_state_dict(source.state_dict())
+    run.train()
+    assert logged(run)[0] == pytest.approx(LN2, abs=1e-6)
+    assert run.reference.source.fingerprint != made_of
+    assert run._record.facts["reference"]["fingerprint"] == run.reference.source.fingerprint
+    innocent = trainer(make(), tmp_path / "second")
+    expected = naive_scores(tiny_model(), innocent.train_dataset)
+    found = reference_scores(innocent, innocent.train_dataset)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_an_adapter_that_was_loaded_after_the_trainer_was_made_is_the_reference(tmp_path):
+    run = trainer(lora_model(), tmp_path)
+    nudge(run.model, 0.05)
+    run.evaluate(rows(2, start=40))
+    assert "frozen copy" in run.reference.source.description
+    run.train()
+    assert logged(run)[0] == pytest.approx(LN2, abs=1e-6)
+
+
+def test_a_reference_model_that_was_changed_after_it_was_let_go_scores_no_new_rows(tmp_path):
+    other = tiny_model()
+    run = trainer(lora_model(), tmp_path, ref_model=other)
+    run.train()
+    run.evaluate(rows(2, start=40))
+    with torch.no_grad():
+        other.model.norm.weight.mul_(2.0)
+    with pytest.raises(ReferenceMismatchError, match="weights of the ref_model were changed"):
+        run.evaluate(rows(2, start=60))
 
 
 @pytest.mark.parametrize("kept", [0.3, 0.6])

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, TrainerCallback
 
 from preftune.errors import ConfigError, ModelError, ReferenceMismatchError
 from preftune.reference import AdapterOff, AsReceived, ExplicitModel, FrozenCopy
+from preftune.training.batches import probes
 from tiny import rows, save_tiny, tiny_model
 
 from .dpo_runs import LN2, logged, lora_config, lora_model, naive_scores, nudge, reference_scores, trainer
@@ -172,9 +173,9 @@ def test_a_reference_that_disagrees_is_an_error_with_the_distance_and_the_option
     with pytest.raises(ReferenceMismatchError, match=r"by [\d.]+ nat per token") as caught:
         run.train()
     assert "allow_reference_mismatch=True" in str(caught.value)
-    first = run.train_dataset.select([0])
-    per_completion = (naive_scores(run.model, first) - naive_scores(other, first)).split(
-        [len(completion) for completion in first[0].completions]
+    looked_at = run.train_dataset.select(probes(run.train_dataset.lengths))
+    per_completion = (naive_scores(run.model, looked_at) - naive_scores(other, looked_at)).split(
+        [len(completion) for group in looked_at for completion in group.completions]
     )
     distance = max(abs(float(part.sum())) for part in per_completion)
     assert f"{distance:.3g} nat on a whole completion" in str(caught.value)
@@ -352,7 +353,7 @@ def test_a_second_run_over_the_same_rows_asks_the_reference_nothing(row, tmp_pat
     first = trainer(make(tmp_path), tmp_path / "first", **options)
     scored = counted_scores(first)
     first.train()
-    assert sum(scored) == 8 + 4 + 1  # every row once, although there were two epochs, and the self-check's
+    assert sum(scored) == 8 + 4 + 3  # every row once, although there were two epochs, and the self-check's
     sweep = {"beta": 0.3, "learning_rate": 1e-4, "seed": 9, "loss_type": "ipo", "run_name": "another"}
     options |= {"train_sampling_strategy": "random", "per_device_train_batch_size": 4, "per_device_eval_batch_size": 3}
     second = trainer(make(tmp_path), tmp_path / "second", data=rows(8)[::-1], **options, **sweep)

@@ -130,7 +130,7 @@ def keys_of_rows(rows: Dataset | ListedRows, reading: object) -> str:
     digest.update(repr(reading).encode())
     if isinstance(rows, ListedRows):
         for row in rows.mappings:
-            digest.update(json.dumps(row, sort_keys=True, default=repr).encode("utf-8", "surrogatepass"))
+            digest.update(json.dumps(row, default=repr).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
     import pyarrow as pa
 
@@ -173,8 +173,22 @@ def keys_of_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
         json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str),
         json.dumps(tokenizer.init_kwargs, sort_keys=True, default=str),
         json.dumps([tokenizer.bos_token_id, tokenizer.eos_token_id]),
+        json.dumps(_set_on(tokenizer), sort_keys=True),
     ]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+
+
+def _set_on(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Plain values that the tokenizer holds as attributes, which anybody can set after loading
+    (`split_special_tokens`). Sides, names and warnings decide about no id.
+    """
+    sides = {"padding_side", "truncation_side", "in_target_context_manager"}
+    left_out = sides | {"name_or_path", "verbose", "chat_template", "model_max_length"}
+    return {
+        key: value
+        for key, value in vars(tokenizer).items()
+        if isinstance(value, bool | int | str | None) and key.lstrip("_") not in left_out
+    }
 
 
 @lru_cache(maxsize=1)

@@ -16,6 +16,7 @@ _WEIGHTS = (".safetensors", ".bin", ".gguf")
 _SHAPING = ("config.json", "generation_config.json", "adapter_config.json", "chat_template.jinja", "tokenizer.json")
 """Other files that change an answer."""
 _SHAPING_MORE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.json", "tokenizer.model")
+_VOCABULARIES = ("vocab.json", "merges.txt", "vocab.txt", "added_tokens.json", "spiece.model", "tekken.json")
 
 
 class ModelSource:
@@ -43,6 +44,7 @@ class ModelSource:
     @classmethod
     def held(cls, model: Any, tokenizer: Any, *, name: str) -> ModelSource:
         """A model that is loaded already."""
+        from preftune.data.group_cache import keys_of_tokenizer
         from preftune.evaluation.records import digest
         from preftune.reference.fingerprint import fingerprint
 
@@ -50,7 +52,10 @@ class ModelSource:
         source.name, source._base_model, source._options = name, None, {}
         source.place = Location("folder", name)
         source._model, source._tokenizer = model.eval(), tokenizer
-        source._identity = digest([fingerprint(model, adapters=True), tokenizer.chat_template])
+        vocabulary = keys_of_tokenizer(tokenizer, None) or sorted(tokenizer.get_vocab().items())
+        generation = getattr(model, "generation_config", None)
+        told = None if generation is None else generation.to_json_string()
+        source._identity = digest([fingerprint(model, adapters=True), tokenizer.chat_template, vocabulary, told])
         source._is_held = True
         return source
 
@@ -156,7 +161,8 @@ def _files(path: Path) -> Iterator[Path]:
         yield path
         return
     for file in sorted(path.iterdir()):
-        if file.name in (*_SHAPING, *_SHAPING_MORE) or (file.suffix in _WEIGHTS and file.name != "training_args.bin"):
+        weights = file.suffix in _WEIGHTS and file.name != "training_args.bin"
+        if weights or file.name in (*_SHAPING, *_SHAPING_MORE, *_VOCABULARIES):
             yield file
 
 

@@ -19,7 +19,7 @@ def unscaled_rope(model: nn.Module) -> None:
         for name, _ in list(module.named_buffers(recurse=False)):
             original = getattr(module, name.removesuffix("inv_freq") + "original_inv_freq", None)
             if name.endswith("inv_freq") and original is not None and not name.endswith("original_inv_freq"):
-                module.register_buffer(name, original.to(module.get_buffer(name).device), persistent=False)
+                module.register_buffer(name, original.to(module.get_buffer(name).device).clone(), persistent=False)
         for name in [key for key in vars(module) if key.endswith("max_seq_len_cached")]:
             setattr(module, name, module.original_max_seq_len)
 

@@ -19,6 +19,7 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+from preftune.logps.rope import unscaled_rope
 from preftune.types import Span
 
 NUMERICS_VERSION = 2
@@ -86,6 +87,7 @@ def fingerprint(model: nn.Module, *, adapters: bool) -> str:
             and the same model under adapters that are off have one fingerprint.
     """
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    unscaled_rope(model)
     digest = xxhash.xxh3_128()
     digest.update(json.dumps(_relevant(base.config.to_dict()), sort_keys=True, default=str).encode())
     prefixes = adapter_prefixes(model)
@@ -95,12 +97,46 @@ def fingerprint(model: nn.Module, *, adapters: bool) -> str:
             continue
         digest.update(_canonical(name).encode())
         _update(digest, tensor)
+    for fact in _numbers_of(base):
+        digest.update(fact.encode())
     if adapters and (configs := getattr(model, "peft_config", None)):
         for name, config in sorted(configs.items()):
             relevant = {k: v for k, v in config.to_dict().items() if k not in _IRRELEVANT_OF_ADAPTERS}
             digest.update((name + json.dumps(relevant, sort_keys=True, default=_stable)).encode())
         digest.update(str(getattr(model, "active_adapters", "")).encode())
+        for fact in _states_of_adapters(model):
+            digest.update(fact.encode())
     return digest.hexdigest()
+
+
+def _states_of_adapters(model: nn.Module) -> Iterator[str]:
+    """What PEFT's layers hold outside of their weights: on or off, merged, active, scaled."""
+    module: Any
+    for name, module in model.named_modules():
+        if not _is_adapter_layer(module):
+            continue
+        on = not module.disable_adapters and list(module.active_adapters)
+        merged = sorted(getattr(module, "merged_adapters", ()))
+        scaling = getattr(module, "scaling", None)
+        scales = sorted((key, float(value)) for key, value in scaling.items()) if isinstance(scaling, dict) else scaling
+        yield f"{name} {on} {merged} {scales}"
+
+
+def _is_adapter_layer(module: nn.Module) -> bool:
+    """Whether it is a layer of PEFT's around another one; whole models have a method of the same name."""
+    return isinstance(getattr(type(module), "disable_adapters", None), property)
+
+
+def _numbers_of(model: nn.Module) -> Iterator[str]:
+    """Numbers that modules hold as plain attributes (epsilons, scales of attention, embeddings, rope), where anybody
+    can change them without the config. Dropout is off when scores are computed.
+    """
+    for name, module in sorted(model.named_modules(), key=lambda item: _canonical(item[0])):
+        if _is_adapter_layer(module):
+            continue
+        for key, value in sorted(vars(module).items()):
+            if isinstance(value, float) and key != "p" and "drop" not in key:
+                yield f"{_canonical(name)}.{key}={value!r}"
 
 
 def completion_key(prompt_ids: Sequence[int], completion_ids: Sequence[int], spans: Sequence[Span] = ()) -> bytes:
@@ -150,10 +186,18 @@ def _relevant(config: Any) -> Any:
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
     yield from sorted(model.named_parameters(), key=lambda item: _canonical(item[0]))
-    persistent = set(model.state_dict(keep_vars=True))
     for name, buffer in sorted(model.named_buffers(), key=lambda item: _canonical(item[0])):
-        if name in persistent:
+        owner: Any = model.get_submodule(name.rpartition(".")[0])
+        if not _follows_the_length(owner, name.rpartition(".")[2]):
             yield name, buffer
+
+
+def _follows_the_length(module: Any, buffer: str) -> bool:
+    """Whether a buffer is made anew from others for the sequence at hand: tables of old rotary embeddings, and long
+    rope's frequencies.
+    """
+    longrope = "longrope" in str(getattr(module, "rope_type", "")) and not buffer.endswith("original_inv_freq")
+    return buffer in ("cos_cached", "sin_cached") or (longrope and buffer.endswith("inv_freq"))
 
 
 def _canonical(name: str) -> str:

@@ -11,7 +11,7 @@ Which one a model gets is measured (does switching the adapter off change a scor
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -34,6 +34,14 @@ class Source(Protocol):
     received: bool
     """Whether it is the policy as received by its making, or a model that somebody chose."""
 
+    def unchanged(self, model: nn.Module) -> bool:
+        """Whether what would score now is what the fingerprint was taken of. `model` is the policy, before any step.
+
+        Weights, adapters and scales can be changed between the making of a trainer and its training, and scores must
+        not be kept under the address of another model.
+        """
+        ...
+
     def score(self, model: nn.Module, batch: PackedBatch, engine: Engine) -> Tensor:
         """(T,) per-token log-probabilities. `model` is the policy as the trainer has it now, wrapped or not."""
         ...
@@ -48,6 +56,10 @@ class AdapterOff:
 
     def __init__(self, model: nn.Module) -> None:
         self.fingerprint = fingerprint(model, adapters=False)
+        self._as_made = fingerprint(model, adapters=True)
+
+    def unchanged(self, model: nn.Module) -> bool:
+        return fingerprint(unwrap(model), adapters=True) == self._as_made
 
     def score(self, model: nn.Module, batch: PackedBatch, engine: Engine) -> Tensor:
         with adapters_off(model), inference(model):
@@ -64,6 +76,9 @@ class FrozenCopy:
     def __init__(self, model: nn.Module) -> None:
         self.fingerprint = fingerprint(model, adapters=True)
         self._received = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    def unchanged(self, model: nn.Module) -> bool:
+        return fingerprint(unwrap(model), adapters=True) == self.fingerprint
 
     def score(self, model: nn.Module, batch: PackedBatch, engine: Engine) -> Tensor:
         with self._put_back(model), inference(model):
@@ -101,6 +116,9 @@ class AsReceived:
         self.fingerprint = fingerprint(model, adapters=True)
         self._trained, self._reload = trained, reload
         self._again: nn.Module | None = None
+
+    def unchanged(self, model: nn.Module) -> bool:
+        return self._trained() or fingerprint(unwrap(model), adapters=True) == self.fingerprint
 
     def let_go(self) -> None:
         """Forget a model that was loaded again."""
@@ -149,18 +167,35 @@ class ExplicitModel:
         self._engine = engine
         self._held: nn.Module | None = model
         self._weak = weakref.ref(model)
+        self._state = _state_of(model)
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The model, unless it was let go and nobody else holds it."""
+        return self._held if self._held is not None else self._weak()
+
+    def unchanged(self, model: nn.Module) -> bool:
+        reference = self.model
+        return reference is None or fingerprint(reference, adapters=True) == self.fingerprint
 
     def release(self) -> None:
         """Let the model go: everything known is in the cache."""
         self._held = None
 
     def score(self, model: nn.Module, batch: PackedBatch, engine: Engine) -> Tensor:
-        reference = self._held if self._held is not None else self._weak()
+        reference = self.model
         if reference is None:
             raise ReferenceMismatchError(
                 "Rows without a reference score turned up after the ref_model was released. Pass this data as "
                 "eval_dataset when the trainer is made, or keep the ref_model in a variable until the end."
             )
+        if self._held is None and _state_of(reference) != self._state:
+            if not self.unchanged(model):
+                raise ReferenceMismatchError(
+                    "Rows without a reference score turned up after the weights of the ref_model were changed. Pass "
+                    "this data as eval_dataset when the trainer is made, or leave the ref_model alone until the end."
+                )
+            self._state = _state_of(reference)
         reference.to(batch.input_ids.device)
         with inference(reference):
             return self._engine(reference, batch).token_logps_T
@@ -185,15 +220,33 @@ def choose_source(
         return AsReceived(model, trained=trained, reload=reload)
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     base_trains = not all(is_adapter_parameter(name, prefixes) for name in trainable)
-    # Rows of an embedding or a whole module trained before show on some inputs only, which a probe can miss.
-    shows_rarely = any("trainable_tokens_" in name or "modules_to_save." in name for name in trainable)
-    if base_trains or shows_rarely:
+    if base_trains or _shows_rarely(model, trainable):
         return FrozenCopy(model)
     with inference(model):
         on = engine(model, probe).token_logps_T
         with adapters_off(model):
             off = engine(model, probe).token_logps_T
     return AdapterOff(model) if torch.equal(on, off) else FrozenCopy(model)
+
+
+def _shows_rarely(model: nn.Module, trainable: Sequence[str]) -> bool:
+    """Whether parts of the adapter may have been trained that show on some inputs only, which a probe can miss: rows of
+    an embedding, whole modules, experts that a probe's tokens are not routed to.
+    """
+    if any("trainable_tokens_" in name or "modules_to_save." in name for name in trainable):
+        return True
+    weights = dict(model.named_parameters())
+    factors: dict[str, bool] = {}  # of each product of two: whether none of its factors is zero
+    for name in trainable:
+        if "lora_embedding_" in name or "expert" in name:
+            product = name.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")
+            factors[product] = factors.get(product, True) and bool(weights[name].any())
+    return any(factors.values())
+
+
+def _state_of(model: nn.Module) -> list[tuple[int, int]]:
+    """Where each weight lies, and how often it was written to: says cheaply that nothing was changed in place."""
+    return [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from preftune.training.batches import probes, shortest
 from preftune.training.config import DPOConfig
 from preftune.training.guard.attach import attach_guard, opened_for_guard
 from preftune.training.metrics import PER_PAIR, pair_metrics
-from preftune.training.reference_setup import make_reference, score_everything
+from preftune.training.reference_setup import make_reference, score_everything, settle_reference
 from preftune.training.run_record import reference_facts
 from preftune.training.self_check import check_before_training
 from preftune.types import PackedBatch, Sides
@@ -148,6 +148,10 @@ class DPOTrainer(PackedTrainer):
             if isinstance(self.reference.source, AsReceived):
                 self.reference.source.let_go()
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        settle_reference(self)
+        return super().evaluation_loop(*args, **kwargs)
+
     def predictions_of(self, table: Tensor) -> Tensor:
         """Rewards of chosen and rejected for every pair, (pairs, 2)."""
         return table[:, 1:3]
@@ -156,6 +160,7 @@ class DPOTrainer(PackedTrainer):
 
     def before_first_step(self, *, resumed: bool) -> None:
         """Score what the reference must say beforehand, and check the first step."""
+        settle_reference(self)
         probe = self._batch_of(probes(self.train_dataset.lengths))
         with memory.explained(self, probe.groups[0]):
             result = check_before_training(
@@ -182,6 +187,7 @@ class DPOTrainer(PackedTrainer):
             self.guard.draw()
 
     def check_resumable(self, state: Mapping[str, Any] | None, folder: Path) -> None:
+        settle_reference(self)
         checkpoint.check_same_reference(state, self.reference.source.fingerprint, folder)
 
     def checkpoint_facts(self) -> dict[str, Any]:

@@ -15,7 +15,9 @@ from preftune.log import say
 from preftune.logps import choose_engine, make_engine
 from preftune.reference import ExplicitModel, Numerics, ReferenceScores, ScoreStore, choose_source
 from preftune.training.assemble import is_quantized, settle_compilation
+from preftune.training.batches import shortest
 from preftune.training.memory import score_in_parts
+from preftune.training.run_record import reference_facts
 from preftune.types import PackedBatch, TokenizedGroup
 
 
@@ -51,6 +53,22 @@ def make_reference(trainer: Any, ref_model: Any, probe: PackedBatch, *, trained:
             note={"model": name or "a model given in memory", "reference": source.description, **numerics.facts()},
         )
     return ReferenceScores(source, engine, store, autocast=trainer._autocast)
+
+
+def settle_reference(trainer: Any) -> None:
+    """Makes the reference anew if a model was changed since: scores are kept under the address of what computes them.
+
+    Called before anything is scored, as long as the policy is as received.
+    """
+    source = trainer.reference.source
+    if trainer._policy_changed or source.unchanged(trainer.model):
+        return
+    say("the model was changed after the trainer was made; the reference is the model as it is now:")
+    probe = trainer._batch_of(shortest(trainer.train_dataset.lengths, 4))
+    explicit = source.model if isinstance(source, ExplicitModel) else None
+    trainer.reference = make_reference(trainer, explicit, probe, trained=lambda: trainer._policy_changed)
+    if trainer.is_world_process_zero():
+        trainer._record.note(reference=reference_facts(trainer))
 
 
 def score_everything(trainer: Any, datasets: Iterable[GroupDataset]) -> None:
