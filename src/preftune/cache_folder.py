@@ -7,6 +7,18 @@ import sys
 from pathlib import Path
 
 
+def make_private(folder: Path) -> None:
+    """Make a folder, and the cache folder around it readable for its owner alone; one that is there keeps its rights.
+
+    Raises: OSError.
+    """
+    root = cache_folder()
+    if folder.is_relative_to(root) and not root.exists():
+        root.parent.mkdir(parents=True, exist_ok=True)
+        root.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def cache_folder() -> Path:
     """`$PREFTUNE_CACHE`, or `preftune` in the user's cache folder. Not created here: the first writer does that."""
     if explicit := os.environ.get("PREFTUNE_CACHE"):

@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 
+from preftune.secret_values import hidden
+
 _LOGGER = logging.getLogger("preftune")
 
 
@@ -13,14 +15,14 @@ def say(line: str) -> None:
     """A fact or an advice for the person at the terminal; once per job, not once per rank."""
     _set_up()
     if os.environ.get("RANK", "0") == "0":
-        _LOGGER.info(line)
+        _LOGGER.info(hidden(line))
 
 
 def warn(line: str) -> None:
     """Like `say`, for what should not be overlooked."""
     _set_up()
     if os.environ.get("RANK", "0") == "0":
-        _LOGGER.warning(line)
+        _LOGGER.warning(hidden(line))
 
 
 def _set_up() -> None:

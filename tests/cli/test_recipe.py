@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -214,3 +215,44 @@ def test_no_argument_class_declares_a_name_twice() -> None:
 
     names = [f.name for kind in (DataArguments, ModelArguments, DPOConfig) for f in dataclasses.fields(kind)]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["HF_ENDPOINT", "LD_PRELOAD", "PATH", "PYTHONPATH", "https_proxy", "OPENAI_BASE_URL", "SSL_CERT_FILE", "HF_HOME"],
+)
+def test_a_recipe_moves_no_token_and_loads_no_library_unless_that_is_accepted(name, preftune, tmp_path, monkeypatch):
+    before = os.environ.get(name)
+    monkeypatch.setenv(name, before or "")
+    (tmp_path / "r.yaml").write_text(f"env: {{{name}: /elsewhere}}\nbeta: -1\nmodel: m\ndata: d\n", encoding="utf-8")
+    refused = preftune("dpo", "--config", tmp_path / "r.yaml")
+    assert refused.code == 2
+    assert f"env: {name} would decide where tokens are sent" in refused.message
+    assert os.environ[name] == (before or "")
+    accepted = preftune("dpo", "--config", tmp_path / "r.yaml", "--allow_env")
+    assert "beta=-1" in accepted.message
+    assert os.environ[name] == "/elsewhere"
+
+
+def test_a_recipe_says_what_it_sets_and_that_code_of_the_model_will_run(preftune, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_PROJECT", "x")
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    text = "env: {WANDB_PROJECT: mine, WANDB_API_KEY: secret-of-mine}\ntrust_remote_code: true\n"
+    text += "beta: -1\nmodel: m\ndata: d\n"
+    (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
+    preftune("dpo", "--config", tmp_path / "r.yaml")
+    assert "sets in the environment: WANDB_PROJECT=mine, WANDB_API_KEY=***" in caplog.text
+    assert "line 2: trust_remote_code lets the model's own Python code run" in caplog.text
+
+
+@pytest.mark.parametrize("block", ['{"": x}', '{"A=B": x}', '{A: "x\\0y"}'])
+def test_a_variable_that_cannot_be_is_named(block, preftune, tmp_path):
+    (tmp_path / "r.yaml").write_text(f"env: {block}\nmodel: m\ndata: d\n", encoding="utf-8")
+    result = preftune("dpo", "--config", tmp_path / "r.yaml")
+    assert result.code == 2
+    assert "cannot be set" in result.message
+
+
+def test_a_recipe_does_not_accept_itself(preftune, tmp_path):
+    (tmp_path / "r.yaml").write_text("allow_env: true\nmodel: m\ndata: d\n", encoding="utf-8")
+    assert "there is no field 'allow_env'" in preftune("dpo", "--config", tmp_path / "r.yaml").message

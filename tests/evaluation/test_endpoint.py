@@ -289,3 +289,22 @@ def test_attempts_that_got_no_answer_count_at_their_most(server: ChatServer) -> 
         server.faults = [RATE_LIMIT]
         model.chat(HELLO, max_tokens=9)
         assert model.budget.unanswered == 1
+
+
+@pytest.mark.parametrize("key", ["sk-SECRETaaaaaaaa\nbbb", "sk-SECRETaaaa\x00bbb", "sk-SECRET schlüssel"])
+def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(key, server, monkeypatch):
+    if "\x00" in key:
+        key = key.replace("\x00", "\x7f")  # the environment itself takes no NUL
+    monkeypatch.setenv("MY_KEY", key)
+    with pytest.raises(RequestError, match="The key in MY_KEY holds a blank, a line break") as caught:
+        endpoint(server, api_key_env="MY_KEY")
+    assert "SECRET" not in str(caught.value)
+
+
+def test_a_part_of_the_key_that_a_server_echoes_is_hidden(server, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sk-SECRETaaaaaaaaaa")
+    server.faults = [refusal(401, "Incorrect API key provided: sk-SECRETa (sk-SE****aaaa)")]
+    with endpoint(server, api_key_env="MY_KEY") as model, pytest.raises(RequestError, match="refuses access") as caught:
+        model.chat(HELLO, max_tokens=9)
+    assert "SECRET" not in str(caught.value)
+    assert "sk-SE" not in str(caught.value)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from preftune.errors import ConfigError
+from preftune.secret_values import without_secrets
 from preftune.training import DPOConfig
-from preftune.training.secrets import without_secrets
 from preftune.training.trackers import TrackedFacts, _to_mlflow
 from tests.training.dpo_runs import trainer
 from tiny import rows, tiny_model

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Iterable
 
 from preftune.errors import PreftuneError
+from preftune.secret_values import hidden
 
 _LONGEST = 1200
 """Characters of a foreign error message that are shown; the rest is behind --traceback."""
@@ -39,4 +40,4 @@ def tell(text: str) -> None:
     if sys.stderr.isatty():
         width = max(40, shutil.get_terminal_size().columns)
         text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
-    print(text, file=sys.stderr, flush=True)
+    print(hidden(text), file=sys.stderr, flush=True)

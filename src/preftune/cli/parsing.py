@@ -96,7 +96,7 @@ class FieldParser(HfArgumentParser):
         for entry in recipe.entries:
             where = f"--config {recipe.path}, line {entry.line}"
             field = names.get(entry.key)
-            if field is None or field in ("config", "help"):
+            if field is None or field in ("config", "help", "allow_env"):
                 near = near_name(entry.key.replace("-", "_"), self._plain_names())
                 hint = f"Did you mean {near!r}?" if near else f"{self.prog} --help-all lists all."
                 raise RequestError(f"{where}: there is no field {entry.key!r}. {hint}")

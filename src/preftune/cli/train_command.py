@@ -94,7 +94,11 @@ def run(method: Method, argv: Sequence[str]) -> int:
         return 0
     recipe = find_recipe(argv)
     if recipe is not None:
-        os.environ.update(recipe.environment)  # before torch and the hub client read theirs
+        from preftune.cli.recipe_environment import FLAG, set_environment
+
+        allowed = FLAG in argv or FLAG.replace("_", "-") in argv
+        # before torch and the hub client read theirs
+        set_environment(recipe.environment, recipe=str(recipe.path), allowed=allowed)
     if "--help-all" in argv or "--help_all" in argv:
         parser_of(method).print_help()
         return 0
@@ -131,6 +135,8 @@ def read_request(method: Method, argv: Sequence[str], recipe: Recipe | None = No
     """
     parser = parser_of(method)
     values = parser.parse(argv, recipe)
+    if recipe is not None:
+        _say_remote_code(recipe)
     if values.output_dir is None:
         values.output_dir = method.output_dir
     if values.disable_tqdm is None and not sys.stderr.isatty():
@@ -145,6 +151,20 @@ def read_request(method: Method, argv: Sequence[str], recipe: Recipe | None = No
     if method.needs and not any(getattr(values, name) for name in method.needs):
         raise RequestError(f"Nothing says which answers are good: {method.needs_what}. {help}")
     return Request(data, model, parser.build(_load(method.config), values), tuple(argv), report=values.report)
+
+
+def _say_remote_code(recipe: Recipe) -> None:
+    """That a recipe lets a model bring its own code is said aloud: whoever runs it may not have read it."""
+    for entry in recipe.entries:
+        inside = entry.value if isinstance(entry.value, dict) else {}
+        given = entry.value if entry.key.replace("-", "_") == "trust_remote_code" else inside.get("trust_remote_code")
+        if str(given).lower() in ("true", "yes", "on", "1"):
+            from preftune.log import warn
+
+            warn(
+                f"{recipe.path}, line {entry.line}: trust_remote_code lets the model's own Python code run on this "
+                "machine."
+            )
 
 
 def _prepare(method: Method, request: Request) -> tuple[Any, Any]:
@@ -316,6 +336,9 @@ def parser_of(method: Method) -> Any:
     if method.guarded:
         parser.set_defaults(guard=GUARD)
     parser.add_argument("--report", action="store_true", default=True, help="write report.html when it is done")
+    parser.add_argument(
+        "--allow_env", "--allow-env", action="store_true", help="accept any variable that a recipe's env: block sets"
+    )
     parser.add_argument("--no_report", "--no-report", dest="report", action="store_false")
     return parser
 

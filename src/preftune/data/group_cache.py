@@ -24,7 +24,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.cache_folder import cache_folder
+from preftune.cache_folder import cache_folder, make_private
 from preftune.data.groups import GroupDataset
 from preftune.data.listed_rows import ListedRows
 from preftune.data.pairs import PairDataset
@@ -207,7 +207,7 @@ def _keep(file: Path, groups: GroupDataset, report: Any, *, own_notes: list[str]
     arrays |= {"ids": _bytes_of(groups._ids), "report": _bytes_of(told)}
     temporary = None
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_private(file.parent)
         handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".writing-")
         with os.fdopen(handle, "wb") as out:
             np.savez(out, digest=_bytes_of(_digest(arrays)), **arrays)

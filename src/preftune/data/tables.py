@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from preftune.cache_folder import cache_folder
+from preftune.cache_folder import cache_folder, make_private
 from preftune.data.lines import short
 from preftune.errors import DatasetError
 from preftune.version import __version__
@@ -244,7 +244,7 @@ class _FileSink(_Sink):
         self.writer: Any = None
 
     def __enter__(self) -> _FileSink:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
+        make_private(self.file.parent)
         handle, self.temporary = tempfile.mkstemp(dir=self.file.parent, prefix=".writing-")
         os.close(handle)
         return self

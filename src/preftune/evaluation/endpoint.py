@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from preftune.errors import EndpointError, PreftuneError, RequestError
 from preftune.evaluation.budget import Budget, guess_tokens
 from preftune.log import warn
+from preftune.secret_values import hidden, without_starred
 from preftune.types import Message
 
 PREFIX = "openai:"
@@ -296,8 +297,7 @@ class Endpoint:
         body = getattr(error, "body", None)
         text = str(body["message"]) if isinstance(body, dict) and body.get("message") else str(error)
         text = " ".join(text.split()) or type(error).__name__
-        if self._key:
-            text = text.replace(self._key, "***")
+        text = without_starred(hidden(text, [self._key] if self._key else []))
         return text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
 
     def _near_models(self) -> str:
@@ -319,6 +319,11 @@ def _key(variable: str | None) -> str | None:
     key = (os.environ.get(variable or KEY_VARIABLE) or "").strip()
     if variable is not None and not key:
         raise RequestError(f"--api_key_env {variable}: this environment variable is not set. Put the key into it.")
+    if key and not all("!" <= letter <= "~" for letter in key):  # the client's own error would show it
+        raise RequestError(
+            f"The key in {variable or KEY_VARIABLE} holds a blank, a line break or a character outside ASCII, which no "
+            "key has. Put the key alone into the variable."
+        )
     return key or None
 
 

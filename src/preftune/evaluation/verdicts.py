@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from preftune.cache_folder import cache_folder
+from preftune.cache_folder import cache_folder, make_private
 from preftune.errors import RequestError
 from preftune.log import warn
 
@@ -41,7 +41,7 @@ class VerdictCache:
         """
         self.path = (folder or cache_folder() / "verdicts") / "verdicts.sqlite"
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_private(self.path.parent)
             try:
                 self._connection = self._open()
             except sqlite3.OperationalError:

@@ -9,7 +9,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from preftune.cache_folder import cache_folder
+from preftune.cache_folder import cache_folder, make_private
 from preftune.errors import ModelError
 from preftune.models.load import load_model, load_tokenizer, require_package
 from preftune.models.locate import holds_full_model, locate
@@ -48,7 +48,7 @@ def convert_smollm2(cache_dir: str | os.PathLike[str] | None = None) -> Path:
         return target
     require_package("gguf", extra="gguf", purpose=f"Converting {file.name}")
     try:
-        parent.mkdir(parents=True, exist_ok=True)
+        make_private(parent)
     except OSError as error:
         raise ModelError(
             f"The converted model cannot be kept in {parent} ({error.strerror}). Set PREFTUNE_CACHE to another folder."

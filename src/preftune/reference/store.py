@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from preftune.cache_folder import make_private
 from preftune.version import __version__
 
 log = logging.getLogger("preftune")
@@ -117,7 +118,7 @@ class ScoreStore:
             _OF_THE_PARENT.append(self._connection)  # a forked child must neither use nor close it
             self._connection = None
         if self._connection is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_private(self.path.parent)
             self._connection, self._process = self._open(), os.getpid()
             with contextlib.suppress(OSError):  # the file's time is when it was last used, and reading alone is a use
                 os.utime(self.path)

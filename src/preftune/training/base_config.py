@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from transformers import TrainingArguments
 
 from preftune.errors import ConfigError
+from preftune.secret_values import is_secret, without_secrets
 from preftune.training.refused import Refusal, refuse_unsupported
-from preftune.training.secrets import is_secret, without_secrets
 from preftune.training.trackers import check_installed
 
 SAVE_SECONDS = 600.0

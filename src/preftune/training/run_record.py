@@ -16,9 +16,9 @@ from transformers import TrainerCallback
 
 from preftune.data import GroupDataset
 from preftune.log import warn
+from preftune.secret_values import hidden, without_secrets
 from preftune.training.arguments import parts
 from preftune.training.run_directory import append_line, cut_back, plain, write_json
-from preftune.training.secrets import without_secrets
 from preftune.training.stopping import StoppedError
 
 _PACKAGES = ("preftune", "torch", "transformers", "accelerate", "peft", "datasets", "bitsandbytes")
@@ -73,7 +73,7 @@ class RunRecord(TrainerCallback):  # type: ignore[misc]
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt | StoppedError)
             by = getattr(error, "signal", "SIGINT")
-            more = {"stopped_by": by} if stopped else {"error": f"{type(error).__name__}: {error}"}
+            more = {"stopped_by": by} if stopped else {"error": hidden(f"{type(error).__name__}: {error}")}
             try:  # other ranks may hang: what this one has used
                 self.end(trainer, "interrupted" if stopped else "failed", trainer.limits.state(), **more)
             except OSError as unwritten:  # a full disk, which the error itself is probably about

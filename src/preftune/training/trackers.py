@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from preftune.errors import ConfigError
 from preftune.log import warn
-from preftune.training.secrets import without_secrets
+from preftune.secret_values import without_secrets
 
 NAME = "preftune"
 """What the facts stand under, so that they are told from the configuration."""

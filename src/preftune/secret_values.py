@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Iterable
 from typing import Any
 
 _HIDDEN = "***"
@@ -44,6 +46,50 @@ def without_secrets(value: Any) -> Any:
                 return value if kept == inner else json.dumps(kept, ensure_ascii=False)
         return _KNOWN_TOKEN.sub(_HIDDEN, value)
     return value
+
+
+_BEARER = re.compile(r"(?i)\bbearer\s+(?!realm)[^\s'\")]+")
+_STARRED = re.compile(r"[\w.-]*\*{3,}(?:[\w.*-]*[\w*-])?")
+"""What servers make of a key that they were sent: a few letters of its ends around stars."""
+_PIECE = 6
+"""Characters in a row that are enough of a key to hide."""
+
+
+def hidden(text: str, keys: Iterable[str] = ()) -> str:
+    """A message without tokens and passwords: of a known form, of the environment, and `keys`, whole or in part."""
+    text = _BEARER.sub(f"Bearer {_HIDDEN}", _KNOWN_TOKEN.sub(_HIDDEN, text))
+    for key in keys:
+        text = _without_key(text, key, piece=_PIECE)
+    for name, value in os.environ.items():
+        if is_secret(name):
+            text = _without_key(text, value, piece=2 * _PIECE)  # a short one may be a word of any message
+    return text
+
+
+def without_starred(text: str) -> str:
+    """A server's message without the ends of a key that it shows."""
+    return _STARRED.sub(_HIDDEN, text)
+
+
+def _without_key(text: str, key: str, *, piece: int) -> str:
+    """Without a key as it is, as Python writes it in an error, and without pieces of it."""
+    forms = {key, repr(key)[1:-1], key.encode("unicode_escape").decode("ascii")}
+    for form in forms:
+        if len(form.strip()) >= _PIECE:
+            text = text.replace(form, _HIDDEN)
+    pieces = {form[i : i + piece] for form in forms for i in range(len(form) - piece + 1)}
+    found = [i for i in range(len(text) - piece + 1) if text[i : i + piece] in pieces]
+    if not found:
+        return text
+    covered = {i + j for i in found for j in range(piece)}
+    kept, last = [], -2
+    for i, letter in enumerate(text):
+        if i not in covered:
+            kept.append(letter)
+        elif i != last + 1:
+            kept.append(_HIDDEN)
+        last = i if i in covered else last
+    return "".join(kept)
 
 
 def is_secret(name: str) -> bool:
