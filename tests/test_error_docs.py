@@ -34,6 +34,7 @@ PASSED_ON = {
     "…": "transformers' own words about one of its fields",
     "…. See … --help.": "argparse's own words",
     "…--config …, line …: …": "another message of this list, with the line of the recipe in front",
+    "… row …: …": "puts the row in front of what a rendering says",
     "… row …, column …: …. …": "puts the place in front of what the callers of Where.error say",
 }
 """Texts of sites that have no words of their own."""

@@ -27,6 +27,10 @@ class DatasetError(RequestError):
     """The data cannot be read as preferences: wrong columns, wrong types, nothing left to train on."""
 
 
+class TemplateLimitError(DatasetError):
+    """A chat template took too long for one conversation, or too much memory."""
+
+
 class ModelError(RequestError):
     """The model cannot be found, loaded, quantised or adapted as asked."""
 

@@ -220,7 +220,7 @@ def _manifest(
 def _describe(entry: Input) -> dict[str, Any]:
     path = Path(entry.name).expanduser()
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    known = entry.name != "-" and path.exists()
+    known = entry.name != "-" and (path.is_file() or path.is_dir())
     described: dict[str, Any] = {
         "name": entry.name,
         "format": entry.pairs.format,

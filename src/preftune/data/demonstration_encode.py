@@ -16,7 +16,7 @@ from preftune.data.answer_turns import loses_prompt
 from preftune.data.demonstration_formats import Demonstration
 from preftune.data.encode import Encoder, common
 from preftune.data.messages import can_continue, has_text, joined
-from preftune.errors import ConfigError, DatasetError
+from preftune.errors import ConfigError, DatasetError, TemplateLimitError
 from preftune.types import Message, PreferencePair
 
 
@@ -38,6 +38,7 @@ class EncodedDemonstration:
     context: bool = False
     ends_cut: bool = False
     typed_marks: bool = False
+    shortened: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,8 @@ class DemonstrationEncoder(Encoder):
             ConfigError: something is asked of the data that they do not have.
             DatasetError: conversations, and no chat template.
         """
-        texts = [self._texts_of(demonstration) for demonstration in batch]
+        short = batch if self.shorten is None else [self.shorten.demonstration(row) for row in batch]
+        texts = [self._texts_of(demonstration) for demonstration in short]
         ids: dict[int, list[list[int]]] = {}
         for special in (True, False):
             places = [
@@ -109,10 +111,13 @@ class DemonstrationEncoder(Encoder):
             flat = iter(self._ids([part for row in parts for part in row], special_tokens=special))
             for at, row in zip(places, parts, strict=True):
                 ids[at] = [next(flat) for _ in row]
-        return [
+        encoded = [
             text if isinstance(text, EncodedDemonstration) else self._assembled(row, text, ids[at])
             for at, (row, text) in enumerate(zip(batch, texts, strict=True))
         ]
+        for one, before, after in zip(encoded, batch, short, strict=True):
+            one.shortened = after is not before
+        return encoded
 
     def _texts_of(self, demonstration: Demonstration) -> _Texts | EncodedDemonstration:
         self.covered.check(demonstration)
@@ -171,6 +176,8 @@ class DemonstrationEncoder(Encoder):
             header = not continues and turns[len(asked)]["role"] == "assistant"
             before = self._render(pair, asked, continues=continues, answer=header)
             whole, unwritten = self._rendered(pair, turns)
+        except TemplateLimitError as error:
+            raise TemplateLimitError(f"{self.name} row {row}: {error}") from error
         except Exception as error:  # templates are programs: jinja's errors, and whatever their expressions raise
             return EncodedDemonstration(row, reason="template_refused", detail=" ".join(str(error).split()))
         if unwritten:

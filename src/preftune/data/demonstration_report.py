@@ -67,6 +67,8 @@ class DemonstrationReport:
     """An answer ended with the mark that the chat template writes itself, and has it once."""
     typed_marks: Tally = field(default_factory=Tally)
     """A text holds special tokens, which become control tokens."""
+    shortened: Tally = field(default_factory=Tally)
+    """A text is longer than the limits can need, and its middle was not tokenised."""
     lengths: dict[str, int] = field(default_factory=dict)
     """Quantiles of the rows' tokens, after truncation: "50%", "90%", "99%"."""
     notes: list[str] = field(default_factory=list)
@@ -110,7 +112,7 @@ class DemonstrationReport:
             )
         if self.context.count:
             lines.append(f"In {self.context} turns of the assistant are empty or have weight 0, and are context only.")
-        return [*lines, *marks_lines(self.ends_cut, self.typed_marks), *self.notes]
+        return [*lines, *marks_lines(self.ends_cut, self.typed_marks, self.shortened), *self.notes]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for audit.json."""
@@ -137,5 +139,6 @@ class DemonstrationReport:
             "context": plain(self.context),
             "ends_cut": plain(self.ends_cut),
             "typed_marks": plain(self.typed_marks),
+            "shortened": plain(self.shortened),
             "notes": list(self.notes),
         }

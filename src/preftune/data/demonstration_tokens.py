@@ -13,6 +13,7 @@ from preftune.data.demonstration_report import REASONS, DemonstrationReport
 from preftune.data.demonstrations import DemonstrationDataset
 from preftune.data.group_cache import LEAST_PAIRS, kept_tokens, keys_of_rows, keys_of_tokenizer
 from preftune.data.groups import GroupDataset
+from preftune.data.shorten import shortening
 from preftune.data.tokenize import Limits, Truncation
 from preftune.data.tokenize_report import Tally
 from preftune.errors import DatasetError
@@ -59,6 +60,7 @@ def tokenize_demonstrations(
         report.dropped[reason] = Tally(out.count, list(out.rows))
         report.rows_in += out.count
     encoder = DemonstrationEncoder(tokenizer, chat_template=chat_template)
+    encoder.name, encoder.shorten = rows.name, shortening(tokenizer, max_length)
     encoder.covered = Covered(completion_only_loss, assistant_only_loss)
     return _Run(encoder, limits, report).over(rows)
 
@@ -156,6 +158,7 @@ class _Run:
             (report.context, encoded.context),
             (report.ends_cut, encoded.ends_cut),
             (report.typed_marks, encoded.typed_marks),
+            (report.shortened, encoded.shortened),
         ):
             if counted:
                 tally.add(row)

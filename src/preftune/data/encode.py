@@ -31,8 +31,9 @@ from preftune.data.answer_turns import (
 from preftune.data.end_marks import EndMarks
 from preftune.data.messages import can_continue, common_turns, has_text, joined
 from preftune.data.prompt_once import PromptOnce
+from preftune.data.shorten import Shorten
 from preftune.data.tool_calls import rendered
-from preftune.errors import DatasetError
+from preftune.errors import DatasetError, TemplateLimitError
 from preftune.types import Message, PreferencePair, Span
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class Encoded:
     """An answer ended with the mark that the template writes."""
     typed_marks: bool = False
     """A text holds special tokens, which become control tokens."""
+    shortened: bool = False
+    """A text was longer than the limits can need, and its middle was not tokenised."""
     chosen_scored: list[int] = field(default_factory=list)
     """Where the scored tokens of chosen begin and end, in turn."""
     rejected_scored: list[int] = field(default_factory=list)
@@ -126,13 +129,19 @@ class Encoder:
         self.end_marks = EndMarks(tokenizer, chat_template)
         self._rendered_ids = PromptOnce(tokenizer, partial(self._ids, special_tokens=False))
 
+    name = "the dataset"
+    """As messages call the data."""
+    shorten: Shorten | None = None
+    """Takes the middle out of texts that are longer than any limit can need; None to tokenise them whole."""
+
     def encode(self, pairs: Sequence[PreferencePair]) -> list[Encoded]:
         """Token ids of the pairs, in order.
 
         Raises:
             DatasetError: conversations, and no chat template.
         """
-        texts: list[_Texts | Encoded] = [self._texts(pair) for pair in pairs]
+        short = pairs if self.shorten is None else [self.shorten.pair(pair) for pair in pairs]
+        texts: list[_Texts | Encoded] = [self._texts(pair) for pair in short]
         known = [(i, text) for i, text in enumerate(texts) if isinstance(text, _Texts)]
         plain = [(i, text.parts) for i, text in known if text.special_tokens]
         rendered = [(i, text.parts) for i, text in known if not text.special_tokens]
@@ -140,10 +149,13 @@ class Encoder:
         ids = {i: [next(flat) for _ in parts] for i, parts in plain}
         shared = self._rendered_ids([parts for _, parts in rendered])
         ids |= {i: parts for (i, _), parts in zip(rendered, shared, strict=True)}
-        return [
+        encoded = [
             text if isinstance(text, Encoded) else self._assemble(pair.row, text, ids[i])
             for i, (pair, text) in enumerate(zip(pairs, texts, strict=True))
         ]
+        for one, before, after in zip(encoded, pairs, short, strict=True):
+            one.shortened = after is not before
+        return encoded
 
     def _texts(self, pair: PreferencePair) -> _Texts | Encoded:
         return self._standard_texts(pair) if isinstance(pair.prompt, str) else self._conversation_texts(pair)
@@ -183,6 +195,8 @@ class Encoder:
             prompt = self._render(pair, prompt_turns, continues=continues, answer=answer)
             whole = [joined(prompt_turns, side, continues) for side in sides]
             full, unwritten = zip(*(self._rendered(pair, messages) for messages in whole), strict=True)
+        except TemplateLimitError as error:
+            raise TemplateLimitError(f"{self.name} row {pair.row}: {error}") from error
         except Exception as error:  # templates are programs: jinja's errors, and whatever their expressions raise
             return _refused(pair, "template_refused", " ".join(str(error).split()))
         if any(unwritten):
@@ -270,15 +284,8 @@ class Encoder:
         closed = self._ends(text[:end]) or eos == self.tokenizer.bos_token
         return end + len(eos) if eos and not closed and text.startswith(eos, end) else end
 
-    def _render(
-        self,
-        pair: PreferencePair,
-        messages: list[Message],
-        *,
-        continues: bool = False,
-        answer: bool = False,
-    ) -> str:
-        return self._rendered(pair, messages, continues=continues, answer=answer)[0]
+    def _render(self, pair: PreferencePair, messages: list[Message], **how: bool) -> str:
+        return self._rendered(pair, messages, **how)[0]
 
     def _rendered(
         self, pair: PreferencePair, messages: list[Message], *, continues: bool = False, answer: bool = False

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
+from preftune.data.tool_calls import apply_template
 from preftune.types import Message
 
 _SHORTEST = 4
@@ -35,7 +36,7 @@ class EndMarks:
         """The mark with which the chat template ends a turn of the assistant; None where it writes none."""
         turns = [{"role": "user", "content": "Anything?"}, {"role": "assistant", "content": "Anything else!"}]
         try:
-            text = self._tokenizer.apply_chat_template(turns, tokenize=False, chat_template=self._template)
+            text = apply_template(self._tokenizer, turns, chat_template=self._template)
         except Exception:  # a template is a program; one that takes no question is left as it is
             return None
         after = str(text).rpartition("Anything else!")[2].lstrip()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import io
+import stat
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preftune.data.lines import GZIP, Row, text_rows
+from preftune.data.lines import GZIP, Row, read_rows, text_rows
 from preftune.data.tables import cached_table, dataset_of
 from preftune.errors import DatasetError
 
@@ -44,6 +46,8 @@ def read_file(path: Path) -> Dataset:
         DatasetError: the file is empty, binary, broken (with its line), or of no kind that can be read.
     """
     name = str(path)
+    if is_pipe(path):
+        return _read_pipe(path, name)
     size, kind = _size_and_kind(path)
     if kind == "parquet":
         return _read_parquet(path, name, mapped=size >= _LARGE)
@@ -55,6 +59,41 @@ def read_file(path: Path) -> Dataset:
 
         return Dataset.from_file(str(kept))
     return dataset_of(lambda: text_rows(path, kind, tabs=_is_tsv(path)), name, file=kept)
+
+
+def is_pipe(path: Path) -> bool:
+    """Whether a path is a pipe (such as the shell's `<(...)`), which can be read once and does not know its size."""
+    try:
+        return stat.S_ISFIFO(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _read_pipe(path: Path, name: str) -> Dataset:
+    """The rows of a pipe: JSONL, JSON or parquet, also gzipped."""
+    try:
+        with path.open("rb") as file:
+            begins = file.peek(4)[:4]
+            if begins == b"PAR1" or begins[:2] == GZIP:
+                return _of_bytes(file.read(), name)
+            return from_rows(read_rows(file, name, None), name)
+    except OSError as error:
+        raise DatasetError(f"{name} cannot be read: {error.strerror}. Write the data into a file.") from error
+
+
+def _of_bytes(data: bytes, name: str) -> Dataset:
+    """Rows of parquet, or of anything gzipped."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
+    zipped = data[:2] == GZIP
+    unpacked: Any = gzip.GzipFile(fileobj=io.BytesIO(data)) if zipped else io.BytesIO(data)
+    if zipped and unpacked.peek(4)[:4] != b"PAR1":
+        return from_rows(read_rows(unpacked, name, None, zipped=True), name)
+    with _parquet_errors(name):
+        return Dataset(InMemoryTable(pq.read_table(pa.BufferReader(unpacked.read()))))
 
 
 def stream_file(path: Path) -> Iterator[Row]:
@@ -114,12 +153,14 @@ def _read_parquet(path: Path, name: str, *, mapped: bool) -> Dataset:
     from datasets.table import InMemoryTable
 
     with _parquet_errors(name):
-        if mapped and not _is_gzip(path):
+        opened = _open_parquet(path)
+        held = sum(opened.metadata.row_group(at).total_byte_size for at in range(opened.metadata.num_row_groups))
+        if (mapped or held >= 2 * _LARGE) and not _is_gzip(path):
             return load_dataset("parquet", data_files=name, split="train")
-        table = _open_parquet(path).read()
-    if table.num_rows == 0:
-        raise DatasetError(f"{name} has no rows. Give at least one preference pair.")
-    return Dataset(InMemoryTable(table))
+        table = opened.read()
+        if table.num_rows == 0:
+            raise DatasetError(f"{name} has no rows. Give at least one preference pair.")
+        return Dataset(InMemoryTable(table))
 
 
 def _stream_parquet(path: Path, name: str) -> Iterator[Row]:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from preftune.bounds import bound, raising
 from preftune.data.messages import (
     Where,
     asks_otherwise,
@@ -88,8 +89,14 @@ def to_pair(
 
 
 def check_characters(text: Text | None, column: str, where: Where) -> None:
-    """Halves of surrogate pairs, which Python's strings may hold and no tokeniser takes."""
+    """Halves of surrogate pairs, which Python's strings may hold and no tokeniser takes; and too many characters."""
     for part in [text] if isinstance(text, str) else [str(turn.get("content", "")) for turn in text or ()]:
+        if len(part) > bound("field"):
+            raise where.error(
+                column,
+                f"a text of {len(part):,} characters, more than {bound('field'):,.0f}",
+                f"Cut it, or remove the row; {raising('field', '1GB')}.",
+            )
         try:
             part.encode("utf-8")
         except UnicodeEncodeError as error:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from preftune.bounds import bound, raising, size
 from preftune.errors import DatasetError
 
 Row = Mapping[str, Any]
@@ -28,6 +29,8 @@ _TABLES = frozenset({"data", "rows", "pairs", "examples", "instances", "items", 
 GZIP = b"\x1f\x8b"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _UTF8_MARK = b"\xef\xbb\xbf"
+_PIECE = 2**20
+"""Bytes of a line that are read at a time."""
 _CSV_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n|\Z)")
 
 
@@ -108,8 +111,30 @@ class _Lines(Iterator[str]):
         return text
 
     def _raw(self) -> bytes:
+        """The next line, in pieces, so that one without an end is given up before it fills the memory."""
+        parts: list[bytes] = []
+        most, total = bound("line"), 0
+        while True:
+            part = self._piece()
+            parts.append(part)
+            total += len(part)
+            if len(part) < _PIECE or part.endswith(b"\n"):
+                return part if len(parts) == 1 else b"".join(parts)
+            if b"\0" in part and not self._wide(parts[0]):
+                return part  # binary: there is no need for the rest of it
+            if total > most:
+                raise DatasetError(
+                    f"{self.name} line {self.number + 1} is longer than {size(most)}. Write one row per line (JSONL), "
+                    f"or check the file; {raising('line', '8GB')}."
+                )
+
+    def _wide(self, first: bytes) -> bool:
+        """Whether the file is in UTF-16, whose characters hold null bytes."""
+        return self.number == 0 and first[:2] in _UTF16
+
+    def _piece(self) -> bytes:
         try:
-            return self._file.readline()
+            return self._file.readline(_PIECE)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise self._torn(error) from error
         except OSError as error:

@@ -72,6 +72,13 @@ def role_of(turn: Mapping[str, Any]) -> str:
 
 def read_text(value: Any, column: str, where: Where) -> str | list[Message]:
     """Text as it is, or turns out of a list of messages, a single message, or either of the two as JSON."""
+    try:
+        return _read(value, column, where)
+    except RecursionError as error:
+        raise where.error(column, "a value nested too deeply", "Flatten it, or remove the row.") from error
+
+
+def _read(value: Any, column: str, where: Where) -> str | list[Message]:
     if isinstance(value, str):
         if _PYTHON_REPR.match(value):
             raise where.error(

@@ -14,7 +14,7 @@ from preftune.data.adapters.convert import CARRIED, LeftOut, sample_of
 from preftune.data.adapters.registry import FORMATS
 from preftune.data.adapters.shaping import shape
 from preftune.data.columns import CANONICAL, Columns, resolve_columns
-from preftune.data.files import stream_file
+from preftune.data.files import is_pipe, stream_file
 from preftune.data.listed_rows import ListedRows
 from preftune.data.load import Source, display_name, load_rows
 from preftune.data.pair_checks import (
@@ -150,6 +150,11 @@ def _reader_of(source: Source, **options: Any) -> Callable[[], Iterable[Row]]:
     """What begins to read a source, as often as it is called."""
     if isinstance(source, str | os.PathLike) and source != "-":
         path = Path(source).expanduser()
+        if is_pipe(path):
+            raise DatasetError(
+                f"{path} is a pipe, which can be read once, and a stream reads its data more than once. Leave "
+                "streaming out, or write the data into a file."
+            )
         if path.is_file() and options["split"] in ("train", "all"):
             return lambda: stream_file(path)
     rows: Any = load_rows(source, **options, streaming=True)

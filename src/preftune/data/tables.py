@@ -7,10 +7,12 @@ object the keys of all others.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -30,6 +32,8 @@ Row: TypeAlias = Mapping[str, Any]
 Kind: TypeAlias = Literal["null", "bool", "int", "float", "string", "json"]
 
 _CHUNK = 1000
+_MOST_IN_MEMORY = 2**30
+"""Bytes of a table from which it is written to a file and mapped: `datasets` cannot join columns above 2 GiB."""
 _DOUBTFUL = re.compile(r"\d{19}|NaN|Infinity")
 """What a reader of JSON may refuse."""
 _KINDS: Mapping[type, Kind] = {str: "string", bool: "bool", int: "int", float: "float", type(None): "null"}
@@ -46,10 +50,11 @@ def dataset_of(rows: Callable[[], Iterable[Row]], name: str, *, file: Path | Non
         DatasetError: no rows, a row that is no object, or text that is none (half a surrogate pair).
     """
     kinds: dict[str, Kind] = {}
-    settled = _try_write(rows, name, kinds, file)
-    if settled is None:  # the kinds are those of all rows now
+    settled: Dataset | Path | None = None
+    while settled is None:  # a second time with the kinds of all rows, and once more where memory is no place for them
         settled = _try_write(rows, name, kinds, file)
-    assert settled is not None
+        if isinstance(settled, Path):
+            file, settled = settled, None
     return settled
 
 
@@ -86,6 +91,13 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__}")
 
 
+def _spill_file() -> Path:
+    """A file for a table that is too large for memory, removed when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="preftune-rows-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder / "rows.arrow"
+
+
 def cached_table(path: Path) -> Path:
     """Where the table of a large file is kept: another file, or the same one changed, has another place."""
     stat = path.stat()
@@ -95,8 +107,9 @@ def cached_table(path: Path) -> Path:
 
 def _try_write(
     rows: Callable[[], Iterable[Row]], name: str, kinds: dict[str, Kind], file: Path | None
-) -> Dataset | None:
-    """The dataset; None where a column was of another kind later, with all kinds in `kinds`."""
+) -> Dataset | Path | None:
+    """The dataset; None where a column was of another kind later, with all kinds in `kinds`; a file that is to hold the
+    table, where that is too large for memory."""
     sink = _FileSink(file) if file is not None else _MemorySink()
     count = 0
     with sink:
@@ -106,6 +119,8 @@ def _try_write(
                 sink.give_up()
             if not sink.given_up:
                 sink.add(_table(chunk, kinds, name, count))
+            if sink.full:
+                return _spill_file()
             count += len(chunk)
         if sink.given_up:
             return None
@@ -202,6 +217,8 @@ class _Sink:
     """Takes tables, until it is known that they do not fit together."""
 
     given_up = False
+    full = False
+    """Whether what was taken is more than memory should hold."""
 
     def __enter__(self) -> _Sink:
         return self
@@ -220,9 +237,12 @@ class _Sink:
 class _MemorySink(_Sink):
     def __init__(self) -> None:
         self.tables: list[pa.Table] = []
+        self._bytes = 0
 
     def add(self, table: pa.Table) -> None:
         self.tables.append(table)
+        self._bytes += table.nbytes
+        self.full = self._bytes > _MOST_IN_MEMORY
 
     def give_up(self) -> None:
         super().give_up()

@@ -15,6 +15,7 @@ from preftune.data.groups import GroupDataset
 from preftune.data.listed_rows import ListedRows
 from preftune.data.pairs import PairDataset
 from preftune.data.row_reader import RowReader
+from preftune.data.shorten import shortening
 from preftune.data.tokenize_report import REASONS, TokenizeReport
 from preftune.errors import ConfigError, DatasetError
 from preftune.types import Preference, PreferencePair, TokenizedGroup
@@ -90,6 +91,7 @@ def tokenize_pairs(
         raise ConfigError(f"num_proc is {num_proc!r}; it must be a whole number of at least 1, or None.")
     report = TokenizeReport(name=pairs.name, rows_in=len(pairs), notes=list(pairs.notes))
     encoder = Encoder(tokenizer, chat_template=chat_template)
+    encoder.name, encoder.shorten = pairs.name, shortening(tokenizer, max_length)
     return _Run(encoder, limits, report, num_proc or 1).over(pairs)
 
 
@@ -171,6 +173,8 @@ class _Run:
             report.ends_cut.add(row)
         if encoded.typed_marks:
             report.typed_marks.add(row)
+        if encoded.shortened:
+            report.shortened.add(row)
 
     def _limit(self, encoded: Encoded) -> None:
         """Applies the limits in place: cuts, or sets the reason to drop."""

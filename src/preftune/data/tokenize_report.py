@@ -58,8 +58,8 @@ class Tally:
         return f"{self.count:,} row{'s' * (self.count != 1)} ({', '.join(map(str, self.rows))}{more})"
 
 
-def marks_lines(ends_cut: Tally, typed: Tally) -> list[str]:
-    """What is said about special tokens in the data's texts."""
+def marks_lines(ends_cut: Tally, typed: Tally, shortened: Tally) -> list[str]:
+    """What is said about the data's texts: special tokens in them, and more of them than is needed."""
     lines = []
     if ends_cut.count:
         lines.append(
@@ -69,6 +69,11 @@ def marks_lines(ends_cut: Tally, typed: Tally) -> list[str]:
         lines.append(
             f"In {typed} a text holds special tokens of the tokenizer, which become control tokens (a turn may end or "
             "begin inside the text). Remove them where they are not meant; preftune audit shows them."
+        )
+    if shortened.count:
+        lines.append(
+            f"In {shortened} a text is longer than max_length can need; only its two ends were tokenised, so its "
+            "length in tokens is more than is said here."
         )
     return lines
 
@@ -102,6 +107,8 @@ class TokenizeReport:
     """An answer ended with the mark that the chat template writes itself, and has it once."""
     typed_marks: Tally = field(default_factory=Tally)
     """A text holds special tokens, which become control tokens."""
+    shortened: Tally = field(default_factory=Tally)
+    """A text is longer than the limits can need, and its middle was not tokenised."""
     notes: list[str] = field(default_factory=list)
 
     def drop(self, reason: str, row: int) -> None:
@@ -150,7 +157,7 @@ class TokenizeReport:
                 f"In {self.several_turns} the two sides part before the last answer: every turn of the assistant after "
                 "that is trained, and what others say between is context."
             )
-        return [*lines, *marks_lines(self.ends_cut, self.typed_marks), *self.notes]
+        return [*lines, *marks_lines(self.ends_cut, self.typed_marks, self.shortened), *self.notes]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for audit.json."""
@@ -173,5 +180,6 @@ class TokenizeReport:
             "several_turns": plain(self.several_turns),
             "ends_cut": plain(self.ends_cut),
             "typed_marks": plain(self.typed_marks),
+            "shortened": plain(self.shortened),
             "notes": list(self.notes),
         }

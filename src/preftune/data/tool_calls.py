@@ -13,6 +13,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from preftune.data.template_watch import watched
+from preftune.errors import TemplateLimitError
+
 CALLS = frozenset({"function_call", "tool_call"})
 """Roles of turns whose text is a call."""
 
@@ -76,16 +79,23 @@ def rendered(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **options: Any)
     object, others add them to text and need JSON; Mistral's refuse ids that have not nine letters and digits. The
     first form is taken in which every call is written, as JSON.
 
-    Raises: whatever the template raises about the first form.
+    Raises: whatever the template raises about the first form; TemplateLimitError, if it takes too long.
     """
-    if not calls_in(turns):
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, **options)), None
+    with watched():
+        if not calls_in(turns):
+            return str(tokenizer.apply_chat_template(turns, tokenize=False, **options)), None
+        return _with_calls(tokenizer, turns, **options)
+
+
+def _with_calls(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **options: Any) -> tuple[str, str | None]:
     refusal: Exception | None = None
     partial: tuple[str, str | None] | None = None
     for form in _forms(turns):
         try:
             text = str(tokenizer.apply_chat_template(form, tokenize=False, **options))
             missing = _missing(tokenizer, form, **options)
+        except TemplateLimitError:
+            raise
         except Exception as error:  # a template is a program: jinja's errors, and whatever its expressions raise
             refusal = refusal or error
             continue

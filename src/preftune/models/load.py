@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from preftune.errors import ModelError
+from preftune.models.config_size import check_config_size
 from preftune.models.four_bit import keep_as_loaded
 from preftune.models.locate import Location, locate
 from preftune.models.precision import decide_precision
@@ -278,6 +279,7 @@ def _load_base(place: Location, *, revision: str | None, options: dict[str, Any]
 def load_pretrained(loader: Any, place: Location, *, revision: str | None, options: dict[str, Any]) -> Any:
     """`loader.from_pretrained`, its errors turned into one paragraph with a cure."""
     source, extra = _source(place)
+    check_config_size(Path(source))
     if revision is not None:
         extra["revision"] = revision
     if place.local_files_only:

@@ -23,6 +23,7 @@ from preftune.errors import ModelError
 from preftune.logps.fast_layers import quicken
 from preftune.logps.states import completion_states, prepare_trunk, token_states, trunk_of
 from preftune.models.adapters import quiet_peft
+from preftune.models.config_size import check_config_size
 from preftune.models.load import adapter_base, parse_dtype
 from preftune.models.locate import Location, locate
 from preftune.types import PackedBatch
@@ -211,6 +212,7 @@ def load_trunk(
             f"{name} is no whole model ({place.kind}), which a value function of its own begins from. Merge it first "
             "(preftune merge), or leave value_model out: the value is then an adapter on the policy's base."
         )
+    check_config_size(Path(place.name))
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": place.local_files_only}
     try:
         config = AutoConfig.from_pretrained(place.name, **options)
