@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 
 from preftune.secret_values import hidden
@@ -11,18 +12,29 @@ from preftune.secret_values import hidden
 _LOGGER = logging.getLogger("preftune")
 
 
+_CONTROL = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+)
+
+
+def printable(text: str) -> str:
+    """Text of unknown origin as a terminal may be given it: without escape sequences, control and bidi characters."""
+    return _CONTROL.sub("", text)
+
+
 def say(line: str) -> None:
     """A fact or an advice for the person at the terminal; once per job, not once per rank."""
     _set_up()
     if os.environ.get("RANK", "0") == "0":
-        _LOGGER.info(hidden(line))
+        _LOGGER.info(printable(hidden(line)))
 
 
 def warn(line: str) -> None:
     """Like `say`, for what should not be overlooked."""
     _set_up()
     if os.environ.get("RANK", "0") == "0":
-        _LOGGER.warning(hidden(line))
+        _LOGGER.warning(printable(hidden(line)))
 
 
 def _set_up() -> None:

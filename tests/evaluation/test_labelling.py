@@ -14,7 +14,7 @@ from preftune.evaluation.asker import EndpointAsker
 from preftune.evaluation.budget import Budget
 from preftune.evaluation.chat_judge import ChatJudge, parse_verdict
 from preftune.evaluation.endpoint import Conduct, Endpoint, EndpointName
-from preftune.evaluation.judges import KeyFactJudge, LengthJudge, Question, RememberedRule, is_scorer
+from preftune.evaluation.judges import KeyFactJudge, LengthJudge, Question, RememberedRule
 from preftune.evaluation.labelling import label
 from preftune.evaluation.rating import ByComparison, ByScore
 from preftune.evaluation.verdicts import VerdictCache, verdict_key
@@ -148,13 +148,6 @@ def test_answers_without_a_score_are_left_out(tmp_path: Path) -> None:
     counts = label(samples, tmp_path / "p.jsonl", rater)
     assert [row["id"] for row in rows_of(tmp_path / "p.jsonl")] == ["x-2-1", "y-1-0"]
     assert counts.unrated == 1
-
-
-def test_scorers_and_judges_are_told_apart() -> None:
-    assert is_scorer(letters)
-    assert not is_scorer(KeyFactJudge())
-    with pytest.raises(RequestError, match="takes 1 arguments"):
-        is_scorer(lambda answer: 1)
 
 
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from preftune.evaluation.answered_rows import Kept
 from preftune.evaluation.answerers import _answer_of
-from preftune.evaluation.endpoint import Reply
+from preftune.evaluation.endpoint_replies import Reply
 from preftune.evaluation.generation import _completion
 from preftune.evaluation.human_labels import load_labels
 from preftune.evaluation.judges import KeyFactJudge

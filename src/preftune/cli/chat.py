@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from preftune.cli.messages import tell
 from preftune.cli.plain_parser import PlainParser
 from preftune.errors import RequestError
+from preftune.log import printable
 
 if TYPE_CHECKING:
     from preftune.cli.answering import Speaker
@@ -92,7 +93,7 @@ def _answer_all(speakers: Sequence[Speaker], message: str, *, terminal: bool, **
 def _answer_lines(speakers: Sequence[Speaker], message: str, settings: dict[str, Any]) -> None:
     """For pipes: one line per answer; with two voices each line begins with the name."""
     for speaker in speakers:
-        text = " ".join(speaker.answer(message, show=_nothing, **settings).split())
+        text = " ".join(printable(speaker.answer(message, show=_nothing, **settings)).split())
         print(f"{speaker.name}: {text}" if len(speakers) > 1 else text, flush=True)
 
 
@@ -107,6 +108,7 @@ def _answer_stacked(speakers: Sequence[Speaker], message: str, settings: dict[st
 
         def show(text: str) -> None:
             nonlocal written
+            text = printable(text)
             if text.startswith(written):  # decoding may still change its mind about the last token
                 print(text[len(written) :], end="", flush=True)
                 written = text
@@ -127,7 +129,7 @@ def _answer_columns(speakers: Sequence[Speaker], message: str, settings: dict[st
         table = Table(expand=True, show_lines=False)
         for speaker in speakers:
             table.add_column(speaker.name, ratio=1, overflow="fold")
-        table.add_row(*(Text(text) for text in texts))
+        table.add_row(*(Text(printable(text)) for text in texts))
         return table
 
     console = Console()

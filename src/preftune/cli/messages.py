@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Iterable
 
 from preftune.errors import PreftuneError
+from preftune.log import printable
 from preftune.secret_values import hidden
 
 _LONGEST = 1200
@@ -36,7 +37,8 @@ def paragraph(error: Exception) -> str:
 
 
 def tell(text: str) -> None:
-    """One paragraph on standard error: wrapped on a terminal, one line in a log."""
+    """One paragraph on standard error: wrapped on a terminal, one line in a log; without control characters."""
+    text = printable(text)
     if sys.stderr.isatty():
         width = max(40, shutil.get_terminal_size().columns)
         text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)

@@ -17,6 +17,7 @@ ENDPOINT_FLAGS = (
     "timeout",
     "retries",
     "concurrency",
+    "max_reply_mb",
     "api_key_env",
     "max_calls",
     "max_cost",
@@ -24,6 +25,7 @@ ENDPOINT_FLAGS = (
     "price_out",
 )
 """What `add_endpoint_options` adds."""
+_CONDUCT = ("timeout", "retries", "concurrency", "max_reply_bytes", "api_key_env")
 
 MODEL_FLAGS = ("batch_size", "dtype", "load_in_4bit", "trust_remote_code")
 """What `add_model_options` adds, and the batch size beside it."""
@@ -50,9 +52,10 @@ def model_options(asked: argparse.Namespace) -> dict[str, Any]:
 def add_endpoint_options(parser: PlainParser) -> None:
     """Flags for a model behind an address."""
     group = parser.add_argument_group("a model behind an address (extra: endpoint)")
-    group.add_argument("--timeout", type=float, help="seconds for one attempt (120)")
+    group.add_argument("--timeout", type=float, help="seconds for one attempt with its whole reply (120)")
     group.add_argument("--retries", type=int, help="attempts after the first (5)")
     group.add_argument("--concurrency", type=int, help="calls under way at once (8)")
+    group.add_argument("--max_reply_mb", type=float, help="longest reply that is read, in megabytes (8)")
     group.add_argument("--api_key_env", metavar="VARIABLE", help="environment variable with the key (OPENAI_API_KEY)")
     group.add_argument("--max_calls", type=int, help="hard cap on the number of calls")
     group.add_argument("--max_cost", type=float, help="hard cap on what is spent; needs both prices")
@@ -73,7 +76,9 @@ def conduct_and_budget(asked: argparse.Namespace) -> tuple[Conduct, Budget]:
     from preftune.evaluation.endpoint import Conduct
 
     given = {name: getattr(asked, name) for name in ENDPOINT_FLAGS if getattr(asked, name) is not None}
-    conduct = {name: given.pop(name) for name in ("timeout", "retries", "concurrency", "api_key_env") if name in given}
+    if "max_reply_mb" in given:
+        given["max_reply_bytes"] = round(1e6 * given.pop("max_reply_mb"))
+    conduct = {name: given.pop(name) for name in _CONDUCT if name in given}
     return Conduct(**conduct), Budget(**given)
 
 

@@ -9,6 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from preftune.log import printable
+
 if TYPE_CHECKING:
     from preftune.evaluation.pairwise import AnsweredRow
     from preftune.evaluation.statistics import MeanInterval
@@ -30,7 +32,7 @@ def answers_table(answered: Sequence[AnsweredRow], prompts: Mapping[str, str]) -
     table.add_column("after", ratio=4)
     for answer in answered:
         table.add_row(
-            Text(prompts[answer.id]),
+            Text(printable(prompts[answer.id])),
             _shortened(answer.base, answer.base_tokens, finished=answer.base_finished),
             _shortened(answer.aligned, answer.aligned_tokens, finished=answer.aligned_finished),
         )
@@ -72,7 +74,7 @@ def _rate(interval: MeanInterval) -> str:
 
 def _shortened(answer: str, tokens: int, *, finished: bool) -> Text:
     """The beginning of an answer, and how long the whole is."""
-    text = " ".join(answer.split())
+    text = " ".join(printable(answer).split())
     shown = text if len(text) <= _LONGEST else text[:_LONGEST].rsplit(" ", 1)[0] + " ..."
     length = f"{tokens} tokens" if finished else f"cut off at {tokens} tokens"
     return Text.assemble(shown, "\n", (f"({length})", "dim"))

@@ -20,7 +20,8 @@ from preftune.evaluation.thoughts import Spoken, share_of_tokens
 from preftune.types import Text
 
 if TYPE_CHECKING:
-    from preftune.evaluation.endpoint import Endpoint, Reply
+    from preftune.evaluation.endpoint import Endpoint
+    from preftune.evaluation.endpoint_replies import Reply
     from preftune.evaluation.model_source import ModelSource
 
 Rows = Sequence[Mapping[str, Any]]

@@ -7,11 +7,12 @@ judge of two answers (`preftune.evaluation.chat_judge`) and the suites ask throu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from preftune.errors import ModelError, RequestError
 from preftune.evaluation.budget import Estimate, guess_tokens
+from preftune.evaluation.endpoint import without_system
 from preftune.evaluation.parallel import in_parallel
 from preftune.evaluation.thoughts import split_thoughts
 from preftune.evaluation.verdicts import VerdictCache, verdict_key
@@ -125,8 +126,8 @@ class _Remembering(ABC):
             raise RequestError(f"--judge_max_tokens {max_tokens}: give at least 1.")
         keys = [self._key(messages, kind, max_tokens) for messages in questions]
         wanted = dict(zip(keys, questions, strict=True))
-        replies: dict[str, list[str]] = self._cache.get(wanted)
-        found = {key: read(split_thoughts(texts[-1]).answer) for key, texts in replies.items()}
+        replies = self._known(wanted)
+        found = {key: _read(read, texts[-1]) for key, texts in replies.items()}
         for key in [key for key, texts in replies.items() if again and len(texts) > 1 and found[key] is None]:
             del replies[key], found[key]
 
@@ -134,9 +135,9 @@ class _Remembering(ABC):
 
         def take(key: str, text: str) -> None:
             nonlocal done
+            found[key] = _read(read, text)
             replies.setdefault(key, []).append(text)
             self._cache.put({key: replies[key]}, judge=self.name)
-            found[key] = read(split_thoughts(text).answer)
             done += found[key] is not None or len(replies[key]) > 1
             if progress is not None:
                 progress(done, len(wanted))
@@ -154,7 +155,7 @@ class _Remembering(ABC):
         return [found[key] for key in keys]
 
     def known(self, questions: Sequence[Conversation], *, kind: str, max_tokens: int = 512) -> int:
-        return len(self._cache.get(self._key(messages, kind, max_tokens) for messages in questions))
+        return len(self._known(self._key(messages, kind, max_tokens) for messages in questions))
 
     def estimate(
         self,
@@ -166,13 +167,18 @@ class _Remembering(ABC):
         again: Callable[[str], object] | None = None,
     ) -> Estimate:
         wanted = {self._key(messages, kind, max_tokens): messages for messages in questions}
-        known = self._cache.get(wanted)
+        known = self._known(wanted)
         if again is not None:
-            known = {key: texts for key, texts in known.items() if again(split_thoughts(texts[-1]).answer) is not None}
+            known = {key: texts for key, texts in known.items() if _read(again, texts[-1]) is not None}
         missing = [messages for key, messages in wanted.items() if key not in known]
         letters = (sum(len(str(turn.get("content") or "")) for turn in messages) for messages in missing)
         tokens_in = sum(map(guess_tokens, letters))
         return self._priced(len(missing), tokens_in, len(missing) * min(usual_tokens, max_tokens))
+
+    def _known(self, keys: Iterable[str]) -> dict[str, list[str]]:
+        """The replies from earlier runs: one, or two where the first could not be read."""
+        found = self._cache.get(keys).items()
+        return {key: texts for key, texts in found if isinstance(texts, list) and texts and _are_texts(texts)}
 
     def _priced(self, calls: int, tokens_in: int, tokens_out: int) -> Estimate:
         return Estimate(calls, tokens_in, tokens_out, None)
@@ -187,6 +193,18 @@ def _reminded(messages: Conversation, reply: str, reminder: str) -> list[Message
         {"role": "user", "content": reminder},
     ]
     return [*messages, *said]
+
+
+def _are_texts(values: list[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _read(read: Callable[[str], T | None], reply: str) -> T | None:
+    """What a reader makes of a reply's answer; None also where the reply is such that the reader fails."""
+    try:
+        return read(split_thoughts(reply).answer)
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError):
+        return None
 
 
 class EndpointAsker(_Remembering):
@@ -288,18 +306,16 @@ class LocalAsker(_Remembering):
         turns = list(messages)
         if not turns or turns[0].get("role") != "system" or self._takes_a_system:
             return turns
-        first: Message = {**turns[1], "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
-        return [first, *turns[2:]]
+        return without_system(turns)
 
     @property
     def _takes_a_system(self) -> bool:
         from jinja2 import TemplateError
 
-        probe = [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]
+        probe = [{"role": "system", "content": "judge-probe"}, {"role": "user", "content": "y"}]
         try:
-            self._source.tokenizer.apply_chat_template(probe, tokenize=False)
+            return "judge-probe" in str(self._source.tokenizer.apply_chat_template(probe, tokenize=False))
         except TemplateError:
             return False
         except ValueError:  # no template at all: generating says so
             return True
-        return True

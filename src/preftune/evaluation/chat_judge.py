@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from preftune.errors import RequestError
 from preftune.evaluation.asker import Asker
 from preftune.evaluation.budget import Estimate
+from preftune.evaluation.final_verdict import final_match, json_objects, unmarked
 from preftune.evaluation.judges import Judgement, Question
 from preftune.evaluation.thoughts import split_thoughts
 from preftune.evaluation.verdicts import verdict_key
@@ -39,10 +39,10 @@ _WORDS: Mapping[str, Judgement] = {
     **dict.fromkeys(("b", "answer b", "response b", "assistant b", "model b"), "b"),
     **dict.fromkeys(("tie", "tied", "draw", "equal", "both", "neither", "none", "same"), "tie"),
 }
-_BRACKETS = re.compile(r"\[\[\s*(A|B|C|tie)\s*\]\]", re.IGNORECASE)
+_BRACKETS = re.compile(r"\[\[\s*(A|B|C|tie)\s*\]\]|\bboxed\s*\{+\s*(A|B|C|tie)\s*\}+", re.IGNORECASE)
 _NEARLY_JSON = re.compile(
     r"['\"]?\b(?:" + "|".join(_KEYS) + r")\b['\"]?\s*[:=]\s*"
-    r"['\"]?\s*((?:answer |response )?[ab]|tie)\s*(?=['\".,;}\n]|\Z)",
+    r"['\"]?\s*((?:(?:answer|response|assistant|model) )?[ab]|tie)\s*(?=['\".,;}\n]|\Z)",
     re.IGNORECASE,
 )
 
@@ -52,34 +52,27 @@ ANSWER_TOKENS = 60
 
 
 def parse_verdict(text: str) -> Judgement | None:
-    """The verdict in a judge's reply; None when there is none, or when it says two things.
+    """The verdict that a judge's reply ends with; None when there is none, or when its last line says two things.
 
-    Reads the last JSON object with a verdict in it, wherever it stands; else nearly-JSON; else `[[A]]`; else a reply
-    that is nothing but the verdict. What stands between think tags is left out.
+    Reads JSON objects with a verdict in them, wherever they stand; else nearly-JSON (`Final verdict: **B**`); else
+    `[[A]]`; else a reply whose last line is nothing but the verdict. A thought between its marks is left out.
     """
     text = split_thoughts(text).answer
-    found = [value for value in map(_from_object, _objects(text)) if value is not None]
-    if not found:
-        found = [_WORDS[match.casefold()] for match in _NEARLY_JSON.findall(text)]
-    if not found:
-        found = [_WORDS.get(match.casefold(), "tie") for match in _BRACKETS.findall(text)]
-    if found:
-        return found[-1] if len(set(found)) == 1 else None
-    return _word(text)
+    objects = [(text.count("\n", 0, at), _from_object(value)) for at, value in json_objects(text)]
+    known = [(line, said) for line, said in objects if said is not None]
+    if known:
+        last = {said for line, said in known if line == known[-1][0]}
+        return last.pop() if len(last) == 1 else None
+    plain = unmarked(text)
+    for pattern in (_NEARLY_JSON, _BRACKETS):
+        if pattern.search(plain) is not None:
+            return final_match(pattern, plain, lambda match: _WORDS.get(_said(match), "tie"))
+    lines = [line for line in plain.splitlines() if line.strip()]
+    return _word(lines[-1]) if lines else None
 
 
-def _objects(text: str) -> Iterator[dict[str, Any]]:
-    decoder = json.JSONDecoder()
-    at = text.find("{")
-    while at >= 0:
-        try:
-            value, end = decoder.raw_decode(text, at)
-        except ValueError:
-            end = at + 1
-        else:
-            if isinstance(value, dict):
-                yield value
-        at = text.find("{", end)
+def _said(match: re.Match[str]) -> str:
+    return next(group for group in match.groups() if group is not None).casefold()
 
 
 def _from_object(value: Mapping[str, Any]) -> Judgement | None:

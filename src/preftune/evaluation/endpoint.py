@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,7 +20,8 @@ from urllib.parse import urlsplit
 
 from preftune.errors import EndpointError, PreftuneError, RequestError
 from preftune.evaluation.budget import Budget, guess_tokens
-from preftune.log import warn
+from preftune.evaluation.endpoint_replies import Reply, ReplyGuard, read_reply
+from preftune.log import printable, warn
 from preftune.secret_values import hidden, without_starred
 from preftune.types import Message
 
@@ -62,36 +65,24 @@ class EndpointName(NamedTuple):
         return cls(model, url)
 
 
-class Reply(NamedTuple):
-    """One answer."""
-
-    text: str
-    """As it came; a thought is in it only where the server leaves it in the text."""
-    tokens: int
-    """Of the whole reply, as the server counts and bills it; estimated when it does not say."""
-    finished: bool
-    """The model ended the answer itself."""
-    prompt_tokens: int
-    thought: str = ""
-    """What the server gives apart from the text, as `reasoning_content` or `reasoning`."""
-    thought_tokens: int = 0
-    """Of those tokens, the thought's, where the server says so."""
-
-
 @dataclass(frozen=True, slots=True)
 class Conduct:
     """How an endpoint is treated."""
 
     timeout: float = 120.0
-    """Seconds for one attempt."""
+    """Seconds for one attempt, its whole reply included."""
     retries: int = 5
     """Attempts after the first."""
     concurrency: int = 8
     """Calls under way at once."""
+    max_reply_bytes: int = 8_000_000
+    """Longest reply that is read."""
     api_key_env: str | None = None
     """The environment variable with the key; None takes OPENAI_API_KEY if it is set."""
 
     def __post_init__(self) -> None:
+        if self.max_reply_bytes < 1:
+            raise RequestError(f"--max_reply_mb {self.max_reply_bytes / 1e6:g} must be above 0.")
         if not self.timeout > 0 or self.retries < 0 or self.concurrency < 1:
             raise RequestError(
                 f"--timeout {self.timeout:g} must be above 0, --retries {self.retries} at least 0 and --concurrency "
@@ -99,6 +90,12 @@ class Conduct:
             )
 
 
+_ODD_RETRIES, _ODD_PAUSE_S, _ODD_LETTERS = 2, 0.5, 120
+_SYSTEM = "system"
+_NO_SYSTEM = re.compile(
+    r"system (?:role|message|prompt)|roles must alternate|only (?:support )?user and assistant roles", re.IGNORECASE
+)
+"""What chat templates without a system turn say when they get one."""
 _SPARE = ("max_tokens", "response_format", "seed")
 """Fields that a server may refuse and be asked without."""
 
@@ -107,24 +104,6 @@ _TOLD = {
     "temperature": "takes no temperature: it answers with its own, and may say something else when it is asked again.",
 }
 """What it means to be without a field, where it means something."""
-
-
-_THOUGHT_FIELDS = ("reasoning_content", "reasoning")
-"""Where servers put a thought apart from the answer."""
-
-
-class _Attempts(threading.local):
-    """Attempts of this thread's call that got no answer: the client repeats them without a word, and a server that was
-    too slow may have done the work and put it on the bill.
-    """
-
-    open = 0
-
-    def sent(self, request: object) -> None:
-        self.open += 1
-
-    def answered(self, response: object) -> None:
-        self.open -= 1
 
 
 class Endpoint:
@@ -137,8 +116,10 @@ class Endpoint:
         self.budget = budget or Budget()
         self._key = _key(self.conduct.api_key_env)
         self._refused: set[str] = set()
+        self._is_chat = False
+        """Whether it has sent a chat completion."""
         self._lock = threading.Lock()
-        self._attempts = _Attempts()
+        self._guard = ReplyGuard(str(name), seconds=self.conduct.timeout, most_bytes=self.conduct.max_reply_bytes)
         if find_spec("openai") is None:
             raise RequestError(f"{name} needs the package openai. Install it with: pip install 'preftune[endpoint]'")
         import openai
@@ -149,7 +130,7 @@ class Endpoint:
             timeout=self.conduct.timeout,
             max_retries=self.conduct.retries,
             http_client=openai.DefaultHttpxClient(
-                event_hooks={"request": [self._attempts.sent], "response": [self._attempts.answered]}
+                event_hooks={"request": [self._guard.sent], "response": [self._guard.answered]}
             ),
         )
 
@@ -208,18 +189,49 @@ class Endpoint:
             request["response_format"] = {"type": "json_object"}
         asked = guess_tokens(sum(len(str(message.get("content") or "")) for message in messages))
         ticket = self.budget.begin(tokens_in=asked, tokens_out=max_tokens)
-        self._attempts.open = 0
+        self._guard.open = 0
         try:
-            answer = self._ask(list(messages), request, dict(extra or {}), about, spare)
-            reply = _reply(answer, asked, str(self.name))
+            reply = self._reply(list(messages), request, dict(extra or {}), about, spare)
         except BaseException as error:
             self.budget.forget(ticket)
-            if not isinstance(error, RequestError):  # nobody was there, or nobody let us in
-                self.budget.lost(self._attempts.open, tokens_in=asked, tokens_out=max_tokens)
+            if not isinstance(error, RequestError):  # the server was not reached, or refused access
+                self.budget.lost(self._guard.open, tokens_in=asked, tokens_out=max_tokens)
             raise
-        self.budget.lost(self._attempts.open, tokens_in=asked, tokens_out=max_tokens)
+        self.budget.lost(self._guard.open, tokens_in=asked, tokens_out=max_tokens)
         self.budget.end(ticket, tokens_in=reply.prompt_tokens, tokens_out=reply.tokens)
         return reply
+
+    def _reply(
+        self, messages: list[Message], request: dict[str, Any], extra: dict[str, Any], about: str, spare: Sequence[str]
+    ) -> Reply:
+        """The answer, asked for again where a reply is no chat completion.
+
+        Raises: EndpointError when it stays so; RequestError where no reply was one yet.
+        """
+        asked = guess_tokens(sum(len(str(message.get("content") or "")) for message in messages))
+        attempts = 1 + min(self.conduct.retries, _ODD_RETRIES)
+        for attempt in range(attempts):
+            if attempt:
+                time.sleep(_ODD_PAUSE_S * attempt)
+            try:
+                reply = read_reply(self._ask(messages, request, extra, about, spare), asked)
+            except PreftuneError:
+                raise
+            except (ValueError, RecursionError, TypeError, AttributeError) as error:  # the client's JSON reader too
+                self._guard.open += 1  # it may be billed
+                odd = printable(" ".join(str(error).split()))[:_ODD_LETTERS] or type(error).__name__
+            else:
+                self._is_chat = True
+                return reply
+        if self._is_chat:
+            raise EndpointError(
+                f"{self.name} sent {attempts} replies to one question that are no chat completions ({odd}). Check the "
+                "server's log, and run again: what was answered is kept."
+            )
+        raise RequestError(
+            f"{self.name} answered, but not as a chat model does. Is the address complete? It usually ends in /v1. "
+            f"(What is wrong with the reply: {odd}.)"
+        )
 
     def _ask(
         self, messages: list[Message], request: dict[str, Any], extra: dict[str, Any], about: str, spare: Sequence[str]
@@ -229,17 +241,30 @@ class Endpoint:
         while True:
             refused = self._refused & {*_SPARE, *spare}
             sent = {name: value for name, value in request.items() if name not in refused}
+            asked = without_system(messages) if _SYSTEM in self._refused else messages
             if "max_tokens" in refused:  # OpenAI's newer models know it under another name only
                 sent["max_completion_tokens"] = request["max_tokens"]
             try:
                 return self._client.chat.completions.create(
-                    model=self.name.model, messages=messages, extra_body=extra or None, **sent
+                    model=self.name.model, messages=asked, extra_body=extra or None, **sent
                 )
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            except (openai.BadRequestError, openai.UnprocessableEntityError, openai.InternalServerError) as error:
+                if self._takes_no_system(error, asked):
+                    continue
+                if isinstance(error, openai.InternalServerError):
+                    raise self._told(error) from None
                 if not self._do_without(error, [name for name in (*_SPARE, *spare) if name in sent]):
                     raise self._told(error, about) from None
             except openai.OpenAIError as error:
                 raise self._told(error) from None
+
+    def _takes_no_system(self, error: Any, asked: Sequence[Message]) -> bool:
+        """Whether the chat template behind the address refused the system turn, which then joins the user's."""
+        if not asked or asked[0].get("role") != "system" or len(asked) < 2 or not _NO_SYSTEM.search(str(error)):
+            return False
+        with self._lock:
+            self._refused.add(_SYSTEM)
+        return True
 
     def _do_without(self, error: Any, spare: Sequence[str]) -> bool:
         """Whether the server refused a field that it can be asked without; it is left out from now on."""
@@ -296,7 +321,7 @@ class Endpoint:
     def _said(self, error: Any) -> str:
         body = getattr(error, "body", None)
         text = str(body["message"]) if isinstance(body, dict) and body.get("message") else str(error)
-        text = " ".join(text.split()) or type(error).__name__
+        text = " ".join(printable(text).split()) or type(error).__name__
         text = without_starred(hidden(text, [self._key] if self._key else []))
         return text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
 
@@ -315,6 +340,14 @@ class Endpoint:
         return f"It has: {', '.join(names[:8]) or 'no models'}."
 
 
+def without_system(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with its system turn's text before the first user turn's."""
+    if len(messages) < 2 or messages[0].get("role") != "system":
+        return list(messages)
+    first: Message = {**messages[1], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+    return [first, *messages[2:]]
+
+
 def _key(variable: str | None) -> str | None:
     key = (os.environ.get(variable or KEY_VARIABLE) or "").strip()
     if variable is not None and not key:
@@ -325,25 +358,3 @@ def _key(variable: str | None) -> str | None:
             "key has. Put the key alone into the variable."
         )
     return key or None
-
-
-def _reply(answer: Any, asked: int, where: str) -> Reply:
-    choices = getattr(answer, "choices", None)
-    if not choices:
-        raise RequestError(
-            f"{where} answered, but not as a chat model does. Is the address complete? It usually ends in /v1."
-        )
-    message = choices[0].message
-    text = getattr(message, "content", None) or ""
-    thought = next((str(said) for name in _THOUGHT_FIELDS if (said := getattr(message, name, None))), "")
-    usage = getattr(answer, "usage", None)
-    details = getattr(usage, "completion_tokens_details", None)
-    tokens, prompt_tokens = getattr(usage, "completion_tokens", None), getattr(usage, "prompt_tokens", None)
-    return Reply(
-        text=text,
-        tokens=guess_tokens(len(text)) if tokens is None else int(tokens),
-        finished=choices[0].finish_reason == "stop",
-        prompt_tokens=asked if prompt_tokens is None else int(prompt_tokens),
-        thought=thought,
-        thought_tokens=int(getattr(details, "reasoning_tokens", None) or 0),
-    )

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from preftune.errors import RequestError
-from preftune.evaluation.judges import Judge, RememberedRule, Scorer, is_scorer, judge_name, load_judge
+from preftune.evaluation.judges import Judge, RememberedRule, Scorer, judge_name, load_judge
 from preftune.evaluation.score_judge import TIE_WITHIN, ScoreJudge
+from preftune.evaluation.user_rules import adapted
 
 if TYPE_CHECKING:
     from preftune.evaluation.asker import Asker
@@ -113,13 +114,21 @@ def open_judge(spec: str, opened: ExitStack, options: JudgeOptions | None = None
     if kind == "reward":
         scorer = _reward_scorer(name, cache, options)
         return OpenedJudge(ScoreJudge(scorer, tie_within=options.tie_within), scorer=scorer)
-    rule: Any = load_judge(spec)
-    scores = is_scorer(rule)
+    rule, scores = adapted(load_judge(spec))
     if getattr(rule, "cache_key", None) is not None and not (hasattr(rule, "score_all") or hasattr(rule, "judge_all")):
         rule = RememberedRule(rule, cache)
     if scores:
         return OpenedJudge(ScoreJudge(rule, tie_within=options.tie_within), scorer=rule)
     return OpenedJudge(rule)
+
+
+def as_judge(rule: Judge | Scorer) -> Judge:
+    """A judge of what the caller gives: a judge, or a scorer, whose higher score wins.
+
+    Raises: RequestError for a function whose signature is neither's.
+    """
+    found = adapted(rule)
+    return ScoreJudge(found.call) if found.scores else found.call
 
 
 def reward_models(name: str) -> list[str]:

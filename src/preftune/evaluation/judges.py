@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import math
 import re
-import sys
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, cast, get_args
 
-from preftune.errors import DatasetError, RequestError
+from preftune.errors import DatasetError, PreftuneError, RequestError
 from preftune.types import Text
 
 if TYPE_CHECKING:
@@ -176,7 +173,11 @@ def checked(judgement: object, judge: Judge) -> Judgement:
     """The judgement itself, or RequestError when a judge answers anything but "a", "b" or "tie"."""
     if isinstance(judgement, str) and judgement in get_args(Judgement):
         return cast(Judgement, judgement)
-    raise RequestError(f'Judge {judge_name(judge)!r} answered {judgement!r}; a judge answers "a", "b" or "tie".')
+    number = isinstance(judgement, int | float)
+    scorer = " A function that returns a number is a scorer: it takes (prompt, answer, row)." if number else ""
+    raise RequestError(
+        f'Judge {judge_name(judge)!r} answered {judgement!r}; a judge answers "a", "b" or "tie".{scorer}'
+    )
 
 
 def swapped_verdict(verdict: Judgement | None) -> Judgement | None:
@@ -191,10 +192,31 @@ def finite_score(score: Any, scorer: Scorer) -> float | None:
         return None
     if isinstance(score, bool | int | float) and math.isfinite(score):
         return float(score)
+    compares = " A function that says which of two answers is better takes (prompt, answer_a, answer_b, row)."
     raise RequestError(
         f"Scorer {judge_name(scorer)!r} answered {score!r}; a scorer answers a finite number, or None for an answer "
-        "that it cannot rate."
+        f"that it cannot rate.{compares if isinstance(score, str) else ''}"
     )
+
+
+@contextmanager
+def naming_failures(judge: Judge | Scorer, prompt: Text, row: Mapping[str, Any]) -> Iterator[None]:
+    """A rule that fails is named together with the prompt. Raises: RequestError."""
+    try:
+        yield
+    except PreftuneError:
+        raise
+    except Exception as error:  # a rule is a program of the user
+        which = f"prompt {row['id']!r}" if row.get("id") is not None else f"the prompt {_beginning(prompt)!r}"
+        raise RequestError(
+            f"Judge {judge_name(judge)!r} failed on {which}: {type(error).__name__}: {error}. Correct the rule; "
+            "--traceback shows where it happened."
+        ) from error
+
+
+def _beginning(prompt: Text) -> str:
+    text = prompt if isinstance(prompt, str) else str(prompt[-1].get("content") if prompt else "")
+    return text if len(text) <= 60 else text[:60] + "..."
 
 
 def judge_all(
@@ -216,7 +238,9 @@ def judge_all(
         return list(many(questions, again=again, progress=progress))
     verdicts: list[Judgement | None] = []
     for done, question in enumerate(questions, start=1):
-        verdicts.append(checked(judge(*question), judge))
+        with naming_failures(judge, question.prompt, question.row):
+            verdict = judge(*question)
+        verdicts.append(checked(verdict, judge))
         if progress is not None:
             progress(done, len(questions))
     return verdicts
@@ -226,9 +250,12 @@ class RememberedRule:
     """A rule with a `cache_key`, that compares or that scores, and is never called twice with the same."""
 
     def __init__(self, rule: Any, cache: VerdictCache) -> None:
+        from preftune.evaluation.user_rules import adapted
+
         self._rule, self._cache = rule, cache
         self.name, self.cache_key = judge_name(rule), rule.cache_key
         self.symmetric = bool(getattr(rule, "symmetric", False))
+        self.scores_one = adapted(rule).scores
 
     def __call__(self, *content: Any) -> Any:
         from preftune.evaluation.verdicts import verdict_key
@@ -263,47 +290,6 @@ def load_judge(spec: str) -> Judge:
             f"Unknown judge {spec!r}. Use key-fact, exact, shorter, longer, or rule:module:function, for example "
             "rule:my_rules:prefer_polite for the function prefer_polite in my_rules.py."
         )
-    return _load_rule(module_name, attribute, spec)
+    from preftune.evaluation.user_rules import load_rule
 
-
-def is_scorer(rule: Judge | Scorer) -> bool:
-    """Whether a rule rates one answer (prompt, answer, row) or compares two (prompt, answer_a, answer_b, row).
-
-    Raises: RequestError for a function that takes neither three nor four arguments.
-    """
-    try:
-        parameters = list(inspect.signature(rule).parameters.values())
-    except (TypeError, ValueError):  # some built-in functions have no signature
-        parameters = []
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    required = sum(p.default is p.empty for p in positional)
-    if required in (3, 4):
-        return required == 3
-    raise RequestError(
-        f"Rule {judge_name(rule)!r} takes {required} arguments. A scorer takes three (prompt, answer, row) and gives a "
-        "number; a judge takes four (prompt, answer_a, answer_b, row)."
-    )
-
-
-def _load_rule(module_name: str, attribute: str, spec: str) -> Judge:
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module_name + ".").startswith(error.name + "."):
-            raise  # the rule's module exists, and something that it imports does not
-        raise RequestError(
-            f"Judge {spec!r}: no Python module {module_name!r} can be imported (looked in {folder} too). "
-            f"Run from the folder that holds {module_name}.py, or install it."
-        ) from error
-    finally:
-        sys.path.remove(folder)
-    found = getattr(module, attribute, None)
-    if found is None:
-        public = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
-        raise RequestError(f"Judge {spec!r}: {module_name} has no {attribute!r} (it has: {', '.join(public) or '-'}).")
-    judge = found() if inspect.isclass(found) else found
-    if not callable(judge):
-        raise RequestError(f"Judge {spec!r}: {attribute} is no function (it is {type(found).__name__}).")
-    return cast(Judge, judge)
+    return cast(Judge, load_rule(module_name, attribute, spec))

@@ -27,6 +27,7 @@ def next_steps(
     worse: Collection[str] = (),
     length_controlled: LengthControlled | None = None,
     contradicted: float | None = None,
+    judge_only_ties: bool = False,
     beta: float | None = None,
     learning_rate: float | None = None,
     epochs: float | None = None,
@@ -36,6 +37,7 @@ def next_steps(
     Args:
         worse: what got worse in the answers themselves, `Degeneration.worse`.
         contradicted: share of the comparisons in which the judge contradicted itself when the answers were swapped.
+        judge_only_ties: the judge called every comparison of two different answers a tie.
         beta, learning_rate, epochs: of the run, where they are known; the sentences then give numbers.
     """
     spoilt = bool(SPOILT & set(worse))
@@ -47,6 +49,12 @@ def next_steps(
         steps += _less_change(beta, learning_rate, epochs)
     elif name == "better":
         steps += _better(length_controlled)
+    elif judge_only_ties:
+        return [
+            "Check the judge before the model: it called every comparison of two different answers a tie, or scored "
+            "all of them the same. Try it on two answers of your own, and see with preftune judge-check whether it "
+            "tells good answers from bad ones."
+        ]
     elif name == "undecided":
         steps += _undecided(result, beta, learning_rate)
     else:

@@ -22,7 +22,8 @@ from preftune.evaluation.answered_rows import (
     missing_rows,
     row_id,
 )
-from preftune.evaluation.judges import Judge, Judgement, Question, judge_all
+from preftune.evaluation.judge_specs import as_judge
+from preftune.evaluation.judges import Judge, Judgement, Question, Scorer, judge_all
 from preftune.evaluation.records import append_lines, digest, prepare_folder, read_lines, write_json, write_lines
 from preftune.evaluation.summary import Summary, summarise
 
@@ -69,7 +70,7 @@ def evaluate_pairwise(
     rows: Sequence[Mapping[str, Any]],
     *,
     generate: Generator,
-    judge: Judge,
+    judge: Judge | Scorer,
     output_dir: str | Path,
     settings: Mapping[str, Any],
     chunk: int = 64,
@@ -90,6 +91,7 @@ def evaluate_pairwise(
 
     Args:
         rows: each has `prompt` (text or messages); `id`, `category` and what the judge reads (`key_fact`) are optional.
+        judge: compares two answers, or scores one (the higher score wins); `row` may be left out of its arguments.
         output_dir: the `eval` folder itself.
         chunk: rows answered between two writes, by a generator that does not stream.
         seed: of the intervals that are resampled.
@@ -101,6 +103,7 @@ def evaluate_pairwise(
         before_judging: called with all answers before the judge is asked.
     Raises: DatasetError when there is no row or a row has no prompt; RequestError for an unwritable folder.
     """
+    judge = as_judge(judge)
     folder = Path(output_dir)
     prepare_folder(folder)
     answered = answer_rows(
@@ -155,7 +158,8 @@ def judge_rows(
 ) -> list[JudgedRow]:
     """The outcome of every row. A judge that is not `symmetric` is asked in both orders, and disagreement is a tie.
 
-    Equal answers are a tie that nobody is asked about. A verdict that could not be read is a tie too, and counted.
+    Identical answers count as a tie without calling the judge. A verdict that could not be read is a tie too, and
+    counted.
 
     Args:
         path: where the outcomes are written; a judge with a `cache_key` finds its earlier ones there.

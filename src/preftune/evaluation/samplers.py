@@ -16,7 +16,8 @@ from preftune.evaluation.sampling import Asked, Take
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from preftune.evaluation.endpoint import Endpoint, Reply
+    from preftune.evaluation.endpoint import Endpoint
+    from preftune.evaluation.endpoint_replies import Reply
     from preftune.types import Message, Text
 
 _SEED_BITS = 31

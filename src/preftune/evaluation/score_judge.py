@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from preftune.errors import RequestError
-from preftune.evaluation.judges import Judgement, Question, Scorer, finite_score, judge_name
+from preftune.evaluation.judges import Judgement, Question, Scorer, finite_score, judge_name, naming_failures
 from preftune.evaluation.verdicts import verdict_key
 from preftune.types import Text
 
@@ -71,7 +71,9 @@ class ScoreJudge:
             self._scores |= {key: finite_score(score, self.scorer) for key, score in zip(missing, scores, strict=True)}
         else:
             for done, (key, item) in enumerate(missing.items(), start=1):
-                self._scores[key] = finite_score(self.scorer(*item), self.scorer)
+                with naming_failures(self.scorer, item[0], item[2]):
+                    score = self.scorer(*item)
+                self._scores[key] = finite_score(score, self.scorer)
                 if progress is not None:
                     progress(done, len(missing))
         return [self._scores[key] for key in keys]

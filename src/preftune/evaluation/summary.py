@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 OUTCOME_VALUE = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 _CALLED = {"base": BASE_MODEL, "dataset": "the dataset"}
 """How a baseline of this name is called in a sentence; others are "the baseline"."""
+_SUSPICIOUS = 5
+"""Comparisons that are all ties from which on the judge is doubted."""
 _UNJUDGED_BAR = 0.05
 """From this share of rows without a readable verdict on, the win rate is told with a doubt."""
 
@@ -67,6 +69,8 @@ class Summary:
     """None when every answer has the same length as its counterpart, or there is one prompt only."""
     degeneration: Degeneration
     categories: dict[str, WinRate] = field(default_factory=dict)
+    judge_only_ties: bool = False
+    """Every comparison of two different answers was a tie, in both orders: suspicious."""
     unjudged: int = 0
     """Rows without a verdict that could be read. They count as ties."""
     rewards: Rewards | None = None
@@ -97,6 +101,7 @@ class Summary:
             "order_disagreements": self.order_disagreements,
             "position_bias": None if self.position_bias is None else self.position_bias._asdict(),
             "unjudged": self.unjudged,
+            "judge_only_ties": self.judge_only_ties,
             "length_controlled": None if self.length_controlled is None else self.length_controlled.to_dict(),
             "categories": {name: asdict(rate) for name, rate in self.categories.items()},
             "rewards": None if self.rewards is None else {k: _finite(v) for k, v in self.rewards._asdict().items()},
@@ -125,6 +130,11 @@ class Summary:
             )
         elif self.unjudged:
             lines.append(f"{self.unjudged} of {n} rows have no verdict that could be read and count as ties.")
+        if self.judge_only_ties:
+            lines.append(
+                f"Suspicious: {self.judge} called every comparison of two different answers a tie. This says nothing "
+                "about the models until the judge has been checked."
+            )
         if self.length_controlled is not None:
             lines.append(self.length_controlled.sentence())
         if self.rewards is not None:
@@ -161,6 +171,7 @@ class Summary:
             worse=self.degeneration.worse,
             length_controlled=self.length_controlled,
             contradicted=None if bias is None else bias.disagreed / bias.asked,
+            judge_only_ties=self.judge_only_ties,
             **self.training,
         )
 
@@ -221,6 +232,7 @@ def summarise(
         length_controlled=_at_equal_length(answered, outcomes, clusters, confidence, seed),
         degeneration=_degeneration(answered, confidence, baseline_called(names[0])),
         categories=_by_category(answered, outcomes, clusters, confidence),
+        judge_only_ties=_only_ties(answered, judged),
         unjudged=sum(j.unjudged for j in judged),
         rewards=_rewards(answered, rows, judge, clusters, confidence),
         settings=dict(settings or {}),
@@ -229,6 +241,13 @@ def summarise(
         cost=cost,
         training=training or {},
     )
+
+
+def _only_ties(answered: Sequence[AnsweredRow], judged: Sequence[JudgedRow]) -> bool:
+    """Of at least `_SUSPICIOUS` rows whose answers differ, each was judged a tie whenever it was asked."""
+    different = [j for answer, j in zip(answered, judged, strict=True) if answer.base != answer.aligned]
+    said = {verdict for j in different for verdict in (j.base_first, j.aligned_first)} - {None}
+    return len(different) >= _SUSPICIOUS and said == {"tie"}
 
 
 def _position_bias(judged: Sequence[JudgedRow]) -> PositionBias | None:

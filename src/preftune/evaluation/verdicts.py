@@ -7,7 +7,7 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,9 @@ class VerdictCache:
             make_private(self.path.parent)
             try:
                 self._connection = self._open()
-            except sqlite3.OperationalError:
-                raise
             except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError) and "no such" not in str(error):
+                    raise
                 from preftune.reference.store import set_aside  # brings torch, which judging does not need
 
                 warn(f"The verdicts in {self.path} were damaged ({error}); they were set aside and are rebuilt.")
@@ -65,16 +65,33 @@ class VerdictCache:
         for start in range(0, len(wanted), _KEYS_PER_QUERY):
             part = wanted[start : start + _KEYS_PER_QUERY]
             marks = ",".join("?" * len(part))
-            rows = self._connection.execute(f"SELECT key, value FROM verdicts WHERE key IN ({marks})", part)
-            found.update((key, json.loads(value)) for key, value in rows)
-        return found
+            with self._usable():
+                rows = self._connection.execute(
+                    f"SELECT key, value FROM verdicts WHERE key IN ({marks})", part
+                ).fetchall()
+            found.update((key, _checked(key, value)) for key, value in rows)
+        damaged = [key for key, value in found.items() if value is _DAMAGED]
+        if damaged:
+            warn(f"{len(damaged):,} verdicts in {self.path} are damaged; they are asked for again.")
+        return {key: value for key, value in found.items() if value is not _DAMAGED}
 
     def put(self, verdicts: Mapping[str, Any], *, judge: str) -> None:
         """Keeps verdicts; they are on the disk when this returns."""
         now = int(time.time())
-        rows = [(key, json.dumps(value), judge, now) for key, value in verdicts.items()]
-        with self._connection:
+        rows = [(key, _with_check(key, json.dumps(value)), judge, now) for key, value in verdicts.items()]
+        with self._usable(), self._connection:
             self._connection.executemany("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?)", rows)
+
+    @contextlib.contextmanager
+    def _usable(self) -> Iterator[None]:
+        """Raises: RequestError for a disk that is full, a file that is locked for too long, or one that is damaged."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise RequestError(
+                f"The verdicts in {self.path} cannot be read or written ({error}). Make room on the disk, end other "
+                "processes that use the file, or set PREFTUNE_CACHE to another folder; verdicts so far are kept."
+            ) from error
 
     def __len__(self) -> int:
         return int(self._connection.execute("SELECT count(*) FROM verdicts").fetchone()[0])
@@ -91,6 +108,28 @@ class VerdictCache:
             connection.close()
             raise
         return connection
+
+
+_DAMAGED = object()
+
+
+def _with_check(key: str, text: str) -> str:
+    """JSON text with a checksum on a line of its own, which JSON of one line cannot hold."""
+    digest = hashlib.blake2b(f"{key}{text}".encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return f"{text}\n{digest}"
+
+
+def _checked(key: str, stored: object) -> Any:
+    """The value of a row; rows of earlier versions have no checksum, and are taken if they are JSON."""
+    if not isinstance(stored, str):
+        return _DAMAGED
+    text, _, digest = stored.partition("\n")
+    if digest and _with_check(key, text) != stored:
+        return _DAMAGED
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return _DAMAGED
 
 
 def _initialise(connection: sqlite3.Connection) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from preftune.errors import DatasetError, RequestError
+from preftune.evaluation.final_verdict import final_match, unmarked
 from preftune.evaluation.judges import judge_name
 from preftune.evaluation.pairwise import AnsweredRow, answer_rows, judge_rows
 from preftune.evaluation.records import write_lines
@@ -71,10 +72,13 @@ def _points(label: str) -> list[float]:
 
 
 def read_label(reply: str) -> str | None:
-    """One of the five labels; None when a reply holds none, or contradicts itself."""
-    found = {re.sub(r"\s", "", match) for match in _LABEL.findall(reply)}
-    found = {_SAME_AS.get(label, label) for label in found}
-    label = found.pop() if len(found) == 1 else None
+    """The last of the five labels; None when a reply holds none, or two on its last line with one."""
+
+    def canonical(match: re.Match[str]) -> str:
+        written = re.sub(r"\s", "", match[1])
+        return _SAME_AS.get(written, written)
+
+    label = final_match(_LABEL, unmarked(reply), canonical)
     return label if label in LABELS else None
 
 

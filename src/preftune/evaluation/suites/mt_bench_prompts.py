@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
+from preftune.evaluation.final_verdict import final_match, unmarked
 from preftune.evaluation.suites.sources import Row
 from preftune.types import Message
 
@@ -18,7 +19,11 @@ Templates: TypeAlias = Mapping[str, Mapping[str, str]]
 """FastChat's judge prompts by name, each with `system_prompt` and `prompt_template`."""
 
 _RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*(?:/\s*10\s*)?\]\]")
-_RATING_LOOSE = re.compile(r"\[\s*(\d+(?:\.\d+)?)\s*(?:/\s*10\s*)?\]|\brating\W{1,4}(\d+(?:\.\d+)?)", re.IGNORECASE)
+_RATING_LOOSE = re.compile(
+    r"\[\s*(\d+(?:\.\d+)?)\s*(?:/\s*10\s*)?\]"
+    r"|\b(?:rating|score|grade)(?:\s+is)?\W{1,4}(\d+(?:\.\d+)?)(?!\.?\d|\s*/\s*(?!10\b)\d)",
+    re.IGNORECASE,
+)
 _WINNER = re.compile(r"\[\[\s*([ABC])\s*\]\]")
 
 _GRADE = """\
@@ -86,18 +91,16 @@ def pair_question(
 
 
 def read_rating(reply: str) -> float | None:
-    """The grade in a reply, 1 to 10; None when there is none, or one outside."""
-    match = _RATING.search(reply) or _RATING_LOOSE.search(reply)
-    if match is None:
-        return None
-    value = float(next(group for group in match.groups() if group is not None))
-    return value if 1 <= value <= 10 else None
+    """The grade that a reply ends with, 1 to 10; None when there is none, or one outside."""
+    text = unmarked(reply)
+    pattern = _RATING if _RATING.search(text) else _RATING_LOOSE
+    value = final_match(pattern, text, lambda match: float(next(filter(None, match.groups()))))
+    return value if value is not None and 1 <= value <= 10 else None
 
 
 def read_winner(reply: str) -> str | None:
-    """ "a", "b" or "tie"; None when the reply names none, or two."""
-    found = set(_WINNER.findall(reply))
-    return {"A": "a", "B": "b", "C": "tie"}[found.pop()] if len(found) == 1 else None
+    """ "a", "b" or "tie", the last that the reply names; None when it names none, or two on one line."""
+    return final_match(_WINNER, unmarked(reply), lambda match: {"A": "a", "B": "b", "C": "tie"}[match[1]])
 
 
 def templates_of(rows: Sequence[Row]) -> Templates:

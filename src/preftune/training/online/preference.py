@@ -15,9 +15,9 @@ from torch import Tensor
 from preftune.errors import ConfigError
 from preftune.evaluation.answer_groups import Group, LabelCounts
 from preftune.evaluation.judge_specs import open_judge
-from preftune.evaluation.judges import is_scorer
 from preftune.evaluation.ranking import rank
 from preftune.evaluation.rating import ByComparison, Rated, Rater
+from preftune.evaluation.user_rules import adapted
 from preftune.losses import get_loss
 from preftune.training.metrics import PER_PAIR, pair_metrics
 from preftune.training.online.config import OnlineDPOConfig
@@ -157,7 +157,8 @@ def _rater(judge: Any, args: OnlineDPOConfig, opened: ExitStack) -> Rater:
     if judge is None:
         found = open_judge(str(args.judge), opened, judge_options(args))
         return ByComparison(found.judge) if found.scorer is None else _ByScore(Score([found.scorer]))
-    return _ByScore(Score([judge])) if is_scorer(judge) else ByComparison(judge)
+    rule = adapted(judge)
+    return _ByScore(Score([rule.call])) if rule.scores else ByComparison(rule.call)
 
 
 def _judged(answers: Sequence[Rollout], *, thoughts: bool) -> Group:

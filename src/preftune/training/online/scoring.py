@@ -12,8 +12,9 @@ from preftune.evaluation.asker import Asker
 from preftune.evaluation.chat_judge import as_transcript
 from preftune.evaluation.ensemble import combined as one_score
 from preftune.evaluation.ensemble import deviation
+from preftune.evaluation.final_verdict import unmarked
 from preftune.evaluation.judge_specs import JudgeOptions, judge_kind, open_judge
-from preftune.evaluation.judges import Scorer, finite_score, judge_name
+from preftune.evaluation.judges import Scorer, finite_score, judge_name, naming_failures
 from preftune.evaluation.prompts import Prompt
 from preftune.training.online.rollout import Rollout
 from preftune.types import Message, Text
@@ -77,8 +78,13 @@ def combined(members: Sequence[Sequence[float | None]], ensemble: str) -> Scores
 def rated(scorer: Scorer, items: Sequence[Item]) -> list[float | None]:
     """The scores of any scorer. Raises: RequestError for one that is no finite number."""
     many: Callable[..., Sequence[Any]] | None = getattr(scorer, "score_all", None)
-    found = many(items) if many is not None else [scorer(*item) for item in items]
+    found = many(items) if many is not None else [_one(scorer, item) for item in items]
     return [finite_score(score, scorer) for score in found]
+
+
+def _one(scorer: Scorer, item: Item) -> Any:
+    with naming_failures(scorer, item[0], item[2]):
+        return scorer(*item)
 
 
 class MarkingScorer:
@@ -106,7 +112,7 @@ class MarkingScorer:
 
 def read_mark(reply: str) -> float | None:
     """The last number of a reply, if it lies within 1 and 10; of "7/10" and "7 out of 10" it is the 7."""
-    found = _MARK.findall(_OF_TEN.sub("", reply))
+    found = _MARK.findall(_OF_TEN.sub("", unmarked(reply)))
     mark = float(found[-1]) if found else None
     return mark if mark is not None and 1 <= mark <= _BEST else None
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from preftune.errors import ConfigError
+from preftune.evaluation.user_rules import adapted
 from preftune.log import say
 from preftune.logps import LogitTransform
 from preftune.losses.advantages import Moments
@@ -90,7 +91,12 @@ class PPOTrainer(OnlineTrainer):
             scorers = self._reward if isinstance(self._reward, list | tuple) else [self._reward]
             if self.args.max_disagreement is not None and len(scorers) < 2:
                 raise ConfigError("max_disagreement needs an ensemble: pass several as reward, or leave it out.")
-            return Score(scorers, **how)
+            rules = [adapted(scorer) for scorer in scorers]
+            if not all(rule.scores for rule in rules):
+                raise ConfigError(
+                    "reward compares two answers, and PPO needs a score for one. Give a scorer, or use online."
+                )
+            return Score([rule.call for rule in rules], **how)
         if self.cast.reward is None:
             return open_score(self.cast.by_text, self._opened, options=judge_options(self.args), **how)
         return Score([RewardOnBase(self.model, self.cast.reward_name, self._of_reward)], **how)
