@@ -20,7 +20,7 @@ from preftune.errors import CheckpointError, ConfigError, RequestError
 from preftune.models.locate import locate, run_of_weights
 from preftune.training import run_lock, whole_checkpoint
 from preftune.training.manifest import FILE, DamagedError, check_files, read_manifest
-from tiny import rows, save_tiny
+from tiny import rows, save_tiny, tiny_model
 
 from .dpo_runs import logged, lora_model, metrics, trainer
 
@@ -219,6 +219,16 @@ def test_another_run_is_refused_with_the_difference_and_nothing_is_touched(chang
     with pytest.raises(ConfigError, match=said):
         run(cut, resume=True, **{"disable_dropout": False, **changes})
     assert {path: path.read_bytes() for path in cut.rglob("*") if path.is_file()} == before
+
+
+def test_another_base_beneath_an_adapter_is_told_from_its_kin_without_a_reference():
+    from preftune.training.same_run import _base, differences
+
+    one, again, other = (_base(lora_model(tiny_model(seed=seed))) for seed in (1, 1, 2))
+    assert one == again
+    facts = {"data": {}, "settings": {}, "adapter": None, "base": one}
+    assert differences(facts, {**facts, "base": other}) == ["the weights of the base model"]
+    assert _base(tiny_model()) is None, "all of it is trained, and comes from the checkpoint"
 
 
 def test_a_change_that_is_accepted_holds(cut, caplog):

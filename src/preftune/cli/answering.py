@@ -108,29 +108,33 @@ class GrowingText:
         self.text = self._tokenizer.decode(self._ids or [], skip_special_tokens=True).strip()
 
 
-def load_speakers(name: str, baseline_name: str | None, *, system: str | None, **options: Any) -> list[Speaker]:
+def load_speakers(
+    name: str, baseline_name: str | None, *, system: str | None, base_model: str | None = None, **options: Any
+) -> list[Speaker]:
     """The voices of a chat, the one before alignment first.
 
     An adapter and its base are one loaded model: the base speaks with the adapter switched off. Without a baseline, an
     adapter is shown beside its base, and a whole model speaks alone.
 
     Args:
+        base_model: instead of the base that an adapter names.
         options: for `load_model`.
     Raises: ModelError when a model cannot be had; RequestError when both names are the same model.
     """
-    from preftune.models import adapter_base, load_model, load_tokenizer
+    from preftune.models import load_model, load_tokenizer
+    from preftune.models.load import locate_base
     from preftune.models.locate import locate
 
     place = locate(name)
     adapter = place.kind in ("adapter", "hub-adapter")
-    base = adapter_base(place.name) if adapter else None
+    base = locate_base(place, base_model).name if adapter else None
     if baseline_name is not None:
         locate(baseline_name)
         if _same(name, baseline_name):
             raise RequestError(f"--model and --baseline are both {name}. Name the model that it came from.")
     shared = adapter and (baseline_name is None or _same(str(base), baseline_name)) and _separable(place.name)
-    model = load_model(name, **options).eval()
-    tokenizer = load_tokenizer(name)
+    model = load_model(name, base_model=base_model, **options).eval()
+    tokenizer = load_tokenizer(name, base_model=base_model)
     aligned = Speaker(_label(name), model, tokenizer, system=system)
     if shared:
         return [Speaker(_label(str(base)), model, load_tokenizer(str(base)), adapter_off=True, system=system), aligned]

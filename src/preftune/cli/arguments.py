@@ -150,6 +150,9 @@ class ModelArguments:
     """What an adapter's task may be called."""
 
     model_name_or_path: str | None = option(None, "Model to align: a path or a hub id.", aliases=["--model"])
+    base_model: str | None = option(
+        None, "Of an adapter that is trained on, instead of the base that it names.", aliases=["--base"]
+    )
     model_revision: str = option("main", "Branch, tag or commit of a hub model.")
     dtype: str | None = option(
         None,

@@ -34,6 +34,7 @@ def run(argv: Sequence[str]) -> int:
         dtype=asked.dtype,
         load_in_4bit=asked.load_in_4bit,
         trust_remote_code=asked.trust_remote_code,
+        base_model=asked.base,
     )
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if terminal:
@@ -58,6 +59,9 @@ def _parser() -> PlainParser:
     )
     parser.add_argument("--model", "--model_name_or_path", dest="model", required=True, help="a path or a hub id")
     parser.add_argument("--baseline", help="a second model to answer the same messages")
+    parser.add_argument(
+        "--base", "--base_model", dest="base", metavar="MODEL", help="instead of the one an adapter names"
+    )
     parser.add_argument("--system", help="a system prompt for both")
     parser.add_argument("--max_new_tokens", type=int, default=512, help="longest answer, in tokens (512)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (0)")

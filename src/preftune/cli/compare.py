@@ -100,7 +100,7 @@ def _parser() -> PlainParser:
     measured.add_argument("--samples", type=int, default=2, help="answers to each prompt for the KL (2)")
     measured.add_argument("--batch_size", type=int, default=16, help="answers at once (16)")
     measured.add_argument("--seed", type=int, default=0, help="of the parts of the data, and of draws (0)")
-    add_model_options(measured)
+    add_model_options(measured, base=False)
     add_judge_options(parser, alone=False)
     add_endpoint_options(parser)
     return parser

@@ -27,12 +27,20 @@ ENDPOINT_FLAGS = (
 """What `add_endpoint_options` adds."""
 _CONDUCT = ("timeout", "retries", "concurrency", "max_reply_bytes", "api_key_env")
 
-MODEL_FLAGS = ("batch_size", "dtype", "load_in_4bit", "trust_remote_code")
+MODEL_FLAGS = ("batch_size", "base", "dtype", "load_in_4bit", "trust_remote_code")
 """What `add_model_options` adds, and the batch size beside it."""
 
 
-def add_model_options(group: Any) -> None:
-    """Flags for loading a model here."""
+def add_model_options(group: Any, *, base: bool = True) -> None:
+    """Flags for loading a model here.
+
+    Args:
+        base: the one of an adapter whose base has moved too.
+    """
+    if base:
+        group.add_argument(
+            "--base", "--base_model", dest="base", metavar="MODEL", help="of an adapter, instead of the base it names"
+        )
     group.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], help="of the weights (auto)")
     group.add_argument(
         "--trust_remote_code", action="store_true", default=None, help="allow models that bring their own code"
@@ -42,7 +50,9 @@ def add_model_options(group: Any) -> None:
 
 def model_options(asked: argparse.Namespace) -> dict[str, Any]:
     """The flags of `add_model_options` as `load_model` takes them."""
+    base = getattr(asked, "base", None)
     return {
+        **({} if base is None else {"base_model": base}),
         "dtype": asked.dtype or "auto",
         "load_in_4bit": bool(asked.load_in_4bit),
         "trust_remote_code": bool(asked.trust_remote_code),

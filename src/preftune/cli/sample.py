@@ -135,7 +135,7 @@ def _prompts(asked: argparse.Namespace, *, as_chat: bool) -> Prompts:
 def _from_model(asked: argparse.Namespace, settings: SamplingSettings) -> SampleCounts:
     from preftune.models import load_model, load_tokenizer
 
-    tokenizer = load_tokenizer(asked.model, trust_remote_code=bool(asked.trust_remote_code))
+    tokenizer = load_tokenizer(asked.model, trust_remote_code=bool(asked.trust_remote_code), base_model=asked.base)
     chat = asked.prompts_as == "chat" or (asked.prompts_as == "auto" and tokenizer.chat_template is not None)
     prompts = _prompts(asked, as_chat=chat)
 

@@ -178,7 +178,9 @@ def _prepare(method: Method, request: Request) -> tuple[Any, Any]:
     locate(name, revision=revision)
     lora = model.lora_config()
     train, held_out = method.open_data(request)
-    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(
+        name, revision=revision, trust_remote_code=config.trust_remote_code, base_model=model.base_model
+    )
     config.model_init_kwargs = loading_options(model, config, is_trainable=lora is None)
     trainer = _load(method.trainer)(
         model=name,  # by name: the trainer tokenises first and loads then
@@ -237,6 +239,8 @@ def loading_options(model: ModelArguments, config: Any, *, is_trainable: bool) -
         "attn_implementation": model.attn_implementation,
         "is_trainable": is_trainable,
     }
+    if model.base_model is not None:
+        options["base_model"] = model.base_model
     if model.load_in_8bit:
         options["load_in_8bit"] = True
     if model.load_in_4bit:

@@ -65,10 +65,15 @@ class ModelSource:
 
     @property
     def base_name(self) -> str:
-        """The base of an adapter. Raises: ModelError when it names none."""
-        from preftune.models import adapter_base
+        """The base of an adapter. Raises: ModelError when it names none, or one that is not to be found."""
+        return self.base_place.name
 
-        return self._base_model or adapter_base(self.place.name)
+    @property
+    def base_place(self) -> Location:
+        """Where the base of an adapter is. Raises: ModelError when it is not to be found."""
+        from preftune.models.load import locate_base
+
+        return locate_base(self.place, self._base_model)
 
     @property
     def identity(self) -> str:
@@ -76,7 +81,7 @@ class ModelSource:
             digest = xxhash.xxh3_128(repr(sorted(self._options.items())).encode())
             digest.update(contents(self.place))
             if self.is_adapter:
-                digest.update(contents(locate(self.base_name)))
+                digest.update(contents(self.base_place))
             self._identity = digest.hexdigest()
         return self._identity
 
@@ -103,7 +108,7 @@ class ModelSource:
             return getattr(self._model, "generation_config", None)
         from transformers import GenerationConfig
 
-        place = locate(self.base_name) if self.is_adapter else self.place
+        place = self.base_place if self.is_adapter else self.place
         if place.kind == "gguf":
             return None
         try:

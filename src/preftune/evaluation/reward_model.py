@@ -192,7 +192,7 @@ def _load(source: ModelSource, dtype: str, trust_remote_code: bool) -> tuple[Any
     from preftune.models.load import attach_adapter, parse_dtype
 
     name = source.name
-    place = locate(source.base_name) if source.is_adapter else source.place
+    place = source.base_place if source.is_adapter else source.place
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": place.local_files_only}
     if source.is_adapter:
         options["num_labels"] = 1

@@ -18,7 +18,14 @@ import torch
 from torch import nn
 
 from preftune.errors import ModelError
-from preftune.models.load import adapter_base, attach_adapter, load_model, load_tokenizer, parse_dtype
+from preftune.models.load import (
+    adapter_base,
+    attach_adapter,
+    load_model,
+    load_tokenizer,
+    locate_base,
+    parse_dtype,
+)
 from preftune.models.locate import FORM_FILE, Location, describe_folder, is_adapter_folder, locate
 
 if TYPE_CHECKING:
@@ -58,7 +65,7 @@ def merge(
     if isinstance(model_or_path, (str, os.PathLike)):
         place = _locate_adapter(model_or_path)
         tokenizer_source = place.name
-        base_name = base_model or adapter_base(place.name)
+        base_name = locate_base(place, base_model).name
         load = _classifier if _is_reward_adapter(place) else load_model
         base = _unquantised(load(base_name, trust_remote_code=trust_remote_code), wanted)
         model: PeftModel = attach_adapter(base, place)

@@ -11,7 +11,7 @@ from torch import nn
 
 from preftune.errors import ModelError
 from preftune.models.adapters import quiet_peft
-from preftune.models.load import adapter_base, attach_adapter, load_model, load_pretrained, parse_dtype
+from preftune.models.load import attach_adapter, load_model, load_pretrained, locate_base, name_base, parse_dtype
 from preftune.models.locate import Location, locate
 
 HEAD = "score"
@@ -157,7 +157,7 @@ def _load_classifier(place: Location, options: dict[str, Any]) -> nn.Module:
     from transformers import AutoModelForSequenceClassification
 
     adapter = place if place.kind in ("adapter", "hub-adapter") else None
-    base = place if adapter is None else locate(adapter_base(place.name))
+    base = place if adapter is None else locate_base(place, options.get("base_model"))
     kept = {key: options[key] for key in ("trust_remote_code", "attn_implementation", "device_map") if options.get(key)}
     kept["dtype"] = parse_dtype(options.get("dtype", "auto"))
     if options.get("load_in_4bit") or options.get("load_in_8bit") or options.get("quantization_config") is not None:
@@ -177,7 +177,10 @@ def _load_classifier(place: Location, options: dict[str, Any]) -> nn.Module:
     if adapter is None:
         loaded: nn.Module = model
         return loaded
-    return attach_adapter(model, adapter, is_trainable=bool(options.get("is_trainable")))
+    attached = attach_adapter(model, adapter, is_trainable=bool(options.get("is_trainable")))
+    if options.get("base_model") is not None:
+        name_base(attached, base.name)
+    return attached
 
 
 def spare_token(tokenizer: Any) -> str:

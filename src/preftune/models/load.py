@@ -65,7 +65,7 @@ def load_model(
     adapter = place if place.kind in ("adapter", "hub-adapter") else None
     base, base_revision = place, revision
     if adapter is not None:
-        base, base_revision = locate(base_model or adapter_base(adapter.name, revision=revision)), None
+        base, base_revision = locate_base(adapter, base_model, revision=revision), None
     if load_in_4bit or load_in_8bit:
         options["quantization_config"] = _bitsandbytes_config(
             base,
@@ -80,7 +80,16 @@ def load_model(
     model = _load_base(base, revision=base_revision, options=options)
     if adapter is None:
         return model
-    return attach_adapter(model, adapter, revision=revision, is_trainable=is_trainable)
+    attached = attach_adapter(model, adapter, revision=revision, is_trainable=is_trainable)
+    if base_model is not None:
+        name_base(attached, base.name)
+    return attached
+
+
+def name_base(model: PeftModel, base: str) -> None:
+    """Say in the adapters' configurations where their base is now: they are saved with it, and PEFT looks there."""
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = base
 
 
 def _refuse_reward_model(place: Location) -> None:
@@ -121,9 +130,8 @@ def load_tokenizer(
 
     place = locate(name, revision=revision)
     if place.kind == "adapter" and not (Path(place.name) / "tokenizer_config.json").is_file():
-        return load_tokenizer(
-            base_model or adapter_base(place.name), trust_remote_code=trust_remote_code, base_model=None, **kwargs
-        )
+        base = locate_base(place, base_model).name
+        return load_tokenizer(base, trust_remote_code=trust_remote_code, **kwargs)
     source, extra = _source(place)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -136,9 +144,8 @@ def load_tokenizer(
         )
     except (OSError, ValueError, ImportError) as error:
         if place.kind == "hub-adapter":
-            return load_tokenizer(
-                base_model or adapter_base(place.name, revision=revision), trust_remote_code=trust_remote_code, **kwargs
-            )
+            base = locate_base(place, base_model, revision=revision).name
+            return load_tokenizer(base, trust_remote_code=trust_remote_code, **kwargs)
         raise ModelError(
             f"No tokenizer could be loaded from {name}: {_brief(error)} Save it beside the model with "
             "tokenizer.save_pretrained, or load it from the model that it belongs to."
@@ -161,13 +168,42 @@ def adapter_base(path: str | os.PathLike[str], *, revision: str | None = None) -
         raise ModelError(f"{path} holds no readable adapter_config.json: {_brief(error)}") from error
     base = config.base_model_name_or_path
     if not base:
-        raise ModelError(f"The adapter {path} does not say which base model it belongs to. Give it with base_model=...")
+        raise ModelError(
+            f"The adapter {path} does not say which base model it belongs to. Give it with --base "
+            "MODEL (base_model=...)."
+        )
     if not Path(base).is_absolute() and not Path(base).exists():
         beside = Path(path).expanduser() / base
         for candidate in (beside, Path(path).expanduser().parent / base):
             if candidate.is_dir():
                 return str(candidate.resolve())
     return str(base)
+
+
+def locate_base(
+    adapter: Location, base_model: str | os.PathLike[str] | None = None, *, revision: str | None = None
+) -> Location:
+    """Where the base of an adapter is.
+
+    Args:
+        base_model: used instead of the one that the adapter names.
+    Raises: ModelError naming the adapter and the base it wants, where that is not to be found.
+    """
+    if base_model is not None:
+        return locate(base_model)
+    base = adapter_base(adapter.name, revision=revision)
+    try:
+        return locate(base)
+    except ModelError as error:
+        lasting = (
+            f" To keep it, write it into {adapter.name}/adapter_config.json as base_model_name_or_path."
+            if adapter.kind == "adapter"
+            else ""
+        )
+        raise ModelError(
+            f"The adapter {adapter.name} wants the base model {base}, which is not to be found. ({error}) If it was "
+            f"moved, give its place with --base MODEL (base_model=...).{lasting}"
+        ) from error
 
 
 def attach_adapter(
@@ -187,7 +223,7 @@ def attach_adapter(
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise ModelError(
             f"The adapter {adapter.name} does not fit the base model {model.name_or_path}: {_brief(error)} "
-            "Give the base that it was trained on with base_model=..."
+            "Give the base that it was trained on with --base MODEL (base_model=...)."
         ) from error
 
 

@@ -24,7 +24,7 @@ from preftune.logps.fast_layers import quicken
 from preftune.logps.states import completion_states, prepare_trunk, token_states, trunk_of
 from preftune.models.adapters import quiet_peft
 from preftune.models.config_size import check_config_size
-from preftune.models.load import adapter_base, parse_dtype
+from preftune.models.load import locate_base, parse_dtype
 from preftune.models.locate import Location, locate
 from preftune.types import PackedBatch
 
@@ -78,7 +78,7 @@ def on_this_base(model: Any, reward: str) -> bool:
     place = locate(reward)
     if not hasattr(model, "disable_adapter") or place.kind != "adapter" or not base_of(model):
         return False
-    theirs = locate(adapter_base(place.name))
+    theirs = locate_base(place)
     ours = locate(base_of(model))
     if theirs.kind != ours.kind:
         return False

@@ -65,7 +65,8 @@ def tokenizer_of(model: Any, args: DPOConfig) -> Any:
     name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
     if not name:
         raise ConfigError("processing_class is missing, and the model has no name to load a tokenizer from. Pass it.")
-    return load_tokenizer(name, trust_remote_code=args.trust_remote_code)
+    loading = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
+    return load_tokenizer(name, trust_remote_code=args.trust_remote_code, base_model=loading.get("base_model"))
 
 
 def parts(eval_dataset: Any) -> list[GroupDataset]:

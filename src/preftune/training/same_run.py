@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+import xxhash
+
 from preftune.training.run_directory import plain
 from preftune.training.run_record import configuration
 
@@ -28,7 +31,9 @@ _NO_EFFECT = {
 """Fields that do not change what a training step computes, beyond rounding."""
 _NO_EFFECT_PREFIXES = ("logging_", "log_", "eval_", "save_", "hub_", "ddp_", "dataloader_", "trackio_", "guard")
 _DATALOADER = ("dataloader_drop_last",)
-_LOADING = ("attn_implementation", "trust_remote_code", "device_map", "is_trainable", "low_cpu_mem_usage")
+_SOME = 64
+"""Elements of each weight."""
+_LOADING = ("attn_implementation", "trust_remote_code", "device_map", "is_trainable", "low_cpu_mem_usage", "base_model")
 """Of `model_init_kwargs`, what has no effect."""
 _OF_THE_PLACE = (
     "base_model_name_or_path", "revision", "inference_mode", "init_lora_weights", "auto_mapping", "peft_version",
@@ -49,6 +54,7 @@ def facts_of(trainer: Any) -> dict[str, Any]:
         "settings": {**values, "batch size": batch},
         "data": {"rows": len(trainer.train_dataset), "fingerprint": trainer.train_dataset.fingerprint},
         "adapter": _adapter(trainer.model),
+        "base": _base(trainer.model),
         "ends": {name: plain(getattr(args, name, None)) for name in EXTENDS},
     }
     return dict(plain(facts))
@@ -71,6 +77,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             for name in sorted(set(old) & set(new))  # another version of preftune has other fields
             if old[name] != new[name]
         ]
+    if None not in (before.get("base"), now["base"]) and before["base"] != now["base"]:
+        found.append("the weights of the base model")
     return found
 
 
@@ -99,6 +107,24 @@ def _adapter(model: Any) -> dict[str, Any] | None:
         return None
     values = {name: value for name, value in config.to_dict().items() if name not in _OF_THE_PLACE}
     return {name: sorted(map(str, value)) if isinstance(value, set) else value for name, value in values.items()}
+
+
+def _base(model: Any) -> str | None:
+    """A digest of the beginning of every frozen weight, which tells a base model from its fine-tuned kin; None where an
+    adapter's start changes the base (PiSSA and its like), where it is quantised or in parts, or all of it is trained.
+    """
+    configs = getattr(model, "peft_config", None)
+    if not configs or getattr(model, "is_quantized", False):
+        return None
+    starts = {getattr(config, "init_lora_weights", True) for config in configs.values()}
+    if not starts <= {True, False, "gaussian"}:
+        return None
+    digest = xxhash.xxh3_128()
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            some = parameter.detach().flatten()[:_SOME].cpu().contiguous()
+            digest.update(some.view(torch.uint8).numpy().tobytes() if some.numel() else b"")
+    return str(digest.hexdigest())
 
 
 def _short(value: Any) -> str:
