@@ -107,7 +107,7 @@ def test_folder_that_is_no_model(dpo, tmp_path) -> None:
 
 @pytest.mark.parametrize("beta", ["-1", "0", "nan", "inf"])
 def test_impossible_beta(dpo, beta: str) -> None:
-    check(dpo(beta=beta), "beta=", "above 0")
+    check(dpo(beta=beta), "--beta ", "above 0")
 
 
 def test_beta_that_is_no_number(dpo) -> None:
@@ -116,7 +116,7 @@ def test_beta_that_is_no_number(dpo) -> None:
 
 @pytest.mark.parametrize("rate", ["nan", "-1e-6"])
 def test_impossible_learning_rate(dpo, rate: str) -> None:
-    check(dpo(learning_rate=rate), "learning_rate=")
+    check(dpo(learning_rate=rate), "--learning_rate ")
 
 
 def test_unknown_loss(dpo) -> None:

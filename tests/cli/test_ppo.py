@@ -81,7 +81,7 @@ def test_online(preftune, tiny_model, prompts, tmp_path) -> None:
         (["ppo", "--model", "x", "--data", "x.jsonl"], "Nothing says which answers are good: name what rates them"),
         (["online", "--model", "x", "--data", "x.jsonl"], "name who compares them with --judge"),
         (["ppo", "--model", "x", "--data", "y", "--reward_model", "r", "--kl_ceof", "1"], "Did you mean --kl_coef?"),
-        (["ppo", "--model", "x", "--data", "y", "--reward_model", "r", "--lam", "2"], "lam=2.0 must lie in 0..1"),
+        (["ppo", "--model", "x", "--data", "y", "--reward_model", "r", "--lam", "2"], "--lam 2.0 must lie in 0..1"),
         (["ppo", "--model", "x", "--data", "y", "--reward_model", "r", "--eval_strategy", "steps"], "preftune eval"),
     ],
 )

@@ -230,7 +230,7 @@ def test_a_recipe_moves_no_token_and_loads_no_library_unless_that_is_accepted(na
     assert f"env: {name} would decide where tokens are sent" in refused.message
     assert os.environ[name] == (before or "")
     accepted = preftune("dpo", "--config", tmp_path / "r.yaml", "--allow_env")
-    assert "beta=-1" in accepted.message
+    assert "--beta -1" in accepted.message
     assert os.environ[name] == "/elsewhere"
 
 

@@ -113,7 +113,7 @@ def _group(parser: PlainParser, title: str) -> Callable[..., Any]:
     group = parser.add_argument_group(title)
 
     def add(name: str, **options: Any) -> Any:
-        return group.add_argument(*dict.fromkeys((name, name.replace("_", "-"))), **options)
+        return group.add_argument(name, **options)
 
     return add
 

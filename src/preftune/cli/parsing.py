@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from transformers import HfArgumentParser
 
-from preftune.cli.messages import near_name
+from preftune.cli.field_names import what_of
 from preftune.cli.recipe import Entry, Recipe
 from preftune.errors import RequestError
 
@@ -29,6 +29,7 @@ class FieldParser(HfArgumentParser):
         }
         super().__init__(dataclass_types, prog=prog, allow_abbrev=False)
         self._let_booleans_stand_alone()
+        self._let_nothing_be_said()
         self.add_argument("--resume", nargs="?", const=LAST, default=None, dest="resume")
         self.add_argument("--config", default=None)
 
@@ -43,6 +44,17 @@ class FieldParser(HfArgumentParser):
                     self.add_argument(
                         f"--no_{action.dest}", dashed, dest=action.dest, action="store_false", default=action.default
                     )
+
+    def _let_nothing_be_said(self) -> None:
+        """`None`, `null` and `~` for fields that may be None, and the words for "off" where a field has one."""
+        for action in self._actions:
+            hint = self._hints.get(action.dest)
+            if hint in (bool, bool | None) and action.type is not None:
+                action.type = _switch(action.type)
+            if action.dest in _OFF:
+                action.type = _off(_OFF[action.dest], action.type)
+            elif hint is not None and type(None) in get_args(hint) and action.nargs in (None, "?"):
+                action.type = _or_none(action.type)
 
     def error(self, message: str) -> NoReturn:
         """Argparse's own complaints (a value of the wrong type, a missing one) as one paragraph."""
@@ -84,10 +96,7 @@ class FieldParser(HfArgumentParser):
     def _unknown(self, word: str) -> str:
         if not word.startswith("-"):
             return f"{word!r} belongs to no flag. Values follow their flag, and one with spaces is quoted."
-        flag = word.partition("=")[0]
-        near = near_name(flag.lstrip("-").replace("-", "_"), self._plain_names())
-        hint = f" Did you mean --{near}?" if near else f" {self.prog} --help-all lists them all."
-        return f"There is no flag {flag}.{hint}"
+        return what_of(word.partition("=")[0], self._plain_names(), prog=self.prog)
 
     def _parse_recipe(self, recipe: Recipe) -> argparse.Namespace:
         names = self.names()
@@ -97,9 +106,7 @@ class FieldParser(HfArgumentParser):
             where = f"--config {recipe.path}, line {entry.line}"
             field = names.get(entry.key)
             if field is None or field in ("config", "help", "allow_env"):
-                near = near_name(entry.key.replace("-", "_"), self._plain_names())
-                hint = f"Did you mean {near!r}?" if near else f"{self.prog} --help-all lists all."
-                raise RequestError(f"{where}: there is no field {entry.key!r}. {hint}")
+                raise RequestError(f"{where}: {what_of(entry.key, self._plain_names(), prog=self.prog)}")
             if field in seen:
                 raise RequestError(f"{where}: {entry.key} and {seen[field]} are the same field. Keep one.")
             seen[field] = entry.key
@@ -115,6 +122,8 @@ class FieldParser(HfArgumentParser):
         many = any(action.dest == field and action.nargs == "+" for action in self._actions)
         if isinstance(value, dict) and field == "columns":
             value = [f"{canonical}={own}" for canonical, own in value.items()]
+        if value is None and field in _OFF:
+            value = _OFF[field]
         if value is None and type(None) not in get_args(hint):
             raise RequestError(f"{entry.key} has no value. Give one, or remove the line.")
         if isinstance(value, dict) and not _takes(dict, hint):
@@ -131,6 +140,44 @@ class FieldParser(HfArgumentParser):
         _, unknown = self.parse_known_args(words, namespace=values)
         if unknown:
             raise RequestError(f"{entry.key} cannot take {unknown[0]!r}.")
+
+
+_OFF = {
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "report_to": "none",
+    "guard": "off",
+}
+"""Fields that are turned off by a word of their own, for which people write another one."""
+_NOTHING = frozenset({"none", "null", "~"})
+
+
+def _off(word: str, kind: Any) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        text = word if text.strip().lower() in {*_NOTHING, "no", "off", "false", "none"} else text
+        return text if kind is None else kind(text)
+
+    read.__name__ = getattr(kind, "__name__", "str")
+    return read
+
+
+def _switch(kind: Any) -> Callable[[str], Any]:
+    """`on` and `off` beside the words that transformers knows."""
+
+    def read(text: str) -> Any:
+        return kind({"on": "true", "off": "false"}.get(text.strip().lower(), text))
+
+    read.__name__ = getattr(kind, "__name__", "bool")
+    return read
+
+
+def _or_none(kind: Any) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        return None if text.strip().lower() in _NOTHING else text if kind is None else kind(text)
+
+    read.__name__ = getattr(kind, "__name__", "str")
+    return read
 
 
 def _takes(kind: type, hint: Any) -> bool:

@@ -10,6 +10,24 @@ from preftune.cli.messages import near_name
 from preftune.errors import RequestError
 
 
+def spellings(names: Sequence[str]) -> list[str]:
+    """The names of a flag, each with underscores and with dashes."""
+    both = ([name, *_other(name)] if name.startswith("--") else [name] for name in names)
+    return list(dict.fromkeys(name for spelled in both for name in spelled))
+
+
+def _other(name: str) -> tuple[str, str]:
+    plain = name.removeprefix("--")
+    return f"--{plain.replace('-', '_')}", f"--{plain.replace('_', '-')}"
+
+
+class _Group(argparse._ArgumentGroup):
+    """Flags under a title of their own."""
+
+    def add_argument(self, *names: Any, **options: Any) -> Any:
+        return super().add_argument(*spellings(names), **options)
+
+
 class PlainParser(argparse.ArgumentParser):
     """`add_argument("--max_new_tokens")` takes `--max-new-tokens` too; a misspelt flag fails with the nearest name."""
 
@@ -17,8 +35,12 @@ class PlainParser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def add_argument(self, *names: Any, **options: Any) -> Any:
-        dashed = [name.replace("_", "-") for name in names if name.startswith("--") and "_" in name]
-        return super().add_argument(*names, *dashed, **options)
+        return super().add_argument(*spellings(names), **options)
+
+    def add_argument_group(self, *args: Any, **options: Any) -> _Group:
+        group = _Group(self, *args, **options)
+        self._action_groups.append(group)
+        return group
 
     def read(self, args: Sequence[str]) -> argparse.Namespace:
         """The values of a command line. Raises: RequestError."""

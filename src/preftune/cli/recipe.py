@@ -7,6 +7,7 @@ YAML itself would read `5e-7` as text and `eval_strategy: no` as false.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,22 @@ _AsWritten.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+
+
+class _Typed(yaml.SafeLoader):
+    """Numbers as YAML 1.2 and people write them (1e-6), `None` for nothing; no dates, and no times as numbers."""
+
+
+_Typed.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge", ":bool"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_FLOAT = (
+    r"[-+]?(?:\d[\d_]*\.?\d*(?:[eE][-+]?\d+)|\d[\d_]*\.\d*|\.\d+(?:[eE][-+]?\d+)?|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)"
+)
+_Typed.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"^(?:{_FLOAT})$"), list("-+.0123456789"))
+_Typed.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d[\d_]*$"), list("-+0123456789"))
+_Typed.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^None$"), ["N"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +82,11 @@ def read_recipe(name: str) -> Recipe:
     try:
         root = yaml.compose(text, Loader=_AsWritten)
         written = yaml.load(text, Loader=_AsWritten)
-        typed = yaml.safe_load(text)
+        typed = yaml.load(text, Loader=_Typed)
     except yaml.YAMLError as error:
         raise RequestError(_broken(name, error)) from None
+    except RecursionError:
+        raise RequestError(f"--config {name} is nested too deeply. A recipe has 'key: value' lines.") from None
     if not isinstance(root, yaml.MappingNode) or not isinstance(written, dict):
         raise RequestError(f"--config {name} holds no 'key: value' lines. Write for example 'beta: 0.1', one per line.")
     environment = typed.pop("env", None) or {}
@@ -90,7 +109,8 @@ def _entries(name: str, root: yaml.MappingNode, written: dict[Any, Any], typed: 
         if isinstance(value, dict):
             value = typed[key]
         elif isinstance(value, list):
-            value = [item if isinstance(item, str) else json.dumps(item) for item in value]
+            pairs = zip(value, typed[key], strict=True)
+            value = [item if isinstance(item, str) else json.dumps(read) for item, read in pairs]
         yield Entry(str(key), lines.get(str(key), 1), value)
 
 

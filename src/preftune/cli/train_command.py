@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.cli.arguments import DataArguments, ModelArguments
+from preftune.cli.field_names import check_names, names_of, spoken_as_flags
 from preftune.cli.messages import tell
 from preftune.cli.recipe import Recipe, read_recipe
 from preftune.errors import RequestError
@@ -93,6 +94,16 @@ def run(method: Method, argv: Sequence[str]) -> int:
         print(method.help, end="")
         return 0
     recipe = find_recipe(argv)
+    names = names_of(method.data_arguments, method.model_arguments, method.config)
+    if names is not None:
+        check_names(names, argv, recipe, prog=method.prog)
+    try:
+        return _run(method, argv, recipe)
+    except RequestError as error:
+        raise spoken_as_flags(error, names or ()) from error
+
+
+def _run(method: Method, argv: Sequence[str], recipe: Recipe | None) -> int:
     if recipe is not None:
         from preftune.cli.recipe_environment import FLAG, set_environment
 
