@@ -61,7 +61,6 @@ HISTORY = {
     "dataset_text_field": "write columns: text=YOURS",
     "dataset_path": "its name is data",
     "train_file": "its name is data",
-    "base_model": "its name is model",
     "lora_rank": "its name is lora_r",
     "lora_target": "its name is lora_target_modules",
     "lora_target_linear": "all linear layers get an adapter by default; remove it",
