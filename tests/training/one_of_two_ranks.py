@@ -36,17 +36,30 @@ HELD_OUT = {
 }
 OUT_OF_MEMORY = "one rank out of memory"
 GUARDED = "guarded"
+UNEVEN = "uneven"
 CASES = {
     "lora": lora_model,
     "full": tiny_model,
     OUT_OF_MEMORY: lora_model,
     "reentrant": lora_model,
     GUARDED: lora_model,
+    UNEVEN: lora_model,
+    "uneven, split": lora_model,
 }
+PAIRS_PER_STEP = 4
 OPTIONS: dict[str, dict[str, Any]] = {
     # what DistributedDataParallel forbids: a parameter whose gradient is ready twice
     "reentrant": {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
     GUARDED: {"guard": "rollback"},
+    # the last step has one row: one rank has none for its first micro-batch, and no rank has any for the second
+    UNEVEN: {"data": rows(9), "max_steps": -1, "num_train_epochs": 1},
+    "uneven, split": {
+        "data": rows(9),
+        "max_steps": -1,
+        "num_train_epochs": 1,
+        "accelerator_config": {"split_batches": True},
+        "per_device_train_batch_size": PAIRS_PER_STEP // 2,
+    },
 }
 PAIRS_PER_STEP = 4
 
@@ -93,7 +106,8 @@ def run(case: str, folder: Path, *, ranks: int, callbacks: Any = None) -> dict[s
     options |= OPTIONS.get(case, {})
     if ranks > 1:
         options |= {"ddp_backend": "gloo", "ddp_timeout": 60}
-    made = trainer(CASES[case](), folder / case, data=rows(20), eval_dataset=HELD_OUT, callbacks=callbacks, **options)
+    options = {"data": rows(20), **options}
+    made = trainer(CASES[case](), folder / case, eval_dataset=HELD_OUT, callbacks=callbacks, **options)
     if case == OUT_OF_MEMORY:
         made.engine = TightOnSecondRank(made.engine)
     with pytest.MonkeyPatch.context() as patch:

@@ -31,15 +31,22 @@ def weighted(count: int, *, start: int = 0) -> list[dict[str, Any]]:
     return [{**row, "weight": 1 + i % 3, "margin": 0.1 * i} for i, row in enumerate(chat_rows(count, start=start))]
 
 
+UNEVEN: dict[str, Any] = {"rows": 9, "max_steps": -1, "num_train_epochs": 1}
+"""The last step has one row, and one rank none."""
+
 CASES: dict[str, Any] = {
     "sft": (SFTTrainer, SFTConfig, demonstrations, {}),
     "reward": (RewardTrainer, RewardConfig, weighted, {"center_rewards_coefficient": 0.01}),
+    "sft, uneven": (SFTTrainer, SFTConfig, demonstrations, UNEVEN),
+    "reward, uneven": (RewardTrainer, RewardConfig, weighted, {"center_rewards_coefficient": 0.01, **UNEVEN}),
 }
 
 
 def run(case: str, folder: Path, *, ranks: int) -> dict[str, Any]:
     """Train, evaluate and save; the same updates whatever the number of ranks."""
     trainer_class, config, rows, more = CASES[case]
+    more = dict(more)
+    count = more.pop("rows", 20)
     options: dict[str, Any] = {
         "output_dir": str(folder / case),
         "per_device_train_batch_size": ROWS_PER_STEP // 2 // ranks,
@@ -64,7 +71,7 @@ def run(case: str, folder: Path, *, ranks: int) -> dict[str, Any]:
     made = trainer_class(
         model=tiny_model(),
         args=config(**options),
-        train_dataset=rows(20),
+        train_dataset=rows(count),
         eval_dataset=rows(5, start=40),  # an odd number: accelerate fills the last batch up with rows it has had
         processing_class=tiny_tokenizer(),
     )

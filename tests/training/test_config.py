@@ -178,3 +178,8 @@ def test_a_program_for_a_gpu_runs_on_a_cpu():
 def test_early_stopping_is_a_field():
     made = config(early_stopping_patience=2, eval_strategy="steps", eval_steps=5)
     assert (made.metric_for_best_model, made.greater_is_better) == ("loss", False)
+
+
+def test_batches_that_the_first_process_would_send_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="dispatch_batches"):
+        DPOConfig(output_dir=str(tmp_path), accelerator_config={"dispatch_batches": True})

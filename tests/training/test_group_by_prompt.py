@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from preftune.data import group_by_prompt, load_pairs, tokenize_pairs
 from preftune.logps import make_engine, pack
 from preftune.losses import get_loss
-from tiny import tiny_model, tiny_tokenizer
+from tiny import rows, tiny_model, tiny_tokenizer
 
 from .dpo_runs import logged, lora_model, metrics, trainer
 
@@ -163,6 +163,17 @@ def test_evaluation_is_the_same_mean_over_pairs(tmp_path):
         if name.startswith(("eval_loss", "eval_rewards/", "eval_logps/", "eval_completions/")):
             assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
     assert grouped.evaluate(rated())["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_predictions_are_about_every_row(drop_last, tmp_path):
+    run = trainer(lora_model(), tmp_path, dataloader_drop_last=drop_last, per_device_eval_batch_size=4)
+    run.train()
+    held_out = rows(7, start=40)
+    predicted = run.predict(held_out)
+    assert predicted.predictions.shape == (7, 2)
+    evaluated = run.evaluate(held_out)
+    assert predicted.metrics["test_logps/chosen"] == pytest.approx(evaluated["eval_logps/chosen"], rel=1e-6)
 
 
 def test_predictions_are_one_row_per_pair_in_the_order_of_the_rows(tmp_path):

@@ -107,6 +107,27 @@ def test_a_resumed_run_logs_what_an_uninterrupted_one_logs_and_ends_with_its_wei
         torch.testing.assert_close(resumed.model.state_dict()[name], weight, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("persistent", [False, True])
+def test_dropout_of_a_resumed_run_is_that_of_a_run_without_interruption(persistent, tmp_path):
+    """Persistent workers begin once in a process: what they draw must not come out of dropout's generator."""
+    options: dict[str, Any] = {
+        "disable_dropout": False,
+        "dataloader_num_workers": 1,
+        "dataloader_persistent_workers": persistent,
+    }
+
+    def make() -> Any:
+        return lora_model(lora_dropout=0.3)
+
+    whole = run(make, tmp_path / "whole", **options)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(make, tmp_path / "cut", callbacks=[PowerCut()], **options)
+    torch.manual_seed(99)
+    resumed = run(make, tmp_path / "cut", resume=True, **options)
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], weight), name
+
+
 def test_the_mean_loss_of_a_resumed_run_is_the_mean_of_all_its_steps(runs_of, cut):
     folder, whole = cut("lora"), runs_of("lora").whole
     made = trainer(lora_model(), folder, data=rows(14), eval_dataset=rows(3, start=40), **OPTIONS)

@@ -25,11 +25,11 @@ from preftune.training.arguments import (
     tokenizer_of,
     with_early_stopping,
 )
-from preftune.training.batches import BATCH, check_one_batch, collate
+from preftune.training.batches import BATCH, check_one_batch, collate, probes, with_a_seed_of_its_own, without_repeats
 from preftune.training.evaluating import EvaluatedTrainer
 from preftune.training.metrics import MetricWindow, WorkCounter, peak_memory
 from preftune.training.micro_batches import cost_of, token_budget
-from preftune.training.optimizer_step import non_finite, whole_step
+from preftune.training.optimizer_step import micro_batches, non_finite, whole_step
 from preftune.training.run_directory import check_writable, write_json
 from preftune.training.run_record import facts_of
 from preftune.types import PackedBatch
@@ -166,6 +166,9 @@ class PackedTrainer(EvaluatedTrainer):
         self._policy_changed = True
         self._work.reset()
 
+    def get_train_dataloader(self) -> Any:
+        return with_a_seed_of_its_own(without_repeats(super().get_train_dataloader()), self.args.seed)
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Nothing, until the last micro-batch of an optimiser step comes, and then the whole step."""
         if self._resume_state is not None:
@@ -177,7 +180,10 @@ class PackedTrainer(EvaluatedTrainer):
         items = sum(map(self._items, batches)) if num_items_in_batch is None else num_items_in_batch
 
         def compute(part: PackedBatch) -> tuple[Tensor, Tensor]:
-            loss, rows = one(policy, {BATCH: part}, items), self._metrics_of_part
+            if part.groups:
+                loss, rows = one(policy, {BATCH: part}, items), self._metrics_of_part
+            else:
+                loss, rows = (torch.zeros(shape, device=self.args.device) for shape in ((), (0, len(self.columns))))
             return loss, rows if self.guard is None else self.guard.marked(part, rows)
 
         with self.counted(batches):
@@ -265,6 +271,12 @@ class PackedTrainer(EvaluatedTrainer):
     def _batch_of(self, rows: Sequence[int]) -> PackedBatch:
         """Training rows on the device."""
         return collate([self.train_dataset[row] for row in rows])[BATCH].to(self.args.device)
+
+    def _probes(self) -> list[PackedBatch]:
+        """What the check of the first step compares: rows packed together as far as the limits of memory allow."""
+        batch = self._batch_of(probes(self.train_dataset.lengths))
+        parts = micro_batches([batch], self.scoring_limit.tokens, self.cost)
+        return [part.to(self.args.device) for part in parts]
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:

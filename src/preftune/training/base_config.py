@@ -154,6 +154,11 @@ class PackedConfig(TrainingArguments):
             raise
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{error}") from error
+        if getattr(self.accelerator_config, "dispatch_batches", None):
+            raise ConfigError(
+                "accelerator_config={'dispatch_batches': True} is not honoured: the first process would send "
+                "tensors to the others, and a batch here is packed groups. Remove it: every process reads its own rows."
+            )
         check_installed(self.report_to)
         self.torch_compile = any(asked)
         _, self.torch_compile_backend, self.torch_compile_mode = asked

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from accelerate.data_loader import BatchSamplerShard
 from numpy.typing import NDArray
 
 from preftune.errors import ConfigError
-from preftune.logps.layout import pack
+from preftune.logps.layout import GroupLayout, pack
 from preftune.types import PackedBatch, TokenizedGroup
 
 if TYPE_CHECKING:
@@ -21,7 +24,64 @@ BATCH = "batch"
 
 def collate(groups: Sequence[TokenizedGroup]) -> dict[str, PackedBatch]:
     """Plan and pack a micro-batch. Integer work, done in the data loader's workers where there are any."""
-    return {BATCH: pack(groups)}
+    return {BATCH: pack(groups) if groups else no_groups()}
+
+
+def no_groups() -> PackedBatch:
+    """The micro-batch of a rank for which the last batch of an epoch has no rows left."""
+    none = torch.zeros(0, dtype=torch.int64)
+    layout = GroupLayout((), torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32), none, 0, 0)
+    return PackedBatch(
+        input_ids=none[None],
+        position_ids=none[None],
+        layout=layout,
+        predict_T=none,
+        target_T=none,
+        owner_T=none,
+        chosen_N=none,
+        rejected_N=none,
+        weight_N=torch.zeros(0),
+        margin_N=torch.zeros(0),
+        groups=(),
+    )
+
+
+class WithoutRepeats(BatchSamplerShard):
+    """This rank's batches of accelerate's plan, where the last ones are smaller or empty: accelerate fills them up with
+    rows that were trained on already, and the update would depend on the number of ranks.
+    """
+
+    def __len__(self) -> int:
+        share = 1 if self.split_batches else self.num_processes
+        return (len(self.batch_sampler) + share - 1) // share
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if self.split_batches:
+            size = self.batch_sampler.batch_size // self.num_processes
+            for batch in self.batch_sampler:
+                yield batch[size * self.process_index : size * (self.process_index + 1)]
+            return
+        batches = iter(self.batch_sampler)
+        while everyones := list(islice(batches, self.num_processes)):
+            yield everyones[self.process_index] if self.process_index < len(everyones) else []
+
+
+def without_repeats(loader: Any) -> Any:
+    """A training loader that `accelerate` prepared, in which no row stands twice in an epoch."""
+    shard = loader.batch_sampler
+    if type(shard) is BatchSamplerShard and not shard.drop_last:
+        shard.__class__ = WithoutRepeats  # accelerate makes it, and has no option for this
+    return loader
+
+
+def with_a_seed_of_its_own(loader: Any, seed: int) -> Any:
+    """A loader that draws the seed of its workers from a generator of its own. From the global one, persistent workers
+    draw it once in a process, so that a resumed run would have another dropout.
+    """
+    loader.generator = torch.Generator().manual_seed(seed)
+    if hasattr(loader, "base_dataloader"):  # accelerate's loaders iterate over another one
+        loader.base_dataloader.generator = loader.generator
+    return loader
 
 
 def probes(lengths: Sequence[int] | NDArray[np.int64]) -> list[int]:

@@ -22,13 +22,13 @@ from preftune.training import assemble, checkpoint, memory, model_card
 from preftune.training.advice import say_advice
 from preftune.training.arguments import parts
 from preftune.training.base import PackedTrainer
-from preftune.training.batches import probes, shortest
+from preftune.training.batches import shortest
 from preftune.training.config import DPOConfig
 from preftune.training.guard.attach import attach_guard, opened_for_guard
 from preftune.training.metrics import PER_PAIR, pair_metrics
 from preftune.training.reference_setup import make_reference, score_everything, settle_reference
 from preftune.training.run_record import reference_facts
-from preftune.training.self_check import check_before_training
+from preftune.training.self_check import check_before_training, worst
 from preftune.types import PackedBatch, Sides
 
 
@@ -135,7 +135,7 @@ class DPOTrainer(PackedTrainer):
     def counted(self, batches: Sequence[PackedBatch]) -> Iterator[None]:
         misses = self.reference.misses
         yield
-        missed = (self.reference.misses - misses) / sum(batch.completions for batch in batches)
+        missed = (self.reference.misses - misses) / max(1, sum(batch.completions for batch in batches))
         for batch in batches:
             self._work.add(batch, reference_groups=round(min(1.0, missed) * len(batch.groups)))
 
@@ -161,16 +161,19 @@ class DPOTrainer(PackedTrainer):
     def before_first_step(self, *, resumed: bool) -> None:
         """Score what the reference must say beforehand, and check the first step."""
         settle_reference(self)
-        probe = self._batch_of(probes(self.train_dataset.lengths))
-        with memory.explained(self, probe.groups[0]):
-            result = check_before_training(
-                self.model,
-                probe,
-                self.engine,
-                self.reference,
-                autocast=self.precision.autocast,
-                resumed=resumed,
-                allow_mismatch=self.args.allow_reference_mismatch,
+        batches = self._probes()
+        with memory.explained(self, max((group for batch in batches for group in batch.groups), key=self.cost)):
+            result = worst(
+                check_before_training(
+                    self.model,
+                    batch,
+                    self.engine,
+                    self.reference,
+                    autocast=self.precision.autocast,
+                    resumed=resumed,
+                    allow_mismatch=self.args.allow_reference_mismatch,
+                )
+                for batch in batches
             )
         say(result.describe())
         if self.is_world_process_zero():

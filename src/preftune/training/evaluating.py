@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, denumpify
 from preftune.data import GroupDataset
 from preftune.logps import pack
 from preftune.training.assemble import prepare_held_out
-from preftune.training.batches import BATCH
+from preftune.training.batches import BATCH, with_a_seed_of_its_own
 from preftune.training.memory import score_in_parts
 from preftune.training.resumable import ResumableTrainer
 from preftune.types import PackedBatch, TokenizedGroup
@@ -85,9 +86,19 @@ class EvaluatedTrainer(ResumableTrainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Evaluation never drops the last, smaller batch: its numbers are about all rows."""
+        with self._all_rows():
+            return with_a_seed_of_its_own(super().get_eval_dataloader(eval_dataset), self.args.seed)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """So does prediction: it answers for every row."""
+        with self._all_rows():
+            return with_a_seed_of_its_own(super().get_test_dataloader(test_dataset), self.args.seed)
+
+    @contextmanager
+    def _all_rows(self) -> Iterator[None]:
         wanted, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            yield
         finally:
             self.args.dataloader_drop_last = wanted
 

@@ -109,16 +109,17 @@ def micro_batches(batches: Sequence[PackedBatch], budget: int | None, cost: Cost
 
     Args:
         budget: tokens; None leaves the batches as they are.
+    Returns: none without groups, but for a step that has none at all on this rank: that is one empty micro-batch.
     """
     if budget is None:
-        return list(batches)
+        return [batch for batch in batches if batch.groups] or list(batches[:1])
     groups = [part for batch in batches for group in batch.groups for part in split_group(group, budget, cost)]
     ready = {tuple(map(id, batch.groups)): batch for batch in batches}
     planned = []
     for indices in plan_micro_batches([cost(group) for group in groups], budget):
         members = [groups[index] for index in indices]
         planned.append(ready.get(tuple(map(id, members))) or pack(members))
-    return planned
+    return planned or list(batches[:1])
 
 
 @dataclass(frozen=True, slots=True)

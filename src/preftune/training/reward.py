@@ -32,7 +32,6 @@ from preftune.models.classifier import (
 from preftune.reference import inference
 from preftune.training import assemble, cards
 from preftune.training.base import PackedTrainer
-from preftune.training.batches import probes
 from preftune.training.chat_templates import complete_tokenizer
 from preftune.training.reward_config import RewardConfig
 from preftune.types import PackedBatch
@@ -112,8 +111,7 @@ class RewardTrainer(PackedTrainer):
         return output.loss_N, torch.stack(rows, 1)
 
     def before_first_step(self, *, resumed: bool) -> None:
-        batch = self._batch_of(probes(self.train_dataset.lengths))
-        error = self._check_scores(batch)
+        error = max(map(self._check_scores, self._probes()))
         say(f"self-check: the engine agrees with the naive path within {error:.2g} per score.")
         if self.is_world_process_zero():
             self._record.note(self_check={"engine_error": error})

@@ -9,6 +9,7 @@ A failure stops the run with a named cause. Rounding never does: tolerances foll
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,6 +95,19 @@ def check_before_training(
     if not allow_mismatch:
         raise _mismatch(policy, fresh)
     return replace(_measured(policy, fresh, batch, largest), noise_floor=None)
+
+
+def worst(results: Iterable[FirstStep]) -> FirstStep:
+    """The largest of what several batches showed."""
+    found = list(results)
+
+    def largest(values: Iterable[float | None]) -> float | None:
+        return max((value for value in values if value is not None), default=None)
+
+    distance = largest(result.reference_distance for result in found)
+    agree = all(result.noise_floor is not None for result in found)
+    noise = largest(result.noise_floor for result in found) if agree else None
+    return FirstStep(max(result.engine_error for result in found), distance, noise)
 
 
 def check_engine(

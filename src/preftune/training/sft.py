@@ -17,7 +17,6 @@ from preftune.errors import DatasetError
 from preftune.log import say, warn
 from preftune.training import cards
 from preftune.training.base import PackedTrainer
-from preftune.training.batches import probes
 from preftune.training.chat_templates import complete_tokenizer
 from preftune.training.neftune import noisy_embeddings
 from preftune.training.self_check import check_engine
@@ -103,8 +102,8 @@ class SFTTrainer(PackedTrainer):
             return super().train(resume_from_checkpoint, **kwargs)
 
     def before_first_step(self, *, resumed: bool) -> None:
-        batch = self._batch_of(probes(self.train_dataset.lengths))
-        _, error, _ = check_engine(self.model, batch, self.engine, autocast=self.precision.autocast)
+        autocast = self.precision.autocast
+        error = max(check_engine(self.model, batch, self.engine, autocast=autocast)[1] for batch in self._probes())
         say(f"self-check: the engine agrees with the naive path within {error:.2g} nat per token.")
         if self.is_world_process_zero():
             self._record.note(self_check={"engine_error": error})

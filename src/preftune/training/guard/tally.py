@@ -54,7 +54,7 @@ class Seen:
                 again = key in here
                 rows.append((float(again or key in self._this_pass), float(again or key in self._ever), share))
                 here.add(key)
-        return torch.tensor(rows, device=batch.input_ids.device).view(-1, FLAGS)
+        return torch.tensor(rows, device=batch.input_ids.device).view(len(rows), FLAGS)
 
     def add(self, batches: Sequence[PackedBatch]) -> None:
         """These have been trained on now."""
