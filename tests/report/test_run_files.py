@@ -15,9 +15,11 @@ from preftune.report.curves import lines_of, thinned
 from preftune.report.foreign import number, prompt_text
 from preftune.report.headline import asked, cautions, example, headline, judged_unlike, missing_files, next_steps
 from preftune.report.markdown import markdown_report
+from preftune.report.pictures import pictures
 from preftune.report.run_files import Answers, Run, different_names, read_run
 from preftune.report.run_page import run_page
 from preftune.report.settings import install
+from preftune.report.writing import write_report
 from tests.report.made_up_run import verdicts, write, write_lines, write_run
 
 WHOLE = ["run.json", "metrics.jsonl", "audit.json", "samples.jsonl", "guard.jsonl", "eval/summary.json",
@@ -306,3 +308,43 @@ def test_figures_of_ppo_are_charted(tmp_path: Path) -> None:
     assert {"score", "answer-kl", "entropy", "answer-length", "ended", "clipped", "value"} <= set(drawn)
     assert [line.points[0][1] for line in drawn["score"]] == [1.0, 0.9]
     assert "on its answers to 8 prompts" in asked(run)
+
+
+def test_what_is_no_package_is_in_no_line_to_copy(tmp_path: Path) -> None:
+    versions = {
+        "python": "3.11\ntouch /tmp/x",
+        "torch": "2.13.0",
+        "x; touch /tmp/x #": "1",
+        "peft": "1 && touch /tmp/x",
+    }
+    assert install(Run("r", tmp_path, facts={"versions": versions})) == "pip install torch==2.13.0"
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x00", "\ud800"])
+def test_a_mark_that_ends_a_line_of_a_program_spoils_no_chart(mark: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    lines = (folder / "guard.jsonl").read_text(encoding="utf-8").splitlines()
+    alarm = {**json.loads(lines[0]), "name": f"a{mark}b", "seen": f"c{mark}d"}
+    (folder / "guard.jsonl").write_text(json.dumps(alarm) + "\n", encoding="utf-8")
+    summary = json.loads((folder / "eval" / "summary.json").read_text(encoding="utf-8"))
+    (folder / "eval" / "summary.json").write_text(
+        json.dumps({**summary, "baseline_name": f"e{mark}f"}), encoding="utf-8"
+    )
+    run = read_run(folder, name=f"r{mark}n")
+    drawn = dict(pictures([run]))
+    assert drawn["alarms"].startswith(b"\x89PNG")
+    page = run_page([run])
+    charts = page.partition('id="charts">')[2].partition("</script>")[0]
+    assert mark not in charts
+    assert json.dumps(mark)[1:-1] not in charts
+
+
+def test_what_a_killed_report_left_is_removed(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    old, new = folder / ".report.html-0123abcd", folder / ".report.html-4567abcd"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (1e9, 1e9))
+    write_report([folder])
+    assert not old.exists()
+    assert new.exists(), "it may be written at this moment"

@@ -17,6 +17,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from preftune.errors import ReferenceMismatchError, RequestError
+from preftune.evaluation.records import read_lines
 from preftune.training.run_directory import append_line, check_writable, cut_back, plain, write_json
 from preftune.training.run_record import RunRecord, configuration, without_secrets
 from tiny import rows, tiny_model
@@ -303,3 +304,16 @@ def test_an_output_directory_that_cannot_be_written_is_refused_before_the_model_
 def test_checking_a_directory_leaves_nothing_in_it(tmp_path):
     check_writable(tmp_path / "new" / "run")
     assert list((tmp_path / "new" / "run").iterdir()) == []
+
+
+NO_RECORDS = [b"null", b"[1]", b'{"step": "x"}', b"\xff\xfe", b'{"step": 1, "lo', b"[" * 5000, b'"\xe2\x80\xa8"']
+
+
+@pytest.mark.parametrize("line", NO_RECORDS)
+def test_a_line_that_is_no_record_ends_no_resume(line, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    kept = '{"step": 1, "text": "a\u2028b"}\n'.encode()
+    path.write_bytes(kept + line + b'\n{"step": 2}\n{"step": 3}\n')
+    cut_back(path, 2)
+    assert path.read_bytes() == kept + b'{"step": 2}\n'
+    assert [record["step"] for record in read_lines(path)] == [1, 2]

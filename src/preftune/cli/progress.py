@@ -85,7 +85,7 @@ class ShownProgress(TrainerCallback):
             return
         self._alarms_read = size
         try:
-            alarm = json.loads(self._alarms.read_text(encoding="utf-8").splitlines()[-1])
+            alarm = json.loads(self._alarms.read_text(encoding="utf-8").rstrip("\n").rpartition("\n")[2])
             name, step = str(alarm["name"]).replace("-", " "), alarm["step"]
             self._table.alarm(f"{alarm.get('level', 'alarm')} at step {step}, {name}: {alarm.get('seen', '')}")
         except (OSError, ValueError, KeyError, IndexError, TypeError):

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from preftune.errors import RequestError
+from preftune.evaluation.records import read_lines
 from preftune.whole_file import write_whole
 
 _WRONG_REQUEST = 2
@@ -142,11 +143,7 @@ def _last_words(log: Path) -> str:
 
 def _peak(metrics: Path) -> float | None:
     """The most memory that any line of the run's metrics tells of, GB of 2^30 bytes."""
-    try:
-        lines = metrics.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    peaks = [float(record["memory/peak_gb"]) for line in lines if "memory/peak_gb" in (record := _line(line))]
+    peaks = [float(record["memory/peak_gb"]) for record in read_lines(metrics) if "memory/peak_gb" in record]
     return max(peaks, default=None)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 Figures = Mapping[str, Any]
+_UNDRAWABLE = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f\\x85\\u2028\\u2029\\ud800-\\udfff]")
 
 
 def number(value: object) -> float | None:
@@ -23,6 +25,15 @@ def number(value: object) -> float | None:
 def text(value: object) -> str:
     """A text, or the empty one."""
     return value if isinstance(value, str) else ""
+
+
+def drawable(value: Any) -> Any:
+    """A chart's specification whose texts end no line of the programs that Vega makes of it."""
+    if isinstance(value, Mapping):
+        return {key: drawable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [drawable(inner) for inner in value]
+    return _UNDRAWABLE.sub(" ", value) if isinstance(value, str) else value
 
 
 def truth(value: object) -> bool | None:

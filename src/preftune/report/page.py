@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
+from preftune.report.foreign import drawable
+
 _UNSEEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _EXPORTS = "window.vegaEmbed = vegaEmbed;"
 _FIRST = 280
@@ -48,7 +50,7 @@ class Page:
             specification: Vega-Lite, as Altair's `to_dict` gives it.
             label: what the chart shows, for those who cannot see it.
         """
-        self.charts[name] = dict(specification)
+        self.charts[name] = drawable(specification)
         # The height is known, so that nothing jumps when the chart is drawn.
         height = f' style="min-height:{int(specification["height"])}px"' if "height" in specification else ""
         return f'<div class="chart" id="chart-{escaped(name)}" role="img" aria-label="{escaped(label)}"{height}></div>'

@@ -9,6 +9,7 @@ from typing import Any
 
 from preftune.report import run_charts as charts
 from preftune.report.curves import PANELS, lines_of, marks_of
+from preftune.report.foreign import drawable
 from preftune.report.headline import length, win_rate
 from preftune.report.run_files import Run
 
@@ -25,7 +26,7 @@ def pictures(runs: Sequence[Run]) -> Iterator[tuple[str, bytes]]:
     import vl_convert
 
     for name, title, specification in _specifications(runs):
-        drawn = {**_plain(specification, _colours()), "width": _WIDTH, "title": title}
+        drawn = {**_plain(drawable(specification), _colours()), "width": _WIDTH, "title": title}
         yield name, vl_convert.vegalite_to_png(vl_spec=drawn, scale=_SCALE, config=_config(_colours()))
 
 

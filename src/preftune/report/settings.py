@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,6 +19,10 @@ FIRST = (
     "truncation", "optim", "weight_decay", "max_grad_norm", "max_seconds", "max_train_tokens", "seed",
 )  # fmt: skip
 """Of the configuration, what is read first."""
+
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+_VERSION = re.compile(r"[0-9][\w.!-]*", re.ASCII)
 
 
 class Row(NamedTuple):
@@ -88,11 +93,16 @@ def command(run: Run) -> str:
 
 
 def install(run: Run) -> str:
-    """The packages of a run as a command line; empty where they were not kept."""
+    """The packages of a run as a command line to copy; empty where they were not kept. What is no package's name or
+    version is left out: it would be run by the shell.
+    """
     packages = {name: text(version) for name, version in mapping(run.facts.get("versions")).items()}
-    python = packages.pop("python", "")
     # what follows a plus names a build (2.13.0+cpu), which the package index does not have
-    pinned = " ".join(f"{name}=={version.partition('+')[0]}" for name, version in packages.items() if version)
+    versions = {name: version.partition("+")[0] for name, version in packages.items()}
+    python = versions.pop("python", "")
+    python = python if _VERSION.fullmatch(python) else ""
+    named = [(name, version) for name, version in versions.items() if _NAME.fullmatch(name)]
+    pinned = " ".join(f"{name}=={version}" for name, version in named if _VERSION.fullmatch(version))
     return f"pip install {pinned}{f'  # Python {python}' if python else ''}" if pinned else ""
 
 

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias, get_args
 from preftune.errors import RequestError
 from preftune.report.foreign import Figures
 from preftune.report.run_files import Run, different_names, read_run
-from preftune.whole_file import write_whole
+from preftune.whole_file import sweep_beside, write_whole
 
 Form: TypeAlias = Literal["html", "md", "png"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -66,6 +66,7 @@ def _content(runs: Sequence[Run], path: Path, form: Form, audit: Figures | None)
 
 def _write(path: Path, content: bytes) -> None:
     try:
+        sweep_beside(path)
         write_whole(path, content)
     except OSError as error:
         raise RequestError(

@@ -6,7 +6,6 @@ the first one looks and decides; the others wait for its word after every glance
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from preftune.evaluation.records import read_lines
 from preftune.log import say, warn
 from preftune.reference import unwrap
 from preftune.training.guard.alarms import ALARM, Alarm
@@ -110,8 +110,8 @@ class Guard(TrainerCallback):  # type: ignore[misc]
         else:
             for file in files:
                 cut_back(file, resumed_step)
-            self._history = history_of(self._facts(), _lines(self._folder / "metrics.jsonl"))
-            self.alarms = [Alarm.from_dict(line) for line in _lines(files[1])]
+            self._history = history_of(self._facts(), read_lines(self._folder / "metrics.jsonl"))
+            self.alarms = [Alarm.from_dict(line) for line in read_lines(files[1])]
             self._raised = {alarm.name for alarm in self.alarms}
             if not self._drawn:
                 self._answers = self._looker.resumed()
@@ -313,16 +313,3 @@ class Guard(TrainerCallback):  # type: ignore[misc]
                 f"the guard failed and is off for the rest of this run, which goes on ({type(error).__name__}: "
                 f"{error}). Please report it; guard='off' leaves it out."
             )
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Lines of a file that a crash may have left unfinished."""
-    if not path.exists():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return [line for line in found if isinstance(line, dict)]

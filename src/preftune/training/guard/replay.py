@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.evaluation.generation import Completion
+from preftune.evaluation.records import read_lines
 from preftune.training.guard.alarms import Alarm
 from preftune.training.guard.figures import Facts, History, Look, history_of
 from preftune.training.guard.rules import new_alarms
@@ -26,8 +27,8 @@ def replay(folder: str | Path, *, until: int | None = None) -> list[Alarm]:
     """
     path = Path(folder)
     facts = Facts.from_dict(json.loads((path / "run.json").read_text(encoding="utf-8"))["guard"]["facts"])
-    whole = history_of(facts, _lines(path / "metrics.jsonl"))
-    samples = _lines(path / "samples.jsonl") if (path / "samples.jsonl").exists() else []
+    whole = history_of(facts, read_lines(path / "metrics.jsonl"))
+    samples = read_lines(path / "samples.jsonl")
     looks = {look.step: _look_again(look, [s for s in samples if s["step"] == look.step]) for look in whole.looks}
     history, raised, alarms = History(facts), set[str](), list[Alarm]()
     for glance in whole.glances:
@@ -47,7 +48,3 @@ def _look_again(look: Look, samples: Sequence[Mapping[str, Any]]) -> Look:
         return [Completion(s[name], s[f"{name}_tokens"], s[f"{name}_finished"]) for s in samples]
 
     return text_figures(look, side("reference"), side("policy"))
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]

@@ -138,7 +138,7 @@ def prompts_from_file(path: str) -> list[Prompt]:
         ConfigError: the file is not there, or holds no prompt.
     """
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = Path(path).expanduser().read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"guard_prompts={path!r} cannot be read ({getattr(error, 'strerror', None) or error}). Name a file with "
