@@ -8,12 +8,15 @@ import os
 import re
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from preftune.cache_folder import cache_folder
+from preftune.cache_items import sweep
+from preftune.evaluation.verdicts import VerdictCache
 from preftune.reference import ScoreStore
 
 
@@ -77,7 +80,7 @@ def test_ls_names_models_sizes_and_ages(preftune, three) -> None:
     assert "10 days ago" in rows[1]
     assert "just now" in rows[2]
     assert rows[3].startswith("3 stores, 58 completions, ")
-    assert rows[4] == "Beside them: models, 2.0 kB (converted; removed by hand, they are made again when needed)."
+    assert rows[4] == "Beside them: models, 2.0 kB (preftune cache prune --kind models)."
 
 
 def test_ls_as_json(preftune, three) -> None:
@@ -142,6 +145,104 @@ def test_prune_removes_what_is_named(preftune, three, words: list[str], left: li
         assert result.out.splitlines()[-1].startswith(f"Removed {gone} file{'s' * (gone != 1)}, ")
     else:
         assert result.out == "There is nothing to remove.\n"
+
+
+@pytest.fixture
+def others() -> dict[str, Path]:
+    """One of every other kind, a month old, and what killed runs left, an hour and no time ago."""
+    root = cache_folder()
+    files = {
+        "tokens": root / "tokens" / "a.npz",
+        "rows": root / "rows" / "b.arrow",
+        "judge": root / "judges" / "c" / "model.safetensors",
+        "model": root / "models" / "d" / "model.safetensors",
+        "left": root / "tokens" / ".writing-old",
+        "half": root / "models" / ".d.01234567" / "part",
+        "writing": root / "rows" / ".writing-new",
+    }
+    for name, path in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(1000))
+        days = {"writing": 0.0, "left": 0.1, "half": 0.1}.get(name, 30)
+        then = time.time() - days * 86_400
+        os.utime(path, (then, then))
+    with closing(VerdictCache()) as verdicts:
+        verdicts.put({"old": "A", "older": "B"}, judge="j")
+        with verdicts._connection:
+            verdicts._connection.execute("UPDATE verdicts SET created = ?", (int(time.time() - 30 * 86_400),))
+        verdicts.put({"new": "B"}, judge="j")
+    return files
+
+
+def verdicts() -> set[str]:
+    with closing(VerdictCache()) as store:
+        return set(store.get(["old", "older", "new"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "gone", "kept"),
+    [
+        (["--all"], ["tokens", "rows", "judge", "model", "left", "half"], set()),
+        (["--older-than", "1w"], ["tokens", "rows", "judge", "model"], {"new"}),
+        (["--max-size", "0"], ["tokens", "rows", "left", "half"], {"old", "older", "new"}),
+        (["--kind", "verdicts"], [], set()),
+        (["--kind", "verdicts", "--older-than", "1w"], [], {"new"}),
+        (["--kind", "leftovers"], ["left", "half"], {"old", "older", "new"}),
+        (["--kind", "tokens", "rows"], ["tokens", "rows"], {"old", "older", "new"}),
+        (["--model", "org/"], [], {"old", "older", "new"}),
+    ],
+)
+def test_prune_covers_everything_that_is_kept(preftune, three, others, words, gone, kept) -> None:
+    result = preftune("cache", "prune", *words, "--yes")
+    assert result.code == 0, result.err
+    assert [name for name, path in others.items() if not path.exists()] == gone
+    assert verdicts() == kept
+    assert others["writing"].exists(), "somebody may be writing it"
+    if "--kind" in words:
+        assert all(path.exists() for path in three.values())
+
+
+def test_prune_makes_room_by_what_was_used_last_over_all_kinds(preftune, three, others) -> None:
+    keep = three["new"].stat().st_size + three["big"].stat().st_size
+    result = preftune("cache", "prune", "--max-size", str(keep), "--yes")
+    assert result.code == 0
+    assert "leftovers  .writing-old" in result.out
+    assert [name for name, path in three.items() if not path.exists()] == ["old"]
+    assert not others["tokens"].exists()
+
+
+def test_verdicts_that_a_judge_is_adding_to_are_removed_all_the_same(preftune, others) -> None:
+    with closing(VerdictCache()) as judging:
+        assert preftune("cache", "prune", "--kind", "verdicts", "--yes").code == 0
+        judging.put({"new": "A"}, judge="j")
+    assert verdicts() == {"new"}
+
+
+def test_ls_counts_every_kind(preftune, others) -> None:
+    found = json.loads(preftune("cache", "ls", "--json").out)["others"]
+    assert set(found) == {"tokens", "rows", "verdicts", "judges", "models", "leftovers"}
+    assert found["leftovers"] == 2000
+
+
+def test_what_killed_writers_left_is_swept_by_the_next_one(others) -> None:
+    sweep(others["left"].parent)
+    sweep(others["writing"].parent)
+    assert not others["left"].exists()
+    assert others["writing"].exists()
+
+
+def test_scores_of_another_version_are_set_aside_and_made_anew(caplog) -> None:
+    path = fill("a", "m")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DROP TABLE scores")
+        connection.execute("CREATE TABLE scores2 (key BLOB)")
+    store = ScoreStore(cache_folder() / "reference", fingerprint="a" * 32, numerics="0" * 16)
+    assert store.get([b"\0"]) == {}
+    store.put({b"\0": np.zeros(3, np.float32)})
+    assert len(store.get([b"\0"])) == 1
+    store.close()
+    assert "set aside and is rebuilt" in caplog.text
+    assert len(list(path.parent.glob("*.damaged-*"))) == 1
 
 
 def test_a_dry_run_removes_nothing_and_says_what_it_would(preftune, three) -> None:

@@ -1,4 +1,4 @@
-"""`preftune cache`: the reference scores kept on disk, listed, cleared and checked."""
+"""`preftune cache`: what is kept on disk to be used again, listed, cleared and checked."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.cache_folder import cache_folder
+from preftune.cache_items import DEAR, KINDS, CacheItem, list_items, remove_item
 from preftune.cli.messages import near_name
 from preftune.cli.plain_parser import PlainParser
 from preftune.errors import RequestError
@@ -30,10 +31,13 @@ HELP = """\
 usage: preftune cache ls | prune | verify [options]
 
 Scores of the reference are kept on disk, so that a second run over the same
-rows computes none of them. Everything in there can be computed again.
+rows computes none of them; so are token ids, rows read from files, verdicts of
+judges, trained judges and converted models. All of it can be had again; for
+verdicts of an endpoint that means paying again.
 
   ls       what is there: models, completions, sizes, when it was last used
-  prune    remove some of it: --older-than 30d, --model NAME, --max-size 2GB
+  prune    remove some of it: --older-than 30d, --model NAME, --max-size 2GB,
+           --kind reference, tokens, rows, verdicts, judges, models, leftovers
   verify   check every score's checksum; --repair removes what is damaged
 
 The folder is set with PREFTUNE_CACHE.
@@ -99,11 +103,10 @@ def _as_json(files: list[StoreFile]) -> dict[str, Any]:
 
 def _others() -> list[tuple[str, int]]:
     """What else lies in preftune's cache folder, and its bytes."""
-    from preftune.reference.inventory import size_of
-
-    parent = _folder().parent
-    folders = sorted(path for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
-    return [(path.name, size_of(path)) for path in folders if path != _folder()]
+    sizes: dict[str, int] = {}
+    for item in list_items(cache_folder(), now=time.time()):
+        sizes[item.kind] = sizes.get(item.kind, 0) + item.size
+    return sorted(sizes.items())
 
 
 def _show(files: list[StoreFile]) -> None:
@@ -129,8 +132,7 @@ def _show(files: list[StoreFile]) -> None:
     if foreign:
         console.print(f"{_count(foreign, 'file')} in that folder that preftune did not write: left alone.")
     for name, size in _others():
-        again = " (converted; removed by hand, they are made again when needed)" if name == "models" else ""
-        console.print(f"Beside them: {name}, {_bytes(size)}{again}.", markup=False)
+        console.print(f"Beside them: {name}, {_bytes(size)} (preftune cache prune --kind {name}).", markup=False)
 
 
 def _table(stores: list[StoreFile]) -> Any:
@@ -171,10 +173,11 @@ def _completions(file: StoreFile) -> str:
 def _prune(argv: Sequence[str]) -> int:
     parser = PlainParser(
         prog="preftune cache prune",
-        description="Remove reference scores. Several conditions must hold together; what a run has open stays.",
+        description="Remove what is kept. Several conditions must hold together; scores that a run has open stay.",
     )
+    parser.add_argument("--kind", nargs="+", choices=("reference", *KINDS), help="only this; without it everything")
     parser.add_argument("--older_than", type=_duration, metavar="AGE", help="not used for so long: 30d, 12h, 2w")
-    parser.add_argument("--model", metavar="NAME", help="of models whose name contains this")
+    parser.add_argument("--model", metavar="NAME", help="of reference models whose name contains this")
     parser.add_argument("--max_size", type=_size, metavar="SIZE", help="the least recently used, until 2GB remain")
     parser.add_argument("--all", action="store_true", help="everything")
     parser.add_argument("--dry_run", action="store_true", help="only say what would be removed")
@@ -182,17 +185,17 @@ def _prune(argv: Sequence[str]) -> int:
     asked = parser.read(argv)
     if asked.model is not None and not asked.model.strip():
         raise RequestError("preftune cache prune --model got an empty name, which every model contains. Name one.")
-    conditions = [asked.older_than, asked.model, asked.max_size]
-    if asked.all == any(condition is not None for condition in conditions):
+    conditional = any(condition is not None for condition in (asked.older_than, asked.model, asked.max_size))
+    if (asked.all and conditional) or not (asked.all or conditional or asked.kind):
         raise RequestError(
-            "preftune cache prune removes what you name: --older-than 30d, --model NAME, --max-size 2GB, or --all for "
-            "everything. Give --all alone, or some of the others."
+            "preftune cache prune removes what you name: --older-than 30d, --model NAME, --max-size 2GB, --kind "
+            "tokens, or --all for everything. Give --all alone, or some of the others."
         )
 
-    from preftune.reference.inventory import choose, list_stores
+    from preftune.reference.inventory import choose
 
     chosen = choose(
-        list_stores(_folder()),
+        _everything(asked),
         now=time.time(),
         older_than=asked.older_than,
         model=asked.model,
@@ -213,7 +216,19 @@ def _prune(argv: Sequence[str]) -> int:
     return _remove(chosen)
 
 
-def _remove(chosen: list[StoreFile]) -> int:
+def _everything(asked: argparse.Namespace) -> list[Any]:
+    """What the conditions choose from: the stores, and the other kinds as far as they are meant."""
+    from preftune.reference.inventory import list_stores
+
+    kinds = set(asked.kind or ("reference", *KINDS))
+    if asked.kind is None and asked.max_size is not None:
+        kinds -= set(DEAR)
+    stores = list_stores(_folder()) if "reference" in kinds else []
+    items = list_items(cache_folder(), now=time.time(), older_than=asked.older_than or 0.0)
+    return [*stores, *(item for item in items if item.kind in kinds)]
+
+
+def _remove(chosen: list[Any]) -> int:
     from preftune.reference.inventory import remove
 
     reasons = {
@@ -223,7 +238,10 @@ def _remove(chosen: list[StoreFile]) -> int:
     }
     gone, stayed = [], 0
     for file in chosen:
-        outcome = remove(file)
+        if isinstance(file, CacheItem):
+            outcome = "removed" if remove_item(file) else "failed"
+        else:
+            outcome = remove(file)
         if outcome == "removed":
             gone.append(file)
         else:
@@ -233,7 +251,9 @@ def _remove(chosen: list[StoreFile]) -> int:
     return 1 if stayed else 0
 
 
-def _name(file: StoreFile) -> str:
+def _name(file: Any) -> str:
+    if isinstance(file, CacheItem):
+        return file.name
     return {"aside": "a damaged file that was set aside", "torn": "a damaged file"}.get(file.state, file.model)
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preftune.cache_folder import cache_folder, make_private
+from preftune.cache_items import sweep
 from preftune.data.groups import GroupDataset
 from preftune.data.listed_rows import ListedRows
 from preftune.data.pairs import PairDataset
@@ -208,6 +209,7 @@ def _keep(file: Path, groups: GroupDataset, report: Any, *, own_notes: list[str]
     temporary = None
     try:
         make_private(file.parent)
+        sweep(file.parent)
         handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".writing-")
         with os.fdopen(handle, "wb") as out:
             np.savez(out, digest=_bytes_of(_digest(arrays)), **arrays)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from preftune.cache_folder import cache_folder, make_private
+from preftune.cache_items import sweep
 from preftune.data.lines import short
 from preftune.errors import DatasetError
 from preftune.version import __version__
@@ -265,6 +266,7 @@ class _FileSink(_Sink):
 
     def __enter__(self) -> _FileSink:
         make_private(self.file.parent)
+        sweep(self.file.parent)
         handle, self.temporary = tempfile.mkstemp(dir=self.file.parent, prefix=".writing-")
         os.close(handle)
         return self

@@ -105,7 +105,7 @@ def choose(
         return chosen
     excess = sum(file.size for file in ours) - max_size
     going: list[StoreFile] = []
-    for file in sorted(chosen, key=lambda file: (file.state == "store", file.last_used)):
+    for file in sorted(chosen, key=lambda file: (file.state in ("store", "kept"), file.last_used)):
         if excess <= 0:
             break
         going.append(file)
@@ -161,16 +161,6 @@ def verify(file: StoreFile, *, repair: bool = False) -> Check:
         except (_InUseError, OSError) as error:
             return Check(file.path, completions, len(damaged), torn, hindered=str(error))
     return Check(file.path, completions, len(damaged), torn, repaired=repair and bool(damaged or torn))
-
-
-def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    total = 0
-    for path, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):  # removed while we looked
-                total += os.lstat(os.path.join(path, name)).st_size
-    return total
 
 
 class _InUseError(Exception):

@@ -103,8 +103,12 @@ class ScoreStore:
                         connection.executemany(sql, values)
                         return []
                     return connection.execute(sql, values).fetchall()
-            except sqlite3.OperationalError as error:  # locked too long, read-only, disk full
-                return self._give_up(error, writing=many)
+            except sqlite3.OperationalError as error:
+                if "no such" not in str(error) and "has no column" not in str(error):
+                    return self._give_up(error, writing=many)  # locked too long, read-only, disk full
+                if attempt == 2:
+                    return self._give_up(error)
+                self.discard(f"another version's: {error}")  # our mark, but tables of another version of preftune
             except sqlite3.DatabaseError as error:
                 if attempt == 2:
                     return self._give_up(error)
