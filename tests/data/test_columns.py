@@ -149,3 +149,37 @@ def test_a_name_that_is_more_than_a_word_is_quoted_and_the_message_stays_one_lin
         load_pairs([{"\nprompt": "p", "answers": "a"}])
     assert "\n" not in str(caught.value)
     assert r"prompt=$'\nprompt'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        {"prompt": "a", "completion": "b"},
+        {"question": "a", "answer": "b", "lang": "en"},
+        {"text": "a long text"},
+    ],
+)
+def test_demonstrations_are_told_to_be_some(row):
+    with pytest.raises(DatasetError, match=r"These look like demonstrations.*preftune sft"):
+        load_pairs([row])
+
+
+def test_answers_of_one_label_say_so():
+    rows = [{"prompt": "a", "completion": text, "label": True} for text in "bc"]
+    with pytest.raises(DatasetError, match=r"Every 'label' among the first rows says good. No prompt in it has both"):
+        load_pairs(rows)
+    rows[1]["label"], rows[1]["prompt"] = False, "z"
+    with pytest.raises(DatasetError) as caught:
+        load_pairs(rows)
+    assert "Every" not in str(caught.value)
+    assert "Training on single answers (KTO) is not there yet" in str(caught.value)
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_csv_of_spreadsheets_in_any_language(mark, tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text(f'prompt{mark}chosen{mark}rejected\n"a{mark} b"{mark}c{mark}d\n', encoding="utf-8")
+    pair = load_pairs(path)[0]
+    assert (pair.prompt, pair.chosen, pair.rejected) == (f"a{mark} b", "c", "d")

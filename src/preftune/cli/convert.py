@@ -163,7 +163,7 @@ def _report(manifest: dict[str, Any], output: Path) -> list[str]:
         lines.append(f"{entry['name']}: {entry['rows']:,} rows, read{kind}{drawn}.")
         if entry["not_used"]:
             lines.append(f"  Not used: {', '.join(map(repr, entry['not_used']))}.")
-        lines += [f"  {_counted(left)}" for left in entry["gave_no_pair"]]
+        lines += [f"  {_counted(left)} {left['do']}" for left in entry["gave_no_pair"]]
     lines.append(f"{manifest['pairs_read']:,} pairs were read, {manifest['pairs_written']:,} are kept.")
     lines += [f"  {_counted(left)}" for left in manifest["dropped"]]
     lines += [f"  {problem}" for problem in manifest["problems"][:1]]

@@ -183,6 +183,11 @@ def missing_columns(
             f"{head} This looks like single answers with a label, not like pairs: bring a good and a bad answer to the "
             "same prompt together into one row, with the columns 'prompt', 'chosen' and 'rejected'."
         )
+    if {"chosen", "rejected"} <= set(missing) and not {"chosen", "rejected"} & set(guesses) and _one_answer(features):
+        return DatasetError(
+            f"{head} These look like demonstrations, one answer each and nothing that is preferred: train on them with "
+            "preftune sft. Pairs need a second, worse answer in a column 'rejected'."
+        )
     options = " ".join(
         f"{canonical}={_as_word(guesses[canonical]) if canonical in guesses else f'<{canonical} column>'}"
         for canonical in CANONICAL
@@ -202,6 +207,16 @@ def missing_columns(
     if len(missing) == 2:
         cure += f" Or name their format: --format is one of {known_formats()}."
     return DatasetError(f"{head} {cure}")
+
+
+def _one_answer(features: Mapping[str, Any]) -> bool:
+    """Whether the columns are those of demonstrations: conversations, prompts with an answer, or texts."""
+    names = {name.lower() for name in features}
+    answers = {"completion", "response", "answer", "output"}
+    asked = {"prompt", *SYNONYMS["prompt"]}
+    return bool(names & {"messages", "conversations", "conversation"} or names == {"text"}) or bool(
+        names & answers and names & asked
+    )
 
 
 def _as_word(column: str) -> str:

@@ -230,7 +230,7 @@ def _describe(entry: Input) -> dict[str, Any]:
     if entry.of is not None:
         described["pairs_drawn"] = f"{len(entry.pairs) if isinstance(entry.pairs, PairDataset) else 0} of {entry.of}"
     described["gave_no_pair"] = [
-        {"reason": reason, "what": LEFT[reason][0], "count": left.count, "rows": left.rows}
+        {"reason": reason, "what": LEFT[reason][0], "do": LEFT[reason][1], "count": left.count, "rows": left.rows}
         for reason, left in entry.pairs.left.items()
     ]
     described["not_used"] = list(entry.pairs.unused)

@@ -68,7 +68,7 @@ def read_rows(
     if kind is None and start not in ("{", "["):
         raise DatasetError(f"{name} is of no kind that preftune reads. Give it as {READABLE}.")
     if kind == "csv":
-        yield from _csv_rows(first, lines, delimiter="\t" if tabs else ",")
+        yield from _csv_rows(first, lines, delimiter="\t" if tabs else _delimiter(first))
     elif start == "[":
         value = _parse_whole("".join((first, *lines)), name, lines.first)
         yield from value if isinstance(value, list) else [value]
@@ -254,6 +254,11 @@ def _parse_whole(text: str, name: str, first: int) -> Any:
             f"{name} line {line + first - 1} is not valid JSON: {_problem(error)} at column {column}. "
             "Mend that place, or write one object per line (JSONL)."
         ) from error
+
+
+def _delimiter(header: str) -> str:
+    """What parts the names of the columns: a comma, or in spreadsheets of many languages a semicolon or a tab."""
+    return next((mark for mark in (",", ";", "\t") if mark in header), ",")
 
 
 def _csv_rows(first: str, lines: _Lines, *, delimiter: str) -> Iterator[Row]:

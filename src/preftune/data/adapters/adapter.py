@@ -27,7 +27,11 @@ LEFT: Mapping[str, tuple[str, str]] = {
     "tied": ("two answers that are rated the same prefer nothing", "They are better left out."),
     "one_completion": ("a prompt has fewer than two rated answers", "Rate a second one, or leave the prompt out."),
     "unrated": ("an answer has no rating, rank or label", "Rate it, or leave it out."),
-    "unpaired": ("no other answer to the same prompt has the opposite label", "Add one, or leave the answer out."),
+    "unpaired": (
+        "no other answer to the same prompt has the opposite label",
+        "Training on single answers (KTO) is not there yet: add the missing answers (preftune sample, then preftune "
+        "label), or train on the good ones with preftune sft.",
+    ),
     "deleted": ("the message was deleted or rejected by its reviewers", "Nothing is to be done."),
     "orphan": ("the conversation above the answers was deleted or is not there", "Load the whole trees."),
     "other_shape": ("the row has another shape than its format", "Correct it, or name its format with --format."),
@@ -100,6 +104,8 @@ class Adapter:
     """All raw rows -> numbers of rows and canonical rows: for formats whose rows belong together."""
     uses: Callable[[Sample], Iterable[str]] | None = None
     """The columns that rows are made of. Not asked where `columns` names them: then they are those."""
+    hint: Callable[[Sample], str] | None = None
+    """What the first rows say about why no pair results, in a whole sentence; empty where they say nothing."""
     refused: str = ""
     """Why no pair can be made of such data and what to do, in whole sentences; for all of it, or if none results."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.data.adapters.adapter import Adapter
+from preftune.data.adapters.adapter import Adapter, Sample
 from preftune.data.adapters.convert import CARRIED, LeftOut, convert, sample_of
 from preftune.data.adapters.registry import adapter_named, recognise
 from preftune.errors import DatasetError
@@ -73,10 +73,10 @@ def shape(
         scores = adapter.scores(sample) if adapter.scores is not None else None
         return Shaped(rows, {**named, **asked}, adapter.name, None, scores or (), told)
     if adapter.rows is None and adapter.table is None:
-        raise _no_pair(adapter, [], name)
+        raise _no_pair(adapter, sample, [], name)
     made = convert(rows, adapter, name=name)
     if len(made.rows) == 0:
-        raise _no_pair(adapter, made.lines(), name)
+        raise _no_pair(adapter, sample, made.lines(), name)
     if told:
         told = (f"{note} {len(rows):,} rows give {len(made.rows):,} pairs.",)
     used = frozenset((*(adapter.uses(sample) if adapter.uses is not None else sample.columns), *CARRIED))
@@ -84,6 +84,7 @@ def shape(
     return Shaped(made.rows, asked, adapter.name, made.numbers, ("strength",), notes, made.left, used)
 
 
-def _no_pair(adapter: Adapter, lines: list[str], name: str) -> DatasetError:
-    reasons = " ".join(part for part in (adapter.refused, *lines) if part)
+def _no_pair(adapter: Adapter, sample: Sample, lines: list[str], name: str) -> DatasetError:
+    hint = adapter.hint(sample).strip() if adapter.hint is not None else ""
+    reasons = " ".join(part for part in (hint, adapter.refused, *lines) if part)
     return DatasetError(f"{name} gives no preference pair, read as {adapter.name} ({adapter.holds}). {reasons}")

@@ -142,10 +142,16 @@ def _uses(columns: tuple[str, ...], sample: Sample) -> list[str]:
     return [column for column in (*read, label) if column is not None]
 
 
+def _one_label(columns: tuple[str, ...], sample: Sample) -> str:
+    column = sample.name_of(columns)
+    found = {verdict(value) for value in sample.values(column)} if column else set()
+    if len(found) != 1:
+        return ""
+    return f"Every {column!r} among the first rows says {'good' if found.pop() else 'bad'}. "
+
+
 _NO_PAIRS = (
-    "No prompt in it has both a good and a bad answer, and preference training needs two answers to the same prompt: "
-    "add the missing ones (a sample of the model that is to be trained will do), or train on the labels with a trainer "
-    "for KTO."
+    "No prompt in it has both a good and a bad answer, and preference training needs two answers to the same prompt."
 )
 
 ADAPTERS = (
@@ -155,6 +161,7 @@ ADAPTERS = (
         _is_kto,
         table=partial(_pairs, _LABELS),
         uses=partial(_uses, _LABELS),
+        hint=partial(_one_label, _LABELS),
         refused=_NO_PAIRS,
     ),
     Adapter(
@@ -163,6 +170,7 @@ ADAPTERS = (
         _is_thumbs,
         table=partial(_pairs, _THUMBS),
         uses=partial(_uses, _THUMBS),
+        hint=partial(_one_label, _THUMBS),
         refused=_NO_PAIRS,
     ),
     Adapter(
@@ -170,6 +178,6 @@ ADAPTERS = (
         "instructions with one answer each, for supervised fine-tuning",
         _is_alpaca,
         refused="Nothing in it is preferred to anything else: add a worse answer to every row as 'rejected' and call "
-        "the good one 'chosen', or train on it with a trainer for supervised fine-tuning.",
+        "the good one 'chosen', or train on it as it is with preftune sft.",
     ),
 )
