@@ -65,6 +65,7 @@ def test_hh_transcripts_straight_from_a_dataset() -> None:
     assert [turn["role"] for turn in pairs[0].prompt] == ["user", "assistant", "user"]
     assert pairs[0].chosen == [{"role": "assistant", "content": "Yeast."}]
     assert "There is no column 'prompt'" in pairs.notes[0]
+    assert "Explicit prompts are recommended: preftune convert writes them out." in pairs.notes[0]
 
 
 def test_implicit_text_is_told() -> None:
@@ -72,6 +73,10 @@ def test_implicit_text_is_told() -> None:
     assert pairs[0].prompt == "yes it"
     assert "the words that chosen and rejected begin with in common" in pairs.notes[0]
     assert "1 of the first 2 rows have none" in pairs.notes[0]
+    assert "Explicit prompts are recommended" in pairs.notes[0]
+    assert not any(
+        "recommended" in note for note in load_pairs([{"prompt": "a", "chosen": "b", "rejected": "c"}]).notes
+    )
 
 
 def test_a_prompt_repeated_in_the_answers_is_told() -> None:

@@ -376,3 +376,20 @@ def test_many_rows_of_a_reason_are_counted_and_a_few_named(plain: Tok) -> None:
     rows = [STANDARD] + [{**STANDARD, "chosen": ""}] * 1200
     _, report = run(rows, plain)
     assert "Dropped 1,200 rows (1, 2, 3, 4, 5, ...): chosen or rejected is empty" in report.lines()[1]
+
+
+def test_the_room_that_every_answer_has_is_told_and_kept(chat: Tok) -> None:
+    rows = [
+        {
+            "prompt": [user("a b c d " * count)],
+            "chosen": [assistant("e f g h " * 40)],
+            "rejected": [assistant("i " * 90)],
+        }
+        for count in (1, 5, 40)
+    ]
+    groups, report = run(rows, chat, max_length=64, max_prompt_length=24)
+    assert "Every answer has room for 40 tokens at least (max_length=64 less max_prompt_length=24)." in report.notes
+    assert all(len(group.prompt_ids) <= 24 for group in groups)
+    assert all(len(ids) == 64 - len(group.prompt_ids) >= 40 for group in groups for ids in group.completions)
+    _, report = run(rows[:1], chat, max_length=64)
+    assert not any("has room" in note for note in report.notes)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from preftune.data import spans
+from preftune.data.messages import text_of
 from preftune.types import PreferencePair, Text
 
 if TYPE_CHECKING:
@@ -64,19 +65,6 @@ def see(pair: PreferencePair, index: int) -> SeenPair:
     return SeenPair(
         index, pair, prompt, text_of(pair.chosen), text_of(pair.rejected), prompt_key, chosen_key, rejected_key
     )
-
-
-def text_of(text: Text) -> str:
-    """Plain text; of turns their contents, and tool calls as JSON."""
-    if isinstance(text, str):
-        return text
-    parts = []
-    for turn in text:
-        if turn.get("content"):
-            parts.append(str(turn["content"]))
-        if turn.get("tool_calls"):
-            parts.append(json.dumps(turn["tool_calls"], ensure_ascii=False, default=str))
-    return "\n\n".join(parts)
 
 
 def words_of(text: str) -> int:

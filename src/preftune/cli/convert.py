@@ -22,7 +22,7 @@ PROG = "preftune convert"
 
 def run(argv: Sequence[str]) -> int:
     """Runs `preftune convert` and returns its exit code."""
-    asked = _parser().read(argv)
+    asked = _parser().read(_with_kind_of_dedupe(argv))
     if asked.by is not None and asked.split is None:
         raise RequestError("--by says what --split is a share of. Add --split 0.05, or leave --by out.")
 
@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
         min_agreement=asked.min_agreement,
         max_length_ratio=asked.max_length_ratio,
         sources=tuple(asked.source or ()),
-        dedupe=asked.dedupe,
+        dedupe="near" if asked.dedupe == "near" else asked.dedupe is not None,
         drop_contradictions=asked.drop_contradictions,
         balance_length=asked.balance_length,
         sample=asked.sample,
@@ -96,7 +96,13 @@ def _parser() -> PlainParser:
     keeping("--min_agreement", type=float, metavar="SHARE", help="least share of annotators who agree")
     keeping("--max_length_ratio", type=float, metavar="X", help="longer side to shorter one, in characters")
     keeping("--source", nargs="+", metavar="NAME", help="only pairs of these sources")
-    keeping("--dedupe", action="store_true", help="of equal pairs keep the first")
+    keeping(
+        "--dedupe",
+        nargs="?",
+        const="exact",
+        choices=["exact", "near"],
+        help="of equal pairs keep the first; near: of nearly the same ones too",
+    )
     keeping("--drop_contradictions", action="store_true", help="A over B and B over A: keep neither")
     keeping("--balance_length", action="store_true", help="the longer side wins as often as it loses")
     keeping("--sample", type=int, metavar="N", help="most pairs to keep, drawn")
@@ -106,6 +112,17 @@ def _parser() -> PlainParser:
     parser.add_argument("--overwrite", action="store_true", help="replace the files if they are there")
     parser.add_argument("--json", action="store_true", help="print the manifest")
     return parser
+
+
+def _with_kind_of_dedupe(argv: Sequence[str]) -> list[str]:
+    """`--dedupe` with its kind in the same word, so that a name of data behind it is not taken for one."""
+    words = list(argv)
+    for place, word in enumerate(words):
+        if word == "--dedupe":
+            kind = words[place + 1] if place + 1 < len(words) else ""
+            named = kind in ("exact", "near")
+            words[place : place + 1 + named] = [f"--dedupe={kind if named else 'exact'}"]
+    return words
 
 
 def _group(parser: PlainParser, title: str) -> Callable[..., Any]:

@@ -93,7 +93,7 @@ def convert_pairs(
     check_output(output)
     stale = beside(output, "held-out") if filters.split is None else None
     _check_free(inputs, outputs_of(output, split=True), stale, overwrite=overwrite)
-    seen = _look(inputs, strict=strict, parquet=output.name.endswith(".parquet"))
+    seen = _look(inputs, strict=strict, parquet=output.name.endswith(".parquet"), near=filters.dedupe == "near")
     decision = decide(seen.facts, filters)
     if not decision.kept.any():
         counts = "; ".join(f"{len(rows):,}: {REASONS[reason]}" for reason, rows in decision.dropped.items())
@@ -148,9 +148,9 @@ def _attempts(inputs: Sequence[Input], doing: str) -> Iterator[Attempt]:
         yield from tqdm(entry.pairs.attempts(), desc=f"{doing} {entry.name}", unit="row", total=total, disable=show)
 
 
-def _look(inputs: Sequence[Input], *, strict: bool, parquet: bool) -> _Seen:
+def _look(inputs: Sequence[Input], *, strict: bool, parquet: bool, near: bool) -> _Seen:
     """The first pass: what there is to know of every pair."""
-    seen = _Seen()
+    seen = _Seen(Facts(near=near))
     for entry in inputs:
         seen.begins.append(len(seen.facts))
         for attempt in _attempts([entry], "Reading"):

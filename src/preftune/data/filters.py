@@ -13,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from preftune.data.messages import text_of
+from preftune.data.near import Sketches, repeated_nearly
 from preftune.errors import ConfigError, DatasetError
 from preftune.types import Message, PreferencePair, Text
 
@@ -30,6 +32,7 @@ REASONS: Mapping[str, str] = {
     "max_length_ratio": "one side is longer than the other by more than --max-length-ratio",
     "contradiction": "another row prefers the opposite (--drop-contradictions)",
     "duplicate": "the pair was there before (--dedupe)",
+    "near_duplicate": "nearly the same pair was there before (--dedupe near)",
     "length_balance": "left out so that the longer side wins as often as the shorter one (--balance-length)",
     "sample": "not drawn (--sample)",
 }
@@ -52,8 +55,8 @@ class Filters:
     """Most characters of the longer side for each of the shorter one, 1 or more."""
     sources: tuple[str, ...] = ()
     """Names of sources that are kept; empty for all."""
-    dedupe: bool = False
-    """Of equal pairs only the first is kept."""
+    dedupe: bool | Literal["near"] = False
+    """Of equal pairs only the first is kept; with "near" also of those that are nearly the same."""
     drop_contradictions: bool = False
     """Neither of two pairs that prefer the opposite is kept."""
     balance_length: bool = False
@@ -89,9 +92,14 @@ class Filters:
 
 
 class Facts:
-    """What is kept of every pair while all are looked at: hashes and numbers, under 100 bytes each."""
+    """What is kept of every pair while all are looked at: hashes and numbers, under 100 bytes each, 900 with `near`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, near: bool = False) -> None:
+        """
+        Args:
+            near: keep signatures too, by which texts that are nearly the same are known.
+        """
+        self.sketches = Sketches() if near else None
         self.prompts, self.chosen, self.rejected = array("Q"), array("Q"), array("Q")
         self.split_keys = array("Q")
         self.chosen_lengths, self.rejected_lengths = array("q"), array("q")
@@ -116,6 +124,8 @@ class Facts:
         self.agreements.append(math.nan if pair.agreement is None else pair.agreement)
         self.sources.append(self.source_names.setdefault(pair.source or "", len(self.source_names)))
         self.codes.append(0 if reason is None else _CODES[reason])
+        if self.sketches is not None:
+            self.sketches.add(*(text_of(side) for side in (pair.prompt, pair.chosen, pair.rejected)))
 
     def add_none(self, reason: str) -> None:
         """A row without a pair."""
@@ -127,6 +137,8 @@ class Facts:
             numbers.append(math.nan)
         self.sources.append(-1)
         self.codes.append(_CODES[reason])
+        if self.sketches is not None:
+            self.sketches.add("", "", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +185,8 @@ def decide(facts: Facts, filters: Filters) -> Decision:
         _leave_out(codes, "contradiction", _contradicted(facts, codes))
     if filters.dedupe:
         _leave_out(codes, "duplicate", _repeated(facts, codes))
+    if filters.dedupe == "near":
+        _leave_out(codes, "near_duplicate", _repeated_nearly(facts, codes))
     if filters.balance_length:
         _leave_out(codes, "length_balance", _surplus(chosen - rejected, codes, _generator(filters, 1)))
     if filters.sample is not None:
@@ -229,6 +243,14 @@ def _repeated(facts: Facts, codes: NDArray[np.int8]) -> NDArray[np.bool_]:
         repeated[place] = pair in seen
         seen.add(pair)
     return repeated
+
+
+def _repeated_nearly(facts: Facts, codes: NDArray[np.int8]) -> NDArray[np.bool_]:
+    assert facts.sketches is not None
+    kept = np.flatnonzero(codes == 0)
+    sketches = (side[kept] for side in facts.sketches.signatures())
+    again = repeated_nearly(np.asarray(facts.prompts, dtype=np.uint64)[kept], *sketches)
+    return _at(kept[again], codes)
 
 
 def _surplus(

@@ -10,7 +10,7 @@ from typing import Any
 
 from preftune.data.tool_calls import CALLS, calls_of, joined_calls
 from preftune.errors import DatasetError
-from preftune.types import Message
+from preftune.types import Message, Text
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "ipython"})
 
@@ -329,3 +329,16 @@ def joined(prompt: list[Message], side: list[Message], continues: bool) -> list[
         return [*prompt, *side]
     begun = {**prompt[-1], **side[0], "content": prompt[-1]["content"] + side[0]["content"]}
     return [*prompt[:-1], begun, *side[1:]]
+
+
+def text_of(text: Text) -> str:
+    """Plain text; of turns their contents, and tool calls as JSON."""
+    if isinstance(text, str):
+        return text
+    parts = []
+    for turn in text:
+        if turn.get("content"):
+            parts.append(str(turn["content"]))
+        if turn.get("tool_calls"):
+            parts.append(json.dumps(turn["tool_calls"], ensure_ascii=False, default=str))
+    return "\n\n".join(parts)

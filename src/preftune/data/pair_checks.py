@@ -16,6 +16,7 @@ from preftune.types import PreferencePair
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_EXPLICIT = "Explicit prompts are recommended: preftune convert writes them out."
 HEAD = 1000
 """Rows looked at when a dataset is opened, so that a wrong shape is told before a model is loaded."""
 
@@ -168,10 +169,11 @@ def check_head(
     if texts:
         return [
             "There is no column 'prompt': the words that chosen and rejected begin with in common are taken for the "
-            f"prompt ({len(apart)} of the first {len(head)} rows have none)."
+            f"prompt ({len(apart)} of the first {len(head)} rows have none). {_EXPLICIT}"
         ]
     return [
-        "There is no column 'prompt': the turns that chosen and rejected begin with in common are taken for the prompt."
+        "There is no column 'prompt': the turns that chosen and rejected begin with in common are taken for the "
+        f"prompt. {_EXPLICIT}"
     ]
 
 

@@ -229,7 +229,13 @@ class _Run:
         )
 
     def _add_notes(self) -> None:
-        report, tokenizer = self.report, self.encoder.tokenizer
+        report, tokenizer, limits = self.report, self.encoder.tokenizer, self.limits
+        if limits.max_length is not None and limits.max_prompt_length is not None:
+            room = limits.max_length - limits.max_prompt_length
+            report.notes.append(
+                f"Every answer has room for {room:,} tokens at least (max_length={limits.max_length} less "
+                f"max_prompt_length={limits.max_prompt_length})."
+            )
         for reason, detail in self.details.items():
             report.notes.append(f"{REASONS[reason][0]}: {detail[:300]}")
         if self.standard and getattr(tokenizer, "chat_template", None):

@@ -54,6 +54,8 @@ def advise(config: DPOConfig, *, pairs: int, has_chat_template: bool, full: bool
             f"{pairs} pairs are few: about 1,000 good ones make a difference in one domain, 10,000 in general. "
             "Judge the result by win rate, not by the training accuracy."
         )
+    elif pairs < 10_000:
+        lines.append(f"{pairs:,} pairs are enough for one domain; 10,000 or more are recommended for general use.")
     if not has_chat_template:
         lines.append(
             "the tokenizer has no chat template, so this model was probably never instruction-tuned. DPO is meant to "

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from preftune.audit.checks.check import Check, Setting
 from preftune.audit.finding import EXAMPLES, Example, Finding, Kind, Rows
-from preftune.audit.near import Signatures, clusters, near_pairs, signatures
 from preftune.audit.opening import BATCH, Fault
 from preftune.audit.seen import SeenPair, see
+from preftune.data.near import Signatures, clusters, near_pairs, signatures
 
 _APART = "Keep a prompt on one side: preftune dpo --eval_fraction 0.05 splits by prompt."
 
@@ -29,7 +29,7 @@ NEAR_DUPLICATE = Kind(
     "warning",
     "Nearly the same pair again",
     "They weigh as much as several pairs and teach what one does.",
-    "Look at the examples; preftune convert --dedupe keeps one of each.",
+    "Look at the examples; preftune convert --dedupe near keeps one of each.",
 )
 CONTRADICTION = Kind(
     "contradictions",

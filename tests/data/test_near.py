@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import numpy as np
 
-from preftune.audit.near import clusters, near_pairs, shingles, signatures
-from tests.audit.made_up import sentence
+from preftune.data.near import clusters, near_pairs, shingles, signatures
+from tests.audit.made_up import run, sentence
 
 
 def jaccard(left: str, right: str) -> float:
@@ -69,3 +70,34 @@ def test_both_sides_must_be_near_and_the_group_the_same() -> None:
 
 def test_clusters_join_what_is_linked() -> None:
     assert clusters(5, np.array([[0, 3], [3, 4]])).tolist() == [0, 1, 2, 0, 0]
+
+
+def test_convert_dedupe_near_leaves_nothing_that_audit_would_find(tmp_path):
+
+    from preftune.cli.main import main
+    from preftune.data import load_pairs, load_rows
+
+    draw = random.Random(1)
+    words = [f"word{number}" for number in range(400)]
+    rows = []
+    for number in range(60):
+        prompt, good, bad = (" ".join(draw.choices(words, k=40)) for _ in range(3))
+        rows.append({"prompt": prompt, "chosen": good, "rejected": bad})
+        for copy in range(number % 4):  # chains: each copy differs from the one before by one word
+            last = rows[-1]
+            changed = {side: text.replace(text.split()[copy * 7], f"new{copy}", 1) for side, text in last.items()}
+            rows.append(changed)
+    rows.append(dict(rows[0]))
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    before = {finding.name: finding.count for finding in run(load_rows(source)).findings}
+    assert before["near_duplicate_pairs"] > 20
+    assert main(["convert", "--dedupe", str(source), "-o", str(tmp_path / "exact.jsonl")]) == 0
+    assert len(load_pairs(tmp_path / "exact.jsonl")) == len(rows) - 1
+    assert main(["convert", str(source), "--dedupe", "near", "-o", str(tmp_path / "near.jsonl")]) == 0
+    after = {finding.name for finding in run(load_rows(tmp_path / "near.jsonl")).findings}
+    assert not after & {"near_duplicate_pairs", "duplicate_pairs"}
+    assert 60 <= len(load_pairs(tmp_path / "near.jsonl")) < len(rows) - before["near_duplicate_pairs"] // 2
+    manifest = json.loads((tmp_path / "near.jsonl.manifest.json").read_text(encoding="utf-8"))
+    assert manifest["filters"]["dedupe"] == "near"
+    assert {entry["reason"] for entry in manifest["dropped"]} == {"duplicate", "near_duplicate"}

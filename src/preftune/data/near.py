@@ -22,6 +22,7 @@ THRESHOLD = 0.8
 _BANDS = 16
 """Of 4 values each: texts of similarity 0.8 meet in one of them with probability 0.9998, of 0.3 with 0.12."""
 
+_BATCH = 1000
 _LONGEST = 5000
 """Words of a text that are looked at."""
 
@@ -47,6 +48,34 @@ def signatures(texts: Iterable[str]) -> Signatures:
     made = MinHash.generator(map(shingles, texts), num_perm=PERMUTATIONS, seed=1, hashfunc=int, scheme="affine32")
     rows = [sketch.hashvalues for sketch in made]
     return np.asarray(rows, dtype=np.uint32).reshape(-1, PERMUTATIONS)
+
+
+class Sketches:
+    """Signatures of many pairs, made a thousand at a time."""
+
+    def __init__(self) -> None:
+        self._texts: tuple[list[str], list[str], list[str]] = ([], [], [])
+        self._parts: list[tuple[Signatures, Signatures, Signatures]] = []
+
+    def add(self, prompt: str, chosen: str, rejected: str) -> None:
+        """A pair; where it has no prompt, its answers stand for one."""
+        asked = prompt if prompt.strip() else f"{chosen}\n{rejected}"
+        for texts, text in zip(self._texts, (asked, chosen, rejected), strict=True):
+            texts.append(text)
+        if len(self._texts[0]) == _BATCH:
+            self._flush()
+
+    def signatures(self) -> tuple[Signatures, Signatures, Signatures]:
+        """Of prompts, chosen and rejected, (n, 64) each."""
+        self._flush()
+        prompts, chosen, rejected = (np.concatenate(side) for side in zip(*self._parts, strict=True))
+        return prompts, chosen, rejected
+
+    def _flush(self) -> None:
+        prompts, chosen, rejected = map(signatures, self._texts)
+        self._parts.append((prompts, chosen, rejected))
+        for texts in self._texts:
+            texts.clear()
 
 
 def near_pairs(
@@ -120,3 +149,29 @@ def clusters(count: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
         one, other = root(first), root(second)
         parent[max(one, other)] = min(one, other)
     return np.asarray([root(place) for place in range(count)], dtype=np.int64)
+
+
+def repeated_nearly(
+    keys: NDArray[np.uint64], prompts: Signatures, chosen: Signatures, rejected: Signatures
+) -> NDArray[np.bool_]:
+    """(n,) pairs that an earlier one nearly repeats: nearly the same prompt, and nearly the same answers, by sides.
+
+    What is left holds no such pairs: leaving one out may bring two others together, so it is looked at again.
+
+    Args:
+        keys: (n,) of the prompts, equal for equal prompts.
+        prompts, chosen, rejected: (n, 64) each.
+    """
+    gone = np.zeros(len(keys), dtype=np.bool_)
+    while True:
+        left = np.flatnonzero(~gone)
+        _, first, number = np.unique(keys[left], return_index=True, return_inverse=True)
+        cluster = clusters(len(first), near_pairs(prompts[left[first]]))[number]
+        left = left[np.bincount(cluster)[cluster] > 1] if len(left) else left
+        if len(left) < 2:
+            return gone
+        cluster = cluster[np.bincount(cluster)[cluster] > 1]
+        again = near_pairs(chosen[left], rejected[left], within=cluster)
+        if not len(again):
+            return gone
+        gone[left[again[:, 1]]] = True
