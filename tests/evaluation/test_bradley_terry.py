@@ -8,6 +8,8 @@ import pytest
 
 from preftune.errors import DatasetError, RequestError
 from preftune.evaluation.bradley_terry import ELO_PER_NAT, Comparison, bradley_terry
+from preftune.evaluation.distributions import student_t_quantile
+from preftune.evaluation.statistics import win_rate
 
 
 def games(a: str, b: str, wins: int, losses: int, ties: int = 0) -> list[Comparison]:
@@ -77,6 +79,42 @@ def test_winning_everything_is_held_finite_and_said() -> None:
     assert all(math.isfinite(end) for end in (found["a"].ci_low, found["b"].ci_high))
     assert "to open)" in found.sentences()[0]
     assert found["best"].to_dict()["elo_high"] is None
+
+
+@pytest.mark.parametrize("wins", [2, 3, 5, 20])
+def test_an_unbeaten_model_is_no_better_than_its_games_show(wins: int) -> None:
+    """The lower end: the chance p at which as many wins in a row are as rare as 2.5% (or at Student's quantile)."""
+    found = bradley_terry(games("new", "old", wins, 0), anchor="old")["new"]
+    assert found.ci_high == math.inf
+    allowed = math.exp(-max(student_t_quantile(0.975, wins - 1) ** 2 / 2, math.log(40)) / wins)
+    assert 1 / (1 + math.exp(-found.ci_low)) == pytest.approx(allowed, abs=1e-3)
+    assert allowed <= win_rate([1.0] * wins).ci_low + 0.01
+
+
+@pytest.mark.parametrize(
+    ("prompts", "chance", "ties", "each"),
+    [
+        (2, 0.6, 0, 1),
+        (5, 0.6, 0, 1),
+        (10, 0.9, 0, 1),
+        (20, 0.95, 0, 1),
+        (20, 0.6, 0.6, 1),
+        (8, 0.6, 0, 6),
+        (40, 0.7, 0, 1),
+    ],
+)
+def test_95_of_100_intervals_hold_the_truth(prompts: int, chance: float, ties: float, each: int) -> None:
+    rng = np.random.default_rng(3)
+    rate = ties / 2 + (1 - ties) * chance
+    truth, held = math.log(rate / (1 - rate)), []
+    for _ in range(60):
+        own = rng.beta(1.5 * chance, 1.5 * (1 - chance), prompts) if each > 1 else np.full(prompts, chance)
+        won = (rng.random((each, prompts)) < own).astype(float)
+        won[rng.random(won.shape) < ties] = 0.5
+        table = [Comparison("a", "b", float(won[k, n]), n) for n in range(prompts) for k in range(each)]
+        model = bradley_terry(table, anchor="b")["a"]
+        held.append(model.ci_low <= truth <= model.ci_high)
+    assert np.mean(held) >= 0.92
 
 
 def test_a_circle_has_scores_without_a_prior() -> None:

@@ -12,13 +12,31 @@ def _rates(*, both: int, gained: int, lost: int, neither: int):
     return compare_key_facts(base, aligned)
 
 
+def wilson(rate: float, trials: int = 9, z: float = 2.26216) -> tuple[float, float]:
+    centre = (rate + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * (rate * (1 - rate) / trials + z * z / (4 * trials**2)) ** 0.5
+    return centre - half, centre + half
+
+
+def test_unchanged_prompts_have_an_interval() -> None:
+    found = compare_key_facts([True] * 15 + [False] * 5, [True] * 15 + [False] * 5).difference
+    assert (found.mean, found.low < -0.05, found.high > 0.05) == (0.0, True, True)
+
+
 def test_rates_and_difference_by_hand() -> None:
     rates = _rates(both=5, gained=3, lost=1, neither=1)
     assert (rates.base.mean, rates.aligned.mean) == (0.6, 0.8)
     assert rates.difference.mean == pytest.approx(0.2)
-    # changes: 3 x +1, 1 x -1, 6 x 0: variance 10/9 * (3*0.64 + 1.44 + 6*0.04) / 100, t(9) = 2.26216
-    half = 2.26216 * (10 / 9 * 3.6 / 100) ** 0.5
-    assert rates.difference.high == pytest.approx(0.2 + half, abs=1e-4)
+    # Newcombe's interval of gained (3 of 10) minus lost (1 of 10), each Wilson's at 9 trials with t(9) = 2.26216
+    (low_3, high_3), (low_1, high_1) = wilson(0.3), wilson(0.1)
+    correlation = -0.3 * 0.1 / (0.3 * 0.7 * 0.1 * 0.9) ** 0.5
+    up, down = high_3 - 0.3, 0.1 - low_1
+    assert rates.difference.high == pytest.approx(
+        0.2 + (up**2 + down**2 - 2 * correlation * up * down) ** 0.5, abs=1e-4
+    )
+    up, down = 0.3 - low_3, high_1 - 0.1
+    below = (up**2 + down**2 - 2 * correlation * up * down) ** 0.5
+    assert rates.difference.low == pytest.approx(0.2 - below, abs=1e-4)
     assert (rates.gained, rates.lost, rates.p_value) == (3, 1, 0.625)
     assert set(rates.to_dict()) == {"base", "aligned", "difference", "gained", "lost", "p_value", "n"}
 

@@ -68,9 +68,8 @@ def test_a_tie_counts_as_half() -> None:
     [(0.0, 1.2), (0.4, 0.0), (0.4, 1.2), (0.4, -1.2), (-0.6, 1.5)],
     ids=["only longer", "only better", "both", "better but too long for the judge", "worse but longer"],
 )
-def test_the_planted_rate_is_recovered(quality: float, by_length: float, monkeypatch) -> None:
+def test_the_planted_rate_is_recovered(quality: float, by_length: float) -> None:
     """A model that is only longer comes out at 50%, one that is better at equal length as planted."""
-    monkeypatch.setattr(length_control, "_RESAMPLES", 20)
     rng = np.random.default_rng(11)
     found = [length_controlled(*planted(rng, rows=1500, quality=quality, by_length=by_length)) for _ in range(15)]
     assert np.mean([f.win_rate for f in found]) == pytest.approx(float(sigmoid(quality)), abs=0.02)
@@ -89,13 +88,32 @@ def test_cross_validation_chooses_the_ridge() -> None:
 
 
 @pytest.mark.parametrize(("rows", "by_length"), [(300, 1.0), (60, 0.6)], ids=["plain to see", "hardly seen"])
-def test_the_interval_covers_the_planted_rate(rows: int, by_length: float, monkeypatch) -> None:
-    monkeypatch.setattr(length_control, "_RESAMPLES", 200)
+def test_the_interval_covers_the_planted_rate(rows: int, by_length: float) -> None:
     rng = np.random.default_rng(4)
     truth = float(sigmoid(0.3))
     found = [length_controlled(*planted(rng, rows=rows, quality=0.3, by_length=by_length)) for _ in range(120)]
-    assert 0.91 <= np.mean([f.ci_low <= truth <= f.ci_high for f in found]) <= 0.99
+    assert np.mean([f.ci_low <= truth <= f.ci_high for f in found]) >= 0.93
+    assert np.mean([f.ci_high - f.ci_low for f in found]) < 1.25 * 2 * 1.96 * 0.5 / rows**0.5 * 1.5
     assert all(f.ci_low <= f.win_rate <= f.ci_high for f in found)
+
+
+def test_where_length_alone_decides_hardly_any_rate_is_excluded() -> None:
+    differences = np.random.default_rng(5).normal(0.5, 1, 12) * 100
+    found = length_controlled((differences > 0).astype(float), differences)
+    assert found.ci_low < 0.1
+    assert found.ci_high > 0.9
+
+
+@pytest.mark.parametrize("shift", [0.5, 2.5], ids=["seen", "extrapolated"])
+def test_a_strong_effect_of_length_does_not_narrow_the_interval(shift: float) -> None:
+    rng = np.random.default_rng(6)
+    held = []
+    for _ in range(80):
+        differences = rng.normal(shift, 1, 80) * 100
+        chance = sigmoid(-0.5 + 3.0 * np.tanh(differences / differences.std()))
+        found = length_controlled((rng.random(80) < chance).astype(float), differences)
+        held.append(found.ci_low <= float(sigmoid(-0.5)) <= found.ci_high)
+    assert np.mean(held) >= 0.92
 
 
 def test_clusters_widen_the_interval() -> None:

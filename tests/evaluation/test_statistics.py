@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preftune.errors import DatasetError, RequestError
-from preftune.evaluation import statistics
 from preftune.evaluation.distributions import sign_test, student_t_cdf, student_t_quantile
 from preftune.evaluation.statistics import (
     WinRate,
     mean_interval,
     more_prompts,
+    paired_shares,
     sample_size,
     share,
     verdict,
@@ -64,9 +64,8 @@ def test_win_rate_by_hand() -> None:
 
 
 @pytest.mark.parametrize("outcome", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("method", ["cluster", "bootstrap"])
-def test_equal_outcomes_still_have_a_wide_interval(outcome: float, method) -> None:
-    few, many = win_rate([outcome] * 5, method=method), win_rate([outcome] * 500, method=method)
+def test_equal_outcomes_still_have_a_wide_interval(outcome: float) -> None:
+    few, many = win_rate([outcome] * 5), win_rate([outcome] * 500)
     assert few.ci_high - few.ci_low > 0.3
     assert 0.001 < many.ci_high - many.ci_low < 0.2
     assert few.ci_low <= outcome <= few.ci_high
@@ -93,11 +92,11 @@ def test_swapping_sides_mirrors_around_a_half(outcomes: list[float], data: st.Da
     assert forth.ci_high - forth.ci_low > 0
 
 
-@given(OUTCOMES, st.integers(2, 5), st.sampled_from(["cluster", "bootstrap"]))
+@given(OUTCOMES, st.integers(2, 5))
 @settings(max_examples=60, deadline=None)
-def test_repeating_every_prompts_rows_does_not_narrow_the_interval(outcomes, times: int, method) -> None:
-    once = win_rate(outcomes, list(range(len(outcomes))), method=method)
-    again = win_rate(outcomes * times, list(range(len(outcomes))) * times, method=method)
+def test_repeating_every_prompts_rows_does_not_narrow_the_interval(outcomes, times: int) -> None:
+    once = win_rate(outcomes, list(range(len(outcomes))))
+    again = win_rate(outcomes * times, list(range(len(outcomes))) * times)
     assert again.prompts == once.prompts
     assert again.ci_low == pytest.approx(once.ci_low, abs=1e-9)
     assert again.ci_high == pytest.approx(once.ci_high, abs=1e-9)
@@ -128,16 +127,14 @@ def simulated(shares: tuple[float, float], *, alike: float, rows: int, seed: int
     return np.where(together, common, outcomes)
 
 
-@pytest.mark.parametrize("method", ["cluster", "bootstrap"])
 @pytest.mark.parametrize("shares", [(0.5, 0.0), (0.45, 0.3), (0.65, 0.1)], ids=["even", "ties", "better"])
-def test_95_of_100_intervals_hold_the_truth(shares: tuple[float, float], method, monkeypatch) -> None:
+def test_95_of_100_intervals_hold_the_truth(shares: tuple[float, float]) -> None:
     """2,000 simulated evaluations with ties, and prompts with unequal numbers of rows that agree more than chance."""
-    monkeypatch.setattr(statistics, "_RESAMPLES", 1000)  # a quarter of what is used, for speed
     truth, names = shares[0] + shares[1] / 2, UNEQUAL.tolist()
     held = [
         result.ci_low <= truth <= result.ci_high
         for row in simulated(shares, alike=0.6, rows=2000, seed=7)
-        for result in [win_rate(row, names, method=method)]
+        for result in [win_rate(row, names)]
     ]
     assert 0.93 <= np.mean(held) <= 0.97
 
@@ -158,13 +155,19 @@ def test_without_clusters_the_interval_would_be_too_narrow() -> None:
     assert np.mean(held) < 0.85
 
 
-def test_bootstrap_is_seeded_and_agrees_with_the_closed_form() -> None:
-    outcomes = np.random.default_rng(0).choice([1.0, 0.5, 0.0], p=[0.5, 0.3, 0.2], size=200)
-    one, same = win_rate(outcomes, method="bootstrap", seed=1), win_rate(outcomes, method="bootstrap", seed=1)
-    assert one == same
-    closed = win_rate(outcomes)
-    assert one.ci_low == pytest.approx(closed.ci_low, abs=0.02)
-    assert one.ci_high == pytest.approx(closed.ci_high, abs=0.02)
+@pytest.mark.parametrize(
+    ("prompts", "gained", "lost"), [(20, 0.05, 0.02), (50, 0.04, 0.0), (20, 0.3, 0.1), (100, 0.02, 0.01)]
+)
+def test_a_difference_of_shares_covers_the_truth_where_hardly_any_prompt_changed(
+    prompts: int, gained: float, lost: float
+) -> None:
+    draws = np.random.default_rng(1).choice([1.0, 0.0, -1.0], p=[gained, 1 - gained - lost, lost], size=(800, prompts))
+    held = []
+    for change in draws:
+        found = paired_shares(np.where(change < 0, 1.0, 0.0), np.where(change > 0, 1.0, 0.0))
+        held.append(found.low <= gained - lost <= found.high)
+        assert found.high > found.low
+    assert np.mean(held) >= 0.93
 
 
 def test_sample_size_by_hand() -> None:
@@ -186,8 +189,6 @@ def test_bad_input_is_told() -> None:
         win_rate([1, 0], ["a"])
     with pytest.raises(RequestError, match="confidence"):
         win_rate([1, 0], confidence=95)
-    with pytest.raises(RequestError, match="cluster, bootstrap"):
-        win_rate([1, 0], method="guess")  # type: ignore[arg-type]
     with pytest.raises(DatasetError, match="between 0"):
         share([1.5])
 

@@ -15,16 +15,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from preftune.errors import DatasetError, RequestError
-from preftune.evaluation.statistics import Floats, number_clusters
+from preftune.evaluation.profile_likelihood import Fitted, design_effect, profile_interval
+from preftune.evaluation.statistics import Floats, number_clusters, quantile
 
 ELO_PER_NAT = 400 / math.log(10)
 ELO_CENTRE = 1000.0
 """Points of the anchor, or of the average model."""
 PRIOR = 0.5
-"""Ties of two models that are added where scores would be infinite, and in resamples, which may lack the only loss."""
-_RESAMPLES = 1000
+"""Ties of two models that are added to the estimate where scores would be infinite."""
+_TINY = 1e-6
+"""The same in intervals, where it only keeps the arithmetic finite."""
 _STEPS = 100
 _CONVERGED = 1e-9
+_DIVERGED = 30.0
+"""Nats: no finite score maximises the tilted likelihood."""
 
 
 class Comparison(NamedTuple):
@@ -115,9 +119,8 @@ def bradley_terry(
     *,
     anchor: str | None = None,
     confidence: float = 0.95,
-    seed: int = 0,
 ) -> Scores:
-    """Maximum likelihood scores with percentile intervals from 1,000 resamples of prompts.
+    """Maximum likelihood scores with profile likelihood intervals, clustered by prompt.
 
     Args:
         anchor: the model that stands at 0, usually the baseline; default: the mean of all does.
@@ -137,20 +140,16 @@ def bradley_terry(
     wins_MM = _wins(first, second, outcome, np.ones_like(outcome), len(names))
     unbounded = _unbounded(wins_MM, names)
     prior_MM = PRIOR / 2 * ((wins_MM + wins_MM.T) > 0)
-    score_M = _fit((wins_MM + prior_MM if unbounded else wins_MM)[None])[0]
-    rng = np.random.default_rng(seed)
-    resampled = []
-    for _ in range(_RESAMPLES):
-        drawn = np.bincount(rng.integers(0, prompts, prompts), minlength=prompts).astype(np.float64)
-        resampled.append(_wins(first, second, outcome, drawn[cluster], len(names)) + prior_MM)
-    score_BM = _fit(np.stack(resampled))
-    zero = None if anchor is None else place[anchor]
-    score_M, score_BM = (s - (s.mean(-1) if zero is None else s[..., zero])[..., None] for s in (score_M, score_BM))
-    low_M, high_M = np.quantile(score_BM, [0.5 - confidence / 2, 0.5 + confidence / 2], axis=0)
-    if prompts < 2:  # one prompt says nothing about others
-        low_M, high_M = np.full_like(score_M, -np.inf), np.full_like(score_M, np.inf)
+    score_M = _fit(wins_MM + prior_MM if unbounded else wins_MM)
+    zero_M = np.full(len(names), 1 / len(names)) if anchor is None else np.eye(len(names))[place[anchor]]
+    score_M = score_M - zero_M @ score_M
+    games = _Games(first, second, outcome, cluster, prompts)
+    ends = [_interval(games, wins_MM, score_M, np.eye(len(names))[m] - zero_M, confidence) for m in range(len(names))]
+    low_M, high_M = np.array(ends).T
     if unbounded:
         low_M, high_M = _open_ends(wins_MM, [name in unbounded for name in names], low_M, high_M)
+    if anchor is not None:
+        low_M[place[anchor]] = high_M[place[anchor]] = 0.0
     met_M = (wins_MM + wins_MM.T).sum(axis=1)
     models = [
         ModelScore(
@@ -235,23 +234,89 @@ def _reach(wins_MM: Floats) -> Any:
     return reach
 
 
-def _fit(wins_BMM: Floats) -> Floats:
-    """Scores by Newton's method for B tables of wins at once, centred at 0. Shape (B, M)."""
-    batch, models, _ = wins_BMM.shape
-    met_BMM = wins_BMM + wins_BMM.transpose(0, 2, 1)
-    score_BM = np.zeros((batch, models))
+class _Games(NamedTuple):
+    """N comparisons by the numbers of their models and prompts."""
+
+    first_N: Any
+    second_N: Any
+    outcome_N: Floats
+    prompt_N: Any
+    prompts: int
+
+
+def _interval(
+    games: _Games, wins_MM: Floats, score_M: Floats, contrast_M: Floats, confidence: float
+) -> tuple[float, float]:
+    """The interval of one model's score: all values that its comparisons do not make implausible.
+
+    For two models and independent comparisons without ties this is the likelihood ratio interval of a rate, in
+    log-odds. The quantile is Student's, by the prompts on which the model was compared.
+    """
+    involved_N = (contrast_M[games.first_N] != 0) | (contrast_M[games.second_N] != 0)
+    if not involved_N.any() or not contrast_M.any():
+        return 0.0, 0.0
+    prompts = len(np.unique(games.prompt_N[involved_N]))
+    if prompts < 2:  # one prompt says nothing about others
+        return -math.inf, math.inf
+    effect, drop = (
+        _design_effect(games, wins_MM, score_M, contrast_M, involved_N),
+        quantile(confidence, prompts) ** 2 / 2,
+    )
+    if effect is None:  # equal outcomes show no spread: each prompt counts as one, and the chance of that is exact
+        effect, drop = max(1.0, involved_N.sum() / prompts), max(drop, math.log(2 / (1 - confidence)))
+    seen_MM = _TINY * ((wins_MM + wins_MM.T) > 0) + wins_MM
+
+    def tilted(tilt: float) -> Fitted:
+        fitted_M = _fit(seen_MM, tilt * contrast_M)
+        chance_MM = _sigmoid(fitted_M[:, None] - fitted_M[None, :])
+        return Fitted(float(contrast_M @ fitted_M), float((seen_MM * np.log(np.maximum(chance_MM, 1e-300))).sum()))
+
+    return profile_interval(tilted, drop=effect * drop)
+
+
+def _design_effect(
+    games: _Games, wins_MM: Floats, score_M: Floats, contrast_M: Floats, involved_N: Any
+) -> float | None:
+    """Of ties, and of prompts with several comparisons; None where all outcomes of the model are equal."""
+    signs_N = np.where(contrast_M[games.first_N] - contrast_M[games.second_N] >= 0, 1.0, -1.0)
+    towards_N = np.where(signs_N > 0, games.outcome_N, 1 - games.outcome_N)[involved_N]
+    if np.ptp(towards_N) == 0:
+        return None
+    models = len(score_M)
+    residual_N = games.outcome_N - _sigmoid(score_M[games.first_N] - score_M[games.second_N])
+    slope_GM = np.zeros((games.prompts, models))
+    np.add.at(slope_GM, (games.prompt_N, games.first_N), residual_N)
+    np.add.at(slope_GM, (games.prompt_N, games.second_N), -residual_N)
+    hessian_MM = _curvature(wins_MM, score_M) + np.full((models, models), 1 / models)
+    return design_effect(slope_GM, hessian_MM, contrast_M, ties=float((towards_N == 0.5).mean()))
+
+
+def _curvature(wins_MM: Floats, score_M: Floats) -> Floats:
+    chance_MM = _sigmoid(score_M[:, None] - score_M[None, :])
+    weight_MM = (wins_MM + wins_MM.T) * chance_MM * (1 - chance_MM)
+    curvature: Floats = np.diag(weight_MM.sum(axis=1) + 1e-12) - weight_MM
+    return curvature
+
+
+def _fit(wins_MM: Floats, tilt_M: Floats | float = 0.0) -> Floats:
+    """Scores by Newton's method, centred at 0, shape (M,).
+
+    Args:
+        tilt_M: added to the slope of the log-likelihood; it sums to 0.
+    """
+    models = len(wins_MM)
+    met_MM = wins_MM + wins_MM.T
+    score_M = np.zeros(models)
     centred = np.full((models, models), 1.0 / models)  # takes the direction that changes nothing out of the system
     for _ in range(_STEPS):
-        chance = _sigmoid(score_BM[:, :, None] - score_BM[:, None, :])
-        gradient_BM = (wins_BMM - met_BMM * chance).sum(axis=2)
-        curvature = met_BMM * chance * (1 - chance)
-        hessian = np.eye(models) * (curvature.sum(axis=2)[:, :, None] + 1e-12) - curvature + centred
-        step = np.linalg.solve(hessian, gradient_BM[:, :, None])[:, :, 0]
-        score_BM = score_BM + np.clip(step, -1.0, 1.0)
-        if float(np.abs(step).max()) < _CONVERGED:
+        chance_MM = _sigmoid(score_M[:, None] - score_M[None, :])
+        gradient_M = (wins_MM - met_MM * chance_MM).sum(axis=1) + tilt_M
+        step_M = np.linalg.solve(_curvature(wins_MM, score_M) + centred, gradient_M)
+        score_M = score_M + np.clip(step_M, -2.0, 2.0)
+        if float(np.abs(step_M).max()) < _CONVERGED or float(np.abs(score_M).max()) > _DIVERGED:
             break
-    centred_BM: Floats = score_BM - score_BM.mean(axis=1, keepdims=True)
-    return centred_BM
+    fitted_M: Floats = score_M - score_M.mean()
+    return fitted_M
 
 
 def _sigmoid(x: Floats) -> Floats:

@@ -10,7 +10,7 @@ import numpy as np
 
 from preftune.errors import DatasetError
 from preftune.evaluation.distributions import sign_test
-from preftune.evaluation.statistics import MeanInterval, Verdict, mean_interval, share
+from preftune.evaluation.statistics import MeanInterval, Verdict, paired_shares, share
 
 BASE_MODEL = "the base model"
 """What people are told stood there before, where nothing else is known."""
@@ -39,7 +39,7 @@ class KeyFactRates:
     def shown(self) -> bool:
         """Whether the difference is more than chance: its interval excludes zero, and so does the exact sign test.
 
-        Both, because with few changed prompts the t interval alone is too optimistic.
+        Both, because with few changed prompts either alone is too optimistic.
         """
         excludes_zero = self.difference.low > 0 or self.difference.high < 0
         return excludes_zero and self.p_value < 1 - self.confidence
@@ -73,11 +73,12 @@ def compare_key_facts(
     for name, value in zip(clusters if clusters is not None else range(len(change)), change, strict=True):
         net[name] = net.get(name, 0.0) + float(value)
     gained, lost = sum(v > 0 for v in net.values()), sum(v < 0 for v in net.values())
-    difference = mean_interval(change, clusters, confidence=confidence)
     return KeyFactRates(
         base=share([float(x) for x in base], clusters, confidence=confidence),
         aligned=share([float(x) for x in aligned], clusters, confidence=confidence),
-        difference=difference._replace(low=max(-1.0, difference.low), high=min(1.0, difference.high)),
+        difference=paired_shares(
+            [float(x) for x in base], [float(x) for x in aligned], clusters, confidence=confidence
+        ),
         gained=gained,
         lost=lost,
         p_value=sign_test(gained, lost),

@@ -19,16 +19,11 @@ from typing import Any
 import numpy as np
 
 from preftune.errors import DatasetError, RequestError
-from preftune.evaluation.statistics import Floats, expanded_tail, number_clusters, win_rate
+from preftune.evaluation.profile_likelihood import Fitted, design_effect, profile_interval
+from preftune.evaluation.statistics import Floats, number_clusters, quantile, win_rate
 
 RIDGES = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4)
 """Strengths of the penalty `ridge/2 * coefficient^2` on the summed log-likelihood that cross-validation tries."""
-_RIDGE_OF_INTERVAL = 0.1
-"""At most. A strong ridge takes it for certain that length counts for nothing; with it, the interval held the true rate
-in 90% of the cases only."""
-_RESAMPLES = 2000
-_CELLS = 2_000_000
-"""Rows times resamples that are computed at once, for memory."""
 _KEEPS_FINITE = 1e-3
 """Ridge on everything else, so that outcomes that are all alike have a finite answer."""
 _ONE_SIDED = 0.95
@@ -94,7 +89,7 @@ def length_controlled(
     seed: int = 0,
     folds: int = 5,
 ) -> LengthControlled:
-    """The win rate at equal length, with a percentile interval from 2,000 resamples of prompts.
+    """The win rate at equal length, with a profile likelihood interval clustered by prompt.
 
     Args:
         outcomes: per comparison 1 (the aligned model won), 0.5 (tie) or 0.
@@ -125,9 +120,7 @@ def length_controlled(
     if plain.spread == 0 or prompts < 2:  # nothing to explain
         rate = plain.win_rate
     else:
-        rates = _resampled(features, outcome_N, cluster_N, prompts, min(ridge, _RIDGE_OF_INTERVAL), seed)
-        outside = expanded_tail(confidence, prompts)
-        low, high = (float(x) for x in np.quantile(rates, [outside, 1 - outside]))
+        low, high = _interval(features, outcome_N, cluster_N, prompts, confidence)
     return LengthControlled(
         win_rate=rate,
         ci_low=min(low, rate),
@@ -172,11 +165,12 @@ def _features(length_N: Floats, hard_N: Floats | None) -> Floats:
     return np.stack(columns, axis=1)
 
 
-def _fit(features_NP: Floats, outcome_N: Floats, weight_BN: Floats, ridge: float | None) -> Floats:
+def _fit(features_NP: Floats, outcome_N: Floats, weight_BN: Floats, ridge: float | None, tilt: float = 0.0) -> Floats:
     """Penalised maximum likelihood by Newton's method, for B weightings of the rows at once. Shape (B, P).
 
     Args:
         ridge: on the length coefficient; None when there is no such column.
+        tilt: added to the slope of the constant.
     """
     columns = features_NP.shape[1]
     penalty_P = np.full(columns, _KEEPS_FINITE)
@@ -187,6 +181,7 @@ def _fit(features_NP: Floats, outcome_N: Floats, weight_BN: Floats, ridge: float
     for _ in range(_STEPS):
         chance_BN = _sigmoid(coefficients_BP @ features_NP.T)
         gradient_BP = (weight_BN * (outcome_N - chance_BN)) @ features_NP - penalty_P * coefficients_BP
+        gradient_BP[:, 0] += tilt
         curvature = (weight_BN * chance_BN * (1 - chance_BN)) @ products_NQ
         hessian_BPP = curvature.reshape(-1, columns, columns) + np.diag(penalty_P)
         step_BP = np.linalg.solve(hessian_BPP, gradient_BP[:, :, None])[:, :, 0]
@@ -214,18 +209,35 @@ def _validated(features_NP: Floats, outcome_N: Floats, fold_N: Any, folds: int, 
     return _log_loss(outcome_N, chance_N)
 
 
-def _resampled(features_NP: Floats, outcome_N: Floats, cluster_N: Any, prompts: int, ridge: float, seed: int) -> Floats:
-    """The rate at equal length in resamples of whole prompts. The ridge and the unit of length stay as they are."""
-    rng = np.random.default_rng([seed, 1])
-    at_once = max(1, _CELLS // len(outcome_N))
-    rates: list[Floats] = []
-    for start in range(0, _RESAMPLES, at_once):
-        size = min(at_once, _RESAMPLES - start)
-        drawn = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=size).astype(np.float64)
-        weight_BN = drawn[:, cluster_N]
-        coefficients_BP = _fit(features_NP, outcome_N, weight_BN, ridge)
-        rates.append(_at_equal_length(features_NP, coefficients_BP, weight_BN))
-    return np.concatenate(rates)
+def _interval(
+    features_NP: Floats, outcome_N: Floats, cluster_N: Any, prompts: int, confidence: float
+) -> tuple[float, float]:
+    """The rates at equal length that the outcomes do not make implausible, by the constant's profile likelihood.
+
+    Without a ridge on length: how much length counts is uncertain too, and where it alone decides, hardly any rate is
+    excluded.
+    """
+    once_1N = np.ones((1, len(outcome_N)))
+    columns = features_NP.shape[1]
+    fitted_P = _fit(features_NP, outcome_N, once_1N, _KEEPS_FINITE)[0]
+    chance_N = _sigmoid(features_NP @ fitted_P)
+    slope_GP = np.zeros((prompts, columns))
+    np.add.at(slope_GP, cluster_N, (outcome_N - chance_N)[:, None] * features_NP)
+    hessian_PP = (features_NP * (chance_N * (1 - chance_N))[:, None]).T @ features_NP + _KEEPS_FINITE * np.eye(columns)
+    effect = design_effect(slope_GP, hessian_PP, np.eye(columns)[0], ties=float((outcome_N == 0.5).mean()))
+
+    def tilted(tilt: float) -> Fitted:
+        tilted_P = _fit(features_NP, outcome_N, once_1N, _KEEPS_FINITE, tilt)[0]
+        return Fitted(float(tilted_P[0]), -len(outcome_N) * _log_loss(outcome_N, _sigmoid(features_NP @ tilted_P)))
+
+    ends = profile_interval(tilted, drop=effect * quantile(confidence, max(2, prompts - columns + 1)) ** 2 / 2)
+    shift = float(_logit(_at_equal_length(features_NP, fitted_P[None], once_1N)[0])) - float(fitted_P[0])
+    low, high = (float(_sigmoid(np.array(end + shift))) for end in ends)
+    return low, high
+
+
+def _logit(chance: Any) -> float:
+    return math.log(float(chance) / (1 - float(chance)))
 
 
 def _sigmoid(x: Floats) -> Floats:

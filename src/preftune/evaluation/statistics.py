@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
-from statistics import NormalDist
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +18,12 @@ from numpy.typing import NDArray
 from preftune.errors import DatasetError, RequestError
 from preftune.evaluation.distributions import normal_quantile, student_t_quantile
 
-Method: TypeAlias = Literal["cluster", "bootstrap"]
 Floats: TypeAlias = NDArray[np.float64]
 
 BAR = 0.55
 """Below this win rate an improvement is real but small: the verdict says so."""
 POWER = 0.8
 """Sample sizes are given for this chance of showing a difference that is there."""
-_RESAMPLES = 4000
-_CELLS = 4_000_000
-"""Prompts times resamples that are drawn at once, for memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +105,8 @@ def number_clusters(values: int, clusters: Sequence[Hashable] | None) -> tuple[N
     return np.array([number.setdefault(c, len(number)) for c in clusters], dtype=np.int64), len(number)
 
 
-def _quantile(confidence: float, clusters: int) -> float:
+def quantile(confidence: float, clusters: int) -> float:
+    """Student's two-sided quantile for so many clusters. Raises: RequestError for an impossible confidence."""
     if not 0.0 < confidence < 1.0:
         raise RequestError(f"confidence={confidence} is not between 0 and 1. 0.95 is usual.")
     return student_t_quantile(0.5 + confidence / 2, max(clusters - 1, 1))
@@ -129,7 +125,7 @@ def mean_interval(
         raise DatasetError("There is nothing to average: no value was given.")
     data = _cluster(array, clusters)
     error = math.sqrt(data.variance)
-    half = _quantile(confidence, len(data.sums)) * error if len(data.sums) > 1 else math.inf
+    half = quantile(confidence, len(data.sums)) * error if len(data.sums) > 1 else math.inf
     return MeanInterval(data.mean, data.mean - half, data.mean + half, error)
 
 
@@ -154,32 +150,7 @@ def _closed_form(data: _Clustered, confidence: float) -> tuple[float, float]:
     rate, variance = data.mean, data.variance
     if variance <= 1e-15:
         return _wilson(rate, float(prompts), normal_quantile(0.5 + confidence / 2))
-    return _wilson(rate, rate * (1 - rate) / variance, _quantile(confidence, prompts))
-
-
-def expanded_tail(confidence: float, prompts: int) -> float:
-    """Which quantiles of resamples, from either end, are the interval of so many prompts (at least 2).
-
-    Resamples spread less than samples do, by (G-1)/G, and know nothing of t. Quantiles further out make up for both:
-    the expanded percentile interval (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 5.3).
-    """
-    return NormalDist().cdf(-math.sqrt(prompts / (prompts - 1)) * _quantile(confidence, prompts))
-
-
-def _bootstrap(data: _Clustered, confidence: float, seed: int) -> tuple[float, float]:
-    """Percentile interval over resampled prompts; where resampling shows no spread at all, the closed form."""
-    prompts = len(data.sums)
-    if data.variance <= 1e-15:
-        return _closed_form(data, confidence)
-    rng = np.random.default_rng(seed)
-    at_once = max(1, _CELLS // prompts)
-    parts = []
-    for start in range(0, _RESAMPLES, at_once):
-        drawn = rng.integers(0, prompts, size=(min(at_once, _RESAMPLES - start), prompts))
-        parts.append(data.sums[drawn].sum(axis=1) / data.counts[drawn].sum(axis=1))
-    outside = expanded_tail(confidence, prompts)
-    low, high = np.quantile(np.concatenate(parts), [outside, 1 - outside])
-    return min(float(low), data.mean), max(float(high), data.mean)
+    return _wilson(rate, rate * (1 - rate) / variance, quantile(confidence, prompts))
 
 
 def share(
@@ -187,15 +158,12 @@ def share(
     clusters: Sequence[Hashable] | None = None,
     *,
     confidence: float = 0.95,
-    method: Method = "cluster",
-    seed: int = 0,
 ) -> MeanInterval:
     """Mean of values in [0, 1] with an interval inside [0, 1] that never has zero width.
 
     Args:
         clusters: one name per value; values of one name count as one observation (default: all independent).
-        method: `"cluster"` (closed form) or `"bootstrap"` (4,000 resamples of prompts with `seed`).
-    Raises: DatasetError for no values or values outside [0, 1]; RequestError for an unknown method or confidence.
+    Raises: DatasetError for no values or values outside [0, 1]; RequestError for an impossible confidence.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
@@ -203,14 +171,44 @@ def share(
     if not bool(((array >= 0) & (array <= 1)).all()):
         raise DatasetError("Outcomes must lie between 0 (lost) and 1 (won), 0.5 for a tie; found one outside.")
     data = _cluster(array, clusters)
-    _quantile(confidence, len(data.sums))  # refuses an impossible confidence whichever the method
-    if method == "cluster":
-        low, high = _closed_form(data, confidence)
-    elif method == "bootstrap":
-        low, high = _bootstrap(data, confidence, seed)
-    else:
-        raise RequestError(f"method={method!r} is unknown. Use one of {', '.join(get_args(Method))}.")
+    quantile(confidence, len(data.sums))  # refuses an impossible confidence
+    low, high = _closed_form(data, confidence)
     return MeanInterval(data.mean, low, high, math.sqrt(data.variance))
+
+
+def paired_shares(
+    base: Sequence[float] | Floats,
+    aligned: Sequence[float] | Floats,
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    confidence: float = 0.95,
+) -> MeanInterval:
+    """The difference of two shares of the same prompts, aligned minus base; values in [0, 1].
+
+    It is what was gained minus what was lost. Each of these two shares has its Wilson interval, and both are put
+    together with their correlation (Newcombe 1998, Statistics in Medicine 17:2635-2650; Zou and Donner 2008), so the
+    interval is never of zero width, never leaves [-1, 1], and holds where hardly any prompt changed.
+    """
+    change_N = np.asarray(aligned, dtype=np.float64) - np.asarray(base, dtype=np.float64)
+    gained = share(np.maximum(change_N, 0), clusters, confidence=confidence)
+    lost = share(np.maximum(-change_N, 0), clusters, confidence=confidence)
+    low, high = _difference_interval(gained, lost)
+    error = math.sqrt(_cluster(change_N, clusters).variance)
+    return MeanInterval(float(change_N.mean()), low, high, error)
+
+
+def _difference_interval(gained: MeanInterval, lost: MeanInterval) -> tuple[float, float]:
+    """Of gained minus lost, which exclude each other: the more is gained, the less can be lost."""
+    spread = (gained.mean * (1 - gained.mean), lost.mean * (1 - lost.mean))
+    correlation = -gained.mean * lost.mean / math.sqrt(spread[0] * spread[1]) if min(spread) > 0 else 0.0
+
+    def distance(of_gained: float, of_lost: float) -> float:
+        return math.sqrt(of_gained**2 + of_lost**2 - 2 * correlation * of_gained * of_lost)
+
+    middle = gained.mean - lost.mean
+    low = middle - distance(gained.mean - gained.low, lost.high - lost.mean)
+    high = middle + distance(gained.high - gained.mean, lost.mean - lost.low)
+    return max(-1.0, low), min(1.0, high)
 
 
 def win_rate(
@@ -218,20 +216,17 @@ def win_rate(
     clusters: Sequence[Hashable] | None = None,
     *,
     confidence: float = 0.95,
-    method: Method = "cluster",
-    seed: int = 0,
 ) -> WinRate:
     """Win rate of the aligned model, ties counted half, with an interval clustered by prompt.
 
     Args:
         outcomes: per comparison 1 (win), 0.5 (tie) or 0 (loss).
         clusters: the prompt of each comparison; default: every comparison has its own.
-        method, seed: see `share`.
     """
     array = np.asarray(outcomes, dtype=np.float64)
     if not bool(np.isin(array, (0.0, 0.5, 1.0)).all()):
         raise DatasetError("An outcome is 1 (win), 0.5 (tie) or 0 (loss); found another value.")
-    interval = share(array, clusters, confidence=confidence, method=method, seed=seed)
+    interval = share(array, clusters, confidence=confidence)
     prompts = array.size if clusters is None else len(set(clusters))
     return WinRate(
         win_rate=interval.mean,

@@ -109,7 +109,7 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
     name = judge_name(judge) if judge is not None else getattr(contest.asker, "name", "")
     return SuiteResult(
         SUITE,
-        comparisons=[_score("score", readable, games, contest.confidence, contest.seed)],
+        comparisons=[_score("score", readable, games, contest.confidence)],
         breakdown=_by_category(rows, readable, games, contest),
         notes=[
             *_notes(judge is not None, name, len(games) - len(readable), len(games)),
@@ -184,9 +184,9 @@ def _three_labels(base_first: str | None, aligned_first: str | None) -> Games:
     return Games(names[base_first], names[second])
 
 
-def _score(name: str, members: Sequence[int], games: Sequence[Games], confidence: float, seed: int) -> Comparison:
+def _score(name: str, members: Sequence[int], games: Sequence[Games], confidence: float) -> Comparison:
     points, clusters = zip(*((point, index) for index in members for point in games[index].points), strict=True)
-    mean = share(points, clusters, confidence=confidence, method="bootstrap", seed=seed)
+    mean = share(points, clusters, confidence=confidence)
     return Comparison(
         name=name,
         base=0.5,
@@ -208,7 +208,7 @@ def _by_category(
         return []
 
     def compare(name: str, members: Sequence[int], each: float) -> Comparison:
-        return _score(f"score, {name}", [readable[i] for i in members], games, each, contest.seed)
+        return _score(f"score, {name}", [readable[i] for i in members], games, each)
 
     return by_group(groups, compare, contest.confidence)
 

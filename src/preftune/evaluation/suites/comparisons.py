@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from preftune.evaluation.statistics import Floats, MeanInterval, WinRate, mean_interval, share
+from preftune.evaluation.statistics import Floats, WinRate, mean_interval, paired_shares
 
 Better: TypeAlias = Literal["higher", "lower"]
 
@@ -88,39 +88,21 @@ def compare_shares(
 ) -> Comparison:
     """Rates of the same prompts under both models, paired: values in [0, 1].
 
-    The difference is what was gained minus what was lost. Each of these two shares has its Wilson interval, and both
-    are put together with their correlation (Newcombe 1998, Statistics in Medicine 17:2635-2650; Zou and Donner 2008),
-    so the interval is never of zero width, never leaves [-1, 1], and holds where hardly any prompt changed.
+    The interval is that of `paired_shares`.
     """
     base_N, aligned_N = np.asarray(base, dtype=np.float64), np.asarray(aligned, dtype=np.float64)
-    gained = share(np.maximum(aligned_N - base_N, 0), clusters, confidence=confidence)
-    lost = share(np.maximum(base_N - aligned_N, 0), clusters, confidence=confidence)
-    low, high = _difference_interval(gained, lost)
+    change = paired_shares(base_N, aligned_N, clusters, confidence=confidence)
     return Comparison(
         name=name,
         base=float(base_N.mean()),
         aligned=float(aligned_N.mean()),
-        difference=float((aligned_N - base_N).mean()),
-        ci_low=low,
-        ci_high=high,
+        difference=change.mean,
+        ci_low=change.low,
+        ci_high=change.high,
         better=better,
         n=len(base_N),
         confidence=confidence,
     )
-
-
-def _difference_interval(gained: MeanInterval, lost: MeanInterval) -> tuple[float, float]:
-    """Of gained minus lost, which exclude each other: the more is gained, the less can be lost."""
-    spread = (gained.mean * (1 - gained.mean), lost.mean * (1 - lost.mean))
-    correlation = -gained.mean * lost.mean / math.sqrt(spread[0] * spread[1]) if min(spread) > 0 else 0.0
-
-    def distance(of_gained: float, of_lost: float) -> float:
-        return math.sqrt(of_gained**2 + of_lost**2 - 2 * correlation * of_gained * of_lost)
-
-    middle = gained.mean - lost.mean
-    low = middle - distance(gained.mean - gained.low, lost.high - lost.mean)
-    high = middle + distance(gained.high - gained.mean, lost.mean - lost.low)
-    return max(-1.0, low), min(1.0, high)
 
 
 def compare_means(
