@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from preftune.data import DIALOGUE_TEMPLATE
+from preftune.data import DIALOGUE_TEMPLATE, load_demonstrations
+from preftune.data.demonstration_tokens import tokenize_demonstrations
 from preftune.errors import DatasetError
 
 from .tiny_bpe import make_tokenizer
 from .turns import (
     DROPS_THOUGHTS,
     MARKED,
+    MARKED_TIGHTLY,
     PARTED,
     TEMPLATES,
     Tok,
@@ -291,6 +293,75 @@ def test_a_template_that_hides_its_turns_drops_the_row_and_says_the_cure(chat: T
     assert "Mark them in the template with {% generation %}" in "\n".join(report.lines())
     with pytest.raises(DatasetError, match="does not tell where the assistant's turns begin"):
         run([PARTED], chat)
+
+
+ENDS_ONCE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% else %}{{ '</s>' }}{% endif %}"
+)
+"""Phi-3's shape: the eos follows once, at the very end of the text."""
+
+RETURNS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
+    "{{ '</s>' if loop.last and m['role'] == 'assistant' and not add_generation_prompt else '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""gpt-oss's shape: the last answer ends with another mark than the others."""
+
+
+def with_end(chat: Tok) -> Tok:
+    chat.add_special_tokens({"eos_token": "</s>"})
+    return chat
+
+
+@pytest.mark.parametrize(
+    ("template", "ends"), [(ENDS_ONCE, ["<|im_end|>\n", "<|im_end|>\n</s>"]), (RETURNS, ["<|im_end|>", "</s>"])]
+)
+def test_a_mark_that_ends_the_last_turn_only_hides_no_turn(template: str, ends: list[str], chat: Tok) -> None:
+    chat = with_end(chat)
+    chat.chat_template = template
+    turns = [user("q"), assistant("one"), user("r"), assistant("two")]
+    groups, report = tokenize_demonstrations(load_demonstrations([{"messages": turns}]), chat)
+    assert not report.dropped
+    spans = [chat.decode(groups[0].completions[0][begin:end]) for begin, end in groups[0].spans(0)]
+    assert spans == ["one" + ends[0], "two" + ends[1]]
+    _, chosen, rejected = shown_one(PARTED, chat)
+    assert [part.split("⟧")[0] for part in chosen.split("⟦")[1:]] == ["one" + ends[0], "two" + ends[1]]
+    assert [part.split("⟧")[0] for part in rejected.split("⟦")[1:]] == [
+        "three" + ends[0], "four" + ends[0], "five" + ends[1],
+    ]  # fmt: skip
+
+
+MARKED_ENDS = (
+    ENDS_ONCE.replace("+ m['content'] + '<|im_end|>\n' }}", "}}{{ m['content'] + '<|im_end|>\n' }}")
+    .replace(
+        "{{ m['content'] + '<|im_end|>\n' }}",
+        "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>\n' }}{% endgeneration %}"
+        "{% else %}{{ m['content'] + '<|im_end|>\n' }}{% endif %}",
+    )
+    .replace("{{ '</s>' }}", "{% generation %}{{ '</s>' }}{% endgeneration %}")
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "trained"),
+    [
+        (MARKED, ["one<|im_end|>", "two<|im_end|>"]),
+        (MARKED_TIGHTLY, ["one", "two"]),
+        (MARKED.replace("{% if add_generation_prompt %}", "{% if false %}"), ["one<|im_end|>", "two<|im_end|>"]),
+        (MARKED_ENDS, ["one<|im_end|>\n", "two<|im_end|>\n</s>"]),
+    ],
+)
+def test_what_a_template_marks_is_trained_to_the_letter(template: str, trained: list[str], chat: Tok) -> None:
+    chat = with_end(chat)
+    chat.chat_template = template
+    turns = [user("q"), assistant("one"), user("r"), assistant("two")]
+    groups, report = tokenize_demonstrations(load_demonstrations([{"messages": turns}]), chat)
+    assert not report.dropped
+    (group,) = groups
+    assert [chat.decode(group.completions[0][begin:end]) for begin, end in group.spans(0)] == trained
+    text = chat.apply_chat_template(turns, tokenize=False)
+    assert chat.decode([*group.prompt_ids, *group.completions[0]]) == text
 
 
 def test_marks_in_some_turns_only_are_not_enough(chat: Tok) -> None:

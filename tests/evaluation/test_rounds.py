@@ -14,7 +14,15 @@ from preftune.evaluation.rounds import ROUND, generate_in_rounds, serves
 from tiny import tiny_model, tiny_tokenizer
 
 NEW = 3 * ROUND - 5
-OTHERS = {"num_beams": 3, "do_sample": True, "begin_suppress_tokens": [3], "max_time": 1.0, "guidance_scale": 1.5}
+OTHERS = {
+    "num_beams": 3,
+    "do_sample": True,
+    "begin_suppress_tokens": [3],
+    "max_time": 1.0,
+    "guidance_scale": 1.5,
+    "forced_eos_token_id": 2,  # at the last token, which is not a round's
+    "encoder_no_repeat_ngram_size": 2,
+}
 
 
 def batch(rows: int = 6) -> tuple[torch.Tensor, torch.Tensor]:

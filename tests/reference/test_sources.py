@@ -195,3 +195,17 @@ def test_an_explicit_reference_is_released_and_used_again_only_while_the_user_ho
     del reference
     with pytest.raises(ReferenceMismatchError, match="released"):
         source.score(model, batch, engine)
+
+
+def test_rows_of_an_embedding_that_a_probe_does_not_reach_are_found_by_their_weights():
+    model = with_lora(target_modules=["embed_tokens", "q_proj"])
+    engine, batch = make_engine(model, "packed"), pack(random_groups())
+    options = {"trained": lambda: False, "reload": None}
+    assert isinstance(choose_source(model, batch, engine, **options), AdapterOff)
+    met = {token for group in batch.groups for part in (group.prompt_ids, *group.completions) for token in part}
+    unmet = next(token for token in range(128) if token not in met)
+    with torch.no_grad():
+        factors = model.base_model.model.model.embed_tokens
+        factors.lora_embedding_A["default"][:, unmet] = 1.0
+        factors.lora_embedding_B["default"].fill_(1.0)
+    assert isinstance(choose_source(model, batch, engine, **options), FrozenCopy)

@@ -16,7 +16,7 @@ What is found is checked against the whole text. A turn that cannot be found is 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from preftune.types import Message, Span
@@ -36,27 +36,51 @@ def has_marks(template: str) -> bool:
     return _MARKS.search(template) is not None
 
 
-def answers_by_marks(text: str, marked: Sequence[Span], messages: Sequence[Message]) -> dict[int, Span] | None:
+def answers_by_marks(marked: Sequence[Span], messages: Sequence[Message]) -> dict[int, Span] | None:
     """The turns of the assistant by number, where a template marks every one of them; None where it does not.
 
     Args:
-        text: the whole conversation as it is rendered.
-        marked: characters of the text that the template marks as the assistant's.
+        marked: characters of the rendered text that the template marks as the assistant's.
         messages: the whole conversation.
     """
     turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    marked = list(marked)
+    if len(marked) > len(turns):  # a turn may be marked in parts that touch (Phi-3's end of the text)
+        marked = _joined(marked)
     if len(turns) != len(marked) or not all(begin < end for begin, end in marked):
         return None
-    # Marks may end before the end-of-turn mark. It follows the last answer, where nothing else does.
-    ending = text[marked[-1][1] :]
+    return dict(zip(turns, marked, strict=True))
+
+
+def with_endings(text: str, found: Mapping[int, Span]) -> dict[int, Span]:
+    """The turns with what follows the last of them in the text (an end-of-turn mark, a line break), where that follows
+    the others too: what a single answer of a preference is.
+    """
+    ending = text[max(end for _, end in found.values()) :]
     return {
         turn: (begin, end + len(ending) if text.startswith(ending, end) else end)
-        for turn, (begin, end) in zip(turns, marked, strict=True)
+        for turn, (begin, end) in found.items()
     }
 
 
+def _joined(marked: Sequence[Span]) -> list[Span]:
+    joined: list[Span] = []
+    for begin, end in marked:
+        if joined and joined[-1][1] == begin:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((begin, end))
+    return joined
+
+
 def answers_by_rendering(
-    text: str, messages: Sequence[Message], wanted: Sequence[int], render: Renderer, *, first: int | None
+    text: str,
+    messages: Sequence[Message],
+    wanted: Sequence[int],
+    render: Renderer,
+    *,
+    first: int | None,
+    marks: Sequence[str] = (),
 ) -> dict[int, Span] | None:
     """The turns of the assistant by number; None if one of them cannot be found.
 
@@ -66,12 +90,13 @@ def answers_by_rendering(
         wanted: numbers of the turns to find, rising.
         first: the turn before which the prompt's text stands; its beginning is not looked for and given as 0. None if
             the prompt is no such text.
+        marks: the tokenizer's special tokens.
     """
     found: dict[int, Span] = {}
     for turn in wanted:
         around: Span | None = None
         begin = 0 if turn == first else _begin(text, messages, turn, render)
-        end = len(text) if turn == len(messages) - 1 else _end(text, messages, turn, render)
+        end = len(text) if turn == len(messages) - 1 else _end(text, messages, turn, render, marks)
         if begin is None or end is None:
             around = _around(text, messages, turn, render)
             if around is None:
@@ -121,10 +146,21 @@ def _begin(text: str, messages: Sequence[Message], turn: int, render: Renderer) 
     return shared if before is not None and text.startswith(before) and shared >= len(before) else None
 
 
-def _end(text: str, messages: Sequence[Message], turn: int, render: Renderer) -> int | None:
+def _end(text: str, messages: Sequence[Message], turn: int, render: Renderer, marks: Sequence[str]) -> int | None:
     """Where the answer ends, by the turns up to it."""
     until = _attempt(render, messages[: turn + 1])
-    return len(until) if until is not None and text.startswith(until) else None
+    if until is None or text.startswith(until):
+        return None if until is None else len(until)
+    # Some templates end the whole text with a mark of its own: after the end of its last turn (Phi-3), or in place of
+    # the mark that ends other turns (gpt-oss).
+    closing = next((mark for mark in marks if until.endswith(mark)), None)
+    if closing is None or not text.startswith(until.removesuffix(closing)):
+        return None
+    end = len(until) - len(closing)
+    if text[:end].rstrip().endswith(tuple(marks)):
+        return end
+    others = max((mark for mark in marks if text.startswith(mark, end)), key=len, default="")
+    return end + len(others) if others else None
 
 
 def _around(text: str, messages: Sequence[Message], turn: int, render: Renderer, *, begun: str = "") -> Span | None:

@@ -187,6 +187,10 @@ class DemonstrationEncoder(Encoder):
         if whole_completion:
             alone = demonstration.prompt is None or self.covered.completion_only is False
             return _Texts(whole, () if alone else (before,), False, **facts)  # type: ignore[arg-type]
+        if (marked := self._by_marks(pair, turns, whole)) is not None:  # as the template has them, to the letter
+            places = [edge for at in wanted for edge in marked[at]]
+            facts["ended"] = facts["ended"] or places[-1] < len(whole)
+            return _Texts(whole, (before, *(whole[:at] for at in places)), False, tuple(places), **facts)  # type: ignore[arg-type]
         lost = loses_prompt([whole], before, asked[: len(asked) - continues], self._renderer(pair))
         begun = str(asked[-1]["content"]) if continues else ""
         edges = self._answers(pair, turns, whole, first, first, lost=lost, begun=begun)
@@ -230,7 +234,11 @@ class DemonstrationEncoder(Encoder):
             whole.append(self.eos)
             encoded.eos_added = not text.special_tokens
         begin = common(heads[0], whole) if heads else 0
-        edges = [*(common(head, whole) for head in heads[1:]), len(whole)] if text.edges else [begin, len(whole)]
+        edges = [common(head, whole) for head in heads[1:]] if text.edges else [begin]
+        if not text.edges or text.edges[-1] == len(
+            text.whole
+        ):  # ends where the text does, with the eos that it is given
+            edges = [*edges[: max(1, len(text.edges) - 1)], len(whole)]
         encoded.moved = bool(heads) and begin < len(heads[0]) and (not text.edges or edges[0] <= begin)
         edges[0] = max(begin, edges[0]) if text.edges else begin
         if any(at > then for at, then in pairwise(edges)):

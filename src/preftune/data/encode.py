@@ -27,6 +27,7 @@ from preftune.data.answer_turns import (
     continuation,
     has_marks,
     loses_prompt,
+    with_endings,
 )
 from preftune.data.end_marks import EndMarks
 from preftune.data.messages import can_continue, common_turns, has_text, joined
@@ -239,10 +240,12 @@ class Encoder:
             return []
         render = self._renderer(pair)
         wanted = [turn for turn in range(parted, last + 1) if messages[turn]["role"] == "assistant"]
-        found = answers_by_marks(text, self._marked(pair, messages, text), messages)
+        found = self._by_marks(pair, messages, text)
         if found is None:
             known = None if lost and not begun else first
-            found = answers_by_rendering(text, messages, wanted, render, first=known)
+            found = answers_by_rendering(text, messages, wanted, render, first=known, marks=self._marks)
+        else:
+            found = with_endings(text, found)
         if found is None:
             return None
         edges = [self._with_eos(text, at) if is_end else at for turn in wanted for is_end, at in enumerate(found[turn])]
@@ -259,6 +262,10 @@ class Encoder:
             return self._render(pair, messages, answer=answer)
 
         return render
+
+    def _by_marks(self, pair: PreferencePair, messages: list[Message], text: str) -> dict[int, Span] | None:
+        """The turns of the assistant by number, as the template marks them; None if it does not mark them all."""
+        return answers_by_marks(self._marked(pair, messages, text), messages)
 
     def _marked(self, pair: PreferencePair, messages: list[Message], text: str) -> list[Span]:
         """The characters that the template marks as the assistant's, if it has such marks."""

@@ -23,8 +23,10 @@ ROUND = 16
 
 _NEEDS_THE_PROMPT: Mapping[str, Any] = {
     "begin_suppress_tokens": None,
+    "encoder_no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1.0,
     "exponential_decay_length_penalty": None,
+    "forced_eos_token_id": None,
     "guidance_scale": 1.0,
     "max_time": None,
     "min_new_tokens": 0,
