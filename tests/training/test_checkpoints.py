@@ -476,3 +476,35 @@ def test_the_same_step_is_written_once(tmp_path, monkeypatch):
 def test_the_umask_of_other_threads_is_never_changed(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "umask", None)
     run(tmp_path, max_steps=3)
+
+
+def test_a_finished_run_without_checkpoints_is_not_trained_again_by_auto(tmp_path, caplog):
+    made = run(tmp_path, save_strategy="no")
+    made.save_model()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    again = run(tmp_path, resume="auto", save_strategy="no")
+    assert again.nothing_to_do
+    assert same_weights(again, made)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert not run(tmp_path, resume="auto", save_strategy="no", beta=0.2).nothing_to_do, "another run"
+    assert (next((tmp_path / "_earlier").iterdir()) / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", "preftune_state.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"null", b"\xff"])
+def test_a_damaged_checkpoint_without_a_manifest_is_an_error_that_names_it(content, name, cut):
+    (cut / "checkpoint-6" / FILE).unlink()
+    (cut / "checkpoint-6" / name).write_bytes(content)
+    before = (cut / "metrics.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match=r"checkpoint-6 cannot be resumed from: .*checkpoint-3 is complete"):
+        run(cut, resume=str(cut / "checkpoint-6"), disable_dropout=False)
+    assert (cut / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors"])
+@pytest.mark.parametrize("damage", [empty, halve])
+def test_a_torn_file_of_a_checkpoint_without_a_manifest_is_an_error_that_names_the_checkpoint(damage, name, cut):
+    (cut / "checkpoint-6" / FILE).unlink()
+    damage(cut / "checkpoint-6" / name)
+    with pytest.raises(CheckpointError, match="checkpoint-6 cannot be loaded into this run"):
+        run(cut, resume=str(cut / "checkpoint-6"), disable_dropout=False)

@@ -128,7 +128,7 @@ def _train(method: Method, request: Request) -> int:
         trainer, progress = _prepare(method, request)
         try:
             trainer.train(resume_from_checkpoint=request.config.resume_from_checkpoint)
-            return 0 if trainer.nothing_to_do else _finish(method, trainer, request)
+            return _finish(method, trainer, request) if not trainer.nothing_to_do else _leave(trainer, request)
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(_stopped(method, request)) from stop
         except StoppedError as stop:
@@ -209,6 +209,14 @@ def _prepare(method: Method, request: Request) -> tuple[Any, Any]:
         skipped = [name for name, buffer in policy.named_buffers() if buffer.dtype == torch.bool]
         policy._ddp_params_and_buffers_to_ignore = skipped
     return trainer, progress
+
+
+def _leave(trainer: Any, request: Request) -> int:
+    """A finished run stays as it is; its report is written if something ended it before that."""
+    output = Path(str(request.config.output_dir))
+    if request.report and trainer.is_world_process_zero() and not (output / "report.html").exists():
+        write_page(str(output))
+    return 0
 
 
 def _finish(method: Method, trainer: Any, request: Request) -> int:

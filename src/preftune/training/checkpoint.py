@@ -18,11 +18,16 @@ def save_state(folder: Path, content: dict[str, Any], *, rank: int) -> None:
 
 
 def load_state(folder: Path, *, rank: int) -> dict[str, Any] | None:
-    """What `save_state` wrote; None for a checkpoint of something else (TRL, an older preftune)."""
+    """What `save_state` wrote; None for a checkpoint of something else (TRL, an older preftune).
+
+    Raises: OSError, ValueError for a file that is not what was written.
+    """
     path = _file(folder, rank)
     if not path.exists():
         return None
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no object")
     return content
 
 

@@ -20,13 +20,13 @@ from transformers.trainer_utils import TrainOutput
 from preftune.errors import ConfigError, PreftuneError
 from preftune.log import say
 from preftune.models.locate import run_of_weights, write_run_of_weights
-from preftune.training import checkpoint, memory
+from preftune.training import memory
 from preftune.training.earlier_run import put_aside, put_aside_earlier_run, run_facts, run_id_of, sweep_unfinished
 from preftune.training.limits import Limits
-from preftune.training.resuming import Choice, check_same_run, choose_checkpoint
+from preftune.training.resuming import AUTO, Choice, check_same_run, choose_checkpoint, own_state
 from preftune.training.run_lock import locked
 from preftune.training.run_record import RunRecord, new_id
-from preftune.training.same_run import facts_of
+from preftune.training.same_run import facts_of, is_of_record
 from preftune.training.self_check import FirstStepCallback
 from preftune.training.stopping import StopSignals
 from preftune.training.trackers import TrackedFacts
@@ -75,7 +75,7 @@ class ResumableTrainer(CheckpointedTrainer):
         """
         with locked(self.args.output_dir, writes=self.is_world_process_zero()), self._signals.caught():
             choice, ended = self._settle(resume_from_checkpoint)
-            if choice is not None and ended:
+            if ended:
                 return self._has_ended(choice, ended)
             with self._record.ended(self):
                 if self.is_world_process_zero():
@@ -100,8 +100,10 @@ class ResumableTrainer(CheckpointedTrainer):
         self._resume_changed = self._sums_carried_over = self._save_due = self.nothing_to_do = False
         self._saved_step = None
         ended = ""
-        if choice is not None:
-            state = checkpoint.load_state(choice.folder, rank=self.args.process_index)
+        if choice is None and asked == AUTO:
+            ended = self._on_first_rank(self._why_finished_without_checkpoint)
+        elif choice is not None:
+            state = own_state(choice, rank=self.args.process_index)
             self.check_resumable(state, choice.folder)
             self._resume_changed = check_same_run(
                 choice, facts_of(self), processes=self.args.world_size, allow_changed=self.args.allow_changed
@@ -163,27 +165,39 @@ class ResumableTrainer(CheckpointedTrainer):
             return f"a callback ended the run at step {choice.step} (allow_changed trains on)"
         return ""
 
-    def _is_finished(self, choice: Choice, facts: Mapping[str, Any]) -> bool:
-        """Whether run.json says so, and the final weights are there."""
-        run = run_id_of(dict(facts))
-        if choice.manifest is None or run != choice.manifest.run or facts.get("outcome") != "finished":
-            return False
-        return run_of_weights(Path(self.args.output_dir)) == (run, facts.get("steps"))
+    def _why_finished_without_checkpoint(self) -> str:
+        """A finished run that wrote no checkpoints, with the settings and data of this one."""
+        facts = run_facts(Path(self.args.output_dir))
+        if facts.get("outcome") != "finished" or not self._has_weights_of(facts) or not is_of_record(self, facts):
+            return ""
+        return f"the run in {self.args.output_dir} is finished, after {facts.get('steps')} steps"
 
-    def _has_ended(self, choice: Choice, why: str) -> TrainOutput:
+    def _is_finished(self, choice: Choice | None, facts: Mapping[str, Any]) -> bool:
+        """Whether run.json says so, and the final weights are there."""
+        if choice is None:
+            return True
+        same = choice.manifest is not None and run_id_of(dict(facts)) == choice.manifest.run
+        return same and facts.get("outcome") == "finished" and self._has_weights_of(facts)
+
+    def _has_weights_of(self, facts: Mapping[str, Any]) -> bool:
+        run = run_id_of(dict(facts))
+        return run is not None and run_of_weights(Path(self.args.output_dir)) == (run, facts.get("steps"))
+
+    def _has_ended(self, choice: Choice | None, why: str) -> TrainOutput:
         """The state that the run ended with, and its record if that was not written. No step is trained."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ConfigError(f"nothing to do: {why}. Start a new run without resume_from_checkpoint (--resume).")
         output, facts = Path(self.args.output_dir), run_facts(Path(self.args.output_dir))
         finished = self._on_first_rank(lambda: self._is_finished(choice, facts) and not self._resume_changed)
-        if finished:
+        if finished or choice is None:
             with _files_alone(output) as final:
                 self._load_from_checkpoint(final)
         else:
             self._load_from_checkpoint(str(choice.folder))
-        self.state = TrainerState.load_from_json(str(choice.folder / "trainer_state.json"))
+        if choice is not None:
+            self.state = TrainerState.load_from_json(str(choice.folder / "trainer_state.json"))
         say(f"nothing to do: {why}.")
-        if finished:
+        if finished or choice is None:
             self.nothing_to_do = True
             self.state.global_step = int(facts["steps"])
             result = dict(facts.get("result") or {})

@@ -10,6 +10,7 @@ from typing import Any
 
 from preftune.errors import ConfigError
 from preftune.log import say, warn
+from preftune.training import checkpoint
 from preftune.training.earlier_run import FOLDER, checkpoints_in, run_facts, run_id_of
 from preftune.training.manifest import FILE, DamagedError, Manifest, check_files, read_manifest
 from preftune.training.same_run import changed_ends, differences
@@ -124,10 +125,34 @@ def _check_foreign(folder: Path) -> None:
             f"{folder} has no {FILE} and lacks {', '.join(missing)}, so the run cannot go on as it was. Start a new "
             f"run from its weights (--model {folder}), or name another checkpoint."
         )
+    try:
+        int(json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        raise ConfigError(
+            f"{folder} cannot be resumed from: its trainer_state.json cannot be read.{_instead(folder)}"
+        ) from None
     warn(
         f"{folder} has no {FILE} (another library or an older preftune wrote it): whether it is complete, and of the "
         "same data and settings, cannot be checked."
     )
+
+
+def own_state(choice: Choice, *, rank: int) -> dict[str, Any] | None:
+    """What preftune wrote into a checkpoint besides transformers' files; None where it wrote nothing.
+
+    Raises:
+        ConfigError: it is damaged, in a checkpoint whose files cannot be checked.
+    """
+    try:
+        state = checkpoint.load_state(choice.folder, rank=rank)
+    except (OSError, ValueError, RecursionError):
+        state = {}
+    if state is not None and not (isinstance(state, dict) and "window" in state):
+        raise ConfigError(
+            f"{choice.folder} cannot be resumed from: preftune_state.json is not what was written."
+            f"{_instead(choice.folder)}"
+        )
+    return state
 
 
 def _instead(folder: Path) -> str:

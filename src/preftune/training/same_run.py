@@ -92,6 +92,18 @@ def changed_ends(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     ]
 
 
+def is_of_record(trainer: Any, record: Mapping[str, Any]) -> bool:
+    """Whether run.json tells of a run with these settings, this end and these data."""
+    now = {name: value for name, value in configuration(trainer.args).items() if _compared(name)}
+    before = {name: value for name, value in (record.get("configuration") or {}).items() if _compared(name)}
+    data = ((record.get("data") or {}).get("train") or {}).get("fingerprint")
+    return bool(before) and before == plain(now) and data == trainer.train_dataset.fingerprint
+
+
+def _compared(name: str) -> bool:
+    return name in EXTENDS or name in _IN_THE_BATCH or not _without_effect(name)
+
+
 def _without_effect(name: str) -> bool:
     return name in _NO_EFFECT or (name.startswith(_NO_EFFECT_PREFIXES) and name not in _DATALOADER)
 
