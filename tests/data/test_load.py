@@ -295,3 +295,17 @@ def test_what_the_hub_library_raises_becomes_one_paragraph(monkeypatch: pytest.M
     message = fails("owner/pairs", split="trian", config="en")
     assert "'owner/pairs' (split 'trian', config 'en') cannot be loaded" in message
     assert 'Should be one of ["train"]' in message
+
+
+def test_sets_of_tutorials_are_known_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", _offline)
+    with pytest.raises(DatasetError, match=r"Did you mean 'Anthropic/hh-rlhf'\?"):
+        load_rows("anthropic/hh-rhlf")
+    with pytest.raises(DatasetError) as caught:
+        load_rows("Anthropic/hh-rlhf")
+    assert "Did you mean" not in str(caught.value)
+
+
+def _offline(*_: object, **__: object) -> None:
+    raise OSError("offline")

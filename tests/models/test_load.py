@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from preftune.errors import ModelError
 from preftune.models import adapter_base, is_adapter_folder, load_model, load_tokenizer
 from preftune.models import locate as locating
-from preftune.models.locate import locate
+from preftune.models.locate import _Answer, locate
 from tests.models.tiny import tiny_llama, tiny_tokenizer
 
 
@@ -211,3 +211,20 @@ def test_an_unknown_architecture_is_told(tmp_path: Path, shelf: Path) -> None:
     (broken / "config.json").write_text(json.dumps({"model_type": "from-the-future"}))
     with pytest.raises(ModelError, match="from-the-future"):
         load_model(broken)
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("HuggingFaceTB/SmolLM3-3B-Instruct", "HuggingFaceTB/SmolLM3-3B"),
+        ("huggingfacetb/smollm3-3b-instruct", "HuggingFaceTB/SmolLM3-3B"),
+        ("HuggingFaceTB/SmolLM2-135M-Instuct", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+    ],
+)
+def test_models_of_tutorials_are_known_offline(asked, meant, monkeypatch):
+    monkeypatch.setattr("preftune.models.locate._ask_hub", lambda *_: _Answer(unreachable="offline"))
+    with pytest.raises(ModelError, match=rf"Did you mean {meant}\?"):
+        locate(asked)
+    with pytest.raises(ModelError) as caught:
+        locate(meant)
+    assert "Did you mean" not in str(caught.value)

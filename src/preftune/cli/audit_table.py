@@ -51,6 +51,8 @@ def _head(result: Audit) -> Iterator[str]:
     prompts = result.figures["duplicates"]["prompts"]
     different = f", {prompts:,} different prompts" if prompts else ""
     yield plain(f"{result.name}: {result.rows:,} rows, {result.pairs:,} pairs{different}{read_as}.")
+    for sentence in result.figures.get("diversity", {}).get("sentences", ()):
+        yield plain(sentence)
     counts = {severity: sum(f.severity == severity for f in result.findings) for severity in ("error", "warning")}
     told = [f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items() if count]
     yield f"{' and '.join(told)}." if told else "Nothing wrong was found."

@@ -22,6 +22,22 @@ if TYPE_CHECKING:
 Source: TypeAlias = Any
 """A path, "-", a hub id, a `Dataset`, a `DatasetDict`, or a list of dicts."""
 
+_KNOWN = (
+    "trl-lib/ultrafeedback_binarized",
+    "HuggingFaceH4/ultrafeedback_binarized",
+    "argilla/ultrafeedback-binarized-preferences",
+    "argilla/ultrafeedback-binarized-preferences-cleaned",
+    "argilla/dpo-mix-7k",
+    "argilla/distilabel-intel-orca-dpo-pairs",
+    "Anthropic/hh-rlhf",
+    "OpenAssistant/oasst1",
+    "OpenAssistant/oasst2",
+    "stanfordnlp/SHP",
+    "openbmb/UltraFeedback",
+    "Intel/orca_dpo_pairs",
+    "Digish/huggingface-smol-course-preference-tuning-dataset",
+)
+"""Sets of tutorials, known without asking the hub."""
 _HUB_ID = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
 
 
@@ -241,7 +257,8 @@ def _ask_hub(source: str) -> None:
         if cached.is_dir():
             return  # load_dataset falls back on what it has
         raise DatasetError(
-            f"{local} the hub cannot be asked for it ({type(error).__name__}: {' '.join(str(error).split())[:120]}). "
+            f"{local} the hub cannot be asked for it ({type(error).__name__}: {' '.join(str(error).split())[:120]})."
+            f"{_near_known(source)} "
             "Check the path, or the network connection; a dataset that was downloaded elsewhere can be given as a path."
         ) from error
 
@@ -252,6 +269,15 @@ def _near_here(source: str) -> str:
         return ""
     near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1, cutoff=0.6)
     return f" (there is {str(path.parent / near[0])!r})" if near else ""
+
+
+def _near_known(source: str) -> str:
+    """The set of a tutorial that was probably meant; nothing where the name is one of them."""
+    lower = {known.lower(): known for known in _KNOWN}
+    if source.lower() in lower:
+        return ""
+    near = difflib.get_close_matches(source.lower(), lower, n=2, cutoff=0.8)
+    return f" Did you mean {' or '.join(repr(lower[name]) for name in near)}?" if near else ""
 
 
 def _near_on_hub(source: str) -> str:

@@ -28,6 +28,18 @@ WEIGHTS_FILE = "preftune_weights.json"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 _ASK_AGAIN_S = 60
+KNOWN = (
+    "HuggingFaceTB/SmolLM3-3B",
+    "HuggingFaceTB/SmolLM3-3B-Base",
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+    "HuggingFaceTB/SmolLM2-360M-Instruct",
+    "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "Qwen/Qwen2.5-0.5B-Instruct",
+    "Qwen/Qwen3-0.6B",
+    "meta-llama/Llama-3.1-8B-Instruct",
+    "mistralai/Mistral-7B-Instruct-v0.3",
+)
+"""Models of tutorials, known without asking the hub. SmolLM3-3B is instruction-tuned, without -Instruct in its name."""
 _TIMEOUT_S = 5.0
 
 
@@ -184,16 +196,18 @@ def _locate_on_hub(name: str, revision: str | None) -> Location:
     near_folders = _near_folders(Path(name))
     local = near_folders if "Did you mean" in near_folders else ""
     if answer.unreachable:
+        likely = _near_known(name)
+        known = f" Did you mean {' or '.join(likely)}?" if likely else ""
         raise ModelError(
             f"There is no local folder {name}, it is not in this machine's Hugging Face cache, and the hub could not "
-            f"be reached ({answer.unreachable}).{local} Connect to the internet, or copy the model's folder here and "
-            "give its path."
+            f"be reached ({answer.unreachable}).{local}{known} Connect to the internet, or copy the model's folder "
+            "here and give its path."
         )
     if answer.no_revision:
         raise ModelError(
             f"{name} on the hub has no revision {revision!r}. Leave revision out, or name a branch, tag or commit."
         )
-    near = _near_on_hub(name)
+    near = list(dict.fromkeys([*_near_known(name), *_near_on_hub(name)]))[:3]
     guess = f" Did you mean {' or '.join(near)}?" if near else ""
     raise ModelError(
         f"There is no model {name} on the hub, or it is private and you are not logged in (`hf auth login`), "
@@ -263,6 +277,17 @@ def _near_on_hub(name: str) -> list[str]:
         return [lower[n] for n in near]
     by_short = {identifier.rpartition("/")[2]: lower[identifier] for identifier in reversed(lower)}
     return [by_short[n] for n in difflib.get_close_matches(name.lower(), by_short, n=3, cutoff=0.6)]
+
+
+def _near_known(name: str) -> list[str]:
+    """The model of a tutorial that was probably meant; nothing where the name is one of them."""
+    lower = {known.lower(): known for known in KNOWN}
+    if name.lower() in lower:
+        return []
+    plain = re.sub(r"-(instruct|chat|it|hf)$", "", name.lower())
+    if plain in lower:
+        return [lower[plain]]
+    return [lower[found] for found in difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.85)]
 
 
 def _searches(short: str, parts: Iterable[str]) -> list[str]:

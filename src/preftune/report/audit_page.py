@@ -165,6 +165,9 @@ def pictures(page: Page, figures: Figures) -> Iterator[str]:
     if figures.get("sources"):
         yield "<h2>Sources</h2>"
         yield panels(*_sources(page, figures["sources"]))
+    if figures.get("diversity", {}).get("sentences"):
+        yield "<h2>Diversity of the prompts</h2>"
+        yield from _diversity(figures["diversity"])
     if figures.get("reference", {}).get("pairs"):
         yield from _reference(page, figures["reference"])
 
@@ -210,6 +213,13 @@ def _sources(page: Page, figures: Figures) -> Iterator[str]:
             continue
         chart = charts.counted(counts["counts"], counts["others"])
         yield panel(column, f"{counts['different']:,} different.", _chart(page, f"source-{number}", chart))
+
+
+def _diversity(figures: Figures) -> Iterator[str]:
+    yield f'<p class="lead">{escaped(" ".join(figures["sentences"]))}</p><br>'
+    if figures.get("of_groups"):
+        rows = [[", ".join(group["words"]) or "(none)", f"{group['share']:.1%}"] for group in figures["of_groups"]]
+        yield panels(panel("Largest groups", "The words that set them apart.", table(["", "share"], rows)))
 
 
 def _reference(page: Page, figures: Figures) -> Iterator[str]:

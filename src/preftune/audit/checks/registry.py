@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from preftune.audit.checks.cheats import CheatsCheck
 from preftune.audit.checks.check import Check
+from preftune.audit.checks.diversity import DiversityCheck
 from preftune.audit.checks.duplicates import DuplicatesCheck
 from preftune.audit.checks.labels import LabelsCheck
 from preftune.audit.checks.lengths import LengthsCheck
@@ -28,6 +29,7 @@ CHECKS: tuple[type[Check], ...] = (
     TextCheck,
     LabelsCheck,
     SourcesCheck,
+    DiversityCheck,
     SizeCheck,
     ReferenceCheck,
 )
