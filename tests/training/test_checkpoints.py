@@ -289,6 +289,26 @@ def test_a_run_that_ended_is_not_trained_one_step_further(end, tmp_path):
     assert same_weights(again, made)
 
 
+def test_counting_the_steps_of_the_epochs_draws_no_random_number(tmp_path):
+    options = {"max_steps": -1, "num_train_epochs": 2, "disable_dropout": False, "save_steps": 5}
+    whole = run(tmp_path / "whole", **options)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(tmp_path / "cut", callbacks=[PowerCut()], **options)
+    resumed = run(tmp_path / "cut", resume=True, **options)
+    assert same_weights(resumed, whole)
+    assert logged(resumed) == logged(whole)
+
+
+def test_a_checkpoint_at_the_end_of_its_run_is_completed_in_another_folder_without_mixing_runs(tmp_path):
+    run(tmp_path / "a")
+    run(tmp_path / "b", beta=0.2, max_steps=2)
+    done = run(tmp_path / "b", resume=str(tmp_path / "a" / "checkpoint-8"))
+    assert done.state.global_step == 8
+    assert not (tmp_path / "b" / "checkpoint-2").exists()
+    record = json.loads((tmp_path / "b" / "run.json").read_text())
+    assert (record["id"], record["steps"]) == (json.loads((tmp_path / "a" / "run.json").read_text())["id"], 8)
+
+
 def test_an_early_end_by_a_callback_is_an_end(tmp_path):
     class Enough(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -439,6 +459,16 @@ def test_the_best_checkpoint_is_kept_and_its_name_is_that_of_its_folder(tmp_path
     assert best.is_dir()
     state = json.loads((best / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == str(best)
+
+
+def test_the_best_checkpoint_is_found_where_the_run_directory_has_moved(tmp_path):
+    options = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "load_best_model_at_end": True}
+    options |= {"eval_dataset": rows(3, start=40), "learning_rate": 0.0, "save_total_limit": 2}  # the first is the best
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(tmp_path / "old", callbacks=[PowerCut()], **options)
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    moved = run(tmp_path / "new", resume=True, **options)
+    assert moved.state.best_model_checkpoint == str(tmp_path / "new" / "checkpoint-2")
 
 
 def test_weights_alone_are_no_checkpoint_to_resume_from(tmp_path):

@@ -100,7 +100,9 @@ class PackedConfig(TrainingArguments):
     )
 
     overwrite: bool = option(
-        False, "Remove what an earlier run left in output_dir. By default it is moved to output_dir/_earlier."
+        False,
+        "Remove what an earlier run left in output_dir. By default it is moved to output_dir/_earlier.",
+        aliases=["--overwrite_output_dir"],
     )
     allow_changed: bool = option(
         False, "Resume although settings or data that decide about the updates have changed since the checkpoint."

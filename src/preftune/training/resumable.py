@@ -56,6 +56,9 @@ class ResumableTrainer(CheckpointedTrainer):
         """What run.json says at the end besides steps and outcome."""
         return {}
 
+    def recall(self, state: Mapping[str, Any]) -> None:
+        """What the end of a run is told with, from the last checkpoint of a run that has ended."""
+
     # --- training ---
 
     def attach_record(self, facts: Mapping[str, Any]) -> None:
@@ -196,6 +199,7 @@ class ResumableTrainer(CheckpointedTrainer):
             self._load_from_checkpoint(str(choice.folder))
         if choice is not None:
             self.state = TrainerState.load_from_json(str(choice.folder / "trainer_state.json"))
+            _find_best(self.state, output)
         say(f"nothing to do: {why}.")
         if finished or choice is None:
             self.nothing_to_do = True
@@ -205,9 +209,11 @@ class ResumableTrainer(CheckpointedTrainer):
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self._load_best_model()
         state, self._resume_state = self._resume_state or {}, None
+        self.recall(state)
         self.limits.restore(state.get("spent"))
         loss = (state.get("total_loss", 0.0) + state.get("loss", 0.0)) / max(1, choice.step)
         metrics = {"train_loss": loss}
+        self._on_first_rank(lambda: self._clear(choice))
         if self.is_world_process_zero():
             self._record.begin(resumed_step=choice.step)
             self._record.cut()
@@ -247,6 +253,7 @@ class _Beginning(TrainerCallback):  # type: ignore[misc]
             trainer.guard.begin(resumed_step=trainer._resumed_step)
         if trainer._resumed_step is None:
             return
+        _find_best(state, Path(args.output_dir))
         state.compute_steps(args, state.max_steps)  # a checkpoint says how often the run saved and logged before
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, EarlyStoppingCallback):
@@ -254,6 +261,14 @@ class _Beginning(TrainerCallback):  # type: ignore[misc]
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer._signals.stepping = True
+
+
+def _find_best(state: TrainerState, output: Path) -> None:
+    """The best checkpoint so far in a run directory that has moved; transformers would forget it."""
+    if not state.best_global_step or (state.best_model_checkpoint and Path(state.best_model_checkpoint).is_dir()):
+        return
+    found = output / f"checkpoint-{state.best_global_step}"
+    state.best_model_checkpoint = str(found) if found.is_dir() else None
 
 
 def _restore_patience(callback: EarlyStoppingCallback, state: Any) -> None:

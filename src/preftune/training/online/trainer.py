@@ -246,6 +246,9 @@ class OnlineTrainer(ResumableTrainer):
     def begin_training(self, *, resumed: bool) -> None:
         self._epoch = None
 
+    def recall(self, state: Mapping[str, Any]) -> None:
+        self._rounds, self._sampled = state.get("rounds", 0), state.get("sampled", 0)
+
     def result_facts(self) -> dict[str, Any]:
         return {"episodes": self._sampled}
 
