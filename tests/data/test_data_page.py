@@ -75,6 +75,6 @@ def test_every_row_on_the_page_is_json_of_a_tested_file() -> None:
 def test_every_column_and_filter_is_on_the_page() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert [column for column in CANONICAL if f"`{column}`" not in page] == []
-    flags = {"sources": "source", "seed": "seed", "by": "by"}
+    flags = {"sources": "source", "topics": "topic", "keywords": "keyword", "languages": "language"}
     names = [flags.get(entry.name, entry.name).replace("_", "-") for entry in fields(Filters)]
     assert [name for name in names if f"--{name}" not in page] == []

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
+from preftune.data.languages import change_of_language, language_of
 from preftune.errors import DatasetError
 from preftune.evaluation.degeneration import Degeneration, compare, excerpt, look_at, self_similarity
-from preftune.evaluation.languages import change_of_language, language_of
 from preftune.evaluation.refusals import is_refusal
 from preftune.evaluation.repetition import distinct_bigrams, longest_run, looped, repeated, split_words
 

@@ -36,6 +36,10 @@ def run(argv: Sequence[str]) -> int:
         min_agreement=asked.min_agreement,
         max_length_ratio=asked.max_length_ratio,
         sources=tuple(asked.source or ()),
+        topics=tuple(asked.topic or ()),
+        keywords=tuple(asked.keyword or ()),
+        languages=tuple(asked.language or ()),
+        rule=asked.rule,
         dedupe="near" if asked.dedupe == "near" else asked.dedupe is not None,
         drop_contradictions=asked.drop_contradictions,
         balance_length=asked.balance_length,
@@ -95,6 +99,12 @@ def _parser() -> PlainParser:
     )
     keeping("--min_agreement", type=float, metavar="SHARE", help="least share of annotators who agree")
     keeping("--max_length_ratio", type=float, metavar="X", help="longer side to shorter one, in characters")
+    keeping(
+        "--topic", nargs="+", metavar="NAME", help="only pairs of these topics (column topic, category, domain, ...)"
+    )
+    keeping("--keyword", nargs="+", metavar="WORD", help="only prompts with one of these words or phrases")
+    keeping("--language", nargs="+", metavar="CODE", help="only pairs in these languages: en, de, fr, ...")
+    keeping("--rule", metavar="FILE.py:FUNCTION", help="only rows of which a Python function says True")
     keeping("--source", nargs="+", metavar="NAME", help="only pairs of these sources")
     keeping(
         "--dedupe",

@@ -25,6 +25,7 @@ from preftune.data.pair_files import PairWriter, Shape, beside, check_output, ou
 from preftune.data.pairs import PairDataset
 from preftune.data.row_reader import Attempt
 from preftune.data.stream import PairStream
+from preftune.data.use_case import UseCase
 from preftune.errors import ConfigError, DatasetError
 from preftune.log import warn
 from preftune.types import PreferencePair
@@ -93,7 +94,7 @@ def convert_pairs(
     check_output(output)
     stale = beside(output, "held-out") if filters.split is None else None
     _check_free(inputs, outputs_of(output, split=True), stale, overwrite=overwrite)
-    seen = _look(inputs, strict=strict, parquet=output.name.endswith(".parquet"), near=filters.dedupe == "near")
+    seen = _look(inputs, filters, strict=strict, parquet=output.name.endswith(".parquet"))
     decision = decide(seen.facts, filters)
     if not decision.kept.any():
         counts = "; ".join(f"{len(rows):,}: {REASONS[reason]}" for reason, rows in decision.dropped.items())
@@ -148,10 +149,12 @@ def _attempts(inputs: Sequence[Input], doing: str) -> Iterator[Attempt]:
         yield from tqdm(entry.pairs.attempts(), desc=f"{doing} {entry.name}", unit="row", total=total, disable=show)
 
 
-def _look(inputs: Sequence[Input], *, strict: bool, parquet: bool, near: bool) -> _Seen:
+def _look(inputs: Sequence[Input], filters: Filters, *, strict: bool, parquet: bool) -> _Seen:
     """The first pass: what there is to know of every pair."""
-    seen = _Seen(Facts(near=near))
+    seen = _Seen(Facts(near=filters.dedupe == "near"))
+    use_case = UseCase(filters.topics, filters.keywords, filters.languages, filters.rule)
     for entry in inputs:
+        leaves = use_case.of(entry.pairs, entry.name)
         seen.begins.append(len(seen.facts))
         for attempt in _attempts([entry], "Reading"):
             seen.rows.append(attempt.row)
@@ -163,10 +166,11 @@ def _look(inputs: Sequence[Input], *, strict: bool, parquet: bool, near: bool) -
                     seen.problems.append(attempt.problem)
                 continue
             row = canonical_row(attempt.pair, attempt.strength)
-            reason = _fault(attempt.pair, row, parquet=parquet)
+            reason = _fault(attempt.pair, row, parquet=parquet) or leaves(attempt.pair)
             seen.facts.add(attempt.pair, attempt.strength, reason)
             if reason is None:
                 seen.shape.add(row)
+    use_case.check()
     return seen
 
 

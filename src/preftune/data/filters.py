@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from preftune.data.messages import text_of
 from preftune.data.near import Sketches, repeated_nearly
+from preftune.data.use_case import check_languages
 from preftune.errors import ConfigError, DatasetError
 from preftune.types import Message, PreferencePair, Text
 
@@ -24,6 +25,10 @@ REASONS: Mapping[str, str] = {
     "identical": "chosen and rejected are the same",
     "no_shared_prompt": "chosen and rejected do not answer the same prompt",
     "unlike_itself": "written down, the pair would read as another",
+    "topic": "of another topic than --topic names",
+    "keyword": "none of the --keyword words is in the prompt",
+    "language": "in another language than --language names, or in none that is known",
+    "rule": "--rule says no",
     "source": "of another source than --source names",
     "no_strength": "nothing says how much better the chosen side is, which --min-margin asks for",
     "min_margin": "below --min-margin",
@@ -55,6 +60,14 @@ class Filters:
     """Most characters of the longer side for each of the shorter one, 1 or more."""
     sources: tuple[str, ...] = ()
     """Names of sources that are kept; empty for all."""
+    topics: tuple[str, ...] = ()
+    """Topics that are kept, by the data's own column; empty for all."""
+    keywords: tuple[str, ...] = ()
+    """Words or phrases, one of which the prompt must have; empty for none."""
+    languages: tuple[str, ...] = ()
+    """Codes of languages (`en`) that prompt and chosen answer may be in; empty for all."""
+    rule: str | None = None
+    """`MODULE:FUNCTION` or `FILE.py:FUNCTION` that says of each row whether it is kept."""
     dedupe: bool | Literal["near"] = False
     """Of equal pairs only the first is kept; with "near" also of those that are nearly the same."""
     drop_contradictions: bool = False
@@ -81,6 +94,7 @@ class Filters:
         if self.split is not None and not 0 < self.split < 1:
             raise ConfigError(f"split is {self.split!r}; give a share between 0 and 1, such as 0.05.")
         check_seed(self.seed)
+        check_languages(self.languages)
 
     def asked(self) -> dict[str, Any]:
         """What differs from the defaults, in a fixed order."""

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from preftune.data.languages import change_of_language
 from preftune.errors import DatasetError
 from preftune.evaluation.correctness import BASE_MODEL
-from preftune.evaluation.languages import change_of_language
 from preftune.evaluation.records import digest
 from preftune.evaluation.statistics import mean_interval, share
 from preftune.evaluation.text_figures import TextFigures, likeness, look_at, self_similarity

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.evaluation.languages import language_of
+from preftune.data.languages import language_of
 from preftune.evaluation.refusals import is_refusal
 from preftune.evaluation.repetition import (
     distinct_bigrams,

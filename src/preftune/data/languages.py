@@ -70,6 +70,8 @@ _SCRIPTS = {
     "ETHIOPIC": "am",
 }
 """The first word of a character's Unicode name, and the language that is mostly written so."""
+KNOWN = frozenset((*_COMMON, *_SCRIPTS.values()))
+"""Every language that can be told."""
 _ALPHABETS = {"LATIN": "en de fr es it pt nl sv da nb fi pl cs hu ro tr vi id".split(), "CYRILLIC": ["ru", "uk", "bg"]}
 _LETTERS_LOOKED_AT = 3000
 _LEAST_LETTERS = 20
