@@ -63,7 +63,7 @@ def test_findings_open_and_long_texts_unfold(browser: Any, page_file: Path) -> N
     finding.locator("summary").first.click()
     assert finding.locator(".inside").is_visible()
     more = finding.locator("details.more").first
-    whole = more.locator("> p.text")
+    whole = more.locator("> div.text")
     assert not whole.is_visible()
     more.locator("> summary").click()
     assert whole.is_visible()

@@ -116,7 +116,7 @@ def test_hostile_answers_are_shown_and_do_nothing(browser: Any, hostile_file: Pa
     assert direction.get_attribute("dir") == "auto"
     page.fill("#search", "huge")
     huge = page.locator(".answer:visible .part.after details.more")
-    assert "more characters in the file" in huge.locator("> p.text").text_content()
+    assert "more characters in the file" in huge.locator("> div.text").text_content()
     assert len(huge.text_content()) < 10_000
     page.locator("#chart-curve-loss").scroll_into_view_if_needed()
     page.mouse.move(0, 0)

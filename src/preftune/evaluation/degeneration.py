@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,6 +76,12 @@ class Compared:
     def shown(self) -> bool:
         """Whether the interval excludes no difference."""
         return self.ci_low > _ROUNDING or self.ci_high < -_ROUNDING
+
+    def within_rates(self) -> Compared:
+        """The interval cut where no difference of two rates can be; one that is not known stays so."""
+        if not math.isfinite(self.ci_low) or not math.isfinite(self.ci_high):
+            return self
+        return replace(self, ci_low=max(-1.0, self.ci_low), ci_high=min(1.0, self.ci_high))
 
     def to_dict(self) -> dict[str, float | None]:
         values = {
@@ -245,9 +251,10 @@ def compare(
         if before is None or after is None:
             continue
         names = [clusters[row] for row in rows]
-        figures[kind.name] = _compared(
+        compared = _compared(
             before, after, names, confidence, pairs=kind.name == "self_similarity", shares=bool(kind.verb)
         )
+        figures[kind.name] = compared if kind.name in ("words", "tokens") else compared.within_rates()
         if kind.better is None and not kind.verb:
             continue
         harm = (after - before) * (-1 if kind.better == "higher" else 1)

@@ -3,10 +3,12 @@
 eval/generations.jsonl   one object per row: id, prompt, base, aligned, ...; see `preftune.evaluation.answered_rows`
 eval/verdicts.jsonl      one object per row: id, outcome (for the aligned model), the judgement in each order
 eval/summary.json        the win rate, its interval, the verdicts in words
+eval/history.jsonl       one object per evaluation: when, of what, against what, by which judge, and what came out
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -131,7 +133,27 @@ def evaluate_pairwise(
         training=training,
     )
     write_json(folder / "summary.json", summary.to_dict())
+    _remember(folder / HISTORY, summary)
     return summary
+
+
+HISTORY = "history.jsonl"
+
+
+def _remember(path: Path, summary: Summary) -> None:
+    """Appends the evaluation to the history, unless the last one there is the same."""
+    rate = summary.win_rate
+    record = {
+        "aligned": summary.aligned_name,
+        "baseline": summary.baseline_name,
+        "judge": summary.judge,
+        **{name: getattr(rate, name) for name in ("n", "prompts", "win_rate", "ci_low", "ci_high", "confidence")},
+        "verdict": summary.verdict.name,
+        "settings": digest(summary.settings),
+    }
+    last: dict[str, Any] = next(reversed(read_lines(path)), {})
+    if record != {name: value for name, value in last.items() if name != "time"}:
+        append_lines(path, [{"time": int(time.time()), **record}])
 
 
 def questions_of(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Literal, NamedTuple, TypeAlias
 
 from preftune.report.foreign import at, items, number, sentences, text, truth
@@ -208,6 +209,33 @@ def length(run: Run) -> int:
     """The last step that anything is known of."""
     steps = [number(line.get("step")) or 0 for line in [*run.metrics, *run.alarms]]
     return int(max([number(run.facts.get("steps")) or 0, *steps]))
+
+
+def ranking(runs: Sequence[Run]) -> tuple[str, list[Run]]:
+    """By what runs are ranked, and the runs, the best first: the first measure that all of them have.
+
+    Accuracy stands before loss and margin, whose scale depends on the loss and on beta. No measure leaves the order.
+    """
+    measures: list[tuple[str, Callable[[Run], float | None]]] = [
+        ("win rate", lambda run: None if (rate := win_rate(run)) is None else rate.rate),
+        ("held-out accuracy", lambda run: last(run, "eval_rewards/accuracies")),
+        ("held-out loss", lambda run: None if (loss := last(run, "eval_loss")) is None else -loss),
+    ]
+    for name, measure in measures:
+        values = [measure(run) for run in runs]
+        known = [value for value in values if value is not None]
+        if len(known) == len(runs):
+            order = sorted(range(len(runs)), key=lambda i: -known[i])
+            return name, [runs[i] for i in order]
+    return "", list(runs)
+
+
+def day(seconds: float | None) -> str:
+    """A time of the clock as a date, in UTC; empty for none, or one outside of the calendar."""
+    try:
+        return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):
+        return ""
 
 
 def duration(seconds: float) -> str:

@@ -22,6 +22,8 @@ from preftune.report.foreign import drawable
 _UNSEEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _EXPORTS = "window.vegaEmbed = vegaEmbed;"
 _FIRST = 280
+_FENCE = re.compile(r"^```[\w+.#-]*[ \t]*\n(.*?)(?:^```[ \t]*(?:\n|\Z)|\Z)", re.DOTALL | re.MULTILINE)
+_INLINE = re.compile(r"`([^`\n]{1,120})`")
 """Characters of a text that are shown before "show more"."""
 
 
@@ -106,11 +108,22 @@ def text_block(text: str, *, characters: int | None = None, rest: str = "in the 
     if not text.strip():
         return '<p class="text nothing">(empty)</p>' if not text else '<p class="text nothing">(white space only)</p>'
     if len(text) <= _FIRST:
-        return f'<p class="text" dir="auto">{escaped(text)}{cut}</p>'
+        return f'<div class="text" dir="auto">{with_code(text)}{cut}</div>'
     return (
         f'<details class="more"><summary><span class="text" dir="auto">{escaped(text[:_FIRST])}…</span>'
-        f'<span class="cue"></span></summary><p class="text" dir="auto">{escaped(text)}{cut}</p></details>'
+        f'<span class="cue"></span></summary><div class="text" dir="auto">{with_code(text)}{cut}</div></details>'
     )
+
+
+def with_code(text: str) -> str:
+    """Escaped text with what stands between fences or backticks set as code; a fence without an end stays open."""
+    parts = []
+    for number, part in enumerate(_FENCE.split(text)):
+        if number % 2:
+            parts.append(f"<pre><code>{escaped(part.removesuffix(chr(10)))}</code></pre>")
+        else:
+            parts.append(_INLINE.sub(lambda found: f"<code>{found[1]}</code>", escaped(part)))
+    return "".join(parts)
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[object]], *, wraps: bool = False) -> str:

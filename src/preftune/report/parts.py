@@ -40,14 +40,31 @@ def marked_table(header: Iterable[str], rows: Iterable[str]) -> str:
     Args:
         header: names of the columns, escaped here.
     """
-    head = "".join(f'<th scope="col">{escaped(name)}</th>' for name in header)
+    rows, names = list(rows), list(header)
+    cells = re.findall(r"<t[hd][^>]*>", rows[0]) if rows else []
+    words = {column for column, cell in enumerate(cells) if 'class="words"' in cell}  # headed where the words begin
+    marks = [' class="words"' if column in words else "" for column in range(len(names))]
+    head = "".join(f'<th scope="col"{mark}>{escaped(name)}</th>' for name, mark in zip(names, marks, strict=True))
     inner = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return f'<div class="wide" tabindex="0"><table>{inner}</table></div>'
 
 
 def loose(*cards: str) -> str:
-    """Cards of differing height in two columns, to be read downwards."""
-    return f'<div class="loose">{"".join(cards)}</div>'
+    """Cards of differing height in two columns, each put where there is most room."""
+    columns: tuple[list[str], list[str]] = ([], [])
+    heights = [0.0, 0.0]
+    for card in cards:
+        shorter = int(heights[1] < heights[0])
+        columns[shorter].append(card)
+        heights[shorter] += _height(card)
+    inner = "".join(f'<div class="column">{"".join(column)}</div>' for column in columns if column)
+    return f'<div class="loose">{inner}</div>'
+
+
+def _height(card: str) -> float:
+    """About how many lines of text a card takes."""
+    charts = sum(int(pixels) for pixels in re.findall(r"min-height:(\d+)px", card)) / 20
+    return 4 + charts + 1.6 * card.count("<tr") + 1.4 * card.count("<li") + len(re.sub(r"<[^>]*>", "", card)) / 120
 
 
 def listed(lines: Iterable[str], *, ordered: bool = False) -> str:

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 
 from preftune.report import run_charts as charts
 from preftune.report.foreign import Figures, at, items, mapping, number, sentences, text
-from preftune.report.headline import Rate, win_rate
+from preftune.report.headline import Rate, day, win_rate
 from preftune.report.page import Page, escaped
 from preftune.report.parts import listed, loose, marked_table, panel, panels
 from preftune.report.run_files import Run
 
 _CATEGORIES = 24
+_EVALUATIONS = 8
 _NAMES = {
     "repeats": "answers that repeat themselves",
     "unfinished": "answers cut off at the limit",
@@ -37,6 +38,9 @@ def evaluation_section(page: Page, runs: Sequence[Run]) -> str:
             parts.append(f'<h3 class="of-run"><bdi>{escaped(run.name)}</bdi></h3>')
         if cards:
             parts.append(loose(*cards))
+        if len(run.history) > 1:
+            words = "The latest first. Other prompts or other judges are other questions."
+            parts.append(panels(panel("Its evaluations", words, _history(run), full=True)))
         if run.suites:
             parts.append(panels(panel("Suites", "", _suites(run), full=True)))
     return "".join(parts)
@@ -153,6 +157,19 @@ def _judge(summary: Figures) -> Iterator[str]:
         parts += [f"{spent:,.2f} in the prices given"] if spent is not None else []
         if parts:
             yield f"This run's cost at endpoints: {', '.join(parts)}."
+
+
+def _history(run: Run) -> str:
+    rows = []
+    for line in reversed(run.history[-_EVALUATIONS:]):
+        rate, when = _rate(line), number(line.get("time"))
+        asked = f"against {text(line.get('baseline'))}, judged by {text(line.get('judge'))}"
+        rows.append(
+            f'<tr><th scope="row">{escaped(day(when))}</th><td class="words">{escaped(asked)}</td>'
+            f"<td>{_three(number(line.get('prompts')))}</td><td>{'' if rate is None else f'{rate.rate:.1%}'}</td>"
+            f"<td>{'' if rate is None else f'{rate.low:.1%} to {rate.high:.1%}'}</td></tr>"
+        )
+    return marked_table(("when", "what", "prompts", "win rate", "interval"), rows)
 
 
 def _worst(degeneration: Figures) -> str:

@@ -55,6 +55,8 @@ class Run:
     alarms: Sequence[Figures] = ()
     summary: Figures = field(default_factory=dict)
     """eval/summary.json"""
+    history: Sequence[Figures] = ()
+    """eval/history.jsonl"""
     answers: Sequence[Answers] = ()
     """Of the evaluation, in its order."""
     suites: Mapping[str, Figures] = field(default_factory=dict)
@@ -108,6 +110,7 @@ def read_run(folder: str | Path, *, name: str | None = None) -> Run:
         summary = _object(evaluation / "summary.json", missing, path)
         generations = _lines(evaluation / "generations.jsonl", missing, path)
         verdicts = _lines(evaluation / "verdicts.jsonl", missing, path)
+    history = evaluation / "history.jsonl"
     return Run(
         name=name or path.resolve().name,
         folder=path,
@@ -117,6 +120,7 @@ def read_run(folder: str | Path, *, name: str | None = None) -> Run:
         samples=_lines(path / "samples.jsonl", missing, path),
         alarms=[line for line in _lines(path / "guard.jsonl", missing, path) if text(line.get("name"))],
         summary=summary,
+        history=_lines(history, missing, path) if history.exists() else [],
         answers=_answers(generations, verdicts),
         suites=_suites(evaluation, facts, missing, path),
         missing=missing,

@@ -17,6 +17,7 @@ from preftune.report.headline import (
     last,
     missing_files,
     next_steps,
+    ranking,
     win_rate,
 )
 from preftune.report.page import Page, escaped, table
@@ -25,6 +26,7 @@ from preftune.report.run_data import data_section, settings_section
 from preftune.report.run_evaluation import evaluation_section
 from preftune.report.run_files import Run
 from preftune.report.run_training import training_section
+from preftune.report.settings import differing_settings
 from preftune.version import __version__
 
 _MOST_BYTES = 2_950_000
@@ -32,6 +34,8 @@ _MOST_BYTES = 2_950_000
 _SHARES = (1.0, 0.6, 0.3, 0.1, 0.02)
 """Of the usual answers and points, one after the other until a page is small enough."""
 _SHOWN_CAUTIONS = 4
+_SETTINGS = 8
+"""Columns of settings that differ between runs."""
 _CLAMPED = 700
 """Characters of a text on the first screen, of which a few lines are seen."""
 
@@ -128,24 +132,30 @@ def _clamped(words: str) -> str:
 
 
 def _comparison(runs: Sequence[Run]) -> str:
-    header = ["run", "verdict", "win rate", "95% interval", "held-out margin", "accuracy", "loss", "alarms"]
+    """One row per run, the best by the held-out measure first, with a column for every setting that differs."""
+    found = differing_settings(runs)[:_SETTINGS]
+    measure, ranked = ranking(runs)
+    header = ["run", *(row.name for row in found), "verdict", "win rate", "95% interval"]
+    header += ["held-out margin", "accuracy", "held-out loss", "alarms"]
     rows = []
-    for run in runs:
+    for run in ranked:
         rate, verdict = win_rate(run), text(run.summary.get("verdict"))
         alarms = sum(alarm.get("level") == "alarm" for alarm in run.alarms)
         rows.append(
             [
                 run.name,
+                *(row.values[runs.index(run)] for row in found),
                 verdict or headline(run).word.rstrip(":,"),
                 _shown(rate and rate.rate, ".1%"),
                 f"{rate.low:.1%} to {rate.high:.1%}" if rate else "",
                 _shown(last(run, "eval_rewards/margins"), ".2f"),
                 _shown(last(run, "eval_rewards/accuracies"), ".1%"),
-                _shown(last(run, "loss"), ".4f"),
+                _shown(last(run, "eval_loss"), ".4f"),
                 str(alarms),
             ]
         )
-    return f'<section class="panel compared" aria-label="Runs compared">{table(header, rows)}</section>'
+    words = f'<p class="ranked">The best {escaped(measure)} first.</p>' if measure else ""
+    return f'<section class="panel compared" aria-label="Runs compared">{words}{table(header, rows)}</section>'
 
 
 def _shown(value: float | None, form: str) -> str:

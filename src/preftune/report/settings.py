@@ -21,6 +21,8 @@ FIRST = (
 """Of the configuration, what is read first."""
 
 
+_NAMES_PLACE = re.compile(r"(?:^|_)(?:dir|name|file|folder|path|id|note|token|checkpoint)$")
+"""Settings that differ between any two runs."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _VERSION = re.compile(r"[0-9][\w.!-]*", re.ASCII)
 
@@ -56,6 +58,14 @@ def all_settings(runs: Sequence[Run]) -> list[Row]:
     """The whole resolved configuration, by name."""
     names = dict.fromkeys(name for run in runs for name in mapping(run.facts.get("configuration")))
     return [_row(name, runs, "configuration", name) for name in sorted(names)]
+
+
+def differing_settings(runs: Sequence[Run]) -> list[Row]:
+    """What was set differently on purpose: the settings of `FIRST` before the others, without names of folders."""
+    rows = {row.name: row for row in all_settings(runs) if row.differs and not _NAMES_PLACE.search(row.name)}
+    first = [rows.pop(name) for name in FIRST if name in rows]
+    model, data = _row("model", runs, "model", "name"), Row("training pairs", tuple(_data(r, "train") for r in runs))
+    return [row for row in (model, data) if row.differs] + first + list(rows.values())
 
 
 def evaluation_settings(runs: Sequence[Run]) -> list[Row]:
