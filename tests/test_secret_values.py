@@ -14,7 +14,9 @@ import torch
 from preftune import DPOConfig, RewardConfig, SFTConfig
 from preftune.cache_folder import cache_folder, make_private
 from preftune.cli.messages import paragraph, tell
+from preftune.errors import ModelError
 from preftune.log import say
+from preftune.models.locate import locate
 from preftune.secret_values import hidden, without_starred
 from preftune.training.ppo import PPOConfig
 from tests.training.dpo_runs import lora_config, trainer
@@ -109,3 +111,26 @@ def test_the_cache_is_its_owners_alone_unless_it_was_there(tmp_path, monkeypatch
     monkeypatch.setenv("PREFTUNE_CACHE", str(shared))
     make_private(Path(shared) / "tokens")
     assert shared.stat().st_mode & 0o777 == 0o775
+
+
+def test_a_token_of_the_hub_that_no_header_can_carry_is_named_and_not_shown(monkeypatch):
+    from huggingface_hub import HfApi
+
+    def ask(self, *args, **kwargs):
+        "hf_SECRETü".encode("ascii")
+
+    monkeypatch.setattr(HfApi, "model_info", ask)
+    with pytest.raises(ModelError, match="The token for the hub") as caught:
+        locate("nobody/nothing-of-this-name")
+    assert "SECRET" not in str(caught.value)
+
+
+def test_the_password_of_an_address_is_in_no_error(tmp_path, capsys, monkeypatch):
+    from preftune.cli.main import main
+
+    model = save_tiny(tmp_path / "model")
+    words = ["dpo", "--model", model, "--data", "https://me:geheim@host.invalid/x.jsonl", "--output_dir", str(tmp_path)]
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert "geheim" not in said.err + said.out
+    assert "host.invalid" in said.err

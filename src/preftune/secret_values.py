@@ -15,7 +15,10 @@ _SECRET = re.compile(
 )
 _OPTION = re.compile(r"--?[\w-]+")
 _NO_SECRET = ("pad_token", "eos_token", "bos_token", "unk_token", "sep_token", "cls_token", "mask_token")
-_KNOWN_TOKEN = re.compile(r"\b(?:hf_\w{16,}|sk-[\w-]{16,}|gh[pousr]_\w{16,}|(?<=://)[^/\s:@]*:[^/\s@]+(?=@))")
+_KNOWN_TOKEN = re.compile(
+    r"\b(?:hf_\w{16,}|sk-[\w-]{16,}|gh[pousr]_\w{16,}|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"
+    r"|(?<=:/)[^/\s:@]*:[^/\s@]+(?=@))"  # an address that was taken for a path
+)
 """Tokens of hubs and endpoints by how they begin, and the name and password inside an address."""
 
 

@@ -235,6 +235,11 @@ def _ask_hub(name: str, revision: str | None, _minute: int) -> _Answer:
         return _Answer()
     except errors.HFValidationError as error:
         raise ModelError(f"{name!r} is neither a path that exists nor a valid hub id ({error}).") from error
+    except UnicodeEncodeError as error:  # of the header that the token is sent in, which the error would quote
+        raise ModelError(
+            "The token for the hub (HF_TOKEN, or that of `hf auth login`) holds a character outside ASCII, which no "
+            "token has. Put the token alone there."
+        ) from error
     except _network_errors() as error:
         return _Answer(unreachable=_first_line(error))
     files = {sibling.rfilename for sibling in info.siblings or ()}
