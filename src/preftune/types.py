@@ -86,6 +86,26 @@ class TokenizedGroup:
         if self.scored:
             object.__setattr__(self, "scored", _canonical_spans(self.scored, self.completions))
 
+    def keys(self) -> tuple[str, ...]:
+        """Names by which the row can be subscripted, as TRL's prepared rows can."""
+        if not self.pairs:
+            return ("prompt_ids", "input_ids") if len(self.completions) == 1 else ("prompt_ids",)
+        return ("prompt_ids", "chosen_ids", "rejected_ids") if len(self.pairs) == 1 else ("prompt_ids",)
+
+    def __getitem__(self, name: str) -> list[int]:
+        """Token ids by TRL's names: `prompt_ids`, `chosen_ids` and `rejected_ids` of a pair, `input_ids` of a
+        demonstration.
+
+        Raises: KeyError for another name; a group of several pairs has `completions` and `pairs` instead.
+        """
+        if name not in self.keys():
+            raise KeyError(f"{name!r}: this row has {', '.join(self.keys())} (and .completions, .pairs)")
+        if name == "prompt_ids":
+            return list(self.prompt_ids)
+        if name == "input_ids":
+            return [*self.prompt_ids, *self.completions[0]]
+        return list(self.completions[self.pairs[0].chosen if name == "chosen_ids" else self.pairs[0].rejected])
+
     @property
     def tokens(self) -> int:
         """Length of the group in a packed row: the prompt once, every completion once."""

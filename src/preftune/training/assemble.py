@@ -17,6 +17,7 @@ from preftune.logps.compiled import compile_layers
 from preftune.models.adapters import quiet_peft
 from preftune.models.precision import Precision, apply_precision, decide_precision, weights_dtype
 from preftune.training.config import ADAPTER_LEARNING_RATE, FULL_LEARNING_RATE, DPOConfig
+from preftune.training.saved_model import remember_dtypes, say_saved_dtype
 
 _GROUP_TOKENS_WITHOUT_LIMIT = 8192
 """Most tokens of a group of rows with one prompt where `max_length` sets no limit."""
@@ -109,10 +110,12 @@ def settle_precision(model: nn.Module, args: DPOConfig) -> Precision:
         model_dtype=weights_dtype(model),
         device=args.device,
     )
+    remember_dtypes(model)
     args.bf16, args.fp16 = precision.bf16, precision.fp16
     args.mixed_precision = "bf16" if precision.bf16 else "fp16" if precision.fp16 else "no"
     for sentence in [precision.describe(), *apply_precision(model, precision)]:
         say(sentence)
+    say_saved_dtype(model, args.save_dtype)
     return precision
 
 
@@ -253,7 +256,7 @@ def prepare_all(
 ) -> tuple[GroupDataset, GroupDataset | dict[str, GroupDataset] | None, dict[str, Any]]:
     """Training and evaluation data of a run, and what tokenising did to each, by role."""
     if train is None:
-        raise ConfigError("train_dataset is missing: pass a dataset, a list of dicts, a path or a hub id.")
+        raise ConfigError("`train_dataset` is required: pass a dataset, a list of dicts, a path or a hub id.")
     groups, report = prepare(train, "train")
     eval_groups, reports = prepare_held_out(held_out, prepare)
     return groups, eval_groups, reports if report is None else {"train": report, **reports}

@@ -32,6 +32,7 @@ from preftune.training.micro_batches import cost_of, token_budget
 from preftune.training.optimizer_step import micro_batches, non_finite, whole_step
 from preftune.training.run_directory import check_writable, write_json
 from preftune.training.run_record import facts_of
+from preftune.training.saved_model import end_answers
 from preftune.types import PackedBatch
 
 
@@ -81,6 +82,7 @@ class PackedTrainer(EvaluatedTrainer):
         model = self.prepare_model(
             model, args, tokenizer, peft_config=peft_config, quantization_config=quantization_config
         )
+        end_answers(model, tokenizer)
         self.full = not hasattr(model, "peft_config")
         assemble.settle_learning_rate(args, full=self.full)
         self.precision = assemble.settle_precision(model, args)
@@ -237,7 +239,7 @@ class PackedTrainer(EvaluatedTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self.model.training:
-            logs |= self._window.drain(lambda sums: self.accelerator.reduce(sums, "sum"))
+            logs |= self.derived(self._window.drain(lambda sums: self.accelerator.reduce(sums, "sum")))
             logs |= self.throughput() | peak_memory(self.args.device)
         super().log(logs, start_time)
 

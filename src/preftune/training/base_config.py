@@ -108,6 +108,12 @@ class PackedConfig(TrainingArguments):
         False, "Resume although settings or data that decide about the updates have changed since the checkpoint."
     )
 
+    save_dtype: str | None = option(
+        None,
+        "Dtype of the weights that are saved at the end; by default that of the model as received.",
+        choices=["float32", "bfloat16", "float16"],
+    )
+
     # --- fields of TRL's that preftune refuses unless they have no effect (see refused.py) ---
     pad_to_multiple_of: int | str | None = option("auto", "Only auto or unset: preftune never pads.")
     activation_offloading: bool = option(False, "Only False.")
@@ -180,6 +186,8 @@ class PackedConfig(TrainingArguments):
                 "begun again when memory runs out. Use optim='adamw_torch_fused', or 'adafactor' to save memory."
             )
         one_of("truncation", self.truncation, ("truncate", "drop", "error"))
+        if self.save_dtype is not None:
+            one_of("save_dtype", self.save_dtype, ("float32", "bfloat16", "float16"))
         one_of("engine", self.engine, ("auto", "packed", "separate", "naive"))
 
     def _at_least_1(self, *names: str) -> None:

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from preftune.data import GroupDataset
 from preftune.log import say
 from preftune.losses import LossOutput, get_loss
-from preftune.reference import AsReceived
+from preftune.reference import AsReceived, ExplicitModel
 from preftune.training import assemble, checkpoint, memory, model_card
 from preftune.training.advice import say_advice
 from preftune.training.arguments import parts
@@ -30,6 +31,9 @@ from preftune.training.reference_setup import make_reference, score_everything, 
 from preftune.training.run_record import reference_facts
 from preftune.training.self_check import check_before_training, worst
 from preftune.types import PackedBatch, Sides
+
+_HITS = "chosen_hits"
+"""Tokens of the chosen side that were the likeliest: of it and the lengths, `mean_token_accuracy` is made."""
 
 
 class DPOTrainer(PackedTrainer):
@@ -54,7 +58,7 @@ class DPOTrainer(PackedTrainer):
     _tag_names = ("preftune", "dpo")
     method = "dpo"
     config_class = DPOConfig
-    columns = PER_PAIR
+    columns = (*PER_PAIR, _HITS)
 
     def __init__(
         self,
@@ -106,20 +110,39 @@ class DPOTrainer(PackedTrainer):
         probe = self._batch_of(shortest(self.train_dataset.lengths, 4))
         self.reference = make_reference(self, ref_model, probe, trained=lambda: self._policy_changed)
 
+    @property
+    def ref_model(self) -> nn.Module | None:
+        """The explicit reference; None where the model as received is the reference, or after it was let go."""
+        source = self.reference.source
+        return source.model if isinstance(source, ExplicitModel) else None
+
     def watch(self, train: Any, held_out: Any) -> None:
         self.guard = attach_guard(self, train, held_out)
 
     # --- the loss ---
 
     def batch_loss(self, model: nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        output, policy = self.score(model, batch)
-        return output.loss_N, pair_metrics(output, policy)
+        output, policy, hits_N = self.score(model, batch)
+        return output.loss_N, torch.cat([pair_metrics(output, policy), hits_N[:, None]], 1)
 
-    def score(self, model: nn.Module, batch: PackedBatch) -> tuple[LossOutput, Sides]:
-        """Loss and rewards of a batch's pairs, and the policy's log-probabilities of both sides."""
+    def derived(self, means: dict[str, float]) -> dict[str, float]:
+        """`mean_token_accuracy`, under TRL's name: the share of all tokens of the chosen sides."""
+        if _HITS in means:
+            means["mean_token_accuracy"] = means.pop(_HITS) / max(1.0, means["completions/chosen_length"])
+        return means
+
+    def score(self, model: nn.Module, batch: PackedBatch) -> tuple[LossOutput, Sides, Tensor]:
+        """Loss and rewards of a batch's pairs, the policy's log-probabilities of both sides, and how many tokens of
+        each chosen side were the likeliest, (N,) float32.
+        """
         reference = self.reference(model, batch).sides(batch)  # before the policy: it may exchange weights
         with self._autocast():
-            policy = self.engine(model, batch).sides(batch)
+            scored = self.engine(model, batch)
+        policy = scored.sides(batch)
+        assert scored.hit_T is not None
+        hits_K = torch.zeros(scored.completions, device=scored.owner_T.device).index_add(
+            0, scored.owner_T, scored.hit_T.float()
+        )
         options = {} if self.loss_function.smoothing_limit is None else {"label_smoothing": self.args.label_smoothing}
         output = self.loss_function.function(
             policy,
@@ -129,7 +152,7 @@ class DPOTrainer(PackedTrainer):
             margin_N=batch.margin_N,
             **options,
         )
-        return output, policy
+        return output, policy, hits_K[batch.chosen_N]
 
     @contextmanager
     def counted(self, batches: Sequence[PackedBatch]) -> Iterator[None]:

@@ -80,6 +80,10 @@ class EvaluatedTrainer(ResumableTrainer):
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         return evaluate_groups(self, dataloader, prefix=metric_key_prefix, loss_only=loss_only)
 
+    def derived(self, means: dict[str, float]) -> dict[str, float]:
+        """The means of the columns as they are told: what is a ratio of two of them is made here."""
+        return means
+
     def further_metrics(self, table: Tensor) -> dict[str, float]:
         """What an evaluation says besides the means of the columns, of (items, 1 + columns), loss first."""
         return {}
@@ -128,7 +132,7 @@ def evaluate_groups(trainer: Any, dataloader: Any, *, prefix: str, loss_only: bo
     predictions = trainer.predictions_of(table).numpy()
     labels = np.zeros(len(predictions), dtype=np.int64)  # of pairs the index of the chosen side
     metrics = dict(zip(("loss", *trainer.columns), table.double().mean(0).tolist(), strict=True))
-    metrics |= trainer.further_metrics(table)
+    metrics = trainer.derived(metrics) | trainer.further_metrics(table)
     if trainer.compute_metrics is not None and not loss_only:
         more = trainer.compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))
         metrics |= denumpify_detensorize(more)

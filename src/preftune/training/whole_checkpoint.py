@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from preftune.errors import CheckpointError, PreftuneError
@@ -24,13 +23,14 @@ from preftune.training import checkpoint
 from preftune.training.earlier_run import WRITING
 from preftune.training.manifest import write_manifest
 from preftune.training.same_run import facts_of
+from preftune.training.saved_model import SavingTrainer
 from preftune.training.stopping import StopSignals, error_of
 from preftune.whole_file import sync
 
 _STATE = "trainer_state.json"
 
 
-class CheckpointedTrainer(Trainer):  # type: ignore[misc]
+class CheckpointedTrainer(SavingTrainer):
     """The part of a trainer that writes and reads checkpoints; `ResumableTrainer` is the rest."""
 
     _signals: StopSignals

@@ -19,7 +19,6 @@ from preftune.training.evaluating import item_rows
 from preftune.training.guard import samples
 from preftune.training.guard.figures import ALIKE_IN_LENGTH, Look
 from preftune.training.guard.schedule import LEAST_SECONDS, SIZES, Costs, allowed_seconds, size_for
-from preftune.training.metrics import PER_PAIR
 from preftune.training.optimizer_step import RandomState
 from preftune.types import TokenizedGroup
 
@@ -174,7 +173,7 @@ class Looker:
         trainer, model = self._trainer, self._model()
         with inference(model):
             rows = item_rows(trainer, model, pack(groups).to(trainer.args.device))[:, 1:].double().cpu()
-        columns = dict(zip(PER_PAIR, rows.unbind(1), strict=True))
+        columns = dict(zip(trainer.columns, rows.unbind(1), strict=True))
         margin, right = columns["rewards/margins"], columns["rewards/accuracies"]
         chosen, rejected = columns["completions/chosen_length"], columns["completions/rejected_length"]
         alike = (chosen - rejected).abs() <= ALIKE_IN_LENGTH * torch.maximum(chosen, rejected)

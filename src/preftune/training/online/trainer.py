@@ -35,6 +35,7 @@ from preftune.training.online.window import Averages
 from preftune.training.optimizer_step import non_finite, whole_step
 from preftune.training.resumable import ResumableTrainer
 from preftune.training.run_directory import check_writable
+from preftune.training.saved_model import end_answers
 from preftune.training.self_check import check_before_training
 from preftune.types import PackedBatch, TokenizedGroup
 
@@ -75,7 +76,7 @@ class OnlineTrainer(ResumableTrainer):
         assemble.one_device(args)
         tokenizer = processing_class if processing_class is not None else tokenizer_of(model, args)
         if train_dataset is None:
-            raise ConfigError("train_dataset is missing: pass prompts, or pairs whose prompts are asked.")
+            raise ConfigError("`train_dataset` is required: pass prompts, or pairs whose prompts are asked.")
         self.prompts = prepare_prompts(train_dataset, tokenizer, max_prompt_length=args.max_prompt_length)
         if self.prompts.too_long:
             warn(
@@ -85,6 +86,7 @@ class OnlineTrainer(ResumableTrainer):
         self._plan(args)
         assemble.seed(args)
         model = assemble.prepare_model(model, args, peft_config=peft_config, quantization_config=quantization_config)
+        end_answers(model, tokenizer)
         check_lengths(model, self.prompts.token_ids, args.max_new_tokens, names=[p.id for p in self.prompts.prompts])
         self.full = not hasattr(model, "peft_config")
         assemble.settle_learning_rate(args, full=self.full)
