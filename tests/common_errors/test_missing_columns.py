@@ -26,8 +26,8 @@ def renamed(names: dict[str, str], count: int = 8) -> list[dict[str, str]]:
 FOREIGN = {
     "both sides": {"chosen": "good", "rejected": "bad"},
     "one side": {"rejected": "rejected_response"},
-    "all three": {"prompt": "question", "chosen": "chosen_response", "rejected": "rejected_response"},
-    "the prompt alone": {"prompt": "query"},
+    "all three": {"prompt": "task", "chosen": "winner", "rejected": "loser"},
+    "the prompt alone": {"prompt": "problem"},
 }
 
 

@@ -40,7 +40,6 @@ HISTORY = {
     "adafactor": "write optim: adafactor (--optim adafactor)",
     "warmup_ratio": "write warmup_steps: a share below 1 is a share of all steps",
     "save_safetensors": "weights are always saved as safetensors; remove it",
-    "overwrite_output_dir": "a new run replaces what an earlier one wrote; remove it",
     "logging_dir": "logs lie in output_dir; remove it, or set TENSORBOARD_LOGGING_DIR",
     "push_to_hub_model_id": "its name is hub_model_id now",
     "push_to_hub_organization": "write hub_model_id: ORGANISATION/NAME",
@@ -201,7 +200,15 @@ def _own(node: ast.ClassDef) -> Iterator[tuple[str, bool]]:
         if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name):
             kind = ast.unparse(entry.annotation)
             if not kind.startswith("ClassVar") and not entry.target.id.startswith("_"):
-                yield entry.target.id, "bool" in kind
+                for name in (entry.target.id, *_aliases(entry.value)):
+                    yield name, "bool" in kind
+
+
+def _aliases(default: ast.expr | None) -> Iterator[str]:
+    """The other names that a field gives itself: `aliases=["--other"]`, wherever it stands in the default."""
+    for node in ast.walk(default) if default is not None else ():
+        if isinstance(node, ast.keyword) and node.arg == "aliases" and isinstance(node.value, ast.List):
+            yield from (str(item.value).lstrip("-") for item in node.value.elts if isinstance(item, ast.Constant))
 
 
 @lru_cache(maxsize=64)
