@@ -358,6 +358,16 @@ def test_a_new_run_keeps_the_earlier_one_apart(tmp_path, caplog):
     assert json.loads((aside / "run.json").read_text())["id"] != json.loads((tmp_path / "run.json").read_text())["id"]
 
 
+def test_a_run_that_is_restarted_before_its_first_checkpoint_leaves_no_pile(tmp_path):
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="power cut"):
+            run(tmp_path, callbacks=[PowerCut()], save_steps=100, resume="auto")
+    assert not (tmp_path / "_earlier").exists()
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(tmp_path, callbacks=[PowerCut()], save_steps=100, resume="auto", beta=0.2)
+    assert (tmp_path / "_earlier").exists(), "another run is kept"
+
+
 def test_overwrite_removes_the_earlier_run(tmp_path):
     run(tmp_path)
     run(tmp_path, overwrite=True, max_steps=1, save_strategy="no")

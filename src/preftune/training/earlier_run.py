@@ -75,7 +75,7 @@ def put_aside_earlier_run(folder: Path, *, model: str, overwrite: bool) -> None:
     what = f"{folder} held an earlier run ({facts.get('outcome') or 'unfinished'}, {facts.get('steps') or 0} steps)"
     if overwrite:
         _remove(folder, names)
-        say(f"{what}; it was removed (overwrite).")
+        say(f"{what}; it was removed.")
         return
     aside = put_aside(folder, names, run_id_of(facts) or "run")
     say(f"{what}; it was moved to {aside} (--overwrite removes it instead).")

@@ -21,7 +21,14 @@ from preftune.errors import ConfigError, PreftuneError
 from preftune.log import say
 from preftune.models.locate import run_of_weights, write_run_of_weights
 from preftune.training import memory
-from preftune.training.earlier_run import put_aside, put_aside_earlier_run, run_facts, run_id_of, sweep_unfinished
+from preftune.training.earlier_run import (
+    checkpoints_in,
+    put_aside,
+    put_aside_earlier_run,
+    run_facts,
+    run_id_of,
+    sweep_unfinished,
+)
 from preftune.training.limits import Limits
 from preftune.training.resuming import AUTO, Choice, check_same_run, choose_checkpoint, own_state
 from preftune.training.run_lock import locked
@@ -115,7 +122,7 @@ class ResumableTrainer(CheckpointedTrainer):
             planned, reached = self._planned_steps(), self.limits.reached_by((state or {}).get("spent"))
             ended = self._on_first_rank(lambda: self._why_ended(choice, state or {}, planned, reached))
         if not ended:
-            self._on_first_rank(lambda: self._clear(choice))
+            self._on_first_rank(lambda: self._clear(choice, restarted=asked == AUTO))
         return choice, ended
 
     def _on_first_rank(self, decide: Callable[[], Decided]) -> Decided:
@@ -134,15 +141,20 @@ class ResumableTrainer(CheckpointedTrainer):
         decided: Decided = outcome[0]
         return decided
 
-    def _clear(self, choice: Choice | None) -> None:
-        """Leave nothing in the run directory that is of another run, or of later steps than this one begins with."""
+    def _clear(self, choice: Choice | None, *, restarted: bool) -> None:
+        """Leave nothing in the run directory that is of another run, or of later steps than this one begins with.
+
+        Args:
+            restarted: the same run may be begun again; what it left before its first checkpoint is replaced.
+        """
         folder = Path(self.args.output_dir)
         sweep_unfinished(folder)
         there = run_id_of(run_facts(folder))
         inside = choice is not None and choice.folder.resolve().parent == folder.resolve()
         if choice is None or not (inside or there in (None, self._record.facts["id"])):
             name = str(getattr(self.model.config, "_name_or_path", ""))
-            put_aside_earlier_run(folder, model=name, overwrite=self.args.overwrite)
+            again = restarted and not checkpoints_in(folder) and is_of_record(self, run_facts(folder))
+            put_aside_earlier_run(folder, model=name, overwrite=self.args.overwrite or again)
         elif choice.newer:
             aside = put_aside(folder, choice.newer, f"after-step-{choice.step}")
             say(f"later than the step that the run goes on from: {', '.join(choice.newer)}, moved to {aside}.")
@@ -213,7 +225,7 @@ class ResumableTrainer(CheckpointedTrainer):
         self.limits.restore(state.get("spent"))
         loss = (state.get("total_loss", 0.0) + state.get("loss", 0.0)) / max(1, choice.step)
         metrics = {"train_loss": loss}
-        self._on_first_rank(lambda: self._clear(choice))
+        self._on_first_rank(lambda: self._clear(choice, restarted=False))
         if self.is_world_process_zero():
             self._record.begin(resumed_step=choice.step)
             self._record.cut()
