@@ -251,11 +251,18 @@ def _run_suites(
         show_suite(run_suite(name, contest, data=asked.suite_data, limit=asked.limit, **taken), folder)
 
 
-def _trained_with(model: str) -> dict[str, float | None]:
-    """`beta`, `learning_rate` and `epochs` of a run directory, as far as it knows them."""
-    names = {"beta": "beta", "learning_rate": "learning_rate", "epochs": "num_train_epochs"}
+def _trained_with(model: str) -> dict[str, Any]:
+    """`method`, `beta`, `learning_rate`, `epochs` and `kl_coef` of a run directory, as far as it knows them."""
+    names = {
+        "beta": "beta",
+        "learning_rate": "learning_rate",
+        "epochs": "num_train_epochs",
+        "kl_coef": "kl_coef",
+    }
     try:
-        run = json.loads((Path(model).expanduser() / "run.json").read_text(encoding="utf-8"))["configuration"]
-        return {name: None if run.get(field) is None else float(run[field]) for name, field in names.items()}
+        whole = json.loads((Path(model).expanduser() / "run.json").read_text(encoding="utf-8"))
+        run = whole["configuration"]
+        known = {name: None if run.get(field) is None else float(run[field]) for name, field in names.items()}
+        return {**known, "method": str(whole["method"]) if whole.get("method") else None}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

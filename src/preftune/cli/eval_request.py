@@ -169,6 +169,10 @@ def results_folder(asked: argparse.Namespace) -> Path:
             raise RequestError(f"-o {asked.output} is a file. Name a folder for the results.")
         return Path(asked.output)
     model = Path(asked.model).expanduser()
+    if not model.is_dir() and not _is_remote(asked.model):
+        from preftune.models.locate import locate
+
+        locate(asked.model)  # a model that is not there is named as that, with near names
     if not model.is_dir():
         raise RequestError(f"{asked.model} is no folder that results could go into. Name one with -o FOLDER.")
     return model / "eval"

@@ -16,7 +16,7 @@ from preftune.cli.arguments import DataArguments, ModelArguments
 from preftune.cli.field_names import check_names, names_of, spoken_as_flags
 from preftune.cli.messages import tell
 from preftune.cli.recipe import Recipe, read_recipe
-from preftune.errors import RequestError
+from preftune.errors import PreftuneError, RequestError
 
 GUARD = "warn"
 """Who types a command sees what the guard says; a program (`DPOConfig`) has it off until it asks."""
@@ -201,6 +201,7 @@ def _prepare(method: Method, request: Request) -> tuple[Any, Any]:
         peft_config=lora,
         **({"eval_dataset": held_out} if method.holds_out else {}),
     )
+    trainer.evaluates_at_end = True
     progress = show_progress(trainer)
     if getattr(data, "ignore_bias_buffers", False):
         import torch
@@ -220,8 +221,11 @@ def _leave(trainer: Any, request: Request) -> int:
 
 
 def _finish(method: Method, trainer: Any, request: Request) -> int:
+    from preftune.training.broken import broken_by_training
+
     config = request.config
     trainer.save_model()
+    broken = broken_by_training(trainer)
     metrics = held_out_metrics(trainer)
     if metrics is not None:
         trainer.create_model_card()  # once more, with them
@@ -231,6 +235,10 @@ def _finish(method: Method, trainer: Any, request: Request) -> int:
         output = str(config.output_dir)
         adapter = request.model.adapter or (Path(output) / "adapter_config.json").is_file()
         kind, steps = "adapter" if adapter else "model", trainer.state.global_step
+        if broken is not None:
+            if request.report:
+                write_page(output)
+            raise PreftuneError(broken)
         print(f"Done after {steps} steps. The {kind} lies in {output}, its run in {output}/run.json.")
         if metrics is None and method.holds_out:
             print("Nothing was held out, so there is no number on new prompts (--eval_fraction 0.05 gives one).")

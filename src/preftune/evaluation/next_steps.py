@@ -8,6 +8,7 @@ model closer to the reference, a lower one lets it go further; some tutorials ha
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import NamedTuple
 
 from preftune.evaluation.length_control import LengthControlled
 from preftune.evaluation.statistics import WinRate, more_prompts, verdict
@@ -21,6 +22,16 @@ CONTRADICTING = 0.2
 """Share of comparisons in which a judge contradicts itself that is worth a better judge."""
 
 
+class _Training(NamedTuple):
+    """How the aligned model was trained, as far as it is known."""
+
+    method: str
+    beta: float | None
+    learning_rate: float | None
+    epochs: float | None
+    kl_coef: float | None
+
+
 def next_steps(
     result: WinRate,
     *,
@@ -31,6 +42,8 @@ def next_steps(
     beta: float | None = None,
     learning_rate: float | None = None,
     epochs: float | None = None,
+    kl_coef: float | None = None,
+    method: str | None = None,
 ) -> list[str]:
     """What to do next, in sentences for people; never empty.
 
@@ -38,15 +51,17 @@ def next_steps(
         worse: what got worse in the answers themselves, `Degeneration.worse`.
         contradicted: share of the comparisons in which the judge contradicted itself when the answers were swapped.
         judge_only_ties: the judge called every comparison of two different answers a tie.
-        beta, learning_rate, epochs: of the run, where they are known; the sentences then give numbers.
+        beta, learning_rate, epochs, kl_coef: of the run, where they are known; the sentences then give numbers.
+        method: how the model was trained (`ppo`, `sft`; everything else is taken for DPO).
     """
+    how = _Training(method or "dpo", beta, learning_rate, epochs, kl_coef)
     spoilt = bool(SPOILT & set(worse))
     name = verdict(result).name
     steps: list[str] = []
     if name == "worse":
-        steps += _worse(spoilt, beta, learning_rate, epochs)
+        steps += _worse(spoilt, how)
     elif spoilt:
-        steps += _less_change(beta, learning_rate, epochs)
+        steps += _less_change(how)
     elif name == "better":
         steps += _better(length_controlled)
     elif judge_only_ties:
@@ -56,9 +71,9 @@ def next_steps(
             "tells good answers from bad ones."
         ]
     elif name == "undecided":
-        steps += _undecided(result, beta, learning_rate)
+        steps += _undecided(result, how)
     else:
-        steps += _more_change(beta, learning_rate)
+        steps += _more_change(how)
     if name != "better" and length_controlled is not None:
         steps += _length(length_controlled)
     if contradicted is not None and contradicted >= CONTRADICTING:
@@ -89,7 +104,7 @@ def _better(controlled: LengthControlled | None) -> list[str]:
     ]
 
 
-def _undecided(result: WinRate, beta: float | None, learning_rate: float | None) -> list[str]:
+def _undecided(result: WinRate, how: _Training) -> list[str]:
     steps = []
     further = more_prompts(result)
     narrow = result.ci_low >= 0.5 - NARROW and result.ci_high <= 0.5 + NARROW
@@ -103,50 +118,76 @@ def _undecided(result: WinRate, beta: float | None, learning_rate: float | None)
         )
     if narrow:
         steps.append("The interval is narrow around 50%: there is hardly any difference for more prompts to find.")
-    return steps + _more_change(beta, learning_rate)
+    return steps + _more_change(how)
 
 
-def _more_change(beta: float | None, learning_rate: float | None) -> list[str]:
+def _now(value: float | None) -> str:
+    return "" if value is None else f" (now {value:g})"
+
+
+def _more_change(how: _Training) -> list[str]:
     """Too little change."""
-    now = "" if beta is None else f" (now {beta:g})"
-    lower = "A lower beta, down to 0.05" if beta is None or beta > 0.05 else "Not a lower beta than now"
-    rate = "" if learning_rate is None else f" (now {learning_rate:g})"
-    return [
+    steps = [
         "If the model changed too little: more or better pairs first. preftune audit tells what is wrong with the ones "
-        "that you have; about 1,000 good ones make a difference in one domain.",
-        f"Then a higher learning rate within its range{rate}: 5e-7 to 5e-6 for full fine-tuning, about ten times that "
-        "for an adapter.",
-        f"{lower}{now}: it lets the model go further from the one it came from.",
+        "that you have; about 1,000 good ones make a difference in one domain."
     ]
+    if how.method == "ppo":
+        return [
+            "If the model changed too little: see whether the reward rose during training. If it did, the reward model "
+            "rewards something else than this judge: train it on more pairs, and look at its held-out accuracy.",
+            f"If it did not: more episodes (total_episodes), then a lower kl_coef{_now(how.kl_coef)} or a higher "
+            "kl_target.",
+        ]
+    steps.append(
+        f"Then a higher learning rate within its range{_now(how.learning_rate)}: 5e-7 to 5e-6 for full fine-tuning, "
+        "about ten times that for an adapter."
+    )
+    if how.method == "sft":
+        return [steps[0].replace("pairs", "demonstrations"), steps[1].replace("5e-7 to 5e-6", "5e-6 to 5e-5")]
+    lower = "A lower beta, down to 0.05" if how.beta is None or how.beta > 0.05 else "Not a lower beta than now"
+    return [*steps, f"{lower}{_now(how.beta)}: it lets the model go further from the one it came from."]
 
 
-def _less_change(beta: float | None, learning_rate: float | None, epochs: float | None, *, when: str = "") -> list[str]:
+def _less_change(how: _Training, *, when: str = "") -> list[str]:
     """Too much change.
 
     Args:
         when: what the first step depends on, with a comma and a space.
     """
-    rate = "" if learning_rate is None else f" ({learning_rate:g} to {learning_rate / 2:g})"
+    rate = "" if how.learning_rate is None else f" ({how.learning_rate:g} to {how.learning_rate / 2:g})"
     steps = [f"{when}{'halve' if when else 'Halve'} the learning rate{rate} first: the model changed too much."]
-    if beta is None or beta < 0.5:
-        now = "" if beta is None else f" (now {beta:g})"
+    if how.method == "ppo":
         steps.append(
-            f"If that is not enough, a higher beta{now}: 0.2 to 0.5 keeps the model closer to the one it came from."
+            f"If that is not enough, a higher kl_coef{_now(how.kl_coef)} or a lower kl_target: the penalty holds the "
+            "model near the one it came from."
         )
-    if epochs is None or epochs > 1:
-        now = "" if epochs is None else f" instead of {epochs:g}"
+        return [*steps, "End training where the judge's win rate is best, not where the reward is highest."]
+    if how.method != "sft" and (how.beta is None or how.beta < 0.5):
+        wanted = "0.5" if how.beta is not None and how.beta >= 0.2 else "0.2 to 0.5"
+        steps.append(
+            f"If that is not enough, a higher beta{_now(how.beta)}: {wanted} keeps the model closer to the one it came "
+            "from."
+        )
+    if how.epochs is None or how.epochs > 1:
+        now = "" if how.epochs is None else f" instead of {how.epochs:g}"
         steps.append(f"Train for one epoch{now}: the same preferences again and again are learnt by heart.")
     return steps
 
 
-def _worse(spoilt: bool, beta: float | None, learning_rate: float | None, epochs: float | None) -> list[str]:
+def _worse(spoilt: bool, how: _Training) -> list[str]:
     check = (
         "Check the data: preftune audit finds sides that are swapped or contradict each other, and pairs that differ "
         "in length only. Held-out accuracy near or below 50% points there too."
     )
+    if how.method == "ppo":
+        check = (
+            "Check the reward: preftune judge-check holds the reward model against people's judgements, and a reward "
+            "that rose while the answers got worse was exploited."
+        )
     if spoilt:
-        return [*_less_change(beta, learning_rate, epochs), check]
-    return [check, *_less_change(beta, learning_rate, epochs, when="If the data are good, ")]
+        return [*_less_change(how), check]
+    good = "If the reward is good, " if how.method == "ppo" else "If the data are good, "
+    return [check, *_less_change(how, when=good)]
 
 
 def _length(controlled: LengthControlled) -> list[str]:

@@ -82,7 +82,7 @@ def evaluate_pairwise(
     again: bool = False,
     judge_thoughts: bool = False,
     cost: Callable[[], dict[str, Any] | None] = lambda: None,
-    training: Mapping[str, float | None] | None = None,
+    training: Mapping[str, Any] | None = None,
     before_judging: Callable[[list[AnsweredRow]], None] | None = None,
     progress: Progress | None = None,
 ) -> Summary:
@@ -101,7 +101,8 @@ def evaluate_pairwise(
         again: ask the judge once more where no verdict could be read in an earlier run.
         judge_thoughts: judge and measure what thinking models write before their answers as part of the answers.
         cost: what endpoints have cost, asked for at the end.
-        training: `beta`, `learning_rate` and `epochs` of the aligned model's run, for the next steps.
+        training: `method`, `beta`, `learning_rate`, `epochs` and `kl_coef` of the aligned model's run, for the next
+            steps.
         before_judging: called with all answers before the judge is asked.
     Raises: DatasetError when there is no row or a row has no prompt; RequestError for an unwritable folder.
     """

@@ -190,6 +190,7 @@ def _load(source: ModelSource, dtype: str, trust_remote_code: bool) -> tuple[Any
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     from preftune.models.load import attach_adapter, parse_dtype
+    from preftune.models.quiet import quiet_transformers
 
     name = source.name
     place = source.base_place if source.is_adapter else source.place
@@ -198,9 +199,10 @@ def _load(source: ModelSource, dtype: str, trust_remote_code: bool) -> tuple[Any
         options["num_labels"] = 1
     try:
         labels = AutoConfig.from_pretrained(place.name, **options).num_labels
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            place.name, dtype=parse_dtype(dtype), output_loading_info=True, **options
-        )
+        with quiet_transformers():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                place.name, dtype=parse_dtype(dtype), output_loading_info=True, **options
+            )
     except (OSError, ValueError, KeyError, ImportError) as error:
         cause = " ".join(str(error).split())[:400]
         raise ModelError(

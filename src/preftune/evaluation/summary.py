@@ -79,8 +79,8 @@ class Summary:
     aligned_name: str = "aligned"
     cost: dict[str, Any] | None = None
     """Calls, tokens and money of this run at endpoints; None when there was none."""
-    training: Mapping[str, float | None] = field(default_factory=dict)
-    """`beta`, `learning_rate` and `epochs` of the aligned model's run, where they are known."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """`method`, `beta`, `learning_rate`, `epochs` and `kl_coef` of the aligned model's run, where they are known."""
 
     @property
     def baseline_called(self) -> str:
@@ -191,7 +191,7 @@ def summarise(
     seed: int = 0,
     names: tuple[str, str] = ("base", "aligned"),
     cost: dict[str, Any] | None = None,
-    training: Mapping[str, float | None] | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> Summary:
     """Count outcomes, categories, right answers, lengths, what looks degenerate. Rows of one prompt are one cluster.
 
@@ -201,7 +201,8 @@ def summarise(
         seed: of the intervals that are resampled.
         names: of baseline and aligned model, for people.
         cost: what endpoints cost in this run.
-        training: `beta`, `learning_rate` and `epochs` of the aligned model's run, for the next steps.
+        training: `method`, `beta`, `learning_rate`, `epochs` and `kl_coef` of the aligned model's run, for the next
+            steps.
     """
     clusters = [digest(answer.prompt) for answer in answered]
     outcomes = [OUTCOME_VALUE[j.outcome] for j in judged]

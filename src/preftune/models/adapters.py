@@ -27,6 +27,7 @@ from preftune.models.load import (
     parse_dtype,
 )
 from preftune.models.locate import FORM_FILE, Location, describe_folder, is_adapter_folder, locate
+from preftune.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -164,7 +165,7 @@ def _unquantised(model: Any, dtype: Any) -> Any:
     if _is_quantised(model):
         logger.warning("The base model is stored quantised; its weights are unpacked and keep that rounding.")
         own = model.get_input_embeddings().weight.dtype
-        with _quiet_transformers():
+        with quiet_transformers():
             model = model.dequantize(dtype=dtype if isinstance(dtype, torch.dtype) else own)
         # transformers 5.23 leaves the unpacking step in the list that saving plays backwards, where it has no inverse;
         # unnecessary when `dequantize` clears it.
@@ -175,19 +176,6 @@ def _unquantised(model: Any, dtype: Any) -> Any:
 
 def _unpacks_bnb(step: Any) -> bool:
     return any(type(operation).__name__.startswith("Bnb") for operation in getattr(step, "operations", None) or ())
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """`dequantize` warns about the dtype that it was told to use."""
-    from transformers.utils import logging as transformers_logging
-
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
 
 
 def _on_unquantised_base(
@@ -292,7 +280,8 @@ def _save(
     """Write everything beside the target and move it there whole."""
     partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
     try:
-        merged.save_pretrained(partial)
+        with quiet_transformers():
+            merged.save_pretrained(partial)
         try:
             if tokenizer_source is None:
                 raise ModelError("The model does not know its name.")

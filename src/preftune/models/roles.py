@@ -26,6 +26,7 @@ from preftune.models.adapters import quiet_peft
 from preftune.models.config_size import check_config_size
 from preftune.models.load import locate_base, parse_dtype
 from preftune.models.locate import Location, locate
+from preftune.models.quiet import quiet_transformers
 from preftune.types import PackedBatch
 
 POLICY = "default"
@@ -218,9 +219,13 @@ def load_trunk(
         config = AutoConfig.from_pretrained(place.name, **options)
         classifier = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
         if classifier and config.num_labels == 1:
-            model = AutoModelForSequenceClassification.from_pretrained(place.name, dtype=parse_dtype(dtype), **options)
+            with quiet_transformers():
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    place.name, dtype=parse_dtype(dtype), **options
+                )
             return trunk_of(model), model.score
-        return AutoModel.from_pretrained(place.name, dtype=parse_dtype(dtype), **options), None
+        with quiet_transformers():
+            return AutoModel.from_pretrained(place.name, dtype=parse_dtype(dtype), **options), None
     except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
         cause = " ".join(str(error).split())[:300]
         raise ModelError(f"{name} could not be loaded as a value function: {cause} Give a language model.") from error

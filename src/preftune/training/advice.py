@@ -18,6 +18,25 @@ def say_advice(trainer: Any) -> None:
         say(f"advice: {line}")
 
 
+DESTRUCTIVE = 1e-2
+"""A learning rate of AdamW that no language model survives."""
+
+
+def _rate_of_adapter(rate: float, *, few: bool) -> list[str]:
+    """An adapter's learning rate against the usual range; with few pairs up to 3e-4 works well."""
+    if rate < 5e-6:
+        return [
+            f"learning_rate={rate:g} is low for an adapter (5e-6 to 5e-5 is usual, ten times that of full "
+            "fine-tuning): it may change nothing."
+        ]
+    if DESTRUCTIVE > rate > (3e-4 if few else 5e-5):
+        return [
+            f"learning_rate={rate:g} is high for an adapter (5e-6 to 5e-5 is usual, up to 3e-4 for a few hundred "
+            "pairs): if answers become repetitive, halve it first."
+        ]
+    return []
+
+
 def advise(config: DPOConfig, *, pairs: int, has_chat_template: bool, full: bool, epochs: float) -> list[str]:
     """What an experienced colleague would say about this configuration.
 
@@ -38,17 +57,19 @@ def advise(config: DPOConfig, *, pairs: int, has_chat_template: bool, full: bool
             "abilities or repeat itself. 0.1 is a usual start; 0.2 to 0.5 if answers become repetitive (a higher beta "
             "stays closer to the reference)."
         )
-    if full and config.learning_rate and not 5e-7 <= config.learning_rate <= 5e-6:
+    if config.learning_rate is not None and config.learning_rate >= DESTRUCTIVE:
+        lines.append(
+            f"learning_rate={config.learning_rate:g} destroys a language model within a few steps. Usual are 5e-7 to "
+            "5e-6 for full fine-tuning and 5e-6 to 5e-5 for an adapter."
+        )
+    elif full and config.learning_rate and not 5e-7 <= config.learning_rate <= 5e-6:
         what = "may damage the model" if config.learning_rate > 5e-6 else "may change nothing"
         lines.append(
             f"learning_rate={config.learning_rate:g} is outside 5e-7..5e-6, the usual range for full fine-tuning: "
             f"it {what}."
         )
-    if not full and config.learning_rate and config.learning_rate > 5e-4:
-        lines.append(
-            f"learning_rate={config.learning_rate:g} is high even for an adapter (5e-6 to 5e-5 is usual): if answers "
-            "become repetitive, halve it first."
-        )
+    if not full and config.learning_rate:
+        lines += _rate_of_adapter(config.learning_rate, few=pairs < 1000)
     if pairs < 1000:
         lines.append(
             f"{pairs} pairs are few: about 1,000 good ones make a difference in one domain, 10,000 in general. "

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from preftune.data import GroupDataset
 from preftune.errors import ConfigError
+from preftune.log import say
 from preftune.training.config import DPOConfig
 
 _REMOVED = {
@@ -75,18 +78,63 @@ def parts(eval_dataset: Any) -> list[GroupDataset]:
     return list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
 
 
-def check_evaluation(args: DPOConfig, eval_dataset: Any) -> None:
-    """What the configuration expects of an evaluation must be there, told before the first step and not at it."""
+def check_evaluation(args: DPOConfig, eval_dataset: Any, columns: Sequence[str], *, has_own_metrics: bool) -> None:
+    """What the configuration expects of an evaluation is checked before the first step; `metric_for_best_model` may be
+    written in any of the ways that tutorials use.
+
+    Args:
+        columns: metrics of an evaluation besides the loss, without prefix.
+        has_own_metrics: `compute_metrics` is given, whose names are not known before it runs.
+    """
     wanted = str(getattr(args.eval_strategy, "value", args.eval_strategy))
     if wanted != "no" and eval_dataset is None:
         raise ConfigError(f"eval_strategy={wanted!r}, but there is no eval_dataset. Pass one, or eval_strategy='no'.")
     metric = args.metric_for_best_model
-    if metric is None or not isinstance(eval_dataset, dict):
+    if metric is None:
         return
-    name = metric if metric.startswith("eval_") else f"eval_{metric}"
-    if not any(name.startswith(f"eval_{key}_") for key in eval_dataset):
-        sets = ", ".join(f"'eval_{key}_loss'" for key in eval_dataset)
+    sets = list(eval_dataset) if isinstance(eval_dataset, dict) else []
+    bare = metric.removeprefix("eval").lstrip("_/")
+    chosen = next((key for key in sets if bare.startswith((f"{key}_", f"{key}/"))), None)
+    if sets and chosen is None:
+        listed = ", ".join(f"'eval_{key}_loss'" for key in sets)
         raise ConfigError(
             f"metric_for_best_model={metric!r} does not say which evaluation set it is of. With several, name one: "
-            f"{sets}."
+            f"{listed}."
         )
+    prefix = "" if chosen is None else f"{chosen}_"
+    found = _metric_named(bare[len(prefix) :], ("loss", *columns))
+    if found is not None:
+        args.metric_for_best_model = f"eval_{prefix}{found}"
+    elif not has_own_metrics:
+        names = [f"eval_{prefix}{name}" for name in ("loss", *columns)]
+        near = difflib.get_close_matches(metric, names, n=1, cutoff=0.3)
+        raise ConfigError(
+            f"metric_for_best_model={metric!r} is no metric of an evaluation here. "
+            f"{f'Did you mean {near[0]!r}? ' if near else ''}There are {', '.join(map(repr, names))}."
+        )
+
+
+def say_unwatched(trainer: Any) -> None:
+    """A hint where an eval_dataset is given that nothing will evaluate."""
+    wanted = str(getattr(trainer.args.eval_strategy, "value", trainer.args.eval_strategy))
+    if wanted == "no" and trainer.eval_dataset is not None and not getattr(trainer, "evaluates_at_end", True):
+        say(
+            "advice: eval_dataset is given, but eval_strategy is 'no', so it is not evaluated during training. Set "
+            "eval_strategy='steps' with eval_steps, or call trainer.evaluate() afterwards."
+        )
+
+
+def _metric_named(name: str, known: Sequence[str]) -> str | None:
+    """The metric that a name means: itself, or the only one with the same words, whatever stands between them and
+    whether they are plural (`reward_margin` for `rewards/margins`, `accuracy` for `rewards/accuracies`)."""
+    if name in known:
+        return name
+    words = _words(name)
+    fitting = [metric for metric in known if words and words <= _words(metric)]
+    exact = [metric for metric in fitting if words == _words(metric)]
+    return exact[0] if len(exact) == 1 else fitting[0] if len(fitting) == 1 else None
+
+
+def _words(name: str) -> set[str]:
+    parts = re.split(r"[^a-z]+", name.lower())
+    return {re.sub(r"ies$", "y", part) if part.endswith("ies") else part.removesuffix("s") for part in parts if part}

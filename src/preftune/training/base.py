@@ -76,7 +76,8 @@ class PackedTrainer(EvaluatedTrainer):
         train_groups, eval_groups, self.reports = assemble.prepare_all(
             train_dataset, eval_dataset, lambda source, role: self.prepare_data(source, tokenizer, args, role=role)
         )
-        check_evaluation(args, eval_groups)
+        metrics = (*self.columns, *self.further_names)
+        check_evaluation(args, eval_groups, metrics, has_own_metrics=compute_metrics is not None)
         check_one_batch(args, len(train_groups))
         assemble.seed(args)  # decides the adapter's start, which Trainer would seed too late
         model = self.prepare_model(

@@ -26,6 +26,10 @@ class EvaluatedTrainer(ResumableTrainer):
 
     columns: ClassVar[Sequence[str]]
     """Names of the columns of what `batch_loss` gives for the metrics."""
+    further_names: ClassVar[Sequence[str]] = ()
+    """What `further_metrics` gives."""
+    evaluates_at_end = False
+    """Whoever made the trainer evaluates after training, so that no hint is needed where nothing else does."""
 
     def items(self, group: TokenizedGroup) -> int:
         """What the loss is a mean over: how many of them a group holds."""

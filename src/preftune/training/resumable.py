@@ -21,6 +21,7 @@ from preftune.errors import ConfigError, PreftuneError
 from preftune.log import say
 from preftune.models.locate import run_of_weights, write_run_of_weights
 from preftune.training import memory
+from preftune.training.arguments import say_unwatched
 from preftune.training.earlier_run import (
     checkpoints_in,
     put_aside,
@@ -87,6 +88,7 @@ class ResumableTrainer(CheckpointedTrainer):
             choice, ended = self._settle(resume_from_checkpoint)
             if ended:
                 return self._has_ended(choice, ended)
+            say_unwatched(self)
             with self._record.ended(self):
                 if self.is_world_process_zero():
                     self._record.begin(resumed_step=self._resumed_step)

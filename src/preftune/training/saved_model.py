@@ -21,6 +21,7 @@ from preftune.data.end_marks import EndMarks
 from preftune.log import say
 from preftune.models.load import parse_dtype
 from preftune.models.precision import is_quantized_weight
+from preftune.models.quiet import quiet_transformers
 
 
 class SavingTrainer(Trainer):  # type: ignore[misc]
@@ -37,7 +38,8 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         cast = getattr(self.model, "_preftune_saved", None)
         if cast and state_dict is not None:  # gathered before the weights were cast
             state_dict = {name: _as(tensor, cast.get(name)) for name, tensor in state_dict.items()}
-        with warnings.catch_warnings():  # the embedding goes with the adapter where it must, which `load_model` knows
+        with warnings.catch_warnings(), quiet_transformers():
+            # the embedding goes with the adapter where it must, which `load_model` knows
             warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True`")
             super()._save(output_dir, state_dict)
         config = getattr(self.model, "generation_config", None)

@@ -36,6 +36,22 @@ class Facts:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def hold_back(self) -> str:
+        """What makes the policy change less, given how it is trained now."""
+        steps = ["Halve the learning rate first"]
+        if self.beta < 0.5:
+            steps.append(f"then raise beta to {'0.2 to 0.5' if self.beta < 0.2 else '0.5'}")
+        if self.epochs > 1:
+            steps.append("train for one epoch, which is usually enough")
+        return "; ".join(steps) + "."
+
+    @property
+    def too_free(self) -> str:
+        """What lets the policy change too much."""
+        rate = f"the learning rate ({self.learning_rate:g}) is too high"
+        return rate if self.beta >= 0.5 else f"{rate}, or beta ({self.beta:g}) too low"
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Facts:
         known = {entry.name for entry in fields(cls)}

@@ -31,7 +31,7 @@ def repetition(history: History) -> Alarm | None:
         seen=f"{_count(look, look.looping)} answers to the guard's prompts repeat themselves; of the reference's, "
         f"{round((look.looping_reference or 0) * look.answers)} did.",
         cause=_over_optimised(history.facts),
-        remedy=_HOLD_BACK,
+        remedy=history.facts.hold_back,
         figures=_figures(look, "looping", "looping_reference", "repeated", "repeated_reference", "distinct_2"),
     )
 
@@ -48,7 +48,7 @@ def answers_alike(history: History) -> Alarm | None:
         seen=f"Answers to different prompts are nearly the same: an overlap of {look.self_similarity:.0%}; the "
         f"reference's had {look.self_similarity_reference or 0:.0%}.",
         cause=_over_optimised(history.facts),
-        remedy=_HOLD_BACK,
+        remedy=history.facts.hold_back,
         figures=_figures(look, "self_similarity", "self_similarity_reference", "distinct_2"),
     )
 
@@ -110,14 +110,8 @@ def length_drift(history: History) -> Alarm | None:
     )
 
 
-_HOLD_BACK = "Halve the learning rate first; then raise beta to 0.2 to 0.5; one epoch is usually enough."
-
-
 def _over_optimised(facts: Facts) -> str:
-    return (
-        f"The policy over-optimises: the learning rate ({facts.learning_rate:g}) is too high, or beta ({facts.beta:g}) "
-        "too low."
-    )
+    return f"The policy over-optimises: {facts.too_free}."
 
 
 def _more(look: Look, policy: float, reference: float | None) -> bool:

@@ -97,7 +97,9 @@ def beta_too_low(history: History) -> Alarm | None:
         f"still {now.loss:.2f}.",
         cause=f"With beta={facts.beta:g} the loss asks for about {2 / facts.beta:,.0f} nats, so nothing holds the "
         "policy near the reference: it will go on until its answers repeat themselves or lose their sense.",
-        remedy="Raise beta: 0.1 is a usual start, 0.2 to 0.5 against repetition.",
+        remedy="Raise beta: 0.1 is a usual start, 0.2 to 0.5 against repetition."
+        if facts.beta < 0.2
+        else "Halve the learning rate, and raise beta to 0.5.",
         figures={"margin_rms": now.margin_rms, "loss": now.loss, "beta": facts.beta, "per_token": per_token},
     )
 
@@ -112,8 +114,8 @@ def far_from_reference(history: History) -> Alarm | None:
         name="far-from-reference",
         seen=f"The policy is {look.kl_per_token:.2f} nats per token away from the reference (KL on the reference's own "
         f"answers): a token it would have said is {_times(look.kl_per_token)} less likely now.",
-        cause=f"The learning rate ({facts.learning_rate:g}) is too high, or beta ({facts.beta:g}) too low to hold it.",
-        remedy="Halve the learning rate first; then beta 0.2 to 0.5; one epoch is usually enough.",
+        cause=f"{facts.too_free[0].upper()}{facts.too_free[1:]}, to hold it.",
+        remedy=facts.hold_back,
         figures={"kl_per_token": look.kl_per_token, "kl_error": look.kl_error or 0.0},
     )
 
@@ -130,7 +132,8 @@ def chosen_falls(history: History) -> Alarm | None:
         seen=f"The chosen answers lost {-now.chosen_per_token:.2f} nats per token, the rejected ones "
         f"{-now.rejected_per_token:.2f}.",
         cause="The margin comes from making both sides unlikely, and something else takes their place.",
-        remedy="Look at the samples; if they are worse than the reference's, halve the learning rate or raise beta.",
+        remedy="Look at the samples. If they are worse than the reference's: "
+        f"{history.facts.hold_back[0].lower()}{history.facts.hold_back[1:]}",
         figures={"chosen_per_token": now.chosen_per_token, "rejected_per_token": now.rejected_per_token},
     )
 

@@ -40,8 +40,8 @@ def too_little_change(history: History) -> Alarm | None:
         f"apart than before training; the loss is {now.loss:.4f}.",
         cause=f"The weights hardly move: learning_rate={facts.learning_rate:g}, beta={facts.beta:g}, "
         f"{now.pairs / now.steps:.0f} pairs a step.",
-        remedy=f"Raise the learning rate within its range ({usual}), or train on more and better pairs; a lower beta, "
-        "too, lets the policy go further.",
+        remedy=f"Raise the learning rate within its range ({usual}), or train on more and better "
+        f"pairs{'; a lower beta, too, lets the policy go further' if facts.beta > 0.05 else ''}.",
         figures={"margin_rms": now.margin_rms, "loss": now.loss},
     )
 

@@ -1,0 +1,26 @@
+"""Other libraries' progress bars and reports, kept out of preftune's own output."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """While a model is loaded or saved: no bar for weights that take a second, and no table of missing weights.
+
+    What a table would say about weights that matter is checked by whoever loads. Downloads keep their bars.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    # `disable_progress_bar` would switch off the bars of downloads too
+    transformers_logging._tqdm_active = False
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging._tqdm_active = bars

@@ -1,0 +1,54 @@
+"""Whether training has destroyed the model: a run that ends so has failed, whatever its loss says."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from preftune.data import GroupDataset
+from preftune.logps import pack
+from preftune.reference import inference
+
+_FAR = 1.5
+"""Times the nats of a uniform guess; a random model, which never knew a language, stays below."""
+_GROUPS = 4
+_LANGUAGE_MODELS = ("dpo", "sft")
+
+
+def broken_by_training(trainer: Any) -> str | None:
+    """What shows that the model is of no use, in a sentence; None for a model that is.
+
+    A model that gives the answers that it was trained on far less probability than a uniform guess over its vocabulary
+    knows no language any more. Scores the shortest few of the training rows; every rank calls it.
+    """
+    data = trainer.train_dataset
+    if trainer.method not in _LANGUAGE_MODELS or not isinstance(data, GroupDataset):
+        return None
+    vocabulary = trainer.model.config.get_text_config().vocab_size
+    groups = sorted((data[row] for row in range(min(len(data), 64))), key=lambda group: group.tokens)[:_GROUPS]
+    batch = pack(groups).to(trainer.args.device)
+    with torch.no_grad(), inference(trainer.model), trainer.compute_loss_context_manager():
+        scores = trainer.engine(trainer.model, batch)
+    chosen = [number for number, _ in _chosen(groups)]
+    nats_K = -(scores.sum_K / scores.length_K).float()
+    nats, uniform = float(nats_K[chosen].mean()), math.log(vocabulary)
+    if nats <= _FAR * uniform:  # NaN is no less broken
+        return None
+    return (
+        f"The model is destroyed: it gives a token of the answers that it was trained on {nats:.0f} nats, and a random "
+        f"guess would give {uniform:.1f}. Train again with a lower learning rate (learning_rate="
+        f"{trainer.args.learning_rate:g} now; 5e-6 to 5e-5 is usual for an adapter, 5e-7 to 5e-6 for full fine-tuning)."
+    )
+
+
+def _chosen(groups: Any) -> Any:
+    """The number of every completion that is chosen in a pair, and of every one where there are no pairs."""
+    number = 0
+    for group in groups:
+        better = {pair.chosen for pair in group.pairs}
+        for place in range(len(group.completions)):
+            if place in better or not better:
+                yield number, group
+            number += 1
