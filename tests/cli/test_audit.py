@@ -185,3 +185,26 @@ def test_no_torch_without_a_model(here: Path) -> None:
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=here)
+
+
+def test_a_huge_text_is_tokenised_as_far_as_lengths_are_counted(preftune, tmp_path, monkeypatch):
+    from preftune.data.shorten import shortening
+    from tiny import save_tiny, tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    save_tiny(tmp_path / "tokenizer")
+    most = shortening(tokenizer, 1024).most
+    monkeypatch.setattr("preftune.cli.audit._COUNTED", 8)
+    row = {"prompt": "a", "chosen": "word " * most, "rejected": "b"}
+    (tmp_path / "huge.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    seen = []
+    plain = type(tokenizer).__call__
+
+    def counting(self, texts, *args, **kwargs):
+        seen.append(max(map(len, texts)) if isinstance(texts, list) else len(texts))
+        return plain(self, texts, *args, **kwargs)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", counting)
+    done = preftune("audit", tmp_path / "huge.jsonl", "--tokenizer", tmp_path / "tokenizer", "-o", tmp_path / "out")
+    assert done.code == 0, done.message
+    assert 0 < max(seen) <= 2 * most + 100 < len(row["chosen"])

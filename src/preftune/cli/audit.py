@@ -24,6 +24,8 @@ PROG = "preftune audit"
 DEFAULT_OUTPUT = "runs/audit"
 DEFAULT_MAX_LENGTH = 1024
 """Of `preftune dpo`."""
+_COUNTED = 16_384
+"""Tokens up to which lengths are exact; of texts that may have more, only the ends are tokenised."""
 
 _LEVELS = {"error": ("error",), "warning": ("error", "warning")}
 """What `--fail-on` takes besides names of findings -> the severities that fail."""
@@ -157,10 +159,12 @@ def _open(name: str, split: str, columns: dict[str, str | None] | None, asked: a
 
 def _add_tokenizer(setting: Setting, name: str, max_length: int, asked: argparse.Namespace) -> None:
     from preftune.data.encode import Encoder
+    from preftune.data.shorten import shortening
     from preftune.models.load import load_tokenizer
 
     tokenizer = load_tokenizer(name, trust_remote_code=asked.trust_remote_code)
     setting.encoder, setting.tokenizer_name = Encoder(tokenizer), name
+    setting.encoder.shorten = shortening(tokenizer, max(_COUNTED, max_length))
     setting.max_length = max_length
     if asked.with_reference:
         from preftune.audit.scoring import ReferenceScorer
