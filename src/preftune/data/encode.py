@@ -29,7 +29,7 @@ from preftune.data.answer_turns import (
     loses_prompt,
     with_endings,
 )
-from preftune.data.end_marks import EndMarks
+from preftune.data.end_marks import EndMarks, appends_eos
 from preftune.data.messages import can_continue, common_turns, has_text, joined
 from preftune.data.prompt_once import PromptOnce
 from preftune.data.shorten import Shorten
@@ -106,12 +106,6 @@ class _Texts(NamedTuple):
         """All texts to tokenise: the prompt, the sides, and each side up to where an answer begins or ends."""
         sides = zip((self.chosen, self.rejected), self.answers, strict=True)
         return [self.prompt, self.chosen, self.rejected, *(side[:at] for side, edges in sides for at in edges[:-1])]
-
-
-def appends_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokeniser ends every plain text with eos, which then belongs to no prompt."""
-    probe = list(tokenizer("a")["input_ids"])
-    return tokenizer.eos_token_id is not None and len(probe) > 1 and probe[-1] == tokenizer.eos_token_id
 
 
 class Encoder:

@@ -70,3 +70,9 @@ class EndMarks:
 
 def _contents(turns: Sequence[Message]) -> list[str]:
     return [str(turn.get("content", "")) for turn in turns]
+
+
+def appends_eos(tokenizer: Any) -> bool:
+    """Whether the tokeniser ends every plain text with eos, which then belongs to no prompt."""
+    probe = list(tokenizer("a")["input_ids"])
+    return tokenizer.eos_token_id is not None and len(probe) > 1 and probe[-1] == tokenizer.eos_token_id

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from preftune.data.encode import appends_eos
-from preftune.data.end_marks import EndMarks
+from preftune.data.end_marks import EndMarks, appends_eos
 from preftune.data.tool_calls import apply_template
 from preftune.errors import ModelError, RequestError
 from preftune.types import Message, Text
