@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +29,13 @@ from preftune.training.batches import BATCH, check_one_batch, collate, probes, w
 from preftune.training.evaluating import EvaluatedTrainer
 from preftune.training.metrics import MetricWindow, WorkCounter, peak_memory
 from preftune.training.micro_batches import cost_of, token_budget
-from preftune.training.optimizer_step import micro_batches, non_finite, whole_step
+from preftune.training.optimizer_step import non_finite, whole_step
 from preftune.training.run_directory import check_writable, write_json
 from preftune.training.run_record import facts_of
 from preftune.training.saved_model import end_answers
-from preftune.types import PackedBatch
+from preftune.types import PackedBatch, TokenizedGroup
+
+Checked = TypeVar("Checked")
 
 
 class PackedTrainer(EvaluatedTrainer):
@@ -275,11 +277,15 @@ class PackedTrainer(EvaluatedTrainer):
         """Training rows on the device."""
         return collate([self.train_dataset[row] for row in rows])[BATCH].to(self.args.device)
 
-    def _probes(self) -> list[PackedBatch]:
-        """What the check of the first step compares: rows packed together as far as the limits of memory allow."""
-        batch = self._batch_of(probes(self.train_dataset.lengths))
-        parts = micro_batches([batch], self.scoring_limit.tokens, self.cost)
-        return [part.to(self.args.device) for part in parts]
+    def _checked(self, check: Callable[[PackedBatch], Checked]) -> list[Checked]:
+        """What the check of the first step says of a few rows, packed together as far as memory allows."""
+
+        def together(groups: Sequence[TokenizedGroup]) -> list[Checked]:
+            return [check(collate(groups)[BATCH].to(self.args.device))] * len(groups)
+
+        groups = [self.train_dataset[row] for row in probes(self.train_dataset.lengths)]
+        results = memory.score_in_parts(self, groups, together, work="reference")
+        return [result for of_group in results for result in of_group]
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:

@@ -29,7 +29,7 @@ from preftune.training.guard.attach import attach_guard, opened_for_guard
 from preftune.training.metrics import PER_PAIR, pair_metrics
 from preftune.training.reference_setup import make_reference, score_everything, settle_reference
 from preftune.training.run_record import reference_facts
-from preftune.training.self_check import check_before_training, worst
+from preftune.training.self_check import FirstStep, check_before_training, worst
 from preftune.types import PackedBatch, Sides
 
 _HITS = "chosen_hits"
@@ -184,20 +184,20 @@ class DPOTrainer(PackedTrainer):
     def before_first_step(self, *, resumed: bool) -> None:
         """Score what the reference must say beforehand, and check the first step."""
         settle_reference(self)
-        batches = self._probes()
-        with memory.explained(self, max((group for batch in batches for group in batch.groups), key=self.cost)):
-            result = worst(
-                check_before_training(
-                    self.model,
-                    batch,
-                    self.engine,
-                    self.reference,
-                    autocast=self.precision.autocast,
-                    resumed=resumed,
-                    allow_mismatch=self.args.allow_reference_mismatch,
-                )
-                for batch in batches
+
+        def check(batch: PackedBatch) -> FirstStep:
+            return check_before_training(
+                self.model,
+                batch,
+                self.engine,
+                self.reference,
+                autocast=self.precision.autocast,
+                resumed=resumed,
+                allow_mismatch=self.args.allow_reference_mismatch,
             )
+
+        with memory.explained(self, self.train_dataset[int(self.train_dataset.lengths.argmax())]):
+            result = worst(self._checked(check))
         say(result.describe())
         if self.is_world_process_zero():
             self._record.note(

@@ -111,7 +111,7 @@ class RewardTrainer(PackedTrainer):
         return output.loss_N, torch.stack(rows, 1)
 
     def before_first_step(self, *, resumed: bool) -> None:
-        error = max(map(self._check_scores, self._probes()))
+        error = max(self._checked(self._check_scores))
         say(f"self-check: the engine agrees with the naive path within {error:.2g} per score.")
         if self.is_world_process_zero():
             self._record.note(self_check={"engine_error": error})

@@ -103,7 +103,7 @@ class SFTTrainer(PackedTrainer):
 
     def before_first_step(self, *, resumed: bool) -> None:
         autocast = self.precision.autocast
-        error = max(check_engine(self.model, batch, self.engine, autocast=autocast)[1] for batch in self._probes())
+        error = max(self._checked(lambda batch: check_engine(self.model, batch, self.engine, autocast=autocast)[1]))
         say(f"self-check: the engine agrees with the naive path within {error:.2g} nat per token.")
         if self.is_world_process_zero():
             self._record.note(self_check={"engine_error": error})
