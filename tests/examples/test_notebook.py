@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +69,17 @@ def test_it_is_under_twenty_lines_of_code(notebook):
 def test_it_installs_what_it_needs(notebook):
     first = code(notebook)[0]
     assert first is tagged(notebook, "install")
-    assert first.source == '%pip install "preftune[quant]"'
+    folder, extra = re.fullmatch(r'%pip install "(.+)\[(\w+)\]"', first.source).groups()
+    project = tomllib.loads((FILE.parent / folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["name"] == "preftune"
+    assert extra in project["optional-dependencies"]
+
+
+def test_it_shows_the_keyword_of_the_tutorials_and_its_successors(notebook):
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert "from_pretrained(MODEL, load_in_4bit=True)" in text
+    assert "unexpected keyword argument 'load_in_4bit'" in text
+    assert "BitsAndBytesConfig(load_in_4bit=True)" in text
 
 
 def test_it_runs(notebook, parameters, tmp_path, capsys):
