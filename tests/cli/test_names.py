@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +34,22 @@ def test_the_names_read_from_the_source_are_those_of_the_parser(method: Method) 
     real = {name.replace("-", "_") for name in parser_of(method).names()}
     assert real <= names(method)
     assert {name for name in names(method) - real if not name.startswith("no_")} <= {"help_all"}
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_help_all_has_every_flag_breaks_no_word_and_imports_nothing_heavy(method: Method) -> None:
+    code = f"import sys; from preftune.cli.main import main; main([{method.name!r}, '--help-all'])\n"
+    code += "print('HEAVY', [name for name in ('torch', 'transformers', 'peft', 'datasets') if name in sys.modules])"
+    environment = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    shown, _, heavy = done.stdout.partition("HEAVY")
+    assert heavy.strip() == "[]"
+    real = {name.replace("-", "_") for name in parser_of(method).names()}
+    assert real <= {name.replace("-", "_") for name in re.findall(r"--([\w-]+)", shown)}
+    for action in parser_of(method)._actions:
+        if action.dest in ("beta", "learning_rate", "num_train_epochs", "lora_r", "optim_args", "output_dir"):
+            assert " ".join(str(action.help).replace("%%", "%").split()) in " ".join(shown.split()), action.dest
+    assert all(len(line) <= 80 for line in shown.splitlines() if " " in line.strip())
 
 
 def test_history_names_what_is_gone_and_leads_to_what_is_there() -> None:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import preftune
 from preftune.cli.messages import near_name
@@ -146,17 +146,50 @@ def names_of(data: type, model: type, config: str) -> frozenset[str] | None:
     Args:
         config: `module:class` of the settings.
     """
+    fields = fields_of(data, model, config)
+    if fields is None:
+        return None
+    known = [name for field in fields for name in (field.name, *field.aliases)]
+    negated = [f"no_{name}" for field in fields if field.is_bool for name in (field.name, *field.aliases)]
+    return frozenset(map(_plain, (*known, *negated, *OWN)))
+
+
+class Field(NamedTuple):
+    """A field of the settings, as its source has it."""
+
+    name: str
+    kind: str
+    """The annotation."""
+    help: str = ""
+    default: str = ""
+    """As Python writes it; empty where there is none, or where it is None."""
+    aliases: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+
+    @property
+    def is_bool(self) -> bool:
+        return "bool" in self.kind
+
+
+def fields_of(data: type, model: type, config: str) -> list[Field] | None:
+    """Every field that is a flag of a command; None where the source cannot be read. Arguments: those of `names_of`."""
     module, _, name = config.partition(":")
     try:
-        fields = dict(_fields_of(module, name))
+        settings = _fields_of(module, name)
     except (OSError, SyntaxError, LookupError):
         return None
-    for kind in (data, model):
-        for entry in dataclasses.fields(kind):
-            aliases = [alias.lstrip("-") for alias in entry.metadata.get("aliases", ())]
-            fields |= dict.fromkeys((entry.name, *aliases), "bool" in str(entry.type))
-    negated = [f"no_{field}" for field, is_bool in fields.items() if is_bool]
-    return frozenset(map(_plain, (*fields, *negated, *OWN)))
+    fields = {entry.name: _made(entry) for kind in (data, model) for entry in dataclasses.fields(kind)}
+    return list((fields | {field.name: field for field in settings}).values())
+
+
+def _made(entry: dataclasses.Field[Any]) -> Field:
+    default = entry.default
+    if default is dataclasses.MISSING:
+        default = entry.default_factory() if entry.default_factory is not dataclasses.MISSING else None
+    aliases = tuple(alias.lstrip("-") for alias in entry.metadata.get("aliases", ()))
+    shown = "" if default is None else repr(default)
+    choices = tuple(map(str, entry.metadata.get("choices", ())))
+    return Field(entry.name, str(entry.type), str(entry.metadata.get("help", "")), shown, aliases, choices)
 
 
 def _plain(name: str) -> str:
@@ -164,13 +197,13 @@ def _plain(name: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def _fields_of(module: str, name: str) -> tuple[tuple[str, bool], ...]:
-    """The annotated names of a class and of those that it inherits from, and which of them are true or false."""
+def _fields_of(module: str, name: str) -> tuple[Field, ...]:
+    """The fields of a class and of those that it inherits from; a later one takes the place of an earlier."""
     path, tree = _source(module)
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
-            inherited = [pair for base in node.bases for pair in _inherited(base, module, tree)]
-            return (*inherited, *_own(node))
+            inherited = [field for base in reversed(node.bases) for field in _inherited(base, module, tree)]
+            return tuple({field.name: field for field in (*inherited, *_own(node))}.values())
     place = next((place for place, local in _imports(tree) if local == name), None)
     if place is None and path.name == "__init__.py":
         folder = path.parent
@@ -181,7 +214,7 @@ def _fields_of(module: str, name: str) -> tuple[tuple[str, bool], ...]:
     return _fields_of(place, name)
 
 
-def _inherited(base: ast.expr, module: str, tree: ast.Module) -> tuple[tuple[str, bool], ...]:
+def _inherited(base: ast.expr, module: str, tree: ast.Module) -> tuple[Field, ...]:
     name = base.id if isinstance(base, ast.Name) else base.attr if isinstance(base, ast.Attribute) else ""
     if name == "TrainingArguments":
         return _fields_of("transformers.training_args", name)
@@ -195,20 +228,50 @@ def _imports(tree: ast.Module) -> Iterator[tuple[str, str]]:
             yield from ((node.module, alias.asname or alias.name) for alias in node.names)
 
 
-def _own(node: ast.ClassDef) -> Iterator[tuple[str, bool]]:
+def _own(node: ast.ClassDef) -> Iterator[Field]:
     for entry in node.body:
         if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name):
             kind = ast.unparse(entry.annotation)
             if not kind.startswith("ClassVar") and not entry.target.id.startswith("_"):
-                for name in (entry.target.id, *_aliases(entry.value)):
-                    yield name, "bool" in kind
+                value = entry.value
+                aliases = tuple(name.lstrip("-") for name in _texts("aliases", value))
+                yield Field(
+                    entry.target.id, kind, _help(value), _default(value), aliases, tuple(_texts("choices", value))
+                )
 
 
-def _aliases(default: ast.expr | None) -> Iterator[str]:
-    """The other names that a field gives itself: `aliases=["--other"]`, wherever it stands in the default."""
+def _help(value: ast.expr | None) -> str:
+    """`metadata={"help": ...}` of a dataclass field, or the second argument of `option(default, help)`."""
+    if not isinstance(value, ast.Call):
+        return ""
+    texts = [value.args[1]] if len(value.args) > 1 else []
+    for node in ast.walk(value):
+        if isinstance(node, ast.keyword) and node.arg == "help":
+            texts.append(node.value)
+        if isinstance(node, ast.Dict):
+            texts += [item for key, item in zip(node.keys, node.values, strict=True) if _literal(key) == "help"]
+    return next((text for text in map(_literal, texts) if isinstance(text, str)), "")
+
+
+def _default(value: ast.expr | None) -> str:
+    if isinstance(value, ast.Call):
+        named = next((keyword.value for keyword in value.keywords if keyword.arg == "default"), None)
+        value = value.args[0] if value.args else named
+    return "" if value is None or _literal(value) is None else repr(_literal(value))
+
+
+def _literal(node: ast.expr | None) -> Any:
+    try:
+        return None if node is None else ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def _texts(name: str, default: ast.expr | None) -> Iterator[str]:
+    """A list that a field gives itself (`aliases=["--other"]`), wherever it stands in the default."""
     for node in ast.walk(default) if default is not None else ():
-        if isinstance(node, ast.keyword) and node.arg == "aliases" and isinstance(node.value, ast.List):
-            yield from (str(item.value).lstrip("-") for item in node.value.elts if isinstance(item, ast.Constant))
+        if isinstance(node, ast.keyword) and node.arg == name and isinstance(node.value, ast.List):
+            yield from (str(item.value) for item in node.value.elts if isinstance(item, ast.Constant))
 
 
 @lru_cache(maxsize=64)

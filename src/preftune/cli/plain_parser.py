@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -21,6 +22,23 @@ def _other(name: str) -> tuple[str, str]:
     return f"--{plain.replace('-', '_')}", f"--{plain.replace('_', '-')}"
 
 
+class WholeWords(argparse.HelpFormatter):
+    """Help pages in which no word, flag or path is broken."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_long_words=False, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return textwrap.fill(
+            " ".join(text.split()),
+            width,
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+
+
 class _Group(argparse._ArgumentGroup):
     """Flags under a title of their own."""
 
@@ -32,7 +50,7 @@ class PlainParser(argparse.ArgumentParser):
     """`add_argument("--max_new_tokens")` takes `--max-new-tokens` too; a misspelt flag fails with the nearest name."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
+        super().__init__(allow_abbrev=False, **{"formatter_class": WholeWords, **options})
 
     def add_argument(self, *names: Any, **options: Any) -> Any:
         return super().add_argument(*spellings(names), **options)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from preftune.cli.arguments import DataArguments, ModelArguments
-from preftune.cli.field_names import check_names, names_of, spoken_as_flags
+from preftune.cli.field_names import check_names, fields_of, names_of, spoken_as_flags
+from preftune.cli.help_all import page
 from preftune.cli.messages import tell
 from preftune.cli.recipe import Recipe, read_recipe
 from preftune.errors import PreftuneError, RequestError
@@ -93,6 +94,10 @@ def run(method: Method, argv: Sequence[str]) -> int:
     if "-h" in argv or "--help" in argv:
         print(method.help, end="")
         return 0
+    if "--help-all" in argv or "--help_all" in argv:
+        fields = fields_of(method.data_arguments, method.model_arguments, method.config)
+        print(parser_of(method).format_help() if fields is None else page(method.prog, fields), end="")
+        return 0
     recipe = find_recipe(argv)
     names = names_of(method.data_arguments, method.model_arguments, method.config)
     if names is not None:
@@ -110,9 +115,6 @@ def _run(method: Method, argv: Sequence[str], recipe: Recipe | None) -> int:
         allowed = FLAG in argv or FLAG.replace("_", "-") in argv
         # before torch and the hub client read theirs
         set_environment(recipe.environment, recipe=str(recipe.path), allowed=allowed)
-    if "--help-all" in argv or "--help_all" in argv:
-        parser_of(method).print_help()
-        return 0
     request = read_request(method, argv, recipe)
     return _train(method, request)
 
