@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from preftune.comparison.measure import Ruler, Stored, answers_of, distance, mean_score
+from preftune.evaluation.answered_rows import Kept
 from preftune.evaluation.model_source import ModelSource
 from preftune.evaluation.prompt_ids import encode_prompts
+from preftune.evaluation.prompts import Prompt
 from preftune.evaluation.samplers import SamplingSettings
+from preftune.training.online.rollout import Rollout
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 
 ROWS = [{"id": str(number), "prompt": [{"role": "user", "content": f"{word}?"}]} for number, word in enumerate("abcd")]
@@ -112,3 +115,34 @@ def test_stored_answers_are_found_by_their_row():
     asked = [ROWS[2], ROWS[0]]
     assert [one.text for one in stored("aligned", [], asked)] == ["p2", "p0"]
     assert [one.text for one in stored("base", [], asked)] == ["s2", "s0"]
+
+
+def test_thoughts_are_judged_and_rated_only_when_that_is_asked_for(folders, tmp_path, monkeypatch):
+    start, policy = sources(folders)
+
+    def answer(self, prompts, rows, take):
+        for number in range(len(prompts)):
+            take(number, Kept("Lyon.", 2, True, "Paris?", 5))
+
+    monkeypatch.setattr("preftune.comparison.measure.ModelAnswerer.answer", answer)
+    monkeypatch.setattr(
+        "preftune.comparison.measure._sampled",
+        lambda source, rows, ruler: [rollout(row, number) for number, row in enumerate(rows)],
+    )
+    seen = []
+
+    def gold(items):
+        seen.append({text for _, text, _ in items})
+        return [1.0 for _ in items]
+
+    whole = "<think>\nParis?\n</think>\n\nLyon."
+    for thoughts, text, tokens in ((False, "Lyon.", 2), (True, whole, 7)):
+        ruler = Ruler(GREEDY, samples=1, gold=gold, thoughts=thoughts)
+        said = answers_of(start, ROWS, ruler, tmp_path / "answers.jsonl")
+        assert {(one.text, one.tokens) for one in said} == {(text, tokens)}
+        distance(policy, start, ROWS, ruler, tmp_path / "kl.jsonl")
+        assert seen.pop() == {text}
+
+
+def rollout(row, number: int) -> Rollout:
+    return Rollout(Prompt(row["id"], row["prompt"], ""), [5, 6], [7, 8], "Lyon.", True, number, thought="Paris?")

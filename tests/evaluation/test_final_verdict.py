@@ -16,6 +16,8 @@ from preftune.training.online.scoring import read_mark
     ("reader", "reply", "verdict"),
     [
         (parse_verdict, "At first sight [[A]].\nOn reflection, **[[B]]**", "b"),
+        (parse_verdict, "Correctness verdict: A\nOverall: [[B]]", "b"),
+        (parse_verdict, "[[B]] on style\nVerdict: A", "a"),
         (parse_verdict, "**Final verdict:** **B**", "b"),
         (parse_verdict, "### Verdict\n\n**Winner: Assistant A**", "a"),
         (parse_verdict, "Better: `B`.", "b"),

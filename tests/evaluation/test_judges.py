@@ -1,21 +1,27 @@
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from preftune.errors import DatasetError, RequestError
 from preftune.evaluation.judges import (
     KeyFactJudge,
     LengthJudge,
+    RememberedRule,
     checked,
     contains_fact,
+    finite_score,
     judge_name,
     key_facts,
     length_only_judge,
     load_judge,
     shorter_answer,
 )
+from preftune.evaluation.verdicts import VerdictCache
 
 
 @pytest.mark.parametrize(
@@ -132,3 +138,22 @@ def test_a_judge_must_answer_a_b_or_tie() -> None:
         checked("A", length_only_judge)
     with pytest.raises(RequestError, match="answered None"):
         checked(None, length_only_judge)
+
+
+def test_numbers_of_numpy_and_torch_are_scores(tmp_path: Path) -> None:
+    for number in (np.float32(0.5), np.int64(2), np.bool_(True), torch.tensor(0.5)):
+        assert finite_score(number, length_only_judge) == float(number)
+    for odd in (np.float32("nan"), np.array([1.0, 2.0]), "0.5"):
+        with pytest.raises(RequestError, match="a scorer answers a finite number"):
+            finite_score(odd, length_only_judge)
+
+    class Rule:
+        cache_key = "half"
+        name = "half"
+
+        def __call__(self, prompt, answer, row):
+            return np.float32(0.5)
+
+    with closing(VerdictCache(tmp_path)) as cache:
+        rule = RememberedRule(Rule(), cache)
+        assert rule("p", "a", {}) == rule("p", "a", {}) == 0.5

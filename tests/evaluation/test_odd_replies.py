@@ -304,3 +304,13 @@ def test_a_disk_that_fills_is_one_sentence(tmp_path: Path) -> None:
     cache._connection.execute("PRAGMA max_page_count=2")
     with pytest.raises(RequestError, match=r"verdicts\.sqlite cannot be read or written .*full.*Make room"):
         cache.put({str(n): "x" * 5000 for n in range(100)}, judge="j")
+
+
+@pytest.mark.parametrize(
+    "content", ["Paris.", [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "Paris."}]]
+)
+def test_an_empty_field_of_thoughts_hides_none_in_another(content) -> None:
+    message = SimpleNamespace(content=content, reasoning_content="", reasoning="hm" if content == "Paris." else None)
+    choice = SimpleNamespace(message=message, finish_reason="stop")
+    reply = read_reply(SimpleNamespace(choices=[choice], usage=None), 3)
+    assert (reply.text, reply.thought) == ("Paris.", "hm")

@@ -115,3 +115,24 @@ def test_the_answer_of_several_turns_is_the_one_to_the_prompt(tmp_path: Path) ->
     for chosen, answer in ((several, "first"), (tools, "It is 42.")):
         row = {"prompt": USER, "chosen": chosen, "rejected": [said("no")]}
         assert load_prompts(_file(tmp_path, [row])).prompts[0].chosen == answer
+
+
+@pytest.mark.parametrize(
+    ("extra", "options", "told"),
+    [
+        ({"input": "Bonjour tout le monde."}, {}, "'input'"),
+        ({"input": "Bonjour tout le monde.", "chosen": "Hello.", "rejected": "No."}, {}, "'input'"),
+        ({"system": "Be brief.", "question": "What is meant by it?"}, {}, "'question'"),
+        ({"input": "Bonjour tout le monde."}, {"columns": {"prompt": "prompt+input"}}, ""),
+        ({"input": "Bonjour tout le monde."}, {"keep": ["input"]}, ""),
+        ({"input": "", "response": "A long answer.", "category": "two words"}, {}, ""),
+        ({"messages": [{"role": "user", "content": "Translate this"}]}, {}, ""),
+    ],
+)
+def test_a_column_that_belongs_to_the_prompt_and_is_not_asked_is_named(
+    tmp_path: Path, extra: dict, options: dict, told: str
+) -> None:
+    found = load_prompts(_file(tmp_path, [{"prompt": "Translate this", **extra}]), **options)
+    assert bool(found.notes) == bool(told)
+    if told:
+        assert f"Not used: {told}." in found.notes[0]

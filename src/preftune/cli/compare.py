@@ -186,7 +186,7 @@ def _plan(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> Plan:
         trials=trials,
         shared=shared,
         reward=reward,
-        ruler=Ruler(sampling, asked.samples, asked.batch_size, asked.seed, gold),
+        ruler=Ruler(sampling, asked.samples, asked.batch_size, asked.seed, gold, bool(asked.judge_thoughts)),
         judge=judge.judge,
         gold_name=asked.gold,
         model=model_options(asked),
@@ -263,6 +263,8 @@ def _read(asked: argparse.Namespace) -> tuple[Any, Any, Any]:
     pairs = load_pairs(asked.data, **read)
     prompts = load_prompts(asked.data, **read, **kept)
     separate = None if asked.test_data is None else load_prompts(asked.test_data, **kept)
+    for note in dict.fromkeys((*prompts.notes, *(() if separate is None else separate.notes))):
+        tell(f"preftune: {note}")
     return pairs.as_chat() if asked.as_chat else pairs, prompts, separate
 
 

@@ -142,6 +142,8 @@ def _rows(asked: argparse.Namespace, match: Matchup) -> list[dict[str, Any]]:
         )
     again = f" ({prompts.repeated:,} rows repeat one)" if prompts.repeated else ""
     tell(f"preftune: {len(prompts.prompts):,} distinct prompts in {prompts.name}{again}")
+    for note in prompts.notes:
+        tell(f"preftune: {note}")
     rows = []
     for prompt in prompts.prompts:
         row = prompt.row(asked.by)

@@ -129,6 +129,8 @@ def _prompts(asked: argparse.Namespace, *, as_chat: bool) -> Prompts:
     )
     again = f" ({prompts.repeated:,} rows repeat one)" if prompts.repeated else ""
     tell(f"preftune: {len(prompts.prompts):,} distinct prompts in {prompts.name}{again}")
+    for note in prompts.notes:
+        tell(f"preftune: {note}")
     return prompts
 
 

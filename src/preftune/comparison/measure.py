@@ -23,6 +23,7 @@ from preftune.evaluation.prompts import Prompt
 from preftune.evaluation.records import append_lines, digest, read_lines
 from preftune.evaluation.samplers import SamplingSettings
 from preftune.evaluation.statistics import MeanInterval, mean_interval
+from preftune.evaluation.thoughts import Spoken
 from preftune.logps import choose_engine, pack
 from preftune.training.online.rollout import Rollout, TransformersSampler
 from preftune.types import Text
@@ -44,6 +45,8 @@ class Ruler:
     seed: int = 0
     gold: Score | None = None
     """The reward that counts, where there is one."""
+    thoughts: bool = False
+    """What a thinking model writes before its answer is judged, rated and measured as part of the answer."""
 
 
 class Distance(NamedTuple):
@@ -76,7 +79,7 @@ def answers_of(source: ModelSource, rows: Sequence[Row], ruler: Ruler, file: Pat
         asked = [rows[number] for number in missing]
         answerer = ModelAnswerer(source, ruler.sampling, batch_size=ruler.batch_size, seed=ruler.seed)
         answerer.answer([row["prompt"] for row in asked], asked, take)
-    return [known[key] for key in keys]
+    return [known[key].whole if ruler.thoughts else known[key] for key in keys]
 
 
 class Stored:
@@ -110,6 +113,7 @@ def distance(policy: ModelSource, start: ModelSource, rows: Sequence[Row], ruler
             "answers": [
                 {
                     "text": one.text,
+                    "thought": one.thought,
                     "tokens": len(one.response_ids),
                     "ids": list(one.response_ids),
                     "policy": now,
@@ -124,7 +128,8 @@ def distance(policy: ModelSource, start: ModelSource, rows: Sequence[Row], ruler
     asked = [row for row in rows for _ in range(ruler.samples)]
     clusters = [row["id"] for row in asked]
     log_ratios = [answer["policy"] - answer["start"] for answer in answers]
-    items = [(row["prompt"], answer["text"], row) for row, answer in zip(asked, answers, strict=True)]
+    said = [Spoken(one["text"], one.get("thought", "") if ruler.thoughts else "").whole for one in answers]
+    items = [(row["prompt"], text, row) for row, text in zip(asked, said, strict=True)]
     return Distance(
         mean_interval(log_ratios, clusters),
         mean_score(ruler.gold, items, clusters),

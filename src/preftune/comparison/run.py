@@ -225,6 +225,7 @@ class Comparison:
             seed=self.plan.ruler.seed,
             names=names,
             again=self.plan.again,
+            judge_thoughts=self.plan.ruler.thoughts,
         )
         records = read_lines(folder / "verdicts.jsonl")
         return summary, [JudgedRow(**{n: record[n] for n in JudgedRow._fields}) for record in records]

@@ -39,10 +39,10 @@ _WORDS: Mapping[str, Judgement] = {
     **dict.fromkeys(("b", "answer b", "response b", "assistant b", "model b"), "b"),
     **dict.fromkeys(("tie", "tied", "draw", "equal", "both", "neither", "none", "same"), "tie"),
 }
-_BRACKETS = re.compile(r"\[\[\s*(A|B|C|tie)\s*\]\]|\bboxed\s*\{+\s*(A|B|C|tie)\s*\}+", re.IGNORECASE)
-_NEARLY_JSON = re.compile(
+_SAID = re.compile(
     r"['\"]?\b(?:" + "|".join(_KEYS) + r")\b['\"]?\s*[:=]\s*"
-    r"['\"]?\s*((?:(?:answer|response|assistant|model) )?[ab]|tie)\s*(?=['\".,;}\n]|\Z)",
+    r"['\"]?\s*((?:(?:answer|response|assistant|model) )?[ab]|tie)\s*(?=['\".,;}\n]|\Z)"
+    r"|\[\[\s*(A|B|C|tie)\s*\]\]|\bboxed\s*\{+\s*(A|B|C|tie)\s*\}+",
     re.IGNORECASE,
 )
 
@@ -54,7 +54,7 @@ ANSWER_TOKENS = 60
 def parse_verdict(text: str) -> Judgement | None:
     """The verdict that a judge's reply ends with; None when there is none, or when its last line says two things.
 
-    Reads JSON objects with a verdict in them, wherever they stand; else nearly-JSON (`Final verdict: **B**`); else
+    Reads JSON objects with a verdict in them, wherever they stand; else nearly-JSON (`Final verdict: **B**`) and
     `[[A]]`; else a reply whose last line is nothing but the verdict. A thought between its marks is left out.
     """
     text = split_thoughts(text).answer
@@ -64,9 +64,8 @@ def parse_verdict(text: str) -> Judgement | None:
         last = {said for line, said in known if line == known[-1][0]}
         return last.pop() if len(last) == 1 else None
     plain = unmarked(text)
-    for pattern in (_NEARLY_JSON, _BRACKETS):
-        if pattern.search(plain) is not None:
-            return final_match(pattern, plain, lambda match: _WORDS.get(_said(match), "tie"))
+    if _SAID.search(plain) is not None:
+        return final_match(_SAID, plain, lambda match: _WORDS.get(_said(match), "tie"))
     lines = [line for line in plain.splitlines() if line.strip()]
     return _word(lines[-1]) if lines else None
 

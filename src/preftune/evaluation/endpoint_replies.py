@@ -51,7 +51,8 @@ def read_reply(answer: Any, asked: int) -> Reply:
     if message is None:
         raise OddReplyError("its first choice has no message")
     text, thought = _content(getattr(message, "content", None))
-    thought = next((said for name in _THOUGHT_FIELDS if isinstance(said := getattr(message, name, None), str)), thought)
+    apart = (getattr(message, name, None) for name in _THOUGHT_FIELDS)
+    thought = next((said for said in apart if isinstance(said, str) and said), thought)
     usage = getattr(answer, "usage", None)
     details = getattr(usage, "completion_tokens_details", None)
     tokens = _count(usage, "completion_tokens")

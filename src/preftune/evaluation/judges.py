@@ -190,13 +190,22 @@ def finite_score(score: Any, scorer: Scorer) -> float | None:
     """The score itself, or RequestError for anything but a finite number or None."""
     if score is None:
         return None
-    if isinstance(score, bool | int | float) and math.isfinite(score):
-        return float(score)
+    plain = _plain(score)
+    if isinstance(plain, bool | int | float) and math.isfinite(plain):
+        return float(plain)
     compares = " A function that says which of two answers is better takes (prompt, answer_a, answer_b, row)."
     raise RequestError(
         f"Scorer {judge_name(scorer)!r} answered {score!r}; a scorer answers a finite number, or None for an answer "
         f"that it cannot rate.{compares if isinstance(score, str) else ''}"
     )
+
+
+def _plain(score: Any) -> Any:
+    """A number of NumPy, or a tensor of one element, as a number of Python."""
+    try:
+        return score.item()
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return score
 
 
 @contextmanager
@@ -263,7 +272,7 @@ class RememberedRule:
         key = verdict_key("rule", self.cache_key, *content)
         known = self._cache.get([key])
         if key not in known:
-            known[key] = self._rule(*content)
+            known[key] = finite_score(self._rule(*content), self._rule) if self.scores_one else self._rule(*content)
             self._cache.put(known, judge=self.name)
         return known[key]
 

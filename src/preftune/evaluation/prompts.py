@@ -12,10 +12,11 @@ from preftune.data.adapters import single_answers
 from preftune.data.adapters.adapter import Adapter
 from preftune.data.adapters.convert import sample_of
 from preftune.data.adapters.registry import adapter_named, recognise
-from preftune.data.columns import guess_columns, listing, resolve_columns
+from preftune.data.columns import SYNONYMS, guess_columns, listing, resolve_columns
 from preftune.data.formats import to_pair
 from preftune.data.load import display_name, load_rows
 from preftune.data.messages import role_of
+from preftune.data.pair_checks import not_used, unused_texts
 from preftune.data.pairs import read_pairs
 from preftune.errors import DatasetError
 from preftune.evaluation.records import digest
@@ -64,6 +65,8 @@ class Prompts:
     name: str
     repeated: int
     """How often a prompt came again; it is asked once."""
+    notes: tuple[str, ...] = ()
+    """What of the source is not asked, in plain sentences."""
 
 
 def load_prompts(
@@ -93,6 +96,7 @@ def load_prompts(
     found: dict[str, Prompt] = {}
     ids: set[str] = set()
     seen = 0
+    notes: list[str] = []
     asked = _asked(
         source,
         split=split,
@@ -101,6 +105,7 @@ def load_prompts(
         as_chat=as_chat,
         keep=keep,
         with_rows=bool(keep or keep_if_there),
+        notes=notes,
     )
     for pair, row, is_pair in asked:
         if not pair.prompt or (isinstance(pair.prompt, str) and not pair.prompt.strip()):
@@ -121,7 +126,7 @@ def load_prompts(
         found[key] = Prompt(own, pair.prompt, key, carried, kept, _last_words(pair.chosen) if is_pair else None)
     if not found:
         raise DatasetError(f"{name} holds no prompts. Give at least one.")
-    return Prompts(list(found.values()), name, seen - len(found))
+    return Prompts(list(found.values()), name, seen - len(found), tuple(notes))
 
 
 def carried_by(pair: PreferencePair) -> dict[str, Any]:
@@ -148,9 +153,10 @@ def _asked(
     as_chat: bool,
     keep: Sequence[str],
     with_rows: bool,
+    notes: list[str],
 ) -> Iterator[tuple[PreferencePair, Mapping[str, Any], bool]]:
     """Pairs, each with its raw row (empty unless columns of it are kept), and whether it is one: of others only the
-    prompt counts."""
+    prompt counts. Adds to `notes`."""
     name = display_name(source)
     if isinstance(source, str | Path) and str(source).lower().endswith(".txt") and Path(source).expanduser().is_file():
         if keep or columns or format:
@@ -174,20 +180,28 @@ def _asked(
         adapter = None if {"prompt", "chosen", "rejected"} & set(columns) else recognise(sample_of(rows), name=name)
     if {"chosen", "rejected"} & set(columns) or (adapter is not None and adapter.name not in _SINGLE):
         pairs = read_pairs(rows, columns=columns, format=format, name=name)
+        notes += _not_asked(pairs.unused, keep)
         for pair in pairs.as_chat() if as_chat else pairs:
             yield pair, pairs.raw[pair.row] if with_rows else {}, True
         return
-    yield from _of_rows(rows, columns, name=name, as_chat=as_chat)
+    yield from _of_rows(rows, columns, name=name, as_chat=as_chat, keep=keep, notes=notes)
+
+
+def _not_asked(unused: Sequence[str], keep: Sequence[str]) -> list[str]:
+    """The note about columns that look like a part of the prompt and that nothing reads; answers are not wanted."""
+    likely = {"prompt", *SYNONYMS["prompt"]} - {*_CONVERSATIONS, *keep}
+    return not_used([column for column in unused if column.lower() in likely])
 
 
 def _of_rows(
-    rows: Any, columns: dict[str, str | None], *, name: str, as_chat: bool
+    rows: Any, columns: dict[str, str | None], *, name: str, as_chat: bool, keep: Sequence[str], notes: list[str]
 ) -> Iterator[tuple[PreferencePair, Mapping[str, Any], bool]]:
     prompt = columns.pop("prompt", None) or _prompt_column(rows.features, name)
     # Only the prompt is wanted; the sides must be named somehow for the columns to be resolved and checked.
     found = resolve_columns(
         rows.features, {**columns, "prompt": prompt, "chosen": prompt, "rejected": prompt}, name=name
     )
+    notes += _not_asked(unused_texts(sample_of(rows), found.needed), keep)
     conversation = prompt in _CONVERSATIONS
     number = 0
     for table in rows.with_format(None).iter(batch_size=1000):

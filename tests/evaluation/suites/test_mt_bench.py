@@ -273,3 +273,14 @@ def test_answers_are_kept_one_by_one_as_they_come(fastchat: Path, tmp_path: Path
     second = Streaming(answer)
     run_suite("mt-bench", contest(tmp_path, generate=second, endpoint=ScriptedJudge(judge)), data=fastchat)
     assert len(second.asked) == 2 * 2 * len(QUESTIONS) - 2
+
+
+def test_the_second_turn_holds_no_thought_even_where_thoughts_are_judged(fastchat: Path, tmp_path: Path) -> None:
+    speaker = Speaker(lambda side, prompt: f"<think>\nhm\n</think>\n\n{answer(side, prompt)}")
+    endpoint = ScriptedJudge(judge)
+    thinking = contest(tmp_path, generate=speaker, endpoint=endpoint, judge_thoughts=True)
+    run_suite("mt-bench", thinking, data=fastchat)
+    asked = [prompt for _, prompt, _ in speaker.asked if len(prompt) > 1]
+    assert asked
+    assert not any("<think>" in turn["content"] for prompt in asked for turn in prompt)
+    assert any("<think>" in str(question) for question in endpoint.asked)

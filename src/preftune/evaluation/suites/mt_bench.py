@@ -21,6 +21,7 @@ from preftune.evaluation.suites.comparisons import Comparison, by_group, compare
 from preftune.evaluation.suites.mt_bench_prompts import Reference, Templates, Turn
 from preftune.evaluation.suites.result import SuiteResult
 from preftune.evaluation.suites.sources import HubData, Row, look_at_some, missing_column, read_rows
+from preftune.evaluation.thoughts import split_thoughts
 
 if TYPE_CHECKING:
     from preftune.evaluation.contest import Contest
@@ -182,9 +183,10 @@ def _answers(contest: Contest, side: Side, questions: Sequence[Question], path: 
     rows = [{"id": q.id, "sampling": {"temperature": TEMPERATURES.get(q.category, 0.7)}} for q in questions]
     asked: list[Text] = [[{"role": "user", "content": question.turns[0]}] for question in questions]
     first = answer_side(contest, side, asked, rows, path=path)
+    said = [split_thoughts(answer.text).answer for answer in first]  # a thought is no part of a conversation
     again: list[Text] = [
-        [*turn, {"role": "assistant", "content": answer.text}, {"role": "user", "content": question.turns[1]}]
-        for turn, answer, question in zip(asked, first, questions, strict=True)
+        [*turn, {"role": "assistant", "content": answer}, {"role": "user", "content": question.turns[1]}]
+        for turn, answer, question in zip(asked, said, questions, strict=True)
         if isinstance(turn, list)
     ]
     return list(zip(first, answer_side(contest, side, again, rows, path=path), strict=True))

@@ -15,7 +15,8 @@ from preftune.data.pairs import PairDataset
 from preftune.errors import DatasetError
 from preftune.evaluation.answerers import template_of
 from preftune.evaluation.prompt_ids import encode_prompts
-from preftune.evaluation.prompts import Prompt, Prompts, load_prompts
+from preftune.evaluation.prompts import Prompt, Prompts, carried_by, load_prompts
+from preftune.log import say
 
 _READ = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "id")
 """Columns that are no matter of a rule."""
@@ -77,11 +78,14 @@ def prepare_prompts(source: Any, tokenizer: Any, *, max_prompt_length: int | Non
         DatasetError: there are none, or none that is short enough.
     """
     if isinstance(source, Prompts):
-        found = source.prompts
+        opened = source
     elif isinstance(source, PairDataset):
-        found = load_prompts([{"prompt": pair.prompt} for pair in source]).prompts
+        opened = load_prompts([{"prompt": pair.prompt, **carried_by(pair)} for pair in source])
     else:
-        found = open_prompts(source).prompts
+        opened = open_prompts(source)
+    for note in opened.notes:
+        say(note)
+    found = opened.prompts
     ids = encode_prompts(tokenizer, [p.prompt for p in found], [template_of(p.carried) for p in found])
     kept = [i for i, tokens in enumerate(ids) if max_prompt_length is None or len(tokens) <= max_prompt_length]
     if not kept:
