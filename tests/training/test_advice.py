@@ -135,3 +135,22 @@ def test_a_destroyed_model_ends_the_command_with_a_failure(tmp_path: Path, capsy
     assert code == 1
     assert "destroyed" in said.err
     assert "Done" not in said.out
+
+
+@pytest.mark.parametrize(("bias", "says"), [(-40.0, True), (0.0, False)], ids=["never ends", "may end"])
+def test_a_base_model_that_ships_a_template_is_recognised(tmp_path: Path, caplog, bias: float, says: bool) -> None:
+    import torch
+
+    from preftune import DPOConfig, DPOTrainer
+    from tiny import chat_rows, tiny_model, tiny_tokenizer
+
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    head = torch.nn.Linear(model.config.hidden_size, model.config.vocab_size)
+    head.weight.data.copy_(model.lm_head.weight.data)
+    head.bias.data.zero_()
+    head.bias.data[tokenizer.eos_token_id] = bias
+    model.lm_head = head
+    args = DPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", reference_cache=False)
+    with caplog.at_level("INFO", logger="preftune"):
+        DPOTrainer(model=model, args=args, train_dataset=chat_rows(8), processing_class=tokenizer)
+    assert ("probably a base model" in caplog.text) == says

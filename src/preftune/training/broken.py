@@ -10,10 +10,15 @@ import torch
 from preftune.data import GroupDataset
 from preftune.logps import pack
 from preftune.reference import inference
+from preftune.types import GroupLogps, TokenizedGroup
 
 _FAR = 1.5
 """Times the nats of a uniform guess; a random model, which never knew a language, stays below."""
 _GROUPS = 4
+_BEHIND = 3
+"""Tokens at the end among which the mark is: templates write a line break after it."""
+_HARDLY_EVER = -7.0
+"""Nats: about one in a thousand. A model that was tuned on its template stays above -2."""
 _LANGUAGE_MODELS = ("dpo", "sft")
 
 
@@ -27,10 +32,7 @@ def broken_by_training(trainer: Any) -> str | None:
     if trainer.method not in _LANGUAGE_MODELS or not isinstance(data, GroupDataset):
         return None
     vocabulary = trainer.model.config.get_text_config().vocab_size
-    groups = sorted((data[row] for row in range(min(len(data), 64))), key=lambda group: group.tokens)[:_GROUPS]
-    batch = pack(groups).to(trainer.args.device)
-    with torch.no_grad(), inference(trainer.model), trainer.compute_loss_context_manager():
-        scores = trainer.engine(trainer.model, batch)
+    groups, scores = score_shortest(trainer)
     chosen = [number for number, _ in _chosen(groups)]
     nats_K = -(scores.sum_K / scores.length_K).float()
     nats, uniform = float(nats_K[chosen].mean()), math.log(vocabulary)
@@ -41,6 +43,32 @@ def broken_by_training(trainer: Any) -> str | None:
         f"guess would give {uniform:.1f}. Train again with a lower learning rate (learning_rate="
         f"{trainer.args.learning_rate:g} now; 5e-6 to 5e-5 is usual for an adapter, 5e-7 to 5e-6 for full fine-tuning)."
     )
+
+
+def score_shortest(trainer: Any) -> tuple[list[TokenizedGroup], GroupLogps]:
+    """The shortest few of the first training rows, and their scores under the model as it is now."""
+    data = trainer.train_dataset
+    groups = sorted((data[row] for row in range(min(len(data), 64))), key=lambda group: group.tokens)[:_GROUPS]
+    batch = pack(groups).to(trainer.args.device)
+    with torch.no_grad(), inference(trainer.model), trainer.compute_loss_context_manager():
+        return groups, trainer.engine(trainer.model, batch)
+
+
+def ends_unlearned(trainer: Any, mark: int | None) -> bool:
+    """Whether the model hardly ever ends an answer with the mark of its chat template, as one that was never tuned on
+    conversations.
+    """
+    if mark is None:
+        return False
+    groups, scores = score_shortest(trainer)
+    lasts = (scores.length_K.cumsum(0).long() - 1).tolist()  # the scored tokens of a completion stand together
+    ends = [
+        last - behind
+        for last, ids in zip(lasts, (ids for group in groups for ids in group.completions), strict=True)
+        for behind in range(min(_BEHIND, len(ids)))
+        if ids[-1 - behind] == mark
+    ]
+    return bool(ends) and float(scores.token_logps_T[ends].float().mean()) < _HARDLY_EVER
 
 
 def _chosen(groups: Any) -> Any:
