@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
+from preftune.evaluation.answer_groups import LabelCounts, read_groups
 from preftune.evaluation.answered_rows import Kept
 from preftune.evaluation.answerers import _answer_of
 from preftune.evaluation.endpoint_replies import Reply
@@ -17,7 +18,7 @@ from preftune.evaluation.pairwise import answer_rows, evaluate_pairwise
 from preftune.evaluation.prompts import Prompt
 from preftune.evaluation.rating import ByComparison
 from preftune.evaluation.records import read_lines, write_json, write_lines
-from preftune.evaluation.sampling import manifest_of
+from preftune.evaluation.sampling import count, manifest_of
 from preftune.evaluation.thoughts import MARKS, begins_inside, split_thoughts, spoken
 from preftune.report.run_files import read_run
 from preftune.report.run_page import run_page
@@ -87,8 +88,8 @@ def test_generated_tokens_count_for_the_answer_alone() -> None:
     opened = ids(prompt + "<think>\n")
     cut = _completion(ids("It could be Lyon"), opened, tokenizer, {tokenizer.eos_token_id})
     assert (cut.text, cut.tokens, cut.finished) == ("", 0, False)
-    kept = _completion(row, None, tokenizer, {tokenizer.eos_token_id})
-    assert kept.text == "<think>It could be Lyon.</think>Paris."
+    kept = _completion(row, ids(prompt), tokenizer, {tokenizer.eos_token_id}, apart=False)
+    assert (kept.text, kept.answer) == ("<think>It could be Lyon.</think>Paris.", "Paris.")
     plain = spoken(tokenizer, ids("Paris."), ids(prompt))
     assert plain == (("Paris.", ""), len(ids("Paris.")))
 
@@ -188,6 +189,40 @@ def test_label_judges_the_answer_and_trains_what_was_sampled(tmp_path: Path) -> 
     assert (pair["chosen"], pair["rejected"]) == ("Paris.", texts[0])
     label(tmp_path / "samples.jsonl", tmp_path / "with.jsonl", ByComparison(judge), judge_thoughts=True)
     assert texts[0] in seen
+
+
+MARKED = "[THINK]It could be Lyon.[/THINK]Paris."
+
+
+@pytest.mark.parametrize(
+    ("reply", "prompt", "text", "answer"),
+    [
+        (MARKED, "Capital?", MARKED, "Paris."),  # its marks are special tokens
+        ("It could be Lyon", "Capital?[THINK]", "It could be Lyon", ""),  # cut off inside the thought
+        ("It could be Lyon.[/THINK]Paris.", "Capital?[THINK]", "It could be Lyon.[/THINK]Paris.", "Paris."),
+        ("Paris.", "Capital?", "Paris.", None),
+    ],
+)
+def test_a_sample_holds_the_marks_and_names_its_answer(reply: str, prompt: str, text: str, answer: str | None) -> None:
+    tokenizer = make_tokenizer(eos_token="</s>", pad_token="<pad>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
+    row, asked = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (reply, prompt))
+    said = _completion([*row, 1], asked, tokenizer, {1}, apart=False)
+    assert (said.text, said.answer, said.tokens) == (text, answer, len(row))
+
+
+def test_label_leaves_out_a_sample_that_was_cut_inside_its_thought(tmp_path: Path) -> None:
+    samples = {"I wonder": "", "I wonder.</think>Lyon.": "Lyon.", "Paris.": None}
+    rows = [
+        {"id": "a", "key": "k", "prompt": "?", "sample": n, "completion": text, "tokens": 3, "finished": bool(answer)}
+        | ({} if answer is None else {"answer": answer})
+        for n, (text, answer) in enumerate(samples.items())
+    ]
+    write_lines(tmp_path / "samples.jsonl", rows)
+    counts = LabelCounts()
+    (group,) = read_groups(tmp_path / "samples.jsonl", counts)
+    assert (group.judged, counts.empty) == (("Lyon.", "Paris."), 1)
+    assert count(tmp_path / "samples.jsonl").empty == 1
 
 
 def test_judgements_of_people_are_held_against_answers() -> None:

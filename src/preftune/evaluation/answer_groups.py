@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.errors import DatasetError
-from preftune.evaluation.sampling import read_samples
-from preftune.evaluation.thoughts import split_thoughts
+from preftune.evaluation.sampling import answer_in, read_samples
 from preftune.types import Text
 
 
@@ -121,9 +120,10 @@ def read_groups(
 
 def _group(rows: Sequence[Mapping[str, Any]], counts: LabelCounts, finished_only: bool, thoughts: bool) -> Group | None:
     answers: dict[str, int] = {}
+    judged: dict[str, str] = {}
     for row in rows:
-        text = row["completion"]
-        if not split_thoughts(text).answer.strip():
+        text, said = row["completion"], answer_in(row)
+        if not said.strip():
             counts.empty += 1
         elif finished_only and not row["finished"]:
             counts.unfinished += 1
@@ -131,6 +131,7 @@ def _group(rows: Sequence[Mapping[str, Any]], counts: LabelCounts, finished_only
             counts.repeated += 1
         else:
             answers[text] = row["sample"]
+            judged[text] = text if thoughts else said
     if len(answers) < 2:
         counts.single += 1
         return None
@@ -141,7 +142,7 @@ def _group(rows: Sequence[Mapping[str, Any]], counts: LabelCounts, finished_only
         id=name,
         prompt=first["prompt"],
         answers=tuple(answers),
-        judged=tuple(text if thoughts else split_thoughts(text).answer for text in answers),
+        judged=tuple(judged.values()),
         samples=tuple(answers.values()),
         row={**(first.get("row") or {}), **carried, "id": name, "prompt": first["prompt"]},
         carried=carried,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from preftune.errors import ModelError, RequestError
 from preftune.evaluation.prompt_ids import PromptLike, TemplateKwargs, check_lengths, encode_prompts
-from preftune.evaluation.thoughts import spoken
+from preftune.evaluation.thoughts import split_thoughts, spoken
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,8 @@ class Completion(NamedTuple):
     thought: str = ""
     """What a thinking model wrote before its answer (`preftune.evaluation.thoughts`)."""
     thought_tokens: int = 0
+    answer: str | None = None
+    """Of a text that holds the thought too: the answer alone."""
 
 
 def generate(
@@ -70,7 +72,8 @@ def generate(
             (but for the rounding of another padding).
         chat_template_kwargs: for all prompts, or one mapping per prompt (`enable_thinking`, `tools`, ...).
         autocast: `"auto"` turns it on where weights of several precisions meet; a dtype forces it, None forbids it.
-        thoughts_apart: a thinking model's thought is kept apart from its answer; False leaves the text as generated.
+        thoughts_apart: a thinking model's thought is kept apart from its answer; False leaves the text as generated,
+            and names the answer in it (`Completion.answer`).
         progress: called with prompts done and prompts in all.
     Raises: RequestError for impossible settings; ModelError for a missing chat template, or a prompt that does not fit
         into the model's positions together with `max_new_tokens`.
@@ -91,8 +94,8 @@ def generate(
             rows = [token_ids[i] for i in part]
             new_ids = generate_batch(model, rows, config, None if seeds is None else [seeds[i] for i in part])
             for index, row in zip(part, new_ids, strict=True):
-                prompt = token_ids[index] if thoughts_apart else None
-                answers[index] = _completion(row, prompt, tokenizer, _end_ids(config))
+                ends = _end_ids(config)
+                answers[index] = _completion(row, token_ids[index], tokenizer, ends, apart=thoughts_apart)
             if progress is not None:
                 progress(len(answers), len(prompts))
     return [answers[i] for i in range(len(prompts))]
@@ -216,18 +219,27 @@ def generate_batch(
 
 
 def _completion(
-    row: Sequence[int], prompt_ids: Sequence[int] | None, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]
+    row: Sequence[int],
+    prompt_ids: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    ends: Collection[int],
+    *,
+    apart: bool = True,
 ) -> Completion:
     """Everything before the first end token: what follows it is padding, which may be the same token.
 
     Args:
-        prompt_ids: what was answered; None leaves a thought in the text.
+        prompt_ids: what was answered.
+        apart: False leaves a thought in the text, between its marks.
     """
     length = next((position for position, token in enumerate(row) if token in ends), None)
     kept = list(row[:length])
-    if prompt_ids is None:
-        return Completion(str(tokenizer.decode(kept, skip_special_tokens=True)), len(kept), length is not None)
     said, tokens = spoken(tokenizer, kept, prompt_ids)
+    if not apart:
+        text, raw = (str(tokenizer.decode(kept, skip_special_tokens=skips)) for skips in (True, False))
+        if said.thought and not split_thoughts(text).thought and split_thoughts(raw).thought:
+            text = raw  # the marks are special tokens
+        return Completion(text, len(kept), length is not None, answer=said.answer if said.thought else None)
     return Completion(said.answer, tokens, length is not None, said.thought, len(kept) - tokens)
 
 

@@ -1,6 +1,7 @@
 """Several answers to every prompt, each written as it comes, so that a second call goes on where the first stopped.
 
-samples.jsonl                 one object per answer: id, key, prompt, sample (its number), completion, tokens, finished
+samples.jsonl                 one object per answer: id, key, prompt, sample (its number), completion, tokens, finished;
+                              answer: the completion without the thought, where a thinking model wrote one
 samples.jsonl.manifest.json   the settings, where the prompts came from, and at the end what came out
 """
 
@@ -18,6 +19,7 @@ from preftune.errors import RequestError
 from preftune.evaluation.pairwise import Answer
 from preftune.evaluation.prompts import Prompt, Prompts
 from preftune.evaluation.records import append_lines, cut_torn_line, digest, prepare_folder, read_lines, write_json
+from preftune.evaluation.thoughts import split_thoughts
 from preftune.version import __version__
 
 
@@ -143,7 +145,7 @@ def count(path: Path, *, new: int = 0) -> SampleCounts:
     for row in read_samples(path):
         completions += 1
         finished += bool(row["finished"])
-        empty += not row["completion"].strip()
+        empty += not answer_in(row).strip()
         tokens += row["tokens"]
         texts.setdefault(row["key"], set()).add(row["completion"])
     return SampleCounts(
@@ -164,6 +166,12 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
         if _is_sample(row):
             found.setdefault((row["key"], row["sample"]), row)
     return list(found.values())
+
+
+def answer_in(row: Mapping[str, Any]) -> str:
+    """The answer of a row of samples, without the thought of a thinking model."""
+    said = row.get("answer")
+    return said if isinstance(said, str) else split_thoughts(str(row["completion"])).answer
 
 
 def _is_sample(row: Mapping[str, Any]) -> bool:
@@ -237,4 +245,7 @@ def _row(asked: Asked, answer: Answer) -> dict[str, Any]:
         "finished": answer.finished,
         **prompt.carried,
     }
+    said = getattr(answer, "answer", None)
+    if said is not None:
+        row["answer"] = said
     return {**row, "row": dict(prompt.kept)} if prompt.kept else row
