@@ -149,6 +149,7 @@ class StandIn:
     """vLLM's documented offline API, as far as it is used; it answers with what it was asked."""
 
     made: ClassVar[list[dict[str, Any]]] = []
+    stops: ClassVar[list[list[int]]] = []
 
     class SamplingParams:
         def __init__(
@@ -156,6 +157,7 @@ class StandIn:
         ) -> None:
             assert set(limits) <= {"top_p", "top_k", "min_p"}
             self.max_tokens, self.temperature, self.stop_token_ids = max_tokens, temperature, stop_token_ids
+            StandIn.stops.append(stop_token_ids)
 
     class LoRARequest:
         def __init__(self, lora_name: str, lora_int_id: int, lora_path: str) -> None:
@@ -192,6 +194,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
         monkeypatch.setitem(sys.modules, name, found)
     monkeypatch.setattr(vllm_answers, "available", lambda: True)
     StandIn.made.clear()
+    StandIn.stops.clear()
     return StandIn
 
 
@@ -206,6 +209,20 @@ def test_vllm_loads_the_base_once_and_the_adapter_is_a_request(vllm, base: str, 
     assert match.load_models is None
     assert match.settings["base"]["backend"] == "vllm"
     assert matched(adapter, backend="transformers").settings["base"] != match.settings["base"]
+
+
+def test_what_ends_the_answers_of_an_adapter_ends_them_everywhere(vllm, base: str, tmp_path: Path) -> None:
+    """A run adds the end of its template's turns; the base's own config does not know it."""
+    own = save_adapter(base, tmp_path / "own")
+    before = matched(own, backend="transformers").settings["base"]
+    (tmp_path / "own" / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
+    assert ModelSource(own).generation_config.eos_token_id == [2, 7]
+    assert ModelSource(own).model.generation_config.eos_token_id == [2, 7]
+    texts(matched(own), "aligned")
+    assert all(7 in stops for stops in vllm.stops)
+    after = matched(own, backend="transformers").settings["base"]
+    assert after != before  # the base's answers end there too: those of earlier are others
+    assert after["generation"]["ends"] == [2, 7]
 
 
 def test_what_vllm_cannot_serve_is_left_to_transformers(vllm, base: str, tmp_path: Path) -> None:

@@ -136,9 +136,15 @@ class ModelAnswerer:
         self._settings, self._batch_size, self._seed, self._shared = settings, batch_size, seed, shared
 
     def identity(self) -> Mapping[str, Any]:
-        own = SimpleNamespace(generation_config=self._own.generation_config)
-        generation = resolved(self._settings, own, self.tokenizer())
+        from preftune.evaluation.generation import end_ids
+
+        # with its adapter off, a model still follows the generation config that the adapter brought
+        used, own = self.source.generation_config, self._own.generation_config
+        generation = resolved(self._settings, SimpleNamespace(generation_config=used), self.tokenizer())
         shaping = {name: value for name, value in generation.items() if not name.endswith("_id") and name[0] != "_"}
+        ends = end_ids(used, self.tokenizer())
+        if set(ends) != set(end_ids(own, self.tokenizer())):
+            shaping["ends"] = sorted(ends)
         return {"identity": self._own.identity, "generation": shaping}
 
     def release(self) -> None:

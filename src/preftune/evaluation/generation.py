@@ -129,8 +129,8 @@ def generation_config(
 
     own = getattr(model, "generation_config", None)
     config: GenerationConfig = copy.deepcopy(own) if own is not None else GenerationConfig()  # type: ignore[no-untyped-call]
-    ends = _as_list(config.eos_token_id) + _as_list(tokenizer.eos_token_id)
-    config.eos_token_id = list(dict.fromkeys(ends)) or None
+    ends = end_ids(config, tokenizer)
+    config.eos_token_id = ends or None
     padding = tokenizer.pad_token_id
     config.pad_token_id = padding if padding is not None else (ends[0] if ends else 0)  # masked, so any id will do
     config.max_length = None
@@ -149,6 +149,12 @@ def generation_config(
     else:  # left in place, they would raise a warning about flags without effect
         config.temperature = config.top_p = config.top_k = config.min_p = config.typical_p = None
     return config
+
+
+def end_ids(config: Any, tokenizer: Any) -> list[int]:
+    """What ends an answer: the end tokens of a generation config (or None), and the tokenizer's."""
+    ends = _as_list(getattr(config, "eos_token_id", None)) + _as_list(tokenizer.eos_token_id)
+    return list(dict.fromkeys(ends))
 
 
 def base_changed_by(adapter_config: Any) -> str | None:

@@ -106,15 +106,11 @@ class ModelSource:
         """What the model says about how it is to be sampled, read without its weights; None where it says nothing."""
         if self._is_held:
             return getattr(self._model, "generation_config", None)
-        from transformers import GenerationConfig
+        from preftune.models.load import generation_config_of
 
-        place = self.base_place if self.is_adapter else self.place
-        if place.kind == "gguf":
-            return None
-        try:
-            return GenerationConfig.from_pretrained(place.name, local_files_only=place.local_files_only)
-        except OSError:  # there is no such file
-            return None
+        places = [self.place, *([self.base_place] if self.is_adapter else [])]
+        found = (generation_config_of(place) for place in places if place.kind != "gguf")
+        return next((config for config in found if config is not None), None)
 
     @property
     def tokenizer(self) -> Any:

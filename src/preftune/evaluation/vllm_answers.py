@@ -14,7 +14,7 @@ from typing import Any
 from preftune.errors import ModelError, RequestError
 from preftune.evaluation.answered_rows import Take
 from preftune.evaluation.answerers import Rows, batches, seed_of, template_of
-from preftune.evaluation.generation import Completion
+from preftune.evaluation.generation import Completion, end_ids
 from preftune.evaluation.model_source import ModelSource
 from preftune.evaluation.prompt_ids import encode_prompts
 from preftune.evaluation.samplers import SamplingSettings
@@ -147,8 +147,7 @@ class VllmAnswerer:
         self._settings, self._seed, self._shared = settings, seed, shared
 
     def identity(self) -> Mapping[str, Any]:
-        generation = _params(self._settings, self.tokenizer())
-        generation.pop("stop_token_ids", None)
+        generation = _params(self._settings, [])
         return {"identity": self._own.identity, "backend": "vllm", "generation": generation}
 
     def release(self) -> None:
@@ -163,34 +162,39 @@ class VllmAnswerer:
         from vllm import SamplingParams
 
         tokenizer = self.tokenizer()
+        ends = end_ids(self.engine.source.generation_config, tokenizer)
         for settings, numbers in batches(prompts, rows, self._settings, _AT_ONCE):
             token_ids = encode_prompts(
                 tokenizer, [prompts[n] for n in numbers], [template_of(rows[n]) for n in numbers]
             )
             params = [
-                SamplingParams(**_params(settings, tokenizer), seed=seed_of(self._seed, prompts[n], rows[n]))
+                SamplingParams(**_params(settings, ends), seed=seed_of(self._seed, prompts[n], rows[n]))
                 for n in numbers
             ]
             outputs = self.engine.generate(token_ids, params, adapter=not self.adapter_off)
             for number, ids, output in zip(numbers, token_ids, outputs, strict=True):
-                take(number, _completion(output.outputs[0], ids, tokenizer))
+                take(number, _completion(output.outputs[0], ids, tokenizer, ends))
 
 
-def _params(settings: SamplingSettings, tokenizer: Any) -> dict[str, Any]:
-    """What is None is left to vLLM, which then cuts nothing off; greedy takes no such limits."""
+def _params(settings: SamplingSettings, ends: Sequence[int]) -> dict[str, Any]:
+    """What is None is left to vLLM, which then cuts nothing off; greedy takes no such limits.
+
+    Args:
+        ends: what ends an answer besides the ends that vLLM finds in the base's config.
+    """
     params: dict[str, Any] = {"max_tokens": settings.max_new_tokens, "temperature": settings.temperature}
     if settings.temperature > 0:
         limits = {"top_p": settings.top_p, "top_k": settings.top_k, "min_p": settings.min_p}
         params |= {name: value for name, value in limits.items() if value is not None}
-    if tokenizer.eos_token_id is not None:
-        params["stop_token_ids"] = [tokenizer.eos_token_id]  # templates end a turn with another token than the config
+    if ends:
+        params["stop_token_ids"] = list(ends)
     return params
 
 
-def _completion(output: Any, prompt_ids: Sequence[int], tokenizer: Any) -> Completion:
+def _completion(output: Any, prompt_ids: Sequence[int], tokenizer: Any, ends: Sequence[int]) -> Completion:
     tokens = list(output.token_ids)
     finished = output.finish_reason == "stop"
-    ended = finished and bool(tokens) and tokens[-1] in tokenizer.all_special_ids
+    ended = finished and bool(tokens) and tokens[-1] in {*tokenizer.all_special_ids, *ends}
     kept = tokens[:-1] if ended else tokens
     said, length = spoken(tokenizer, kept, prompt_ids)
     return Completion(said.answer, length, finished, said.thought, len(kept) - length)

@@ -22,7 +22,7 @@ from preftune.models.vocabulary import fit_embeddings
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_model(
@@ -230,12 +230,21 @@ def attach_adapter(
             f"The adapter {adapter.name} does not fit the base model {model.name_or_path}: {_brief(error)} "
             "Give the base that it was trained on with --base MODEL (base_model=...)."
         ) from error
-    saved = Path(adapter.name, "generation_config.json")
-    if adapter.kind == "adapter" and saved.is_file():  # what ends its answers may be more than what ends its base's
-        from transformers import GenerationConfig
-
-        model.generation_config = GenerationConfig.from_pretrained(adapter.name)
+    own = generation_config_of(adapter, revision=revision) if hasattr(model, "generation_config") else None
+    if own is not None:  # more may end the adapter's answers than its base's
+        model.generation_config = own
     return attached
+
+
+def generation_config_of(place: Location, *, revision: str | None = None) -> GenerationConfig | None:
+    """The generation config beside the files of a model or an adapter; None without one."""
+    from transformers import GenerationConfig
+
+    options = {"revision": revision} if revision else {}
+    try:
+        return GenerationConfig.from_pretrained(place.name, local_files_only=place.local_files_only, **options)
+    except OSError:  # there is no such file
+        return None
 
 
 def parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
