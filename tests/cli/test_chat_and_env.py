@@ -55,6 +55,22 @@ def test_the_conversation_is_remembered(tiny_model) -> None:
     assert [m["role"] for m in speaker.messages] == ["system"]
 
 
+def test_a_thought_is_not_remembered_though_its_marks_are_special_tokens(tiny_model, monkeypatch) -> None:
+    (speaker,) = load_speakers(tiny_model, None, system=None)
+    speaker.tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
+    said = speaker.tokenizer("[THINK] is it good ? [/THINK] paris", add_special_tokens=False)["input_ids"]
+
+    def generate(*, input_ids, streamer, **_):
+        for ids in (input_ids, torch.tensor(said)):
+            streamer.put(ids)
+        streamer.end()
+
+    monkeypatch.setattr(speaker.model, "generate", generate)
+    shown = speaker.answer("what is paris ?", show=lambda text: None, max_new_tokens=4, temperature=0.0, seed=0)
+    assert "good" in shown
+    assert speaker.messages[-1]["content"].split() == ["paris"]
+
+
 def test_adapter_speaks_beside_its_base_from_one_model(say, adapter, tiny_model) -> None:
     alone = say("what is the capital of france one ?\n", "--model", tiny_model).out.strip()
     result = say("what is the capital of france one ?\n", "--model", adapter)

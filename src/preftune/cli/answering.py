@@ -42,7 +42,7 @@ class Speaker:
         import torch
 
         from preftune.evaluation.generation import baseline, generation_config
-        from preftune.evaluation.thoughts import begins_inside, split_thoughts
+        from preftune.evaluation.thoughts import spoken
         from preftune.models.precision import mixed_dtype
 
         messages = [*self.messages, {"role": "user", "content": text}]
@@ -70,7 +70,7 @@ class Speaker:
                 generation_config=config,
                 streamer=streamer,
             )
-        said = split_thoughts(streamer.text, inside=begins_inside(self.tokenizer.decode(ids)))
+        said, _ = spoken(self.tokenizer, streamer.ids, ids)
         self.messages = [*messages, {"role": "assistant", "content": said.answer}]
         return streamer.text
 
@@ -92,6 +92,11 @@ class GrowingText:
         self._show = show
         self._ids: list[int] | None = None
 
+    @property
+    def ids(self) -> list[int]:
+        """What was generated, the end token included."""
+        return self._ids or []
+
     def put(self, value: Any) -> None:
         """Token ids from `generate`; the first call brings the prompt."""
         if self._ids is None:
@@ -105,7 +110,7 @@ class GrowingText:
 
     def end(self) -> None:
         """The answer is complete."""
-        self.text = self._tokenizer.decode(self._ids or [], skip_special_tokens=True).strip()
+        self.text = self._tokenizer.decode(self.ids, skip_special_tokens=True).strip()
 
 
 def load_speakers(

@@ -189,7 +189,7 @@ class _Remembering(ABC):
 
 def _reminded(messages: Conversation, reply: str, reminder: str) -> list[Message]:
     said: list[Message] = [
-        {"role": "assistant", "content": reply[:_QUOTED] or "(nothing)"},
+        {"role": "assistant", "content": split_thoughts(reply).answer[:_QUOTED] or "(nothing)"},
         {"role": "user", "content": reminder},
     ]
     return [*messages, *said]

@@ -64,17 +64,23 @@ class Marks:
     name = "openai:m@http://x"
     cache_key = "m"
 
-    def __init__(self, replies: Sequence[str]) -> None:
-        self._replies = replies
+    def __init__(self, replies: Sequence[Sequence[str]]) -> None:
+        """
+        Args:
+            replies: to the questions of each call.
+        """
+        self._replies = list(replies)
         self.asked: list[Any] = []
+        self.longest: list[int] = []
 
-    def ask_all(self, questions: Sequence[Any], *, read: Any, **_: Any) -> list[Any]:
+    def ask_all(self, questions: Sequence[Any], *, read: Any, max_tokens: int, **_: Any) -> list[Any]:
         self.asked += questions
-        return [read(reply) for reply in self._replies]
+        self.longest.append(max_tokens)
+        return [read(reply) for reply in self._replies.pop(0)]
 
 
 def test_a_chat_model_gives_marks() -> None:
-    asker = Marks(["7", "Mark: 8.5", "none", "42"])
+    asker = Marks([["7", "Mark: 8.5", "none", "42"]])
     scorer = MarkingScorer(asker, criteria="Short is good.")  # type: ignore[arg-type]
     found = Score([scorer])([rollout(text) for text in ("a", "b", "c", "d")])
     assert found.scores == [7.0, 8.5, None, None]
@@ -82,6 +88,16 @@ def test_a_chat_model_gives_marks() -> None:
     assert "Short is good." in question
     assert "why?" in question
     assert "[Answer]\nb" in question
+    assert asker.longest == [16]
+
+
+def test_a_judge_that_thinks_gets_room_for_it() -> None:
+    """Within 16 tokens its reply has no answer."""
+    asker = Marks([["7", "", "none", ""], ["9", "?"]])
+    found = Score([MarkingScorer(asker, criteria="")])([rollout(text) for text in ("a", "b", "c", "d")])  # type: ignore[arg-type]
+    assert found.scores == [7.0, 9.0, None, None]
+    assert asker.longest == [16, 512]
+    assert [question[0]["content"][-10:-8] for question in asker.asked[4:]] == ["\nb", "\nd"]
 
 
 @pytest.mark.parametrize(

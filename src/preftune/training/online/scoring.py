@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,6 +25,7 @@ Item = tuple[Text, str, Mapping[str, Any]]
 _MARK = re.compile(r"-?\d+(?:\.\d+)?")
 _OF_TEN = re.compile(r"(?<=\d)\s*(?:/|out of|of)\s*10(?:\.0+)?(?![\d.]*\d)", re.IGNORECASE)
 _BEST = 10.0
+_MARK_TOKENS = 16
 
 
 class Scores(NamedTuple):
@@ -90,8 +92,12 @@ def _one(scorer: Scorer, item: Item) -> Any:
 class MarkingScorer:
     """A chat model's mark from 1 to 10 for one answer; None where no mark could be read."""
 
-    def __init__(self, asker: Asker, *, criteria: str) -> None:
-        self._asker, self._criteria = asker, criteria
+    def __init__(self, asker: Asker, *, criteria: str, max_tokens: int = 512) -> None:
+        """
+        Args:
+            max_tokens: longest reply of a model that thinks aloud; others have room for a number.
+        """
+        self._asker, self._criteria, self._max_tokens = asker, criteria, max_tokens
         self.name = asker.name
 
     def __call__(self, prompt: Text, answer: str, row: Mapping[str, Any]) -> float | None:
@@ -100,7 +106,15 @@ class MarkingScorer:
     def score_all(self, items: Sequence[Item], **_: Any) -> list[float | None]:
         """The marks of all answers, asked at once."""
         questions = [self._question(prompt, answer) for prompt, answer, _ in items]
-        return self._asker.ask_all(questions, read=read_mark, kind="mark-1", max_tokens=16)
+        found = self._asker.ask_all(questions, read=_mark_or_nothing, kind="mark-1", max_tokens=_MARK_TOKENS)
+        thinking = [place for place, mark in enumerate(found) if mark is not None and math.isnan(mark)]
+        if thinking:  # the reply ended inside a thought
+            asked = [questions[place] for place in thinking]
+            marks = self._asker.ask_all(asked, read=read_mark, kind="mark-1", max_tokens=self._max_tokens)
+            found = [None if mark is None or math.isnan(mark) else mark for mark in found]
+            for place, mark in zip(thinking, marks, strict=True):
+                found[place] = mark
+        return found
 
     def _question(self, prompt: Text, answer: str) -> list[Message]:
         text = (
@@ -108,6 +122,11 @@ class MarkingScorer:
             f"number alone.\n\n[Conversation]\n{as_transcript(prompt)}\n\n[Answer]\n{answer}\n\n[Mark]"
         )
         return [{"role": "user", "content": text}]
+
+
+def _mark_or_nothing(reply: str) -> float | None:
+    """The mark; NaN for a reply without an answer."""
+    return read_mark(reply) if reply.strip() else math.nan
 
 
 def read_mark(reply: str) -> float | None:
@@ -163,7 +182,7 @@ def _open(name: str, opened: ExitStack, options: JudgeOptions) -> Scorer:
     if judge.asker is not None:
         from preftune.evaluation.chat_judge import CRITERIA
 
-        return MarkingScorer(judge.asker, criteria=options.criteria or CRITERIA)
+        return MarkingScorer(judge.asker, criteria=options.criteria or CRITERIA, max_tokens=options.max_tokens)
     raise RequestError(
         f"{name} compares two answers, and a score for one is needed. Give a function of three arguments (prompt, "
         "answer, row) that returns a number, a reward model, or a chat model; preftune online takes any judge."
