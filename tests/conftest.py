@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+import preftune  # noqa: F401 (before bitsandbytes, of whose loggers it silences one)
+
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What is imported by now stays until the end. accelerate collects garbage after every training, and would walk

@@ -6,9 +6,13 @@ Names are loaded on first use, so that `import preftune` stays quick and imports
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from preftune.version import __version__
+
+# When PEFT imports it, bitsandbytes names, on some processors, a kernel that models/four_bit.py does not use.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
     from preftune.data import load_demonstrations, load_pairs

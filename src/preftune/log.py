@@ -6,10 +6,12 @@ import logging
 import os
 import re
 import sys
+from collections import deque
 
 from preftune.secret_values import hidden
 
 _LOGGER = logging.getLogger("preftune")
+_NOTES: deque[str] = deque(maxlen=200)
 
 
 _CONTROL = re.compile(
@@ -25,16 +27,40 @@ def printable(text: str) -> str:
 
 def say(line: str) -> None:
     """A fact or an advice for the person at the terminal; once per job, not once per rank."""
-    _set_up()
-    if os.environ.get("RANK", "0") == "0":
-        _LOGGER.info(printable(hidden(line)))
+    _tell(logging.INFO, line)
 
 
 def warn(line: str) -> None:
     """Like `say`, for what should not be overlooked."""
+    _tell(logging.WARNING, line)
+
+
+def detail(line: str) -> None:
+    """Like `say`, for what needs no action: run.json keeps it, and the terminal shows it with `--verbose`.
+
+    In Python: `logging.getLogger("preftune").setLevel("DEBUG")`.
+    """
+    _tell(logging.DEBUG, line)
+
+
+def show_details(shown: bool) -> None:
+    """Whether the terminal gets what `detail` is given."""
+    _LOGGER.setLevel(logging.DEBUG if shown else logging.INFO)
+
+
+def take_notes() -> list[str]:
+    """What was told since the last call, shown or not; for run.json."""
+    taken = list(_NOTES)
+    _NOTES.clear()
+    return taken
+
+
+def _tell(level: int, line: str) -> None:
     _set_up()
     if os.environ.get("RANK", "0") == "0":
-        _LOGGER.warning(printable(hidden(line)))
+        text = printable(hidden(line))
+        _NOTES.append(text)
+        _LOGGER.log(level, text)
 
 
 def _set_up() -> None:

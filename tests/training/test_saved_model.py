@@ -60,6 +60,7 @@ def ends(folder: Path) -> list[int]:
 
 @pytest.mark.parametrize("kind", ["dpo", "sft"])
 def test_the_mark_that_ends_a_turn_ends_generation(kind, tmp_path, caplog):
+    caplog.set_level("DEBUG", logger="preftune")
     trained(load_model(base(tmp_path / "base")), tmp_path / "run", kind=kind)
     assert ends(tmp_path / "run") == [0, 2]
     assert sum("generation ends at <|im_end|> too" in line for line in caplog.messages) == 1
@@ -99,6 +100,7 @@ def test_an_adapters_folder_keeps_what_ends_its_answers_for_merging_and_loading(
 
 
 def test_what_ends_answers_already_is_left_alone(tmp_path, caplog):
+    caplog.set_level("DEBUG", logger="preftune")
     model = tiny_model()
     model.generation_config.eos_token_id = [2, 7]
     trained(model, tmp_path, tokenizer=tiny_tokenizer())
@@ -116,6 +118,7 @@ def dtypes(folder: Path) -> set[torch.dtype]:
 
 @pytest.mark.parametrize("received", [torch.bfloat16, torch.float32])
 def test_a_model_is_saved_in_the_dtype_it_came_in_and_trained_in_float32(received, tmp_path, caplog):
+    caplog.set_level("DEBUG", logger="preftune")
     run = trained(
         load_model(base(tmp_path / "base", dtype=received)), tmp_path / "run", save_strategy="steps", save_steps=2
     )

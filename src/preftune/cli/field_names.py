@@ -20,7 +20,7 @@ from preftune.cli.messages import near_name
 from preftune.cli.recipe import Recipe
 from preftune.errors import RequestError
 
-OWN = ("resume", "config", "report", "no_report", "allow_env", "help", "help_all")
+OWN = ("resume", "config", "report", "no_report", "allow_env", "verbose", "help", "help_all")
 """Flags that are no fields."""
 
 HISTORY = {

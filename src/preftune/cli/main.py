@@ -7,7 +7,6 @@ imported when it is asked for.
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -71,8 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Threads that spin while they wait make torch several times slower on a machine that does anything else as well.
     # OpenMP reads this when torch is imported, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # At import bitsandbytes regrets, on some processors, a kernel that preftune does not use (models/four_bit.py).
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     words = list(sys.argv[1:] if argv is None else argv)
     traceback = "--traceback" in words
     words = [word for word in words if word != "--traceback"]

@@ -61,6 +61,7 @@ output
   --report_to                wandb, tensorboard, trackio, ... (none)
 
   --config RECIPE.yaml       fields from a file
+  --verbose                  all notes, which run.json has anyway
   --help-all                 every flag
   --traceback                the whole traceback of an error
 """

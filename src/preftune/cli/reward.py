@@ -57,6 +57,7 @@ output
   --push_to_hub              upload the result, to --hub_model_id
 
   --config RECIPE.yaml       fields from a file
+  --verbose                  all notes, which run.json has anyway
   --help-all                 every flag
   --traceback                the whole traceback of an error
 """

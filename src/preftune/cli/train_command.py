@@ -18,6 +18,7 @@ from preftune.cli.help_all import page
 from preftune.cli.messages import tell
 from preftune.cli.recipe import Recipe, read_recipe
 from preftune.errors import PreftuneError, RequestError
+from preftune.log import say, show_details, warn
 
 GUARD = "warn"
 """Who types a command sees what the guard says; a program (`DPOConfig`) has it off until it asks."""
@@ -128,6 +129,7 @@ def _train(method: Method, request: Request) -> int:
     check_writable(output)
     with locked(output, writes=os.environ.get("RANK", "0") == "0"):
         trainer, progress = _prepare(method, request)
+        say(f"writing to {output} (all notes: its run.json, or --verbose).")
         try:
             trainer.train(resume_from_checkpoint=request.config.resume_from_checkpoint)
             return _finish(method, trainer, request) if not trainer.nothing_to_do else _leave(trainer, request)
@@ -148,6 +150,7 @@ def read_request(method: Method, argv: Sequence[str], recipe: Recipe | None = No
     """
     parser = parser_of(method)
     values = parser.parse(argv, recipe)
+    show_details(values.verbose)
     if recipe is not None:
         _say_remote_code(recipe)
     if values.output_dir is None:
@@ -172,8 +175,6 @@ def _say_remote_code(recipe: Recipe) -> None:
         inside = entry.value if isinstance(entry.value, dict) else {}
         given = entry.value if entry.key.replace("-", "_") == "trust_remote_code" else inside.get("trust_remote_code")
         if str(given).lower() in ("true", "yes", "on", "1"):
-            from preftune.log import warn
-
             warn(
                 f"{recipe.path}, line {entry.line}: trust_remote_code lets the model's own Python code run on this "
                 "machine."
@@ -372,6 +373,7 @@ def parser_of(method: Method) -> Any:
     parser.add_argument(
         "--allow_env", "--allow-env", action="store_true", help="accept any variable that a recipe's env: block sets"
     )
+    parser.add_argument("--verbose", action="store_true", help="show all notes, which run.json has anyway")
     parser.add_argument("--no_report", "--no-report", dest="report", action="store_false")
     return parser
 

@@ -11,7 +11,7 @@ from torch import nn
 from preftune.data import GroupDataset, PairDataset, TokenizeReport, group_by_prompt, load_pairs
 from preftune.data.group_cache import tokenize_or_recall
 from preftune.errors import ConfigError, DatasetError, ModelError
-from preftune.log import say, warn
+from preftune.log import detail, say, warn
 from preftune.logps import Engine, Support, choose_engine
 from preftune.logps.compiled import compile_layers
 from preftune.models.adapters import quiet_peft
@@ -19,6 +19,8 @@ from preftune.models.precision import Precision, apply_precision, decide_precisi
 from preftune.training.config import ADAPTER_LEARNING_RATE, FULL_LEARNING_RATE, DPOConfig
 from preftune.training.saved_model import remember_dtypes, say_saved_dtype
 
+_LORA_DROPOUT = 0.05
+"""The command line's default, as TRL's: a user who left it out did not ask for it."""
 _GROUP_TOKENS_WITHOUT_LIMIT = 8192
 """Most tokens of a group of rows with one prompt where `max_length` sets no limit."""
 
@@ -209,9 +211,9 @@ def prepare_data(
         num_proc=args.dataset_num_proc,
     )
     if recalled:
-        say(f"the {role} pairs were tokenised before: their token ids are read from the cache.")
+        detail(f"the {role} pairs were tokenised before: their token ids are read from the cache.")
     lines = report.lines()
-    say(lines[0])
+    (say if role == "train" else detail)(lines[0])
     for line in lines[1:]:
         warn(line)
     return _grouped(groups, args, role=role), report
@@ -298,4 +300,5 @@ def dropout_off(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
     if rates:
         rate = ", ".join(f"{r:g}" for r in sorted(rates))
-        say(f"lora_dropout={rate} is off while disable_dropout=True; set disable_dropout=False to train with it.")
+        told = detail if rates == {_LORA_DROPOUT} else say
+        told(f"lora_dropout={rate} is off while disable_dropout=True; set disable_dropout=False to train with it.")

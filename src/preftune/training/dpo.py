@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from preftune.data import GroupDataset
-from preftune.log import say
+from preftune.log import detail
 from preftune.losses import LossOutput, get_loss
 from preftune.reference import AsReceived, ExplicitModel
 from preftune.training import assemble, checkpoint, memory, model_card
@@ -198,7 +198,7 @@ class DPOTrainer(PackedTrainer):
 
         with memory.explained(self, self.train_dataset[int(self.train_dataset.lengths.argmax())]):
             result = worst(self._checked(check))
-        say(result.describe())
+        detail(result.describe())
         if self.is_world_process_zero():
             self._record.note(
                 self_check={

@@ -15,7 +15,7 @@ from preftune.data import GroupDataset, PairDataset, load_pairs
 from preftune.errors import NonFiniteError, SelfCheckError
 from preftune.evaluation.calibration import Calibration, calibration
 from preftune.evaluation.reward_texts import Form, write_form
-from preftune.log import say
+from preftune.log import detail, say
 from preftune.logps import plain_layers
 from preftune.logps.scores import choose_score_engine, naive_scores, score_head
 from preftune.logps.states import completion_states, trunk_of
@@ -112,7 +112,7 @@ class RewardTrainer(PackedTrainer):
 
     def before_first_step(self, *, resumed: bool) -> None:
         error = max(self._checked(self._check_scores))
-        say(f"self-check: the engine agrees with the naive path within {error:.2g} per score.")
+        detail(f"self-check: the engine agrees with the naive path within {error:.2g} per score.")
         if self.is_world_process_zero():
             self._record.note(self_check={"engine_error": error})
 

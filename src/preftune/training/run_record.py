@@ -15,7 +15,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from preftune.data import GroupDataset
-from preftune.log import warn
+from preftune.log import take_notes, warn
 from preftune.secret_values import hidden, without_secrets
 from preftune.training.arguments import parts
 from preftune.training.run_directory import append_line, cut_back, plain, write_json
@@ -39,6 +39,7 @@ class RunRecord(TrainerCallback):  # type: ignore[misc]
         self._began = time.time()
         self._outcome: str | None = None
         self._resumed_step: int | None = None
+        self._noting = False
 
     def begin(self, *, resumed_step: int | None) -> None:
         """Write run.json as "running"."""
@@ -47,6 +48,7 @@ class RunRecord(TrainerCallback):  # type: ignore[misc]
             self.facts["resumed_from_step"] = resumed_step
         self._began = time.time()
         self._outcome = "running"
+        self.facts["notes"], self._noting = take_notes(), True
         self._write()
 
     def cut(self) -> None:
@@ -87,6 +89,7 @@ class RunRecord(TrainerCallback):  # type: ignore[misc]
             outcome: "finished", "interrupted" or "failed".
             spent: seconds and tokens.
         """
+        take_notes()  # of this run; the next one of this process has its own
         if trainer.is_world_process_zero():
             self.facts |= {
                 "steps": trainer.state.global_step,
@@ -96,6 +99,12 @@ class RunRecord(TrainerCallback):  # type: ignore[misc]
             }
             self._outcome = outcome
             self._write()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What was told before the first step is kept, whether it was shown or not."""
+        if self._noting:
+            self._noting = False
+            self.note(notes=[*self.facts["notes"], *take_notes()])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:

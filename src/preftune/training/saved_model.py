@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, Trainer
 
 from preftune.data.end_marks import EndMarks
-from preftune.log import say
+from preftune.log import detail
 from preftune.models.load import parse_dtype
 from preftune.models.precision import is_quantized_weight
 from preftune.models.quiet import quiet_transformers
@@ -96,7 +96,7 @@ def say_saved_dtype(model: nn.Module, save_dtype: str | None) -> None:
     names = sorted({str(dtype).removeprefix("torch.") for dtype in saved_dtypes(model, save_dtype).values()})
     if names:
         how = "as --save_dtype asks" if save_dtype else "as the model was received (--save_dtype changes it)"
-        say(f"what is trained in float32 is saved in {' and '.join(names)}, {how}; checkpoints keep float32.")
+        detail(f"what is trained in float32 is saved in {' and '.join(names)}, {how}; checkpoints keep float32.")
 
 
 def end_answers(model: Any, tokenizer: Any) -> None:
@@ -113,7 +113,7 @@ def end_answers(model: Any, tokenizer: Any) -> None:
     if token is None or token == tokenizer.unk_token_id or token in ends:
         return
     config.eos_token_id = [*ends, token] if ends else token
-    say(f"generation ends at {mark} too, with which the chat template ends an answer (generation_config.eos_token_id).")
+    detail(f"generation ends at {mark} too, the chat template's end of an answer (generation_config.eos_token_id).")
 
 
 def keep_head(model: Any, file: Path) -> None:

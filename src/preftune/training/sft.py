@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from preftune.data import DIALOGUE_TEMPLATE, DemonstrationDataset, GroupDataset, load_demonstrations
 from preftune.data.demonstration_tokens import tokenize_or_recall_demonstrations
 from preftune.errors import DatasetError
-from preftune.log import say, warn
+from preftune.log import detail, say, warn
 from preftune.training import cards
 from preftune.training.base import PackedTrainer
 from preftune.training.chat_templates import complete_tokenizer
@@ -77,9 +77,9 @@ class SFTTrainer(PackedTrainer):
             assistant_only_loss=args.assistant_only_loss,
         )
         if recalled:
-            say(f"the {role} rows were tokenised before: their token ids are read from the cache.")
+            detail(f"the {role} rows were tokenised before: their token ids are read from the cache.")
         lines = report.lines()
-        say(lines[0])
+        (say if role == "train" else detail)(lines[0])
         for line in lines[1:]:
             warn(line)
         return groups, report
@@ -104,7 +104,7 @@ class SFTTrainer(PackedTrainer):
     def before_first_step(self, *, resumed: bool) -> None:
         autocast = self.precision.autocast
         error = max(self._checked(lambda batch: check_engine(self.model, batch, self.engine, autocast=autocast)[1]))
-        say(f"self-check: the engine agrees with the naive path within {error:.2g} nat per token.")
+        detail(f"self-check: the engine agrees with the naive path within {error:.2g} nat per token.")
         if self.is_world_process_zero():
             self._record.note(self_check={"engine_error": error})
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from preftune.evaluation.records import read_lines
-from preftune.log import say, warn
+from preftune.log import detail, say, warn
 from preftune.reference import unwrap
 from preftune.training.guard.alarms import ALARM, Alarm
 from preftune.training.guard.figures import Facts, Glance, History, history_of
@@ -138,11 +138,11 @@ class Guard(TrainerCallback):  # type: ignore[misc]
                 if self.budget
                 else "guard_budget=0 pays for no answers"
             )
-            say(f"guard: {why}; it watches the training figures.")
+            detail(f"guard: {why}; it watches the training figures.")
         else:
             answers = self._answers
             where = "" if self._held_out else " (of training rows: nothing is held out)"
-            say(
+            detail(
                 f"guard: {len(answers.prompts)} prompts{where}, answers of at most {answers.tokens} tokens, at most "
                 f"{self.budget:.0%} of the time."
             )

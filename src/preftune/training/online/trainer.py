@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from preftune.errors import ConfigError, RequestError
 from preftune.evaluation.prompt_ids import check_lengths
-from preftune.log import say, warn
+from preftune.log import detail, warn
 from preftune.logps import pack
 from preftune.reference import ReferenceScores
 from preftune.training import assemble, checkpoint, memory
@@ -231,7 +231,7 @@ class OnlineTrainer(ResumableTrainer):
             resumed=self.state.global_step > 0,
             allow_mismatch=bool(getattr(self.args, "allow_reference_mismatch", False)),
         )
-        say(result.describe())
+        detail(result.describe())
         self._record.note(
             self_check={"engine_error": result.engine_error, "reference_distance": result.reference_distance}
         )

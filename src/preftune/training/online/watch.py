@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from transformers import TrainerCallback
 
 from preftune.evaluation.degeneration import look_at, self_similarity
-from preftune.log import say, warn
+from preftune.log import detail, warn
 from preftune.training.guard.alarms import ALARM, NOTE, Alarm
 from preftune.training.guard.rollback import GoodWeights
 from preftune.training.online.rollout import Rollout
@@ -198,7 +198,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
                 (self._folder / name).unlink(missing_ok=True)
             else:
                 cut_back(self._folder / name, resumed_step)
-        say("guard: it looks at the answers that are sampled anyway, and compares them with the first round's.")
+        detail("guard: it looks at the answers that are sampled anyway, and compares them with the first round's.")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not logs or "objective/kl" not in logs or self._first is None or self._now is None:
