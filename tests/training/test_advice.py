@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from preftune.errors import ConfigError
+from preftune.cli.train_command import _finish
+from preftune.errors import ConfigError, PreftuneError
 from preftune.evaluation.next_steps import next_steps
 from preftune.evaluation.statistics import win_rate
 from preftune.training.advice import advise
@@ -93,6 +94,12 @@ def test_the_metric_for_the_best_model_as_people_write_it(written: str, meant: s
     assert checked(written) == meant
 
 
+def test_a_loss_is_to_be_low_however_it_is_written() -> None:
+    args = SimpleNamespace(eval_strategy="steps", metric_for_best_model="Loss", greater_is_better=True)
+    check_evaluation(args, object(), PER_PAIR, has_own_metrics=False)  # type: ignore[arg-type]
+    assert (args.metric_for_best_model, args.greater_is_better) == ("eval_loss", False)
+
+
 def test_a_metric_that_is_not_there_is_refused_before_the_first_step() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'eval_rewards/accuracies'"):
         checked("eval_rewards/acuracies_")
@@ -100,11 +107,30 @@ def test_a_metric_that_is_not_there_is_refused_before_the_first_step() -> None:
         checked("rewards")  # fits several
     sets = {"easy": object(), "hard": object()}
     assert checked("eval_hard_reward_margin", sets) == "eval_hard_rewards/margins"
+    assert checked("eval_hard_long_loss", {**sets, "hard_long": object()}) == "eval_hard_long_loss"
     with pytest.raises(ConfigError, match="does not say which evaluation set"):
         checked("loss", sets)
     args = SimpleNamespace(eval_strategy="steps", metric_for_best_model="my_own")
     check_evaluation(args, object(), PER_PAIR, has_own_metrics=True)  # type: ignore[arg-type]
     assert args.metric_for_best_model == "my_own"
+
+
+def test_a_destroyed_model_is_not_pushed(monkeypatch, tmp_path: Path) -> None:
+    pushed = []
+    trainer = SimpleNamespace(
+        save_model=lambda: None,
+        create_model_card=lambda: None,
+        is_world_process_zero=lambda: True,
+        push_to_hub=lambda **_: pushed.append(1),
+        state=SimpleNamespace(global_step=1),
+    )
+    config = SimpleNamespace(push_to_hub=True, output_dir=str(tmp_path))
+    request = SimpleNamespace(config=config, model=SimpleNamespace(adapter=True), report=False)
+    monkeypatch.setattr("preftune.training.broken.broken_by_training", lambda trainer: "The model is destroyed.")
+    monkeypatch.setattr("preftune.cli.train_command.held_out_metrics", lambda trainer: None)
+    with pytest.raises(PreftuneError, match="destroyed"):
+        _finish(SimpleNamespace(holds_out=False), trainer, request)  # type: ignore[arg-type]
+    assert not pushed
 
 
 def test_a_destroyed_model_ends_the_command_with_a_failure(tmp_path: Path, capsys, monkeypatch) -> None:

@@ -232,7 +232,7 @@ def _finish(method: Method, trainer: Any, request: Request) -> int:
     metrics = held_out_metrics(trainer)
     if metrics is not None:
         trainer.create_model_card()  # once more, with them
-    if config.push_to_hub:
+    if config.push_to_hub and broken is None:
         trainer.push_to_hub(dataset_name=request.data.dataset_names)
     if trainer.is_world_process_zero():
         output = str(config.output_dir)
@@ -241,6 +241,8 @@ def _finish(method: Method, trainer: Any, request: Request) -> int:
         if broken is not None:
             if request.report:
                 write_page(output)
+            if config.push_to_hub:
+                tell("preftune: the model is not pushed to the hub: training has destroyed it.")
             raise PreftuneError(broken)
         print(f"Done after {steps} steps. The {kind} lies in {output}, its run in {output}/run.json.")
         if metrics is None and method.holds_out:

@@ -94,7 +94,8 @@ def check_evaluation(args: DPOConfig, eval_dataset: Any, columns: Sequence[str],
         return
     sets = list(eval_dataset) if isinstance(eval_dataset, dict) else []
     bare = metric.removeprefix("eval").lstrip("_/")
-    chosen = next((key for key in sets if bare.startswith((f"{key}_", f"{key}/"))), None)
+    fitting = [key for key in sets if bare.startswith((f"{key}_", f"{key}/"))]
+    chosen = max(fitting, key=len, default=None)
     if sets and chosen is None:
         listed = ", ".join(f"'eval_{key}_loss'" for key in sets)
         raise ConfigError(
@@ -105,6 +106,8 @@ def check_evaluation(args: DPOConfig, eval_dataset: Any, columns: Sequence[str],
     found = _metric_named(bare[len(prefix) :], ("loss", *columns))
     if found is not None:
         args.metric_for_best_model = f"eval_{prefix}{found}"
+        if found == "loss" and not metric.endswith("loss"):  # transformers took it for one that is to be high
+            args.greater_is_better = False
     elif not has_own_metrics:
         names = [f"eval_{prefix}{name}" for name in ("loss", *columns)]
         near = difflib.get_close_matches(metric, names, n=1, cutoff=0.3)
