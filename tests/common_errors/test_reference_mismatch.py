@@ -14,6 +14,7 @@ from peft import get_peft_model
 from preftune import DPOTrainer, load_model
 from preftune.errors import ConfigError, ReferenceMismatchError
 from preftune.logps import naive_logps, pack
+from preftune.training.batches import probes
 from tiny import save_tiny, tiny_model
 
 from .common_runs import LN2, first_loss, lora, make, nudge, sft_adapter
@@ -52,7 +53,7 @@ def test_a_stranger_is_refused_with_its_distance_and_the_way_out(stranger, tmp_p
 def test_the_distance_is_what_a_user_would_measure(tmp_path):
     policy, reference = tiny_model(), nudge(tiny_model())
     trainer = make(policy, tmp_path, ref_model=reference)
-    batch = pack([trainer.train_dataset[0]])
+    batch = pack([trainer.train_dataset[row] for row in probes(trainer.train_dataset.lengths)])
     with torch.no_grad():
         ours, theirs = (naive_logps(model, batch) for model in (policy, reference))
     assert f"by {float((ours - theirs).abs().mean()):.3g} nat per token" in mismatch(trainer)
