@@ -257,3 +257,12 @@ def test_parquet_whose_metadata_name_a_feature_that_is_not_there_names_its_file(
     pq.write_table(table, tmp_path / "x.parquet")
     with pytest.raises(DatasetError, match=r"x\.parquet is a broken parquet file: .*__import__"):
         load_pairs(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("content", ["[null]", '[{"prompt": "a", "chosen": "b", "rejected": "c"}, 7]'])
+def test_a_row_without_columns_is_named(tmp_path: Path, content: str, streaming: bool) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"row \d is a (NoneType|int), not an object with columns"):
+        list(load_pairs(path, streaming=streaming))

@@ -27,6 +27,7 @@ from preftune.data.pair_checks import (
     unused_texts,
 )
 from preftune.data.row_reader import Attempt, RowReader
+from preftune.data.tables import check_row
 from preftune.errors import DatasetError
 from preftune.types import PreferencePair
 
@@ -117,7 +118,7 @@ def open_stream(
             rows belong together.
     """
     name = display_name(source)
-    rows = _reader_of(source, split=split, config=config, revision=revision)
+    rows = _with_columns(_reader_of(source, split=split, config=config, revision=revision), name)
     head = ListedRows(list(islice(rows(), HEAD)))
     if len(head) == 0:
         raise DatasetError(f"{name} has no rows. Give at least one preference pair.")
@@ -144,6 +145,17 @@ def open_stream(
     note = () if adapter is None else (f"The rows are read as {adapter.name} ({adapter.holds}).",)
     stream.notes = (*(note or shaped.notes), *optional_columns(resolved), *not_used(stream.unused), *told)
     return stream
+
+
+def _with_columns(read: Callable[[], Iterable[Row]], name: str) -> Callable[[], Iterable[Row]]:
+    """The same reader, which ends at a row without columns (`null`, a number) as reading a whole file does."""
+
+    def rows() -> Iterator[Row]:
+        for number, row in enumerate(read()):
+            check_row(row, name, number)
+            yield row
+
+    return rows
 
 
 def _reader_of(source: Source, **options: Any) -> Callable[[], Iterable[Row]]:

@@ -134,13 +134,18 @@ def _chunks(rows: Iterable[Row], name: str) -> Iterator[list[Row]]:
     count, iterator = 0, iter(rows)
     while chunk := list(islice(iterator, _CHUNK)):
         for number, row in enumerate(chunk, start=count):
-            if not isinstance(row, Mapping):
-                raise DatasetError(
-                    f"{name} row {number} is a {type(row).__name__}, not an object with columns: {short(row)}. "
-                    'Give every row as {"prompt": ..., "chosen": ..., "rejected": ...}.'
-                )
+            check_row(row, name, number)
         yield chunk
         count += len(chunk)
+
+
+def check_row(row: object, name: str, number: int) -> None:
+    """Raises: DatasetError for a row that has no columns."""
+    if not isinstance(row, Mapping):
+        raise DatasetError(
+            f"{name} row {number} is a {type(row).__name__}, not an object with columns: {short(row)}. "
+            'Give every row as {"prompt": ..., "chosen": ..., "rejected": ...}.'
+        )
 
 
 def _join(kinds: dict[str, Kind], chunk: Sequence[Row], name: str) -> bool:
