@@ -61,10 +61,14 @@ def ends_unlearned(trainer: Any, mark: int | None) -> bool:
     if mark is None:
         return False
     groups, scores = score_shortest(trainer)
+    lengths = scores.length_K.long().tolist()
     lasts = (scores.length_K.cumsum(0).long() - 1).tolist()  # the scored tokens of a completion stand together
     ends = [
         last - behind
-        for last, ids in zip(lasts, (ids for group in groups for ids in group.completions), strict=True)
+        for last, length, ids in zip(
+            lasts, lengths, (ids for group in groups for ids in group.completions), strict=True
+        )
+        if length == len(ids)  # of a completion that is scored in parts, the places are not known
         for behind in range(min(_BEHIND, len(ids)))
         if ids[-1 - behind] == mark
     ]
