@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import bdtr
 
 from preftune.errors import DatasetError
-from preftune.evaluation.distributions import sign_test
 from preftune.evaluation.statistics import MeanInterval, Verdict, paired_shares, share
 
 BASE_MODEL = "the base model"
@@ -50,6 +50,13 @@ class KeyFactRates:
             for side, interval in (("base", self.base), ("aligned", self.aligned), ("difference", self.difference))
         }
         return {**sides, "gained": self.gained, "lost": self.lost, "p_value": self.p_value, "n": self.n}
+
+
+def sign_test(gained: int, lost: int) -> float:
+    """Two-sided p-value of `gained` against `lost` under a fair coin (McNemar's exact test). `5, 0` gives 0.0625."""
+    if gained == lost:
+        return 1.0
+    return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5)))
 
 
 def compare_key_facts(

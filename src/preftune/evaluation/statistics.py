@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from preftune.errors import DatasetError, RequestError
-from preftune.evaluation.distributions import normal_quantile, student_t_quantile
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -109,7 +110,7 @@ def quantile(confidence: float, clusters: int) -> float:
     """Student's two-sided quantile for so many clusters. Raises: RequestError for an impossible confidence."""
     if not 0.0 < confidence < 1.0:
         raise RequestError(f"confidence={confidence} is not between 0 and 1. 0.95 is usual.")
-    return student_t_quantile(0.5 + confidence / 2, max(clusters - 1, 1))
+    return float(stdtrit(max(clusters - 1, 1), 0.5 + confidence / 2))
 
 
 def mean_interval(
@@ -149,7 +150,7 @@ def _closed_form(data: _Clustered, confidence: float) -> tuple[float, float]:
         return 0.0, 1.0  # one prompt says nothing about others
     rate, variance = data.mean, data.variance
     if variance <= 1e-15:
-        return _wilson(rate, float(prompts), normal_quantile(0.5 + confidence / 2))
+        return _wilson(rate, float(prompts), NormalDist().inv_cdf(0.5 + confidence / 2))
     return _wilson(rate, rate * (1 - rate) / variance, quantile(confidence, prompts))
 
 
@@ -258,7 +259,7 @@ def sample_size(rate: float, *, spread: float = 0.5, confidence: float = 0.95, p
     distance = abs(rate - 0.5)
     if distance < 1e-12:
         return None
-    z = normal_quantile(0.5 + confidence / 2) + normal_quantile(power)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2) + NormalDist().inv_cdf(power)
     return max(2, math.ceil((z * spread / distance) ** 2 - 1e-9))
 
 

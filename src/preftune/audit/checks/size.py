@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from statistics import NormalDist
 from typing import Any
 
 from preftune.audit.checks.check import Check, Setting
 from preftune.audit.finding import Finding, Kind, Rows
 from preftune.audit.opening import Fault
 from preftune.audit.seen import SeenPair, see
-from preftune.evaluation.distributions import normal_quantile
 from preftune.evaluation.statistics import POWER
 
 DOMAIN, GENERAL = 1_000, 10_000
@@ -103,7 +103,7 @@ class SizeCheck(Check):
 
 
 def _z() -> float:
-    return normal_quantile(0.975) + normal_quantile(POWER)
+    return NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(POWER)
 
 
 def held_out_pairs(change: float = CHANGE, disagreement: float = DISAGREEMENT) -> int:

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from preftune.errors import RequestError
-from preftune.evaluation.distributions import normal_quantile
 from preftune.evaluation.pairwise import Side
 from preftune.evaluation.records import append_lines, digest, read_lines
 from preftune.evaluation.suites.comparisons import SHARE, Better, Comparison, compare_means, compare_shares
@@ -153,7 +153,7 @@ def compare_task(task: str, base: TaskResult, aligned: TaskResult, *, confidence
     errors = base.errors.get(metric), aligned.errors.get(metric)
     half = None
     if errors[0] is not None and errors[1] is not None:
-        half = normal_quantile(0.5 + confidence / 2) * math.hypot(errors[0], errors[1])
+        half = NormalDist().inv_cdf(0.5 + confidence / 2) * math.hypot(errors[0], errors[1])
     difference = aligned.metrics[metric] - base.metrics[metric]
     return Comparison(
         name=name,
