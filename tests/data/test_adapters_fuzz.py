@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 
 from preftune.data import FORMATS, load_pairs
 from preftune.data.adapters import LEFT, Left, Made, Sample
-from preftune.data.adapters.convert import sample_of
 from preftune.data.columns import resolve_columns
 from preftune.data.convert import Input, convert_pairs
 from preftune.data.formats import to_pair
-from preftune.data.listed_rows import ListedRows
 from preftune.data.pairs import read_pairs
 from preftune.errors import DatasetError
+
+from .test_adapters import listed_sample
 
 FILES = sorted((Path(__file__).parent / "formats").iterdir())
 ROWS = {path.stem: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] for path in FILES}
@@ -98,7 +98,7 @@ def made_of(rows: list[dict[str, Any]], sample: Sample, format: str) -> list[Mad
     named = adapter.columns(sample) if adapter.columns is not None else None
     if named is not None:
         try:
-            columns = resolve_columns(ListedRows(rows).features, named, name="x")
+            columns = resolve_columns(dict.fromkeys(key for row in rows for key in row), named, name="x")
         except DatasetError:
             return []
         return [columns.pick(row) for row in rows]
@@ -112,7 +112,7 @@ def test_nonsense_ends_in_a_pair_a_count_or_a_clean_error() -> None:
 
 
 def check_rows(rows: list[dict[str, Any]]) -> None:
-    sample = sample_of(ListedRows(rows))
+    sample = listed_sample(rows)
     for format, adapter in FORMATS.items():
         assert adapter.recognises(sample) in (True, False)
         for made in made_of(rows, sample, format):

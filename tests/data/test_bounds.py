@@ -81,10 +81,9 @@ def test_values_nested_too_deeply_name_their_row() -> None:
         deep = [deep]
     row = {**ROW, "chosen": [{"role": "assistant", "content": "a", "more": deep}]}
     from preftune.data.columns import resolve_columns
-    from preftune.data.listed_rows import ListedRows
     from preftune.data.row_reader import RowReader
 
-    reader = RowReader(resolve_columns(ListedRows([row]).features, None, name="x"), "x", False, None)
+    reader = RowReader(resolve_columns(row, None, name="x"), "x", False, None)
     assert "row 0, column 'chosen': a value nested too deeply" in reader.attempt(row, 0).problem
 
 

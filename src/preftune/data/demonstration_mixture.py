@@ -11,7 +11,6 @@ import numpy as np
 from preftune.data.adapters.convert import LeftOut
 from preftune.data.demonstration_formats import Demonstration
 from preftune.data.demonstrations import DemonstrationDataset
-from preftune.data.listed_rows import ListedRows
 from preftune.data.mixture import share_out
 from preftune.data.tables import dataset_of
 
@@ -69,8 +68,7 @@ def mix_demonstrations(
                     "source": made.source or part.name,
                 }
 
-    listed = any(isinstance(part.needed, ListedRows) for part in parts)
-    table = ListedRows(list(rows()), _COLUMNS) if listed else dataset_of(rows, name)
+    table = dataset_of(rows, name)
     total = sum(map(len, chosen))
     notes = [note for part in parts for note in part.notes]
     notes += [

@@ -25,7 +25,6 @@ from preftune.data.demonstration_formats import (
     unknown_shape,
 )
 from preftune.data.filters import split_key
-from preftune.data.listed_rows import ListedRows
 from preftune.data.load import Source, display_name, load_rows
 from preftune.data.pair_checks import not_used, unused_texts
 from preftune.data.pairs import PairDataset, read_pairs
@@ -91,7 +90,7 @@ class DemonstrationDataset(Sequence[Demonstration]):
 
     def __init__(
         self,
-        rows: Dataset | ListedRows,
+        rows: Dataset,
         reader: Reader,
         *,
         name: str,

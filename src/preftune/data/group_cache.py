@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from preftune.cache_folder import cache_folder, make_private
 from preftune.cache_items import sweep
 from preftune.data.groups import GroupDataset
-from preftune.data.listed_rows import ListedRows
 from preftune.data.pairs import PairDataset
 from preftune.data.tokenize import Truncation, tokenize_pairs
 from preftune.data.tokenize_report import Tally, TokenizeReport
@@ -119,7 +118,7 @@ def kept_tokens(
     return groups, report, False
 
 
-def keys_of_rows(rows: Dataset | ListedRows, reading: object) -> str:
+def keys_of_rows(rows: Dataset, reading: object) -> str:
     """Of the cells that are read, and of how they are read.
 
     Args:
@@ -129,10 +128,6 @@ def keys_of_rows(rows: Dataset | ListedRows, reading: object) -> str:
 
     digest = xxhash.xxh3_128()
     digest.update(repr(reading).encode())
-    if isinstance(rows, ListedRows):
-        for row in rows.mappings:
-            digest.update(json.dumps(row, default=repr).encode("utf-8", "surrogatepass"))
-        return digest.hexdigest()
     import pyarrow as pa
 
     for part in rows.with_format("arrow").iter(batch_size=10_000):

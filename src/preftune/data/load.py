@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from preftune.data.files import KINDS, from_rows, kind_of, read_file
 from preftune.data.lines import READABLE, read_rows
-from preftune.data.listed_rows import ListedRows, listed_rows
 from preftune.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def load_rows(
     config: str | None = None,
     revision: str | None = None,
     streaming: bool = False,
-) -> Dataset | IterableDataset | ListedRows:
+) -> Dataset | IterableDataset:
     """Loads raw rows.
 
     Args:
@@ -77,12 +76,10 @@ def display_name(source: Source) -> str:
 
 def _load(
     source: Source, *, split: str, config: str | None, revision: str | None, streaming: bool
-) -> Dataset | IterableDataset | ListedRows:
+) -> Dataset | IterableDataset:
     name = display_name(source)
-    try:
-        import datasets
-    except ImportError:
-        return listed_rows(source, split=split, name=name)
+    import datasets
+
     if isinstance(source, datasets.Dataset | datasets.IterableDataset):
         return _only_split(source, split, name)
     if isinstance(source, Mapping):

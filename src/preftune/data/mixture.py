@@ -16,7 +16,6 @@ from preftune.data.adapters.convert import LeftOut
 from preftune.data.canonical import canonical_row
 from preftune.data.columns import Columns
 from preftune.data.filters import check_seed
-from preftune.data.listed_rows import ListedRows
 from preftune.data.load import display_name
 from preftune.data.pairs import PairDataset
 from preftune.data.tables import dataset_of
@@ -151,8 +150,6 @@ def _canonical_rows(parts: Sequence[PairDataset]) -> Any:
                     "source_row": attempt.row,
                 }
 
-    if any(isinstance(part.rows, ListedRows) for part in parts):
-        return ListedRows(list(rows()))
     return dataset_of(rows, " + ".join(part.name for part in parts))
 
 

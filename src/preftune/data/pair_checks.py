@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from preftune.data.adapters.adapter import Sample, number
 from preftune.data.adapters.shaping import Shaped
 from preftune.data.columns import SYNONYMS, Columns, guess_columns, listing, missing_columns
-from preftune.data.listed_rows import ListedRows
 from preftune.data.row_reader import Attempt
 from preftune.errors import DatasetError
 from preftune.types import PreferencePair
@@ -96,7 +95,7 @@ def optional_columns(columns: Columns) -> list[str]:
     ]
 
 
-def check_nulls(rows: Dataset | ListedRows, columns: Columns, name: str) -> None:
+def check_nulls(rows: Dataset, columns: Columns, name: str) -> None:
     """A side that is null in some row, found in the table itself, however large it is."""
     for canonical in ("chosen", "rejected"):
         (path, *_) = columns.paths[canonical]
@@ -110,12 +109,8 @@ def check_nulls(rows: Dataset | ListedRows, columns: Columns, name: str) -> None
             )
 
 
-def _nulls(rows: Dataset | ListedRows, column: str) -> Iterator[tuple[int, int, list[int]]]:
+def _nulls(rows: Dataset, column: str) -> Iterator[tuple[int, int, list[int]]]:
     """Begin and end of every part of the table that has nulls in the column, and where they are."""
-    if isinstance(rows, ListedRows):
-        if nulls := rows.nulls(column):
-            yield 0, len(rows), nulls
-        return
     import pyarrow.compute as pc
 
     start = 0

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from preftune.data.adapters.convert import LeftOut, sample_of
 from preftune.data.adapters.shaping import shape
 from preftune.data.columns import Columns, resolve_columns
-from preftune.data.listed_rows import ListedRows
 from preftune.data.load import Source, display_name, load_rows
 from preftune.data.pair_checks import (
     HEAD,
@@ -45,14 +44,14 @@ class PairDataset(Sequence[PreferencePair]):
 
     def __init__(
         self,
-        rows: Dataset | ListedRows,
+        rows: Dataset,
         columns: Columns,
         *,
         name: str = "the dataset",
         numbers: NDArray[np.int64] | None = None,
         notes: Sequence[str] = (),
         chat: bool = False,
-        raw: Dataset | ListedRows | None = None,
+        raw: Dataset | None = None,
         format: str | None = None,
         scores: tuple[str, ...] = (),
         scale: float | None = None,
@@ -118,7 +117,7 @@ class PairDataset(Sequence[PreferencePair]):
         """The same pairs as conversations: a text prompt becomes the user's turn, text answers the assistant's."""
         return self._with(self.rows, self.reader.numbers, True)
 
-    def _with(self, rows: Dataset | ListedRows, numbers: NDArray[np.int64] | None, chat: bool) -> PairDataset:
+    def _with(self, rows: Dataset, numbers: NDArray[np.int64] | None, chat: bool) -> PairDataset:
         return PairDataset(
             rows,
             self.columns,

@@ -14,8 +14,7 @@ from preftune.data.adapters.convert import CARRIED, LeftOut, sample_of
 from preftune.data.adapters.registry import FORMATS
 from preftune.data.adapters.shaping import shape
 from preftune.data.columns import CANONICAL, Columns, resolve_columns
-from preftune.data.files import is_pipe, stream_file
-from preftune.data.listed_rows import ListedRows
+from preftune.data.files import from_rows, is_pipe, stream_file
 from preftune.data.load import Source, display_name, load_rows
 from preftune.data.pair_checks import (
     HEAD,
@@ -119,9 +118,10 @@ def open_stream(
     """
     name = display_name(source)
     rows = _with_columns(_reader_of(source, split=split, config=config, revision=revision), name)
-    head = ListedRows(list(islice(rows(), HEAD)))
-    if len(head) == 0:
+    first_rows = list(islice(rows(), HEAD))
+    if not first_rows:
         raise DatasetError(f"{name} has no rows. Give at least one preference pair.")
+    head = from_rows(first_rows, name)
     shaped = shape(head, format=format, columns=columns, name=name)
     made = shaped.numbers is not None
     adapter = FORMATS[str(shaped.format)] if made else None
@@ -139,7 +139,7 @@ def open_stream(
     stream = PairStream(
         rows, reader, name, shaped.format, _adapter=adapter, _known=frozenset(head.column_names) | set(shaped.columns)
     )
-    first = PairStream(lambda: head.mappings, reader, name, shaped.format, _adapter=adapter, _known=stream._known)
+    first = PairStream(lambda: first_rows, reader, name, shaped.format, _adapter=adapter, _known=stream._known)
     stream.unused = tuple(unused_texts(sample_of(head), shaped.used or (*resolved.needed, *shaped.scores)))
     told = check_head(good_ones(first.attempts()), resolved, head.features, name=name, unused=stream.unused)
     note = () if adapter is None else (f"The rows are read as {adapter.name} ({adapter.holds}).",)
@@ -169,6 +169,5 @@ def _reader_of(source: Source, **options: Any) -> Callable[[], Iterable[Row]]:
             )
         if path.is_file() and options["split"] in ("train", "all"):
             return lambda: stream_file(path)
-    rows: Any = load_rows(source, **options, streaming=True)
-    listed = rows.mappings if isinstance(rows, ListedRows) else rows
-    return lambda: listed
+    streamed: Any = load_rows(source, **options, streaming=True)
+    return lambda: streamed

@@ -12,7 +12,6 @@ from preftune.data import spans
 from preftune.data.encode import Encoded, Encoder
 from preftune.data.encode_ahead import encode_ahead
 from preftune.data.groups import GroupDataset
-from preftune.data.listed_rows import ListedRows
 from preftune.data.pairs import PairDataset
 from preftune.data.row_reader import RowReader
 from preftune.data.shorten import shortening
@@ -139,11 +138,7 @@ class _Run:
             )
 
     def _encoded(self, pairs: PairDataset) -> Iterator[tuple[PreferencePair, Encoded]]:
-        if self.processes > 1 and isinstance(pairs.needed, ListedRows):
-            self.report.notes.append(
-                "Tokenised in one process: the package datasets, which has more, is not installed."
-            )
-        if self.processes > 1 and not isinstance(pairs.needed, ListedRows):
+        if self.processes > 1:
             yield from _encode_in_processes(pairs, self.encoder, self.processes)
             return
         from tqdm.auto import tqdm
@@ -255,7 +250,6 @@ def _encode_in_processes(
     """As `Encoder.encode` over all pairs, by way of `Dataset.map`, in a temporary file instead of the user's cache."""
     from datasets import Features, List, Value
 
-    assert not isinstance(pairs.needed, ListedRows)
     ids = List(Value("int32"))
     kinds = {int: Value("int64"), str: Value("string"), bool: Value("bool"), list: ids}
     example = asdict(Encoded(0, [], [], [], "", ""))

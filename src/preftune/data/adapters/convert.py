@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from preftune.data.adapters.adapter import LEFT, Adapter, Left, Made, Row, Sample
 from preftune.data.adapters.registry import FORMATS
-from preftune.data.listed_rows import ListedRows
 from preftune.data.tables import json_text
 from preftune.version import __version__
 
@@ -59,7 +58,7 @@ class Converted:
     """Canonical rows."""
 
     rows: Any
-    """A `Dataset` or `ListedRows` with the columns `prompt`, `chosen`, `rejected`, `agreement`, `strength`, `id`."""
+    """A `Dataset` with the columns `prompt`, `chosen`, `rejected`, `agreement`, `strength`, `id`."""
     numbers: NDArray[np.int64]
     """The raw row that each was made of."""
     left: Mapping[str, LeftOut]
@@ -70,13 +69,13 @@ class Converted:
         return [_line(reason, left) for reason, left in self.left.items()]
 
 
-def sample_of(rows: Dataset | ListedRows) -> Sample:
+def sample_of(rows: Dataset) -> Sample:
     """The first rows of a dataset."""
     table: Mapping[str, list[Any]] = next(iter(rows.with_format(None).iter(batch_size=_SAMPLE)), {})
     return Sample(table)
 
 
-def convert(rows: Dataset | ListedRows, adapter: Adapter, *, name: str) -> Converted:
+def convert(rows: Dataset, adapter: Adapter, *, name: str) -> Converted:
     """Makes canonical rows.
 
     Args:
@@ -85,10 +84,6 @@ def convert(rows: Dataset | ListedRows, adapter: Adapter, *, name: str) -> Conve
         name: of the dataset, for the progress bar.
     """
     carried = [column for column in CARRIED if column in rows.column_names]
-    if isinstance(rows, ListedRows):
-        made = _collect(_all_made(rows, adapter), carried, rows)
-        listed = [dict(zip(made, values, strict=True)) for values in zip(*made.values(), strict=True)]
-        return _without_left(ListedRows(listed, list(made)))
     import datasets
 
     features = _features(carried)
@@ -110,7 +105,7 @@ def convert(rows: Dataset | ListedRows, adapter: Adapter, *, name: str) -> Conve
     return _without_left(mapped)
 
 
-def _all_made(rows: Dataset | ListedRows, adapter: Adapter) -> Iterator[tuple[int, Made]]:
+def _all_made(rows: Dataset, adapter: Adapter) -> Iterator[tuple[int, Made]]:
     singly = (
         {key: values[place] for key, values in table.items()}
         for table in rows.iter(batch_size=_BATCH)
@@ -137,7 +132,7 @@ def _batch(name: str, carried: Sequence[str], table: Mapping[str, Sequence[Any]]
 
 
 def _collect(
-    made: Iterable[tuple[int, Made]], carried: Sequence[str], rows: Sequence[Row] | Dataset | ListedRows
+    made: Iterable[tuple[int, Made]], carried: Sequence[str], rows: Sequence[Row] | Dataset
 ) -> dict[str, list[Any]]:
     """Columns of canonical rows, and of reasons where there is none."""
     columns: dict[str, list[Any]] = {column: [] for column in (*_MADE, *carried, "row", "reason")}
@@ -169,7 +164,7 @@ def _features(carried: Sequence[str]) -> Features:
     )
 
 
-def _without_left(rows: Dataset | ListedRows) -> Converted:
+def _without_left(rows: Dataset) -> Converted:
     """Takes the reasons out and counts them."""
     numbers: list[int] = []
     kept: list[bool] = []

@@ -17,7 +17,6 @@ from preftune.errors import DatasetError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from preftune.data.listed_rows import ListedRows
 
 _SIDES = frozenset({"prompt", "chosen", "rejected"})
 _PLAIN = "trl"
@@ -29,7 +28,7 @@ class Shaped:
     """Rows that hold a pair each."""
 
     rows: Any
-    """A `Dataset` or `ListedRows`: the raw rows, or canonical ones that were made of them."""
+    """A `Dataset`: the raw rows, or canonical ones that were made of them."""
     columns: Mapping[str, str | None]
     """Canonical name -> column, where they differ."""
     format: str | None
@@ -45,9 +44,7 @@ class Shaped:
     """The raw columns that the rows were made of; None where the columns are named."""
 
 
-def shape(
-    rows: Dataset | ListedRows, *, format: str | None, columns: Mapping[str, str | None] | None, name: str
-) -> Shaped:
+def shape(rows: Dataset, *, format: str | None, columns: Mapping[str, str | None] | None, name: str) -> Shaped:
     """Finds the format of raw rows and brings them into its canonical form.
 
     Args:
