@@ -1,7 +1,7 @@
 """Tokenised pairs kept on disk: the second run over the same data with the same tokenizer and limits reads them back.
 
-A file's key is what the tokens are made of: the rows themselves, how they are read, the tokenizer, the limits, and the
-code that does it. So another dataset of the same name, a changed row or a newer version is a miss, never a wrong hit.
+A file's key is what the tokens are made of: the rows themselves, how they are read, the tokenizer, the limits, the
+libraries, and `TOKENS_VERSION`. So another dataset of the same name or a changed row is a miss, never a wrong hit.
 A torn or altered file is noticed by its digest, removed, and made again.
 """
 
@@ -30,6 +30,7 @@ from preftune.data.groups import GroupDataset
 from preftune.data.pairs import PairDataset
 from preftune.data.tokenize import Truncation, tokenize_pairs
 from preftune.data.tokenize_report import Tally, TokenizeReport
+from preftune.data.tokens_version import TOKENS_VERSION
 from preftune.log import warn
 
 if TYPE_CHECKING:
@@ -189,11 +190,9 @@ def _set_on(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _version() -> str:
-    """Of the code that tokenises: a development tree changes without its version."""
-    folder = Path(__file__).parent
-    code = b"".join(file.read_bytes() for file in (*sorted(folder.glob("*.py")), folder.parent / "types.py"))
+    """What tokenises: our code by its version number, and the libraries that it calls."""
     packages = [f"{name} {metadata.version(name)}" for name in ("transformers", "tokenizers", "jinja2")]
-    return f"{hashlib.sha256(code).hexdigest()} {' '.join(packages)}"
+    return f"tokens {TOKENS_VERSION} {' '.join(packages)}"
 
 
 def _keep(file: Path, groups: GroupDataset, report: Any, *, own_notes: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Raw rows of a format -> a dataset of canonical rows, with the raw row's number beside each and a count of the rest.
 
 Where the raw rows lie on disk, so do the canonical ones, in the cache of `datasets`: made once and found again. The
-cache's key holds preftune's version and the text of the adapters.
+cache's key holds `TOKENS_VERSION`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from preftune.data.adapters.adapter import LEFT, Adapter, Left, Made, Row, Sample
 from preftune.data.adapters.registry import FORMATS
 from preftune.data.tables import json_text
-from preftune.version import __version__
+from preftune.data.tokens_version import TOKENS_VERSION
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -207,12 +206,4 @@ def _progress_bar(rows: int) -> Iterator[None]:
 
 
 def _fingerprint(rows: str, format: str) -> str:
-    return hashlib.sha256(f"{rows} {format} {_version()}".encode()).hexdigest()[:16]
-
-
-@lru_cache(maxsize=1)
-def _version() -> str:
-    """Of what the adapters do: a development tree changes without its version."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    text = b"".join(file.read_bytes() for file in files)
-    return f"{__version__} {hashlib.sha256(text).hexdigest()}"
+    return hashlib.sha256(f"{rows} {format} tokens {TOKENS_VERSION}".encode()).hexdigest()[:16]

@@ -1,0 +1,64 @@
+"""What rows become is pinned: a change that alters pairs or tokens raises TOKENS_VERSION, or caches hit wrongly."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from preftune.data import load_demonstrations, load_pairs, tokenize_demonstrations, tokenize_pairs
+from preftune.data.tokens_version import TOKENS_VERSION
+from preftune.errors import DatasetError
+
+from .tiny_bpe import CHATML
+
+FILES = Path(__file__).parent / "formats"
+
+PINNED = {1: "074af8d482144be8"}
+"""Version -> digest of everything below. A new version gets a new line."""
+
+
+def byte_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
+    """One token per byte, so that the ids depend on no training."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = [*alphabet, "<|im_start|>", "<|im_end|>"]
+    core = Tokenizer(models.BPE(vocab={name: number for number, name in enumerate(names)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<|im_start|>", eos_token="<|im_end|>")
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def made_of(file: Path, tokenizer: PreTrainedTokenizerFast, max_length: int | None) -> list[str]:
+    """One line per pair and per demonstration: its ids."""
+    lines = []
+    for load, tokenize in ((load_pairs, tokenize_pairs), (load_demonstrations, tokenize_demonstrations)):
+        try:
+            groups, _ = tokenize(load(file), tokenizer, max_length=max_length)  # type: ignore[operator]
+        except DatasetError as error:
+            lines.append(type(error).__name__)
+            continue
+        lines += [repr((g.prompt_ids, g.completions, g.pairs, g.id, g.scored)) for g in groups]
+    return lines
+
+
+def test_the_same_rows_become_the_same_tokens_or_the_version_is_raised() -> None:
+    digest = hashlib.sha256()
+    for file in sorted(FILES.iterdir()):
+        for template in (None, CHATML):
+            tokenizer = byte_tokenizer(template)
+            for max_length in (None, 96):
+                for line in made_of(file, tokenizer, max_length):
+                    digest.update(f"{file.stem} {template is None} {max_length} {line}\n".encode())
+    found = digest.hexdigest()[:16]
+    if found != PINNED.get(TOKENS_VERSION):
+        pytest.fail(
+            f"The formats' example rows give other pairs or tokens than TOKENS_VERSION {TOKENS_VERSION} did (digest "
+            f"{found}). Raise TOKENS_VERSION in data/tokens_version.py, or caches of before would be read as if they "
+            "were new, and pin the digest here."
+        )
