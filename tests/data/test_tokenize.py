@@ -217,20 +217,23 @@ def test_rows_that_cannot_train_are_counted_by_reason(chat: Tok) -> None:
         {**CHAT, "chosen": [user("Paris?")]},
         {"prompt": "", "chosen": [assistant("a")], "rejected": [assistant("b")]},
         STANDARD,
+        {**CHAT, "chosen": []},
+        {**CHAT, "rejected": []},
     ]
     groups, report = run(rows, chat)
     assert [group.id for group in groups] == ["0", "8"]
     assert {reason: tally.rows for reason, tally in report.dropped.items()} == {
-        "empty_completion": [1, 2, 3],
+        "empty_completion": [1, 2, 3, 9, 10],
         "identical": [4, 5],
         "no_answer": [6],
         "no_shared_prompt": [7],
     }
-    assert (report.rows_in, report.rows_out, report.rows_dropped) == (9, 2, 7)
+    assert (report.rows_in, report.rows_out, report.rows_dropped) == (11, 2, 9)
     lines = report.lines()
-    assert lines[0].startswith("the dataset: 2 of 9 rows kept")
+    assert lines[0].startswith("the dataset: 2 of 11 rows kept")
     assert (
-        "Dropped 3 rows (1, 2, 3): chosen or rejected is empty. Remove such rows, or fill the empty side in." in lines
+        "Dropped 5 rows (1, 2, 3, 9, 10): chosen or rejected is empty. Remove such rows, or fill the empty side in."
+        in lines
     )
     assert json.loads(json.dumps(report.to_json()))["dropped"]["identical"] == {"count": 2, "rows": [4, 5]}
 

@@ -81,6 +81,13 @@ def test_a_perfect_judge_and_a_coin() -> None:
     assert "prefers the first place" in text
 
 
+def test_a_judge_that_only_ties_is_no_better_than_length() -> None:
+    said = [label(i, "tie" if i % 2 else "ab"[i // 2 % 2]) for i in range(80)]
+    told = " ".join(measured(said, dict.fromkeys(range(80), ("tie", "tie"))).sentences())
+    assert "prefers no answer in any comparison" in told
+    assert "better than going by length" not in told
+
+
 def test_kappa_does_not_depend_on_what_stands_first() -> None:
     """With the chosen answer always first, the usual kappa would be 0 for every judge."""
     labels = [label(n, "a") for n in range(50)]

@@ -92,6 +92,28 @@ def test_a_judge_that_contradicts_itself_is_named() -> None:
     assert "judge-check" not in text(BETTER, contradicted=0.1)
 
 
+@pytest.mark.parametrize("doubt", [{"unread": 0.9}, {"unread": 0.3, "contradicted": 0.4}, {"contradicted": 0.9}])
+def test_ties_of_a_judge_that_does_not_decide_are_no_reason_to_change_the_training(doubt: dict) -> None:
+    for outcome in (UNDECIDED, SMALL):
+        steps = text(outcome, **doubt)
+        assert "learning rate" not in steps
+        assert "beta" not in steps
+        assert "judge" in steps
+    assert "--ask_again" not in text(BETTER, unread=0.1)
+    assert "--ask_again" in text(BETTER, unread=0.3)
+
+
+def test_a_judge_that_only_ties_is_named_beside_spoilt_answers() -> None:
+    steps = next_steps(UNDECIDED, worse=["repeats"], judge_only_ties=True)
+    assert steps[0].startswith("Halve the learning rate")
+    assert steps[-1].startswith("Check the judge before the model")
+
+
+def test_a_learning_rate_above_its_range_is_not_to_be_raised() -> None:
+    assert "Not a higher learning rate than now (now 0.001)" in text(SMALL, learning_rate=1e-3)
+    assert "Then a higher learning rate within its range (now 5e-06)" in text(SMALL, learning_rate=5e-6)
+
+
 @pytest.mark.parametrize(("shift", "words"), [(1.2, "length is"), (-1.2, "by the length of its answers")])
 def test_length_has_its_say(shift: float, words: str) -> None:
     rng = np.random.default_rng(0)

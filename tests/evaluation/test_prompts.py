@@ -136,3 +136,9 @@ def test_a_column_that_belongs_to_the_prompt_and_is_not_asked_is_named(
     assert bool(found.notes) == bool(told)
     if told:
         assert f"Not used: {told}." in found.notes[0]
+
+
+def test_the_row_after_the_limit_is_no_repetition(tmp_path: Path) -> None:
+    rows = [{"prompt": text} for text in ("a?", "b?", "a?", "c?", "d?")]
+    assert load_prompts(_file(tmp_path, rows), limit=2).repeated == 1
+    assert load_prompts(_file(tmp_path, rows[3:]), limit=1).repeated == 0

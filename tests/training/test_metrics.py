@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -272,3 +273,25 @@ def test_named_evaluation_sets_are_told_apart(tmp_path):
     for name, groups in run.eval_dataset.items():
         assert evaluated[f"eval_{name}_loss"] == pytest.approx(by_hand(list(groups)).loss.mean(), rel=1e-4)
     assert evaluated["eval_short_loss"] != pytest.approx(evaluated["eval_long_loss"], rel=1e-2)
+
+
+def test_an_evaluation_of_several_sets_is_left_out_of_the_rates_once(tmp_path):
+    run = trainer(
+        tiny_model(),
+        tmp_path,
+        eval_dataset={"a": rows(12, start=40), "b": rows(3, start=60)},
+        eval_strategy="steps",
+        eval_steps=1,
+        logging_steps=1,
+        max_steps=3,
+    )
+    began = time.perf_counter()
+    run.train()
+    seconds = time.perf_counter() - began
+    steps = [record for record in run.state.log_history if "reference/cache_hits" in record]
+    assert len(steps) == 3
+    pairs = run.args.per_device_train_batch_size
+    for record in steps:
+        assert 0 <= record["reference/cache_hits"] <= 1
+        assert record["pairs_per_second"] * seconds >= pairs  # no step lasts longer than the run,
+        assert record["pairs_per_second"] < pairs * 1e5  # nor no time at all

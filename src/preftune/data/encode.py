@@ -178,6 +178,8 @@ class Encoder:
         ends_cut = any(after is not before for after, before in zip(parts, given, strict=True))
         if not prompt_turns:
             return _refused(pair, "no_shared_prompt")
+        if not all(sides):
+            return _refused(pair, "empty_completion")
         if any(side[-1]["role"] != "assistant" for side in sides):
             return _refused(pair, "no_answer")
         if self._blank(pair):

@@ -132,6 +132,11 @@ class Agreement:
                 "That is not shown to be better than tossing a coin: do not use this judge for this data"
                 + (", or try it on more judgements." if self.n < _FEW and self.agreement.ci_high > 0.5 else ".")
             )
+        elif self.judge_ties == 1:
+            lines.append(
+                "It prefers no answer in any comparison, so it cannot tell two models apart, and its agreement is the "
+                "ties alone: use another judge."
+            )
         elif self.above_longer.ci_low <= 0:
             lines.append(
                 "That is not shown to be better than taking the longer answer: use a stronger judge, or try it on more "

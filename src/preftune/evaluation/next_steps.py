@@ -19,7 +19,9 @@ NARROW = 0.05
 """An undecided interval that lies within this distance of 50% says: hardly any difference, however many prompts."""
 MANY_TIES = 0.5
 CONTRADICTING = 0.2
-"""Share of comparisons in which a judge contradicts itself that is worth a better judge."""
+"""Share of comparisons in which a judge contradicts itself, or gives no verdict, that is worth a better judge."""
+UNDECIDING = 0.5
+"""Above this share of such comparisons, ties say nothing about how far the model moved."""
 
 
 class _Training(NamedTuple):
@@ -38,6 +40,7 @@ def next_steps(
     worse: Collection[str] = (),
     length_controlled: LengthControlled | None = None,
     contradicted: float | None = None,
+    unread: float = 0.0,
     judge_only_ties: bool = False,
     beta: float | None = None,
     learning_rate: float | None = None,
@@ -50,6 +53,7 @@ def next_steps(
     Args:
         worse: what got worse in the answers themselves, `Degeneration.worse`.
         contradicted: share of the comparisons in which the judge contradicted itself when the answers were swapped.
+        unread: share of the comparisons without a verdict that could be read.
         judge_only_ties: the judge called every comparison of two different answers a tie.
         beta, learning_rate, epochs, kl_coef: of the run, where they are known; the sentences then give numbers.
         method: how the model was trained (`ppo`, `sft`; everything else is taken for DPO).
@@ -64,18 +68,31 @@ def next_steps(
         steps += _less_change(how)
     elif name == "better":
         steps += _better(length_controlled)
-    elif judge_only_ties:
-        return [
-            "Check the judge before the model: it called every comparison of two different answers a tie, or scored "
-            "all of them the same. Try it on two answers of your own, and see with preftune judge-check whether it "
-            "tells good answers from bad ones."
-        ]
+    elif judge_only_ties or unread + (contradicted or 0.0) * (1 - unread) >= UNDECIDING:
+        return _judge_first(contradicted, unread, judge_only_ties)
     elif name == "undecided":
         steps += _undecided(result, how)
     else:
         steps += _more_change(how)
     if name != "better" and length_controlled is not None:
         steps += _length(length_controlled)
+    return steps + _judge_first(contradicted, unread, judge_only_ties)
+
+
+def _judge_first(contradicted: float | None, unread: float, only_ties: bool) -> list[str]:
+    """What to do about the judge; empty when there is nothing."""
+    steps = []
+    if only_ties:
+        steps.append(
+            "Check the judge before the model: it called every comparison of two different answers a tie, or scored "
+            "all of them the same. Try it on two answers of your own, and see with preftune judge-check whether it "
+            "tells good answers from bad ones."
+        )
+    if unread >= CONTRADICTING:
+        steps.append(
+            f"Check the judge before the model: {unread:.0%} of the comparisons have no verdict that could be read, "
+            "and count as ties. Ask again with --ask_again and a higher --judge_max_tokens, or use another judge."
+        )
     if contradicted is not None and contradicted >= CONTRADICTING:
         steps.append(
             f"The judge contradicts itself in {contradicted:.0%} of the comparisons when the answers are swapped. Use "
@@ -138,12 +155,14 @@ def _more_change(how: _Training) -> list[str]:
             f"If it did not: more episodes (total_episodes), then a lower kl_coef{_now(how.kl_coef)} or a higher "
             "kl_target.",
         ]
+    usual, top = ("5e-6 to 5e-5", 5e-4) if how.method == "sft" else ("5e-7 to 5e-6", 5e-5)
+    above = how.learning_rate is not None and how.learning_rate >= top  # the top of what an adapter takes
+    higher = "Not a higher learning rate than now" if above else "Then a higher learning rate within its range"
     steps.append(
-        f"Then a higher learning rate within its range{_now(how.learning_rate)}: 5e-7 to 5e-6 for full fine-tuning, "
-        "about ten times that for an adapter."
+        f"{higher}{_now(how.learning_rate)}: {usual} for full fine-tuning, about ten times that for an adapter."
     )
     if how.method == "sft":
-        return [steps[0].replace("pairs", "demonstrations"), steps[1].replace("5e-7 to 5e-6", "5e-6 to 5e-5")]
+        return [steps[0].replace("pairs", "demonstrations"), steps[1]]
     lower = "A lower beta, down to 0.05" if how.beta is None or how.beta > 0.05 else "Not a lower beta than now"
     return [*steps, f"{lower}{_now(how.beta)}: it lets the model go further from the one it came from."]
 

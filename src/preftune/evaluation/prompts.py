@@ -95,7 +95,7 @@ def load_prompts(
     name = display_name(source)
     found: dict[str, Prompt] = {}
     ids: set[str] = set()
-    seen = 0
+    repeated = 0
     notes: list[str] = []
     asked = _asked(
         source,
@@ -112,10 +112,10 @@ def load_prompts(
             raise DatasetError(
                 f"{name} row {pair.row} has an empty prompt: there is nothing to answer. Fill it in, or remove the row."
             )
-        seen += 1
         carried = carried_by(pair)
         key = digest([pair.prompt, carried])
         if key in found:
+            repeated += 1
             continue
         if limit is not None and len(found) >= limit:
             break
@@ -126,7 +126,7 @@ def load_prompts(
         found[key] = Prompt(own, pair.prompt, key, carried, kept, _last_words(pair.chosen) if is_pair else None)
     if not found:
         raise DatasetError(f"{name} holds no prompts. Give at least one.")
-    return Prompts(list(found.values()), name, seen - len(found), tuple(notes))
+    return Prompts(list(found.values()), name, repeated, tuple(notes))
 
 
 def carried_by(pair: PreferencePair) -> dict[str, Any]:

@@ -127,6 +127,7 @@ class Summary:
             lines.append(
                 f"Take this with care: {self.unjudged} of {n} rows have no verdict that could be read and count as "
                 "ties; --ask_again asks for them once more, or give another judge."
+                + (" This says nothing about the models." if self.unjudged == n else "")
             )
         elif self.unjudged:
             lines.append(f"{self.unjudged} of {n} rows have no verdict that could be read and count as ties.")
@@ -171,6 +172,7 @@ class Summary:
             worse=self.degeneration.worse,
             length_controlled=self.length_controlled,
             contradicted=None if bias is None else bias.disagreed / bias.asked,
+            unread=self.unjudged / self.win_rate.n,
             judge_only_ties=self.judge_only_ties,
             **self.training,
         )

@@ -101,6 +101,7 @@ class WorkCounter:
         self._trunk = _parameters(base) - sum(tables.values())
         self._passes = 3 if trains_everything else 2
         self._hits = self._misses = 0
+        self._is_paused = False
         self.reset()
 
     def reset(self) -> None:
@@ -132,12 +133,17 @@ class WorkCounter:
 
     @contextmanager
     def paused(self, reference: ReferenceScores | None = None) -> Iterator[None]:
-        """Leave an evaluation or the writing of a checkpoint out of the rates."""
+        """Leave an evaluation or the writing of a checkpoint out of the rates; a pause within a pause counts once."""
+        if self._is_paused:  # an evaluation of several datasets is one pause around one for each
+            yield
+            return
+        self._is_paused = True
         began = time.perf_counter()
         hits, misses = (0, 0) if reference is None else (reference.hits, reference.misses)
         try:
             yield
         finally:
+            self._is_paused = False
             self._since += time.perf_counter() - began
             if reference is not None:
                 self._hits += reference.hits - hits
