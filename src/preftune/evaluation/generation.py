@@ -162,6 +162,8 @@ def base_changed_by(adapter_config: Any) -> str | None:
     initialisation = getattr(adapter_config, "init_lora_weights", None)
     if isinstance(initialisation, str) and initialisation.lower().startswith(_BASE_CHANGING_INITS):
         return f"init_lora_weights={initialisation!r}"
+    if getattr(adapter_config, "layer_replication", None):
+        return "layer_replication"
     bias = getattr(adapter_config, "bias", "none")
     return None if bias == "none" else f"bias={bias!r}"
 

@@ -17,10 +17,9 @@ from preftune.logps.compiled import compile_layers
 from preftune.models.adapters import quiet_peft
 from preftune.models.precision import Precision, apply_precision, decide_precision, weights_dtype
 from preftune.training.config import ADAPTER_LEARNING_RATE, FULL_LEARNING_RATE, DPOConfig
+from preftune.training.dropout import dropout_off
 from preftune.training.saved_model import remember_dtypes, say_saved_dtype
 
-_LORA_DROPOUT = 0.05
-"""The command line's default, as TRL's: a user who left it out did not ask for it."""
 _GROUP_TOKENS_WITHOUT_LIMIT = 8192
 """Most tokens of a group of rows with one prompt where `max_length` sets no limit."""
 
@@ -287,18 +286,3 @@ def prepare_eval_data(
 
 def is_quantized(model: nn.Module) -> bool:
     return bool(getattr(model, "is_quantized", False) or getattr(model, "is_loaded_in_4bit", False))
-
-
-def dropout_off(model: nn.Module) -> None:
-    """No dropout anywhere; LoRA's is announced, because the user asked for it."""
-    rates = {float(c.lora_dropout) for c in getattr(model, "peft_config", {}).values() if getattr(c, "lora_dropout", 0)}
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():  # OPT and others hold the rate as a number, for F.dropout
-            if ("dropout" in name or name == "layerdrop") and isinstance(value, float):
-                setattr(module, name, 0.0)
-    if rates:
-        rate = ", ".join(f"{r:g}" for r in sorted(rates))
-        told = detail if rates == {_LORA_DROPOUT} else say
-        told(f"lora_dropout={rate} is off while disable_dropout=True; set disable_dropout=False to train with it.")

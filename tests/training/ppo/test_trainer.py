@@ -124,6 +124,54 @@ def test_one_base_plays_every_role(tmp_path: Path) -> None:
     assert abs(logged(tmp_path / "run")[0]["objective/scores"]) > 1e-3
 
 
+@pytest.mark.parametrize(
+    "of_reward",
+    [{}, {"init_lora_weights": "pissa"}, {"bias": "all"}, {"modules_to_save": ["score", "norm"]}],
+    ids=["plain", "pissa", "bias", "norm"],
+)
+@pytest.mark.parametrize(
+    "of_policy",
+    [{}, {"init_lora_weights": "olora"}, {"bias": "lora_only"}, {"trainable_token_indices": [60, 61]}],
+    ids=["plain", "olora", "bias", "tokens"],
+)
+def test_a_reward_on_the_base_changes_nothing_of_it(tmp_path: Path, of_reward, of_policy) -> None:
+    """Where one adapter changes weights of the base, the reward is a model of its own: its scores are those that it
+    gives by itself, also after training, and policy and reference begin as the model that was received.
+    """
+    from preftune.evaluation.reward_model import load_reward_model
+    from preftune.logps import naive_logps, pack
+    from preftune.reference import inference
+    from preftune.types import TokenizedGroup
+
+    base = str(tmp_path / "base")
+    tiny_model("qwen3", attention_bias=True).save_pretrained(base)
+    tiny_tokenizer().save_pretrained(base)
+    saved = save_reward(tmp_path / "reward", base, **of_reward)
+    batch = pack([TokenizedGroup([50, 60, 70], ([90, 91, 92],), (), id="0")])
+    received = naive_logps(load_model(base).eval(), batch)
+    run = trainer(tmp_path / "run", base, reward=None, reward_model=[saved], peft_config=lora(**of_policy))
+    with inference(run.model):
+        assert torch.allclose(naive_logps(run.model, batch), received, atol=1e-4)
+        assert torch.allclose(run.reference.score(run.model, batch, run.engine), received, atol=1e-4)
+    items = [("tell: ", "abc hello", {}), ("why: ", "zq", {})]
+    alone = load_reward_model(saved).score_all(items)
+    (scorer,) = run.score._scorers
+    assert scorer.score_all(items) == pytest.approx(alone, abs=1e-4)
+    run.train()
+    assert scorer.score_all(items) == pytest.approx(alone, abs=1e-4)
+    shared = any(REWARD in name for name, _ in run.model.named_parameters())
+    assert shared == (not of_reward and not of_policy)
+
+
+def test_a_policy_that_no_second_adapter_can_stand_beside(tmp_path: Path) -> None:
+    from peft import AdaLoraConfig
+
+    with pytest.raises(ModelError, match="no adapter for the value can stand"):
+        trainer(tmp_path, peft_config=AdaLoraConfig(target_modules=["q_proj"], total_step=10))
+    with pytest.raises(ModelError, match="no adapter for the value can stand"):
+        trainer(tmp_path, peft_config=lora(layer_replication=[[0, 2], [1, 2]]))
+
+
 def test_models_of_their_own(tmp_path: Path) -> None:
     """All weights are trained: the reference is a frozen copy, the value a copy of the policy, told in the log."""
     run = trainer(tmp_path, peft_config=None, learning_rate=1e-3)

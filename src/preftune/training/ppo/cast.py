@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from preftune.errors import ConfigError, ModelError
+from preftune.evaluation.generation import base_changed_by
+from preftune.models.locate import locate
 from preftune.models.roles import (
     POLICY,
     VALUE,
@@ -23,6 +25,7 @@ from preftune.models.roles import (
     separate_value,
     value_adapter,
 )
+from preftune.training.dropout import dropout_off
 from preftune.training.online.scoring import as_spec
 
 
@@ -65,11 +68,14 @@ def cast_roles(model: Any, args: Any, rewards: Sequence[str], *, packed: bool) -
     specs = [as_spec(name) for name in rewards]
     places = [spec.partition(":")[2] for spec in specs if spec.startswith("reward:")]
     shared = len(specs) == 1 and len(places) == 1 and on_this_base(model, places[0])
+    apart = _parts_the_base(model, places[0]) if shared else ""
+    shared = shared and not apart
     reward = reward_adapter(model, places[0], packed=packed) if shared else None
     if reward is not None:
         lines.append(f"reward: {places[0]}, an adapter on the policy's own base.")
     elif rewards:
-        lines.append(f"reward: {', '.join(specs)}{', a model of its own' if places else ''}.")
+        why = f": {apart}" if apart else ""
+        lines.append(f"reward: {', '.join(specs)}{f', a model of its own{why}' if places else ''}.")
     if args.value_init == "reward" and reward is None:
         raise ConfigError(
             "value_init='reward' needs a reward model that is an adapter on the policy's base. Train one there "
@@ -87,6 +93,28 @@ def cast_roles(model: Any, args: Any, rewards: Sequence[str], *, packed: bool) -
     own = [*own, *value.head.parameters()]
     by_text = [] if shared else list(rewards)
     return Cast(value, reward, by_text, trained, own, places[0] if shared else "", [*lines, line])
+
+
+def _parts_the_base(model: Any, reward: str) -> str:
+    """Why a reward adapter cannot share the base that its name says is the policy's; empty if it can.
+
+    One of the two changes weights of the base itself, so the other would compute with another base than its own: the
+    reward would give other scores, or the policy and its reference would not be the model as received.
+    """
+    from peft import PeftConfig
+
+    theirs: Any = PeftConfig.from_pretrained(locate(reward).name)
+    for whose, config in (("the policy's adapter", model.peft_config.get(POLICY)), ("its adapter", theirs)):
+        if cause := base_changed_by(config):
+            return f"{whose} changes the base ({cause})"
+    if others := sorted(set(theirs.modules_to_save or ()) - {"score", "classifier"}):
+        return f"it brings a {others[0]} of its own"
+    ours: Any = model.peft_config.get(POLICY)
+    if getattr(ours, "peft_type", None) != theirs.peft_type:
+        return "its adapter is of another type than the policy's"
+    if getattr(ours, "trainable_token_indices", None):
+        return "the policy's adapter trains tokens of its own"
+    return ""
 
 
 def _value(model: Any, args: Any, reward: Scalar | None, *, packed: bool) -> tuple[Scalar, str]:
@@ -117,7 +145,7 @@ def _value(model: Any, args: Any, reward: Scalar | None, *, packed: bool) -> tup
 def _check_adapter(model: Any) -> None:
     """Raises: ModelError for an adapter that no other one can stand beside."""
     name = model.active_adapter
-    if name != POLICY or model.peft_config[POLICY].is_prompt_learning:
+    if name != POLICY or not _bears_another(model.peft_config[POLICY]):
         kind = getattr(model.peft_config.get(name), "peft_type", "several")
         raise ModelError(
             f"the policy's adapter is {name!r} ({getattr(kind, 'value', kind)}), beside which no adapter for the value "
@@ -126,11 +154,15 @@ def _check_adapter(model: Any) -> None:
         )
 
 
+def _bears_another(config: Any) -> bool:
+    """Whether PEFT can put a second adapter beside one, and train both."""
+    alone = config.is_prompt_learning or str(getattr(config.peft_type, "value", config.peft_type)) == "ADALORA"
+    return not (alone or getattr(config, "layer_replication", None))
+
+
 def _as_trained(trunk: Any, args: Any) -> None:
     """Dropout and activation checkpointing as the policy has them."""
     if args.disable_dropout:
-        from preftune.training.assemble import dropout_off
-
         dropout_off(trunk)
     if args.activation_checkpointing:
         trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
