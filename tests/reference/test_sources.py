@@ -14,6 +14,7 @@ from models_zoo import random_model
 from preftune.errors import ReferenceMismatchError
 from preftune.logps import make_engine, naive_logps, pack
 from preftune.reference import AdapterOff, AsReceived, ExplicitModel, FrozenCopy, adapters_off, choose_source, inference
+from preftune.types import TokenizedGroup
 
 
 def with_lora(model=None, **options):
@@ -209,3 +210,28 @@ def test_rows_of_an_embedding_that_a_probe_does_not_reach_are_found_by_their_wei
         factors.lora_embedding_A["default"][:, unmet] = 1.0
         factors.lora_embedding_B["default"].fill_(1.0)
     assert isinstance(choose_source(model, batch, engine, **options), FrozenCopy)
+
+
+@pytest.mark.parametrize("kind", ["embedding", "tokens"])
+def test_rows_of_a_frozen_adapter_beside_a_fresh_one_count_too(kind):
+    """An adapter that taught the model new tokens is frozen, and a fresh one trains on top: the reference keeps it."""
+    engine_groups = random_groups()
+    met = {token for group in engine_groups for part in (group.prompt_ids, *group.completions) for token in part}
+    unmet = next(token for token in range(128) if token not in met)
+    taught = {"target_modules": ["embed_tokens"]} if kind == "embedding" else {"trainable_token_indices": [unmet]}
+    model = with_lora(**taught)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_embedding_A" in name:
+                parameter[:, unmet] = 1.0
+            if "lora_embedding_B" in name or "trainable_tokens_delta" in name:
+                parameter.fill_(1.0)
+    model.add_adapter("fresh", LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["k_proj"]))
+    model.base_model.set_adapter(["default", "fresh"])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".fresh." in name)
+    engine, batch = make_engine(model, "packed"), pack(engine_groups)
+    source = choose_source(model, batch, engine, trained=lambda: False, reload=None)
+    assert isinstance(source, FrozenCopy)
+    seen = pack([TokenizedGroup([unmet, 5], ([7, unmet, 8],), (), id="0")])
+    assert torch.allclose(source.score(model, seen, engine), naive_logps(model, seen), atol=1e-4)

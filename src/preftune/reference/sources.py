@@ -220,7 +220,8 @@ def choose_source(
         return AsReceived(model, trained=trained, reload=reload)
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     base_trains = not all(is_adapter_parameter(name, prefixes) for name in trainable)
-    if base_trains or _shows_rarely(model, trainable):
+    adapters = [name for name, _ in model.named_parameters() if is_adapter_parameter(name, prefixes)]
+    if base_trains or _shows_rarely(model, adapters):
         return FrozenCopy(model)
     with inference(model):
         on = engine(model, probe).token_logps_T
@@ -229,15 +230,19 @@ def choose_source(
     return AdapterOff(model) if torch.equal(on, off) else FrozenCopy(model)
 
 
-def _shows_rarely(model: nn.Module, trainable: Sequence[str]) -> bool:
-    """Whether parts of the adapter may have been trained that show on some inputs only, which a probe can miss: rows of
-    an embedding, whole modules, experts that a probe's tokens are not routed to.
+def _shows_rarely(model: nn.Module, adapters: Sequence[str]) -> bool:
+    """Whether parts of the adapters may have been trained that show on some inputs only, which a probe can miss: rows
+    of an embedding, whole modules, experts that a probe's tokens are not routed to. Whether they still train is
+    another matter: a fresh adapter may stand beside one that was trained and is frozen.
+
+    Args:
+        adapters: names of their parameters.
     """
-    if any("trainable_tokens_" in name or "modules_to_save." in name for name in trainable):
+    if any("trainable_tokens_" in name or "modules_to_save." in name for name in adapters):
         return True
     weights = dict(model.named_parameters())
     factors: dict[str, bool] = {}  # of each product of two: whether none of its factors is zero
-    for name in trainable:
+    for name in adapters:
         if "lora_embedding_" in name or "expert" in name:
             product = name.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")
             factors[product] = factors.get(product, True) and bool(weights[name].any())
