@@ -139,3 +139,31 @@ def test_limits(tmp_path: Path) -> None:
         load_reward_model(name)(CHAT, "x" * 200, {})
     with pytest.raises(RequestError, match="--batch_size 0"):
         load_reward_model(name, batch_size=0)
+
+
+def test_a_score_that_is_kept_is_another_one_for_another_tokenizer_or_padding(tmp_path):
+    from tokenizers import normalizers
+
+    cache, model = VerdictCache(tmp_path), tiny_reward_model()
+    items = [("hi there", "yes, here", {}), ("hi", "a longer answer, even here", {})]
+
+    def scores(tokenizer, **options):
+        return RewardModel.held(model, tokenizer, name="reward", **options).score_all(items)
+
+    first = scores(tiny_tokenizer(), cache=cache)
+    assert scores(tiny_tokenizer(), cache=cache) == first
+    other = tiny_tokenizer()
+    other.backend_tokenizer.normalizer = normalizers.Replace("e", "a")
+    assert scores(other, cache=cache) == scores(other) != first
+    model.config.pad_token_id = tiny_tokenizer().eos_token_id
+    assert scores(tiny_tokenizer(), cache=cache) == scores(tiny_tokenizer())
+
+
+def test_rows_behind_virtual_tokens_are_scored_alone():
+    """transformers would read a shorter row's score at the end of its padding."""
+    from peft import PromptTuningConfig, get_peft_model
+
+    model = get_peft_model(tiny_reward_model(), PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3))
+    scorer = RewardModel.held(model, tiny_tokenizer(), name="reward")
+    items = [("hi", "no", {}), ("hi there, how are you?", "a longer answer", {})]
+    assert scorer.score_all(items) == [scorer.score_all([item])[0] for item in items]

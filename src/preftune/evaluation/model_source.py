@@ -44,18 +44,13 @@ class ModelSource:
     @classmethod
     def held(cls, model: Any, tokenizer: Any, *, name: str) -> ModelSource:
         """A model that is loaded already."""
-        from preftune.data.group_cache import keys_of_tokenizer
-        from preftune.evaluation.records import digest
-        from preftune.reference.fingerprint import fingerprint
-
         source = cls.__new__(cls)
         source.name, source._base_model, source._options = name, None, {}
         source.place = Location("folder", name)
         source._model, source._tokenizer = model.eval(), tokenizer
-        vocabulary = keys_of_tokenizer(tokenizer, None) or sorted(tokenizer.get_vocab().items())
         generation = getattr(model, "generation_config", None)
         told = None if generation is None else generation.to_json_string()
-        source._identity = digest([fingerprint(model, adapters=True), tokenizer.chat_template, vocabulary, told])
+        source._identity = identity_in_memory(model, tokenizer, told)
         source._is_held = True
         return source
 
@@ -138,6 +133,23 @@ class ModelSource:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def identity_in_memory(model: Any, tokenizer: Any, *more: Any) -> str:
+    """What a model and its tokenizer are: weights, adapters, vocabulary, chat template.
+
+    Args:
+        more: whatever else shapes what it says.
+    """
+    from preftune.data.group_cache import keys_of_tokenizer
+    from preftune.evaluation.records import digest
+    from preftune.reference.fingerprint import fingerprint
+
+    vocabulary: Any = keys_of_tokenizer(tokenizer, None)
+    if vocabulary is None:  # its inside cannot be seen
+        get: Any = getattr(tokenizer, "get_vocab", dict)
+        vocabulary = sorted(get().items())
+    return digest([fingerprint(model, adapters=True), tokenizer.chat_template, vocabulary, *more])
 
 
 def contents(place: Location) -> bytes:

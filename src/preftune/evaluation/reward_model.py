@@ -9,8 +9,7 @@ from preftune.data.tool_calls import apply_template
 from preftune.errors import ModelError, RequestError
 from preftune.evaluation.answerers import template_of
 from preftune.evaluation.chat_judge import as_transcript
-from preftune.evaluation.model_source import ModelSource
-from preftune.evaluation.records import digest
+from preftune.evaluation.model_source import ModelSource, identity_in_memory
 from preftune.evaluation.reward_texts import Form, form_of, trained_ids
 from preftune.evaluation.verdicts import VerdictCache, verdict_key
 from preftune.models.locate import locate
@@ -48,10 +47,9 @@ class RewardModel:
 
     @classmethod
     def held(cls, model: Any, tokenizer: Any, *, name: str, **options: Any) -> RewardModel:
-        """Of a model in memory."""
-        from preftune.reference.fingerprint import fingerprint
-
-        identity = digest([fingerprint(model, adapters=True), tokenizer.chat_template])
+        """Of a model in memory, as it is now."""
+        padding = model.config.get_text_config().pad_token_id  # the model looks for it, to find where a text ends
+        identity = identity_in_memory(model, tokenizer, padding)
         return cls(lambda: (model, tokenizer), name=name, identity=identity, **options)
 
     def load(self) -> RewardModel:
@@ -96,8 +94,9 @@ class RewardModel:
         if missing:  # where every score is known, the model is not needed
             self._check_lengths([encoded["input_ids"] for encoded in missing.values()])
         order = sorted(missing, key=lambda key: -len(missing[key]["input_ids"]))
-        for start in range(0, len(order), self._batch_size):
-            part = order[start : start + self._batch_size]
+        size = 1 if order and _sees_padding(self._model) else self._batch_size
+        for start in range(0, len(order), size):
+            part = order[start : start + size]
             scores = dict(zip(part, self._score([missing[key] for key in part]), strict=True))
             if self._cache is not None:
                 self._cache.put(scores, judge=self.name)
@@ -246,6 +245,15 @@ def _score_exactly(model: Any) -> None:
             return forward(states.float(), *args, **kwargs)
 
     head.forward = exact
+
+
+def _sees_padding(model: Any) -> bool:
+    """Whether rows of different length cannot be scored together: behind virtual tokens transformers reads the score
+    at the end of the padded row, and Lily mixes its experts by the mean over a row.
+    """
+    configs = (getattr(model, "peft_config", None) or {}).values()
+    kinds = {str(getattr(config.peft_type, "value", config.peft_type)) for config in configs}
+    return "LILY" in kinds or any(config.is_prompt_learning for config in configs)
 
 
 def _brings(model: Any, key: str) -> bool:
