@@ -77,6 +77,15 @@ def test_a_template_that_drops_the_system_prompt() -> None:
     assert found(tokens(rows, template=template)) == {"system_prompt_dropped": (4, [10, 11, 12])}
 
 
+def test_a_template_that_drops_thoughts() -> None:
+    template = CHAT_TEMPLATE.replace("m['content']", "m['content'].split('</think>')[-1]")
+    rows = clean_chats()
+    for row in rows[10:14]:
+        (answer,) = row["chosen"]
+        row["chosen"] = [{**answer, "content": f"<think>Hm, is it so?</think>{answer['content']}"}]
+    assert found(tokens(rows, template=template))["text_not_written"] == (4, [10, 11, 12])
+
+
 def test_a_template_that_drops_the_system_prompt_once_an_answer_follows() -> None:
     """As Mistral v0.3's: the system turn stands in the last question while that is the last turn."""
     template = (

@@ -312,3 +312,11 @@ def test_rows_that_are_left_out_are_named_as_in_the_file():
     pairs += [{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "q", "chosen": "b", "rejected": "c"}]
     data = load_demonstrations(load_pairs(pairs).select([5, 6, 8, 9]))
     assert data.left["beaten"].rows == [9]
+
+
+def test_what_the_template_does_not_write_is_said():
+    turns = [{"role": "user", "content": "2 and 2?"}, {"role": "assistant", "content": "4"}]
+    thinks = [turns[0], {**turns[1], "reasoning_content": "Two and two are four."}]
+    _, report = tokenize_demonstrations(load_demonstrations([{"messages": turns}, {"messages": thinks}]), tokenizer())
+    assert report.unwritten["the thought of an answer"].rows == [1]
+    assert any("does not write the thought of an answer" in line for line in report.lines())

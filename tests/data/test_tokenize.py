@@ -396,3 +396,36 @@ def test_the_room_that_every_answer_has_is_told_and_kept(chat: Tok) -> None:
     assert all(len(ids) == 64 - len(group.prompt_ids) >= 40 for group in groups for ids in group.completions)
     _, report = run(rows[:1], chat, max_length=64)
     assert not any("has room" in note for note in report.notes)
+
+
+LEAVES_OUT = (
+    "{% for m in messages if m['role'] != 'system' %}{{ '<|im_start|>' + m['role'] + '\n' "
+    "+ m['content'].split('</think>')[-1]|trim + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""As DeepSeek's R1 distillations have it: no thought of any turn, the last one's neither."""
+
+
+def test_what_the_template_does_not_write_is_said(chat: Tok) -> None:
+    thought = "<think>\nParis, surely.\n</think>\n\nParis."
+    asked = user("What is the capital of France?")
+    rows = [
+        CHAT,
+        {**CHAT, "prompt": [{"role": "system", "content": "Be short."}, asked]},
+        {**CHAT, "chosen": [assistant(thought)]},
+        {**CHAT, "chosen": [{**assistant("Paris."), "reasoning_content": "Paris, surely."}]},
+        {**CHAT, "prompt": [asked, assistant(thought), user("Sure?")]},
+        {**CHAT, "chosen": [assistant("  Paris. \n")]},
+    ]
+    _, report = run(rows, chat)
+    assert {part: tally.rows for part, tally in report.unwritten.items()} == {"the thought of an answer": [3]}
+    chat.chat_template = LEAVES_OUT
+    _, report = run(rows, chat)
+    assert {part: tally.rows for part, tally in report.unwritten.items()} == {
+        "the system prompt": [1],
+        "a part of an answer": [2],
+        "the thought of an answer": [3],
+    }
+    assert any(
+        "does not write the system prompt, and the model is trained without it" in line for line in report.lines()
+    )

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from preftune.data import spans
 from preftune.data.answer_turns import loses_prompt
 from preftune.data.demonstration_formats import Demonstration
-from preftune.data.encode import Encoder, common
+from preftune.data.encode import Encoder
 from preftune.data.messages import can_continue, has_text, joined
+from preftune.data.unwritten import unwritten
 from preftune.errors import ConfigError, DatasetError, TemplateLimitError
 from preftune.types import Message, PreferencePair
 
@@ -38,6 +39,7 @@ class EncodedDemonstration:
     context: bool = False
     ends_cut: bool = False
     typed_marks: bool = False
+    unwritten: str = ""
     shortened: bool = False
 
 
@@ -86,6 +88,7 @@ class _Texts(NamedTuple):
     context: bool = False
     ends_cut: bool = False
     typed_marks: bool = False
+    unwritten: str = ""
 
 
 class DemonstrationEncoder(Encoder):
@@ -175,22 +178,27 @@ class DemonstrationEncoder(Encoder):
         try:
             header = not continues and turns[len(asked)]["role"] == "assistant"
             before = self._render(pair, asked, continues=continues, answer=header)
-            whole, unwritten = self._rendered(pair, turns)
+            whole, no_calls = self._rendered(pair, turns)
         except TemplateLimitError as error:
             raise TemplateLimitError(f"{self.name} row {row}: {error}") from error
         except Exception as error:  # templates are programs: jinja's errors, and whatever their expressions raise
             return EncodedDemonstration(row, reason="template_refused", detail=" ".join(str(error).split()))
-        if unwritten:
-            return EncodedDemonstration(row, reason="calls_not_written", detail=f"not in the text: {unwritten}")
-        facts = {"ended": self._ends(whole), "turns": len(wanted), "trimmed": trimmed, "first_turn": first_turn}
-        facts |= {"context": bool(context), **marks}
+        if no_calls:
+            return EncodedDemonstration(row, reason="calls_not_written", detail=f"not in the text: {no_calls}")
+        facts: dict[str, Any] = {
+            "ended": self._ends(whole),
+            "turns": len(wanted),
+            "trimmed": trimmed,
+            "first_turn": first_turn,
+        }
+        facts |= {"context": bool(context), **marks, "unwritten": unwritten(turns, whole, wanted)}
         if whole_completion:
             alone = demonstration.prompt is None or self.covered.completion_only is False
-            return _Texts(whole, () if alone else (before,), False, **facts)  # type: ignore[arg-type]
+            return _Texts(whole, () if alone else (before,), False, **facts)
         if (marked := self._by_marks(pair, turns, whole)) is not None:  # as the template has them, to the letter
             places = [edge for at in wanted for edge in marked[at]]
             facts["ended"] = facts["ended"] or places[-1] < len(whole)
-            return _Texts(whole, (before, *(whole[:at] for at in places)), False, tuple(places), **facts)  # type: ignore[arg-type]
+            return _Texts(whole, (before, *(whole[:at] for at in places)), False, tuple(places), **facts)
         lost = loses_prompt([whole], before, asked[: len(asked) - continues], self._renderer(pair))
         begun = str(asked[-1]["content"]) if continues else ""
         edges = self._answers(pair, turns, whole, first, first, lost=lost, begun=begun)
@@ -202,7 +210,7 @@ class DemonstrationEncoder(Encoder):
                 edge for at, pair_of in zip(found, spans.pairs(edges), strict=True) if at in wanted for edge in pair_of
             ]
         heads = (before, *(whole[:at] for at in edges[:-1]))
-        return _Texts(whole, heads, False, tuple(edges), **facts)  # type: ignore[arg-type]
+        return _Texts(whole, heads, False, tuple(edges), **facts)
 
     def _teaches(self, turn: Message, row: int) -> bool:
         """Whether a turn of the assistant is to be learned: it says something, and its weight (1 or 0, as OpenAI's
@@ -228,13 +236,14 @@ class DemonstrationEncoder(Encoder):
             context=text.context,
             ends_cut=text.ends_cut,
             typed_marks=text.typed_marks,
+            unwritten=text.unwritten,
         )
         missing = whole[-1:] != [self.eos] if text.special_tokens else not text.ended
         if missing and self.eos is not None:
             whole.append(self.eos)
             encoded.eos_added = not text.special_tokens
-        begin = common(heads[0], whole) if heads else 0
-        edges = [common(head, whole) for head in heads[1:]] if text.edges else [begin]
+        begin = spans.common(heads[0], whole) if heads else 0
+        edges = [spans.common(head, whole) for head in heads[1:]] if text.edges else [begin]
         if not text.edges or text.edges[-1] == len(
             text.whole
         ):  # ends where the text does, with the eos that it is given

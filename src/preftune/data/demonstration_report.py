@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from preftune.data.tokenize_report import Tally, marks_lines
+from preftune.data.tokenize_report import Tally, texts_lines
 
 REASONS: Mapping[str, tuple[str, str]] = {
     "bad_answer": ("the answer is labelled as a bad one", "Nothing is to be done."),
@@ -69,6 +69,8 @@ class DemonstrationReport:
     """A text holds special tokens, which become control tokens."""
     shortened: Tally = field(default_factory=Tally)
     """A text is longer than the limits can need, and its middle was not tokenised."""
+    unwritten: dict[str, Tally] = field(default_factory=dict)
+    """A part of `unwritten.PARTS` -> rows in which the chat template leaves it out, among those kept."""
     lengths: dict[str, int] = field(default_factory=dict)
     """Quantiles of the rows' tokens, after truncation: "50%", "90%", "99%"."""
     notes: list[str] = field(default_factory=list)
@@ -112,7 +114,7 @@ class DemonstrationReport:
             )
         if self.context.count:
             lines.append(f"In {self.context} turns of the assistant are empty or have weight 0, and are context only.")
-        return [*lines, *marks_lines(self.ends_cut, self.typed_marks, self.shortened), *self.notes]
+        return [*lines, *texts_lines(self.ends_cut, self.typed_marks, self.shortened, self.unwritten), *self.notes]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for audit.json."""
@@ -140,5 +142,6 @@ class DemonstrationReport:
             "ends_cut": plain(self.ends_cut),
             "typed_marks": plain(self.typed_marks),
             "shortened": plain(self.shortened),
+            "unwritten": {part: plain(tally) for part, tally in self.unwritten.items()},
             "notes": list(self.notes),
         }

@@ -162,6 +162,8 @@ class _Run:
         ):
             if counted:
                 tally.add(row)
+        if encoded.unwritten:
+            report.unwritten.setdefault(encoded.unwritten, Tally()).add(row)
         report.turns += encoded.turns
         begin = encoded.scored[0]
         scored = spans.pairs(spans.after(begin, encoded.scored))

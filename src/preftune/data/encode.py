@@ -34,6 +34,7 @@ from preftune.data.messages import can_continue, common_turns, has_text, joined
 from preftune.data.prompt_once import PromptOnce
 from preftune.data.shorten import Shorten
 from preftune.data.tool_calls import rendered
+from preftune.data.unwritten import unwritten
 from preftune.errors import DatasetError, TemplateLimitError
 from preftune.types import Message, PreferencePair, Span
 
@@ -71,6 +72,8 @@ class Encoded:
     """An answer ended with the mark that the template writes."""
     typed_marks: bool = False
     """A text holds special tokens, which become control tokens."""
+    unwritten: str = ""
+    """What the chat template leaves out, one of `unwritten.PARTS`."""
     shortened: bool = False
     """A text was longer than the limits can need, and its middle was not tokenised."""
     chosen_scored: list[int] = field(default_factory=list)
@@ -97,6 +100,7 @@ class _Texts(NamedTuple):
     continues: bool = False
     ends_cut: bool = False
     typed_marks: bool = False
+    unwritten: str = ""
     answers: tuple[Sequence[int], Sequence[int]] = ((), ())
     """Where each side's turns of the assistant begin and end in its text, in turn, the last where the text does;
     empty for a single answer, which is all that follows the prompt."""
@@ -191,13 +195,13 @@ class Encoder:
         try:
             prompt = self._render(pair, prompt_turns, continues=continues, answer=answer)
             whole = [joined(prompt_turns, side, continues) for side in sides]
-            full, unwritten = zip(*(self._rendered(pair, messages) for messages in whole), strict=True)
+            full, no_calls = zip(*(self._rendered(pair, messages) for messages in whole), strict=True)
         except TemplateLimitError as error:
             raise TemplateLimitError(f"{self.name} row {pair.row}: {error}") from error
         except Exception as error:  # templates are programs: jinja's errors, and whatever their expressions raise
             return _refused(pair, "template_refused", " ".join(str(error).split()))
-        if any(unwritten):
-            return _refused(pair, "calls_not_written", f"not in the text: {' and '.join(filter(None, unwritten))}")
+        if any(no_calls):
+            return _refused(pair, "calls_not_written", f"not in the text: {' and '.join(filter(None, no_calls))}")
         first = len(prompt_turns) - continues
         parted = first + common_turns(*sides)
         lost = loses_prompt(full, prompt, prompt_turns[:first], self._renderer(pair))
@@ -209,7 +213,9 @@ class Encoder:
             return _refused(pair, "answers_not_found")
         ended = (self._ends(full[0]), self._ends(full[1]))
         typed = self.end_marks.inside(parts)
-        return _Texts(prompt, full[0], full[1], False, ended, continues, ends_cut, typed, (chosen, rejected))
+        left_out = [unwritten(turns, text, range(parted, len(turns))) for turns, text in zip(whole, full, strict=True)]
+        left = left_out[0] or left_out[1]
+        return _Texts(prompt, full[0], full[1], False, ended, continues, ends_cut, typed, left, (chosen, rejected))
 
     def _answers(
         self,
@@ -335,9 +341,9 @@ class Encoder:
                 side.append(self.eos)
                 eos_added |= not text.special_tokens
         edges = _edges(text, sides, heads)  # after eos was added, which belongs to the last answer
-        length = min(common(prompt, side) for side in sides)
+        length = min(spans.common(prompt, side) for side in sides)
         if edges[0] and edges[1]:  # what both sides say alike before the first answer belongs to the prompt
-            length = max(length, min(common(*sides), edges[0][0], edges[1][0]))
+            length = max(length, min(spans.common(*sides), edges[0][0], edges[1][0]))
         scored = [spans.after(length, own or [length, len(side)]) for own, side in zip(edges, sides, strict=True)]
         encoded = Encoded(
             row,
@@ -350,6 +356,7 @@ class Encoder:
             several_turns=any(own != [0, len(side) - length] for own, side in zip(scored, sides, strict=True)),
             ends_cut=text.ends_cut,
             typed_marks=text.typed_marks,
+            unwritten=text.unwritten,
             chosen_scored=scored[0],
             rejected_scored=scored[1],
         )
@@ -376,7 +383,7 @@ def _edges(text: _Texts, sides: tuple[list[int], list[int]], heads: list[list[in
     edges: list[list[int]] = []
     for side, known in zip(sides, text.answers, strict=True):
         own, heads = heads[: len(known[:-1])], heads[len(known[:-1]) :]
-        edges.append([*(common(head, side) for head in own), len(side)] if known else [])
+        edges.append([*(spans.common(head, side) for head in own), len(side)] if known else [])
     return edges
 
 
@@ -391,11 +398,3 @@ def _no_template(pair: PreferencePair, tokenizer: PreTrainedTokenizerBase) -> Da
         "tokenizer.chat_template (preftune.data.DIALOGUE_TEMPLATE suits any base model), or give prompt, chosen and "
         "rejected as plain strings."
     )
-
-
-def common(left: Sequence[int], right: Sequence[int]) -> int:
-    """Length of the common beginning."""
-    limit = min(len(left), len(right))
-    if left[:limit] == right[:limit]:  # nearly always, and at the speed of C
-        return limit
-    return next(i for i in range(limit) if left[i] != right[i])

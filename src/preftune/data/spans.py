@@ -27,3 +27,11 @@ def within(length: int, edges: Sequence[int]) -> list[int]:
 def pairs(edges: Sequence[int]) -> tuple[Span, ...]:
     """The spans as (begin, end)."""
     return tuple(zip(edges[::2], edges[1::2], strict=True))
+
+
+def common(left: Sequence[int], right: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    limit = min(len(left), len(right))
+    if left[:limit] == right[:limit]:  # nearly always, and at the speed of C
+        return limit
+    return next(i for i in range(limit) if left[i] != right[i])

@@ -15,7 +15,7 @@ from preftune.data.groups import GroupDataset
 from preftune.data.pairs import PairDataset
 from preftune.data.row_reader import RowReader
 from preftune.data.shorten import shortening
-from preftune.data.tokenize_report import REASONS, TokenizeReport
+from preftune.data.tokenize_report import REASONS, Tally, TokenizeReport
 from preftune.errors import ConfigError, DatasetError
 from preftune.types import Preference, PreferencePair, TokenizedGroup
 
@@ -170,6 +170,8 @@ class _Run:
             report.typed_marks.add(row)
         if encoded.shortened:
             report.shortened.add(row)
+        if encoded.unwritten:
+            report.unwritten.setdefault(encoded.unwritten, Tally()).add(row)
 
     def _limit(self, encoded: Encoded) -> None:
         """Applies the limits in place: cuts, or sets the reason to drop."""

@@ -58,9 +58,13 @@ class Tally:
         return f"{self.count:,} row{'s' * (self.count != 1)} ({', '.join(map(str, self.rows))}{more})"
 
 
-def marks_lines(ends_cut: Tally, typed: Tally, shortened: Tally) -> list[str]:
-    """What is said about the data's texts: special tokens in them, and more of them than is needed."""
-    lines = []
+def texts_lines(ends_cut: Tally, typed: Tally, shortened: Tally, unwritten: Mapping[str, Tally]) -> list[str]:
+    """What is said about the data's texts: what the template leaves out, special tokens, more than is needed."""
+    lines = [
+        f"In {tally} the chat template does not write {part}, and the model is trained without it. Give a template "
+        "that writes it (--chat_template_path FILE), or change the rows."
+        for part, tally in unwritten.items()
+    ]
     if ends_cut.count:
         lines.append(
             f"In {ends_cut} an answer ended with the mark with which the chat template ends a turn; it is trained once."
@@ -109,6 +113,8 @@ class TokenizeReport:
     """A text holds special tokens, which become control tokens."""
     shortened: Tally = field(default_factory=Tally)
     """A text is longer than the limits can need, and its middle was not tokenised."""
+    unwritten: dict[str, Tally] = field(default_factory=dict)
+    """A part of `unwritten.PARTS` -> rows in which the chat template leaves it out, among those kept."""
     notes: list[str] = field(default_factory=list)
 
     def drop(self, reason: str, row: int) -> None:
@@ -157,7 +163,10 @@ class TokenizeReport:
                 f"In {self.several_turns} the two sides part before the last answer: every turn of the assistant after "
                 "that is trained, and what others say between is context."
             )
-        return [*lines, *marks_lines(self.ends_cut, self.typed_marks, self.shortened), *self.notes]
+        return [*lines, *self._texts(), *self.notes]
+
+    def _texts(self) -> list[str]:
+        return texts_lines(self.ends_cut, self.typed_marks, self.shortened, self.unwritten)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for audit.json."""
@@ -181,5 +190,6 @@ class TokenizeReport:
             "ends_cut": plain(self.ends_cut),
             "typed_marks": plain(self.typed_marks),
             "shortened": plain(self.shortened),
+            "unwritten": {part: plain(tally) for part, tally in self.unwritten.items()},
             "notes": list(self.notes),
         }

@@ -11,6 +11,7 @@ from preftune.audit.finding import Finding, Kind, Rows
 from preftune.audit.opening import Fault
 from preftune.audit.seen import SeenPair
 from preftune.data.tokenize_report import REASONS
+from preftune.data.unwritten import SYSTEM_PROMPT
 
 NO_TEMPLATE = Kind(
     "no_chat_template",
@@ -39,6 +40,13 @@ DROPPED_SYSTEM = Kind(
     "System prompts that the chat template leaves out",
     "The model is trained, and will be used, without the instructions that the answers were written for.",
     "Write the system prompt into the first turn of the user, or use a model whose template has one.",
+)
+UNWRITTEN = Kind(
+    "text_not_written",
+    "error",
+    "Text that the chat template leaves out",
+    "The model is trained without it: an answer without its thought, or on another question.",
+    "Use a template that writes it (--chat_template_path FILE), or change the rows.",
 )
 PLAIN_TEXT = Kind(
     "plain_text_for_chat_model",
@@ -73,14 +81,14 @@ BOUNDARY = Kind(
 class TokensCheck(Check):
     """With a tokenizer only."""
 
-    kinds = (NO_TEMPLATE, REFUSED, LEFT_OUT, DROPPED_SYSTEM, PLAIN_TEXT, NO_EOS, EOS_ADDED, BOUNDARY)
+    kinds = (NO_TEMPLATE, REFUSED, LEFT_OUT, DROPPED_SYSTEM, UNWRITTEN, PLAIN_TEXT, NO_EOS, EOS_ADDED, BOUNDARY)
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self.no_template, self.refused, self.dropped = Rows(), Rows(), Rows()
         self.plain, self.eos_added, self.moved = Rows(), Rows(), Rows()
         self.words = ""
-        self.left_out = Rows()
+        self.left_out, self.unwritten = Rows(), Rows()
         self.reasons: Counter[str] = Counter()
         """Keys of `REASONS` -> pairs that no other check tells of."""
         self.verdicts: dict[int, bool] = {}
@@ -120,6 +128,8 @@ class TokensCheck(Check):
                     self.eos_added.add(seen.row, seen.index)
                 if encoded.moved:
                     self.moved.add(seen.row, seen.index)
+                if encoded.unwritten and encoded.unwritten != SYSTEM_PROMPT:
+                    self.unwritten.add(seen.row, seen.index, encoded.unwritten)
 
     def _drops_system(self, seen: SeenPair) -> bool:
         """Whether the text that is trained, prompt and answer, lacks the prompt's system turn.
@@ -152,6 +162,7 @@ class TokensCheck(Check):
         )
         yield from LEFT_OUT.found(self.left_out, of=pairs, detail=detail, **self.reasons)
         yield from DROPPED_SYSTEM.found(self.dropped, of=pairs)
+        yield from UNWRITTEN.found(self.unwritten, of=pairs)
         yield from PLAIN_TEXT.found(self.plain, of=pairs)
         if self.tokenizer.eos_token_id is None:
             yield from NO_EOS.found(Rows(pairs), of=pairs)
