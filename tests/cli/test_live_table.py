@@ -14,11 +14,13 @@ import subprocess
 import sys
 import termios
 import time
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from preftune.cli.live_table import LiveTable, is_terminal
+from preftune.cli.progress import ShownProgress
 
 TRAINED = {
     "loss": 0.3214, "rewards/margins": 1.234, "rewards/accuracies": 0.875, "tokens_per_second": 1234.0,
@@ -171,3 +173,20 @@ def test_on_a_real_terminal(interrupt: bool) -> None:
         assert f"printed at {step}" in lines
     assert "4/4" in plain[plain.rindex("0.4000") :]
     assert (process.returncode == 0) == ("after" in lines)
+
+
+def test_a_reader_that_has_gone_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`preftune dpo ... | head -2`: training goes on, unread."""
+
+    class Gone(io.StringIO):
+        lines = 0
+
+        def write(self, text: str) -> int:
+            Gone.lines += 1
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    progress, state = ShownProgress(), SimpleNamespace(is_world_process_zero=True, global_step=1, max_steps=9)
+    for _ in range(2):
+        progress.on_log(None, state, None, logs=TRAINED)
+    assert Gone.lines == 1

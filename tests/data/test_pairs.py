@@ -126,3 +126,11 @@ def test_later_rows_are_checked_on_demand() -> None:
 def test_an_empty_dataset() -> None:
     with pytest.raises(DatasetError, match="has no rows"):
         load_pairs(datasets.Dataset.from_dict({"prompt": [], "chosen": [], "rejected": []}))
+
+
+def test_columns_of_pictures_are_named_as_unread() -> None:
+    row = {"prompt": "What is it?", "chosen": "A cat.", "rejected": "A dog."}
+    for column in ("image", "images"):
+        (note,) = load_pairs([{**row, column: ["x.png"]}]).notes
+        assert note.startswith(f"Not used: {column!r}. preftune trains on text only")
+    assert load_pairs([{**row, "images": []}]).notes == ()

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from preftune.data import load_pairs
 from preftune.errors import DatasetError, RequestError
 from preftune.evaluation.agreement import Agreement, agreement, judge_labels, questions_of
 from preftune.evaluation.human_labels import HumanLabel, load_labels
@@ -210,3 +211,13 @@ def test_two_labelled_outputs_are_judgements_ties_too() -> None:
     assert [(one.prompt, one.label) for one in load_labels(farm).labels] == [("Add.\n\n2 and 2", "a")]
     bench = [{"question": "2+2?", "response_A": "5", "response_B": "4", "label": "B>A"}]
     assert [(one.answer_a, one.label) for one in load_labels(bench).labels] == [("5", "b")]
+
+
+def test_labels_of_0_and_1_alone_are_not_guessed() -> None:
+    """0 is the first output in some data, and a tie in others."""
+    rows = [{"input": f"{n}?", "output_1": "4", "output_2": "5", "label": n % 2} for n in range(4)]
+    for read in (load_labels, load_pairs):
+        with pytest.raises(DatasetError, match="'label' holds only 0 and 1"):
+            read(rows)
+    assert [one.label for one in load_labels(rows, format="labelled-outputs").labels] == ["tie", "a"] * 2
+    assert len(load_pairs(rows, format="labelled-outputs")) == 2

@@ -99,6 +99,12 @@ def test_other_answers_under_way_are_kept(server, tmp_path: Path) -> None:
         assert len(cache) == 5
 
 
+def test_what_a_reply_without_choices_says_is_passed_on() -> None:
+    for error in ({"message": "quota exceeded", "code": 429}, "quota exceeded"):
+        with pytest.raises(OddReplyError, match="says: quota exceeded"):
+            read_reply(SimpleNamespace(choices=None, error=error), asked=1)
+
+
 def test_usage_is_believed_within_reason() -> None:
     def reply(**usage):
         choice = SimpleNamespace(finish_reason="stop", message=SimpleNamespace(content="12345678"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from preftune import DPOTrainer, SFTConfig, SFTTrainer
+from preftune import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from preftune.errors import ConfigError
 from preftune.logps import pack
 from tiny import chat_rows, rows, tiny_model, tiny_tokenizer
@@ -20,6 +20,12 @@ def test_the_reference_model_is_none_or_what_was_given(tmp_path):
     assert run.ref_model is other
     run.train()
     assert run.ref_model is other
+
+
+def test_arguments_in_the_place_of_the_reference_model_are_named(tmp_path):
+    args = DPOConfig(output_dir=str(tmp_path), report_to=[])
+    with pytest.raises(ConfigError, match="ref_model is a DPOConfig, not a model"):
+        DPOTrainer(lora_model(), args, train_dataset=rows(4), processing_class=tiny_tokenizer())
 
 
 def test_prepared_rows_are_subscripted_by_trls_names(tmp_path):

@@ -45,6 +45,7 @@ class ShownProgress(TrainerCallback):
         self._alarms_read = 0
         self._began = time.perf_counter()
         self._first = 0
+        self._is_read = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._began, self._first = time.perf_counter(), state.global_step
@@ -66,8 +67,11 @@ class ShownProgress(TrainerCallback):
             self._read_alarm()
             return
         line = self._line(logs, state)
-        if line is not None:
-            print(line, flush=True)
+        if line is not None and self._is_read:
+            try:
+                print(line, flush=True)
+            except OSError:  # `| head -2`, or a full disk behind `>`: no reason to lose the run
+                self._is_read = False
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._read_alarm()

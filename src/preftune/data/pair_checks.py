@@ -48,17 +48,22 @@ def check_scale(scale: float, shaped: Shaped, columns: Columns, name: str) -> No
         )
 
 
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+"""What other trainers call the columns of pictures and sounds."""
+
+
 def unused_texts(sample: Sample, used: Iterable[str]) -> list[str]:
     """The columns that carry text and that nothing reads, those that look like a prompt or an answer first.
 
-    A column carries text if one of its first values has several words, is messages, or its name says so.
+    A column carries text if one of its first values has several words, is messages, or its name says so; of pictures
+    and sounds the name does, too.
     """
     read = set(used)
     likely = [name for names in SYNONYMS.values() for name in names]
     found = []
     for column in sample.columns:
         values = [value for value in sample.values(column) if value not in ("", [], {})]
-        if column not in read and values and (column.lower() in likely or any(map(_has_words, values))):
+        if column not in read and values and (column.lower() in (*likely, *MEDIA) or any(map(_has_words, values))):
             found.append(column)
     return sorted(found, key=lambda column: column.lower() not in likely)
 
@@ -73,12 +78,19 @@ def _has_words(value: Any) -> bool:
 
 def not_used(unused: Sequence[str]) -> list[str]:
     """The note about columns that carry text and that nothing reads."""
-    if not unused:
-        return []
-    return [
-        f"Not used: {listing(unused)}. --columns prompt=COLUMN (columns={{'prompt': COLUMN}}) reads one of them "
-        "instead; a plus joins several."
-    ]
+    media, texts = ([name for name in unused if (name.lower() in MEDIA) is of_media] for of_media in (True, False))
+    notes = []
+    if texts:
+        notes.append(
+            f"Not used: {listing(texts)}. --columns prompt=COLUMN (columns={{'prompt': COLUMN}}) reads one of them "
+            "instead; a plus joins several."
+        )
+    if media:
+        notes.append(
+            f"Not used: {listing(media)}. preftune trains on text only: the model does not get what these columns "
+            "show. Remove rows whose answers need it."
+        )
+    return notes
 
 
 def optional_columns(columns: Columns) -> list[str]:

@@ -46,7 +46,9 @@ def read_reply(answer: Any, asked: int) -> Reply:
     """
     choices = getattr(answer, "choices", None)
     if not isinstance(choices, list) or not choices:
-        raise OddReplyError("it has no choices")
+        error = getattr(answer, "error", None)  # some servers say with status 200 what went wrong
+        said = error.get("message") if isinstance(error, dict) else error
+        raise OddReplyError(f"it has no choices, and says: {str(said)[:200]}" if said else "it has no choices")
     message = getattr(choices[0], "message", None)
     if message is None:
         raise OddReplyError("its first choice has no message")

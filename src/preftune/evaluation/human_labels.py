@@ -118,7 +118,7 @@ def _outputs(rows: Any, format: str | None) -> dict[str, str]:
     if format not in (None, "labelled-outputs") or not hasattr(rows, "iter"):
         return {}
     sample = sample_of(rows)
-    found = labelled_columns(sample)
+    found = labelled_columns(sample, named=format is not None)
     if found is None:
         return {}
     (one, other), label = found

@@ -117,6 +117,11 @@ def prepare_explicit(trainer: Any, ref_model: Any) -> Any:
         from preftune.models import load_model
 
         ref_model = load_model(ref_model, trust_remote_code=trainer.args.trust_remote_code)
+    if not isinstance(ref_model, torch.nn.Module):
+        raise ConfigError(
+            f"ref_model is a {type(ref_model).__name__}, not a model. Name the arguments: DPOTrainer(model=..., "
+            "args=..., train_dataset=...); the second without a name is ref_model."
+        )
     policys = {id(parameter) for parameter in trainer.model.parameters()}
     if any(id(parameter) in policys for parameter in ref_model.parameters()):
         raise ConfigError(

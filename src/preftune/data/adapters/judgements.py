@@ -26,6 +26,7 @@ from preftune.data.adapters.adapter import (
     number,
     records,
 )
+from preftune.errors import DatasetError
 
 Judged = Literal["a", "b", "tie"]
 
@@ -58,14 +59,25 @@ def judged(value: Any) -> Judged | None:
     return ("a" if at < _MIDDLE else "b") if 1 <= at <= 2 else None
 
 
-def labelled_columns(sample: Sample) -> tuple[tuple[str, str], str] | None:
-    """The columns of two outputs, and of the label that prefers one; None where data have none, or another shape."""
+def labelled_columns(sample: Sample, *, named: bool = False) -> tuple[tuple[str, str], str] | None:
+    """The columns of two outputs, and of the label that prefers one; None where data have none, or another shape.
+
+    Args:
+        named: the format is not guessed, so that 1 and 0 are what it says: the first output, and a tie.
+    Raises: DatasetError for labels that are all 0 and 1, of which 0 may be the first output as well.
+    """
     outputs = next((names for names in _OUTPUTS if sample.has(*names)), None)
     if outputs is None or not sample.any(*PROMPTS):
         return None
     for column in _LABELS:
         values = sample.values(column)
         if values and all(judged(value) is not None for value in values):
+            if not named and {number(value) for value in values} == {0, 1}:
+                raise DatasetError(
+                    f"column {column!r} holds only 0 and 1, which does not say whether 0 is {outputs[0]!r} or a tie. "
+                    "Write 'a' or 'b' ('tie' for none), or say with --format labelled-outputs (format=) that 1 is the "
+                    "first, 2 the second and 0 a tie."
+                )
             return outputs, column
     return None
 
@@ -81,7 +93,7 @@ def _labelled_rows(row: Row) -> Iterator[Made]:
 
 
 def _labelled_uses(sample: Sample) -> list[str]:
-    found = labelled_columns(sample)
+    found = labelled_columns(sample, named=True)
     return asked_columns(sample) if found is None else [*asked_columns(sample), *found[0], found[1]]
 
 
