@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from preftune.data import GroupDataset
@@ -347,6 +348,38 @@ def test_a_resumed_run_knows_what_it_knew_and_compares_with_the_same_answers(cas
         assert one == pytest.approx(other, rel=2e-3, abs=2e-4)
     samples = [{k: v for k, v in s.items() if k != "time"} for s in lines(tmp_path / "cut", "samples.jsonl")]
     assert samples == [{k: v for k, v in s.items() if k != "time"} for s in lines(tmp_path / "whole", "samples.jsonl")]
+
+
+def test_training_figures_of_a_resumed_run_are_those_of_one_that_was_never_interrupted(monkeypatch, tmp_path):
+    """In its second pass, with a line every second step: the checkpoint lies between two lines."""
+    monkeypatch.setattr(callback, "GLANCES", 3)
+    options = {"max_steps": 7, "data": rows(4), "save_strategy": "steps", "save_steps": 3}
+    guarded(lora_model(), tmp_path / "whole", **options).train()
+    with pytest.raises(RuntimeError, match="power cut"):
+        guarded(lora_model(), tmp_path / "cut", callbacks=[PowerCut()], **options).train()
+    guarded(lora_model(), tmp_path / "cut", **options).train(resume_from_checkpoint=True)
+    found, wanted = (
+        [line for line in untimed(lines(tmp_path / name, "metrics.jsonl")) if "guard/train_loss" in line]
+        for name in ("cut", "whole")
+    )
+    assert [line["guard/train_known"] for line in wanted] == [0, 1, 1, 1]
+    assert len(found) == 4
+    for one, other in zip(found, wanted, strict=True):
+        assert one == pytest.approx(other, rel=2e-3, abs=2e-4)
+
+
+def test_rollback_in_a_resumed_run_says_which_weights_come_back(monkeypatch, tmp_path, caplog):
+    options = {"max_steps": 8, "guard": "rollback", "save_strategy": "steps", "save_steps": 3}
+    with pytest.raises(RuntimeError, match="power cut"):
+        guarded(lora_model(), tmp_path, callbacks=[PowerCut()], **options).train()
+    monkeypatch.setattr(callback, "new_alarms", alarm_at(5))
+    resumed = guarded(lora_model(), tmp_path, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert "the weights are again those of step 3" in caplog.text
+    assert run_json(tmp_path)["guard"]["rolled_back_to"] == 3
+    saved = load_file(tmp_path / "checkpoint-3" / "adapter_model.safetensors")
+    for name, weight in weights(resumed).items():
+        assert torch.equal(weight, saved[name.replace(".default", "")]), name
 
 
 def test_an_alarm_from_before_the_checkpoint_is_not_raised_again(monkeypatch, tmp_path):

@@ -217,7 +217,8 @@ class DPOTrainer(PackedTrainer):
         checkpoint.check_same_reference(state, self.reference.source.fingerprint, folder)
 
     def checkpoint_facts(self) -> dict[str, Any]:
-        return {**super().checkpoint_facts(), "reference": reference_facts(self)}
+        guard = None if self.guard is None else self.guard.state()
+        return {**super().checkpoint_facts(), "reference": reference_facts(self), "guard": guard}
 
     def record_facts(self) -> dict[str, Any]:
         return {"reference": reference_facts(self)}

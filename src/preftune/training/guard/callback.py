@@ -102,6 +102,10 @@ class Guard(TrainerCallback):  # type: ignore[misc]
         self._history = History(self._facts())
         files = [self._folder / name for name in ("samples.jsonl", "guard.jsonl")]
         self.alarms, self._raised, self.rolled_back_to = [], set(), None
+        known = (self._trainer._resume_state or {}).get("guard") if resumed_step is not None else None
+        if known:  # not in a checkpoint of an earlier version, or of a run without a guard
+            self._tally.restore(known["tally"], self._trainer.args.device)
+            self._seen.restore(known["seen"])
         if not self._first():
             return
         if resumed_step is None:
@@ -116,6 +120,10 @@ class Guard(TrainerCallback):  # type: ignore[misc]
             if not self._drawn:
                 self._answers = self._looker.resumed()
         self._say_what_is_done()
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: what neither metrics.jsonl nor the other files of the guard tell."""
+        return {"tally": self._tally.state(), "seen": self._seen.state()}
 
     def _facts(self) -> Facts:
         args = self._trainer.args
@@ -156,7 +164,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]
         self._spent_before = 0.0
         self._began, self._spent_at_begin = time.perf_counter(), self._schedule.spent
         if self.mode == "rollback" and not self._over and not self._sharded:
-            self._good = GoodWeights(unwrap(self._trainer.model))
+            self._good = GoodWeights(unwrap(self._trainer.model), step=state.global_step)
             if self._first() and self._good.gigabytes > 1:
                 say(f"guard: rollback keeps {self._good.gigabytes:.1f} GB of weights in main memory.")
         self._note()

@@ -27,8 +27,12 @@ class Quality(NamedTuple):
 class GoodWeights:
     """Keeps the best weights so far, as long as no alarm was raised. Costs one copy of what trains, in main memory."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.step = 0
+    def __init__(self, model: nn.Module, *, step: int = 0) -> None:
+        """
+        Args:
+            step: that the weights are of; a resumed run does not begin with those as received.
+        """
+        self.step = step
         self.quality: Quality | None = None
         self._weights: dict[str, Tensor] = {}
         self._copy(model)

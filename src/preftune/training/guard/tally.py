@@ -5,12 +5,14 @@ What a step adds are its pairs as they were scored before it changed the weights
 
 from __future__ import annotations
 
+import base64
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 import xxhash
-from numpy import asarray, int64
+from numpy import asarray, frombuffer, int64, uint64
 from torch import Tensor
 
 from preftune.training.guard.figures import ALIKE_IN_LENGTH, Glance
@@ -62,6 +64,22 @@ class Seen:
         self._this_pass |= keys
         self._ever |= keys
 
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint, as JSON."""
+        return {"pass": self._pass, "ever": _packed(self._ever), "this_pass": _packed(self._this_pass)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._pass = state["pass"]
+        self._ever, self._this_pass = _unpacked(state["ever"]), _unpacked(state["this_pass"])
+
+
+def _packed(keys: Collection[int]) -> str:
+    return base64.b64encode(asarray(sorted(keys), uint64).tobytes()).decode()
+
+
+def _unpacked(text: str) -> set[int]:
+    return set(frombuffer(base64.b64decode(text), uint64).tolist())
+
 
 def _keys(group: TokenizedGroup) -> list[int]:
     """What tells pairs apart: the tokens of prompt, chosen and rejected."""
@@ -90,6 +108,14 @@ class Tally:
 
     def __len__(self) -> int:
         return len(self._steps)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint, as JSON."""
+        return {"steps": [sums.tolist() for sums in self._steps], "last_loss": self._last_loss}
+
+    def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
+        self._steps = [torch.tensor(sums, device=device) for sums in state["steps"]]
+        self._last_loss = state["last_loss"]
 
     def add(self, loss: Tensor, rows: Tensor, flags: Tensor) -> None:
         """Count one optimiser step.
