@@ -481,6 +481,24 @@ def test_the_best_checkpoint_is_found_where_the_run_directory_has_moved(tmp_path
     assert moved.state.best_model_checkpoint == str(tmp_path / "new" / "checkpoint-2")
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("metric_for_best_model", {"metric_for_best_model": "rewards/accuracies"}),
+        ("the held-out rows", {"eval_dataset": rows(4, start=60)}),
+        ("", {}),
+    ],
+)
+def test_the_best_checkpoint_is_chosen_among_figures_that_compare(name, change, tmp_path, caplog):
+    options = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "load_best_model_at_end": True}
+    options |= {"eval_dataset": rows(3, start=40), "learning_rate": 0.0, "metric_for_best_model": "loss"}
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(tmp_path, callbacks=[PowerCut()], **options)
+    resumed = run(tmp_path, resume=True, **{**options, **change})
+    assert resumed.state.best_global_step == (8 if name else 2)
+    assert (f"the best so far (step 2): {name}" in caplog.text) == bool(name)
+
+
 def test_weights_alone_are_no_checkpoint_to_resume_from(tmp_path):
     run(tmp_path, save_only_model=True)
     with pytest.raises(ConfigError, match="weights alone"):

@@ -34,7 +34,7 @@ from preftune.training.limits import Limits
 from preftune.training.resuming import AUTO, Choice, check_same_run, choose_checkpoint, own_state
 from preftune.training.run_lock import locked
 from preftune.training.run_record import RunRecord, new_id
-from preftune.training.same_run import facts_of, is_of_record
+from preftune.training.same_run import best_by, facts_of, is_of_record
 from preftune.training.self_check import FirstStepCallback
 from preftune.training.stopping import StopSignals
 from preftune.training.trackers import TrackedFacts
@@ -267,6 +267,9 @@ class _Beginning(TrainerCallback):  # type: ignore[misc]
             trainer.guard.begin(resumed_step=trainer._resumed_step)
         if trainer._resumed_step is None:
             return
+        before, now = (trainer._resume_state or {}).get("best_by"), best_by(trainer)
+        if before not in (None, now) and state.best_metric is not None:
+            _forget_best(state, before, now)
         _find_best(state, Path(args.output_dir))
         state.compute_steps(args, state.max_steps)  # a checkpoint says how often the run saved and logged before
         for callback in trainer.callback_handler.callbacks:
@@ -283,6 +286,15 @@ def _find_best(state: TrainerState, output: Path) -> None:
         return
     found = output / f"checkpoint-{state.best_global_step}"
     state.best_model_checkpoint = str(found) if found.is_dir() else None
+
+
+def _forget_best(state: TrainerState, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """The best so far was chosen by other figures, and the next ones do not compare with them."""
+    changed = ", ".join(name for name in now if before.get(name) != now[name])
+    best = state.best_global_step
+    say(f"the next checkpoints are not compared with the best so far (step {best}): {changed} changed.")
+    state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+    state.stateful_callbacks.pop("EarlyStoppingCallback", None)
 
 
 def _restore_patience(callback: EarlyStoppingCallback, state: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import xxhash
 
+from preftune.training.arguments import parts
 from preftune.training.run_directory import plain
 from preftune.training.run_record import configuration
 
@@ -58,6 +59,16 @@ def facts_of(trainer: Any) -> dict[str, Any]:
         "ends": {name: plain(getattr(args, name, None)) for name in EXTENDS},
     }
     return dict(plain(facts))
+
+
+def best_by(trainer: Any) -> dict[str, Any]:
+    """What decides which checkpoint is the best, as JSON: figures of another metric or other rows do not compare."""
+    args, data = trainer.args, [part.fingerprint for part in parts(trainer.eval_dataset)]
+    return {
+        "metric_for_best_model": args.metric_for_best_model,
+        "greater_is_better": args.greater_is_better,
+        "the held-out rows": data,
+    }
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ from preftune.errors import CheckpointError, PreftuneError
 from preftune.training import checkpoint
 from preftune.training.earlier_run import WRITING
 from preftune.training.manifest import write_manifest
-from preftune.training.same_run import facts_of
+from preftune.training.same_run import best_by, facts_of
 from preftune.training.saved_model import SavingTrainer
 from preftune.training.stopping import StopSignals, error_of
 from preftune.whole_file import sync
@@ -127,6 +127,7 @@ class CheckpointedTrainer(SavingTrainer):
                     "last_logged": self._globalstep_last_logged,
                     "spent": self.limits.state(),
                     "ended": self._ended_by(),
+                    "best_by": best_by(self),
                 }
                 checkpoint.save_state(folder, content, rank=self.args.process_index)
         except (OSError, RuntimeError, SafetensorError) as error:
