@@ -163,6 +163,23 @@ def test_a_reward_on_the_base_changes_nothing_of_it(tmp_path: Path, of_reward, o
     assert shared == (not of_reward and not of_policy)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_base_that_was_changed_in_memory_is_not_shared(tmp_path: Path, dtype: str) -> None:
+    """A supervised adapter that was merged in memory: the model still has the name of its base."""
+    from preftune.evaluation.reward_model import load_reward_model
+
+    base = save_tiny(tmp_path / "base")
+    saved = save_reward(tmp_path / "reward", base)
+    tuned = get_peft_model(load_model(base, dtype=dtype), lora(init_lora_weights=False)).merge_and_unload()
+    assert tuned.config._name_or_path == base
+    run = trainer(tmp_path / "run", tuned, reward=None, reward_model=[saved])
+    items = [("tell: ", "abc hello", {})]
+    (scorer,) = run.score._scorers
+    assert scorer.score_all(items) == pytest.approx(load_reward_model(saved).score_all(items), abs=1e-5)
+    again = trainer(tmp_path / "again", load_model(base, dtype=dtype), reward=None, reward_model=[saved])
+    assert any(REWARD in name for name, _ in again.model.named_parameters())
+
+
 def test_a_policy_that_no_second_adapter_can_stand_beside(tmp_path: Path) -> None:
     from peft import AdaLoraConfig
 

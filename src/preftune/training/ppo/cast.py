@@ -12,6 +12,7 @@ from torch import nn
 
 from preftune.errors import ConfigError, ModelError
 from preftune.evaluation.generation import base_changed_by
+from preftune.models.load import locate_base
 from preftune.models.locate import locate
 from preftune.models.roles import (
     POLICY,
@@ -25,6 +26,7 @@ from preftune.models.roles import (
     separate_value,
     value_adapter,
 )
+from preftune.models.same_weights import changed_weight
 from preftune.training.dropout import dropout_off
 from preftune.training.online.scoring import as_spec
 
@@ -114,7 +116,8 @@ def _parts_the_base(model: Any, reward: str) -> str:
         return "its adapter is of another type than the policy's"
     if getattr(ours, "trainable_token_indices", None):
         return "the policy's adapter trains tokens of its own"
-    return ""
+    changed = changed_weight(model, locate_base(locate(reward)))
+    return f"{changed} of the policy's base is another one than in its files" if changed else ""
 
 
 def _value(model: Any, args: Any, reward: Scalar | None, *, packed: bool) -> tuple[Scalar, str]:
