@@ -158,8 +158,31 @@ STATES = {
     "rope": lambda m: m.get_base_model().model.rotary_emb.inv_freq.mul_(0.25),
     "rope's scale": lambda m: setattr(m.get_base_model().model.rotary_emb, "attention_scaling", 1.1),
     "scale of attention": lambda m: setattr(m.get_base_model().model.layers[1].self_attn, "scaling", 0.3),
+    "activation": lambda m: setattr(m.get_base_model().model.layers[1].mlp, "act_fn", torch.nn.GELU()),
     "epsilon": lambda m: setattr(m.get_base_model().model.norm, "variance_epsilon", 1e-3),
 }
+
+
+@pytest.mark.parametrize(("name", "value"), [("top_k", 1), ("norm_topk_prob", True)])
+def test_how_many_experts_are_asked_counts_where_the_module_says_it(name, value):
+    model = random_model("qwen3_moe").eval()
+    before = of(model)
+    assert of(copy.deepcopy(model)) == before
+    for module in model.modules():
+        if name in vars(module):
+            setattr(module, name, value)
+    assert of(model) != before
+
+
+def test_where_a_sparse_adapters_numbers_stand_counts():
+    from peft import ShiraConfig
+
+    model = get_peft_model(random_model(), ShiraConfig(r=2, target_modules=["q_proj"], random_seed=1))
+    before = of(model)
+    assert of(copy.deepcopy(model)) == before
+    indices = model.base_model.model.model.layers[0].self_attn.q_proj.shira_indices
+    indices["default"] = (indices["default"] + 1) % 8
+    assert of(model) != before
 
 
 @pytest.mark.parametrize("change", STATES)

@@ -40,6 +40,12 @@ _IRRELEVANT_OF_ADAPTERS = frozenset(
 )
 
 
+# Whole numbers and switches that modules read when they compute. (Others change by themselves: the longest sequence so
+# far, flags of training and checkpointing.)
+_COUNTS = frozenset("top_k num_experts_per_tok norm_topk_prob n_group topk_group sliding_window".split())
+_ACTIVATIONS = ("act", "act_fn", "activation_fn", "activation")
+
+
 @dataclass(frozen=True, slots=True)
 class Numerics:
     """How scores are computed. Another device, kernel or dtype gives other roundings, so it is another address."""
@@ -120,6 +126,10 @@ def _states_of_adapters(model: nn.Module) -> Iterator[str]:
         scaling = getattr(module, "scaling", None)
         scales = sorted((key, float(value)) for key, value in scaling.items()) if isinstance(scaling, dict) else scaling
         yield f"{name} {on} {merged} {scales}"
+        for key, table in sorted(vars(module).items()):  # where SHiRA's numbers stand is in no parameter
+            if isinstance(table, dict) and not key.startswith("_"):
+                places = [(at, t) for at, t in table.items() if isinstance(t, Tensor) and not t.is_floating_point()]
+                yield from (f"{key} {at} {xxhash.xxh3_128(_bytes(t)).hexdigest()}" for at, t in sorted(places))
 
 
 def _is_adapter_layer(module: nn.Module) -> bool:
@@ -128,15 +138,18 @@ def _is_adapter_layer(module: nn.Module) -> bool:
 
 
 def _numbers_of(model: nn.Module) -> Iterator[str]:
-    """Numbers that modules hold as plain attributes (epsilons, scales of attention, embeddings, rope), where anybody
-    can change them without the config. Dropout is off when scores are computed.
+    """Numbers that modules hold as plain attributes (epsilons, scales of attention, embeddings, rope, how many experts
+    are asked), where anybody can change them without the config, and which activation stands in its place. Dropout is
+    off when scores are computed.
     """
     for name, module in sorted(model.named_modules(), key=lambda item: _canonical(item[0])):
         if _is_adapter_layer(module):
             continue
         for key, value in sorted(vars(module).items()):
-            if isinstance(value, float) and key != "p" and "drop" not in key:
+            if (isinstance(value, float) and key != "p" and "drop" not in key) or key in _COUNTS:
                 yield f"{_canonical(name)}.{key}={value!r}"
+        if name.rpartition(".")[2] in _ACTIVATIONS:
+            yield f"{_canonical(name)} is {type(module).__qualname__}"
 
 
 def completion_key(prompt_ids: Sequence[int], completion_ids: Sequence[int], spans: Sequence[Span] = ()) -> bytes:
