@@ -21,6 +21,13 @@ def test_a_file_is_replaced_with_the_rights_of_any_new_file(tmp_path: Path) -> N
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_write_that_fails_names_the_file_and_not_the_temporary_one(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with pytest.raises(OSError) as caught:
+        write_whole(tmp_path / "file", b"new")
+    assert caught.value.filename == str(tmp_path / "file")
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")

@@ -42,8 +42,10 @@ def write_whole(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is not None:
+            error.filename = str(path)  # nobody knows the temporary one
         raise
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,21 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
         label(tmp_path / "no.jsonl", tmp_path / "p.jsonl", ByScore(letters))
     with pytest.raises(DatasetError, match="holds no samples"):
         label(tmp_path / "mine.jsonl", tmp_path / "p.jsonl", ByScore(letters))
+
+
+def test_a_labelling_that_is_killed_between_its_files_can_be_repeated(tmp_path: Path, monkeypatch) -> None:
+    samples = write_samples(tmp_path / "s.jsonl", ANSWERS)
+    replace = os.replace
+
+    def killed(source: Any, target: Any) -> None:
+        replace(source, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        label(samples, tmp_path / "p.jsonl", ByScore(letters))
+    monkeypatch.setattr(os, "replace", replace)
+    assert label(samples, tmp_path / "p.jsonl", ByScore(letters)).pairs == 2
 
 
 # --- verdicts ---

@@ -61,7 +61,6 @@ def label(
     for group, rated in zip(groups, rater.rate(groups, counts, progress), strict=True):
         rows += _pairs(group, rated, counts, which=which, min_gap=min_gap, scale=margin_from_scores)
     counts.pairs = len(rows)
-    write_lines(output, rows)
     used = {
         "judge": rater.name,
         "pairs": which,
@@ -76,6 +75,7 @@ def label(
         manifest_of(output),
         {"preftune": __version__, "settings": used, "data": source, "counts": asdict(counts)},
     )
+    write_lines(output, rows)  # last: pairs without their manifest would be taken for somebody else's
     return counts
 
 
