@@ -278,6 +278,8 @@ def test_a_run_that_ended_and_was_killed_before_it_saved_its_weights_is_complete
     assert (record["outcome"], record["steps"]) == ("finished", 8)
     assert record["result"]["train_loss"] == pytest.approx(sum(logged(made)) / 8, rel=1e-6)
     assert logged(again, "train_loss")[-1] == pytest.approx(sum(logged(made)) / 8, rel=1e-6)
+    assert record["result"]["epoch"] == pytest.approx(made.state.epoch)
+    assert len([line for line in metrics(tmp_path) if "train_loss" in line]) == 1
 
 
 @pytest.mark.parametrize("end", [{"max_steps": 8}, {"max_steps": -1, "num_train_epochs": 1}, {"max_train_tokens": 200}])

@@ -62,6 +62,8 @@ class ByComparison:
         self._judge, self._again = judge, again
         self._symmetric = bool(getattr(judge, "symmetric", False))
         self.name = judge_name(judge)
+        self.keys = [getattr(judge, "cache_key", None)]
+        """The content address of the judge, if it has one."""
 
     def questions(self, groups: Sequence[Group]) -> list[Question]:
         """All that has to be asked."""

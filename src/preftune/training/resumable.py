@@ -226,7 +226,7 @@ class ResumableTrainer(CheckpointedTrainer):
         self.recall(state)
         self.limits.restore(state.get("spent"))
         loss = (state.get("total_loss", 0.0) + state.get("loss", 0.0)) / max(1, choice.step)
-        metrics = {"train_loss": loss}
+        metrics = {"train_loss": loss, "epoch": self.state.epoch}
         self._on_first_rank(lambda: self._clear(choice, restarted=False))
         if self.is_world_process_zero():
             self._record.begin(resumed_step=choice.step)

@@ -30,7 +30,9 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Drop the lines of steps after `step`, and lines that are no records, as one that a crash left unfinished."""
+    """Drop the lines of steps after `step`, the sums of a whole run (this is not its end any more), and lines that are
+    no records, as one that a crash left unfinished.
+    """
     if not path.exists():
         return
     kept = []
@@ -39,7 +41,9 @@ def cut_back(path: Path, step: int) -> None:
             record = json.loads(line)
         except (ValueError, RecursionError):  # of bad UTF-8 too
             continue
-        if isinstance(record, dict) and isinstance(at := record.get("step", 0), int | float) and at <= step:
+        if not isinstance(record, dict) or "train_loss" in record:
+            continue
+        if isinstance(at := record.get("step", 0), int | float) and at <= step:
             kept.append(line)
     write_whole(path, b"".join(line + b"\n" for line in kept))
 

@@ -56,6 +56,7 @@ def facts_of(trainer: Any) -> dict[str, Any]:
         "data": {"rows": len(trainer.train_dataset), "fingerprint": trainer.train_dataset.fingerprint},
         "adapter": _adapter(trainer.model),
         "base": _base(trainer.model),
+        "rated with": getattr(trainer, "rated_with", None),
         "ends": {name: plain(getattr(args, name, None)) for name in EXTENDS},
     }
     return dict(plain(facts))
@@ -90,6 +91,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         ]
     if None not in (before.get("base"), now["base"]) and before["base"] != now["base"]:
         found.append("the weights of the base model")
+    if None not in (before.get("rated with"), now["rated with"]) and before["rated with"] != now["rated with"]:
+        found.append("what rates the answers (another model of that name, or other settings of it)")
     return found
 
 

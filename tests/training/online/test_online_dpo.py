@@ -109,6 +109,33 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
     assert all(torch.equal(mine[name], theirs[name]) for name in mine if "lora_" in name)
 
 
+def test_samples_of_a_resumed_run_are_those_of_one_that_was_never_interrupted(tmp_path: Path) -> None:
+    options = {"judge": by_letters, "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "guard": "warn"}
+    trainer(tmp_path, **options).train()
+    before = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    trainer(tmp_path, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    after = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [line | {"time": 0} for line in after] == [line | {"time": 0} for line in before]
+
+
+class Version:
+    """A scorer with a content address, as models have one."""
+
+    def __init__(self, cache_key: str) -> None:
+        self.cache_key = cache_key
+
+    def __call__(self, prompt: Any, answer: str, row: Any) -> float:
+        return letters(prompt, answer, row)
+
+
+def test_a_run_is_not_resumed_under_another_judge_of_the_same_name(tmp_path: Path) -> None:
+    options = {"save_strategy": "steps", "save_steps": 2}
+    trainer(tmp_path, judge=Version("one"), max_steps=2, **options).train()
+    with pytest.raises(ConfigError, match="what rates the answers"):
+        trainer(tmp_path, judge=Version("two"), max_steps=4, **options).train(resume_from_checkpoint=True)
+    trainer(tmp_path, judge=Version("one"), max_steps=4, **options).train(resume_from_checkpoint=True)
+
+
 def test_a_judge_by_name(tmp_path: Path) -> None:
     torch.manual_seed(0)
     settings = config(tmp_path, judge="longer")

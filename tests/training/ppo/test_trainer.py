@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from preftune.errors import ConfigError, DatasetError, ModelError, RequestError
@@ -104,6 +105,18 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-4/preftune_manifest.json").unlink()
     with pytest.raises(ConfigError, match="holds no value function"):
         trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+@pytest.mark.parametrize("on_base", [True, False])
+def test_a_run_is_not_resumed_with_another_reward_model_of_the_same_name(on_base: bool, tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base")
+    saved = save_reward(tmp_path / "reward", base if on_base else save_tiny(tmp_path / "other", seed=5))
+    options = {"reward": None, "reward_model": [saved], "save_strategy": "steps", "save_steps": 4}
+    trainer(tmp_path / "run", base, **options).train()
+    file = tmp_path / "reward" / "adapter_model.safetensors"
+    save_file({name: weight * 2 for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match="what rates the answers"):
+        trainer(tmp_path / "run", base, max_steps=8, **options).train(resume_from_checkpoint=True)
 
 
 def test_one_base_plays_every_role(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from preftune.errors import ConfigError
 from preftune.evaluation.answer_groups import Group, LabelCounts
 from preftune.evaluation.judge_specs import open_judge
 from preftune.evaluation.ranking import rank
-from preftune.evaluation.rating import ByComparison, Rated, Rater
+from preftune.evaluation.rating import ByComparison, Rated
 from preftune.evaluation.user_rules import adapted
 from preftune.losses import get_loss
 from preftune.training.metrics import PER_PAIR, pair_metrics
@@ -63,7 +63,7 @@ class OnlineDPOTrainer(OnlineTrainer):
         self.answers_per_prompt = args.num_generations
         self.loss_function = get_loss(args.loss)
         self._rater = _rater(judge, args, self._opened)
-        self.rated_by = self._rater.name
+        self.rated_by, self.rated_with = self._rater.name, self._rater.keys
         super().__init__(model, args, train_dataset, **options)
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(list(self._tag_names))
@@ -141,7 +141,7 @@ class _ByScore:
     """Rates every answer by itself; keeps nothing, where answers never come again."""
 
     def __init__(self, score: Score) -> None:
-        self._score, self.name = score, score.name
+        self._score, self.name, self.keys = score, score.name, score.keys
 
     def rate(self, groups: Sequence[Group], counts: LabelCounts, progress: Any) -> Iterator[Rated]:
         items = [(group.prompt, answer, group.row) for group in groups for answer in group.judged]
@@ -150,7 +150,7 @@ class _ByScore:
             yield Rated([next(found) for _ in group.judged])
 
 
-def _rater(judge: Any, args: OnlineDPOConfig, opened: ExitStack) -> Rater:
+def _rater(judge: Any, args: OnlineDPOConfig, opened: ExitStack) -> _ByScore | ByComparison:
     if args.reward_model:
         scores = open_score(args.reward_model, opened, ensemble=args.reward_ensemble, options=judge_options(args))
         return _ByScore(scores)

@@ -48,6 +48,8 @@ class Score:
         """
         self._scorers, self._ensemble, self._thoughts = list(scorers), ensemble, thoughts
         self.name = " + ".join(judge_name(scorer) for scorer in scorers)
+        self.keys = [getattr(scorer, "cache_key", None) for scorer in scorers]
+        """Content addresses, of those that have one."""
 
     def __call__(self, rollouts: Sequence[Rollout]) -> Scores:
         judged = (one.judged(thoughts=self._thoughts) for one in rollouts)

@@ -140,6 +140,8 @@ class OnlineTrainer(ResumableTrainer):
 
     rated_by: str
     """Who says what is good, for people."""
+    rated_with: list[str | None]
+    """Their content addresses; None for a rule of the user's."""
 
     @property
     def sampled(self) -> int:

@@ -193,11 +193,11 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def begin(self, *, resumed_step: int | None) -> None:
         """Forget what an earlier run in this folder left, or what a resumed one will write again."""
-        for name in ("samples.jsonl", "guard.jsonl"):
+        for name, later in (("samples.jsonl", 1), ("guard.jsonl", 0)):  # answers are sampled after their step is saved
             if resumed_step is None:
                 (self._folder / name).unlink(missing_ok=True)
             else:
-                cut_back(self._folder / name, resumed_step)
+                cut_back(self._folder / name, resumed_step - later)
         detail("guard: it looks at the answers that are sampled anyway, and compares them with the first round's.")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from preftune.errors import ModelError
-from preftune.evaluation.model_source import ModelSource
+from preftune.evaluation.model_source import ModelSource, contents
 from preftune.evaluation.reward_model import RewardModel
 from preftune.evaluation.reward_texts import form_of
 from preftune.types import TokenizedGroup
@@ -29,8 +29,9 @@ class RewardOnBase(RewardModel):
         """
         source = ModelSource(name)
         loaded = (policy, source.tokenizer)
-        # every answer is new, so scores are not kept, and the identity is of no use
-        super().__init__(lambda: loaded, name=f"reward:{name}", identity=name, form=form_of(source.place.name))
+        # every answer is new, so scores are not kept: the identity tells a resumed run whether it is the same one
+        identity = contents(source.place).hex()
+        super().__init__(lambda: loaded, name=f"reward:{name}", identity=identity, form=form_of(source.place.name))
         self._loaded = loaded  # the policy stays in the mode that it is in
         self._measure = measure
 

@@ -82,7 +82,7 @@ class PPOTrainer(OnlineTrainer):
         for line in self.cast.lines:
             say(line)
         self.score = self._scorer()
-        self.rated_by = self.score.name
+        self.rated_by, self.rated_with = self.score.name, self.score.keys
         return self.cast.trained
 
     def _scorer(self) -> Score:
