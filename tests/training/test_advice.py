@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from preftune import SFTConfig, SFTTrainer
 from preftune.cli.train_command import _finish
 from preftune.errors import ConfigError, PreftuneError
 from preftune.evaluation.next_steps import next_steps
@@ -16,6 +17,9 @@ from preftune.training.advice import advise
 from preftune.training.arguments import check_evaluation
 from preftune.training.guard.figures import Facts
 from preftune.training.metrics import PER_PAIR
+from tiny import rows, tiny_model, tiny_tokenizer
+
+from .dpo_runs import trainer
 
 
 def advice(rate: float, *, pairs: int = 20_000, full: bool = False) -> str:
@@ -180,3 +184,18 @@ def test_a_base_model_that_ships_a_template_is_recognised(tmp_path: Path, caplog
     with caplog.at_level("INFO", logger="preftune"):
         DPOTrainer(model=model, args=args, train_dataset=chat_rows(8), processing_class=tokenizer)
     assert ("probably a base model" in caplog.text) == says
+
+
+def test_evaluation_prompts_that_are_trained_on_are_counted(tmp_path: Path, caplog) -> None:
+    with caplog.at_level("INFO", logger="preftune"):
+        trainer(tiny_model(), tmp_path / "a", data=rows(8), eval_dataset={"seen": rows(12), "new": rows(4, start=40)})
+    assert "8 of 12 evaluation prompts (seen) are trained on too" in caplog.text
+    assert "(new)" not in caplog.text
+    caplog.clear()
+    texts = [{"text": f"The {word} is here."} for word in ("cat", "dog", "owl")]
+    with caplog.at_level("INFO", logger="preftune"):
+        settings = SFTConfig(output_dir=str(tmp_path / "b"), report_to=[])
+        SFTTrainer(
+            tiny_model(), args=settings, train_dataset=texts[:2], eval_dataset=texts, processing_class=tiny_tokenizer()
+        )
+    assert "are trained on too" not in caplog.text  # the first token alone is no prompt

@@ -185,8 +185,16 @@ class GroupDataset(Sequence[TokenizedGroup]):
     @property
     def prompts(self) -> int:
         """Distinct prompts."""
+        return len(self.prompt_hashes())
+
+    def prompt_hashes(self, *, least: int = 0) -> set[int]:
+        """Hashes of the distinct prompts of `least` tokens and more; good for this process only."""
         starts = self._segments.tolist()
-        return len({self._tokens[starts[i] : starts[i + 1]].tobytes() for i in self._groups[:-1].tolist()})
+        return {
+            hash(self._tokens[starts[i] : starts[i + 1]].tobytes())
+            for i in self._groups[:-1].tolist()
+            if starts[i + 1] - starts[i] >= least
+        }
 
     @property
     def segment_lengths(self) -> NDArray[np.int64]:

@@ -260,7 +260,21 @@ def prepare_all(
         raise ConfigError("`train_dataset` is required: pass a dataset, a list of dicts, a path or a hub id.")
     groups, report = prepare(train, "train")
     eval_groups, reports = prepare_held_out(held_out, prepare)
+    for name, part in (eval_groups if isinstance(eval_groups, Mapping) else {"": eval_groups}).items():
+        if part is not None:
+            _say_shared(groups, part, f"evaluation prompts{f' ({name})' if name else ''}")
     return groups, eval_groups, reports if report is None else {"train": report, **reports}
+
+
+def _say_shared(train: GroupDataset, held_out: GroupDataset, what: str) -> None:
+    """What is measured on prompts that are trained on is memory. A prompt of one token is none: plain texts have it."""
+    asked = held_out.prompt_hashes(least=2)
+    shared = len(asked & train.prompt_hashes(least=2)) if asked else 0
+    if shared:
+        say(
+            f"{shared:,} of {len(asked):,} {what} are trained on too, so their numbers show memory. Keep a prompt on "
+            "one side: eval_fraction (--eval_fraction 0.05), or preftune convert --split 0.05 --by prompt."
+        )
 
 
 def prepare_held_out(
