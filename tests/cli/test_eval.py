@@ -224,6 +224,16 @@ def test_a_judge_that_only_stammers_is_no_evidence(preftune, server, questions, 
     assert (read(tmp_path / "out")["unjudged"], read(tmp_path / "out")["wins"]) == (0, 6)
 
 
+@pytest.mark.parametrize(("judge", "missing"), [("exact", "no expected answer"), ("key-fact", "no usable 'key_fact'")])
+def test_rows_without_a_key_are_told_before_answers_are_paid_for(
+    preftune, server, questions, tmp_path: Path, judge: str, missing: str
+) -> None:
+    result = preftune(*duel(server, questions, tmp_path / "out", "--judge", judge))
+    assert result.code == 2
+    assert missing in result.err
+    assert server.asked == []
+
+
 def test_position_bias_is_told(preftune, server, questions, tmp_path: Path) -> None:
     server.answer = lambda body: '{"better": "A"}' if body["model"] == "judge" else said(body)
     result = preftune(*duel(server, questions, tmp_path / "out"))

@@ -87,6 +87,9 @@ def _compare(
     from preftune.evaluation.records import prepare_folder
 
     rows = _rows(asked, match)
+    needs = getattr(judge.judge, "needs", None)
+    for row in rows if needs is not None else ():
+        needs(row)
     prepare_folder(folder)
     _tell_what_changes(folder, match)
     _before_answering(match, rows, folder)

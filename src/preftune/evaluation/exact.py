@@ -71,6 +71,8 @@ class ExactJudge:
 
     name = "exact"
     symmetric = True
+    needs = staticmethod(expected_answers)
+    """Raises what is missing in a row, before answers are paid for."""
 
     def __call__(self, prompt: Text, answer_a: str, answer_b: str, row: Mapping[str, Any]) -> Judgement:
         right_a, right_b = is_exact(answer_a, row), is_exact(answer_b, row)

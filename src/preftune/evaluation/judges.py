@@ -137,6 +137,8 @@ class KeyFactJudge:
 
     name = "key-fact"
     symmetric = True
+    needs = staticmethod(key_facts)
+    """Raises what is missing in a row, before answers are paid for."""
 
     def __call__(self, prompt: Text, answer_a: str, answer_b: str, row: Mapping[str, Any]) -> Judgement:
         correct_a, correct_b = is_correct(answer_a, row), is_correct(answer_b, row)
