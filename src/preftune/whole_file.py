@@ -44,8 +44,8 @@ def write_whole(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is not None:
-            error.filename = str(path)  # nobody knows the temporary one
+        if isinstance(error, OSError) and error.errno is not None:
+            error.filename = str(path)  # nobody knows the temporary one, and a full disk names none
         raise
 
 

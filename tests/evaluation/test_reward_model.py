@@ -167,3 +167,11 @@ def test_rows_behind_virtual_tokens_are_scored_alone():
     scorer = RewardModel.held(model, tiny_tokenizer(), name="reward")
     items = [("hi", "no", {}), ("hi there, how are you?", "a longer answer", {})]
     assert scorer.score_all(items) == [scorer.score_all([item])[0] for item in items]
+
+
+def test_torn_weights_are_named(tmp_path: Path) -> None:
+    folder = Path(saved(tmp_path / "rm"))
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="are damaged or were copied in part"):
+        load_reward_model(str(folder)).score_all([("p", "a", {})])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -228,3 +229,13 @@ def test_models_of_tutorials_are_known_offline(asked, meant, monkeypatch):
     with pytest.raises(ModelError) as caught:
         locate(meant)
     assert "Did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "run/checkpoint-2"])
+def test_torn_weights_are_named(name: str, shelf: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "torn"
+    shutil.copytree(shelf / name, folder)
+    (file,) = folder.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=f"The weights in {folder} are damaged or were copied in part"):
+        load_model(folder)

@@ -267,6 +267,25 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, caplog):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("there", ["checkpoint", "none"])
+def test_a_finished_run_whose_weights_are_torn_takes_them_from_its_last_checkpoint(there, tmp_path, caplog):
+    made = run(tmp_path)
+    made.save_model()
+    file = tmp_path / "adapter_model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    if there == "none":
+        shutil.rmtree(tmp_path / "checkpoint-8")
+        with pytest.raises(CheckpointError, match=f"the run in {tmp_path} is finished, and its weights cannot be read"):
+            run(tmp_path, resume="auto")
+        return
+    again = run(tmp_path, resume="auto")
+    assert f"they are taken from {tmp_path / 'checkpoint-8'}" in caplog.text
+    assert same_weights(again, made)
+    again.save_model()
+    assert file.read_bytes() == whole
+
+
 def test_a_run_that_ended_and_was_killed_before_it_saved_its_weights_is_completed_without_a_step(tmp_path):
     made = run(tmp_path)
     facts = json.loads((tmp_path / "run.json").read_text()) | {"outcome": "running"}

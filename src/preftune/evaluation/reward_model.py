@@ -12,6 +12,7 @@ from preftune.evaluation.chat_judge import as_transcript
 from preftune.evaluation.model_source import ModelSource, identity_in_memory
 from preftune.evaluation.reward_texts import Form, form_of, trained_ids
 from preftune.evaluation.verdicts import VerdictCache, verdict_key
+from preftune.models.damage import whole_weights
 from preftune.models.locate import locate
 from preftune.types import Text
 
@@ -198,7 +199,7 @@ def _load(source: ModelSource, dtype: str, trust_remote_code: bool) -> tuple[Any
         options["num_labels"] = 1
     try:
         labels = AutoConfig.from_pretrained(place.name, **options).num_labels
-        with quiet_transformers():
+        with quiet_transformers(), whole_weights(place.name):
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 place.name, dtype=parse_dtype(dtype), output_loading_info=True, **options
             )

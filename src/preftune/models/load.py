@@ -14,6 +14,7 @@ import torch
 from preftune.errors import ModelError
 from preftune.log import warn
 from preftune.models.config_size import check_config_size
+from preftune.models.damage import whole_weights
 from preftune.models.four_bit import keep_as_loaded
 from preftune.models.locate import Location, locate
 from preftune.models.precision import decide_precision
@@ -222,7 +223,7 @@ def attach_adapter(
     if adapter.local_files_only:
         options["local_files_only"] = True
     try:
-        with quiet_peft():
+        with quiet_peft(), whole_weights(adapter.name):
             fit_embeddings(model, adapter)
             attached = PeftModel.from_pretrained(model, adapter.name, is_trainable=is_trainable, **options)
     except (RuntimeError, ValueError, KeyError, OSError) as error:
@@ -343,7 +344,7 @@ def load_pretrained(loader: Any, place: Location, *, revision: str | None, optio
     if place.local_files_only:
         extra["local_files_only"] = True
     try:
-        with quiet_transformers():
+        with quiet_transformers(), whole_weights(place.name):
             found = loader.from_pretrained(source, **extra, **options)
     except ImportError as error:
         cure = " Install it with: pip install 'preftune[quant]'" if "bitsandbytes" in str(error) else ""

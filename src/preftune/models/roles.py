@@ -24,6 +24,7 @@ from preftune.logps.fast_layers import quicken
 from preftune.logps.states import completion_states, prepare_trunk, token_states, trunk_of
 from preftune.models.adapters import quiet_peft
 from preftune.models.config_size import check_config_size
+from preftune.models.damage import whole_weights
 from preftune.models.load import locate_base, parse_dtype
 from preftune.models.locate import Location, locate
 from preftune.models.quiet import quiet_transformers
@@ -219,12 +220,12 @@ def load_trunk(
         config = AutoConfig.from_pretrained(place.name, **options)
         classifier = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
         if classifier and config.num_labels == 1:
-            with quiet_transformers():
+            with quiet_transformers(), whole_weights(place.name):
                 model = AutoModelForSequenceClassification.from_pretrained(
                     place.name, dtype=parse_dtype(dtype), **options
                 )
             return trunk_of(model), model.score
-        with quiet_transformers():
+        with quiet_transformers(), whole_weights(place.name):
             return AutoModel.from_pretrained(place.name, dtype=parse_dtype(dtype), **options), None
     except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
         cause = " ".join(str(error).split())[:300]

@@ -17,8 +17,8 @@ from accelerate.utils import broadcast_object_list
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
-from preftune.errors import ConfigError, PreftuneError
-from preftune.log import say
+from preftune.errors import CheckpointError, ConfigError, PreftuneError
+from preftune.log import say, warn
 from preftune.models.locate import run_of_weights, write_run_of_weights
 from preftune.training import memory
 from preftune.training.arguments import say_unwatched
@@ -207,9 +207,8 @@ class ResumableTrainer(CheckpointedTrainer):
         output, facts = Path(self.args.output_dir), run_facts(Path(self.args.output_dir))
         finished = self._on_first_rank(lambda: self._is_finished(choice, facts) and not self._resume_changed)
         if finished or choice is None:
-            with _files_alone(output) as final:
-                self._load_from_checkpoint(final)
-        else:
+            finished = self._loaded_final(output, choice, facts)
+        if choice is not None and not finished:
             self._load_from_checkpoint(str(choice.folder))
         if choice is not None:
             self.state = TrainerState.load_from_json(str(choice.folder / "trainer_state.json"))
@@ -234,6 +233,21 @@ class ResumableTrainer(CheckpointedTrainer):
         self.log(dict(metrics))
         self._record.end(self, "finished", state.get("spent") or {}, **self.result_facts(), result=metrics)
         return TrainOutput(choice.step, loss, metrics)
+
+    def _loaded_final(self, output: Path, choice: Choice | None, facts: Mapping[str, Any]) -> bool:
+        """Whether the final weights could be loaded; False where a checkpoint holds the same ones."""
+        try:
+            with _files_alone(output) as final:
+                self._load_from_checkpoint(final)
+        except CheckpointError as error:
+            if choice is None or choice.step != facts.get("steps"):
+                raise CheckpointError(
+                    f"the run in {output} is finished, and its weights cannot be read ({error.__cause__}). Go on from "
+                    "a checkpoint of it (--resume FOLDER), or train again with --overwrite."
+                ) from error
+            warn(f"the weights in {output} cannot be read ({error.__cause__}); they are taken from {choice.folder}.")
+            return False
+        return True
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
