@@ -181,3 +181,30 @@ def test_dropout_of_the_model_itself_is_off_too(tmp_path):
     run = trainer(tiny_model(attention_dropout=0.5), tmp_path, max_steps=1)
     run.train()
     assert logged(run)[0] == pytest.approx(LN2, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5", "poly"])
+def test_what_is_no_causal_language_model_is_refused(tmp_path, kind):
+    """Engine and naive path agree about a model that looks ahead, too."""
+    from peft import PolyConfig, get_peft_model
+    from transformers import BertConfig, BertLMHeadModel, T5Config, T5ForConditionalGeneration
+
+    from preftune.errors import ModelError
+
+    sizes = {"vocab_size": 264, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model, message = {
+        "bert": (
+            lambda: BertLMHeadModel(BertConfig(**sizes, intermediate_size=48, initializer_range=0.3)),
+            "is no causal language model",
+        ),
+        "t5": (
+            lambda: T5ForConditionalGeneration(T5Config(vocab_size=264, d_model=32, num_layers=2)),
+            "has an encoder and a decoder",
+        ),
+        "poly": (
+            lambda: get_peft_model(tiny_model(), PolyConfig(r=4, n_skills=2, n_splits=2, target_modules=["q_proj"])),
+            "asks for the task of every row",
+        ),
+    }[kind]
+    with pytest.raises(ModelError, match=message):
+        trainer(model(), tmp_path).train()

@@ -52,8 +52,14 @@ def prepare_model(
         raise ConfigError(f"{given} is for a model given by name; this model is loaded already. Leave {given} out.")
     if not isinstance(model, nn.Module):
         raise ModelError(f"model is a {type(model).__name__}: pass a model, a hub id or a folder.")
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise ModelError(
+            f"{type(model).__name__} has an encoder and a decoder, and preftune trains decoders alone. Give a causal "
+            "language model (Llama, Qwen, Gemma, ...)."
+        )
     if peft_config is not None:
         model = add_adapter(model, peft_config)
+    _refuse_tasks(model)
     devices = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()} - {"cpu", "disk"}
     if len(devices) > 1:
         raise ModelError(
@@ -79,6 +85,17 @@ def prepare_model(
     if args.disable_dropout:
         dropout_off(model)
     return model
+
+
+def _refuse_tasks(model: Any) -> None:
+    """Raises: ModelError for an adapter that must be told which task a row is of."""
+    for name, config in (getattr(model, "peft_config", None) or {}).items():
+        kind = str(getattr(config.peft_type, "value", config.peft_type))
+        if kind in ("POLY", "MULTITASK_PROMPT_TUNING"):
+            raise ModelError(
+                f"adapter {name!r} ({kind}) asks for the task of every row, which preference data do not have. Use "
+                "LoRA, or prompt tuning."
+            )
 
 
 def seed(args: DPOConfig) -> None:

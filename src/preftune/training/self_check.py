@@ -10,6 +10,7 @@ A failure stops the run with a named cause. Rounding never does: tolerances foll
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from preftune.errors import NonFiniteError, ReferenceMismatchError, SelfCheckError
-from preftune.logps import Engine, naive_logps, plain_layers
-from preftune.reference import ReferenceScores, inference
-from preftune.types import GroupLogps, PackedBatch
+from preftune.errors import ModelError, NonFiniteError, ReferenceMismatchError, SelfCheckError
+from preftune.logps import Engine, naive_logps, pack, plain_layers
+from preftune.reference import ReferenceScores, adapters_off, inference, unwrap
+from preftune.types import GroupLogps, PackedBatch, TokenizedGroup
 
 # Mean and largest difference per token, in nats, that rounding can explain between the engine and the naive path.
 # Half-precision trunks of different kernels differ by a few hundredths on average; a wrong mask or position differs by
@@ -32,6 +33,9 @@ _ENGINE_TOLERANCE = {torch.float32: (1e-3, 2e-2), torch.bfloat16: (0.1, 1.5), to
 _REFERENCE_TOLERANCE = (1e-3, 2e-2)
 
 _MOST_SKIPPED = 30
+
+_GLANCE = 32
+"""Tokens that are enough to see whether a model looks ahead, and too few for a rope that changes with the length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,7 @@ def check_engine(
 
     Returns: the engine's scores, the largest difference per token, and the mean and largest that rounding may make.
     Raises:
+        ModelError: the model sees what stands behind a token.
         NonFiniteError: the model's scores are NaN or infinite as it was received.
         SelfCheckError: the engine computes something else than the naive path.
     """
@@ -132,6 +137,7 @@ def check_engine(
             "damaged, or overflow in this precision. Nothing was trained. Check that the model generates text, and use "
             "bf16 or float32 instead of fp16."
         )
+    check_causal(model, batch, autocast=autocast)
     difference = (policy.token_logps_T - naive).abs()
     mean, largest = float(difference.mean()), float(difference.max())
     dtype = autocast or _compute_dtype(model)
@@ -144,6 +150,31 @@ def check_engine(
             "report this model; engine='naive' trains it, slowly."
         )
     return policy, largest, tolerance
+
+
+def check_causal(model: nn.Module, batch: PackedBatch, *, autocast: torch.dtype | None) -> None:
+    """Score the beginning of a text with and without what follows. Engine and naive path agree about a model that
+    looks ahead as well, and its log-probabilities are none: it was shown the tokens that it is asked for.
+
+    Raises: ModelError, if what follows counts.
+    """
+    group = max(batch.groups, key=lambda group: group.tokens)
+    ids = [*group.prompt_ids, *group.completions[0]][:_GLANCE]
+    half = len(ids) // 2
+    if half < 2:
+        return
+    alone = TokenizedGroup(ids[:1], (ids[1:half],), (), id=group.id)
+    followed = TokenizedGroup(ids[:1], (ids[1:],), (), id=group.id, scored=(((0, half - 1),),))
+    off = adapters_off(model) if hasattr(unwrap(model), "disable_adapter") else nullcontext()  # Lily looks ahead
+    with torch.autocast(batch.input_ids.device.type, autocast, enabled=autocast is not None), inference(model), off:
+        short, long = (naive_logps(model, pack([one]).to(batch.input_ids.device)) for one in (alone, followed))
+    changed = float((short - long).abs().mean())
+    if changed > 3 * _ENGINE_TOLERANCE[autocast or _compute_dtype(model)][0]:
+        raise ModelError(
+            f"{type(unwrap(model)).__name__} is no causal language model: what it says of a token changes with the "
+            f"tokens that follow (by {changed:.2g} nat). Nothing was trained. Give a decoder; of BERT and its like "
+            "one that was trained with is_decoder=True."
+        )
 
 
 def _measured(policy: GroupLogps, reference: GroupLogps, batch: PackedBatch, engine_error: float) -> FirstStep:
