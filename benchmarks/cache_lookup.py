@@ -116,7 +116,7 @@ def fill(folder: Path, completions: int) -> list[Any]:
 
 def timed(folder: Path, groups: list[Any], pairs: int, steps: int, *, cold: bool) -> Iterator[dict[str, float]]:
     """Microseconds of every step, in all and by part; every key must be found."""
-    from preftune.logps.layout import pack
+    from preftune.logps.batch import pack
     from preftune.reference import ReferenceScores
 
     generator = np.random.default_rng(1)

@@ -125,7 +125,7 @@ def in_a_process(kind: str, file: Path, model: str, environment: dict[str, str])
 def tokenize(file: Path, model: str) -> dict[str, Any]:
     """Reads and tokenises, or recalls what was tokenised before."""
     from preftune.data import load_pairs
-    from preftune.data.group_cache import tokenize_or_recall
+    from preftune.data.tokens.cache import tokenize_or_recall
     from preftune.models.load import load_tokenizer
 
     tokenizer = load_tokenizer(model)

@@ -167,8 +167,8 @@ def judgement(folder: Path) -> dict[str, Any]:
 
 def pooled_rate(folder: Path, seeds: Sequence[int], name: str) -> dict[str, Any]:
     """All seeds together; a prompt is one cluster."""
-    from preftune.evaluation.statistics import win_rate
-    from preftune.evaluation.summary import OUTCOME_VALUE
+    from preftune.evaluation.two_models.summary import OUTCOME_VALUE
+    from preftune.statistics.intervals import win_rate
 
     outcomes, prompts = [], []
     for seed in seeds:

@@ -14,7 +14,7 @@ _VERSIONS = ("preftune", "trl", "torch", "transformers", "peft", "accelerate", "
 
 def provenance(command: str) -> dict[str, Any]:
     """Machine, versions, date, and the command that measures it again. No path and no name of this machine."""
-    from preftune.cli.env import environment
+    from preftune.cli.commands.env import environment
 
     facts = environment()
     hardware = dict(facts["hardware"])

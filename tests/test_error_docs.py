@@ -17,8 +17,8 @@ import pytest
 
 import preftune
 from preftune import errors
-from preftune.data.tokenize_report import REASONS
-from preftune.training.refused import REFUSED
+from preftune.data.tokens.report import REASONS
+from preftune.training.config.refused import REFUSED
 
 SOURCE = Path(preftune.__file__).parent
 DOCUMENT = Path(__file__).parent.parent / "docs" / "errors.md"

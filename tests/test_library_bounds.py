@@ -16,13 +16,13 @@ from transformers import Trainer
 ROOT = Path(__file__).parent.parent
 BOUNDED = ("torch", "transformers", "accelerate", "datasets", "peft", "huggingface_hub")
 TRAINERS = (
-    "preftune.training.whole_checkpoint:CheckpointedTrainer",
-    "preftune.training.resumable:ResumableTrainer",
-    "preftune.training.evaluating:EvaluatedTrainer",
-    "preftune.training.base:PackedTrainer",
-    "preftune.training.reward:RewardTrainer",
-    "preftune.training.sft:SFTTrainer",
-    "preftune.training.dpo:DPOTrainer",
+    "preftune.training.record.whole_checkpoint:CheckpointedTrainer",
+    "preftune.training.trainers.resumable:ResumableTrainer",
+    "preftune.training.trainers.evaluation:EvaluatedTrainer",
+    "preftune.training.trainers.base:PackedTrainer",
+    "preftune.training.trainers.reward:RewardTrainer",
+    "preftune.training.trainers.sft:SFTTrainer",
+    "preftune.training.trainers.dpo:DPOTrainer",
     "preftune.training.online.trainer:OnlineTrainer",
     "preftune.training.ppo.trainer:PPOTrainer",
 )

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from preftune import DPOConfig, RewardConfig, SFTConfig
-from preftune.cache_folder import cache_folder, make_private
-from preftune.cli.messages import paragraph, tell
+from preftune.cli.flags.messages import paragraph, tell
 from preftune.errors import ModelError
 from preftune.log import say
 from preftune.models.locate import locate
 from preftune.secret_values import hidden, without_starred
+from preftune.storage.cache_folder import cache_folder, make_private
 from preftune.training.ppo import PPOConfig
 from tests.training.dpo_runs import lora_config, trainer
 from tiny import save_tiny

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from preftune.cli.main import main
-from preftune.data.demonstration_formats import DEMONSTRATION_FORMATS
-from preftune.training.reward import RewardTrainer
+from preftune.data.formats.demonstrations import DEMONSTRATION_FORMATS
+from preftune.training.trainers.reward import RewardTrainer
 from tiny import chat_rows, save_tiny
 
 PAGE = (Path(__file__).parent.parent / "docs" / "sft-and-reward.md").read_text(encoding="utf-8")
@@ -39,7 +39,7 @@ def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     for line in COMMANDS:
         words = shlex.split(line.replace("BASE", base).replace("A,B,C", "runs/reward,runs/reward-merged"))[1:]
         if words[0] == "ppo":  # its own tests run it; here its flags are read
-            from preftune.cli import ppo
+            from preftune.cli.train import ppo
 
             assert all(word in ppo.HELP for word in words if word.startswith("--"))
             continue

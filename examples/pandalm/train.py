@@ -70,7 +70,7 @@ def main() -> None:
 
 def compare(test: Any, rewards: Any) -> dict[str, Any]:
     """Accuracy of the trained model and of the length baseline on the same pairs, intervals clustered by prompt."""
-    from preftune.evaluation.statistics import share
+    from preftune.statistics.intervals import share
 
     prompts = [prompt_of(pair) for pair in test]
     model = [(c > r) + 0.5 * (c == r) for c, r in rewards]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from preftune.evaluation.statistics import mean_interval
+from preftune.statistics.intervals import mean_interval
 
 KL_LEVELS = (1.0, 2.0, 4.0, 6.0, 8.0, 12.0)
 """Nats at which frontiers are compared."""

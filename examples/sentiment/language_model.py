@@ -19,8 +19,8 @@ from experiment import Model
 
 from preftune import load_model, load_tokenizer
 from preftune.logps import make_engine, pack
+from preftune.storage.atomic import write_whole
 from preftune.types import TokenizedGroup
-from preftune.whole_file import write_whole
 
 Say = Callable[[str], None]
 _BOS, _EOS, _PAD = "<s>", "</s>", "<pad>"

@@ -11,8 +11,8 @@ from gold import Floats, GoldReward, Vader
 from preferences import texts_of
 from sampling import completion_logps, sample
 
-from preftune.evaluation.repetition import repeated, split_words
-from preftune.evaluation.statistics import mean_interval
+from preftune.statistics.intervals import mean_interval
+from preftune.text_quality.repetition import repeated, split_words
 
 _SHOWN = 3
 """Texts kept with each measurement."""

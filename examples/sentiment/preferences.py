@@ -18,8 +18,8 @@ from sampling import sample
 
 from preftune.data import GroupDataset
 from preftune.errors import DatasetError
+from preftune.storage.atomic import write_whole
 from preftune.types import Preference, TokenizedGroup
-from preftune.whole_file import write_whole
 
 Reward = Callable[[Sequence[str]], Floats]
 

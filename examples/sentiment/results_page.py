@@ -20,7 +20,7 @@ from experiment import SMOKE
 from frontier_plot import NAMES
 
 from preftune.errors import PreftuneError, RequestError
-from preftune.whole_file import write_whole
+from preftune.storage.atomic import write_whole
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- written by results_page.py from results/result.json -->", "<!-- end -->"

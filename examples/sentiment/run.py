@@ -35,7 +35,7 @@ from preferences import Preferences, make_preferences, prompt_text, prompts_of
 
 from preftune import load_model
 from preftune.errors import PreftuneError, RequestError
-from preftune.whole_file import write_whole
+from preftune.storage.atomic import write_whole
 
 
 def main() -> int:
@@ -227,7 +227,7 @@ def check_packages(names: list[str]) -> None:
 
 def provenance() -> dict[str, Any]:
     """Machine, versions and date; no name and no path of this machine."""
-    from preftune.cli.env import environment
+    from preftune.cli.commands.env import environment
 
     facts = environment()
     hardware = dict(facts["hardware"])

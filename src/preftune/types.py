@@ -9,13 +9,12 @@ N pairs, D model width, V vocabulary, H attention heads.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from preftune.logps.layout import GroupLayout
 
 Message: TypeAlias = dict[str, Any]
 """One turn of a conversation: `role`, `content`, and whatever else the chat template reads (`tool_calls`, ...)."""
@@ -135,88 +134,6 @@ def _canonical_spans(
         whole = tuple(spans) == ((0, len(completion)),)
         canonical.append(() if whole else tuple((begin, end) for begin, end in spans))
     return tuple(canonical) if any(canonical) else ()
-
-
-@dataclass(frozen=True, slots=True)
-class PackedBatch:
-    """Groups end to end in one row, `[P C1 .. CK | P C1 .. CK | ...]`, and where to read the scores.
-
-    A group's first completion token is predicted by the last prompt state; every further completion of the group
-    is predicted from that same state, so `predict_T` repeats it.
-    """
-
-    input_ids: Tensor
-    """(1, R) int64."""
-    position_ids: Tensor
-    """(1, R) int64; every completion restarts at the length of its prompt."""
-    layout: GroupLayout
-    predict_T: Tensor
-    """(T,) int64: index in the row of the state that predicts each scored token."""
-    target_T: Tensor
-    """(T,) int64: the scored tokens; those of all completions, but for `TokenizedGroup.scored`."""
-    owner_T: Tensor
-    """(T,) int64: which completion of the batch each token belongs to, 0..K-1."""
-    chosen_N: Tensor
-    """(N,) int64: completion index of each pair's chosen side."""
-    rejected_N: Tensor
-    """(N,) int64."""
-    weight_N: Tensor
-    """(N,) float32."""
-    margin_N: Tensor
-    """(N,) float32."""
-    groups: tuple[TokenizedGroup, ...]
-
-    def to(self, device: Any, non_blocking: bool = False) -> PackedBatch:
-        """The batch with its tensors on `device`."""
-        names = "input_ids position_ids layout predict_T target_T owner_T chosen_N rejected_N weight_N margin_N"
-        moved = {n: getattr(self, n).to(device, non_blocking=non_blocking) for n in names.split()}
-        return replace(self, **moved)
-
-    @property
-    def completions(self) -> int:
-        return sum(len(g.completions) for g in self.groups)
-
-    @property
-    def pairs(self) -> int:
-        return int(self.chosen_N.shape[0])
-
-
-@dataclass(frozen=True, slots=True)
-class GroupLogps:
-    """Scores of a batch's completions under one model, in nats.
-
-    `token_logps_T` is what engines return and the reference cache stores; the rest is derived from it.
-    """
-
-    token_logps_T: Tensor
-    """(T,) float32 (float64 in a float64 model)."""
-    owner_T: Tensor
-    """(T,) int64."""
-    completions: int
-    hit_T: Tensor | None = None
-    """(T,) bool: whether no other token was likelier; None where nobody looked (scores out of a cache)."""
-
-    @property
-    def sum_K(self) -> Tensor:
-        """(K,): log-probability of each completion's scored tokens given what stands before them."""
-        zeros = self.token_logps_T.new_zeros(self.completions)
-        return zeros.index_add(0, self.owner_T, self.token_logps_T)
-
-    @property
-    def length_K(self) -> Tensor:
-        """(K,): scored tokens of each completion, in the dtype of the scores."""
-        ones = self.token_logps_T.new_ones(self.owner_T.shape[0])
-        return self.token_logps_T.new_zeros(self.completions).index_add(0, self.owner_T, ones)
-
-    def sides(self, batch: PackedBatch) -> Sides:
-        """The scores of the batch's pairs."""
-        sums, lengths = self.sum_K, self.length_K
-        return Sides(
-            chosen_N=sums[batch.chosen_N],
-            rejected_N=sums[batch.rejected_N],
-            chosen_length_N=lengths[batch.chosen_N],
-            rejected_length_N=lengths[batch.rejected_N],
-        )
 
 
 class Sides(NamedTuple):

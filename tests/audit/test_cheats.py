@@ -8,7 +8,7 @@ import pytest
 
 from preftune.audit.finding import Finding
 from preftune.audit.shortcuts import RULES
-from preftune.data.encode import Encoder
+from preftune.data.tokens.encode import Encoder
 from tests.audit.made_up import clean_rows, found, run
 from tiny import tiny_tokenizer
 

@@ -9,7 +9,7 @@ import pytest
 
 from preftune.audit.checks.lengths import CutRow
 from preftune.audit.summaries import histogram, percentiles
-from preftune.data.encode import Encoder
+from preftune.data.tokens.encode import Encoder
 from tests.audit.made_up import Row, clean_chats, clean_rows, found, run
 from tiny import CHAT_TEMPLATE, tiny_tokenizer
 

@@ -10,14 +10,14 @@ import pytest
 from preftune.audit import Setting, audit, open_data
 from preftune.audit.checks.check import Scorer
 from preftune.audit.scoring import ReferenceScorer
-from preftune.cache_folder import cache_folder
 from preftune.data import read_pairs, tokenize_pairs
-from preftune.data.encode import Encoder
+from preftune.data.tokens.encode import Encoder
 from preftune.logps import pack
+from preftune.logps.batch import GroupLogps
 from preftune.logps.naive import naive_logps
 from preftune.models import load_model, load_tokenizer
 from preftune.reference.inventory import list_stores
-from preftune.types import GroupLogps
+from preftune.storage.cache_folder import cache_folder
 from tests.audit.made_up import clean_chats, clean_rows
 from tiny import save_tiny
 

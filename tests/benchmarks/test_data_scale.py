@@ -10,7 +10,7 @@ import data_scale
 import pytest
 
 from preftune.data import load_pairs
-from preftune.data.group_cache import LEAST_PAIRS
+from preftune.data.tokens.cache import LEAST_PAIRS
 from tiny import save_tiny
 
 

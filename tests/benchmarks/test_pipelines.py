@@ -8,8 +8,8 @@ from pathlib import Path
 import pipelines
 import pytest
 
-from preftune.cli import dpo, ppo, reward, sft
-from preftune.cli.train_command import read_request
+from preftune.cli.train import dpo, ppo, reward, sft
+from preftune.cli.train.train_command import read_request
 
 
 @pytest.fixture
@@ -99,8 +99,8 @@ def test_figures_of_a_training(tmp_path):
 
 
 def test_the_judgement_is_read_from_what_an_evaluation_writes(tmp_path):
-    from preftune.evaluation.judges import KeyFactJudge
-    from preftune.evaluation.pairwise import evaluate_pairwise
+    from preftune.evaluation.two_models.run import evaluate_pairwise
+    from preftune.judges.rules import KeyFactJudge
 
     class Said:
         def __init__(self, text):

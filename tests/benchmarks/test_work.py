@@ -8,7 +8,7 @@ from shapes import PairTokens
 from work import PASSES, ModelSize, padded_flops, useful_flops
 
 from preftune.logps import pack
-from preftune.training.metrics import WorkCounter
+from preftune.training.step.metrics import WorkCounter
 from preftune.types import Preference, TokenizedGroup
 from tiny import save_tiny, tiny_model
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.evaluation.chat_server import ChatServer
+from tests.generation.chat_server import ChatServer
 
 
 @pytest.fixture(autouse=True)

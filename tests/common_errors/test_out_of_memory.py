@@ -114,8 +114,8 @@ def test_a_batch_that_does_not_fit_is_no_error(tmp_path, caplog):
 
 
 def test_on_the_command_line_it_is_one_paragraph_and_exit_code_1(tmp_path, monkeypatch, capsys):
-    engine_of = preftune.training.assemble.choose_engine
-    monkeypatch.setattr("preftune.training.assemble.choose_engine", _full_engine(engine_of))
+    engine_of = preftune.training.setup.model.choose_engine
+    monkeypatch.setattr("preftune.training.setup.model.choose_engine", _full_engine(engine_of))
     data = tmp_path / "pairs.jsonl"
     Dataset.from_list(rows(8)).to_json(data)
     words = [

@@ -14,7 +14,7 @@ from peft import get_peft_model
 from preftune import DPOTrainer, load_model
 from preftune.errors import ConfigError, ReferenceMismatchError
 from preftune.logps import naive_logps, pack
-from preftune.training.batches import probes
+from preftune.training.step.collate import probes
 from tiny import save_tiny, tiny_model
 
 from .common_runs import LN2, first_loss, lora, make, nudge, sft_adapter

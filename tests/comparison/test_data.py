@@ -10,7 +10,7 @@ import pytest
 from preftune.comparison.data import Parts, split, write_parts
 from preftune.data import load_pairs
 from preftune.errors import DatasetError
-from preftune.evaluation.prompts import load_prompts, prompt_key
+from preftune.generation.prompts import load_prompts, prompt_key
 from tests.cli.command import write_rows
 from tiny import chat_rows, rows
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from preftune.comparison.measure import Ruler, Stored, answers_of, distance, mean_score
-from preftune.evaluation.answered_rows import Kept
-from preftune.evaluation.model_source import ModelSource
-from preftune.evaluation.prompt_ids import encode_prompts
-from preftune.evaluation.prompts import Prompt
-from preftune.evaluation.samplers import SamplingSettings
+from preftune.generation.encode_prompts import encode_prompts
+from preftune.generation.lazy_model import ModelSource
+from preftune.generation.prompts import Prompt
+from preftune.generation.protocol import Kept
+from preftune.generation.settings import SamplingSettings
 from preftune.training.online.rollout import Rollout
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 

@@ -11,7 +11,7 @@ from preftune.comparison.chart import frontier
 from preftune.comparison.page import comparison_page
 from preftune.comparison.plan import METHODS, Budget
 from preftune.comparison.result import Final, Result, Tried, mirrored
-from preftune.evaluation.statistics import mean_interval, win_rate
+from preftune.statistics.intervals import mean_interval, win_rate
 
 
 def outcome(seconds: float = 60.0, **more) -> dict:

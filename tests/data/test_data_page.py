@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from preftune.data import CANONICAL, FORMATS
-from preftune.data.filters import Filters
+from preftune.data.conversion.filters import Filters
 
-from .test_adapters import FILES, FIRST
+from .formats.test_adapters import FILES, FIRST
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 BEGIN, END = "from the files that\npreftune's own tests read.\n", "\nWhat gives no pair"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from preftune.demo.pairs import demo_rows, question, spread, training_pairs
-from preftune.evaluation.judges import is_correct
+from preftune.judges.text_matching import is_correct
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -69,9 +69,10 @@ def test_tables_fit(width: int) -> None:
     from rich.console import Console
 
     from preftune.demo.table import answers_table, results_table
-    from preftune.evaluation.judges import KeyFactJudge
-    from preftune.evaluation.pairwise import AnsweredRow, judge_rows
-    from preftune.evaluation.summary import summarise
+    from preftune.evaluation.two_models.run import judge_rows
+    from preftune.evaluation.two_models.summary import summarise
+    from preftune.evaluation.two_models.types import AnsweredRow
+    from preftune.judges.rules import KeyFactJudge
 
     rows = demo_rows("test")[:5]
     answered = [

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from preftune.cli.main import main
-from preftune.evaluation.degeneration import KINDS
-from preftune.evaluation.next_steps import next_steps
-from preftune.evaluation.statistics import BAR, WinRate, verdict
 from preftune.evaluation.suites import SUITES
+from preftune.evaluation.two_models.advice import next_steps
+from preftune.evaluation.two_models.degeneration import KINDS
+from preftune.statistics.intervals import BAR, WinRate, verdict
 from preftune.training.guard.rules import RULES
-from tests.evaluation.chat_server import serving, shorter_wins
+from tests.generation.chat_server import serving, shorter_wins
 from tiny import chat_rows, save_tiny
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from logps.groups import random_groups
-from preftune.logps import LogitTransform, attention_cuda, attention_flex, pack, token_logps
-from preftune.logps.attention_flex import attend, difference_from_plain, plain
+from preftune.logps import LogitTransform, pack, token_logps
+from preftune.logps.attention import cuda as attention_cuda
+from preftune.logps.attention import flex as attention_flex
+from preftune.logps.attention.flex import attend, difference_from_plain, plain
 
 CUDA = torch.device("cuda", 0)
 SIZES = ((90, (60, 200, 40)), (1, (1, 2)), (130, (20, 150)), (7, (3,)), (300, (5, 5)))

@@ -13,7 +13,8 @@ import torch
 
 from logps.groups import random_groups
 from models_zoo import random_model
-from preftune.logps import attention, make_engine, naive_logps, pack
+from preftune.logps import make_engine, naive_logps, pack
+from preftune.logps.attention import packed as attention
 
 from .conftest import can
 

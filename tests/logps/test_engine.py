@@ -140,7 +140,7 @@ def test_a_model_that_loses_the_layout_is_refused_not_mis_scored():
 
 
 def test_an_unknown_request_of_the_attention_is_refused():
-    from preftune.logps.attention import grouped_attention
+    from preftune.logps.attention.packed import grouped_attention
 
     batch = pack(random_groups())
     q = torch.randn(1, 2, batch.input_ids.shape[1], 4)

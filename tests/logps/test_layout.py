@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from models_zoo import random_model
-from preftune.logps import attention, attention_cuda, make_engine, pack
-from preftune.logps.attention import _by_segment, _Fused
-from preftune.types import GroupLogps, Preference, TokenizedGroup
+from preftune.logps import make_engine, pack
+from preftune.logps.attention import cuda as attention_cuda
+from preftune.logps.attention import packed as attention
+from preftune.logps.attention.packed import _by_segment, _Fused
+from preftune.logps.batch import GroupLogps
+from preftune.types import Preference, TokenizedGroup
 
 from .groups import random_groups
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from models_zoo import random_model
 from preftune.logps import make_engine, naive_logps, pack
-from preftune.types import GroupLogps, Preference, TokenizedGroup
+from preftune.logps.batch import GroupLogps
+from preftune.types import Preference, TokenizedGroup
 
 from .groups import random_groups
 

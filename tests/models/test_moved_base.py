@@ -11,7 +11,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from preftune.errors import ModelError
-from preftune.evaluation.model_source import ModelSource
+from preftune.generation.lazy_model import ModelSource
 from preftune.models import load_model, load_tokenizer, merge
 from preftune.models.classifier import load_classifier
 from saved_reward import save_reward

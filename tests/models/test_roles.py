@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 from preftune.errors import ModelError
-from preftune.evaluation.reward_model import load_reward_model
+from preftune.judges.reward_model import load_reward_model
 from preftune.logps import make_engine, pack, plain_layers
 from preftune.models import load_model
 from preftune.models.roles import (

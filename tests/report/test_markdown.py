@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from preftune.report.markdown import inert, markdown_report
-from preftune.report.run_files import read_run
+from preftune.report.reading.run_files import read_run
 from tests.report.made_up_run import write_run
 
 

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.data.adapters.adapter import Adapter
-from preftune.data.adapters.convert import CARRIED, LeftOut, convert, sample_of
-from preftune.data.adapters.registry import adapter_named, recognise
-from preftune.data.columns import resolve_columns
-from preftune.data.load import Source, display_name, load_rows
-from preftune.data.pair_checks import unused_texts
-from preftune.data.pairs import PairDataset, read_pairs
+from preftune.data.formats.adapter import Adapter
+from preftune.data.formats.apply import CARRIED, LeftOut, convert, sample_of
+from preftune.data.formats.columns import resolve_columns
+from preftune.data.formats.registry import adapter_named, recognise
+from preftune.data.pairs.checks import unused_texts
+from preftune.data.pairs.dataset import PairDataset
+from preftune.data.pairs.open import read_pairs
+from preftune.data.reading.load import Source, display_name, load_rows
 from preftune.errors import DatasetError
 from preftune.types import PreferencePair
 

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from preftune.cache_folder import cache_folder
-from preftune.data.groups import GroupDataset
-from preftune.data.pairs import PairDataset
-from preftune.data.tokenize import tokenize_pairs
+from preftune.data.pairs.dataset import PairDataset
+from preftune.data.tokens.groups import GroupDataset
+from preftune.data.tokens.pairs import tokenize_pairs
 from preftune.errors import DatasetError, OutOfMemoryError
 from preftune.log import say
 from preftune.logps import choose_engine, pack
 from preftune.models import apply_precision, decide_precision, load_model, weights_dtype
 from preftune.reference import ExplicitModel, Numerics, ReferenceScores, ScoreStore
+from preftune.storage.cache_folder import cache_folder
 from preftune.types import TokenizedGroup
 
 _TOKENS = {"cpu": 2048}

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from preftune.data import spans
-from preftune.data.messages import text_of
+from preftune.data.chat.messages import text_of
+from preftune.data.tokens import spans
 from preftune.types import PreferencePair, Text
 
 if TYPE_CHECKING:
-    from preftune.data.encode import Encoded
+    from preftune.data.tokens.encode import Encoded
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 from preftune.audit.checks.lengths import CutRow
 from preftune.audit.run import Audit
 from preftune.errors import RequestError
-from preftune.whole_file import write_whole
+from preftune.storage.atomic import write_whole
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from preftune.cli.messages import near_name, paragraph, tell
+from preftune.cli.flags.messages import near_name, paragraph, tell
 from preftune.errors import PreftuneError, RequestError
 from preftune.version import __version__
 
@@ -25,24 +25,40 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
-    "demo": Command("preftune.cli.demo", "the whole path on an embedded model and dataset, on a laptop CPU"),
-    "audit": Command("preftune.cli.audit", "what is wrong with preference data, before anything is trained on them"),
-    "convert": Command("preftune.cli.convert", "any known format to the canonical one, filtered, with a manifest"),
-    "sft": Command("preftune.cli.sft", "train on demonstrations: messages, prompt and completion, Alpaca, text"),
-    "dpo": Command("preftune.cli.dpo", "train on preference pairs (--config recipe.yaml, and any field as a flag)"),
-    "reward": Command("preftune.cli.reward", "a reward model on preference pairs, to judge with and to train on"),
-    "ppo": Command("preftune.cli.ppo", "train on the model's own answers, rated by a reward model, rule or endpoint"),
-    "online": Command("preftune.cli.online", "the model answers, a judge compares, DPO on the fresh pairs"),
-    "compare": Command("preftune.cli.compare", "DPO against reward model and PPO: same model, data, budget and judge"),
-    "sample": Command("preftune.cli.sample", "several completions per prompt, from a model or an endpoint"),
-    "label": Command("preftune.cli.label", "a judge makes preference pairs of them"),
-    "report": Command("preftune.cli.report", "runs as one page: verdict, answers, curves, alarms, settings; md, png"),
-    "judge-check": Command("preftune.cli.judge_check", "does a judge say what people say? agreement and biases"),
-    "eval": Command("preftune.cli.eval", "did it get better? answers, a judge, a win rate with its interval; suites"),
-    "merge": Command("preftune.cli.merge", "fold a trained adapter into its base model"),
-    "chat": Command("preftune.cli.chat", "talk to a model, side by side with the one it came from"),
-    "cache": Command("preftune.cli.cache", "the reference scores kept on disk: ls, prune, verify"),
-    "env": Command("preftune.cli.env", "versions, hardware, number formats and disk, for bug reports"),
+    "demo": Command("preftune.cli.commands.demo", "the whole path on an embedded model and dataset, on a laptop CPU"),
+    "audit": Command(
+        "preftune.cli.commands.audit", "what is wrong with preference data, before anything is trained on them"
+    ),
+    "convert": Command(
+        "preftune.cli.commands.convert", "any known format to the canonical one, filtered, with a manifest"
+    ),
+    "sft": Command("preftune.cli.train.sft", "train on demonstrations: messages, prompt and completion, Alpaca, text"),
+    "dpo": Command(
+        "preftune.cli.train.dpo", "train on preference pairs (--config recipe.yaml, and any field as a flag)"
+    ),
+    "reward": Command("preftune.cli.train.reward", "a reward model on preference pairs, to judge with and to train on"),
+    "ppo": Command(
+        "preftune.cli.train.ppo", "train on the model's own answers, rated by a reward model, rule or endpoint"
+    ),
+    "online": Command("preftune.cli.train.online", "the model answers, a judge compares, DPO on the fresh pairs"),
+    "compare": Command(
+        "preftune.cli.commands.compare", "DPO against reward model and PPO: same model, data, budget and judge"
+    ),
+    "sample": Command("preftune.cli.commands.sample", "several completions per prompt, from a model or an endpoint"),
+    "label": Command("preftune.cli.commands.label", "a judge makes preference pairs of them"),
+    "report": Command(
+        "preftune.cli.commands.report", "runs as one page: verdict, answers, curves, alarms, settings; md, png"
+    ),
+    "judge-check": Command(
+        "preftune.cli.commands.judge_check", "does a judge say what people say? agreement and biases"
+    ),
+    "eval": Command(
+        "preftune.cli.commands.eval", "did it get better? answers, a judge, a win rate with its interval; suites"
+    ),
+    "merge": Command("preftune.cli.commands.merge", "fold a trained adapter into its base model"),
+    "chat": Command("preftune.cli.commands.chat", "talk to a model, side by side with the one it came from"),
+    "cache": Command("preftune.cli.commands.cache", "the reference scores kept on disk: ls, prune, verify"),
+    "env": Command("preftune.cli.commands.env", "versions, hardware, number formats and disk, for bug reports"),
 }
 
 EXIT_STOPPED = 130

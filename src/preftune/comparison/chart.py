@@ -9,7 +9,7 @@ import altair as alt
 
 from preftune.comparison.plan import METHODS, SHORT
 from preftune.comparison.result import Result, Tried
-from preftune.report.run_charts import Specification, finished
+from preftune.report.run.charts import Specification, finished
 
 _COLOURS = ("var(--run-1)", "var(--run-2)")
 _HEIGHT = 320

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preftune.data.canonical import canonical_row
-from preftune.data.pairs import PairDataset
+from preftune.data.pairs.canonical_row import canonical_row
+from preftune.data.pairs.dataset import PairDataset
 from preftune.errors import DatasetError
-from preftune.evaluation.prompts import Prompts, prompt_key
-from preftune.evaluation.records import digest, write_lines
+from preftune.generation.prompts import Prompts, prompt_key
+from preftune.storage.jsonl import digest, write_lines
 from preftune.types import PreferencePair
 
 Row = dict[str, Any]

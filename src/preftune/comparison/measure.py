@@ -14,17 +14,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from preftune.evaluation.answered_rows import Answer, Kept, Side
-from preftune.evaluation.answerers import ModelAnswerer, template_of
-from preftune.evaluation.generation import generating
-from preftune.evaluation.model_source import ModelSource
-from preftune.evaluation.prompt_ids import encode_prompts
-from preftune.evaluation.prompts import Prompt
-from preftune.evaluation.records import append_lines, digest, read_lines
-from preftune.evaluation.samplers import SamplingSettings
-from preftune.evaluation.statistics import MeanInterval, mean_interval
-from preftune.evaluation.thoughts import Spoken
+from preftune.generation.backends import ModelAnswerer, template_of
+from preftune.generation.encode_prompts import encode_prompts
+from preftune.generation.generate import generating
+from preftune.generation.lazy_model import ModelSource
+from preftune.generation.prompts import Prompt
+from preftune.generation.protocol import Answer, Kept, Side
+from preftune.generation.settings import SamplingSettings
+from preftune.generation.thoughts import Spoken
 from preftune.logps import choose_engine, pack
+from preftune.statistics.intervals import MeanInterval, mean_interval
+from preftune.storage.jsonl import append_lines, digest, read_lines
 from preftune.training.online.rollout import Rollout, TransformersSampler
 from preftune.types import Text
 

@@ -8,13 +8,13 @@ from typing import Any
 from preftune.comparison.chart import described, frontier
 from preftune.comparison.plan import METHODS, SHORT, told_amount
 from preftune.comparison.result import Result, Tried
-from preftune.evaluation.statistics import WinRate
-from preftune.report import run_charts as charts
-from preftune.report.answers import Entry, Side, entries_section
-from preftune.report.foreign import prompt_text
-from preftune.report.headline import Rate
-from preftune.report.page import Page, escaped, table
-from preftune.report.parts import listed, panel, panels
+from preftune.report.html.components import listed, panel, panels
+from preftune.report.html.document import Page, escaped, table
+from preftune.report.reading.untrusted_json import prompt_text
+from preftune.report.run import charts
+from preftune.report.run.answers import Entry, Side, entries_section
+from preftune.report.run.headline import Rate
+from preftune.statistics.intervals import WinRate
 from preftune.version import __version__
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from preftune.comparison.plan import METHODS, MODELS, NAMES, SHORT, TUNED, Budget, Method, told_amount
-from preftune.evaluation.statistics import MeanInterval, WinRate, more_prompts
+from preftune.statistics.intervals import MeanInterval, WinRate, more_prompts
 
 
 @dataclass(frozen=True, slots=True)

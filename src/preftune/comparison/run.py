@@ -12,13 +12,15 @@ from preftune.comparison.plan import METHODS, SHORT, Method, Trial, labels, told
 from preftune.comparison.result import Final, Result, Tried
 from preftune.comparison.trainings import Plan, Say, Trainings
 from preftune.errors import ModelError, RequestError
-from preftune.evaluation.answered_rows import Answer
-from preftune.evaluation.judges import is_correct, judge_name
-from preftune.evaluation.model_source import ModelSource
-from preftune.evaluation.pairwise import JudgedRow, evaluate_pairwise
-from preftune.evaluation.records import digest, read_lines
-from preftune.evaluation.statistics import WinRate, mean_interval, win_rate
-from preftune.evaluation.summary import OUTCOME_VALUE, Summary
+from preftune.evaluation.two_models.run import evaluate_pairwise
+from preftune.evaluation.two_models.summary import OUTCOME_VALUE, Summary
+from preftune.evaluation.two_models.types import JudgedRow
+from preftune.generation.lazy_model import ModelSource
+from preftune.generation.protocol import Answer
+from preftune.judges.protocol import judge_name
+from preftune.judges.text_matching import is_correct
+from preftune.statistics.intervals import WinRate, mean_interval, win_rate
+from preftune.storage.jsonl import digest, read_lines
 
 _EXAMPLES = 24
 

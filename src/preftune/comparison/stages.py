@@ -20,8 +20,8 @@ from typing import Any
 import yaml
 
 from preftune.errors import RequestError
-from preftune.evaluation.records import read_lines
-from preftune.whole_file import write_whole
+from preftune.storage.atomic import write_whole
+from preftune.storage.jsonl import read_lines
 
 _WRONG_REQUEST = 2
 """Exit code of a command that was asked for something impossible."""

@@ -15,10 +15,10 @@ from preftune.comparison.plan import Budget, Method, Settings, Trial, told_amoun
 from preftune.comparison.result import Tried
 from preftune.comparison.stages import Outcome, Stage, run_stage
 from preftune.errors import RequestError
-from preftune.evaluation.judges import Judge
-from preftune.evaluation.model_source import ModelSource
-from preftune.evaluation.prompts import prompt_key
-from preftune.evaluation.records import digest, read_lines
+from preftune.generation.lazy_model import ModelSource
+from preftune.generation.prompts import prompt_key
+from preftune.judges.protocol import Judge
+from preftune.storage.jsonl import digest, read_lines
 
 Say = Callable[[str], None]
 

@@ -6,19 +6,20 @@ load_rows -> read_pairs / load_pairs -> tokenize_pairs -> GroupDataset, Tokenize
 
 from __future__ import annotations
 
-from preftune.data.adapters import FORMATS
-from preftune.data.columns import CANONICAL
-from preftune.data.demonstration_formats import DEMONSTRATION_FORMATS, Demonstration
-from preftune.data.demonstration_report import DemonstrationReport
-from preftune.data.demonstration_tokens import tokenize_demonstrations
-from preftune.data.demonstrations import DemonstrationDataset, load_demonstrations
-from preftune.data.encode import DIALOGUE_TEMPLATE
-from preftune.data.groups import GroupDataset
-from preftune.data.load import load_rows
-from preftune.data.pairs import PairDataset, load_pairs, read_pairs
-from preftune.data.prompt_groups import group_by_prompt
-from preftune.data.tokenize import tokenize_pairs
-from preftune.data.tokenize_report import TokenizeReport
+from preftune.data.demonstrations.dataset import DemonstrationDataset, load_demonstrations
+from preftune.data.formats import FORMATS
+from preftune.data.formats.columns import CANONICAL
+from preftune.data.formats.demonstrations import DEMONSTRATION_FORMATS, Demonstration
+from preftune.data.pairs.dataset import PairDataset
+from preftune.data.pairs.open import load_pairs, read_pairs
+from preftune.data.reading.load import load_rows
+from preftune.data.tokens.demonstration_report import DemonstrationReport
+from preftune.data.tokens.demonstrations import tokenize_demonstrations
+from preftune.data.tokens.encode import DIALOGUE_TEMPLATE
+from preftune.data.tokens.group_by_prompt import group_by_prompt
+from preftune.data.tokens.groups import GroupDataset
+from preftune.data.tokens.pairs import tokenize_pairs
+from preftune.data.tokens.report import TokenizeReport
 
 __all__ = [
     "CANONICAL",

@@ -17,9 +17,10 @@ from preftune.demo.pairs import Row, demo_rows, question, spread, training_pairs
 from preftune.errors import RequestError
 
 if TYPE_CHECKING:
-    from preftune.evaluation.generation import Completion
-    from preftune.evaluation.pairwise import AnsweredRow, Side
-    from preftune.evaluation.summary import Summary
+    from preftune.evaluation.two_models.summary import Summary
+    from preftune.evaluation.two_models.types import AnsweredRow
+    from preftune.generation.generate import Completion
+    from preftune.generation.protocol import Side
     from preftune.training import DPOTrainer
     from preftune.types import Text
 
@@ -103,8 +104,8 @@ def _trainer(settings: DemoSettings, train: Sequence[Row], test: Sequence[Row], 
     from peft import LoraConfig
 
     from preftune.models import demo_model, load_model, load_tokenizer
+    from preftune.storage.run_directory import check_writable
     from preftune.training import DPOConfig, DPOTrainer
-    from preftune.training.run_directory import check_writable
 
     check_writable(settings.output)
     name = settings.model or demo_model()
@@ -136,9 +137,9 @@ def _trainer(settings: DemoSettings, train: Sequence[Row], test: Sequence[Row], 
 
 
 def _evaluate(trainer: DPOTrainer, settings: DemoSettings, test: Sequence[Row], say: Say) -> Summary:
-    from preftune.evaluation.generation import baseline, generate
-    from preftune.evaluation.judges import KeyFactJudge
-    from preftune.evaluation.pairwise import evaluate_pairwise
+    from preftune.evaluation.two_models.run import evaluate_pairwise
+    from preftune.generation.generate import baseline, generate
+    from preftune.judges.rules import KeyFactJudge
 
     model: Any = trainer.model
     tokenizer: Any = trainer.processing_class
@@ -172,8 +173,8 @@ def _evaluate(trainer: DPOTrainer, settings: DemoSettings, test: Sequence[Row], 
 
 
 def _answers(settings: DemoSettings) -> list[AnsweredRow]:
-    from preftune.evaluation.pairwise import AnsweredRow
-    from preftune.evaluation.records import read_lines
+    from preftune.evaluation.two_models.types import AnsweredRow
+    from preftune.storage.jsonl import read_lines
 
     return [AnsweredRow.from_dict(record) for record in read_lines(Path(settings.output) / "eval/generations.jsonl")]
 

@@ -12,9 +12,9 @@ from rich.text import Text
 from preftune.log import printable
 
 if TYPE_CHECKING:
-    from preftune.evaluation.pairwise import AnsweredRow
-    from preftune.evaluation.statistics import MeanInterval
-    from preftune.evaluation.summary import Summary
+    from preftune.evaluation.two_models.summary import Summary
+    from preftune.evaluation.two_models.types import AnsweredRow
+    from preftune.statistics.intervals import MeanInterval
 
 _LONGEST = 260
 """Characters of an answer that the table shows; eval/generations.jsonl has the whole."""

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from preftune.errors import ModelError, UnsupportedLayoutError
-from preftune.logps import attention
-from preftune.logps.fast_layers import quicken
+from preftune.logps.attention import packed as attention
+from preftune.logps.batch import GroupLogps, PackedBatch
 from preftune.logps.head import LogitTransform, head_weight, token_logps
+from preftune.logps.layers.fast_layers import quicken
+from preftune.logps.layers.rope import unscaled_rope
 from preftune.logps.naive import naive_logps
 from preftune.logps.request import ScoringRequest, current_request, scoring
-from preftune.logps.rope import unscaled_rope
-from preftune.types import GroupLogps, PackedBatch
 
 EngineName = Literal["auto", "packed", "separate", "naive"]
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from preftune.types import PackedBatch, TokenizedGroup
+from preftune.types import TokenizedGroup
 
 
 class Segment(NamedTuple):
@@ -112,58 +112,6 @@ def plan_layout(groups: Sequence[TokenizedGroup]) -> GroupLayout:
         key_index=torch.tensor(key_index, dtype=torch.int64),
         max_q=max(queries),
         max_k=max(keys),
-    )
-
-
-def pack(groups: Sequence[TokenizedGroup]) -> PackedBatch:
-    """Lay groups out in one row. Prompts and completions must not be empty (the tokeniser sees to it).
-
-    Tokens outside a completion's spans are context: they stand in the row like all others, and are not predicted.
-
-    Raises:
-        ValueError: no groups, an empty prompt or an empty completion.
-    """
-    if not groups:
-        raise ValueError("a batch needs at least one group")
-    ids: list[int] = []
-    positions: list[int] = []
-    predict: list[int] = []
-    targets: list[int] = []
-    owners: list[int] = []
-    pairs: list[tuple[int, int, float, float]] = []
-    completions = 0
-    for group in groups:
-        prompt = len(group.prompt_ids)
-        if prompt == 0 or not all(len(c) for c in group.completions):
-            raise ValueError(f"group {group.id!r} has an empty prompt or completion")
-        last_prompt_state = len(ids) + prompt - 1
-        ids.extend(group.prompt_ids)
-        positions.extend(range(prompt))
-        for index, completion in enumerate(group.completions):
-            length, start = len(completion), len(ids)
-            ids.extend(completion)
-            positions.extend(range(prompt, prompt + length))
-            for begin, end in group.spans(index):
-                if begin == 0:
-                    predict.append(last_prompt_state)
-                predict.extend(range(start + max(begin, 1) - 1, start + end - 1))
-                targets.extend(completion[begin:end])
-                owners.extend([completions + index] * (end - begin))
-        pairs.extend((completions + p.chosen, completions + p.rejected, p.weight, p.margin) for p in group.pairs)
-        completions += len(group.completions)
-    chosen, rejected, weight, margin = zip(*pairs, strict=True) if pairs else ((), (), (), ())
-    return PackedBatch(
-        input_ids=torch.tensor([ids]),
-        position_ids=torch.tensor([positions]),
-        layout=plan_layout(groups),
-        predict_T=torch.tensor(predict),
-        target_T=torch.tensor(targets),
-        owner_T=torch.tensor(owners),
-        chosen_N=torch.tensor(chosen, dtype=torch.int64),
-        rejected_N=torch.tensor(rejected, dtype=torch.int64),
-        weight_N=torch.tensor(weight, dtype=torch.float32),
-        margin_N=torch.tensor(margin, dtype=torch.float32),
-        groups=tuple(groups),
     )
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from preftune.logps.rope import unscaled_rope
-from preftune.types import PackedBatch
+from preftune.logps.batch import PackedBatch
+from preftune.logps.layers.rope import unscaled_rope
 
 
 def naive_logps(model: nn.Module, batch: PackedBatch, *, hits: list[Tensor] | None = None) -> Tensor:

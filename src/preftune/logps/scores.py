@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from preftune.errors import ModelError, PreftuneError
+from preftune.logps.batch import PackedBatch, pack
 from preftune.logps.engine import EngineName
-from preftune.logps.layout import pack
-from preftune.logps.rope import unscaled_rope
+from preftune.logps.layers.rope import unscaled_rope
 from preftune.logps.states import completion_states, prepare_trunk, trunk_of
 from preftune.logps.support import (
     TOLERANCE,
@@ -27,7 +27,7 @@ from preftune.logps.support import (
     trial_groups,
     with_adapters,
 )
-from preftune.types import PackedBatch, TokenizedGroup
+from preftune.types import TokenizedGroup
 
 
 class ScoreEngine(Protocol):

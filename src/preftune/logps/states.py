@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from preftune.errors import ModelError
-from preftune.logps import attention
+from preftune.logps.attention import packed as attention
+from preftune.logps.batch import PackedBatch
 from preftune.logps.engine import attention_layers, check_layers
-from preftune.logps.fast_layers import quicken
 from preftune.logps.head import LogitTransform
+from preftune.logps.layers.fast_layers import quicken
+from preftune.logps.layers.rope import unscaled_rope
 from preftune.logps.request import ScoringRequest, scoring
-from preftune.logps.rope import unscaled_rope
-from preftune.types import PackedBatch, TokenizedGroup
+from preftune.types import TokenizedGroup
 
 
 def trunk_of(model: nn.Module) -> nn.Module:

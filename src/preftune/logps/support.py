@@ -20,8 +20,8 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from preftune.errors import PreftuneError
+from preftune.logps.batch import pack
 from preftune.logps.engine import Engine, EngineName, LayersNotReachedError, make_engine
-from preftune.logps.layout import pack
 from preftune.logps.naive import naive_logps
 from preftune.types import Preference, TokenizedGroup
 

@@ -6,9 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from preftune.models.adapters import adapter_base, is_adapter_folder, merge
+    from preftune.models.adapters import merge
     from preftune.models.gguf import convert_smollm2, demo_model
-    from preftune.models.load import load_model, load_tokenizer
+    from preftune.models.load import adapter_base, load_model, load_tokenizer
+    from preftune.models.locate import is_adapter_folder
     from preftune.models.precision import Precision, apply_precision, decide_precision, weights_dtype
 
 _HOME = {

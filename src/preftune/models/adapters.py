@@ -8,9 +8,6 @@ import os
 import shutil
 import tempfile
 import uuid
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +24,7 @@ from preftune.models.load import (
     parse_dtype,
 )
 from preftune.models.locate import FORM_FILE, Location, describe_folder, is_adapter_folder, locate
-from preftune.models.quiet import quiet_transformers
+from preftune.models.quiet import quiet_peft, quiet_transformers
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -93,17 +90,6 @@ def merge(
         _save(merged, target, tokenizer_source, base_model)
     result: PreTrainedModel = merged
     return result
-
-
-@contextmanager
-def quiet_peft() -> Iterator[None]:
-    """Leave out a warning that is PEFT's own affair: peft 0.21 asks for a property that transformers 5.23 renamed.
-
-    Unnecessary as soon as PEFT asks for `is_activation_checkpointing`.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        yield
 
 
 def _locate_adapter(path: str | os.PathLike[str]) -> Location:

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from preftune.errors import ModelError
-from preftune.models.adapters import quiet_peft
 from preftune.models.load import attach_adapter, load_model, load_pretrained, locate_base, name_base, parse_dtype
 from preftune.models.locate import Location, locate
+from preftune.models.quiet import quiet_peft
 
 HEAD = "score"
 """The head's name in the sequence classifiers of decoders."""

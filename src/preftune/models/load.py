@@ -217,7 +217,7 @@ def attach_adapter(
     """Put a saved adapter on a loaded base. Raises: ModelError when they do not fit."""
     from peft import PeftModel
 
-    from preftune.models.adapters import quiet_peft
+    from preftune.models.quiet import quiet_peft
 
     options: dict[str, Any] = {"revision": revision} if revision else {}
     if adapter.local_files_only:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from preftune.errors import ModelError
-from preftune.whole_file import write_whole
+from preftune.storage.atomic import write_whole
 
 Kind: TypeAlias = Literal["folder", "adapter", "gguf", "hub", "hub-adapter"]
 

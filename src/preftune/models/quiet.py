@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,3 +25,14 @@ def quiet_transformers() -> Iterator[None]:
     finally:
         transformers_logging.set_verbosity(verbosity)
         transformers_logging._tqdm_active = bars
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Leave out a warning that is PEFT's own affair: peft 0.21 asks for a property that transformers 5.23 renamed.
+
+    Unnecessary as soon as PEFT asks for `is_activation_checkpointing`.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield

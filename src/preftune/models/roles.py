@@ -20,15 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from preftune.errors import ModelError
-from preftune.logps.fast_layers import quicken
+from preftune.logps.batch import PackedBatch
+from preftune.logps.layers.fast_layers import quicken
 from preftune.logps.states import completion_states, prepare_trunk, token_states, trunk_of
-from preftune.models.adapters import quiet_peft
 from preftune.models.config_size import check_config_size
 from preftune.models.damage import whole_weights
 from preftune.models.load import locate_base, parse_dtype
 from preftune.models.locate import Location, locate
-from preftune.models.quiet import quiet_transformers
-from preftune.types import PackedBatch
+from preftune.models.quiet import quiet_peft, quiet_transformers
 
 POLICY = "default"
 VALUE = "preftune_value"

@@ -19,7 +19,7 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from preftune.logps.rope import unscaled_rope
+from preftune.logps.layers.rope import unscaled_rope
 from preftune.types import Span
 
 NUMERICS_VERSION = 2

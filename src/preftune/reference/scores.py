@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from preftune.logps.batch import GroupLogps, PackedBatch, pack
 from preftune.logps.engine import Engine
-from preftune.logps.layout import pack
 from preftune.reference.fingerprint import completion_keys
 from preftune.reference.sources import Source
 from preftune.reference.store import Scores, ScoreStore
-from preftune.types import GroupLogps, PackedBatch, TokenizedGroup
+from preftune.types import TokenizedGroup
 
 
 class _Autocast(Protocol):

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from preftune.errors import ReferenceMismatchError
+from preftune.logps.batch import PackedBatch
 from preftune.logps.engine import Engine
 from preftune.reference.fingerprint import adapter_prefixes, fingerprint, is_adapter_parameter
-from preftune.types import PackedBatch
 
 
 class Source(Protocol):

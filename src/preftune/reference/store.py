@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from preftune.cache_folder import make_private
+from preftune.storage.cache_folder import make_private
 from preftune.version import __version__
 
 log = logging.getLogger("preftune")

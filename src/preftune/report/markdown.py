@@ -5,11 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from preftune.report.answers import Entry, entries
-from preftune.report.foreign import at, number, text
-from preftune.report.headline import asked, cautions, headline, judged_unlike, last, missing_files, next_steps, win_rate
-from preftune.report.run_files import Run
-from preftune.report.settings import Row, command, first_settings, versions
+from preftune.report.reading.run_files import Run
+from preftune.report.reading.untrusted_json import at, number, text
+from preftune.report.run.answers import Entry, entries
+from preftune.report.run.headline import (
+    asked,
+    cautions,
+    headline,
+    judged_unlike,
+    last,
+    missing_files,
+    next_steps,
+    win_rate,
+)
+from preftune.report.run.settings import Row, command, first_settings, versions
 
 _SHOWN = 5
 """Prompts with their answers."""

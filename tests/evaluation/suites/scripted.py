@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from preftune.evaluation.asker import EndpointAsker
-from preftune.evaluation.budget import Budget
-from preftune.evaluation.contest import Contest, PairOfModels
-from preftune.evaluation.verdicts import VerdictCache
+from preftune.evaluation.two_models.context import Contest, PairOfModels
+from preftune.generation.endpoint.budget import Budget
+from preftune.judges.cache import VerdictCache
+from preftune.judges.llm_client import EndpointAsker
 
 
 class Said(NamedTuple):

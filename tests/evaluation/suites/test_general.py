@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from preftune.errors import DatasetError, PreftuneError, RequestError
-from preftune.evaluation.records import read_lines
 from preftune.evaluation.suites import harness, perplexity, run_suite
 from preftune.evaluation.suites.harness import TaskResult, compare_task
 from preftune.evaluation.suites.perplexity import Predicted, compare_bits, documents, windows
+from preftune.storage.jsonl import read_lines
 from tests.evaluation.suites.scripted import contest, two_models
 from tiny import tiny_model, tiny_tokenizer
 
@@ -259,7 +259,7 @@ def test_a_task_is_paired_by_document_where_it_can_be() -> None:
     # differences 0, 0, -1, 0: one in four lost, none gained
     from statistics import NormalDist
 
-    from preftune.evaluation.statistics import share
+    from preftune.statistics.intervals import share
 
     lost, gained = share([0, 0, 1, 0]), share([0, 0, 0, 0])
     assert (paired.base, paired.aligned, paired.difference) == (0.5, 0.25, -0.25)

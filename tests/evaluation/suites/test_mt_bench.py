@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from preftune.errors import DatasetError, RequestError
-from preftune.evaluation.records import read_lines
 from preftune.evaluation.suites import run_suite
 from preftune.evaluation.suites.mt_bench import TEMPERATURES
 from preftune.evaluation.suites.mt_bench_prompts import NAMES, read_rating, read_winner
+from preftune.storage.jsonl import read_lines
 from tests.evaluation.suites.scripted import ScriptedJudge, Speaker, contest, last
 
 QUESTIONS = [

@@ -13,13 +13,13 @@ import torch
 from datasets import Dataset
 
 from preftune.errors import DatasetError, ModelError, RequestError
-from preftune.evaluation import pair_scores
-from preftune.evaluation.finite import check_finite
-from preftune.evaluation.pair_scores import Scores
-from preftune.evaluation.records import read_lines
 from preftune.evaluation.suites import run_suite
 from preftune.evaluation.suites.held_out import Domain, calibration, named_files
 from preftune.evaluation.suites.perplexity import predict_both
+from preftune.evaluation.two_models import pair_logps as pair_scores
+from preftune.evaluation.two_models.pair_logps import Scores
+from preftune.generation.finite_check import check_finite
+from preftune.storage.jsonl import read_lines
 from preftune.types import PreferencePair
 from tests.evaluation.suites.scripted import contest, two_models
 from tiny import rows, tiny_model, tiny_tokenizer

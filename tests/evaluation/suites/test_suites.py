@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from preftune.errors import RequestError
-from preftune.evaluation.statistics import share
 from preftune.evaluation.suites import SUITES, find_suite, run_suite
 from preftune.evaluation.suites.asking import cut_off
-from preftune.evaluation.suites.comparisons import Comparison, by_group, compare_means, compare_shares
 from preftune.evaluation.suites.result import Part, SuiteResult
 from preftune.evaluation.suites.sources import look_at_some
+from preftune.statistics.intervals import share
+from preftune.statistics.paired import Comparison, by_group, compare_means, compare_shares
 from tests.evaluation.suites.scripted import Speaker, contest
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from preftune.errors import RequestError
-from preftune.evaluation.prompts import Prompt
+from preftune.generation.prompts import Prompt
 from preftune.training.online.rollout import Rollout
 from preftune.training.online.scoring import MarkingScorer, Score, as_spec, combined, open_score, read_mark
 from saved_reward import save_reward

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from preftune.evaluation.prompts import Prompt
+from preftune.generation.prompts import Prompt
 from preftune.training.guard.alarms import NOTE
 from preftune.training.online.rollout import Rollout, TransformersSampler
 from preftune.training.online.watch import RoundFigures, figures_of, round_alarms

@@ -17,7 +17,7 @@ from preftune.errors import ConfigError, DatasetError, ModelError, RequestError
 from preftune.models import load_model
 from preftune.models.roles import REWARD, VALUE
 from preftune.training.ppo import PPOConfig, PPOTrainer
-from preftune.training.stopping import StoppedError
+from preftune.training.record.stopping import StoppedError
 from saved_reward import save_reward
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 
@@ -151,7 +151,7 @@ def test_a_reward_on_the_base_changes_nothing_of_it(tmp_path: Path, of_reward, o
     """Where one adapter changes weights of the base, the reward is a model of its own: its scores are those that it
     gives by itself, also after training, and policy and reference begin as the model that was received.
     """
-    from preftune.evaluation.reward_model import load_reward_model
+    from preftune.judges.reward_model import load_reward_model
     from preftune.logps import naive_logps, pack
     from preftune.reference import inference
     from preftune.types import TokenizedGroup
@@ -179,7 +179,7 @@ def test_a_reward_on_the_base_changes_nothing_of_it(tmp_path: Path, of_reward, o
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_base_that_was_changed_in_memory_is_not_shared(tmp_path: Path, dtype: str) -> None:
     """A supervised adapter that was merged in memory: the model still has the name of its base."""
-    from preftune.evaluation.reward_model import load_reward_model
+    from preftune.judges.reward_model import load_reward_model
 
     base = save_tiny(tmp_path / "base")
     saved = save_reward(tmp_path / "reward", base)
@@ -426,8 +426,8 @@ def test_the_value_has_no_dropout_either(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["chat", "plain"])
 def test_a_reward_on_the_policys_base_says_what_it_says_alone(tmp_path: Path, kind: str) -> None:
     """Its score is read where it was trained to be: behind what the chat template writes after the end of a turn."""
-    from preftune.evaluation.reward_model import open_reward_model
-    from preftune.evaluation.reward_texts import write_form
+    from preftune.judges.reward_model import open_reward_model
+    from preftune.judges.reward_model_input import write_form
     from preftune.training.online.rollout import rollout_of
     from preftune.training.online.scoring import Score
 

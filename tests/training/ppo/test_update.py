@@ -12,8 +12,9 @@ from torch import Tensor
 
 from models_zoo import random_model
 from preftune.logps import make_engine, naive_logps, pack
+from preftune.logps.states import trunk_of
 from preftune.losses.advantages import Moments
-from preftune.models.roles import Scalar, copied_trunk, separate_value, trunk_of, value_adapter
+from preftune.models.roles import Scalar, copied_trunk, separate_value, value_adapter
 from preftune.training.ppo.experience import Experience, Shaping, make_experience, mini_batches
 from preftune.training.ppo.update import Clips, PartLoss, backward_part
 from preftune.types import TokenizedGroup

@@ -14,7 +14,7 @@ from preftune.audit.finding import Example, Finding, Kind, Rows
 from preftune.audit.opening import Fault
 from preftune.audit.seen import SeenPair, answer_lengths_of
 from preftune.audit.shortcuts import RULES, first_letter
-from preftune.evaluation.statistics import share
+from preftune.statistics.intervals import share
 
 _NO_DECISION = 2
 _FROM_HALF = 0.08

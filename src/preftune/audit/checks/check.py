@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from preftune.data.encode import Encoder
-    from preftune.data.pairs import PairDataset
+    from preftune.data.pairs.dataset import PairDataset
+    from preftune.data.tokens.encode import Encoder
 
 
 class Scorer(Protocol):

@@ -24,7 +24,7 @@ from preftune.audit.checks.sources import NAMES
 from preftune.audit.finding import Finding, Kind, Rows
 from preftune.audit.opening import Fault
 from preftune.audit.seen import SeenPair
-from preftune.data.languages import language_of
+from preftune.text_quality.languages import language_of
 
 _MOST = 2_000
 _LEAST = 50

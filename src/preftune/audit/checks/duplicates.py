@@ -13,7 +13,7 @@ from preftune.audit.checks.check import Check, Setting
 from preftune.audit.finding import EXAMPLES, Example, Finding, Kind, Rows
 from preftune.audit.opening import BATCH, Fault
 from preftune.audit.seen import SeenPair, see
-from preftune.data.near import Signatures, clusters, near_pairs, signatures
+from preftune.text_quality.near_duplicates import Signatures, clusters, near_pairs, signatures
 
 _APART = "Keep a prompt on one side: preftune dpo --eval_fraction 0.05 splits by prompt."
 

@@ -13,8 +13,8 @@ from preftune.audit.finding import Example, Finding, Kind, Rows
 from preftune.audit.opening import Fault
 from preftune.audit.seen import SeenPair, lengths_of
 from preftune.audit.summaries import Numbers, histogram, percentiles
-from preftune.data import spans
-from preftune.data.encode import Encoded
+from preftune.data.tokens import spans
+from preftune.data.tokens.encode import Encoded
 
 PARTS = ("prompt", "chosen", "rejected")
 

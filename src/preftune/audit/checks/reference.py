@@ -13,7 +13,7 @@ from preftune.audit.finding import Example, Finding, Kind, Rows
 from preftune.audit.opening import Fault
 from preftune.audit.seen import SeenPair
 from preftune.audit.summaries import Numbers, histogram
-from preftune.evaluation.statistics import share
+from preftune.statistics.intervals import share
 
 _FAR = 3.5
 """Robust standard deviations below the median from which a pair is surprising: Iglewicz and Hoaglin (1993)."""

@@ -9,8 +9,8 @@ from preftune.audit.checks.check import Check, Setting
 from preftune.audit.finding import EXAMPLES, Example, Finding, Kind, Rows, Severity
 from preftune.audit.opening import Fault
 from preftune.audit.seen import SeenPair
-from preftune.data.adapters.adapter import LEFT
-from preftune.data.columns import listing
+from preftune.data.formats.adapter import LEFT
+from preftune.data.formats.columns import listing
 
 _REASONS = 20
 """Different reasons that are kept with their words."""

@@ -12,7 +12,7 @@ from preftune.audit.checks.check import Check, Setting
 from preftune.audit.finding import Finding, Kind, Rows
 from preftune.audit.opening import Fault
 from preftune.audit.seen import SeenPair, see
-from preftune.evaluation.statistics import POWER
+from preftune.statistics.intervals import POWER
 
 DOMAIN, GENERAL = 1_000, 10_000
 """Pairs that make a difference in one domain, and that are recommended in general."""

@@ -10,8 +10,8 @@ from preftune.audit.checks.check import Check, Setting
 from preftune.audit.finding import Finding, Kind, Rows
 from preftune.audit.opening import Fault
 from preftune.audit.seen import SeenPair
-from preftune.data.tokenize_report import REASONS
-from preftune.data.unwritten import SYSTEM_PROMPT
+from preftune.data.chat.unwritten import SYSTEM_PROMPT
+from preftune.data.tokens.report import REASONS
 
 NO_TEMPLATE = Kind(
     "no_chat_template",

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from preftune.errors import RequestError
 
 if TYPE_CHECKING:
-    from preftune.evaluation.contest import Contest
     from preftune.evaluation.suites.result import SuiteResult
+    from preftune.evaluation.two_models.context import Contest
 
 Need: TypeAlias = Literal["asker", "judge", "models"]
 Data: TypeAlias = str | Path | Sequence[str]
@@ -89,8 +89,8 @@ def run_suite(
     Raises: RequestError for an unknown suite, an option that it does not take, a judge or models that are missing;
         DatasetError for data that cannot be had or are not this suite's.
     """
-    from preftune.evaluation.records import prepare_folder
     from preftune.evaluation.suites.asking import check_models
+    from preftune.storage.jsonl import prepare_folder
 
     entry = find_suite(name)
     given: dict[str, Any] = {"tasks": tasks, "beta": beta}

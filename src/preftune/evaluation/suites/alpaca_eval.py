@@ -16,25 +16,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.errors import DatasetError
-from preftune.evaluation.judges import judge_name
-from preftune.evaluation.pairwise import AnsweredRow, JudgedRow, answer_rows, judge_rows
-from preftune.evaluation.records import digest, write_atomically
-from preftune.evaluation.statistics import win_rate
 from preftune.evaluation.suites.asking import cut_off, ended, need_judge
-from preftune.evaluation.suites.comparisons import (
-    Comparison,
-    by_group,
-    compare_shares,
-    compare_with_even,
-    members_by,
-)
 from preftune.evaluation.suites.result import SuiteResult
 from preftune.evaluation.suites.sources import HubData, Row, look_at_some, read_rows, text_of
-from preftune.evaluation.summary import OUTCOME_VALUE
+from preftune.evaluation.two_models.answers import answer_rows
+from preftune.evaluation.two_models.run import judge_rows
+from preftune.evaluation.two_models.summary import OUTCOME_VALUE
+from preftune.evaluation.two_models.types import AnsweredRow, JudgedRow
+from preftune.judges.protocol import judge_name
+from preftune.statistics.intervals import win_rate
+from preftune.statistics.paired import Comparison, by_group, compare_shares, compare_with_even, members_by
+from preftune.storage.jsonl import digest, write_atomically
 
 if TYPE_CHECKING:
-    from preftune.evaluation.contest import Contest
-    from preftune.evaluation.length_control import LengthControlled
+    from preftune.evaluation.two_models.context import Contest
+    from preftune.statistics.length_control import LengthControlled
 
 SUITE = "alpaca-eval"
 HUB = HubData("tatsu-lab/alpaca_eval", "alpaca_eval.json")
@@ -123,7 +119,7 @@ def _length_controlled(
     contest: Contest, answered: Sequence[AnsweredRow], outcomes: Sequence[float], clusters: Sequence[str]
 ) -> LengthControlled | None:
     """In letters, as AlpacaEval counts length; None where there are too few comparisons to fit anything."""
-    from preftune.evaluation.length_control import length_controlled
+    from preftune.statistics.length_control import length_controlled
 
     if len(set(clusters)) < _FOR_LENGTHS:
         return None

@@ -13,18 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from preftune.errors import DatasetError, RequestError
-from preftune.evaluation.final_verdict import final_match, unmarked
-from preftune.evaluation.judges import judge_name
-from preftune.evaluation.pairwise import AnsweredRow, answer_rows, judge_rows
-from preftune.evaluation.records import write_lines
-from preftune.evaluation.statistics import share
 from preftune.evaluation.suites.asking import ask, cut_off, ended, need_judge
-from preftune.evaluation.suites.comparisons import Comparison, by_group, members_by
 from preftune.evaluation.suites.result import SuiteResult
 from preftune.evaluation.suites.sources import HubData, Row, look_at_some, missing_column, read_rows
+from preftune.evaluation.two_models.answers import answer_rows
+from preftune.evaluation.two_models.run import judge_rows
+from preftune.evaluation.two_models.types import AnsweredRow
+from preftune.judges.final_verdict import final_match, unmarked
+from preftune.judges.protocol import judge_name
+from preftune.statistics.intervals import share
+from preftune.statistics.paired import Comparison, by_group, members_by
+from preftune.storage.jsonl import write_lines
 
 if TYPE_CHECKING:
-    from preftune.evaluation.contest import Contest
+    from preftune.evaluation.two_models.context import Contest
     from preftune.types import Message
 
 SUITE = "arena-hard"

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from preftune.errors import RequestError
-from preftune.evaluation.answered_rows import Answer, Kept, answer_key, stream_answers
-from preftune.evaluation.pairwise import AnsweredRow, Side
-from preftune.evaluation.progress import Counting
-from preftune.evaluation.records import append_lines, read_lines
+from preftune.evaluation.two_models.answers import answer_key, stream_answers
+from preftune.evaluation.two_models.types import AnsweredRow
+from preftune.generation.protocol import Answer, Kept, Side
 from preftune.log import say
+from preftune.progress import Counting
+from preftune.storage.jsonl import append_lines, read_lines
 from preftune.types import Message, Text
 
 if TYPE_CHECKING:
-    from preftune.evaluation.asker import Asker
-    from preftune.evaluation.contest import Contest, PairOfModels
-    from preftune.evaluation.judges import Judge
+    from preftune.evaluation.two_models.context import Contest, PairOfModels
+    from preftune.judges.llm_client import Asker
+    from preftune.judges.protocol import Judge
 
 T = TypeVar("T")
 

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preftune.errors import DatasetError, PreftuneError
-from preftune.evaluation.progress import Counting
 from preftune.evaluation.suites import harness
 from preftune.evaluation.suites.asking import need_models
 from preftune.evaluation.suites.perplexity import compare_bits, documents, perplexity, predict_both
 from preftune.evaluation.suites.result import SuiteResult
 from preftune.evaluation.suites.sources import look_at_some
+from preftune.progress import Counting
 
 if TYPE_CHECKING:
-    from preftune.evaluation.contest import Contest
+    from preftune.evaluation.two_models.context import Contest
 
 SUITE = "general"
 

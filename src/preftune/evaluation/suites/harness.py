@@ -19,13 +19,13 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from preftune.errors import RequestError
-from preftune.evaluation.pairwise import Side
-from preftune.evaluation.records import append_lines, digest, read_lines
-from preftune.evaluation.suites.comparisons import SHARE, Better, Comparison, compare_means, compare_shares
+from preftune.generation.protocol import Side
 from preftune.log import say
+from preftune.statistics.paired import SHARE, Better, Comparison, compare_means, compare_shares
+from preftune.storage.jsonl import append_lines, digest, read_lines
 
 if TYPE_CHECKING:
-    from preftune.evaluation.contest import Contest, PairOfModels
+    from preftune.evaluation.two_models.context import Contest, PairOfModels
 
 DEFAULT_TASKS = ("truthfulqa_mc2", "gsm8k", "hellaswag", "arc_challenge", "ifeval")
 _MAIN_METRIC: Mapping[str, tuple[str, ...]] = {

@@ -19,19 +19,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from preftune.data.pairs import read_pairs
+from preftune.data.pairs.open import read_pairs
 from preftune.errors import DatasetError, RequestError
-from preftune.evaluation.pair_scores import Floats, Scores, score_both
-from preftune.evaluation.progress import Counting
-from preftune.evaluation.records import digest, write_lines
-from preftune.evaluation.statistics import MeanInterval, mean_interval, win_rate
 from preftune.evaluation.suites.asking import need_models
-from preftune.evaluation.suites.comparisons import Comparison, compare_means, compare_shares, compare_with_even
 from preftune.evaluation.suites.result import Part, SuiteResult
+from preftune.evaluation.two_models.pair_logps import Floats, Scores, score_both
+from preftune.progress import Counting
+from preftune.statistics.intervals import MeanInterval, mean_interval, win_rate
+from preftune.statistics.paired import Comparison, compare_means, compare_shares, compare_with_even
+from preftune.storage.jsonl import digest, write_lines
 from preftune.types import PreferencePair
 
 if TYPE_CHECKING:
-    from preftune.evaluation.contest import Contest
+    from preftune.evaluation.two_models.context import Contest
 
 SUITE = "held-out"
 _LOGISTIC = ("sigmoid", "robust")

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from preftune.errors import DatasetError
-from preftune.evaluation.pair_scores import Floats, Scores, score_both
-from preftune.evaluation.progress import Counting
-from preftune.evaluation.records import digest, write_lines
 from preftune.evaluation.suites.asking import need_models
-from preftune.evaluation.suites.comparisons import Comparison, by_group, compare_shares, members_by
 from preftune.evaluation.suites.result import SuiteResult
 from preftune.evaluation.suites.sources import HubData, Row, hub_file, load_listed, look_at_some, missing_column
+from preftune.evaluation.two_models.pair_logps import Floats, Scores, score_both
+from preftune.progress import Counting
+from preftune.statistics.paired import Comparison, by_group, compare_shares, members_by
+from preftune.storage.jsonl import digest, write_lines
 from preftune.types import PreferencePair
 
 if TYPE_CHECKING:
-    from preftune.evaluation.contest import Contest
+    from preftune.evaluation.two_models.context import Contest
 
 SUITE = "hhh"
 SUBSETS = ("helpful", "honest", "harmless", "other")

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from preftune.errors import DatasetError
-from preftune.evaluation.answered_rows import Kept, Side
-from preftune.evaluation.records import write_lines
-from preftune.evaluation.statistics import win_rate
 from preftune.evaluation.suites import mt_bench_prompts as prompts
 from preftune.evaluation.suites.asking import answer_side, ask, cut_off, need_asker
-from preftune.evaluation.suites.comparisons import Comparison, by_group, compare_means, compare_with_even, members_by
 from preftune.evaluation.suites.mt_bench_prompts import Reference, Templates, Turn
 from preftune.evaluation.suites.result import SuiteResult
 from preftune.evaluation.suites.sources import HubData, Row, look_at_some, missing_column, read_rows
-from preftune.evaluation.thoughts import split_thoughts
+from preftune.generation.protocol import Kept, Side
+from preftune.generation.thoughts import split_thoughts
+from preftune.statistics.intervals import win_rate
+from preftune.statistics.paired import Comparison, by_group, compare_means, compare_with_even, members_by
+from preftune.storage.jsonl import write_lines
 
 if TYPE_CHECKING:
-    from preftune.evaluation.contest import Contest
+    from preftune.evaluation.two_models.context import Contest
     from preftune.types import Message, Text
 
 SUITE = "mt-bench"

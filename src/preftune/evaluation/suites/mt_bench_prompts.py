@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
-from preftune.evaluation.final_verdict import final_match, unmarked
 from preftune.evaluation.suites.sources import Row
+from preftune.judges.final_verdict import final_match, unmarked
 from preftune.types import Message
 
 Turn: TypeAlias = Literal[1, 2]

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from preftune.errors import DatasetError
-from preftune.evaluation.finite import check_finite
-from preftune.evaluation.pairwise import Side
-from preftune.evaluation.records import append_lines, digest, read_lines
-from preftune.evaluation.statistics import mean_interval
-from preftune.evaluation.suites.comparisons import Comparison
+from preftune.generation.finite_check import check_finite
+from preftune.generation.protocol import Side
+from preftune.statistics.intervals import mean_interval
+from preftune.statistics.paired import Comparison
+from preftune.storage.jsonl import append_lines, digest, read_lines
 from preftune.types import TokenizedGroup
 
 if TYPE_CHECKING:
-    from preftune.evaluation.contest import PairOfModels
+    from preftune.evaluation.two_models.context import PairOfModels
 
 _DOCUMENT = 800
 """Letters of a document, at least; the last may be shorter."""

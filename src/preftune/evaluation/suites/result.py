@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from preftune.evaluation.records import write_json
-from preftune.evaluation.suites.comparisons import Comparison
+from preftune.statistics.paired import Comparison
+from preftune.storage.jsonl import write_json
 
 _BREAKDOWN_SHOWN = 8
 """Rows of a breakdown that a terminal shows; the file has all."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from preftune.data.load import load_rows
+from preftune.data.reading.load import load_rows
 from preftune.errors import DatasetError, RequestError
 from preftune.evaluation.suites.result import Part
 

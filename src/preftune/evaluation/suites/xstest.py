@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
 from preftune.errors import DatasetError
-from preftune.evaluation.degeneration import look_at
-from preftune.evaluation.final_verdict import final_match, json_objects, unmarked
-from preftune.evaluation.pairwise import AnsweredRow, Side, answer_rows
-from preftune.evaluation.records import write_lines
 from preftune.evaluation.suites.asking import ask
-from preftune.evaluation.suites.comparisons import Better, Comparison, by_group, compare_shares, members_by
 from preftune.evaluation.suites.result import SuiteResult
 from preftune.evaluation.suites.sources import HubData, Row, look_at_some, missing_column, read_rows, text_of
+from preftune.evaluation.two_models.answers import answer_rows
+from preftune.evaluation.two_models.types import AnsweredRow
+from preftune.generation.protocol import Side
+from preftune.judges.final_verdict import final_match, json_objects, unmarked
+from preftune.statistics.paired import Better, Comparison, by_group, compare_shares, members_by
+from preftune.storage.jsonl import write_lines
+from preftune.text_quality.single_answer import look_at
 
 if TYPE_CHECKING:
-    from preftune.evaluation.contest import Contest
+    from preftune.evaluation.two_models.context import Contest
     from preftune.types import Message
 
 SUITE = "xstest"

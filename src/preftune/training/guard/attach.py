@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from preftune.training.guard.samples import opened
 
 if TYPE_CHECKING:
-    from preftune.training.config import DPOConfig
+    from preftune.training.config.dpo import DPOConfig
     from preftune.training.guard.callback import Guard
 
 

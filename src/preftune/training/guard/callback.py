@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from preftune.evaluation.records import read_lines
 from preftune.log import detail, say, warn
+from preftune.logps.batch import PackedBatch
 from preftune.reference import unwrap
+from preftune.storage.jsonl import read_lines
+from preftune.storage.run_directory import append_line, cut_back
 from preftune.training.guard.alarms import ALARM, Alarm
 from preftune.training.guard.figures import Facts, Glance, History, history_of
 from preftune.training.guard.looking import Looker, trainer_steps
@@ -26,8 +28,6 @@ from preftune.training.guard.rules import new_alarms, smells
 from preftune.training.guard.samples import ReferenceAnswers
 from preftune.training.guard.schedule import Schedule
 from preftune.training.guard.tally import FLAGS, Seen, Tally
-from preftune.training.run_directory import append_line, cut_back
-from preftune.types import PackedBatch
 
 GLANCES = 128
 """Of a run, at most about so many lines of training figures are written and looked at."""

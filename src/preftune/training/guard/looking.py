@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 import torch
 
 from preftune.data import GroupDataset
-from preftune.evaluation.generation import Completion
+from preftune.generation.generate import Completion
 from preftune.log import say
 from preftune.logps import pack
 from preftune.reference import inference, unwrap
-from preftune.training.arguments import parts
-from preftune.training.evaluating import item_rows
 from preftune.training.guard import samples
 from preftune.training.guard.figures import ALIKE_IN_LENGTH, Look
 from preftune.training.guard.schedule import LEAST_SECONDS, SIZES, Costs, allowed_seconds, size_for
-from preftune.training.optimizer_step import RandomState
+from preftune.training.record.run_record import parts
+from preftune.training.step.memory import item_rows
+from preftune.training.step.optimizer_step import RandomState
 from preftune.types import TokenizedGroup
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from preftune.evaluation.generation import Completion
-from preftune.evaluation.records import read_lines
+from preftune.generation.generate import Completion
+from preftune.storage.jsonl import read_lines
 from preftune.training.guard.alarms import Alarm
 from preftune.training.guard.figures import Facts, History, Look, history_of
 from preftune.training.guard.rules import new_alarms

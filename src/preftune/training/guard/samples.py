@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from preftune.data import GroupDataset, PairDataset, load_pairs
 from preftune.errors import ConfigError
-from preftune.evaluation.generation import Completion, generate
-from preftune.evaluation.prompt_ids import encode_prompts
-from preftune.evaluation.text_figures import look_at, self_similarity
+from preftune.generation.encode_prompts import encode_prompts
+from preftune.generation.generate import Completion, generate
+from preftune.storage.run_directory import write_json
+from preftune.text_quality.single_answer import look_at, self_similarity
 from preftune.training.guard.figures import Look
-from preftune.training.run_directory import write_json
 from preftune.types import Text, TokenizedGroup
 
 if TYPE_CHECKING:

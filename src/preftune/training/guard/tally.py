@@ -15,9 +15,10 @@ import xxhash
 from numpy import asarray, frombuffer, int64, uint64
 from torch import Tensor
 
+from preftune.logps.batch import PackedBatch
 from preftune.training.guard.figures import ALIKE_IN_LENGTH, Glance
-from preftune.training.metrics import PER_PAIR
-from preftune.types import PackedBatch, TokenizedGroup
+from preftune.training.step.metrics import PER_PAIR
+from preftune.types import TokenizedGroup
 
 _SUMS = (
     "pairs", "loss", "margin", "square", "accuracy", "chosen", "rejected", "chosen_tokens", "rejected_tokens",

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from preftune.errors import ConfigError
-from preftune.evaluation.ensemble import HOWS
-from preftune.training.base_config import option
-from preftune.training.config import DPOConfig
+from preftune.judges.ensemble import HOWS
+from preftune.training.config.base import option
+from preftune.training.config.dpo import DPOConfig
 
 
 @dataclass

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from preftune.training.cards import card as model_card
-from preftune.training.run_record import configuration, environment
+from preftune.training.record.cards import card as model_card
+from preftune.training.record.run_record import configuration, environment
 
 _WHAT = {
     "ppo": "aligned by proximal policy optimisation (arXiv:1707.06347, arXiv:1909.08593) on its own answers",

@@ -63,7 +63,7 @@ def choose_reference(trainer: Any, ref_model: Any) -> Source:
         ref_model: the explicit one, a model, hub id or folder; None takes the policy as received.
     """
     if ref_model is not None:
-        from preftune.training.reference_setup import prepare_explicit
+        from preftune.training.setup.reference import prepare_explicit
 
         ref_model = prepare_explicit(trainer, ref_model)
         engine, _ = choose_engine(ref_model, "auto" if trainer.engine.name == "packed" else trainer.engine.name)

@@ -13,19 +13,20 @@ import torch
 from torch import Tensor
 
 from preftune.errors import ConfigError
-from preftune.evaluation.answer_groups import Group, LabelCounts
-from preftune.evaluation.judge_specs import open_judge
-from preftune.evaluation.ranking import rank
-from preftune.evaluation.rating import ByComparison, Rated
-from preftune.evaluation.user_rules import adapted
+from preftune.evaluation.labelling.pair_selection import rank
+from preftune.evaluation.labelling.sample_groups import Group, LabelCounts
+from preftune.evaluation.labelling.scoring import ByComparison, Rated
+from preftune.judges.registry import open_judge
+from preftune.judges.user_rules import adapted
+from preftune.logps.batch import GroupLogps, PackedBatch
 from preftune.losses import get_loss
-from preftune.training.metrics import PER_PAIR, pair_metrics
 from preftune.training.online.config import OnlineDPOConfig
 from preftune.training.online.fresh import FreshStep
 from preftune.training.online.rollout import Rollout
 from preftune.training.online.scoring import Score, judge_options, open_score, row_of
 from preftune.training.online.trainer import OnlineTrainer
-from preftune.types import GroupLogps, PackedBatch, Preference, TokenizedGroup
+from preftune.training.step.metrics import PER_PAIR, pair_metrics
+from preftune.types import Preference, TokenizedGroup
 
 
 class OnlineDPOTrainer(OnlineTrainer):

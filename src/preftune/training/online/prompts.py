@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from preftune.data.load import load_rows
-from preftune.data.pairs import PairDataset
+from preftune.data.pairs.dataset import PairDataset
+from preftune.data.reading.load import load_rows
 from preftune.errors import DatasetError
-from preftune.evaluation.answerers import template_of
-from preftune.evaluation.prompt_ids import encode_prompts
-from preftune.evaluation.prompts import Prompt, Prompts, carried_by, load_prompts
+from preftune.generation.backends import template_of
+from preftune.generation.encode_prompts import encode_prompts
+from preftune.generation.prompts import Prompt, Prompts, carried_by, load_prompts
 from preftune.log import say
 
 _READ = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "id")

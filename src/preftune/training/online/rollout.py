@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from preftune.evaluation.generation import generate_batch, generating, generation_config, longest_first
-from preftune.evaluation.prompt_ids import check_lengths
-from preftune.evaluation.prompts import Prompt
-from preftune.evaluation.thoughts import Spoken, spoken
+from preftune.generation.encode_prompts import check_lengths
+from preftune.generation.generate import generate_batch, generating, generation_config, longest_first
+from preftune.generation.prompts import Prompt
+from preftune.generation.thoughts import Spoken, spoken
 from preftune.types import TokenizedGroup
 
 

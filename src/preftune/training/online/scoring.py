@@ -9,14 +9,14 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from preftune.errors import RequestError
-from preftune.evaluation.asker import Asker
-from preftune.evaluation.chat_judge import as_transcript
-from preftune.evaluation.ensemble import combined as one_score
-from preftune.evaluation.ensemble import deviation
-from preftune.evaluation.final_verdict import unmarked
-from preftune.evaluation.judge_specs import JudgeOptions, judge_kind, open_judge
-from preftune.evaluation.judges import Scorer, finite_score, judge_name, naming_failures
-from preftune.evaluation.prompts import Prompt
+from preftune.generation.prompts import Prompt
+from preftune.judges.ensemble import combined as one_score
+from preftune.judges.ensemble import deviation
+from preftune.judges.final_verdict import unmarked
+from preftune.judges.llm_client import Asker
+from preftune.judges.pairwise_llm import as_transcript
+from preftune.judges.protocol import Scorer, finite_score, judge_name, naming_failures
+from preftune.judges.registry import JudgeOptions, judge_kind, open_judge
 from preftune.training.online.rollout import Rollout
 from preftune.types import Message, Text
 
@@ -174,7 +174,7 @@ def as_spec(name: str) -> str:
 def _open(name: str, opened: ExitStack, options: JudgeOptions) -> Scorer:
     spec = as_spec(name)
     if judge_kind(spec) == "reward":
-        from preftune.evaluation.reward_model import open_reward_model
+        from preftune.judges.reward_model import open_reward_model
 
         # every answer is new, so its score is not kept on disk
         return open_reward_model(spec.partition(":")[2], batch_size=options.batch_size or 16, **options.model)
@@ -182,7 +182,7 @@ def _open(name: str, opened: ExitStack, options: JudgeOptions) -> Scorer:
     if judge.scorer is not None:
         return judge.scorer
     if judge.asker is not None:
-        from preftune.evaluation.chat_judge import CRITERIA
+        from preftune.judges.pairwise_llm import CRITERIA
 
         return MarkingScorer(judge.asker, criteria=options.criteria or CRITERIA, max_tokens=options.max_tokens)
     raise RequestError(

@@ -17,27 +17,30 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from preftune.errors import ConfigError, RequestError
-from preftune.evaluation.prompt_ids import check_lengths
+from preftune.generation.encode_prompts import check_lengths
 from preftune.log import detail, warn
 from preftune.logps import pack
+from preftune.logps.batch import PackedBatch
 from preftune.reference import ReferenceScores
-from preftune.training import assemble, checkpoint, memory
-from preftune.training.arguments import tokenizer_of
-from preftune.training.batches import probes
-from preftune.training.metrics import peak_memory
-from preftune.training.micro_batches import cost_of, token_budget
+from preftune.storage.run_directory import check_writable
 from preftune.training.online.facts import card, facts_of
 from preftune.training.online.fresh import STEP, Fresh, FreshStep, choose_reference, choose_sampler, plan_steps
 from preftune.training.online.prompts import prepare_prompts
 from preftune.training.online.rollout import Rollout, Sampler, figures_of_answers
 from preftune.training.online.watch import Watch
 from preftune.training.online.window import Averages
-from preftune.training.optimizer_step import non_finite, whole_step
-from preftune.training.resumable import ResumableTrainer
-from preftune.training.run_directory import check_writable
-from preftune.training.saved_model import end_answers
-from preftune.training.self_check import check_before_training
-from preftune.types import PackedBatch, TokenizedGroup
+from preftune.training.record import checkpoint
+from preftune.training.record.saved_model import end_answers
+from preftune.training.setup import model as assemble
+from preftune.training.setup.arguments import tokenizer_of
+from preftune.training.setup.self_check import check_before_training
+from preftune.training.step import memory
+from preftune.training.step.collate import probes
+from preftune.training.step.metrics import peak_memory
+from preftune.training.step.micro_batches import cost_of, token_budget
+from preftune.training.step.optimizer_step import non_finite, whole_step
+from preftune.training.trainers.resumable import ResumableTrainer
+from preftune.types import TokenizedGroup
 
 _MOST_EMPTY_ROUNDS = 10
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from preftune.errors import ModelError
-from preftune.evaluation.generation import generation_config
-from preftune.evaluation.prompt_ids import check_lengths
-from preftune.evaluation.prompts import Prompt
-from preftune.evaluation.vllm_answers import available
+from preftune.generation.encode_prompts import check_lengths
+from preftune.generation.generate import generation_config
+from preftune.generation.prompts import Prompt
+from preftune.generation.vllm_backend import available
 from preftune.models.roles import POLICY, base_of
 from preftune.training.online.rollout import Rollout, rollout_of, seed_of
 

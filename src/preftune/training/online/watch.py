@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 from transformers import TrainerCallback
 
-from preftune.evaluation.degeneration import look_at, self_similarity
 from preftune.log import detail, warn
+from preftune.storage.run_directory import append_line, cut_back
+from preftune.text_quality.single_answer import look_at, self_similarity
 from preftune.training.guard.alarms import ALARM, NOTE, Alarm
 from preftune.training.guard.rollback import GoodWeights
 from preftune.training.online.rollout import Rollout
-from preftune.training.run_directory import append_line, cut_back
 
 _LOOKED_AT = 32
 """Answers of a round whose text is looked at."""

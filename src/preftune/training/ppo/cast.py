@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from preftune.errors import ConfigError, ModelError
-from preftune.evaluation.generation import base_changed_by
+from preftune.generation.generate import base_changed_by
 from preftune.models.load import locate_base
 from preftune.models.locate import locate
 from preftune.models.roles import (
@@ -27,8 +27,8 @@ from preftune.models.roles import (
     value_adapter,
 )
 from preftune.models.same_weights import changed_weight
-from preftune.training.dropout import dropout_off
 from preftune.training.online.scoring import as_spec
+from preftune.training.setup.dropout import dropout_off
 
 
 @dataclass

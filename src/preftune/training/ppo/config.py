@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from preftune.errors import ConfigError
 from preftune.losses.ppo import KL_ESTIMATORS
-from preftune.training.base_config import PackedConfig, one_of, option
+from preftune.training.config.base import PackedConfig, one_of, option
+from preftune.training.config.refused import REFUSED
 from preftune.training.online.config import SamplingFields, refuse_what_has_no_meaning
-from preftune.training.refused import REFUSED
 
 
 @dataclass

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from preftune.errors import ModelError
-from preftune.evaluation.model_source import ModelSource, contents
-from preftune.evaluation.reward_model import RewardModel
-from preftune.evaluation.reward_texts import form_of
+from preftune.generation.lazy_model import ModelSource, contents
+from preftune.judges.reward_model import RewardModel
+from preftune.judges.reward_model_input import form_of
 from preftune.types import TokenizedGroup
 
 

@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from preftune.errors import ConfigError
-from preftune.evaluation.user_rules import adapted
+from preftune.judges.user_rules import adapted
 from preftune.log import say
 from preftune.logps import LogitTransform
+from preftune.logps.batch import PackedBatch
 from preftune.losses.advantages import Moments
 from preftune.losses.ppo import AdaptiveKL
 from preftune.models.roles import Scalar
 from preftune.reference import inference
-from preftune.training.memory import score_in_parts
 from preftune.training.online.fresh import FreshStep
 from preftune.training.online.rollout import Rollout
 from preftune.training.online.scoring import Score, Scores, judge_options, open_score
@@ -33,7 +33,8 @@ from preftune.training.ppo.config import PPOConfig
 from preftune.training.ppo.experience import Experience, Shaping, make_experience, mini_batches
 from preftune.training.ppo.reward_on_base import RewardOnBase
 from preftune.training.ppo.update import Clips, backward_part
-from preftune.types import PackedBatch, TokenizedGroup
+from preftune.training.step.memory import score_in_parts
+from preftune.types import TokenizedGroup
 
 _VALUE_FILE = "value.safetensors"
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from preftune.logps import Engine
+from preftune.logps.batch import PackedBatch
 from preftune.losses.ppo import policy_loss, value_loss
 from preftune.models.roles import Scalar
 from preftune.training.ppo.experience import Experience
-from preftune.types import PackedBatch
 
 
 class Clips(NamedTuple):

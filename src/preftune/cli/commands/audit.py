@@ -1,0 +1,220 @@
+"""`preftune audit`: what is wrong with preference data, on the terminal, as JSON and as a page."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from preftune.cli.flags.arguments import DataArguments
+from preftune.cli.flags.messages import near_name, tell
+from preftune.cli.flags.plain_parser import PlainParser
+from preftune.errors import RequestError
+
+if TYPE_CHECKING:
+    from preftune.audit import Audit, Finding, Setting
+    from preftune.audit.opening import Opened
+    from preftune.audit.run import Progress
+
+PROG = "preftune audit"
+DEFAULT_OUTPUT = "runs/audit"
+DEFAULT_MAX_LENGTH = 1024
+"""Of `preftune dpo`."""
+_COUNTED = 16_384
+"""Tokens up to which lengths are exact; of texts that may have more, only the ends are tokenised."""
+
+_LEVELS = {"error": ("error",), "warning": ("error", "warning")}
+"""What `--fail-on` takes besides names of findings -> the severities that fail."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs `preftune audit` and returns its exit code: 1 if `--fail-on` names something that was found."""
+    asked = _parser().read(argv)
+    failing = _failing(asked.fail_on)
+    setting = _setting(asked)
+    with _progress(setting) as progress:
+        from preftune.audit import audit
+
+        result = audit(setting, progress=progress)
+    folder = Path(asked.output or default_output(asked.data)).expanduser()
+    written = _write(result, folder)
+    if asked.json:
+        from preftune.audit.writing import as_text
+
+        print(as_text(result.to_json()), end="")
+    else:
+        from preftune.cli.display.audit_table import show
+
+        show(result, written)
+    return _gate(result, failing, asked.fail_on)
+
+
+def _parser() -> PlainParser:
+    parser = PlainParser(
+        prog=PROG,
+        description="What is wrong with preference data: a table here, audit.json and audit.html in a folder.",
+        epilog="Exit code: 0, or 1 when --fail-on names something that was found, or 2 for a wrong request.",
+    )
+    parser.add_argument("data", metavar="DATA", help="pairs: a path (jsonl, json, csv, parquet; .gz), a hub id, or -")
+    parser.add_argument("--eval", metavar="DATA2", help="evaluation pairs, whose prompts must not be trained on")
+    parser.add_argument("--model", metavar="M", help="count tokens as this model does; its weights are not loaded")
+    parser.add_argument("--tokenizer", metavar="T", help="count tokens with this tokenizer instead")
+    parser.add_argument(
+        "--with_reference",
+        action="store_true",
+        help="load the model too: margins and accuracy before training, and the labels that surprise it most",
+    )
+    parser.add_argument("--load_in_4bit", action="store_true", help="load it in 4 bits")
+    parser.add_argument("--trust_remote_code", action="store_true", help="allow models that bring their own code")
+    parser.add_argument("--max_length", type=int, metavar="N", help="the limit of training in tokens (default: 1024)")
+    parser.add_argument("--max_prompt_length", type=int, metavar="N", help="the limit of prompts, in tokens")
+    parser.add_argument("--columns", nargs="+", default=[], metavar="C=YOURS", help="renames: chosen=good rejected=bad")
+    parser.add_argument("--format", metavar="NAME", help="format of the data, where their shape does not tell")
+    parser.add_argument("--split", default="train", help="split of the data; slices work: train[:1000]")
+    parser.add_argument("--eval_split", metavar="SPLIT", help="split of the evaluation data (default: as the data has)")
+    parser.add_argument("--as_chat", action="store_true", help="plain prompts and answers become turns, as in dpo")
+    parser.add_argument(
+        "--near_duplicates", choices=["on", "off"], default="on", help="off leaves out what takes longest"
+    )
+    parser.add_argument("-o", "--output", metavar="FOLDER", help=f"where the files go (default: {DEFAULT_OUTPUT}/NAME)")
+    parser.add_argument("--json", action="store_true", help="print audit.json instead of the table")
+    parser.add_argument(
+        "--fail_on",
+        metavar="WHAT",
+        help="exit with 1 if found: error, warning (and errors), or names: contradictions,...",
+    )
+    return parser
+
+
+def _failing(asked: str | None) -> tuple[frozenset[str], frozenset[str]]:
+    """Severities and names that fail. Raises: RequestError for an unknown one."""
+    from preftune.audit import KINDS
+
+    severities: set[str] = set()
+    names: set[str] = set()
+    for word in (asked or "").split(","):
+        word = word.strip()
+        if word in _LEVELS:
+            severities.update(_LEVELS[word])
+        elif word in KINDS:
+            names.add(word)
+        elif asked is not None:
+            near = near_name(word, [*_LEVELS, *KINDS])
+            hint = f"Did you mean {near!r}?" if near else f"Known are {', '.join([*_LEVELS, *KINDS])}."
+            raise RequestError(f"--fail_on: {word!r} is neither a severity nor the name of a finding. {hint}")
+    return frozenset(severities), frozenset(names)
+
+
+def _setting(asked: argparse.Namespace) -> Setting:
+    """Everything that can be wrong with the request, told before the pairs are looked at."""
+    from preftune.audit import Setting
+
+    tokenizer_name = asked.tokenizer or asked.model
+    for flag in ("max_length", "max_prompt_length"):
+        if getattr(asked, flag) is not None and tokenizer_name is None:
+            raise RequestError(f"--{flag} counts tokens. Name the tokenizer: --model M or --tokenizer T.")
+    for flag in ("with_reference", "load_in_4bit"):
+        if getattr(asked, flag) and asked.model is None:
+            raise RequestError(f"--{flag} is about the model that is to be trained. Name it with --model M.")
+    if asked.load_in_4bit and not asked.with_reference:
+        raise RequestError("--load_in_4bit is for --with_reference; without it no weights are loaded. Leave it out.")
+    if asked.eval_split is not None and asked.eval is None:
+        raise RequestError("--eval_split is the split of the evaluation data. Name them with --eval DATA2.")
+    max_length = _limits(asked) if tokenizer_name is not None else None
+    names = DataArguments(columns=asked.columns).column_names()
+    data = _open(asked.data, asked.split, names, asked)
+    held_out = None if asked.eval is None else _open(asked.eval, asked.eval_split or "train", names, asked)
+    setting = Setting(
+        data,
+        held_out=held_out,
+        near_duplicates=asked.near_duplicates == "on",
+        max_prompt_length=asked.max_prompt_length,
+    )
+    if tokenizer_name is not None:
+        _add_tokenizer(setting, tokenizer_name, max_length, asked)
+    return setting
+
+
+def _limits(asked: argparse.Namespace) -> int:
+    """max_length. Raises: ConfigError for an impossible limit."""
+    from preftune.data.tokens.pairs import Limits
+
+    limits = Limits(DEFAULT_MAX_LENGTH if asked.max_length is None else asked.max_length, asked.max_prompt_length)
+    assert limits.max_length is not None
+    return limits.max_length
+
+
+def _open(name: str, split: str, columns: dict[str, str | None] | None, asked: argparse.Namespace) -> Opened:
+    from preftune.audit import open_data
+
+    data = open_data(name, split=split, columns=columns, format=asked.format)
+    if asked.as_chat and data.pairs is not None:
+        data.pairs = data.pairs.as_chat()
+    return data
+
+
+def _add_tokenizer(setting: Setting, name: str, max_length: int, asked: argparse.Namespace) -> None:
+    from preftune.data.tokens.encode import Encoder
+    from preftune.data.tokens.shorten import shortening
+    from preftune.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(name, trust_remote_code=asked.trust_remote_code)
+    setting.encoder, setting.tokenizer_name = Encoder(tokenizer), name
+    setting.encoder.shorten = shortening(tokenizer, max(_COUNTED, max_length))
+    setting.max_length = max_length
+    if asked.with_reference:
+        from preftune.audit.scoring import ReferenceScorer
+
+        setting.scorer = ReferenceScorer(
+            asked.model,
+            tokenizer,
+            max_length=max_length,
+            max_prompt_length=asked.max_prompt_length,
+            load_in_4bit=asked.load_in_4bit,
+            trust_remote_code=asked.trust_remote_code,
+        )
+
+
+@contextmanager
+def _progress(setting: Setting) -> Iterator[Progress]:
+    """A bar over the rows, on a terminal and for long work only."""
+    from tqdm.auto import tqdm
+
+    total = 0 if setting.data.pairs is None else len(setting.data.pairs)
+    hide = total < 5000 or not sys.stderr.isatty()
+    with tqdm(total=total, desc="Auditing", unit="pair", disable=hide, leave=False) as bar:
+        yield bar.update
+
+
+def default_output(data: str) -> str:
+    """The folder for data of this name: `runs/audit/pairs` for `folder/pairs.jsonl.gz`."""
+    name = "stdin" if data == "-" else Path(data).name if Path(data).exists() else data
+    plain = re.sub(r"(\.(jsonl|ndjson|json|csv|tsv|parquet))?(\.gz)?$", "", name)
+    return f"{DEFAULT_OUTPUT}/{re.sub(r'[^A-Za-z0-9._-]+', '-', plain).strip('-.') or 'data'}"
+
+
+def _write(result: Audit, folder: Path) -> list[Path]:
+    """audit.json first, which the page is made of."""
+    import json
+
+    from preftune.audit.writing import write_audit, write_text
+    from preftune.report.audit.page import audit_page
+
+    written = write_audit(result, folder)
+    page = folder / "audit.html"
+    write_text(page, audit_page(json.loads(written[0].read_text(encoding="utf-8"))))
+    return [*written, page]
+
+
+def _gate(result: Audit, failing: tuple[frozenset[str], frozenset[str]], asked: str | None) -> int:
+    severities, names = failing
+    found: list[Finding] = [f for f in result.findings if f.severity in severities or f.name in names]
+    if not found:
+        return 0
+    named = ", ".join(f"{finding.name} ({finding.count:,})" for finding in found)
+    tell(f"preftune: --fail_on {asked}: {result.name} has {named}.")
+    return 1

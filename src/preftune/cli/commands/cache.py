@@ -1,0 +1,352 @@
+"""`preftune cache`: what is kept on disk to be used again, listed, cleared and checked."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preftune.cli.flags.messages import near_name
+from preftune.cli.flags.plain_parser import PlainParser
+from preftune.errors import RequestError
+from preftune.storage.cache_folder import cache_folder
+from preftune.storage.cache_items import DEAR, KINDS, CacheItem, list_items, remove_item
+
+if TYPE_CHECKING:
+    from preftune.reference.inventory import Check, StoreFile
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_BYTES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_NARROW = 90
+"""Columns below which a terminal gets lines instead of a table."""
+_IN_A_PIPE = 1000
+"""Columns where nobody looks: one line per store, for grep."""
+
+HELP = """\
+usage: preftune cache ls | prune | verify [options]
+
+Scores of the reference are kept on disk, so that a second run over the same
+rows computes none of them; so are token ids, rows read from files, verdicts of
+judges, trained judges and converted models. All of it can be had again; for
+verdicts of an endpoint that means paying again.
+
+  ls       what is there: models, completions, sizes, when it was last used
+  prune    remove some of it: --older-than 30d, --model NAME, --max-size 2GB,
+           --kind reference, tokens, rows, verdicts, judges, models, leftovers
+  verify   check every score's checksum; --repair removes what is damaged
+
+The folder is set with PREFTUNE_CACHE.
+"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs `preftune cache` and returns its exit code."""
+    actions: dict[str, Callable[[Sequence[str]], int]] = {"ls": _list, "prune": _prune, "verify": _verify}
+    words = list(argv)
+    if words[:1] in (["-h"], ["--help"]):
+        print(HELP, end="")
+        return 0
+    if not words or words[0] not in actions:
+        near = near_name(words[0], actions) if words else None
+        hint = f"Did you mean {near!r}?" if near else "See preftune cache --help."
+        raise RequestError(f"preftune cache needs to be told what to do: ls, prune or verify. {hint}")
+    return actions[words[0]](words[1:])
+
+
+# --- ls ---
+
+
+def _list(argv: Sequence[str]) -> int:
+    parser = PlainParser(prog="preftune cache ls", description="What is in the cache.")
+    parser.add_argument("--json", action="store_true", help="everything as JSON; sizes in bytes, times in seconds")
+    asked = parser.read(argv)
+
+    from preftune.reference.inventory import list_stores
+
+    files = list_stores(_folder())
+    if asked.json:
+        print(json.dumps(_as_json(files), indent=2))
+    else:
+        _show(files)
+    return 0
+
+
+def _as_json(files: list[StoreFile]) -> dict[str, Any]:
+    stores = [
+        {
+            "path": str(file.path),
+            "state": file.state,
+            "model": file.model,
+            "completions": file.completions,
+            "bytes": file.size,
+            "last_used": file.last_used,
+            "note": file.note,
+        }
+        for file in files
+    ]
+    ours = [file for file in files if file.state != "foreign"]
+    return {
+        "folder": str(_folder()),
+        "stores": stores,
+        "total": {
+            "bytes": sum(file.size for file in ours),
+            "completions": sum(file.completions or 0 for file in ours),
+        },
+        "others": dict(_others()),
+    }
+
+
+def _others() -> list[tuple[str, int]]:
+    """What else lies in preftune's cache folder, and its bytes."""
+    sizes: dict[str, int] = {}
+    for item in list_items(cache_folder(), now=time.time()):
+        sizes[item.kind] = sizes.get(item.kind, 0) + item.size
+    return sorted(sizes.items())
+
+
+def _show(files: list[StoreFile]) -> None:
+    from rich.console import Console
+
+    terminal = sys.stdout.isatty()
+    console = Console(highlight=False, width=None if terminal else _IN_A_PIPE)
+    stores = [file for file in files if file.state == "store"]
+    console.print(f"Reference scores in {_folder()}", soft_wrap=True, markup=False)
+    if stores:
+        shown = _lines(stores) if terminal and console.width < _NARROW else _table(stores)
+        console.print(shown, markup=False)
+    ours = [file for file in files if file.state != "foreign"]
+    count, size = sum(file.completions or 0 for file in stores), sum(file.size for file in ours)
+    console.print(f"{_count(len(stores), 'store')}, {count:,} completions, {_bytes(size)} in all.", markup=False)
+    damaged = [file for file in files if file.state in ("torn", "aside")]
+    foreign = len(files) - len(ours)
+    if damaged:
+        console.print(
+            f"{_count(len(damaged), 'damaged file')} among them, {_bytes(sum(file.size for file in damaged))}: "
+            "preftune cache verify tells more."
+        )
+    if foreign:
+        console.print(f"{_count(foreign, 'file')} in that folder that preftune did not write: left alone.")
+    for name, size in _others():
+        console.print(f"Beside them: {name}, {_bytes(size)} (preftune cache prune --kind {name}).", markup=False)
+
+
+def _table(stores: list[StoreFile]) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False, show_edge=False)
+    for name in ("id", "model", "computed by"):
+        table.add_column(name, overflow="fold")
+    for name in ("completions", "size", "last used"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for file in stores:
+        cells = (file.id, file.model, _computed(file), _completions(file), _bytes(file.size), _ago(file.last_used))
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _lines(stores: list[StoreFile]) -> str:
+    return "\n".join(
+        f"{file.id}  {file.model}\n  {_completions(file)} completions, {_bytes(file.size)}, {_ago(file.last_used)}"
+        for file in stores
+    )
+
+
+def _computed(file: StoreFile) -> str:
+    parts = [file.note[name] for name in ("engine", "dtype", "device") if name in file.note]
+    return ", ".join(parts) or "unknown"
+
+
+def _completions(file: StoreFile) -> str:
+    return "?" if file.completions is None else f"{file.completions:,}"
+
+
+# --- prune ---
+
+
+def _prune(argv: Sequence[str]) -> int:
+    parser = PlainParser(
+        prog="preftune cache prune",
+        description="Remove what is kept. Several conditions must hold together; scores that a run has open stay.",
+    )
+    parser.add_argument("--kind", nargs="+", choices=("reference", *KINDS), help="only this; without it everything")
+    parser.add_argument("--older_than", type=_duration, metavar="AGE", help="not used for so long: 30d, 12h, 2w")
+    parser.add_argument("--model", metavar="NAME", help="of reference models whose name contains this")
+    parser.add_argument("--max_size", type=_size, metavar="SIZE", help="the least recently used, until 2GB remain")
+    parser.add_argument("--all", action="store_true", help="everything")
+    parser.add_argument("--dry_run", action="store_true", help="only say what would be removed")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    asked = parser.read(argv)
+    if asked.model is not None and not asked.model.strip():
+        raise RequestError("preftune cache prune --model got an empty name, which every model contains. Name one.")
+    conditional = any(condition is not None for condition in (asked.older_than, asked.model, asked.max_size))
+    if (asked.all and conditional) or not (asked.all or conditional or asked.kind):
+        raise RequestError(
+            "preftune cache prune removes what you name: --older-than 30d, --model NAME, --max-size 2GB, --kind "
+            "tokens, or --all for everything. Give --all alone, or some of the others."
+        )
+
+    from preftune.reference.inventory import choose
+
+    chosen = choose(
+        _everything(asked),
+        now=time.time(),
+        older_than=asked.older_than,
+        model=asked.model,
+        max_size=asked.max_size,
+    )
+    if not chosen:
+        print("There is nothing to remove.")
+        return 0
+    for file in chosen:
+        print(f"{file.id}  {_name(file)}, {_bytes(file.size)}, last used {_ago(file.last_used)}")
+    total = f"{_count(len(chosen), 'file')}, {_bytes(sum(file.size for file in chosen))}"
+    if asked.dry_run:
+        print(f"Would remove {total}.")
+        return 0
+    if not asked.yes and not _agreed(f"Remove {total}?"):
+        print("Nothing was removed.")
+        return 0
+    return _remove(chosen)
+
+
+def _everything(asked: argparse.Namespace) -> list[Any]:
+    """What the conditions choose from: the stores, and the other kinds as far as they are meant."""
+    from preftune.reference.inventory import list_stores
+
+    kinds = set(asked.kind or ("reference", *KINDS))
+    if asked.kind is None and asked.max_size is not None:
+        kinds -= set(DEAR)
+    stores = list_stores(_folder()) if "reference" in kinds else []
+    items = list_items(cache_folder(), now=time.time(), older_than=asked.older_than or 0.0)
+    return [*stores, *(item for item in items if item.kind in kinds)]
+
+
+def _remove(chosen: list[Any]) -> int:
+    from preftune.reference.inventory import remove
+
+    reasons = {
+        "in use": "another process has it open",
+        "not ours": "it has no mark of preftune's (preftune cache verify --repair sets it aside)",
+        "failed": "the system does not let it be deleted",
+    }
+    gone, stayed = [], 0
+    for file in chosen:
+        if isinstance(file, CacheItem):
+            outcome = "removed" if remove_item(file) else "failed"
+        else:
+            outcome = remove(file)
+        if outcome == "removed":
+            gone.append(file)
+        else:
+            stayed += outcome == "failed"
+            print(f"Kept {file.path.name}: {reasons[outcome]}.")
+    print(f"Removed {_count(len(gone), 'file')}, {_bytes(sum(file.size for file in gone))}.")
+    return 1 if stayed else 0
+
+
+def _name(file: Any) -> str:
+    if isinstance(file, CacheItem):
+        return file.name
+    return {"aside": "a damaged file that was set aside", "torn": "a damaged file"}.get(file.state, file.model)
+
+
+def _agreed(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise RequestError(f"{question} There is nobody to ask. Add --yes to remove them, or --dry-run to look only.")
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+
+# --- verify ---
+
+
+def _verify(argv: Sequence[str]) -> int:
+    parser = PlainParser(
+        prog="preftune cache verify",
+        description="Check every file and the checksum of every score. Exit code 1 if something is damaged.",
+    )
+    parser.add_argument(
+        "--repair", action="store_true", help="remove damaged scores, set torn files aside; they are computed again"
+    )
+    asked = parser.read(argv)
+
+    from preftune.reference.inventory import list_stores, verify
+
+    files = list_stores(_folder())
+    checks = [(file, verify(file, repair=asked.repair)) for file in files if file.state in ("store", "torn")]
+    for file, check in checks:
+        print(f"{file.id}  {file.model}: {_verdict(check)}.")
+    aside = [file for file in files if file.state == "aside"]
+    if aside:
+        print(
+            f"{_count(len(aside), 'damaged file')} set aside earlier, {_bytes(sum(file.size for file in aside))}: "
+            "preftune cache prune removes what is old."
+        )
+    bad = [check for _, check in checks if not check.repaired and (not check.sound or check.hindered is not None)]
+    completions = sum(check.completions - check.damaged for _, check in checks)
+    print(f"{_count(len(checks), 'store')}, {completions:,} intact completions, {_count(len(bad), 'problem')}.")
+    if any(not check.sound and check.hindered is None for check in bad):
+        print("Damaged scores are never used. preftune cache verify --repair removes them.")
+    return 1 if bad else 0
+
+
+def _verdict(check: Check) -> str:
+    if check.torn is not None:
+        found = f"the file is torn ({check.torn})"
+    elif check.damaged:
+        found = f"{check.damaged:,} of {check.completions:,} completions are damaged"
+    else:
+        found = f"{check.completions:,} completions, all intact"
+    if check.hindered is not None:
+        return f"not looked at: {check.hindered}" if check.sound else f"{found}; nothing was done: {check.hindered}"
+    if check.repaired:
+        return f"{found}; {'set aside' if check.torn is not None else 'removed'}"
+    return found
+
+
+# --- words ---
+
+
+def _folder() -> Path:
+    return cache_folder() / "reference"
+
+
+def _duration(text: str) -> float:
+    """Seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", text.strip().lower())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 30d, 12h or 2w")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+def _size(text: str) -> int:
+    """Bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", text.strip().lower())
+    if found is None or found[2] not in _BYTES:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 2GB or 500MB")
+    return int(float(found[1]) * _BYTES[found[2]])
+
+
+def _bytes(size: int) -> str:
+    for unit, value in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= value:
+            return f"{size / value:.1f} {unit}"
+    return f"{size} bytes"
+
+
+def _ago(then: float) -> str:
+    seconds = max(0.0, time.time() - then)
+    for name, length in (("week", 604_800), ("day", 86_400), ("hour", 3600), ("minute", 60)):
+        if seconds >= 2 * length or (name == "day" and seconds >= length):
+            return f"{_count(int(seconds // length), name)} ago"
+    return "just now"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -1,0 +1,153 @@
+"""`preftune chat`: talk to a model, side by side with the one it came from."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from preftune.cli.flags.messages import tell
+from preftune.cli.flags.plain_parser import PlainParser
+from preftune.errors import RequestError
+from preftune.log import printable
+
+if TYPE_CHECKING:
+    from preftune.cli.commands.chat_session import Speaker
+
+WIDE = 100
+"""Terminal columns from which two answers stand side by side."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs `preftune chat` and returns its exit code."""
+    asked = _parser().read(argv)
+    if asked.temperature < 0 or asked.max_new_tokens < 1:
+        raise RequestError("--temperature is 0 (always the likeliest token) or more, --max_new_tokens at least 1.")
+
+    from preftune.cli.commands.chat_session import load_speakers
+
+    speakers = load_speakers(
+        asked.model,
+        asked.baseline,
+        system=asked.system,
+        dtype=asked.dtype,
+        load_in_4bit=asked.load_in_4bit,
+        trust_remote_code=asked.trust_remote_code,
+        base_model=asked.base,
+    )
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if terminal:
+        tell(f"Talking to {' and '.join(s.name for s in speakers)}. /reset forgets, /exit or Ctrl-D ends.")
+    settings = {"max_new_tokens": asked.max_new_tokens, "temperature": asked.temperature}
+    for turn, message in enumerate(_messages(terminal)):
+        if message == "/exit":
+            break
+        if message == "/reset":
+            for speaker in speakers:
+                speaker.reset()
+            continue
+        _answer_all(speakers, message, terminal=terminal, seed=asked.seed + turn, **settings)
+    return 0
+
+
+def _parser() -> PlainParser:
+    parser = PlainParser(
+        prog="preftune chat",
+        description="Talk to a model. An adapter is shown beside its base, which is the same loaded model with the "
+        "adapter off. Reads a message per line until the end of the input or /exit; /reset forgets the conversation.",
+    )
+    parser.add_argument("--model", "--model_name_or_path", dest="model", required=True, help="a path or a hub id")
+    parser.add_argument("--baseline", help="a second model to answer the same messages")
+    parser.add_argument(
+        "--base", "--base_model", dest="base", metavar="MODEL", help="instead of the one an adapter names"
+    )
+    parser.add_argument("--system", help="a system prompt for both")
+    parser.add_argument("--max_new_tokens", type=int, default=512, help="longest answer, in tokens (512)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws at a temperature above 0 (0)")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float16", "float32"])
+    parser.add_argument("--load_in_4bit", action="store_true", help="load in 4 bits (extra: quant)")
+    parser.add_argument("--trust_remote_code", action="store_true", help="allow models that bring their own code")
+    return parser
+
+
+def _messages(terminal: bool) -> Iterator[str]:
+    """What the user says, line by line; empty lines say nothing."""
+    if terminal:
+        import readline  # noqa: F401  line editing and history for input()
+    while True:
+        try:
+            line = input("> " if terminal else "")
+        except EOFError:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _answer_all(speakers: Sequence[Speaker], message: str, *, terminal: bool, **settings: Any) -> None:
+    if not terminal:
+        _answer_lines(speakers, message, settings)
+    elif len(speakers) > 1 and shutil.get_terminal_size().columns >= WIDE:
+        _answer_columns(speakers, message, settings)
+    else:
+        _answer_stacked(speakers, message, settings)
+
+
+def _answer_lines(speakers: Sequence[Speaker], message: str, settings: dict[str, Any]) -> None:
+    """For pipes: one line per answer; with two voices each line begins with the name."""
+    for speaker in speakers:
+        text = " ".join(printable(speaker.answer(message, show=_nothing, **settings)).split())
+        print(f"{speaker.name}: {text}" if len(speakers) > 1 else text, flush=True)
+
+
+def _answer_stacked(speakers: Sequence[Speaker], message: str, settings: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for speaker in speakers:
+        if len(speakers) > 1:
+            console.rule(f"[bold]{speaker.name}", align="left")
+        written = ""
+
+        def show(text: str) -> None:
+            nonlocal written
+            text = printable(text)
+            if text.startswith(written):  # decoding may still change its mind about the last token
+                print(text[len(written) :], end="", flush=True)
+                written = text
+
+        speaker.answer(message, show=show, **settings)
+        print("\n")
+
+
+def _answer_columns(speakers: Sequence[Speaker], message: str, settings: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
+    texts = [""] * len(speakers)
+
+    def columns() -> Table:
+        table = Table(expand=True, show_lines=False)
+        for speaker in speakers:
+            table.add_column(speaker.name, ratio=1, overflow="fold")
+        table.add_row(*(Text(printable(text)) for text in texts))
+        return table
+
+    console = Console()
+    with Live(columns(), console=console, refresh_per_second=12, transient=True) as live:  # cut to the screen's height
+        for index, speaker in enumerate(speakers):
+
+            def show(text: str, index: int = index) -> None:
+                texts[index] = text
+                live.update(columns())
+
+            texts[index] = speaker.answer(message, show=show, **settings)
+            live.update(columns(), refresh=True)
+    console.print(columns())
+
+
+def _nothing(text: str) -> None:
+    pass

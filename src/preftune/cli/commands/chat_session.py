@@ -1,0 +1,170 @@
+"""Answers token by token, from a model or from the same model with its adapter off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from preftune.errors import RequestError
+from preftune.types import Message
+
+Show = Callable[[str], None]
+"""Called with the answer so far, again and again while it grows."""
+
+
+@dataclass(slots=True)
+class Speaker:
+    """One voice of a chat: a model, how it is called, and its own conversation."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    adapter_off: bool = False
+    system: str | None = None
+    messages: list[Message] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the conversation; the system prompt stays."""
+        self.messages = [{"role": "system", "content": self.system}] if self.system else []
+
+    def answer(self, text: str, *, show: Show, max_new_tokens: int, temperature: float, seed: int) -> str:
+        """Answers one message, which then belongs to the conversation together with the answer.
+
+        Args:
+            temperature: 0 always takes the likeliest token.
+        """
+        import torch
+
+        from preftune.generation.generate import baseline, generation_config
+        from preftune.generation.thoughts import spoken
+        from preftune.models.precision import mixed_dtype
+
+        messages = [*self.messages, {"role": "user", "content": text}]
+        config = generation_config(
+            self.model,
+            self.tokenizer,
+            max_new_tokens=max_new_tokens,
+            do_sample=temperature > 0,
+            temperature=temperature or None,
+        )
+        device = self.model.get_input_embeddings().weight.device
+        ids = self._prompt_ids(messages)
+        prompt_ids = torch.tensor([ids], device=device)
+        dtype = mixed_dtype(self.model)
+        streamer = GrowingText(self.tokenizer, show)
+        torch.manual_seed(seed)
+        with (
+            baseline(self.model) if self.adapter_off else nullcontext(),
+            torch.inference_mode(),
+            torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
+        ):
+            self.model.generate(
+                input_ids=prompt_ids,
+                attention_mask=torch.ones_like(prompt_ids),
+                generation_config=config,
+                streamer=streamer,
+            )
+        said, _ = spoken(self.tokenizer, streamer.ids, ids)
+        self.messages = [*messages, {"role": "assistant", "content": said.answer}]
+        return streamer.text
+
+    def _prompt_ids(self, messages: list[Message]) -> list[int]:
+        from preftune.generation.encode_prompts import encode_prompts
+
+        prompt: Any = messages
+        if self.tokenizer.chat_template is None:  # a base model: what was said so far, as text
+            prompt = "".join(f"{message['content']}\n" for message in messages)
+        return encode_prompts(self.tokenizer, [prompt], None)[0]
+
+
+class GrowingText:
+    """A streamer for `generate`: the answer so far, decoded as a whole, so that half characters never show."""
+
+    def __init__(self, tokenizer: Any, show: Show) -> None:
+        self.text = ""
+        self._tokenizer = tokenizer
+        self._show = show
+        self._ids: list[int] | None = None
+
+    @property
+    def ids(self) -> list[int]:
+        """What was generated, the end token included."""
+        return self._ids or []
+
+    def put(self, value: Any) -> None:
+        """Token ids from `generate`; the first call brings the prompt."""
+        if self._ids is None:
+            self._ids = []
+            return
+        self._ids += value.reshape(-1).tolist()
+        text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        if not text.endswith("\ufffd"):  # the rest of this character is still to come
+            self.text = text
+            self._show(text)
+
+    def end(self) -> None:
+        """The answer is complete."""
+        self.text = self._tokenizer.decode(self.ids, skip_special_tokens=True).strip()
+
+
+def load_speakers(
+    name: str, baseline_name: str | None, *, system: str | None, base_model: str | None = None, **options: Any
+) -> list[Speaker]:
+    """The voices of a chat, the one before alignment first.
+
+    An adapter and its base are one loaded model: the base speaks with the adapter switched off. Without a baseline, an
+    adapter is shown beside its base, and a whole model speaks alone.
+
+    Args:
+        base_model: instead of the base that an adapter names.
+        options: for `load_model`.
+    Raises: ModelError when a model cannot be had; RequestError when both names are the same model.
+    """
+    from preftune.models import load_model, load_tokenizer
+    from preftune.models.load import locate_base
+    from preftune.models.locate import locate
+
+    place = locate(name)
+    adapter = place.kind in ("adapter", "hub-adapter")
+    base = locate_base(place, base_model).name if adapter else None
+    if baseline_name is not None:
+        locate(baseline_name)
+        if _same(name, baseline_name):
+            raise RequestError(f"--model and --baseline are both {name}. Name the model that it came from.")
+    shared = adapter and (baseline_name is None or _same(str(base), baseline_name)) and _separable(place.name)
+    model = load_model(name, base_model=base_model, **options).eval()
+    tokenizer = load_tokenizer(name, base_model=base_model)
+    aligned = Speaker(_label(name), model, tokenizer, system=system)
+    if shared:
+        return [Speaker(_label(str(base)), model, load_tokenizer(str(base)), adapter_off=True, system=system), aligned]
+    other = baseline_name or base
+    if other is None:
+        return [aligned]
+    return [Speaker(_label(other), load_model(other, **options).eval(), load_tokenizer(other), system=system), aligned]
+
+
+def _separable(adapter: str) -> bool:
+    """Whether the base is what is left when the adapter is switched off (not so for PiSSA and its like)."""
+    from peft import PeftConfig
+
+    from preftune.generation.generate import base_changed_by
+
+    return base_changed_by(PeftConfig.from_pretrained(adapter)) is None
+
+
+def _same(one: str, other: str) -> bool:
+    if one == other:
+        return True
+    first, second = Path(one).expanduser(), Path(other).expanduser()
+    return first.exists() and second.exists() and first.resolve() == second.resolve()
+
+
+def _label(name: str) -> str:
+    """The last part of a name, which is what tells models apart."""
+    return Path(name).expanduser().resolve().name if Path(name).expanduser().exists() else name.rpartition("/")[2]

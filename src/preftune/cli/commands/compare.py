@@ -1,0 +1,292 @@
+"""`preftune compare`: DPO against reward model and PPO, on your own model and data, within the same budget."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preftune.cli.display.terminal import console as fitting_console
+from preftune.cli.flags.judge_flags import JUDGE_FORMS, add_judge_options, check_judge, open_asked_judge
+from preftune.cli.flags.messages import tell
+from preftune.cli.flags.model_flags import (
+    ENDPOINT_FLAGS,
+    add_endpoint_options,
+    add_model_options,
+    conduct_and_budget,
+    is_endpoint,
+    model_options,
+    refuse,
+)
+from preftune.cli.flags.plain_parser import PlainParser
+from preftune.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from preftune.comparison.measure import Score
+    from preftune.comparison.plan import Budget, Method, Settings
+    from preftune.comparison.result import Result
+    from preftune.comparison.trainings import Plan
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs `preftune compare` and returns its exit code: 0 when it is done, whatever the verdict."""
+    asked = _parser().read(argv)
+    _check(asked)
+    from preftune.training.record.run_lock import locked
+    from preftune.training.record.stopping import StoppedError, StopSignals
+
+    folder = Path(asked.output)
+    kept = (
+        f"Stopped. {folder} keeps the trainings, answers and verdicts that are whole; the same command goes on from "
+        "there."
+    )
+    try:
+        with locked(folder), StopSignals().caught(ctrl_c=False), ExitStack() as opened:
+            _compare(asked, folder, opened)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(kept) from None
+    except StoppedError as stop:
+        tell(kept)
+        return stop.exit_code
+    return 0
+
+
+def _parser() -> PlainParser:
+    parser = PlainParser(
+        prog="preftune compare",
+        description="DPO against the classic pipeline (reward model, then PPO): the same model to start from, the same "
+        "pairs, the same budget and number of trials, the same judge. Says who is ahead, or that no difference is "
+        "shown. Run again after a stop, it goes on from there.",
+    )
+    parser.add_argument("--model", required=True, metavar="SFT", help="the model that both start from (preftune sft)")
+    parser.add_argument("--data", required=True, metavar="PAIRS", help="preference pairs in any known format")
+    parser.add_argument("--judge", required=True, help=JUDGE_FORMS)
+    parser.add_argument("-o", "--output", metavar="FOLDER", default="runs/compare", help="where to (runs/compare)")
+    tuning = parser.add_argument_group("training")
+    tuning.add_argument(
+        "--budget",
+        default="10m",
+        help="of one trial: a time (90s, 10m, 2h), or so many tokens or pairs, as 2000pairs; two answers that PPO "
+        "samples are a pair (10m)",
+    )
+    tuning.add_argument("--seeds", nargs="+", type=int, default=[0], help="settings are chosen on the first (0)")
+    for name, what in (
+        ("dpo", "to try, as beta=0.05,0.1,0.3 (that is the default) learning_rate=2e-5"),
+        ("ppo", "to try, as kl_coef=0.02,0.05,0.15 (the default); as many trials as for DPO"),
+        ("reward", "of the reward model, one value each"),
+        ("both", "of every training, as use_peft=true dtype=float32 per_device_train_batch_size=4"),
+    ):
+        tuning.add_argument(f"--{name}", nargs="+", default=[], metavar="NAME=VALUE", help=f"settings {what}")
+    data = parser.add_argument_group("data")
+    data.add_argument("--split", default="train", help="of the data; slices work: 'train[:1000]' (train)")
+    data.add_argument("--format", help="of the data, where its shape does not tell")
+    data.add_argument("--columns", nargs="+", default=[], metavar="prompt=YOURS", help="renames")
+    data.add_argument("--as_chat", action="store_true", help="plain prompts and answers become chat messages")
+    data.add_argument("--test_data", metavar="PROMPTS", help="judge on these prompts (a fifth of the data's, or 256)")
+    data.add_argument("--test_prompts", type=int, help="how many prompts are judged in the end")
+    data.add_argument("--tune_prompts", type=int, help="how many settings are chosen by (a tenth, or 64)")
+    data.add_argument("--keep", nargs="+", default=[], metavar="COLUMN", help="columns that a rule of yours reads")
+    measured = parser.add_argument_group("answers")
+    measured.add_argument(
+        "--gold", help="the reward that counts, where there is one: rule:MODULE:FUNCTION, reward:MODEL"
+    )
+    measured.add_argument("--max_new_tokens", type=int, default=256, help="longest answer, in tokens (256)")
+    measured.add_argument("--temperature", type=float, default=0.0, help="of the answers that are judged (0)")
+    measured.add_argument("--samples", type=int, default=2, help="answers to each prompt for the KL (2)")
+    measured.add_argument("--batch_size", type=int, default=16, help="answers at once (16)")
+    measured.add_argument("--seed", type=int, default=0, help="of the parts of the data, and of draws (0)")
+    add_model_options(measured, base=False)
+    add_judge_options(parser, alone=False)
+    add_endpoint_options(parser)
+    return parser
+
+
+def _check(asked: argparse.Namespace) -> None:
+    """What can be known to be wrong before anything is loaded. Raises: RequestError."""
+    if asked.judge == "auto":
+        raise RequestError("--judge auto is for preftune eval. Here name one that neither method trains on.")
+    check_judge(asked, asked.judge, alone=False)
+    if not any(is_endpoint(name) for name in (asked.judge, asked.gold or "")):
+        refuse(asked, ENDPOINT_FLAGS, unless="the judge or the gold reward is openai:NAME@BASE_URL")
+    for name in ("samples", "batch_size", "test_prompts", "tune_prompts"):
+        if getattr(asked, name) is not None and getattr(asked, name) < 1:
+            raise RequestError(f"--{name} {getattr(asked, name)}: give at least 1.")
+    if len(set(asked.seeds)) < len(asked.seeds):
+        raise RequestError(f"--seeds {' '.join(map(str, asked.seeds))}: a seed is there twice. Give different ones.")
+    if Path(asked.output).is_file():
+        raise RequestError(f"-o {asked.output} is a file. Name a folder for the results.")
+
+
+def _compare(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> None:
+    from preftune.cli.commands.env import environment
+    from preftune.comparison.page import comparison_page
+    from preftune.comparison.run import Comparison
+    from preftune.storage.jsonl import write_atomically, write_json
+
+    plan = _plan(asked, folder, opened)
+    trials, others = len(plan.trials["dpo"]), len(plan.seeds) - 1
+    more = f", then the chosen ones with {others} more seed{'s' * (others > 1)}" if others else ""
+    tell(
+        f"preftune: {len(plan.parts.train):,} pairs to train on, {len(plan.parts.tune):,} prompts to choose settings "
+        f"by, {len(plan.parts.test):,} to judge. Trials: {trials} of each method, of at most {plan.budget.told()} each"
+        f"{more}. Results in {folder}"
+    )
+    if hasattr(plan.judge, "estimate"):
+        tell(f"preftune: the judge compares at most {plan.questions:,} pairs of answers, each in both orders")
+    facts = environment()
+    result = Comparison(plan, tell_step, {"versions": facts["versions"], "hardware": facts["hardware"]}).run()
+    write_json(folder / "compare.json", result.to_dict())
+    write_atomically(folder / "report.html", comparison_page(result))
+    _show(result, folder)
+
+
+def tell_step(line: str) -> None:
+    """A step of the comparison."""
+    print(line, flush=True)
+
+
+def _plan(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> Plan:
+    """Everything cheap first: what is wrong is told before anything is trained."""
+    from preftune.comparison.data import split, write_parts
+    from preftune.comparison.measure import Ruler
+    from preftune.comparison.plan import Budget
+    from preftune.comparison.trainings import Plan
+    from preftune.generation.settings import SamplingSettings
+    from preftune.models.locate import locate
+    from preftune.storage.jsonl import prepare_folder
+
+    budget = Budget.parse(asked.budget)
+    trials, shared, reward = _settings(asked, budget)
+    sampling = SamplingSettings(max_new_tokens=asked.max_new_tokens, temperature=asked.temperature)
+    locate(asked.model)
+    prepare_folder(folder)
+    conduct, calls = conduct_and_budget(asked)
+    judge = open_asked_judge(asked, opened, conduct=conduct, budget=calls)
+    opened.callback(lambda: tell(f"preftune: used {calls.line()}") if calls.calls else None)
+    gold = _gold(asked, opened, conduct=conduct, budget=calls)
+    pairs, prompts, separate = _read(asked)
+    parts = split(pairs, prompts, tune=asked.tune_prompts, test=asked.test_prompts, separate=separate, seed=asked.seed)
+    train, held_out = write_parts(parts, folder / "data")
+    if judge.endpoint is not None:
+        judge.endpoint.check()
+    return Plan(
+        start=asked.model,
+        data_name=prompts.name,
+        parts=parts,
+        train_file=train,
+        held_out_file=held_out,
+        output=folder,
+        budget=budget,
+        seeds=asked.seeds,
+        trials=trials,
+        shared=shared,
+        reward=reward,
+        ruler=Ruler(sampling, asked.samples, asked.batch_size, asked.seed, gold, bool(asked.judge_thoughts)),
+        judge=judge.judge,
+        gold_name=asked.gold,
+        model=model_options(asked),
+        again=bool(asked.ask_again),
+    )
+
+
+def _settings(
+    asked: argparse.Namespace, budget: Budget
+) -> tuple[Mapping[Method, Sequence[Settings]], Settings, Settings]:
+    """Trials, settings of all trainings, settings of the reward model; every name and value is checked by the command
+    that will get it.
+    """
+    from preftune.cli.flags.arguments import ModelArguments
+    from preftune.comparison.plan import METHODS, check_names, parse_grid, parse_settings, tried
+    from preftune.comparison.trainings import SET_HERE
+    from preftune.training import DPOConfig, RewardConfig
+    from preftune.training.ppo import PPOConfig
+
+    configs = {"dpo": DPOConfig, "ppo": PPOConfig, "reward": RewardConfig}
+    known = {
+        name: [f.name for kind in (config, ModelArguments) for f in fields(kind)] for name, config in configs.items()
+    }
+    grids = {method: parse_grid(getattr(asked, method), f"--{method}") for method in METHODS}
+    reward, shared = parse_settings(asked.reward, "--reward"), parse_settings(asked.both, "--both")
+    for name, settings in (*grids.items(), ("reward", reward)):
+        check_names(settings, known[name], f"--{name}", ours=SET_HERE)
+    if asked.trust_remote_code:
+        shared = {"trust_remote_code": "true", **shared}
+    common = [name for name in known["dpo"] if name in known["ppo"] and name in known["reward"]]
+    check_names(shared, common, "--both", ours=SET_HERE)
+    if budget.unit == "pairs" and any("group_by_prompt" in [*named] for named in (grids["dpo"], reward, shared)):
+        raise RequestError(
+            "group_by_prompt makes batches count prompts, and a budget in pairs could not be kept. Leave it out, or "
+            "give --budget a time or tokens."
+        )
+    trials = tried(grids)
+    for method in METHODS:
+        for settings in trials[method]:
+            _build(method, {**shared, **settings}, asked)
+    _build("reward", {**shared, **reward}, asked)
+    return trials, shared, reward
+
+
+def _build(command: str, settings: Mapping[str, str], asked: argparse.Namespace) -> None:
+    """Raises: whatever the command says of these settings."""
+    from preftune.cli.train import dpo, ppo, reward
+    from preftune.cli.train.train_command import read_request
+
+    words = ["--model", asked.model, "--data", asked.data, "--output_dir", asked.output]
+    words += [word for name, value in settings.items() for word in (f"--{name}", value)]
+    words += ["--reward_model", "rule:none:none"] if command == "ppo" else []
+    read_request({"dpo": dpo.METHOD, "ppo": ppo.METHOD, "reward": reward.METHOD}[command], words)
+
+
+def _gold(asked: argparse.Namespace, opened: ExitStack, **endpoint: Any) -> Score | None:
+    if asked.gold is None:
+        return None
+    from preftune.judges.registry import JudgeOptions
+    from preftune.training.online.scoring import open_score
+
+    score = open_score([asked.gold], opened, options=JudgeOptions(**endpoint))
+    return lambda items: score.of_items(items).scores
+
+
+def _read(asked: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """Pairs, their prompts, and the prompts of --test_data."""
+    from preftune.cli.flags.arguments import column_names
+    from preftune.data import load_pairs
+    from preftune.generation.prompts import CATEGORIES, KEYS, load_prompts
+
+    read: dict[str, Any] = {"split": asked.split, "columns": column_names(asked.columns), "format": asked.format}
+    kept: dict[str, Any] = {"keep": asked.keep, "keep_if_there": (*CATEGORIES, *KEYS), "as_chat": asked.as_chat}
+    pairs = load_pairs(asked.data, **read)
+    prompts = load_prompts(asked.data, **read, **kept)
+    separate = None if asked.test_data is None else load_prompts(asked.test_data, **kept)
+    for note in dict.fromkeys((*prompts.notes, *(() if separate is None else separate.notes))):
+        tell(f"preftune: {note}")
+    return pairs.as_chat() if asked.as_chat else pairs, prompts, separate
+
+
+def _show(result: Result, folder: Path) -> None:
+    from rich.table import Table
+
+    console = fitting_console(highlight=False)
+    header, rows = result.table()
+    verdict, *others = result.sentences()
+    wraps = not console.is_terminal  # a pipe gets whole lines
+    console.print(f"\n{verdict}", style="bold", soft_wrap=wraps)
+    if console.is_terminal and console.width >= 100:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in header:
+            table.add_column(name, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    else:
+        for name, *cells in rows:
+            told = ", ".join(f"{who}: {cell}" for who, cell in zip(header[1:], cells, strict=True) if cell)
+            console.print(f"{name}: {told}", markup=False, soft_wrap=wraps)
+    for line in others:
+        console.print(f"- {line}", markup=False, soft_wrap=wraps)
+    console.print(f"Its report: {folder / 'report.html'}", markup=False, soft_wrap=True)

@@ -1,0 +1,220 @@
+"""`preftune convert`: any known format to the canonical one, filtered, with a manifest beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preftune.cli.flags.plain_parser import PlainParser
+from preftune.errors import RequestError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from preftune.data.conversion.convert import Input
+
+PROG = "preftune convert"
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs `preftune convert` and returns its exit code."""
+    asked = _parser().read(_with_kind_of_dedupe(argv))
+    if asked.by is not None and asked.split is None:
+        raise RequestError("--by says what --split is a share of. Add --split 0.05, or leave --by out.")
+
+    from preftune.data.conversion.convert import convert_pairs
+    from preftune.data.conversion.filters import Filters
+    from preftune.data.conversion.write import check_output
+
+    output = Path(asked.output).expanduser()
+    filters = Filters(
+        min_margin=asked.min_margin,
+        min_agreement=asked.min_agreement,
+        max_length_ratio=asked.max_length_ratio,
+        sources=tuple(asked.source or ()),
+        topics=tuple(asked.topic or ()),
+        keywords=tuple(asked.keyword or ()),
+        languages=tuple(asked.language or ()),
+        rule=asked.rule,
+        dedupe="near" if asked.dedupe == "near" else asked.dedupe is not None,
+        drop_contradictions=asked.drop_contradictions,
+        balance_length=asked.balance_length,
+        sample=asked.sample,
+        split=asked.split,
+        by=asked.by or "prompt",
+        seed=asked.seed,
+    )
+    check_output(output)
+    manifest = convert_pairs(
+        _inputs(asked),
+        output,
+        filters,
+        strict=asked.strict,
+        overwrite=asked.overwrite,
+        options={name: getattr(asked, name) for name in _OPENING},
+    )
+    if asked.json:
+        print(json.dumps(manifest, indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(_report(manifest, output)))
+    return 0
+
+
+_OPENING = ("format", "columns", "dataset_split", "dataset_config", "margin_from_scores", "as_chat", "streaming")
+
+
+def _parser() -> PlainParser:
+    parser = PlainParser(
+        prog=PROG,
+        description="Any known format to preftune's own (also TRL's): prompt, chosen, rejected. Rows that are no "
+        "preference are counted and left out. OUT.manifest.json says what became of every row.",
+    )
+    parser.add_argument(
+        "data",
+        nargs="+",
+        metavar="DATA",
+        help="a path, a hub id, or -; several are mixed, with proportions as in a.jsonl:0.7 b.jsonl:0.3",
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help=".jsonl, .jsonl.gz or .parquet")
+    reading = _group(parser, "reading")
+    reading("--format", metavar="NAME", help="where the shape of the data does not tell: openai, kto, ...")
+    reading("--columns", nargs="+", default=[], metavar="NAME=YOURS", help="chosen=good rejected=bad")
+    reading("--dataset_split", default="train", metavar="NAME", help="train; slices too: 'train[:1000]'")
+    reading("--dataset_config", metavar="NAME", help="configuration of a hub dataset")
+    reading("--margin_from_scores", type=float, metavar="NATS", help="margin per point of the ratings")
+    reading("--as_chat", action="store_true", help="plain prompts and answers become messages")
+    reading("--streaming", action="store_true", help="read as it goes, without a copy in memory or on disk")
+    reading("--strict", action="store_true", help="stop at the first row that is no preference")
+    keeping = _group(parser, "keeping")
+    keeping(
+        "--min_margin",
+        type=float,
+        metavar="X",
+        help="least strength in the data's own units (points, ranks, ln of votes); of the column margin where the "
+        "data have no ratings",
+    )
+    keeping("--min_agreement", type=float, metavar="SHARE", help="least share of annotators who agree")
+    keeping("--max_length_ratio", type=float, metavar="X", help="longer side to shorter one, in characters")
+    keeping(
+        "--topic", nargs="+", metavar="NAME", help="only pairs of these topics (column topic, category, domain, ...)"
+    )
+    keeping("--keyword", nargs="+", metavar="WORD", help="only prompts with one of these words or phrases")
+    keeping("--language", nargs="+", metavar="CODE", help="only pairs in these languages: en, de, fr, ...")
+    keeping("--rule", metavar="FILE.py:FUNCTION", help="only rows of which a Python function says True")
+    keeping("--source", nargs="+", metavar="NAME", help="only pairs of these sources")
+    keeping(
+        "--dedupe",
+        nargs="?",
+        const="exact",
+        choices=["exact", "near"],
+        help="of equal pairs keep the first; near: of nearly the same ones too",
+    )
+    keeping("--drop_contradictions", action="store_true", help="A over B and B over A: keep neither")
+    keeping("--balance_length", action="store_true", help="the longer side wins as often as it loses")
+    keeping("--sample", type=int, metavar="N", help="most pairs to keep, drawn")
+    keeping("--split", type=float, metavar="SHARE", help="hold this share out, in OUT's .held-out file")
+    keeping("--by", choices=["prompt", "pair"], help="a share of what (prompt: none is on both sides)")
+    keeping("--seed", type=int, default=0, help="of everything that is drawn (0)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the files if they are there")
+    parser.add_argument("--json", action="store_true", help="print the manifest")
+    return parser
+
+
+def _with_kind_of_dedupe(argv: Sequence[str]) -> list[str]:
+    """`--dedupe` with its kind in the same word, so that a name of data behind it is not taken for one."""
+    words = list(argv)
+    for place, word in enumerate(words):
+        if word == "--dedupe":
+            kind = words[place + 1] if place + 1 < len(words) else ""
+            named = kind in ("exact", "near")
+            words[place : place + 1 + named] = [f"--dedupe={kind if named else 'exact'}"]
+    return words
+
+
+def _group(parser: PlainParser, title: str) -> Callable[..., Any]:
+    """Adds flags under a title of their own, with dashes or underscores."""
+    group = parser.add_argument_group(title)
+
+    def add(name: str, **options: Any) -> Any:
+        return group.add_argument(name, **options)
+
+    return add
+
+
+def _inputs(asked: argparse.Namespace) -> list[Input]:
+    from preftune.cli.flags.arguments import column_names
+    from preftune.data.conversion.convert import Input
+    from preftune.data.pairs.mixture import parse_sources, share_out
+    from preftune.data.pairs.open import read_pairs
+    from preftune.data.pairs.stream import open_stream
+
+    named = parse_sources(asked.data)
+    proportions = [proportion for _, proportion in named]
+    drawn = None not in proportions
+    if asked.streaming and drawn:
+        raise RequestError(
+            "--streaming reads what it does not count, and proportions need a count. Leave one of them out."
+        )
+    options: dict[str, Any] = {
+        "split": asked.dataset_split,
+        "config": asked.dataset_config,
+        "columns": column_names(asked.columns),
+        "format": asked.format,
+        "margin_from_scores": asked.margin_from_scores,
+    }
+    opened: list[Any] = [
+        open_stream(name, **options) if asked.streaming else read_pairs(name, tolerant=not asked.strict, **options)
+        for name, _ in named
+    ]
+    if asked.as_chat:
+        opened = [pairs.as_chat() for pairs in opened]
+    names = [os.fspath(name) for name, _ in named]
+    if not drawn:
+        return [Input(name, pairs) for name, pairs in zip(names, opened, strict=True)]
+    rows = share_out([len(pairs) for pairs in opened], proportions, seed=asked.seed)
+    return [
+        Input(name, pairs.select(chosen), of=len(pairs))
+        for name, pairs, chosen in zip(names, opened, rows, strict=True)
+    ]
+
+
+def _report(manifest: dict[str, Any], output: Path) -> list[str]:
+    lines = []
+    for entry in manifest["inputs"]:
+        kind = f" as {entry['format']}" if entry["format"] else ""
+        drawn = f"; {entry['pairs_drawn']} pairs were drawn" if "pairs_drawn" in entry else ""
+        lines.append(f"{entry['name']}: {entry['rows']:,} rows, read{kind}{drawn}.")
+        if entry["not_used"]:
+            lines.append(f"  Not used: {', '.join(map(repr, entry['not_used']))}.")
+        lines += [f"  {_counted(left)} {left['do']}" for left in entry["gave_no_pair"]]
+    lines.append(f"{manifest['pairs_read']:,} pairs were read, {manifest['pairs_written']:,} are kept.")
+    lines += [f"  {_counted(left)}" for left in manifest["dropped"]]
+    lines += [f"  {problem}" for problem in manifest["problems"][:1]]
+    if manifest["min_margin_is_of"] == "margin":
+        lines.append("  --min-margin is compared with the column of margins: the data have no ratings.")
+    for written in manifest["written"]:
+        lines.append(
+            f"Written: {output.parent / written['file']} ({written['pairs']:,} pairs, {_size(written['bytes'])})."
+        )
+    lines.append(f"What became of every row: {output}.manifest.json")
+    if len(manifest["written"]) > 1:
+        paths = [shlex.quote(str(output.parent / written["file"])) for written in manifest["written"]]
+        lines.append(f"Train on it:  preftune dpo --model MODEL --data {paths[0]} --eval_dataset_name {paths[1]}")
+    return lines
+
+
+def _counted(left: dict[str, Any]) -> str:
+    rows = ", ".join(map(str, left["rows"]))
+    more = ", ..." if left["count"] > len(left["rows"]) else ""
+    return f"{left['count']:,} left out (rows {rows}{more}): {left['what']}."
+
+
+def _size(count: int) -> str:
+    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= step:
+            return f"{count / step:.1f} {unit}"
+    return f"{count} bytes"

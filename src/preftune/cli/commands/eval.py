@@ -1,0 +1,274 @@
+"""`preftune eval`: generate, judge, count; and say in words whether it got better."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preftune.cli.commands.eval_request import read_request, results_folder
+from preftune.cli.flags.judge_flags import open_asked_judge, tell_before_asking
+from preftune.cli.flags.messages import tell
+from preftune.cli.flags.model_flags import conduct_and_budget, is_endpoint, model_options
+from preftune.cli.train.auto_judge import AUTO
+from preftune.errors import RequestError
+
+if TYPE_CHECKING:
+    from preftune.evaluation.two_models.answers import Progress
+    from preftune.evaluation.two_models.open_models import Matchup
+    from preftune.evaluation.two_models.types import AnsweredRow
+    from preftune.generation.endpoint.budget import Budget
+    from preftune.judges.registry import OpenedJudge
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs `preftune eval` and returns its exit code: 0 when it is done, whatever the verdict."""
+    asked = read_request(argv)
+    folder = results_folder(asked)
+    try:
+        with ExitStack() as opened:
+            _evaluate(asked, folder, opened)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"Stopped. Answers that came are kept in {folder}, verdicts in the cache; the same command goes on from "
+            "there."
+        ) from None
+    return 0
+
+
+def _evaluate(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> None:
+    from preftune.cli.train.auto_judge import make_judge
+    from preftune.evaluation.two_models.open_models import AnswerOptions, match_up
+    from preftune.generation.settings import SamplingSettings
+    from preftune.storage.run_directory import write_json
+
+    sampling = SamplingSettings(
+        max_new_tokens=asked.max_new_tokens,
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        top_k=asked.top_k,
+        min_p=asked.min_p,
+    )
+    conduct, budget = conduct_and_budget(asked)
+    own = make_judge(asked) if asked.judge == AUTO else None
+    if own is not None:
+        asked.judge = f"reward:{own.folder}"
+    judge = None if asked.judge is None else open_asked_judge(asked, opened, conduct=conduct, budget=budget)
+    options = AnswerOptions(
+        sampling=sampling,
+        seed=asked.seed,
+        batch_size=asked.batch_size,
+        backend=asked.backend or "auto",
+        model=model_options(asked),
+        conduct=conduct,
+        budget=budget,
+    )
+    match = match_up(asked.model, asked.baseline, opened, options)
+    for note in match.notes:
+        tell(f"preftune: {note}")
+    opened.callback(lambda: tell(f"preftune: used {budget.line()}") if budget.calls else None)
+    if asked.suite:
+        _run_suites(asked, folder, match, judge, opened)
+    else:
+        assert judge is not None
+        _compare(asked, folder, match, judge, budget, opened)
+    if own is not None:
+        write_json(folder / "judge.json", own.to_dict())
+        print(own.sentence())
+
+
+def _compare(
+    asked: argparse.Namespace, folder: Path, match: Matchup, judge: OpenedJudge, budget: Budget, opened: ExitStack
+) -> None:
+    from preftune.cli.display.eval_table import show
+    from preftune.evaluation.two_models.run import evaluate_pairwise, questions_of
+    from preftune.storage.jsonl import prepare_folder
+
+    rows = _rows(asked, match)
+    needs = getattr(judge.judge, "needs", None)
+    for row in rows if needs is not None else ():
+        needs(row)
+    prepare_folder(folder)
+    _tell_what_changes(folder, match)
+    _before_answering(match, rows, folder)
+    again, symmetric = bool(asked.ask_again), bool(getattr(judge.judge, "symmetric", False))
+
+    def before_judging(answered: list[AnsweredRow]) -> None:
+        match.release()
+        questions = questions_of(answered, rows, symmetric=symmetric)
+        calls = tell_before_asking(judge, questions, again=again, what="each pair of answers, in both orders")
+        if judge.asker is not None and questions and not calls:
+            tell("preftune: 0 calls: every verdict is known")
+
+    summary = evaluate_pairwise(
+        rows,
+        generate=match.generate,
+        judge=judge.judge,
+        output_dir=folder,
+        settings=match.settings,
+        seed=asked.seed,
+        names=(match.baseline, match.aligned),
+        again=again,
+        judge_thoughts=bool(asked.judge_thoughts),
+        cost=lambda: _cost(budget, asked),
+        training=_trained_with(asked.model),
+        before_judging=before_judging,
+        progress=_progress(opened),
+    )
+    show(summary, folder)
+
+
+def _rows(asked: argparse.Namespace, match: Matchup) -> list[dict[str, Any]]:
+    """The prompts as rows for `evaluate_pairwise`."""
+    from preftune.generation.prompts import CATEGORIES, KEYS, Prompts, load_prompts
+
+    as_chat = match.takes_conversations()
+    if asked.prompts is None:
+        from preftune.generation.own_prompts import own_prompts
+
+        prompts: Prompts = own_prompts(asked.limit, as_chat=as_chat)
+    else:
+        from preftune.cli.flags.arguments import DataArguments
+
+        keep = [*(asked.keep or []), *([asked.by] if asked.by else [])]
+        prompts = load_prompts(
+            asked.prompts,
+            split=asked.split or "train",
+            columns=DataArguments(columns=asked.columns).column_names(),
+            format=asked.format,
+            as_chat=as_chat,
+            keep=list(dict.fromkeys(keep)),
+            keep_if_there=(*CATEGORIES, *KEYS),
+            limit=asked.limit,
+        )
+    again = f" ({prompts.repeated:,} rows repeat one)" if prompts.repeated else ""
+    tell(f"preftune: {len(prompts.prompts):,} distinct prompts in {prompts.name}{again}")
+    for note in prompts.notes:
+        tell(f"preftune: {note}")
+    rows = []
+    for prompt in prompts.prompts:
+        row = prompt.row(asked.by)
+        if asked.baseline == "dataset":
+            if prompt.chosen is None:
+                raise RequestError(
+                    f"--baseline dataset takes the chosen answers of pairs, and {prompts.name} holds none. Give "
+                    "held-out pairs with --prompts, or name a model as --baseline."
+                )
+            row["given"] = prompt.chosen
+        rows.append(row)
+    return rows
+
+
+def _tell_what_changes(folder: Path, match: Matchup) -> None:
+    """An evaluation that stands there was made in another way: its answers are made anew."""
+    from preftune.evaluation.labelling.sample import differences
+
+    try:
+        before = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["settings"]
+        changed = differences(before, match.settings)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return
+    if changed:
+        tell(f"preftune: {folder} held an evaluation with other settings ({'; '.join(changed[:3])}); it is replaced")
+
+
+def _before_answering(match: Matchup, rows: list[dict[str, Any]], folder: Path) -> None:
+    """What endpoints will cost at most, and whether they are there."""
+    from preftune.evaluation.two_models.answers import missing_rows
+
+    asking = []
+    for side, answerer in match.generate.sides.items():
+        if answerer not in match.endpoints:
+            continue
+        missing = missing_rows(rows, match.settings, folder / "generations.jsonl", side)
+        if missing:
+            estimate = answerer.estimate([row["prompt"] for row in missing], missing)
+            tell(f"preftune: {answerer.name}: {estimate.line()}")
+            asking.append((answerer, estimate))
+    if len(asking) > 1:  # each fits under the caps; do both?
+        _, both = zip(*asking, strict=True)
+        asking[0][0].endpoint.budget.estimate(
+            calls=sum(one.calls for one in both),
+            tokens_in=sum(one.tokens_in for one in both),
+            tokens_out=sum(one.tokens_out for one in both),
+        )
+    for answerer, _ in asking:
+        answerer.endpoint.check()
+
+
+def _progress(opened: ExitStack) -> Progress:
+    from preftune.progress import Counting
+
+    bars = {
+        "generate": opened.enter_context(Counting("answering", unit="answers")),
+        "judge": opened.enter_context(Counting("judging", unit="verdicts")),
+    }
+
+    def progress(step: str, done: int, total: int) -> None:
+        bars[step](done, total)
+        if done >= total:
+            bars[step].close()
+
+    return progress
+
+
+def _cost(budget: Budget, asked: argparse.Namespace) -> dict[str, Any] | None:
+    if not any(is_endpoint(name) for name in (asked.model, asked.baseline or "", asked.judge or "")):
+        return None
+    return {
+        "calls": budget.calls,
+        "tokens_in": budget.tokens_in,
+        "tokens_out": budget.tokens_out,
+        "money": budget.cost,
+    }
+
+
+def _run_suites(
+    asked: argparse.Namespace, folder: Path, match: Matchup, judge: OpenedJudge | None, opened: ExitStack
+) -> None:
+    from preftune.cli.display.eval_table import show_suite
+    from preftune.evaluation.suites import find_suite, run_suite
+    from preftune.evaluation.two_models.context import Contest
+    from preftune.storage.jsonl import prepare_folder
+
+    prepare_folder(folder)
+    if judge is not None and judge.endpoint is not None:
+        judge.endpoint.check()
+    contest = Contest(
+        generate=match.generate,
+        settings=match.settings,
+        folder=folder,
+        judge=None if judge is None else judge.judge,
+        asker=None if judge is None else judge.asker,
+        baseline=match.baseline,
+        aligned=match.aligned,
+        progress=_progress(opened),
+        judge_thoughts=bool(asked.judge_thoughts),
+        seed=asked.seed,
+        load_models=match.load_models,
+    )
+    for name in asked.suite:
+        beta = _trained_with(asked.model).get("beta") if asked.beta is None else asked.beta
+        options: dict[str, Any] = {"tasks": asked.tasks, "beta": beta}
+        taken = {option: options[option] for option in find_suite(name).options}
+        show_suite(run_suite(name, contest, data=asked.suite_data, limit=asked.limit, **taken), folder)
+
+
+def _trained_with(model: str) -> dict[str, Any]:
+    """`method`, `beta`, `learning_rate`, `epochs` and `kl_coef` of a run directory, as far as it knows them."""
+    names = {
+        "beta": "beta",
+        "learning_rate": "learning_rate",
+        "epochs": "num_train_epochs",
+        "kl_coef": "kl_coef",
+    }
+    try:
+        whole = json.loads((Path(model).expanduser() / "run.json").read_text(encoding="utf-8"))
+        run = whole["configuration"]
+        known = {name: None if run.get(field) is None else float(run[field]) for name, field in names.items()}
+        return {**known, "method": str(whole["method"]) if whole.get("method") else None}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,178 @@
+"""What `preftune eval` is asked for: its flags, and what can be known to be wrong before anything is loaded."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from preftune.cli.flags.judge_flags import JUDGE_FORMS, add_judge_options, check_judge
+from preftune.cli.flags.model_flags import (
+    ENDPOINT_FLAGS,
+    MODEL_FLAGS,
+    add_endpoint_options,
+    add_model_options,
+    is_endpoint,
+    refuse,
+)
+from preftune.cli.flags.plain_parser import PlainParser
+from preftune.cli.train.auto_judge import AUTO
+from preftune.errors import RequestError
+
+_OWN_COLUMNS = ("category", "topic")
+"""Those of preftune's own prompts."""
+
+
+def read_request(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags, checked. Raises: RequestError."""
+    asked = _parser().read(argv)
+    _check(asked)
+    return asked
+
+
+def _parser() -> PlainParser:
+    parser = PlainParser(
+        prog="preftune eval",
+        description="Did it get better? Answers the same prompts with the aligned model and with the one it came from, "
+        "lets a judge compare them in both orders, and says how sure the result is. Run again after a stop, it goes on "
+        "from there; verdicts that are known cost nothing.",
+    )
+    parser.add_argument(
+        "--model",
+        "--model_name_or_path",
+        dest="model",
+        required=True,
+        metavar="ALIGNED",
+        help="a run directory, an adapter or a model (path or hub id), or openai:NAME@BASE_URL",
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="BASE",
+        help="the same, or 'dataset' for the chosen answers of held-out pairs (what the model was trained from)",
+    )
+    parser.add_argument(
+        "--prompts",
+        "--data",
+        "--dataset_name",
+        dest="prompts",
+        help="preference data in any known format, rows with a prompt or messages, or a .txt file of lines "
+        "(63 prompts of preftune's own)",
+    )
+    parser.add_argument("--judge", help=f"{JUDGE_FORMS}; auto: a reward model trained here, without any key")
+    parser.add_argument(
+        "--judge_data", metavar="PAIRS", help="for --judge auto: what it learns from (the run's held-out pairs)"
+    )
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="where the results go (MODEL/eval for a folder)")
+    parser.add_argument("--limit", type=int, help="only the first so many distinct prompts, or questions of a suite")
+    parser.add_argument("--seed", type=int, default=0, help="of draws, and of intervals that are resampled (0)")
+    _add_suites(parser.add_argument_group("suites"))
+    _add_prompts(parser.add_argument_group("prompts"))
+    _add_answers(parser.add_argument_group("answers"))
+    local = parser.add_argument_group("models on this machine")
+    local.add_argument("--batch_size", type=int, help="answers at once (16; vLLM: as it sees fit)")
+    local.add_argument(
+        "--backend",
+        choices=["auto", "transformers", "vllm"],
+        help="who generates; auto: vLLM where it is installed and there is a GPU",
+    )
+    add_model_options(local)
+    add_judge_options(parser, alone=False)
+    add_endpoint_options(parser)
+    return parser
+
+
+def _add_suites(suites: Any) -> None:
+    suites.add_argument(
+        "--suite", action="append", default=[], metavar="NAME", help="a known set of questions instead; repeatable"
+    )
+    suites.add_argument(
+        "--suite_data", nargs="+", metavar="PATH", help="its questions, where they are not to come from the hub"
+    )
+    suites.add_argument("--tasks", nargs="+", metavar="NAME", help="of lm-evaluation-harness, for the suite general")
+    suites.add_argument("--beta", type=float, help="of the training run, for the suite held-out (run.json's)")
+
+
+def _add_prompts(data: Any) -> None:
+    data.add_argument("--split", help="of the data; slices work: 'test[:100]' (train)")
+    data.add_argument("--format", help="of the data, where its shape does not tell")
+    data.add_argument("--columns", nargs="+", default=[], metavar="prompt=YOURS", help="where the prompts stand")
+    data.add_argument("--by", metavar="COLUMN", help="win rate for each value of it (category, topic, source)")
+    data.add_argument("--keep", nargs="+", metavar="COLUMN", help="columns that a rule of yours reads")
+
+
+def _add_answers(sampling: Any) -> None:
+    sampling.add_argument("--max_new_tokens", type=int, default=512, help="longest answer, in tokens (512)")
+    sampling.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (0)")
+    sampling.add_argument("--top_p", type=float, help="share of probability to draw from (the model's own, or all)")
+    sampling.add_argument("--top_k", type=int, help="likeliest tokens to draw from, 0 for all")
+    sampling.add_argument("--min_p", type=float, help="least probability, as a share of the likeliest token's")
+
+
+def _check(asked: argparse.Namespace) -> None:
+    """What can be known to be wrong before anything is loaded. Raises: RequestError."""
+    if asked.limit is not None and asked.limit < 1:
+        raise RequestError(f"--limit {asked.limit}: give at least 1 prompt.")
+    if asked.judge is None and not asked.suite:
+        raise RequestError(f"--judge is missing: who says which answer is better? Give {JUDGE_FORMS}.")
+    if asked.judge != AUTO:
+        refuse(asked, ("judge_data",), unless="--judge is auto")
+    if asked.judge is not None:
+        check_judge(asked, "reward:it" if asked.judge == AUTO else asked.judge, alone=False)
+    else:
+        flags = ("criteria", "judge_max_tokens", "ask_again", "judge_batch_size", "judge_dtype", "judge_load_in_4bit")
+        refuse(asked, (*flags, "tie_within", "reward_ensemble"), unless="there is a --judge")
+    models = [name for name in (asked.model, asked.baseline) if name is not None]
+    if asked.model is not None and is_endpoint(asked.model) and all(map(_is_remote, models)):
+        refuse(asked, (*MODEL_FLAGS, "backend"), unless="one of the models is on this machine")
+    if not any(is_endpoint(name) for name in (*models, asked.judge or "")):
+        refuse(asked, ENDPOINT_FLAGS, unless="a model or the judge is openai:NAME@BASE_URL")
+    if asked.temperature == 0:
+        refuse(asked, ("top_p", "top_k", "min_p"), unless="answers are drawn, with a --temperature above 0")
+    if asked.prompts is None:
+        refuse(asked, ("split", "format", "keep"), unless="there are --prompts")
+        if asked.by not in (None, *_OWN_COLUMNS):
+            raise RequestError(f"--by {asked.by}: preftune's own prompts have {' and '.join(_OWN_COLUMNS)}. Name one.")
+        if asked.columns:
+            raise RequestError("--columns has no effect unless there are --prompts. Leave it out.")
+    _check_suites(asked)
+    if asked.baseline == "dataset" and asked.prompts is None:
+        raise RequestError("--baseline dataset takes the chosen answers of pairs. Give such pairs with --prompts.")
+
+
+def _check_suites(asked: argparse.Namespace) -> None:
+    if not asked.suite:
+        refuse(asked, ("suite_data", "tasks", "beta"), unless="there is a --suite")
+        return
+    from preftune.evaluation.suites import find_suite
+
+    entries = [find_suite(name) for name in asked.suite]
+    for option in ("tasks", "beta"):
+        if not any(option in entry.options for entry in entries):
+            refuse(asked, (option,), unless="a suite takes it (general: --tasks, held-out: --beta)")
+    if asked.prompts is not None or asked.by is not None:
+        raise RequestError("A suite brings its own questions. Leave --prompts and --by out.")
+    if asked.baseline == "dataset":
+        raise RequestError("--baseline dataset goes with held-out pairs, not with a suite. Name a model.")
+    if asked.suite_data is not None and len(asked.suite) > 1:
+        raise RequestError("--suite_data is the data of one suite. Run the suites one by one.")
+
+
+def _is_remote(name: str) -> bool:
+    return is_endpoint(name) or name == "dataset"
+
+
+def results_folder(asked: argparse.Namespace) -> Path:
+    """Where results go: `eval` in a run directory or model folder, unless another place is named."""
+    if asked.output is not None:
+        if Path(asked.output).is_file():
+            raise RequestError(f"-o {asked.output} is a file. Name a folder for the results.")
+        return Path(asked.output)
+    model = Path(asked.model).expanduser()
+    if not model.is_dir() and not _is_remote(asked.model):
+        from preftune.models.locate import locate
+
+        locate(asked.model)  # a model that is not there is named as that, with near names
+    if not model.is_dir():
+        raise RequestError(f"{asked.model} is no folder that results could go into. Name one with -o FOLDER.")
+    return model / "eval"

@@ -1,0 +1,131 @@
+"""`preftune label`: a judge ranks the completions of each prompt, and pairs come out."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from preftune.cli.flags.judge_flags import (
+    JUDGE_FORMS,
+    add_judge_options,
+    check_judge,
+    open_asked_judge,
+    tell_before_asking,
+)
+from preftune.cli.flags.messages import tell
+from preftune.cli.flags.model_flags import (
+    ENDPOINT_FLAGS,
+    add_endpoint_options,
+    conduct_and_budget,
+    is_endpoint,
+    refuse,
+)
+from preftune.cli.flags.plain_parser import PlainParser
+from preftune.errors import PreftuneError, RequestError
+
+if TYPE_CHECKING:
+    from preftune.evaluation.labelling.sample_groups import Group
+    from preftune.evaluation.labelling.scoring import Rater
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs `preftune label` and returns its exit code: 1 when no pair came out."""
+    asked = _parser().read(argv)
+    _check(asked)
+
+    from preftune.evaluation.labelling.label import label
+    from preftune.progress import Counting
+
+    unit = "answers" if asked.judge.startswith("reward:") else "verdicts"
+    try:
+        with ExitStack() as opened:
+            rater, before = _rater(asked, opened)
+            counts = label(
+                asked.samples,
+                asked.output,
+                rater,
+                which=asked.pairs,
+                min_gap=asked.min_gap,
+                margin_from_scores=asked.margin_from_scores,
+                finished_only=asked.finished_only,
+                judge_thoughts=bool(asked.judge_thoughts),
+                settings={"judge": asked.judge, **({"criteria": asked.criteria} if asked.criteria else {})},
+                progress=opened.enter_context(Counting("labelling", unit=unit)),
+                before=before,
+            )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("Stopped. Verdicts that came are kept; the same command goes on from there.") from None
+    for line in counts.sentences():
+        print(line)
+    if counts.pairs == 0:
+        raise PreftuneError(
+            "No pair came out, for the reasons above. Sample more completions (-k) at a higher --temperature, or use "
+            "another judge."
+        )
+    print(f"They lie in {asked.output}, and how they were made in {asked.output}.manifest.json.")
+    print(f"Train on them:   preftune dpo --model MODEL --data {shlex.quote(asked.output)}")
+    return 0
+
+
+def _parser() -> PlainParser:
+    parser = PlainParser(
+        prog="preftune label",
+        description="Preference pairs out of the samples of preftune sample: a judge ranks the completions of each "
+        "prompt. Verdicts that cost something are kept on disk, so a second labelling costs nothing.",
+    )
+    parser.add_argument("samples", metavar="SAMPLES", help="the file that preftune sample wrote")
+    parser.add_argument("--judge", required=True, help=JUDGE_FORMS)
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="pairs, as JSON lines")
+    parser.add_argument(
+        "--pairs",
+        choices=["best-worst", "all", "adjacent"],
+        default="best-worst",
+        help="the best against the worst, all against all, or each against the next one (best-worst)",
+    )
+    parser.add_argument(
+        "--min_gap", type=float, default=0.0, help="least difference of scores, or of comparisons won (any above 0)"
+    )
+    parser.add_argument(
+        "--margin_from_scores", type=float, metavar="NATS", help="write margins: so many nats per point of difference"
+    )
+    parser.add_argument("--finished_only", action="store_true", help="leave out completions cut at their length limit")
+    add_judge_options(parser)
+    add_endpoint_options(parser)
+    return parser
+
+
+def _check(asked: argparse.Namespace) -> None:
+    if not (math.isfinite(asked.min_gap) and asked.min_gap >= 0):
+        raise RequestError(f"--min_gap {asked.min_gap}: give a number that is not negative.")
+    scale = asked.margin_from_scores
+    if scale is not None and not (math.isfinite(scale) and scale > 0):
+        raise RequestError(f"--margin_from_scores {scale}: give the nats of margin per point, such as 0.5.")
+    if Path(asked.output).is_dir():
+        raise RequestError(f"-o {asked.output} is a folder. Name a file in it, such as pairs.jsonl.")
+    check_judge(asked, asked.judge, scores_count=False)
+    if not is_endpoint(asked.judge):
+        refuse(asked, ENDPOINT_FLAGS, unless="--judge is openai:MODEL@BASE_URL")
+
+
+def _rater(asked: argparse.Namespace, opened: ExitStack) -> tuple[Rater, Callable[[list[Group]], None] | None]:
+    """Who rates, and what is done before anything is asked. What is opened for that is closed with `opened`."""
+    from preftune.evaluation.labelling.scoring import ByComparison, ByScore
+
+    conduct, budget = conduct_and_budget(asked)
+    opened.callback(lambda: tell(f"preftune: used {budget.line()}") if budget.calls else None)
+    judge = open_asked_judge(asked, opened, conduct=conduct, budget=budget)
+    if judge.scorer is not None:
+        return ByScore(judge.scorer), None
+    again = bool(asked.ask_again)
+    rater = ByComparison(judge.judge, again=again)
+
+    def before(groups: list[Group]) -> None:
+        what = "every two completions of a prompt, in both orders"
+        tell_before_asking(judge, rater.questions(groups), again=again, what=what)
+
+    return rater, before

@@ -1,0 +1,41 @@
+"""`preftune merge`: an adapter and its base become one plain model."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from preftune.cli.flags.plain_parser import PlainParser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs `preftune merge` and returns its exit code."""
+    parser = PlainParser(
+        prog="preftune merge",
+        description="Fold a trained adapter into its base model. The result is an ordinary model folder.",
+    )
+    parser.add_argument("adapter", metavar="ADAPTER", help="output folder of a LoRA run, or an adapter on the hub")
+    parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="a new or empty folder")
+    parser.add_argument("--base", "--base_model", dest="base", metavar="MODEL", help="instead of the base it names")
+    parser.add_argument(
+        "--dtype", choices=["bfloat16", "float16", "float32"], help="of the result (default: the base's)"
+    )
+    parser.add_argument("--trust_remote_code", action="store_true", help="allow models that bring their own code")
+    asked = parser.read(argv)
+
+    from preftune.models import merge
+
+    merged = merge(
+        asked.adapter,
+        asked.output,
+        base_model=asked.base,
+        dtype=asked.dtype,
+        trust_remote_code=asked.trust_remote_code,
+    )
+    print(f"The merged model lies in {asked.output}.")
+    place = shlex.quote(asked.output)
+    if hasattr(merged, "score"):  # a reward model says nothing
+        print(f"Judge with it:   preftune eval --judge reward:{place} ...")
+    else:
+        print(f"Talk to it:   preftune chat --model {place}")
+    return 0

@@ -1,0 +1,190 @@
+"""`preftune sample`: several completions per prompt, the raw material of on-policy pairs."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preftune.cli.flags.messages import tell
+from preftune.cli.flags.model_flags import (
+    ENDPOINT_FLAGS,
+    MODEL_FLAGS,
+    add_endpoint_options,
+    add_model_options,
+    conduct_and_budget,
+    is_endpoint,
+    model_options,
+    refuse,
+)
+from preftune.cli.flags.plain_parser import PlainParser
+from preftune.errors import RequestError
+
+if TYPE_CHECKING:
+    from preftune.evaluation.labelling.sample import Asked, SampleCounts
+    from preftune.evaluation.labelling.samplers import EndpointSampler, ModelSampler
+    from preftune.generation.prompts import Prompts
+    from preftune.generation.settings import SamplingSettings
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs `preftune sample` and returns its exit code."""
+    asked = _parser().read(argv)
+    _check(asked)
+    endpoint = is_endpoint(asked.model)
+    if endpoint:
+        refuse(asked, MODEL_FLAGS, unless="--model is on this machine")
+    else:
+        refuse(asked, ENDPOINT_FLAGS, unless="--model is openai:NAME@BASE_URL")
+
+    from preftune.generation.settings import SamplingSettings
+
+    settings = SamplingSettings(
+        max_new_tokens=asked.max_new_tokens,
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        top_k=asked.top_k,
+        min_p=asked.min_p,
+    )
+    counts = _from_endpoint(asked, settings) if endpoint else _from_model(asked, settings)
+    for line in counts.sentences():
+        print(line)
+    print(f"They lie in {asked.output}, their settings in {asked.output}.manifest.json.")
+    print(f"Make pairs of them:   preftune label {shlex.quote(asked.output)} --judge JUDGE -o pairs.jsonl")
+    return 0
+
+
+def _parser() -> PlainParser:
+    parser = PlainParser(
+        prog="preftune sample",
+        description="Several completions per prompt from a model, written as they come. Run again after a stop, it "
+        "goes on from there. preftune label makes pairs of them.",
+    )
+    parser.add_argument(
+        "--model",
+        "--model_name_or_path",
+        dest="model",
+        required=True,
+        help="a path, a hub id, or openai:NAME@BASE_URL for a model behind an OpenAI-compatible address",
+    )
+    parser.add_argument(
+        "--data",
+        "--dataset_name",
+        dest="data",
+        required=True,
+        metavar="PROMPTS",
+        help="preference data in any known format, rows with a prompt or messages, or a .txt file of lines",
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="samples, as JSON lines")
+    parser.add_argument("-k", "--k", type=int, default=4, help="completions per prompt (4)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token (1)")
+    parser.add_argument("--top_p", type=float, help="share of probability to draw from (the model's own, or all)")
+    parser.add_argument("--top_k", type=int, help="likeliest tokens to draw from, 0 for all (the model's own, or all)")
+    parser.add_argument("--min_p", type=float, help="least probability, as a share of the likeliest token's")
+    parser.add_argument("--max_new_tokens", type=int, default=512, help="longest completion, in tokens (512)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same completions (0)")
+    data = parser.add_argument_group("prompts")
+    data.add_argument("--split", default="train", help="of the data; slices work: 'train[:100]' (train)")
+    data.add_argument("--format", help="of the data, where its shape does not tell")
+    data.add_argument("--columns", nargs="+", default=[], metavar="prompt=YOURS", help="where the prompts stand")
+    data.add_argument("--limit", type=int, help="only the first so many distinct prompts")
+    data.add_argument("--keep", nargs="+", default=[], metavar="COLUMN", help="columns to carry along for a judge")
+    data.add_argument(
+        "--prompts_as",
+        choices=["auto", "chat", "text"],
+        default="auto",
+        help="text prompts become a user's turn (chat) or stay text; auto: chat if the model has a template",
+    )
+    local = parser.add_argument_group("a model on this machine")
+    local.add_argument("--batch_size", type=int, help="completions at once (16)")
+    add_model_options(local)
+    add_endpoint_options(parser)
+    return parser
+
+
+def _check(asked: argparse.Namespace) -> None:
+    if asked.k < 1:
+        raise RequestError(f"-k {asked.k}: give at least 1 completion per prompt.")
+    if asked.k > 1 and asked.temperature == 0:
+        raise RequestError(f"--temperature 0 gives the same completion {asked.k} times. Give more than 0, or -k 1.")
+    if asked.limit is not None and asked.limit < 1:
+        raise RequestError(f"--limit {asked.limit}: give at least 1 prompt.")
+    if Path(asked.output).is_dir():
+        raise RequestError(f"-o {asked.output} is a folder. Name a file in it, such as samples.jsonl.")
+
+
+def _prompts(asked: argparse.Namespace, *, as_chat: bool) -> Prompts:
+    from preftune.cli.flags.arguments import DataArguments
+    from preftune.generation.prompts import load_prompts
+
+    prompts = load_prompts(
+        asked.data,
+        split=asked.split,
+        columns=DataArguments(columns=asked.columns).column_names(),
+        format=asked.format,
+        as_chat=as_chat,
+        keep=asked.keep,
+        limit=asked.limit,
+    )
+    again = f" ({prompts.repeated:,} rows repeat one)" if prompts.repeated else ""
+    tell(f"preftune: {len(prompts.prompts):,} distinct prompts in {prompts.name}{again}")
+    for note in prompts.notes:
+        tell(f"preftune: {note}")
+    return prompts
+
+
+def _from_model(asked: argparse.Namespace, settings: SamplingSettings) -> SampleCounts:
+    from preftune.models import load_model, load_tokenizer
+
+    tokenizer = load_tokenizer(asked.model, trust_remote_code=bool(asked.trust_remote_code), base_model=asked.base)
+    chat = asked.prompts_as == "chat" or (asked.prompts_as == "auto" and tokenizer.chat_template is not None)
+    prompts = _prompts(asked, as_chat=chat)
+
+    import torch
+
+    from preftune.evaluation.labelling.samplers import ModelSampler
+
+    device_map = {"": 0} if torch.cuda.is_available() else None
+    model = load_model(asked.model, device_map=device_map, **model_options(asked)).eval()
+    batch_size = 16 if asked.batch_size is None else asked.batch_size
+    return _sample(asked, prompts, ModelSampler(model, tokenizer, settings, name=asked.model, batch_size=batch_size))
+
+
+def _from_endpoint(asked: argparse.Namespace, settings: SamplingSettings) -> SampleCounts:
+    from preftune.evaluation.labelling.samplers import EndpointSampler
+    from preftune.generation.endpoint.client import Endpoint, EndpointName
+
+    if asked.prompts_as == "text":
+        raise RequestError("--prompts_as text: an endpoint takes conversations only. Leave it out.")
+    conduct, budget = conduct_and_budget(asked)
+    with Endpoint(EndpointName.parse(asked.model), conduct=conduct, budget=budget) as endpoint:
+        prompts = _prompts(asked, as_chat=True)
+        sampler = EndpointSampler(endpoint, settings)
+
+        def before(missing: list[Asked]) -> None:
+            if missing:
+                tell(f"preftune: {sampler.estimate(missing).line()}")
+                endpoint.check()
+
+        try:
+            return _sample(asked, prompts, sampler, before=before)
+        finally:
+            if budget.calls:
+                tell(f"preftune: used {budget.line()}")
+
+
+def _sample(
+    asked: argparse.Namespace, prompts: Prompts, sampler: ModelSampler | EndpointSampler, *, before: Any = None
+) -> SampleCounts:
+    from preftune.evaluation.labelling.sample import sample
+    from preftune.progress import Counting
+
+    try:
+        with Counting("sampling", unit="completions") as progress:
+            return sample(prompts, sampler, asked.output, k=asked.k, seed=asked.seed, progress=progress, before=before)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"Stopped. What was answered is kept in {asked.output}; the same command goes on from there."
+        ) from None

@@ -1,0 +1,290 @@
+"""The names of all flags of a training command, read from the source of its settings: nothing heavy is imported.
+
+Settings are dataclasses on top of transformers' TrainingArguments, whose import brings torch and takes seconds. A name
+that is misspelt is told before that, with every other one in the recipe.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import preftune
+from preftune.cli.flags.messages import near_name
+from preftune.cli.flags.recipe import Recipe
+from preftune.errors import RequestError
+
+OWN = ("resume", "config", "report", "no_report", "allow_env", "verbose", "help", "help_all")
+"""Flags that are no fields."""
+
+HISTORY = {
+    "torch_dtype": "its name is dtype now",
+    "evaluation_strategy": "its name is eval_strategy now",
+    "group_by_length": "sequences are packed without padding, so there is nothing to gain; remove it",
+    "no_cuda": "its name is use_cpu now",
+    "use_mps_device": "the device is chosen by itself (--use_cpu keeps to the CPU); remove it",
+    "use_ipex": "transformers has taken it away; remove it",
+    "xpu_backend": "transformers has taken it away; remove it",
+    "tpu_num_cores": "transformers has taken it away; remove it",
+    "fp16_backend": "bf16 and fp16 choose the precision; remove it",
+    "half_precision_backend": "bf16 and fp16 choose the precision; remove it",
+    "fp16_opt_level": "it belonged to apex; remove it",
+    "per_gpu_train_batch_size": "its name is per_device_train_batch_size now",
+    "per_gpu_eval_batch_size": "its name is per_device_eval_batch_size now",
+    "adafactor": "write optim: adafactor (--optim adafactor)",
+    "warmup_ratio": "write warmup_steps: a share below 1 is a share of all steps",
+    "save_safetensors": "weights are always saved as safetensors; remove it",
+    "logging_dir": "logs lie in output_dir; remove it, or set TENSORBOARD_LOGGING_DIR",
+    "push_to_hub_model_id": "its name is hub_model_id now",
+    "push_to_hub_organization": "write hub_model_id: ORGANISATION/NAME",
+    "push_to_hub_token": "its name is hub_token now",
+    "include_inputs_for_metrics": "compute_metrics gets the rewards of every pair; remove it",
+    "dispatch_batches": "write accelerator_config: {dispatch_batches: ...}",
+    "split_batches": "write accelerator_config: {split_batches: ...}",
+    "past_index": "it belonged to models with memories; remove it",
+    "jit_mode_eval": "transformers has taken it away; remove it",
+    "torchdynamo": "its name is torch_compile_backend now",
+    "max_target_length": "its successor is max_length, together with max_prompt_length",
+    "max_seq_length": "its name is max_length now",
+    "max_seq_len": "its name is max_length",
+    "sequence_len": "its name is max_length",
+    "cutoff_len": "its name is max_length",
+    "is_encoder_decoder": "only causal language models are trained; remove it",
+    "tokenizer_name_or_path": "the tokenizer is the model's own; remove it",
+    "dataset_text_field": "write columns: text=YOURS",
+    "dataset_path": "its name is data",
+    "train_file": "its name is data",
+    "lora_rank": "its name is lora_r",
+    "lora_target": "its name is lora_target_modules",
+    "lora_target_linear": "all linear layers get an adapter by default; remove it",
+    "finetuning_type": "use_peft trains an adapter, without it all weights are trained",
+    "quantization_bit": "write load_in_4bit: true or load_in_8bit: true",
+    "pref_beta": "its name is beta",
+    "pref_loss": "its name is loss_type",
+    "dpo_beta": "its name is beta",
+    "rl_beta": "its name is beta",
+    "kl_beta": "its name is beta",
+    "dpo_loss": "its name is loss_type",
+    "rl": "the command says it: preftune dpo",
+    "ref_model": "an adapter is its own reference, and full fine-tuning scores the reference first; remove it",
+    "lr": "its name is learning_rate",
+    "epochs": "its name is num_train_epochs",
+    "num_epochs": "its name is num_train_epochs",
+    "batch_size": "its name is per_device_train_batch_size",
+    "micro_batch_size": "its name is per_device_train_batch_size",
+    "wandb_project": "set WANDB_PROJECT, and report_to: wandb",
+}
+"""What names of other times and other tools have become here."""
+
+
+def check_names(names: frozenset[str], argv: Sequence[str], recipe: Recipe | None, *, prog: str) -> None:
+    """Looks at every flag and every key of a recipe.
+
+    Raises: RequestError, about all keys of the recipe that do not exist, or about the first such flag.
+    """
+    unknown = [entry for entry in (recipe.entries if recipe is not None else ()) if _plain(entry.key) not in names]
+    if unknown and recipe is not None:
+        told = [f"line {entry.line}: {what_of(entry.key, names, prog=prog)}" for entry in unknown]
+        if len(told) == 1:
+            (entry,) = unknown
+            raise RequestError(f"--config {recipe.path}, line {entry.line}: {what_of(entry.key, names, prog=prog)}")
+        raise RequestError(f"--config {recipe.path} has {len(told)} keys that do not exist. {' '.join(told)}")
+    for word in argv:
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and len(flag) > 2 and _plain(flag[2:]) not in names:
+            raise RequestError(what_of(flag, names, prog=prog))
+
+
+def what_of(name: str, names: Iterable[str], *, prog: str) -> str:
+    """The sentence about a flag or key that does not exist: what became of it, or the nearest name."""
+    flag = name.startswith("-")
+    plain = _plain(name.lstrip("-"))
+    missing = f"There is no flag {name}" if flag else f"there is no field {name!r}"
+    if plain in HISTORY:
+        return f"{missing}: {HISTORY[plain]}."
+    negated = plain.startswith("no_")
+    near = near_name(plain, [known for known in names if known.startswith("no_") == negated])
+    if near is None:
+        return f"{missing}. {prog} --help-all lists {'them ' if flag else ''}all."
+    return f"{missing}. Did you mean {f'--{near}' if flag else repr(near)}?"
+
+
+def spoken_as_flags(error: RequestError, names: Iterable[str]) -> RequestError:
+    """The same error in the words of a command line: `--max_length 512` in place of `max_length=512`."""
+    fields = [name for name in names if name not in _WORDS]
+    if not fields:
+        return error
+    known = "|".join(sorted(map(re.escape, fields), key=len, reverse=True))
+    text = str(error)
+    text = re.sub(rf"(?<![-\w.'\"{{(/])({known})=(?=[^\s=])", r"--\1 ", text)
+    text = re.sub(rf"(?<![-\w.'\"{{(/])({known})(?= (?:is|must|can|needs) )", _as_flag, text)
+    if text == str(error):
+        return error
+    made: RequestError = type(error)(text)
+    return made
+
+
+_WORDS = frozenset(
+    {"columns", "format", "data", "as_chat", "model", "report", "config", "help", "resume", "datasets", "seed"}
+)
+"""Names of flags that are words of sentences too, or that messages show as Python on purpose."""
+
+
+def _as_flag(found: re.Match[str]) -> str:
+    return f"--{found[1]}" if "_" in found[1] or found.start() == 0 else found[1]
+
+
+def names_of(data: type, model: type, config: str) -> frozenset[str] | None:
+    """Every flag of a command, with underscores; None where the source cannot be read.
+
+    Args:
+        config: `module:class` of the settings.
+    """
+    fields = fields_of(data, model, config)
+    if fields is None:
+        return None
+    known = [name for field in fields for name in (field.name, *field.aliases)]
+    negated = [f"no_{name}" for field in fields if field.is_bool for name in (field.name, *field.aliases)]
+    return frozenset(map(_plain, (*known, *negated, *OWN)))
+
+
+class Field(NamedTuple):
+    """A field of the settings, as its source has it."""
+
+    name: str
+    kind: str
+    """The annotation."""
+    help: str = ""
+    default: str = ""
+    """As Python writes it; empty where there is none, or where it is None."""
+    aliases: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+
+    @property
+    def is_bool(self) -> bool:
+        return "bool" in self.kind
+
+
+def fields_of(data: type, model: type, config: str) -> list[Field] | None:
+    """Every field that is a flag of a command; None where the source cannot be read. Arguments: those of `names_of`."""
+    module, _, name = config.partition(":")
+    try:
+        settings = _fields_of(module, name)
+    except (OSError, SyntaxError, LookupError):
+        return None
+    fields = {entry.name: _made(entry) for kind in (data, model) for entry in dataclasses.fields(kind)}
+    return list((fields | {field.name: field for field in settings}).values())
+
+
+def _made(entry: dataclasses.Field[Any]) -> Field:
+    default = entry.default
+    if default is dataclasses.MISSING:
+        default = entry.default_factory() if entry.default_factory is not dataclasses.MISSING else None
+    aliases = tuple(alias.lstrip("-") for alias in entry.metadata.get("aliases", ()))
+    shown = "" if default is None else repr(default)
+    choices = tuple(map(str, entry.metadata.get("choices", ())))
+    return Field(entry.name, str(entry.type), str(entry.metadata.get("help", "")), shown, aliases, choices)
+
+
+def _plain(name: str) -> str:
+    return name.replace("-", "_")
+
+
+@lru_cache(maxsize=64)
+def _fields_of(module: str, name: str) -> tuple[Field, ...]:
+    """The fields of a class and of those that it inherits from; a later one takes the place of an earlier."""
+    path, tree = _source(module)
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            inherited = [field for base in reversed(node.bases) for field in _inherited(base, module, tree)]
+            return tuple({field.name: field for field in (*inherited, *_own(node))}.values())
+    place = next((place for place, local in _imports(tree) if local == name), None)
+    if place is None and path.name == "__init__.py":
+        folder = path.parent
+        files = (file for file in sorted(folder.glob("*.py")) if f"class {name}(" in file.read_text(encoding="utf-8"))
+        place = next((f"{module}.{file.stem}" for file in files), None)
+    if place is None:
+        raise LookupError(name)
+    return _fields_of(place, name)
+
+
+def _inherited(base: ast.expr, module: str, tree: ast.Module) -> tuple[Field, ...]:
+    name = base.id if isinstance(base, ast.Name) else base.attr if isinstance(base, ast.Attribute) else ""
+    if name == "TrainingArguments":
+        return _fields_of("transformers.training_args", name)
+    place = next((place for place, local in _imports(tree) if local == name), module)
+    return _fields_of(place, name) if place.startswith("preftune") else ()
+
+
+def _imports(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from ((node.module, alias.asname or alias.name) for alias in node.names)
+
+
+def _own(node: ast.ClassDef) -> Iterator[Field]:
+    for entry in node.body:
+        if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name):
+            kind = ast.unparse(entry.annotation)
+            if not kind.startswith("ClassVar") and not entry.target.id.startswith("_"):
+                value = entry.value
+                aliases = tuple(name.lstrip("-") for name in _texts("aliases", value))
+                yield Field(
+                    entry.target.id, kind, _help(value), _default(value), aliases, tuple(_texts("choices", value))
+                )
+
+
+def _help(value: ast.expr | None) -> str:
+    """`metadata={"help": ...}` of a dataclass field, or the second argument of `option(default, help)`."""
+    if not isinstance(value, ast.Call):
+        return ""
+    texts = [value.args[1]] if len(value.args) > 1 else []
+    for node in ast.walk(value):
+        if isinstance(node, ast.keyword) and node.arg == "help":
+            texts.append(node.value)
+        if isinstance(node, ast.Dict):
+            texts += [item for key, item in zip(node.keys, node.values, strict=True) if _literal(key) == "help"]
+    return next((text for text in map(_literal, texts) if isinstance(text, str)), "")
+
+
+def _default(value: ast.expr | None) -> str:
+    if isinstance(value, ast.Call):
+        named = next((keyword.value for keyword in value.keywords if keyword.arg == "default"), None)
+        value = value.args[0] if value.args else named
+    return "" if value is None or _literal(value) is None else repr(_literal(value))
+
+
+def _literal(node: ast.expr | None) -> Any:
+    try:
+        return None if node is None else ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def _texts(name: str, default: ast.expr | None) -> Iterator[str]:
+    """A list that a field gives itself (`aliases=["--other"]`), wherever it stands in the default."""
+    for node in ast.walk(default) if default is not None else ():
+        if isinstance(node, ast.keyword) and node.arg == name and isinstance(node.value, ast.List):
+            yield from (str(item.value) for item in node.value.elts if isinstance(item, ast.Constant))
+
+
+@lru_cache(maxsize=64)
+def _source(module: str) -> tuple[Path, Any]:
+    """A module's file and its syntax; packages are found without importing them."""
+    top, *rest = module.split(".")
+    if top == "preftune":
+        folder = Path(preftune.__file__).parent
+    else:
+        found = importlib.util.find_spec(top)
+        if found is None or found.origin is None:
+            raise LookupError(module)
+        folder = Path(found.origin).parent
+    path = folder.joinpath(*rest)
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return path, ast.parse(path.read_text(encoding="utf-8"))

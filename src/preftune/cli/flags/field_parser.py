@@ -1,0 +1,184 @@
+"""Flags and recipe -> dataclasses, with transformers' `HfArgumentParser`: `--learning_rate` and `--learning-rate` both.
+
+A recipe's values come first, flags override them. What is unknown fails with the nearest name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, get_args, get_type_hints
+
+from transformers import HfArgumentParser
+
+from preftune.cli.flags.field_names import what_of
+from preftune.cli.flags.recipe import Entry, Recipe
+from preftune.errors import RequestError
+
+LAST = "last checkpoint"
+"""What `--resume` without a value means."""
+
+
+class FieldParser(HfArgumentParser):
+    """The fields of several dataclasses as flags; a wrong one raises `RequestError`."""
+
+    def __init__(self, dataclass_types: Sequence[Any], *, prog: str) -> None:
+        self._hints = {
+            name: hint for kind in dataclass_types for name, hint in get_type_hints(kind).items() if hint is not None
+        }
+        super().__init__(dataclass_types, prog=prog, allow_abbrev=False)
+        self._let_booleans_stand_alone()
+        self._let_nothing_be_said()
+        self.add_argument("--resume", nargs="?", const=LAST, default=None, dest="resume")
+        self.add_argument("--config", default=None)
+
+    def _let_booleans_stand_alone(self) -> None:
+        """`--bf16` and `--no_bf16` for fields that are true, false or None (automatic) too, as for plain booleans."""
+        taken = self.names()
+        for action in list(self._actions):
+            if self._hints.get(action.dest) == bool | None and action.nargs is None and action.const is None:
+                action.nargs, action.const = "?", True
+                if f"no_{action.dest}" not in taken:
+                    dashed = f"--no-{action.dest.replace('_', '-')}"
+                    self.add_argument(
+                        f"--no_{action.dest}", dashed, dest=action.dest, action="store_false", default=action.default
+                    )
+
+    def _let_nothing_be_said(self) -> None:
+        """`None`, `null` and `~` for fields that may be None, and the words for "off" where a field has one."""
+        for action in self._actions:
+            hint = self._hints.get(action.dest)
+            if hint in (bool, bool | None) and action.type is not None:
+                action.type = _switch(action.type)
+            if action.dest in _OFF:
+                action.type = _off(_OFF[action.dest], action.type)
+            elif hint is not None and type(None) in get_args(hint) and action.nargs in (None, "?"):
+                action.type = _or_none(action.type)
+
+    def error(self, message: str) -> NoReturn:
+        """Argparse's own complaints (a value of the wrong type, a missing one) as one paragraph."""
+        raise RequestError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
+
+    def names(self) -> dict[str, str]:
+        """Every spelling of every flag, without its dashes in front -> the field it sets."""
+        return {
+            option.lstrip("-"): action.dest
+            for action in self._actions
+            for option in action.option_strings
+            if option.startswith("--")
+        }
+
+    def _plain_names(self) -> list[str]:
+        return [name for name in self.names() if "-" not in name]
+
+    def parse(self, words: Sequence[str], recipe: Recipe | None = None) -> argparse.Namespace:
+        """The values of all fields: defaults, then the recipe, then the flags.
+
+        Raises: RequestError for an unknown key or flag, and for a value that its field cannot take.
+        """
+        start = argparse.Namespace() if recipe is None else self._parse_recipe(recipe)
+        values, unknown = self.parse_known_args(list(words), namespace=start)
+        if unknown:
+            raise RequestError(self._unknown(unknown[0]))
+        return values
+
+    def build(self, kind: type, values: argparse.Namespace) -> Any:
+        """One of the dataclasses from the parsed values."""
+        names = [entry.name for entry in dataclasses.fields(kind) if entry.init]
+        try:
+            return kind(**{name: getattr(values, name) for name in names})
+        except RequestError:
+            raise
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+
+    def _unknown(self, word: str) -> str:
+        if not word.startswith("-"):
+            return f"{word!r} belongs to no flag. Values follow their flag, and one with spaces is quoted."
+        return what_of(word.partition("=")[0], self._plain_names(), prog=self.prog)
+
+    def _parse_recipe(self, recipe: Recipe) -> argparse.Namespace:
+        names = self.names()
+        seen: dict[str, str] = {}
+        values = argparse.Namespace()
+        for entry in recipe.entries:
+            where = f"--config {recipe.path}, line {entry.line}"
+            field = names.get(entry.key)
+            if field is None or field in ("config", "help", "allow_env"):
+                raise RequestError(f"{where}: {what_of(entry.key, self._plain_names(), prog=self.prog)}")
+            if field in seen:
+                raise RequestError(f"{where}: {entry.key} and {seen[field]} are the same field. Keep one.")
+            seen[field] = entry.key
+            try:
+                self._take(entry, field, values)
+            except RequestError as error:
+                raise RequestError(f"{where}: {error}") from None
+        return values
+
+    def _take(self, entry: Entry, field: str, values: argparse.Namespace) -> None:
+        """Puts one entry among the values, read as if it were typed."""
+        value, hint = entry.value, self._hints.get(field, str | None)
+        many = any(action.dest == field and action.nargs == "+" for action in self._actions)
+        if isinstance(value, dict) and field == "columns":
+            value = [f"{canonical}={own}" for canonical, own in value.items()]
+        if value is None and field in _OFF:
+            value = _OFF[field]
+        if value is None and type(None) not in get_args(hint):
+            raise RequestError(f"{entry.key} has no value. Give one, or remove the line.")
+        if isinstance(value, dict) and not _takes(dict, hint):
+            raise RequestError(f"{entry.key} takes a single value, not a mapping.")
+        if isinstance(value, list) and not many and not _takes(list, hint):
+            raise RequestError(f"{entry.key} takes a single value, not a list.")
+        if isinstance(value, str):
+            words = [f"--{entry.key}={value}"]
+        elif isinstance(value, list) and many and value:
+            words = [f"--{entry.key}", *value]
+        else:
+            setattr(values, field, value)
+            return
+        _, unknown = self.parse_known_args(words, namespace=values)
+        if unknown:
+            raise RequestError(f"{entry.key} cannot take {unknown[0]!r}.")
+
+
+_OFF = {
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "report_to": "none",
+    "guard": "off",
+}
+"""Fields that are turned off by a word of their own, for which people write another one."""
+_NOTHING = frozenset({"none", "null", "~"})
+
+
+def _off(word: str, kind: Any) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        text = word if text.strip().lower() in {*_NOTHING, "no", "off", "false", "none"} else text
+        return text if kind is None else kind(text)
+
+    read.__name__ = getattr(kind, "__name__", "str")
+    return read
+
+
+def _switch(kind: Any) -> Callable[[str], Any]:
+    """`on` and `off` beside the words that transformers knows."""
+
+    def read(text: str) -> Any:
+        return kind({"on": "true", "off": "false"}.get(text.strip().lower(), text))
+
+    read.__name__ = getattr(kind, "__name__", "bool")
+    return read
+
+
+def _or_none(kind: Any) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        return None if text.strip().lower() in _NOTHING else text if kind is None else kind(text)
+
+    read.__name__ = getattr(kind, "__name__", "str")
+    return read
+
+
+def _takes(kind: type, hint: Any) -> bool:
+    return any(getattr(part, "__origin__", part) is kind for part in (hint, *get_args(hint)))

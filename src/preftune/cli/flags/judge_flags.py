@@ -1,0 +1,156 @@
+"""Flags of every command that asks a judge, which of them fit which judge, and the judge they make."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from preftune.cli.flags.messages import tell
+from preftune.cli.flags.model_flags import refuse
+from preftune.cli.flags.plain_parser import PlainParser
+from preftune.errors import RequestError
+
+if TYPE_CHECKING:
+    from preftune.generation.endpoint.budget import Budget
+    from preftune.generation.endpoint.client import Conduct
+    from preftune.judges.protocol import Question
+    from preftune.judges.registry import OpenedJudge
+
+JUDGE_FORMS = (
+    "openai:MODEL@BASE_URL, local:MODEL (a chat model here), reward:MODEL, rule:MODULE:FUNCTION (four arguments: "
+    "compares two answers; three: scores one), exact, key-fact, shorter or longer"
+)
+"""For help pages."""
+
+_CHAT = ("criteria", "judge_max_tokens", "ask_again")
+_LOADED = ("judge_batch_size", "judge_dtype")
+
+
+def add_judge_options(parser: PlainParser, *, alone: bool = True) -> None:
+    """Flags for the judge.
+
+    Args:
+        alone: the command loads no other model, so `--batch_size`, `--dtype` mean the judge's too.
+    """
+    group = parser.add_argument_group("the judge")
+    group.add_argument("--criteria", metavar="TEXT", help="for a chat model: what is better, in a sentence or two")
+    group.add_argument("--judge_max_tokens", type=int, help="for a chat model: longest verdict, in tokens (512)")
+    group.add_argument(
+        "--ask_again", action="store_true", default=None, help="ask once more where no verdict could be read"
+    )
+    group.add_argument(
+        "--judge_thoughts",
+        action="store_true",
+        default=None,
+        help="judge what a thinking model writes before its answer as part of the answer",
+    )
+    group.add_argument("--tie_within", type=float, metavar="POINTS", help="scores this close are a tie (0.01)")
+
+    group.add_argument(
+        "--reward_ensemble", choices=["mean", "min", "mean-std"], help="for reward:A,B,C: how scores are one (mean)"
+    )
+
+    def spelled(name: str) -> list[str]:
+        return [f"--judge_{name}", f"--{name}"] if alone else [f"--judge_{name}"]
+
+    group.add_argument(
+        *spelled("batch_size"),
+        dest="judge_batch_size",
+        type=int,
+        help="for a model here: at once (16 scores, 8 verdicts)",
+    )
+    group.add_argument(
+        *spelled("dtype"),
+        dest="judge_dtype",
+        choices=["auto", "bfloat16", "float16", "float32"],
+        help="for a model here: of its weights (auto)",
+    )
+    group.add_argument(
+        *spelled("load_in_4bit"),
+        dest="judge_load_in_4bit",
+        action="store_true",
+        default=None,
+        help="for local:MODEL: in 4 bits (extra: quant)",
+    )
+    if alone:
+        group.add_argument(
+            "--trust_remote_code", action="store_true", default=None, help="allow models that bring their own code"
+        )
+
+
+def check_judge(asked: argparse.Namespace, spec: str, *, alone: bool = True, scores_count: bool = True) -> None:
+    """Before anything is loaded.
+
+    Args:
+        scores_count: `--tie_within` means something here.
+    Raises: RequestError for a spec of no known form, and for flags that would do nothing with this judge.
+    """
+    from preftune.judges.registry import RULES, judge_kind, reward_models
+
+    kind = judge_kind(spec)
+    loaded = kind in ("reward", "local")
+    remote: Sequence[str] = ("trust_remote_code",) if alone else ()
+    if kind not in ("openai", "local"):
+        refuse(asked, _CHAT, unless="--judge is openai:MODEL@BASE_URL or local:MODEL")
+    if not loaded:
+        refuse(asked, (*_LOADED, *remote), unless="--judge is reward:MODEL or local:MODEL")
+    if kind != "reward" or len(reward_models(spec.partition(":")[2])) < 2:
+        refuse(asked, ("reward_ensemble",), unless="--judge is reward:A,B,C")
+    if kind != "local":
+        refuse(asked, ("judge_load_in_4bit",), unless="--judge is local:MODEL")
+    if not scores_count or kind in ("openai", "local") or spec in RULES:
+        refuse(asked, ("tie_within",), unless="the judge of an evaluation gives scores (reward:MODEL or a rule)")
+
+
+def open_asked_judge(asked: argparse.Namespace, opened: ExitStack, *, conduct: Conduct, budget: Budget) -> OpenedJudge:
+    """The judge of `--judge` with the flags of `add_judge_options`."""
+    from preftune.judges.from_scores import TIE_WITHIN
+    from preftune.judges.registry import JudgeOptions, judge_kind, open_judge
+
+    model: dict[str, Any] = {}
+    if asked.judge_dtype is not None:
+        model["dtype"] = asked.judge_dtype
+    if asked.trust_remote_code and judge_kind(asked.judge) in ("reward", "local"):
+        model["trust_remote_code"] = True
+    if asked.judge_load_in_4bit:
+        model["load_in_4bit"] = True
+    options = JudgeOptions(
+        criteria=asked.criteria,
+        max_tokens=512 if asked.judge_max_tokens is None else asked.judge_max_tokens,
+        batch_size=asked.judge_batch_size,
+        tie_within=TIE_WITHIN if asked.tie_within is None else asked.tie_within,
+        ensemble=asked.reward_ensemble or "mean",
+        conduct=conduct,
+        budget=budget,
+        model=model,
+    )
+    judge = open_judge(asked.judge, opened, options)
+    if asked.tie_within is not None and judge.scorer is None:
+        raise RequestError(
+            f"--tie_within has no effect: {asked.judge} compares answers and gives no scores. Leave it out."
+        )
+    return judge
+
+
+def tell_before_asking(judge: OpenedJudge, questions: Sequence[Question], *, again: bool, what: str) -> int:
+    """Says what is known and what asking a chat model will cost, and looks whether the address answers; returns the
+    number of calls.
+
+    Args:
+        what: of which there are so many, in words.
+    Raises: RequestError for more than a cap, or an address that does not answer.
+    """
+    estimate = getattr(judge.judge, "estimate", None)
+    if estimate is None:
+        return 0
+    known = judge.judge.known(questions)  # type: ignore[attr-defined]
+    expected = estimate(questions, again=again)
+    if known:
+        tell(f"preftune: {known:,} verdicts are known from earlier runs and cost nothing")
+    if expected.calls:
+        tell(f"preftune: {expected.line()} ({what})")
+        if judge.endpoint is not None:
+            judge.endpoint.check()
+    return int(expected.calls)

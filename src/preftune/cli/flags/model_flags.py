@@ -1,0 +1,97 @@
+"""Flags that several commands share: for a model loaded here, and for a model behind an address."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from preftune.cli.flags.plain_parser import PlainParser
+from preftune.errors import RequestError
+
+if TYPE_CHECKING:
+    from preftune.generation.endpoint.budget import Budget
+    from preftune.generation.endpoint.client import Conduct
+
+ENDPOINT_FLAGS = (
+    "timeout",
+    "retries",
+    "concurrency",
+    "max_reply_mb",
+    "api_key_env",
+    "max_calls",
+    "max_cost",
+    "price_in",
+    "price_out",
+)
+"""What `add_endpoint_options` adds."""
+_CONDUCT = ("timeout", "retries", "concurrency", "max_reply_bytes", "api_key_env")
+
+MODEL_FLAGS = ("batch_size", "base", "dtype", "load_in_4bit", "trust_remote_code")
+"""What `add_model_options` adds, and the batch size beside it."""
+
+
+def add_model_options(group: Any, *, base: bool = True) -> None:
+    """Flags for loading a model here.
+
+    Args:
+        base: the one of an adapter whose base has moved too.
+    """
+    if base:
+        group.add_argument(
+            "--base", "--base_model", dest="base", metavar="MODEL", help="of an adapter, instead of the base it names"
+        )
+    group.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], help="of the weights (auto)")
+    group.add_argument(
+        "--trust_remote_code", action="store_true", default=None, help="allow models that bring their own code"
+    )
+    group.add_argument("--load_in_4bit", action="store_true", default=None, help="load in 4 bits (extra: quant)")
+
+
+def model_options(asked: argparse.Namespace) -> dict[str, Any]:
+    """The flags of `add_model_options` as `load_model` takes them."""
+    base = getattr(asked, "base", None)
+    return {
+        **({} if base is None else {"base_model": base}),
+        "dtype": asked.dtype or "auto",
+        "load_in_4bit": bool(asked.load_in_4bit),
+        "trust_remote_code": bool(asked.trust_remote_code),
+    }
+
+
+def add_endpoint_options(parser: PlainParser) -> None:
+    """Flags for a model behind an address."""
+    group = parser.add_argument_group("a model behind an address (extra: endpoint)")
+    group.add_argument("--timeout", type=float, help="seconds for one attempt with its whole reply (120)")
+    group.add_argument("--retries", type=int, help="attempts after the first (5)")
+    group.add_argument("--concurrency", type=int, help="calls under way at once (8)")
+    group.add_argument("--max_reply_mb", type=float, help="longest reply that is read, in megabytes (8)")
+    group.add_argument("--api_key_env", metavar="VARIABLE", help="environment variable with the key (OPENAI_API_KEY)")
+    group.add_argument("--max_calls", type=int, help="hard cap on the number of calls")
+    group.add_argument("--max_cost", type=float, help="hard cap on what is spent; needs both prices")
+    group.add_argument("--price_in", type=float, help="price of a million tokens asked")
+    group.add_argument("--price_out", type=float, help="price of a million tokens answered")
+
+
+def refuse(asked: argparse.Namespace, flags: Sequence[str], *, unless: str) -> None:
+    """Raises: RequestError for a flag that is there and would be ignored."""
+    for flag in flags:
+        if getattr(asked, flag) is not None:
+            raise RequestError(f"--{flag} has no effect unless {unless}. Leave it out.")
+
+
+def conduct_and_budget(asked: argparse.Namespace) -> tuple[Conduct, Budget]:
+    """The flags of `add_endpoint_options`. Raises: RequestError for impossible values."""
+    from preftune.generation.endpoint.budget import Budget
+    from preftune.generation.endpoint.client import Conduct
+
+    given = {name: getattr(asked, name) for name in ENDPOINT_FLAGS if getattr(asked, name) is not None}
+    if "max_reply_mb" in given:
+        given["max_reply_bytes"] = round(1e6 * given.pop("max_reply_mb"))
+    conduct = {name: given.pop(name) for name in _CONDUCT if name in given}
+    return Conduct(**conduct), Budget(**given)
+
+
+def is_endpoint(name: str) -> bool:
+    """Whether a model's or judge's name stands for an address."""
+    return name.startswith("openai:")

@@ -1,0 +1,75 @@
+"""argparse for the small commands: no guessed prefixes, dashes or underscores, errors as `RequestError`."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from preftune.cli.flags.messages import near_name
+from preftune.errors import RequestError
+
+
+def spellings(names: Sequence[str]) -> list[str]:
+    """The names of a flag, each with underscores and with dashes."""
+    both = ([name, *_other(name)] if name.startswith("--") else [name] for name in names)
+    return list(dict.fromkeys(name for spelled in both for name in spelled))
+
+
+def _other(name: str) -> tuple[str, str]:
+    plain = name.removeprefix("--")
+    return f"--{plain.replace('-', '_')}", f"--{plain.replace('_', '-')}"
+
+
+class WholeWords(argparse.HelpFormatter):
+    """Help pages in which no word, flag or path is broken."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_long_words=False, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return textwrap.fill(
+            " ".join(text.split()),
+            width,
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+
+
+class _Group(argparse._ArgumentGroup):
+    """Flags under a title of their own."""
+
+    def add_argument(self, *names: Any, **options: Any) -> Any:
+        return super().add_argument(*spellings(names), **options)
+
+
+class PlainParser(argparse.ArgumentParser):
+    """`add_argument("--max_new_tokens")` takes `--max-new-tokens` too; a misspelt flag fails with the nearest name."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **{"formatter_class": WholeWords, **options})
+
+    def add_argument(self, *names: Any, **options: Any) -> Any:
+        return super().add_argument(*spellings(names), **options)
+
+    def add_argument_group(self, *args: Any, **options: Any) -> _Group:
+        group = _Group(self, *args, **options)
+        self._action_groups.append(group)
+        return group
+
+    def read(self, args: Sequence[str]) -> argparse.Namespace:
+        """The values of a command line. Raises: RequestError."""
+        values, unknown = self.parse_known_args(list(args))
+        if unknown:
+            flags = [option for action in self._actions for option in action.option_strings]
+            near = near_name(unknown[0].partition("=")[0], flags)
+            hint = f"Did you mean {near}?" if near else f"See {self.prog} --help."
+            raise RequestError(f"{self.prog} does not know {unknown[0]!r}. {hint}")
+        return values
+
+    def error(self, message: str) -> NoReturn:
+        """Argparse's own complaints as one paragraph."""
+        raise RequestError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")

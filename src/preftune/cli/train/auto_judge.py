@@ -1,0 +1,129 @@
+"""`--judge auto`: which pairs a judge of one's own may learn from, and what it is made of."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preftune.cli.flags.messages import tell
+from preftune.errors import PreftuneError, RequestError
+
+if TYPE_CHECKING:
+    from preftune.data import PairDataset
+    from preftune.training.reward_judge import AutoJudge
+
+AUTO = "auto"
+
+
+def make_judge(asked: argparse.Namespace) -> AutoJudge:
+    """The judge of `--judge auto`, trained now or found where it was trained before.
+
+    Raises:
+        RequestError: nothing says what it could learn from, or what it could be made of.
+    """
+    from preftune.data.conversion.filters import split_key
+    from preftune.training.reward_judge import train_judge
+
+    trained, held_out = _pairs_of_run(asked.model)
+    if asked.judge_data is not None:
+        from preftune.data import load_pairs
+
+        pairs = load_pairs(asked.judge_data)
+    elif held_out is not None:
+        pairs = held_out
+        tell(f"preftune: the judge learns from the pairs that {asked.model} held out ({len(pairs):,})")
+    else:
+        raise RequestError(
+            f"--judge auto learns from pairs that {asked.model} did not train on, and its run says of none "
+            "(--eval_fraction holds some out). Name some with --judge_data PAIRS."
+        )
+    unwanted = None if trained is None else frozenset(split_key(pair) for pair in trained)
+    judge = train_judge(_base_of(asked), pairs, unwanted=unwanted, seed=asked.seed, dtype=asked.judge_dtype or "auto")
+    tell(f"preftune: {judge.sentence()}")
+    return judge
+
+
+def _base_of(asked: argparse.Namespace) -> str:
+    """The model that the aligned one came from, which knows nothing of the preferences yet."""
+    from preftune.cli.flags.model_flags import is_endpoint
+    from preftune.generation.lazy_model import ModelSource
+
+    for name in (asked.baseline, asked.model):
+        if name is None or name == "dataset" or is_endpoint(name):
+            continue
+        source = ModelSource(name)
+        if source.is_adapter:
+            return source.base_name
+        if name == asked.baseline:
+            return str(name)
+        base = _facts(name).get("model", {}).get("name")
+        if base:
+            return str(base)
+    raise RequestError(
+        "--judge auto is made of the model that the aligned one came from, and nothing here says which. Name it with "
+        "--baseline."
+    )
+
+
+def _pairs_of_run(model: str) -> tuple[PairDataset | None, PairDataset | None]:
+    """What a run of `preftune dpo` trained on and held out, read again as its command line says; None where there is no
+    such run, or its data are no longer there.
+    """
+    facts = _facts(model)
+    words = [str(word) for word in facts.get("command", ())]
+    if facts.get("method") != "dpo" or "dpo" not in words:
+        return None, None
+    from preftune.cli.train.datasets import open_datasets
+    from preftune.cli.train.dpo import read_request
+    from preftune.cli.train.train_command import find_recipe
+
+    argv = _without_resume([word for word in words[words.index("dpo") + 1 :] if word != "--traceback"])
+    try:
+        request = read_request(argv, find_recipe(argv))
+        names = request.data.dataset_names
+        if "-" in ([names] if isinstance(names, str) else names):
+            tell(f"preftune: what {model} was trained on came from standard input, and cannot be read again")
+            return None, None
+        train, held_out = open_datasets(request.data, evaluate=request.evaluates, seed=request.data_seed)
+    except PreftuneError as error:
+        tell(f"preftune: what {model} was trained on cannot be read again ({error})")
+        return None, None
+    rows = _rows_trained_on(model)
+    if rows is not None and rows != len(train):
+        tell(
+            f"preftune: what {model} was trained on has changed since ({rows:,} pairs then, {len(train):,} now), so "
+            "nobody knows which of them it saw"
+        )
+        return None, None
+    return train, held_out
+
+
+def _rows_trained_on(model: str) -> int | None:
+    """How many pairs the run read, by its audit.json."""
+    try:
+        audit = json.loads((Path(model).expanduser() / "audit.json").read_text(encoding="utf-8"))
+        return int(audit["train"]["rows_in"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _without_resume(argv: list[str]) -> list[str]:
+    """The words without `--resume` and its checkpoint, which may be gone."""
+    plain, skip = [], False
+    for word in argv:
+        if skip and not word.startswith("--"):
+            continue
+        skip = word.split("=")[0] in ("--resume", "--resume_from_checkpoint")
+        if not skip:
+            plain.append(word)
+    return plain
+
+
+def _facts(model: str) -> dict[str, Any]:
+    try:
+        found = json.loads((Path(model).expanduser() / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,79 @@
+"""What `preftune ppo` and `preftune online` share: prompts and a policy in, an aligned model out."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preftune.cli.flags.arguments import column_names, option
+from preftune.cli.train.train_command import Request
+
+
+@dataclass
+class PromptArguments:
+    """Where the prompts come from."""
+
+    dataset_name: str | None = option(
+        None,
+        "Prompts: rows with a prompt or messages, one prompt a line (.txt), or pairs, whose prompts are taken; a path, "
+        "a folder, a hub id, or -.",
+        aliases=["--data"],
+    )
+    dataset_train_split: str = option("train", "Split whose prompts are asked; slices work: train[:1000].")
+    columns: list[str] = option([], "Renames: prompt=question (canonical name = your column).")
+    format: str | None = option(None, "Format of the data, where its shape does not tell.")
+    as_chat: bool = option(False, "Plain prompts become messages of a conversation, for chat models.")
+
+    def __post_init__(self) -> None:
+        column_names(self.columns)
+
+    @property
+    def dataset_names(self) -> str | None:
+        """For the model card."""
+        return self.dataset_name
+
+
+def open_prompts_of(request: Request) -> tuple[Any, None]:
+    """The prompts; before that, whatever rates their answers is looked for, so that it is not missed an hour later."""
+    from preftune.models.locate import locate
+    from preftune.training.online.prompts import open_prompts
+    from preftune.training.online.scoring import as_spec, open_score
+
+    data = request.data
+    for spec in map(as_spec, request.config.reward_model):
+        if spec.startswith("reward:"):
+            locate(spec.partition(":")[2])
+        elif spec.startswith("rule:"):
+            open_score([spec], ExitStack())
+    prompts = open_prompts(
+        data.dataset_name,
+        split=data.dataset_train_split,
+        columns=column_names(data.columns),
+        format=data.format,
+        as_chat=data.as_chat,
+    )
+    return prompts, None
+
+
+def report(trainer: Any, request: Request, metrics: Mapping[str, float] | None) -> list[str]:
+    """What is said at the end."""
+    output = str(request.config.output_dir)
+    place, lines = shlex.quote(output), []
+    adapter = request.model.adapter or (Path(output) / "adapter_config.json").is_file()
+    for name, what, form in (
+        ("objective/scores", "Score of its own answers", "{:.3f}"),
+        ("objective/kl", "KL to the reference, nats per answer", "{:.2f}"),
+    ):
+        seen = [entry[name] for entry in trainer.state.log_history if name in entry]
+        if seen:
+            lines.append(f"{what}: {form.format(seen[0])} at first, {form.format(seen[-1])} at last.")
+    base = "" if adapter else f" --baseline {shlex.quote(str(request.model.model_name_or_path))}"
+    lines.append("The score is what was trained on. Whether the answers are better, ask another judge: preftune eval.")
+    lines.append(f"Talk to it:   preftune chat --model {place}{base}")
+    if adapter:
+        lines.append(f"Fold it in:   preftune merge {place} -o {shlex.quote(output.rstrip('/') + '-merged')}")
+    return lines

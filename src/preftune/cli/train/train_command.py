@@ -1,0 +1,385 @@
+"""What the training commands have in common: flags and a recipe in, a model and its run directory out."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preftune.cli.flags.arguments import DataArguments, ModelArguments
+from preftune.cli.flags.field_names import check_names, fields_of, names_of, spoken_as_flags
+from preftune.cli.flags.help_all import page
+from preftune.cli.flags.messages import tell
+from preftune.cli.flags.recipe import Recipe, read_recipe
+from preftune.errors import PreftuneError, RequestError
+from preftune.log import say, show_details, warn
+
+GUARD = "warn"
+"""Who types a command sees what the guard says; a program (`DPOConfig`) has it off until it asks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One way of training."""
+
+    name: str
+    """Of the command."""
+    trainer: str
+    """`module:class`, imported when a model is at hand."""
+    config: str
+    help: str
+    wanted: str
+    """What the data are, for the message that none are named."""
+    open_data: Callable[[Request], tuple[Any, Any]]
+    """Training and held-out data."""
+    report: Callable[[Any, Request, Mapping[str, float] | None], list[str]]
+    """Trainer, request, held-out metrics -> what is said at the end."""
+    aim: str = "train"
+    """What is done to the model, for the message that none is named."""
+    data_arguments: type = DataArguments
+    model_arguments: type = ModelArguments
+    needs: tuple[str, ...] = ()
+    """Fields one of which must be given, and what is said otherwise."""
+    needs_what: str = ""
+    holds_out: bool = True
+    """The trainer measures on held-out data."""
+    guarded: bool = False
+    """The trainer has a guard."""
+
+    @property
+    def prog(self) -> str:
+        return f"preftune {self.name}"
+
+    @property
+    def output_dir(self) -> str:
+        """Of a run that names none."""
+        return f"runs/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one command line asks for, checked as far as it can be without the model."""
+
+    data: Any
+    """DataArguments, or others of its fields."""
+    model: ModelArguments
+    config: Any
+    words: tuple[str, ...]
+    """The command line itself, for the hint how to resume."""
+    report: bool = True
+    """Write report.html at the end."""
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether evaluation while training is asked for."""
+        strategy = self.config.eval_strategy
+        return str(getattr(strategy, "value", strategy)) != "no"
+
+    @property
+    def data_seed(self) -> int:
+        """Of what is drawn from the data."""
+        return int(self.config.seed if self.config.data_seed is None else self.config.data_seed)
+
+
+def run(method: Method, argv: Sequence[str]) -> int:
+    """Runs a training command and returns its exit code.
+
+    Raises: PreftuneError; KeyboardInterrupt with a sentence that says what is kept and how to go on.
+    """
+    if "-h" in argv or "--help" in argv:
+        print(method.help, end="")
+        return 0
+    if "--help-all" in argv or "--help_all" in argv:
+        fields = fields_of(method.data_arguments, method.model_arguments, method.config)
+        print(parser_of(method).format_help() if fields is None else page(method.prog, fields), end="")
+        return 0
+    recipe = find_recipe(argv)
+    names = names_of(method.data_arguments, method.model_arguments, method.config)
+    if names is not None:
+        check_names(names, argv, recipe, prog=method.prog)
+    try:
+        return _run(method, argv, recipe)
+    except RequestError as error:
+        raise spoken_as_flags(error, names or ()) from error
+
+
+def _run(method: Method, argv: Sequence[str], recipe: Recipe | None) -> int:
+    if recipe is not None:
+        from preftune.cli.flags.recipe_environment import FLAG, set_environment
+
+        allowed = FLAG in argv or FLAG.replace("_", "-") in argv
+        # before torch and the hub client read theirs
+        set_environment(recipe.environment, recipe=str(recipe.path), allowed=allowed)
+    request = read_request(method, argv, recipe)
+    return _train(method, request)
+
+
+def _train(method: Method, request: Request) -> int:
+    from preftune.storage.run_directory import check_writable
+    from preftune.training.record.run_lock import locked
+    from preftune.training.record.stopping import StoppedError
+
+    output = str(request.config.output_dir)
+    check_writable(output)
+    with locked(output, writes=os.environ.get("RANK", "0") == "0"):
+        trainer, progress = _prepare(method, request)
+        say(f"writing to {output} (all notes: its run.json, or --verbose).")
+        try:
+            trainer.train(resume_from_checkpoint=request.config.resume_from_checkpoint)
+            return _finish(method, trainer, request) if not trainer.nothing_to_do else _leave(trainer, request)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(_stopped(method, request)) from stop
+        except StoppedError as stop:
+            tell(_stopped(method, request))
+            return stop.exit_code
+        finally:
+            progress.close()
+
+
+def read_request(method: Method, argv: Sequence[str], recipe: Recipe | None = None) -> Request:
+    """Flags and recipe as checked settings.
+
+    Raises:
+        RequestError: an unknown name, an impossible value, no model or no data named, a checkpoint that is not there.
+    """
+    parser = parser_of(method)
+    values = parser.parse(argv, recipe)
+    show_details(values.verbose)
+    if recipe is not None:
+        _say_remote_code(recipe)
+    if values.output_dir is None:
+        values.output_dir = method.output_dir
+    if values.disable_tqdm is None and not sys.stderr.isatty():
+        values.disable_tqdm = True  # plain lines in a log
+    values.resume_from_checkpoint = asked_checkpoint(values)
+    data, model = parser.build(method.data_arguments, values), parser.build(method.model_arguments, values)
+    help = f"See {method.prog} --help."
+    if not model.model_name_or_path:
+        raise RequestError(f"No model to {method.aim}: name it with --model NAME_OR_PATH. {help}")
+    if not data.dataset_name:
+        raise RequestError(f"No {method.wanted}: name them with --data FILE_OR_HUB_ID. {help}")
+    if method.needs and not any(getattr(values, name) for name in method.needs):
+        raise RequestError(f"Nothing says which answers are good: {method.needs_what}. {help}")
+    return Request(data, model, parser.build(_load(method.config), values), tuple(argv), report=values.report)
+
+
+def _say_remote_code(recipe: Recipe) -> None:
+    """That a recipe lets a model bring its own code is said aloud: whoever runs it may not have read it."""
+    for entry in recipe.entries:
+        inside = entry.value if isinstance(entry.value, dict) else {}
+        given = entry.value if entry.key.replace("-", "_") == "trust_remote_code" else inside.get("trust_remote_code")
+        if str(given).lower() in ("true", "yes", "on", "1"):
+            warn(
+                f"{recipe.path}, line {entry.line}: trust_remote_code lets the model's own Python code run on this "
+                "machine."
+            )
+
+
+def _prepare(method: Method, request: Request) -> tuple[Any, Any]:
+    """Everything cheap first: what is wrong is told before a model is loaded."""
+    from preftune.cli.display.progress import show_progress
+    from preftune.models.load import load_tokenizer
+    from preftune.models.locate import locate
+
+    data, model, config = request.data, request.model, request.config
+    name, revision = str(model.model_name_or_path), revision_of(model)
+    locate(name, revision=revision)
+    lora = model.lora_config()
+    train, held_out = method.open_data(request)
+    tokenizer = load_tokenizer(
+        name, revision=revision, trust_remote_code=config.trust_remote_code, base_model=model.base_model
+    )
+    config.model_init_kwargs = loading_options(model, config, is_trainable=lora is None)
+    trainer = _load(method.trainer)(
+        model=name,  # by name: the trainer tokenises first and loads then
+        args=config,
+        train_dataset=train,
+        processing_class=tokenizer,
+        peft_config=lora,
+        **({"eval_dataset": held_out} if method.holds_out else {}),
+    )
+    trainer.evaluates_at_end = True
+    progress = show_progress(trainer)
+    if getattr(data, "ignore_bias_buffers", False):
+        import torch
+
+        policy = trainer.model
+        skipped = [name for name, buffer in policy.named_buffers() if buffer.dtype == torch.bool]
+        policy._ddp_params_and_buffers_to_ignore = skipped
+    return trainer, progress
+
+
+def _leave(trainer: Any, request: Request) -> int:
+    """A finished run stays as it is; its report is written if something ended it before that."""
+    output = Path(str(request.config.output_dir))
+    if request.report and trainer.is_world_process_zero() and not (output / "report.html").exists():
+        write_page(str(output))
+    return 0
+
+
+def _finish(method: Method, trainer: Any, request: Request) -> int:
+    from preftune.training.setup.broken import broken_by_training
+
+    config = request.config
+    trainer.save_model()
+    broken = broken_by_training(trainer)
+    metrics = held_out_metrics(trainer)
+    if metrics is not None:
+        trainer.create_model_card()  # once more, with them
+    if config.push_to_hub and broken is None:
+        trainer.push_to_hub(dataset_name=request.data.dataset_names)
+    if trainer.is_world_process_zero():
+        output = str(config.output_dir)
+        adapter = request.model.adapter or (Path(output) / "adapter_config.json").is_file()
+        kind, steps = "adapter" if adapter else "model", trainer.state.global_step
+        if broken is not None:
+            if request.report:
+                write_page(output)
+            if config.push_to_hub:
+                tell("preftune: the model is not pushed to the hub: training has destroyed it.")
+            raise PreftuneError(broken)
+        print(f"Done after {steps} steps. The {kind} lies in {output}, its run in {output}/run.json.")
+        if metrics is None and method.holds_out:
+            print("Nothing was held out, so there is no number on new prompts (--eval_fraction 0.05 gives one).")
+        print("\n".join(method.report(trainer, request, metrics)))
+        if request.report:
+            write_page(output)
+    return 0
+
+
+def write_page(folder: str) -> None:
+    """report.html of a run that has just ended, and where it lies."""
+    from preftune.report.write import report_at_end
+
+    page = report_at_end(folder)
+    if page is not None:
+        print(f"Its report:   {page}")
+
+
+def loading_options(model: ModelArguments, config: Any, *, is_trainable: bool) -> dict[str, Any]:
+    """How the trainer loads the model: the flags, over them what `--model_init_kwargs` says."""
+    options = {
+        "dtype": model.dtype or "auto",
+        "revision": revision_of(model),
+        "trust_remote_code": config.trust_remote_code,
+        "attn_implementation": model.attn_implementation,
+        "is_trainable": is_trainable,
+    }
+    if model.base_model is not None:
+        options["base_model"] = model.base_model
+    if model.load_in_8bit:
+        options["load_in_8bit"] = True
+    if model.load_in_4bit:
+        options |= {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": model.bnb_4bit_quant_type,
+            "use_bnb_nested_quant": model.use_bnb_nested_quant,
+            "bnb_4bit_quant_storage": model.bnb_4bit_quant_storage,
+        }
+    return {**options, **(config.model_init_kwargs or {})}
+
+
+def held_out_metrics(trainer: Any) -> dict[str, float] | None:
+    """The held-out numbers of the final model: those of the last step if they are there, else measured now."""
+    if trainer.eval_dataset is None:
+        return None
+    last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), None)
+    if last is not None and last.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end:
+        found: dict[str, float] = last
+        return found
+    return dict(trainer.evaluate())
+
+
+def asked_checkpoint(values: argparse.Namespace) -> str | bool | None:
+    """`--resume` and `--resume_from_checkpoint` as a trainer takes them: a folder, True (the last one), "auto" or None.
+    What is not there is an error before anything is loaded.
+    """
+    from preftune.cli.flags.field_parser import LAST
+    from preftune.training.record.earlier_run import checkpoints_in
+    from preftune.training.record.resuming import AUTO
+
+    asked = values.resume if values.resume is not None else values.resume_from_checkpoint
+    if asked is None or str(asked).lower() in ("false", "none"):
+        return None
+    if str(asked).lower() == AUTO:
+        return AUTO
+    if asked != LAST and str(asked).lower() != "true":
+        folder = Path(str(asked)).expanduser()
+        if not (folder / "trainer_state.json").is_file():
+            raise RequestError(
+                f"--resume {asked} is no checkpoint (no trainer_state.json in it). Name a checkpoint-N folder of the "
+                "run, or give --resume without a value for the last one in --output_dir."
+            )
+        return str(folder)
+    output = Path(values.output_dir).expanduser()
+    if not checkpoints_in(output):
+        raise RequestError(
+            f"--resume: there is no checkpoint in {output}. Name the run with --output_dir, or leave --resume out "
+            "(--resume auto starts where there is none)."
+        )
+    return True
+
+
+def revision_of(model: ModelArguments) -> str | None:
+    return None if model.model_revision == "main" else model.model_revision
+
+
+def find_recipe(argv: Sequence[str]) -> Recipe | None:
+    """The recipe that `--config` names."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--config", action="append", default=[])
+    try:
+        found, _ = finder.parse_known_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise RequestError("--config needs the name of a YAML file behind it.") from error
+    if len(found.config) > 1:
+        raise RequestError(f"--config is there {len(found.config)} times. Give one recipe; flags override its values.")
+    return read_recipe(found.config[0]) if found.config else None
+
+
+def _stopped(method: Method, request: Request) -> str:
+    """What a run that was stopped leaves, and the command that goes on."""
+    from preftune.training.record.earlier_run import checkpoints_in, run_facts, run_id_of
+    from preftune.training.record.manifest import DamagedError, read_manifest
+
+    output = Path(str(request.config.output_dir))
+    own, kept = run_id_of(run_facts(output)), None
+    for _, folder in checkpoints_in(output):
+        try:
+            manifest = read_manifest(folder)
+        except DamagedError:
+            continue
+        if manifest is not None and manifest.run == own:
+            kept = folder
+            break
+    if kept is None:
+        return f"Stopped before the first checkpoint: nothing to resume. {output} keeps the log."
+    again = shlex.join(["preftune", method.name, *request.words, "--resume"])  # the last of two --resume counts
+    return f"Stopped. {kept} is kept. Go on from it with: {again}"
+
+
+def parser_of(method: Method) -> Any:
+    """All flags of a command."""
+    from preftune.cli.flags.field_parser import FieldParser
+
+    parser = FieldParser((method.data_arguments, method.model_arguments, _load(method.config)), prog=method.prog)
+    if method.guarded:
+        parser.set_defaults(guard=GUARD)
+    parser.add_argument("--report", action="store_true", default=True, help="write report.html when it is done")
+    parser.add_argument(
+        "--allow_env", "--allow-env", action="store_true", help="accept any variable that a recipe's env: block sets"
+    )
+    parser.add_argument("--verbose", action="store_true", help="show all notes, which run.json has anyway")
+    parser.add_argument("--no_report", "--no-report", dest="report", action="store_false")
+    return parser
+
+
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,344 @@
+"""Turns of a conversation: checking them, reading them out of transcripts, and finding where two conversations part."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from preftune.data.chat.tool_calls import CALLS, calls_of, joined_calls
+from preftune.errors import DatasetError
+from preftune.types import Message, Text
+
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "ipython"})
+
+_OF_TOOLS = {
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "observation": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
+    "function": "tool",
+}
+"""What other tools call the roles of calls and of their answers."""
+
+_SPEAKERS = {
+    "human": "user",
+    "user": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "tool": "tool",
+    **_OF_TOOLS,
+}
+"""Who speaks in the {"from": ..., "value": ...} form."""
+
+_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+_PYTHON_REPR = re.compile(r"\s*\[?\s*\{'(role|content|from|value)'\s*:")
+_JSON_TURNS = re.compile(r"\s*\[?\s*\{\s*\"(role|content|from|value|tool_calls)\"\s*:")
+
+
+_FORM = 'Write every turn as {"role": "user", "content": "..."}.'
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """The place that an error names."""
+
+    name: str
+    row: int
+
+    def error(self, column: str, problem: str, cure: str) -> DatasetError:
+        return DatasetError(f"{self.name} row {self.row}, column {column!r}: {problem}. {cure}")
+
+
+def shown(value: object, limit: int = 70) -> str:
+    """A value as an error quotes it."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def role_of(turn: Mapping[str, Any]) -> str:
+    """Who speaks, also in the {"from": ..., "value": ...} form."""
+    role = str(turn.get("role") or turn.get("from") or "")
+    return _SPEAKERS.get(role.lower(), role)
+
+
+def read_text(value: Any, column: str, where: Where) -> str | list[Message]:
+    """Text as it is, or turns out of a list of messages, a single message, or either of the two as JSON."""
+    try:
+        return _read(value, column, where)
+    except RecursionError as error:
+        raise where.error(column, "a value nested too deeply", "Flatten it, or remove the row.") from error
+
+
+def _read(value: Any, column: str, where: Where) -> str | list[Message]:
+    if isinstance(value, str):
+        if _PYTHON_REPR.match(value):
+            raise where.error(
+                column,
+                f"the messages were written as Python's repr, not as JSON: {shown(value)}",
+                "Write the file with json.dumps, or as JSONL or parquet.",
+            )
+        if _JSON_TURNS.match(value) and (parsed := _parsed_turns(value)) is not None:
+            return read_turns(parsed, column, where)
+        return value
+    if isinstance(value, Mapping):
+        return read_turns([value], column, where)
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return read_turns(value, column, where)
+    raise where.error(
+        column,
+        f"{shown(value)} is a {type(value).__name__}, neither text nor a list of messages",
+        'Give a string, or messages like [{"role": "assistant", "content": "..."}].',
+    )
+
+
+def read_turns(turns: Sequence[Any], column: str, where: Where) -> list[Message]:
+    """Checked copies of messages, without the nulls that a table's schema adds, and calls of tools in one form."""
+    read = [_read_turn(turn, number, column, where) for number, turn in enumerate(turns)]
+    made = [_role(turn) in CALLS for turn in turns]
+    return joined_calls(read, made) if any(made) else read
+
+
+def _role(turn: Any) -> str:
+    return str(turn.get("role") or turn.get("from") or "").lower() if isinstance(turn, Mapping) else ""
+
+
+def _read_turn(turn: Any, number: int, column: str, where: Where) -> Message:
+    if not isinstance(turn, Mapping):
+        raise where.error(column, f"turn {number} is not a message but {shown(turn)}", _FORM)
+    message: Message = {str(key): _without_nulls(value) for key, value in turn.items() if value is not None}
+    if "role" not in message and "from" in message:
+        speaker = str(message.pop("from"))
+        said = message.pop("value", message.get("content"))
+        message = {"role": _SPEAKERS.get(speaker.lower(), speaker), "content": said, **message}
+    if "role" not in message:
+        keys = ", ".join(map(repr, turn)) or "nothing"
+        raise where.error(column, f"turn {number} has no 'role' (found: {keys})", _FORM)
+    role = message["role"]
+    role = _OF_TOOLS.get(role.lower(), role) if isinstance(role, str) else role
+    if not isinstance(role, str) or role not in ROLES:
+        likely = _SPEAKERS.get(str(role).lower())
+        cure = f"Write {likely!r} instead." if likely else f"Known are {', '.join(sorted(ROLES))}."
+        raise where.error(column, f"turn {number} has the unknown role {shown(role)}", cure)
+    message["role"] = role
+    _with_calls(message, _role(turn) in CALLS, number, column, where)
+    message["content"] = _content(message, number, column, where)
+    return message
+
+
+def _with_calls(message: Message, is_call: bool, number: int, column: str, where: Where) -> None:
+    """Brings the calls of tools of a turn into one form, in place."""
+    given = message.pop("function_call", None)
+    if is_call:
+        given = message.get("content") if given is None else given
+        message["content"] = ""
+    if message.get("tool_calls") in ([], ""):
+        del message["tool_calls"]
+    if given is not None and "tool_calls" not in message:
+        message["tool_calls"] = given
+    if "tool_calls" in message:
+        calls = calls_of(message["tool_calls"])
+        if calls is None:
+            raise where.error(
+                column,
+                f"turn {number} ({message['role']}) calls a tool with {shown(message['tool_calls'])}, which is no "
+                "object with a name and arguments",
+                'Write it like {"name": "tide", "arguments": {"harbour": "Husum"}}.',
+            )
+        message["tool_calls"] = calls
+
+
+def _content(message: Message, number: int, column: str, where: Where) -> str:
+    content, role = message.get("content"), message["role"]
+    if role == "tool" and isinstance(content, Mapping):
+        return json.dumps(content, ensure_ascii=False)
+    if isinstance(content, list):
+        return _joined(content, number, column, where)
+    if content is None:
+        if not any(value for key, value in message.items() if key not in ("role", "content")):
+            raise where.error(column, f"turn {number} ({role}) has no 'content'", _FORM)
+        return ""  # a turn of tool calls only; templates concatenate content
+    if not isinstance(content, str):
+        raise where.error(
+            column,
+            f"the content of turn {number} is {shown(content)}, a {type(content).__name__}",
+            'Content is a string, or a list of parts like {"type": "text", "text": "..."}.',
+        )
+    return content
+
+
+def _joined(parts: list[Any], number: int, column: str, where: Where) -> str:
+    """Text parts as one string, which every chat template understands."""
+    texts = []
+    for part in parts:
+        text = part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise where.error(
+                column,
+                f"turn {number} has a part of type {kind!r}, and preftune trains on text only",
+                "Remove that part or that row.",
+            )
+        texts.append(text)
+    return "".join(texts)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list | tuple):
+        return [_without_nulls(inner) for inner in value]
+    return value
+
+
+def without_nulls(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy without keys whose value is null, at every depth."""
+    return {str(key): _without_nulls(inner) for key, inner in value.items() if inner is not None}
+
+
+_TURN_KEYS = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})
+"""What a JSON object must have to be a message: one of these."""
+
+
+def _parsed_turns(text: str) -> list[Any] | None:
+    """The messages in a JSON text; None when it is some other JSON, or text that only begins like it."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    turns = value if isinstance(value, list) else [value]
+    fits = all(isinstance(turn, dict) and any(keys <= turn.keys() for keys in _TURN_KEYS) for turn in turns)
+    return turns if turns and fits else None
+
+
+def read_transcript(text: str) -> list[Message] | None:
+    """The turns of an hh-rlhf transcript ("\\n\\nHuman: ...\\n\\nAssistant: ..."), or None for any other text."""
+    if not text.startswith(("\n\nHuman:", "\n\nAssistant:")) and not (
+        text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
+    ):
+        return None
+    _, *parts = _TURN.split(text)
+    return [
+        {"role": _SPEAKERS["human" if speaker == "Human" else "assistant"], "content": content.strip()}
+        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+def common_turns(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
+    """How many turns both begin with, leaving at least one on each side."""
+    limit = min(len(chosen), len(rejected)) - 1
+    count = 0
+    while count < limit and chosen[count] == rejected[count]:
+        count += 1
+    return count
+
+
+def split_turns(
+    prompt: list[Message], chosen: list[Message], rejected: list[Message]
+) -> tuple[list[Message], list[Message], list[Message]]:
+    """Prompt and completions, at the granularity of turns.
+
+    The prompt may be empty (implicit), repeated at the head of both sides, or repeated there with turns more (a system
+    turn, a history) or fewer; white space around a turn makes no difference there. Where both sides repeat it, the
+    completions begin with the first turn that differs.
+    """
+    count = common_turns(chosen, rejected)
+    shared = chosen[:count]
+    if count:
+        size = len(prompt)
+        if any(_alike(prompt, shared[at : at + size]) for at in range(count - size + 1)):
+            return shared, chosen[count:], rejected[count:]
+        if _alike(prompt[-count:], shared):
+            return prompt, chosen[count:], rejected[count:]
+    return prompt, _after(prompt, chosen), _after(prompt, rejected)
+
+
+def asks_otherwise(prompt: Sequence[Message], chosen: Sequence[Message], rejected: Sequence[Message]) -> bool:
+    """Whether the prompt ends with a question and both sides, which are whole conversations, begin with another."""
+    begins = {side[0]["role"] if len(side) > 1 else "" for side in (chosen, rejected)}
+    return bool(prompt) and prompt[-1]["role"] == "user" and begins <= {"user", "system", "developer"}
+
+
+def _alike(one: Sequence[Message], other: Sequence[Message]) -> bool:
+    """Whether turns are the same but for white space at the ends of what they say."""
+    return len(one) == len(other) and all(
+        left == right
+        or (left | {"content": left["content"].strip()}) == (right | {"content": right["content"].strip()})
+        for left, right in zip(one, other, strict=True)
+    )
+
+
+def _after(prompt: list[Message], turns: list[Message]) -> list[Message]:
+    """A side without the prompt, if it alone repeats it."""
+    repeats = bool(prompt) and len(turns) > len(prompt) and _alike(turns[: len(prompt)], prompt)
+    return turns[len(prompt) :] if repeats else turns
+
+
+def split_words(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """The common beginning of two texts as prompt, and what follows it on each side; never cuts a word.
+
+    One space before the completions goes with them, as tokenisers have it. Something is left on both sides.
+    """
+    limit = min(len(chosen), len(rejected))
+    cut = 0
+    while cut < limit and chosen[cut] == rejected[cut]:
+        cut += 1
+    while cut > 0 and not (
+        _between_words(chosen, cut)
+        and _between_words(rejected, cut)
+        and (chosen[cut:].strip() or not chosen.strip())
+        and (rejected[cut:].strip() or not rejected.strip())
+    ):
+        cut -= 1
+    if cut > 0 and chosen[cut - 1] == " ":
+        cut -= 1
+    return chosen[:cut], chosen[cut:], rejected[cut:]
+
+
+def _between_words(text: str, index: int) -> bool:
+    return index in (0, len(text)) or text[index - 1].isspace() or text[index].isspace()
+
+
+def has_text(side: str | list[Message], marks: Iterable[str]) -> bool:
+    """Whether there is something to learn: text beyond white space and special tokens, or a tool call."""
+    if isinstance(side, list):
+        answers = (turn for turn in side if turn["role"] == "assistant")
+        return any(has_text(turn.get("content", ""), marks) or turn.get("tool_calls") for turn in answers)
+    if not side.strip():
+        return False
+    if len(side) < 200:  # text made of special tokens only is short; long texts need no second look
+        for mark in marks:
+            side = side.replace(mark, "")
+    return bool(side.strip())
+
+
+def can_continue(turn: Message) -> bool:
+    return turn["role"] == "assistant" and bool(turn.get("content")) and not turn.get("tool_calls")
+
+
+def joined(prompt: list[Message], side: list[Message], continues: bool) -> list[Message]:
+    if not continues:
+        return [*prompt, *side]
+    begun = {**prompt[-1], **side[0], "content": prompt[-1]["content"] + side[0]["content"]}
+    return [*prompt[:-1], begun, *side[1:]]
+
+
+def text_of(text: Text) -> str:
+    """Plain text; of turns their contents, and tool calls as JSON."""
+    if isinstance(text, str):
+        return text
+    parts = []
+    for turn in text:
+        if turn.get("content"):
+            parts.append(str(turn["content"]))
+        if turn.get("tool_calls"):
+            parts.append(json.dumps(turn["tool_calls"], ensure_ascii=False, default=str))
+    return "\n\n".join(parts)

@@ -1,0 +1,342 @@
+"""Which pairs of a dataset are kept: by rule, by a look at all of them, or by drawing."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preftune.data.chat.messages import text_of
+from preftune.data.conversion.use_case import check_languages
+from preftune.data.pairs.mixture import check_seed
+from preftune.errors import ConfigError, DatasetError
+from preftune.text_quality.near_duplicates import Sketches, repeated_nearly
+from preftune.types import Message, PreferencePair, Text
+
+REASONS: Mapping[str, str] = {
+    "no_preference": "the row is no preference",
+    "empty": "chosen or rejected is empty",
+    "identical": "chosen and rejected are the same",
+    "no_shared_prompt": "chosen and rejected do not answer the same prompt",
+    "unlike_itself": "written down, the pair would read as another",
+    "topic": "of another topic than --topic names",
+    "keyword": "none of the --keyword words is in the prompt",
+    "language": "in another language than --language names, or in none that is known",
+    "rule": "--rule says no",
+    "source": "of another source than --source names",
+    "no_strength": "nothing says how much better the chosen side is, which --min-margin asks for",
+    "min_margin": "below --min-margin",
+    "no_agreement": "nothing says how many annotators agree, which --min-agreement asks for",
+    "min_agreement": "below --min-agreement",
+    "max_length_ratio": "one side is longer than the other by more than --max-length-ratio",
+    "contradiction": "another row prefers the opposite (--drop-contradictions)",
+    "duplicate": "the pair was there before (--dedupe)",
+    "near_duplicate": "nearly the same pair was there before (--dedupe near)",
+    "length_balance": "left out so that the longer side wins as often as the shorter one (--balance-length)",
+    "sample": "not drawn (--sample)",
+}
+"""Why a pair is left out, in the order in which it is decided: the first reason counts."""
+
+_CODES = {reason: code for code, reason in enumerate(REASONS, start=1)}
+
+By = Literal["prompt", "pair"]
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What is asked of the pairs. Nothing is asked by default."""
+
+    min_margin: float | None = None
+    """Least strength, in the data's own units; least margin in nats where the data have margins and no strength."""
+    min_agreement: float | None = None
+    """Least share of annotators who agree with the label, 0..1."""
+    max_length_ratio: float | None = None
+    """Most characters of the longer side for each of the shorter one, 1 or more."""
+    sources: tuple[str, ...] = ()
+    """Names of sources that are kept; empty for all."""
+    topics: tuple[str, ...] = ()
+    """Topics that are kept, by the data's own column; empty for all."""
+    keywords: tuple[str, ...] = ()
+    """Words or phrases, one of which the prompt must have; empty for none."""
+    languages: tuple[str, ...] = ()
+    """Codes of languages (`en`) that prompt and chosen answer may be in; empty for all."""
+    rule: str | None = None
+    """`MODULE:FUNCTION` or `FILE.py:FUNCTION` that says of each row whether it is kept."""
+    dedupe: bool | Literal["near"] = False
+    """Of equal pairs only the first is kept; with "near" also of those that are nearly the same."""
+    drop_contradictions: bool = False
+    """Neither of two pairs that prefer the opposite is kept."""
+    balance_length: bool = False
+    """As many pairs in which the longer side wins as in which it loses; the surplus is drawn and left out."""
+    sample: int | None = None
+    """Most pairs that are kept, drawn."""
+    split: float | None = None
+    """Share that is held out, above 0 and below 1."""
+    by: By = "prompt"
+    """What the share is of: of the prompts (no prompt is on both sides), or of the pairs."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        bounds = {"min_margin": (0, math.inf), "min_agreement": (0, 1), "max_length_ratio": (1, math.inf)}
+        for name, (low, high) in bounds.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                span = f"between {low} and {high}" if math.isfinite(high) else f"of {low} or more"
+                raise ConfigError(f"{name} is {value!r}; give a number {span}.")
+        if self.sample is not None and self.sample < 1:
+            raise ConfigError(f"sample is {self.sample!r}; give the number of pairs to keep, at least 1.")
+        if self.split is not None and not 0 < self.split < 1:
+            raise ConfigError(f"split is {self.split!r}; give a share between 0 and 1, such as 0.05.")
+        check_seed(self.seed)
+        check_languages(self.languages)
+
+    def asked(self) -> dict[str, Any]:
+        """What differs from the defaults, in a fixed order."""
+        return {
+            entry.name: list(value) if isinstance(value, tuple) else value
+            for entry in fields(self)
+            if (value := getattr(self, entry.name)) != entry.default
+        }
+
+
+class Facts:
+    """What is kept of every pair while all are looked at: hashes and numbers, under 100 bytes each, 900 with `near`."""
+
+    def __init__(self, *, near: bool = False) -> None:
+        """
+        Args:
+            near: keep signatures too, by which texts that are nearly the same are known.
+        """
+        self.sketches = Sketches() if near else None
+        self.prompts, self.chosen, self.rejected = array("Q"), array("Q"), array("Q")
+        self.split_keys = array("Q")
+        self.chosen_lengths, self.rejected_lengths = array("q"), array("q")
+        self.strengths, self.margins, self.agreements = array("d"), array("d"), array("d")
+        self.sources = array("i")
+        self.codes = array("b")
+        self.source_names: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def add(self, pair: PreferencePair, strength: float | None, reason: str | None = None) -> None:
+        """A pair, and why it is left out if that is known already."""
+        self.prompts.append(_digest(pair.prompt, pair.tools, dict(pair.chat_template_kwargs)))
+        self.split_keys.append(split_key(pair))
+        self.chosen.append(_digest(pair.chosen))
+        self.rejected.append(_digest(pair.rejected))
+        self.chosen_lengths.append(_characters(pair.chosen))
+        self.rejected_lengths.append(_characters(pair.rejected))
+        self.strengths.append(math.nan if strength is None else strength)
+        self.margins.append(pair.margin)
+        self.agreements.append(math.nan if pair.agreement is None else pair.agreement)
+        self.sources.append(self.source_names.setdefault(pair.source or "", len(self.source_names)))
+        self.codes.append(0 if reason is None else _CODES[reason])
+        if self.sketches is not None:
+            self.sketches.add(*(text_of(side) for side in (pair.prompt, pair.chosen, pair.rejected)))
+
+    def add_none(self, reason: str) -> None:
+        """A row without a pair."""
+        for values in (self.prompts, self.split_keys, self.chosen, self.rejected):
+            values.append(0)
+        for lengths in (self.chosen_lengths, self.rejected_lengths):
+            lengths.append(0)
+        for numbers in (self.strengths, self.margins, self.agreements):
+            numbers.append(math.nan)
+        self.sources.append(-1)
+        self.codes.append(_CODES[reason])
+        if self.sketches is not None:
+            self.sketches.add("", "", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of every row that was looked at."""
+
+    kept: NDArray[np.bool_]
+    held_out: NDArray[np.bool_]
+    """Among the kept."""
+    dropped: dict[str, NDArray[np.int64]]
+    """Reason (a key of `REASONS`) -> positions."""
+    margin_from: str | None
+    """'strength' or 'margin': what min_margin was compared with."""
+
+
+def decide(facts: Facts, filters: Filters) -> Decision:
+    """Applies the filters.
+
+    Raises:
+        DatasetError: a filter on something that no pair has, a source that there is not, or a split of one prompt.
+    """
+    codes = np.array(facts.codes, dtype=np.int8)
+    margin_from = None
+    if filters.sources:
+        _leave_out(codes, "source", ~np.isin(facts.sources, _wanted(facts, filters.sources)))
+    if filters.min_margin is not None:
+        margin_from, values = _margins(facts, codes)
+        _leave_out(codes, "no_strength", np.isnan(values))
+        _leave_out(codes, "min_margin", values < filters.min_margin)
+    if filters.min_agreement is not None:
+        agreements = np.asarray(facts.agreements)
+        if np.isnan(agreements[codes == 0]).all():
+            raise DatasetError(
+                "min_agreement: no pair says how many annotators agree with it. Leave --min-agreement out, or name the "
+                "column with --columns agreement=COLUMN."
+            )
+        _leave_out(codes, "no_agreement", np.isnan(agreements))
+        _leave_out(codes, "min_agreement", agreements < filters.min_agreement)
+    chosen, rejected = np.asarray(facts.chosen_lengths), np.asarray(facts.rejected_lengths)
+    if filters.max_length_ratio is not None:
+        longer, shorter = np.maximum(chosen, rejected), np.minimum(chosen, rejected)
+        _leave_out(codes, "max_length_ratio", longer > filters.max_length_ratio * shorter)
+    if filters.drop_contradictions:
+        _leave_out(codes, "contradiction", _contradicted(facts, codes))
+    if filters.dedupe:
+        _leave_out(codes, "duplicate", _repeated(facts, codes))
+    if filters.dedupe == "near":
+        _leave_out(codes, "near_duplicate", _repeated_nearly(facts, codes))
+    if filters.balance_length:
+        _leave_out(codes, "length_balance", _surplus(chosen - rejected, codes, _generator(filters, 1)))
+    if filters.sample is not None:
+        kept = np.flatnonzero(codes == 0)
+        surplus = max(0, len(kept) - filters.sample)
+        _leave_out(codes, "sample", _at(_generator(filters, 2).choice(kept, surplus, replace=False), codes))
+    kept_all = codes == 0
+    held_out = np.zeros_like(kept_all)
+    if filters.split is not None and kept_all.any():
+        held_out = _held_out(facts, kept_all, filters)
+    dropped = {reason: np.flatnonzero(codes == code) for reason, code in _CODES.items() if (codes == code).any()}
+    return Decision(kept_all, held_out, dropped, margin_from)
+
+
+def _leave_out(codes: NDArray[np.int8], reason: str, where: NDArray[np.bool_]) -> None:
+    codes[(codes == 0) & where] = _CODES[reason]
+
+
+def _wanted(facts: Facts, names: Iterable[str]) -> list[int]:
+    there = {name: index for name, index in facts.source_names.items() if name}
+    for name in names:
+        if name not in there:
+            near = difflib.get_close_matches(name, there, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else "Leave --source out."
+            found = ", ".join(map(repr, sorted(there)[:12])) or "none"
+            raise DatasetError(f"No pair is of the source {name!r} (found: {found}). {hint}")
+    return [there[name] for name in names]
+
+
+def _margins(facts: Facts, codes: NDArray[np.int8]) -> tuple[str, NDArray[np.float64]]:
+    """Strength where the data have it, else margins in nats."""
+    strengths, margins = np.asarray(facts.strengths), np.asarray(facts.margins)
+    if not np.isnan(strengths[codes == 0]).all():
+        return "strength", strengths
+    if (margins[codes == 0] > 0).any():
+        return "margin", margins
+    raise DatasetError(
+        "min_margin: the data have neither ratings, ranks or votes nor a column of margins. Leave --min-margin out, or "
+        "name the column with --columns margin=COLUMN."
+    )
+
+
+def _contradicted(facts: Facts, codes: NDArray[np.int8]) -> NDArray[np.bool_]:
+    pairs = list(zip(facts.prompts, facts.chosen, facts.rejected, strict=True))
+    there = {pair for pair, code in zip(pairs, codes, strict=True) if code == 0}
+    return np.fromiter(((p, r, c) in there for p, c, r in pairs), np.bool_, len(pairs))
+
+
+def _repeated(facts: Facts, codes: NDArray[np.int8]) -> NDArray[np.bool_]:
+    seen: set[tuple[int, int, int]] = set()
+    repeated = np.zeros(len(codes), np.bool_)
+    for place in np.flatnonzero(codes == 0).tolist():
+        pair = (facts.prompts[place], facts.chosen[place], facts.rejected[place])
+        repeated[place] = pair in seen
+        seen.add(pair)
+    return repeated
+
+
+def _repeated_nearly(facts: Facts, codes: NDArray[np.int8]) -> NDArray[np.bool_]:
+    assert facts.sketches is not None
+    kept = np.flatnonzero(codes == 0)
+    sketches = (side[kept] for side in facts.sketches.signatures())
+    again = repeated_nearly(np.asarray(facts.prompts, dtype=np.uint64)[kept], *sketches)
+    return _at(kept[again], codes)
+
+
+def _surplus(
+    differences: NDArray[np.int64], codes: NDArray[np.int8], generator: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Pairs that are too many: of those in which the longer side wins, or loses, whichever is more frequent."""
+    wins = np.flatnonzero((codes == 0) & (differences > 0))
+    losses = np.flatnonzero((codes == 0) & (differences < 0))
+    more, fewer = (wins, losses) if len(wins) >= len(losses) else (losses, wins)
+    return _at(generator.choice(more, len(more) - len(fewer), replace=False), codes)
+
+
+def _held_out(facts: Facts, kept: NDArray[np.bool_], filters: Filters) -> NDArray[np.bool_]:
+    positions = np.flatnonzero(kept)
+    units = np.asarray(facts.split_keys)[positions] if filters.by == "prompt" else positions.astype(np.uint64)
+    names = np.array(list(dict.fromkeys(units.tolist())), dtype=np.uint64)  # in their order, not that of their hashes
+    if len(names) < 2:
+        raise DatasetError(f"split: there is a single {filters.by}, so nothing can be held out. Leave --split out.")
+    assert filters.split is not None
+    count = min(len(names) - 1, max(1, round(filters.split * len(names))))
+    drawn = _generator(filters, 3).choice(names, count, replace=False)
+    held_out = np.zeros_like(kept)
+    held_out[positions[np.isin(units, drawn)]] = True
+    return held_out
+
+
+def split_key(pair: PreferencePair) -> int:
+    """64-bit hash of what must not be on both sides of a split: the prompt alone, however it is written.
+
+    Text is one turn of the user, so that it is the same prompt as a conversation; tools and template options are left
+    out, since the question stays the same under each of them. Pairs without a prompt share nothing but their answers,
+    so each has a key of its own (the same pair twice has one).
+    """
+    if is_blank(pair.prompt):
+        return _digest(sorted(_digest(_turns(side, "assistant")) for side in (pair.chosen, pair.rejected)))
+    return _digest(_turns(pair.prompt, "user"))
+
+
+def _turns(side: Text, role: str) -> list[Message]:
+    return [{"role": role, "content": side}] if isinstance(side, str) else side
+
+
+def _generator(filters: Filters, step: int) -> np.random.Generator:
+    """Each step draws by itself, so that one filter more does not change what the others draw."""
+    return np.random.default_rng([filters.seed, step])
+
+
+def _at(positions: NDArray[np.int64], codes: NDArray[np.int8]) -> NDArray[np.bool_]:
+    where = np.zeros(len(codes), np.bool_)
+    where[positions] = True
+    return where
+
+
+def _digest(*values: Any) -> int:
+    import xxhash
+
+    text = values[0] if len(values) == 1 else json.dumps(values, ensure_ascii=False, sort_keys=True, default=str)
+    kind = "t" if isinstance(text, str) else "m"
+    if not isinstance(text, str):
+        text = json.dumps(text, ensure_ascii=False, sort_keys=True, default=str)
+    return xxhash.xxh3_64_intdigest((kind + text).encode("utf-8", "surrogatepass"))
+
+
+def _characters(side: Text) -> int:
+    if isinstance(side, str):
+        return len(side)
+    return sum(len(turn["content"]) + (len(str(turn["tool_calls"])) if turn.get("tool_calls") else 0) for turn in side)
+
+
+def is_blank(side: Text) -> bool:
+    """Whether there is nothing to learn: no text, and no call of a tool."""
+    if isinstance(side, str):
+        return not side.strip()
+    return all(is_blank(turn["content"]) and not turn.get("tool_calls") for turn in side)

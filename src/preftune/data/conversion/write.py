@@ -1,0 +1,172 @@
+"""Pairs written to a file in canonical form: JSONL (also .gz) or Parquet. The same pairs make the same bytes."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from preftune.data.pairs.canonical_row import CANONICAL_ROW, canonical_row, with_json_texts
+from preftune.errors import ConfigError
+from preftune.storage.atomic import temporary_beside
+from preftune.types import PreferencePair, Text
+
+_WRITABLE = (".jsonl", ".ndjson", ".parquet", ".jsonl.gz", ".ndjson.gz")
+_ROWS = 1000
+"""Rows of a row group in Parquet."""
+
+
+class Shape:
+    """What a file's columns must hold: which of them there are, and whether sides are text, plain turns or both."""
+
+    def __init__(self) -> None:
+        self.columns: set[str] = {"prompt", "chosen", "rejected"}
+        self.texts = False
+        self.turns = False
+        self.plain = True
+        """Whether turns have nothing but role and content."""
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Widens the shape to hold a canonical row."""
+        self.columns.update(name for name, value in row.items() if value is not None)
+        self.texts |= isinstance(row["chosen"], str)
+        self.turns |= isinstance(row["chosen"], list)
+        self.plain = self.plain and all(_plain(row[side]) for side in ("prompt", "chosen", "rejected"))
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in CANONICAL_ROW if name in self.columns]
+
+
+def _plain(side: Text) -> bool:
+    return isinstance(side, str) or all(turn.keys() == {"role", "content"} for turn in side)
+
+
+def check_output(path: Path) -> None:
+    """Raises: ConfigError, if a file of this name cannot be written."""
+    if not path.name.endswith(_WRITABLE):
+        raise ConfigError(
+            f"{path} does not say how it is to be written. Give it one of the endings {', '.join(_WRITABLE)} (csv, a "
+            "table of plain texts, has no place for conversations)."
+        )
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder. Name the file to write in it, such as {path / 'pairs.jsonl'}.")
+
+
+def beside(path: Path, word: str) -> Path:
+    """`pairs.jsonl.gz` -> `pairs.WORD.jsonl.gz`."""
+    ending = max((ending for ending in _WRITABLE if path.name.endswith(ending)), key=len)
+    return path.with_name(f"{path.name.removesuffix(ending)}.{word}{ending}")
+
+
+class PairWriter:
+    """Writes a file under another name beside it; `keep` gives it its own, and without that nothing is left."""
+
+    def __init__(self, path: Path, shape: Shape) -> None:
+        self.path = path
+        self.shape = shape
+        self.pairs = 0
+        self._names = shape.names
+        self._temporary = temporary_beside(path)
+        self._file: Any = self._temporary.open("wb")
+        self._lines: Any = None
+        self._table: _ParquetRows | None = None
+        if path.name.endswith(".parquet"):
+            self._table = _ParquetRows(self._file, shape)
+        elif path.name.endswith(".gz"):
+            self._lines = gzip.GzipFile(filename="", mode="wb", fileobj=self._file, mtime=0)
+        else:
+            self._lines = self._file
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._file.close()  # writes what is buffered, which a full disk refuses
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+    def write(self, pair: PreferencePair, strength: float | None) -> None:
+        row = canonical_row(pair, strength)
+        self.pairs += 1
+        if self._table is not None:
+            self._table.add(row)
+        else:
+            line = json.dumps({name: row[name] for name in self._names}, ensure_ascii=False, allow_nan=False)
+            self._lines.write(line.encode("utf-8") + b"\n")
+
+    def finish(self) -> dict[str, Any]:
+        """Completes the file and describes it: name, pairs, bytes, sha256."""
+        if self._table is not None:
+            self._table.close()
+        elif self._lines is not self._file:
+            self._lines.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return {
+            "file": self.path.name,
+            "pairs": self.pairs,
+            "bytes": self._temporary.stat().st_size,
+            "sha256": sha256_of(self._temporary),
+        }
+
+    def keep(self) -> None:
+        """Gives the finished file its name."""
+        os.replace(self._temporary, self.path)
+
+
+class _ParquetRows:
+    """Rows on their way into a Parquet file."""
+
+    def __init__(self, file: Any, shape: Shape) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._as_text = not (shape.turns and not shape.texts and shape.plain)
+        message = pa.struct([("role", pa.string()), ("content", pa.string())])
+        side = pa.string() if self._as_text else pa.list_(message)
+        types = dict.fromkeys(CANONICAL_ROW, pa.string())
+        types |= dict.fromkeys(("prompt", "chosen", "rejected"), side)
+        types |= dict.fromkeys(("weight", "margin", "agreement", "strength"), pa.float64())
+        self._schema = pa.schema([(name, types[name]) for name in shape.names])
+        self._writer = pq.ParquetWriter(file, self._schema, compression="zstd")
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        texts = with_json_texts(row)
+        if not self._as_text:
+            texts |= {side: row[side] for side in ("prompt", "chosen", "rejected")}
+        self._rows.append(texts)
+        if len(self._rows) == _ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._rows = []
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def outputs_of(path: Path, *, split: bool) -> Sequence[Path]:
+    """Every file that writing to `path` makes: the pairs, those held out, the manifest."""
+    manifest = path.with_name(f"{path.name}.manifest.json")
+    return (path, beside(path, "held-out"), manifest) if split else (path, manifest)

@@ -1,0 +1,209 @@
+"""Raw rows of a format -> a dataset of canonical rows, with the raw row's number beside each and a count of the rest.
+
+Where the raw rows lie on disk, so do the canonical ones, in the cache of `datasets`: made once and found again. The
+cache's key holds `TOKENS_VERSION`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preftune.data.formats.adapter import LEFT, Adapter, Left, Made, Row, Sample
+from preftune.data.formats.registry import FORMATS
+from preftune.data.reading.arrow_tables import json_text
+from preftune.data.tokens_version import TOKENS_VERSION
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+_SAMPLE = 100
+"""Rows by which a format is recognised."""
+
+_BATCH = 500
+_SHOW_PROGRESS = 2000
+"""Rows from which a progress bar is shown (on a terminal only)."""
+
+_EXAMPLES = 5
+
+_MADE = ("prompt", "chosen", "rejected", "agreement", "strength", "id")
+CARRIED = ("tools", "chat_template_kwargs", "system", "weight", "source")
+"""Columns of a raw row that hold for each of its pairs."""
+
+
+@dataclass(slots=True)
+class LeftOut:
+    """A count of what gave no pair, with the first few row numbers."""
+
+    count: int = 0
+    rows: list[int] = field(default_factory=list)
+
+    def add(self, row: int) -> None:
+        self.count += 1
+        if len(self.rows) < _EXAMPLES and row not in self.rows:
+            self.rows.append(row)
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """Canonical rows."""
+
+    rows: Any
+    """A `Dataset` with the columns `prompt`, `chosen`, `rejected`, `agreement`, `strength`, `id`."""
+    numbers: NDArray[np.int64]
+    """The raw row that each was made of."""
+    left: Mapping[str, LeftOut]
+    """Reason (a key of `LEFT`) -> what gave no pair."""
+
+    def lines(self) -> list[str]:
+        """Plain sentences about what was left out."""
+        return [_line(reason, left) for reason, left in self.left.items()]
+
+
+def sample_of(rows: Dataset) -> Sample:
+    """The first rows of a dataset."""
+    table: Mapping[str, list[Any]] = next(iter(rows.with_format(None).iter(batch_size=_SAMPLE)), {})
+    return Sample(table)
+
+
+def convert(rows: Dataset, adapter: Adapter, *, name: str) -> Converted:
+    """Makes canonical rows.
+
+    Args:
+        rows: raw rows.
+        adapter: a format with `rows` or `table`.
+        name: of the dataset, for the progress bar.
+    """
+    carried = [column for column in CARRIED if column in rows.column_names]
+    import datasets
+
+    features = _features(carried)
+    plain = rows.with_format(None)
+    if adapter.rows is None:
+        table = _as_json(_collect(_all_made(plain, adapter), carried, plain))
+        return _without_left(datasets.Dataset.from_dict(table, features=features))
+    with _progress_bar(len(plain)):
+        mapped = plain.map(
+            partial(_batch, adapter.name, carried),
+            batched=True,
+            batch_size=_BATCH,
+            with_indices=True,
+            remove_columns=plain.column_names,
+            features=features,
+            new_fingerprint=_fingerprint(plain._fingerprint, adapter.name),
+            desc=f"Reading {name} as {adapter.name}",
+        )
+    return _without_left(mapped)
+
+
+def _all_made(rows: Dataset, adapter: Adapter) -> Iterator[tuple[int, Made]]:
+    singly = (
+        {key: values[place] for key, values in table.items()}
+        for table in rows.iter(batch_size=_BATCH)
+        for place in range(len(next(iter(table.values()))))
+    )
+    if adapter.table is not None:
+        yield from adapter.table(singly)
+        return
+    assert adapter.rows is not None
+    for index, row in enumerate(singly):
+        for made in adapter.rows(row):
+            yield index, made
+
+
+def _batch(name: str, carried: Sequence[str], table: Mapping[str, Sequence[Any]], indices: Sequence[int]) -> Any:
+    """What `datasets` calls with a batch of columns; named by its format, so that it can be cached."""
+    adapter = FORMATS[name]
+    assert adapter.rows is not None
+    rows = [{key: values[place] for key, values in table.items()} for place in range(len(indices))]
+    made = ((place, item) for place, row in enumerate(rows) for item in adapter.rows(row))
+    columns = _collect(made, carried, rows)
+    columns["row"] = [indices[place] for place in columns["row"]]
+    return _as_json(columns)
+
+
+def _collect(
+    made: Iterable[tuple[int, Made]], carried: Sequence[str], rows: Sequence[Row] | Dataset
+) -> dict[str, list[Any]]:
+    """Columns of canonical rows, and of reasons where there is none."""
+    columns: dict[str, list[Any]] = {column: [] for column in (*_MADE, *carried, "row", "reason")}
+    for index, item in made:
+        columns["row"].append(index)
+        columns["reason"].append(item.reason if isinstance(item, Left) else None)
+        values: Mapping[str, Any] = {} if isinstance(item, Left) else item
+        for column in _MADE:
+            columns[column].append(values.get(column))
+        for column in carried:
+            columns[column].append(values[column] if column in values else rows[index].get(column))
+    return columns
+
+
+def _as_json(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Encoded by us: `datasets` would take the answer "4" for the JSON of a number."""
+    plain = ("agreement", "strength", "row", "reason")
+    return {name: values if name in plain else list(map(json_text, values)) for name, values in columns.items()}
+
+
+def _features(carried: Sequence[str]) -> Features:
+    """Texts and messages may differ from row to row, so they are kept as JSON."""
+    from datasets import Features, Json, Value
+
+    return Features(
+        {column: Json() for column in (*_MADE, *carried)}
+        | {column: Value("float64") for column in ("agreement", "strength")}
+        | {"row": Value("int64"), "reason": Value("string")}
+    )
+
+
+def _without_left(rows: Dataset) -> Converted:
+    """Takes the reasons out and counts them."""
+    numbers: list[int] = []
+    kept: list[bool] = []
+    left: dict[str, LeftOut] = {}
+    for table in rows.select_columns(["row", "reason"]).iter(batch_size=100_000):
+        for row, reason in zip(table["row"], table["reason"], strict=True):
+            numbers.append(row)
+            kept.append(reason is None)
+            if reason is None:
+                continue
+            left.setdefault(reason, LeftOut()).add(row)
+    columns = [column for column in rows.column_names if column != "reason"]
+    places = np.flatnonzero(kept)
+    chosen = rows.select_columns(columns)
+    if len(places) < len(kept):
+        chosen = chosen.select(places)
+    return Converted(chosen, np.asarray(numbers, dtype=np.int64)[places], left)
+
+
+def _line(reason: str, left: LeftOut) -> str:
+    wrong, cure = LEFT[reason]
+    rows = ", ".join(map(str, left.rows))
+    more = ", ..." if left.count > len(left.rows) else ""
+    return f"{left.count:,} left out (rows {rows}{more}): {wrong}. {cure}"
+
+
+@contextmanager
+def _progress_bar(rows: int) -> Iterator[None]:
+    """The bar of `datasets` for long work on a terminal only."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    hide = not are_progress_bars_disabled() and (rows < _SHOW_PROGRESS or not sys.stderr.isatty())
+    if hide:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hide:
+            enable_progress_bars()
+
+
+def _fingerprint(rows: str, format: str) -> str:
+    return hashlib.sha256(f"{rows} {format} tokens {TOKENS_VERSION}".encode()).hexdigest()[:16]

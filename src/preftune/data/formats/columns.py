@@ -1,0 +1,276 @@
+"""Which column of a dataset is the prompt, which the chosen side: resolved once per dataset, guessed only in errors."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from preftune.data.formats.registry import known_formats
+from preftune.errors import DatasetError
+
+CANONICAL = (
+    "prompt",
+    "chosen",
+    "rejected",
+    "weight",
+    "margin",
+    "agreement",
+    "id",
+    "chat_template_kwargs",
+    "tools",
+    "system",
+    "source",
+)
+"""The columns that preftune reads; every other column is left alone."""
+
+SYNONYMS: Mapping[str, tuple[str, ...]] = {
+    "prompt": (
+        "instruction+input",
+        "input.messages",
+        "prompts",
+        "question",
+        "instruction",
+        "query",
+        "conversations",
+        "conversation",
+        "messages",
+        "context",
+        "history",
+        "user",
+        "task",
+        "problem",
+        "input",
+    ),
+    "chosen": (
+        "chosen_response",
+        "response_chosen",
+        "chosen_output",
+        "good",
+        "better",
+        "best",
+        "preferred",
+        "preferred_output",
+        "preferred_response",
+        "accepted",
+        "winner",
+        "win",
+        "positive",
+        "pos",
+        "response_w",
+        "y_w",
+        "better_response",
+        "output_1",
+    ),
+    "rejected": (
+        "rejected_response",
+        "response_rejected",
+        "rejected_output",
+        "bad",
+        "worse",
+        "worst",
+        "dispreferred",
+        "non_preferred",
+        "non_preferred_output",
+        "non_preferred_response",
+        "unpreferred",
+        "declined",
+        "loser",
+        "lose",
+        "negative",
+        "neg",
+        "response_l",
+        "y_l",
+        "worse_response",
+        "output_2",
+    ),
+}
+"""What others call the three columns, the likeliest first. Offered in errors, never applied unasked."""
+
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Where each canonical value stands in a row: a column, a path into it, or several texts to be joined."""
+
+    paths: Mapping[str, tuple[Path, ...]]
+
+    def __contains__(self, canonical: object) -> bool:
+        return canonical in self.paths
+
+    @property
+    def needed(self) -> list[str]:
+        """The raw columns that must be read."""
+        return list(dict.fromkeys(path[0] for paths in self.paths.values() for path in paths))
+
+    def pick(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The canonical values of a raw row; what is missing or null is left out."""
+        picked = {}
+        for canonical, paths in self.paths.items():
+            values = [value for path in paths if (value := _follow(row, path)) is not None]
+            if len(paths) > 1:
+                plain = all(isinstance(value, str | int | float) and not isinstance(value, bool) for value in values)
+                joined = "\n\n".join(str(value) for value in values if str(value).strip())
+                values = [joined if plain else values]  # what is no text is refused where text is read, not printed
+            if values:
+                picked[canonical] = values[0]
+        return picked
+
+
+def resolve_columns(features: Mapping[str, Any], asked: Mapping[str, str | None] | None, *, name: str) -> Columns:
+    """Finds the columns of a dataset.
+
+    Args:
+        features: the dataset's columns and their types (`Dataset.features`).
+        asked: canonical name -> column, where they differ. A dot reaches inside a column ("input.messages"), a plus
+            joins texts with a blank line ("instruction+input"), and None or "" leaves a column unread.
+        name: of the dataset, for messages.
+    Raises:
+        DatasetError: an unknown canonical name, a column that is not there, or no chosen or rejected.
+    """
+    asked = dict(asked or {})
+    for canonical in asked:
+        if canonical not in CANONICAL:
+            near = difflib.get_close_matches(canonical, CANONICAL, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known are {listing(CANONICAL)}."
+            raise DatasetError(f"columns: {canonical!r} is not a column that preftune reads. {hint}")
+    paths: dict[str, tuple[Path, ...]] = {}
+    for canonical in CANONICAL:
+        wanted = asked.get(canonical, canonical)
+        if not wanted:
+            continue
+        found = find_column(wanted, features)
+        if found is not None:
+            paths[canonical] = found
+        elif canonical in asked:
+            near = difflib.get_close_matches(wanted, list(features), n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]!r}?" if near else "Name one of those."
+            raise DatasetError(
+                f"{name} has no column {wanted!r}, which was named as {canonical!r} (found: {listing(features)}). "
+                f"{hint}"
+            )
+    missing = [canonical for canonical in ("chosen", "rejected") if canonical not in paths]
+    if missing:
+        raise missing_columns(missing, features, paths, name=name)
+    return Columns(paths)
+
+
+def missing_columns(
+    missing: Sequence[str],
+    features: Mapping[str, Any],
+    paths: Mapping[str, tuple[Path, ...]],
+    *,
+    name: str,
+    row: int = 0,
+    because: str = "",
+) -> DatasetError:
+    """The error for columns that are not there, with the rename that would mend it."""
+    if "prompt" not in paths and "prompt" not in missing:
+        missing_or_likely = [*missing, "prompt"]
+    else:
+        missing_or_likely = list(missing)
+    taken = {path[0] for found in paths.values() for path in found}
+    guesses = guess_columns(missing_or_likely, features, taken)
+
+    plural = "s" if len(missing) > 1 else ""
+    head = f"{name} has no column{plural} {' and '.join(map(repr, missing))}{because}"
+    head += f" (found: {listing(features)}; first bad row: {row})."
+    if {"label"} & set(features) and {"messages", "completion", "response"} & set(features) and "chosen" in missing:
+        return DatasetError(
+            f"{head} This looks like single answers with a label, not like pairs: bring a good and a bad answer to the "
+            "same prompt together into one row, with the columns 'prompt', 'chosen' and 'rejected'."
+        )
+    if {"chosen", "rejected"} <= set(missing) and not {"chosen", "rejected"} & set(guesses) and _one_answer(features):
+        return DatasetError(
+            f"{head} These look like demonstrations, one answer each and nothing that is preferred: train on them with "
+            "preftune sft. Pairs need a second, worse answer in a column 'rejected'."
+        )
+    options = " ".join(
+        f"{canonical}={_as_word(guesses[canonical]) if canonical in guesses else f'<{canonical} column>'}"
+        for canonical in CANONICAL
+        if canonical in guesses or canonical in missing
+    )
+    verb = "Rename it" if len(missing) == 1 else "Rename them"
+    if not any(canonical in guesses for canonical in missing):
+        verb = "Name it" if len(missing) == 1 else "Name them"
+    cure = f"{verb} with --columns {options}"
+    plain = {column: canonical for canonical, column in guesses.items() if column in features}
+    if plain and len(plain) == len(guesses):
+        cure += f" (in Python: dataset.rename_columns({plain}), or columns={guesses})."
+    elif guesses:
+        cure += f" (in Python: columns={guesses})."
+    else:
+        cure += "."
+    if len(missing) == 2:
+        cure += f" Or name their format: --format is one of {known_formats()}."
+    return DatasetError(f"{head} {cure}")
+
+
+def _one_answer(features: Mapping[str, Any]) -> bool:
+    """Whether the columns are those of demonstrations: conversations, prompts with an answer, or texts."""
+    names = {name.lower() for name in features}
+    answers = {"completion", "response", "answer", "output"}
+    asked = {"prompt", *SYNONYMS["prompt"]}
+    return bool(names & {"messages", "conversations", "conversation"} or names == {"text"}) or bool(
+        names & answers and names & asked
+    )
+
+
+def _as_word(column: str) -> str:
+    """A column's name as one word of a command line; in bash's $'...' where it cannot be typed (a newline in it)."""
+    return shlex.quote(column) if column.isprintable() else f"${column!r}"
+
+
+def guess_columns(wanted: Iterable[str], features: Mapping[str, Any], taken: Iterable[str] = ()) -> dict[str, str]:
+    """Canonical name -> the column that most likely holds it; names without a likely column are left out."""
+    free = {column.lower(): column for column in features if column not in set(taken)}
+    guesses: dict[str, str] = {}
+    for canonical in sorted(wanted, key=CANONICAL.index):
+        candidates = SYNONYMS.get(canonical, ())
+        exact = [name for name in (canonical, *candidates) if find_column(name, free) is not None]
+        near = difflib.get_close_matches(canonical, list(free), n=1, cutoff=0.75)
+        found = next((name for name in exact if _plausible(name, features, free)), None) or (near[0] if near else None)
+        if found is None:
+            continue
+        guesses[canonical] = free.get(found, "+".join(free.get(part, part) for part in found.split("+")))
+        for part in found.replace(".", "+").split("+"):
+            free.pop(part, None)
+    return guesses
+
+
+def listing(names: Iterable[str]) -> str:
+    """'a', 'b', 'c', cut after a dozen."""
+    names = list(names)
+    shown = ", ".join(repr(name) for name in names[:12])
+    return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown or "none"
+
+
+def _plausible(name: str, features: Mapping[str, Any], free: Mapping[str, str]) -> bool:
+    """A path must lead somewhere: 'input.messages' needs a struct with that field."""
+    head, dot, rest = name.partition(".")
+    if not dot:
+        return True
+    feature = features[free[head]]
+    return type(feature).__name__ == "Json" or (isinstance(feature, Mapping) and rest in feature)
+
+
+def find_column(wanted: str, features: Mapping[str, Any]) -> tuple[Path, ...] | None:
+    if wanted in features:
+        return ((wanted,),)
+    if "+" in wanted:
+        parts = [find_column(part.strip(), features) for part in wanted.split("+")]
+        return None if any(part is None for part in parts) else tuple(path for part in parts if part for path in part)
+    head, dot, rest = wanted.partition(".")
+    if dot and head in features:
+        return ((head, *rest.split(".")),)
+    return None
+
+
+def _follow(row: Mapping[str, Any], path: Path) -> Any:
+    value: Any = row.get(path[0])
+    for step in path[1:]:
+        value = value.get(step) if isinstance(value, Mapping) else None
+    return value

@@ -1,0 +1,285 @@
+"""Shapes of demonstrations: which columns hold what, and one row of any of them -> `Demonstration`.
+
+messages           a column `messages`: conversations, in any form that preferences may have
+sharegpt           a column `conversations`, turns as {"from": ..., "value": ...}
+alpaca             `instruction`, perhaps `input` (or `context`), and `output` (or `response`); perhaps `history`
+prompt-completion  `prompt` and `completion` (or another name of an answer), each text or messages
+text               a column `text`: nothing parts a question from an answer
+
+Data with a label or thumb per answer are read by the same shapes; their bad answers are left out and counted.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from preftune.data.chat.messages import Where, read_text
+from preftune.data.formats.adapter import Sample
+from preftune.data.formats.columns import Columns, Path, find_column, listing
+from preftune.data.formats.single_answers import verdict
+from preftune.data.formats.to_pair import (
+    as_answer,
+    as_turns,
+    check_characters,
+    source_of,
+    template_kwargs,
+    tools_of,
+    with_system,
+)
+from preftune.errors import DatasetError
+from preftune.types import Message, Text
+
+DEMONSTRATION_COLUMNS = (
+    "messages",
+    "prompt",
+    "completion",
+    "text",
+    "system",
+    "history",
+    "label",
+    "tools",
+    "chat_template_kwargs",
+    "id",
+    "source",
+)
+"""What is read of a row of demonstrations; every other column is left alone."""
+
+_CONTENT = ("messages", "prompt", "completion", "text")
+_CONVERSATIONS = ("conversations", "conversation")
+_PROMPTS = ("prompt", "question", "query")
+_ANSWERS = ("completion", "response", "answer", "output")
+_CONTEXTS = ("input", "context")
+_LABELS = ("label", "kto_tag", "thumbs", "thumb", "feedback", "vote", "reaction", "rating")
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """One answer, or several in a conversation, to be imitated."""
+
+    prompt: Text | None
+    """Text or turns before the answer; None where the data do not part it from the rest."""
+    completion: Text
+    """The answer; a whole conversation or text where `prompt` is None."""
+    id: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tools: Sequence[Any] | None = None
+    row: int = -1
+    """Index of the row in its source, for messages."""
+    source: str | None = None
+
+    @property
+    def is_chat(self) -> bool:
+        return isinstance(self.completion, list)
+
+
+Shape = Mapping[str, str]
+"""Canonical name -> column."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemonstrationFormat:
+    """One shape of demonstrations."""
+
+    name: str
+    """As `--format` names it."""
+    holds: str
+    columns: Callable[[Sample], Shape | None]
+    """Where its values are; None for data of another shape."""
+    chat: bool = False
+    """Texts are turns of a conversation."""
+
+
+def _messages(sample: Sample) -> Shape | None:
+    return {"messages": "messages"} if _has_turns(sample, "messages") else None
+
+
+def _sharegpt(sample: Sample) -> Shape | None:
+    column = sample.name_of(_CONVERSATIONS)
+    return {"messages": column} if column is not None and _has_turns(sample, column) else None
+
+
+def _alpaca(sample: Sample) -> Shape | None:
+    answer = sample.name_of(_ANSWERS[::-1])
+    if "instruction" not in sample or answer is None or not isinstance(sample.first("instruction"), str):
+        return None
+    parts = ["instruction", *(column for column in _CONTEXTS if column in sample)]
+    return {"prompt": "+".join(parts), "completion": answer, **_system(sample)}
+
+
+def _prompt_completion(sample: Sample) -> Shape | None:
+    prompt, answer = sample.name_of(_PROMPTS), sample.name_of(_ANSWERS)
+    return None if prompt is None or answer is None else {"prompt": prompt, "completion": answer, **_system(sample)}
+
+
+def _system(sample: Sample) -> Shape:
+    """OpenOrca's name of the system turn."""
+    return {"system": "system_prompt"} if "system_prompt" in sample and "system" not in sample else {}
+
+
+def _text(sample: Sample) -> Shape | None:
+    return {"text": "text"} if isinstance(sample.first("text"), str) else None
+
+
+def _has_turns(sample: Sample, column: str) -> bool:
+    first = sample.first(column)
+    return isinstance(first, list | tuple) or (isinstance(first, str) and first.lstrip()[:1] in ("[", "{"))
+
+
+DEMONSTRATION_FORMATS: Mapping[str, DemonstrationFormat] = {
+    known.name: known
+    for known in (
+        DemonstrationFormat("messages", "conversations", _messages),
+        DemonstrationFormat("sharegpt", "conversations, turns as from and value", _sharegpt),
+        DemonstrationFormat("alpaca", "instructions, perhaps with an input, and their outputs", _alpaca, chat=True),
+        DemonstrationFormat("prompt-completion", "prompts and completions", _prompt_completion),
+        DemonstrationFormat("text", "texts, trained as a whole", _text),
+    )
+}
+"""By name; the first one that fits is taken (data often hold the same twice, templated and not)."""
+
+
+def label_column(sample: Sample) -> str | None:
+    """The column that says whether an answer is good, where every value of one can be read as that."""
+    for column in _LABELS:
+        values = sample.values(column)
+        if values and all(verdict(value) is not None for value in values):
+            return column
+    return None
+
+
+def find_columns(
+    features: Mapping[str, Any], shape: Shape, asked: Mapping[str, str | None] | None, *, name: str
+) -> Columns:
+    """Where each canonical value stands.
+
+    Args:
+        features: the dataset's columns.
+        shape: what the format says.
+        asked: what the user says, which wins; see `columns.resolve_columns` for how a column is written.
+    Raises:
+        DatasetError: an unknown canonical name, a column that is not there, or no demonstration among them.
+    """
+    asked = dict(asked or {})
+    for canonical in asked:
+        if canonical not in DEMONSTRATION_COLUMNS:
+            near = difflib.get_close_matches(canonical, DEMONSTRATION_COLUMNS, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known are {listing(DEMONSTRATION_COLUMNS)}."
+            raise DatasetError(f"columns: {canonical!r} is not a column of demonstrations. {hint}")
+    named = {**{column: column for column in DEMONSTRATION_COLUMNS if column not in (*_CONTENT, "label")}, **shape}
+    paths: dict[str, tuple[Path, ...]] = {}
+    for canonical in DEMONSTRATION_COLUMNS:
+        wanted = asked.get(canonical, named.get(canonical))
+        found = find_column(wanted, features) if wanted else None
+        if found is not None:
+            paths[canonical] = found
+        elif wanted and canonical in asked:
+            near = difflib.get_close_matches(wanted, list(features), n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]!r}?" if near else "Name one of those."
+            raise DatasetError(
+                f"{name} has no column {wanted!r}, which was named as {canonical!r} (found: {listing(features)}). "
+                f"{hint}"
+            )
+    if not ("messages" in paths or "text" in paths or {"prompt", "completion"} <= set(paths)):
+        raise unknown_shape(features, name=name)
+    return Columns(paths)
+
+
+def unknown_shape(features: Mapping[str, Any], *, name: str) -> DatasetError:
+    """The error for data in which no demonstration can be seen."""
+    return DatasetError(
+        f"{name} holds no demonstrations that preftune knows (found: {listing(features)}). Name the columns: --columns "
+        "messages=YOURS, or prompt=YOURS completion=YOURS, or text=YOURS (in Python: columns={'prompt': ..., "
+        f"'completion': ...}}); or the format: --format is one of {', '.join(DEMONSTRATION_FORMATS)}."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DemonstrationReader:
+    """Makes demonstrations of raw rows."""
+
+    columns: Columns
+    name: str
+    chat: bool = False
+
+    @property
+    def needed(self) -> list[str]:
+        """The columns that must be read."""
+        return self.columns.needed
+
+    @property
+    def facts(self) -> tuple[Any, ...]:
+        """What a demonstration depends on besides its row."""
+        return ("own", sorted(self.columns.paths.items()), self.chat)
+
+    def read(self, row: Mapping[str, Any], place: int) -> Demonstration | str:
+        """The demonstration, or why the row has none (a key of `demonstration_report.REASONS`).
+
+        Args:
+            place: of the row in the dataset that was opened.
+        Raises:
+            DatasetError: a value of the wrong type, naming row, column, value and cure.
+        """
+        values = self.columns.pick(row)
+        if "label" in self.columns and not verdict(values.get("label")):
+            return "bad_answer"
+        where = Where(self.name, place)
+        prompt, completion = self._texts(values, where)
+        if not isinstance(completion, str) and "system" in values:
+            if prompt is None:
+                completion = with_system(values["system"], completion, where)
+            else:
+                assert isinstance(prompt, list)
+                prompt = with_system(values["system"], prompt, where)
+        return Demonstration(
+            prompt=prompt,
+            completion=completion,
+            id=None if values.get("id") in (None, "") else str(values["id"]),
+            chat_template_kwargs=template_kwargs(values, where),
+            tools=tools_of(values, where),
+            row=place,
+            source=source_of(values.get("source")),
+        )
+
+    def _texts(self, values: Mapping[str, Any], where: Where) -> tuple[Text | None, Text]:
+        """Prompt and completion in one form: both texts, or both turns."""
+        if "messages" in self.columns:
+            turns = self._read("messages", values, where)
+            if isinstance(turns, str):
+                raise where.error(
+                    "messages",
+                    "text, and no list of turns",
+                    'Write turns like [{"role": "user", "content": "..."}], or name the column as text=.',
+                )
+            return None, [*self._history(values, where), *turns]
+        if "completion" not in self.columns:
+            text = self._read("text", values, where)
+            return None, as_answer(text) if self.chat and isinstance(text, str) else text
+        prompt, completion = (self._read(side, values, where) for side in ("prompt", "completion"))
+        chat = self.chat or isinstance(prompt, list) or isinstance(completion, list) or "system" in self.columns
+        if not chat and "history" not in self.columns:
+            return prompt, completion
+        return [*self._history(values, where), *as_turns(prompt)], as_answer(completion)
+
+    def _read(self, column: str, values: Mapping[str, Any], where: Where) -> Text:
+        if column not in values:
+            raise where.error(column, "missing or null", "Fill it in, or remove the row.")
+        text = read_text(values[column], column, where)
+        check_characters(text, column, where)
+        return text
+
+    def _history(self, values: Mapping[str, Any], where: Where) -> list[Message]:
+        """Earlier questions and answers, as LLaMA-Factory keeps them: [[question, answer], ...]."""
+        turns: list[Message] = []
+        for number, exchange in enumerate(values.get("history") or ()):
+            if not isinstance(exchange, list | tuple) or [type(text) for text in exchange] != [str, str]:
+                raise where.error(
+                    "history",
+                    f"entry {number} is not a question and its answer",
+                    "Write [[question, answer], ...], or leave the column unread with --columns history=.",
+                )
+            question, answer = exchange
+            turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return turns

@@ -1,0 +1,196 @@
+"""Judgements about two answers: of arenas (a conversation with each of two models), and of annotators (two outputs).
+
+- `arena`: `conversation_a`, `conversation_b`, `winner` (model_a, model_b, or a tie): lmsys/chatbot_arena_conversations,
+  lmsys/mt_bench_human_judgments (whose `turn` says after which question the judgement was made), lmarena-ai's sets.
+- `arena-prompts`: `prompt`, `response_a`, `response_b` (lists of turns as JSON text) and `winner_model_a`,
+  `winner_model_b`, `winner_tie`: lmsys/lmsys-arena-human-preference-55k.
+- `labelled-outputs`: a question (`instruction` and `input`, or one of them), `output_1`, `output_2` and `label` or
+  `preference`: LLMBar, AlpacaFarm, AlpacaEval's annotations, JudgeBench (`response_A`, `response_B`, "A>B").
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from preftune.data.formats.adapter import (
+    PROMPTS,
+    Adapter,
+    Left,
+    Made,
+    Row,
+    Sample,
+    asked_columns,
+    asked_of,
+    number,
+    records,
+)
+from preftune.errors import DatasetError
+
+Judged = Literal["a", "b", "tie"]
+
+_OUTPUTS = (
+    ("output_1", "output_2"),
+    ("response_1", "response_2"),
+    ("response1", "response2"),
+    ("answer_1", "answer_2"),
+    ("response_A", "response_B"),
+    ("response_a", "response_b"),
+    ("answer_a", "answer_b"),
+)
+_LABELS = ("label", "preference", "winner", "choice")
+_WORDS: Mapping[str, Judged] = {
+    **dict.fromkeys(("a", "answer_a", "model_a", "response_a", "a>b", "output_1", "response_1"), "a"),
+    **dict.fromkeys(("b", "answer_b", "model_b", "response_b", "b>a", "a<b", "output_2", "response_2"), "b"),
+    **dict.fromkeys(("tie", "both", "neither", "tie (bothbad)", "both_bad", "bothbad", "same", "a=b", "equal"), "tie"),
+}
+_MIDDLE = 1.5
+"""Of labels 1 and 2, which AlpacaEval's weighted annotators put anywhere between; 0 is a tie."""
+
+
+def judged(value: Any) -> Judged | None:
+    """Which of two answers a label prefers; None where it does not say."""
+    at = number(value)
+    if at is None:
+        return _WORDS.get(str(value).strip().casefold())
+    if at in (0, _MIDDLE):
+        return "tie"
+    return ("a" if at < _MIDDLE else "b") if 1 <= at <= 2 else None
+
+
+def labelled_columns(sample: Sample, *, named: bool = False) -> tuple[tuple[str, str], str] | None:
+    """The columns of two outputs, and of the label that prefers one; None where data have none, or another shape.
+
+    Args:
+        named: the format is not guessed, so that 1 and 0 are what it says: the first output, and a tie.
+    Raises: DatasetError for labels that are all 0 and 1, of which 0 may be the first output as well.
+    """
+    outputs = next((names for names in _OUTPUTS if sample.has(*names)), None)
+    if outputs is None or not sample.any(*PROMPTS):
+        return None
+    for column in _LABELS:
+        values = sample.values(column)
+        if values and all(judged(value) is not None for value in values):
+            if not named and {number(value) for value in values} == {0, 1}:
+                raise DatasetError(
+                    f"column {column!r} holds only 0 and 1, which does not say whether 0 is {outputs[0]!r} or a tie. "
+                    "Write 'a' or 'b' ('tie' for none), or say with --format labelled-outputs (format=) that 1 is the "
+                    "first, 2 the second and 0 a tie."
+                )
+            return outputs, column
+    return None
+
+
+def _is_labelled(sample: Sample) -> bool:
+    return not sample.any("chosen", "rejected") and labelled_columns(sample) is not None
+
+
+def _labelled_rows(row: Row) -> Iterator[Made]:
+    outputs = next((names for names in _OUTPUTS if all(row.get(name) is not None for name in names)), None)
+    label = next((row[name] for name in _LABELS if row.get(name) is not None), None)
+    yield _decided(asked_of(row), None if outputs is None else tuple(row[name] for name in outputs), label, row)
+
+
+def _labelled_uses(sample: Sample) -> list[str]:
+    found = labelled_columns(sample, named=True)
+    return asked_columns(sample) if found is None else [*asked_columns(sample), *found[0], found[1]]
+
+
+def _decided(prompt: Any, answers: Sequence[Any] | None, label: Any, row: Row) -> Made:
+    """The pair of a judgement, or why there is none."""
+    if prompt is None or answers is None:
+        return Left("other_shape")
+    said = judged(label)
+    if said is None:
+        return Left("unrated")
+    if said == "tie":
+        return Left("tied")
+    chosen, rejected = answers if said == "a" else reversed(answers)
+    name = next((row[key] for key in ("id", "question_id", "pair_id") if row.get(key) is not None), None)
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "id": name}
+
+
+def _is_arena(sample: Sample) -> bool:
+    return sample.has("conversation_a", "conversation_b", "winner")
+
+
+def _arena_rows(row: Row) -> Iterator[Made]:
+    sides = [_until(_turns(row.get(name)), row.get("turn")) for name in ("conversation_a", "conversation_b")]
+    shared = 0
+    while shared < min(map(len, sides)) - 1 and sides[0][shared] == sides[1][shared]:
+        shared += 1
+    if not shared:
+        yield Left("other_shape")
+        return
+    yield _decided(sides[0][:shared], [side[shared:] for side in sides], row.get("winner"), row)
+
+
+def _turns(value: Any) -> list[Any]:
+    """Turns, also as JSON text."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return []
+    return records(value)
+
+
+def _until(turns: list[Any], question: Any) -> list[Any]:
+    """A conversation up to the answer to the question of that number, counted from 1."""
+    at = number(question)
+    asked = [place for place, turn in enumerate(turns) if isinstance(turn, Mapping) and turn.get("role") == "user"]
+    return turns if at is None or not 1 <= at < len(asked) else turns[: asked[int(at)]]
+
+
+def _is_arena_prompts(sample: Sample) -> bool:
+    return sample.has("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b")
+
+
+def _arena_prompts_rows(row: Row) -> Iterator[Made]:
+    questions = _texts(row.get("prompt"))
+    answers = [_texts(row.get(name)) for name in ("response_a", "response_b")]
+    if not questions or any(len(own) != len(questions) for own in answers):
+        yield Left("other_shape")
+        return
+    sides = [[turn for pair in zip(questions, own, strict=True) for turn in _exchange(*pair)][1:] for own in answers]
+    won = [bool(number(row.get(f"winner_model_{side}"))) or row.get(f"winner_model_{side}") is True for side in "ab"]
+    label = "tie" if won[0] == won[1] else "a" if won[0] else "b"
+    yield _decided([{"role": "user", "content": questions[0]}], sides, label, row)
+
+
+def _texts(value: Any) -> list[str]:
+    """The turns of one side, as a list, as JSON of one, or a text alone; empty where one of them is none."""
+    found = _turns(value)
+    if not found and isinstance(value, str) and value.strip():
+        found = [value]
+    return found if all(isinstance(text, str) for text in found) else []
+
+
+def _exchange(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+ADAPTERS = (
+    Adapter(
+        "arena",
+        "two models' conversations and which is better",
+        _is_arena,
+        rows=_arena_rows,
+        uses=lambda sample: ("conversation_a", "conversation_b", "winner", "turn", "question_id", "id"),
+    ),
+    Adapter(
+        "arena-prompts",
+        "a prompt, two models' answers and who won",
+        _is_arena_prompts,
+        rows=_arena_prompts_rows,
+        uses=lambda sample: ("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b", "winner_tie"),
+    ),
+    Adapter(
+        "labelled-outputs",
+        "two outputs and a label that prefers one",
+        _is_labelled,
+        rows=_labelled_rows,
+        uses=_labelled_uses,
+    ),
+)

@@ -1,0 +1,57 @@
+"""Every format by its name, and the one that data have."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+from preftune.data.formats import (
+    argilla,
+    judgements,
+    message_trees,
+    named_columns,
+    several_answers,
+    single_answers,
+    two_answers,
+)
+from preftune.data.formats.adapter import Adapter, Sample
+from preftune.errors import DatasetError
+
+FORMATS: Mapping[str, Adapter] = {
+    adapter.name: adapter
+    for module in (named_columns, several_answers, message_trees, two_answers, judgements, argilla, single_answers)
+    for adapter in module.ADAPTERS
+}
+
+
+def adapter_named(name: str) -> Adapter:
+    """The format of a name.
+
+    Raises:
+        DatasetError: there is none of that name.
+    """
+    if name in FORMATS:
+        return FORMATS[name]
+    near = difflib.get_close_matches(name, FORMATS, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Known are {known_formats()}."
+    raise DatasetError(f"format: {name!r} is not a format that preftune reads. {hint}")
+
+
+def recognise(sample: Sample, *, name: str) -> Adapter | None:
+    """The format of these rows, None for an unknown one.
+
+    Args:
+        name: of the dataset, for messages.
+    Raises:
+        DatasetError: the rows fit more than one.
+    """
+    fitting = [adapter for adapter in FORMATS.values() if adapter.recognises(sample)]
+    if len(fitting) > 1:
+        found = " and ".join(f"{adapter.name!r} ({adapter.holds})" for adapter in fitting)
+        raise DatasetError(f"{name} fits more than one format: {found}. Name the right one with --format (format=).")
+    return fitting[0] if fitting else None
+
+
+def known_formats() -> str:
+    """The names, as messages list them."""
+    return ", ".join(FORMATS)

@@ -1,0 +1,183 @@
+"""Single answers: with a label (KTO), with a thumb (chat logs), or neither (Alpaca, for supervised fine-tuning).
+
+- `kto`: `prompt`, `completion`, `label` (TRL), or a conversation and `label` or `kto_tag` (LLaMA-Factory).
+- `thumbs`: a conversation (`messages`) or `prompt` and `response` with a thumb (`thumbs`, `feedback`, `vote`,
+  `reaction`, `rating`: up or down, 1 or -1); or conversations whose assistant turns hold one each.
+- `alpaca`: `instruction`, `input`, `output`: one answer, no preference. Refused.
+
+Answers to the same prompt with opposite labels make pairs: as many as the more frequent label has answers, going round
+the answers of the other, so that every answer is used and a common prompt does not make millions of pairs. The rest is
+counted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from preftune.data.chat.messages import role_of
+from preftune.data.formats.adapter import Adapter, Left, Made, Row, Sample, records
+
+_CONVERSATIONS = ("messages", "conversations", "conversation")
+_COMPLETIONS = ("completion", "response", "answer", "output")
+_LABELS = ("label", "kto_tag")
+_THUMBS = ("thumbs", "thumb", "feedback", "vote", "reaction", "rating")
+_GOOD = frozenset("up thumbs_up thumbs-up thumbsup 👍 like liked good positive 1 +1 true".split())
+_BAD = frozenset("down thumbs_down thumbs-down thumbsdown 👎 dislike disliked bad negative -1 0 false".split())
+
+
+def verdict(value: Any) -> bool | None:
+    """True for a good answer, False for a bad one, None for neither."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    word = str(value).strip().lower().replace(" ", "_")
+    return True if word in _GOOD else False if word in _BAD else None
+
+
+def _answered(sample: Sample) -> bool:
+    """Whether rows hold one answer, and no second."""
+    if sample.any("chosen", "rejected"):
+        return False
+    column = sample.name_of(_CONVERSATIONS)
+    if column is not None:
+        return isinstance(sample.first(column), list)
+    return sample.any("prompt", "instruction") and sample.any(*_COMPLETIONS)
+
+
+def _labelled(columns: tuple[str, ...], sample: Sample) -> bool:
+    column = sample.name_of(columns)
+    values = sample.values(column) if column else []
+    return bool(values) and all(verdict(value) is not None for value in values)
+
+
+def _is_kto(sample: Sample) -> bool:
+    return _answered(sample) and _labelled(_LABELS, sample)
+
+
+def _is_thumbs(sample: Sample) -> bool:
+    if not _answered(sample) or _is_kto(sample):
+        return False
+    if _labelled(_THUMBS, sample):
+        return True
+    column = sample.name_of(_CONVERSATIONS)
+    return column is not None and any(
+        isinstance(turn, Mapping) and _thumb_of(turn) is not None
+        for turns in sample.values(column)
+        for turn in records(turns)
+    )
+
+
+def _is_alpaca(sample: Sample) -> bool:
+    return (
+        sample.has("instruction", "output")
+        and not sample.any("chosen", "rejected", "chosen_response")
+        and isinstance(sample.first("output"), str)
+        and not _is_kto(sample)
+        and not _is_thumbs(sample)
+    )
+
+
+def _pairs(columns: tuple[str, ...], rows: Iterable[Row]) -> Iterator[tuple[int, Made]]:
+    answers: dict[str, tuple[Any, dict[bool, list[tuple[int, Any]]]]] = {}
+    for index, row in enumerate(rows):
+        found = list(_answers_of(row, columns))
+        if not found:
+            yield index, Left("other_shape")
+        for prompt, answer, verdict in found:
+            if verdict is None:
+                yield index, Left("unrated")
+                continue
+            key = json.dumps(prompt, sort_keys=True, default=str)
+            answers.setdefault(key, (prompt, {True: [], False: []}))[1][verdict].append((index, answer))
+    for prompt, sides in answers.values():
+        good, bad = sides[True], sides[False]
+        if not good or not bad:
+            yield from ((index, Left("unpaired")) for index, _ in good or bad)
+            continue
+        for turn in range(max(len(good), len(bad))):
+            index, chosen = good[turn % len(good)]
+            yield index, {"prompt": prompt, "chosen": chosen, "rejected": bad[turn % len(bad)][1]}
+
+
+def _answers_of(row: Row, columns: tuple[str, ...]) -> Iterator[tuple[Any, Any, bool | None]]:
+    """(prompt, answer, verdict) of everything that is labelled in a row."""
+    label = next((row[name] for name in columns if row.get(name) is not None), None)
+    turns = next((records(row[name]) for name in _CONVERSATIONS if row.get(name) is not None), None)
+    if turns is None:
+        prompt = row.get("prompt")
+        if prompt is None and isinstance(row.get("instruction"), str):
+            texts = [row["instruction"], row.get("input")]
+            prompt = "\n\n".join(text for text in texts if isinstance(text, str) and text.strip())
+        answer = next((row[name] for name in _COMPLETIONS if row.get(name) is not None), None)
+        if prompt is not None and answer is not None:
+            yield prompt, answer, verdict(label)
+        return
+    if not all(isinstance(turn, Mapping) for turn in turns):
+        return
+    plain = [{key: value for key, value in turn.items() if key not in _THUMBS} for turn in turns]
+    if label is None:
+        for place, turn in enumerate(turns):
+            if (thumb := _thumb_of(turn)) is not None and place:
+                yield plain[:place], [plain[place]], thumb
+    if len(turns) > 1 and role_of(turns[-1]) == "assistant" and (label is not None or _thumb_of(turns[-1]) is None):
+        yield plain[:-1], [plain[-1]], verdict(label)
+
+
+def _thumb_of(turn: Mapping[str, Any]) -> bool | None:
+    if role_of(turn) != "assistant":
+        return None
+    value = next((turn[name] for name in _THUMBS if turn.get(name) is not None), None)
+    return None if value is None else verdict(value)
+
+
+def _uses(columns: tuple[str, ...], sample: Sample) -> list[str]:
+    turns, label = sample.name_of(_CONVERSATIONS), sample.name_of(columns)
+    answer = sample.name_of(_COMPLETIONS)
+    asked = ["prompt"] if "prompt" in sample else ["instruction", "input"]
+    read = [turns] if turns else [*asked, answer]
+    return [column for column in (*read, label) if column is not None]
+
+
+def _one_label(columns: tuple[str, ...], sample: Sample) -> str:
+    column = sample.name_of(columns)
+    found = {verdict(value) for value in sample.values(column)} if column else set()
+    if len(found) != 1:
+        return ""
+    return f"Every {column!r} among the first rows says {'good' if found.pop() else 'bad'}. "
+
+
+_NO_PAIRS = (
+    "No prompt in it has both a good and a bad answer, and preference training needs two answers to the same prompt."
+)
+
+ADAPTERS = (
+    Adapter(
+        "kto",
+        "single answers with a label",
+        _is_kto,
+        table=partial(_pairs, _LABELS),
+        uses=partial(_uses, _LABELS),
+        hint=partial(_one_label, _LABELS),
+        refused=_NO_PAIRS,
+    ),
+    Adapter(
+        "thumbs",
+        "single answers with a thumb",
+        _is_thumbs,
+        table=partial(_pairs, _THUMBS),
+        uses=partial(_uses, _THUMBS),
+        hint=partial(_one_label, _THUMBS),
+        refused=_NO_PAIRS,
+    ),
+    Adapter(
+        "alpaca",
+        "instructions with one answer each, for supervised fine-tuning",
+        _is_alpaca,
+        refused="Nothing in it is preferred to anything else: add a worse answer to every row as 'rejected' and call "
+        "the good one 'chosen', or train on it as it is with preftune sft.",
+    ),
+)

@@ -1,0 +1,236 @@
+"""One row of any supported shape -> `PreferencePair`.
+
+Supported: standard (strings) and conversational (message lists, or a single message), explicit and implicit prompt,
+several turns, system prompts, a string prompt with message lists (with or without the prompt repeated inside them), a
+message-list prompt with string answers, and the transcripts of hh-rlhf.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from preftune.bounds import bound, raising
+from preftune.data.chat.messages import (
+    Where,
+    asks_otherwise,
+    read_text,
+    read_transcript,
+    shown,
+    split_turns,
+    split_words,
+    without_nulls,
+)
+from preftune.data.chat.tool_calls import definition
+from preftune.types import Message, PreferencePair, Text
+
+_RESERVED_KWARGS = frozenset(
+    {
+        "add_generation_prompt",
+        "continue_final_message",
+        "conversation",
+        "max_length",
+        "messages",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    }
+)
+
+
+def to_pair(
+    values: Mapping[str, Any], *, name: str, row: int, chat: bool = False, prompts: bool = False
+) -> PreferencePair:
+    """Brings one row into canonical form.
+
+    Args:
+        values: the row's values under their canonical names (see `columns.CANONICAL`); missing ones left out.
+        name, row: of the dataset and of the row in it, for messages.
+        chat: standard rows become conversational too (the dataset has a column of system prompts).
+        prompts: the dataset has a column of prompts, so text without one is a gap and not an implicit prompt.
+    Raises:
+        DatasetError: a value of the wrong type or out of range, naming row, column, value and cure.
+    """
+    where = Where(name, row)
+    for column in ("chosen", "rejected"):
+        if column not in values:
+            found = ", ".join(repr(key) for key in values) or "nothing"
+            raise where.error(column, f"missing or null (the row has: {found})", "Fill it in, or remove the row.")
+    prompt = read_text(values["prompt"], "prompt", where) if "prompt" in values else None
+    chosen = read_text(values["chosen"], "chosen", where)
+    rejected = read_text(values["rejected"], "rejected", where)
+    for column, text in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
+        check_characters(text, column, where)
+    prompt, chosen, rejected = _canonical(prompt, chosen, rejected, where, prompts)
+    if chat and isinstance(prompt, str):
+        prompt, chosen, rejected = as_turns(prompt), as_answer(chosen), as_answer(rejected)
+    if "system" in values and isinstance(prompt, list):
+        prompt = with_system(values["system"], prompt, where)
+    return PreferencePair(
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
+        weight=_number(values, "weight", 1.0, where),
+        margin=_number(values, "margin", 0.0, where),
+        agreement=_agreement(values, where),
+        id=None if values.get("id") in (None, "") else str(values["id"]),
+        chat_template_kwargs=template_kwargs(values, where),
+        tools=tools_of(values, where),
+        row=row,
+        source=source_of(values.get("source")),
+    )
+
+
+def check_characters(text: Text | None, column: str, where: Where) -> None:
+    """Halves of surrogate pairs, which Python's strings may hold and no tokeniser takes; and too many characters."""
+    for part in [text] if isinstance(text, str) else [str(turn.get("content", "")) for turn in text or ()]:
+        if len(part) > bound("field"):
+            raise where.error(
+                column,
+                f"a text of {len(part):,} characters, more than {bound('field'):,.0f}",
+                f"Cut it, or remove the row; {raising('field', '1GB')}.",
+            )
+        try:
+            part.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise where.error(
+                column,
+                f"the text holds half of a surrogate pair ({part[error.start]!a}), which is no character",
+                "Mend the text, or remove the row.",
+            ) from error
+
+
+def source_of(value: Any) -> str | None:
+    """A name of where the row comes from; whatever else a column of that name holds is none."""
+    named = isinstance(value, str | int) and not isinstance(value, bool)
+    return str(value) if named and value != "" else None
+
+
+def _canonical(
+    prompt: Text | None, chosen: Text, rejected: Text, where: Where, prompts: bool
+) -> tuple[Text, Text, Text]:
+    """All three strings, or all three turns."""
+    if isinstance(chosen, str) and isinstance(rejected, str) and not isinstance(prompt, list):
+        if prompt is None:
+            turns = read_transcript(chosen), read_transcript(rejected)
+            if turns[0] is None or turns[1] is None:
+                if prompts:
+                    raise where.error("prompt", "missing or null", "Fill it in, or remove the row.")
+                return split_words(chosen, rejected)
+            return split_turns([], turns[0], turns[1])
+        if read_transcript(prompt) is None:
+            return prompt, chosen, rejected
+    if prompt is None and isinstance(chosen, str) != isinstance(rejected, str):
+        column, other = ("chosen", "rejected") if isinstance(chosen, str) else ("rejected", "chosen")
+        raise where.error(
+            column,
+            f"text, while {other!r} is a list of messages, and without a prompt nothing tells where the answer begins",
+            "Write both sides in the same form, or add a prompt.",
+        )
+    found = split_turns(as_turns(prompt), as_answer(chosen), as_answer(rejected))
+    if asks_otherwise(*found):
+        raise where.error(
+            "prompt",
+            f"it ends with the question {shown(found[0][-1]['content'])}, and both sides are conversations that begin "
+            f"with another turn ({shown(found[1][0]['content'])})",
+            "Correct the row, or leave the column unread with --columns prompt= (columns={'prompt': None}).",
+        )
+    return found
+
+
+def as_turns(prompt: Text | None) -> list[Message]:
+    if prompt is None or isinstance(prompt, list):
+        return prompt or []
+    turns = read_transcript(prompt)
+    if turns is None:
+        return [{"role": "user", "content": prompt}] if prompt.strip() else []
+    if turns[-1] == {"role": "assistant", "content": ""}:  # "...\n\nAssistant:" asks for the answer
+        turns.pop()
+    return turns
+
+
+def as_answer(side: Text) -> list[Message]:
+    if isinstance(side, list):
+        return side
+    return read_transcript(side) or [{"role": "assistant", "content": side.lstrip(" ")}]
+
+
+def with_system(system: Any, prompt: list[Message], where: Where) -> list[Message]:
+    if not isinstance(system, str):
+        raise where.error("system", f"{shown(system)} is not text", "Give the system prompt as a string.")
+    if not system.strip():
+        return prompt
+    if prompt and prompt[0]["role"] in ("system", "developer"):
+        if prompt[0]["content"] != system:
+            raise where.error(
+                "system",
+                "the prompt begins with another system turn already",
+                "Keep one of the two, or leave the column unread with --columns system= (columns={'system': None}).",
+            )
+        return prompt
+    return [{"role": "system", "content": system}, *prompt]
+
+
+def _number(values: Mapping[str, Any], column: str, default: float, where: Where, high: float = math.inf) -> float:
+    value = values.get(column)
+    if value is None or value == "":
+        return default
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isfinite(number) and 0 <= number <= high:
+        return number
+    span = f"between 0 and {high:g}" if math.isfinite(high) else "finite and not negative"
+    raise where.error(
+        column,
+        f"{shown(value)} is not a number {span}",
+        f"Correct it, or leave the column unread with --columns {column}= (columns={{{column!r}: None}}).",
+    )
+
+
+def _agreement(values: Mapping[str, Any], where: Where) -> float | None:
+    if values.get("agreement") in (None, ""):
+        return None
+    return _number(values, "agreement", 0.0, where, high=1.0)
+
+
+def template_kwargs(values: Mapping[str, Any], where: Where) -> dict[str, Any]:
+    column = "chat_template_kwargs"
+    kwargs = _from_json(values.get(column), column, where)
+    if kwargs is None:
+        return {}
+    if not isinstance(kwargs, Mapping):
+        raise where.error(column, f"{shown(kwargs)} is not an object", 'Write it like {"enable_thinking": false}.')
+    kwargs = without_nulls(kwargs)
+    reserved = _RESERVED_KWARGS & set(kwargs)
+    if reserved:
+        raise where.error(column, f"{min(reserved)!r} is set by preftune itself", "Remove it.")
+    return kwargs
+
+
+def tools_of(values: Mapping[str, Any], where: Where) -> list[Any] | None:
+    tools = _from_json(values.get("tools"), "tools", where)
+    if tools is None:
+        return None
+    if not isinstance(tools, list):
+        raise where.error("tools", f"{shown(tools)} is not a list", "Give a list of JSON schemas, or null.")
+    return [definition(without_nulls(tool)) if isinstance(tool, Mapping) else tool for tool in tools] or None
+
+
+def _from_json(value: Any, column: str, where: Where) -> Any:
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        return None
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise where.error(column, f"{shown(value)} is not valid JSON ({error})", "Mend it, or give null.") from error

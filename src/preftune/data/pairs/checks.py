@@ -1,0 +1,194 @@
+"""What is looked at when pairs are opened: nulls, missing prompts, columns that may have another purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from preftune.data.formats.adapter import Sample, number
+from preftune.data.formats.columns import SYNONYMS, Columns, guess_columns, listing, missing_columns
+from preftune.data.formats.select import Shaped
+from preftune.data.pairs.row_reader import Attempt
+from preftune.errors import DatasetError
+from preftune.types import PreferencePair
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_EXPLICIT = "Explicit prompts are recommended: preftune convert writes them out."
+HEAD = 1000
+"""Rows looked at when a dataset is opened, so that a wrong shape is told before a model is loaded."""
+
+
+def good_ones(attempts: Iterable[Attempt]) -> list[PreferencePair]:
+    """The pairs among some rows.
+
+    Raises:
+        DatasetError: there is none; about the first row.
+    """
+    tried = list(attempts)
+    pairs = [attempt.pair for attempt in tried if attempt.pair is not None]
+    if tried and not pairs:
+        raise DatasetError(tried[0].problem)
+    return pairs
+
+
+def check_scale(scale: float, shaped: Shaped, columns: Columns, name: str) -> None:
+    if isinstance(scale, bool) or number(scale) is None or scale < 0:
+        raise DatasetError(f"margin_from_scores is {scale!r}; give the nats of margin per point, such as 0.5.")
+    if not shaped.scores:
+        raise DatasetError(
+            f"{name} has no ratings of both answers that margin_from_scores could be taken from. Leave it out, or name "
+            "a column that holds margins in nats: --columns margin=COLUMN."
+        )
+    if "margin" in columns:
+        raise DatasetError(
+            f"{name} has a column 'margin' and margin_from_scores is given. Keep one of the two: --columns margin= "
+            "(columns={'margin': None}) leaves the column unread."
+        )
+
+
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+"""What other trainers call the columns of pictures and sounds."""
+
+
+def unused_texts(sample: Sample, used: Iterable[str]) -> list[str]:
+    """The columns that carry text and that nothing reads, those that look like a prompt or an answer first.
+
+    A column carries text if one of its first values has several words, is messages, or its name says so; of pictures
+    and sounds the name does, too.
+    """
+    read = set(used)
+    likely = [name for names in SYNONYMS.values() for name in names]
+    found = []
+    for column in sample.columns:
+        values = [value for value in sample.values(column) if value not in ("", [], {})]
+        if column not in read and values and (column.lower() in (*likely, *MEDIA) or any(map(_has_words, values))):
+            found.append(column)
+    return sorted(found, key=lambda column: column.lower() not in likely)
+
+
+def _has_words(value: Any) -> bool:
+    """Whether a value holds text of several words, itself or inside."""
+    if isinstance(value, str):
+        return len(value.split(maxsplit=1)) > 1
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return any(map(_has_words, inner))
+
+
+def not_used(unused: Sequence[str]) -> list[str]:
+    """The note about columns that carry text and that nothing reads."""
+    media, texts = ([name for name in unused if (name.lower() in MEDIA) is of_media] for of_media in (True, False))
+    notes = []
+    if texts:
+        notes.append(
+            f"Not used: {listing(texts)}. --columns prompt=COLUMN (columns={{'prompt': COLUMN}}) reads one of them "
+            "instead; a plus joins several."
+        )
+    if media:
+        notes.append(
+            f"Not used: {listing(media)}. preftune trains on text only: the model does not get what these columns "
+            "show. Remove rows whose answers need it."
+        )
+    return notes
+
+
+def optional_columns(columns: Columns) -> list[str]:
+    """Columns that change what is trained and that a dataset may hold for another purpose."""
+    return [
+        f"The column {columns.paths[column][0][0]!r} is read as {meaning}; "
+        f"--columns {column}= (columns={{{column!r}: None}}) leaves it unread."
+        for column, meaning in (
+            ("weight", "each pair's factor in the loss"),
+            ("margin", "the distance in reward that the loss asks for"),
+            ("system", "each conversation's system prompt"),
+        )
+        if column in columns
+    ]
+
+
+def check_nulls(rows: Dataset, columns: Columns, name: str) -> None:
+    """A side that is null in some row, found in the table itself, however large it is."""
+    for canonical in ("chosen", "rejected"):
+        (path, *_) = columns.paths[canonical]
+        for start, end, nulls in _nulls(rows, path[0]):
+            row = start + nulls[0]
+            has = [column for column, value in rows.with_format(None)[row].items() if value is not None]
+            raise DatasetError(
+                f"{name} row {row} has no {canonical!r} ({len(nulls)} such rows among the first {end}; this one has: "
+                f"{', '.join(map(repr, has))}). Fill it in, or remove such rows: "
+                f"dataset.filter(lambda row: row[{path[0]!r}] is not None)."
+            )
+
+
+def _nulls(rows: Dataset, column: str) -> Iterator[tuple[int, int, list[int]]]:
+    """Begin and end of every part of the table that has nulls in the column, and where they are."""
+    import pyarrow.compute as pc
+
+    start = 0
+    for part in rows.select_columns([column]).with_format("arrow").iter(batch_size=10_000):
+        end = start + part.num_rows
+        if part.column(0).null_count:
+            yield start, end, pc.indices_nonzero(pc.is_null(part.column(0))).to_pylist()
+        start = end
+
+
+def check_head(
+    head: Sequence[PreferencePair],
+    columns: Columns,
+    features: Mapping[str, Any],
+    *,
+    name: str,
+    unused: Sequence[str] = (),
+) -> list[str]:
+    """Checks the first pairs; what is strange about all of them is noted, or refused.
+
+    Args:
+        unused: the columns that carry text and that nothing reads.
+    """
+    asked = any(isinstance(pair.prompt, str) or _has_question(pair.prompt) for pair in head)
+    if head and not asked and any(pair.prompt for pair in head) and (unused or "prompt" not in columns):
+        because = ", and no prompt holds a turn of the user" + (f"; not used: {listing(unused)}" if unused else "")
+        named = Columns({key: paths for key, paths in columns.paths.items() if key != "prompt"})
+        raise missing_columns(["prompt"], features, named.paths, name=name, row=head[0].row, because=because)
+    if "prompt" in columns:
+        notes = []
+        repeating = sum(
+            isinstance(p.prompt, str)
+            and bool(p.prompt.strip())
+            and str(p.chosen).lstrip().startswith(p.prompt.strip())
+            and str(p.rejected).lstrip().startswith(p.prompt.strip())
+            for p in head
+        )
+        if repeating:
+            notes.append(
+                f"In {repeating} of the first {len(head)} rows chosen and rejected both begin with the text of "
+                "the prompt; it is trained as part of the answers. Cut it off if it is only repeated there."
+            )
+        return notes
+    texts = [pair for pair in head if isinstance(pair.prompt, str)]
+    apart = [pair.row for pair in head if not pair.prompt]
+    likely = texts and _prompt_like(columns, features)
+    if likely or len(apart) == len(head):
+        because = ", and chosen and rejected hold the answers only" if likely or texts or apart else ""
+        row = 0 if likely else apart[0]
+        raise missing_columns(["prompt"], features, columns.paths, name=name, row=row, because=because)
+    if texts:
+        return [
+            "There is no column 'prompt': the words that chosen and rejected begin with in common are taken for the "
+            f"prompt ({len(apart)} of the first {len(head)} rows have none). {_EXPLICIT}"
+        ]
+    return [
+        "There is no column 'prompt': the turns that chosen and rejected begin with in common are taken for the "
+        f"prompt. {_EXPLICIT}"
+    ]
+
+
+def _has_question(prompt: Sequence[Mapping[str, Any]]) -> bool:
+    return any(turn["role"] == "user" for turn in prompt)
+
+
+def _prompt_like(columns: Columns, features: Mapping[str, Any]) -> bool:
+    """Whether another column looks like the prompt of plain strings."""
+    taken = {path[0] for found in columns.paths.values() for path in found}
+    return bool(guess_columns(["prompt"], features, taken))

@@ -1,0 +1,169 @@
+"""Several datasets as one, whole or in proportions; every pair says which it came from."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preftune.data.formats.apply import LeftOut
+from preftune.data.formats.columns import Columns
+from preftune.data.pairs.canonical_row import canonical_row
+from preftune.data.pairs.dataset import PairDataset
+from preftune.data.reading.arrow_tables import dataset_of
+from preftune.data.reading.load import display_name
+from preftune.errors import ConfigError, DatasetError
+
+_PROPORTION = re.compile(r"(?P<name>.+):(?P<proportion>[0-9]*\.?[0-9]+%?)")
+
+Named = tuple[Any, float | None]
+"""A dataset, and its share of the mixture."""
+
+
+def is_mixture(source: object) -> bool:
+    """Whether this is a list of names, or of (name, proportion), rather than a list of rows."""
+    if not isinstance(source, list | tuple) or not source:
+        return False
+    return all(isinstance(item, str | os.PathLike | tuple) for item in source)
+
+
+def parse_sources(sources: Sequence[Any]) -> list[Named]:
+    """Names with their proportions: "a.jsonl:0.7", ("a.jsonl", 0.7), or "a.jsonl" alone.
+
+    Raises:
+        DatasetError: a proportion that is none, of some and not of all, or of a single dataset.
+    """
+    return all_or_none([_parse(source) for source in sources])
+
+
+def all_or_none(named: list[Named]) -> list[Named]:
+    """The datasets as they are. Raises: DatasetError, where some have a proportion and others none, or a single one."""
+    without = [display_name(name) for name, share in named if share is None]
+    if without and len(without) < len(named):
+        raise DatasetError(
+            f"Of {len(named)} datasets some have a proportion and {without[0]} has none. Give all of them one "
+            "(a.jsonl:0.7 b.jsonl:0.3), or none to take all rows."
+        )
+    name, proportion = named[0] if len(named) == 1 else ("", None)
+    if proportion is not None:
+        percent = max(1, round(100 * proportion)) if proportion < 1 else 10
+        raise DatasetError(
+            f"{display_name(name)} is a single dataset and has the proportion {proportion:g}, which says how much of a "
+            f"mixture it is. Leave it out for all rows; --dataset_train_split 'train[:{percent}%]' takes a part "
+            "(--dataset_split or --sample of preftune convert; split= in Python)."
+        )
+    return named
+
+
+def check_proportion(name: Any, proportion: object) -> float:
+    """A proportion as a number. Raises: DatasetError, if it is none or not above 0."""
+    if isinstance(proportion, int | float) and not isinstance(proportion, bool) and 0 < proportion < math.inf:
+        return float(proportion)
+    raise DatasetError(f"The proportion of {name} is {proportion!r}. Give a number above 0, such as 0.7.")
+
+
+def _parse(source: Any) -> Named:
+    if isinstance(source, tuple):
+        name, proportion = source
+        return name, check_proportion(name, proportion)
+    text = os.fspath(source)
+    found = _PROPORTION.fullmatch(text)
+    if found is None or Path(text).expanduser().exists():
+        return source, None
+    number = found["proportion"]
+    return found["name"], check_proportion(found["name"], float(number.rstrip("%")) / (100 if "%" in number else 1))
+
+
+def share_out(lengths: Sequence[int], proportions: Sequence[float | None], *, seed: int) -> list[NDArray[np.int64]]:
+    """Which rows of each dataset are in the mixture, in their order.
+
+    Without proportions all are. With them, as many as there can be without a row being there twice: the dataset that
+    is smallest for its share is used up, and the rows of the others are drawn.
+
+    Raises:
+        ConfigError: a seed below 0.
+    """
+    check_seed(seed)
+    if None in proportions:
+        return [np.arange(length) for length in lengths]
+    shares = np.asarray(proportions, dtype=np.float64)
+    total = min(length / share for length, share in zip(lengths, shares, strict=True))
+    chosen = []
+    for place, (length, share) in enumerate(zip(lengths, shares, strict=True)):
+        count = min(length, max(1, round(total * share)))
+        generator = np.random.default_rng([seed, place])
+        chosen.append(np.sort(generator.choice(length, count, replace=False)))
+    return chosen
+
+
+def mix_pairs(parts: Sequence[PairDataset], proportions: Sequence[float | None], *, seed: int = 0) -> PairDataset:
+    """One dataset of several: first the rows of the first, then those of the second, ...; training shuffles them.
+
+    `PreferencePair.row` counts in the mixture, and `source` names the dataset where the row itself names none;
+    `mixture.raw[pair.row]` has the number of the row there as `source_row`.
+
+    Args:
+        proportions: one per part, relative to each other; all None for all rows.
+        seed: of the draw.
+    Raises:
+        DatasetError: a row that is no preference, of those that are taken.
+    """
+    if len(parts) == 1 and proportions == [None]:
+        return parts[0]
+    chosen = share_out([len(part) for part in parts], proportions, seed=seed)
+    taken = [part.select(rows) if len(rows) < len(part) else part for part, rows in zip(parts, chosen, strict=True)]
+    name = " + ".join(part.name for part in parts)
+    notes = [note for part in parts for note in part.notes]
+    notes += [
+        f"{part.name}: {len(rows):,} of {len(part):,} pairs are in the mixture "
+        f"({len(rows) / sum(map(len, chosen)):.0%} of it)."
+        for part, rows in zip(parts, chosen, strict=True)
+    ]
+    rows = _canonical_rows(taken)
+    columns = [column for column in rows.column_names if column not in ("strength", "source_row")]
+    return PairDataset(
+        rows,
+        Columns({column: ((column,),) for column in columns}),
+        name=name,
+        notes=notes,
+        scores=("strength",),
+        left=_left(parts),
+    )
+
+
+def _canonical_rows(parts: Sequence[PairDataset]) -> Any:
+    def rows() -> Iterator[Mapping[str, Any]]:
+        for part in parts:
+            for attempt in part.attempts():
+                if attempt.pair is None:
+                    raise DatasetError(attempt.problem)
+                yield {
+                    **canonical_row(attempt.pair, attempt.strength),
+                    "source": attempt.pair.source or part.name,
+                    "source_row": attempt.row,
+                }
+
+    return dataset_of(rows, " + ".join(part.name for part in parts))
+
+
+def _left(parts: Sequence[PairDataset]) -> dict[str, LeftOut]:
+    """What gave no pair in any of the parts; row numbers are those of the part."""
+    left: dict[str, LeftOut] = {}
+    for part in parts:
+        for reason, out in part.left.items():
+            whole = left.setdefault(reason, LeftOut())
+            whole.count += out.count
+            whole.rows += out.rows[: 5 - len(whole.rows)]
+    return left
+
+
+def check_seed(seed: int) -> None:
+    """Raises: ConfigError, for a seed that the generators do not take."""
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}; give a whole number of 0 or more, such as 0.")

@@ -1,0 +1,169 @@
+"""A dataset as a lazy sequence of `PreferencePair`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from preftune.data.formats.apply import sample_of
+from preftune.data.formats.columns import resolve_columns
+from preftune.data.formats.select import shape
+from preftune.data.pairs.checks import (
+    HEAD,
+    check_head,
+    check_nulls,
+    check_scale,
+    good_ones,
+    not_used,
+    optional_columns,
+    unused_texts,
+)
+from preftune.data.pairs.dataset import PairDataset
+from preftune.data.reading.load import Source, display_name, load_rows
+from preftune.errors import DatasetError
+
+if TYPE_CHECKING:
+    from preftune.data.pairs.stream import PairStream
+
+
+def read_pairs(
+    source: Source | PairDataset,
+    *,
+    split: str = "train",
+    config: str | None = None,
+    revision: str | None = None,
+    columns: Mapping[str, str | None] | None = None,
+    format: str | None = None,
+    margin_from_scores: float | None = None,
+    name: str | None = None,
+    tolerant: bool = False,
+) -> PairDataset:
+    """Opens preference data; see `load_rows` for what `source` can be and `adapters` for the formats.
+
+    Args:
+        columns: canonical name -> the dataset's own name, where they differ: `{"chosen": "better"}`. A dot reaches into
+            a column ("input.messages"), a plus joins texts ("instruction+input"), None leaves a column unread.
+        format: a key of `adapters.FORMATS`; None to recognise it by its shape.
+        margin_from_scores: nats of margin per unit of the data's own strength (a point of a rating, a rank, a unit of
+            ln(votes)). None leaves margins alone: strength in other units than reward is no margin.
+        name: what messages call the data; by default the path, or "the dataset".
+        tolerant: rows that are no preference are no reason to refuse the data, unless all of the first 1,000 are none;
+            `PairDataset.attempts` tells of each.
+    Raises:
+        DatasetError: nothing to read, missing columns, or (among the first 1,000 rows; later ones when they are read)
+            a row that is no preference.
+    """
+    if isinstance(source, PairDataset):
+        if columns or format is not None or margin_from_scores is not None:
+            raise DatasetError(
+                "columns, format and margin_from_scores say how data are read, and these pairs were opened already. "
+                "Give them where the pairs are loaded."
+            )
+        return source
+    name = name or display_name(source)
+    rows = load_rows(source, split=split, config=config, revision=revision)
+    _check_countable(rows, name)
+    shaped = shape(rows, format=format, columns=columns, name=name)
+    resolved = resolve_columns(shaped.rows.features, shaped.columns, name=name)
+    if not tolerant:
+        check_nulls(shaped.rows, resolved, name)
+    if margin_from_scores is not None:
+        check_scale(margin_from_scores, shaped, resolved, name)
+    pairs = PairDataset(
+        shaped.rows,
+        resolved,
+        name=name,
+        numbers=shaped.numbers,
+        raw=rows,
+        format=shaped.format,
+        scores=shaped.scores,
+        scale=margin_from_scores,
+        left=shaped.left,
+        unused=unused_texts(sample_of(rows), shaped.used or (*resolved.needed, *shaped.scores)),
+    )
+    head = good_ones(pairs[:HEAD].attempts()) if tolerant else list(pairs[:HEAD])
+    told = check_head(head, resolved, rows.features, name=name, unused=pairs.unused)
+    pairs.notes = (*shaped.notes, *optional_columns(resolved), *not_used(pairs.unused), *told)
+    return pairs
+
+
+def _check_countable(rows: Any, name: str) -> None:
+    """Raises: DatasetError for a stream, or for no rows."""
+    if not hasattr(rows, "select_columns") or not hasattr(rows, "__len__"):
+        raise DatasetError(
+            f"{name} is streamed, and pairs need a dataset of known length. Load it without streaming, or take a part: "
+            "datasets.Dataset.from_list(list(stream.take(10_000)))."
+        )
+    if len(rows) == 0:
+        raise DatasetError(f"{name} has no rows. Give at least one preference pair.")
+
+
+@overload
+def load_pairs(
+    source: Source,
+    *,
+    split: str = ...,
+    columns: Mapping[str, str | None] | None = ...,
+    format: str | None = ...,
+    margin_from_scores: float | None = ...,
+    config: str | None = ...,
+    revision: str | None = ...,
+    streaming: Literal[False] = ...,
+    seed: int = ...,
+) -> PairDataset: ...
+@overload
+def load_pairs(
+    source: Source,
+    *,
+    split: str = ...,
+    columns: Mapping[str, str | None] | None = ...,
+    format: str | None = ...,
+    margin_from_scores: float | None = ...,
+    config: str | None = ...,
+    revision: str | None = ...,
+    streaming: Literal[True],
+) -> PairStream: ...
+def load_pairs(
+    source: Source,
+    *,
+    split: str = "train",
+    columns: Mapping[str, str | None] | None = None,
+    format: str | None = None,
+    margin_from_scores: float | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
+    seed: int = 0,
+) -> PairDataset | PairStream:
+    """Preference pairs from a path, "-", a hub id, a `datasets.Dataset`, a list of dicts, or several of these.
+
+    Args:
+        source: what `load_rows` takes; or a list of names ("a.jsonl", or with proportions "a.jsonl:0.7"), which are
+            mixed as `mix_pairs` does.
+        split, columns, format, margin_from_scores, config, revision: see `read_pairs`; for a list, of each of them.
+        streaming: a `PairStream`, which reads as it goes and keeps nothing.
+        seed: of the rows that are drawn where a list has proportions.
+    Raises:
+        DatasetError: see `read_pairs`.
+    """
+    from preftune.data.pairs.mixture import is_mixture, mix_pairs, parse_sources
+    from preftune.data.pairs.stream import open_stream
+
+    options: dict[str, Any] = {
+        "split": split,
+        "config": config,
+        "revision": revision,
+        "columns": columns,
+        "format": format,
+        "margin_from_scores": margin_from_scores,
+    }
+    if is_mixture(source):
+        if streaming:
+            raise DatasetError(
+                "streaming=True reads one dataset, and several are named. Give one, or leave streaming out: large "
+                "files are read by way of a table on disk anyway."
+            )
+        named = parse_sources(source)
+        parts = [read_pairs(name, **options) for name, _ in named]
+        return mix_pairs(parts, [proportion for _, proportion in named], seed=seed)
+    return open_stream(source, **options) if streaming else read_pairs(source, **options)

@@ -1,0 +1,173 @@
+"""Preference pairs that are read as they are asked for: data larger than memory, one pass at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from preftune.data.formats.adapter import Adapter, Left
+from preftune.data.formats.apply import CARRIED, LeftOut, sample_of
+from preftune.data.formats.columns import CANONICAL, Columns, resolve_columns
+from preftune.data.formats.registry import FORMATS
+from preftune.data.formats.select import shape
+from preftune.data.pairs.checks import (
+    HEAD,
+    check_head,
+    check_scale,
+    good_ones,
+    not_used,
+    optional_columns,
+    unused_texts,
+)
+from preftune.data.pairs.row_reader import Attempt, RowReader
+from preftune.data.reading.arrow_tables import check_row
+from preftune.data.reading.files import from_rows, is_pipe, stream_file
+from preftune.data.reading.load import Source, display_name, load_rows
+from preftune.errors import DatasetError
+from preftune.types import PreferencePair
+
+Row = Mapping[str, Any]
+
+_SHAPING = frozenset({"prompt", "system"})
+"""Columns that decide how all rows are read; the others may begin anywhere."""
+
+
+@dataclass
+class PairStream(Iterable[PreferencePair]):
+    """Pairs read as they are asked for; every iteration reads the data again.
+
+    Iteration raises `DatasetError` for a row that is no preference; `attempts` tells of it and goes on.
+    """
+
+    rows: Callable[[], Iterable[Row]]
+    """Begins to read."""
+    reader: RowReader
+    name: str
+    format: str | None
+    notes: tuple[str, ...] = ()
+    left: dict[str, LeftOut] = field(default_factory=dict)
+    """What gave no pair in the latest iteration, by its reason (a key of `adapters.LEFT`)."""
+    unused: tuple[str, ...] = ()
+    """Columns of the first rows that carry text and that nothing reads."""
+    rows_read: int = 0
+    """Raw rows read in the latest iteration."""
+    _adapter: Adapter | None = None
+    """Makes canonical rows of raw ones; None where the columns are only named."""
+    _known: frozenset[str] = frozenset()
+
+    def as_chat(self) -> PairStream:
+        """The same pairs as conversations: a text prompt becomes the user's turn, text answers the assistant's."""
+        return replace(self, reader=replace(self.reader, chat=True))
+
+    def __iter__(self) -> Iterator[PreferencePair]:
+        for attempt in self.attempts():
+            if attempt.pair is None:
+                raise DatasetError(attempt.problem)
+            yield attempt.pair
+
+    def attempts(self) -> Iterator[Attempt]:
+        """Every row with its pair or with what is wrong with it, and its strength."""
+        self.left, self.rows_read = {}, 0
+        for number, row in enumerate(self.rows()):
+            self.rows_read = number + 1
+            if not isinstance(row, Mapping):
+                raise DatasetError(
+                    f"{self.name} row {number} is a {type(row).__name__}, not an object with columns. Give every row "
+                    'as {"prompt": ..., "chosen": ..., "rejected": ...}.'
+                )
+            if self._adapter is None:
+                late = (_SHAPING & row.keys()) - self._known
+                if late:
+                    raise DatasetError(
+                        f"{self.name} row {number} has the column {min(late)!r}, which none of the first {HEAD:,} rows "
+                        "has, and a stream is read as those are. Load it without streaming."
+                    )
+                yield self.reader.attempt(row, number)
+            else:
+                yield from self._made(self._adapter, row, number)
+
+    def _made(self, adapter: Adapter, row: Row, number: int) -> Iterator[Attempt]:
+        assert adapter.rows is not None
+        carried = {column: row[column] for column in CARRIED if row.get(column) is not None}
+        for made in adapter.rows(row):
+            if isinstance(made, Left):
+                self.left.setdefault(made.reason, LeftOut()).add(number)
+            else:
+                yield self.reader.attempt({**carried, **made}, number)
+
+
+def open_stream(
+    source: Source,
+    *,
+    split: str = "train",
+    config: str | None = None,
+    revision: str | None = None,
+    columns: Mapping[str, str | None] | None = None,
+    format: str | None = None,
+    margin_from_scores: float | None = None,
+) -> PairStream:
+    """Opens preference data for reading as it goes. Args are those of `read_pairs`.
+
+    Raises:
+        DatasetError: nothing to read, missing columns, none of the first 1,000 rows a preference, or a format whose
+            rows belong together.
+    """
+    name = display_name(source)
+    rows = _with_columns(_reader_of(source, split=split, config=config, revision=revision), name)
+    first_rows = list(islice(rows(), HEAD))
+    if not first_rows:
+        raise DatasetError(f"{name} has no rows. Give at least one preference pair.")
+    head = from_rows(first_rows, name)
+    shaped = shape(head, format=format, columns=columns, name=name)
+    made = shaped.numbers is not None
+    adapter = FORMATS[str(shaped.format)] if made else None
+    if adapter is not None and adapter.rows is None:
+        raise DatasetError(
+            f"{name} is read as {adapter.name}, whose rows belong together ({adapter.holds}), and a stream has one row "
+            "at a time. Load it without streaming."
+        )
+    resolved = resolve_columns(shaped.rows.features, shaped.columns, name=name)
+    if margin_from_scores is not None:
+        check_scale(margin_from_scores, shaped, resolved, name)
+    chat = "system" in resolved
+    anywhere = {} if made else {c: ((c,),) for c in CANONICAL if c not in (*shaped.columns, *_SHAPING)}
+    reader = RowReader(Columns({**anywhere, **resolved.paths}), name, chat, None, shaped.scores, margin_from_scores)
+    stream = PairStream(
+        rows, reader, name, shaped.format, _adapter=adapter, _known=frozenset(head.column_names) | set(shaped.columns)
+    )
+    first = PairStream(lambda: first_rows, reader, name, shaped.format, _adapter=adapter, _known=stream._known)
+    stream.unused = tuple(unused_texts(sample_of(head), shaped.used or (*resolved.needed, *shaped.scores)))
+    told = check_head(good_ones(first.attempts()), resolved, head.features, name=name, unused=stream.unused)
+    note = () if adapter is None else (f"The rows are read as {adapter.name} ({adapter.holds}).",)
+    stream.notes = (*(note or shaped.notes), *optional_columns(resolved), *not_used(stream.unused), *told)
+    return stream
+
+
+def _with_columns(read: Callable[[], Iterable[Row]], name: str) -> Callable[[], Iterable[Row]]:
+    """The same reader, which ends at a row without columns (`null`, a number) as reading a whole file does."""
+
+    def rows() -> Iterator[Row]:
+        for number, row in enumerate(read()):
+            check_row(row, name, number)
+            yield row
+
+    return rows
+
+
+def _reader_of(source: Source, **options: Any) -> Callable[[], Iterable[Row]]:
+    """What begins to read a source, as often as it is called."""
+    if isinstance(source, str | os.PathLike) and source != "-":
+        path = Path(source).expanduser()
+        if is_pipe(path):
+            raise DatasetError(
+                f"{path} is a pipe, which can be read once, and a stream reads its data more than once. Leave "
+                "streaming out, or write the data into a file."
+            )
+        if path.is_file() and options["split"] in ("train", "all"):
+            return lambda: stream_file(path)
+    streamed: Any = load_rows(source, **options, streaming=True)
+    return lambda: streamed

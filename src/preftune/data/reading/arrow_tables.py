@@ -1,0 +1,299 @@
+"""Rows that may differ in their keys and in the types of their values -> an Arrow table, a thousand rows at a time.
+
+A column of texts, of truth values or of numbers is what it is; everything else (messages, lists, a text here and
+messages there) is kept as JSON, exactly as it came: Arrow's own types would turn 1 into 1.0 beside 0.5, and give every
+object the keys of all others.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from preftune.data.reading.text_files import short
+from preftune.errors import DatasetError
+from preftune.storage.cache_folder import cache_folder, make_private
+from preftune.storage.cache_items import sweep
+from preftune.version import __version__
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+
+Row: TypeAlias = Mapping[str, Any]
+Kind: TypeAlias = Literal["null", "bool", "int", "float", "string", "json"]
+
+_CHUNK = 1000
+_MOST_IN_MEMORY = 2**30
+"""Bytes of a table from which it is written to a file and mapped: `datasets` cannot join columns above 2 GiB."""
+_DOUBTFUL = re.compile(r"\d{19}|NaN|Infinity")
+"""What a reader of JSON may refuse."""
+_KINDS: Mapping[type, Kind] = {str: "string", bool: "bool", int: "int", float: "float", type(None): "null"}
+
+
+def dataset_of(rows: Callable[[], Iterable[Row]], name: str, *, file: Path | None = None) -> Dataset:
+    """A dataset of rows.
+
+    Args:
+        rows: gives the rows, once, or a second time where the types of the first thousand were not those of all.
+        name: of the data, for messages.
+        file: where the table is written, to be mapped into memory; None to hold it in memory.
+    Raises:
+        DatasetError: no rows, a row that is no object, or text that is none (half a surrogate pair).
+    """
+    kinds: dict[str, Kind] = {}
+    settled: Dataset | Path | None = None
+    while settled is None:  # a second time with the kinds of all rows, and once more where memory is no place for them
+        settled = _try_write(rows, name, kinds, file)
+        if isinstance(settled, Path):
+            file, settled = settled, None
+    return settled
+
+
+def json_array(values: Sequence[Any]) -> pa.Array:
+    """Values as Arrow holds JSON; None stays null."""
+    import pyarrow as pa
+
+    return pa.ExtensionArray.from_storage(pa.json_(), pa.array(list(map(json_text, values)), pa.string()))
+
+
+def json_text(value: Any) -> str | None:
+    """A value as a cell of a column of type `datasets.Json`, which would take the text "4" for the number 4.
+
+    What the library's reader of JSON refuses (whole numbers beyond 64 bits) is kept as the text of its JSON.
+    """
+    if value is None:
+        return None
+    text = json.dumps(value, ensure_ascii=False, default=_plain)
+    if _DOUBTFUL.search(text):
+        from datasets.utils.json import ujson_loads
+
+        try:
+            ujson_loads(text)
+        except ValueError:
+            return json.dumps(text, ensure_ascii=False)
+    return text
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy and dates, which rows of a list may hold, as JSON has them."""
+    for method in ("tolist", "isoformat"):
+        if hasattr(value, method):
+            return getattr(value, method)()
+    raise TypeError(f"a {type(value).__name__}")
+
+
+def _spill_file() -> Path:
+    """A file for a table that is too large for memory, removed when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="preftune-rows-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder / "rows.arrow"
+
+
+def cached_table(path: Path) -> Path:
+    """Where the table of a large file is kept: another file, or the same one changed, has another place."""
+    stat = path.stat()
+    facts = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {__version__}"
+    return cache_folder() / "rows" / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.arrow"
+
+
+def _try_write(
+    rows: Callable[[], Iterable[Row]], name: str, kinds: dict[str, Kind], file: Path | None
+) -> Dataset | Path | None:
+    """The dataset; None where a column was of another kind later, with all kinds in `kinds`; a file that is to hold the
+    table, where that is too large for memory."""
+    sink = _FileSink(file) if file is not None else _MemorySink()
+    count = 0
+    with sink:
+        for chunk in _chunks(rows(), name):
+            changed = _join(kinds, chunk, name)
+            if changed and count:
+                sink.give_up()
+            if not sink.given_up:
+                sink.add(_table(chunk, kinds, name, count))
+            if sink.full:
+                return _spill_file()
+            count += len(chunk)
+        if sink.given_up:
+            return None
+        if not count:
+            raise DatasetError(f"{name} has no rows. Give at least one preference pair.")
+        return sink.dataset()
+
+
+def _chunks(rows: Iterable[Row], name: str) -> Iterator[list[Row]]:
+    count, iterator = 0, iter(rows)
+    while chunk := list(islice(iterator, _CHUNK)):
+        for number, row in enumerate(chunk, start=count):
+            check_row(row, name, number)
+        yield chunk
+        count += len(chunk)
+
+
+def check_row(row: object, name: str, number: int) -> None:
+    """Raises: DatasetError for a row that has no columns."""
+    if not isinstance(row, Mapping):
+        raise DatasetError(
+            f"{name} row {number} is a {type(row).__name__}, not an object with columns: {short(row)}. "
+            'Give every row as {"prompt": ..., "chosen": ..., "rejected": ...}.'
+        )
+
+
+def _join(kinds: dict[str, Kind], chunk: Sequence[Row], name: str) -> bool:
+    """Widens the kinds to hold a chunk; whether that changed them."""
+    before = dict(kinds)
+    for row in chunk:
+        for key, value in row.items():
+            if str(key) not in kinds and not _encodable(str(key)):
+                raise DatasetError(
+                    f"A column of {name} is called {str(key)!a}, and half of a surrogate pair is no character. "
+                    "Mend its name."
+                )
+            known, found = kinds.get(str(key)), _kind(value)
+            if known != found:
+                kinds[str(key)] = _wider(known, found)
+    return kinds != before
+
+
+def _kind(value: Any) -> Kind:
+    kind = _KINDS.get(type(value), "json")
+    return "json" if kind == "int" and not -(2**63) <= value < 2**63 else kind
+
+
+def _wider(one: Kind | None, other: Kind) -> Kind:
+    if one is None or one == "null" or one == other:
+        return other
+    if other == "null":
+        return one
+    return "float" if {one, other} == {"int", "float"} else "json"
+
+
+def _table(chunk: Sequence[Row], kinds: Mapping[str, Kind], name: str, start: int) -> pa.Table:
+    import pyarrow as pa
+
+    schema = _schema(kinds)
+    arrays = []
+    for key in kinds:
+        values = [row.get(key) for row in chunk]
+        try:
+            if kinds[key] == "json":
+                arrays.append(json_array(values))
+            else:
+                arrays.append(pa.array(values, schema.field(key).type))
+        except UnicodeEncodeError as error:
+            place = next(i for i, value in enumerate(values) if not _encodable(value))
+            raise DatasetError(
+                f"{name} row {start + place}, column {key!r}: the text holds half of a surrogate pair "
+                f"({error.object[error.start : error.start + 1]!a}), which is no character. Mend or remove that row."
+            ) from error
+        except (TypeError, ValueError, RecursionError, pa.ArrowException) as error:
+            raise DatasetError(
+                f"{name}, column {key!r}, rows {start} to {start + len(chunk) - 1}: a value is none of text, number, "
+                f"truth value, list and object ({' '.join(str(error).split())[:120]}). Convert it to one of these."
+            ) from error
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _encodable(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _schema(kinds: Mapping[str, Kind]) -> pa.Schema:
+    from datasets import Features, Json, Value
+
+    types = {"null": "null", "bool": "bool", "int": "int64", "float": "float64", "string": "string"}
+    features = Features({key: Json() if kind == "json" else Value(types[kind]) for key, kind in kinds.items()})
+    return features.arrow_schema
+
+
+class _Sink:
+    """Takes tables, until it is known that they do not fit together."""
+
+    given_up = False
+    full = False
+    """Whether what was taken is more than memory should hold."""
+
+    def __enter__(self) -> _Sink:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def add(self, table: pa.Table) -> None: ...
+
+    def give_up(self) -> None:
+        self.given_up = True
+
+    def dataset(self) -> Dataset:
+        raise NotImplementedError
+
+
+class _MemorySink(_Sink):
+    def __init__(self) -> None:
+        self.tables: list[pa.Table] = []
+        self._bytes = 0
+
+    def add(self, table: pa.Table) -> None:
+        self.tables.append(table)
+        self._bytes += table.nbytes
+        self.full = self._bytes > _MOST_IN_MEMORY
+
+    def give_up(self) -> None:
+        super().give_up()
+        self.tables.clear()
+
+    def dataset(self) -> Dataset:
+        import pyarrow as pa
+        from datasets import Dataset
+        from datasets.table import InMemoryTable
+
+        return Dataset(InMemoryTable(pa.concat_tables(self.tables)))
+
+
+class _FileSink(_Sink):
+    """An Arrow file, whole under its name or not there."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.writer: Any = None
+
+    def __enter__(self) -> _FileSink:
+        make_private(self.file.parent)
+        sweep(self.file.parent)
+        handle, self.temporary = tempfile.mkstemp(dir=self.file.parent, prefix=".writing-")
+        os.close(handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            if self.writer is not None:
+                self.writer.close()  # writes what is buffered, which a full disk refuses
+        finally:
+            Path(self.temporary).unlink(missing_ok=True)
+
+    def add(self, table: pa.Table) -> None:
+        import pyarrow as pa
+
+        if self.writer is None:
+            self.writer = pa.ipc.new_stream(self.temporary, table.schema)
+        self.writer.write_table(table)
+
+    def dataset(self) -> Dataset:
+        from datasets import Dataset
+
+        self.writer.close()
+        self.writer = None
+        os.replace(self.temporary, self.file)
+        return Dataset.from_file(str(self.file))

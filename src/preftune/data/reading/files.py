@@ -1,0 +1,199 @@
+"""Local files -> rows: jsonl, json, csv, tsv and parquet, each also gzipped. A fault names file and line."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import stat
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preftune.data.reading.arrow_tables import cached_table, dataset_of
+from preftune.data.reading.text_files import GZIP, Row, read_rows, text_rows
+from preftune.errors import DatasetError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+KINDS = {
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+}
+
+_LARGE = 512 * 2**20
+"""Bytes from which a file is read by way of a table on disk instead of into memory."""
+
+
+def kind_of(path: Path) -> str | None:
+    """'json', 'csv' or 'parquet' by the file's name, seen through a .gz; None when the name does not tell."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] == ".gz":
+        suffixes.pop()
+    return KINDS.get(suffixes[-1]) if suffixes else None
+
+
+def read_file(path: Path) -> Dataset:
+    """Reads one local file: into memory, or where it is large, through a table on disk that is mapped into memory.
+
+    Raises:
+        DatasetError: the file is empty, binary, broken (with its line), or of no kind that can be read.
+    """
+    name = str(path)
+    if is_pipe(path):
+        return _read_pipe(path, name)
+    size, kind = _size_and_kind(path)
+    if kind == "parquet":
+        return _read_parquet(path, name, mapped=size >= _LARGE)
+    if size < _LARGE:
+        return dataset_of(lambda: text_rows(path, kind, tabs=_is_tsv(path)), name)
+    kept = cached_table(path)
+    if kept.is_file():
+        from datasets import Dataset
+
+        return Dataset.from_file(str(kept))
+    return dataset_of(lambda: text_rows(path, kind, tabs=_is_tsv(path)), name, file=kept)
+
+
+def is_pipe(path: Path) -> bool:
+    """Whether a path is a pipe (such as the shell's `<(...)`), which can be read once and does not know its size."""
+    try:
+        return stat.S_ISFIFO(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _read_pipe(path: Path, name: str) -> Dataset:
+    """The rows of a pipe: JSONL, JSON or parquet, also gzipped."""
+    try:
+        with path.open("rb") as file:
+            begins = file.peek(4)[:4]
+            if begins == b"PAR1" or begins[:2] == GZIP:
+                return _of_bytes(file.read(), name)
+            return from_rows(read_rows(file, name, None), name)
+    except OSError as error:
+        raise DatasetError(f"{name} cannot be read: {error.strerror}. Write the data into a file.") from error
+
+
+def _of_bytes(data: bytes, name: str) -> Dataset:
+    """Rows of parquet, or of anything gzipped."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
+    zipped = data[:2] == GZIP
+    unpacked: Any = gzip.GzipFile(fileobj=io.BytesIO(data)) if zipped else io.BytesIO(data)
+    if zipped and unpacked.peek(4)[:4] != b"PAR1":
+        return from_rows(read_rows(unpacked, name, None, zipped=True), name)
+    with _parquet_errors(name):
+        return Dataset(InMemoryTable(pq.read_table(pa.BufferReader(unpacked.read()))))
+
+
+def stream_file(path: Path) -> Iterator[Row]:
+    """The rows of one local file as they are read, nothing kept. Raises as `read_file` does."""
+    _, kind = _size_and_kind(path)
+    if kind == "parquet":
+        yield from _stream_parquet(path, str(path))
+    else:
+        yield from text_rows(path, kind, tabs=_is_tsv(path))
+
+
+def _is_tsv(path: Path) -> bool:
+    return ".tsv" in (suffix.lower() for suffix in path.suffixes)
+
+
+def from_rows(rows: Iterable[Row], name: str) -> Dataset:
+    """A Dataset of rows that may differ in their keys and in the types of their values.
+
+    `Dataset.from_list` keeps the first row's keys only and refuses a column that holds text here and messages there.
+    """
+    listed = list(rows)
+    return dataset_of(lambda: listed, name)
+
+
+def _size_and_kind(path: Path) -> tuple[int, str | None]:
+    name = str(path)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise DatasetError(f"{name} cannot be read: {error.strerror}. Check the path and its permissions.") from error
+    if size == 0:
+        raise DatasetError(f"{name} is empty. Give a file with one preference pair per line.")
+    if magic[:2] == GZIP:
+        magic = _inside(path)
+    kind = "parquet" if magic == b"PAR1" else kind_of(path)
+    if kind == "parquet" and magic != b"PAR1":
+        raise DatasetError(f"{name} is not a parquet file (it does not begin with PAR1). Check how it was written.")
+    return size, kind
+
+
+def _inside(path: Path) -> bytes:
+    """The first bytes of what is gzipped."""
+    try:
+        with gzip.open(path) as file:
+            magic = file.read(4)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DatasetError(f"{path} is a broken gzip file: {error}. Compress it again.") from error
+    if not magic:
+        raise DatasetError(f"{path} is empty inside its gzip. Give a file with one preference pair per line.")
+    return magic
+
+
+def _read_parquet(path: Path, name: str, *, mapped: bool) -> Dataset:
+    from datasets import Dataset, load_dataset
+    from datasets.table import InMemoryTable
+
+    with _parquet_errors(name):
+        opened = _open_parquet(path)
+        held = sum(opened.metadata.row_group(at).total_byte_size for at in range(opened.metadata.num_row_groups))
+        if (mapped or held >= 2 * _LARGE) and not _is_gzip(path):
+            return load_dataset("parquet", data_files=name, split="train")
+        table = opened.read()
+        if table.num_rows == 0:
+            raise DatasetError(f"{name} has no rows. Give at least one preference pair.")
+        return Dataset(InMemoryTable(table))
+
+
+def _stream_parquet(path: Path, name: str) -> Iterator[Row]:
+    with _parquet_errors(name):
+        for batch in _open_parquet(path).iter_batches(batch_size=1000):
+            yield from batch.to_pylist()
+
+
+def _open_parquet(path: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(pa.BufferReader(gzip.decompress(path.read_bytes())) if _is_gzip(path) else path)
+
+
+@contextmanager
+def _parquet_errors(name: str) -> Iterator[None]:
+    import pyarrow as pa
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, EOFError, ValueError, zlib.error, DatasetGenerationError) as error:
+        if isinstance(error, DatasetError):
+            raise
+        cause = error.__cause__ or error
+        raise DatasetError(f"{name} is a broken parquet file: {_first_line(cause)}. Write it again.") from error
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == GZIP
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,275 @@
+"""Tokenised pairs kept on disk: the second run over the same data with the same tokenizer and limits reads them back.
+
+A file's key is what the tokens are made of: the rows themselves, how they are read, the tokenizer, the limits, the
+libraries, and `TOKENS_VERSION`. So another dataset of the same name or a changed row is a miss, never a wrong hit.
+A torn or altered file is noticed by its digest, removed, and made again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preftune.data.pairs.dataset import PairDataset
+from preftune.data.tokens.groups import GroupDataset
+from preftune.data.tokens.pairs import Truncation, tokenize_pairs
+from preftune.data.tokens.report import Tally, TokenizeReport
+from preftune.data.tokens_version import TOKENS_VERSION
+from preftune.log import warn
+from preftune.storage.cache_folder import cache_folder, make_private
+from preftune.storage.cache_items import sweep
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+
+class _HasNotes(Protocol):
+    name: str
+    notes: list[str]
+
+
+Report = TypeVar("Report", bound=_HasNotes)
+
+LEAST_PAIRS = 2000
+"""Fewer are tokenised in about a second, and not kept."""
+
+_MOST_BYTES = 8 * 10**9
+"""Of all files together: the least recently used ones make way."""
+
+_ARRAYS = ("tokens", "segments", "groups", "preferences", "preference_groups", "scored")
+"""What a `GroupDataset` is made of, besides its ids."""
+
+
+def tokenize_or_recall(
+    pairs: PairDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None = 1024,
+    max_prompt_length: int | None = None,
+    truncation: Truncation = "truncate",
+    num_proc: int | None = None,
+    chat_template: str | None = None,
+) -> tuple[GroupDataset, TokenizeReport, bool]:
+    """`tokenize_pairs`, unless the same was tokenised before and is still on disk.
+
+    Args are those of `tokenize_pairs`.
+    Returns: the groups, the report, and whether they were on disk.
+    Raises: what `tokenize_pairs` raises.
+    """
+    limits: dict[str, Any] = {
+        "max_length": max_length,
+        "max_prompt_length": max_prompt_length,
+        "truncation": truncation,
+    }
+
+    def tokenize() -> tuple[GroupDataset, TokenizeReport]:
+        return tokenize_pairs(pairs, tokenizer, **limits, num_proc=num_proc, chat_template=chat_template)
+
+    facts = None
+    if len(pairs) >= LEAST_PAIRS and (of_tokenizer := keys_of_tokenizer(tokenizer, chat_template)) is not None:
+        reader = pairs.reader
+        paths = {name: reader.columns.paths[name] for name in sorted(reader.columns.paths)}
+        numbers = None if reader.numbers is None else np.ascontiguousarray(reader.numbers).tobytes()
+        of_rows = keys_of_rows(pairs.needed, (paths, reader.chat, reader.scores, reader.scale, numbers))
+        facts = [of_rows, of_tokenizer, json.dumps({**limits, "chat_template": chat_template}, sort_keys=True)]
+    return kept_tokens(facts, tokenize, TokenizeReport, name=pairs.name, notes=pairs.notes)
+
+
+def kept_tokens(
+    facts: Sequence[str] | None,
+    tokenize: Callable[[], tuple[GroupDataset, Report]],
+    kind: type[Report],
+    *,
+    name: str,
+    notes: Sequence[str],
+) -> tuple[GroupDataset, Report, bool]:
+    """What `tokenize` gives, from the disk if it is there.
+
+    Args:
+        facts: all that the tokens depend on, but for the code; None where that cannot be told, and nothing is kept.
+        kind: of the report, a dataclass with `name` and `notes` whose notes begin with those of the data.
+        name, notes: of the data, which are this run's.
+    Returns: the groups, the report, and whether they were on disk.
+    """
+    if facts is None:
+        return *tokenize(), False
+    key = hashlib.sha256("\n".join([*facts, _version()]).encode()).hexdigest()[:32]
+    file = cache_folder() / "tokens" / f"{key}.npz"
+    if (found := _load(file, kind)) is not None:
+        groups, report = found
+        report.name, report.notes = name, [*notes, *report.notes]
+        return groups, report, True
+    groups, report = tokenize()
+    _keep(file, groups, report, own_notes=report.notes[len(notes) :])
+    return groups, report, False
+
+
+def keys_of_rows(rows: Dataset, reading: object) -> str:
+    """Of the cells that are read, and of how they are read.
+
+    Args:
+        reading: plain values.
+    """
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    digest.update(repr(reading).encode())
+    import pyarrow as pa
+
+    for part in rows.with_format("arrow").iter(batch_size=10_000):
+        sink = _Digesting(digest)
+        with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), part.schema) as writer:
+            writer.write_table(part.combine_chunks())
+    return digest.hexdigest()
+
+
+class _Digesting:
+    """A file that only takes the digest of what is written to it."""
+
+    def __init__(self, digest: Any) -> None:
+        self._digest = digest
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        self._digest.update(memoryview(data))
+        return memoryview(data).nbytes
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def keys_of_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> str | None:
+    """Of everything that decides about ids; None for a tokenizer whose inside cannot be seen."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    template = str(chat_template or getattr(tokenizer, "chat_template", None))
+    today = datetime.date.today().isoformat() if "strftime_now" in template else ""  # some write the date of the day
+    facts = [
+        type(tokenizer).__name__,
+        backend.to_str(),
+        template,
+        today,
+        json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str),
+        json.dumps(tokenizer.init_kwargs, sort_keys=True, default=str),
+        json.dumps([tokenizer.bos_token_id, tokenizer.eos_token_id]),
+        json.dumps(_set_on(tokenizer), sort_keys=True),
+    ]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+
+
+def _set_on(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Plain values that the tokenizer holds as attributes, which anybody can set after loading
+    (`split_special_tokens`). Sides, names and warnings decide about no id.
+    """
+    sides = {"padding_side", "truncation_side", "in_target_context_manager"}
+    left_out = sides | {"name_or_path", "verbose", "chat_template", "model_max_length"}
+    return {
+        key: value
+        for key, value in vars(tokenizer).items()
+        if isinstance(value, bool | int | str | None) and key.lstrip("_") not in left_out
+    }
+
+
+@lru_cache(maxsize=1)
+def _version() -> str:
+    """What tokenises: our code by its version number, and the libraries that it calls."""
+    packages = [f"{name} {metadata.version(name)}" for name in ("transformers", "tokenizers", "jinja2")]
+    return f"tokens {TOKENS_VERSION} {' '.join(packages)}"
+
+
+def _keep(file: Path, groups: GroupDataset, report: Any, *, own_notes: list[str]) -> None:
+    """Writes a file that is whole or not there; a full or read-only disk costs only the next run's time."""
+    told = {**dataclasses.asdict(report), "notes": own_notes}
+    arrays = {name: getattr(groups, f"_{name}") for name in _ARRAYS}
+    arrays |= {"ids": _bytes_of(groups._ids), "report": _bytes_of(told)}
+    temporary = None
+    try:
+        make_private(file.parent)
+        sweep(file.parent)
+        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".writing-")
+        with os.fdopen(handle, "wb") as out:
+            np.savez(out, digest=_bytes_of(_digest(arrays)), **arrays)
+        os.replace(temporary, file)
+        _make_room(file)
+    except OSError as error:
+        warn(f"Token ids are not kept for the next run: {file.parent} cannot be written ({error.strerror}).")
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _load(file: Path, kind: type[Report]) -> tuple[GroupDataset, Report] | None:
+    """What a file holds; None where there is none, or no longer a sound one."""
+    if not file.is_file():
+        return None
+    try:
+        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as opened:
+            arrays = {name: opened[name] for name in (*_ARRAYS, "ids", "report")}
+            digest = json.loads(opened["digest"].tobytes())
+        if digest != _digest(arrays):  # zipfile looks at its own checksums only where a member is read past its end
+            raise ValueError("its digest is another")
+        ids, told = (json.loads(arrays.pop(name).tobytes()) for name in ("ids", "report"))
+        groups, report = GroupDataset(**arrays, ids=ids), _report_of(told, kind)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
+        warn(f"The kept token ids in {file.name} are damaged ({error}), and are made again.")
+        file.unlink(missing_ok=True)
+        return None
+    os.utime(file)
+    return groups, report
+
+
+def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _bytes_of(value: Any) -> NDArray[np.uint8]:
+    """A value's JSON as an array."""
+    return np.frombuffer(json.dumps(value, ensure_ascii=False).encode("utf-8"), dtype=np.uint8)
+
+
+def _report_of(values: dict[str, Any], kind: type[Report]) -> Report:
+    """`dataclasses.asdict` of a report, turned back."""
+    empty = kind()
+    made: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(getattr(empty, name), Tally):
+            made[name] = Tally(**value)
+        elif isinstance(value, dict):
+            made[name] = {key: Tally(**item) if isinstance(item, dict) else item for key, item in value.items()}
+        else:
+            made[name] = value
+    return kind(**made)
+
+
+def _make_room(newest: Path) -> None:
+    files = sorted(newest.parent.glob("*.npz"), key=lambda file: file.stat().st_mtime, reverse=True)
+    total = 0
+    for file in files:
+        total += file.stat().st_size
+        if total > _MOST_BYTES and file != newest:
+            file.unlink(missing_ok=True)

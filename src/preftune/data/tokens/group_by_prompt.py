@@ -1,0 +1,137 @@
+"""Rows that share a prompt as one group: the prompt once, every distinct completion once, all pairs as they were.
+
+Four rated completions make six pairs. As rows they cost six prompts and twelve completions, as a group one prompt and
+four completions; the loss, a mean over pairs, and its gradient stay the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from preftune.data.tokens.groups import GroupDataset
+
+
+def group_by_prompt(groups: GroupDataset, *, max_group_tokens: int | None = None) -> GroupDataset:
+    """Merges the groups whose prompts have the same token ids.
+
+    Every distinct completion of a prompt is there once, however many pairs name it (completions are the same if their
+    tokens are, and which of these are scored). Every pair stays, with its weight
+    and margin, a repeated one as often as it was there (it counts in the mean as often). Groups stand where their
+    prompt appeared first; a merged group is called "ID+5" after the first row and the number of further ones.
+
+    A prompt whose completions exceed `max_group_tokens` becomes several groups. Pairs that share completions stay
+    together where they fit; a completion whose pairs fill more than one group is in each of them. What was one group
+    before is never taken apart, even if it is longer. Merging again changes nothing.
+
+    Args:
+        groups: of any shape: single pairs as the tokeniser makes them, or groups of several.
+        max_group_tokens: most tokens of a merged group, its prompt included; None for no limit.
+    """
+    prompts: dict[int, list[_Source]] = {}
+    for segments, numbers, pairs, name in groups.numbered():
+        source = _Source(segments, numbers[1:], pairs, name)
+        prompts.setdefault(numbers[0], []).append(source)
+    lengths: list[int] = groups.segment_lengths.tolist()
+    merged = [
+        group for sources in prompts.values() for group in _parts_of(sources, lengths, max_group_tokens or float("inf"))
+    ]
+    return groups.rearranged(
+        [group.segments for group in merged], [group.pairs for group in merged], [group.name for group in merged]
+    )
+
+
+@dataclass(slots=True)
+class _Source:
+    """A group as it came: where its segments lie, and its completions by number."""
+
+    segments: range
+    completions: list[int]
+    pairs: list[tuple[int, int, int]]
+    name: str
+
+
+@dataclass(slots=True)
+class _Merged:
+    """A group in the making."""
+
+    segments: list[int]
+    tokens: int
+    first: str
+    places: dict[int, int] = field(default_factory=dict)
+    """Completion, by number -> its index in the group."""
+    pairs: list[tuple[int, int, int]] = field(default_factory=list)
+    sources: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.first if self.sources == 1 else f"{self.first}+{self.sources - 1}"
+
+    def cost(self, sources: Sequence[_Source], lengths: Sequence[int]) -> int:
+        """Tokens that would be added."""
+        new = {
+            number: lengths[segment]
+            for source in sources
+            for number, segment in zip(source.completions, source.segments[1:], strict=True)
+            if number not in self.places
+        }
+        return sum(new.values())
+
+    def add(self, source: _Source, lengths: Sequence[int]) -> None:
+        for number, segment in zip(source.completions, source.segments[1:], strict=True):
+            if number not in self.places:
+                self.places[number] = len(self.places)
+                self.segments.append(segment)
+                self.tokens += lengths[segment]
+        places = [self.places[number] for number in source.completions]
+        self.pairs += [(pair, places[chosen], places[rejected]) for pair, chosen, rejected in source.pairs]
+        self.sources += 1
+
+
+def _parts_of(sources: list[_Source], lengths: Sequence[int], limit: float) -> Iterator[_Merged]:
+    """The groups of one prompt: one, if that stays within the limit."""
+    whole = _begin(sources[0], lengths)
+    if len(sources) == 1 or whole.tokens + whole.cost(sources, lengths) <= limit:
+        for source in sources:
+            whole.add(source, lengths)
+        yield whole
+        return
+    part = whole
+    for connected in _connected(sources):
+        fresh = _begin(connected[0], lengths)
+        fits = fresh.tokens + fresh.cost(connected, lengths) <= limit
+        if part.sources and fits and part.tokens + part.cost(connected, lengths) > limit:
+            yield part
+            part = fresh
+        for source in connected:
+            if part.sources and part.tokens + part.cost([source], lengths) > limit:
+                yield part
+                part = _begin(source, lengths)
+            part.add(source, lengths)
+    yield part
+
+
+def _begin(source: _Source, lengths: Sequence[int]) -> _Merged:
+    """A group with nothing but the prompt."""
+    return _Merged([source.segments[0]], lengths[source.segments[0]], source.name)
+
+
+def _connected(sources: Sequence[_Source]) -> list[list[_Source]]:
+    """Sources that share completions, directly or through others; in the order of first appearance."""
+    leader = list(range(len(sources)))
+
+    def find(index: int) -> int:
+        while leader[index] != index:
+            leader[index] = leader[leader[index]]
+            index = leader[index]
+        return index
+
+    seen: dict[int, int] = {}
+    for index, source in enumerate(sources):
+        for number in source.completions:
+            one, other = find(seen.setdefault(number, index)), find(index)
+            leader[max(one, other)] = min(one, other)
+    together: dict[int, list[_Source]] = {}
+    for index, source in enumerate(sources):
+        together.setdefault(find(index), []).append(source)
+    return list(together.values())

@@ -1,0 +1,289 @@
+"""Pairs -> token ids within the limits asked for, and a report of everything that was dropped or cut."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from preftune.data.pairs.dataset import PairDataset
+from preftune.data.pairs.row_reader import RowReader
+from preftune.data.tokens import spans
+from preftune.data.tokens.encode import Encoded, Encoder
+from preftune.data.tokens.encode_ahead import encode_ahead
+from preftune.data.tokens.groups import GroupDataset
+from preftune.data.tokens.report import REASONS, Tally, TokenizeReport
+from preftune.data.tokens.shorten import shortening
+from preftune.errors import ConfigError, DatasetError
+from preftune.types import Preference, PreferencePair, TokenizedGroup
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Truncation = Literal["error", "drop", "truncate"]
+
+_BATCH = 500
+_SHOW_PROGRESS = 2000
+"""Rows from which a progress bar is shown (on a terminal only)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a row may be, in tokens, and what happens to one that is longer."""
+
+    max_length: int | None = 1024
+    max_prompt_length: int | None = None
+    truncation: Truncation = "truncate"
+
+    def __post_init__(self) -> None:
+        if self.truncation not in get_args(Truncation):
+            known = ", ".join(map(repr, get_args(Truncation)))
+            raise ConfigError(f"truncation is {self.truncation!r}; it can be {known}.")
+        if self.max_length is not None and (not _is_int(self.max_length) or self.max_length < 2):
+            raise ConfigError(f"max_length is {self.max_length!r}; it must be a whole number of at least 2, or None.")
+        if self.max_prompt_length is None:
+            return
+        if not _is_int(self.max_prompt_length) or self.max_prompt_length < 1:
+            raise ConfigError(
+                f"max_prompt_length is {self.max_prompt_length!r}; it must be a whole number of at least 1, or None."
+            )
+        if self.max_length is not None and self.max_prompt_length >= self.max_length:
+            raise ConfigError(
+                f"max_prompt_length={self.max_prompt_length} leaves no room for an answer within "
+                f"max_length={self.max_length}. Raise max_length or lower max_prompt_length."
+            )
+
+
+def tokenize_pairs(
+    pairs: PairDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None = 1024,
+    max_prompt_length: int | None = None,
+    truncation: Truncation = "truncate",
+    num_proc: int | None = None,
+    chat_template: str | None = None,
+) -> tuple[GroupDataset, TokenizeReport]:
+    """Tokenises preference pairs, one group per pair: completions (chosen, rejected), one preference.
+
+    Ids are those of TRL 1.16 wherever TRL trains the row as it stands; an answer's end is trained exactly once. Where
+    two conversations part before the last answer, every turn of the assistant from there on is scored, and what others
+    say between is context (`TokenizedGroup.scored`).
+
+    Args:
+        max_length: tokens of prompt + completion, for each side by itself; None for no limit.
+        max_prompt_length: tokens of the prompt; None for no limit of its own.
+        truncation: for longer rows. "error" raises; "drop" leaves the row out; "truncate" cuts a prompt above
+            max_prompt_length from the left (a bos in front stays) and a completion from the right.
+        num_proc: processes. One is often enough: the tokeniser itself is multi-threaded, only templates are not.
+        chat_template: instead of the tokeniser's own (Jinja).
+    Returns: the groups, and the report; rows that cannot train are left out and counted by reason.
+    Raises:
+        ConfigError: an impossible limit.
+        DatasetError: a row that is no preference; conversations without a chat template; with truncation="error", rows
+            beyond the limits; nothing left to train on.
+    """
+    limits = Limits(max_length, max_prompt_length, truncation)
+    if num_proc is not None and (not _is_int(num_proc) or num_proc < 1):
+        raise ConfigError(f"num_proc is {num_proc!r}; it must be a whole number of at least 1, or None.")
+    report = TokenizeReport(name=pairs.name, rows_in=len(pairs), notes=list(pairs.notes))
+    encoder = Encoder(tokenizer, chat_template=chat_template)
+    encoder.name, encoder.shorten = pairs.name, shortening(tokenizer, max_length)
+    return _Run(encoder, limits, report, num_proc or 1).over(pairs)
+
+
+class _Run:
+    """One pass over the pairs."""
+
+    def __init__(self, encoder: Encoder, limits: Limits, report: TokenizeReport, processes: int) -> None:
+        self.encoder = encoder
+        self.limits = limits
+        self.report = report
+        self.processes = processes
+        self.standard = 0
+        self.details: dict[str, str] = {}
+        self.over_limit: list[tuple[int, int]] = []
+        """(row, tokens) of rows beyond the limits, when that is an error."""
+
+    def over(self, pairs: PairDataset) -> tuple[GroupDataset, TokenizeReport]:
+        groups = GroupDataset.from_groups(self._groups(pairs))
+        if self.over_limit:
+            raise self._too_long()
+        report = self.report
+        report.rows_out = len(groups)
+        report.total_tokens = groups.total_tokens
+        self._add_notes()
+        if not len(groups):
+            raise DatasetError(f"Nothing is left to train on. {' '.join(report.lines())}")
+        return groups, report
+
+    def _groups(self, pairs: PairDataset) -> Iterator[TokenizedGroup]:
+        for pair, encoded in self._encoded(pairs):
+            self._count(pair, encoded)
+            if encoded.reason is None:
+                self._limit(encoded)
+            if encoded.reason is not None:
+                self.report.drop(encoded.reason, encoded.row)
+                if encoded.detail:
+                    self.details.setdefault(encoded.reason, encoded.detail)
+                continue
+            yield TokenizedGroup(
+                prompt_ids=encoded.prompt,
+                completions=(encoded.chosen, encoded.rejected),
+                pairs=(Preference(0, 1, pair.weight, pair.margin),),
+                id=pair.id if pair.id is not None else str(pair.row),
+                scored=(spans.pairs(encoded.chosen_scored), spans.pairs(encoded.rejected_scored)),
+            )
+
+    def _encoded(self, pairs: PairDataset) -> Iterator[tuple[PreferencePair, Encoded]]:
+        if self.processes > 1:
+            yield from _encode_in_processes(pairs, self.encoder, self.processes)
+            return
+        from tqdm.auto import tqdm
+
+        show = None if len(pairs) >= _SHOW_PROGRESS else True  # None: on a terminal only
+        with tqdm(total=len(pairs), desc=f"Tokenizing {pairs.name}", unit="row", disable=show) as bar:
+            for batch, encoded in encode_ahead(self.encoder, pairs.batches(_BATCH)):
+                yield from zip(batch, encoded, strict=True)
+                bar.update(len(batch))
+
+    def _count(self, pair: PreferencePair, encoded: Encoded) -> None:
+        report, row = self.report, pair.row
+        self.standard += isinstance(pair.prompt, str)
+        if encoded.reason is not None:
+            return
+        report.longest_prompt = max(report.longest_prompt, len(encoded.prompt))
+        report.longest = max(report.longest, _length(encoded))
+        if encoded.moved:
+            report.moved_boundary.add(row)
+        if encoded.eos_added:
+            report.eos_added.add(row)
+        if encoded.continues:
+            report.continued.add(row)
+        if encoded.several_turns:
+            report.several_turns.add(row)
+        if encoded.ends_cut:
+            report.ends_cut.add(row)
+        if encoded.typed_marks:
+            report.typed_marks.add(row)
+        if encoded.shortened:
+            report.shortened.add(row)
+        if encoded.unwritten:
+            report.unwritten.setdefault(encoded.unwritten, Tally()).add(row)
+
+    def _limit(self, encoded: Encoded) -> None:
+        """Applies the limits in place: cuts, or sets the reason to drop."""
+        limits, report = self.limits, self.report
+        longest_prompt = limits.max_prompt_length
+        over_prompt = longest_prompt is not None and len(encoded.prompt) > longest_prompt
+        over = limits.max_length is not None and _length(encoded) > limits.max_length
+        if not (over or over_prompt):
+            return
+        if limits.truncation == "error":
+            self.over_limit.append((encoded.row, _length(encoded)))
+            return
+        prompt = encoded.prompt
+        if limits.truncation == "truncate" and over_prompt:
+            assert longest_prompt is not None
+            bos = self.encoder.tokenizer.bos_token_id
+            keep = prompt[:1] if longest_prompt > 1 and bos is not None and prompt[0] == bos else []
+            prompt = keep + prompt[len(prompt) - (longest_prompt - len(keep)) :]
+        room = None if limits.max_length is None else limits.max_length - len(prompt)
+        if room is not None and room <= 0:
+            encoded.reason = "prompt_too_long"
+        elif limits.truncation == "drop":
+            encoded.reason = "prompt_too_long" if over_prompt else "too_long"
+        if encoded.reason is not None:
+            return
+        sides = {"prompt": prompt, "chosen": encoded.chosen[:room], "rejected": encoded.rejected[:room]}
+        cut = [part for part, ids in sides.items() if len(ids) < len(getattr(encoded, part))]
+        encoded.prompt, encoded.chosen, encoded.rejected = sides.values()
+        encoded.chosen_scored = spans.within(len(encoded.chosen), encoded.chosen_scored)
+        encoded.rejected_scored = spans.within(len(encoded.rejected), encoded.rejected_scored)
+        if not encoded.chosen_scored or not encoded.rejected_scored:
+            encoded.reason = "no_answer_left"
+        elif encoded.identical:
+            encoded.reason = "identical_after_truncation"
+        if encoded.reason is None:
+            for part in cut:
+                report.cut(part, encoded.row)
+
+    def _too_long(self) -> DatasetError:
+        rows, limits, report = self.over_limit, self.limits, self.report
+        examples = ", ".join(f"row {row}: {tokens:,} tokens" for row, tokens in rows[:5])
+        asked = [f"max_length={limits.max_length}"] if limits.max_length is not None else []
+        fits = [f"max_length={max(report.longest, limits.max_length or 0)}"] if asked else []
+        if limits.max_prompt_length is not None:
+            asked.append(f"max_prompt_length={limits.max_prompt_length}")
+            fits.append(f"max_prompt_length={max(report.longest_prompt, limits.max_prompt_length)}")
+        return DatasetError(
+            f"{report.name}: {len(rows):,} of {report.rows_in:,} rows are longer than {' and '.join(asked)} ({examples}"
+            f"{', ...' if len(rows) > 5 else ''}; the longest has {report.longest:,}, the longest prompt "
+            f'{report.longest_prompt:,}). Set {" and ".join(fits)} to keep them whole, or truncation="truncate" to cut '
+            'them, or truncation="drop" to leave them out.'
+        )
+
+    def _add_notes(self) -> None:
+        report, tokenizer, limits = self.report, self.encoder.tokenizer, self.limits
+        if limits.max_length is not None and limits.max_prompt_length is not None:
+            room = limits.max_length - limits.max_prompt_length
+            report.notes.append(
+                f"Every answer has room for {room:,} tokens at least (max_length={limits.max_length} less "
+                f"max_prompt_length={limits.max_prompt_length})."
+            )
+        for reason, detail in self.details.items():
+            report.notes.append(f"{REASONS[reason][0]}: {detail[:300]}")
+        if self.standard and getattr(tokenizer, "chat_template", None):
+            report.notes.append(
+                f"{self.standard:,} rows are plain text and are tokenised as they stand, although the tokenizer has a "
+                "chat template. For a chat model give prompts as messages, or load_pairs(...).as_chat()."
+            )
+        if self.encoder.eos is None:
+            report.notes.append(
+                "The tokenizer has no eos token, so the end of an answer is not trained. Set tokenizer.eos_token."
+            )
+
+
+def _encode_in_processes(
+    pairs: PairDataset, encoder: Encoder, processes: int
+) -> Iterator[tuple[PreferencePair, Encoded]]:
+    """As `Encoder.encode` over all pairs, by way of `Dataset.map`, in a temporary file instead of the user's cache."""
+    from datasets import Features, List, Value
+
+    ids = List(Value("int32"))
+    kinds = {int: Value("int64"), str: Value("string"), bool: Value("bool"), list: ids}
+    example = asdict(Encoded(0, [], [], [], "", ""))
+    with tempfile.TemporaryDirectory(prefix="preftune-tokens-") as folder:
+        encoded = pairs.needed.map(
+            _encode_table,
+            fn_kwargs={"reader": pairs.reader, "encoder": encoder},
+            batched=True,
+            batch_size=_BATCH,
+            with_indices=True,
+            num_proc=min(processes, len(pairs)),
+            remove_columns=pairs.needed.column_names,
+            features=Features({key: kinds[type(value)] for key, value in example.items()}),
+            load_from_cache_file=False,
+            cache_file_name=f"{folder}/encoded.arrow",
+            new_fingerprint=uuid.uuid4().hex,  # nothing is looked up later, so nothing needs to be hashed
+            desc=f"Tokenizing {pairs.name}",
+        )
+        for pair, row in zip(pairs, encoded, strict=True):
+            yield pair, Encoded(**row)
+
+
+def _encode_table(
+    table: dict[str, list[Any]], indices: list[int], *, reader: RowReader, encoder: Encoder
+) -> dict[str, list[Any]]:
+    rows = [asdict(encoded) for encoded in encoder.encode(reader.pairs(table, indices[0]))]
+    return {key: [row[key] for row in rows] for key in rows[0]}
+
+
+def _length(encoded: Encoded) -> int:
+    return len(encoded.prompt) + max(len(encoded.chosen), len(encoded.rejected))
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

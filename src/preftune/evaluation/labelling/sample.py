@@ -1,0 +1,251 @@
+"""Several answers to every prompt, each written as it comes, so that a second call goes on where the first stopped.
+
+samples.jsonl                 one object per answer: id, key, prompt, sample (its number), completion, tokens, finished;
+                              answer: the completion without the thought, where a thinking model wrote one
+samples.jsonl.manifest.json   the settings, where the prompts came from, and at the end what came out
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from preftune.errors import RequestError
+from preftune.generation.prompts import Prompt, Prompts
+from preftune.generation.protocol import Answer
+from preftune.generation.thoughts import split_thoughts
+from preftune.storage.jsonl import append_lines, cut_torn_line, digest, prepare_folder, read_lines, write_json
+from preftune.version import __version__
+
+
+class Asked(NamedTuple):
+    """One answer that is wanted."""
+
+    prompt: Prompt
+    sample: int
+    """Its number among the answers to this prompt, from 0."""
+    seed: int
+    """Follows from the run's seed, the prompt and the number, and so is the same in every run."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.prompt.key}-{self.sample}"
+
+
+Take: TypeAlias = Callable[[Sequence[tuple[Asked, Answer]]], None]
+
+
+class Sampler(Protocol):
+    """Who answers; `preftune.generation.settings` has a model of transformers and an endpoint."""
+
+    def settings(self) -> Mapping[str, Any]:
+        """All that shapes an answer, as JSON."""
+
+    def answer(self, asked: Sequence[Asked], done: Collection[str], take: Take) -> None:
+        """Answers all but those whose key is `done`, and hands answers over as they come."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleCounts:
+    """What a file of samples holds."""
+
+    prompts: int
+    completions: int
+    distinct: int
+    """Answers left when equal ones to the same prompt count once."""
+    finished: int
+    """Answers that ended by themselves instead of at the length limit."""
+    empty: int
+    tokens: int
+    new: int
+    """Answers that this run added."""
+
+    def sentences(self) -> list[str]:
+        """The counts for people, with what to do about them."""
+        per_prompt = self.completions / max(1, self.prompts)
+        lines = [
+            f"{self.completions:,} completions of {self.prompts:,} prompts ({per_prompt:.3g} each), {self.distinct:,} "
+            f"distinct, {self.tokens / max(1, self.completions):.0f} tokens on average; {self.new:,} of them new."
+        ]
+        if self.distinct < 0.8 * self.completions:
+            lines.append("Many are the same: a higher --temperature gives more to choose from.")
+        if self.finished < 0.9 * self.completions:
+            lines.append(
+                f"{self.completions - self.finished:,} were cut at --max_new_tokens before they ended. Raise it, or "
+                "leave them out with preftune label --finished_only."
+            )
+        if self.empty:
+            lines.append(f"{self.empty:,} are empty; preftune label leaves them out.")
+        return lines
+
+
+def manifest_of(path: Path) -> Path:
+    """Where the settings of a file of samples or pairs lie."""
+    return path.with_name(path.name + ".manifest.json")
+
+
+def sample(
+    prompts: Prompts,
+    sampler: Sampler,
+    path: str | Path,
+    *,
+    k: int,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    before: Callable[[list[Asked]], None] | None = None,
+) -> SampleCounts:
+    """Writes `k` answers to every prompt into `path`, but for those that are there.
+
+    Args:
+        path: a new file, or one that was begun with the same prompts and settings.
+        progress: called with answers done and answers in all.
+        before: called once with what is still to be asked.
+    Raises: RequestError when the file is something else, or was begun with other settings.
+    """
+    path = Path(path)
+    prepare_folder(path.parent)
+    settings = {
+        **sampler.settings(),
+        "k": k,
+        "seed": seed,
+        "prompts": f"{len(prompts.prompts)} ({digest([p.key for p in prompts.prompts])})",
+    }
+    asked = [Asked(prompt, number, _seed(seed, prompt, number)) for prompt in prompts.prompts for number in range(k)]
+    done = _resume(path, settings, {"source": prompts.name, "prompts": len(prompts.prompts)})
+    missing = [one for one in asked if one.key not in done]
+    if before is not None:
+        before(missing)
+    if progress is not None:
+        progress(len(done), len(asked))
+
+    def take(answers: Sequence[tuple[Asked, Answer]]) -> None:
+        fresh = [(one, answer) for one, answer in answers if one.key not in done]
+        append_lines(path, (_row(one, answer) for one, answer in fresh))
+        done.update(one.key for one, _ in fresh)
+        if progress is not None:
+            progress(len(done), len(asked))
+
+    if missing:
+        sampler.answer(asked, frozenset(done), take)
+    counts = count(path, new=len(missing))
+    manifest = json.loads(manifest_of(path).read_text(encoding="utf-8"))
+    write_json(manifest_of(path), {**manifest, "counts": {k: v for k, v in asdict(counts).items() if k != "new"}})
+    return counts
+
+
+def count(path: Path, *, new: int = 0) -> SampleCounts:
+    """Counts the samples of a file."""
+    texts: dict[str, set[str]] = {}
+    completions = finished = empty = tokens = 0
+    for row in read_samples(path):
+        completions += 1
+        finished += bool(row["finished"])
+        empty += not answer_in(row).strip()
+        tokens += row["tokens"]
+        texts.setdefault(row["key"], set()).add(row["completion"])
+    return SampleCounts(
+        prompts=len(texts),
+        completions=completions,
+        distinct=sum(map(len, texts.values())),
+        finished=finished,
+        empty=empty,
+        tokens=tokens,
+        new=new,
+    )
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a file of samples, each answer once."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in read_lines(path):
+        if _is_sample(row):
+            found.setdefault((row["key"], row["sample"]), row)
+    return list(found.values())
+
+
+def answer_in(row: Mapping[str, Any]) -> str:
+    """The answer of a row of samples, without the thought of a thinking model."""
+    said = row.get("answer")
+    return said if isinstance(said, str) else split_thoughts(str(row["completion"])).answer
+
+
+def _is_sample(row: Mapping[str, Any]) -> bool:
+    types: dict[str, Any] = {
+        "key": str,
+        "prompt": (str, list),
+        "sample": int,
+        "completion": str,
+        "tokens": int,
+        "finished": bool,
+    }
+    return all(isinstance(row.get(name), kind) for name, kind in types.items())
+
+
+def _resume(path: Path, settings: Mapping[str, Any], data: Mapping[str, Any]) -> set[str]:
+    """The keys of the answers that are there; a new file gets its manifest before its first row."""
+    manifest = manifest_of(path)
+    if not path.exists() or path.stat().st_size == 0:
+        write_json(
+            manifest,
+            {"preftune": __version__, "created": int(time.time()), "settings": dict(settings), "data": dict(data)},
+        )
+        path.touch()
+        return set()
+    try:
+        begun = json.loads(manifest.read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RequestError(
+            f"{path} exists, and {manifest.name} beside it does not say that preftune sample wrote it. Give another "
+            "file with -o."
+        ) from None
+    changed = differences(begun, settings)
+    if changed:
+        raise RequestError(
+            f"{path} was begun with other settings: {'; '.join(changed)}. Go on with those of the file, or give "
+            "another file with -o."
+        )
+    cut_torn_line(path)
+    return {f"{row['key']}-{row['sample']}" for row in read_samples(path)}
+
+
+def differences(begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What differs between two settings, each as "temperature was 0.7 and is 0.9"."""
+    wanted = json.loads(json.dumps(wanted, default=str))  # as it looks when it has been written and read
+    names = dict.fromkeys((*begun, *wanted))
+    told = []
+    for name in names:
+        old, new = begun.get(name), wanted.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            told += differences(old, new)
+        elif old != new:
+            told.append(f"{name} was {old} and is {new}")
+    return told
+
+
+def _seed(seed: int, prompt: Prompt, number: int) -> int:
+    """63 bits, so that it fits where a signed number is wanted."""
+    text = f"{seed} {prompt.key} {number}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def _row(asked: Asked, answer: Answer) -> dict[str, Any]:
+    prompt = asked.prompt
+    row: dict[str, Any] = {
+        "id": prompt.id,
+        "key": prompt.key,
+        "prompt": prompt.prompt,
+        "sample": asked.sample,
+        "completion": answer.text,
+        "tokens": answer.tokens,
+        "finished": answer.finished,
+        **prompt.carried,
+    }
+    said = getattr(answer, "answer", None)
+    if said is not None:
+        row["answer"] = said
+    return {**row, "row": dict(prompt.kept)} if prompt.kept else row

@@ -1,0 +1,223 @@
+"""What to do after an evaluation: one change at a time, the likeliest first.
+
+The rules are those of the tutorials that people come from (docs/evaluation.md names them): 55% means that it worked,
+below 50% the data and beta are to be checked, repetition asks for half the learning rate first. A higher beta keeps the
+model closer to the reference, a lower one lets it go further; some tutorials have it the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from preftune.judges.human_agreement import CONTRADICTING
+from preftune.statistics.intervals import WinRate, more_prompts, verdict
+from preftune.statistics.length_control import LengthControlled
+
+SPOILT = frozenset(("repeats", "repeated", "distinct_2", "self_similarity", "unfinished", "empty", "language_switch"))
+"""Figures of a `Degeneration` that show too much change."""
+NARROW = 0.05
+"""An undecided interval that lies within this distance of 50% says: hardly any difference, however many prompts."""
+MANY_TIES = 0.5
+UNDECIDING = 0.5
+"""Above this share of such comparisons, ties say nothing about how far the model moved."""
+
+
+class _Training(NamedTuple):
+    """How the aligned model was trained, as far as it is known."""
+
+    method: str
+    beta: float | None
+    learning_rate: float | None
+    epochs: float | None
+    kl_coef: float | None
+
+
+def next_steps(
+    result: WinRate,
+    *,
+    worse: Collection[str] = (),
+    length_controlled: LengthControlled | None = None,
+    contradicted: float | None = None,
+    unread: float = 0.0,
+    judge_only_ties: bool = False,
+    beta: float | None = None,
+    learning_rate: float | None = None,
+    epochs: float | None = None,
+    kl_coef: float | None = None,
+    method: str | None = None,
+) -> list[str]:
+    """What to do next, in sentences for people; never empty.
+
+    Args:
+        worse: what got worse in the answers themselves, `Degeneration.worse`.
+        contradicted: share of the comparisons in which the judge contradicted itself when the answers were swapped.
+        unread: share of the comparisons without a verdict that could be read.
+        judge_only_ties: the judge called every comparison of two different answers a tie.
+        beta, learning_rate, epochs, kl_coef: of the run, where they are known; the sentences then give numbers.
+        method: how the model was trained (`ppo`, `sft`; everything else is taken for DPO).
+    """
+    how = _Training(method or "dpo", beta, learning_rate, epochs, kl_coef)
+    spoilt = bool(SPOILT & set(worse))
+    name = verdict(result).name
+    steps: list[str] = []
+    if name == "worse":
+        steps += _worse(spoilt, how)
+    elif spoilt:
+        steps += _less_change(how)
+    elif name == "better":
+        steps += _better(length_controlled)
+    elif judge_only_ties or unread + (contradicted or 0.0) * (1 - unread) >= UNDECIDING:
+        return _judge_first(contradicted, unread, judge_only_ties)
+    elif name == "undecided":
+        steps += _undecided(result, how)
+    else:
+        steps += _more_change(how)
+    if name != "better" and length_controlled is not None:
+        steps += _length(length_controlled)
+    return steps + _judge_first(contradicted, unread, judge_only_ties)
+
+
+def _judge_first(contradicted: float | None, unread: float, only_ties: bool) -> list[str]:
+    """What to do about the judge; empty when there is nothing."""
+    steps = []
+    if only_ties:
+        steps.append(
+            "Check the judge before the model: it called every comparison of two different answers a tie, or scored "
+            "all of them the same. Try it on two answers of your own, and see with preftune judge-check whether it "
+            "tells good answers from bad ones."
+        )
+    if unread >= CONTRADICTING:
+        steps.append(
+            f"Check the judge before the model: {unread:.0%} of the comparisons have no verdict that could be read, "
+            "and count as ties. Ask again with --ask_again and a higher --judge_max_tokens, or use another judge."
+        )
+    if contradicted is not None and contradicted >= CONTRADICTING:
+        steps.append(
+            f"The judge contradicts itself in {contradicted:.0%} of the comparisons when the answers are swapped. Use "
+            "a stronger judge, and see with preftune judge-check how often it agrees with people."
+        )
+    return steps
+
+
+def _better(controlled: LengthControlled | None) -> list[str]:
+    if (
+        controlled is not None
+        and controlled.ci_low <= 0.5
+        and controlled.win_rate < controlled.raw_win_rate
+        and controlled.cross_validated_loss < controlled.plain_loss
+        and not controlled.extrapolated
+    ):
+        preferred = "longer" if controlled.length_coefficient > 0 else "shorter"
+        return [
+            "Part of this is length: at equal length the advantage is not shown. See with preftune audit whether the "
+            f"chosen answers of the training pairs are {preferred}, and balance them.",
+            "Read a few answers side by side before you use the model.",
+        ]
+    return [
+        "See what it cost: preftune eval with --suite general, which measures what alignment may damage.",
+        "Read the answers that lost (outcome loss in verdicts.jsonl): they show which pairs to collect next.",
+    ]
+
+
+def _undecided(result: WinRate, how: _Training) -> list[str]:
+    steps = []
+    further = more_prompts(result)
+    narrow = result.ci_low >= 0.5 - NARROW and result.ci_high <= 0.5 + NARROW
+    ties = result.ties / result.n
+    if further is not None and not narrow:
+        steps.append(f"Evaluate on about {further:,} more {'prompt' if further == 1 else 'prompts'} first.")
+    if ties >= MANY_TIES:
+        steps.append(
+            f"{ties:.0%} of the comparisons are ties: read some, to see whether the two models answer nearly alike or "
+            "the judge cannot tell them apart."
+        )
+    if narrow:
+        steps.append("The interval is narrow around 50%: there is hardly any difference for more prompts to find.")
+    return steps + _more_change(how)
+
+
+def _now(value: float | None) -> str:
+    return "" if value is None else f" (now {value:g})"
+
+
+def _more_change(how: _Training) -> list[str]:
+    """Too little change."""
+    steps = [
+        "If the model changed too little: more or better pairs first. preftune audit tells what is wrong with the ones "
+        "that you have; about 1,000 good ones make a difference in one domain."
+    ]
+    if how.method == "ppo":
+        return [
+            "If the model changed too little: see whether the reward rose during training. If it did, the reward model "
+            "rewards something else than this judge: train it on more pairs, and look at its held-out accuracy.",
+            f"If it did not: more episodes (total_episodes), then a lower kl_coef{_now(how.kl_coef)} or a higher "
+            "kl_target.",
+        ]
+    usual, top = ("5e-6 to 5e-5", 5e-4) if how.method == "sft" else ("5e-7 to 5e-6", 5e-5)
+    above = how.learning_rate is not None and how.learning_rate >= top  # the top of what an adapter takes
+    higher = "Not a higher learning rate than now" if above else "Then a higher learning rate within its range"
+    steps.append(
+        f"{higher}{_now(how.learning_rate)}: {usual} for full fine-tuning, about ten times that for an adapter."
+    )
+    if how.method == "sft":
+        return [steps[0].replace("pairs", "demonstrations"), steps[1]]
+    lower = "A lower beta, down to 0.05" if how.beta is None or how.beta > 0.05 else "Not a lower beta than now"
+    return [*steps, f"{lower}{_now(how.beta)}: it lets the model go further from the one it came from."]
+
+
+def _less_change(how: _Training, *, when: str = "") -> list[str]:
+    """Too much change.
+
+    Args:
+        when: what the first step depends on, with a comma and a space.
+    """
+    rate = "" if how.learning_rate is None else f" ({how.learning_rate:g} to {how.learning_rate / 2:g})"
+    steps = [f"{when}{'halve' if when else 'Halve'} the learning rate{rate} first: the model changed too much."]
+    if how.method == "ppo":
+        steps.append(
+            f"If that is not enough, a higher kl_coef{_now(how.kl_coef)} or a lower kl_target: the penalty holds the "
+            "model near the one it came from."
+        )
+        return [*steps, "End training where the judge's win rate is best, not where the reward is highest."]
+    if how.method != "sft" and (how.beta is None or how.beta < 0.5):
+        wanted = "0.5" if how.beta is not None and how.beta >= 0.2 else "0.2 to 0.5"
+        steps.append(
+            f"If that is not enough, a higher beta{_now(how.beta)}: {wanted} keeps the model closer to the one it came "
+            "from."
+        )
+    if how.epochs is None or how.epochs > 1:
+        now = "" if how.epochs is None else f" instead of {how.epochs:g}"
+        steps.append(f"Train for one epoch{now}: the same preferences again and again are learnt by heart.")
+    return steps
+
+
+def _worse(spoilt: bool, how: _Training) -> list[str]:
+    check = (
+        "Check the data: preftune audit finds sides that are swapped or contradict each other, and pairs that differ "
+        "in length only. Held-out accuracy near or below 50% points there too."
+    )
+    if how.method == "ppo":
+        check = (
+            "Check the reward: preftune judge-check holds the reward model against people's judgements, and a reward "
+            "that rose while the answers got worse was exploited."
+        )
+    if spoilt:
+        return [*_less_change(how), check]
+    good = "If the reward is good, " if how.method == "ppo" else "If the data are good, "
+    return [check, *_less_change(how, when=good)]
+
+
+def _length(controlled: LengthControlled) -> list[str]:
+    gain = controlled.win_rate - controlled.raw_win_rate
+    if abs(gain) < NARROW or controlled.cross_validated_loss >= controlled.plain_loss:
+        return []
+    if gain > 0:
+        return [
+            f"At equal length it would win {controlled.win_rate:.1%}: it loses by the length of its answers. See "
+            "whether the chosen answers of the training pairs are of a length that the judge dislikes."
+        ]
+    return [
+        f"At equal length it would win {controlled.win_rate:.1%} only: what it has learnt is largely length. Balance "
+        "the training pairs by length (preftune audit shows how far apart they are)."
+    ]

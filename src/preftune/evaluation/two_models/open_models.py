@@ -1,0 +1,265 @@
+"""From the names on a command line to two sides that answer, and to one contest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from preftune.errors import RequestError
+from preftune.evaluation.two_models.context import PairOfModels
+from preftune.generation.backends import Answerer, EndpointAnswerer, GivenAnswers, ModelAnswerer, TwoSides
+from preftune.generation.endpoint.budget import Budget
+from preftune.generation.endpoint.client import PREFIX, Conduct, Endpoint, EndpointName
+from preftune.generation.generate import base_changed_by, baseline
+from preftune.generation.lazy_model import ModelSource
+from preftune.generation.settings import SamplingSettings
+
+DATASET = "dataset"
+"""The baseline that is the chosen answers of held-out pairs."""
+
+Backend: TypeAlias = Literal["auto", "transformers", "vllm"]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOptions:
+    """How both sides answer."""
+
+    sampling: SamplingSettings = field(default_factory=lambda: SamplingSettings(temperature=0.0))
+    seed: int = 0
+    batch_size: int | None = None
+    """Answers at once; None: 16 with transformers, and what vLLM sees fit."""
+    backend: Backend = "auto"
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """For models on this machine: `dtype`, `load_in_4bit`, `trust_remote_code`."""
+    conduct: Conduct | None = None
+    budget: Budget | None = None
+    """Both for endpoints."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matchup:
+    """Two sides, ready to answer; nothing is loaded yet."""
+
+    generate: TwoSides
+    settings: dict[str, Any]
+    """For `answer_rows`: who answers, and how it is sampled."""
+    notes: list[str]
+    """What a user should know, in sentences."""
+    load_models: Callable[[], PairOfModels] | None
+
+    @property
+    def baseline(self) -> str:
+        return self.generate.sides["base"].name
+
+    @property
+    def aligned(self) -> str:
+        return self.generate.sides["aligned"].name
+
+    @property
+    def endpoints(self) -> list[EndpointAnswerer]:
+        return [side for side in self.generate.sides.values() if isinstance(side, EndpointAnswerer)]
+
+    def release(self) -> None:
+        """Lets go of all weights; they are loaded again when they are needed again."""
+        for side in self.generate.sides.values():
+            close = getattr(side, "close", side.release)
+            close()
+
+    def takes_conversations(self) -> bool:
+        """Whether a text prompt can be a user's turn on both sides."""
+        return all(
+            isinstance(side, EndpointAnswerer | GivenAnswers) or _tokenizer_of(side).chat_template is not None
+            for side in self.generate.sides.values()
+        )
+
+
+def match_up(model: str, base: str | None, opened: ExitStack, options: AnswerOptions) -> Matchup:
+    """The sides of an evaluation.
+
+    An adapter and its base are one loaded model, the base answering with the adapter off; where that would not be the
+    model as received, the base is loaded apart. Models that are two are loaded one after the other.
+
+    Args:
+        model: a run directory, an adapter, a model, or `openai:MODEL@BASE_URL`.
+        base: the same, or `dataset`; None takes an adapter's base, or what the run directory says it was trained from.
+        opened: closes connections.
+    Raises: RequestError for a baseline that cannot be guessed or is the model itself; ModelError for a missing model.
+    """
+    notes: list[str] = []
+    if base is not None and _same(model, base):
+        raise RequestError(f"--model and --baseline are both {model}. Name the model that it came from.")
+    if is_endpoint(model):
+        if base is None:
+            raise RequestError(f"--baseline is missing: what {model} came from cannot be known. Name it, or {DATASET}.")
+        aligned: Answerer = _endpoint(model, opened, options)
+        return _matched(_other_side(base, aligned, opened, options, notes), aligned, options, notes, None)
+    source = ModelSource(model, **options.model)
+    if base is None:
+        base = source.base_name if source.is_adapter else _trained_from(source)
+        if not is_endpoint(base) and _same(model, base):
+            raise RequestError(f"{model} was trained in place of {base}. Name another model with --baseline.")
+    if source.is_adapter and not is_endpoint(base) and base != DATASET and _same(base, source.base_name):
+        changed = _base_changed(source)
+        if changed is None:
+            return _one_model(source, base, options, notes)
+        notes.append(f"The adapter was made with {changed}, which changes the base weights: the base is loaded apart.")
+    aligned = _model_side(source, options, notes)
+    other = _other_side(base, aligned, opened, options, notes)
+    return _matched(other, aligned, options, notes, _loader(other, aligned))
+
+
+def is_endpoint(name: str) -> bool:
+    """Whether a name stands for an address."""
+    return name.startswith(PREFIX)
+
+
+def _matched(
+    base: Answerer,
+    aligned: Answerer,
+    options: AnswerOptions,
+    notes: list[str],
+    load: Callable[[], PairOfModels] | None,
+) -> Matchup:
+    sides = TwoSides(base, aligned)
+    settings = {"sampling": asdict(options.sampling), "seed": options.seed, **sides.settings()}
+    return Matchup(sides, settings, notes, load)
+
+
+def _one_model(source: ModelSource, base: str, options: AnswerOptions, notes: list[str]) -> Matchup:
+    """An adapter: the base is the same loaded model with the adapter off, with the base's own tokenizer."""
+    base_source = ModelSource(base, **options.model)
+    tokenizer = _base_tokenizer(base_source, source, notes)
+    common: dict[str, Any] = {"seed": options.seed, "shared": True}
+    if _use_vllm(source, options, notes):
+        from preftune.generation.vllm_backend import VllmAnswerer, VllmEngine
+
+        engine = VllmEngine(source, **_vllm_options(options))
+        base_side: Answerer = VllmAnswerer(engine, options.sampling, base=base_source, tokenizer=tokenizer, **common)
+        return _matched(base_side, VllmAnswerer(engine, options.sampling, **common), options, notes, None)
+    common["batch_size"] = _batch_size(options)
+    base_side = ModelAnswerer(source, options.sampling, base=base_source, tokenizer=tokenizer, **common)
+    aligned = ModelAnswerer(source, options.sampling, **common)
+
+    def load() -> PairOfModels:
+        return PairOfModels(source.model, source.tokenizer, lambda: baseline(source.model), tokenizer())
+
+    return _matched(base_side, aligned, options, notes, load)
+
+
+def _model_side(source: ModelSource, options: AnswerOptions, notes: list[str]) -> Answerer:
+    if _use_vllm(source, options, notes):
+        from preftune.generation.vllm_backend import VllmAnswerer, VllmEngine
+
+        engine = VllmEngine(source, **_vllm_options(options))
+        return VllmAnswerer(engine, options.sampling, seed=options.seed)
+    return ModelAnswerer(source, options.sampling, batch_size=_batch_size(options), seed=options.seed)
+
+
+def _other_side(base: str, aligned: Answerer, opened: ExitStack, options: AnswerOptions, notes: list[str]) -> Answerer:
+    if base == DATASET:
+        if isinstance(aligned, EndpointAnswerer):
+            return GivenAnswers()
+        return GivenAnswers(lambda text: len(_tokenizer_of(aligned)(text, add_special_tokens=False)["input_ids"]))
+    if is_endpoint(base):
+        return _endpoint(base, opened, options)
+    return _model_side(ModelSource(base, **options.model), options, notes)
+
+
+def _endpoint(name: str, opened: ExitStack, options: AnswerOptions) -> EndpointAnswerer:
+    endpoint = Endpoint(EndpointName.parse(name), conduct=options.conduct, budget=options.budget)
+    return EndpointAnswerer(opened.enter_context(endpoint), options.sampling, seed=options.seed)
+
+
+def _loader(base: Answerer, aligned: Answerer) -> Callable[[], PairOfModels] | None:
+    """Two models; the baseline is in memory only while it is entered."""
+    if not isinstance(base, ModelAnswerer) or not isinstance(aligned, ModelAnswerer):
+        return None
+    base_source, source = base.source, aligned.source
+
+    @contextmanager
+    def base_model() -> Iterator[Any]:
+        try:
+            yield base_source.model
+        finally:
+            base_source.release()
+
+    def load() -> PairOfModels:
+        enter: Callable[[], AbstractContextManager[Any]] = base_model
+        return PairOfModels(source.model, source.tokenizer, enter, base.tokenizer())
+
+    return load
+
+
+def _trained_from(source: ModelSource) -> str:
+    """What `run.json` beside a whole model says that it was trained from."""
+    file = Path(source.place.name) / "run.json"
+    try:
+        name = json.loads(file.read_text(encoding="utf-8"))["model"]["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        name = ""
+    if not name:
+        raise RequestError(
+            f"--baseline is missing: {source.name} is a whole model, and no run.json in it says what it was trained "
+            f"from. Name that model, or {DATASET}."
+        )
+    return str(name)
+
+
+def _base_changed(source: ModelSource) -> str | None:
+    from peft import PeftConfig
+
+    return base_changed_by(PeftConfig.from_pretrained(source.place.name))
+
+
+def _base_tokenizer(base: ModelSource, source: ModelSource, notes: list[str]) -> Callable[[], Any]:
+    """The base's own tokenizer, or the adapter's where the base has no chat template."""
+    tokenizer = base.tokenizer
+    if tokenizer.chat_template is None and source.tokenizer.chat_template is not None:
+        notes.append("The base has no chat template: it is asked through the aligned model's.")
+        tokenizer = source.tokenizer
+    return lambda: tokenizer
+
+
+def _use_vllm(source: ModelSource, options: AnswerOptions, notes: list[str]) -> bool:
+    if options.backend == "transformers":
+        return False
+    from preftune.generation.vllm_backend import available, refused_by
+
+    if not available():
+        if options.backend == "vllm":
+            raise RequestError("--backend vllm needs the package vllm and a GPU. Use --backend transformers.")
+        return False
+    if options.backend == "vllm":
+        return True  # the engine says what it cannot serve
+    reason = "it is to be loaded in 4 bit" if options.model.get("load_in_4bit") else refused_by(source)
+    if reason is not None:
+        notes.append(f"Transformers answers for {source.name}, not vLLM: {reason}.")
+    return reason is None
+
+
+def _vllm_options(options: AnswerOptions) -> dict[str, Any]:
+    if options.model.get("load_in_4bit"):
+        raise RequestError("--load_in_4bit goes with --backend transformers. Leave one of them out.")
+    chosen = {name: options.model[name] for name in ("dtype", "trust_remote_code") if name in options.model}
+    return {**chosen, "batch_size": options.batch_size}
+
+
+def _batch_size(options: AnswerOptions) -> int:
+    return 16 if options.batch_size is None else options.batch_size
+
+
+def _tokenizer_of(side: Any) -> Any:
+    return side.tokenizer()
+
+
+def _same(one: str, other: str) -> bool:
+    if one == other:
+        return True
+    if is_endpoint(one) or is_endpoint(other):
+        return False
+    first, second = Path(one).expanduser(), Path(other).expanduser()
+    return first.exists() and second.exists() and first.resolve() == second.resolve()

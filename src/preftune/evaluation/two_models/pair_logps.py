@@ -1,0 +1,219 @@
+"""Log-probabilities of preference pairs under an aligned model and its baseline, by the engine that training uses.
+
+Kept on disk pair by pair, under an address of models and texts, so that a run that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preftune.errors import OutOfMemoryError
+from preftune.generation.finite_check import check_finite
+from preftune.generation.protocol import Side
+from preftune.storage.jsonl import append_lines, digest, read_lines
+from preftune.types import Preference, PreferencePair, TokenizedGroup
+
+if TYPE_CHECKING:
+    from preftune.evaluation.two_models.context import PairOfModels
+
+Floats: TypeAlias = NDArray[np.float64]
+Progress: TypeAlias = Callable[[int, int], None]
+
+_TOKENS = {"cpu": 2048}
+_TOKENS_ELSEWHERE = 16_384
+"""Tokens scored together; halved when memory runs out."""
+_PAIRS = 64
+"""Pairs tokenised together, and written together."""
+
+
+class Scores(NamedTuple):
+    """One model's scores of N pairs, NaN for a pair that it cannot score."""
+
+    chosen_N: Floats
+    """Log-probability of the chosen answer, nats."""
+    rejected_N: Floats
+    chosen_tokens_N: Floats
+    rejected_tokens_N: Floats
+
+    @property
+    def known_N(self) -> NDArray[np.bool_]:
+        return ~np.isnan(self.chosen_N)
+
+
+def score_both(
+    models: PairOfModels,
+    pairs: Sequence[PreferencePair],
+    *,
+    settings: Mapping[str, Any],
+    path: Path,
+    progress: Progress | None = None,
+) -> tuple[Scores, Scores]:
+    """Scores of all pairs under the baseline and under the aligned model.
+
+    Conversations for a tokeniser without a chat template are written as plain "Human: ... Assistant: ..." dialogue.
+
+    Args:
+        settings: what identifies both models; a score is found again only under the same.
+        path: JSON lines, appended to.
+        progress: called with pairs scored and pairs in all, over both models.
+    Raises: OutOfMemoryError when a single pair does not fit; ModelError when a model gives NaN.
+    """
+    groups: dict[Side, list[TokenizedGroup | None]] = {"aligned": list(_groups(models.tokenizer, pairs))}
+    same = models.base_tokenizer is models.tokenizer
+    groups["base"] = groups["aligned"] if same else list(_groups(models.base_tokenizer, pairs))
+    keys: dict[Side, list[str]] = {
+        side: [_key(side, group, settings) for group in groups[side]] for side in ("base", "aligned")
+    }
+    known: dict[str, Any] = {_NOT_SCORED: None}
+    known |= {
+        record["key"]: record["scores"]
+        for record in read_lines(path)
+        if record.keys() >= {"key", "scores"} and _whole(record["scores"])
+    }
+    total = 2 * len(pairs)
+
+    def tell() -> None:
+        if progress is not None:
+            progress(sum(key in known for side in keys.values() for key in side), total)
+
+    tell()
+    for side, of_side in keys.items():
+        # one pair may stand several times in the data; it is scored once
+        missing = list({key: i for i, key in enumerate(of_side) if key not in known}.items())
+        if not missing:
+            continue
+        base = side == "base"
+        with models.baseline() if base else nullcontext(models.model) as model:
+            scorer = _Scorer(model)
+            for start in range(0, len(missing), _PAIRS):
+                part = missing[start : start + _PAIRS]
+                found = scorer.score([groups[side][i] for _, i in part])
+                fresh = [{"key": key, "scores": row} for (key, _), row in zip(part, found, strict=True)]
+                append_lines(path, fresh)
+                known |= {str(record["key"]): record["scores"] for record in fresh}
+                tell()
+    return _table(keys["base"], known), _table(keys["aligned"], known)
+
+
+def _table(keys: Sequence[str], known: Mapping[str, Sequence[float] | None]) -> Scores:
+    nothing = [float("nan")] * 4
+    rows = np.array([known[key] or nothing for key in keys], dtype=np.float64).reshape(len(keys), 4)
+    return Scores(*rows.T)
+
+
+def _whole(scores: Any) -> bool:
+    """Not the NaN that earlier versions kept of a broken model."""
+    return scores is None or (isinstance(scores, list) and all(math.isfinite(score) for score in scores))
+
+
+_NOT_SCORED = ""
+"""The key of a pair without token ids."""
+
+
+def _groups(tokenizer: Any, pairs: Sequence[PreferencePair]) -> Iterator[TokenizedGroup | None]:
+    """The token ids of every pair; None for one that the tokeniser or its template does not take."""
+    from preftune.data.tokens import spans
+    from preftune.data.tokens.encode import DIALOGUE_TEMPLATE, Encoder
+
+    encoder = Encoder(tokenizer, chat_template=None if tokenizer.chat_template else DIALOGUE_TEMPLATE)
+    for start in range(0, len(pairs), _PAIRS):
+        for encoded in encoder.encode(pairs[start : start + _PAIRS]):
+            yield (
+                None
+                if encoded.reason is not None
+                else TokenizedGroup(
+                    prompt_ids=encoded.prompt,
+                    completions=(encoded.chosen, encoded.rejected),
+                    pairs=(Preference(0, 1),),
+                    scored=(spans.pairs(encoded.chosen_scored), spans.pairs(encoded.rejected_scored)),
+                )
+            )
+
+
+def _key(side: Side, group: TokenizedGroup | None, settings: Mapping[str, Any]) -> str:
+    """The address of a pair's scores: its token ids, whatever they were made from, and the model."""
+    from preftune.reference.fingerprint import NUMERICS_VERSION
+
+    if group is None:
+        return _NOT_SCORED
+    ids = [list(group.prompt_ids), *map(list, group.completions)]
+    return digest([side, ids, group.scored, NUMERICS_VERSION, settings])
+
+
+class _Scorer:
+    """One model, on the device where it is."""
+
+    def __init__(self, model: Any) -> None:
+        import torch
+
+        from preftune.logps import choose_engine
+        from preftune.models.precision import mixed_dtype
+
+        self.model = model
+        self.device: torch.device = model.get_input_embeddings().weight.device
+        self.engine, _ = choose_engine(model, "auto")
+        self.dtype = mixed_dtype(model)
+        self.longest: int | None = getattr(model.config, "max_position_embeddings", None)
+        self.budget = _TOKENS.get(self.device.type, _TOKENS_ELSEWHERE)
+
+    def score(self, given: Sequence[TokenizedGroup | None]) -> list[list[float] | None]:
+        """Per pair: log-probabilities of chosen and rejected, tokens of each; None for one beyond the positions."""
+        groups = {i: group for i, group in enumerate(given) if group is not None and self._fits(group)}
+        found: list[list[float] | None] = [None] * len(given)
+        for batch in self._batches(groups):
+            for i, row in self._compute({i: groups[i] for i in batch}).items():
+                found[i] = row
+        return found
+
+    def _fits(self, group: TokenizedGroup) -> bool:
+        return self.longest is None or len(group.prompt_ids) + max(map(len, group.completions)) <= self.longest
+
+    def _batches(self, groups: Mapping[int, TokenizedGroup]) -> Iterator[list[int]]:
+        """Long ones first, within the budget of tokens; a group beyond it stands alone."""
+        batch: list[int] = []
+        tokens = 0
+        for i in sorted(groups, key=lambda i: -groups[i].tokens):
+            if batch and tokens + groups[i].tokens > self.budget:
+                yield batch
+                batch, tokens = [], 0
+            batch.append(i)
+            tokens += groups[i].tokens
+        if batch:
+            yield batch
+
+    def _compute(self, groups: Mapping[int, TokenizedGroup]) -> dict[int, list[float]]:
+        import torch
+
+        from preftune.logps import pack
+        from preftune.reference import inference
+
+        batch = pack(list(groups.values())).to(self.device)
+        try:
+            with (
+                inference(self.model),
+                torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None),
+            ):
+                sides = self.engine(self.model, batch).sides(batch)
+        except torch.OutOfMemoryError as error:
+            if len(groups) == 1:
+                tokens = next(iter(groups.values())).tokens
+                raise OutOfMemoryError(
+                    f"the device ran out of memory when a pair of {tokens:,} tokens was scored for evaluation. Leave "
+                    "such pairs out, or load the model in 4 bits with --load_in_4bit."
+                ) from error
+        else:
+            scores = torch.stack(list(sides), dim=1).cpu().double()  # MPS has no float64
+            check_finite(scores, self.model)
+            return dict(zip(groups, scores.tolist(), strict=True))
+        torch.cuda.empty_cache()
+        self.budget = max(1, self.budget // 2)
+        items = list(groups.items())
+        half = len(items) // 2
+        return self._compute(dict(items[:half])) | self._compute(dict(items[half:]))

@@ -1,0 +1,247 @@
+"""Base against aligned, prompt by prompt: generate, judge, count. Each step is a file that the next run picks up.
+
+eval/generations.jsonl   one object per row: id, prompt, base, aligned, ...; see `preftune.evaluation.two_models.answers`
+eval/verdicts.jsonl      one object per row: id, outcome (for the aligned model), the judgement in each order
+eval/summary.json        the win rate, its interval, the verdicts in words
+eval/history.jsonl       one object per evaluation: when, of what, against what, by which judge, and what came out
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from preftune.evaluation.two_models.answers import Progress, answer_rows, missing_rows
+from preftune.evaluation.two_models.summary import Summary, summarise
+from preftune.evaluation.two_models.types import AnsweredRow, JudgedRow, Outcome
+from preftune.generation.protocol import Answer, Generator, Side, Take, row_id
+from preftune.judges.protocol import Judge, Judgement, Question, Scorer, judge_all
+from preftune.judges.registry import as_judge
+from preftune.storage.jsonl import append_lines, digest, prepare_folder, read_lines, write_json, write_lines
+
+__all__ = [
+    "Answer",
+    "AnsweredRow",
+    "Generator",
+    "JudgedRow",
+    "Outcome",
+    "Progress",
+    "Side",
+    "Take",
+    "answer_rows",
+    "evaluate_pairwise",
+    "judge_rows",
+    "missing_rows",
+    "outcome_of",
+    "questions_of",
+    "row_id",
+]
+
+
+def evaluate_pairwise(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    generate: Generator,
+    judge: Judge | Scorer,
+    output_dir: str | Path,
+    settings: Mapping[str, Any],
+    chunk: int = 64,
+    confidence: float = 0.95,
+    seed: int = 0,
+    names: tuple[str, str] = ("base", "aligned"),
+    again: bool = False,
+    judge_thoughts: bool = False,
+    cost: Callable[[], dict[str, Any] | None] = lambda: None,
+    training: Mapping[str, Any] | None = None,
+    before_judging: Callable[[list[AnsweredRow]], None] | None = None,
+    progress: Progress | None = None,
+) -> Summary:
+    """Answer every row's `prompt` with both models, judge, and write the files named at the top.
+
+    Run again after a kill, only what is missing is generated. `settings` decides what may be reused, so it must hold
+    all that shapes an answer: an identity of both models (a fingerprint, not only a name), `max_new_tokens`, sampling.
+
+    Args:
+        rows: each has `prompt` (text or messages); `id`, `category` and what the judge reads (`key_fact`) are optional.
+        judge: compares two answers, or scores one (the higher score wins); `row` may be left out of its arguments.
+        output_dir: the `eval` folder itself.
+        chunk: rows answered between two writes, by a generator that does not stream.
+        seed: of the intervals that are resampled.
+        names: of baseline and aligned model, for people.
+        again: ask the judge once more where no verdict could be read in an earlier run.
+        judge_thoughts: judge and measure what thinking models write before their answers as part of the answers.
+        cost: what endpoints have cost, asked for at the end.
+        training: `method`, `beta`, `learning_rate`, `epochs` and `kl_coef` of the aligned model's run, for the next
+            steps.
+        before_judging: called with all answers before the judge is asked.
+    Raises: DatasetError when there is no row or a row has no prompt; RequestError for an unwritable folder.
+    """
+    judge = as_judge(judge)
+    folder = Path(output_dir)
+    prepare_folder(folder)
+    answered = answer_rows(
+        rows,
+        generate=generate,
+        path=folder / "generations.jsonl",
+        settings=settings,
+        chunk=chunk,
+        thoughts=judge_thoughts,
+        progress=progress,
+    )
+    if before_judging is not None:
+        before_judging(answered)
+    judged = judge_rows(answered, rows, judge=judge, path=folder / "verdicts.jsonl", again=again, progress=progress)
+    summary = summarise(
+        answered,
+        judged,
+        rows,
+        judge=judge,
+        settings=settings,
+        confidence=confidence,
+        seed=seed,
+        names=names,
+        cost=cost(),
+        training=training,
+    )
+    write_json(folder / "summary.json", summary.to_dict())
+    _remember(folder / HISTORY, summary)
+    return summary
+
+
+HISTORY = "history.jsonl"
+
+
+def _remember(path: Path, summary: Summary) -> None:
+    """Appends the evaluation to the history, unless the last one there is the same."""
+    rate = summary.win_rate
+    record = {
+        "aligned": summary.aligned_name,
+        "baseline": summary.baseline_name,
+        "judge": summary.judge,
+        **{name: getattr(rate, name) for name in ("n", "prompts", "win_rate", "ci_low", "ci_high", "confidence")},
+        "verdict": summary.verdict.name,
+        "settings": digest(summary.settings),
+    }
+    last: dict[str, Any] = next(reversed(read_lines(path)), {})
+    if record != {name: value for name, value in last.items() if name != "time"}:
+        append_lines(path, [{"time": int(time.time()), **record}])
+
+
+def questions_of(
+    answered: Sequence[AnsweredRow], rows: Sequence[Mapping[str, Any]], *, symmetric: bool
+) -> list[Question]:
+    """What a judge is asked: each row whose answers differ, base first, and in the other order too unless the judge is
+    symmetric."""
+    questions = []
+    for answer, row in zip(answered, rows, strict=True):
+        if answer.base != answer.aligned:
+            question = Question(answer.prompt, answer.base, answer.aligned, row)
+            questions += [question] if symmetric else [question, question.swapped]
+    return questions
+
+
+def judge_rows(
+    answered: Sequence[AnsweredRow],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    judge: Judge,
+    path: Path | None = None,
+    again: bool = False,
+    progress: Progress | None = None,
+) -> list[JudgedRow]:
+    """The outcome of every row. A judge that is not `symmetric` is asked in both orders, and disagreement is a tie.
+
+    Identical answers count as a tie without calling the judge. A verdict that could not be read is a tie too, and
+    counted.
+
+    Args:
+        path: where the outcomes are written; a judge with a `cache_key` finds its earlier ones there.
+        again: ask once more what could not be read in an earlier run.
+    """
+    symmetric = bool(getattr(judge, "symmetric", False))
+    keys = _outcome_keys(answered, rows, judge)
+    known: dict[str, dict[str, Any]] = {}
+    if path is not None:
+        records = [record for record in read_lines(path) if _is_outcome(record)]
+        known = {r["key"]: r for r in records if not (again and r.get("unjudged"))}
+    open_rows = [
+        number
+        for number, (answer, key) in enumerate(zip(answered, keys, strict=True))
+        if answer.base != answer.aligned and not (key and key in known)
+    ]
+
+    def told(done: int, total: int) -> None:
+        if progress is not None:
+            progress("judge", done, total)
+
+    # A judge that takes all at once keeps its own verdicts; those of a rule with a `cache_key` are kept row by row.
+    at_once = hasattr(judge, "judge_all")
+    fresh: dict[int, JudgedRow] = {}
+    for part in [open_rows] if at_once else [[number] for number in open_rows]:
+        asked = questions_of([answered[n] for n in part], [rows[n] for n in part], symmetric=symmetric)
+        verdicts = iter(judge_all(judge, asked, again=again, progress=told if at_once else None))
+        for n in part:
+            first, second = next(verdicts), None if symmetric else next(verdicts)
+            fresh[n] = _judged(answered[n].id, first, second, keys[n], symmetric=symmetric)
+        if not at_once:
+            told(len(fresh), len(open_rows))
+            if path is not None and keys[part[0]]:
+                append_lines(path, [fresh[n].to_dict() for n in part])
+    judged = [
+        fresh[number] if number in fresh else _without_asking(answer.id, key, known)
+        for number, (answer, key) in enumerate(zip(answered, keys, strict=True))
+    ]
+    if path is not None:
+        write_lines(path, (item.to_dict() for item in judged))
+    return judged
+
+
+def _outcome_keys(answered: Sequence[AnsweredRow], rows: Sequence[Mapping[str, Any]], judge: Judge) -> list[str]:
+    """The address of each row's outcome; empty for a judge whose outcomes cannot be used again."""
+    cache_key = getattr(judge, "cache_key", None)
+    if cache_key is None:
+        return [""] * len(answered)
+    # A judge that is asked in words sees the answers alone; a rule may read the row (`key_fact`, a column of its own).
+    reads_row = not hasattr(judge, "estimate")
+    return [
+        digest([cache_key, answer.prompt, answer.base, answer.aligned, *([dict(row)] if reads_row else [])])
+        for answer, row in zip(answered, rows, strict=True)
+    ]
+
+
+def _without_asking(name: str, key: str, known: Mapping[str, Mapping[str, Any]]) -> JudgedRow:
+    """An outcome that is known, or the tie of two equal answers."""
+    if not key or key not in known:
+        return JudgedRow(name, "tie", "tie", None, key)
+    record = {field: value for field, value in known[key].items() if field in JudgedRow._fields}
+    return JudgedRow(**{**record, "id": name})
+
+
+def _judged(
+    name: str, base_first: Judgement | None, aligned_first: Judgement | None, key: str, *, symmetric: bool
+) -> JudgedRow:
+    unread = base_first is None or (aligned_first is None and not symmetric)
+    outcome: Outcome = "tie" if base_first is None or unread else outcome_of(base_first, aligned_first)
+    return JudgedRow(name, outcome, base_first, aligned_first, key, unread)
+
+
+def _is_outcome(record: Mapping[str, Any]) -> bool:
+    """Whether a line of verdicts.jsonl can be taken up again, whoever wrote it."""
+    words = (*get_args(Judgement), None)
+    return (
+        isinstance(record.get("key"), str)
+        and bool(record["key"])
+        and record.get("outcome") in get_args(Outcome)
+        and all(name in record and record[name] in words for name in ("base_first", "aligned_first"))
+    )
+
+
+def outcome_of(base_first: Judgement, aligned_first: Judgement | None) -> Outcome:
+    """The aligned model's outcome from the judgement in each order; two orders must agree, or it is a tie."""
+    first: Outcome = {"a": "loss", "b": "win", "tie": "tie"}[base_first]  # type: ignore[assignment]
+    if aligned_first is None:
+        return first
+    second: Outcome = {"a": "win", "b": "loss", "tie": "tie"}[aligned_first]  # type: ignore[assignment]
+    return first if first == second else "tie"

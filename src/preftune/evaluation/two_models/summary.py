@@ -1,0 +1,383 @@
+"""From answers and outcomes to `eval/summary.json`, and to sentences that a person can read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from preftune.evaluation.two_models.advice import next_steps
+from preftune.evaluation.two_models.correctness import (
+    BASE_MODEL,
+    KeyFactRates,
+    compare_key_facts,
+    correctness_verdict,
+)
+from preftune.evaluation.two_models.degeneration import Degeneration, compare
+from preftune.judges.from_scores import ScoreJudge
+from preftune.judges.protocol import Judge, judge_name
+from preftune.judges.text_matching import is_correct
+from preftune.statistics.intervals import MeanInterval, Verdict, WinRate, mean_interval, share, verdict, win_rate
+from preftune.statistics.length_control import LengthControlled, length_controlled
+from preftune.storage.jsonl import digest
+
+if TYPE_CHECKING:
+    from preftune.evaluation.two_models.types import AnsweredRow, JudgedRow
+
+OUTCOME_VALUE = {"win": 1.0, "tie": 0.5, "loss": 0.0}
+_CALLED = {"base": BASE_MODEL, "dataset": "the dataset"}
+"""How a baseline of this name is called in a sentence; others are "the baseline"."""
+_SUSPICIOUS = 5
+"""Comparisons that are all ties from which on the judge is doubted."""
+_UNJUDGED_BAR = 0.05
+"""From this share of rows without a readable verdict on, the win rate is told with a doubt."""
+
+
+class PositionBias(NamedTuple):
+    """What became of the rows that were asked in both orders."""
+
+    asked: int
+    """Rows with a verdict in both orders."""
+    disagreed: int
+    """Rows where the judge preferred the same place both times, whatever stood there. They count as ties."""
+    first_preferred: int
+    """Of those, where it was the first place."""
+
+
+class Rewards(NamedTuple):
+    """Mean scores of a judge that gives scores, clustered by prompt."""
+
+    base: MeanInterval
+    aligned: MeanInterval
+    difference: MeanInterval
+    """Paired: aligned minus base."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The evidence about one evaluation. `to_dict` is what `eval/summary.json` holds."""
+
+    win_rate: WinRate
+    verdict: Verdict
+    key_facts: KeyFactRates | None
+    correctness: Verdict
+    mean_tokens: dict[str, float]
+    """Tokens per answer, `base` and `aligned`."""
+    finished: dict[str, float]
+    """Share of answers that ended by themselves instead of at the length limit, `base` and `aligned`."""
+    thought_tokens: dict[str, float]
+    """Tokens of a thinking model's thoughts per answer, which no other figure counts, `base` and `aligned`."""
+    judge: str
+    position_bias: PositionBias | None
+    """None when every row was asked once."""
+    length_controlled: LengthControlled | None
+    """None when every answer has the same length as its counterpart, or there is one prompt only."""
+    degeneration: Degeneration
+    categories: dict[str, WinRate] = field(default_factory=dict)
+    judge_only_ties: bool = False
+    """Every comparison of two different answers was a tie, in both orders: suspicious."""
+    unjudged: int = 0
+    """Rows without a verdict that could be read. They count as ties."""
+    rewards: Rewards | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    baseline_name: str = "base"
+    aligned_name: str = "aligned"
+    cost: dict[str, Any] | None = None
+    """Calls, tokens and money of this run at endpoints; None when there was none."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """`method`, `beta`, `learning_rate`, `epochs` and `kl_coef` of the aligned model's run, where they are known."""
+
+    @property
+    def baseline_called(self) -> str:
+        """The baseline as sentences name it."""
+        return baseline_called(self.baseline_name)
+
+    @property
+    def order_disagreements(self) -> int | None:
+        """Rows where the judge contradicted itself when the answers were swapped; None when it was asked once."""
+        return None if self.position_bias is None else self.position_bias.disagreed
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **self.win_rate.to_dict(),
+            "verdict": self.verdict.name,
+            "verdict_sentence": self.verdict.sentence,
+            "judge": self.judge,
+            "order_disagreements": self.order_disagreements,
+            "position_bias": None if self.position_bias is None else self.position_bias._asdict(),
+            "unjudged": self.unjudged,
+            "judge_only_ties": self.judge_only_ties,
+            "length_controlled": None if self.length_controlled is None else self.length_controlled.to_dict(),
+            "categories": {name: asdict(rate) for name, rate in self.categories.items()},
+            "rewards": None if self.rewards is None else {k: _finite(v) for k, v in self.rewards._asdict().items()},
+            "key_fact_rate": None if self.key_facts is None else self.key_facts.to_dict(),
+            "mean_tokens": self.mean_tokens,
+            "finished": self.finished,
+            "thought_tokens": self.thought_tokens,
+            "correctness_verdict": self.correctness.name,
+            "correctness_sentence": self.correctness.sentence,
+            "degeneration": self.degeneration.to_dict(),
+            "next_steps": self.next_steps(),
+            "baseline_name": self.baseline_name,
+            "aligned_name": self.aligned_name,
+            "cost": self.cost,
+            "settings": self.settings,
+        }
+
+    def sentences(self) -> list[str]:
+        """The result in plain sentences, the verdict first. Degeneration and next steps are told apart from it."""
+        lines = [self.verdict.sentence]
+        n = self.win_rate.n
+        if self.unjudged > _UNJUDGED_BAR * n:
+            lines.append(
+                f"Take this with care: {self.unjudged} of {n} rows have no verdict that could be read and count as "
+                "ties; --ask_again asks for them once more, or give another judge."
+                + (" This says nothing about the models." if self.unjudged == n else "")
+            )
+        elif self.unjudged:
+            lines.append(f"{self.unjudged} of {n} rows have no verdict that could be read and count as ties.")
+        if self.judge_only_ties:
+            lines.append(
+                f"Suspicious: {self.judge} called every comparison of two different answers a tie. This says nothing "
+                "about the models until the judge has been checked."
+            )
+        if self.length_controlled is not None:
+            lines.append(self.length_controlled.sentence())
+        if self.rewards is not None:
+            lines.append(_rewards_sentence(self.rewards, self.baseline_called))
+        if self.key_facts is not None:
+            lines.append(self.correctness.sentence)
+        bias = self.position_bias
+        if bias is not None and bias.disagreed:
+            lines.append(
+                f"The judge contradicted itself on {bias.disagreed} of {bias.asked} rows when the answers were swapped "
+                f"(it took the first place on {bias.first_preferred} of them, the second on "
+                f"{bias.disagreed - bias.first_preferred}); these count as ties."
+            )
+        called = {"base": self.baseline_called, "aligned": "the aligned model"}
+        thinking = [f"{called[side]} {tokens:,.0f}" for side, tokens in self.thought_tokens.items() if tokens]
+        if thinking:
+            lines.append(
+                f"Thoughts before the answers ({', '.join(thinking)} tokens on average) are kept beside them; judge, "
+                "lengths and all other figures see the answers alone (--judge_thoughts includes them)."
+            )
+        lines.extend(
+            f"Only {self.finished[side]:.0%} of {called}'s answers ended by themselves; the others were cut at "
+            "max_new_tokens. Raise it, or look whether the model repeats itself."
+            for side, called in (("base", self.baseline_called), ("aligned", "the aligned model"))
+            if self.finished[side] < 0.9
+        )
+        return lines
+
+    def next_steps(self) -> list[str]:
+        """What to do now."""
+        bias = self.position_bias
+        return next_steps(
+            self.win_rate,
+            worse=self.degeneration.worse,
+            length_controlled=self.length_controlled,
+            contradicted=None if bias is None else bias.disagreed / bias.asked,
+            unread=self.unjudged / self.win_rate.n,
+            judge_only_ties=self.judge_only_ties,
+            **self.training,
+        )
+
+    def render(self) -> str:
+        """The sentences, one per line."""
+        return "\n".join(self.sentences())
+
+
+def summarise(
+    answered: Sequence[AnsweredRow],
+    judged: Sequence[JudgedRow],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    judge: Judge,
+    settings: Mapping[str, Any] | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+    names: tuple[str, str] = ("base", "aligned"),
+    cost: dict[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> Summary:
+    """Count outcomes, categories, right answers, lengths, what looks degenerate. Rows of one prompt are one cluster.
+
+    Right answers are measured when the judge can tell (`is_right`), or when every row has a `key_fact`.
+
+    Args:
+        seed: of the intervals that are resampled.
+        names: of baseline and aligned model, for people.
+        cost: what endpoints cost in this run.
+        training: `method`, `beta`, `learning_rate`, `epochs` and `kl_coef` of the aligned model's run, for the next
+            steps.
+    """
+    clusters = [digest(answer.prompt) for answer in answered]
+    outcomes = [OUTCOME_VALUE[j.outcome] for j in judged]
+    rate = win_rate(outcomes, clusters, confidence=confidence)
+    rates = _right_answers(answered, rows, judge, clusters, confidence)
+    tokens = {
+        "base": mean_interval([float(answer.base_tokens) for answer in answered]).mean,
+        "aligned": mean_interval([float(answer.aligned_tokens) for answer in answered]).mean,
+    }
+    return Summary(
+        win_rate=rate,
+        verdict=verdict(rate),
+        key_facts=rates,
+        correctness=correctness_verdict(
+            rates, base_tokens=tokens["base"], aligned_tokens=tokens["aligned"], baseline=baseline_called(names[0])
+        ),
+        mean_tokens=tokens,
+        finished={
+            "base": share([float(answer.base_finished) for answer in answered]).mean,
+            "aligned": share([float(answer.aligned_finished) for answer in answered]).mean,
+        },
+        thought_tokens={
+            "base": mean_interval([float(answer.base_thought_tokens) for answer in answered]).mean,
+            "aligned": mean_interval([float(answer.aligned_thought_tokens) for answer in answered]).mean,
+        },
+        judge=judge_name(judge),
+        position_bias=_position_bias(judged),
+        length_controlled=_at_equal_length(answered, outcomes, clusters, confidence, seed),
+        degeneration=_degeneration(answered, confidence, baseline_called(names[0])),
+        categories=_by_category(answered, outcomes, clusters, confidence),
+        judge_only_ties=_only_ties(answered, judged),
+        unjudged=sum(j.unjudged for j in judged),
+        rewards=_rewards(answered, rows, judge, clusters, confidence),
+        settings=dict(settings or {}),
+        baseline_name=names[0],
+        aligned_name=names[1],
+        cost=cost,
+        training=training or {},
+    )
+
+
+def _only_ties(answered: Sequence[AnsweredRow], judged: Sequence[JudgedRow]) -> bool:
+    """Of at least `_SUSPICIOUS` rows whose answers differ, each was judged a tie whenever it was asked."""
+    different = [j for answer, j in zip(answered, judged, strict=True) if answer.base != answer.aligned]
+    said = {verdict for j in different for verdict in (j.base_first, j.aligned_first)} - {None}
+    return len(different) >= _SUSPICIOUS and said == {"tie"}
+
+
+def _position_bias(judged: Sequence[JudgedRow]) -> PositionBias | None:
+    asked = [j for j in judged if j.base_first is not None and j.aligned_first is not None]
+    if not asked:
+        return None
+    same = [j for j in asked if j.base_first == j.aligned_first and j.base_first != "tie"]
+    return PositionBias(len(asked), len(same), sum(j.base_first == "a" for j in same))
+
+
+def _right_answers(
+    answered: Sequence[AnsweredRow],
+    rows: Sequence[Mapping[str, Any]],
+    judge: Judge,
+    clusters: Sequence[str],
+    confidence: float,
+) -> KeyFactRates | None:
+    is_right = getattr(judge, "is_right", None)
+    if is_right is None and not all(row.get("key_fact") for row in rows):
+        return None
+    is_right = is_right or is_correct
+    return compare_key_facts(
+        [is_right(answer.base, row) for answer, row in zip(answered, rows, strict=True)],
+        [is_right(answer.aligned, row) for answer, row in zip(answered, rows, strict=True)],
+        clusters,
+        confidence=confidence,
+    )
+
+
+def _at_equal_length(
+    answered: Sequence[AnsweredRow],
+    outcomes: Sequence[float],
+    clusters: Sequence[str],
+    confidence: float,
+    seed: int,
+) -> LengthControlled | None:
+    """By letters, as AlpacaEval counts: tokens of two tokenizers are no common measure."""
+    differences = [float(len(answer.aligned) - len(answer.base)) for answer in answered]
+    if len(set(clusters)) < 2 or not any(differences):
+        return None
+    return length_controlled(outcomes, differences, clusters, confidence=confidence, seed=seed)
+
+
+def baseline_called(name: str) -> str:
+    """How sentences name a baseline."""
+    return _CALLED.get(name, "the baseline")
+
+
+def _degeneration(answered: Sequence[AnsweredRow], confidence: float, baseline: str) -> Degeneration:
+    return compare(
+        [answer.id for answer in answered],
+        [answer.prompt for answer in answered],
+        [answer.base for answer in answered],
+        [answer.aligned for answer in answered],
+        base_finished=[answer.base_finished for answer in answered],
+        aligned_finished=[answer.aligned_finished for answer in answered],
+        base_tokens=[answer.base_tokens for answer in answered],
+        aligned_tokens=[answer.aligned_tokens for answer in answered],
+        confidence=confidence,
+        baseline=baseline,
+    )
+
+
+def _by_category(
+    answered: Sequence[AnsweredRow], outcomes: Sequence[float], clusters: Sequence[str], confidence: float
+) -> dict[str, WinRate]:
+    found: dict[str, list[int]] = {}
+    for number, answer in enumerate(answered):
+        if answer.category is not None:
+            found.setdefault(answer.category, []).append(number)
+    return {
+        name: win_rate([outcomes[n] for n in numbers], [clusters[n] for n in numbers], confidence=confidence)
+        for name, numbers in found.items()
+    }
+
+
+def _rewards(
+    answered: Sequence[AnsweredRow],
+    rows: Sequence[Mapping[str, Any]],
+    judge: Judge,
+    clusters: Sequence[str],
+    confidence: float,
+) -> Rewards | None:
+    """Over the rows where both answers have a score."""
+    if not isinstance(judge, ScoreJudge):
+        return None
+    items = [
+        (answer.prompt, text, row)
+        for answer, row in zip(answered, rows, strict=True)
+        for text in (answer.base, answer.aligned)
+    ]
+    scores = judge.score_all(items)
+    rated = [
+        (base, aligned, cluster)
+        for base, aligned, cluster in zip(scores[::2], scores[1::2], clusters, strict=True)
+        if base is not None and aligned is not None
+    ]
+    if not rated:
+        return None
+    names = [cluster for _, _, cluster in rated]
+
+    def mean(values: Sequence[float]) -> MeanInterval:
+        return mean_interval(values, names, confidence=confidence)
+
+    return Rewards(
+        base=mean([base for base, _, _ in rated]),
+        aligned=mean([aligned for _, aligned, _ in rated]),
+        difference=mean([aligned - base for base, aligned, _ in rated]),
+    )
+
+
+def _finite(interval: MeanInterval) -> dict[str, float | None]:
+    """JSON knows no infinity, which is how far the interval of a single prompt reaches."""
+    return {name: value if math.isfinite(value) else None for name, value in interval._asdict().items()}
+
+
+def _rewards_sentence(rewards: Rewards, baseline: str) -> str:
+    def told(found: MeanInterval, form: str = "{:.2f}") -> str:
+        return f"{form.format(found.mean)} ({form.format(found.low)} to {form.format(found.high)})"
+
+    return (
+        f"Mean reward: {told(rewards.aligned)} for the aligned model, {told(rewards.base)} for {baseline}; the "
+        f"difference is {told(rewards.difference, '{:+.2f}')}."
+    )

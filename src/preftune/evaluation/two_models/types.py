@@ -1,0 +1,103 @@
+"""The rows of a comparison of two models: the answers to a prompt, and the verdict on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from preftune.generation.thoughts import Spoken
+from preftune.judges.protocol import Judgement
+from preftune.types import Text
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredRow:
+    """One row with both answers, as a line of `generations.jsonl`."""
+
+    id: str
+    prompt: Text
+    base: str
+    aligned: str
+    base_tokens: int
+    aligned_tokens: int
+    base_finished: bool
+    aligned_finished: bool
+    key: str = ""
+    """Content address of prompt and settings: an answer is reused only under the same key."""
+    category: str | None = None
+    base_thought: str = ""
+    """What a thinking model wrote before its answer; judges, matchers and lengths do not see it."""
+    aligned_thought: str = ""
+    base_thought_tokens: int = 0
+    aligned_thought_tokens: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        record: dict[str, Any] = {
+            "id": self.id,
+            "prompt": self.prompt,
+            "base": self.base,
+            "aligned": self.aligned,
+            "tokens": {"base": self.base_tokens, "aligned": self.aligned_tokens},
+            "finished": {"base": self.base_finished, "aligned": self.aligned_finished},
+            "key": self.key,
+            "category": self.category,
+        }
+        if self.base_thought or self.aligned_thought:
+            record["thought"] = {"base": self.base_thought, "aligned": self.aligned_thought}
+            record["thought_tokens"] = {"base": self.base_thought_tokens, "aligned": self.aligned_thought_tokens}
+        return record
+
+    def with_thoughts(self) -> AnsweredRow:
+        """The row as a judge of thoughts sees it: each answer with its thought before it."""
+        return replace(
+            self,
+            base=Spoken(self.base, self.base_thought).whole,
+            aligned=Spoken(self.aligned, self.aligned_thought).whole,
+            base_tokens=self.base_tokens + self.base_thought_tokens,
+            aligned_tokens=self.aligned_tokens + self.aligned_thought_tokens,
+            base_thought="",
+            aligned_thought="",
+            base_thought_tokens=0,
+            aligned_thought_tokens=0,
+        )
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> AnsweredRow:
+        return cls(
+            id=record["id"],
+            prompt=record["prompt"],
+            base=record["base"],
+            aligned=record["aligned"],
+            base_tokens=record["tokens"]["base"],
+            aligned_tokens=record["tokens"]["aligned"],
+            base_finished=record["finished"]["base"],
+            aligned_finished=record["finished"]["aligned"],
+            key=record.get("key", ""),
+            category=record.get("category"),
+            base_thought=record.get("thought", {}).get("base", ""),
+            aligned_thought=record.get("thought", {}).get("aligned", ""),
+            base_thought_tokens=record.get("thought_tokens", {}).get("base", 0),
+            aligned_thought_tokens=record.get("thought_tokens", {}).get("aligned", 0),
+        )
+
+
+Outcome: TypeAlias = Literal["win", "tie", "loss"]
+"""Of the aligned model."""
+
+
+class JudgedRow(NamedTuple):
+    """The outcome of one row for the aligned model, and the raw judgements that led to it."""
+
+    id: str
+    outcome: Outcome
+    base_first: Judgement | None
+    """Base as answer a, aligned as answer b; None when no verdict could be read."""
+    aligned_first: Judgement | None
+    """Aligned as answer a; None when the judge is symmetric and was asked once, or no verdict could be read."""
+    key: str = ""
+    unjudged: bool = False
+    """A verdict could not be read; the row counts as a tie."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return self._asdict()

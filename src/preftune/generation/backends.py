@@ -1,0 +1,268 @@
+"""Who answers for the two sides of an evaluation: a model here, a model at an address, or the dataset's own answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from preftune.errors import RequestError
+from preftune.generation.endpoint.budget import Estimate, guess_tokens
+from preftune.generation.endpoint.parallel import in_parallel
+from preftune.generation.finite_check import check_logits
+from preftune.generation.protocol import Answer, Kept, Side, Take, row_id
+from preftune.generation.settings import SamplingSettings, ask_endpoint, generate_options, letters_of, resolved
+from preftune.generation.thoughts import Spoken, share_of_tokens
+from preftune.types import Text
+
+if TYPE_CHECKING:
+    from preftune.generation.endpoint.client import Endpoint
+    from preftune.generation.endpoint.replies import Reply
+    from preftune.generation.lazy_model import ModelSource
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+class Answerer(Protocol):
+    """One side."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """What is asked, so that the answers of another one are never taken for its own; no path, which may change."""
+
+    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take) -> None:
+        """Hands over the answer to every prompt as it comes."""
+
+    def release(self) -> None:
+        """The other side is about to answer: lets go of memory that it may need."""
+
+
+class TwoSides:
+    """Both sides as the `Generator` that `answer_rows` asks."""
+
+    def __init__(self, base: Answerer, aligned: Answerer) -> None:
+        self.sides: dict[Side, Answerer] = {"base": base, "aligned": aligned}
+
+    def __call__(self, side: Side, prompts: Sequence[Text], rows: Rows) -> list[Answer]:
+        answers: dict[int, Answer] = {}
+        self.stream(side, prompts, rows, answers.__setitem__)
+        return [answers[number] for number in range(len(prompts))]
+
+    def stream(self, side: Side, prompts: Sequence[Text], rows: Rows, take: Take) -> None:
+        """Every answer as soon as it is there."""
+        other: Side = "aligned" if side == "base" else "base"
+        self.sides[other].release()
+        self.sides[side].answer(prompts, rows, take)
+
+    def settings(self) -> dict[str, Any]:
+        """Who answers; with how it is sampled this decides which answers may be used again."""
+        return {side: dict(answerer.identity()) for side, answerer in self.sides.items()}
+
+
+def settings_of(row: Mapping[str, Any], settings: SamplingSettings) -> SamplingSettings:
+    """What a row says about sampling stands over the settings of all."""
+    own = row.get("sampling") or {}
+    unknown = sorted(set(own) - set(asdict(settings)))
+    if unknown:
+        raise RequestError(f"A row's 'sampling' has {unknown[0]!r}. It takes {', '.join(asdict(settings))}.")
+    return replace(settings, **own) if own else settings
+
+
+def seed_of(seed: int, prompt: Text, row: Mapping[str, Any]) -> int:
+    """63 bits that follow from the run's seed, the prompt and the row's id, and so are the same in every run."""
+    text = json.dumps([seed, prompt, str(row.get("id"))], sort_keys=True, ensure_ascii=False, default=str)
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def template_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the chat template is told for a row: `chat_template_kwargs`, and `tools`."""
+    tools = {"tools": row["tools"]} if row.get("tools") else {}
+    return {**(row.get("chat_template_kwargs") or {}), **tools}
+
+
+class _Part(NamedTuple):
+    """Prompts that are answered together."""
+
+    settings: SamplingSettings
+    numbers: list[int]
+
+
+def batches(prompts: Sequence[Text], rows: Rows, settings: SamplingSettings, size: int) -> Iterator[_Part]:
+    """Prompts with one way of sampling in batches of like length, the longest first, so that a lack of memory shows at
+    once."""
+    groups: dict[SamplingSettings, list[int]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(settings_of(row, settings), []).append(number)
+    for own, numbers in groups.items():
+        numbers.sort(key=lambda number: -letters_of(prompts[number]))
+        for start in range(0, len(numbers), size):
+            yield _Part(own, numbers[start : start + size])
+
+
+class ModelAnswerer:
+    """A model of transformers, or the base of an adapter, which is the same loaded model."""
+
+    def __init__(
+        self,
+        source: ModelSource,
+        settings: SamplingSettings,
+        *,
+        base: ModelSource | None = None,
+        tokenizer: Callable[[], Any] | None = None,
+        batch_size: int = 16,
+        seed: int = 0,
+        shared: bool = False,
+    ) -> None:
+        """
+        Args:
+            base: the base of the adapter `source`, when this side answers with the adapter off.
+            tokenizer: default: the own one of who answers.
+            shared: the other side uses the same source, so it stays loaded when that one answers.
+        """
+        if batch_size < 1:
+            raise RequestError(f"--batch_size {batch_size}: give at least 1.")
+        self._own = base or source
+        self.name = self._own.name
+        self.source, self.adapter_off = source, base is not None
+        self.tokenizer = tokenizer or (lambda: self._own.tokenizer)
+        self._settings, self._batch_size, self._seed, self._shared = settings, batch_size, seed, shared
+
+    def identity(self) -> Mapping[str, Any]:
+        from preftune.generation.generate import end_ids
+
+        # with its adapter off, a model still follows the generation config that the adapter brought
+        used, own = self.source.generation_config, self._own.generation_config
+        generation = resolved(self._settings, SimpleNamespace(generation_config=used), self.tokenizer())
+        shaping = {name: value for name, value in generation.items() if not name.endswith("_id") and name[0] != "_"}
+        ends = end_ids(used, self.tokenizer())
+        if set(ends) != set(end_ids(own, self.tokenizer())):
+            shaping["ends"] = sorted(ends)
+        return {"identity": self._own.identity, "generation": shaping}
+
+    def release(self) -> None:
+        if not self._shared:
+            self.close()
+
+    def close(self) -> None:
+        """Lets go of the weights, whoever else uses them."""
+        self.source.release()
+
+    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take) -> None:
+        from preftune.generation.generate import baseline, generate
+
+        model, tokenizer = self.source.model, self.tokenizer()
+        shortest = self._check_lengths(prompts, rows)
+        with baseline(model) if self.adapter_off else nullcontext():
+            check_logits(model, shortest)
+            for settings, numbers in batches(prompts, rows, self._settings, self._batch_size):
+                sampled = settings.temperature > 0
+                answers = generate(
+                    model,
+                    tokenizer,
+                    [prompts[n] for n in numbers],
+                    batch_size=len(numbers),
+                    seeds=[seed_of(self._seed, prompts[n], rows[n]) for n in numbers] if sampled else None,
+                    chat_template_kwargs=[template_of(rows[n]) for n in numbers],
+                    **generate_options(settings, model),
+                )
+                for number, answer in zip(numbers, answers, strict=True):
+                    take(number, answer)
+
+    def _check_lengths(self, prompts: Sequence[Text], rows: Rows) -> Sequence[int]:
+        """Told before any work, and by the row's own name: a batch knows its places only. Returns the shortest."""
+        from preftune.generation.encode_prompts import check_lengths, encode_prompts
+
+        seen: list[Sequence[int]] = []
+        for settings, numbers in batches(prompts, rows, self._settings, len(prompts)):
+            token_ids = encode_prompts(
+                self.tokenizer(), [prompts[n] for n in numbers], [template_of(rows[n]) for n in numbers]
+            )
+            names = [row_id(rows[n], n) for n in numbers]
+            check_lengths(self.source.model, token_ids, settings.max_new_tokens, names=names)
+            seen.append(min(token_ids, key=len))
+        return min(seen, key=len)
+
+
+class EndpointAnswerer:
+    """A model at an OpenAI-compatible address, several calls at once."""
+
+    def __init__(self, endpoint: Endpoint, settings: SamplingSettings, *, seed: int = 0) -> None:
+        self.endpoint, self._settings, self._seed = endpoint, settings, seed
+        self.name = str(endpoint.name)
+
+    def identity(self) -> Mapping[str, Any]:
+        return {"model": self.name}
+
+    def release(self) -> None:
+        pass
+
+    def estimate(self, prompts: Sequence[Text], rows: Rows) -> Estimate:
+        """What these answers will cost at most. Raises: RequestError when that is more than a cap."""
+        return self.endpoint.budget.estimate(
+            calls=len(prompts),
+            tokens_in=sum(guess_tokens(letters_of(prompt)) for prompt in prompts),
+            tokens_out=sum(settings_of(row, self._settings).max_new_tokens for row in rows),
+        )
+
+    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take) -> None:
+        for number, row in enumerate(rows):
+            if row.get("tools"):
+                raise RequestError(
+                    f"Prompt {row.get('id', number)} has tools, whose calls an endpoint answers in a form that is no "
+                    "text. Use a model of transformers, or leave the column out with --columns tools=."
+                )
+
+        def ask(number: int) -> Reply:
+            row, prompt = rows[number], prompts[number]
+            return ask_endpoint(
+                self.endpoint,
+                prompt,
+                settings_of(row, self._settings),
+                seed=seed_of(self._seed, prompt, row),
+                template=row.get("chat_template_kwargs"),
+                about=f"for prompt {str(row.get('id', number))!r}",
+            )
+
+        workers = self.endpoint.conduct.concurrency
+        in_parallel(ask, range(len(prompts)), workers=workers, take=lambda n, reply: take(n, _answer_of(reply)))
+
+
+def _answer_of(reply: Reply) -> Kept:
+    """A reply with its thought apart; of its tokens the answer's, by the server's count or by the share of letters."""
+    if not reply.thought:
+        return Kept.of(reply)
+    guess = reply.tokens - share_of_tokens(Spoken(reply.text, reply.thought), reply.thought + reply.text, reply.tokens)
+    thought_tokens = min(reply.tokens, reply.thought_tokens or guess)
+    return Kept(reply.text, reply.tokens - thought_tokens, reply.finished, reply.thought, thought_tokens)
+
+
+class GivenAnswers:
+    """The answers that the rows carry in `given`: the chosen ones of held-out pairs."""
+
+    name = "dataset"
+
+    def __init__(self, count_tokens: Callable[[str], int] = lambda text: guess_tokens(len(text))) -> None:
+        """
+        Args:
+            count_tokens: of an answer; the default is a guess from its letters.
+        """
+        self._count_tokens = count_tokens
+
+    def identity(self) -> Mapping[str, Any]:
+        return {"model": self.name}
+
+    def release(self) -> None:
+        pass
+
+    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take) -> None:
+        for number, row in enumerate(rows):
+            text = str(row["given"])
+            take(number, Kept.of(Kept(text, self._count_tokens(text), finished=True)))

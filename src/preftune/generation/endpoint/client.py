@@ -1,0 +1,360 @@
+"""Chat models behind an OpenAI-compatible address, through the official client, which brings retries and backoff.
+
+The client repeats a call after a timeout, a lost connection, 408, 409, 429 and 5xx, with growing and jittered pauses or
+the pause that the server asks for (`Retry-After`, up to two minutes). The key is read from the environment, is in no
+message and is never written.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from preftune.errors import EndpointError, PreftuneError, RequestError
+from preftune.generation.endpoint.budget import Budget, guess_tokens
+from preftune.generation.endpoint.replies import Reply, ReplyGuard, read_reply
+from preftune.log import printable, warn
+from preftune.secret_values import hidden, without_starred
+from preftune.types import Message
+
+PREFIX = "openai:"
+KEY_VARIABLE = "OPENAI_API_KEY"
+_OPENAI = "https://api.openai.com/v1"
+_CHECK_S = 10.0
+_LONGEST = 300
+"""Letters of a server's own message that are shown."""
+
+
+class EndpointName(NamedTuple):
+    """Which model at which address."""
+
+    model: str
+    base_url: str
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.model}@{self.base_url}"
+
+    @classmethod
+    def parse(cls, spec: str) -> EndpointName:
+        """Reads `openai:MODEL@BASE_URL`; without `@BASE_URL` it is `OPENAI_BASE_URL`, or OpenAI's own.
+
+        Raises: RequestError for another form, or an address with a password or a query, which would be written down.
+        """
+        rest = spec.removeprefix(PREFIX)
+        at = min((found for found in (rest.find("@http://"), rest.find("@https://")) if found >= 0), default=-1)
+        model, url = (rest[:at], rest[at + 1 :]) if at >= 0 else (rest, "")
+        url = (url or os.environ.get("OPENAI_BASE_URL") or _OPENAI).rstrip("/")
+        parts = urlsplit(url)
+        if not spec.startswith(PREFIX) or not model or "@" in rest[:at] or ("@" in rest and at < 0):
+            raise RequestError(
+                f"{spec!r} names no endpoint. Write openai:MODEL@BASE_URL, such as openai:my-model@http://localhost:8000/v1."
+            )
+        if parts.username or parts.password or parts.query or not parts.hostname:
+            raise RequestError(
+                f"The address of openai:{model} must be a plain one, without user, password or query: it is written "
+                "beside the results. Write http://HOST:PORT/v1 and give the key with --api_key_env VARIABLE."
+            )
+        return cls(model, url)
+
+
+@dataclass(frozen=True, slots=True)
+class Conduct:
+    """How an endpoint is treated."""
+
+    timeout: float = 120.0
+    """Seconds for one attempt, its whole reply included."""
+    retries: int = 5
+    """Attempts after the first."""
+    concurrency: int = 8
+    """Calls under way at once."""
+    max_reply_bytes: int = 8_000_000
+    """Longest reply that is read."""
+    api_key_env: str | None = None
+    """The environment variable with the key; None takes OPENAI_API_KEY if it is set."""
+
+    def __post_init__(self) -> None:
+        if self.max_reply_bytes < 1:
+            raise RequestError(f"--max_reply_mb {self.max_reply_bytes / 1e6:g} must be above 0.")
+        if not self.timeout > 0 or self.retries < 0 or self.concurrency < 1:
+            raise RequestError(
+                f"--timeout {self.timeout:g} must be above 0, --retries {self.retries} at least 0 and --concurrency "
+                f"{self.concurrency} at least 1."
+            )
+
+
+_ODD_RETRIES, _ODD_PAUSE_S, _ODD_LETTERS = 2, 0.5, 120
+_SYSTEM = "system"
+_NO_SYSTEM = re.compile(
+    r"system (?:role|message|prompt)|roles must alternate|only (?:support )?user and assistant roles", re.IGNORECASE
+)
+"""What chat templates without a system turn say when they get one."""
+_SPARE = ("max_tokens", "response_format", "seed")
+"""Fields that a server may refuse and be asked without."""
+
+_TOLD = {
+    "seed": "knows no seed: its answers cannot be had again with the same seed.",
+    "temperature": "takes no temperature: it answers with its own, and may say something else when it is asked again.",
+}
+"""What it means to be without a field, where it means something."""
+
+
+class Endpoint:
+    """One chat model at one address. Safe to share between threads."""
+
+    def __init__(self, name: EndpointName, *, conduct: Conduct | None = None, budget: Budget | None = None) -> None:
+        """Raises: RequestError when the package openai is missing, or the key's variable is named and not set."""
+        self.name = name
+        self.conduct = conduct or Conduct()
+        self.budget = budget or Budget()
+        self._key = _key(self.conduct.api_key_env)
+        self._refused: set[str] = set()
+        self._is_chat = False
+        """Whether it has sent a chat completion."""
+        self._lock = threading.Lock()
+        self._guard = ReplyGuard(str(name), seconds=self.conduct.timeout, most_bytes=self.conduct.max_reply_bytes)
+        if find_spec("openai") is None:
+            raise RequestError(f"{name} needs the package openai. Install it with: pip install 'preftune[endpoint]'")
+        import openai
+
+        self._client: Any = openai.OpenAI(
+            base_url=name.base_url,
+            api_key=self._key or "no-key",  # servers of one's own ask for none, and the client insists on one
+            timeout=self.conduct.timeout,
+            max_retries=self.conduct.retries,
+            http_client=openai.DefaultHttpxClient(
+                event_hooks={"request": [self._guard.sent], "response": [self._guard.answered]}
+            ),
+        )
+
+    def __enter__(self) -> Endpoint:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._client.close()
+
+    def check(self) -> None:
+        """One quick look at the list of models, so that a wrong address is told at once and not after five retries.
+
+        What a server does not offer there is no fault: some list nothing, some know more names than they list.
+
+        Raises: RequestError for an address that cannot be reached, or a key that is refused.
+        """
+        import openai
+
+        try:
+            self._client.with_options(max_retries=0, timeout=min(_CHECK_S, self.conduct.timeout)).models.list()
+        except openai.APITimeoutError:
+            pass
+        except (openai.APIConnectionError, openai.AuthenticationError) as error:
+            raise self._told(error) from None
+        except openai.APIError:
+            pass
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        as_json: bool = False,
+        extra: Mapping[str, Any] | None = None,
+        about: str = "",
+        spare: Sequence[str] = (),
+    ) -> Reply:
+        """Asks once and waits for the answer.
+
+        Args:
+            max_tokens: longest answer.
+            temperature, top_p, seed: None leaves the server's own. Not every server knows `seed`; one that refuses it
+                is asked without, and this is said once.
+            as_json: asks for a JSON object; a server that refuses that is asked without.
+            extra: fields of the request that only some servers know, such as `top_k` or `chat_template_kwargs`.
+            about: what is asked, for the message when just this request is refused.
+            spare: more fields that a server which refuses them is asked without, and it is said once.
+        Raises: RequestError, EndpointError; see `_told`. EndpointError when a cap of the budget is reached.
+        """
+        wanted: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+        request = {name: value for name, value in wanted.items() if value is not None}
+        if as_json:
+            request["response_format"] = {"type": "json_object"}
+        asked = guess_tokens(sum(len(str(message.get("content") or "")) for message in messages))
+        ticket = self.budget.begin(tokens_in=asked, tokens_out=max_tokens)
+        self._guard.open = 0
+        try:
+            reply = self._reply(list(messages), request, dict(extra or {}), about, spare)
+        except BaseException as error:
+            self.budget.forget(ticket)
+            if not isinstance(error, RequestError):  # the server was not reached, or refused access
+                self.budget.lost(self._guard.open, tokens_in=asked, tokens_out=max_tokens)
+            raise
+        self.budget.lost(self._guard.open, tokens_in=asked, tokens_out=max_tokens)
+        self.budget.end(ticket, tokens_in=reply.prompt_tokens, tokens_out=reply.tokens)
+        return reply
+
+    def _reply(
+        self, messages: list[Message], request: dict[str, Any], extra: dict[str, Any], about: str, spare: Sequence[str]
+    ) -> Reply:
+        """The answer, asked for again where a reply is no chat completion.
+
+        Raises: EndpointError when it stays so; RequestError where no reply was one yet.
+        """
+        asked = guess_tokens(sum(len(str(message.get("content") or "")) for message in messages))
+        attempts = 1 + min(self.conduct.retries, _ODD_RETRIES)
+        for attempt in range(attempts):
+            if attempt:
+                time.sleep(_ODD_PAUSE_S * attempt)
+            try:
+                reply = read_reply(self._ask(messages, request, extra, about, spare), asked)
+            except PreftuneError:
+                raise
+            except (ValueError, RecursionError, TypeError, AttributeError) as error:  # the client's JSON reader too
+                self._guard.open += 1  # it may be billed
+                odd = printable(" ".join(str(error).split()))[:_ODD_LETTERS] or type(error).__name__
+            else:
+                self._is_chat = True
+                return reply
+        if self._is_chat:
+            raise EndpointError(
+                f"{self.name} sent {attempts} replies to one question that are no chat completions ({odd}). Check the "
+                "server's log, and run again: what was answered is kept."
+            )
+        raise RequestError(
+            f"{self.name} answered, but not as a chat model does. Is the address complete? It usually ends in /v1. "
+            f"(What is wrong with the reply: {odd}.)"
+        )
+
+    def _ask(
+        self, messages: list[Message], request: dict[str, Any], extra: dict[str, Any], about: str, spare: Sequence[str]
+    ) -> Any:
+        import openai
+
+        while True:
+            refused = self._refused & {*_SPARE, *spare}
+            sent = {name: value for name, value in request.items() if name not in refused}
+            asked = without_system(messages) if _SYSTEM in self._refused else messages
+            if "max_tokens" in refused:  # OpenAI's newer models know it under another name only
+                sent["max_completion_tokens"] = request["max_tokens"]
+            try:
+                return self._client.chat.completions.create(
+                    model=self.name.model, messages=asked, extra_body=extra or None, **sent
+                )
+            except (openai.BadRequestError, openai.UnprocessableEntityError, openai.InternalServerError) as error:
+                if self._takes_no_system(error, asked):
+                    continue
+                if isinstance(error, openai.InternalServerError):
+                    raise self._told(error) from None
+                if not self._do_without(error, [name for name in (*_SPARE, *spare) if name in sent]):
+                    raise self._told(error, about) from None
+            except openai.OpenAIError as error:
+                raise self._told(error) from None
+
+    def _takes_no_system(self, error: Any, asked: Sequence[Message]) -> bool:
+        """Whether the chat template behind the address refused the system turn, which then joins the user's."""
+        if not asked or asked[0].get("role") != "system" or len(asked) < 2 or not _NO_SYSTEM.search(str(error)):
+            return False
+        with self._lock:
+            self._refused.add(_SYSTEM)
+        return True
+
+    def _do_without(self, error: Any, spare: Sequence[str]) -> bool:
+        """Whether the server refused a field that it can be asked without; it is left out from now on."""
+        message = f"{getattr(error, 'param', '')} {error}"
+        for field in spare:
+            if field in message:
+                with self._lock:
+                    first = field not in self._refused
+                    self._refused.add(field)
+                if first and field in _TOLD:
+                    warn(f"{self.name} {_TOLD[field]}")
+                return True
+        return False
+
+    def _told(self, error: Any, about: str = "") -> PreftuneError:
+        """The client's error as one paragraph with what mends it, without the key."""
+        import openai
+
+        where, conduct = str(self.name), self.conduct
+        said = self._said(error)
+        if isinstance(error, openai.APITimeoutError):
+            return EndpointError(
+                f"{where} gave no answer within {conduct.timeout:g} s, {conduct.retries + 1} times over. Raise "
+                "--timeout, or lower --concurrency. Such calls may be billed: the budget counts each at its most."
+            )
+        if isinstance(error, openai.APIConnectionError):
+            return RequestError(
+                f"{where} cannot be reached ({self._said(error.__cause__ or error)}). Check the address, and that the "
+                "server is running."
+            )
+        status = getattr(error, "status_code", None)
+        if status in (401, 403):
+            variable = conduct.api_key_env or KEY_VARIABLE
+            cure = "Check the key in" if self._key else "Set the key in the environment variable"
+            return RequestError(f"{where} refuses access ({status}: {said}). {cure} {variable}.")
+        if status == 404:
+            return RequestError(f"{where} knows no such model or address (404: {said}). {self._near_models()}")
+        if status == 429:
+            return EndpointError(
+                f"{where} still refuses for too many calls after {conduct.retries} retries (429: {said}). Lower "
+                "--concurrency, or wait; if it speaks of a quota, the account is used up. What was answered is kept."
+            )
+        if status is not None and status < 500:
+            what = f"{about} " if about else ""
+            return RequestError(
+                f"{where} does not take the request {what}({status}: {said}). Change what it names; what was answered "
+                "is kept."
+            )
+        return EndpointError(
+            f"{where} failed {conduct.retries + 1} times over ({status or type(error).__name__}: {said}). Look at the "
+            "server's log, and run again: what was answered is kept."
+        )
+
+    def _said(self, error: Any) -> str:
+        body = getattr(error, "body", None)
+        text = str(body["message"]) if isinstance(body, dict) and body.get("message") else str(error)
+        text = " ".join(printable(text).split()) or type(error).__name__
+        text = without_starred(hidden(text, [self._key] if self._key else []))
+        return text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
+
+    def _near_models(self) -> str:
+        """A sentence that helps with a 404: near names of models, or the usual form of an address."""
+        import openai
+
+        try:
+            listed = self._client.with_options(max_retries=0, timeout=_CHECK_S).models.list()
+            names = sorted(model.id for model in listed.data)
+        except (openai.OpenAIError, AttributeError, TypeError):
+            return "It lists no models either: is the address complete? It usually ends in /v1."
+        near = difflib.get_close_matches(self.name.model, names, n=3, cutoff=0.4)
+        if near:
+            return f"Did you mean {' or '.join(map(repr, near))}?"
+        return f"It has: {', '.join(names[:8]) or 'no models'}."
+
+
+def without_system(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with its system turn's text before the first user turn's."""
+    if len(messages) < 2 or messages[0].get("role") != "system":
+        return list(messages)
+    first: Message = {**messages[1], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+    return [first, *messages[2:]]
+
+
+def _key(variable: str | None) -> str | None:
+    key = (os.environ.get(variable or KEY_VARIABLE) or "").strip()
+    if variable is not None and not key:
+        raise RequestError(f"--api_key_env {variable}: this environment variable is not set. Put the key into it.")
+    if key and not all("!" <= letter <= "~" for letter in key):  # the client's own error would show it
+        raise RequestError(
+            f"The key in {variable or KEY_VARIABLE} holds a blank, a line break or a character outside ASCII, which no "
+            "key has. Put the key alone into the variable."
+        )
+    return key or None

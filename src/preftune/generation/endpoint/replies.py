@@ -1,0 +1,140 @@
+"""What comes back from an endpoint: within a size, a time and its own host, and read with suspicion."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from preftune.errors import EndpointError
+from preftune.generation.endpoint.budget import guess_tokens
+
+_THOUGHT_FIELDS = ("reasoning_content", "reasoning")
+"""Where servers put a thought apart from the answer."""
+_MOST_TOKENS = 10_000_000
+"""A count of tokens above this is not believed."""
+
+
+class Reply(NamedTuple):
+    """One answer."""
+
+    text: str
+    """As it came; a thought is in it only where the server leaves it in the text."""
+    tokens: int
+    """Of the whole reply, as the server counts and bills it; estimated when it does not say, or says the impossible."""
+    finished: bool
+    """The model ended the answer itself."""
+    prompt_tokens: int
+    thought: str = ""
+    """What the server gives apart from the text, as `reasoning_content`, `reasoning` or a part of type `thinking`."""
+    thought_tokens: int = 0
+    """Of those tokens, the thought's, where the server says so."""
+
+
+class OddReplyError(ValueError):
+    """A reply with status 200 that is not a chat completion."""
+
+
+def read_reply(answer: Any, asked: int) -> Reply:
+    """A chat completion as a `Reply`.
+
+    Args:
+        asked: estimated tokens of the question.
+    Raises: OddReplyError, saying what is odd.
+    """
+    choices = getattr(answer, "choices", None)
+    if not isinstance(choices, list) or not choices:
+        error = getattr(answer, "error", None)  # some servers say with status 200 what went wrong
+        said = error.get("message") if isinstance(error, dict) else error
+        raise OddReplyError(f"it has no choices, and says: {str(said)[:200]}" if said else "it has no choices")
+    message = getattr(choices[0], "message", None)
+    if message is None:
+        raise OddReplyError("its first choice has no message")
+    text, thought = _content(getattr(message, "content", None))
+    apart = (getattr(message, name, None) for name in _THOUGHT_FIELDS)
+    thought = next((said for said in apart if isinstance(said, str) and said), thought)
+    usage = getattr(answer, "usage", None)
+    details = getattr(usage, "completion_tokens_details", None)
+    tokens = _count(usage, "completion_tokens")
+    prompt_tokens = _count(usage, "prompt_tokens")
+    return Reply(
+        text=text,
+        tokens=guess_tokens(len(text) + len(thought)) if tokens is None else tokens,
+        finished=getattr(choices[0], "finish_reason", None) == "stop",
+        prompt_tokens=asked if prompt_tokens is None else prompt_tokens,
+        thought=thought,
+        thought_tokens=_count(details, "reasoning_tokens") or 0,
+    )
+
+
+def _content(content: Any) -> tuple[str, str]:
+    """Text and thought of a message's content: a text, or a list of parts as Mistral and others send it."""
+    if content is None or isinstance(content, str):
+        return content or "", ""
+    if not isinstance(content, list):
+        raise OddReplyError(f"its content is of type {type(content).__name__}, not text")
+    texts: dict[bool, list[str]] = {True: [], False: []}
+    for part in content:
+        fields = part if isinstance(part, Mapping) else vars(part) if hasattr(part, "__dict__") else {"text": part}
+        said = fields.get("text") or fields.get("thinking") or ""
+        if isinstance(said, list):
+            said, _ = _content(said)
+        if not isinstance(said, str):
+            raise OddReplyError("its content has a part without text")
+        texts[fields.get("type") in ("thinking", "reasoning")].append(said)
+    return "".join(texts[False]), "".join(texts[True])
+
+
+def _count(holder: Any, name: str) -> int | None:
+    value = getattr(holder, name, None)
+    return value if isinstance(value, int) and 0 <= value <= _MOST_TOKENS else None
+
+
+class ReplyGuard(threading.local):
+    """Hooks of the HTTP client, for one thread's call at a time.
+
+    Counts attempts that got no answer: the client repeats them without a word, and a server that was too slow may have
+    done the work and put it on the bill.
+    """
+
+    open = 0
+    """Attempts of this call without an answer."""
+    started = 0.0
+
+    def __init__(self, where: str, *, seconds: float, most_bytes: int) -> None:
+        self.where, self.seconds, self.most_bytes = where, seconds, most_bytes
+
+    def sent(self, request: Any) -> None:
+        self.open += 1
+        self.started = time.monotonic()
+
+    def answered(self, response: Any) -> None:
+        """Reads the reply while it is within its limits.
+
+        Raises:
+            EndpointError: it is too long, or redirects to another host.
+            ReadTimeout: of the HTTP client, which then repeats the call: the whole reply took too long.
+        """
+        if response.has_redirect_location:
+            asked, there = response.request.url, response.request.url.join(response.headers["location"])
+            if (there.scheme, there.host, there.port) != (asked.scheme, asked.host, asked.port):
+                raise EndpointError(
+                    f"{self.where} redirects to {there.scheme}://{there.host}, and what is sent to one host is not "
+                    "passed on to another. If that is where it lives, name that address."
+                )
+            return
+        content = bytearray()
+        for part in response.iter_bytes():
+            content += part
+            if len(content) > self.most_bytes:
+                raise EndpointError(
+                    f"{self.where} sent a reply of more than {self.most_bytes / 1e6:g} MB. Lower the longest answer, "
+                    "or raise --max_reply_mb."
+                )
+            if time.monotonic() - self.started > self.seconds:
+                client = sys.modules[type(response).__module__.partition(".")[0]]
+                raise client.ReadTimeout("the whole reply took too long", request=response.request)
+        response._content = bytes(content)  # the stream is consumed: what `response.read()` would have kept
+        self.open -= 1

@@ -1,0 +1,198 @@
+"""A model that is named now and loaded when somebody needs it: answers and verdicts that are known need no weights."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from preftune.errors import ModelError
+from preftune.models.locate import Location, locate
+
+_WEIGHTS = (".safetensors", ".bin", ".gguf")
+_SHAPING = ("config.json", "generation_config.json", "adapter_config.json", "chat_template.jinja", "tokenizer.json")
+"""Other files that change an answer."""
+_SHAPING_MORE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.json", "tokenizer.model")
+_VOCABULARIES = ("vocab.json", "merges.txt", "vocab.txt", "added_tokens.json", "spiece.model", "tekken.json")
+
+
+class ModelSource:
+    """A causal language model with its tokenizer, by name: a folder, an adapter (with its base), a GGUF file, a hub id.
+
+    `identity` follows from the contents of the files (of a hub id: from its commit), so it is the same on another
+    machine, and another one as soon as a weight, the chat template or how it is loaded changes.
+    """
+
+    def __init__(self, name: str, *, base_model: str | None = None, **options: Any) -> None:
+        """
+        Args:
+            base_model: used instead of the base that an adapter names.
+            options: of `load_model`: `dtype`, `load_in_4bit`, `trust_remote_code`.
+        Raises: ModelError when there is no such model.
+        """
+        self.name = name
+        self._base_model, self._options = base_model, options
+        self.place = locate(name)
+        self._model: Any = None
+        self._tokenizer: Any = None
+        self._identity: str | None = None
+        self._is_held = False
+
+    @classmethod
+    def held(cls, model: Any, tokenizer: Any, *, name: str) -> ModelSource:
+        """A model that is loaded already."""
+        source = cls.__new__(cls)
+        source.name, source._base_model, source._options = name, None, {}
+        source.place = Location("folder", name)
+        source._model, source._tokenizer = model.eval(), tokenizer
+        generation = getattr(model, "generation_config", None)
+        told = None if generation is None else generation.to_json_string()
+        source._identity = identity_in_memory(model, tokenizer, told)
+        source._is_held = True
+        return source
+
+    @property
+    def is_adapter(self) -> bool:
+        return self.place.kind in ("adapter", "hub-adapter")
+
+    @property
+    def base_name(self) -> str:
+        """The base of an adapter. Raises: ModelError when it names none, or one that is not to be found."""
+        return self.base_place.name
+
+    @property
+    def base_place(self) -> Location:
+        """Where the base of an adapter is. Raises: ModelError when it is not to be found."""
+        from preftune.models.load import locate_base
+
+        return locate_base(self.place, self._base_model)
+
+    @property
+    def identity(self) -> str:
+        if self._identity is None:
+            digest = xxhash.xxh3_128(repr(sorted(self._options.items())).encode())
+            digest.update(contents(self.place))
+            if self.is_adapter:
+                digest.update(contents(self.base_place))
+            self._identity = digest.hexdigest()
+        return self._identity
+
+    @property
+    def model(self) -> Any:
+        """Loaded on first use, in evaluation mode, on the first GPU where there is one."""
+        if self._model is None:
+            import torch
+
+            from preftune.models import load_model
+
+            self._model = load_model(
+                self.name,
+                base_model=self._base_model,
+                device_map={"": 0} if torch.cuda.is_available() else None,
+                **self._options,
+            ).eval()
+        return self._model
+
+    @property
+    def generation_config(self) -> Any:
+        """What the model says about how it is to be sampled, read without its weights; None where it says nothing."""
+        if self._is_held:
+            return getattr(self._model, "generation_config", None)
+        from preftune.models.load import generation_config_of
+
+        places = [self.place, *([self.base_place] if self.is_adapter else [])]
+        found = (generation_config_of(place) for place in places if place.kind != "gguf")
+        return next((config for config in found if config is not None), None)
+
+    @property
+    def tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            from preftune.models import load_tokenizer
+
+            self._tokenizer = load_tokenizer(
+                self.name,
+                base_model=self._base_model,
+                trust_remote_code=bool(self._options.get("trust_remote_code")),
+            )
+        return self._tokenizer
+
+    @property
+    def loaded(self) -> bool:
+        return self._model is not None
+
+    def release(self) -> None:
+        """Lets go of the weights, which are loaded again when they are needed again; not of a model that was given."""
+        if self._model is None or self._is_held:
+            return
+        import torch
+
+        self._model = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def identity_in_memory(model: Any, tokenizer: Any, *more: Any) -> str:
+    """What a model and its tokenizer are: weights, adapters, vocabulary, chat template.
+
+    Args:
+        more: whatever else shapes what it says.
+    """
+    from preftune.data.tokens.cache import keys_of_tokenizer
+    from preftune.reference.fingerprint import fingerprint
+    from preftune.storage.jsonl import digest
+
+    vocabulary: Any = keys_of_tokenizer(tokenizer, None)
+    if vocabulary is None:  # its inside cannot be seen
+        get: Any = getattr(tokenizer, "get_vocab", dict)
+        vocabulary = sorted(get().items())
+    return digest([fingerprint(model, adapters=True), tokenizer.chat_template, vocabulary, *more])
+
+
+def contents(place: Location) -> bytes:
+    """A digest of all files that shape what a model says; of a hub id its commit.
+
+    Raises: ModelError when the commit of a hub id cannot be had.
+    """
+    digest = xxhash.xxh3_128()
+    if place.kind in ("hub", "hub-adapter"):
+        digest.update(f"{place.name}@{_commit(place)}".encode())
+        return digest.digest()
+    for file in _files(Path(place.name)):
+        digest.update(file.name.encode())
+        with open(file, "rb") as opened:
+            while part := opened.read(1 << 22):
+                digest.update(part)
+    return digest.digest()
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+        return
+    for file in sorted(path.iterdir()):
+        weights = file.suffix in _WEIGHTS and file.name != "training_args.bin"
+        if weights or file.name in (*_SHAPING, *_SHAPING_MORE, *_VOCABULARIES):
+            yield file
+
+
+def _commit(place: Location) -> str:
+    from huggingface_hub import HfApi, errors, try_to_load_from_cache
+
+    if not place.local_files_only:
+        http_error: Any = getattr(errors, "HTTPError", OSError)
+        try:
+            return str(HfApi().model_info(place.name, timeout=5.0).sha)
+        except (OSError, http_error):
+            pass  # it was there a moment ago; what is on this machine will be loaded
+    name = "adapter_config.json" if place.kind == "hub-adapter" else "config.json"
+    found = try_to_load_from_cache(place.name, name)
+    if not isinstance(found, str):
+        raise ModelError(
+            f"{place.name} is neither on this machine, nor could the hub be asked for it. Connect to the internet, or "
+            "copy the model's folder here and give its path."
+        )
+    return Path(found).parent.name

@@ -1,0 +1,40 @@
+"""Prompts written for preftune, for an evaluation without any: ordinary ones, edge cases, and what is out of domain.
+
+Importable without torch.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Any
+
+from preftune.generation.prompts import Prompt, Prompts
+from preftune.storage.jsonl import digest
+from preftune.types import Text
+
+_NAME = "preftune's own prompts"
+
+
+def own_prompts(limit: int | None = None, *, as_chat: bool = True) -> Prompts:
+    """The prompts with their `category` (three of them) and `topic`.
+
+    Args:
+        limit: only so many, evenly spread over all of them and thereby over the categories.
+        as_chat: a text is a user's turn; for models without a chat template it stays text.
+    """
+    text = files("preftune.evaluation").joinpath("own_prompts.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines() if line]
+    count = len(rows) if limit is None else min(limit, len(rows))
+    chosen = [rows[index * len(rows) // count] for index in range(count)]
+    return Prompts([_prompt(row, as_chat) for row in chosen], _NAME, 0)
+
+
+def _prompt(row: dict[str, Any], as_chat: bool) -> Prompt:
+    prompt: Text = row["prompt"]
+    if isinstance(prompt, str) and as_chat:
+        prompt = [{"role": "user", "content": prompt}]
+    elif not isinstance(prompt, str) and not as_chat:
+        prompt = "\n\n".join(str(turn["content"]) for turn in prompt)
+    kept = {"category": row["category"], "topic": row["topic"]}
+    return Prompt(row["id"], prompt, digest([prompt, {}]), {}, kept)

@@ -1,0 +1,103 @@
+"""Who answers for `sampling`: a model of transformers, in batches, or a model at an address, several calls at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from preftune.data.chat.tool_calls import with_text_arguments
+from preftune.errors import RequestError
+
+if TYPE_CHECKING:
+    from preftune.generation.endpoint.client import Endpoint
+    from preftune.generation.endpoint.replies import Reply
+    from preftune.types import Message, Text
+
+_SEED_BITS = 31
+"""Servers take a seed of so many bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSettings:
+    """How answers are drawn. None leaves a value to the model's own generation config (if that is silent too, nothing
+    is cut off), or to the server."""
+
+    max_new_tokens: int = 512
+    temperature: float = 1.0
+    """0 always takes the likeliest token."""
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise RequestError(f"--max_new_tokens {self.max_new_tokens}: give at least 1.")
+        if not 0 <= self.temperature <= 100:
+            raise RequestError(f"--temperature {self.temperature:g}: give 0 (always the likeliest token) or more.")
+        for name in ("top_p", "min_p"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise RequestError(f"--{name} {value:g}: give a share above 0 and at most 1.")
+        if self.top_k is not None and self.top_k < 0:
+            raise RequestError(f"--top_k {self.top_k}: give 0 (no limit) or more.")
+
+
+def generate_options(settings: SamplingSettings, model: Any) -> dict[str, Any]:
+    """The settings as arguments of `generate`."""
+    options = {**asdict(settings), "do_sample": settings.temperature > 0}
+    options["temperature"] = settings.temperature or None
+    if options["top_k"] is None:
+        # transformers would draw from the 50 likeliest tokens without saying so; answers are to be the model's own
+        own = getattr(model, "generation_config", None)
+        options["top_k"] = getattr(own, "top_k", None) or 0
+    return options
+
+
+def resolved(settings: SamplingSettings, model: Any, tokenizer: Any) -> dict[str, Any]:
+    """The generation config that answers are drawn with, what is left to the model's own filled in, as JSON.
+
+    Args:
+        model: or anything with its `generation_config`.
+    """
+    from preftune.generation.generate import generation_config
+
+    config = generation_config(model, tokenizer, **generate_options(settings, model))
+    return {name: value for name, value in config.to_diff_dict().items() if name != "transformers_version"}
+
+
+def ask_endpoint(
+    endpoint: Endpoint,
+    prompt: Text,
+    settings: SamplingSettings,
+    *,
+    seed: int,
+    template: Mapping[str, Any] | None,
+    about: str,
+) -> Reply:
+    """One answer of a model at an address.
+
+    Args:
+        seed: 63 bits.
+        template: what the chat template is told, which only some servers pass on.
+    """
+    known_to_some = {"top_k": settings.top_k, "min_p": settings.min_p, "chat_template_kwargs": template}
+    return endpoint.chat(
+        _messages(prompt),
+        max_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        seed=seed >> (63 - _SEED_BITS),
+        extra={name: value for name, value in known_to_some.items() if value is not None},
+        about=about,
+    )
+
+
+def _messages(prompt: Text) -> list[Message]:
+    """As endpoints take them, which want the arguments of calls as JSON text."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else with_text_arguments(prompt)
+
+
+def letters_of(prompt: Text) -> int:
+    """Of all messages, for estimates."""
+    return sum(len(str(message.get("content") or "")) for message in _messages(prompt))

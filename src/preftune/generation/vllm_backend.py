@@ -1,0 +1,209 @@
+"""Answers by vLLM, where it is installed and a GPU is there: one engine, and the adapter is a request or none.
+
+Written against vLLM's offline API (`LLM`, `SamplingParams`, `LoRARequest`), 0.10 and newer. Prompts go in as token ids,
+so that the model reads exactly what it would read through transformers.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from preftune.errors import ModelError, RequestError
+from preftune.generation.backends import Rows, batches, seed_of, template_of
+from preftune.generation.encode_prompts import encode_prompts
+from preftune.generation.generate import Completion, end_ids
+from preftune.generation.lazy_model import ModelSource
+from preftune.generation.protocol import Take
+from preftune.generation.settings import SamplingSettings
+from preftune.generation.thoughts import spoken
+from preftune.types import Text
+
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes as the largest rank of its adapters."""
+_AT_ONCE = 1024
+"""Prompts between two writes; vLLM makes its own batches of them."""
+
+
+def available() -> bool:
+    """Whether vLLM can be used here: it is installed, and there is a GPU."""
+    if find_spec("vllm") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def refused_by(source: ModelSource) -> str | None:
+    """Why vLLM cannot serve a model as it is; None when it can."""
+    if source.place.kind == "gguf":
+        return "it is a GGUF file"
+    if not source.is_adapter:
+        return None
+    from peft import PeftConfig
+
+    config: Any = PeftConfig.from_pretrained(source.place.name)
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if kind != "LORA":
+        return f"its adapter is of type {kind}"
+    if getattr(config, "use_dora", False):
+        return "its adapter uses DoRA"
+    if getattr(config, "modules_to_save", None) or getattr(config, "bias", "none") != "none":
+        return "its adapter holds whole modules or biases"
+    rank = max([config.r, *getattr(config, "rank_pattern", {}).values()])
+    return f"its adapter has rank {rank}" if rank > _RANKS[-1] else None
+
+
+class VllmEngine:
+    """One loaded base with room for one adapter; started when the first prompt comes."""
+
+    def __init__(
+        self,
+        source: ModelSource,
+        *,
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+        batch_size: int | None = None,
+    ) -> None:
+        """
+        Args:
+            source: its base is loaded, and its adapter if it has one.
+            batch_size: answers under way at once, at most; None leaves that to vLLM.
+        Raises: ModelError when vLLM cannot serve this model; RequestError for an impossible batch size.
+        """
+        if batch_size is not None and batch_size < 1:
+            raise RequestError(f"--batch_size {batch_size}: give at least 1.")
+        reason = refused_by(source)
+        if reason is not None:
+            raise ModelError(f"vLLM cannot serve {source.name}: {reason}. Use --backend transformers.")
+        self.source = source
+        self._options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code, "seed": 0}
+        if batch_size is not None:
+            self._options["max_num_seqs"] = batch_size
+        self._llm: Any = None
+        self._lora: Any = None
+
+    def generate(self, token_ids: Sequence[Sequence[int]], params: Sequence[Any], *, adapter: bool) -> list[Any]:
+        """vLLM's outputs in the order of the prompts; with or without the adapter, where there is one."""
+        llm = self._start()
+        prompts = [{"prompt_token_ids": list(ids)} for ids in token_ids]
+        lora = self._lora if adapter else None
+        return list(llm.generate(prompts, list(params), use_tqdm=False, lora_request=lora))
+
+    def close(self) -> None:
+        """Ends the engine and gives its memory back."""
+        if self._llm is None:
+            return
+        import torch
+
+        self._llm = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _start(self) -> Any:
+        if self._llm is None:
+            from vllm import LLM
+
+            source, options = self.source, dict(self._options)
+            model = source.place.name
+            if source.is_adapter:
+                from peft import PeftConfig
+                from vllm.lora.request import LoRARequest
+
+                config: Any = PeftConfig.from_pretrained(source.place.name)
+                rank = max([config.r, *getattr(config, "rank_pattern", {}).values()])
+                model = source.base_name
+                options |= {"enable_lora": True, "max_lora_rank": next(r for r in _RANKS if r >= rank), "max_loras": 1}
+                self._lora = LoRARequest("aligned", 1, _folder(source))
+            self._llm = LLM(model=model, **options)
+        return self._llm
+
+
+class VllmAnswerer:
+    """A side that vLLM answers for."""
+
+    def __init__(
+        self,
+        engine: VllmEngine,
+        settings: SamplingSettings,
+        *,
+        tokenizer: Callable[[], Any] | None = None,
+        base: ModelSource | None = None,
+        seed: int = 0,
+        shared: bool = False,
+    ) -> None:
+        """
+        Args:
+            base: the base of the engine's adapter, when this side answers with the adapter off.
+            shared: the other side uses the same engine, so it stays when that one answers.
+        """
+        self._own = base or engine.source
+        self.name = self._own.name
+        self.engine, self.adapter_off = engine, base is not None
+        self.tokenizer = tokenizer or (lambda: self._own.tokenizer)
+        self._settings, self._seed, self._shared = settings, seed, shared
+
+    def identity(self) -> Mapping[str, Any]:
+        generation = _params(self._settings, [])
+        return {"identity": self._own.identity, "backend": "vllm", "generation": generation}
+
+    def release(self) -> None:
+        if not self._shared:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the engine, whoever else uses it."""
+        self.engine.close()
+
+    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take) -> None:
+        from vllm import SamplingParams
+
+        tokenizer = self.tokenizer()
+        ends = end_ids(self.engine.source.generation_config, tokenizer)
+        for settings, numbers in batches(prompts, rows, self._settings, _AT_ONCE):
+            token_ids = encode_prompts(
+                tokenizer, [prompts[n] for n in numbers], [template_of(rows[n]) for n in numbers]
+            )
+            params = [
+                SamplingParams(**_params(settings, ends), seed=seed_of(self._seed, prompts[n], rows[n]))
+                for n in numbers
+            ]
+            outputs = self.engine.generate(token_ids, params, adapter=not self.adapter_off)
+            for number, ids, output in zip(numbers, token_ids, outputs, strict=True):
+                take(number, _completion(output.outputs[0], ids, tokenizer, ends))
+
+
+def _params(settings: SamplingSettings, ends: Sequence[int]) -> dict[str, Any]:
+    """What is None is left to vLLM, which then cuts nothing off; greedy takes no such limits.
+
+    Args:
+        ends: what ends an answer besides the ends that vLLM finds in the base's config.
+    """
+    params: dict[str, Any] = {"max_tokens": settings.max_new_tokens, "temperature": settings.temperature}
+    if settings.temperature > 0:
+        limits = {"top_p": settings.top_p, "top_k": settings.top_k, "min_p": settings.min_p}
+        params |= {name: value for name, value in limits.items() if value is not None}
+    if ends:
+        params["stop_token_ids"] = list(ends)
+    return params
+
+
+def _completion(output: Any, prompt_ids: Sequence[int], tokenizer: Any, ends: Sequence[int]) -> Completion:
+    tokens = list(output.token_ids)
+    finished = output.finish_reason == "stop"
+    ended = finished and bool(tokens) and tokens[-1] in {*tokenizer.all_special_ids, *ends}
+    kept = tokens[:-1] if ended else tokens
+    said, length = spoken(tokenizer, kept, prompt_ids)
+    return Completion(said.answer, length, finished, said.thought, len(kept) - length)
+
+
+def _folder(source: ModelSource) -> str:
+    """The adapter's files; one of the hub is fetched, which is what vLLM wants a path for."""
+    if source.place.kind == "adapter":
+        return source.place.name
+    from huggingface_hub import snapshot_download
+
+    return str(snapshot_download(source.place.name))

@@ -1,0 +1,158 @@
+"""What judges said, kept on disk by content, so that nothing is asked twice: not after a kill, not in another run."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from preftune.errors import RequestError
+from preftune.log import warn
+from preftune.storage.cache_folder import cache_folder, make_private
+
+_APPLICATION_ID = 0x50465631  # "PFV1": marks the file as ours and its format
+_BUSY_SECONDS = 30.0
+_KEYS_PER_QUERY = 500
+
+
+def verdict_key(*content: Any) -> str:
+    """The address of one verdict: everything that it depends on, the judge first."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class VerdictCache:
+    """Verdicts (any JSON value) by address, in one SQLite file that several processes may share.
+
+    A file that is torn or not ours is set aside with a warning and begun anew. One that cannot be written is an error,
+    unlike elsewhere: what is asked of an endpoint costs money.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """
+        Args:
+            folder: default `verdicts` in preftune's cache folder.
+        Raises: RequestError when nothing can be written there.
+        """
+        self.path = (folder or cache_folder() / "verdicts") / "verdicts.sqlite"
+        try:
+            make_private(self.path.parent)
+            try:
+                self._connection = self._open()
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError) and "no such" not in str(error):
+                    raise
+                from preftune.reference.store import set_aside  # brings torch, which judging does not need
+
+                warn(f"The verdicts in {self.path} were damaged ({error}); they were set aside and are rebuilt.")
+                set_aside(self.path)
+                self._connection = self._open()
+        except (OSError, sqlite3.Error) as error:
+            raise RequestError(
+                f"Verdicts cannot be kept in {self.path.parent} ({error}). Set PREFTUNE_CACHE to a folder that can be "
+                "written."
+            ) from error
+
+    def get(self, keys: Iterable[str]) -> dict[str, Any]:
+        """The verdicts that are there."""
+        wanted = list(dict.fromkeys(keys))
+        found: dict[str, Any] = {}
+        for start in range(0, len(wanted), _KEYS_PER_QUERY):
+            part = wanted[start : start + _KEYS_PER_QUERY]
+            marks = ",".join("?" * len(part))
+            with self._usable():
+                rows = self._connection.execute(
+                    f"SELECT key, value FROM verdicts WHERE key IN ({marks})", part
+                ).fetchall()
+            found.update((key, _checked(key, value)) for key, value in rows)
+        damaged = [key for key, value in found.items() if value is _DAMAGED]
+        if damaged:
+            warn(f"{len(damaged):,} verdicts in {self.path} are damaged; they are asked for again.")
+        return {key: value for key, value in found.items() if value is not _DAMAGED}
+
+    def put(self, verdicts: Mapping[str, Any], *, judge: str) -> None:
+        """Keeps verdicts; they are on the disk when this returns."""
+        now = int(time.time())
+        rows = [(key, _with_check(key, json.dumps(value)), judge, now) for key, value in verdicts.items()]
+        with self._usable(), self._connection:
+            self._connection.executemany("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?)", rows)
+
+    @contextlib.contextmanager
+    def _usable(self) -> Iterator[None]:
+        """Raises: RequestError for a disk that is full, a file that is locked for too long, or one that is damaged."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise RequestError(
+                f"The verdicts in {self.path} cannot be read or written ({error}). Make room on the disk, end other "
+                "processes that use the file, or set PREFTUNE_CACHE to another folder; verdicts so far are kept."
+            ) from error
+
+    def __len__(self) -> int:
+        return int(self._connection.execute("SELECT count(*) FROM verdicts").fetchone()[0])
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, check_same_thread=False)
+        try:
+            _initialise(connection)
+            connection.execute("SELECT count(*) FROM (SELECT key, value FROM verdicts LIMIT 1)").fetchone()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+_DAMAGED = object()
+
+
+def _with_check(key: str, text: str) -> str:
+    """JSON text with a checksum on a line of its own, which JSON of one line cannot hold."""
+    digest = hashlib.blake2b(f"{key}{text}".encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return f"{text}\n{digest}"
+
+
+def _checked(key: str, stored: object) -> Any:
+    """The value of a row; rows of earlier versions have no checksum, and are taken if they are JSON."""
+    if not isinstance(stored, str):
+        return _DAMAGED
+    text, _, digest = stored.partition("\n")
+    if digest and _with_check(key, text) != stored:
+        return _DAMAGED
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return _DAMAGED
+
+
+def _initialise(connection: sqlite3.Connection) -> None:
+    with contextlib.suppress(sqlite3.OperationalError):  # others are at work in it: it stays as it is, which is slower
+        connection.execute("PRAGMA journal_mode=WAL")
+    if _is_ours(connection):
+        return
+    connection.execute("BEGIN IMMEDIATE")  # of several processes that find no file, one creates it
+    try:
+        if not _is_ours(connection):
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if tables:
+                raise sqlite3.DatabaseError("a database of something else")
+            connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+            connection.execute(
+                "CREATE TABLE verdicts (key TEXT PRIMARY KEY, value TEXT NOT NULL, judge TEXT, created INTEGER)"
+            )
+    except BaseException:
+        connection.rollback()
+        raise
+    connection.commit()
+
+
+def _is_ours(connection: sqlite3.Connection) -> bool:
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    return bool(application == _APPLICATION_ID)

@@ -1,0 +1,86 @@
+"""A scorer as judge of two answers: the higher score wins, and the scores themselves are evidence too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from preftune.errors import RequestError
+from preftune.judges.cache import verdict_key
+from preftune.judges.protocol import Judgement, Question, Scorer, finite_score, judge_name, naming_failures
+from preftune.types import Text
+
+TIE_WITHIN = 0.01
+"""Points of reward that are no difference: a Bradley-Terry probability of 50.25%, and less than bfloat16 resolves at a
+score of 2."""
+
+
+class ScoreJudge:
+    """Compares answers by their scores. Symmetric: an answer's score does not depend on what it is compared with."""
+
+    symmetric = True
+
+    def __init__(self, scorer: Scorer, *, tie_within: float = TIE_WITHIN) -> None:
+        """
+        Args:
+            tie_within: scores that differ by no more are a tie.
+        """
+        if not 0 <= tie_within < math.inf:
+            raise RequestError(f"--tie_within {tie_within:g}: give the points that are no difference, 0 or more.")
+        self.scorer, self.tie_within = scorer, tie_within
+        self._scores: dict[str, float | None] = {}
+        self.name = judge_name(scorer)
+        if getattr(scorer, "cache_key", None) is not None:
+            self.cache_key = f"{scorer.cache_key} {tie_within:g}"  # type: ignore[attr-defined]
+
+    def __call__(self, prompt: Text, answer_a: str, answer_b: str, row: Mapping[str, Any]) -> Judgement:
+        (verdict,) = self.judge_all([Question(prompt, answer_a, answer_b, row)])
+        return verdict or "tie"
+
+    def judge_all(
+        self,
+        questions: Sequence[Question],
+        *,
+        again: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Judgement | None]:
+        """None where one of the two answers could not be rated. `again` changes nothing: scores are computed once."""
+        items = [(q.prompt, answer, q.row) for q in questions for answer in (q.answer_a, q.answer_b)]
+        scores = self.score_all(items, progress=progress)
+        return [self._verdict(a, b) for a, b in zip(scores[::2], scores[1::2], strict=True)]
+
+    def score_all(
+        self,
+        items: Sequence[tuple[Text, str, Mapping[str, Any]]],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[float | None]:
+        """The score of every answer; None for one that the scorer cannot rate.
+
+        Args:
+            items: prompt, answer and row of each.
+            progress: called with answers done and answers in all.
+        Raises: RequestError for a score that is no finite number.
+        """
+        keys = [verdict_key(*item) for item in items]
+        missing = {key: item for key, item in zip(keys, items, strict=True) if key not in self._scores}
+        many = getattr(self.scorer, "score_all", None)
+        if many is not None:
+            scores = many(list(missing.values()), progress=progress)
+            self._scores |= {key: finite_score(score, self.scorer) for key, score in zip(missing, scores, strict=True)}
+        else:
+            for done, (key, item) in enumerate(missing.items(), start=1):
+                with naming_failures(self.scorer, item[0], item[2]):
+                    score = self.scorer(*item)
+                self._scores[key] = finite_score(score, self.scorer)
+                if progress is not None:
+                    progress(done, len(missing))
+        return [self._scores[key] for key in keys]
+
+    def _verdict(self, a: float | None, b: float | None) -> Judgement | None:
+        if a is None or b is None:
+            return None
+        if abs(a - b) <= self.tie_within:
+            return "tie"
+        return "a" if a > b else "b"

@@ -1,0 +1,343 @@
+"""Does a judge say what people say? Agreement with intervals, and the two ways in which judges are usually wrong.
+
+Position bias: the judge prefers a place, whatever stands there. Length bias: it takes the longer answer more often than
+people do. Each figure has an interval clustered by prompt. Judges and figures after Zheng et al. 2023
+(arXiv:2306.05685, sections 3.3 and 4.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from preftune.errors import DatasetError
+from preftune.judges.human_labels import HumanLabel
+from preftune.judges.protocol import Judge, Judgement, Question, judge_all, judge_name, swapped_verdict
+from preftune.judges.text_matching import count_words
+from preftune.statistics.intervals import (
+    Floats,
+    MeanInterval,
+    mean_interval,
+    number_clusters,
+    share,
+)
+from preftune.storage.jsonl import digest
+
+_RESAMPLES = 2000
+_POINTS: Mapping[Judgement, float] = {"a": 1.0, "tie": 0.5, "b": 0.0}
+_FEW = 100
+"""Judgements below which the interval alone says that more are needed."""
+
+
+class Judged(NamedTuple):
+    """One label, and what the judge said in each order."""
+
+    label: HumanLabel
+    there: Judgement | None
+    """With answer a in the first place; None when no verdict could be read."""
+    back: Judgement | None
+    """The verdict on the same answers in the other order, in terms of the first order: "a" is still answer a."""
+
+    @property
+    def verdict(self) -> Judgement | None:
+        """Both orders together: they must agree, or it is a tie. None where one could not be read."""
+        if self.there is None or self.back is None:
+            return None
+        return self.there if self.there == self.back else "tie"
+
+
+class Rate(NamedTuple):
+    """A share with its interval, and of how many."""
+
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int
+
+    @classmethod
+    def of(cls, interval: MeanInterval, n: int) -> Rate:
+        return cls(interval.mean, interval.low, interval.high, n)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """A judge beside people. Rates are shares of 1; None where there was nothing to measure."""
+
+    judge: str
+    n: int
+    """Judgements with a verdict."""
+    prompts: int
+    unjudged: int
+    """Judgements without: one order or both could not be read."""
+    agreement: Rate
+    """A tie against a preference counts half: a judge that tosses coins, or only says tie, has 50%."""
+    decided: Rate | None
+    """Where both people and the judge prefer one: how often the same."""
+    judge_ties: float
+    human_ties: float
+    kappa: Rate
+    """Cohen's kappa over a, b and tie; each row counts in both orders: it does not matter which stands first."""
+    longer_rule: Rate
+    """The agreement of "the longer answer wins", which reads nothing."""
+    above_longer: Rate
+    """The judge's agreement minus that, row by row."""
+    contradicted: Rate | None
+    """The same place preferred in both orders; None for a judge that is asked once."""
+    wavered: float | None
+    """One order a tie, the other not."""
+    first_place: Rate | None
+    """Of the verdicts that prefer one, in either order: the first place; 50% without bias."""
+    judge_longer: Rate | None
+    """Of the judge's preferences between answers of different length: the longer."""
+    human_longer: Rate | None
+    """The same of people's."""
+    length_bias: Rate | None
+    """Judge minus people, on rows where both prefer one."""
+    on_longer: Rate | None
+    """Agreement where people preferred the longer answer."""
+    on_shorter: Rate | None
+    """Agreement where people preferred the shorter answer."""
+    two_people: Rate | None
+    """How often two annotators of the same row say the same: no judge can be asked for much more."""
+    person_and_label: float | None
+    """Mean share of annotators who agree with the label, their own votes being part of it."""
+    confidence: float = 0.95
+
+    def to_dict(self) -> dict[str, Any]:
+        kept = {name: getattr(self, name) for name in self.__slots__}
+        return {name: value._asdict() if isinstance(value, Rate) else value for name, value in kept.items()}
+
+    def sentences(self) -> list[str]:
+        """The result in words, and what to do about it."""
+        lines = [self._headline(), *self._warnings()]
+        if len(lines) == 1:
+            lines.append("No position or length bias is shown, and it is better than going by length.")
+        return lines
+
+    def _headline(self) -> str:
+        ceiling = "" if self.two_people is None else f"; two people agree in {self.two_people.value:.1%}"
+        return (
+            f"The judge {self.judge!r} agrees with people in {self.agreement.value:.1%} of {self.n:,} comparisons "
+            f"({self._interval(self.agreement)}, ties counted half{ceiling}). Taking the longer answer agrees in "
+            f"{self.longer_rule.value:.1%}."
+        )
+
+    def _warnings(self) -> list[str]:
+        lines = []
+        if self.agreement.ci_high < 0.5:
+            lines.append(
+                "It says the opposite of people more often than not: either it reads the question the wrong way round, "
+                "or chosen and rejected are swapped in these data."
+            )
+        elif self.agreement.ci_low <= 0.5:
+            lines.append(
+                "That is not shown to be better than tossing a coin: do not use this judge for this data"
+                + (", or try it on more judgements." if self.n < _FEW and self.agreement.ci_high > 0.5 else ".")
+            )
+        elif self.judge_ties == 1:
+            lines.append(
+                "It prefers no answer in any comparison, so it cannot tell two models apart, and its agreement is the "
+                "ties alone: use another judge."
+            )
+        elif self.above_longer.ci_low <= 0:
+            lines.append(
+                "That is not shown to be better than taking the longer answer: use a stronger judge, or try it on more "
+                "judgements."
+            )
+        if self.contradicted is not None and self.contradicted.value >= CONTRADICTING:
+            lines.append(
+                f"Position bias: it contradicts itself in {self.contradicted.value:.0%} of the comparisons when the "
+                "answers are swapped. These count as ties, so many prompts are needed; a stronger judge needs fewer."
+            )
+        if self.first_place is not None and not self.first_place.ci_low <= 0.5 <= self.first_place.ci_high:
+            place = "first" if self.first_place.value > 0.5 else "second"
+            lines.append(
+                f"It prefers the {place} place ({self.first_place.value:.0%} of its preferences are for the first, "
+                f"{self._interval(self.first_place)}). Both orders are asked everywhere, which takes this out."
+            )
+        if self.length_bias is not None and self.judge_longer is not None and self.human_longer is not None:
+            if self.length_bias.ci_low > 0:
+                lines.append(
+                    f"Length bias: it takes the longer answer in {self.judge_longer.value:.0%} of its preferences, "
+                    f"people in {self.human_longer.value:.0%}. Go by the length-controlled win rate."
+                )
+            elif self.length_bias.ci_high < 0:
+                lines.append(
+                    f"It takes the shorter answer more often than people do (the longer one in "
+                    f"{self.judge_longer.value:.0%} of its preferences, people in {self.human_longer.value:.0%})."
+                )
+        if self.unjudged:
+            lines.append(
+                f"{self.unjudged:,} comparisons have no verdict that could be read and are left out; --ask_again asks "
+                "for them once more."
+            )
+        return lines
+
+    def _interval(self, rate: Rate) -> str:
+        return f"{self.confidence:.0%} interval {rate.ci_low:.1%} to {rate.ci_high:.1%}"
+
+
+def questions_of(labels: Sequence[HumanLabel], judge: Judge) -> list[Question]:
+    """All that a judge is asked: both orders of every two answers, or one if the judge is symmetric."""
+    asked: list[Question] = []
+    for label in labels:
+        question = Question(label.prompt, label.answer_a, label.answer_b, label.row)
+        asked += [question] if getattr(judge, "symmetric", False) else [question, question.swapped]
+    return asked
+
+
+def judge_labels(
+    labels: Sequence[HumanLabel],
+    judge: Judge,
+    *,
+    again: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Judged]:
+    """What the judge says of every two answers. It does not see the label.
+
+    Args:
+        again, progress: see `judges.judge_all`.
+    """
+    verdicts = iter(judge_all(judge, questions_of(labels, judge), again=again, progress=progress))
+    judged = []
+    for label in labels:
+        there = next(verdicts)
+        back = there if getattr(judge, "symmetric", False) else swapped_verdict(next(verdicts))
+        judged.append(Judged(label, there, back))
+    return judged
+
+
+def agreement(judged: Sequence[Judged], judge: Judge, *, confidence: float = 0.95, seed: int = 0) -> Agreement:
+    """The figures of a judge. Judgements of one prompt are one cluster of every interval.
+
+    Args:
+        seed: of the resamples for kappa's interval.
+    Raises: DatasetError when no verdict could be read.
+    """
+    read = [item for item in judged if item.verdict is not None]
+    if not read:
+        raise DatasetError(
+            f"Not one verdict of {judge_name(judge)} could be read, so there is no agreement to measure. Try a "
+            "stronger model, or a higher --judge_max_tokens."
+        )
+    clusters = [digest(item.label.prompt) for item in read]
+    rate = _Rates(clusters, confidence)
+    people = np.array([_POINTS[item.label.label] for item in read])
+    points = np.array([_POINTS[item.verdict] for item in read if item.verdict is not None])
+    longer = np.array([_longer(item.label) for item in read])
+    agrees, by_length = 1 - np.abs(points - people), 1 - np.abs(longer - people)
+    both = (points != 0.5) & (people != 0.5)
+    uneven = longer != 0.5
+    symmetric = bool(getattr(judge, "symmetric", False))
+    return Agreement(
+        judge=judge_name(judge),
+        n=len(read),
+        prompts=len(set(clusters)),
+        unjudged=len(judged) - len(read),
+        agreement=Rate.of(share(agrees, clusters, confidence=confidence), len(read)),
+        decided=rate(agrees, both),
+        judge_ties=float((points == 0.5).mean()),
+        human_ties=float((people == 0.5).mean()),
+        kappa=_kappa(points, people, clusters, confidence, seed),
+        longer_rule=Rate.of(share(by_length, clusters, confidence=confidence), len(read)),
+        above_longer=Rate.of(_bounded(mean_interval(agrees - by_length, clusters, confidence=confidence)), len(read)),
+        contradicted=None if symmetric else rate(np.array([_contradicts(item) for item in read])),
+        wavered=None if symmetric else float(np.mean([(i.there == "tie") != (i.back == "tie") for i in read])),
+        first_place=None if symmetric else _first_place(read, clusters, confidence),
+        judge_longer=rate(1 - np.abs(points - longer), uneven & (points != 0.5)),
+        human_longer=rate(1 - np.abs(people - longer), uneven & (people != 0.5)),
+        length_bias=rate(np.abs(people - longer) - np.abs(points - longer), uneven & both, difference=True),
+        on_longer=rate(agrees, uneven & (people != 0.5) & (people == longer)),
+        on_shorter=rate(agrees, uneven & (people != 0.5) & (people != longer)),
+        two_people=_two_people(read, confidence),
+        person_and_label=_person_and_label(read),
+        confidence=confidence,
+    )
+
+
+class _Rates:
+    """Shares, or mean differences, of some of the rows."""
+
+    def __init__(self, clusters: Sequence[Hashable], confidence: float) -> None:
+        self._clusters, self._confidence = clusters, confidence
+
+    def __call__(self, values: Any, where: Any = None, *, difference: bool = False) -> Rate | None:
+        rows = np.arange(len(values)) if where is None else np.flatnonzero(where)
+        if not len(rows):
+            return None
+        names = [self._clusters[row] for row in rows.tolist()]
+        kept = np.asarray(values, dtype=np.float64)[rows]
+        if difference:
+            return Rate.of(_bounded(mean_interval(kept, names, confidence=self._confidence)), len(rows))
+        return Rate.of(share(kept, names, confidence=self._confidence), len(rows))
+
+
+def _bounded(difference: MeanInterval) -> MeanInterval:
+    """A difference of shares is never beyond 1."""
+    return difference._replace(low=max(-1.0, difference.low), high=min(1.0, difference.high))
+
+
+def _longer(label: HumanLabel) -> float:
+    """1 when answer a has more words, 0 when b has, 0.5 when they are as long."""
+    a, b = count_words(label.answer_a), count_words(label.answer_b)
+    return 0.5 if a == b else float(a > b)
+
+
+def _contradicts(item: Judged) -> bool:
+    return {item.there, item.back} == {"a", "b"}
+
+
+def _first_place(read: Sequence[Judged], clusters: Sequence[Hashable], confidence: float) -> Rate | None:
+    """Answer a stands first in one order and second in the other."""
+    values, names = [], []
+    for item, name in zip(read, clusters, strict=True):
+        for verdict, first in ((item.there, "a"), (item.back, "b")):
+            if verdict != "tie":
+                values.append(float(verdict == first))
+                names.append(name)
+    return Rate.of(share(values, names, confidence=confidence), len(values)) if values else None
+
+
+def _two_people(read: Sequence[Judged], confidence: float) -> Rate | None:
+    voted = [item.label for item in read if len(item.label.votes) > 1]
+    if not voted:
+        return None
+    same = [float(np.mean([a == b for a, b in combinations(label.votes, 2)])) for label in voted]
+    return Rate.of(share(same, [digest(label.prompt) for label in voted], confidence=confidence), len(voted))
+
+
+def _person_and_label(read: Sequence[Judged]) -> float | None:
+    shares = [item.label.agreement for item in read if item.label.agreement is not None]
+    return float(np.mean(shares)) if shares else None
+
+
+def _kappa(points: Floats, people: Floats, clusters: Sequence[Hashable], confidence: float, seed: int) -> Rate:
+    """Cohen's kappa with a percentile interval from 2,000 resamples of prompts."""
+    index, prompts = number_clusters(len(points), clusters)
+    rows_NK = np.stack([np.ones_like(points), points == people, points == 0.5, people == 0.5], axis=1)
+    sums_GK = np.zeros((prompts, 4))
+    np.add.at(sums_GK, index, rows_NK)
+    drawn = np.random.default_rng(seed).integers(0, prompts, size=(_RESAMPLES, prompts))
+    resampled = np.array([sums_GK[rows].sum(axis=0) for rows in drawn])
+    low, high = np.quantile(_kappa_of(resampled), [0.5 - confidence / 2, 0.5 + confidence / 2])
+    value = float(_kappa_of(sums_GK.sum(axis=0)[None])[0])
+    if prompts < 2:
+        low, high = -1.0, 1.0
+    return Rate(value, min(float(low), value), max(float(high), value), len(points))
+
+
+def _kappa_of(sums_BK: Floats) -> Floats:
+    """From rows, matches, the judge's ties and people's ties; half of what is no tie falls to a, half to b."""
+    rows, matches, judge, people = sums_BK.T
+    judge, people, seen = judge / rows, people / rows, matches / rows
+    expected = judge * people + (1 - judge) * (1 - people) / 2
+    kappa: Floats = np.where(expected < 1, (seen - expected) / np.maximum(1 - expected, 1e-12), 1.0)
+    return kappa
+
+
+CONTRADICTING = 0.2
+"""Share of comparisons in which a judge contradicts itself, or gives no verdict, that is worth a better judge."""

@@ -1,0 +1,321 @@
+"""Putting questions of one's own to a chat model, at an address or on this machine; no reply is ever paid for twice.
+
+Replies are kept as text under (model, kind, conversation), so a reader that has become cleverer needs no new call. The
+judge of two answers (`preftune.judges.pairwise_llm`) and the suites ask through this.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+
+from preftune.errors import ModelError, RequestError
+from preftune.generation.endpoint.budget import Estimate, guess_tokens
+from preftune.generation.endpoint.client import without_system
+from preftune.generation.endpoint.parallel import in_parallel
+from preftune.generation.thoughts import split_thoughts
+from preftune.judges.cache import VerdictCache, verdict_key
+from preftune.types import Message
+
+if TYPE_CHECKING:
+    from preftune.generation.endpoint.client import Endpoint
+    from preftune.generation.lazy_model import ModelSource
+
+T = TypeVar("T")
+Progress: TypeAlias = Callable[[int, int], None]
+Conversation: TypeAlias = Sequence[Message]
+
+USUAL_TOKENS = 200
+"""Tokens of a usual reply, for estimates."""
+REMINDER = "That could not be read. Reply once more, in exactly the form that was asked for and with nothing else."
+_QUOTED = 1000
+"""Letters of an unreadable reply that are shown to the model again."""
+
+
+class Asker(Protocol):
+    """A chat model that is asked many questions."""
+
+    @property
+    def name(self) -> str:
+        """As the user wrote it: `openai:MODEL@BASE_URL` or `local:MODEL`."""
+
+    @property
+    def cache_key(self) -> str:
+        """Which model this is, for the address of its replies."""
+
+    def ask_all(
+        self,
+        questions: Sequence[Conversation],
+        *,
+        read: Callable[[str], T | None],
+        kind: str,
+        max_tokens: int = 512,
+        as_json: bool = False,
+        reminder: str = REMINDER,
+        again: bool = False,
+        progress: Progress | None = None,
+    ) -> list[T | None]:
+        """What `read` made of the reply to every question; None where it could make nothing of two replies.
+
+        Args:
+            questions: conversations that end with a user's turn; equal ones are asked once.
+            read: takes a reply, without thoughts between think tags.
+            kind: what is asked, as a name with a version (`mt-bench-single-1`): part of the address of a reply.
+            max_tokens: longest reply; models that think aloud need more.
+            as_json: ask for a JSON object, where the model can be held to one.
+            reminder: what is said after a reply that could not be read.
+            again: ask anew where an earlier run could not read either reply.
+            progress: called with questions done and questions in all.
+        Raises: RequestError, EndpointError, ModelError; what was answered until then is kept.
+        """
+
+    def known(self, questions: Sequence[Conversation], *, kind: str, max_tokens: int = 512) -> int:
+        """How many of these (distinct) questions have a reply from an earlier run."""
+
+    def estimate(
+        self,
+        questions: Sequence[Conversation],
+        *,
+        kind: str,
+        max_tokens: int = 512,
+        usual_tokens: int = USUAL_TOKENS,
+        again: Callable[[str], object] | None = None,
+    ) -> Estimate:
+        """What is still to be asked will cost.
+
+        Args:
+            again: the reader, when what it cannot read is to be asked anew.
+        Raises: RequestError when that is more than a cap.
+        """
+
+
+class _Remembering(ABC):
+    """What the askers share: look up, ask what is missing, remind once, keep."""
+
+    name: str
+    cache_key: str
+
+    def __init__(self, cache: VerdictCache) -> None:
+        self._cache = cache
+
+    @abstractmethod
+    def _reply_to(
+        self,
+        questions: Mapping[str, Conversation],
+        *,
+        max_tokens: int,
+        as_json: bool,
+        take: Callable[[str, str], None],
+    ) -> None:
+        """Calls `take` with the key and the reply of every question as they come."""
+
+    def ask_all(
+        self,
+        questions: Sequence[Conversation],
+        *,
+        read: Callable[[str], T | None],
+        kind: str,
+        max_tokens: int = 512,
+        as_json: bool = False,
+        reminder: str = REMINDER,
+        again: bool = False,
+        progress: Progress | None = None,
+    ) -> list[T | None]:
+        if max_tokens < 1:
+            raise RequestError(f"--judge_max_tokens {max_tokens}: give at least 1.")
+        keys = [self._key(messages, kind, max_tokens) for messages in questions]
+        wanted = dict(zip(keys, questions, strict=True))
+        replies = self._known(wanted)
+        found = {key: _read(read, texts[-1]) for key, texts in replies.items()}
+        for key in [key for key, texts in replies.items() if again and len(texts) > 1 and found[key] is None]:
+            del replies[key], found[key]
+
+        done = sum(value is not None or len(replies[key]) > 1 for key, value in found.items())
+
+        def take(key: str, text: str) -> None:
+            nonlocal done
+            found[key] = _read(read, text)
+            replies.setdefault(key, []).append(text)
+            self._cache.put({key: replies[key]}, judge=self.name)
+            done += found[key] is not None or len(replies[key]) > 1
+            if progress is not None:
+                progress(done, len(wanted))
+
+        if progress is not None:
+            progress(done, len(wanted))
+        missing = {key: messages for key, messages in wanted.items() if key not in replies}
+        self._reply_to(missing, max_tokens=max_tokens, as_json=as_json, take=take)
+        unread = {
+            key: _reminded(messages, replies[key][0], reminder)
+            for key, messages in wanted.items()
+            if found[key] is None and len(replies[key]) == 1
+        }
+        self._reply_to(unread, max_tokens=max_tokens, as_json=as_json, take=take)
+        return [found[key] for key in keys]
+
+    def known(self, questions: Sequence[Conversation], *, kind: str, max_tokens: int = 512) -> int:
+        return len(self._known(self._key(messages, kind, max_tokens) for messages in questions))
+
+    def estimate(
+        self,
+        questions: Sequence[Conversation],
+        *,
+        kind: str,
+        max_tokens: int = 512,
+        usual_tokens: int = USUAL_TOKENS,
+        again: Callable[[str], object] | None = None,
+    ) -> Estimate:
+        wanted = {self._key(messages, kind, max_tokens): messages for messages in questions}
+        known = self._known(wanted)
+        if again is not None:
+            known = {key: texts for key, texts in known.items() if _read(again, texts[-1]) is not None}
+        missing = [messages for key, messages in wanted.items() if key not in known]
+        letters = (sum(len(str(turn.get("content") or "")) for turn in messages) for messages in missing)
+        tokens_in = sum(map(guess_tokens, letters))
+        return self._priced(len(missing), tokens_in, len(missing) * min(usual_tokens, max_tokens))
+
+    def _known(self, keys: Iterable[str]) -> dict[str, list[str]]:
+        """The replies from earlier runs: one, or two where the first could not be read."""
+        found = self._cache.get(keys).items()
+        return {key: texts for key, texts in found if isinstance(texts, list) and texts and _are_texts(texts)}
+
+    def _priced(self, calls: int, tokens_in: int, tokens_out: int) -> Estimate:
+        return Estimate(calls, tokens_in, tokens_out, None)
+
+    def _key(self, messages: Conversation, kind: str, max_tokens: int) -> str:
+        return verdict_key("asked", self.cache_key, kind, max_tokens, [dict(turn) for turn in messages])
+
+
+def _reminded(messages: Conversation, reply: str, reminder: str) -> list[Message]:
+    said: list[Message] = [
+        {"role": "assistant", "content": split_thoughts(reply).answer[:_QUOTED] or "(nothing)"},
+        {"role": "user", "content": reminder},
+    ]
+    return [*messages, *said]
+
+
+def _are_texts(values: list[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _read(read: Callable[[str], T | None], reply: str) -> T | None:
+    """What a reader makes of a reply's answer; None also where the reply is such that the reader fails."""
+    try:
+        return read(split_thoughts(reply).answer)
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError):
+        return None
+
+
+class EndpointAsker(_Remembering):
+    """A chat model at an OpenAI-compatible address; several calls under way at once, each kept when it comes."""
+
+    def __init__(self, endpoint: Endpoint, cache: VerdictCache) -> None:
+        super().__init__(cache)
+        self.endpoint = endpoint
+        self.name = str(endpoint.name)
+        self.cache_key = verdict_key("endpoint", self.name)
+
+    def _priced(self, calls: int, tokens_in: int, tokens_out: int) -> Estimate:
+        return self.endpoint.budget.estimate(calls=calls, tokens_in=tokens_in, tokens_out=tokens_out)
+
+    def _reply_to(
+        self,
+        questions: Mapping[str, Conversation],
+        *,
+        max_tokens: int,
+        as_json: bool,
+        take: Callable[[str, str], None],
+    ) -> None:
+        def ask(item: tuple[str, Conversation]) -> str:
+            # Models that think answer at a temperature of their own only; theirs will do.
+            reply = self.endpoint.chat(
+                item[1], max_tokens=max_tokens, temperature=0.0, as_json=as_json, spare=("temperature",)
+            )
+            return reply.text
+
+        in_parallel(
+            ask,
+            questions.items(),
+            workers=self.endpoint.conduct.concurrency,
+            take=lambda item, text: take(item[0], text),
+        )
+
+
+class LocalAsker(_Remembering):
+    """A chat model of transformers on this machine, asked in batches, always taking the likeliest token."""
+
+    def __init__(self, source: ModelSource, cache: VerdictCache, *, batch_size: int = 8) -> None:
+        """
+        Args:
+            source: loaded when the first question needs it, and not for replies that are known.
+        """
+        if batch_size < 1:
+            raise RequestError(f"--judge_batch_size {batch_size}: give at least 1.")
+        super().__init__(cache)
+        self.name = f"local:{source.name}"
+        self.cache_key = verdict_key("local", source.identity)
+        self._source, self._batch_size = source, batch_size
+
+    def _reply_to(
+        self,
+        questions: Mapping[str, Conversation],
+        *,
+        max_tokens: int,
+        as_json: bool,
+        take: Callable[[str, str], None],
+    ) -> None:
+        from preftune.generation.generate import generate
+
+        if not questions:
+            return
+        self._check_lengths(questions, max_tokens)
+        asked = {key: self._as_taken(messages) for key, messages in questions.items()}
+        order = sorted(asked, key=lambda key: -sum(len(str(turn.get("content") or "")) for turn in asked[key]))
+        for start in range(0, len(order), self._batch_size):
+            part = order[start : start + self._batch_size]
+            prompts: Any = [asked[key] for key in part]
+            answers = generate(
+                self._source.model,
+                self._source.tokenizer,
+                prompts,
+                max_new_tokens=max_tokens,
+                batch_size=len(part),
+            )
+            for key, answer in zip(part, answers, strict=True):
+                take(key, answer.text)
+
+    def _check_lengths(self, questions: Mapping[str, Conversation], max_tokens: int) -> None:
+        """Before any work. Raises: ModelError for a question that the model has no room for."""
+        from preftune.generation.encode_prompts import encode_prompts
+
+        limit = getattr(self._source.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is None:
+            return
+        prompts: Any = [self._as_taken(messages) for messages in questions.values()]
+        longest = max(map(len, encode_prompts(self._source.tokenizer, prompts, None)))
+        if longest + max_tokens > limit:
+            raise ModelError(
+                f"{self.name} has {limit} positions, and the longest question takes {longest} tokens, with "
+                f"{max_tokens} more for the reply. Lower --judge_max_tokens, leave out the longest prompts, or use a "
+                "judge with more."
+            )
+
+    def _as_taken(self, messages: Conversation) -> list[Message]:
+        """As it is, or with the system's words before the user's where the template knows no system."""
+        turns = list(messages)
+        if not turns or turns[0].get("role") != "system" or self._takes_a_system:
+            return turns
+        return without_system(turns)
+
+    @property
+    def _takes_a_system(self) -> bool:
+        from jinja2 import TemplateError
+
+        probe = [{"role": "system", "content": "judge-probe"}, {"role": "user", "content": "y"}]
+        try:
+            return "judge-probe" in str(self._source.tokenizer.apply_chat_template(probe, tokenize=False))
+        except TemplateError:
+            return False
+        except ValueError:  # no template at all: generating says so
+            return True

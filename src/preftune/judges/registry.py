@@ -1,0 +1,224 @@
+"""From the words of `--judge` to a judge: one place for `label`, `eval` and `judge-check`.
+
+exact, key-fact, shorter, longer    rules that ship with preftune
+rule:MODULE:FUNCTION                a Python function of the user: compares two answers, or scores one
+reward:MODEL                        a sequence classifier with one label; reward:A,B,C is an ensemble of several
+openai:MODEL@BASE_URL               a chat model at an OpenAI-compatible address
+local:MODEL                         a chat model of transformers on this machine
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+
+from preftune.errors import RequestError
+
+if TYPE_CHECKING:
+    from preftune.judges.cache import VerdictCache
+import difflib
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from preftune.judges.from_scores import TIE_WITHIN, ScoreJudge
+from preftune.judges.protocol import Judge, Scorer, finite_score, judge_name
+from preftune.judges.rules import KeyFactJudge, LengthJudge
+from preftune.judges.user_rules import adapted
+
+if TYPE_CHECKING:
+    from preftune.generation.endpoint.budget import Budget
+    from preftune.generation.endpoint.client import Conduct, Endpoint
+    from preftune.judges.cache import VerdictCache
+    from preftune.judges.llm_client import Asker
+
+RULES = ("exact", "key-fact", "shorter", "longer")
+FORMS = "openai:MODEL@BASE_URL, local:MODEL, reward:MODEL, rule:MODULE:FUNCTION, exact, key-fact, shorter or longer"
+"""For help pages."""
+
+Kind: TypeAlias = Literal["rule", "reward", "openai", "local"]
+_KINDS: tuple[Kind, ...] = ("rule", "reward", "openai", "local")
+
+
+def judge_kind(spec: str) -> Kind:
+    """What sort of judge a spec names; the rules that ship are `rule` too. Loads nothing.
+
+    Raises: RequestError for a spec of no such form, with the nearest one.
+    """
+    if spec in RULES:
+        return "rule"
+    kind, colon, rest = spec.partition(":")
+    if colon and rest and kind in _KINDS:
+        return kind
+    if kind in _KINDS:
+        raise RequestError(f"--judge {spec} names no {'function' if kind == 'rule' else 'model'}. Give {FORMS}.")
+    known = difflib.get_close_matches(kind, [*RULES, *_KINDS], n=1)
+    near = f" Did you mean {known[0] + (colon + rest if known[0] in _KINDS else '')!r}?" if known else ""
+    raise RequestError(f"There is no judge {spec!r}.{near} Give {FORMS}.")
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeOptions:
+    """What shapes a judge beside its name; what does not concern its kind is left alone."""
+
+    criteria: str | None = None
+    """What is better, in a sentence or two; for chat models."""
+    max_tokens: int = 512
+    """Longest reply of a chat model."""
+    batch_size: int | None = None
+    """Questions at once, for a model on this machine: 16 scores or 8 verdicts."""
+    tie_within: float = TIE_WITHIN
+    """Scores that differ by no more are a tie."""
+    ensemble: str = "mean"
+    """How the scores of reward:A,B,C become one: mean, min or mean-std."""
+    conduct: Conduct | None = None
+    budget: Budget | None = None
+    """Both for endpoints."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """For a model on this machine: `dtype`, `trust_remote_code`, `load_in_4bit`."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedJudge:
+    """A judge, ready to be asked."""
+
+    judge: Judge
+    """Compares two answers, whatever it is made of."""
+    scorer: Scorer | None = None
+    """Where the judge rates single answers."""
+    asker: Asker | None = None
+    """Where the judge is a chat model."""
+    endpoint: Endpoint | None = None
+    """Where that stands at an address: `endpoint.check()` before the first question, `endpoint.budget` afterwards."""
+
+    @property
+    def name(self) -> str:
+        return judge_name(self.judge)
+
+
+def open_judge(spec: str, opened: ExitStack, options: JudgeOptions | None = None) -> OpenedJudge:
+    """The judge that a spec names. Models are loaded when they are first needed; connections and the cache of verdicts
+    are closed with `opened`.
+
+    Raises: RequestError for a spec that names no judge, or a rule that cannot be had; ModelError for a missing model.
+    """
+    from preftune.judges.cache import VerdictCache
+
+    options = options or JudgeOptions()
+    kind = judge_kind(spec)
+    name = spec.partition(":")[2]
+    if kind == "openai":
+        return _endpoint_judge(spec, opened, options)
+    cache = opened.enter_context(closing(VerdictCache()))
+    if kind == "local":
+        from preftune.generation.lazy_model import ModelSource
+        from preftune.judges.llm_client import LocalAsker
+
+        asker = LocalAsker(ModelSource(name, **options.model), cache, batch_size=_or(options.batch_size, 8))
+        return OpenedJudge(_chat_judge(asker, options), asker=asker)
+    scorer: Any
+    if kind == "reward":
+        scorer = _reward_scorer(name, cache, options)
+        return OpenedJudge(ScoreJudge(scorer, tie_within=options.tie_within), scorer=scorer)
+    rule, scores = adapted(load_judge(spec))
+    if getattr(rule, "cache_key", None) is not None and not (hasattr(rule, "score_all") or hasattr(rule, "judge_all")):
+        rule = RememberedRule(rule, cache)
+    if scores:
+        return OpenedJudge(ScoreJudge(rule, tie_within=options.tie_within), scorer=rule)
+    return OpenedJudge(rule)
+
+
+def as_judge(rule: Judge | Scorer) -> Judge:
+    """A judge of what the caller gives: a judge, or a scorer, whose higher score wins.
+
+    Raises: RequestError for a function whose signature is neither's.
+    """
+    found = adapted(rule)
+    return ScoreJudge(found.call) if found.scores else found.call
+
+
+def reward_models(name: str) -> list[str]:
+    """The models of reward:A,B,C; one, where the whole is a folder."""
+    return [name] if Path(name).expanduser().exists() else [part for part in name.split(",") if part]
+
+
+def _reward_scorer(name: str, cache: VerdictCache, options: JudgeOptions) -> Any:
+    from preftune.judges.reward_model import open_reward_model
+
+    size = _or(options.batch_size, 16)
+    members = [open_reward_model(one, cache=cache, batch_size=size, **options.model) for one in reward_models(name)]
+    if len(members) == 1:
+        return members[0]
+    from preftune.judges.ensemble import EnsembleScorer
+
+    return EnsembleScorer(members, how=options.ensemble)
+
+
+def _endpoint_judge(spec: str, opened: ExitStack, options: JudgeOptions) -> OpenedJudge:
+    from preftune.generation.endpoint.client import Endpoint, EndpointName
+    from preftune.judges.cache import VerdictCache
+    from preftune.judges.llm_client import EndpointAsker
+
+    name = EndpointName.parse(spec)
+    endpoint = opened.enter_context(Endpoint(name, conduct=options.conduct, budget=options.budget))
+    asker = EndpointAsker(endpoint, opened.enter_context(closing(VerdictCache())))
+    return OpenedJudge(_chat_judge(asker, options), asker=asker, endpoint=endpoint)
+
+
+def _chat_judge(asker: Asker, options: JudgeOptions) -> Judge:
+    from preftune.judges.pairwise_llm import CRITERIA, ChatJudge
+
+    return ChatJudge(asker, criteria=options.criteria or CRITERIA, max_tokens=options.max_tokens)
+
+
+def _or(given: int | None, usual: int) -> int:
+    return usual if given is None else given
+
+
+class RememberedRule:
+    """A rule with a `cache_key`, that compares or that scores, and is never called twice with the same."""
+
+    def __init__(self, rule: Any, cache: VerdictCache) -> None:
+        from preftune.judges.user_rules import adapted
+
+        self._rule, self._cache = rule, cache
+        self.name, self.cache_key = judge_name(rule), rule.cache_key
+        self.symmetric = bool(getattr(rule, "symmetric", False))
+        self.scores_one = adapted(rule).scores
+
+    def __call__(self, *content: Any) -> Any:
+        from preftune.judges.cache import verdict_key
+
+        key = verdict_key("rule", self.cache_key, *content)
+        known = self._cache.get([key])
+        if key not in known:
+            known[key] = finite_score(self._rule(*content), self._rule) if self.scores_one else self._rule(*content)
+            self._cache.put(known, judge=self.name)
+        return known[key]
+
+
+def load_judge(spec: str) -> Judge:
+    """A rule by name: `key-fact`, `exact`, `shorter`, `longer`, or `rule:module:function` for a function of your own.
+
+    The module is looked for in the current folder too; a class is called without arguments to make the judge.
+
+    Raises: RequestError naming what could not be found.
+    """
+    if spec == "key-fact":
+        return KeyFactJudge()
+    if spec == "exact":
+        from preftune.judges.exact_match import ExactJudge
+
+        return ExactJudge()
+    if spec in ("shorter", "longer"):
+        return LengthJudge(prefer="shorter" if spec == "shorter" else "longer")
+    kind, _, rest = spec.partition(":")
+    module_name, _, attribute = rest.partition(":")
+    if kind != "rule" or not module_name or not attribute:
+        raise RequestError(
+            f"Unknown judge {spec!r}. Use key-fact, exact, shorter, longer, or rule:module:function, for example "
+            "rule:my_rules:prefer_polite for the function prefer_polite in my_rules.py."
+        )
+    from preftune.judges.user_rules import load_rule
+
+    return cast(Judge, load_rule(module_name, attribute, spec))

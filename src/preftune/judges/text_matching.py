@@ -1,0 +1,66 @@
+"""Whether an answer contains an expected fact, as words."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from preftune.errors import DatasetError
+
+
+def count_words(text: str) -> int:
+    """Words as separated by whitespace."""
+    return len(text.split())
+
+
+def normalise(text: str) -> str:
+    """One spelling for what reads the same: NFKC, case, typographic quotes and dashes, spaces, `1,000` as `1000`."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = re.sub("[\u2018\u2019\u02bc`\u00b4]", "'", text)
+    text = re.sub("[\u201c\u201d\u00ab\u00bb]", '"', text)
+    text = re.sub("[\u2010-\u2015\u2212]", "-", text)
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    return " ".join(text.split())
+
+
+def contains_fact(answer: str, fact: str) -> bool:
+    """Whether `fact` occurs in `answer` as whole words, after `normalise`.
+
+    A number is not found inside a longer one: `3` is neither in `13`, `3.5`, `0.3` nor in `-3`.
+    """
+    wanted = normalise(fact)
+    if not wanted:
+        return False
+    before, after = r"(?<!\w)", r"(?!\w)"
+    if wanted[0].isdigit():
+        before += r"(?<!\d[.,])(?<![\s(]-)"
+    if wanted[-1].isdigit():
+        after += r"(?![.,]\d)"
+    return re.search(before + re.escape(wanted) + after, " " + normalise(answer)) is not None
+
+
+def key_facts(row: Mapping[str, Any]) -> list[str]:
+    """The accepted alternatives of a row's `key_fact`: a string or a list of strings, never empty.
+
+    Raises: DatasetError when there is none, with what the row does hold.
+    """
+    value = row.get("key_fact")
+    facts = [value] if isinstance(value, str) else value
+    if (
+        not isinstance(facts, Sequence)
+        or not facts
+        or not all(isinstance(fact, str) and normalise(fact) for fact in facts)
+    ):
+        raise DatasetError(
+            f"A row has no usable 'key_fact' (found {value!r}; columns: {', '.join(map(repr, row)) or 'none'}). "
+            "The key-fact judge needs the words that a correct answer contains, as a string or a list of alternatives; "
+            "add the column, or choose another judge."
+        )
+    return list(facts)
+
+
+def is_correct(answer: str, row: Mapping[str, Any]) -> bool:
+    """Whether the answer contains any accepted alternative of the row's `key_fact`."""
+    return any(contains_fact(answer, fact) for fact in key_facts(row))

@@ -1,0 +1,207 @@
+"""What an evaluation found besides its verdict: categories, equal length, both models, the judge, suites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from preftune.report.html.components import listed, loose, marked_table, panel, panels
+from preftune.report.html.document import Page, escaped
+from preftune.report.reading.run_files import Run
+from preftune.report.reading.untrusted_json import Figures, at, items, mapping, number, sentences, text
+from preftune.report.run import charts
+from preftune.report.run.headline import Rate, day, win_rate
+
+_CATEGORIES = 24
+_EVALUATIONS = 8
+_NAMES = {
+    "repeats": "answers that repeat themselves",
+    "unfinished": "answers cut off at the limit",
+    "empty": "empty answers",
+    "language_switch": "answers in another language",
+    "refusals": "refusals",
+    "distinct_2": "distinct word pairs",
+    "self_similarity": "answers like each other",
+    "repeated": "words inside repeated phrases",
+    "words": "words an answer",
+    "tokens": "tokens an answer",
+}
+_COUNTED = ("words", "tokens")
+"""Figures that are no shares."""
+
+
+def evaluation_section(page: Page, runs: Sequence[Run]) -> str:
+    """Markup of all evaluations, empty where there is none."""
+    parts = []
+    for number_, run in enumerate(runs):
+        cards = list(_cards(page, run, f"-{number_}"))
+        if (cards or run.suites) and len(runs) > 1:
+            parts.append(f'<h3 class="of-run"><bdi>{escaped(run.name)}</bdi></h3>')
+        if cards:
+            parts.append(loose(*cards))
+        if len(run.history) > 1:
+            words = "The latest first. Other prompts or other judges are other questions."
+            parts.append(panels(panel("Its evaluations", words, _history(run), full=True)))
+        if run.suites:
+            parts.append(panels(panel("Suites", "", _suites(run), full=True)))
+    return "".join(parts)
+
+
+def _cards(page: Page, run: Run, suffix: str) -> Iterator[str]:
+    summary = run.summary
+    categories = _rates(mapping(summary.get("categories")))
+    if len(categories) > 1:
+        told = "; ".join(f"{name} {rate.rate:.0%}" for name, rate in categories.items())
+        chart = page.chart(f"categories{suffix}", charts.rates(categories), label=f"Win rate by category: {told}")
+        words = "Win rate of each kind of prompt, with its interval: wide ones say little. Lines at 50% and 55%."
+        yield panel("By category", words, chart)
+    figures = list(_figures(summary))
+    if figures:
+        beside = "before and after" if run.before == "before" else f"by the model, and beside it: {run.before}"
+        words = f"The same prompts, answered {beside}. Marked: worse by more than chance."
+        yield panel("Both models", words, _figures_table(figures, run.before))
+    equal = _rate(mapping(summary.get("length_controlled")))
+    plain = win_rate(run)
+    if equal is not None and plain is not None:
+        rates = {"win rate": plain, "at equal length": equal}
+        label = f"Win rate {plain.rate:.1%}, at equal length {equal.rate:.1%}"
+        words = "What the win rate would be if both models' answers were equally long: judges often favour length."
+        chart = page.chart(f"equal-length{suffix}", charts.rates(rates), label=label)
+        yield panel("Length", words, chart, aside=f"{equal.rate:.1%}")
+    judge = list(_judge(summary))
+    if judge:
+        yield panel("The judge", "", listed(judge))
+    degenerate = sentences(at(summary, "degeneration", "sentences"))
+    if degenerate:
+        yield panel("Degeneration", "", listed(degenerate[:8]) + _worst(mapping(summary.get("degeneration"))))
+
+
+def _rates(figures: Figures) -> dict[str, Rate]:
+    """Name -> rate, the lowest first: what got worse is read first."""
+    found = {str(name): rate for name, values in figures.items() if (rate := _rate(mapping(values))) is not None}
+    return dict(sorted(found.items(), key=lambda pair: pair[1].rate)[:_CATEGORIES])
+
+
+def _rate(values: Figures) -> Rate | None:
+    rate, low, high = (number(values.get(name)) for name in ("win_rate", "ci_low", "ci_high"))
+    if rate is None or low is None or high is None:
+        return None
+    return Rate(rate, low, high, number(values.get("confidence")) or 0.95)
+
+
+def _figures(summary: Figures) -> Iterator[tuple[str, str, str, str, bool]]:
+    """Name, before, after, difference, and whether it got worse."""
+    facts = mapping(summary.get("key_fact_rate"))
+    before, after = number(at(facts, "base", "rate")), number(at(facts, "aligned", "rate"))
+    if before is not None and after is not None:
+        low, high = number(at(facts, "difference", "ci_low")), number(at(facts, "difference", "ci_high"))
+        yield "answers with the key fact", f"{before:.1%}", f"{after:.1%}", _points(low, high), (high or 0) < 0
+    if "tokens" not in mapping(at(summary, "degeneration", "figures")):
+        base, aligned = (number(at(summary, "mean_tokens", side)) for side in ("base", "aligned"))
+        if base is not None and aligned is not None:
+            yield "tokens an answer", f"{base:.0f}", f"{aligned:.0f}", "", False
+    if "unfinished" not in mapping(at(summary, "degeneration", "figures")):
+        base, aligned = (number(at(summary, "finished", side)) for side in ("base", "aligned"))
+        if base is not None and aligned is not None:
+            yield "answers that ended by themselves", f"{base:.1%}", f"{aligned:.1%}", "", False
+    worse = items(at(summary, "degeneration", "worse"))
+    for name, values in mapping(at(summary, "degeneration", "figures")).items():
+        base, aligned = number(at(values, "base")), number(at(values, "aligned"))
+        if base is None or aligned is None or (base == aligned == 0):
+            continue
+        low, high = number(at(values, "ci_low")), number(at(values, "ci_high"))
+        form, told = (".0f", _plain(low, high)) if name in _COUNTED else (".1%", _points(low, high))
+        yield _NAMES.get(name, name.replace("_", " ")), format(base, form), format(aligned, form), told, name in worse
+
+
+def _points(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return ""
+    digits = 1 if max(abs(low), abs(high)) < 0.02 else 0
+    return f"{100 * low:+.{digits}f} to {100 * high:+.{digits}f} points"
+
+
+def _plain(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{low:+.0f} to {high:+.0f}"
+
+
+def _figures_table(figures: Sequence[tuple[str, str, str, str, bool]], before_: str) -> str:
+    rows = [
+        f'<tr{" class=worse" * worse}><th scope="row">{escaped(name)}{" (worse)" * worse}</th><td>{before}</td>'
+        f"<td>{after}</td><td>{escaped(told)}</td></tr>"
+        for name, before, after, told, worse in figures
+    ]
+    return marked_table(("", before_, "after", "difference"), rows)
+
+
+def _judge(summary: Figures) -> Iterator[str]:
+    name = text(summary.get("judge"))
+    if name:
+        yield f"Judged by {name}."
+    asked, disagreed = number(at(summary, "position_bias", "asked")), number(at(summary, "position_bias", "disagreed"))
+    if asked and disagreed is not None:
+        first = number(at(summary, "position_bias", "first_preferred")) or 0
+        side = f" {int(first):,} times for the first answer" if disagreed else ""
+        yield (
+            f"Asked in both orders it contradicted itself on {int(disagreed):,} of {int(asked):,} pairs "
+            f"({disagreed / asked:.0%}){',' * bool(side)}{side}; these count as ties."
+        )
+    elif (told := number(summary.get("order_disagreements"))) is not None:
+        yield f"Asked in both orders it contradicted itself on {int(told):,} pairs, which count as ties."
+    unjudged = number(summary.get("unjudged"))
+    if unjudged:
+        yield f"{int(unjudged):,} pairs could not be judged; they count as ties."
+    cost = mapping(summary.get("cost"))
+    if cost:
+        calls, spent = number(cost.get("calls")), number(cost.get("money"))
+        parts = [f"{int(calls):,} calls"] if calls is not None else []
+        parts += [f"{spent:,.2f} in the prices given"] if spent is not None else []
+        if parts:
+            yield f"This run's cost at endpoints: {', '.join(parts)}."
+
+
+def _history(run: Run) -> str:
+    rows = []
+    for line in reversed(run.history[-_EVALUATIONS:]):
+        rate, when = _rate(line), number(line.get("time"))
+        asked = f"against {text(line.get('baseline'))}, judged by {text(line.get('judge'))}"
+        rows.append(
+            f'<tr><th scope="row">{escaped(day(when))}</th><td class="words">{escaped(asked)}</td>'
+            f"<td>{_three(number(line.get('prompts')))}</td><td>{'' if rate is None else f'{rate.rate:.1%}'}</td>"
+            f"<td>{'' if rate is None else f'{rate.low:.1%} to {rate.high:.1%}'}</td></tr>"
+        )
+    return marked_table(("when", "what", "prompts", "win rate", "interval"), rows)
+
+
+def _worst(degeneration: Figures) -> str:
+    """The prompts that show what got worse."""
+    lines = []
+    for name in items(degeneration.get("worse")):
+        found = items(mapping(degeneration.get("worst")).get(str(name)))
+        ids = [str(at(row, "id")) for row in found if at(row, "id") is not None]
+        if ids:
+            lines.append(f"{_NAMES.get(str(name), str(name).replace('_', ' '))}: prompts {', '.join(ids[:5])}")
+    return f"<p>Seen most on:</p>{listed(lines)}" if lines else ""
+
+
+def _suites(run: Run) -> str:
+    rows = []
+    for name, summary in run.suites.items():
+        head = mapping(summary.get("headline"))
+        base, aligned = number(head.get("base")), number(head.get("aligned"))
+        low, high = number(head.get("ci_low")), number(head.get("ci_high"))
+        difference = number(head.get("difference"))
+        lower = head.get("better") == "lower"
+        worse = (low is not None and low > 0) if lower else (high is not None and high < 0)
+        told = f"{difference:+.3g} ({low:+.3g} to {high:+.3g})" if None not in (difference, low, high) else ""
+        rows.append(
+            f'<tr{" class=worse" * worse}><th scope="row">{escaped(name)}{" (worse)" * worse}</th>'
+            f'<td class="words">{escaped(text(head.get("name")))}{", lower is better" * lower}</td>'
+            f"<td>{_three(base)}</td><td>{_three(aligned)}</td><td>{told}</td></tr>"
+        )
+    table = marked_table(("suite", "figure", "before", "after", "difference (interval)"), rows)
+    lines = [f"{name}: {line}" for name, summary in run.suites.items() for line in sentences(summary.get("sentences"))]
+    return table + (listed(lines) if lines else "")
+
+
+def _three(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"

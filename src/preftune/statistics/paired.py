@@ -1,0 +1,178 @@
+"""One figure of two models side by side: the difference, its interval, and whether that is better, worse or neither."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from preftune.statistics.intervals import Floats, WinRate, mean_interval, paired_shares
+
+Better: TypeAlias = Literal["higher", "lower"]
+
+SHARE = "share"
+"""The unit of rates: printed in percent, their differences in percentage points."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A figure of the baseline and of the aligned model. The interval is of the difference, aligned minus base."""
+
+    name: str
+    base: float
+    aligned: float
+    difference: float
+    ci_low: float | None
+    """None where there is too little to tell: a single prompt says nothing about others."""
+    ci_high: float | None
+    better: Better
+    n: int
+    """Observations that were paired."""
+    unit: str = SHARE
+    confidence: float = 0.95
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "no difference shown"]:
+        """What the interval allows to say."""
+        if self.ci_low is None or self.ci_high is None or self.ci_low <= 0 <= self.ci_high:
+            return "no difference shown"
+        return "better" if (self.difference > 0) == (self.better == "higher") else "worse"
+
+    def sentence(self) -> str:
+        """The comparison in words, with its interval."""
+        change = f"{self._signed(self.difference)}, {self.interval_words()}"
+        return (
+            f"{self.name[0].upper()}{self.name[1:]}: {self._value(self.base)} for the baseline, "
+            f"{self._value(self.aligned)} for the aligned model ({change}, n={self.n:,}): {self.verdict}."
+        )
+
+    def interval_words(self) -> str:
+        """The interval as people write it."""
+        if self.ci_low is None or self.ci_high is None:
+            return "too few prompts for an interval"
+        return f"{100 * self.confidence:.3g}% interval {self._signed(self.ci_low)} to {self._signed(self.ci_high)}"
+
+    def row(self) -> tuple[str, str, str, str, str]:
+        """For a table on a terminal: name, base, aligned, difference with its interval, verdict."""
+        interval = ""
+        if self.ci_low is not None and self.ci_high is not None:
+            interval = f" [{self._signed(self.ci_low)}, {self._signed(self.ci_high)}]"
+        difference = f"{self._signed(self.difference)}{interval}"
+        return self.name, self._value(self.base), self._value(self.aligned), difference, self.verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "verdict": self.verdict}
+
+    def _value(self, value: float) -> str:
+        return f"{value:.1%}" if self.unit == SHARE else f"{value:.{self._digits}f}"
+
+    def _signed(self, value: float) -> str:
+        return f"{100 * value:+.1f}" if self.unit == SHARE else f"{value:+.{self._digits}f}"
+
+    @property
+    def _digits(self) -> int:
+        return 2 if self.unit == "points" else 3
+
+
+def compare_shares(
+    name: str,
+    base: Sequence[float] | Floats,
+    aligned: Sequence[float] | Floats,
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    better: Better,
+    confidence: float = 0.95,
+) -> Comparison:
+    """Rates of the same prompts under both models, paired: values in [0, 1].
+
+    The interval is that of `paired_shares`.
+    """
+    base_N, aligned_N = np.asarray(base, dtype=np.float64), np.asarray(aligned, dtype=np.float64)
+    change = paired_shares(base_N, aligned_N, clusters, confidence=confidence)
+    return Comparison(
+        name=name,
+        base=float(base_N.mean()),
+        aligned=float(aligned_N.mean()),
+        difference=change.mean,
+        ci_low=change.low,
+        ci_high=change.high,
+        better=better,
+        n=len(base_N),
+        confidence=confidence,
+    )
+
+
+def compare_means(
+    name: str,
+    base: Sequence[float] | Floats,
+    aligned: Sequence[float] | Floats,
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    better: Better,
+    unit: str,
+    confidence: float = 0.95,
+) -> Comparison:
+    """Any quantity of the same prompts under both models, paired, with a clustered t interval of the difference.
+
+    Where all prompts changed by the same amount, as whole ratings of a few prompts may, no spread was seen and there is
+    no interval: it would have no width and call two prompts a proof.
+    """
+    base_N, aligned_N = np.asarray(base, dtype=np.float64), np.asarray(aligned, dtype=np.float64)
+    change = mean_interval(aligned_N - base_N, clusters, confidence=confidence)
+    if change.standard_error == 0 and change.mean != 0:
+        change = change._replace(low=-math.inf, high=math.inf)
+    return Comparison(
+        name=name,
+        base=float(base_N.mean()),
+        aligned=float(aligned_N.mean()),
+        difference=change.mean,
+        ci_low=_finite(change.low),
+        ci_high=_finite(change.high),
+        better=better,
+        n=len(base_N),
+        unit=unit,
+        confidence=confidence,
+    )
+
+
+def compare_with_even(name: str, rate: WinRate) -> Comparison:
+    """A win rate against the baseline, beside the 50% that an equal model would have."""
+    return Comparison(
+        name=name,
+        base=0.5,
+        aligned=rate.win_rate,
+        difference=rate.win_rate - 0.5,
+        ci_low=rate.ci_low - 0.5,
+        ci_high=rate.ci_high - 0.5,
+        better="higher",
+        n=rate.n,
+        confidence=rate.confidence,
+    )
+
+
+def by_group(
+    groups: Mapping[str, Sequence[int]], compare: Callable[[str, Sequence[int], float], Comparison], confidence: float
+) -> list[Comparison]:
+    """The same comparison within each group, by the indices of its members.
+
+    Many groups, each at 95%, would show a difference by chance alone; their intervals are widened (Bonferroni), so that
+    all of them together hold with `confidence`.
+    """
+    each = 1 - (1 - confidence) / max(1, len(groups))
+    return [compare(name, members, each) for name, members in groups.items()]
+
+
+def members_by(names: Sequence[str | None]) -> dict[str, list[int]]:
+    """Indices by name, in the order in which the names appear; None belongs to no group."""
+    groups: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        if name is not None:
+            groups.setdefault(name, []).append(index)
+    return groups
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,106 @@
+"""The files of `eval/`: JSON lines that grow by appending and survive kill -9; JSON that is replaced in one move."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from preftune.errors import RequestError
+from preftune.storage.atomic import write_whole
+
+
+def digest(value: Any) -> str:
+    """A short content address of any JSON value (keys sorted): 16 hexadecimal digits of SHA-256."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the folder and see that it can be written to, before any work is spent.
+
+    Raises: RequestError.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RequestError(
+            f"The evaluation cannot be written to {folder} ({error.strerror or error}). Choose another output folder."
+        ) from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` in one move: a reader sees the old file or the new one, never half of it."""
+    write_whole(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace `path` with one indented JSON object."""
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Replace `path` with one JSON object per line."""
+    write_atomically(path, "".join(_line(record) for record in records))
+
+
+def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Add one JSON object per line and wait until the disk has them. A torn last line is closed off first."""
+    torn = not _ends_whole(path)
+    with open(path, "a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+        file.write(("\n" if torn else "") + "".join(_line(record) for record in records))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def cut_torn_line(path: Path) -> None:
+    """Takes away a last line that a kill left torn, so that every line of the file is a whole object again."""
+    if _ends_whole(path):
+        return
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    try:
+        complete = isinstance(json.loads(data[whole:]), dict)  # only its line break is missing
+    except ValueError:
+        complete = False
+    with open(path, "r+b") as file:
+        if complete:
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+        else:
+            file.truncate(whole)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _ends_whole(path: Path) -> bool:
+    if not path.exists() or path.stat().st_size == 0:
+        return True
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole objects of a JSON lines file; a line torn by a kill is left out. Empty when there is no file."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"

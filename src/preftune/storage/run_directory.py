@@ -1,0 +1,81 @@
+"""The run directory: the contract between training, evaluation and report. Readable after kill -9.
+
+Whole files are written to a temporary name, synced and renamed; metrics.jsonl only grows, line by line, and is cut
+back to the checkpoint when a run resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from preftune.errors import RequestError
+from preftune.storage.atomic import write_whole
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of one."""
+    write_whole(path, (json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def append_line(path: Path, content: Mapping[str, Any]) -> None:
+    """Append one JSON object as one line, in a single write."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(plain(content), ensure_ascii=False) + "\n")
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Drop the lines of steps after `step`, the sums of a whole run (this is not its end any more), and lines that are
+    no records, as one that a crash left unfinished.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):  # of bad UTF-8 too
+            continue
+        if not isinstance(record, dict) or "train_loss" in record:
+            continue
+        if isinstance(at := record.get("step", 0), int | float) and at <= step:
+            kept.append(line)
+    write_whole(path, b"".join(line + b"\n" for line in kept))
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Make the folder and prove that files can be written there, before anything expensive happens.
+
+    Raises:
+        RequestError: with what is in the way.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise RequestError(
+            f"output_dir={str(path)!r} cannot be written ({error.strerror or error}). Choose a folder that you own: "
+            "--output_dir FOLDER."
+        ) from error
+
+
+def plain(value: Any) -> Any:
+    """JSON without NaN, tensors or enums; unknown objects by their text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int | bool):
+        return value
+    if hasattr(value, "item") and (value.numel() if hasattr(value, "numel") else getattr(value, "size", 1)) == 1:
+        return plain(value.item())
+    return str(getattr(value, "value", value))

@@ -1,0 +1,301 @@
+"""`PackedConfig`: what every trainer on packed groups is told, whatever it trains."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from transformers import TrainingArguments
+
+from preftune.errors import ConfigError
+from preftune.secret_values import is_secret, without_secrets
+from preftune.training.config.refused import Refusal, refuse_unsupported
+
+SAVE_SECONDS = 600.0
+SAVE_TOTAL_LIMIT = 2
+"""Where the user does not say when checkpoints are written."""
+
+
+def option(default: Any, help: str, **extra: Any) -> Any:
+    """A dataclass field with its help text."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help, **extra})
+    return field(default=default, metadata={"help": help, **extra})
+
+
+@dataclass
+class PackedConfig(TrainingArguments):
+    """The fields of `transformers.TrainingArguments`, and those that preftune's trainers share.
+
+    A field is honoured or refused with a `ConfigError` that names its successor or the reason; none is ignored. What
+    is left to the model stays None until a trainer has one.
+    """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]  # noqa: RUF012
+    full_learning_rate: ClassVar[float]
+    """Where none is asked for and all weights are trained."""
+    adapter_learning_rate: ClassVar[float]
+    refused: ClassVar[Mapping[str, Refusal]]
+
+    # --- defaults that differ from TrainingArguments ---
+    learning_rate: float | None = option(  # type: ignore[assignment]
+        None, "Initial learning rate. Default: one for full fine-tuning, a higher one for adapters."
+    )
+    logging_steps: float = option(10, "Log every so many optimiser steps; below 1, a share of all steps.")
+    bf16: bool | None = option(  # type: ignore[assignment]
+        None, "bfloat16 autocast. Default: where the hardware has it (on a CPU: when the model's weights are bfloat16)."
+    )
+    gradient_checkpointing: bool | None = option(
+        None, "Recompute activations in the backward pass to save memory. Default: on for CUDA, off for a CPU."
+    )
+    save_strategy: str | None = option(  # type: ignore[assignment]
+        None, "When checkpoints are written: no, steps, epoch or best. Default: after each epoch and every ten minutes."
+    )
+    save_steps: float | None = option(  # type: ignore[assignment]
+        None, "Steps between two checkpoints (below 1: a share of all steps), for save_strategy steps. There 500."
+    )
+    save_total_limit: int | None = option(
+        None,
+        "Checkpoints that are kept. Default: the last two, or all where save_strategy or save_steps is given.",
+    )
+    save_seconds: float | None = option(
+        None,
+        "Also write a checkpoint so many seconds after the last one. Default: 600 where nothing else is said.",
+    )
+    logging_nan_inf_filter: bool = option(False, "Refused when set: it would hide NaN losses.")
+
+    # --- the data ---
+    max_length: int | None = option(1024, "Longest row (prompt plus completion), in tokens; None: no limit.")
+    truncation: str = option(
+        "truncate",
+        "What happens to rows beyond the limits: truncate them, drop them, or stop with an error. Always reported.",
+        choices=["truncate", "drop", "error"],
+    )
+    dataset_num_proc: int | None = option(None, "Processes that tokenise.")
+    max_tokens_per_batch: int | None = option(
+        None, "Most tokens computed at a time; a step is split into so many parts, and its update stays the same."
+    )
+
+    # --- the model ---
+    model_init_kwargs: dict[str, Any] | str | None = option(None, "Keywords for loading a model given by name.")
+    trust_remote_code: bool = option(False, "Allow models and tokenizers that bring their own Python code.")
+
+    # --- the run ---
+    engine: str = option(
+        "auto",
+        "How completions are scored: packed where exact, else separate; naive is the oracle.",
+        choices=["auto", "packed", "separate", "naive"],
+    )
+    early_stopping_patience: int | None = option(
+        None, "Stop when the evaluation metric has not improved for so many evaluations."
+    )
+    early_stopping_threshold: float = option(0.0, "How much better counts as an improvement.")
+    max_seconds: float | None = option(None, "End the run after the step in which it has trained for so many seconds.")
+    max_train_tokens: int | None = option(
+        None, "End the run after the step in which it has trained on so many tokens (those it sampled count too)."
+    )
+
+    overwrite: bool = option(
+        False,
+        "Remove what an earlier run left in output_dir. By default it is moved to output_dir/_earlier.",
+        aliases=["--overwrite_output_dir"],
+    )
+    allow_changed: bool = option(
+        False, "Resume although settings or data that decide about the updates have changed since the checkpoint."
+    )
+
+    save_dtype: str | None = option(
+        None,
+        "Dtype of the weights that are saved at the end; by default that of the model as received.",
+        choices=["float32", "bfloat16", "float16"],
+    )
+
+    # --- fields of TRL's that preftune refuses unless they have no effect (see refused.py) ---
+    pad_to_multiple_of: int | str | None = option("auto", "Only auto or unset: preftune never pads.")
+    activation_offloading: bool = option(False, "Only False.")
+    pad_token: str | None = option(None, "Only unset: preftune never pads.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers has it and trackers are given it, without the secrets inside `model_init_kwargs`."""
+        return dict(without_secrets(super().to_dict()))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle writes, as transformers does to training_args.bin, which the hub upload takes: no secrets."""
+        state = dict(self.__dict__)
+        for name, value in state.items():
+            if is_secret(name):
+                state[name] = None
+            elif isinstance(value, str | dict | list):
+                state[name] = without_secrets(value)
+        return state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy in memory keeps everything."""
+        new = self.__copy__()
+        new.__dict__ = {name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()}
+        return new
+
+    def __copy__(self) -> Any:
+        new = object.__new__(type(self))
+        new.__dict__ = dict(self.__dict__)
+        return new
+
+    def __post_init__(self) -> None:
+        refuse_unsupported(self, self.refused)
+        self._validate()
+        self._resolve_hardware()
+        self._resolve_early_stopping()
+        self._resolve_saving()
+        self.automatic_learning_rate = self.learning_rate is None
+        if self.learning_rate is None:
+            self.learning_rate = self.full_learning_rate  # the trainer knows whether there is an adapter, and corrects
+        # transformers would have accelerate compile the model around our hooks; see logps/layers/compiled.py
+        asked = self.torch_compile, self.torch_compile_backend, self.torch_compile_mode
+        self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = False, None, None
+        try:
+            super().__post_init__()
+        except ConfigError:
+            raise
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{error}") from error
+        if getattr(self.accelerator_config, "dispatch_batches", None):
+            raise ConfigError(
+                "accelerator_config={'dispatch_batches': True} is not honoured: the first process would send "
+                "tensors to the others, and a batch here is packed groups. Remove it: every process reads its own rows."
+            )
+        check_installed(self.report_to)
+        self.torch_compile = any(asked)
+        _, self.torch_compile_backend, self.torch_compile_mode = asked
+        self._leave_the_rest_to_the_model()
+
+    def _validate(self) -> None:
+        """Raises: ConfigError, naming field and value. Trainers with more fields check theirs here too."""
+        if self.learning_rate is not None and not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
+            raise ConfigError(f"learning_rate={self.learning_rate} must be a finite number, 0 or above.")
+        self._at_least_1("max_length", "max_tokens_per_batch", "early_stopping_patience", "max_train_tokens")
+        if self.max_seconds is not None:
+            positive("max_seconds", self.max_seconds, "after so many seconds of training the run ends")
+        optimiser = str(getattr(self.optim, "value", self.optim))
+        if "lomo" in optimiser or "layerwise" in optimiser:
+            raise ConfigError(
+                f"optim={optimiser!r} changes weights during the backward pass, while the step may still be split, or "
+                "begun again when memory runs out. Use optim='adamw_torch_fused', or 'adafactor' to save memory."
+            )
+        one_of("truncation", self.truncation, ("truncate", "drop", "error"))
+        if self.save_dtype is not None:
+            one_of("save_dtype", self.save_dtype, ("float32", "bfloat16", "float16"))
+        one_of("engine", self.engine, ("auto", "packed", "separate", "naive"))
+
+    def _at_least_1(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value} must be at least 1, or left unset.")
+
+    def _leave_the_rest_to_the_model(self) -> None:
+        """Undo what TrainingArguments had to be told before a model is known: a copy of this configuration
+        (`dataclasses.replace`) must choose for itself again.
+        """
+        if self.automatic_learning_rate:
+            self.learning_rate = None
+        if self.automatic_precision:
+            self.bf16, self.fp16 = None, False
+
+    def _resolve_hardware(self) -> None:
+        """Autocast and checkpointing defaults for the device at hand; a program written for a GPU runs on a CPU too."""
+        import torch
+
+        accelerator = torch.cuda.is_available() or torch.backends.mps.is_available() or _has_xpu()
+        if not accelerator:
+            self.use_cpu = True
+        cuda = torch.cuda.is_available() and not self.use_cpu
+        self.automatic_precision = self.bf16 is None and not self.fp16
+        if self.bf16 is None:
+            self.bf16 = cuda and not self.fp16 and torch.cuda.get_device_capability() >= (8, 0)
+            self.fp16 = self.fp16 or (cuda and not self.bf16)
+        if self.fp16 and not cuda:
+            raise ConfigError(
+                "fp16=True needs a CUDA device: on a CPU half precision is bf16=True, or leave both unset."
+            )
+        if self.bf16 and cuda and torch.cuda.get_device_capability() < (8, 0):
+            name = torch.cuda.get_device_name()
+            raise ConfigError(f"bf16=True, but {name} has no bfloat16. Use fp16=True, or leave both unset.")
+        renamed = "activation_checkpointing" in TrainingArguments.__dataclass_fields__  # transformers 5.17: not yet
+        old_name, new_name = self.gradient_checkpointing, self.activation_checkpointing if renamed else None
+        wanted = new_name if new_name is not None else old_name
+        self.activation_checkpointing = cuda if wanted is None else wanted
+        if renamed:
+            self.activation_checkpointing_kwargs = (
+                self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs
+            )
+        else:
+            self.gradient_checkpointing = self.activation_checkpointing
+
+    def _resolve_saving(self) -> None:
+        """When checkpoints are written. transformers' 500 steps are longer than most runs of preference tuning."""
+        self.enable_jit_checkpoint = (
+            False  # a signal is answered with a checkpoint always (training/record/stopping.py)
+        )
+        if self.save_seconds is not None:
+            positive("save_seconds", self.save_seconds, "a checkpoint is written after so many seconds")
+        if self.save_strategy is not None or self.save_steps is not None:
+            self.save_strategy = "steps" if self.save_strategy is None else self.save_strategy
+            self.save_steps = 500 if self.save_steps is None else self.save_steps
+            return
+        self.save_strategy, self.save_steps = "epoch", 500
+        evaluation = str(getattr(self.eval_strategy, "value", self.eval_strategy))
+        if self.load_best_model_at_end and evaluation != "no":  # the best must have been saved
+            self.save_strategy, self.save_steps = evaluation, self.eval_steps or self.logging_steps
+        if self.save_seconds is None:
+            self.save_seconds = SAVE_SECONDS
+        if self.save_total_limit is None:
+            self.save_total_limit = SAVE_TOTAL_LIMIT
+
+    def _resolve_early_stopping(self) -> None:
+        if self.early_stopping_patience is None:
+            return
+        if str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
+            raise ConfigError(
+                "early_stopping_patience needs evaluations to watch. Pass eval_strategy='steps' (with eval_steps) and "
+                "an eval_dataset."
+            )
+        if self.metric_for_best_model is None:
+            self.metric_for_best_model, self.greater_is_better = "loss", False
+
+
+def positive(name: str, value: float, advice: str) -> None:
+    """Raises: ConfigError, for a number that is not finite and above 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"{name}={value} must be a finite number above 0: {advice}.")
+
+
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raises: ConfigError, for a word that is none of those."""
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r} must be one of {', '.join(allowed)}.")
+
+
+def _has_xpu() -> bool:
+    import torch
+
+    return hasattr(torch, "xpu") and torch.xpu.is_available()
+
+
+_OWN = ("tensorboard", "wandb", "trackio", "mlflow")
+"""The trackers that docs/trackers.md speaks of."""
+
+
+def check_installed(report_to: Sequence[str]) -> None:
+    """Raises: ConfigError for a tracker whose package is missing; transformers would look after the model is loaded."""
+    asked = [name for name in report_to if name in _OWN]
+    if not asked:
+        return
+    from transformers.integrations import get_available_reporting_integrations
+
+    there = get_available_reporting_integrations()
+    for name in asked:
+        if name not in there:
+            raise ConfigError(f"report_to={name!r}, but {name} is not installed. pip install {name}, or leave it out.")

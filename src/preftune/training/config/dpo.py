@@ -1,0 +1,139 @@
+"""`DPOConfig`: TrainingArguments with TRL's names for preference optimisation, validated when it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from preftune.errors import ConfigError
+from preftune.losses.registry import get_loss
+from preftune.training.config.base import PackedConfig, one_of, positive
+from preftune.training.config.base import option as _option
+from preftune.training.config.refused import REFUSED, Refusal
+
+FULL_LEARNING_RATE = 5e-7
+ADAPTER_LEARNING_RATE = 5e-6
+
+
+@dataclass
+class DPOConfig(PackedConfig):
+    """Configuration of `DPOTrainer`: every field of `transformers.TrainingArguments`, and those below.
+
+    Names follow TRL 1.16, so a TRL script or YAML runs with the import changed. A field is honoured or refused with a
+    `ConfigError` that names its successor or the reason; none is ignored. Three kinds of defaults differ from
+    TRL's: `learning_rate` is 5e-7 for full fine-tuning and 5e-6 for adapters, where TRL has 1e-6 for both;
+    precision and activation checkpointing follow the hardware; checkpoints are written after each epoch and every ten
+    minutes, not every 500 steps. What is left to the model stays None until a trainer has one.
+    """
+
+    full_learning_rate: ClassVar[float] = FULL_LEARNING_RATE
+    adapter_learning_rate: ClassVar[float] = ADAPTER_LEARNING_RATE
+    trls_rate: ClassVar[float] = 1e-6
+    refused: ClassVar[Mapping[str, Refusal]] = REFUSED
+
+    # --- the loss ---
+    loss_type: list[str] = _option(["sigmoid"], "The loss: sigmoid, robust, hinge or ipo.")
+    beta: float = _option(0.1, "Strength of the KL penalty. A higher beta keeps the policy closer to the reference.")
+    label_smoothing: float = _option(0.0, "Probability that a label is flipped, for sigmoid (cDPO) and robust.")
+
+    # --- the data ---
+    max_prompt_length: int | None = _option(None, "Longest prompt, in tokens; a longer one loses its beginning.")
+    group_by_prompt: bool = _option(
+        False,
+        "Rows with the same prompt train as one group: each distinct completion is computed once, the loss stays the "
+        "mean over pairs. Batch sizes then count groups: with six pairs per prompt a batch of 8 is about 48 pairs. A "
+        "group holds at most 4 x max_length tokens.",
+    )
+    # --- the model ---
+    disable_dropout: bool = _option(True, "Train without dropout, LoRA's included, as the DPO loss assumes.")
+
+    # --- the reference ---
+    precompute_ref_log_probs: bool = _option(
+        False, "Score all rows with the reference before the first step (full fine-tuning always does)."
+    )
+    precompute_ref_batch_size: int | None = _option(
+        None, "Pairs scored at a time in that pass. Default: per_device_eval_batch_size."
+    )
+    reference_cache: bool = _option(True, "Keep reference scores on disk, for later epochs, runs and sweeps.")
+    allow_reference_mismatch: bool = _option(
+        False, "Accept a ref_model that disagrees with the policy before the first step: I mean it."
+    )
+
+    # --- the guard ---
+    guard: str = _option(
+        "off",
+        "Watch the run for answers that degenerate and figures that go wrong: off, warn, stop at an alarm, or rollback "
+        "to the last good weights and stop. The command line's default is warn.",
+        choices=["off", "warn", "stop", "rollback"],
+    )
+    guard_budget: float = _option(
+        0.05, "Most of the run's time that the guard may take, 0 to 0.5; 0: it reads the training figures only."
+    )
+    guard_prompts: str | None = _option(
+        None,
+        "How many prompts of the held-out rows (of the training rows, if there are none) it asks, or a file of its "
+        "own prompts. Default: 8.",
+    )
+
+    # --- fields of TRL's that preftune refuses unless they have no effect (see refused.py) ---
+    router_aux_loss_coef: float | None = _option(None, "Only 0 or unset: no auxiliary router loss is added.")
+    truncation_mode: str = _option("keep_start", "Only keep_start.", choices=["keep_start", "keep_end"])
+    max_completion_length: int | None = _option(None, "Refused: use max_length.")
+    padding_free: bool = _option(False, "Accepted: preftune never pads.")
+    loss_weights: list[float] | None = _option(None, "Only unset, or [1.0].")
+    ld_alpha: float | None = _option(None, "Only unset.")
+    f_divergence_type: str = _option("reverse_kl", "Only reverse_kl.")
+    f_alpha_divergence_coef: float = _option(0.5, "Only its default.")
+    use_weighting: bool = _option(False, "Only False: give pairs a `weight` column.")
+    discopop_tau: float = _option(0.05, "Only its default.")
+    sync_ref_model: bool = _option(False, "Only False.")
+    ref_model_mixup_alpha: float = _option(0.6, "Only its default.")
+    ref_model_sync_steps: int = _option(512, "Only its default.")
+    reference_free: bool = _option(False, "Refused.")
+    rpo_alpha: float | None = _option(None, "Refused.")
+    generate_during_eval: bool = _option(False, "Refused: preftune chat and the evaluation commands generate.")
+
+    def __post_init__(self) -> None:
+        self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
+        super().__post_init__()
+
+    @property
+    def loss(self) -> str:
+        """The name of the loss."""
+        return self.loss_type[0]
+
+    def _validate(self) -> None:
+        loss = get_loss(self.loss)
+        positive("beta", self.beta, "0.1 is a safe start; a higher beta keeps the policy closer to the reference")
+        if loss.smoothing_limit is None and self.label_smoothing:
+            raise ConfigError(
+                f"label_smoothing={self.label_smoothing} has no meaning for loss_type={self.loss!r}. "
+                "Leave it at 0, or use loss_type='sigmoid' (cDPO) or 'robust'."
+            )
+        if loss.smoothing_limit is not None and not 0 <= self.label_smoothing <= loss.smoothing_limit:
+            raise ConfigError(f"label_smoothing={self.label_smoothing} must lie in 0..0.5 for loss_type={self.loss!r}.")
+        super()._validate()
+        self._at_least_1("max_prompt_length", "precompute_ref_batch_size")
+        if self.max_length and self.max_prompt_length and self.max_prompt_length >= self.max_length:
+            raise ConfigError(
+                f"max_prompt_length={self.max_prompt_length} leaves no room for a completion within "
+                f"max_length={self.max_length}. Raise max_length or lower max_prompt_length."
+            )
+        self._validate_guard()
+
+    def _validate_guard(self) -> None:
+        self.guard = "off" if self.guard is False else self.guard  # what YAML makes of off
+        one_of("guard", self.guard, ("off", "warn", "stop", "rollback"))
+        if not 0 <= self.guard_budget <= 0.5:
+            raise ConfigError(f"guard_budget={self.guard_budget} must lie in 0..0.5: 0.05 is a twentieth of the time.")
+        number = str(self.guard_prompts).strip() if self.guard_prompts is not None else ""
+        if number.lstrip("-").isdigit():
+            self.guard_prompts = int(number)  # type: ignore[assignment]
+            if int(number) < 2:
+                raise ConfigError(f"guard_prompts={number}: give at least 2, or a file with one prompt a line.")
+        if self.guard == "rollback" and self.load_best_model_at_end:
+            raise ConfigError(
+                "guard='rollback' and load_best_model_at_end=True would both choose the weights in the end. Use "
+                "guard='stop' with load_best_model_at_end, or leave load_best_model_at_end out."
+            )

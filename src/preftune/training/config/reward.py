@@ -1,0 +1,71 @@
+"""`RewardConfig`: TrainingArguments with TRL's names for reward models, validated when it is built."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from preftune.errors import ConfigError
+from preftune.training.config.base import PackedConfig, option
+from preftune.training.config.refused import REFUSED, Refusal
+
+REWARD_REFUSED: Mapping[str, Refusal] = {
+    **REFUSED,
+    "label_smoothing_factor": Refusal((0, 0.0), "pairs have weights and margins instead; remove it"),
+    "include_for_metrics": Refusal(([], None), "compute_metrics gets the scores of every pair; remove it"),
+    "bf16_full_eval": Refusal((False,), "training and evaluation are computed in one precision; remove it"),
+    "fp16_full_eval": Refusal((False,), "training and evaluation are computed in one precision; remove it"),
+    "pad_token": Refusal((None,), "preftune never pads, and saves a pad token that no text ends with; remove it"),
+}
+
+
+@dataclass
+class RewardConfig(PackedConfig):
+    """Configuration of `RewardTrainer`: every field of `transformers.TrainingArguments`, and those below.
+
+    Names follow TRL 1.16, so a TRL script or YAML runs with the import changed. `learning_rate` is 1e-5 for full
+    fine-tuning and 1e-4 for adapters, where TRL has 1e-4 for both.
+    """
+
+    full_learning_rate: ClassVar[float] = 1e-5
+    adapter_learning_rate: ClassVar[float] = 1e-4
+    trls_rate: ClassVar[float] = 1e-4
+    refused: ClassVar[Mapping[str, Refusal]] = REWARD_REFUSED
+
+    # --- the loss ---
+    center_rewards_coefficient: float | None = option(
+        None,
+        "Pull of every pair's mean score to 0, so that scores of different prompts compare; 0.01 is usual. Default: "
+        "none.",
+    )
+
+    # --- the data ---
+    max_prompt_length: int | None = option(None, "Longest prompt, in tokens; a longer one loses its beginning.")
+    chat_template_path: str | None = option(
+        None, "A Jinja file, or a model whose chat template is taken over. Default: the tokenizer's own."
+    )
+    eos_token: str | None = option(None, "Token that ends an answer. Default: the tokenizer's.")
+    group_by_prompt: bool = option(
+        False,
+        "Rows with the same prompt train as one group: each distinct completion is computed once, the loss stays the "
+        "mean over pairs. Batch sizes then count groups.",
+    )
+
+    # --- the model ---
+    disable_dropout: bool = option(True, "Train without dropout, LoRA's included.")
+
+    def _validate(self) -> None:
+        super()._validate()
+        self._at_least_1("max_prompt_length")
+        if self.max_length and self.max_prompt_length and self.max_prompt_length >= self.max_length:
+            raise ConfigError(
+                f"max_prompt_length={self.max_prompt_length} leaves no room for a completion within "
+                f"max_length={self.max_length}. Raise max_length or lower max_prompt_length."
+            )
+        center = self.center_rewards_coefficient
+        if center is not None and not (math.isfinite(center) and center >= 0):
+            raise ConfigError(
+                f"center_rewards_coefficient={center} must be a finite number, 0 or above: 0.01 is usual."
+            )

@@ -1,0 +1,50 @@
+"""What a checkpoint holds besides transformers' files: who the reference was, and the sums since the last log.
+
+Without the sums the first loss logged after a resume would be the mean of a shorter window than it says.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from preftune.errors import ReferenceMismatchError
+from preftune.storage.run_directory import write_json
+
+
+def save_state(folder: Path, content: dict[str, Any], *, rank: int) -> None:
+    write_json(_file(folder, rank), content)
+
+
+def load_state(folder: Path, *, rank: int) -> dict[str, Any] | None:
+    """What `save_state` wrote; None for a checkpoint of something else (TRL, an older preftune).
+
+    Raises: OSError, ValueError for a file that is not what was written.
+    """
+    path = _file(folder, rank)
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no object")
+    return content
+
+
+def check_same_reference(state: dict[str, Any] | None, fingerprint: str, folder: Path) -> None:
+    """A resumed run must have the reference it began with.
+
+    Raises:
+        ReferenceMismatchError: naming both fingerprints and the likely cause.
+    """
+    before = (state or {}).get("reference", {}).get("fingerprint")
+    if before is not None and before != fingerprint:
+        raise ReferenceMismatchError(
+            f"{folder} was trained against another reference (fingerprint {before[:12]}, now {fingerprint[:12]}). "
+            "Resume with the model the run began with, not with a checkpoint of it: the reference is the model as "
+            "received, and the trained weights come from the checkpoint."
+        )
+
+
+def _file(folder: Path, rank: int) -> Path:
+    return folder / ("preftune_state.json" if rank == 0 else f"preftune_state_rank{rank}.json")

@@ -1,0 +1,107 @@
+"""The manifest of a checkpoint: which files it holds, of which run and step, and what that run was trained on.
+
+A checkpoint is complete if its manifest is there and every file in it has the size and the hash that the manifest
+says. The manifest is the last file written, before the folder gets its name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from preftune.storage.atomic import sync
+from preftune.storage.run_directory import write_json
+
+FILE = "preftune_manifest.json"
+_VERSION = 1
+_PIECE = 1 << 22
+"""Bytes hashed at a time."""
+
+
+class DamagedError(Exception):
+    """A checkpoint is not complete; the message says why, without naming the folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a checkpoint says about itself."""
+
+    run: str
+    """Id of the run, as in run.json."""
+    step: int
+    processes: int
+    resumable: bool
+    """False for weights alone (`save_only_model`)."""
+    facts: Mapping[str, Any]
+    """What decides about the updates: settings, data, adapter (`same_run.facts_of`)."""
+    files: Mapping[str, tuple[int, str]]
+    """Path inside the folder -> bytes and hash (xxh3, 128 bits)."""
+
+
+def write_manifest(
+    folder: Path, *, run: str, step: int, processes: int, resumable: bool, facts: Mapping[str, Any]
+) -> None:
+    """Describe all files of a folder, once they are on the disk. Raises: OSError."""
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE):
+        sync(path)
+        files[path.relative_to(folder).as_posix()] = _size_and_hash(path)
+    manifest = Manifest(run, step, processes, resumable, facts, files)
+    write_json(folder / FILE, {"version": _VERSION, **asdict(manifest)})
+    sync(folder)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest; None where there is none (another library's checkpoint, or an older preftune's).
+
+    Raises:
+        DamagedError: there is one that cannot be read.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content.pop("version")
+        if version != _VERSION:
+            raise DamagedError(f"its {FILE} has version {version}, and this preftune reads version {_VERSION}")
+        files = {str(name): (int(size), str(digest)) for name, (size, digest) in content.pop("files").items()}
+        return Manifest(**content, files=files)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DamagedError(f"its {FILE} cannot be read ({type(error).__name__})") from error
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Compare every file with the manifest: names and sizes first, then contents.
+
+    Raises:
+        DamagedError: naming the first file that differs.
+    """
+    for name, (size, _) in manifest.files.items():
+        try:
+            found = (folder / name).stat().st_size
+        except OSError:
+            raise DamagedError(f"{name} is missing") from None
+        if found != size:
+            raise DamagedError(f"{name} has {found:,} bytes where {size:,} were written")
+    for name, (_, digest) in manifest.files.items():
+        try:
+            same = _size_and_hash(folder / name)[1] == digest
+        except OSError as error:
+            raise DamagedError(f"{name} cannot be read ({error.strerror or error})") from error
+        if not same:
+            raise DamagedError(f"the content of {name} is not what was written")
+
+
+def _size_and_hash(path: Path) -> tuple[int, str]:
+    digest, size = xxhash.xxh3_128(), 0
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+            size += len(piece)
+    return size, digest.hexdigest()

@@ -1,0 +1,186 @@
+"""Writes the run directory while a trainer works: run.json, metrics.jsonl, audit.json."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from preftune.data import GroupDataset
+from preftune.log import take_notes, warn
+from preftune.secret_values import hidden, without_secrets
+from preftune.storage.run_directory import append_line, cut_back, plain, write_json
+from preftune.training.record.stopping import StoppedError
+
+_PACKAGES = ("preftune", "torch", "transformers", "accelerate", "peft", "datasets", "bitsandbytes")
+
+
+def new_id() -> str:
+    """Of a run: in run.json, in its checkpoints, beside its final weights."""
+    return uuid.uuid4().hex[:16]
+
+
+class RunRecord(TrainerCallback):  # type: ignore[misc]
+    """The callback behind run.json and metrics.jsonl. Only the first process writes."""
+
+    def __init__(self, folder: str, facts: dict[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.facts = facts
+        self._lines: list[dict[str, Any]] = []
+        self._began = time.time()
+        self._outcome: str | None = None
+        self._resumed_step: int | None = None
+        self._noting = False
+
+    def begin(self, *, resumed_step: int | None) -> None:
+        """Write run.json as "running"."""
+        self._resumed_step = resumed_step
+        if resumed_step is not None:
+            self.facts["resumed_from_step"] = resumed_step
+        self._began = time.time()
+        self._outcome = "running"
+        self.facts["notes"], self._noting = take_notes(), True
+        self._write()
+
+    def cut(self) -> None:
+        """Forget the metrics that a resumed run will log again; all of them but those of before a new run's start."""
+        metrics = self.folder / "metrics.jsonl"
+        if self._resumed_step is not None:
+            cut_back(metrics, self._resumed_step)
+            return
+        metrics.unlink(missing_ok=True)
+        for line in self._lines:  # an evaluation before training belongs to this run
+            append_line(metrics, line)
+
+    def note(self, **facts: Any) -> None:
+        """More facts, written at once unless the run has not begun."""
+        self.facts |= facts
+        if self._outcome is not None:
+            self._write()
+
+    @contextmanager
+    def ended(self, trainer: Any) -> Iterator[None]:
+        """Writes how a training ended that does not reach its end, and lets its error go on."""
+        try:
+            yield
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt | StoppedError)
+            by = getattr(error, "signal", "SIGINT")
+            more = {"stopped_by": by} if stopped else {"error": hidden(f"{type(error).__name__}: {error}")}
+            try:  # other ranks may hang: what this one has used
+                self.end(trainer, "interrupted" if stopped else "failed", trainer.limits.state(), **more)
+            except OSError as unwritten:  # a full disk, which the error itself is probably about
+                warn(f"run.json could not be written ({unwritten.strerror or unwritten}) and may say 'running'.")
+            raise
+
+    def end(self, trainer: Any, outcome: str, spent: Mapping[str, float], **more: Any) -> None:
+        """Write run.json for the last time.
+
+        Args:
+            outcome: "finished", "interrupted" or "failed".
+            spent: seconds and tokens.
+        """
+        take_notes()  # of this run; the next one of this process has its own
+        if trainer.is_world_process_zero():
+            self.facts |= {
+                "steps": trainer.state.global_step,
+                "spent": spent,
+                "ended_by": trainer.limits.reached,
+                **more,
+            }
+            self._outcome = outcome
+            self._write()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What was told before the first step is kept, whether it was shown or not."""
+        if self._noting:
+            self._noting = False
+            self.note(notes=[*self.facts["notes"], *take_notes()])
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs:
+            line = {"step": state.global_step, "time": time.time(), **logs}
+            if self._outcome is None:
+                self._lines.append(line)
+                if (self.folder / "run.json").exists():  # of an earlier run, as the metrics there are
+                    return
+            append_line(self.folder / "metrics.jsonl", line)
+
+    def _write(self) -> None:
+        now = time.time()
+        timings = {"started": self._began, "updated": now, "seconds": round(now - self._began, 3)}
+        write_json(self.folder / "run.json", {**self.facts, "outcome": self._outcome, "timings": timings})
+
+
+def facts_of(trainer: Any) -> dict[str, Any]:
+    """What run.json says of a run before its first step."""
+    held_out = {f"eval_{index}": _data_facts(part) for index, part in enumerate(parts(trainer.eval_dataset))}
+    name = str(getattr(trainer.model.config, "_name_or_path", ""))
+    return {
+        **environment(),
+        "method": trainer.method,
+        "configuration": configuration(trainer.args),
+        "precision": trainer.precision.describe(),
+        "engine": {"name": trainer.engine.name, "reason": trainer.support.reason},
+        "data": {"train": _data_facts(trainer.train_dataset), **held_out},
+        "model": {"name": name, "full_fine_tuning": trainer.full},
+        **trainer.record_facts(),
+        "seeds": {"seed": trainer.args.seed, "data_seed": trainer.args.data_seed},
+    }
+
+
+def reference_facts(trainer: Any) -> dict[str, str]:
+    """Who the reference is, for run.json and for checkpoints."""
+    source = trainer.reference.source
+    return {"source": source.description, "fingerprint": source.fingerprint}
+
+
+def _data_facts(groups: GroupDataset) -> dict[str, Any]:
+    return {
+        "pairs": groups.pairs,
+        "groups": len(groups),
+        "tokens": int(groups.total_tokens),
+        "scored_tokens": groups.scored_tokens,
+        "fingerprint": groups.fingerprint,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware of this process."""
+    import torch
+
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    hardware: dict[str, Any] = {
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+    return {"versions": versions, "hardware": hardware, "command": without_secrets(sys.argv)}
+
+
+def configuration(args: Any) -> dict[str, Any]:
+    """The resolved configuration, without secrets."""
+    values = plain(args.to_dict())
+    if "pad_token" in values:  # transformers hides whatever ends in _token
+        values["pad_token"] = plain(args.pad_token)
+    return dict(without_secrets(values))
+
+
+def parts(eval_dataset: Any) -> list[GroupDataset]:
+    if eval_dataset is None:
+        return []
+    return list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]

@@ -1,0 +1,139 @@
+"""The model as it is saved: in the dtype in which it was received, and with a generation config that ends its answers.
+
+Weights train in float32, whatever they came in; checkpoints keep that, so that a run is resumed bit for bit. What other
+programs load at the end has the dtype that it had before, or `save_dtype`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, Trainer
+
+from preftune.data.chat.end_marks import EndMarks
+from preftune.log import detail
+from preftune.models.load import parse_dtype
+from preftune.models.precision import is_quantized_weight
+from preftune.models.quiet import quiet_transformers
+
+
+class SavingTrainer(Trainer):  # type: ignore[misc]
+    """transformers' trainer, which saves in the dtype of the model as received."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if _internal_call:  # of a checkpoint
+            super().save_model(output_dir, _internal_call)
+            return
+        with in_saved_dtype(self.model, self.args.save_dtype):
+            super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        cast = getattr(self.model, "_preftune_saved", None)
+        if cast and state_dict is not None:  # gathered before the weights were cast
+            state_dict = {name: _as(tensor, cast.get(name)) for name, tensor in state_dict.items()}
+        with warnings.catch_warnings(), quiet_transformers():
+            # the embedding goes with the adapter where it must, which `load_model` knows
+            warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True`")
+            super()._save(output_dir, state_dict)
+        config = getattr(self.model, "generation_config", None)
+        if self.args.should_save and config is not None and hasattr(self.model, "peft_config"):
+            config.save_pretrained(output_dir or self.args.output_dir)  # PEFT saves none
+            keep_head(self.model, Path(output_dir or self.args.output_dir, "adapter_model.safetensors"))
+
+
+def remember_dtypes(model: nn.Module) -> None:
+    """Note in which dtype each weight came, the first time that it is seen."""
+    for parameter in model.parameters():
+        if not hasattr(parameter, "received_dtype") and not is_quantized_weight(parameter):
+            parameter.received_dtype = parameter.dtype  # type: ignore[attr-defined]
+
+
+def saved_dtypes(model: nn.Module, save_dtype: str | None) -> dict[str, torch.dtype]:
+    """By the name of each weight that is saved in another dtype than it trains in: that dtype.
+
+    Args:
+        save_dtype: of all weights that are saved; None for the dtype in which each was received.
+    """
+    asked = None if save_dtype is None else parse_dtype(save_dtype)
+    adapter = hasattr(model, "peft_config")
+    found = {}
+    for name, parameter in model.named_parameters():
+        if is_quantized_weight(parameter) or (adapter and not parameter.requires_grad):
+            continue  # of an adapter's base nothing is saved
+        dtype = asked if isinstance(asked, torch.dtype) else getattr(parameter, "received_dtype", parameter.dtype)
+        if dtype != parameter.dtype:
+            found[name] = dtype
+    return found
+
+
+@contextmanager
+def in_saved_dtype(model: Any, save_dtype: str | None) -> Iterator[None]:
+    """Inside, the weights have the dtype that they are saved in. They come back as they were, bit for bit."""
+    dtypes = saved_dtypes(model, save_dtype)
+    kept: dict[str, Tensor] = {}
+    parameters = dict(model.named_parameters())
+    try:
+        model._preftune_saved = dtypes
+        for name, dtype in dtypes.items():
+            kept[name] = parameters[name].data
+            parameters[name].data = kept[name].to(dtype)
+        yield
+    finally:
+        model._preftune_saved = None
+        for name, data in kept.items():
+            parameters[name].data = data
+
+
+def say_saved_dtype(model: nn.Module, save_dtype: str | None) -> None:
+    """One line, where the weights are saved in another dtype than they train in."""
+    names = sorted({str(dtype).removeprefix("torch.") for dtype in saved_dtypes(model, save_dtype).values()})
+    if names:
+        how = "as --save_dtype asks" if save_dtype else "as the model was received (--save_dtype changes it)"
+        detail(f"what is trained in float32 is saved in {' and '.join(names)}, {how}; checkpoints keep float32.")
+
+
+def end_answers(model: Any, tokenizer: Any) -> None:
+    """Add the mark with which the chat template ends an answer to what ends generation, where it is missing: a model
+    that has learned to write it would go on after it.
+    """
+    config = getattr(model, "generation_config", None)
+    if config is None or not getattr(tokenizer, "chat_template", None):
+        return
+    mark = EndMarks(tokenizer).closing
+    token = None if mark is None else tokenizer.convert_tokens_to_ids(mark)
+    ends = config.eos_token_id
+    ends = [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
+    if token is None or token == tokenizer.unk_token_id or token in ends:
+        return
+    config.eos_token_id = [*ends, token] if ends else token
+    detail(f"generation ends at {mark} too, the chat template's end of an answer (generation_config.eos_token_id).")
+
+
+def keep_head(model: Any, file: Path) -> None:
+    """Put the head into an adapter's file where its rows are not those of the base on disk: PEFT leaves it out if the
+    embedding has an adapter of its own.
+    """
+    head, base = model.get_output_embeddings(), model.get_base_model()
+    if type(head) is not nn.Linear or base.get_input_embeddings().weight is head.weight or not file.is_file():
+        return
+    name = next((f"base_model.model.{key}.weight" for key, module in base.named_modules() if module is head), "")
+    saved = load_file(file)
+    if name in saved or not any("lora_embedding_" in key for key in saved):
+        return
+    try:
+        received = AutoConfig.from_pretrained(base.name_or_path, local_files_only=True).get_text_config().vocab_size
+    except (OSError, ValueError):  # it is in memory only, and there is nothing to compare with
+        return
+    if received != head.weight.shape[0]:
+        save_file({**saved, name: head.weight.detach().cpu().contiguous()}, file, metadata={"format": "pt"})
+
+
+def _as(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor if dtype is None else tensor.to(dtype)

@@ -1,0 +1,87 @@
+"""What run.json says, given to the trackers that `report_to` names: as hyperparameters, or as text beside the curves.
+
+The curves themselves are sent by transformers' own callbacks. Those know the configuration and the model's; they do not
+know data and reference, versions, precision and engine, which decide whether two runs may be compared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from transformers import TrainerCallback
+
+from preftune.log import warn
+from preftune.secret_values import without_secrets
+
+NAME = "preftune"
+"""What the facts stand under, so that they are told from the configuration."""
+
+
+_SENT_ALREADY = ("configuration",)
+_AT_ONCE = 100
+"""Parameters that an MLflow server takes in one call."""
+_LONGEST = 250
+"""Letters of a value that every MLflow server takes."""
+
+
+class TrackedFacts(TrainerCallback):  # type: ignore[misc]
+    """Sends the facts once, when training begins: by then every tracker before it has opened its run."""
+
+    def __init__(self, trainer: Any, facts: Callable[[], Mapping[str, Any]]) -> None:
+        """
+        Args:
+            facts: gives what run.json holds at that moment.
+        """
+        self._trainer, self._facts = trainer, facts
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        for callback in self._trainer.callback_handler.callbacks:
+            send = _SENDERS.get(type(callback).__name__)
+            if send is None:
+                continue
+            kept = {name: value for name, value in self._facts().items() if name not in _SENT_ALREADY}
+            try:
+                send(callback, without_secrets(kept))
+            except Exception as error:  # a tracker that is away must not end a run
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                warn(f"{type(callback).__name__} did not take what run.json says ({reason}); run.json has it.")
+
+
+def _to_tensorboard(callback: Any, facts: Mapping[str, Any]) -> None:
+    text = json.dumps(facts, indent=2, ensure_ascii=False)
+    callback.tb_writer.add_text(NAME, f"```\n{text}\n```")
+
+
+def _to_wandb(callback: Any, facts: Mapping[str, Any]) -> None:
+    callback._wandb.config.update({NAME: dict(facts)}, allow_val_change=True)
+
+
+def _to_trackio(callback: Any, facts: Mapping[str, Any]) -> None:
+    callback._trackio.config.update({NAME: dict(facts)}, allow_val_change=True)
+
+
+def _to_mlflow(callback: Any, facts: Mapping[str, Any]) -> None:
+    named = [(name, str(value)[:_LONGEST]) for name, value in _flat(facts, NAME)]
+    for start in range(0, len(named), _AT_ONCE):
+        callback._ml_flow.log_params(dict(named[start : start + _AT_ONCE]))
+
+
+def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Nested facts as names with dots: preftune.data.train.pairs."""
+    if not isinstance(value, Mapping):
+        yield name, value
+        return
+    for key, inner in value.items():
+        yield from _flat(inner, f"{name}.{key}")
+
+
+_SENDERS: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
+    "TensorBoardCallback": _to_tensorboard,
+    "WandbCallback": _to_wandb,
+    "TrackioCallback": _to_trackio,
+    "MLflowCallback": _to_mlflow,
+}

@@ -1,0 +1,274 @@
+"""`CheckpointedTrainer`: checkpoints that are whole under their name or not there, and the moments they are written at.
+
+transformers writes into a temporary folder; when all ranks are done, a manifest describes it and it gets its name.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers.trainer_utils import rotate_checkpoints
+
+from preftune.errors import CheckpointError, PreftuneError
+from preftune.storage.atomic import sync
+from preftune.training.record import checkpoint
+from preftune.training.record.earlier_run import WRITING
+from preftune.training.record.manifest import write_manifest
+from preftune.training.record.same_run import best_by, facts_of
+from preftune.training.record.saved_model import SavingTrainer
+from preftune.training.record.stopping import StopSignals, error_of
+
+_STATE = "trainer_state.json"
+
+
+class CheckpointedTrainer(SavingTrainer):
+    """The part of a trainer that writes and reads checkpoints; `ResumableTrainer` is the rest."""
+
+    _signals: StopSignals
+    _record: Any
+    limits: Any
+    _resume_changed = False
+    _sums_carried_over = False
+    _saved_step: int | None = None
+    """The last step that has a checkpoint, until something is logged or evaluated after it."""
+    _save_due = False
+    _saved_at = 0.0
+    _writing: str | None = None
+    _push_due = False
+
+    # --- what a subclass says ---
+
+    def checkpoint_facts(self) -> dict[str, Any]:
+        """What a checkpoint must say besides transformers' state and the sums since the last log."""
+        return {}
+
+    def write_more(self, folder: Path) -> None:
+        """Further files of a checkpoint."""
+
+    def may_save(self) -> bool:
+        """Whether a run can go on from a checkpoint of this step."""
+        return True
+
+    @contextmanager
+    def untimed(self) -> Iterator[None]:
+        """What is done inside is left out of the rates."""
+        yield
+
+    # --- when ---
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """A checkpoint that is due is written at the next step that a run can go on from. A signal ends the run there,
+        with a checkpoint, which is written before an evaluation too: the sender may not wait for it.
+        """
+        number, due = self._asked_everywhere()
+        self._save_due |= due or self.control.should_save
+        may, ends = self.may_save(), self.control.should_training_stop
+        self.control.should_save = self._save_due and (may or ends)
+        if self.control.should_save:
+            self._save_due = False
+        stop = number if may else 0
+        if stop and self.control.should_evaluate:
+            self.control.should_evaluate, save = False, self.control.should_save
+            self.control.should_save = self._saves
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+            self.control.should_evaluate, self.control.should_save = True, save
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if stop:
+            if self._saves and self._saved_step != self.state.global_step:
+                self._save_checkpoint(self.model, None)
+            raise error_of(stop)
+
+    @property
+    def _saves(self) -> bool:
+        return str(getattr(self.args.save_strategy, "value", self.args.save_strategy)) != "no"
+
+    def _asked_everywhere(self) -> tuple[int, bool]:
+        """The signal that any rank was sent (0 for none), and whether a checkpoint is due by the clock."""
+        seconds = self.args.save_seconds
+        due = seconds is not None and self._saves and time.monotonic() - self._saved_at >= seconds
+        number = self._signals.asked
+        if self.args.world_size == 1:
+            return number, due
+        mine = torch.tensor([[number, int(due)]], device=self.args.device)
+        number, due = self.accelerator.gather(mine).max(0).values.tolist()
+        return number, bool(due)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        self._saved_step = None
+        return super().evaluate(*args, **kwargs)
+
+    # --- writing ---
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._writing or str(super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        step = self.state.global_step
+        if self._saved_step == step:
+            return
+        place = Path(self._get_output_dir(trial))
+        try:
+            with self.untimed(), self._renamed_when_whole(place, step) as folder:
+                super()._save_checkpoint(model, trial)
+                self.write_more(folder)
+                content = {
+                    **self.checkpoint_facts(),
+                    "loss": float(self._tr_loss),
+                    "total_loss": self._total_loss_scalar,
+                    "last_logged": self._globalstep_last_logged,
+                    "spent": self.limits.state(),
+                    "ended": self._ended_by(),
+                    "best_by": best_by(self),
+                }
+                checkpoint.save_state(folder, content, rank=self.args.process_index)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, PreftuneError):
+                raise
+            raise CheckpointError(
+                f"the checkpoint of step {step} could not be written in {place} ({' '.join(str(error).split())}). "
+                "Earlier ones are kept. Make room on the disk, and go on from the last one: --resume."
+            ) from error
+        self._saved_step, self._saved_at = step, time.monotonic()
+
+    def _ended_by(self) -> str | None:
+        """What ends the run with this step, apart from the number of its steps."""
+        if not self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            return None
+        return self.limits.reached or "callback"
+
+    @contextmanager
+    def _renamed_when_whole(self, place: Path, step: int) -> Iterator[Path]:
+        """Gives the folder to write into, on all ranks the same."""
+        name = f"checkpoint-{step}"
+        partial, final = place / WRITING / name, place / name
+        if self.args.should_save:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        partial.mkdir(parents=True, exist_ok=True)
+        self._writing, self._push_due = str(partial.parent), False
+        try:
+            yield partial
+            self._writing = None
+            self.accelerator.wait_for_everyone()
+            self._finish_checkpoint(partial, final, step)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        finally:
+            self._writing = None
+            shutil.rmtree(place / WRITING, ignore_errors=True)
+        if self._push_due:
+            self._push_from_checkpoint(str(final))
+        if self.args.should_save:
+            limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
+            rotate_checkpoints(output_dir=str(place), save_total_limit=limit, best_model_checkpoint=best)
+
+    def _finish_checkpoint(self, partial: Path, final: Path, step: int) -> None:
+        if self.state.best_model_checkpoint == str(partial):
+            self.state.best_model_checkpoint = str(final)
+        if self.args.should_save:
+            self.state.save_to_json(str(partial / _STATE))  # with the folder's name as it will be
+            write_manifest(
+                partial,
+                run=self._record.facts["id"],
+                step=step,
+                processes=self.args.world_size,
+                resumable=not self.args.save_only_model,
+                facts=facts_of(self),
+            )
+            _rename(partial, final)
+        self.accelerator.wait_for_everyone()
+        if partial.exists() and self.args.local_process_index == 0:  # a disk of this machine's own
+            _rename(partial, final)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._writing is not None:
+            self._push_due = True  # when it has its name
+            return
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    # --- reading ---
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with _readable(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _readable(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """transformers' own; and where the settings or the end of the run have changed, the new ones hold."""
+        if checkpoint is None:
+            return
+        fresh = [
+            {name: value for name, value in group.items() if name not in ("params", "lr")} for group in self._groups()
+        ]
+        rates = list(getattr(self.lr_scheduler, "base_lrs", []))
+        with _readable(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+        if not self._resume_changed or self.optimizer is None:
+            return
+        for group, new in zip(self._groups(), fresh, strict=True):
+            group.update(new)
+        factors = getattr(self.lr_scheduler, "lr_lambdas", None)
+        if factors is not None:  # the last rate of a schedule that had ended is 0, and would be that of the next step
+            at = self.lr_scheduler.last_epoch
+            self.lr_scheduler.base_lrs = rates
+            now = [rate * factor(at) for rate, factor in zip(rates, factors, strict=True)]
+            self.lr_scheduler._last_lr = now
+            for group, rate in zip(self._groups(), now, strict=True):
+                group["lr"] = rate
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups if self.optimizer is not None else []
+
+    def _restore_sums(self, state: Mapping[str, Any]) -> None:
+        """What was summed since the last log, in the first step of a resumed run."""
+        if "loss" in state:
+            self._tr_loss += state["loss"]
+            self._total_loss_scalar, self._sums_carried_over = state["total_loss"], True
+            self._globalstep_last_logged = state["last_logged"]
+        self.limits.restore(state.get("spent"))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self._saved_step = None
+        if "train_loss" in logs and self._sums_carried_over:  # transformers divides by the steps of this call alone
+            logs["train_loss"] = self._total_loss_scalar / max(1, self.state.global_step)
+        super().log(logs, start_time)
+
+
+def _rename(partial: Path, final: Path) -> None:
+    """Give a finished folder its name; one of that name goes away first."""
+    if final.exists():
+        old = partial.with_name(f"{final.name}.old")
+        os.replace(final, old)
+        os.replace(partial, final)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(partial, final)
+    sync(final.parent)
+
+
+@contextmanager
+def _readable(folder: str | None) -> Iterator[None]:
+    """Errors of the libraries that read a checkpoint, as one that names it."""
+    try:
+        yield
+    except PreftuneError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{folder} cannot be loaded into this run ({type(error).__name__}: {text}). Nothing was trained. Name "
+            "another checkpoint, or start a new run."
+        ) from error

@@ -1,0 +1,100 @@
+"""Advice before training, one line each, from the tutorials people follow. Advice never stops a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from preftune.data.chat.end_marks import EndMarks
+from preftune.log import say
+from preftune.training.config.dpo import DPOConfig
+from preftune.training.setup.broken import ends_unlearned
+
+
+def say_advice(trainer: Any) -> None:
+    """Tell what there is to say about a trainer's configuration and data."""
+    args, data = trainer.args, trainer.train_dataset
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    epochs = args.max_steps * per_step / len(data) if args.max_steps > 0 else args.num_train_epochs
+    template = bool(getattr(trainer.processing_class, "chat_template", None))
+    if template and ends_unlearned(trainer, _closing(trainer.processing_class)):
+        say(
+            "advice: the model hardly ever ends an answer with the mark of its chat template: it is probably a base "
+            "model that merely ships one. Start from an instruction-tuned model, or run preftune sft first."
+        )
+    for line in advise(args, pairs=data.pairs, has_chat_template=template, full=trainer.full, epochs=round(epochs, 2)):
+        say(f"advice: {line}")
+
+
+def _closing(tokenizer: Any) -> int | None:
+    """The token with which the chat template ends an answer."""
+    mark = EndMarks(tokenizer).closing
+    return None if mark is None else int(tokenizer.convert_tokens_to_ids(mark))
+
+
+DESTRUCTIVE = 1e-2
+"""A learning rate of AdamW that no language model survives."""
+
+
+def _rate_of_adapter(rate: float, *, few: bool) -> list[str]:
+    """An adapter's learning rate against the usual range; with few pairs up to 3e-4 works well."""
+    if rate < 5e-6:
+        return [
+            f"learning_rate={rate:g} is low for an adapter (5e-6 to 5e-5 is usual, ten times that of full "
+            "fine-tuning): it may change nothing."
+        ]
+    if DESTRUCTIVE > rate > (3e-4 if few else 5e-5):
+        return [
+            f"learning_rate={rate:g} is high for an adapter (5e-6 to 5e-5 is usual, up to 3e-4 for a few hundred "
+            "pairs): if answers become repetitive, halve it first."
+        ]
+    return []
+
+
+def advise(config: DPOConfig, *, pairs: int, has_chat_template: bool, full: bool, epochs: float) -> list[str]:
+    """What an experienced colleague would say about this configuration.
+
+    Args:
+        pairs: training pairs after dropped rows.
+        has_chat_template: False points to a model that was never instruction-tuned.
+        full: full fine-tuning, as opposed to adapters.
+        epochs: how often the data will be seen.
+    """
+    lines = []
+    if config.beta > 0.5:
+        lines.append(
+            f"beta={config.beta:g} is above 0.5: the policy will hardly leave the reference. 0.1 is a usual start."
+        )
+    elif config.beta < 0.05:
+        lines.append(
+            f"beta={config.beta:g} is below 0.05: the policy may drift far from the reference and lose general "
+            "abilities or repeat itself. 0.1 is a usual start; 0.2 to 0.5 if answers become repetitive (a higher beta "
+            "stays closer to the reference)."
+        )
+    if config.learning_rate is not None and config.learning_rate >= DESTRUCTIVE:
+        lines.append(
+            f"learning_rate={config.learning_rate:g} destroys a language model within a few steps. Usual are 5e-7 to "
+            "5e-6 for full fine-tuning and 5e-6 to 5e-5 for an adapter."
+        )
+    elif full and config.learning_rate and not 5e-7 <= config.learning_rate <= 5e-6:
+        what = "may damage the model" if config.learning_rate > 5e-6 else "may change nothing"
+        lines.append(
+            f"learning_rate={config.learning_rate:g} is outside 5e-7..5e-6, the usual range for full fine-tuning: "
+            f"it {what}."
+        )
+    if not full and config.learning_rate:
+        lines += _rate_of_adapter(config.learning_rate, few=pairs < 1000)
+    if pairs < 1000:
+        lines.append(
+            f"{pairs} pairs are few: about 1,000 good ones make a difference in one domain, 10,000 in general. "
+            "Judge the result by win rate, not by the training accuracy."
+        )
+    elif pairs < 10_000:
+        lines.append(f"{pairs:,} pairs are enough for one domain; 10,000 or more are recommended for general use.")
+    if not has_chat_template:
+        lines.append(
+            "the tokenizer has no chat template, so this model was probably never instruction-tuned. DPO is meant to "
+            "follow supervised fine-tuning."
+        )
+    if epochs > 1:
+        lines.append(f"{epochs:g} epochs: one is usually enough for DPO; watch the held-out margin for overfitting.")
+    return lines

@@ -1,0 +1,136 @@
+"""What a trainer is given: checked, completed, and what is no longer taken answered with its successor."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from preftune.errors import ConfigError
+from preftune.log import say
+from preftune.training.config.dpo import DPOConfig
+
+_REMOVED = {
+    "tokenizer": "processing_class",
+    "beta": "DPOConfig(beta=...)",
+    "max_length": "DPOConfig(max_length=...)",
+    "max_prompt_length": "DPOConfig(max_prompt_length=...)",
+    "loss_type": "DPOConfig(loss_type=...)",
+    "model_init_kwargs": "DPOConfig(model_init_kwargs=...)",
+    "ref_model_init_kwargs": "a ref_model that is loaded already, or none",
+    "precompute_ref_log_probs": "DPOConfig(precompute_ref_log_probs=...)",
+    "model_init": "model",
+}
+
+
+def with_early_stopping(callbacks: list[TrainerCallback] | None, args: DPOConfig) -> list[TrainerCallback]:
+    """The callbacks, and the one that `early_stopping_patience` asks for."""
+    callbacks = list(callbacks or [])
+    if args.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
+    return callbacks
+
+
+def refuse_arguments(
+    removed: Mapping[str, Any], data_collator: Any, preprocess: Any, *, trainer: str = "DPOTrainer"
+) -> None:
+    """Raises: TypeError for what no version of the trainer took, ConfigError for what it took once or cannot honour."""
+    for name in removed:
+        successor = _REMOVED.get(name)
+        if successor is None:
+            raise TypeError(f"{trainer}() got an unexpected keyword argument {name!r}")
+        successor = successor.replace("DPO", trainer.removesuffix("Trainer"))
+        raise ConfigError(f"{trainer} takes no {name!r} (any more); its successor is {successor}.")
+    for name, value in {"data_collator": data_collator, "preprocess_logits_for_metrics": preprocess}.items():
+        if value is not None:
+            raise ConfigError(
+                f"{name} is not honoured: preftune packs its own batches and keeps no logits; leave it out."
+            )
+
+
+def own_config(args: Any, kind: type = DPOConfig, *, method: str = "dpo") -> Any:
+    """The configuration, the trainer's own kind of it, or its defaults. Raises: ConfigError for another kind."""
+    if args is None:
+        return kind(output_dir=f"runs/{method}")
+    if not isinstance(args, kind):
+        given = f"{type(args).__module__}.{type(args).__name__}"
+        raise ConfigError(f"args is a {given}: pass preftune.{kind.__name__}, which has its fields.")
+    return args
+
+
+def tokenizer_of(model: Any, args: DPOConfig) -> Any:
+    from preftune.models import load_tokenizer
+
+    name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
+    if not name:
+        raise ConfigError("processing_class is missing, and the model has no name to load a tokenizer from. Pass it.")
+    loading = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
+    return load_tokenizer(name, trust_remote_code=args.trust_remote_code, base_model=loading.get("base_model"))
+
+
+def check_evaluation(args: DPOConfig, eval_dataset: Any, columns: Sequence[str], *, has_own_metrics: bool) -> None:
+    """What the configuration expects of an evaluation is checked before the first step; `metric_for_best_model` may be
+    written in any of the ways that tutorials use.
+
+    Args:
+        columns: metrics of an evaluation besides the loss, without prefix.
+        has_own_metrics: `compute_metrics` is given, whose names are not known before it runs.
+    """
+    wanted = str(getattr(args.eval_strategy, "value", args.eval_strategy))
+    if wanted != "no" and eval_dataset is None:
+        raise ConfigError(f"eval_strategy={wanted!r}, but there is no eval_dataset. Pass one, or eval_strategy='no'.")
+    metric = args.metric_for_best_model
+    if metric is None:
+        return
+    sets = list(eval_dataset) if isinstance(eval_dataset, dict) else []
+    bare = metric.removeprefix("eval").lstrip("_/")
+    fitting = [key for key in sets if bare.startswith((f"{key}_", f"{key}/"))]
+    chosen = max(fitting, key=len, default=None)
+    if sets and chosen is None:
+        listed = ", ".join(f"'eval_{key}_loss'" for key in sets)
+        raise ConfigError(
+            f"metric_for_best_model={metric!r} does not say which evaluation set it is of. With several, name one: "
+            f"{listed}."
+        )
+    prefix = "" if chosen is None else f"{chosen}_"
+    found = _metric_named(bare[len(prefix) :], ("loss", *columns))
+    if found is not None:
+        args.metric_for_best_model = f"eval_{prefix}{found}"
+        if found == "loss" and not metric.endswith("loss"):  # transformers took it for one that is to be high
+            args.greater_is_better = False
+    elif not has_own_metrics:
+        names = [f"eval_{prefix}{name}" for name in ("loss", *columns)]
+        near = difflib.get_close_matches(metric, names, n=1, cutoff=0.3)
+        raise ConfigError(
+            f"metric_for_best_model={metric!r} is no metric of an evaluation here. "
+            f"{f'Did you mean {near[0]!r}? ' if near else ''}There are {', '.join(map(repr, names))}."
+        )
+
+
+def say_unwatched(trainer: Any) -> None:
+    """A hint where an eval_dataset is given that nothing will evaluate."""
+    wanted = str(getattr(trainer.args.eval_strategy, "value", trainer.args.eval_strategy))
+    if wanted == "no" and trainer.eval_dataset is not None and not getattr(trainer, "evaluates_at_end", True):
+        say(
+            "advice: eval_dataset is given, but eval_strategy is 'no', so it is not evaluated during training. Set "
+            "eval_strategy='steps' with eval_steps, or call trainer.evaluate() afterwards."
+        )
+
+
+def _metric_named(name: str, known: Sequence[str]) -> str | None:
+    """The metric that a name means: itself, or the only one with the same words, whatever stands between them and
+    whether they are plural (`reward_margin` for `rewards/margins`, `accuracy` for `rewards/accuracies`)."""
+    if name in known:
+        return name
+    words = _words(name)
+    fitting = [metric for metric in known if words and words <= _words(metric)]
+    exact = [metric for metric in fitting if words == _words(metric)]
+    return exact[0] if len(exact) == 1 else fitting[0] if len(fitting) == 1 else None
+
+
+def _words(name: str) -> set[str]:
+    parts = re.split(r"[^a-z]+", name.lower())
+    return {re.sub(r"ies$", "y", part) if part.endswith("ies") else part.removesuffix("s") for part in parts if part}

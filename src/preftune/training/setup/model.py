@@ -1,0 +1,316 @@
+"""Putting a run together before the Trainer exists: the model made ready, the data tokenised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from preftune.data import GroupDataset, PairDataset, TokenizeReport, group_by_prompt, load_pairs
+from preftune.data.tokens.cache import tokenize_or_recall
+from preftune.errors import ConfigError, DatasetError, ModelError
+from preftune.log import detail, say, warn
+from preftune.logps import Engine, Support, choose_engine
+from preftune.logps.layers.compiled import compile_layers
+from preftune.models.four_bit import is_quantized
+from preftune.models.precision import Precision, apply_precision, decide_precision, weights_dtype
+from preftune.models.quiet import quiet_peft
+from preftune.training.config.dpo import ADAPTER_LEARNING_RATE, FULL_LEARNING_RATE, DPOConfig
+from preftune.training.record.saved_model import remember_dtypes, say_saved_dtype
+from preftune.training.setup.dropout import dropout_off
+
+_GROUP_TOKENS_WITHOUT_LIMIT = 8192
+"""Most tokens of a group of rows with one prompt where `max_length` sets no limit."""
+
+
+def prepare_model(
+    model: Any,
+    args: Any,
+    *,
+    peft_config: Any,
+    quantization_config: Any,
+    load: Callable[..., Any] | None = None,
+) -> Any:
+    """The model as it will be trained: loaded if it is a name, with its adapter, dropout as asked.
+
+    Args:
+        load: loads a name; by default `load_model`.
+    Raises:
+        ModelError: no model, a quantised model without adapter, an adapter on top of an adapter or without PeftModel.
+    """
+    if isinstance(model, str):
+        from preftune.models import load_model
+
+        options = dict(args.model_init_kwargs or {})  # type: ignore[call-overload]
+        options.setdefault("trust_remote_code", args.trust_remote_code)
+        if quantization_config is not None:
+            options["quantization_config"] = quantization_config
+        model = (load or load_model)(model, **options)
+    elif args.model_init_kwargs is not None or quantization_config is not None:
+        given = "model_init_kwargs" if quantization_config is None else "quantization_config"
+        raise ConfigError(f"{given} is for a model given by name; this model is loaded already. Leave {given} out.")
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model is a {type(model).__name__}: pass a model, a hub id or a folder.")
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise ModelError(
+            f"{type(model).__name__} has an encoder and a decoder, and preftune trains decoders alone. Give a causal "
+            "language model (Llama, Qwen, Gemma, ...)."
+        )
+    if peft_config is not None:
+        model = add_adapter(model, peft_config)
+    _refuse_tasks(model)
+    devices = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()} - {"cpu", "disk"}
+    if len(devices) > 1:
+        raise ModelError(
+            f"the model is spread over {len(devices)} devices (device_map), and preftune trains on one per process. "
+            "Load it without device_map, in 4 bit if it is large (load_in_4bit=True), and start one process per device "
+            "with torchrun."
+        )
+    if hasattr(model, "peft_config") and not hasattr(model, "disable_adapter"):
+        raise ModelError(
+            "the model holds its adapter without a PeftModel around it, as AutoModelForCausalLM.from_pretrained makes "
+            "of an adapter's folder. Load it with preftune.load_model(name, is_trainable=True)."
+        )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ModelError(
+            "no parameter of the model requires a gradient. Load the adapter with is_trainable=True, or pass a "
+            "peft_config (--use_peft)."
+        )
+    if is_quantized(model) and not hasattr(model, "peft_config"):
+        raise ModelError(
+            "a quantised model cannot be trained as it is. Pass peft_config=LoraConfig(target_modules='all-linear') "
+            "(--use_peft), which trains an adapter on top of it."
+        )
+    if args.disable_dropout:
+        dropout_off(model)
+    return model
+
+
+def _refuse_tasks(model: Any) -> None:
+    """Raises: ModelError for an adapter that must be told which task a row is of."""
+    for name, config in (getattr(model, "peft_config", None) or {}).items():
+        kind = str(getattr(config.peft_type, "value", config.peft_type))
+        if kind in ("POLY", "MULTITASK_PROMPT_TUNING"):
+            raise ModelError(
+                f"adapter {name!r} ({kind}) asks for the task of every row, which preference data do not have. Use "
+                "LoRA, or prompt tuning."
+            )
+
+
+def seed(args: DPOConfig) -> None:
+    """Seed everything, as Trainer does once more when it is made."""
+    from transformers import enable_full_determinism, set_seed
+
+    enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
+
+
+def add_adapter(model: nn.Module, peft_config: Any) -> Any:
+    """The model with a fresh adapter, the rest frozen."""
+    from peft import get_peft_model
+
+    if getattr(model, "peft_config", None):
+        raise ModelError(
+            "the model has an adapter already, and peft_config would put another on top of it. To go on training the "
+            "adapter, leave peft_config out; to begin a new one, merge the old one first (preftune merge)."
+        )
+    if getattr(peft_config, "task_type", None) is None:
+        peft_config.task_type = "CAUSAL_LM"
+    with quiet_peft():
+        return get_peft_model(model, peft_config)  # type: ignore[arg-type]
+
+
+def settle_precision(model: nn.Module, args: DPOConfig) -> Precision:
+    """Decide the dtypes of the run once, tell them, and make model and arguments obey."""
+    precision = decide_precision(
+        bf16=None if args.automatic_precision else args.bf16,
+        fp16=None if args.automatic_precision else args.fp16,
+        model_dtype=weights_dtype(model),
+        device=args.device,
+    )
+    remember_dtypes(model)
+    args.bf16, args.fp16 = precision.bf16, precision.fp16
+    args.mixed_precision = "bf16" if precision.bf16 else "fp16" if precision.fp16 else "no"
+    for sentence in [precision.describe(), *apply_precision(model, precision)]:
+        say(sentence)
+    say_saved_dtype(model, args.save_dtype)
+    return precision
+
+
+def settle_engine(model: Any, args: DPOConfig) -> tuple[Engine, Support]:
+    """The engine for the model, with what the user should know about the choice told."""
+    return told_engine(model, lambda: choose_engine(model, args.engine))  # type: ignore[arg-type]
+
+
+def told_engine(model: Any, choose: Callable[[], tuple[Any, Support]]) -> tuple[Any, Support]:
+    """The engine that `choose` gives, with what the user should know about it told."""
+    before = getattr(model.config, "_attn_implementation", None)
+    engine, support = choose()
+    if not support.exact:
+        say(f"prompts are not shared and sequences not packed (engine {engine.name}): {support.reason}.")
+    elif before not in (None, "sdpa", model.config._attn_implementation):
+        say(f"attention {before!r} makes way for preftune's own while training; engine='separate' keeps it.")
+    return engine, support
+
+
+def settle_compilation(model: nn.Module, args: DPOConfig) -> None:
+    """Compile what `torch_compile` asks for, and say what that is.
+
+    Raises:
+        ConfigError: nothing in this model can be compiled.
+    """
+    if not args.torch_compile:
+        return
+    backend = args.torch_compile_backend or "inductor"
+    count = compile_layers(model, backend=backend, mode=args.torch_compile_mode)
+    if count == 0:
+        raise ConfigError(
+            "torch_compile=True, but this model has no norms or MLPs that could be compiled (they are quantised, "
+            "experts, or PyTorch's own). Remove torch_compile."
+        )
+    say(f"{count} norms and MLPs are compiled ({backend}); the first steps take longer, and attention stays as it is.")
+
+
+@contextmanager
+def compiled_by_us(args: DPOConfig) -> Iterator[None]:
+    """Inside, the configuration asks for no compilation: accelerate would compile the model around our hooks."""
+    asked = args.torch_compile, args.torch_compile_backend, args.torch_compile_mode
+    args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
+    try:
+        yield
+    finally:
+        args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = asked
+
+
+def one_device(args: DPOConfig) -> None:
+    """A packed row cannot be split by DataParallel: one process uses one device, torchrun uses all."""
+    if args.n_gpu > 1:
+        say(f"one of {args.n_gpu} devices is used by this process; torchrun --nproc_per_node {args.n_gpu} uses all.")
+        args._n_gpu = 1
+
+
+def settle_learning_rate(args: Any, *, full: bool) -> None:
+    """Choose the learning rate where none was given, and say so."""
+    if not args.automatic_learning_rate:
+        return
+    full_rate = getattr(args, "full_learning_rate", FULL_LEARNING_RATE)
+    adapter_rate, trls = getattr(args, "adapter_learning_rate", ADAPTER_LEARNING_RATE), getattr(args, "trls_rate", 1e-6)
+    args.learning_rate = full_rate if full else adapter_rate
+    kind = "full fine-tuning" if full else "an adapter"
+    other = f" (TRL's is {trls:.0e})" if args.learning_rate != trls else ""
+    say(f"learning_rate={args.learning_rate:g}, the default for {kind}{other}; set it to change it.")
+
+
+def prepare_data(
+    source: Any, tokenizer: Any, args: DPOConfig, *, role: str
+) -> tuple[GroupDataset, TokenizeReport | None]:
+    """Tokenised groups of any kind of source, with everything that was dropped or cut told.
+
+    Args:
+        role: "train", "eval", "eval (NAME)" or "test". Rows to predict stay in their order, one group per row,
+            whatever `group_by_prompt` says.
+    """
+    if isinstance(source, GroupDataset):
+        return _grouped(source, args, role=role), None
+    if hasattr(source, "_ex_iterable") or type(source).__name__ == "IterableDataset":
+        raise DatasetError(
+            f"the {role} dataset is an IterableDataset. Preference data is small enough to hold: load it without "
+            "streaming=True, or take a part with .take(n) and Dataset.from_list."
+        )
+    pairs = source if isinstance(source, PairDataset) else load_pairs(source)
+    groups, report, recalled = tokenize_or_recall(
+        pairs,
+        tokenizer,
+        max_length=args.max_length,
+        max_prompt_length=args.max_prompt_length,
+        truncation=args.truncation,  # type: ignore[arg-type]
+        num_proc=args.dataset_num_proc,
+    )
+    if recalled:
+        detail(f"the {role} pairs were tokenised before: their token ids are read from the cache.")
+    lines = report.lines()
+    (say if role == "train" else detail)(lines[0])
+    for line in lines[1:]:
+        warn(line)
+    return _grouped(groups, args, role=role), report
+
+
+def _grouped(groups: GroupDataset, args: DPOConfig, *, role: str) -> GroupDataset:
+    """Groups of all rows with the same prompt, if that is asked for, and what it saves."""
+    if not args.group_by_prompt or role == "test":
+        return groups
+    limit = 4 * args.max_length if args.max_length else _GROUP_TOKENS_WITHOUT_LIMIT
+    merged = group_by_prompt(groups, max_group_tokens=limit)
+    if merged.total_tokens == groups.total_tokens:
+        say(f"group_by_prompt: no two of the {groups.pairs:,} {role} pairs share a prompt; nothing changes.")
+        return merged
+    line = (
+        f"{groups.pairs:,} {role} pairs share {merged.prompts:,} prompts: "
+        f"{len(merged):,} groups, {merged.total_tokens:,} tokens instead of {groups.total_tokens:,}"
+    )
+    if role == "train":
+        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        line += (
+            f". The batch size counts groups: a step of {per_step} holds about "
+            f"{per_step * merged.pairs / len(merged):.0f} pairs"
+        )
+    say(f"{line}.")
+    return merged
+
+
+def prepare_all_data(
+    train: Any, held_out: Any, tokenizer: Any, args: DPOConfig
+) -> tuple[GroupDataset, GroupDataset | dict[str, GroupDataset] | None, dict[str, TokenizeReport]]:
+    """Training and evaluation data of a run, and what tokenising did to each, by role."""
+    return prepare_all(train, held_out, lambda source, role: prepare_data(source, tokenizer, args, role=role))
+
+
+Prepare = Callable[[Any, str], tuple[GroupDataset, Any]]
+"""Tokenises a source for a role ("train", "eval", "eval (NAME)", "test"); gives its report, if there is one."""
+
+
+def prepare_all(
+    train: Any, held_out: Any, prepare: Prepare
+) -> tuple[GroupDataset, GroupDataset | dict[str, GroupDataset] | None, dict[str, Any]]:
+    """Training and evaluation data of a run, and what tokenising did to each, by role."""
+    if train is None:
+        raise ConfigError("`train_dataset` is required: pass a dataset, a list of dicts, a path or a hub id.")
+    groups, report = prepare(train, "train")
+    eval_groups, reports = prepare_held_out(held_out, prepare)
+    for name, part in (eval_groups if isinstance(eval_groups, Mapping) else {"": eval_groups}).items():
+        if part is not None:
+            _say_shared(groups, part, f"evaluation prompts{f' ({name})' if name else ''}")
+    return groups, eval_groups, reports if report is None else {"train": report, **reports}
+
+
+def _say_shared(train: GroupDataset, held_out: GroupDataset, what: str) -> None:
+    """What is measured on prompts that are trained on is memory. A prompt of one token is none: plain texts have it."""
+    asked = held_out.prompt_hashes(least=2)
+    shared = len(asked & train.prompt_hashes(least=2)) if asked else 0
+    if shared:
+        say(
+            f"{shared:,} of {len(asked):,} {what} are trained on too, so their numbers show memory. Keep a prompt on "
+            "one side: eval_fraction (--eval_fraction 0.05), or preftune convert --split 0.05 --by prompt."
+        )
+
+
+def prepare_held_out(
+    source: Any, prepare: Prepare
+) -> tuple[GroupDataset | dict[str, GroupDataset] | None, dict[str, Any]]:
+    """Data of no, one or several named evaluation datasets."""
+    if source is None:
+        return None, {}
+    if isinstance(source, Mapping):
+        prepared = {name: prepare(part, f"eval ({name})") for name, part in source.items()}
+        reports = {f"eval_{name}": report for name, (_, report) in prepared.items() if report is not None}
+        return {name: groups for name, (groups, _) in prepared.items()}, reports
+    groups, report = prepare(source, "eval")
+    return groups, {} if report is None else {"eval": report}
+
+
+def prepare_eval_data(
+    source: Any, tokenizer: Any, args: DPOConfig
+) -> tuple[GroupDataset | dict[str, GroupDataset] | None, dict[str, TokenizeReport]]:
+    """Like `prepare_data`, for no, one or several named evaluation datasets."""
+    return prepare_held_out(source, lambda part, role: prepare_data(part, tokenizer, args, role=role))

@@ -1,0 +1,157 @@
+"""Who is the reference of this run, and the pass over all rows that some references need before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import nn
+from tqdm.auto import tqdm
+
+from preftune.data import GroupDataset
+from preftune.errors import ConfigError
+from preftune.log import say
+from preftune.logps import choose_engine, make_engine
+from preftune.logps.batch import PackedBatch
+from preftune.models.four_bit import is_quantized
+from preftune.reference import ExplicitModel, Numerics, ReferenceScores, ScoreStore, choose_source
+from preftune.storage.cache_folder import cache_folder
+from preftune.training.record.run_record import reference_facts
+from preftune.training.setup.model import settle_compilation
+from preftune.training.step.collate import shortest
+from preftune.training.step.memory import score_in_parts
+from preftune.types import TokenizedGroup
+
+
+def make_reference(trainer: Any, ref_model: Any, probe: PackedBatch, *, trained: Callable[[], bool]) -> ReferenceScores:
+    """The reference of a trainer whose model has been prepared and placed.
+
+    Args:
+        ref_model: the explicit one, a model, hub id or folder; None takes the model as received.
+        probe: a real batch on the device, which decides what switching an adapter off would change.
+        trained: whether the policy has left the state in which it was received.
+    """
+    model, engine = trainer.model, trainer.engine
+    scored_by = engine.name
+    if ref_model is None:
+        with trainer._autocast():
+            source = choose_source(model, probe, engine, trained=trained, reload=_reloader(trainer))
+    else:
+        ref_model = prepare_explicit(trainer, ref_model)
+        ref_engine, _ = choose_engine(ref_model, "auto" if engine.name == "packed" else engine.name)
+        settle_compilation(ref_model, trainer.args)
+        source, scored_by = ExplicitModel(ref_model, ref_engine), ref_engine.name
+    say(f"reference: {source.description}.")
+    store = None
+    if trainer.args.reference_cache:
+        if trainer.args.torch_compile:  # other kernels: scores of an uncompiled run are not looked up
+            scored_by += f", compiled ({trainer.args.torch_compile_backend}, {trainer.args.torch_compile_mode})"
+        numerics = Numerics.of(model, engine=scored_by, device=trainer.args.device, autocast=trainer.precision.autocast)
+        name = str(getattr((model if ref_model is None else ref_model).config, "_name_or_path", ""))
+        store = ScoreStore(
+            cache_folder() / "reference",
+            fingerprint=source.fingerprint,
+            numerics=numerics.digest(),
+            note={"model": name or "a model given in memory", "reference": source.description, **numerics.facts()},
+        )
+    return ReferenceScores(source, engine, store, autocast=trainer._autocast)
+
+
+def settle_reference(trainer: Any) -> None:
+    """Makes the reference anew if a model was changed since: scores are kept under the address of what computes them.
+
+    Called before anything is scored, as long as the policy is as received.
+    """
+    source = trainer.reference.source
+    if trainer._policy_changed or source.unchanged(trainer.model):
+        return
+    say("the model was changed after the trainer was made; the reference is the model as it is now:")
+    probe = trainer._batch_of(shortest(trainer.train_dataset.lengths, 4))
+    explicit = source.model if isinstance(source, ExplicitModel) else None
+    trainer.reference = make_reference(trainer, explicit, probe, trained=lambda: trainer._policy_changed)
+    if trainer.is_world_process_zero():
+        trainer._record.note(reference=reference_facts(trainer))
+
+
+def score_everything(trainer: Any, datasets: Iterable[GroupDataset]) -> None:
+    """Make sure every row has a reference score. Ranks share the work through the cache; what another rank's cache
+    does not show here (no shared disk, cache off) is scored here too.
+    """
+    reference, args = trainer.reference, trainer.args
+    size = args.precompute_ref_batch_size or args.per_device_eval_batch_size
+    for share in (True, False) if args.world_size > 1 else (False,):
+        for dataset in datasets:
+            rows = range(args.process_index, len(dataset), args.world_size) if share else range(len(dataset))
+            _score(trainer, dataset, rows, size)
+        trainer.accelerator.wait_for_everyone()
+    if isinstance(reference.source, ExplicitModel):
+        reference.source.release()
+
+
+def _score(trainer: Any, dataset: GroupDataset, rows: range, size: int) -> None:
+    quiet = trainer.args.disable_tqdm or not trainer.is_local_process_zero()
+    waiting: list[TokenizedGroup] = []
+
+    def score(groups: Sequence[TokenizedGroup]) -> Sequence[None]:
+        trainer.reference.score_groups(trainer.model, groups, trainer.args.device)
+        return [None] * len(groups)
+
+    bar = tqdm(total=len(rows), desc="Reference scores", unit="row", disable=True if quiet else None)
+    for start in range(0, len(rows), 256):
+        part = [dataset[row] for row in rows[start : start + 256]]
+        waiting.extend(trainer.reference.missing(part))
+        while len(waiting) >= size or (waiting and start + 256 >= len(rows)):
+            batch, waiting = waiting[:size], waiting[size:]
+            score_in_parts(trainer, batch, score, work="reference")
+        bar.update(len(part))
+    bar.close()
+
+
+def prepare_explicit(trainer: Any, ref_model: Any) -> Any:
+    """An explicit reference in the precision the policy is computed in, on its device, frozen."""
+    from dataclasses import replace
+
+    import torch
+
+    from preftune.models.precision import apply_precision
+
+    if isinstance(ref_model, str):
+        from preftune.models import load_model
+
+        ref_model = load_model(ref_model, trust_remote_code=trainer.args.trust_remote_code)
+    if not isinstance(ref_model, torch.nn.Module):
+        raise ConfigError(
+            f"ref_model is a {type(ref_model).__name__}, not a model. Name the arguments: DPOTrainer(model=..., "
+            "args=..., train_dataset=...); the second without a name is ref_model."
+        )
+    policys = {id(parameter) for parameter in trainer.model.parameters()}
+    if any(id(parameter) in policys for parameter in ref_model.parameters()):
+        raise ConfigError(
+            "model and ref_model are the same object, or one is an adapter around the other. Leave ref_model out: the "
+            "reference is then the model as received."
+        )
+    for parameter in ref_model.parameters():
+        parameter.requires_grad_(False)
+    # what trains is float32 under autocast; a fully trained policy's reference must go through the same kernels
+    precision = replace(trainer.precision, frozen=torch.float32) if trainer.full else trainer.precision
+    apply_precision(ref_model, precision)
+    return ref_model if is_quantized(ref_model) else ref_model.to(trainer.args.device)
+
+
+def _reloader(trainer: Any) -> Callable[[], nn.Module] | None:
+    """Loads the model again from where its config says it came from, ready for the policy's engine. Whoever calls must
+    check its weights.
+    """
+    name = getattr(trainer.model.config, "_name_or_path", "")
+    if not name:
+        return None
+
+    def reload() -> nn.Module:
+        from preftune.models import load_model
+
+        again = prepare_explicit(trainer, load_model(name, trust_remote_code=trainer.args.trust_remote_code))
+        make_engine(again, trainer.engine.name)
+        settle_compilation(again, trainer.args)
+        return again
+
+    return reload

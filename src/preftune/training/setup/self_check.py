@@ -1,0 +1,307 @@
+"""The check of every run at its first step: is what we compute what we mean?
+
+Before:  the engine agrees with the naive path on a real group; policy and reference agree where they must.
+During:  every trainable parameter has a gradient, no frozen one has.
+After:   the weights really moved.
+
+A failure stops the run with a named cause. Rounding never does: tolerances follow the dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from preftune.errors import ModelError, NonFiniteError, ReferenceMismatchError, SelfCheckError
+from preftune.logps import Engine, naive_logps, pack, plain_layers
+from preftune.logps.batch import GroupLogps, PackedBatch
+from preftune.reference import ReferenceScores, adapters_off, inference, unwrap
+from preftune.types import TokenizedGroup
+
+# Mean and largest difference per token, in nats, that rounding can explain between the engine and the naive path.
+# Half-precision trunks of different kernels differ by a few hundredths on average; a wrong mask or position differs by
+# tenths to whole nats.
+_ENGINE_TOLERANCE = {torch.float32: (1e-3, 2e-2), torch.bfloat16: (0.1, 1.5), torch.float16: (0.03, 0.5)}
+
+# The same between policy and reference, which go through the same kernels on the same batch: the right reference gives
+# the same bits, whatever the dtype.
+_REFERENCE_TOLERANCE = (1e-3, 2e-2)
+
+_MOST_SKIPPED = 30
+
+_GLANCE = 32
+"""Tokens that are enough to see whether a model looks ahead, and too few for a rope that changes with the length."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstStep:
+    """What the check before the first step measured, in nats."""
+
+    engine_error: float
+    """Largest difference per token between the engine and the naive path."""
+    reference_distance: float | None
+    """Largest difference of a completion's log-probability between policy and reference; None on a resumed run."""
+    noise_floor: float | None
+    """Largest reward margin over beta that rounding alone produces at the start."""
+
+    def describe(self) -> str:
+        line = f"self-check: the engine agrees with the naive path within {self.engine_error:.2g} nat per token"
+        if self.noise_floor is not None:
+            line += f"; policy and reference agree, margins are exact to {self.noise_floor:.2g} nat"
+        return line + "."
+
+
+def check_before_training(
+    model: nn.Module,
+    batch: PackedBatch,
+    engine: Engine,
+    reference: ReferenceScores,
+    *,
+    autocast: torch.dtype | None,
+    resumed: bool,
+    allow_mismatch: bool,
+) -> FirstStep:
+    """Compare engine and naive path, policy and reference, fresh and cached scores, on one real batch.
+
+    Args:
+        batch: several groups of the run, as `probes` chooses them.
+    Raises:
+        NonFiniteError: the model's scores are NaN or infinite as it was received.
+        SelfCheckError: the engine computes something else than the naive path.
+        ReferenceMismatchError: policy and reference disagree before the first step.
+    """
+    policy, largest, tolerance = check_engine(model, batch, engine, autocast=autocast)
+    if resumed:
+        return FirstStep(largest, None, None)
+    # Scores of another run come from another packing, which rounds: in float32 far below the tolerance, in half
+    # precision as much as another kernel does. A model that was chosen as the reference must pass the strict
+    # comparison then, and is scored again.
+    single = (autocast or _compute_dtype(model)) == torch.float32
+    limits = _REFERENCE_TOLERANCE if single else tolerance
+    known = reference.known(batch)
+    if (
+        known is not None
+        and (single or reference.source.received)
+        and _complete(known)
+        and _agree(policy, known, limits)
+    ):
+        return _measured(policy, known, batch, largest)
+    fresh = reference.fresh(model, batch)
+    if known is not None and not _agree(known, fresh, limits):
+        reference.forget()
+    if _agree(policy, fresh, _REFERENCE_TOLERANCE):
+        return _measured(policy, fresh, batch, largest)
+    if not allow_mismatch:
+        raise _mismatch(policy, fresh)
+    return replace(_measured(policy, fresh, batch, largest), noise_floor=None)
+
+
+def worst(results: Iterable[FirstStep]) -> FirstStep:
+    """The largest of what several batches showed."""
+    found = list(results)
+
+    def largest(values: Iterable[float | None]) -> float | None:
+        return max((value for value in values if value is not None), default=None)
+
+    distance = largest(result.reference_distance for result in found)
+    agree = all(result.noise_floor is not None for result in found)
+    noise = largest(result.noise_floor for result in found) if agree else None
+    return FirstStep(max(result.engine_error for result in found), distance, noise)
+
+
+def check_engine(
+    model: nn.Module, batch: PackedBatch, engine: Engine, *, autocast: torch.dtype | None
+) -> tuple[GroupLogps, float, tuple[float, float]]:
+    """Compare engine and naive path on one real batch of several groups.
+
+    Returns: the engine's scores, the largest difference per token, and the mean and largest that rounding may make.
+    Raises:
+        ModelError: the model sees what stands behind a token.
+        NonFiniteError: the model's scores are NaN or infinite as it was received.
+        SelfCheckError: the engine computes something else than the naive path.
+    """
+    with torch.autocast(batch.input_ids.device.type, autocast, enabled=autocast is not None), inference(model):
+        policy = engine(model, batch)
+        with plain_layers():
+            naive = naive_logps(model, batch)
+    finite = torch.isfinite(naive)
+    if not bool(finite.all()):
+        row = _row_of(int((~finite).nonzero()[0]), batch)
+        raise NonFiniteError(
+            f"the model's log-probabilities of row {row} are not finite before the first step: its weights are "
+            "damaged, or overflow in this precision. Nothing was trained. Check that the model generates text, and use "
+            "bf16 or float32 instead of fp16."
+        )
+    check_causal(model, batch, autocast=autocast)
+    difference = (policy.token_logps_T - naive).abs()
+    mean, largest = float(difference.mean()), float(difference.max())
+    dtype = autocast or _compute_dtype(model)
+    tolerance = _ENGINE_TOLERANCE[dtype]
+    if not (mean <= tolerance[0] and largest <= tolerance[1]):
+        row = _row_of(int(difference.argmax()), batch)
+        raise SelfCheckError(
+            f"the {engine.name} engine and the naive path disagree on real groups by {mean:.3g} nat per token on "
+            f"average ({largest:.3g} at most, in row {row}), more than rounding explains. Nothing was trained. Please "
+            "report this model; engine='naive' trains it, slowly."
+        )
+    return policy, largest, tolerance
+
+
+def check_causal(model: nn.Module, batch: PackedBatch, *, autocast: torch.dtype | None) -> None:
+    """Score the beginning of a text with and without what follows. Engine and naive path agree about a model that
+    looks ahead as well, and its log-probabilities are none: it was shown the tokens that it is asked for.
+
+    Raises: ModelError, if what follows counts.
+    """
+    group = max(batch.groups, key=lambda group: group.tokens)
+    ids = [*group.prompt_ids, *group.completions[0]][:_GLANCE]
+    half = len(ids) // 2
+    if half < 2:
+        return
+    alone = TokenizedGroup(ids[:1], (ids[1:half],), (), id=group.id)
+    followed = TokenizedGroup(ids[:1], (ids[1:],), (), id=group.id, scored=(((0, half - 1),),))
+    off = adapters_off(model) if hasattr(unwrap(model), "disable_adapter") else nullcontext()  # Lily looks ahead
+    with torch.autocast(batch.input_ids.device.type, autocast, enabled=autocast is not None), inference(model), off:
+        short, long = (naive_logps(model, pack([one]).to(batch.input_ids.device)) for one in (alone, followed))
+    changed = float((short - long).abs().mean())
+    if changed > 3 * _ENGINE_TOLERANCE[autocast or _compute_dtype(model)][0]:
+        raise ModelError(
+            f"{type(unwrap(model)).__name__} is no causal language model: what it says of a token changes with the "
+            f"tokens that follow (by {changed:.2g} nat). Nothing was trained. Give a decoder; of BERT and its like "
+            "one that was trained with is_decoder=True."
+        )
+
+
+def _measured(policy: GroupLogps, reference: GroupLogps, batch: PackedBatch, engine_error: float) -> FirstStep:
+    ours, theirs = policy.sides(batch), reference.sides(batch)
+    margin_N = (ours.chosen_N - theirs.chosen_N) - (ours.rejected_N - theirs.rejected_N)
+    noise = float(margin_N.abs().max()) if len(margin_N) else None
+    return FirstStep(engine_error, float((policy.sum_K - reference.sum_K).abs().max()), noise)
+
+
+def _mismatch(policy: GroupLogps, reference: GroupLogps) -> ReferenceMismatchError:
+    mean = float((policy.token_logps_T - reference.token_logps_T).abs().mean())
+    distance = float((policy.sum_K - reference.sum_K).abs().max())
+    return ReferenceMismatchError(
+        f"policy and reference disagree before the first step: by {mean:.3g} nat per token on average, {distance:.3g} "
+        "nat on a whole completion. DPO measures how far the policy moves from where it began, so the reference must "
+        "be the model as received. Leave ref_model out (preftune then takes the right one), or set "
+        "allow_reference_mismatch=True if you mean it."
+    )
+
+
+def _complete(scores: GroupLogps) -> bool:
+    return not bool(scores.token_logps_T.isnan().any())
+
+
+def _agree(one: GroupLogps, other: GroupLogps, tolerance: tuple[float, float]) -> bool:
+    """Whether mean and largest difference per token are within the tolerance, where both are known."""
+    per_token = (one.token_logps_T - other.token_logps_T).abs()
+    per_token = per_token[~per_token.isnan()]
+    return float(per_token.mean()) <= tolerance[0] and float(per_token.max()) <= tolerance[1]
+
+
+def _row_of(token: int, batch: PackedBatch) -> str:
+    """The row that a scored token of the batch belongs to."""
+    for group in batch.groups:
+        token -= sum(group.scored_lengths)
+        if token < 0:
+            return str(group.id)
+    raise IndexError(token)
+
+
+def _compute_dtype(model: nn.Module) -> torch.dtype:
+    """The coarsest float dtype among the weights."""
+    dtypes = {p.dtype for p in model.parameters()}
+    return next((d for d in (torch.bfloat16, torch.float16) if d in dtypes), torch.float32)
+
+
+class FirstStepCallback(TrainerCallback):  # type: ignore[misc]
+    """Looks at gradients before, and at weights after, the first optimiser step that has a learning rate."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._gradients_seen = False
+        self._watched: tuple[str, nn.Parameter, Tensor] | None = None
+        self._done = False
+        self._skipped = 0
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._done:
+            return
+        model = kwargs["model"]
+        if not self._gradients_seen:
+            check_gradients(model, may_vanish=state.global_step > 0 or not self._trainer.step_has_weight)
+            self._gradients_seen = True
+        rate = max(group["lr"] for group in kwargs["optimizer"].param_groups)
+        self._watched = _most_moved(model) if rate > 0 else None
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._count_skipped(self._trainer.accelerator.optimizer_step_was_skipped)
+        if self._done or self._watched is None or self._skipped:
+            return
+        name, parameter, before = self._watched
+        moved = not torch.equal(parameter.detach(), before)
+        self._watched, self._done = None, True
+        if not moved:
+            raise SelfCheckError(
+                f"the first optimiser step changed nothing: {name} ({str(parameter.dtype).removeprefix('torch.')}) is "
+                f"bit for bit what it was, with learning_rate={args.learning_rate:g}. The update is smaller than the "
+                "weight's rounding, or the optimiser does not hold it."
+            )
+
+    def _count_skipped(self, skipped: bool) -> None:
+        """Loss scaling skips a step now and then while it looks for its scale; never many in a row."""
+        self._skipped = self._skipped + 1 if skipped else 0
+        if self._skipped >= _MOST_SKIPPED:
+            raise NonFiniteError(
+                f"the gradients of {self._skipped} steps in a row overflowed in float16, and none was applied. Use "
+                "bf16=True on a card that has it, or float32 (bf16=False); a smaller learning rate does not help."
+            )
+
+
+def check_gradients(model: nn.Module, *, may_vanish: bool = False) -> None:
+    """Every trainable parameter has a gradient (LoRA's A is exactly zero at first: present, not non-zero), no frozen
+    one has. Experts that no token was routed to are excused.
+
+    Args:
+        may_vanish: whether all may be zero, as hinge's are once every pair is won (a run that goes on).
+    Raises:
+        SelfCheckError: naming the first few parameters.
+    """
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None and "expert" not in n]
+    frozen = [n for n, p in model.named_parameters() if not p.requires_grad and p.grad is not None]
+    if without:
+        raise SelfCheckError(
+            f"{len(without)} trainable parameters got no gradient in the first step ({', '.join(without[:3])}): they "
+            "are not part of what the loss depends on. Freeze them, or leave their modules out of the adapter."
+        )
+    if frozen:
+        raise SelfCheckError(
+            f"{len(frozen)} frozen parameters got a gradient ({', '.join(frozen[:3])}): something else runs backward "
+            "through the model. Clear its gradients before training (model.zero_grad())."
+        )
+    if not may_vanish and not any(p.grad is not None and bool(p.grad.any()) for p in model.parameters()):
+        raise SelfCheckError(
+            "all gradients of the first step are zero: the loss does not depend on the weights. Are all pair weights "
+            "0, or are chosen and rejected the same?"
+        )
+
+
+def _most_moved(model: nn.Module) -> tuple[str, nn.Parameter, Tensor] | None:
+    """The trainable parameter with the largest gradient, and what it is now; None if all gradients are zero."""
+    candidates = [(n, p) for n, p in model.named_parameters() if p.requires_grad and p.grad is not None]
+    if not candidates:
+        return None
+    sizes = torch.stack([p.grad.abs().max().float() for _, p in candidates if p.grad is not None])
+    largest = int(sizes.argmax())
+    if not bool(sizes[largest]):
+        return None
+    name, parameter = candidates[largest]
+    return name, parameter, parameter.detach().clone()

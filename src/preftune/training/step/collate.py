@@ -1,0 +1,125 @@
+"""From tokenised groups to batches: the collator of the trainers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate.data_loader import BatchSamplerShard
+from numpy.typing import NDArray
+
+from preftune.errors import ConfigError
+from preftune.logps.batch import PackedBatch, pack
+from preftune.logps.layout import GroupLayout
+from preftune.types import TokenizedGroup
+
+if TYPE_CHECKING:
+    from preftune.training.config.dpo import DPOConfig
+
+BATCH = "batch"
+"""The one entry of a trainer's inputs."""
+
+
+def collate(groups: Sequence[TokenizedGroup]) -> dict[str, PackedBatch]:
+    """Plan and pack a micro-batch. Integer work, done in the data loader's workers where there are any."""
+    return {BATCH: pack(groups) if groups else no_groups()}
+
+
+def no_groups() -> PackedBatch:
+    """The micro-batch of a rank for which the last batch of an epoch has no rows left."""
+    none = torch.zeros(0, dtype=torch.int64)
+    layout = GroupLayout((), torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32), none, 0, 0)
+    return PackedBatch(
+        input_ids=none[None],
+        position_ids=none[None],
+        layout=layout,
+        predict_T=none,
+        target_T=none,
+        owner_T=none,
+        chosen_N=none,
+        rejected_N=none,
+        weight_N=torch.zeros(0),
+        margin_N=torch.zeros(0),
+        groups=(),
+    )
+
+
+class WithoutRepeats(BatchSamplerShard):
+    """This rank's batches of accelerate's plan, where the last ones are smaller or empty: accelerate fills them up with
+    rows that were trained on already, and the update would depend on the number of ranks.
+    """
+
+    def __len__(self) -> int:
+        share = 1 if self.split_batches else self.num_processes
+        return (len(self.batch_sampler) + share - 1) // share
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if self.split_batches:
+            size = self.batch_sampler.batch_size // self.num_processes
+            for batch in self.batch_sampler:
+                yield batch[size * self.process_index : size * (self.process_index + 1)]
+            return
+        batches = iter(self.batch_sampler)
+        while everyones := list(islice(batches, self.num_processes)):
+            yield everyones[self.process_index] if self.process_index < len(everyones) else []
+
+
+def without_repeats(loader: Any) -> Any:
+    """A training loader that `accelerate` prepared, in which no row stands twice in an epoch."""
+    shard = loader.batch_sampler
+    if type(shard) is BatchSamplerShard and not shard.drop_last:
+        shard.__class__ = WithoutRepeats  # accelerate makes it, and has no option for this
+    return loader
+
+
+def with_a_seed_of_its_own(loader: Any, seed: int) -> Any:
+    """A loader that draws the seed of its workers from a generator of its own. From the global one, persistent workers
+    draw it once in a process, so that a resumed run would have another dropout.
+    """
+    loader.generator = torch.Generator().manual_seed(seed)
+    if hasattr(loader, "base_dataloader"):  # accelerate's loaders iterate over another one
+        loader.base_dataloader.generator = loader.generator
+    return loader
+
+
+def probes(lengths: Sequence[int] | NDArray[np.int64]) -> list[int]:
+    """The rows that the check of the first step compares, packed beside each other: the longest, the shortest, and one
+    between them. What an engine gets wrong shows beyond a limit, at an edge, or with neighbours.
+
+    Args:
+        lengths: (groups,) tokens of each group.
+    """
+    order = np.argsort(np.asarray(lengths), kind="stable")
+    return sorted({int(order[at]) for at in (-1, 0, len(order) // 2)})
+
+
+def shortest(lengths: NDArray[np.int64], rows: int, *, of: int = 64) -> list[int]:
+    """The shortest of some rows from all over the data, for questions that any row answers.
+
+    Args:
+        lengths: (groups,) tokens of each group.
+        of: how many are looked at.
+    """
+    looked_at = np.unique(np.linspace(0, len(lengths) - 1, of).astype(np.int64))
+    return sorted(looked_at[np.argsort(lengths[looked_at], kind="stable")[:rows]].tolist())
+
+
+def check_one_batch(args: DPOConfig, rows: int) -> None:
+    """There must be something to train on when the last, smaller batch is dropped.
+
+    Args:
+        rows: of the training data.
+    Raises:
+        ConfigError: with the numbers.
+    """
+    whole = args.per_device_train_batch_size * args.world_size
+    if args.dataloader_drop_last and rows < whole:
+        devices = f" on {args.world_size} devices" if args.world_size > 1 else ""
+        raise ConfigError(
+            f"dataloader_drop_last=True drops all there is: {rows} rows are less than one batch "
+            f"(per_device_train_batch_size={args.per_device_train_batch_size}{devices}). Leave dataloader_drop_last "
+            "out, or lower per_device_train_batch_size."
+        )

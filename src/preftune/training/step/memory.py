@@ -1,0 +1,173 @@
+"""Running out of memory: computing less at a time from then on, and stopping only when a single pair does not fit."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
+
+import torch
+from accelerate.utils.memory import clear_device_cache
+from torch import Tensor, nn
+
+from preftune.log import warn
+from preftune.logps import pack
+from preftune.logps.batch import PackedBatch
+from preftune.training.step.memory_advice import out_of_memory_error
+from preftune.training.step.micro_batches import Cost, plan_micro_batches, split_group
+from preftune.types import TokenizedGroup
+
+Work = Literal["training", "evaluation", "reference", "scoring"]
+Result = TypeVar("Result")
+
+_SMALLER = {
+    "evaluation": "a smaller per_device_eval_batch_size",
+    "reference": "a smaller precompute_ref_batch_size",
+    "scoring": "a smaller max_tokens_per_batch",
+}
+
+
+class TokenLimit:
+    """The most tokens computed at a time. It falls when memory runs out, and never rises again in a run."""
+
+    def __init__(self, tokens: int | None) -> None:
+        """
+        Args:
+            tokens: to begin with; None computes batches as they come.
+        """
+        self.tokens = tokens
+        self.fell_to: int | None = None
+        """What is left of it since memory ran out; None if it never did."""
+
+    def lower(self, tokens: int) -> None:
+        self.tokens = self.fell_to = tokens if self.tokens is None else min(self.tokens, tokens)
+
+    def follow(self, tokens: int | None) -> None:
+        """Take over the smallest limit of all ranks, so that none has to wait for attempts of another again."""
+        if tokens is None or tokens == self.tokens:
+            return
+        self.lower(tokens)
+        warn(f"another process ran out of memory: at most {tokens:,} tokens are computed at a time from here on.")
+
+    def resume(self, tokens: int | None) -> None:
+        """Go on with the limit that a checkpoint's run had come down to; None if it never ran out."""
+        if tokens is not None and (self.tokens is None or tokens < self.tokens):
+            self.lower(tokens)
+            warn(f"memory ran out before the checkpoint: the run goes on with at most {tokens:,} tokens at a time.")
+
+    def halve(self, trainer: Any, groups: Sequence[TokenizedGroup], cost: Cost, error: Exception, work: Work) -> None:
+        """Half of what did not fit is the limit from now on, which is said.
+
+        Raises:
+            OutOfMemoryError: it was a single pair or row; the message names the cures.
+        """
+        tokens, parts = sum(cost(group) for group in groups), _parts(groups)
+        if parts <= 1:
+            raise out_of_memory_error(trainer, groups[0], training=work == "training") from error
+        self.lower(tokens // 2)
+        what, unchanged, cure = "scored", "the numbers stay the same", _SMALLER.get(work)
+        if work == "training":
+            what, unchanged, cure = "computed", "the update stays the same", f"max_tokens_per_batch={self.tokens}"
+        warn(
+            f"out of memory on {parts} {_called(groups)}s of {tokens:,} tokens ({work}). From here on at most "
+            f"{self.tokens:,} tokens are {what} at a time; {unchanged}. Set {cure} to begin the next run like that."
+        )
+
+
+@contextmanager
+def explained(trainer: Any, group: TokenizedGroup | None = None) -> Iterator[None]:
+    """Turn running out of memory into an `OutOfMemoryError` that names the cures.
+
+    Args:
+        group: what was computed, if it was one group; None for what has nothing to do with a batch.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory_error(trainer, group, training=True) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has a class of its own; its libraries, a CPU's allocator and other backends only have words."""
+    known = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and (
+        isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in known)
+    )
+
+
+def score_in_parts(
+    trainer: Any,
+    groups: Sequence[TokenizedGroup],
+    score: Callable[[Sequence[TokenizedGroup]], Sequence[Result]],
+    *,
+    work: Work,
+) -> list[list[Result]]:
+    """Score groups within the limit of the trainer's scoring, which falls when memory runs out. Nothing is kept for a
+    backward pass, so what has been scored stays scored.
+
+    Args:
+        score: scores some groups together, and has a result for each.
+    Returns: for each group the results of its parts; more than one if it had to be split.
+    Raises:
+        OutOfMemoryError: a single pair did not fit.
+    """
+    limit, cost = trainer.scoring_limit, trainer.cost
+    parts = [(at, part) for at, group in enumerate(groups) for part in split_group(group, limit.tokens, cost)]
+    batches = [list(range(len(parts)))]
+    if limit.tokens is not None:
+        batches = plan_micro_batches([cost(part) for _, part in parts], limit.tokens)
+    of_parts: list[list[Result]] = [[] for _ in parts]
+    for batch in batches:
+        together = [parts[index][1] for index in batch]
+        answers = None
+        if _fits(together, limit, cost):
+            try:
+                answers = [[answer] for answer in score(together)]
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                limit.halve(trainer, together, cost, error, work)
+        if answers is None:
+            clear_device_cache(garbage_collection=True)
+            answers = score_in_parts(trainer, together, score, work=work)
+        for index, answer in zip(batch, answers, strict=True):
+            of_parts[index] = answer
+    results: list[list[Result]] = [[] for _ in groups]
+    for (at, _), answer in zip(parts, of_parts, strict=True):
+        results[at].extend(answer)
+    return results
+
+
+def _fits(groups: Sequence[TokenizedGroup], limit: TokenLimit, cost: Cost) -> bool:
+    """Whether the groups are within a limit that may have fallen since they were planned, or cannot be split."""
+    within = limit.tokens is None or sum(cost(group) for group in groups) <= limit.tokens
+    return within or _parts(groups) <= 1
+
+
+def _parts(groups: Sequence[TokenizedGroup]) -> int:
+    """Into how many pieces groups can be split: pairs, or whole groups that have none."""
+    return sum(max(1, len(group.pairs)) for group in groups)
+
+
+def _called(groups: Sequence[TokenizedGroup]) -> str:
+    return "pair" if any(group.pairs for group in groups) else "row"
+
+
+def item_rows(trainer: Any, model: nn.Module, batch: PackedBatch) -> Tensor:
+    """(items, 1 + columns) float32, in the batch's order: each item's loss, and the trainer's columns.
+
+    Scored within the limits of memory; the caller forbids gradients and switches dropout off.
+    """
+
+    def score(groups: Sequence[TokenizedGroup]) -> Sequence[Tensor]:
+        whole = len(groups) == len(batch.groups) and all(map(operator.is_, groups, batch.groups))
+        part = batch if whole else pack(groups).to(trainer.args.device)
+        losses, columns = trainer.batch_loss(model, part)
+        rows = torch.cat([losses.detach().float()[:, None], columns], 1)
+        return rows.split([trainer.items(group) for group in groups])
+
+    parts = score_in_parts(trainer, batch.groups, score, work="evaluation")
+    return torch.cat([rows for of_group in parts for rows in of_group])

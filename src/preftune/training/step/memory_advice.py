@@ -1,0 +1,119 @@
+"""What to say when not even a single pair fits: the cures that this run does not use yet, best first, and what each
+would save. The savings are estimates for decoder layers as they are usually built; none where a config does not say
+how large they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from preftune.errors import OutOfMemoryError
+from preftune.models.four_bit import is_quantized
+from preftune.types import TokenizedGroup
+
+_TRAINED_BYTES = 4 + 8
+"""What a trained parameter takes besides itself: its gradient, and AdamW's two moments."""
+
+_WIDTHS, _INNER_WIDTHS = 8, 4
+"""What a layer keeps for the backward pass, per token: about eight vectors of the model's width (norms, q, k, v,
+attention, residuals) and four of the MLP's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Savings:
+    """Bytes that each cure would save; None where it cannot be told."""
+
+    checkpointing: float | None
+    adapter: float
+    four_bit: float
+    half_length: float | None
+    half_model: float
+
+
+def out_of_memory_error(trainer: Any, group: TokenizedGroup | None, *, training: bool) -> OutOfMemoryError:
+    """The error with its cures in order.
+
+    Args:
+        trainer: whose configuration and model decide which cures apply.
+        group: the one that cannot be split; None where no batch was being computed (the optimiser's state).
+        training: whether activations were kept for a backward pass.
+    """
+    saves = savings(trainer, group, training=training)
+    cures, what = [], "pair" if group is not None and group.pairs else "row"
+    if training and group is not None and not trainer.args.activation_checkpointing:
+        how = "keeps one activation per layer, about a third more time"
+        cures.append(f"gradient_checkpointing=True ({how}{_about(saves.checkpointing)})")
+    if training and trainer.full:
+        how = "no gradients and optimiser state for the whole model"
+        cures.append(
+            f"--use_peft or peft_config=LoraConfig(target_modules='all-linear') ({how}{_about(saves.adapter)})"
+        )
+    if not is_quantized(trainer.model):
+        how = "weights in half a byte a parameter"
+        cures.append(f"load_in_4bit=True with LoRA ({how}{_about(saves.four_bit)})")
+    if group is not None:
+        longest = max(len(group.prompt_ids) + len(completion) for completion in group.completions)
+        half = "" if saves.half_length is None else f"; half of it{_about(saves.half_length, '')}"
+        cures.append(f"max_length below {longest} (the longest sequence of this {what}, what is cut is reported{half})")
+    cures.append(f"a smaller model (one of half the size{_about(saves.half_model, '')})")
+    if group is None:
+        return OutOfMemoryError(
+            "the device ran out of memory outside of a batch: weights, gradients and the optimiser's state fill it. "
+            f"In order: {'; '.join(cures)}."
+        )
+    return OutOfMemoryError(
+        f"the device ran out of memory on a single {what} of {trainer.cost(group):,} tokens (row {group.id or '?'}). "
+        f"In order: {'; '.join(cures)}."
+    )
+
+
+def savings(trainer: Any, group: TokenizedGroup | None, *, training: bool) -> Savings:
+    """Estimates for a group computed alone, or for none."""
+    model, tokens = trainer.model, 0 if group is None else trainer.cost(group)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    state = sum(p.numel() for p in model.parameters() if p.requires_grad) * _TRAINED_BYTES if training else 0
+    per_token = _kept_per_token(model.config, torch.finfo(trainer.precision.compute).bits // 8) if training else None
+    everything, inputs = (None, None) if per_token is None else (per_token[0] * tokens, per_token[1] * tokens)
+    kept = inputs if trainer.args.activation_checkpointing else everything
+    linear = [p for p in _linear_weights(model) if p.is_floating_point()]
+    return Savings(
+        checkpointing=None if everything is None or inputs is None else everything - inputs,
+        adapter=state,
+        four_bit=sum(p.numel() * (p.element_size() - 0.5) for p in linear) + (state if trainer.full else 0),
+        half_length=None if kept is None else kept / 2,
+        half_model=(weights + state + (kept or 0)) / 2,
+    )
+
+
+def _linear_weights(model: Any) -> list[nn.Parameter]:
+    """What 4-bit loading stores in 4 bits: the linear layers' weights without the head's and an adapter's."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return [
+        module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head and "lora_" not in name
+    ]
+
+
+def _kept_per_token(config: Any, size: int) -> tuple[float, float] | None:
+    """Bytes that all layers keep per token for the backward pass: everything, and with checkpointing their inputs."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    layers, width = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
+    if not isinstance(layers, int) or not isinstance(width, int):
+        return None
+    inner = getattr(text, "intermediate_size", None)
+    inner = inner if isinstance(inner, int) else 4 * width
+    return layers * (_WIDTHS * width + _INNER_WIDTHS * inner) * size, layers * width * size
+
+
+def _about(saved: float | None, comma: str = ",") -> str:
+    """The end of a cure, ', saves about 3 GB'; nothing where there is no number."""
+    if saved is None:
+        return ""
+    if saved >= 0.95e9:
+        return f"{comma} saves about {saved / 1e9:.2g} GB"
+    return f"{comma} saves about {max(1, round(saved / 1e6))} MB"

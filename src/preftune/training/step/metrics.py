@@ -1,0 +1,203 @@
+"""Metrics of preference training: means over samples, gathered on the device, one transfer per logging step."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from preftune.logps.batch import PackedBatch
+from preftune.losses import LossOutput
+from preftune.reference import ReferenceScores
+from preftune.types import Sides, TokenizedGroup
+
+PER_PAIR = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
+    "completions/chosen_length",
+    "completions/rejected_length",
+)
+"""Columns of `pair_metrics`, under TRL's names where TRL has one."""
+
+
+def pair_metrics(output: LossOutput, policy: Sides) -> Tensor:
+    """(N, metrics) float32, detached: one row per pair, columns as in `PER_PAIR`. A tie counts as wrong."""
+    margin_N = output.chosen_reward_N - output.rejected_reward_N
+    columns = (
+        output.chosen_reward_N,
+        output.rejected_reward_N,
+        margin_N,
+        margin_N > 0,
+        policy.chosen_N,
+        policy.rejected_N,
+        policy.chosen_length_N,
+        policy.rejected_length_N,
+    )
+    return torch.stack([column.detach().float() for column in columns], 1)
+
+
+class MetricWindow:
+    """Sums over the pairs (or tokens) since the last log. They stay on the device; `drain` makes the one transfer."""
+
+    def __init__(self, names: Sequence[str] = PER_PAIR) -> None:
+        """
+        Args:
+            names: of the columns.
+        """
+        self._names = names
+        self._sums: Tensor | None = None
+
+    def add(self, rows: Tensor) -> None:
+        """Count rows, (N, metrics), such as those of `pair_metrics`."""
+        sums = torch.cat([rows.sum(0), rows.new_tensor([rows.shape[0]])])
+        if sums.device.type != "mps":  # which has no float64
+            sums = sums.double()
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def drain(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Means over all rows of all ranks since the last call; empty if there were none.
+
+        Args:
+            reduce: sums a tensor over ranks.
+        """
+        if self._sums is None:
+            return {}
+        *sums, count = reduce(self._sums).tolist()
+        self._sums = None
+        return {name: value / count for name, value in zip(self._names, sums, strict=True)}
+
+    def state(self) -> list[float] | None:
+        """What a checkpoint must hold so that a resumed run logs the same means."""
+        return None if self._sums is None else self._sums.tolist()
+
+    def restore(self, state: list[float] | None, device: torch.device) -> None:
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._sums = None if state is None else torch.tensor(state, dtype=dtype, device=device)
+
+
+class WorkCounter:
+    """Tokens and useful FLOPs of the batches since the last log, on the CPU (plain integers)."""
+
+    def __init__(self, model: torch.nn.Module, *, trains_everything: bool, unit: str = "pairs") -> None:
+        """
+        Args:
+            unit: what is counted: "pairs", or "rows" where a completion is one.
+        """
+        self._unit = unit
+        head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        weight = getattr(head, "weight", None)
+        self._head = weight.numel() if isinstance(weight, Tensor) else 0
+        embedding: Any = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+        tables = {id(w): w.numel() for w in (weight, getattr(embedding, "weight", None)) if isinstance(w, Tensor)}
+        base = getattr(model, "get_base_model", lambda: model)()
+        self._trunk = _parameters(base) - sum(tables.values())
+        self._passes = 3 if trains_everything else 2
+        self._hits = self._misses = 0
+        self._is_paused = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin counting anew, now."""
+        self.units = self.packed_tokens = self.separate_tokens = 0
+        self.flops = 0.0
+        self._since = time.perf_counter()
+
+    @property
+    def pairs(self) -> int:
+        return self.units
+
+    def drain(self, reference: ReferenceScores | None = None) -> dict[str, float]:
+        """Rates and shares since the last call (or since the counter was made)."""
+        seconds = max(1e-9, time.perf_counter() - self._since)
+        figures = {
+            "tokens_per_second": self.packed_tokens / seconds,
+            f"{self._unit}_per_second": self.units / seconds,
+            "useful_tflops": self.flops / seconds / 1e12,
+        }
+        if self._unit == "pairs":
+            figures["tokens_saved_by_sharing"] = 1 - self.packed_tokens / max(1, self.separate_tokens)
+        if reference is not None:
+            hits, misses = reference.hits - self._hits, reference.misses - self._misses
+            self._hits, self._misses = reference.hits, reference.misses
+            figures["reference/cache_hits"] = hits / max(1, hits + misses)
+        self.reset()
+        return figures
+
+    @contextmanager
+    def paused(self, reference: ReferenceScores | None = None) -> Iterator[None]:
+        """Leave an evaluation or the writing of a checkpoint out of the rates; a pause within a pause counts once."""
+        if self._is_paused:  # an evaluation of several datasets is one pause around one for each
+            yield
+            return
+        self._is_paused = True
+        began = time.perf_counter()
+        hits, misses = (0, 0) if reference is None else (reference.hits, reference.misses)
+        try:
+            yield
+        finally:
+            self._is_paused = False
+            self._since += time.perf_counter() - began
+            if reference is not None:
+                self._hits += reference.hits - hits
+                self._misses += reference.misses - misses
+
+    def add(self, batch: PackedBatch, *, reference_groups: int = 0) -> None:
+        """Count one micro-batch, of whose groups `reference_groups` were scored by the reference as well."""
+        paired = self._unit == "pairs"
+        self.units += sum(len(group.pairs if paired else group.completions) for group in batch.groups)
+        for group in batch.groups:
+            self.packed_tokens += group.tokens
+            self.separate_tokens += _tokens_of_pairs(group)
+        self.flops += self.useful_flops(batch)
+        if batch.groups:
+            self.flops += self.useful_flops(batch, passes=1) * reference_groups / len(batch.groups)
+
+    def useful_flops(self, batch: PackedBatch, *, passes: int | None = None) -> float:
+        """`2 passes (N R + d V T)`: N trunk parameters, R tokens of the row, T scored tokens; attention left out.
+
+        Args:
+            passes: matrix products per weight; by default those of training, 2 for an adapter, 3 for everything.
+        """
+        passes = self._passes if passes is None else passes
+        scored = batch.target_T.shape[0]
+        return 2.0 * passes * (self._trunk * batch.input_ids.shape[1] + self._head * scored)
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """`memory/peak_gb` (of 2^30 bytes), this process's most so far: what torch allocated on a card (where it can tell,
+    CUDA's `max_memory_allocated`), on a CPU the resident set. Empty where the system does not tell.
+    """
+    if device.type == "cuda":
+        return {"memory/peak_gb": torch.cuda.max_memory_allocated(device) / 2**30}
+    try:
+        import resource
+    except ImportError:  # Windows
+        return {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"memory/peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
+
+
+def _tokens_of_pairs(group: TokenizedGroup) -> int:
+    """Tokens if every pair's two sides were computed by themselves: `2P + C + R` each."""
+    lengths = [len(group.prompt_ids) + len(completion) for completion in group.completions]
+    return sum(lengths[pair.chosen] + lengths[pair.rejected] for pair in group.pairs)
+
+
+def _parameters(model: torch.nn.Module) -> int:
+    """Parameters as they multiply: a 4-bit weight counts with its real shape; adapters do not count."""
+    total = 0
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            continue
+        state = getattr(parameter, "quant_state", None)
+        total += int(state.shape.numel()) if state is not None else parameter.numel()
+    return total

@@ -1,0 +1,91 @@
+"""Which groups are computed together: planning by tokens. Pure integer work, so that a resumed run plans the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from preftune.types import Preference, TokenizedGroup
+
+if TYPE_CHECKING:
+    import torch
+
+    from preftune.logps import Engine
+    from preftune.training.config.dpo import DPOConfig
+
+AUTOMATIC_CPU_TOKENS: int | None = 1536
+"""The budget on a CPU where none is asked for, in tokens: products are as fast as with more, and memory is bounded."""
+
+Cost: TypeAlias = Callable[[TokenizedGroup], int]
+"""Tokens that computing a group takes."""
+
+
+def token_budget(args: DPOConfig, device: torch.device) -> int | None:
+    """Most tokens computed at a time: as configured, or what suits the device; None for no limit."""
+    if args.max_tokens_per_batch is not None:
+        return args.max_tokens_per_batch
+    return AUTOMATIC_CPU_TOKENS if device.type == "cpu" else None
+
+
+def cost_of(engine: Engine | Any) -> Cost:
+    """How the engine counts: with shared prompts, or every sequence for itself."""
+    return shared_tokens if engine.name == "packed" else separate_tokens
+
+
+def shared_tokens(group: TokenizedGroup) -> int:
+    return group.tokens
+
+
+def separate_tokens(group: TokenizedGroup) -> int:
+    return sum(len(group.prompt_ids) + len(completion) for completion in group.completions)
+
+
+def plan_micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Best fit in order: each item joins the micro-batch with the least room that still holds it, or begins a new one.
+
+    Args:
+        lengths: tokens of each item, >= 1.
+        budget: most tokens of a micro-batch, >= 1. An item beyond it has a micro-batch of its own.
+    Returns: indices into `lengths`, every one once, rising within a micro-batch; the first ones rise too.
+    """
+    batches: list[list[int]] = []
+    room: list[int] = []
+    for index, length in enumerate(lengths):
+        holding = [at for at, left in enumerate(room) if left >= length]
+        if holding:
+            best = min(holding, key=lambda at: room[at])
+            batches[best].append(index)
+            room[best] -= length
+        else:
+            batches.append([index])
+            room.append(budget - length)
+    return batches
+
+
+def split_group(group: TokenizedGroup, budget: int | None, cost: Cost) -> list[TokenizedGroup]:
+    """The group, or if it is beyond the budget, parts of its pairs in their order, each within the budget if it can be.
+
+    A completion that pairs of several parts need is computed in each of them; the pairs' losses do not change.
+    """
+    if budget is None or len(group.pairs) < 2 or cost(group) <= budget:
+        return [group]
+    parts: list[list[Preference]] = []
+    for pair in group.pairs:
+        if parts and cost(_with_pairs(group, [*parts[-1], pair])) <= budget:
+            parts[-1].append(pair)
+        else:
+            parts.append([pair])
+    return [_with_pairs(group, pairs) for pairs in parts]
+
+
+def _with_pairs(group: TokenizedGroup, pairs: Sequence[Preference]) -> TokenizedGroup:
+    """Some of a group's pairs, with the completions they compare."""
+    used = sorted({side for pair in pairs for side in (pair.chosen, pair.rejected)})
+    place = {completion: index for index, completion in enumerate(used)}
+    return TokenizedGroup(
+        group.prompt_ids,
+        tuple(group.completions[index] for index in used),
+        tuple(pair._replace(chosen=place[pair.chosen], rejected=place[pair.rejected]) for pair in pairs),
+        id=group.id,
+        scored=tuple(group.scored[index] for index in used) if group.scored else (),
+    )

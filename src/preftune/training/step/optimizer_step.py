@@ -1,0 +1,141 @@
+"""One optimiser step as one piece of work: split into micro-batches that fit, and begun again when memory runs out.
+
+transformers hands a step over one micro-batch after the other. All of it is computed when the last one comes, so that
+every gradient there is belongs to this step and may be thrown away. A rank does that for itself: nothing is sent to
+another one before its gradients are whole, so ranks need neither equally many micro-batches nor equally many attempts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.utils.memory import clear_device_cache
+from torch import Tensor, nn
+
+from preftune.errors import NonFiniteError, OutOfMemoryError
+from preftune.logps import pack
+from preftune.logps.batch import PackedBatch
+from preftune.training.step.memory import is_out_of_memory
+from preftune.training.step.micro_batches import Cost, plan_micro_batches, split_group
+from preftune.training.step.ranks import BUCKET_MB, FAILED, agree, average_gradients
+
+Compute = Callable[[PackedBatch], tuple[Tensor, Tensor]]
+"""Forward and backward of a micro-batch; returns its share of the step's loss, and its (pairs, metrics)."""
+
+
+class Step(NamedTuple):
+    """What one rank computed."""
+
+    loss: Tensor
+    """Scalar, detached."""
+    metrics: Tensor
+    """(pairs, metrics), as `pair_metrics` has them."""
+
+
+def whole_step(trainer: Any, model: nn.Module, batches: Sequence[PackedBatch], compute: Compute) -> Step:
+    """Compute one optimiser step, so that the parameters have the gradients of all ranks' pairs.
+
+    Args:
+        trainer: whose `step_limit` says how many tokens may be computed at a time, and falls when memory runs out.
+        model: the policy, not wrapped.
+        batches: the step's micro-batches as the data loader made them.
+        compute: must have no effect that a second attempt would repeat, but for gradients and the random state.
+    Returns: the loss and the metrics of this rank's pairs.
+    Raises:
+        OutOfMemoryError: a single pair does not fit, here or on another rank.
+    """
+    ranks = trainer.accelerator.num_processes
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    try:
+        step = _step_of_this_rank(trainer, model, batches, compute)
+    except OutOfMemoryError:
+        if ranks > 1:  # the others must not wait for gradients that never come
+            agree(parameters, FAILED)
+        raise
+    if ranks > 1:
+        tokens, with_gradient = agree(parameters, trainer.step_limit.tokens)
+        trainer.step_limit.follow(tokens)
+        average_gradients(with_gradient, ranks, bucket_mb=trainer.args.ddp_bucket_cap_mb or BUCKET_MB)
+    return step
+
+
+def _step_of_this_rank(trainer: Any, model: nn.Module, batches: Sequence[PackedBatch], compute: Compute) -> Step:
+    limit, device = trainer.step_limit, trainer.args.device
+    random = RandomState.of(device)
+    while True:
+        done: list[tuple[Tensor, Tensor]] = []
+        failed = False
+        for part in micro_batches(batches, _budget(trainer, batches), trainer.cost):
+            try:
+                done.append(compute(part))
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                limit.halve(trainer, part.groups, trainer.cost, error, "training")
+                failed = True
+                break
+        if not failed:
+            losses, metrics = zip(*done, strict=True)
+            return Step(torch.stack(losses).sum(), torch.cat(metrics))
+        model.zero_grad(set_to_none=True)
+        clear_device_cache(garbage_collection=True)  # the traceback, and the graph with it, went with the exception
+        random.restore()
+
+
+def _budget(trainer: Any, batches: Sequence[PackedBatch]) -> int | None:
+    """Where no budget was asked for, the batches that were say how much may be computed at a time: never more."""
+    tokens: int | None = trainer.step_limit.tokens
+    if tokens is None or trainer.args.max_tokens_per_batch is not None:
+        return tokens
+    return min(tokens, max(sum(map(trainer.cost, batch.groups)) for batch in batches))
+
+
+def non_finite(trainer: Any, batches: Sequence[PackedBatch]) -> NonFiniteError:
+    """What to say of a step whose loss or gradient is NaN or infinite."""
+    what = "the loss" if not bool(torch.isfinite(trainer._tr_loss)) else "the gradient"
+    rows = [group.id for batch in batches for group in batch.groups]
+    return NonFiniteError(
+        f"{what} of step {trainer.state.global_step + 1} is not finite; the weights were not touched. Rows of the "
+        f"step: {', '.join(rows[:16])}. Halve the learning rate ({trainer.args.learning_rate:g}), keep max_grad_norm "
+        "at 1, or use bf16 instead of fp16; in the first step, suspect the model's weights."
+    )
+
+
+def micro_batches(batches: Sequence[PackedBatch], budget: int | None, cost: Cost) -> list[PackedBatch]:
+    """The groups of a step in micro-batches within the budget, packed again only where the data loader packed others.
+
+    Args:
+        budget: tokens; None leaves the batches as they are.
+    Returns: none without groups, but for a step that has none at all on this rank: that is one empty micro-batch.
+    """
+    if budget is None:
+        return [batch for batch in batches if batch.groups] or list(batches[:1])
+    groups = [part for batch in batches for group in batch.groups for part in split_group(group, budget, cost)]
+    ready = {tuple(map(id, batch.groups)): batch for batch in batches}
+    planned = []
+    for indices in plan_micro_batches([cost(group) for group in groups], budget):
+        members = [groups[index] for index in indices]
+        planned.append(ready.get(tuple(map(id, members))) or pack(members))
+    return planned or list(batches[:1])
+
+
+@dataclass(frozen=True, slots=True)
+class RandomState:
+    """Where torch's generators stand, so that dropout of a second attempt is that of a first one."""
+
+    device: torch.device
+    cpu: Tensor
+    accelerator: Tensor | None
+
+    @classmethod
+    def of(cls, device: torch.device) -> RandomState:
+        own = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
+        return cls(device, torch.get_rng_state(), own)
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.accelerator is not None:
+            torch.get_device_module(self.device).set_rng_state(self.accelerator)

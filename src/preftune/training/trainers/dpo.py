@@ -1,0 +1,240 @@
+"""`DPOTrainer`: direct preference optimisation on the common base of the trainers.
+
+A batch is packed groups, the policy is scored by the engine, the reference by `ReferenceScores`, and the loss is a mean
+over the pairs of the whole optimiser step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from preftune.data import GroupDataset
+from preftune.log import detail
+from preftune.logps.batch import PackedBatch
+from preftune.losses import LossOutput, get_loss
+from preftune.reference import AsReceived, ExplicitModel
+from preftune.training.config.dpo import DPOConfig
+from preftune.training.guard.attach import attach_guard, opened_for_guard
+from preftune.training.record import checkpoint, model_card
+from preftune.training.record.run_record import parts, reference_facts
+from preftune.training.setup import model as assemble
+from preftune.training.setup.advice import say_advice
+from preftune.training.setup.reference import make_reference, score_everything, settle_reference
+from preftune.training.setup.self_check import FirstStep, check_before_training, worst
+from preftune.training.step import memory
+from preftune.training.step.collate import shortest
+from preftune.training.step.metrics import PER_PAIR, pair_metrics
+from preftune.training.trainers.base import PackedTrainer
+from preftune.types import Sides
+
+_HITS = "chosen_hits"
+"""Tokens of the chosen side that were the likeliest: of it and the lengths, `mean_token_accuracy` is made."""
+
+
+class DPOTrainer(PackedTrainer):
+    """Trains a causal language model on preference pairs.
+
+    Args:
+        model: a model (plain, quantised, with or without a PEFT adapter), a hub id or a folder.
+        ref_model: usually None: the reference is then the model as received, without a second copy where an adapter
+            allows it. An explicit one must agree with the policy before the first step (see
+            `DPOConfig.allow_reference_mismatch`).
+        args: the configuration.
+        train_dataset, eval_dataset: a `datasets.Dataset`, a list of dicts, a path or hub id, a `PairDataset`, or
+            tokenised groups; eval_dataset may be a dict of these.
+        processing_class: the tokenizer; loaded from the model's name if left out.
+        peft_config: a PEFT configuration for a fresh adapter.
+        quantization_config: for a model given by name.
+        compute_metrics: gets an `EvalPrediction` whose predictions are the (pairs, 2) rewards of chosen and rejected,
+            and returns more metrics.
+        callbacks, optimizers, optimizer_cls_and_kwargs: as in `transformers.Trainer`.
+    """
+
+    _tag_names = ("preftune", "dpo")
+    method = "dpo"
+    config_class = DPOConfig
+    columns = (*PER_PAIR, _HITS)
+
+    def __init__(
+        self,
+        model: Any = None,
+        ref_model: Any = None,
+        args: DPOConfig | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        compute_metrics: Callable[[Any], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Any = None,
+        peft_config: Any = None,
+        quantization_config: Any = None,
+        **removed: Any,
+    ) -> None:
+        self._asked_reference = ref_model
+        super().__init__(
+            model,
+            args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            peft_config=peft_config,
+            quantization_config=quantization_config,
+            **removed,
+        )
+
+    # --- data and reference ---
+
+    def opened(self, train: Any, held_out: Any, tokenizer: Any, args: Any) -> tuple[Any, Any]:
+        return opened_for_guard(train, held_out, args)
+
+    def prepare_data(self, source: Any, tokenizer: Any, args: Any, *, role: str) -> tuple[GroupDataset, Any]:
+        return assemble.prepare_data(source, tokenizer, args, role=role)
+
+    def placed(self) -> None:
+        self.loss_function = get_loss(self.args.loss)
+        ref_model, self._asked_reference = self._asked_reference, None
+        probe = self._batch_of(shortest(self.train_dataset.lengths, 4))
+        self.reference = make_reference(self, ref_model, probe, trained=lambda: self._policy_changed)
+
+    @property
+    def ref_model(self) -> nn.Module | None:
+        """The explicit reference; None where the model as received is the reference, or after it was let go."""
+        source = self.reference.source
+        return source.model if isinstance(source, ExplicitModel) else None
+
+    def watch(self, train: Any, held_out: Any) -> None:
+        self.guard = attach_guard(self, train, held_out)
+
+    # --- the loss ---
+
+    def batch_loss(self, model: nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        output, policy, hits_N = self.score(model, batch)
+        return output.loss_N, torch.cat([pair_metrics(output, policy), hits_N[:, None]], 1)
+
+    def derived(self, means: dict[str, float]) -> dict[str, float]:
+        """`mean_token_accuracy`, under TRL's name: the share of all tokens of the chosen sides."""
+        if _HITS in means:
+            means["mean_token_accuracy"] = means.pop(_HITS) / max(1.0, means["completions/chosen_length"])
+        return means
+
+    def score(self, model: nn.Module, batch: PackedBatch) -> tuple[LossOutput, Sides, Tensor]:
+        """Loss and rewards of a batch's pairs, the policy's log-probabilities of both sides, and how many tokens of
+        each chosen side were the likeliest, (N,) float32.
+        """
+        reference = self.reference(model, batch).sides(batch)  # before the policy: it may exchange weights
+        with self._autocast():
+            scored = self.engine(model, batch)
+        policy = scored.sides(batch)
+        assert scored.hit_T is not None
+        hits_K = torch.zeros(scored.completions, device=scored.owner_T.device).index_add(
+            0, scored.owner_T, scored.hit_T.float()
+        )
+        options = {} if self.loss_function.smoothing_limit is None else {"label_smoothing": self.args.label_smoothing}
+        output = self.loss_function.function(
+            policy,
+            reference,
+            beta=self.args.beta,
+            weight_N=batch.weight_N,
+            margin_N=batch.margin_N,
+            **options,
+        )
+        return output, policy, hits_K[batch.chosen_N]
+
+    @contextmanager
+    def counted(self, batches: Sequence[PackedBatch]) -> Iterator[None]:
+        misses = self.reference.misses
+        yield
+        missed = (self.reference.misses - misses) / max(1, sum(batch.completions for batch in batches))
+        for batch in batches:
+            self._work.add(batch, reference_groups=round(min(1.0, missed) * len(batch.groups)))
+
+    # --- evaluation ---
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        try:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            if isinstance(self.reference.source, AsReceived):
+                self.reference.source.let_go()
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        settle_reference(self)
+        return super().evaluation_loop(*args, **kwargs)
+
+    def predictions_of(self, table: Tensor) -> Tensor:
+        """Rewards of chosen and rejected for every pair, (pairs, 2)."""
+        return table[:, 1:3]
+
+    # --- the run ---
+
+    def before_first_step(self, *, resumed: bool) -> None:
+        """Score what the reference must say beforehand, and check the first step."""
+        settle_reference(self)
+
+        def check(batch: PackedBatch) -> FirstStep:
+            return check_before_training(
+                self.model,
+                batch,
+                self.engine,
+                self.reference,
+                autocast=self.precision.autocast,
+                resumed=resumed,
+                allow_mismatch=self.args.allow_reference_mismatch,
+            )
+
+        with memory.explained(self, self.train_dataset[int(self.train_dataset.lengths.argmax())]):
+            result = worst(self._checked(check))
+        detail(result.describe())
+        if self.is_world_process_zero():
+            self._record.note(
+                self_check={
+                    "engine_error": result.engine_error,
+                    "reference_distance": result.reference_distance,
+                    "noise_floor": result.noise_floor,
+                }
+            )
+        if not self.reference.source.live or self.args.precompute_ref_log_probs:
+            score_everything(self, [self.train_dataset, *parts(self.eval_dataset)])
+        if self.guard is not None and not resumed:
+            self.guard.draw()
+
+    def check_resumable(self, state: Mapping[str, Any] | None, folder: Path) -> None:
+        settle_reference(self)
+        checkpoint.check_same_reference(state, self.reference.source.fingerprint, folder)
+
+    def checkpoint_facts(self) -> dict[str, Any]:
+        guard = None if self.guard is None else self.guard.state()
+        return {**super().checkpoint_facts(), "reference": reference_facts(self), "guard": guard}
+
+    def record_facts(self) -> dict[str, Any]:
+        return {"reference": reference_facts(self)}
+
+    @contextmanager
+    def untimed(self) -> Iterator[None]:
+        with self._work.paused(self.reference):
+            yield
+
+    def throughput(self) -> dict[str, float]:
+        return self._work.drain(self.reference)
+
+    def say_advice(self) -> None:
+        say_advice(self)
+
+    def card(self) -> str:
+        return model_card.text(self)

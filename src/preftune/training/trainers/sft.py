@@ -1,0 +1,142 @@
+"""`SFTTrainer`: supervised fine-tuning on demonstrations, on the same engine as DPO.
+
+A row is a group of one completion, so rows are packed without padding and never see each other; the loss is the mean
+over the trained tokens of the whole optimiser step, on all ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from preftune.data import DIALOGUE_TEMPLATE, DemonstrationDataset, GroupDataset, load_demonstrations
+from preftune.data.tokens.demonstrations import tokenize_or_recall_demonstrations
+from preftune.errors import DatasetError
+from preftune.log import detail, say, warn
+from preftune.logps.batch import PackedBatch
+from preftune.training.config.sft import SFTConfig
+from preftune.training.record import cards
+from preftune.training.setup.chat_templates import complete_tokenizer
+from preftune.training.setup.neftune import noisy_embeddings
+from preftune.training.setup.self_check import check_engine
+from preftune.training.trainers.base import PackedTrainer
+from preftune.types import TokenizedGroup
+
+
+class SFTTrainer(PackedTrainer):
+    """Trains a causal language model to give the answers it is shown.
+
+    Args:
+        model: a model (plain, quantised, with or without a PEFT adapter), a hub id or a folder.
+        args: the configuration.
+        train_dataset, eval_dataset: demonstrations: a `datasets.Dataset`, a list of dicts, a path or hub id, a
+            `DemonstrationDataset`, preferences (whose chosen side is imitated), or tokenised groups; eval_dataset may
+            be a dict of these.
+        processing_class: the tokenizer; loaded from the model's name if left out.
+        peft_config: a PEFT configuration for a fresh adapter.
+        quantization_config: for a model given by name.
+        compute_metrics: gets an `EvalPrediction` whose predictions are (trained tokens, 1): 1 where the token was the
+            likeliest.
+        callbacks, optimizers, optimizer_cls_and_kwargs: as in `transformers.Trainer`.
+    """
+
+    _tag_names = ("preftune", "sft")
+    method = "sft"
+    config_class = SFTConfig
+    columns: ClassVar = ("mean_token_accuracy",)
+    unit = "rows"
+
+    # --- data ---
+
+    def opened(self, train: Any, held_out: Any, tokenizer: Any, args: SFTConfig) -> tuple[Any, Any]:
+        complete_tokenizer(tokenizer, eos_token=args.eos_token, chat_template_path=args.chat_template_path)
+        train = None if train is None else _opened(train, args)
+        if isinstance(held_out, Mapping):
+            held_out = {name: _opened(part, args) for name, part in held_out.items()}
+        elif held_out is not None:
+            held_out = _opened(held_out, args)
+        if not getattr(tokenizer, "chat_template", None) and _has_turns(train):
+            tokenizer.chat_template = DIALOGUE_TEMPLATE
+            say(
+                "the tokenizer has no chat template: conversations are written as 'Human: ... Assistant: ...', and "
+                "the template is saved with the model (chat_template_path gives another)."
+            )
+        return train, held_out
+
+    def prepare_data(self, source: Any, tokenizer: Any, args: SFTConfig, *, role: str) -> tuple[GroupDataset, Any]:
+        rows = _opened(source, args)
+        if isinstance(rows, GroupDataset):
+            return rows, None
+        groups, report, recalled = tokenize_or_recall_demonstrations(
+            rows,
+            tokenizer,
+            max_length=args.max_length,
+            truncation=args.truncation,  # type: ignore[arg-type]
+            completion_only_loss=args.completion_only_loss,
+            assistant_only_loss=args.assistant_only_loss,
+        )
+        if recalled:
+            detail(f"the {role} rows were tokenised before: their token ids are read from the cache.")
+        lines = report.lines()
+        (say if role == "train" else detail)(lines[0])
+        for line in lines[1:]:
+            warn(line)
+        return groups, report
+
+    # --- the loss ---
+
+    def items(self, group: TokenizedGroup) -> int:
+        return sum(group.scored_lengths)
+
+    def batch_loss(self, model: nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        with self._autocast():
+            scored = self.engine(model, batch)
+        hits = scored.hit_T
+        assert hits is not None
+        return -scored.token_logps_T, hits.float()[:, None]
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        alpha, self.neftune_noise_alpha = self.args.neftune_noise_alpha, None  # transformers' own knows no packed rows
+        with noisy_embeddings(self.model, alpha):
+            return super().train(resume_from_checkpoint, **kwargs)
+
+    def before_first_step(self, *, resumed: bool) -> None:
+        autocast = self.precision.autocast
+        error = max(self._checked(lambda batch: check_engine(self.model, batch, self.engine, autocast=autocast)[1]))
+        detail(f"self-check: the engine agrees with the naive path within {error:.2g} nat per token.")
+        if self.is_world_process_zero():
+            self._record.note(self_check={"engine_error": error})
+
+    # --- what is told ---
+
+    def say_advice(self) -> None:
+        args, rows = self.args, len(self.train_dataset)
+        rate = args.learning_rate or 0.0
+        if self.full and rate > 1e-4:
+            say(f"advice: learning_rate={rate:g} is high for full fine-tuning (1e-5 to 5e-5 is usual).")
+        if not self.full and 0 < rate < 2e-5:
+            say(f"advice: learning_rate={rate:g} is low for an adapter (1e-4 to 3e-4 is usual).")
+        if rows < 100:
+            say(f"advice: {rows} rows teach a form at most. A thousand good ones make a difference.")
+
+    def card(self) -> str:
+        return cards.sft_card(self)
+
+
+def _opened(source: Any, args: SFTConfig) -> Any:
+    """Demonstrations of any kind of source, opened; groups as they are."""
+    if isinstance(source, GroupDataset | DemonstrationDataset):
+        return source
+    if hasattr(source, "_ex_iterable") or type(source).__name__ == "IterableDataset":
+        raise DatasetError(
+            "the dataset is an IterableDataset, and training needs data of known length. Load it without "
+            "streaming=True, or take a part with .take(n) and Dataset.from_list."
+        )
+    field = args.dataset_text_field
+    return load_demonstrations(source, columns=None if field == "text" else {"text": field})
+
+
+def _has_turns(rows: Any) -> bool:
+    return isinstance(rows, DemonstrationDataset) and any(row.is_chat for row in rows[:100])

@@ -1,0 +1,138 @@
+"""`preftune eval --judge auto`: a judge without any key, trained once, on what the policy did not see."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preftune.data import load_pairs
+from preftune.data.conversion.filters import split_key
+from preftune.errors import DatasetError
+from preftune.training.reward_judge import train_judge
+from tests.cli.command import write_rows
+from tiny import chat_rows
+
+QUICK = ("--max_steps", 1, "--per_device_train_batch_size", 2, "--no_report", "--report_to", "none", "--guard", "off")
+
+
+def distinct_rows(count: int, *, start: int = 0) -> list[dict[str, Any]]:
+    return chat_rows(count, start=start)
+
+
+@pytest.fixture
+def policy(preftune, tiny_model, tmp_path: Path, monkeypatch) -> Path:
+    pairs = write_rows(tmp_path / "train.jsonl", distinct_rows(8))
+    words = ["--model", tiny_model, "--data", pairs, "--output_dir", tmp_path / "dpo", "--use_peft", *QUICK]
+    with monkeypatch.context() as patch:  # run.json keeps the command line
+        patch.setattr("sys.argv", ["preftune", "dpo", *map(str, words)])
+        assert preftune("dpo", *words).code == 0
+    return tmp_path / "dpo"
+
+
+def test_the_judge_is_trained_once_and_its_accuracy_stands_beside_the_win_rate(preftune, policy, tmp_path):
+    pairs = write_rows(tmp_path / "judge.jsonl", distinct_rows(48))  # eight of them trained the policy
+    prompts = write_rows(tmp_path / "prompts.jsonl", distinct_rows(4, start=60))
+    words = ["eval", "--model", policy, "--judge", "auto", "--judge_data", pairs, "--prompts", prompts]
+    first = preftune(*words, "--max_new_tokens", 4)
+    assert first.code == 0, first.err
+    assert "The judge is a reward model trained on 30 pairs that the policy did not train on. Of 10" in first.out
+    about = json.loads((policy / "eval" / "judge.json").read_text())
+    assert (about["pairs"], about["tested"]) == (30, 10)
+    assert 0 <= about["accuracy_low"] <= about["accuracy"] <= about["accuracy_high"] <= 1
+    assert about["sentence"] in first.out
+    weights = Path(about["folder"]) / "adapter_model.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert preftune(*words, "--max_new_tokens", 4).code == 0
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_a_run_that_held_nothing_out_needs_named_pairs(preftune, policy):
+    missing = preftune("eval", "--model", policy, "--judge", "auto")
+    assert missing.code == 2
+    assert "--judge auto learns from pairs that" in missing.message
+    assert "Name some with --judge_data" in missing.message
+
+
+def a_run(preftune, tiny_model, folder: Path, monkeypatch, *, by_recipe: bool) -> tuple[Path, Path]:
+    """A run of 60 prompts that holds 24 of them out, by flags or by a recipe; and the file of its pairs."""
+    pairs = Path(write_rows(folder / "all.jsonl", distinct_rows(60)))
+    settings = {"model": tiny_model, "data": str(pairs), "eval_fraction": 0.4, "output_dir": str(folder / "dpo")}
+    words: list[Any] = ["--use_peft", *QUICK]
+    if by_recipe:
+        recipe = folder / "recipe.yaml"
+        recipe.write_text(
+            f"model_name_or_path: {tiny_model}\ndataset_name: {pairs}\neval_fraction: 0.4\n"
+            f"output_dir: {folder / 'dpo'}\n"
+        )
+        words += ["--config", recipe]
+    else:
+        words += [word for name, value in settings.items() for word in (f"--{name}", value)]
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.argv", ["preftune", "dpo", *map(str, words)])
+        made = preftune("dpo", *words)
+    assert made.code == 0, made.err
+    return folder / "dpo", pairs
+
+
+@pytest.mark.parametrize("by_recipe", [False, True])
+def test_without_named_pairs_it_takes_those_that_the_run_held_out(
+    preftune, tiny_model, tmp_path, monkeypatch, by_recipe
+):
+    """And none that the policy was trained on: the two are read back from the run's own groups."""
+    run, pairs = a_run(preftune, tiny_model, tmp_path, monkeypatch, by_recipe=by_recipe)
+    learned: list[frozenset[int]] = []
+
+    def watch(base: str, data: Any, **options: Any) -> Any:
+        learned.append(frozenset(split_key(pair) for pair in data))
+        assert options["unwanted"] is not None
+        assert not options["unwanted"] & learned[-1]
+        assert len(options["unwanted"]) == 36
+        return train_judge(base, data, **options)
+
+    monkeypatch.setattr("preftune.training.reward_judge.train_judge", watch)
+    told = preftune("eval", "--model", run, "--judge", "auto", "--prompts", pairs, "--limit", 2, "--max_new_tokens", 2)
+    assert told.code == 0, told.err
+    assert len(learned[0]) == 24
+    assert f"the judge learns from the pairs that {run} held out (24)" in told.err
+    assert "trained on 18 pairs that the policy did not train on. Of 6 held-out pairs it gets" in told.out
+
+
+@pytest.mark.parametrize("change", ["longer", "gone"])
+def test_data_that_are_no_longer_what_they_were_prove_nothing(preftune, tiny_model, tmp_path, monkeypatch, change):
+    run, pairs = a_run(preftune, tiny_model, tmp_path, monkeypatch, by_recipe=False)
+    if change == "gone":
+        pairs.unlink()
+    else:
+        write_rows(pairs, distinct_rows(80))
+    told = preftune("eval", "--model", run, "--judge", "auto")
+    assert told.code == 2
+    assert ("has changed since" if change == "longer" else "cannot be read again") in told.err
+    assert "Name some with --judge_data" in told.message
+
+
+def test_what_is_not_known_is_not_claimed(preftune, policy, tmp_path):
+    facts = json.loads((policy / "run.json").read_text())
+    (policy / "run.json").write_text(json.dumps({**facts, "command": ["train.py"]}))
+    pairs = write_rows(tmp_path / "judge.jsonl", distinct_rows(24))
+    told = preftune("eval", "--model", policy, "--judge", "auto", "--judge_data", pairs, "--limit", 2,
+                    "--max_new_tokens", 2)  # fmt: skip
+    assert told.code == 0, told.err
+    assert "trained on 18 pairs that the policy may have been trained on as well" in told.out
+
+
+def test_what_the_policy_was_trained_on_is_left_out(tiny_model):
+    pairs = load_pairs(distinct_rows(24))
+    unwanted = frozenset(split_key(pairs[i]) for i in range(8))
+    with pytest.raises(DatasetError, match=r"on 16 prompts that a judge could learn from \(8 prompts that the"):
+        train_judge(tiny_model, pairs, unwanted=unwanted)
+
+
+def test_flags_that_would_do_nothing(preftune, policy):
+    told = preftune("eval", "--model", policy, "--judge", "shorter", "--judge_data", "x.jsonl")
+    assert told.code == 2
+    assert "--judge_data has no effect unless --judge is auto" in told.message
+    told = preftune("eval", "--model", policy, "--judge", "reward:one", "--reward_ensemble", "min")
+    assert "--reward_ensemble has no effect unless --judge is reward:A,B,C" in told.message

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from preftune.errors import DatasetError, RequestError
+from preftune.evaluation.two_models.answers import answer_rows
+from preftune.evaluation.two_models.run import evaluate_pairwise, outcome_of
+from preftune.judges.rules import KeyFactJudge
+from preftune.storage.jsonl import append_lines, read_lines, write_lines
+
+
+class Said(NamedTuple):
+    text: str
+    tokens: int
+    finished: bool = True
+
+
+class Speaker:
+    """Answers `base: <prompt>` with ten tokens, `<prompt>` with five, and counts."""
+
+    def __init__(self, fail_after: int | None = None) -> None:
+        self.asked: list[tuple[str, object]] = []
+        self.fail_after = fail_after
+
+    def __call__(self, side, prompts, rows):
+        if self.fail_after is not None and len(self.asked) >= self.fail_after:
+            raise KeyboardInterrupt
+        self.asked += [(side, p) for p in prompts]
+        return [Said(f"well then, base: {p}", 10) if side == "base" else Said(f"{p}", 5) for p in prompts]
+
+
+ROWS = [{"prompt": f"fact{i}", "key_fact": [f"fact{i}"], "id": f"row-{i}"} for i in range(6)]
+
+
+def test_three_files_and_a_true_summary(tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    summary = evaluate_pairwise(
+        ROWS,
+        generate=Speaker(),
+        judge=KeyFactJudge(),
+        output_dir=tmp_path / "eval",
+        settings={"model": "m"},
+        progress=lambda *step: seen.append(step),
+    )
+    written = json.loads((tmp_path / "eval" / "summary.json").read_text())
+    assert written == json.loads(json.dumps(summary.to_dict()))
+    assert (written["wins"], written["ties"], written["losses"], written["n"]) == (6, 0, 0, 6)
+    assert (written["win_rate"], written["verdict"], written["judge"]) == (1.0, "better", "key-fact")
+    assert written["ci_low"] > 0.5
+    assert written["mean_tokens"] == {"base": 10, "aligned": 5}
+    assert written["key_fact_rate"]["base"]["rate"] == 1.0
+    assert written["finished"] == {"base": 1.0, "aligned": 1.0}
+    assert written["correctness_verdict"] == "only shorter"
+    assert written["order_disagreements"] is None
+    answers = read_lines(tmp_path / "eval" / "generations.jsonl")
+    assert answers[0] == {
+        "id": "row-0",
+        "prompt": "fact0",
+        "base": "well then, base: fact0",
+        "aligned": "fact0",
+        "tokens": {"base": 10, "aligned": 5},
+        "finished": {"base": True, "aligned": True},
+        "key": answers[0]["key"],
+        "category": None,
+    }
+    verdicts = read_lines(tmp_path / "eval" / "verdicts.jsonl")
+    assert [v["outcome"] for v in verdicts] == ["win"] * 6
+    assert seen[-1] == ("judge", 6, 6)
+    assert ("generate", 12, 12) in seen
+    assert summary.verdict.sentence in summary.render()
+    assert not list((tmp_path / "eval").glob(".*"))
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    first = Speaker(fail_after=8)
+    arguments = {"judge": KeyFactJudge(), "output_dir": tmp_path, "settings": {"model": "m"}, "chunk": 2}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_pairwise(ROWS, generate=first, **arguments)
+    with open(tmp_path / "generations.jsonl", "a") as file:
+        file.write('{"id": "torn", "prom')
+    second = Speaker()
+    evaluate_pairwise(ROWS, generate=second, **arguments)
+    assert second.asked == [("aligned", "fact2"), ("aligned", "fact3"), ("aligned", "fact4"), ("aligned", "fact5")]
+    assert not (tmp_path / "generations.partial.jsonl").exists()
+    assert [r["id"] for r in read_lines(tmp_path / "generations.jsonl")] == [r["id"] for r in ROWS]
+    third = Speaker()
+    evaluate_pairwise(ROWS, generate=third, **arguments)
+    assert third.asked == []
+    other = Speaker()
+    evaluate_pairwise(ROWS, generate=other, **{**arguments, "settings": {"model": "another"}})
+    assert len(other.asked) == 12
+
+
+def test_equal_prompts_are_answered_each_and_count_as_one_cluster(tmp_path: Path) -> None:
+    rows = [{"prompt": "fact", "key_fact": "fact"}] * 3 + [{"prompt": "else", "key_fact": "else"}]
+    speaker = Speaker()
+    summary = evaluate_pairwise(rows, generate=speaker, judge=KeyFactJudge(), output_dir=tmp_path, settings={})
+    assert len(speaker.asked) == 8
+    assert (summary.win_rate.n, summary.win_rate.prompts) == (4, 2)
+    assert [r["id"] for r in read_lines(tmp_path / "generations.jsonl")] == ["0", "1", "2", "3"]
+
+
+def test_both_orders_must_agree(tmp_path: Path) -> None:
+    orders = {
+        ("b", "a"): "win",
+        ("a", "b"): "loss",
+        ("a", "a"): "tie",
+        ("b", "b"): "tie",
+        ("b", "tie"): "tie",
+        ("tie", "tie"): "tie",
+        ("b", None): "win",
+        ("a", None): "loss",
+    }
+    for (base_first, aligned_first), outcome in orders.items():
+        assert outcome_of(base_first, aligned_first) == outcome
+
+    def always_first(prompt, answer_a, answer_b, row):
+        return "a"
+
+    summary = evaluate_pairwise(ROWS, generate=Speaker(), judge=always_first, output_dir=tmp_path, settings={})
+    assert summary.win_rate.ties == 6
+    assert summary.order_disagreements == 6
+    assert "contradicted itself on 6 of 6" in summary.render()
+
+
+def test_equal_answers_are_a_tie_that_nobody_is_asked_about(tmp_path: Path) -> None:
+    def never(prompt, answer_a, answer_b, row):
+        raise AssertionError
+
+    summary = evaluate_pairwise(
+        [{"prompt": "p"}],
+        generate=lambda side, prompts, rows: [Said("same", 1, finished=False)],
+        judge=never,
+        output_dir=tmp_path,
+        settings={},
+    )
+    assert summary.win_rate.ties == 1
+    assert summary.correctness.name == "not measured"
+    assert "Only 0% of the aligned model's answers ended by themselves" in summary.render()
+
+
+def test_judgements_are_kept_only_for_a_judge_that_names_its_version(tmp_path: Path) -> None:
+    class Paid:
+        cache_key = "paid-v1"
+        symmetric = True
+        calls = 0
+
+        def __call__(self, prompt, answer_a, answer_b, row):
+            Paid.calls += 1
+            return "b"
+
+    for _ in range(2):
+        evaluate_pairwise(ROWS, generate=Speaker(), judge=Paid(), output_dir=tmp_path, settings={})
+    assert Paid.calls == 6
+    Paid.cache_key = "paid-v2"
+    evaluate_pairwise(ROWS, generate=Speaker(), judge=Paid(), output_dir=tmp_path, settings={})
+    assert Paid.calls == 12
+
+
+def test_a_rule_that_reads_the_row_is_asked_anew_when_the_row_changes(tmp_path: Path) -> None:
+    class Reads:
+        cache_key = "reads-v1"
+        symmetric = True
+
+        def __call__(self, prompt, answer_a, answer_b, row):
+            return row["better"]
+
+    for better, wins in (("b", 6), ("a", 0)):
+        rows = [{**row, "better": better} for row in ROWS]
+        found = evaluate_pairwise(rows, generate=Speaker(), judge=Reads(), output_dir=tmp_path, settings={})
+        assert found.win_rate.wins == wins
+
+
+def test_files_of_another_version_are_taken_up_or_left_alone(tmp_path: Path) -> None:
+    class Paid:
+        cache_key = "paid-v1"
+        symmetric = True
+        calls = 0
+
+        def __call__(self, prompt, answer_a, answer_b, row):
+            Paid.calls += 1
+            return "b"
+
+    def evaluate() -> int:
+        asked = Paid.calls
+        found = evaluate_pairwise(ROWS, generate=Speaker(), judge=Paid(), output_dir=tmp_path, settings={})
+        assert found.win_rate.wins == 6
+        return Paid.calls - asked
+
+    evaluate()
+    verdicts = read_lines(tmp_path / "verdicts.jsonl")
+    verdicts[0]["of_a_later_version"] = 1
+    verdicts[1]["outcome"] = "maybe"
+    del verdicts[2]["outcome"]
+    verdicts[3]["base_first"] = ["a"]
+    write_lines(tmp_path / "verdicts.jsonl", verdicts)
+    assert evaluate() == 3
+    answers = read_lines(tmp_path / "generations.jsonl")
+    answers[0]["base"], answers[1]["tokens"]["aligned"] = None, "many"
+    write_lines(tmp_path / "generations.jsonl", answers)
+    assert evaluate() == 0
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no rows"):
+        answer_rows([], generate=Speaker(), path=tmp_path / "g.jsonl", settings={})
+    with pytest.raises(DatasetError, match=r"Row 1 has no 'prompt'.*'question'"):
+        answer_rows([ROWS[0], {"question": "?"}], generate=Speaker(), path=tmp_path / "g.jsonl", settings={})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RequestError, match="cannot be written"):
+        evaluate_pairwise(ROWS, generate=Speaker(), judge=KeyFactJudge(), output_dir=tmp_path / "file", settings={})
+
+
+def test_lines_survive_odd_text_and_torn_ends(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    odd = [{"text": "line\u2028separator \u0085 \ud83d lone \U0001f600\nnew"}]
+    write_lines(path, odd)
+    assert read_lines(path) == odd
+    with open(path, "a") as file:
+        file.write('{"torn": ')
+    append_lines(path, [{"after": 1}])
+    assert read_lines(path) == [*odd, {"after": 1}]
+
+
+def test_everything_but_generation_imports_without_torch() -> None:
+    modules = ("statistics", "judges", "correctness", "pairwise", "summary", "records", "generation")
+    code = "import sys; " + "".join(f"import preftune.evaluation.{m}; " for m in modules)
+    subprocess.run(
+        [sys.executable, "-c", code + "import preftune.models; assert 'torch' not in sys.modules"], check=True
+    )

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from preftune.errors import DatasetError, RequestError
+from preftune.judges.cache import VerdictCache
+from preftune.judges.protocol import checked, finite_score, judge_name
+from preftune.judges.registry import RememberedRule, load_judge
+from preftune.judges.rules import KeyFactJudge, LengthJudge, length_only_judge, shorter_answer
+from preftune.judges.text_matching import contains_fact, key_facts
+
+
+@pytest.mark.parametrize(
+    ("answer", "fact", "found"),
+    [
+        ("It is Paris.", "paris", True),
+        ("PARIS!", "Paris", True),
+        ("Parisian food", "Paris", False),
+        ("comparisons", "Paris", False),
+        ("the answer is 3.", "3", True),
+        ("the answer is 13", "3", False),
+        ("the answer is 3.5", "3", False),
+        ("the answer is 0.3", "3", False),
+        ("the answer is -3", "3", False),
+        ("-3", "3", False),
+        ("-3", "-3", True),
+        ("5-3 is 2", "3", True),
+        ("3, 4 and 5", "3", True),
+        ("about 1,000 metres", "1000", True),
+        ("about 1000 metres", "1,000", True),
+        ("1,0001", "1000", False),
+        ("H\u2082O", "H2O", True),
+        ("it\u2019s a dog", "it's", True),
+        ("C++ is", "c++", True),
+        ("New\u00a0 York", "new york", True),
+        ("twenty\u2013one", "twenty-one", True),
+        ("S\u00e3o Paulo", "Sa\u0303o Paulo", True),
+        ("stra\u00dfe", "STRASSE", True),
+        ("anything", "  ", False),
+        ("", "x", False),
+        ("a.b", "a*b", False),
+    ],
+)
+def test_facts_are_found_as_whole_words(answer: str, fact: str, found: bool) -> None:
+    assert contains_fact(answer, fact) is found
+
+
+def test_ten_percent_and_two_words_are_a_real_distance() -> None:
+    assert shorter_answer("one two", "one two three four") == "a"
+    assert shorter_answer("one two three four", "one two") == "b"
+    assert shorter_answer("one two three", "one two") == "tie"  # one word
+    assert shorter_answer("w " * 30, "w " * 28) == "tie"  # 7%
+    assert shorter_answer("w " * 30, "w " * 27) == "b"  # 10%
+
+
+ROW = {"key_fact": ["Paris", "the French capital"]}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ("Paris, of course, as everyone well knows.", "Lyon", "a"),
+        ("no", "the French capital", "b"),
+        ("Paris", "The answer to that is Paris", "a"),
+        ("Paris is it", "It is Paris", "tie"),
+        ("Lyon", "It might well be Lyon or Nice", "tie"),
+    ],
+)
+def test_correct_first_then_brief(a: str, b: str, expected: str) -> None:
+    judge = KeyFactJudge()
+    assert judge("?", a, b, ROW) == expected
+    assert judge("?", b, a, ROW) == {"a": "b", "b": "a", "tie": "tie"}[expected]
+
+
+@pytest.mark.parametrize("row", [{}, {"key_fact": []}, {"key_fact": [" "]}, {"key_fact": 3}, {"key_fact": ["a", 1]}])
+def test_a_row_without_key_facts_is_an_error(row: dict) -> None:
+    with pytest.raises(DatasetError, match="key_fact"):
+        key_facts(row)
+
+
+def test_a_single_key_fact_may_be_a_string() -> None:
+    assert key_facts({"key_fact": "Paris"}) == ["Paris"]
+
+
+def test_length_judges() -> None:
+    assert length_only_judge("?", "wrong", "long and right as well", {}) == "a"
+    longer = LengthJudge(prefer="longer")
+    assert longer("?", "wrong", "long and right as well", {}) == "b"
+    assert longer("?", "same", "same", {}) == "tie"
+    with pytest.raises(RequestError, match="shorter"):
+        LengthJudge(prefer="better")  # type: ignore[arg-type]
+
+
+def test_judges_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_rules_for_a_test.py").write_text(
+        "def first(prompt, a, b, row): return 'a'\nclass Made:\n    name = 'made'\n    __call__ = staticmethod(first)\n"
+        "number = 3\n"
+    )
+    (tmp_path / "broken_rules_for_a_test.py").write_text("import surely_not_installed\n")
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(load_judge("key-fact"), KeyFactJudge)
+    assert judge_name(load_judge("shorter")) == "shorter wins"
+    assert judge_name(load_judge("longer")) == "longer wins"
+    first = load_judge("rule:my_rules_for_a_test:first")
+    assert first("?", "x", "y", {}) == "a"
+    assert judge_name(first) == "first"
+    assert judge_name(load_judge("rule:my_rules_for_a_test:Made")) == "made"
+    assert str(tmp_path) not in __import__("sys").path
+    with pytest.raises(RequestError, match=r"no 'second' \(it has: first, Made\)"):
+        load_judge("rule:my_rules_for_a_test:second")
+    with pytest.raises(RequestError, match="is no function"):
+        load_judge("rule:my_rules_for_a_test:number")
+    with pytest.raises(RequestError, match="no Python module 'nowhere_at_all'"):
+        load_judge("rule:nowhere_at_all:f")
+    with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
+        load_judge("rule:broken_rules_for_a_test:f")
+    with pytest.raises(RequestError, match="rule:module:function"):
+        load_judge("gpt")
+
+
+def test_a_judge_must_answer_a_b_or_tie() -> None:
+    assert checked("tie", length_only_judge) == "tie"
+    with pytest.raises(RequestError, match="answered 'A'"):
+        checked("A", length_only_judge)
+    with pytest.raises(RequestError, match="answered None"):
+        checked(None, length_only_judge)
+
+
+def test_numbers_of_numpy_and_torch_are_scores(tmp_path: Path) -> None:
+    for number in (np.float32(0.5), np.int64(2), np.bool_(True), torch.tensor(0.5)):
+        assert finite_score(number, length_only_judge) == float(number)
+    for odd in (np.float32("nan"), np.array([1.0, 2.0]), "0.5"):
+        with pytest.raises(RequestError, match="a scorer answers a finite number"):
+            finite_score(odd, length_only_judge)
+
+    class Rule:
+        cache_key = "half"
+        name = "half"
+
+        def __call__(self, prompt, answer, row):
+            return np.float32(0.5)
+
+    with closing(VerdictCache(tmp_path)) as cache:
+        rule = RememberedRule(Rule(), cache)
+        assert rule("p", "a", {}) == rule("p", "a", {}) == 0.5

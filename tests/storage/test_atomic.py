@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from preftune.storage.atomic import write_whole
+
+
+def test_a_file_is_replaced_with_the_rights_of_any_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.json"
+    before = os.umask(0o027)
+    try:
+        for text in (b"first", b"second"):
+            write_whole(path, text)
+            assert path.read_bytes() == text
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_write_that_fails_names_the_file_and_not_the_temporary_one(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with pytest.raises(OSError) as caught:
+        write_whole(tmp_path / "file", b"new")
+    assert caught.value.filename == str(tmp_path / "file")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def full(*args: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,185 @@
+"""DPOConfig: every field of TRL's is honoured or refused by name; impossible values are told at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import trl
+from transformers import TrainingArguments
+
+from preftune import DPOConfig
+from preftune.errors import ConfigError
+from preftune.training.config.refused import REFUSED
+
+OWN_OF_TRL = sorted(
+    {f.name for f in dataclasses.fields(trl.DPOConfig)} - {f.name for f in dataclasses.fields(TrainingArguments)}
+)
+
+# What each honoured field of TRL's does here, and where that is tested.
+HONOURED = {
+    "beta": "losses; tests/losses",
+    "loss_type": "losses; test_trl_parity",
+    "label_smoothing": "losses; test_trl_parity",
+    "max_length": "data; test_trl_parity",
+    "dataset_num_proc": "data; tests/data",
+    "disable_dropout": "assemble; test_traps",
+    "model_init_kwargs": "assemble; below",
+    "trust_remote_code": "assemble, models",
+    "precompute_ref_log_probs": "reference_setup; test_reference_table",
+    "precompute_ref_batch_size": "reference_setup; below",
+    "padding_free": "always so: nothing is ever padded",
+}
+
+# A value for every refused field that would change something if it were honoured.
+MEANINGFUL: dict[str, Any] = {
+    "loss_weights": [0.5],
+    "ld_alpha": 0.5,
+    "f_divergence_type": "forward_kl",
+    "f_alpha_divergence_coef": 0.3,
+    "use_weighting": True,
+    "discopop_tau": 0.1,
+    "sync_ref_model": True,
+    "ref_model_mixup_alpha": 0.5,
+    "ref_model_sync_steps": 64,
+    "router_aux_loss_coef": 0.01,
+    "truncation_mode": "keep_end",
+    "max_completion_length": 128,
+    "pad_to_multiple_of": 8,
+    "pad_token": "<pad>",
+    "activation_offloading": True,
+    "reference_free": True,
+    "rpo_alpha": 1.0,
+    "generate_during_eval": True,
+    "label_smoothing_factor": 0.1,
+    "use_liger_kernel": True,
+    "liger_kernel_config": {"rope": True},
+    "auto_find_batch_size": True,
+    "logging_nan_inf_filter": True,
+    "bf16_full_eval": True,
+    "fp16_full_eval": True,
+    "batch_eval_metrics": True,
+    "average_tokens_across_devices": False,
+    "include_for_metrics": ["loss"],
+    "label_names": ["labels"],
+    "length_column_name": "lengths",
+    "train_sampling_strategy": "group_by_length",
+    "eval_do_concat_batches": False,
+    "eval_use_gather_object": True,
+    "parallelism_config": object(),
+    "ddp_broadcast_buffers": True,
+    "ddp_static_graph": True,
+    "neftune_noise_alpha": 5.0,
+    "fsdp": "full_shard",
+    "deepspeed": "zero2.json",
+}
+
+
+def config(**options: Any) -> DPOConfig:
+    return DPOConfig(output_dir="unused", **options)
+
+
+@pytest.mark.parametrize("name", OWN_OF_TRL)
+def test_every_field_of_trl_is_honoured_or_refused(name):
+    assert name in {f.name for f in dataclasses.fields(DPOConfig)}
+    assert (name in HONOURED) != (name in REFUSED)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_a_refused_field_says_so_with_a_reason(name):
+    with pytest.raises(ConfigError, match=name):
+        config(**{name: MEANINGFUL[name]})
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_a_harmless_value_of_a_refused_field_passes(name):
+    for value in REFUSED[name].harmless:
+        if (name, value) != ("pad_to_multiple_of", 1):
+            config(**{name: value})
+
+
+def test_trl_s_defaults_are_accepted_whole():
+    """A YAML that spells out every default of TRL's must load."""
+    values = {
+        f.name: f.default if f.default is not dataclasses.MISSING else f.default_factory()  # type: ignore[misc]
+        for f in dataclasses.fields(trl.DPOConfig)
+        if f.name in OWN_OF_TRL
+    }
+    config(**values)
+
+
+def test_the_defaults_that_differ_are_the_documented_ones():
+    """TRL's defaults, but for the learning rate, bf16 and activation checkpointing, which depend on model and hardware
+    here, and for the moments at which checkpoints are written."""
+    ours, theirs = config(), trl.DPOConfig(output_dir="unused", bf16=False, use_cpu=True, activation_checkpointing=True)
+    differing = {
+        f.name
+        for f in dataclasses.fields(trl.DPOConfig)
+        if getattr(ours, f.name) != getattr(theirs, f.name) and f.name not in ("run_name", "logging_dir")
+    }
+    assert differing <= {
+        "learning_rate",
+        "save_strategy",
+        "save_total_limit",
+        "gradient_checkpointing",
+        "activation_checkpointing",
+        "logging_nan_inf_filter",
+        "bf16",
+        "use_cpu",
+        "accelerator_config",
+        "_n_gpu",
+        "local_rank",
+        "pad_to_multiple_of",  # TRL resolves "auto" to None
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"beta": -1}, "beta=-1 must be"),
+        ({"beta": 0}, "beta=0 must be"),
+        ({"beta": math.nan}, "beta=nan must be"),
+        ({"beta": math.inf}, "beta=inf must be"),
+        ({"learning_rate": -1e-6}, "learning_rate=-1e-06"),
+        ({"learning_rate": math.nan}, "learning_rate=nan"),
+        ({"loss_type": "sigmod"}, "Did you mean 'sigmoid'"),
+        ({"loss_type": ["sigmoid", "sft"]}, "one loss at a time"),
+        ({"loss_type": "hinge", "label_smoothing": 0.1}, "no meaning for loss_type='hinge'"),
+        ({"loss_type": "robust", "label_smoothing": 0.5}, "label_smoothing=0.5"),
+        ({"label_smoothing": -0.1}, "label_smoothing=-0.1"),
+        ({"max_length": 0}, "max_length=0"),
+        ({"max_tokens_per_batch": 0}, "max_tokens_per_batch=0"),
+        ({"optim": "adalomo"}, "during the backward pass"),
+        ({"optim": "galore_adamw_layerwise"}, "during the backward pass"),
+        ({"max_length": 100, "max_prompt_length": 100}, "no room for a completion"),
+        ({"truncation": "cut"}, "truncation='cut'"),
+        ({"engine": "fast"}, "engine='fast'"),
+        ({"early_stopping_patience": 3}, "needs evaluations"),
+        ({"eval_strategy": "sometimes"}, "sometimes"),
+        ({"fp16": True}, "fp16=True needs a CUDA device"),
+    ],
+)
+def test_an_impossible_value_is_told_with_its_name(options, words):
+    with pytest.raises(ConfigError) as caught:
+        config(**options)
+    assert words in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_program_for_a_gpu_runs_on_a_cpu():
+    made = config(bf16=True, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert made.use_cpu
+    assert made.activation_checkpointing
+    assert made.activation_checkpointing_kwargs == {"use_reentrant": False}
+
+
+def test_early_stopping_is_a_field():
+    made = config(early_stopping_patience=2, eval_strategy="steps", eval_steps=5)
+    assert (made.metric_for_best_model, made.greater_is_better) == ("loss", False)
+
+
+def test_batches_that_the_first_process_would_send_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="dispatch_batches"):
+        DPOConfig(output_dir=str(tmp_path), accelerator_config={"dispatch_batches": True})

@@ -1,0 +1,193 @@
+"""What a run leaves behind is what other programs load: its dtype, what ends its answers, its vocabulary."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, pipeline
+
+from preftune import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, load_model
+from preftune.models import load_tokenizer, merge
+from tests.training.dpo_runs import logged
+from tiny import chat_rows, tiny_model, tiny_tokenizer
+
+
+def tokenizer_with_another_eos() -> Any:
+    """The template ends an answer with <|im_end|>, and the tokenizer's eos is <|endoftext|>."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = "<|endoftext|>"
+    return tokenizer
+
+
+def base(folder: Path, **options: Any) -> str:
+    model = tiny_model(**options)
+    model.config.eos_token_id = model.generation_config.eos_token_id = 0
+    model.save_pretrained(folder)
+    tokenizer_with_another_eos().save_pretrained(folder)
+    return str(folder)
+
+
+def trained(model: Any, folder: Path, *, tokenizer: Any = None, kind: str = "dpo", **options: Any) -> Any:
+    made, config = {"dpo": (DPOTrainer, DPOConfig), "sft": (SFTTrainer, SFTConfig)}[kind]
+    own = {"peft_config": options.pop("peft_config")} if "peft_config" in options else {}
+    settings = {"max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "logging_steps": 1}
+    settings |= {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "bf16": False}
+    run = made(
+        model=model,
+        args=config(output_dir=str(folder), **{**settings, **options}),
+        train_dataset=chat_rows(8),
+        processing_class=tokenizer or tokenizer_with_another_eos(),
+        **own,
+    )
+    run.train()
+    run.save_model()
+    return run
+
+
+def ends(folder: Path) -> list[int]:
+    return json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+
+
+# --- what ends an answer ---
+
+
+@pytest.mark.parametrize("kind", ["dpo", "sft"])
+def test_the_mark_that_ends_a_turn_ends_generation(kind, tmp_path, caplog):
+    caplog.set_level("DEBUG", logger="preftune")
+    trained(load_model(base(tmp_path / "base")), tmp_path / "run", kind=kind)
+    assert ends(tmp_path / "run") == [0, 2]
+    assert sum("generation ends at <|im_end|> too" in line for line in caplog.messages) == 1
+
+
+def that_ends_turns(model: Any) -> Any:
+    """Says <|im_end|> whatever it is asked."""
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight[:] = model.model.embed_tokens.weight[5].clone()
+        state = model.model.norm(model.model.embed_tokens.weight[5])
+        model.lm_head.weight[:] = -state
+        model.lm_head.weight[2] = state
+    return model
+
+
+def test_a_saved_run_stops_by_itself_in_transformers_pipeline(tmp_path):
+    folder = base(tmp_path / "base")
+    that_ends_turns(load_model(folder)).save_pretrained(folder)
+    trained(load_model(folder), tmp_path / "run", learning_rate=1e-7)
+    lengths = []
+    for name in (folder, str(tmp_path / "run")):
+        talking = pipeline("text-generation", model=name, tokenizer=name, device="cpu")
+        (said,) = talking("q", max_new_tokens=20, do_sample=False, return_tensors=True)
+        lengths.append(len(said["generated_token_ids"]))
+    assert lengths[0] - lengths[1] == 19  # the base goes on to the limit
+
+
+def test_an_adapters_folder_keeps_what_ends_its_answers_for_merging_and_loading(tmp_path):
+    trained(load_model(base(tmp_path / "base")), tmp_path / "run", peft_config=LoraConfig(r=4))
+    assert ends(tmp_path / "run") == [0, 2]
+    assert load_model(str(tmp_path / "run")).generation_config.eos_token_id == [0, 2]
+    merge(str(tmp_path / "run"), str(tmp_path / "merged"))
+    assert ends(tmp_path / "merged") == [0, 2]
+
+
+def test_what_ends_answers_already_is_left_alone(tmp_path, caplog):
+    caplog.set_level("DEBUG", logger="preftune")
+    model = tiny_model()
+    model.generation_config.eos_token_id = [2, 7]
+    trained(model, tmp_path, tokenizer=tiny_tokenizer())
+    assert ends(tmp_path) == [2, 7]
+    assert "generation ends at" not in caplog.text
+
+
+# --- dtype ---
+
+
+def dtypes(folder: Path) -> set[torch.dtype]:
+    (file,) = folder.glob("*.safetensors")
+    return {tensor.dtype for tensor in load_file(file).values()}
+
+
+@pytest.mark.parametrize("received", [torch.bfloat16, torch.float32])
+def test_a_model_is_saved_in_the_dtype_it_came_in_and_trained_in_float32(received, tmp_path, caplog):
+    caplog.set_level("DEBUG", logger="preftune")
+    run = trained(
+        load_model(base(tmp_path / "base", dtype=received)), tmp_path / "run", save_strategy="steps", save_steps=2
+    )
+    assert dtypes(tmp_path / "run") == {received}
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["dtype"] == str(received).removeprefix("torch.")
+    assert dtypes(tmp_path / "run" / "checkpoint-2") == {torch.float32}  # from which a run goes on bit for bit
+    assert {parameter.dtype for parameter in run.model.parameters()} == {torch.float32}
+    assert ("is saved in bfloat16" in caplog.text) == (received == torch.bfloat16)
+    saved = load_model(str(tmp_path / "run")).state_dict()
+    for name, weight in run.model.state_dict().items():
+        assert torch.equal(saved[name], weight.to(received)), name
+
+
+def test_save_dtype_changes_it(tmp_path):
+    trained(load_model(base(tmp_path / "base", dtype=torch.bfloat16)), tmp_path / "run", save_dtype="float32")
+    assert dtypes(tmp_path / "run") == {torch.float32}
+    trained(load_model(base(tmp_path / "base32")), tmp_path / "half", save_dtype="float16")
+    assert dtypes(tmp_path / "half") == {torch.float16}
+
+
+def test_an_adapter_is_saved_in_its_own_dtype(tmp_path):
+    model = load_model(base(tmp_path / "base", dtype=torch.bfloat16))
+    trained(model, tmp_path / "run", peft_config=LoraConfig(r=4))
+    assert dtypes(tmp_path / "run") == {torch.float32}  # as PEFT makes it
+    trained(
+        load_model(base(tmp_path / "b", dtype=torch.bfloat16)),
+        tmp_path / "half",
+        peft_config=LoraConfig(r=4),
+        save_dtype="bfloat16",
+    )
+    assert dtypes(tmp_path / "half") == {torch.bfloat16}
+
+
+# --- vocabularies that were changed before training ---
+
+ADAPTERS = {
+    "lora": {"target_modules": ["q_proj"]},
+    "tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [257, 258]},
+    "whole": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "full": None,
+}
+
+
+@pytest.mark.parametrize("how", ADAPTERS)
+@pytest.mark.parametrize("size", ["larger", "smaller", "padded"])
+def test_a_run_with_another_vocabulary_loads_merges_and_trains_on(size, how, tmp_path):
+    tokenizer, model = tokenizer_with_another_eos(), load_model(base(tmp_path / "base"))
+    if size == "larger":
+        tokenizer.add_tokens([f"<new{i}>" for i in range(9)], special_tokens=True)
+    model.resize_token_embeddings(
+        len(tokenizer), pad_to_multiple_of=64 if size == "padded" else None, mean_resizing=False
+    )
+    rows = model.get_input_embeddings().weight.shape[0]
+    own = {} if ADAPTERS[how] is None else {"peft_config": LoraConfig(r=4, **ADAPTERS[how])}
+    run = trained(model, tmp_path / "run", tokenizer=tokenizer, **own)
+    ids = torch.tensor([[5, 6, len(tokenizer) - 1]])
+    with torch.no_grad():
+        expected = run.model.eval()(input_ids=ids).logits
+        folders = ["run"]
+        if own:
+            merge(str(tmp_path / "run"), str(tmp_path / "merged"))
+            folders.append("merged")
+        for folder in folders:
+            loaded = load_model(str(tmp_path / folder)).eval()
+            assert loaded.get_input_embeddings().weight.shape[0] == rows
+            torch.testing.assert_close(loaded(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-5)
+    if "peft_config" not in own:
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+        assert plain.get_input_embeddings().weight.shape[0] == rows
+    again = load_model(str(tmp_path / "run"), **({"is_trainable": True} if own else {}))
+    more = trained(again, tmp_path / "more", tokenizer=load_tokenizer(str(tmp_path / "run")))
+    assert logged(more)[0] == pytest.approx(0.6931, abs=1e-3)
