@@ -15,7 +15,7 @@ from preftune.errors import DatasetError
 
 from .tiny_bpe import CHATML
 
-FILES = Path(__file__).parent / "formats"
+FILES = Path(__file__).parent / "format_rows"
 
 PINNED = {1: "074af8d482144be8"}
 """Version -> digest of everything below. A new version gets a new line."""

@@ -1,6 +1,6 @@
 """Prompts as the token ids that a model continues: the one place that renders them for generation, whoever generates.
 
-They are the ids that training has for the same prompt (`preftune.data.tokens.encode`): a tokeniser that ends every text with
+They are the ids that training has for the same prompt (`data.tokens.encode`): a tokeniser that ends every text with
 eos does not end a prompt with it.
 """
 

@@ -23,7 +23,7 @@ def own_prompts(limit: int | None = None, *, as_chat: bool = True) -> Prompts:
         limit: only so many, evenly spread over all of them and thereby over the categories.
         as_chat: a text is a user's turn; for models without a chat template it stays text.
     """
-    text = files("preftune.evaluation").joinpath("own_prompts.jsonl").read_text(encoding="utf-8")
+    text = files("preftune.generation").joinpath("own_prompts.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines() if line]
     count = len(rows) if limit is None else min(limit, len(rows))
     chosen = [rows[index * len(rows) // count] for index in range(count)]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from preftune.cli.commands.report import PROG
 from preftune.errors import RequestError
 from preftune.log import warn
 from preftune.report.reading.run_files import Run, different_names, read_run
@@ -78,7 +77,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def report_at_end(folder: str | Path) -> Path | None:
-    """Writes the page of a run that has just ended; whatever goes wrong is told and fails nothing.
+    """Writes the page of a run that has just ended; a failure is a warning.
 
     Returns: the page, or None.
     """
@@ -86,5 +85,7 @@ def report_at_end(folder: str | Path) -> Path | None:
         return write_report([folder])
     except Exception as error:  # a report is worth less than the run that it is about
         reason = " ".join(str(error).split()) or type(error).__name__
-        warn(f"the report could not be written ({reason[:300]}); the run itself is whole. Try: {PROG} {folder}")
+        warn(
+            f"the report could not be written ({reason[:300]}); the run itself is whole. Try: preftune report {folder}"
+        )
         return None

@@ -12,7 +12,7 @@ from preftune.cli.train.datasets import open_datasets
 from preftune.data import load_pairs
 from preftune.errors import ConfigError, DatasetError, RequestError
 
-FORMATS = Path(__file__).parent.parent / "data" / "formats"
+FORMATS = Path(__file__).parents[2] / "data" / "format_rows"
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from preftune.cli.flags.arguments import DataArguments
 from preftune.cli.train.datasets import open_datasets
 from preftune.errors import DatasetError
 
-FILES = Path(__file__).parent.parent / "data" / "formats"
+FILES = Path(__file__).parents[2] / "data" / "format_rows"
 
 
 def test_the_flags_reach_the_data() -> None:

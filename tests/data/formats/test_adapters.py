@@ -17,7 +17,7 @@ from preftune.data.formats.apply import sample_of
 from preftune.data.pairs.dataset import PairDataset
 from preftune.errors import DatasetError
 
-FILES = Path(__file__).parent / "formats"
+FILES = Path(__file__).parents[1] / "format_rows"
 
 
 def user(content: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from preftune.errors import DatasetError
 
 from .test_adapters import listed_sample
 
-FILES = sorted((Path(__file__).parent / "formats").iterdir())
+FILES = sorted((Path(__file__).parents[1] / "format_rows").iterdir())
 ROWS = {path.stem: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] for path in FILES}
 
 VALUES = st.recursive(

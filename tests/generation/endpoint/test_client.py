@@ -263,7 +263,8 @@ def test_importing_it_brings_neither_torch_nor_the_client() -> None:
     import sys
 
     code = (
-        "import sys, preftune.generation.endpoint.client, preftune.evaluation.labelling.label, preftune.generation.settings\n"
+        "import sys, preftune.generation.endpoint.client, preftune.evaluation.labelling.label\n"
+        "import preftune.generation.settings\n"
         "import preftune.cli.commands.sample, preftune.cli.commands.label\n"
         "print([m for m in ('openai', 'torch', 'transformers') if m in sys.modules])"
     )

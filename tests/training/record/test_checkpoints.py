@@ -144,7 +144,7 @@ sys.path[:0] = [{tests!r}]
 import transformers
 from preftune.training import checkpoint, manifest, whole_checkpoint
 from training.dpo_runs import lora_model, trainer
-from training.test_checkpoints import OPTIONS
+from training.record.test_checkpoints import OPTIONS
 from tiny import rows
 
 def kill(*args, **kwargs):
@@ -169,7 +169,7 @@ trainer(lora_model(lora_dropout=0.1), Path(sys.argv[2]), data=rows(14), disable_
 
 @pytest.mark.parametrize("moment", ["optimizer", "state", "manifest", "rename"])
 def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(moment, runs, tmp_path):
-    tests = Path(__file__).parents[1]
+    tests = Path(__file__).parents[2]
     script = KILLED.format(tests=str(tests))
     done = subprocess.run([sys.executable, "-c", script, moment, str(tmp_path)], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]

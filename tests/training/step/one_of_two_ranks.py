@@ -10,17 +10,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import pytest
 import torch
-from training.guard_runs import pay_for_everything
 from transformers import TrainerCallback
 
 from preftune.data import GroupDataset
 from preftune.types import Preference, TokenizedGroup
 from tiny import rows, tiny_model
 from training.dpo_runs import lora_model, trainer
+from training.guard.guard_runs import pay_for_everything
 
 
 def ranked(completions: int, *, start: int) -> TokenizedGroup:

@@ -1,6 +1,6 @@
 """Base against aligned, prompt by prompt: generate, judge, count. Each step is a file that the next run picks up.
 
-eval/generations.jsonl   one object per row: id, prompt, base, aligned, ...; see `preftune.evaluation.two_models.answers`
+eval/generations.jsonl   one object per row: id, prompt, base, aligned, ...; see `two_models.answers`
 eval/verdicts.jsonl      one object per row: id, outcome (for the aligned model), the judgement in each order
 eval/summary.json        the win rate, its interval, the verdicts in words
 eval/history.jsonl       one object per evaluation: when, of what, against what, by which judge, and what came out
