@@ -1,0 +1,10 @@
+"""The command line: parse, call, print.
+
+`main` names the commands and imports one when it is asked for, so `preftune --help` needs no torch.
+
+    commands  commands that do not train
+    display   tables and progress on the terminal
+    flags     flags, recipes, messages
+    main      the entry point
+    train     commands that train
+"""

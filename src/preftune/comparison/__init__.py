@@ -1,1 +1,16 @@
-"""DPO against reward model and PPO on the same model, data, budget and judge: what `preftune compare` does."""
+"""DPO against reward model and PPO on the same model, data, budget and judge: what `preftune compare` does.
+
+`run` is the entry point; trainings are processes of their own (`stages`).
+
+    chart      reward against KL
+    data       three parts of the data without a shared prompt
+    measure    answers and KL divergence of a policy
+    page       the page
+    plan       budget and trials
+    result     the result and its sentences
+    run        the comparison
+    stages     trainings as processes
+    trainings  recipes of the trainings
+"""
+
+__all__ = ["data", "measure", "page", "plan", "result", "run", "trainings"]

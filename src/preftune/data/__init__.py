@@ -2,6 +2,15 @@
 
 load_rows -> read_pairs / load_pairs -> tokenize_pairs -> GroupDataset, TokenizeReport
           -> load_demonstrations     -> tokenize_demonstrations -> GroupDataset, DemonstrationReport
+
+    chat            turns, tool calls and chat templates
+    conversion      preftune convert
+    demonstrations  answers to imitate, for SFT
+    formats         shapes and named formats of preference data
+    pairs           preference pairs: opened, checked, mixed, streamed
+    reading         files, hub ids and lists -> raw rows
+    tokens          token ids, their report and their cache
+    tokens_version  TOKENS_VERSION, part of the key of cached pairs and tokens
 """
 
 from __future__ import annotations
@@ -32,11 +41,18 @@ __all__ = [
     "GroupDataset",
     "PairDataset",
     "TokenizeReport",
+    "chat",
+    "conversion",
+    "demonstrations",
+    "formats",
     "group_by_prompt",
     "load_demonstrations",
     "load_pairs",
     "load_rows",
+    "pairs",
     "read_pairs",
+    "reading",
     "tokenize_demonstrations",
     "tokenize_pairs",
+    "tokens",
 ]

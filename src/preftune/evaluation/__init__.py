@@ -1,3 +1,11 @@
-"""Honest evidence: generate, judge, count. Importable without torch; generation imports it when it is used."""
+"""Whether a model got better.
 
-from __future__ import annotations
+`two_models` compares a base and an aligned model prompt by prompt, `suites` holds benchmarks with rules of their own,
+and `labelling` makes preference pairs from samples and a judge.
+
+    labelling   preference pairs from samples and a judge
+    suites      MT-Bench, AlpacaEval, Arena-Hard, XSTest, HHH, held-out pairs, general abilities
+    two_models  base against aligned, prompt by prompt
+"""
+
+__all__ = ["labelling", "suites", "two_models"]

@@ -1,1 +1,35 @@
-""""""
+"""Answers to prompts, whatever gives them: transformers, vLLM or an endpoint.
+
+`protocol` says what a generator is, `encode_prompts` is the only place that renders a prompt, and `backends` holds
+the generators. Sampling is seeded per row, so that a resumed run draws the same answers.
+
+    backends         answers from transformers and from endpoints
+    early_exit       batches that end for each row by itself
+    encode_prompts   prompts as token ids: the one renderer
+    endpoint         chat models behind an address
+    finite_check     an error at the first logits that are not finite
+    generate         transformers' generate, seeded per row
+    lazy_model       a model that is loaded when it is needed, and its fingerprint
+    own_prompts      the prompts that come with preftune
+    prompts          prompts read from data in any known format
+    protocol         what a generator is, and its answers
+    seeded_sampling  random numbers that depend on the row, not on the batch
+    settings         sampling settings and requests to endpoints
+    thoughts         reasoning separated from the answer
+    vllm_backend     answers from vLLM (experimental: not tested on a GPU here)
+"""
+
+__all__ = [
+    "backends",
+    "encode_prompts",
+    "endpoint",
+    "finite_check",
+    "generate",
+    "lazy_model",
+    "own_prompts",
+    "prompts",
+    "protocol",
+    "settings",
+    "thoughts",
+    "vllm_backend",
+]

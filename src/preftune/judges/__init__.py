@@ -1,1 +1,39 @@
-""""""
+"""Which of two answers is better, or how good one answer is.
+
+`protocol` defines `Judge` and `Scorer`; a new judge is a class with that signature and a line in `registry`. Verdicts
+of paid judges are kept in `cache`.
+
+    cache               verdicts on disk, by content
+    ensemble            several scorers as one
+    exact_match         the final answer against the expected one
+    final_verdict       the verdict at the end of a chat model's reply
+    from_scores         a judge from a scorer: the higher score wins
+    human_agreement     agreement of a judge with people, and its biases
+    human_labels        people's labels from preference data
+    llm_client          questions to a chat model, cached and in parallel
+    pairwise_llm        a chat model that compares two answers
+    protocol            Judge, Scorer, Question, and calling them
+    registry            --judge SPEC -> a judge
+    reward_model        a reward model as scorer
+    reward_model_input  prompt and answer as the tokens that a reward model was trained on
+    rules               key facts and length
+    text_matching       whether a text contains a fact
+    user_rules          Python functions of the user
+"""
+
+__all__ = [
+    "ensemble",
+    "final_verdict",
+    "from_scores",
+    "human_agreement",
+    "human_labels",
+    "llm_client",
+    "pairwise_llm",
+    "protocol",
+    "registry",
+    "reward_model",
+    "reward_model_input",
+    "rules",
+    "text_matching",
+    "user_rules",
+]

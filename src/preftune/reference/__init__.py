@@ -1,4 +1,13 @@
-"""The reference: who supplies its scores, and the cache that keeps them."""
+"""The reference: who supplies its scores, and the cache that keeps them.
+
+`sources` decides which model is the reference; `store` keeps its scores by content, so that they are never wrong.
+
+    fingerprint  addresses of scores; NUMERICS_VERSION
+    inventory    the folder of scores: listed, pruned, verified
+    scores       scores of a batch, from the cache or the source
+    sources      which model is the reference
+    store        scores on disk
+"""
 
 from preftune.reference.fingerprint import Numerics, completion_key, fingerprint
 from preftune.reference.scores import ReferenceScores
@@ -29,5 +38,8 @@ __all__ = [
     "completion_key",
     "fingerprint",
     "inference",
+    "inventory",
+    "sources",
+    "store",
     "unwrap",
 ]

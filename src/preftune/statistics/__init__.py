@@ -1,1 +1,14 @@
-""""""
+"""Estimates with intervals, and the verdicts that follow from them.
+
+All functions are pure: numbers in, numbers out, no model and no file. Methods cite their source; intervals are
+clustered by prompt.
+
+    bradley_terry       scores of several models from comparisons between them
+    calibration         reliability of a reward model's probabilities
+    intervals           win rates, means and shares with intervals; sample sizes; the verdict in words
+    length_control      win rates at equal length (AlpacaEval 2)
+    paired              one metric of two models: difference, interval, better or worse
+    profile_likelihood  intervals of one quantity of a fitted model
+"""
+
+__all__ = ["calibration", "intervals", "length_control", "paired"]

@@ -1,1 +1,13 @@
-""""""
+"""Files that preftune writes and reads again.
+
+`atomic` writes a file whole or not at all; `jsonl` reads lines that a killed process may have torn. `run_directory`
+is the contract between training, evaluation and reports, and `cache_folder` says where caches are.
+
+    atomic         files that are whole under their name or not there
+    cache_folder   where caches are kept
+    cache_items    what the cache folder holds, by kind
+    jsonl          JSON lines that grow by appending; JSON replaced in one move
+    run_directory  paths and writers of a run directory
+"""
+
+__all__ = ["atomic", "cache_folder", "cache_items", "jsonl", "run_directory"]

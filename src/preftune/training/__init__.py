@@ -1,4 +1,17 @@
-"""Trainers on `transformers.Trainer`."""
+"""Trainers on `transformers.Trainer`.
+
+`trainers` train on given data, `online` and `ppo` on fresh answers. `guard` watches a run, `record` writes it down.
+
+    config        options of the trainers
+    guard         alarms while a run trains
+    online        training on fresh answers; online DPO
+    ppo           proximal policy optimisation
+    record        run.json, checkpoints, resuming, model cards
+    reward_judge  a judge trained from the user's own pairs
+    setup         what happens before the first step
+    step          one optimiser step
+    trainers      DPO, SFT and reward models
+"""
 
 from preftune.training.config.dpo import DPOConfig
 from preftune.training.config.reward import RewardConfig
@@ -7,4 +20,16 @@ from preftune.training.trainers.dpo import DPOTrainer
 from preftune.training.trainers.reward import RewardTrainer
 from preftune.training.trainers.sft import SFTTrainer
 
-__all__ = ["DPOConfig", "DPOTrainer", "RewardConfig", "RewardTrainer", "SFTConfig", "SFTTrainer"]
+__all__ = [
+    "DPOConfig",
+    "DPOTrainer",
+    "RewardConfig",
+    "RewardTrainer",
+    "SFTConfig",
+    "SFTTrainer",
+    "online",
+    "ppo",
+    "record",
+    "reward_judge",
+    "setup",
+]

@@ -1,1 +1,10 @@
-""""""
+"""What commands show on a terminal while they work and at their end.
+
+audit_table  findings of an audit
+eval_table   the verdict of an evaluation
+live_table   a training run as a live table
+progress     a training run as lines or as the table
+terminal     the console
+"""
+
+__all__ = ["audit_table", "eval_table", "progress", "terminal"]

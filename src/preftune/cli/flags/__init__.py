@@ -1,1 +1,26 @@
-""""""
+"""Parsing: fields of dataclasses and small parsers as flags, YAML recipes, and error messages as one paragraph.
+
+arguments           data, model and adapter
+field_names         names of flags without importing what they configure
+field_parser        dataclasses and recipes -> flags
+help_all            --help-all
+judge_flags         the judge
+messages            errors as one paragraph
+model_flags         a local model, or an endpoint
+plain_parser        argparse without abbreviations
+recipe              YAML recipes
+recipe_environment  the env block of a recipe
+"""
+
+__all__ = [
+    "arguments",
+    "field_names",
+    "field_parser",
+    "help_all",
+    "judge_flags",
+    "messages",
+    "model_flags",
+    "plain_parser",
+    "recipe",
+    "recipe_environment",
+]

@@ -1,1 +1,13 @@
-""""""
+"""Preference pairs from a model's own answers.
+
+`sample` draws several completions per prompt, `scoring` lets a judge score them, and `pair_selection` chooses pairs.
+
+    label           pairs from samples: the command's work
+    pair_selection  which completions of a prompt become a pair
+    sample          several completions per prompt, resumable
+    sample_groups   samples read back as completions per prompt
+    samplers        a model or an endpoint that draws completions
+    scoring         a judge's score of every completion
+"""
+
+__all__ = ["label", "pair_selection", "sample", "sample_groups", "samplers", "scoring"]

@@ -1,6 +1,20 @@
 """Suites: what the field measures aligned models by, each against the baseline, each saying what got worse.
 
 Listing them imports none of them; `run_suite` loads the one that is asked for.
+
+    alpaca_eval       AlpacaEval 2: win rate against reference outputs, at equal length
+    arena_hard        Arena-Hard-Auto: hard prompts against a baseline
+    asking            what suites share: judges with own wording, answers of one side
+    general           plain text and lm-evaluation-harness: what alignment may damage
+    harness           tasks of lm-evaluation-harness
+    held_out          held-out preference pairs: margins and accuracy
+    hhh               helpful, honest, harmless: choices by log-probability
+    mt_bench          MT-Bench: two turns, scores 1 to 10
+    mt_bench_prompts  the judge's prompts of MT-Bench
+    perplexity        bits per byte of plain text
+    result            SuiteResult and its comparison with the baseline
+    sources           where the suites' data come from
+    xstest            XSTest: refusals of safe and unsafe prompts
 """
 
 from __future__ import annotations
@@ -21,7 +35,15 @@ if TYPE_CHECKING:
 Need: TypeAlias = Literal["asker", "judge", "models"]
 Data: TypeAlias = str | Path | Sequence[str]
 
-__all__ = ["SUITES", "Data", "Need", "SuiteEntry", "find_suite", "run_suite"]
+__all__ = [
+    "SUITES",
+    "Data",
+    "Need",
+    "SuiteEntry",
+    "find_suite",
+    "result",
+    "run_suite",
+]
 
 
 class SuiteEntry(NamedTuple):

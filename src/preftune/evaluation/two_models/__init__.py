@@ -1,1 +1,17 @@
-""""""
+"""Base against aligned, prompt by prompt: answers, verdicts, a win rate with its interval, and advice.
+
+`run` is the entry point and `summary` makes the verdict. Every step is kept in `eval/` and a second run continues it.
+
+    advice        what to do next, from the numbers of this run
+    answers       both models' answers, kept as they come and resumed
+    context       what a suite receives: two models, a judge, settings
+    correctness   more correct, or only shorter
+    degeneration  repetition, language, refusals of two models
+    open_models   the two sides opened: local, adapter, endpoint, vLLM
+    pair_logps    log-probabilities of pairs under both models
+    run           the comparison: generate, judge, count
+    summary       eval/summary.json: the win rate, the verdict and the reasons
+    types         AnsweredRow, JudgedRow, Outcome
+"""
+
+__all__ = ["answers", "context", "open_models", "pair_logps", "run", "summary", "types"]

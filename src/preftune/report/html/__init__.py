@@ -1,1 +1,9 @@
-""""""
+"""The skeleton of every page, and the pieces of markup that sections share.
+
+All text from data is escaped here.
+
+    components  markup that sections share
+    document    the skeleton of a page
+"""
+
+__all__ = ["components", "document"]

@@ -1,1 +1,13 @@
-""""""
+"""What the trainers can be configured with.
+
+`base` has what all of them share; each method has a module of its own. Options of TRL and transformers that are not
+honoured are refused with the reason (`refused`).
+
+    base     PackedConfig: options of all trainers on packed groups
+    dpo      DPOConfig
+    refused  options that are not honoured, with the reason
+    reward   RewardConfig
+    sft      SFTConfig
+"""
+
+__all__ = ["base", "dpo", "refused", "reward", "sft"]

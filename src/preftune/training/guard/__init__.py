@@ -1,11 +1,18 @@
-"""The guard: looks at a run while it trains, and says what goes wrong, why, and the one change that mends it.
+"""The guard: it watches a run while it trains, and reports what goes wrong, why, and the change that fixes it.
 
-figures.py    what is known of the run: training figures at every step for nothing, looks that cost time
-tally.py      sums of a step's pairs on the device; one transfer when they are read
-rules/        figures -> alarms; pure, one small function per alarm
-schedule.py   when to look, from measured costs and the budget
-samples.py    prompts, the reference's answers before the first step, the policy's now, held-out pairs
-rollback.py   the last good weights
-callback.py   the thin part: transformers calls it
-replay.py     the rules over a recorded run directory
+Figures go to `rules`, pure functions that raise alarms; `callback` is the thin part that transformers calls.
+
+    alarms    Alarm
+    attach    the guard of a trainer
+    callback  Guard, the callback
+    figures   what the guard knows of a run
+    looking   evaluation passes on a sample
+    replay    the rules over a finished run
+    rollback  the last good weights
+    rules     figures -> alarms
+    samples   prompts, answers and held-out pairs of the guard
+    schedule  when to evaluate, within the guard's share of time
+    tally     sums over a step's pairs, on the device
 """
+
+__all__ = ["alarms", "attach", "rollback"]

@@ -1,4 +1,12 @@
-"""Proximal policy optimisation on fresh answers."""
+"""Proximal policy optimisation on fresh answers.
+
+cast            which model plays policy, value, reward and reference
+config          PPOConfig
+experience      rewards, advantages and returns of a round
+reward_on_base  a reward adapter on the policy's base
+trainer         PPOTrainer
+update          the loss of one part of a step
+"""
 
 from preftune.training.ppo.config import PPOConfig
 from preftune.training.ppo.trainer import PPOTrainer

@@ -1,1 +1,36 @@
-""""""
+"""What a run writes and how it is resumed.
+
+run.json and metrics.jsonl, checkpoints with a manifest, model cards, trackers, and the lock of a run directory.
+
+    cards             model cards of SFT and reward models
+    checkpoint        what preftune adds to a checkpoint
+    earlier_run       an earlier run's files are put aside
+    limits            an end after so many seconds or tokens
+    manifest          the files of a checkpoint, with digests
+    model_card        the model card of DPO
+    resuming          which checkpoint a run continues
+    run_lock          one run at a time in a folder
+    run_record        run.json, metrics.jsonl, audit.json
+    same_run          whether a checkpoint belongs to this run
+    saved_model       dtype and generation config of saved models
+    stopping          signals end a run after the current step
+    trackers          run.json for TensorBoard, W&B, MLflow, Trackio
+    whole_checkpoint  checkpoints that are whole or not there
+"""
+
+__all__ = [
+    "cards",
+    "checkpoint",
+    "earlier_run",
+    "limits",
+    "manifest",
+    "model_card",
+    "resuming",
+    "run_lock",
+    "run_record",
+    "same_run",
+    "saved_model",
+    "stopping",
+    "trackers",
+    "whole_checkpoint",
+]

@@ -1,1 +1,14 @@
-""""""
+"""One optimiser step.
+
+planning micro-batches within a token budget, computing them, starting again when memory runs out, and metrics.
+
+    collate         groups -> batches
+    memory          out of memory: smaller parts
+    memory_advice   what to change when one pair does not fit
+    metrics         means over samples, one transfer per log
+    micro_batches   which groups are computed together
+    optimizer_step  one step, repeated whole when memory runs out
+    ranks           what ranks exchange: gradients and memory limits
+"""
+
+__all__ = ["collate", "memory", "metrics", "micro_batches", "optimizer_step"]

@@ -1,4 +1,10 @@
-"""From figures to alarms: every rule is asked, one cause is told once. Pure: the same figures, the same alarms."""
+"""From figures to alarms: every rule is asked, one cause is told once. Pure: the same figures, the same alarms.
+
+answers   answers compared with the reference's
+data      labels, copies, length, memorisation
+drift     too far from the reference, too fast, or oscillating
+progress  a run that does not learn
+"""
 
 from __future__ import annotations
 
