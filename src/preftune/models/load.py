@@ -53,15 +53,13 @@ def load_model(
         is_trainable: whether a loaded adapter's weights are to be trained further.
         base_model: used instead of the base that the adapter names.
         kwargs: anything else that `AutoModelForCausalLM.from_pretrained` takes.
-    Raises: ModelError when it cannot be found or loaded, with near names or the cure.
+    Raises: ModelError when it cannot be found or loaded, with near names or the fix.
     """
     place = locate(name, revision=revision)
     _refuse_reward_model(place)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": parse_dtype(dtype), **kwargs}
-    if attn_implementation is not None:
-        options["attn_implementation"] = attn_implementation
-    if device_map is not None:
-        options["device_map"] = device_map
+    given = {"attn_implementation": attn_implementation, "device_map": device_map}
+    options |= {option: value for option, value in given.items() if value is not None}
     if load_in_4bit or load_in_8bit:
         if "quantization_config" in kwargs:
             raise ModelError("load_in_4bit or load_in_8bit and quantization_config exclude each other. Give one.")
@@ -83,12 +81,11 @@ def load_model(
             storage=bnb_4bit_quant_storage,
         )
     model = _load_base(base, revision=base_revision, options=options)
-    if adapter is None:
-        return model
-    attached = attach_adapter(model, adapter, revision=revision, is_trainable=is_trainable)
-    if base_model is not None:
-        name_base(attached, base.name)
-    return attached
+    if adapter is not None:
+        model = attach_adapter(model, adapter, revision=revision, is_trainable=is_trainable)
+        if base_model is not None:
+            name_base(model, base.name)
+    return model
 
 
 def name_base(model: PeftModel, base: str) -> None:

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))
 
 import torch
 from transformers import TrainerCallback
 
 from preftune.errors import ConfigError
 from preftune.training.record.stopping import StoppedError
+from tests.training.dpo_runs import logged, lora_model, trainer
 from tiny import rows
-from training.dpo_runs import logged, lora_model, trainer
 
 OPTIONS: dict[str, Any] = {
     "per_device_train_batch_size": 1,

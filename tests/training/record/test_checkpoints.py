@@ -16,12 +16,11 @@ import torch
 from transformers import TrainerCallback
 
 from preftune import DPOConfig
-from preftune.errors import CheckpointError, ConfigError, RequestError
-from preftune.models.locate import locate, run_of_weights
-from preftune.training.record import run_lock, whole_checkpoint
+from preftune.errors import CheckpointError, ConfigError
+from preftune.training.record import whole_checkpoint
 from preftune.training.record.manifest import FILE, DamagedError, check_files, read_manifest
 from tests.training.dpo_runs import logged, lora_model, metrics, trainer
-from tiny import rows, save_tiny, tiny_model
+from tiny import rows, tiny_model
 
 OPTIONS: dict[str, Any] = {
     "max_steps": 8,
@@ -140,11 +139,11 @@ def test_a_damaged_checkpoint_that_is_named_is_refused_with_the_whole_one_and_no
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-sys.path[:0] = [{tests!r}]
+sys.path[:0] = [{tests!r}, {root!r}]
 import transformers
-from preftune.training import checkpoint, manifest, whole_checkpoint
-from training.dpo_runs import lora_model, trainer
-from training.record.test_checkpoints import OPTIONS
+from preftune.training.record import checkpoint, manifest, whole_checkpoint
+from tests.training.dpo_runs import lora_model, trainer
+from tests.training.record.test_checkpoints import OPTIONS
 from tiny import rows
 
 def kill(*args, **kwargs):
@@ -170,7 +169,7 @@ trainer(lora_model(lora_dropout=0.1), Path(sys.argv[2]), data=rows(14), disable_
 @pytest.mark.parametrize("moment", ["optimizer", "state", "manifest", "rename"])
 def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(moment, runs, tmp_path):
     tests = Path(__file__).parents[2]
-    script = KILLED.format(tests=str(tests))
+    script = KILLED.format(tests=str(tests), root=str(tests.parent))
     done = subprocess.run([sys.executable, "-c", script, moment, str(tmp_path)], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
@@ -252,198 +251,7 @@ def test_what_does_not_change_an_update_may_change(cut):
 # --- a run that has ended ---
 
 
-def test_a_finished_run_is_left_as_it_is(tmp_path, caplog):
-    made = run(tmp_path)
-    made.save_model()
-    assert run_of_weights(tmp_path) == (json.loads((tmp_path / "run.json").read_text())["id"], 8)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    for asked in (True, "auto"):
-        again = run(tmp_path, resume=asked)
-        assert again.nothing_to_do
-        assert again.state.global_step == 8
-        assert same_weights(again, made)
-    assert "nothing to do: the run in" in caplog.text
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
-@pytest.mark.parametrize("there", ["checkpoint", "none"])
-def test_a_finished_run_whose_weights_are_torn_takes_them_from_its_last_checkpoint(there, tmp_path, caplog):
-    made = run(tmp_path)
-    made.save_model()
-    file = tmp_path / "adapter_model.safetensors"
-    whole = file.read_bytes()
-    file.write_bytes(whole[: len(whole) // 2])
-    if there == "none":
-        shutil.rmtree(tmp_path / "checkpoint-8")
-        with pytest.raises(CheckpointError, match=f"the run in {tmp_path} is finished, and its weights cannot be read"):
-            run(tmp_path, resume="auto")
-        return
-    again = run(tmp_path, resume="auto")
-    assert f"they are taken from {tmp_path / 'checkpoint-8'}" in caplog.text
-    assert same_weights(again, made)
-    again.save_model()
-    assert file.read_bytes() == whole
-
-
-def test_a_run_that_ended_and_was_killed_before_it_saved_its_weights_is_completed_without_a_step(tmp_path):
-    made = run(tmp_path)
-    facts = json.loads((tmp_path / "run.json").read_text()) | {"outcome": "running"}
-    (tmp_path / "run.json").write_text(json.dumps(facts))
-    again = run(tmp_path, resume=True)
-    assert not again.nothing_to_do, "its weights are to be saved"
-    assert same_weights(again, made)
-    record = json.loads((tmp_path / "run.json").read_text())
-    assert (record["outcome"], record["steps"]) == ("finished", 8)
-    assert record["result"]["train_loss"] == pytest.approx(sum(logged(made)) / 8, rel=1e-6)
-    assert logged(again, "train_loss")[-1] == pytest.approx(sum(logged(made)) / 8, rel=1e-6)
-    assert record["result"]["epoch"] == pytest.approx(made.state.epoch)
-    assert len([line for line in metrics(tmp_path) if "train_loss" in line]) == 1
-
-
-@pytest.mark.parametrize("end", [{"max_steps": 8}, {"max_steps": -1, "num_train_epochs": 1}, {"max_train_tokens": 200}])
-def test_a_run_that_ended_is_not_trained_one_step_further(end, tmp_path):
-    made = run(tmp_path, lr_scheduler_type="constant", **end)
-    last = max(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
-    again = run(tmp_path, resume=str(last), lr_scheduler_type="constant", **end)
-    assert again.state.global_step == made.state.global_step == int(last.name[11:])
-    assert same_weights(again, made)
-
-
-def test_counting_the_steps_of_the_epochs_draws_no_random_number(tmp_path):
-    options = {"max_steps": -1, "num_train_epochs": 2, "disable_dropout": False, "save_steps": 5}
-    whole = run(tmp_path / "whole", **options)
-    with pytest.raises(RuntimeError, match="power cut"):
-        run(tmp_path / "cut", callbacks=[PowerCut()], **options)
-    resumed = run(tmp_path / "cut", resume=True, **options)
-    assert same_weights(resumed, whole)
-    assert logged(resumed) == logged(whole)
-
-
-def test_a_checkpoint_at_the_end_of_its_run_is_completed_in_another_folder_without_mixing_runs(tmp_path):
-    run(tmp_path / "a")
-    run(tmp_path / "b", beta=0.2, max_steps=2)
-    done = run(tmp_path / "b", resume=str(tmp_path / "a" / "checkpoint-8"))
-    assert done.state.global_step == 8
-    assert not (tmp_path / "b" / "checkpoint-2").exists()
-    record = json.loads((tmp_path / "b" / "run.json").read_text())
-    assert (record["id"], record["steps"]) == (json.loads((tmp_path / "a" / "run.json").read_text())["id"], 8)
-
-
-def test_an_early_end_by_a_callback_is_an_end(tmp_path):
-    class Enough(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            control.should_training_stop = state.global_step == 3
-
-    made = run(tmp_path, callbacks=[Enough()])
-    assert made.state.global_step == 3
-    assert run(tmp_path, resume=str(tmp_path / "checkpoint-3")).state.global_step == 3
-    assert run(tmp_path, resume=str(tmp_path / "checkpoint-3"), allow_changed=True).state.global_step == 8
-
-
-def test_epochs_that_are_added_begin_with_the_rate_of_the_longer_schedule(tmp_path, caplog):
-    run(tmp_path, max_steps=4)
-    longer = run(tmp_path, max_steps=8, resume=True)
-    assert longer.state.global_step == 8
-    assert logged(longer, "learning_rate")[4:] == pytest.approx([1e-2 * left / 8 for left in (4, 3, 2, 1)])
-    assert "max_steps (4 before, 8 now)" in caplog.text
-
-
-def test_evaluations_without_progress_are_counted_over_a_resume(tmp_path):
-    options = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 2, "early_stopping_patience": 3}
-    options |= {"learning_rate": 0.0, "eval_dataset": rows(3, start=40), "max_steps": 12}
-    whole = run(tmp_path / "whole", **options)
-    resumed = run(tmp_path / "again", resume=str(tmp_path / "whole" / "checkpoint-2"), **options)
-    assert resumed.state.global_step == whole.state.global_step == 4
-
-
 # --- one folder, several runs ---
-
-
-def test_a_new_run_keeps_the_earlier_one_apart(tmp_path, caplog):
-    first = run(tmp_path)
-    first.save_model()
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(RuntimeError, match="power cut"):
-        run(tmp_path, callbacks=[PowerCut()], beta=0.2, save_strategy="no")
-    aside = next((tmp_path / "_earlier").iterdir())
-    assert f"it was moved to {aside}" in caplog.text
-    assert {"run.json", "metrics.jsonl", "adapter_model.safetensors", "checkpoint-3"} <= {
-        p.name for p in aside.iterdir()
-    }
-    assert not list(tmp_path.glob("checkpoint-*"))
-    assert not list(tmp_path.glob("*.safetensors")), "eval would take them for the new run's"
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-    with pytest.raises(ConfigError, match=r"there is none\. Earlier runs of this folder are in"):
-        run(tmp_path, resume=True, beta=0.2)
-    assert json.loads((aside / "run.json").read_text())["id"] != json.loads((tmp_path / "run.json").read_text())["id"]
-
-
-def test_a_run_that_is_restarted_before_its_first_checkpoint_leaves_no_pile(tmp_path):
-    for _ in range(2):
-        with pytest.raises(RuntimeError, match="power cut"):
-            run(tmp_path, callbacks=[PowerCut()], save_steps=100, resume="auto")
-    assert not (tmp_path / "_earlier").exists()
-    with pytest.raises(RuntimeError, match="power cut"):
-        run(tmp_path, callbacks=[PowerCut()], save_steps=100, resume="auto", beta=0.2)
-    assert (tmp_path / "_earlier").exists(), "another run is kept"
-
-
-def test_overwrite_removes_the_earlier_run(tmp_path):
-    run(tmp_path)
-    run(tmp_path, overwrite=True, max_steps=1, save_strategy="no")
-    assert not (tmp_path / "_earlier").exists()
-    assert not list(tmp_path.glob("checkpoint-*"))
-
-
-def test_a_checkpoint_of_another_run_is_not_offered(tmp_path):
-    run(tmp_path / "a", max_steps=3)
-    with pytest.raises(RuntimeError, match="power cut"):
-        run(tmp_path / "b", callbacks=[PowerCut()], save_strategy="no")
-    shutil.copytree(tmp_path / "a/checkpoint-3", tmp_path / "b/checkpoint-3")
-    with pytest.raises(ConfigError, match=r"checkpoint-3 \(it is of another run"):
-        run(tmp_path / "b", resume=True)
-
-
-def test_a_run_directory_whose_weights_are_of_another_run_is_no_model(tmp_path):
-    from preftune.errors import ModelError
-
-    made = run(tmp_path, max_steps=1, save_strategy="no")
-    made.save_model()
-    assert locate(str(tmp_path)).kind == "adapter"
-    facts = json.loads((tmp_path / "run.json").read_text()) | {"id": "another", "outcome": "interrupted"}
-    (tmp_path / "run.json").write_text(json.dumps(facts))
-    with pytest.raises(ModelError, match="are of another run"):
-        locate(str(tmp_path))
-
-
-def test_a_model_inside_the_folder_that_a_new_run_replaces_is_refused(tmp_path):
-    run(tmp_path / "run", max_steps=3)
-    model = save_tiny(tmp_path / "run" / "checkpoint-9")
-    made = trainer(model, tmp_path / "run", max_steps=1)
-    with pytest.raises(ConfigError, match="inside output_dir"):
-        made.train()
-    assert (tmp_path / "run" / "checkpoint-3").is_dir()
-
-
-HOLDER = """
-import sys, time
-from preftune.training.record.run_lock import locked
-with locked(sys.argv[1]):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_two_runs_at_once_in_one_folder_are_refused(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"held\n"
-        with pytest.raises(RequestError, match=rf"another run \(process {other.pid} on .*is writing in"):
-            run(tmp_path)
-        other.kill()
-    assert not (tmp_path / "run.json").exists()
-    assert run(tmp_path, max_steps=1).state.global_step == 1, "a killed process holds no lock"
-    assert not (tmp_path / run_lock.FILE).exists()
 
 
 # --- when, and how many ---

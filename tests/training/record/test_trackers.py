@@ -143,7 +143,7 @@ def documented() -> set[str]:
 
 
 def documented_rows() -> list[tuple[list[str], list[str]]]:
-    page = (Path(__file__).parents[2] / "docs/trackers.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs/trackers.md").read_text(encoding="utf-8")
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
     return [(re.findall("`([^`]+)`", ours), re.findall("`([^`]+)`", theirs)) for ours, theirs, _ in rows]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))
 
 import pytest
 import torch
@@ -18,9 +19,9 @@ from transformers import TrainerCallback
 
 from preftune.data import GroupDataset
 from preftune.types import Preference, TokenizedGroup
+from tests.training.dpo_runs import lora_model, trainer
+from tests.training.guard.guard_runs import pay_for_everything
 from tiny import rows, tiny_model
-from training.dpo_runs import lora_model, trainer
-from training.guard.guard_runs import pay_for_everything
 
 
 def ranked(completions: int, *, start: int) -> TokenizedGroup:

@@ -144,20 +144,15 @@ class DemonstrationEncoder(Encoder):
         row, given = demonstration.row, cast("list[Message]", demonstration.completion)
         asked_before = cast("list[Message] | None", demonstration.prompt) or []
         completion, prompt = self.end_marks.without(given), self.end_marks.without(asked_before)
-        marks = {
-            "ends_cut": completion is not given or prompt is not asked_before,
-            "typed_marks": self.end_marks.inside([prompt, completion]),
-        }
         continues = bool(prompt) and can_continue(prompt[-1]) and can_continue(completion[0])
         turns = joined(prompt, completion, continues)
         whole_completion = self.covered.assistant_only is False
         spoken = [at for at, turn in enumerate(turns) if turn["role"] == "assistant"]
         begins = 0 if self.covered.completion_only is False else len(prompt) - continues
-        wanted = [at for at in spoken if at >= begins]
-        first_turn = wanted[:1] == [0] and not continues
-        wanted = wanted[first_turn:]
-        context = {at for at in wanted if not whole_completion and not self._teaches(turns[at], row)}
-        wanted = [at for at in wanted if at not in context]
+        first_turn = spoken[:1] == [0] and begins == 0 and not continues
+        answers = [at for at in spoken if at >= begins][first_turn:]
+        wanted = [at for at in answers if whole_completion or self._teaches(turns[at], row)]
+        context = len(wanted) < len(answers)
         if not wanted:
             reason = "no_answer" if not spoken else "empty_completion" if context else "no_question"
             return EncodedDemonstration(row, reason=reason)
@@ -165,16 +160,9 @@ class DemonstrationEncoder(Encoder):
         trimmed, turns = last < len(turns) - 1, turns[: last + 1]
         options, tools = demonstration.chat_template_kwargs, demonstration.tools
         pair = PreferencePair(prompt, completion, completion, chat_template_kwargs=options, tools=tools, row=row)
-        if not self._has_template():
-            raise DatasetError(
-                f"The tokenizer has no chat template, and row {row} is a conversation. Give one with "
-                "--chat_template_path FILE, in Python tokenizer.chat_template (preftune.data.DIALOGUE_TEMPLATE suits "
-                "any base model), or give plain prompts and completions."
-            )
+        self._require_template(row)
         first = wanted[0]
-        asked = prompt if continues else turns[:first]
-        if whole_completion and prompt and not continues:
-            asked = prompt
+        asked = prompt if prompt and (continues or whole_completion) else turns[:first]
         try:
             header = not continues and turns[len(asked)]["role"] == "assistant"
             before = self._render(pair, asked, continues=continues, answer=header)
@@ -190,8 +178,11 @@ class DemonstrationEncoder(Encoder):
             "turns": len(wanted),
             "trimmed": trimmed,
             "first_turn": first_turn,
+            "context": context,
+            "ends_cut": completion is not given or prompt is not asked_before,
+            "typed_marks": self.end_marks.inside([prompt, completion]),
+            "unwritten": unwritten(turns, whole, wanted),
         }
-        facts |= {"context": bool(context), **marks, "unwritten": unwritten(turns, whole, wanted)}
         if whole_completion:
             alone = demonstration.prompt is None or self.covered.completion_only is False
             return _Texts(whole, () if alone else (before,), False, **facts)
@@ -204,13 +195,18 @@ class DemonstrationEncoder(Encoder):
         edges = self._answers(pair, turns, whole, first, first, lost=lost, begun=begun)
         if edges is None:
             return EncodedDemonstration(row, reason="answers_not_found")
-        found = [at for at in range(first, last + 1) if turns[at]["role"] == "assistant"]
-        if len(edges) == 2 * len(found):  # of several turns, those that teach nothing are left out
-            edges = [
-                edge for at, pair_of in zip(found, spans.pairs(edges), strict=True) if at in wanted for edge in pair_of
-            ]
+        found = [at for at in spoken if first <= at <= last]
+        edges = _edges_of(edges, found, wanted)
         heads = (before, *(whole[:at] for at in edges[:-1]))
         return _Texts(whole, heads, False, tuple(edges), **facts)
+
+    def _require_template(self, row: int) -> None:
+        if not self._has_template():
+            raise DatasetError(
+                f"The tokenizer has no chat template, and row {row} is a conversation. Give one with "
+                "--chat_template_path FILE, in Python tokenizer.chat_template (preftune.data.DIALOGUE_TEMPLATE suits "
+                "any base model), or give plain prompts and completions."
+            )
 
     def _teaches(self, turn: Message, row: int) -> bool:
         """Whether a turn of the assistant is to be learned: it says something, and its weight (1 or 0, as OpenAI's
@@ -261,3 +257,10 @@ class DemonstrationEncoder(Encoder):
         if not encoded.scored:
             encoded.reason = "no_start_token" if len(whole) == 1 else "empty_completion"
         return encoded
+
+
+def _edges_of(edges: Sequence[int], found: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    """The edges of the turns that are trained, where each of several turns has a pair of edges."""
+    if len(edges) != 2 * len(found):
+        return list(edges)
+    return [edge for at, both in zip(found, spans.pairs(edges), strict=True) if at in wanted for edge in both]

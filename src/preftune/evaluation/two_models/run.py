@@ -68,27 +68,20 @@ def evaluate_pairwise(
         judge: compares two answers, or scores one (the higher score wins); `row` may be left out of its arguments.
         output_dir: the `eval` folder itself.
         chunk: rows answered between two writes, by a generator that does not stream.
-        seed: of the intervals that are resampled.
+        seed: of the folds that choose the penalty of the win rate at equal length.
         names: of baseline and aligned model, for people.
         again: ask the judge once more where no verdict could be read in an earlier run.
         judge_thoughts: judge and measure what thinking models write before their answers as part of the answers.
         cost: what endpoints have cost, asked for at the end.
-        training: `method`, `beta`, `learning_rate`, `epochs` and `kl_coef` of the aligned model's run, for the next
-            steps.
+        training: `method`, `beta`, `learning_rate`, `epochs`, `kl_coef` of the aligned model's run, for the advice.
         before_judging: called with all answers before the judge is asked.
     Raises: DatasetError when there is no row or a row has no prompt; RequestError for an unwritable folder.
     """
-    judge = as_judge(judge)
-    folder = Path(output_dir)
+    judge, folder = as_judge(judge), Path(output_dir)
     prepare_folder(folder)
+    path = folder / "generations.jsonl"
     answered = answer_rows(
-        rows,
-        generate=generate,
-        path=folder / "generations.jsonl",
-        settings=settings,
-        chunk=chunk,
-        thoughts=judge_thoughts,
-        progress=progress,
+        rows, generate=generate, path=path, settings=settings, chunk=chunk, thoughts=judge_thoughts, progress=progress
     )
     if before_judging is not None:
         before_judging(answered)
@@ -105,12 +98,16 @@ def evaluate_pairwise(
         cost=cost(),
         training=training,
     )
-    write_json(folder / "summary.json", summary.to_dict())
-    _remember(folder / HISTORY, summary)
+    _write(folder, summary)
     return summary
 
 
 HISTORY = "history.jsonl"
+
+
+def _write(folder: Path, summary: Summary) -> None:
+    write_json(folder / "summary.json", summary.to_dict())
+    _remember(folder / HISTORY, summary)
 
 
 def _remember(path: Path, summary: Summary) -> None:

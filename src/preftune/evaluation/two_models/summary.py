@@ -18,7 +18,7 @@ from preftune.evaluation.two_models.degeneration import Degeneration, compare
 from preftune.judges.from_scores import ScoreJudge
 from preftune.judges.protocol import Judge, judge_name
 from preftune.judges.text_matching import is_correct
-from preftune.statistics.intervals import MeanInterval, Verdict, WinRate, mean_interval, share, verdict, win_rate
+from preftune.statistics.intervals import MeanInterval, Verdict, WinRate, mean_interval, verdict, win_rate
 from preftune.statistics.length_control import LengthControlled, length_controlled
 from preftune.storage.jsonl import digest
 
@@ -206,7 +206,7 @@ def summarise(
     Right answers are measured when the judge can tell (`is_right`), or when every row has a `key_fact`.
 
     Args:
-        seed: of the intervals that are resampled.
+        seed: of the folds that choose the penalty of the win rate at equal length.
         names: of baseline and aligned model, for people.
         cost: what endpoints cost in this run.
         training: `method`, `beta`, `learning_rate`, `epochs` and `kl_coef` of the aligned model's run, for the next
@@ -216,10 +216,7 @@ def summarise(
     outcomes = [OUTCOME_VALUE[j.outcome] for j in judged]
     rate = win_rate(outcomes, clusters, confidence=confidence)
     rates = _right_answers(answered, rows, judge, clusters, confidence)
-    tokens = {
-        "base": mean_interval([float(answer.base_tokens) for answer in answered]).mean,
-        "aligned": mean_interval([float(answer.aligned_tokens) for answer in answered]).mean,
-    }
+    tokens = _per_side(answered, "tokens")
     return Summary(
         win_rate=rate,
         verdict=verdict(rate),
@@ -228,14 +225,8 @@ def summarise(
             rates, base_tokens=tokens["base"], aligned_tokens=tokens["aligned"], baseline=baseline_called(names[0])
         ),
         mean_tokens=tokens,
-        finished={
-            "base": share([float(answer.base_finished) for answer in answered]).mean,
-            "aligned": share([float(answer.aligned_finished) for answer in answered]).mean,
-        },
-        thought_tokens={
-            "base": mean_interval([float(answer.base_thought_tokens) for answer in answered]).mean,
-            "aligned": mean_interval([float(answer.aligned_thought_tokens) for answer in answered]).mean,
-        },
+        finished=_per_side(answered, "finished"),
+        thought_tokens=_per_side(answered, "thought_tokens"),
         judge=judge_name(judge),
         position_bias=_position_bias(judged),
         length_controlled=_at_equal_length(answered, outcomes, clusters, confidence, seed),
@@ -250,6 +241,12 @@ def summarise(
         cost=cost,
         training=training or {},
     )
+
+
+def _per_side(answered: Sequence[AnsweredRow], field: str) -> dict[str, float]:
+    """The mean of a field of the answers, for either model."""
+    sides = ("base", "aligned")
+    return {side: mean_interval([float(getattr(row, f"{side}_{field}")) for row in answered]).mean for side in sides}
 
 
 def _only_ties(answered: Sequence[AnsweredRow], judged: Sequence[JudgedRow]) -> bool:

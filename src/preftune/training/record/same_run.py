@@ -90,7 +90,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         ]
     if None not in (before.get("base"), now["base"]) and before["base"] != now["base"]:
         found.append("the weights of the base model")
-    if None not in (before.get("rated with"), now["rated with"]) and before["rated with"] != now["rated with"]:
+    if None not in (before.get("rated with"), now.get("rated with")) and before["rated with"] != now["rated with"]:
         found.append("what rates the answers (another model of that name, or other settings of it)")
     return found
 

@@ -60,6 +60,14 @@ def prepare_model(
         )
     if peft_config is not None:
         model = add_adapter(model, peft_config)
+    _refuse_untrainable(model)
+    if args.disable_dropout:
+        dropout_off(model)
+    return model
+
+
+def _refuse_untrainable(model: nn.Module) -> None:
+    """Raises: ModelError for a model that is loaded in a way in which it cannot be trained."""
     _refuse_tasks(model)
     devices = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()} - {"cpu", "disk"}
     if len(devices) > 1:
@@ -83,9 +91,6 @@ def prepare_model(
             "a quantised model cannot be trained as it is. Pass peft_config=LoraConfig(target_modules='all-linear') "
             "(--use_peft), which trains an adapter on top of it."
         )
-    if args.disable_dropout:
-        dropout_off(model)
-    return model
 
 
 def _refuse_tasks(model: Any) -> None:

@@ -100,11 +100,7 @@ class PackedTrainer(EvaluatedTrainer):
         self.precision = assemble.settle_precision(model, args)
         self.engine, self.support = self.settle_engine(model, args)
         assemble.settle_compilation(model, args)
-        self.cost, budget = cost_of(self.engine), token_budget(args, args.device)
-        self.step_limit, self.scoring_limit = memory.TokenLimit(budget), memory.TokenLimit(budget)
-        self._window, self._policy_changed = MetricWindow(self.columns), False
-        self._step: list[PackedBatch] = []
-        self.step_has_weight = True
+        self._prepare_steps(args)
         super().__init__(
             model=model,
             args=args,
@@ -124,6 +120,14 @@ class PackedTrainer(EvaluatedTrainer):
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(list(self._tag_names))
         self.say_advice()
+
+    def _prepare_steps(self, args: Any) -> None:
+        """What the first optimiser step starts from."""
+        self.cost, budget = cost_of(self.engine), token_budget(args, args.device)
+        self.step_limit, self.scoring_limit = memory.TokenLimit(budget), memory.TokenLimit(budget)
+        self._window, self._policy_changed = MetricWindow(self.columns), False
+        self._step: list[PackedBatch] = []
+        self.step_has_weight = True
 
     # --- what a subclass says ---
 
