@@ -41,7 +41,7 @@ def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
         if words[0] == "ppo":  # its own tests run it; here its flags are read
             from preftune.cli.train import ppo
 
-            assert all(word in ppo.HELP for word in words if word.startswith("--"))
+            assert all(word in ppo.METHOD.help_text() for word in words if word.startswith("--"))
             continue
         ran.append(words[0])
         assert main([*words, *QUICK.get(words[0], [])]) == 0, (line, capsys.readouterr().err)

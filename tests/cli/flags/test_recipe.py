@@ -9,8 +9,7 @@ import pytest
 
 from preftune.cli.flags.arguments import DataArguments, ModelArguments
 from preftune.cli.flags.recipe import read_recipe
-from preftune.cli.train.dpo import read_request
-from preftune.cli.train.dpo_help import HELP
+from preftune.cli.train.dpo import METHOD, read_request
 from preftune.errors import RequestError
 
 
@@ -180,9 +179,9 @@ def test_every_flag_on_the_help_page_exists() -> None:
     from preftune.cli.train.dpo import parser
 
     known = set(parser().names()) | {"help-all", "traceback"}
-    shown = set(re.findall(r"--([a-z0-9_-]+)", HELP))
+    shown = set(re.findall(r"--([a-z0-9_-]+)", METHOD.help_text()))
     assert shown <= known
-    assert max(map(len, HELP.splitlines())) <= 80
+    assert max(map(len, METHOD.help_text().splitlines())) <= 80
 
 
 def test_defaults_on_the_help_page_are_true() -> None:

@@ -106,16 +106,16 @@ def test_the_help_page_names_flags_that_exist_with_their_defaults(command) -> No
     from preftune.cli.train.train_command import parser_of
 
     known = parser_of(command.METHOD).names()
-    named = {name.replace("-", "_") for name in re.findall(r"--([\w-]+)", command.HELP)}
+    named = {name.replace("-", "_") for name in re.findall(r"--([\w-]+)", command.METHOD.help_text())}
     assert named - set(known) == {"help_all", "traceback"}
     module, _, name = command.METHOD.config.partition(":")
     config = getattr(importlib.import_module(module), name)
     fields = {
         entry.name: entry for kind in (config, ModelArguments, PromptArguments) for entry in dataclasses.fields(kind)
     }
-    for flag, said in re.findall(r"^  --(\w+) +.*?\((\d[\d.]*)\)$", command.HELP, flags=re.MULTILINE):
+    for flag, said in re.findall(r"^  --(\w+) +.*?\((\d[\d.]*)\)$", command.METHOD.help_text(), flags=re.MULTILINE):
         assert float(said) == float(fields[flag].default), flag
-    assert all(len(line) <= 80 for line in command.HELP.splitlines())
+    assert all(len(line) <= 80 for line in command.METHOD.help_text().splitlines())
 
 
 @pytest.mark.parametrize("command", ["ppo", "online"])

@@ -10,6 +10,7 @@ model_flags         a local model, or an endpoint
 plain_parser        argparse without abbreviations
 recipe              YAML recipes
 recipe_environment  the env block of a recipe
+short_help          --help of training commands
 """
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "plain_parser",
     "recipe",
     "recipe_environment",
+    "short_help",
 ]

@@ -6,7 +6,6 @@
     datasets            pairs to train on and to hold out
     demonstration_sets  the same for demonstrations
     dpo                 preftune dpo
-    dpo_help            its help page
     fresh_answers       what ppo and online share
     online              preftune online
     ppo                 preftune ppo

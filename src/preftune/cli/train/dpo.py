@@ -8,9 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from preftune.cli.flags.recipe import Recipe
+from preftune.cli.flags.short_help import MODEL, HelpPage
 from preftune.cli.train import train_command
-from preftune.cli.train.dpo_help import HELP
 from preftune.cli.train.train_command import Method, Request
+
+HELP = HelpPage(
+    usage="preftune dpo --model NAME_OR_PATH --data FILE_OR_HUB_ID [options]",
+    about="Direct Preference Optimization. Every field of DPOConfig and of transformers' TrainingArguments is a flag "
+    "(--learning_rate or --learning-rate). A YAML recipe holds the same names; flags override it.",
+    sections={
+        "model": f"{MODEL} lora_target_modules",
+        "data": "data format columns as_chat dataset_train_split eval_fraction eval_dataset_name max_length "
+        "max_prompt_length truncation",
+        "training": "beta loss_type learning_rate num_train_epochs max_steps per_device_train_batch_size "
+        "gradient_accumulation_steps max_tokens_per_batch group_by_prompt eval_strategy early_stopping_patience guard "
+        "guard_budget guard_prompts",
+    },
+    words={
+        "beta": "KL penalty (0.1); higher stays near the reference",
+        "learning_rate": "by default 5e-7 for all weights, 5e-6 for LoRA",
+        "guard": "off, warn, stop or rollback when the run goes wrong (warn)",
+        "guard_prompts": "how many prompts it asks (8), or a file of them",
+    },
+)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -12,6 +12,12 @@ from typing import Any
 from preftune.cli.flags.arguments import column_names, option
 from preftune.cli.train.train_command import Request
 
+PROMPT_WORDS = {
+    "data": "rows with a prompt or messages, a .txt with one prompt a line, or pairs, whose prompts are taken",
+    "guard": "off, warn, stop or rollback when the run goes wrong (warn)",
+}
+"""Flags whose text on the help page differs from that of other training commands."""
+
 
 @dataclass
 class PromptArguments:

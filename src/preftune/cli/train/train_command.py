@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from preftune.cli.flags.arguments import DataArguments, ModelArguments
-from preftune.cli.flags.field_names import check_names, fields_of, names_of, spoken_as_flags
+from preftune.cli.flags.field_names import Field, check_names, fields_of, names_of, spoken_as_flags
 from preftune.cli.flags.help_all import page
 from preftune.cli.flags.messages import tell
 from preftune.cli.flags.recipe import Recipe, read_recipe
+from preftune.cli.flags.short_help import HelpPage
 from preftune.errors import PreftuneError, RequestError
 from preftune.log import say, show_details, warn
 
@@ -33,7 +34,7 @@ class Method:
     trainer: str
     """`module:class`, imported when a model is at hand."""
     config: str
-    help: str
+    help: HelpPage
     wanted: str
     """What the data are, for the message that none are named."""
     open_data: Callable[[Request], tuple[Any, Any]]
@@ -55,6 +56,14 @@ class Method:
     @property
     def prog(self) -> str:
         return f"preftune {self.name}"
+
+    def fields(self) -> list[Field] | None:
+        """Every field that is a flag, without importing what they configure; None where no source can be read."""
+        return fields_of(self.data_arguments, self.model_arguments, self.config)
+
+    def help_text(self) -> str:
+        """What `--help` prints."""
+        return self.help.text(self.fields() or ())
 
     @property
     def output_dir(self) -> str:
@@ -93,10 +102,10 @@ def run(method: Method, argv: Sequence[str]) -> int:
     Raises: PreftuneError; KeyboardInterrupt with a sentence that says what is kept and how to go on.
     """
     if "-h" in argv or "--help" in argv:
-        print(method.help, end="")
+        print(method.help_text(), end="")
         return 0
     if "--help-all" in argv or "--help_all" in argv:
-        fields = fields_of(method.data_arguments, method.model_arguments, method.config)
+        fields = method.fields()
         print(parser_of(method).format_help() if fields is None else page(method.prog, fields), end="")
         return 0
     recipe = find_recipe(argv)

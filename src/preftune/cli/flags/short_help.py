@@ -1,0 +1,90 @@
+"""`--help` of a training command: the flags that matter most, in the words of their own fields, without torch."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import textwrap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from preftune.cli.flags.field_names import Field
+
+MODEL = "model dtype use_peft lora_r lora_alpha load_in_4bit"
+OUTPUT = "output_dir resume no_report push_to_hub report_to"
+_MORE = "config verbose help-all traceback"
+
+_NAME_WIDTH = 27
+_FIRST_SENTENCE = re.compile(r"(?<!et al)(?<!\.\.)\. ")
+_WORDS = {
+    "model": "path or hub id (also --model_name_or_path)",
+    "data": "jsonl, json, csv, parquet (also .gz), a folder, a hub id, - for stdin (also --dataset_name)",
+    "num_train_epochs": "how often the data are used, unless --max_steps is given",
+    "max_steps": "optimiser steps in all",
+    "per_device_train_batch_size": "rows per device and accumulation step",
+    "gradient_accumulation_steps": "accumulation steps per optimiser step",
+    "eval_strategy": "no, steps (with --eval_steps), epoch",
+    "output_dir": "the run directory: adapter or model, run.json, metrics.jsonl, checkpoints",
+    "resume": "[CHECKPOINT] continue from the last checkpoint, or from this one; auto: start if there is none",
+    "no_report": "without report.html at the end",
+    "push_to_hub": "upload the result, to --hub_model_id",
+    "report_to": "wandb, tensorboard, trackio, ...",
+    "neftune_noise_alpha": "noise on the embeddings; 5 is usual",
+    "config": "RECIPE.yaml: the same names in a file; flags override it",
+    "verbose": "all notes, which run.json has in any case",
+    "help-all": "every flag",
+    "traceback": "the whole traceback of an error",
+}
+"""Flags that are not fields of preftune's own, and transformers' fields, whose help texts are long."""
+
+
+@dataclass(frozen=True, slots=True)
+class HelpPage:
+    """What a command's page says."""
+
+    usage: str
+    about: str
+    sections: Mapping[str, str]
+    """Title -> names of flags, separated by blanks."""
+    words: Mapping[str, str] = field(default_factory=dict)
+    """Flag -> its text, where this command needs another one than the field has."""
+
+    def text(self, fields: Iterable[Field]) -> str:
+        """The page, as wide as the terminal and at most 80 columns."""
+        known = {entry.name: entry for entry in fields}
+        width = min(80, max(40, shutil.get_terminal_size().columns))
+        parts = [_wrapped(f"usage: {self.usage}", width, "", "         "), _wrapped(self.about, width, "", "")]
+        sections = {**self.sections, "output": self.sections.get("output", OUTPUT), "": _MORE}
+        for title, names in sections.items():
+            entries = [self._entry(name, known.get(name.removeprefix("no_")), width) for name in names.split()]
+            parts.append("\n".join([title, *entries] if title else entries))
+        return "\n\n".join(parts) + "\n"
+
+    def _entry(self, name: str, known: Field | None, width: int) -> str:
+        flag, text = f"  --{name}", self._what(name, known)
+        if width < 60:
+            return f"{flag}\n{_wrapped(text, width, ' ' * 6, ' ' * 6)}"
+        indent = " " * (_NAME_WIDTH + 2)
+        body = _wrapped(text, width, indent, indent)
+        return f"{flag}\n{body}" if len(flag) > _NAME_WIDTH else flag + body[len(flag) :]
+
+    def _what(self, name: str, known: Field | None) -> str:
+        text = self.words.get(name) or _WORDS.get(name)
+        if text is None:
+            text = _FIRST_SENTENCE.split(known.help)[0].rstrip(".") if known is not None else ""
+            text = text if text[1:2].isupper() else text[:1].lower() + text[1:]
+        default = _default(known) if name in (known.name if known is not None else "",) else ""
+        return f"{text} ({default})" if default and name not in self.words else text
+
+
+def _default(known: Field | None) -> str:
+    """A default as people write it; empty where there is none, or where it is no, none or nothing."""
+    if known is None or known.default in ("", "False", "True", "''", "[]", "{}", "-1", "'none'"):
+        return ""
+    return known.default.strip("[]'").replace("', '", ", ").removesuffix(".0")
+
+
+def _wrapped(text: str, width: int, first: str, others: str) -> str:
+    return textwrap.fill(
+        text, width, initial_indent=first, subsequent_indent=others, break_long_words=False, break_on_hyphens=False
+    )
