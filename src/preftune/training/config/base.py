@@ -38,6 +38,7 @@ class PackedConfig(TrainingArguments):
     full_learning_rate: ClassVar[float]
     """Where none is asked for and all weights are trained."""
     adapter_learning_rate: ClassVar[float]
+    trls_rate: ClassVar[float]
     refused: ClassVar[Mapping[str, Refusal]]
 
     # --- defaults that differ from TrainingArguments ---
@@ -264,6 +265,49 @@ class PackedConfig(TrainingArguments):
             )
         if self.metric_for_best_model is None:
             self.metric_for_best_model, self.greater_is_better = "loss", False
+
+
+@dataclass
+class PairConfig(PackedConfig):
+    """What trainers on preference pairs share."""
+
+    max_prompt_length: int | None = option(None, "Longest prompt, in tokens; a longer one loses its beginning.")
+    group_by_prompt: bool = option(
+        False,
+        "Rows with the same prompt train as one group: each distinct completion is computed once, the loss stays the "
+        "mean over pairs. Batch sizes then count groups: with six pairs per prompt a batch of 8 is about 48 pairs. A "
+        "group holds at most 4 x max_length tokens.",
+    )
+
+    def _validate(self) -> None:
+        super()._validate()
+        self._at_least_1("max_prompt_length")
+        if self.max_length and self.max_prompt_length and self.max_prompt_length >= self.max_length:
+            raise ConfigError(
+                f"max_prompt_length={self.max_prompt_length} leaves no room for a completion within "
+                f"max_length={self.max_length}. Raise max_length or lower max_prompt_length."
+            )
+
+
+@dataclass
+class ReferenceFields:
+    """What trainers with a reference share."""
+
+    disable_dropout: bool = option(True, "Train without dropout, LoRA's included, as the loss assumes.")
+    allow_reference_mismatch: bool = option(
+        False, "Accept, on purpose, a ref_model that disagrees with the policy before the first step."
+    )
+    guard: str = option(
+        "off",
+        "Watch the run for answers that degenerate and figures that go wrong: off, warn, stop at an alarm, or rollback "
+        "to the last good weights and stop. The command line's default is warn.",
+        choices=["off", "warn", "stop", "rollback"],
+    )
+
+    def _check_guard(self) -> None:
+        given: object = self.guard
+        self.guard = "off" if given is False else self.guard  # what YAML makes of off
+        one_of("guard", self.guard, ("off", "warn", "stop", "rollback"))
 
 
 def positive(name: str, value: float, advice: str) -> None:

@@ -8,16 +8,13 @@ from typing import ClassVar
 
 from preftune.errors import ConfigError
 from preftune.losses.registry import get_loss
-from preftune.training.config.base import PackedConfig, one_of, positive
+from preftune.training.config.base import PairConfig, ReferenceFields, positive
 from preftune.training.config.base import option as _option
 from preftune.training.config.refused import REFUSED, Refusal
 
-FULL_LEARNING_RATE = 5e-7
-ADAPTER_LEARNING_RATE = 5e-6
-
 
 @dataclass
-class DPOConfig(PackedConfig):
+class DPOConfig(ReferenceFields, PairConfig):
     """Configuration of `DPOTrainer`: every field of `transformers.TrainingArguments`, and those below.
 
     Names follow TRL 1.16, so a TRL script or YAML runs with the import changed. A field is honoured or refused with a
@@ -27,8 +24,8 @@ class DPOConfig(PackedConfig):
     minutes, not every 500 steps. What is left to the model stays None until a trainer has one.
     """
 
-    full_learning_rate: ClassVar[float] = FULL_LEARNING_RATE
-    adapter_learning_rate: ClassVar[float] = ADAPTER_LEARNING_RATE
+    full_learning_rate: ClassVar[float] = 5e-7
+    adapter_learning_rate: ClassVar[float] = 5e-6
     trls_rate: ClassVar[float] = 1e-6
     refused: ClassVar[Mapping[str, Refusal]] = REFUSED
 
@@ -36,17 +33,6 @@ class DPOConfig(PackedConfig):
     loss_type: list[str] = _option(["sigmoid"], "The loss: sigmoid, robust, hinge or ipo.")
     beta: float = _option(0.1, "Strength of the KL penalty. A higher beta keeps the policy closer to the reference.")
     label_smoothing: float = _option(0.0, "Probability that a label is flipped, for sigmoid (cDPO) and robust.")
-
-    # --- the data ---
-    max_prompt_length: int | None = _option(None, "Longest prompt, in tokens; a longer one loses its beginning.")
-    group_by_prompt: bool = _option(
-        False,
-        "Rows with the same prompt train as one group: each distinct completion is computed once, the loss stays the "
-        "mean over pairs. Batch sizes then count groups: with six pairs per prompt a batch of 8 is about 48 pairs. A "
-        "group holds at most 4 x max_length tokens.",
-    )
-    # --- the model ---
-    disable_dropout: bool = _option(True, "Train without dropout, LoRA's included, as the DPO loss assumes.")
 
     # --- the reference ---
     precompute_ref_log_probs: bool = _option(
@@ -56,17 +42,8 @@ class DPOConfig(PackedConfig):
         None, "Pairs scored at a time in that pass. Default: per_device_eval_batch_size."
     )
     reference_cache: bool = _option(True, "Keep reference scores on disk, for later epochs, runs and sweeps.")
-    allow_reference_mismatch: bool = _option(
-        False, "Accept a ref_model that disagrees with the policy before the first step: I mean it."
-    )
 
     # --- the guard ---
-    guard: str = _option(
-        "off",
-        "Watch the run for answers that degenerate and figures that go wrong: off, warn, stop at an alarm, or rollback "
-        "to the last good weights and stop. The command line's default is warn.",
-        choices=["off", "warn", "stop", "rollback"],
-    )
     guard_budget: float = _option(
         0.05, "Most of the run's time that the guard may take, 0 to 0.5; 0: it reads the training figures only."
     )
@@ -114,17 +91,11 @@ class DPOConfig(PackedConfig):
         if loss.smoothing_limit is not None and not 0 <= self.label_smoothing <= loss.smoothing_limit:
             raise ConfigError(f"label_smoothing={self.label_smoothing} must lie in 0..0.5 for loss_type={self.loss!r}.")
         super()._validate()
-        self._at_least_1("max_prompt_length", "precompute_ref_batch_size")
-        if self.max_length and self.max_prompt_length and self.max_prompt_length >= self.max_length:
-            raise ConfigError(
-                f"max_prompt_length={self.max_prompt_length} leaves no room for a completion within "
-                f"max_length={self.max_length}. Raise max_length or lower max_prompt_length."
-            )
+        self._at_least_1("precompute_ref_batch_size")
         self._validate_guard()
 
     def _validate_guard(self) -> None:
-        self.guard = "off" if self.guard is False else self.guard  # what YAML makes of off
-        one_of("guard", self.guard, ("off", "warn", "stop", "rollback"))
+        self._check_guard()
         if not 0 <= self.guard_budget <= 0.5:
             raise ConfigError(f"guard_budget={self.guard_budget} must lie in 0..0.5: 0.05 is a twentieth of the time.")
         number = str(self.guard_prompts).strip() if self.guard_prompts is not None else ""

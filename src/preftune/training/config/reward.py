@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from preftune.errors import ConfigError
-from preftune.training.config.base import PackedConfig, option
+from preftune.training.config.base import PairConfig, option
 from preftune.training.config.refused import REFUSED, Refusal
 
 REWARD_REFUSED: Mapping[str, Refusal] = {
@@ -22,7 +22,7 @@ REWARD_REFUSED: Mapping[str, Refusal] = {
 
 
 @dataclass
-class RewardConfig(PackedConfig):
+class RewardConfig(PairConfig):
     """Configuration of `RewardTrainer`: every field of `transformers.TrainingArguments`, and those below.
 
     Names follow TRL 1.16, so a TRL script or YAML runs with the import changed. `learning_rate` is 1e-5 for full
@@ -42,28 +42,16 @@ class RewardConfig(PackedConfig):
     )
 
     # --- the data ---
-    max_prompt_length: int | None = option(None, "Longest prompt, in tokens; a longer one loses its beginning.")
     chat_template_path: str | None = option(
         None, "A Jinja file, or a model whose chat template is taken over. Default: the tokenizer's own."
     )
     eos_token: str | None = option(None, "Token that ends an answer. Default: the tokenizer's.")
-    group_by_prompt: bool = option(
-        False,
-        "Rows with the same prompt train as one group: each distinct completion is computed once, the loss stays the "
-        "mean over pairs. Batch sizes then count groups.",
-    )
 
     # --- the model ---
     disable_dropout: bool = option(True, "Train without dropout, LoRA's included.")
 
     def _validate(self) -> None:
         super()._validate()
-        self._at_least_1("max_prompt_length")
-        if self.max_length and self.max_prompt_length and self.max_prompt_length >= self.max_length:
-            raise ConfigError(
-                f"max_prompt_length={self.max_prompt_length} leaves no room for a completion within "
-                f"max_length={self.max_length}. Raise max_length or lower max_prompt_length."
-            )
         center = self.center_rewards_coefficient
         if center is not None and not (math.isfinite(center) and center >= 0):
             raise ConfigError(

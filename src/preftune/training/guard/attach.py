@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from preftune.training.guard.samples import opened
 
 if TYPE_CHECKING:
-    from preftune.training.config.dpo import DPOConfig
+    from preftune.training.config.base import ReferenceFields
     from preftune.training.guard.callback import Guard
 
 
-def opened_for_guard(train: Any, held_out: Any, args: DPOConfig) -> tuple[Any, Any]:
+def opened_for_guard(train: Any, held_out: Any, args: ReferenceFields) -> tuple[Any, Any]:
     """The datasets, the one that the guard takes its prompts from opened: held-out rows, or else training rows."""
     if args.guard == "off":
         return train, held_out

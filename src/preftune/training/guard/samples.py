@@ -23,6 +23,7 @@ from preftune.generation.generate import Completion, generate
 from preftune.storage.run_directory import write_json
 from preftune.text_quality.single_answer import look_at, self_similarity
 from preftune.training.guard.figures import Look
+from preftune.training.setup.arguments import is_stream
 from preftune.types import Text, TokenizedGroup
 
 if TYPE_CHECKING:
@@ -94,13 +95,9 @@ def opened(source: Any) -> Any:
     """A dataset with its pairs opened, so that its prompts can be read without opening it a second time."""
     if isinstance(source, Mapping):
         return {name: opened(part) for name, part in source.items()}
-    if source is None or isinstance(source, GroupDataset | PairDataset) or _streams(source):
+    if source is None or isinstance(source, GroupDataset | PairDataset) or is_stream(source):
         return source
     return load_pairs(source)
-
-
-def _streams(source: Any) -> bool:
-    return hasattr(source, "_ex_iterable") or type(source).__name__ == "IterableDataset"
 
 
 def prompts_of(source: Any, count: int, tokenizer: Any) -> list[Prompt]:

@@ -1,7 +1,6 @@
 """Training on answers that the policy gives while it is trained.
 
 config        options of online training
-facts         run.json and model card
 fresh         data loader, reference and sampler of a trainer
 preference    OnlineDPOTrainer
 prompts       prompts, encoded once, in a seeded order

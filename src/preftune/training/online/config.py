@@ -8,12 +8,12 @@ from typing import Any
 
 from preftune.errors import ConfigError
 from preftune.judges.ensemble import HOWS
-from preftune.training.config.base import option
+from preftune.training.config.base import PackedConfig, ReferenceFields, option
 from preftune.training.config.dpo import DPOConfig
 
 
 @dataclass
-class SamplingFields:
+class SamplingConfig(ReferenceFields, PackedConfig):
     """What `PPOConfig` and `OnlineDPOConfig` share. The comments name where a default comes from."""
 
     max_new_tokens: int = option(64, "Longest answer, in tokens (TRL's PPOConfig: response_length).")
@@ -93,7 +93,7 @@ def refuse_what_has_no_meaning(config: Any) -> None:
 
 
 @dataclass
-class OnlineDPOConfig(SamplingFields, DPOConfig):
+class OnlineDPOConfig(SamplingConfig, DPOConfig):
     """Configuration of `OnlineDPOTrainer`: every field of `DPOConfig` that has a meaning here, and sampling.
 
     Guo et al. 2024, "Direct Language Model Alignment from Online AI Feedback" (arXiv:2402.04792).

@@ -23,13 +23,13 @@ from preftune.logps import pack
 from preftune.logps.batch import PackedBatch
 from preftune.reference import ReferenceScores
 from preftune.storage.run_directory import check_writable
-from preftune.training.online.facts import card, facts_of
 from preftune.training.online.fresh import STEP, Fresh, FreshStep, choose_reference, choose_sampler, plan_steps
 from preftune.training.online.prompts import prepare_prompts
 from preftune.training.online.rollout import Rollout, Sampler, figures_of_answers
 from preftune.training.online.watch import Watch
 from preftune.training.online.window import Averages
-from preftune.training.record import checkpoint
+from preftune.training.record import checkpoint, model_card
+from preftune.training.record.run_record import facts_of
 from preftune.training.record.saved_model import end_answers
 from preftune.training.setup import model as assemble
 from preftune.training.setup.arguments import tokenizer_of
@@ -256,6 +256,19 @@ class OnlineTrainer(ResumableTrainer):
     def recall(self, state: Mapping[str, Any]) -> None:
         self._rounds, self._sampled = state.get("rounds", 0), state.get("sampled", 0)
 
+    def data_facts(self) -> dict[str, Any]:
+        return {
+            "train": {
+                "prompts": len(self.prompts),
+                "tokens": sum(map(len, self.prompts.token_ids)),
+                "too_long": self.prompts.too_long,
+                "fingerprint": self.prompts.fingerprint,
+            }
+        }
+
+    def record_facts(self) -> dict[str, Any]:
+        return {"reference": {"source": self.reference.description, "fingerprint": self.reference.fingerprint}}
+
     def result_facts(self) -> dict[str, Any]:
         return {"episodes": self._sampled}
 
@@ -334,7 +347,7 @@ class OnlineTrainer(ResumableTrainer):
 
     def checkpoint_facts(self) -> dict[str, Any]:
         return {
-            "reference": {"source": self.reference.description, "fingerprint": self.reference.fingerprint},
+            **self.record_facts(),
             "rounds": self._rounds,
             "sampled": self._sampled,
             "window": self._window.state(),
@@ -345,7 +358,7 @@ class OnlineTrainer(ResumableTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """README.md of the output directory."""
-        Path(self.args.output_dir, "README.md").write_text(card(self), encoding="utf-8")
+        Path(self.args.output_dir, "README.md").write_text(model_card.online_card(self), encoding="utf-8")
 
     def go_on(self) -> None:
         """Before the first round of a resumed run: what the checkpoint's run knew."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -33,9 +32,3 @@ class Averages:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._sums = {name: (float(total), float(count)) for name, (total, count) in state.items()}
-
-
-def moments_of(values: Tensor) -> dict[str, Tensor]:
-    """Mean and (population) standard deviation."""
-    wide = values.float()
-    return {"mean": wide.mean(), "std": wide.std(unbiased=False) if wide.numel() else torch.zeros(())}

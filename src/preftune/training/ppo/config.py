@@ -8,14 +8,14 @@ from typing import ClassVar
 
 from preftune.errors import ConfigError
 from preftune.losses.ppo import KL_ESTIMATORS
-from preftune.training.config.base import PackedConfig, one_of, option
+from preftune.training.config.base import one_of, option
 from preftune.training.config.refused import REFUSED
-from preftune.training.online.config import SamplingFields, refuse_what_has_no_meaning
+from preftune.training.online.config import SamplingConfig, refuse_what_has_no_meaning
 
 
 @dataclass
-class PPOConfig(SamplingFields, PackedConfig):
-    """Configuration of `PPOTrainer`: the fields of `transformers.TrainingArguments` and `SamplingFields`, and these.
+class PPOConfig(SamplingConfig):
+    """Configuration of `PPOTrainer`: the fields of `transformers.TrainingArguments` and `SamplingConfig`, and these.
 
     Names and defaults are those that TRL's PPOConfig had, as far as it had them (0.12 and later; "TRL 0.11" is the one
     before). Sources: Schulman et al. 2017
@@ -26,13 +26,13 @@ class PPOConfig(SamplingFields, PackedConfig):
     `num_ppo_epochs * num_mini_batches` optimiser steps of them.
     """
 
-    full_learning_rate = 3e-6
-    adapter_learning_rate = 3e-5
+    full_learning_rate: ClassVar[float] = 3e-6
+    adapter_learning_rate: ClassVar[float] = 3e-5
     trls_rate: ClassVar[float] = 3e-6
     refused = REFUSED
 
     # --- defaults that differ from TrainingArguments ---
-    learning_rate: float | None = option(  # type: ignore[assignment]
+    learning_rate: float | None = option(
         None, "Initial learning rate. Default: 3e-6 for full fine-tuning (TRL's), 3e-5 for adapters."
     )
     num_train_epochs: float = option(1.0, "How often every prompt is asked, unless total_episodes or max_steps say.")
@@ -102,20 +102,6 @@ class PPOConfig(SamplingFields, PackedConfig):
         choices=["auto", "zeros", "reward"],
     )
 
-    # --- the model ---
-    disable_dropout: bool = option(True, "No dropout: the ratio would not begin at 1. Huang et al. 2024.")
-    allow_reference_mismatch: bool = option(
-        False, "Accept a ref_model that disagrees with the policy before the first step: I mean it."
-    )
-
-    # --- the guard ---
-    guard: str = option(
-        "off",
-        "Watch the answers and the figures for a run that goes wrong: off, warn, stop at an alarm, or rollback to the "
-        "last good weights and stop. The command line's default is warn.",
-        choices=["off", "warn", "stop", "rollback"],
-    )
-
     def __post_init__(self) -> None:
         if self.logging_steps is None:
             self.logging_steps = self.num_ppo_epochs * self.num_mini_batches
@@ -142,10 +128,9 @@ class PPOConfig(SamplingFields, PackedConfig):
                 raise ConfigError(f"{name}={value} must be a finite number, 0 or above.")
         if self.kl_target is not None and self.kl_coef == 0:
             raise ConfigError("kl_target adapts kl_coef by factors, and kl_coef=0 stays 0. Begin with kl_coef=0.05.")
-        self.guard = "off" if self.guard is False else self.guard  # what YAML makes of off
+        self._check_guard()
         one_of("kl_estimator", self.kl_estimator, tuple(KL_ESTIMATORS))
         one_of("value_init", self.value_init, ("auto", "zeros", "reward"))
-        one_of("guard", self.guard, ("off", "warn", "stop", "rollback"))
         if self.max_disagreement is not None and len(self.reward_model) == 1:
             raise ConfigError(
                 "max_disagreement needs an ensemble: name several models in reward_model, or leave it out."

@@ -2,12 +2,11 @@
 
 run.json and metrics.jsonl, checkpoints with a manifest, model cards, trackers, and the lock of a run directory.
 
-    cards             model cards of SFT and reward models
     checkpoint        what preftune adds to a checkpoint
     earlier_run       an earlier run's files are put aside
     limits            an end after so many seconds or tokens
     manifest          the files of a checkpoint, with digests
-    model_card        the model card of DPO
+    model_card        model cards
     resuming          which checkpoint a run continues
     run_lock          one run at a time in a folder
     run_record        run.json, metrics.jsonl, audit.json
@@ -19,7 +18,6 @@ run.json and metrics.jsonl, checkpoints with a manifest, model cards, trackers, 
 """
 
 __all__ = [
-    "cards",
     "checkpoint",
     "earlier_run",
     "limits",

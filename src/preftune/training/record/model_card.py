@@ -1,7 +1,8 @@
-"""The model card: README.md beside the weights, from what was measured."""
+"""Model cards: README.md next to the weights, from what was measured."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,86 +10,164 @@ import yaml
 
 from preftune.version import __version__
 
+Row = tuple[str, str]
+_ONLINE = {
+    "ppo": "aligned by proximal policy optimisation (arXiv:1707.06347, arXiv:1909.08593) on its own answers",
+    "online-dpo": "aligned by online DPO (arXiv:2402.04792) on its own answers, compared by a judge,",
+}
 
-def write(trainer: Any) -> None:
-    """Write `README.md` into the output directory of a trainer."""
-    Path(trainer.args.output_dir, "README.md").write_text(text(trainer), encoding="utf-8")
+
+def dpo_card(trainer: Any) -> str:
+    """Of a model that was aligned with DPO."""
+    args, data = trainer.args, trainer.train_dataset
+    loss = f"{args.loss}, beta {args.beta:g}"
+    rows = [
+        ("loss", f"{loss}, label smoothing {args.label_smoothing:g}" if args.label_smoothing else loss),
+        ("pairs", f"{data.pairs:,}"),
+        *_steps(trainer, "pairs per step", _pairs_per_step(trainer)),
+        ("reference", trainer.reference.source.description),
+    ]
+    last = _last(trainer, "eval_rewards/accuracies")
+    result = "Not evaluated on held-out pairs."
+    if last is not None:
+        result = (
+            f"On held-out pairs after step {int(last['step']):,}: reward margin {last['eval_rewards/margins']:.3f}, "
+            f"accuracy {last['eval_rewards/accuracies']:.1%}, loss {last['eval_loss']:.4f}. These say that the model "
+            "tells the sides apart, not that its answers are better: compare its answers with the base model's."
+        )
+    what = "aligned with direct preference optimisation (arXiv:2305.18290)"
+    return _card(
+        trainer, what, rows, [result, *_guard(trainer.guard)], tags=["dpo", "preference-optimization"],
+        ending=f"; trained: {_trained(trainer)}",
+    )  # fmt: skip
 
 
-def text(trainer: Any) -> str:
+def sft_card(trainer: Any) -> str:
+    """Of a model that was fine-tuned on demonstrations."""
+    data = trainer.train_dataset
+    rows = [("rows", f"{len(data):,}"), ("trained tokens per epoch", f"{data.scored_tokens:,}"), *_rows(trainer)]
+    last = _last(trainer, "eval_mean_token_accuracy")
+    result = "Not evaluated on held-out rows."
+    if last is not None:
+        result = (
+            f"On held-out rows after step {int(last['step']):,}: loss {last['eval_loss']:.4f} nats per token, "
+            f"{last['eval_mean_token_accuracy']:.1%} of the tokens were the likeliest ones."
+        )
+    return _card(trainer, "fine-tuned on demonstrations (SFT)", rows, [result], tags=["sft"])
+
+
+def reward_card(trainer: Any) -> str:
+    """Of a reward model."""
+    args, data = trainer.args, trainer.train_dataset
+    rows = [("pairs", f"{data.pairs:,}")]
+    if args.center_rewards_coefficient:
+        rows.append(("centring", f"{args.center_rewards_coefficient:g}"))
+    last = _last(trainer, "eval_accuracy")
+    result = "Not evaluated on held-out pairs."
+    if last is not None:
+        result = (
+            f"On held-out pairs after step {int(last['step']):,}: accuracy {last['eval_accuracy']:.1%}, calibration "
+            f"error {last['eval_calibration_error']:.3f}, loss {last['eval_loss']:.4f}. A reward model is as good as "
+            "these pairs are like what it will judge."
+        )
+    what = "trained as a reward model (Bradley-Terry): one score per answer, in nats, read at its last token,"
+    rows += _rows(trainer)
+    return _card(trainer, what, rows, [result], tags=["reward-model"], pipeline="text-classification")
+
+
+def online_card(trainer: Any) -> str:
+    """Of a model that was trained on its own answers."""
+    rows = [
+        ("prompts", f"{len(trainer.prompts):,}"),
+        ("answers sampled", f"{trainer.sampled:,}"),
+        ("rated by", trainer.rated_by),
+        ("reference", trainer.reference.description),
+        *_rows(trainer),
+    ]
+    said = []
+    for name, what in (("objective/scores", "score"), ("objective/kl", "KL to the reference, nats per answer,")):
+        seen = [entry[name] for entry in trainer.state.log_history if name in entry]
+        if seen:
+            said.append(f"{what} {seen[0]:.3f} at first and {seen[-1]:.3f} at last")
+    result = f"Of its own answers while it was trained: {'; '.join(said)}. " if said else ""
+    result += (
+        "The score is what was trained on: whether the answers are better must be asked of another judge (preftune "
+        "eval)."
+    )
+    return _card(trainer, _ONLINE[trainer.method], rows, [result], tags=[trainer.method])
+
+
+def _card(
+    trainer: Any, what: str, rows: Sequence[Row], results: Sequence[str], *, tags: Sequence[str], ending: str = "",
+    pipeline: str = "text-generation",
+) -> str:  # fmt: skip
+    """The whole page.
+
+    Args:
+        what: what was done with the base model, after its name.
+        rows: of the table.
+        results: paragraphs below the table.
+    """
     args, base = trainer.args, str(getattr(trainer.model.config, "_name_or_path", "") or "")
     header: dict[str, Any] = {
         "library_name": "transformers" if trainer.full else "peft",
-        "tags": ["preftune", "dpo", "preference-optimization"],
-        "pipeline_tag": "text-generation",
+        "tags": ["preftune", *tags],
+        "pipeline_tag": pipeline,
     }
-    is_hub_id = base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
-    if is_hub_id:
+    if base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists():
         header["base_model"] = base
     name = (args.hub_model_id or Path(args.output_dir).resolve().name).split("/")[-1]
+    shown = f"`{base}`" if base else "A model given in memory,"
+    lines = ["---", yaml.safe_dump(header, sort_keys=False).strip(), "---", "", f"# {name}", ""]
+    lines += [f"{shown} {what} by preftune {__version__}{ending}.", "", "| | |", "|---|---|"]
+    lines += [f"| {key} | {value} |" for key, value in rows]
+    lines.append(f"| {trainer.precision.describe().replace(': ', ' | ', 1)} |")
+    for paragraph in results:
+        lines += ["", paragraph]
+    return "\n".join([*lines, ""])
+
+
+def _steps(trainer: Any, unit: str, per_step: str) -> list[Row]:
+    args = trainer.args
     schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-    kind = "all weights" if trainer.full else "an adapter"
-    lines = [
-        "---",
-        yaml.safe_dump(header, sort_keys=False).strip(),
-        "---",
-        "",
-        f"# {name}",
-        "",
-        f"{_shown(base)} aligned with direct preference optimisation (arXiv:2305.18290) by preftune {__version__}; "
-        f"trained: {kind}.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| loss | {args.loss}, beta {args.beta:g}"
-        + (f", label smoothing {args.label_smoothing:g}" if args.label_smoothing else "")
-        + " |",
-        f"| pairs | {trainer.train_dataset.pairs:,} |",
-        f"| learning rate | {args.learning_rate:g}, {schedule} |",
-        f"| pairs per step | {_pairs_per_step(trainer)} |",
-        f"| steps | {trainer.state.global_step:,} |",
-        f"| reference | {trainer.reference.source.description} |",
-        f"| {trainer.precision.describe().replace(': ', ' | ', 1)} |",
-    ]
-    best = trainer.state.best_global_step if args.load_best_model_at_end else None
-    return "\n".join([*lines, *_results(trainer.state.log_history, best), *_guard(getattr(trainer, "guard", None)), ""])
+    rate = ("learning rate", f"{args.learning_rate:g}, {schedule}")
+    return [rate, (unit, per_step), ("steps", f"{trainer.state.global_step:,}")]
 
 
-def _results(history: list[dict[str, float]], best: int | None) -> list[str]:
-    """Of the weights that are saved: the best checkpoint's where that was loaded, else the last."""
-    evaluated = [entry for entry in history if "eval_rewards/accuracies" in entry]
-    if not evaluated:
-        return ["", "Not evaluated on held-out pairs."]
-    last = next((entry for entry in evaluated if entry["step"] == best), evaluated[-1])
-    return [
-        "",
-        f"On held-out pairs after step {int(last['step']):,}: reward margin {last['eval_rewards/margins']:.3f}, "
-        f"accuracy {last['eval_rewards/accuracies']:.1%}, loss {last['eval_loss']:.4f}. These say that the model tells "
-        "the sides apart, not that its answers are better: compare its answers with the base model's.",
-    ]
+def _rows(trainer: Any) -> list[Row]:
+    return [*_steps(trainer, "rows per step", str(_per_step(trainer.args))), ("trained", _trained(trainer))]
 
 
-def _guard(guard: Any) -> list[str]:
-    """What was raised while training; nothing where nobody watched."""
-    if guard is None:
-        return []
-    lines = ["", "## The guard", ""]
-    if not guard.alarms:
-        return [*lines, "It watched the training and raised no alarm."]
-    lines += [f"- step {alarm.step}, {alarm.name} ({alarm.level}): {alarm.seen}" for alarm in guard.alarms]
-    if guard.rolled_back_to is not None:
-        at = f"those of step {guard.rolled_back_to}" if guard.rolled_back_to else "those from before the first step"
-        lines += ["", f"Training ended there, and the weights were put back: these are {at}."]
-    return lines
+def _per_step(args: Any) -> int:
+    return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
+
+
+def _trained(trainer: Any) -> str:
+    return "all weights" if trainer.full else "an adapter"
 
 
 def _pairs_per_step(trainer: Any) -> str:
-    args, data = trainer.args, trainer.train_dataset
-    groups = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    data, groups = trainer.train_dataset, _per_step(trainer.args)
     if data.pairs == len(data):
         return str(groups)
     return f"about {groups * data.pairs / len(data):.0f}, in {groups} groups of pairs with one prompt"
 
 
-def _shown(base: str) -> str:
-    return f"`{base}`" if base else "A model given in memory,"
+def _last(trainer: Any, key: str) -> dict[str, float] | None:
+    """The evaluation of the weights that are saved: the best checkpoint's where that was loaded, else the last."""
+    evaluated = [entry for entry in trainer.state.log_history if key in entry]
+    best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+    return next((entry for entry in evaluated if entry["step"] == best), evaluated[-1] if evaluated else None)
+
+
+def _guard(guard: Any) -> list[str]:
+    """The alarms of the training, as paragraphs; empty without a guard."""
+    if guard is None:
+        return []
+    if not guard.alarms:
+        return ["## The guard", "It watched the training and raised no alarm."]
+    alarms = "\n".join(f"- step {alarm.step}, {alarm.name} ({alarm.level}): {alarm.seen}" for alarm in guard.alarms)
+    if guard.rolled_back_to is None:
+        return ["## The guard", alarms]
+    at = f"those of step {guard.rolled_back_to}" if guard.rolled_back_to else "those from before the first step"
+    return ["## The guard", alarms, f"Training ended there, and the weights were put back: these are {at}."]

@@ -122,7 +122,6 @@ class RunRecord(TrainerCallback):  # type: ignore[misc]
 
 def facts_of(trainer: Any) -> dict[str, Any]:
     """What run.json says of a run before its first step."""
-    held_out = {f"eval_{index}": _data_facts(part) for index, part in enumerate(parts(trainer.eval_dataset))}
     name = str(getattr(trainer.model.config, "_name_or_path", ""))
     return {
         **environment(),
@@ -130,7 +129,7 @@ def facts_of(trainer: Any) -> dict[str, Any]:
         "configuration": configuration(trainer.args),
         "precision": trainer.precision.describe(),
         "engine": {"name": trainer.engine.name, "reason": trainer.support.reason},
-        "data": {"train": _data_facts(trainer.train_dataset), **held_out},
+        "data": trainer.data_facts(),
         "model": {"name": name, "full_fine_tuning": trainer.full},
         **trainer.record_facts(),
         "seeds": {"seed": trainer.args.seed, "data_seed": trainer.args.data_seed},
@@ -143,7 +142,7 @@ def reference_facts(trainer: Any) -> dict[str, str]:
     return {"source": source.description, "fingerprint": source.fingerprint}
 
 
-def _data_facts(groups: GroupDataset) -> dict[str, Any]:
+def data_facts(groups: GroupDataset) -> dict[str, Any]:
     return {
         "pairs": groups.pairs,
         "groups": len(groups),

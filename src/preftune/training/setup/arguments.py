@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, DatasetError
 from preftune.log import say
-from preftune.training.config.dpo import DPOConfig
+from preftune.training.config.base import PackedConfig
+
+Config = TypeVar("Config", bound=PackedConfig)
 
 _REMOVED = {
     "tokenizer": "processing_class",
@@ -26,7 +28,7 @@ _REMOVED = {
 }
 
 
-def with_early_stopping(callbacks: list[TrainerCallback] | None, args: DPOConfig) -> list[TrainerCallback]:
+def with_early_stopping(callbacks: list[TrainerCallback] | None, args: PackedConfig) -> list[TrainerCallback]:
     """The callbacks, and the one that `early_stopping_patience` asks for."""
     callbacks = list(callbacks or [])
     if args.early_stopping_patience is not None:
@@ -51,7 +53,7 @@ def refuse_arguments(
             )
 
 
-def own_config(args: Any, kind: type = DPOConfig, *, method: str = "dpo") -> Any:
+def own_config(args: Any, kind: type[Config], *, method: str) -> Config:
     """The configuration, the trainer's own kind of it, or its defaults. Raises: ConfigError for another kind."""
     if args is None:
         return kind(output_dir=f"runs/{method}")
@@ -61,7 +63,20 @@ def own_config(args: Any, kind: type = DPOConfig, *, method: str = "dpo") -> Any
     return args
 
 
-def tokenizer_of(model: Any, args: DPOConfig) -> Any:
+def is_stream(source: Any) -> bool:
+    return hasattr(source, "_ex_iterable") or type(source).__name__ == "IterableDataset"
+
+
+def refuse_stream(source: Any, role: str) -> None:
+    """Raises: DatasetError for rows whose number is not known."""
+    if is_stream(source):
+        raise DatasetError(
+            f"the {role} dataset is an IterableDataset, and training needs data of known length. Load it without "
+            "streaming=True, or take a part with .take(n) and Dataset.from_list."
+        )
+
+
+def tokenizer_of(model: Any, args: PackedConfig) -> Any:
     from preftune.models import load_tokenizer
 
     name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
@@ -71,7 +86,7 @@ def tokenizer_of(model: Any, args: DPOConfig) -> Any:
     return load_tokenizer(name, trust_remote_code=args.trust_remote_code, base_model=loading.get("base_model"))
 
 
-def check_evaluation(args: DPOConfig, eval_dataset: Any, columns: Sequence[str], *, has_own_metrics: bool) -> None:
+def check_evaluation(args: PackedConfig, eval_dataset: Any, columns: Sequence[str], *, has_own_metrics: bool) -> None:
     """What the configuration expects of an evaluation is checked before the first step; `metric_for_best_model` may be
     written in any of the ways that tutorials use.
 

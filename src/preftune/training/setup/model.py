@@ -10,15 +10,16 @@ from torch import nn
 
 from preftune.data import GroupDataset, PairDataset, TokenizeReport, group_by_prompt, load_pairs
 from preftune.data.tokens.cache import tokenize_or_recall
-from preftune.errors import ConfigError, DatasetError, ModelError
+from preftune.errors import ConfigError, ModelError
 from preftune.log import detail, say, warn
 from preftune.logps import Engine, Support, choose_engine
 from preftune.logps.layers.compiled import compile_layers
 from preftune.models.four_bit import is_quantized
 from preftune.models.precision import Precision, apply_precision, decide_precision, weights_dtype
 from preftune.models.quiet import quiet_peft
-from preftune.training.config.dpo import ADAPTER_LEARNING_RATE, FULL_LEARNING_RATE, DPOConfig
+from preftune.training.config.base import PackedConfig, PairConfig
 from preftune.training.record.saved_model import remember_dtypes, say_saved_dtype
+from preftune.training.setup.arguments import refuse_stream
 from preftune.training.setup.dropout import dropout_off
 
 _GROUP_TOKENS_WITHOUT_LIMIT = 8192
@@ -104,7 +105,7 @@ def _refuse_tasks(model: Any) -> None:
             )
 
 
-def seed(args: DPOConfig) -> None:
+def seed(args: PackedConfig) -> None:
     """Seed everything, as Trainer does once more when it is made."""
     from transformers import enable_full_determinism, set_seed
 
@@ -126,7 +127,7 @@ def add_adapter(model: nn.Module, peft_config: Any) -> Any:
         return get_peft_model(model, peft_config)  # type: ignore[arg-type]
 
 
-def settle_precision(model: nn.Module, args: DPOConfig) -> Precision:
+def settle_precision(model: nn.Module, args: PackedConfig) -> Precision:
     """Decide the dtypes of the run once, tell them, and make model and arguments obey."""
     precision = decide_precision(
         bf16=None if args.automatic_precision else args.bf16,
@@ -143,7 +144,7 @@ def settle_precision(model: nn.Module, args: DPOConfig) -> Precision:
     return precision
 
 
-def settle_engine(model: Any, args: DPOConfig) -> tuple[Engine, Support]:
+def settle_engine(model: Any, args: PackedConfig) -> tuple[Engine, Support]:
     """The engine for the model, with what the user should know about the choice told."""
     return told_engine(model, lambda: choose_engine(model, args.engine))  # type: ignore[arg-type]
 
@@ -159,7 +160,7 @@ def told_engine(model: Any, choose: Callable[[], tuple[Any, Support]]) -> tuple[
     return engine, support
 
 
-def settle_compilation(model: nn.Module, args: DPOConfig) -> None:
+def settle_compilation(model: nn.Module, args: PackedConfig) -> None:
     """Compile what `torch_compile` asks for, and say what that is.
 
     Raises:
@@ -178,7 +179,7 @@ def settle_compilation(model: nn.Module, args: DPOConfig) -> None:
 
 
 @contextmanager
-def compiled_by_us(args: DPOConfig) -> Iterator[None]:
+def compiled_by_us(args: PackedConfig) -> Iterator[None]:
     """Inside, the configuration asks for no compilation: accelerate would compile the model around our hooks."""
     asked = args.torch_compile, args.torch_compile_backend, args.torch_compile_mode
     args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
@@ -188,27 +189,25 @@ def compiled_by_us(args: DPOConfig) -> Iterator[None]:
         args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = asked
 
 
-def one_device(args: DPOConfig) -> None:
+def one_device(args: PackedConfig) -> None:
     """A packed row cannot be split by DataParallel: one process uses one device, torchrun uses all."""
     if args.n_gpu > 1:
         say(f"one of {args.n_gpu} devices is used by this process; torchrun --nproc_per_node {args.n_gpu} uses all.")
         args._n_gpu = 1
 
 
-def settle_learning_rate(args: Any, *, full: bool) -> None:
+def settle_learning_rate(args: PackedConfig, *, full: bool) -> None:
     """Choose the learning rate where none was given, and say so."""
     if not args.automatic_learning_rate:
         return
-    full_rate = getattr(args, "full_learning_rate", FULL_LEARNING_RATE)
-    adapter_rate, trls = getattr(args, "adapter_learning_rate", ADAPTER_LEARNING_RATE), getattr(args, "trls_rate", 1e-6)
-    args.learning_rate = full_rate if full else adapter_rate
+    args.learning_rate = args.full_learning_rate if full else args.adapter_learning_rate
     kind = "full fine-tuning" if full else "an adapter"
-    other = f" (TRL's is {trls:.0e})" if args.learning_rate != trls else ""
+    other = f" (TRL's is {args.trls_rate:.0e})" if args.learning_rate != args.trls_rate else ""
     say(f"learning_rate={args.learning_rate:g}, the default for {kind}{other}; set it to change it.")
 
 
 def prepare_data(
-    source: Any, tokenizer: Any, args: DPOConfig, *, role: str
+    source: Any, tokenizer: Any, args: PairConfig, *, role: str
 ) -> tuple[GroupDataset, TokenizeReport | None]:
     """Tokenised groups of any kind of source, with everything that was dropped or cut told.
 
@@ -218,11 +217,7 @@ def prepare_data(
     """
     if isinstance(source, GroupDataset):
         return _grouped(source, args, role=role), None
-    if hasattr(source, "_ex_iterable") or type(source).__name__ == "IterableDataset":
-        raise DatasetError(
-            f"the {role} dataset is an IterableDataset. Preference data is small enough to hold: load it without "
-            "streaming=True, or take a part with .take(n) and Dataset.from_list."
-        )
+    refuse_stream(source, role)
     pairs = source if isinstance(source, PairDataset) else load_pairs(source)
     groups, report, recalled = tokenize_or_recall(
         pairs,
@@ -241,7 +236,7 @@ def prepare_data(
     return _grouped(groups, args, role=role), report
 
 
-def _grouped(groups: GroupDataset, args: DPOConfig, *, role: str) -> GroupDataset:
+def _grouped(groups: GroupDataset, args: PairConfig, *, role: str) -> GroupDataset:
     """Groups of all rows with the same prompt, if that is asked for, and what it saves."""
     if not args.group_by_prompt or role == "test":
         return groups
@@ -262,13 +257,6 @@ def _grouped(groups: GroupDataset, args: DPOConfig, *, role: str) -> GroupDatase
         )
     say(f"{line}.")
     return merged
-
-
-def prepare_all_data(
-    train: Any, held_out: Any, tokenizer: Any, args: DPOConfig
-) -> tuple[GroupDataset, GroupDataset | dict[str, GroupDataset] | None, dict[str, TokenizeReport]]:
-    """Training and evaluation data of a run, and what tokenising did to each, by role."""
-    return prepare_all(train, held_out, lambda source, role: prepare_data(source, tokenizer, args, role=role))
 
 
 Prepare = Callable[[Any, str], tuple[GroupDataset, Any]]
@@ -312,10 +300,3 @@ def prepare_held_out(
         return {name: groups for name, (groups, _) in prepared.items()}, reports
     groups, report = prepare(source, "eval")
     return groups, {} if report is None else {"eval": report}
-
-
-def prepare_eval_data(
-    source: Any, tokenizer: Any, args: DPOConfig
-) -> tuple[GroupDataset | dict[str, GroupDataset] | None, dict[str, TokenizeReport]]:
-    """Like `prepare_data`, for no, one or several named evaluation datasets."""
-    return prepare_held_out(source, lambda part, role: prepare_data(part, tokenizer, args, role=role))

@@ -17,7 +17,7 @@ from preftune.logps.layout import GroupLayout
 from preftune.types import TokenizedGroup
 
 if TYPE_CHECKING:
-    from preftune.training.config.dpo import DPOConfig
+    from preftune.training.config.base import PackedConfig
 
 BATCH = "batch"
 """The one entry of a trainer's inputs."""
@@ -107,7 +107,7 @@ def shortest(lengths: NDArray[np.int64], rows: int, *, of: int = 64) -> list[int
     return sorted(looked_at[np.argsort(lengths[looked_at], kind="stable")[:rows]].tolist())
 
 
-def check_one_batch(args: DPOConfig, rows: int) -> None:
+def check_one_batch(args: PackedConfig, rows: int) -> None:
     """There must be something to train on when the last, smaller batch is dropped.
 
     Args:

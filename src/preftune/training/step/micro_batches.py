@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from preftune.logps import Engine
-    from preftune.training.config.dpo import DPOConfig
+    from preftune.training.config.base import PackedConfig
 
 AUTOMATIC_CPU_TOKENS: int | None = 1536
 """The budget on a CPU where none is asked for, in tokens: products are as fast as with more, and memory is bounded."""
@@ -20,7 +20,7 @@ Cost: TypeAlias = Callable[[TokenizedGroup], int]
 """Tokens that computing a group takes."""
 
 
-def token_budget(args: DPOConfig, device: torch.device) -> int | None:
+def token_budget(args: PackedConfig, device: torch.device) -> int | None:
     """Most tokens computed at a time: as configured, or what suits the device; None for no limit."""
     if args.max_tokens_per_batch is not None:
         return args.max_tokens_per_batch

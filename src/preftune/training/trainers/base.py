@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from preftune.logps.batch import PackedBatch
 from preftune.reference import unwrap
 from preftune.storage.run_directory import check_writable, write_json
-from preftune.training.record.run_record import facts_of
+from preftune.training.record.run_record import data_facts, facts_of, parts
 from preftune.training.record.saved_model import end_answers
 from preftune.training.setup import model as assemble
 from preftune.training.setup.arguments import (
@@ -154,6 +154,11 @@ class PackedTrainer(EvaluatedTrainer):
 
     def before_first_step(self, *, resumed: bool) -> None:
         """The check of the first step, and whatever must be done before it."""
+
+    def data_facts(self) -> dict[str, Any]:
+        """What run.json says of the data."""
+        held_out = {f"eval_{index}": data_facts(part) for index, part in enumerate(parts(self.eval_dataset))}
+        return {"train": data_facts(self.train_dataset), **held_out}
 
     def record_facts(self) -> dict[str, Any]:
         """What run.json says besides the facts of every run."""

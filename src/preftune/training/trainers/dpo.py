@@ -237,4 +237,4 @@ class DPOTrainer(PackedTrainer):
         say_advice(self)
 
     def card(self) -> str:
-        return model_card.text(self)
+        return model_card.dpo_card(self)

@@ -32,7 +32,7 @@ from preftune.models.classifier import (
 from preftune.reference import inference
 from preftune.statistics.calibration import Calibration, calibration
 from preftune.training.config.reward import RewardConfig
-from preftune.training.record import cards
+from preftune.training.record import model_card
 from preftune.training.setup import model as assemble
 from preftune.training.setup.chat_templates import complete_tokenizer
 from preftune.training.trainers.base import PackedTrainer
@@ -171,7 +171,7 @@ class RewardTrainer(PackedTrainer):
             write_form(output_dir or str(self.args.output_dir), self._form)
 
     def card(self) -> str:
-        return cards.reward_card(self)
+        return model_card.reward_card(self)
 
 
 def _base(model: Any) -> Any:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from preftune.data import DIALOGUE_TEMPLATE, DemonstrationDataset, GroupDataset, load_demonstrations
 from preftune.data.tokens.demonstrations import tokenize_or_recall_demonstrations
-from preftune.errors import DatasetError
 from preftune.log import detail, say, warn
 from preftune.logps.batch import PackedBatch
 from preftune.training.config.sft import SFTConfig
-from preftune.training.record import cards
+from preftune.training.record import model_card
+from preftune.training.setup.arguments import refuse_stream
 from preftune.training.setup.chat_templates import complete_tokenizer
 from preftune.training.setup.neftune import noisy_embeddings
 from preftune.training.setup.self_check import check_engine
@@ -52,11 +52,11 @@ class SFTTrainer(PackedTrainer):
 
     def opened(self, train: Any, held_out: Any, tokenizer: Any, args: SFTConfig) -> tuple[Any, Any]:
         complete_tokenizer(tokenizer, eos_token=args.eos_token, chat_template_path=args.chat_template_path)
-        train = None if train is None else _opened(train, args)
+        train = None if train is None else _opened(train, args, "train")
         if isinstance(held_out, Mapping):
-            held_out = {name: _opened(part, args) for name, part in held_out.items()}
+            held_out = {name: _opened(part, args, f"eval ({name})") for name, part in held_out.items()}
         elif held_out is not None:
-            held_out = _opened(held_out, args)
+            held_out = _opened(held_out, args, "eval")
         if not getattr(tokenizer, "chat_template", None) and _has_turns(train):
             tokenizer.chat_template = DIALOGUE_TEMPLATE
             say(
@@ -66,7 +66,7 @@ class SFTTrainer(PackedTrainer):
         return train, held_out
 
     def prepare_data(self, source: Any, tokenizer: Any, args: SFTConfig, *, role: str) -> tuple[GroupDataset, Any]:
-        rows = _opened(source, args)
+        rows = _opened(source, args, role)
         if isinstance(rows, GroupDataset):
             return rows, None
         groups, report, recalled = tokenize_or_recall_demonstrations(
@@ -122,18 +122,14 @@ class SFTTrainer(PackedTrainer):
             say(f"advice: {rows} rows teach a form at most. A thousand good ones make a difference.")
 
     def card(self) -> str:
-        return cards.sft_card(self)
+        return model_card.sft_card(self)
 
 
-def _opened(source: Any, args: SFTConfig) -> Any:
+def _opened(source: Any, args: SFTConfig, role: str) -> Any:
     """Demonstrations of any kind of source, opened; groups as they are."""
     if isinstance(source, GroupDataset | DemonstrationDataset):
         return source
-    if hasattr(source, "_ex_iterable") or type(source).__name__ == "IterableDataset":
-        raise DatasetError(
-            "the dataset is an IterableDataset, and training needs data of known length. Load it without "
-            "streaming=True, or take a part with .take(n) and Dataset.from_list."
-        )
+    refuse_stream(source, role)
     field = args.dataset_text_field
     return load_demonstrations(source, columns=None if field == "text" else {"text": field})
 
