@@ -140,7 +140,7 @@ def test_verdicts_that_could_not_be_read_are_told():
     assert "could not be read" not in " ".join(result(EVEN).sentences())
     finals = {method: replace(final, unread=2) for method, final in result(EVEN).finals.items()}
     found = result(EVEN, unread=3, finals=finals)
-    assert "7 of 150 verdicts could not be read and count as ties" in " ".join(found.sentences())
+    assert "7 of 150 verdicts could not be read: they count as ties" in " ".join(found.sentences())
     assert found.to_dict()["unread_verdicts"] == 3
     assert found.to_dict()["methods"]["ppo"]["unread_verdicts"] == 2
 

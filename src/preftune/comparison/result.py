@@ -257,7 +257,8 @@ class Result:
         unread, asked = sum(count for _, count in rates), sum(rate.n for rate, _ in rates)
         if unread:
             lines.append(
-                f"{unread:,} of {asked:,} verdicts could not be read and count as ties, which pulls win rates to 50%."
+                f"{unread:,} of {asked:,} verdicts could not be read: they count as ties, and the intervals of "
+                "win rates hold whatever they would have been."
             )
         for method in METHODS:
             used = [trial.used for trial in self.tried if trial.method == method and trial.finished]
@@ -288,4 +289,5 @@ def mirrored(rate: WinRate) -> WinRate:
         prompts=rate.prompts,
         spread=rate.spread,
         confidence=rate.confidence,
+        unread=rate.unread,
     )

@@ -128,7 +128,7 @@ class Comparison:
         for method in METHODS:
             finals[method], answers[method] = self._final(method, runs[method], rows)
         outcomes: list[float] = []
-        unread = 0
+        unread: list[bool] = []
         example: tuple[Sequence[Answer], Sequence[Answer], Sequence[JudgedRow]] | None = None
         for (dpo, _), (ppo, _), by_dpo, by_ppo in zip(
             runs["dpo"], runs["ppo"], answers["dpo"], answers["ppo"], strict=True
@@ -136,7 +136,7 @@ class Comparison:
             name = f"{dpo.name}-against-{ppo.name}-test"
             summary, judged = self._compared(rows, by_ppo, by_dpo, name, (ppo.name, dpo.name))
             outcomes += [OUTCOME_VALUE[one.outcome] for one in judged]
-            unread += sum(one.unjudged for one in judged)
+            unread += [one.unjudged for one in judged]
             example = example or (by_dpo, by_ppo, judged)
             self._say(f"DPO against PPO, seed {dpo.seed}: {summary.win_rate.win_rate:.1%}")
         assert example is not None
@@ -157,13 +157,13 @@ class Comparison:
             seeds=plan.seeds,
             tried=tried,
             finals=finals,
-            head_to_head=win_rate(outcomes, clusters * len(plan.seeds)),
+            head_to_head=win_rate(outcomes, clusters * len(plan.seeds), unread=unread),
             start_gold=self._gold(rows, [start]),
             start_tokens=sum(answer.tokens for answer in start) / len(start),
             start_right=self._right(rows, start),
             examples=_examples(rows, start, *example),
             reward_accuracy=self._trainings.reward_accuracy(),
-            unread=unread,
+            unread=sum(unread),
             facts=self._facts,
         )
 
@@ -176,13 +176,13 @@ class Comparison:
         outcomes: list[float] = []
         distances: list[Distance] = []
         right: list[float] = []
-        unread = 0
+        unread: list[bool] = []
         for trial, _ in runs:
             summary, judged, said = self._against_start(trial, "test")
             answers.append(said)
             rates.append(summary.win_rate)
             outcomes += [OUTCOME_VALUE[one.outcome] for one in judged]
-            unread += sum(one.unjudged for one in judged)
+            unread += [one.unjudged for one in judged]
             distances.append(self._distance(trial, "test"))
             if summary.key_facts is not None:
                 right.append(summary.key_facts.aligned.mean)
@@ -192,14 +192,14 @@ class Comparison:
         final = Final(
             method=method,
             label=runs[0][0].label,
-            against_start=win_rate(outcomes, clusters * len(runs)),
+            against_start=win_rate(outcomes, clusters * len(runs), unread=unread),
             per_seed=rates,
             kl=_pooled(distances, rows, self.plan.ruler.samples),
             gold=self._gold(rows, answers),
             tokens=sum(tokens) / len(tokens),
             trials=[made for _, made in runs],
             right=sum(right) / len(right) if right else None,
-            unread=unread,
+            unread=sum(unread),
         )
         return final, answers
 

@@ -44,6 +44,8 @@ class WinRate:
     spread: float
     """Standard deviation of one prompt's contribution, for sample sizes."""
     confidence: float = 0.95
+    unread: int = 0
+    """Of the ties: comparisons without a verdict that could be read. The interval holds whatever it would have been."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -217,22 +219,31 @@ def win_rate(
     clusters: Sequence[Hashable] | None = None,
     *,
     confidence: float = 0.95,
+    unread: Sequence[bool] | None = None,
 ) -> WinRate:
     """Win rate of the aligned model, ties counted half, with an interval clustered by prompt.
 
     Args:
         outcomes: per comparison 1 (win), 0.5 (tie) or 0 (loss).
         clusters: the prompt of each comparison; default: every comparison has its own.
+        unread: which comparisons have no verdict that could be read. They count half in the rate; the interval begins
+            where it would if all of them were losses, and ends where it would if all were wins (Horowitz and Manski
+            2000, JASA 95:77-84), for as ties they would make it narrower the fewer verdicts there are.
     """
     array = np.asarray(outcomes, dtype=np.float64)
     if not bool(np.isin(array, (0.0, 0.5, 1.0)).all()):
         raise DatasetError("An outcome is 1 (win), 0.5 (tie) or 0 (loss); found another value.")
     interval = share(array, clusters, confidence=confidence)
+    low, high = interval.low, interval.high
+    unread_N = np.zeros(array.size, dtype=bool) if unread is None else np.asarray(unread, dtype=bool)
+    if unread_N.any():
+        low = share(np.where(unread_N, 0.0, array), clusters, confidence=confidence).low
+        high = share(np.where(unread_N, 1.0, array), clusters, confidence=confidence).high
     prompts = array.size if clusters is None else len(set(clusters))
     return WinRate(
         win_rate=interval.mean,
-        ci_low=interval.low,
-        ci_high=interval.high,
+        ci_low=low,
+        ci_high=high,
         n=int(array.size),
         wins=int((array == 1).sum()),
         ties=int((array == 0.5).sum()),
@@ -240,6 +251,7 @@ def win_rate(
         prompts=prompts,
         spread=interval.standard_error * math.sqrt(prompts),
         confidence=confidence,
+        unread=int(unread_N.sum()),
     )
 
 
@@ -264,10 +276,12 @@ def sample_size(rate: float, *, spread: float = 0.5, confidence: float = 0.95, p
 
 
 def more_prompts(result: WinRate) -> int | None:
-    """How many further prompts would show this difference, if rate and spread stay; None when the rate is 50%."""
+    """How many further prompts would show this difference, if rate and spread stay, and the share without a readable
+    verdict; None when no number would: the rate is 50%, or nearer to it than those verdicts might move it."""
     # Equal outcomes on a few prompts have no measured spread; the widest possible one is then the honest guess.
     spread = result.spread if result.spread > 0 else 0.5
-    needed = sample_size(result.win_rate, spread=spread, confidence=result.confidence)
+    shown = max(0.0, abs(result.win_rate - 0.5) - result.unread / (2 * result.n))
+    needed = sample_size(0.5 + shown, spread=spread, confidence=result.confidence)
     return None if needed is None else max(1, needed - result.prompts)
 
 
@@ -276,7 +290,9 @@ def verdict(result: WinRate) -> Verdict:
     `worse` (below 50% and the interval excludes it), or `undecided`, with the prompts it would take to tell."""
     rate = f"{result.win_rate:.1%}"
     interval = f"{result.confidence:.0%} interval {result.ci_low:.1%} to {result.ci_high:.1%}"
-    measured = f"The aligned model wins {rate} of {result.n} comparisons ({interval}, ties counted half)"
+    unread = f"; {result.unread} verdicts could not be read: as losses at its one end, as wins at its other"
+    counted = f"{interval}, ties counted half{unread if result.unread else ''}"
+    measured = f"The aligned model wins {rate} of {result.n} comparisons ({counted})"
     if result.ci_low > 0.5:
         if result.win_rate >= BAR:
             return Verdict("better", f"{measured}: it is better.")
@@ -286,6 +302,12 @@ def verdict(result: WinRate) -> Verdict:
     if result.ci_high < 0.5:
         return Verdict("worse", f"{measured}: it is worse than the baseline.")
     further = more_prompts(result)
+    if further is None and result.unread:
+        return Verdict(
+            "undecided",
+            f"{measured}. Too many verdicts could not be read to tell, and more prompts would not change that: "
+            "have those verdicts first.",
+        )
     if further is None:
         outlook = "at exactly 50% no number of further prompts would show a difference."
     else:

@@ -129,6 +129,24 @@ def test_both_orders_must_agree(tmp_path: Path) -> None:
     assert "contradicted itself on 6 of 6" in summary.render()
 
 
+def test_mostly_unreadable_verdicts_make_nothing_better(tmp_path: Path) -> None:
+    class Stammering:
+        """Prefers the aligned answer where it says anything: to one prompt in eight."""
+
+        symmetric = True
+
+        def judge_all(self, questions, *, again=False, progress=None):
+            return ["b" if int(question.row["id"]) % 8 == 0 else None for question in questions]
+
+    rows = [{"id": str(number), "prompt": f"Q{number}?", "category": "all"} for number in range(160)]
+    arguments = {"generate": Speaker(), "output_dir": tmp_path, "settings": {}}
+    summary = evaluate_pairwise(rows, judge=Stammering(), **arguments)
+    assert (summary.win_rate.wins, summary.unjudged, summary.verdict.name) == (20, 140, "undecided")
+    assert summary.categories["all"].unread == 140
+    assert summary.length_controlled is None or summary.length_controlled.n == 20
+    assert any("could not be read" in step or "could be read" in step for step in summary.next_steps())
+
+
 def test_equal_answers_are_a_tie_that_nobody_is_asked_about(tmp_path: Path) -> None:
     def never(prompt, answer_a, answer_b, row):
         raise AssertionError

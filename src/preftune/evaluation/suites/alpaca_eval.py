@@ -58,19 +58,20 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
     )
     judged = judge_rows(answered, rows, judge=judge, path=folder / "verdicts.jsonl", progress=contest.progress)
     _write_outputs(folder, contest, rows, answered, judged, judge_name(judge))
-    outcomes = [OUTCOME_VALUE[one.outcome] for one in judged]
     clusters = [digest(answer.prompt) for answer in answered]
-    rate = win_rate(outcomes, clusters, confidence=contest.confidence)
-    controlled = _length_controlled(contest, answered, outcomes, clusters)
+    unread = [one.unjudged for one in judged]
+    outcomes = [OUTCOME_VALUE[one.outcome] for one in judged]
+    rate = win_rate(outcomes, clusters, confidence=contest.confidence, unread=unread)
+    controlled = _length_controlled(contest, answered, judged, clusters)
     comparisons = [compare_with_even("win rate", rate)]
     if controlled is not None:
-        comparisons.insert(0, _at_equal_length(controlled, len(outcomes), contest.confidence))
+        comparisons.insert(0, _at_equal_length(controlled, len(judged) - rate.unread, contest.confidence))
     against = _against_references(contest, rows, answered, folder)
     comparisons += against
     return SuiteResult(
         SUITE,
         comparisons=comparisons,
-        breakdown=_by_dataset(rows, outcomes, clusters, contest.confidence),
+        breakdown=_by_dataset(rows, judged, clusters, contest.confidence),
         notes=[*_notes(controlled, judged, bool(against)), *cut_off(ended(answered), usual=_TOKENS)],
         part=part,
         details={
@@ -116,15 +117,18 @@ def _read(data: str | Path | None) -> list[Row]:
 
 
 def _length_controlled(
-    contest: Contest, answered: Sequence[AnsweredRow], outcomes: Sequence[float], clusters: Sequence[str]
+    contest: Contest, answered: Sequence[AnsweredRow], judged: Sequence[JudgedRow], clusters: Sequence[str]
 ) -> LengthControlled | None:
-    """In letters, as AlpacaEval counts length; None where there are too few comparisons to fit anything."""
+    """In letters, as AlpacaEval counts length, of what could be read; None where that is too little to fit anything."""
     from preftune.statistics.length_control import length_controlled
 
-    if len(set(clusters)) < _FOR_LENGTHS:
+    read = [number for number, one in enumerate(judged) if not one.unjudged]
+    names = [clusters[n] for n in read]
+    if len(set(names)) < _FOR_LENGTHS:
         return None
-    lengths = [len(answer.aligned) - len(answer.base) for answer in answered]
-    return length_controlled(outcomes, lengths, clusters, confidence=contest.confidence, seed=contest.seed)
+    outcomes = [OUTCOME_VALUE[judged[n].outcome] for n in read]
+    lengths = [len(answered[n].aligned) - len(answered[n].base) for n in read]
+    return length_controlled(outcomes, lengths, names, confidence=contest.confidence, seed=contest.seed)
 
 
 def _at_equal_length(controlled: LengthControlled, n: int, confidence: float) -> Comparison:
@@ -142,14 +146,19 @@ def _at_equal_length(controlled: LengthControlled, n: int, confidence: float) ->
 
 
 def _by_dataset(
-    rows: Sequence[Row], outcomes: Sequence[float], clusters: Sequence[str], confidence: float
+    rows: Sequence[Row], judged: Sequence[JudgedRow], clusters: Sequence[str], confidence: float
 ) -> list[Comparison]:
     groups = members_by([None if row["dataset"] is None else str(row["dataset"]) for row in rows])
     if len(groups) < 2:
         return []
 
     def compare(name: str, members: Sequence[int], each: float) -> Comparison:
-        rate = win_rate([outcomes[i] for i in members], [clusters[i] for i in members], confidence=each)
+        rate = win_rate(
+            [OUTCOME_VALUE[judged[i].outcome] for i in members],
+            [clusters[i] for i in members],
+            confidence=each,
+            unread=[judged[i].unjudged for i in members],
+        )
         return compare_with_even(f"win rate, {name}", rate)
 
     return by_group(groups, compare, confidence)
@@ -162,17 +171,20 @@ def _against_references(
     at = [i for i, row in enumerate(rows) if isinstance(row["reference"], str) and row["reference"].strip()]
     if not at:
         return []
-    wins: dict[str, list[float]] = {}
+    by_side: dict[str, list[JudgedRow]] = {}
     for side in ("base", "aligned"):
         pairs = [_beside(answered[i], rows[i], side) for i in at]
-        judged = judge_rows(
+        by_side[side] = judge_rows(
             pairs,
             [rows[i] for i in at],
             judge=need_judge(contest, SUITE),
             path=folder / f"reference_verdicts_{side}.jsonl",
             progress=contest.progress,
         )
-        wins[side] = [OUTCOME_VALUE[one.outcome] for one in judged]
+    read = [n for n in range(len(at)) if not any(judged[n].unjudged for judged in by_side.values())]
+    if not read:
+        return []
+    wins = {side: [OUTCOME_VALUE[judged[n].outcome] for n in read] for side, judged in by_side.items()}
     names = {str(rows[i]["generator"]) for i in at if rows[i]["generator"]}
     opponent = names.pop() if len(names) == 1 else "the reference outputs"
     return [
@@ -180,7 +192,7 @@ def _against_references(
             f"win rate against {opponent}",
             wins["base"],
             wins["aligned"],
-            [digest(answered[i].prompt) for i in at],
+            [digest(answered[at[n]].prompt) for n in read],
             better="higher",
             confidence=contest.confidence,
         )
@@ -245,12 +257,16 @@ def _write_list(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 def _notes(controlled: LengthControlled | None, judged: Sequence[JudgedRow], against: bool) -> list[str]:
     notes = []
-    unjudged = sum(one.base_first is None for one in judged)
+    unjudged = sum(one.unjudged for one in judged)
     if unjudged:
-        notes.append(f"{unjudged} of {len(judged)} comparisons could not be judged; they count as ties.")
+        notes.append(
+            f"{unjudged} of {len(judged)} comparisons could not be judged; they count as ties, and the interval of the "
+            "win rate holds whatever they would have been."
+        )
     if controlled is None:
         notes.append(
-            f"{len(judged)} comparisons are too few for a win rate at equal length ({_FOR_LENGTHS} prompts at least)."
+            f"{len(judged) - unjudged} comparisons are too few for a win rate at equal length ({_FOR_LENGTHS} prompts "
+            "at least)."
         )
     if not against:
         notes.append(

@@ -124,7 +124,12 @@ def _undecided(result: WinRate, how: _Training) -> list[str]:
     steps = []
     further = more_prompts(result)
     narrow = result.ci_low >= 0.5 - NARROW and result.ci_high <= 0.5 + NARROW
-    ties = result.ties / result.n
+    ties = (result.ties - result.unread) / result.n
+    if further is None and result.unread:
+        steps.append(
+            f"Have the {result.unread:,} verdicts first that could not be read, for they may decide: --ask_again, a "
+            "higher --judge_max_tokens, or another judge."
+        )
     if further is not None and not narrow:
         steps.append(f"Evaluate on about {further:,} more {'prompt' if further == 1 else 'prompts'} first.")
     if ties >= MANY_TIES:

@@ -131,8 +131,9 @@ class Summary:
         n = self.win_rate.n
         if self.unjudged > _UNJUDGED_BAR * n:
             lines.append(
-                f"Take this with care: {self.unjudged} of {n} rows have no verdict that could be read and count as "
-                "ties; --ask_again asks for them once more, or give another judge."
+                f"Take this with care: {self.unjudged} of {n} rows have no verdict that could be read; they count as "
+                "ties, and the interval holds whatever they would have been. "
+                "--ask_again asks for them once more, or give another judge."
                 + (" This says nothing about the models." if self.unjudged == n else "")
             )
         elif self.unjudged:
@@ -214,7 +215,8 @@ def summarise(
     """
     clusters = [digest(answer.prompt) for answer in answered]
     outcomes = [OUTCOME_VALUE[j.outcome] for j in judged]
-    rate = win_rate(outcomes, clusters, confidence=confidence)
+    unread = [j.unjudged for j in judged]
+    rate = win_rate(outcomes, clusters, confidence=confidence, unread=unread)
     rates = _right_answers(answered, rows, judge, clusters, confidence)
     tokens = _per_side(answered, "tokens")
     return Summary(
@@ -229,11 +231,11 @@ def summarise(
         thought_tokens=_per_side(answered, "thought_tokens"),
         judge=judge_name(judge),
         position_bias=_position_bias(judged),
-        length_controlled=_at_equal_length(answered, outcomes, clusters, confidence, seed),
+        length_controlled=_at_equal_length(answered, judged, clusters, confidence, seed),
         degeneration=_degeneration(answered, confidence, baseline_called(names[0])),
-        categories=_by_category(answered, outcomes, clusters, confidence),
+        categories=_by_category(answered, judged, clusters, confidence),
         judge_only_ties=_only_ties(answered, judged),
-        unjudged=sum(j.unjudged for j in judged),
+        unjudged=rate.unread,
         rewards=_rewards(answered, rows, judge, clusters, confidence),
         settings=dict(settings or {}),
         baseline_name=names[0],
@@ -285,16 +287,19 @@ def _right_answers(
 
 def _at_equal_length(
     answered: Sequence[AnsweredRow],
-    outcomes: Sequence[float],
+    judged: Sequence[JudgedRow],
     clusters: Sequence[str],
     confidence: float,
     seed: int,
 ) -> LengthControlled | None:
-    """By letters, as AlpacaEval counts: tokens of two tokenizers are no common measure."""
-    differences = [float(len(answer.aligned) - len(answer.base)) for answer in answered]
-    if len(set(clusters)) < 2 or not any(differences):
+    """By letters, as AlpacaEval counts: tokens of two tokenizers are no common measure. Of the rows with a verdict."""
+    read = [number for number, one in enumerate(judged) if not one.unjudged]
+    differences = [float(len(answered[n].aligned) - len(answered[n].base)) for n in read]
+    names = [clusters[n] for n in read]
+    if len(set(names)) < 2 or not any(differences):
         return None
-    return length_controlled(outcomes, differences, clusters, confidence=confidence, seed=seed)
+    outcomes = [OUTCOME_VALUE[judged[n].outcome] for n in read]
+    return length_controlled(outcomes, differences, names, confidence=confidence, seed=seed)
 
 
 def baseline_called(name: str) -> str:
@@ -318,14 +323,19 @@ def _degeneration(answered: Sequence[AnsweredRow], confidence: float, baseline: 
 
 
 def _by_category(
-    answered: Sequence[AnsweredRow], outcomes: Sequence[float], clusters: Sequence[str], confidence: float
+    answered: Sequence[AnsweredRow], judged: Sequence[JudgedRow], clusters: Sequence[str], confidence: float
 ) -> dict[str, WinRate]:
     found: dict[str, list[int]] = {}
     for number, answer in enumerate(answered):
         if answer.category is not None:
             found.setdefault(answer.category, []).append(number)
     return {
-        name: win_rate([outcomes[n] for n in numbers], [clusters[n] for n in numbers], confidence=confidence)
+        name: win_rate(
+            [OUTCOME_VALUE[judged[n].outcome] for n in numbers],
+            [clusters[n] for n in numbers],
+            confidence=confidence,
+            unread=[judged[n].unjudged for n in numbers],
+        )
         for name, numbers in found.items()
     }
 
