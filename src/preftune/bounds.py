@@ -31,7 +31,7 @@ _VALUE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)")
 
 
 def bound(name: str) -> float:
-    """A limit of `DEFAULTS`, or what the environment says of it. Raises: ConfigError for a value that is none."""
+    """A limit of `DEFAULTS`, or what the environment says of it. Raises: ConfigError for an invalid value."""
     return _asked(os.environ.get(VARIABLE, "")).get(name, DEFAULTS[name])
 
 

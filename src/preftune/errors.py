@@ -1,4 +1,4 @@
-"""The exceptions a user can meet. Each message says what is wrong, where, and the one change that mends it.
+"""The exceptions a user can meet. Each message says what is wrong, where, and the one change that fixes it.
 
 Exit codes of the command line follow the class: a `RequestError` was wrong before any work began (2), every other
 `PreftuneError` is a job that could not be finished (1).
@@ -36,7 +36,7 @@ class ModelError(RequestError):
 
 
 class ReferenceMismatchError(PreftuneError):
-    """Policy and reference disagree where they must agree, or a reference score is needed that nobody can supply."""
+    """Policy and reference disagree where they must agree, or a reference score is needed that no source can supply."""
 
 
 class SelfCheckError(PreftuneError):

@@ -49,7 +49,7 @@ def show_details(shown: bool) -> None:
 
 
 def take_notes() -> list[str]:
-    """What was told since the last call, shown or not; for run.json."""
+    """Notes since the last call, shown or not; for run.json."""
     taken = list(_NOTES)
     _NOTES.clear()
     return taken

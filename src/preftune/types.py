@@ -78,7 +78,7 @@ class TokenizedGroup:
     """Which tokens of each completion the loss covers: spans that rise and do not touch. The other tokens are context.
 
     No spans mean the whole completion, and nothing at all that every completion is covered whole, as in nearly all
-    groups; whoever writes the same at length gets it in this form.
+    groups; spans that are written in full get this form.
     """
 
     def __post_init__(self) -> None:

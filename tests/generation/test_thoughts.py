@@ -139,7 +139,7 @@ def test_a_thought_wins_nothing(tmp_path: Path) -> None:
     assert summary.key_facts.aligned.mean == 0.0
     assert summary.mean_tokens["aligned"] <= 3
     assert summary.thought_tokens["aligned"] >= 9
-    assert any("kept beside them" in line for line in summary.sentences())
+    assert any("kept separately" in line for line in summary.sentences())
     (line, *_) = read_lines(tmp_path / "generations.jsonl")
     assert (line["aligned"], line["thought"]["aligned"]) == ("Lyon.", "It could be Paris, but I doubt it.")
 

@@ -26,13 +26,13 @@ class Kind:
     effect: str
     """What it does to training, in one sentence."""
     cure: str
-    """The flag or command that mends it, in one sentence."""
+    """The flag or command that fixes it, in one sentence."""
 
     def found(self, rows: Rows, *, of: int, detail: str = "", **figures: Any) -> Iterator[Finding]:
-        """A finding of these rows; none when there are none.
+        """A finding of these rows; None without rows.
 
         Args:
-            of: rows or pairs looked at, for the share.
+            of: rows or pairs examined, for the share.
         """
         if rows.count:
             share = rows.count / of if of else 1.0
@@ -73,7 +73,7 @@ class Finding:
     count: int
     """Rows or pairs."""
     share: float
-    """Of all rows or pairs that were looked at, 0..1."""
+    """Of all rows or pairs that were examined, 0..1."""
     examples: tuple[Example, ...] = ()
     detail: str = ""
     """What the numbers say, in one sentence."""

@@ -52,7 +52,7 @@ class Opened:
     notes: tuple[str, ...] = ()
 
     def batches(self, size: int = BATCH) -> Iterator[tuple[list[tuple[int, PreferencePair]], list[Fault]]]:
-        """The pairs in order with their positions, and the rows among them that are none."""
+        """The pairs in order with their positions, and the rows without a pair."""
         if self.pairs is None:
             return
         reader, start = self.pairs.reader, 0
@@ -97,7 +97,7 @@ def open_data(
     """Opens preference data for an audit. Args are those of `read_pairs`.
 
     Raises:
-        DatasetError: there is nothing to read, the columns or the format cannot be told, or the format is one that
+        DatasetError: there is nothing to read, columns or format cannot be recognised, or the format is one that
             holds no preferences.
     """
     name = name or display_name(source)

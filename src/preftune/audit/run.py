@@ -69,7 +69,7 @@ def audit(setting: Setting, *, progress: Progress = lambda rows: None) -> Audit:
     """Looks at every pair once, and at those with several of a prompt a second time.
 
     Args:
-        progress: called with the number of rows of every batch that was looked at.
+        progress: called with the number of rows of every batch.
     """
     began = time.perf_counter()
     checks = [check(setting) for check in CHECKS if check.applies(setting)]
@@ -95,7 +95,7 @@ def audit(setting: Setting, *, progress: Progress = lambda rows: None) -> Audit:
 
 
 def _encode(batch: Sequence[SeenPair], setting: Setting) -> None:
-    """Gives the pairs their tokens. Conversations without a chat template have none, which a check tells."""
+    """Gives the pairs their tokens. Conversations without a chat template have no tokens, which a check reports."""
     if setting.encoder is None:
         return
     chat = bool(getattr(setting.encoder.tokenizer, "chat_template", None))

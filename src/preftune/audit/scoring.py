@@ -104,7 +104,7 @@ class ReferenceScorer:
         return found
 
     def _groups(self, pairs: PairDataset, indices: NDArray[np.int64], start: int) -> Iterator[Numbered]:
-        """The groups of these pairs, each with its place. Pairs that cannot train have none; halving finds them."""
+        """The groups of these pairs, each with its place. Pairs that cannot train have no group; halving finds them."""
         try:
             groups: GroupDataset | None = tokenize_pairs(
                 pairs.select(indices),

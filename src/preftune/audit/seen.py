@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class SeenPair:
-    """A pair, for as long as its batch is looked at. What a check keeps are hashes and numbers."""
+    """A pair, while its batch is examined. What a check keeps are hashes and numbers."""
 
     index: int
     """Its position among the pairs, which reads it again."""

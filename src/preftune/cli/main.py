@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         tell(str(stop) or "Stopped.")
         return EXIT_STOPPED
-    except BrokenPipeError:  # `preftune env | head -1`: whoever read has had enough
+    except BrokenPipeError:  # `preftune env | head -1`: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:

@@ -47,8 +47,8 @@ def split(
         separate: what is judged in the end, where it has a source of its own; a prompt of it is not trained on.
         seed: of the draw.
     Raises:
-        DatasetError: too few prompts are left to train on; or the separate ones are of another shape, so that nobody
-            could tell whether they are trained on, and the policies would be asked in a way they were not trained for.
+        DatasetError: too few prompts are left to train on; or the separate ones are of another shape, so that it is
+            unknown whether they are trained on, and the policies would be asked in a way they were not trained for.
     """
     if separate is not None and _are_chat(separate) != _are_chat(prompts):
         shapes = ("chat messages", "plain text")

@@ -37,7 +37,7 @@ TUNED: Mapping[str, Sequence[str]] = {
         "whiten_rewards", "normalize_rewards", "reward_clip", "missing_eos_penalty",
     ),
 }  # fmt: skip
-"""The settings that decide what a method learns: what somebody who tunes it has to think of."""
+"""The settings that decide what a method learns, which tuning has to consider."""
 MODELS: Mapping[Method, Sequence[str]] = {"dpo": ("policy",), "ppo": ("reward model", "policy", "value function")}
 """What a method trains."""
 
@@ -62,7 +62,9 @@ class Budget:
         """From `90s`, `10m`, `2h`, `500000tokens`, `2000pairs`. Raises: RequestError."""
         found = _AMOUNT.fullmatch(words.strip().lower())
         if found is None or found[2] not in _SCALE:
-            raise RequestError(f"--budget {words}: give a time (90s, 10m, 2h), or so many tokens or pairs (2000pairs).")
+            raise RequestError(
+                f"--budget {words}: give a time (90s, 10m, 2h), or a number of tokens or pairs (2000pairs)."
+            )
         unit, scale = _SCALE[found[2]]
         amount = float(re.sub("[_,]", "", found[1])) * scale
         if not (math.isfinite(amount) and amount >= 1):
@@ -139,7 +141,7 @@ def parse_grid(words: Sequence[str], flag: str) -> dict[str, list[str]]:
 
 
 def check_names(grid: Mapping[str, object], known: Sequence[str], flag: str, *, ours: Sequence[str]) -> None:
-    """Raises: RequestError for a field that there is none of, or that the comparison sets itself."""
+    """Raises: RequestError for an unknown field, or one that the comparison sets itself."""
     for name in grid:
         if name in ours:
             raise RequestError(f"{flag} {name}=...: the comparison sets {name} itself. Leave it out.")

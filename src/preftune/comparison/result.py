@@ -168,7 +168,7 @@ class Result:
         return f"No difference shown: {measured}.{outlook}"
 
     def sentences(self) -> list[str]:
-        """The verdict, what each method reached, and what should be known beside it."""
+        """The verdict, what each method reached, and what should be known besides."""
         lines = [self.verdict()]
         for method in METHODS:
             final = self.finals[method]
@@ -270,7 +270,7 @@ class Result:
             if used and max(used) > 1.2 * self.budget.amount:
                 lines.append(
                     f"{SHORT[method]} used up to {told_amount(self.budget.unit, max(used))} of "
-                    f"{self.budget.told()}: a limit is looked at after whole steps and rounds. Give a larger budget, "
+                    f"{self.budget.told()}: a limit is checked after whole steps and rounds. Give a larger budget, "
                     "or smaller batches."
                 )
         return lines

@@ -1,7 +1,7 @@
-"""Trainings as processes of their own: `preftune dpo`, `reward` and `ppo` with a recipe each, which anybody can repeat.
+"""Trainings as processes of their own: `preftune dpo`, `reward` and `ppo` with a recipe each, which can be repeated.
 
 Every stage is a run directory with `recipe.yaml`, `log.txt` and, when it is over, `stage.json`. One that is finished
-with the same recipe on the same data is not trained again; one that was cut off is begun anew.
+with the same recipe on the same data is not trained again; one that was cut off starts again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from preftune.storage.jsonl import read_lines
 _WRONG_REQUEST = 2
 """Exit code of a command that was asked for something impossible."""
 _LAST = 600
-"""Characters of a log that are told."""
+"""Characters of a log that are shown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ SET_HERE = (
     "seed", "max_seconds", "max_train_tokens", "max_steps", "resume_from_checkpoint",
     "model_revision",  # the start that answers and that the KL is measured to is the main one
     "reference_cache",  # what one trial has scored would be free for the next
-    "warmup_steps", "warmup_ratio", "lr_scheduler_kwargs",  # a constant rate has none
+    "warmup_steps", "warmup_ratio", "lr_scheduler_kwargs",  # not of a constant rate
 )  # fmt: skip
 """Fields of the trainings that a user cannot set."""
 

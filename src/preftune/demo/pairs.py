@@ -23,7 +23,7 @@ def demo_rows(split: Literal["train", "test"] | None = None) -> list[Row]:
 
 
 def spread(rows: Sequence[Item], count: int | None) -> list[Item]:
-    """So many rows, evenly spread over all of them and thereby over the topics; all of them for None."""
+    """A number of rows, spread evenly over all of them and so over the topics; all rows for None."""
     if count is None or count >= len(rows):
         return list(rows)
     return [rows[index * len(rows) // count] for index in range(count)]

@@ -83,7 +83,7 @@ def seed_of(seed: int, prompt: Text, row: Mapping[str, Any]) -> int:
 
 
 def template_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What the chat template is told for a row: `chat_template_kwargs`, and `tools`."""
+    """What the chat template receives for a row: `chat_template_kwargs`, and `tools`."""
     tools = {"tools": row["tools"]} if row.get("tools") else {}
     return {**(row.get("chat_template_kwargs") or {}), **tools}
 
@@ -152,7 +152,7 @@ class ModelAnswerer:
             self.close()
 
     def close(self) -> None:
-        """Lets go of the weights, whoever else uses them."""
+        """Releases the weights, even if others use them."""
         self.source.release()
 
     def answer(self, prompts: Sequence[Text], rows: Rows, take: Take) -> None:
@@ -177,7 +177,7 @@ class ModelAnswerer:
                     take(number, answer)
 
     def _check_lengths(self, prompts: Sequence[Text], rows: Rows) -> Sequence[int]:
-        """Told before any work, and by the row's own name: a batch knows its places only. Returns the shortest."""
+        """Reports prompts that do not fit before any work, by the row's id. Returns the shortest."""
         from preftune.generation.encode_prompts import check_lengths, encode_prompts
 
         seen: list[Sequence[int]] = []

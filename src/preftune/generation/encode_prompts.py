@@ -1,4 +1,4 @@
-"""Prompts as the token ids that a model continues: the one place that renders them for generation, whoever generates.
+"""Prompts as the token ids that a model continues: the one place that renders them for generation.
 
 They are the ids that training has for the same prompt (`data.tokens.encode`): a tokeniser that ends every text with
 eos does not end a prompt with it.
@@ -30,7 +30,7 @@ def prompt_tokens(
     max_new_tokens: int,
     chat_template_kwargs: TemplateKwargs = None,
 ) -> list[int]:
-    """Tokens of every prompt as `generate` will encode it, so that what does not fit is told before any work.
+    """Tokens of every prompt as `generate` will encode it, so that what does not fit is reported before any work.
 
     Raises: what `generate` raises for these prompts.
     """
@@ -47,7 +47,7 @@ def encode_prompts(
     token ids stay.
 
     Args:
-        template_kwargs: what the chat template is told, for all prompts or one mapping per prompt.
+        template_kwargs: what the chat template receives, for all prompts or one mapping per prompt.
     Raises: ModelError for messages without a chat template; RequestError for a prompt that is empty.
     """
     if template_kwargs is None or isinstance(template_kwargs, Mapping):

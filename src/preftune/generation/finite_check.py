@@ -1,4 +1,4 @@
-"""A model whose figures are NaN is told at once: its answers are some token over and over, its scores no scores."""
+"""A model whose logits are NaN is reported at once: its answers are some token over and over, its scores no scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that is named now and loaded when somebody needs it: answers and verdicts that are known need no weights."""
+"""A model that is named now and loaded when it is needed: answers and verdicts that are known need no weights."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def own_prompts(limit: int | None = None, *, as_chat: bool = True) -> Prompts:
     """The prompts with their `category` (three of them) and `topic`.
 
     Args:
-        limit: only so many, evenly spread over all of them and thereby over the categories.
+        limit: number of prompts, spread evenly over all and so over the categories.
         as_chat: a text is a user's turn; for models without a chat template it stays text.
     """
     text = files("preftune.generation").joinpath("own_prompts.jsonl").read_text(encoding="utf-8")

@@ -37,7 +37,7 @@ class Prompt:
     id: str
     prompt: Text
     key: str
-    """Content address of the prompt, its tools and what the chat template is told."""
+    """Content address of the prompt, its tools and what the chat template receives."""
     carried: Mapping[str, Any] = field(default_factory=dict)
     """`tools` and `chat_template_kwargs`, where there are any."""
     kept: Mapping[str, Any] = field(default_factory=dict)
@@ -89,8 +89,8 @@ def load_prompts(
         as_chat: text prompts become a user's turn.
         keep: columns that are carried along for a judge.
         keep_if_there: the same, for columns that need not be there.
-        limit: only the first so many distinct prompts.
-    Raises: DatasetError for a source that cannot be read, holds no prompts, or has a row that is none.
+        limit: number of distinct prompts, from the first on.
+    Raises: DatasetError for a source that cannot be read, holds no prompts, or has a row without a prompt.
     """
     name = display_name(source)
     found: dict[str, Prompt] = {}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from preftune.types import Message, Text
 
 _SEED_BITS = 31
-"""Servers take a seed of so many bits."""
+"""Bits of the seed that servers take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def ask_endpoint(
 
     Args:
         seed: 63 bits.
-        template: what the chat template is told, which only some servers pass on.
+        template: what the chat template receives, which only some servers pass on.
     """
     known_to_some = {"top_k": settings.top_k, "min_p": settings.min_p, "chat_template_kwargs": template}
     return endpoint.chat(

@@ -155,7 +155,7 @@ class VllmAnswerer:
             self.close()
 
     def close(self) -> None:
-        """Ends the engine, whoever else uses it."""
+        """Ends the engine, even if others use it."""
         self.engine.close()
 
     def answer(self, prompts: Sequence[Text], rows: Rows, take: Take) -> None:

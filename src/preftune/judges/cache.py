@@ -29,7 +29,7 @@ def verdict_key(*content: Any) -> str:
 class VerdictCache:
     """Verdicts (any JSON value) by address, in one SQLite file that several processes may share.
 
-    A file that is torn or not ours is set aside with a warning and begun anew. One that cannot be written is an error,
+    A file that is torn or not ours is set aside with a warning and made again. One that cannot be written is an error,
     unlike elsewhere: what is asked of an endpoint costs money.
     """
 

@@ -29,7 +29,7 @@ _ARTICLE = re.compile(r"^(?:the|a|an) ")
 def expected_answers(row: Mapping[str, Any]) -> list[str]:
     """The accepted answers of a row: what `answer`, `expected` or `key_fact` holds, a value or a list of alternatives.
 
-    Raises: DatasetError when there is none.
+    Raises: DatasetError without one.
     """
     value = next((row[key] for key in KEYS if row.get(key) not in (None, "", [])), None)
     values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]

@@ -65,7 +65,7 @@ class Rate(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """A judge beside people. Rates are shares of 1; None where there was nothing to measure."""
+    """A judge compared with people. Rates are shares of 1; None where there was nothing to measure."""
 
     judge: str
     n: int
@@ -151,7 +151,7 @@ class Agreement:
         if self.contradicted is not None and self.contradicted.value >= CONTRADICTING:
             lines.append(
                 f"Position bias: it contradicts itself in {self.contradicted.value:.0%} of the comparisons when the "
-                "answers are swapped. These count as ties, so many prompts are needed; a stronger judge needs fewer."
+                "answers are swapped. These count as ties: more prompts are needed, fewer with a stronger judge."
             )
         if self.first_place is not None and not self.first_place.ci_low <= 0.5 <= self.first_place.ci_high:
             place = "first" if self.first_place.value > 0.5 else "second"

@@ -73,9 +73,9 @@ def load_labels(
     Args:
         source: what `load_rows` takes.
         columns, format: as for `load_pairs`; with `answer_a`, `answer_b` and `label` too.
-        limit: so many, drawn at random with `seed`.
+        limit: number of labels, drawn at random with `seed`.
         thoughts: keep what a thinking model wrote before its answer in the answers.
-    Raises: DatasetError for data that hold no judgements, or a label that is none; RequestError for a limit below 1.
+    Raises: DatasetError for data that hold no judgements, or an invalid label; RequestError for a limit below 1.
     """
     if limit is not None and limit < 1:
         raise RequestError(f"--limit {limit}: give at least 1.")

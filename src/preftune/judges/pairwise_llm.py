@@ -27,7 +27,7 @@ CRITERIA = (
     "Better is what is correct, does what was asked, leaves out what was not, and is easy to read; or a polite refusal "
     "where to help would do harm."
 )
-"""What the judge is told to look at, unless the caller says something else."""
+"""The criteria in the judge's prompt, unless the caller gives others."""
 
 _REMINDER = (
     'That could not be read. Reply with one JSON object only: {"better": "A"}, {"better": "B"} or {"better": "tie"}.'
@@ -52,7 +52,7 @@ ANSWER_TOKENS = 60
 
 
 def parse_verdict(text: str) -> Judgement | None:
-    """The verdict that a judge's reply ends with; None when there is none, or when its last line says two things.
+    """The verdict that a judge's reply ends with; None without a verdict, or when its last line says two things.
 
     Reads JSON objects with a verdict in them, wherever they stand; else nearly-JSON (`Final verdict: **B**`) and
     `[[A]]`; else a reply whose last line is nothing but the verdict. A thought between its marks is left out.

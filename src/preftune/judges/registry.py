@@ -59,7 +59,7 @@ def judge_kind(spec: str) -> Kind:
 
 @dataclass(frozen=True, slots=True)
 class JudgeOptions:
-    """What shapes a judge beside its name; what does not concern its kind is left alone."""
+    """What shapes a judge besides its name; what does not concern its kind is left alone."""
 
     criteria: str | None = None
     """What is better, in a sentence or two; for chat models."""

@@ -54,7 +54,7 @@ class RewardModel:
         return cls(lambda: (model, tokenizer), name=name, identity=identity, **options)
 
     def load(self) -> RewardModel:
-        """Loads the model now, so that what is wrong with it is told at once."""
+        """Loads the model now, so that errors are reported at once."""
         self._model  # noqa: B018
         return self
 

@@ -1,7 +1,7 @@
 """How a reward model of preftune's own reads prompt and answer: token for token as it was trained.
 
-`preftune reward` leaves a small file beside the weights that says whether its pairs were conversations or plain text.
-Models of others have none, and are read by their chat template where they have one.
+`preftune reward` leaves a small file with the weights that says whether its pairs were conversations or plain text.
+Other models lack it, and are read by their chat template where they have one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Form: TypeAlias = Literal["conversations", "plain"]
 
 
 def write_form(folder: str, form: Form) -> None:
-    """Leaves the file beside the weights."""
+    """Writes the file next to the weights."""
     Path(folder, FORM_FILE).write_text(json.dumps({"trained_on": form}) + "\n", encoding="utf-8")
 
 

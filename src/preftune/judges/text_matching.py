@@ -44,7 +44,7 @@ def contains_fact(answer: str, fact: str) -> bool:
 def key_facts(row: Mapping[str, Any]) -> list[str]:
     """The accepted alternatives of a row's `key_fact`: a string or a list of strings, never empty.
 
-    Raises: DatasetError when there is none, with what the row does hold.
+    Raises: DatasetError without one, naming what the row holds.
     """
     value = row.get("key_fact")
     facts = [value] if isinstance(value, str) else value

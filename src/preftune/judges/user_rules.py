@@ -95,7 +95,7 @@ def _are_two_answers(one: str, other: str) -> bool:
 
 
 def _scores_by_return(rule: Any) -> bool | None:
-    """Whether the annotation of what a rule returns is a number (True) or a text; None where there is none."""
+    """Whether the annotation of what a rule returns is a number (True) or a text; None without an annotation."""
     function = rule if inspect.isroutine(rule) else type(rule).__call__
     try:
         returned = get_type_hints(function).get("return")

@@ -74,7 +74,7 @@ class GroupLogps:
     """(T,) int64."""
     completions: int
     hit_T: Tensor | None = None
-    """(T,) bool: whether no other token was likelier; None where nobody looked (scores out of a cache)."""
+    """(T,) bool: whether no other token was likelier; None when the scores came from a cache."""
 
     @property
     def sum_K(self) -> Tensor:

@@ -140,7 +140,7 @@ def _chunk_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, transform
 
 def _logps_(logits: Tensor, target: Tensor, hit: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the targets, and the sums (chunk, 1) of the exponentials that the logits turn into: with one
-    exponential per logit, and nothing of their size beside them.
+    exponential per logit, and no other tensor of their size.
 
     Args:
         hit: an output: whether the target has the largest logit.

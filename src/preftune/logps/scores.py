@@ -69,7 +69,7 @@ class NaiveScores:
 def completion_scores(model: nn.Module, batch: PackedBatch) -> Tensor:
     """(K,) float32: the score of every completion, packed where that is exact, one by one otherwise.
 
-    Whoever scores many batches takes `choose_score_engine` once, which tries the model.
+    To score many batches, call `choose_score_engine` once, which tries the model.
     """
     engine, _ = choose_score_engine(model)
     return engine(model, batch)
@@ -146,7 +146,7 @@ def score_head(model: Any) -> nn.Module:
     """The head of a sequence classifier with one label; PEFT's wrapper, where the head is trained with an adapter.
 
     Raises:
-        ModelError: there is none.
+        ModelError: without one.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = getattr(base, "score", None)

@@ -147,7 +147,7 @@ def _sees_neighbours(layer: Any) -> bool:
 
 
 def with_adapters(twin: Any, model: Any) -> Any:
-    """The twin with the adapters of the model, random ones; itself where there are none.
+    """The twin with the adapters of the model, random ones; itself without adapters.
 
     Layers that an adapter names by number may be missing in the twin, so it sits on all layers of the same names.
     """

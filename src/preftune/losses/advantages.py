@@ -46,7 +46,7 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, la
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Scalar: the mean over all tokens where `mask` is True; 0 if there are none."""
+    """Scalar: the mean over all tokens where `mask` is True; 0 without any."""
     return values.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
 
 

@@ -133,7 +133,7 @@ def adapted_coefficient(coefficient: float, *, kl: float, target: float, answers
         kl: what the policy's distance to the reference was, nats per answer.
         target: what it should be, nats per answer, above 0.
         answers: how many were sampled since the last change.
-        horizon: after about so many answers at twice the target the coefficient is e^0.2 of itself.
+        horizon: after about this many answers at twice the target the coefficient is e^0.2 of itself.
     """
     error = min(0.2, max(-0.2, kl / target - 1))
     return coefficient * (1 + error * answers / horizon)

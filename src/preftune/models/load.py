@@ -103,7 +103,7 @@ def _refuse_reward_model(place: Location) -> None:
             for name in ("adapter_config.json", "config.json")
         )
     except (OSError, ValueError):
-        return  # whoever loads it says what is wrong
+        return  # loading it reports what is wrong
     if adapter.get("task_type"):
         rates = adapter["task_type"] == "SEQ_CLS"
     else:
@@ -149,7 +149,7 @@ def load_tokenizer(
             base = locate_base(place, base_model, revision=revision).name
             return load_tokenizer(base, trust_remote_code=trust_remote_code, **kwargs)
         raise ModelError(
-            f"No tokenizer could be loaded from {name}: {_brief(error)} Save it beside the model with "
+            f"No tokenizer could be loaded from {name}: {_brief(error)} Save it in the folder of the model with "
             "tokenizer.save_pretrained, or load it from the model that it belongs to."
         ) from error
     return tokenizer
@@ -158,7 +158,7 @@ def load_tokenizer(
 def adapter_base(path: str | os.PathLike[str], *, revision: str | None = None) -> str:
     """The name of the base model that an adapter (folder or hub id) was trained on.
 
-    A relative path that does not exist from here is looked for beside the adapter.
+    A relative path that does not exist from here is looked for next to the adapter.
 
     Raises: ModelError when the adapter names none.
     """
@@ -235,7 +235,7 @@ def attach_adapter(
 
 
 def generation_config_of(place: Location, *, revision: str | None = None) -> GenerationConfig | None:
-    """The generation config beside the files of a model or an adapter; None without one."""
+    """The generation config in the folder of a model or an adapter; None without one."""
     from transformers import GenerationConfig
 
     options = {"revision": revision} if revision else {}
@@ -333,7 +333,7 @@ def _load_base(place: Location, *, revision: str | None, options: dict[str, Any]
 
 
 def load_pretrained(loader: Any, place: Location, *, revision: str | None, options: dict[str, Any]) -> Any:
-    """`loader.from_pretrained`, its errors turned into one paragraph with a cure."""
+    """`loader.from_pretrained`, its errors turned into one paragraph with a fix."""
     source, extra = _source(place)
     check_config_size(Path(source))
     if revision is not None:

@@ -20,10 +20,10 @@ Kind: TypeAlias = Literal["folder", "adapter", "gguf", "hub", "hub-adapter"]
 
 ADAPTER_CONFIG = "adapter_config.json"
 FORM_FILE = "preftune_reward.json"
-"""Beside the weights of a reward model: what it was trained on."""
+"""In the folder of a reward model: what it was trained on."""
 
 WEIGHTS_FILE = "preftune_weights.json"
-"""Beside the final weights of a run: its id, and the step that they are of."""
+"""In the folder of a run's final weights: its id, and the step that they are of."""
 
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
@@ -85,7 +85,7 @@ def is_adapter_folder(path: str | os.PathLike[str]) -> bool:
 
 
 def holds_full_model(folder: Path) -> bool:
-    """Whether a folder holds weights of a whole model beside its config."""
+    """Whether a folder holds weights of a whole model and its config."""
     if not (folder / "config.json").is_file():
         return False
     return any(
@@ -118,7 +118,7 @@ def describe_folder(folder: Path, *, limit: int = 6) -> str:
 
 
 def _check_of_this_run(folder: Path) -> None:
-    """Raises: ModelError where run.json in a folder is of another run than the weights beside it."""
+    """Raises: ModelError where run.json in a folder is of another run than the weights next to it."""
     try:
         facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         own, outcome = facts["id"], facts.get("outcome")
@@ -133,7 +133,7 @@ def _check_of_this_run(folder: Path) -> None:
     inner = [path for path in folder.glob("checkpoint-*") if holds_full_model(path) or is_adapter_folder(path)]
     cure = f"Name a checkpoint: {', '.join(map(str, sorted(inner)))}." if inner else "Let the run finish (--resume)."
     raise ModelError(
-        f"{folder} holds a run that has not saved its weights (outcome: {outcome}); the weights beside its run.json "
+        f"{folder} holds a run that has not saved its weights (outcome: {outcome}); the weights next to its run.json "
         f"are of another run. {cure}"
     )
 
@@ -275,7 +275,7 @@ def _near_on_hub(name: str) -> list[str]:
             for info in HfApi().list_models(author=owner, sort="downloads", limit=100):
                 found[info.id] = None
     except _network_errors():
-        pass  # near names are a kindness; the error is told anyway
+        pass  # near names are optional; the error is reported anyway
     lower = {identifier.lower(): identifier for identifier in found}
     if owner:
         near = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)

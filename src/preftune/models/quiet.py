@@ -12,7 +12,7 @@ from contextlib import contextmanager
 def quiet_transformers() -> Iterator[None]:
     """While a model is loaded or saved: no bar for weights that take a second, and no table of missing weights.
 
-    What a table would say about weights that matter is checked by whoever loads. Downloads keep their bars.
+    What a table would say about weights that matter is checked by the loading code. Downloads keep their bars.
     """
     from transformers.utils import logging as transformers_logging
 

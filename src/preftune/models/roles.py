@@ -5,7 +5,7 @@
     reward      a trained reward model's adapter and head, frozen
     reference   all adapters off (or a copy of what trains): `preftune.reference`
 
-A role may as well be a model of its own; then it has its own trunk and nobody switches anything.
+A role may as well be a model of its own; then it has its own trunk and nothing is switched.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Scalar:
 
 
 def base_of(model: Any) -> str:
-    """The name or folder of the weights beneath the adapters of a model; "" if it has none."""
+    """The name or folder of the weights beneath the adapters of a model; "" without one."""
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
     return str(getattr(whole.config, "_name_or_path", "") or "")
 

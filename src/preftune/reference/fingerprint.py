@@ -77,7 +77,7 @@ class Numerics:
 
 
 def _release(package: str) -> str:
-    """Major and minor version: patch releases mend crashes, not numbers."""
+    """Major and minor version: patch releases fix crashes and leave numbers alone."""
     try:
         return ".".join(metadata.version(package).split(".")[:2])
     except metadata.PackageNotFoundError:
@@ -139,7 +139,7 @@ def _is_adapter_layer(module: nn.Module) -> bool:
 
 def _numbers_of(model: nn.Module) -> Iterator[str]:
     """Numbers that modules hold as plain attributes (epsilons, scales of attention, embeddings, rope, how many experts
-    are asked), where anybody can change them without the config, and which activation stands in its place. Dropout is
+    are asked), where they can be changed without the config, and which activation stands in its place. Dropout is
     off when scores are computed.
     """
     for name, module in sorted(model.named_modules(), key=lambda item: _canonical(item[0])):

@@ -1,4 +1,4 @@
-"""What lies in the folder of reference scores: looked at, cleared, checked. Only files that are ours are touched."""
+"""What lies in the folder of reference scores: listed, pruned, verified. Only files that are ours are touched."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class StoreFile:
     path: Path
     state: State
     """store: scores of one model and numerics. torn: a store that cannot be read. aside: a damaged one that a run set
-    aside. foreign: nothing of ours.
+    aside. foreign: not written by preftune.
     """
     size: int
-    """Bytes, with what SQLite keeps beside it."""
+    """Bytes, with the side files of SQLite."""
     last_used: float
     """Seconds since the epoch: when a run opened it or wrote to it last."""
     completions: int | None = None
-    """None if that cannot be told now."""
+    """None if unknown now."""
     note: dict[str, str] = field(default_factory=dict)
     """What it says of itself: model, reference, engine, device, dtype, created (seconds since the epoch), preftune."""
 
@@ -65,7 +65,7 @@ class Check:
     """What SQLite says of a file that is damaged as a whole, which is more than single rows."""
     repaired: bool = False
     hindered: str | None = None
-    """Why it could not be looked at or not be repaired: another process is at work in it, no permission."""
+    """Why it could not be checked or repaired: another process is at work in it, no permission."""
 
     @property
     def sound(self) -> bool:
@@ -90,9 +90,9 @@ def choose(
     """The files of ours that these wishes leave no room for, the least recently used first.
 
     Args:
-        older_than: only files that were last used so many seconds before `now`.
+        older_than: only files that were last used this many seconds before `now`.
         model: only stores of models whose name contains this, in any case.
-        max_size: only so many that those of ours which remain hold at most this many bytes; damaged files go first.
+        max_size: remove files until the rest holds at most this many bytes; damaged files go first.
     """
     ours = [file for file in files if file.state != "foreign"]
     chosen = [
@@ -114,7 +114,7 @@ def choose(
 
 
 def remove(file: StoreFile) -> Removal:
-    """Deletes a file with what SQLite keeps beside it, unless a process has it open or it is not ours after all."""
+    """Deletes a file and the side files of SQLite, unless a process has it open or it is not ours after all."""
     if file.state == "foreign":
         return "not ours"
     try:
@@ -222,7 +222,7 @@ def _opened(path: Path, *, patience: float = _PATIENCE) -> Iterator[sqlite3.Conn
 
 @contextmanager
 def _alone(path: Path, *, torn: bool = False) -> Iterator[None]:
-    """Holds a store's exclusive lock, which nobody gets while another process has the file open.
+    """Holds a store's exclusive lock, which no process gets while another process has the file open.
 
     Leaving write-ahead mode asks for it: every connection in that mode holds a shared lock from its first look on.
 

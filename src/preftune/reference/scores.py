@@ -50,7 +50,7 @@ class ReferenceScores:
         return GroupLogps(scores, batch.owner_T, batch.completions)
 
     def known(self, batch: PackedBatch) -> GroupLogps | None:
-        """Cached scores of the batch, NaN where there are none; None if there are none at all. Does not count as a
+        """Cached scores of the batch, NaN for misses; None if all are misses. Does not count as a
         look-up.
         """
         keys = _keys_of(batch.groups)

@@ -32,7 +32,7 @@ class Source(Protocol):
     live: bool
     """Whether it can score at any time; if not, everything must be scored before the first step."""
     received: bool
-    """Whether it is the policy as received by its making, or a model that somebody chose."""
+    """Whether it is the policy as received by its making, or a model that the user chose."""
 
     def unchanged(self, model: nn.Module) -> bool:
         """Whether what would score now is what the fingerprint was taken of. `model` is the policy, before any step.
@@ -171,7 +171,7 @@ class ExplicitModel:
 
     @property
     def model(self) -> nn.Module | None:
-        """The model, unless it was let go and nobody else holds it."""
+        """The model, unless it was released and collected."""
         return self._held if self._held is not None else self._weak()
 
     def unchanged(self, model: nn.Module) -> bool:
@@ -233,7 +233,7 @@ def choose_source(
 def _shows_rarely(model: nn.Module, adapters: Sequence[str]) -> bool:
     """Whether parts of the adapters may have been trained that show on some inputs only, which a probe can miss: rows
     of an embedding, whole modules, experts that a probe's tokens are not routed to. Whether they still train is
-    another matter: a fresh adapter may stand beside one that was trained and is frozen.
+    another matter: a fresh adapter may be loaded together with one that was trained and is frozen.
 
     Args:
         adapters: names of their parameters.

@@ -2,7 +2,7 @@
 
 One SQLite file per model and numerics; the key is a digest of the token ids, the value the completion's per-token
 log-probabilities in float32 behind a checksum. SQLite brings the locking, the crash safety and the lookups; what it
-cannot promise (a torn file copied from elsewhere, a foreign file under our name) is caught by checksums and a rebuild.
+cannot promise (a torn file copied from elsewhere, another file under our name) is caught by checksums and a rebuild.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _APPLICATION_ID = 0x50465431  # "PFT1": marks the file as ours and its format
 _BUSY_SECONDS = 30.0
 _KEYS_PER_QUERY = 500
 SIDE_FILES = ("-wal", "-shm", "-journal")
-"""What SQLite may keep beside a database."""
+"""Suffixes of the side files of SQLite."""
 _INDEX_KILOBYTES = 16_000  # of memory: the index of half a million completions
 
 _OF_THE_PARENT: list[sqlite3.Connection] = []
@@ -200,7 +200,7 @@ def is_ours(connection: sqlite3.Connection) -> bool:
 
 
 def set_aside(path: Path) -> Path:
-    """Keeps a file that cannot be used under another name, beside where it was; the new name. Raises: OSError."""
+    """Keeps a file that cannot be used under another name in the same folder; returns the new name. Raises: OSError."""
     aside = path.with_suffix(f".damaged-{int(time.time())}")
     os.replace(path, aside)
     for suffix in SIDE_FILES:

@@ -172,8 +172,8 @@ def _check(comparisons: Sequence[Comparison], names: Sequence[str], anchor: str 
     for number, comparison in enumerate(comparisons):
         if comparison.outcome not in (0.0, 0.5, 1.0) or comparison.a == comparison.b:
             raise DatasetError(
-                f"Comparison {number} ({comparison.a!r} with {comparison.b!r}: {comparison.outcome}) is none. Give two "
-                "different models, and 1, 0.5 or 0 for the first one."
+                f"Comparison {number} ({comparison.a!r} with {comparison.b!r}: {comparison.outcome}) is wrong. Give "
+                "two different models, and 1, 0.5 or 0 for the first one."
             )
     if anchor is not None and anchor not in names:
         raise RequestError(f"anchor={anchor!r} was compared with nothing. Name one of {', '.join(names)}.")
@@ -206,7 +206,7 @@ def _wins(first: Any, second: Any, outcome: Floats, weight: Floats, models: int)
 
 
 def _unbounded(wins_MM: Floats, names: Sequence[str]) -> list[str]:
-    """Models that no circle of wins leads back to: the likelihood has a maximum only if there are none (Ford 1957).
+    """Models that no circle of wins leads back to: the likelihood has a maximum only without such models (Ford 1957).
 
     Where there are, those outside of the largest circle.
     """
@@ -219,7 +219,7 @@ def _unbounded(wins_MM: Floats, names: Sequence[str]) -> list[str]:
 
 
 def _open_ends(wins_MM: Floats, unbounded_M: Sequence[bool], low_M: Floats, high_M: Floats) -> tuple[Floats, Floats]:
-    """A model that nobody below it ever beat may be any distance above, and the other way round."""
+    """Models without a finite score: no model below ever won against them, or no model above ever lost."""
     reach = _reach(wins_MM)
     above_M = (reach & ~reach.T).any(axis=1) & np.array(unbounded_M)
     below_M = (reach.T & ~reach).any(axis=1) & np.array(unbounded_M)

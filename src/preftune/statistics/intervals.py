@@ -109,7 +109,7 @@ def number_clusters(values: int, clusters: Sequence[Hashable] | None) -> tuple[N
 
 
 def quantile(confidence: float, clusters: int) -> float:
-    """Student's two-sided quantile for so many clusters. Raises: RequestError for an impossible confidence."""
+    """Student's two-sided quantile for a number of clusters. Raises: RequestError for an impossible confidence."""
     if not 0.0 < confidence < 1.0:
         raise RequestError(f"confidence={confidence} is not between 0 and 1. 0.95 is usual.")
     return float(stdtrit(max(clusters - 1, 1), 0.5 + confidence / 2))

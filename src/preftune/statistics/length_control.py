@@ -6,7 +6,7 @@ is; the length-controlled rate is what it predicts for a length difference of ze
 loss.
 
 The ridge on the length coefficient is chosen by cross-validation over prompts: where length does not help to predict
-outcomes of prompts that were not looked at, the coefficient goes to zero and the rate to the plain one.
+outcomes of held-out prompts, the coefficient goes to zero and the rate to the plain one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CONVERGED = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class LengthControlled:
-    """A win rate at equal length beside the plain one. Rates are shares of 1."""
+    """A win rate at equal length, and the plain one. Rates are shares of 1."""
 
     win_rate: float
     """Predicted at a length difference of zero, ties counted half."""
@@ -97,7 +97,7 @@ def length_controlled(
         clusters: the prompt of each comparison; default: every comparison has its own.
         difficulty: of the prompt, in any unit: for example the base model's log-odds against a third one on it.
         folds: of the cross-validation; fewer where there are fewer prompts.
-    Raises: DatasetError for no values, values that are none, or lists of different length; RequestError for impossible
+    Raises: DatasetError for no values, invalid values, or lists of different length; RequestError for impossible
         settings.
     """
     plain = win_rate(outcomes, clusters, confidence=confidence)
@@ -156,7 +156,7 @@ def _choose_ridge(
 def _features(length_N: Floats, hard_N: Floats | None) -> Floats:
     """Columns: 1, tanh(length / sd), and the centred difficulty in standard deviations. Shape (N, 2 or 3)."""
     sd = float(length_N.std())
-    if sd == 0:  # the same difference everywhere cannot be told from the constant
+    if sd == 0:  # the same difference everywhere cannot be distinguished from the constant
         columns = [np.ones_like(length_N), np.zeros_like(length_N)]
     else:
         columns = [np.ones_like(length_N), np.tanh(length_N / sd)]

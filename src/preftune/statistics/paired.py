@@ -139,7 +139,7 @@ def compare_means(
 
 
 def compare_with_even(name: str, rate: WinRate) -> Comparison:
-    """A win rate against the baseline, beside the 50% that an equal model would have."""
+    """A win rate against the baseline, compared with the 50% that an equal model would have."""
     return Comparison(
         name=name,
         base=0.5,

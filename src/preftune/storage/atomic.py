@@ -1,4 +1,4 @@
-"""Files that are whole under their name or not there: written beside it, synced, renamed."""
+"""Files that are whole under their name or not there: written under a temporary name, synced, renamed."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def write_whole(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:
-            error.filename = str(path)  # nobody knows the temporary one, and a full disk names none
+            error.filename = str(path)  # the temporary name means nothing to a user, and a full disk gives no name
         raise
 
 
 def sweep_beside(path: Path) -> None:
-    """Remove what writers of a file that were killed left beside it, when nobody can be writing it any more."""
+    """Remove what writers of a file that were killed left behind, once no writer can be alive."""
     for temporary in path.parent.glob(f".{glob.escape(path.name)}-*"):
         with contextlib.suppress(OSError):
             if time.time() - temporary.stat().st_mtime > _ABANDONED_S:

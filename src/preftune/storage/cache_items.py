@@ -1,4 +1,4 @@
-"""What lies in the cache folder beside the reference's scores: token ids, rows, verdicts, judges, models, leftovers."""
+"""What lies in the cache folder besides reference scores: token ids, rows, verdicts, judges, models, leftovers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def list_items(root: Path, *, now: float, older_than: float = 0.0) -> list[Cache
     """Everything of ours below the cache folder that is no reference score.
 
     Args:
-        older_than: of verdicts, only those that are so many seconds old.
+        older_than: of verdicts, only those older than this many seconds.
     """
     found = [_item(path, kind) for kind, pattern in _FILES for path in sorted((root / kind).glob(pattern))]
     for kind in ("judges", "models"):

@@ -71,7 +71,7 @@ _SCRIPTS = {
 }
 """The first word of a character's Unicode name, and the language that is mostly written so."""
 KNOWN = frozenset((*_COMMON, *_SCRIPTS.values()))
-"""Every language that can be told."""
+"""Every language that can be recognised."""
 _ALPHABETS = {"LATIN": "en de fr es it pt nl sv da nb fi pl cs hu ro tr vi id".split(), "CYRILLIC": ["ru", "uk", "bg"]}
 _LETTERS_LOOKED_AT = 3000
 _LEAST_LETTERS = 20
@@ -96,13 +96,13 @@ _LATIN_WORD = re.compile(r"[^\W\d_]+")
 
 
 def language_of(text: str) -> str | None:
-    """The language as an ISO 639-1 code, or None when it cannot be told. Code, links and formulas are left out."""
+    """The language as an ISO 639-1 code, or None when unknown. Code, links and formulas are left out."""
     text = _CODE.sub(" ", text)
     letters = [character for character in text if character.isalpha()][:_LETTERS_LOOKED_AT]
     if not letters:
         return None
     scripts = Counter(map(_script, letters))
-    # Japanese mixes Chinese characters with its own; the other way round there are none.
+    # Japanese mixes Chinese characters with its own; Chinese contains no kana.
     if scripts["CJK"] and (kana := scripts["HIRAGANA"] + scripts["KATAKANA"]) >= 0.1 * scripts["CJK"]:
         scripts["HIRAGANA"] = scripts.pop("CJK") + kana
         scripts.pop("KATAKANA", None)
@@ -144,7 +144,7 @@ def _script(character: str) -> str:
 def change_of_language(asked: str, answer: str) -> str | None:
     """The language that an answer is in, or ends in, when it is not the language of what was asked; else None.
 
-    None too where either cannot be told.
+    None too where either cannot be recognised.
     """
     expected = language_of(asked)
     if expected is None:

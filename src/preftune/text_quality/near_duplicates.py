@@ -24,7 +24,7 @@ _BANDS = 16
 
 _BATCH = 1000
 _LONGEST = 5000
-"""Words of a text that are looked at."""
+"""Words of a text that are compared."""
 
 _WORD = re.compile(r"\w+")
 
@@ -156,7 +156,7 @@ def repeated_nearly(
 ) -> NDArray[np.bool_]:
     """(n,) pairs that an earlier one nearly repeats: nearly the same prompt, and nearly the same answers, by sides.
 
-    What is left holds no such pairs: leaving one out may bring two others together, so it is looked at again.
+    What is left holds no such pairs: leaving one out may bring two others together, so the rest is compared again.
 
     Args:
         keys: (n,) of the prompts, equal for equal prompts.

@@ -27,7 +27,7 @@ _LEAST_LOOP = 8
 _WINDOW = 50
 """Words over which distinct bigrams are counted, so that long answers are not called poor for being long."""
 _NUMBER_RUN = 40
-"""The same number so many times in a row is no matrix any more."""
+"""Repetitions of the same number from which on a row of numbers counts as a loop."""
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _MARKS = (
@@ -89,7 +89,7 @@ def looped(text: str) -> float:
     """Share of a text in segments that follow themselves at once, three times or more: the mark of a stuck model, 0..1.
 
     Segments of 1 to 64 words. Numbers that count (the "3." of a list, "Day 3:") are left out: a list that
-    says the same under every number is a loop. Segments without a letter are none.
+    says the same under every number is a loop. Segments without a letter do not count.
     """
     words = split_with_symbols(_COUNTING.sub(" ", text))
     number: dict[str, int] = {}

@@ -25,7 +25,7 @@ LOOP_SHARE = 0.15
 REPEATED_SHARE = 0.5
 """So does one of which half was already said: a poem's refrain stays below."""
 LONG_RUN = 12
-"""And one that says a word, or writes a character, so many times in a row."""
+"""Repetitions of one word or character from which on an answer counts as repetitive."""
 _GRAM = 3
 
 
@@ -39,13 +39,13 @@ class TextFigures(NamedTuple):
     distinct_2: float
     """Distinct bigrams over bigrams, in windows of 50 words, 0..1; 1 for a text without two words."""
     longest_run: int
-    """The same word, or the same character, so many times in a row."""
+    """Longest run of the same word or character."""
     empty: bool
     refusal: bool
     finished: bool | None
-    """Whether the model ended the answer itself; None when nobody knows."""
+    """Whether the model ended the answer itself; None when unknown."""
     language: str | None
-    """ISO 639-1; None when it cannot be told."""
+    """ISO 639-1; None when it cannot be recognised."""
     looped: float = 0.0
     """Share of the text in segments that follow themselves at once, three times or more, 0..1."""
 

@@ -80,7 +80,7 @@ def test_ls_names_models_sizes_and_ages(preftune, three) -> None:
     assert "10 days ago" in rows[1]
     assert "just now" in rows[2]
     assert rows[3].startswith("3 stores, 58 completions, ")
-    assert rows[4] == "Beside them: models, 2.0 kB (preftune cache prune --kind models)."
+    assert rows[4] == "Besides: models, 2.0 kB (preftune cache prune --kind models)."
 
 
 def test_ls_as_json(preftune, three) -> None:

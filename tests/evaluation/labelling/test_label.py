@@ -156,7 +156,7 @@ def test_answers_without_a_score_are_left_out(tmp_path: Path) -> None:
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     samples = write_samples(tmp_path / "s.jsonl", ANSWERS)
     (tmp_path / "mine.jsonl").write_text("mine\n")
-    with pytest.raises(RequestError, match="nothing beside it says that preftune label wrote it"):
+    with pytest.raises(RequestError, match="no manifest next to it says that preftune label wrote it"):
         label(samples, tmp_path / "mine.jsonl", ByScore(letters))
     with pytest.raises(RequestError, match="would be written over the samples"):
         label(samples, samples, ByScore(letters))

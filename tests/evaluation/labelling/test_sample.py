@@ -184,7 +184,7 @@ def test_other_settings_than_the_files_are_refused(tmp_path: Path, change: dict,
     path = tmp_path / "samples.jsonl"
     sample(prompts(), model_sampler(), path, k=2, seed=5)
     before = path.read_bytes()
-    with pytest.raises(RequestError, match=f"was begun with other settings: .*{says}"):
+    with pytest.raises(RequestError, match=f"was started with other settings: .*{says}"):
         sample(
             prompts(change.get("prompts", TEXTS)),
             model_sampler(**change.get("sampler", {})),

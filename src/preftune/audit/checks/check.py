@@ -71,7 +71,7 @@ class Check:
         return True
 
     def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
-        """Takes in a batch: its pairs, and the rows that are none."""
+        """Takes in a batch: its pairs, and the rows without a pair."""
 
     def findings(self, pairs: int) -> Iterable[Finding]:
         """What was found, when all batches were seen.

@@ -72,7 +72,7 @@ class ReferenceCheck(Check):
         return margins
 
     def _surprise(self) -> Numbers:
-        """(pairs,) robust standard deviations from the median margin per token; NaN where there is none."""
+        """(pairs,) robust standard deviations from the median margin per token; NaN without a score."""
         margins = self._per_token()
         known = margins[np.isfinite(margins)]
         if not len(known):

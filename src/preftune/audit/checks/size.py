@@ -39,7 +39,7 @@ SMALL_EVAL = Kind(
     "small_eval",
     "warning",
     "Too few held-out prompts to see a change of 2 points",
-    "Two checkpoints cannot be told apart on them: differences of this size are noise.",
+    "Two checkpoints cannot be distinguished on them: differences of this size are noise.",
     "Hold out more (preftune dpo --eval_fraction), or trust only larger differences.",
 )
 

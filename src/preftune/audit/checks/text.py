@@ -24,7 +24,7 @@ DAMAGED = Kind(
     "warning",
     "Damaged encoding",
     "The model learns to write broken characters.",
-    "Read the source again in its true encoding; ftfy.fix_text mends most of what is left.",
+    "Read the source again in its true encoding; ftfy.fix_text repairs most of what is left.",
 )
 SPECIAL = Kind(
     "special_tokens",

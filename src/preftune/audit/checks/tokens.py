@@ -32,7 +32,7 @@ LEFT_OUT = Kind(
     "error",
     "Pairs that cannot be trained on as they are tokenised",
     "preftune dpo leaves the row out.",
-    "The numbers say what is wrong, and what mends it.",
+    "The numbers say what is wrong, and how to fix it.",
 )
 DROPPED_SYSTEM = Kind(
     "system_prompt_dropped",
@@ -67,7 +67,7 @@ EOS_ADDED = Kind(
     "info",
     "Answers that the chat template does not end",
     "Without an end-of-sequence token the model does not learn to stop; preftune appends it, other trainers may not.",
-    "Nothing is to be done for preftune; for others mend the chat template.",
+    "Nothing is to be done for preftune; for other trainers correct the chat template.",
 )
 BOUNDARY = Kind(
     "boundary_moved",

@@ -110,7 +110,7 @@ def _failing(asked: str | None) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def _setting(asked: argparse.Namespace) -> Setting:
-    """Everything that can be wrong with the request, told before the pairs are looked at."""
+    """Checks everything that can be wrong with the request before the pairs are read."""
     from preftune.audit import Setting
 
     tokenizer_name = asked.tokenizer or asked.model

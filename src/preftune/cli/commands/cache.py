@@ -25,7 +25,7 @@ _BYTES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 2**10, "mi": 2**
 _NARROW = 90
 """Columns below which a terminal gets lines instead of a table."""
 _IN_A_PIPE = 1000
-"""Columns where nobody looks: one line per store, for grep."""
+"""Columns without a terminal: one line per store, for grep."""
 
 HELP = """\
 usage: preftune cache ls | prune | verify [options]
@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
     if not words or words[0] not in actions:
         near = near_name(words[0], actions) if words else None
         hint = f"Did you mean {near!r}?" if near else "See preftune cache --help."
-        raise RequestError(f"preftune cache needs to be told what to do: ls, prune or verify. {hint}")
+        raise RequestError(f"preftune cache needs an action: ls, prune or verify. {hint}")
     return actions[words[0]](words[1:])
 
 
@@ -132,7 +132,7 @@ def _show(files: list[StoreFile]) -> None:
     if foreign:
         console.print(f"{_count(foreign, 'file')} in that folder that preftune did not write: left alone.")
     for name, size in _others():
-        console.print(f"Beside them: {name}, {_bytes(size)} (preftune cache prune --kind {name}).", markup=False)
+        console.print(f"Besides: {name}, {_bytes(size)} (preftune cache prune --kind {name}).", markup=False)
 
 
 def _table(stores: list[StoreFile]) -> Any:
@@ -259,7 +259,7 @@ def _name(file: Any) -> str:
 
 def _agreed(question: str) -> bool:
     if not sys.stdin.isatty():
-        raise RequestError(f"{question} There is nobody to ask. Add --yes to remove them, or --dry-run to look only.")
+        raise RequestError(f"{question} No terminal to ask on. Add --yes to remove them, or --dry-run to look only.")
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
@@ -304,7 +304,7 @@ def _verdict(check: Check) -> str:
     else:
         found = f"{check.completions:,} completions, all intact"
     if check.hindered is not None:
-        return f"not looked at: {check.hindered}" if check.sound else f"{found}; nothing was done: {check.hindered}"
+        return f"not checked: {check.hindered}" if check.sound else f"{found}; nothing was done: {check.hindered}"
     if check.repaired:
         return f"{found}; {'set aside' if check.torn is not None else 'removed'}"
     return found

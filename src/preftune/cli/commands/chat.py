@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
 def _parser() -> PlainParser:
     parser = PlainParser(
         prog="preftune chat",
-        description="Talk to a model. An adapter is shown beside its base, which is the same loaded model with the "
+        description="Talk to a model. An adapter is shown next to its base, which is the same loaded model with the "
         "adapter off. Reads a message per line until the end of the input or /exit; /reset forgets the conversation.",
     )
     parser.add_argument("--model", "--model_name_or_path", dest="model", required=True, help="a path or a hub id")

@@ -119,7 +119,7 @@ def load_speakers(
     """The voices of a chat, the one before alignment first.
 
     An adapter and its base are one loaded model: the base speaks with the adapter switched off. Without a baseline, an
-    adapter is shown beside its base, and a whole model speaks alone.
+    adapter is shown next to its base, and a whole model speaks alone.
 
     Args:
         base_model: instead of the base that an adapter names.

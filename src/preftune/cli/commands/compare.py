@@ -71,7 +71,7 @@ def _parser() -> PlainParser:
     tuning.add_argument(
         "--budget",
         default="10m",
-        help="of one trial: a time (90s, 10m, 2h), or so many tokens or pairs, as 2000pairs; two answers that PPO "
+        help="of one trial: a time (90s, 10m, 2h), or a number of tokens or pairs, as 2000pairs; two answers that PPO "
         "samples are a pair (10m)",
     )
     tuning.add_argument("--seeds", nargs="+", type=int, default=[0], help="settings are chosen on the first (0)")
@@ -151,7 +151,7 @@ def tell_step(line: str) -> None:
 
 
 def _plan(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> Plan:
-    """Everything cheap first: what is wrong is told before anything is trained."""
+    """Everything cheap first: errors are reported before anything is trained."""
     from preftune.comparison.data import split, write_parts
     from preftune.comparison.measure import Ruler
     from preftune.comparison.plan import Budget

@@ -1,4 +1,4 @@
-"""`preftune convert`: any known format to the canonical one, filtered, with a manifest beside it."""
+"""`preftune convert`: any known format to the canonical one, filtered, with a manifest."""
 
 from __future__ import annotations
 

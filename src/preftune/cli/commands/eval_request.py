@@ -64,7 +64,9 @@ def _parser() -> PlainParser:
         "--judge_data", metavar="PAIRS", help="for --judge auto: what it learns from (the run's held-out pairs)"
     )
     parser.add_argument("-o", "--output", metavar="FOLDER", help="where the results go (MODEL/eval for a folder)")
-    parser.add_argument("--limit", type=int, help="only the first so many distinct prompts, or questions of a suite")
+    parser.add_argument(
+        "--limit", type=int, help="number of distinct prompts to use, from the first on, or of questions of a suite"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of draws, and of intervals that are resampled (0)")
     _add_suites(parser.add_argument_group("suites"))
     _add_prompts(parser.add_argument_group("prompts"))

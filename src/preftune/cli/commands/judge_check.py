@@ -183,7 +183,7 @@ def _write(
     from preftune.version import __version__
 
     wrong = [item for item in judged if item.verdict is not None and item.verdict != item.label.label]
-    wrong.sort(key=lambda item: item.verdict == "tie")  # whoever says the opposite first
+    wrong.sort(key=lambda item: item.verdict == "tie")  # opposite verdicts first, then ties
     prepare_folder(path.parent)
     write_json(
         path,

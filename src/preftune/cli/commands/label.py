@@ -91,7 +91,7 @@ def _parser() -> PlainParser:
         "--min_gap", type=float, default=0.0, help="least difference of scores, or of comparisons won (any above 0)"
     )
     parser.add_argument(
-        "--margin_from_scores", type=float, metavar="NATS", help="write margins: so many nats per point of difference"
+        "--margin_from_scores", type=float, metavar="NATS", help="write margins: nats per point of difference"
     )
     parser.add_argument("--finished_only", action="store_true", help="leave out completions cut at their length limit")
     add_judge_options(parser)

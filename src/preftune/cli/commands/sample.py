@@ -89,7 +89,7 @@ def _parser() -> PlainParser:
     data.add_argument("--split", default="train", help="of the data; slices work: 'train[:100]' (train)")
     data.add_argument("--format", help="of the data, where its shape does not tell")
     data.add_argument("--columns", nargs="+", default=[], metavar="prompt=YOURS", help="where the prompts stand")
-    data.add_argument("--limit", type=int, help="only the first so many distinct prompts")
+    data.add_argument("--limit", type=int, help="number of distinct prompts to use, from the first on")
     data.add_argument("--keep", nargs="+", default=[], metavar="COLUMN", help="columns to carry along for a judge")
     data.add_argument(
         "--prompts_as",

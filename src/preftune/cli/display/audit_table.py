@@ -1,4 +1,4 @@
-"""An audit on the terminal: a table of findings, lines where it is narrow or nobody looks."""
+"""An audit on the terminal: a table of findings; lines where it is narrow or no terminal."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _table(findings: Sequence[Finding]) -> Any:
     table.add_column("count", justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
     table.add_column("rows", min_width=8)
-    table.add_column("what mends it", ratio=4)
+    table.add_column("fix", ratio=4)
     for finding in findings:
         what = Text(finding.kind.title, style="bold")
         if finding.detail:

@@ -26,7 +26,7 @@ _OF_A_SET = ("rewards/margins", "mean_token_accuracy", "margin")
 """A number that every evaluation of a method has: what its name ends with, without the name of the set."""
 _PER_SECOND = 4
 _RECENT = 20
-"""Steps over which the speed is measured that the time left is told by."""
+"""Number of recent steps used to estimate the remaining time."""
 
 
 class Column(NamedTuple):

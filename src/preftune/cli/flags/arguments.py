@@ -51,7 +51,7 @@ class MixtureEntry(NamedTuple):
 
 
 def mixture_entry(text: str) -> MixtureEntry:
-    """An entry as JSON, as the recipe has it. Raises: ConfigError; DatasetError for a proportion that is none."""
+    """An entry as JSON, as the recipe has it. Raises: ConfigError; DatasetError for an invalid proportion."""
     try:
         entry = json.loads(text)
     except ValueError:
@@ -166,7 +166,7 @@ class ModelArguments:
     lora_dropout: float = option(0.05, "Its dropout.")
     lora_target_modules: list[str] | None = option(None, "Layers that get an adapter; all linear ones by default.")
     lora_target_parameters: list[str] | None = option(None, "Bare parameters that get one (experts).")
-    lora_modules_to_save: list[str] | None = option(None, "Layers trained in full beside the adapter.")
+    lora_modules_to_save: list[str] | None = option(None, "Layers trained in full, in addition to the adapter.")
     lora_task_type: str = option("CAUSAL_LM", "Only CAUSAL_LM, or SEQ_CLS for preftune reward.")
     use_rslora: bool = option(False, "Scale by lora_alpha / sqrt(lora_r).")
     use_dora: bool = option(False, "Weight-decomposed LoRA.")

@@ -1,7 +1,7 @@
 """The names of all flags of a training command, read from the source of its settings: nothing heavy is imported.
 
 Settings are dataclasses on top of transformers' TrainingArguments, whose import brings torch and takes seconds. A name
-that is misspelt is told before that, with every other one in the recipe.
+that is misspelt is reported before that, with every other one in the recipe.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class Field(NamedTuple):
     """The annotation."""
     help: str = ""
     default: str = ""
-    """As Python writes it; empty where there is none, or where it is None."""
+    """As Python writes it; empty where the field has no default, or None."""
     aliases: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
 

@@ -163,7 +163,7 @@ def _off(word: str, kind: Any) -> Callable[[str], Any]:
 
 
 def _switch(kind: Any) -> Callable[[str], Any]:
-    """`on` and `off` beside the words that transformers knows."""
+    """`on` and `off`, in addition to the words that transformers knows."""
 
     def read(text: str) -> Any:
         return kind({"on": "true", "off": "false"}.get(text.strip().lower(), text))

@@ -11,7 +11,7 @@ from preftune.cli.flags.field_names import Field
 _KINDS = {"str": "TEXT", "int": "INTEGER", "float": "NUMBER", "dict": "JSON", "list": "VALUE ..."}
 _OWN = (
     Field("config", "str", "a YAML recipe that holds the same names; flags override it"),
-    Field("resume", "str", "go on from the last checkpoint or from the one named; auto starts where there is none"),
+    Field("resume", "str", "go on from the last checkpoint or from the one named; auto starts without one"),
     Field("report", "bool", "write report.html when it is done", "True"),
     Field("allow_env", "", "accept any variable that the env: block of a recipe sets"),
     Field("verbose", "", "show all notes, which run.json has anyway"),

@@ -139,7 +139,7 @@ def tell_before_asking(judge: OpenedJudge, questions: Sequence[Question], *, aga
     number of calls.
 
     Args:
-        what: of which there are so many, in words.
+        what: the things counted, in words.
     Raises: RequestError for more than a cap, or an address that does not answer.
     """
     estimate = getattr(judge.judge, "estimate", None)

@@ -13,7 +13,7 @@ from preftune.log import printable
 from preftune.secret_values import hidden
 
 _LONGEST = 1200
-"""Characters of a foreign error message that are shown; the rest is behind --traceback."""
+"""Characters of another library's error message that are shown; --traceback shows the rest."""
 
 
 def near_name(name: str, names: Iterable[str]) -> str | None:
@@ -23,7 +23,7 @@ def near_name(name: str, names: Iterable[str]) -> str | None:
 
 
 def paragraph(error: Exception) -> str:
-    """What a user is told about an error: preftune's own messages as they are, others with their type."""
+    """The text of an error for a user: preftune's own messages as they are, others with their type."""
     message = " ".join(str(error).split())
     if isinstance(error, PreftuneError):
         return f"preftune: {message or type(error).__name__}"

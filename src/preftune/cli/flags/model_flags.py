@@ -28,7 +28,7 @@ ENDPOINT_FLAGS = (
 _CONDUCT = ("timeout", "retries", "concurrency", "max_reply_bytes", "api_key_env")
 
 MODEL_FLAGS = ("batch_size", "base", "dtype", "load_in_4bit", "trust_remote_code")
-"""What `add_model_options` adds, and the batch size beside it."""
+"""What `add_model_options` adds, and the batch size."""
 
 
 def add_model_options(group: Any, *, base: bool = True) -> None:

@@ -25,7 +25,7 @@ _WORDS = {
     "gradient_accumulation_steps": "accumulation steps per optimiser step",
     "eval_strategy": "no, steps (with --eval_steps), epoch",
     "output_dir": "the run directory: adapter or model, run.json, metrics.jsonl, checkpoints",
-    "resume": "[CHECKPOINT] continue from the last checkpoint, or from this one; auto: start if there is none",
+    "resume": "[CHECKPOINT] continue from the last checkpoint, or from this one; auto: start without one",
     "no_report": "without report.html at the end",
     "push_to_hub": "upload the result, to --hub_model_id",
     "report_to": "wandb, tensorboard, trackio, ...",
@@ -78,7 +78,7 @@ class HelpPage:
 
 
 def _default(known: Field | None) -> str:
-    """A default as people write it; empty where there is none, or where it is no, none or nothing."""
+    """A default as people write it; empty for no default, and for False, None and empty values."""
     if known is None or known.default in ("", "False", "True", "''", "[]", "{}", "-1", "'none'"):
         return ""
     return known.default.strip("[]'").replace("', '", ", ").removesuffix(".0")

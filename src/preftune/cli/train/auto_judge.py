@@ -94,7 +94,7 @@ def _pairs_of_run(model: str) -> tuple[PairDataset | None, PairDataset | None]:
     if rows is not None and rows != len(train):
         tell(
             f"preftune: what {model} was trained on has changed since ({rows:,} pairs then, {len(train):,} now), so "
-            "nobody knows which of them it saw"
+            "it is unknown which of them it saw"
         )
         return None, None
     return train, held_out

@@ -179,7 +179,7 @@ def read_request(method: Method, argv: Sequence[str], recipe: Recipe | None = No
 
 
 def _say_remote_code(recipe: Recipe) -> None:
-    """That a recipe lets a model bring its own code is said aloud: whoever runs it may not have read it."""
+    """Warns when a recipe lets a model run its own code: the user may not have read the recipe."""
     for entry in recipe.entries:
         inside = entry.value if isinstance(entry.value, dict) else {}
         given = entry.value if entry.key.replace("-", "_") == "trust_remote_code" else inside.get("trust_remote_code")
@@ -191,7 +191,7 @@ def _say_remote_code(recipe: Recipe) -> None:
 
 
 def _prepare(method: Method, request: Request) -> tuple[Any, Any]:
-    """Everything cheap first: what is wrong is told before a model is loaded."""
+    """Everything cheap first: errors are reported before a model is loaded."""
     from preftune.cli.display.progress import show_progress
     from preftune.models.load import load_tokenizer
     from preftune.models.locate import locate
@@ -330,7 +330,7 @@ def asked_checkpoint(values: argparse.Namespace) -> str | bool | None:
     if not checkpoints_in(output):
         raise RequestError(
             f"--resume: there is no checkpoint in {output}. Name the run with --output_dir, or leave --resume out "
-            "(--resume auto starts where there is none)."
+            "(--resume auto starts without one)."
         )
     return True
 

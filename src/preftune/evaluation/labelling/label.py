@@ -48,7 +48,7 @@ def label(
         judge_thoughts: show the judge what a thinking model wrote before its answer; pairs hold it either way.
         settings: more about the judge, for the manifest.
         before: called with the groups before anything is asked.
-    Raises: DatasetError for samples that are none; RequestError when `output` is somebody else's file.
+    Raises: DatasetError for a file without samples; RequestError when `output` was not written by preftune label.
     """
     samples, output = Path(samples), Path(output)
     _check_output(samples, output)
@@ -75,7 +75,7 @@ def label(
         manifest_of(output),
         {"preftune": __version__, "settings": used, "data": source, "counts": asdict(counts)},
     )
-    write_lines(output, rows)  # last: pairs without their manifest would be taken for somebody else's
+    write_lines(output, rows)  # last: pairs without their manifest would be taken for another program's
     return counts
 
 
@@ -121,5 +121,5 @@ def _check_output(samples: Path, output: Path) -> None:
         ours = False
     if not ours:
         raise RequestError(
-            f"{output} exists, and nothing beside it says that preftune label wrote it. Give another file with -o."
+            f"{output} exists, and no manifest next to it says that preftune label wrote it. Give another file with -o."
         )

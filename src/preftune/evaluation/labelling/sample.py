@@ -102,10 +102,10 @@ def sample(
     """Writes `k` answers to every prompt into `path`, but for those that are there.
 
     Args:
-        path: a new file, or one that was begun with the same prompts and settings.
+        path: a new file, or one started with the same prompts and settings.
         progress: called with answers done and answers in all.
         before: called once with what is still to be asked.
-    Raises: RequestError when the file is something else, or was begun with other settings.
+    Raises: RequestError when the file is something else, or was started with other settings.
     """
     path = Path(path)
     prepare_folder(path.parent)
@@ -200,13 +200,13 @@ def _resume(path: Path, settings: Mapping[str, Any], data: Mapping[str, Any]) ->
         begun = json.loads(manifest.read_text(encoding="utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError):
         raise RequestError(
-            f"{path} exists, and {manifest.name} beside it does not say that preftune sample wrote it. Give another "
+            f"{path} exists, and {manifest.name} next to it does not say that preftune sample wrote it. Give another "
             "file with -o."
         ) from None
     changed = differences(begun, settings)
     if changed:
         raise RequestError(
-            f"{path} was begun with other settings: {'; '.join(changed)}. Go on with those of the file, or give "
+            f"{path} was started with other settings: {'; '.join(changed)}. Go on with those of the file, or give "
             "another file with -o."
         )
     cut_torn_line(path)

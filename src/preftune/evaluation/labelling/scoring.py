@@ -26,7 +26,7 @@ class Rater(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rated:
-    """The scores of a group's answers, None where there is none, and the comparisons that they were counted from."""
+    """The scores of a group's answers, None without a score, and the comparisons that they were counted from."""
 
     scores: list[float | None]
     comparisons: Mapping[tuple[int, int], float] | None = None

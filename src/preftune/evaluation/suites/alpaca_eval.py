@@ -270,7 +270,7 @@ def _notes(controlled: LengthControlled | None, judged: Sequence[JudgedRow], aga
         )
     if not against:
         notes.append(
-            "The opponent is the baseline. For figures beside AlpacaEval's leaderboard add its reference outputs: "
+            "The opponent is the baseline. To compare with AlpacaEval's leaderboard, add its reference outputs: "
             "--suite_data tatsu-lab/alpaca_eval."
         )
     return notes

@@ -26,7 +26,7 @@ T = TypeVar("T")
 def need_asker(contest: Contest, suite: str) -> Asker:
     """The judge that can be asked in the suite's own words.
 
-    Raises: RequestError when the contest has none.
+    Raises: RequestError when the contest lacks one.
     """
     if contest.asker is None:
         raise RequestError(
@@ -39,11 +39,11 @@ def need_asker(contest: Contest, suite: str) -> Asker:
 def need_judge(contest: Contest, suite: str) -> Judge:
     """The judge that compares two answers.
 
-    Raises: RequestError when the contest has none.
+    Raises: RequestError when the contest lacks one.
     """
     if contest.judge is None:
         raise RequestError(
-            f"The suite {suite} needs somebody who compares two answers. Name one with --judge, for example "
+            f"The suite {suite} needs a judge that compares two answers. Name one with --judge, for example "
             "--judge openai:MODEL@BASE_URL."
         )
     return contest.judge

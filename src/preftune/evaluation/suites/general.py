@@ -114,5 +114,5 @@ def _notes(own_text: bool, tasks: Sequence[str] | None, limit: int | None, failu
     if tasks is None and not harness.installed():
         notes.append("No task was run: lm-evaluation-harness is not installed (pip install 'preftune[harness]').")
     if limit is not None:
-        notes.append(f"At most {limit} documents of the text and of each task were looked at.")
+        notes.append(f"At most {limit} documents of the text and of each task were used.")
     return notes

@@ -187,7 +187,7 @@ def _is_the_mean(result: TaskResult, metric: str) -> bool:
 def _task_manager(tasks: Sequence[str], include: Path | None) -> Any:
     """Knows all these tasks. The harness's thousands are read, in seconds, only if the folder does not have them all.
 
-    Raises: RequestError for a task that nobody has.
+    Raises: RequestError for an unknown task.
     """
     from lm_eval.tasks import TaskManager
 

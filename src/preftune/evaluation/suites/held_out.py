@@ -126,7 +126,7 @@ class Domain:
 
     @classmethod
     def of(cls, name: str, pairs: Sequence[PreferencePair], base: Scores, aligned: Scores) -> Domain:
-        """Only pairs that both models can score. Raises: DatasetError when there is none."""
+        """Only pairs that both models can score. Raises: DatasetError without such pairs."""
         known = np.flatnonzero(base.known_N & aligned.known_N)
         if not len(known):
             raise DatasetError(
@@ -154,7 +154,7 @@ class Domain:
         return mean_interval(change_N, self.clusters, confidence=confidence)
 
     def comparisons(self, confidence: float, beta: float | None) -> list[Comparison]:
-        """Accuracy of the margin beside a coin's, each model's own preference, and with beta the Brier score."""
+        """Accuracy of the margin against chance, each model's own preference, and with beta the Brier score."""
         n = len(self.ids)
         found = [
             compare_with_even(
@@ -299,7 +299,7 @@ def _beta_of(configuration: Mapping[str, Any]) -> float | None:
 
 
 def _other_loss(configuration: Mapping[str, Any]) -> str | None:
-    """The loss of the run where it is none of those for which sigmoid(beta * margin) is the model's probability."""
+    """The loss of the run, if it is one for which sigmoid(beta * margin) is not the model's probability."""
     named = configuration.get("loss_type")
     names = [str(name) for name in (named if isinstance(named, list) else [named]) if name is not None]
     return next((name for name in names if name not in _LOGISTIC), None)

@@ -2,7 +2,7 @@
 
 221 comparisons in four subsets, helpful, honest, harmless and other. An answer's score is the sum of the
 log-probabilities of its tokens, as in BIG-bench's multiple choice; the figure is the share of comparisons where the
-better answer scores higher (equal scores count half). No answer is generated and nobody judges.
+better answer scores higher (equal scores count half). No answer is generated and no judge is used.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ TEMPERATURES: Mapping[str, float] = {
 }
 """FastChat's; other categories are answered at 0.7, as there."""
 WITH_REFERENCE = ("math", "reasoning", "coding")
-"""Categories that are judged beside a reference answer."""
+"""Categories that are judged with a reference answer."""
 _SIDES: tuple[Side, ...] = ("base", "aligned")
 _TOKENS = 1024
 """Of an answer, as FastChat has it."""
@@ -334,7 +334,7 @@ def _notes(questions: Sequence[Question], unread: int, lost: int, n: int, fastch
     notes = []
     if not fastchats:
         notes.append(
-            "The judge was asked in this project's words; for figures beside FastChat's, give its folder with "
+            "The judge was asked in this project's words; for figures comparable with FastChat's, give its folder with "
             "judge_prompts.jsonl as --suite_data."
         )
     bare = sum(q.category in WITH_REFERENCE and q.reference is None for q in questions)

@@ -91,7 +91,7 @@ def pair_question(
 
 
 def read_rating(reply: str) -> float | None:
-    """The grade that a reply ends with, 1 to 10; None when there is none, or one outside."""
+    """The grade that a reply ends with, 1 to 10; None without a grade, or with one out of range."""
     text = unmarked(reply)
     pattern = _RATING if _RATING.search(text) else _RATING_LOOSE
     value = final_match(pattern, text, lambda match: float(next(filter(None, match.groups()))))

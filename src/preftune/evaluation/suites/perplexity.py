@@ -3,7 +3,7 @@
 The text is cut into documents of at least 800 letters at blank lines. Each is scored in windows that overlap by half,
 so that every token but those of the first window has at least half a window before it (the strided perplexity of
 transformers' documentation), by the engine that training uses. Bits per byte are the negative log-probability of all
-tokens in bits over the bytes of the text; perplexity per token is given beside it.
+tokens in bits over the bytes of the text; perplexity per token is given as well.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ _BREAKDOWN_SHOWN = 8
 
 
 class Part(NamedTuple):
-    """How much of a suite was looked at."""
+    """How much of a suite was used."""
 
     taken: int
     of: int

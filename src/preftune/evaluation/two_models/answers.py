@@ -43,8 +43,8 @@ def answer_rows(
     """Both answers to every row, in the order of the rows; those already in `path` under the same key are reused.
 
     All answers of the baseline come first: two models need not be in memory together. Answers are kept one by one in
-    `generations.partial.jsonl` beside `path` until both sides are whole. Answers to other rows that lie there, or under
-    other settings, are kept beside it.
+    `generations.partial.jsonl` next to `path` until both sides are complete. Answers to other rows, or under
+    other settings, are kept there too.
 
     Args:
         thoughts: return the answers of thinking models with their thoughts before them.

@@ -40,7 +40,7 @@ class Contest:
     judge: Judge | None
     """Compares two answers; None when no judge was given."""
     asker: Asker | None
-    """The judge as a chat model, for questions of one's own; None when it is none."""
+    """The judge as a chat model, for questions of one's own; None when it is not one."""
     baseline: str
     """For people, as `aligned`."""
     aligned: str

@@ -13,7 +13,7 @@ from preftune.errors import DatasetError
 from preftune.statistics.intervals import MeanInterval, Verdict, paired_shares, share
 
 BASE_MODEL = "the base model"
-"""What people are told stood there before, where nothing else is known."""
+"""The name of the baseline in sentences, unless another one is known."""
 
 LENGTH_BAR = 0.10
 """A mean length counts as shorter or longer from this relative difference on."""

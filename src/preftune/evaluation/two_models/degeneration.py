@@ -25,13 +25,13 @@ from preftune.types import Text
 __all__ = ["KINDS", "Compared", "Degeneration", "TextFigures", "compare", "excerpt", "look_at", "self_similarity"]
 
 _ROUNDING = 1e-9
-"""Differences of means that are none."""
+"""Differences of means that count as zero."""
 _WORST = 5
 """Prompts that are named per figure."""
 
 
 class Kind(NamedTuple):
-    """One figure of a comparison, and how people are told of it."""
+    """One figure of a comparison, and its sentence."""
 
     name: str
     verb: str
@@ -117,7 +117,7 @@ class Degeneration:
     """Up to five prompts per figure where the aligned model shows it and the base does not, or less; worst first."""
     confidence: float = 0.95
     baseline: str = BASE_MODEL
-    """What people are told stood there before."""
+    """The name of the baseline in sentences."""
 
     @property
     def worse(self) -> list[str]:
@@ -227,7 +227,7 @@ def compare(
         ids, prompts, base, aligned: one per row.
         base_finished, aligned_finished: whether each answer ended by itself; None for unknown.
         base_tokens, aligned_tokens: their lengths in tokens.
-        baseline: what people are told stood there before.
+        baseline: its name in sentences.
     Raises: DatasetError when there is no row, or the lists differ in length.
     """
     more = (base_finished, aligned_finished, base_tokens, aligned_tokens)

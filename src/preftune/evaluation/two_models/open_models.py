@@ -195,7 +195,7 @@ def _loader(base: Answerer, aligned: Answerer) -> Callable[[], PairOfModels] | N
 
 
 def _trained_from(source: ModelSource) -> str:
-    """What `run.json` beside a whole model says that it was trained from."""
+    """The base that `run.json` in the folder of a whole model names."""
     file = Path(source.place.name) / "run.json"
     try:
         name = json.loads(file.read_text(encoding="utf-8"))["model"]["name"]

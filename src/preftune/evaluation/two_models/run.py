@@ -225,7 +225,7 @@ def _judged(
 
 
 def _is_outcome(record: Mapping[str, Any]) -> bool:
-    """Whether a line of verdicts.jsonl can be taken up again, whoever wrote it."""
+    """Whether a line of verdicts.jsonl can be reused."""
     words = (*get_args(Judgement), None)
     return (
         isinstance(record.get("key"), str)

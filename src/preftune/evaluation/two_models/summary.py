@@ -31,7 +31,7 @@ _CALLED = {"base": BASE_MODEL, "dataset": "the dataset"}
 _SUSPICIOUS = 5
 """Comparisons that are all ties from which on the judge is doubted."""
 _UNJUDGED_BAR = 0.05
-"""From this share of rows without a readable verdict on, the win rate is told with a doubt."""
+"""From this share of rows without a readable verdict on, the win rate is reported with a warning."""
 
 
 class PositionBias(NamedTuple):
@@ -126,7 +126,7 @@ class Summary:
         }
 
     def sentences(self) -> list[str]:
-        """The result in plain sentences, the verdict first. Degeneration and next steps are told apart from it."""
+        """The result in plain sentences, the verdict first. Degeneration and next steps are separate."""
         lines = [self.verdict.sentence]
         n = self.win_rate.n
         if self.unjudged > _UNJUDGED_BAR * n:
@@ -160,7 +160,7 @@ class Summary:
         thinking = [f"{called[side]} {tokens:,.0f}" for side, tokens in self.thought_tokens.items() if tokens]
         if thinking:
             lines.append(
-                f"Thoughts before the answers ({', '.join(thinking)} tokens on average) are kept beside them; judge, "
+                f"Thoughts before the answers ({', '.join(thinking)} tokens on average) are kept separately; judge, "
                 "lengths and all other figures see the answers alone (--judge_thoughts includes them)."
             )
         lines.extend(

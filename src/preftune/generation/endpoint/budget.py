@@ -1,4 +1,4 @@
-"""What calls to an endpoint will cost, told beforehand, and caps that are kept while they are made."""
+"""What calls to an endpoint will cost, estimated beforehand, and caps that hold while they are made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LETTERS_PER_TOKEN = 4.0
 
 
 def guess_tokens(letters: int) -> int:
-    """About how many tokens a text of so many letters has."""
+    """About how many tokens a text of this many letters has."""
     return math.ceil(letters / LETTERS_PER_TOKEN)
 
 
@@ -65,7 +65,7 @@ class Budget:
             raise RequestError("--max_cost needs prices: add --price_in and --price_out, per million tokens.")
 
     def cost_of(self, tokens_in: int, tokens_out: int) -> float | None:
-        """Money for so many tokens; None without prices."""
+        """The price of this many tokens; None without prices."""
         if self.price_in is None or self.price_out is None:
             return None
         return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
@@ -131,7 +131,7 @@ class Budget:
             self.tokens_out += tokens_out
 
     def lost(self, attempts: int, *, tokens_in: int, tokens_out: int) -> None:
-        """Attempts of one call, each of so many tokens at most, were sent and got no answer."""
+        """Attempts of one call, each of at most this many tokens, were sent and got no answer."""
         with self._lock:
             self.unanswered += attempts
             self.tokens_in += attempts * tokens_in

@@ -60,7 +60,7 @@ class EndpointName(NamedTuple):
         if parts.username or parts.password or parts.query or not parts.hostname:
             raise RequestError(
                 f"The address of openai:{model} must be a plain one, without user, password or query: it is written "
-                "beside the results. Write http://HOST:PORT/v1 and give the key with --api_key_env VARIABLE."
+                "next to the results. Write http://HOST:PORT/v1 and give the key with --api_key_env VARIABLE."
             )
         return cls(model, url)
 
@@ -141,7 +141,7 @@ class Endpoint:
         self._client.close()
 
     def check(self) -> None:
-        """One quick look at the list of models, so that a wrong address is told at once and not after five retries.
+        """One quick look at the list of models, so that a wrong address is reported at once and not after five retries.
 
         What a server does not offer there is no fault: some list nothing, some know more names than they list.
 
@@ -280,7 +280,7 @@ class Endpoint:
         return False
 
     def _told(self, error: Any, about: str = "") -> PreftuneError:
-        """The client's error as one paragraph with what mends it, without the key."""
+        """The client's error as one paragraph with the fix, without the key."""
         import openai
 
         where, conduct = str(self.name), self.conduct

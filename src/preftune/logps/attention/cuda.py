@@ -50,7 +50,7 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, layout: GroupLayout, scale
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # (R, H, d)
     k, v = k.index_select(0, layout.key_index), v.index_select(0, layout.key_index)
     varlen_attn = _varlen_attn()
-    # (left, right) keys beside the query's own: causal is right = 0, a window of w keys has left = w - 1
+    # (left, right) keys around the query's own: causal is right = 0, a window of w keys has left = w - 1
     options: dict[str, Any] = {"scale": scale, "window_size": (-1 if window is None else window - 1, 0)}
     if "enable_gqa" in _parameters_of(varlen_attn):
         options["enable_gqa"] = q.shape[1] != k.shape[1]

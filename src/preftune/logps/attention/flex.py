@@ -6,7 +6,7 @@ only raises where they begin, so one mask function serves every model, layer and
 Sinks are applied afterwards: a sink of score s takes the share exp(s) / (exp(lse) + exp(s)) of the softmax and gives
 nothing, so what is left is the output times sigmoid(lse - s).
 
-float32 and cards older than compute capability 8.0 go by segment (`attention.py`): whoever computes in float32 wants
+float32 and cards older than compute capability 8.0 go by segment (`attention.py`): a run in float32 wants
 its accuracy, which SDPA keeps, and Triton's kernels are no faster there.
 """
 
@@ -207,7 +207,7 @@ def _tried(
             error = pool.submit(difference_from_plain, device, dtype, heads, softcap, sinks).result()
     except torch.OutOfMemoryError:
         raise
-    except Exception as failure:  # no Triton, no compiler, heads too large for a kernel: whatever it is, it is told
+    except Exception as failure:  # no Triton, no compiler, heads too large for a kernel: any of them is reported
         lines = str(failure).strip().splitlines() or ["no message"]
         reason = f"FlexAttention does not compile here ({type(failure).__name__}: {lines[0][:160]})"
     else:

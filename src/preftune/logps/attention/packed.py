@@ -24,7 +24,7 @@ from preftune.logps.request import current_request
 NAME = "preftune"
 
 # What an attention function may be given besides the layout. Anything else that is not None changes the result in a
-# way nobody here knows about, so it is refused rather than ignored.
+# way that is unknown here, so it is refused rather than ignored.
 # fmt: off
 _HARMLESS = frozenset((
     "cache_position", "deterministic", "head_mask", "is_causal", "layer_idx", "logits_to_keep", "num_items_in_batch",

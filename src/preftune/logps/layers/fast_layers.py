@@ -45,7 +45,7 @@ def quicken(model: nn.Module) -> int:
     for module in model.modules():
         if module._compiled_call_impl is not None:
             compiled.update(module.modules())
-        if module in compiled or "forward" in vars(module):  # or somebody else's, or ours already
+        if module in compiled or "forward" in vars(module):  # or patched by another library, or ours already
             continue
         if _is_lora_linear(module):
             module.forward = MethodType(_adapted_linear_forward, module)
@@ -149,7 +149,7 @@ def _trains(layer: nn.Linear) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody listens to this module's calls, who would hear nothing if its work were done elsewhere."""
+    """Whether a hook listens to this module's calls; it would not be called if the work were done elsewhere."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )

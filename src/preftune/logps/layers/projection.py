@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """The tensors of one linear layer, frozen but for its adapter; `a` and `b` are None where there is none."""
+    """The tensors of one linear layer, frozen but for its adapter; `a` and `b` are None without one."""
 
     weight: Tensor
     """(O, D), frozen."""
@@ -47,7 +47,7 @@ def product(x_RD: Tensor, of: Projection) -> tuple[Tensor, Tensor | None]:
 
 
 class ProductGradients(NamedTuple):
-    """What `product_backward` found; None where nobody asked or nothing is there."""
+    """What `product_backward` found; None where no gradient is needed or no parameter is there."""
 
     x_RD: Tensor | None
     a: Tensor | None
@@ -67,7 +67,7 @@ def product_backward(
 
     Args:
         grad_RO: the gradient of the output.
-        x_RD, narrow_Rr: the input, and what `product` returned beside its output.
+        x_RD, narrow_Rr: the input, and what `product` returned besides its output.
         add_to_RD: a gradient of the same x from elsewhere, which is added to in place.
         wants_x: False leaves the gradient of x out.
     """
@@ -91,7 +91,7 @@ def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
 
 
 def cast(of: Projection, dtype: torch.dtype) -> Projection:
-    """The projection in `dtype`; gradients of A and B are returned in it and cast back by whoever asked."""
+    """The projection in `dtype`; gradients of A and B are returned in it and cast back by the caller."""
     bias, a, b = (None if t is None else t.to(dtype) for t in (of.bias, of.a, of.b))
     return Projection(of.weight.to(dtype), bias, a, b, of.scale)
 

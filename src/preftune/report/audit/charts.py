@@ -75,7 +75,7 @@ def shortcuts(figures: Mapping[str, Figures]) -> Specification:
     order = [str(row["rule"]) for row in rows]
     x = alt.X(
         "accuracy:Q",
-        title="right in so many of the pairs that it decides (95% interval)",
+        title="share of the decided pairs that are right (95% interval)",
         scale=alt.Scale(domain=[0, 1]),
         axis=alt.Axis(format="%", tickCount=5, grid=True),
     )

@@ -81,7 +81,7 @@ def findings(audit: Figures) -> Iterator[str]:
         yield _summary(finding)
         yield '<div class="inside"><dl>'
         yield f"<dt>What it does</dt><dd>{escaped(finding['effect'])}</dd>"
-        yield f"<dt>What mends it</dt><dd>{with_commands(finding['cure'])}</dd>"
+        yield f"<dt>Fix</dt><dd>{with_commands(finding['cure'])}</dd>"
         yield f"<dt>Name</dt><dd><code>{escaped(finding['name'])}</code></dd></dl>"
         for example in audit["examples"].get(finding["name"], ()):
             yield _example(example, limit)
@@ -138,7 +138,7 @@ def pictures(page: Page, figures: Figures) -> Iterator[str]:
     if figures.get("cheats"):
         yield "<h2>Shortcuts</h2>"
         words = (
-            "How often the sides can be told apart by one feature alone. At 50% the feature says nothing; a coloured "
+            "How often one feature alone distinguishes the sides. At 50% the feature says nothing; a coloured "
             "one is a finding. Intervals count prompts, not pairs."
         )
         yield panels(

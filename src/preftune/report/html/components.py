@@ -9,7 +9,7 @@ from preftune.report.html.document import escaped
 
 _VALUE = r"(?: (?:[A-Z]+\b|\d+(?:\.\d+)?(?:e-?\d+)?\b|drop\b|\w+=\w+(?:\+\w+)?))*"
 _COMMAND = re.compile(rf"(?<![\w-])(?:preftune [a-z]+(?: --[\w-]+{_VALUE})*|--[\w-]+(?:=(?!\w))?{_VALUE})")
-"""A command or a flag with its values, as cures name them."""
+"""A command or a flag with its values, as advice names them."""
 
 _UNBROKEN = 30
 """Letters of a command that fit on one line of a phone."""
@@ -21,7 +21,7 @@ def panel(title: str, words: str, content: str, *, full: bool = False, aside: st
     Args:
         words: a sentence below the heading.
         content: markup.
-        aside: a figure beside the heading, and what it is of.
+        aside: a number next to the heading, and what it counts.
     """
     told = f"<p>{escaped(words)}</p>" if words else ""
     whose = f"<small>{escaped(of)}</small>" if of else ""
@@ -30,7 +30,7 @@ def panel(title: str, words: str, content: str, *, full: bool = False, aside: st
 
 
 def panels(*cards: str) -> str:
-    """Cards beside each other, below each other on a phone."""
+    """Cards side by side; below each other on a phone."""
     return f'<div class="panels">{"".join(cards)}</div>'
 
 

@@ -1,6 +1,6 @@
-"""Reads a run directory for people: whatever is there, and a sentence for each file that is missing, torn or foreign.
+"""Reads a run directory for people: what is there, and a sentence for each file that is missing, torn or unreadable.
 
-Nothing in these files is trusted: any of them may be half written, of another version, or somebody else's.
+Nothing in these files is trusted: any of them may be half written, of another version, or another person's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Answers:
     id: str
     prompt: str
     before: str | None
-    """None where nobody was asked."""
+    """None where no judge was asked."""
     after: str
     category: str = ""
     outcome: str = ""
@@ -70,7 +70,7 @@ class Run:
 
     @property
     def before(self) -> str:
-        """What stands beside the model's answers: "before" where the model itself, untrained, was the baseline."""
+        """The name of the baseline's answers: "before" where it was the model itself, untrained."""
         named = text(self.summary.get("baseline_name")).rstrip("/")
         trained_from = text(at(self.facts, "model", "name")).rstrip("/")
         if not self.answers or named in ("", "base", trained_from):
@@ -78,7 +78,7 @@ class Run:
         return "chosen in the data" if named == "dataset" else short_name(named)
 
     def shown_answers(self) -> list[Answers]:
-        """Those of the evaluation; without one, the guard's samples of the last step it looked at."""
+        """Those of the evaluation; without one, the guard's last samples."""
         return list(self.answers) or last_samples(self.samples)
 
 
@@ -176,7 +176,7 @@ def _check(path: Path, evaluation: Path) -> None:
 
 
 def _near(path: Path) -> str:
-    """Runs beside or below a folder that is none."""
+    """Runs next to or below a folder that is not a run."""
     places = [path, path.parent] if path.is_dir() else [path.parent]
     for place in places:
         try:
@@ -231,7 +231,7 @@ def _lines(path: Path, missing: dict[str, str], root: Path) -> list[dict[str, An
 
 
 def _is_older(summary: Path, facts: Figures) -> bool:
-    """Whether an evaluation was written before the training began whose model lies beside it."""
+    """Whether an evaluation was written before the training began whose model is in the same folder."""
     started = number(at(facts, "timings", "started"))
     try:
         written = summary.stat().st_mtime

@@ -85,17 +85,17 @@ def entry_of(answer: Answers, *, before: str = "before", after: str = "after") -
 
 
 def answers_section(page: Page, runs: Sequence[Run]) -> str:
-    """Markup of all answers, empty where there are none; the page gets the script that searches them."""
+    """Markup of all answers, empty without answers; the page gets the script that searches them."""
     place = " and ".join(sorted({run.answers_place for run in runs if run.shown_answers()}))
     what = "prompts of the evaluation" if any(run.answers for run in runs) else "samples of the guard, its last look"
     return entries_section(page, entries(runs), what=what, place=place)
 
 
 def entries_section(page: Page, found: Sequence[Entry], *, what: str, place: str, total: int | None = None) -> str:
-    """Markup of answers to be searched, empty where there are none.
+    """Markup of answers to be searched, empty without answers.
 
     Args:
-        what: of what there are so many.
+        what: the things counted.
         place: the file that holds all of them.
         total: how many there are there, where these are not all.
     """

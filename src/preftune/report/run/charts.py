@@ -21,7 +21,7 @@ _SERIES = {
 }  # fmt: skip
 _DASHES = [[1, 0], [5, 3], [2, 2], [8, 3, 2, 3], [1, 3]]
 _COLUMNS = 3
-"""Entries of a legend beside each other, such that they fit on a phone."""
+"""Entries of a legend in rows that fit on a phone."""
 _FEW = 30
 """Points that are drawn as dots as well."""
 _MARKS_DRAWN = 40
@@ -94,7 +94,7 @@ def rates(rows: Mapping[str, Rate], *, bare: bool = False) -> Any:
 
     Args:
         rows: label -> rate, in the order in which they are drawn.
-        bare: one rate, which the words beside it name.
+        bare: one rate without a label of its own.
     """
     values = [
         {"name": name, "rate": rate.rate, "low": rate.low, "high": rate.high, "tone": _tone(rate)}

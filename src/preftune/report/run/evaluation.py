@@ -30,7 +30,7 @@ _COUNTED = ("words", "tokens")
 
 
 def evaluation_section(page: Page, runs: Sequence[Run]) -> str:
-    """Markup of all evaluations, empty where there is none."""
+    """Markup of all evaluations, empty without one."""
     parts = []
     for number_, run in enumerate(runs):
         cards = list(_cards(page, run, f"-{number_}"))
@@ -56,7 +56,7 @@ def _cards(page: Page, run: Run, suffix: str) -> Iterator[str]:
         yield panel("By category", words, chart)
     figures = list(_figures(summary))
     if figures:
-        beside = "before and after" if run.before == "before" else f"by the model, and beside it: {run.before}"
+        beside = "before and after" if run.before == "before" else f"by the model, and by {run.before}"
         words = f"The same prompts, answered {beside}. Marked: worse by more than chance."
         yield panel("Both models", words, _figures_table(figures, run.before))
     equal = _rate(mapping(summary.get("length_controlled")))

@@ -90,7 +90,7 @@ def _unjudged(run: Run) -> Headline:
         return Headline("unsure", word, f"after {_steps(run)}", None, "")
     if accuracy is not None:
         told = f", margin {margin:.2f}" if margin is not None else ""
-        rest = f"{accuracy:.1%} of held-out pairs told apart{told}; the answers are not judged yet"
+        rest = f"{accuracy:.1%} of held-out pairs ranked right{told}; the answers are not judged yet"
         return Headline("none", "Trained:", rest, None, "")
     if not run.metrics and not run.facts:
         return Headline("none", "No result", "to show yet", None, "")
@@ -126,7 +126,7 @@ def asked(run: Run) -> str:
 
 
 def cautions(run: Run) -> list[str]:
-    """What must be known beside the verdict: correctness that fell, a judge that contradicted itself, alarms."""
+    """What must be known besides the verdict: correctness that fell, a judge that contradicted itself, alarms."""
     found = [_at_equal_length(run)]
     if text(run.summary.get("correctness_verdict")) not in _FINE:
         found.append(text(run.summary.get("correctness_sentence")))
@@ -164,7 +164,7 @@ def judged_unlike(runs: Sequence[Run]) -> str:
 
 
 def next_steps(run: Run) -> list[str]:
-    """What to do now: what the evaluation says, what mends each alarm; the evaluation itself where there is none."""
+    """What to do now: what the evaluation advises, the fix of each alarm; without an evaluation, to evaluate."""
     found = sentences(run.summary.get("next_steps"))
     if win_rate(run) is None and run.facts:
         place = shlex.quote(str(run.folder))

@@ -163,7 +163,7 @@ def _shown(value: float | None, form: str) -> str:
 
 
 def _beside_verdict(runs: Sequence[Run]) -> Iterator[str]:
-    """What must be known beside the verdict, what to do next, and what could not be read."""
+    """What must be known besides the verdict, what to do next, and what could not be read."""
     cards = []
     several = len(runs) > 1
     most = 2 if several else _SHOWN_CAUTIONS

@@ -99,7 +99,7 @@ def _alarm(run: Run | None, alarm: Figures) -> str:
         f"<dt>{label}</dt><dd>{with_commands(words)}</dd>"
         for label, words in (
             ("Likely cause", text(alarm.get("cause"))),
-            ("What mends it", text(alarm.get("remedy"))),
+            ("Fix", text(alarm.get("remedy"))),
             ("Done", done.get(text(alarm.get("action")), "")),
         )
         if words
