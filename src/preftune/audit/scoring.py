@@ -14,17 +14,14 @@ from numpy.typing import NDArray
 from preftune.data.pairs.dataset import PairDataset
 from preftune.data.tokens.groups import GroupDataset
 from preftune.data.tokens.pairs import tokenize_pairs
-from preftune.errors import DatasetError, OutOfMemoryError
-from preftune.log import say
+from preftune.errors import DatasetError
 from preftune.logps import choose_engine, pack
+from preftune.logps.score_groups import ScoringBudget
 from preftune.models import apply_precision, decide_precision, load_model, weights_dtype
 from preftune.reference import ExplicitModel, Numerics, ReferenceScores, ScoreStore
 from preftune.storage.cache_folder import cache_folder
 from preftune.types import TokenizedGroup
 
-_TOKENS = {"cpu": 2048}
-_TOKENS_ELSEWHERE = 16_384
-"""Tokens scored together; halved when memory runs out."""
 _PAIRS = 256
 """Pairs tokenised together."""
 
@@ -75,7 +72,9 @@ class ReferenceScorer:
         self.model = model
         self.autocast = precision.autocast
         self.scores = ReferenceScores(source, engine, store, autocast=self._autocast)
-        self.budget = _TOKENS.get(self.device.type, _TOKENS_ELSEWHERE)
+        self.budget = ScoringBudget(
+            self.device.type, advice="Lower --max_length, add --load_in_4bit, or audit without --with_reference."
+        )
 
     @property
     def computed(self) -> int:
@@ -99,7 +98,10 @@ class ReferenceScorer:
         with tqdm(total=len(indices), desc="Reference scores", unit="pair", disable=not sys.stderr.isatty()) as bar:
             for start in range(0, len(indices), _PAIRS):
                 part = indices[start : start + _PAIRS]
-                self._score_part(list(self._groups(pairs, part, start)), found)
+                numbered = list(self._groups(pairs, part, start))
+                rows = self.budget.score([group for _, group in numbered], self._compute)
+                if rows:
+                    found[[place for place, _ in numbered]] = rows
                 bar.update(len(part))
         return found
 
@@ -122,44 +124,10 @@ class ReferenceScorer:
             yield from self._groups(pairs, indices[:half], start)
             yield from self._groups(pairs, indices[half:], start + half)
 
-    def _score_part(self, numbered: Sequence[Numbered], found: NDArray[np.float64]) -> None:
-        for batch in self._batches(numbered):
-            self._compute(batch, found)
-
-    def _batches(self, numbered: Sequence[Numbered]) -> Iterator[list[Numbered]]:
-        """Long ones first, within the budget of tokens; a group beyond it stands alone."""
-        batch: list[Numbered] = []
-        tokens = 0
-        for place, group in sorted(numbered, key=lambda item: -item[1].tokens):
-            if batch and tokens + group.tokens > self.budget:
-                yield batch
-                batch, tokens = [], 0
-            batch.append((place, group))
-            tokens += group.tokens
-        if batch:
-            yield batch
-
-    def _compute(self, numbered: Sequence[Numbered], found: NDArray[np.float64]) -> None:
-        """Looks a batch up and scores what is missing; in halves if memory runs out."""
-        batch = pack([group for _, group in numbered]).to(self.device)
-        try:
-            sides = self.scores(self.model, batch).sides(batch)
-        except torch.OutOfMemoryError as error:
-            if len(numbered) == 1:
-                raise OutOfMemoryError(
-                    f"the device ran out of memory when a pair of {numbered[0][1].tokens:,} tokens was scored. Lower "
-                    "--max_length, add --load_in_4bit, or audit without --with_reference."
-                ) from error
-        else:
-            table = torch.stack(list(sides), dim=1).double().cpu().numpy()
-            found[[place for place, _ in numbered]] = table
-            return
-        torch.cuda.empty_cache()
-        half = len(numbered) // 2
-        self.budget = max(1, self.budget // 2)
-        say(f"out of memory: from here on at most {self.budget:,} tokens are scored together.")
-        self._compute(numbered[:half], found)
-        self._compute(numbered[half:], found)
+    def _compute(self, groups: Sequence[TokenizedGroup]) -> list[NDArray[np.float64]]:
+        """Looks the groups up and scores what is missing."""
+        batch = pack(groups).to(self.device)
+        return list(torch.stack(list(self.scores(self.model, batch).sides(batch)), dim=1).double().cpu().numpy())
 
 
 def _device() -> torch.device:

@@ -23,10 +23,11 @@ from preftune.generation.protocol import Answer, Kept, Side
 from preftune.generation.settings import SamplingSettings
 from preftune.generation.thoughts import Spoken
 from preftune.logps import choose_engine, pack
+from preftune.logps.score_groups import ScoringBudget
 from preftune.statistics.intervals import MeanInterval, mean_interval
 from preftune.storage.jsonl import append_lines, digest, read_lines
 from preftune.training.online.rollout import Rollout, TransformersSampler
-from preftune.types import Text
+from preftune.types import Text, TokenizedGroup
 
 Row = Mapping[str, Any]
 Score = Callable[[Sequence[tuple[Text, str, Row]]], Sequence[float | None]]
@@ -104,9 +105,9 @@ def distance(policy: ModelSource, start: ModelSource, rows: Sequence[Row], ruler
     known = next((record for record in read_lines(file) if record.get("key") == key), None)
     if known is None:
         rollouts = _sampled(policy, rows, ruler)
-        logps = _logps(policy, rollouts, ruler.batch_size)
+        logps = _logps(policy, rollouts)
         policy.release()
-        begun = _logps(start, rollouts, ruler.batch_size)
+        begun = _logps(start, rollouts)
         start.release()
         known = {
             "key": key,
@@ -169,16 +170,18 @@ def _sampled(source: ModelSource, rows: Sequence[Row], ruler: Ruler) -> list[Rol
     return sampler(source.model, [prompts[n] for n in asked], [token_ids[n] for n in asked], first=0)
 
 
-def _logps(source: ModelSource, rollouts: Sequence[Rollout], size: int) -> list[float]:
+def _logps(source: ModelSource, rollouts: Sequence[Rollout]) -> list[float]:
     """The log-probability of every answer, in nats."""
     model: Any = source.model
     device = model.get_input_embeddings().weight.device
-    found = []
+    budget = ScoringBudget(device.type, advice="Lower --max_new_tokens, or compare on a larger device.")
     with _engine(model) as engine:
-        for start in range(0, len(rollouts), size):
-            batch = pack([one.group for one in rollouts[start : start + size]]).to(device)
-            found += engine(model, batch).sum_K.double().tolist()
-    return found
+
+        def score(groups: Sequence[TokenizedGroup]) -> list[float]:
+            sums: list[float] = engine(model, pack(groups).to(device)).sum_K.double().tolist()
+            return sums
+
+        return budget.score([one.group for one in rollouts], score)
 
 
 @contextmanager

@@ -3,17 +3,18 @@
 `engine.make_engine` gives the engine, `support` decides whether the fast one is exact for a model, and `naive` is the
 oracle.
 
-    attention  attention over packed groups
-    batch      PackedBatch, GroupLogps, pack
-    engine     packed, separate and naive engines
-    head       log-probabilities without the full logits
-    layers     faster forwards of known layers
-    layout     GroupLayout: which query sees which keys
-    naive      the oracle: one sequence at a time
-    request    what the hooks in a forward pass compute
-    scores     scores of completions from reward heads
-    states     hidden states of completions
-    support    whether the packed engine is exact for a model
+    attention     attention over packed groups
+    batch         PackedBatch, GroupLogps, pack
+    engine        packed, separate and naive engines
+    head          log-probabilities without the full logits
+    layers        faster forwards of known layers
+    layout        GroupLayout: which query sees which keys
+    naive         the oracle: one sequence at a time
+    request       what the hooks in a forward pass compute
+    score_groups  groups scored within a budget of tokens
+    scores        scores of completions from reward heads
+    states        hidden states of completions
+    support       whether the packed engine is exact for a model
 """
 
 from preftune.logps.batch import pack
@@ -44,6 +45,7 @@ __all__ = [
     "prepare_head",
     "quicken",
     "request",
+    "score_groups",
     "scores",
     "states",
     "supports",

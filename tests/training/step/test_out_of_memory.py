@@ -17,7 +17,8 @@ import torch
 from preftune import load_model
 from preftune.data import GroupDataset
 from preftune.errors import OutOfMemoryError
-from preftune.training.step.memory import TokenLimit, is_out_of_memory
+from preftune.logps.score_groups import is_out_of_memory
+from preftune.training.step.memory import TokenLimit
 from preftune.training.step.memory_advice import savings
 from preftune.training.step.micro_batches import AUTOMATIC_CPU_TOKENS
 from preftune.training.step.optimizer_step import RandomState

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.errors import OutOfMemoryError
 from preftune.generation.finite_check import check_finite
 from preftune.generation.protocol import Side
 from preftune.storage.jsonl import append_lines, digest, read_lines
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
 Floats: TypeAlias = NDArray[np.float64]
 Progress: TypeAlias = Callable[[int, int], None]
 
-_TOKENS = {"cpu": 2048}
-_TOKENS_ELSEWHERE = 16_384
-"""Tokens scored together; halved when memory runs out."""
 _PAIRS = 64
 """Pairs tokenised together, and written together."""
 
@@ -154,6 +150,7 @@ class _Scorer:
         import torch
 
         from preftune.logps import choose_engine
+        from preftune.logps.score_groups import ScoringBudget
         from preftune.models.precision import mixed_dtype
 
         self.model = model
@@ -161,59 +158,28 @@ class _Scorer:
         self.engine, _ = choose_engine(model, "auto")
         self.dtype = mixed_dtype(model)
         self.longest: int | None = getattr(model.config, "max_position_embeddings", None)
-        self.budget = _TOKENS.get(self.device.type, _TOKENS_ELSEWHERE)
+        self.budget = ScoringBudget(
+            self.device.type, advice="Leave such pairs out, or load the model in 4 bits with --load_in_4bit."
+        )
 
     def score(self, given: Sequence[TokenizedGroup | None]) -> list[list[float] | None]:
         """Per pair: log-probabilities of chosen and rejected, tokens of each; None for one beyond the positions."""
         groups = {i: group for i, group in enumerate(given) if group is not None and self._fits(group)}
-        found: list[list[float] | None] = [None] * len(given)
-        for batch in self._batches(groups):
-            for i, row in self._compute({i: groups[i] for i in batch}).items():
-                found[i] = row
-        return found
+        rows = dict(zip(groups, self.budget.score(list(groups.values()), self._compute), strict=True))
+        return [rows.get(i) for i in range(len(given))]
 
     def _fits(self, group: TokenizedGroup) -> bool:
         return self.longest is None or len(group.prompt_ids) + max(map(len, group.completions)) <= self.longest
 
-    def _batches(self, groups: Mapping[int, TokenizedGroup]) -> Iterator[list[int]]:
-        """Long ones first, within the budget of tokens; a group beyond it stands alone."""
-        batch: list[int] = []
-        tokens = 0
-        for i in sorted(groups, key=lambda i: -groups[i].tokens):
-            if batch and tokens + groups[i].tokens > self.budget:
-                yield batch
-                batch, tokens = [], 0
-            batch.append(i)
-            tokens += groups[i].tokens
-        if batch:
-            yield batch
-
-    def _compute(self, groups: Mapping[int, TokenizedGroup]) -> dict[int, list[float]]:
+    def _compute(self, groups: Sequence[TokenizedGroup]) -> list[list[float]]:
         import torch
 
         from preftune.logps import pack
         from preftune.reference import inference
 
-        batch = pack(list(groups.values())).to(self.device)
-        try:
-            with (
-                inference(self.model),
-                torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None),
-            ):
-                sides = self.engine(self.model, batch).sides(batch)
-        except torch.OutOfMemoryError as error:
-            if len(groups) == 1:
-                tokens = next(iter(groups.values())).tokens
-                raise OutOfMemoryError(
-                    f"the device ran out of memory when a pair of {tokens:,} tokens was scored for evaluation. Leave "
-                    "such pairs out, or load the model in 4 bits with --load_in_4bit."
-                ) from error
-        else:
-            scores = torch.stack(list(sides), dim=1).cpu().double()  # MPS has no float64
-            check_finite(scores, self.model)
-            return dict(zip(groups, scores.tolist(), strict=True))
-        torch.cuda.empty_cache()
-        self.budget = max(1, self.budget // 2)
-        items = list(groups.items())
-        half = len(items) // 2
-        return self._compute(dict(items[:half])) | self._compute(dict(items[half:]))
+        batch = pack(groups).to(self.device)
+        with inference(self.model), torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            sides = self.engine(self.model, batch).sides(batch)
+        scores = torch.stack(list(sides), dim=1).cpu().double()  # MPS has no float64
+        check_finite(scores, self.model)
+        return [list(row) for row in scores.tolist()]

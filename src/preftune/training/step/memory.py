@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from preftune.log import warn
 from preftune.logps import pack
 from preftune.logps.batch import PackedBatch
+from preftune.logps.score_groups import is_out_of_memory
 from preftune.training.step.memory_advice import out_of_memory_error
 from preftune.training.step.micro_batches import Cost, plan_micro_batches, split_group
 from preftune.types import TokenizedGroup
@@ -88,14 +89,6 @@ def explained(trainer: Any, group: TokenizedGroup | None = None) -> Iterator[Non
         if not is_out_of_memory(error):
             raise
         raise out_of_memory_error(trainer, group, training=True) from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has a class of its own; its libraries, a CPU's allocator and other backends only have words."""
-    known = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and (
-        isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in known)
-    )
 
 
 def score_in_parts(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from preftune.errors import NonFiniteError, OutOfMemoryError
 from preftune.logps import pack
 from preftune.logps.batch import PackedBatch
-from preftune.training.step.memory import is_out_of_memory
+from preftune.logps.score_groups import is_out_of_memory
 from preftune.training.step.micro_batches import Cost, plan_micro_batches, split_group
 from preftune.training.step.ranks import BUCKET_MB, FAILED, agree, average_gradients
 
