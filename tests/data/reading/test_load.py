@@ -114,6 +114,48 @@ def test_large_files_are_memory_mapped(tmp_path: Path, monkeypatch: pytest.Monke
     assert "bad.jsonl line 2 is not valid JSON" in fails(tmp_path / "bad.jsonl")
 
 
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that is read through a kept table."""
+    from preftune.data.reading import files
+
+    monkeypatch.setattr(files, "_LARGE", 1)
+    WRITERS["jsonl"](tmp_path / "large.jsonl", ROWS)
+    return tmp_path / "large.jsonl"
+
+
+@pytest.mark.parametrize("damage", ["a changed letter", "cut", "emptied", "noise"])
+def test_a_damaged_table_of_a_large_file_is_made_again(damage: str, large: Path, caplog) -> None:
+    from preftune.data.reading.arrow_tables import cached_table
+
+    assert list(load_rows(large)) == ROWS
+    kept = cached_table(large)
+    data = kept.read_bytes()
+    changed = data.replace(b"It depends.", b"iT depends.", 1)
+    assert changed != data
+    other = {"a changed letter": changed, "cut": data[:-9], "emptied": b"", "noise": b"\xff" * len(data)}[damage]
+    kept.write_bytes(other)
+    assert list(load_rows(large)) == ROWS
+    assert "are damaged, and are made again" in caplog.text
+    assert kept.read_bytes() == data
+
+
+def test_a_large_file_that_changed_under_the_same_size_and_time_is_read_again(large: Path) -> None:
+    assert list(load_rows(large)) == ROWS
+    facts, text = large.stat(), large.read_text(encoding="utf-8")
+    large.write_text(text.replace("It depends.", "iT depends.", 1), encoding="utf-8")
+    os.utime(large, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert large.stat().st_size == facts.st_size
+    assert load_rows(large)[0]["rejected"] == "iT depends."
+
+
+def test_rows_are_read_where_no_table_can_be_kept(large: Path, tmp_path: Path, monkeypatch, caplog) -> None:
+    (tmp_path / "no-folder").write_text("")
+    monkeypatch.setenv("PREFTUNE_CACHE", str(tmp_path / "no-folder"))
+    assert list(load_rows(large)) == ROWS
+    assert "Rows are not kept for the next run" in caplog.text
+
+
 def test_one_conversational_row_in_a_jsonl_file_is_a_row(tmp_path: Path) -> None:
     row = {"chosen": [{"role": "user", "content": "a"}], "rejected": [{"role": "user", "content": "b"}]}
     write_jsonl(tmp_path / "one.jsonl", [row])

@@ -17,10 +17,11 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
 
 from preftune.data.reading.text_files import short
 from preftune.errors import DatasetError
+from preftune.log import warn
 from preftune.storage.cache_folder import cache_folder, make_private
 from preftune.storage.cache_items import sweep
 from preftune.version import __version__
@@ -33,6 +34,8 @@ Row: TypeAlias = Mapping[str, Any]
 Kind: TypeAlias = Literal["null", "bool", "int", "float", "string", "json"]
 
 _CHUNK = 1000
+_DIGEST = 16
+"""Bytes behind a kept table."""
 _MOST_IN_MEMORY = 2**30
 """Bytes of a table from which it is written to a file and mapped: `datasets` cannot join columns above 2 GiB."""
 _DOUBTFUL = re.compile(r"\d{19}|NaN|Infinity")
@@ -100,10 +103,42 @@ def _spill_file() -> Path:
 
 
 def cached_table(path: Path) -> Path:
-    """Where the table of a large file is kept: another file, or the same one changed, has another place."""
+    """Where the table of a large file is kept: another file, or the same one changed, has another place.
+
+    The time of its inode's change is among the facts: unpacking and copying put the time of its content back.
+    """
     stat = path.stat()
-    facts = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {__version__}"
+    facts = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {__version__}"
     return cache_folder() / "rows" / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.arrow"
+
+
+def kept_table(file: Path) -> Dataset | None:
+    """A table that was written before; None where there is none, or no longer a sound one, which is removed."""
+    from datasets import Dataset
+
+    if not file.is_file():
+        return None
+    size = max(0, file.stat().st_size - _DIGEST)
+    with file.open("rb") as opened:
+        opened.seek(size)
+        sound = opened.read() == _digest(opened, size)
+    if not sound:
+        warn(f"The kept rows in {file.name} are damaged, and are made again.")
+        file.unlink(missing_ok=True)
+        return None
+    return Dataset.from_file(str(file))
+
+
+def _digest(opened: BinaryIO, size: int) -> bytes:
+    """Of the first `size` bytes: Arrow has no checksums of its own, and would read a changed byte as it is."""
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    opened.seek(0)
+    while size > 0 and (part := opened.read(min(size, 1 << 22))):
+        digest.update(part)
+        size -= len(part)
+    return digest.digest()
 
 
 def _try_write(
@@ -295,5 +330,9 @@ class _FileSink(_Sink):
 
         self.writer.close()
         self.writer = None
+        with open(self.temporary, "r+b") as opened:
+            digest = _digest(opened, os.path.getsize(self.temporary))
+            opened.seek(0, os.SEEK_END)
+            opened.write(digest)  # behind the end that the table says of itself
         os.replace(self.temporary, self.file)
         return Dataset.from_file(str(self.file))

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preftune.data.reading.arrow_tables import cached_table, dataset_of
+from preftune.data.reading.arrow_tables import cached_table, dataset_of, kept_table
 from preftune.data.reading.text_files import GZIP, Row, read_rows, text_rows
 from preftune.errors import DatasetError
+from preftune.log import warn
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,11 +55,14 @@ def read_file(path: Path) -> Dataset:
     if size < _LARGE:
         return dataset_of(lambda: text_rows(path, kind, tabs=_is_tsv(path)), name)
     kept = cached_table(path)
-    if kept.is_file():
-        from datasets import Dataset
-
-        return Dataset.from_file(str(kept))
-    return dataset_of(lambda: text_rows(path, kind, tabs=_is_tsv(path)), name, file=kept)
+    try:
+        found = kept_table(kept)
+        if found is None:
+            found = dataset_of(lambda: text_rows(path, kind, tabs=_is_tsv(path)), name, file=kept)
+    except OSError as error:
+        warn(f"Rows are not kept for the next run: {kept.parent} cannot be used ({error.strerror or error}).")
+        return dataset_of(lambda: text_rows(path, kind, tabs=_is_tsv(path)), name)
+    return found
 
 
 def is_pipe(path: Path) -> bool:
