@@ -40,7 +40,7 @@ class PreferencePair:
     weight: float = 1.0
     """Factor of this pair's loss, >= 0."""
     margin: float = 0.0
-    """Strength of the preference in nats of reward, >= 0; the loss asks for at least this distance."""
+    """Nats of reward by which chosen has to win, >= 0. Not the strength of the preference in the data's own units."""
     agreement: float | None = None
     """Share of annotators who agree with the label, 0..1."""
     id: str | None = None

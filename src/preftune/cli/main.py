@@ -57,7 +57,9 @@ COMMANDS: dict[str, Command] = {
     ),
     "merge": Command("preftune.cli.commands.merge", "fold a trained adapter into its base model"),
     "chat": Command("preftune.cli.commands.chat", "talk to a model, side by side with the one it came from"),
-    "cache": Command("preftune.cli.commands.cache", "the reference scores kept on disk: ls, prune, verify"),
+    "cache": Command(
+        "preftune.cli.commands.cache", "what is kept on disk (scores, tokens, verdicts, ...): ls, prune, verify"
+    ),
     "env": Command("preftune.cli.commands.env", "versions, hardware, number formats and disk, for bug reports"),
 }
 

@@ -1,7 +1,7 @@
 """Which of two answers is better, or how good one answer is.
 
-`protocol` defines `Judge` and `Scorer`; a new judge is a class with that signature and a line in `registry`. Verdicts
-of paid judges are kept in `cache`.
+`protocol` defines `Judge` and `Scorer`. A new rule is a class with that signature and a line in `registry.RULES`; a
+judge with a prefix of its own (`openai:`) is also a branch of `registry.open_judge`. `cache` keeps paid verdicts.
 
     cache               verdicts on disk, by content
     ensemble            several scorers as one
@@ -13,7 +13,7 @@ of paid judges are kept in `cache`.
     llm_client          questions to a chat model, cached and in parallel
     pairwise_llm        a chat model that compares two answers
     protocol            Judge, Scorer, Question, and calling them
-    registry            --judge SPEC -> a judge
+    registry            RULES; --judge SPEC -> a judge (open_judge), a rule alone (load_judge)
     reward_model        a reward model as scorer
     reward_model_input  prompt and answer as the tokens that a reward model was trained on
     rules               key facts and length

@@ -9,22 +9,19 @@ local:MODEL                         a chat model of transformers on this machine
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
-
-from preftune.errors import RequestError
-
-if TYPE_CHECKING:
-    from preftune.judges.cache import VerdictCache
 import difflib
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
+from preftune.errors import RequestError
+from preftune.judges.exact_match import ExactJudge
 from preftune.judges.from_scores import TIE_WITHIN, ScoreJudge
 from preftune.judges.protocol import Judge, Scorer, finite_score, judge_name
 from preftune.judges.rules import KeyFactJudge, LengthJudge
-from preftune.judges.user_rules import adapted
+from preftune.judges.user_rules import adapted, load_rule
 
 if TYPE_CHECKING:
     from preftune.generation.endpoint.budget import Budget
@@ -32,8 +29,14 @@ if TYPE_CHECKING:
     from preftune.judges.cache import VerdictCache
     from preftune.judges.llm_client import Asker
 
-RULES = ("exact", "key-fact", "shorter", "longer")
-FORMS = "openai:MODEL@BASE_URL, local:MODEL, reward:MODEL, rule:MODULE:FUNCTION, exact, key-fact, shorter or longer"
+RULES: Mapping[str, Callable[[], Judge]] = {
+    "exact": ExactJudge,
+    "key-fact": KeyFactJudge,
+    "shorter": lambda: LengthJudge(prefer="shorter"),
+    "longer": lambda: LengthJudge(prefer="longer"),
+}
+"""The rules that ship. A new one is a class and a line here."""
+FORMS = ", ".join(("openai:MODEL@BASE_URL", "local:MODEL", "reward:MODEL", "rule:MODULE:FUNCTION", *RULES))
 """For help pages."""
 
 Kind: TypeAlias = Literal["rule", "reward", "openai", "local"]
@@ -179,8 +182,6 @@ class RememberedRule:
     """A rule with a `cache_key`, that compares or that scores, and is never called twice with the same."""
 
     def __init__(self, rule: Any, cache: VerdictCache) -> None:
-        from preftune.judges.user_rules import adapted
-
         self._rule, self._cache = rule, cache
         self.name, self.cache_key = judge_name(rule), rule.cache_key
         self.symmetric = bool(getattr(rule, "symmetric", False))
@@ -198,27 +199,19 @@ class RememberedRule:
 
 
 def load_judge(spec: str) -> Judge:
-    """A rule by name: `key-fact`, `exact`, `shorter`, `longer`, or `rule:module:function` for a function of your own.
+    """A rule: one of `RULES` by name, or `rule:module:function` for a function of the user.
 
-    The module is looked for in the current folder too; a class is called without arguments to make the judge.
+    The module is searched in the current folder too; a class is called without arguments to make the judge.
 
     Raises: RequestError naming what could not be found.
     """
-    if spec == "key-fact":
-        return KeyFactJudge()
-    if spec == "exact":
-        from preftune.judges.exact_match import ExactJudge
-
-        return ExactJudge()
-    if spec in ("shorter", "longer"):
-        return LengthJudge(prefer="shorter" if spec == "shorter" else "longer")
+    if spec in RULES:
+        return RULES[spec]()
     kind, _, rest = spec.partition(":")
     module_name, _, attribute = rest.partition(":")
     if kind != "rule" or not module_name or not attribute:
         raise RequestError(
-            f"Unknown judge {spec!r}. Use key-fact, exact, shorter, longer, or rule:module:function, for example "
+            f"Unknown judge {spec!r}. Use {', '.join(RULES)}, or rule:module:function, for example "
             "rule:my_rules:prefer_polite for the function prefer_polite in my_rules.py."
         )
-    from preftune.judges.user_rules import load_rule
-
     return cast(Judge, load_rule(module_name, attribute, spec))

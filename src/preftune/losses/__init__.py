@@ -1,9 +1,10 @@
-"""Preference losses: pure functions, one registry.
+"""Losses: pure functions of log-probabilities and scores.
 
-Pure functions of margins and scores. A new pairwise loss is a function in `pairwise` and a line in `registry`.
+The DPO loss is `pairwise.sigmoid`. A new pairwise loss is a function there and a line in `registry.LOSSES`. Losses of
+pairs return one value per pair; the trainer divides their sum by the pairs of the whole optimiser step.
 
     advantages  generalised advantage estimation
-    pairwise    the DPO family: margins in, loss out
+    pairwise    sigmoid (DPO), ipo, hinge, robust: both sides' log-probabilities in, a loss per pair out
     ppo         clipped losses, KL estimators
     registry    LOSSES: every pairwise loss by its name
     reward      the Bradley-Terry loss

@@ -1,7 +1,6 @@
 """Loading, quantising, adapters and precision. Names are loaded on first use: the import brings no torch.
 
-`load` and `locate` find a model, `precision` decides its dtype, `adapters` merges. Names are imported when they are
-asked for.
+`load` and `locate` find a model, `precision` decides its dtype, `adapters` merges.
 
     adapters      merge: an adapter folded into its base
     classifier    reward models: sequence classifiers with one label
@@ -32,12 +31,12 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Precision": "precision",
-    "adapter_base": "adapters",
+    "adapter_base": "load",
     "apply_precision": "precision",
     "convert_smollm2": "gguf",
     "decide_precision": "precision",
     "demo_model": "gguf",
-    "is_adapter_folder": "adapters",
+    "is_adapter_folder": "locate",
     "load_model": "load",
     "load_tokenizer": "load",
     "merge": "adapters",

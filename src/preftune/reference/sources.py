@@ -5,7 +5,8 @@
     full fine-tuning                                          `AsReceived`       a pass before the first step
     explicit ref_model                                        `ExplicitModel`    a pass, then it is let go
 
-Which one a model gets is measured (does switching the adapter off change a score?), not guessed from its config.
+Which one a model gets is measured (does switching the adapter off change a score?), except where a probe could miss the
+difference (`_shows_rarely`): there the names of the adapted parameters decide.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 raw rows -> recognise -> Adapter -> columns named, or canonical rows made and what gives none counted
 
-A new format is an `Adapter` in one of these modules and a line in `registry`; its example rows go to
+A new format is an `Adapter` in the `ADAPTERS` of a module, which `registry` gathers; its example rows go to
 tests/data/format_rows.
 
     adapter          what a format is; reasons for rows without a pair (LEFT)
