@@ -22,6 +22,7 @@ import yaml
 from preftune.errors import RequestError
 from preftune.storage.atomic import write_whole
 from preftune.storage.jsonl import read_lines
+from preftune.storage.run_directory import run_facts
 
 _WRONG_REQUEST = 2
 """Exit code of a command that was asked for something impossible."""
@@ -89,7 +90,7 @@ def run_stage(stage: Stage) -> Outcome:
     began = time.monotonic()
     code = _run(stage)
     seconds = time.monotonic() - began
-    run = _object(stage.folder / "run.json")
+    run = run_facts(stage.folder)
     error = "" if code == 0 else _last_words(stage.folder / "log.txt")
     if code == _WRONG_REQUEST:
         raise RequestError(f"preftune {stage.command} of the comparison: {error}")

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from preftune.errors import ModelError
 from preftune.storage.atomic import write_whole
+from preftune.storage.run_directory import run_facts
 
 Kind: TypeAlias = Literal["folder", "adapter", "gguf", "hub", "hub-adapter"]
 
@@ -119,13 +120,10 @@ def describe_folder(folder: Path, *, limit: int = 6) -> str:
 
 def _check_of_this_run(folder: Path) -> None:
     """Raises: ModelError where run.json in a folder is of another run than the weights next to it."""
-    try:
-        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        own, outcome = facts["id"], facts.get("outcome")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return
+    facts = run_facts(folder)
+    own, outcome = facts.get("id"), facts.get("outcome")
     known = run_of_weights(folder)
-    if known is None or known[0] == own:
+    if own is None or known is None or known[0] == own:
         return
     newer = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
     if any(path.stat().st_mtime > (folder / WEIGHTS_FILE).stat().st_mtime for path in newer):

@@ -23,6 +23,15 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_whole(path, (json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def run_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What run.json says; nothing if it is missing, torn or not an object. Its values are of any kind: check them."""
+    try:
+        facts = json.loads((Path(folder).expanduser() / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
 def append_line(path: Path, content: Mapping[str, Any]) -> None:
     """Append one JSON object as one line, in a single write."""
     with path.open("a", encoding="utf-8") as file:

@@ -15,6 +15,7 @@ from preftune.cli.flags.messages import tell
 from preftune.cli.flags.model_flags import conduct_and_budget, is_endpoint, model_options
 from preftune.cli.train.auto_judge import AUTO
 from preftune.errors import RequestError
+from preftune.storage.run_directory import run_facts
 
 if TYPE_CHECKING:
     from preftune.evaluation.two_models.answers import Progress
@@ -265,10 +266,10 @@ def _trained_with(model: str) -> dict[str, Any]:
         "epochs": "num_train_epochs",
         "kl_coef": "kl_coef",
     }
+    whole = run_facts(model)
     try:
-        whole = json.loads((Path(model).expanduser() / "run.json").read_text(encoding="utf-8"))
         run = whole["configuration"]
         known = {name: None if run.get(field) is None else float(run[field]) for name, field in names.items()}
         return {**known, "method": str(whole["method"]) if whole.get("method") else None}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return {}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from preftune.cli.flags.messages import tell
 from preftune.errors import PreftuneError, RequestError
+from preftune.storage.run_directory import run_facts
 
 if TYPE_CHECKING:
     from preftune.data import PairDataset
@@ -58,7 +59,7 @@ def _base_of(asked: argparse.Namespace) -> str:
             return source.base_name
         if name == asked.baseline:
             return str(name)
-        base = _facts(name).get("model", {}).get("name")
+        base = run_facts(name).get("model", {}).get("name")
         if base:
             return str(base)
     raise RequestError(
@@ -71,7 +72,7 @@ def _pairs_of_run(model: str) -> tuple[PairDataset | None, PairDataset | None]:
     """What a run of `preftune dpo` trained on and held out, read again as its command line says; None where there is no
     such run, or its data are no longer there.
     """
-    facts = _facts(model)
+    facts = run_facts(model)
     words = [str(word) for word in facts.get("command", ())]
     if facts.get("method") != "dpo" or "dpo" not in words:
         return None, None
@@ -119,11 +120,3 @@ def _without_resume(argv: list[str]) -> list[str]:
         if not skip:
             plain.append(word)
     return plain
-
-
-def _facts(model: str) -> dict[str, Any]:
-    try:
-        found = json.loads((Path(model).expanduser() / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -354,7 +354,8 @@ def find_recipe(argv: Sequence[str]) -> Recipe | None:
 
 def _stopped(method: Method, request: Request) -> str:
     """What a run that was stopped leaves, and the command that goes on."""
-    from preftune.training.record.earlier_run import checkpoints_in, run_facts, run_id_of
+    from preftune.storage.run_directory import run_facts
+    from preftune.training.record.earlier_run import checkpoints_in, run_id_of
     from preftune.training.record.manifest import DamagedError, read_manifest
 
     output = Path(str(request.config.output_dir))

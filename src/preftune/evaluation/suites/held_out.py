@@ -10,7 +10,6 @@ learnt holds outside of its domain.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from preftune.progress import Counting
 from preftune.statistics.intervals import MeanInterval, mean_interval, win_rate
 from preftune.statistics.paired import Comparison, compare_means, compare_shares, compare_with_even
 from preftune.storage.jsonl import digest, write_lines
+from preftune.storage.run_directory import run_facts
 from preftune.types import PreferencePair
 
 if TYPE_CHECKING:
@@ -283,14 +283,9 @@ def _log_ratio(scores: Scores, *, per_token: bool) -> Floats:
 
 def _configuration(aligned: str) -> Mapping[str, Any]:
     """Of the run that made the model, where it lies in its run directory; else empty."""
-    for folder in (Path(aligned), Path(aligned).parent):
-        try:
-            record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        found = record.get("configuration") if isinstance(record, dict) else None
-        return found if isinstance(found, dict) else {}
-    return {}
+    facts = run_facts(aligned) or run_facts(Path(aligned).parent)
+    found = facts.get("configuration")
+    return found if isinstance(found, dict) else {}
 
 
 def _beta_of(configuration: Mapping[str, Any]) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -17,6 +16,7 @@ from preftune.generation.endpoint.client import PREFIX, Conduct, Endpoint, Endpo
 from preftune.generation.generate import base_changed_by, baseline
 from preftune.generation.lazy_model import ModelSource
 from preftune.generation.settings import SamplingSettings
+from preftune.storage.run_directory import run_facts
 
 DATASET = "dataset"
 """The baseline that is the chosen answers of held-out pairs."""
@@ -196,11 +196,8 @@ def _loader(base: Answerer, aligned: Answerer) -> Callable[[], PairOfModels] | N
 
 def _trained_from(source: ModelSource) -> str:
     """The base that `run.json` in the folder of a whole model names."""
-    file = Path(source.place.name) / "run.json"
-    try:
-        name = json.loads(file.read_text(encoding="utf-8"))["model"]["name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        name = ""
+    model = run_facts(source.place.name).get("model")
+    name = model.get("name") if isinstance(model, dict) else None
     if not name:
         raise RequestError(
             f"--baseline is missing: {source.name} is a whole model, and no run.json in it says what it was trained "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from typing import Any
 from preftune.errors import ConfigError
 from preftune.log import say
 from preftune.models.locate import WEIGHTS_FILE
+from preftune.storage.run_directory import run_facts
 
 FOLDER = "_earlier"
 """Inside the run directory; the hub upload leaves out names that begin with "_"."""
@@ -38,15 +38,6 @@ def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
         return []
     found = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir()]
     return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
-
-
-def run_facts(folder: Path) -> dict[str, Any]:
-    """run.json; nothing if it is not there or torn."""
-    try:
-        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
 
 
 def run_id_of(facts: dict[str, Any]) -> str | None:

@@ -20,11 +20,11 @@ from transformers.trainer_utils import TrainOutput
 from preftune.errors import CheckpointError, ConfigError, PreftuneError
 from preftune.log import say, warn
 from preftune.models.locate import run_of_weights, write_run_of_weights
+from preftune.storage.run_directory import run_facts
 from preftune.training.record.earlier_run import (
     checkpoints_in,
     put_aside,
     put_aside_earlier_run,
-    run_facts,
     run_id_of,
     sweep_unfinished,
 )
