@@ -17,7 +17,7 @@ import pytest
 
 import preftune
 from preftune import errors
-from preftune.data.tokens.report import REASONS
+from preftune.data.tokens.reasons import REASONS
 from preftune.training.config.refused import REFUSED
 
 SOURCE = Path(preftune.__file__).parent

@@ -1,6 +1,6 @@
 """The records that travel down the way of the data. No torch at import: annotations only.
 
-    raw row -> PreferencePair -> TokenizedGroup -> PackedBatch -> GroupLogps -> LossOutput
+    raw row -> PreferencePair -> Example -> TokenizedGroup -> PackedBatch -> GroupLogps -> LossOutput
 
 Legend of the shape suffixes used in preftune: T scored completion tokens, R tokens of a packed row, K completions,
 N pairs, D model width, V vocabulary, H attention heads.
@@ -52,6 +52,21 @@ class PreferencePair:
     source: str | None = None
     """Where the pair comes from: the row's own `source`, or in a mixture the dataset."""
 
+    @property
+    def example(self) -> Example:
+        """The prompt with its two completions, chosen first."""
+        return Example(
+            self.prompt,
+            (self.chosen, self.rejected),
+            (Preference(0, 1, self.weight, self.margin),),
+            agreement=self.agreement,
+            id=self.id,
+            chat_template_kwargs=self.chat_template_kwargs,
+            tools=self.tools,
+            row=self.row,
+            source=self.source,
+        )
+
 
 class Preference(NamedTuple):
     """A pair inside a group, by index into the group's completions."""
@@ -60,6 +75,41 @@ class Preference(NamedTuple):
     rejected: int
     weight: float = 1.0
     margin: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A prompt with K completions and what is known of them: preferences, labels, scores, or nothing but that a single
+    one is a demonstration. Prompt and completions have one form, text or turns.
+    """
+
+    prompt: Text | None
+    """None where the data do not separate it from the completion."""
+    completions: tuple[Text, ...] = ()
+    """The answers; one whole conversation or text where `prompt` is None."""
+    pairs: tuple[Preference, ...] = ()
+    labels: tuple[bool, ...] = ()
+    """Whether each completion is desirable; empty where the data have no labels."""
+    scores: tuple[float, ...] = ()
+    """A rating of each completion, higher is better; empty where the data have no ratings."""
+    agreement: float | None = None
+    id: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tools: Sequence[Any] | None = None
+    row: int = -1
+    """Index of the row in its source, for messages."""
+    source: str | None = None
+
+    @property
+    def completion(self) -> Text:
+        """The completion of a demonstration."""
+        (completion,) = self.completions
+        return completion
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the completions are turns of a conversation."""
+        return isinstance(self.completions[0], list)
 
 
 @dataclass(frozen=True, slots=True)

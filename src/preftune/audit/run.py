@@ -100,7 +100,7 @@ def _encode(batch: Sequence[SeenPair], setting: Setting) -> None:
         return
     chat = bool(getattr(setting.encoder.tokenizer, "chat_template", None))
     able = [seen for seen in batch if chat or isinstance(seen.pair.prompt, str)]
-    for seen, encoded in zip(able, setting.encoder.encode([seen.pair for seen in able]), strict=True):
+    for seen, encoded in zip(able, setting.encoder.encode([seen.pair.example for seen in able]), strict=True):
         seen.encoded = encoded
 
 

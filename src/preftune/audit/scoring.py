@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from preftune.data.pairs.dataset import PairDataset
 from preftune.data.tokens.groups import GroupDataset
-from preftune.data.tokens.pairs import tokenize_pairs
+from preftune.data.tokens.tokenize import tokenize_pairs
 from preftune.errors import DatasetError
 from preftune.logps import choose_engine, pack
 from preftune.logps.score_groups import ScoringBudget

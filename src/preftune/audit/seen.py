@@ -13,7 +13,7 @@ from preftune.data.tokens import spans
 from preftune.types import PreferencePair, Text
 
 if TYPE_CHECKING:
-    from preftune.data.tokens.encode import Encoded
+    from preftune.data.tokens.encoded import Encoded
 
 
 @dataclass(slots=True)
@@ -77,9 +77,10 @@ def lengths_of(seen: SeenPair, *, tokens: bool) -> tuple[int, int, int] | None:
     if not tokens:
         return words_of(seen.prompt), words_of(seen.chosen), words_of(seen.rejected)
     encoded = seen.encoded
-    if encoded is None or not encoded.chosen or not encoded.rejected:
+    if encoded is None or not encoded.completions or not all(encoded.completions):
         return None
-    return len(encoded.prompt), len(encoded.chosen), len(encoded.rejected)
+    chosen, rejected = map(len, encoded.completions)
+    return len(encoded.prompt), chosen, rejected
 
 
 def answer_lengths_of(seen: SeenPair, *, tokens: bool) -> tuple[int, int] | None:
@@ -91,10 +92,10 @@ def answer_lengths_of(seen: SeenPair, *, tokens: bool) -> tuple[int, int] | None
         chosen, rejected = seen.answers
         return words_of(chosen), words_of(rejected)
     encoded = seen.encoded
-    if encoded is None or not encoded.chosen or not encoded.rejected:
+    if encoded is None or not encoded.completions or not all(encoded.completions):
         return None
-    chosen_spans, rejected_spans = spans.pairs(encoded.chosen_scored), spans.pairs(encoded.rejected_scored)
-    return sum(end - begin for begin, end in chosen_spans), sum(end - begin for begin, end in rejected_spans)
+    chosen_length, rejected_length = (sum(e - b for b, e in spans.pairs(edges)) for edges in encoded.scored)
+    return chosen_length, rejected_length
 
 
 def _said(side: Text, text: str) -> str:

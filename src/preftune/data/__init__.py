@@ -18,24 +18,21 @@ from __future__ import annotations
 from preftune.data.demonstrations.dataset import DemonstrationDataset, load_demonstrations
 from preftune.data.formats import FORMATS
 from preftune.data.formats.columns import CANONICAL
-from preftune.data.formats.demonstrations import DEMONSTRATION_FORMATS, Demonstration
+from preftune.data.formats.demonstrations import DEMONSTRATION_FORMATS
 from preftune.data.pairs.dataset import PairDataset
 from preftune.data.pairs.open import load_pairs, read_pairs
 from preftune.data.reading.load import load_rows
-from preftune.data.tokens.demonstration_report import DemonstrationReport
-from preftune.data.tokens.demonstrations import tokenize_demonstrations
 from preftune.data.tokens.encode import DIALOGUE_TEMPLATE
 from preftune.data.tokens.group_by_prompt import group_by_prompt
 from preftune.data.tokens.groups import GroupDataset
-from preftune.data.tokens.pairs import tokenize_pairs
-from preftune.data.tokens.report import TokenizeReport
+from preftune.data.tokens.report import DemonstrationReport, TokenizeReport
+from preftune.data.tokens.tokenize import tokenize_demonstrations, tokenize_pairs
 
 __all__ = [
     "CANONICAL",
     "DEMONSTRATION_FORMATS",
     "DIALOGUE_TEMPLATE",
     "FORMATS",
-    "Demonstration",
     "DemonstrationDataset",
     "DemonstrationReport",
     "GroupDataset",

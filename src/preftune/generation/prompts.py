@@ -14,13 +14,13 @@ from preftune.data.formats.adapter import Adapter
 from preftune.data.formats.apply import sample_of
 from preftune.data.formats.columns import SYNONYMS, guess_columns, listing, resolve_columns
 from preftune.data.formats.registry import adapter_named, recognise
-from preftune.data.formats.to_pair import to_pair
+from preftune.data.formats.to_pair import to_prompt
 from preftune.data.pairs.checks import not_used, unused_texts
 from preftune.data.pairs.open import read_pairs
 from preftune.data.reading.load import display_name, load_rows
 from preftune.errors import DatasetError
 from preftune.storage.jsonl import digest
-from preftune.types import PreferencePair, Text
+from preftune.types import Example, PreferencePair, Text
 
 _SINGLE = frozenset(adapter.name for adapter in single_answers.ADAPTERS)
 _CONVERSATIONS = ("messages", "conversations", "conversation")
@@ -107,29 +107,31 @@ def load_prompts(
         with_rows=bool(keep or keep_if_there),
         notes=notes,
     )
-    for pair, row, is_pair in asked:
-        if not pair.prompt or (isinstance(pair.prompt, str) and not pair.prompt.strip()):
+    for example, row in asked:
+        prompt = example.prompt
+        if not prompt or (isinstance(prompt, str) and not prompt.strip()):
             raise DatasetError(
-                f"{name} row {pair.row} has an empty prompt: there is nothing to answer. Fill it in, or remove the row."
+                f"{name} row {example.row} has an empty prompt: there is nothing to answer. Fill it in, or remove the "
+                "row."
             )
-        carried = carried_by(pair)
-        key = digest([pair.prompt, carried])
+        carried = carried_by(example)
+        key = digest([prompt, carried])
         if key in found:
             repeated += 1
             continue
         if limit is not None and len(found) >= limit:
             break
-        own = pair.id if pair.id is not None and pair.id not in ids else key
+        own = example.id if example.id is not None and example.id not in ids else key
         ids.add(own)
         kept = {column: row.get(column) for column in keep}
         kept |= {column: row[column] for column in keep_if_there if row.get(column) is not None}
-        found[key] = Prompt(own, pair.prompt, key, carried, kept, _last_words(pair.chosen) if is_pair else None)
+        found[key] = Prompt(own, prompt, key, carried, kept, _last_words(*example.completions[:1]))
     if not found:
         raise DatasetError(f"{name} holds no prompts. Give at least one.")
     return Prompts(list(found.values()), name, repeated, tuple(notes))
 
 
-def carried_by(pair: PreferencePair) -> dict[str, Any]:
+def carried_by(pair: PreferencePair | Example) -> dict[str, Any]:
     """What belongs to the prompt besides its words: `tools` and `chat_template_kwargs`, where there are any."""
     carried: dict[str, Any] = {}
     if pair.tools:
@@ -154,9 +156,9 @@ def _asked(
     keep: Sequence[str],
     with_rows: bool,
     notes: list[str],
-) -> Iterator[tuple[PreferencePair, Mapping[str, Any], bool]]:
-    """Pairs, each with its raw row (empty unless columns of it are kept), and whether it is one: of others only the
-    prompt counts. Adds to `notes`."""
+) -> Iterator[tuple[Example, Mapping[str, Any]]]:
+    """Prompts, with both completions where the data are pairs, each with its raw row (empty unless columns of it are
+    kept). Adds to `notes`."""
     name = display_name(source)
     if isinstance(source, str | Path) and str(source).lower().endswith(".txt") and Path(source).expanduser().is_file():
         if keep or columns or format:
@@ -165,7 +167,7 @@ def _asked(
             )
         for number, line in enumerate(_lines(Path(source).expanduser())):
             if line.strip():
-                yield _as_pair({"prompt": line}, name, number, as_chat), {}, False
+                yield to_prompt({"prompt": line}, name=name, row=number, chat=as_chat), {}
         return
     rows: Any = load_rows(source, split=split)
     missing = [column for column in keep if column not in rows.features]
@@ -182,7 +184,7 @@ def _asked(
         pairs = read_pairs(rows, columns=columns, format=format, name=name)
         notes += _not_asked(pairs.unused, keep)
         for pair in pairs.as_chat() if as_chat else pairs:
-            yield pair, pairs.raw[pair.row] if with_rows else {}, True
+            yield pair.example, pairs.raw[pair.row] if with_rows else {}
         return
     yield from _of_rows(rows, columns, name=name, as_chat=as_chat, keep=keep, notes=notes)
 
@@ -195,7 +197,7 @@ def _not_asked(unused: Sequence[str], keep: Sequence[str]) -> list[str]:
 
 def _of_rows(
     rows: Any, columns: dict[str, str | None], *, name: str, as_chat: bool, keep: Sequence[str], notes: list[str]
-) -> Iterator[tuple[PreferencePair, Mapping[str, Any], bool]]:
+) -> Iterator[tuple[Example, Mapping[str, Any]]]:
     prompt = columns.pop("prompt", None) or _prompt_column(rows.features, name)
     # Only the prompt is wanted; the sides must be named somehow for the columns to be resolved and checked.
     found = resolve_columns(
@@ -210,23 +212,18 @@ def _of_rows(
             values = found.pick(row)
             if conversation and isinstance(values.get("prompt"), list):
                 values["prompt"] = _before_the_answer(values["prompt"])
-            yield _as_pair(values, name, number, as_chat or "system" in found), row, False
+            if values.get("prompt") is None:
+                raise DatasetError(f"{name} row {number} has no prompt to answer. Fill it in, or remove the row.")
+            yield to_prompt(values, name=name, row=number, chat=as_chat or "system" in found), row
             number += 1
 
 
-def _as_pair(values: Mapping[str, Any], name: str, row: int, as_chat: bool) -> PreferencePair:
-    """The row with two sides put in, so that its prompt is read exactly as training reads it."""
-    if values.get("prompt") is None:
-        raise DatasetError(f"{name} row {row} has no prompt to answer. Fill it in, or remove the row.")
-    return to_pair({**values, "chosen": "+", "rejected": "-"}, name=name, row=row, chat=as_chat, prompts=True)
-
-
-def _last_words(answer: Text) -> str:
+def _last_words(answer: Text | None = None) -> str | None:
     """An answer as text: of several turns what the assistant says last before the user speaks again.
 
     What follows that answers another question than the prompt; what goes before it are calls of tools.
     """
-    if isinstance(answer, str):
+    if answer is None or isinstance(answer, str):
         return answer
     own = list(takewhile(lambda turn: turn.get("role") != "user", answer)) or answer
     said = [turn for turn in own if turn.get("role") == "assistant"] or own

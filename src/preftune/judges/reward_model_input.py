@@ -15,7 +15,7 @@ from preftune.data.formats.to_pair import as_turns
 from preftune.data.tokens.encode import Encoder
 from preftune.judges.pairwise_llm import as_transcript
 from preftune.models.locate import FORM_FILE
-from preftune.types import PreferencePair, Text
+from preftune.types import Example, Text
 
 Form: TypeAlias = Literal["conversations", "plain"]
 
@@ -46,11 +46,11 @@ def trained_ids(tokenizer: Any, form: Form, prompt: Text, answer: str, template:
         template: what the prompt's row gives to the chat template, `tools` among it.
     """
     if form == "plain":
-        pair = PreferencePair(prompt if isinstance(prompt, str) else as_transcript(prompt), answer, answer)
+        example = Example(prompt if isinstance(prompt, str) else as_transcript(prompt), (answer,))
     else:
         turns: Any = as_turns(prompt) if isinstance(prompt, str) else prompt
-        said = [{"role": "assistant", "content": answer}]
+        said: Text = [{"role": "assistant", "content": answer}]
         kwargs = {name: value for name, value in template.items() if name != "tools"}
-        pair = PreferencePair(turns, said, said, tools=template.get("tools"), chat_template_kwargs=kwargs)
-    (encoded,) = Encoder(tokenizer).encode([pair])
-    return [*encoded.prompt, *encoded.chosen] if encoded.chosen else None
+        example = Example(turns, (said,), tools=template.get("tools"), chat_template_kwargs=kwargs)
+    (encoded,) = Encoder(tokenizer).encode([example])
+    return [*encoded.prompt, *encoded.completions[0]] if any(encoded.completions) else None

@@ -9,7 +9,7 @@ import pytest
 
 from preftune.data import DemonstrationDataset, load_demonstrations, load_pairs, tokenize_demonstrations
 from preftune.data.demonstrations.mixture import mix_demonstrations
-from preftune.data.tokens.demonstrations import tokenize_or_recall_demonstrations
+from preftune.data.tokens.cache import tokenize_or_recall
 from preftune.errors import ConfigError, DatasetError
 from tests.data.tiny_bpe import CHATML, make_tokenizer
 from tests.data.turns import TEMPLATES, assistant, shown, user
@@ -198,7 +198,7 @@ def test_limits():
     cut, report = tokenize_demonstrations(rows, tok, max_length=length - 4)
     assert cut[0].completions[0] == whole[0].completions[0][:-4]
     assert cut[0].scored[0][-1][1] == len(cut[0].completions[0])
-    assert (report.truncated.rows, report.longest) == ([0], length)
+    assert (report.truncated["row"].rows, report.longest) == ([0], length)
     dropped, report = tokenize_demonstrations(rows, tok, max_length=short, truncation="drop")
     assert len(dropped) == 1
     assert report.dropped["too_long"].rows == [0]
@@ -253,17 +253,17 @@ def test_a_mixture_keeps_what_its_parts_say():
 
 
 def test_token_ids_are_kept_on_disk(monkeypatch):
-    monkeypatch.setattr("preftune.data.tokens.demonstrations.LEAST_PAIRS", 1)
+    monkeypatch.setattr("preftune.data.tokens.cache.LEAST_PAIRS", 1)
     data, tok = load_demonstrations([ROW, {**ROW}]), tokenizer()
-    first, told, recalled = tokenize_or_recall_demonstrations(data, tok)
+    first, told, recalled = tokenize_or_recall(data, tok)
     assert not recalled
-    again, told_again, recalled = tokenize_or_recall_demonstrations(data, tok)
+    again, told_again, recalled = tokenize_or_recall(data, tok)
     assert recalled
     assert again.fingerprint == first.fingerprint
     assert told_again == told
     for options in ({"assistant_only_loss": False}, {"max_length": 30}):
-        assert not tokenize_or_recall_demonstrations(data, tok, **options)[2]
-    assert not tokenize_or_recall_demonstrations(data.select([0]), tok)[2]
+        assert not tokenize_or_recall(data, tok, **options)[2]
+    assert not tokenize_or_recall(data.select([0]), tok)[2]
 
 
 def trained_texts(rows, **options):

@@ -148,7 +148,7 @@ def test_of_a_huge_text_only_what_max_length_can_need_is_tokenised(monkeypatch: 
     assert max(seen) < 2 * most.most + 200 < len(huge) / 10
     assert report.shortened.rows == [0, 1, 2]
     assert "only its two ends were tokenised" in " ".join(report.lines())
-    monkeypatch.setattr("preftune.data.tokens.pairs.shortening", lambda *_: None)
+    monkeypatch.setattr("preftune.data.tokens.tokenize.shortening", lambda *_: None)
     whole, _ = tokenize_pairs(load_pairs(rows), tok, **limits)
     assert [(list(g.prompt_ids), [list(c) for c in g.completions], g.scored) for g in groups] == [
         (list(g.prompt_ids), [list(c) for c in g.completions], g.scored) for g in whole
@@ -163,7 +163,7 @@ def test_supervised_fine_tuning_shortens_too(monkeypatch: pytest.MonkeyPatch) ->
         groups, report = tokenize_demonstrations(data, tok, max_length=64)
         assert report.shortened.rows == [0]
         with monkeypatch.context() as patched:
-            patched.setattr("preftune.data.tokens.demonstrations.shortening", lambda *_: None)
+            patched.setattr("preftune.data.tokens.tokenize.shortening", lambda *_: None)
             whole, _ = tokenize_demonstrations(data, tok, max_length=64)
         assert [[list(c) for c in g.completions] for g in groups] == [[list(c) for c in g.completions] for g in whole]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from preftune.data import DIALOGUE_TEMPLATE, load_demonstrations
-from preftune.data.tokens.demonstrations import tokenize_demonstrations
+from preftune.data.tokens.tokenize import tokenize_demonstrations
 from preftune.errors import DatasetError
 from tests.data.tiny_bpe import make_tokenizer
 from tests.data.turns import (

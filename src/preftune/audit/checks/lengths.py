@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +14,7 @@ from preftune.audit.finding import Example, Finding, Kind, Rows
 from preftune.audit.opening import Fault
 from preftune.audit.seen import SeenPair, lengths_of
 from preftune.audit.summaries import Numbers, histogram, percentiles
-from preftune.data.tokens import spans
-from preftune.data.tokens.encode import Encoded
+from preftune.data.tokens.encoded import Encoded
 
 PARTS = ("prompt", "chosen", "rejected")
 
@@ -56,6 +56,7 @@ PROMPT_CUT = Kind(
 
 
 _LEFT_OUT = (NO_ROOM, SAME_WHEN_CUT, NO_ANSWER_LEFT)
+_WHEN_CUT = {"identical_after_truncation": SAME_WHEN_CUT, "no_answer_left": NO_ANSWER_LEFT}
 _TOLD_ELSEWHERE = len(_LEFT_OUT) + 1
 
 
@@ -108,14 +109,11 @@ class LengthsCheck(Check):
         room = setting.max_length - min(len(encoded.prompt), setting.max_prompt_length or len(encoded.prompt))
         if room <= 0:
             return 1 + _LEFT_OUT.index(NO_ROOM)
-        if max(len(encoded.chosen), len(encoded.rejected)) <= room:
+        if max(map(len, encoded.completions)) <= room:
             return 0
-        chosen = spans.within(room, encoded.chosen_scored)
-        rejected = spans.within(room, encoded.rejected_scored)
-        if not chosen or not rejected:
-            return 1 + _LEFT_OUT.index(NO_ANSWER_LEFT)
-        same = chosen == rejected and encoded.chosen[: chosen[-1]] == encoded.rejected[: rejected[-1]]
-        return 1 + _LEFT_OUT.index(SAME_WHEN_CUT) if same else 0
+        cut = replace(encoded)
+        cut.cut(room)
+        return 0 if cut.reason is None else 1 + _LEFT_OUT.index(_WHEN_CUT[cut.reason])
 
     def _numbers(self) -> dict[str, Numbers]:
         return {part: np.frombuffer(values, dtype=np.int64) for part, values in self.lengths.items()}

@@ -11,7 +11,7 @@ from preftune.audit.finding import Finding, Kind, Rows
 from preftune.audit.opening import Fault
 from preftune.audit.seen import SeenPair
 from preftune.data.chat.unwritten import SYSTEM_PROMPT
-from preftune.data.tokens.report import REASONS
+from preftune.data.tokens.reasons import REASONS
 
 NO_TEMPLATE = Kind(
     "no_chat_template",
@@ -126,7 +126,7 @@ class TokensCheck(Check):
             else:
                 if encoded.eos_added:
                     self.eos_added.add(seen.row, seen.index)
-                if encoded.moved:
+                if encoded.moved_boundary:
                     self.moved.add(seen.row, seen.index)
                 if encoded.unwritten and encoded.unwritten != SYSTEM_PROMPT:
                     self.unwritten.add(seen.row, seen.index, encoded.unwritten)

@@ -141,7 +141,7 @@ def _setting(asked: argparse.Namespace) -> Setting:
 
 def _limits(asked: argparse.Namespace) -> int:
     """max_length. Raises: ConfigError for an impossible limit."""
-    from preftune.data.tokens.pairs import Limits
+    from preftune.data.tokens.tokenize import Limits
 
     limits = Limits(DEFAULT_MAX_LENGTH if asked.max_length is None else asked.max_length, asked.max_prompt_length)
     assert limits.max_length is not None

@@ -232,11 +232,11 @@ def read_transcript(text: str) -> list[Message] | None:
     ]
 
 
-def common_turns(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
-    """How many turns both begin with, leaving at least one on each side."""
-    limit = min(len(chosen), len(rejected)) - 1
+def common_turns(*sides: Sequence[Message]) -> int:
+    """How many turns all sides begin with, leaving at least one on each side."""
+    limit = min(map(len, sides)) - 1
     count = 0
-    while count < limit and chosen[count] == rejected[count]:
+    while count < limit and all(side[count] == sides[0][count] for side in sides):
         count += 1
     return count
 

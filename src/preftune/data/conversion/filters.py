@@ -301,7 +301,12 @@ def split_key(pair: PreferencePair) -> int:
     """
     if is_blank(pair.prompt):
         return _digest(sorted(_digest(_turns(side, "assistant")) for side in (pair.chosen, pair.rejected)))
-    return _digest(_turns(pair.prompt, "user"))
+    return text_key(pair.prompt)
+
+
+def text_key(text: Text) -> int:
+    """64-bit hash of a text or turns; text is one turn of the user."""
+    return _digest(_turns(text, "user"))
 
 
 def _turns(side: Text, role: str) -> list[Message]:

@@ -1,4 +1,4 @@
-"""Demonstrations: answers to be imitated, from whatever people have, as a lazy sequence of `Demonstration`.
+"""Demonstrations: answers to be imitated, from whatever people have, as a lazy sequence of `Example`.
 
 Preferences are demonstrations too: of each prompt the answers that no other was preferred to, each once.
 """
@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.data.conversion.filters import split_key
+from preftune.data.conversion.filters import split_key, text_key
 from preftune.data.formats.adapter import Sample
 from preftune.data.formats.apply import LeftOut, sample_of
 from preftune.data.formats.demonstrations import (
     DEMONSTRATION_FORMATS,
-    Demonstration,
     DemonstrationReader,
     find_columns,
     label_column,
@@ -31,7 +30,7 @@ from preftune.data.pairs.open import read_pairs
 from preftune.data.pairs.row_reader import RowReader
 from preftune.data.reading.load import Source, display_name, load_rows
 from preftune.errors import DatasetError
-from preftune.types import PreferencePair, Text
+from preftune.types import Example
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,7 +52,7 @@ class Reader(Protocol):
     @property
     def facts(self) -> tuple[Any, ...]: ...
 
-    def read(self, row: Mapping[str, Any], place: int) -> Demonstration | str: ...
+    def read(self, row: Mapping[str, Any], place: int) -> Example | str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +69,11 @@ class ChosenSide:
     def facts(self) -> tuple[Any, ...]:
         return ("chosen", sorted(self.pairs.columns.paths.items()), self.pairs.chat)
 
-    def read(self, row: Mapping[str, Any], place: int) -> Demonstration:
+    def read(self, row: Mapping[str, Any], place: int) -> Example:
         pair = self.pairs.pair(row, place)
-        return Demonstration(
-            prompt=pair.prompt,
-            completion=pair.chosen,
+        return Example(
+            pair.prompt,
+            (pair.chosen,),
             id=pair.id,
             chat_template_kwargs=pair.chat_template_kwargs,
             tools=pair.tools,
@@ -83,7 +82,7 @@ class ChosenSide:
         )
 
 
-class DemonstrationDataset(Sequence[Demonstration]):
+class DemonstrationDataset(Sequence[Example]):
     """Rows as demonstrations, read when they are asked for; the raw `datasets.Dataset` stays memory-mapped.
 
     `rows[i]` and iteration raise `DatasetError` for a row that is none.
@@ -123,20 +122,20 @@ class DemonstrationDataset(Sequence[Demonstration]):
         return f"DemonstrationDataset({self.name!r}, {len(self)} demonstrations)"
 
     @overload
-    def __getitem__(self, index: int) -> Demonstration: ...
+    def __getitem__(self, index: int) -> Example: ...
     @overload
     def __getitem__(self, index: slice) -> DemonstrationDataset: ...
-    def __getitem__(self, index: int | slice) -> Demonstration | DemonstrationDataset:
+    def __getitem__(self, index: int | slice) -> Example | DemonstrationDataset:
         if isinstance(index, slice):
             return self.select(range(*index.indices(len(self))))
         place = int(self.places[operator.index(index)])
         return self._read(self.needed[place], place)
 
-    def __iter__(self) -> Iterator[Demonstration]:
+    def __iter__(self) -> Iterator[Example]:
         for batch in self.batches(_BATCH):
             yield from batch
 
-    def batches(self, size: int) -> Iterator[list[Demonstration]]:
+    def batches(self, size: int) -> Iterator[list[Example]]:
         """The demonstrations in order, at most `size` at a time."""
         for start in range(0, len(self), size):
             places = self.places[start : start + size]
@@ -173,7 +172,7 @@ class DemonstrationDataset(Sequence[Demonstration]):
             format=self.format,
         )
 
-    def _read(self, row: Mapping[str, Any], place: int) -> Demonstration:
+    def _read(self, row: Mapping[str, Any], place: int) -> Example:
         read = self.reader.read(row, place)
         if isinstance(read, str):
             raise DatasetError(f"{self.name} row {place} holds no demonstration ({read}).")
@@ -311,8 +310,8 @@ def _chosen_sides(pairs: PairDataset) -> DemonstrationDataset:
     left = {"repeated": LeftOut(), "beaten": LeftOut()}
     for place, pair in enumerate(pairs):
         prompt = split_key(pair)
-        beaten.add((prompt, _key(pair, pair.rejected)))
-        key = (prompt, _key(pair, pair.chosen))
+        beaten.add((prompt, text_key(pair.rejected)))
+        key = (prompt, text_key(pair.chosen))
         if key in chosen:
             left["repeated"].add(pair.row)
         else:
@@ -343,18 +342,13 @@ def _chosen_sides(pairs: PairDataset) -> DemonstrationDataset:
     )
 
 
-def _key(pair: PreferencePair, side: Text) -> int:
-    """Of an answer's words."""
-    return split_key(PreferencePair(prompt=side, chosen="", rejected=""))
-
-
-def question_key(demonstration: Demonstration) -> int:
+def question_key(example: Example) -> int:
     """64-bit hash of what must not be on both sides of a split: the prompt, or a conversation's turns before the first
     answer; a text by itself.
     """
-    prompt = demonstration.prompt
-    if prompt is None and isinstance(demonstration.completion, list):
-        turns = demonstration.completion
+    prompt = example.prompt
+    if prompt is None and isinstance(example.completion, list):
+        turns = example.completion
         first = next((at for at, turn in enumerate(turns) if at and turn["role"] == "assistant"), len(turns))
         prompt = turns[:first]
-    return split_key(PreferencePair(prompt=prompt or demonstration.completion, chosen="", rejected=""))
+    return text_key(prompt or example.completion)

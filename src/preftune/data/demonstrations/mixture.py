@@ -10,9 +10,9 @@ import numpy as np
 
 from preftune.data.demonstrations.dataset import DemonstrationDataset
 from preftune.data.formats.apply import LeftOut
-from preftune.data.formats.demonstrations import Demonstration
 from preftune.data.pairs.mixture import share_out
 from preftune.data.reading.arrow_tables import dataset_of
+from preftune.types import Example
 
 _COLUMNS = ("prompt", "completion", "id", "chat_template_kwargs", "tools", "source")
 
@@ -27,10 +27,10 @@ class MixtureReader:
     def facts(self) -> tuple[Any, ...]:
         return ("mixture",)
 
-    def read(self, row: Mapping[str, Any], place: int) -> Demonstration:
-        return Demonstration(
-            prompt=row["prompt"],
-            completion=row["completion"],
+    def read(self, row: Mapping[str, Any], place: int) -> Example:
+        return Example(
+            row["prompt"],
+            (row["completion"],),
             id=row["id"],
             chat_template_kwargs=row["chat_template_kwargs"] or {},
             tools=row["tools"],

@@ -9,7 +9,7 @@ tests/data/format_rows.
     apply            raw rows -> canonical rows, with a count of the rest
     argilla          exports of Argilla
     columns          which column is the prompt, which the chosen side
-    demonstrations   shapes of demonstrations -> Demonstration
+    demonstrations   shapes of demonstrations -> Example
     judgements       arenas, and annotators' labels of two outputs
     message_trees    OpenAssistant trees
     named_columns    formats that are pairs under other names

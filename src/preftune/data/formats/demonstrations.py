@@ -1,4 +1,4 @@
-"""Shapes of demonstrations: which columns hold what, and one row of any of them -> `Demonstration`.
+"""Shapes of demonstrations: which columns hold what, and one row of any of them -> `Example`.
 
 messages           a column `messages`: conversations, in any form that preferences may have
 sharegpt           a column `conversations`, turns as {"from": ..., "value": ...}
@@ -12,8 +12,8 @@ Data with a label or thumb per answer are read by the same shapes; their bad ans
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from preftune.data.chat.messages import Where, read_text
@@ -21,16 +21,14 @@ from preftune.data.formats.adapter import Sample
 from preftune.data.formats.columns import Columns, Path, find_column, listing
 from preftune.data.formats.single_answers import verdict
 from preftune.data.formats.to_pair import (
+    about,
     as_answer,
     as_turns,
     check_characters,
-    source_of,
-    template_kwargs,
-    tools_of,
     with_system,
 )
 from preftune.errors import DatasetError
-from preftune.types import Message, Text
+from preftune.types import Example, Message, Text
 
 DEMONSTRATION_COLUMNS = (
     "messages",
@@ -53,26 +51,6 @@ _PROMPTS = ("prompt", "question", "query")
 _ANSWERS = ("completion", "response", "answer", "output")
 _CONTEXTS = ("input", "context")
 _LABELS = ("label", "kto_tag", "thumbs", "thumb", "feedback", "vote", "reaction", "rating")
-
-
-@dataclass(frozen=True, slots=True)
-class Demonstration:
-    """One answer, or several in a conversation, to be imitated."""
-
-    prompt: Text | None
-    """Text or turns before the answer; None where the data do not part it from the rest."""
-    completion: Text
-    """The answer; a whole conversation or text where `prompt` is None."""
-    id: str | None = None
-    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    tools: Sequence[Any] | None = None
-    row: int = -1
-    """Index of the row in its source, for messages."""
-    source: str | None = None
-
-    @property
-    def is_chat(self) -> bool:
-        return isinstance(self.completion, list)
 
 
 Shape = Mapping[str, str]
@@ -214,13 +192,13 @@ class DemonstrationReader:
         """What a demonstration depends on besides its row."""
         return ("own", sorted(self.columns.paths.items()), self.chat)
 
-    def read(self, row: Mapping[str, Any], place: int) -> Demonstration | str:
-        """The demonstration, or why the row has none (a key of `demonstration_report.REASONS`).
+    def read(self, row: Mapping[str, Any], place: int) -> Example | str:
+        """The demonstration, or why the row has none (a key of `reasons.DEMONSTRATION_REASONS`).
 
         Args:
             place: of the row in the dataset that was opened.
         Raises:
-            DatasetError: a value of the wrong type, naming row, column, value and cure.
+            DatasetError: a value of the wrong type, naming row, column, value and correction.
         """
         values = self.columns.pick(row)
         if "label" in self.columns and not verdict(values.get("label")):
@@ -233,15 +211,7 @@ class DemonstrationReader:
             else:
                 assert isinstance(prompt, list)
                 prompt = with_system(values["system"], prompt, where)
-        return Demonstration(
-            prompt=prompt,
-            completion=completion,
-            id=None if values.get("id") in (None, "") else str(values["id"]),
-            chat_template_kwargs=template_kwargs(values, where),
-            tools=tools_of(values, where),
-            row=place,
-            source=source_of(values.get("source")),
-        )
+        return Example(prompt, (completion,), **about(values, where))
 
     def _texts(self, values: Mapping[str, Any], where: Where) -> tuple[Text | None, Text]:
         """Prompt and completion in one form: both texts, or both turns."""

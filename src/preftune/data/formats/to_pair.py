@@ -24,7 +24,7 @@ from preftune.data.chat.messages import (
     without_nulls,
 )
 from preftune.data.chat.tool_calls import definition
-from preftune.types import Message, PreferencePair, Text
+from preftune.types import Example, Message, PreferencePair, Text
 
 _RESERVED_KWARGS = frozenset(
     {
@@ -80,12 +80,31 @@ def to_pair(
         weight=_number(values, "weight", 1.0, where),
         margin=_number(values, "margin", 0.0, where),
         agreement=_agreement(values, where),
-        id=None if values.get("id") in (None, "") else str(values["id"]),
-        chat_template_kwargs=template_kwargs(values, where),
-        tools=tools_of(values, where),
-        row=row,
-        source=source_of(values.get("source")),
+        **about(values, where),
     )
+
+
+def to_prompt(values: Mapping[str, Any], *, name: str, row: int, chat: bool = False) -> Example:
+    """The prompt of a row without completions, read as `to_pair` reads that of a pair. Args and Raises: as there."""
+    where = Where(name, row)
+    prompt = read_text(values["prompt"], "prompt", where)
+    check_characters(prompt, "prompt", where)
+    if chat or isinstance(prompt, list) or read_transcript(prompt) is not None:
+        prompt = as_turns(prompt)
+    if "system" in values and isinstance(prompt, list):
+        prompt = with_system(values["system"], prompt, where)
+    return Example(prompt, **about(values, where))
+
+
+def about(values: Mapping[str, Any], where: Where) -> dict[str, Any]:
+    """What a row says about itself and to the chat template, as fields of a pair or an example."""
+    return {
+        "id": None if values.get("id") in (None, "") else str(values["id"]),
+        "chat_template_kwargs": template_kwargs(values, where),
+        "tools": tools_of(values, where),
+        "row": where.row,
+        "source": source_of(values.get("source")),
+    }
 
 
 def check_characters(text: Text | None, column: str, where: Where) -> None:

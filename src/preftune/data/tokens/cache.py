@@ -14,11 +14,11 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from preftune.data.pairs.dataset import PairDataset
 from preftune.data.tokens.groups import GroupDataset
-from preftune.data.tokens.pairs import Truncation, tokenize_pairs
-from preftune.data.tokens.report import Tally, TokenizeReport
+from preftune.data.tokens.report import AnyReport, DemonstrationReport, Tally, TokenizeReport
+from preftune.data.tokens.tokenize import Rows, tokenize_demonstrations, tokenize_pairs
 from preftune.data.tokens_version import TOKENS_VERSION
 from preftune.log import warn
 from preftune.storage.cache_folder import cache_folder, make_private
@@ -37,13 +37,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-
-class _HasNotes(Protocol):
-    name: str
-    notes: list[str]
-
-
-Report = TypeVar("Report", bound=_HasNotes)
 
 LEAST_PAIRS = 2000
 """Fewer are tokenised in about a second, and not kept."""
@@ -56,67 +49,46 @@ _ARRAYS = ("tokens", "segments", "groups", "preferences", "preference_groups", "
 
 
 def tokenize_or_recall(
-    pairs: PairDataset,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int | None = 1024,
-    max_prompt_length: int | None = None,
-    truncation: Truncation = "truncate",
-    num_proc: int | None = None,
-    chat_template: str | None = None,
-) -> tuple[GroupDataset, TokenizeReport, bool]:
-    """`tokenize_pairs`, unless the same was tokenised before and is still on disk.
-
-    Args are those of `tokenize_pairs`.
-    Returns: the groups, the report, and whether they were on disk.
-    Raises: what `tokenize_pairs` raises.
-    """
-    limits: dict[str, Any] = {
-        "max_length": max_length,
-        "max_prompt_length": max_prompt_length,
-        "truncation": truncation,
-    }
-
-    def tokenize() -> tuple[GroupDataset, TokenizeReport]:
-        return tokenize_pairs(pairs, tokenizer, **limits, num_proc=num_proc, chat_template=chat_template)
-
-    facts = None
-    if len(pairs) >= LEAST_PAIRS and (of_tokenizer := keys_of_tokenizer(tokenizer, chat_template)) is not None:
-        reader = pairs.reader
-        paths = {name: reader.columns.paths[name] for name in sorted(reader.columns.paths)}
-        numbers = None if reader.numbers is None else np.ascontiguousarray(reader.numbers).tobytes()
-        of_rows = keys_of_rows(pairs.needed, (paths, reader.chat, reader.scores, reader.scale, numbers))
-        facts = [of_rows, of_tokenizer, json.dumps({**limits, "chat_template": chat_template}, sort_keys=True)]
-    return kept_tokens(facts, tokenize, TokenizeReport, name=pairs.name, notes=pairs.notes)
-
-
-def kept_tokens(
-    facts: Sequence[str] | None,
-    tokenize: Callable[[], tuple[GroupDataset, Report]],
-    kind: type[Report],
-    *,
-    name: str,
-    notes: Sequence[str],
-) -> tuple[GroupDataset, Report, bool]:
-    """What `tokenize` gives, from the disk if it is there.
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, *, num_proc: int | None = None, **settings: Any
+) -> tuple[GroupDataset, AnyReport, bool]:
+    """`tokenize_pairs` or `tokenize_demonstrations`, unless the same was tokenised before and is still on disk.
 
     Args:
-        facts: all that the tokens depend on, but for the code; None where that cannot be told, and nothing is kept.
-        kind: of the report, a dataclass with `name` and `notes` whose notes begin with those of the data.
-        name, notes: of the data, which are this run's.
+        num_proc: processes, for pairs.
+        settings: those of the function, as plain values.
     Returns: the groups, the report, and whether they were on disk.
+    Raises: what the function raises.
     """
-    if facts is None:
+    pairs = isinstance(rows, PairDataset)
+
+    def tokenize() -> tuple[GroupDataset, AnyReport]:
+        if isinstance(rows, PairDataset):
+            return tokenize_pairs(rows, tokenizer, num_proc=num_proc, **settings)
+        return tokenize_demonstrations(rows, tokenizer, **settings)
+
+    of_tokenizer = keys_of_tokenizer(tokenizer, settings.get("chat_template"))
+    if len(rows) < LEAST_PAIRS or of_tokenizer is None:
         return *tokenize(), False
-    key = hashlib.sha256("\n".join([*facts, _version()]).encode()).hexdigest()[:32]
+    facts = [type(rows).__name__, _keys_of(rows), of_tokenizer, json.dumps(settings, sort_keys=True), _version()]
+    key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
     file = cache_folder() / "tokens" / f"{key}.npz"
-    if (found := _load(file, kind)) is not None:
+    if (found := _load(file, TokenizeReport if pairs else DemonstrationReport)) is not None:
         groups, report = found
-        report.name, report.notes = name, [*notes, *report.notes]
+        report.name, report.notes = rows.name, [*rows.notes, *report.notes]
         return groups, report, True
     groups, report = tokenize()
-    _keep(file, groups, report, own_notes=report.notes[len(notes) :])
+    _keep(file, groups, report, own_notes=report.notes[len(rows.notes) :])
     return groups, report, False
+
+
+def _keys_of(rows: Rows) -> str:
+    """Of a dataset: its cells and how they are read."""
+    if not isinstance(rows, PairDataset):
+        return keys_of_rows(rows.needed, (rows.reader.facts, rows.places.tolist(), sorted(rows.left)))
+    reader = rows.reader
+    paths = {name: reader.columns.paths[name] for name in sorted(reader.columns.paths)}
+    numbers = None if reader.numbers is None else np.ascontiguousarray(reader.numbers).tobytes()
+    return keys_of_rows(rows.needed, (paths, reader.chat, reader.scores, reader.scale, numbers))
 
 
 def keys_of_rows(rows: Dataset, reading: object) -> str:
@@ -216,7 +188,7 @@ def _keep(file: Path, groups: GroupDataset, report: Any, *, own_notes: list[str]
             Path(temporary).unlink(missing_ok=True)
 
 
-def _load(file: Path, kind: type[Report]) -> tuple[GroupDataset, Report] | None:
+def _load(file: Path, kind: type[AnyReport]) -> tuple[GroupDataset, AnyReport] | None:
     """What a file holds; None where there is none, or no longer a sound one."""
     if not file.is_file():
         return None
@@ -252,7 +224,7 @@ def _bytes_of(value: Any) -> NDArray[np.uint8]:
     return np.frombuffer(json.dumps(value, ensure_ascii=False).encode("utf-8"), dtype=np.uint8)
 
 
-def _report_of(values: dict[str, Any], kind: type[Report]) -> Report:
+def _report_of(values: dict[str, Any], kind: type[AnyReport]) -> AnyReport:
     """`dataclasses.asdict` of a report, turned back."""
     empty = kind()
     made: dict[str, Any] = {}

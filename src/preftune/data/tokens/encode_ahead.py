@@ -6,13 +6,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from preftune.data.tokens.encode import Encoded, Encoder
-from preftune.types import PreferencePair
+from preftune.data.tokens.encode import Encoder
+from preftune.data.tokens.encoded import Encoded
+from preftune.types import Example
 
 _THREADS = 2
 """More gain nothing: Python runs one of them at a time, and the tokeniser has threads of its own."""
 
-Batch = list[PreferencePair]
+Batch = list[Example]
 
 
 def encode_ahead(encoder: Encoder, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[Encoded]]]:

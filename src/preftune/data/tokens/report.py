@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
-REASONS: Mapping[str, tuple[str, str]] = {
-    "empty_completion": ("chosen or rejected is empty", "Remove such rows, or fill the empty side in."),
-    "identical": ("chosen and rejected are the same", "Remove such rows: they prefer nothing."),
-    "identical_after_truncation": (
-        "chosen and rejected differ only in what truncation cut off",
-        "Raise max_length.",
-    ),
-    "prompt_too_long": ("the prompt leaves no room for an answer", "Raise max_length, or set max_prompt_length."),
-    "too_long": ("longer than max_length", 'Raise max_length, or use truncation="truncate".'),
-    "no_shared_prompt": (
-        "chosen and rejected do not answer the same prompt",
-        "Add a column 'prompt', or let both sides begin with the same turns.",
-    ),
-    "no_answer": ("a side does not end with a turn of the assistant", "Remove the turns after the last answer."),
-    "answers_not_found": (
-        "the chat template does not tell where the assistant's turns begin and end",
-        "Mark them in the template with {% generation %}, or let only the last answer differ.",
-    ),
-    "no_answer_left": ("truncation cuts off all that the assistant says on a side", "Raise max_length."),
-    "calls_not_written": (
-        "the chat template does not write the calls of tools",
-        "Use a model whose template knows tools, or give one with --chat_template_path FILE.",
-    ),
-    "template_refused": ("the chat template refuses the conversation", "See the template's words below."),
-    "no_start_token": (
-        "the prompt is empty and the tokenizer has neither bos nor eos to begin with",
-        "Give a prompt, or set tokenizer.bos_token.",
-    ),
-}
-"""Why a row cannot train: reason -> (what is wrong, what mends it)."""
+import numpy as np
+
+from preftune.data.tokens.encoded import Encoded
+from preftune.data.tokens.groups import GroupDataset
+from preftune.data.tokens.reasons import DEMONSTRATION_REASONS, REASONS
 
 _EXAMPLES = 5
 
@@ -58,33 +33,30 @@ class Tally:
         return f"{self.count:,} row{'s' * (self.count != 1)} ({', '.join(map(str, self.rows))}{more})"
 
 
-def texts_lines(ends_cut: Tally, typed: Tally, shortened: Tally, unwritten: Mapping[str, Tally]) -> list[str]:
-    """What is said about the data's texts: what the template leaves out, special tokens, more than is needed."""
-    lines = [
-        f"In {tally} the chat template does not write {part}, and the model is trained without it. Give a template "
-        "that writes it (--chat_template_path FILE), or change the rows."
-        for part, tally in unwritten.items()
-    ]
-    if ends_cut.count:
-        lines.append(
-            f"In {ends_cut} an answer ended with the mark with which the chat template ends a turn; it is trained once."
-        )
-    if typed.count:
-        lines.append(
-            f"In {typed} a text holds special tokens of the tokenizer, which become control tokens (a turn may end or "
-            "begin inside the text). Remove them where they are not meant; preftune audit shows them."
-        )
-    if shortened.count:
-        lines.append(
-            f"In {shortened} a text is longer than max_length can need; only its two ends were tokenised, so its "
-            "length in tokens is more than is said here."
-        )
-    return lines
+_ABOUT_TURNS = {
+    "moved_boundary": "In {} the prompt is tokenised differently once an answer follows (a template that changes the "
+    "prompt's end, or a token across the boundary); the answer is trained from where they part.",
+    "eos_added": "Appended the end-of-sequence token in {}: the chat template ends an answer without one.",
+    "continued": "In {} the answer continues the assistant's turn that the prompt began.",
+    "several_turns": "In {} the two sides part before the last answer: every turn of the assistant after that is "
+    "trained, and what others say between is context.",
+    "trimmed": "Left the turns after the last answer off in {}.",
+    "first_turn": "In {} the assistant speaks first: that turn answers nothing and is context only.",
+    "context": "In {} turns of the assistant are empty or have weight 0, and are context only.",
+}
+_ABOUT_TEXTS = {
+    "ends_cut": "In {} an answer ended with the mark with which the chat template ends a turn; it is trained once.",
+    "typed_marks": "In {} a text holds special tokens of the tokenizer, which become control tokens (a turn may end or "
+    "begin inside the text). Remove them where they are not meant; preftune audit shows them.",
+    "shortened": "In {} a text is longer than max_length can need; only its two ends were tokenised, so its length in "
+    "tokens is more than is said here.",
+}
+"""What is said of the rows that a field of the report counts."""
 
 
 @dataclass
-class TokenizeReport:
-    """Outcome of `tokenize_pairs`. Row numbers count in the dataset that was opened, from 0."""
+class _Report:
+    """What pairs and demonstrations have in common. Row numbers count in the dataset that was opened, from 0."""
 
     name: str = "the dataset"
     rows_in: int = 0
@@ -92,21 +64,15 @@ class TokenizeReport:
     total_tokens: int = 0
     """Of the rows kept, every prompt once."""
     longest: int = 0
-    """Tokens of prompt + longer completion, before truncation."""
-    longest_prompt: int = 0
-    """Tokens, before truncation."""
+    """Tokens of prompt + longest completion, before truncation."""
     dropped: dict[str, Tally] = field(default_factory=dict)
-    """Reason (a key of `REASONS`) -> rows."""
+    """Reason (a key of `reasons`) -> rows."""
     truncated: dict[str, Tally] = field(default_factory=dict)
-    """'prompt', 'chosen' or 'rejected' -> rows in which it was cut, among those kept."""
+    """'prompt', 'chosen', 'rejected' or 'row' -> rows in which it was cut, among those kept."""
     moved_boundary: Tally = field(default_factory=Tally)
     """The prompt is rendered or merged differently once an answer follows."""
     eos_added: Tally = field(default_factory=Tally)
     """The chat template ends an answer with no special token, so eos was appended."""
-    continued: Tally = field(default_factory=Tally)
-    """The answer continues a turn of the assistant that the prompt began."""
-    several_turns: Tally = field(default_factory=Tally)
-    """The sides part before the last answer: every later turn of the assistant is trained, the others' are context."""
     ends_cut: Tally = field(default_factory=Tally)
     """An answer ended with the mark that the chat template writes itself, and has it once."""
     typed_marks: Tally = field(default_factory=Tally)
@@ -114,82 +80,145 @@ class TokenizeReport:
     shortened: Tally = field(default_factory=Tally)
     """A text is longer than the limits can need, and its middle was not tokenised."""
     unwritten: dict[str, Tally] = field(default_factory=dict)
-    """A part of `unwritten.PARTS` -> rows in which the chat template leaves it out, among those kept."""
+    """A part of `unwritten.PARTS` -> rows in which the chat template leaves it out."""
     notes: list[str] = field(default_factory=list)
+
+    completions: ClassVar[tuple[str, ...]]
+    """What the completions are called."""
+    reasons: ClassVar[Mapping[str, tuple[str, str]]]
+    as_chat: ClassVar[str]
+    """How plain rows become conversations."""
+
+    def see(self, encoded: Encoded) -> None:
+        """Measures a row before truncation."""
+        self.longest = max(self.longest, encoded.tokens)
+
+    def keep(self, encoded: Encoded, cut: Iterable[str]) -> None:
+        """Counts a row that is trained, and which of its parts were cut."""
+        for part in cut:
+            self.truncated.setdefault(part, Tally()).add(encoded.row)
+
+    def _notice(self, encoded: Encoded) -> None:
+        for name in (*_ABOUT_TURNS, *_ABOUT_TEXTS):
+            if hasattr(self, name) and getattr(encoded, name):
+                getattr(self, name).add(encoded.row)
+        if encoded.unwritten:
+            self.unwritten.setdefault(encoded.unwritten, Tally()).add(encoded.row)
 
     def drop(self, reason: str, row: int) -> None:
         self.dropped.setdefault(reason, Tally()).add(row)
 
-    def cut(self, part: str, row: int) -> None:
-        self.truncated.setdefault(part, Tally()).add(row)
+    def measure(self, groups: GroupDataset) -> None:
+        """Takes the numbers of what is trained."""
+        self.rows_out, self.total_tokens = len(groups), groups.total_tokens
 
     @property
     def rows_dropped(self) -> int:
         return sum(tally.count for tally in self.dropped.values())
 
     def lines(self) -> list[str]:
-        """Plain sentences, each with what would mend it."""
+        """Plain sentences, each with what corrects it."""
         lines = [
-            f"{self.name}: {self.rows_out:,} of {self.rows_in:,} rows kept, {self.total_tokens:,} tokens; "
-            f"the longest has {self.longest:,}."
+            f"{self.name}: {self.rows_out:,} of {self.rows_in:,} rows kept, {self.total_tokens:,} tokens"
+            f"{self._trained()}; the longest has {self.longest:,}."
         ]
         for reason, tally in self.dropped.items():
-            wrong, cure = REASONS[reason]
-            lines.append(f"Dropped {tally}: {wrong}. {cure}")
-        if "prompt" in self.truncated:
-            lines.append(
-                f"Cut the beginning of the prompt in {self.truncated['prompt']}. "
-                f"max_prompt_length={self.longest_prompt} would keep all."
-            )
+            wrong, remedy = self.reasons[reason]
+            lines.append(f"Dropped {tally}: {wrong}. {remedy}")
         lines += [
-            f"Cut the end of {side} in {self.truncated[side]}; no end-of-sequence token is trained there. "
-            f"max_length={self.longest} would keep all."
-            for side in ("chosen", "rejected")
-            if side in self.truncated
+            self._cut(part, self.truncated[part]) for part in ("prompt", *self.completions) if part in self.truncated
         ]
-        if self.moved_boundary.count:
-            lines.append(
-                f"In {self.moved_boundary} the prompt is tokenised differently once an answer follows (a template that "
-                "changes the prompt's end, or a token across the boundary); the answer is trained from where they part."
-            )
-        if self.eos_added.count:
-            lines.append(
-                f"Appended the end-of-sequence token in {self.eos_added}: the chat template ends an answer without one."
-            )
-        if self.continued.count:
-            lines.append(f"In {self.continued} the answer continues the assistant's turn that the prompt began.")
-        if self.several_turns.count:
-            lines.append(
-                f"In {self.several_turns} the two sides part before the last answer: every turn of the assistant after "
-                "that is trained, and what others say between is context."
-            )
-        return [*lines, *self._texts(), *self.notes]
+        lines += self._sentences(_ABOUT_TURNS)
+        lines += [
+            f"In {tally} the chat template does not write {part}, and the model is trained without it. Give a template "
+            "that writes it (--chat_template_path FILE), or change the rows."
+            for part, tally in self.unwritten.items()
+        ]
+        return [*lines, *self._sentences(_ABOUT_TEXTS), *self.notes]
 
-    def _texts(self) -> list[str]:
-        return texts_lines(self.ends_cut, self.typed_marks, self.shortened, self.unwritten)
+    def _trained(self) -> str:
+        return ""
+
+    def _cut(self, part: str, tally: Tally) -> str:
+        of = "" if part == "row" else f"{part} in "
+        return (
+            f"Cut the end of {of}{tally}; no end-of-sequence token is trained there. max_length={self.longest} would "
+            "keep all."
+        )
+
+    def _sentences(self, about: Mapping[str, str]) -> list[str]:
+        tallies = ((sentence, getattr(self, name, None)) for name, sentence in about.items())
+        return [sentence.format(tally) for sentence, tally in tallies if tally is not None and tally.count]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for audit.json."""
+        return asdict(self)
 
-        def plain(tally: Tally) -> dict[str, Any]:
-            return {"count": tally.count, "rows": list(tally.rows)}
 
-        return {
-            "name": self.name,
-            "rows_in": self.rows_in,
-            "rows_out": self.rows_out,
-            "total_tokens": self.total_tokens,
-            "longest": self.longest,
-            "longest_prompt": self.longest_prompt,
-            "dropped": {reason: plain(tally) for reason, tally in self.dropped.items()},
-            "truncated": {part: plain(tally) for part, tally in self.truncated.items()},
-            "moved_boundary": plain(self.moved_boundary),
-            "eos_added": plain(self.eos_added),
-            "continued": plain(self.continued),
-            "several_turns": plain(self.several_turns),
-            "ends_cut": plain(self.ends_cut),
-            "typed_marks": plain(self.typed_marks),
-            "shortened": plain(self.shortened),
-            "unwritten": {part: plain(tally) for part, tally in self.unwritten.items()},
-            "notes": list(self.notes),
-        }
+@dataclass
+class TokenizeReport(_Report):
+    """Outcome of `tokenize_pairs`."""
+
+    longest_prompt: int = 0
+    """Tokens, before truncation."""
+    continued: Tally = field(default_factory=Tally)
+    """The answer continues a turn of the assistant that the prompt began."""
+    several_turns: Tally = field(default_factory=Tally)
+    """The sides part before the last answer: every later turn of the assistant is trained, the others' are context."""
+
+    completions: ClassVar = ("chosen", "rejected")
+    reasons: ClassVar = REASONS
+    as_chat: ClassVar = "For a chat model give prompts as messages, or load_pairs(...).as_chat()."
+
+    def see(self, encoded: Encoded) -> None:
+        super().see(encoded)
+        self._notice(encoded)
+        self.longest_prompt = max(self.longest_prompt, len(encoded.prompt))
+
+    def _cut(self, part: str, tally: Tally) -> str:
+        if part != "prompt":
+            return super()._cut(part, tally)
+        return f"Cut the beginning of the prompt in {tally}. max_prompt_length={self.longest_prompt} would keep all."
+
+
+@dataclass
+class DemonstrationReport(_Report):
+    """Outcome of `tokenize_demonstrations`."""
+
+    kind: str = "demonstrations"
+    scored_tokens: int = 0
+    """Tokens that are trained; the others are context."""
+    turns: int = 0
+    """Turns of the assistant that are trained, in conversations."""
+    trimmed: Tally = field(default_factory=Tally)
+    """Turns after the last answer were left off: nothing in them is trained."""
+    first_turn: Tally = field(default_factory=Tally)
+    """The conversation begins with the assistant, whose first turn answers nothing and is context."""
+    context: Tally = field(default_factory=Tally)
+    """Turns of the assistant are empty or have weight 0, and are context."""
+    lengths: dict[str, int] = field(default_factory=dict)
+    """Quantiles of the rows' tokens, after truncation: "50%", "90%", "99%"."""
+
+    completions: ClassVar = ("row",)
+    reasons: ClassVar = DEMONSTRATION_REASONS
+    as_chat: ClassVar = "For a chat model give messages, or load_demonstrations(...).as_chat() (--as_chat)."
+
+    def keep(self, encoded: Encoded, cut: Iterable[str]) -> None:
+        super().keep(encoded, cut)
+        self._notice(encoded)
+        self.turns += encoded.turns
+
+    def measure(self, groups: GroupDataset) -> None:
+        super().measure(groups)
+        self.scored_tokens = groups.scored_tokens
+        if len(groups):
+            shares = {"50%": 0.5, "90%": 0.9, "99%": 0.99}
+            found = np.quantile(groups.lengths, list(shares.values()), method="inverted_cdf")
+            self.lengths = dict(zip(shares, map(int, found), strict=True))
+
+    def _trained(self) -> str:
+        share = self.scored_tokens / max(1, self.total_tokens)
+        return f", of which {self.scored_tokens:,} ({share:.0%}) are trained"
+
+
+AnyReport = TokenizeReport | DemonstrationReport

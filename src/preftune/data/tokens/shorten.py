@@ -8,12 +8,9 @@ answer and the last ones of a prompt are those of the whole text.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from preftune.types import Message, PreferencePair, Text
-
-if TYPE_CHECKING:
-    from preftune.data.formats.demonstrations import Demonstration
+from preftune.types import Example, Message, Text
 
 _MORE = 64
 """Tokens beyond the limit that are kept, so that a token at the cut plays no part."""
@@ -26,21 +23,13 @@ class Shorten:
     most: int
     """Characters that are kept at each end."""
 
-    def pair(self, pair: PreferencePair) -> PreferencePair:
+    def example(self, example: Example) -> Example:
         """The same object, where nothing is too long."""
-        if not any(map(self._long, (pair.prompt, pair.chosen, pair.rejected))):
-            return pair
-        prompt, chosen, rejected = map(self._text, (pair.prompt, pair.chosen, pair.rejected))
-        return replace(pair, prompt=prompt, chosen=chosen, rejected=rejected)
-
-    def demonstration(self, row: Demonstration) -> Demonstration:
-        """The same object, where nothing is too long."""
-        prompt = row.prompt
-        if not self._long(row.completion) and (prompt is None or not self._long(prompt)):
-            return row
-        return replace(
-            row, prompt=None if prompt is None else self._text(prompt), completion=self._text(row.completion)
-        )
+        texts = [example.prompt or "", *example.completions]
+        if not any(map(self._long, texts)):
+            return example
+        prompt, *completions = map(self._text, texts)
+        return replace(example, prompt=None if example.prompt is None else prompt, completions=tuple(completions))
 
     def _long(self, text: Text) -> bool:
         if isinstance(text, str):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from preftune.generation.finite_check import check_finite
 from preftune.generation.protocol import Side
 from preftune.storage.jsonl import append_lines, digest, read_lines
-from preftune.types import Preference, PreferencePair, TokenizedGroup
+from preftune.types import PreferencePair, TokenizedGroup
 
 if TYPE_CHECKING:
     from preftune.evaluation.two_models.context import PairOfModels
@@ -115,22 +115,13 @@ _NOT_SCORED = ""
 
 def _groups(tokenizer: Any, pairs: Sequence[PreferencePair]) -> Iterator[TokenizedGroup | None]:
     """The token ids of every pair; None for one that the tokeniser or its template does not take."""
-    from preftune.data.tokens import spans
     from preftune.data.tokens.encode import DIALOGUE_TEMPLATE, Encoder
 
     encoder = Encoder(tokenizer, chat_template=None if tokenizer.chat_template else DIALOGUE_TEMPLATE)
     for start in range(0, len(pairs), _PAIRS):
-        for encoded in encoder.encode(pairs[start : start + _PAIRS]):
-            yield (
-                None
-                if encoded.reason is not None
-                else TokenizedGroup(
-                    prompt_ids=encoded.prompt,
-                    completions=(encoded.chosen, encoded.rejected),
-                    pairs=(Preference(0, 1),),
-                    scored=(spans.pairs(encoded.chosen_scored), spans.pairs(encoded.rejected_scored)),
-                )
-            )
+        examples = [pair.example for pair in pairs[start : start + _PAIRS]]
+        for example, encoded in zip(examples, encoder.encode(examples), strict=True):
+            yield encoded.group(example) if encoded.reason is None else None
 
 
 def _key(side: Side, group: TokenizedGroup | None, settings: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from preftune.data.tokens.report import REASONS
+from preftune.data.tokens.reasons import REASONS
 from preftune.report.audit.page import findings, pictures
 from preftune.report.html.components import listed, loose, panel, panels
 from preftune.report.html.document import Page, escaped, table

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from preftune.data import DIALOGUE_TEMPLATE, DemonstrationDataset, GroupDataset, load_demonstrations
-from preftune.data.tokens.demonstrations import tokenize_or_recall_demonstrations
+from preftune.data.tokens.cache import tokenize_or_recall
 from preftune.log import detail, say, warn
 from preftune.logps.batch import PackedBatch
 from preftune.training.config.sft import SFTConfig
@@ -69,7 +69,7 @@ class SFTTrainer(PackedTrainer):
         rows = _opened(source, args, role)
         if isinstance(rows, GroupDataset):
             return rows, None
-        groups, report, recalled = tokenize_or_recall_demonstrations(
+        groups, report, recalled = tokenize_or_recall(
             rows,
             tokenizer,
             max_length=args.max_length,

@@ -1,4 +1,4 @@
-"""Pairs -> token ids within the limits asked for, and a report of everything that was dropped or cut."""
+"""Pairs and demonstrations -> token ids within limits, and a report of everything that was dropped or cut."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args
 
+from preftune.data.demonstrations.dataset import DemonstrationDataset
 from preftune.data.pairs.dataset import PairDataset
 from preftune.data.pairs.row_reader import RowReader
-from preftune.data.tokens import spans
-from preftune.data.tokens.encode import Encoded, Encoder
+from preftune.data.tokens.encode import Encoder
 from preftune.data.tokens.encode_ahead import encode_ahead
+from preftune.data.tokens.encode_demonstrations import Covered, DemonstrationEncoder
+from preftune.data.tokens.encoded import Encoded
 from preftune.data.tokens.groups import GroupDataset
-from preftune.data.tokens.report import REASONS, Tally, TokenizeReport
+from preftune.data.tokens.report import AnyReport, DemonstrationReport, Tally, TokenizeReport
 from preftune.data.tokens.shorten import shortening
 from preftune.errors import ConfigError, DatasetError
-from preftune.types import Preference, PreferencePair, TokenizedGroup
+from preftune.types import Example, PreferencePair, TokenizedGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Truncation = Literal["error", "drop", "truncate"]
+Rows = PairDataset | DemonstrationDataset
+Report = TypeVar("Report", bound=AnyReport)
 
 _BATCH = 500
 _SHOW_PROGRESS = 2000
@@ -89,140 +93,142 @@ def tokenize_pairs(
     if num_proc is not None and (not _is_int(num_proc) or num_proc < 1):
         raise ConfigError(f"num_proc is {num_proc!r}; it must be a whole number of at least 1, or None.")
     report = TokenizeReport(name=pairs.name, rows_in=len(pairs), notes=list(pairs.notes))
-    encoder = Encoder(tokenizer, chat_template=chat_template)
-    encoder.name, encoder.shorten = pairs.name, shortening(tokenizer, max_length)
-    return _Run(encoder, limits, report, num_proc or 1).over(pairs)
+    return _Run(Encoder(tokenizer, chat_template=chat_template), limits, report, num_proc or 1).over(pairs)
 
 
-class _Run:
-    """One pass over the pairs."""
+def tokenize_demonstrations(
+    rows: DemonstrationDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None = 1024,
+    truncation: Truncation = "truncate",
+    completion_only_loss: bool | None = None,
+    assistant_only_loss: bool | None = None,
+    chat_template: str | None = None,
+) -> tuple[GroupDataset, DemonstrationReport]:
+    """Tokenises demonstrations: one group of one completion per row, without pairs.
 
-    def __init__(self, encoder: Encoder, limits: Limits, report: TokenizeReport, processes: int) -> None:
+    Whatever stands before the first trained token is the group's prompt; tokens between trained ones are context
+    (`TokenizedGroup.scored`). The ids are those of the whole row's text, whatever is trained of it.
+
+    Args:
+        max_length: tokens of a row; None for no limit.
+        truncation: for longer rows. "error" raises; "drop" leaves the row out; "truncate" cuts its end off.
+        completion_only_loss: train what follows the prompt (None: where the data have prompts), or everything (False).
+        assistant_only_loss: in conversations train the assistant's turns (None, True), or everything (False).
+        chat_template: instead of the tokeniser's own (Jinja).
+    Returns: the groups, and the report; rows that cannot train are left out and counted by reason.
+    Raises:
+        ConfigError: an impossible limit, or a loss that the data cannot have.
+        DatasetError: conversations without a chat template; with truncation="error", rows beyond the limit; nothing
+            left to train on.
+    """
+    report = DemonstrationReport(name=rows.name, rows_in=len(rows), notes=list(rows.notes))
+    for reason, out in rows.left.items():
+        report.dropped[reason] = Tally(out.count, list(out.rows))
+        report.rows_in += out.count
+    encoder = DemonstrationEncoder(tokenizer, chat_template=chat_template)
+    encoder.covered = Covered(completion_only_loss, assistant_only_loss)
+    return _Run(encoder, Limits(max_length, None, truncation), report).over(rows)
+
+
+class _Run(Generic[Report]):
+    """One pass over the rows."""
+
+    def __init__(self, encoder: Encoder, limits: Limits, report: Report, processes: int = 1) -> None:
         self.encoder = encoder
         self.limits = limits
         self.report = report
         self.processes = processes
-        self.standard = 0
+        self.plain = 0
         self.details: dict[str, str] = {}
         self.over_limit: list[tuple[int, int]] = []
         """(row, tokens) of rows beyond the limits, when that is an error."""
 
-    def over(self, pairs: PairDataset) -> tuple[GroupDataset, TokenizeReport]:
-        groups = GroupDataset.from_groups(self._groups(pairs))
+    def over(self, rows: Rows) -> tuple[GroupDataset, Report]:
+        self.encoder.name = rows.name
+        self.encoder.shorten = shortening(self.encoder.tokenizer, self.limits.max_length)
+        groups = GroupDataset.from_groups(self._groups(rows))
         if self.over_limit:
             raise self._too_long()
-        report = self.report
-        report.rows_out = len(groups)
-        report.total_tokens = groups.total_tokens
+        self.report.measure(groups)
         self._add_notes()
         if not len(groups):
-            raise DatasetError(f"Nothing is left to train on. {' '.join(report.lines())}")
-        return groups, report
+            raise DatasetError(f"Nothing is left to train on. {' '.join(self.report.lines())}")
+        return groups, self.report
 
-    def _groups(self, pairs: PairDataset) -> Iterator[TokenizedGroup]:
-        for pair, encoded in self._encoded(pairs):
-            self._count(pair, encoded)
+    def _groups(self, rows: Rows) -> Iterator[TokenizedGroup]:
+        for example, encoded in self._encoded(rows):
+            self.plain += not example.is_chat
             if encoded.reason is None:
-                self._limit(encoded)
-            if encoded.reason is not None:
-                self.report.drop(encoded.reason, encoded.row)
-                if encoded.detail:
-                    self.details.setdefault(encoded.reason, encoded.detail)
+                self.report.see(encoded)
+                cut = self._limit(encoded)
+            if encoded.reason is None:
+                self.report.keep(encoded, cut)
+                yield encoded.group(example)
                 continue
-            yield TokenizedGroup(
-                prompt_ids=encoded.prompt,
-                completions=(encoded.chosen, encoded.rejected),
-                pairs=(Preference(0, 1, pair.weight, pair.margin),),
-                id=pair.id if pair.id is not None else str(pair.row),
-                scored=(spans.pairs(encoded.chosen_scored), spans.pairs(encoded.rejected_scored)),
-            )
+            self.report.drop(encoded.reason, encoded.row)
+            if encoded.detail:
+                self.details.setdefault(encoded.reason, encoded.detail)
 
-    def _encoded(self, pairs: PairDataset) -> Iterator[tuple[PreferencePair, Encoded]]:
-        if self.processes > 1:
-            yield from _encode_in_processes(pairs, self.encoder, self.processes)
+    def _encoded(self, rows: Rows) -> Iterator[tuple[Example, Encoded]]:
+        if self.processes > 1 and isinstance(rows, PairDataset):
+            yield from _encode_in_processes(rows, self.encoder, self.processes)
             return
         from tqdm.auto import tqdm
 
-        show = None if len(pairs) >= _SHOW_PROGRESS else True  # None: on a terminal only
-        with tqdm(total=len(pairs), desc=f"Tokenizing {pairs.name}", unit="row", disable=show) as bar:
-            for batch, encoded in encode_ahead(self.encoder, pairs.batches(_BATCH)):
+        show = None if len(rows) >= _SHOW_PROGRESS else True  # None: on a terminal only
+        batches = (list(map(example_of, batch)) for batch in rows.batches(_BATCH))
+        with tqdm(total=len(rows), desc=f"Tokenizing {rows.name}", unit="row", disable=show) as bar:
+            for batch, encoded in encode_ahead(self.encoder, batches):
                 yield from zip(batch, encoded, strict=True)
                 bar.update(len(batch))
 
-    def _count(self, pair: PreferencePair, encoded: Encoded) -> None:
-        report, row = self.report, pair.row
-        self.standard += isinstance(pair.prompt, str)
-        if encoded.reason is not None:
-            return
-        report.longest_prompt = max(report.longest_prompt, len(encoded.prompt))
-        report.longest = max(report.longest, _length(encoded))
-        if encoded.moved:
-            report.moved_boundary.add(row)
-        if encoded.eos_added:
-            report.eos_added.add(row)
-        if encoded.continues:
-            report.continued.add(row)
-        if encoded.several_turns:
-            report.several_turns.add(row)
-        if encoded.ends_cut:
-            report.ends_cut.add(row)
-        if encoded.typed_marks:
-            report.typed_marks.add(row)
-        if encoded.shortened:
-            report.shortened.add(row)
-        if encoded.unwritten:
-            report.unwritten.setdefault(encoded.unwritten, Tally()).add(row)
-
-    def _limit(self, encoded: Encoded) -> None:
-        """Applies the limits in place: cuts, or sets the reason to drop."""
-        limits, report = self.limits, self.report
-        longest_prompt = limits.max_prompt_length
-        over_prompt = longest_prompt is not None and len(encoded.prompt) > longest_prompt
-        over = limits.max_length is not None and _length(encoded) > limits.max_length
+    def _limit(self, encoded: Encoded) -> list[str]:
+        """Applies the limits in place: cuts, or sets the reason to drop. Returns: the parts that were cut."""
+        limits, prompt, longest_prompt = self.limits, encoded.prompt, self.limits.max_prompt_length
+        over_prompt = longest_prompt is not None and len(prompt) > longest_prompt
+        over = limits.max_length is not None and encoded.tokens > limits.max_length
         if not (over or over_prompt):
-            return
+            return []
         if limits.truncation == "error":
-            self.over_limit.append((encoded.row, _length(encoded)))
-            return
-        prompt = encoded.prompt
+            self.over_limit.append((encoded.row, encoded.tokens))
+            return []
         if limits.truncation == "truncate" and over_prompt:
             assert longest_prompt is not None
             bos = self.encoder.tokenizer.bos_token_id
             keep = prompt[:1] if longest_prompt > 1 and bos is not None and prompt[0] == bos else []
             prompt = keep + prompt[len(prompt) - (longest_prompt - len(keep)) :]
-        room = None if limits.max_length is None else limits.max_length - len(prompt)
-        if room is not None and room <= 0:
+        room = None if limits.max_length is None else max(0, limits.max_length - len(prompt))
+        if room == 0 and "prompt_too_long" in self.report.reasons:
             encoded.reason = "prompt_too_long"
         elif limits.truncation == "drop":
             encoded.reason = "prompt_too_long" if over_prompt else "too_long"
         if encoded.reason is not None:
-            return
-        sides = {"prompt": prompt, "chosen": encoded.chosen[:room], "rejected": encoded.rejected[:room]}
-        cut = [part for part, ids in sides.items() if len(ids) < len(getattr(encoded, part))]
-        encoded.prompt, encoded.chosen, encoded.rejected = sides.values()
-        encoded.chosen_scored = spans.within(len(encoded.chosen), encoded.chosen_scored)
-        encoded.rejected_scored = spans.within(len(encoded.rejected), encoded.rejected_scored)
-        if not encoded.chosen_scored or not encoded.rejected_scored:
-            encoded.reason = "no_answer_left"
-        elif encoded.identical:
-            encoded.reason = "identical_after_truncation"
-        if encoded.reason is None:
-            for part in cut:
-                report.cut(part, encoded.row)
+            return []
+        parts = zip(self.report.completions, encoded.completions, strict=True)
+        cut = ["prompt"] if len(prompt) < len(encoded.prompt) else []
+        cut += [part for part, ids in parts if room is not None and len(ids) > room]
+        encoded.prompt = prompt
+        encoded.cut(room)
+        return cut
 
     def _too_long(self) -> DatasetError:
         rows, limits, report = self.over_limit, self.limits, self.report
         examples = ", ".join(f"row {row}: {tokens:,} tokens" for row, tokens in rows[:5])
         asked = [f"max_length={limits.max_length}"] if limits.max_length is not None else []
         fits = [f"max_length={max(report.longest, limits.max_length or 0)}"] if asked else []
-        if limits.max_prompt_length is not None:
-            asked.append(f"max_prompt_length={limits.max_prompt_length}")
-            fits.append(f"max_prompt_length={max(report.longest_prompt, limits.max_prompt_length)}")
+        prompts = ""
+        if isinstance(report, TokenizeReport):
+            prompts = f", the longest prompt {report.longest_prompt:,}"
+            if limits.max_prompt_length is not None:
+                asked.append(f"max_prompt_length={limits.max_prompt_length}")
+                fits.append(f"max_prompt_length={max(report.longest_prompt, limits.max_prompt_length)}")
         return DatasetError(
             f"{report.name}: {len(rows):,} of {report.rows_in:,} rows are longer than {' and '.join(asked)} ({examples}"
-            f"{', ...' if len(rows) > 5 else ''}; the longest has {report.longest:,}, the longest prompt "
-            f'{report.longest_prompt:,}). Set {" and ".join(fits)} to keep them whole, or truncation="truncate" to cut '
-            'them, or truncation="drop" to leave them out.'
+            f"{', ...' if len(rows) > 5 else ''}; the longest has {report.longest:,}{prompts}). Set "
+            f'{" and ".join(fits)} to keep them whole, or truncation="truncate" to cut them, or truncation="drop" to '
+            "leave them out."
         )
 
     def _add_notes(self) -> None:
@@ -234,11 +240,11 @@ class _Run:
                 f"max_prompt_length={limits.max_prompt_length})."
             )
         for reason, detail in self.details.items():
-            report.notes.append(f"{REASONS[reason][0]}: {detail[:300]}")
-        if self.standard and getattr(tokenizer, "chat_template", None):
+            report.notes.append(f"{report.reasons[reason][0]}: {detail[:300]}")
+        if self.plain and getattr(tokenizer, "chat_template", None):
             report.notes.append(
-                f"{self.standard:,} rows are plain text and are tokenised as they stand, although the tokenizer has a "
-                "chat template. For a chat model give prompts as messages, or load_pairs(...).as_chat()."
+                f"{self.plain:,} rows are plain text and are tokenised as they stand, although the tokenizer has a "
+                f"chat template. {report.as_chat}"
             )
         if self.encoder.eos is None:
             report.notes.append(
@@ -246,15 +252,19 @@ class _Run:
             )
 
 
-def _encode_in_processes(
-    pairs: PairDataset, encoder: Encoder, processes: int
-) -> Iterator[tuple[PreferencePair, Encoded]]:
+def example_of(record: PreferencePair | Example) -> Example:
+    """What is tokenised for a row."""
+    return record.example if isinstance(record, PreferencePair) else record
+
+
+def _encode_in_processes(pairs: PairDataset, encoder: Encoder, processes: int) -> Iterator[tuple[Example, Encoded]]:
     """As `Encoder.encode` over all pairs, by way of `Dataset.map`, in a temporary file instead of the user's cache."""
     from datasets import Features, List, Value
 
     ids = List(Value("int32"))
-    kinds = {int: Value("int64"), str: Value("string"), bool: Value("bool"), list: ids}
-    example = asdict(Encoded(0, [], [], [], "", ""))
+    kinds = {int: Value("int64"), str: Value("string"), bool: Value("bool"), list: List(ids)}
+    example = asdict(Encoded(0, reason=""))
+    features = {key: kinds[type(value)] for key, value in example.items()} | {"prompt": ids}
     with tempfile.TemporaryDirectory(prefix="preftune-tokens-") as folder:
         encoded = pairs.needed.map(
             _encode_table,
@@ -264,25 +274,21 @@ def _encode_in_processes(
             with_indices=True,
             num_proc=min(processes, len(pairs)),
             remove_columns=pairs.needed.column_names,
-            features=Features({key: kinds[type(value)] for key, value in example.items()}),
+            features=Features(features),
             load_from_cache_file=False,
             cache_file_name=f"{folder}/encoded.arrow",
             new_fingerprint=uuid.uuid4().hex,  # nothing is looked up later, so nothing needs to be hashed
             desc=f"Tokenizing {pairs.name}",
         )
         for pair, row in zip(pairs, encoded, strict=True):
-            yield pair, Encoded(**row)
+            yield pair.example, Encoded(**row)
 
 
 def _encode_table(
     table: dict[str, list[Any]], indices: list[int], *, reader: RowReader, encoder: Encoder
 ) -> dict[str, list[Any]]:
-    rows = [asdict(encoded) for encoded in encoder.encode(reader.pairs(table, indices[0]))]
+    rows = [asdict(encoded) for encoded in encoder.encode([pair.example for pair in reader.pairs(table, indices[0])])]
     return {key: [row[key] for row in rows] for key in rows[0]}
-
-
-def _length(encoded: Encoded) -> int:
-    return len(encoded.prompt) + max(len(encoded.chosen), len(encoded.rejected))
 
 
 def _is_int(value: object) -> bool:
