@@ -11,7 +11,7 @@ import pytest
 
 from preftune.training.guard.replay import replay
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import guard_page  # noqa: E402
 from guard_runs import EXPECTED, RESULTS, SEEN_WHILE_TUNING  # noqa: E402

@@ -240,7 +240,7 @@ def test_work_is_counted_once_per_step(tmp_path, monkeypatch):
     def counted(folder: str, budget: int | None) -> tuple[int, ...]:
         made = trainer(lora_model(), tmp_path / folder, max_tokens_per_batch=budget, logging_steps=10, data=rows(8))
         made.train()
-        return made._work.pairs, made._work.packed_tokens, made._work.separate_tokens, made._work.flops
+        return made._work.units, made._work.packed_tokens, made._work.separate_tokens, made._work.flops
 
     monkeypatch.setenv("PREFTUNE_CACHE", str(tmp_path / "a"))
     whole = counted("whole", None)

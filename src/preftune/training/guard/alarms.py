@@ -1,10 +1,15 @@
-"""What an alarm is."""
+"""What an alarm is, and where it is written."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+from preftune.log import warn
+from preftune.storage.run_directory import append_line
 
 ALARM: Literal["alarm"] = "alarm"
 NOTE: Literal["note"] = "note"
@@ -44,3 +49,9 @@ class Alarm:
         return cls(
             step=int(line.get("step", 0)), level=str(line.get("level", ALARM)), figures=line.get("figures", {}), **texts
         )
+
+    def announce(self, folder: Path, mode: str) -> None:
+        """A line of guard.jsonl, and a warning."""
+        action = mode if self.level == ALARM else "warn"
+        append_line(folder / "guard.jsonl", {"time": time.time(), **self.to_dict(), "action": action})
+        warn(f"guard, step {self.step}: {self.sentence()}")

@@ -23,7 +23,7 @@ from preftune.storage.run_directory import append_line, cut_back
 from preftune.training.guard.alarms import ALARM, Alarm
 from preftune.training.guard.figures import Facts, Glance, History, history_of
 from preftune.training.guard.looking import Looker, trainer_steps
-from preftune.training.guard.rollback import GoodWeights, Quality
+from preftune.training.guard.rollback import GoodWeights, Quality, end_run
 from preftune.training.guard.rules import new_alarms, smells
 from preftune.training.guard.samples import ReferenceAnswers
 from preftune.training.guard.schedule import Schedule
@@ -234,25 +234,14 @@ class Guard(TrainerCallback):  # type: ignore[misc]
     def _raise(self, alarm: Alarm) -> None:
         self.alarms.append(alarm)
         self._raised.add(alarm.name)
-        action = self.mode if alarm.level == ALARM else "warn"
-        append_line(self._folder / "guard.jsonl", {"time": time.time(), **alarm.to_dict(), "action": action})
-        warn(f"guard, step {alarm.step}: {alarm.sentence()}")
+        alarm.announce(self._folder, self.mode)
         self._note()
 
     def _end(self, word: int, step: int, control: Any) -> None:
         control.should_training_stop = True
-        if word == ROLL_BACK and self._good is not None:
-            self._good.put_back(unwrap(self._trainer.model))
-            self.rolled_back_to = self._good.step
-            what = "as received" if self._good.step == 0 else f"of step {self._good.step}"
-            more = ""
-            if self._good.quality is not None:
-                accuracy, margin = self._good.quality
-                more = f" (held-out accuracy {accuracy:.0%}, margin {margin:.2f})"
-            warn(f"guard: training ends at step {step}, and the weights are again those {what}{more}.")
-        else:
-            why = " (nothing can be rolled back where weights are sharded)" if word == ROLL_BACK else ""
-            warn(f"guard: training ends at step {step}; the weights stay as they are{why}.")
+        why = " (nothing can be rolled back where weights are sharded)" if word == ROLL_BACK else ""
+        good = self._good if word == ROLL_BACK else None
+        self.rolled_back_to = end_run(good, unwrap(self._trainer.model), step, why=why)
         self._note()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -117,12 +117,6 @@ class Glance(NamedTuple):
         variance = max(0.0, self.margin_rms**2 - self.margin**2)
         return math.sqrt(variance / max(1.0, self.pairs - 1))
 
-    @property
-    def accuracy_error(self) -> float:
-        """Standard error of the accuracy; never below what half a pair would be."""
-        variance = max(self.accuracy * (1 - self.accuracy), 0.25 / max(1.0, self.pairs))
-        return math.sqrt(variance / max(1.0, self.pairs))
-
     def to_metrics(self) -> dict[str, float]:
         """For a line of metrics.jsonl."""
         values = self._asdict()

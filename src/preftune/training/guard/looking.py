@@ -155,7 +155,7 @@ class Looker:
         trainer, model = self._trainer, self._model()
         batch = pack(groups).to(trainer.args.device)
         before = trainer.reference(model, batch)
-        with inference(model), trainer._autocast():
+        with inference(model), trainer.autocast():
             now = trainer.engine(model, batch)
         apart = (before.token_logps_T - now.token_logps_T).double()
         lengths = torch.bincount(batch.owner_T, minlength=len(groups)).double()

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from preftune.log import warn
 from preftune.training.guard.figures import Look
 
 
@@ -67,3 +68,16 @@ class GoodWeights:
                 self._weights[name] = parameter.detach().to("cpu", copy=True)
             else:
                 known.copy_(parameter.detach())
+
+
+def end_run(good: GoodWeights | None, model: nn.Module, step: int, *, why: str = "") -> int | None:
+    """Put the good weights back, if there are any, and give the step that they are of."""
+    if good is None:
+        warn(f"guard: training ends at step {step}; the weights stay as they are{why}.")
+        return None
+    good.put_back(model)
+    what = "as received" if good.step == 0 else f"of step {good.step}"
+    if good.quality is not None:
+        what += f" (held-out accuracy {good.quality.accuracy:.0%}, margin {good.quality.margin:.2f})"
+    warn(f"guard: training ends at step {step}, and the weights are again those {what}.")
+    return good.step

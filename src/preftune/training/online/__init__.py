@@ -9,7 +9,6 @@ scoring       reward models, ensembles, rules and chat models as scorers
 trainer       OnlineTrainer: what PPO and online DPO share
 vllm_rollout  answers from vLLM (experimental: not tested on a GPU here)
 watch         the guard of online training
-window        means since the last log
 """
 
 from preftune.training.online.config import OnlineDPOConfig

@@ -25,6 +25,7 @@ from preftune.training.online.fresh import FreshStep
 from preftune.training.online.rollout import Rollout
 from preftune.training.online.scoring import Score, judge_options, open_score, row_of
 from preftune.training.online.trainer import OnlineTrainer
+from preftune.training.setup.arguments import own_config
 from preftune.training.step.metrics import PER_PAIR, pair_metrics
 from preftune.types import Preference, TokenizedGroup
 
@@ -50,11 +51,7 @@ class OnlineDPOTrainer(OnlineTrainer):
         judge: Any = None,
         **options: Any,
     ) -> None:
-        args = OnlineDPOConfig(output_dir="runs/online") if args is None else args
-        if not isinstance(args, OnlineDPOConfig):
-            raise ConfigError(
-                f"args is a {type(args).__module__}.{type(args).__name__}: pass preftune.OnlineDPOConfig."
-            )
+        args = own_config(args, OnlineDPOConfig, method="online")
         if sum((judge is not None, args.judge is not None, bool(args.reward_model))) != 1:
             raise ConfigError(
                 "one thing must say which answer is better: pass judge=..., or name it in OnlineDPOConfig(judge=...) "
@@ -66,8 +63,6 @@ class OnlineDPOTrainer(OnlineTrainer):
         self._rater = _rater(judge, args, self._opened)
         self.rated_by, self.rated_with = self._rater.name, self._rater.keys
         super().__init__(model, args, train_dataset, **options)
-        if hasattr(self.model, "add_model_tags"):
-            self.model.add_model_tags(list(self._tag_names))
 
     def make_steps(self, rollouts: Sequence[Rollout], round_number: int) -> list[list[TokenizedGroup]]:
         """One step: a group per prompt, with its distinct answers and the pairs that the judge made of them."""

@@ -7,9 +7,7 @@ rounds, so that a resumed run samples, draws and steps as the uninterrupted one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,30 +20,26 @@ from preftune.log import detail, warn
 from preftune.logps import pack
 from preftune.logps.batch import PackedBatch
 from preftune.reference import ReferenceScores
+from preftune.reference.sources import Source
 from preftune.storage.run_directory import check_writable
 from preftune.training.online.fresh import STEP, Fresh, FreshStep, choose_reference, choose_sampler, plan_steps
 from preftune.training.online.prompts import prepare_prompts
 from preftune.training.online.rollout import Rollout, Sampler, figures_of_answers
 from preftune.training.online.watch import Watch
-from preftune.training.online.window import Averages
-from preftune.training.record import checkpoint, model_card
-from preftune.training.record.run_record import facts_of
-from preftune.training.record.saved_model import end_answers
+from preftune.training.record import model_card
 from preftune.training.setup import model as assemble
 from preftune.training.setup.arguments import tokenizer_of
 from preftune.training.setup.self_check import check_before_training
-from preftune.training.step import memory
 from preftune.training.step.collate import probes
-from preftune.training.step.metrics import peak_memory
-from preftune.training.step.micro_batches import cost_of, token_budget
-from preftune.training.step.optimizer_step import non_finite, whole_step
-from preftune.training.trainers.resumable import ResumableTrainer
+from preftune.training.step.metrics import Averages
+from preftune.training.step.optimizer_step import whole_step
+from preftune.training.trainers.recorded import RecordedTrainer
 from preftune.types import TokenizedGroup
 
 _MOST_EMPTY_ROUNDS = 10
 
 
-class OnlineTrainer(ResumableTrainer):
+class OnlineTrainer(RecordedTrainer):
     """The common part. A subclass says how many answers a round has, what it makes of them, and the loss.
 
     Args:
@@ -57,9 +51,6 @@ class OnlineTrainer(ResumableTrainer):
         peft_config: a PEFT configuration for a fresh adapter.
         sampler: who answers; by default the model itself with transformers (or vLLM: `use_vllm`).
     """
-
-    loss_is_scaled_for_ga = True
-    method = "online"
 
     def __init__(
         self,
@@ -89,20 +80,13 @@ class OnlineTrainer(ResumableTrainer):
         self._plan(args)
         assemble.seed(args)
         model = assemble.prepare_model(model, args, peft_config=peft_config, quantization_config=quantization_config)
-        end_answers(model, tokenizer)
         check_lengths(model, self.prompts.token_ids, args.max_new_tokens, names=[p.id for p in self.prompts.prompts])
-        self.full = not hasattr(model, "peft_config")
-        assemble.settle_learning_rate(args, full=self.full)
-        self.precision = assemble.settle_precision(model, args)
-        self.engine, self.support = assemble.settle_engine(model, args)
-        self.cost, budget = cost_of(self.engine), token_budget(args, args.device)
-        self.step_limit, self.scoring_limit = memory.TokenLimit(budget), memory.TokenLimit(budget)
+        self.settle(model, args, tokenizer)
         self._window = Averages()
         self._rounds = self._sampled = 0
         self._at_boundary = True
         self._epoch: int | None = None
         self._checked = False
-        self.step_has_weight = True
         super().__init__(
             model=model,
             args=args,
@@ -115,12 +99,16 @@ class OnlineTrainer(ResumableTrainer):
         self.reference = choose_reference(self, ref_model)
         self.sampler = sampler or choose_sampler(self, tokenizer)
         self.trained = self._what_trains()
-        self.attach_record(facts_of(self))
+        self.begin_record()
         self.guard = None if args.guard == "off" else Watch(self, str(args.guard))
         if self.guard is not None:
             self.add_callback(self.guard)
 
     # --- what a subclass says ---
+
+    @property
+    def reference_source(self) -> Source:
+        return self.reference
 
     prompts_per_round: int
     answers_per_prompt = 1
@@ -150,17 +138,6 @@ class OnlineTrainer(ResumableTrainer):
     def sampled(self) -> int:
         """Answers so far."""
         return self._sampled
-
-    def _figures(self, means: dict[str, float]) -> dict[str, float]:
-        """What is logged of the means since the last log."""
-        return means
-
-    def _state(self) -> dict[str, Any]:
-        """What a checkpoint must hold besides."""
-        return {}
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        """The counterpart of `_state`."""
 
     # --- the plan ---
 
@@ -247,9 +224,6 @@ class OnlineTrainer(ResumableTrainer):
 
     # --- training ---
 
-    def check_resumable(self, state: Mapping[str, Any] | None, folder: Path) -> None:
-        checkpoint.check_same_reference(state, self.reference.fingerprint, folder)
-
     def begin_training(self, *, resumed: bool) -> None:
         self._epoch = None
 
@@ -266,14 +240,8 @@ class OnlineTrainer(ResumableTrainer):
             }
         }
 
-    def record_facts(self) -> dict[str, Any]:
-        return {"reference": {"source": self.reference.description, "fingerprint": self.reference.fingerprint}}
-
     def result_facts(self) -> dict[str, Any]:
         return {"episodes": self._sampled}
-
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
-        self._step = [inputs[STEP] for inputs in batch_samples]
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """A whole optimiser step, in parts within the token budget."""
@@ -283,7 +251,7 @@ class OnlineTrainer(ResumableTrainer):
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
         self.trained.zero_grad(set_to_none=True)
-        self._batch = pack(step.groups)
+        self._step = [pack(step.groups)]
         figures: list[tuple[Mapping[str, Tensor], Tensor]] = []
 
         def compute(part: PackedBatch) -> tuple[Tensor, Tensor]:
@@ -291,7 +259,7 @@ class OnlineTrainer(ResumableTrainer):
             figures.append((sums, weight))
             return loss.detach(), torch.tensor([[len(figures) - 1]])
 
-        loss, counted = whole_step(self, self.trained, [self._batch], compute)
+        loss, counted = whole_step(self, self.trained, self._step, compute)
         for place in counted[:, 0].tolist():  # of the attempt that memory sufficed for
             sums, weight = figures[place]
             self._window.add({name: value / weight for name, value in sums.items()}, weight)
@@ -315,22 +283,15 @@ class OnlineTrainer(ResumableTrainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         if grad_norm is None:  # nothing is clipped
             grad_norm = self.accelerator.clip_grad_norm_(self.policy_parameters(), float("inf"))
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        watched = self._tr_loss if self.precision.grad_scaling else self._tr_loss + norm
-        if not bool(torch.isfinite(torch.as_tensor(watched))):
-            raise non_finite(self, [self._batch])
-        return norm
+        return super()._get_grad_norm(model, grad_norm=grad_norm)
 
     def create_optimizer(self, model: Any = None) -> Any:
         return super().create_optimizer(self.trained if model is None else model)
 
     # --- logging and saving ---
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs |= self._figures(self._window.drain())
-            logs |= {"episode": float(self._sampled)} | peak_memory(self.args.device)
-        super().log(logs, start_time)
+    def figures(self) -> dict[str, float]:
+        return self._window.drain() | {"episode": float(self._sampled)}
 
     def may_save(self) -> bool:
         """Between rounds: the answers of a round are not kept."""
@@ -346,41 +307,17 @@ class OnlineTrainer(ResumableTrainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def checkpoint_facts(self) -> dict[str, Any]:
-        return {
-            **self.record_facts(),
-            "rounds": self._rounds,
-            "sampled": self._sampled,
-            "window": self._window.state(),
-            "step_limit": self.step_limit.fell_to,
-            "guard": None if self.guard is None else self.guard.state(),
-            **self._state(),
-        }
+        return {**super().checkpoint_facts(), "rounds": self._rounds, "sampled": self._sampled}
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """README.md of the output directory."""
-        Path(self.args.output_dir, "README.md").write_text(model_card.online_card(self), encoding="utf-8")
-
-    def go_on(self) -> None:
-        """Before the first round of a resumed run: what the checkpoint's run knew."""
-        state, self._resume_state = self._resume_state, None
-        if state is None:
-            return
-        self._rounds, self._sampled = state["rounds"], state["sampled"]
+    def restore(self, state: Mapping[str, Any]) -> None:
         self._window.restore(state["window"])
-        self.step_limit.resume(state.get("step_limit"))
-        self._restore_sums(state)
         if self.guard is not None and state.get("guard"):
             self.guard.restore(state["guard"])
-        self._restore(state)
+
+    def card(self) -> str:
+        return model_card.online_card(self)
 
     # --- inner parts ---
-
-    @contextmanager
-    def autocast(self) -> Iterator[None]:
-        """The precision of the run."""
-        dtype = self.precision.autocast
-        with torch.autocast(self.args.device.type, dtype, enabled=dtype is not None):
-            yield
 
     def _prepare_input(self, data: Any) -> Any:
         return data if isinstance(data, FreshStep) else super()._prepare_input(data)
@@ -391,6 +328,3 @@ class OnlineTrainer(ResumableTrainer):
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         if self.args.include_num_input_tokens_seen != "no":
             self.state.num_input_tokens_seen += sum(group.tokens for group in inputs[STEP].groups)
-
-    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
-        return data_collator

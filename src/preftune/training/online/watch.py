@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 from transformers import TrainerCallback
 
-from preftune.log import detail, warn
+from preftune.log import detail
 from preftune.storage.run_directory import append_line, cut_back
 from preftune.text_quality.single_answer import look_at, self_similarity
 from preftune.training.guard.alarms import ALARM, NOTE, Alarm
-from preftune.training.guard.rollback import GoodWeights
+from preftune.training.guard.rollback import GoodWeights, end_run
 from preftune.training.online.rollout import Rollout
 
 _LOOKED_AT = 32
@@ -208,25 +208,14 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         new = [alarm for alarm in found if alarm.name not in self._raised]
         for alarm in new:
             self._raised.add(alarm.name)
-            action = self.mode if alarm.level == ALARM else "warn"
-            append_line(self._folder / "guard.jsonl", {"time": time.time(), **alarm.to_dict(), "action": action})
-            warn(f"guard, step {alarm.step}: {alarm.sentence()}")
+            alarm.announce(self._folder, self.mode)
         if any(alarm.level == ALARM for alarm in new) and self.mode != "warn":
-            self._end(control, state.global_step)
+            control.should_training_stop = True
+            good = self._good or self._wrote  # in the first round of a run, the only ones there are
+            self.rolled_back_to = end_run(good, self._trainer.trained, state.global_step)
         elif not any(alarm.level == ALARM for alarm in found):
             self._good, self._wrote = self._wrote, self._good
         self._trainer._record.note(guard=self.record())
-
-    def _end(self, control: Any, step: int) -> None:
-        control.should_training_stop = True
-        good = self._good or self._wrote  # in the first round of a run, the only ones there are
-        if good is None:
-            warn(f"guard: training ends at step {step}; the weights stay as they are.")
-            return
-        good.put_back(self._trainer.trained)
-        self.rolled_back_to = good.step
-        what = "as received" if good.step == 0 else f"of step {good.step}"
-        warn(f"guard: training ends at step {step}, and the weights are again those {what}.")
 
     def record(self) -> dict[str, Any]:
         """For run.json."""

@@ -33,6 +33,7 @@ from preftune.training.ppo.config import PPOConfig
 from preftune.training.ppo.experience import Experience, Shaping, make_experience, mini_batches
 from preftune.training.ppo.reward_on_base import RewardOnBase
 from preftune.training.ppo.update import Clips, backward_part
+from preftune.training.setup.arguments import own_config
 from preftune.training.step.memory import score_in_parts
 from preftune.types import TokenizedGroup
 
@@ -59,9 +60,7 @@ class PPOTrainer(OnlineTrainer):
         self, model: Any = None, args: PPOConfig | None = None, train_dataset: Any = None, *, reward: Any = None,
         **options: Any,
     ) -> None:  # fmt: skip
-        args = PPOConfig(output_dir="runs/ppo") if args is None else args
-        if not isinstance(args, PPOConfig):
-            raise ConfigError(f"args is a {type(args).__module__}.{type(args).__name__}: pass preftune.PPOConfig.")
+        args = own_config(args, PPOConfig, method="ppo")
         if (reward is None) == (not args.reward_model):
             raise ConfigError(
                 "one thing must rate the answers: pass reward=..., or name it in PPOConfig(reward_model=...) "
@@ -71,8 +70,6 @@ class PPOTrainer(OnlineTrainer):
         self._moments, self._experience = Moments(), dict[int, Experience]()
         self.penalty = AdaptiveKL(args.kl_coef, target=args.kl_target, horizon=args.kl_horizon)
         super().__init__(model, args, train_dataset, **options)
-        if hasattr(self.model, "add_model_tags"):
-            self.model.add_model_tags(list(self._tag_names))
 
     # --- roles ---
 
@@ -249,18 +246,20 @@ class PPOTrainer(OnlineTrainer):
         )
         return found.loss, found.sums, found.tokens
 
-    def _figures(self, means: dict[str, float]) -> dict[str, float]:
-        square = means.pop("val/ratio_square", None)
+    def figures(self) -> dict[str, float]:
+        figures = super().figures()
+        square = figures.pop("val/ratio_square", None)
         if square is not None:
-            means["val/ratio_var"] = max(0.0, square - means["val/ratio"] ** 2)
-        return means
+            figures["val/ratio_var"] = max(0.0, square - figures["val/ratio"] ** 2)
+        return figures
 
     # --- saving ---
 
-    def _state(self) -> dict[str, Any]:
-        return {"kl_coef": self.penalty.coefficient, "moments": list(self._moments)}
+    def checkpoint_facts(self) -> dict[str, Any]:
+        return {**super().checkpoint_facts(), "kl_coef": self.penalty.coefficient, "moments": list(self._moments)}
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
+        super().restore(state)
         self.penalty.coefficient = state["kl_coef"]
         self._moments = Moments(*state["moments"])
 

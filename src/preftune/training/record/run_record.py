@@ -136,12 +136,6 @@ def facts_of(trainer: Any) -> dict[str, Any]:
     }
 
 
-def reference_facts(trainer: Any) -> dict[str, str]:
-    """Who the reference is, for run.json and for checkpoints."""
-    source = trainer.reference.source
-    return {"source": source.description, "fingerprint": source.fingerprint}
-
-
 def data_facts(groups: GroupDataset) -> dict[str, Any]:
     return {
         "pairs": groups.pairs,

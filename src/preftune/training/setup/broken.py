@@ -51,7 +51,7 @@ def score_shortest(trainer: Any) -> tuple[list[TokenizedGroup], GroupLogps]:
     data = trainer.train_dataset
     groups = sorted((data[row] for row in range(min(len(data), 64))), key=lambda group: group.tokens)[:_GROUPS]
     batch = pack(groups).to(trainer.args.device)
-    with torch.no_grad(), inference(trainer.model), trainer._autocast():
+    with torch.no_grad(), inference(trainer.model), trainer.autocast():
         return groups, trainer.engine(trainer.model, batch)
 
 

@@ -16,7 +16,6 @@ from preftune.logps.batch import PackedBatch
 from preftune.models.four_bit import is_quantized
 from preftune.reference import ExplicitModel, Numerics, ReferenceScores, ScoreStore, choose_source
 from preftune.storage.cache_folder import cache_folder
-from preftune.training.record.run_record import reference_facts
 from preftune.training.setup.model import settle_compilation
 from preftune.training.step.collate import shortest
 from preftune.training.step.memory import score_in_parts
@@ -34,7 +33,7 @@ def make_reference(trainer: Any, ref_model: Any, probe: PackedBatch, *, trained:
     model, engine = trainer.model, trainer.engine
     scored_by = engine.name
     if ref_model is None:
-        with trainer._autocast():
+        with trainer.autocast():
             source = choose_source(model, probe, engine, trained=trained, reload=_reloader(trainer))
     else:
         ref_model = prepare_explicit(trainer, ref_model)
@@ -54,7 +53,7 @@ def make_reference(trainer: Any, ref_model: Any, probe: PackedBatch, *, trained:
             numerics=numerics.digest(),
             note={"model": name or "a model given in memory", "reference": source.description, **numerics.facts()},
         )
-    return ReferenceScores(source, engine, store, autocast=trainer._autocast)
+    return ReferenceScores(source, engine, store, autocast=trainer.autocast)
 
 
 def settle_reference(trainer: Any) -> None:
@@ -70,7 +69,7 @@ def settle_reference(trainer: Any) -> None:
     explicit = source.model if isinstance(source, ExplicitModel) else None
     trainer.reference = make_reference(trainer, explicit, probe, trained=lambda: trainer._policy_changed)
     if trainer.is_world_process_zero():
-        trainer._record.note(reference=reference_facts(trainer))
+        trainer._record.note(**trainer.record_facts())
 
 
 def score_everything(trainer: Any, datasets: Iterable[GroupDataset]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -84,6 +84,32 @@ class MetricWindow:
         self._sums = None if state is None else torch.tensor(state, dtype=dtype, device=device)
 
 
+class Averages:
+    """Weighted means by name."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[Tensor | float, Tensor | float]] = {}
+
+    def add(self, values: Mapping[str, Tensor | float], weight: Tensor | float = 1.0) -> None:
+        """Count means that stand for `weight` things each (answers, tokens)."""
+        for name, value in values.items():
+            total, count = self._sums.get(name, (0.0, 0.0))
+            self._sums[name] = (total + value * weight, count + weight)
+
+    def drain(self) -> dict[str, float]:
+        """The means since the last call."""
+        found = {name: float(total) / float(count) for name, (total, count) in self._sums.items() if float(count)}
+        self._sums = {}
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold so that a resumed run logs the same means."""
+        return {name: [float(total), float(count)] for name, (total, count) in self._sums.items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._sums = {name: (float(total), float(count)) for name, (total, count) in state.items()}
+
+
 class WorkCounter:
     """Tokens and useful FLOPs of the batches since the last log, on the CPU (plain integers)."""
 
@@ -110,10 +136,6 @@ class WorkCounter:
         self.units = self.packed_tokens = self.separate_tokens = 0
         self.flops = 0.0
         self._since = time.perf_counter()
-
-    @property
-    def pairs(self) -> int:
-        return self.units
 
     def drain(self, reference: ReferenceScores | None = None) -> dict[str, float]:
         """Rates and shares since the last call (or since the counter was made)."""

@@ -1,14 +1,16 @@
 """The trainers on given data: DPO, SFT and reward models.
 
-`base.PackedTrainer` is what they share, and `resumable.ResumableTrainer` records, stops and resumes a run. A new
-method is a subclass with `batch_loss`.
+`base.PackedTrainer` is what they share. `recorded.RecordedTrainer`, the base of online trainers too, settles how a
+model is computed and writes logs, checkpoints and cards; `resumable.ResumableTrainer` below it records, stops and
+resumes a run. A new method is a subclass with `batch_loss`.
 
     base        PackedTrainer: what trainers on packed groups share
     dpo         DPOTrainer
     evaluation  EvaluatedTrainer: evaluation over ranks and items
+    recorded    RecordedTrainer: precision, engine, finite check, logs, checkpoints
     resumable   ResumableTrainer: recorded, resumed, stopped
     reward      RewardTrainer
     sft         SFTTrainer
 """
 
-__all__ = ["dpo", "resumable", "reward", "sft"]
+__all__ = ["dpo", "recorded", "reward", "sft"]

@@ -19,8 +19,7 @@ from transformers import TrainerCallback
 from preftune.logps.batch import PackedBatch
 from preftune.reference import unwrap
 from preftune.storage.run_directory import check_writable, write_json
-from preftune.training.record.run_record import data_facts, facts_of, parts
-from preftune.training.record.saved_model import end_answers
+from preftune.training.record.run_record import data_facts, parts
 from preftune.training.setup import model as assemble
 from preftune.training.setup.arguments import (
     check_evaluation,
@@ -38,9 +37,8 @@ from preftune.training.step.collate import (
     with_a_seed_of_its_own,
     without_repeats,
 )
-from preftune.training.step.metrics import MetricWindow, WorkCounter, peak_memory
-from preftune.training.step.micro_batches import cost_of, token_budget
-from preftune.training.step.optimizer_step import non_finite, whole_step
+from preftune.training.step.metrics import MetricWindow, WorkCounter
+from preftune.training.step.optimizer_step import whole_step
 from preftune.training.trainers.evaluation import EvaluatedTrainer
 from preftune.types import TokenizedGroup
 
@@ -53,10 +51,6 @@ class PackedTrainer(EvaluatedTrainer):
     Args: those of the subclasses, as far as they share them; see `DPOTrainer`.
     """
 
-    loss_is_scaled_for_ga = True  # the loss is divided by what the whole step holds
-    _tag_names: ClassVar[Sequence[str]]
-    method: ClassVar[str]
-    """In run.json, and the folder of a run that names none."""
     config_class: ClassVar[type]
     unit: ClassVar[str] = "pairs"
     """What the throughput counts."""
@@ -94,13 +88,8 @@ class PackedTrainer(EvaluatedTrainer):
         model = self.prepare_model(
             model, args, tokenizer, peft_config=peft_config, quantization_config=quantization_config
         )
-        end_answers(model, tokenizer)
-        self.full = not hasattr(model, "peft_config")
-        assemble.settle_learning_rate(args, full=self.full)
-        self.precision = assemble.settle_precision(model, args)
-        self.engine, self.support = self.settle_engine(model, args)
-        assemble.settle_compilation(model, args)
-        self._prepare_steps(args)
+        self.settle(model, args, tokenizer)
+        self._window, self._policy_changed = MetricWindow(self.columns), False
         super().__init__(
             model=model,
             args=args,
@@ -115,19 +104,9 @@ class PackedTrainer(EvaluatedTrainer):
         )
         self._work = WorkCounter(self.model, trains_everything=self.full, unit=self.unit)
         self.placed()
-        self.attach_record(facts_of(self))
+        self.begin_record()
         self.watch(train_dataset, eval_dataset)
-        if hasattr(self.model, "add_model_tags"):
-            self.model.add_model_tags(list(self._tag_names))
         self.say_advice()
-
-    def _prepare_steps(self, args: Any) -> None:
-        """What the first optimiser step starts from."""
-        self.cost, budget = cost_of(self.engine), token_budget(args, args.device)
-        self.step_limit, self.scoring_limit = memory.TokenLimit(budget), memory.TokenLimit(budget)
-        self._window, self._policy_changed = MetricWindow(self.columns), False
-        self._step: list[PackedBatch] = []
-        self.step_has_weight = True
 
     # --- what a subclass says ---
 
@@ -138,10 +117,6 @@ class PackedTrainer(EvaluatedTrainer):
     def prepare_model(self, model: Any, args: Any, tokenizer: Any, **configs: Any) -> Any:
         """The model as it will be trained; `configs` are `peft_config` and `quantization_config`."""
         return assemble.prepare_model(model, args, **configs)
-
-    def settle_engine(self, model: Any, args: Any) -> tuple[Any, Any]:
-        """The engine, and whether it is exact."""
-        return assemble.settle_engine(model, args)
 
     def placed(self) -> None:
         """The model is where it will be trained, and nothing has begun."""
@@ -156,13 +131,8 @@ class PackedTrainer(EvaluatedTrainer):
         """The check of the first step, and whatever must be done before it."""
 
     def data_facts(self) -> dict[str, Any]:
-        """What run.json says of the data."""
         held_out = {f"eval_{index}": data_facts(part) for index, part in enumerate(parts(self.eval_dataset))}
         return {"train": data_facts(self.train_dataset), **held_out}
-
-    def record_facts(self) -> dict[str, Any]:
-        """What run.json says besides the facts of every run."""
-        return {}
 
     @contextmanager
     def counted(self, batches: Sequence[PackedBatch]) -> Iterator[None]:
@@ -170,10 +140,6 @@ class PackedTrainer(EvaluatedTrainer):
         yield
         for batch in batches:
             self._work.add(batch)
-
-    def card(self) -> str:
-        """README.md of the output directory."""
-        raise NotImplementedError
 
     # --- training ---
 
@@ -194,8 +160,7 @@ class PackedTrainer(EvaluatedTrainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Nothing, until the last micro-batch of an optimiser step comes, and then the whole step."""
-        if self._resume_state is not None:
-            self._restore(self._resume_state)
+        self.go_on()
         batches = self._step if any(inputs[BATCH] is batch for batch in self._step) else [inputs[BATCH]]
         if inputs[BATCH] is not batches[-1]:
             return torch.zeros((), device=self.args.device)
@@ -248,21 +213,11 @@ class PackedTrainer(EvaluatedTrainer):
         items = torch.tensor(sum(map(self._items, self._step)), device=device)
         return self.accelerator.gather(items).sum() if self.args.world_size > 1 else items
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Called once per optimiser step, before it: the place for the one finite check."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        watched = self._tr_loss if norm is None or self.precision.grad_scaling else self._tr_loss + norm
-        if not bool(torch.isfinite(torch.as_tensor(watched))):
-            raise non_finite(self, self._step)
-        return norm
-
     # --- logging ---
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self.model.training:
-            logs |= self.derived(self._window.drain(lambda sums: self.accelerator.reduce(sums, "sum")))
-            logs |= self.throughput() | peak_memory(self.args.device)
-        super().log(logs, start_time)
+    def figures(self) -> dict[str, float]:
+        means = self._window.drain(lambda sums: self.accelerator.reduce(sums, "sum"))
+        return self.derived(means) | self.throughput()
 
     @contextmanager
     def untimed(self) -> Iterator[None]:
@@ -273,21 +228,8 @@ class PackedTrainer(EvaluatedTrainer):
         """Rates since the last log."""
         return self._work.drain()
 
-    # --- saving ---
-
-    def checkpoint_facts(self) -> dict[str, Any]:
-        return {"window": self._window.state(), "step_limit": self.step_limit.fell_to}
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        self._resume_state = None
+    def restore(self, state: Mapping[str, Any]) -> None:
         self._window.restore(state["window"], self.args.device)
-        self.step_limit.resume(state.get("step_limit"))
-        self._restore_sums(state)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """README.md of the output directory: what was trained, on what, with which measured result."""
-        if self.is_world_process_zero():
-            Path(self.args.output_dir, "README.md").write_text(self.card(), encoding="utf-8")
 
     # --- inner parts ---
 
@@ -305,12 +247,6 @@ class PackedTrainer(EvaluatedTrainer):
         results = memory.score_in_parts(self, groups, together, work="reference")
         return [result for of_group in results for result in of_group]
 
-    @contextmanager
-    def _autocast(self) -> Iterator[None]:
-        dtype = self.precision.autocast
-        with torch.autocast(self.args.device.type, dtype, enabled=dtype is not None):
-            yield
-
     def _prepare_input(self, data: Any) -> Any:
         return data.to(self.args.device) if isinstance(data, PackedBatch) else super()._prepare_input(data)
 
@@ -322,9 +258,6 @@ class PackedTrainer(EvaluatedTrainer):
         if self.args.include_num_input_tokens_seen != "no":
             tokens = torch.tensor(inputs[BATCH].input_ids.numel(), device=self.args.device)
             self.state.num_input_tokens_seen += int(self.accelerator.gather(tokens).sum())
-
-    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
-        return data_collator  # groups have no columns to remove
 
     def _audit(self) -> dict[str, Any]:
         return {role: report.to_json() for role, report in self.reports.items()}

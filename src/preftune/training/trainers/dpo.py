@@ -20,10 +20,11 @@ from preftune.log import detail
 from preftune.logps.batch import PackedBatch
 from preftune.losses import LossOutput, get_loss
 from preftune.reference import AsReceived, ExplicitModel
+from preftune.reference.sources import Source
 from preftune.training.config.dpo import DPOConfig
 from preftune.training.guard.attach import attach_guard, opened_for_guard
-from preftune.training.record import checkpoint, model_card
-from preftune.training.record.run_record import parts, reference_facts
+from preftune.training.record import model_card
+from preftune.training.record.run_record import parts
 from preftune.training.setup import model as assemble
 from preftune.training.setup.advice import say_advice
 from preftune.training.setup.reference import make_reference, score_everything, settle_reference
@@ -118,6 +119,10 @@ class DPOTrainer(PackedTrainer):
         source = self.reference.source
         return source.model if isinstance(source, ExplicitModel) else None
 
+    @property
+    def reference_source(self) -> Source:
+        return self.reference.source
+
     def watch(self, train: Any, held_out: Any) -> None:
         self.guard = attach_guard(self, train, held_out)
 
@@ -138,7 +143,7 @@ class DPOTrainer(PackedTrainer):
         each chosen side were the likeliest, (N,) float32.
         """
         reference = self.reference(model, batch).sides(batch)  # before the policy: it may exchange weights
-        with self._autocast():
+        with self.autocast():
             scored = self.engine(model, batch)
         policy = scored.sides(batch)
         assert scored.hit_T is not None
@@ -216,14 +221,7 @@ class DPOTrainer(PackedTrainer):
 
     def check_resumable(self, state: Mapping[str, Any] | None, folder: Path) -> None:
         settle_reference(self)
-        checkpoint.check_same_reference(state, self.reference.source.fingerprint, folder)
-
-    def checkpoint_facts(self) -> dict[str, Any]:
-        guard = None if self.guard is None else self.guard.state()
-        return {**super().checkpoint_facts(), "reference": reference_facts(self), "guard": guard}
-
-    def record_facts(self) -> dict[str, Any]:
-        return {"reference": reference_facts(self)}
+        super().check_resumable(state, folder)
 
     @contextmanager
     def untimed(self) -> Iterator[None]:

@@ -16,11 +16,11 @@ from preftune.logps.batch import PackedBatch
 from preftune.training.setup.model import prepare_held_out
 from preftune.training.step.collate import BATCH, with_a_seed_of_its_own
 from preftune.training.step.memory import item_rows
-from preftune.training.trainers.resumable import ResumableTrainer
+from preftune.training.trainers.recorded import RecordedTrainer
 from preftune.types import TokenizedGroup
 
 
-class EvaluatedTrainer(ResumableTrainer):
+class EvaluatedTrainer(RecordedTrainer):
     """Evaluation of a trainer on packed groups; the other half of `PackedTrainer`, which has what is asked for here."""
 
     columns: ClassVar[Sequence[str]]

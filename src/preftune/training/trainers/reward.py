@@ -97,7 +97,7 @@ class RewardTrainer(PackedTrainer):
     # --- the loss ---
 
     def batch_loss(self, model: nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        with self._autocast():
+        with self.autocast():
             score_K = self.engine(model, batch)
         output = bradley_terry(
             score_K.index_select(0, batch.chosen_N),  # its backward is deterministic, where indexing's is not
@@ -123,7 +123,7 @@ class RewardTrainer(PackedTrainer):
         Raises: NonFiniteError, SelfCheckError.
         """
         model: Any = self.model
-        with self._autocast(), inference(model):
+        with self.autocast(), inference(model):
             scored = self.engine(model, batch)
             with plain_layers():
                 naive = naive_scores(model, batch)

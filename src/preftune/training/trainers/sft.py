@@ -91,7 +91,7 @@ class SFTTrainer(PackedTrainer):
         return sum(group.scored_lengths)
 
     def batch_loss(self, model: nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        with self._autocast():
+        with self.autocast():
             scored = self.engine(model, batch)
         hits = scored.hit_T
         assert hits is not None

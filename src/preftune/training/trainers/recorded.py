@@ -1,0 +1,150 @@
+"""`RecordedTrainer`: what training on given data and on fresh answers share.
+
+How a model is computed is settled before transformers' trainer is made; a step that is not finite ends the run; every
+log, checkpoint, run.json and model card is written from the same attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from preftune.logps.batch import PackedBatch
+from preftune.reference.sources import Source
+from preftune.training.config.base import PackedConfig
+from preftune.training.record import checkpoint
+from preftune.training.record.run_record import facts_of
+from preftune.training.record.saved_model import end_answers
+from preftune.training.setup import model as assemble
+from preftune.training.step.memory import TokenLimit
+from preftune.training.step.metrics import Averages, MetricWindow, peak_memory
+from preftune.training.step.micro_batches import cost_of, token_budget
+from preftune.training.step.optimizer_step import non_finite
+from preftune.training.trainers.resumable import ResumableTrainer
+
+
+class RecordedTrainer(ResumableTrainer):
+    """The base of `PackedTrainer` and `OnlineTrainer`. A subclass calls `settle` before transformers' constructor and
+    `begin_record` after it.
+    """
+
+    loss_is_scaled_for_ga = True  # the loss is divided by what the whole step holds
+    _tag_names: ClassVar[Sequence[str]]
+    method: ClassVar[str]
+    """In run.json, and the folder of a run that names none."""
+    _window: MetricWindow | Averages
+    _step: list[PackedBatch]
+    """What the optimiser step at hand is made of."""
+
+    # --- what a subclass says ---
+
+    def settle_engine(self, model: Any, args: PackedConfig) -> tuple[Any, Any]:
+        """The engine, and whether it is exact."""
+        return assemble.settle_engine(model, args)
+
+    @property
+    def reference_source(self) -> Source | None:
+        """The reference model; None for a method without one."""
+        return None
+
+    def data_facts(self) -> dict[str, Any]:
+        """What run.json says of the data."""
+        raise NotImplementedError
+
+    def figures(self) -> dict[str, float]:
+        """Means and rates since the last log."""
+        raise NotImplementedError
+
+    def card(self) -> str:
+        """README.md of the output directory."""
+        raise NotImplementedError
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The counterpart of what a subclass adds to `checkpoint_facts`."""
+
+    # --- before training ---
+
+    def settle(self, model: Any, args: PackedConfig, tokenizer: Any) -> None:
+        """Decide how the model is computed: learning rate, precision, engine, compilation, tokens at a time."""
+        end_answers(model, tokenizer)
+        self.full = not hasattr(model, "peft_config")
+        assemble.settle_learning_rate(args, full=self.full)
+        self.precision = assemble.settle_precision(model, args)
+        self.engine, self.support = self.settle_engine(model, args)
+        assemble.settle_compilation(model, args)
+        self.cost, budget = cost_of(self.engine), token_budget(args, args.device)
+        self.step_limit, self.scoring_limit = TokenLimit(budget), TokenLimit(budget)
+        self._step, self.step_has_weight = [], True
+
+    def begin_record(self) -> None:
+        """The model is where it will be trained, and the reference is known."""
+        self.attach_record(facts_of(self))
+        if hasattr(self.model, "add_model_tags"):
+            self.model.add_model_tags(list(self._tag_names))
+
+    def record_facts(self) -> dict[str, Any]:
+        """What run.json and checkpoints say of the reference."""
+        source = self.reference_source
+        if source is None:
+            return {}
+        return {"reference": {"source": source.description, "fingerprint": source.fingerprint}}
+
+    # --- training ---
+
+    def check_resumable(self, state: Mapping[str, Any] | None, folder: Path) -> None:
+        if self.reference_source is not None:
+            checkpoint.check_same_reference(state, self.reference_source.fingerprint, folder)
+
+    def go_on(self) -> None:
+        """Before the first step of a resumed run: what the checkpoint's run knew."""
+        state, self._resume_state = self._resume_state, None
+        if state is None:
+            return
+        self.step_limit.resume(state.get("step_limit"))
+        self._restore_sums(state)
+        self.recall(state)
+        self.restore(state)
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """The precision of the run."""
+        dtype = self.precision.autocast
+        with torch.autocast(self.args.device.type, dtype, enabled=dtype is not None):
+            yield
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Called once per optimiser step, before it: the place for the one finite check."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        watched = self._tr_loss if norm is None or self.precision.grad_scaling else self._tr_loss + norm
+        if not bool(torch.isfinite(torch.as_tensor(watched))):
+            raise non_finite(self, self._step)
+        return norm
+
+    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
+        return data_collator  # groups have no columns to remove
+
+    # --- logging and saving ---
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self.model.training:
+            logs |= self.figures() | peak_memory(self.args.device)
+        super().log(logs, start_time)
+
+    def checkpoint_facts(self) -> dict[str, Any]:
+        guard = None if self.guard is None else self.guard.state()
+        return {
+            "window": self._window.state(),
+            "step_limit": self.step_limit.fell_to,
+            "guard": guard,
+            **self.record_facts(),
+        }
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """README.md of the output directory: what was trained, on what, with which measured result."""
+        if self.is_world_process_zero():
+            Path(self.args.output_dir, "README.md").write_text(self.card(), encoding="utf-8")
