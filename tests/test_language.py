@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent.parent / "src/preftune"
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src/preftune"
 NOT_YET = ("data", "training")
 """Packages that are still to be read for language (issue: the house rebuilt)."""
 
@@ -55,3 +56,14 @@ def test_prose_is_plain_english(package: Path) -> None:
         if (match := BANNED.search(text))
     ]
     assert not found, "write as CONTRIBUTING.md asks (INSTEAD has the words):\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "page", sorted({*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")}), ids=lambda page: page.name
+)
+def test_pages_are_plain_english(page: Path) -> None:
+    if page.name in ("CHANGELOG.md", "notes.md"):
+        pytest.skip("a record of what was, kept as it was written")
+    lines = re.sub(r"`[^`]*`", "", page.read_text(encoding="utf-8")).splitlines()
+    found = [f"{number}: {match[0]!r}" for number, line in enumerate(lines, 1) if (match := BANNED.search(line))]
+    assert not found, f"{page.name} (lines without code):\n" + "\n".join(found)

@@ -18,7 +18,7 @@ from preftune.data.conversion.filters import Filters
 from .formats.test_adapters import FILES, FIRST
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
-BEGIN, END = "from the files that\npreftune's own tests read.\n", "\nWhat gives no pair"
+BEGIN, END = "from the files that\npreftune's own tests read.\n", "\nRows without a pair (a tie"
 LONGEST = 700
 
 
