@@ -15,6 +15,7 @@ import pytest
 from preftune.reference import ScoreStore
 from preftune.reference import store as store_module
 from preftune.reference.inventory import StoreFile, choose, list_stores, remove, verify
+from preftune.storage import key_value
 
 NOTE = {"model": "Org/Small-Model", "engine": "packed", "dtype": "float32", "device": "cpu"}
 
@@ -212,15 +213,15 @@ def test_a_store_that_another_process_has_open_stays(tmp_path):
 
 
 def test_a_run_that_waited_for_a_store_while_it_was_removed_opens_a_new_one(tmp_path, monkeypatch):
-    path, initialise = fill(tmp_path).path, store_module._initialise
+    path, has_mark = fill(tmp_path).path, key_value.has_mark
     removed = []
 
-    def remove_first(connection, note):
+    def remove_first(connection, mark):
         if not removed:
             removed.append(remove(only(tmp_path)))
-        initialise(connection, note)
+        return has_mark(connection, mark)
 
-    monkeypatch.setattr(store_module, "_initialise", remove_first)
+    monkeypatch.setattr(key_value, "has_mark", remove_first)
     store = ScoreStore(tmp_path, fingerprint="a" * 32, numerics="0" * 16)
     store.put({b"new": np.zeros(1, np.float32)})
     store.close()

@@ -15,6 +15,7 @@ import pytest
 
 from preftune.reference import ScoreStore, completion_key
 from preftune.reference import store as store_module
+from preftune.storage import key_value
 
 FINGERPRINT = "ab" * 16
 
@@ -279,17 +280,17 @@ def test_processes_that_write_the_same_scores_at_once_never_read_a_wrong_one(tmp
 
 
 def test_a_file_that_another_process_creates_between_the_look_and_the_creation_is_taken_as_it_is(tmp_path, monkeypatch):
-    scores, is_ours = some_scores(), store_module.is_ours
+    scores, has_mark = some_scores(), key_value.has_mark
     looks = []
 
-    def looked(connection):
-        answer = is_ours(connection)
+    def looked(connection, mark):
+        answer = has_mark(connection, mark)
         looks.append(answer)
         if len(looks) == 1:
             store_in(tmp_path).put(scores)
         return answer
 
-    monkeypatch.setattr(store_module, "is_ours", looked)
+    monkeypatch.setattr(key_value, "has_mark", looked)
     first = store_in(tmp_path)
     assert_same(first.get(scores), scores)
     assert looks[0] is False

@@ -14,10 +14,9 @@ from typing import Any
 from preftune.errors import RequestError
 from preftune.log import warn
 from preftune.storage.cache_folder import cache_folder, make_private
+from preftune.storage.key_value import connect, select, set_aside
 
 _APPLICATION_ID = 0x50465631  # "PFV1": marks the file as ours and its format
-_BUSY_SECONDS = 30.0
-_KEYS_PER_QUERY = 500
 
 
 def verdict_key(*content: Any) -> str:
@@ -47,8 +46,6 @@ class VerdictCache:
             except sqlite3.DatabaseError as error:
                 if isinstance(error, sqlite3.OperationalError) and "no such" not in str(error):
                     raise
-                from preftune.reference.store import set_aside  # brings torch, which judging does not need
-
                 warn(f"The verdicts in {self.path} were damaged ({error}); they were set aside and are rebuilt.")
                 set_aside(self.path)
                 self._connection = self._open()
@@ -60,16 +57,9 @@ class VerdictCache:
 
     def get(self, keys: Iterable[str]) -> dict[str, Any]:
         """The verdicts that are there."""
-        wanted = list(dict.fromkeys(keys))
-        found: dict[str, Any] = {}
-        for start in range(0, len(wanted), _KEYS_PER_QUERY):
-            part = wanted[start : start + _KEYS_PER_QUERY]
-            marks = ",".join("?" * len(part))
-            with self._usable():
-                rows = self._connection.execute(
-                    f"SELECT key, value FROM verdicts WHERE key IN ({marks})", part
-                ).fetchall()
-            found.update((key, _checked(key, value)) for key, value in rows)
+        with self._usable():
+            rows = list(select(self._connection.execute, "verdicts", keys))
+        found = {key: _checked(key, value) for key, value in rows}
         damaged = [key for key, value in found.items() if value is _DAMAGED]
         if damaged:
             warn(f"{len(damaged):,} verdicts in {self.path} are damaged; they are asked for again.")
@@ -100,9 +90,8 @@ class VerdictCache:
         self._connection.close()
 
     def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, check_same_thread=False)
+        connection = connect(self.path, mark=_APPLICATION_ID, create=_create)
         try:
-            _initialise(connection)
             connection.execute("SELECT count(*) FROM (SELECT key, value FROM verdicts LIMIT 1)").fetchone()
         except BaseException:
             connection.close()
@@ -132,27 +121,5 @@ def _checked(key: str, stored: object) -> Any:
         return _DAMAGED
 
 
-def _initialise(connection: sqlite3.Connection) -> None:
-    with contextlib.suppress(sqlite3.OperationalError):  # others are at work in it: it stays as it is, which is slower
-        connection.execute("PRAGMA journal_mode=WAL")
-    if _is_ours(connection):
-        return
-    connection.execute("BEGIN IMMEDIATE")  # of several processes that find no file, one creates it
-    try:
-        if not _is_ours(connection):
-            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if tables:
-                raise sqlite3.DatabaseError("a database of something else")
-            connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
-            connection.execute(
-                "CREATE TABLE verdicts (key TEXT PRIMARY KEY, value TEXT NOT NULL, judge TEXT, created INTEGER)"
-            )
-    except BaseException:
-        connection.rollback()
-        raise
-    connection.commit()
-
-
-def _is_ours(connection: sqlite3.Connection) -> bool:
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    return bool(application == _APPLICATION_ID)
+def _create(connection: sqlite3.Connection) -> None:
+    connection.execute("CREATE TABLE verdicts (key TEXT PRIMARY KEY, value TEXT NOT NULL, judge TEXT, created INTEGER)")

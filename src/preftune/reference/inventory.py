@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from preftune.reference.store import SIDE_FILES, is_ours, set_aside, unpack
+from preftune.reference.store import is_ours, unpack
+from preftune.storage.key_value import SIDE_FILES, set_aside
 
 State = Literal["store", "torn", "aside", "foreign"]
 Removal = Literal["removed", "in use", "not ours", "failed"]

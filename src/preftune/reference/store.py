@@ -22,6 +22,7 @@ import numpy.typing as npt
 import xxhash
 
 from preftune.storage.cache_folder import make_private
+from preftune.storage.key_value import BUSY_SECONDS, connect, has_mark, select, set_aside
 from preftune.version import __version__
 
 log = logging.getLogger("preftune")
@@ -29,10 +30,6 @@ log = logging.getLogger("preftune")
 Scores = npt.NDArray[np.float32]
 
 _APPLICATION_ID = 0x50465431  # "PFT1": marks the file as ours and its format
-_BUSY_SECONDS = 30.0
-_KEYS_PER_QUERY = 500
-SIDE_FILES = ("-wal", "-shm", "-journal")
-"""Suffixes of the side files of SQLite."""
 _INDEX_KILOBYTES = 16_000  # of memory: the index of half a million completions
 
 _OF_THE_PARENT: list[sqlite3.Connection] = []
@@ -61,16 +58,8 @@ class ScoreStore:
 
     def get(self, keys: Iterable[bytes]) -> dict[bytes, Scores]:
         """The scores that are there and intact; absent keys are misses."""
-        wanted = list(dict.fromkeys(keys))
-        found: dict[bytes, Scores] = {}
-        for start in range(0, len(wanted), _KEYS_PER_QUERY):
-            part = wanted[start : start + _KEYS_PER_QUERY]
-            marks = ",".join("?" * len(part))
-            for key, value in self._run(f"SELECT key, value FROM scores WHERE key IN ({marks})", part):
-                scores = unpack(key, value)
-                if scores is not None:
-                    found[bytes(key)] = scores
-        return found
+        rows = ((bytes(key), unpack(key, value)) for key, value in select(self._run, "scores", keys))
+        return {key: scores for key, scores in rows if scores is not None}
 
     def put(self, scores: Mapping[bytes, Scores]) -> None:
         """Add scores; what is there already is overwritten (the same address has the same content)."""
@@ -131,15 +120,17 @@ class ScoreStore:
     def _open(self) -> sqlite3.Connection:
         while True:
             found = _inode(self.path)
-            connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, check_same_thread=False)
-            try:
-                _initialise(connection, self._note)
-            except BaseException:
-                connection.close()
-                raise
+            connection = connect(self.path, mark=_APPLICATION_ID, create=self._create)
+            connection.execute(f"PRAGMA cache_size=-{_INDEX_KILOBYTES}")
             if found in (None, _inode(self.path)):
                 return connection
             connection.close()  # `preftune cache prune` removed it while we waited for it
+
+    def _create(self, connection: sqlite3.Connection) -> None:
+        connection.execute("CREATE TABLE scores (key BLOB PRIMARY KEY, value BLOB NOT NULL)")
+        connection.execute("CREATE TABLE note (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
+        created = {**self._note, "created": str(int(time.time())), "preftune": __version__}
+        connection.executemany("INSERT INTO note (name, value) VALUES (?, ?)", list(created.items()))
 
     def _set_aside(self, error: Exception) -> None:
         """The file is torn or not ours: keep it under another name, and begin anew."""
@@ -169,44 +160,9 @@ class ScoreStore:
         return []
 
 
-def _initialise(connection: sqlite3.Connection, note: Mapping[str, str]) -> None:
-    connection.execute("PRAGMA synchronous=NORMAL")
-    connection.execute(f"PRAGMA cache_size=-{_INDEX_KILOBYTES}")
-    if is_ours(connection):
-        return
-    connection.execute("BEGIN IMMEDIATE")  # of several processes that find no file, one creates it
-    try:
-        if not is_ours(connection):
-            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if tables:
-                raise sqlite3.DatabaseError("a database of something else")
-            connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
-            connection.execute("CREATE TABLE scores (key BLOB PRIMARY KEY, value BLOB NOT NULL)")
-            connection.execute("CREATE TABLE note (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
-            created = {**note, "created": str(int(time.time())), "preftune": __version__}
-            connection.executemany("INSERT INTO note (name, value) VALUES (?, ?)", list(created.items()))
-    except BaseException:
-        connection.rollback()
-        raise
-    connection.commit()
-    with contextlib.suppress(sqlite3.OperationalError):  # others are at work in it: it stays as it is, which is slower
-        connection.execute("PRAGMA journal_mode=WAL")
-
-
 def is_ours(connection: sqlite3.Connection) -> bool:
     """Whether a database is a score store, by the mark in its header."""
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    return bool(application == _APPLICATION_ID)
-
-
-def set_aside(path: Path) -> Path:
-    """Keeps a file that cannot be used under another name in the same folder; returns the new name. Raises: OSError."""
-    aside = path.with_suffix(f".damaged-{int(time.time())}")
-    os.replace(path, aside)
-    for suffix in SIDE_FILES:
-        with contextlib.suppress(OSError):
-            os.remove(f"{path}{suffix}")
-    return aside
+    return has_mark(connection, _APPLICATION_ID)
 
 
 def _inode(path: Path) -> int | None:
@@ -218,7 +174,7 @@ def _inode(path: Path) -> int | None:
 
 def _intact(path: Path) -> bool:
     try:
-        with contextlib.closing(sqlite3.connect(path, timeout=_BUSY_SECONDS)) as connection:
+        with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
             return is_ours(connection) and connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
     except sqlite3.DatabaseError:
         return False

@@ -7,7 +7,8 @@ is the contract between training, evaluation and reports, and `cache_folder` say
     cache_folder   where caches are kept
     cache_items    what the cache folder holds, by kind
     jsonl          JSON lines that grow by appending; JSON replaced in one move
+    key_value      SQLite files of keys and values, shared by processes
     run_directory  paths and writers of a run directory
 """
 
-__all__ = ["atomic", "cache_folder", "cache_items", "jsonl", "run_directory"]
+__all__ = ["atomic", "cache_folder", "cache_items", "jsonl", "key_value", "run_directory"]

@@ -1,0 +1,87 @@
+"""SQLite files with a table of keys and values, shared by processes: created once, recognised by a mark, set aside when
+damaged. SQLite brings the locking, the crash safety and the lookups.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+BUSY_SECONDS = 30.0
+"""How long another process may hold the lock."""
+SIDE_FILES = ("-wal", "-shm", "-journal")
+"""Suffixes of the side files of SQLite."""
+_KEYS_PER_QUERY = 500
+
+
+def connect(path: Path, *, mark: int, create: Callable[[sqlite3.Connection], None]) -> sqlite3.Connection:
+    """Opens a file; of several processes that find none, one creates it.
+
+    Args:
+        mark: the application id in the header of the format's files.
+        create: makes the tables in a new file, within a transaction.
+    Raises: sqlite3.DatabaseError for a damaged file or a database of another program; OperationalError for one that
+        cannot be opened, is locked, or does not fit on the disk.
+    """
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False)
+    try:
+        if not has_mark(connection, mark):
+            _create(connection, mark, create)
+        connection.execute("PRAGMA synchronous=NORMAL")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _create(connection: sqlite3.Connection, mark: int, create: Callable[[sqlite3.Connection], None]) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if not has_mark(connection, mark):
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if tables:
+                raise sqlite3.DatabaseError("a database of something else")
+            connection.execute(f"PRAGMA application_id={mark}")
+            create(connection)
+    except BaseException:
+        connection.rollback()
+        raise
+    connection.commit()
+    with contextlib.suppress(sqlite3.OperationalError):  # others are at work in it: it stays as it is, which is slower
+        connection.execute("PRAGMA journal_mode=WAL")
+
+
+def has_mark(connection: sqlite3.Connection, mark: int) -> bool:
+    """Whether a database is of the format with this mark."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    return bool(application == mark)
+
+
+def select(
+    fetch: Callable[[str, Sequence[Any]], Iterable[tuple[Any, Any]]], table: str, keys: Iterable[Any]
+) -> Iterator[tuple[Any, Any]]:
+    """The rows of a table that have these keys.
+
+    Args:
+        fetch: runs a query with its values.
+    """
+    wanted = list(dict.fromkeys(keys))
+    for start in range(0, len(wanted), _KEYS_PER_QUERY):
+        part = wanted[start : start + _KEYS_PER_QUERY]
+        marks = ",".join("?" * len(part))
+        yield from fetch(f"SELECT key, value FROM {table} WHERE key IN ({marks})", part)
+
+
+def set_aside(path: Path) -> Path:
+    """Keeps a file that cannot be used under another name in the same folder; returns the new name. Raises: OSError."""
+    aside = path.with_suffix(f".damaged-{int(time.time())}")
+    os.replace(path, aside)
+    for suffix in SIDE_FILES:
+        with contextlib.suppress(OSError):
+            os.remove(f"{path}{suffix}")
+    return aside
