@@ -239,3 +239,22 @@ def test_torn_weights_are_named(name: str, shelf: Path, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ModelError, match=f"The weights in {folder} are damaged or were copied in part"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null"])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
+def test_a_damaged_config_is_named(name: str, text: str, tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / name).write_text(text)
+    with pytest.raises(ModelError, match=f"{name} is damaged or was copied in part"):
+        load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "null", '{"model": {}}'])
+def test_a_damaged_tokenizer_is_named(text: str, tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text(text)
+    with pytest.raises(ModelError, match="No tokenizer could be loaded from"):
+        load_tokenizer(tmp_path / "model")

@@ -317,3 +317,17 @@ def test_a_line_that_is_no_record_ends_no_resume(line, tmp_path):
     cut_back(path, 2)
     assert path.read_bytes() == kept + b'{"step": 2}\n'
     assert [record["step"] for record in read_lines(path)] == [1, 2]
+
+
+def test_damaged_lines_within_a_record_are_counted_and_a_torn_last_one_is_not(tmp_path, caplog):
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 1}\n\xff\xfe\n{"step": 2}\n{"ste\n{"step": 3}\n{"step": 4, "lo')
+    cut_back(file, 9)
+    assert file.read_text().splitlines() == ['{"step": 1}', '{"step": 2}', '{"step": 3}']
+    assert "2 lines of" in caplog.text
+    assert "(first: 2)" in caplog.text
+    assert "log_history" in caplog.text
+    caplog.clear()
+    file.write_bytes(b'{"step": 1}\n{"st')
+    cut_back(file, 9)
+    assert not caplog.text

@@ -144,7 +144,7 @@ def load_tokenizer(
             **extra,
             **kwargs,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:  # a damaged file: any
         if place.kind == "hub-adapter":
             base = locate_base(place, base_model, revision=revision).name
             return load_tokenizer(base, trust_remote_code=trust_remote_code, **kwargs)
@@ -166,7 +166,7 @@ def adapter_base(path: str | os.PathLike[str], *, revision: str | None = None) -
 
     try:
         config = PeftConfig.from_pretrained(os.fspath(path), **({"revision": revision} if revision else {}))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"{path} holds no readable adapter_config.json: {_brief(error)}") from error
     base = config.base_model_name_or_path
     if not base:
@@ -378,5 +378,7 @@ def _source(place: Location) -> tuple[str, dict[str, Any]]:
 def _brief(error: BaseException) -> str:
     """The first paragraph of a message, on one line, ending in a full stop."""
     text = " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
+    if isinstance(error, KeyError | TypeError | AttributeError):  # says little by itself
+        text = f"{type(error).__name__}: {text}"
     text = text if len(text) <= 400 else text[:400] + " ..."
     return text if text.endswith((".", "!", "?")) else text + "."

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from preftune.errors import ModelError
+from preftune.models.damage import check_configs
 from preftune.storage.atomic import write_whole
 from preftune.storage.run_directory import run_facts
 
@@ -138,6 +139,7 @@ def _check_of_this_run(folder: Path) -> None:
 
 def _locate_folder(folder: Path) -> Location:
     _check_of_this_run(folder)
+    check_configs(folder)
     if holds_full_model(folder):
         return Location("folder", str(folder))
     if is_adapter_folder(folder):

@@ -7,6 +7,7 @@ import glob
 import os
 import secrets
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 FILE_MODE = 0o666
@@ -37,15 +38,25 @@ def write_whole(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
     """
     temporary = temporary_beside(path, mode=mode)
     try:
-        with open(temporary, "wb") as file:
+        with naming(path), open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
+        with naming(path):
+            os.replace(temporary, path)
+    except BaseException:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:
-            error.filename = str(path)  # the temporary name means nothing to a user, and a full disk gives no name
+        raise
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error inside names this file: a temporary name means nothing to a user, and a full disk gives no name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = str(path)
         raise
 
 

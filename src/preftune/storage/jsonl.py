@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from preftune.errors import RequestError
-from preftune.storage.atomic import write_whole
+from preftune.storage.atomic import naming, write_whole
 
 
 def digest(value: Any) -> str:
@@ -26,9 +27,8 @@ def prepare_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise RequestError(
             f"The evaluation cannot be written to {folder} ({error.strerror or error}). Choose another output folder."
@@ -53,8 +53,9 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Add one JSON object per line and wait until the disk has them. A torn last line is closed off first."""
     torn = not _ends_whole(path)
-    with open(path, "a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-        file.write(("\n" if torn else "") + "".join(_line(record) for record in records))
+    text = ("\n" if torn else "") + "".join(_line(record) for record in records)
+    with naming(path), open(path, "a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
 

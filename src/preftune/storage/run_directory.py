@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from preftune.errors import RequestError
-from preftune.storage.atomic import write_whole
+from preftune.log import warn
+from preftune.storage.atomic import naming, write_whole
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -34,26 +35,35 @@ def run_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:
     """Append one JSON object as one line, in a single write."""
-    with path.open("a", encoding="utf-8") as file:
+    with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(plain(content), ensure_ascii=False) + "\n")
 
 
 def cut_back(path: Path, step: int) -> None:
     """Drop the lines of steps after `step`, the sums of a whole run (this is not its end any more), and lines that are
-    no records, as one that a crash left unfinished.
+    no records. More of those than the one that a crash leaves unfinished at the end are told.
     """
     if not path.exists():
         return
-    kept = []
-    for line in path.read_bytes().split(b"\n"):
+    kept, damaged = [], []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):  # of bad UTF-8 too
+            record = None
+        if not isinstance(record, dict):
+            damaged += [number] if line.strip() and number < len(lines) else []
             continue
-        if not isinstance(record, dict) or "train_loss" in record:
+        if "train_loss" in record:
             continue
         if isinstance(at := record.get("step", 0), int | float) and at <= step:
             kept.append(line)
+    if damaged:
+        warn(
+            f"{len(damaged):,} lines of {path} cannot be read and are left out (first: {damaged[0]}). The figures of "
+            "training are also in trainer_state.json of its checkpoints (log_history)."
+        )
     write_whole(path, b"".join(line + b"\n" for line in kept))
 
 

@@ -39,6 +39,17 @@ def test_pipe_gives_one_line_per_message(say, tiny_model) -> None:
     assert len(result.out.splitlines()) == 2
 
 
+def test_where_the_locale_knows_ascii_only_utf_8_is_read_and_what_is_no_text_is_no_error(
+    preftune, monkeypatch, tiny_model
+) -> None:
+    typed = io.TextIOWrapper(io.BytesIO("höre ?\n".encode() + b"\xff ?\n"), encoding="ascii")
+    monkeypatch.setattr(sys, "stdin", typed)
+    result = preftune("chat", "--model", tiny_model, "--max_new_tokens", 3)
+    assert result.code == 0, result.err
+    assert typed.encoding == "utf-8"
+    assert len(result.out.splitlines()) == 2
+
+
 def test_exit_and_reset(say, tiny_model) -> None:
     result = say("what is paris ?\n/reset\nwhat is paris ?\n/exit\nwhat is paris ?\n", "--model", tiny_model)
     first, second = result.out.splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from typing import Any
 
 import datasets
@@ -134,3 +135,21 @@ def test_columns_of_pictures_are_named_as_unread() -> None:
         (note,) = load_pairs([{**row, column: ["x.png"]}]).notes
         assert note.startswith(f"Not used: {column!r}. preftune trains on text only")
     assert load_pairs([{**row, "images": []}]).notes == ()
+
+
+def test_shapes_that_are_nearly_pairs_are_told_for_what_they_are() -> None:
+    def turns(question: str, answer: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+    by_columns = {name: {"0": f"{name} a", "1": f"{name} b"} for name in ("prompt", "chosen", "rejected")}
+    told = {
+        "a table written by columns: '0', '1'": [by_columns],
+        "chosen and rejected begin with different turns": [{"chosen": turns("a?", "x"), "rejected": turns("b?", "y")}],
+        "single answers with a score": [{"prompt": "a?", "response": "x", "score": 1}],
+        "may be the rank of each answer or the order": [
+            {"prompt": "a?", "responses": ["x", "y", "z"], "ranking": [2, 3, 1]}
+        ],
+    }
+    for words, rows in told.items():
+        with pytest.raises(DatasetError, match=re.escape(words)):
+            list(load_pairs(rows))

@@ -13,6 +13,8 @@ import pytest
 from preftune.data.conversion.write import PairWriter, Shape
 from preftune.data.reading.arrow_tables import _FileSink
 from preftune.storage.atomic import write_whole
+from preftune.storage.jsonl import append_lines, prepare_folder
+from preftune.storage.run_directory import append_line
 from preftune.types import PreferencePair
 
 
@@ -59,3 +61,16 @@ def test_small_files(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="too large"), full():
         write_whole(tmp_path / "x.json", b"new" * 1000)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+def test_what_only_grows_names_its_file(tmp_path: Path) -> None:
+    record = {"x": "new" * 1000}
+    for append in (lambda file: append_lines(file, [record]), lambda file: append_line(file, record)):
+        with pytest.raises(OSError, match="too large") as told, full():
+            append(tmp_path / "x.jsonl")
+        assert told.value.filename == str(tmp_path / "x.jsonl")
+
+
+def test_looking_whether_a_folder_can_be_written_leaves_nothing(tmp_path: Path) -> None:
+    prepare_folder(tmp_path / "eval")
+    assert not list((tmp_path / "eval").iterdir())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -36,6 +38,7 @@ def run(argv: Sequence[str]) -> int:
         trust_remote_code=asked.trust_remote_code,
         base_model=asked.base,
     )
+    _read_any_bytes()
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if terminal:
         tell(f"Talking to {' and '.join(s.name for s in speakers)}. /reset forgets, /exit or Ctrl-D ends.")
@@ -70,6 +73,15 @@ def _parser() -> PlainParser:
     parser.add_argument("--load_in_4bit", action="store_true", help="load in 4 bits (extra: quant)")
     parser.add_argument("--trust_remote_code", action="store_true", help="allow models that bring their own code")
     return parser
+
+
+def _read_any_bytes() -> None:
+    """Where the locale knows ASCII only, what is typed is UTF-8; what cannot be read or shown has a sign for that."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        plain = codecs.lookup(sys.stdin.encoding).name == "ascii"
+        sys.stdin.reconfigure(encoding="utf-8" if plain else sys.stdin.encoding, errors="replace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _messages(terminal: bool) -> Iterator[str]:

@@ -121,6 +121,9 @@ def _read_turn(turn: Any, number: int, column: str, where: Where) -> Message:
         message = {"role": _SPEAKERS.get(speaker.lower(), speaker), "content": said, **message}
     if "role" not in message:
         keys = ", ".join(map(repr, turn)) or "nothing"
+        if turn and all(str(key).isdigit() for key in turn):
+            cure = "Write a row per line; in pandas: to_json(path, orient='records', lines=True)."
+            raise where.error(column, f"all rows stand in this one (a table written by columns: {keys})", cure)
         raise where.error(column, f"turn {number} has no 'role' (found: {keys})", _FORM)
     role = message["role"]
     role = _OF_TOOLS.get(role.lower(), role) if isinstance(role, str) else role

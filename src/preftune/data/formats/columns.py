@@ -183,6 +183,8 @@ def missing_columns(
             f"{head} This looks like single answers with a label, not like pairs: bring a good and a bad answer to the "
             "same prompt together into one row, with the columns 'prompt', 'chosen' and 'rejected'."
         )
+    if "chosen" in missing and (unclear := _of_several(set(features))):
+        return DatasetError(f"{head} {unclear}")
     if {"chosen", "rejected"} <= set(missing) and not {"chosen", "rejected"} & set(guesses) and _one_answer(features):
         return DatasetError(
             f"{head} These look like demonstrations, one answer each and nothing that is preferred: train on them with "
@@ -207,6 +209,23 @@ def missing_columns(
     if len(missing) == 2:
         cure += f" Or name their format: --format is one of {known_formats()}."
     return DatasetError(f"{head} {cure}")
+
+
+def _of_several(features: set[str]) -> str | None:
+    """What to do with rated answers that no format reads; None for other columns."""
+    answers = {"completion", "response", "answer", "output"} & features
+    if answers and {"score", "rating", "reward"} & features:
+        return (
+            "These look like single answers with a score. Bring the answers to one prompt together into one row, with "
+            "the columns 'prompt', 'responses' (a list) and 'scores' (a list)."
+        )
+    if "ranking" in features and {"completions", "responses", "answers", "generations", "outputs"} & features:
+        return (
+            "'ranking' beside the answers may be the rank of each answer or the order of the answers. Call it 'ranks' "
+            "if it holds a rank for each answer (1 is the best); otherwise write the answers from best to worst into "
+            "'ranked_responses'."
+        )
+    return None
 
 
 def _one_answer(features: Mapping[str, Any]) -> bool:

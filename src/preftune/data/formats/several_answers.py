@@ -115,7 +115,8 @@ def _ranked_column(sample: Sample) -> str | None:
     column = sample.name_of(_IN_ORDER)
     if column is None and sample.has("instruction", "output"):
         column = "output"
-    return column if column is not None and len(records(sample.first(column))) > 1 else None
+    ranked = records(sample.first(column)) if column is not None else []
+    return column if len(ranked) > 1 and not all(isinstance(one, int | float) for one in ranked) else None
 
 
 def _ranked_rows(row: Row) -> Iterator[Made]:

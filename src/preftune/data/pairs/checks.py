@@ -10,7 +10,7 @@ from preftune.data.formats.columns import SYNONYMS, Columns, guess_columns, list
 from preftune.data.formats.select import Shaped
 from preftune.data.pairs.row_reader import Attempt
 from preftune.errors import DatasetError
-from preftune.types import PreferencePair
+from preftune.types import PreferencePair, Text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -166,6 +166,12 @@ def check_head(
                 "the prompt; it is trained as part of the answers. Cut it off if it is only repeated there."
             )
         return notes
+    differ = [p.row for p in head if not p.prompt and all(_asks(side) for side in (p.chosen, p.rejected))]
+    if head and len(differ) == len(head):
+        raise DatasetError(
+            f"{name}: chosen and rejected begin with different turns (first bad row: {differ[0]}), so they answer "
+            "different questions. Give both sides the same turns up to the answer."
+        )
     texts = [pair for pair in head if isinstance(pair.prompt, str)]
     apart = [pair.row for pair in head if not pair.prompt]
     likely = texts and _prompt_like(columns, features)
@@ -182,6 +188,10 @@ def check_head(
         "There is no column 'prompt': the turns that chosen and rejected begin with in common are taken for the "
         f"prompt. {_EXPLICIT}"
     ]
+
+
+def _asks(side: Text) -> bool:
+    return not isinstance(side, str) and _has_question(side)
 
 
 def _has_question(prompt: Sequence[Mapping[str, Any]]) -> bool:
