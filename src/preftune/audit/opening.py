@@ -55,19 +55,18 @@ class Opened:
         """The pairs in order with their positions, and the rows without a pair."""
         if self.pairs is None:
             return
-        reader, start = self.pairs.reader, 0
-        for table in self.pairs.needed.iter(batch_size=size):
+        index = 0
+        for batch in self.pairs.row_batches(size):
             good: list[tuple[int, PreferencePair]] = []
             faults: list[Fault] = []
-            count = len(next(iter(table.values())))
-            for place in range(count):
-                index = start + place
-                try:
-                    good.append((index, reader.pair({key: values[place] for key, values in table.items()}, index)))
-                except DatasetError as error:
-                    faults.append(Fault(self.row_of(index), self._reason(error, index)))
+            for number, row in batch:
+                attempt = self.pairs.reader.attempt(row, number)
+                if attempt.pair is not None:
+                    good.append((index, attempt.pair))
+                else:
+                    faults.append(Fault(number, attempt.problem.removeprefix(f"{self.name} row {number}, ")))
+                index += 1
             yield good, faults
-            start += count
 
     def at(self, indices: Sequence[int] | NDArray[np.int64]) -> Iterator[tuple[int, PreferencePair]]:
         """The pairs at these positions, read again; they were readable before."""
@@ -79,11 +78,7 @@ class Opened:
     def row_of(self, index: int) -> int:
         """The raw row of a position."""
         assert self.pairs is not None
-        numbers = self.pairs.reader.numbers
-        return index if numbers is None else int(numbers[index])
-
-    def _reason(self, error: DatasetError, index: int) -> str:
-        return str(error).removeprefix(f"{self.name} row {self.row_of(index)}, ")
+        return self.pairs.number(index)
 
 
 def open_data(

@@ -9,6 +9,7 @@ load_rows -> read_pairs / load_pairs -> tokenize_pairs -> GroupDataset, Tokenize
     formats         shapes and named formats of preference data
     pairs           preference pairs: opened, checked, mixed, streamed
     reading         files, hub ids and lists -> raw rows
+    row_dataset     records of a table, read when they are asked for
     tokens          token ids, their report and their cache
     tokens_version  TOKENS_VERSION, part of the key of cached pairs and tokens
 """

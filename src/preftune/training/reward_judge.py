@@ -120,8 +120,7 @@ def _by_prompt(pairs: PairDataset, unwanted: frozenset[int]) -> dict[int, list[i
 
 
 def _identity(pairs: PairDataset) -> str:
-    reader = pairs.reader
-    return keys_of_rows(pairs.needed, (sorted(reader.columns.paths.items()), reader.chat))
+    return keys_of_rows(pairs.needed, pairs.reader.facts)
 
 
 def _known(folder: Path) -> AutoJudge | None:

@@ -83,7 +83,7 @@ def test_values_nested_too_deeply_name_their_row() -> None:
     from preftune.data.formats.columns import resolve_columns
     from preftune.data.pairs.row_reader import RowReader
 
-    reader = RowReader(resolve_columns(row, None, name="x"), "x", False, None)
+    reader = RowReader(resolve_columns(row, None, name="x"), "x", False)
     assert "row 0, column 'chosen': a value nested too deeply" in reader.attempt(row, 0).problem
 
 

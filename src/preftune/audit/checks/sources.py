@@ -50,7 +50,7 @@ class SourcesCheck(Check):
         pairs = self.setting.data.pairs
         if pairs is None:
             return
-        numbers = pairs.reader.numbers
+        numbers = pairs.numbers
         weights = None if numbers is None else np.bincount(numbers, minlength=len(pairs.raw))
         raw = pairs.raw.with_format(None)
         first = raw[0]

@@ -2,16 +2,15 @@
 
 `train_command` is what they share: flags and a recipe in, a run directory out.
 
-    auto_judge          --judge auto
-    datasets            pairs to train on and to hold out
-    demonstration_sets  the same for demonstrations
-    dpo                 preftune dpo
-    fresh_answers       what ppo and online share
-    online              preftune online
-    ppo                 preftune ppo
-    reward              preftune reward
-    sft                 preftune sft
-    train_command       what all of them share
+    auto_judge     --judge auto
+    datasets       pairs or demonstrations to train on and to hold out
+    dpo            preftune dpo
+    fresh_answers  what ppo and online share
+    online         preftune online
+    ppo            preftune ppo
+    reward         preftune reward
+    sft            preftune sft
+    train_command  what all of them share
 """
 
 __all__ = ["auto_judge", "dpo", "ppo", "reward", "train_command"]

@@ -1,17 +1,17 @@
-"""Which pairs are trained on and which are held out, from the data flags."""
+"""Which pairs or demonstrations are trained on and which are held out, from the data flags."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from preftune.cli.flags.arguments import DataArguments, MixtureEntry
 from preftune.errors import DatasetError, RequestError
 
 if TYPE_CHECKING:
-    from preftune.data.pairs.dataset import PairDataset
+    from preftune.data import DemonstrationDataset, PairDataset
 
 
 def open_datasets(data: DataArguments, *, evaluate: bool, seed: int) -> tuple[PairDataset, PairDataset | None]:
@@ -26,6 +26,45 @@ def open_datasets(data: DataArguments, *, evaluate: bool, seed: int) -> tuple[Pa
     """
     if not data.dataset_name:
         raise RequestError("No preference pairs: name them with --data FILE_OR_HUB_ID.")
+    from preftune.data.conversion.filters import split_key
+    from preftune.data.pairs.mixture import mix_pairs
+
+    return _open_all(data, _Kind("pairs", _open_pairs, mix_pairs, split_key), evaluate=evaluate, seed=seed)
+
+
+def open_demonstrations(
+    data: DataArguments, *, evaluate: bool, seed: int
+) -> tuple[DemonstrationDataset, DemonstrationDataset | None]:
+    """Training rows, and held-out rows if they are named or `evaluate` asks for them; as `open_datasets` for pairs.
+
+    Raises:
+        RequestError: evaluation asked for and nothing there to evaluate on, or an option of pairs.
+        DatasetError: what `load_demonstrations` raises.
+    """
+    from preftune.data.demonstrations.dataset import question_key
+    from preftune.data.demonstrations.mixture import mix_demonstrations
+
+    if data.margin_from_scores is not None:
+        raise RequestError("--margin_from_scores is about pairs, and demonstrations have no margin. Leave it out.")
+    if any(entry.columns is not None for entry in data.mixture or ()):
+        raise RequestError("datasets: columns of an entry are not honoured for demonstrations. Use columns: instead.")
+    kind = _Kind("rows", _open_demonstrations, mix_demonstrations, question_key)
+    return _open_all(data, kind, evaluate=evaluate, seed=seed)
+
+
+class _Kind(NamedTuple):
+    """What differs between pairs and demonstrations."""
+
+    rows: str
+    """What messages call them."""
+    open: Callable[[DataArguments, MixtureEntry], Any]
+    mix: Callable[..., Any]
+    key: Callable[[Any], int]
+    """What must not be on both sides of a split."""
+
+
+def _open_all(data: DataArguments, kind: _Kind, *, evaluate: bool, seed: int) -> tuple[Any, Any]:
+    """Training data, and held-out data if they are named or `evaluate` asks for them."""
     from preftune.data.pairs.mixture import check_seed
 
     check_seed(seed)
@@ -34,19 +73,20 @@ def open_datasets(data: DataArguments, *, evaluate: bool, seed: int) -> tuple[Pa
     names = " + ".join(entry.path for entry in named)
     if evaluate and not separate and (len(named) > 1 or not has_splits(names)):
         raise RequestError(
-            f"--eval_strategy asks for evaluation, but {names} is one set of pairs without a "
+            f"--eval_strategy asks for evaluation, but {names} is one set of {kind.rows} without a "
             f"{data.dataset_test_split!r} part. Add --eval_fraction 0.05 to hold some out, or --eval_dataset_name FILE."
         )
-    train = _open_training(data, named, seed=seed)
+    parts = [kind.open(data, entry) for entry in named]
+    train = kind.mix(parts, [entry.proportion for entry in named], seed=seed)
     if data.eval_fraction is not None:
-        return split_by_prompt(train, data.eval_fraction, seed=seed)
+        return split_by(kind.key, train, data.eval_fraction, seed=seed)
     if data.eval_dataset_name is not None:
         split = data.dataset_test_split if has_splits(data.eval_dataset_name) else "train"  # what a file's rows are
-        return train, _open(data, data.eval_dataset_name, split)
+        return train, kind.open(data, MixtureEntry(data.eval_dataset_name, None, split))
     if not evaluate:
         return train, None
     (entry,) = named
-    return train, _open(data, entry.path, data.dataset_test_split, config=entry.name, only=entry.columns)
+    return train, kind.open(data, entry._replace(split=data.dataset_test_split))
 
 
 def named_datasets(data: DataArguments) -> list[MixtureEntry]:
@@ -62,27 +102,17 @@ def named_datasets(data: DataArguments) -> list[MixtureEntry]:
     ]
 
 
-def _open_training(data: DataArguments, named: list[MixtureEntry], *, seed: int) -> PairDataset:
-    """The one dataset, or the mixture of several."""
-    from preftune.data.pairs.mixture import mix_pairs
-
-    parts = [_open(data, entry.path, entry.split, config=entry.name, only=entry.columns) for entry in named]
-    return mix_pairs(parts, [entry.proportion for entry in named], seed=seed)
-
-
-def _open(
-    data: DataArguments, name: str, split: str, *, config: str | None = None, only: list[str] | None = None
-) -> PairDataset:
-    """One dataset; with `only`, its other columns are left unread."""
+def _open_pairs(data: DataArguments, entry: MixtureEntry) -> PairDataset:
+    """One dataset; columns that its entry does not name are left unread, where it names some."""
     from preftune.data import CANONICAL, load_pairs
 
     columns = data.column_names()
-    if only is not None:
-        columns = {**dict.fromkeys(c for c in CANONICAL if c not in only), **(columns or {})}
+    if entry.columns is not None:
+        columns = {**dict.fromkeys(c for c in CANONICAL if c not in entry.columns), **(columns or {})}
     pairs = load_pairs(
-        name,
-        split=split,
-        config=config,
+        entry.path,
+        split=entry.split,
+        config=entry.name,
         columns=columns,
         format=data.format,
         margin_from_scores=data.margin_from_scores,
@@ -90,15 +120,18 @@ def _open(
     return pairs.as_chat() if data.as_chat else pairs
 
 
-def split_by_prompt(pairs: PairDataset, fraction: float, *, seed: int) -> tuple[PairDataset, PairDataset]:
-    """Holds out a share of the *prompts*: no prompt is on both sides, or evaluation would measure memory."""
-    from preftune.data.conversion.filters import split_key
+def _open_demonstrations(data: DataArguments, entry: MixtureEntry) -> DemonstrationDataset:
+    from preftune.data import load_demonstrations
 
-    return split_by(split_key, pairs, fraction, seed=seed)
+    rows = load_demonstrations(
+        entry.path, split=entry.split, config=entry.name, columns=data.column_names(), format=data.format
+    )
+    return rows.as_chat() if data.as_chat else rows
 
 
 def split_by(key: Callable[[Any], int], rows: Any, fraction: float, *, seed: int) -> tuple[Any, Any]:
-    """Holds out a share of the keys, with all rows of each.
+    """Holds out a share of the keys, with all rows of each: no prompt is on both sides, or evaluation would measure
+    memory.
 
     Args:
         rows: a dataset with `name` and `select`.

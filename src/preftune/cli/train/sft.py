@@ -38,7 +38,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _open(request: Request) -> tuple[Any, Any]:
-    from preftune.cli.train.demonstration_sets import open_demonstrations
+    from preftune.cli.train.datasets import open_demonstrations
 
     return open_demonstrations(request.data, evaluate=request.evaluates, seed=request.data_seed)
 

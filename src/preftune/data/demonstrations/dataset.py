@@ -5,13 +5,9 @@ Preferences are demonstrations too: of each prompt the answers that no other was
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, overload
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from preftune.data.conversion.filters import split_key, text_key
 from preftune.data.formats.adapter import Sample
@@ -24,35 +20,17 @@ from preftune.data.formats.demonstrations import (
     unknown_shape,
 )
 from preftune.data.formats.registry import FORMATS, recognise
-from preftune.data.pairs.checks import not_used, unused_texts
+from preftune.data.pairs.checks import HEAD, not_used, unused_texts
 from preftune.data.pairs.dataset import PairDataset
 from preftune.data.pairs.open import read_pairs
 from preftune.data.pairs.row_reader import RowReader
 from preftune.data.reading.load import Source, display_name, load_rows
+from preftune.data.row_dataset import RowDataset, rows_of
 from preftune.errors import DatasetError
 from preftune.types import Example
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-_BATCH = 1000
-_HEAD = 1000
-"""Rows looked at when data are opened, so that a wrong shape is told before a model is loaded."""
-
 _SINGLE = frozenset({"kto", "thumbs", "alpaca"})
 """Formats of preferences whose rows hold one answer each."""
-
-
-class Reader(Protocol):
-    """Makes demonstrations of rows."""
-
-    @property
-    def needed(self) -> Sequence[str]: ...
-
-    @property
-    def facts(self) -> tuple[Any, ...]: ...
-
-    def read(self, row: Mapping[str, Any], place: int) -> Example | str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,116 +45,20 @@ class ChosenSide:
 
     @property
     def facts(self) -> tuple[Any, ...]:
-        return ("chosen", sorted(self.pairs.columns.paths.items()), self.pairs.chat)
+        return ("chosen", self.pairs.facts)
 
-    def read(self, row: Mapping[str, Any], place: int) -> Example:
-        pair = self.pairs.pair(row, place)
-        return Example(
-            pair.prompt,
-            (pair.chosen,),
-            id=pair.id,
-            chat_template_kwargs=pair.chat_template_kwargs,
-            tools=pair.tools,
-            row=pair.row,
-            source=pair.source,
-        )
+    def as_chat(self) -> ChosenSide:
+        return ChosenSide(self.pairs.as_chat())
+
+    def read(self, row: Mapping[str, Any], number: int) -> Example:
+        pair = self.pairs.read(row, number)
+        return replace(pair.example, completions=(pair.chosen,), pairs=())
 
 
-class DemonstrationDataset(Sequence[Example]):
-    """Rows as demonstrations, read when they are asked for; the raw `datasets.Dataset` stays memory-mapped.
+class DemonstrationDataset(RowDataset[Example]):
+    """Rows as demonstrations: one completion each, without preferences."""
 
-    `rows[i]` and iteration raise `DatasetError` for a row that is none.
-    """
-
-    def __init__(
-        self,
-        rows: Dataset,
-        reader: Reader,
-        *,
-        name: str,
-        places: NDArray[np.int64],
-        notes: Sequence[str] = (),
-        left: Mapping[str, LeftOut] | None = None,
-        format: str | None = None,
-    ) -> None:
-        """
-        Args:
-            rows: all of them.
-            places: of the rows that hold a demonstration.
-            left: why the others have none: reason -> count and first rows.
-        """
-        self.needed = rows.with_format(None).select_columns(list(reader.needed))
-        self.reader = reader
-        self.name = name
-        self.places = places
-        self.notes = tuple(notes)
-        """What was assumed about the data, in plain sentences."""
-        self.left = dict(left or {})
-        self.format = format
-        """The format that was named or recognised; None where the columns were named."""
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __repr__(self) -> str:
-        return f"DemonstrationDataset({self.name!r}, {len(self)} demonstrations)"
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> DemonstrationDataset: ...
-    def __getitem__(self, index: int | slice) -> Example | DemonstrationDataset:
-        if isinstance(index, slice):
-            return self.select(range(*index.indices(len(self))))
-        place = int(self.places[operator.index(index)])
-        return self._read(self.needed[place], place)
-
-    def __iter__(self) -> Iterator[Example]:
-        for batch in self.batches(_BATCH):
-            yield from batch
-
-    def batches(self, size: int) -> Iterator[list[Example]]:
-        """The demonstrations in order, at most `size` at a time."""
-        for start in range(0, len(self), size):
-            places = self.places[start : start + size]
-            for table in self.needed.select(places).iter(batch_size=size):
-                yield [
-                    self._read({key: values[at] for key, values in table.items()}, int(place))
-                    for at, place in enumerate(places)
-                ]
-
-    def select(self, indices: Sequence[int] | NDArray[np.int64]) -> DemonstrationDataset:
-        """The demonstrations at these positions, in this order."""
-        chosen = self.places[np.asarray(indices, dtype=np.int64)]
-        return self._with(self.reader, chosen)
-
-    def as_chat(self) -> DemonstrationDataset:
-        """The same as conversations: a text prompt becomes the user's turn, a text answer the assistant's."""
-        if isinstance(self.reader, ChosenSide):
-            old = self.reader.pairs
-            reader: Reader = ChosenSide(RowReader(old.columns, old.name, True, old.numbers, old.scores, old.scale))
-        elif isinstance(self.reader, DemonstrationReader):
-            reader = DemonstrationReader(self.reader.columns, self.reader.name, chat=True)
-        else:
-            raise DatasetError(f"{self.name} is a mixture. Make conversations of its parts before they are mixed.")
-        return self._with(reader, self.places)
-
-    def _with(self, reader: Reader, places: NDArray[np.int64]) -> DemonstrationDataset:
-        return DemonstrationDataset(
-            self.needed,
-            reader,
-            name=self.name,
-            places=places,
-            notes=self.notes,
-            left=self.left,
-            format=self.format,
-        )
-
-    def _read(self, row: Mapping[str, Any], place: int) -> Example:
-        read = self.reader.read(row, place)
-        if isinstance(read, str):
-            raise DatasetError(f"{self.name} row {place} holds no demonstration ({read}).")
-        return read
+    kind = "demonstration"
 
 
 def load_demonstrations(
@@ -253,34 +135,30 @@ def _own(
     columns_read = find_columns(rows.features, shape, asked, name=name)
     notes += not_used(unused_texts(sample, columns_read.needed))
     reader = DemonstrationReader(columns_read, name, chat=found is not None and found.chat)
-    places, left = _places(rows, reader)
-    if len(places) == 0:
+    opened = DemonstrationDataset(rows, reader, name=name, notes=notes, format=found.name if found else None)
+    data = _good(opened, reader)
+    if not len(data):
         raise DatasetError(f"{name}: none of its {len(rows):,} answers is labelled as a good one. Check {labelled!r}.")
-    data = DemonstrationDataset(
-        rows, reader, name=name, places=places, notes=notes, left=left, format=found.name if found else None
-    )
-    for _ in data[:_HEAD]:
+    for _ in data[:HEAD]:
         pass  # a wrong row among the first is told now
     return data
 
 
-def _places(rows: Any, reader: DemonstrationReader) -> tuple[NDArray[np.int64], dict[str, LeftOut]]:
-    """Which rows hold a demonstration to imitate; only a label says no."""
+def _good(data: DemonstrationDataset, reader: DemonstrationReader) -> DemonstrationDataset:
+    """The rows whose answer is to be imitated; only a label says no."""
     if "label" not in reader.columns:
-        return np.arange(len(rows)), {}
-    from preftune.data.formats.single_answers import verdict
-
-    good, bad, place = [], LeftOut(), 0
-    needed = list({path[0] for path in reader.columns.paths["label"]})
-    for table in rows.with_format(None).select_columns(needed).iter(batch_size=10_000):
-        for values in zip(*table.values(), strict=True):
-            label = reader.columns.pick(dict(zip(table, values, strict=True))).get("label")
-            if verdict(label):
-                good.append(place)
+        return data
+    good, bad, number = [], LeftOut(), 0
+    labels = list({path[0] for path in reader.columns.paths["label"]})
+    for table in data.needed.select_columns(labels).iter(batch_size=10_000):
+        for row in rows_of(table):
+            if reader.is_good(row):
+                good.append(number)
             else:
-                bad.add(place)
-            place += 1
-    return np.asarray(good, dtype=np.int64), {"bad_answer": bad} if bad.count else {}
+                bad.add(number)
+            number += 1
+    data.left = {"bad_answer": bad} if bad.count else {}
+    return data.select(good)
 
 
 def _is_preference(sample: Sample, format: str | None, columns: Mapping[str, str | None] | None, name: str) -> bool:
@@ -319,7 +197,7 @@ def _chosen_sides(pairs: PairDataset) -> DemonstrationDataset:
     places = []
     for key, place in chosen.items():
         if key in beaten:
-            left["beaten"].add(pairs[place].row)
+            left["beaten"].add(pairs.number(place))
         else:
             places.append(place)
     if not places:
@@ -331,11 +209,12 @@ def _chosen_sides(pairs: PairDataset) -> DemonstrationDataset:
         f"{pairs.name} holds preferences: their chosen side is imitated "
         f"({len(places):,} answers; an answer that another one is preferred to is left out)."
     )
+    chosen_rows = pairs.select(places)
     return DemonstrationDataset(
-        pairs.needed,
+        chosen_rows.rows,
         ChosenSide(pairs.reader),
         name=pairs.name,
-        places=np.asarray(places, dtype=np.int64),
+        numbers=chosen_rows.numbers,
         notes=(*pairs.notes, note),
         left={reason: out for reason, out in left.items() if out.count},
         format=pairs.format,

@@ -6,35 +6,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from preftune.data.demonstrations.dataset import DemonstrationDataset
-from preftune.data.formats.apply import LeftOut
-from preftune.data.pairs.mixture import share_out
+from preftune.data.pairs.mixture import mixed
 from preftune.data.reading.arrow_tables import dataset_of
+from preftune.errors import DatasetError
 from preftune.types import Example
-
-_COLUMNS = ("prompt", "completion", "id", "chat_template_kwargs", "tools", "source")
 
 
 @dataclass(frozen=True, slots=True)
 class MixtureReader:
     """Reads rows that were demonstrations already."""
 
-    needed: tuple[str, ...] = _COLUMNS
+    name: str
+    needed: tuple[str, ...] = ("prompt", "completion", "id", "chat_template_kwargs", "tools", "source")
+    facts: tuple[Any, ...] = ("mixture",)
 
-    @property
-    def facts(self) -> tuple[Any, ...]:
-        return ("mixture",)
+    def as_chat(self) -> MixtureReader:
+        raise DatasetError(f"{self.name} is a mixture. Make conversations of its parts before they are mixed.")
 
-    def read(self, row: Mapping[str, Any], place: int) -> Example:
+    def read(self, row: Mapping[str, Any], number: int) -> Example:
         return Example(
             row["prompt"],
             (row["completion"],),
             id=row["id"],
             chat_template_kwargs=row["chat_template_kwargs"] or {},
             tools=row["tools"],
-            row=place,
+            row=number,
             source=row["source"],
         )
 
@@ -52,12 +49,10 @@ def mix_demonstrations(
     """
     if len(parts) == 1:
         return parts[0]
-    chosen = share_out([len(part) for part in parts], proportions, seed=seed)
-    taken = [part.select(rows) for part, rows in zip(parts, chosen, strict=True)]
-    name = " + ".join(part.name for part in parts)
+    mixture = mixed(parts, proportions, seed=seed, rows="rows")
 
     def rows() -> Iterator[Mapping[str, Any]]:
-        for part in taken:
+        for part in mixture.taken:
             for made in part:
                 yield {
                     "prompt": made.prompt,
@@ -68,19 +63,5 @@ def mix_demonstrations(
                     "source": made.source or part.name,
                 }
 
-    table = dataset_of(rows, name)
-    total = sum(map(len, chosen))
-    notes = [note for part in parts for note in part.notes]
-    notes += [
-        f"{part.name}: {len(rows):,} of {len(part):,} rows are in the mixture ({len(rows) / total:.0%} of it)."
-        for part, rows in zip(parts, chosen, strict=True)
-    ]
-    left: dict[str, LeftOut] = {}
-    for part in parts:
-        for reason, out in part.left.items():
-            whole = left.setdefault(reason, LeftOut())
-            whole.count += out.count
-            whole.rows += out.rows[: 5 - len(whole.rows)]
-    return DemonstrationDataset(
-        table, MixtureReader(), name=name, places=np.arange(total, dtype=np.int64), notes=notes, left=left
-    )
+    reader, table = MixtureReader(mixture.name), dataset_of(rows, mixture.name)
+    return DemonstrationDataset(table, reader, name=mixture.name, notes=mixture.notes, left=mixture.left)

@@ -131,31 +131,50 @@ def resolve_columns(features: Mapping[str, Any], asked: Mapping[str, str | None]
     Raises:
         DatasetError: an unknown canonical name, a column that is not there, or no chosen or rejected.
     """
-    asked = dict(asked or {})
+    paths = named_paths(
+        features, {column: column for column in CANONICAL}, asked, reads="that preftune reads", name=name
+    )
+    missing = [canonical for canonical in ("chosen", "rejected") if canonical not in paths]
+    if missing:
+        raise missing_columns(missing, features, paths, name=name)
+    return Columns(paths)
+
+
+def named_paths(
+    features: Mapping[str, Any],
+    defaults: Mapping[str, str | None],
+    asked: Mapping[str, str | None] | None,
+    *,
+    reads: str,
+    name: str,
+) -> dict[str, tuple[Path, ...]]:
+    """Where the columns are, by canonical name: those `asked` for, and of the others those that are there.
+
+    Args:
+        reads: which columns these are, for messages.
+    Raises:
+        DatasetError: a name that `defaults` does not have, or a column that was asked for and is not there.
+    """
+    asked = asked or {}
     for canonical in asked:
-        if canonical not in CANONICAL:
-            near = difflib.get_close_matches(canonical, CANONICAL, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known are {listing(CANONICAL)}."
-            raise DatasetError(f"columns: {canonical!r} is not a column that preftune reads. {hint}")
+        if canonical not in defaults:
+            near = difflib.get_close_matches(canonical, defaults, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known are {listing(defaults)}."
+            raise DatasetError(f"columns: {canonical!r} is not a column {reads}. {hint}")
     paths: dict[str, tuple[Path, ...]] = {}
-    for canonical in CANONICAL:
-        wanted = asked.get(canonical, canonical)
-        if not wanted:
-            continue
-        found = find_column(wanted, features)
+    for canonical, default in defaults.items():
+        wanted = asked.get(canonical, default)
+        found = find_column(wanted, features) if wanted else None
         if found is not None:
             paths[canonical] = found
-        elif canonical in asked:
+        elif wanted and canonical in asked:
             near = difflib.get_close_matches(wanted, list(features), n=1, cutoff=0.5)
             hint = f"Did you mean {near[0]!r}?" if near else "Name one of those."
             raise DatasetError(
                 f"{name} has no column {wanted!r}, which was named as {canonical!r} (found: {listing(features)}). "
                 f"{hint}"
             )
-    missing = [canonical for canonical in ("chosen", "rejected") if canonical not in paths]
-    if missing:
-        raise missing_columns(missing, features, paths, name=name)
-    return Columns(paths)
+    return paths
 
 
 def missing_columns(

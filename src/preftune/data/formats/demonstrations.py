@@ -11,14 +11,13 @@ Data with a label or thumb per answer are read by the same shapes; their bad ans
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from preftune.data.chat.messages import Where, read_text
 from preftune.data.formats.adapter import Sample
-from preftune.data.formats.columns import Columns, Path, find_column, listing
+from preftune.data.formats.columns import Columns, listing, named_paths
 from preftune.data.formats.single_answers import verdict
 from preftune.data.formats.to_pair import (
     about,
@@ -140,26 +139,8 @@ def find_columns(
     Raises:
         DatasetError: an unknown canonical name, a column that is not there, or no demonstration among them.
     """
-    asked = dict(asked or {})
-    for canonical in asked:
-        if canonical not in DEMONSTRATION_COLUMNS:
-            near = difflib.get_close_matches(canonical, DEMONSTRATION_COLUMNS, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known are {listing(DEMONSTRATION_COLUMNS)}."
-            raise DatasetError(f"columns: {canonical!r} is not a column of demonstrations. {hint}")
-    named = {**{column: column for column in DEMONSTRATION_COLUMNS if column not in (*_CONTENT, "label")}, **shape}
-    paths: dict[str, tuple[Path, ...]] = {}
-    for canonical in DEMONSTRATION_COLUMNS:
-        wanted = asked.get(canonical, named.get(canonical))
-        found = find_column(wanted, features) if wanted else None
-        if found is not None:
-            paths[canonical] = found
-        elif wanted and canonical in asked:
-            near = difflib.get_close_matches(wanted, list(features), n=1, cutoff=0.5)
-            hint = f"Did you mean {near[0]!r}?" if near else "Name one of those."
-            raise DatasetError(
-                f"{name} has no column {wanted!r}, which was named as {canonical!r} (found: {listing(features)}). "
-                f"{hint}"
-            )
+    own = {column: None if column in (*_CONTENT, "label") else column for column in DEMONSTRATION_COLUMNS}
+    paths = named_paths(features, {**own, **shape}, asked, reads="of demonstrations", name=name)
     if not ("messages" in paths or "text" in paths or {"prompt", "completion"} <= set(paths)):
         raise unknown_shape(features, name=name)
     return Columns(paths)
@@ -192,18 +173,24 @@ class DemonstrationReader:
         """What a demonstration depends on besides its row."""
         return ("own", sorted(self.columns.paths.items()), self.chat)
 
-    def read(self, row: Mapping[str, Any], place: int) -> Example | str:
-        """The demonstration, or why the row has none (a key of `reasons.DEMONSTRATION_REASONS`).
+    def as_chat(self) -> DemonstrationReader:
+        """The same reader, with texts as turns."""
+        return replace(self, chat=True)
+
+    def is_good(self, row: Mapping[str, Any]) -> bool:
+        """Whether the label of a row says that its answer is to be imitated."""
+        return bool(verdict(self.columns.pick(row).get("label")))
+
+    def read(self, row: Mapping[str, Any], number: int) -> Example:
+        """The demonstration of a row.
 
         Args:
-            place: of the row in the dataset that was opened.
+            number: of the row in the dataset that was opened.
         Raises:
-            DatasetError: a value of the wrong type, naming row, column, value and correction.
+            DatasetError: a value of the wrong type, naming row, column, value and what corrects it.
         """
         values = self.columns.pick(row)
-        if "label" in self.columns and not verdict(values.get("label")):
-            return "bad_answer"
-        where = Where(self.name, place)
+        where = Where(self.name, number)
         prompt, completion = self._texts(values, where)
         if not isinstance(completion, str) and "system" in values:
             if prompt is None:

@@ -6,8 +6,9 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from preftune.data.pairs.canonical_row import canonical_row
 from preftune.data.pairs.dataset import PairDataset
 from preftune.data.reading.arrow_tables import dataset_of
 from preftune.data.reading.load import display_name
+from preftune.data.row_dataset import RowDataset
 from preftune.errors import ConfigError, DatasetError
 
 _PROPORTION = re.compile(r"(?P<name>.+):(?P<proportion>[0-9]*\.?[0-9]+%?)")
@@ -102,6 +104,43 @@ def share_out(lengths: Sequence[int], proportions: Sequence[float | None], *, se
     return chosen
 
 
+Data = TypeVar("Data", bound=RowDataset[Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed(Generic[Data]):
+    """Parts of datasets, to be read one after the other."""
+
+    taken: list[Data]
+    name: str
+    notes: list[str]
+    left: dict[str, LeftOut]
+    """Why rows of the parts gave no record; row numbers are those of the part."""
+
+
+def mixed(parts: Sequence[Data], proportions: Sequence[float | None], *, seed: int, rows: str) -> Mixed[Data]:
+    """What of each dataset is in a mixture; see `share_out`.
+
+    Args:
+        rows: what notes call the rows.
+    """
+    chosen = share_out([len(part) for part in parts], proportions, seed=seed)
+    taken = [part.select(at) if len(at) < len(part) else part for part, at in zip(parts, chosen, strict=True)]
+    notes = [note for part in parts for note in part.notes]
+    notes += [
+        f"{part.name}: {len(at):,} of {len(part):,} {rows} are in the mixture ({len(at) / sum(map(len, chosen)):.0%} "
+        "of it)."
+        for part, at in zip(parts, chosen, strict=True)
+    ]
+    left: dict[str, LeftOut] = {}
+    for part in parts:
+        for reason, out in part.left.items():
+            whole = left.setdefault(reason, LeftOut())
+            whole.count += out.count
+            whole.rows += out.rows[: 5 - len(whole.rows)]
+    return Mixed(taken, " + ".join(part.name for part in parts), notes, left)
+
+
 def mix_pairs(parts: Sequence[PairDataset], proportions: Sequence[float | None], *, seed: int = 0) -> PairDataset:
     """One dataset of several: first the rows of the first, then those of the second, ...; training shuffles them.
 
@@ -116,30 +155,10 @@ def mix_pairs(parts: Sequence[PairDataset], proportions: Sequence[float | None],
     """
     if len(parts) == 1 and proportions == [None]:
         return parts[0]
-    chosen = share_out([len(part) for part in parts], proportions, seed=seed)
-    taken = [part.select(rows) if len(rows) < len(part) else part for part, rows in zip(parts, chosen, strict=True)]
-    name = " + ".join(part.name for part in parts)
-    notes = [note for part in parts for note in part.notes]
-    notes += [
-        f"{part.name}: {len(rows):,} of {len(part):,} pairs are in the mixture "
-        f"({len(rows) / sum(map(len, chosen)):.0%} of it)."
-        for part, rows in zip(parts, chosen, strict=True)
-    ]
-    rows = _canonical_rows(taken)
-    columns = [column for column in rows.column_names if column not in ("strength", "source_row")]
-    return PairDataset(
-        rows,
-        Columns({column: ((column,),) for column in columns}),
-        name=name,
-        notes=notes,
-        scores=("strength",),
-        left=_left(parts),
-    )
+    mixture = mixed(parts, proportions, seed=seed, rows="pairs")
 
-
-def _canonical_rows(parts: Sequence[PairDataset]) -> Any:
-    def rows() -> Iterator[Mapping[str, Any]]:
-        for part in parts:
+    def canonical_rows() -> Iterator[Mapping[str, Any]]:
+        for part in mixture.taken:
             for attempt in part.attempts():
                 if attempt.pair is None:
                     raise DatasetError(attempt.problem)
@@ -149,18 +168,16 @@ def _canonical_rows(parts: Sequence[PairDataset]) -> Any:
                     "source_row": attempt.row,
                 }
 
-    return dataset_of(rows, " + ".join(part.name for part in parts))
-
-
-def _left(parts: Sequence[PairDataset]) -> dict[str, LeftOut]:
-    """What gave no pair in any of the parts; row numbers are those of the part."""
-    left: dict[str, LeftOut] = {}
-    for part in parts:
-        for reason, out in part.left.items():
-            whole = left.setdefault(reason, LeftOut())
-            whole.count += out.count
-            whole.rows += out.rows[: 5 - len(whole.rows)]
-    return left
+    rows = dataset_of(canonical_rows, mixture.name)
+    columns = [column for column in rows.column_names if column not in ("strength", "source_row")]
+    return PairDataset(
+        rows,
+        Columns({column: ((column,),) for column in columns}),
+        name=mixture.name,
+        notes=mixture.notes,
+        scores=("strength",),
+        left=mixture.left,
+    )
 
 
 def check_seed(seed: int) -> None:

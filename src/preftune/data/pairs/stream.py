@@ -61,7 +61,7 @@ class PairStream(Iterable[PreferencePair]):
 
     def as_chat(self) -> PairStream:
         """The same pairs as conversations: a text prompt becomes the user's turn, text answers the assistant's."""
-        return replace(self, reader=replace(self.reader, chat=True))
+        return replace(self, reader=self.reader.as_chat())
 
     def __iter__(self) -> Iterator[PreferencePair]:
         for attempt in self.attempts():
@@ -135,7 +135,7 @@ def open_stream(
         check_scale(margin_from_scores, shaped, resolved, name)
     chat = "system" in resolved
     anywhere = {} if made else {c: ((c,),) for c in CANONICAL if c not in (*shaped.columns, *_SHAPING)}
-    reader = RowReader(Columns({**anywhere, **resolved.paths}), name, chat, None, shaped.scores, margin_from_scores)
+    reader = RowReader(Columns({**anywhere, **resolved.paths}), name, chat, shaped.scores, margin_from_scores)
     stream = PairStream(
         rows, reader, name, shaped.format, _adapter=adapter, _known=frozenset(head.column_names) | set(shaped.columns)
     )

@@ -69,7 +69,13 @@ def tokenize_or_recall(
     of_tokenizer = keys_of_tokenizer(tokenizer, settings.get("chat_template"))
     if len(rows) < LEAST_PAIRS or of_tokenizer is None:
         return *tokenize(), False
-    facts = [type(rows).__name__, _keys_of(rows), of_tokenizer, json.dumps(settings, sort_keys=True), _version()]
+    facts = [
+        type(rows).__name__,
+        keys_of_rows(rows.needed, rows.facts),
+        of_tokenizer,
+        json.dumps(settings, sort_keys=True),
+        _version(),
+    ]
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
     file = cache_folder() / "tokens" / f"{key}.npz"
     if (found := _load(file, TokenizeReport if pairs else DemonstrationReport)) is not None:
@@ -79,16 +85,6 @@ def tokenize_or_recall(
     groups, report = tokenize()
     _keep(file, groups, report, own_notes=report.notes[len(rows.notes) :])
     return groups, report, False
-
-
-def _keys_of(rows: Rows) -> str:
-    """Of a dataset: its cells and how they are read."""
-    if not isinstance(rows, PairDataset):
-        return keys_of_rows(rows.needed, (rows.reader.facts, rows.places.tolist(), sorted(rows.left)))
-    reader = rows.reader
-    paths = {name: reader.columns.paths[name] for name in sorted(reader.columns.paths)}
-    numbers = None if reader.numbers is None else np.ascontiguousarray(reader.numbers).tobytes()
-    return keys_of_rows(rows.needed, (paths, reader.chat, reader.scores, reader.scale, numbers))
 
 
 def keys_of_rows(rows: Dataset, reading: object) -> str:

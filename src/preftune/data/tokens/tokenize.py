@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from preftune.data.demonstrations.dataset import DemonstrationDataset
 from preftune.data.pairs.dataset import PairDataset
 from preftune.data.pairs.row_reader import RowReader
+from preftune.data.row_dataset import rows_of
 from preftune.data.tokens.encode import Encoder
 from preftune.data.tokens.encode_ahead import encode_ahead
 from preftune.data.tokens.encode_demonstrations import Covered, DemonstrationEncoder
@@ -268,7 +272,7 @@ def _encode_in_processes(pairs: PairDataset, encoder: Encoder, processes: int) -
     with tempfile.TemporaryDirectory(prefix="preftune-tokens-") as folder:
         encoded = pairs.needed.map(
             _encode_table,
-            fn_kwargs={"reader": pairs.reader, "encoder": encoder},
+            fn_kwargs={"reader": pairs.reader, "encoder": encoder, "numbers": pairs.numbers},
             batched=True,
             batch_size=_BATCH,
             with_indices=True,
@@ -285,9 +289,16 @@ def _encode_in_processes(pairs: PairDataset, encoder: Encoder, processes: int) -
 
 
 def _encode_table(
-    table: dict[str, list[Any]], indices: list[int], *, reader: RowReader, encoder: Encoder
+    table: dict[str, list[Any]],
+    indices: list[int],
+    *,
+    reader: RowReader,
+    encoder: Encoder,
+    numbers: NDArray[np.int64] | None,
 ) -> dict[str, list[Any]]:
-    rows = [asdict(encoded) for encoded in encoder.encode([pair.example for pair in reader.pairs(table, indices[0])])]
+    at = indices if numbers is None else numbers[indices].tolist()
+    pairs = (reader.read(row, number) for row, number in zip(rows_of(table), at, strict=True))
+    rows = [asdict(encoded) for encoded in encoder.encode([pair.example for pair in pairs])]
     return {key: [row[key] for row in rows] for key in rows[0]}
 
 

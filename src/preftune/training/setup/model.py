@@ -8,7 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from preftune.data import GroupDataset, PairDataset, TokenizeReport, group_by_prompt, load_pairs
+from preftune.data import (
+    DemonstrationDataset,
+    DemonstrationReport,
+    GroupDataset,
+    PairDataset,
+    TokenizeReport,
+    group_by_prompt,
+    load_pairs,
+)
 from preftune.data.tokens.cache import tokenize_or_recall
 from preftune.errors import ConfigError, ModelError
 from preftune.log import detail, say, warn
@@ -208,7 +216,7 @@ def settle_learning_rate(args: PackedConfig, *, full: bool) -> None:
 
 def prepare_data(
     source: Any, tokenizer: Any, args: PairConfig, *, role: str
-) -> tuple[GroupDataset, TokenizeReport | None]:
+) -> tuple[GroupDataset, TokenizeReport | DemonstrationReport | None]:
     """Tokenised groups of any kind of source, with everything that was dropped or cut told.
 
     Args:
@@ -219,21 +227,30 @@ def prepare_data(
         return _grouped(source, args, role=role), None
     refuse_stream(source, role)
     pairs = source if isinstance(source, PairDataset) else load_pairs(source)
-    groups, report, recalled = tokenize_or_recall(
+    groups, report = tokenize(
         pairs,
         tokenizer,
+        role=role,
         max_length=args.max_length,
         max_prompt_length=args.max_prompt_length,
-        truncation=args.truncation,  # type: ignore[arg-type]
+        truncation=args.truncation,
         num_proc=args.dataset_num_proc,
     )
-    if recalled:
-        detail(f"the {role} pairs were tokenised before: their token ids are read from the cache.")
-    lines = report.lines()
-    (say if role == "train" else detail)(lines[0])
-    for line in lines[1:]:
-        warn(line)
     return _grouped(groups, args, role=role), report
+
+
+def tokenize(
+    rows: PairDataset | DemonstrationDataset, tokenizer: Any, *, role: str, **settings: Any
+) -> tuple[GroupDataset, TokenizeReport | DemonstrationReport]:
+    """Groups, new or from the cache, and their report, which is logged. `settings` are those of the tokenising."""
+    groups, report, recalled = tokenize_or_recall(rows, tokenizer, **settings)
+    if recalled:
+        detail(f"the {role} {rows.kind}s were tokenised before: their token ids are read from the cache.")
+    first, *others = report.lines()
+    (say if role == "train" else detail)(first)
+    for line in others:
+        warn(line)
+    return groups, report
 
 
 def _grouped(groups: GroupDataset, args: PairConfig, *, role: str) -> GroupDataset:

@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from preftune.data import DIALOGUE_TEMPLATE, DemonstrationDataset, GroupDataset, load_demonstrations
-from preftune.data.tokens.cache import tokenize_or_recall
-from preftune.log import detail, say, warn
+from preftune.log import detail, say
 from preftune.logps.batch import PackedBatch
 from preftune.training.config.sft import SFTConfig
 from preftune.training.record import model_card
 from preftune.training.setup.arguments import refuse_stream
 from preftune.training.setup.chat_templates import complete_tokenizer
+from preftune.training.setup.model import tokenize
 from preftune.training.setup.neftune import noisy_embeddings
 from preftune.training.setup.self_check import check_engine
 from preftune.training.trainers.base import PackedTrainer
@@ -69,21 +69,15 @@ class SFTTrainer(PackedTrainer):
         rows = _opened(source, args, role)
         if isinstance(rows, GroupDataset):
             return rows, None
-        groups, report, recalled = tokenize_or_recall(
+        return tokenize(
             rows,
             tokenizer,
+            role=role,
             max_length=args.max_length,
-            truncation=args.truncation,  # type: ignore[arg-type]
+            truncation=args.truncation,
             completion_only_loss=args.completion_only_loss,
             assistant_only_loss=args.assistant_only_loss,
         )
-        if recalled:
-            detail(f"the {role} rows were tokenised before: their token ids are read from the cache.")
-        lines = report.lines()
-        (say if role == "train" else detail)(lines[0])
-        for line in lines[1:]:
-            warn(line)
-        return groups, report
 
     # --- the loss ---
 
