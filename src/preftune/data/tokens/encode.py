@@ -268,14 +268,16 @@ class Encoder:
     def _ids(self, texts: list[str], *, special_tokens: bool) -> list[list[int]]:
         if not texts:
             return []
+        distinct = list(dict.fromkeys(texts))  # pairs of one prompt share it, and their completions
         encoding = self.tokenizer(
-            texts,
+            distinct,
             add_special_tokens=special_tokens,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,  # no word about the model's maximum: limits come later, and are told
         )
-        return list(encoding["input_ids"])
+        ids = dict(zip(distinct, encoding["input_ids"], strict=True))
+        return [list(ids[text]) for text in texts]
 
     def _close(self, text: Texts, wholes: Sequence[list[int]]) -> None:
         """Adds the end-of-sequence token where a whole ends with no special token."""
