@@ -49,6 +49,20 @@ def test_the_judge_is_trained_once_and_its_accuracy_stands_beside_the_win_rate(p
     assert weights.stat().st_mtime_ns == before
 
 
+def test_prompts_that_were_trained_on_are_counted(preftune, policy, tmp_path):
+    prompts = [{"prompt": row["prompt"][0]["content"]} for row in distinct_rows(10)]  # as text, and two of them new
+    words = ["eval", "--model", policy, "--judge", "shorter", "--max_new_tokens", 4, "--prompts"]
+    told = preftune(*words, write_rows(tmp_path / "prompts.jsonl", prompts))
+    assert told.code == 0, told.err
+    assert f"8 of these prompts were trained on in {policy}" in told.err
+    new = preftune(*words, write_rows(tmp_path / "new.jsonl", distinct_rows(4, start=60)))
+    assert "trained on" not in new.err
+    (tmp_path / "train.jsonl").unlink()
+    unknown = preftune(*words, tmp_path / "prompts.jsonl")
+    assert unknown.code == 0, unknown.err
+    assert "trained on" not in unknown.err
+
+
 def test_a_run_that_held_nothing_out_needs_named_pairs(preftune, policy):
     missing = preftune("eval", "--model", policy, "--judge", "auto")
     assert missing.code == 2

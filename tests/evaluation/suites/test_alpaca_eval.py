@@ -150,7 +150,7 @@ def test_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_judge_is_needed_and_instructions(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="needs somebody who compares"):
+    with pytest.raises(RequestError, match="needs a judge that compares"):
         run_suite("alpaca-eval", contest(tmp_path, generate=Speaker(answer)))
     path = tmp_path / "x.jsonl"
     path.write_text('{"question": "?"}\n')

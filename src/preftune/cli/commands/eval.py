@@ -149,6 +149,12 @@ def _rows(asked: argparse.Namespace, match: Matchup) -> list[dict[str, Any]]:
     tell(f"preftune: {len(prompts.prompts):,} distinct prompts in {prompts.name}{again}")
     for note in prompts.notes:
         tell(f"preftune: {note}")
+    seen = 0 if asked.prompts is None else _seen_in_training(asked.model, [prompt.prompt for prompt in prompts.prompts])
+    if seen:
+        tell(
+            f"preftune: {seen:,} of these prompts were trained on in {asked.model}, so the result shows memory too. "
+            "Take prompts that were held out: preftune convert --split 0.05 --by prompt before training."
+        )
     rows = []
     for prompt in prompts.prompts:
         row = prompt.row(asked.by)
@@ -161,6 +167,12 @@ def _rows(asked: argparse.Namespace, match: Matchup) -> list[dict[str, Any]]:
             row["given"] = prompt.chosen
         rows.append(row)
     return rows
+
+
+def _seen_in_training(model: str, prompts: list[Any]) -> int:
+    from preftune.cli.train.auto_judge import seen_in_training
+
+    return 0 if is_endpoint(model) else seen_in_training(model, prompts)
 
 
 def _tell_what_changes(folder: Path, match: Matchup) -> None:

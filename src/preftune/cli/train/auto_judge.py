@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,14 @@ from preftune.errors import PreftuneError, RequestError
 from preftune.storage.run_directory import run_facts
 
 if TYPE_CHECKING:
+    from preftune.cli.flags.arguments import DataArguments
     from preftune.data import PairDataset
     from preftune.training.reward_judge import AutoJudge
+    from preftune.types import Text
 
 AUTO = "auto"
+_QUICK = 64 * 2**20
+"""Bytes of data that are read again in passing."""
 
 
 def make_judge(asked: argparse.Namespace) -> AutoJudge:
@@ -46,6 +51,19 @@ def make_judge(asked: argparse.Namespace) -> AutoJudge:
     return judge
 
 
+def seen_in_training(model: str, prompts: Iterable[Text]) -> int:
+    """How many prompts a run of `preftune dpo` was trained on, where its data are small files that are still there; 0
+    where that cannot be told."""
+    from preftune.data.conversion.filters import split_key
+    from preftune.types import PreferencePair
+
+    train, _ = _pairs_of_run(model, say=lambda _: None, largest=_QUICK)
+    if train is None:
+        return 0
+    seen = {split_key(pair) for pair in train}
+    return sum(split_key(PreferencePair(prompt=prompt, chosen="", rejected="")) in seen for prompt in prompts)
+
+
 def _base_of(asked: argparse.Namespace) -> str:
     """The model that the aligned one came from, which knows nothing of the preferences yet."""
     from preftune.cli.flags.model_flags import is_endpoint
@@ -68,9 +86,15 @@ def _base_of(asked: argparse.Namespace) -> str:
     )
 
 
-def _pairs_of_run(model: str) -> tuple[PairDataset | None, PairDataset | None]:
+def _pairs_of_run(
+    model: str, *, say: Callable[[str], None] = tell, largest: int | None = None
+) -> tuple[PairDataset | None, PairDataset | None]:
     """What a run of `preftune dpo` trained on and held out, read again as its command line says; None where there is no
     such run, or its data are no longer there.
+
+    Args:
+        say: takes why they cannot be read.
+        largest: bytes of the files that are read; others, and what is no file, are left alone.
     """
     facts = run_facts(model)
     words = [str(word) for word in facts.get("command", ())]
@@ -85,20 +109,29 @@ def _pairs_of_run(model: str) -> tuple[PairDataset | None, PairDataset | None]:
         request = read_request(argv, find_recipe(argv))
         names = request.data.dataset_names
         if "-" in ([names] if isinstance(names, str) else names):
-            tell(f"preftune: what {model} was trained on came from standard input, and cannot be read again")
+            say(f"preftune: what {model} was trained on came from standard input, and cannot be read again")
+            return None, None
+        if largest is not None and not _are_small(request.data, largest):
             return None, None
         train, held_out = open_datasets(request.data, evaluate=request.evaluates, seed=request.data_seed)
     except PreftuneError as error:
-        tell(f"preftune: what {model} was trained on cannot be read again ({error})")
+        say(f"preftune: what {model} was trained on cannot be read again ({error})")
         return None, None
     rows = _rows_trained_on(model)
     if rows is not None and rows != len(train):
-        tell(
+        say(
             f"preftune: what {model} was trained on has changed since ({rows:,} pairs then, {len(train):,} now), so "
             "it is unknown which of them it saw"
         )
         return None, None
     return train, held_out
+
+
+def _are_small(data: DataArguments, largest: int) -> bool:
+    from preftune.cli.train.datasets import named_datasets
+
+    files = [Path(entry.path).expanduser() for entry in named_datasets(data)]
+    return all(file.is_file() for file in files) and sum(file.stat().st_size for file in files) <= largest
 
 
 def _rows_trained_on(model: str) -> int | None:
