@@ -84,7 +84,7 @@ def load_prompts(
 
     Args:
         source: what `load_rows` takes, or a .txt file with one prompt per line. Of pairs and of groups the prompts are
-            taken; of a conversation what stands before the last turns of the assistant.
+            taken; of a conversation what comes before the last turns of the assistant.
         split, columns, format: as for `load_pairs`; `columns={"prompt": "question"}` names the column of the prompts.
         as_chat: text prompts become a user's turn.
         keep: columns that are carried along for a judge.

@@ -140,7 +140,7 @@ def _own(
     if not len(data):
         raise DatasetError(f"{name}: none of its {len(rows):,} answers is labelled as a good one. Check {labelled!r}.")
     for _ in data[:HEAD]:
-        pass  # a wrong row among the first is told now
+        pass  # a wrong row among the first ends this now
     return data
 
 

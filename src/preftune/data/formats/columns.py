@@ -94,7 +94,7 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Where each canonical value stands in a row: a column, a path into it, or several texts to be joined."""
+    """Where each canonical value is in a row: a column, a path into it, or several texts to be joined."""
 
     paths: Mapping[str, tuple[Path, ...]]
 
@@ -186,7 +186,7 @@ def missing_columns(
     row: int = 0,
     because: str = "",
 ) -> DatasetError:
-    """The error for columns that are not there, with the rename that would mend it."""
+    """The error for columns that are not there, with the rename that corrects it."""
     if "prompt" not in paths and "prompt" not in missing:
         missing_or_likely = [*missing, "prompt"]
     else:
@@ -217,17 +217,17 @@ def missing_columns(
     verb = "Rename it" if len(missing) == 1 else "Rename them"
     if not any(canonical in guesses for canonical in missing):
         verb = "Name it" if len(missing) == 1 else "Name them"
-    cure = f"{verb} with --columns {options}"
+    remedy = f"{verb} with --columns {options}"
     plain = {column: canonical for canonical, column in guesses.items() if column in features}
     if plain and len(plain) == len(guesses):
-        cure += f" (in Python: dataset.rename_columns({plain}), or columns={guesses})."
+        remedy += f" (in Python: dataset.rename_columns({plain}), or columns={guesses})."
     elif guesses:
-        cure += f" (in Python: columns={guesses})."
+        remedy += f" (in Python: columns={guesses})."
     else:
-        cure += "."
+        remedy += "."
     if len(missing) == 2:
-        cure += f" Or name their format: --format is one of {known_formats()}."
-    return DatasetError(f"{head} {cure}")
+        remedy += f" Or name their format: --format is one of {known_formats()}."
+    return DatasetError(f"{head} {remedy}")
 
 
 def _of_several(features: set[str]) -> str | None:

@@ -130,7 +130,7 @@ def label_column(sample: Sample) -> str | None:
 def find_columns(
     features: Mapping[str, Any], shape: Shape, asked: Mapping[str, str | None] | None, *, name: str
 ) -> Columns:
-    """Where each canonical value stands.
+    """Where each canonical value is.
 
     Args:
         features: the dataset's columns.

@@ -56,7 +56,7 @@ def to_pair(
         chat: standard rows become conversational too (the dataset has a column of system prompts).
         prompts: the dataset has a column of prompts, so text without one is a gap and not an implicit prompt.
     Raises:
-        DatasetError: a value of the wrong type or out of range, naming row, column, value and cure.
+        DatasetError: a value of the wrong type or out of range, naming row, column, value and what corrects it.
     """
     where = Where(name, row)
     for column in ("chosen", "rejected"):
@@ -127,7 +127,7 @@ def check_characters(text: Text | None, column: str, where: Where) -> None:
 
 
 def source_of(value: Any) -> str | None:
-    """A name of where the row comes from; whatever else a column of that name holds is none."""
+    """A name of where the row comes from; any other value of such a column is no name."""
     named = isinstance(value, str | int) and not isinstance(value, bool)
     return str(value) if named and value != "" else None
 

@@ -1,4 +1,4 @@
-"""What is looked at when pairs are opened: nulls, missing prompts, columns that may have another purpose."""
+"""What is checked when pairs are opened: nulls, missing prompts, columns that may have another purpose."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 _EXPLICIT = "Explicit prompts are recommended: preftune convert writes them out."
 HEAD = 1000
-"""Rows looked at when a dataset is opened, so that a wrong shape is told before a model is loaded."""
+"""Rows that are checked when a dataset is opened, so that a wrong shape ends a run before a model is loaded."""
 
 
 def good_ones(attempts: Iterable[Attempt]) -> list[PreferencePair]:
     """The pairs among some rows.
 
     Raises:
-        DatasetError: there is none; about the first row.
+        DatasetError: no row holds a pair; about the first row.
     """
     tried = list(attempts)
     pairs = [attempt.pair for attempt in tried if attempt.pair is not None]

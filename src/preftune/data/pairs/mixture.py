@@ -39,7 +39,7 @@ def parse_sources(sources: Sequence[Any]) -> list[Named]:
     """Names with their proportions: "a.jsonl:0.7", ("a.jsonl", 0.7), or "a.jsonl" alone.
 
     Raises:
-        DatasetError: a proportion that is none, of some and not of all, or of a single dataset.
+        DatasetError: a proportion is not positive, or given for some datasets only, or for a single one.
     """
     return all_or_none([_parse(source) for source in sources])
 
@@ -64,7 +64,7 @@ def all_or_none(named: list[Named]) -> list[Named]:
 
 
 def check_proportion(name: Any, proportion: object) -> float:
-    """A proportion as a number. Raises: DatasetError, if it is none or not above 0."""
+    """A proportion as a number. Raises: DatasetError, if it is no number above 0."""
     if isinstance(proportion, int | float) and not isinstance(proportion, bool) and 0 < proportion < math.inf:
         return float(proportion)
     raise DatasetError(f"The proportion of {name} is {proportion!r}. Give a number above 0, such as 0.7.")

@@ -48,7 +48,7 @@ def read_pairs(
             ln(votes)). None leaves margins alone: strength in other units than reward is no margin.
         name: what messages call the data; by default the path, or "the dataset".
         tolerant: rows that are no preference are no reason to refuse the data, unless all of the first 1,000 are none;
-            `PairDataset.attempts` tells of each.
+            `PairDataset.attempts` gives each with its problem.
     Raises:
         DatasetError: nothing to read, missing columns, or (among the first 1,000 rows; later ones when they are read)
             a row that is no preference.
@@ -82,8 +82,8 @@ def read_pairs(
         unused=unused_texts(sample_of(rows), shaped.used or (*resolved.needed, *shaped.scores)),
     )
     head = good_ones(pairs[:HEAD].attempts()) if tolerant else list(pairs[:HEAD])
-    told = check_head(head, resolved, rows.features, name=name, unused=pairs.unused)
-    pairs.notes = (*shaped.notes, *optional_columns(resolved), *not_used(pairs.unused), *told)
+    noticed = check_head(head, resolved, rows.features, name=name, unused=pairs.unused)
+    pairs.notes = (*shaped.notes, *optional_columns(resolved), *not_used(pairs.unused), *noticed)
     return pairs
 
 

@@ -40,7 +40,7 @@ _SHAPING = frozenset({"prompt", "system"})
 class PairStream(Iterable[PreferencePair]):
     """Pairs read as they are asked for; every iteration reads the data again.
 
-    Iteration raises `DatasetError` for a row that is no preference; `attempts` tells of it and goes on.
+    Iteration raises `DatasetError` for a row that is no preference; `attempts` gives its problem and goes on.
     """
 
     rows: Callable[[], Iterable[Row]]
@@ -141,9 +141,9 @@ def open_stream(
     )
     first = PairStream(lambda: first_rows, reader, name, shaped.format, _adapter=adapter, _known=stream._known)
     stream.unused = tuple(unused_texts(sample_of(head), shaped.used or (*resolved.needed, *shaped.scores)))
-    told = check_head(good_ones(first.attempts()), resolved, head.features, name=name, unused=stream.unused)
+    noticed = check_head(good_ones(first.attempts()), resolved, head.features, name=name, unused=stream.unused)
     note = () if adapter is None else (f"The rows are read as {adapter.name} ({adapter.holds}).",)
-    stream.notes = (*(note or shaped.notes), *optional_columns(resolved), *not_used(stream.unused), *told)
+    stream.notes = (*(note or shaped.notes), *optional_columns(resolved), *not_used(stream.unused), *noticed)
     return stream
 
 

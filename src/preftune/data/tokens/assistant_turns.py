@@ -1,14 +1,14 @@
-"""Where the assistant's turns stand in a rendered conversation: spans of characters, exact or none at all.
+"""Where the assistant's turns are in a rendered conversation: spans of characters, exact or none at all.
 
 A chat template is a program, and says nothing about which part of its text came from which turn. It is asked in the
 order in which it can be trusted:
 
 1. `{% generation %}` marks, which name the assistant's turns, if there is one for every turn.
 2. The beginning of the conversation alone. What the first turns are rendered as, with the header of the next answer, is
-   what the whole text begins with; so an answer stands between two such beginnings.
+   what the whole text begins with; so an answer is between two such beginnings.
 3. Templates that render a turn differently once others follow (think blocks that are dropped) break that. Then the
-   answer is replaced by a word of its own: what stands before that word, and what follows the turn, must be parts of
-   the whole text.
+   answer is replaced by a word that occurs nowhere else: what is before that word, and what follows the turn, must be
+   parts of the whole text.
 
 What is found is checked against the whole text. A turn that cannot be found is never guessed.
 """
@@ -88,7 +88,7 @@ def answers_by_rendering(
         text: the whole conversation as it is rendered.
         messages: the whole conversation; it ends with an answer.
         wanted: numbers of the turns to find, rising.
-        first: the turn before which the prompt's text stands; its beginning is not looked for and given as 0. None if
+        first: the turn before which the prompt's text is; its beginning is not searched and given as 0. None if
             the prompt is no such text.
         marks: the tokenizer's special tokens.
     """
@@ -151,7 +151,7 @@ def _end(text: str, messages: Sequence[Message], turn: int, render: Renderer, ma
     until = _attempt(render, messages[: turn + 1])
     if until is None or text.startswith(until):
         return None if until is None else len(until)
-    # Some templates end the whole text with a mark of its own: after the end of its last turn (Phi-3), or in place of
+    # Some templates end the whole text with a special mark: after the end of its last turn (Phi-3), or in place of
     # the mark that ends other turns (gpt-oss).
     closing = next((mark for mark in marks if until.endswith(mark)), None)
     if closing is None or not text.startswith(until.removesuffix(closing)):
@@ -183,7 +183,7 @@ def _around(text: str, messages: Sequence[Message], turn: int, render: Renderer,
 def _attempt(render: Renderer, messages: Sequence[Message], *, answer: bool = False) -> str | None:
     try:
         return render(list(messages), answer=answer)
-    except Exception:  # a template may refuse a part of what it renders as a whole; then the part tells nothing
+    except Exception:  # a template may refuse a part of what it renders as a whole; then the part shows nothing
         return None
 
 

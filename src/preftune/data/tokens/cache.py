@@ -165,9 +165,9 @@ def _version() -> str:
 
 def _keep(file: Path, groups: GroupDataset, report: Any, *, own_notes: list[str]) -> None:
     """Writes a file that is whole or not there; a full or read-only disk costs only the next run's time."""
-    told = {**dataclasses.asdict(report), "notes": own_notes}
+    values = {**dataclasses.asdict(report), "notes": own_notes}
     arrays = {name: getattr(groups, f"_{name}") for name in _ARRAYS}
-    arrays |= {"ids": _bytes_of(groups._ids), "report": _bytes_of(told)}
+    arrays |= {"ids": _bytes_of(groups._ids), "report": _bytes_of(values)}
     temporary = None
     try:
         make_private(file.parent)
@@ -185,7 +185,7 @@ def _keep(file: Path, groups: GroupDataset, report: Any, *, own_notes: list[str]
 
 
 def _load(file: Path, kind: type[AnyReport]) -> tuple[GroupDataset, AnyReport] | None:
-    """What a file holds; None where there is none, or no longer a sound one."""
+    """What a file holds; None where there is none, or a damaged one."""
     if not file.is_file():
         return None
     try:
@@ -194,8 +194,8 @@ def _load(file: Path, kind: type[AnyReport]) -> tuple[GroupDataset, AnyReport] |
             digest = json.loads(opened["digest"].tobytes())
         if digest != _digest(arrays):  # zipfile looks at its own checksums only where a member is read past its end
             raise ValueError("its digest is another")
-        ids, told = (json.loads(arrays.pop(name).tobytes()) for name in ("ids", "report"))
-        groups, report = GroupDataset(**arrays, ids=ids), _report_of(told, kind)
+        ids, values = (json.loads(arrays.pop(name).tobytes()) for name in ("ids", "report"))
+        groups, report = GroupDataset(**arrays, ids=ids), _report_of(values, kind)
     except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
         warn(f"The kept token ids in {file.name} are damaged ({error}), and are made again.")
         file.unlink(missing_ok=True)

@@ -58,7 +58,7 @@ class Encoder:
         self.chat_template = chat_template
         self.eos: int | None = tokenizer.eos_token_id
         self.start: int | None = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.eos
-        """Stands in front of an empty prompt."""
+        """Put in front of an empty prompt."""
         self._appends_eos = appends_eos(tokenizer)
         added = getattr(tokenizer, "added_tokens_decoder", {})
         marks = {str(token.content) for token in added.values()} | {str(tokenizer.eos_token or "")}
@@ -181,7 +181,7 @@ class Encoder:
         Args:
             first: number of the turn after the prompt.
             parted: number of the turn from which on the sides differ.
-            lost: whether a side's text lacks something of the prompt's, which then does not tell where it ends.
+            lost: whether a side's text lacks something of the prompt's, which then does not show where it ends.
             begun: what the prompt holds of the turn `first`.
         Returns: nothing at all for a single answer that follows the prompt.
         """
@@ -274,7 +274,7 @@ class Encoder:
             add_special_tokens=special_tokens,
             return_attention_mask=False,
             return_token_type_ids=False,
-            verbose=False,  # no word about the model's maximum: limits come later, and are told
+            verbose=False,  # no warning about the model's maximum: limits come later, and are reported
         )
         ids = dict(zip(distinct, encoding["input_ids"], strict=True))
         return [list(ids[text]) for text in texts]

@@ -11,7 +11,7 @@ from preftune.data.tokens.encoded import Encoded
 from preftune.types import Example
 
 _THREADS = 2
-"""More gain nothing: Python runs one of them at a time, and the tokeniser has threads of its own."""
+"""More gain nothing: Python runs one of them at a time, and the tokeniser has its own threads."""
 
 Batch = list[Example]
 

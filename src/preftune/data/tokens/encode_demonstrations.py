@@ -25,7 +25,7 @@ from preftune.types import Example, Message
 class Covered:
     """Which part of a demonstration the loss covers; names and defaults of the parts are TRL's, but for one.
 
-    TRL trains on what users say unless it is told otherwise. Here a conversation's default is its assistant's turns.
+    TRL trains on what users say unless an option says otherwise. Here the default is the assistant's turns.
     """
 
     completion_only: bool | None = None
@@ -36,11 +36,11 @@ class Covered:
     def check(self, example: Example) -> None:
         """Raises: ConfigError, if the data are not such that this can be asked of them."""
         if self.completion_only and example.prompt is None:
-            cure = "assistant_only_loss=True" if example.is_chat else "--columns prompt=... completion=..."
+            remedy = "assistant_only_loss=True" if example.is_chat else "--columns prompt=... completion=..."
             raise ConfigError(
                 f"completion_only_loss=True, but row {example.row} is a whole "
                 f"{'conversation' if example.is_chat else 'text'}, which nothing parts into prompt and "
-                f"completion. Leave it out, or use {cure}."
+                f"completion. Leave it out, or use {remedy}."
             )
         if self.assistant_only and not example.is_chat:
             raise ConfigError(

@@ -119,7 +119,7 @@ class GroupDataset(Sequence[TokenizedGroup]):
         return tuple((int(first), int(stop)) for _, first, stop in self._scored[begin:end])
 
     def select(self, indices: Indices) -> GroupDataset:
-        """The groups at these positions, in this order, as a dataset of its own."""
+        """The groups at these positions, in this order, as a new dataset."""
         return GroupDataset.from_groups(self[int(index)] for index in indices)
 
     def rearranged(

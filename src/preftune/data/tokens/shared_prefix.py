@@ -1,8 +1,8 @@
 """Texts that begin alike, tokenised without doing the beginning again.
 
-A tokeniser cuts a text at its special tokens first, and what stands between two of them is encoded by itself. So a
+A tokeniser cuts a text at its special tokens first, and what is between two of them is encoded by itself. So a
 text that begins as a prompt does, up to the last special token of the prompt, has the prompt's ids up to there and then
-those of its own rest, which begins with that token. This is looked at on the first texts, and left alone where it does
+those of its rest, which begins with that token. This is tested on the first texts, and left alone where it does
 not hold; tokenisers written in Python are not trusted with it at all.
 """
 
@@ -73,7 +73,7 @@ class PromptOnce:
         return [[ids, *(next(done) for _ in others)] for (_, *others), ids in zip(texts, prompts, strict=True)]
 
     def _cut(self, prompt: str, ids: list[int]) -> _Cut | None:
-        """The last special token of a prompt; None where there is none, or where text and ids do not tell the same."""
+        """The last special token of a prompt; None where there is none, or where text and ids do not agree."""
         place = next((place for place in reversed(range(len(ids))) if ids[place] in self._marks), 0)
         if place == 0:
             return None

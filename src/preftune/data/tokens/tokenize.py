@@ -76,13 +76,13 @@ def tokenize_pairs(
 ) -> tuple[GroupDataset, TokenizeReport]:
     """Tokenises preference pairs, one group per pair: completions (chosen, rejected), one preference.
 
-    Ids are those of TRL 1.16 wherever TRL trains the row as it stands; an answer's end is trained exactly once. Where
+    Ids are those of TRL 1.16 wherever TRL trains the row unchanged; an answer's end is trained exactly once. Where
     two conversations part before the last answer, every turn of the assistant from there on is scored, and what others
     say between is context (`TokenizedGroup.scored`).
 
     Args:
         max_length: tokens of prompt + completion, for each side by itself; None for no limit.
-        max_prompt_length: tokens of the prompt; None for no limit of its own.
+        max_prompt_length: tokens of the prompt; None for no separate limit.
         truncation: for longer rows. "error" raises; "drop" leaves the row out; "truncate" cuts a prompt above
             max_prompt_length from the left (a bos in front stays) and a completion from the right.
         num_proc: processes. One is often enough: the tokeniser itself is multi-threaded, only templates are not.
@@ -112,7 +112,7 @@ def tokenize_demonstrations(
 ) -> tuple[GroupDataset, DemonstrationReport]:
     """Tokenises demonstrations: one group of one completion per row, without pairs.
 
-    Whatever stands before the first trained token is the group's prompt; tokens between trained ones are context
+    All before the first trained token is the group's prompt; tokens between trained ones are context
     (`TokenizedGroup.scored`). The ids are those of the whole row's text, whatever is trained of it.
 
     Args:

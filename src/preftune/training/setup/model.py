@@ -217,7 +217,7 @@ def settle_learning_rate(args: PackedConfig, *, full: bool) -> None:
 def prepare_data(
     source: Any, tokenizer: Any, args: PairConfig, *, role: str
 ) -> tuple[GroupDataset, TokenizeReport | DemonstrationReport | None]:
-    """Tokenised groups of any kind of source, with everything that was dropped or cut told.
+    """Tokenised groups of any kind of source, with a log of everything that was dropped or cut.
 
     Args:
         role: "train", "eval", "eval (NAME)" or "test". Rows to predict stay in their order, one group per row,
