@@ -15,7 +15,7 @@ help:
 	@echo "make demo     install, then align a small model on this machine and compare it with its base (minutes)"
 	@echo "make test     install, then run the whole test suite"
 	@echo "make test-latest  the suite with the newest versions that pyproject.toml allows, in $(LATEST)"
-	@echo "make lint     ruff, mypy on the pure layers, import contracts"
+	@echo "make lint     ruff, mypy (strict), import contracts"
 	@echo "make fuzz     ten minutes of broken rows and files through the data formats"
 	@echo "make parity   the same losses as TRL on the real small model"
 	@echo "make bench    time and memory beside TRL 1.16, one case (under ten minutes on two idle cores)"

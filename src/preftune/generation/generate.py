@@ -128,7 +128,7 @@ def generation_config(
     from transformers import GenerationConfig
 
     own = getattr(model, "generation_config", None)
-    config: GenerationConfig = copy.deepcopy(own) if own is not None else GenerationConfig()  # type: ignore[no-untyped-call]
+    config: GenerationConfig = copy.deepcopy(own) if own is not None else GenerationConfig()
     ends = end_ids(config, tokenizer)
     config.eos_token_id = ends or None
     padding = tokenizer.pad_token_id

@@ -126,7 +126,7 @@ def _with_adapter_of(model: Any) -> nn.Module:
         made = get_peft_model(classifier_of(base), config)
         name_the_head_alone(made)
         trained = {key: value for key, value in weights.items() if "lm_head" not in key}
-        found = set_peft_model_state_dict(made, {**get_peft_model_state_dict(made), **trained})
+        found: Any = set_peft_model_state_dict(made, {**get_peft_model_state_dict(made), **trained})
     if found.unexpected_keys:
         raise ModelError(f"the adapter does not fit the classifier: {found.unexpected_keys[0]} has no place in it.")
     fitted: nn.Module = made
@@ -150,7 +150,7 @@ def is_reward_adapter(place: Location) -> bool:
     from peft import PeftConfig
 
     task = PeftConfig.from_pretrained(place.name).task_type
-    return getattr(task, "value", task) == "SEQ_CLS"
+    return bool(getattr(task, "value", task) == "SEQ_CLS")
 
 
 def _load_classifier(place: Location, options: dict[str, Any]) -> nn.Module:

@@ -25,7 +25,7 @@ def keep_as_loaded(model: nn.Module) -> int:
             continue
         module.support_avx512bf16_for_cpu = False
         state = getattr(module.weight, "quant_state", None)
-        if not getattr(state, "packing_format_for_cpu", False):
+        if state is None or not getattr(state, "packing_format_for_cpu", False):
             continue
         # unnecessary when bitsandbytes undoes it itself when a model is put into training mode
         from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse

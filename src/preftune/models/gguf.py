@@ -101,7 +101,7 @@ def _convert(file: Path, folder: Path) -> None:
         )
     tokenizer.model_max_length = _POSITIONS
     tokens = {"bos_token_id": _BOS, "eos_token_id": _EOS, "pad_token_id": _EOS}
-    model.generation_config = GenerationConfig(**tokens)  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig(**tokens)
     model.config.__dict__.pop("_model_name_or_path", None)  # the GGUF's title, no path
     with quiet_transformers():
         model.save_pretrained(str(folder))

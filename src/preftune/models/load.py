@@ -64,7 +64,6 @@ def load_model(
         if "quantization_config" in kwargs:
             raise ModelError("load_in_4bit or load_in_8bit and quantization_config exclude each other. Give one.")
         _check_quantisation(load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit, quant_type=bnb_4bit_quant_type)
-
     adapter = place if place.kind in ("adapter", "hub-adapter") else None
     base, base_revision = place, revision
     if adapter is not None:
@@ -80,11 +79,12 @@ def load_model(
             nested=use_bnb_nested_quant,
             storage=bnb_4bit_quant_storage,
         )
-    model = _load_base(base, revision=base_revision, options=options)
-    if adapter is not None:
-        model = attach_adapter(model, adapter, revision=revision, is_trainable=is_trainable)
-        if base_model is not None:
-            name_base(model, base.name)
+    loaded = _load_base(base, revision=base_revision, options=options)
+    if adapter is None:
+        return loaded
+    model = attach_adapter(loaded, adapter, revision=revision, is_trainable=is_trainable)
+    if base_model is not None:
+        name_base(model, base.name)
     return model
 
 
@@ -238,7 +238,7 @@ def generation_config_of(place: Location, *, revision: str | None = None) -> Gen
     """The generation config in the folder of a model or an adapter; None without one."""
     from transformers import GenerationConfig
 
-    options = {"revision": revision} if revision else {}
+    options: dict[str, Any] = {"revision": revision} if revision else {}
     try:
         return GenerationConfig.from_pretrained(place.name, local_files_only=place.local_files_only, **options)
     except OSError:  # there is no such file
@@ -291,10 +291,10 @@ def _bitsandbytes_config(
             "load_in_4bit, save it with model.save_pretrained(folder), and load that folder in 4 bit."
         )
     if not four_bit:
-        return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+        return BitsAndBytesConfig(load_in_8bit=True)
     plain = dtype if isinstance(dtype, torch.dtype) else _checkpoint_dtype(place, revision, trust_remote_code)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+    return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quant_type,
         bnb_4bit_use_double_quant=nested,

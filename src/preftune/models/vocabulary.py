@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from preftune.models.locate import Location
 
@@ -18,7 +18,8 @@ def fit_embeddings(model: PreTrainedModel, adapter: Location) -> None:
     that were added, rows that were cut off or filled up.
     """
     rows = _rows_of_embedding(adapter)
-    if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
+    embedding: Any = model.get_input_embeddings()
+    if rows is not None and rows != embedding.weight.shape[0]:
         model.resize_token_embeddings(rows, mean_resizing=False)
 
 

@@ -6,6 +6,7 @@
     guard         alarms while a run trains
     online        training on fresh answers; online DPO
     ppo           proximal policy optimisation
+    protocol      what other modules may read of a trainer
     record        run.json, checkpoints, resuming, model cards
     reward_judge  a judge trained from the user's own pairs
     setup         what happens before the first step
@@ -32,4 +33,5 @@ __all__ = [
     "record",
     "reward_judge",
     "setup",
+    "trainers",
 ]

@@ -11,17 +11,20 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from preftune.data import PairDataset
+from preftune.data import GroupDataset, PairDataset
 from preftune.data.conversion.filters import split_key
 from preftune.data.tokens.cache import keys_of_rows
 from preftune.errors import DatasetError
 from preftune.generation.lazy_model import ModelSource
-from preftune.statistics.intervals import share
+from preftune.statistics.intervals import MeanInterval, share
 from preftune.storage.cache_folder import cache_folder
 from preftune.storage.jsonl import digest
 from preftune.storage.run_directory import write_json
+
+if TYPE_CHECKING:
+    from preftune.training.trainers.reward import RewardTrainer
 
 LEAST_PROMPTS = 20
 """Fewer teach nothing, and test less."""
@@ -106,8 +109,8 @@ def train_judge(
     found = _known(folder)
     if found is not None:
         return found
-    options = {"apart": apart, "seed": seed, "dtype": dtype}
-    return _train(base, pairs.select(kept), pairs.select(held_out), folder, **options)
+    train, tested = pairs.select(kept), pairs.select(held_out)
+    return _train(base, train, tested, folder, apart=apart, seed=seed, dtype=dtype)
 
 
 def _by_prompt(pairs: PairDataset, unwanted: frozenset[int]) -> dict[int, list[int]]:
@@ -164,12 +167,14 @@ def _train(
     trainer.train()
     metrics = trainer.evaluate()
     trainer.save_model()
-    accuracy = _accuracy(trainer)
+    tested = trainer.eval_dataset
+    assert isinstance(tested, GroupDataset)
+    accuracy = _accuracy(trainer, tested)
     judge = AutoJudge(
         folder=str(folder),
         made_of=base,
         pairs=trainer.train_dataset.pairs,
-        tested=trainer.eval_dataset.pairs,
+        tested=tested.pairs,
         apart=apart,
         accuracy=accuracy.mean,
         accuracy_low=accuracy.low,
@@ -180,14 +185,14 @@ def _train(
     return judge
 
 
-def _accuracy(trainer: Any) -> Any:
+def _accuracy(trainer: RewardTrainer, tested: GroupDataset) -> MeanInterval:
     """On the pairs that were left after tokenising; ties count half."""
-    scores = trainer.predict(trainer.eval_dataset).predictions
+    scores = trainer.predict(tested).predictions
     margins = scores[:, 0] - scores[:, 1]
     right = [0.5 if margin == 0 else float(margin > 0) for margin in margins]
-    return share(right, clusters=_clusters(trainer.eval_dataset))
+    return share(right, clusters=_clusters(tested))
 
 
-def _clusters(groups: Any) -> Sequence[Any]:
+def _clusters(groups: GroupDataset) -> Sequence[tuple[int, ...]]:
     """The prompt of every pair, so that pairs of one prompt are not taken for independent ones."""
     return [tuple(group.prompt_ids) for group in groups for _ in group.pairs]

@@ -134,7 +134,7 @@ def _setting(asked: argparse.Namespace) -> Setting:
         near_duplicates=asked.near_duplicates == "on",
         max_prompt_length=asked.max_prompt_length,
     )
-    if tokenizer_name is not None:
+    if tokenizer_name is not None and max_length is not None:
         _add_tokenizer(setting, tokenizer_name, max_length, asked)
     return setting
 

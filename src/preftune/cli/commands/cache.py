@@ -254,7 +254,7 @@ def _remove(chosen: list[Any]) -> int:
 def _name(file: Any) -> str:
     if isinstance(file, CacheItem):
         return file.name
-    return {"aside": "a damaged file that was set aside", "torn": "a damaged file"}.get(file.state, file.model)
+    return str({"aside": "a damaged file that was set aside", "torn": "a damaged file"}.get(file.state, file.model))
 
 
 def _agreed(question: str) -> bool:

@@ -212,8 +212,9 @@ def _settings(
     }
     grids = {method: parse_grid(getattr(asked, method), f"--{method}") for method in METHODS}
     reward, shared = parse_settings(asked.reward, "--reward"), parse_settings(asked.both, "--both")
-    for name, settings in (*grids.items(), ("reward", reward)):
-        check_names(settings, known[name], f"--{name}", ours=SET_HERE)
+    for method, grid in grids.items():
+        check_names(grid, known[method], f"--{method}", ours=SET_HERE)
+    check_names(reward, known["reward"], "--reward", ours=SET_HERE)
     if asked.trust_remote_code:
         shared = {"trust_remote_code": "true", **shared}
     common = [name for name in known["dpo"] if name in known["ppo"] and name in known["reward"]]

@@ -90,8 +90,9 @@ def _compare(
 
     rows = _rows(asked, match)
     needs = getattr(judge.judge, "needs", None)
-    for row in rows if needs is not None else ():
-        needs(row)
+    if needs is not None:
+        for row in rows:
+            needs(row)
     prepare_folder(folder)
     _tell_what_changes(folder, match)
     _before_answering(match, rows, folder)

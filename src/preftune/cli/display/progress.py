@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from preftune.cli.display.live_table import LiveTable, is_terminal
@@ -115,7 +115,7 @@ class ShownProgress(TrainerCallback):
         return f", {duration(seconds)} left"
 
 
-def show_progress(trainer: Any) -> ShownProgress:
+def show_progress(trainer: Trainer) -> ShownProgress:
     """Lets `ShownProgress` replace what transformers prints. Close it when the run has ended, however it did."""
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from preftune.cli.flags.recipe import Recipe
 from preftune.cli.flags.short_help import MODEL, HelpPage
 from preftune.cli.train import train_command
 from preftune.cli.train.train_command import Method, Request
+
+if TYPE_CHECKING:
+    from preftune.training.trainers.recorded import RecordedTrainer
 
 HELP = HelpPage(
     usage="preftune dpo --model NAME_OR_PATH --data FILE_OR_HUB_ID [options]",
@@ -54,7 +57,7 @@ def _open(request: Request) -> tuple[Any, Any]:
     return open_datasets(request.data, evaluate=request.evaluates, seed=request.data_seed)
 
 
-def _report(trainer: Any, request: Request, metrics: Mapping[str, float] | None) -> list[str]:
+def _report(trainer: RecordedTrainer, request: Request, metrics: Mapping[str, float] | None) -> list[str]:
     output = str(request.config.output_dir)
     place, lines = shlex.quote(output), []
     adapter = request.model.adapter or (Path(output) / "adapter_config.json").is_file()

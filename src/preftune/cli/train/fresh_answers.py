@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from preftune.cli.flags.arguments import column_names, option
 from preftune.cli.train.train_command import Request
+
+if TYPE_CHECKING:
+    from preftune.training.trainers.recorded import RecordedTrainer
 
 PROMPT_WORDS = {
     "data": "rows with a prompt or messages, a .txt with one prompt a line, or pairs, whose prompts are taken",
@@ -65,7 +68,7 @@ def open_prompts_of(request: Request) -> tuple[Any, None]:
     return prompts, None
 
 
-def report(trainer: Any, request: Request, metrics: Mapping[str, float] | None) -> list[str]:
+def report(trainer: RecordedTrainer, request: Request, metrics: Mapping[str, float] | None) -> list[str]:
     """What is said at the end."""
     output = str(request.config.output_dir)
     place, lines = shlex.quote(output), []

@@ -5,12 +5,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from preftune.cli.flags.arguments import RewardModelArguments
 from preftune.cli.flags.short_help import MODEL, HelpPage
 from preftune.cli.train.train_command import Method, Request
 from preftune.cli.train.train_command import run as run_method
+
+if TYPE_CHECKING:
+    from preftune.statistics.calibration import Calibration
+    from preftune.training.trainers.recorded import RecordedTrainer
 
 HELP = HelpPage(
     usage="preftune reward --model NAME_OR_PATH --data FILE_OR_HUB_ID [options]",
@@ -43,12 +47,13 @@ def _open(request: Request) -> tuple[Any, Any]:
     return open_datasets(request.data, evaluate=request.evaluates, seed=request.data_seed)
 
 
-def _report(trainer: Any, request: Request, metrics: Mapping[str, float] | None) -> list[str]:
+def _report(trainer: RecordedTrainer, request: Request, metrics: Mapping[str, float] | None) -> list[str]:
     place, lines = shlex.quote(str(request.config.output_dir)), []
     if metrics is not None:
         lines.append(f"Held out: accuracy {metrics['eval_accuracy']:.1%}, margin {metrics['eval_margin']:.3f}.")
-    if trainer.calibration is not None:
-        lines.append(trainer.calibration.sentence())
+    calibration: Calibration | None = getattr(trainer, "calibration", None)
+    if calibration is not None:
+        lines.append(calibration.sentence())
     lines.append(f"Judge with it:  preftune eval --judge reward:{place} ...")
     lines.append(f"Train on it:    preftune ppo --reward_model {place} ...")
     output = str(request.config.output_dir)

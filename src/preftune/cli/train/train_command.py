@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from preftune.cli.flags.arguments import DataArguments, ModelArguments
 from preftune.cli.flags.field_names import Field, check_names, fields_of, names_of, spoken_as_flags
@@ -20,6 +20,9 @@ from preftune.cli.flags.recipe import Recipe, read_recipe
 from preftune.cli.flags.short_help import HelpPage
 from preftune.errors import PreftuneError, RequestError
 from preftune.log import say, show_details, warn
+
+if TYPE_CHECKING:
+    from preftune.training.trainers.recorded import RecordedTrainer
 
 GUARD = "warn"
 """Who types a command sees what the guard says; a program (`DPOConfig`) has it off until it asks."""
@@ -39,7 +42,7 @@ class Method:
     """What the data are, for the message that none are named."""
     open_data: Callable[[Request], tuple[Any, Any]]
     """Training and held-out data."""
-    report: Callable[[Any, Request, Mapping[str, float] | None], list[str]]
+    report: Callable[[RecordedTrainer, Request, Mapping[str, float] | None], list[str]]
     """Trainer, request, held-out metrics -> what is said at the end."""
     aim: str = "train"
     """What is done to the model, for the message that none is named."""
@@ -224,7 +227,7 @@ def _prepare(method: Method, request: Request) -> tuple[Any, Any]:
     return trainer, progress
 
 
-def _leave(trainer: Any, request: Request) -> int:
+def _leave(trainer: RecordedTrainer, request: Request) -> int:
     """A finished run stays as it is; its report is written if something ended it before that."""
     output = Path(str(request.config.output_dir))
     if request.report and trainer.is_world_process_zero() and not (output / "report.html").exists():
@@ -232,7 +235,7 @@ def _leave(trainer: Any, request: Request) -> int:
     return 0
 
 
-def _finish(method: Method, trainer: Any, request: Request) -> int:
+def _finish(method: Method, trainer: RecordedTrainer, request: Request) -> int:
     from preftune.training.setup.broken import broken_by_training
 
     config = request.config
@@ -294,7 +297,7 @@ def loading_options(model: ModelArguments, config: Any, *, is_trainable: bool) -
     return {**options, **(config.model_init_kwargs or {})}
 
 
-def held_out_metrics(trainer: Any) -> dict[str, float] | None:
+def held_out_metrics(trainer: RecordedTrainer) -> dict[str, float] | None:
     """The held-out numbers of the final model: those of the last step if they are there, else measured now."""
     if trainer.eval_dataset is None:
         return None

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import TrainingArguments
 
@@ -40,6 +40,9 @@ class PackedConfig(TrainingArguments):
     adapter_learning_rate: ClassVar[float]
     trls_rate: ClassVar[float]
     refused: ClassVar[Mapping[str, Refusal]]
+
+    if TYPE_CHECKING:
+        output_dir: str = ""  # transformers sets one where none is given
 
     # --- defaults that differ from TrainingArguments ---
     learning_rate: float | None = option(  # type: ignore[assignment]
@@ -121,7 +124,7 @@ class PackedConfig(TrainingArguments):
 
     def to_dict(self) -> dict[str, Any]:
         """As transformers has it and trackers are given it, without the secrets inside `model_init_kwargs`."""
-        return dict(without_secrets(super().to_dict()))
+        return dict(without_secrets(super().to_dict()))  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle writes, as transformers does to training_args.bin, which the hub upload takes: no secrets."""
@@ -157,7 +160,7 @@ class PackedConfig(TrainingArguments):
         asked = self.torch_compile, self.torch_compile_backend, self.torch_compile_mode
         self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = False, None, None
         try:
-            super().__post_init__()
+            super().__post_init__()  # type: ignore[no-untyped-call]
         except ConfigError:
             raise
         except (ValueError, TypeError) as error:
@@ -332,12 +335,13 @@ _OWN = ("tensorboard", "wandb", "trackio", "mlflow")
 """The trackers that docs/trackers.md speaks of."""
 
 
-def check_installed(report_to: Sequence[str]) -> None:
+def check_installed(report_to: str | Sequence[str] | None) -> None:
     """Raises: ConfigError for a tracker whose package is missing; transformers would look after the model is loaded."""
-    asked = [name for name in report_to if name in _OWN]
+    names = [report_to] if isinstance(report_to, str) else report_to or ()
+    asked = [name for name in names if name in _OWN]
     if not asked:
         return
-    from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations import get_available_reporting_integrations  # type: ignore[attr-defined]
 
     there = get_available_reporting_integrations()
     for name in asked:

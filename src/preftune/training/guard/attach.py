@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from preftune.training.guard.samples import opened
+from preftune.training.protocol import DPOTrainerView
 
 if TYPE_CHECKING:
     from preftune.training.config.base import ReferenceFields
@@ -18,7 +19,7 @@ def opened_for_guard(train: Any, held_out: Any, args: ReferenceFields) -> tuple[
     return (train, opened(held_out)) if held_out is not None else (opened(train), None)
 
 
-def attach_guard(trainer: Any, train: Any, held_out: Any) -> Guard | None:
+def attach_guard(trainer: DPOTrainerView, train: Any, held_out: Any) -> Guard | None:
     """The guard of a trainer that is all but ready, as one of its callbacks; None where none is asked for.
 
     Raises:

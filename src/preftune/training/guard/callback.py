@@ -28,6 +28,7 @@ from preftune.training.guard.rules import new_alarms, smells
 from preftune.training.guard.samples import ReferenceAnswers
 from preftune.training.guard.schedule import Schedule
 from preftune.training.guard.tally import FLAGS, Seen, Tally
+from preftune.training.protocol import DPOTrainerView
 
 GLANCES = 128
 """Of a run, at most about so many lines of training figures are written and looked at."""
@@ -36,7 +37,7 @@ GO_ON, KEEP, STOP, ROLL_BACK, OFF = range(5)
 """What the first rank tells the others."""
 
 
-class Guard(TrainerCallback):  # type: ignore[misc]
+class Guard(TrainerCallback):
     """Watches one trainer.
 
     Args:
@@ -44,7 +45,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]
         held_out: whether that is data which is not trained on.
     """
 
-    def __init__(self, trainer: Any, source: Any, *, held_out: bool) -> None:
+    def __init__(self, trainer: DPOTrainerView, source: Any, *, held_out: bool) -> None:
         args = trainer.args
         self._trainer, self.mode, self.budget = trainer, str(args.guard), float(args.guard_budget)
         self._folder = Path(args.output_dir)
@@ -129,7 +130,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]
         args = self._trainer.args
         return Facts(
             beta=args.beta,
-            learning_rate=args.learning_rate,
+            learning_rate=args.learning_rate or 0.0,
             full=self._trainer.full,
             steps=trainer_steps(self._trainer),
             loss=args.loss,
@@ -218,7 +219,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]
     def _look(self, step: int) -> None:
         trainer, began = self._trainer, time.perf_counter()
         assert self._answers is not None
-        with trainer._work.paused(trainer.reference):
+        with trainer.untimed():
             look, lines = self._looker.look(step, self._answers)
         for line in lines:
             append_line(self._folder / "samples.jsonl", line)
@@ -270,7 +271,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]
 
     def _share(self) -> float:
         """Of the time since this process began to train (the reference's answers included), what the guard took."""
-        schedule = getattr(self, "_schedule", None)
+        schedule: Schedule | None = getattr(self, "_schedule", None)
         if schedule is None:
             return 0.0
         return schedule.spent / max(1e-9, time.perf_counter() - self._began + self._spent_at_begin)

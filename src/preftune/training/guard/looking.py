@@ -17,6 +17,7 @@ from preftune.reference import inference, unwrap
 from preftune.training.guard import samples
 from preftune.training.guard.figures import ALIKE_IN_LENGTH, Look
 from preftune.training.guard.schedule import LEAST_SECONDS, SIZES, Costs, allowed_seconds, size_for
+from preftune.training.protocol import DPOTrainerView
 from preftune.training.record.run_record import parts
 from preftune.training.step.memory import item_rows
 from preftune.training.step.optimizer_step import RandomState
@@ -40,7 +41,7 @@ class Looker:
         held_out: whether that is data which is not trained on.
     """
 
-    def __init__(self, trainer: Any, source: Any, *, held_out: bool) -> None:
+    def __init__(self, trainer: DPOTrainerView, source: Any, *, held_out: bool) -> None:
         self._trainer, self._source, self._held_out = trainer, source, held_out
 
     # --- before the first step ---
@@ -196,12 +197,12 @@ class Looker:
         return unwrap(self._trainer.model)
 
 
-def trainer_steps(trainer: Any) -> int:
+def trainer_steps(trainer: DPOTrainerView) -> int:
     """Optimiser steps of the whole run."""
     args = trainer.args
     if args.max_steps > 0:
         return int(args.max_steps)
-    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    per_step: int = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     return max(1, round(args.num_train_epochs * len(trainer.train_dataset) / per_step))
 
 

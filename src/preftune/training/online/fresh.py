@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from preftune.errors import ConfigError
 from preftune.log import say
 from preftune.logps import choose_engine, pack
 from preftune.reference import FrozenCopy, choose_source
 from preftune.reference.sources import ExplicitModel, Source
+from preftune.training.online.config import SamplingConfig
+from preftune.training.online.prompts import PromptSet
 from preftune.training.online.rollout import Sampler, TransformersSampler
+from preftune.training.protocol import OnlineTrainerView
 from preftune.types import TokenizedGroup
 
 STEP = "step"
 """The one entry of a trainer's inputs: a `FreshStep`."""
+
+
+class FreshTrainer(OnlineTrainerView, Protocol):
+    """A trainer that samples what it is trained on."""
+
+    @property
+    def args(self) -> SamplingConfig: ...
+    @property
+    def prompts(self) -> PromptSet: ...
+    def autocast(self) -> AbstractContextManager[None]: ...
+    def go_on(self) -> None: ...
+    def fresh_steps(self) -> Sequence[FreshStep]: ...
 
 
 class FreshStep:
@@ -28,7 +44,7 @@ class FreshStep:
 class Fresh:
     """The data loader: rounds without end. transformers stops it at `max_steps`."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: FreshTrainer) -> None:
         self._trainer = trainer
 
     def __iter__(self) -> Iterator[dict[str, FreshStep]]:
@@ -56,7 +72,7 @@ def plan_steps(args: Any, *, prompts: int, asked: int, answers: int, steps: int)
         raise ConfigError("max_steps and total_episodes both say how long to train. Give one of them.")
 
 
-def choose_reference(trainer: Any, ref_model: Any) -> Source:
+def choose_reference(trainer: FreshTrainer, ref_model: Any) -> Source:
     """Who the reference is; it must be able to score answers that nobody has written yet.
 
     Args:
@@ -82,10 +98,14 @@ def choose_reference(trainer: Any, ref_model: Any) -> Source:
     return source
 
 
-def choose_sampler(trainer: Any, tokenizer: Any) -> Sampler:
+def choose_sampler(trainer: FreshTrainer, tokenizer: Any) -> Sampler:
     """Who answers: the model in memory, or vLLM where that is asked for."""
     args = trainer.args
-    options = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "seed": args.seed}
+    options: dict[str, Any] = {
+        "max_new_tokens": args.max_new_tokens,
+        "temperature": args.temperature,
+        "seed": args.seed,
+    }
     if args.use_vllm:
         from preftune.training.online.vllm_rollout import VllmSampler
 

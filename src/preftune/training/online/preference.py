@@ -39,6 +39,7 @@ class OnlineDPOTrainer(OnlineTrainer):
         model, args, train_dataset, and the rest: as for `OnlineTrainer`.
     """
 
+    args: OnlineDPOConfig
     method = "online-dpo"
     _tag_names = ("preftune", "online-dpo")
 
@@ -93,7 +94,7 @@ class OnlineDPOTrainer(OnlineTrainer):
         if len(scores) < 2:
             return None
         comparisons = rated.comparisons if len(scores) == len(answers) and not penalty else None
-        ranked = rank(scores, which=self.args.which_pairs, comparisons=comparisons)
+        ranked = rank(scores, which=self.args.which_pairs, comparisons=comparisons)  # type: ignore[arg-type]
         wanted = [(places[pair.chosen], places[pair.rejected]) for pair in ranked.pairs]
         wanted = [(a, b) for a, b in wanted if answers[a].response_ids != answers[b].response_ids]
         if not wanted:

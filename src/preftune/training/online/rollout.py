@@ -95,7 +95,7 @@ class TransformersSampler:
         from transformers import GenerationConfig
 
         own = generation_config(model, self._tokenizer, max_new_tokens=self._max_new_tokens)
-        config: Any = GenerationConfig()  # type: ignore[no-untyped-call]
+        config: Any = GenerationConfig()
         for name in ("bos_token_id", "eos_token_id", "pad_token_id", "max_new_tokens"):
             setattr(config, name, getattr(own, name))
         config.do_sample, config.use_cache = True, True

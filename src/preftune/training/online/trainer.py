@@ -22,8 +22,9 @@ from preftune.logps.batch import PackedBatch
 from preftune.reference import ReferenceScores
 from preftune.reference.sources import Source
 from preftune.storage.run_directory import check_writable
+from preftune.training.online.config import SamplingConfig
 from preftune.training.online.fresh import STEP, Fresh, FreshStep, choose_reference, choose_sampler, plan_steps
-from preftune.training.online.prompts import prepare_prompts
+from preftune.training.online.prompts import PromptSet, prepare_prompts
 from preftune.training.online.rollout import Rollout, Sampler, figures_of_answers
 from preftune.training.online.watch import Watch
 from preftune.training.record import model_card
@@ -90,7 +91,7 @@ class OnlineTrainer(RecordedTrainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=lambda groups: groups,
+            data_collator=lambda groups: {STEP: groups},
             train_dataset=self.prompts,
             processing_class=tokenizer,
             callbacks=callbacks,
@@ -103,6 +104,10 @@ class OnlineTrainer(RecordedTrainer):
         self.guard = None if args.guard == "off" else Watch(self, str(args.guard))
         if self.guard is not None:
             self.add_callback(self.guard)
+
+    args: SamplingConfig
+    train_dataset: PromptSet
+    _window: Averages
 
     # --- what a subclass says ---
 
@@ -248,8 +253,7 @@ class OnlineTrainer(RecordedTrainer):
         step: FreshStep = inputs[STEP]
         self.model.train()
         self.trained.train()
-        if callable(getattr(self.optimizer, "train", None)):
-            self.optimizer.train()
+        getattr(self.optimizer, "train", lambda: None)()  # a schedule-free optimiser
         self.trained.zero_grad(set_to_none=True)
         self._step = [pack(step.groups)]
         figures: list[tuple[Mapping[str, Tensor], Tensor]] = []
@@ -322,8 +326,8 @@ class OnlineTrainer(RecordedTrainer):
     def _prepare_input(self, data: Any) -> Any:
         return data if isinstance(data, FreshStep) else super()._prepare_input(data)
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> float:
-        return 0.0
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         if self.args.include_num_input_tokens_seen != "no":

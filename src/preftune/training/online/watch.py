@@ -20,6 +20,7 @@ from preftune.text_quality.single_answer import look_at, self_similarity
 from preftune.training.guard.alarms import ALARM, NOTE, Alarm
 from preftune.training.guard.rollback import GoodWeights, end_run
 from preftune.training.online.rollout import Rollout
+from preftune.training.protocol import OnlineTrainerView
 
 _LOOKED_AT = 32
 """Answers of a round whose text is looked at."""
@@ -140,10 +141,10 @@ def _of_figures(logs: Mapping[str, float], start: Mapping[str, float]) -> Iterat
         yield _Seen("entropy-collapse", seen, _HELD_BACK, {"entropy": entropy, "first": before})
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]
+class Watch(TrainerCallback):
     """The callback: looks at every round when its figures are logged, and acts as `guard` says."""
 
-    def __init__(self, trainer: Any, mode: str) -> None:
+    def __init__(self, trainer: OnlineTrainerView, mode: str) -> None:
         self._trainer, self.mode = trainer, mode
         self._folder = Path(trainer.args.output_dir)
         self._first: RoundFigures | None = None

@@ -32,7 +32,7 @@ class PPOConfig(SamplingConfig):
     refused = REFUSED
 
     # --- defaults that differ from TrainingArguments ---
-    learning_rate: float | None = option(
+    learning_rate: float | None = option(  # type: ignore[assignment]
         None, "Initial learning rate. Default: 3e-6 for full fine-tuning (TRL's), 3e-5 for adapters."
     )
     num_train_epochs: float = option(1.0, "How often every prompt is asked, unless total_episodes or max_steps say.")

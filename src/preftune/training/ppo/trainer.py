@@ -53,6 +53,7 @@ class PPOTrainer(OnlineTrainer):
             sampler: as for `OnlineTrainer`.
     """
 
+    args: PPOConfig
     method = "ppo"
     _tag_names = ("preftune", "ppo")
 

@@ -6,6 +6,7 @@ Without the sums the first loss logged after a resume would be the mean of a sho
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def load_state(folder: Path, *, rank: int) -> dict[str, Any] | None:
     return content
 
 
-def check_same_reference(state: dict[str, Any] | None, fingerprint: str, folder: Path) -> None:
+def check_same_reference(state: Mapping[str, Any] | None, fingerprint: str, folder: Path) -> None:
     """A resumed run must have the reference it began with.
 
     Raises:

@@ -9,16 +9,17 @@ import torch
 from transformers import TrainerCallback
 
 from preftune.log import say
+from preftune.training.protocol import TrainerView
 
 
-class Limits(TrainerCallback):  # type: ignore[misc]
+class Limits(TrainerCallback):
     """Counts a run's seconds and tokens over all its resumes, and ends it after the step that reaches a limit.
 
     A token counts whenever a training step computes it, on every rank, and when it is sampled to be trained on; what
     the reference, evaluation and judges compute does not count in tokens, though it takes its seconds.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: TrainerView) -> None:
         self._trainer = trainer
         self.seconds, self.tokens = 0.0, 0
         self.reached: str | None = None

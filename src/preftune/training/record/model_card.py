@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from preftune.training.protocol import DPOTrainerView, GroupTrainerView, OnlineTrainerView, TrainerView
 from preftune.version import __version__
 
 Row = tuple[str, str]
@@ -17,7 +18,7 @@ _ONLINE = {
 }
 
 
-def dpo_card(trainer: Any) -> str:
+def dpo_card(trainer: DPOTrainerView) -> str:
     """Of a model that was aligned with DPO."""
     args, data = trainer.args, trainer.train_dataset
     loss = f"{args.loss}, beta {args.beta:g}"
@@ -42,7 +43,7 @@ def dpo_card(trainer: Any) -> str:
     )  # fmt: skip
 
 
-def sft_card(trainer: Any) -> str:
+def sft_card(trainer: GroupTrainerView) -> str:
     """Of a model that was fine-tuned on demonstrations."""
     data = trainer.train_dataset
     rows = [("rows", f"{len(data):,}"), ("trained tokens per epoch", f"{data.scored_tokens:,}"), *_rows(trainer)]
@@ -56,12 +57,11 @@ def sft_card(trainer: Any) -> str:
     return _card(trainer, "fine-tuned on demonstrations (SFT)", rows, [result], tags=["sft"])
 
 
-def reward_card(trainer: Any) -> str:
+def reward_card(trainer: GroupTrainerView, *, centring: float | None) -> str:
     """Of a reward model."""
-    args, data = trainer.args, trainer.train_dataset
-    rows = [("pairs", f"{data.pairs:,}")]
-    if args.center_rewards_coefficient:
-        rows.append(("centring", f"{args.center_rewards_coefficient:g}"))
+    rows = [("pairs", f"{trainer.train_dataset.pairs:,}")]
+    if centring:
+        rows.append(("centring", f"{centring:g}"))
     last = _last(trainer, "eval_accuracy")
     result = "Not evaluated on held-out pairs."
     if last is not None:
@@ -75,7 +75,7 @@ def reward_card(trainer: Any) -> str:
     return _card(trainer, what, rows, [result], tags=["reward-model"], pipeline="text-classification")
 
 
-def online_card(trainer: Any) -> str:
+def online_card(trainer: OnlineTrainerView) -> str:
     """Of a model that was trained on its own answers."""
     rows = [
         ("prompts", f"{len(trainer.prompts):,}"),
@@ -98,8 +98,8 @@ def online_card(trainer: Any) -> str:
 
 
 def _card(
-    trainer: Any, what: str, rows: Sequence[Row], results: Sequence[str], *, tags: Sequence[str], ending: str = "",
-    pipeline: str = "text-generation",
+    trainer: TrainerView, what: str, rows: Sequence[Row], results: Sequence[str], *, tags: Sequence[str],
+    ending: str = "", pipeline: str = "text-generation",
 ) -> str:  # fmt: skip
     """The whole page.
 
@@ -127,14 +127,14 @@ def _card(
     return "\n".join([*lines, ""])
 
 
-def _steps(trainer: Any, unit: str, per_step: str) -> list[Row]:
+def _steps(trainer: TrainerView, unit: str, per_step: str) -> list[Row]:
     args = trainer.args
     schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
     rate = ("learning rate", f"{args.learning_rate:g}, {schedule}")
     return [rate, (unit, per_step), ("steps", f"{trainer.state.global_step:,}")]
 
 
-def _rows(trainer: Any) -> list[Row]:
+def _rows(trainer: TrainerView) -> list[Row]:
     return [*_steps(trainer, "rows per step", str(_per_step(trainer.args))), ("trained", _trained(trainer))]
 
 
@@ -142,18 +142,18 @@ def _per_step(args: Any) -> int:
     return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
 
 
-def _trained(trainer: Any) -> str:
+def _trained(trainer: TrainerView) -> str:
     return "all weights" if trainer.full else "an adapter"
 
 
-def _pairs_per_step(trainer: Any) -> str:
+def _pairs_per_step(trainer: GroupTrainerView) -> str:
     data, groups = trainer.train_dataset, _per_step(trainer.args)
     if data.pairs == len(data):
         return str(groups)
     return f"about {groups * data.pairs / len(data):.0f}, in {groups} groups of pairs with one prompt"
 
 
-def _last(trainer: Any, key: str) -> dict[str, float] | None:
+def _last(trainer: TrainerView, key: str) -> dict[str, float] | None:
     """The evaluation of the weights that are saved: the best checkpoint's where that was loaded, else the last."""
     evaluated = [entry for entry in trainer.state.log_history if key in entry]
     best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None

@@ -18,6 +18,7 @@ from preftune.data import GroupDataset
 from preftune.log import take_notes, warn
 from preftune.secret_values import hidden, without_secrets
 from preftune.storage.run_directory import append_line, cut_back, plain, write_json
+from preftune.training.protocol import RecordedTrainerView, TrainerView
 from preftune.training.record.stopping import StoppedError
 
 _PACKAGES = ("preftune", "torch", "transformers", "accelerate", "peft", "datasets", "bitsandbytes")
@@ -28,7 +29,7 @@ def new_id() -> str:
     return uuid.uuid4().hex[:16]
 
 
-class RunRecord(TrainerCallback):  # type: ignore[misc]
+class RunRecord(TrainerCallback):
     """The callback behind run.json and metrics.jsonl. Only the first process writes."""
 
     def __init__(self, folder: str, facts: dict[str, Any]) -> None:
@@ -67,7 +68,7 @@ class RunRecord(TrainerCallback):  # type: ignore[misc]
             self._write()
 
     @contextmanager
-    def ended(self, trainer: Any) -> Iterator[None]:
+    def ended(self, trainer: TrainerView) -> Iterator[None]:
         """Writes how a training ended that does not reach its end, and lets its error go on."""
         try:
             yield
@@ -81,7 +82,7 @@ class RunRecord(TrainerCallback):  # type: ignore[misc]
                 warn(f"run.json could not be written ({unwritten.strerror or unwritten}) and may say 'running'.")
             raise
 
-    def end(self, trainer: Any, outcome: str, spent: Mapping[str, float], **more: Any) -> None:
+    def end(self, trainer: TrainerView, outcome: str, spent: Mapping[str, float], **more: Any) -> None:
         """Write run.json for the last time.
 
         Args:
@@ -120,7 +121,7 @@ class RunRecord(TrainerCallback):  # type: ignore[misc]
         write_json(self.folder / "run.json", {**self.facts, "outcome": self._outcome, "timings": timings})
 
 
-def facts_of(trainer: Any) -> dict[str, Any]:
+def facts_of(trainer: RecordedTrainerView) -> dict[str, Any]:
     """What run.json says of a run before its first step."""
     name = str(getattr(trainer.model.config, "_name_or_path", ""))
     return {

@@ -9,6 +9,7 @@ import torch
 import xxhash
 
 from preftune.storage.run_directory import plain
+from preftune.training.protocol import TrainerView
 from preftune.training.record.run_record import configuration, parts
 
 EXTENDS = ("max_steps", "num_train_epochs", "total_episodes", "max_seconds", "max_train_tokens")
@@ -42,7 +43,7 @@ _OF_THE_PLACE = (
 """Of an adapter's configuration, what says where it comes from and how it began."""
 
 
-def facts_of(trainer: Any) -> dict[str, Any]:
+def facts_of(trainer: TrainerView) -> dict[str, Any]:
     """What a checkpoint remembers of its run, as JSON."""
     args = trainer.args
     values = {name: value for name, value in configuration(args).items() if not _without_effect(name)}
@@ -61,7 +62,7 @@ def facts_of(trainer: Any) -> dict[str, Any]:
     return dict(plain(facts))
 
 
-def best_by(trainer: Any) -> dict[str, Any]:
+def best_by(trainer: TrainerView) -> dict[str, Any]:
     """What decides which checkpoint is the best, as JSON: figures of another metric or other rows do not compare."""
     args, data = trainer.args, [part.fingerprint for part in parts(trainer.eval_dataset)]
     return {
@@ -105,7 +106,7 @@ def changed_ends(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     ]
 
 
-def is_of_record(trainer: Any, record: Mapping[str, Any]) -> bool:
+def is_of_record(trainer: TrainerView, record: Mapping[str, Any]) -> bool:
     """Whether run.json tells of a run with these settings, this end and these data."""
     now = {name: value for name, value in configuration(trainer.args).items() if _compared(name)}
     before = {name: value for name, value in (record.get("configuration") or {}).items() if _compared(name)}

@@ -7,25 +7,47 @@ programs load at the end has the dtype that it had before, or `save_dtype`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, Trainer
+from transformers import AutoConfig, PreTrainedModel, Trainer
 
 from preftune.data.chat.end_marks import EndMarks
 from preftune.log import detail
+from preftune.logps import Support
 from preftune.models.load import parse_dtype
-from preftune.models.precision import is_quantized_weight
+from preftune.models.precision import Precision, is_quantized_weight
 from preftune.models.quiet import quiet_transformers
+from preftune.training.config.base import PackedConfig
+from preftune.training.protocol import TokenLimitView
+from preftune.types import TokenizedGroup
 
 
-class SavingTrainer(Trainer):  # type: ignore[misc]
-    """transformers' trainer, which saves in the dtype of the model as received."""
+class SavingTrainer(Trainer):
+    """transformers' trainer, which saves in the dtype of the model as received; with the types that attributes have
+    here, where transformers' are wider.
+    """
+
+    args: PackedConfig
+    model: PreTrainedModel
+    """Or a `PeftModel` around one, which passes on what is asked of it."""
+    train_dataset: Any
+    method: ClassVar[str]
+    """In run.json, and the folder of a run that names none."""
+    full: bool
+    precision: Precision
+    engine: Any
+    support: Support
+    cost: Callable[[TokenizedGroup], int]
+    step_limit: TokenLimitView
+    scoring_limit: TokenLimitView
+    step_has_weight: bool
+    guard: Any = None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if _internal_call:  # of a checkpoint

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from preftune.log import warn
 from preftune.secret_values import without_secrets
+from preftune.training.protocol import TrainerView
 
 NAME = "preftune"
 """What the facts stand under, so that they are told from the configuration."""
@@ -26,10 +27,10 @@ _LONGEST = 250
 """Letters of a value that every MLflow server takes."""
 
 
-class TrackedFacts(TrainerCallback):  # type: ignore[misc]
+class TrackedFacts(TrainerCallback):
     """Sends the facts once, when training begins: by then every tracker before it has opened its run."""
 
-    def __init__(self, trainer: Any, facts: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, trainer: TrainerView, facts: Callable[[], Mapping[str, Any]]) -> None:
         """
         Args:
             facts: gives what run.json holds at that moment.

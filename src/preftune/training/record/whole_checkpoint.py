@@ -22,7 +22,9 @@ from preftune.errors import CheckpointError, PreftuneError
 from preftune.storage.atomic import sync
 from preftune.training.record import checkpoint
 from preftune.training.record.earlier_run import WRITING
+from preftune.training.record.limits import Limits
 from preftune.training.record.manifest import write_manifest
+from preftune.training.record.run_record import RunRecord
 from preftune.training.record.same_run import best_by, facts_of
 from preftune.training.record.saved_model import SavingTrainer
 from preftune.training.record.stopping import StopSignals, error_of
@@ -34,8 +36,8 @@ class CheckpointedTrainer(SavingTrainer):
     """The part of a trainer that writes and reads checkpoints; `ResumableTrainer` is the rest."""
 
     _signals: StopSignals
-    _record: Any
-    limits: Any
+    _record: RunRecord
+    limits: Limits
     _resume_changed = False
     _sums_carried_over = False
     _saved_step: int | None = None
@@ -221,7 +223,9 @@ class CheckpointedTrainer(SavingTrainer):
         for group, new in zip(self._groups(), fresh, strict=True):
             group.update(new)
         factors = getattr(self.lr_scheduler, "lr_lambdas", None)
-        if factors is not None:  # the last rate of a schedule that had ended is 0, and would be that of the next step
+        if (
+            factors is not None and self.lr_scheduler is not None
+        ):  # the last rate of a schedule that had ended is 0, and would be that of the next step
             at = self.lr_scheduler.last_epoch
             self.lr_scheduler.base_lrs = rates
             now = [rate * factor(at) for rate, factor in zip(rates, factors, strict=True)]

@@ -7,10 +7,11 @@ from typing import Any
 from preftune.data.chat.end_marks import EndMarks
 from preftune.log import say
 from preftune.training.config.dpo import DPOConfig
+from preftune.training.protocol import DPOTrainerView
 from preftune.training.setup.broken import ends_unlearned
 
 
-def say_advice(trainer: Any) -> None:
+def say_advice(trainer: DPOTrainerView) -> None:
     """Tell what there is to say about a trainer's configuration and data."""
     args, data = trainer.args, trainer.train_dataset
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size

@@ -12,6 +12,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from preftune.errors import ConfigError, DatasetError
 from preftune.log import say
 from preftune.training.config.base import PackedConfig
+from preftune.training.protocol import TrainerView
 
 Config = TypeVar("Config", bound=PackedConfig)
 
@@ -125,7 +126,7 @@ def check_evaluation(args: PackedConfig, eval_dataset: Any, columns: Sequence[st
         )
 
 
-def say_unwatched(trainer: Any) -> None:
+def say_unwatched(trainer: TrainerView) -> None:
     """A hint where an eval_dataset is given that nothing will evaluate."""
     wanted = str(getattr(trainer.args.eval_strategy, "value", trainer.args.eval_strategy))
     if wanted == "no" and trainer.eval_dataset is not None and not getattr(trainer, "evaluates_at_end", True):

@@ -11,6 +11,7 @@ from preftune.data import GroupDataset
 from preftune.logps import pack
 from preftune.logps.batch import GroupLogps
 from preftune.reference import inference
+from preftune.training.protocol import GroupTrainerView, RecordedTrainerView
 from preftune.types import TokenizedGroup
 
 _FAR = 1.5
@@ -23,7 +24,7 @@ _HARDLY_EVER = -7.0
 _LANGUAGE_MODELS = ("dpo", "sft")
 
 
-def broken_by_training(trainer: Any) -> str | None:
+def broken_by_training(trainer: RecordedTrainerView) -> str | None:
     """What shows that the model is of no use, in a sentence; None for a model that is.
 
     A model that gives the answers that it was trained on far less probability than a uniform guess over its vocabulary
@@ -33,7 +34,7 @@ def broken_by_training(trainer: Any) -> str | None:
     if trainer.method not in _LANGUAGE_MODELS or not isinstance(data, GroupDataset):
         return None
     vocabulary = trainer.model.config.get_text_config().vocab_size
-    groups, scores = score_shortest(trainer)
+    groups, scores = score_shortest(trainer, data)
     chosen = [number for number, _ in _chosen(groups)]
     nats_K = -(scores.sum_K / scores.length_K).float()
     nats, uniform = float(nats_K[chosen].mean()), math.log(vocabulary)
@@ -46,22 +47,21 @@ def broken_by_training(trainer: Any) -> str | None:
     )
 
 
-def score_shortest(trainer: Any) -> tuple[list[TokenizedGroup], GroupLogps]:
+def score_shortest(trainer: RecordedTrainerView, data: GroupDataset) -> tuple[list[TokenizedGroup], GroupLogps]:
     """The shortest few of the first training rows, and their scores under the model as it is now."""
-    data = trainer.train_dataset
     groups = sorted((data[row] for row in range(min(len(data), 64))), key=lambda group: group.tokens)[:_GROUPS]
     batch = pack(groups).to(trainer.args.device)
     with torch.no_grad(), inference(trainer.model), trainer.autocast():
         return groups, trainer.engine(trainer.model, batch)
 
 
-def ends_unlearned(trainer: Any, mark: int | None) -> bool:
+def ends_unlearned(trainer: GroupTrainerView, mark: int | None) -> bool:
     """Whether the model hardly ever ends an answer with the mark of its chat template, as one that was never tuned on
     conversations.
     """
     if mark is None:
         return False
-    groups, scores = score_shortest(trainer)
+    groups, scores = score_shortest(trainer, trainer.train_dataset)
     lengths = scores.length_K.long().tolist()
     lasts = (scores.length_K.cumsum(0).long() - 1).tolist()  # the scored tokens of a completion stand together
     ends = [

@@ -52,7 +52,7 @@ def prepare_model(
     if isinstance(model, str):
         from preftune.models import load_model
 
-        options = dict(args.model_init_kwargs or {})  # type: ignore[call-overload]
+        options = dict(args.model_init_kwargs or {})
         options.setdefault("trust_remote_code", args.trust_remote_code)
         if quantization_config is not None:
             options["quantization_config"] = quantization_config
@@ -132,7 +132,7 @@ def add_adapter(model: nn.Module, peft_config: Any) -> Any:
     if getattr(peft_config, "task_type", None) is None:
         peft_config.task_type = "CAUSAL_LM"
     with quiet_peft():
-        return get_peft_model(model, peft_config)  # type: ignore[arg-type]
+        return get_peft_model(model, peft_config)
 
 
 def settle_precision(model: nn.Module, args: PackedConfig) -> Precision:

@@ -16,13 +16,16 @@ from preftune.logps.batch import PackedBatch
 from preftune.models.four_bit import is_quantized
 from preftune.reference import ExplicitModel, Numerics, ReferenceScores, ScoreStore, choose_source
 from preftune.storage.cache_folder import cache_folder
+from preftune.training.protocol import DPOTrainerView, TrainerView
 from preftune.training.setup.model import settle_compilation
 from preftune.training.step.collate import shortest
 from preftune.training.step.memory import score_in_parts
 from preftune.types import TokenizedGroup
 
 
-def make_reference(trainer: Any, ref_model: Any, probe: PackedBatch, *, trained: Callable[[], bool]) -> ReferenceScores:
+def make_reference(
+    trainer: DPOTrainerView, ref_model: Any, probe: PackedBatch, *, trained: Callable[[], bool]
+) -> ReferenceScores:
     """The reference of a trainer whose model has been prepared and placed.
 
     Args:
@@ -56,7 +59,7 @@ def make_reference(trainer: Any, ref_model: Any, probe: PackedBatch, *, trained:
     return ReferenceScores(source, engine, store, autocast=trainer.autocast)
 
 
-def settle_reference(trainer: Any) -> None:
+def settle_reference(trainer: DPOTrainerView) -> None:
     """Makes the reference anew if a model was changed since: scores are kept under the address of what computes them.
 
     Called before anything is scored, as long as the policy is as received.
@@ -72,7 +75,7 @@ def settle_reference(trainer: Any) -> None:
         trainer._record.note(**trainer.record_facts())
 
 
-def score_everything(trainer: Any, datasets: Iterable[GroupDataset]) -> None:
+def score_everything(trainer: DPOTrainerView, datasets: Iterable[GroupDataset]) -> None:
     """Make sure every row has a reference score. Ranks share the work through the cache; what another rank's cache
     does not show here (no shared disk, cache off) is scored here too.
     """
@@ -87,7 +90,7 @@ def score_everything(trainer: Any, datasets: Iterable[GroupDataset]) -> None:
         reference.source.release()
 
 
-def _score(trainer: Any, dataset: GroupDataset, rows: range, size: int) -> None:
+def _score(trainer: DPOTrainerView, dataset: GroupDataset, rows: range, size: int) -> None:
     quiet = trainer.args.disable_tqdm or not trainer.is_local_process_zero()
     waiting: list[TokenizedGroup] = []
 
@@ -106,7 +109,7 @@ def _score(trainer: Any, dataset: GroupDataset, rows: range, size: int) -> None:
     bar.close()
 
 
-def prepare_explicit(trainer: Any, ref_model: Any) -> Any:
+def prepare_explicit(trainer: TrainerView, ref_model: Any) -> Any:
     """An explicit reference in the precision the policy is computed in, on its device, frozen."""
     from dataclasses import replace
 
@@ -137,7 +140,7 @@ def prepare_explicit(trainer: Any, ref_model: Any) -> Any:
     return ref_model if is_quantized(ref_model) else ref_model.to(trainer.args.device)
 
 
-def _reloader(trainer: Any) -> Callable[[], nn.Module] | None:
+def _reloader(trainer: DPOTrainerView) -> Callable[[], nn.Module] | None:
     """Loads the model again from where its config says it came from, ready for the policy's engine. Whoever calls must
     check its weights.
     """
@@ -148,7 +151,7 @@ def _reloader(trainer: Any) -> Callable[[], nn.Module] | None:
     def reload() -> nn.Module:
         from preftune.models import load_model
 
-        again = prepare_explicit(trainer, load_model(name, trust_remote_code=trainer.args.trust_remote_code))
+        again: nn.Module = prepare_explicit(trainer, load_model(name, trust_remote_code=trainer.args.trust_remote_code))
         make_engine(again, trainer.engine.name)
         settle_compilation(again, trainer.args)
         return again

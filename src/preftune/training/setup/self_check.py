@@ -23,6 +23,7 @@ from preftune.errors import ModelError, NonFiniteError, ReferenceMismatchError, 
 from preftune.logps import Engine, naive_logps, pack, plain_layers
 from preftune.logps.batch import GroupLogps, PackedBatch
 from preftune.reference import ReferenceScores, adapters_off, inference, unwrap
+from preftune.training.protocol import TrainerView
 from preftune.types import TokenizedGroup
 
 # Mean and largest difference per token, in nats, that rounding can explain between the engine and the naive path.
@@ -226,10 +227,10 @@ def _compute_dtype(model: nn.Module) -> torch.dtype:
     return next((d for d in (torch.bfloat16, torch.float16) if d in dtypes), torch.float32)
 
 
-class FirstStepCallback(TrainerCallback):  # type: ignore[misc]
+class FirstStepCallback(TrainerCallback):
     """Looks at gradients before, and at weights after, the first optimiser step that has a learning rate."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: TrainerView) -> None:
         self._trainer = trainer
         self._gradients_seen = False
         self._watched: tuple[str, nn.Parameter, Tensor] | None = None

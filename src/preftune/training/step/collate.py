@@ -47,7 +47,7 @@ def no_groups() -> PackedBatch:
     )
 
 
-class WithoutRepeats(BatchSamplerShard):
+class WithoutRepeats(BatchSamplerShard):  # type: ignore[misc]
     """This rank's batches of accelerate's plan, where the last ones are smaller or empty: accelerate fills them up with
     rows that were trained on already, and the update would depend on the number of ranks.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -15,6 +15,7 @@ from preftune.log import warn
 from preftune.logps import pack
 from preftune.logps.batch import PackedBatch
 from preftune.logps.score_groups import is_out_of_memory
+from preftune.training.protocol import GroupTrainerView, TokenLimitView, TrainerView
 from preftune.training.step.memory_advice import out_of_memory_error
 from preftune.training.step.micro_batches import Cost, plan_micro_batches, split_group
 from preftune.types import TokenizedGroup
@@ -57,7 +58,9 @@ class TokenLimit:
             self.lower(tokens)
             warn(f"memory ran out before the checkpoint: the run goes on with at most {tokens:,} tokens at a time.")
 
-    def halve(self, trainer: Any, groups: Sequence[TokenizedGroup], cost: Cost, error: Exception, work: Work) -> None:
+    def halve(
+        self, trainer: TrainerView, groups: Sequence[TokenizedGroup], cost: Cost, error: Exception, work: Work
+    ) -> None:
         """Half of what did not fit is the limit from now on, which is said.
 
         Raises:
@@ -77,7 +80,7 @@ class TokenLimit:
 
 
 @contextmanager
-def explained(trainer: Any, group: TokenizedGroup | None = None) -> Iterator[None]:
+def explained(trainer: TrainerView, group: TokenizedGroup | None = None) -> Iterator[None]:
     """Turn running out of memory into an `OutOfMemoryError` that names the cures.
 
     Args:
@@ -92,7 +95,7 @@ def explained(trainer: Any, group: TokenizedGroup | None = None) -> Iterator[Non
 
 
 def score_in_parts(
-    trainer: Any,
+    trainer: TrainerView,
     groups: Sequence[TokenizedGroup],
     score: Callable[[Sequence[TokenizedGroup]], Sequence[Result]],
     *,
@@ -134,7 +137,7 @@ def score_in_parts(
     return results
 
 
-def _fits(groups: Sequence[TokenizedGroup], limit: TokenLimit, cost: Cost) -> bool:
+def _fits(groups: Sequence[TokenizedGroup], limit: TokenLimitView, cost: Cost) -> bool:
     """Whether the groups are within a limit that may have fallen since they were planned, or cannot be split."""
     within = limit.tokens is None or sum(cost(group) for group in groups) <= limit.tokens
     return within or _parts(groups) <= 1
@@ -149,7 +152,7 @@ def _called(groups: Sequence[TokenizedGroup]) -> str:
     return "pair" if any(group.pairs for group in groups) else "row"
 
 
-def item_rows(trainer: Any, model: nn.Module, batch: PackedBatch) -> Tensor:
+def item_rows(trainer: GroupTrainerView, model: nn.Module, batch: PackedBatch) -> Tensor:
     """(items, 1 + columns) float32, in the batch's order: each item's loss, and the trainer's columns.
 
     Scored within the limits of memory; the caller forbids gradients and switches dropout off.
@@ -160,7 +163,7 @@ def item_rows(trainer: Any, model: nn.Module, batch: PackedBatch) -> Tensor:
         part = batch if whole else pack(groups).to(trainer.args.device)
         losses, columns = trainer.batch_loss(model, part)
         rows = torch.cat([losses.detach().float()[:, None], columns], 1)
-        return rows.split([trainer.items(group) for group in groups])
+        return list(rows.split([trainer.items(group) for group in groups]))
 
     parts = score_in_parts(trainer, batch.groups, score, work="evaluation")
     return torch.cat([rows for of_group in parts for rows in of_group])

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from preftune.errors import OutOfMemoryError
 from preftune.models.four_bit import is_quantized
+from preftune.training.protocol import TrainerView
 from preftune.types import TokenizedGroup
 
 _TRAINED_BYTES = 4 + 8
@@ -34,7 +35,7 @@ class Savings:
     half_model: float
 
 
-def out_of_memory_error(trainer: Any, group: TokenizedGroup | None, *, training: bool) -> OutOfMemoryError:
+def out_of_memory_error(trainer: TrainerView, group: TokenizedGroup | None, *, training: bool) -> OutOfMemoryError:
     """The error with its cures in order.
 
     Args:
@@ -71,7 +72,7 @@ def out_of_memory_error(trainer: Any, group: TokenizedGroup | None, *, training:
     )
 
 
-def savings(trainer: Any, group: TokenizedGroup | None, *, training: bool) -> Savings:
+def savings(trainer: TrainerView, group: TokenizedGroup | None, *, training: bool) -> Savings:
     """Estimates for a group computed alone, or for none."""
     model, tokens = trainer.model, 0 if group is None else trainer.cost(group)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -89,7 +90,7 @@ def savings(trainer: Any, group: TokenizedGroup | None, *, training: bool) -> Sa
     )
 
 
-def _linear_weights(model: Any) -> list[nn.Parameter]:
+def _linear_weights(model: Any) -> list[Tensor]:
     """What 4-bit loading stores in 4 bits: the linear layers' weights without the head's and an adapter's."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     return [

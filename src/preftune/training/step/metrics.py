@@ -119,10 +119,10 @@ class WorkCounter:
             unit: what is counted: "pairs", or "rows" where a completion is one.
         """
         self._unit = unit
-        head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        head: Any = getattr(model, "get_output_embeddings", lambda: None)()
         weight = getattr(head, "weight", None)
         self._head = weight.numel() if isinstance(weight, Tensor) else 0
-        embedding: Any = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+        embedding: Any = getattr(model, "get_input_embeddings", lambda: None)()
         tables = {id(w): w.numel() for w in (weight, getattr(embedding, "weight", None)) if isinstance(w, Tensor)}
         base = getattr(model, "get_base_model", lambda: model)()
         self._trunk = _parameters(base) - sum(tables.values())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -19,6 +19,7 @@ from preftune.errors import NonFiniteError, OutOfMemoryError
 from preftune.logps import pack
 from preftune.logps.batch import PackedBatch
 from preftune.logps.score_groups import is_out_of_memory
+from preftune.training.protocol import TrainerView
 from preftune.training.step.micro_batches import Cost, plan_micro_batches, split_group
 from preftune.training.step.ranks import BUCKET_MB, FAILED, agree, average_gradients
 
@@ -35,7 +36,7 @@ class Step(NamedTuple):
     """(pairs, metrics), as `pair_metrics` has them."""
 
 
-def whole_step(trainer: Any, model: nn.Module, batches: Sequence[PackedBatch], compute: Compute) -> Step:
+def whole_step(trainer: TrainerView, model: nn.Module, batches: Sequence[PackedBatch], compute: Compute) -> Step:
     """Compute one optimiser step, so that the parameters have the gradients of all ranks' pairs.
 
     Args:
@@ -62,7 +63,9 @@ def whole_step(trainer: Any, model: nn.Module, batches: Sequence[PackedBatch], c
     return step
 
 
-def _step_of_this_rank(trainer: Any, model: nn.Module, batches: Sequence[PackedBatch], compute: Compute) -> Step:
+def _step_of_this_rank(
+    trainer: TrainerView, model: nn.Module, batches: Sequence[PackedBatch], compute: Compute
+) -> Step:
     limit, device = trainer.step_limit, trainer.args.device
     random = RandomState.of(device)
     while True:
@@ -85,7 +88,7 @@ def _step_of_this_rank(trainer: Any, model: nn.Module, batches: Sequence[PackedB
         random.restore()
 
 
-def _budget(trainer: Any, batches: Sequence[PackedBatch]) -> int | None:
+def _budget(trainer: TrainerView, batches: Sequence[PackedBatch]) -> int | None:
     """Where no budget was asked for, the batches that were say how much may be computed at a time: never more."""
     tokens: int | None = trainer.step_limit.tokens
     if tokens is None or trainer.args.max_tokens_per_batch is not None:
@@ -93,7 +96,7 @@ def _budget(trainer: Any, batches: Sequence[PackedBatch]) -> int | None:
     return min(tokens, max(sum(map(trainer.cost, batch.groups)) for batch in batches))
 
 
-def non_finite(trainer: Any, batches: Sequence[PackedBatch]) -> NonFiniteError:
+def non_finite(trainer: TrainerView, batches: Sequence[PackedBatch]) -> NonFiniteError:
     """What to say of a step whose loss or gradient is NaN or infinite."""
     what = "the loss" if not bool(torch.isfinite(trainer._tr_loss)) else "the gradient"
     rows = [group.id for batch in batches for group in batch.groups]

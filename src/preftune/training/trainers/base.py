@@ -52,6 +52,7 @@ class PackedTrainer(EvaluatedTrainer):
     """
 
     config_class: ClassVar[type]
+    _window: MetricWindow
     unit: ClassVar[str] = "pairs"
     """What the throughput counts."""
 
@@ -250,9 +251,9 @@ class PackedTrainer(EvaluatedTrainer):
     def _prepare_input(self, data: Any) -> Any:
         return data.to(self.args.device) if isinstance(data, PackedBatch) else super()._prepare_input(data)
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> float:
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Useful FLOPs of a micro-batch (no recomputation, no padding), attention left out."""
-        return self._work.useful_flops(inputs[BATCH])
+        return int(self._work.useful_flops(inputs[BATCH]))
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         if self.args.include_num_input_tokens_seen != "no":

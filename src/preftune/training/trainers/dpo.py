@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,10 +58,11 @@ class DPOTrainer(PackedTrainer):
         callbacks, optimizers, optimizer_cls_and_kwargs: as in `transformers.Trainer`.
     """
 
+    args: DPOConfig
     _tag_names = ("preftune", "dpo")
     method = "dpo"
     config_class = DPOConfig
-    columns = (*PER_PAIR, _HITS)
+    columns: ClassVar[Sequence[str]] = (*PER_PAIR, _HITS)
 
     def __init__(
         self,

@@ -23,6 +23,8 @@ from preftune.types import TokenizedGroup
 class EvaluatedTrainer(RecordedTrainer):
     """Evaluation of a trainer on packed groups; the other half of `PackedTrainer`, which has what is asked for here."""
 
+    train_dataset: GroupDataset
+    eval_dataset: GroupDataset | dict[str, GroupDataset] | None
     columns: ClassVar[Sequence[str]]
     """Names of the columns of what `batch_loss` gives for the metrics."""
     further_names: ClassVar[Sequence[str]] = ()
@@ -115,19 +117,20 @@ class EvaluatedTrainer(RecordedTrainer):
         return super().predict(groups, ignore_keys, metric_key_prefix)  # type: ignore[arg-type]
 
 
-def evaluate_groups(trainer: Any, dataloader: Any, *, prefix: str, loss_only: bool) -> EvalLoopOutput:
+def evaluate_groups(trainer: EvaluatedTrainer, dataloader: Any, *, prefix: str, loss_only: bool) -> EvalLoopOutput:
     """The loss and all metrics of a held-out set as means over its items, whatever the batch size or rank count."""
     model = trainer._wrap_model(trainer.model, training=False, dataloader=dataloader)
     was_training = model.training
     model.eval()
-    if callable(getattr(trainer.optimizer, "eval", None)):
-        trainer.optimizer.eval()  # schedule-free optimisers keep other weights for evaluation
+    # schedule-free optimisers keep other weights for evaluation
+    getattr(trainer.optimizer, "eval", lambda: None)()
     handler = trainer.callback_handler
     handler.eval_dataloader = dataloader
     rows: list[Tensor] = []
     with torch.no_grad():
         for inputs in dataloader:
-            batch = trainer._prepare_inputs(inputs)[BATCH]
+            prepared: Any = trainer._prepare_inputs(inputs)
+            batch: PackedBatch = prepared[BATCH]
             rows.append(_gather(trainer, item_rows(trainer, model, batch), batch).cpu())
             trainer.control = handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
     model.train(was_training)
@@ -143,7 +146,7 @@ def evaluate_groups(trainer: Any, dataloader: Any, *, prefix: str, loss_only: bo
     return EvalLoopOutput(predictions=predictions, label_ids=labels, metrics=named, num_samples=len(table))
 
 
-def _gather(trainer: Any, rows: Tensor, batch: PackedBatch) -> Tensor:
+def _gather(trainer: EvaluatedTrainer, rows: Tensor, batch: PackedBatch) -> Tensor:
     """The rows of all ranks' items, (items, columns), without the groups that only filled up the last batch.
 
     What ranks hold equally many of are groups, so rows are gathered by group, padded to the largest one.
@@ -154,5 +157,5 @@ def _gather(trainer: Any, rows: Tensor, batch: PackedBatch) -> Tensor:
     sizes = [trainer.items(group) for group in batch.groups]
     padded = torch.nn.utils.rnn.pad_sequence(rows.split(sizes), batch_first=True, padding_value=torch.nan)
     padded = accelerator.pad_across_processes(padded, dim=1, pad_index=torch.nan)
-    gathered = accelerator.gather_for_metrics(padded).flatten(0, 1)
+    gathered: Tensor = accelerator.gather_for_metrics(padded).flatten(0, 1)
     return gathered[~gathered.isnan().all(1)]

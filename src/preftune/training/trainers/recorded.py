@@ -35,8 +35,8 @@ class RecordedTrainer(ResumableTrainer):
 
     loss_is_scaled_for_ga = True  # the loss is divided by what the whole step holds
     _tag_names: ClassVar[Sequence[str]]
-    method: ClassVar[str]
-    """In run.json, and the folder of a run that names none."""
+    step_limit: TokenLimit
+    scoring_limit: TokenLimit
     _window: MetricWindow | Averages
     _step: list[PackedBatch]
     """What the optimiser step at hand is made of."""
@@ -119,7 +119,7 @@ class RecordedTrainer(ResumableTrainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Called once per optimiser step, before it: the place for the one finite check."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         watched = self._tr_loss if norm is None or self.precision.grad_scaling else self._tr_loss + norm
         if not bool(torch.isfinite(torch.as_tensor(watched))):
             raise non_finite(self, self._step)

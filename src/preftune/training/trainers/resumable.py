@@ -46,7 +46,6 @@ Decided = TypeVar("Decided")
 class ResumableTrainer(CheckpointedTrainer):
     """The common base of all trainers; a subclass has what is asked for in the first part."""
 
-    guard: Any = None
     nothing_to_do = False
     """`train` found a run that is finished: its weights are loaded, and its folder is left as it is."""
     _resume_state: dict[str, Any] | None = None
@@ -77,7 +76,12 @@ class ResumableTrainer(CheckpointedTrainer):
         for callback in (_Beginning(self), self._record, tracked, FirstStepCallback(self), self.limits):
             self.add_callback(callback)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         """Check the first step, train, and record the outcome.
 
         Args:
@@ -95,7 +99,8 @@ class ResumableTrainer(CheckpointedTrainer):
                 self.limits.begin()
                 self.begin_training(resumed=choice is not None)
                 with memory.explained(self):
-                    result = super().train(resume_from_checkpoint=str(choice.folder) if choice else None, **kwargs)
+                    folder = str(choice.folder) if choice else None
+                    result = super().train(folder, trial, ignore_keys_for_eval)
             self._record.end(self, "finished", self.limits.spent(), **self.result_facts(), result=result.metrics)
         return result._replace(training_loss=result.metrics["train_loss"])
 
@@ -266,7 +271,7 @@ def _files_alone(folder: Path) -> Iterator[str]:
         yield place
 
 
-class _Beginning(TrainerCallback):  # type: ignore[misc]
+class _Beginning(TrainerCallback):
     """Once a checkpoint is loaded, before the first step: the run's files go back to the step that it begins with."""
 
     def __init__(self, trainer: ResumableTrainer) -> None:
@@ -308,7 +313,8 @@ def _forget_best(state: TrainerState, before: Mapping[str, Any], now: Mapping[st
     best = state.best_global_step
     say(f"the next checkpoints are not compared with the best so far (step {best}): {changed} changed.")
     state.best_metric = state.best_global_step = state.best_model_checkpoint = None
-    state.stateful_callbacks.pop("EarlyStoppingCallback", None)
+    kept: Any = state.stateful_callbacks  # by name, whatever transformers' annotation says
+    kept.pop("EarlyStoppingCallback", None)
 
 
 def _restore_patience(callback: EarlyStoppingCallback, state: Any) -> None:

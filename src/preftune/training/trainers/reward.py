@@ -6,6 +6,7 @@ layout knows. The loss is a mean over the pairs of the whole optimiser step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -58,10 +59,11 @@ class RewardTrainer(PackedTrainer):
         callbacks, optimizers, optimizer_cls_and_kwargs: as in `transformers.Trainer`.
     """
 
+    args: RewardConfig
     _tag_names = ("preftune", "reward-model")
     method = "reward"
     config_class = RewardConfig
-    columns: ClassVar = ("rewards/chosen", "rewards/rejected", "margin", "accuracy", "mean_reward")
+    columns: ClassVar[Sequence[str]] = ("rewards/chosen", "rewards/rejected", "margin", "accuracy", "mean_reward")
     calibration: Calibration | None = None
     """Of the last evaluation."""
     _form: Form | None = None
@@ -171,7 +173,7 @@ class RewardTrainer(PackedTrainer):
             write_form(output_dir or str(self.args.output_dir), self._form)
 
     def card(self) -> str:
-        return model_card.reward_card(self)
+        return model_card.reward_card(self, centring=self.args.center_rewards_coefficient)
 
 
 def _base(model: Any) -> Any:

@@ -6,10 +6,11 @@ over the trained tokens of the whole optimiser step, on all ranks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from transformers.trainer_utils import TrainOutput
 
 from preftune.data import DIALOGUE_TEMPLATE, DemonstrationDataset, GroupDataset, load_demonstrations
 from preftune.log import detail, say
@@ -42,10 +43,11 @@ class SFTTrainer(PackedTrainer):
         callbacks, optimizers, optimizer_cls_and_kwargs: as in `transformers.Trainer`.
     """
 
+    args: SFTConfig
     _tag_names = ("preftune", "sft")
     method = "sft"
     config_class = SFTConfig
-    columns: ClassVar = ("mean_token_accuracy",)
+    columns: ClassVar[Sequence[str]] = ("mean_token_accuracy",)
     unit = "rows"
 
     # --- data ---
@@ -91,10 +93,15 @@ class SFTTrainer(PackedTrainer):
         assert hits is not None
         return -scored.token_logps_T, hits.float()[:, None]
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         alpha, self.neftune_noise_alpha = self.args.neftune_noise_alpha, None  # transformers' own knows no packed rows
         with noisy_embeddings(self.model, alpha):
-            return super().train(resume_from_checkpoint, **kwargs)
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def before_first_step(self, *, resumed: bool) -> None:
         autocast = self.precision.autocast
