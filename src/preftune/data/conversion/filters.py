@@ -305,7 +305,7 @@ def split_key(pair: PreferencePair) -> int:
 
 
 def text_key(text: Text) -> int:
-    """64-bit hash of a text or turns; text is one turn of the user."""
+    """64-bit hash of a text or turns, for a prompt the same as `split_key`; text is one turn of the user."""
     return _digest(_turns(text, "user"))
 
 
