@@ -258,3 +258,17 @@ def test_a_damaged_tokenizer_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "model" / "tokenizer.json").write_text(text)
     with pytest.raises(ModelError, match="No tokenizer could be loaded from"):
         load_tokenizer(tmp_path / "model")
+
+
+def test_a_config_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch) -> None:
+    tiny_llama().save_pretrained(tmp_path / "model")
+    read = Path.read_text
+
+    def refused(path: Path, *words: object, **options: object) -> str:
+        if path.name == "config.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path, *words, **options)
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    with pytest.raises(ModelError, match=r"config\.json cannot be read: Permission denied"):
+        locate(tmp_path / "model")

@@ -40,3 +40,13 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path,
         write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_takes_no_file_names_the_file_and_not_the_temporary_one(tmp_path: Path, monkeypatch) -> None:
+    def refused(*words: object) -> int:
+        raise PermissionError(13, "Permission denied", words[0])
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(PermissionError) as caught:
+        write_whole(tmp_path / "file", b"new")
+    assert caught.value.filename == str(tmp_path / "file")

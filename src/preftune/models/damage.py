@@ -36,13 +36,15 @@ CONFIGS = (
 def check_configs(folder: Path) -> None:
     """Transformers passes over a generation config that it cannot read, and trips over one that is no object.
 
-    Raises: ModelError for a file of `CONFIGS` that holds no JSON object.
+    Raises: ModelError for a file of `CONFIGS` that holds no JSON object, or cannot be read.
     """
     for file in (folder / name for name in CONFIGS):
         try:
             if file.is_file() and not isinstance(json.loads(file.read_text(encoding="utf-8")), dict):
                 raise ValueError("it holds no object")
-        except (OSError, ValueError, RecursionError) as error:
+        except OSError as error:
+            raise ModelError(f"{file} cannot be read: {error.strerror}. Check its permissions.") from error
+        except (ValueError, RecursionError) as error:
             raise ModelError(
                 f"{file} is damaged or was copied in part ({error}). Copy or download it again, or name another "
                 "checkpoint."

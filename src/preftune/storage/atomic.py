@@ -25,7 +25,8 @@ def temporary_beside(path: Path, *, mode: int = FILE_MODE) -> Path:
     while True:
         temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
         try:
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+            with naming(path):
+                os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
         except FileExistsError:
             continue
         return temporary

@@ -31,7 +31,7 @@ def prepare_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise RequestError(
-            f"The evaluation cannot be written to {folder} ({error.strerror or error}). Choose another output folder."
+            f"Nothing can be written to {folder} ({error.strerror or error}). Choose another output folder."
         ) from error
 
 
