@@ -122,3 +122,28 @@ def check_row(row: str) -> None:
         places = [package / file for package in packages] + [package.parent / file for package in packages]
         inside = [match for package in packages for match in package.rglob(file)]
         assert inside or any(place.exists() for place in places), f"{file} in {row}"
+
+
+OUTSIDE = {"datasets", "model", "config", "log", "pairs", "endpoint"}
+"""First words of dotted names that are of other libraries, files or variables."""
+
+
+def test_dotted_names_in_docstrings_exist() -> None:
+    """`formats.FORMATS` in backticks: a module by the end of its path, or a name in one."""
+    ends: dict[str, list[Path]] = {}
+    for module, file in MODULES.items():
+        names = module.removesuffix(".__init__").split(".")
+        for start in range(len(names)):
+            ends.setdefault(".".join(names[start:]), []).append(file)
+    words = {word for end in ends for word in end.split(".")}
+    wrong = []
+    for file in MODULES.values():
+        for name in re.findall(
+            r"`(?:preftune\.)?([a-z_]+(?:\.[A-Za-z_]+)+)(?:\(\))?`", file.read_text(encoding="utf-8")
+        ):
+            module, _, attribute = name.rpartition(".")
+            places = ends.get(module, [])
+            found = name in ends or any(re.search(rf"\b{attribute}\b", p.read_text(encoding="utf-8")) for p in places)
+            if name.split(".")[0] in words - OUTSIDE and not found:
+                wrong.append(f"{file.relative_to(ROOT)}: `{name}`")
+    assert not wrong, "\n".join(wrong)

@@ -46,7 +46,7 @@ class Opened:
     holds: str = ""
     """What the format holds, in a few words."""
     left: Mapping[str, LeftOut] = field(default_factory=dict)
-    """Reason (a key of `adapters.LEFT`) -> what gave no pair."""
+    """Reason (a key of `formats.adapter.LEFT`) -> what gave no pair."""
     refused: str | None = None
     """What `preftune dpo` would say instead of training; None if it would take the data."""
     notes: tuple[str, ...] = ()

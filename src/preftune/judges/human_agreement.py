@@ -200,7 +200,7 @@ def judge_labels(
     """What the judge says of every two answers. It does not see the label.
 
     Args:
-        again, progress: see `judges.judge_all`.
+        again, progress: see `protocol.judge_all`.
     """
     verdicts = iter(judge_all(judge, questions_of(labels, judge), again=again, progress=progress))
     judged = []

@@ -41,7 +41,7 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
 
 def cut_back(path: Path, step: int) -> None:
     """Drop the lines of steps after `step`, the sums of a whole run (this is not its end any more), and lines that are
-    no records. More of those than the one that a crash leaves unfinished at the end are told.
+    no records. More than the one unfinished line that a crash leaves at the end are reported.
     """
     if not path.exists():
         return

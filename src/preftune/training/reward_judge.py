@@ -48,7 +48,7 @@ class AutoJudge:
     tested: int
     """Pairs on other prompts, which it was not trained on."""
     apart: bool
-    """Whether the policy was trained on none of their prompts: False where nobody knows what it was trained on."""
+    """Whether the policy was trained on none of their prompts: False where it is unknown what it was trained on."""
     accuracy: float
     accuracy_low: float
     accuracy_high: float
@@ -86,7 +86,7 @@ def train_judge(
     Args:
         base: the model that the policy came from; the judge is a LoRA adapter and a head on it.
         pairs: what it may learn from. A quarter of their prompts is held out to test it.
-        unwanted: `split_key` of prompts that the policy was trained on, which are left out; None if nobody knows.
+        unwanted: `split_key` of prompts that the policy was trained on, which are left out; None if unknown.
         seed: of the split, the adapter and the head.
     Raises:
         DatasetError: too few prompts are left.

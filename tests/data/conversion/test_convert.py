@@ -373,7 +373,7 @@ def test_a_mixture_of_formats_is_one_dataset() -> None:
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        (["{x}:0.5", "{y}"], "some have a proportion and .*y.jsonl has none"),
+        (["{x}:0.5", "{y}"], "some have a proportion and .*y.jsonl does not"),
         (["{x}:0", "{y}:1"], "The proportion of .*x.jsonl is 0"),
         ([("{x}", -1.0), ("{y}", 1.0)], "The proportion of .* is -1.0"),
         (["{x}:0.1"], r"x.jsonl is a single dataset and has the proportion 0.1, .*'train\[:10%\]'"),

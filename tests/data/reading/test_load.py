@@ -253,7 +253,11 @@ def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
         ("fake.parquet", b"some words", ["is not a parquet file"]),
         ("torn.parquet", b"PAR1" + bytes(99), ["is a broken parquet file"]),
         ("list.jsonl", b'{"a": 1}\n[1, 2]\n', ["line 2 holds a list, not an object: '[1, 2]'"]),
-        ("bad.jsonl", b'{"a": 1}\n\n{"a": 1,}\n', ["line 3 is not valid JSON", "column 9", "Mend or remove that line"]),
+        (
+            "bad.jsonl",
+            b'{"a": 1}\n\n{"a": 1,}\n',
+            ["line 3 is not valid JSON", "column 9", "Correct or remove that line"],
+        ),
         ("bad.json", b'[{"a": 1},\n{"a" 1}]', ["line 2 is not valid JSON", "column 6"]),
         ("words.json", b'["a", "b"]', ["row 0 is a str, not an object"]),
         ("ragged.csv", b"a,b\n1,2\n1,2,3\n", ["line 3 has 3 fields, but the header has 2"]),

@@ -53,7 +53,7 @@ def make_judge(asked: argparse.Namespace) -> AutoJudge:
 
 def seen_in_training(model: str, prompts: Iterable[Text]) -> int:
     """How many prompts a run of `preftune dpo` was trained on, where its data are small files that are still there; 0
-    where that cannot be told."""
+    where that is unknown."""
     from preftune.data.conversion.filters import split_key, text_key
 
     train, _ = _pairs_of_run(model, say=lambda _: None, largest=_QUICK)

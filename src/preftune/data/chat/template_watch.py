@@ -96,7 +96,7 @@ def watched() -> Iterator[None]:
 
 
 def _resident() -> int:
-    """Bytes of memory that the process has; 0 where that cannot be told."""
+    """Bytes of memory that the process has; 0 where that is unknown."""
     try:
         return int(_STATM.read_text(encoding="ascii").split()[1]) * _PAGE
     except (OSError, ValueError, IndexError):

@@ -16,7 +16,7 @@ PARTS = (SYSTEM_PROMPT, "a turn of the user", "a part of an answer", "the though
 def unwritten(turns: Sequence[Mapping[str, Any]], text: str, trained: Container[int]) -> str:
     """The part of a conversation that the template does not write, one of `PARTS`; empty where it writes all.
 
-    Blanks do not count, as templates strip and break lines. Of the assistant's turns those in `trained` are looked at:
+    Blanks do not count, as templates strip and break lines. Of the assistant's turns those in `trained` are examined:
     templates leave thoughts out of earlier ones on purpose. Turns with calls of tools are rewritten, and pass.
     """
     dense = ""

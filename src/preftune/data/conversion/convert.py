@@ -75,13 +75,13 @@ def convert_pairs(
     overwrite: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Writes the pairs that the filters keep, those held out beside them, and a manifest.
+    """Writes the pairs that the filters keep, those held out, and a manifest.
 
     The same inputs, filters and versions give the same bytes. Nothing is written unless all is. Pairs that an earlier
-    run held out beside `output` are not kept where nothing is held out now: they may all be in the new file.
+    run held out are not kept where nothing is held out now: they may all be in the new file.
 
     Args:
-        output: its ending says how it is written; `FILE.held-out.jsonl` and `FILE.jsonl.manifest.json` lie beside it.
+        output: its ending says how it is written; `FILE.held-out.jsonl` and the manifest are in its folder.
         strict: the first row that is no preference stops it.
         overwrite: files of these names are replaced, or removed.
         options: how the inputs were opened, for the manifest.
@@ -106,7 +106,10 @@ def convert_pairs(
             writers.append(stack.enter_context(PairWriter(beside(output, "held-out"), seen.shape)))
         for position, attempt in enumerate(_attempts(inputs, "Writing")):
             if position >= len(seen.facts) or (seen.facts.codes[position] == 0 and attempt.pair is None):
-                raise DatasetError("The data changed between two looks at them. Convert them when nobody writes them.")
+                raise DatasetError(
+                    "The dataset changed while it was being converted. Run the conversion again when nothing is "
+                    "writing to it."
+                )
             if decision.kept[position]:
                 assert attempt.pair is not None
                 writers[int(decision.held_out[position])].write(attempt.pair, attempt.strength)

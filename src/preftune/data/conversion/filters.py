@@ -107,7 +107,7 @@ class Filters:
 
 
 class Facts:
-    """What is kept of every pair while all are looked at: hashes and numbers, under 100 bytes each, 900 with `near`."""
+    """What is kept of every pair while all are read: hashes and numbers, under 100 bytes each, 900 with `near`."""
 
     def __init__(self, *, near: bool = False) -> None:
         """
@@ -158,7 +158,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What becomes of every row that was looked at."""
+    """What becomes of every row that was read."""
 
     kept: NDArray[np.bool_]
     held_out: NDArray[np.bool_]

@@ -45,7 +45,7 @@ class UseCase:
     languages: tuple[str, ...] = ()
     rule: str | None = None
     seen: Counter[str] = field(default_factory=Counter)
-    """Topics of the pairs that were looked at."""
+    """Topics of the pairs that were read."""
 
     def of(self, pairs: PairDataset | PairStream, name: str) -> Leaves:
         """Why a pair of these data is left out: a key of `filters.REASONS`, or None for one that stays.

@@ -65,7 +65,7 @@ def beside(path: Path, word: str) -> Path:
 
 
 class PairWriter:
-    """Writes a file under another name beside it; `keep` gives it its own, and without that nothing is left."""
+    """Writes a file under a temporary name; `keep` renames it, and without that no file is left."""
 
     def __init__(self, path: Path, shape: Shape) -> None:
         self.path = path

@@ -36,7 +36,7 @@ LEFT: Mapping[str, tuple[str, str]] = {
     "orphan": ("the conversation above the answers was deleted or is not there", "Load the whole trees."),
     "other_shape": ("the row has another shape than its format", "Correct it, or name its format with --format."),
 }
-"""Why something gives no pair: reason -> (what is wrong, what mends it)."""
+"""Why something gives no pair: reason -> (what is wrong, how to fix it)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Sample:
         return [value for value in self._table.get(column, ()) if value is not None]
 
     def first(self, column: str) -> Any:
-        """The first value that is not null; None when there is none."""
+        """The first value that is not null; None without one."""
         return next(iter(self.values(column)), None)
 
 

@@ -1,4 +1,4 @@
-"""Raw rows of a format -> a dataset of canonical rows, with the raw row's number beside each and a count of the rest.
+"""Raw rows of a format -> a dataset of canonical rows, with the raw row's number for each and a count of the rest.
 
 Where the raw rows lie on disk, so do the canonical ones, in the cache of `datasets`: made once and found again. The
 cache's key holds `TOKENS_VERSION`.
@@ -133,7 +133,7 @@ def _batch(name: str, carried: Sequence[str], table: Mapping[str, Sequence[Any]]
 def _collect(
     made: Iterable[tuple[int, Made]], carried: Sequence[str], rows: Sequence[Row] | Dataset
 ) -> dict[str, list[Any]]:
-    """Columns of canonical rows, and of reasons where there is none."""
+    """Columns of canonical rows, and of reasons for rows without one."""
     columns: dict[str, list[Any]] = {column: [] for column in (*_MADE, *carried, "row", "reason")}
     for index, item in made:
         columns["row"].append(index)

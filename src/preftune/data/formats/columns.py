@@ -240,7 +240,7 @@ def _of_several(features: set[str]) -> str | None:
         )
     if "ranking" in features and {"completions", "responses", "answers", "generations", "outputs"} & features:
         return (
-            "'ranking' beside the answers may be the rank of each answer or the order of the answers. Call it 'ranks' "
+            "'ranking' next to the answers may be the rank of each answer or the order of the answers. Call it 'ranks' "
             "if it holds a rank for each answer (1 is the best); otherwise write the answers from best to worst into "
             "'ranked_responses'."
         )

@@ -60,7 +60,7 @@ def judged(value: Any) -> Judged | None:
 
 
 def labelled_columns(sample: Sample, *, named: bool = False) -> tuple[tuple[str, str], str] | None:
-    """The columns of two outputs, and of the label that prefers one; None where data have none, or another shape.
+    """The columns of two outputs, and of the label that prefers one; None where data lack them, or have another shape.
 
     Args:
         named: the format is not guessed, so that 1 and 0 are what it says: the first output, and a tie.
@@ -98,7 +98,7 @@ def _labelled_uses(sample: Sample) -> list[str]:
 
 
 def _decided(prompt: Any, answers: Sequence[Any] | None, label: Any, row: Row) -> Made:
-    """The pair of a judgement, or why there is none."""
+    """The pair of a judgement, or the reason for no pair."""
     if prompt is None or answers is None:
         return Left("other_shape")
     said = judged(label)
@@ -160,7 +160,7 @@ def _arena_prompts_rows(row: Row) -> Iterator[Made]:
 
 
 def _texts(value: Any) -> list[str]:
-    """The turns of one side, as a list, as JSON of one, or a text alone; empty where one of them is none."""
+    """The turns of one side, as a list, as JSON of one, or a text alone; empty where one of them is not a turn."""
     found = _turns(value)
     if not found and isinstance(value, str) and value.strip():
         found = [value]

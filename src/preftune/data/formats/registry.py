@@ -28,7 +28,7 @@ def adapter_named(name: str) -> Adapter:
     """The format of a name.
 
     Raises:
-        DatasetError: there is none of that name.
+        DatasetError: an unknown name.
     """
     if name in FORMATS:
         return FORMATS[name]

@@ -122,7 +122,7 @@ def check_characters(text: Text | None, column: str, where: Where) -> None:
             raise where.error(
                 column,
                 f"the text holds half of a surrogate pair ({part[error.start]!a}), which is no character",
-                "Mend the text, or remove the row.",
+                "Correct the text, or remove the row.",
             ) from error
 
 
@@ -252,4 +252,4 @@ def _from_json(value: Any, column: str, where: Where) -> Any:
     try:
         return json.loads(value)
     except ValueError as error:
-        raise where.error(column, f"{shown(value)} is not valid JSON ({error})", "Mend it, or give null.") from error
+        raise where.error(column, f"{shown(value)} is not valid JSON ({error})", "Correct it, or give null.") from error

@@ -182,7 +182,7 @@ def check_head(
     if texts:
         return [
             "There is no column 'prompt': the words that chosen and rejected begin with in common are taken for the "
-            f"prompt ({len(apart)} of the first {len(head)} rows have none). {_EXPLICIT}"
+            f"prompt ({len(apart)} of the first {len(head)} rows share no beginning). {_EXPLICIT}"
         ]
     return [
         "There is no column 'prompt': the turns that chosen and rejected begin with in common are taken for the "

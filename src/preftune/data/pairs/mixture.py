@@ -49,7 +49,7 @@ def all_or_none(named: list[Named]) -> list[Named]:
     without = [display_name(name) for name, share in named if share is None]
     if without and len(without) < len(named):
         raise DatasetError(
-            f"Of {len(named)} datasets some have a proportion and {without[0]} has none. Give all of them one "
+            f"Of {len(named)} datasets some have a proportion and {without[0]} does not. Give all of them one "
             "(a.jsonl:0.7 b.jsonl:0.3), or none to take all rows."
         )
     name, proportion = named[0] if len(named) == 1 else ("", None)

@@ -43,11 +43,11 @@ def read_pairs(
     Args:
         columns: canonical name -> the dataset's own name, where they differ: `{"chosen": "better"}`. A dot reaches into
             a column ("input.messages"), a plus joins texts ("instruction+input"), None leaves a column unread.
-        format: a key of `adapters.FORMATS`; None to recognise it by its shape.
+        format: a key of `formats.FORMATS`; None to recognise it by its shape.
         margin_from_scores: nats of margin per unit of the data's own strength (a point of a rating, a rank, a unit of
             ln(votes)). None leaves margins alone: strength in other units than reward is no margin.
         name: what messages call the data; by default the path, or "the dataset".
-        tolerant: rows that are no preference are no reason to refuse the data, unless all of the first 1,000 are none;
+        tolerant: rows that are no preference are no reason to refuse the data, unless all of the first 1,000 are such;
             `PairDataset.attempts` gives each with its problem.
     Raises:
         DatasetError: nothing to read, missing columns, or (among the first 1,000 rows; later ones when they are read)

@@ -50,7 +50,7 @@ class PairStream(Iterable[PreferencePair]):
     format: str | None
     notes: tuple[str, ...] = ()
     left: dict[str, LeftOut] = field(default_factory=dict)
-    """What gave no pair in the latest iteration, by its reason (a key of `adapters.LEFT`)."""
+    """What gave no pair in the latest iteration, by its reason (a key of `formats.adapter.LEFT`)."""
     unused: tuple[str, ...] = ()
     """Columns of the first rows that carry text and that nothing reads."""
     rows_read: int = 0

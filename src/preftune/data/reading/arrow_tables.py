@@ -1,7 +1,7 @@
 """Rows that may differ in their keys and in the types of their values -> an Arrow table, a thousand rows at a time.
 
 A column of texts, of truth values or of numbers is what it is; everything else (messages, lists, a text here and
-messages there) is kept as JSON, exactly as it came: Arrow's own types would turn 1 into 1.0 beside 0.5, and give every
+messages there) is kept as JSON, exactly as it came: Arrow's own types would turn 1 into 1.0 next to 0.5, and give every
 object the keys of all others.
 """
 
@@ -51,7 +51,7 @@ def dataset_of(rows: Callable[[], Iterable[Row]], name: str, *, file: Path | Non
         name: of the data, for messages.
         file: where the table is written, to be mapped into memory; None to hold it in memory.
     Raises:
-        DatasetError: no rows, a row that is no object, or text that is none (half a surrogate pair).
+        DatasetError: no rows, a row that is no object, or invalid text (half a surrogate pair).
     """
     kinds: dict[str, Kind] = {}
     settled: Dataset | Path | None = None
@@ -113,7 +113,7 @@ def cached_table(path: Path) -> Path:
 
 
 def kept_table(file: Path) -> Dataset | None:
-    """A table that was written before; None where there is none, or no longer a sound one, which is removed."""
+    """A table that was written before; None without one, or with a damaged one, which is removed."""
     from datasets import Dataset
 
     if not file.is_file():
@@ -191,7 +191,7 @@ def _join(kinds: dict[str, Kind], chunk: Sequence[Row], name: str) -> bool:
             if str(key) not in kinds and not _encodable(str(key)):
                 raise DatasetError(
                     f"A column of {name} is called {str(key)!a}, and half of a surrogate pair is no character. "
-                    "Mend its name."
+                    "Correct its name."
                 )
             known, found = kinds.get(str(key)), _kind(value)
             if known != found:
@@ -228,12 +228,13 @@ def _table(chunk: Sequence[Row], kinds: Mapping[str, Kind], name: str, start: in
             place = next(i for i, value in enumerate(values) if not _encodable(value))
             raise DatasetError(
                 f"{name} row {start + place}, column {key!r}: the text holds half of a surrogate pair "
-                f"({error.object[error.start : error.start + 1]!a}), which is no character. Mend or remove that row."
+                f"({error.object[error.start : error.start + 1]!a}), which is no character. Correct or remove that row."
             ) from error
         except (TypeError, ValueError, RecursionError, pa.ArrowException) as error:
             raise DatasetError(
-                f"{name}, column {key!r}, rows {start} to {start + len(chunk) - 1}: a value is none of text, number, "
-                f"truth value, list and object ({' '.join(str(error).split())[:120]}). Convert it to one of these."
+                f"{name}, column {key!r}, rows {start} to {start + len(chunk) - 1}: a value is not one of text, "
+                f"number, truth value, list and object ({' '.join(str(error).split())[:120]}). Convert it to one of "
+                "these."
             ) from error
     return pa.Table.from_arrays(arrays, schema=schema)
 

@@ -203,7 +203,7 @@ def parse_object(line: str, name: str, number: int) -> dict[str, Any]:
         column = getattr(error, "colno", 1)
         raise DatasetError(
             f"{name} line {number} is not valid JSON: {_problem(error)} at column {column}: "
-            f"{short(line[max(0, column - 20) : column + 200].rstrip())}. Mend or remove that line."
+            f"{short(line[max(0, column - 20) : column + 200].rstrip())}. Correct or remove that line."
         ) from error
     if not isinstance(value, dict):
         raise DatasetError(
@@ -252,7 +252,7 @@ def _parse_whole(text: str, name: str, first: int) -> Any:
         line, column = getattr(error, "lineno", 1), getattr(error, "colno", 1)
         raise DatasetError(
             f"{name} line {line + first - 1} is not valid JSON: {_problem(error)} at column {column}. "
-            "Mend that place, or write one object per line (JSONL)."
+            "Correct that place, or write one object per line (JSONL)."
         ) from error
 
 
@@ -282,8 +282,8 @@ def _csv_rows(first: str, lines: _Lines, *, delimiter: str) -> Iterator[Row]:
             yield dict(zip(header, fields, strict=True))
     except csv.Error as error:
         raise DatasetError(
-            f"{name} line {reader.line_num + before} is not valid CSV: {error}. Mend the quotes of that line, or write "
-            "JSONL."
+            f"{name} line {reader.line_num + before} is not valid CSV: {error}. Correct the quotes of that line, or "
+            "write JSONL."
         ) from error
     finally:
         csv.field_size_limit(limit)

@@ -127,7 +127,7 @@ def loses_prompt(texts: Sequence[str], asked: str, before: Sequence[Message], re
 
 
 def continuation(text: str, messages: Sequence[Message], turn: int, render: Renderer, *, begun: str) -> int | None:
-    """Where an answer goes on that the prompt began with the words `begun`; None if it cannot be found."""
+    """Where an answer continues that the prompt starts with the words `begun`; None if it cannot be found."""
     around = _around(text, messages, turn, render, begun=begun)
     return None if around is None else around[0]
 

@@ -144,7 +144,7 @@ def keys_of_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
 
 
 def _set_on(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Plain values that the tokenizer holds as attributes, which anybody can set after loading
+    """Plain values that the tokenizer holds as attributes, which can be set after loading
     (`split_special_tokens`). Sides, names and warnings decide about no id.
     """
     sides = {"padding_side", "truncation_side", "in_target_context_manager"}
@@ -185,7 +185,7 @@ def _keep(file: Path, groups: GroupDataset, report: Any, *, own_notes: list[str]
 
 
 def _load(file: Path, kind: type[AnyReport]) -> tuple[GroupDataset, AnyReport] | None:
-    """What a file holds; None where there is none, or a damaged one."""
+    """What a file holds; None without a file, or with a damaged one."""
     if not file.is_file():
         return None
     try:

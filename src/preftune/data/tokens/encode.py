@@ -47,7 +47,7 @@ DIALOGUE_TEMPLATE = (
     "{{ message['content'] | trim }}{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
 )
-"""A chat template for base models, which have none: the plain "Human: ... Assistant: ..." of hh-rlhf."""
+"""A chat template for base models without one: the plain "Human: ... Assistant: ..." of hh-rlhf."""
 
 
 class Encoder:

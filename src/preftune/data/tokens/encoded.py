@@ -13,7 +13,7 @@ from preftune.types import Example, TokenizedGroup
 
 @dataclass(slots=True)
 class Encoded:
-    """Token ids of one example, or the reason why it has none."""
+    """Token ids of one example, or the reason for having no ids."""
 
     row: int
     prompt: list[int] = field(default_factory=list)

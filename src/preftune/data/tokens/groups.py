@@ -43,7 +43,7 @@ class GroupDataset(Sequence[TokenizedGroup]):
             preference_groups: where each group's pairs begin in `preferences`, and the end.
             ids: one per group.
             scored: (spans, 3), rising: segment, begin, end, for the completions of which not every token is scored;
-                None if there are none.
+                None without any.
         """
         self._tokens = tokens
         self._segments = segments

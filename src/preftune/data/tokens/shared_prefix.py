@@ -73,7 +73,7 @@ class PromptOnce:
         return [[ids, *(next(done) for _ in others)] for (_, *others), ids in zip(texts, prompts, strict=True)]
 
     def _cut(self, prompt: str, ids: list[int]) -> _Cut | None:
-        """The last special token of a prompt; None where there is none, or where text and ids do not agree."""
+        """The last special token of a prompt; None without one, or where text and ids do not agree."""
         place = next((place for place in reversed(range(len(ids))) if ids[place] in self._marks), 0)
         if place == 0:
             return None

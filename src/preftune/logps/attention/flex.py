@@ -6,7 +6,7 @@ only raises where they begin, so one mask function serves every model, layer and
 Sinks are applied afterwards: a sink of score s takes the share exp(s) / (exp(lse) + exp(s)) of the softmax and gives
 nothing, so what is left is the output times sigmoid(lse - s).
 
-float32 and cards older than compute capability 8.0 go by segment (`attention.py`): a run in float32 wants
+float32 and cards older than compute capability 8.0 go by segment (`attention.packed`): a run in float32 wants
 its accuracy, which SDPA keeps, and Triton's kernels are no faster there.
 """
 

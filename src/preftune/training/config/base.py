@@ -1,4 +1,4 @@
-"""`PackedConfig`: what every trainer on packed groups is told, whatever it trains."""
+"""`PackedConfig`: the options of every trainer on packed groups."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class PackedConfig(TrainingArguments):
     learning_rate: float | None = option(  # type: ignore[assignment]
         None, "Initial learning rate. Default: one for full fine-tuning, a higher one for adapters."
     )
-    logging_steps: float = option(10, "Log every so many optimiser steps; below 1, a share of all steps.")
+    logging_steps: float = option(10, "Optimiser steps between two log lines; below 1, a share of all steps.")
     bf16: bool | None = option(  # type: ignore[assignment]
         None, "bfloat16 autocast. Default: where the hardware has it (on a CPU: when the model's weights are bfloat16)."
     )
@@ -67,7 +67,7 @@ class PackedConfig(TrainingArguments):
     )
     save_seconds: float | None = option(
         None,
-        "Also write a checkpoint so many seconds after the last one. Default: 600 where nothing else is said.",
+        "Also write a checkpoint this many seconds after the last one. Default: 600, unless a strategy is given.",
     )
     logging_nan_inf_filter: bool = option(False, "Refused when set: it would hide NaN losses.")
 
@@ -80,7 +80,7 @@ class PackedConfig(TrainingArguments):
     )
     dataset_num_proc: int | None = option(None, "Processes that tokenise.")
     max_tokens_per_batch: int | None = option(
-        None, "Most tokens computed at a time; a step is split into so many parts, and its update stays the same."
+        None, "Most tokens computed at a time; a step is split into parts, and its update stays the same."
     )
 
     # --- the model ---
@@ -94,12 +94,14 @@ class PackedConfig(TrainingArguments):
         choices=["auto", "packed", "separate", "naive"],
     )
     early_stopping_patience: int | None = option(
-        None, "Stop when the evaluation metric has not improved for so many evaluations."
+        None, "Stop when the evaluation metric has not improved for this many evaluations."
     )
     early_stopping_threshold: float = option(0.0, "How much better counts as an improvement.")
-    max_seconds: float | None = option(None, "End the run after the step in which it has trained for so many seconds.")
+    max_seconds: float | None = option(
+        None, "End the run after the step in which it has trained for this many seconds."
+    )
     max_train_tokens: int | None = option(
-        None, "End the run after the step in which it has trained on so many tokens (those it sampled count too)."
+        None, "End the run after the step in which it has trained on this many tokens (sampled ones count too)."
     )
 
     overwrite: bool = option(
@@ -181,12 +183,12 @@ class PackedConfig(TrainingArguments):
             raise ConfigError(f"learning_rate={self.learning_rate} must be a finite number, 0 or above.")
         self._at_least_1("max_length", "max_tokens_per_batch", "early_stopping_patience", "max_train_tokens")
         if self.max_seconds is not None:
-            positive("max_seconds", self.max_seconds, "after so many seconds of training the run ends")
+            positive("max_seconds", self.max_seconds, "after this many seconds of training the run ends")
         optimiser = str(getattr(self.optim, "value", self.optim))
         if "lomo" in optimiser or "layerwise" in optimiser:
             raise ConfigError(
                 f"optim={optimiser!r} changes weights during the backward pass, while the step may still be split, or "
-                "begun again when memory runs out. Use optim='adamw_torch_fused', or 'adafactor' to save memory."
+                "repeated when memory runs out. Use optim='adamw_torch_fused', or 'adafactor' to save memory."
             )
         one_of("truncation", self.truncation, ("truncate", "drop", "error"))
         if self.save_dtype is not None:
@@ -200,7 +202,7 @@ class PackedConfig(TrainingArguments):
                 raise ConfigError(f"{name}={value} must be at least 1, or left unset.")
 
     def _leave_the_rest_to_the_model(self) -> None:
-        """Undo what TrainingArguments had to be told before a model is known: a copy of this configuration
+        """Undo what TrainingArguments needed before a model is known: a copy of this configuration
         (`dataclasses.replace`) must choose for itself again.
         """
         if self.automatic_learning_rate:
@@ -244,7 +246,7 @@ class PackedConfig(TrainingArguments):
             False  # a signal is answered with a checkpoint always (training/record/stopping.py)
         )
         if self.save_seconds is not None:
-            positive("save_seconds", self.save_seconds, "a checkpoint is written after so many seconds")
+            positive("save_seconds", self.save_seconds, "a checkpoint is written after this many seconds")
         if self.save_strategy is not None or self.save_steps is not None:
             self.save_strategy = "steps" if self.save_strategy is None else self.save_strategy
             self.save_steps = 500 if self.save_steps is None else self.save_steps
@@ -320,7 +322,7 @@ def positive(name: str, value: float, advice: str) -> None:
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raises: ConfigError, for a word that is none of those."""
+    """Raises: ConfigError, for an unknown word."""
     if value not in allowed:
         raise ConfigError(f"{name}={value!r} must be one of {', '.join(allowed)}.")
 

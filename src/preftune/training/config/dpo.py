@@ -49,7 +49,7 @@ class DPOConfig(ReferenceFields, PairConfig):
     )
     guard_prompts: str | None = _option(
         None,
-        "How many prompts of the held-out rows (of the training rows, if there are none) it asks, or a file of its "
+        "How many prompts of the held-out rows (of the training rows, without any) it asks, or a file of its "
         "own prompts. Default: 8.",
     )
 

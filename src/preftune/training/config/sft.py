@@ -62,7 +62,7 @@ class SFTConfig(PackedConfig):
     dataset_text_field: str = option("text", "Column of plain texts.")
     chat_template_path: str | None = option(
         None,
-        "A Jinja file, or a model whose chat template is taken over. Default: the tokenizer's own; where it has none, "
+        "A Jinja file, or a model whose chat template is taken over. Default: the tokenizer's own; without one, "
         "a plain Human/Assistant dialogue, which is saved with the model.",
     )
     eos_token: str | None = option(None, "Token that ends an answer. Default: the tokenizer's.")

@@ -31,7 +31,7 @@ def attach_guard(trainer: DPOTrainerView, train: Any, held_out: Any) -> Guard | 
     from preftune.training.guard.samples import prompts_from_file
 
     if isinstance(trainer.args.guard_prompts, str):
-        prompts_from_file(trainer.args.guard_prompts)  # what is wrong with it is told before the first step
+        prompts_from_file(trainer.args.guard_prompts)  # errors in it are reported before the first step
     guard = Guard(trainer, train if held_out is None else held_out, held_out=held_out is not None)
     trainer.add_callback(guard)
     return guard

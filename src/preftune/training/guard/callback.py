@@ -1,6 +1,6 @@
 """The guard as transformers' Trainer calls it: reads the figures, looks when it is time, raises alarms, acts on them.
 
-It never ends a run by a fault of its own: what goes wrong in here is told, and the guard goes off. With several ranks
+An error of its own never ends a run: it is reported, and the guard is switched off. With several ranks
 the first one looks and decides; the others wait for its word after every glance.
 """
 
@@ -31,7 +31,7 @@ from preftune.training.guard.tally import FLAGS, Seen, Tally
 from preftune.training.protocol import DPOTrainerView
 
 GLANCES = 128
-"""Of a run, at most about so many lines of training figures are written and looked at."""
+"""About the most lines of training metrics that are written and read in a run."""
 
 GO_ON, KEEP, STOP, ROLL_BACK, OFF = range(5)
 """What the first rank tells the others."""
@@ -60,7 +60,7 @@ class Guard(TrainerCallback):
         self._good: GoodWeights | None = None
         self._history = History(self._facts())
         self._broken = False
-        """Here; the other ranks are told at the next glance."""
+        """On this rank; the others learn it with the next metrics."""
         self._over = False
         self._drawn = False
         self._sharded = bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
@@ -298,7 +298,7 @@ class Guard(TrainerCallback):
         return int(said)
 
     def _safely(self, work: Callable[[], object]) -> None:
-        """A fault of the guard is told, and ends the guard, not the run."""
+        """An error of the guard is reported, and ends the guard, not the run."""
         if self._broken:
             return
         try:

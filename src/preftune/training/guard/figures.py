@@ -88,14 +88,14 @@ class Glance(NamedTuple):
     known: float
     """Share of pairs that were trained on before, in this pass or an earlier one."""
     margin_known: float
-    """Mean margin of those, nats; 0 if there are none."""
+    """Mean margin of those, nats; 0 without any."""
     longer: float
     """Share of pairs whose chosen side is longer, by `ALIKE_IN_LENGTH` or more."""
     shorter: float
     contained: float
     """Mean share of the shorter side's tokens that are in the longer side too: near 1, all that differs is length."""
     accuracy_alike: float
-    """Accuracy on pairs with sides of about one length; 0 if there are none."""
+    """Accuracy on pairs with sides of about one length; 0 without any."""
 
     @property
     def alike(self) -> float:
@@ -155,7 +155,7 @@ def _weighted(values: Sequence[tuple[float, float]]) -> float:
 
 
 class Look(NamedTuple):
-    """What a look found: the policy's answers beside the reference's, and pairs scored now. None: not measured."""
+    """What a look found: the policy's answers and the reference's, and pairs scored now. None: not measured."""
 
     step: int
     answers: int
@@ -222,7 +222,7 @@ class History:
         return self.looks[-1] if self.looks else None
 
     def last_pairs(self, pairs: float, *, until: int | None = None) -> Glance | None:
-        """The last training steps with at least so many pairs in them, as one; None if there are fewer."""
+        """The last training steps with at least this many pairs in them, as one; None if there are fewer."""
         chosen: list[Glance] = []
         for glance in reversed(self.glances):
             if until is not None and glance.step > until:
@@ -233,7 +233,7 @@ class History:
         return None
 
     def last_steps(self, steps: float) -> Glance | None:
-        """The last training steps, at least so many, as one; None if there are fewer."""
+        """The last training steps, at least this many, as one; None if there are fewer."""
         chosen: list[Glance] = []
         for glance in reversed(self.glances):
             chosen.insert(0, glance)

@@ -189,7 +189,7 @@ class Looker:
         )
 
     def _groups(self, pairs: int) -> list[TokenizedGroup]:
-        """Groups spread over the held-out data (over the training data, if nothing is held out) with so many pairs."""
+        """Groups spread over the held-out data (the training data, if nothing is held out) with this many pairs."""
         data = parts(self._trainer.eval_dataset) if self._held_out else [self._trainer.train_dataset]
         return [group for part in data for group in _some(part, -(-pairs // max(1, len(data))))]
 
@@ -207,7 +207,7 @@ def trainer_steps(trainer: DPOTrainerView) -> int:
 
 
 def _some(data: GroupDataset, pairs: int) -> list[TokenizedGroup]:
-    """Groups evenly over a dataset, about so many pairs in all."""
+    """Groups evenly over a dataset, about this many pairs in all."""
     wanted = max(1, round(pairs * len(data) / max(1, data.pairs)))
     wanted = min(wanted, len(data))
     return [data[index * len(data) // wanted] for index in range(wanted)]

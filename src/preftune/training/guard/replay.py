@@ -18,10 +18,10 @@ from preftune.training.guard.samples import text_figures
 def replay(folder: str | Path, *, until: int | None = None) -> list[Alarm]:
     """The alarms of a recorded run, from its metrics.jsonl, samples.jsonl and run.json.
 
-    What the answers look like is read from the samples again, so that a change of how they are looked at shows.
+    What the answers look like is read from the samples again, so that a change of the rules on texts shows.
 
     Args:
-        until: the last step that is looked at; None for all.
+        until: the last step that is read; None for all.
     Raises:
         FileNotFoundError: the folder holds no run.json or no metrics.jsonl.
     """

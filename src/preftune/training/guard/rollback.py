@@ -43,7 +43,7 @@ class GoodWeights:
         return sum(weight.nbytes for weight in self._weights.values()) / 2**30
 
     def better(self, quality: Quality | None) -> bool:
-        """Whether weights of this quality should be kept: the best on held-out pairs, or the last where there are none.
+        """Whether weights of this quality should be kept: the best on held-out pairs, or the last without any.
 
         Those from before the first step are good, but not better than any that a look found in order.
         """

@@ -71,7 +71,7 @@ class ReferenceAnswers:
 
     @classmethod
     def load(cls, folder: Path) -> ReferenceAnswers | None:
-        """None if there are none, or not readable ones."""
+        """None without any, or with unreadable ones."""
         try:
             content = json.loads((folder / REFERENCE_FILE).read_text(encoding="utf-8"))
             return cls(
@@ -139,7 +139,7 @@ def prompts_from_file(path: str) -> list[Prompt]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"guard_prompts={path!r} cannot be read ({getattr(error, 'strerror', None) or error}). Name a file with "
-            "one prompt a line, or give a number: so many prompts of the held-out rows."
+            "one prompt a line, or give a number of prompts of the held-out rows."
         ) from error
     prompts = []
     for number, line in enumerate(lines, start=1):

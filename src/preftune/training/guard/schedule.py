@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 MOST_LOOKS = 40
-"""A run is not looked at more often than this, however cheap looks are: more curves than anyone reads."""
+"""Most evaluation passes of a run, however cheap they are."""
 
 LOOKS_WANTED = 4
-"""Answers are made as long as lets at least so many looks be paid."""
+"""Evaluation passes that the budget must allow; answers are shortened until it does."""
 
 
 @dataclass
@@ -87,7 +87,7 @@ class Schedule:
         return since >= max(apart, self._wait(number))
 
     def _wait(self, number: int) -> float:
-        """Steps between the last look and the next, when so many can be paid: at first a small part of what is left."""
+        """Steps between the last look and the next, when this many can be paid: at first a small part of the rest."""
         begin = self.first_step if self._last is None else self._last
         return (self.steps - begin) / (2 * min(number, MOST_LOOKS) + 1)
 
@@ -97,7 +97,7 @@ LEAST_SECONDS = 5.0
 
 
 def allowed_seconds(run_seconds: float, budget: float) -> float:
-    """What the guard may take beside a run of so many seconds, so that it is the budget's share of both together."""
+    """What the guard may take in addition to a run of this many seconds, so that it is the budget's share of both."""
     return budget / (1 - budget) * run_seconds
 
 
@@ -125,7 +125,7 @@ SIZES = (
 """From what a long run pays to what one of two minutes on a CPU does."""
 
 _READING = 8
-"""Reading the prompts takes about as long as so many tokens of the answers."""
+"""Reading the prompts takes about as long as this many tokens of the answers."""
 
 
 class Costs(NamedTuple):

@@ -45,7 +45,7 @@ class Seen:
     def flags(self, batch: PackedBatch, *, epoch: float) -> Tensor:
         """(N, FLAGS) float32, on the batch's device. Of each pair: was it trained on in this pass over the data, was it
         ever, and the share of the shorter side's tokens that are in the longer one. Changes nothing, so that a step may
-        be begun again.
+        be repeated.
         """
         if int(epoch + 1e-6) != self._pass:
             self._pass = int(epoch + 1e-6)

@@ -73,7 +73,7 @@ def plan_steps(args: Any, *, prompts: int, asked: int, answers: int, steps: int)
 
 
 def choose_reference(trainer: FreshTrainer, ref_model: Any) -> Source:
-    """Who the reference is; it must be able to score answers that nobody has written yet.
+    """Who the reference is; it must be able to score answers that are not written yet.
 
     Args:
         ref_model: the explicit one, a model, hub id or folder; None takes the policy as received.

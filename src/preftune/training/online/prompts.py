@@ -75,7 +75,7 @@ def prepare_prompts(source: Any, tokenizer: Any, *, max_prompt_length: int | Non
     Args:
         max_prompt_length: longer prompts are left out, and counted.
     Raises:
-        DatasetError: there are none, or none that is short enough.
+        DatasetError: no prompts, or none of them short enough.
     """
     if isinstance(source, Prompts):
         opened = source

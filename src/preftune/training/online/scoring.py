@@ -29,7 +29,7 @@ _MARK_TOKENS = 16
 
 
 class Scores(NamedTuple):
-    """The scores of some answers; None for one that nobody could rate."""
+    """The scores of some answers; None for one that could not be scored."""
 
     scores: list[float | None]
     spread: list[float | None]
@@ -64,12 +64,12 @@ class Score:
 
 
 def row_of(prompt: Prompt) -> dict[str, Any]:
-    """What a rule reads beside prompt and answer: the other columns of the prompt's row."""
+    """What a rule reads besides prompt and answer: the other columns of the prompt's row."""
     return {**prompt.kept, **prompt.carried, "id": prompt.id, "prompt": prompt.prompt}
 
 
 def combined(members: Sequence[Sequence[float | None]], ensemble: str) -> Scores:
-    """One score for every answer from those of the members; an answer that one of them could not rate has none."""
+    """One score for every answer from those of the members; an answer that one of them could not score has no score."""
     scores: list[float | None] = []
     spread: list[float | None] = []
     for of_answer in zip(*members, strict=True):

@@ -23,7 +23,7 @@ from preftune.training.online.rollout import Rollout
 from preftune.training.protocol import OnlineTrainerView
 
 _LOOKED_AT = 32
-"""Answers of a round whose text is looked at."""
+"""Answers of a round whose text is examined."""
 _WRITTEN = 4
 """Answers of a round that go to samples.jsonl."""
 
@@ -86,7 +86,7 @@ _SLOWER = _Cure("The optimiser's steps are too large.", "Halve the learning rate
 def round_alarms(
     first: RoundFigures, now: RoundFigures, logs: Mapping[str, float], start: Mapping[str, float], step: int
 ) -> list[Alarm]:
-    """What is wrong with a round, beside the first one.
+    """What is wrong with a round, compared with the first one.
 
     Args:
         logs, start: figures as logged, now and of the first round.

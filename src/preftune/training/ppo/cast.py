@@ -146,19 +146,19 @@ def _value(model: Any, args: Any, reward: Scalar | None, *, packed: bool) -> tup
 
 
 def _check_adapter(model: Any) -> None:
-    """Raises: ModelError for an adapter that no other one can stand beside."""
+    """Raises: ModelError for an adapter that excludes a second one."""
     name = model.active_adapter
     if name != POLICY or not _bears_another(model.peft_config[POLICY]):
         kind = getattr(model.peft_config.get(name), "peft_type", "several")
         raise ModelError(
-            f"the policy's adapter is {name!r} ({getattr(kind, 'value', kind)}), beside which no adapter for the value "
-            f"can stand: it must be a LoRA adapter (or the like) called {POLICY!r}. Load it with preftune.load_model("
+            f"the policy's adapter is {name!r} ({getattr(kind, 'value', kind)}), which excludes an adapter for "
+            f"the value: it must be a LoRA adapter (or the like) called {POLICY!r}. Load it with preftune.load_model("
             "name, is_trainable=True), or name a value_model."
         )
 
 
 def _bears_another(config: Any) -> bool:
-    """Whether PEFT can put a second adapter beside one, and train both."""
+    """Whether PEFT can load a second adapter next to this one, and train both."""
     alone = config.is_prompt_learning or str(getattr(config.peft_type, "value", config.peft_type)) == "ADALORA"
     return not (alone or getattr(config, "layer_replication", None))
 

@@ -37,7 +37,7 @@ class PPOConfig(SamplingConfig):
     )
     num_train_epochs: float = option(1.0, "How often every prompt is asked, unless total_episodes or max_steps say.")
     logging_steps: float | None = option(  # type: ignore[assignment]
-        None, "Log every so many optimiser steps; below 1, a share of all steps. Default: once per round."
+        None, "Optimiser steps between two log lines; below 1, a share of all steps. Default: once per round."
     )
 
     # --- rounds ---

@@ -265,7 +265,7 @@ class PPOTrainer(OnlineTrainer):
         self._moments = Moments(*state["moments"])
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The policy alone, as every other trainer saves it: whoever loads it needs no value function."""
+        """The policy alone, as every other trainer saves it: loading it needs no value function."""
         with kept_off_disk(self.model):
             super()._save(output_dir, state_dict)
 

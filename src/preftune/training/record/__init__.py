@@ -4,7 +4,7 @@ run.json and metrics.jsonl, checkpoints with a manifest, model cards, trackers, 
 
     checkpoint        what preftune adds to a checkpoint
     earlier_run       an earlier run's files are put aside
-    limits            an end after so many seconds or tokens
+    limits            an end after a number of seconds or tokens
     manifest          the files of a checkpoint, with digests
     model_card        model cards
     resuming          which checkpoint a run continues

@@ -1,4 +1,4 @@
-"""How long a run may take: stops it after so many seconds or tokens, and knows what it has used."""
+"""How long a run may take: stops it after a number of seconds or tokens, and knows what it has used."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Limits(TrainerCallback):
         self._since = time.perf_counter()
 
     def count(self, tokens: int) -> None:
-        """So many tokens more, on this rank."""
+        """Adds tokens of this rank."""
         self.tokens += tokens
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -57,7 +57,7 @@ def write_manifest(
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest; None where there is none (another library's checkpoint, or an older preftune's).
+    """The manifest; None without one (another library's checkpoint, or an older preftune's).
 
     Raises:
         DamagedError: there is one that cannot be read.

@@ -54,7 +54,7 @@ def choose_checkpoint(asked: str | Path | bool | None, output_dir: str) -> Choic
         asked: nothing, True (the newest complete one of the run in `output_dir`), "auto" (likewise, or None if there is
             none), or a folder.
     Raises:
-        ConfigError: there is none, or the one that is named is damaged; with the reasons.
+        ConfigError: no checkpoint, or the one that is named is damaged; with the reasons.
     """
     if asked is None or asked is False:
         return None
@@ -93,7 +93,7 @@ def _newest(output: Path, *, needed: bool) -> Choice | None:
         return Choice(folder, manifest, False, tuple(newer))
     if needed:
         earlier = f" Earlier runs of this folder are in {output / FOLDER}." if (output / FOLDER).is_dir() else ""
-        found = f"none can be used: {'; '.join(passed)}." if passed else "there is none."
+        found = f"none can be used: {'; '.join(passed)}." if passed else "there is no checkpoint."
         raise ConfigError(
             f"there is no checkpoint in {output} to resume from: {found}{earlier} Start without "
             "resume_from_checkpoint (--resume), or name the folder."

@@ -25,7 +25,7 @@ _PACKAGES = ("preftune", "torch", "transformers", "accelerate", "peft", "dataset
 
 
 def new_id() -> str:
-    """Of a run: in run.json, in its checkpoints, beside its final weights."""
+    """Of a run: in run.json, in its checkpoints, with its final weights."""
     return uuid.uuid4().hex[:16]
 
 
@@ -62,7 +62,7 @@ class RunRecord(TrainerCallback):
             append_line(metrics, line)
 
     def note(self, **facts: Any) -> None:
-        """More facts, written at once unless the run has not begun."""
+        """More facts, written at once unless the run has not started."""
         self.facts |= facts
         if self._outcome is not None:
             self._write()
@@ -101,7 +101,7 @@ class RunRecord(TrainerCallback):
             self._write()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """What was told before the first step is kept, whether it was shown or not."""
+        """Notes from before the first step are kept, whether they were shown or not."""
         if self._noting:
             self._noting = False
             self.note(notes=[*self.facts["notes"], *take_notes()])

@@ -1,4 +1,4 @@
-"""What run.json says, given to the trackers that `report_to` names: as hyperparameters, or as text beside the curves.
+"""What run.json says, given to the trackers that `report_to` names: as hyperparameters, or as text next to the curves.
 
 The curves themselves are sent by transformers' own callbacks. Those know the configuration and the model's; they do not
 know data and reference, versions, precision and engine, which decide whether two runs may be compared.
@@ -17,7 +17,7 @@ from preftune.secret_values import without_secrets
 from preftune.training.protocol import TrainerView
 
 NAME = "preftune"
-"""What the facts stand under, so that they are told from the configuration."""
+"""The prefix of the facts, which distinguishes them from the configuration."""
 
 
 _SENT_ALREADY = ("configuration",)

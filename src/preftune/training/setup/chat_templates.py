@@ -26,7 +26,7 @@ def read_chat_template(name: str) -> str:
     """The chat template in a file (Jinja), or of a model (folder or hub id).
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no template.
     """
     path = Path(name).expanduser()
     if path.is_file():

@@ -103,7 +103,7 @@ def _refuse_untrainable(model: nn.Module) -> None:
 
 
 def _refuse_tasks(model: Any) -> None:
-    """Raises: ModelError for an adapter that must be told which task a row is of."""
+    """Raises: ModelError for an adapter that needs a task id for each row."""
     for name, config in (getattr(model, "peft_config", None) or {}).items():
         kind = str(getattr(config.peft_type, "value", config.peft_type))
         if kind in ("POLY", "MULTITASK_PROMPT_TUNING"):
@@ -153,12 +153,12 @@ def settle_precision(model: nn.Module, args: PackedConfig) -> Precision:
 
 
 def settle_engine(model: Any, args: PackedConfig) -> tuple[Engine, Support]:
-    """The engine for the model, with what the user should know about the choice told."""
+    """The engine for the model; reports what the user should know about the choice."""
     return told_engine(model, lambda: choose_engine(model, args.engine))  # type: ignore[arg-type]
 
 
 def told_engine(model: Any, choose: Callable[[], tuple[Any, Support]]) -> tuple[Any, Support]:
-    """The engine that `choose` gives, with what the user should know about it told."""
+    """The engine that `choose` gives; reports what the user should know about it."""
     before = getattr(model.config, "_attn_implementation", None)
     engine, support = choose()
     if not support.exact:
@@ -295,7 +295,7 @@ def prepare_all(
 
 
 def _say_shared(train: GroupDataset, held_out: GroupDataset, what: str) -> None:
-    """What is measured on prompts that are trained on is memory. A prompt of one token is none: plain texts have it."""
+    """Metrics on prompts that are trained on measure memory. Prompts of one token (plain texts) do not count."""
     asked = held_out.prompt_hashes(least=2)
     shared = len(asked & train.prompt_hashes(least=2)) if asked else 0
     if shared:

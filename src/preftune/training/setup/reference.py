@@ -141,7 +141,7 @@ def prepare_explicit(trainer: TrainerView, ref_model: Any) -> Any:
 
 
 def _reloader(trainer: DPOTrainerView) -> Callable[[], nn.Module] | None:
-    """Loads the model again from where its config says it came from, ready for the policy's engine. Whoever calls must
+    """Loads the model again from where its config says it came from, ready for the policy's engine. The caller must
     check its weights.
     """
     name = getattr(trainer.model.config, "_name_or_path", "")

@@ -157,7 +157,7 @@ def check_engine(
 
 def check_causal(model: nn.Module, batch: PackedBatch, *, autocast: torch.dtype | None) -> None:
     """Score the beginning of a text with and without what follows. Engine and naive path agree about a model that
-    looks ahead as well, and its log-probabilities are none: it was shown the tokens that it is asked for.
+    looks ahead as well, and its log-probabilities are meaningless: it sees the tokens that it predicts.
 
     Raises: ModelError, if what follows counts.
     """

@@ -86,7 +86,7 @@ def with_a_seed_of_its_own(loader: Any, seed: int) -> Any:
 
 
 def probes(lengths: Sequence[int] | NDArray[np.int64]) -> list[int]:
-    """The rows that the check of the first step compares, packed beside each other: the longest, the shortest, and one
+    """The rows that the check of the first step compares, packed together: the longest, the shortest, and one
     between them. What an engine gets wrong shows beyond a limit, at an edge, or with neighbours.
 
     Args:
@@ -101,7 +101,7 @@ def shortest(lengths: NDArray[np.int64], rows: int, *, of: int = 64) -> list[int
 
     Args:
         lengths: (groups,) tokens of each group.
-        of: how many are looked at.
+        of: how many are checked.
     """
     looked_at = np.unique(np.linspace(0, len(lengths) - 1, of).astype(np.int64))
     return sorted(looked_at[np.argsort(lengths[looked_at], kind="stable")[:rows]].tolist())

@@ -64,7 +64,7 @@ class TokenLimit:
         """Half of what did not fit is the limit from now on, which is said.
 
         Raises:
-            OutOfMemoryError: it was a single pair or row; the message names the cures.
+            OutOfMemoryError: it was a single pair or row; the message names the fixes.
         """
         tokens, parts = sum(cost(group) for group in groups), _parts(groups)
         if parts <= 1:
@@ -81,7 +81,7 @@ class TokenLimit:
 
 @contextmanager
 def explained(trainer: TrainerView, group: TokenizedGroup | None = None) -> Iterator[None]:
-    """Turn running out of memory into an `OutOfMemoryError` that names the cures.
+    """Turn running out of memory into an `OutOfMemoryError` that names the fixes.
 
     Args:
         group: what was computed, if it was one group; None for what has nothing to do with a batch.
@@ -144,7 +144,7 @@ def _fits(groups: Sequence[TokenizedGroup], limit: TokenLimitView, cost: Cost) -
 
 
 def _parts(groups: Sequence[TokenizedGroup]) -> int:
-    """Into how many pieces groups can be split: pairs, or whole groups that have none."""
+    """Into how many pieces groups can be split: pairs, or whole groups without pairs."""
     return sum(max(1, len(group.pairs)) for group in groups)
 
 

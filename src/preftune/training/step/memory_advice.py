@@ -1,4 +1,4 @@
-"""What to say when not even a single pair fits: the cures that this run does not use yet, best first, and what each
+"""What to say when not even a single pair fits: the fixes that this run does not use yet, best first, and what each
 would save. The savings are estimates for decoder layers as they are usually built; none where a config does not say
 how large they are.
 """
@@ -26,7 +26,7 @@ attention, residuals) and four of the MLP's."""
 
 @dataclass(frozen=True, slots=True)
 class Savings:
-    """Bytes that each cure would save; None where it cannot be told."""
+    """Bytes that each fix would save; None where it is unknown."""
 
     checkpointing: float | None
     adapter: float
@@ -36,10 +36,10 @@ class Savings:
 
 
 def out_of_memory_error(trainer: TrainerView, group: TokenizedGroup | None, *, training: bool) -> OutOfMemoryError:
-    """The error with its cures in order.
+    """The error with its fixes in order.
 
     Args:
-        trainer: whose configuration and model decide which cures apply.
+        trainer: whose configuration and model decide which fixes apply.
         group: the one that cannot be split; None where no batch was being computed (the optimiser's state).
         training: whether activations were kept for a backward pass.
     """
@@ -112,7 +112,7 @@ def _kept_per_token(config: Any, size: int) -> tuple[float, float] | None:
 
 
 def _about(saved: float | None, comma: str = ",") -> str:
-    """The end of a cure, ', saves about 3 GB'; nothing where there is no number."""
+    """The end of a fix, ', saves about 3 GB'; empty without a number."""
     if saved is None:
         return ""
     if saved >= 0.95e9:

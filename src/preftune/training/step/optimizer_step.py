@@ -1,4 +1,4 @@
-"""One optimiser step as one piece of work: split into micro-batches that fit, and begun again when memory runs out.
+"""One optimiser step as one piece of work: split into micro-batches that fit, and repeated when memory runs out.
 
 transformers hands a step over one micro-batch after the other. All of it is computed when the last one comes, so that
 every gradient there is belongs to this step and may be thrown away. A rank does that for itself: nothing is sent to
@@ -112,7 +112,7 @@ def micro_batches(batches: Sequence[PackedBatch], budget: int | None, cost: Cost
 
     Args:
         budget: tokens; None leaves the batches as they are.
-    Returns: none without groups, but for a step that has none at all on this rank: that is one empty micro-batch.
+    Returns: nothing without groups, except for a step without any on this rank: that is one empty micro-batch.
     """
     if budget is None:
         return [batch for batch in batches if batch.groups] or list(batches[:1])

@@ -18,7 +18,7 @@ FAILED = 0
 """Instead of a limit: not even a single pair fits."""
 
 BUCKET_MB = 64
-"""Averaged at a time where `ddp_bucket_cap_mb` says nothing; memory beside the gradients."""
+"""Averaged at a time where `ddp_bucket_cap_mb` says nothing; memory in addition to the gradients."""
 
 _NO_LIMIT = 2**62
 
@@ -39,7 +39,7 @@ def agree(parameters: Sequence[nn.Parameter], tokens: int | None) -> tuple[int |
     if least == FAILED and tokens != FAILED:
         raise OutOfMemoryError(
             "another process ran out of memory on a single pair, and the step cannot be done without it. Its message "
-            "names the cures."
+            "names the fixes."
         )
     together = [p for p, some in zip(parameters, present, strict=True) if some]
     for parameter in together:

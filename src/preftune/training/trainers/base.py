@@ -1,7 +1,7 @@
 """`PackedTrainer`: what DPO, SFT and reward models have in common, on transformers' Trainer.
 
 The loop, callbacks, loggers, accelerate, checkpoints and hub upload are transformers'. What is here: a batch is packed
-groups, a step is computed whole, in parts within the token budget, and begun again when memory runs out; its loss is a
+groups, a step is computed whole, in parts within the token budget, and repeated when memory runs out; its loss is a
 mean over all that the step holds (pairs, tokens), on all ranks; the run is recorded, checked and can be resumed.
 """
 
@@ -120,7 +120,7 @@ class PackedTrainer(EvaluatedTrainer):
         return assemble.prepare_model(model, args, **configs)
 
     def placed(self) -> None:
-        """The model is where it will be trained, and nothing has begun."""
+        """The model is where it will be trained, and nothing has started."""
 
     def watch(self, train: Any, held_out: Any) -> None:
         """Further callbacks."""

@@ -30,7 +30,7 @@ class EvaluatedTrainer(RecordedTrainer):
     further_names: ClassVar[Sequence[str]] = ()
     """What `further_metrics` gives."""
     evaluates_at_end = False
-    """Whoever made the trainer evaluates after training, so that no hint is needed where nothing else does."""
+    """The caller evaluates after training, so that no hint is needed if nothing else does."""
 
     def items(self, group: TokenizedGroup) -> int:
         """What the loss is a mean over: how many of them a group holds."""
@@ -44,7 +44,7 @@ class EvaluatedTrainer(RecordedTrainer):
         raise NotImplementedError
 
     def prepare_data(self, source: Any, tokenizer: Any, args: Any, *, role: str) -> tuple[GroupDataset, Any]:
-        """Tokenised groups of any kind of source and the report of it (None for groups), with what is to be told.
+        """Tokenised groups of any kind of source and the report of it (None for groups), with what is to be reported.
 
         Args:
             role: "train", "eval", "eval (NAME)" or "test".
@@ -86,7 +86,7 @@ class EvaluatedTrainer(RecordedTrainer):
         return evaluate_groups(self, dataloader, prefix=metric_key_prefix, loss_only=loss_only)
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
-        """The means of the columns as they are told: what is a ratio of two of them is made here."""
+        """The means of the columns as they are reported: ratios of two of them are computed here."""
         return means
 
     def further_metrics(self, table: Tensor) -> dict[str, float]:

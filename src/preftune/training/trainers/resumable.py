@@ -64,7 +64,7 @@ class ResumableTrainer(CheckpointedTrainer):
         return {}
 
     def recall(self, state: Mapping[str, Any]) -> None:
-        """What the end of a run is told with, from the last checkpoint of a run that has ended."""
+        """What the report of a run's end needs, from the last checkpoint of a run that has ended."""
 
     # --- training ---
 
@@ -86,7 +86,7 @@ class ResumableTrainer(CheckpointedTrainer):
 
         Args:
             resume_from_checkpoint: a checkpoint folder; True for the newest complete one of the run in output_dir;
-                "auto" for the same, or a new run if there is none.
+                "auto" for the same, or a new run without one.
         """
         with locked(self.args.output_dir, writes=self.is_world_process_zero()), self._signals.caught():
             choice, ended = self._settle(resume_from_checkpoint)
@@ -152,7 +152,7 @@ class ResumableTrainer(CheckpointedTrainer):
         """Leave nothing in the run directory that is of another run, or of later steps than this one begins with.
 
         Args:
-            restarted: the same run may be begun again; what it left before its first checkpoint is replaced.
+            restarted: the same run may start again; what it left before its first checkpoint is replaced.
         """
         folder = Path(self.args.output_dir)
         sweep_unfinished(folder)

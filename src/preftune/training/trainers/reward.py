@@ -52,7 +52,7 @@ class RewardTrainer(PackedTrainer):
         args: the configuration.
         train_dataset, eval_dataset: preference pairs, as `DPOTrainer` takes them.
         processing_class: the tokenizer; loaded from the model's name if left out. It gets a pad token that no text
-            ends with, if it has none.
+            ends with, if it lacks one.
         peft_config: a PEFT configuration for a fresh adapter; the head is trained and saved with it.
         quantization_config: for a causal model given by name.
         compute_metrics: gets an `EvalPrediction` whose predictions are the (pairs, 2) scores of chosen and rejected.
@@ -158,7 +158,7 @@ class RewardTrainer(PackedTrainer):
             self._record.note(calibration={"step": self.state.global_step, **found.to_dict()})
         return {"calibration_error": found.error}
 
-    # --- what is told ---
+    # --- what is reported ---
 
     def say_advice(self) -> None:
         pairs, epochs = self.train_dataset.pairs, float(self.args.num_train_epochs)

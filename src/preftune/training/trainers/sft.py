@@ -110,7 +110,7 @@ class SFTTrainer(PackedTrainer):
         if self.is_world_process_zero():
             self._record.note(self_check={"engine_error": error})
 
-    # --- what is told ---
+    # --- what is reported ---
 
     def say_advice(self) -> None:
         args, rows = self.args, len(self.train_dataset)

@@ -1,4 +1,4 @@
-"""From figures to alarms: every rule is asked, one cause is told once. Pure: the same figures, the same alarms.
+"""From figures to alarms: every rule is called, one cause is reported once. Pure: the same figures, the same alarms.
 
 answers   answers compared with the reference's
 data      labels, copies, length, memorisation
@@ -63,7 +63,7 @@ COVERS: Mapping[str, AbstractSet[str]] = {
 
 
 def new_alarms(history: History, raised: AbstractSet[str]) -> list[Alarm]:
-    """Alarms that hold now and were not told before, nor explained by one that was.
+    """Alarms that hold now and were not raised before, nor explained by one that was.
 
     Args:
         raised: names of the alarms so far.

@@ -1,4 +1,4 @@
-"""What the policy's answers look like beside the reference's to the same prompts."""
+"""What the policy's answers look like, compared with the reference's to the same prompts."""
 
 from __future__ import annotations
 

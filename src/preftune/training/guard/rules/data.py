@@ -6,7 +6,7 @@ from preftune.training.guard.alarms import NOTE, Alarm
 from preftune.training.guard.figures import Glance, History, pooled
 
 LABEL_PAIRS = (32, 512)
-"""A quarter of the run's pairs, but at least and at most so many, are asked whether labels mean anything: a short run
+"""A quarter of the run's pairs, but at least and at most this many, are asked whether labels mean anything: a short run
 has no more, and where there are more, weak but real preferences must not be taken for chance."""
 
 STIRRED = 0.5
@@ -61,7 +61,7 @@ def labels_look_random(history: History) -> Alarm | None:
     )
     look = history.look
     if look is not None and look.accuracy_held_out is not None and look.pairs >= 8 and history.facts.held_out:
-        seen += f" Of {look.pairs} held-out pairs {look.accuracy_held_out:.0%} are told apart."
+        seen += f" Of {look.pairs} held-out pairs {look.accuracy_held_out:.0%} are ranked right."
     return Alarm(
         step=history.step,
         name="labels-look-random",
@@ -177,7 +177,7 @@ def only_length_differs(history: History) -> Alarm | None:
 
 
 def overfitting(history: History) -> Alarm | None:
-    """Pairs that were trained on before are told apart, held-out ones less and less."""
+    """Pairs that were trained on before are ranked right, held-out ones less and less."""
     look, facts = history.look, history.facts
     now = history.last_pairs(ONE_SIDED_PAIRS, until=None if look is None else look.step)
     if look is None or now is None or not facts.held_out or look.accuracy_held_out is None or now.known < 0.5:
@@ -191,7 +191,7 @@ def overfitting(history: History) -> Alarm | None:
     return Alarm(
         step=history.step,
         name="overfitting",
-        seen=f"Of the pairs trained on before, {now.accuracy:.0%} are told apart, of {look.pairs} held-out pairs "
+        seen=f"Of the pairs trained on before, {now.accuracy:.0%} are ranked right, of {look.pairs} held-out pairs "
         f"{look.accuracy_held_out:.0%}{fell}.",
         cause="The training pairs are being learnt by heart: too many epochs, or too few different pairs.",
         remedy="Train for one epoch, and look for near-copies in the data (preftune audit).",

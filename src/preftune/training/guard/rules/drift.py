@@ -8,14 +8,14 @@ from preftune.training.guard.alarms import NOTE, Alarm
 from preftune.training.guard.figures import Facts, Glance, History
 
 FEW_PAIRS = 8
-"""Figures of fewer pairs are not looked at: one odd pair is no reason for an alarm."""
+"""Figures of fewer pairs are not used: one odd pair is no reason for an alarm."""
 
 COLLAPSE = 1.0
 """Nats per token that the chosen answers lost: each token is e times less likely than to the reference. Alignment costs
 the chosen answers some tenths at most; the healthy runs recorded here gain."""
 
 LOSS_TIMES = 3.0
-"""Times the loss before the first step. Pairs that nobody trained on cost as much only if the policy is sure of the
+"""Times the loss before the first step. Pairs that were not trained on cost as much only if the policy is sure of the
 wrong side of many."""
 
 SURE = 1.0

@@ -65,7 +65,7 @@ def flat_margin(history: History) -> Alarm | None:
         name="flat-margin",
         level=NOTE,
         seen=f"The reward margin stands at {facts.beta * later.margin:.2g} (it was {facts.beta * earlier.margin:.2g}), "
-        f"and {later.accuracy:.0%} of the pairs are told apart; the loss is {later.loss:.3f}.",
+        f"and {later.accuracy:.0%} of the pairs are ranked right; the loss is {later.loss:.3f}.",
         cause="The pairs say little that the model can learn, although its weights move: labels disagree, or sides "
         "hardly differ.",
         remedy="Improve the pairs (preftune audit; drop those whose answers are nearly the same); a lower beta or a "
