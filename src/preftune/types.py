@@ -141,6 +141,9 @@ class TokenizedGroup:
             return ("prompt_ids", "input_ids") if len(self.completions) == 1 else ("prompt_ids",)
         return ("prompt_ids", "chosen_ids", "rejected_ids") if len(self.pairs) == 1 else ("prompt_ids",)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys()
+
     def __getitem__(self, name: str) -> list[int]:
         """Token ids by TRL's names: `prompt_ids`, `chosen_ids` and `rejected_ids` of a pair, `input_ids` of a
         demonstration.

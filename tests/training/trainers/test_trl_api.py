@@ -46,6 +46,8 @@ def test_prepared_demonstrations_have_input_ids(tmp_path):
     run = SFTTrainer(model=tiny_model(), args=args, train_dataset=data, processing_class=tiny_tokenizer())
     row = run.train_dataset[0]
     assert row["input_ids"] == [*row["prompt_ids"], *row.completions[0]]
+    assert "prompt_ids" in row
+    assert "chosen_ids" not in row
 
 
 def test_the_missing_dataset_is_said_in_trls_words():
