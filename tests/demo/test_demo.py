@@ -26,6 +26,7 @@ def test_whole_demo_on_a_random_model(preftune, tiny_model, tmp_path, monkeypatc
         "--max_new_tokens", 4,
     )  # fmt: skip
     assert result.code == 0, result.err
+    assert "eval_strategy is 'no'" not in result.err, "the demo evaluates after training"
     assert max(map(len, result.out.splitlines())) <= 80 + len(str(out)) + len("Talk to both: preftune chat --model ")
     for word in ("Before and after", "key fact is there", "tokens per answer", "win rate", "held-out pairs", "Done in"):
         assert word in result.out

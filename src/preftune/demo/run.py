@@ -126,7 +126,7 @@ def _trainer(settings: DemoSettings, train: Sequence[Row], test: Sequence[Row], 
         report_to="none",
         guard="warn",
     )
-    return DPOTrainer(
+    trainer = DPOTrainer(
         model=load_model(name),
         args=config,
         train_dataset=training_pairs(train),
@@ -134,6 +134,8 @@ def _trainer(settings: DemoSettings, train: Sequence[Row], test: Sequence[Row], 
         processing_class=load_tokenizer(name),
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", lora_dropout=0.0),
     )
+    trainer.evaluates_at_end = True
+    return trainer
 
 
 def _evaluate(trainer: DPOTrainer, settings: DemoSettings, test: Sequence[Row], say: Say) -> Summary:
