@@ -73,7 +73,7 @@ def test_implicit_text_is_told() -> None:
     pairs = load_pairs([{"chosen": "yes it is", "rejected": "yes it was"}, {"chosen": "a", "rejected": "b"}])
     assert pairs[0].prompt == "yes it"
     assert "the words that chosen and rejected begin with in common" in pairs.notes[0]
-    assert "1 of the first 2 rows have none" in pairs.notes[0]
+    assert "1 of the first 2 rows share no beginning" in pairs.notes[0]
     assert "Explicit prompts are recommended" in pairs.notes[0]
     assert not any(
         "recommended" in note for note in load_pairs([{"prompt": "a", "chosen": "b", "rejected": "c"}]).notes

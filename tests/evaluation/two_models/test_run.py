@@ -231,7 +231,7 @@ def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"Row 1 has no 'prompt'.*'question'"):
         answer_rows([ROWS[0], {"question": "?"}], generate=Speaker(), path=tmp_path / "g.jsonl", settings={})
     (tmp_path / "file").write_text("")
-    with pytest.raises(RequestError, match="cannot be written"):
+    with pytest.raises(RequestError, match="Nothing can be written to"):
         evaluate_pairwise(ROWS, generate=Speaker(), judge=KeyFactJudge(), output_dir=tmp_path / "file", settings={})
 
 

@@ -32,7 +32,7 @@ def test_a_new_run_keeps_the_earlier_one_apart(tmp_path, caplog):
     assert not list(tmp_path.glob("checkpoint-*"))
     assert not list(tmp_path.glob("*.safetensors")), "eval would take them for the new run's"
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    with pytest.raises(ConfigError, match=r"there is none\. Earlier runs of this folder are in"):
+    with pytest.raises(ConfigError, match=r"none was written\. Earlier runs of this folder are in"):
         run(tmp_path, resume=True, beta=0.2)
     assert json.loads((aside / "run.json").read_text())["id"] != json.loads((tmp_path / "run.json").read_text())["id"]
 

@@ -52,6 +52,15 @@ def test_the_last_step_is_logged_and_saved_though_its_turn_has_not_come(tmp_path
     assert (tmp_path / "checkpoint-1").is_dir()
 
 
+@pytest.mark.parametrize(("strategy", "logged"), [("steps", [4, 6]), ("epoch", [6]), ("no", [])])
+def test_the_steps_after_the_last_log_line_are_logged_at_the_end(strategy, logged, tmp_path):
+    made = trainer(model(), tmp_path, max_steps=6, logging_steps=4, logging_strategy=strategy, data=rows(64))
+    made.train()
+    lines = [line for line in metrics(tmp_path) if "loss" in line]
+    assert [line["step"] for line in lines] == logged
+    assert all("rewards/margins" in line and "mean_token_accuracy" in line for line in lines)
+
+
 def test_a_run_ends_after_so_many_seconds(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "time", Clock())
     made = trainer(model(), tmp_path, max_steps=9, max_seconds=1.0)

@@ -36,6 +36,9 @@ class Limits(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._tick()
+        logs_steps = str(getattr(args.logging_strategy, "value", args.logging_strategy)) == "steps"
+        if logs_steps and state.global_step >= state.max_steps:
+            control.should_log = True  # the steps since the last line; a run shorter than logging_steps has no other
         self.reached = self.reached_by({"seconds": self.seconds, "tokens": self.tokens})
         if self.reached is None:
             return

@@ -93,7 +93,7 @@ def _newest(output: Path, *, needed: bool) -> Choice | None:
         return Choice(folder, manifest, False, tuple(newer))
     if needed:
         earlier = f" Earlier runs of this folder are in {output / FOLDER}." if (output / FOLDER).is_dir() else ""
-        found = f"none can be used: {'; '.join(passed)}." if passed else "there is no checkpoint."
+        found = f"none can be used: {'; '.join(passed)}." if passed else "none was written."
         raise ConfigError(
             f"there is no checkpoint in {output} to resume from: {found}{earlier} Start without "
             "resume_from_checkpoint (--resume), or name the folder."
