@@ -238,7 +238,8 @@ def assert_same_counts(made: Any, expected: Any) -> None:
 
 def test_work_is_counted_once_per_step(tmp_path, monkeypatch):
     def counted(folder: str, budget: int | None) -> tuple[int, ...]:
-        made = trainer(lora_model(), tmp_path / folder, max_tokens_per_batch=budget, logging_strategy="no", data=rows(8))
+        options = {"max_tokens_per_batch": budget, "logging_strategy": "no", "data": rows(8)}
+        made = trainer(lora_model(), tmp_path / folder, **options)
         made.train()
         return made._work.units, made._work.packed_tokens, made._work.separate_tokens, made._work.flops
 
