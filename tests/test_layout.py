@@ -17,7 +17,7 @@ MODULES = {
     ".".join(("preftune", *file.relative_to(SOURCE).with_suffix("").parts)): file for file in SOURCE.rglob("*.py")
 }
 
-MOST_LINES, MOST_FUNCTION_LINES, MOST_FILES = 400, 60, 17
+MOST_LINES, MOST_FUNCTION_LINES, MOST_FILES = 400, 60, 16
 
 
 def name_of(package: Path) -> str:

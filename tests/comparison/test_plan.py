@@ -26,7 +26,7 @@ from preftune.training.ppo import PPOConfig
 )
 def test_a_budget_is_a_time_or_so_many_tokens_or_pairs(words, unit, amount, told):
     budget = Budget.parse(words)
-    assert (budget.unit, budget.amount, budget.told()) == (unit, amount, told)
+    assert (budget.unit, budget.amount, budget.words()) == (unit, amount, told)
 
 
 @pytest.mark.parametrize("words", ["10", "ten minutes", "10x", "0s", "-5m", "", "0.2pairs", "1e999s"])

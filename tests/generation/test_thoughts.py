@@ -18,7 +18,7 @@ from preftune.generation.generate import _completion
 from preftune.generation.prompts import Prompt
 from preftune.generation.protocol import Kept
 from preftune.generation.thoughts import MARKS, begins_inside, split_thoughts, spoken
-from preftune.judges.human_labels import load_labels
+from preftune.judges.people.labels import load_labels
 from preftune.judges.rules import KeyFactJudge
 from preftune.report.reading.run_files import read_run
 from preftune.report.run.page import run_page

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from preftune.comparison.chart import described, frontier
-from preftune.comparison.plan import METHODS, SHORT, told_amount
+from preftune.comparison.plan import METHODS, SHORT, amount_in_words
 from preftune.comparison.result import Result, Tried
 from preftune.report.html.components import listed, panel, panels
 from preftune.report.html.document import Page, escaped, table
@@ -55,7 +55,7 @@ def _first_screen(page: Page, result: Result) -> Iterator[str]:
     yield "</div>"
     data = result.data
     yield (
-        f'<p class="asked">{data["train"]:,} pairs of {escaped(data["name"])}, {escaped(result.budget.told())} '
+        f'<p class="asked">{data["train"]:,} pairs of {escaped(data["name"])}, {escaped(result.budget.words())} '
         f"a trial, {_counted(len(result.tried) // len(METHODS), 'trial')} each, judged by {escaped(result.judge)} on "
         f"{data['test']:,} prompts.</p>"
     )
@@ -87,9 +87,9 @@ def _trials(result: Result) -> str:
 
 
 def _trial_cells(trial: Tried, result: Result) -> list[str]:
-    time = told_amount("seconds", trial.seconds)
+    time = amount_in_words("seconds", trial.seconds)
     memory = "?" if trial.peak_gb is None else f"{trial.peak_gb:.2f} GB"
-    used = told_amount(result.budget.unit, trial.used)
+    used = amount_in_words(result.budget.unit, trial.used)
     far: Mapping[str, Any] | None = trial.distance
     gold = [] if result.gold is None else [f"{far['gold']['mean']:.2f}" if far and far["gold"] else ""]
     rate = "did not finish" if trial.win_rate is None else f"{trial.win_rate.win_rate:.1%}"
@@ -121,7 +121,7 @@ def _how(result: Result) -> Iterator[str]:
         + (f" ({data['held_out']:,} pairs are not trained on for that)." if data["held_out"] else ".")
     )
     yield (
-        f"A trial may use {result.budget.told()}, and both methods have equally many trials. The reward model is "
+        f"A trial may use {result.budget.words()}, and both methods have equally many trials. The reward model is "
         "trained once for all trials of PPO and counts in each of them, since one trial alone would need it."
     )
     if result.reward_accuracy is not None:

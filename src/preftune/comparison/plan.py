@@ -71,9 +71,9 @@ class Budget:
             raise RequestError(f"--budget {words}: give at least 1 second, token or pair.")
         return cls(unit, amount)
 
-    def told(self) -> str:
+    def words(self) -> str:
         """For people."""
-        return told_amount(self.unit, self.amount)
+        return amount_in_words(self.unit, self.amount)
 
     def half(self) -> Budget:
         """The most that a reward model may use of it."""
@@ -84,7 +84,7 @@ class Budget:
         return replace(self, amount=self.amount - used)
 
 
-def told_amount(unit: Unit, amount: float) -> str:
+def amount_in_words(unit: Unit, amount: float) -> str:
     """An amount for people."""
     if unit != "seconds":
         return f"{amount:,.0f} {unit}"

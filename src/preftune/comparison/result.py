@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from preftune.comparison.plan import METHODS, MODELS, NAMES, SHORT, TUNED, Budget, Method, told_amount
+from preftune.comparison.plan import METHODS, MODELS, NAMES, SHORT, TUNED, Budget, Method, amount_in_words
 from preftune.statistics.intervals import MeanInterval, WinRate, more_prompts
 
 
@@ -179,7 +179,7 @@ class Result:
             lines.append(
                 f"{NAMES[method]} ({final.label}): {rate.win_rate:.1%} against the start ({rate.ci_low:.1%} to "
                 f"{rate.ci_high:.1%}), {shown}; KL {final.kl.mean:.2f} nats an answer, "
-                f"{told_amount('seconds', final.seconds)}."
+                f"{amount_in_words('seconds', final.seconds)}."
             )
         lines += self._cautions()
         return lines
@@ -208,7 +208,7 @@ class Result:
             [
                 "wall time, loading included",
                 "",
-                *(told_amount("seconds", final.seconds) for final in finals),
+                *(amount_in_words("seconds", final.seconds) for final in finals),
             ],
             ["peak memory", "", *("?" if f.peak_gb is None else f"{f.peak_gb:.2f} GB" for f in finals)],
             ["models trained", "", *(f"{len(MODELS[m])}: {', '.join(MODELS[m])}" for m in METHODS)],
@@ -264,13 +264,13 @@ class Result:
             used = [trial.used for trial in self.tried if trial.method == method and trial.finished]
             if used and max(used) < 0.8 * self.budget.amount:
                 lines.append(
-                    f"{SHORT[method]} ended by itself after {told_amount(self.budget.unit, max(used))} of "
-                    f"{self.budget.told()}; its settings say how long (num_train_epochs, total_episodes)."
+                    f"{SHORT[method]} ended by itself after {amount_in_words(self.budget.unit, max(used))} of "
+                    f"{self.budget.words()}; its settings say how long (num_train_epochs, total_episodes)."
                 )
             if used and max(used) > 1.2 * self.budget.amount:
                 lines.append(
-                    f"{SHORT[method]} used up to {told_amount(self.budget.unit, max(used))} of "
-                    f"{self.budget.told()}: a limit is checked after whole steps and rounds. Give a larger budget, "
+                    f"{SHORT[method]} used up to {amount_in_words(self.budget.unit, max(used))} of "
+                    f"{self.budget.words()}: a limit is checked after whole steps and rounds. Give a larger budget, "
                     "or smaller batches."
                 )
         return lines

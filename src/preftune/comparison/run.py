@@ -8,7 +8,7 @@ from typing import Any
 
 from preftune.comparison.data import Row
 from preftune.comparison.measure import Distance, Stored, answers_of, distance, mean_score
-from preftune.comparison.plan import METHODS, SHORT, Method, Trial, labels, told_amount
+from preftune.comparison.plan import METHODS, SHORT, Method, Trial, amount_in_words, labels
 from preftune.comparison.result import Final, Result, Tried
 from preftune.comparison.trainings import Plan, Say, Trainings
 from preftune.errors import ModelError, RequestError
@@ -96,7 +96,7 @@ class Comparison:
         gold = "" if far.gold is None else f", gold reward {far.gold.mean:.2f}"
         self._say(
             f"{trial.name} ({trial.label}): {summary.win_rate.win_rate:.1%} against the start, KL {far.kl.mean:.2f} "
-            f"nats{gold}, {told_amount('seconds', made.seconds)}"
+            f"nats{gold}, {amount_in_words('seconds', made.seconds)}"
         )
         return replace(made, win_rate=summary.win_rate, distance=far.to_dict())
 

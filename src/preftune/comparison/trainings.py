@@ -11,7 +11,7 @@ from typing import Any
 
 from preftune.comparison.data import Parts
 from preftune.comparison.measure import Ruler
-from preftune.comparison.plan import Budget, Method, Settings, Trial, told_amount
+from preftune.comparison.plan import Budget, Method, Settings, Trial, amount_in_words
 from preftune.comparison.result import Tried
 from preftune.comparison.stages import Outcome, Stage, run_stage
 from preftune.errors import RequestError
@@ -92,7 +92,7 @@ class Trainings:
             left = budget.less(self._used("reward", self._reward_stage(trial.seed), reward))
             if left.amount < 1:
                 raise RequestError(
-                    f"--budget {budget.told()} is used up by the reward model, and nothing is left for PPO. Give more."
+                    f"--budget {budget.words()} is used up by the reward model, and nothing is left for PPO. Give more."
                 )
         stage = self._stage(trial, left)
         outcome = self._run(stage, f"{trial.name} ({trial.label})")
@@ -152,7 +152,7 @@ class Trainings:
     def _run(self, stage: Stage, name: str) -> Outcome:
         outcome = run_stage(stage)
         if outcome.again and outcome.finished:
-            self._say(f"{name}: trained in {told_amount('seconds', outcome.seconds)}, {outcome.steps:,} steps")
+            self._say(f"{name}: trained in {amount_in_words('seconds', outcome.seconds)}, {outcome.steps:,} steps")
         elif outcome.finished and name not in self._told:
             self._say(f"{name}: is there already")
         self._told.add(name)

@@ -33,10 +33,10 @@ def check_logits(model: Any, token_ids: Sequence[int]) -> None:
 
 def _broken(model: Any) -> ModelError:
     dtype = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
-    cure = (
+    fix = (
         "its weights are broken, as by a training run that diverged: take an earlier checkpoint"
         if dtype == "float32"
         else f"{dtype} is too narrow for it, or its weights are broken: load it with --dtype float32 to see which"
     )
     name = getattr(model.config, "name_or_path", "") or type(model).__name__
-    return ModelError(f"The model {name} gives NaN or infinity as a log-probability of plain text. Likely {cure}.")
+    return ModelError(f"The model {name} gives NaN or infinity as a log-probability of plain text. Likely {fix}.")

@@ -49,8 +49,8 @@ class ModelSource:
         source.place = Location("folder", name)
         source._model, source._tokenizer = model.eval(), tokenizer
         generation = getattr(model, "generation_config", None)
-        told = None if generation is None else generation.to_json_string()
-        source._identity = identity_in_memory(model, tokenizer, told)
+        as_json = None if generation is None else generation.to_json_string()
+        source._identity = identity_in_memory(model, tokenizer, as_json)
         source._is_held = True
         return source
 

@@ -8,10 +8,9 @@ judge with a prefix of its own (`openai:`) is also a branch of `registry.open_ju
     exact_match         the final answer against the expected one
     final_verdict       the verdict at the end of a chat model's reply
     from_scores         a judge from a scorer: the higher score wins
-    human_agreement     agreement of a judge with people, and its biases
-    human_labels        people's labels from preference data
     llm_client          questions to a chat model, cached and in parallel
     pairwise_llm        a chat model that compares two answers
+    people              agreement of a judge with people, and their labels
     protocol            Judge, Scorer, Question, and calling them
     registry            RULES; --judge SPEC -> a judge (open_judge), a rule alone (load_judge)
     reward_model        a reward model as scorer
@@ -25,10 +24,9 @@ __all__ = [
     "ensemble",
     "final_verdict",
     "from_scores",
-    "human_agreement",
-    "human_labels",
     "llm_client",
     "pairwise_llm",
+    "people",
     "protocol",
     "registry",
     "reward_model",

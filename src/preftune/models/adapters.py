@@ -96,12 +96,12 @@ def _locate_adapter(path: str | os.PathLike[str]) -> Location:
     folder = Path(path).expanduser()
     if folder.is_dir() and not is_adapter_folder(folder):
         inner = [child for child in sorted(folder.iterdir()) if child.is_dir() and is_adapter_folder(child)]
-        cure = (
+        fix = (
             f"Did you mean {' or '.join(map(str, inner[:3]))}?"
             if inner
             else "Give the output folder of a LoRA run (it has adapter_config.json and adapter_model.safetensors)."
         )
-        raise ModelError(f"{folder} holds no adapter to fold in ({describe_folder(folder)}). {cure}")
+        raise ModelError(f"{folder} holds no adapter to fold in ({describe_folder(folder)}). {fix}")
     if folder.is_dir():
         return Location("adapter", str(folder))
     place = locate(path)

@@ -344,16 +344,16 @@ def load_pretrained(loader: Any, place: Location, *, revision: str | None, optio
         with quiet_transformers(), whole_weights(place.name):
             found = loader.from_pretrained(source, **extra, **options)
     except ImportError as error:
-        cure = " Install it with: pip install 'preftune[quant]'" if "bitsandbytes" in str(error) else ""
-        raise ModelError(f"{place.name} needs a package that is not installed: {_brief(error)}{cure}") from error
+        fix = " Install it with: pip install 'preftune[quant]'" if "bitsandbytes" in str(error) else ""
+        raise ModelError(f"{place.name} needs a package that is not installed: {_brief(error)}{fix}") from error
     except (OSError, ValueError, KeyError) as error:
         if "trust_remote_code" in str(error):
-            cure = "Its code comes with it: read it, then pass trust_remote_code=True."
+            fix = "Its code comes with it: read it, then pass trust_remote_code=True."
         elif "gated" in str(error).lower():
-            cure = "Accept its licence on its page of the hub and log in with `hf auth login`."
+            fix = "Accept its licence on its page of the hub and log in with `hf auth login`."
         else:
-            cure = "Is it a causal language model, completely downloaded, that this version of transformers knows?"
-        raise ModelError(f"{place.name} could not be loaded: {_brief(error)} {cure}") from error
+            fix = "Is it a causal language model, completely downloaded, that this version of transformers knows?"
+        raise ModelError(f"{place.name} could not be loaded: {_brief(error)} {fix}") from error
     return _complete(*found, name=place.name) if options.get("output_loading_info") else found
 
 

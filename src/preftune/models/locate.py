@@ -130,10 +130,10 @@ def _check_of_this_run(folder: Path) -> None:
     if any(path.stat().st_mtime > (folder / WEIGHTS_FILE).stat().st_mtime for path in newer):
         return  # saved by other means since
     inner = [path for path in folder.glob("checkpoint-*") if holds_full_model(path) or is_adapter_folder(path)]
-    cure = f"Name a checkpoint: {', '.join(map(str, sorted(inner)))}." if inner else "Let the run finish (--resume)."
+    fix = f"Name a checkpoint: {', '.join(map(str, sorted(inner)))}." if inner else "Let the run finish (--resume)."
     raise ModelError(
         f"{folder} holds a run that has not saved its weights (outcome: {outcome}); the weights next to its run.json "
-        f"are of another run. {cure}"
+        f"are of another run. {fix}"
     )
 
 
@@ -163,12 +163,12 @@ def _locate_folder(folder: Path) -> Location:
         if child.is_dir() and (holds_full_model(child) or is_adapter_folder(child))
     )
     if packed:
-        cure = f"Name one of its GGUF files: {', '.join(p.name for p in packed[:5])}."
+        fix = f"Name one of its GGUF files: {', '.join(p.name for p in packed[:5])}."
     elif inner:
-        cure = f"Did you mean one of its folders: {', '.join(str(folder / n) for n in inner[:5])}?"
+        fix = f"Did you mean one of its folders: {', '.join(str(folder / n) for n in inner[:5])}?"
     else:
-        cure = "Give the folder that save_pretrained wrote."
-    raise ModelError(f"{folder} has no config.json ({describe_folder(folder)}), so it is not a model. {cure}")
+        fix = "Give the folder that save_pretrained wrote."
+    raise ModelError(f"{folder} has no config.json ({describe_folder(folder)}), so it is not a model. {fix}")
 
 
 def _near_folders(path: Path) -> str:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +10,7 @@ import torch
 from preftune.errors import ConfigError
 from preftune.training.record.manifest import check_files, read_manifest
 from tests.training.dpo_runs import lora_model, trainer
-from tests.training.trainers.test_traps import free_port
+from tests.training.two_ranks import run_two_ranks
 from tiny import rows
 
 from . import one_of_two_resumed_ranks
@@ -23,28 +19,7 @@ from . import one_of_two_resumed_ranks
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("resumed-ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    environment |= {"MASTER_PORT": str(free_port()), "PREFTUNE_CACHE": str(folder / "cache")}
-    script = str(Path(one_of_two_resumed_ranks.__file__))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, str(folder)],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            out, _ = process.communicate(timeout=180)
-            assert process.returncode == 0, out[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return folder, [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    return folder, run_two_ranks(one_of_two_resumed_ranks.__file__, folder)
 
 
 def test_a_signal_to_one_rank_ends_both_after_the_step_and_they_go_on_bit_for_bit(ranks):

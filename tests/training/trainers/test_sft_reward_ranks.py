@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from tests.training.two_ranks import run_two_ranks
+
 from . import one_of_two_sft_reward_ranks as ranks
-from .test_traps import free_port
 
 COMPARED = {
     "sft": {"loss", "grad_norm", "mean_token_accuracy"},
@@ -23,27 +19,7 @@ COMPARED = {
 def two_ranks(tmp_path_factory):
     """The folder that two processes wrote into, and what each of them saw."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "PREFTUNE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(Path(ranks.__file__)), str(folder)],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=150)
-            assert process.returncode == 0, output[-6000:]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return folder, [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    return folder, run_two_ranks(ranks.__file__, folder)
 
 
 @pytest.mark.parametrize("case", ranks.CASES)

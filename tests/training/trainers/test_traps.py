@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,47 +13,20 @@ from preftune.logps import naive_logps, pack
 from preftune.training.step.micro_batches import AUTOMATIC_CPU_TOKENS
 from tests.training.dpo_runs import LN2, logged, lora_config, lora_model, trainer, untimed
 from tests.training.step import one_of_two_ranks
+from tests.training.two_ranks import run_two_ranks
 from tiny import rows, tiny_model, tiny_tokenizer
-
-SCRIPT = Path(one_of_two_ranks.__file__)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     """What two processes saw, which ran every case with a cache that knows the rows of one of them."""
     folder = tmp_path_factory.mktemp("ranks")
-    cache = str(folder / "cache")
+    cache = folder / "cache"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFTUNE_CACHE", cache)
+        patch.setenv("PREFTUNE_CACHE", str(cache))
         # one pair each in turn: the second rank gets the odd rows
         trainer(lora_model(), folder / "warm", data=rows(20)[1::2], max_steps=6).train()
-    environment = {**os.environ, "PREFTUNE_CACHE": cache, "OMP_NUM_THREADS": "1"}
-    environment |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(folder)],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=150)
-            assert process.returncode == 0, output[-6000:]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    return run_two_ranks(one_of_two_ranks.__file__, folder, cache=cache)
 
 
 @pytest.mark.parametrize("case", one_of_two_ranks.CASES)

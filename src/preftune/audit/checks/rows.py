@@ -49,9 +49,9 @@ _EFFECT = "They are not trained on; every other row is."
 
 
 def _left_kind(reason: str) -> Kind:
-    wrong, cure = LEFT[reason]
+    wrong, fix = LEFT[reason]
     return Kind(
-        f"left_out_{reason}", _SEVERITY.get(reason, "info"), f"Left out: {wrong}", _EFFECT, cure.removesuffix(".") + "."
+        f"left_out_{reason}", _SEVERITY.get(reason, "info"), f"Left out: {wrong}", _EFFECT, fix.removesuffix(".") + "."
     )
 
 

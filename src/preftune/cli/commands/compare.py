@@ -133,7 +133,7 @@ def _compare(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> None
     more = f", then the chosen ones with {others} more seed{'s' * (others > 1)}" if others else ""
     tell(
         f"preftune: {len(plan.parts.train):,} pairs to train on, {len(plan.parts.tune):,} prompts to choose settings "
-        f"by, {len(plan.parts.test):,} to judge. Trials: {trials} of each method, of at most {plan.budget.told()} each"
+        f"by, {len(plan.parts.test):,} to judge. Trials: {trials} of each method, of at most {plan.budget.words()} each"
         f"{more}. Results in {folder}"
     )
     if hasattr(plan.judge, "estimate"):

@@ -29,8 +29,8 @@ from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import RequestError
 
 if TYPE_CHECKING:
-    from preftune.judges.human_agreement import Agreement, Judged, Rate
-    from preftune.judges.human_labels import HumanLabels
+    from preftune.judges.people.agreement import Agreement, Judged, Rate
+    from preftune.judges.people.labels import HumanLabels
 
 _NARROW = 76
 """Columns below which a terminal gets lines instead of a table."""
@@ -44,8 +44,8 @@ def run(argv: Sequence[str]) -> int:
     _check(asked)
 
     from preftune.cli.flags.arguments import DataArguments
-    from preftune.judges.human_agreement import agreement, judge_labels, questions_of
-    from preftune.judges.human_labels import load_labels
+    from preftune.judges.people.agreement import agreement, judge_labels, questions_of
+    from preftune.judges.people.labels import load_labels
     from preftune.progress import Counting
 
     names = DataArguments(columns=asked.columns).column_names()

@@ -54,8 +54,8 @@ class Where:
     name: str
     row: int
 
-    def error(self, column: str, problem: str, cure: str) -> DatasetError:
-        return DatasetError(f"{self.name} row {self.row}, column {column!r}: {problem}. {cure}")
+    def error(self, column: str, problem: str, fix: str) -> DatasetError:
+        return DatasetError(f"{self.name} row {self.row}, column {column!r}: {problem}. {fix}")
 
 
 def shown(value: object, limit: int = 70) -> str:
@@ -122,15 +122,15 @@ def _read_turn(turn: Any, number: int, column: str, where: Where) -> Message:
     if "role" not in message:
         keys = ", ".join(map(repr, turn)) or "nothing"
         if turn and all(str(key).isdigit() for key in turn):
-            cure = "Write a row per line; in pandas: to_json(path, orient='records', lines=True)."
-            raise where.error(column, f"all rows stand in this one (a table written by columns: {keys})", cure)
+            fix = "Write a row per line; in pandas: to_json(path, orient='records', lines=True)."
+            raise where.error(column, f"all rows stand in this one (a table written by columns: {keys})", fix)
         raise where.error(column, f"turn {number} has no 'role' (found: {keys})", _FORM)
     role = message["role"]
     role = _OF_TOOLS.get(role.lower(), role) if isinstance(role, str) else role
     if not isinstance(role, str) or role not in ROLES:
         likely = _SPEAKERS.get(str(role).lower())
-        cure = f"Write {likely!r} instead." if likely else f"Known are {', '.join(sorted(ROLES))}."
-        raise where.error(column, f"turn {number} has the unknown role {shown(role)}", cure)
+        fix = f"Write {likely!r} instead." if likely else f"Known are {', '.join(sorted(ROLES))}."
+        raise where.error(column, f"turn {number} has the unknown role {shown(role)}", fix)
     message["role"] = role
     _with_calls(message, _role(turn) in CALLS, number, column, where)
     message["content"] = _content(message, number, column, where)

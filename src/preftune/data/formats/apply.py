@@ -184,10 +184,10 @@ def _without_left(rows: Dataset) -> Converted:
 
 
 def _line(reason: str, left: LeftOut) -> str:
-    wrong, cure = LEFT[reason]
+    wrong, fix = LEFT[reason]
     rows = ", ".join(map(str, left.rows))
     more = ", ..." if left.count > len(left.rows) else ""
-    return f"{left.count:,} left out (rows {rows}{more}): {wrong}. {cure}"
+    return f"{left.count:,} left out (rows {rows}{more}): {wrong}. {fix}"
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
-from preftune.judges.human_agreement import CONTRADICTING
+from preftune.judges.people.agreement import CONTRADICTING
 from preftune.statistics.intervals import WinRate, more_prompts, verdict
 from preftune.statistics.length_control import LengthControlled
 

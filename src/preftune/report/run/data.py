@@ -54,9 +54,9 @@ def _reasons(reports: dict[str, Figures]) -> Iterator[str]:
     for role, report in reports.items():
         name = "training" if role == "train" else "held out" if role == "eval" else role
         for reason, tally in mapping(report.get("dropped")).items():
-            wrong, cure = REASONS.get(reason, (str(reason).replace("_", " "), ""))
+            wrong, fix = REASONS.get(reason, (str(reason).replace("_", " "), ""))
             count = int(number(at(tally, "count")) or 0)
-            yield f"{count:,} {'row' if count == 1 else 'rows'} left out ({name}): {wrong}. {cure}".strip()
+            yield f"{count:,} {'row' if count == 1 else 'rows'} left out ({name}): {wrong}. {fix}".strip()
         for part, tally in mapping(report.get("truncated")).items():
             count = int(number(at(tally, "count")) or 0)
             yield f"{part} cut in {count:,} {'row' if count == 1 else 'rows'} ({name})."

@@ -92,7 +92,7 @@ def round_alarms(
         logs, start: figures as logged, now and of the first round.
     """
     found = [*_of_answers(first, now), *_of_figures(logs, start)]
-    return [Alarm(step, s.name, s.seen, s.cure.cause, s.cure.remedy, s.level, s.figures) for s in found]
+    return [Alarm(step, s.name, s.seen, s.fix.cause, s.fix.remedy, s.level, s.figures) for s in found]
 
 
 class _Seen(NamedTuple):
@@ -100,7 +100,7 @@ class _Seen(NamedTuple):
 
     name: str
     seen: str
-    cure: _Cure
+    fix: _Cure
     figures: dict[str, float]
     level: str = ALARM
 
@@ -122,8 +122,8 @@ def _of_answers(first: RoundFigures, now: RoundFigures) -> Iterator[_Seen]:
         yield _Seen("missing-end", seen, _ENDLESS, {"finished": now.finished, "first": first.finished})
     if now.length >= LONGER * first.length or LONGER * now.length <= first.length:
         seen = f"Answers have {now.length:.0f} tokens on average; at first {first.length:.0f}."
-        cure = _ENDLESS if now.length > first.length else _HELD_BACK
-        yield _Seen("length", seen, cure, {"length": now.length, "first": first.length}, NOTE)
+        fix = _ENDLESS if now.length > first.length else _HELD_BACK
+        yield _Seen("length", seen, fix, {"length": now.length, "first": first.length}, NOTE)
 
 
 def _of_figures(logs: Mapping[str, float], start: Mapping[str, float]) -> Iterator[_Seen]:

@@ -36,8 +36,8 @@ def dropout_off(model: nn.Module) -> None:
         _rates_of_config_off(module)
     if rates:
         rate = ", ".join(f"{r:g}" for r in sorted(rates))
-        told = detail if rates == {_LORA_DROPOUT} else say
-        told(f"lora_dropout={rate} is off while disable_dropout=True; set disable_dropout=False to train with it.")
+        report = detail if rates == {_LORA_DROPOUT} else say
+        report(f"lora_dropout={rate} is off while disable_dropout=True; set disable_dropout=False to train with it.")
 
 
 def _is_rate(name: str) -> bool:

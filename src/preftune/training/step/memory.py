@@ -70,12 +70,12 @@ class TokenLimit:
         if parts <= 1:
             raise out_of_memory_error(trainer, groups[0], training=work == "training") from error
         self.lower(tokens // 2)
-        what, unchanged, cure = "scored", "the numbers stay the same", _SMALLER.get(work)
+        what, unchanged, fix = "scored", "the numbers stay the same", _SMALLER.get(work)
         if work == "training":
-            what, unchanged, cure = "computed", "the update stays the same", f"max_tokens_per_batch={self.tokens}"
+            what, unchanged, fix = "computed", "the update stays the same", f"max_tokens_per_batch={self.tokens}"
         warn(
             f"out of memory on {parts} {_called(groups)}s of {tokens:,} tokens ({work}). From here on at most "
-            f"{self.tokens:,} tokens are {what} at a time; {unchanged}. Set {cure} to begin the next run like that."
+            f"{self.tokens:,} tokens are {what} at a time; {unchanged}. Set {fix} to begin the next run like that."
         )
 
 

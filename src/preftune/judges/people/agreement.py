@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from preftune.errors import DatasetError
-from preftune.judges.human_labels import HumanLabel
+from preftune.judges.people.labels import HumanLabel
 from preftune.judges.protocol import Judge, Judgement, Question, judge_all, judge_name, swapped_verdict
 from preftune.judges.text_matching import count_words
 from preftune.statistics.intervals import (

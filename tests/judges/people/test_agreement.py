@@ -9,8 +9,8 @@ import pytest
 
 from preftune.data import load_pairs
 from preftune.errors import DatasetError, RequestError
-from preftune.judges.human_agreement import Agreement, agreement, judge_labels, questions_of
-from preftune.judges.human_labels import HumanLabel, load_labels
+from preftune.judges.people.agreement import Agreement, agreement, judge_labels, questions_of
+from preftune.judges.people.labels import HumanLabel, load_labels
 from preftune.judges.rules import LengthJudge
 
 SHORT, LONG = "brief", "rather long and wordy"
