@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from markupsafe import Markup
+
 from preftune.comparison.chart import described, frontier
 from preftune.comparison.plan import METHODS, SHORT, amount_in_words
 from preftune.comparison.result import Result, Tried
-from preftune.report.html.components import listed, panel, panels
-from preftune.report.html.document import Page, escaped, table
+from preftune.report.html.components import NOTHING, listed, panel, panels, table
+from preftune.report.html.document import Page
+from preftune.report.html.templates import markup
 from preftune.report.reading.untrusted_json import prompt_text
 from preftune.report.run import charts
 from preftune.report.run.answers import Entry, Side, entries_section
@@ -27,41 +30,27 @@ def comparison_page(result: Result) -> str:
         ("answers", "Answers", _answers(page, result)),
         ("method", "How it was done", listed(_how(result))),
     ]
-    present = [(name, heading, markup) for name, heading, markup in sections if markup]
-    page.add("<header>", *_first_screen(page, result), "</header>")
-    links = "".join(f'<a href="#{name}">{escaped(heading)}</a>' for name, heading, _ in present)
-    page.add(f'<nav aria-label="Sections">{links}</nav>', "<main>")
-    for name, heading, markup in present:
-        page.add(f'<section class="part-of-page" id="{name}" aria-labelledby="{name}-heading">')
-        page.add(f'<h2 id="{name}-heading">{escaped(heading)}</h2>', markup, "</section>")
-    page.add("</main>", f"<footer><p>preftune {escaped(__version__)}. This page is one file and needs no network.</p>")
-    page.add("</footer>")
-    return page.render()
+    return page.render(markup("components.body", _first_screen(page, result), sections, __version__))
 
 
-def _first_screen(page: Page, result: Result) -> Iterator[str]:
+def _first_screen(page: Page, result: Result) -> Markup:
     word, _, rest = result.verdict().partition(":")
-    tone = "unsure" if word.startswith("No difference") else "good"
-    yield f'<p class="brand"><strong>preftune</strong> {escaped(result.start)}</p>'
-    yield f'<h1><span class="tone-{tone}">{escaped(word)}</span></h1>'
-    yield f'<p class="interval">{escaped(rest.strip())}</p>'
     rates = {
         "DPO against PPO": _rate(result.head_to_head),
         **{f"{SHORT[m]} against the start": _rate(result.finals[m].against_start) for m in METHODS},
     }
-    told = "; ".join(f"{name} {rate.rate:.1%} ({rate.low:.1%} to {rate.high:.1%})" for name, rate in rates.items())
-    yield '<div class="strip">'
-    yield page.chart("rates", charts.rates(rates), label=f"Win rates with their intervals: {told}")
-    yield "</div>"
-    data = result.data
-    yield (
-        f'<p class="asked">{data["train"]:,} pairs of {escaped(data["name"])}, {escaped(result.budget.words())} '
-        f"a trial, {_counted(len(result.tried) // len(METHODS), 'trial')} each, judged by {escaped(result.judge)} on "
-        f"{data['test']:,} prompts.</p>"
+    label = "; ".join(f"{name} {rate.rate:.1%} ({rate.low:.1%} to {rate.high:.1%})" for name, rate in rates.items())
+    data, tone = result.data, "unsure" if word.startswith("No difference") else "good"
+    asked = (
+        f"{data['train']:,} pairs of {data['name']}, {result.budget.words()} a trial, "
+        f"{_counted(len(result.tried) // len(METHODS), 'trial')} each, judged by {result.judge} on "
+        f"{data['test']:,} prompts."
     )
+    chart = page.chart("rates", charts.rates(rates), label=f"Win rates with their intervals: {label}")
+    return markup("run.one", result.start, tone, word, "", rest.strip(), chart, NOTHING, asked)
 
 
-def _figures(page: Page, result: Result) -> str:
+def _figures(page: Page, result: Result) -> Markup:
     header, rows = result.table()
     cards = [panel("Both methods", "", table(header, rows, wraps=True), full=True)]
     chart = frontier(result)
@@ -75,7 +64,7 @@ def _figures(page: Page, result: Result) -> str:
     return panels(*cards) + listed(result.sentences()[1:])
 
 
-def _trials(result: Result) -> str:
+def _trials(result: Result) -> Markup:
     header = ["trial", "win rate", "KL", "gold", "steps", "of the budget", "wall time", "peak memory"]
     if result.gold is None:
         header.remove("gold")
@@ -97,7 +86,7 @@ def _trial_cells(trial: Tried, result: Result) -> list[str]:
     return [rate, kl, *gold, f"{trial.outcome['steps']:,}", used, time, memory]
 
 
-def _answers(page: Page, result: Result) -> str:
+def _answers(page: Page, result: Result) -> Markup:
     found = []
     swapped = {"win": "loss", "loss": "win"}
     for example in result.examples:

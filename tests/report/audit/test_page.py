@@ -11,7 +11,9 @@ import pytest
 
 from preftune.audit.writing import as_text
 from preftune.report.audit.page import audit_page
-from preftune.report.html.document import Page, escaped, table, text_block
+from preftune.report.html.components import NOTHING, panel, table
+from preftune.report.html.document import Page
+from preftune.report.html.templates import markup
 from tests.audit.made_up import clean_rows, run
 
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)></script>"
@@ -113,30 +115,27 @@ def test_commands_in_cures_are_code() -> None:
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("a<b>&\"'", "a&lt;b&gt;&amp;&quot;&#x27;"),
+        ("a<b>&\"'", "a&lt;b&gt;&amp;&#34;&#39;"),
         ("nul\x00 esc\x1b", "nul␀ esc␛"),
+        ("half \ud800 pair", "half ␡ pair"),
         ("line\nline\ttab", "line\nline\ttab"),
     ],
 )
-def test_escaped(text: str, shown: str) -> None:
-    assert escaped(text) == shown
+def test_text_is_escaped_by_every_template(text: str, shown: str) -> None:
+    assert f"<td>{shown}</td>" in table(["", ""], [["x", text]])
+    assert markup("components.text_block", text) == f'<div class="text" dir="auto">{shown}</div>'
+    assert f"<h3>{shown}</h3>" in panel(text, "", table([], []))
 
 
 def test_long_texts_are_cut_and_say_so() -> None:
-    block = text_block("word " * 100, characters=90_000)
+    block = markup("components.text_block", "word " * 100, 90_000)
     assert block.startswith('<details class="more">')
     assert "89,500 more characters in the data" in block
-    assert "<details" not in text_block("short")
-    assert "(empty)" in text_block("")
-
-
-def test_tables_escape_their_cells() -> None:
-    assert "<td>&lt;i&gt;</td>" in table(["a", "b"], [["x", "<i>"]])
+    assert "<details" not in markup("components.text_block", "short")
+    assert "(empty)" in markup("components.text_block", "")
 
 
 def test_a_page_without_charts_carries_no_script() -> None:
-    page = Page("Empty")
-    page.add("<main></main>")
-    text = page.render()
+    text = Page("Empty").render(NOTHING)
     assert len(text) < 20_000
     assert "script-src" not in text

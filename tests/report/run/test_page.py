@@ -6,10 +6,12 @@ import json
 import re
 from pathlib import Path
 
+from markupsafe import Markup
+
 from preftune.evaluation.two_models.degeneration import Compared
 from preftune.evaluation.two_models.run import HISTORY, evaluate_pairwise
-from preftune.report.html.components import loose, panel
-from preftune.report.html.document import with_code
+from preftune.report.html.components import NOTHING, loose, panel
+from preftune.report.html.templates import with_code
 from preftune.report.reading.run_files import Run, read_run
 from preftune.report.run.headline import ranking
 from preftune.report.run.page import run_page
@@ -101,8 +103,8 @@ def test_code_is_set_as_code_and_stays_inert() -> None:
 
 
 def test_cards_go_where_there_is_room() -> None:
-    tall, short = panel("tall", "", "<tr>" * 30), panel("short", "", "")
-    markup = loose(tall, short, short.replace("short", "third"))
+    tall, short = panel("tall", "", Markup("<tr>" * 30)), panel("short", "", NOTHING)
+    markup = loose(tall, short, panel("third", "", NOTHING))
     first, second = markup.split('<div class="column">')[1:]
     assert "tall" in first
     assert "short" in second

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup, escape
+
 from preftune.report.audit import charts
-from preftune.report.html.components import panel, panels, with_commands
-from preftune.report.html.document import Page, escaped, table, text_block
+from preftune.report.html.components import NOTHING, panel, panels, table
+from preftune.report.html.document import Page
+from preftune.report.html.templates import few_percent, markup, with_commands
 
 Figures = Mapping[str, Any]
 
+_HEADING = Markup("<h2>{}</h2>")
 _QUOTED_BYTES = 1_200_000
 """Bytes of example texts on a page, which stays under 3 MB with the 0.9 MB of its charts."""
 
@@ -22,104 +26,48 @@ def audit_page(audit: Figures) -> str:
         audit: what audit.json holds.
     """
     page = Page(f"Audit of {audit['data']}")
-    page.add("<header>", *_header(audit), "</header>", "<main>", *findings(audit))
-    page.add(*pictures(page, audit["figures"]), "</main>", _footer(audit))
-    return page.render()
+    header = markup("audit.header", audit, *_header(audit))
+    body = findings(audit) + pictures(page, audit["figures"])
+    whole = Markup("<header>{}</header>\n<main>{}</main>\n{}")
+    return page.render(whole.format(header, body, markup("audit.footer", audit)))
 
 
-def _header(audit: Figures) -> Iterator[str]:
-    figures = audit["figures"]
-    yield f'<p class="brand"><strong>preftune audit</strong> &nbsp;{escaped(audit["data"])}</p>'
-    yield f"<h1>{_verdict(audit)}</h1>"
-    worst = [finding for finding in audit["findings"] if finding["severity"] != "info"][:3]
-    if worst:
-        named = "; ".join(
-            f"{finding['title'][:1].lower()}{finding['title'][1:]} ({_count(finding)})" for finding in worst
-        )
-        yield f'<p class="lead">First of all: {escaped(named)}.</p>'
-    prompts = figures.get("duplicates", {}).get("prompts")
+def _header(audit: Figures) -> tuple[list[tuple[str, int]], list[str], list[tuple[str, str]]]:
+    """How many findings of each severity, the worst ones in words, and the facts with their names."""
+    figures, found = audit["figures"], audit["findings"]
+    counts = [(kind, sum(one["severity"] == kind for one in found)) for kind in ("error", "warning")]
+    worst = [
+        f"{one['title'][:1].lower()}{one['title'][1:]} ({one['count']:,}, {few_percent(one['share'])})"
+        for one in found
+        if one["severity"] != "info"
+    ]
     facts = [("rows", f"{audit['rows']:,}"), ("usable pairs", f"{figures['size']['usable']:,}")]
+    prompts = figures.get("duplicates", {}).get("prompts")
     if prompts:
         facts.append(("different prompts", f"{prompts:,}"))
     lengths = figures.get("lengths", {})
     if lengths.get("pairs"):
-        middle = lengths["percentiles"]
-        facts.append((f"{lengths['unit']} in the median answer", f"{middle['chosen']['p50']:,.0f}"))
+        median = lengths["percentiles"]["chosen"]["p50"]
+        facts.append((f"{lengths['unit']} in the median answer", f"{median:,.0f}"))
     if figures["rows"].get("format"):
         facts.append(("format", figures["rows"]["format"]))
-    items = "".join(f"<li><b>{escaped(value)}</b>{escaped(name)}</li>" for name, value in facts)
-    yield f'<ul class="facts">{items}</ul>'
+    return [pair for pair in counts if pair[1]], worst[:3], facts
 
 
-def _verdict(audit: Figures) -> str:
-    """The headline, in markup."""
-    counts = dict.fromkeys(("error", "warning", "info"), 0)
-    for finding in audit["findings"]:
-        counts[finding["severity"]] += 1
-    parts = [
-        f'<span class="n-{severity}">{counts[severity]} {severity}{"s" * (counts[severity] != 1)}</span>'
-        for severity in ("error", "warning")
-        if counts[severity]
-    ]
-    where = f"in {audit['pairs']:,} pairs" if audit["pairs"] else f"in {audit['rows']:,} rows"
-    if parts:
-        return f"{' and '.join(parts)} {where}"
-    return f'<span class="n-good">Nothing wrong</span> {where}'
+def findings(audit: Figures, heading: Markup = _HEADING) -> Markup:
+    """What was found, the worst first, each with its rows behind it.
 
-
-def findings(audit: Figures) -> Iterator[str]:
-    """What was found, the worst first, each with its rows behind it."""
-    yield "<h2>Findings</h2>"
-    if not audit["findings"]:
-        yield '<p class="clean">No check found anything.</p>'
-        return
+    Args:
+        heading: markup with a place for the words.
+    """
     limit = _quoted_characters(audit["examples"])
-    yield '<ul class="findings">'
-    for number, finding in enumerate(audit["findings"]):
-        open_ = " open" if number == 0 and finding["severity"] == "error" else ""
-        yield f'<li class="finding {escaped(finding["severity"])}" id="{escaped(finding["name"])}"><details{open_}>'
-        yield _summary(finding)
-        yield '<div class="inside"><dl>'
-        yield f"<dt>What it does</dt><dd>{escaped(finding['effect'])}</dd>"
-        yield f"<dt>Fix</dt><dd>{with_commands(finding['cure'])}</dd>"
-        yield f"<dt>Name</dt><dd><code>{escaped(finding['name'])}</code></dd></dl>"
-        for example in audit["examples"].get(finding["name"], ()):
-            yield _example(example, limit)
-        yield "</div></details></li>"
-    yield "</ul>"
-
-
-def _summary(finding: Figures) -> str:
-    detail = f"<small>{escaped((finding['detail'] or finding['effect'])[:400])}</small>"
-    share = finding["share"]
-    return (
-        f'<summary><span class="pill">{escaped(finding["severity"])}</span>'
-        f'<span class="what">{escaped(finding["title"])}{detail}</span>'
-        f'<span class="count">{finding["count"]:,} <small>{_percent(share)}</small>'
-        f'<span class="bar"><i style="width:{max(1.0, 100 * share):.1f}%"></i></span></span></summary>'
-    )
-
-
-def _example(example: Figures, limit: int) -> str:
-    note = f" <span>{escaped(example['note'][:300])}</span>" if example["note"] else ""
-    head = f"<h4>Row {example['row']:,}{note}</h4>"
-    if "raw" in example:
-        raw = _part("raw", "as it stands in the data", example["raw"], limit) if example["raw"]["text"] else ""
-        return f'<div class="example">{head}{raw}</div>'
-    prompt = _part("prompt", "prompt", example["prompt"], limit)
-    sides = "".join(_part(side, side, example[side], limit) for side in ("chosen", "rejected"))
-    return f'<div class="example">{head}{prompt}<div class="sides">{sides}</div></div>'
-
-
-def _part(kind: str, name: str, text: Figures, limit: int) -> str:
-    block = text_block(text["text"][:limit], characters=text["characters"])
-    return f'<div class="part {kind}"><b>{name}</b>{block}</div>'
+    return heading.format("Findings") + markup("audit.findings", audit["findings"], audit["examples"], limit)
 
 
 def _quoted_characters(examples: Mapping[str, Sequence[Figures]]) -> int:
     """Characters of each example text, such that all together keep within their bytes."""
     texts = [
-        escaped(text["text"])
+        escape(text["text"])
         for rows in examples.values()
         for row in rows
         for text in (row.get(part) for part in ("prompt", "chosen", "rejected", "raw"))
@@ -131,54 +79,54 @@ def _quoted_characters(examples: Mapping[str, Sequence[Figures]]) -> int:
     return limit
 
 
-def pictures(page: Page, figures: Figures) -> Iterator[str]:
+def pictures(page: Page, figures: Figures, heading: Markup = _HEADING) -> Markup:
     """Plots and tables of what was counted, whether anything is wrong with it or not."""
-    if figures.get("lengths", {}).get("pairs"):
-        yield from _lengths(page, figures["lengths"])
-    if figures.get("cheats"):
-        yield "<h2>Shortcuts</h2>"
-        words = (
-            "How often one feature alone distinguishes the sides. At 50% the feature says nothing; a coloured "
-            "one is a finding. Intervals count prompts, not pairs."
-        )
-        yield panels(
-            panel(
-                "What each rule gets right",
-                words,
-                _chart(page, "shortcuts", charts.shortcuts(figures["cheats"])),
-                full=True,
-            )
-        )
-    labels = figures.get("labels", {})
-    cards = []
-    if labels.get("agreement"):
-        words = f"Mean {labels['agreement']['mean']:.0%}."
-        chart = charts.spread(labels["agreement"]["histogram"], "share of annotators who agree")
-        cards.append(panel("Agreement of the annotators", words, _chart(page, "agreement", chart)))
-    if labels.get("strength"):
+    sections = (
+        ("Length", _lengths(page, figures["lengths"]) if figures.get("lengths", {}).get("pairs") else ()),
+        ("Shortcuts", _shortcuts(page, figures["cheats"]) if figures.get("cheats") else ()),
+        ("Labels", _in_panels(_labels(page, figures.get("labels", {})))),
+        ("Sources", _in_panels(_sources(page, figures.get("sources") or {}))),
+        ("Diversity of the prompts", _diversity(figures.get("diversity", {}))),
+        (
+            "The model before training",
+            _reference(page, figures["reference"]) if figures.get("reference", {}).get("pairs") else (),
+        ),
+    )
+    filled = ((name, NOTHING.join(parts)) for name, parts in sections)
+    return NOTHING.join(heading.format(name) + content for name, content in filled if content)
+
+
+def _in_panels(cards: Iterator[Markup]) -> Sequence[Markup]:
+    found = list(cards)
+    return [panels(*found)] if found else []
+
+
+def _shortcuts(page: Page, figures: Figures) -> Iterator[Markup]:
+    words = (
+        "How often one feature alone distinguishes the sides. At 50% the feature says nothing; a coloured "
+        "one is a finding. Intervals count prompts, not pairs."
+    )
+    chart = _chart(page, "shortcuts", charts.shortcuts(figures))
+    yield panels(panel("What each rule gets right", words, chart, full=True))
+
+
+def _labels(page: Page, figures: Figures) -> Iterator[Markup]:
+    if figures.get("agreement"):
+        words = f"Mean {figures['agreement']['mean']:.0%}."
+        chart = charts.spread(figures["agreement"]["histogram"], "share of annotators who agree")
+        yield panel("Agreement of the annotators", words, _chart(page, "agreement", chart))
+    if figures.get("strength"):
         words = "In the units of the data: points, ranks, or the logarithm of a ratio of votes."
-        chart = charts.spread(labels["strength"]["histogram"], "chosen rating minus rejected rating", at=0)
-        cards.append(panel("Strength of the preferences", words, _chart(page, "strength", chart)))
-    if cards:
-        yield "<h2>Labels</h2>"
-        yield panels(*cards)
-    if figures.get("sources"):
-        yield "<h2>Sources</h2>"
-        yield panels(*_sources(page, figures["sources"]))
-    if figures.get("diversity", {}).get("sentences"):
-        yield "<h2>Diversity of the prompts</h2>"
-        yield from _diversity(figures["diversity"])
-    if figures.get("reference", {}).get("pairs"):
-        yield from _reference(page, figures["reference"])
+        chart = charts.spread(figures["strength"]["histogram"], "chosen rating minus rejected rating", at=0)
+        yield panel("Strength of the preferences", words, _chart(page, "strength", chart))
 
 
-def _lengths(page: Page, figures: Figures) -> Iterator[str]:
+def _lengths(page: Page, figures: Figures) -> Iterator[Markup]:
     unit = figures["unit"]
-    yield "<h2>Length</h2>"
     if unit == "words":
-        words = "Counted in words. Name the model's tokenizer with <code>--tokenizer</code> to count tokens."
+        words = "Counted in words. Name the model's tokenizer with --tokenizer to count tokens."
     else:
-        words = f"Counted in tokens of {escaped(figures['tokenizer'])}."
+        words = f"Counted in tokens of {figures['tokenizer']}."
     cut = figures.get("cut")
     limit = f"{cut['cut']:,} rows are cut, {cut['left_out']:,} left out." if cut and figures["max_length"] else ""
     header = ["", "mean", "5%", "25%", "median", "75%", "95%", "99%", "longest"]
@@ -187,7 +135,7 @@ def _lengths(page: Page, figures: Figures) -> Iterator[str]:
         ["prompt + longer answer" if part == "pair" else part, *(f"{values[name]:,.0f}" for name in names)]
         for part, values in figures["percentiles"].items()
     ]
-    yield f'<p class="lead">{words}</p><br>'
+    yield _lead(words)
     yield panels(
         panel(
             "Chosen and rejected",
@@ -205,74 +153,58 @@ def _lengths(page: Page, figures: Figures) -> Iterator[str]:
     )
 
 
-def _sources(page: Page, figures: Figures) -> Iterator[str]:
+def _sources(page: Page, figures: Figures) -> Iterator[Markup]:
     for number, (column, counts) in enumerate(figures.items()):
         if counts["different"] == 1:
             (value,) = counts["counts"]
-            yield panel(column, f"{value}, in all pairs.", "")
+            yield panel(column, f"{value}, in all pairs.", NOTHING)
             continue
         chart = charts.counted(counts["counts"], counts["others"])
         yield panel(column, f"{counts['different']:,} different.", _chart(page, f"source-{number}", chart))
 
 
-def _diversity(figures: Figures) -> Iterator[str]:
-    yield f'<p class="lead">{escaped(" ".join(figures["sentences"]))}</p><br>'
+def _diversity(figures: Figures) -> Iterator[Markup]:
+    if not figures.get("sentences"):
+        return
+    yield _lead(" ".join(figures["sentences"]))
     if figures.get("of_groups"):
         rows = [[", ".join(group["words"]) or "(none)", f"{group['share']:.1%}"] for group in figures["of_groups"]]
         yield panels(panel("Largest groups", "The words that set them apart.", table(["", "share"], rows)))
 
 
-def _reference(page: Page, figures: Figures) -> Iterator[str]:
-    yield "<h2>The model before training</h2>"
+def _reference(page: Page, figures: Figures) -> Iterator[Markup]:
     whole, each = figures["margin"], figures["margin_per_token"]
-    words = (
+    yield _lead(
         f"{figures['model']} finds the chosen answer likelier in {whole['accuracy']:.1%} of {figures['pairs']:,} pairs "
         f"(95% interval {whole['low']:.1%} to {whole['high']:.1%}); token for token in {each['accuracy']:.1%} "
         f"({each['low']:.1%} to {each['high']:.1%})."
     )
-    yield f'<p class="lead">{escaped(words)}</p><br>'
+    margins = (
+        (
+            "Margin of whole answers",
+            f"Mean {whole['mean']:+.2f} nats.",
+            "margin",
+            whole,
+            "nats that chosen is likelier",
+        ),
+        ("Margin per token", f"Mean {each['mean']:+.3f} nats.", "margin-token", each, "nats a token"),
+    )
+    cards = [
+        panel(title, words, _chart(page, name, charts.spread(margin["histogram"], axis, at=0)))
+        for title, words, name, margin, axis in margins
+    ]
     rows = [
         [f"row {row['row']:,}", f"{row['margin']:+.1f}", f"{row['margin_per_token']:+.2f}"]
         for row in figures["most_surprising"]
     ]
-    yield panels(
-        panel(
-            "Margin of whole answers",
-            f"Mean {whole['mean']:+.2f} nats.",
-            _chart(page, "margin", charts.spread(whole["histogram"], "nats that chosen is likelier", at=0)),
-        ),
-        panel(
-            "Margin per token",
-            f"Mean {each['mean']:+.3f} nats.",
-            _chart(page, "margin-token", charts.spread(each["histogram"], "nats a token", at=0)),
-        ),
-        panel(
-            "Most surprising labels",
-            "Read these first: swapped sides look like this.",
-            table(["", "margin", "per token"], rows),
-            full=True,
-        ),
-    )
+    words = "Read these first: swapped sides look like this."
+    cards.append(panel("Most surprising labels", words, table(["", "margin", "per token"], rows), full=True))
+    yield panels(*cards)
 
 
-def _chart(page: Page, name: str, specification: dict[str, Any]) -> str:
+def _lead(words: str) -> Markup:
+    return Markup('<p class="lead">{}</p><br>').format(with_commands(words))
+
+
+def _chart(page: Page, name: str, specification: dict[str, Any]) -> Markup:
     return page.chart(name, specification, label=f"Chart: {name.replace('-', ' ')}")
-
-
-def _footer(audit: Figures) -> str:
-    held_out = audit["figures"]["size"]["held_out"]
-    return (
-        f"<footer><p>To see accuracy change by {held_out['change']:.0%} takes {held_out['needed']:,} held-out pairs: "
-        f"{escaped(held_out['formula'])}, with q = {held_out['disagreement']:g} assumed.</p>"
-        f"<p>preftune {escaped(audit['preftune'])}, {escaped(audit['created'])}, {audit['seconds']:.1f} s.</p></footer>"
-    )
-
-
-def _count(finding: Figures) -> str:
-    return f"{finding['count']:,}, {_percent(finding['share'])}"
-
-
-def _percent(share: float) -> str:
-    if share >= 0.9995:
-        return "all"
-    return f"{share:.1%}" if share >= 0.001 else "under 0.1%"

@@ -4,6 +4,7 @@ All text from data is escaped here.
 
     components  markup that sections share
     document    the skeleton of a page
+    templates   Jinja2 with autoescape, and its filters
 """
 
-__all__ = ["components", "document"]
+__all__ = ["components", "document", "templates"]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from preftune.report.html.document import Page, escaped, text_block
+from markupsafe import Markup, escape
+
+from preftune.report.html.components import NOTHING
+from preftune.report.html.document import Page
+from preftune.report.html.templates import markup
 from preftune.report.reading.run_files import Answers, Run
 
 _ROWS = 300
@@ -14,7 +18,7 @@ _BYTES = 1_150_000
 _LONGEST, _SHORTEST = 3000, 240
 """Characters of one text."""
 _THOUGHT = 1000
-"""Characters of a thought."""
+"""Characters of a thought that the template shows."""
 
 
 @dataclass(slots=True)
@@ -43,6 +47,16 @@ class Entry:
     @property
     def outcomes(self) -> set[str]:
         return {side.outcome for side in self.sides if side.outcome}
+
+    @property
+    def marks(self) -> list[str]:
+        """What the filter of outcomes finds the entry by."""
+        marks = set(self.outcomes)
+        if len(marks) > 1:
+            marks.add("differs")
+        if len(self.sides) > 1 and len({side.text for side in self.sides}) == 1:
+            marks.add("same")
+        return sorted(marks)
 
 
 def entries(runs: Sequence[Run]) -> list[Entry]:
@@ -84,14 +98,14 @@ def entry_of(answer: Answers, *, before: str = "before", after: str = "after") -
     )
 
 
-def answers_section(page: Page, runs: Sequence[Run]) -> str:
+def answers_section(page: Page, runs: Sequence[Run]) -> Markup:
     """Markup of all answers, empty without answers; the page gets the script that searches them."""
     place = " and ".join(sorted({run.answers_place for run in runs if run.shown_answers()}))
     what = "prompts of the evaluation" if any(run.answers for run in runs) else "samples of the guard, its last look"
     return entries_section(page, entries(runs), what=what, place=place)
 
 
-def entries_section(page: Page, found: Sequence[Entry], *, what: str, place: str, total: int | None = None) -> str:
+def entries_section(page: Page, found: Sequence[Entry], *, what: str, place: str, total: int | None = None) -> Markup:
     """Markup of answers to be searched, empty without answers.
 
     Args:
@@ -100,99 +114,16 @@ def entries_section(page: Page, found: Sequence[Entry], *, what: str, place: str
         total: how many there are there, where these are not all.
     """
     if not found:
-        return ""
+        return NOTHING
     page.scripts.append("answers.js")
     shown, limit = _fitting(found, round(_BYTES * page.share))
-    introduction = _introduction(len(shown), total or len(found), what, place)
-    return "".join([introduction, *_toolbar(shown), *_articles(shown, limit)])
-
-
-def side_block(side: Side, body: str) -> str:
-    """One answer with its label, how it was judged, and its length.
-
-    Args:
-        body: markup of the answer itself.
-    """
-    kind = "before" if side.baseline else "after"
-    length = "" if side.tokens is None else f"{side.tokens:,} tokens"
-    cut = ", cut off" if side.finished is False else ""
-    judged = f'<span class="outcome {escaped(side.outcome)}">{escaped(side.outcome)}</span>' if side.outcome else ""
-    name = f"<b><bdi>{escaped(side.label)}</bdi>{judged}<small>{length}{cut}</small></b>"
-    return f'<div class="part {kind}">{name}{_folded(side.thought)}{body}</div>'
-
-
-def _folded(thought: str) -> str:
-    """A thought, shown on demand."""
-    if not thought:
-        return ""
-    shown = text_block(thought[:_THOUGHT], characters=len(thought), rest="in the file")
-    return f'<details class="thought"><summary>thought, {len(thought):,} characters</summary>{shown}</details>'
-
-
-def _introduction(shown: int, total: int, what: str, place: str) -> str:
-    if shown < total:
-        return f'<p class="lead">The first {shown:,} of {total:,} {what}; all of them are in {escaped(place)}.</p>'
-    return f'<p class="lead">All {total:,} {what}, from {escaped(place)}.</p>'
-
-
-def _toolbar(shown: Sequence[Entry]) -> Iterator[str]:
-    """Search and filters; the script shows them, without it all answers stand there."""
-    categories = sorted({entry.category for entry in shown if entry.category})
-    outcomes = [name for name in ("win", "tie", "loss") if any(name in entry.outcomes for entry in shown)]
-    yield '<form class="toolbar" id="filter" role="search" hidden>'
-    yield '<label class="search"><span>Search</span><input type="search" id="search" autocomplete="off" '
-    yield 'placeholder="words of a prompt or an answer"></label>'
-    if categories:
-        yield _select("category", "Category", [("", "all categories"), *((name, name) for name in categories)])
+    categories = [(name, name) for name in sorted({entry.category for entry in shown if entry.category})]
     names = {"win": "wins", "tie": "ties", "loss": "losses"}
-    several = any(len(entry.sides) > 2 for entry in shown)
-    options = [(name, names[name]) for name in outcomes]
-    if several and outcomes:
-        options.append(("differs", "runs differ"))
-    options.append(("same", "same answer"))
-    yield _select("outcome", "Outcome", [("", "all outcomes"), *options])
-    yield '<output id="found" aria-live="polite"></output></form>'
-
-
-def _select(name: str, label: str, options: Sequence[tuple[str, str]]) -> str:
-    inner = "".join(f'<option value="{escaped(value)}">{escaped(shown)}</option>' for value, shown in options)
-    return f'<label><span>{escaped(label)}</span><select id="{name}">{inner}</select></label>'
-
-
-def _articles(shown: Sequence[Entry], limit: int) -> Iterator[str]:
-    yield '<div class="answers" id="all-answers">'
-    for number, entry in enumerate(shown, start=1):
-        marks = " ".join(sorted(_marks(entry)))
-        heading = f"answer-{number}"
-        yield f'<article class="answer" data-category="{escaped(entry.category)}" data-marks="{escaped(marks)}"'
-        yield f' aria-labelledby="{heading}"><h3 id="{heading}"><span class="where">{number:,}'
-        yield f"{' · ' + escaped(entry.category) if entry.category else ''}</span>{_flags(entry)}</h3>"
-        yield f'<div class="question">{_cut(entry.prompt, limit)}</div>'
-        yield f'<div class="sides of-{min(4, len(entry.sides))}">'
-        yield from (side_block(side, _cut(side.text, limit)) for side in entry.sides)
-        yield "</div></article>"
-    yield '</div><p class="none" id="none" hidden>No answer has all of these words.</p>'
-    yield '<p class="more-answers"><button type="button" id="more" hidden>Show more</button></p>'
-
-
-def _cut(words: str, limit: int) -> str:
-    return text_block(words[:limit], characters=len(words), rest="in the file")
-
-
-def _marks(entry: Entry) -> set[str]:
-    marks = set(entry.outcomes)
-    if len(entry.outcomes) > 1:
-        marks.add("differs")
-    if len(entry.sides) > 1 and len({side.text for side in entry.sides}) == 1:
-        marks.add("same")
-    return marks
-
-
-def _flags(entry: Entry) -> str:
-    marks = _marks(entry)
-    if "differs" in marks:
-        return '<span class="flag">runs differ</span>'
-    return '<span class="flag quiet">same answer</span>' if "same" in marks else ""
+    outcomes = [pair for pair in names.items() if any(pair[0] in entry.outcomes for entry in shown)]
+    if outcomes and any(len(entry.sides) > 2 for entry in shown):
+        outcomes.append(("differs", "runs differ"))
+    outcomes.append(("same", "same answer"))
+    return markup("answers.section", shown, total or len(found), what, place, limit, categories, outcomes)
 
 
 def _fitting(found: Sequence[Entry], most: int) -> tuple[Sequence[Entry], int]:
@@ -210,4 +141,4 @@ def _size(shown: Sequence[Entry], limit: int) -> int:
     texts = [words[:limit] for entry in shown for words in (entry.prompt, *(side.text for side in entry.sides))]
     texts += [side.thought[:_THOUGHT] for entry in shown for side in entry.sides]
     # A long text stands there twice, its beginning once more; every side brings markup with it.
-    return sum(len(escaped(words).encode("utf-8", "replace")) * 5 // 4 + 400 for words in texts if words)
+    return sum(len(escape(words).encode("utf-8", "replace")) * 5 // 4 + 400 for words in texts if words)

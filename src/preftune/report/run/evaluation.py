@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from preftune.report.html.components import listed, loose, marked_table, panel, panels
-from preftune.report.html.document import Page, escaped
+from markupsafe import Markup
+
+from preftune.report.html.components import NOTHING, listed, loose, panel, panels, table
+from preftune.report.html.document import Page
 from preftune.report.reading.run_files import Run
 from preftune.report.reading.untrusted_json import Figures, at, items, mapping, number, sentences, text
 from preftune.report.run import charts
@@ -29,13 +31,13 @@ _COUNTED = ("words", "tokens")
 """Figures that are no shares."""
 
 
-def evaluation_section(page: Page, runs: Sequence[Run]) -> str:
+def evaluation_section(page: Page, runs: Sequence[Run]) -> Markup:
     """Markup of all evaluations, empty without one."""
     parts = []
     for number_, run in enumerate(runs):
         cards = list(_cards(page, run, f"-{number_}"))
         if (cards or run.suites) and len(runs) > 1:
-            parts.append(f'<h3 class="of-run"><bdi>{escaped(run.name)}</bdi></h3>')
+            parts.append(Markup('<h3 class="of-run"><bdi>{}</bdi></h3>').format(run.name))
         if cards:
             parts.append(loose(*cards))
         if len(run.history) > 1:
@@ -43,10 +45,10 @@ def evaluation_section(page: Page, runs: Sequence[Run]) -> str:
             parts.append(panels(panel("Its evaluations", words, _history(run), full=True)))
         if run.suites:
             parts.append(panels(panel("Suites", "", _suites(run), full=True)))
-    return "".join(parts)
+    return NOTHING.join(parts)
 
 
-def _cards(page: Page, run: Run, suffix: str) -> Iterator[str]:
+def _cards(page: Page, run: Run, suffix: str) -> Iterator[Markup]:
     summary = run.summary
     categories = _rates(mapping(summary.get("categories")))
     if len(categories) > 1:
@@ -124,13 +126,10 @@ def _plain(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{low:+.0f} to {high:+.0f}"
 
 
-def _figures_table(figures: Sequence[tuple[str, str, str, str, bool]], before_: str) -> str:
-    rows = [
-        f'<tr{" class=worse" * worse}><th scope="row">{escaped(name)}{" (worse)" * worse}</th><td>{before}</td>'
-        f"<td>{after}</td><td>{escaped(told)}</td></tr>"
-        for name, before, after, told, worse in figures
-    ]
-    return marked_table(("", before_, "after", "difference"), rows)
+def _figures_table(figures: Sequence[tuple[str, str, str, str, bool]], before_: str) -> Markup:
+    rows = [(f"{name}{' (worse)' * worse}", before, after, told) for name, before, after, told, worse in figures]
+    worse = [place for place, figure in enumerate(figures) if figure[-1]]
+    return table(("", before_, "after", "difference"), rows, worse=worse)
 
 
 def _judge(summary: Figures) -> Iterator[str]:
@@ -159,20 +158,17 @@ def _judge(summary: Figures) -> Iterator[str]:
             yield f"This run's cost at endpoints: {', '.join(parts)}."
 
 
-def _history(run: Run) -> str:
+def _history(run: Run) -> Markup:
     rows = []
     for line in reversed(run.history[-_EVALUATIONS:]):
-        rate, when = _rate(line), number(line.get("time"))
+        rate = _rate(line)
         asked = f"against {text(line.get('baseline'))}, judged by {text(line.get('judge'))}"
-        rows.append(
-            f'<tr><th scope="row">{escaped(day(when))}</th><td class="words">{escaped(asked)}</td>'
-            f"<td>{_three(number(line.get('prompts')))}</td><td>{'' if rate is None else f'{rate.rate:.1%}'}</td>"
-            f"<td>{'' if rate is None else f'{rate.low:.1%} to {rate.high:.1%}'}</td></tr>"
-        )
-    return marked_table(("when", "what", "prompts", "win rate", "interval"), rows)
+        rates = ("", "") if rate is None else (f"{rate.rate:.1%}", f"{rate.low:.1%} to {rate.high:.1%}")
+        rows.append((day(number(line.get("time"))), asked, _three(number(line.get("prompts"))), *rates))
+    return table(("when", "what", "prompts", "win rate", "interval"), rows, words=[1])
 
 
-def _worst(degeneration: Figures) -> str:
+def _worst(degeneration: Figures) -> Markup:
     """The prompts that show what got worse."""
     lines = []
     for name in items(degeneration.get("worse")):
@@ -180,27 +176,25 @@ def _worst(degeneration: Figures) -> str:
         ids = [str(at(row, "id")) for row in found if at(row, "id") is not None]
         if ids:
             lines.append(f"{_NAMES.get(str(name), str(name).replace('_', ' '))}: prompts {', '.join(ids[:5])}")
-    return f"<p>Seen most on:</p>{listed(lines)}" if lines else ""
+    return Markup("<p>Seen most on:</p>") + listed(lines) if lines else NOTHING
 
 
-def _suites(run: Run) -> str:
-    rows = []
-    for name, summary in run.suites.items():
+def _suites(run: Run) -> Markup:
+    rows, marked = [], []
+    for place, (name, summary) in enumerate(run.suites.items()):
         head = mapping(summary.get("headline"))
-        base, aligned = number(head.get("base")), number(head.get("aligned"))
         low, high = number(head.get("ci_low")), number(head.get("ci_high"))
         difference = number(head.get("difference"))
         lower = head.get("better") == "lower"
         worse = (low is not None and low > 0) if lower else (high is not None and high < 0)
+        marked += [place] * worse
         told = f"{difference:+.3g} ({low:+.3g} to {high:+.3g})" if None not in (difference, low, high) else ""
-        rows.append(
-            f'<tr{" class=worse" * worse}><th scope="row">{escaped(name)}{" (worse)" * worse}</th>'
-            f'<td class="words">{escaped(text(head.get("name")))}{", lower is better" * lower}</td>'
-            f"<td>{_three(base)}</td><td>{_three(aligned)}</td><td>{told}</td></tr>"
-        )
-    table = marked_table(("suite", "figure", "before", "after", "difference (interval)"), rows)
+        figure = f"{text(head.get('name'))}{', lower is better' * lower}"
+        sides = (_three(number(head.get(side))) for side in ("base", "aligned"))
+        rows.append((f"{name}{' (worse)' * worse}", figure, *sides, told))
+    header = ("suite", "figure", "before", "after", "difference (interval)")
     lines = [f"{name}: {line}" for name, summary in run.suites.items() for line in sentences(summary.get("sentences"))]
-    return table + (listed(lines) if lines else "")
+    return table(header, rows, words=[1], worse=marked) + (listed(lines) if lines else NOTHING)
 
 
 def _three(value: float | None) -> str:
