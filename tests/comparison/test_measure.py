@@ -120,7 +120,7 @@ def test_stored_answers_are_found_by_their_row():
 def test_thoughts_are_judged_and_rated_only_when_that_is_asked_for(folders, tmp_path, monkeypatch):
     start, policy = sources(folders)
 
-    def answer(self, prompts, rows, take):
+    def answer(self, prompts, rows, take, wanted):
         for number in range(len(prompts)):
             take(number, Kept("Lyon.", 2, True, "Paris?", 5))
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from preftune.generation.answer_store import AnswerStore, Record
 from preftune.generation.backends import ModelAnswerer, template_of
 from preftune.generation.encode_prompts import encode_prompts
 from preftune.generation.generate import generating
@@ -67,20 +69,15 @@ class Distance(NamedTuple):
 
 def answers_of(source: ModelSource, rows: Sequence[Row], ruler: Ruler, file: Path) -> list[Answer]:
     """The model's answers to the rows' prompts; those that are in `file` are taken from there."""
-    known = {record["key"]: Kept.read(record) for record in read_lines(file) if _is_answer(record)}
     keys = [digest([source.identity, asdict(ruler.sampling), ruler.seed, row]) for row in rows]
-    missing = [number for number, key in enumerate(keys) if key not in known]
+    store, prompts = AnswerStore(file), [row["prompt"] for row in rows]
+    model = ModelAnswerer(source, ruler.sampling, batch_size=ruler.batch_size, seed=ruler.seed)
 
-    def take(place: int, answer: Answer) -> None:
-        key = keys[missing[place]]
-        known[key] = kept = Kept.of(answer)
-        append_lines(file, [{"key": key, "prompt": rows[missing[place]]["prompt"], **kept._asdict()}])
+    def record(number: int, answer: Answer) -> Record:
+        return {"key": keys[number], "prompt": prompts[number], **Kept.of(answer)._asdict()}
 
-    if missing:
-        asked = [rows[number] for number in missing]
-        answerer = ModelAnswerer(source, ruler.sampling, batch_size=ruler.batch_size, seed=ruler.seed)
-        answerer.answer([row["prompt"] for row in asked], asked, take)
-    return [known[key].whole if ruler.thoughts else known[key] for key in keys]
+    store.complete(keys, partial(model.answer, prompts, rows), record=record)
+    return [one.whole if ruler.thoughts else one for one in (Kept.read(store.known[key]) for key in keys)]
 
 
 class Stored:
@@ -189,8 +186,3 @@ def _engine(model: Any) -> Iterator[Any]:
     engine, _ = choose_engine(model)
     with generating(model, "auto", None), torch.inference_mode():
         yield engine
-
-
-def _is_answer(record: Mapping[str, Any]) -> bool:
-    kinds = {"key": str, "text": str, "tokens": int, "finished": bool}
-    return all(isinstance(record.get(name), kind) for name, kind in kinds.items())

@@ -3,6 +3,7 @@
 `protocol` says what a generator is, `encode_prompts` is the only place that renders a prompt, and `backends` holds
 the generators. Sampling is seeded per row, so that a resumed run draws the same answers.
 
+    answer_store     answers on disk by key: what a resumed run need not ask again
     backends         answers from transformers and from endpoints
     early_exit       batches that end for each row by itself
     encode_prompts   prompts as token ids: the one renderer
@@ -20,6 +21,7 @@ the generators. Sampling is seeded per row, so that a resumed run draws the same
 """
 
 __all__ = [
+    "answer_store",
     "backends",
     "encode_prompts",
     "endpoint",

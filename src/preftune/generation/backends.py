@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from preftune.errors import RequestError
 from preftune.generation.endpoint.budget import Estimate, guess_tokens
 from preftune.generation.endpoint.parallel import in_parallel
 from preftune.generation.finite_check import check_logits
-from preftune.generation.protocol import Answer, Kept, Side, Take, row_id
+from preftune.generation.protocol import Answer, Generator, Kept, Rows, Side, Take, row_id
 from preftune.generation.settings import SamplingSettings, ask_endpoint, generate_options, letters_of, resolved
 from preftune.generation.thoughts import Spoken, share_of_tokens
 from preftune.types import Text
@@ -24,31 +25,12 @@ if TYPE_CHECKING:
     from preftune.generation.endpoint.replies import Reply
     from preftune.generation.lazy_model import ModelSource
 
-Rows = Sequence[Mapping[str, Any]]
-
-
-class Answerer(Protocol):
-    """One side."""
-
-    @property
-    def name(self) -> str:
-        """For people."""
-
-    def identity(self) -> Mapping[str, Any]:
-        """What is asked, so that the answers of another one are never taken for its own; no path, which may change."""
-
-    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take) -> None:
-        """Hands over the answer to every prompt as it comes."""
-
-    def release(self) -> None:
-        """The other side is about to answer: lets go of memory that it may need."""
-
 
 class TwoSides:
-    """Both sides as the `Generator` that `answer_rows` asks."""
+    """Both sides as the `PairGenerator` that `answer_rows` asks."""
 
-    def __init__(self, base: Answerer, aligned: Answerer) -> None:
-        self.sides: dict[Side, Answerer] = {"base": base, "aligned": aligned}
+    def __init__(self, base: Generator, aligned: Generator) -> None:
+        self.sides: dict[Side, Generator] = {"base": base, "aligned": aligned}
 
     def __call__(self, side: Side, prompts: Sequence[Text], rows: Rows) -> list[Answer]:
         answers: dict[int, Answer] = {}
@@ -76,7 +58,9 @@ def settings_of(row: Mapping[str, Any], settings: SamplingSettings) -> SamplingS
 
 
 def seed_of(seed: int, prompt: Text, row: Mapping[str, Any]) -> int:
-    """63 bits that follow from the run's seed, the prompt and the row's id, and so are the same in every run."""
+    """63 bits: the row's own, or what follows from the run's seed, the prompt and the row's id."""
+    if "seed" in row:
+        return int(row["seed"])
     text = json.dumps([seed, prompt, str(row.get("id"))], sort_keys=True, ensure_ascii=False, default=str)
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
@@ -95,14 +79,14 @@ class _Part(NamedTuple):
     numbers: list[int]
 
 
-def batches(prompts: Sequence[Text], rows: Rows, settings: SamplingSettings, size: int) -> Iterator[_Part]:
+def batches(lengths: Sequence[int], rows: Rows, settings: SamplingSettings, size: int) -> Iterator[_Part]:
     """Prompts with one way of sampling in batches of like length, the longest first, so that a lack of memory shows at
     once."""
     groups: dict[SamplingSettings, list[int]] = {}
     for number, row in enumerate(rows):
         groups.setdefault(settings_of(row, settings), []).append(number)
     for own, numbers in groups.items():
-        numbers.sort(key=lambda number: -letters_of(prompts[number]))
+        numbers.sort(key=lambda number: -lengths[number])
         for start in range(0, len(numbers), size):
             yield _Part(own, numbers[start : start + size])
 
@@ -120,12 +104,14 @@ class ModelAnswerer:
         batch_size: int = 16,
         seed: int = 0,
         shared: bool = False,
+        raw: bool = False,
     ) -> None:
         """
         Args:
             base: the base of the adapter `source`, when this side answers with the adapter off.
             tokenizer: default: the own one of who answers.
             shared: the other side uses the same source, so it stays loaded when that one answers.
+            raw: answers as the model writes them, thoughts in their text; prompts go into batches by their tokens.
         """
         if batch_size < 1:
             raise RequestError(f"--batch_size {batch_size}: give at least 1.")
@@ -133,14 +119,15 @@ class ModelAnswerer:
         self.name = self._own.name
         self.source, self.adapter_off = source, base is not None
         self.tokenizer = tokenizer or (lambda: self._own.tokenizer)
-        self._settings, self._batch_size, self._seed, self._shared = settings, batch_size, seed, shared
+        self.settings, self._batch_size, self._seed = settings, batch_size, seed
+        self._shared, self._raw = shared, raw
 
     def identity(self) -> Mapping[str, Any]:
         from preftune.generation.generate import end_ids
 
         # with its adapter off, a model still follows the generation config that the adapter brought
         used, own = self.source.generation_config, self._own.generation_config
-        generation = resolved(self._settings, SimpleNamespace(generation_config=used), self.tokenizer())
+        generation = resolved(self.settings, SimpleNamespace(generation_config=used), self.tokenizer())
         shaping = {name: value for name, value in generation.items() if not name.endswith("_id") and name[0] != "_"}
         ends = end_ids(used, self.tokenizer())
         if set(ends) != set(end_ids(own, self.tokenizer())):
@@ -155,14 +142,17 @@ class ModelAnswerer:
         """Releases the weights, even if others use them."""
         self.source.release()
 
-    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take) -> None:
+    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take, wanted: AbstractSet[int] | None = None) -> None:
         from preftune.generation.generate import baseline, generate
 
         model, tokenizer = self.source.model, self.tokenizer()
-        shortest = self._check_lengths(prompts, rows)
+        token_ids = self._token_ids(prompts, rows)
+        lengths = [len(ids) for ids in token_ids] if self._raw else [letters_of(prompt) for prompt in prompts]
         with baseline(model) if self.adapter_off else nullcontext():
-            check_logits(model, shortest)
-            for settings, numbers in batches(prompts, rows, self._settings, self._batch_size):
+            check_logits(model, min(token_ids, key=len))
+            for settings, numbers in batches(lengths, rows, self.settings, self._batch_size):
+                if wanted is not None and wanted.isdisjoint(numbers):
+                    continue
                 sampled = settings.temperature > 0
                 answers = generate(
                     model,
@@ -171,31 +161,32 @@ class ModelAnswerer:
                     batch_size=len(numbers),
                     seeds=[seed_of(self._seed, prompts[n], rows[n]) for n in numbers] if sampled else None,
                     chat_template_kwargs=[template_of(rows[n]) for n in numbers],
+                    thoughts_apart=not self._raw,
                     **generate_options(settings, model),
                 )
                 for number, answer in zip(numbers, answers, strict=True):
                     take(number, answer)
 
-    def _check_lengths(self, prompts: Sequence[Text], rows: Rows) -> Sequence[int]:
-        """Reports prompts that do not fit before any work, by the row's id. Returns the shortest."""
+    def _token_ids(self, prompts: Sequence[Text], rows: Rows) -> list[list[int]]:
+        """The prompts' tokens; one that does not fit is reported before any work, by the row's id."""
         from preftune.generation.encode_prompts import check_lengths, encode_prompts
 
-        seen: list[Sequence[int]] = []
-        for settings, numbers in batches(prompts, rows, self._settings, len(prompts)):
-            token_ids = encode_prompts(
-                self.tokenizer(), [prompts[n] for n in numbers], [template_of(rows[n]) for n in numbers]
-            )
-            names = [row_id(rows[n], n) for n in numbers]
-            check_lengths(self.source.model, token_ids, settings.max_new_tokens, names=names)
-            seen.append(min(token_ids, key=len))
-        return min(seen, key=len)
+        token_ids = encode_prompts(self.tokenizer(), prompts, [template_of(row) for row in rows])
+        for settings, numbers in batches([0] * len(rows), rows, self.settings, len(rows)):
+            ids, names = [token_ids[n] for n in numbers], [row_id(rows[n], n) for n in numbers]
+            check_lengths(self.source.model, ids, settings.max_new_tokens, names=names)
+        return token_ids
 
 
 class EndpointAnswerer:
     """A model at an OpenAI-compatible address, several calls at once."""
 
-    def __init__(self, endpoint: Endpoint, settings: SamplingSettings, *, seed: int = 0) -> None:
-        self.endpoint, self._settings, self._seed = endpoint, settings, seed
+    def __init__(self, endpoint: Endpoint, settings: SamplingSettings, *, seed: int = 0, raw: bool = False) -> None:
+        """
+        Args:
+            raw: answers as the server sends them; a thought that is in their text stays there.
+        """
+        self.endpoint, self.settings, self._seed, self._raw = endpoint, settings, seed, raw
         self.name = str(endpoint.name)
 
     def identity(self) -> Mapping[str, Any]:
@@ -209,10 +200,11 @@ class EndpointAnswerer:
         return self.endpoint.budget.estimate(
             calls=len(prompts),
             tokens_in=sum(guess_tokens(letters_of(prompt)) for prompt in prompts),
-            tokens_out=sum(settings_of(row, self._settings).max_new_tokens for row in rows),
+            tokens_out=sum(settings_of(row, self.settings).max_new_tokens for row in rows),
         )
 
-    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take) -> None:
+    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take, wanted: AbstractSet[int] | None = None) -> None:
+        """In the order of the prompts."""
         for number, row in enumerate(rows):
             if row.get("tools"):
                 raise RequestError(
@@ -225,14 +217,18 @@ class EndpointAnswerer:
             return ask_endpoint(
                 self.endpoint,
                 prompt,
-                settings_of(row, self._settings),
+                settings_of(row, self.settings),
                 seed=seed_of(self._seed, prompt, row),
                 template=row.get("chat_template_kwargs"),
                 about=f"for prompt {str(row.get('id', number))!r}",
             )
 
-        workers = self.endpoint.conduct.concurrency
-        in_parallel(ask, range(len(prompts)), workers=workers, take=lambda n, reply: take(n, _answer_of(reply)))
+        in_parallel(
+            ask,
+            (number for number in range(len(prompts)) if wanted is None or number in wanted),
+            workers=self.endpoint.conduct.concurrency,
+            take=lambda number, reply: take(number, reply if self._raw else _answer_of(reply)),
+        )
 
 
 def _answer_of(reply: Reply) -> Kept:
@@ -262,7 +258,7 @@ class GivenAnswers:
     def release(self) -> None:
         pass
 
-    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take) -> None:
+    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take, wanted: AbstractSet[int] | None = None) -> None:
         for number, row in enumerate(rows):
             text = str(row["given"])
             take(number, Kept.of(Kept(text, self._count_tokens(text), finished=True)))

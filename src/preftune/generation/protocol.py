@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from preftune.generation.thoughts import Spoken, share_of_tokens, split_thoughts
 from preftune.types import Text
 
+Rows: TypeAlias = Sequence[Mapping[str, Any]]
 Side: TypeAlias = Literal["base", "aligned"]
-
-
 SIDES: tuple[Side, ...] = ("base", "aligned")
 
 
@@ -34,13 +34,37 @@ Take: TypeAlias = Callable[[int, Answer], None]
 
 
 class Generator(Protocol):
-    """Answers prompts with one of the two models; `rows` hold the `id` and the `SHAPING` columns of each prompt.
+    """Where answers come from: transformers, vLLM, an endpoint, or the dataset (`backends`, `vllm_backend`)."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """What is asked, so that the answers of another one are never taken for its own; no path, which may change."""
+
+    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take, wanted: AbstractSet[int] | None = None) -> None:
+        """Hands over the answer to every prompt as it comes.
+
+        Args:
+            rows: what shapes each answer besides its prompt: `id`, the columns `SHAPING`, and `seed` (63 bits), which
+                else follows from the generator's seed, the prompt and the id.
+            wanted: numbers of the prompts whose answers are wanted; default: all. Batches are those of all prompts, so
+                others may be answered too.
+        """
+
+    def release(self) -> None:
+        """Another generator is about to answer: lets go of memory that it may need."""
+
+
+class PairGenerator(Protocol):
+    """Answers prompts with one of two models; `rows` hold the `id` and the `SHAPING` columns of each prompt.
 
     A method `stream(side, prompts, rows, take)` is optional: it hands every answer over as soon as it is there, so that
     a kill costs no more than what is under way. Without it answers are kept after every chunk.
     """
 
-    def __call__(self, side: Side, prompts: Sequence[Text], rows: Sequence[Mapping[str, Any]]) -> Sequence[Answer]: ...
+    def __call__(self, side: Side, prompts: Sequence[Text], rows: Rows) -> Sequence[Answer]: ...
 
 
 class Kept(NamedTuple):
@@ -65,7 +89,8 @@ class Kept(NamedTuple):
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Kept:
         """From a line on disk; those of earlier versions have the thought in the text."""
-        return cls.of(cls(*(record.get(name, cls._field_defaults.get(name)) for name in cls._fields)))
+        kept = cls(*(record.get(name, cls._field_defaults.get(name)) for name in cls._fields))
+        return kept if "thought" in record else cls.of(kept)
 
     @property
     def whole(self) -> Kept:

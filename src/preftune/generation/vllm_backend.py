@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from importlib.util import find_spec
 from typing import Any
 
 from preftune.errors import ModelError, RequestError
-from preftune.generation.backends import Rows, batches, seed_of, template_of
+from preftune.generation.backends import batches, seed_of, template_of
 from preftune.generation.encode_prompts import encode_prompts
 from preftune.generation.generate import Completion, end_ids
 from preftune.generation.lazy_model import ModelSource
-from preftune.generation.protocol import Take
-from preftune.generation.settings import SamplingSettings
+from preftune.generation.protocol import Rows, Take
+from preftune.generation.settings import SamplingSettings, letters_of
 from preftune.generation.thoughts import spoken
 from preftune.types import Text
 
@@ -158,12 +159,12 @@ class VllmAnswerer:
         """Ends the engine, even if others use it."""
         self.engine.close()
 
-    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take) -> None:
+    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take, wanted: AbstractSet[int] | None = None) -> None:
         from vllm import SamplingParams
 
         tokenizer = self.tokenizer()
         ends = end_ids(self.engine.source.generation_config, tokenizer)
-        for settings, numbers in batches(prompts, rows, self._settings, _AT_ONCE):
+        for settings, numbers in batches([letters_of(prompt) for prompt in prompts], rows, self._settings, _AT_ONCE):
             token_ids = encode_prompts(
                 tokenizer, [prompts[n] for n in numbers], [template_of(rows[n]) for n in numbers]
             )

@@ -15,9 +15,10 @@ import torch
 
 from preftune.errors import EndpointError, ModelError, RequestError
 from preftune.evaluation.labelling.sample import count, manifest_of, read_samples, sample
-from preftune.evaluation.labelling.samplers import EndpointSampler, ModelSampler
+from preftune.generation.backends import EndpointAnswerer, ModelAnswerer
 from preftune.generation.endpoint.client import Conduct, Endpoint, EndpointName
 from preftune.generation.generate import generate, generation_config
+from preftune.generation.lazy_model import ModelSource
 from preftune.generation.prompts import Prompt, Prompts
 from preftune.generation.seeded_sampling import DrawByRow
 from preftune.generation.settings import SamplingSettings
@@ -34,9 +35,10 @@ def prompts(texts=TEXTS, **carried) -> Prompts:
     return Prompts(made, "test.jsonl", 0)
 
 
-def model_sampler(*, seed: int = 0, batch_size: int = 3, **settings) -> ModelSampler:
+def model_sampler(*, seed: int = 0, batch_size: int = 3, **settings) -> ModelAnswerer:
     chosen = SamplingSettings(**{"max_new_tokens": 6, "temperature": 1.0, **settings})
-    return ModelSampler(tiny_llama(seed=seed), tiny_tokenizer(), chosen, name="tiny", batch_size=batch_size)
+    source = ModelSource.held(tiny_llama(seed=seed), tiny_tokenizer(), name="tiny")
+    return ModelAnswerer(source, chosen, batch_size=batch_size, raw=True)
 
 
 def completions(path: Path) -> dict[tuple[str, int], str]:
@@ -245,7 +247,7 @@ def server():
 def from_endpoint(server, path: Path, *, k: int = 3, concurrency: int = 4, texts=TEXTS, **carried):
     name = EndpointName.parse(server.spec())
     with Endpoint(name, conduct=Conduct(concurrency=concurrency, retries=1)) as endpoint:
-        sampler = EndpointSampler(endpoint, SamplingSettings(max_new_tokens=6, temperature=0.7, top_k=9))
+        sampler = EndpointAnswerer(endpoint, SamplingSettings(max_new_tokens=6, temperature=0.7, top_k=9), raw=True)
         return sample(prompts(texts, **carried), sampler, path, k=k)
 
 

@@ -24,7 +24,7 @@ from preftune.errors import RequestError
 
 if TYPE_CHECKING:
     from preftune.evaluation.labelling.sample import Asked, SampleCounts
-    from preftune.evaluation.labelling.samplers import EndpointSampler, ModelSampler
+    from preftune.generation.backends import EndpointAnswerer, ModelAnswerer
     from preftune.generation.prompts import Prompts
     from preftune.generation.settings import SamplingSettings
 
@@ -136,24 +136,19 @@ def _prompts(asked: argparse.Namespace, *, as_chat: bool) -> Prompts:
 
 
 def _from_model(asked: argparse.Namespace, settings: SamplingSettings) -> SampleCounts:
-    from preftune.models import load_model, load_tokenizer
+    from preftune.generation.backends import ModelAnswerer
+    from preftune.generation.lazy_model import ModelSource
 
-    tokenizer = load_tokenizer(asked.model, trust_remote_code=bool(asked.trust_remote_code), base_model=asked.base)
-    chat = asked.prompts_as == "chat" or (asked.prompts_as == "auto" and tokenizer.chat_template is not None)
+    source = ModelSource(asked.model, **model_options(asked))
+    chat = asked.prompts_as == "chat" or (asked.prompts_as == "auto" and source.tokenizer.chat_template is not None)
     prompts = _prompts(asked, as_chat=chat)
 
-    import torch
-
-    from preftune.evaluation.labelling.samplers import ModelSampler
-
-    device_map = {"": 0} if torch.cuda.is_available() else None
-    model = load_model(asked.model, device_map=device_map, **model_options(asked)).eval()
     batch_size = 16 if asked.batch_size is None else asked.batch_size
-    return _sample(asked, prompts, ModelSampler(model, tokenizer, settings, name=asked.model, batch_size=batch_size))
+    return _sample(asked, prompts, ModelAnswerer(source, settings, batch_size=batch_size, raw=True))
 
 
 def _from_endpoint(asked: argparse.Namespace, settings: SamplingSettings) -> SampleCounts:
-    from preftune.evaluation.labelling.samplers import EndpointSampler
+    from preftune.generation.backends import EndpointAnswerer
     from preftune.generation.endpoint.client import Endpoint, EndpointName
 
     if asked.prompts_as == "text":
@@ -161,29 +156,31 @@ def _from_endpoint(asked: argparse.Namespace, settings: SamplingSettings) -> Sam
     conduct, budget = conduct_and_budget(asked)
     with Endpoint(EndpointName.parse(asked.model), conduct=conduct, budget=budget) as endpoint:
         prompts = _prompts(asked, as_chat=True)
-        sampler = EndpointSampler(endpoint, settings)
+        generator = EndpointAnswerer(endpoint, settings, raw=True)
 
         def before(missing: list[Asked]) -> None:
             if missing:
-                tell(f"preftune: {sampler.estimate(missing).line()}")
+                asked_of = [one.prompt.prompt for one in missing]
+                tell(f"preftune: {generator.estimate(asked_of, [one.row for one in missing]).line()}")
                 endpoint.check()
 
         try:
-            return _sample(asked, prompts, sampler, before=before)
+            return _sample(asked, prompts, generator, before=before)
         finally:
             if budget.calls:
                 tell(f"preftune: used {budget.line()}")
 
 
 def _sample(
-    asked: argparse.Namespace, prompts: Prompts, sampler: ModelSampler | EndpointSampler, *, before: Any = None
+    asked: argparse.Namespace, prompts: Prompts, generator: ModelAnswerer | EndpointAnswerer, *, before: Any = None
 ) -> SampleCounts:
     from preftune.evaluation.labelling.sample import sample
     from preftune.progress import Counting
 
     try:
         with Counting("sampling", unit="completions") as progress:
-            return sample(prompts, sampler, asked.output, k=asked.k, seed=asked.seed, progress=progress, before=before)
+            options: dict[str, Any] = {"k": asked.k, "seed": asked.seed, "progress": progress, "before": before}
+            return sample(prompts, generator, asked.output, **options)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"Stopped. What was answered is kept in {asked.output}; the same command goes on from there."

@@ -6,8 +6,7 @@
     pair_selection  which completions of a prompt become a pair
     sample          several completions per prompt, resumable
     sample_groups   samples read back as completions per prompt
-    samplers        a model or an endpoint that draws completions
     scoring         a judge's score of every completion
 """
 
-__all__ = ["label", "pair_selection", "sample", "sample_groups", "samplers", "scoring"]
+__all__ = ["label", "pair_selection", "sample", "sample_groups", "scoring"]

@@ -10,16 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple
 
 from preftune.errors import RequestError
+from preftune.generation.answer_store import AnswerStore, Record
+from preftune.generation.backends import EndpointAnswerer, ModelAnswerer
 from preftune.generation.prompts import Prompt, Prompts
 from preftune.generation.protocol import Answer
+from preftune.generation.settings import resolved
 from preftune.generation.thoughts import split_thoughts
-from preftune.storage.jsonl import append_lines, cut_torn_line, digest, prepare_folder, read_lines, write_json
+from preftune.storage.jsonl import cut_torn_line, digest, prepare_folder, read_lines, write_json
 from preftune.version import __version__
 
 
@@ -36,18 +40,10 @@ class Asked(NamedTuple):
     def key(self) -> str:
         return f"{self.prompt.key}-{self.sample}"
 
-
-Take: TypeAlias = Callable[[Sequence[tuple[Asked, Answer]]], None]
-
-
-class Sampler(Protocol):
-    """Who answers; `preftune.generation.settings` has a model of transformers and an endpoint."""
-
-    def settings(self) -> Mapping[str, Any]:
-        """All that shapes an answer, as JSON."""
-
-    def answer(self, asked: Sequence[Asked], done: Collection[str], take: Take) -> None:
-        """Answers all but those whose key is `done`, and hands answers over as they come."""
+    @property
+    def row(self) -> dict[str, Any]:
+        """What a generator is given besides the prompt."""
+        return {**self.prompt.carried, "id": self.prompt.id, "seed": self.seed}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +87,7 @@ def manifest_of(path: Path) -> Path:
 
 def sample(
     prompts: Prompts,
-    sampler: Sampler,
+    generator: ModelAnswerer | EndpointAnswerer,
     path: str | Path,
     *,
     k: int,
@@ -102,6 +98,8 @@ def sample(
     """Writes `k` answers to every prompt into `path`, but for those that are there.
 
     Args:
+        generator: with `raw` answers. It is given all prompts, so that a model's batches are the same whatever is done
+            already, and a resumed run draws the same answers.
         path: a new file, or one started with the same prompts and settings.
         progress: called with answers done and answers in all.
         before: called once with what is still to be asked.
@@ -110,28 +108,19 @@ def sample(
     path = Path(path)
     prepare_folder(path.parent)
     settings = {
-        **sampler.settings(),
+        **_settings_of(generator),
         "k": k,
         "seed": seed,
         "prompts": f"{len(prompts.prompts)} ({digest([p.key for p in prompts.prompts])})",
     }
     asked = [Asked(prompt, number, _seed(seed, prompt, number)) for prompt in prompts.prompts for number in range(k)]
-    done = _resume(path, settings, {"source": prompts.name, "prompts": len(prompts.prompts)})
-    missing = [one for one in asked if one.key not in done]
+    store = AnswerStore(path, _resume(path, settings, {"source": prompts.name, "prompts": len(prompts.prompts)}))
+    keys = [one.key for one in asked]
+    missing = store.missing(keys)
     if before is not None:
-        before(missing)
-    if progress is not None:
-        progress(len(done), len(asked))
-
-    def take(answers: Sequence[tuple[Asked, Answer]]) -> None:
-        fresh = [(one, answer) for one, answer in answers if one.key not in done]
-        append_lines(path, (_row(one, answer) for one, answer in fresh))
-        done.update(one.key for one, _ in fresh)
-        if progress is not None:
-            progress(len(done), len(asked))
-
-    if missing:
-        sampler.answer(asked, frozenset(done), take)
+        before([asked[number] for number in missing])
+    ask = partial(generator.answer, [one.prompt.prompt for one in asked], [one.row for one in asked])
+    store.complete(keys, ask, record=lambda number, answer: _row(asked[number], answer), progress=progress)
     counts = count(path, new=len(missing))
     manifest = json.loads(manifest_of(path).read_text(encoding="utf-8"))
     write_json(manifest_of(path), {**manifest, "counts": {k: v for k, v in asdict(counts).items() if k != "new"}})
@@ -186,8 +175,23 @@ def _is_sample(row: Mapping[str, Any]) -> bool:
     return all(isinstance(row.get(name), kind) for name, kind in types.items())
 
 
-def _resume(path: Path, settings: Mapping[str, Any], data: Mapping[str, Any]) -> set[str]:
-    """The keys of the answers that are there; a new file gets its manifest before its first row."""
+def _settings_of(generator: ModelAnswerer | EndpointAnswerer) -> dict[str, Any]:
+    """All that shapes an answer, as JSON: a model by its content, the resolved generation config, the chat template."""
+    if not isinstance(generator, ModelAnswerer):
+        return {**generator.identity(), "generation": asdict(generator.settings)}
+    from preftune.reference.fingerprint import fingerprint
+
+    model, tokenizer = generator.source.model, generator.tokenizer()
+    return {
+        "model": generator.name,
+        "fingerprint": fingerprint(model, adapters=True),
+        "chat_template": digest(tokenizer.chat_template),
+        "generation": resolved(generator.settings, model, tokenizer),
+    }
+
+
+def _resume(path: Path, settings: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Record]:
+    """The answers that are there; a new file gets its manifest before its first row."""
     manifest = manifest_of(path)
     if not path.exists() or path.stat().st_size == 0:
         write_json(
@@ -195,7 +199,7 @@ def _resume(path: Path, settings: Mapping[str, Any], data: Mapping[str, Any]) ->
             {"preftune": __version__, "created": int(time.time()), "settings": dict(settings), "data": dict(data)},
         )
         path.touch()
-        return set()
+        return {}
     try:
         begun = json.loads(manifest.read_text(encoding="utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -210,7 +214,7 @@ def _resume(path: Path, settings: Mapping[str, Any], data: Mapping[str, Any]) ->
             "another file with -o."
         )
     cut_torn_line(path)
-    return {f"{row['key']}-{row['sample']}" for row in read_samples(path)}
+    return {f"{row['key']}-{row['sample']}": row for row in read_samples(path)}
 
 
 def differences(begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

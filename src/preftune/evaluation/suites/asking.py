@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from preftune.errors import RequestError
-from preftune.evaluation.two_models.answers import answer_key, stream_answers
+from preftune.evaluation.two_models import answers
+from preftune.evaluation.two_models.answers import answer_key
 from preftune.evaluation.two_models.types import AnsweredRow
-from preftune.generation.protocol import Answer, Kept, Side
+from preftune.generation.answer_store import AnswerStore
+from preftune.generation.protocol import Kept, Rows, Side
 from preftune.log import say
 from preftune.progress import Counting
-from preftune.storage.jsonl import append_lines, read_lines
 from preftune.types import Message, Text
 
 if TYPE_CHECKING:
@@ -106,29 +107,14 @@ def ended(answered: Sequence[AnsweredRow]) -> dict[Side, list[bool]]:
     return {"base": [a.base_finished for a in answered], "aligned": [a.aligned_finished for a in answered]}
 
 
-def answer_side(
-    contest: Contest, side: Side, prompts: Sequence[Text], rows: Sequence[Mapping[str, Any]], *, path: Path
-) -> list[Kept]:
+def answer_side(contest: Contest, side: Side, prompts: Sequence[Text], rows: Rows, *, path: Path) -> list[Kept]:
     """One model's answers to prompts of its own (a second turn holds its first answer).
 
     Appended to `path` as they come, and found there again by content: a run that was killed goes on.
     """
     keys = [answer_key(prompt, row, [side, contest.settings]) for prompt, row in zip(prompts, rows, strict=True)]
-    wanted = {"key", "text", "tokens", "finished"}
-    known = {record["key"]: Kept.read(record) for record in read_lines(path) if record.keys() >= wanted}
-    missing = [index for index, key in enumerate(keys) if key not in known]
+    store = AnswerStore(path)
     with Counting(f"answering, {side}", unit="answers") as progress:
-        done = len(keys) - len(missing)
-
-        def take(number: int, answer: Answer) -> None:
-            nonlocal done
-            key = keys[missing[number]]
-            known[key] = Kept.of(answer)
-            append_lines(path, [{"key": key, "side": side, **known[key]._asdict()}])
-            done += 1
-            progress(done, len(keys))
-
-        if missing:
-            progress(done, len(keys))
-            stream_answers(contest.generate, side, [prompts[i] for i in missing], [rows[i] for i in missing], take)
-    return [known[key].whole if contest.judge_thoughts else known[key] for key in keys]
+        answers.answer_side(store, keys, contest.generate, side, prompts, rows, progress=progress)
+    kept = [Kept.read(store.known[key]) for key in keys]
+    return [one.whole for one in kept] if contest.judge_thoughts else kept

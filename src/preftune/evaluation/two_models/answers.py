@@ -7,14 +7,18 @@ eval/generations.partial.jsonl   one object per answer, while they are made; aft
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
+from functools import partial as partial_of
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from preftune.errors import DatasetError
 from preftune.evaluation.two_models.types import AnsweredRow
-from preftune.generation.protocol import SIDES, Answer, Generator, Kept, Side, Take, row_id
-from preftune.storage.jsonl import append_lines, digest, read_lines, write_lines
+from preftune.generation.answer_store import AnswerStore, Record, is_answer
+from preftune.generation.protocol import SIDES, Answer, Kept, PairGenerator, Rows, Side, Take, row_id
+from preftune.storage.jsonl import digest, read_lines, write_lines
 from preftune.types import Text
 
 PARTIAL = "generations.partial.jsonl"
@@ -33,7 +37,7 @@ questions done and questions in all."""
 def answer_rows(
     rows: Sequence[Mapping[str, Any]],
     *,
-    generate: Generator,
+    generate: PairGenerator,
     path: Path,
     settings: Mapping[str, Any],
     chunk: int = 64,
@@ -50,35 +54,23 @@ def answer_rows(
         thoughts: return the answers of thinking models with their thoughts before them.
     """
     _check_rows(rows)
-    keys = _keys(rows, settings)
-    known = _known_answers(path)
-    total, partial = 2 * len(rows), path.with_name(PARTIAL)
-    done = sum(key in known[side] for side in SIDES for key in keys)
+    keys, prompts, partial = _keys(rows, settings), [row["prompt"] for row in rows], path.with_name(PARTIAL)
+    stores = {side: AnswerStore(partial, known) for side, known in _known_answers(path).items()}
+    done = {side: len(keys) - len(store.missing(keys)) for side, store in stores.items()}
 
-    def tell() -> None:
+    def tell(side: Side, known: int, total: int) -> None:
+        done[side] = known
         if progress is not None:
-            progress("generate", done, total)
+            progress("generate", sum(done.values()), 2 * total)
 
-    tell()
-    for side in SIDES:
-        missing = [index for index, key in enumerate(keys) if key not in known[side]]
-
-        def take(number: int, answer: Answer, side: Side = side, missing: list[int] = missing) -> None:
-            nonlocal done
-            key = keys[missing[number]]
-            done += key not in known[side]
-            known[side][key] = found = Kept.of(answer)
-            append_lines(partial, [{"key": key, "side": side, **found._asdict()}])
-            tell()
-
-        if missing:
-            chosen = [rows[index] for index in missing]
-            stream_answers(generate, side, [row["prompt"] for row in chosen], chosen, take, chunk=chunk)
+    for side, store in stores.items():
+        answer_side(store, keys, generate, side, prompts, rows, chunk=chunk, progress=partial_of(tell, side))
     answered = [
-        _answered_row(row, index, key, known["base"][key], known["aligned"][key])
+        _answered_row(row, index, key, *(Kept.read(store.known[key]) for store in stores.values()))
         for index, (row, key) in enumerate(zip(rows, keys, strict=True))
     ]
-    others = _answers_to_others(known, frozenset(keys))
+    wanted = frozenset(keys)
+    others = [line for store in stores.values() for key, line in store.known.items() if key not in wanted]
     if others:
         write_lines(partial, others)  # before `path` is replaced, which holds them until then
     write_lines(path, (answer.to_dict() for answer in answered))
@@ -87,22 +79,12 @@ def answer_rows(
     return [row.with_thoughts() for row in answered] if thoughts else answered
 
 
-def _answers_to_others(known: Mapping[Side, Mapping[str, Kept]], keys: frozenset[str]) -> list[dict[str, Any]]:
-    """Answers that are known and belong to none of these rows, as lines of the partial file."""
-    return [
-        {"key": key, "side": side, **found._asdict()}
-        for side in SIDES
-        for key, found in known[side].items()
-        if key not in keys
-    ]
-
-
 def missing_rows(
     rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], path: Path, side: Side
 ) -> list[Mapping[str, Any]]:
     """The rows that this side has still to answer; see `answer_rows`."""
-    known = _known_answers(path)[side]
-    return [row for row, key in zip(rows, _keys(rows, settings), strict=True) if key not in known]
+    missing = AnswerStore(path, _known_answers(path)[side]).missing(_keys(rows, settings))
+    return [rows[number] for number in missing]
 
 
 def _check_rows(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -132,39 +114,54 @@ def _keys(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> lis
     return keys
 
 
-def _known_answers(path: Path) -> dict[Side, dict[str, Kept]]:
-    known: dict[Side, dict[str, Kept]] = {"base": {}, "aligned": {}}
-    for record in read_lines(path):
-        if _is_answer(record):
-            for side in SIDES:
-                of_side = {name: record[name][side] for name in Kept._fields if name in record}
-                known[side][record["key"]] = Kept.read({"text": record[side], **of_side})
-    for record in read_lines(path.with_name(PARTIAL)):
-        values = (record.get(name) for name in ("tokens", "finished", "text"))
-        if record.get("side") in SIDES and isinstance(record.get("key"), str) and _whole(*values):
-            known[record["side"]][record["key"]] = Kept.read(record)
+def _known_answers(path: Path) -> dict[Side, dict[str, Record]]:
+    """What is answered in `path` and next to it, as lines of the partial file."""
+    known: dict[Side, dict[str, Record]] = {"base": {}, "aligned": {}}
+    for record in [*_by_side(path), *read_lines(path.with_name(PARTIAL))]:
+        if is_answer(record) and record.get("side") in SIDES:
+            kept = Kept.read(record)._asdict()
+            known[record["side"]][record["key"]] = {"key": record["key"], "side": record["side"], **kept}
     return known
 
 
-def stream_answers(
-    generate: Generator,
+def _by_side(path: Path) -> Iterator[Record]:
+    for record in read_lines(path):
+        for side in SIDES:
+            with suppress(KeyError, TypeError):
+                own = {name: record[name][side] for name in Kept._fields if name in record}
+                yield {"key": record["key"], "side": side, "text": record[side], **own}
+
+
+def answer_side(
+    store: AnswerStore,
+    keys: Sequence[str],
+    generate: PairGenerator,
     side: Side,
     prompts: Sequence[Text],
-    rows: Sequence[Mapping[str, Any]],
-    take: Take,
+    rows: Rows,
     *,
     chunk: int = 64,
+    progress: Callable[[int, int], None],
 ) -> None:
-    """One side's answers, each handed over as it comes; of a generator that does not stream, `chunk` at a time."""
-    seen = [{name: row[name] for name in ("id", *SHAPING) if row.get(name) is not None} for row in rows]
-    stream = getattr(generate, "stream", None)
-    if stream is not None:
-        stream(side, prompts, seen, take)
-        return
-    for start in range(0, len(seen), chunk):
-        answers = generate(side, prompts[start : start + chunk], seen[start : start + chunk])
-        for number, answer in enumerate(answers, start=start):
-            take(number, answer)
+    """Has one side answer what is missing, each answer kept as it comes; of a generator that does not stream, `chunk`
+    at a time."""
+
+    def ask(take: Take, wanted: AbstractSet[int]) -> None:
+        missing = sorted(wanted)
+        seen = [{name: rows[n][name] for name in ("id", *SHAPING) if rows[n].get(name) is not None} for n in missing]
+        asked, stream = [prompts[n] for n in missing], getattr(generate, "stream", None)
+        if stream is not None:
+            stream(side, asked, seen, lambda place, answer: take(missing[place], answer))
+            return
+        for start in range(0, len(seen), chunk):
+            part = slice(start, start + chunk)
+            for number, answer in zip(missing[part], generate(side, asked[part], seen[part]), strict=True):
+                take(number, answer)
+
+    def record(number: int, answer: Answer) -> Record:
+        return {"key": keys[number], "side": side, **Kept.of(answer)._asdict()}
+
+    store.complete(keys, ask, record=record, progress=progress)
 
 
 def _answered_row(row: Mapping[str, Any], index: int, key: str, base: Kept, aligned: Kept) -> AnsweredRow:
@@ -184,17 +181,3 @@ def _answered_row(row: Mapping[str, Any], index: int, key: str, base: Kept, alig
         base_thought_tokens=base.thought_tokens,
         aligned_thought_tokens=aligned.thought_tokens,
     )
-
-
-def _is_answer(record: Mapping[str, Any]) -> bool:
-    try:
-        AnsweredRow.from_dict(record)
-    except (KeyError, TypeError, AttributeError):
-        return False
-    return bool(record.get("key")) and all(
-        _whole(record["tokens"][side], record["finished"][side], record[side]) for side in SIDES
-    )
-
-
-def _whole(tokens: Any, finished: Any, text: Any) -> bool:
-    return isinstance(text, str) and isinstance(tokens, int) and isinstance(finished, bool)

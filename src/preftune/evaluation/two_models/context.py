@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from preftune.evaluation.two_models.answers import Progress
-from preftune.generation.protocol import Generator
+from preftune.generation.protocol import PairGenerator
 from preftune.judges.llm_client import Asker
 from preftune.judges.protocol import Judge
 
@@ -30,7 +30,7 @@ class PairOfModels(NamedTuple):
 class Contest:
     """An aligned model against a baseline."""
 
-    generate: Generator
+    generate: PairGenerator
     """Answers for both. A row may say how it is sampled: `sampling: {"temperature": 0.7, "max_new_tokens": 1024}`
     (keys of `SamplingSettings`) stands over the contest's own settings, so that a suite can have its temperatures."""
     settings: Mapping[str, Any]

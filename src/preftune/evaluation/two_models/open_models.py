@@ -10,11 +10,12 @@ from typing import Any, Literal, TypeAlias
 
 from preftune.errors import RequestError
 from preftune.evaluation.two_models.context import PairOfModels
-from preftune.generation.backends import Answerer, EndpointAnswerer, GivenAnswers, ModelAnswerer, TwoSides
+from preftune.generation.backends import EndpointAnswerer, GivenAnswers, ModelAnswerer, TwoSides
 from preftune.generation.endpoint.budget import Budget
 from preftune.generation.endpoint.client import PREFIX, Conduct, Endpoint, EndpointName
 from preftune.generation.generate import base_changed_by, baseline
 from preftune.generation.lazy_model import ModelSource
+from preftune.generation.protocol import Generator
 from preftune.generation.settings import SamplingSettings
 from preftune.storage.run_directory import run_facts
 
@@ -95,7 +96,7 @@ def match_up(model: str, base: str | None, opened: ExitStack, options: AnswerOpt
     if is_endpoint(model):
         if base is None:
             raise RequestError(f"--baseline is missing: what {model} came from cannot be known. Name it, or {DATASET}.")
-        aligned: Answerer = _endpoint(model, opened, options)
+        aligned: Generator = _endpoint(model, opened, options)
         return _matched(_other_side(base, aligned, opened, options, notes), aligned, options, notes, None)
     source = ModelSource(model, **options.model)
     if base is None:
@@ -118,8 +119,8 @@ def is_endpoint(name: str) -> bool:
 
 
 def _matched(
-    base: Answerer,
-    aligned: Answerer,
+    base: Generator,
+    aligned: Generator,
     options: AnswerOptions,
     notes: list[str],
     load: Callable[[], PairOfModels] | None,
@@ -138,7 +139,7 @@ def _one_model(source: ModelSource, base: str, options: AnswerOptions, notes: li
         from preftune.generation.vllm_backend import VllmAnswerer, VllmEngine
 
         engine = VllmEngine(source, **_vllm_options(options))
-        base_side: Answerer = VllmAnswerer(engine, options.sampling, base=base_source, tokenizer=tokenizer, **common)
+        base_side: Generator = VllmAnswerer(engine, options.sampling, base=base_source, tokenizer=tokenizer, **common)
         return _matched(base_side, VllmAnswerer(engine, options.sampling, **common), options, notes, None)
     common["batch_size"] = _batch_size(options)
     base_side = ModelAnswerer(source, options.sampling, base=base_source, tokenizer=tokenizer, **common)
@@ -150,7 +151,7 @@ def _one_model(source: ModelSource, base: str, options: AnswerOptions, notes: li
     return _matched(base_side, aligned, options, notes, load)
 
 
-def _model_side(source: ModelSource, options: AnswerOptions, notes: list[str]) -> Answerer:
+def _model_side(source: ModelSource, options: AnswerOptions, notes: list[str]) -> Generator:
     if _use_vllm(source, options, notes):
         from preftune.generation.vllm_backend import VllmAnswerer, VllmEngine
 
@@ -159,7 +160,9 @@ def _model_side(source: ModelSource, options: AnswerOptions, notes: list[str]) -
     return ModelAnswerer(source, options.sampling, batch_size=_batch_size(options), seed=options.seed)
 
 
-def _other_side(base: str, aligned: Answerer, opened: ExitStack, options: AnswerOptions, notes: list[str]) -> Answerer:
+def _other_side(
+    base: str, aligned: Generator, opened: ExitStack, options: AnswerOptions, notes: list[str]
+) -> Generator:
     if base == DATASET:
         if isinstance(aligned, EndpointAnswerer):
             return GivenAnswers()
@@ -174,7 +177,7 @@ def _endpoint(name: str, opened: ExitStack, options: AnswerOptions) -> EndpointA
     return EndpointAnswerer(opened.enter_context(endpoint), options.sampling, seed=options.seed)
 
 
-def _loader(base: Answerer, aligned: Answerer) -> Callable[[], PairOfModels] | None:
+def _loader(base: Generator, aligned: Generator) -> Callable[[], PairOfModels] | None:
     """Two models; the baseline is in memory only while it is entered."""
     if not isinstance(base, ModelAnswerer) or not isinstance(aligned, ModelAnswerer):
         return None

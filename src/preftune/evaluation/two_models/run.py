@@ -16,7 +16,7 @@ from typing import Any, get_args
 from preftune.evaluation.two_models.answers import Progress, answer_rows, missing_rows
 from preftune.evaluation.two_models.summary import Summary, summarise
 from preftune.evaluation.two_models.types import AnsweredRow, JudgedRow, Outcome
-from preftune.generation.protocol import Answer, Generator, Side, Take, row_id
+from preftune.generation.protocol import Answer, PairGenerator, Side, Take, row_id
 from preftune.judges.protocol import Judge, Judgement, Question, Scorer, judge_all
 from preftune.judges.registry import as_judge
 from preftune.storage.jsonl import append_lines, digest, prepare_folder, read_lines, write_json, write_lines
@@ -24,9 +24,9 @@ from preftune.storage.jsonl import append_lines, digest, prepare_folder, read_li
 __all__ = [
     "Answer",
     "AnsweredRow",
-    "Generator",
     "JudgedRow",
     "Outcome",
+    "PairGenerator",
     "Progress",
     "Side",
     "Take",
@@ -43,7 +43,7 @@ __all__ = [
 def evaluate_pairwise(
     rows: Sequence[Mapping[str, Any]],
     *,
-    generate: Generator,
+    generate: PairGenerator,
     judge: Judge | Scorer,
     output_dir: str | Path,
     settings: Mapping[str, Any],

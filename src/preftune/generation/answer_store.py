@@ -1,0 +1,68 @@
+"""Answers on disk by key: each is written when it comes, and a run that was killed asks only for what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from preftune.generation.protocol import Answer, Take
+from preftune.storage.jsonl import append_lines, read_lines
+
+Record: TypeAlias = Mapping[str, Any]
+"""A line of the file."""
+
+
+class AnswerStore:
+    """The answers of one JSON lines file."""
+
+    def __init__(self, path: Path, known: dict[str, Record] | None = None) -> None:
+        """
+        Args:
+            known: the answers that are there, by key; default: the whole ones in `path`.
+        """
+        self.path = path
+        self.known: dict[str, Record] = {} if known is None else known
+        if known is None:
+            self.known.update((line["key"], line) for line in read_lines(path) if is_answer(line))
+
+    def missing(self, keys: Sequence[str]) -> list[int]:
+        """The numbers of the keys without an answer."""
+        return [number for number, key in enumerate(keys) if key not in self.known]
+
+    def complete(
+        self,
+        keys: Sequence[str],
+        ask: Callable[[Take, AbstractSet[int]], None],
+        *,
+        record: Callable[[int, Answer], Record],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Has every missing answer made, and keeps it.
+
+        Args:
+            ask: called, where any is missing, with what takes the answer to a number, and with the numbers of the
+                missing keys. It may answer others too, which are left as they are: it decides what makes a batch.
+            record: the line of an answer.
+            progress: called with answers known and answers in all.
+        """
+        wanted = set(self.missing(keys))
+        report = progress or (lambda done, total: None)
+        report(len(keys) - len(wanted), len(keys))
+
+        def take(number: int, answer: Answer) -> None:
+            if number in wanted:
+                wanted.remove(number)
+                self.known[keys[number]] = line = record(number, answer)
+                append_lines(self.path, [line])
+                report(len(keys) - len(wanted), len(keys))
+
+        if wanted:
+            ask(take, frozenset(wanted))
+
+
+def is_answer(record: Record) -> bool:
+    """Whether a line holds a whole answer."""
+    kinds = {"key": str, "text": str, "tokens": int, "finished": bool}
+    return all(isinstance(record.get(name), kind) for name, kind in kinds.items())
