@@ -22,7 +22,7 @@ from preftune.generation.settings import SamplingSettings, letters_of
 from preftune.generation.thoughts import spoken
 from preftune.types import Text
 
-_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as the largest rank of its adapters."""
 _AT_ONCE = 1024
 """Prompts between two writes; vLLM makes its own batches of them."""
@@ -53,45 +53,37 @@ def refused_by(source: ModelSource) -> str | None:
         return "its adapter uses DoRA"
     if getattr(config, "modules_to_save", None) or getattr(config, "bias", "none") != "none":
         return "its adapter holds whole modules or biases"
-    rank = max([config.r, *getattr(config, "rank_pattern", {}).values()])
-    return f"its adapter has rank {rank}" if rank > _RANKS[-1] else None
+    rank = lora_rank(config)
+    return f"its adapter has rank {rank}" if rank > RANKS[-1] else None
+
+
+def lora_rank(config: Any) -> int:
+    """The largest rank in a LoRA's configuration."""
+    return int(max([config.r, *(getattr(config, "rank_pattern", None) or {}).values()]))
 
 
 class VllmEngine:
     """One loaded base with room for one adapter; started when the first prompt comes."""
 
-    def __init__(
-        self,
-        source: ModelSource,
-        *,
-        dtype: str = "auto",
-        trust_remote_code: bool = False,
-        batch_size: int | None = None,
-    ) -> None:
+    def __init__(self, model: str, *, rank: int = 0, **options: Any) -> None:
         """
         Args:
-            source: its base is loaded, and its adapter if it has one.
-            batch_size: answers under way at once, at most; None leaves that to vLLM.
-        Raises: ModelError when vLLM cannot serve this model; RequestError for an impossible batch size.
+            rank: of the adapters that it serves; 0: none.
+            options: of vLLM's `LLM`.
         """
-        if batch_size is not None and batch_size < 1:
-            raise RequestError(f"--batch_size {batch_size}: give at least 1.")
-        reason = refused_by(source)
-        if reason is not None:
-            raise ModelError(f"vLLM cannot serve {source.name}: {reason}. Use --backend transformers.")
-        self.source = source
-        self._options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code, "seed": 0}
-        if batch_size is not None:
-            self._options["max_num_seqs"] = batch_size
+        if rank:
+            options |= {"enable_lora": True, "max_lora_rank": next(r for r in RANKS if r >= rank), "max_loras": 1}
+        self._options: dict[str, Any] = {"model": model, "seed": 0, **options}
         self._llm: Any = None
-        self._lora: Any = None
 
-    def generate(self, token_ids: Sequence[Sequence[int]], params: Sequence[Any], *, adapter: bool) -> list[Any]:
-        """vLLM's outputs in the order of the prompts; with or without the adapter, where there is one."""
-        llm = self._start()
+    def generate(self, token_ids: Sequence[Sequence[int]], params: Sequence[Any], adapter: Any = None) -> list[Any]:
+        """vLLM's outputs in the order of the prompts; with the adapter of a `LoRARequest`."""
+        if self._llm is None:
+            from vllm import LLM
+
+            self._llm = LLM(**self._options)
         prompts = [{"prompt_token_ids": list(ids)} for ids in token_ids]
-        lora = self._lora if adapter else None
-        return list(llm.generate(prompts, list(params), use_tqdm=False, lora_request=lora))
+        return list(self._llm.generate(prompts, list(params), use_tqdm=False, lora_request=adapter))
 
     def close(self) -> None:
         """Ends the engine and gives its memory back."""
@@ -104,23 +96,30 @@ class VllmEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _start(self) -> Any:
-        if self._llm is None:
-            from vllm import LLM
 
-            source, options = self.source, dict(self._options)
-            model = source.place.name
-            if source.is_adapter:
-                from peft import PeftConfig
-                from vllm.lora.request import LoRARequest
+def engine_for(
+    source: ModelSource, *, dtype: str = "auto", trust_remote_code: bool = False, batch_size: int | None = None
+) -> VllmEngine:
+    """An engine with the base of `source`, and room for its adapter if it has one.
 
-                config: Any = PeftConfig.from_pretrained(source.place.name)
-                rank = max([config.r, *getattr(config, "rank_pattern", {}).values()])
-                model = source.base_name
-                options |= {"enable_lora": True, "max_lora_rank": next(r for r in _RANKS if r >= rank), "max_loras": 1}
-                self._lora = LoRARequest("aligned", 1, _folder(source))
-            self._llm = LLM(model=model, **options)
-        return self._llm
+    Args:
+        batch_size: answers under way at once, at most; None leaves that to vLLM.
+    Raises: ModelError when vLLM cannot serve this model; RequestError for an impossible batch size.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise RequestError(f"--batch_size {batch_size}: give at least 1.")
+    reason = refused_by(source)
+    if reason is not None:
+        raise ModelError(f"vLLM cannot serve {source.name}: {reason}. Use --backend transformers.")
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    if batch_size is not None:
+        options["max_num_seqs"] = batch_size
+    if not source.is_adapter:
+        return VllmEngine(source.place.name, **options)
+    from peft import PeftConfig
+
+    rank = lora_rank(PeftConfig.from_pretrained(source.place.name))
+    return VllmEngine(source.base_name, rank=rank, **options)
 
 
 class VllmAnswerer:
@@ -128,6 +127,7 @@ class VllmAnswerer:
 
     def __init__(
         self,
+        source: ModelSource,
         engine: VllmEngine,
         settings: SamplingSettings,
         *,
@@ -138,12 +138,12 @@ class VllmAnswerer:
     ) -> None:
         """
         Args:
-            base: the base of the engine's adapter, when this side answers with the adapter off.
+            base: the base of the adapter `source`, when this side answers with the adapter off.
             shared: the other side uses the same engine, so it stays when that one answers.
         """
-        self._own = base or engine.source
+        self._own = base or source
         self.name = self._own.name
-        self.engine, self.adapter_off = engine, base is not None
+        self.source, self.engine, self.adapter_off = source, engine, base is not None
         self.tokenizer = tokenizer or (lambda: self._own.tokenizer)
         self._settings, self._seed, self._shared = settings, seed, shared
 
@@ -162,8 +162,12 @@ class VllmAnswerer:
     def answer(self, prompts: Sequence[Text], rows: Rows, take: Take, wanted: AbstractSet[int] | None = None) -> None:
         from vllm import SamplingParams
 
-        tokenizer = self.tokenizer()
-        ends = end_ids(self.engine.source.generation_config, tokenizer)
+        tokenizer, adapter = self.tokenizer(), None
+        if self.source.is_adapter and not self.adapter_off:
+            from vllm.lora.request import LoRARequest
+
+            adapter = LoRARequest("aligned", 1, _folder(self.source))
+        ends = end_ids(self.source.generation_config, tokenizer)
         for settings, numbers in batches([letters_of(prompt) for prompt in prompts], rows, self._settings, _AT_ONCE):
             token_ids = encode_prompts(
                 tokenizer, [prompts[n] for n in numbers], [template_of(rows[n]) for n in numbers]
@@ -172,7 +176,7 @@ class VllmAnswerer:
                 SamplingParams(**_params(settings, ends), seed=seed_of(self._seed, prompts[n], rows[n]))
                 for n in numbers
             ]
-            outputs = self.engine.generate(token_ids, params, adapter=not self.adapter_off)
+            outputs = self.engine.generate(token_ids, params, adapter)
             for number, ids, output in zip(numbers, token_ids, outputs, strict=True):
                 take(number, _completion(output.outputs[0], ids, tokenizer, ends))
 

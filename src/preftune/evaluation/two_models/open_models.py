@@ -136,11 +136,13 @@ def _one_model(source: ModelSource, base: str, options: AnswerOptions, notes: li
     tokenizer = _base_tokenizer(base_source, source, notes)
     common: dict[str, Any] = {"seed": options.seed, "shared": True}
     if _use_vllm(source, options, notes):
-        from preftune.generation.vllm_backend import VllmAnswerer, VllmEngine
+        from preftune.generation.vllm_backend import VllmAnswerer, engine_for
 
-        engine = VllmEngine(source, **_vllm_options(options))
-        base_side: Generator = VllmAnswerer(engine, options.sampling, base=base_source, tokenizer=tokenizer, **common)
-        return _matched(base_side, VllmAnswerer(engine, options.sampling, **common), options, notes, None)
+        engine = engine_for(source, **_vllm_options(options))
+        base_side: Generator = VllmAnswerer(
+            source, engine, options.sampling, base=base_source, tokenizer=tokenizer, **common
+        )
+        return _matched(base_side, VllmAnswerer(source, engine, options.sampling, **common), options, notes, None)
     common["batch_size"] = _batch_size(options)
     base_side = ModelAnswerer(source, options.sampling, base=base_source, tokenizer=tokenizer, **common)
     aligned = ModelAnswerer(source, options.sampling, **common)
@@ -153,10 +155,10 @@ def _one_model(source: ModelSource, base: str, options: AnswerOptions, notes: li
 
 def _model_side(source: ModelSource, options: AnswerOptions, notes: list[str]) -> Generator:
     if _use_vllm(source, options, notes):
-        from preftune.generation.vllm_backend import VllmAnswerer, VllmEngine
+        from preftune.generation.vllm_backend import VllmAnswerer, engine_for
 
-        engine = VllmEngine(source, **_vllm_options(options))
-        return VllmAnswerer(engine, options.sampling, seed=options.seed)
+        engine = engine_for(source, **_vllm_options(options))
+        return VllmAnswerer(source, engine, options.sampling, seed=options.seed)
     return ModelAnswerer(source, options.sampling, batch_size=_batch_size(options), seed=options.seed)
 
 

@@ -80,15 +80,22 @@ class TransformersSampler:
         config = self.config(model)
         check_lengths(model, token_ids, self._max_new_tokens)
         seeds = [seed_of(self._seed, first + place) for place in range(len(prompts))]
+        answers = self.draw(model, token_ids, config, seeds)
+        return [
+            rollout_of(prompt, ids, answers[place], config.eos_token_id, self._tokenizer, number=first + place)
+            for place, (prompt, ids) in enumerate(zip(prompts, token_ids, strict=True))
+        ]
+
+    def draw(
+        self, model: Any, token_ids: Sequence[Sequence[int]], config: Any, seeds: Sequence[int]
+    ) -> list[list[int]]:
+        """The new tokens of each prompt; what follows an end is padding."""
         answers: dict[int, list[int]] = {}
         with generating(model, self._autocast, self._seed), _nothing_else(model, config):
             for part in longest_first(token_ids, self._batch_size):
                 rows = generate_batch(model, [token_ids[i] for i in part], config, [seeds[i] for i in part])
                 answers |= dict(zip(part, rows, strict=True))
-        return [
-            rollout_of(prompt, ids, answers[place], config.eos_token_id, self._tokenizer, number=first + place)
-            for place, (prompt, ids) in enumerate(zip(prompts, token_ids, strict=True))
-        ]
+        return [answers[place] for place in range(len(token_ids))]
 
     def config(self, model: Any) -> Any:
         """The generation config: the model's end tokens, sampling, and nothing else of its own."""
