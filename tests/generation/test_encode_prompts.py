@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
 from preftune.cli.commands.chat_session import Speaker
 from preftune.data import load_pairs, tokenize_pairs
-from preftune.generation.encode_prompts import encode_prompts, prompt_tokens
+from preftune.generation.encode_prompts import encode_prompts
 from preftune.training.guard import samples
 from preftune.training.online.prompts import prepare_prompts
 from tests.data.tiny_bpe import CHATML, make_tokenizer
@@ -30,10 +28,8 @@ def test_one_rendering(monkeypatch, row, bos: bool, appends_eos: bool) -> None:
     tokenizer.chat_template = CHATML
     groups, _ = tokenize_pairs(load_pairs([row]), tokenizer)
     trained = list(groups[0].prompt_ids)
-    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: SimpleNamespace()))
 
     assert encode_prompts(tokenizer, [row["prompt"]], None) == [trained]
-    assert prompt_tokens(model, tokenizer, [row["prompt"]], max_new_tokens=1) == [len(trained)]
     assert [list(ids) for ids in prepare_prompts([row], tokenizer, max_prompt_length=None).token_ids] == [trained]
     if row is CHAT:
         assert Speaker("x", None, tokenizer)._prompt_ids(row["prompt"]) == trained

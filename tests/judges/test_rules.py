@@ -11,8 +11,10 @@ from preftune.errors import DatasetError, RequestError
 from preftune.judges.cache import VerdictCache
 from preftune.judges.protocol import checked, finite_score, judge_name
 from preftune.judges.registry import RememberedRule, load_judge
-from preftune.judges.rules import KeyFactJudge, LengthJudge, length_only_judge, shorter_answer
+from preftune.judges.rules import KeyFactJudge, LengthJudge, shorter_answer
 from preftune.judges.text_matching import contains_fact, key_facts
+
+length_only_judge = LengthJudge()
 
 
 @pytest.mark.parametrize(

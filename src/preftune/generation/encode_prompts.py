@@ -22,24 +22,6 @@ PromptLike: TypeAlias = Text | list[int]
 TemplateKwargs: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None
 
 
-def prompt_tokens(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[PromptLike],
-    *,
-    max_new_tokens: int,
-    chat_template_kwargs: TemplateKwargs = None,
-) -> list[int]:
-    """Tokens of every prompt as `generate` will encode it, so that what does not fit is reported before any work.
-
-    Raises: what `generate` raises for these prompts.
-    """
-    token_ids = encode_prompts(tokenizer, prompts, chat_template_kwargs)
-    if token_ids:
-        check_lengths(model, token_ids, max_new_tokens)
-    return [len(ids) for ids in token_ids]
-
-
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[PromptLike], template_kwargs: TemplateKwargs
 ) -> list[list[int]]:

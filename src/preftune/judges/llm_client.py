@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from preftune.errors import ModelError, RequestError
+from preftune.generation.backends import ModelAnswerer
 from preftune.generation.endpoint.budget import Estimate, guess_tokens
 from preftune.generation.endpoint.client import without_system
 from preftune.generation.endpoint.parallel import in_parallel
+from preftune.generation.settings import SamplingSettings
 from preftune.generation.thoughts import split_thoughts
 from preftune.judges.cache import VerdictCache, verdict_key
-from preftune.types import Message
+from preftune.types import Message, Text
 
 if TYPE_CHECKING:
     from preftune.generation.endpoint.client import Endpoint
@@ -33,68 +35,13 @@ _QUOTED = 1000
 """Letters of an unreadable reply that are shown to the model again."""
 
 
-class Asker(Protocol):
-    """A chat model that is asked many questions."""
-
-    @property
-    def name(self) -> str:
-        """As the user wrote it: `openai:MODEL@BASE_URL` or `local:MODEL`."""
-
-    @property
-    def cache_key(self) -> str:
-        """Which model this is, for the address of its replies."""
-
-    def ask_all(
-        self,
-        questions: Sequence[Conversation],
-        *,
-        read: Callable[[str], T | None],
-        kind: str,
-        max_tokens: int = 512,
-        as_json: bool = False,
-        reminder: str = REMINDER,
-        again: bool = False,
-        progress: Progress | None = None,
-    ) -> list[T | None]:
-        """What `read` made of the reply to every question; None where it could make nothing of two replies.
-
-        Args:
-            questions: conversations that end with a user's turn; equal ones are asked once.
-            read: takes a reply, without thoughts between think tags.
-            kind: what is asked, as a name with a version (`mt-bench-single-1`): part of the address of a reply.
-            max_tokens: longest reply; models that think aloud need more.
-            as_json: ask for a JSON object, where the model can be held to one.
-            reminder: what is said after a reply that could not be read.
-            again: ask anew where an earlier run could not read either reply.
-            progress: called with questions done and questions in all.
-        Raises: RequestError, EndpointError, ModelError; what was answered until then is kept.
-        """
-
-    def known(self, questions: Sequence[Conversation], *, kind: str, max_tokens: int = 512) -> int:
-        """How many of these (distinct) questions have a reply from an earlier run."""
-
-    def estimate(
-        self,
-        questions: Sequence[Conversation],
-        *,
-        kind: str,
-        max_tokens: int = 512,
-        usual_tokens: int = USUAL_TOKENS,
-        again: Callable[[str], object] | None = None,
-    ) -> Estimate:
-        """What is still to be asked will cost.
-
-        Args:
-            again: the reader, when what it cannot read is to be asked anew.
-        Raises: RequestError when that is more than a cap.
-        """
-
-
-class _Remembering(ABC):
-    """What the askers share: look up, ask what is missing, remind once, keep."""
+class Asker(ABC):
+    """A chat model that is asked many questions: looks up, asks what is missing, reminds once, keeps."""
 
     name: str
+    """As the user wrote it: `openai:MODEL@BASE_URL` or `local:MODEL`."""
     cache_key: str
+    """Which model this is, for the address of its replies."""
 
     def __init__(self, cache: VerdictCache) -> None:
         self._cache = cache
@@ -122,6 +69,19 @@ class _Remembering(ABC):
         again: bool = False,
         progress: Progress | None = None,
     ) -> list[T | None]:
+        """What `read` made of the reply to every question; None where it could make nothing of two replies.
+
+        Args:
+            questions: conversations that end with a user's turn; equal ones are asked once.
+            read: takes a reply, without thoughts between think tags.
+            kind: what is asked, as a name with a version (`mt-bench-single-1`): part of the address of a reply.
+            max_tokens: longest reply; models that think aloud need more.
+            as_json: ask for a JSON object, where the model can be held to one.
+            reminder: what is said after a reply that could not be read.
+            again: ask anew where an earlier run could not read either reply.
+            progress: called with questions done and questions in all.
+        Raises: RequestError, EndpointError, ModelError; what was answered until then is kept.
+        """
         if max_tokens < 1:
             raise RequestError(f"--judge_max_tokens {max_tokens}: give at least 1.")
         keys = [self._key(messages, kind, max_tokens) for messages in questions]
@@ -155,6 +115,7 @@ class _Remembering(ABC):
         return [found[key] for key in keys]
 
     def known(self, questions: Sequence[Conversation], *, kind: str, max_tokens: int = 512) -> int:
+        """How many of these (distinct) questions have a reply from an earlier run."""
         return len(self._known(self._key(messages, kind, max_tokens) for messages in questions))
 
     def estimate(
@@ -166,6 +127,12 @@ class _Remembering(ABC):
         usual_tokens: int = USUAL_TOKENS,
         again: Callable[[str], object] | None = None,
     ) -> Estimate:
+        """What is still to be asked will cost.
+
+        Args:
+            again: the reader, when what it cannot read is to be asked anew.
+        Raises: RequestError when that is more than a cap.
+        """
         wanted = {self._key(messages, kind, max_tokens): messages for messages in questions}
         known = self._known(wanted)
         if again is not None:
@@ -207,7 +174,7 @@ def _read(read: Callable[[str], T | None], reply: str) -> T | None:
         return None
 
 
-class EndpointAsker(_Remembering):
+class EndpointAsker(Asker):
     """A chat model at an OpenAI-compatible address; several calls under way at once, each kept when it comes."""
 
     def __init__(self, endpoint: Endpoint, cache: VerdictCache) -> None:
@@ -242,7 +209,7 @@ class EndpointAsker(_Remembering):
         )
 
 
-class LocalAsker(_Remembering):
+class LocalAsker(Asker):
     """A chat model of transformers on this machine, asked in batches, always taking the likeliest token."""
 
     def __init__(self, source: ModelSource, cache: VerdictCache, *, batch_size: int = 8) -> None:
@@ -265,34 +232,21 @@ class LocalAsker(_Remembering):
         as_json: bool,
         take: Callable[[str, str], None],
     ) -> None:
-        from preftune.generation.generate import generate
-
         if not questions:
             return
-        self._check_lengths(questions, max_tokens)
-        asked = {key: self._as_taken(messages) for key, messages in questions.items()}
-        order = sorted(asked, key=lambda key: -sum(len(str(turn.get("content") or "")) for turn in asked[key]))
-        for start in range(0, len(order), self._batch_size):
-            part = order[start : start + self._batch_size]
-            prompts: Any = [asked[key] for key in part]
-            answers = generate(
-                self._source.model,
-                self._source.tokenizer,
-                prompts,
-                max_new_tokens=max_tokens,
-                batch_size=len(part),
-            )
-            for key, answer in zip(part, answers, strict=True):
-                take(key, answer.text)
+        prompts, keys = [self._as_taken(messages) for messages in questions.values()], list(questions)
+        self._check_lengths(prompts, max_tokens)
+        settings = SamplingSettings(max_new_tokens=max_tokens, temperature=0.0)
+        model = ModelAnswerer(self._source, settings, batch_size=self._batch_size)
+        model.answer(prompts, [{}] * len(keys), lambda number, answer: take(keys[number], answer.text))
 
-    def _check_lengths(self, questions: Mapping[str, Conversation], max_tokens: int) -> None:
+    def _check_lengths(self, prompts: Sequence[Text], max_tokens: int) -> None:
         """Before any work. Raises: ModelError for a question that the model has no room for."""
         from preftune.generation.encode_prompts import encode_prompts
 
         limit = getattr(self._source.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is None:
             return
-        prompts: Any = [self._as_taken(messages) for messages in questions.values()]
         longest = max(map(len, encode_prompts(self._source.tokenizer, prompts, None)))
         if longest + max_tokens > limit:
             raise ModelError(

@@ -59,7 +59,3 @@ class LengthJudge:
         if self.prefer == "shorter":
             return shorter_answer(answer_a, answer_b)
         return shorter_answer(answer_b, answer_a)  # "a" when b is the shorter one: a is longer and wins
-
-
-length_only_judge = LengthJudge()
-"""The shorter answer wins, whatever it says."""

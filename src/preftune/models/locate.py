@@ -80,6 +80,12 @@ def locate(name: str | os.PathLike[str], *, revision: str | None = None) -> Loca
     return _locate_on_hub(text, revision)
 
 
+def same_model(one: str, other: str) -> bool:
+    """Whether two names are one model: the same name, or the same folder or file."""
+    first, second = Path(one).expanduser(), Path(other).expanduser()
+    return one == other or (first.exists() and second.exists() and first.resolve() == second.resolve())
+
+
 def is_adapter_folder(path: str | os.PathLike[str]) -> bool:
     """Whether a folder holds a PEFT adapter (its config and its weights)."""
     folder = Path(path).expanduser()

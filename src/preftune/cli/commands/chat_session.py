@@ -41,9 +41,8 @@ class Speaker:
         """
         import torch
 
-        from preftune.generation.generate import baseline, generation_config
+        from preftune.generation.generate import baseline, generating, generation_config
         from preftune.generation.thoughts import spoken
-        from preftune.models.precision import mixed_dtype
 
         messages = [*self.messages, {"role": "user", "content": text}]
         config = generation_config(
@@ -53,17 +52,10 @@ class Speaker:
             do_sample=temperature > 0,
             temperature=temperature or None,
         )
-        device = self.model.get_input_embeddings().weight.device
         ids = self._prompt_ids(messages)
-        prompt_ids = torch.tensor([ids], device=device)
-        dtype = mixed_dtype(self.model)
+        prompt_ids = torch.tensor([ids], device=self.model.get_input_embeddings().weight.device)
         streamer = GrowingText(self.tokenizer, show)
-        torch.manual_seed(seed)
-        with (
-            baseline(self.model) if self.adapter_off else nullcontext(),
-            torch.inference_mode(),
-            torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
-        ):
+        with baseline(self.model) if self.adapter_off else nullcontext(), generating(self.model, "auto", seed):
             self.model.generate(
                 input_ids=prompt_ids,
                 attention_mask=torch.ones_like(prompt_ids),
@@ -128,16 +120,16 @@ def load_speakers(
     """
     from preftune.models import load_model, load_tokenizer
     from preftune.models.load import locate_base
-    from preftune.models.locate import locate
+    from preftune.models.locate import locate, same_model
 
     place = locate(name)
     adapter = place.kind in ("adapter", "hub-adapter")
     base = locate_base(place, base_model).name if adapter else None
     if baseline_name is not None:
         locate(baseline_name)
-        if _same(name, baseline_name):
+        if same_model(name, baseline_name):
             raise RequestError(f"--model and --baseline are both {name}. Name the model that it came from.")
-    shared = adapter and (baseline_name is None or _same(str(base), baseline_name)) and _separable(place.name)
+    shared = adapter and (baseline_name is None or same_model(str(base), baseline_name)) and _separable(place.name)
     model = load_model(name, base_model=base_model, **options).eval()
     tokenizer = load_tokenizer(name, base_model=base_model)
     aligned = Speaker(_label(name), model, tokenizer, system=system)
@@ -156,13 +148,6 @@ def _separable(adapter: str) -> bool:
     from preftune.generation.generate import base_changed_by
 
     return base_changed_by(PeftConfig.from_pretrained(adapter)) is None
-
-
-def _same(one: str, other: str) -> bool:
-    if one == other:
-        return True
-    first, second = Path(one).expanduser(), Path(other).expanduser()
-    return first.exists() and second.exists() and first.resolve() == second.resolve()
 
 
 def _label(name: str) -> str:

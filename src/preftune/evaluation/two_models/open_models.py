@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from preftune.errors import RequestError
@@ -17,6 +17,7 @@ from preftune.generation.generate import base_changed_by, baseline
 from preftune.generation.lazy_model import ModelSource
 from preftune.generation.protocol import Generator
 from preftune.generation.settings import SamplingSettings
+from preftune.models.locate import same_model
 from preftune.storage.run_directory import run_facts
 
 DATASET = "dataset"
@@ -91,7 +92,7 @@ def match_up(model: str, base: str | None, opened: ExitStack, options: AnswerOpt
     Raises: RequestError for a baseline that cannot be guessed or is the model itself; ModelError for a missing model.
     """
     notes: list[str] = []
-    if base is not None and _same(model, base):
+    if base is not None and same_model(model, base):
         raise RequestError(f"--model and --baseline are both {model}. Name the model that it came from.")
     if is_endpoint(model):
         if base is None:
@@ -101,9 +102,9 @@ def match_up(model: str, base: str | None, opened: ExitStack, options: AnswerOpt
     source = ModelSource(model, **options.model)
     if base is None:
         base = source.base_name if source.is_adapter else _trained_from(source)
-        if not is_endpoint(base) and _same(model, base):
+        if same_model(model, base):
             raise RequestError(f"{model} was trained in place of {base}. Name another model with --baseline.")
-    if source.is_adapter and not is_endpoint(base) and base != DATASET and _same(base, source.base_name):
+    if source.is_adapter and base != DATASET and same_model(base, source.base_name):
         changed = _base_changed(source)
         if changed is None:
             return _one_model(source, base, options, notes)
@@ -138,19 +139,14 @@ def _one_model(source: ModelSource, base: str, options: AnswerOptions, notes: li
     if _use_vllm(source, options, notes):
         from preftune.generation.vllm_backend import VllmAnswerer, engine_for
 
-        engine = engine_for(source, **_vllm_options(options))
-        base_side: Generator = VllmAnswerer(
-            source, engine, options.sampling, base=base_source, tokenizer=tokenizer, **common
-        )
-        return _matched(base_side, VllmAnswerer(source, engine, options.sampling, **common), options, notes, None)
-    common["batch_size"] = _batch_size(options)
-    base_side = ModelAnswerer(source, options.sampling, base=base_source, tokenizer=tokenizer, **common)
-    aligned = ModelAnswerer(source, options.sampling, **common)
+        side = partial(VllmAnswerer, source, engine_for(source, **_vllm_options(options)), options.sampling, **common)
+        return _matched(side(base=base_source, tokenizer=tokenizer), side(), options, notes, None)
+    own = partial(ModelAnswerer, source, options.sampling, batch_size=_batch_size(options), **common)
 
     def load() -> PairOfModels:
         return PairOfModels(source.model, source.tokenizer, lambda: baseline(source.model), tokenizer())
 
-    return _matched(base_side, aligned, options, notes, load)
+    return _matched(own(base=base_source, tokenizer=tokenizer), own(), options, notes, load)
 
 
 def _model_side(source: ModelSource, options: AnswerOptions, notes: list[str]) -> Generator:
@@ -256,12 +252,3 @@ def _batch_size(options: AnswerOptions) -> int:
 
 def _tokenizer_of(side: Any) -> Any:
     return side.tokenizer()
-
-
-def _same(one: str, other: str) -> bool:
-    if one == other:
-        return True
-    if is_endpoint(one) or is_endpoint(other):
-        return False
-    first, second = Path(one).expanduser(), Path(other).expanduser()
-    return first.exists() and second.exists() and first.resolve() == second.resolve()

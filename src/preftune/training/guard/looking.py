@@ -110,7 +110,7 @@ class Looker:
     def _greedy(self, prompts: Sequence[samples.Prompt], tokens: int) -> list[Completion]:
         trainer = self._trainer
         dtype = trainer.precision.autocast
-        return samples.greedy_answers(self._model(), trainer.processing_class, prompts, tokens=tokens, autocast=dtype)
+        return samples.answers_now(self._model(), trainer.processing_class, prompts, tokens=tokens, autocast=dtype)
 
     def _score(self, groups: Sequence[TokenizedGroup], *, keep: bool = True) -> float:
         """Have the reference score these, and keep the scores; the seconds that took.

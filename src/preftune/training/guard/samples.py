@@ -11,7 +11,7 @@ finds the reference's words likely, which is what a collapse looks like.)
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -182,10 +182,10 @@ def _spread(length: int, count: int) -> list[int]:
 # --- answers ---
 
 
-def greedy_answers(
-    model: Any, tokenizer: Any, prompts: Sequence[Prompt], *, tokens: int, autocast: torch.dtype | None
+def answers_now(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], *, tokens: int, autocast: torch.dtype | None, **drawn: Any
 ) -> list[Completion]:
-    """What the model says now. No random state is touched."""
+    """What the model says now, greedily unless options of `generate` say otherwise. No random state is touched."""
     return generate(
         model,
         tokenizer,
@@ -194,6 +194,7 @@ def greedy_answers(
         batch_size=max(1, len(prompts)),
         chat_template_kwargs=[dict(prompt.template) for prompt in prompts],
         autocast=autocast,
+        **drawn,
     )
 
 
@@ -204,21 +205,9 @@ def sampled_answers(
 
     The ids are those of the answer's text (and its end), tokenised again: rarely others than the model drew.
     """
-    answers = generate(
-        model,
-        tokenizer,
-        [prompt.asked for prompt in prompts],
-        max_new_tokens=tokens,
-        batch_size=max(1, len(prompts)),
-        chat_template_kwargs=[dict(prompt.template) for prompt in prompts],
-        autocast=autocast,
-        do_sample=True,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=0,
-        seeds=range(len(prompts)),
-        thoughts_apart=False,
-    )
+    drawn: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    drawn |= {"seeds": range(len(prompts)), "thoughts_apart": False}
+    answers = answers_now(model, tokenizer, prompts, tokens=tokens, autocast=autocast, **drawn)
     prompt_ids = encode_prompts(tokenizer, [p.asked for p in prompts], [dict(p.template) for p in prompts])
     groups = []
     for prompt, begun, answer in zip(prompts, prompt_ids, answers, strict=True):
@@ -234,33 +223,28 @@ def text_figures(look: Look, reference: Sequence[Completion], policy: Sequence[C
     """The look with what the answers show."""
     if not policy:
         return look
-    ours = [look_at(answer.text, finished=answer.finished) for answer in policy]
-    theirs = [look_at(answer.text, finished=answer.finished) for answer in reference]
-    count = len(policy)
+    ours, theirs = _of_side(policy), _of_side(reference)
+    both = ours | {f"{name}_reference": value for name, value in theirs.items()}
+    ratio = sum(answer.tokens for answer in policy) / max(1, sum(answer.tokens for answer in reference))
+    return look._replace(answers=len(policy), length_ratio=ratio, **both)
 
-    def share(values: Sequence[bool | None]) -> float:
-        return sum(map(bool, values)) / count
 
-    return look._replace(
-        answers=count,
-        repeated=sum(figures.repeated for figures in ours) / count,
-        repeated_reference=sum(figures.repeated for figures in theirs) / count,
-        looping=share([figures.repeats for figures in ours]),
-        looping_reference=share([figures.repeats for figures in theirs]),
-        distinct_2=sum(figures.distinct_2 for figures in ours) / count,
-        distinct_2_reference=sum(figures.distinct_2 for figures in theirs) / count,
-        tokens=sum(answer.tokens for answer in policy) / count,
-        tokens_reference=sum(answer.tokens for answer in reference) / count,
-        length_ratio=sum(a.tokens for a in policy) / max(1, sum(a.tokens for a in reference)),
-        finished=share([answer.finished for answer in policy]),
-        finished_reference=share([answer.finished for answer in reference]),
-        self_similarity=self_similarity([answer.text for answer in policy]),
-        self_similarity_reference=self_similarity([answer.text for answer in reference]),
-        empty=share([figures.empty for figures in ours]),
-        empty_reference=share([figures.empty for figures in theirs]),
-        refusals=share([figures.refusal for figures in ours]),
-        refusals_reference=share([figures.refusal for figures in theirs]),
-    )
+def _of_side(answers: Sequence[Completion]) -> dict[str, Any]:
+    figures = [look_at(answer.text, finished=answer.finished) for answer in answers]
+
+    def mean(values: Iterable[float | None]) -> float:
+        return sum(value or 0 for value in values) / len(answers)
+
+    return {
+        "repeated": mean(one.repeated for one in figures),
+        "looping": mean(one.repeats for one in figures),
+        "distinct_2": mean(one.distinct_2 for one in figures),
+        "tokens": mean(answer.tokens for answer in answers),
+        "finished": mean(answer.finished for answer in answers),
+        "self_similarity": self_similarity([answer.text for answer in answers]),
+        "empty": mean(one.empty for one in figures),
+        "refusals": mean(one.refusal for one in figures),
+    }
 
 
 def sample_lines(
