@@ -6,6 +6,9 @@ Exit codes of the command line follow the class: a `RequestError` was wrong befo
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class PreftuneError(Exception):
     """Base of every error that preftune raises on purpose."""
@@ -61,3 +64,18 @@ class EndpointError(PreftuneError):
 
 class UnsupportedLayoutError(PreftuneError):
     """The packed engine cannot serve this model exactly. Caught by the engine, which falls back and says why."""
+
+
+def did_you_mean(
+    name: str, names: Iterable[str], *, otherwise: str = "", most: int = 1, cutoff: float = 0.6, shown: str = "{!r}"
+) -> str:
+    """The question of an error message: which known name was meant.
+
+    Args:
+        otherwise: the sentence where no known name is near.
+        most: names in the question.
+        cutoff: similarity from 0 to 1 below which a name is not near.
+        shown: format of a name.
+    """
+    near = difflib.get_close_matches(name, list(names), n=most, cutoff=cutoff)
+    return f"Did you mean {' or '.join(map(shown.format, near))}?" if near else otherwise

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from preftune.cli.flags.messages import near_name, paragraph, tell
-from preftune.errors import PreftuneError, RequestError
+from preftune.cli.flags.messages import paragraph, tell
+from preftune.errors import PreftuneError, RequestError, did_you_mean
 from preftune.version import __version__
 
 
@@ -122,8 +122,7 @@ def _dispatch(words: list[str]) -> int:
         names = ", ".join(COMMANDS)
         if name.startswith("-"):
             raise RequestError(f"{name}: the command comes first ({names}), its options after it. See preftune --help.")
-        near = near_name(name, COMMANDS)
-        hint = f"Did you mean {near!r}?" if near else "See preftune --help."
+        hint = did_you_mean(name, COMMANDS, otherwise="See preftune --help.")
         raise RequestError(f"There is no command {name!r} (there are {names}). {hint}")
     return int(importlib.import_module(COMMANDS[name].module).run(rest))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import re
@@ -10,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
-from preftune.errors import RequestError
+from preftune.errors import RequestError, did_you_mean
 
 Method: TypeAlias = Literal["dpo", "ppo"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -146,8 +145,7 @@ def check_names(grid: Mapping[str, object], known: Sequence[str], flag: str, *, 
         if name in ours:
             raise RequestError(f"{flag} {name}=...: the comparison sets {name} itself. Leave it out.")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else "See preftune dpo, reward or ppo --help-all."
+            hint = did_you_mean(name, known, otherwise="See preftune dpo, reward or ppo --help-all.")
             raise RequestError(f"{flag} {name}=...: there is no such setting. {hint}")
 
 

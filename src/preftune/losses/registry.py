@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, did_you_mean
 from preftune.losses import pairwise
 from preftune.losses.pairwise import LossOutput
 
@@ -56,6 +55,5 @@ def get_loss(name: str) -> Loss:
     known = ", ".join(LOSSES)
     if name in TRL_ONLY:
         raise ConfigError(f"loss_type={name!r} exists in TRL but not in preftune yet. Use one of: {known}.")
-    near = difflib.get_close_matches(str(name), LOSSES, n=1, cutoff=0.5)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
-    raise ConfigError(f"loss_type={name!r} is not a loss. {hint}Use one of: {known}.")
+    hint = did_you_mean(str(name), LOSSES, cutoff=0.5, otherwise="Check the spelling.")
+    raise ConfigError(f"loss_type={name!r} is not a loss. Use one of: {known}. {hint}")

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preftune.cli.flags.arguments import DataArguments
-from preftune.cli.flags.messages import near_name, tell
+from preftune.cli.flags.messages import tell
 from preftune.cli.flags.plain_parser import PlainParser
-from preftune.errors import RequestError
+from preftune.errors import RequestError, did_you_mean
 
 if TYPE_CHECKING:
     from preftune.audit import Audit, Finding, Setting
@@ -103,8 +103,8 @@ def _failing(asked: str | None) -> tuple[frozenset[str], frozenset[str]]:
         elif word in KINDS:
             names.add(word)
         elif asked is not None:
-            near = near_name(word, [*_LEVELS, *KINDS])
-            hint = f"Did you mean {near!r}?" if near else f"Known are {', '.join([*_LEVELS, *KINDS])}."
+            known = [*_LEVELS, *KINDS]
+            hint = did_you_mean(word, known, otherwise=f"Known are {', '.join(known)}.")
             raise RequestError(f"--fail_on: {word!r} is neither a severity nor the name of a finding. {hint}")
     return frozenset(severities), frozenset(names)
 

@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preftune.cli.flags.messages import near_name
 from preftune.cli.flags.plain_parser import PlainParser
-from preftune.errors import RequestError
+from preftune.errors import RequestError, did_you_mean
 from preftune.storage.cache_folder import cache_folder
 from preftune.storage.cache_items import DEAR, KINDS, CacheItem, list_items, remove_item
 
@@ -52,8 +51,7 @@ def run(argv: Sequence[str]) -> int:
         print(HELP, end="")
         return 0
     if not words or words[0] not in actions:
-        near = near_name(words[0], actions) if words else None
-        hint = f"Did you mean {near!r}?" if near else "See preftune cache --help."
+        hint = did_you_mean(words[0] if words else "", actions, otherwise="See preftune cache --help.")
         raise RequestError(f"preftune cache needs an action: ls, prune or verify. {hint}")
     return actions[words[0]](words[1:])
 

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preftune.cli.flags.messages import near_name
 from preftune.cli.flags.plain_parser import PlainParser
-from preftune.errors import RequestError
+from preftune.errors import RequestError, did_you_mean
 
 if TYPE_CHECKING:
     from preftune.report.write import Form
@@ -70,8 +69,7 @@ def _form(asked: str | None, output: str | None) -> Form:
     for form in FORMS:
         if asked.lower() == form:
             return form
-    near = near_name(asked, [*FORMS, "markdown"])
-    hint = f"Did you mean {near!r}?" if near in FORMS else f"Known are {', '.join(FORMS)}."
+    hint = did_you_mean(asked, FORMS, otherwise=f"Known are {', '.join(FORMS)}.")
     raise RequestError(f"--format {asked!r} is not known. {hint}")
 
 

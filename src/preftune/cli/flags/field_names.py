@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import preftune
-from preftune.cli.flags.messages import near_name
 from preftune.cli.flags.recipe import Recipe
-from preftune.errors import RequestError
+from preftune.errors import RequestError, did_you_mean
 
 OWN = ("resume", "config", "report", "no_report", "allow_env", "verbose", "help", "help_all")
 """Flags that are no fields."""
@@ -109,10 +108,9 @@ def what_of(name: str, names: Iterable[str], *, prog: str) -> str:
     if plain in HISTORY:
         return f"{missing}: {HISTORY[plain]}."
     negated = plain.startswith("no_")
-    near = near_name(plain, [known for known in names if known.startswith("no_") == negated])
-    if near is None:
-        return f"{missing}. {prog} --help-all lists {'them ' if flag else ''}all."
-    return f"{missing}. Did you mean {f'--{near}' if flag else repr(near)}?"
+    alike = [known for known in names if known.startswith("no_") == negated]
+    listing = f"{prog} --help-all lists {'them ' if flag else ''}all."
+    return f"{missing}. {did_you_mean(plain, alike, otherwise=listing, shown='--{}' if flag else '{!r}')}"
 
 
 def spoken_as_flags(error: RequestError, names: Iterable[str]) -> RequestError:

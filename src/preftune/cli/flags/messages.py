@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable
 
 from preftune.errors import PreftuneError
 from preftune.log import printable
@@ -14,12 +12,6 @@ from preftune.secret_values import hidden
 
 _LONGEST = 1200
 """Characters of another library's error message that are shown; --traceback shows the rest."""
-
-
-def near_name(name: str, names: Iterable[str]) -> str | None:
-    """The name that was probably meant, or None."""
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return found[0] if found else None
 
 
 def paragraph(error: Exception) -> str:

@@ -7,8 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from preftune.cli.flags.messages import near_name
-from preftune.errors import RequestError
+from preftune.errors import RequestError, did_you_mean
 
 
 def spellings(names: Sequence[str]) -> list[str]:
@@ -65,8 +64,8 @@ class PlainParser(argparse.ArgumentParser):
         values, unknown = self.parse_known_args(list(args))
         if unknown:
             flags = [option for action in self._actions for option in action.option_strings]
-            near = near_name(unknown[0].partition("=")[0], flags)
-            hint = f"Did you mean {near}?" if near else f"See {self.prog} --help."
+            help_ = f"See {self.prog} --help."
+            hint = did_you_mean(unknown[0].partition("=")[0], flags, otherwise=help_, shown="{}")
             raise RequestError(f"{self.prog} does not know {unknown[0]!r}. {hint}")
         return values
 

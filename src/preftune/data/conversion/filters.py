@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from array import array
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from preftune.data.chat.messages import text_of
 from preftune.data.conversion.use_case import check_languages
 from preftune.data.pairs.mixture import check_seed
-from preftune.errors import ConfigError, DatasetError
+from preftune.errors import ConfigError, DatasetError, did_you_mean
 from preftune.text_quality.near_duplicates import Sketches, repeated_nearly
 from preftune.types import Message, PreferencePair, Text
 
@@ -224,8 +223,7 @@ def _wanted(facts: Facts, names: Iterable[str]) -> list[int]:
     there = {name: index for name, index in facts.source_names.items() if name}
     for name in names:
         if name not in there:
-            near = difflib.get_close_matches(name, there, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else "Leave --source out."
+            hint = did_you_mean(name, there, otherwise="Leave --source out.")
             found = ", ".join(map(repr, sorted(there)[:12])) or "none"
             raise DatasetError(f"No pair is of the source {name!r} (found: {found}). {hint}")
     return [there[name] for name in names]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from preftune.data.formats.registry import known_formats
-from preftune.errors import DatasetError
+from preftune.errors import DatasetError, did_you_mean
 
 CANONICAL = (
     "prompt",
@@ -158,8 +158,7 @@ def named_paths(
     asked = asked or {}
     for canonical in asked:
         if canonical not in defaults:
-            near = difflib.get_close_matches(canonical, defaults, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known are {listing(defaults)}."
+            hint = did_you_mean(canonical, defaults, otherwise=f"Known are {listing(defaults)}.")
             raise DatasetError(f"columns: {canonical!r} is not a column {reads}. {hint}")
     paths: dict[str, tuple[Path, ...]] = {}
     for canonical, default in defaults.items():
@@ -168,8 +167,7 @@ def named_paths(
         if found is not None:
             paths[canonical] = found
         elif wanted and canonical in asked:
-            near = difflib.get_close_matches(wanted, list(features), n=1, cutoff=0.5)
-            hint = f"Did you mean {near[0]!r}?" if near else "Name one of those."
+            hint = did_you_mean(wanted, features, cutoff=0.5, otherwise="Name one of those.")
             raise DatasetError(
                 f"{name} has no column {wanted!r}, which was named as {canonical!r} (found: {listing(features)}). "
                 f"{hint}"

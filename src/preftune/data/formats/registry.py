@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
 from preftune.data.formats import (
@@ -15,7 +14,7 @@ from preftune.data.formats import (
     two_answers,
 )
 from preftune.data.formats.adapter import Adapter, Sample
-from preftune.errors import DatasetError
+from preftune.errors import DatasetError, did_you_mean
 
 FORMATS: Mapping[str, Adapter] = {
     adapter.name: adapter
@@ -32,8 +31,7 @@ def adapter_named(name: str) -> Adapter:
     """
     if name in FORMATS:
         return FORMATS[name]
-    near = difflib.get_close_matches(name, FORMATS, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else f"Known are {known_formats()}."
+    hint = did_you_mean(name, FORMATS, otherwise=f"Known are {known_formats()}.")
     raise DatasetError(f"format: {name!r} is not a format that preftune reads. {hint}")
 
 

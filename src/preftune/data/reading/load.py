@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from preftune.data.reading.files import KINDS, from_rows, kind_of, read_file
 from preftune.data.reading.text_files import READABLE, read_rows
-from preftune.errors import DatasetError
+from preftune.errors import DatasetError, did_you_mean
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -117,9 +117,8 @@ def _pick_split(parts: Mapping[str, Any], split: str, name: str) -> Dataset:
     base = split.partition("[")[0]
     if base not in parts or not isinstance(parts[base], datasets.Dataset):
         found = ", ".join(repr(str(key)) for key in parts)
-        near = difflib.get_close_matches(base, [str(key) for key in parts], n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else " Name one of them as the split."
-        raise DatasetError(f"{name} has no split {base!r} (found: {found}).{hint}")
+        hint = did_you_mean(base, map(str, parts), cutoff=0.5, otherwise="Name one of them as the split.")
+        raise DatasetError(f"{name} has no split {base!r} (found: {found}). {hint}")
     return _slice(parts[base], split)
 
 
@@ -284,5 +283,4 @@ def _near_on_hub(source: str) -> str:
         found = [info.id for info in HfApi().list_datasets(search=source.partition("/")[2] or source, limit=50)]
     except Exception:
         return ""  # only a courtesy
-    near = difflib.get_close_matches(source, found, n=3, cutoff=0.4)
-    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f" {did_you_mean(source, found, most=3, cutoff=0.4)}".rstrip()

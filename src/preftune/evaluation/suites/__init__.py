@@ -19,14 +19,13 @@ Listing them imports none of them; `run_suite` loads the one that is asked for.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from preftune.errors import RequestError
+from preftune.errors import RequestError, did_you_mean
 
 if TYPE_CHECKING:
     from preftune.evaluation.suites.result import SuiteResult
@@ -85,9 +84,8 @@ def find_suite(name: str) -> SuiteEntry:
     """
     if name in SUITES:
         return SUITES[name]
-    near = difflib.get_close_matches(name.replace("_", "-").lower(), SUITES, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise RequestError(f"There is no suite {name!r} (there are: {', '.join(SUITES)}).{hint}")
+    hint = did_you_mean(name.replace("_", "-").lower(), SUITES, cutoff=0.5, shown="{}", otherwise="Check the spelling.")
+    raise RequestError(f"There is no suite {name!r} (there are: {', '.join(SUITES)}). {hint}")
 
 
 def run_suite(

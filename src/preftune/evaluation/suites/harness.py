@@ -6,7 +6,6 @@ task's result is written as soon as it is there, so that a run that was killed g
 
 from __future__ import annotations
 
-import difflib
 import io
 import logging
 import math
@@ -18,7 +17,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from preftune.errors import RequestError
+from preftune.errors import RequestError, did_you_mean
 from preftune.generation.protocol import Side
 from preftune.log import say
 from preftune.statistics.paired import SHARE, Better, Comparison, compare_means, compare_shares
@@ -200,9 +199,8 @@ def _task_manager(tasks: Sequence[str], include: Path | None) -> Any:
     names = list(manager.all_tasks)
     for task in tasks:
         if task not in names:
-            near = difflib.get_close_matches(task, names, n=3, cutoff=0.6)
-            hint = f" Did you mean {' or '.join(near)}?" if near else " `lm-eval ls tasks` lists them."
-            raise RequestError(f"--tasks {task}: lm-evaluation-harness has no task of that name.{hint}")
+            hint = did_you_mean(task, names, most=3, shown="{}", otherwise="`lm-eval ls tasks` lists them.")
+            raise RequestError(f"--tasks {task}: lm-evaluation-harness has no task of that name. {hint}")
     return manager
 
 

@@ -7,7 +7,6 @@ message and is never written.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import threading
@@ -18,7 +17,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from preftune.errors import EndpointError, PreftuneError, RequestError
+from preftune.errors import EndpointError, PreftuneError, RequestError, did_you_mean
 from preftune.generation.endpoint.budget import Budget, guess_tokens
 from preftune.generation.endpoint.replies import Reply, ReplyGuard, read_reply
 from preftune.log import printable, warn
@@ -334,10 +333,8 @@ class Endpoint:
             names = sorted(model.id for model in listed.data)
         except (openai.OpenAIError, AttributeError, TypeError):
             return "It lists no models either: is the address complete? It usually ends in /v1."
-        near = difflib.get_close_matches(self.name.model, names, n=3, cutoff=0.4)
-        if near:
-            return f"Did you mean {' or '.join(map(repr, near))}?"
-        return f"It has: {', '.join(names[:8]) or 'no models'}."
+        listing = f"It has: {', '.join(names[:8]) or 'no models'}."
+        return did_you_mean(self.name.model, names, most=3, cutoff=0.4, otherwise=listing)
 
 
 def without_system(messages: Sequence[Message]) -> list[Message]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from preftune.errors import ConfigError, DatasetError
+from preftune.errors import ConfigError, DatasetError, did_you_mean
 from preftune.log import say
 from preftune.training.config.base import PackedConfig
 from preftune.training.protocol import TrainerView
@@ -119,10 +118,10 @@ def check_evaluation(args: PackedConfig, eval_dataset: Any, columns: Sequence[st
             args.greater_is_better = False
     elif not has_own_metrics:
         names = [f"eval_{prefix}{name}" for name in ("loss", *columns)]
-        near = difflib.get_close_matches(metric, names, n=1, cutoff=0.3)
+        hint = did_you_mean(metric, names, cutoff=0.3, otherwise="Check the spelling.")
         raise ConfigError(
             f"metric_for_best_model={metric!r} is no metric of an evaluation here. "
-            f"{f'Did you mean {near[0]!r}? ' if near else ''}There are {', '.join(map(repr, names))}."
+            f"There are {', '.join(map(repr, names))}. {hint}"
         )
 
 
