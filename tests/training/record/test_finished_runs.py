@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from typing import Any
 
 import pytest
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from preftune.errors import CheckpointError
 from preftune.models.locate import run_of_weights
-from tests.training.dpo_runs import logged, metrics
-from tiny import rows
+from tests.training.dpo_runs import logged, lora_model, metrics, trainer
+from tiny import rows, save_tiny
 
-from .test_checkpoints import PowerCut, run, same_weights
+from .test_checkpoints import OPTIONS, PowerCut, run, same_weights
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path, caplog):
@@ -62,6 +63,31 @@ def test_a_run_that_ended_and_was_killed_before_it_saved_its_weights_is_complete
     assert logged(again, "train_loss")[-1] == pytest.approx(sum(logged(made)) / 8, rel=1e-6)
     assert record["result"]["epoch"] == pytest.approx(made.state.epoch)
     assert len([line for line in metrics(tmp_path) if "train_loss" in line]) == 1
+
+
+@pytest.mark.parametrize("what", ["finished", "best", "full"])
+def test_a_run_that_has_ended_is_evaluated_against_the_reference_it_began_with(what, tmp_path):
+    """Its weights are loaded after the trainer is made, and were taken for the reference: a margin of 0."""
+    options = {**OPTIONS, "data": rows(14), "eval_dataset": rows(4, start=50)}
+    if what != "finished":
+        options |= {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 4, "save_steps": 4}
+    name = save_tiny(tmp_path / "model")
+
+    def trained(resume: bool) -> Any:
+        model = AutoModelForCausalLM.from_pretrained(name) if what == "full" else lora_model()
+        made = trainer(model, tmp_path / "run", **options)
+        made.train(resume_from_checkpoint=resume)
+        return made
+
+    made = trained(False)
+    if what == "finished":
+        made.save_model()
+    else:
+        facts = json.loads((tmp_path / "run/run.json").read_text()) | {"outcome": "interrupted"}
+        (tmp_path / "run/run.json").write_text(json.dumps(facts))
+    before, after = (one.evaluate()["eval_rewards/margins"] for one in (made, trained(True)))
+    assert abs(before) > 1e-3
+    assert after == pytest.approx(before)
 
 
 @pytest.mark.parametrize("end", [{"max_steps": 8}, {"max_steps": -1, "num_train_epochs": 1}, {"max_train_tokens": 200}])

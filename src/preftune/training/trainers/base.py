@@ -156,6 +156,9 @@ class PackedTrainer(EvaluatedTrainer):
         self._policy_changed = True
         self._work.reset()
 
+    def weights_replaced(self) -> None:
+        self._policy_changed = True
+
     def get_train_dataloader(self) -> Any:
         return with_a_seed_of_its_own(without_repeats(super().get_train_dataloader()), self.args.seed)
 

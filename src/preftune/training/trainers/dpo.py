@@ -224,6 +224,10 @@ class DPOTrainer(PackedTrainer):
         settle_reference(self)
         super().check_resumable(state, folder)
 
+    def weights_replaced(self) -> None:
+        settle_reference(self)
+        super().weights_replaced()
+
     @contextmanager
     def untimed(self) -> Iterator[None]:
         with self._work.paused(self.reference):

@@ -63,6 +63,9 @@ class ResumableTrainer(CheckpointedTrainer):
         """What run.json says at the end besides steps and outcome."""
         return {}
 
+    def weights_replaced(self) -> None:
+        """Called before the weights of a run that has ended are loaded: from then on they are not those received."""
+
     def recall(self, state: Mapping[str, Any]) -> None:
         """What the report of a run's end needs, from the last checkpoint of a run that has ended."""
 
@@ -210,6 +213,7 @@ class ResumableTrainer(CheckpointedTrainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ConfigError(f"nothing to do: {why}. Start a new run without resume_from_checkpoint (--resume).")
         output, facts = Path(self.args.output_dir), run_facts(Path(self.args.output_dir))
+        self.weights_replaced()
         finished = self._on_first_rank(lambda: self._is_finished(choice, facts) and not self._resume_changed)
         if finished or choice is None:
             finished = self._loaded_final(output, choice, facts)
