@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from preftune.statistics.intervals import Floats, WinRate, mean_interval, paired_shares
+from preftune.statistics.intervals import Floats, MeanInterval, WinRate, mean_interval, paired_shares
 
 Better: TypeAlias = Literal["higher", "lower"]
 
@@ -33,6 +33,12 @@ class Comparison:
     """Observations that were paired."""
     unit: str = SHARE
     confidence: float = 0.95
+
+    @classmethod
+    def of(cls, name: str, base: float, aligned: float, change: MeanInterval, **more: Any) -> Comparison:
+        """With the interval of the difference; where an end of it is not finite, it is not known."""
+        low, high = (end if math.isfinite(end) else None for end in (change.low, change.high))
+        return cls(name=name, base=base, aligned=aligned, difference=change.mean, ci_low=low, ci_high=high, **more)
 
     @property
     def verdict(self) -> Literal["better", "worse", "no difference shown"]:
@@ -92,17 +98,8 @@ def compare_shares(
     """
     base_N, aligned_N = np.asarray(base, dtype=np.float64), np.asarray(aligned, dtype=np.float64)
     change = paired_shares(base_N, aligned_N, clusters, confidence=confidence)
-    return Comparison(
-        name=name,
-        base=float(base_N.mean()),
-        aligned=float(aligned_N.mean()),
-        difference=change.mean,
-        ci_low=change.low,
-        ci_high=change.high,
-        better=better,
-        n=len(base_N),
-        confidence=confidence,
-    )
+    means = float(base_N.mean()), float(aligned_N.mean())
+    return Comparison.of(name, *means, change, better=better, n=len(base_N), confidence=confidence)
 
 
 def compare_means(
@@ -124,33 +121,19 @@ def compare_means(
     change = mean_interval(aligned_N - base_N, clusters, confidence=confidence)
     if change.standard_error == 0 and change.mean != 0:
         change = change._replace(low=-math.inf, high=math.inf)
-    return Comparison(
-        name=name,
-        base=float(base_N.mean()),
-        aligned=float(aligned_N.mean()),
-        difference=change.mean,
-        ci_low=_finite(change.low),
-        ci_high=_finite(change.high),
-        better=better,
-        n=len(base_N),
-        unit=unit,
-        confidence=confidence,
-    )
+    means = float(base_N.mean()), float(aligned_N.mean())
+    return Comparison.of(name, *means, change, better=better, n=len(base_N), unit=unit, confidence=confidence)
 
 
-def compare_with_even(name: str, rate: WinRate) -> Comparison:
-    """A win rate against the baseline, compared with the 50% that an equal model would have."""
-    return Comparison(
-        name=name,
-        base=0.5,
-        aligned=rate.win_rate,
-        difference=rate.win_rate - 0.5,
-        ci_low=rate.ci_low - 0.5,
-        ci_high=rate.ci_high - 0.5,
-        better="higher",
-        n=rate.n,
-        confidence=rate.confidence,
-    )
+def compare_with_even(name: str, rate: float, low: float, high: float, *, n: int, confidence: float) -> Comparison:
+    """A win rate against the baseline with its interval, compared with the 50% that an equal model would have."""
+    change = MeanInterval(rate - 0.5, low - 0.5, high - 0.5, math.nan)
+    return Comparison.of(name, 0.5, rate, change, better="higher", n=n, confidence=confidence)
+
+
+def compare_win_rate(name: str, rate: WinRate) -> Comparison:
+    """The same of a `WinRate`."""
+    return compare_with_even(name, rate.win_rate, rate.ci_low, rate.ci_high, n=rate.n, confidence=rate.confidence)
 
 
 def by_group(
@@ -172,7 +155,3 @@ def members_by(names: Sequence[str | None]) -> dict[str, list[int]]:
         if name is not None:
             groups.setdefault(name, []).append(index)
     return groups
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

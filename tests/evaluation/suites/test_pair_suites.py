@@ -153,11 +153,11 @@ def test_the_interval_of_an_accuracy_stays_below_one() -> None:
 
 def test_calibration_by_hand() -> None:
     """Two statements at 0.9, one right; one at 0.6, right: bins 0.9-0.95 and 0.6-0.65."""
-    found = calibration(np.array([0.9, 0.1, 0.6]))
+    found = calibration(np.log([0.9 / 0.1, 0.1 / 0.9, 0.6 / 0.4]))
     assert [(b["n"], round(b["confidence"], 6), b["accuracy"]) for b in found["bins"]] == [(1, 0.6, 1.0), (2, 0.9, 0.5)]
     assert found["ece"] == pytest.approx((0.4 + 2 * 0.4) / 3)
     assert found["brier"] == pytest.approx((0.01 + 0.81 + 0.16) / 3)
-    assert calibration(np.array([0.5, 0.5]))["accuracy"] == 0.5
+    assert calibration(np.zeros(2))["accuracy"] == 0.5
 
 
 def test_pairs_that_do_not_fit_are_left_out_and_counted(models: Any, tmp_path: Path) -> None:

@@ -16,16 +16,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.errors import DatasetError
-from preftune.evaluation.suites.asking import cut_off, ended, need_judge
+from preftune.evaluation.suites.asking import answer_both, cut_off, ended, need_judge
 from preftune.evaluation.suites.result import SuiteResult
 from preftune.evaluation.suites.sources import HubData, Row, look_at_some, read_rows, text_of
-from preftune.evaluation.two_models.answers import answer_rows
 from preftune.evaluation.two_models.run import judge_rows
-from preftune.evaluation.two_models.summary import OUTCOME_VALUE
+from preftune.evaluation.two_models.summary import OUTCOME_VALUE, at_equal_length, rate_of
 from preftune.evaluation.two_models.types import AnsweredRow, JudgedRow
 from preftune.judges.protocol import judge_name
-from preftune.statistics.intervals import win_rate
-from preftune.statistics.paired import Comparison, by_group, compare_shares, compare_with_even, members_by
+from preftune.statistics.paired import (
+    Comparison,
+    by_group,
+    compare_shares,
+    compare_win_rate,
+    compare_with_even,
+    members_by,
+)
 from preftune.storage.jsonl import digest, write_atomically
 
 if TYPE_CHECKING:
@@ -48,24 +53,18 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
     """Both models answer, the judge compares in both orders; rates plain and at equal length."""
     judge = need_judge(contest, SUITE)
     rows, part = look_at_some(_read(data), limit)
-    answered = answer_rows(
-        rows,
-        generate=contest.generate,
-        path=folder / "generations.jsonl",
-        settings=contest.settings,
-        thoughts=contest.judge_thoughts,
-        progress=contest.progress,
-    )
+    answered = answer_both(contest, rows, folder)
     judged = judge_rows(answered, rows, judge=judge, path=folder / "verdicts.jsonl", progress=contest.progress)
     _write_outputs(folder, contest, rows, answered, judged, judge_name(judge))
     clusters = [digest(answer.prompt) for answer in answered]
-    unread = [one.unjudged for one in judged]
-    outcomes = [OUTCOME_VALUE[one.outcome] for one in judged]
-    rate = win_rate(outcomes, clusters, confidence=contest.confidence, unread=unread)
-    controlled = _length_controlled(contest, answered, judged, clusters)
-    comparisons = [compare_with_even("win rate", rate)]
+    rate = rate_of(judged, clusters, confidence=contest.confidence)
+    controlled = at_equal_length(answered, judged, clusters, contest.confidence, contest.seed, least=_FOR_LENGTHS)
+    comparisons = [compare_win_rate("win rate", rate)]
     if controlled is not None:
-        comparisons.insert(0, _at_equal_length(controlled, len(judged) - rate.unread, contest.confidence))
+        rates = controlled.win_rate, controlled.ci_low, controlled.ci_high
+        n = len(judged) - rate.unread
+        fair = compare_with_even("win rate at equal length", *rates, n=n, confidence=contest.confidence)
+        comparisons.insert(0, fair)
     against = _against_references(contest, rows, answered, folder)
     comparisons += against
     return SuiteResult(
@@ -116,35 +115,6 @@ def _read(data: str | Path | None) -> list[Row]:
     return rows
 
 
-def _length_controlled(
-    contest: Contest, answered: Sequence[AnsweredRow], judged: Sequence[JudgedRow], clusters: Sequence[str]
-) -> LengthControlled | None:
-    """In letters, as AlpacaEval counts length, of what could be read; None where that is too little to fit anything."""
-    from preftune.statistics.length_control import length_controlled
-
-    read = [number for number, one in enumerate(judged) if not one.unjudged]
-    names = [clusters[n] for n in read]
-    if len(set(names)) < _FOR_LENGTHS:
-        return None
-    outcomes = [OUTCOME_VALUE[judged[n].outcome] for n in read]
-    lengths = [len(answered[n].aligned) - len(answered[n].base) for n in read]
-    return length_controlled(outcomes, lengths, names, confidence=contest.confidence, seed=contest.seed)
-
-
-def _at_equal_length(controlled: LengthControlled, n: int, confidence: float) -> Comparison:
-    return Comparison(
-        name="win rate at equal length",
-        base=0.5,
-        aligned=controlled.win_rate,
-        difference=controlled.win_rate - 0.5,
-        ci_low=controlled.ci_low - 0.5,
-        ci_high=controlled.ci_high - 0.5,
-        better="higher",
-        n=n,
-        confidence=confidence,
-    )
-
-
 def _by_dataset(
     rows: Sequence[Row], judged: Sequence[JudgedRow], clusters: Sequence[str], confidence: float
 ) -> list[Comparison]:
@@ -153,13 +123,7 @@ def _by_dataset(
         return []
 
     def compare(name: str, members: Sequence[int], each: float) -> Comparison:
-        rate = win_rate(
-            [OUTCOME_VALUE[judged[i].outcome] for i in members],
-            [clusters[i] for i in members],
-            confidence=each,
-            unread=[judged[i].unjudged for i in members],
-        )
-        return compare_with_even(f"win rate, {name}", rate)
+        return compare_win_rate(f"win rate, {name}", rate_of(judged, clusters, members, confidence=each))
 
     return by_group(groups, compare, confidence)
 

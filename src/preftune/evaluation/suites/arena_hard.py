@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from preftune.errors import DatasetError, RequestError
-from preftune.evaluation.suites.asking import ask, cut_off, ended, need_judge
+from preftune.evaluation.suites.asking import answer_both, ask, cut_off, ended, need_judge
 from preftune.evaluation.suites.result import SuiteResult
 from preftune.evaluation.suites.sources import HubData, Row, look_at_some, missing_column, read_rows
-from preftune.evaluation.two_models.answers import answer_rows
 from preftune.evaluation.two_models.run import judge_rows
 from preftune.evaluation.two_models.types import AnsweredRow
 from preftune.judges.final_verdict import final_match, unmarked
 from preftune.judges.protocol import judge_name
 from preftune.statistics.intervals import share
-from preftune.statistics.paired import Comparison, by_group, members_by
+from preftune.statistics.paired import Comparison, by_group, compare_with_even, members_by
 from preftune.storage.jsonl import write_lines
 
 if TYPE_CHECKING:
@@ -88,14 +87,7 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
     """Both models answer; five labels in both orders, or a plain judge's three."""
     judge = None if contest.asker is not None else need_judge(contest, SUITE)
     rows, part = look_at_some(_read(data), limit)
-    answered = answer_rows(
-        rows,
-        generate=contest.generate,
-        path=folder / "generations.jsonl",
-        settings=contest.settings,
-        thoughts=contest.judge_thoughts,
-        progress=contest.progress,
-    )
+    answered = answer_both(contest, rows, folder)
     if judge is None:
         games = _five_labels(contest, answered)
     else:
@@ -189,17 +181,7 @@ def _three_labels(base_first: str | None, aligned_first: str | None) -> Games:
 def _score(name: str, members: Sequence[int], games: Sequence[Games], confidence: float) -> Comparison:
     points, clusters = zip(*((point, index) for index in members for point in games[index].points), strict=True)
     mean = share(points, clusters, confidence=confidence)
-    return Comparison(
-        name=name,
-        base=0.5,
-        aligned=mean.mean,
-        difference=mean.mean - 0.5,
-        ci_low=mean.low - 0.5,
-        ci_high=mean.high - 0.5,
-        better="higher",
-        n=len(members),
-        confidence=confidence,
-    )
+    return compare_with_even(name, mean.mean, mean.low, mean.high, n=len(members), confidence=confidence)
 
 
 def _by_category(

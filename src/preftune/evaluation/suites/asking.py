@@ -107,6 +107,18 @@ def ended(answered: Sequence[AnsweredRow]) -> dict[Side, list[bool]]:
     return {"base": [a.base_finished for a in answered], "aligned": [a.aligned_finished for a in answered]}
 
 
+def answer_both(contest: Contest, rows: Rows, folder: Path) -> list[AnsweredRow]:
+    """Both models' answers to every row, kept in `generations.jsonl`."""
+    return answers.answer_rows(
+        rows,
+        generate=contest.generate,
+        path=folder / "generations.jsonl",
+        settings=contest.settings,
+        thoughts=contest.judge_thoughts,
+        progress=contest.progress,
+    )
+
+
 def answer_side(contest: Contest, side: Side, prompts: Sequence[Text], rows: Rows, *, path: Path) -> list[Kept]:
     """One model's answers to prompts of its own (a second turn holds its first answer).
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from preftune.errors import RequestError, did_you_mean
 from preftune.generation.protocol import Side
 from preftune.log import say
+from preftune.statistics.intervals import MeanInterval
 from preftune.statistics.paired import SHARE, Better, Comparison, compare_means, compare_shares
 from preftune.storage.jsonl import append_lines, digest, read_lines
 
@@ -112,9 +113,8 @@ def run_tasks(
         missing = [task for task in tasks if keys[side, task] not in known]
         if not missing:
             continue
-        base = side == "base"
-        with models.baseline() if base else nullcontext(models.model) as model:
-            language_model = _wrapped(model, models.base_tokenizer if base else models.tokenizer)
+        with models.on(side) as (model, tokenizer):
+            language_model = _wrapped(model, tokenizer)
             for task in missing:
                 if task in failures:
                     continue
@@ -150,22 +150,13 @@ def compare_task(task: str, base: TaskResult, aligned: TaskResult, *, confidence
             return compare_shares(name, *values, better=better, confidence=confidence)
         return compare_means(name, *values, better=better, unit=unit, confidence=confidence)
     errors = base.errors.get(metric), aligned.errors.get(metric)
-    half = None
+    half = math.inf
     if errors[0] is not None and errors[1] is not None:
         half = NormalDist().inv_cdf(0.5 + confidence / 2) * math.hypot(errors[0], errors[1])
     difference = aligned.metrics[metric] - base.metrics[metric]
-    return Comparison(
-        name=name,
-        base=base.metrics[metric],
-        aligned=aligned.metrics[metric],
-        difference=difference,
-        ci_low=None if half is None else difference - half,
-        ci_high=None if half is None else difference + half,
-        better=better,
-        n=base.n,
-        unit=unit,
-        confidence=confidence,
-    )
+    change = MeanInterval(difference, difference - half, difference + half, math.nan)
+    both = base.metrics[metric], aligned.metrics[metric]
+    return Comparison.of(name, *both, change, better=better, n=base.n, unit=unit, confidence=confidence)
 
 
 def _main_metric(task: str, base: TaskResult, aligned: TaskResult) -> str | None:

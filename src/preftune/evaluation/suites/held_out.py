@@ -22,10 +22,11 @@ from preftune.data.pairs.open import read_pairs
 from preftune.errors import DatasetError, RequestError
 from preftune.evaluation.suites.asking import need_models
 from preftune.evaluation.suites.result import Part, SuiteResult
-from preftune.evaluation.two_models.pair_logps import Floats, Scores, score_both
+from preftune.evaluation.two_models.pair_logps import Floats, Scores, above_zero, score_both
 from preftune.progress import Counting
+from preftune.statistics.calibration import calibration as confidence_and_accuracy
 from preftune.statistics.intervals import MeanInterval, mean_interval, win_rate
-from preftune.statistics.paired import Comparison, compare_means, compare_shares, compare_with_even
+from preftune.statistics.paired import Comparison, compare_means, compare_shares, compare_win_rate
 from preftune.storage.jsonl import digest, write_lines
 from preftune.storage.run_directory import run_facts
 from preftune.types import PreferencePair
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 SUITE = "held-out"
 _LOGISTIC = ("sigmoid", "robust")
 """Losses that are the log-loss of the probability sigmoid(beta * margin)."""
-_BINS = 10
-"""Of equal width over confidences from one half to one."""
 
 
 def run(
@@ -138,8 +137,8 @@ class Domain:
             name=name,
             ids=[str(pair.row) if pair.id is None else pair.id for pair in kept],
             clusters=[digest(pair.prompt) for pair in kept],
-            base=Scores(*(column[known] for column in base)),
-            aligned=Scores(*(column[known] for column in aligned)),
+            base=base.at(known),
+            aligned=aligned.at(known),
             left_out=len(pairs) - len(known),
         )
 
@@ -157,9 +156,9 @@ class Domain:
         """Accuracy of the margin against chance, each model's own preference, and with beta the Brier score."""
         n = len(self.ids)
         found = [
-            compare_with_even(
+            compare_win_rate(
                 f"accuracy of the margin, {self.name}",
-                win_rate(_wins(self.margin_N), self.clusters, confidence=confidence),
+                win_rate(above_zero(self.margin_N), self.clusters, confidence=confidence),
             ),
             compare_means(
                 f"margin in nats, {self.name}",
@@ -175,8 +174,8 @@ class Domain:
             found.append(
                 compare_shares(
                     f"{words}, {self.name}",
-                    _wins(_log_ratio(self.base, per_token=per_token)),
-                    _wins(_log_ratio(self.aligned, per_token=per_token)),
+                    self.base.prefers(per_token=per_token),
+                    self.aligned.prefers(per_token=per_token),
                     self.clusters,
                     better="higher",
                     confidence=confidence,
@@ -205,7 +204,7 @@ class Domain:
             "left_out": self.left_out,
             "margin": _interval(margin),
             "chosen_per_token": _interval(self.chosen_change(confidence)),
-            "calibration": None if beta is None else calibration(_sigmoid(beta * self.margin_N)),
+            "calibration": None if beta is None else calibration(beta * self.margin_N),
         }
 
     def records(self) -> list[dict[str, Any]]:
@@ -225,40 +224,25 @@ class Domain:
         ]
 
 
-def calibration(probability: Floats) -> dict[str, Any]:
+def calibration(logit_N: Floats) -> dict[str, Any]:
     """How the probability given to the label compares with how often the label is right.
 
     Which side is called chosen is no information, so a pair with probability p counts as a statement made with
     confidence max(p, 1 - p) that is right when p is above one half (half right at exactly one half).
 
     Args:
-        probability: of the labelled side, (N,).
+        logit_N: of the labelled side's probability.
     Returns: `brier`, the mean of (1 - p)^2 (0.25 for always one half); `ece`, the mean distance between confidence and
         accuracy, weighted by the bins' sizes; and the bins that are not empty.
     """
-    confidence = np.maximum(probability, 1 - probability)
-    right = (np.sign(probability - 0.5) + 1) / 2
-    place = np.minimum(((confidence - 0.5) * 2 * _BINS).astype(int), _BINS - 1)
-    bins = []
-    for index in range(_BINS):
-        inside = place == index
-        if inside.any():
-            bins.append(
-                {
-                    "from": 0.5 + index / (2 * _BINS),
-                    "to": 0.5 + (index + 1) / (2 * _BINS),
-                    "n": int(inside.sum()),
-                    "confidence": float(confidence[inside].mean()),
-                    "accuracy": float(right[inside].mean()),
-                }
-            )
-    gap = sum(b["n"] * abs(b["confidence"] - b["accuracy"]) for b in bins)
+    found = confidence_and_accuracy(logit_N.tolist())
+    names = {"from": "low", "to": "high", "n": "pairs", "confidence": "confidence", "accuracy": "accuracy"}
     return {
-        "brier": float(np.square(1 - probability).mean()),
-        "ece": float(gap / len(probability)),
-        "mean_confidence": float(confidence.mean()),
-        "accuracy": float(right.mean()),
-        "bins": bins,
+        "brier": float(np.square(1 - _sigmoid(logit_N)).mean()),
+        "ece": found.error,
+        "mean_confidence": found.confidence,
+        "accuracy": found.accuracy,
+        "bins": [{name: getattr(one, field) for name, field in names.items()} for one in found.bins],
     }
 
 
@@ -269,16 +253,6 @@ def _interval(mean: MeanInterval) -> dict[str, float | None]:
 
 def _sigmoid(value: Floats) -> Floats:
     return np.exp(-np.logaddexp(0, -value))
-
-
-def _wins(difference: Floats) -> list[float]:
-    return [float(value) for value in (np.sign(difference) + 1) / 2]
-
-
-def _log_ratio(scores: Scores, *, per_token: bool) -> Floats:
-    if per_token:
-        return scores.chosen_N / scores.chosen_tokens_N - scores.rejected_N / scores.rejected_tokens_N
-    return scores.chosen_N - scores.rejected_N
 
 
 def _configuration(aligned: str) -> Mapping[str, Any]:
@@ -317,7 +291,7 @@ def _notes(domains: Mapping[str, Domain], beta: float | None, other_loss: str | 
                 "every DPO run; a fall by whole nats goes with broken text."
             )
         if beta is not None:
-            found = calibration(_sigmoid(beta * domain.margin_N))
+            found = calibration(beta * domain.margin_N)
             direction = "too sure" if found["mean_confidence"] > found["accuracy"] else "not too sure"
             notes.append(
                 f"Calibration on {name}: said with {found['mean_confidence']:.1%} confidence on average, right in "

@@ -17,7 +17,7 @@ from preftune.errors import DatasetError
 from preftune.evaluation.suites.asking import need_models
 from preftune.evaluation.suites.result import SuiteResult
 from preftune.evaluation.suites.sources import HubData, Row, hub_file, load_listed, look_at_some, missing_column
-from preftune.evaluation.two_models.pair_logps import Floats, Scores, score_both
+from preftune.evaluation.two_models.pair_logps import Scores, score_both
 from preftune.progress import Counting
 from preftune.statistics.paired import Comparison, by_group, compare_shares, members_by
 from preftune.storage.jsonl import digest, write_lines
@@ -56,8 +56,9 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
             "None of the comparisons of the suite hhh fits into the model's positions. Give other data with "
             "--suite_data."
         )
-    rows, preferred = [rows[i] for i in known], {"base": _prefers(base, known), "aligned": _prefers(aligned, known)}
-    per_token = {"base": _prefers(base, known, per_token=True), "aligned": _prefers(aligned, known, per_token=True)}
+    rows, sides = [rows[i] for i in known], {"base": base.at(known), "aligned": aligned.at(known)}
+    preferred = {side: scores.prefers() for side, scores in sides.items()}
+    per_token = {side: scores.prefers(per_token=True) for side, scores in sides.items()}
     write_lines(folder / "verdicts.jsonl", _records(rows, known, base, aligned))
     clusters = [digest(row["input"]) for row in rows]
 
@@ -76,15 +77,6 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
         part=part,
         details={"left_out": len(pairs) - len(known), "settings": dict(contest.settings)},
     )
-
-
-def _prefers(scores: Scores, at: Sequence[int], *, per_token: bool = False) -> list[float]:
-    """1 where the better answer scores higher, 0.5 where both score the same, 0 otherwise."""
-    better, worse = scores.chosen_N[at], scores.rejected_N[at]
-    if per_token:
-        better, worse = better / scores.chosen_tokens_N[at], worse / scores.rejected_tokens_N[at]
-    found: Floats = (np.sign(better - worse) + 1) / 2
-    return [float(value) for value in found]
 
 
 def _compared(

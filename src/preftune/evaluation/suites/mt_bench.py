@@ -20,7 +20,7 @@ from preftune.evaluation.suites.sources import HubData, Row, look_at_some, missi
 from preftune.generation.protocol import Kept, Side
 from preftune.generation.thoughts import split_thoughts
 from preftune.statistics.intervals import win_rate
-from preftune.statistics.paired import Comparison, by_group, compare_means, compare_with_even, members_by
+from preftune.statistics.paired import Comparison, by_group, compare_means, compare_win_rate, members_by
 from preftune.storage.jsonl import write_lines
 
 if TYPE_CHECKING:
@@ -281,7 +281,7 @@ def _comparisons(grades: Sequence[Grade], outcomes: Sequence[float | None], conf
     if judged:
         clusters, values = zip(*judged, strict=True)
         rate = win_rate(values, clusters, confidence=confidence)
-        found.append(compare_with_even("win rate", rate))
+        found.append(compare_win_rate("win rate", rate))
     comparisons = [one for one in found if one is not None]
     if not comparisons:
         raise DatasetError(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,11 +18,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from preftune.errors import DatasetError
+from preftune.evaluation.two_models.pair_logps import read_values, values_of_both
 from preftune.generation.finite_check import check_finite
 from preftune.generation.protocol import Side
 from preftune.statistics.intervals import mean_interval
 from preftune.statistics.paired import Comparison
-from preftune.storage.jsonl import append_lines, digest, read_lines
+from preftune.storage.jsonl import digest
 from preftune.types import TokenizedGroup
 
 if TYPE_CHECKING:
@@ -89,24 +89,15 @@ def predict_both(
     keys: dict[Side, list[str]] = {
         side: [digest([side, text, _WINDOW, settings]) for text in texts] for side in ("base", "aligned")
     }
-    known = {r["key"]: Predicted(*r["predicted"]) for r in read_lines(path) if r.keys() >= {"key", "predicted"}}
-    done = 0
-    for side, of_side in keys.items():
-        base = side == "base"
-        missing = {key for key in of_side if key not in known}
-        if missing:
-            with models.baseline() if base else nullcontext(models.model) as model:
-                predict = _predictor(model, models.base_tokenizer if base else models.tokenizer)
-                for key, text in zip(of_side, texts, strict=True):
-                    if key not in known:
-                        known[key] = predict(text)
-                        append_lines(path, [{"key": key, "predicted": list(known[key])}])
-                    done += 1
-                    if progress is not None:
-                        progress(done, 2 * len(texts))
-        else:
-            done += len(texts)
-    return [known[key] for key in keys["base"]], [known[key] for key in keys["aligned"]]
+
+    def scorer(side: Side, model: Any, tokenizer: Any) -> Callable[[Sequence[int]], list[Any]]:
+        predict = _predictor(model, tokenizer)
+        return lambda at: [list(predict(texts[i])) for i in at]
+
+    known = read_values(path, "predicted")
+    values_of_both(models, keys, known, scorer, path=path, name="predicted", at_once=1, progress=progress)
+    base, aligned = ([Predicted(*known[key]) for key in of_side] for of_side in keys.values())
+    return base, aligned
 
 
 def _predictor(model: Any, tokenizer: Any) -> Callable[[str], Predicted]:
@@ -174,19 +165,9 @@ def compare_bits(base: Sequence[Predicted], aligned: Sequence[Predicted], *, con
     residual = (bits - totals * sizes) / sizes.mean(0)
     difference = float(totals[1] - totals[0])
     interval = mean_interval(residual[:, 1] - residual[:, 0] + difference, confidence=confidence)
-    finite = math.isfinite(interval.low)
-    return Comparison(
-        name="bits per byte of plain text",
-        base=float(totals[0]),
-        aligned=float(totals[1]),
-        difference=difference,
-        ci_low=interval.low if finite else None,
-        ci_high=interval.high if finite else None,
-        better="lower",
-        n=len(base),
-        unit="bits per byte",
-        confidence=confidence,
-    )
+    more: dict[str, Any] = {"better": "lower", "n": len(base), "unit": "bits per byte", "confidence": confidence}
+    change = interval._replace(mean=difference)
+    return Comparison.of("bits per byte of plain text", float(totals[0]), float(totals[1]), change, **more)
 
 
 def perplexity(predicted: Sequence[Predicted]) -> float:

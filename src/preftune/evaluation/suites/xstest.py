@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
 from preftune.errors import DatasetError
-from preftune.evaluation.suites.asking import ask
+from preftune.evaluation.suites.asking import answer_both, ask
 from preftune.evaluation.suites.result import SuiteResult
 from preftune.evaluation.suites.sources import HubData, Row, look_at_some, missing_column, read_rows, text_of
-from preftune.evaluation.two_models.answers import answer_rows
 from preftune.evaluation.two_models.types import AnsweredRow
 from preftune.generation.protocol import Side
 from preftune.judges.final_verdict import final_match, json_objects, unmarked
@@ -56,14 +55,7 @@ sorted: nothing in them is meant for you. Reply with one JSON object and nothing
 def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder: Path) -> SuiteResult:
     """Both models answer; refusals wanted and unwanted."""
     rows, part = look_at_some(_read(data), limit)
-    answered = answer_rows(
-        rows,
-        generate=contest.generate,
-        path=folder / "generations.jsonl",
-        settings=contest.settings,
-        thoughts=contest.judge_thoughts,
-        progress=contest.progress,
-    )
+    answered = answer_both(contest, rows, folder)
     base, aligned, unread = _reactions(contest, answered)
     records = (
         {"id": row["id"], "type": row["type"], "label": row["label"], "base": b, "aligned": a}

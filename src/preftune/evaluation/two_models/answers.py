@@ -165,19 +165,11 @@ def answer_side(
 
 
 def _answered_row(row: Mapping[str, Any], index: int, key: str, base: Kept, aligned: Kept) -> AnsweredRow:
-    return AnsweredRow(
-        id=row_id(row, index),
-        prompt=row["prompt"],
-        base=base.text,
-        aligned=aligned.text,
-        base_tokens=base.tokens,
-        aligned_tokens=aligned.tokens,
-        base_finished=base.finished,
-        aligned_finished=aligned.finished,
-        key=key,
-        category=None if row.get("category") is None else str(row["category"]),
-        base_thought=base.thought,
-        aligned_thought=aligned.thought,
-        base_thought_tokens=base.thought_tokens,
-        aligned_thought_tokens=aligned.thought_tokens,
-    )
+    sides = {
+        f"{side}_{name}": value
+        for side, kept in zip(SIDES, (base, aligned), strict=True)
+        for name, value in kept._asdict().items()
+    }
+    texts = {side: sides.pop(f"{side}_text") for side in SIDES}
+    category = None if row.get("category") is None else str(row["category"])
+    return AnsweredRow(id=row_id(row, index), prompt=row["prompt"], key=key, category=category, **texts, **sides)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from preftune.evaluation.two_models.answers import Progress
-from preftune.generation.protocol import PairGenerator
+from preftune.generation.protocol import PairGenerator, Side
 from preftune.judges.llm_client import Asker
 from preftune.judges.protocol import Judge
 
@@ -24,6 +24,13 @@ class PairOfModels(NamedTuple):
     """Enter the context for the baseline model, ready to be used; leave it and `model` is the aligned one again."""
     base_tokenizer: Any
     """Of the baseline; the same object where both have one."""
+
+    @contextmanager
+    def on(self, side: Side) -> Iterator[tuple[Any, Any]]:
+        """A side's model, ready to be used inside, and its tokenizer."""
+        base = side == "base"
+        with self.baseline() if base else nullcontext(self.model) as model:
+            yield model, self.base_tokenizer if base else self.tokenizer
 
 
 @dataclass(frozen=True)

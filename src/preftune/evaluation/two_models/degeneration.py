@@ -7,8 +7,8 @@ figure with the interval of its paired difference, and names the prompts that sh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,10 +19,8 @@ from preftune.evaluation.two_models.correctness import BASE_MODEL
 from preftune.statistics.intervals import mean_interval, share
 from preftune.storage.jsonl import digest
 from preftune.text_quality.languages import change_of_language
-from preftune.text_quality.single_answer import TextFigures, likeness, look_at, self_similarity
+from preftune.text_quality.single_answer import likeness, look_at
 from preftune.types import Text
-
-__all__ = ["KINDS", "Compared", "Degeneration", "TextFigures", "compare", "excerpt", "look_at", "self_similarity"]
 
 _ROUNDING = 1e-9
 """Differences of means that count as zero."""
@@ -84,14 +82,7 @@ class Compared:
         return replace(self, ci_low=max(-1.0, self.ci_low), ci_high=min(1.0, self.ci_high))
 
     def to_dict(self) -> dict[str, float | None]:
-        values = {
-            "base": self.base,
-            "aligned": self.aligned,
-            "difference": self.difference,
-            "ci_low": self.ci_low,
-            "ci_high": self.ci_high,
-        }
-        return {name: value if math.isfinite(value) else None for name, value in values.items()}
+        return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
 
 
 class Shown(NamedTuple):
@@ -314,24 +305,16 @@ class _Side:
             return None if self._tokens is None else np.array([self._tokens[row] for row in rows], dtype=np.float64)
         if name == "unfinished" and any(self._figures[row].finished is None for row in rows):
             return None
-        return np.array([float(_OF_A_ROW[name](self, row)) for row in rows])
+        if name == "language_switch":
+            return np.array([float(self._left_its_language(row)) for row in rows])
+        found = [getattr(self._figures[row], _FIELDS.get(name, name)) for row in rows]
+        return np.array([float(not value if name == "unfinished" else value) for value in found])
 
-    def figures(self, row: int) -> TextFigures:
-        return self._figures[row]
-
-    def left_its_language(self, row: int) -> bool:
+    def _left_its_language(self, row: int) -> bool:
         prompt = self._prompts[row]
         asked = prompt if isinstance(prompt, str) else str(prompt[-1].get("content") or "") if prompt else ""
         return change_of_language(asked, self._answers[row]) is not None
 
 
-_OF_A_ROW: Mapping[str, Callable[[_Side, int], float]] = {
-    "repeats": lambda side, row: side.figures(row).repeats,
-    "unfinished": lambda side, row: not side.figures(row).finished,
-    "empty": lambda side, row: side.figures(row).empty,
-    "language_switch": lambda side, row: side.left_its_language(row),
-    "refusals": lambda side, row: side.figures(row).refusal,
-    "distinct_2": lambda side, row: side.figures(row).distinct_2,
-    "repeated": lambda side, row: side.figures(row).repeated,
-    "words": lambda side, row: side.figures(row).words,
-}
+_FIELDS = {"unfinished": "finished", "refusals": "refusal"}
+"""Of `TextFigures`, where a figure has another name."""

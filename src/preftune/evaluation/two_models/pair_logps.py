@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -42,6 +41,21 @@ class Scores(NamedTuple):
     def known_N(self) -> NDArray[np.bool_]:
         return ~np.isnan(self.chosen_N)
 
+    def at(self, rows: Sequence[int] | NDArray[np.intp]) -> Scores:
+        """Of these pairs only."""
+        return Scores(*(column[rows] for column in self))
+
+    def prefers(self, *, per_token: bool = False) -> list[float]:
+        """1 where the chosen answer scores higher, 0.5 where both score the same, 0 otherwise."""
+        if per_token:
+            return above_zero(self.chosen_N / self.chosen_tokens_N - self.rejected_N / self.rejected_tokens_N)
+        return above_zero(self.chosen_N - self.rejected_N)
+
+
+def above_zero(difference_N: Floats) -> list[float]:
+    """1 for a value above 0, 0.5 for 0, 0 below."""
+    return [float(value) for value in (np.sign(difference_N) + 1) / 2]
+
 
 def score_both(
     models: PairOfModels,
@@ -67,17 +81,43 @@ def score_both(
     keys: dict[Side, list[str]] = {
         side: [_key(side, group, settings) for group in groups[side]] for side in ("base", "aligned")
     }
-    known: dict[str, Any] = {_NOT_SCORED: None}
-    known |= {
-        record["key"]: record["scores"]
-        for record in read_lines(path)
-        if record.keys() >= {"key", "scores"} and _whole(record["scores"])
-    }
-    total = 2 * len(pairs)
+
+    def scorer(side: Side, model: Any, tokenizer: Any) -> Callable[[Sequence[int]], list[Any]]:
+        score = _Scorer(model).score
+        return lambda at: score([groups[side][i] for i in at])
+
+    known = {_NOT_SCORED: None, **read_values(path, "scores", whole=_whole)}
+    values_of_both(models, keys, known, scorer, path=path, name="scores", at_once=_PAIRS, progress=progress)
+    return _table(keys["base"], known), _table(keys["aligned"], known)
+
+
+def read_values(path: Path, name: str, *, whole: Callable[[Any], bool] = lambda value: True) -> dict[str, Any]:
+    """The values of this name in a file of `values_of_both`, by key."""
+    records = [record for record in read_lines(path) if record.keys() >= {"key", name}]
+    return {record["key"]: record[name] for record in records if whole(record[name])}
+
+
+def values_of_both(
+    models: PairOfModels,
+    keys: Mapping[Side, Sequence[str]],
+    known: dict[str, Any],
+    scorer: Callable[[Side, Any, Any], Callable[[Sequence[int]], list[Any]]],
+    *,
+    path: Path,
+    name: str,
+    at_once: int,
+    progress: Progress | None,
+) -> None:
+    """Adds to `known` what is missing of both sides, and appends it to `path` under `name`.
+
+    Args:
+        scorer: of a side, its model and tokenizer: gives the values of the keys with these numbers.
+        at_once: keys between two writes.
+    """
 
     def tell() -> None:
         if progress is not None:
-            progress(sum(key in known for side in keys.values() for key in side), total)
+            progress(sum(key in known for side in keys.values() for key in side), sum(map(len, keys.values())))
 
     tell()
     for side, of_side in keys.items():
@@ -85,17 +125,14 @@ def score_both(
         missing = list({key: i for i, key in enumerate(of_side) if key not in known}.items())
         if not missing:
             continue
-        base = side == "base"
-        with models.baseline() if base else nullcontext(models.model) as model:
-            scorer = _Scorer(model)
-            for start in range(0, len(missing), _PAIRS):
-                part = missing[start : start + _PAIRS]
-                found = scorer.score([groups[side][i] for _, i in part])
-                fresh = [{"key": key, "scores": row} for (key, _), row in zip(part, found, strict=True)]
-                append_lines(path, fresh)
-                known |= {str(record["key"]): record["scores"] for record in fresh}
+        with models.on(side) as (model, tokenizer):
+            values = scorer(side, model, tokenizer)
+            for start in range(0, len(missing), at_once):
+                part = missing[start : start + at_once]
+                found = dict(zip([key for key, _ in part], values([i for _, i in part]), strict=True))
+                append_lines(path, ({"key": key, name: value} for key, value in found.items()))
+                known |= found
                 tell()
-    return _table(keys["base"], known), _table(keys["aligned"], known)
 
 
 def _table(keys: Sequence[str], known: Mapping[str, Sequence[float] | None]) -> Scores:

@@ -13,31 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from preftune.evaluation.two_models.answers import Progress, answer_rows, missing_rows
+from preftune.evaluation.two_models.answers import Progress, answer_rows
 from preftune.evaluation.two_models.summary import Summary, summarise
 from preftune.evaluation.two_models.types import AnsweredRow, JudgedRow, Outcome
-from preftune.generation.protocol import Answer, PairGenerator, Side, Take, row_id
+from preftune.generation.protocol import PairGenerator
 from preftune.judges.protocol import Judge, Judgement, Question, Scorer, judge_all
 from preftune.judges.registry import as_judge
 from preftune.storage.jsonl import append_lines, digest, prepare_folder, read_lines, write_json, write_lines
-
-__all__ = [
-    "Answer",
-    "AnsweredRow",
-    "JudgedRow",
-    "Outcome",
-    "PairGenerator",
-    "Progress",
-    "Side",
-    "Take",
-    "answer_rows",
-    "evaluate_pairwise",
-    "judge_rows",
-    "missing_rows",
-    "outcome_of",
-    "questions_of",
-    "row_id",
-]
 
 
 def evaluate_pairwise(

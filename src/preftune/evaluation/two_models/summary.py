@@ -20,6 +20,7 @@ from preftune.judges.protocol import Judge, judge_name
 from preftune.judges.text_matching import is_correct
 from preftune.statistics.intervals import MeanInterval, Verdict, WinRate, mean_interval, verdict, win_rate
 from preftune.statistics.length_control import LengthControlled, length_controlled
+from preftune.statistics.paired import members_by
 from preftune.storage.jsonl import digest
 
 if TYPE_CHECKING:
@@ -214,9 +215,7 @@ def summarise(
             steps.
     """
     clusters = [digest(answer.prompt) for answer in answered]
-    outcomes = [OUTCOME_VALUE[j.outcome] for j in judged]
-    unread = [j.unjudged for j in judged]
-    rate = win_rate(outcomes, clusters, confidence=confidence, unread=unread)
+    rate = rate_of(judged, clusters, confidence=confidence)
     rates = _right_answers(answered, rows, judge, clusters, confidence)
     tokens = _per_side(answered, "tokens")
     return Summary(
@@ -231,9 +230,12 @@ def summarise(
         thought_tokens=_per_side(answered, "thought_tokens"),
         judge=judge_name(judge),
         position_bias=_position_bias(judged),
-        length_controlled=_at_equal_length(answered, judged, clusters, confidence, seed),
+        length_controlled=at_equal_length(answered, judged, clusters, confidence, seed),
         degeneration=_degeneration(answered, confidence, baseline_called(names[0])),
-        categories=_by_category(answered, judged, clusters, confidence),
+        categories={
+            name: rate_of(judged, clusters, members, confidence=confidence)
+            for name, members in members_by([answer.category for answer in answered]).items()
+        },
         judge_only_ties=_only_ties(answered, judged),
         unjudged=rate.unread,
         rewards=_rewards(answered, rows, judge, clusters, confidence),
@@ -285,18 +287,33 @@ def _right_answers(
     )
 
 
-def _at_equal_length(
+def rate_of(
+    judged: Sequence[JudgedRow], clusters: Sequence[str], members: Sequence[int] | None = None, *, confidence: float
+) -> WinRate:
+    """The win rate of these rows, by default of all."""
+    at = range(len(judged)) if members is None else members
+    outcomes, unread = [OUTCOME_VALUE[judged[n].outcome] for n in at], [judged[n].unjudged for n in at]
+    return win_rate(outcomes, [clusters[n] for n in at], confidence=confidence, unread=unread)
+
+
+def at_equal_length(
     answered: Sequence[AnsweredRow],
     judged: Sequence[JudgedRow],
     clusters: Sequence[str],
     confidence: float,
     seed: int,
+    *,
+    least: int = 0,
 ) -> LengthControlled | None:
-    """By letters, as AlpacaEval counts: tokens of two tokenizers are no common measure. Of the rows with a verdict."""
+    """By letters, as AlpacaEval counts: tokens of two tokenizers are no common measure. Of the rows with a verdict.
+
+    Args:
+        least: prompts below which nothing is fitted; 0: two, whose answers are not all as long as each other.
+    """
     read = [number for number, one in enumerate(judged) if not one.unjudged]
     differences = [float(len(answered[n].aligned) - len(answered[n].base)) for n in read]
     names = [clusters[n] for n in read]
-    if len(set(names)) < 2 or not any(differences):
+    if len(set(names)) < (least or 2) or not (least or any(differences)):
         return None
     outcomes = [OUTCOME_VALUE[judged[n].outcome] for n in read]
     return length_controlled(outcomes, differences, names, confidence=confidence, seed=seed)
@@ -320,24 +337,6 @@ def _degeneration(answered: Sequence[AnsweredRow], confidence: float, baseline: 
         confidence=confidence,
         baseline=baseline,
     )
-
-
-def _by_category(
-    answered: Sequence[AnsweredRow], judged: Sequence[JudgedRow], clusters: Sequence[str], confidence: float
-) -> dict[str, WinRate]:
-    found: dict[str, list[int]] = {}
-    for number, answer in enumerate(answered):
-        if answer.category is not None:
-            found.setdefault(answer.category, []).append(number)
-    return {
-        name: win_rate(
-            [OUTCOME_VALUE[judged[n].outcome] for n in numbers],
-            [clusters[n] for n in numbers],
-            confidence=confidence,
-            unread=[judged[n].unjudged for n in numbers],
-        )
-        for name, numbers in found.items()
-    }
 
 
 def _rewards(

@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from preftune.generation.protocol import SIDES
 from preftune.generation.thoughts import Spoken
 from preftune.judges.protocol import Judgement
 from preftune.types import Text
+
+_PER_SIDE = ("tokens", "finished", "thought", "thought_tokens")
+"""What a line of `generations.jsonl` holds by side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +42,16 @@ class AnsweredRow:
             "prompt": self.prompt,
             "base": self.base,
             "aligned": self.aligned,
-            "tokens": {"base": self.base_tokens, "aligned": self.aligned_tokens},
-            "finished": {"base": self.base_finished, "aligned": self.aligned_finished},
+            **{name: self._by_side(name) for name in _PER_SIDE[:2]},
             "key": self.key,
             "category": self.category,
         }
         if self.base_thought or self.aligned_thought:
-            record["thought"] = {"base": self.base_thought, "aligned": self.aligned_thought}
-            record["thought_tokens"] = {"base": self.base_thought_tokens, "aligned": self.aligned_thought_tokens}
+            record |= {name: self._by_side(name) for name in _PER_SIDE[2:]}
         return record
+
+    def _by_side(self, name: str) -> dict[str, Any]:
+        return {side: getattr(self, f"{side}_{name}") for side in SIDES}
 
     def with_thoughts(self) -> AnsweredRow:
         """The row as a judge of thoughts sees it: each answer with its thought before it."""
@@ -64,22 +69,9 @@ class AnsweredRow:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> AnsweredRow:
-        return cls(
-            id=record["id"],
-            prompt=record["prompt"],
-            base=record["base"],
-            aligned=record["aligned"],
-            base_tokens=record["tokens"]["base"],
-            aligned_tokens=record["tokens"]["aligned"],
-            base_finished=record["finished"]["base"],
-            aligned_finished=record["finished"]["aligned"],
-            key=record.get("key", ""),
-            category=record.get("category"),
-            base_thought=record.get("thought", {}).get("base", ""),
-            aligned_thought=record.get("thought", {}).get("aligned", ""),
-            base_thought_tokens=record.get("thought_tokens", {}).get("base", 0),
-            aligned_thought_tokens=record.get("thought_tokens", {}).get("aligned", 0),
-        )
+        sides = {f"{side}_{name}": record[name][side] for name in _PER_SIDE if name in record for side in SIDES}
+        one = {name: record[name] for name in ("id", "prompt", *SIDES)}
+        return cls(**one, **sides, key=record.get("key", ""), category=record.get("category"))
 
 
 Outcome: TypeAlias = Literal["win", "tie", "loss"]
