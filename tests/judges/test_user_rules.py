@@ -12,11 +12,10 @@ import pytest
 from preftune.errors import DatasetError, RequestError
 from preftune.evaluation.two_models.run import evaluate_pairwise
 from preftune.judges.from_scores import ScoreJudge
-from preftune.judges.protocol import Question, judge_all
+from preftune.judges.protocol import Question, judge_all, score_all
 from preftune.judges.registry import as_judge, open_judge
 from preftune.judges.rules import KeyFactJudge
 from preftune.judges.user_rules import adapted
-from preftune.training.online.scoring import rated
 from tests.evaluation.suites.scripted import Said
 
 
@@ -137,7 +136,7 @@ def test_a_rule_that_fails_names_itself_and_the_prompt(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="'broken_scorer' failed on prompt 'row-1'"):
         as_judge(broken_scorer)("q", "x", "y", {"id": "row-1"})
     with pytest.raises(RequestError, match=r"'broken_scorer' failed on the prompt 'Why\?'"):
-        rated(broken_scorer, [([{"role": "user", "content": "Why?"}], "x", {})])
+        score_all(broken_scorer, [([{"role": "user", "content": "Why?"}], "x", {})])
     with pytest.raises(DatasetError, match="no usable 'key_fact'"):  # what preftune itself says stays
         judge_all(KeyFactJudge(), [Question("q", "x", "y", {})])
 

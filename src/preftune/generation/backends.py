@@ -38,10 +38,11 @@ class TwoSides:
         return [answers[number] for number in range(len(prompts))]
 
     def stream(self, side: Side, prompts: Sequence[Text], rows: Rows, take: Take) -> None:
-        """Every answer as soon as it is there."""
-        other: Side = "aligned" if side == "base" else "base"
-        self.sides[other].release()
-        self.sides[side].answer(prompts, rows, take)
+        """Every answer as soon as it is there. The other side's weights go, unless both sides use the same."""
+        asked, other = self.sides[side], self.sides["aligned" if side == "base" else "base"]
+        if getattr(other, "source", None) is not getattr(asked, "source", asked):
+            other.release()
+        asked.answer(prompts, rows, take)
 
     def settings(self) -> dict[str, Any]:
         """Who answers; with how it is sampled this decides which answers may be used again."""
@@ -91,8 +92,8 @@ def batches(lengths: Sequence[int], rows: Rows, settings: SamplingSettings, size
             yield _Part(own, numbers[start : start + size])
 
 
-class ModelAnswerer:
-    """A model of transformers, or the base of an adapter, which is the same loaded model."""
+class OfSource:
+    """What the generators of a named model share: whose answers they give, and when the memory is given back."""
 
     def __init__(
         self,
@@ -101,26 +102,38 @@ class ModelAnswerer:
         *,
         base: ModelSource | None = None,
         tokenizer: Callable[[], Any] | None = None,
-        batch_size: int = 16,
         seed: int = 0,
-        shared: bool = False,
-        raw: bool = False,
     ) -> None:
         """
         Args:
             base: the base of the adapter `source`, when this side answers with the adapter off.
             tokenizer: default: the own one of who answers.
-            shared: the other side uses the same source, so it stays loaded when that one answers.
-            raw: answers as the model writes them, thoughts in their text; prompts go into batches by their tokens.
         """
-        if batch_size < 1:
-            raise RequestError(f"--batch_size {batch_size}: give at least 1.")
         self._own = base or source
         self.name = self._own.name
         self.source, self.adapter_off = source, base is not None
         self.tokenizer = tokenizer or (lambda: self._own.tokenizer)
-        self.settings, self._batch_size, self._seed = settings, batch_size, seed
-        self._shared, self._raw = shared, raw
+        self.settings, self._seed = settings, seed
+
+    def release(self) -> None:
+        self.source.release()
+
+
+class ModelAnswerer(OfSource):
+    """A model of transformers, or the base of an adapter, which is the same loaded model."""
+
+    def __init__(
+        self, source: ModelSource, settings: SamplingSettings, *, batch_size: int = 16, raw: bool = False, **more: Any
+    ) -> None:
+        """
+        Args:
+            raw: answers as the model writes them, thoughts in their text; prompts go into batches by their tokens.
+            more: arguments of `OfSource`.
+        """
+        if batch_size < 1:
+            raise RequestError(f"--batch_size {batch_size}: give at least 1.")
+        super().__init__(source, settings, **more)
+        self._batch_size, self._raw = batch_size, raw
 
     def identity(self) -> Mapping[str, Any]:
         from preftune.generation.generate import end_ids
@@ -133,14 +146,6 @@ class ModelAnswerer:
         if set(ends) != set(end_ids(own, self.tokenizer())):
             shaping["ends"] = sorted(ends)
         return {"identity": self._own.identity, "generation": shaping}
-
-    def release(self) -> None:
-        if not self._shared:
-            self.close()
-
-    def close(self) -> None:
-        """Releases the weights, even if others use them."""
-        self.source.release()
 
     def answer(self, prompts: Sequence[Text], rows: Rows, take: Take, wanted: AbstractSet[int] | None = None) -> None:
         from preftune.generation.generate import baseline, generate

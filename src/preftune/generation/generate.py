@@ -168,6 +168,13 @@ def base_changed_by(adapter_config: Any) -> str | None:
     return None if bias == "none" else f"bias={bias!r}"
 
 
+def base_changed_by_adapter(name: str) -> str | None:
+    """The same of a saved adapter: a folder or a hub id."""
+    from peft import PeftConfig
+
+    return base_changed_by(PeftConfig.from_pretrained(name))
+
+
 @contextmanager
 def baseline(model: Any) -> Iterator[Any]:
     """The same model with its adapter off, so that base and aligned come from one loaded model.

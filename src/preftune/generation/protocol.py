@@ -54,7 +54,7 @@ class Generator(Protocol):
         """
 
     def release(self) -> None:
-        """Another generator is about to answer: lets go of memory that it may need."""
+        """Lets go of weights, which are loaded again when they are needed again."""
 
 
 class PairGenerator(Protocol):

@@ -7,13 +7,13 @@ so that the model reads exactly what it would read through transformers.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from importlib.util import find_spec
 from typing import Any
 
 from preftune.errors import ModelError, RequestError
-from preftune.generation.backends import batches, seed_of, template_of
+from preftune.generation.backends import OfSource, batches, seed_of, template_of
 from preftune.generation.encode_prompts import encode_prompts
 from preftune.generation.generate import Completion, end_ids
 from preftune.generation.lazy_model import ModelSource
@@ -122,41 +122,22 @@ def engine_for(
     return VllmEngine(source.base_name, rank=rank, **options)
 
 
-class VllmAnswerer:
+class VllmAnswerer(OfSource):
     """A side that vLLM answers for."""
 
-    def __init__(
-        self,
-        source: ModelSource,
-        engine: VllmEngine,
-        settings: SamplingSettings,
-        *,
-        tokenizer: Callable[[], Any] | None = None,
-        base: ModelSource | None = None,
-        seed: int = 0,
-        shared: bool = False,
-    ) -> None:
+    def __init__(self, source: ModelSource, engine: VllmEngine, settings: SamplingSettings, **options: Any) -> None:
         """
         Args:
-            base: the base of the adapter `source`, when this side answers with the adapter off.
-            shared: the other side uses the same engine, so it stays when that one answers.
+            options: of `OfSource`.
         """
-        self._own = base or source
-        self.name = self._own.name
-        self.source, self.engine, self.adapter_off = source, engine, base is not None
-        self.tokenizer = tokenizer or (lambda: self._own.tokenizer)
-        self._settings, self._seed, self._shared = settings, seed, shared
+        super().__init__(source, settings, **options)
+        self.engine = engine
 
     def identity(self) -> Mapping[str, Any]:
-        generation = _params(self._settings, [])
+        generation = _params(self.settings, [])
         return {"identity": self._own.identity, "backend": "vllm", "generation": generation}
 
     def release(self) -> None:
-        if not self._shared:
-            self.close()
-
-    def close(self) -> None:
-        """Ends the engine, even if others use it."""
         self.engine.close()
 
     def answer(self, prompts: Sequence[Text], rows: Rows, take: Take, wanted: AbstractSet[int] | None = None) -> None:
@@ -168,7 +149,7 @@ class VllmAnswerer:
 
             adapter = LoRARequest("aligned", 1, _folder(self.source))
         ends = end_ids(self.source.generation_config, tokenizer)
-        for settings, numbers in batches([letters_of(prompt) for prompt in prompts], rows, self._settings, _AT_ONCE):
+        for settings, numbers in batches([letters_of(prompt) for prompt in prompts], rows, self.settings, _AT_ONCE):
             token_ids = encode_prompts(
                 tokenizer, [prompts[n] for n in numbers], [template_of(rows[n]) for n in numbers]
             )

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from preftune.errors import RequestError
 from preftune.judges.cache import verdict_key
-from preftune.judges.protocol import Scorer, finite_score, judge_name
+from preftune.judges.protocol import Scorer, judge_name, score_all
 from preftune.types import Text
 
 How: TypeAlias = Literal["mean", "min", "mean-std"]
@@ -50,9 +50,10 @@ class EnsembleScorer:
         Args:
             progress: called with scores done and scores in all, of all members.
         """
-        tables = []
-        for number, member in enumerate(self.members):
-            tables.append(_rated(member, items, self._shifted(progress, number)))
+        tables = [
+            score_all(member, items, progress=self._shifted(progress, number))
+            for number, member in enumerate(self.members)
+        ]
         return [combined(scores, self.how) for scores in zip(*tables, strict=True)]
 
     def _shifted(self, progress: Callable[[int, int], None] | None, number: int) -> Callable[[int, int], None] | None:
@@ -78,9 +79,3 @@ def deviation(scores: Sequence[float]) -> float:
     """How far several disagree: the standard deviation between them."""
     mean = math.fsum(scores) / len(scores)
     return math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / len(scores))
-
-
-def _rated(member: Any, items: Sequence[Item], progress: Callable[[int, int], None] | None) -> list[float | None]:
-    many = getattr(member, "score_all", None)
-    found = many(list(items), progress=progress) if many is not None else [member(*item) for item in items]
-    return [finite_score(score, member) for score in found]

@@ -8,7 +8,7 @@ from typing import Any
 
 from preftune.errors import RequestError
 from preftune.judges.cache import verdict_key
-from preftune.judges.protocol import Judgement, Question, Scorer, finite_score, judge_name, naming_failures
+from preftune.judges.protocol import Judgement, Question, Scorer, judge_name, score_all
 from preftune.types import Text
 
 TIE_WITHIN = 0.01
@@ -65,17 +65,8 @@ class ScoreJudge:
         """
         keys = [verdict_key(*item) for item in items]
         missing = {key: item for key, item in zip(keys, items, strict=True) if key not in self._scores}
-        many = getattr(self.scorer, "score_all", None)
-        if many is not None:
-            scores = many(list(missing.values()), progress=progress)
-            self._scores |= {key: finite_score(score, self.scorer) for key, score in zip(missing, scores, strict=True)}
-        else:
-            for done, (key, item) in enumerate(missing.items(), start=1):
-                with naming_failures(self.scorer, item[0], item[2]):
-                    score = self.scorer(*item)
-                self._scores[key] = finite_score(score, self.scorer)
-                if progress is not None:
-                    progress(done, len(missing))
+        scores = score_all(self.scorer, list(missing.values()), progress=progress)
+        self._scores |= dict(zip(missing, scores, strict=True))
         return [self._scores[key] for key in keys]
 
     def _verdict(self, a: float | None, b: float | None) -> Judgement | None:

@@ -115,6 +115,33 @@ def _beginning(prompt: Text) -> str:
     return text if len(text) <= 60 else text[:60] + "..."
 
 
+def score_all(
+    scorer: Scorer,
+    items: Sequence[tuple[Text, str, Mapping[str, Any]]],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[float | None]:
+    """Any scorer's score of every answer; None for one that it cannot rate.
+
+    Args:
+        items: prompt, answer and row of each.
+        progress: called with answers done and answers in all.
+    Raises: RequestError for a score that is no finite number, or a rule that fails.
+    """
+    many = getattr(scorer, "score_all", None)
+    if many is not None:
+        found = many(list(items)) if progress is None else many(list(items), progress=progress)
+        return [finite_score(score, scorer) for score in found]
+    scores: list[float | None] = []
+    for done, item in enumerate(items, start=1):
+        with naming_failures(scorer, item[0], item[2]):
+            score = scorer(*item)
+        scores.append(finite_score(score, scorer))
+        if progress is not None:
+            progress(done, len(items))
+    return scores
+
+
 def judge_all(
     judge: Judge,
     questions: Sequence[Question],

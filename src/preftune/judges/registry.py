@@ -109,19 +109,12 @@ def open_judge(spec: str, opened: ExitStack, options: JudgeOptions | None = None
 
     options = options or JudgeOptions()
     kind = judge_kind(spec)
-    name = spec.partition(":")[2]
-    if kind == "openai":
-        return _endpoint_judge(spec, opened, options)
     cache = opened.enter_context(closing(VerdictCache()))
-    if kind == "local":
-        from preftune.generation.lazy_model import ModelSource
-        from preftune.judges.llm_client import LocalAsker
-
-        asker = LocalAsker(ModelSource(name, **options.model), cache, batch_size=_or(options.batch_size, 8))
-        return OpenedJudge(_chat_judge(asker, options), asker=asker)
+    if kind in ("openai", "local"):
+        return _chat_judge(spec, opened, cache, options)
     scorer: Any
     if kind == "reward":
-        scorer = _reward_scorer(name, cache, options)
+        scorer = _reward_scorer(spec.partition(":")[2], cache, options)
         return OpenedJudge(ScoreJudge(scorer, tie_within=options.tie_within), scorer=scorer)
     rule, scores = adapted(load_judge(spec))
     if getattr(rule, "cache_key", None) is not None and not (hasattr(rule, "score_all") or hasattr(rule, "judge_all")):
@@ -157,21 +150,22 @@ def _reward_scorer(name: str, cache: VerdictCache, options: JudgeOptions) -> Any
     return EnsembleScorer(members, how=options.ensemble)
 
 
-def _endpoint_judge(spec: str, opened: ExitStack, options: JudgeOptions) -> OpenedJudge:
-    from preftune.generation.endpoint.client import Endpoint, EndpointName
-    from preftune.judges.cache import VerdictCache
-    from preftune.judges.llm_client import EndpointAsker
-
-    name = EndpointName.parse(spec)
-    endpoint = opened.enter_context(Endpoint(name, conduct=options.conduct, budget=options.budget))
-    asker = EndpointAsker(endpoint, opened.enter_context(closing(VerdictCache())))
-    return OpenedJudge(_chat_judge(asker, options), asker=asker, endpoint=endpoint)
-
-
-def _chat_judge(asker: Asker, options: JudgeOptions) -> Judge:
+def _chat_judge(spec: str, opened: ExitStack, cache: VerdictCache, options: JudgeOptions) -> OpenedJudge:
+    from preftune.generation.endpoint.client import PREFIX, Endpoint, EndpointName
+    from preftune.generation.lazy_model import ModelSource
+    from preftune.judges.llm_client import EndpointAsker, LocalAsker
     from preftune.judges.pairwise_llm import CRITERIA, ChatJudge
 
-    return ChatJudge(asker, criteria=options.criteria or CRITERIA, max_tokens=options.max_tokens)
+    endpoint = None
+    if spec.startswith(PREFIX):
+        name = EndpointName.parse(spec)
+        endpoint = opened.enter_context(Endpoint(name, conduct=options.conduct, budget=options.budget))
+        asker: Asker = EndpointAsker(endpoint, cache)
+    else:
+        source = ModelSource(spec.partition(":")[2], **options.model)
+        asker = LocalAsker(source, cache, batch_size=_or(options.batch_size, 8))
+    judge = ChatJudge(asker, criteria=options.criteria or CRITERIA, max_tokens=options.max_tokens)
+    return OpenedJudge(judge, asker=asker, endpoint=endpoint)
 
 
 def _or(given: int | None, usual: int) -> int:

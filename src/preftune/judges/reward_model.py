@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from preftune.data.chat.tool_calls import apply_template
@@ -43,7 +44,6 @@ class RewardModel:
         self.cache_key = verdict_key("reward", identity) if form is None else verdict_key("reward", identity, form)
         self._form = form
         self._load = load
-        self._loaded: tuple[Any, Any] | None = None
         self._cache, self._batch_size = cache, batch_size
 
     @classmethod
@@ -55,20 +55,20 @@ class RewardModel:
 
     def load(self) -> RewardModel:
         """Loads the model now, so that errors are reported at once."""
-        self._model  # noqa: B018
+        self._loaded  # noqa: B018
         return self
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        model, tokenizer = self._load()
+        return model.eval(), tokenizer
 
     @property
     def _model(self) -> Any:
-        if self._loaded is None:
-            model, tokenizer = self._load()
-            self._loaded = (model.eval(), tokenizer)
         return self._loaded[0]
 
     @property
     def _tokenizer(self) -> Any:
-        self.load()
-        assert self._loaded is not None
         return self._loaded[1]
 
     def __call__(self, prompt: Text, answer: str, row: Mapping[str, Any]) -> float:

@@ -106,7 +106,7 @@ def test_scores_are_kept_and_a_model_that_is_the_baseline_has_no_margin(
         def __init__(self, *args: Any) -> None:
             raise AssertionError("scored again")
 
-    monkeypatch.setattr(pair_scores, "_Scorer", Never)
+    monkeypatch.setattr(pair_scores, "LogpScorer", Never)
     assert run_suite("held-out", ready, data=path, beta=0.5).figures == first.figures
 
 

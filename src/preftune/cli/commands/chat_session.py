@@ -118,6 +118,7 @@ def load_speakers(
         options: for `load_model`.
     Raises: ModelError when a model cannot be had; RequestError when both names are the same model.
     """
+    from preftune.generation.generate import base_changed_by_adapter
     from preftune.models import load_model, load_tokenizer
     from preftune.models.load import locate_base
     from preftune.models.locate import locate, same_model
@@ -129,7 +130,11 @@ def load_speakers(
         locate(baseline_name)
         if same_model(name, baseline_name):
             raise RequestError(f"--model and --baseline are both {name}. Name the model that it came from.")
-    shared = adapter and (baseline_name is None or same_model(str(base), baseline_name)) and _separable(place.name)
+    shared = (
+        adapter
+        and (baseline_name is None or same_model(str(base), baseline_name))
+        and base_changed_by_adapter(place.name) is None
+    )
     model = load_model(name, base_model=base_model, **options).eval()
     tokenizer = load_tokenizer(name, base_model=base_model)
     aligned = Speaker(_label(name), model, tokenizer, system=system)
@@ -139,15 +144,6 @@ def load_speakers(
     if other is None:
         return [aligned]
     return [Speaker(_label(other), load_model(other, **options).eval(), load_tokenizer(other), system=system), aligned]
-
-
-def _separable(adapter: str) -> bool:
-    """Whether the base is what is left when the adapter is switched off (not so for PiSSA and its like)."""
-    from peft import PeftConfig
-
-    from preftune.generation.generate import base_changed_by
-
-    return base_changed_by(PeftConfig.from_pretrained(adapter)) is None
 
 
 def _label(name: str) -> str:

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 from preftune.cli.commands.eval_request import read_request, results_folder
 from preftune.cli.flags.judge_flags import open_asked_judge, tell_before_asking
 from preftune.cli.flags.messages import tell
-from preftune.cli.flags.model_flags import conduct_and_budget, is_endpoint, model_options
+from preftune.cli.flags.model_flags import (
+    conduct_and_budget,
+    is_endpoint,
+    model_options,
+    sampling_settings,
+    tell_prompts,
+)
 from preftune.cli.train.auto_judge import AUTO
 from preftune.errors import RequestError
 from preftune.storage.run_directory import run_facts
@@ -43,23 +49,15 @@ def run(argv: Sequence[str]) -> int:
 def _evaluate(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> None:
     from preftune.cli.train.auto_judge import make_judge
     from preftune.evaluation.two_models.open_models import AnswerOptions, match_up
-    from preftune.generation.settings import SamplingSettings
     from preftune.storage.run_directory import write_json
 
-    sampling = SamplingSettings(
-        max_new_tokens=asked.max_new_tokens,
-        temperature=asked.temperature,
-        top_p=asked.top_p,
-        top_k=asked.top_k,
-        min_p=asked.min_p,
-    )
     conduct, budget = conduct_and_budget(asked)
     own = make_judge(asked) if asked.judge == AUTO else None
     if own is not None:
         asked.judge = f"reward:{own.folder}"
     judge = None if asked.judge is None else open_asked_judge(asked, opened, conduct=conduct, budget=budget)
     options = AnswerOptions(
-        sampling=sampling,
+        sampling=sampling_settings(asked),
         seed=asked.seed,
         batch_size=asked.batch_size,
         backend=asked.backend or "auto",
@@ -146,10 +144,7 @@ def _rows(asked: argparse.Namespace, match: Matchup) -> list[dict[str, Any]]:
             keep_if_there=(*CATEGORIES, *KEYS),
             limit=asked.limit,
         )
-    again = f" ({prompts.repeated:,} rows repeat one)" if prompts.repeated else ""
-    tell(f"preftune: {len(prompts.prompts):,} distinct prompts in {prompts.name}{again}")
-    for note in prompts.notes:
-        tell(f"preftune: {note}")
+    tell_prompts(prompts)
     seen = 0 if asked.prompts is None else _seen_in_training(asked.model, [prompt.prompt for prompt in prompts.prompts])
     if seen:
         tell(

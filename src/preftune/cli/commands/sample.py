@@ -18,6 +18,8 @@ from preftune.cli.flags.model_flags import (
     is_endpoint,
     model_options,
     refuse,
+    sampling_settings,
+    tell_prompts,
 )
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import RequestError
@@ -39,15 +41,7 @@ def run(argv: Sequence[str]) -> int:
     else:
         refuse(asked, ENDPOINT_FLAGS, unless="--model is openai:NAME@BASE_URL")
 
-    from preftune.generation.settings import SamplingSettings
-
-    settings = SamplingSettings(
-        max_new_tokens=asked.max_new_tokens,
-        temperature=asked.temperature,
-        top_p=asked.top_p,
-        top_k=asked.top_k,
-        min_p=asked.min_p,
-    )
+    settings = sampling_settings(asked)
     counts = _from_endpoint(asked, settings) if endpoint else _from_model(asked, settings)
     for line in counts.sentences():
         print(line)
@@ -128,10 +122,7 @@ def _prompts(asked: argparse.Namespace, *, as_chat: bool) -> Prompts:
         keep=asked.keep,
         limit=asked.limit,
     )
-    again = f" ({prompts.repeated:,} rows repeat one)" if prompts.repeated else ""
-    tell(f"preftune: {len(prompts.prompts):,} distinct prompts in {prompts.name}{again}")
-    for note in prompts.notes:
-        tell(f"preftune: {note}")
+    tell_prompts(prompts)
     return prompts
 
 

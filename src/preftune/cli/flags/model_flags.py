@@ -6,12 +6,15 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from preftune.cli.flags.messages import tell
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import RequestError
 
 if TYPE_CHECKING:
     from preftune.generation.endpoint.budget import Budget
     from preftune.generation.endpoint.client import Conduct
+    from preftune.generation.prompts import Prompts
+    from preftune.generation.settings import SamplingSettings
 
 ENDPOINT_FLAGS = (
     "timeout",
@@ -90,6 +93,21 @@ def conduct_and_budget(asked: argparse.Namespace) -> tuple[Conduct, Budget]:
         given["max_reply_bytes"] = round(1e6 * given.pop("max_reply_mb"))
     conduct = {name: given.pop(name) for name in _CONDUCT if name in given}
     return Conduct(**conduct), Budget(**given)
+
+
+def sampling_settings(asked: argparse.Namespace) -> SamplingSettings:
+    """The flags that say how answers are drawn. Raises: RequestError for impossible values."""
+    from preftune.generation.settings import SamplingSettings
+
+    return SamplingSettings(**{name: getattr(asked, name) for name in SamplingSettings.__slots__})
+
+
+def tell_prompts(prompts: Prompts) -> None:
+    """How many prompts are asked, and what of the source is not."""
+    again = f" ({prompts.repeated:,} rows repeat one)" if prompts.repeated else ""
+    tell(f"preftune: {len(prompts.prompts):,} distinct prompts in {prompts.name}{again}")
+    for note in prompts.notes:
+        tell(f"preftune: {note}")
 
 
 def is_endpoint(name: str) -> bool:

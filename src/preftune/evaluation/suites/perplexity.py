@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from preftune.errors import DatasetError
-from preftune.evaluation.two_models.pair_logps import read_values, values_of_both
-from preftune.generation.finite_check import check_finite
+from preftune.evaluation.two_models.pair_logps import LogpScorer, read_values, values_of_both
 from preftune.generation.protocol import Side
 from preftune.statistics.intervals import mean_interval
 from preftune.statistics.paired import Comparison
@@ -102,26 +101,14 @@ def predict_both(
 
 def _predictor(model: Any, tokenizer: Any) -> Callable[[str], Predicted]:
     """Scores a document with this model."""
-    import torch
-
-    from preftune.logps import choose_engine, pack
-    from preftune.models.precision import mixed_dtype
-    from preftune.reference import inference
-
-    engine, _ = choose_engine(model, "auto")
-    device = model.get_input_embeddings().weight.device
-    dtype = mixed_dtype(model)
-    window = min(_WINDOW, getattr(model.config, "max_position_embeddings", None) or _WINDOW)
+    scorer = LogpScorer(model)
+    window = min(_WINDOW, scorer.longest or _WINDOW)
 
     def predict(text: str) -> Predicted:
         ids, size = _token_ids(text, tokenizer)
         nats = 0.0
         for group in windows(ids, window):
-            batch = pack([group]).to(device)
-            with inference(model), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                logps_T = engine(model, batch).token_logps_T.cpu().double()  # MPS has no float64
-            check_finite(logps_T, model)
-            nats -= float(logps_T.sum())
+            nats -= float(scorer.read([group], lambda found, batch: found.token_logps_T).sum())
         return Predicted(nats / math.log(2), size, len(ids) - 1)
 
     return predict

@@ -73,18 +73,11 @@ def look_at_some(rows: Sequence[Row], limit: int | None) -> tuple[list[Row], Par
 
     Raises: RequestError for a limit below 1.
     """
-    if limit is None or limit >= len(rows) > 0:
-        if limit is not None and limit < 1:
-            raise _bad_limit(limit)
+    if limit is not None and limit < 1:
+        raise RequestError(f"--limit {limit}: a suite needs at least one question. Give 1 or more, or leave it out.")
+    if limit is None or limit >= len(rows):
         return list(rows), None
-    if limit < 1:
-        raise _bad_limit(limit)
-    chosen = [rows[i * len(rows) // limit] for i in range(limit)]
-    return chosen, Part(limit, len(rows))
-
-
-def _bad_limit(limit: int) -> RequestError:
-    return RequestError(f"--limit {limit}: a suite needs at least one question. Give 1 or more, or leave it out.")
+    return [rows[i * len(rows) // limit] for i in range(limit)], Part(limit, len(rows))
 
 
 def text_of(row: Mapping[str, Any], names: Sequence[str], *, suite: str, index: int, where: object) -> str:

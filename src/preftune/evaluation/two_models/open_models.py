@@ -13,7 +13,7 @@ from preftune.evaluation.two_models.context import PairOfModels
 from preftune.generation.backends import EndpointAnswerer, GivenAnswers, ModelAnswerer, TwoSides
 from preftune.generation.endpoint.budget import Budget
 from preftune.generation.endpoint.client import PREFIX, Conduct, Endpoint, EndpointName
-from preftune.generation.generate import base_changed_by, baseline
+from preftune.generation.generate import base_changed_by_adapter, baseline
 from preftune.generation.lazy_model import ModelSource
 from preftune.generation.protocol import Generator
 from preftune.generation.settings import SamplingSettings
@@ -68,8 +68,7 @@ class Matchup:
     def release(self) -> None:
         """Lets go of all weights; they are loaded again when they are needed again."""
         for side in self.generate.sides.values():
-            close = getattr(side, "close", side.release)
-            close()
+            side.release()
 
     def takes_conversations(self) -> bool:
         """Whether a text prompt can be a user's turn on both sides."""
@@ -105,11 +104,11 @@ def match_up(model: str, base: str | None, opened: ExitStack, options: AnswerOpt
         if same_model(model, base):
             raise RequestError(f"{model} was trained in place of {base}. Name another model with --baseline.")
     if source.is_adapter and base != DATASET and same_model(base, source.base_name):
-        changed = _base_changed(source)
+        changed = base_changed_by_adapter(source.place.name)
         if changed is None:
             return _one_model(source, base, options, notes)
         notes.append(f"The adapter was made with {changed}, which changes the base weights: the base is loaded apart.")
-    aligned = _model_side(source, options, notes)
+    aligned = _model_side(source, options, notes)()
     other = _other_side(base, aligned, opened, options, notes)
     return _matched(other, aligned, options, notes, _loader(other, aligned))
 
@@ -135,27 +134,25 @@ def _one_model(source: ModelSource, base: str, options: AnswerOptions, notes: li
     """An adapter: the base is the same loaded model with the adapter off, with the base's own tokenizer."""
     base_source = ModelSource(base, **options.model)
     tokenizer = _base_tokenizer(base_source, source, notes)
-    common: dict[str, Any] = {"seed": options.seed, "shared": True}
-    if _use_vllm(source, options, notes):
-        from preftune.generation.vllm_backend import VllmAnswerer, engine_for
-
-        side = partial(VllmAnswerer, source, engine_for(source, **_vllm_options(options)), options.sampling, **common)
-        return _matched(side(base=base_source, tokenizer=tokenizer), side(), options, notes, None)
-    own = partial(ModelAnswerer, source, options.sampling, batch_size=_batch_size(options), **common)
+    side = _model_side(source, options, notes)
+    aligned = side()
 
     def load() -> PairOfModels:
         return PairOfModels(source.model, source.tokenizer, lambda: baseline(source.model), tokenizer())
 
-    return _matched(own(base=base_source, tokenizer=tokenizer), own(), options, notes, load)
+    loads = load if isinstance(aligned, ModelAnswerer) else None
+    return _matched(side(base=base_source, tokenizer=tokenizer), aligned, options, notes, loads)
 
 
-def _model_side(source: ModelSource, options: AnswerOptions, notes: list[str]) -> Generator:
+def _model_side(source: ModelSource, options: AnswerOptions, notes: list[str]) -> Callable[..., Generator]:
+    """Makes a side that a model on this machine answers for."""
     if _use_vllm(source, options, notes):
         from preftune.generation.vllm_backend import VllmAnswerer, engine_for
 
         engine = engine_for(source, **_vllm_options(options))
-        return VllmAnswerer(source, engine, options.sampling, seed=options.seed)
-    return ModelAnswerer(source, options.sampling, batch_size=_batch_size(options), seed=options.seed)
+        return partial(VllmAnswerer, source, engine, options.sampling, seed=options.seed)
+    size = 16 if options.batch_size is None else options.batch_size
+    return partial(ModelAnswerer, source, options.sampling, batch_size=size, seed=options.seed)
 
 
 def _other_side(
@@ -167,7 +164,7 @@ def _other_side(
         return GivenAnswers(lambda text: len(_tokenizer_of(aligned)(text, add_special_tokens=False)["input_ids"]))
     if is_endpoint(base):
         return _endpoint(base, opened, options)
-    return _model_side(ModelSource(base, **options.model), options, notes)
+    return _model_side(ModelSource(base, **options.model), options, notes)()
 
 
 def _endpoint(name: str, opened: ExitStack, options: AnswerOptions) -> EndpointAnswerer:
@@ -207,12 +204,6 @@ def _trained_from(source: ModelSource) -> str:
     return str(name)
 
 
-def _base_changed(source: ModelSource) -> str | None:
-    from peft import PeftConfig
-
-    return base_changed_by(PeftConfig.from_pretrained(source.place.name))
-
-
 def _base_tokenizer(base: ModelSource, source: ModelSource, notes: list[str]) -> Callable[[], Any]:
     """The base's own tokenizer, or the adapter's where the base has no chat template."""
     tokenizer = base.tokenizer
@@ -244,10 +235,6 @@ def _vllm_options(options: AnswerOptions) -> dict[str, Any]:
         raise RequestError("--load_in_4bit goes with --backend transformers. Leave one of them out.")
     chosen = {name: options.model[name] for name in ("dtype", "trust_remote_code") if name in options.model}
     return {**chosen, "batch_size": options.batch_size}
-
-
-def _batch_size(options: AnswerOptions) -> int:
-    return 16 if options.batch_size is None else options.batch_size
 
 
 def _tokenizer_of(side: Any) -> Any:

@@ -19,7 +19,10 @@ from preftune.storage.jsonl import append_lines, digest, read_lines
 from preftune.types import PreferencePair, TokenizedGroup
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from preftune.evaluation.two_models.context import PairOfModels
+    from preftune.logps.batch import GroupLogps, PackedBatch
 
 Floats: TypeAlias = NDArray[np.float64]
 Progress: TypeAlias = Callable[[int, int], None]
@@ -83,7 +86,7 @@ def score_both(
     }
 
     def scorer(side: Side, model: Any, tokenizer: Any) -> Callable[[Sequence[int]], list[Any]]:
-        score = _Scorer(model).score
+        score = LogpScorer(model).score
         return lambda at: score([groups[side][i] for i in at])
 
     known = {_NOT_SCORED: None, **read_values(path, "scores", whole=_whole)}
@@ -171,7 +174,7 @@ def _key(side: Side, group: TokenizedGroup | None, settings: Mapping[str, Any]) 
     return digest([side, ids, group.scored, NUMERICS_VERSION, settings])
 
 
-class _Scorer:
+class LogpScorer:
     """One model, on the device where it is."""
 
     def __init__(self, model: Any) -> None:
@@ -202,12 +205,17 @@ class _Scorer:
     def _compute(self, groups: Sequence[TokenizedGroup]) -> list[list[float]]:
         import torch
 
+        return self.read(groups, lambda found, batch: torch.stack(list(found.sides(batch)), dim=1)).tolist()
+
+    def read(self, groups: Sequence[TokenizedGroup], part: Callable[[GroupLogps, PackedBatch], Tensor]) -> Tensor:
+        """A part of these groups' log-probabilities, in float64 on the CPU. Raises: ModelError for NaN."""
+        import torch
+
         from preftune.logps import pack
         from preftune.reference import inference
 
         batch = pack(groups).to(self.device)
         with inference(self.model), torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            sides = self.engine(self.model, batch).sides(batch)
-        scores = torch.stack(list(sides), dim=1).cpu().double()  # MPS has no float64
+            scores = part(self.engine(self.model, batch), batch).cpu().double()  # MPS has no float64
         check_finite(scores, self.model)
-        return [list(row) for row in scores.tolist()]
+        return scores

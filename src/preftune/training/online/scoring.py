@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from preftune.judges.ensemble import deviation
 from preftune.judges.final_verdict import unmarked
 from preftune.judges.llm_client import Asker
 from preftune.judges.pairwise_llm import as_transcript
-from preftune.judges.protocol import Scorer, finite_score, judge_name, naming_failures
+from preftune.judges.protocol import Scorer, judge_name, score_all
 from preftune.judges.registry import JudgeOptions, judge_kind, open_judge
 from preftune.training.online.rollout import Rollout
 from preftune.types import Message, Text
@@ -59,7 +59,7 @@ class Score:
 
     def of_items(self, items: Sequence[Item]) -> Scores:
         """The scores of answers given as prompt, text and row."""
-        members = [rated(scorer, items) for scorer in self._scorers]
+        members = [score_all(scorer, items) for scorer in self._scorers]
         return combined(members, self._ensemble)
 
 
@@ -77,18 +77,6 @@ def combined(members: Sequence[Sequence[float | None]], ensemble: str) -> Scores
         scores.append(one_score(of_answer, ensemble))
         spread.append(deviation(known) if 1 < len(known) == len(of_answer) else None)
     return Scores(scores, spread)
-
-
-def rated(scorer: Scorer, items: Sequence[Item]) -> list[float | None]:
-    """The scores of any scorer. Raises: RequestError for one that is no finite number."""
-    many: Callable[..., Sequence[Any]] | None = getattr(scorer, "score_all", None)
-    found = many(items) if many is not None else [_one(scorer, item) for item in items]
-    return [finite_score(score, scorer) for score in found]
-
-
-def _one(scorer: Scorer, item: Item) -> Any:
-    with naming_failures(scorer, item[0], item[2]):
-        return scorer(*item)
 
 
 class MarkingScorer:
