@@ -235,3 +235,15 @@ def test_rows_of_a_frozen_adapter_beside_a_fresh_one_count_too(kind):
     assert isinstance(source, FrozenCopy)
     seen = pack([TokenizedGroup([unmet, 5], ([7, unmet, 8],), (), id="0")])
     assert torch.allclose(source.score(model, seen, engine), naive_logps(model, seen), atol=1e-4)
+
+
+def test_a_trained_alora_shows_where_it_is_invoked_and_a_probe_may_lack_that():
+    model = with_lora(task_type="CAUSAL_LM", alora_invocation_tokens=[126, 127])
+    engine, batch = make_engine(model, "separate"), pack(random_groups())
+    options = {"trained": lambda: False, "reload": None}
+    assert isinstance(choose_source(model, batch, engine, **options), AdapterOff)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.5)
+    assert isinstance(choose_source(model, batch, engine, **options), FrozenCopy)

@@ -36,10 +36,12 @@ class Source(Protocol):
     """Whether it is the policy as received by its making, or a model that the user chose."""
 
     def unchanged(self, model: nn.Module) -> bool:
-        """Whether what would score now is what the fingerprint was taken of. `model` is the policy, before any step.
+        """Whether what would score now is what the fingerprint was taken of, and will be as `model` trains: the policy,
+        before any step.
 
         Weights, adapters and scales can be changed between the making of a trainer and its training, and scores must
-        not be kept under the address of another model.
+        not be kept under the address of another model. Weights that were unfrozen meanwhile would take along a
+        reference that is made of them.
         """
         ...
 
@@ -58,9 +60,10 @@ class AdapterOff:
     def __init__(self, model: nn.Module) -> None:
         self.fingerprint = fingerprint(model, adapters=False)
         self._as_made = fingerprint(model, adapters=True)
+        self._trained = trainable(model)
 
     def unchanged(self, model: nn.Module) -> bool:
-        return fingerprint(unwrap(model), adapters=True) == self._as_made
+        return trainable(model) <= self._trained and fingerprint(unwrap(model), adapters=True) == self._as_made
 
     def score(self, model: nn.Module, batch: PackedBatch, engine: Engine) -> Tensor:
         with adapters_off(model), inference(model):
@@ -79,7 +82,9 @@ class FrozenCopy:
         self._received = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
     def unchanged(self, model: nn.Module) -> bool:
-        return fingerprint(unwrap(model), adapters=True) == self.fingerprint
+        return trainable(model) <= self._received.keys() and (
+            fingerprint(unwrap(model), adapters=True) == self.fingerprint
+        )
 
     def score(self, model: nn.Module, batch: PackedBatch, engine: Engine) -> Tensor:
         with self._put_back(model), inference(model):
@@ -233,8 +238,9 @@ def choose_source(
 
 def _shows_rarely(model: nn.Module, adapters: Sequence[str]) -> bool:
     """Whether parts of the adapters may have been trained that show on some inputs only, which a probe can miss: rows
-    of an embedding, whole modules, experts that a probe's tokens are not routed to. Whether they still train is
-    another matter: a fresh adapter may be loaded together with one that was trained and is frozen.
+    of an embedding, whole modules, experts that a probe's tokens are not routed to, aLoRA where its invocation is
+    missing. Whether they still train is another matter: a fresh adapter may be loaded together with one that was
+    trained and is frozen.
 
     Args:
         adapters: names of their parameters.
@@ -243,11 +249,18 @@ def _shows_rarely(model: nn.Module, adapters: Sequence[str]) -> bool:
         return True
     weights = dict(model.named_parameters())
     factors: dict[str, bool] = {}  # of each product of two: whether none of its factors is zero
+    configs: Any = getattr(model, "peft_config", {})
+    invoked = any(getattr(config, "alora_invocation_tokens", None) for config in configs.values())
     for name in adapters:
-        if "lora_embedding_" in name or "expert" in name:
+        if "lora_embedding_" in name or "expert" in name or (invoked and "lora_" in name):
             product = name.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")
             factors[product] = factors.get(product, True) and bool(weights[name].any())
     return any(factors.values())
+
+
+def trainable(model: nn.Module) -> set[str]:
+    """Names of the parameters that train."""
+    return {name for name, parameter in unwrap(model).named_parameters() if parameter.requires_grad}
 
 
 def _state_of(model: nn.Module) -> list[tuple[int, int]]:

@@ -62,6 +62,13 @@ def trainer(folder: Path, *, judge: Any = letters, **options: Any) -> OnlineDPOT
     )
 
 
+def test_weights_that_were_unfrozen_after_the_trainer_was_made_are_refused(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.model.get_input_embeddings().weight.requires_grad_(True)
+    with pytest.raises(ConfigError, match=r"1 parameters were unfrozen after .*embed_tokens"):
+        run.train()
+
+
 def test_the_first_step_begins_at_ln_2(tmp_path: Path) -> None:
     trainer(tmp_path, num_generations=3, which_pairs="all").train()
     first, *_, last = logged(tmp_path)

@@ -275,3 +275,17 @@ def test_a_policy_that_was_changed_between_the_trainer_and_the_first_step_is_its
     run.train()
     assert "the model was changed after the trainer was made" in caplog.text
     assert logged(run)[0] == pytest.approx(LN2, abs=1e-6)
+
+
+@pytest.mark.parametrize("fresh", [True, False], ids=["adapter off", "frozen copy"])
+def test_weights_that_were_unfrozen_after_the_trainer_was_made_take_no_reference_along(fresh, tmp_path, caplog):
+    model = lora_model()
+    if not fresh:
+        nudge(model, 0.2)
+    run = trainer(model, tmp_path, learning_rate=0.05)
+    batch = run._batch_of([0, 1])
+    received = run.reference.fresh(run.model, batch).token_logps_T
+    model.get_input_embeddings().weight.requires_grad_(True)
+    run.train()
+    assert "the model was changed after the trainer was made" in caplog.text
+    torch.testing.assert_close(run.reference.fresh(run.model, batch).token_logps_T, received, rtol=0, atol=1e-4)

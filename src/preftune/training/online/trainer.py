@@ -20,7 +20,7 @@ from preftune.log import detail, warn
 from preftune.logps import pack
 from preftune.logps.batch import PackedBatch
 from preftune.reference import ReferenceScores
-from preftune.reference.sources import Source
+from preftune.reference.sources import Source, trainable
 from preftune.storage.run_directory import check_writable
 from preftune.training.online.config import SamplingConfig
 from preftune.training.online.fresh import STEP, Fresh, FreshStep, choose_reference, choose_sampler, plan_steps
@@ -100,6 +100,7 @@ class OnlineTrainer(RecordedTrainer):
         self.reference = choose_reference(self, ref_model)
         self.sampler = sampler or choose_sampler(self, tokenizer)
         self.trained = self._what_trains()
+        self._as_made = trainable(self.trained)
         self.begin_record()
         self.guard = None if args.guard == "off" else Watch(self, str(args.guard))
         if self.guard is not None:
@@ -230,6 +231,11 @@ class OnlineTrainer(RecordedTrainer):
     # --- training ---
 
     def begin_training(self, *, resumed: bool) -> None:
+        if unfrozen := sorted(trainable(self.trained) - self._as_made):
+            raise ConfigError(
+                f"{len(unfrozen)} parameters were unfrozen after the trainer was made ({unfrozen[0]}), and the "
+                "reference would be trained along with the policy. Unfreeze them first, then make the trainer."
+            )
         self._epoch = None
 
     def recall(self, state: Mapping[str, Any]) -> None:
