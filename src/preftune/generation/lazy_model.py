@@ -15,8 +15,10 @@ from preftune.models.locate import Location, locate
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
 _SHAPING = ("config.json", "generation_config.json", "adapter_config.json", "chat_template.jinja", "tokenizer.json")
 """Other files that change an answer."""
-_SHAPING_MORE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.json", "tokenizer.model")
-_VOCABULARIES = ("vocab.json", "merges.txt", "vocab.txt", "added_tokens.json", "spiece.model", "tekken.json")
+_SHAPING_MORE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.json")
+_VOCABULARIES = ("vocab.json", "merges.txt", "vocab.txt", "added_tokens.json", "tekken.json")
+_SHAPING_ENDS = (".py", ".model", ".spm")
+"""Code of the model's own, and vocabularies (`spm.model`, `sentencepiece.bpe.model`)."""
 
 
 class ModelSource:
@@ -175,7 +177,8 @@ def _files(path: Path) -> Iterator[Path]:
         return
     for file in sorted(path.iterdir()):
         weights = file.suffix in _WEIGHTS and file.name != "training_args.bin"
-        if weights or file.name in (*_SHAPING, *_SHAPING_MORE, *_VOCABULARIES):
+        named = file.name in (*_SHAPING, *_SHAPING_MORE, *_VOCABULARIES) or file.suffix in _SHAPING_ENDS
+        if weights or (named and file.is_file()):
             yield file
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from preftune.errors import EndpointError, ModelError, RequestError
 from preftune.evaluation.labelling.sample import count, manifest_of, read_samples, sample
@@ -169,6 +170,23 @@ def test_a_whole_line_that_lacks_its_line_break_is_kept(tmp_path: Path) -> None:
     path.write_bytes(b'{"a": 1}\n{"b": 2}')
     cut_torn_line(path)
     assert path.read_bytes() == b'{"a": 1}\n{"b": 2}\n'
+
+
+def test_another_vocabulary_is_refused_and_an_earlier_versions_file_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    sample(prompts(), model_sampler(), path, k=2, seed=5)
+    other = model_sampler()
+    tokenizer = other.tokenizer()
+    inside = json.loads(tokenizer.backend_tokenizer.to_str())
+    ids = inside["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(inside))
+    with pytest.raises(RequestError, match="started with other settings: tokenizer was"):
+        sample(prompts(), other, path, k=2, seed=5)
+    manifest = json.loads(manifest_of(path).read_text())
+    del manifest["settings"]["tokenizer"]
+    manifest_of(path).write_text(json.dumps(manifest))
+    assert sample(prompts(), model_sampler(), path, k=2, seed=5).new == 0
 
 
 @pytest.mark.parametrize(

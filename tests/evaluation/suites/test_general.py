@@ -277,3 +277,19 @@ def test_a_task_is_paired_by_document_where_it_can_be() -> None:
     assert lower is not None
     assert (lower.better, lower.verdict) == ("lower", "worse")
     assert compare_task("t", before, of_task({"f1,none": 1.0}, {}, {}), confidence=0.95) is None
+
+
+def test_the_documents_that_a_task_names_are_a_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks, elsewhere = tmp_path / "tasks", tmp_path / "data"
+    tasks.mkdir(), elsewhere.mkdir()
+    (tasks / "mine.yaml").write_text("dataset_kwargs:\n  data_files: {test: data/far.jsonl, train: 'near.json'}\n")
+    (elsewhere / "far.jsonl").write_text('{"q": 1}\n')
+    (tasks / "near.json").write_text("[]")
+    monkeypatch.chdir(tmp_path)
+    seen = {tuple(harness._of_folder(Path("tasks")))}
+    for file, text in ((elsewhere / "far.jsonl", '{"q": 2}\n'), (tasks / "near.json", "[1]"), (tasks / "own.py", "")):
+        file.write_text(text)
+        seen.add(tuple(harness._of_folder(Path("tasks"))))
+    (tmp_path / "results.jsonl").write_text("{}")
+    seen.add(tuple(harness._of_folder(Path("tasks"))))
+    assert len(seen) == 4

@@ -104,8 +104,10 @@ def test_an_identity_follows_the_contents_and_no_path(base: str, tmp_path: Path)
     assert ModelSource(copy).identity != ModelSource(base).identity
 
 
-@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "added_tokens.json"])
-def test_the_files_of_a_vocabulary_are_part_of_an_identity(name: str, base: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["vocab.json", "merges.txt", "added_tokens.json", "spm.model", "sentencepiece.bpe.model", "modeling_own.py"]
+)
+def test_vocabularies_and_code_of_its_own_are_part_of_an_identity(name: str, base: str, tmp_path: Path) -> None:
     copy = Path(save_tiny(tmp_path / "copy"))
     (copy / name).write_text("{}")
     assert ModelSource(str(copy)).identity != ModelSource(base).identity

@@ -176,7 +176,9 @@ def _is_sample(row: Mapping[str, Any]) -> bool:
 
 
 def _settings_of(generator: ModelAnswerer | EndpointAnswerer) -> dict[str, Any]:
-    """All that shapes an answer, as JSON: a model by its content, the resolved generation config, the chat template."""
+    """All that shapes an answer, as JSON: a model by its content, the resolved generation config, the tokenizer and its
+    chat template.
+    """
     if not isinstance(generator, ModelAnswerer):
         return {**generator.identity(), "generation": asdict(generator.settings)}
     from preftune.reference.fingerprint import fingerprint
@@ -185,9 +187,18 @@ def _settings_of(generator: ModelAnswerer | EndpointAnswerer) -> dict[str, Any]:
     return {
         "model": generator.name,
         "fingerprint": fingerprint(model, adapters=True),
+        "tokenizer": digest(_inside(tokenizer)),
         "chat_template": digest(tokenizer.chat_template),
         "generation": resolved(generator.settings, model, tokenizer),
     }
+
+
+def _inside(tokenizer: Any) -> Any:
+    """What decides about a tokenizer's ids; how it was last asked to pad and to cut does not."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return sorted(tokenizer.get_vocab().items())
+    return {name: part for name, part in json.loads(backend.to_str()).items() if name not in ("padding", "truncation")}
 
 
 def _resume(path: Path, settings: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Record]:
@@ -201,7 +212,8 @@ def _resume(path: Path, settings: Mapping[str, Any], data: Mapping[str, Any]) ->
         path.touch()
         return {}
     try:
-        begun = json.loads(manifest.read_text(encoding="utf-8"))["settings"]
+        written = json.loads(manifest.read_text(encoding="utf-8"))["settings"]
+        begun = {"tokenizer": settings.get("tokenizer"), **written}  # which earlier versions did not write
     except (OSError, ValueError, KeyError, TypeError):
         raise RequestError(
             f"{path} exists, and {manifest.name} next to it does not say that preftune sample wrote it. Give another "

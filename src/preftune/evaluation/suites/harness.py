@@ -6,9 +6,11 @@ task's result is written as soon as it is there, so that a run that was killed g
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
@@ -27,6 +29,8 @@ from preftune.storage.jsonl import append_lines, digest, read_lines
 if TYPE_CHECKING:
     from preftune.evaluation.two_models.context import Contest, PairOfModels
 
+_DOCUMENTS = re.compile(r"[^\s'\"\[\],:]+\.(?:jsonl?|csv|tsv|txt|parquet|arrow)\b")
+"""How a task names files of documents (`data_files`)."""
 DEFAULT_TASKS = ("truthfulqa_mc2", "gsm8k", "hellaswag", "arc_challenge", "ifeval")
 _MAIN_METRIC: Mapping[str, tuple[str, ...]] = {
     "truthfulqa_mc2": ("acc,none",),
@@ -258,11 +262,23 @@ def _version() -> str:
 
 
 def _of_folder(include: Path | None) -> list[str]:
-    """The contents of one's own tasks: another task under the same name is another result."""
+    """The contents of one's own tasks, and of the files of documents that they name: others under the same name are
+    another result.
+    """
     if include is None:
         return []
     files = sorted(file for file in include.rglob("*") if file.is_file() and file.suffix in (".yaml", ".yml", ".py"))
-    return [digest(file.read_text(encoding="utf-8", errors="replace")) for file in files]
+    found = []
+    for file in files:
+        text = file.read_text(encoding="utf-8", errors="replace")
+        named = [folder / name for name in _DOCUMENTS.findall(text) for folder in (Path(), file.parent)]
+        found += [digest(text), *(_of_file(one) for one in named if one.is_file())]
+    return found
+
+
+def _of_file(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 @contextmanager
