@@ -61,6 +61,24 @@ def test_equal_outcomes_still_have_a_wide_interval(outcome: float) -> None:
     assert few.ci_low <= outcome <= few.ci_high
 
 
+@pytest.mark.parametrize("prompts", range(2, 13))
+def test_few_coins_that_fall_alike_are_no_proof(prompts: int) -> None:
+    """Exact, over all outcomes of fair coins: at most one evaluation of twenty excludes 50%, however few prompts."""
+    excluded = {"rate": 0.0, "difference": 0.0}
+    for heads in range(prompts + 1):
+        up = [1.0] * heads + [0.0] * (prompts - heads)
+        rate, difference = win_rate(up), paired_shares([1 - one for one in up], up)
+        chance = math.comb(prompts, heads) / 2**prompts
+        excluded["rate"] += chance * (not rate.ci_low <= 0.5 <= rate.ci_high)
+        excluded["difference"] += chance * (not difference.low <= 0 <= difference.high)
+    assert max(excluded.values()) <= 0.05
+
+
+def test_it_takes_six_prompts_to_be_better() -> None:
+    assert [verdict(win_rate([1.0] * n)).name for n in (4, 5, 6)] == ["undecided", "undecided", "better"]
+    assert [verdict(win_rate([0.0] * n)).name for n in (4, 5, 6)] == ["undecided", "undecided", "worse"]
+
+
 def test_one_prompt_says_nothing_about_others() -> None:
     result = win_rate([1] * 20, ["same"] * 20)
     assert (result.ci_low, result.ci_high, result.prompts) == (0.0, 1.0, 1)

@@ -145,15 +145,19 @@ def _closed_form(data: _Clustered, confidence: float) -> tuple[float, float]:
 
     For independent wins and losses this is Wilson's interval; ties shrink it and repeated prompts widen it through the
     variance. Equal outcomes everywhere have no measurable variance, so each prompt then counts as one plain trial with
-    the normal quantile (nothing was estimated): no interval has zero width.
+    the normal quantile (nothing was estimated): no interval has zero width. Where all were won, or all lost, Wilson's
+    is too sure of few prompts (four coins fall alike in one of eight trials); the interval then reaches at least as far
+    as the exact one (Clopper and Pearson 1934, Biometrika 26), so that it takes six to exclude 50%.
     """
     prompts = len(data.sums)
     if prompts == 1:
         return 0.0, 1.0  # one prompt says nothing about others
     rate, variance = data.mean, data.variance
-    if variance <= 1e-15:
-        return _wilson(rate, float(prompts), NormalDist().inv_cdf(0.5 + confidence / 2))
-    return _wilson(rate, rate * (1 - rate) / variance, quantile(confidence, prompts))
+    if variance > 1e-15:
+        return _wilson(rate, rate * (1 - rate) / variance, quantile(confidence, prompts))
+    low, high = _wilson(rate, float(prompts), NormalDist().inv_cdf(0.5 + confidence / 2))
+    exact = (0.5 - confidence / 2) ** (1 / prompts)
+    return (min(low, exact) if rate == 1 else low), (max(high, 1 - exact) if rate == 0 else high)
 
 
 def share(
@@ -203,7 +207,10 @@ def paired_shares(
 def _difference_interval(gained: MeanInterval, lost: MeanInterval) -> tuple[float, float]:
     """Of gained minus lost, which exclude each other: the more is gained, the less can be lost."""
     spread = (gained.mean * (1 - gained.mean), lost.mean * (1 - lost.mean))
-    correlation = -gained.mean * lost.mean / math.sqrt(spread[0] * spread[1]) if min(spread) > 0 else 0.0
+    if min(spread) > 0:
+        correlation = -gained.mean * lost.mean / math.sqrt(spread[0] * spread[1])
+    else:  # where every prompt changed, what is not gained is lost
+        correlation = -1.0 if 1.0 in (gained.mean, lost.mean) else 0.0
 
     def distance(of_gained: float, of_lost: float) -> float:
         return math.sqrt(of_gained**2 + of_lost**2 - 2 * correlation * of_gained * of_lost)

@@ -141,14 +141,14 @@ def test_a_loss_that_has_no_probability_is_not_called_calibrated(models: Any, tm
 
 
 def test_the_interval_of_an_accuracy_stays_below_one() -> None:
-    """Pairs that are all right: Wilson's interval of 40 of 40, less one half."""
+    """Pairs that are all right: the exact interval of 40 of 40, less one half."""
     n = 40
     zero, ten = np.zeros(n), np.full(n, 10.0)
     scores = [Scores(ten * scale, zero, zero + 4, zero + 4) for scale in (1, 2)]
     domain = Domain("d", ["i"] * n, [str(i) for i in range(n)], *scores, left_out=0)
     accuracy = domain.comparisons(0.95, None)[0]
     assert (accuracy.base, accuracy.aligned, accuracy.verdict) == (0.5, 1.0, "better")
-    assert (accuracy.ci_low, accuracy.ci_high) == pytest.approx((0.5 - 3.8415 / (n + 3.8415), 0.5), abs=1e-4)
+    assert (accuracy.ci_low, accuracy.ci_high) == pytest.approx((0.025 ** (1 / n) - 0.5, 0.5), abs=1e-9)
 
 
 def test_calibration_by_hand() -> None:

@@ -123,6 +123,21 @@ def test_a_judge_no_better_than_length_is_told_so() -> None:
     assert "not shown to be better than taking the longer answer" in found.sentences()[1]
 
 
+@pytest.mark.parametrize("said", ["a", "b"])
+def test_three_judgements_that_are_all_alike_show_nothing(said: str) -> None:
+    """No interval of a difference or of kappa is without width, and no bias is told."""
+    labels = [label(n, "a") for n in range(3)]
+    found = measured(labels, dict.fromkeys(range(3), (said, "b" if said == "a" else "a")))
+    for rate in (found.above_longer, found.length_bias, found.kappa):
+        assert rate is not None
+        assert rate.ci_high - rate.ci_low > 0.5
+        assert rate.ci_low <= rate.value <= rate.ci_high
+    text = " ".join(found.sentences())
+    assert "not shown to be better than tossing a coin" in text
+    assert "Length bias" not in text
+    assert "the shorter answer more often" not in text
+
+
 def test_unread_verdicts_are_left_out_and_said() -> None:
     labels = [label(0, "a"), label(1, "a"), label(2, "a")]
     found = measured(labels, {0: ("a", None), 1: ("a", "b"), 2: ("a", "b")})

@@ -21,8 +21,8 @@ from preftune.judges.text_matching import count_words
 from preftune.statistics.intervals import (
     Floats,
     MeanInterval,
-    mean_interval,
     number_clusters,
+    paired_shares,
     share,
 )
 from preftune.storage.jsonl import digest
@@ -244,13 +244,13 @@ def agreement(judged: Sequence[Judged], judge: Judge, *, confidence: float = 0.9
         human_ties=float((people == 0.5).mean()),
         kappa=_kappa(points, people, clusters, confidence, seed),
         longer_rule=Rate.of(share(by_length, clusters, confidence=confidence), len(read)),
-        above_longer=Rate.of(_bounded(mean_interval(agrees - by_length, clusters, confidence=confidence)), len(read)),
+        above_longer=Rate.of(paired_shares(by_length, agrees, clusters, confidence=confidence), len(read)),
         contradicted=None if symmetric else rate(np.array([_contradicts(item) for item in read])),
         wavered=None if symmetric else float(np.mean([(i.there == "tie") != (i.back == "tie") for i in read])),
         first_place=None if symmetric else _first_place(read, clusters, confidence),
         judge_longer=rate(1 - np.abs(points - longer), uneven & (points != 0.5)),
         human_longer=rate(1 - np.abs(people - longer), uneven & (people != 0.5)),
-        length_bias=rate(np.abs(people - longer) - np.abs(points - longer), uneven & both, difference=True),
+        length_bias=rate(1 - np.abs(points - longer), uneven & both, less=1 - np.abs(people - longer)),
         on_longer=rate(agrees, uneven & (people != 0.5) & (people == longer)),
         on_shorter=rate(agrees, uneven & (people != 0.5) & (people != longer)),
         two_people=_two_people(read, confidence),
@@ -265,20 +265,19 @@ class _Rates:
     def __init__(self, clusters: Sequence[Hashable], confidence: float) -> None:
         self._clusters, self._confidence = clusters, confidence
 
-    def __call__(self, values: Any, where: Any = None, *, difference: bool = False) -> Rate | None:
+    def __call__(self, values: Any, where: Any = None, *, less: Any = None) -> Rate | None:
+        """
+        Args:
+            less: other values of the same rows, whose share is subtracted.
+        """
         rows = np.arange(len(values)) if where is None else np.flatnonzero(where)
         if not len(rows):
             return None
         names = [self._clusters[row] for row in rows.tolist()]
         kept = np.asarray(values, dtype=np.float64)[rows]
-        if difference:
-            return Rate.of(_bounded(mean_interval(kept, names, confidence=self._confidence)), len(rows))
+        if less is not None:
+            return Rate.of(paired_shares(less[rows], kept, names, confidence=self._confidence), len(rows))
         return Rate.of(share(kept, names, confidence=self._confidence), len(rows))
-
-
-def _bounded(difference: MeanInterval) -> MeanInterval:
-    """A difference of shares is never beyond 1."""
-    return difference._replace(low=max(-1.0, difference.low), high=min(1.0, difference.high))
 
 
 def _longer(label: HumanLabel) -> float:
@@ -316,7 +315,11 @@ def _person_and_label(read: Sequence[Judged]) -> float | None:
 
 
 def _kappa(points: Floats, people: Floats, clusters: Sequence[Hashable], confidence: float, seed: int) -> Rate:
-    """Cohen's kappa with a percentile interval from 2,000 resamples of prompts."""
+    """Cohen's kappa with a percentile interval from 2,000 resamples of prompts.
+
+    Where judge and people always say the same, or never, resamples show no spread; the interval is then that of the
+    share of equal verdicts, in units of kappa.
+    """
     index, prompts = number_clusters(len(points), clusters)
     rows_NK = np.stack([np.ones_like(points), points == people, points == 0.5, people == 0.5], axis=1)
     sums_GK = np.zeros((prompts, 4))
@@ -325,8 +328,12 @@ def _kappa(points: Floats, people: Floats, clusters: Sequence[Hashable], confide
     resampled = np.array([sums_GK[rows].sum(axis=0) for rows in drawn])
     low, high = np.quantile(_kappa_of(resampled), [0.5 - confidence / 2, 0.5 + confidence / 2])
     value = float(_kappa_of(sums_GK.sum(axis=0)[None])[0])
+    matches = share(rows_NK[:, 1], clusters, confidence=confidence)
     if prompts < 2:
         low, high = -1.0, 1.0
+    elif matches.mean in (0.0, 1.0):
+        sums_K = sums_GK.sum(axis=0)
+        low, high = _kappa_of(np.stack([[sums_K[0], end * sums_K[0], *sums_K[2:]] for end in matches[1:3]]))
     return Rate(value, min(float(low), value), max(float(high), value), len(points))
 
 
