@@ -91,12 +91,19 @@ def compare_shares(
     *,
     better: Better,
     confidence: float = 0.95,
+    members: Sequence[int] | None = None,
 ) -> Comparison:
     """Rates of the same prompts under both models, paired: values in [0, 1].
 
     The interval is that of `paired_shares`.
+
+    Args:
+        members: the rows that count; default: all.
     """
     base_N, aligned_N = np.asarray(base, dtype=np.float64), np.asarray(aligned, dtype=np.float64)
+    if members is not None:
+        base_N, aligned_N = base_N[members], aligned_N[members]
+        clusters = None if clusters is None else [clusters[row] for row in members]
     change = paired_shares(base_N, aligned_N, clusters, confidence=confidence)
     means = float(base_N.mean()), float(aligned_N.mean())
     return Comparison.of(name, *means, change, better=better, n=len(base_N), confidence=confidence)

@@ -68,9 +68,6 @@ class TaskResult(NamedTuple):
     """By metric and filter: the value of each document, where a document has a value of its own."""
     n: int
 
-    def to_dict(self) -> dict[str, Any]:
-        return self._asdict()
-
 
 def installed() -> bool:
     """Whether the harness is there."""
@@ -128,7 +125,7 @@ def run_tasks(
                 except Exception as error:  # a hub that cannot be reached, a task's own code: whatever these raise
                     failures[task] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
                     continue
-                append_lines(path, [{"key": keys[side, task], "result": result.to_dict()}])
+                append_lines(path, [{"key": keys[side, task], "result": result._asdict()}])
                 known[keys[side, task]] = result
                 done += 1
     finished = [task for task in tasks if task not in failures]

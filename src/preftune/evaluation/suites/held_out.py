@@ -154,46 +154,20 @@ class Domain:
 
     def comparisons(self, confidence: float, beta: float | None) -> list[Comparison]:
         """Accuracy of the margin against chance, each model's own preference, and with beta the Brier score."""
-        n = len(self.ids)
+        zeros = np.zeros(len(self.ids))
+        options: dict[str, Any] = {"clusters": self.clusters, "confidence": confidence}
+        rate, more = win_rate(above_zero(self.margin_N), **options), {"better": "higher", **options}
         found = [
-            compare_win_rate(
-                f"accuracy of the margin, {self.name}",
-                win_rate(above_zero(self.margin_N), self.clusters, confidence=confidence),
-            ),
-            compare_means(
-                f"margin in nats, {self.name}",
-                [0.0] * n,
-                self.margin_N,
-                self.clusters,
-                better="higher",
-                unit="nats",
-                confidence=confidence,
-            ),
+            compare_win_rate(f"accuracy of the margin, {self.name}", rate),
+            compare_means(f"margin in nats, {self.name}", zeros, self.margin_N, unit="nats", **more),
         ]
         for words, per_token in (("own preference", False), ("own preference per token", True)):
-            found.append(
-                compare_shares(
-                    f"{words}, {self.name}",
-                    self.base.prefers(per_token=per_token),
-                    self.aligned.prefers(per_token=per_token),
-                    self.clusters,
-                    better="higher",
-                    confidence=confidence,
-                )
-            )
+            base, aligned = (scores.prefers(per_token=per_token) for scores in (self.base, self.aligned))
+            found.append(compare_shares(f"{words}, {self.name}", base, aligned, **more))
         if beta is not None:
-            probability = _sigmoid(beta * self.margin_N)
-            found.append(
-                compare_means(
-                    f"Brier score, {self.name}",
-                    [0.25] * n,
-                    (1 - probability) ** 2,
-                    self.clusters,
-                    better="lower",
-                    unit="squared error",
-                    confidence=confidence,
-                )
-            )
+            squared, less = (1 - _sigmoid(beta * self.margin_N)) ** 2, {**options, "better": "lower"}
+            words = f"Brier score, {self.name}"
+            found.append(compare_means(words, zeros + 0.25, squared, unit="squared error", **less))
         return found
 
     def to_dict(self, confidence: float, beta: float | None) -> dict[str, Any]:

@@ -56,43 +56,26 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
             "None of the comparisons of the suite hhh fits into the model's positions. Give other data with "
             "--suite_data."
         )
-    rows, sides = [rows[i] for i in known], {"base": base.at(known), "aligned": aligned.at(known)}
-    preferred = {side: scores.prefers() for side, scores in sides.items()}
-    per_token = {side: scores.prefers(per_token=True) for side, scores in sides.items()}
+    rows, sides = [rows[i] for i in known], (base.at(known), aligned.at(known))
     write_lines(folder / "verdicts.jsonl", _records(rows, known, base, aligned))
     clusters = [digest(row["input"]) for row in rows]
 
-    def compare(name: str, members: Sequence[int], each: float) -> Comparison:
-        return _compared(f"better answer likelier, {name}", preferred, members, clusters, each)
+    def compare(name: str, members: Sequence[int] | None, each: float, *, per_token: bool = False) -> Comparison:
+        before, after = (scores.prefers(per_token=per_token) for scores in sides)
+        name = f"better answer likelier{name}"
+        return compare_shares(name, before, after, clusters, better="higher", confidence=each, members=members)
 
-    everything = range(len(rows))
+    groups = {f", {name}": members for name, members in members_by([row["subset"] for row in rows]).items()}
     return SuiteResult(
         SUITE,
         comparisons=[
-            _compared("better answer likelier", preferred, everything, clusters, contest.confidence),
-            _compared("better answer likelier per token", per_token, everything, clusters, contest.confidence),
+            compare("", None, contest.confidence),
+            compare(" per token", None, contest.confidence, per_token=True),
         ],
-        breakdown=by_group(members_by([row["subset"] for row in rows]), compare, contest.confidence),
+        breakdown=by_group(groups, compare, contest.confidence),
         notes=_notes(models.tokenizer, len(pairs) - len(known)),
         part=part,
         details={"left_out": len(pairs) - len(known), "settings": dict(contest.settings)},
-    )
-
-
-def _compared(
-    name: str,
-    preferred: Mapping[str, Sequence[float]],
-    members: Sequence[int],
-    clusters: Sequence[str],
-    confidence: float,
-) -> Comparison:
-    return compare_shares(
-        name,
-        [preferred["base"][i] for i in members],
-        [preferred["aligned"][i] for i in members],
-        [clusters[i] for i in members],
-        better="higher",
-        confidence=confidence,
     )
 
 

@@ -7,9 +7,9 @@ to the judge in both orders; a win counts only if both orders agree, everything 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from preftune.errors import DatasetError
 from preftune.evaluation.suites import mt_bench_prompts as prompts
@@ -25,8 +25,11 @@ from preftune.storage.jsonl import write_lines
 
 if TYPE_CHECKING:
     from preftune.evaluation.two_models.context import Contest
-    from preftune.types import Message, Text
+    from preftune.types import Text
 
+T = TypeVar("T")
+Said: TypeAlias = Sequence[tuple[Kept, Kept]]
+"""Both turns' answers of one model."""
 SUITE = "mt-bench"
 HUB = HubData("HuggingFaceH4/mt_bench_prompts")
 TEMPERATURES: Mapping[str, float] = {
@@ -45,7 +48,6 @@ WITH_REFERENCE = ("math", "reasoning", "coding")
 _SIDES: tuple[Side, ...] = ("base", "aligned")
 _TOKENS = 1024
 """Of an answer, as FastChat has it."""
-_TURNS: tuple[Turn, Turn] = (1, 2)
 _REPLY_TOKENS = 2048
 
 _QUESTION_FILES = (
@@ -95,8 +97,13 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
     said = {side: _answers(contest, side, questions, folder / "answers.jsonl") for side in _SIDES}
     base, aligned = said["base"], said["aligned"]
     write_lines(folder / "generations.jsonl", map(_generation, questions, base, aligned))
-    grades = _grade(contest, questions, base, aligned, templates)
-    outcomes = _compare(contest, questions, base, aligned, templates)
+    single = _ask(
+        contest, questions, ((base,), (aligned,)), templates, read=prompts.read_rating, kind="mt-bench-single-1"
+    )
+    grades = [Grade(*place, *ratings) for place, *ratings in single]
+    orders = ((base, aligned), (aligned, base))
+    pairs = _ask(contest, questions, orders, templates, read=prompts.read_winner, kind="mt-bench-pair-1")
+    outcomes = [_outcome(*winners) for _, *winners in pairs]
     write_lines(folder / "verdicts.jsonl", _verdicts(questions, grades, outcomes))
     unread = sum(grade.base is None or grade.aligned is None for grade in grades)
     lost = sum(outcome is None for outcome in outcomes)
@@ -196,64 +203,34 @@ def _texts(said: tuple[Kept, Kept], turn: Turn) -> list[str]:
     return [answer.text for answer in said[:turn]]
 
 
-def _grade(
+def _ask(
     contest: Contest,
     questions: Sequence[Question],
-    base: Sequence[tuple[Kept, Kept]],
-    aligned: Sequence[tuple[Kept, Kept]],
+    orders: Sequence[Sequence[Said]],
     templates: Templates | None,
-) -> list[Grade]:
-    places = [(index, turn) for index in range(len(questions)) for turn in _TURNS]
+    *,
+    read: Callable[[str], T | None],
+    kind: str,
+) -> list[tuple[tuple[int, Turn], T | None, T | None]]:
+    """What the judge says of every question and turn, shown in two ways."""
+    places = [(index, turn) for index in range(len(questions)) for turn in prompts.TURNS]
     asked = [
-        prompts.grade_question(
+        prompts.judge_question(
             questions[index].turns,
-            _texts(said[index], turn),
+            [_texts(said[index], turn) for said in shown],
             turn,
             reference=questions[index].reference,
             templates=templates,
         )
         for index, turn in places
-        for said in (base, aligned)
+        for shown in orders
     ]
-    ratings = ask(
-        contest, asked, read=prompts.read_rating, kind="mt-bench-single-1", max_tokens=_REPLY_TOKENS, suite=SUITE
-    )
-    return [Grade(index, turn, ratings[2 * at], ratings[2 * at + 1]) for at, (index, turn) in enumerate(places)]
-
-
-def _compare(
-    contest: Contest,
-    questions: Sequence[Question],
-    base: Sequence[tuple[Kept, Kept]],
-    aligned: Sequence[tuple[Kept, Kept]],
-    templates: Templates | None,
-) -> list[float | None]:
-    """The aligned model's outcome per question and turn: 1, 0.5 or 0; None where an order could not be read."""
-
-    def shown(index: int, turn: Turn, a: Sequence[tuple[Kept, Kept]], b: Sequence[tuple[Kept, Kept]]) -> list[Message]:
-        question = questions[index]
-        return prompts.pair_question(
-            question.turns,
-            _texts(a[index], turn),
-            _texts(b[index], turn),
-            turn,
-            reference=question.reference,
-            templates=templates,
-        )
-
-    asked = [
-        shown(index, turn, *order)
-        for index in range(len(questions))
-        for turn in _TURNS
-        for order in ((base, aligned), (aligned, base))
-    ]
-    winners = ask(
-        contest, asked, read=prompts.read_winner, kind="mt-bench-pair-1", max_tokens=_REPLY_TOKENS, suite=SUITE
-    )
-    return [_outcome(winners[at], winners[at + 1]) for at in range(0, len(winners), 2)]
+    found = ask(contest, asked, read=read, kind=kind, max_tokens=_REPLY_TOKENS, suite=SUITE)
+    return list(zip(places, found[::2], found[1::2], strict=True))
 
 
 def _outcome(base_first: str | None, aligned_first: str | None) -> float | None:
+    """Of the aligned model: 1, 0.5 or 0; None where an order could not be read."""
     if base_first is None or aligned_first is None:
         return None
     return {("b", "a"): 1.0, ("a", "b"): 0.0}.get((base_first, aligned_first), 0.5)
@@ -275,7 +252,10 @@ def _mean_rating(name: str, grades: Sequence[Grade], confidence: float) -> Compa
 def _comparisons(grades: Sequence[Grade], outcomes: Sequence[float | None], confidence: float) -> list[Comparison]:
     found = [
         _mean_rating("rating of 1 to 10", grades, confidence),
-        *(_mean_rating(f"rating, turn {turn}", [g for g in grades if g.turn == turn], confidence) for turn in _TURNS),
+        *(
+            _mean_rating(f"rating, turn {turn}", [g for g in grades if g.turn == turn], confidence)
+            for turn in prompts.TURNS
+        ),
     ]
     judged = [(grade.question, outcome) for grade, outcome in zip(grades, outcomes, strict=True) if outcome is not None]
     if judged:

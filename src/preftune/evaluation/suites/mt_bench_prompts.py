@@ -15,6 +15,7 @@ from preftune.judges.final_verdict import final_match, unmarked
 from preftune.types import Message
 
 Turn: TypeAlias = Literal[1, 2]
+TURNS: tuple[Turn, Turn] = (1, 2)
 Templates: TypeAlias = Mapping[str, Mapping[str, str]]
 """FastChat's judge prompts by name, each with `system_prompt` and `prompt_template`."""
 
@@ -50,44 +51,31 @@ class Reference(NamedTuple):
     second: str
 
 
-def grade_question(
-    turns: Sequence[str], said: Sequence[str], turn: Turn, *, reference: Reference | None, templates: Templates | None
-) -> list[Message]:
-    """Asks for a grade of one turn's answer.
-
-    Args:
-        turns: both requests.
-        said: the assistant's answers, as many as `turn`.
-    """
-    if templates is not None:
-        name = ("single-math-v1" if reference else "single-v1") + ("-multi-turn" if turn == 2 else "")
-        values = {"question": turns[0], "answer": said[0], "question_1": turns[0], "answer_1": said[0]}
-        if turn == 2:
-            values |= {"question_2": turns[1], "answer_2": said[1]}
-        return _filled(templates[name], values, reference)
-    text = _dialogue("The conversation", turns[:turn], said)
-    return _own(_GRADE, turn, reference, turns, text)
-
-
-def pair_question(
+def judge_question(
     turns: Sequence[str],
-    said_a: Sequence[str],
-    said_b: Sequence[str],
+    shown: Sequence[Sequence[str]],
     turn: Turn,
     *,
     reference: Reference | None,
     templates: Templates | None,
 ) -> list[Message]:
-    """Asks which of two assistants answered one turn better, A shown first."""
+    """Asks for a grade of one turn's answer, or which of two assistants answered it better.
+
+    Args:
+        turns: both requests.
+        shown: of one assistant, or of two (A first), the answers, as many as `turn`.
+    """
+    alone = len(shown) == 1
     if templates is not None:
-        name = ("pair-math-v1" if reference else "pair-v2") + ("-multi-turn" if turn == 2 else "")
-        values = {"question": turns[0], "answer_a": said_a[0], "answer_b": said_b[0]}
-        values |= {"question_1": turns[0], "answer_a_1": said_a[0], "answer_b_1": said_b[0]}
-        if turn == 2:
-            values |= {"question_2": turns[1], "answer_a_2": said_a[1], "answer_b_2": said_b[1]}
-        return _filled(templates[name], values, reference)
-    both = [_dialogue(f"Assistant {letter}", turns[:turn], said) for letter, said in (("A", said_a), ("B", said_b))]
-    return _own(_PAIR, turn, reference, turns, "\n\n".join(both))
+        plain, with_reference = ("single-v1", "single-math-v1") if alone else ("pair-v2", "pair-math-v1")
+        template = templates[(with_reference if reference else plain) + ("-multi-turn" if turn == 2 else "")]
+        values = {"question": turns[0], **{f"question_{n}": turns[n - 1] for n in TURNS[:turn]}}
+        for name, said in zip(["answer"] if alone else ["answer_a", "answer_b"], shown, strict=True):
+            values |= {name: said[0], **{f"{name}_{n}": said[n - 1] for n in TURNS[:turn]}}
+        return _filled(template, values, reference)
+    titles = ["The conversation"] if alone else ["Assistant A", "Assistant B"]
+    text = "\n\n".join(_dialogue(title, turns[:turn], said) for title, said in zip(titles, shown, strict=True))
+    return _own(_GRADE if alone else _PAIR, turn, reference, turns, text)
 
 
 def read_rating(reply: str) -> float | None:

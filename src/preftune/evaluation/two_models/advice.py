@@ -8,7 +8,7 @@ model closer to the reference, a lower one lets it go further; some tutorials ha
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from preftune.judges.people.agreement import CONTRADICTING
 from preftune.statistics.intervals import WinRate, more_prompts, verdict
@@ -26,11 +26,12 @@ UNDECIDING = 0.5
 class _Training(NamedTuple):
     """How the aligned model was trained, as far as it is known."""
 
-    method: str
-    beta: float | None
-    learning_rate: float | None
-    epochs: float | None
-    kl_coef: float | None
+    method: str | None = None
+    """`ppo`, `sft`; everything else is taken for DPO."""
+    beta: float | None = None
+    learning_rate: float | None = None
+    epochs: float | None = None
+    kl_coef: float | None = None
 
 
 def next_steps(
@@ -41,11 +42,7 @@ def next_steps(
     contradicted: float | None = None,
     unread: float = 0.0,
     judge_only_ties: bool = False,
-    beta: float | None = None,
-    learning_rate: float | None = None,
-    epochs: float | None = None,
-    kl_coef: float | None = None,
-    method: str | None = None,
+    **training: Any,
 ) -> list[str]:
     """What to do next, in sentences for people; never empty.
 
@@ -54,10 +51,10 @@ def next_steps(
         contradicted: share of the comparisons in which the judge contradicted itself when the answers were swapped.
         unread: share of the comparisons without a verdict that could be read.
         judge_only_ties: the judge called every comparison of two different answers a tie.
-        beta, learning_rate, epochs, kl_coef: of the run, where they are known; the sentences then give numbers.
-        method: how the model was trained (`ppo`, `sft`; everything else is taken for DPO).
+        training: `method`, `beta`, `learning_rate`, `epochs` and `kl_coef` of the run, where they are known; the
+            sentences then give numbers.
     """
-    how = _Training(method or "dpo", beta, learning_rate, epochs, kl_coef)
+    how = _Training(**training)
     spoilt = bool(SPOILT & set(worse))
     name = verdict(result).name
     steps: list[str] = []
