@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -30,9 +30,10 @@ def final_match(pattern: re.Pattern[str], text: str, value: Callable[[re.Match[s
     return said_last[0] if said_last and all(said == said_last[0] for said in said_last) else None
 
 
-def json_objects(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects in a reply, wherever they stand, and where each begins."""
+def objects_read(text: str, read: Callable[[dict[str, Any]], str]) -> str:
+    """The text with what `read` makes of them in place of its JSON objects, wherever they stand."""
     decoder = json.JSONDecoder()
+    parts, done = [], 0
     at = text.find("{")
     while at >= 0:
         try:
@@ -40,6 +41,7 @@ def json_objects(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         except (ValueError, RecursionError):
             end = at + 1
         else:
-            if isinstance(value, dict):
-                yield at, value
+            parts += [text[done:at], read(value)]
+            done = end
         at = text.find("{", end)
+    return "".join([*parts, text[done:]])

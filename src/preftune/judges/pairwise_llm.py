@@ -10,7 +10,7 @@ from preftune.errors import RequestError
 from preftune.generation.endpoint.budget import Estimate
 from preftune.generation.thoughts import split_thoughts
 from preftune.judges.cache import verdict_key
-from preftune.judges.final_verdict import final_match, json_objects, unmarked
+from preftune.judges.final_verdict import final_match, objects_read, unmarked
 from preftune.judges.llm_client import Asker
 from preftune.judges.protocol import Judgement, Question
 from preftune.types import Message, Text
@@ -41,7 +41,7 @@ _WORDS: Mapping[str, Judgement] = {
 }
 _SAID = re.compile(
     r"['\"]?\b(?:" + "|".join(_KEYS) + r")\b['\"]?\s*[:=]\s*"
-    r"['\"]?\s*((?:(?:answer|response|assistant|model) )?[ab]|tie)\s*(?=['\".,;}\n]|\Z)"
+    r"['\"]?\s*((?:(?:answer|response|assistant|model) )?[ab]|tie)\s*(?=['\"](?!\w)|[.,;}\n]|\Z)"
     r"|\[\[\s*(A|B|C|tie)\s*\]\]|\bboxed\s*\{+\s*(A|B|C|tie)\s*\}+",
     re.IGNORECASE,
 )
@@ -54,32 +54,30 @@ ANSWER_TOKENS = 60
 def parse_verdict(text: str) -> Judgement | None:
     """The verdict that a judge's reply ends with; None without a verdict, or when its last line says two things.
 
-    Reads JSON objects with a verdict in them, wherever they stand; else nearly-JSON (`Final verdict: **B**`) and
-    `[[A]]`; else a reply whose last line is nothing but the verdict. A thought between its marks is left out.
+    Reads JSON objects with a verdict in them, nearly-JSON (`Final verdict: **B**`), `[[A]]`, and a last line that is
+    nothing but the verdict. The last one counts, whatever its form: a judge may quote another from an answer. A thought
+    between its marks is left out.
     """
-    text = split_thoughts(text).answer
-    objects = [(text.count("\n", 0, at), _from_object(value)) for at, value in json_objects(text)]
-    known = [(line, said) for line, said in objects if said is not None]
-    if known:
-        last = {said for line, said in known if line == known[-1][0]}
-        return last.pop() if len(last) == 1 else None
-    plain = unmarked(text)
-    if _SAID.search(plain) is not None:
-        return final_match(_SAID, plain, lambda match: _WORDS.get(_said(match), "tie"))
+    plain = unmarked(objects_read(split_thoughts(text).answer, _marked))
     lines = [line for line in plain.splitlines() if line.strip()]
-    return _word(lines[-1]) if lines else None
+    alone = _word(lines[-1]) if lines else None
+    return alone or final_match(_SAID, plain, lambda match: _WORDS.get(_said(match), "tie"))
+
+
+def _marked(value: Mapping[str, Any]) -> str:
+    """The verdicts of a JSON object as marks; nothing of an object without one."""
+    return " ".join(f"[[{said}]]" for said in _from_object(value))
 
 
 def _said(match: re.Match[str]) -> str:
     return next(group for group in match.groups() if group is not None).casefold()
 
 
-def _from_object(value: Mapping[str, Any]) -> Judgement | None:
-    lower = {str(key).casefold(): inner for key, inner in value.items()}
-    for key in _KEYS:
-        if isinstance(lower.get(key), str) and (word := _word(lower[key])) is not None:
-            return word
-    return None
+def _from_object(value: Mapping[str, Any]) -> set[Judgement]:
+    """What an object says under the keys of a verdict; of an object without one, what the objects in it say."""
+    said = {_word(inner) for key, inner in value.items() if str(key).casefold() in _KEYS and isinstance(inner, str)}
+    found = {word for word in said if word is not None}
+    return found or {word for inner in value.values() if isinstance(inner, Mapping) for word in _from_object(inner)}
 
 
 def _word(text: str) -> Judgement | None:

@@ -19,7 +19,7 @@ from preftune.evaluation.suites.result import SuiteResult
 from preftune.evaluation.suites.sources import HubData, Row, look_at_some, missing_column, read_rows, text_of
 from preftune.evaluation.two_models.types import AnsweredRow
 from preftune.generation.protocol import Side
-from preftune.judges.final_verdict import final_match, json_objects, unmarked
+from preftune.judges.final_verdict import final_match, objects_read, unmarked
 from preftune.statistics.paired import Better, Comparison, by_group, compare_shares, members_by
 from preftune.storage.jsonl import write_lines
 from preftune.text_quality.single_answer import look_at
@@ -121,8 +121,7 @@ def reaction_by_rule(answer: str) -> Reaction:
 
 def read_reaction(reply: str) -> Reaction | None:
     """The class that a judge names last; None for none, or two on one line."""
-    classes = [value["class"] for _, value in json_objects(reply) if isinstance(value.get("class"), str)]
-    text = unmarked(classes[-1] if classes else reply).lower()
+    text = unmarked(objects_read(reply, lambda value: str(value.get("class", "")))).lower()
     name = final_match(_CLASS, text, lambda match: re.sub(r"[\W_]+", "_", match[0]))
     return next((kind for kind in get_args(Reaction)[:3] if kind == name), None)
 
