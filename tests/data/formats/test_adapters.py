@@ -363,6 +363,26 @@ def test_rows_that_fit_two_formats() -> None:
     assert load_pairs(both, format="shp").format == "shp"
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_labels_of_0_and_1_are_unclear_also_where_rows_are_sorted_by_them(first: int) -> None:
+    answers = {"output_1": "x", "output_2": "y"}
+    rows = [{"instruction": f"{i}?", **answers, "label": abs(first - i // 200)} for i in range(400)]
+    with pytest.raises(DatasetError, match="'label' holds only 0 and 1"):
+        load_pairs(rows)
+    assert len(load_pairs(rows, format="labelled-outputs")) == 200
+
+
+@pytest.mark.parametrize("sides", [("response_a", "response_b"), ("B", "A")])
+def test_sides_that_name_the_column_of_the_answer_are_no_answers(sides: tuple[str, str]) -> None:
+    rows = [{"prompt": "?", "response_a": "x", "response_b": "y", "chosen": sides[0], "rejected": sides[1]}] * 4
+    with pytest.raises(DatasetError, match="names another column and is no answer"):
+        load_pairs(rows)
+    assert len(load_pairs(rows, format="trl")) == 4
+    assert len(load_pairs([{"prompt": "?", "chosen": "B", "rejected": "A"}])) == 1
+    labelled = [{"prompt": "?", "response_a": "x", "response_b": "y", "label": sides[0]}]
+    assert load_pairs(labelled)[0].chosen == ("x" if sides[0] == "response_a" else "y")
+
+
 def test_named_columns_win_over_the_format() -> None:
     rows = [{**rows_of("openai")[0], "second": [assistant("Never.")]}]
     assert sides(load_pairs(rows, format="openai", columns={"rejected": "second"}))[2] == [assistant("Never.")]

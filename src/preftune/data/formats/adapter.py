@@ -16,7 +16,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Row: TypeAlias = Mapping[str, Any]
 
@@ -106,6 +109,8 @@ class Adapter:
     """The columns that rows are made of. Not asked where `columns` names them: then they are those."""
     hint: Callable[[Sample], str] | None = None
     """What the first rows say about why no pair results, in a whole sentence; empty where they say nothing."""
+    check: Callable[[Dataset, Sample], None] | None = None
+    """Raises DatasetError for rows of this shape that hold something else, unless the format was named."""
     refused: str = ""
     """Why no pair can be made of such data and what to do, in whole sentences; for all of it, or if none results."""
 

@@ -11,8 +11,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from preftune.data.formats.adapter import (
     PROMPTS,
@@ -27,6 +27,9 @@ from preftune.data.formats.adapter import (
     records,
 )
 from preftune.errors import DatasetError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Judged = Literal["a", "b", "tie"]
 
@@ -72,14 +75,28 @@ def labelled_columns(sample: Sample, *, named: bool = False) -> tuple[tuple[str,
     for column in _LABELS:
         values = sample.values(column)
         if values and all(judged(value) is not None for value in values):
-            if not named and {number(value) for value in values} == {0, 1}:
-                raise DatasetError(
-                    f"column {column!r} holds only 0 and 1, which does not say whether 0 is {outputs[0]!r} or a tie. "
-                    "Write 'a' or 'b' ('tie' for none), or say with --format labelled-outputs (format=) that 1 is the "
-                    "first, 2 the second and 0 a tie."
-                )
+            if not named:
+                _check_labels(values, column, outputs[0])
             return outputs, column
     return None
+
+
+def _check_labels(values: Iterable[Any], column: str, first: str) -> None:
+    """Raises: DatasetError for labels that are all 0 and 1."""
+    if {number(value) for value in values if value is not None} == {0, 1}:
+        raise DatasetError(
+            f"column {column!r} holds only 0 and 1, which does not say whether 0 is {first!r} or a tie. Write 'a' or "
+            "'b' ('tie' for none), or say with --format labelled-outputs (format=) that 1 is the first, 2 the second "
+            "and 0 a tie."
+        )
+
+
+def _check_all_labels(rows: Dataset, sample: Sample) -> None:
+    """Rows may be sorted by their label, so that the first ones hold one of them."""
+    for column in _LABELS:
+        if column in rows.column_names:
+            values = rows.with_format(None).select_columns([column])[column]
+            _check_labels(values, column, next(a for a, b in _OUTPUTS if {a, b} <= set(rows.column_names)))
 
 
 def _is_labelled(sample: Sample) -> bool:
@@ -192,5 +209,6 @@ ADAPTERS = (
         _is_labelled,
         rows=_labelled_rows,
         uses=_labelled_uses,
+        check=_check_all_labels,
     ),
 )

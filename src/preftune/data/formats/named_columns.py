@@ -15,10 +15,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from preftune.data.chat.messages import read_transcript, role_of
 from preftune.data.formats.adapter import Adapter, Left, Made, Row, Sample, number, records
+from preftune.errors import DatasetError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _SIDES = (
     ("chosen", "rejected"),
@@ -165,8 +169,23 @@ def _is_trl(sample: Sample) -> bool:
     return sample.has("chosen", "rejected") and not _is_sharegpt(sample) and not _is_alpaca(sample)
 
 
+def _check_sides(rows: Dataset, sample: Sample) -> None:
+    """Raises: DatasetError for sides that say which column holds the answer."""
+    said = {value for side in ("chosen", "rejected") for value in sample.values(side) if isinstance(value, str)}
+    letters = {name.rpartition("_")[2] for name in sample.columns if name.startswith(("response", "answer", "output"))}
+    names = {value for value in said if value in sample or value.lower() in letters}
+    if said and names == said:
+        raise DatasetError(
+            f"column 'chosen' holds {sample.first('chosen')!r}, which names another column and is no answer. Put the "
+            "answers themselves into 'chosen' and 'rejected'; or call the column 'label' and remove 'rejected' "
+            "(--format trl, format='trl', if they are answers)."
+        )
+
+
 ADAPTERS = (
-    Adapter("trl", "prompt, chosen and rejected", _is_trl, columns=lambda sample: {}, scores=_scores),
+    Adapter(
+        "trl", "prompt, chosen and rejected", _is_trl, columns=lambda sample: {}, scores=_scores, check=_check_sides
+    ),
     Adapter("openai", "input, preferred_output and non_preferred_output", _is_openai, columns=_openai_columns),
     Adapter("sharegpt", "a conversation with two answers", _is_sharegpt, columns=_sharegpt_columns, scores=_scores),
     Adapter(

@@ -63,6 +63,8 @@ def shape(rows: Dataset, *, format: str | None, columns: Mapping[str, str | None
     if adapter is None:
         return Shaped(rows, asked, None)
     sample = sample_of(rows)
+    if format is None and adapter.check is not None:
+        adapter.check(rows, sample)
     named = adapter.columns(sample) if adapter.columns is not None else None
     note = f"The rows are read as {adapter.name} ({adapter.holds}); --format (format=) names another format."
     told = (note,) if format is None and adapter.name != _PLAIN else ()
