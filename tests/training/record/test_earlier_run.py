@@ -54,6 +54,18 @@ def test_overwrite_removes_the_earlier_run(tmp_path):
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
+def test_a_model_in_the_folder_of_a_run_is_not_overwritten(tmp_path, caplog):
+    name = save_tiny(tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    with pytest.raises(ConfigError, match="the model is read from"):
+        trainer(name, tmp_path / "model").train()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
+    run(tmp_path / "model", max_steps=1)
+    aside = next((tmp_path / "model/_earlier").iterdir())
+    assert f"held a model; it was moved to {aside}" in caplog.text
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == before
+
+
 def test_a_checkpoint_of_another_run_is_not_offered(tmp_path):
     run(tmp_path / "a", max_steps=3)
     with pytest.raises(RuntimeError, match="power cut"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +147,20 @@ def test_a_last_line_that_a_crash_left_unfinished_is_dropped(runs_of, cut):
         file.write('{"step": 7, "loss": 0.3')
     run(lora_model, folder, resume=str(folder / "checkpoint-5"))
     assert [r["loss"] for r in metrics(folder) if "loss" in r] == pytest.approx(logged(runs_of("lora").whole), rel=1e-4)
+
+
+@pytest.mark.parametrize("damage", ["deleted", "a line lost", "a figure changed", "none"])
+def test_metrics_that_are_not_what_the_run_logged_are_reported(damage, cut, caplog):
+    file = cut("lora") / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    at = next(number for number, line in enumerate(lines) if '"loss"' in line)
+    changed = {"a line lost": "", "a figure changed": re.sub(r'"loss": [^,]*', '"loss": 0.1', lines[at])}
+    lines[at] = changed.get(damage, lines[at])
+    file.write_text("".join(lines))
+    if damage == "deleted":
+        file.unlink()
+    run(lora_model, file.parent, resume=True)
+    assert (f"{file} is not what this run wrote: figures of" in caplog.text) == (damage != "none")
 
 
 def test_a_resumed_run_asks_the_reference_nothing_that_it_asked_before(tmp_path):

@@ -46,7 +46,7 @@ def run_id_of(facts: dict[str, Any]) -> str | None:
 
 
 def put_aside_earlier_run(folder: Path, *, model: str, overwrite: bool) -> None:
-    """Move what an earlier run left into a folder of its own, or remove it, and say so.
+    """Move what an earlier run left, or a model that was there, into a folder of its own, or remove it, and say so.
 
     Args:
         model: where the policy was read from, if anywhere.
@@ -55,7 +55,8 @@ def put_aside_earlier_run(folder: Path, *, model: str, overwrite: bool) -> None:
         ConfigError: the model that is trained is part of what would be moved.
     """
     names = _names_of_a_run(folder)
-    if "run.json" not in names and not any(_CHECKPOINT.fullmatch(name) for name in names):
+    is_run = "run.json" in names or any(_CHECKPOINT.fullmatch(name) for name in names)
+    if not is_run and not any(_WEIGHTS.fullmatch(name) for name in names):
         return
     if model and Path(model).exists() and Path(model).resolve().is_relative_to(folder.resolve()):
         raise ConfigError(
@@ -63,12 +64,13 @@ def put_aside_earlier_run(folder: Path, *, model: str, overwrite: bool) -> None:
             "Choose another folder: --output_dir FOLDER."
         )
     facts = run_facts(folder)
-    what = f"{folder} held an earlier run ({facts.get('outcome') or 'unfinished'}, {facts.get('steps') or 0} steps)"
+    run = f"an earlier run ({facts.get('outcome') or 'unfinished'}, {facts.get('steps') or 0} steps)"
+    what = f"{folder} held {run if is_run else 'a model'}"
     if overwrite:
         _remove(folder, names)
         say(f"{what}; it was removed.")
         return
-    aside = put_aside(folder, names, run_id_of(facts) or "run")
+    aside = put_aside(folder, names, run_id_of(facts) or ("run" if is_run else "model"))
     say(f"{what}; it was moved to {aside} (--overwrite removes it instead).")
 
 

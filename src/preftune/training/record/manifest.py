@@ -15,12 +15,14 @@ from typing import Any
 import xxhash
 
 from preftune.storage.atomic import sync
-from preftune.storage.run_directory import write_json
+from preftune.storage.run_directory import plain, write_json
 
 FILE = "preftune_manifest.json"
 _VERSION = 1
 _PIECE = 1 << 22
 """Bytes hashed at a time."""
+_CHECK = "check"
+"""Key of the manifest's own hash, which an older preftune did not write."""
 
 
 class DamagedError(Exception):
@@ -52,7 +54,8 @@ def write_manifest(
         sync(path)
         files[path.relative_to(folder).as_posix()] = _size_and_hash(path)
     manifest = Manifest(run, step, processes, resumable, facts, files)
-    write_json(folder / FILE, {"version": _VERSION, **asdict(manifest)})
+    content = {"version": _VERSION, **asdict(manifest)}
+    write_json(folder / FILE, content | {_CHECK: _hash_of(content)})
     sync(folder)
 
 
@@ -67,6 +70,9 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        check = content.pop(_CHECK, None)
+        if check is not None and check != _hash_of(content):
+            raise DamagedError(f"the content of {FILE} is not what was written")
         version = content.pop("version")
         if version != _VERSION:
             raise DamagedError(f"its {FILE} has version {version}, and this preftune reads version {_VERSION}")
@@ -74,6 +80,11 @@ def read_manifest(folder: Path) -> Manifest | None:
         return Manifest(**content, files=files)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedError(f"its {FILE} cannot be read ({type(error).__name__})") from error
+
+
+def _hash_of(content: Mapping[str, Any]) -> str:
+    as_read = json.loads(json.dumps(plain(content)))
+    return xxhash.xxh3_128(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -51,11 +52,22 @@ class RunRecord(TrainerCallback):
         self.facts["notes"], self._noting = take_notes(), True
         self._write()
 
-    def cut(self) -> None:
-        """Forget the metrics that a resumed run will log again; all of them but those of before a new run's start."""
+    def cut(self, logged: Iterable[Mapping[str, Any]] = ()) -> None:
+        """Forget the metrics that a resumed run will log again; all of them but those of before a new run's start.
+
+        Args:
+            logged: what its checkpoint says that this folder's run logged before.
+        """
         metrics = self.folder / "metrics.jsonl"
         if self._resumed_step is not None:
             cut_back(metrics, self._resumed_step)
+            lost = _lost_steps(metrics, logged)
+            if lost:
+                warn(
+                    f"{metrics} is not what this run wrote: figures of {len(lost):,} steps are missing or changed "
+                    f"(first: step {lost[0]}), and the curves lack them. trainer_state.json of the checkpoints has "
+                    "them (log_history). The weights are not concerned."
+                )
             return
         metrics.unlink(missing_ok=True)
         for line in self._lines:  # an evaluation before training belongs to this run
@@ -119,6 +131,21 @@ class RunRecord(TrainerCallback):
         now = time.time()
         timings = {"started": self._began, "updated": now, "seconds": round(now - self._began, 3)}
         write_json(self.folder / "run.json", {**self.facts, "outcome": self._outcome, "timings": timings})
+
+
+def _lost_steps(metrics: Path, logged: Iterable[Mapping[str, Any]]) -> list[int]:
+    """Steps of which something was logged that the file does not have."""
+    there: dict[Any, list[dict[str, Any]]] = {}
+    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else ():
+        there.setdefault((record := json.loads(line)).get("step"), []).append(record)
+    return sorted(
+        {
+            int(line["step"])
+            for line in map(plain, logged)
+            if "train_loss" not in line
+            and not any(line.items() <= record.items() for record in there.get(line["step"], ()))
+        }
+    )
 
 
 def facts_of(trainer: RecordedTrainerView) -> dict[str, Any]:

@@ -50,6 +50,8 @@ class ResumableTrainer(CheckpointedTrainer):
     """`train` found a run that is finished: its weights are loaded, and its folder is left as it is."""
     _resume_state: dict[str, Any] | None = None
     _resumed_step: int | None = None
+    _goes_on_here = False
+    """The run that is resumed is the one in output_dir."""
 
     # --- what a subclass says ---
 
@@ -114,6 +116,7 @@ class ResumableTrainer(CheckpointedTrainer):
         """
         choice = self._on_first_rank(lambda: choose_checkpoint(asked, self.args.output_dir))
         run = None if choice is None or choice.manifest is None else choice.manifest.run
+        self._goes_on_here = run is not None and run == run_id_of(run_facts(Path(self.args.output_dir)))
         self._record.facts["id"] = self._on_first_rank(lambda: run or new_id())
         self._record.facts.pop("resumed_from_step", None)
         self._resume_state = self._resumed_step = None
@@ -238,7 +241,7 @@ class ResumableTrainer(CheckpointedTrainer):
         self._on_first_rank(lambda: self._clear(choice, restarted=False))
         if self.is_world_process_zero():
             self._record.begin(resumed_step=choice.step)
-            self._record.cut()
+            self._record.cut(self.state.log_history if self._goes_on_here else ())
         self.log(dict(metrics))
         self._record.end(self, "finished", state.get("spent") or {}, **self.result_facts(), result=metrics)
         return TrainOutput(choice.step, loss, metrics)
@@ -285,7 +288,7 @@ class _Beginning(TrainerCallback):
         trainer = self._trainer
         trainer._saved_at = time.monotonic()
         if state.is_world_process_zero:
-            trainer._record.cut()
+            trainer._record.cut(state.log_history if trainer._goes_on_here else ())
         if trainer.guard is not None:
             trainer.guard.begin(resumed_step=trainer._resumed_step)
         if trainer._resumed_step is None:
