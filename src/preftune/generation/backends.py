@@ -9,14 +9,14 @@ from collections.abc import Set as AbstractSet
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from preftune.errors import RequestError
 from preftune.generation.endpoint.budget import Estimate, guess_tokens
 from preftune.generation.endpoint.parallel import in_parallel
 from preftune.generation.finite_check import check_logits
 from preftune.generation.protocol import Answer, Generator, Kept, Rows, Side, Take, row_id
-from preftune.generation.settings import SamplingSettings, ask_endpoint, generate_options, letters_of, resolved
+from preftune.generation.settings import SamplingSettings, generate_options, letters_of, messages_of, resolved
 from preftune.generation.thoughts import Spoken, share_of_tokens
 from preftune.types import Text
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from preftune.generation.endpoint.client import Endpoint
     from preftune.generation.endpoint.replies import Reply
     from preftune.generation.lazy_model import ModelSource
+
+
+_SEED_BITS = 31
+"""Bits of the seed that servers take."""
 
 
 class TwoSides:
@@ -73,14 +77,9 @@ def template_of(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**(row.get("chat_template_kwargs") or {}), **tools}
 
 
-class _Part(NamedTuple):
-    """Prompts that are answered together."""
-
-    settings: SamplingSettings
-    numbers: list[int]
-
-
-def batches(lengths: Sequence[int], rows: Rows, settings: SamplingSettings, size: int) -> Iterator[_Part]:
+def batches(
+    lengths: Sequence[int], rows: Rows, settings: SamplingSettings, size: int
+) -> Iterator[tuple[SamplingSettings, list[int]]]:
     """Prompts with one way of sampling in batches of like length, the longest first, so that a lack of memory shows at
     once."""
     groups: dict[SamplingSettings, list[int]] = {}
@@ -89,7 +88,7 @@ def batches(lengths: Sequence[int], rows: Rows, settings: SamplingSettings, size
     for own, numbers in groups.items():
         numbers.sort(key=lambda number: -lengths[number])
         for start in range(0, len(numbers), size):
-            yield _Part(own, numbers[start : start + size])
+            yield own, numbers[start : start + size]
 
 
 class OfSource:
@@ -219,12 +218,16 @@ class EndpointAnswerer:
 
         def ask(number: int) -> Reply:
             row, prompt = rows[number], prompts[number]
-            return ask_endpoint(
-                self.endpoint,
-                prompt,
-                settings_of(row, self.settings),
-                seed=seed_of(self._seed, prompt, row),
-                template=row.get("chat_template_kwargs"),
+            settings = settings_of(row, self.settings)
+            template = row.get("chat_template_kwargs")
+            known_to_some = {"top_k": settings.top_k, "min_p": settings.min_p, "chat_template_kwargs": template}
+            return self.endpoint.chat(
+                messages_of(prompt),
+                max_tokens=settings.max_new_tokens,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                seed=seed_of(self._seed, prompt, row) >> (63 - _SEED_BITS),
+                extra={name: value for name, value in known_to_some.items() if value is not None},
                 about=f"for prompt {str(row.get('id', number))!r}",
             )
 

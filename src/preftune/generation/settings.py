@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +9,7 @@ from preftune.data.chat.tool_calls import with_text_arguments
 from preftune.errors import RequestError
 
 if TYPE_CHECKING:
-    from preftune.generation.endpoint.client import Endpoint
-    from preftune.generation.endpoint.replies import Reply
     from preftune.types import Message, Text
-
-_SEED_BITS = 31
-"""Bits of the seed that servers take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,38 +60,11 @@ def resolved(settings: SamplingSettings, model: Any, tokenizer: Any) -> dict[str
     return {name: value for name, value in config.to_diff_dict().items() if name != "transformers_version"}
 
 
-def ask_endpoint(
-    endpoint: Endpoint,
-    prompt: Text,
-    settings: SamplingSettings,
-    *,
-    seed: int,
-    template: Mapping[str, Any] | None,
-    about: str,
-) -> Reply:
-    """One answer of a model at an address.
-
-    Args:
-        seed: 63 bits.
-        template: what the chat template receives, which only some servers pass on.
-    """
-    known_to_some = {"top_k": settings.top_k, "min_p": settings.min_p, "chat_template_kwargs": template}
-    return endpoint.chat(
-        _messages(prompt),
-        max_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        seed=seed >> (63 - _SEED_BITS),
-        extra={name: value for name, value in known_to_some.items() if value is not None},
-        about=about,
-    )
-
-
-def _messages(prompt: Text) -> list[Message]:
+def messages_of(prompt: Text) -> list[Message]:
     """As endpoints take them, which want the arguments of calls as JSON text."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else with_text_arguments(prompt)
 
 
 def letters_of(prompt: Text) -> int:
     """Of all messages, for estimates."""
-    return sum(len(str(message.get("content") or "")) for message in _messages(prompt))
+    return sum(len(str(message.get("content") or "")) for message in messages_of(prompt))

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from preftune.errors import ModelError, RequestError
 from preftune.generation.backends import ModelAnswerer
 from preftune.generation.endpoint.budget import Estimate, guess_tokens
 from preftune.generation.endpoint.client import without_system
 from preftune.generation.endpoint.parallel import in_parallel
-from preftune.generation.settings import SamplingSettings
+from preftune.generation.settings import SamplingSettings, letters_of
 from preftune.generation.thoughts import split_thoughts
 from preftune.judges.cache import VerdictCache, verdict_key
 from preftune.types import Message, Text
@@ -138,14 +138,13 @@ class Asker(ABC):
         if again is not None:
             known = {key: texts for key, texts in known.items() if _read(again, texts[-1]) is not None}
         missing = [messages for key, messages in wanted.items() if key not in known]
-        letters = (sum(len(str(turn.get("content") or "")) for turn in messages) for messages in missing)
-        tokens_in = sum(map(guess_tokens, letters))
+        tokens_in = sum(guess_tokens(letters_of(list(messages))) for messages in missing)
         return self._priced(len(missing), tokens_in, len(missing) * min(usual_tokens, max_tokens))
 
     def _known(self, keys: Iterable[str]) -> dict[str, list[str]]:
         """The replies from earlier runs: one, or two where the first could not be read."""
-        found = self._cache.get(keys).items()
-        return {key: texts for key, texts in found if isinstance(texts, list) and texts and _are_texts(texts)}
+        found = {key: texts for key, texts in self._cache.get(keys).items() if isinstance(texts, list) and texts}
+        return {key: texts for key, texts in found.items() if all(isinstance(text, str) for text in texts)}
 
     def _priced(self, calls: int, tokens_in: int, tokens_out: int) -> Estimate:
         return Estimate(calls, tokens_in, tokens_out, None)
@@ -160,10 +159,6 @@ def _reminded(messages: Conversation, reply: str, reminder: str) -> list[Message
         {"role": "user", "content": reminder},
     ]
     return [*messages, *said]
-
-
-def _are_texts(values: list[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
 
 
 def _read(read: Callable[[str], T | None], reply: str) -> T | None:

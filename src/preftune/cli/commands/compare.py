@@ -17,12 +17,12 @@ from preftune.cli.flags.model_flags import (
     add_endpoint_options,
     add_model_options,
     conduct_and_budget,
-    is_endpoint,
     model_options,
     refuse,
 )
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import RequestError
+from preftune.generation.endpoint.client import is_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

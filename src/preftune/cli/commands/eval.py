@@ -14,13 +14,13 @@ from preftune.cli.flags.judge_flags import open_asked_judge, tell_before_asking
 from preftune.cli.flags.messages import tell
 from preftune.cli.flags.model_flags import (
     conduct_and_budget,
-    is_endpoint,
     model_options,
     sampling_settings,
     tell_prompts,
 )
 from preftune.cli.train.auto_judge import AUTO
 from preftune.errors import RequestError
+from preftune.generation.endpoint.client import is_endpoint
 from preftune.storage.run_directory import run_facts
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from preftune.cli.flags.model_flags import (
     MODEL_FLAGS,
     add_endpoint_options,
     add_model_options,
-    is_endpoint,
     refuse,
 )
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.cli.train.auto_judge import AUTO
 from preftune.errors import RequestError
+from preftune.generation.endpoint.client import is_endpoint
 
 _OWN_COLUMNS = ("category", "topic")
 """Those of preftune's own prompts."""

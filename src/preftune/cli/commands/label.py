@@ -22,11 +22,11 @@ from preftune.cli.flags.model_flags import (
     ENDPOINT_FLAGS,
     add_endpoint_options,
     conduct_and_budget,
-    is_endpoint,
     refuse,
 )
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import PreftuneError, RequestError
+from preftune.generation.endpoint.client import is_endpoint
 
 if TYPE_CHECKING:
     from preftune.evaluation.labelling.sample_groups import Group

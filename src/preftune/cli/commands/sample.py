@@ -15,7 +15,6 @@ from preftune.cli.flags.model_flags import (
     add_endpoint_options,
     add_model_options,
     conduct_and_budget,
-    is_endpoint,
     model_options,
     refuse,
     sampling_settings,
@@ -23,6 +22,7 @@ from preftune.cli.flags.model_flags import (
 )
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import RequestError
+from preftune.generation.endpoint.client import is_endpoint
 
 if TYPE_CHECKING:
     from preftune.evaluation.labelling.sample import Asked, SampleCounts

@@ -108,8 +108,3 @@ def tell_prompts(prompts: Prompts) -> None:
     tell(f"preftune: {len(prompts.prompts):,} distinct prompts in {prompts.name}{again}")
     for note in prompts.notes:
         tell(f"preftune: {note}")
-
-
-def is_endpoint(name: str) -> bool:
-    """Whether a model's or judge's name stands for an address."""
-    return name.startswith("openai:")

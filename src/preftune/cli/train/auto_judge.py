@@ -65,7 +65,7 @@ def seen_in_training(model: str, prompts: Iterable[Text]) -> int:
 
 def _base_of(asked: argparse.Namespace) -> str:
     """The model that the aligned one came from, which knows nothing of the preferences yet."""
-    from preftune.cli.flags.model_flags import is_endpoint
+    from preftune.generation.endpoint.client import is_endpoint
     from preftune.generation.lazy_model import ModelSource
 
     for name in (asked.baseline, asked.model):

@@ -75,17 +75,16 @@ def compare_key_facts(
     """
     if len(base) != len(aligned):
         raise DatasetError(f"{len(base)} base answers but {len(aligned)} aligned ones: they must be of the same rows.")
-    change = np.asarray(aligned, dtype=np.float64) - np.asarray(base, dtype=np.float64)
+    base_N, aligned_N = np.asarray(base, dtype=np.float64), np.asarray(aligned, dtype=np.float64)
+    change = aligned_N - base_N
     net: dict[Hashable, float] = {}
     for name, value in zip(clusters if clusters is not None else range(len(change)), change, strict=True):
         net[name] = net.get(name, 0.0) + float(value)
     gained, lost = sum(v > 0 for v in net.values()), sum(v < 0 for v in net.values())
     return KeyFactRates(
-        base=share([float(x) for x in base], clusters, confidence=confidence),
-        aligned=share([float(x) for x in aligned], clusters, confidence=confidence),
-        difference=paired_shares(
-            [float(x) for x in base], [float(x) for x in aligned], clusters, confidence=confidence
-        ),
+        base=share(base_N, clusters, confidence=confidence),
+        aligned=share(aligned_N, clusters, confidence=confidence),
+        difference=paired_shares(base_N, aligned_N, clusters, confidence=confidence),
         gained=gained,
         lost=lost,
         p_value=sign_test(gained, lost),

@@ -10,9 +10,9 @@ from typing import Any, Literal, TypeAlias
 
 from preftune.errors import RequestError
 from preftune.evaluation.two_models.context import PairOfModels
-from preftune.generation.backends import EndpointAnswerer, GivenAnswers, ModelAnswerer, TwoSides
+from preftune.generation.backends import EndpointAnswerer, GivenAnswers, ModelAnswerer, OfSource, TwoSides
 from preftune.generation.endpoint.budget import Budget
-from preftune.generation.endpoint.client import PREFIX, Conduct, Endpoint, EndpointName
+from preftune.generation.endpoint.client import Conduct, Endpoint, EndpointName, is_endpoint
 from preftune.generation.generate import base_changed_by_adapter, baseline
 from preftune.generation.lazy_model import ModelSource
 from preftune.generation.protocol import Generator
@@ -73,7 +73,7 @@ class Matchup:
     def takes_conversations(self) -> bool:
         """Whether a text prompt can be a user's turn on both sides."""
         return all(
-            isinstance(side, EndpointAnswerer | GivenAnswers) or _tokenizer_of(side).chat_template is not None
+            not isinstance(side, OfSource) or side.tokenizer().chat_template is not None
             for side in self.generate.sides.values()
         )
 
@@ -111,11 +111,6 @@ def match_up(model: str, base: str | None, opened: ExitStack, options: AnswerOpt
     aligned = _model_side(source, options, notes)()
     other = _other_side(base, aligned, opened, options, notes)
     return _matched(other, aligned, options, notes, _loader(other, aligned))
-
-
-def is_endpoint(name: str) -> bool:
-    """Whether a name stands for an address."""
-    return name.startswith(PREFIX)
 
 
 def _matched(
@@ -159,9 +154,9 @@ def _other_side(
     base: str, aligned: Generator, opened: ExitStack, options: AnswerOptions, notes: list[str]
 ) -> Generator:
     if base == DATASET:
-        if isinstance(aligned, EndpointAnswerer):
+        if not isinstance(aligned, OfSource):
             return GivenAnswers()
-        return GivenAnswers(lambda text: len(_tokenizer_of(aligned)(text, add_special_tokens=False)["input_ids"]))
+        return GivenAnswers(lambda text: len(aligned.tokenizer()(text, add_special_tokens=False)["input_ids"]))
     if is_endpoint(base):
         return _endpoint(base, opened, options)
     return _model_side(ModelSource(base, **options.model), options, notes)()
@@ -235,7 +230,3 @@ def _vllm_options(options: AnswerOptions) -> dict[str, Any]:
         raise RequestError("--load_in_4bit goes with --backend transformers. Leave one of them out.")
     chosen = {name: options.model[name] for name in ("dtype", "trust_remote_code") if name in options.model}
     return {**chosen, "batch_size": options.batch_size}
-
-
-def _tokenizer_of(side: Any) -> Any:
-    return side.tokenizer()

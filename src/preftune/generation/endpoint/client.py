@@ -11,8 +11,9 @@ import os
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -30,6 +31,11 @@ _OPENAI = "https://api.openai.com/v1"
 _CHECK_S = 10.0
 _LONGEST = 300
 """Letters of a server's own message that are shown."""
+
+
+def is_endpoint(name: str) -> bool:
+    """Whether the name of a model or a judge stands for an address."""
+    return name.startswith(PREFIX)
 
 
 class EndpointName(NamedTuple):
@@ -190,7 +196,7 @@ class Endpoint:
         ticket = self.budget.begin(tokens_in=asked, tokens_out=max_tokens)
         self._guard.open = 0
         try:
-            reply = self._reply(list(messages), request, dict(extra or {}), about, spare)
+            reply = self._reply(partial(self._ask, list(messages), request, dict(extra or {}), about, spare), asked)
         except BaseException as error:
             self.budget.forget(ticket)
             if not isinstance(error, RequestError):  # the server was not reached, or refused access
@@ -200,20 +206,17 @@ class Endpoint:
         self.budget.end(ticket, tokens_in=reply.prompt_tokens, tokens_out=reply.tokens)
         return reply
 
-    def _reply(
-        self, messages: list[Message], request: dict[str, Any], extra: dict[str, Any], about: str, spare: Sequence[str]
-    ) -> Reply:
+    def _reply(self, ask: Callable[[], Any], asked: int) -> Reply:
         """The answer, asked for again where a reply is no chat completion.
 
         Raises: EndpointError when it stays so; RequestError where no reply was one yet.
         """
-        asked = guess_tokens(sum(len(str(message.get("content") or "")) for message in messages))
         attempts = 1 + min(self.conduct.retries, _ODD_RETRIES)
         for attempt in range(attempts):
             if attempt:
                 time.sleep(_ODD_PAUSE_S * attempt)
             try:
-                reply = read_reply(self._ask(messages, request, extra, about, spare), asked)
+                reply = read_reply(ask(), asked)
             except PreftuneError:
                 raise
             except (ValueError, RecursionError, TypeError, AttributeError) as error:  # the client's JSON reader too
