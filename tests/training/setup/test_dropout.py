@@ -19,6 +19,22 @@ MODELS = {
     "falcon": {"model_type": "falcon", "hidden_dropout": 0.5, "attention_dropout": 0.5},
     "persimmon": {"model_type": "persimmon", "hidden_dropout": 0.5, "attention_dropout": 0.5},
     "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "router_jitter_noise": 0.5},
+    "phimoe": {"model_type": "phimoe", "num_local_experts": 4, "router_jitter_noise": 0.5, "input_jitter_noise": 0.0},
+    "dbrx": {
+        "model_type": "dbrx",
+        "d_model": 32,
+        "n_heads": 4,
+        "n_layers": 2,
+        "max_seq_len": 256,
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        "ffn_config": {
+            "ffn_hidden_size": 48,
+            "hidden_size": 32,
+            "moe_num_experts": 4,
+            "moe_top_k": 2,
+            "moe_jitter_eps": 0.5,
+        },
+    },
 }
 LAYERS = {"target_modules": ["q_proj", "down_proj"]}
 ADAPTERS = {

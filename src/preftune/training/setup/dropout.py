@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from types import CodeType
+from types import CodeType, MethodType
 from typing import Any
 
 from torch import nn
@@ -12,10 +12,12 @@ from preftune.log import detail, say
 
 _RATES = ("dropout", "layerdrop")
 """Parts of the names that modules and configs give to such rates."""
-_NOISE = ("jitter_noise", "input_jitter_noise")
+_NOISE = ("jitter_noise", "input_jitter_noise", "moe_jitter_eps")
 """Noise on what experts and their routers are given. Not PhiMoE's `router_jitter_noise`, a threshold that counts in
 evaluation too.
 """
+_DRAWS_EXPERTS = "router_jitter_noise"
+"""What modules have that draw the experts by chance in training mode, with no rate that would end it (PhiMoE)."""
 _LORA_DROPOUT = 0.05
 """The command line's default, as TRL's: a user who left it out did not ask for it."""
 
@@ -34,10 +36,18 @@ def dropout_off(model: nn.Module) -> None:
             elif isinstance(value, dict):  # PEFT's layers, one for each adapter
                 value.update((key, 0.0) for key, rate in value.items() if isinstance(rate, float))
         _rates_of_config_off(module)
+        if hasattr(module, _DRAWS_EXPERTS):
+            module.eval()
+            module.train = MethodType(_as_it_is, module)  # type: ignore[method-assign]
     if rates:
         rate = ", ".join(f"{r:g}" for r in sorted(rates))
         report = detail if rates == {_LORA_DROPOUT} else say
         report(f"lora_dropout={rate} is off while disable_dropout=True; set disable_dropout=False to train with it.")
+
+
+def _as_it_is(module: nn.Module, mode: bool = True) -> nn.Module:
+    """In the place of `train`: the module stays in evaluation mode."""
+    return module
 
 
 def _is_rate(name: str) -> bool:
