@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from types import SimpleNamespace
@@ -15,7 +14,7 @@ from preftune.errors import RequestError
 from preftune.generation.endpoint.budget import Estimate, guess_tokens
 from preftune.generation.endpoint.parallel import in_parallel
 from preftune.generation.finite_check import check_logits
-from preftune.generation.protocol import Answer, Generator, Kept, Rows, Side, Take, row_id
+from preftune.generation.protocol import Answer, Generator, Kept, Rows, Side, Take, Wanted, row_id
 from preftune.generation.settings import SamplingSettings, generate_options, letters_of, messages_of, resolved
 from preftune.generation.thoughts import Spoken, share_of_tokens
 from preftune.types import Text
@@ -146,7 +145,7 @@ class ModelAnswerer(OfSource):
             shaping["ends"] = sorted(ends)
         return {"identity": self._own.identity, "generation": shaping}
 
-    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take, wanted: AbstractSet[int] | None = None) -> None:
+    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take, wanted: Wanted = None) -> None:
         from preftune.generation.generate import baseline, generate
 
         model, tokenizer = self.source.model, self.tokenizer()
@@ -207,7 +206,7 @@ class EndpointAnswerer:
             tokens_out=sum(settings_of(row, self.settings).max_new_tokens for row in rows),
         )
 
-    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take, wanted: AbstractSet[int] | None = None) -> None:
+    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take, wanted: Wanted = None) -> None:
         """In the order of the prompts."""
         for number, row in enumerate(rows):
             if row.get("tools"):
@@ -266,7 +265,7 @@ class GivenAnswers:
     def release(self) -> None:
         pass
 
-    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take, wanted: AbstractSet[int] | None = None) -> None:
+    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take, wanted: Wanted = None) -> None:
         for number, row in enumerate(rows):
             text = str(row["given"])
             take(number, Kept.of(Kept(text, self._count_tokens(text), finished=True)))

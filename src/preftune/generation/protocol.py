@@ -11,6 +11,8 @@ from preftune.types import Text
 
 Rows: TypeAlias = Sequence[Mapping[str, Any]]
 Side: TypeAlias = Literal["base", "aligned"]
+Wanted: TypeAlias = AbstractSet[int] | None
+"""Numbers of prompts; None for all."""
 SIDES: tuple[Side, ...] = ("base", "aligned")
 
 
@@ -43,7 +45,7 @@ class Generator(Protocol):
     def identity(self) -> Mapping[str, Any]:
         """What is asked, so that the answers of another one are never taken for its own; no path, which may change."""
 
-    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take, wanted: AbstractSet[int] | None = None) -> None:
+    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take, wanted: Wanted = None) -> None:
         """Hands over the answer to every prompt as it comes.
 
         Args:

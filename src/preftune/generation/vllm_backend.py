@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,7 +16,7 @@ from preftune.generation.backends import OfSource, batches, seed_of, template_of
 from preftune.generation.encode_prompts import encode_prompts
 from preftune.generation.generate import Completion, end_ids
 from preftune.generation.lazy_model import ModelSource
-from preftune.generation.protocol import Rows, Take
+from preftune.generation.protocol import Rows, Take, Wanted
 from preftune.generation.settings import SamplingSettings, letters_of
 from preftune.generation.thoughts import spoken
 from preftune.types import Text
@@ -140,7 +139,7 @@ class VllmAnswerer(OfSource):
     def release(self) -> None:
         self.engine.close()
 
-    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take, wanted: AbstractSet[int] | None = None) -> None:
+    def answer(self, prompts: Sequence[Text], rows: Rows, take: Take, wanted: Wanted = None) -> None:
         from vllm import SamplingParams
 
         tokenizer, adapter = self.tokenizer(), None

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 from preftune.errors import RequestError
 from preftune.judges.cache import verdict_key
-from preftune.judges.protocol import Scorer, judge_name, score_all
+from preftune.judges.protocol import Item, Progress, Scorer, judge_name, score_all
 from preftune.types import Text
 
 How: TypeAlias = Literal["mean", "min", "mean-std"]
 HOWS: tuple[How, ...] = get_args(How)
-
-Item: TypeAlias = tuple[Text, str, Mapping[str, Any]]
 
 
 class EnsembleScorer:
@@ -42,9 +40,7 @@ class EnsembleScorer:
     def __call__(self, prompt: Text, answer: str, row: Mapping[str, Any]) -> float | None:
         return self.score_all([(prompt, answer, row)])[0]
 
-    def score_all(
-        self, items: Sequence[Item], *, progress: Callable[[int, int], None] | None = None
-    ) -> list[float | None]:
+    def score_all(self, items: Sequence[Item], *, progress: Progress | None = None) -> list[float | None]:
         """The score of every answer; None for one that a member cannot rate.
 
         Args:
@@ -56,7 +52,7 @@ class EnsembleScorer:
         ]
         return [combined(scores, self.how) for scores in zip(*tables, strict=True)]
 
-    def _shifted(self, progress: Callable[[int, int], None] | None, number: int) -> Callable[[int, int], None] | None:
+    def _shifted(self, progress: Progress | None, number: int) -> Progress | None:
         if progress is None:
             return None
         return lambda done, total: progress(number * total + done, len(self.members) * total)

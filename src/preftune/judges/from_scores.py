@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from preftune.errors import RequestError
 from preftune.judges.cache import verdict_key
-from preftune.judges.protocol import Judgement, Question, Scorer, judge_name, score_all
+from preftune.judges.protocol import Item, Judgement, Progress, Question, Scorer, judge_name, score_all
 from preftune.types import Text
 
 TIE_WITHIN = 0.01
@@ -39,23 +39,14 @@ class ScoreJudge:
         return verdict or "tie"
 
     def judge_all(
-        self,
-        questions: Sequence[Question],
-        *,
-        again: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        self, questions: Sequence[Question], *, again: bool = False, progress: Progress | None = None
     ) -> list[Judgement | None]:
         """None where one of the two answers could not be rated. `again` changes nothing: scores are computed once."""
         items = [(q.prompt, answer, q.row) for q in questions for answer in (q.answer_a, q.answer_b)]
         scores = self.score_all(items, progress=progress)
         return [self._verdict(a, b) for a, b in zip(scores[::2], scores[1::2], strict=True)]
 
-    def score_all(
-        self,
-        items: Sequence[tuple[Text, str, Mapping[str, Any]]],
-        *,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[float | None]:
+    def score_all(self, items: Sequence[Item], *, progress: Progress | None = None) -> list[float | None]:
         """The score of every answer; None for one that the scorer cannot rate.
 
         Args:

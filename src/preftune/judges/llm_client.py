@@ -18,6 +18,7 @@ from preftune.generation.endpoint.parallel import in_parallel
 from preftune.generation.settings import SamplingSettings, letters_of
 from preftune.generation.thoughts import split_thoughts
 from preftune.judges.cache import VerdictCache, verdict_key
+from preftune.judges.protocol import Progress
 from preftune.types import Message, Text
 
 if TYPE_CHECKING:
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
     from preftune.generation.lazy_model import ModelSource
 
 T = TypeVar("T")
-Progress: TypeAlias = Callable[[int, int], None]
 Conversation: TypeAlias = Sequence[Message]
+Questions: TypeAlias = Mapping[str, Conversation]
+"""By the key of their replies."""
+Take: TypeAlias = Callable[[str, str], None]
+"""Called with a key and the reply."""
 
 USUAL_TOKENS = 200
 """Tokens of a usual reply, for estimates."""
@@ -47,14 +51,7 @@ class Asker(ABC):
         self._cache = cache
 
     @abstractmethod
-    def _reply_to(
-        self,
-        questions: Mapping[str, Conversation],
-        *,
-        max_tokens: int,
-        as_json: bool,
-        take: Callable[[str, str], None],
-    ) -> None:
+    def _reply_to(self, questions: Questions, take: Take, *, max_tokens: int, as_json: bool) -> None:
         """Calls `take` with the key and the reply of every question as they come."""
 
     def ask_all(
@@ -105,13 +102,13 @@ class Asker(ABC):
         if progress is not None:
             progress(done, len(wanted))
         missing = {key: messages for key, messages in wanted.items() if key not in replies}
-        self._reply_to(missing, max_tokens=max_tokens, as_json=as_json, take=take)
+        self._reply_to(missing, take, max_tokens=max_tokens, as_json=as_json)
         unread = {
             key: _reminded(messages, replies[key][0], reminder)
             for key, messages in wanted.items()
             if found[key] is None and len(replies[key]) == 1
         }
-        self._reply_to(unread, max_tokens=max_tokens, as_json=as_json, take=take)
+        self._reply_to(unread, take, max_tokens=max_tokens, as_json=as_json)
         return [found[key] for key in keys]
 
     def known(self, questions: Sequence[Conversation], *, kind: str, max_tokens: int = 512) -> int:
@@ -181,14 +178,7 @@ class EndpointAsker(Asker):
     def _priced(self, calls: int, tokens_in: int, tokens_out: int) -> Estimate:
         return self.endpoint.budget.estimate(calls=calls, tokens_in=tokens_in, tokens_out=tokens_out)
 
-    def _reply_to(
-        self,
-        questions: Mapping[str, Conversation],
-        *,
-        max_tokens: int,
-        as_json: bool,
-        take: Callable[[str, str], None],
-    ) -> None:
+    def _reply_to(self, questions: Questions, take: Take, *, max_tokens: int, as_json: bool) -> None:
         def ask(item: tuple[str, Conversation]) -> str:
             # Models that think answer at a temperature of their own only; theirs will do.
             reply = self.endpoint.chat(
@@ -219,14 +209,7 @@ class LocalAsker(Asker):
         self.cache_key = verdict_key("local", source.identity)
         self._source, self._batch_size = source, batch_size
 
-    def _reply_to(
-        self,
-        questions: Mapping[str, Conversation],
-        *,
-        max_tokens: int,
-        as_json: bool,
-        take: Callable[[str, str], None],
-    ) -> None:
+    def _reply_to(self, questions: Questions, take: Take, *, max_tokens: int, as_json: bool) -> None:
         if not questions:
             return
         prompts, keys = [self._as_taken(messages) for messages in questions.values()], list(questions)

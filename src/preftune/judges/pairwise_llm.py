@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from preftune.errors import RequestError
@@ -12,7 +12,7 @@ from preftune.generation.thoughts import split_thoughts
 from preftune.judges.cache import verdict_key
 from preftune.judges.final_verdict import final_match, objects_read, unmarked
 from preftune.judges.llm_client import Asker
-from preftune.judges.protocol import Judgement, Question
+from preftune.judges.protocol import Judgement, Progress, Question
 from preftune.types import Message, Text
 
 _ASKED = """\
@@ -124,11 +124,7 @@ class ChatJudge:
         )
 
     def judge_all(
-        self,
-        questions: Sequence[Question],
-        *,
-        again: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        self, questions: Sequence[Question], *, again: bool = False, progress: Progress | None = None
     ) -> list[Judgement | None]:
         """The verdict on every question, None for one that could not be read.
 

@@ -14,6 +14,12 @@ Judgement: TypeAlias = Literal["a", "b", "tie"]
 """Which of two answers is better."""
 
 
+Item: TypeAlias = tuple[Text, str, Mapping[str, Any]]
+"""A prompt, an answer to it, and the row that belongs to the prompt."""
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with what is done and what there is."""
+
+
 class Judge(Protocol):
     """Compares two answers to one prompt.
 
@@ -115,12 +121,7 @@ def _beginning(prompt: Text) -> str:
     return text if len(text) <= 60 else text[:60] + "..."
 
 
-def score_all(
-    scorer: Scorer,
-    items: Sequence[tuple[Text, str, Mapping[str, Any]]],
-    *,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[float | None]:
+def score_all(scorer: Scorer, items: Sequence[Item], *, progress: Progress | None = None) -> list[float | None]:
     """Any scorer's score of every answer; None for one that it cannot rate.
 
     Args:
@@ -143,11 +144,7 @@ def score_all(
 
 
 def judge_all(
-    judge: Judge,
-    questions: Sequence[Question],
-    *,
-    again: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    judge: Judge, questions: Sequence[Question], *, again: bool = False, progress: Progress | None = None
 ) -> list[Judgement | None]:
     """Any judge's verdict on every question; None where a judge that is asked in words gave none that could be read.
 

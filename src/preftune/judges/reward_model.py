@@ -12,6 +12,7 @@ from preftune.generation.backends import template_of
 from preftune.generation.lazy_model import ModelSource, identity_in_memory
 from preftune.judges.cache import VerdictCache, verdict_key
 from preftune.judges.pairwise_llm import as_transcript
+from preftune.judges.protocol import Item, Progress
 from preftune.judges.reward_model_input import Form, form_of, trained_ids
 from preftune.models.damage import whole_weights
 from preftune.models.locate import locate
@@ -74,12 +75,7 @@ class RewardModel:
     def __call__(self, prompt: Text, answer: str, row: Mapping[str, Any]) -> float:
         return self.score_all([(prompt, answer, row)])[0]
 
-    def score_all(
-        self,
-        items: Sequence[tuple[Text, str, Mapping[str, Any]]],
-        *,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[float]:
+    def score_all(self, items: Sequence[Item], *, progress: Progress | None = None) -> list[float]:
         """The score of every answer, the longest ones computed first.
 
         Args:

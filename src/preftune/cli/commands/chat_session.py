@@ -115,35 +115,25 @@ def load_speakers(
 
     Args:
         base_model: instead of the base that an adapter names.
-        options: for `load_model`.
+        options: for `ModelSource`.
     Raises: ModelError when a model cannot be had; RequestError when both names are the same model.
     """
     from preftune.generation.generate import base_changed_by_adapter
-    from preftune.models import load_model, load_tokenizer
-    from preftune.models.load import locate_base
-    from preftune.models.locate import locate, same_model
+    from preftune.generation.lazy_model import ModelSource
+    from preftune.models.locate import same_model
 
-    place = locate(name)
-    adapter = place.kind in ("adapter", "hub-adapter")
-    base = locate_base(place, base_model).name if adapter else None
-    if baseline_name is not None:
-        locate(baseline_name)
-        if same_model(name, baseline_name):
-            raise RequestError(f"--model and --baseline are both {name}. Name the model that it came from.")
-    shared = (
-        adapter
-        and (baseline_name is None or same_model(str(base), baseline_name))
-        and base_changed_by_adapter(place.name) is None
-    )
-    model = load_model(name, base_model=base_model, **options).eval()
-    tokenizer = load_tokenizer(name, base_model=base_model)
-    aligned = Speaker(_label(name), model, tokenizer, system=system)
-    if shared:
-        return [Speaker(_label(str(base)), model, load_tokenizer(str(base)), adapter_off=True, system=system), aligned]
-    other = baseline_name or base
+    source = ModelSource(name, base_model=base_model, **options)
+    base = source.base_name if source.is_adapter else None
+    before = baseline_name or base
+    other = None if before is None else ModelSource(before, **options)
+    if baseline_name is not None and same_model(name, baseline_name):
+        raise RequestError(f"--model and --baseline are both {name}. Name the model that it came from.")
+    aligned = Speaker(_label(name), source.model, source.tokenizer, system=system)
     if other is None:
         return [aligned]
-    return [Speaker(_label(other), load_model(other, **options).eval(), load_tokenizer(other), system=system), aligned]
+    shared = base is not None and same_model(base, other.name) and base_changed_by_adapter(source.place.name) is None
+    model = source.model if shared else other.model
+    return [Speaker(_label(other.name), model, other.tokenizer, adapter_off=shared, system=system), aligned]
 
 
 def _label(name: str) -> str:

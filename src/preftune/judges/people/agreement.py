@@ -7,7 +7,7 @@ people do. Each figure has an interval clustered by prompt. Judges and figures a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import numpy as np
 
 from preftune.errors import DatasetError
 from preftune.judges.people.labels import HumanLabel
-from preftune.judges.protocol import Judge, Judgement, Question, judge_all, judge_name, swapped_verdict
+from preftune.judges.protocol import Judge, Judgement, Progress, Question, judge_all, judge_name, swapped_verdict
 from preftune.judges.text_matching import count_words
 from preftune.statistics.intervals import (
     Floats,
@@ -191,11 +191,7 @@ def questions_of(labels: Sequence[HumanLabel], judge: Judge) -> list[Question]:
 
 
 def judge_labels(
-    labels: Sequence[HumanLabel],
-    judge: Judge,
-    *,
-    again: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    labels: Sequence[HumanLabel], judge: Judge, *, again: bool = False, progress: Progress | None = None
 ) -> list[Judged]:
     """What the judge says of every two answers. It does not see the label.
 

@@ -15,12 +15,10 @@ from preftune.judges.ensemble import deviation
 from preftune.judges.final_verdict import unmarked
 from preftune.judges.llm_client import Asker
 from preftune.judges.pairwise_llm import as_transcript
-from preftune.judges.protocol import Scorer, judge_name, score_all
+from preftune.judges.protocol import Item, Scorer, judge_name, score_all
 from preftune.judges.registry import JudgeOptions, judge_kind, open_judge
 from preftune.training.online.rollout import Rollout
 from preftune.types import Message, Text
-
-Item = tuple[Text, str, Mapping[str, Any]]
 
 _MARK = re.compile(r"-?\d+(?:\.\d+)?")
 _OF_TEN = re.compile(r"(?<=\d)\s*(?:/|out of|of)\s*10(?:\.0+)?(?![\d.]*\d)", re.IGNORECASE)
