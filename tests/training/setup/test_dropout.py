@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import BOFTConfig, LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
+from peft import BOFTConfig, LoHaConfig, LoKrConfig, LoraConfig, PveraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import models_zoo
@@ -84,3 +84,10 @@ def test_a_threshold_of_a_router_is_no_noise() -> None:
 def test_no_adapter_drops_anything(name: str) -> None:
     torch.manual_seed(0)
     quiet(get_peft_model(models_zoo.random_model(), ADAPTERS[name]))
+
+
+def test_an_adapter_that_draws_its_weights_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    adapted = get_peft_model(models_zoo.random_model(), PveraConfig(r=4, target_modules=["q_proj"]))
+    with caplog.at_level("INFO", logger="preftune"):
+        dropout_off(adapted)
+    assert "draws its weights by chance" in caplog.text

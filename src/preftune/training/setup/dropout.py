@@ -24,7 +24,8 @@ _LORA_DROPOUT = 0.05
 
 def dropout_off(model: nn.Module) -> None:
     """No dropout anywhere, nor other noise that a rate governs; LoRA's is announced, because the user asked for it."""
-    rates = {float(c.lora_dropout) for c in getattr(model, "peft_config", {}).values() if getattr(c, "lora_dropout", 0)}
+    configs: dict[str, Any] = getattr(model, "peft_config", {})
+    rates = {float(config.lora_dropout) for config in configs.values() if getattr(config, "lora_dropout", 0)}
     for module in model.modules():
         if "Dropout" in type(module).__name__ and isinstance(getattr(module, "p", None), float | int):
             module.p = 0.0  # type: ignore[assignment]
@@ -43,6 +44,12 @@ def dropout_off(model: nn.Module) -> None:
         rate = ", ".join(f"{r:g}" for r in sorted(rates))
         report = detail if rates == {_LORA_DROPOUT} else say
         report(f"lora_dropout={rate} is off while disable_dropout=True; set disable_dropout=False to train with it.")
+    for name, config in configs.items():
+        if hasattr(config, "sample_at_inference") or getattr(config, "monteclora_config", None):
+            say(
+                f"adapter {name!r} (PVeRA, MonteCLoRA) draws its weights by chance while it trains, and nothing turns "
+                "that off: losses and margins of training carry its noise. Go by those of the evaluation."
+            )
 
 
 def _as_it_is(module: nn.Module, mode: bool = True) -> nn.Module:
