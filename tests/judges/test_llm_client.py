@@ -10,7 +10,8 @@ from preftune.generation.endpoint.client import Endpoint, EndpointName
 from preftune.generation.lazy_model import ModelSource
 from preftune.judges.cache import VerdictCache
 from preftune.judges.llm_client import EndpointAsker, LocalAsker
-from tests.generation.chat_server import serving
+from preftune.judges.pairwise_llm import parse_verdict
+from tests.generation.chat_server import Fault, completion, serving
 from tests.tiny import tiny_model, tiny_tokenizer
 
 HOW_MANY = [[{"role": "user", "content": f"Rate {n}."}] for n in (3, 5, 3)]
@@ -66,6 +67,28 @@ def test_an_unreadable_reply_is_reminded_of_once_and_asked_anew_on_request(serve
     server.answer = lambda body: "1"
     assert ask(server, cache, kind="other", again=True) == [1, 1, 1]
     assert len(server.asked) == 10
+
+
+def test_of_a_reply_that_ended_at_its_limit_only_a_verdict_that_it_begins_with_counts(server, cache) -> None:
+    def asked(reply: str) -> str | None:
+        (verdict,) = ask(server, cache, [[{"role": "user", "content": reply}]], read=parse_verdict)
+        return verdict
+
+    def said(reply: str) -> str | None:
+        server.answer = lambda body: '{"better": "A"}'
+        server.faults = [Fault(body=completion(reply).replace('"stop"', '"length"'))]
+        return asked(reply)
+
+    assert said("At first I think: better: B.\nBut looking closer, answer A is the one that") == "a"
+    assert len(server.asked) == 2
+    assert said('{"better": "B"}\nThe reason is that answer A') == "b"
+    assert said("**B**\n\nAnswer A does not") == "b"
+    assert said("[[B]]\nNo, on reflection [[A]] because") == "a"
+    assert len(server.asked) == 6, "two reminders"
+    server.answer = lambda body: pytest.fail("it is kept")
+    assert ask(server, cache, [[{"role": "user", "content": "**B**\n\nAnswer A does not"}]], read=parse_verdict) == [
+        "b"
+    ]
 
 
 def test_a_first_reply_that_a_kill_left_alone_is_only_reminded_of(server, cache) -> None:

@@ -37,6 +37,10 @@ USUAL_TOKENS = 200
 REMINDER = "That could not be read. Reply once more, in exactly the form that was asked for and with nothing else."
 _QUOTED = 1000
 """Letters of an unreadable reply that are shown to the model again."""
+_CUT = "\n\n[the reply ended at its limit]"
+"""What a kept reply ends with where the model did not end it."""
+_VERDICT_ALONE = 24
+"""Letters of a line that has room for a verdict and for little else."""
 
 
 class Asker(ABC):
@@ -152,16 +156,30 @@ class Asker(ABC):
 
 def _reminded(messages: Conversation, reply: str, reminder: str) -> list[Message]:
     said: list[Message] = [
-        {"role": "assistant", "content": split_thoughts(reply).answer[:_QUOTED] or "(nothing)"},
+        {"role": "assistant", "content": _answer_of(reply)[:_QUOTED] or "(nothing)"},
         {"role": "user", "content": reminder},
     ]
     return [*messages, *said]
 
 
+def _answer_of(reply: str) -> str:
+    return split_thoughts(reply.removesuffix(_CUT)).answer
+
+
 def _read(read: Callable[[str], T | None], reply: str) -> T | None:
-    """What a reader makes of a reply's answer; None also where the reply is such that the reader fails."""
+    """What a reader makes of a reply's answer; None also where the reply is such that the reader fails.
+
+    Of a reply that ended at its limit only a verdict that it begins with counts: one in the middle of its reasons might
+    not have been the last.
+    """
+    answer = _answer_of(reply)
     try:
-        return read(split_thoughts(reply).answer)
+        value = read(answer)
+        if not answer.strip() or not reply.endswith(_CUT):
+            return value
+        first = answer.lstrip().partition("\n")[0]
+        begun = read(first) if len(first) <= _VERDICT_ALONE or first[0] in "{[" else None
+        return begun if value in (None, begun) else None
     except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError):
         return None
 
@@ -184,7 +202,7 @@ class EndpointAsker(Asker):
             reply = self.endpoint.chat(
                 item[1], max_tokens=max_tokens, temperature=0.0, as_json=as_json, spare=("temperature",)
             )
-            return reply.text
+            return reply.text + _CUT if reply.cut else reply.text
 
         in_parallel(
             ask,

@@ -30,6 +30,8 @@ _PAIRS = tuple(
     "before-after chosen-rejected".split()
 )
 """What people call two answers, or what they end in."""
+_PROMPTS = frozenset("prompt prompts question query instruction conversation".split())
+"""What people call the prompt, which comes first."""
 _FORMS = (
     "A judge is rule(prompt, answer_a, answer_b, row) and returns 'a', 'b' or 'tie'; a scorer is rule(prompt, answer, "
     "row) and returns a number. Name the arguments like that, or annotate what it returns (-> str, -> float)."
@@ -63,6 +65,12 @@ def adapted(rule: Judge | Scorer | Any) -> Rule:
     if not required <= 4 or not len(positional) >= 2:
         raise RequestError(f"Rule {judge_name(rule)!r} takes {required} arguments. {_FORMS}")
     names = [p.name for p in positional[:4]]
+    asked = next((place for place, name in enumerate(names) if name.lower() in _PROMPTS), 0)
+    if asked:
+        raise RequestError(
+            f"Rule {judge_name(rule)!r} takes ({', '.join(names)}), and the prompt comes first: arguments are given by "
+            f"their place. {_FORMS}"
+        )
     by_names, by_return = _scores_by_names(names, required), _scores_by_return(rule)
     if by_names is None and by_return is None:
         raise RequestError(f"Rule {judge_name(rule)!r} takes ({', '.join(names)}): is it a judge or a scorer? {_FORMS}")

@@ -35,6 +35,7 @@ class Speaker:
 
 class Reply(NamedTuple):
     text: str
+    cut: bool = False
 
 
 class Conduct(NamedTuple):

@@ -181,6 +181,9 @@ def test_the_key_goes_to_the_server_and_nowhere_else(server: ChatServer, monkeyp
         assert caught.value.__cause__ is None
         assert "Check the key in MY_KEY" in str(caught.value)
     assert server.keys == {"Bearer sk-very-secret"}
+    server.answer = lambda body: "You sent sk-very-secret."
+    with endpoint(server, api_key_env="MY_KEY") as model:
+        assert model.chat(HELLO, max_tokens=9).text == "You sent ***."
     with pytest.raises(RequestError, match="--api_key_env NOT_THERE: this environment variable is not set"):
         endpoint(server, api_key_env="NOT_THERE")
 

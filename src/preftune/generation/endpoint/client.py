@@ -96,6 +96,8 @@ class Conduct:
 
 
 _ODD_RETRIES, _ODD_PAUSE_S, _ODD_LETTERS = 2, 0.5, 120
+_SHORTEST_KEY = 8
+"""Letters below which a key may be a word of any answer."""
 _SYSTEM = "system"
 _NO_SYSTEM = re.compile(
     r"system (?:role|message|prompt)|roles must alternate|only (?:support )?user and assistant roles", re.IGNORECASE
@@ -224,7 +226,7 @@ class Endpoint:
                 odd = printable(" ".join(str(error).split()))[:_ODD_LETTERS] or type(error).__name__
             else:
                 self._is_chat = True
-                return reply
+                return self._without_key(reply)
         if self._is_chat:
             raise EndpointError(
                 f"{self.name} sent {attempts} replies to one question that are no chat completions ({odd}). Check the "
@@ -234,6 +236,13 @@ class Endpoint:
             f"{self.name} answered, but not as a chat model does. Is the address complete? It usually ends in /v1. "
             f"(What is wrong with the reply: {odd}.)"
         )
+
+    def _without_key(self, reply: Reply) -> Reply:
+        """A reply that is kept on disk: a server that repeats what it was sent repeats the key too."""
+        if self._key is None or len(self._key) < _SHORTEST_KEY or self._key not in reply.text + reply.thought:
+            return reply
+        text, thought = (part.replace(self._key, "***") for part in (reply.text, reply.thought))
+        return reply._replace(text=text, thought=thought)
 
     def _ask(
         self, messages: list[Message], request: dict[str, Any], extra: dict[str, Any], about: str, spare: Sequence[str]

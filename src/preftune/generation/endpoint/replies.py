@@ -31,6 +31,8 @@ class Reply(NamedTuple):
     """What the server gives apart from the text, as `reasoning_content`, `reasoning` or a part of type `thinking`."""
     thought_tokens: int = 0
     """Of those tokens, the thought's, where the server says so."""
+    cut: bool = False
+    """The reply ended at its limit."""
 
 
 class OddReplyError(ValueError):
@@ -63,6 +65,7 @@ def read_reply(answer: Any, asked: int) -> Reply:
         text=text,
         tokens=guess_tokens(len(text) + len(thought)) if tokens is None else tokens,
         finished=getattr(choices[0], "finish_reason", None) == "stop",
+        cut=getattr(choices[0], "finish_reason", None) == "length",
         prompt_tokens=asked if prompt_tokens is None else prompt_tokens,
         thought=thought,
         thought_tokens=_count(details, "reasoning_tokens") or 0,
