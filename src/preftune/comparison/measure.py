@@ -6,26 +6,21 @@ log policy minus log start, summed over their tokens (k1, unbiased; Schulman, "A
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
+from preftune.evaluation.two_models.pair_logps import LogpScorer
 from preftune.generation.answer_store import AnswerStore, Record
 from preftune.generation.backends import ModelAnswerer, template_of
 from preftune.generation.encode_prompts import encode_prompts
-from preftune.generation.generate import generating
 from preftune.generation.lazy_model import ModelSource
 from preftune.generation.prompts import Prompt
 from preftune.generation.protocol import Answer, Kept, Side
 from preftune.generation.settings import SamplingSettings
 from preftune.generation.thoughts import Spoken
-from preftune.logps import choose_engine, pack
-from preftune.logps.score_groups import ScoringBudget
 from preftune.statistics.intervals import MeanInterval, mean_interval
 from preftune.storage.jsonl import append_lines, digest, read_lines
 from preftune.training.online.rollout import Rollout, TransformersSampler
@@ -169,20 +164,10 @@ def _sampled(source: ModelSource, rows: Sequence[Row], ruler: Ruler) -> list[Rol
 
 def _logps(source: ModelSource, rollouts: Sequence[Rollout]) -> list[float]:
     """The log-probability of every answer, in nats."""
-    model: Any = source.model
-    device = model.get_input_embeddings().weight.device
-    budget = ScoringBudget(device.type, advice="Lower --max_new_tokens, or compare on a larger device.")
-    with _engine(model) as engine:
+    scorer = LogpScorer(source.model, advice="Lower --max_new_tokens, or compare on a larger device.")
 
-        def score(groups: Sequence[TokenizedGroup]) -> list[float]:
-            sums: list[float] = engine(model, pack(groups).to(device)).sum_K.double().tolist()
-            return sums
+    def score(groups: Sequence[TokenizedGroup]) -> list[float]:
+        sums: list[float] = scorer.read(groups, lambda found, batch: found.sum_K).tolist()
+        return sums
 
-        return budget.score([one.group for one in rollouts], score)
-
-
-@contextmanager
-def _engine(model: Any) -> Iterator[Any]:
-    engine, _ = choose_engine(model)
-    with generating(model, "auto", None), torch.inference_mode():
-        yield engine
+    return scorer.budget.score([one.group for one in rollouts], score)

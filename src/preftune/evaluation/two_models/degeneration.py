@@ -241,10 +241,7 @@ def compare(
         before, after = (side.values(kind.name, rows) for side in sides)
         if before is None or after is None:
             continue
-        names = [clusters[row] for row in rows]
-        compared = _compared(
-            before, after, names, confidence, pairs=kind.name == "self_similarity", shares=bool(kind.verb)
-        )
+        compared = _compared(kind, before, after, [clusters[row] for row in rows], confidence)
         figures[kind.name] = compared if kind.name in ("words", "tokens") else compared.within_rates()
         if kind.better is None and not kind.verb:
             continue
@@ -257,30 +254,18 @@ def compare(
 
 
 def _compared(
-    before: NDArray[np.float64],
-    after: NDArray[np.float64],
-    clusters: Sequence[str],
-    confidence: float,
-    *,
-    pairs: bool,
-    shares: bool,
+    kind: Kind, before: NDArray[np.float64], after: NDArray[np.float64], clusters: Sequence[str], confidence: float
 ) -> Compared:
-    """
-    Args:
-        pairs: the values are means over pairs of rows, a U-statistic of degree two: each row counts in its own
-            value and in all others', which doubles the standard error (Hoeffding 1948).
-        shares: the values are 0 or 1.
-    """
     difference = mean_interval(after - before, clusters, confidence=confidence)
-    if shares and difference.standard_error == 0 and difference.mean != 0 and len(set(clusters)) > 1:
+    # Values that are means over pairs of rows are a U-statistic of degree two: each row counts in its own value and in
+    # all others', which doubles the standard error (Hoeffding 1948).
+    half = (difference.high - difference.mean) * (2 if kind.name == "self_similarity" else 1)
+    low, high = difference.mean - half, difference.mean + half
+    if kind.verb and difference.standard_error == 0 and difference.mean != 0 and len(set(clusters)) > 1:
         # All changed alike, be it two answers: no spread was measured, and Wilson's interval knows how few they are.
         alike = share((1 + after - before) / 2, clusters, confidence=confidence)
         low, high = 2 * alike.low - 1, 2 * alike.high - 1
-        return Compared(float(before.mean()), float(after.mean()), difference.mean, low, high)
-    half = (difference.high - difference.mean) * (2 if pairs else 1)
-    return Compared(
-        float(before.mean()), float(after.mean()), difference.mean, difference.mean - half, difference.mean + half
-    )
+    return Compared(float(before.mean()), float(after.mean()), difference.mean, low, high)
 
 
 class _Side:

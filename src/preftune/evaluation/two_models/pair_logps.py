@@ -174,10 +174,17 @@ def _key(side: Side, group: TokenizedGroup | None, settings: Mapping[str, Any]) 
     return digest([side, ids, group.scored, NUMERICS_VERSION, settings])
 
 
+_ADVICE = "Leave such pairs out, or load the model in 4 bits with --load_in_4bit."
+
+
 class LogpScorer:
     """One model, on the device where it is."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, advice: str = _ADVICE) -> None:
+        """
+        Args:
+            advice: what to do where a single group does not fit into memory.
+        """
         import torch
 
         from preftune.logps import choose_engine
@@ -189,9 +196,7 @@ class LogpScorer:
         self.engine, _ = choose_engine(model, "auto")
         self.dtype = mixed_dtype(model)
         self.longest: int | None = getattr(model.config, "max_position_embeddings", None)
-        self.budget = ScoringBudget(
-            self.device.type, advice="Leave such pairs out, or load the model in 4 bits with --load_in_4bit."
-        )
+        self.budget = ScoringBudget(self.device.type, advice=advice)
 
     def score(self, given: Sequence[TokenizedGroup | None]) -> list[list[float] | None]:
         """Per pair: log-probabilities of chosen and rejected, tokens of each; None for one beyond the positions."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -221,7 +222,7 @@ def agreement(judged: Sequence[Judged], judge: Judge, *, confidence: float = 0.9
             "stronger model, or a higher --judge_max_tokens."
         )
     clusters = [digest(item.label.prompt) for item in read]
-    rate = _Rates(clusters, confidence)
+    rate = partial(_rate, clusters, confidence)
     people = np.array([_POINTS[item.label.label] for item in read])
     points = np.array([_POINTS[item.verdict] for item in read if item.verdict is not None])
     longer = np.array([_longer(item.label) for item in read])
@@ -255,25 +256,21 @@ def agreement(judged: Sequence[Judged], judge: Judge, *, confidence: float = 0.9
     )
 
 
-class _Rates:
-    """Shares, or mean differences, of some of the rows."""
+def _rate(
+    clusters: Sequence[Hashable], confidence: float, values: Any, where: Any = None, *, less: Any = None
+) -> Rate | None:
+    """A share of some of the rows, or a difference of shares.
 
-    def __init__(self, clusters: Sequence[Hashable], confidence: float) -> None:
-        self._clusters, self._confidence = clusters, confidence
-
-    def __call__(self, values: Any, where: Any = None, *, less: Any = None) -> Rate | None:
-        """
-        Args:
-            less: other values of the same rows, whose share is subtracted.
-        """
-        rows = np.arange(len(values)) if where is None else np.flatnonzero(where)
-        if not len(rows):
-            return None
-        names = [self._clusters[row] for row in rows.tolist()]
-        kept = np.asarray(values, dtype=np.float64)[rows]
-        if less is not None:
-            return Rate.of(paired_shares(less[rows], kept, names, confidence=self._confidence), len(rows))
-        return Rate.of(share(kept, names, confidence=self._confidence), len(rows))
+    Args:
+        less: other values of the same rows, whose share is subtracted.
+    """
+    rows = np.arange(len(values)) if where is None else np.flatnonzero(where)
+    if not len(rows):
+        return None
+    names, kept = [clusters[row] for row in rows.tolist()], np.asarray(values, dtype=np.float64)[rows]
+    if less is not None:
+        return Rate.of(paired_shares(less[rows], kept, names, confidence=confidence), len(rows))
+    return Rate.of(share(kept, names, confidence=confidence), len(rows))
 
 
 def _longer(label: HumanLabel) -> float:
