@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,9 @@ from preftune.data import GroupDataset, PairDataset
 from preftune.data.conversion.filters import split_key
 from preftune.data.tokens.cache import keys_of_rows
 from preftune.errors import DatasetError
-from preftune.generation.lazy_model import ModelSource
+from preftune.generation.lazy_model import ModelSource, contents
+from preftune.log import warn
+from preftune.models.locate import Location
 from preftune.statistics.intervals import MeanInterval, share
 from preftune.storage.cache_folder import cache_folder
 from preftune.storage.jsonl import digest
@@ -127,12 +130,24 @@ def _identity(pairs: PairDataset) -> str:
 
 
 def _known(folder: Path) -> AutoJudge | None:
+    """A judge that was trained before; None without one, or with a damaged one, which is removed."""
+    if not (folder / _ABOUT).is_file():
+        return None
     try:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
         about.pop("sentence")
-        return AutoJudge(**about) if (folder / "adapter_config.json").is_file() else None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+        if about.pop("contents", None) == _contents(folder):
+            return AutoJudge(**about)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        pass
+    warn(f"The judge that was trained before ({folder}) is damaged, or of another version; it is trained again.")
+    shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+def _contents(folder: Path) -> str:
+    """A digest of what makes the judge's scores: it was tested with these weights."""
+    return contents(Location("folder", str(folder))).hex()
 
 
 def _train(
@@ -181,7 +196,7 @@ def _train(
         accuracy_high=accuracy.high,
         calibration_error=float(metrics["eval_calibration_error"]),
     )
-    write_json(folder / _ABOUT, judge.to_dict())
+    write_json(folder / _ABOUT, {**judge.to_dict(), "contents": _contents(folder)})
     return judge
 
 

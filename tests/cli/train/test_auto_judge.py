@@ -49,6 +49,22 @@ def test_the_judge_is_trained_once_and_its_accuracy_stands_beside_the_win_rate(p
     assert weights.stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("damage", ["torn", "edited", "missing"])
+def test_a_judge_whose_weights_are_not_those_that_were_tested_is_trained_again(tiny_model, damage, caplog):
+    pairs = load_pairs(distinct_rows(48))
+    first = train_judge(str(tiny_model), pairs, unwanted=None)
+    weights = Path(first.folder) / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    if damage == "missing":
+        weights.unlink()
+    else:
+        weights.write_bytes(whole[: len(whole) // 2] if damage == "torn" else whole[:-1] + bytes([whole[-1] ^ 64]))
+    again = train_judge(str(tiny_model), pairs, unwanted=None)
+    assert weights.read_bytes() == whole
+    assert again.accuracy == first.accuracy
+    assert "it is trained again" in caplog.text
+
+
 def test_prompts_that_were_trained_on_are_counted(preftune, policy, tmp_path):
     prompts = [{"prompt": row["prompt"][0]["content"]} for row in distinct_rows(10)]  # as text, and two of them new
     words = ["eval", "--model", policy, "--judge", "shorter", "--max_new_tokens", 4, "--prompts"]
