@@ -18,13 +18,28 @@ if TYPE_CHECKING:
     from preftune.data import load_demonstrations, load_pairs
     from preftune.errors import PreftuneError
     from preftune.models import load_model, load_tokenizer, merge
-    from preftune.training import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+    from preftune.training import (
+        CPOConfig,
+        CPOTrainer,
+        DPOConfig,
+        DPOTrainer,
+        ORPOConfig,
+        ORPOTrainer,
+        RewardConfig,
+        RewardTrainer,
+        SFTConfig,
+        SFTTrainer,
+    )
     from preftune.training.online import OnlineDPOConfig, OnlineDPOTrainer
     from preftune.training.ppo import PPOConfig, PPOTrainer
 
 _HOME = {
+    "CPOConfig": "preftune.training",
+    "CPOTrainer": "preftune.training",
     "DPOConfig": "preftune.training",
     "DPOTrainer": "preftune.training",
+    "ORPOConfig": "preftune.training",
+    "ORPOTrainer": "preftune.training",
     "OnlineDPOConfig": "preftune.training.online",
     "OnlineDPOTrainer": "preftune.training.online",
     "PPOConfig": "preftune.training.ppo",
@@ -42,8 +57,12 @@ _HOME = {
 }
 
 __all__ = [
+    "CPOConfig",
+    "CPOTrainer",
     "DPOConfig",
     "DPOTrainer",
+    "ORPOConfig",
+    "ORPOTrainer",
     "OnlineDPOConfig",
     "OnlineDPOTrainer",
     "PPOConfig",

@@ -12,7 +12,8 @@ import torch
 
 from preftune import DPOConfig
 from preftune.errors import ConfigError
-from preftune.losses import sigmoid
+from preftune.losses import Pairs
+from preftune.losses.pairwise import sigmoid
 from preftune.types import Sides
 from tiny import tiny_model
 
@@ -102,7 +103,7 @@ def test_and_it_is_true():
         margin = torch.tensor([torch.log(torch.tensor(9.0)).item() / beta], requires_grad=True)
         zero, one = torch.zeros(1), torch.ones(1)
         policy, reference = Sides(margin, zero, one, one), Sides(zero, zero, one, one)
-        loss = sigmoid(policy, reference, beta=beta, weight_N=one, margin_N=zero, label_smoothing=0.1).loss_N
+        loss = sigmoid(Pairs(policy, reference, zero), beta=beta, label_smoothing=0.1)
         (slope,) = torch.autograd.grad(loss.sum(), margin)
         assert slope.item() == pytest.approx(0, abs=1e-6)
         resting[beta] = margin.item()

@@ -88,15 +88,35 @@ class GroupLogps:
         ones = self.token_logps_T.new_ones(self.owner_T.shape[0])
         return self.token_logps_T.new_zeros(self.completions).index_add(0, self.owner_T, ones)
 
-    def sides(self, batch: PackedBatch) -> Sides:
-        """The scores of the batch's pairs."""
+    def sides(self, batch: PackedBatch, *, ld_alpha: float | None = None) -> Sides:
+        """The scores of the batch's pairs.
+
+        Args:
+            ld_alpha: weight of the tokens of the longer side beyond the length of the shorter one; None and 1 sum all.
+                LD-DPO, Liu et al. 2024 (arXiv:2409.06411), eq. 9.
+        """
         sums, lengths = self.sum_K, self.length_K
+        chosen_N, rejected_N = sums[batch.chosen_N], sums[batch.rejected_N]
+        if ld_alpha is not None and ld_alpha != 1:
+            shared_N = torch.minimum(lengths[batch.chosen_N], lengths[batch.rejected_N])
+            first_N = self._first(batch.chosen_N, shared_N)
+            chosen_N = first_N + ld_alpha * (chosen_N - first_N)
+            first_N = self._first(batch.rejected_N, shared_N)
+            rejected_N = first_N + ld_alpha * (rejected_N - first_N)
         return Sides(
-            chosen_N=sums[batch.chosen_N],
-            rejected_N=sums[batch.rejected_N],
+            chosen_N=chosen_N,
+            rejected_N=rejected_N,
             chosen_length_N=lengths[batch.chosen_N],
             rejected_length_N=lengths[batch.rejected_N],
         )
+
+    def _first(self, completion_N: Tensor, tokens_N: Tensor) -> Tensor:
+        """(N,): log-probability of the first `tokens_N` scored tokens of these completions."""
+        lengths = self.length_K
+        place_T = torch.arange(len(self.owner_T), device=self.owner_T.device)
+        place_T = place_T - (lengths.cumsum(0) - lengths).long()[self.owner_T]
+        is_first_NT = (self.owner_T == completion_N[:, None]) & (place_T < tokens_N[:, None])
+        return torch.where(is_first_NT, self.token_logps_T, 0.0).sum(1)
 
 
 def pack(groups: Sequence[TokenizedGroup]) -> PackedBatch:

@@ -1,16 +1,21 @@
 """Losses: pure functions of log-probabilities and scores.
 
-The DPO loss is `pairwise.sigmoid`. A new pairwise loss is a function there and a line in `registry.LOSSES`. Losses of
-pairs return one value per pair; the trainer divides their sum by the pairs of the whole optimiser step.
+The DPO loss is `pairwise.sigmoid`. A new loss of pairs is a function in `pairwise` or `reference_free` and an entry in
+`registry`. Losses of pairs return one value per pair; the trainer divides their sum by the pairs of the whole optimiser
+step.
 
-    advantages  generalised advantage estimation
-    pairwise    sigmoid (DPO), ipo, hinge, robust: both sides' log-probabilities in, a loss per pair out
-    ppo         clipped losses, KL estimators
-    registry    LOSSES: every pairwise loss by its name
-    reward      the Bradley-Terry loss
+    advantages      generalised advantage estimation
+    objective       the weighted sum of losses that a run minimises
+    pairs           what a loss of pairs gets and gives; f-divergences
+    pairwise        losses with a reference: sigmoid (DPO), ipo, hinge, robust, ...
+    ppo             clipped losses, KL estimators
+    reference_free  losses without one: simpo, cpo, orpo, ...
+    registry        LOSSES: every loss of pairs by its name, with its options and its authors' settings
+    reward          the Bradley-Terry loss
 """
 
-from preftune.losses.pairwise import LossOutput, hinge, ipo, robust, sigmoid
+from preftune.losses.objective import Objective
+from preftune.losses.pairs import LossOutput, Pairs
 from preftune.losses.registry import LOSSES, TRL_ONLY, Loss, get_loss
 
 __all__ = [
@@ -18,13 +23,12 @@ __all__ = [
     "TRL_ONLY",
     "Loss",
     "LossOutput",
+    "Objective",
+    "Pairs",
     "advantages",
     "get_loss",
-    "hinge",
-    "ipo",
+    "objective",
     "ppo",
     "registry",
     "reward",
-    "robust",
-    "sigmoid",
 ]

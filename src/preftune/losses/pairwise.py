@@ -1,90 +1,189 @@
-"""Pairwise preference losses as pure functions of the log-probabilities of both sides under policy and reference.
+"""Losses of pairs with a reference, as pure functions of N pairs; each returns one loss per pair.
 
-Every loss takes the same arguments, so that a trainer needs no `if`:
-
-    policy, reference   the summed log-probabilities of N pairs, nats (`Sides`)
-    beta                strength of the KL penalty, > 0: a *higher* beta keeps the policy closer to the reference
-    weight_N            factor of each pair's loss; the mean is over pairs, not over weights
-    margin_N            nats of reward by which the chosen side must win (ODPO, Amini et al. 2024, arXiv:2402.10571)
-    label_smoothing     probability that a label is flipped, for the losses that know it
-
-Written throughout with `reward = beta * (policy - reference)` per completion and `logits = reward difference - margin`.
+Written throughout with `A = beta * chosen log-ratio`, `B = beta * rejected log-ratio` (the implicit rewards) and
+`logits = A - B - margin`. `beta` > 0 is the strength of the KL penalty: a *higher* beta keeps the policy closer to the
+reference. `f_divergence_type` and its alpha are those of `Pairs.under`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
 
+import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from preftune.types import Sides
+from preftune.losses.pairs import Pairs
+
+_SMALLEST_EPSILON = 1e-12
 
 
-class LossOutput(NamedTuple):
-    """What a loss says about N pairs."""
-
-    loss_N: Tensor
-    """(N,) weighted loss of each pair; the step's loss is its sum over the number of pairs of the whole step."""
-    chosen_reward_N: Tensor
-    """(N,) implicit reward of the chosen completion, nats, without gradient."""
-    rejected_reward_N: Tensor
-    """(N,) implicit reward of the rejected completion, nats, without gradient."""
-
-
-def sigmoid(
-    policy: Sides, reference: Sides, *, beta: float, weight_N: Tensor, margin_N: Tensor, label_smoothing: float = 0.0
-) -> LossOutput:
+def sigmoid(pairs: Pairs, *, beta: float, label_smoothing: float = 0.0, **divergence: object) -> Tensor:
     """DPO, Rafailov et al. 2023 (arXiv:2305.18290), eq. 7; label smoothing as in cDPO (Mitchell 2023), eq. 3.
 
     `-(1 - e) log sigmoid(logits) - e log sigmoid(-logits)`. At the start policy = reference, and the loss is ln 2.
     """
-    logits_N = _logits(policy, reference, beta, margin_N)
-    loss_N = -(1 - label_smoothing) * logsigmoid(logits_N) - label_smoothing * logsigmoid(-logits_N)
-    return _output(loss_N, policy, reference, beta, weight_N)
+    return smoothed(_under(pairs, divergence).logits_N(beta), label_smoothing)
 
 
-def robust(
-    policy: Sides, reference: Sides, *, beta: float, weight_N: Tensor, margin_N: Tensor, label_smoothing: float = 0.0
-) -> LossOutput:
+def robust(pairs: Pairs, *, beta: float, label_smoothing: float = 0.0, **divergence: object) -> Tensor:
     """Robust DPO, Ray Chowdhury et al. 2024 (arXiv:2403.00409), eq. 12: unbiased when labels flip with probability e.
 
     `(-(1 - e) log sigmoid(logits) + e log sigmoid(-logits)) / (1 - 2 e)`, 0 <= e < 0.5.
     """
-    logits_N = _logits(policy, reference, beta, margin_N)
+    logits_N = _under(pairs, divergence).logits_N(beta)
     clean_N, flipped_N = -logsigmoid(logits_N), -logsigmoid(-logits_N)
-    loss_N = ((1 - label_smoothing) * clean_N - label_smoothing * flipped_N) / (1 - 2 * label_smoothing)
-    return _output(loss_N, policy, reference, beta, weight_N)
+    return ((1 - label_smoothing) * clean_N - label_smoothing * flipped_N) / (1 - 2 * label_smoothing)
 
 
-def hinge(policy: Sides, reference: Sides, *, beta: float, weight_N: Tensor, margin_N: Tensor) -> LossOutput:
-    """SLiC's hinge on the DPO reward, Zhao et al. 2023 (arXiv:2305.10425) as in RSO, Liu et al. 2023
-    (arXiv:2309.06657): `max(0, 1 - logits)`.
+def hinge(pairs: Pairs, *, beta: float, **divergence: object) -> Tensor:
+    """The hinge of RSO, Liu et al. 2023 (arXiv:2309.06657), "hinge-norm": `max(0, 1 - logits)`. SLiC-HF, which has no
+    reference, is `slic`.
     """
-    return _output(relu(1 - _logits(policy, reference, beta, margin_N)), policy, reference, beta, weight_N)
+    return relu(1 - _under(pairs, divergence).logits_N(beta))
 
 
-def ipo(policy: Sides, reference: Sides, *, beta: float, weight_N: Tensor, margin_N: Tensor) -> LossOutput:
+def ipo(pairs: Pairs, *, beta: float, **divergence: object) -> Tensor:
     """IPO, Azar et al. 2023 (arXiv:2310.12036), eq. 17, with beta for the paper's tau.
 
     `(h - (1/2 + margin) / beta)^2`, where h is the difference of the log-ratios *per token*: the authors confirmed to
-    TRL that their results use the mean over a completion's tokens, and so do TRL and preftune.
+    TRL that their results use the mean over a completion's tokens, and so do TRL and preftune. `ipo_sum` sums them.
     """
-    chosen_N = (policy.chosen_N - reference.chosen_N) / policy.chosen_length_N
-    rejected_N = (policy.rejected_N - reference.rejected_N) / policy.rejected_length_N
-    loss_N = (chosen_N - rejected_N - (0.5 + margin_N) / beta) ** 2
-    return _output(loss_N, policy, reference, beta, weight_N)
+    pairs = _under(pairs, divergence)
+    return (pairs.chosen_mean_N - pairs.rejected_mean_N - (0.5 + pairs.margin_N) / beta) ** 2
 
 
-def _logits(policy: Sides, reference: Sides, beta: float, margin_N: Tensor) -> Tensor:
-    chosen_N = policy.chosen_N - reference.chosen_N
-    rejected_N = policy.rejected_N - reference.rejected_N
-    return beta * (chosen_N - rejected_N) - margin_N
+def ipo_sum(pairs: Pairs, *, beta: float, **divergence: object) -> Tensor:
+    """IPO with the log-ratios of whole completions, as the paper writes eq. 17 and as OpenRLHF computes it."""
+    pairs = _under(pairs, divergence)
+    return (pairs.chosen_N - pairs.rejected_N - (0.5 + pairs.margin_N) / beta) ** 2
 
 
-def _output(loss_N: Tensor, policy: Sides, reference: Sides, beta: float, weight_N: Tensor) -> LossOutput:
-    return LossOutput(
-        loss_N=weight_N * loss_N,
-        chosen_reward_N=beta * (policy.chosen_N - reference.chosen_N).detach(),
-        rejected_reward_N=beta * (policy.rejected_N - reference.rejected_N).detach(),
-    )
+def sigmoid_norm(pairs: Pairs, *, beta: float, label_smoothing: float = 0.0, **divergence: object) -> Tensor:
+    """DPO on log-ratios per token, Lambert et al. 2024 (Tulu 3, arXiv:2411.15124), eq. 6. Its beta is about 5."""
+    pairs = _under(pairs, divergence)
+    logits_N = beta * (pairs.chosen_mean_N - pairs.rejected_mean_N) - pairs.margin_N
+    return smoothed(logits_N, label_smoothing)
+
+
+def exo_pair(pairs: Pairs, *, beta: float, label_smoothing: float, **divergence: object) -> Tensor:
+    """EXO with two completions, Ji et al. 2024 (arXiv:2402.00856), eq. 16: the KL from the policy's preference to the
+    label's, which is smoothed by e > 0.
+
+    `q log(q / (1 - e)) + (1 - q) log((1 - q) / e)` with `q = sigmoid(logits)`.
+    """
+    logits_N = _under(pairs, divergence).logits_N(beta)
+    epsilon = max(label_smoothing, _SMALLEST_EPSILON)
+    won_N, lost_N = logsigmoid(logits_N), logsigmoid(-logits_N)
+    return won_N.exp() * (won_N - math.log1p(-epsilon)) + lost_N.exp() * (lost_N - math.log(epsilon))
+
+
+def nca_pair(pairs: Pairs, *, beta: float) -> Tensor:
+    """NCA with two completions, Chen et al. 2024 (arXiv:2402.05369), eq. 8 as in the authors' code:
+    `-log sigmoid(A) - (log sigmoid(-A) + log sigmoid(-B)) / 2`. It holds the chosen likelihood up.
+    """
+    chosen_N, rejected_N = beta * pairs.chosen_N, beta * pairs.rejected_N
+    return -logsigmoid(chosen_N) - 0.5 * (logsigmoid(-chosen_N) + logsigmoid(-rejected_N))
+
+
+def bco_pair(pairs: Pairs, *, beta: float, delta: float = 0.0) -> Tensor:
+    """BCO on pairs, Jung et al. 2024 (arXiv:2404.04656), eq. 9: `-log sigmoid(A - delta) - log sigmoid(delta - B)`.
+
+    Args:
+        delta: the running mean of the rewards, nats. TRL 1.16 and Liger leave it at 0.
+    """
+    return -logsigmoid(beta * pairs.chosen_N - delta) - logsigmoid(delta - beta * pairs.rejected_N)
+
+
+def sppo_hard(pairs: Pairs, *, beta: float) -> Tensor:
+    """SPPO with a certain winner, Wu et al. 2024 (arXiv:2405.00675), eq. 4.7 with P = 1, and beta for 1 / eta.
+
+    `(a - 1 / (2 beta))^2 + (b + 1 / (2 beta))^2` on log-ratios a and b. Its beta is about 0.001.
+    """
+    return (pairs.chosen_N - 0.5 / beta) ** 2 + (pairs.rejected_N + 0.5 / beta) ** 2
+
+
+def apo_zero(pairs: Pairs, *, beta: float) -> Tensor:
+    """APO-zero, D'Oosterlinck et al. 2024 (arXiv:2408.06266), eq. 7: `1 - sigmoid(A) + sigmoid(B)`. For chosen answers
+    better than the model's own.
+    """
+    return torch.sigmoid(-beta * pairs.chosen_N) + torch.sigmoid(beta * pairs.rejected_N)
+
+
+def apo_down(pairs: Pairs, *, beta: float) -> Tensor:
+    """APO-down, D'Oosterlinck et al. 2024 (arXiv:2408.06266), eq. 8: `sigmoid(A) + 1 - sigmoid(A - B)`. For chosen
+    answers worse than the model's own.
+    """
+    chosen_N = beta * pairs.chosen_N
+    return torch.sigmoid(chosen_N) + torch.sigmoid(beta * pairs.rejected_N - chosen_N)
+
+
+def discopop(pairs: Pairs, *, beta: float, discopop_tau: float = 0.05, **divergence: object) -> Tensor:
+    """DiscoPOP, Lu et al. 2024 (arXiv:2406.08414), eq. 5: `-(1 - m) log sigmoid(logits) + m exp(-logits)` with
+    `m = sigmoid(logits / tau)`.
+    """
+    logits_N = _under(pairs, divergence).logits_N(beta)
+    gate_N = logits_N / discopop_tau
+    # exp(-logits) alone overflows where m is 0; their product does not for tau < 1
+    exponential_N = torch.exp(logsigmoid(gate_N) - logits_N)
+    return -torch.sigmoid(-gate_N) * logsigmoid(logits_N) + exponential_N
+
+
+def aot(pairs: Pairs, *, beta: float, against_N: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """AOT on pairs, Melnyk et al. 2024 (arXiv:2406.05882): `-log sigmoid(beta (u - v))`, where u is `log policy(chosen)
+    - log policy(rejected)` and v the same difference under the reference at the same rank.
+
+    Args:
+        against_N: (N,) v of each pair: both differences are sorted over the whole optimiser step (`aot_targets`).
+    """
+    return smoothed(beta * (pairs.policy.chosen_N - pairs.policy.rejected_N - against_N), label_smoothing)
+
+
+def rdpo(pairs: Pairs, *, beta: float, rdpo_alpha: float = 0.1) -> Tensor:
+    """R-DPO, Park et al. 2024 (arXiv:2403.19159), eq. 7: `-log sigmoid(logits + alpha (chosen length - rejected
+    length))`. Of a pair whose chosen side is longer less is learnt.
+
+    Args:
+        rdpo_alpha: nats per token.
+    """
+    longer_N = pairs.policy.chosen_length_N - pairs.policy.rejected_length_N
+    return -logsigmoid(pairs.logits_N(beta) + rdpo_alpha * longer_N)
+
+
+def dpop(pairs: Pairs, *, beta: float, dpop_lambda: float = 50.0) -> Tensor:
+    """DPO-Positive, Pal et al. 2024 (arXiv:2402.13228), eq. 3: `-log sigmoid(logits - beta lambda max(0, -a))` punishes
+    a chosen answer that becomes less likely than under the reference.
+    """
+    return -logsigmoid(pairs.logits_N(beta) - beta * dpop_lambda * relu(-pairs.chosen_N))
+
+
+def cal_dpo(pairs: Pairs, *, beta: float) -> Tensor:
+    """Cal-DPO, Xiao et al. 2024 (NeurIPS 2024): `-log sigmoid(a - b) + (a - 1 / (2 beta))^2 + (b + 1 / (2 beta))^2` on
+    log-ratios a and b. The first term has no beta; the authors' code halves the squares.
+    """
+    return -logsigmoid(pairs.chosen_N - pairs.rejected_N) + sppo_hard(pairs, beta=beta)
+
+
+def reward_aware(pairs: Pairs, *, beta: float, rpo_distance: str = "backward_kl") -> Tensor:
+    """Reward-aware preference optimisation, Nvidia 2024 (arXiv:2406.11704), section 3.3.2: the difference of the
+    rewards should *be* the margin (the difference of the ratings, scaled), not exceed it.
+
+    Args:
+        rpo_distance: from `sigmoid(A - B)` to `sigmoid(margin)`: backward_kl (the authors' default: the cross entropy
+            of the label, less its entropy), forward_kl, or squared, of the differences themselves.
+    """
+    logits_N = beta * (pairs.chosen_N - pairs.rejected_N)
+    if rpo_distance == "squared":
+        return (logits_N - pairs.margin_N) ** 2
+    ours_N, labels_N = torch.stack((logits_N, -logits_N)), torch.stack((pairs.margin_N, -pairs.margin_N))
+    p, q = (labels_N, ours_N) if rpo_distance == "backward_kl" else (ours_N, labels_N)
+    return (torch.sigmoid(p) * (logsigmoid(p) - logsigmoid(q))).sum(0)
+
+
+def smoothed(logits_N: Tensor, label_smoothing: float) -> Tensor:
+    """`-(1 - e) log sigmoid(logits) - e log sigmoid(-logits)`."""
+    return -(1 - label_smoothing) * logsigmoid(logits_N) - label_smoothing * logsigmoid(-logits_N)
+
+
+def _under(pairs: Pairs, divergence: dict[str, object]) -> Pairs:
+    return pairs.under(**divergence) if divergence else pairs  # type: ignore[arg-type]

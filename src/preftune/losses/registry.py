@@ -1,50 +1,200 @@
-"""Names of the losses. Adding one is a function and a line here; nothing else knows the list."""
+"""Every loss of pairs by its name: what it needs, its options, its authors' settings. Adding one is a function and an
+entry here; the configuration, the checks, the help and docs/methods.md read the table.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from preftune.errors import ConfigError, did_you_mean
-from preftune.losses import pairwise
-from preftune.losses.pairwise import LossOutput
+from preftune.losses import pairwise as p
+from preftune.losses import reference_free as free
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A pairwise loss and what the configuration must know about it."""
+    """A loss of pairs and what the configuration must know about it."""
 
     name: str
-    function: Callable[..., LossOutput]
-    smoothing_limit: float | None = None
-    """Largest meaningful `label_smoothing` (exclusive for `robust`, which divides by 1 - 2e); None: not used."""
+    function: Callable[..., Tensor]
+    title: str
+    """As papers call it."""
+    paper: str
+    """arXiv id, or where it was published."""
+    use: str
+    """When to use it, in a sentence."""
+    traps: str = ""
+    """What goes wrong, and where implementations disagree."""
+    options: tuple[str, ...] = ()
+    """Fields of `DPOConfig` that the function takes by name, besides beta."""
+    reference: bool = True
+    """It compares with a reference model."""
+    margins: bool = True
+    """It uses the margins of rows."""
+    needs_margins: bool = False
+    """It means nothing without margins."""
+    has_beta: bool = True
+    beta: float = 0.1
+    """Its authors' beta, the default."""
+    betas: tuple[float, float] = (0.05, 0.5)
+    """The range in which people have results."""
+    learning_rate: float = 5e-7
+    """Of full fine-tuning; adapters take ten times as much."""
+    smoothing: tuple[float, float] = (0.0, 0.5)
+    """The meaningful `label_smoothing`, both ends included."""
+    likelihood: str | float = 0.0
+    """Weight of the likelihood term (the loss `sft`) that belongs to the method, or the field that holds it."""
+
+    @property
+    def is_smoothed(self) -> bool:
+        return "label_smoothing" in self.options
 
 
-LOSSES: dict[str, Loss] = {
-    loss.name: loss
-    for loss in (
-        Loss("sigmoid", pairwise.sigmoid, smoothing_limit=0.5),
-        Loss("robust", pairwise.robust, smoothing_limit=0.4999),
-        Loss("hinge", pairwise.hinge),
-        Loss("ipo", pairwise.ipo),
-    )
-}
+_DIVERGENCE = ("f_divergence_type", "f_alpha_divergence_coef")
+_ALL = ("label_smoothing", *_DIVERGENCE)
 
-TRL_ONLY = frozenset(
-    [
-        "exo_pair",
-        "nca_pair",
-        "bco_pair",
-        "sppo_hard",
-        "aot",
-        "aot_unpaired",
-        "apo_zero",
-        "apo_down",
-        "discopop",
-        "sft",
-        "sigmoid_norm",
-    ]
-)
+_WITH_REFERENCE = (
+    Loss(
+        "sigmoid", p.sigmoid, "DPO", "2305.18290",
+        "The default: clean pairs, and a model that was instruction-tuned before. With label_smoothing it is cDPO.",
+        "It sums over tokens, so long answers weigh more. TRL 1.16 ignores label_smoothing here.", _ALL,
+    ),
+    Loss(
+        "robust", p.robust, "Robust DPO", "2403.00409",
+        "Labels that are wrong with a known probability: label_smoothing is that probability.",
+        "The loss may be negative and has no lower bound.", _ALL, smoothing=(0.0, 0.4999),
+    ),
+    Loss(
+        "hinge", p.hinge, "RSO's hinge", "2309.06657",
+        "Pairs that are already won should stop to matter.",
+        "Often called SLiC, which has no reference: that is slic.", _DIVERGENCE, beta=0.05, betas=(0.01, 0.5),
+    ),
+    Loss(
+        "ipo", p.ipo, "IPO", "2310.12036",
+        "Deterministic or few labels, where DPO goes on for ever: IPO has a target distance.",
+        "Log-ratios are means over tokens, as in TRL, LLaMA-Factory and HALOs; OpenRLHF sums them (ipo_sum).",
+        _DIVERGENCE, betas=(0.01, 1.0),
+    ),
+    Loss(
+        "ipo_sum", p.ipo_sum, "IPO, summed", "2310.12036",
+        "To repeat results of OpenRLHF, or of the paper's formula as it is written.",
+        "The target 1 / (2 beta) is one of whole answers: at beta 0.1 it is 5 nats, however long they are.",
+        _DIVERGENCE, betas=(0.001, 1.0),
+    ),
+    Loss(
+        "sigmoid_norm", p.sigmoid_norm, "DPO per token", "2411.15124",
+        "Answers of very different lengths; Tulu 3 was trained with it.",
+        "Its beta is about 5: at DPO's 0.1 nothing moves.", _ALL, beta=5.0, betas=(1.0, 20.0),
+    ),
+    Loss(
+        "exo_pair", p.exo_pair, "EXO", "2402.00856",
+        "The reverse KL to the labels: it seeks the better answers instead of covering all.",
+        "label_smoothing must be above 0; the authors' code is as if it were 4.5e-5, ms-swift sets 1e-3.", _ALL,
+        smoothing=(1e-6, 0.5),
+    ),
+    Loss(
+        "nca_pair", p.nca_pair, "NCA", "2402.05369",
+        "Where the likelihood of the chosen answers must not fall, as in mathematics.", "", margins=False, beta=0.01,
+        betas=(0.001, 0.1), learning_rate=5e-6,
+    ),
+    Loss(
+        "sppo_hard", p.sppo_hard, "SPPO", "2405.00675",
+        "Self-play with pairs of the model's own answers.",
+        "Its beta is about 0.001; at 0.1 it is another method. The authors have soft labels, and halve the squares.",
+        margins=False, beta=1e-3, betas=(1e-4, 0.01),
+    ),
+    Loss(
+        "apo_zero", p.apo_zero, "APO-zero", "2408.06266",
+        "Chosen answers that are better than the model's own: chosen likelihoods rise, rejected ones fall.",
+        "It saturates: with a learning rate too high it freezes.", margins=False, learning_rate=2e-7,
+    ),
+    Loss(
+        "apo_down", p.apo_down, "APO-down", "2408.06266",
+        "Chosen answers that are worse than the model's own: both likelihoods fall, the rejected one by more.",
+        "It saturates: with a learning rate too high it freezes.", margins=False, learning_rate=2e-7,
+    ),
+    Loss(
+        "discopop", p.discopop, "DiscoPOP", "2406.08414",
+        "A loss found by a language model; about as good as DPO in its authors' experiments.",
+        "It is not convex, and has a local minimum.", ("discopop_tau", *_DIVERGENCE), beta=0.05, betas=(0.01, 0.5),
+    ),
+    Loss(
+        "rdpo", p.rdpo, "R-DPO", "2403.19159",
+        "Chosen answers that are mostly longer: less is learnt of a pair whose chosen side is longer.",
+        "The term is added; the repository of alpha-DPO subtracts it.", ("rdpo_alpha",),
+    ),
+    Loss(
+        "dpop", p.dpop, "DPO-Positive", "2402.13228",
+        "Sides that differ in a few tokens: it punishes a chosen answer that becomes less likely.",
+        "lambda is inside beta, and 50 dominates where the chosen answer falls.", ("dpop_lambda",), beta=0.3,
+    ),
+    Loss(
+        "cal_dpo", p.cal_dpo, "Cal-DPO", "NeurIPS 2024",
+        "Rewards on an absolute scale, so that chosen likelihoods do not fall.",
+        "The first term has no beta. The authors' code halves the squares.", margins=False, beta=1e-3,
+        betas=(1e-4, 0.05),
+    ),
+    Loss(
+        "reward_aware", p.reward_aware, "Reward-aware RPO", "2406.11704",
+        "Rated answers: the difference of the rewards is brought to that of the ratings (margin_from_scores).",
+        "Three methods are called RPO; the others are sigmoid with rpo_alpha.", ("rpo_distance",), needs_margins=True,
+        betas=(0.01, 0.5),
+    ),
+)  # fmt: skip
+
+_WITHOUT_REFERENCE = (
+    Loss(
+        "simpo", free.simpo, "SimPO", "2405.14734",
+        "No reference model: half the computation, and rewards are what generation maximises.",
+        "Sensitive to the learning rate, and forgets. TRL's CPOTrainer adds a likelihood term unless cpo_alpha=0, and "
+        "has beta 0.1, at which nothing is SimPO. The authors' gamma_beta_ratio is simpo_gamma / beta.",
+        ("simpo_gamma", "label_smoothing"), reference=False, beta=2.0, betas=(1.0, 20.0),
+    ),
+    Loss(
+        "alphapo", free.alphapo, "AlphaPO", "2501.03884",
+        "SimPO with another shape of the reward, which holds likelihoods up.",
+        "It needs the log-probability per token; on whole answers it overflows.", ("simpo_gamma", "alphapo_alpha"),
+        reference=False, beta=2.5, betas=(1.0, 20.0),
+    ),
+    Loss(
+        "cpo", free.cpo, "CPO", "2401.08417",
+        "Translation and other tasks with good chosen answers, together with their likelihood.",
+        "The likelihood is a mean over the tokens of the step here, of a micro-batch in TRL.", ("label_smoothing",),
+        reference=False, likelihood="cpo_alpha", learning_rate=1e-6,
+    ),
+    Loss(
+        "orpo", free.odds_ratio, "ORPO", "2403.07691",
+        "A base model, in one stage: it replaces supervised fine-tuning and DPO.",
+        "Not from a model that was fine-tuned already. TRL's likelihood covers the prompt too, LLaMA-Factory's and "
+        "preftune's the answer. beta is the paper's lambda: 0.1, in the authors' script 1.",
+        reference=False, margins=False, betas=(0.01, 1.0), learning_rate=5e-6, likelihood=1.0,
+    ),
+    Loss(
+        "simper", free.simper, "SimPER", "2502.00883",
+        "No hyperparameter to tune besides the learning rate.",
+        "Answers of one token dominate. The reported AlpacaEval numbers were not reproduced by others.",
+        reference=False, margins=False, has_beta=False,
+    ),
+    Loss(
+        "slic", free.slic, "SLiC-HF", "2305.10425",
+        "A margin on log-probabilities, and the likelihood of the chosen answer to stay a language model.",
+        "TRL's hinge is another loss.", ("slic_delta",), reference=False, has_beta=False, likelihood="slic_lambda",
+    ),
+    Loss(
+        "sft", free.likelihood, "Likelihood of the chosen answer", "2411.10442",
+        "As a second loss, with loss_weights or rpo_alpha: it keeps chosen answers likely (MPO, RPO, pref_ftx).",
+        "A mean over the chosen tokens of the whole step. TRL takes the mean of a micro-batch, LLaMA-Factory of each "
+        "answer (sft_mean=completions).",
+        ("tokens_per_pair",), reference=False, margins=False, has_beta=False,
+    ),
+)  # fmt: skip
+
+LOSSES: dict[str, Loss] = {loss.name: loss for loss in (*_WITH_REFERENCE, *_WITHOUT_REFERENCE)}
+
+TRL_ONLY = frozenset(["bco_pair", "aot", "aot_unpaired"])
 """Losses of TRL 1.16 that preftune does not compute (yet): refused by name, never taken for a misspelling."""
 
 

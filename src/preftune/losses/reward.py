@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from preftune.losses.pairwise import LossOutput
+from preftune.losses.pairs import LossOutput
 
 
 def bradley_terry(

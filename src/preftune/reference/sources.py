@@ -50,6 +50,21 @@ class Source(Protocol):
         ...
 
 
+class NoReference:
+    """Nothing, for losses that compare with nothing."""
+
+    description = "none: the loss has no reference"
+    fingerprint = "none"
+    live = True
+    received = True
+
+    def unchanged(self, model: nn.Module) -> bool:
+        return True
+
+    def score(self, model: nn.Module, batch: PackedBatch, engine: Engine) -> Tensor:
+        raise ReferenceMismatchError("a run without a reference was asked for reference scores. Please report this.")
+
+
 class AdapterOff:
     """The policy with its adapters switched off."""
 

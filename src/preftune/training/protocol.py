@@ -18,6 +18,7 @@ from transformers.trainer_callback import CallbackHandler
 from preftune.data import GroupDataset
 from preftune.logps import Support
 from preftune.logps.batch import PackedBatch
+from preftune.losses import Objective
 from preftune.models.precision import Precision
 from preftune.reference import ReferenceScores
 from preftune.reference.sources import Source
@@ -129,6 +130,7 @@ class DPOTrainerView(GroupTrainerView, Protocol):
     """`DPOTrainer`."""
 
     reference: ReferenceScores
+    objective: Objective
     is_fsdp_enabled: bool
     is_deepspeed_enabled: bool
     _policy_changed: bool

@@ -22,7 +22,7 @@ from tiny import rows, tiny_model, tiny_tokenizer
 
 
 def advice(rate: float, *, pairs: int = 20_000, full: bool = False) -> str:
-    config = SimpleNamespace(beta=0.1, learning_rate=rate)
+    config = SimpleNamespace(beta=0.1, loss="sigmoid", learning_rate=rate)
     lines = advise(config, pairs=pairs, has_chat_template=True, full=full, epochs=1.0)  # type: ignore[arg-type]
     return " ".join(lines)
 

@@ -21,7 +21,7 @@ from preftune.training.setup.advice import advise
     ],
 )
 def test_the_number_of_pairs(pairs: int, words: str | None) -> None:
-    config: Any = SimpleNamespace(beta=0.1, learning_rate=1e-5)
+    config: Any = SimpleNamespace(beta=0.1, loss="sigmoid", learning_rate=1e-5)
     said = advise(config, pairs=pairs, has_chat_template=True, full=False, epochs=1)
     assert [line for line in said if " pairs are " in line] == [line for line in said if words and words in line]
     assert bool(words) == any(" pairs are " in line for line in said)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from preftune import DPOConfig
 from preftune.data import group_by_prompt, load_pairs, tokenize_pairs
 from preftune.logps import make_engine, pack
-from preftune.losses import get_loss
 from tests.training.dpo_runs import logged, lora_model, metrics, trainer
 from tiny import rows, tiny_model, tiny_tokenizer
 
@@ -75,8 +75,8 @@ def test_gradients_are_those_of_the_ungrouped_rows_in_float64():
         with torch.no_grad():
             expected = make_engine(reference, "packed")(reference, batch).sides(batch)
         policy = make_engine(model, "packed")(model, batch).sides(batch)
-        loss = get_loss("sigmoid").function(
-            policy, expected, beta=0.1, weight_N=batch.weight_N, margin_N=batch.margin_N, label_smoothing=0.0
+        loss = DPOConfig(output_dir="unused").objective()(
+            policy, expected, weight_N=batch.weight_N, margin_N=batch.margin_N
         )
         mean = loss.loss_N.mean()
         mean.backward()

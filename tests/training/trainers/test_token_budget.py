@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from preftune import DPOConfig
 from preftune.data import GroupDataset
 from preftune.errors import ConfigError
 from preftune.logps import make_engine, pack
-from preftune.losses import get_loss
 from preftune.training.step import micro_batches as planning
 from preftune.training.step.micro_batches import plan_micro_batches, separate_tokens, shared_tokens, split_group
 from preftune.training.step.optimizer_step import micro_batches
@@ -114,7 +114,7 @@ def test_batches_are_packed_again_only_where_they_differ():
 @pytest.mark.parametrize("name", ["packed", "separate"])
 def test_in_float64_the_gradients_do_not_depend_on_the_budget(name, budget):
     model = tiny_model("gpt2", dtype=torch.float64)  # layer norms in float64; RMS norms compute in float32
-    engine, loss = make_engine(model, name), get_loss("sigmoid").function
+    engine, loss = make_engine(model, name), DPOConfig(output_dir="unused").objective()
     groups = groups_of_many_sizes()
     pairs = sum(len(group.pairs) for group in groups)
 

@@ -225,6 +225,11 @@ class GroupDataset(Sequence[TokenizedGroup]):
         return len(self._preferences)
 
     @property
+    def has_margins(self) -> bool:
+        """Whether a pair has a margin."""
+        return bool(self._preferences[:, 3].any())
+
+    @property
     def fingerprint(self) -> str:
         """Hash of tokens, which of them are scored, preferences and their order (not of the ids)."""
         import xxhash

@@ -5,9 +5,11 @@ honoured are refused with the reason (`refused`).
 
     base     PackedConfig: options of all trainers on packed groups
     dpo      DPOConfig
+    losses   LossFields: losses and their options
+    reference_free  CPOConfig, ORPOConfig
     refused  options that are not honoured, with the reason
     reward   RewardConfig
     sft      SFTConfig
 """
 
-__all__ = ["base", "dpo", "refused", "reward", "sft"]
+__all__ = ["base", "dpo", "losses", "reference_free", "refused", "reward", "sft"]

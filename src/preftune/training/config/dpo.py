@@ -8,13 +8,14 @@ from typing import ClassVar
 
 from preftune.errors import ConfigError
 from preftune.losses.registry import get_loss
-from preftune.training.config.base import PairConfig, ReferenceFields, positive
+from preftune.training.config.base import PairConfig, ReferenceFields
 from preftune.training.config.base import option as _option
+from preftune.training.config.losses import LossFields
 from preftune.training.config.refused import REFUSED, Refusal
 
 
 @dataclass
-class DPOConfig(ReferenceFields, PairConfig):
+class DPOConfig(LossFields, ReferenceFields, PairConfig):
     """Configuration of `DPOTrainer`: every field of `transformers.TrainingArguments`, and those below.
 
     Names follow TRL 1.16, so a TRL script or YAML runs with the import changed. A field is honoured or refused with a
@@ -24,15 +25,8 @@ class DPOConfig(ReferenceFields, PairConfig):
     minutes, not every 500 steps. What is left to the model stays None until a trainer has one.
     """
 
-    full_learning_rate: ClassVar[float] = 5e-7
-    adapter_learning_rate: ClassVar[float] = 5e-6
     trls_rate: ClassVar[float] = 1e-6
     refused: ClassVar[Mapping[str, Refusal]] = REFUSED
-
-    # --- the loss ---
-    loss_type: list[str] = _option(["sigmoid"], "The loss: sigmoid, robust, hinge or ipo.")
-    beta: float = _option(0.1, "Strength of the KL penalty. A higher beta keeps the policy closer to the reference.")
-    label_smoothing: float = _option(0.0, "Probability that a label is flipped, for sigmoid (cDPO) and robust.")
 
     # --- the reference ---
     precompute_ref_log_probs: bool = _option(
@@ -58,38 +52,25 @@ class DPOConfig(ReferenceFields, PairConfig):
     truncation_mode: str = _option("keep_start", "Only keep_start.", choices=["keep_start", "keep_end"])
     max_completion_length: int | None = _option(None, "Refused: use max_length.")
     padding_free: bool = _option(False, "Accepted: preftune never pads.")
-    loss_weights: list[float] | None = _option(None, "Only unset, or [1.0].")
-    ld_alpha: float | None = _option(None, "Only unset.")
-    f_divergence_type: str = _option("reverse_kl", "Only reverse_kl.")
-    f_alpha_divergence_coef: float = _option(0.5, "Only its default.")
     use_weighting: bool = _option(False, "Only False: give pairs a `weight` column.")
-    discopop_tau: float = _option(0.05, "Only its default.")
     sync_ref_model: bool = _option(False, "Only False.")
     ref_model_mixup_alpha: float = _option(0.6, "Only its default.")
     ref_model_sync_steps: int = _option(512, "Only its default.")
     reference_free: bool = _option(False, "Refused.")
-    rpo_alpha: float | None = _option(None, "Refused.")
     generate_during_eval: bool = _option(False, "Refused: preftune chat and the evaluation commands generate.")
 
-    def __post_init__(self) -> None:
-        self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
-        super().__post_init__()
+    @property
+    def full_learning_rate(self) -> float:  # type: ignore[override]
+        """That of the loss's authors."""
+        return get_loss(self.loss).learning_rate
 
     @property
-    def loss(self) -> str:
-        """The name of the loss."""
-        return self.loss_type[0]
+    def adapter_learning_rate(self) -> float:  # type: ignore[override]
+        """Ten times as much, as for every method."""
+        return 10 * self.full_learning_rate
 
     def _validate(self) -> None:
-        loss = get_loss(self.loss)
-        positive("beta", self.beta, "0.1 is a safe start; a higher beta keeps the policy closer to the reference")
-        if loss.smoothing_limit is None and self.label_smoothing:
-            raise ConfigError(
-                f"label_smoothing={self.label_smoothing} has no meaning for loss_type={self.loss!r}. "
-                "Leave it at 0, or use loss_type='sigmoid' (cDPO) or 'robust'."
-            )
-        if loss.smoothing_limit is not None and not 0 <= self.label_smoothing <= loss.smoothing_limit:
-            raise ConfigError(f"label_smoothing={self.label_smoothing} must lie in 0..0.5 for loss_type={self.loss!r}.")
+        self.settle_losses()
         super()._validate()
         self._at_least_1("precompute_ref_batch_size")
         self._validate_guard()

@@ -24,12 +24,7 @@ _NOT_YET = "preftune does not have it yet"
 
 REFUSED: dict[str, Refusal] = {
     # --- TRL ---
-    "loss_weights": Refusal((None, [1.0], [1]), "one loss at a time; remove loss_weights"),
-    "ld_alpha": Refusal((None, 1.0), f"LD-DPO: {_NOT_YET}; remove ld_alpha"),
-    "f_divergence_type": Refusal(("reverse_kl",), f"other f-divergences: {_NOT_YET}; use 'reverse_kl'"),
-    "f_alpha_divergence_coef": Refusal((0.5,), "it belongs to f_divergence_type='alpha_divergence'; remove it"),
     "use_weighting": Refusal((False,), f"WPO: {_NOT_YET}; give pairs a 'weight' column instead"),
-    "discopop_tau": Refusal((0.05,), "it belongs to loss_type='discopop', which preftune does not have yet; remove it"),
     "sync_ref_model": Refusal((False,), f"a moving reference: {_NOT_YET}; remove sync_ref_model"),
     "ref_model_mixup_alpha": Refusal((0.6,), "it belongs to sync_ref_model; remove it"),
     "ref_model_sync_steps": Refusal((512,), "it belongs to sync_ref_model; remove it"),
@@ -42,7 +37,6 @@ REFUSED: dict[str, Refusal] = {
     "pad_token": Refusal((None,), "preftune never pads; set tokenizer.pad_token if generation needs one"),
     "activation_offloading": Refusal((False,), "its successor is gradient_checkpointing=True"),
     "reference_free": Refusal((False, None), "a DPO without reference is another loss; remove reference_free"),
-    "rpo_alpha": Refusal((None, 0, 0.0), f"RPO's extra likelihood term: {_NOT_YET}; remove rpo_alpha"),
     "generate_during_eval": Refusal((False,), "its successor is `preftune chat --model A --baseline B`"),
     # --- transformers ---
     "label_smoothing_factor": Refusal((0, 0.0), "it smooths token labels; its successor here is label_smoothing"),
@@ -87,11 +81,6 @@ def refuse_unsupported(config: Any, refused: Mapping[str, Refusal] = REFUSED) ->
         value = getattr(value, "value", value)  # enums
         if not any(value is h or (type(value) is type(h) and value == h) or _same(value, h) for h in refusal.harmless):
             raise ConfigError(f"{name}={value!r} is not honoured: {refusal.reason}.")
-    if hasattr(config, "loss_type") and not isinstance(config.loss_type, str) and len(config.loss_type) != 1:
-        raise ConfigError(
-            f"loss_type={config.loss_type!r} is not honoured: one loss at a time. Choose one of them, and remove "
-            "loss_weights."
-        )
 
 
 def _same(value: Any, harmless: Any) -> bool:

@@ -136,6 +136,8 @@ class Guard(TrainerCallback):
             loss=args.loss,
             epochs=float(args.num_train_epochs) if args.max_steps <= 0 else 0.0,
             held_out=self._held_out,
+            reference=self._trainer.objective.needs_reference,
+            usual_beta=self._trainer.objective.has_usual_beta,
         )
 
     def _say_what_is_done(self) -> None:

@@ -32,6 +32,10 @@ class Facts:
     epochs: float = 1.0
     held_out: bool = True
     """Whether the looks score pairs that are not trained on."""
+    reference: bool = True
+    """The loss has a reference: rewards are distances from where the run began."""
+    usual_beta: bool = True
+    """beta has DPO's scale, on which 0.1 is usual and 0.5 close to the reference."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -40,7 +44,7 @@ class Facts:
     def hold_back(self) -> str:
         """What makes the policy change less, given how it is trained now."""
         steps = ["Halve the learning rate first"]
-        if self.beta < 0.5:
+        if self.beta < 0.5 and self.usual_beta:
             steps.append(f"then raise beta to {'0.2 to 0.5' if self.beta < 0.2 else '0.5'}")
         if self.epochs > 1:
             steps.append("train for one epoch, which is usually enough")
@@ -50,7 +54,7 @@ class Facts:
     def too_free(self) -> str:
         """What lets the policy change too much."""
         rate = f"the learning rate ({self.learning_rate:g}) is too high"
-        return rate if self.beta >= 0.5 else f"{rate}, or beta ({self.beta:g}) too low"
+        return rate if self.beta >= 0.5 or not self.usual_beta else f"{rate}, or beta ({self.beta:g}) too low"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Facts:

@@ -19,13 +19,13 @@ from preftune.evaluation.labelling.scoring import ByComparison, Rated
 from preftune.judges.registry import open_judge
 from preftune.judges.user_rules import adapted
 from preftune.logps.batch import GroupLogps, PackedBatch
-from preftune.losses import get_loss
 from preftune.training.online.config import OnlineDPOConfig
 from preftune.training.online.fresh import FreshStep
 from preftune.training.online.rollout import Rollout
 from preftune.training.online.scoring import Score, judge_options, open_score, row_of
 from preftune.training.online.trainer import OnlineTrainer
 from preftune.training.setup.arguments import own_config
+from preftune.training.step.collate import chosen_tokens
 from preftune.training.step.metrics import PER_PAIR, pair_metrics
 from preftune.types import Preference, TokenizedGroup
 
@@ -60,7 +60,6 @@ class OnlineDPOTrainer(OnlineTrainer):
             )
         self._opened = ExitStack()
         self.answers_per_prompt = args.num_generations
-        self.loss_function = get_loss(args.loss)
         self._rater = _rater(judge, args, self._opened)
         self.rated_by, self.rated_with = self._rater.name, self._rater.keys
         super().__init__(model, args, train_dataset, **options)
@@ -109,7 +108,7 @@ class OnlineDPOTrainer(OnlineTrainer):
         )
 
     def compute_part(self, part: PackedBatch, step: FreshStep) -> tuple[Tensor, Mapping[str, Tensor], Tensor]:
-        pairs = sum(len(group.pairs) for group in step.groups)
+        pairs, tokens = sum(len(group.pairs) for group in step.groups), chosen_tokens(step.groups)
         self.model.train()
         with self.autocast():
             known = GroupLogps(self.reference.score(self.model, part, self.engine), part.owner_T, part.completions)
@@ -117,14 +116,8 @@ class OnlineDPOTrainer(OnlineTrainer):
         with self.autocast():
             scored = self.engine(self.model, part)
             policy = scored.sides(part)
-        options = {} if self.loss_function.smoothing_limit is None else {"label_smoothing": self.args.label_smoothing}
-        output = self.loss_function.function(
-            policy,
-            known.sides(part),
-            beta=self.args.beta,
-            weight_N=part.weight_N,
-            margin_N=part.margin_N,
-            **options,
+        output = self.args.objective()(
+            policy, known.sides(part), weight_N=part.weight_N, margin_N=part.margin_N, tokens_per_pair=tokens / pairs
         )
         loss = output.loss_N.sum() / pairs
         self.accelerator.backward(loss)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from preftune.data.chat.end_marks import EndMarks
+from preftune.errors import ConfigError
 from preftune.log import say
+from preftune.losses import Loss, get_loss
 from preftune.training.config.dpo import DPOConfig
 from preftune.training.protocol import DPOTrainerView
 from preftune.training.setup.broken import ends_unlearned
@@ -36,19 +38,62 @@ DESTRUCTIVE = 1e-2
 """A learning rate of AdamW that no language model survives."""
 
 
-def _rate_of_adapter(rate: float, *, few: bool) -> list[str]:
-    """An adapter's learning rate against the usual range; with few pairs up to 3e-4 works well."""
-    if rate < 5e-6:
+def check_margins(trainer: DPOTrainerView) -> None:
+    """Raises: ConfigError where the rows have margins that the loss does not use, or lack those that it needs."""
+    objective, names = trainer.objective, ", ".join(trainer.args.loss_type)
+    if trainer.train_dataset.has_margins and not objective.uses_margins:
+        raise ConfigError(
+            f"the rows have margins, which loss_type={names} does not use. Leave the column margin (or "
+            "margin_from_scores) out, or use a loss that has a margin: sigmoid, ipo, hinge, simpo."
+        )
+    if not trainer.train_dataset.has_margins and objective.needs_margins:
+        raise ConfigError(
+            f"loss_type={names} brings the rewards to the differences of the ratings, and no row has any. Give "
+            "margin_from_scores=1.0 (with rated data) or a column margin."
+        )
+
+
+def _rate_of_adapter(rate: float, usual: float, *, few: bool) -> list[str]:
+    """An adapter's learning rate against the usual range; with few pairs up to 60 times its lower end works well.
+
+    Args:
+        usual: of the method, for full fine-tuning.
+    """
+    low, high = (float(f"{times * usual:.3g}") for times in (10, 100))
+    if rate < low:
         return [
-            f"learning_rate={rate:g} is low for an adapter (5e-6 to 5e-5 is usual, ten times that of full "
-            "fine-tuning): it may change nothing."
+            f"learning_rate={rate:g} is low for an adapter ({_rate(low)} to {_rate(high)} is usual, ten times that of "
+            "full fine-tuning): it may change nothing."
         ]
-    if DESTRUCTIVE > rate > (3e-4 if few else 5e-5):
+    if DESTRUCTIVE > rate > (6 * high if few else high):
         return [
-            f"learning_rate={rate:g} is high for an adapter (5e-6 to 5e-5 is usual, up to 3e-4 for a few hundred "
-            "pairs): if answers become repetitive, halve it first."
+            f"learning_rate={rate:g} is high for an adapter ({_rate(low)} to {_rate(high)} is usual, up to "
+            f"{_rate(6 * high)} for a few hundred pairs): if answers become repetitive, halve it first."
         ]
     return []
+
+
+def _rate(value: float) -> str:
+    return f"{value:.0e}".replace("e-0", "e-")
+
+
+def _about_beta(config: DPOConfig, loss: Loss) -> str:
+    """beta against the range in which people have results with this loss; empty within it."""
+    low, high = loss.betas
+    if not loss.has_beta or low <= config.beta <= high:
+        return ""
+    if loss.name != "sigmoid":
+        return (
+            f"beta={config.beta:g} is outside {low:g}..{high:g}, the usual range of {loss.title}; its authors' is "
+            f"{loss.beta:g}."
+        )
+    if config.beta > high:
+        return f"beta={config.beta:g} is above 0.5: the policy will hardly leave the reference. 0.1 is a usual start."
+    return (
+        f"beta={config.beta:g} is below 0.05: the policy may drift far from the reference and lose general "
+        "abilities or repeat itself. 0.1 is a usual start; 0.2 to 0.5 if answers become repetitive (a higher beta "
+        "stays closer to the reference)."
+    )
 
 
 def advise(config: DPOConfig, *, pairs: int, has_chat_template: bool, full: bool, epochs: float) -> list[str]:
@@ -60,30 +105,25 @@ def advise(config: DPOConfig, *, pairs: int, has_chat_template: bool, full: bool
         full: full fine-tuning, as opposed to adapters.
         epochs: how often the data will be seen.
     """
+    loss = get_loss(config.loss)
+    usual = loss.learning_rate
     lines = []
-    if config.beta > 0.5:
-        lines.append(
-            f"beta={config.beta:g} is above 0.5: the policy will hardly leave the reference. 0.1 is a usual start."
-        )
-    elif config.beta < 0.05:
-        lines.append(
-            f"beta={config.beta:g} is below 0.05: the policy may drift far from the reference and lose general "
-            "abilities or repeat itself. 0.1 is a usual start; 0.2 to 0.5 if answers become repetitive (a higher beta "
-            "stays closer to the reference)."
-        )
+    about_beta = _about_beta(config, loss)
+    if about_beta:
+        lines.append(about_beta)
     if config.learning_rate is not None and config.learning_rate >= DESTRUCTIVE:
         lines.append(
             f"learning_rate={config.learning_rate:g} destroys a language model within a few steps. Usual are 5e-7 to "
             "5e-6 for full fine-tuning and 5e-6 to 5e-5 for an adapter."
         )
-    elif full and config.learning_rate and not 5e-7 <= config.learning_rate <= 5e-6:
-        what = "may damage the model" if config.learning_rate > 5e-6 else "may change nothing"
+    elif full and config.learning_rate and not usual <= config.learning_rate <= 10 * usual:
+        what = "may damage the model" if config.learning_rate > 10 * usual else "may change nothing"
         lines.append(
-            f"learning_rate={config.learning_rate:g} is outside 5e-7..5e-6, the usual range for full fine-tuning: "
-            f"it {what}."
+            f"learning_rate={config.learning_rate:g} is outside {_rate(usual)}..{_rate(10 * usual)}, the usual range "
+            f"for full fine-tuning: it {what}."
         )
     if not full and config.learning_rate:
-        lines += _rate_of_adapter(config.learning_rate, few=pairs < 1000)
+        lines += _rate_of_adapter(config.learning_rate, usual, few=pairs < 1000)
     if pairs < 1000:
         lines.append(
             f"{pairs} pairs are few: about 1,000 good ones make a difference in one domain, 10,000 in general. "

@@ -12,9 +12,8 @@ from preftune.data import GroupDataset
 from preftune.errors import ConfigError
 from preftune.log import say
 from preftune.logps import choose_engine, make_engine
-from preftune.logps.batch import PackedBatch
 from preftune.models.four_bit import is_quantized
-from preftune.reference import ExplicitModel, Numerics, ReferenceScores, ScoreStore, choose_source
+from preftune.reference import ExplicitModel, NoReference, Numerics, ReferenceScores, ScoreStore, choose_source
 from preftune.storage.cache_folder import cache_folder
 from preftune.training.protocol import DPOTrainerView, TrainerView
 from preftune.training.setup.model import settle_compilation
@@ -23,19 +22,24 @@ from preftune.training.step.memory import score_in_parts
 from preftune.types import TokenizedGroup
 
 
-def make_reference(
-    trainer: DPOTrainerView, ref_model: Any, probe: PackedBatch, *, trained: Callable[[], bool]
-) -> ReferenceScores:
+def make_reference(trainer: DPOTrainerView, ref_model: Any, *, trained: Callable[[], bool]) -> ReferenceScores:
     """The reference of a trainer whose model has been prepared and placed.
 
     Args:
         ref_model: the explicit one, a model, hub id or folder; None takes the model as received.
-        probe: a real batch on the device, which decides what switching an adapter off would change.
         trained: whether the policy has left the state in which it was received.
     """
     model, engine = trainer.model, trainer.engine
     scored_by = engine.name
+    if not trainer.objective.needs_reference:
+        if ref_model is not None:
+            losses = ", ".join(trainer.args.loss_type)
+            raise ConfigError(f"ref_model has no meaning for loss_type={losses}, which has no reference. Leave it out.")
+        if trainer.args.guard == "off":
+            return ReferenceScores(NoReference(), engine, None, autocast=trainer.autocast)
     if ref_model is None:
+        # a real batch decides what switching an adapter off would change
+        probe = trainer._batch_of(shortest(trainer.train_dataset.lengths, 4))
         with trainer.autocast():
             source = choose_source(model, probe, engine, trained=trained, reload=_reloader(trainer))
     else:
@@ -68,9 +72,8 @@ def settle_reference(trainer: DPOTrainerView) -> None:
     if trainer._policy_changed or source.unchanged(trainer.model):
         return
     say("the model was changed after the trainer was made; the reference is the model as it is now:")
-    probe = trainer._batch_of(shortest(trainer.train_dataset.lengths, 4))
     explicit = source.model if isinstance(source, ExplicitModel) else None
-    trainer.reference = make_reference(trainer, explicit, probe, trained=lambda: trainer._policy_changed)
+    trainer.reference = make_reference(trainer, explicit, trained=lambda: trainer._policy_changed)
     if trainer.is_world_process_zero():
         trainer._record.note(**trainer.record_facts())
 

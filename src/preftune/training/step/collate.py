@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +94,11 @@ def probes(lengths: Sequence[int] | NDArray[np.int64]) -> list[int]:
     """
     order = np.argsort(np.asarray(lengths), kind="stable")
     return sorted({int(order[at]) for at in (-1, 0, len(order) // 2)})
+
+
+def chosen_tokens(groups: Iterable[TokenizedGroup]) -> int:
+    """Scored tokens of the chosen completions of all pairs."""
+    return sum(group.scored_lengths[pair.chosen] for group in groups for pair in group.pairs)
 
 
 def shortest(lengths: NDArray[np.int64], rows: int, *, of: int = 64) -> list[int]:

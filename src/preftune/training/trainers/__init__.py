@@ -8,9 +8,10 @@ resumes a run. A new method is a subclass with `batch_loss`.
     dpo         DPOTrainer
     evaluation  EvaluatedTrainer: evaluation over ranks and items
     recorded    RecordedTrainer: precision, engine, finite check, logs, checkpoints
+    reference_free  CPOTrainer, ORPOTrainer
     resumable   ResumableTrainer: recorded, resumed, stopped
     reward      RewardTrainer
     sft         SFTTrainer
 """
 
-__all__ = ["dpo", "recorded", "reward", "sft"]
+__all__ = ["dpo", "recorded", "reference_free", "reward", "sft"]

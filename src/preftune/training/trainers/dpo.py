@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from preftune.data import GroupDataset
 from preftune.log import detail
 from preftune.logps.batch import PackedBatch
-from preftune.losses import LossOutput, get_loss
+from preftune.losses import LossOutput, Objective
 from preftune.reference import AsReceived, ExplicitModel
 from preftune.reference.sources import Source
 from preftune.training.config.dpo import DPOConfig
@@ -26,11 +26,11 @@ from preftune.training.guard.attach import attach_guard, opened_for_guard
 from preftune.training.record import model_card
 from preftune.training.record.run_record import parts
 from preftune.training.setup import model as assemble
-from preftune.training.setup.advice import say_advice
+from preftune.training.setup.advice import check_margins, say_advice
 from preftune.training.setup.reference import make_reference, score_everything, settle_reference
 from preftune.training.setup.self_check import FirstStep, check_before_training, worst
 from preftune.training.step import memory
-from preftune.training.step.collate import shortest
+from preftune.training.step.collate import chosen_tokens
 from preftune.training.step.metrics import PER_PAIR, pair_metrics
 from preftune.training.trainers.base import PackedTrainer
 from preftune.types import Sides
@@ -63,6 +63,9 @@ class DPOTrainer(PackedTrainer):
     method = "dpo"
     config_class = DPOConfig
     columns: ClassVar[Sequence[str]] = (*PER_PAIR, _HITS)
+    objective: Objective
+    _tokens_per_pair = 1.0
+    """Tokens of the chosen completions of the step (or of the held-out set) over its pairs."""
 
     def __init__(
         self,
@@ -109,10 +112,10 @@ class DPOTrainer(PackedTrainer):
         return assemble.prepare_data(source, tokenizer, args, role=role)
 
     def placed(self) -> None:
-        self.loss_function = get_loss(self.args.loss)
+        self.objective = self.args.objective()
+        check_margins(self)
         ref_model, self._asked_reference = self._asked_reference, None
-        probe = self._batch_of(shortest(self.train_dataset.lengths, 4))
-        self.reference = make_reference(self, ref_model, probe, trained=lambda: self._policy_changed)
+        self.reference = make_reference(self, ref_model, trained=lambda: self._policy_changed)
 
     @property
     def ref_model(self) -> nn.Module | None:
@@ -143,24 +146,36 @@ class DPOTrainer(PackedTrainer):
         """Loss and rewards of a batch's pairs, the policy's log-probabilities of both sides, and how many tokens of
         each chosen side were the likeliest, (N,) float32.
         """
-        reference = self.reference(model, batch).sides(batch)  # before the policy: it may exchange weights
+        ld_alpha, args = self.args.ld_alpha, self.args
+        reference = None
+        if self.objective.needs_reference:  # before the policy: it may exchange weights
+            known = self.reference(model, batch)
+            reference = known.sides(batch, ld_alpha=None if args.ld_policy_only else ld_alpha)
         with self.autocast():
             scored = self.engine(model, batch)
-        policy = scored.sides(batch)
+        policy = scored.sides(batch, ld_alpha=ld_alpha)
         assert scored.hit_T is not None
         hits_K = torch.zeros(scored.completions, device=scored.owner_T.device).index_add(
             0, scored.owner_T, scored.hit_T.float()
         )
-        options = {} if self.loss_function.smoothing_limit is None else {"label_smoothing": self.args.label_smoothing}
-        output = self.loss_function.function(
+        output = self.objective(
             policy,
             reference,
-            beta=self.args.beta,
             weight_N=batch.weight_N,
             margin_N=batch.margin_N,
-            **options,
+            tokens_per_pair=policy.chosen_length_N if args.sft_mean == "completions" else self._tokens_per_pair,
         )
         return output, policy, hits_K[batch.chosen_N]
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
+        items = super()._get_num_items_in_batch(batch_samples, device)
+        if batch_samples:
+            groups = [group for batch in self._step for group in batch.groups]
+            totals = torch.tensor([chosen_tokens(groups), sum(len(group.pairs) for group in groups)], device=device)
+            if self.args.world_size > 1:
+                totals = self.accelerator.reduce(totals, "sum")
+            self._tokens_per_pair = float(totals[0] / totals[1].clamp(min=1))
+        return items
 
     @contextmanager
     def counted(self, batches: Sequence[PackedBatch]) -> Iterator[None]:
@@ -179,9 +194,14 @@ class DPOTrainer(PackedTrainer):
             if isinstance(self.reference.source, AsReceived):
                 self.reference.source.let_go()
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         settle_reference(self)
-        return super().evaluation_loop(*args, **kwargs)
+        before, rows = self._tokens_per_pair, dataloader.dataset
+        self._tokens_per_pair = chosen_tokens(rows) / max(1, rows.pairs)
+        try:
+            return super().evaluation_loop(dataloader, *args, **kwargs)
+        finally:
+            self._tokens_per_pair = before
 
     def predictions_of(self, table: Tensor) -> Tensor:
         """Rewards of chosen and rejected for every pair, (pairs, 2)."""
@@ -192,6 +212,7 @@ class DPOTrainer(PackedTrainer):
     def before_first_step(self, *, resumed: bool) -> None:
         """Score what the reference must say beforehand, and check the first step."""
         settle_reference(self)
+        compares = self.objective.needs_reference
 
         def check(batch: PackedBatch) -> FirstStep:
             return check_before_training(
@@ -200,7 +221,7 @@ class DPOTrainer(PackedTrainer):
                 self.engine,
                 self.reference,
                 autocast=self.precision.autocast,
-                resumed=resumed,
+                resumed=resumed or not compares,
                 allow_mismatch=self.args.allow_reference_mismatch,
             )
 
@@ -215,7 +236,7 @@ class DPOTrainer(PackedTrainer):
                     "noise_floor": result.noise_floor,
                 }
             )
-        if not self.reference.source.live or self.args.precompute_ref_log_probs:
+        if compares and (not self.reference.source.live or self.args.precompute_ref_log_probs):
             score_everything(self, [self.train_dataset, *parts(self.eval_dataset)])
         if self.guard is not None and not resumed:
             self.guard.draw()

@@ -39,6 +39,20 @@ RULES: Mapping[str, Rule] = {
 
 _SYMPTOMS = frozenset(RULES) - {"only-length-differs", "duplicated-data", "beta-too-low", "learning-rate-too-high"}
 
+_NEEDS_REFERENCE = frozenset(
+    [
+        "learning-rate-too-high",
+        "beta-too-low",
+        "duplicated-data",
+        "labels-look-random",
+        "overfitting",
+        "chosen-falls",
+        "too-little-change",
+        "flat-margin",
+    ]
+)
+"""What these read of the rewards are distances from the reference."""
+
 COVERS: Mapping[str, AbstractSet[str]] = {
     "learning-rate-too-high": _SYMPTOMS | {"beta-too-low"},
     "beta-too-low": _SYMPTOMS | {"learning-rate-too-high"},
@@ -71,7 +85,7 @@ def new_alarms(history: History, raised: AbstractSet[str]) -> list[Alarm]:
     found: list[Alarm] = []
     covered = set(raised).union(*(COVERS.get(name, frozenset()) for name in raised))
     for name, rule in RULES.items():
-        if name in covered:
+        if name in covered or (name in _NEEDS_REFERENCE and not history.facts.reference):
             continue
         alarm = rule(history)
         if alarm is not None:
@@ -82,4 +96,4 @@ def new_alarms(history: History, raised: AbstractSet[str]) -> list[Alarm]:
 
 def smells(history: History) -> bool:
     """Whether the training figures alone are reason enough to look at once."""
-    return drift.suspicious(history)
+    return history.facts.reference and drift.suspicious(history)

@@ -84,9 +84,9 @@ def learning_rate_too_high(history: History) -> Alarm | None:
 def beta_too_low(history: History) -> Alarm | None:
     """Pairs are far apart, and the loss has not noticed: nothing holds the policy near the reference."""
     now = history.last_pairs(FEW_PAIRS)
-    if now is None:
-        return None
     facts = history.facts
+    if now is None or not facts.usual_beta:
+        return None
     per_token = max(abs(now.chosen_per_token), abs(now.rejected_per_token))
     if now.margin_rms < APART or per_token < APART_PER_TOKEN or facts.beta * now.margin_rms > UNSATISFIED:
         return None

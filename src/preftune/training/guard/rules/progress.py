@@ -41,7 +41,7 @@ def too_little_change(history: History) -> Alarm | None:
         cause=f"The weights hardly move: learning_rate={facts.learning_rate:g}, beta={facts.beta:g}, "
         f"{now.pairs / now.steps:.0f} pairs a step.",
         remedy=f"Raise the learning rate within its range ({usual}), or train on more and better "
-        f"pairs{'; a lower beta, too, lets the policy go further' if facts.beta > 0.05 else ''}.",
+        f"pairs{'; a lower beta, too, lets the policy go further' if facts.beta > 0.05 and facts.usual_beta else ''}.",
         figures={"margin_rms": now.margin_rms, "loss": now.loss},
     )
 

@@ -1,0 +1,119 @@
+"""What is minimised: one loss or a weighted sum of several, with their options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from preftune.errors import ConfigError
+from preftune.losses.pairs import LossOutput, Pairs
+from preftune.losses.registry import LOSSES, Loss, get_loss
+from preftune.types import Sides
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A weighted sum of losses of pairs, as MPO, Wang et al. 2024 (arXiv:2411.10442), and most recipes with a
+    likelihood term have it.
+    """
+
+    terms: tuple[tuple[Loss, float], ...]
+    beta: float
+    options: Mapping[str, Any]
+    """Values of the fields that the losses take by name."""
+
+    @classmethod
+    def of(
+        cls, names: Sequence[str], weights: Sequence[float] | None, beta: float, options: Mapping[str, Any]
+    ) -> Objective:
+        """The losses of these names, with the likelihood terms that belong to their methods.
+
+        Args:
+            weights: one per name; None is 1 for each.
+            options: every field of the configuration that a loss may take.
+        Raises: ConfigError for an unknown name.
+        """
+        terms = [
+            (get_loss(name), float(weight)) for name, weight in zip(names, weights or [1.0] * len(names), strict=True)
+        ]
+        for loss, weight in list(terms):
+            strength = float(options[loss.likelihood] if isinstance(loss.likelihood, str) else loss.likelihood)
+            if strength:
+                terms.append((LOSSES["sft"], weight * strength))
+        return cls(tuple(terms), beta, options)
+
+    @property
+    def needs_reference(self) -> bool:
+        return any(loss.reference for loss, _ in self.terms)
+
+    @property
+    def has_usual_beta(self) -> bool:
+        """Whether beta has DPO's scale, on which 0.1 is usual."""
+        return all(loss.betas[0] <= 0.1 <= loss.betas[1] for loss, _ in self.terms if loss.has_beta)
+
+    @property
+    def needs_margins(self) -> bool:
+        return any(loss.needs_margins for loss, _ in self.terms)
+
+    @property
+    def uses_margins(self) -> bool:
+        return any(loss.margins for loss, _ in self.terms)
+
+    def __call__(
+        self, policy: Sides, reference: Sides | None, *, weight_N: Tensor, margin_N: Tensor, **step: Any
+    ) -> LossOutput:
+        """The losses and rewards of N pairs.
+
+        Args:
+            reference: None where no loss needs one; rewards are then of the policy alone.
+            weight_N: (N,) factor of each pair's loss; the mean is over pairs, not over weights.
+            margin_N: (N,) nats of reward by which the chosen side must win.
+            step: what is known of the whole optimiser step: `tokens_per_pair`.
+        """
+        pairs = Pairs(policy, reference, margin_N)
+        alone = pairs._replace(reference=None)
+        values = {**self.options, **step}
+        loss_N = torch.zeros_like(policy.chosen_N)
+        for loss, weight in self.terms:
+            options = {name: values[name] for name in loss.options}
+            if loss.has_beta:
+                options["beta"] = self.beta
+            loss_N = loss_N + weight * loss.function(pairs if loss.reference else alone, **options)
+        chosen_N, rejected_N = self._rewards(pairs)
+        return LossOutput(weight_N * loss_N, self.beta * chosen_N.detach(), self.beta * rejected_N.detach())
+
+    def _rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Log-ratios; without a reference log-probabilities, per token where the losses take them so."""
+        if pairs.reference is None and self.terms[0][0].name in _PER_TOKEN:
+            return pairs.chosen_mean_N, pairs.rejected_mean_N
+        return pairs.chosen_N, pairs.rejected_N
+
+
+_PER_TOKEN = frozenset(["simpo", "alphapo", "orpo", "simper"])
+
+
+def check_options(objective: Objective, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Raises: ConfigError for an option of a loss that is not used, or outside what its loss can mean."""
+    used = {name for loss, _ in objective.terms for name in (*loss.options, loss.likelihood)}
+    names = ", ".join(loss.name for loss, _ in objective.terms)
+    for name, default in defaults.items():
+        if name not in used and values[name] != default:
+            owners = [loss.name for loss in LOSSES.values() if name in loss.options or name == loss.likelihood]
+            raise ConfigError(
+                f"{name}={values[name]!r} has no meaning for loss_type={names}. Leave it at {default!r}, or use "
+                f"{' or '.join(owners)}."
+            )
+    for loss, _ in objective.terms:
+        if not loss.is_smoothed:
+            continue
+        low, high = loss.smoothing
+        if not low <= values["label_smoothing"] <= high:
+            hint = f" EXO's authors use about {1e-3:g}." if loss.name == "exo_pair" else ""
+            raise ConfigError(
+                f"label_smoothing={values['label_smoothing']} must lie in {low:g}..{high:g} for "
+                f"loss_type={loss.name!r}.{hint}"
+            )

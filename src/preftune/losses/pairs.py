@@ -1,0 +1,91 @@
+"""What a loss of pairs gets, and what it gives."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from preftune.types import Sides
+
+_LARGEST_EXPONENT = 40.0
+"""Of `exp` in a divergence: the square of more overflows float32, and a difference of infinities has no gradient."""
+
+
+class LossOutput(NamedTuple):
+    """What a loss says about N pairs."""
+
+    loss_N: Tensor
+    """(N,) weighted loss of each pair; the step's loss is its sum over the number of pairs of the whole step."""
+    chosen_reward_N: Tensor
+    """(N,) implicit reward of the chosen completion, nats, without gradient."""
+    rejected_reward_N: Tensor
+    """(N,) implicit reward of the rejected completion, nats, without gradient."""
+
+
+class Pairs(NamedTuple):
+    """N pairs under the policy and the reference. All values are in nats."""
+
+    policy: Sides
+    reference: Sides | None
+    """None for a loss without a reference: log-ratios are then log-probabilities."""
+    margin_N: Tensor
+    """(N,) nats of reward by which the chosen side must win (ODPO, Amini et al. 2024, arXiv:2402.10571)."""
+
+    @property
+    def chosen_N(self) -> Tensor:
+        """(N,) log policy - log reference of the chosen completion."""
+        return self.policy.chosen_N if self.reference is None else self.policy.chosen_N - self.reference.chosen_N
+
+    @property
+    def rejected_N(self) -> Tensor:
+        """(N,) log policy - log reference of the rejected completion."""
+        return self.policy.rejected_N if self.reference is None else self.policy.rejected_N - self.reference.rejected_N
+
+    @property
+    def chosen_mean_N(self) -> Tensor:
+        """(N,) `chosen_N` per token."""
+        return self.chosen_N / self.policy.chosen_length_N
+
+    @property
+    def rejected_mean_N(self) -> Tensor:
+        """(N,) `rejected_N` per token."""
+        return self.rejected_N / self.policy.rejected_length_N
+
+    def logits_N(self, beta: float) -> Tensor:
+        """(N,) difference of the rewards, less the margin."""
+        return beta * (self.chosen_N - self.rejected_N) - self.margin_N
+
+    def under(self, f_divergence_type: str, f_alpha_divergence_coef: float) -> Pairs:
+        """The pairs with `f'(policy / reference)` for the log-ratio: the reward under another divergence than the
+        reverse KL. f-DPO, Wang et al. 2023 (arXiv:2309.16240), table 1, without the constants that cancel.
+
+            reverse_kl         log u
+            forward_kl         -1 / u
+            js_divergence      log(2 u / (1 + u))
+            alpha_divergence   (u^(alpha - 1) - 1) / (alpha - 1)
+
+        Args:
+            f_divergence_type: one of the names above.
+            f_alpha_divergence_coef: alpha as TRL has it since 1.0: at 1 it is the reverse KL. Older TRL and ms-swift
+                write u^-alpha, whose alpha is 1 - this one.
+        """
+        if f_divergence_type == "reverse_kl" or (
+            f_divergence_type == "alpha_divergence" and f_alpha_divergence_coef == 1
+        ):
+            return self
+        chosen_N, rejected_N = (
+            _score(ratio_N, f_divergence_type, f_alpha_divergence_coef) for ratio_N in (self.chosen_N, self.rejected_N)
+        )
+        return Pairs(self.policy._replace(chosen_N=chosen_N, rejected_N=rejected_N), None, self.margin_N)
+
+
+def _score(log_ratio_N: Tensor, divergence: str, alpha: float) -> Tensor:
+    if divergence == "forward_kl":
+        return -torch.exp((-log_ratio_N).clamp(max=_LARGEST_EXPONENT))
+    if divergence == "js_divergence":
+        return math.log(2) + logsigmoid(log_ratio_N)
+    return torch.expm1(((alpha - 1) * log_ratio_N).clamp(max=_LARGEST_EXPONENT)) / (alpha - 1)

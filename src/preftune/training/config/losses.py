@@ -1,0 +1,122 @@
+"""`LossFields`: which losses a trainer of pairs minimises, and their options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from preftune.errors import ConfigError
+from preftune.losses import LOSSES, Objective
+from preftune.losses.objective import check_options
+from preftune.training.config.base import one_of, option, positive
+
+DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+_DISTANCES = ("backward_kl", "forward_kl", "squared")
+_MEANS = ("tokens", "completions")
+
+
+@dataclass
+class LossFields:
+    """Names follow TRL where TRL has the option. docs/methods.md has a section for every loss."""
+
+    loss_type: list[str] = option(
+        ["sigmoid"],
+        "The loss, or several with loss_weights: sigmoid (DPO), ipo, hinge, robust, sigmoid_norm, apo_zero, simpo, "
+        "cpo, orpo and others, see docs/methods.md.",
+    )
+    loss_weights: list[float] | None = option(None, "Weight of each loss of loss_type. Default: 1 each.")
+    beta: float = option(
+        None,
+        "Strength of the KL penalty, or scale of the reward. A higher beta keeps the policy closer to the reference. "
+        "Default: that of the loss's authors, 0.1 for sigmoid.",
+    )
+    label_smoothing: float = option(
+        0.0, "Probability that a label is flipped, for sigmoid (cDPO), robust, exo_pair and others."
+    )
+    f_divergence_type: str = option(
+        "reverse_kl",
+        "Divergence from the reference that the reward belongs to.",
+        choices=["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"],
+    )
+    f_alpha_divergence_coef: float = option(0.5, "alpha of f_divergence_type alpha_divergence; 1 is reverse_kl.")
+    ld_alpha: float | None = option(
+        None, "LD-DPO: weight, 0 to 1, of the tokens of the longer answer beyond the length of the shorter one."
+    )
+    ld_policy_only: bool = option(
+        False, "LD-DPO as LLaMA-Factory and ms-swift have it: the reference's tokens all count."
+    )
+    discopop_tau: float = option(0.05, "Temperature of discopop's gate.")
+    rdpo_alpha: float = option(0.1, "Nats per token that rdpo takes from a longer chosen answer.")
+    dpop_lambda: float = option(50.0, "How strongly dpop punishes a chosen answer that becomes less likely.")
+    rpo_distance: str = option(
+        "backward_kl",
+        "How reward_aware measures the distance to the margin.",
+        choices=["backward_kl", "forward_kl", "squared"],
+    )
+    simpo_gamma: float = option(0.5, "Nats by which simpo and alphapo want the chosen side to win.")
+    alphapo_alpha: float = option(0.25, "alpha of alphapo's reward; 0 is simpo.")
+    slic_delta: float = option(1.0, "Nats by which slic wants the chosen side to win.")
+    slic_lambda: float = option(0.1, "Weight of slic's likelihood term.")
+    cpo_alpha: float = option(1.0, "Weight of cpo's likelihood term.")
+    rpo_alpha: float | None = option(
+        None, "Adds the likelihood of the chosen answer with this weight to any loss (loss_type sft)."
+    )
+    sft_mean: str = option(
+        "tokens",
+        "The likelihood term is a mean over the chosen tokens of the whole step, or the mean over pairs of the mean "
+        "of each completion.",
+        choices=["tokens", "completions"],
+    )
+
+    @property
+    def loss(self) -> str:
+        """The name of the loss; of several the first."""
+        return self.loss_type[0]
+
+    def objective(self) -> Objective:
+        """What is minimised. Raises: ConfigError for an unknown loss."""
+        names, weights = list(self.loss_type), list(self.loss_weights or [1.0] * len(self.loss_type))
+        if self.rpo_alpha:
+            names, weights = [*names, "sft"], [*weights, float(self.rpo_alpha)]
+        return Objective.of(names, weights, self.beta, self._values())
+
+    def settle_losses(self) -> None:
+        """Completes and checks the fields. Raises: ConfigError, naming field and value."""
+        self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
+        if not self.loss_type:
+            raise ConfigError("loss_type is empty. Name a loss: sigmoid is DPO.")
+        weights = self.loss_weights
+        if weights is not None and len(weights) != len(self.loss_type):
+            raise ConfigError(
+                f"loss_weights={weights} has {len(weights)} weights for {len(self.loss_type)} losses "
+                f"({', '.join(self.loss_type)}). Give one for each."
+            )
+        if self.beta is None:
+            self.beta = next((LOSSES[name].beta for name in self.loss_type if name in LOSSES), 0.1)
+        objective = self.objective()
+        positive("beta", self.beta, "0.1 is a safe start; a higher beta keeps the policy closer to the reference")
+        one_of("f_divergence_type", self.f_divergence_type, DIVERGENCES)
+        one_of("rpo_distance", self.rpo_distance, _DISTANCES)
+        one_of("sft_mean", self.sft_mean, _MEANS)
+        if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
+            raise ConfigError(f"ld_alpha={self.ld_alpha} must lie in 0..1: 0.5 is its authors', 1 changes nothing.")
+        positive("discopop_tau", self.discopop_tau, "0.05 is its authors'")
+        for name in ("rdpo_alpha", "dpop_lambda", "simpo_gamma", "slic_delta", "slic_lambda", "cpo_alpha"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be 0 or above.")
+        if self.f_divergence_type != "alpha_divergence" and self.f_alpha_divergence_coef != 0.5:
+            raise ConfigError("f_alpha_divergence_coef belongs to f_divergence_type='alpha_divergence'. Set that too.")
+        defaults = {entry.name: entry.default for entry in fields(LossFields) if entry.name in _OPTIONS}
+        check_options(objective, self._values(), defaults)
+
+    def _values(self) -> Mapping[str, Any]:
+        return {name: getattr(self, name) for name in _OPTIONS}
+
+
+_OPTIONS = [
+    entry.name
+    for entry in fields(LossFields)
+    if any(entry.name in (*loss.options, loss.likelihood) for loss in LOSSES.values())
+]
+"""Fields that a loss takes by name."""

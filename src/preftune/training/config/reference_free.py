@@ -1,0 +1,68 @@
+"""`CPOConfig` and `ORPOConfig`: TRL's names for the losses of pairs without a reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from preftune.errors import ConfigError
+from preftune.losses import LOSSES, Objective
+from preftune.training.config.base import option
+from preftune.training.config.dpo import DPOConfig
+
+_OF_TRL = {"sigmoid": "cpo", "simpo": "simpo", "hinge": "hinge", "ipo": "ipo"}
+"""TRL's names of CPO's losses, and preftune's."""
+
+
+@dataclass
+class CPOConfig(DPOConfig):
+    """Configuration of `CPOTrainer`, with the names, defaults and meanings of TRL's.
+
+    `loss_type="simpo"` adds the likelihood term with the weight `cpo_alpha`, as TRL does: SimPO as its authors have it
+    takes `cpo_alpha=0`, a beta of 2 to 10 and its own gamma; `DPOConfig(loss_type="simpo")` has these defaults.
+    """
+
+    beta: float = option(0.1, "Scale of the difference of log-probabilities.")
+    alpha: float = option(0.0, "Other than 0: AlphaPO's reward instead of the log-probability (TRL's name).")
+
+    def settle_losses(self) -> None:
+        self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
+        unknown = [name for name in self.loss_type if name not in _OF_TRL]
+        if unknown:
+            raise ConfigError(
+                f"loss_type={unknown[0]!r} is not a loss of CPOTrainer. Use {', '.join(_OF_TRL)}, or DPOConfig, which "
+                "has all losses."
+            )
+        if self.alpha and self.loss != "simpo":
+            raise ConfigError(
+                f"alpha={self.alpha} is AlphaPO's and goes with loss_type='simpo'. Set it, or leave alpha out."
+            )
+        super().settle_losses()
+
+    def objective(self) -> Objective:
+        found = super().objective()
+        (first, weight), *rest = found.terms
+        loss = replace(
+            LOSSES["alphapo" if self.alpha else _OF_TRL[first.name]], reference=False, likelihood="cpo_alpha"
+        )
+        terms = [(loss, weight), *((term, strength) for term, strength in rest if term.name == "sft")]
+        if self.cpo_alpha:
+            terms.append((LOSSES["sft"], weight * self.cpo_alpha))
+        return replace(found, terms=tuple(terms), options={**found.options, "alphapo_alpha": self.alpha})
+
+
+@dataclass
+class ORPOConfig(DPOConfig):
+    """Configuration of `ORPOTrainer`, with TRL's names.
+
+    The likelihood term covers the chosen answer, where TRL's covers the prompt too.
+    """
+
+    loss_type: list[str] = option(["orpo"], "Only orpo.")
+    beta: float = option(0.1, "Weight of the preference term: lambda of the paper.")
+
+    def settle_losses(self) -> None:
+        super().settle_losses()
+        if self.loss_type != ["orpo"]:
+            raise ConfigError(
+                f"loss_type={self.loss_type} is not a loss of ORPOTrainer. Leave it out, or use DPOConfig."
+            )

@@ -1,0 +1,38 @@
+"""`CPOTrainer` and `ORPOTrainer`: TRL's names for the losses of pairs without a reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from preftune.training.config.reference_free import CPOConfig, ORPOConfig
+from preftune.training.trainers.dpo import DPOTrainer
+
+
+class CPOTrainer(DPOTrainer):
+    """`DPOTrainer` with CPO or SimPO, and no reference.
+
+    Args: those of `DPOTrainer` but `ref_model`.
+    """
+
+    args: CPOConfig
+    method = "cpo"
+    _tag_names = ("preftune", "cpo")
+    config_class = CPOConfig
+
+    def __init__(self, model: Any = None, args: CPOConfig | None = None, **options: Any) -> None:
+        super().__init__(model, None, args, **options)
+
+
+class ORPOTrainer(DPOTrainer):
+    """`DPOTrainer` with ORPO, and no reference.
+
+    Args: those of `DPOTrainer` but `ref_model`.
+    """
+
+    args: ORPOConfig
+    method = "orpo"
+    _tag_names = ("preftune", "orpo")
+    config_class = ORPOConfig
+
+    def __init__(self, model: Any = None, args: ORPOConfig | None = None, **options: Any) -> None:
+        super().__init__(model, None, args, **options)
