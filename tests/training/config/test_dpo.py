@@ -188,3 +188,20 @@ def test_early_stopping_is_a_field():
 def test_batches_that_the_first_process_would_send_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="dispatch_batches"):
         DPOConfig(output_dir=str(tmp_path), accelerator_config={"dispatch_batches": True})
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size=0 must be at least 1"),
+        ({"per_device_eval_batch_size": -1}, "per_device_eval_batch_size=-1 must be at least 1"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps=0 must be at least 1"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1 must be a finite number"),
+        ({"beta": "0.1"}, "beta='0.1' is text, and must be a number"),
+        ({"learning_rate": "1e-5"}, "learning_rate='1e-5' is text, and must be a number"),
+        ({"save_steps": "10"}, "save_steps='10' is text, and must be a number"),
+    ],
+)
+def test_numbers_that_no_run_can_have_are_refused_before_a_model_is_loaded(options, says, tmp_path):
+    with pytest.raises(ConfigError, match=says):
+        DPOConfig(output_dir=str(tmp_path), use_cpu=True, **options)

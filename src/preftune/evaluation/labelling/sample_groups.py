@@ -94,6 +94,8 @@ def read_groups(
     Raises: DatasetError when the file does not exist or holds no samples.
     """
     path = Path(path)
+    if path.is_dir():
+        raise DatasetError(f"{path} is a folder. Name the file in it that preftune sample wrote.")
     if not path.is_file():
         names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, names, n=1)

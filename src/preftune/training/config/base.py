@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import TrainingArguments
@@ -151,6 +152,7 @@ class PackedConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         refuse_unsupported(self, self.refused)
+        self._check_numbers()
         self._validate()
         self._resolve_hardware()
         self._resolve_early_stopping()
@@ -179,6 +181,9 @@ class PackedConfig(TrainingArguments):
 
     def _validate(self) -> None:
         """Raises: ConfigError, naming field and value. Trainers with more fields check theirs here too."""
+        self._at_least_1("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ConfigError(f"weight_decay={self.weight_decay} must be a finite number, 0 or above.")
         if self.learning_rate is not None and not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
             raise ConfigError(f"learning_rate={self.learning_rate} must be a finite number, 0 or above.")
         self._at_least_1("max_length", "max_tokens_per_batch", "early_stopping_patience", "max_train_tokens")
@@ -194,6 +199,13 @@ class PackedConfig(TrainingArguments):
         if self.save_dtype is not None:
             one_of("save_dtype", self.save_dtype, ("float32", "bfloat16", "float16"))
         one_of("engine", self.engine, ("auto", "packed", "separate", "naive"))
+
+    def _check_numbers(self) -> None:
+        """Raises: ConfigError, for text in a field that takes a number alone."""
+        for one in fields(self):
+            kind, value = str(one.type), getattr(self, one.name, None)
+            if isinstance(value, str) and re.search(r"\b(?:int|float)\b", kind) and "str" not in kind:
+                raise ConfigError(f"{one.name}={value!r} is text, and must be a number. Leave out the quotes.")
 
     def _at_least_1(self, *names: str) -> None:
         for name in names:
