@@ -174,6 +174,16 @@ def test_how_many_experts_are_asked_counts_where_the_module_says_it(name, value)
     assert of(model) != before
 
 
+def test_the_form_of_an_activation_and_a_layer_without_rope_count():
+    model = random_model("smollm3").eval()
+    seen = {of(model)}
+    for form in ("none", "tanh"):
+        model.model.layers[0].mlp.act_fn = torch.nn.GELU(approximate=form)
+        seen.add(of(model))
+    model.model.layers[0].self_attn.use_rope = 1 - model.model.layers[0].self_attn.use_rope
+    assert len(seen | {of(model)}) == 4
+
+
 def test_where_a_sparse_adapters_numbers_stand_counts():
     from peft import ShiraConfig
 

@@ -42,7 +42,7 @@ _IRRELEVANT_OF_ADAPTERS = frozenset(
 
 # Whole numbers and switches that modules read when they compute. (Others change by themselves: the longest sequence so
 # far, flags of training and checkpointing.)
-_COUNTS = frozenset("top_k num_experts_per_tok norm_topk_prob n_group topk_group sliding_window".split())
+_COUNTS = frozenset("top_k num_experts_per_tok norm_topk_prob n_group topk_group sliding_window use_rope".split())
 _ACTIVATIONS = ("act", "act_fn", "activation_fn", "activation")
 
 
@@ -149,7 +149,7 @@ def _numbers_of(model: nn.Module) -> Iterator[str]:
             if (isinstance(value, float) and key != "p" and "drop" not in key) or key in _COUNTS:
                 yield f"{_canonical(name)}.{key}={value!r}"
         if name.rpartition(".")[2] in _ACTIVATIONS:
-            yield f"{_canonical(name)} is {type(module).__qualname__}"
+            yield f"{_canonical(name)} is {type(module).__qualname__}({module.extra_repr()})"
 
 
 def completion_key(prompt_ids: Sequence[int], completion_ids: Sequence[int], spans: Sequence[Span] = ()) -> bytes:
