@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from preftune import DPOConfig
 from preftune.losses import LOSSES, Loss
+from preftune.losses.unpaired import UNPAIRED
 
 PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
 
@@ -27,14 +30,29 @@ reference pass, no second model, no cache.
 """
 
 
+_UNPAIRED = """\
+## Single answers: `preftune kto`
+
+`KTOTrainer` and `preftune kto` train on answers that are good or bad by themselves: rows of `prompt`, `completion` and
+`label`, conversations with a `label`, thumbs. Preference pairs are a good and a bad answer each, so `kto` takes them too,
+and mixtures of both. A row's `weight` is a factor of its loss, `desirable_weight` and `undesirable_weight` are factors of
+all good and all bad answers; their ratio times that of the counts should lie in 1 to 4/3, and advice says what makes it
+so. beta 0.1, learning rate 5e-7 (5e-6 for an adapter).
+
+The baseline z is the mean of log policy - log reference over prompts with the answer to another prompt, at least 0 and
+without gradient. It is taken over the whole optimiser step and all ranks, so that neither the batch size nor gradient
+accumulation changes the update; TRL takes it per micro-batch of fixed rows, and therefore reads the rows in order. Costs
+one more forward pass of policy and reference. With full fine-tuning the reference is a copy of the weights."""
+
+
 def page() -> str:
     """The whole document."""
     header = (
         "| `loss_type` | method | reference | margins | beta | learning rate | options |\n"
         "|---|---|---|---|--:|--:|---|\n"
     )
-    sections = "\n\n".join(_section(loss) for loss in LOSSES.values())
-    return _HEAD + header + "\n".join(map(_row, LOSSES.values())) + "\n\n" + sections + "\n"
+    sections = [*map(_section, LOSSES.values()), _UNPAIRED, *(_of(loss) for loss in UNPAIRED.values())]
+    return _HEAD + header + "\n".join(map(_row, LOSSES.values())) + "\n\n" + "\n\n".join(sections) + "\n"
 
 
 def _row(loss: Loss) -> str:
@@ -46,8 +64,7 @@ def _row(loss: Loss) -> str:
 
 def _section(loss: Loss) -> str:
     paper = f"[arXiv:{loss.paper}](https://arxiv.org/abs/{loss.paper})" if loss.paper[0].isdigit() else loss.paper
-    text = inspect.cleandoc(loss.function.__doc__ or "").split("\nArgs:")[0].strip()
-    parts = [f"## {loss.title}: `{loss.name}`", text, f"**Paper:** {paper}. **When:** {loss.use}"]
+    parts = [f"## {loss.title}: `{loss.name}`", _text(loss.function), f"**Paper:** {paper}. **When:** {loss.use}"]
     if loss.traps:
         parts.append(f"**Traps:** {loss.traps}")
     if loss.has_beta:
@@ -56,6 +73,14 @@ def _section(loss: Loss) -> str:
     helps = {name: DPOConfig.__dataclass_fields__[name].metadata["help"] for name in _options(loss)}
     listing = "\n".join(f"- `{name}`: {words}" for name, words in helps.items())
     return "\n\n".join([*parts, *([listing] if listing else [])])
+
+
+def _of(loss: Callable[..., Any]) -> str:
+    return f"### `{loss.__name__}`\n\n{_text(loss)}"
+
+
+def _text(function: Callable[..., Any]) -> str:
+    return inspect.cleandoc(function.__doc__ or "").split("\nArgs:")[0].strip()
 
 
 def _options(loss: Loss) -> list[str]:

@@ -77,6 +77,14 @@ class Preference(NamedTuple):
     margin: float = 0.0
 
 
+class Label(NamedTuple):
+    """Whether a completion is good by itself."""
+
+    desirable: bool
+    weight: float = 1.0
+    """Factor of its loss, >= 0."""
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """A prompt with K completions and what is known of them: preferences, labels, scores, or nothing but that a single
@@ -88,8 +96,8 @@ class Example:
     completions: tuple[Text, ...] = ()
     """The answers; one whole conversation or text where `prompt` is None."""
     pairs: tuple[Preference, ...] = ()
-    labels: tuple[bool, ...] = ()
-    """Whether each completion is desirable; empty where the data have no labels."""
+    labels: tuple[Label, ...] = ()
+    """One for each completion; empty where the data have no labels."""
     scores: tuple[float, ...] = ()
     """A rating of each completion, higher is better; empty where the data have no ratings."""
     agreement: float | None = None
@@ -130,6 +138,8 @@ class TokenizedGroup:
     No spans mean the whole completion, and nothing at all that every completion is covered whole, as in nearly all
     groups; spans that are written in full get this form.
     """
+    labels: tuple[Label, ...] = ()
+    """One for each completion; empty where the data have no labels."""
 
     def __post_init__(self) -> None:
         if self.scored:
@@ -138,15 +148,16 @@ class TokenizedGroup:
     def keys(self) -> tuple[str, ...]:
         """Names by which the row can be subscripted, as TRL's prepared rows can."""
         if not self.pairs:
-            return ("prompt_ids", "input_ids") if len(self.completions) == 1 else ("prompt_ids",)
+            one = ("completion_ids", "label") if self.labels else ("input_ids",)
+            return ("prompt_ids", *one) if len(self.completions) == 1 else ("prompt_ids",)
         return ("prompt_ids", "chosen_ids", "rejected_ids") if len(self.pairs) == 1 else ("prompt_ids",)
 
     def __contains__(self, name: object) -> bool:
         return name in self.keys()
 
-    def __getitem__(self, name: str) -> list[int]:
+    def __getitem__(self, name: str) -> Any:
         """Token ids by TRL's names: `prompt_ids`, `chosen_ids` and `rejected_ids` of a pair, `input_ids` of a
-        demonstration.
+        demonstration, `completion_ids` and `label` of an answer with a label.
 
         Raises: KeyError for another name; a group of several pairs has `completions` and `pairs` instead.
         """
@@ -154,6 +165,10 @@ class TokenizedGroup:
             raise KeyError(f"{name!r}: this row has {', '.join(self.keys())} (and .completions, .pairs)")
         if name == "prompt_ids":
             return list(self.prompt_ids)
+        if name == "label":
+            return self.labels[0].desirable
+        if name == "completion_ids":
+            return list(self.completions[0])
         if name == "input_ids":
             return [*self.prompt_ids, *self.completions[0]]
         return list(self.completions[self.pairs[0].chosen if name == "chosen_ids" else self.pairs[0].rejected])

@@ -36,6 +36,7 @@ COMMANDS: dict[str, Command] = {
     "dpo": Command(
         "preftune.cli.train.dpo", "train on preference pairs (--config recipe.yaml, and any field as a flag)"
     ),
+    "kto": Command("preftune.cli.train.kto", "train on single answers that are good or bad (or on pairs as such)"),
     "reward": Command("preftune.cli.train.reward", "a reward model on preference pairs, to judge with and to train on"),
     "ppo": Command(
         "preftune.cli.train.ppo", "train on the model's own answers, rated by a reward model, rule or endpoint"

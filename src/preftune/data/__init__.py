@@ -2,11 +2,13 @@
 
 load_rows -> read_pairs / load_pairs -> tokenize_pairs -> GroupDataset, TokenizeReport
           -> load_demonstrations     -> tokenize_demonstrations -> GroupDataset, DemonstrationReport
+          -> load_labelled           -> tokenize_labelled -> GroupDataset, LabelledReport
 
     chat            turns, tool calls and chat templates
     conversion      preftune convert
     demonstrations  answers to imitate, for SFT
     formats         shapes and named formats of preference data
+    labelled        single answers that are good or bad, for KTO
     pairs           preference pairs: opened, checked, mixed, streamed
     reading         files, hub ids and lists -> raw rows
     row_dataset     records of a table, read when they are asked for
@@ -20,14 +22,15 @@ from preftune.data.demonstrations.dataset import DemonstrationDataset, load_demo
 from preftune.data.formats import FORMATS
 from preftune.data.formats.columns import CANONICAL
 from preftune.data.formats.demonstrations import DEMONSTRATION_FORMATS
+from preftune.data.labelled import LabelledDataset, load_labelled, mix_labelled
 from preftune.data.pairs.dataset import PairDataset
 from preftune.data.pairs.open import load_pairs, read_pairs
 from preftune.data.reading.load import load_rows
 from preftune.data.tokens.encode import DIALOGUE_TEMPLATE
 from preftune.data.tokens.group_by_prompt import group_by_prompt
 from preftune.data.tokens.groups import GroupDataset
-from preftune.data.tokens.report import DemonstrationReport, TokenizeReport
-from preftune.data.tokens.tokenize import tokenize_demonstrations, tokenize_pairs
+from preftune.data.tokens.report import DemonstrationReport, LabelledReport, TokenizeReport
+from preftune.data.tokens.tokenize import tokenize_demonstrations, tokenize_labelled, tokenize_pairs
 
 __all__ = [
     "CANONICAL",
@@ -37,6 +40,8 @@ __all__ = [
     "DemonstrationDataset",
     "DemonstrationReport",
     "GroupDataset",
+    "LabelledDataset",
+    "LabelledReport",
     "PairDataset",
     "TokenizeReport",
     "chat",
@@ -45,12 +50,15 @@ __all__ = [
     "formats",
     "group_by_prompt",
     "load_demonstrations",
+    "load_labelled",
     "load_pairs",
     "load_rows",
+    "mix_labelled",
     "pairs",
     "read_pairs",
     "reading",
     "tokenize_demonstrations",
+    "tokenize_labelled",
     "tokenize_pairs",
     "tokens",
 ]

@@ -44,11 +44,16 @@ class PackedBatch:
     """(N,) float32."""
     margin_N: Tensor
     """(N,) float32."""
+    good_K: Tensor
+    """(K,) bool: the labels of all completions; empty where the data have none."""
+    label_weight_K: Tensor
+    """(K,) float32."""
     groups: tuple[TokenizedGroup, ...]
 
     def to(self, device: Any, non_blocking: bool = False) -> PackedBatch:
         """The batch with its tensors on `device`."""
         names = "input_ids position_ids layout predict_T target_T owner_T chosen_N rejected_N weight_N margin_N"
+        names += " good_K label_weight_K"
         moved = {n: getattr(self, n).to(device, non_blocking=non_blocking) for n in names.split()}
         return replace(self, **moved)
 
@@ -167,5 +172,7 @@ def pack(groups: Sequence[TokenizedGroup]) -> PackedBatch:
         rejected_N=torch.tensor(rejected, dtype=torch.int64),
         weight_N=torch.tensor(weight, dtype=torch.float32),
         margin_N=torch.tensor(margin, dtype=torch.float32),
+        good_K=torch.tensor([label.desirable for group in groups for label in group.labels], dtype=torch.bool),
+        label_weight_K=torch.tensor([label.weight for group in groups for label in group.labels], dtype=torch.float32),
         groups=tuple(groups),
     )

@@ -12,6 +12,7 @@ step.
     reference_free  losses without one: simpo, cpo, orpo, ...
     registry        LOSSES: every loss of pairs by its name, with its options and its authors' settings
     reward          the Bradley-Terry loss
+    unpaired        KTO and APO on single answers with a label
 """
 
 from preftune.losses.objective import Objective
@@ -31,4 +32,5 @@ __all__ = [
     "ppo",
     "registry",
     "reward",
+    "unpaired",
 ]

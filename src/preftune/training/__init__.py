@@ -15,10 +15,12 @@
 """
 
 from preftune.training.config.dpo import DPOConfig
+from preftune.training.config.kto import KTOConfig
 from preftune.training.config.reference_free import CPOConfig, ORPOConfig
 from preftune.training.config.reward import RewardConfig
 from preftune.training.config.sft import SFTConfig
 from preftune.training.trainers.dpo import DPOTrainer
+from preftune.training.trainers.kto import KTOTrainer
 from preftune.training.trainers.reference_free import CPOTrainer, ORPOTrainer
 from preftune.training.trainers.reward import RewardTrainer
 from preftune.training.trainers.sft import SFTTrainer
@@ -28,6 +30,8 @@ __all__ = [
     "CPOTrainer",
     "DPOConfig",
     "DPOTrainer",
+    "KTOConfig",
+    "KTOTrainer",
     "ORPOConfig",
     "ORPOTrainer",
     "RewardConfig",

@@ -22,7 +22,7 @@ from preftune.losses import Objective
 from preftune.models.precision import Precision
 from preftune.reference import ReferenceScores
 from preftune.reference.sources import Source
-from preftune.training.config.base import PackedConfig
+from preftune.training.config.base import PackedConfig, ReferencedConfig
 from preftune.training.config.dpo import DPOConfig
 from preftune.types import TokenizedGroup
 
@@ -126,20 +126,38 @@ class GroupTrainerView(RecordedTrainerView, Protocol):
     def untimed(self) -> AbstractContextManager[None]: ...
 
 
-class DPOTrainerView(GroupTrainerView, Protocol):
-    """`DPOTrainer`."""
+class ObjectiveView(Protocol):
+    """What a trainer with a reference minimises."""
+
+    @property
+    def needs_reference(self) -> bool: ...
+
+
+class ReferencedTrainerView(GroupTrainerView, Protocol):
+    """A trainer with a reference."""
 
     reference: ReferenceScores
-    objective: Objective
+    needs_live_reference: ClassVar[bool]
     is_fsdp_enabled: bool
     is_deepspeed_enabled: bool
     _policy_changed: bool
     _resume_state: dict[str, Any] | None
 
     @property
-    def args(self) -> DPOConfig: ...
+    def objective(self) -> ObjectiveView: ...
+    @property
+    def args(self) -> ReferencedConfig: ...
     def add_callback(self, callback: Any) -> None: ...
     def _batch_of(self, rows: Sequence[int]) -> PackedBatch: ...
+
+
+class DPOTrainerView(ReferencedTrainerView, Protocol):
+    """`DPOTrainer`."""
+
+    @property
+    def objective(self) -> Objective: ...
+    @property
+    def args(self) -> DPOConfig: ...
 
 
 class OnlineTrainerView(TrainerView, Protocol):

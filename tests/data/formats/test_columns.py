@@ -174,7 +174,7 @@ def test_answers_of_one_label_say_so():
     with pytest.raises(DatasetError) as caught:
         load_pairs(rows)
     assert "Every" not in str(caught.value)
-    assert "Training on single answers (KTO) is not there yet" in str(caught.value)
+    assert "Train on single answers with preftune kto" in str(caught.value)
 
 
 @pytest.mark.parametrize("mark", [",", ";", "\t"])

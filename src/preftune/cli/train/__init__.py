@@ -6,6 +6,7 @@
     datasets       pairs or demonstrations to train on and to hold out
     dpo            preftune dpo
     fresh_answers  what ppo and online share
+    kto            preftune kto
     online         preftune online
     ppo            preftune ppo
     reward         preftune reward

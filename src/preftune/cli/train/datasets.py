@@ -11,7 +11,7 @@ from preftune.cli.flags.arguments import DataArguments, MixtureEntry
 from preftune.errors import DatasetError, RequestError
 
 if TYPE_CHECKING:
-    from preftune.data import DemonstrationDataset, PairDataset
+    from preftune.data import DemonstrationDataset, LabelledDataset, PairDataset
 
 
 def open_datasets(data: DataArguments, *, evaluate: bool, seed: int) -> tuple[PairDataset, PairDataset | None]:
@@ -46,14 +46,34 @@ def open_demonstrations(
 
     if data.margin_from_scores is not None:
         raise RequestError("--margin_from_scores is about pairs, and demonstrations have no margin. Leave it out.")
-    if any(entry.columns is not None for entry in data.mixture or ()):
-        raise RequestError("datasets: columns of an entry are not honoured for demonstrations. Use columns: instead.")
+    _refuse_columns(data, "demonstrations")
     kind = _Kind("rows", _open_demonstrations, mix_demonstrations, question_key)
     return _open_all(data, kind, evaluate=evaluate, seed=seed)
 
 
+def open_labelled(data: DataArguments, *, evaluate: bool, seed: int) -> tuple[LabelledDataset, LabelledDataset | None]:
+    """Training answers, and held-out answers if they are named or `evaluate` asks for them; as `open_datasets`.
+
+    Raises:
+        RequestError: evaluation asked for and nothing there to evaluate on, or an option of pairs.
+        DatasetError: what `load_labelled` raises.
+    """
+    from preftune.data import mix_labelled
+    from preftune.data.demonstrations.dataset import question_key
+
+    if data.margin_from_scores is not None:
+        raise RequestError("--margin_from_scores is about pairs, and answers have no margin. Leave it out.")
+    _refuse_columns(data, "answers with labels")
+    return _open_all(data, _Kind("answers", _open_labelled, mix_labelled, question_key), evaluate=evaluate, seed=seed)
+
+
+def _refuse_columns(data: DataArguments, rows: str) -> None:
+    if any(entry.columns is not None for entry in data.mixture or ()):
+        raise RequestError(f"datasets: columns of an entry are not honoured for {rows}. Use columns: instead.")
+
+
 class _Kind(NamedTuple):
-    """What differs between pairs and demonstrations."""
+    """What differs between pairs, demonstrations and answers with labels."""
 
     rows: str
     """What messages call them."""
@@ -124,6 +144,15 @@ def _open_demonstrations(data: DataArguments, entry: MixtureEntry) -> Demonstrat
     from preftune.data import load_demonstrations
 
     rows = load_demonstrations(
+        entry.path, split=entry.split, config=entry.name, columns=data.column_names(), format=data.format
+    )
+    return rows.as_chat() if data.as_chat else rows
+
+
+def _open_labelled(data: DataArguments, entry: MixtureEntry) -> LabelledDataset:
+    from preftune.data import load_labelled
+
+    rows = load_labelled(
         entry.path, split=entry.split, config=entry.name, columns=data.column_names(), format=data.format
     )
     return rows.as_chat() if data.as_chat else rows

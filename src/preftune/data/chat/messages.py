@@ -236,7 +236,9 @@ def read_transcript(text: str) -> list[Message] | None:
 
 
 def common_turns(*sides: Sequence[Message]) -> int:
-    """How many turns all sides begin with, leaving at least one on each side."""
+    """How many turns several sides begin with, leaving at least one on each side; none of a single side."""
+    if len(sides) == 1:
+        return 0
     limit = min(map(len, sides)) - 1
     count = 0
     while count < limit and all(side[count] == sides[0][count] for side in sides):

@@ -96,7 +96,7 @@ def load_demonstrations(
     if len(rows) == 0:
         raise DatasetError(f"{name} has no rows. Give at least one demonstration.")
     sample = sample_of(rows)
-    if _is_preference(sample, format, columns, name):
+    if is_preference(sample, format, columns, name):
         return _chosen_sides(read_pairs(rows, columns=columns, format=format, name=name))
     if format is not None and format not in DEMONSTRATION_FORMATS and format not in _SINGLE:
         known = ", ".join(DEMONSTRATION_FORMATS)
@@ -107,7 +107,33 @@ def load_demonstrations(
 def _own(
     rows: Any, sample: Sample, *, name: str, format: str | None, columns: Mapping[str, str | None] | None
 ) -> DemonstrationDataset:
-    """Data that are demonstrations as they are."""
+    """Data that are demonstrations as they are; of answers with labels the good ones."""
+    opened, reader = _answers(rows, sample, name=name, format=format, columns=columns)
+    data = _good(opened, reader)
+    if not len(data):
+        labelled = reader.columns.paths["label"][0][0]
+        raise DatasetError(f"{name}: none of its {len(rows):,} answers is labelled as a good one. Check {labelled!r}.")
+    for _ in data[:HEAD]:
+        pass  # a wrong row among the first ends this now
+    return data
+
+
+def labelled_rows(
+    rows: Any, sample: Sample, *, name: str, format: str | None, columns: Mapping[str, str | None] | None
+) -> DemonstrationDataset:
+    """Answers with labels, the bad ones too; the reader's columns hold the label. Raises: DatasetError."""
+    opened, reader = _answers(rows, sample, name=name, format=format, columns=columns)
+    if "label" not in reader.columns:
+        raise DatasetError(
+            f"{name} has no column that says whether an answer is good. Name it with --columns label=YOURS (values "
+            "like true and false, 1 and 0, up and down), or give preference pairs."
+        )
+    return opened
+
+
+def _answers(
+    rows: Any, sample: Sample, *, name: str, format: str | None, columns: Mapping[str, str | None] | None
+) -> tuple[DemonstrationDataset, DemonstrationReader]:
     asked, shape, found, notes = dict(columns or {}), {}, None, []
     content = {"messages", "prompt", "completion", "text"} & {key for key, column in asked.items() if column}
     if not content:
@@ -136,12 +162,7 @@ def _own(
     notes += not_used(unused_texts(sample, columns_read.needed))
     reader = DemonstrationReader(columns_read, name, chat=found is not None and found.chat)
     opened = DemonstrationDataset(rows, reader, name=name, notes=notes, format=found.name if found else None)
-    data = _good(opened, reader)
-    if not len(data):
-        raise DatasetError(f"{name}: none of its {len(rows):,} answers is labelled as a good one. Check {labelled!r}.")
-    for _ in data[:HEAD]:
-        pass  # a wrong row among the first ends this now
-    return data
+    return opened, reader
 
 
 def _good(data: DemonstrationDataset, reader: DemonstrationReader) -> DemonstrationDataset:
@@ -161,7 +182,7 @@ def _good(data: DemonstrationDataset, reader: DemonstrationReader) -> Demonstrat
     return data.select(good)
 
 
-def _is_preference(sample: Sample, format: str | None, columns: Mapping[str, str | None] | None, name: str) -> bool:
+def is_preference(sample: Sample, format: str | None, columns: Mapping[str, str | None] | None, name: str) -> bool:
     asked = {key for key, column in (columns or {}).items() if column}
     if format is not None:
         return format in FORMATS and format not in DEMONSTRATION_FORMATS and format not in _SINGLE

@@ -32,8 +32,7 @@ LEFT: Mapping[str, tuple[str, str]] = {
     "unrated": ("an answer has no rating, rank or label", "Rate it, or leave it out."),
     "unpaired": (
         "no other answer to the same prompt has the opposite label",
-        "Training on single answers (KTO) is not there yet: add the missing answers (preftune sample, then preftune "
-        "label), or train on the good ones with preftune sft.",
+        "Train on single answers with preftune kto, or add the missing ones (preftune sample, then preftune label).",
     ),
     "deleted": ("the message was deleted or rejected by its reviewers", "Nothing is to be done."),
     "orphan": ("the conversation above the answers was deleted or is not there", "Load the whole trees."),

@@ -151,7 +151,8 @@ def _one_label(columns: tuple[str, ...], sample: Sample) -> str:
 
 
 _NO_PAIRS = (
-    "No prompt in it has both a good and a bad answer, and preference training needs two answers to the same prompt."
+    "No prompt in it has both a good and a bad answer, and pairs need two answers to the same prompt. Train on single "
+    "answers with preftune kto."
 )
 
 ADAPTERS = (

@@ -77,8 +77,8 @@ def to_pair(
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,
-        weight=_number(values, "weight", 1.0, where),
-        margin=_number(values, "margin", 0.0, where),
+        weight=number_in(values, "weight", 1.0, where),
+        margin=number_in(values, "margin", 0.0, where),
         agreement=_agreement(values, where),
         **about(values, where),
     )
@@ -197,7 +197,7 @@ def with_system(system: Any, prompt: list[Message], where: Where) -> list[Messag
     return [{"role": "system", "content": system}, *prompt]
 
 
-def _number(values: Mapping[str, Any], column: str, default: float, where: Where, high: float = math.inf) -> float:
+def number_in(values: Mapping[str, Any], column: str, default: float, where: Where, high: float = math.inf) -> float:
     value = values.get(column)
     if value is None or value == "":
         return default
@@ -218,7 +218,7 @@ def _number(values: Mapping[str, Any], column: str, default: float, where: Where
 def _agreement(values: Mapping[str, Any], where: Where) -> float | None:
     if values.get("agreement") in (None, ""):
         return None
-    return _number(values, "agreement", 0.0, where, high=1.0)
+    return number_in(values, "agreement", 0.0, where, high=1.0)
 
 
 def template_kwargs(values: Mapping[str, Any], where: Where) -> dict[str, Any]:

@@ -24,10 +24,11 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from preftune.data.labelled import LabelledDataset
 from preftune.data.pairs.dataset import PairDataset
 from preftune.data.tokens.groups import GroupDataset
-from preftune.data.tokens.report import AnyReport, DemonstrationReport, Tally, TokenizeReport
-from preftune.data.tokens.tokenize import Rows, tokenize_demonstrations, tokenize_pairs
+from preftune.data.tokens.report import AnyReport, DemonstrationReport, LabelledReport, Tally, TokenizeReport
+from preftune.data.tokens.tokenize import Rows, tokenize_demonstrations, tokenize_labelled, tokenize_pairs
 from preftune.data.tokens_version import TOKENS_VERSION
 from preftune.log import warn
 from preftune.storage.cache_folder import cache_folder, make_private
@@ -44,7 +45,7 @@ LEAST_PAIRS = 2000
 _MOST_BYTES = 8 * 10**9
 """Of all files together: the least recently used ones make way."""
 
-_ARRAYS = ("tokens", "segments", "groups", "preferences", "preference_groups", "scored")
+_ARRAYS = ("tokens", "segments", "groups", "preferences", "preference_groups", "scored", "labels")
 """What a `GroupDataset` is made of, besides its ids."""
 
 
@@ -59,12 +60,15 @@ def tokenize_or_recall(
     Returns: the groups, the report, and whether they were on disk.
     Raises: what the function raises.
     """
-    pairs = isinstance(rows, PairDataset)
 
     def tokenize() -> tuple[GroupDataset, AnyReport]:
         if isinstance(rows, PairDataset):
             return tokenize_pairs(rows, tokenizer, num_proc=num_proc, **settings)
+        if isinstance(rows, LabelledDataset):
+            return tokenize_labelled(rows, tokenizer, **settings)
         return tokenize_demonstrations(rows, tokenizer, **settings)
+
+    kinds = {PairDataset: TokenizeReport, LabelledDataset: LabelledReport}
 
     of_tokenizer = keys_of_tokenizer(tokenizer, settings.get("chat_template"))
     if len(rows) < LEAST_PAIRS or of_tokenizer is None:
@@ -78,7 +82,7 @@ def tokenize_or_recall(
     ]
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
     file = cache_folder() / "tokens" / f"{key}.npz"
-    if (found := _load(file, TokenizeReport if pairs else DemonstrationReport)) is not None:
+    if (found := _load(file, kinds.get(type(rows), DemonstrationReport))) is not None:
         groups, report = found
         report.name, report.notes = rows.name, [*rows.notes, *report.notes]
         return groups, report, True

@@ -68,7 +68,9 @@ class Encoded:
         """The example as the trainer takes it."""
         name = example.id if example.id is not None else str(example.row)
         scored = tuple(map(spans.pairs, self.scored))
-        return TokenizedGroup(self.prompt, tuple(self.completions), example.pairs, id=name, scored=scored)
+        return TokenizedGroup(
+            self.prompt, tuple(self.completions), example.pairs, id=name, scored=scored, labels=example.labels
+        )
 
 
 class Texts(NamedTuple):

@@ -6,13 +6,15 @@ import operator
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.types import Preference, Span, TokenizedGroup
+from preftune.types import Label, Preference, Span, TokenizedGroup
 
 _NO_SPANS = np.zeros((0, 3), np.int64)
+_NO_LABELS = np.zeros((0, 3), np.float64)
 
 Indices = Sequence[int] | NDArray[np.integer]
 
@@ -32,6 +34,7 @@ class GroupDataset(Sequence[TokenizedGroup]):
         preference_groups: NDArray[np.int64],
         ids: Sequence[str],
         scored: NDArray[np.int64] | None = None,
+        labels: NDArray[np.float64] | None = None,
     ) -> None:
         """Arrays as `from_groups` makes them.
 
@@ -44,6 +47,7 @@ class GroupDataset(Sequence[TokenizedGroup]):
             ids: one per group.
             scored: (spans, 3), rising: segment, begin, end, for the completions of which not every token is scored;
                 None without any.
+            labels: (labelled completions, 3), rising: segment, desirable, weight; None without any.
         """
         self._tokens = tokens
         self._segments = segments
@@ -52,6 +56,7 @@ class GroupDataset(Sequence[TokenizedGroup]):
         self._preference_groups = preference_groups
         self._ids = list(ids)
         self._scored = _NO_SPANS if scored is None else scored
+        self._labels = _NO_LABELS if labels is None else labels
 
     @classmethod
     def from_groups(cls, groups: Iterable[TokenizedGroup]) -> GroupDataset:
@@ -63,9 +68,11 @@ class GroupDataset(Sequence[TokenizedGroup]):
         pairs_per_group: list[int] = []
         ids: list[str] = []
         scored: list[tuple[int, int, int]] = []
+        labels: list[tuple[int, bool, float]] = []
         for group in groups:
             for segment, spans in enumerate(group.scored, start=len(lengths) + 1):
                 scored += [(segment, begin, end) for begin, end in spans]
+            labels += [(segment, *label) for segment, label in enumerate(group.labels, start=len(lengths) + 1)]
             parts = (group.prompt_ids, *group.completions)
             for part in parts:
                 tokens.extend(part)
@@ -82,6 +89,7 @@ class GroupDataset(Sequence[TokenizedGroup]):
             _offsets(pairs_per_group),
             ids,
             np.asarray(scored, np.int64).reshape(-1, 3),
+            np.asarray(labels, np.float64).reshape(-1, 3),
         )
 
     def __len__(self) -> int:
@@ -108,6 +116,7 @@ class GroupDataset(Sequence[TokenizedGroup]):
             ),
             id=self._ids[index],
             scored=tuple(self._spans(segment) for segment in range(first + 1, last)) if len(self._scored) else (),
+            labels=self._labels_of(first + 1, last) if len(self._labels) else (),
         )
 
     def __iter__(self) -> Iterator[TokenizedGroup]:
@@ -117,6 +126,16 @@ class GroupDataset(Sequence[TokenizedGroup]):
         """The spans of a segment, as in `TokenizedGroup.scored`."""
         begin, end = np.searchsorted(self._scored[:, 0], (segment, segment + 1))
         return tuple((int(first), int(stop)) for _, first, stop in self._scored[begin:end])
+
+    def _labels_of(self, first: int, last: int) -> tuple[Label, ...]:
+        begin, end = np.searchsorted(self._labels[:, 0], (first, last))
+        return tuple(Label(bool(good), float(weight)) for _, good, weight in self._labels[begin:end])
+
+    @property
+    def labels(self) -> tuple[int, int]:
+        """How many completions are labelled good, and how many bad."""
+        good = int(self._labels[:, 1].sum())
+        return good, len(self._labels) - good
 
     def select(self, indices: Indices) -> GroupDataset:
         """The groups at these positions, in this order, as a new dataset."""
@@ -235,10 +254,12 @@ class GroupDataset(Sequence[TokenizedGroup]):
         import xxhash
 
         digest = xxhash.xxh3_128()
+        part: NDArray[Any]
         for part in (self._tokens, self._segments, self._groups, self._preferences, self._preference_groups):
             digest.update(np.ascontiguousarray(part).tobytes())
-        if len(self._scored):
-            digest.update(self._scored.tobytes())
+        for part in (self._scored, self._labels):
+            if len(part):
+                digest.update(part.tobytes())
         return digest.hexdigest()
 
 

@@ -54,3 +54,23 @@ DEMONSTRATION_REASONS: Mapping[str, tuple[str, str]] = {
     **{reason: REASONS[reason] for reason in ("too_long", "calls_not_written", "template_refused")},
 }
 """The same for a demonstration."""
+
+LABELLED_REASONS: Mapping[str, tuple[str, str]] = {
+    "no_label": ("the label says neither good nor bad", "Write true or false, or remove such rows."),
+    "no_answer": ("the conversation does not end with a turn of the assistant", "Remove the turns after the answer."),
+    "empty_completion": ("the answer is empty", "Remove such rows, or fill the answer in."),
+    "no_answer_left": ("truncation cuts off all of the answer", "Raise max_length."),
+    **{
+        reason: REASONS[reason]
+        for reason in (
+            "prompt_too_long",
+            "too_long",
+            "no_shared_prompt",
+            "answers_not_found",
+            "calls_not_written",
+            "template_refused",
+            "no_start_token",
+        )
+    },
+}
+"""The same for an answer with a label."""

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from preftune.data.formats.apply import LeftOut
 from preftune.data.tokens.encoded import Encoded
 from preftune.data.tokens.groups import GroupDataset
-from preftune.data.tokens.reasons import DEMONSTRATION_REASONS, REASONS
+from preftune.data.tokens.reasons import DEMONSTRATION_REASONS, LABELLED_REASONS, REASONS
 
 _EXAMPLES = 5
 
@@ -105,6 +106,12 @@ class _Report:
         if encoded.unwritten:
             self.unwritten.setdefault(encoded.unwritten, Tally()).add(encoded.row)
 
+    def count_left(self, left: Mapping[str, LeftOut]) -> None:
+        """Counts rows that were left out before they were tokenised."""
+        for reason, out in left.items():
+            self.dropped[reason] = Tally(out.count, list(out.rows))
+            self.rows_in += out.count
+
     def drop(self, reason: str, row: int) -> None:
         self.dropped.setdefault(reason, Tally()).add(row)
 
@@ -166,7 +173,7 @@ class TokenizeReport(_Report):
     several_turns: Tally = field(default_factory=Tally)
     """The sides part before the last answer: every later turn of the assistant is trained, the others' are context."""
 
-    completions: ClassVar = ("chosen", "rejected")
+    completions: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
     reasons: ClassVar = REASONS
     as_chat: ClassVar = "For a chat model give prompts as messages, or load_pairs(...).as_chat()."
 
@@ -179,6 +186,15 @@ class TokenizeReport(_Report):
         if part != "prompt":
             return super()._cut(part, tally)
         return f"Cut the beginning of the prompt in {tally}. max_prompt_length={self.longest_prompt} would keep all."
+
+
+@dataclass
+class LabelledReport(TokenizeReport):
+    """Outcome of `tokenize_labelled`."""
+
+    completions: ClassVar = ("answer",)
+    reasons: ClassVar = LABELLED_REASONS
+    as_chat: ClassVar = "For a chat model give prompts as messages, or load_labelled(...).as_chat() (--as_chat)."
 
 
 @dataclass

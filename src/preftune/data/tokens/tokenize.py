@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preftune.data.demonstrations.dataset import DemonstrationDataset
+from preftune.data.labelled import LabelledDataset
 from preftune.data.pairs.dataset import PairDataset
 from preftune.data.pairs.row_reader import RowReader
 from preftune.data.row_dataset import rows_of
@@ -20,7 +21,7 @@ from preftune.data.tokens.encode_ahead import encode_ahead
 from preftune.data.tokens.encode_demonstrations import Covered, DemonstrationEncoder
 from preftune.data.tokens.encoded import Encoded
 from preftune.data.tokens.groups import GroupDataset
-from preftune.data.tokens.report import AnyReport, DemonstrationReport, Tally, TokenizeReport
+from preftune.data.tokens.report import AnyReport, DemonstrationReport, LabelledReport, TokenizeReport
 from preftune.data.tokens.shorten import shortening
 from preftune.errors import ConfigError, DatasetError
 from preftune.types import Example, PreferencePair, TokenizedGroup
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Truncation = Literal["error", "drop", "truncate"]
-Rows = PairDataset | DemonstrationDataset
+Rows = PairDataset | DemonstrationDataset | LabelledDataset
 Report = TypeVar("Report", bound=AnyReport)
 
 _BATCH = 500
@@ -100,6 +101,24 @@ def tokenize_pairs(
     return _Run(Encoder(tokenizer, chat_template=chat_template), limits, report, num_proc or 1).over(pairs)
 
 
+def tokenize_labelled(
+    rows: LabelledDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None = 1024,
+    max_prompt_length: int | None = None,
+    truncation: Truncation = "truncate",
+    chat_template: str | None = None,
+) -> tuple[GroupDataset, LabelledReport]:
+    """Tokenises answers with labels: one group of one completion per row. Args, Returns and Raises: as of
+    `tokenize_pairs`.
+    """
+    report = LabelledReport(name=rows.name, rows_in=len(rows), notes=list(rows.notes))
+    report.count_left(rows.left)
+    limits = Limits(max_length, max_prompt_length, truncation)
+    return _Run(Encoder(tokenizer, chat_template=chat_template), limits, report).over(rows)
+
+
 def tokenize_demonstrations(
     rows: DemonstrationDataset,
     tokenizer: PreTrainedTokenizerBase,
@@ -128,9 +147,7 @@ def tokenize_demonstrations(
             left to train on.
     """
     report = DemonstrationReport(name=rows.name, rows_in=len(rows), notes=list(rows.notes))
-    for reason, out in rows.left.items():
-        report.dropped[reason] = Tally(out.count, list(out.rows))
-        report.rows_in += out.count
+    report.count_left(rows.left)
     encoder = DemonstrationEncoder(tokenizer, chat_template=chat_template)
     encoder.covered = Covered(completion_only_loss, assistant_only_loss)
     return _Run(encoder, Limits(max_length, None, truncation), report).over(rows)

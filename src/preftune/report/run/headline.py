@@ -108,7 +108,10 @@ def asked(run: Run) -> str:
     pairs = number(at(facts, "data", "train", "pairs"))
     parts = [f"{text(facts.get('method')).upper() or 'Training'} of {model or 'a model'}{kind}"]
     prompts = number(at(facts, "data", "train", "prompts"))
-    if pairs is not None:
+    answers = number(at(facts, "data", "train", "answers"))
+    if answers is not None:
+        parts.append(f"on {_count(int(answers), 'answer')} with labels")
+    elif pairs is not None:
         parts.append(f"on {int(pairs):,} pairs")
     elif prompts is not None:
         parts.append(f"on its answers to {_count(int(prompts), 'prompt')}")

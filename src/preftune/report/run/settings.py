@@ -140,9 +140,11 @@ def _engine(run: Run) -> str:
 
 def _data(run: Run, part: str) -> str:
     pairs, tokens = number(at(run.facts, "data", part, "pairs")), number(at(run.facts, "data", part, "tokens"))
+    answers = number(at(run.facts, "data", part, "answers"))
     if pairs is None:
         return ""
-    return f"{int(pairs):,}" + (f" ({int(tokens):,} tokens)" if tokens is not None else "")
+    counted = f"{int(pairs):,}" if answers is None else f"{int(answers):,} answers"
+    return counted + (f" ({int(tokens):,} tokens)" if tokens is not None else "")
 
 
 def _held_out(run: Run) -> str:

@@ -5,6 +5,7 @@ honoured are refused with the reason (`refused`).
 
     base     PackedConfig: options of all trainers on packed groups
     dpo      DPOConfig
+    kto      KTOConfig
     losses   LossFields: losses and their options
     reference_free  CPOConfig, ORPOConfig
     refused  options that are not honoured, with the reason
@@ -12,4 +13,4 @@ honoured are refused with the reason (`refused`).
     sft      SFTConfig
 """
 
-__all__ = ["base", "dpo", "losses", "reference_free", "refused", "reward", "sft"]
+__all__ = ["base", "dpo", "kto", "losses", "reference_free", "refused", "reward", "sft"]

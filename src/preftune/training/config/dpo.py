@@ -8,14 +8,14 @@ from typing import ClassVar
 
 from preftune.errors import ConfigError
 from preftune.losses.registry import get_loss
-from preftune.training.config.base import PairConfig, ReferenceFields
+from preftune.training.config.base import ReferencedConfig
 from preftune.training.config.base import option as _option
 from preftune.training.config.losses import LossFields
 from preftune.training.config.refused import REFUSED, Refusal
 
 
 @dataclass
-class DPOConfig(LossFields, ReferenceFields, PairConfig):
+class DPOConfig(LossFields, ReferencedConfig):
     """Configuration of `DPOTrainer`: every field of `transformers.TrainingArguments`, and those below.
 
     Names follow TRL 1.16, so a TRL script or YAML runs with the import changed. A field is honoured or refused with a
@@ -27,15 +27,6 @@ class DPOConfig(LossFields, ReferenceFields, PairConfig):
 
     trls_rate: ClassVar[float] = 1e-6
     refused: ClassVar[Mapping[str, Refusal]] = REFUSED
-
-    # --- the reference ---
-    precompute_ref_log_probs: bool = _option(
-        False, "Score all rows with the reference before the first step (full fine-tuning always does)."
-    )
-    precompute_ref_batch_size: int | None = _option(
-        None, "Pairs scored at a time in that pass. Default: per_device_eval_batch_size."
-    )
-    reference_cache: bool = _option(True, "Keep reference scores on disk, for later epochs, runs and sweeps.")
 
     # --- the guard ---
     guard_budget: float = _option(
@@ -72,11 +63,9 @@ class DPOConfig(LossFields, ReferenceFields, PairConfig):
     def _validate(self) -> None:
         self.settle_losses()
         super()._validate()
-        self._at_least_1("precompute_ref_batch_size")
         self._validate_guard()
 
     def _validate_guard(self) -> None:
-        self._check_guard()
         if not 0 <= self.guard_budget <= 0.5:
             raise ConfigError(f"guard_budget={self.guard_budget} must lie in 0..0.5: 0.05 is a twentieth of the time.")
         number = str(self.guard_prompts).strip() if self.guard_prompts is not None else ""

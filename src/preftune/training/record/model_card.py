@@ -8,7 +8,13 @@ from typing import Any
 
 import yaml
 
-from preftune.training.protocol import DPOTrainerView, GroupTrainerView, OnlineTrainerView, TrainerView
+from preftune.training.protocol import (
+    DPOTrainerView,
+    GroupTrainerView,
+    OnlineTrainerView,
+    ReferencedTrainerView,
+    TrainerView,
+)
 from preftune.version import __version__
 
 Row = tuple[str, str]
@@ -39,6 +45,30 @@ def dpo_card(trainer: DPOTrainerView) -> str:
     what = "aligned with direct preference optimisation (arXiv:2305.18290)"
     return _card(
         trainer, what, rows, [result, *_guard(trainer.guard)], tags=["dpo", "preference-optimization"],
+        ending=f"; trained: {_trained(trainer)}",
+    )  # fmt: skip
+
+
+def kto_card(trainer: ReferencedTrainerView) -> str:
+    """Of a model that was aligned with KTO."""
+    args, (good, bad) = trainer.args, trainer.train_dataset.labels
+    rows = [
+        ("loss", f"{args.loss}, beta {args.beta:g}"),
+        ("answers", f"{good:,} good, {bad:,} bad"),
+        *_steps(trainer, "answers per step", str(_per_step(args))),
+        ("reference", trainer.reference.source.description),
+    ]
+    last = _last(trainer, "eval_rewards/accuracies")
+    result = "Not evaluated on held-out answers."
+    if last is not None:
+        result = (
+            f"On held-out answers after step {int(last['step']):,}: {last['eval_rewards/accuracies']:.1%} are on the "
+            f"right side of the baseline, loss {last['eval_loss']:.4f}. These say that the model tells good answers "
+            "from bad ones, not that its own are better: compare its answers with the base model's."
+        )
+    what = "aligned with Kahneman-Tversky optimisation (arXiv:2402.01306)"
+    return _card(
+        trainer, what, rows, [result], tags=["kto", "preference-optimization"],
         ending=f"; trained: {_trained(trainer)}",
     )  # fmt: skip
 

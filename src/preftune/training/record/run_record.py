@@ -167,6 +167,7 @@ def facts_of(trainer: RecordedTrainerView) -> dict[str, Any]:
 def data_facts(groups: GroupDataset) -> dict[str, Any]:
     return {
         "pairs": groups.pairs,
+        **({"answers": sum(groups.labels), "good": groups.labels[0]} if any(groups.labels) else {}),
         "groups": len(groups),
         "tokens": int(groups.total_tokens),
         "scored_tokens": groups.scored_tokens,

@@ -12,6 +12,8 @@ from preftune.data import (
     DemonstrationDataset,
     DemonstrationReport,
     GroupDataset,
+    LabelledDataset,
+    LabelledReport,
     PairDataset,
     TokenizeReport,
     group_by_prompt,
@@ -240,8 +242,8 @@ def prepare_data(
 
 
 def tokenize(
-    rows: PairDataset | DemonstrationDataset, tokenizer: Any, *, role: str, **settings: Any
-) -> tuple[GroupDataset, TokenizeReport | DemonstrationReport]:
+    rows: PairDataset | DemonstrationDataset | LabelledDataset, tokenizer: Any, *, role: str, **settings: Any
+) -> tuple[GroupDataset, TokenizeReport | DemonstrationReport | LabelledReport]:
     """Groups, new or from the cache, and their report, which is logged. `settings` are those of the tokenising."""
     groups, report, recalled = tokenize_or_recall(rows, tokenizer, **settings)
     if recalled:

@@ -13,16 +13,24 @@ from preftune.errors import ConfigError
 from preftune.log import say
 from preftune.logps import choose_engine, make_engine
 from preftune.models.four_bit import is_quantized
-from preftune.reference import ExplicitModel, NoReference, Numerics, ReferenceScores, ScoreStore, choose_source
+from preftune.reference import (
+    ExplicitModel,
+    FrozenCopy,
+    NoReference,
+    Numerics,
+    ReferenceScores,
+    ScoreStore,
+    choose_source,
+)
 from preftune.storage.cache_folder import cache_folder
-from preftune.training.protocol import DPOTrainerView, TrainerView
+from preftune.training.protocol import ReferencedTrainerView, TrainerView
 from preftune.training.setup.model import settle_compilation
 from preftune.training.step.collate import shortest
 from preftune.training.step.memory import score_in_parts
 from preftune.types import TokenizedGroup
 
 
-def make_reference(trainer: DPOTrainerView, ref_model: Any, *, trained: Callable[[], bool]) -> ReferenceScores:
+def make_reference(trainer: ReferencedTrainerView, ref_model: Any, *, trained: Callable[[], bool]) -> ReferenceScores:
     """The reference of a trainer whose model has been prepared and placed.
 
     Args:
@@ -33,7 +41,7 @@ def make_reference(trainer: DPOTrainerView, ref_model: Any, *, trained: Callable
     scored_by = engine.name
     if not trainer.objective.needs_reference:
         if ref_model is not None:
-            losses = ", ".join(trainer.args.loss_type)
+            losses = trainer.args.loss
             raise ConfigError(f"ref_model has no meaning for loss_type={losses}, which has no reference. Leave it out.")
         if trainer.args.guard == "off":
             return ReferenceScores(NoReference(), engine, None, autocast=trainer.autocast)
@@ -42,6 +50,8 @@ def make_reference(trainer: DPOTrainerView, ref_model: Any, *, trained: Callable
         probe = trainer._batch_of(shortest(trainer.train_dataset.lengths, 4))
         with trainer.autocast():
             source = choose_source(model, probe, engine, trained=trained, reload=_reloader(trainer))
+        if not source.live and trainer.needs_live_reference:
+            source = FrozenCopy(model)
     else:
         ref_model = prepare_explicit(trainer, ref_model)
         ref_engine, _ = choose_engine(ref_model, "auto" if engine.name == "packed" else engine.name)
@@ -63,7 +73,7 @@ def make_reference(trainer: DPOTrainerView, ref_model: Any, *, trained: Callable
     return ReferenceScores(source, engine, store, autocast=trainer.autocast)
 
 
-def settle_reference(trainer: DPOTrainerView) -> None:
+def settle_reference(trainer: ReferencedTrainerView) -> None:
     """Makes the reference anew if a model was changed since: scores are kept under the address of what computes them.
 
     Called before anything is scored, as long as the policy is as received.
@@ -78,7 +88,7 @@ def settle_reference(trainer: DPOTrainerView) -> None:
         trainer._record.note(**trainer.record_facts())
 
 
-def score_everything(trainer: DPOTrainerView, datasets: Iterable[GroupDataset]) -> None:
+def score_everything(trainer: ReferencedTrainerView, datasets: Iterable[GroupDataset]) -> None:
     """Make sure every row has a reference score. Ranks share the work through the cache; what another rank's cache
     does not show here (no shared disk, cache off) is scored here too.
     """
@@ -93,7 +103,7 @@ def score_everything(trainer: DPOTrainerView, datasets: Iterable[GroupDataset]) 
         reference.source.release()
 
 
-def _score(trainer: DPOTrainerView, dataset: GroupDataset, rows: range, size: int) -> None:
+def _score(trainer: ReferencedTrainerView, dataset: GroupDataset, rows: range, size: int) -> None:
     quiet = trainer.args.disable_tqdm or not trainer.is_local_process_zero()
     waiting: list[TokenizedGroup] = []
 
@@ -143,7 +153,7 @@ def prepare_explicit(trainer: TrainerView, ref_model: Any) -> Any:
     return ref_model if is_quantized(ref_model) else ref_model.to(trainer.args.device)
 
 
-def _reloader(trainer: DPOTrainerView) -> Callable[[], nn.Module] | None:
+def _reloader(trainer: ReferencedTrainerView) -> Callable[[], nn.Module] | None:
     """Loads the model again from where its config says it came from, ready for the policy's engine. The caller must
     check its weights.
     """

@@ -3,6 +3,7 @@
 planning micro-batches within a token budget, computing them, starting again when memory runs out, and metrics.
 
     collate         groups -> batches
+    kl_baseline     KTO's baseline over a whole step
     memory          out of memory: smaller parts
     memory_advice   what to change when one pair does not fit
     metrics         means over samples, one transfer per log
@@ -11,4 +12,4 @@ planning micro-batches within a token budget, computing them, starting again whe
     ranks           what ranks exchange: gradients and memory limits
 """
 
-__all__ = ["collate", "memory", "metrics", "micro_batches", "optimizer_step"]
+__all__ = ["collate", "kl_baseline", "memory", "metrics", "micro_batches", "optimizer_step"]

@@ -6,12 +6,14 @@ resumes a run. A new method is a subclass with `batch_loss`.
 
     base        PackedTrainer: what trainers on packed groups share
     dpo         DPOTrainer
+    kto         KTOTrainer
     evaluation  EvaluatedTrainer: evaluation over ranks and items
     recorded    RecordedTrainer: precision, engine, finite check, logs, checkpoints
+    referenced  ReferencedTrainer: what trainers with a reference share
     reference_free  CPOTrainer, ORPOTrainer
     resumable   ResumableTrainer: recorded, resumed, stopped
     reward      RewardTrainer
     sft         SFTTrainer
 """
 
-__all__ = ["dpo", "recorded", "reference_free", "reward", "sft"]
+__all__ = ["dpo", "kto", "recorded", "reference_free", "reward", "sft"]

@@ -135,6 +135,9 @@ class PackedTrainer(EvaluatedTrainer):
         held_out = {f"eval_{index}": data_facts(part) for index, part in enumerate(parts(self.eval_dataset))}
         return {"train": data_facts(self.train_dataset), **held_out}
 
+    def prepare_step(self, model: nn.Module, batches: Sequence[PackedBatch]) -> None:
+        """What must be known of a whole optimiser step before its loss is computed."""
+
     @contextmanager
     def counted(self, batches: Sequence[PackedBatch]) -> Iterator[None]:
         """Counts the work of a step that is done inside."""
@@ -179,6 +182,7 @@ class PackedTrainer(EvaluatedTrainer):
             return loss, rows if self.guard is None else self.guard.marked(part, rows)
 
         with self.counted(batches):
+            self.prepare_step(policy, batches)
             loss, metrics = whole_step(self, policy, batches, compute)
         self.limits.count(sum(group.tokens for batch in batches for group in batch.groups))
         if self.guard is not None:

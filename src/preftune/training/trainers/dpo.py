@@ -1,4 +1,4 @@
-"""`DPOTrainer`: direct preference optimisation on the common base of the trainers.
+"""`DPOTrainer`: direct preference optimisation, and the other losses of pairs.
 
 A batch is packed groups, the policy is scored by the engine, the reference by `ReferenceScores`, and the loss is a mean
 over the pairs of the whole optimiser step.
@@ -6,40 +6,30 @@ over the pairs of the whole optimiser step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback
 
 from preftune.data import GroupDataset
-from preftune.log import detail
 from preftune.logps.batch import PackedBatch
 from preftune.losses import LossOutput, Objective
-from preftune.reference import AsReceived, ExplicitModel
-from preftune.reference.sources import Source
 from preftune.training.config.dpo import DPOConfig
 from preftune.training.guard.attach import attach_guard, opened_for_guard
 from preftune.training.record import model_card
-from preftune.training.record.run_record import parts
 from preftune.training.setup import model as assemble
 from preftune.training.setup.advice import check_margins, say_advice
-from preftune.training.setup.reference import make_reference, score_everything, settle_reference
-from preftune.training.setup.self_check import FirstStep, check_before_training, worst
-from preftune.training.step import memory
 from preftune.training.step.collate import chosen_tokens
 from preftune.training.step.metrics import PER_PAIR, pair_metrics
-from preftune.training.trainers.base import PackedTrainer
+from preftune.training.trainers.referenced import ReferencedTrainer
 from preftune.types import Sides
 
 _HITS = "chosen_hits"
 """Tokens of the chosen side that were the likeliest: of it and the lengths, `mean_token_accuracy` is made."""
 
 
-class DPOTrainer(PackedTrainer):
+class DPOTrainer(ReferencedTrainer):
     """Trains a causal language model on preference pairs.
 
     Args:
@@ -67,42 +57,6 @@ class DPOTrainer(PackedTrainer):
     _tokens_per_pair = 1.0
     """Tokens of the chosen completions of the step (or of the held-out set) over its pairs."""
 
-    def __init__(
-        self,
-        model: Any = None,
-        ref_model: Any = None,
-        args: DPOConfig | None = None,
-        data_collator: Any = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
-        compute_metrics: Callable[[Any], dict[str, float]] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[Any, Any] = (None, None),
-        optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
-        preprocess_logits_for_metrics: Any = None,
-        peft_config: Any = None,
-        quantization_config: Any = None,
-        **removed: Any,
-    ) -> None:
-        self._asked_reference = ref_model
-        super().__init__(
-            model,
-            args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-            peft_config=peft_config,
-            quantization_config=quantization_config,
-            **removed,
-        )
-
     # --- data and reference ---
 
     def opened(self, train: Any, held_out: Any, tokenizer: Any, args: Any) -> tuple[Any, Any]:
@@ -114,18 +68,7 @@ class DPOTrainer(PackedTrainer):
     def placed(self) -> None:
         self.objective = self.args.objective()
         check_margins(self)
-        ref_model, self._asked_reference = self._asked_reference, None
-        self.reference = make_reference(self, ref_model, trained=lambda: self._policy_changed)
-
-    @property
-    def ref_model(self) -> nn.Module | None:
-        """The explicit reference; None where the model as received is the reference, or after it was let go."""
-        source = self.reference.source
-        return source.model if isinstance(source, ExplicitModel) else None
-
-    @property
-    def reference_source(self) -> Source:
-        return self.reference.source
+        super().placed()
 
     def watch(self, train: Any, held_out: Any) -> None:
         self.guard = attach_guard(self, train, held_out)
@@ -177,25 +120,9 @@ class DPOTrainer(PackedTrainer):
             self._tokens_per_pair = float(totals[0] / totals[1].clamp(min=1))
         return items
 
-    @contextmanager
-    def counted(self, batches: Sequence[PackedBatch]) -> Iterator[None]:
-        misses = self.reference.misses
-        yield
-        missed = (self.reference.misses - misses) / max(1, sum(batch.completions for batch in batches))
-        for batch in batches:
-            self._work.add(batch, reference_groups=round(min(1.0, missed) * len(batch.groups)))
-
     # --- evaluation ---
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
-        try:
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        finally:
-            if isinstance(self.reference.source, AsReceived):
-                self.reference.source.let_go()
-
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-        settle_reference(self)
         before, rows = self._tokens_per_pair, dataloader.dataset
         self._tokens_per_pair = chosen_tokens(rows) / max(1, rows.pairs)
         try:
@@ -206,56 +133,6 @@ class DPOTrainer(PackedTrainer):
     def predictions_of(self, table: Tensor) -> Tensor:
         """Rewards of chosen and rejected for every pair, (pairs, 2)."""
         return table[:, 1:3]
-
-    # --- the run ---
-
-    def before_first_step(self, *, resumed: bool) -> None:
-        """Score what the reference must say beforehand, and check the first step."""
-        settle_reference(self)
-        compares = self.objective.needs_reference
-
-        def check(batch: PackedBatch) -> FirstStep:
-            return check_before_training(
-                self.model,
-                batch,
-                self.engine,
-                self.reference,
-                autocast=self.precision.autocast,
-                resumed=resumed or not compares,
-                allow_mismatch=self.args.allow_reference_mismatch,
-            )
-
-        with memory.explained(self, self.train_dataset[int(self.train_dataset.lengths.argmax())]):
-            result = worst(self._checked(check))
-        detail(result.describe())
-        if self.is_world_process_zero():
-            self._record.note(
-                self_check={
-                    "engine_error": result.engine_error,
-                    "reference_distance": result.reference_distance,
-                    "noise_floor": result.noise_floor,
-                }
-            )
-        if compares and (not self.reference.source.live or self.args.precompute_ref_log_probs):
-            score_everything(self, [self.train_dataset, *parts(self.eval_dataset)])
-        if self.guard is not None and not resumed:
-            self.guard.draw()
-
-    def check_resumable(self, state: Mapping[str, Any] | None, folder: Path) -> None:
-        settle_reference(self)
-        super().check_resumable(state, folder)
-
-    def weights_replaced(self) -> None:
-        settle_reference(self)
-        super().weights_replaced()
-
-    @contextmanager
-    def untimed(self) -> Iterator[None]:
-        with self._work.paused(self.reference):
-            yield
-
-    def throughput(self) -> dict[str, float]:
-        return self._work.drain(self.reference)
 
     def say_advice(self) -> None:
         say_advice(self)

@@ -1,0 +1,185 @@
+"""Single answers that are good or bad, as KTO trains on them: of rows with a label, and of preferences, whose sides are
+such answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from preftune.data.chat.messages import Where
+from preftune.data.demonstrations.dataset import DemonstrationDataset, is_preference, labelled_rows
+from preftune.data.formats.adapter import Row
+from preftune.data.formats.apply import LeftOut, sample_of
+from preftune.data.formats.single_answers import verdict
+from preftune.data.formats.to_pair import as_answer, as_turns, number_in
+from preftune.data.pairs.dataset import PairDataset
+from preftune.data.pairs.mixture import mixed
+from preftune.data.pairs.open import read_pairs
+from preftune.data.reading.arrow_tables import dataset_of
+from preftune.data.reading.load import Source, display_name, load_rows
+from preftune.data.row_dataset import RowDataset
+from preftune.errors import DatasetError
+from preftune.types import Example, Label, Text
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledReader:
+    """Reads canonical rows of answers with labels."""
+
+    chat: bool = False
+
+    @property
+    def needed(self) -> Sequence[str]:
+        return ("prompt", "completion", "label", "weight", "id", "chat_template_kwargs", "tools", "source", "number")
+
+    @property
+    def facts(self) -> tuple[Any, ...]:
+        return ("labelled", self.chat)
+
+    def as_chat(self) -> LabelledReader:
+        """The same reader, with texts as turns."""
+        return replace(self, chat=True)
+
+    def read(self, row: Mapping[str, Any], number: int) -> Example:
+        prompt, completion = row["prompt"], row["completion"]
+        if self.chat and isinstance(prompt, str):
+            prompt, completion = as_turns(prompt), as_answer(completion)
+        return Example(
+            prompt,
+            (completion,),
+            labels=(Label(row["label"], row["weight"]),),
+            id=row["id"],
+            chat_template_kwargs=row["chat_template_kwargs"] or {},
+            tools=row["tools"],
+            row=row["number"],
+            source=row["source"],
+        )
+
+
+class LabelledDataset(RowDataset[Example]):
+    """Rows as examples of one completion with a label."""
+
+    kind = "answer"
+
+
+def load_labelled(
+    source: Source | PairDataset | LabelledDataset,
+    *,
+    split: str = "train",
+    config: str | None = None,
+    revision: str | None = None,
+    columns: Mapping[str, str | None] | None = None,
+    format: str | None = None,
+    name: str | None = None,
+) -> LabelledDataset:
+    """Opens answers with labels; see `load_rows` for what `source` can be.
+
+    Args:
+        columns: canonical name -> the dataset's own: prompt, completion and label (or messages and label), or the names
+            of pairs (prompt, chosen, rejected).
+        format: kto or thumbs, or a format of pairs; None to recognise it.
+        name: what messages call the data.
+    Raises:
+        DatasetError: nothing to read, an unknown shape, no labels, or a row that holds no answer.
+    """
+    if isinstance(source, LabelledDataset | PairDataset):
+        if columns or format is not None:
+            raise DatasetError("columns and format say how data are read, and these answers were opened already.")
+        return source if isinstance(source, LabelledDataset) else _of_pairs(source)
+    name = name or display_name(source)
+    rows = load_rows(source, split=split, config=config, revision=revision)
+    if not hasattr(rows, "select_columns") or not len(rows):
+        raise DatasetError(f"{name} has no rows, or is streamed, and training needs data of known length.")
+    sample = sample_of(rows)
+    if is_preference(sample, format, columns, name):
+        return _of_pairs(read_pairs(rows, columns=columns, format=format, name=name))
+    return _of_single_answers(labelled_rows(rows, sample, name=name, format=format, columns=columns))
+
+
+def mix_labelled(
+    parts: Sequence[LabelledDataset], proportions: Sequence[float | None], *, seed: int = 0
+) -> LabelledDataset:
+    """First the answers of the first dataset, then those of the second, ...; training shuffles them.
+
+    Args:
+        proportions: one per part, relative to each other; all None for all rows; see `mixture.share_out`.
+        seed: of the draw.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    mixture = mixed(parts, proportions, seed=seed, rows="answers")
+
+    def rows() -> Iterator[Row]:
+        for part in mixture.taken:
+            for example in part:
+                yield _canonical(replace(example, source=example.source or part.name))
+
+    made = _made(rows, mixture.name, mixture.notes)
+    made.left = mixture.left
+    return made
+
+
+def _of_pairs(pairs: PairDataset) -> LabelledDataset:
+    def rows() -> Iterator[Row]:
+        for pair in pairs:
+            for side, good in ((pair.chosen, True), (pair.rejected, False)):
+                one = replace(pair.example, completions=(side,), pairs=(), labels=(Label(good, pair.weight),))
+                yield _canonical(one)
+
+    note = f"{pairs.name} holds preferences: each of the {len(pairs):,} pairs is a good and a bad answer."
+    made = _made(rows, pairs.name, (*pairs.notes, note))
+    made.left = pairs.left
+    return made
+
+
+def _of_single_answers(data: DemonstrationDataset) -> LabelledDataset:
+    left: dict[str, LeftOut] = {}
+    weighed = "weight" in data.rows.column_names
+    reader: Any = data.reader
+
+    def rows() -> Iterator[Row]:
+        left.clear()  # the rows may be read a second time
+        for table in data.row_batches(1000, ["weight"] if weighed else []):
+            for number, row in table:
+                label = verdict(reader.columns.pick(row).get("label"))
+                example = _with_prompt(reader.read(row, number))
+                if label is None or example is None:
+                    left.setdefault("no_label" if label is None else "no_answer", LeftOut()).add(number)
+                    continue
+                weight = number_in(row, "weight", 1.0, Where(data.name, number)) if weighed else 1.0
+                yield _canonical(replace(example, labels=(Label(label, weight),)))
+
+    made = _made(rows, data.name, data.notes)
+    made.left = left
+    return made
+
+
+def _with_prompt(example: Example) -> Example | None:
+    """The example with its last answer as the completion; None if it does not end with one."""
+    if example.prompt is not None:
+        return example
+    turns: Text = example.completion
+    if isinstance(turns, str) or len(turns) < 2 or turns[-1]["role"] != "assistant":
+        return None
+    return replace(example, prompt=turns[:-1], completions=(turns[-1:],))
+
+
+def _canonical(example: Example) -> Row:
+    (label,) = example.labels
+    return {
+        "prompt": example.prompt,
+        "completion": example.completion,
+        "label": label.desirable,
+        "weight": float(label.weight),
+        "id": example.id,
+        "chat_template_kwargs": dict(example.chat_template_kwargs) or None,
+        "tools": None if example.tools is None else list(example.tools),
+        "source": example.source,
+        "number": example.row,
+    }
+
+
+def _made(rows: Any, name: str, notes: Sequence[str]) -> LabelledDataset:
+    return LabelledDataset(dataset_of(rows, name), LabelledReader(), name=name, notes=notes)

@@ -1,0 +1,67 @@
+"""`KTOConfig`: TrainingArguments with TRL's names for single answers with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from preftune.errors import ConfigError
+from preftune.losses.unpaired import UNPAIRED
+from preftune.training.config.base import ReferencedConfig, one_of, option, positive
+from preftune.training.config.refused import REFUSED, Refusal
+
+
+@dataclass(frozen=True)
+class UnpairedObjective:
+    """What KTO minimises, for what reads a trainer's objective."""
+
+    name: str
+    needs_reference: ClassVar[bool] = True
+    uses_margins: ClassVar[bool] = True
+    needs_margins: ClassVar[bool] = False
+    has_usual_beta: ClassVar[bool] = True
+
+
+@dataclass
+class KTOConfig(ReferencedConfig):
+    """Configuration of `KTOTrainer`: every field of `transformers.TrainingArguments`, and those below, under TRL's
+    names.
+    """
+
+    full_learning_rate: ClassVar[float] = 5e-7
+    adapter_learning_rate: ClassVar[float] = 5e-6
+    trls_rate: ClassVar[float] = 1e-6
+    refused: ClassVar[Mapping[str, Refusal]] = REFUSED
+
+    loss_type: str = option("kto", "The loss.", choices=["kto", "apo_zero_unpaired"])
+    desirable_weight: float = option(1.0, "Weight of good answers (lambda_D).")
+    undesirable_weight: float = option(1.0, "Weight of bad answers (lambda_U).")
+
+    # --- fields of TRL's that preftune refuses unless they have no effect (see refused.py) ---
+    router_aux_loss_coef: float | None = option(None, "Only 0 or unset: no auxiliary router loss is added.")
+    sync_ref_model: bool = option(False, "Only False.")
+    ref_model_mixup_alpha: float = option(0.6, "Only its default.")
+    ref_model_sync_steps: int = option(512, "Only its default.")
+
+    @property
+    def loss(self) -> str:
+        """The name of the loss."""
+        return self.loss_type
+
+    def objective(self) -> UnpairedObjective:
+        """What is minimised."""
+        return UnpairedObjective(self.loss_type)
+
+    def _validate(self) -> None:
+        if isinstance(self.loss_type, list | tuple) and len(self.loss_type) == 1:
+            self.loss_type = self.loss_type[0]
+        one_of("loss_type", self.loss_type, tuple(UNPAIRED))
+        positive("beta", self.beta, "0.1 is a safe start; a higher beta keeps the policy closer to the reference")
+        for name in ("desirable_weight", "undesirable_weight"):
+            positive(name, getattr(self, name), "1 is usual")
+        super()._validate()
+        if self.guard != "off":
+            raise ConfigError(f"guard={self.guard!r} is not honoured: the guard reads pairs. Leave it out.")
+        if self.group_by_prompt:
+            raise ConfigError("group_by_prompt=True is not honoured: every answer is a row of its own. Leave it out.")

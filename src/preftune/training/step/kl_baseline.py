@@ -1,0 +1,61 @@
+"""KTO's baseline: how far the policy is from the reference on answers to other prompts, over a whole optimiser step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from preftune.logps import pack
+from preftune.reference import inference
+from preftune.training.protocol import ReferencedTrainerView
+from preftune.training.step.memory import score_in_parts
+from preftune.types import TokenizedGroup
+
+
+def mismatched(groups: Sequence[TokenizedGroup], of: range) -> list[TokenizedGroup]:
+    """Prompts with the answer to another one: each with that of the last group before it that has another
+    prompt, going round.
+
+    Args:
+        groups: of the whole step, all ranks' in their order.
+        of: the groups that are asked for. One without another prompt in the step is left out.
+    """
+    made = []
+    for place in of:
+        prompt = groups[place].prompt_ids
+        others = (groups[(place - ahead) % len(groups)] for ahead in range(1, len(groups)))
+        other = next((group for group in others if group.prompt_ids != prompt), None)
+        if other is not None:
+            scored = other.scored[:1] if other.scored else ()
+            made.append(TokenizedGroup(prompt, other.completions[:1], (), id=groups[place].id, scored=scored))
+    return made
+
+
+def kl_baseline(trainer: ReferencedTrainerView, model: nn.Module, groups: Sequence[TokenizedGroup]) -> float:
+    """The mean of log policy - log reference over mismatched prompts and answers, at least 0; nats.
+
+    Args:
+        groups: of this rank. Every rank must call it at the same time.
+    """
+    everyones, start = list(groups), 0
+    if trainer.args.world_size > 1:
+        ranks: list[list[TokenizedGroup]] = gather_object([list(groups)])
+        everyones = [group for of_rank in ranks for group in of_rank]
+        start = sum(map(len, ranks[: trainer.args.process_index]))
+    asked = mismatched(everyones, range(start, start + len(groups)))
+
+    def score(part: Sequence[TokenizedGroup]) -> Sequence[Tensor]:
+        batch = pack(part).to(trainer.args.device)
+        reference = trainer.reference.fresh(model, batch)  # before the policy: it may exchange weights
+        with trainer.autocast(), inference(model):
+            policy = trainer.engine(model, batch)
+        return list(policy.sum_K - reference.sum_K)
+
+    found = [float(one) for parts in score_in_parts(trainer, asked, score, work="reference") for one in parts]
+    totals = torch.tensor([sum(found), float(len(found))], device=trainer.args.device)
+    if trainer.args.world_size > 1:
+        totals = trainer.accelerator.reduce(totals, "sum")
+    return max(0.0, float(totals[0] / totals[1].clamp(min=1)))

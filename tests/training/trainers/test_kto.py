@@ -1,0 +1,120 @@
+"""KTO: TRL's numbers, and an update that does not depend on how a step is cut up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import trl
+
+import preftune
+from preftune.errors import ConfigError
+from preftune.training.step.kl_baseline import mismatched
+from preftune.types import TokenizedGroup
+from tests.training.two_ranks import run_two_ranks
+from tiny import rows
+
+from . import one_of_two_kto_ranks as ranks
+from .one_of_two_kto_ranks import answers, history, made
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [
+        ("lora", {}),
+        ("full", {"lora": False, "learning_rate": 1e-3}),
+        ("weights", {"desirable_weight": 0.7, "undesirable_weight": 1.4, "beta": 0.3}),
+        ("apo", {"loss_type": "apo_zero_unpaired"}),
+    ],
+)
+def test_it_is_trl_s(case, options, tmp_path):
+    ours, theirs = (made(tmp_path, library=library, **options) for library in (preftune, trl))
+    assert history(ours) == pytest.approx(history(theirs), abs=1e-4)
+    assert history(ours, "kl") == pytest.approx(history(theirs, "kl"), abs=2e-3)
+    for name in ("rewards/chosen", "rewards/rejected", "rewards/margins"):
+        assert history(ours, name) == pytest.approx(history(theirs, name), abs=1e-3)
+    assert max(history(ours, "kl")) > 0.01 or case == "apo"  # so that the baseline plays a part
+    assert history(ours)[-1] < history(ours)[0] - 0.1
+
+
+def test_the_update_does_not_depend_on_micro_batches(tmp_path):
+    """z is of the whole step: rows one by one, or cut by a token budget, train the same."""
+    whole = made(tmp_path / "a")
+    expected = history(whole)
+    assert max(history(whole, "kl")) > 0.01
+    singly = made(tmp_path / "b", per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    assert history(singly) == pytest.approx(expected, abs=2e-5)
+    assert history(made(tmp_path / "c", max_tokens_per_batch=40)) == pytest.approx(expected, abs=2e-5)
+
+
+def test_two_ranks_train_as_one(tmp_path):
+    alone = made(tmp_path / "alone")
+    expected = history(alone)
+    one, other = run_two_ranks(ranks.__file__, tmp_path)
+    weights = {name: p for name, p in alone.model.named_parameters() if p.requires_grad}
+    for name, value in one["weights"].items():
+        torch.testing.assert_close(value, other["weights"][name], rtol=0, atol=0)
+        torch.testing.assert_close(value, weights[name].detach(), rtol=1e-3, atol=1e-4)
+    assert one["loss"] == pytest.approx(expected, abs=1e-4)
+    assert one["kl"] == pytest.approx(history(alone, "kl"), abs=1e-3)
+
+
+def test_a_resumed_run_is_the_same_to_the_bit(tmp_path):
+    whole = made(tmp_path / "whole", save_strategy="steps", save_steps=5)
+    whole.train()
+    part = made(tmp_path / "part", save_strategy="steps", save_steps=5)
+    part.args.output_dir = whole.args.output_dir
+    part.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / "checkpoint-5"))
+    for (name, one), (_, other) in zip(whole.model.named_parameters(), part.model.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(tmp_path):
+    results = []
+    for size in (1, 8):
+        trainer = made(tmp_path / str(size), per_device_eval_batch_size=size)
+        trainer.train()
+        results.append(trainer.evaluate(answers(10)))
+    for name in ("eval_loss", "eval_kl", "eval_rewards/margins", "eval_rewards/accuracies"):
+        assert results[0][name] == pytest.approx(results[1][name], abs=1e-5)
+
+
+def test_pairs_train_as_answers(tmp_path):
+    trainer = made(tmp_path, data=rows(24))
+    assert len(trainer.train_dataset) == 48
+    assert history(trainer)[-1] < history(trainer)[0] - 0.1
+    record = (Path(trainer.args.output_dir) / "run.json").read_text()
+    assert '"answers": 48' in record
+    assert '"good": 24' in record
+
+
+def test_mismatched_answers_are_to_other_prompts():
+    def group(prompt: int, answer: int) -> TokenizedGroup:
+        return TokenizedGroup([prompt], ([answer],), (), id=str(answer))
+
+    groups = [group(1, 11), group(1, 12), group(2, 21)]
+    found = mismatched(groups, range(3))
+    assert [(one.prompt_ids, one.completions[0]) for one in found] == [([1], [21]), ([1], [21]), ([2], [12])]
+    assert mismatched(groups[:2], range(2)) == []
+
+
+def test_the_ratio_of_good_and_bad_is_advised(tmp_path, caplog):
+    caplog.set_level("INFO", logger="preftune")
+    made(tmp_path, data=answers(48))
+    assert "32 good and 16 bad answers" in caplog.text
+    assert "undesirable_weight=2 makes it 1" in caplog.text
+
+
+def test_one_row_a_step_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="one row is a whole optimiser step"):
+        made(tmp_path, per_device_train_batch_size=1)
+    with pytest.raises(ConfigError, match="guard='warn' is not honoured"):
+        made(tmp_path, guard="warn")
+
+
+def test_a_row_of_weight_0_has_no_loss(tmp_path):
+    data = [{**row, "weight": 0.0} if not row["label"] else {**row, "weight": 1.0} for row in answers(12)]
+    trainer = made(tmp_path, data=data, max_steps=1)
+    assert history(trainer)[0] == pytest.approx(0.5 * 3 / 4, abs=1e-4)
