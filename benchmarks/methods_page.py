@@ -33,16 +33,17 @@ reference pass, no second model, no cache.
 _UNPAIRED = """\
 ## Single answers: `preftune kto`
 
-`KTOTrainer` and `preftune kto` train on answers that are good or bad by themselves: rows of `prompt`, `completion` and
-`label`, conversations with a `label`, thumbs. Preference pairs are a good and a bad answer each, so `kto` takes them too,
-and mixtures of both. A row's `weight` is a factor of its loss, `desirable_weight` and `undesirable_weight` are factors of
-all good and all bad answers; their ratio times that of the counts should lie in 1 to 4/3, and advice says what makes it
-so. beta 0.1, learning rate 5e-7 (5e-6 for an adapter).
+`KTOTrainer` and `preftune kto` train on answers that are good or bad by themselves: rows of `prompt`, `completion`
+and `label`, conversations with a `label`, thumbs. Preference pairs are a good and a bad answer each, so `kto` takes
+them too, and mixtures of both. A row's `weight` is a factor of its loss, `desirable_weight` and `undesirable_weight`
+are factors of all good and all bad answers; their ratio times that of the counts should lie in 1 to 4/3, and advice
+says what makes it so. beta 0.1, learning rate 5e-7 (5e-6 for an adapter).
 
-The baseline z is the mean of log policy - log reference over prompts with the answer to another prompt, at least 0 and
-without gradient. It is taken over the whole optimiser step and all ranks, so that neither the batch size nor gradient
-accumulation changes the update; TRL takes it per micro-batch of fixed rows, and therefore reads the rows in order. Costs
-one more forward pass of policy and reference. With full fine-tuning the reference is a copy of the weights."""
+The baseline z is the mean of log policy - log reference over prompts with the answer to another prompt, at least 0
+and without gradient. It is taken over the whole optimiser step and all ranks, so that neither the batch size nor
+gradient accumulation changes the update; TRL takes it per micro-batch of fixed rows, and therefore reads the rows in
+order. Costs one more forward pass of policy and reference. With full fine-tuning the reference is a copy of the
+weights."""
 
 
 def page() -> str:

@@ -45,7 +45,7 @@ class PackedBatch:
     margin_N: Tensor
     """(N,) float32."""
     good_K: Tensor
-    """(K,) bool: the labels of all completions; empty where the data have none."""
+    """(K,) bool: the labels of all completions; empty without labels."""
     label_weight_K: Tensor
     """(K,) float32."""
     groups: tuple[TokenizedGroup, ...]
