@@ -25,43 +25,28 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
-    "demo": Command("preftune.cli.commands.demo", "the whole path on an embedded model and dataset, on a laptop CPU"),
-    "audit": Command(
-        "preftune.cli.commands.audit", "what is wrong with preference data, before anything is trained on them"
-    ),
-    "convert": Command(
-        "preftune.cli.commands.convert", "any known format to the canonical one, filtered, with a manifest"
-    ),
-    "sft": Command("preftune.cli.train.sft", "train on demonstrations: messages, prompt and completion, Alpaca, text"),
-    "dpo": Command(
-        "preftune.cli.train.dpo", "train on preference pairs (--config recipe.yaml, and any field as a flag)"
-    ),
-    "kto": Command("preftune.cli.train.kto", "train on single answers that are good or bad (or on pairs as such)"),
-    "reward": Command("preftune.cli.train.reward", "a reward model on preference pairs, to judge with and to train on"),
-    "ppo": Command(
-        "preftune.cli.train.ppo", "train on the model's own answers, rated by a reward model, rule or endpoint"
-    ),
-    "online": Command("preftune.cli.train.online", "the model answers, a judge compares, DPO on the fresh pairs"),
-    "compare": Command(
-        "preftune.cli.commands.compare", "DPO against reward model and PPO: same model, data, budget and judge"
-    ),
-    "sample": Command("preftune.cli.commands.sample", "several completions per prompt, from a model or an endpoint"),
-    "label": Command("preftune.cli.commands.label", "a judge makes preference pairs of them"),
-    "report": Command(
-        "preftune.cli.commands.report", "runs as one page: verdict, answers, curves, alarms, settings; md, png"
-    ),
-    "judge-check": Command(
-        "preftune.cli.commands.judge_check", "does a judge say what people say? agreement and biases"
-    ),
-    "eval": Command(
-        "preftune.cli.commands.eval", "did it get better? answers, a judge, a win rate with its interval; suites"
-    ),
-    "merge": Command("preftune.cli.commands.merge", "fold a trained adapter into its base model"),
-    "chat": Command("preftune.cli.commands.chat", "talk to a model, side by side with the one it came from"),
-    "cache": Command(
-        "preftune.cli.commands.cache", "what is kept on disk (scores, tokens, verdicts, ...): ls, prune, verify"
-    ),
-    "env": Command("preftune.cli.commands.env", "versions, hardware, number formats and disk, for bug reports"),
+    name: Command(f"preftune.cli.{folder}.{name.replace('-', '_')}", summary)
+    for folder, name, summary in (
+        ("commands", "demo", "the whole path on an embedded model and dataset, on a laptop CPU"),
+        ("commands", "audit", "what is wrong with preference data, before anything is trained on them"),
+        ("commands", "convert", "any known format to the canonical one, filtered, with a manifest"),
+        ("train", "sft", "train on demonstrations: messages, prompt and completion, Alpaca, text"),
+        ("train", "dpo", "train on preference pairs (--config recipe.yaml, and any field as a flag)"),
+        ("train", "kto", "train on single answers that are good or bad (or on pairs as such)"),
+        ("train", "reward", "a reward model on preference pairs, to judge with and to train on"),
+        ("train", "ppo", "train on the model's own answers, rated by a reward model, rule or endpoint"),
+        ("train", "online", "the model answers, a judge compares, DPO on the fresh pairs"),
+        ("commands", "compare", "DPO against reward model and PPO: same model, data, budget and judge"),
+        ("commands", "sample", "several completions per prompt, from a model or an endpoint"),
+        ("commands", "label", "a judge makes preference pairs of them"),
+        ("commands", "report", "runs as one page: verdict, answers, curves, alarms, settings; md, png"),
+        ("commands", "judge-check", "does a judge say what people say? agreement and biases"),
+        ("commands", "eval", "did it get better? answers, a judge, a win rate with its interval; suites"),
+        ("commands", "merge", "fold a trained adapter into its base model"),
+        ("commands", "chat", "talk to a model, side by side with the one it came from"),
+        ("commands", "cache", "what is kept on disk (scores, tokens, verdicts, ...): ls, prune, verify"),
+        ("commands", "env", "versions, hardware, number formats and disk, for bug reports"),
+    )
 }
 
 EXIT_STOPPED = 130

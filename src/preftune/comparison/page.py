@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from preftune.amounts import counted
 from preftune.comparison.chart import described, frontier
 from preftune.comparison.plan import METHODS, SHORT, amount_in_words
 from preftune.comparison.result import Result, Tried
@@ -43,7 +44,7 @@ def _first_screen(page: Page, result: Result) -> Markup:
     data, tone = result.data, "unsure" if word.startswith("No difference") else "good"
     asked = (
         f"{data['train']:,} pairs of {data['name']}, {result.budget.words()} a trial, "
-        f"{_counted(len(result.tried) // len(METHODS), 'trial')} each, judged by {result.judge} on "
+        f"{counted(len(result.tried) // len(METHODS), 'trial')} each, judged by {result.judge} on "
         f"{data['test']:,} prompts."
     )
     chart = page.chart("rates", charts.rates(rates), label=f"Win rates with their intervals: {label}")
@@ -126,7 +127,3 @@ def _how(result: Result) -> Iterator[str]:
 
 def _rate(rate: WinRate) -> Rate:
     return Rate(rate.win_rate, rate.ci_low, rate.ci_high, rate.confidence)
-
-
-def _counted(number: int, name: str) -> str:
-    return f"{number:,} {name}{'s' * (number != 1)}"

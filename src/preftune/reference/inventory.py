@@ -11,16 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-from urllib.parse import quote
 
 from preftune.reference.store import is_ours, unpack
-from preftune.storage.key_value import SIDE_FILES, set_aside
+from preftune.storage.key_value import SIDE_FILES, opened, set_aside
 
 State = Literal["store", "torn", "aside", "foreign"]
 Removal = Literal["removed", "in use", "not ours", "failed"]
 
 _NAME = re.compile(r"^[0-9a-f]{32}-\w+\.(sqlite|damaged-\d+)$")
-_PATIENCE = 5.0  # seconds that a look waits for a writer
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _HINDRANCES = (*_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR)
 
@@ -141,7 +139,7 @@ def verify(file: StoreFile, *, repair: bool = False) -> Check:
     """
     completions, damaged, torn = 0, [], None
     try:
-        with _opened(file.path) as connection:
+        with opened(file.path) as connection:
             faults = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(3)")]
             torn = None if faults == ["ok"] else "; ".join(faults)
             for key, value in connection.execute("SELECT key, value FROM scores"):
@@ -185,7 +183,7 @@ def _look(path: Path) -> StoreFile:
         return StoreFile(path, "foreign", size, last_used)
     aside = path.suffix != ".sqlite"
     try:
-        with _opened(path) as connection:
+        with opened(path) as connection:
             if not is_ours(connection):
                 (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
                 state: State = "foreign" if tables else "aside" if aside else "torn"
@@ -212,16 +210,6 @@ def _note(connection: sqlite3.Connection) -> dict[str, str]:
 
 
 @contextmanager
-def _opened(path: Path, *, patience: float = _PATIENCE) -> Iterator[sqlite3.Connection]:
-    """A connection that creates nothing. Never `open()` on a database: closing it would drop SQLite's locks."""
-    connection = sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=patience)
-    try:
-        yield connection
-    finally:
-        connection.close()
-
-
-@contextmanager
 def _alone(path: Path, *, torn: bool = False) -> Iterator[None]:
     """Holds a store's exclusive lock, which no process gets while another process has the file open.
 
@@ -230,7 +218,7 @@ def _alone(path: Path, *, torn: bool = False) -> Iterator[None]:
     Args:
         torn: whether a file without our mark counts as ours, torn; its name says so.
     """
-    with _opened(path, patience=0.0) as connection:
+    with opened(path, patience=0.0) as connection:
         try:
             if not is_ours(connection) and not torn:
                 raise _NotOursError

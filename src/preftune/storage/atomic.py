@@ -12,7 +12,7 @@ from pathlib import Path
 
 FILE_MODE = 0o666
 """Before the umask: what a new file may be read by."""
-_ABANDONED_S = 3600.0
+ABANDONED_S = 3600.0
 """Seconds after which a temporary file has no writer."""
 
 
@@ -63,9 +63,14 @@ def naming(path: Path) -> Iterator[None]:
 
 def sweep_beside(path: Path) -> None:
     """Remove what writers of a file that were killed left behind, once no writer can be alive."""
-    for temporary in path.parent.glob(f".{glob.escape(path.name)}-*"):
+    sweep(path.parent, f".{glob.escape(path.name)}-*")
+
+
+def sweep(folder: Path, pattern: str = ".writing-*") -> None:
+    """Remove the temporary files that killed writers left in a folder."""
+    for temporary in folder.glob(pattern):
         with contextlib.suppress(OSError):
-            if time.time() - temporary.stat().st_mtime > _ABANDONED_S:
+            if time.time() - temporary.stat().st_mtime > ABANDONED_S:
                 temporary.unlink()
 
 

@@ -6,22 +6,20 @@ import contextlib
 import os
 import shutil
 import sqlite3
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import quote
+
+from preftune.storage.atomic import ABANDONED_S
+from preftune.storage.key_value import opened
 
 Kind = Literal["tokens", "rows", "verdicts", "judges", "models", "leftovers"]
 KINDS: tuple[Kind, ...] = ("tokens", "rows", "verdicts", "judges", "models", "leftovers")
 DEAR: tuple[Kind, ...] = ("verdicts", "judges", "models")
 """Kinds that cost money or minutes to have again: a limit on the size does not take them unless they are named."""
 
-ABANDONED_S = 3600.0
-"""Seconds after which a temporary file has no writer any more."""
 _FILES: tuple[tuple[Kind, str], ...] = (("tokens", "*.npz"), ("rows", "*.arrow"), ("verdicts", "*.damaged-*"))
-_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +85,6 @@ def remove_item(item: CacheItem) -> bool:
     return True
 
 
-def sweep(folder: Path) -> None:
-    """Remove the temporary files that killed writers left in a folder."""
-    for path in folder.glob(".writing-*"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > ABANDONED_S:
-                path.unlink()
-
-
 def _visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
 
@@ -117,20 +107,11 @@ def _parts(path: Path) -> Iterator[Path]:
             yield Path(folder, name)
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[sqlite3.Connection]:
-    connection = sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=_PATIENCE_S)
-    try:
-        yield connection
-    finally:
-        connection.close()
-
-
 def _verdicts(path: Path, until: float) -> CacheItem | None:
     if not path.is_file():
         return None
     try:
-        with _opened(path) as connection:
+        with opened(path) as connection:
             count, size, last = connection.execute(
                 "SELECT count(*), coalesce(sum(length(value) + length(key)), 0), max(created) FROM verdicts "
                 "WHERE coalesce(created, 0) <= ?",
@@ -142,7 +123,7 @@ def _verdicts(path: Path, until: float) -> CacheItem | None:
 
 
 def _forget_verdicts(path: Path, until: float) -> None:
-    with _opened(path) as connection:
+    with opened(path) as connection:
         with connection:
             connection.execute("DELETE FROM verdicts WHERE coalesce(created, 0) <= ?", (until,))
         with contextlib.suppress(sqlite3.OperationalError):  # in use: the room is used for the next verdicts

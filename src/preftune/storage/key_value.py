@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 BUSY_SECONDS = 30.0
 """How long another process may hold the lock."""
@@ -75,6 +76,20 @@ def select(
         part = wanted[start : start + _KEYS_PER_QUERY]
         marks = ",".join("?" * len(part))
         yield from fetch(f"SELECT key, value FROM {table} WHERE key IN ({marks})", part)
+
+
+@contextlib.contextmanager
+def opened(path: Path, *, patience: float = 5.0) -> Iterator[sqlite3.Connection]:
+    """A connection that creates nothing. Never `open()` on a database: closing it would drop SQLite's locks.
+
+    Args:
+        patience: seconds that it waits for a writer.
+    """
+    connection = sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=patience)
+    try:
+        yield connection
+    finally:
+        connection.close()
 
 
 def set_aside(path: Path) -> Path:

@@ -9,19 +9,18 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from preftune.errors import RequestError
 from preftune.log import warn
+from preftune.storage import jsonl
 from preftune.storage.atomic import naming, write_whole
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of one."""
-    write_whole(path, (json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n").encode())
+    """`jsonl.write_json` of values of any kind, made plain first."""
+    jsonl.write_json(path, plain(content))
 
 
 def run_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -68,21 +67,9 @@ def cut_back(path: Path, step: int) -> None:
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:
-    """Make the folder and prove that files can be written there, before anything expensive happens.
-
-    Raises:
-        RequestError: with what is in the way.
-    """
-    path = Path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise RequestError(
-            f"output_dir={str(path)!r} cannot be written ({error.strerror or error}). Choose a folder that you own: "
-            "--output_dir FOLDER."
-        ) from error
+    """`prepare_folder` for a run directory. Raises: RequestError."""
+    what, fix = f"output_dir={str(folder)!r} cannot be written", "Choose a folder that you own: --output_dir FOLDER."
+    jsonl.prepare_folder(Path(folder), what=what, fix=fix)
 
 
 def plain(value: Any) -> Any:

@@ -16,8 +16,8 @@ import pytest
 
 from preftune.judges.cache import VerdictCache
 from preftune.reference import ScoreStore
+from preftune.storage.atomic import sweep
 from preftune.storage.cache_folder import cache_folder
-from preftune.storage.cache_items import sweep
 
 
 def fill(letter: str, model: str, *, days: float = 0, count: int = 4, length: int = 100) -> Path:

@@ -128,7 +128,7 @@ def test_a_destroyed_model_is_not_pushed(monkeypatch, tmp_path: Path) -> None:
         state=SimpleNamespace(global_step=1),
     )
     config = SimpleNamespace(push_to_hub=True, output_dir=str(tmp_path))
-    request = SimpleNamespace(config=config, model=SimpleNamespace(adapter=True), report=False)
+    request = SimpleNamespace(config=config, saves_adapter=True, report=False)
     monkeypatch.setattr("preftune.training.setup.broken.broken_by_training", lambda trainer: "The model is destroyed.")
     monkeypatch.setattr("preftune.cli.train.train_command.held_out_metrics", lambda trainer: None)
     with pytest.raises(PreftuneError, match="destroyed"):

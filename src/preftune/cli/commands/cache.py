@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preftune.amounts import counted, file_size
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import RequestError, did_you_mean
 from preftune.storage.cache_folder import cache_folder
@@ -119,18 +120,18 @@ def _show(files: list[StoreFile]) -> None:
         console.print(shown, markup=False)
     ours = [file for file in files if file.state != "foreign"]
     count, size = sum(file.completions or 0 for file in stores), sum(file.size for file in ours)
-    console.print(f"{_count(len(stores), 'store')}, {count:,} completions, {_bytes(size)} in all.", markup=False)
+    console.print(f"{counted(len(stores), 'store')}, {count:,} completions, {file_size(size)} in all.", markup=False)
     damaged = [file for file in files if file.state in ("torn", "aside")]
     foreign = len(files) - len(ours)
     if damaged:
         console.print(
-            f"{_count(len(damaged), 'damaged file')} among them, {_bytes(sum(file.size for file in damaged))}: "
+            f"{counted(len(damaged), 'damaged file')} among them, {file_size(sum(file.size for file in damaged))}: "
             "preftune cache verify tells more."
         )
     if foreign:
-        console.print(f"{_count(foreign, 'file')} in that folder that preftune did not write: left alone.")
+        console.print(f"{counted(foreign, 'file')} in that folder that preftune did not write: left alone.")
     for name, size in _others():
-        console.print(f"Besides: {name}, {_bytes(size)} (preftune cache prune --kind {name}).", markup=False)
+        console.print(f"Besides: {name}, {file_size(size)} (preftune cache prune --kind {name}).", markup=False)
 
 
 def _table(stores: list[StoreFile]) -> Any:
@@ -144,14 +145,14 @@ def _table(stores: list[StoreFile]) -> Any:
     for name in ("completions", "size", "last used"):
         table.add_column(name, justify="right", no_wrap=True)
     for file in stores:
-        cells = (file.id, file.model, _computed(file), _completions(file), _bytes(file.size), _ago(file.last_used))
+        cells = (file.id, file.model, _computed(file), _completions(file), file_size(file.size), _ago(file.last_used))
         table.add_row(*(Text(cell) for cell in cells))
     return table
 
 
 def _lines(stores: list[StoreFile]) -> str:
     return "\n".join(
-        f"{file.id}  {file.model}\n  {_completions(file)} completions, {_bytes(file.size)}, {_ago(file.last_used)}"
+        f"{file.id}  {file.model}\n  {_completions(file)} completions, {file_size(file.size)}, {_ago(file.last_used)}"
         for file in stores
     )
 
@@ -203,8 +204,8 @@ def _prune(argv: Sequence[str]) -> int:
         print("There is nothing to remove.")
         return 0
     for file in chosen:
-        print(f"{file.id}  {_name(file)}, {_bytes(file.size)}, last used {_ago(file.last_used)}")
-    total = f"{_count(len(chosen), 'file')}, {_bytes(sum(file.size for file in chosen))}"
+        print(f"{file.id}  {_name(file)}, {file_size(file.size)}, last used {_ago(file.last_used)}")
+    total = f"{counted(len(chosen), 'file')}, {file_size(sum(file.size for file in chosen))}"
     if asked.dry_run:
         print(f"Would remove {total}.")
         return 0
@@ -245,7 +246,7 @@ def _remove(chosen: list[Any]) -> int:
         else:
             stayed += outcome == "failed"
             print(f"Kept {file.path.name}: {reasons[outcome]}.")
-    print(f"Removed {_count(len(gone), 'file')}, {_bytes(sum(file.size for file in gone))}.")
+    print(f"Removed {counted(len(gone), 'file')}, {file_size(sum(file.size for file in gone))}.")
     return 1 if stayed else 0
 
 
@@ -283,12 +284,12 @@ def _verify(argv: Sequence[str]) -> int:
     aside = [file for file in files if file.state == "aside"]
     if aside:
         print(
-            f"{_count(len(aside), 'damaged file')} set aside earlier, {_bytes(sum(file.size for file in aside))}: "
+            f"{counted(len(aside), 'damaged file')} set aside earlier, {file_size(sum(file.size for file in aside))}: "
             "preftune cache prune removes what is old."
         )
     bad = [check for _, check in checks if not check.repaired and (not check.sound or check.hindered is not None)]
     completions = sum(check.completions - check.damaged for _, check in checks)
-    print(f"{_count(len(checks), 'store')}, {completions:,} intact completions, {_count(len(bad), 'problem')}.")
+    print(f"{counted(len(checks), 'store')}, {completions:,} intact completions, {counted(len(bad), 'problem')}.")
     if any(not check.sound and check.hindered is None for check in bad):
         print("Damaged scores are never used. preftune cache verify --repair removes them.")
     return 1 if bad else 0
@@ -331,20 +332,9 @@ def _size(text: str) -> int:
     return int(float(found[1]) * _BYTES[found[2]])
 
 
-def _bytes(size: int) -> str:
-    for unit, value in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= value:
-            return f"{size / value:.1f} {unit}"
-    return f"{size} bytes"
-
-
 def _ago(then: float) -> str:
     seconds = max(0.0, time.time() - then)
     for name, length in (("week", 604_800), ("day", 86_400), ("hour", 3600), ("minute", 60)):
         if seconds >= 2 * length or (name == "day" and seconds >= length):
-            return f"{_count(int(seconds // length), name)} ago"
+            return f"{counted(int(seconds // length), name)} ago"
     return "just now"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from preftune.cli.flags.messages import tell
+from preftune.cli.flags.model_flags import add_model_options, model_options
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import RequestError
 from preftune.log import printable
@@ -33,10 +34,7 @@ def run(argv: Sequence[str]) -> int:
         asked.model,
         asked.baseline,
         system=asked.system,
-        dtype=asked.dtype,
-        load_in_4bit=asked.load_in_4bit,
-        trust_remote_code=asked.trust_remote_code,
-        base_model=asked.base,
+        **model_options(asked),
     )
     _read_any_bytes()
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
@@ -62,16 +60,11 @@ def _parser() -> PlainParser:
     )
     parser.add_argument("--model", "--model_name_or_path", dest="model", required=True, help="a path or a hub id")
     parser.add_argument("--baseline", help="a second model to answer the same messages")
-    parser.add_argument(
-        "--base", "--base_model", dest="base", metavar="MODEL", help="instead of the one an adapter names"
-    )
     parser.add_argument("--system", help="a system prompt for both")
     parser.add_argument("--max_new_tokens", type=int, default=512, help="longest answer, in tokens (512)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (0)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws at a temperature above 0 (0)")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float16", "float32"])
-    parser.add_argument("--load_in_4bit", action="store_true", help="load in 4 bits (extra: quant)")
-    parser.add_argument("--trust_remote_code", action="store_true", help="allow models that bring their own code")
+    add_model_options(parser)
     return parser
 
 

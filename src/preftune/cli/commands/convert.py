@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preftune.amounts import file_size
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import RequestError
 
@@ -80,7 +81,7 @@ def _parser() -> PlainParser:
         help="a path, a hub id, or -; several are mixed, with proportions as in a.jsonl:0.7 b.jsonl:0.3",
     )
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help=".jsonl, .jsonl.gz or .parquet")
-    reading = _group(parser, "reading")
+    reading = parser.add_argument_group("reading").add_argument
     reading("--format", metavar="NAME", help="where the shape of the data does not tell: openai, kto, ...")
     reading("--columns", nargs="+", default=[], metavar="NAME=YOURS", help="chosen=good rejected=bad")
     reading("--dataset_split", default="train", metavar="NAME", help="train; slices too: 'train[:1000]'")
@@ -89,7 +90,7 @@ def _parser() -> PlainParser:
     reading("--as_chat", action="store_true", help="plain prompts and answers become messages")
     reading("--streaming", action="store_true", help="read as it goes, without a copy in memory or on disk")
     reading("--strict", action="store_true", help="stop at the first row that is no preference")
-    keeping = _group(parser, "keeping")
+    keeping = parser.add_argument_group("keeping").add_argument
     keeping(
         "--min_margin",
         type=float,
@@ -133,16 +134,6 @@ def _with_kind_of_dedupe(argv: Sequence[str]) -> list[str]:
             named = kind in ("exact", "near")
             words[place : place + 1 + named] = [f"--dedupe={kind if named else 'exact'}"]
     return words
-
-
-def _group(parser: PlainParser, title: str) -> Callable[..., Any]:
-    """Adds flags under a title of their own, with dashes or underscores."""
-    group = parser.add_argument_group(title)
-
-    def add(name: str, **options: Any) -> Any:
-        return group.add_argument(name, **options)
-
-    return add
 
 
 def _inputs(asked: argparse.Namespace) -> list[Input]:
@@ -198,7 +189,7 @@ def _report(manifest: dict[str, Any], output: Path) -> list[str]:
         lines.append("  --min-margin is compared with the column of margins: the data have no ratings.")
     for written in manifest["written"]:
         lines.append(
-            f"Written: {output.parent / written['file']} ({written['pairs']:,} pairs, {_size(written['bytes'])})."
+            f"Written: {output.parent / written['file']} ({written['pairs']:,} pairs, {file_size(written['bytes'])})."
         )
     lines.append(f"What became of every row: {output}.manifest.json")
     if len(manifest["written"]) > 1:
@@ -211,10 +202,3 @@ def _counted(left: dict[str, Any]) -> str:
     rows = ", ".join(map(str, left["rows"]))
     more = ", ..." if left["count"] > len(left["rows"]) else ""
     return f"{left['count']:,} left out (rows {rows}{more}): {left['what']}."
-
-
-def _size(count: int) -> str:
-    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= step:
-            return f"{count / step:.1f} {unit}"
-    return f"{count} bytes"

@@ -51,7 +51,7 @@ def _evaluate(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> Non
     from preftune.evaluation.two_models.open_models import AnswerOptions, match_up
     from preftune.storage.run_directory import write_json
 
-    conduct, budget = conduct_and_budget(asked)
+    conduct, budget = conduct_and_budget(asked, opened)
     own = make_judge(asked) if asked.judge == AUTO else None
     if own is not None:
         asked.judge = f"reward:{own.folder}"
@@ -68,7 +68,6 @@ def _evaluate(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> Non
     match = match_up(asked.model, asked.baseline, opened, options)
     for note in match.notes:
         tell(f"preftune: {note}")
-    opened.callback(lambda: tell(f"preftune: used {budget.line()}") if budget.calls else None)
     if asked.suite:
         _run_suites(asked, folder, match, judge, opened)
     else:

@@ -18,15 +18,9 @@ from preftune.cli.flags.judge_flags import (
     tell_before_asking,
 )
 from preftune.cli.flags.messages import tell
-from preftune.cli.flags.model_flags import (
-    ENDPOINT_FLAGS,
-    add_endpoint_options,
-    conduct_and_budget,
-    refuse,
-)
+from preftune.cli.flags.model_flags import add_endpoint_options, conduct_and_budget
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import RequestError
-from preftune.generation.endpoint.client import is_endpoint
 
 if TYPE_CHECKING:
     from preftune.judges.people.agreement import Agreement, Judged, Rate
@@ -62,8 +56,7 @@ def run(argv: Sequence[str]) -> int:
         tell(f"preftune: {note}")
     try:
         with ExitStack() as opened:
-            conduct, budget = conduct_and_budget(asked)
-            opened.callback(lambda: tell(f"preftune: used {budget.line()}") if budget.calls else None)
+            conduct, budget = conduct_and_budget(asked, opened)
             judge = open_asked_judge(asked, opened, conduct=conduct, budget=budget)
             again = bool(asked.ask_again)
             what = "every two answers, in both orders"
@@ -109,8 +102,6 @@ def _check(asked: argparse.Namespace) -> None:
     if not 0 < asked.confidence < 1:
         raise RequestError(f"--confidence {asked.confidence:g} is not between 0 and 1. 0.95 is usual.")
     check_judge(asked, asked.judge)
-    if not is_endpoint(asked.judge):
-        refuse(asked, ENDPOINT_FLAGS, unless="--judge is openai:MODEL@BASE_URL")
 
 
 def _rows(found: Agreement) -> list[tuple[str, Rate | float | None]]:

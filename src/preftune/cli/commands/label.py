@@ -17,16 +17,9 @@ from preftune.cli.flags.judge_flags import (
     open_asked_judge,
     tell_before_asking,
 )
-from preftune.cli.flags.messages import tell
-from preftune.cli.flags.model_flags import (
-    ENDPOINT_FLAGS,
-    add_endpoint_options,
-    conduct_and_budget,
-    refuse,
-)
+from preftune.cli.flags.model_flags import add_endpoint_options, conduct_and_budget
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import PreftuneError, RequestError
-from preftune.generation.endpoint.client import is_endpoint
 
 if TYPE_CHECKING:
     from preftune.evaluation.labelling.sample_groups import Group
@@ -108,16 +101,13 @@ def _check(asked: argparse.Namespace) -> None:
     if Path(asked.output).is_dir():
         raise RequestError(f"-o {asked.output} is a folder. Name a file in it, such as pairs.jsonl.")
     check_judge(asked, asked.judge, scores_count=False)
-    if not is_endpoint(asked.judge):
-        refuse(asked, ENDPOINT_FLAGS, unless="--judge is openai:MODEL@BASE_URL")
 
 
 def _rater(asked: argparse.Namespace, opened: ExitStack) -> tuple[Rater, Callable[[list[Group]], None] | None]:
     """Who rates, and what is done before anything is asked. What is opened for that is closed with `opened`."""
     from preftune.evaluation.labelling.scoring import ByComparison, ByScore
 
-    conduct, budget = conduct_and_budget(asked)
-    opened.callback(lambda: tell(f"preftune: used {budget.line()}") if budget.calls else None)
+    conduct, budget = conduct_and_budget(asked, opened)
     judge = open_asked_judge(asked, opened, conduct=conduct, budget=budget)
     if judge.scorer is not None:
         return ByScore(judge.scorer), None

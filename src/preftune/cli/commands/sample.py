@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,8 +145,9 @@ def _from_endpoint(asked: argparse.Namespace, settings: SamplingSettings) -> Sam
 
     if asked.prompts_as == "text":
         raise RequestError("--prompts_as text: an endpoint takes conversations only. Leave it out.")
-    conduct, budget = conduct_and_budget(asked)
-    with Endpoint(EndpointName.parse(asked.model), conduct=conduct, budget=budget) as endpoint:
+    with ExitStack() as opened:
+        conduct, budget = conduct_and_budget(asked, opened)
+        endpoint = opened.enter_context(Endpoint(EndpointName.parse(asked.model), conduct=conduct, budget=budget))
         prompts = _prompts(asked, as_chat=True)
         generator = EndpointAnswerer(endpoint, settings, raw=True)
 
@@ -155,11 +157,7 @@ def _from_endpoint(asked: argparse.Namespace, settings: SamplingSettings) -> Sam
                 tell(f"preftune: {generator.estimate(asked_of, [one.row for one in missing]).line()}")
                 endpoint.check()
 
-        try:
-            return _sample(asked, prompts, generator, before=before)
-        finally:
-            if budget.calls:
-                tell(f"preftune: used {budget.line()}")
+        return _sample(asked, prompts, generator, before=before)
 
 
 def _sample(

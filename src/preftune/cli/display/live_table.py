@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from preftune.report.run.headline import duration
+from preftune.amounts import duration
 
 _ROWS = 8
 """Logged steps that are seen at once."""

@@ -10,8 +10,8 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from preftune.amounts import duration
 from preftune.cli.display.live_table import LiveTable, is_terminal
-from preftune.report.run.headline import duration
 
 _SHOWN = {
     "loss": "loss {:.4f}",

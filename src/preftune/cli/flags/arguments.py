@@ -198,6 +198,10 @@ class ModelArguments:
         """Whether an adapter is trained; a quantised base can have no other training."""
         return self.use_peft or self.load_in_4bit or self.load_in_8bit
 
+    @property
+    def revision(self) -> str | None:
+        return None if self.model_revision == "main" else self.model_revision
+
     def lora_config(self) -> LoraConfig | None:
         """The adapter that was asked for, or None for full fine-tuning."""
         if not self.adapter:

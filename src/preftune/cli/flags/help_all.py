@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import textwrap
 from collections.abc import Iterable
 
 from preftune.cli.flags.field_names import Field
+from preftune.cli.flags.plain_parser import wrapped
 
 _KINDS = {"str": "TEXT", "int": "INTEGER", "float": "NUMBER", "dict": "JSON", "list": "VALUE ..."}
 _OWN = (
@@ -33,8 +33,8 @@ def _entry(field: Field, width: int) -> str:
         names.append(f"--no_{field.name}")
     flags = " ".join(filter(None, (", ".join(names), _value(field))))
     default = f" (default: {field.default})" if field.default and field.default not in ("''", "[]", "{}") else ""
-    text = _wrapped(field.help + default, width, "      ", "      ")
-    return f"\n{_wrapped(flags, width, '  ', '      ')}\n{text}".rstrip()
+    text = wrapped(field.help + default, width, "      ", "      ")
+    return f"\n{wrapped(flags, width, '  ', '      ')}\n{text}".rstrip()
 
 
 def _value(field: Field) -> str:
@@ -43,15 +43,3 @@ def _value(field: Field) -> str:
     if field.choices:
         return "{" + ",".join(field.choices) + "}"
     return next((shown for kind, shown in reversed(_KINDS.items()) if kind in field.kind), "VALUE")
-
-
-def _wrapped(text: str, width: int, first: str, others: str) -> str:
-    """Wrapped at spaces only: no word and no flag is broken."""
-    return textwrap.fill(
-        " ".join(text.split()),
-        width,
-        initial_indent=first,
-        subsequent_indent=others,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )

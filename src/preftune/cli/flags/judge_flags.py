@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from preftune.cli.flags.messages import tell
-from preftune.cli.flags.model_flags import refuse
+from preftune.cli.flags.model_flags import ENDPOINT_FLAGS, refuse
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import RequestError
 
@@ -92,6 +92,8 @@ def check_judge(asked: argparse.Namespace, spec: str, *, alone: bool = True, sco
     kind = judge_kind(spec)
     loaded = kind in ("reward", "local")
     remote: Sequence[str] = ("trust_remote_code",) if alone else ()
+    if alone and kind != "openai":
+        refuse(asked, ENDPOINT_FLAGS, unless="--judge is openai:MODEL@BASE_URL")
     if kind not in ("openai", "local"):
         refuse(asked, _CHAT, unless="--judge is openai:MODEL@BASE_URL or local:MODEL")
     if not loaded:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from preftune.cli.flags.messages import tell
@@ -83,8 +84,11 @@ def refuse(asked: argparse.Namespace, flags: Sequence[str], *, unless: str) -> N
             raise RequestError(f"--{flag} has no effect unless {unless}. Leave it out.")
 
 
-def conduct_and_budget(asked: argparse.Namespace) -> tuple[Conduct, Budget]:
-    """The flags of `add_endpoint_options`. Raises: RequestError for impossible values."""
+def conduct_and_budget(asked: argparse.Namespace, opened: ExitStack) -> tuple[Conduct, Budget]:
+    """The flags of `add_endpoint_options`; what was used is said when `opened` is closed.
+
+    Raises: RequestError for impossible values.
+    """
     from preftune.generation.endpoint.budget import Budget
     from preftune.generation.endpoint.client import Conduct
 
@@ -92,7 +96,9 @@ def conduct_and_budget(asked: argparse.Namespace) -> tuple[Conduct, Budget]:
     if "max_reply_mb" in given:
         given["max_reply_bytes"] = round(1e6 * given.pop("max_reply_mb"))
     conduct = {name: given.pop(name) for name in _CONDUCT if name in given}
-    return Conduct(**conduct), Budget(**given)
+    budget = Budget(**given)
+    opened.callback(lambda: tell(f"preftune: used {budget.line()}") if budget.calls else None)
+    return Conduct(**conduct), budget
 
 
 def sampling_settings(asked: argparse.Namespace) -> SamplingSettings:

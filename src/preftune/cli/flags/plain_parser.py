@@ -21,6 +21,18 @@ def _other(name: str) -> tuple[str, str]:
     return f"--{plain.replace('-', '_')}", f"--{plain.replace('_', '-')}"
 
 
+def wrapped(text: str, width: int, first: str = "", others: str = "") -> str:
+    """Wrapped at blanks only: no word, flag or path is broken. `first` and `others` are indents of lines."""
+    return textwrap.fill(
+        " ".join(text.split()),
+        width,
+        initial_indent=first,
+        subsequent_indent=others,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 class WholeWords(argparse.HelpFormatter):
     """Help pages in which no word, flag or path is broken."""
 
@@ -28,14 +40,7 @@ class WholeWords(argparse.HelpFormatter):
         return textwrap.wrap(" ".join(text.split()), width, break_long_words=False, break_on_hyphens=False)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return textwrap.fill(
-            " ".join(text.split()),
-            width,
-            initial_indent=indent,
-            subsequent_indent=indent,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+        return wrapped(text, width, indent, indent)
 
 
 class _Group(argparse._ArgumentGroup):

@@ -6,9 +6,10 @@ YAML itself would read `5e-7` as text and `eval_strategy: no` as false.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,19 @@ class Recipe:
     entries: tuple[Entry, ...]
     environment: dict[str, str]
     """TRL's `env:` block."""
+
+
+def find_recipe(argv: Sequence[str]) -> Recipe | None:
+    """The recipe that `--config` names."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--config", action="append", default=[])
+    try:
+        found, _ = finder.parse_known_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise RequestError("--config needs the name of a YAML file behind it.") from error
+    if len(found.config) > 1:
+        raise RequestError(f"--config is there {len(found.config)} times. Give one recipe; flags override its values.")
+    return read_recipe(found.config[0]) if found.config else None
 
 
 def read_recipe(name: str) -> Recipe:

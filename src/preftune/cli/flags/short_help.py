@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
-import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from preftune.cli.flags.field_names import Field
+from preftune.cli.flags.plain_parser import wrapped
 
 MODEL = "model dtype use_peft lora_r lora_alpha load_in_4bit"
 OUTPUT = "output_dir resume no_report push_to_hub report_to"
@@ -53,7 +53,7 @@ class HelpPage:
         """The page, as wide as the terminal and at most 80 columns."""
         known = {entry.name: entry for entry in fields}
         width = min(80, max(40, shutil.get_terminal_size().columns))
-        parts = [_wrapped(f"usage: {self.usage}", width, "", "         "), _wrapped(self.about, width, "", "")]
+        parts = [wrapped(f"usage: {self.usage}", width, "", "         "), wrapped(self.about, width)]
         sections = {**self.sections, "output": self.sections.get("output", OUTPUT), "": _MORE}
         for title, names in sections.items():
             entries = [self._entry(name, known.get(name.removeprefix("no_")), width) for name in names.split()]
@@ -63,9 +63,9 @@ class HelpPage:
     def _entry(self, name: str, known: Field | None, width: int) -> str:
         flag, text = f"  --{name}", self._what(name, known)
         if width < 60:
-            return f"{flag}\n{_wrapped(text, width, ' ' * 6, ' ' * 6)}"
+            return f"{flag}\n{wrapped(text, width, ' ' * 6, ' ' * 6)}"
         indent = " " * (_NAME_WIDTH + 2)
-        body = _wrapped(text, width, indent, indent)
+        body = wrapped(text, width, indent, indent)
         return f"{flag}\n{body}" if len(flag) > _NAME_WIDTH else flag + body[len(flag) :]
 
     def _what(self, name: str, known: Field | None) -> str:
@@ -82,9 +82,3 @@ def _default(known: Field | None) -> str:
     if known is None or known.default in ("", "False", "True", "''", "[]", "{}", "-1", "'none'"):
         return ""
     return known.default.strip("[]'").replace("', '", ", ").removesuffix(".0")
-
-
-def _wrapped(text: str, width: int, first: str, others: str) -> str:
-    return textwrap.fill(
-        text, width, initial_indent=first, subsequent_indent=others, break_long_words=False, break_on_hyphens=False
-    )

@@ -99,9 +99,8 @@ def _pairs_of_run(
     words = [str(word) for word in facts.get("command", ())]
     if facts.get("method") != "dpo" or "dpo" not in words:
         return None, None
-    from preftune.cli.train.datasets import open_datasets
-    from preftune.cli.train.dpo import read_request
-    from preftune.cli.train.train_command import find_recipe
+    from preftune.cli.flags.recipe import find_recipe
+    from preftune.cli.train.dpo import METHOD, read_request
 
     argv = _without_resume([word for word in words[words.index("dpo") + 1 :] if word != "--traceback"])
     try:
@@ -112,7 +111,7 @@ def _pairs_of_run(
             return None, None
         if largest is not None and not _are_small(request.data, largest):
             return None, None
-        train, held_out = open_datasets(request.data, evaluate=request.evaluates, seed=request.data_seed)
+        train, held_out = METHOD.open_data(request)
     except PreftuneError as error:
         say(f"preftune: what {model} was trained on cannot be read again ({error})")
         return None, None

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING
 
-from preftune.cli.flags.recipe import Recipe
 from preftune.cli.flags.short_help import MODEL, HelpPage
-from preftune.cli.train import train_command
+from preftune.cli.train import datasets, train_command
 from preftune.cli.train.train_command import Method, Request
 
 if TYPE_CHECKING:
@@ -36,39 +34,11 @@ HELP = HelpPage(
 )
 
 
-def run(argv: Sequence[str]) -> int:
-    """Runs `preftune dpo` and returns its exit code."""
-    return train_command.run(METHOD, argv)
-
-
-def read_request(argv: Sequence[str], recipe: Recipe | None = None) -> Request:
-    """Flags and recipe as checked settings. Raises: what `train_command.read_request` raises."""
-    return train_command.read_request(METHOD, argv, recipe)
-
-
-def parser() -> Any:
-    """All flags of the command."""
-    return train_command.parser_of(METHOD)
-
-
-def _open(request: Request) -> tuple[Any, Any]:
-    from preftune.cli.train.datasets import open_datasets
-
-    return open_datasets(request.data, evaluate=request.evaluates, seed=request.data_seed)
-
-
 def _report(trainer: RecordedTrainer, request: Request, metrics: Mapping[str, float] | None) -> list[str]:
-    output = str(request.config.output_dir)
-    place, lines = shlex.quote(output), []
-    adapter = request.model.adapter or (Path(output) / "adapter_config.json").is_file()
     margin, accuracy = ((metrics or {}).get(f"eval_rewards/{name}") for name in ("margins", "accuracies"))
     if margin is not None and accuracy is not None:
-        lines.append(f"Held out: margin {margin:.3f}, accuracy {accuracy:.1%}.")
-    base = "" if adapter else f" --baseline {shlex.quote(str(request.model.model_name_or_path))}"
-    lines.append(f"Talk to it:   preftune chat --model {place}{base}")
-    if adapter:
-        lines.append(f"Fold it in:   preftune merge {place} -o {shlex.quote(output.rstrip('/') + '-merged')}")
-    return lines
+        return [f"Held out: margin {margin:.3f}, accuracy {accuracy:.1%}.", *request.next_steps()]
+    return request.next_steps()
 
 
 METHOD = Method(
@@ -78,7 +48,10 @@ METHOD = Method(
     help=HELP,
     aim="align",
     wanted="preference pairs to train on",
-    open_data=_open,
+    open_data=lambda request: datasets.open_datasets(request.data, **request.splitting),
     report=_report,
     guarded=True,
 )
+run = partial(train_command.run, METHOD)
+read_request = partial(train_command.read_request, METHOD)
+parser = partial(train_command.parser_of, METHOD)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.cli.flags.arguments import column_names, option
@@ -70,9 +68,7 @@ def open_prompts_of(request: Request) -> tuple[Any, None]:
 
 def report(trainer: RecordedTrainer, request: Request, metrics: Mapping[str, float] | None) -> list[str]:
     """What is said at the end."""
-    output = str(request.config.output_dir)
-    place, lines = shlex.quote(output), []
-    adapter = request.model.adapter or (Path(output) / "adapter_config.json").is_file()
+    lines = []
     for name, what, form in (
         ("objective/scores", "Score of its own answers", "{:.3f}"),
         ("objective/kl", "KL to the reference, nats per answer", "{:.2f}"),
@@ -80,9 +76,5 @@ def report(trainer: RecordedTrainer, request: Request, metrics: Mapping[str, flo
         seen = [entry[name] for entry in trainer.state.log_history if name in entry]
         if seen:
             lines.append(f"{what}: {form.format(seen[0])} at first, {form.format(seen[-1])} at last.")
-    base = "" if adapter else f" --baseline {shlex.quote(str(request.model.model_name_or_path))}"
     lines.append("The score is what was trained on. Whether the answers are better, ask another judge: preftune eval.")
-    lines.append(f"Talk to it:   preftune chat --model {place}{base}")
-    if adapter:
-        lines.append(f"Fold it in:   preftune merge {place} -o {shlex.quote(output.rstrip('/') + '-merged')}")
-    return lines
+    return lines + request.next_steps()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING
 
 from preftune.cli.flags.short_help import MODEL, HelpPage
+from preftune.cli.train import datasets
 from preftune.cli.train.train_command import Method, Request
 from preftune.cli.train.train_command import run as run_method
 
@@ -37,28 +37,14 @@ HELP = HelpPage(
 )
 
 
-def run(argv: Sequence[str]) -> int:
-    """Runs `preftune kto` and returns its exit code."""
-    return run_method(METHOD, argv)
-
-
-def _open(request: Request) -> tuple[Any, Any]:
-    from preftune.cli.train.datasets import open_labelled
-
-    return open_labelled(request.data, evaluate=request.evaluates, seed=request.data_seed)
-
-
 def _report(trainer: RecordedTrainer, request: Request, metrics: Mapping[str, float] | None) -> list[str]:
-    output = str(request.config.output_dir)
-    place, lines = shlex.quote(output), []
+    lines = []
     accuracy = (metrics or {}).get("eval_rewards/accuracies")
     if accuracy is not None:
         lines.append(f"Held out: {accuracy:.1%} of the answers are on the right side of the baseline.")
-    lines.append(f"Talk to it:   preftune chat --model {place}")
-    lines.append(f"Judge it:     preftune eval --model {place} --judge JUDGE")
-    if request.model.adapter or (Path(output) / "adapter_config.json").is_file():
-        lines.append(f"Fold it in:   preftune merge {place} -o {shlex.quote(output.rstrip('/') + '-merged')}")
-    return lines
+    lines.append(f"Talk to it:   preftune chat --model {request.place}")
+    lines.append(f"Judge it:     preftune eval --model {request.place} --judge JUDGE")
+    return lines + [f"Fold it in:   {command}" for command in request.merging()]
 
 
 METHOD = Method(
@@ -68,6 +54,7 @@ METHOD = Method(
     help=HELP,
     aim="align",
     wanted="answers with labels to train on",
-    open_data=_open,
+    open_data=lambda request: datasets.open_labelled(request.data, **request.splitting),
     report=_report,
 )
+run = partial(run_method, METHOD)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from preftune.cli.flags.short_help import MODEL, HelpPage
 from preftune.cli.train.fresh_answers import PROMPT_WORDS, PromptArguments, open_prompts_of, report
@@ -51,8 +51,4 @@ METHOD = Method(
     holds_out=False,
     guarded=True,
 )
-
-
-def run(argv: Sequence[str]) -> int:
-    """Runs `preftune ppo` and returns its exit code."""
-    return run_method(METHOD, argv)
+run = partial(run_method, METHOD)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING
 
 from preftune.cli.flags.arguments import RewardModelArguments
 from preftune.cli.flags.short_help import MODEL, HelpPage
+from preftune.cli.train import datasets
 from preftune.cli.train.train_command import Method, Request
 from preftune.cli.train.train_command import run as run_method
 
@@ -36,31 +36,16 @@ HELP = HelpPage(
 )
 
 
-def run(argv: Sequence[str]) -> int:
-    """Runs `preftune reward` and returns its exit code."""
-    return run_method(METHOD, argv)
-
-
-def _open(request: Request) -> tuple[Any, Any]:
-    from preftune.cli.train.datasets import open_datasets
-
-    return open_datasets(request.data, evaluate=request.evaluates, seed=request.data_seed)
-
-
 def _report(trainer: RecordedTrainer, request: Request, metrics: Mapping[str, float] | None) -> list[str]:
-    place, lines = shlex.quote(str(request.config.output_dir)), []
+    lines = []
     if metrics is not None:
         lines.append(f"Held out: accuracy {metrics['eval_accuracy']:.1%}, margin {metrics['eval_margin']:.3f}.")
     calibration: Calibration | None = getattr(trainer, "calibration", None)
     if calibration is not None:
         lines.append(calibration.sentence())
-    lines.append(f"Judge with it:  preftune eval --judge reward:{place} ...")
-    lines.append(f"Train on it:    preftune ppo --reward_model {place} ...")
-    output = str(request.config.output_dir)
-    if (Path(output) / "adapter_config.json").is_file():
-        merged = shlex.quote(output.rstrip("/") + "-merged")
-        lines.append(f"Fold it in:     preftune merge {place} -o {merged}   (for transformers' pipeline)")
-    return lines
+    lines.append(f"Judge with it:  preftune eval --judge reward:{request.place} ...")
+    lines.append(f"Train on it:    preftune ppo --reward_model {request.place} ...")
+    return lines + [f"Fold it in:     {command}   (for transformers' pipeline)" for command in request.merging()]
 
 
 METHOD = Method(
@@ -70,6 +55,7 @@ METHOD = Method(
     model_arguments=RewardModelArguments,
     help=HELP,
     wanted="preference pairs to train on",
-    open_data=_open,
+    open_data=lambda request: datasets.open_datasets(request.data, **request.splitting),
     report=_report,
 )
+run = partial(run_method, METHOD)

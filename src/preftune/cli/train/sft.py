@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING
 
 from preftune.cli.flags.short_help import MODEL, HelpPage
+from preftune.cli.train import datasets
 from preftune.cli.train.train_command import Method, Request
 from preftune.cli.train.train_command import run as run_method
 
@@ -35,28 +35,14 @@ HELP = HelpPage(
 )
 
 
-def run(argv: Sequence[str]) -> int:
-    """Runs `preftune sft` and returns its exit code."""
-    return run_method(METHOD, argv)
-
-
-def _open(request: Request) -> tuple[Any, Any]:
-    from preftune.cli.train.datasets import open_demonstrations
-
-    return open_demonstrations(request.data, evaluate=request.evaluates, seed=request.data_seed)
-
-
 def _report(trainer: RecordedTrainer, request: Request, metrics: Mapping[str, float] | None) -> list[str]:
-    output = str(request.config.output_dir)
-    place, lines = shlex.quote(output), []
+    lines = []
     if metrics is not None:
         loss, accuracy = metrics["eval_loss"], metrics["eval_mean_token_accuracy"]
         lines.append(f"Held out: loss {loss:.3f} nats per token, {accuracy:.1%} of the tokens were the likeliest.")
-    lines.append(f"Talk to it:   preftune chat --model {place}")
-    lines.append(f"Align it:     preftune dpo --model {place} --data PAIRS")
-    if (Path(output) / "adapter_config.json").is_file():
-        lines.append(f"Fold it in:   preftune merge {place} -o {shlex.quote(output.rstrip('/') + '-merged')}")
-    return lines
+    lines.append(f"Talk to it:   preftune chat --model {request.place}")
+    lines.append(f"Align it:     preftune dpo --model {request.place} --data PAIRS")
+    return lines + [f"Fold it in:   {command}" for command in request.merging()]
 
 
 METHOD = Method(
@@ -65,6 +51,7 @@ METHOD = Method(
     config="preftune.training.config.sft:SFTConfig",
     help=HELP,
     wanted="demonstrations to train on",
-    open_data=_open,
+    open_data=lambda request: datasets.open_demonstrations(request.data, **request.splitting),
     report=_report,
 )
+run = partial(run_method, METHOD)

@@ -16,7 +16,7 @@ from preftune.cli.flags.arguments import DataArguments, ModelArguments
 from preftune.cli.flags.field_names import Field, check_names, fields_of, names_of, spoken_as_flags
 from preftune.cli.flags.help_all import page
 from preftune.cli.flags.messages import tell
-from preftune.cli.flags.recipe import Recipe, read_recipe
+from preftune.cli.flags.recipe import Recipe, find_recipe
 from preftune.cli.flags.short_help import HelpPage
 from preftune.errors import PreftuneError, RequestError
 from preftune.log import say, show_details, warn
@@ -88,15 +88,32 @@ class Request:
     """Write report.html at the end."""
 
     @property
-    def evaluates(self) -> bool:
-        """Whether evaluation while training is asked for."""
-        strategy = self.config.eval_strategy
-        return str(getattr(strategy, "value", strategy)) != "no"
+    def splitting(self) -> dict[str, Any]:
+        """Whether evaluation while training is asked for, and the seed of what is drawn from the data."""
+        strategy, config = self.config.eval_strategy, self.config
+        seed = int(config.seed if config.data_seed is None else config.data_seed)
+        return {"evaluate": str(getattr(strategy, "value", strategy)) != "no", "seed": seed}
 
     @property
-    def data_seed(self) -> int:
-        """Of what is drawn from the data."""
-        return int(self.config.seed if self.config.data_seed is None else self.config.data_seed)
+    def place(self) -> str:
+        """The run directory, as a shell takes it."""
+        return shlex.quote(str(self.config.output_dir))
+
+    @property
+    def saves_adapter(self) -> bool:
+        """Whether the run saves an adapter instead of a whole model."""
+        return self.model.adapter or (Path(str(self.config.output_dir)) / "adapter_config.json").is_file()
+
+    def merging(self) -> list[str]:
+        """The command that merges the adapter; none for a whole model."""
+        merged = shlex.quote(str(self.config.output_dir).rstrip("/") + "-merged")
+        return [f"preftune merge {self.place} -o {merged}"] if self.saves_adapter else []
+
+    def next_steps(self) -> list[str]:
+        """What can be done with an aligned model."""
+        base = "" if self.saves_adapter else f" --baseline {shlex.quote(str(self.model.model_name_or_path))}"
+        talk = f"Talk to it:   preftune chat --model {self.place}{base}"
+        return [talk, *(f"Fold it in:   {command}" for command in self.merging())]
 
 
 def run(method: Method, argv: Sequence[str]) -> int:
@@ -200,7 +217,7 @@ def _prepare(method: Method, request: Request) -> tuple[Any, Any]:
     from preftune.models.locate import locate
 
     data, model, config = request.data, request.model, request.config
-    name, revision = str(model.model_name_or_path), revision_of(model)
+    name, revision = str(model.model_name_or_path), model.revision
     locate(name, revision=revision)
     lora = model.lora_config()
     train, held_out = method.open_data(request)
@@ -248,8 +265,7 @@ def _finish(method: Method, trainer: RecordedTrainer, request: Request) -> int:
         trainer.push_to_hub(dataset_name=request.data.dataset_names)
     if trainer.is_world_process_zero():
         output = str(config.output_dir)
-        adapter = request.model.adapter or (Path(output) / "adapter_config.json").is_file()
-        kind, steps = "adapter" if adapter else "model", trainer.state.global_step
+        kind, steps = "adapter" if request.saves_adapter else "model", trainer.state.global_step
         if broken is not None:
             if request.report:
                 write_page(output)
@@ -278,7 +294,7 @@ def loading_options(model: ModelArguments, config: Any, *, is_trainable: bool) -
     """How the trainer loads the model: the flags, over them what `--model_init_kwargs` says."""
     options = {
         "dtype": model.dtype or "auto",
-        "revision": revision_of(model),
+        "revision": model.revision,
         "trust_remote_code": config.trust_remote_code,
         "attn_implementation": model.attn_implementation,
         "is_trainable": is_trainable,
@@ -336,23 +352,6 @@ def asked_checkpoint(values: argparse.Namespace) -> str | bool | None:
             "(--resume auto starts without one)."
         )
     return True
-
-
-def revision_of(model: ModelArguments) -> str | None:
-    return None if model.model_revision == "main" else model.model_revision
-
-
-def find_recipe(argv: Sequence[str]) -> Recipe | None:
-    """The recipe that `--config` names."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--config", action="append", default=[])
-    try:
-        found, _ = finder.parse_known_args(list(argv))
-    except argparse.ArgumentError as error:
-        raise RequestError("--config needs the name of a YAML file behind it.") from error
-    if len(found.config) > 1:
-        raise RequestError(f"--config is there {len(found.config)} times. Give one recipe; flags override its values.")
-    return read_recipe(found.config[0]) if found.config else None
 
 
 def _stopped(method: Method, request: Request) -> str:

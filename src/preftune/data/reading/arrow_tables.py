@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
 from preftune.data.reading.text_files import short
 from preftune.errors import DatasetError
 from preftune.log import warn
+from preftune.storage.atomic import sweep
 from preftune.storage.cache_folder import cache_folder, make_private
-from preftune.storage.cache_items import sweep
 from preftune.version import __version__
 
 if TYPE_CHECKING:

@@ -31,8 +31,8 @@ from preftune.data.tokens.report import AnyReport, DemonstrationReport, Labelled
 from preftune.data.tokens.tokenize import Rows, tokenize_demonstrations, tokenize_labelled, tokenize_pairs
 from preftune.data.tokens_version import TOKENS_VERSION
 from preftune.log import warn
+from preftune.storage.atomic import sweep
 from preftune.storage.cache_folder import cache_folder, make_private
-from preftune.storage.cache_items import sweep
 
 if TYPE_CHECKING:
     from datasets import Dataset

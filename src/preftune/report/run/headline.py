@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple, TypeAlias
 
+from preftune.amounts import counted, duration
 from preftune.report.reading.run_files import Answers, Run, columns, short_name
 from preftune.report.reading.untrusted_json import at, items, number, sentences, text, truth
 
@@ -114,7 +115,7 @@ def asked(run: Run) -> str:
     elif pairs is not None:
         parts.append(f"on {int(pairs):,} pairs")
     elif prompts is not None:
-        parts.append(f"on its answers to {_count(int(prompts), 'prompt')}")
+        parts.append(f"on its answers to {counted(int(prompts), 'prompt')}")
     settings = [
         f"{label} {value:g}"
         for label, key in (("beta", "beta"), ("learning rate", "learning_rate"))
@@ -139,7 +140,7 @@ def cautions(run: Run) -> list[str]:
     alarms = [alarm for alarm in run.alarms if alarm.get("level") == "alarm"]
     if alarms:
         names = dict.fromkeys(text(alarm.get("name")).replace("-", " ") for alarm in alarms)
-        found.append(f"The guard raised {_count(len(alarms), 'alarm')} while training: {', '.join(names)}.")
+        found.append(f"The guard raised {counted(len(alarms), 'alarm')} while training: {', '.join(names)}.")
     return [line for line in found if line]
 
 
@@ -200,7 +201,7 @@ def example(run: Run) -> tuple[str, Answers] | None:
         return f"One of {len(outcomes):,} {name}", chosen
     if chosen.step is not None:
         return f"One of {len(answers):,} samples at step {chosen.step:,}", chosen
-    return f"One of {_count(len(answers), 'answer')}", chosen
+    return f"One of {counted(len(answers), 'answer')}", chosen
 
 
 def last(run: Run, name: str) -> float | None:
@@ -241,15 +242,6 @@ def day(seconds: float | None) -> str:
         return ""
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words: 42 s, 3 min 20 s, 2 h 05 min."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
 def missing_files(runs: Sequence[Run]) -> Iterator[str]:
     """A sentence for every file that could not be read in whole; not for those that a run need not have."""
     for run in runs:
@@ -260,8 +252,4 @@ def missing_files(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _steps(run: Run) -> str:
-    return _count(length(run), "step")
-
-
-def _count(number_: int, name: str) -> str:
-    return f"{number_:,} {name}{'s' * (number_ != 1)}"
+    return counted(length(run), "step")

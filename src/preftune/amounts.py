@@ -1,0 +1,25 @@
+"""Numbers with their unit, as people write them."""
+
+from __future__ import annotations
+
+
+def counted(number: int, name: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{number:,} {name}{'s' * (number != 1)}"
+
+
+def file_size(count: int) -> str:
+    """Bytes, by the thousand."""
+    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= step:
+            return f"{count / step:.1f} {unit}"
+    return f"{count} bytes"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 42 s, 3 min 20 s, 2 h 05 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
