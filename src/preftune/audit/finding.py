@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from array import array
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Severity: TypeAlias = Literal["error", "warning", "info"]
 """error: pairs are lost or teach the wrong thing. warning: they likely hurt. info: worth knowing."""
@@ -63,6 +67,22 @@ class Rows:
         self.count += 1
         if len(self.examples) < EXAMPLES:
             self.examples.append(Example(row, index, note, held_out))
+
+
+class Places:
+    """Positions and raw rows of many pairs, 16 bytes each."""
+
+    def __init__(self) -> None:
+        self.index, self.row = array("q"), array("q")
+
+    def keep(self, index: int, row: int) -> None:
+        self.index.append(index)
+        self.row.append(row)
+
+    def rows(self, places: NDArray[Any], note: Callable[[int], str] = lambda place: "") -> Rows:
+        """The pairs at these places, with a note on each of the first few."""
+        examples = [Example(self.row[p], self.index[p], note(p)) for p in places[:EXAMPLES].tolist()]
+        return Rows(len(places), examples)
 
 
 @dataclass(frozen=True, slots=True)

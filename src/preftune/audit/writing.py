@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from preftune.audit.checks.lengths import CutRow
 from preftune.audit.run import Audit
 from preftune.errors import RequestError
 from preftune.storage.atomic import write_whole
+from preftune.storage.run_directory import plain
 
 
 def write_text(path: Path, text: str) -> None:
@@ -50,12 +50,4 @@ def write_audit(audit: Audit, folder: Path) -> list[Path]:
 
 def as_text(values: Mapping[str, Any]) -> str:
     """JSON; numbers that are not finite become null."""
-    return json.dumps(_finite(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(plain(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -20,10 +20,10 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def prepare_folder(folder: Path, *, what: str = "", fix: str = "Choose another output folder.") -> None:
-    """Make the folder and prove that files can be written there, before anything expensive happens.
+def prepare_folder(folder: Path) -> None:
+    """Make the folder and see that it can be written to, before any work is spent.
 
-    Raises: RequestError with what is in the way.
+    Raises: RequestError.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def prepare_folder(folder: Path, *, what: str = "", fix: str = "Choose another o
             pass
     except OSError as error:
         raise RequestError(
-            f"{what or f'Nothing can be written to {folder}'} ({error.strerror or error}). {fix}"
+            f"Nothing can be written to {folder} ({error.strerror or error}). Choose another output folder."
         ) from error
 
 

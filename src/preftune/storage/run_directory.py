@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from preftune.errors import RequestError
 from preftune.log import warn
 from preftune.storage import jsonl
 from preftune.storage.atomic import naming, write_whole
@@ -67,9 +69,21 @@ def cut_back(path: Path, step: int) -> None:
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:
-    """`prepare_folder` for a run directory. Raises: RequestError."""
-    what, fix = f"output_dir={str(folder)!r} cannot be written", "Choose a folder that you own: --output_dir FOLDER."
-    jsonl.prepare_folder(Path(folder), what=what, fix=fix)
+    """Make the folder and prove that files can be written there, before anything expensive happens.
+
+    Raises:
+        RequestError: with what is in the way.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise RequestError(
+            f"output_dir={str(path)!r} cannot be written ({error.strerror or error}). Choose a folder that you own: "
+            "--output_dir FOLDER."
+        ) from error
 
 
 def plain(value: Any) -> Any:

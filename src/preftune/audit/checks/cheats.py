@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from preftune.audit.checks.check import Check, Setting
-from preftune.audit.finding import Example, Finding, Kind, Rows
-from preftune.audit.opening import Fault
+from preftune.audit.finding import Finding, Kind
 from preftune.audit.seen import SeenPair, answer_lengths_of
 from preftune.audit.shortcuts import RULES, first_letter
 from preftune.statistics.intervals import share
@@ -71,26 +70,23 @@ class CheatsCheck(Check):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        self.index, self.row, self.prompt = array("q"), array("q"), array("Q")
+        self.prompt = array("Q")
         self.votes = {name: array("b") for name in ("longer", *RULES)}
         """Of every pair 1 where the chosen side has more, 0 where the rejected one has, 2 where they are equal."""
         self.letters = array("l"), array("l")
 
-    def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
-        tokens = self.setting.encoder is not None
-        for seen in batch:
-            if not seen.usable:
-                continue
-            self.index.append(seen.index)
-            self.row.append(seen.row)
-            self.prompt.append(seen.prompt_key)
-            lengths = answer_lengths_of(seen, tokens=tokens)
-            self.votes["longer"].append(_NO_DECISION if lengths is None else _vote(*lengths))
-            answers = seen.answers
-            for name, rule in RULES.items():
-                self.votes[name].append(_vote(rule.measure(answers[0]), rule.measure(answers[1])))
-            for letters, answer in zip(self.letters, answers, strict=True):
-                letters.append(first_letter(answer))
+    def take(self, seen: SeenPair) -> None:
+        if not seen.usable:
+            return
+        self.kept.keep(seen.index, seen.row)
+        self.prompt.append(seen.prompt_key)
+        lengths = answer_lengths_of(seen, tokens=self.setting.encoder is not None)
+        self.votes["longer"].append(_NO_DECISION if lengths is None else _vote(*lengths))
+        answers = seen.answers
+        for name, rule in RULES.items():
+            self.votes[name].append(_vote(rule.measure(answers[0]), rule.measure(answers[1])))
+        for letters, answer in zip(self.letters, answers, strict=True):
+            letters.append(first_letter(answer))
 
     def _all_votes(self) -> Iterator[tuple[str, NDArray[np.int8]]]:
         for name, votes in self.votes.items():
@@ -153,10 +149,9 @@ class CheatsCheck(Check):
             if not result["cheat"]:
                 continue
             more = result["accuracy"] > 0.5
-            places = np.flatnonzero(votes[name] == int(more))
-            examples = [Example(self.row[p], self.index[p]) for p in places[:3].tolist()]
+            rows = self.kept.rows(np.flatnonzero(votes[name] == int(more)))
             detail = _sentence(result, self._words(name, more=more), more=more)
-            yield from _KIND_OF[name].found(Rows(len(places), examples), of=pairs, detail=detail, **result)
+            yield from _KIND_OF[name].found(rows, of=pairs, detail=detail, **result)
 
     def _words(self, name: str, *, more: bool) -> str:
         if name == "longer":

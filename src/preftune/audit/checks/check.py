@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from preftune.audit.finding import Finding, Kind
+from preftune.audit.finding import Finding, Kind, Places, Rows
 from preftune.audit.opening import Fault, Opened
 from preftune.audit.seen import SeenPair
 
@@ -64,6 +64,9 @@ class Check:
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
+        self.rows = {kind: Rows() for kind in self.kinds}
+        self.kept = Places()
+        """The pairs of the check's own arrays."""
 
     @classmethod
     def applies(cls, setting: Setting) -> bool:
@@ -72,14 +75,28 @@ class Check:
 
     def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
         """Takes in a batch: its pairs, and the rows without a pair."""
+        for seen in batch:
+            self.take(seen)
 
-    def findings(self, pairs: int) -> Iterable[Finding]:
+    def take(self, seen: SeenPair) -> None:
+        """Takes in a pair."""
+
+    def add(self, kind: Kind, seen: SeenPair, note: str = "") -> None:
+        """Counts a pair as a row of a finding."""
+        self.rows[kind].add(seen.row, seen.index, note)
+
+    def findings(self, pairs: int) -> Iterator[Finding]:
         """What was found, when all batches were seen.
 
         Args:
             pairs: how many there were.
         """
-        return ()
+        for kind in self.kinds:
+            yield from kind.found(self.rows[kind], of=pairs, **self.details(kind))
+
+    def details(self, kind: Kind) -> Mapping[str, Any]:
+        """The detail of a finding and its figures."""
+        return {}
 
     def figures(self) -> Mapping[str, Any]:
         """Numbers for tables and plots."""

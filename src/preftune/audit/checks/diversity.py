@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from preftune.audit.checks.check import Check, Setting
 from preftune.audit.checks.sources import NAMES
 from preftune.audit.finding import Finding, Kind, Rows
-from preftune.audit.opening import Fault
 from preftune.audit.seen import SeenPair
 from preftune.text_quality.languages import language_of
 
@@ -65,17 +64,16 @@ class DiversityCheck(Check):
         self.prompts = 0
         self._found: dict[str, Any] | None = None
 
-    def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
-        for seen in batch:
-            if seen.blank or seen.prompt_key in self.known or not seen.prompt.strip():
-                continue
-            self.known.add(seen.prompt_key)
-            self.prompts += 1
-            self.traits.update(_traits(seen))
-            order = -(seen.prompt_key & (2**63 - 1))
-            if len(self.drawn) < _MOST or order > self.drawn[0][0]:
-                item = (order, self._buckets(seen.prompt), language_of(seen.prompt[:2000]))
-                (heapq.heappush if len(self.drawn) < _MOST else heapq.heapreplace)(self.drawn, item)
+    def take(self, seen: SeenPair) -> None:
+        if seen.blank or seen.prompt_key in self.known or not seen.prompt.strip():
+            return
+        self.known.add(seen.prompt_key)
+        self.prompts += 1
+        self.traits.update(_traits(seen))
+        order = -(seen.prompt_key & (2**63 - 1))
+        if len(self.drawn) < _MOST or order > self.drawn[0][0]:
+            item = (order, self._buckets(seen.prompt), language_of(seen.prompt[:2000]))
+            (heapq.heappush if len(self.drawn) < _MOST else heapq.heapreplace)(self.drawn, item)
 
     def _buckets(self, prompt: str) -> tuple[int, ...]:
         words = set(_WORD.findall(prompt.casefold())[:400])

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preftune.audit.checks.check import Check, Setting
-from preftune.audit.finding import EXAMPLES, Example, Finding, Kind, Rows
+from preftune.audit.finding import EXAMPLES, Example, Finding, Kind, Places, Rows
 from preftune.audit.opening import BATCH, Fault
 from preftune.audit.seen import SeenPair, see
 from preftune.text_quality.near_duplicates import Signatures, clusters, near_pairs, signatures
@@ -68,16 +68,15 @@ NEAR_OVERLAP = Kind(
 )
 
 
-class _Keys:
-    """Hashes of many pairs, 32 bytes each."""
+class _Keys(Places):
+    """Hashes of many pairs, with their positions and rows: 40 bytes each."""
 
     def __init__(self) -> None:
-        self.index, self.row = array("q"), array("q")
+        super().__init__()
         self.prompt, self.chosen, self.rejected = array("Q"), array("Q"), array("Q")
 
     def add(self, seen: SeenPair) -> None:
-        self.index.append(seen.index)
-        self.row.append(seen.row)
+        self.keep(seen.index, seen.row)
         self.prompt.append(seen.prompt_key)
         self.chosen.append(seen.chosen_key)
         self.rejected.append(seen.rejected_key)
@@ -89,8 +88,8 @@ class _Keys:
         values: array[int] = getattr(self, name)
         return np.frombuffer(values, dtype=np.int64 if values.typecode == "q" else np.uint64)
 
-    def example(self, place: int, note: str = "", *, held_out: bool = False) -> Example:
-        return Example(int(self.row[place]), int(self.index[place]), note, held_out)
+    def example(self, place: int, note: str) -> Example:
+        return Example(self.row[place], self.index[place], note)
 
 
 class _Prompts:
@@ -140,11 +139,7 @@ class DuplicatesCheck(Check):
         yield from CONTRADICTION.found(self._contradictions(), of=pairs)
         yield from DUPLICATE.found(self._duplicates(), of=pairs)
         _, repeated = _first_of(self.keys.numbers("prompt"))
-        rows = Rows(int((repeated >= 0).sum()))
-        rows.examples = [
-            self.keys.example(int(place), f"as in row {self.keys.row[int(repeated[place])]}")
-            for place in np.flatnonzero(repeated >= 0)[:EXAMPLES]
-        ]
+        rows = self.keys.rows(np.flatnonzero(repeated >= 0), lambda p: f"as in row {self.keys.row[repeated[p]]}")
         detail = f"{pairs:,} pairs have {len(self.prompts.places):,} different prompts."
         yield from REPEATED.found(rows, of=pairs, detail=detail, prompts=len(self.prompts.places))
         near = np.empty((0, 2), dtype=np.int64)
@@ -188,9 +183,7 @@ class DuplicatesCheck(Check):
 
     def _duplicates(self) -> Rows:
         _, first = _first_of(*(self.keys.numbers(name) for name in ("prompt", "chosen", "rejected")))
-        places = np.flatnonzero(first >= 0)
-        examples = [self.keys.example(int(p), f"as row {self.keys.row[int(first[p])]}") for p in places[:EXAMPLES]]
-        return Rows(len(places), examples)
+        return self.keys.rows(np.flatnonzero(first >= 0), lambda place: f"as row {self.keys.row[first[place]]}")
 
     def _near_prompts(self, near: NDArray[np.int64]) -> Rows:
         """Prompts for which an earlier one is nearly the same."""
@@ -214,12 +207,8 @@ class DuplicatesCheck(Check):
             return Rows()
         indices = self.keys.numbers("index")[places]
         alike = near_pairs(*self._answers(indices), within=cluster[places])
-        later = {other: one for one, other in reversed(alike.tolist())}
-        examples = [
-            self.keys.example(int(places[other]), f"like row {self.keys.row[int(places[later[other]])]}")
-            for other in sorted(later)[:EXAMPLES]
-        ]
-        return Rows(len(later), examples)
+        later = {places[other]: places[one] for one, other in reversed(alike.tolist())}
+        return self.keys.rows(np.array(sorted(later), dtype=np.int64), lambda p: f"like row {self.keys.row[later[p]]}")
 
     def _answers(self, indices: NDArray[Any]) -> tuple[Signatures, Signatures]:
         """Signatures of the two sides of these pairs, which are read a second time."""

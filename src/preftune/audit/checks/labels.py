@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from preftune.audit.checks.check import Check, Setting
 from preftune.audit.finding import Example, Finding, Kind, Rows
-from preftune.audit.opening import Fault
 from preftune.audit.seen import SeenPair
 from preftune.audit.summaries import histogram, percentiles
 
@@ -56,22 +55,19 @@ class LabelsCheck(Check):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self.agreement = array("d")
-        self.low, self.weightless = Rows(), Rows()
 
-    def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
-        for seen in batch:
-            agreement = seen.pair.agreement
-            if agreement is not None:
-                self.agreement.append(agreement)
-                if agreement < LOW:
-                    self.low.add(seen.row, seen.index, f"agreement {agreement:.2f}")
-            if seen.pair.weight == 0:
-                self.weightless.add(seen.row, seen.index)
+    def take(self, seen: SeenPair) -> None:
+        agreement = seen.pair.agreement
+        if agreement is not None:
+            self.agreement.append(agreement)
+            if agreement < LOW:
+                self.add(LOW_AGREEMENT, seen, f"agreement {agreement:.2f}")
+        if seen.pair.weight == 0:
+            self.add(WEIGHTLESS, seen)
 
     def findings(self, pairs: int) -> Iterator[Finding]:
-        if len(self.agreement):
-            yield from LOW_AGREEMENT.found(self.low, of=len(self.agreement))
-        yield from WEIGHTLESS.found(self.weightless, of=pairs)
+        yield from LOW_AGREEMENT.found(self.rows[LOW_AGREEMENT], of=len(self.agreement))
+        yield from WEIGHTLESS.found(self.rows[WEIGHTLESS], of=pairs)
         strengths = self._strengths()
         if strengths is not None:
             known = int(np.isfinite(strengths).sum())

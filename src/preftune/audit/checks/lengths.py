@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from preftune.audit.checks.check import Check, Setting
-from preftune.audit.finding import Example, Finding, Kind, Rows
-from preftune.audit.opening import Fault
+from preftune.audit.finding import Finding, Kind, Rows
 from preftune.audit.seen import SeenPair, lengths_of
 from preftune.audit.summaries import Numbers, histogram, percentiles
 from preftune.data.tokens.encoded import Encoded
@@ -82,22 +81,19 @@ class LengthsCheck(Check):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        self.index, self.row = array("q"), array("q")
         self.lengths = {part: array("q") for part in PARTS}
         self.outcome = array("b")
         """0 for a row that is kept, else 1 + the place in `_LEFT_OUT` of what it is left out for under the limits."""
 
-    def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
+    def take(self, seen: SeenPair) -> None:
         tokens = self.setting.encoder is not None
-        for seen in batch:
-            lengths = lengths_of(seen, tokens=tokens)
-            if lengths is None or seen.blank:
-                continue
-            self.index.append(seen.index)
-            self.row.append(seen.row)
-            for part, length in zip(PARTS, lengths, strict=True):
-                self.lengths[part].append(length)
-            self.outcome.append(self._outcome(seen.encoded) if tokens and seen.encoded is not None else 0)
+        lengths = lengths_of(seen, tokens=tokens)
+        if lengths is None or seen.blank:
+            return
+        self.kept.keep(seen.index, seen.row)
+        for part, length in zip(PARTS, lengths, strict=True):
+            self.lengths[part].append(length)
+        self.outcome.append(self._outcome(seen.encoded) if tokens and seen.encoded is not None else 0)
 
     def _outcome(self, encoded: Encoded) -> int:
         """As `tokenize_pairs` cuts a row, and decides whether anything is left to train on."""
@@ -134,7 +130,7 @@ class LengthsCheck(Check):
         }
 
     def findings(self, pairs: int) -> Iterator[Finding]:
-        if self.setting.encoder is None or not len(self.index):
+        if self.setting.encoder is None or not len(self.outcome):
             return
         cuts = self._cuts()
         outcomes = np.frombuffer(self.outcome, dtype=np.int8)
@@ -153,9 +149,8 @@ class LengthsCheck(Check):
     def _rows(self, mask: Numbers, tokens: Numbers, note: str) -> Rows:
         """Those with the most tokens are the examples."""
         places = np.flatnonzero(mask)
-        worst = places[np.argsort(-tokens[places], kind="stable")][:3]
-        examples = [Example(self.row[p], self.index[p], note.format(f"{tokens[p]:,}")) for p in worst.tolist()]
-        return Rows(len(places), examples)
+        worst = places[np.argsort(-tokens[places], kind="stable")]
+        return self.kept.rows(worst, lambda place: note.format(f"{tokens[place]:,}"))
 
     def cut_rows(self) -> Iterator[CutRow]:
         """Row by row what the limits cut; only rows that lose something."""
@@ -169,11 +164,11 @@ class LengthsCheck(Check):
             outcome = _LEFT_OUT[outcomes[at] - 1].name if outcomes[at] else "cut"
             prompt, chosen, rejected = (self.lengths[part][at] for part in PARTS)
             cut = [int(cuts[part][at]) for part in PARTS]
-            yield CutRow(self.row[at], prompt, chosen, rejected, cut[0], cut[1], cut[2], outcome)
+            yield CutRow(self.kept.row[at], prompt, chosen, rejected, cut[0], cut[1], cut[2], outcome)
 
     def figures(self) -> Mapping[str, Any]:
         lengths = self._numbers()
-        if not len(self.index):
+        if not len(self.outcome):
             return {"unit": self.setting.unit, "pairs": 0}
         longer = np.maximum(lengths["chosen"], lengths["rejected"])
         numbers = {**lengths, "pair": lengths["prompt"] + longer}
@@ -183,7 +178,7 @@ class LengthsCheck(Check):
         reach = float(np.percentile(np.abs(difference), 99))
         figures: dict[str, Any] = {
             "unit": self.setting.unit,
-            "pairs": len(self.index),
+            "pairs": len(self.outcome),
             "tokenizer": self.setting.tokenizer_name,
             "max_length": self.setting.max_length,
             "max_prompt_length": self.setting.max_prompt_length,

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from preftune.audit.checks.check import Check, Setting
-from preftune.audit.finding import Example, Finding, Kind, Rows
-from preftune.audit.opening import Fault
+from preftune.audit.finding import Finding, Kind
 from preftune.audit.seen import SeenPair
 from preftune.audit.summaries import Numbers, histogram
 from preftune.statistics.intervals import share
@@ -43,26 +42,24 @@ class ReferenceCheck(Check):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        self.index, self.row, self.prompt = array("q"), array("q"), array("Q")
+        self.prompt = array("Q")
         self.scores: Numbers | None = None
 
     @classmethod
     def applies(cls, setting: Setting) -> bool:
         return setting.scorer is not None
 
-    def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
-        for seen in batch:
-            if seen.usable:
-                self.index.append(seen.index)
-                self.row.append(seen.row)
-                self.prompt.append(seen.prompt_key)
+    def take(self, seen: SeenPair) -> None:
+        if seen.usable:
+            self.kept.keep(seen.index, seen.row)
+            self.prompt.append(seen.prompt_key)
 
     def _scores(self) -> Numbers:
         """(pairs, 4) log-probabilities and tokens of both sides, NaN for a pair that cannot be scored; scored once."""
         if self.scores is None:
             assert self.setting.scorer is not None
             assert self.setting.data.pairs is not None
-            indices = np.frombuffer(self.index, dtype=np.int64)
+            indices = np.frombuffer(self.kept.index, dtype=np.int64)
             self.scores = self.setting.scorer.score(self.setting.data.pairs, indices)
         return self.scores
 
@@ -83,21 +80,18 @@ class ReferenceCheck(Check):
         return distance
 
     def findings(self, pairs: int) -> Iterator[Finding]:
-        if not len(self.index):
+        if not len(self.prompt):
             return
         margins, surprise = self._per_token(), self._surprise()
         missing = np.flatnonzero(~np.isfinite(margins))
         places = np.flatnonzero((surprise < -_FAR) & (margins < 0))
         worst = places[np.argsort(margins[places], kind="stable")]
-        examples = [self._example(int(p), f"{margins[p]:+.2f} nats a token") for p in worst[:3]]
-        yield from SURPRISING.found(Rows(len(worst), examples), of=pairs)
-        yield from UNSCORED.found(Rows(len(missing), [self._example(int(p), "") for p in missing[:3]]), of=pairs)
-
-    def _example(self, place: int, note: str) -> Example:
-        return Example(self.row[place], self.index[place], note)
+        rows = self.kept.rows(worst, lambda place: f"{margins[place]:+.2f} nats a token")
+        yield from SURPRISING.found(rows, of=pairs)
+        yield from UNSCORED.found(self.kept.rows(missing), of=pairs)
 
     def figures(self) -> Mapping[str, Any]:
-        if not len(self.index):
+        if not len(self.prompt):
             return {}
         assert self.setting.scorer is not None
         chosen, rejected, _, _ = self._scores().T
@@ -114,7 +108,7 @@ class ReferenceCheck(Check):
             "margin": _margin(margins[known], clusters),
             "margin_per_token": _margin(per_token[known], clusters),
             "most_surprising": [
-                {"row": self.row[p], "margin": float(margins[p]), "margin_per_token": float(per_token[p])}
+                {"row": self.kept.row[p], "margin": float(margins[p]), "margin_per_token": float(per_token[p])}
                 for p in order.tolist()
             ],
         }

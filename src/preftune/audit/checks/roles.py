@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from preftune.audit.checks.check import Check, Setting
-from preftune.audit.finding import Finding, Kind, Rows
-from preftune.audit.opening import Fault
+from preftune.audit.finding import Kind
 from preftune.audit.seen import SeenPair
 from preftune.types import Message
 
@@ -58,43 +57,30 @@ class RolesCheck(Check):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        self.no_answer, self.no_prompt, self.order = Rows(), Rows(), Rows()
-        self.continued, self.several = Rows(), Rows()
         self.conversations = self.with_system = 0
         self.turns: dict[int, int] = {}
 
-    def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
-        for seen in batch:
-            prompt, sides = seen.pair.prompt, (seen.pair.chosen, seen.pair.rejected)
-            if isinstance(prompt, str) or isinstance(sides[0], str) or isinstance(sides[1], str):
-                continue
-            self._see(seen, prompt, (sides[0], sides[1]))
-
-    def _see(self, seen: SeenPair, prompt: list[Message], sides: tuple[list[Message], list[Message]]) -> None:
-        row, index = seen.row, seen.index
+    def take(self, seen: SeenPair) -> None:
+        prompt, chosen, rejected = seen.pair.prompt, seen.pair.chosen, seen.pair.rejected
+        if isinstance(prompt, str) or isinstance(chosen, str) or isinstance(rejected, str):
+            return
+        sides = chosen, rejected
         self.conversations += 1
         self.with_system += any(turn["role"] in _SYSTEM for turn in prompt)
         count = min(len(prompt) + max(map(len, sides)), 20)
         self.turns[count] = self.turns.get(count, 0) + 1
         if not prompt:
-            self.no_prompt.add(row, index)
+            self.add(NO_SHARED_PROMPT, seen)
         if any(not side or side[-1]["role"] != "assistant" for side in sides):
-            self.no_answer.add(row, index)
+            self.add(NO_ANSWER, seen)
             return
         if prompt and all(turns[0]["role"] == "assistant" for turns in (prompt[-1:], *sides)):
-            self.continued.add(row, index)
+            self.add(CONTINUED, seen)
         wrong = next((found for side in sides if (found := disorder([*prompt, *side], ends=len(prompt)))), None)
         if wrong:
-            self.order.add(row, index, wrong)
+            self.add(OUT_OF_ORDER, seen, wrong)
         if any(turn["role"] == "user" for side in sides for turn in side):
-            self.several.add(row, index)
-
-    def findings(self, pairs: int) -> Iterator[Finding]:
-        yield from NO_ANSWER.found(self.no_answer, of=pairs)
-        yield from NO_SHARED_PROMPT.found(self.no_prompt, of=pairs)
-        yield from OUT_OF_ORDER.found(self.order, of=pairs)
-        yield from CONTINUED.found(self.continued, of=pairs)
-        yield from SEVERAL_TURNS.found(self.several, of=pairs)
+            self.add(SEVERAL_TURNS, seen)
 
     def figures(self) -> Mapping[str, Any]:
         return {

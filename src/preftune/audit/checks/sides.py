@@ -5,11 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
 
-from preftune.audit.checks.check import Check, Setting
-from preftune.audit.finding import Finding, Kind, Rows
-from preftune.audit.opening import Fault
+from preftune.audit.checks.check import Check
+from preftune.audit.finding import Kind
 from preftune.audit.seen import SeenPair
 
 NEAR = 0.95
@@ -53,31 +51,20 @@ NEARLY = Kind(
 class SidesCheck(Check):
     """Compares chosen with rejected."""
 
-    kinds = (EMPTY, EMPTY_PROMPT, IDENTICAL, NEARLY)
+    kinds = (EMPTY, IDENTICAL, NEARLY, EMPTY_PROMPT)
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
-        self.empty, self.no_prompt, self.same, self.near = Rows(), Rows(), Rows(), Rows()
-
-    def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
-        for seen in batch:
-            if seen.blank:
-                both = not (seen.chosen.strip() or seen.rejected.strip())
-                side = "both sides" if both else "chosen" if not seen.chosen.strip() else "rejected"
-                self.empty.add(seen.row, seen.index, f"{side} empty")
-                continue
-            if not seen.prompt.strip():
-                self.no_prompt.add(seen.row, seen.index)
-            if seen.chosen_key == seen.rejected_key:
-                self.same.add(seen.row, seen.index)
-            elif nearly_identical(seen.chosen, seen.rejected):
-                self.near.add(seen.row, seen.index)
-
-    def findings(self, pairs: int) -> Iterator[Finding]:
-        yield from EMPTY.found(self.empty, of=pairs)
-        yield from IDENTICAL.found(self.same, of=pairs)
-        yield from NEARLY.found(self.near, of=pairs)
-        yield from EMPTY_PROMPT.found(self.no_prompt, of=pairs)
+    def take(self, seen: SeenPair) -> None:
+        if seen.blank:
+            both = not (seen.chosen.strip() or seen.rejected.strip())
+            side = "both sides" if both else "chosen" if not seen.chosen.strip() else "rejected"
+            self.add(EMPTY, seen, f"{side} empty")
+            return
+        if not seen.prompt.strip():
+            self.add(EMPTY_PROMPT, seen)
+        if seen.chosen_key == seen.rejected_key:
+            self.add(IDENTICAL, seen)
+        elif nearly_identical(seen.chosen, seen.rejected):
+            self.add(NEARLY, seen)
 
 
 def nearly_identical(left: str, right: str) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from statistics import NormalDist
 from typing import Any
 
 from preftune.audit.checks.check import Check, Setting
 from preftune.audit.finding import Finding, Kind, Rows
-from preftune.audit.opening import Fault
 from preftune.audit.seen import SeenPair, see
 from preftune.statistics.intervals import POWER
 
@@ -54,8 +53,8 @@ class SizeCheck(Check):
         super().__init__(setting)
         self.usable = 0
 
-    def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
-        self.usable += sum(seen.usable for seen in batch)
+    def take(self, seen: SeenPair) -> None:
+        self.usable += seen.usable
 
     @cached_property
     def held_out(self) -> tuple[int, int] | None:

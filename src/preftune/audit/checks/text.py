@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
 
 from preftune.audit.checks.check import Check, Setting
-from preftune.audit.finding import Finding, Kind, Rows
-from preftune.audit.opening import Fault
+from preftune.audit.finding import Kind
 from preftune.audit.seen import SeenPair
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -45,11 +43,10 @@ ROLE_MARK = Kind(
 class TextCheck(Check):
     """Looks at every text."""
 
-    kinds = (DAMAGED, SPECIAL, ROLE_MARK)
+    kinds = (SPECIAL, DAMAGED, ROLE_MARK)
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        self.damaged, self.special, self.role_marks = Rows(), Rows(), Rows()
         self.eos, self.own = "", None
         if setting.encoder is not None:
             tokenizer = setting.encoder.tokenizer
@@ -58,19 +55,16 @@ class TextCheck(Check):
             if marks:
                 self.own = re.compile("|".join(re.escape(mark) for mark in sorted(marks, key=len, reverse=True)))
 
-    def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
-        for seen in batch:
-            texts = (("prompt", seen.prompt), ("chosen", seen.chosen), ("rejected", seen.rejected))
-            damages = [f"{part}: {found}" for part, text in texts if (found := damage_of(text))]
-            if damages:
-                self.damaged.add(seen.row, seen.index, damages[0])
-            marks = [f"{part}: {found}" for part, text in texts if (found := self._special_in(text, seen))]
-            if marks:
-                self.special.add(seen.row, seen.index, marks[0])
-            for part, text in texts[1:]:
-                if mark := _ROLE_MARK.search(text):
-                    self.role_marks.add(seen.row, seen.index, f"{part}: {mark[0].strip()}")
-                    break
+    def take(self, seen: SeenPair) -> None:
+        texts = (("prompt", seen.prompt), ("chosen", seen.chosen), ("rejected", seen.rejected))
+        found = {
+            DAMAGED: [(part, damage) for part, text in texts if (damage := damage_of(text))],
+            SPECIAL: [(part, mark) for part, text in texts if (mark := self._special_in(text, seen))],
+            ROLE_MARK: [(part, role[0].strip()) for part, text in texts[1:] if (role := _ROLE_MARK.search(text))],
+        }
+        for kind, parts in found.items():
+            if parts:
+                self.add(kind, seen, ": ".join(parts[0]))
 
     def _special_in(self, text: str, seen: SeenPair) -> str | None:
         if isinstance(seen.pair.prompt, str) and self.eos:  # a typed eos ends the answer as it should
@@ -79,11 +73,6 @@ class TextCheck(Check):
         if found is None and self.own is not None:
             found = self.own.search(text)
         return found[0].strip() if found else None
-
-    def findings(self, pairs: int) -> Iterator[Finding]:
-        yield from SPECIAL.found(self.special, of=pairs)
-        yield from DAMAGED.found(self.damaged, of=pairs)
-        yield from ROLE_MARK.found(self.role_marks, of=pairs)
 
 
 def damage_of(text: str) -> str | None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from preftune.audit.checks.check import Check, Setting
-from preftune.audit.finding import Finding, Kind, Rows
-from preftune.audit.opening import Fault
+from preftune.audit.finding import Finding, Kind
 from preftune.audit.seen import SeenPair
 from preftune.data.chat.unwritten import SYSTEM_PROMPT
 from preftune.data.tokens.reasons import REASONS
@@ -85,10 +84,7 @@ class TokensCheck(Check):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        self.no_template, self.refused, self.dropped = Rows(), Rows(), Rows()
-        self.plain, self.eos_added, self.moved = Rows(), Rows(), Rows()
         self.words = ""
-        self.left_out, self.unwritten = Rows(), Rows()
         self.reasons: Counter[str] = Counter()
         """Keys of `REASONS` -> pairs that no other check tells of."""
         self.verdicts: dict[int, bool] = {}
@@ -103,33 +99,32 @@ class TokensCheck(Check):
         assert self.setting.encoder is not None
         return self.setting.encoder.tokenizer
 
-    def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
+    def take(self, seen: SeenPair) -> None:
         has_template = bool(getattr(self.tokenizer, "chat_template", None))
-        for seen in batch:
-            if isinstance(seen.pair.prompt, str):
-                if has_template:
-                    self.plain.add(seen.row, seen.index)
-            elif not has_template:
-                self.no_template.add(seen.row, seen.index)
-            elif self._drops_system(seen):
-                self.dropped.add(seen.row, seen.index)
-            encoded = seen.encoded
-            if encoded is None:
-                continue
-            if encoded.reason == "template_refused":
-                self.words = self.words or encoded.detail
-                self.refused.add(seen.row, seen.index, encoded.detail[:200])
-            elif encoded.reason is not None:
-                if not _is_told(seen, encoded.reason):
-                    self.left_out.add(seen.row, seen.index, REASONS[encoded.reason][0])
-                    self.reasons[encoded.reason] += 1
-            else:
-                if encoded.eos_added:
-                    self.eos_added.add(seen.row, seen.index)
-                if encoded.moved_boundary:
-                    self.moved.add(seen.row, seen.index)
-                if encoded.unwritten and encoded.unwritten != SYSTEM_PROMPT:
-                    self.unwritten.add(seen.row, seen.index, encoded.unwritten)
+        if isinstance(seen.pair.prompt, str):
+            if has_template:
+                self.add(PLAIN_TEXT, seen)
+        elif not has_template:
+            self.add(NO_TEMPLATE, seen)
+        elif self._drops_system(seen):
+            self.add(DROPPED_SYSTEM, seen)
+        encoded = seen.encoded
+        if encoded is None:
+            return
+        if encoded.reason == "template_refused":
+            self.words = self.words or encoded.detail
+            self.add(REFUSED, seen, encoded.detail[:200])
+        elif encoded.reason is not None:
+            if not _is_told(seen, encoded.reason):
+                self.add(LEFT_OUT, seen, REASONS[encoded.reason][0])
+                self.reasons[encoded.reason] += 1
+        else:
+            if encoded.eos_added:
+                self.add(EOS_ADDED, seen)
+            if encoded.moved_boundary:
+                self.add(BOUNDARY, seen)
+            if encoded.unwritten and encoded.unwritten != SYSTEM_PROMPT:
+                self.add(UNWRITTEN, seen, encoded.unwritten)
 
     def _drops_system(self, seen: SeenPair) -> bool:
         """Whether the text that is trained, prompt and answer, lacks the prompt's system turn.
@@ -155,19 +150,16 @@ class TokensCheck(Check):
         return self.verdicts[key]
 
     def findings(self, pairs: int) -> Iterator[Finding]:
-        yield from NO_TEMPLATE.found(self.no_template, of=pairs)
-        yield from REFUSED.found(self.refused, of=pairs, detail=self.words)
-        detail = " ".join(
-            f"{count:,}: {REASONS[key][0]}. {REASONS[key][1]}" for key, count in self.reasons.most_common()
-        )
-        yield from LEFT_OUT.found(self.left_out, of=pairs, detail=detail, **self.reasons)
-        yield from DROPPED_SYSTEM.found(self.dropped, of=pairs)
-        yield from UNWRITTEN.found(self.unwritten, of=pairs)
-        yield from PLAIN_TEXT.found(self.plain, of=pairs)
         if self.tokenizer.eos_token_id is None:
-            yield from NO_EOS.found(Rows(pairs), of=pairs)
-        yield from EOS_ADDED.found(self.eos_added, of=pairs)
-        yield from BOUNDARY.found(self.moved, of=pairs)
+            self.rows[NO_EOS].count = pairs
+        yield from super().findings(pairs)
+
+    def details(self, kind: Kind) -> Mapping[str, Any]:
+        if kind is LEFT_OUT:
+            reasons = self.reasons.most_common()
+            told = " ".join(f"{count:,}: {REASONS[key][0]}. {REASONS[key][1]}" for key, count in reasons)
+            return {"detail": told, **self.reasons}
+        return {"detail": self.words} if kind is REFUSED else {}
 
 
 def _is_told(seen: SeenPair, reason: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,35 +42,33 @@ def open_demonstrations(
         RequestError: evaluation asked for and nothing there to evaluate on, or an option of pairs.
         DatasetError: what `load_demonstrations` raises.
     """
+    from preftune.data import load_demonstrations
     from preftune.data.demonstrations.dataset import question_key
     from preftune.data.demonstrations.mixture import mix_demonstrations
 
-    if data.margin_from_scores is not None:
-        raise RequestError("--margin_from_scores is about pairs, and demonstrations have no margin. Leave it out.")
-    _refuse_columns(data, "demonstrations")
-    kind = _Kind("rows", _open_demonstrations, mix_demonstrations, question_key)
+    _refuse_options_of_pairs(data, "demonstrations", "demonstrations")
+    kind = _Kind("rows", partial(_open, load_demonstrations), mix_demonstrations, question_key)
     return _open_all(data, kind, evaluate=evaluate, seed=seed)
 
 
 def open_labelled(data: DataArguments, *, evaluate: bool, seed: int) -> tuple[LabelledDataset, LabelledDataset | None]:
-    """Training answers, and held-out answers if they are named or `evaluate` asks for them; as `open_datasets`.
+    """The same of answers with labels.
 
-    Raises:
-        RequestError: evaluation asked for and nothing there to evaluate on, or an option of pairs.
-        DatasetError: what `load_labelled` raises.
+    Raises: what `open_demonstrations` raises; DatasetError as `load_labelled`.
     """
-    from preftune.data import mix_labelled
+    from preftune.data import load_labelled, mix_labelled
     from preftune.data.demonstrations.dataset import question_key
 
+    _refuse_options_of_pairs(data, "answers", "answers with labels")
+    kind = _Kind("answers", partial(_open, load_labelled), mix_labelled, question_key)
+    return _open_all(data, kind, evaluate=evaluate, seed=seed)
+
+
+def _refuse_options_of_pairs(data: DataArguments, rows: str, what: str) -> None:
     if data.margin_from_scores is not None:
-        raise RequestError("--margin_from_scores is about pairs, and answers have no margin. Leave it out.")
-    _refuse_columns(data, "answers with labels")
-    return _open_all(data, _Kind("answers", _open_labelled, mix_labelled, question_key), evaluate=evaluate, seed=seed)
-
-
-def _refuse_columns(data: DataArguments, rows: str) -> None:
+        raise RequestError(f"--margin_from_scores is about pairs, and {rows} have no margin. Leave it out.")
     if any(entry.columns is not None for entry in data.mixture or ()):
-        raise RequestError(f"datasets: columns of an entry are not honoured for {rows}. Use columns: instead.")
+        raise RequestError(f"datasets: columns of an entry are not honoured for {what}. Use columns: instead.")
 
 
 class _Kind(NamedTuple):
@@ -129,32 +128,14 @@ def _open_pairs(data: DataArguments, entry: MixtureEntry) -> PairDataset:
     columns = data.column_names()
     if entry.columns is not None:
         columns = {**dict.fromkeys(c for c in CANONICAL if c not in entry.columns), **(columns or {})}
-    pairs = load_pairs(
-        entry.path,
-        split=entry.split,
-        config=entry.name,
-        columns=columns,
-        format=data.format,
-        margin_from_scores=data.margin_from_scores,
-    )
-    return pairs.as_chat() if data.as_chat else pairs
+    load = partial(load_pairs, margin_from_scores=data.margin_from_scores)
+    pairs: PairDataset = _open(load, data, entry, columns)
+    return pairs
 
 
-def _open_demonstrations(data: DataArguments, entry: MixtureEntry) -> DemonstrationDataset:
-    from preftune.data import load_demonstrations
-
-    rows = load_demonstrations(
-        entry.path, split=entry.split, config=entry.name, columns=data.column_names(), format=data.format
-    )
-    return rows.as_chat() if data.as_chat else rows
-
-
-def _open_labelled(data: DataArguments, entry: MixtureEntry) -> LabelledDataset:
-    from preftune.data import load_labelled
-
-    rows = load_labelled(
-        entry.path, split=entry.split, config=entry.name, columns=data.column_names(), format=data.format
-    )
+def _open(load: Callable[..., Any], data: DataArguments, entry: MixtureEntry, columns: Any = None) -> Any:
+    columns = columns or data.column_names()
+    rows = load(entry.path, split=entry.split, config=entry.name, columns=columns, format=data.format)
     return rows.as_chat() if data.as_chat else rows
 
 

@@ -111,7 +111,7 @@ def asked(run: Run) -> str:
     prompts = number(at(facts, "data", "train", "prompts"))
     answers = number(at(facts, "data", "train", "answers"))
     if answers is not None:
-        parts.append(f"on {_count(int(answers), 'answer')} with labels")
+        parts.append(f"on {counted(int(answers), 'answer')} with labels")
     elif pairs is not None:
         parts.append(f"on {int(pairs):,} pairs")
     elif prompts is not None:
