@@ -157,6 +157,25 @@ def test_value_while_policy_and_reference_are_one(name):
     assert value.item() == pytest.approx(AT_THE_START[name], rel=1e-12, abs=1e-15)
 
 
+@pytest.mark.parametrize("name", sorted(name for name, loss in LOSSES.items() if "f_divergence_type" in loss.options))
+@pytest.mark.parametrize("divergence", ["forward_kl", "js_divergence", "alpha_divergence"])
+def test_an_unchanged_policy_has_reward_0_under_every_divergence(name, divergence):
+    """Lengths differ: a constant of the divergence would stay in losses per token."""
+    options = {**options_of(name), "beta": 0.1}
+    plain = LOSSES[name].function(pairs(reference=POLICY), **options)
+    value = LOSSES[name].function(pairs(reference=POLICY), **{**options, "f_divergence_type": divergence})
+    assert value.item() == pytest.approx(plain.item(), rel=1e-12)
+
+
+def test_the_likelihood_term_counts_all_tokens_whatever_the_sides_weigh():
+    """LD-DPO weighs tokens of the longer answer in the preference; the likelihood is that of the whole answer."""
+    w, m = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    found = objective("sigmoid", "sft")(
+        sides(*POLICY), sides(*REFERENCE), weight_N=w, margin_N=m, whole_N=w * -16.0, tokens_per_pair=4.0
+    )
+    assert found.loss_N.item() == pytest.approx(softplus(-0.5) + 16 / 4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_extreme_scores_are_finite(name, dtype):

@@ -64,17 +64,19 @@ class Objective:
         return any(loss.margins for loss, _ in self.terms)
 
     def __call__(
-        self, policy: Sides, reference: Sides | None, *, weight_N: Tensor, margin_N: Tensor, **step: Any
-    ) -> LossOutput:
+        self, policy: Sides, reference: Sides | None, *, weight_N: Tensor, margin_N: Tensor,
+        whole_N: Tensor | None = None, **step: Any,
+    ) -> LossOutput:  # fmt: skip
         """The losses and rewards of N pairs.
 
         Args:
             reference: None where no loss needs one; rewards are then of the policy alone.
             weight_N: (N,) factor of each pair's loss; the mean is over pairs, not over weights.
             margin_N: (N,) nats of reward by which the chosen side must win.
+            whole_N: see `Pairs`.
             step: what is known of the whole optimiser step: `tokens_per_pair`.
         """
-        pairs = Pairs(policy, reference, margin_N)
+        pairs = Pairs(policy, reference, margin_N, whole_N)
         alone = pairs._replace(reference=None)
         values = {**self.options, **step}
         loss_N = torch.zeros_like(policy.chosen_N)

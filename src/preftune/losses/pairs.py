@@ -34,6 +34,8 @@ class Pairs(NamedTuple):
     """None for a loss without a reference: log-ratios are then log-probabilities."""
     margin_N: Tensor
     """(N,) nats of reward by which the chosen side must win (ODPO, Amini et al. 2024, arXiv:2402.10571)."""
+    whole_N: Tensor | None = None
+    """(N,) log policy of the chosen completion with all its tokens, where `policy` weighs some of them (LD-DPO)."""
 
     @property
     def chosen_N(self) -> Tensor:
@@ -61,10 +63,11 @@ class Pairs(NamedTuple):
 
     def under(self, f_divergence_type: str, f_alpha_divergence_coef: float) -> Pairs:
         """The pairs with `f'(policy / reference)` for the log-ratio: the reward under another divergence than the
-        reverse KL. f-DPO, Wang et al. 2023 (arXiv:2309.16240), table 1, without the constants that cancel.
+        reverse KL. f-DPO, Wang et al. 2023 (arXiv:2309.16240), table 1, with constants that make it 0 where the policy
+        is the reference: of rewards per token (ipo, sigmoid_norm) they do not cancel.
 
             reverse_kl         log u
-            forward_kl         -1 / u
+            forward_kl         1 - 1 / u
             js_divergence      log(2 u / (1 + u))
             alpha_divergence   (u^(alpha - 1) - 1) / (alpha - 1)
 
@@ -85,7 +88,7 @@ class Pairs(NamedTuple):
 
 def _score(log_ratio_N: Tensor, divergence: str, alpha: float) -> Tensor:
     if divergence == "forward_kl":
-        return -torch.exp((-log_ratio_N).clamp(max=_LARGEST_EXPONENT))
+        return -torch.expm1((-log_ratio_N).clamp(max=_LARGEST_EXPONENT))
     if divergence == "js_divergence":
         return math.log(2) + logsigmoid(log_ratio_N)
     return torch.expm1(((alpha - 1) * log_ratio_N).clamp(max=_LARGEST_EXPONENT)) / (alpha - 1)

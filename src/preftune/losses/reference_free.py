@@ -97,4 +97,4 @@ def likelihood(pairs: Pairs, *, tokens_per_pair: Tensor | float) -> Tensor:
         tokens_per_pair: tokens of the chosen completions of the whole optimiser step over its pairs; the length of each
             completion, (N,), makes it a mean per completion.
     """
-    return -pairs.policy.chosen_N / tokens_per_pair
+    return -(pairs.policy.chosen_N if pairs.whole_N is None else pairs.whole_N) / tokens_per_pair

@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from preftune.errors import ConfigError
+from preftune.logps import naive_logps, pack
 from preftune.training.online import OnlineDPOConfig, OnlineDPOTrainer
+from preftune.training.online.fresh import FreshStep
+from preftune.types import Preference, TokenizedGroup
 from tests.training.ppo.ppo_runs import PROMPTS, logged, lora
 from tiny import tiny_model, tiny_tokenizer
 
@@ -78,6 +81,29 @@ def test_the_first_step_begins_at_ln_2(tmp_path: Path) -> None:
     assert last["episode"] == 3 * 4 * 3
     facts = json.loads((tmp_path / "run.json").read_text())
     assert (facts["method"], facts["outcome"]) == ("online-dpo", "finished")
+
+
+def test_options_of_the_loss_are_those_of_dpo(tmp_path: Path) -> None:
+    """LD-DPO and the mean of the likelihood term: the loss of a step of fresh answers is the one of `DPOTrainer`."""
+    run = trainer(tmp_path, ld_alpha=0.5, ld_policy_only=True, rpo_alpha=1.0, sft_mean="completions")
+    groups = [
+        TokenizedGroup([1, 20], ([30, 31, 32, 33, 2], [40, 2]), (Preference(0, 1),)),
+        TokenizedGroup([1, 21], ([50, 2], [60, 61, 62]), (Preference(0, 1),)),
+    ]
+    batch = pack(groups)
+    with torch.no_grad():
+        scored = naive_logps(run.model.eval(), batch).double()
+    long, _, other, cut = scored.split([5, 2, 2, 3])
+    # policy = reference: what is left of the log-ratios is half of the tail, which the policy alone weighs less
+    logits = 0.1 * torch.stack([-0.5 * long[2:].sum(), 0.5 * cut[2:].sum()])
+    expected = torch.nn.functional.softplus(-logits) - torch.stack([long.mean(), other.mean()])
+    loss, *_ = run.compute_part(batch, FreshStep(groups, last=True))
+    assert float(loss) == pytest.approx(float(expected.mean()), rel=1e-5)
+
+
+def test_a_loss_of_ratings_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the pairs that a judge makes are not rated"):
+        config(tmp_path, loss_type="reward_aware")
 
 
 def test_steps_are_made_of_the_judged_pairs(tmp_path: Path) -> None:

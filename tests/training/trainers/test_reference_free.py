@@ -94,6 +94,26 @@ def test_margins_that_the_loss_does_not_use_are_refused(tmp_path):
         trainer(rows(8), "reward_aware")
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"loss_type": ["sigmoid", "simpo"]}, "are 2 losses, and CPOTrainer has one"),
+        ({"loss_type": "hinge", "f_divergence_type": "forward_kl"}, "no meaning for loss_type=hinge"),
+    ],
+)
+def test_what_cpo_would_leave_out_is_refused(options, words, tmp_path):
+    with pytest.raises(ConfigError, match=words):
+        preftune.CPOConfig(**options_for(tmp_path, **options))
+
+
+def test_cpo_has_its_authors_learning_rate(tmp_path):
+    trainer = preftune.CPOTrainer(
+        model=tiny_model(), args=preftune.CPOConfig(**options_for(tmp_path, learning_rate=None)),
+        train_dataset=rows(8), processing_class=tiny_tokenizer(),
+    )  # fmt: skip
+    assert trainer.args.learning_rate == 1e-6
+
+
 CASES = {
     "simpo": {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "simpo_gamma": 1.0},
     "TRL's simpo": {"loss_type": "simpo"},

@@ -47,6 +47,14 @@ def losses(library: Any, folder: Path, dataset: Any, *, lora: bool, **options: A
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+def exchanged(count: int) -> list[dict[str, str]]:
+    """Rows whose chosen side is the longer one in every second row."""
+    return [
+        {**row, "chosen": row["rejected"], "rejected": row["chosen"]} if place % 2 else row
+        for place, row in enumerate(rows(count))
+    ]
+
+
 CASES = {
     "lora": ({"lora": True}, chat_rows),
     "full": ({"lora": False}, chat_rows),
@@ -65,6 +73,14 @@ CASES = {
     "alpha_divergence": (
         {"lora": True, "f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.3},
         chat_rows,
+    ),
+    "forward_kl per token": (
+        {"lora": True, "f_divergence_type": "forward_kl", "loss_type": ["sigmoid_norm"], "beta": 1.0},
+        exchanged,
+    ),
+    "ld_alpha with the likelihood": (
+        {"lora": True, "ld_alpha": 0.5, "loss_type": ["sigmoid", "sft"], "gradient_accumulation_steps": 1},
+        exchanged,
     ),
     "ld_alpha": ({"lora": True, "ld_alpha": 0.5}, chat_rows),
     "several": (

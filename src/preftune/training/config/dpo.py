@@ -19,10 +19,11 @@ class DPOConfig(LossFields, ReferencedConfig):
     """Configuration of `DPOTrainer`: every field of `transformers.TrainingArguments`, and those below.
 
     Names follow TRL 1.16, so a TRL script or YAML runs with the import changed. A field is honoured or refused with a
-    `ConfigError` that names its successor or the reason; none is ignored. Three kinds of defaults differ from
-    TRL's: `learning_rate` is 5e-7 for full fine-tuning and 5e-6 for adapters, where TRL has 1e-6 for both;
-    precision and activation checkpointing follow the hardware; checkpoints are written after each epoch and every ten
-    minutes, not every 500 steps. What is left to the model stays None until a trainer has one.
+    `ConfigError` that names its successor or the reason; none is ignored. Four kinds of defaults differ from TRL's:
+    `beta` is that of the loss's authors (0.1 for sigmoid); `learning_rate` is 5e-7 for full fine-tuning and 5e-6 for
+    adapters (or the authors'), where TRL has 1e-6 for both; precision and activation checkpointing follow the hardware;
+    checkpoints are written after each epoch and every ten minutes, not every 500 steps. What is left to the model stays
+    None until a trainer has one.
     """
 
     trls_rate: ClassVar[float] = 1e-6

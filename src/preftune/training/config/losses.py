@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -101,10 +102,23 @@ class LossFields:
         one_of("sft_mean", self.sft_mean, _MEANS)
         if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
             raise ConfigError(f"ld_alpha={self.ld_alpha} must lie in 0..1: 0.5 is its authors', 1 changes nothing.")
+        if self.ld_policy_only and self.ld_alpha is None:
+            raise ConfigError("ld_policy_only belongs to ld_alpha. Set that too, or leave ld_policy_only out.")
+        if self.sft_mean != "tokens" and not any(term.name == "sft" for term, _ in objective.terms):
+            raise ConfigError(
+                f"sft_mean={self.sft_mean!r} has no meaning without a likelihood term. Set rpo_alpha, or leave "
+                "sft_mean out."
+            )
         positive("discopop_tau", self.discopop_tau, "0.05 is its authors'")
-        for name in ("rdpo_alpha", "dpop_lambda", "simpo_gamma", "slic_delta", "slic_lambda", "cpo_alpha"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must be 0 or above.")
+        for name in ("rdpo_alpha", "dpop_lambda", "simpo_gamma", "slic_delta", "slic_lambda", "cpo_alpha", "rpo_alpha"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"{name}={value} must be a finite number, 0 or above.")
+        for name in ("alphapo_alpha", "f_alpha_divergence_coef"):
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(f"{name}={getattr(self, name)} must be a finite number.")
+        if not all(math.isfinite(weight) and weight >= 0 for weight in weights or []) or (weights and not any(weights)):
+            raise ConfigError(f"loss_weights={weights} must be finite numbers, 0 or above, and not all 0.")
         if self.f_divergence_type != "alpha_divergence" and self.f_alpha_divergence_coef != 0.5:
             raise ConfigError("f_alpha_divergence_coef belongs to f_divergence_type='alpha_divergence'. Set that too.")
         defaults = {entry.name: entry.default for entry in fields(LossFields) if entry.name in _OPTIONS}

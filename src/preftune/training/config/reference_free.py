@@ -24,6 +24,11 @@ class CPOConfig(DPOConfig):
     beta: float = option(0.1, "Scale of the difference of log-probabilities.")
     alpha: float = option(0.0, "Other than 0: AlphaPO's reward instead of the log-probability (TRL's name).")
 
+    @property
+    def full_learning_rate(self) -> float:  # type: ignore[override]
+        """TRL's, and CPO's authors'."""
+        return LOSSES["cpo"].learning_rate
+
     def settle_losses(self) -> None:
         self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
         unknown = [name for name in self.loss_type if name not in _OF_TRL]
@@ -31,6 +36,11 @@ class CPOConfig(DPOConfig):
             raise ConfigError(
                 f"loss_type={unknown[0]!r} is not a loss of CPOTrainer. Use {', '.join(_OF_TRL)}, or DPOConfig, which "
                 "has all losses."
+            )
+        if len(self.loss_type) > 1:
+            raise ConfigError(
+                f"loss_type={self.loss_type} are {len(self.loss_type)} losses, and CPOTrainer has one, with the "
+                "likelihood (cpo_alpha). Give one, or use DPOConfig with loss_weights."
             )
         if self.alpha and self.loss != "simpo":
             raise ConfigError(
@@ -44,6 +54,7 @@ class CPOConfig(DPOConfig):
         loss = replace(
             LOSSES["alphapo" if self.alpha else _OF_TRL[first.name]], reference=False, likelihood="cpo_alpha"
         )
+        loss = replace(loss, options=tuple(name for name in loss.options if not name.startswith("f_")))
         terms = [(loss, weight), *((term, strength) for term, strength in rest if term.name == "sft")]
         if self.cpo_alpha:
             terms.append((LOSSES["sft"], weight * self.cpo_alpha))

@@ -123,4 +123,9 @@ class OnlineDPOConfig(SamplingConfig, DPOConfig):
         if self.judge is not None and self.reward_model:
             raise ConfigError("judge and reward_model both say which answer is better. Give one of them.")
         super().__post_init__()
+        if self.objective().needs_margins:
+            raise ConfigError(
+                f"loss_type={', '.join(self.loss_type)} brings rewards to differences of ratings, and the pairs that a "
+                "judge makes are not rated. Use another loss: sigmoid, ipo, simpo."
+            )
         refuse_what_has_no_meaning(self)

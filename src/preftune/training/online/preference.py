@@ -27,6 +27,7 @@ from preftune.training.online.trainer import OnlineTrainer
 from preftune.training.setup.arguments import own_config
 from preftune.training.step.collate import chosen_tokens
 from preftune.training.step.metrics import PER_PAIR, pair_metrics
+from preftune.training.step.pair_loss import pair_loss
 from preftune.types import Preference, TokenizedGroup
 
 
@@ -115,9 +116,8 @@ class OnlineDPOTrainer(OnlineTrainer):
         self.model.train()
         with self.autocast():
             scored = self.engine(self.model, part)
-            policy = scored.sides(part)
-        output = self.args.objective()(
-            policy, known.sides(part), weight_N=part.weight_N, margin_N=part.margin_N, tokens_per_pair=tokens / pairs
+        output, policy = pair_loss(
+            self.args, self.args.objective(), part, scored=scored, known=known, tokens_per_pair=tokens / pairs
         )
         loss = output.loss_N.sum() / pairs
         self.accelerator.backward(loss)

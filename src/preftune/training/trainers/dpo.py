@@ -22,6 +22,7 @@ from preftune.training.setup import model as assemble
 from preftune.training.setup.advice import check_margins, say_advice
 from preftune.training.step.collate import chosen_tokens
 from preftune.training.step.metrics import PER_PAIR, pair_metrics
+from preftune.training.step.pair_loss import pair_loss
 from preftune.training.trainers.referenced import ReferencedTrainer
 from preftune.types import Sides
 
@@ -89,24 +90,16 @@ class DPOTrainer(ReferencedTrainer):
         """Loss and rewards of a batch's pairs, the policy's log-probabilities of both sides, and how many tokens of
         each chosen side were the likeliest, (N,) float32.
         """
-        ld_alpha, args = self.args.ld_alpha, self.args
-        reference = None
-        if self.objective.needs_reference:  # before the policy: it may exchange weights
-            known = self.reference(model, batch)
-            reference = known.sides(batch, ld_alpha=None if args.ld_policy_only else ld_alpha)
+        # before the policy: it may exchange weights
+        known = self.reference(model, batch) if self.objective.needs_reference else None
         with self.autocast():
             scored = self.engine(model, batch)
-        policy = scored.sides(batch, ld_alpha=ld_alpha)
         assert scored.hit_T is not None
         hits_K = torch.zeros(scored.completions, device=scored.owner_T.device).index_add(
             0, scored.owner_T, scored.hit_T.float()
         )
-        output = self.objective(
-            policy,
-            reference,
-            weight_N=batch.weight_N,
-            margin_N=batch.margin_N,
-            tokens_per_pair=policy.chosen_length_N if args.sft_mean == "completions" else self._tokens_per_pair,
+        output, policy = pair_loss(
+            self.args, self.objective, batch, scored=scored, known=known, tokens_per_pair=self._tokens_per_pair
         )
         return output, policy, hits_K[batch.chosen_N]
 
