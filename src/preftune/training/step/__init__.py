@@ -9,7 +9,8 @@ planning micro-batches within a token budget, computing them, starting again whe
     metrics         means over samples, one transfer per log
     micro_batches   which groups are computed together
     optimizer_step  one step, repeated whole when memory runs out
+    pair_loss       the objective of a configuration on a batch's pairs
     ranks           what ranks exchange: gradients and memory limits
 """
 
-__all__ = ["collate", "kl_baseline", "memory", "metrics", "micro_batches", "optimizer_step"]
+__all__ = ["collate", "kl_baseline", "memory", "metrics", "micro_batches", "optimizer_step", "pair_loss"]
