@@ -10,6 +10,7 @@ from typing import Any
 
 from preftune import DPOConfig
 from preftune.losses import LOSSES, Loss
+from preftune.losses.group_relative import group_advantages, group_loss, leave_one_out
 from preftune.losses.unpaired import UNPAIRED
 
 PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
@@ -46,6 +47,25 @@ order. Costs one more forward pass of policy and reference. With full fine-tunin
 weights."""
 
 
+_GROUPS = """\
+## Rewarded answers: `preftune grpo`, `preftune rloo`
+
+`GRPOTrainer` and `RLOOTrainer` sample `num_generations` answers to each prompt and train on how much better each is
+rewarded than the others. `reward_funcs` are functions as TRL takes them (`prompts`, `completions` and the other columns
+in, a list of numbers out), functions of one prompt, answer and row, names of reward models, or a list of these, summed
+with `reward_weights`. Batch sizes count answers. The prompt of a group is computed once for all its answers.
+
+| to get | options |
+|---|---|
+| GRPO as in the paper | `loss_type=grpo`, `beta=0.04` |
+| Dr. GRPO | `loss_type=dr_grpo`, `scale_rewards=none` |
+| DAPO | `epsilon_high=0.28`, `dynamic_sampling`, `mask_truncated_completions` |
+| GSPO | `importance_sampling_level=sequence`, `epsilon=3e-4`, `epsilon_high=4e-4` |
+
+`loss_type` says what the loss is a mean over. `dapo` (the default, as TRL's) and `bnpo` are the mean over all tokens of
+the optimiser step; TRL takes `bnpo` per micro-batch. With `beta=0` there is no reference, and none is kept."""
+
+
 def page() -> str:
     """The whole document."""
     header = (
@@ -53,6 +73,7 @@ def page() -> str:
         "|---|---|---|---|--:|--:|---|\n"
     )
     sections = [*map(_section, LOSSES.values()), _UNPAIRED, *(_of(loss) for loss in UNPAIRED.values())]
+    sections += [_GROUPS, *map(_of, (group_advantages, leave_one_out, group_loss))]
     return _HEAD + header + "\n".join(map(_row, LOSSES.values())) + "\n\n" + "\n\n".join(sections) + "\n"
 
 

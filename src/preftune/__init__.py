@@ -32,7 +32,14 @@ if TYPE_CHECKING:
         SFTConfig,
         SFTTrainer,
     )
-    from preftune.training.online import OnlineDPOConfig, OnlineDPOTrainer
+    from preftune.training.online import (
+        GRPOConfig,
+        GRPOTrainer,
+        OnlineDPOConfig,
+        OnlineDPOTrainer,
+        RLOOConfig,
+        RLOOTrainer,
+    )
     from preftune.training.ppo import PPOConfig, PPOTrainer
 
 _HOME = {
@@ -40,6 +47,8 @@ _HOME = {
     "CPOTrainer": "preftune.training",
     "DPOConfig": "preftune.training",
     "DPOTrainer": "preftune.training",
+    "GRPOConfig": "preftune.training.online",
+    "GRPOTrainer": "preftune.training.online",
     "KTOConfig": "preftune.training",
     "KTOTrainer": "preftune.training",
     "ORPOConfig": "preftune.training",
@@ -49,6 +58,8 @@ _HOME = {
     "PPOConfig": "preftune.training.ppo",
     "PPOTrainer": "preftune.training.ppo",
     "PreftuneError": "preftune.errors",
+    "RLOOConfig": "preftune.training.online",
+    "RLOOTrainer": "preftune.training.online",
     "RewardConfig": "preftune.training",
     "RewardTrainer": "preftune.training",
     "SFTConfig": "preftune.training",
@@ -65,6 +76,8 @@ __all__ = [
     "CPOTrainer",
     "DPOConfig",
     "DPOTrainer",
+    "GRPOConfig",
+    "GRPOTrainer",
     "KTOConfig",
     "KTOTrainer",
     "ORPOConfig",
@@ -74,6 +87,8 @@ __all__ = [
     "PPOConfig",
     "PPOTrainer",
     "PreftuneError",
+    "RLOOConfig",
+    "RLOOTrainer",
     "RewardConfig",
     "RewardTrainer",
     "SFTConfig",

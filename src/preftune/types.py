@@ -140,6 +140,8 @@ class TokenizedGroup:
     """
     labels: tuple[Label, ...] = ()
     """One for each completion; empty where the data have no labels."""
+    scores: tuple[float, ...] = ()
+    """How good each completion is, in units of the method; empty without scores."""
 
     def __post_init__(self) -> None:
         if self.scored:

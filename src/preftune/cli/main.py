@@ -35,6 +35,8 @@ COMMANDS: dict[str, Command] = {
         ("train", "kto", "train on single answers that are good or bad (or on pairs as such)"),
         ("train", "reward", "a reward model on preference pairs, to judge with and to train on"),
         ("train", "ppo", "train on the model's own answers, rated by a reward model, rule or endpoint"),
+        ("train", "grpo", "answers to one prompt are rewarded, and are each other's baseline"),
+        ("train", "rloo", "the same with the leave-one-out baseline (RLOO)"),
         ("train", "online", "the model answers, a judge compares, DPO on the fresh pairs"),
         ("commands", "compare", "DPO against reward model and PPO: same model, data, budget and judge"),
         ("commands", "sample", "several completions per prompt, from a model or an endpoint"),

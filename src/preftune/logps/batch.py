@@ -48,12 +48,14 @@ class PackedBatch:
     """(K,) bool: the labels of all completions; empty without labels."""
     label_weight_K: Tensor
     """(K,) float32."""
+    score_K: Tensor
+    """(K,) float32: the scores of all completions; empty without scores."""
     groups: tuple[TokenizedGroup, ...]
 
     def to(self, device: Any, non_blocking: bool = False) -> PackedBatch:
         """The batch with its tensors on `device`."""
         names = "input_ids position_ids layout predict_T target_T owner_T chosen_N rejected_N weight_N margin_N"
-        names += " good_K label_weight_K"
+        names += " good_K label_weight_K score_K"
         moved = {n: getattr(self, n).to(device, non_blocking=non_blocking) for n in names.split()}
         return replace(self, **moved)
 
@@ -174,5 +176,6 @@ def pack(groups: Sequence[TokenizedGroup]) -> PackedBatch:
         margin_N=torch.tensor(margin, dtype=torch.float32),
         good_K=torch.tensor([label.desirable for group in groups for label in group.labels], dtype=torch.bool),
         label_weight_K=torch.tensor([label.weight for group in groups for label in group.labels], dtype=torch.float32),
+        score_K=torch.tensor([score for group in groups for score in group.scores], dtype=torch.float32),
         groups=tuple(groups),
     )

@@ -5,6 +5,7 @@ The DPO loss is `pairwise.sigmoid`. A new loss of pairs is a function in `pairwi
 step.
 
     advantages      generalised advantage estimation
+    group_relative  advantages and losses of GRPO and RLOO
     objective       the weighted sum of losses that a run minimises
     pairs           what a loss of pairs gets and gives; f-divergences
     pairwise        losses with a reference: sigmoid (DPO), ipo, hinge, robust, ...
@@ -28,6 +29,7 @@ __all__ = [
     "Pairs",
     "advantages",
     "get_loss",
+    "group_relative",
     "objective",
     "ppo",
     "registry",

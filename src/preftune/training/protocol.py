@@ -164,6 +164,8 @@ class OnlineTrainerView(TrainerView, Protocol):
     """`OnlineTrainer`."""
 
     reference: Source
+    holds_back: ClassVar[str]
+    repeats: ClassVar[str]
     trained: nn.Module
     rated_by: str
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from preftune import GRPOTrainer, PPOTrainer
 from preftune.generation.prompts import Prompt
 from preftune.training.guard.alarms import NOTE
 from preftune.training.online.rollout import Rollout, TransformersSampler
@@ -28,7 +29,7 @@ def rollout(number: int, text: str, *, finished: bool = True) -> Rollout:
 
 
 def names(now: RoundFigures, **logs: float) -> list[str]:
-    return [alarm.name for alarm in round_alarms(HEALTHY, now, {**LOGS, **logs}, LOGS, 7)]
+    return [alarm.name for alarm in round_alarms(HEALTHY, now, {**LOGS, **logs}, LOGS, 7, PPOTrainer)]
 
 
 def test_a_healthy_round_raises_nothing() -> None:
@@ -64,10 +65,10 @@ def test_figures_that_go_wrong(name: str, figure: str, value: float) -> None:
 
 
 def test_an_alarm_says_what_was_seen_why_and_what_to_change() -> None:
-    (alarm,) = round_alarms(HEALTHY, HEALTHY._replace(repeats=0.5), LOGS, LOGS, 7)
+    (alarm,) = round_alarms(HEALTHY, HEALTHY._replace(repeats=0.5), LOGS, LOGS, 7, PPOTrainer)
     assert alarm.sentence().startswith("50% of the answers repeat themselves; at first 0% did. ")
     assert "kl_coef" in alarm.remedy
-    (note,) = round_alarms(HEALTHY, HEALTHY._replace(length=90.0), LOGS, LOGS, 7)
+    (note,) = round_alarms(HEALTHY, HEALTHY._replace(length=90.0), LOGS, LOGS, 7, GRPOTrainer)
     assert note.level == NOTE
     assert "missing_eos_penalty" in note.remedy
 

@@ -79,7 +79,7 @@ def test_a_reward_on_the_base_changes_nothing_of_it(tmp_path: Path, of_reward, o
         assert torch.allclose(run.reference.score(run.model, batch, run.engine), received, atol=1e-4)
     items = [("tell: ", "abc hello", {}), ("why: ", "zq", {})]
     alone = load_reward_model(saved).score_all(items)
-    (scorer,) = run.score._scorers
+    (scorer,) = run.score.scorers
     assert scorer.score_all(items) == pytest.approx(alone, abs=1e-4)
     run.train()
     assert scorer.score_all(items) == pytest.approx(alone, abs=1e-4)
@@ -98,7 +98,7 @@ def test_a_base_that_was_changed_in_memory_is_not_shared(tmp_path: Path, dtype: 
     assert tuned.config._name_or_path == base
     run = trainer(tmp_path / "run", tuned, reward=None, reward_model=[saved])
     items = [("tell: ", "abc hello", {})]
-    (scorer,) = run.score._scorers
+    (scorer,) = run.score.scorers
     assert scorer.score_all(items) == pytest.approx(load_reward_model(saved).score_all(items), abs=1e-5)
     again = trainer(tmp_path / "again", load_model(base, dtype=dtype), reward=None, reward_model=[saved])
     assert any(REWARD in name for name, _ in again.model.named_parameters())

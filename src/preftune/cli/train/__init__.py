@@ -6,10 +6,12 @@
     datasets       pairs or demonstrations to train on and to hold out
     dpo            preftune dpo
     fresh_answers  what ppo and online share
+    grpo           preftune grpo
     kto            preftune kto
     online         preftune online
     ppo            preftune ppo
     reward         preftune reward
+    rloo           preftune rloo
     sft            preftune sft
     train_command  what all of them share
 """

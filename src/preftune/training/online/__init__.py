@@ -2,8 +2,11 @@
 
 config        options of online training
 fresh         data loader, reference and sampler of a trainer
+group_trainer     GRPOTrainer and RLOOTrainer
+grpo_config       their options
 preference    OnlineDPOTrainer
 prompts       prompts, encoded once, in a seeded order
+reward_functions  rewards as TRL takes them, and sums of several
 rollout       answers as token ids
 scoring       reward models, ensembles, rules and chat models as scorers
 trainer       OnlineTrainer: what PPO and online DPO share
@@ -12,11 +15,17 @@ watch         the guard of online training
 """
 
 from preftune.training.online.config import OnlineDPOConfig
+from preftune.training.online.group_trainer import GRPOTrainer, RLOOTrainer
+from preftune.training.online.grpo_config import GRPOConfig, RLOOConfig
 from preftune.training.online.preference import OnlineDPOTrainer
 
 __all__ = [
+    "GRPOConfig",
+    "GRPOTrainer",
     "OnlineDPOConfig",
     "OnlineDPOTrainer",
+    "RLOOConfig",
+    "RLOOTrainer",
     "config",
     "fresh",
     "prompts",

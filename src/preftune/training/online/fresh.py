@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from preftune.errors import ConfigError
 from preftune.log import say
-from preftune.logps import choose_engine, pack
-from preftune.reference import FrozenCopy, choose_source
+from preftune.logps import LogitTransform, choose_engine, pack
+from preftune.reference import FrozenCopy, NoReference, choose_source
 from preftune.reference.sources import ExplicitModel, Source
 from preftune.training.online.config import SamplingConfig
 from preftune.training.online.prompts import PromptSet
@@ -29,6 +29,8 @@ class FreshTrainer(OnlineTrainerView, Protocol):
     def args(self) -> SamplingConfig: ...
     @property
     def prompts(self) -> PromptSet: ...
+    @property
+    def needs_reference(self) -> bool: ...
     def autocast(self) -> AbstractContextManager[None]: ...
     def go_on(self) -> None: ...
     def fresh_steps(self) -> Sequence[FreshStep]: ...
@@ -78,6 +80,10 @@ def choose_reference(trainer: FreshTrainer, ref_model: Any) -> Source:
     Args:
         ref_model: the explicit one, a model, hub id or folder; None takes the policy as received.
     """
+    if not trainer.needs_reference:
+        if ref_model is not None:
+            raise ConfigError("ref_model has no meaning with beta=0, which has no reference. Leave it out.")
+        return NoReference()
     if ref_model is not None:
         from preftune.training.setup.reference import prepare_explicit
 
@@ -96,6 +102,23 @@ def choose_reference(trainer: FreshTrainer, ref_model: Any) -> Source:
             say(f"all weights are trained, so the reference is a frozen copy of them: {size:.2f} GiB more.")
     say(f"reference: {source.description}.")
     return source
+
+
+def scale_logps(trainer: FreshTrainer, temperature: float) -> None:
+    """From here on log-probabilities are those of the distribution that is sampled from.
+
+    Raises: ConfigError for a model whose log-probabilities cannot be scaled.
+    """
+    if temperature == 1.0:
+        return
+    for engine in {trainer.engine, getattr(trainer.reference, "engine", trainer.engine)}:
+        transform = getattr(engine, "transform", None)
+        if transform is None or transform.softcap is not None:
+            raise ConfigError(
+                f"temperature={temperature}: this model's log-probabilities cannot be scaled (its logits are capped, "
+                "or only the naive engine serves it). Use temperature=1."
+            )
+        engine.transform = LogitTransform(scale=transform.scale / temperature)
 
 
 def choose_sampler(trainer: FreshTrainer, tokenizer: Any) -> Sampler:

@@ -44,7 +44,7 @@ class Score:
             ensemble: how several are one: their mean, the least of them (Coste et al. 2023, arXiv:2310.02743, "worst-
                 case optimisation"), or the mean less their standard deviation (there "uncertainty-weighted").
         """
-        self._scorers, self._ensemble, self._thoughts = list(scorers), ensemble, thoughts
+        self.scorers, self._ensemble, self._thoughts = list(scorers), ensemble, thoughts
         self.name = " + ".join(judge_name(scorer) for scorer in scorers)
         self.keys = [getattr(scorer, "cache_key", None) for scorer in scorers]
         """Content addresses, of those that have one."""
@@ -57,7 +57,7 @@ class Score:
 
     def of_items(self, items: Sequence[Item]) -> Scores:
         """The scores of answers given as prompt, text and row."""
-        members = [score_all(scorer, items) for scorer in self._scorers]
+        members = [score_all(scorer, items) for scorer in self.scorers]
         return combined(members, self._ensemble)
 
 

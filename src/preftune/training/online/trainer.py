@@ -8,7 +8,7 @@ rounds, so that a resumed run samples, draws and steps as the uninterrupted one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +116,15 @@ class OnlineTrainer(RecordedTrainer):
     def reference_source(self) -> Source:
         return self.reference
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss or the reward compares with a reference."""
+        return True
+
+    holds_back: ClassVar[str] = "beta (double it)"
+    """The option that keeps the policy near the reference, as the guard names it."""
+    repeats: ClassVar[str] = "max_new_tokens"
+    """The option that makes a round's update smaller, besides the learning rate."""
     prompts_per_round: int
     answers_per_prompt = 1
     steps_per_round = 1
@@ -216,7 +225,7 @@ class OnlineTrainer(RecordedTrainer):
             self.engine,
             ReferenceScores(self.reference, self.engine, None, autocast=self.autocast),
             autocast=self.precision.autocast,
-            resumed=self.state.global_step > 0,
+            resumed=self.state.global_step > 0 or not self.needs_reference,
             allow_mismatch=bool(getattr(self.args, "allow_reference_mismatch", False)),
         )
         detail(result.describe())

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from transformers import TrainerCallback
 
@@ -74,17 +74,29 @@ class _Cure:
 
 _HELD_BACK = _Cure(
     "The policy has found what the reward likes and a reader does not (over-optimisation).",
-    "Raise kl_coef (double it), or give kl_target=6; add a second reward model, with reward_ensemble='min'.",
+    "Raise {holds_back}; add a second reward model.",
 )
 _ENDLESS = _Cure(
     "Nothing makes the policy come to an end, or the reward likes length.",
     "Set missing_eos_penalty=1, and give max_new_tokens room for whole answers.",
 )
-_SLOWER = _Cure("The optimiser's steps are too large.", "Halve the learning rate, or num_ppo_epochs.")
+_SLOWER = _Cure("The optimiser's steps are too large.", "Halve the learning rate, or {repeats}.")
+
+
+class Options(Protocol):
+    """What a method calls the options that remedies name."""
+
+    holds_back: ClassVar[str]
+    repeats: ClassVar[str]
 
 
 def round_alarms(
-    first: RoundFigures, now: RoundFigures, logs: Mapping[str, float], start: Mapping[str, float], step: int
+    first: RoundFigures,
+    now: RoundFigures,
+    logs: Mapping[str, float],
+    start: Mapping[str, float],
+    step: int,
+    options: Options | type[Options],
 ) -> list[Alarm]:
     """What is wrong with a round, compared with the first one.
 
@@ -92,7 +104,8 @@ def round_alarms(
         logs, start: figures as logged, now and of the first round.
     """
     found = [*_of_answers(first, now), *_of_figures(logs, start)]
-    return [Alarm(step, s.name, s.seen, s.fix.cause, s.fix.remedy, s.level, s.figures) for s in found]
+    names = {"holds_back": options.holds_back, "repeats": options.repeats}
+    return [Alarm(step, s.name, s.seen, s.fix.cause, s.fix.remedy.format(**names), s.level, s.figures) for s in found]
 
 
 class _Seen(NamedTuple):
@@ -205,7 +218,7 @@ class Watch(TrainerCallback):
         if not logs or "objective/kl" not in logs or self._first is None or self._now is None:
             return
         self._start = self._start or dict(logs)
-        found = round_alarms(self._first, self._now, logs, self._start, state.global_step)
+        found = round_alarms(self._first, self._now, logs, self._start, state.global_step, self._trainer)
         new = [alarm for alarm in found if alarm.name not in self._raised]
         for alarm in new:
             self._raised.add(alarm.name)

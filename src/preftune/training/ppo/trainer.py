@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from preftune.errors import ConfigError
 from preftune.judges.user_rules import adapted
 from preftune.log import say
-from preftune.logps import LogitTransform
 from preftune.logps.batch import PackedBatch
 from preftune.losses.advantages import Moments
 from preftune.losses.ppo import AdaptiveKL
 from preftune.models.roles import Scalar
 from preftune.reference import inference
-from preftune.training.online.fresh import FreshStep
+from preftune.training.online.fresh import FreshStep, scale_logps
 from preftune.training.online.rollout import Rollout
 from preftune.training.online.scoring import Score, Scores, judge_options, open_score
 from preftune.training.online.trainer import OnlineTrainer
@@ -55,6 +54,8 @@ class PPOTrainer(OnlineTrainer):
 
     args: PPOConfig
     method = "ppo"
+    holds_back = "kl_coef (double it), or give kl_target=6"
+    repeats = "num_ppo_epochs"
     _tag_names = ("preftune", "ppo")
 
     def __init__(
@@ -129,18 +130,7 @@ class PPOTrainer(OnlineTrainer):
         return made
 
     def _after_check(self) -> None:
-        """From here on log-probabilities are those of the distribution that is sampled from."""
-        temperature = self.args.temperature
-        if temperature == 1.0:
-            return
-        for engine in {self.engine, getattr(self.reference, "engine", self.engine)}:
-            transform = getattr(engine, "transform", None)
-            if transform is None or transform.softcap is not None:
-                raise ConfigError(
-                    f"temperature={temperature}: this model's log-probabilities cannot be scaled (its logits are "
-                    "capped, or only the naive engine serves it). Use temperature=1."
-                )
-            engine.transform = LogitTransform(scale=transform.scale / temperature)
+        scale_logps(self, self.args.temperature)
 
     # --- a round ---
 

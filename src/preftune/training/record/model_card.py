@@ -19,6 +19,8 @@ from preftune.version import __version__
 
 Row = tuple[str, str]
 _ONLINE = {
+    "grpo": "aligned by group relative policy optimisation (arXiv:2402.03300) on its own answers",
+    "rloo": "aligned by REINFORCE leave-one-out (arXiv:2402.14740) on its own answers",
     "ppo": "aligned by proximal policy optimisation (arXiv:1707.06347, arXiv:1909.08593) on its own answers",
     "online-dpo": "aligned by online DPO (arXiv:2402.04792) on its own answers, compared by a judge,",
 }

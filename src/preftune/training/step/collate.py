@@ -45,6 +45,7 @@ def no_groups() -> PackedBatch:
         margin_N=torch.zeros(0),
         good_K=torch.zeros(0, dtype=torch.bool),
         label_weight_K=torch.zeros(0),
+        score_K=torch.zeros(0),
         groups=(),
     )
 

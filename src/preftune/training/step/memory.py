@@ -17,7 +17,7 @@ from preftune.logps.batch import PackedBatch
 from preftune.logps.score_groups import is_out_of_memory
 from preftune.training.protocol import GroupTrainerView, TokenLimitView, TrainerView
 from preftune.training.step.memory_advice import out_of_memory_error
-from preftune.training.step.micro_batches import Cost, plan_micro_batches, split_group
+from preftune.training.step.micro_batches import Cost, parts_of, plan_micro_batches, split_group
 from preftune.types import TokenizedGroup
 
 Work = Literal["training", "evaluation", "reference", "scoring"]
@@ -144,8 +144,8 @@ def _fits(groups: Sequence[TokenizedGroup], limit: TokenLimitView, cost: Cost) -
 
 
 def _parts(groups: Sequence[TokenizedGroup]) -> int:
-    """Into how many pieces groups can be split: pairs, or whole groups without pairs."""
-    return sum(max(1, len(group.pairs)) for group in groups)
+    """Into how many pieces groups can be split."""
+    return sum(map(parts_of, groups))
 
 
 def _called(groups: Sequence[TokenizedGroup]) -> str:

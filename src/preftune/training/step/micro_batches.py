@@ -63,12 +63,15 @@ def plan_micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def split_group(group: TokenizedGroup, budget: int | None, cost: Cost) -> list[TokenizedGroup]:
-    """The group, or if it is beyond the budget, parts of its pairs in their order, each within the budget if it can be.
+    """The group, or if it is beyond the budget, parts of its pairs (without pairs, of its completions) in their order,
+    each within the budget if it can be.
 
-    A completion that pairs of several parts need is computed in each of them; the pairs' losses do not change.
+    A completion that pairs of several parts need is computed in each of them; the losses do not change.
     """
-    if budget is None or len(group.pairs) < 2 or cost(group) <= budget:
+    if budget is None or parts_of(group) < 2 or cost(group) <= budget:
         return [group]
+    if not group.pairs:
+        return [_with_completions(group, part) for part in _shares(range(len(group.completions)), group, budget, cost)]
     parts: list[list[Preference]] = []
     for pair in group.pairs:
         if parts and cost(_with_pairs(group, [*parts[-1], pair])) <= budget:
@@ -76,6 +79,38 @@ def split_group(group: TokenizedGroup, budget: int | None, cost: Cost) -> list[T
         else:
             parts.append([pair])
     return [_with_pairs(group, pairs) for pairs in parts]
+
+
+def parts_of(group: TokenizedGroup) -> int:
+    """Into how many pieces a group can be split: its pairs, or its completions."""
+    return len(group.pairs) or len(group.completions)
+
+
+def _shares(places: range, group: TokenizedGroup, budget: int, cost: Cost) -> list[list[int]]:
+    shares: list[list[int]] = []
+    for place in places:
+        if shares and cost(_with_completions(group, [*shares[-1], place])) <= budget:
+            shares[-1].append(place)
+        else:
+            shares.append([place])
+    return shares
+
+
+def _with_completions(group: TokenizedGroup, places: Sequence[int]) -> TokenizedGroup:
+    """Some of a group's completions, with what is known of them."""
+
+    def some(values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(values[place] for place in places) if values else ()
+
+    return TokenizedGroup(
+        group.prompt_ids,
+        some(group.completions),
+        (),
+        id=group.id,
+        scored=some(group.scored),
+        labels=some(group.labels),
+        scores=some(group.scores),
+    )
 
 
 def _with_pairs(group: TokenizedGroup, pairs: Sequence[Preference]) -> TokenizedGroup:

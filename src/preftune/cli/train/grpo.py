@@ -1,0 +1,69 @@
+"""`preftune grpo`, and what `preftune rloo` shares: prompts, a policy and a reward in, a policy rewarded more out."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from preftune.cli.flags.short_help import MODEL, HelpPage
+from preftune.cli.train.fresh_answers import PROMPT_WORDS, PromptArguments, open_prompts_of, report
+from preftune.cli.train.train_command import Method
+from preftune.cli.train.train_command import run as run_method
+
+_SECTIONS = {
+    "policy": MODEL,
+    "reward": "reward_model reward_weights missing_eos_penalty",
+    "data": "data columns format as_chat max_prompt_length",
+    "rounds": "num_generations max_new_tokens temperature total_episodes num_train_epochs max_steps "
+    "per_device_train_batch_size gradient_accumulation_steps num_iterations dynamic_sampling "
+    "mask_truncated_completions generation_batch_size use_vllm",
+}
+_WORDS = {
+    **PROMPT_WORDS,
+    "model": "path or hub id, usually a fine-tuned one (SFT)",
+    "reward_model": "a reward model (preftune reward, or any sequence classifier with one label), "
+    "rule:MODULE:FUNCTION, openai:MODEL@URL or local:MODEL (marks from 1 to 10); of several the weighted sum",
+    "learning_rate": "by default 1e-6 for all weights, 1e-5 for LoRA",
+}
+_GRPO = HelpPage(
+    usage="preftune grpo --model SFT --reward_model RM --data PROMPTS [options]",
+    about="Group relative policy optimisation: the model gives several answers to each prompt, a reward rates them, "
+    "and each is compared with the others of its prompt; no value model. Every field of GRPOConfig and of "
+    "transformers' TrainingArguments is a flag. With --loss_type dr_grpo --scale_rewards none it is Dr. GRPO, with "
+    "--epsilon_high 0.28 --dynamic_sampling DAPO, with --importance_sampling_level sequence GSPO.",
+    sections={
+        **_SECTIONS,
+        "optimisation": "learning_rate beta epsilon epsilon_high loss_type scale_rewards "
+        "importance_sampling_level guard",
+    },
+    words=_WORDS,
+)
+_RLOO = HelpPage(
+    usage="preftune rloo --model SFT --reward_model RM --data PROMPTS [options]",
+    about="REINFORCE leave-one-out: as preftune grpo, with the mean reward of the other answers as the baseline and "
+    "the KL to the reference in the reward. Every field of RLOOConfig and of TrainingArguments is a flag.",
+    sections={**_SECTIONS, "optimisation": "learning_rate beta epsilon normalize_advantages guard"},
+    words=_WORDS,
+)
+
+
+def _method(name: str, title: str, help_page: HelpPage) -> Method:
+    return Method(
+        name=name,
+        trainer=f"preftune.training.online:{title}Trainer",
+        config=f"preftune.training.online.grpo_config:{title}Config",
+        help=help_page,
+        aim="align",
+        wanted="prompts to train on",
+        open_data=open_prompts_of,
+        report=report,
+        data_arguments=PromptArguments,
+        needs=("reward_model",),
+        needs_what="name what rates them with --reward_model RM (or rule:MODULE:FUNCTION, openai:MODEL@URL)",
+        holds_out=False,
+        guarded=True,
+    )
+
+
+METHOD = _method("grpo", "GRPO", _GRPO)
+RLOO = _method("rloo", "RLOO", _RLOO)
+run = partial(run_method, METHOD)

@@ -1,0 +1,108 @@
+"""Policy gradients whose baseline is the group of answers to one prompt: GRPO, its variants, and RLOO. Pure functions.
+
+P prompts with K answers each, C = P K answers, T tokens of all answers end to end.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from preftune.losses.ppo import kl_k3
+
+_EPSILON = 1e-4
+"""Added to a standard deviation, as TRL and most implementations have it."""
+
+
+def group_advantages(reward_PK: Tensor, *, scale: str) -> Tensor:
+    """(P, K): reward less the mean of its group. GRPO, Shao et al. 2024 (arXiv:2402.03300), section 4.1.2.
+
+    Args:
+        reward_PK: NaN for an answer without a reward, whose advantage is 0.
+        scale: what it is divided by: "group", the group's standard deviation; "batch", that of all answers; "none",
+            nothing, as Dr. GRPO, Liu et al. 2025 (arXiv:2503.20783), has it against the bias to easy and hard prompts.
+    """
+    centred_PK = reward_PK - reward_PK.nanmean(1, keepdim=True)
+    if scale == "group":
+        centred_PK = centred_PK / (deviation(reward_PK, 1) + _EPSILON)
+    elif scale == "batch":
+        centred_PK = centred_PK / (deviation(reward_PK.reshape(1, -1), 1) + _EPSILON)
+    return centred_PK.nan_to_num(0.0)
+
+
+def leave_one_out(reward_PK: Tensor) -> Tensor:
+    """(P, K): reward less the mean of the *other* rewards of its group. RLOO, Ahmadian et al. 2024 (arXiv:2402.14740),
+    eq. 7. NaN counts for nothing and has the advantage 0; so has the only reward of a group.
+    """
+    known_PK = (~reward_PK.isnan()).to(reward_PK.dtype)
+    others_P1 = known_PK.sum(1, keepdim=True) - 1
+    total_P1 = reward_PK.nansum(1, keepdim=True)
+    baseline_PK = (total_P1 - reward_PK) / others_P1.clamp(min=1)
+    return torch.where(others_P1 > 0, reward_PK - baseline_PK, torch.zeros_like(reward_PK)).nan_to_num(0.0)
+
+
+def deviation(values_PK: Tensor, dim: int) -> Tensor:
+    """The unbiased standard deviation without NaN, 0 of a single value; the dimension is kept."""
+    known = ~values_PK.isnan()
+    count = known.sum(dim, keepdim=True)
+    centred = (values_PK - values_PK.nanmean(dim, keepdim=True)).nan_to_num(0.0)
+    return (centred.square().sum(dim, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+
+
+class GroupLoss(NamedTuple):
+    """What `group_loss` says of T tokens."""
+
+    loss_T: Tensor
+    ratio_T: Tensor
+    """Without gradient."""
+    clipped_T: Tensor
+    """Bool: whether clipping took the token's gradient away."""
+    kl_T: Tensor
+    """k3 of every token, nats, without gradient; zeros without a reference."""
+
+
+def group_loss(
+    logps_T: Tensor,
+    old_logps_T: Tensor,
+    advantage_T: Tensor,
+    owner_T: Tensor,
+    *,
+    reference_T: Tensor | None,
+    beta: float,
+    low: float,
+    high: float,
+    level: str,
+    corrected_kl: bool = True,
+) -> GroupLoss:
+    """The clipped surrogate of GRPO with the sign of a loss, and the KL penalty; one value per token.
+
+    `-min(r A, clip(r, 1 - low, 1 + high) A) + beta k3`. A `high` above `low` is DAPO's clip-higher, Yu et al. 2025
+    (arXiv:2503.14476), eq. 8.
+
+    Args:
+        logps_T: of the policy as it is, with gradient.
+        old_logps_T: of the policy that sampled.
+        advantage_T: of each token's answer.
+        owner_T: int64, which answer each token belongs to, rising from 0.
+        reference_T: of the reference; None where beta is 0.
+        level: what r is of: "token"; or "sequence", the geometric mean over an answer's tokens, GSPO, Zheng et al. 2025
+            (arXiv:2507.18071), eq. 7; or "answer", the product over its tokens, as RLOO has it.
+        corrected_kl: the KL is weighted with r, as TRL does since the answers come from the policy that sampled.
+    """
+    log_ratio_T = logps_T - old_logps_T
+    if level != "token":
+        answers = int(owner_T.max()) + 1 if len(owner_T) else 0
+        sums = log_ratio_T.new_zeros(answers).index_add(0, owner_T, log_ratio_T)
+        if level == "sequence":
+            sums = sums / torch.bincount(owner_T, minlength=answers).clamp(min=1)
+        log_ratio_T = sums.index_select(0, owner_T)
+    ratio_T = log_ratio_T.exp()
+    free_T = -advantage_T * ratio_T
+    held_T = -advantage_T * ratio_T.clamp(1 - low, 1 + high)
+    loss_T, kl_T = torch.maximum(free_T, held_T), torch.zeros_like(free_T)
+    if reference_T is not None and beta:
+        kl_T = kl_k3(logps_T, reference_T)
+        loss_T = loss_T + beta * (kl_T * ratio_T if corrected_kl else kl_T)
+    return GroupLoss(loss_T, ratio_T.detach(), (held_T > free_T).detach(), kl_T.detach())

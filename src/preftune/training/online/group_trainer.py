@@ -1,0 +1,278 @@
+"""`GRPOTrainer` and `RLOOTrainer`: several answers to each prompt, whose rewards are each other's baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from preftune.logps import pack
+from preftune.logps.batch import PackedBatch
+from preftune.losses.advantages import whiten
+from preftune.losses.group_relative import GroupLoss, deviation, group_advantages, group_loss, leave_one_out
+from preftune.reference import inference
+from preftune.training.online.fresh import FreshStep, scale_logps
+from preftune.training.online.grpo_config import GroupConfig, GRPOConfig, RLOOConfig
+from preftune.training.online.reward_functions import Rewards, open_rewards
+from preftune.training.online.rollout import Rollout
+from preftune.training.online.trainer import OnlineTrainer
+from preftune.training.setup.arguments import own_config
+from preftune.training.step.memory import score_in_parts
+from preftune.types import TokenizedGroup
+
+Key = tuple[str, tuple[int, ...]]
+
+
+class Known(NamedTuple):
+    """What was measured of an answer when it was sampled; (tokens,) each, on the CPU."""
+
+    old: Tensor | None
+    """Log-probabilities of the policy that sampled; None where the first step's are they."""
+    reference: Tensor | None
+    trains: bool
+
+
+class GroupTrainer(OnlineTrainer):
+    """The common part of GRPO and RLOO.
+
+    Args:
+        model: the policy: a model, a hub id or a folder.
+        reward_funcs: what rates an answer: a function as TRL takes it (`prompts`, `completions`, columns -> a list of
+            numbers), a scorer (prompt, answer, row -> a number), the name of a reward model, or a list of these; by
+            default `reward_model` of the configuration.
+        args, train_dataset, ref_model, processing_class, peft_config, quantization_config, callbacks, optimizers,
+            sampler: as for `OnlineTrainer`.
+    """
+
+    args: GroupConfig
+    holds_back = "beta (double it; 0.04 where it is 0)"
+    repeats = "num_iterations"
+    config_class: ClassVar[type[GroupConfig]]
+
+    def __init__(
+        self,
+        model: Any = None,
+        reward_funcs: Any = None,
+        args: Any = None,
+        train_dataset: Any = None,
+        **options: Any,
+    ) -> None:
+        args = own_config(args, self.config_class, method=self.method)
+        self._opened = ExitStack()
+        self.rewards: Rewards = open_rewards(reward_funcs, args, self._opened)
+        self.rated_by, self.rated_with = self.rewards.name, self.rewards.keys
+        self.answers_per_prompt = args.num_generations
+        self._known: dict[Key, Known] = {}
+        self._waiting: list[TokenizedGroup] = []
+        super().__init__(model, args, train_dataset, **options)
+
+    @property
+    def needs_reference(self) -> bool:
+        return bool(self.args.beta)
+
+    def _after_check(self) -> None:
+        scale_logps(self, self.args.temperature)
+
+    def _plan_round(self, args: Any, step: int) -> None:
+        self.prompts_per_round = step // args.num_generations
+        self.steps_per_round = args.num_iterations
+
+    # --- what a subclass says ---
+
+    def advantages(self, reward_PK: Tensor, kl_PK: Tensor) -> Tensor:
+        """(P, K), from rewards (NaN without one) and the log-ratio of whole answers to the reference."""
+        raise NotImplementedError
+
+    def token_loss(self, logps_T: Tensor, old_T: Tensor, part: PackedBatch, reference_T: Tensor | None) -> GroupLoss:
+        """The loss of every token of a part, whose `score_K` are advantages."""
+        raise NotImplementedError
+
+    def token_weight(self, length_K: Tensor, *, answers: int, tokens: int) -> Tensor:
+        """(K,): weight of each token of an answer in the loss of a step.
+
+        Args:
+            length_K: tokens of the answers.
+            answers, tokens: of the whole step; tokens of those that train.
+        """
+        raise NotImplementedError
+
+    # --- a round ---
+
+    def make_steps(self, rollouts: Sequence[Rollout], round_number: int) -> list[list[TokenizedGroup]]:
+        args, size = self.args, self.answers_per_prompt
+        sums, members = self.rewards(rollouts)
+        penalty = args.missing_eos_penalty or 0.0
+        known = [
+            torch.nan if one is None else one - penalty * (not rollout.finished)
+            for one, rollout in zip(sums, rollouts, strict=True)
+        ]
+        reward_PK = torch.tensor(known).view(-1, size)
+        groups = [_group(rollouts[start : start + size]) for start in range(0, len(rollouts), size)]
+        self._log_rewards(reward_PK, members)
+        if not self._waiting:
+            self._known = {}
+        kl_PK = self._measure(groups, rollouts)
+        advantage_PK = self.advantages(reward_PK, kl_PK)
+        made = [
+            _with_scores(group, advantages) for group, advantages in zip(groups, advantage_PK.tolist(), strict=True)
+        ]
+        if args.dynamic_sampling:
+            self._waiting += [one for one in made if any(one.scores)]
+            if len(self._waiting) < self.prompts_per_round:
+                return []
+            made, self._waiting = self._waiting[: self.prompts_per_round], []
+        self.step_has_weight = any(any(one.scores) for one in made)
+        return [made] * args.num_iterations
+
+    def _log_rewards(self, reward_PK: Tensor, members: Sequence[Sequence[float | None]]) -> None:
+        known = reward_PK[~reward_PK.isnan()]
+        if not len(known):
+            return
+        spread_P = deviation(reward_PK, 1)[:, 0]
+        figures = {
+            "objective/scores": float(known.mean()),
+            "reward": float(known.mean()),
+            "reward_std": float(deviation(known[None], 1)),
+            "frac_reward_zero_std": float((spread_P == 0).float().mean()),
+        }
+        for name, scores in zip(self.rewards.names, members, strict=True):
+            rated = [score for score in scores if score is not None]
+            if rated and len(members) > 1:
+                figures[f"rewards/{name}/mean"] = sum(rated) / len(rated)
+        self._window.add(figures, weight=len(known))
+
+    def _measure(self, groups: Sequence[TokenizedGroup], rollouts: Sequence[Rollout]) -> Tensor:
+        """Keeps what the steps need of every answer. Returns: (P, K) log policy - log reference of whole answers."""
+        args, size = self.args, self.answers_per_prompt
+        old: list[Any] = [None] * len(rollouts)
+        reference: list[Any] = [None] * len(rollouts)
+        if args.num_iterations > 1 or args.beta:
+            old = self._in_parts(groups, lambda part: self.engine(self.model, part).token_logps_T)
+        if args.beta:
+            reference = self._in_parts(groups, lambda part: self.reference.score(self.model, part, self.engine))
+        for place, rollout in enumerate(rollouts):
+            trains = rollout.finished or not args.mask_truncated_completions
+            key = groups[place // size].id, tuple(rollout.response_ids)
+            kept = old[place] if args.num_iterations > 1 else None
+            self._known[key] = Known(kept, reference[place], trains)
+        if not args.beta:
+            return torch.zeros(len(groups), size)
+        kl = [float((now - then).sum()) for now, then in zip(old, reference, strict=True)]
+        tokens = sum(map(len, old))
+        self._window.add({"objective/kl": sum(kl) / len(kl), "kl": sum(kl) / tokens}, weight=len(kl))
+        return torch.tensor(kl).view(-1, size)
+
+    def _in_parts(self, groups: Sequence[TokenizedGroup], measure: Callable[[PackedBatch], Tensor]) -> list[Tensor]:
+        """One tensor per answer on the CPU, without gradients, within the limits of memory."""
+
+        def score(part: Sequence[TokenizedGroup]) -> Sequence[list[Tensor]]:
+            with inference(self.model), self.autocast():
+                flat_T = measure(pack(part).to(self.args.device)).float().cpu()
+            answers = iter(flat_T.split([len(one) for group in part for one in group.completions]))
+            return [[next(answers) for _ in group.completions] for group in part]
+
+        found = score_in_parts(self, groups, score, work="scoring")
+        return [answer for parts in found for part in parts for answer in part]
+
+    # --- a step ---
+
+    def compute_part(self, part: PackedBatch, step: FreshStep) -> tuple[Tensor, Mapping[str, Tensor], Tensor]:
+        device, owner_T = part.owner_T.device, part.owner_T
+        known = [self._known[group.id, tuple(one)] for group in part.groups for one in group.completions]
+        lengths = [len(one) for group in part.groups for one in group.completions]
+        with self.autocast():
+            logps_T = self.engine(self.model, part).token_logps_T
+        old = [one.old for one in known if one.old is not None]
+        reference = [one.reference for one in known if one.reference is not None]
+        old_T = torch.cat(old).to(device) if old else logps_T.detach()
+        reference_T = torch.cat(reference).to(device) if reference else None
+        found = self.token_loss(logps_T, old_T, part, reference_T)
+        trains_K = torch.tensor([float(one.trains) for one in known], device=device)
+        weight_K = trains_K * self.token_weight(torch.tensor(lengths, device=device), **self._totals(step))
+        loss = (weight_K[owner_T] * found.loss_T).sum()
+        self.accelerator.backward(loss)
+        tokens = torch.tensor(float(len(owner_T)), device=device)
+        sums = {
+            "val/ratio": found.ratio_T.sum(),
+            "policy/clipfrac_avg": found.clipped_T.float().sum(),
+            "policy/entropy_avg": -logps_T.detach().sum(),
+        }
+        return loss.detach(), sums, tokens
+
+    def _totals(self, step: FreshStep) -> dict[str, int]:
+        answers = [(group.id, tuple(one)) for group in step.groups for one in group.completions]
+        return {"answers": len(answers), "tokens": sum(len(key[1]) for key in answers if self._known[key].trains)}
+
+
+class GRPOTrainer(GroupTrainer):
+    """Group relative policy optimisation, Shao et al. 2024 (arXiv:2402.03300). Args: those of `GroupTrainer`."""
+
+    args: GRPOConfig
+    method = "grpo"
+    _tag_names = ("preftune", "grpo")
+    config_class = GRPOConfig
+
+    def advantages(self, reward_PK: Tensor, kl_PK: Tensor) -> Tensor:
+        return group_advantages(reward_PK, scale=self.args.scale_rewards)
+
+    def token_loss(self, logps_T: Tensor, old_T: Tensor, part: PackedBatch, reference_T: Tensor | None) -> GroupLoss:
+        args = self.args
+        low, high = args.epsilons
+        return group_loss(
+            logps_T,
+            old_T,
+            part.score_K[part.owner_T],
+            part.owner_T,
+            reference_T=reference_T,
+            beta=args.beta,
+            low=low,
+            high=high,
+            level=args.importance_sampling_level,
+            corrected_kl=args.use_bias_correction_kl,
+        )
+
+    def token_weight(self, length_K: Tensor, *, answers: int, tokens: int) -> Tensor:
+        if self.args.loss_type == "grpo":
+            return 1 / (answers * length_K)
+        if self.args.loss_type == "dr_grpo":
+            return torch.full_like(length_K, 1 / (answers * self.args.max_new_tokens), dtype=torch.float32)
+        return torch.full_like(length_K, 1 / max(1, tokens), dtype=torch.float32)
+
+
+class RLOOTrainer(GroupTrainer):
+    """REINFORCE leave-one-out, Ahmadian et al. 2024 (arXiv:2402.14740). Args: those of `GroupTrainer`."""
+
+    args: RLOOConfig
+    method = "rloo"
+    _tag_names = ("preftune", "rloo")
+    config_class = RLOOConfig
+
+    def advantages(self, reward_PK: Tensor, kl_PK: Tensor) -> Tensor:
+        advantage_PK = leave_one_out(reward_PK - self.args.beta * kl_PK)
+        if self.args.normalize_advantages:
+            advantage_PK = whiten(advantage_PK, ~reward_PK.isnan())
+        return advantage_PK
+
+    def token_loss(self, logps_T: Tensor, old_T: Tensor, part: PackedBatch, reference_T: Tensor | None) -> GroupLoss:
+        low, high = self.args.epsilons
+        advantage_T = part.score_K[part.owner_T]
+        return group_loss(
+            logps_T, old_T, advantage_T, part.owner_T, reference_T=None, beta=0.0, low=low, high=high, level="answer"
+        )
+
+    def token_weight(self, length_K: Tensor, *, answers: int, tokens: int) -> Tensor:
+        return 1 / (answers * length_K)  # every token has the loss of its answer
+
+
+def _group(answers: Sequence[Rollout]) -> TokenizedGroup:
+    """The answers to one prompt, which share it in the engine."""
+    first = answers[0]
+    completions = tuple(one.response_ids for one in answers)
+    return TokenizedGroup(first.prompt_ids, completions, (), id=f"{first.prompt.id}#{first.number}")
+
+
+def _with_scores(group: TokenizedGroup, scores: Sequence[float]) -> TokenizedGroup:
+    return TokenizedGroup(group.prompt_ids, group.completions, (), id=group.id, scores=tuple(scores))

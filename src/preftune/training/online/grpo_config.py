@@ -1,0 +1,111 @@
+"""`GRPOConfig` and `RLOOConfig`: the options of training on groups of answers, under TRL's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from preftune.errors import ConfigError
+from preftune.training.config.base import one_of, option
+from preftune.training.config.refused import REFUSED, Refusal
+from preftune.training.online.config import SamplingConfig, refuse_what_has_no_meaning
+
+LOSSES = ("dapo", "grpo", "bnpo", "dr_grpo")
+
+
+@dataclass
+class GroupConfig(SamplingConfig):
+    """What `GRPOConfig` and `RLOOConfig` share.
+
+    Names follow TRL's. Batch sizes count answers, as there: `per_device_train_batch_size` times
+    `gradient_accumulation_steps` answers make an optimiser step, `num_generations` to each prompt.
+    """
+
+    full_learning_rate: ClassVar[float] = 1e-6
+    adapter_learning_rate: ClassVar[float] = 1e-5
+    trls_rate: ClassVar[float] = 1e-6
+    refused: ClassVar[Mapping[str, Refusal]] = REFUSED
+
+    num_train_epochs: float = option(1.0, "How often every prompt is asked.")
+    per_device_train_batch_size: int = option(8, "Answers at a time; with gradient_accumulation_steps, of a step.")
+    max_new_tokens: int = option(256, "Longest answer, in tokens.")
+    max_completion_length: int | None = option(None, "TRL's name of max_new_tokens.")
+    num_generations: int = option(8, "Answers to each prompt (K), at least 2.")
+    beta: float = option(0.0, "Strength of the KL penalty; 0 needs no reference.")
+    num_iterations: int = option(1, "Optimiser steps on the same answers (mu).")
+    epsilon: float = option(0.2, "Clip range of the ratio, below 1 and by default above it.")
+    epsilon_high: float | None = option(None, "Clip range above 1; DAPO's is 0.28. Default: epsilon.")
+    reward_weights: list[float] | None = option(None, "Weight of each reward. Default: 1 each.")
+    mask_truncated_completions: bool = option(False, "Answers that max_new_tokens cut do not train.")
+    dynamic_sampling: bool = option(
+        False, "Prompts whose answers all have one reward are left out, and others asked until the step is full (DAPO)."
+    )
+
+    @property
+    def epsilons(self) -> tuple[float, float]:
+        """Clip ranges below and above 1."""
+        return self.epsilon, self.epsilon if self.epsilon_high is None else self.epsilon_high
+
+    def __post_init__(self) -> None:
+        if self.max_completion_length is not None:
+            self.max_new_tokens, self.max_completion_length = self.max_completion_length, None
+        self.check_sampling()
+        if self.reward_ensemble != "mean":
+            raise ConfigError(
+                f"reward_ensemble={self.reward_ensemble!r} is not honoured: rewards are summed. Use reward_weights."
+            )
+        for name, least in (("num_generations", 2), ("num_iterations", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least {least}.")
+        if not all(epsilon > 0 for epsilon in self.epsilons) or self.epsilon >= 1:
+            raise ConfigError(f"epsilon={self.epsilon} and epsilon_high must be above 0, and epsilon below 1.")
+        if not self.beta >= 0:
+            raise ConfigError(f"beta={self.beta} must be 0 or above.")
+        answers = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        if answers % self.num_generations:
+            raise ConfigError(
+                f"a step has {answers} answers (per_device_train_batch_size x gradient_accumulation_steps), which "
+                f"num_generations={self.num_generations} does not divide. Make it a multiple: every prompt has that "
+                "many answers."
+            )
+        super().__post_init__()
+        refuse_what_has_no_meaning(self)
+
+
+@dataclass
+class GRPOConfig(GroupConfig):
+    """Configuration of `GRPOTrainer`."""
+
+    beta: float = option(0.0, "Strength of the KL penalty; 0 needs no reference. The paper has 0.04.")
+    loss_type: str = option(
+        "dapo",
+        "What the loss is a mean over: dapo and bnpo, all tokens of the step; grpo, the tokens of each answer, then "
+        "answers; dr_grpo, answers times max_new_tokens.",
+        choices=["dapo", "grpo", "bnpo", "dr_grpo"],
+    )
+    scale_rewards: str = option(
+        "group", "What advantages are divided by: the deviation of the group, of the batch, or none (Dr. GRPO).",
+        choices=["group", "batch", "none"],
+    )  # fmt: skip
+    importance_sampling_level: str = option(
+        "token", "Ratios of tokens, or of whole sequences per token (GSPO).", choices=["token", "sequence"]
+    )
+    use_bias_correction_kl: bool = option(True, "Weight the KL with the ratio, as TRL does.")
+
+    def __post_init__(self) -> None:
+        given: object = self.scale_rewards  # TRL's older values
+        self.scale_rewards = {True: "group", False: "none"}.get(given, self.scale_rewards)  # type: ignore[call-overload]
+        one_of("loss_type", self.loss_type, LOSSES)
+        one_of("scale_rewards", self.scale_rewards, ("group", "batch", "none"))
+        one_of("importance_sampling_level", self.importance_sampling_level, ("token", "sequence"))
+        super().__post_init__()
+
+
+@dataclass
+class RLOOConfig(GroupConfig):
+    """Configuration of `RLOOTrainer`."""
+
+    num_generations: int = option(2, "Answers to each prompt (K), at least 2.")
+    beta: float = option(0.05, "Strength of the KL penalty, which is part of the reward; 0 needs no reference.")
+    normalize_advantages: bool = option(False, "Advantages of a step get mean 0 and deviation 1.")
