@@ -107,6 +107,28 @@ def test_a_head_trained_apart_from_a_tied_embedding_survives(base: Path, tmp_pat
     torch.testing.assert_close(_scores(again), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("ends", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]])
+def test_an_adapter_on_one_end_of_a_tied_model_does_not_count_at_the_other(base: Path, tmp_path: Path, ends) -> None:
+    adapted = _adapt(load_model(base), target_modules=["q_proj", *ends])
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_embedding_" in name:  # PEFT begins with zeros in A here
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)), alpha=0.3)
+    expected = _scores(adapted)
+    adapted.save_pretrained(tmp_path / "adapter")
+    merge(tmp_path / "adapter", tmp_path / "merged")
+    torch.testing.assert_close(_scores(load_model(tmp_path / "merged")), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(_scores(merge(adapted)), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_peft_cannot_fold_is_told(base: Path, tmp_path: Path) -> None:
+    _adapt(load_model(base), lora_bias=True).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ModelError, match=r"cannot be folded in: .*lora_bias=True.*Keep it as an adapter"):
+        merge(tmp_path / "adapter", tmp_path / "merged")
+
+
 def test_a_tied_head_stays_tied(base: Path, tmp_path: Path) -> None:
     _adapt(load_model(base)).save_pretrained(tmp_path / "adapter")
     merge(tmp_path / "adapter", tmp_path / "merged")

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import uuid
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,8 +81,8 @@ def merge(
                 )
             model = _on_unquantised_base(model, base_model, trust_remote_code)
     _check_foldable(model)
-    with quiet_peft():
-        merged: Any = model.merge_and_unload(safe_merge=True)
+    _untie_if_adapted(model)
+    merged = _folded(model)
     if isinstance(wanted, torch.dtype):
         merged = merged.to(wanted)
     _untie_if_parted(merged)
@@ -140,6 +141,29 @@ def _check_foldable(model: PeftModel) -> None:
                 f"Adapter {name!r} is of type {config.peft_type}, which adds no weights that could be folded in. "
                 "Keep it as an adapter; LoRA and its relatives can be merged."
             )
+
+
+def _untie_if_adapted(model: PeftModel) -> None:
+    """An adapter on the embedding or the head alone was trained with a weight that is the base of both: folded into
+    that, it would count in the other one too.
+    """
+    base: Any = model.get_base_model()
+    ends = base.get_input_embeddings(), base.get_output_embeddings()
+    adapted = [end for end in ends if hasattr(end, "base_layer")]
+    embedding, head = (getattr(end, "base_layer", end) for end in ends)
+    if adapted and head is not None and head.weight is embedding.weight:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+
+
+def _folded(model: PeftModel) -> Any:
+    with quiet_peft(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Model with `tie_word_embeddings=True`")  # they are untied by now
+        try:
+            return model.merge_and_unload(safe_merge=True)
+        except torch.OutOfMemoryError:
+            raise
+        except (NotImplementedError, RuntimeError, ValueError) as error:
+            raise ModelError(f"The adapter cannot be folded in: {error} Keep it as an adapter.") from error
 
 
 def _is_quantised(model: nn.Module) -> bool:
