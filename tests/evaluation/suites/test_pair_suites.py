@@ -140,6 +140,22 @@ def test_a_loss_that_has_no_probability_is_not_called_calibrated(models: Any, tm
     assert any("trained with the loss ipo" in note for note in result.notes)
 
 
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"method": "cpo", "configuration": {"beta": 0.3, "loss_type": ["sigmoid"]}}, "the loss sigmoid of cpo"),
+        ({"configuration": {"beta": 0.3, "loss_type": ["sigmoid"], "f_divergence_type": "forward_kl"}}, "forward_kl"),
+        ({"configuration": {"beta": 0.3, "loss_type": ["sigmoid"], "ld_alpha": 0.5}}, "ld_alpha=0.5"),
+        ({"configuration": {"beta": 0.3, "loss_type": ["sigmoid", "sft"], "ld_alpha": None}}, None),
+    ],
+)
+def test_whose_sigmoid_is_a_probability(facts: Any, words: str | None, tmp_path: Path) -> None:
+    from preftune.evaluation.suites.held_out import _other_loss
+
+    found = _other_loss(facts)
+    assert found is None if words is None else words.removeprefix("the loss ") in str(found)
+
+
 def test_the_interval_of_an_accuracy_stays_below_one() -> None:
     """Pairs that are all right: the exact interval of 40 of 40, less one half."""
     n = 40

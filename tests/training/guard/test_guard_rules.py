@@ -94,6 +94,18 @@ def test_each_trouble_raises_its_own_alarm_and_no_other(name):
     assert names(CASES[name]) == [name]
 
 
+def test_a_loss_that_begins_near_zero_does_not_oscillate_by_chance():
+    """SimPER is a difference of probabilities, and reward_aware a distance to ratings: neither begins at ln 2."""
+    made = history(loss=0.002, loss_change=0.05, facts=facts(loss="simper", reference=False))
+    made.glances[0] = made.glances[0]._replace(loss=0.003)
+    assert names(made) == []
+
+
+def test_without_a_reference_a_preference_for_short_answers_was_there_before():
+    made = history(shorter=1.0, longer=0.0, contained=0.97, facts=facts(loss="cpo", reference=False))
+    assert names(made) == []
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_an_alarm_says_what_was_seen_the_cause_and_one_change_in_plain_sentences(name):
     (alarm,) = new_alarms(CASES[name], frozenset())

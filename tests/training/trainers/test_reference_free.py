@@ -69,6 +69,10 @@ def test_the_guard_compares_with_the_model_as_received(tmp_path):
         peft_config=LoraConfig(r=4, target_modules="all-linear"),
     )
     trainer.train()
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert "aligned with SimPO (arXiv:2405.14734)" in card
+    assert "| reference | none: the loss has no reference |" in card
     assert "adapter switched off" in trainer.reference.source.description
     assert not {alarm.name for alarm in trainer.guard.alarms} & {"learning-rate-too-high", "chosen-falls"}
 

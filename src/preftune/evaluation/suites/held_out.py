@@ -53,12 +53,12 @@ def run(
     if limit is not None and limit < 1:
         raise RequestError(f"--limit {limit}: a suite needs at least one pair. Give 1 or more, or leave it out.")
     files = named_files(data)
-    configuration = _configuration(contest.aligned)
-    other_loss = _other_loss(configuration)
+    facts = _facts(contest.aligned)
+    other_loss = _other_loss(facts)
     if other_loss is not None:
         beta = None
     elif beta is None:
-        beta = _beta_of(configuration)
+        beta = _beta_of(_configuration(facts))
     domains: dict[str, Domain] = {}
     taken = of = 0
     models = need_models(contest, SUITE)
@@ -229,9 +229,12 @@ def _sigmoid(value: Floats) -> Floats:
     return np.exp(-np.logaddexp(0, -value))
 
 
-def _configuration(aligned: str) -> Mapping[str, Any]:
+def _facts(aligned: str) -> Mapping[str, Any]:
     """Of the run that made the model, where it lies in its run directory; else empty."""
-    facts = run_facts(aligned) or run_facts(Path(aligned).parent)
+    return run_facts(aligned) or run_facts(Path(aligned).parent)
+
+
+def _configuration(facts: Mapping[str, Any]) -> Mapping[str, Any]:
     found = facts.get("configuration")
     return found if isinstance(found, dict) else {}
 
@@ -241,11 +244,21 @@ def _beta_of(configuration: Mapping[str, Any]) -> float | None:
     return float(value) if isinstance(value, int | float) and value > 0 else None
 
 
-def _other_loss(configuration: Mapping[str, Any]) -> str | None:
+def _other_loss(facts: Mapping[str, Any]) -> str | None:
     """The loss of the run, if it is one for which sigmoid(beta * margin) is not the model's probability."""
+    configuration = _configuration(facts)
     named = configuration.get("loss_type")
     names = [str(name) for name in (named if isinstance(named, list) else [named]) if name is not None]
-    return next((name for name in names if name not in _LOGISTIC), None)
+    preferences = [name for name in names if name != "sft"] or names
+    for name in preferences:
+        if facts.get("method") in ("cpo", "orpo"):  # whose sigmoid has no reference
+            return f"{name} of {facts['method']}"
+        if name not in _LOGISTIC:
+            return name
+        for option, plain in (("f_divergence_type", "reverse_kl"), ("ld_alpha", None)):
+            if configuration.get(option, plain) != plain:
+                return f"{name} with {option}={configuration[option]}"
+    return None
 
 
 def _notes(domains: Mapping[str, Domain], beta: float | None, other_loss: str | None, confidence: float) -> list[str]:

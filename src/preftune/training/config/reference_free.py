@@ -54,6 +54,8 @@ class CPOConfig(DPOConfig):
         loss = replace(
             LOSSES["alphapo" if self.alpha else _OF_TRL[first.name]], reference=False, likelihood="cpo_alpha"
         )
+        if loss.name in ("hinge", "ipo"):
+            loss = replace(loss, title=f"CPO with the loss {loss.name}", paper=LOSSES["cpo"].paper)
         loss = replace(loss, options=tuple(name for name in loss.options if not name.startswith("f_")))
         terms = [(loss, weight), *((term, strength) for term, strength in rest if term.name == "sft")]
         if self.cpo_alpha:

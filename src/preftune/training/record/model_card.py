@@ -29,12 +29,14 @@ _ONLINE = {
 def dpo_card(trainer: DPOTrainerView) -> str:
     """Of a model that was aligned with DPO."""
     args, data = trainer.args, trainer.train_dataset
-    loss = f"{args.loss}, beta {args.beta:g}"
+    terms, has_reference = trainer.objective.terms, trainer.objective.needs_reference
+    names = [loss.name if weight == 1 else f"{weight:g} {loss.name}" for loss, weight in terms]
+    loss = f"{' + '.join(names)}, beta {args.beta:g}"
     rows = [
         ("loss", f"{loss}, label smoothing {args.label_smoothing:g}" if args.label_smoothing else loss),
         ("pairs", f"{data.pairs:,}"),
         *_steps(trainer, "pairs per step", _pairs_per_step(trainer)),
-        ("reference", trainer.reference.source.description),
+        ("reference", trainer.reference.source.description if has_reference else "none: the loss has no reference"),
     ]
     last = _last(trainer, "eval_rewards/accuracies")
     result = "Not evaluated on held-out pairs."
@@ -44,11 +46,19 @@ def dpo_card(trainer: DPOTrainerView) -> str:
             f"accuracy {last['eval_rewards/accuracies']:.1%}, loss {last['eval_loss']:.4f}. These say that the model "
             "tells the sides apart, not that its answers are better: compare its answers with the base model's."
         )
-    what = "aligned with direct preference optimisation (arXiv:2305.18290)"
     return _card(
-        trainer, what, rows, [result, *_guard(trainer.guard)], tags=["dpo", "preference-optimization"],
+        trainer, _aligned_with(trainer), rows, [result, *_guard(trainer.guard)],
+        tags=[trainer.method, "preference-optimization"],
         ending=f"; trained: {_trained(trainer)}",
     )  # fmt: skip
+
+
+def _aligned_with(trainer: DPOTrainerView) -> str:
+    first = trainer.objective.terms[0][0]
+    if first.name == "sigmoid":
+        return "aligned with direct preference optimisation (arXiv:2305.18290)"
+    paper = f"arXiv:{first.paper}" if first.paper[0].isdigit() else first.paper
+    return f"aligned with {first.title} ({paper})"
 
 
 def kto_card(trainer: ReferencedTrainerView) -> str:

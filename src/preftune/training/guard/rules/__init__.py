@@ -43,6 +43,7 @@ _NEEDS_REFERENCE = frozenset(
     [
         "learning-rate-too-high",
         "beta-too-low",
+        "only-length-differs",
         "duplicated-data",
         "labels-look-random",
         "overfitting",

@@ -39,7 +39,8 @@ FALLEN = 0.5
 
 SWING = 2.0
 """Change of the loss from step to step that counts as oscillating, times the root of the pairs in a step, in units of
-the first loss over ln 2: a step's loss strays by chance, the less the more pairs it has."""
+the first loss over ln 2, of 1 at least (a loss that begins near 0 has no scale): a step's loss strays by chance, the
+less the more pairs it has."""
 
 _ENOUGH_STEPS = 8
 
@@ -144,7 +145,7 @@ def oscillating_loss(history: History) -> Alarm | None:
     if now is None or start is None:
         return None
     per_step = now.pairs / now.steps
-    swing = now.loss_change * math.sqrt(per_step) * math.log(2) / start.loss
+    swing = now.loss_change * math.sqrt(per_step) / max(1.0, start.loss / math.log(2))
     if swing < SWING or now.loss_change < 0.5 * now.loss:
         return None
     return Alarm(
