@@ -21,7 +21,8 @@ LENGTHS = (2.0, 5.0)  # log-probabilities per token: -5 and -6
 OPTIONS = {
     "label_smoothing": 0.1, "f_divergence_type": "reverse_kl", "f_alpha_divergence_coef": 0.5, "discopop_tau": 0.05,
     "rdpo_alpha": 0.1, "dpop_lambda": 2.0, "rpo_distance": "backward_kl", "simpo_gamma": 0.5, "alphapo_alpha": 0.25,
-    "slic_delta": 1.0, "tokens_per_pair": 4.0,
+    "slic_delta": 1.0, "tokens_per_pair": 4.0, "bco_running_mean": True,
+    "delta": 0.2,
 }  # fmt: skip
 
 
@@ -85,13 +86,13 @@ BY_HAND = [
     (p.exo_pair, {**B, "label_smoothing": 0.1}, {},
      s(0.5) * math.log(s(0.5) / 0.9) + s(-0.5) * math.log(s(-0.5) / 0.1)),
     (p.nca_pair, B, {}, softplus(-0.4) + 0.5 * softplus(0.4) + 0.5 * softplus(-0.1)),
-    (p.bco_pair, B, {}, softplus(-0.4) + softplus(-0.1)),
-    (p.bco_pair, {**B, "delta": 0.3}, {}, softplus(-0.1) + softplus(-0.4)),
+    (p.bco_pair, {**B, "bco_running_mean": False, "delta": 0.3}, {}, softplus(-0.4) + softplus(-0.1)),
+    (p.bco_pair, {**B, "bco_running_mean": True, "delta": 0.3}, {}, softplus(-0.1) + softplus(-0.4)),
     (p.sppo_hard, {"beta": 0.25}, {}, (4 - 2) ** 2 + (-1 + 2) ** 2),
     (p.apo_zero, B, {}, 1 - s(0.4) + s(-0.1)),
     (p.apo_down, B, {}, s(0.4) + 1 - s(0.5)),
     (p.discopop, {**B, "discopop_tau": 0.5}, {}, (1 - s(1.0)) * softplus(-0.5) + s(1.0) * math.exp(-0.5)),
-    (p.aot, {**B, "against_N": torch.tensor([13.0], dtype=torch.float64)}, {}, softplus(-0.1 * (20 - 13))),
+    (p.aot, B, {"margin": 0.1 * (13 - 15)}, softplus(-0.1 * (20 - 13))),
     (p.rdpo, {**B, "rdpo_alpha": 0.2}, {}, softplus(-(0.5 + 0.2 * (2 - 5)))),
     (p.dpop, {**B, "dpop_lambda": 50.0}, {}, softplus(-0.5)),
     (p.dpop, {**B, "dpop_lambda": 3.0}, {"policy": (-16.0, -30.0)}, softplus(-0.1 * (-1 - 3 * 2))),
@@ -146,6 +147,7 @@ AT_THE_START = {
     "sigmoid": math.log(2), "robust": math.log(2), "hinge": 1.0, "ipo": 25.0, "ipo_sum": 25.0,
     "sigmoid_norm": math.log(2), "nca_pair": 2 * math.log(2), "sppo_hard": 50.0, "apo_zero": 1.0, "apo_down": 1.0,
     "discopop": 0.5 * math.log(2) + 0.5, "dpop": math.log(2), "cal_dpo": math.log(2) + 50.0, "reward_aware": 0.0,
+    "bco_pair": softplus(0.2) + softplus(-0.2), "aot": math.log(2),
     "exo_pair": 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1), "rdpo": softplus(0.3),
 }  # fmt: skip
 
@@ -199,6 +201,14 @@ def test_extreme_scores_are_finite(name, dtype):
             assert gradient is None or gradient.isfinite().all()
 
 
+def test_aot_pairs_differences_by_rank():
+    policy = torch.tensor([3.0, -1.0, 8.0], dtype=torch.float64)
+    reference = torch.tensor([2.0, 5.0, 1.0], dtype=torch.float64)
+    found = p.aot_margins(policy, reference, beta=0.5)
+    assert found.tolist() == [0.5 * (2 - 2), 0.5 * (1 - 5), 0.5 * (5 - 1)]
+    assert p.aot_margins(policy[:1], reference[:1], beta=0.5).item() == 0  # a single pair is DPO's
+
+
 @given(gap=st.floats(-50, 50), beta=st.floats(0.01, 1), smoothing=st.floats(0, 0.4))
 def test_swapping_the_sides_changes_the_loss_by_the_log_odds_of_the_label(gap, beta, smoothing):
     one = p.sigmoid(pairs((gap, 0.0), (0.0, 0.0)), beta=beta, label_smoothing=smoothing)
@@ -241,7 +251,7 @@ def test_methods_bring_their_likelihood_term():
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("sigmod", "Did you mean 'sigmoid'"), ("aot", "exists in TRL"), ("zzz", "Use one of")]
+    ("name", "words"), [("sigmod", "Did you mean 'sigmoid'"), ("aot_unpaired", "exists in TRL"), ("zzz", "Use one of")]
 )
 def test_an_unknown_loss_names_what_there_is(name, words):
     with pytest.raises(ConfigError, match=words):

@@ -51,6 +51,15 @@ class Objective:
         return any(loss.reference for loss, _ in self.terms)
 
     @property
+    def sorts(self) -> bool:
+        return any(loss.sorts for loss, _ in self.terms)
+
+    @property
+    def needs_running_mean(self) -> bool:
+        """Whether the mean of the rewards of earlier steps plays a part."""
+        return any("delta" in loss.options for loss, _ in self.terms) and bool(self.options["bco_running_mean"])
+
+    @property
     def has_usual_beta(self) -> bool:
         """Whether beta has DPO's scale, on which 0.1 is usual."""
         return all(loss.betas[0] <= 0.1 <= loss.betas[1] for loss, _ in self.terms if loss.has_beta)

@@ -86,12 +86,14 @@ def nca_pair(pairs: Pairs, *, beta: float) -> Tensor:
     return -logsigmoid(chosen_N) - 0.5 * (logsigmoid(-chosen_N) + logsigmoid(-rejected_N))
 
 
-def bco_pair(pairs: Pairs, *, beta: float, delta: float = 0.0) -> Tensor:
+def bco_pair(pairs: Pairs, *, beta: float, bco_running_mean: bool, delta: float = 0.0) -> Tensor:
     """BCO on pairs, Jung et al. 2024 (arXiv:2404.04656), eq. 9: `-log sigmoid(A - delta) - log sigmoid(delta - B)`.
 
     Args:
-        delta: the running mean of the rewards, nats. TRL 1.16 and Liger leave it at 0.
+        bco_running_mean: False leaves delta at 0, as TRL 1.16 and Liger do.
+        delta: the mean of the rewards of all earlier steps, nats.
     """
+    delta = delta if bco_running_mean else 0.0
     return -logsigmoid(beta * pairs.chosen_N - delta) - logsigmoid(delta - beta * pairs.rejected_N)
 
 
@@ -129,14 +131,22 @@ def discopop(pairs: Pairs, *, beta: float, discopop_tau: float = 0.05, **diverge
     return -torch.sigmoid(-gate_N) * logsigmoid(logits_N) + exponential_N
 
 
-def aot(pairs: Pairs, *, beta: float, against_N: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """AOT on pairs, Melnyk et al. 2024 (arXiv:2406.05882): `-log sigmoid(beta (u - v))`, where u is `log policy(chosen)
-    - log policy(rejected)` and v the same difference under the reference at the same rank.
+def aot(pairs: Pairs, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
+    """AOT on pairs, Melnyk et al. 2024 (arXiv:2406.05882), eq. 9: `-log sigmoid(beta (u - v))`, where u is `log
+    policy(chosen) - log policy(rejected)` of a pair, and v the reference's difference at the same rank of all pairs:
+    DPO with the margins of `aot_margins`.
+    """
+    return smoothed(pairs.logits_N(beta), label_smoothing)
+
+
+def aot_margins(policy_N: Tensor, reference_N: Tensor, *, beta: float) -> Tensor:
+    """(N,) margins that make DPO's logits AOT's, without gradient: `beta (v at the rank of u - v of the pair)`.
 
     Args:
-        against_N: (N,) v of each pair: both differences are sorted over the whole optimiser step (`aot_targets`).
+        policy_N, reference_N: log-probability of chosen less that of rejected, for all pairs of the optimiser step.
     """
-    return smoothed(beta * (pairs.policy.chosen_N - pairs.policy.rejected_N - against_N), label_smoothing)
+    rank_N = policy_N.argsort(stable=True).argsort(stable=True)
+    return (beta * (reference_N.sort().values[rank_N] - reference_N)).detach()
 
 
 def rdpo(pairs: Pairs, *, beta: float, rdpo_alpha: float = 0.1) -> Tensor:

@@ -34,6 +34,8 @@ class Loss:
     """It compares with a reference model."""
     margins: bool = True
     """It uses the margins of rows."""
+    sorts: bool = False
+    """Its margins are made of all pairs of the optimiser step."""
     needs_margins: bool = False
     """It means nothing without margins."""
     has_beta: bool = True
@@ -101,6 +103,12 @@ _WITH_REFERENCE = (
         betas=(0.001, 0.1), learning_rate=5e-6,
     ),
     Loss(
+        "bco_pair", p.bco_pair, "BCO", "2404.04656",
+        "Good and bad answers pulled to both sides of a running mean of the rewards; a part of MPO.",
+        "TRL 1.16 and Liger leave out the running mean: bco_running_mean=False.", ("bco_running_mean", "delta"),
+        margins=False, beta=0.01, betas=(0.005, 0.5),
+    ),
+    Loss(
         "sppo_hard", p.sppo_hard, "SPPO", "2405.00675",
         "Self-play with pairs of the model's own answers.",
         "Its beta is about 0.001; at 0.1 it is another method. The authors have soft labels, and halve the squares.",
@@ -120,6 +128,13 @@ _WITH_REFERENCE = (
         "discopop", p.discopop, "DiscoPOP", "2406.08414",
         "A loss found by a language model; about as good as DPO in its authors' experiments.",
         "It is not convex, and has a local minimum.", ("discopop_tau", *_DIVERGENCE), beta=0.05, betas=(0.01, 0.5),
+    ),
+    Loss(
+        "aot", p.aot, "AOT", "2406.05882",
+        "The whole distribution of differences should move, not each pair: for noisy pairs.",
+        "It sorts all pairs of the optimiser step, in one more forward pass; TRL sorts those of a micro-batch on one "
+        "device, and an evaluation those of a batch. With one pair it is DPO.", ("label_smoothing",), margins=False,
+        beta=0.01, betas=(0.005, 0.5), sorts=True,
     ),
     Loss(
         "rdpo", p.rdpo, "R-DPO", "2403.19159",
@@ -194,7 +209,7 @@ _WITHOUT_REFERENCE = (
 
 LOSSES: dict[str, Loss] = {loss.name: loss for loss in (*_WITH_REFERENCE, *_WITHOUT_REFERENCE)}
 
-TRL_ONLY = frozenset(["bco_pair", "aot", "aot_unpaired"])
+TRL_ONLY = frozenset(["aot_unpaired"])
 """Losses of TRL 1.16 that preftune does not compute (yet): refused by name, never taken for a misspelling."""
 
 

@@ -68,6 +68,8 @@ CASES = {
     "apo_zero": ({"lora": True, "loss_type": ["apo_zero"], "beta": 0.1}, chat_rows),
     "apo_down": ({"lora": True, "loss_type": ["apo_down"], "beta": 0.1}, chat_rows),
     "discopop": ({"lora": True, "loss_type": ["discopop"], "beta": 0.1}, chat_rows),
+    "bco_pair": ({"lora": True, "loss_type": ["bco_pair"], "beta": 0.1}, chat_rows),
+    "aot": ({"lora": True, "loss_type": ["aot"], "beta": 0.1, "gradient_accumulation_steps": 1}, chat_rows),
     "forward_kl": ({"lora": True, "f_divergence_type": "forward_kl"}, chat_rows),
     "js_divergence": ({"lora": True, "f_divergence_type": "js_divergence"}, chat_rows),
     "alpha_divergence": (
@@ -108,7 +110,8 @@ def test_losses_agree_with_trl(case, tmp_path):
         options = {**options, "train_sampling_strategy": "sequential"}
     save_tiny(tmp_path)  # TRL loads a full model's reference from where the model came from
     theirs = losses(trl, tmp_path, dataset, **options)
-    ours = losses(preftune, tmp_path, dataset, **options)
+    as_in_trl = {"bco_running_mean": False} if case == "bco_pair" else {}
+    ours = losses(preftune, tmp_path, dataset, **options, **as_in_trl)
     assert len(ours) == STEPS
     assert ours[-1] != pytest.approx(ours[0], abs=1e-2)  # it learned, so that the steps differ
     assert ours == pytest.approx(theirs, abs=1e-4, rel=1e-5)

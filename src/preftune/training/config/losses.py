@@ -47,6 +47,7 @@ class LossFields:
     ld_policy_only: bool = option(
         False, "LD-DPO as LLaMA-Factory and ms-swift have it: the reference's tokens all count."
     )
+    bco_running_mean: bool = option(True, "bco_pair's delta is the mean of the rewards so far; False: 0, as in TRL.")
     discopop_tau: float = option(0.05, "Temperature of discopop's gate.")
     rdpo_alpha: float = option(0.1, "Nats per token that rdpo takes from a longer chosen answer.")
     dpop_lambda: float = option(50.0, "How strongly dpop punishes a chosen answer that becomes less likely.")

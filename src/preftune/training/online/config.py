@@ -128,4 +128,10 @@ class OnlineDPOConfig(SamplingConfig, DPOConfig):
                 f"loss_type={', '.join(self.loss_type)} brings rewards to differences of ratings, and the pairs that a "
                 "judge makes are not rated. Use another loss: sigmoid, ipo, simpo."
             )
+        objective = self.objective()
+        if objective.sorts or objective.needs_running_mean:
+            raise ConfigError(
+                f"loss_type={', '.join(self.loss_type)} looks at more than the pairs of one prompt's answers, which is "
+                "not honoured where answers are sampled. Use another loss, or bco_running_mean=False."
+            )
         refuse_what_has_no_meaning(self)

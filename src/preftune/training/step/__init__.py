@@ -10,6 +10,7 @@ planning micro-batches within a token budget, computing them, starting again whe
     micro_batches   which groups are computed together
     optimizer_step  one step, repeated whole when memory runs out
     pair_loss       the objective of a configuration on a batch's pairs
+    sorted_margins  the margins of losses that sort a whole step
     ranks           what ranks exchange: gradients and memory limits
 """
 

@@ -135,8 +135,12 @@ class PackedTrainer(EvaluatedTrainer):
         held_out = {f"eval_{index}": data_facts(part) for index, part in enumerate(parts(self.eval_dataset))}
         return {"train": data_facts(self.train_dataset), **held_out}
 
-    def prepare_step(self, model: nn.Module, batches: Sequence[PackedBatch]) -> None:
-        """What must be known of a whole optimiser step before its loss is computed."""
+    def prepare_step(self, model: nn.Module, batches: Sequence[PackedBatch]) -> Sequence[PackedBatch]:
+        """What must be known of a whole optimiser step before its loss is computed. Returns: the batches to compute."""
+        return batches
+
+    def stepped(self, metrics: Tensor) -> None:
+        """After a step was computed, with (items, columns) of this rank."""
 
     @contextmanager
     def counted(self, batches: Sequence[PackedBatch]) -> Iterator[None]:
@@ -168,7 +172,9 @@ class PackedTrainer(EvaluatedTrainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Nothing, until the last micro-batch of an optimiser step comes, and then the whole step."""
         self.go_on()
-        batches = self._step if any(inputs[BATCH] is batch for batch in self._step) else [inputs[BATCH]]
+        batches: Sequence[PackedBatch] = (
+            self._step if any(inputs[BATCH] is batch for batch in self._step) else [inputs[BATCH]]
+        )
         if inputs[BATCH] is not batches[-1]:
             return torch.zeros((), device=self.args.device)
         policy, one = unwrap(model), super().training_step
@@ -182,12 +188,13 @@ class PackedTrainer(EvaluatedTrainer):
             return loss, rows if self.guard is None else self.guard.marked(part, rows)
 
         with self.counted(batches):
-            self.prepare_step(policy, batches)
+            batches = self.prepare_step(policy, batches)
             loss, metrics = whole_step(self, policy, batches, compute)
         self.limits.count(sum(group.tokens for batch in batches for group in batch.groups))
         if self.guard is not None:
             metrics = self.guard.count(loss, metrics, batches)
         self._window.add(metrics)
+        self.stepped(metrics)
         return loss
 
     def compute_loss(

@@ -6,7 +6,7 @@ over the pairs of the whole optimiser step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +23,7 @@ from preftune.training.setup.advice import check_margins, say_advice
 from preftune.training.step.collate import chosen_tokens
 from preftune.training.step.metrics import PER_PAIR, pair_metrics
 from preftune.training.step.pair_loss import pair_loss
+from preftune.training.step.sorted_margins import with_sorted_margins
 from preftune.training.trainers.referenced import ReferencedTrainer
 from preftune.types import Sides
 
@@ -55,6 +56,8 @@ class DPOTrainer(ReferencedTrainer):
     config_class = DPOConfig
     columns: ClassVar[Sequence[str]] = (*PER_PAIR, _HITS)
     objective: Objective
+    _rewards = (0.0, 0.0)
+    """Count and sum of the rewards of all steps so far, nats."""
     _tokens_per_pair = 1.0
     """Tokens of the chosen completions of the step (or of the held-out set) over its pairs."""
 
@@ -99,7 +102,14 @@ class DPOTrainer(ReferencedTrainer):
             0, scored.owner_T, scored.hit_T.float()
         )
         output, policy = pair_loss(
-            self.args, self.objective, batch, scored=scored, known=known, tokens_per_pair=self._tokens_per_pair
+            self.args,
+            self.objective,
+            batch,
+            scored=scored,
+            known=known,
+            tokens_per_pair=self._tokens_per_pair,
+            delta=self._reward_mean,
+            prepared=model.training,
         )
         return output, policy, hits_K[batch.chosen_N]
 
@@ -112,6 +122,29 @@ class DPOTrainer(ReferencedTrainer):
                 totals = self.accelerator.reduce(totals, "sum")
             self._tokens_per_pair = float(totals[0] / totals[1].clamp(min=1))
         return items
+
+    def prepare_step(self, model: nn.Module, batches: Sequence[PackedBatch]) -> Sequence[PackedBatch]:
+        return with_sorted_margins(self, model, batches) if self.objective.sorts else batches
+
+    @property
+    def _reward_mean(self) -> float:
+        count, total = self._rewards
+        return total / count if count else 0.0
+
+    def stepped(self, metrics: Tensor) -> None:
+        if self.objective.needs_running_mean:
+            rewards = metrics[:, [self.columns.index(f"rewards/{side}") for side in ("chosen", "rejected")]]
+            seen = torch.stack([rewards.new_tensor(float(rewards.numel())), rewards.sum()])
+            count, total = (self.accelerator.reduce(seen, "sum") if self.args.world_size > 1 else seen).tolist()
+            self._rewards = self._rewards[0] + count, self._rewards[1] + total
+
+    def checkpoint_facts(self) -> dict[str, Any]:
+        return {**super().checkpoint_facts(), "rewards": list(self._rewards)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        super().restore(state)
+        count, total = state.get("rewards", (0.0, 0.0))
+        self._rewards = count, total
 
     # --- evaluation ---
 

@@ -86,8 +86,9 @@ class KTOTrainer(ReferencedTrainer):
 
     # --- the loss ---
 
-    def prepare_step(self, model: nn.Module, batches: Sequence[PackedBatch]) -> None:
+    def prepare_step(self, model: nn.Module, batches: Sequence[PackedBatch]) -> Sequence[PackedBatch]:
         self._measure(model, [group for batch in batches for group in batch.groups])
+        return batches
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         before, rows = self._baseline, dataloader.dataset

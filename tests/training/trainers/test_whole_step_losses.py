@@ -1,0 +1,68 @@
+"""AOT sorts, and BCO averages, over the whole optimiser step and all earlier ones, however it is cut up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import preftune
+from preftune.errors import ConfigError
+from preftune.training.online import OnlineDPOConfig
+from tiny import chat_rows, tiny_model, tiny_tokenizer
+
+
+def made(folder: Path, loss: str, **options: Any) -> Any:
+    config = preftune.DPOConfig(
+        output_dir=str(folder), loss_type=loss, beta=0.1, learning_rate=1e-3, max_steps=6, logging_steps=1, bf16=False,
+        use_cpu=True, report_to="none", disable_tqdm=True, seed=3, train_sampling_strategy="sequential",
+        **{"save_strategy": "no", "per_device_train_batch_size": 4, **options},
+    )  # fmt: skip
+    return preftune.DPOTrainer(
+        tiny_model(), args=config, train_dataset=chat_rows(24), processing_class=tiny_tokenizer()
+    )
+
+
+def losses(trainer: Any) -> list[float]:
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("loss", ["aot", "bco_pair"])
+def test_the_update_does_not_depend_on_micro_batches(loss, tmp_path):
+    expected = losses(made(tmp_path / "a", loss))
+    singly = made(tmp_path / "b", loss, per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    assert losses(singly) == pytest.approx(expected, abs=2e-5)
+    assert losses(made(tmp_path / "c", loss, max_tokens_per_batch=100)) == pytest.approx(expected, abs=2e-5)
+    other = "sigmoid" if loss == "aot" else "apo_zero"
+    assert losses(made(tmp_path / "d", other)) != pytest.approx(expected, abs=1e-4)
+
+
+def test_the_running_mean_is_of_the_rewards_so_far(tmp_path):
+    trainer = made(tmp_path, "bco_pair")
+    with_mean = losses(trainer)
+    count, total = trainer._rewards
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert count == 6 * 4 * 2
+    assert total / count == pytest.approx(sum(e["rewards/chosen"] + e["rewards/rejected"] for e in log) / 12, abs=1e-6)
+    without = losses(made(tmp_path / "zero", "bco_pair", bco_running_mean=False))
+    assert without[:2] == pytest.approx(with_mean[:2], abs=1e-6)  # after the first step the mean is still 0
+    assert without[-1] != pytest.approx(with_mean[-1], abs=1e-6)
+
+
+def test_a_resumed_run_is_the_same_to_the_bit(tmp_path):
+    whole = made(tmp_path, "bco_pair", save_strategy="steps", save_steps=3)
+    whole.train()
+    part = made(tmp_path, "bco_pair", save_strategy="steps", save_steps=3)
+    part.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert part._rewards == whole._rewards
+    for one, other in zip(whole.model.parameters(), part.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_they_are_refused_on_fresh_answers(tmp_path):
+    for loss in ("aot", "bco_pair"):
+        with pytest.raises(ConfigError, match="not honoured where answers are sampled"):
+            OnlineDPOConfig(output_dir=str(tmp_path), loss_type=loss, judge="shorter")
