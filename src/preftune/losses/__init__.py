@@ -31,6 +31,7 @@ __all__ = [
     "get_loss",
     "group_relative",
     "objective",
+    "pairwise",
     "ppo",
     "registry",
     "reward",

@@ -14,4 +14,13 @@ planning micro-batches within a token budget, computing them, starting again whe
     ranks           what ranks exchange: gradients and memory limits
 """
 
-__all__ = ["collate", "kl_baseline", "memory", "metrics", "micro_batches", "optimizer_step", "pair_loss"]
+__all__ = [
+    "collate",
+    "kl_baseline",
+    "memory",
+    "metrics",
+    "micro_batches",
+    "optimizer_step",
+    "pair_loss",
+    "sorted_margins",
+]
