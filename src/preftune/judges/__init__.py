@@ -7,6 +7,7 @@ judge with a prefix of its own (`openai:`) is also a branch of `registry.open_ju
     ensemble            several scorers as one
     exact_match         the final answer against the expected one
     final_verdict       the verdict at the end of a chat model's reply
+    framing             answers between marks that they cannot close
     from_scores         a judge from a scorer: the higher score wins
     llm_client          questions to a chat model, cached and in parallel
     pairwise_llm        a chat model that compares two answers
@@ -23,6 +24,7 @@ judge with a prefix of its own (`openai:`) is also a branch of `registry.open_ju
 __all__ = [
     "ensemble",
     "final_verdict",
+    "framing",
     "from_scores",
     "llm_client",
     "pairwise_llm",

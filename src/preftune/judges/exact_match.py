@@ -15,12 +15,15 @@ KEYS = ("answer", "expected", "key_fact")
 """Columns that may hold the expected answer, in the order in which they are looked for."""
 
 _MARKED = (
-    re.compile(r"####\s*([^\n]+)"),
+    re.compile(r"####[ \t]*([^\n]+?)[ \t]*(?=\s*\Z)|####[ \t]*([-+]?[\d.,]*\d)[ \t]*(?=\n)"),
     re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}"),
     re.compile(r"\b(?:final answer|the answer is|answer\s*:)[\s:*]*([^\n]+)", re.IGNORECASE),
 )
-"""How an answer is marked as the final one: as GSM8K has it, as MATH has it, in words. The last mark counts."""
-_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w])")
+"""How an answer is marked as the final one: as GSM8K has it (other lines that begin with #### are headings), as MATH
+has it, in words. The last mark counts."""
+_DRESS = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
+_NUMBER = re.compile(r"(?<![\w.])(?<!\d[-,/:^\u2044])[-+]?\d+(?:[.,]\d+)?(?![\w^])(?![.,/:\u2044]\d)")
+"""A number that is not a part of a fraction, a time, a date, a range, a power or a list; with a point or a comma."""
 _UNITS = "$€£% "
 _FRAME = " \t.,;:!?*_`'\"()[]"
 _ARTICLE = re.compile(r"^(?:the|a|an) ")
@@ -48,7 +51,8 @@ def final_answer(text: str) -> str:
     for mark in _MARKED:
         found = mark.findall(text)
         if found:
-            return str(found[-1])
+            last = found[-1]
+            return _DRESS.sub(r"\1", last if isinstance(last, str) else "".join(last))
     return text
 
 
@@ -91,10 +95,14 @@ def _plain(text: str) -> str:
 
 
 def _as_number(text: str) -> float | None:
-    stripped = text.strip().strip(_FRAME.replace(".", "") + _UNITS).rstrip(".")
-    return float(stripped.replace(",", "")) if _NUMBER.fullmatch(stripped) else None
+    stripped = normalise(text).strip(_FRAME.replace(".", "") + _UNITS).rstrip(".")
+    return _value(stripped) if _NUMBER.fullmatch(stripped) else None
 
 
 def _last_number(text: str) -> float | None:
-    found = _NUMBER.findall(text)
-    return float(found[-1].replace(",", "")) if found else None
+    found = _NUMBER.findall(normalise(text))
+    return _value(found[-1]) if found else None
+
+
+def _value(number: str) -> float:
+    return float(number.replace(",", "."))

@@ -11,6 +11,7 @@ from preftune.generation.endpoint.budget import Estimate
 from preftune.generation.thoughts import split_thoughts
 from preftune.judges.cache import verdict_key
 from preftune.judges.final_verdict import final_match, objects_read, unmarked
+from preftune.judges.framing import defused
 from preftune.judges.llm_client import Asker
 from preftune.judges.protocol import Judgement, Progress, Question
 from preftune.types import Message, Text
@@ -46,6 +47,7 @@ _SAID = re.compile(
     re.IGNORECASE,
 )
 
+_MARK = "answer [ab]|conversation"
 _KIND = "pairwise-1"
 ANSWER_TOKENS = 60
 """Tokens of a usual verdict, for estimates."""
@@ -150,9 +152,9 @@ class ChatJudge:
 
     def _messages(self, question: Question) -> list[Message]:
         asked = (
-            f"[Conversation]\n{as_transcript(question.prompt)}\n[End of the conversation]\n\n"
-            f"[Answer A]\n{question.answer_a}\n[End of answer A]\n\n"
-            f"[Answer B]\n{question.answer_b}\n[End of answer B]"
+            f"[Conversation]\n{defused(as_transcript(question.prompt), _MARK)}\n[End of the conversation]\n\n"
+            f"[Answer A]\n{defused(question.answer_a, _MARK)}\n[End of answer A]\n\n"
+            f"[Answer B]\n{defused(question.answer_b, _MARK)}\n[End of answer B]"
         )
         return [{"role": "system", "content": self._system}, {"role": "user", "content": asked}]
 

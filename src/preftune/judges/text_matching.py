@@ -9,6 +9,8 @@ from typing import Any
 
 from preftune.errors import DatasetError
 
+_THOUSANDS = re.compile("(?<=\\d)[,'\u066c\u2019\u00a0\u202f\u2009](?=\\d{3}(?!\\d))")
+
 
 def count_words(text: str) -> int:
     """Words as separated by whitespace."""
@@ -16,12 +18,14 @@ def count_words(text: str) -> int:
 
 
 def normalise(text: str) -> str:
-    """One spelling for what reads the same: NFKC, case, typographic quotes and dashes, spaces, `1,000` as `1000`."""
+    """One spelling for what reads the same: NFKC, case, typographic quotes and dashes, spaces, marks that are not seen
+    (zero-width, of direction), and no separators of thousands: `1,000`, `1'000` and `1\u202f000` as `1000`."""
+    text = _THOUSANDS.sub("", text).replace("\u066b", ".")
     text = unicodedata.normalize("NFKC", text).casefold()
+    text = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
     text = re.sub("[\u2018\u2019\u02bc`\u00b4]", "'", text)
     text = re.sub("[\u201c\u201d\u00ab\u00bb]", '"', text)
     text = re.sub("[\u2010-\u2015\u2212]", "-", text)
-    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     return " ".join(text.split())
 
 
@@ -35,7 +39,7 @@ def contains_fact(answer: str, fact: str) -> bool:
         return False
     before, after = r"(?<!\w)", r"(?!\w)"
     if wanted[0].isdigit():
-        before += r"(?<!\d[.,])(?<![\s(]-)"
+        before += r"(?<!\d[.,])(?<!\W-)"
     if wanted[-1].isdigit():
         after += r"(?![.,]\d)"
     return re.search(before + re.escape(wanted) + after, " " + normalise(answer)) is not None

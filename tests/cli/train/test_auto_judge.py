@@ -11,6 +11,8 @@ import pytest
 from preftune.data import load_pairs
 from preftune.data.conversion.filters import split_key
 from preftune.errors import DatasetError
+from preftune.report.reading.run_files import read_run
+from preftune.report.run import headline
 from preftune.training.reward_judge import train_judge
 from tests.cli.command import write_rows
 from tiny import chat_rows
@@ -66,13 +68,21 @@ def test_a_judge_whose_weights_are_not_those_that_were_tested_is_trained_again(t
 
 
 def test_prompts_that_were_trained_on_are_counted(preftune, policy, tmp_path):
-    prompts = [{"prompt": row["prompt"][0]["content"]} for row in distinct_rows(10)]  # as text, and two of them new
+    # as text, with other spaces, and two of them new
+    prompts = [{"prompt": " " + row["prompt"][0]["content"].replace(" ", "  ")} for row in distinct_rows(10)]
     words = ["eval", "--model", policy, "--judge", "shorter", "--max_new_tokens", 4, "--prompts"]
     told = preftune(*words, write_rows(tmp_path / "prompts.jsonl", prompts))
     assert told.code == 0, told.err
-    assert f"8 of these prompts were trained on in {policy}" in told.err
+    told_so = "The model was trained on 8 of these 10 prompts"
+    assert told_so in told.err
+    assert told_so in told.out
+    assert json.loads((Path(policy) / "eval" / "summary.json").read_text())["seen_in_training"] == 8
+    assert told_so in headline.cautions(read_run(Path(policy)))[0]
+    suite = preftune("eval", "--model", policy, "--suite", "held-out", "--suite_data", tmp_path / "train.jsonl")
+    assert "The model was trained on 8 of these" in suite.out
+    assert "pairs of held-out, so the result shows memory too" in suite.out
     new = preftune(*words, write_rows(tmp_path / "new.jsonl", distinct_rows(4, start=60)))
-    assert "trained on" not in new.err
+    assert "trained on" not in new.err + new.out
     (tmp_path / "train.jsonl").unlink()
     unknown = preftune(*words, tmp_path / "prompts.jsonl")
     assert unknown.code == 0, unknown.err

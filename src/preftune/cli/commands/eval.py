@@ -85,7 +85,7 @@ def _compare(
     from preftune.evaluation.two_models.run import evaluate_pairwise, questions_of
     from preftune.storage.jsonl import prepare_folder
 
-    rows = _rows(asked, match)
+    rows, seen = _rows(asked, match)
     needs = getattr(judge.judge, "needs", None)
     if needs is not None:
         for row in rows:
@@ -114,14 +114,16 @@ def _compare(
         judge_thoughts=bool(asked.judge_thoughts),
         cost=lambda: _cost(budget, asked),
         training=_trained_with(asked.model),
+        seen=seen,
         before_judging=before_judging,
         progress=_progress(opened),
     )
     show(summary, folder)
 
 
-def _rows(asked: argparse.Namespace, match: Matchup) -> list[dict[str, Any]]:
-    """The prompts as rows for `evaluate_pairwise`."""
+def _rows(asked: argparse.Namespace, match: Matchup) -> tuple[list[dict[str, Any]], int]:
+    """The prompts as rows for `evaluate_pairwise`, and how many of them were trained on."""
+    from preftune.evaluation.two_models.advice import seen_sentence
     from preftune.generation.prompts import CATEGORIES, KEYS, Prompts, load_prompts
 
     as_chat = match.takes_conversations()
@@ -146,10 +148,7 @@ def _rows(asked: argparse.Namespace, match: Matchup) -> list[dict[str, Any]]:
     tell_prompts(prompts)
     seen = 0 if asked.prompts is None else _seen_in_training(asked.model, [prompt.prompt for prompt in prompts.prompts])
     if seen:
-        tell(
-            f"preftune: {seen:,} of these prompts were trained on in {asked.model}, so the result shows memory too. "
-            "Take prompts that were held out: preftune convert --split 0.05 --by prompt before training."
-        )
+        tell(f"preftune: {seen_sentence(seen, len(prompts.prompts))}")
     rows = []
     for prompt in prompts.prompts:
         row = prompt.row(asked.by)
@@ -161,7 +160,7 @@ def _rows(asked: argparse.Namespace, match: Matchup) -> list[dict[str, Any]]:
                 )
             row["given"] = prompt.chosen
         rows.append(row)
-    return rows
+    return rows, seen
 
 
 def _seen_in_training(model: str, prompts: list[Any]) -> int:
@@ -257,6 +256,7 @@ def _run_suites(
         judge_thoughts=bool(asked.judge_thoughts),
         seed=asked.seed,
         load_models=match.load_models,
+        seen=lambda prompts: _seen_in_training(asked.model, prompts),
     )
     for name in asked.suite:
         beta = _trained_with(asked.model).get("beta") if asked.beta is None else asked.beta

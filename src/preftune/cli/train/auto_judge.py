@@ -54,13 +54,13 @@ def make_judge(asked: argparse.Namespace) -> AutoJudge:
 def seen_in_training(model: str, prompts: Iterable[Text]) -> int:
     """How many prompts a run of `preftune dpo` was trained on, where its data are small files that are still there; 0
     where that is unknown."""
-    from preftune.data.conversion.filters import split_key, text_key
+    from preftune.data.conversion.filters import prompt_key, split_key
 
     train, _ = _pairs_of_run(model, say=lambda _: None, largest=_QUICK)
     if train is None:
         return 0
     seen = {split_key(pair) for pair in train}
-    return sum(text_key(prompt) in seen for prompt in prompts)
+    return sum(prompt_key(prompt) in seen for prompt in prompts)
 
 
 def _base_of(asked: argparse.Namespace) -> str:

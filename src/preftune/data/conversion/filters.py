@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -299,11 +300,20 @@ def split_key(pair: PreferencePair) -> int:
     """
     if is_blank(pair.prompt):
         return _digest(sorted(_digest(_turns(side, "assistant")) for side in (pair.chosen, pair.rejected)))
-    return text_key(pair.prompt)
+    return prompt_key(pair.prompt)
+
+
+def prompt_key(prompt: Text) -> int:
+    """The `split_key` of pairs with this prompt: spaces and Unicode's ways to write a letter make no other prompt."""
+    return text_key([{**turn, "content": _plain(turn.get("content"))} for turn in _turns(prompt, "user")])
+
+
+def _plain(content: Any) -> Any:
+    return " ".join(unicodedata.normalize("NFC", content).split()) if isinstance(content, str) else content
 
 
 def text_key(text: Text) -> int:
-    """64-bit hash of a text or turns, for a prompt the same as `split_key`; text is one turn of the user."""
+    """64-bit hash of a text or turns; text is one turn of the user."""
     return _digest(_turns(text, "user"))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from preftune.data.conversion.filters import split_key, text_key
+from preftune.data.conversion.filters import prompt_key, split_key, text_key
 from preftune.data.formats.adapter import Sample
 from preftune.data.formats.apply import LeftOut, sample_of
 from preftune.data.formats.demonstrations import (
@@ -251,4 +251,4 @@ def question_key(example: Example) -> int:
         turns = example.completion
         first = next((at for at, turn in enumerate(turns) if at and turn["role"] == "assistant"), len(turns))
         prompt = turns[:first]
-    return text_key(prompt or example.completion)
+    return prompt_key(prompt) if prompt else text_key(example.completion)

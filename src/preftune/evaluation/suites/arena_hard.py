@@ -19,6 +19,7 @@ from preftune.evaluation.suites.sources import HubData, Row, look_at_some, missi
 from preftune.evaluation.two_models.run import judge_rows
 from preftune.evaluation.two_models.types import AnsweredRow
 from preftune.judges.final_verdict import final_match, unmarked
+from preftune.judges.framing import defused
 from preftune.judges.protocol import judge_name
 from preftune.statistics.intervals import share
 from preftune.statistics.paired import Comparison, by_group, compare_with_even, members_by
@@ -161,10 +162,13 @@ def _five_labels(contest: Contest, answered: Sequence[AnsweredRow]) -> list[Game
     return [next(said) if game is None else game for game in games]
 
 
+_MARK = "assistant [ab]"
+
+
 def _question(request: str, answer_a: str, answer_b: str) -> list[Message]:
     text = (
-        f"<Request>\n{request}\n</Request>\n\n<Assistant A>\n{answer_a}\n</Assistant A>\n\n"
-        f"<Assistant B>\n{answer_b}\n</Assistant B>"
+        f"<Request>\n{request}\n</Request>\n\n<Assistant A>\n{defused(answer_a, _MARK)}\n</Assistant A>\n\n"
+        f"<Assistant B>\n{defused(answer_b, _MARK)}\n</Assistant B>"
     )
     return [{"role": "system", "content": _ASKED}, {"role": "user", "content": text}]
 

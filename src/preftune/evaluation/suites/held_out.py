@@ -22,6 +22,7 @@ from preftune.data.pairs.open import read_pairs
 from preftune.errors import DatasetError, RequestError
 from preftune.evaluation.suites.asking import need_models
 from preftune.evaluation.suites.result import Part, SuiteResult
+from preftune.evaluation.two_models.advice import seen_sentence
 from preftune.evaluation.two_models.pair_logps import Floats, Scores, above_zero, score_both
 from preftune.progress import Counting
 from preftune.statistics.calibration import calibration as confidence_and_accuracy
@@ -61,7 +62,7 @@ def run(
         beta = _beta_of(_configuration(facts))
     domains: dict[str, Domain] = {}
     taken = of = 0
-    models = need_models(contest, SUITE)
+    models, memory = need_models(contest, SUITE), []
     for name, path in files.items():
         opened = read_pairs(path)
         some = (
@@ -74,11 +75,12 @@ def run(
                 models, pairs, settings=contest.settings, path=folder / "scores.jsonl", progress=progress
             )
         domains[name] = Domain.of(name, pairs, base, aligned)
+        memory.append(seen_sentence(contest.seen([pair.prompt for pair in pairs]), len(pairs), f"pairs of {name}"))
     write_lines(folder / "pairs.jsonl", (record for domain in domains.values() for record in domain.records()))
     return SuiteResult(
         SUITE,
         comparisons=[one for domain in domains.values() for one in domain.comparisons(contest.confidence, beta)],
-        notes=_notes(domains, beta, other_loss, contest.confidence),
+        notes=[*filter(None, memory), *_notes(domains, beta, other_loss, contest.confidence)],
         part=Part(taken, of) if taken < of else None,
         details={
             "domains": {name: domain.to_dict(contest.confidence, beta) for name, domain in domains.items()},

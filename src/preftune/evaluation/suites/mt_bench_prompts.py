@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from preftune.evaluation.suites.sources import Row
 from preftune.judges.final_verdict import final_match, unmarked
+from preftune.judges.framing import defused
 from preftune.types import Message
 
 Turn: TypeAlias = Literal[1, 2]
@@ -25,6 +26,7 @@ _RATING_LOOSE = re.compile(
     r"|\b(?:rating|score|grade)(?:\s+is)?\W{1,4}(\d+(?:\.\d+)?)(?!\.?\d|\s*/\s*(?!10\b)\d)",
     re.IGNORECASE,
 )
+_MARK = "assistant [ab]|assistant's answer|the conversation"
 _WINNER = re.compile(r"\[\[\s*([ABC])\s*\]\]")
 
 _GRADE = """\
@@ -71,7 +73,8 @@ def judge_question(
         template = templates[(with_reference if reference else plain) + ("-multi-turn" if turn == 2 else "")]
         values = {"question": turns[0], **{f"question_{n}": turns[n - 1] for n in TURNS[:turn]}}
         for name, said in zip(["answer"] if alone else ["answer_a", "answer_b"], shown, strict=True):
-            values |= {name: said[0], **{f"{name}_{n}": said[n - 1] for n in TURNS[:turn]}}
+            plain_said = [defused(answer, _MARK) for answer in said]
+            values |= {name: plain_said[0], **{f"{name}_{n}": plain_said[n - 1] for n in TURNS[:turn]}}
         return _filled(template, values, reference)
     titles = ["The conversation"] if alone else ["Assistant A", "Assistant B"]
     text = "\n\n".join(_dialogue(title, turns[:turn], said) for title, said in zip(titles, shown, strict=True))
@@ -124,5 +127,5 @@ def _own(words: str, turn: Turn, reference: Reference | None, turns: Sequence[st
 def _dialogue(title: str, turns: Sequence[str], said: Sequence[str]) -> str:
     lines = [f"<{title}>"]
     for request, answer in zip(turns, said, strict=True):
-        lines += [f"User: {request}", f"Answer: {answer}"]
+        lines += [f"User: {request}", f"Answer: {defused(answer, _MARK)}"]
     return "\n".join([*lines, f"</{title}>"])

@@ -14,4 +14,4 @@
     types         AnsweredRow, JudgedRow, Outcome
 """
 
-__all__ = ["answers", "context", "open_models", "pair_logps", "run", "summary", "types"]
+__all__ = ["advice", "answers", "context", "open_models", "pair_logps", "run", "summary", "types"]

@@ -223,3 +223,13 @@ def _length(controlled: LengthControlled) -> list[str]:
         f"At equal length it would win {controlled.win_rate:.1%} only: what it has learnt is largely length. Balance "
         "the training pairs by length (preftune audit shows how far apart they are)."
     ]
+
+
+def seen_sentence(seen: int, of: int, what: str = "prompts") -> str:
+    """That figures show memory too, where prompts were trained on; else empty."""
+    if not seen:
+        return ""
+    return (
+        f"The model was trained on {seen:,} of these {of:,} {what}, so the result shows memory too. Take prompts that "
+        "were held out: preftune convert --split 0.05 --by prompt before training."
+    )

@@ -12,6 +12,7 @@ from preftune.evaluation.two_models.answers import Progress
 from preftune.generation.protocol import PairGenerator, Side
 from preftune.judges.llm_client import Asker
 from preftune.judges.protocol import Judge
+from preftune.types import Text
 
 
 class PairOfModels(NamedTuple):
@@ -58,3 +59,5 @@ class Contest:
     confidence: float = 0.95
     load_models: Callable[[], PairOfModels] | None = None
     """None when one of the two cannot be had as a model here (an endpoint)."""
+    seen: Callable[[list[Text]], int] = lambda _: 0
+    """How many of these prompts the aligned model was trained on, as far as that is known."""

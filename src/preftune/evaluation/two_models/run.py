@@ -37,27 +37,27 @@ def evaluate_pairwise(
     judge_thoughts: bool = False,
     cost: Callable[[], dict[str, Any] | None] = lambda: None,
     training: Mapping[str, Any] | None = None,
+    seen: int = 0,
     before_judging: Callable[[list[AnsweredRow]], None] | None = None,
     progress: Progress | None = None,
 ) -> Summary:
     """Answer every row's `prompt` with both models, judge, and write the files named at the top.
 
-    Run again after a kill, only what is missing is generated. `settings` decides what may be reused, so it must hold
-    all that shapes an answer: an identity of both models (a fingerprint, not only a name), `max_new_tokens`, sampling.
+    Run again, only what is missing is generated. `settings` decides what may be reused, so it must hold all that
+    shapes an answer: an identity of both models (a fingerprint, not only a name), `max_new_tokens`, sampling.
 
     Args:
         rows: each has `prompt` (text or messages); `id`, `category` and what the judge reads (`key_fact`) are optional.
         judge: compares two answers, or scores one (the higher score wins); `row` may be left out of its arguments.
         output_dir: the `eval` folder itself.
         chunk: rows answered between two writes, by a generator that does not stream.
-        seed: of the folds that choose the penalty of the win rate at equal length.
+        seed: of the folds of the win rate at equal length.
         names: of baseline and aligned model, for people.
         again: ask the judge once more where no verdict could be read in an earlier run.
         judge_thoughts: judge and measure what thinking models write before their answers as part of the answers.
-        cost: what endpoints have cost, asked for at the end.
-        training: `method`, `beta`, `learning_rate`, `epochs`, `kl_coef` of the aligned model's run, for the advice.
+        cost, training, seen: for the summary: what endpoints cost, the run's settings, prompts trained on.
         before_judging: called with all answers before the judge is asked.
-    Raises: DatasetError when there is no row or a row has no prompt; RequestError for an unwritable folder.
+    Raises: DatasetError for no row, or one without a prompt; RequestError for an unwritable folder.
     """
     judge, folder = as_judge(judge), Path(output_dir)
     prepare_folder(folder)
@@ -79,17 +79,18 @@ def evaluate_pairwise(
         names=names,
         cost=cost(),
         training=training,
+        seen=seen,
     )
-    _write(folder, summary)
-    return summary
+    return _written(folder, summary)
 
 
 HISTORY = "history.jsonl"
 
 
-def _write(folder: Path, summary: Summary) -> None:
+def _written(folder: Path, summary: Summary) -> Summary:
     write_json(folder / "summary.json", summary.to_dict())
     _remember(folder / HISTORY, summary)
+    return summary
 
 
 def _remember(path: Path, summary: Summary) -> None:

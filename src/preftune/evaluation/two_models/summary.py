@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from preftune.evaluation.two_models.advice import next_steps
+from preftune.evaluation.two_models.advice import next_steps, seen_sentence
 from preftune.evaluation.two_models.correctness import (
     BASE_MODEL,
     KeyFactRates,
@@ -86,6 +86,8 @@ class Summary:
     aligned_name: str = "aligned"
     cost: dict[str, Any] | None = None
     """Calls, tokens and money of this run at endpoints; None when there was none."""
+    seen: int = 0
+    """Prompts that the aligned model was trained on, as far as that is known."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """`method`, `beta`, `learning_rate`, `epochs` and `kl_coef` of the aligned model's run, where they are known."""
 
@@ -122,6 +124,8 @@ class Summary:
             "next_steps": self.next_steps(),
             "baseline_name": self.baseline_name,
             "aligned_name": self.aligned_name,
+            "seen_in_training": self.seen,
+            "seen_sentence": seen_sentence(self.seen, self.win_rate.prompts),
             "cost": self.cost,
             "settings": self.settings,
         }
@@ -130,6 +134,8 @@ class Summary:
         """The result in plain sentences, the verdict first. Degeneration and next steps are separate."""
         lines = [self.verdict.sentence]
         n = self.win_rate.n
+        if self.seen:
+            lines.append(seen_sentence(self.seen, self.win_rate.prompts))
         if self.unjudged > _UNJUDGED_BAR * n:
             lines.append(
                 f"Take this with care: {self.unjudged} of {n} rows have no verdict that could be read; they count as "
@@ -202,6 +208,7 @@ def summarise(
     names: tuple[str, str] = ("base", "aligned"),
     cost: dict[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
+    seen: int = 0,
 ) -> Summary:
     """Count outcomes, categories, right answers, lengths, what looks degenerate. Rows of one prompt are one cluster.
 
@@ -213,6 +220,7 @@ def summarise(
         cost: what endpoints cost in this run.
         training: `method`, `beta`, `learning_rate`, `epochs` and `kl_coef` of the aligned model's run, for the next
             steps.
+        seen: prompts that the aligned model was trained on.
     """
     clusters = [digest(answer.prompt) for answer in answered]
     rate = rate_of(judged, clusters, confidence=confidence)
@@ -244,6 +252,7 @@ def summarise(
         aligned_name=names[1],
         cost=cost,
         training=training or {},
+        seen=seen,
     )
 
 

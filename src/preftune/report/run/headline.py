@@ -131,7 +131,7 @@ def asked(run: Run) -> str:
 
 def cautions(run: Run) -> list[str]:
     """What must be known besides the verdict: correctness that fell, a judge that contradicted itself, alarms."""
-    found = [_at_equal_length(run)]
+    found = [text(run.summary.get("seen_sentence")), _at_equal_length(run)]
     if text(run.summary.get("correctness_verdict")) not in _FINE:
         found.append(text(run.summary.get("correctness_sentence")))
     worse = len(items(at(run.summary, "degeneration", "worse")))  # these sentences stand first

@@ -13,6 +13,7 @@ from preftune.generation.prompts import Prompt
 from preftune.judges.ensemble import combined as one_score
 from preftune.judges.ensemble import deviation
 from preftune.judges.final_verdict import unmarked
+from preftune.judges.framing import defused
 from preftune.judges.llm_client import Asker
 from preftune.judges.pairwise_llm import as_transcript
 from preftune.judges.protocol import Item, Scorer, judge_name, score_all
@@ -107,7 +108,8 @@ class MarkingScorer:
     def _question(self, prompt: Text, answer: str) -> list[Message]:
         text = (
             f"Give one mark from 1 (worst) to {_BEST:g} (best) to the answer below. {self._criteria} Reply with the "
-            f"number alone.\n\n[Conversation]\n{as_transcript(prompt)}\n\n[Answer]\n{answer}\n\n[Mark]"
+            f"number alone.\n\n[Conversation]\n{as_transcript(prompt)}\n\n"
+            f"[Answer]\n{defused(answer, 'answer|mark')}\n\n[Mark]"
         )
         return [{"role": "user", "content": text}]
 

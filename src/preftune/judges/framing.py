@@ -1,0 +1,17 @@
+"""Answers between marks, for a judge that is asked in words: an answer must not end where it does not end."""
+
+from __future__ import annotations
+
+import re
+
+
+def defused(text: str, mark: str) -> str:
+    """The text, in which nothing is the mark that stands around an answer: `[Answer B]` is written `(Answer B]`.
+
+    An answer that closed its own frame could open the other one's, and have an answer judged that nobody gave.
+
+    Args:
+        mark: what stands in the brackets, as a pattern without regard to case.
+    """
+    frame = r"[\[<](?=[^\w\n]*(?:(?:the|start|end|of)[^\w\n]+)*(?:" + mark + r")\b[^\]>\n]{0,20}[\]>])"
+    return re.sub(frame, "(", text, flags=re.IGNORECASE)
