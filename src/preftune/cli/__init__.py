@@ -6,5 +6,6 @@
     display   tables and progress on the terminal
     flags     flags, recipes, messages
     main      the entry point
+    recipes   recipes of other tools
     train     commands that train
 """

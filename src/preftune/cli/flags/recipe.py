@@ -110,6 +110,13 @@ def read_recipe(name: str) -> Recipe:
     return Recipe(path, entries, {str(key): str(value) for key, value in environment.items()})
 
 
+def typed_values(name: str) -> dict[str, Any]:
+    """The top-level keys of a YAML file, with numbers as people write them. Raises: RequestError, as `read_recipe`."""
+    read_recipe(name)
+    loaded: dict[str, Any] = yaml.load(Path(name).expanduser().read_text(encoding="utf-8-sig"), Loader=_Typed)
+    return loaded
+
+
 def _entries(name: str, root: yaml.MappingNode, written: dict[Any, Any], typed: dict[Any, Any]) -> Iterator[Entry]:
     lines: dict[str, int] = {}
     for key_node, _ in root.value:

@@ -1,0 +1,11 @@
+"""Recipes of other tools as recipes of preftune: `preftune convert-recipe`.
+
+A dialect maps keys and values; what it cannot carry over is named with the reason.
+
+    axolotl         Axolotl's YAML (rl: dpo, ipo, kto, orpo, simpo)
+    carried         what a dialect makes of a recipe
+    convert_recipe  preftune convert-recipe
+    llama_factory   LLaMA-Factory's YAML (stage, pref_loss, pref_beta, ...)
+"""
+
+__all__ = ["convert_recipe"]

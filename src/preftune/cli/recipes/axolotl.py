@@ -1,0 +1,118 @@
+"""Axolotl's recipes: `rl`, `base_model`, `adapter`, `datasets`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from preftune.cli.recipes.carried import Carried, adapter
+from preftune.errors import RequestError
+
+_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dpo": ("dpo", {}),
+    "ipo": ("dpo", {"loss_type": "ipo"}),
+    "simpo": ("dpo", {"loss_type": "simpo"}),
+    "orpo": ("dpo", {"loss_type": "orpo"}),
+    "kto": ("kto", {}),
+}
+_NAMES = {
+    "base_model": "model_name_or_path",
+    "sequence_len": "max_length",
+    "micro_batch_size": "per_device_train_batch_size",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "num_epochs": "num_train_epochs",
+    "optimizer": "optim",
+    "lr_scheduler": "lr_scheduler_type",
+    "rl_beta": "beta",
+    "dpo_beta": "beta",
+    "orpo_alpha": "beta",
+    "dpo_label_smoothing": "label_smoothing",
+    "kto_desirable_weight": "desirable_weight",
+    "kto_undesirable_weight": "undesirable_weight",
+    "val_set_size": "eval_fraction",
+    "dataset_processes": "dataset_num_proc",
+    "peft_use_dora": "use_dora",
+    "peft_use_rslora": "use_rslora",
+    "lora_modules_to_save": "lora_modules_to_save",
+    "wandb_name": "run_name",
+}
+_LOST = {
+    "sample_packing": "Rows are packed without padding, always.",
+    "eval_sample_packing": "Rows are packed without padding, always.",
+    "pad_to_sequence_len": "preftune never pads.",
+    "flash_attention": "The packed engine has its own attention.",
+    "xformers_attention": "The packed engine has its own attention.",
+    "sdp_attention": "It is the default.",
+    "chat_template": "The model's own chat template is used.",
+    "special_tokens": "The model's own special tokens are used.",
+    "tokenizer_type": "The tokenizer is the model's own.",
+    "model_type": "The class follows from the model's config.",
+    "dataset_prepared_path": "Token ids are cached by content.",
+    "deepspeed": "Sharded training is not there yet.",
+    "fsdp": "Sharded training is not there yet.",
+    "fsdp_config": "Sharded training is not there yet.",
+    "wandb_project": "Set WANDB_PROJECT, and report_to: wandb.",
+    "wandb_entity": "Set WANDB_ENTITY, and report_to: wandb.",
+    "plugins": "preftune has no plugins.",
+    "trl": "Options inside trl: are not read; write them at the top.",
+    "tf32": "Set tf32 of TrainingArguments where the card has it.",
+    "evals_per_epoch": "Write eval_strategy and eval_steps.",
+    "saves_per_epoch": "Checkpoints are written after each epoch and every ten minutes.",
+}
+
+
+def is_axolotl(values: Mapping[str, Any]) -> bool:
+    """Whether a recipe is written for Axolotl."""
+    return "base_model" in values and bool({"sequence_len", "micro_batch_size", "rl", "adapter"} & set(values))
+
+
+def read(values: Mapping[str, Any]) -> Carried:
+    """What is carried over. Raises: RequestError for a method that preftune does not have under this name."""
+    carried = Carried(dict(values))
+    method = str(carried.take("rl", "sft"))
+    if method not in (*_METHODS, "sft"):
+        raise RequestError(f"rl: {method} has no counterpart here ({', '.join(_METHODS)} have). See preftune --help.")
+    carried.command, settings = _METHODS.get(method, ("sft", {}))
+    carried.settings |= settings
+    if carried.command == "dpo":
+        carried.settings["beta"] = 0.1  # theirs for every loss; preftune's is that of the loss's authors
+    _adapter(carried)
+    _data(carried)
+    for name in ("bf16", "fp16"):
+        if str(carried.left.get(name)).lower() in ("auto", "full"):
+            carried.take(name)  # the precision policy chooses
+    if ratio := carried.take("warmup_ratio"):
+        carried.settings["warmup_steps"] = ratio
+    carried.lose(_LOST)
+    carried.rename(_NAMES)
+    return carried
+
+
+def _adapter(carried: Carried) -> None:
+    kind = carried.take("adapter")
+    options = {name: carried.take(f"lora_{name}") for name in ("alpha", "dropout")}
+    rank, targets, linear = (
+        carried.take("lora_r"),
+        carried.take("lora_target_modules"),
+        carried.take("lora_target_linear"),
+    )
+    if kind is None:
+        return
+    carried.settings["use_peft"] = True
+    adapter(carried, rank=rank, targets=None if linear else targets, **options)
+    if kind == "qlora":
+        carried.settings["load_in_4bit"] = True
+
+
+def _data(carried: Carried) -> None:
+    for key, ours in (("datasets", "dataset_name"), ("test_datasets", "eval_dataset_name")):
+        entries = [entry for entry in carried.take(key, []) if isinstance(entry, Mapping)]
+        places = [str((entry.get("data_files") or [entry.get("path")])[0]) for entry in entries]
+        if not places:
+            continue
+        carried.settings[ours] = places if ours == "dataset_name" else places[0]
+        if ours == "dataset_name" and len(entries) == 1 and entries[0].get("split"):
+            carried.settings["dataset_train_split"] = entries[0]["split"]
+        kinds = sorted({str(entry["type"]) for entry in entries if entry.get("type")})
+        if kinds:
+            carried.lost[f"{key}: type {', '.join(kinds)}"] = "The shape of the rows is recognised (format names it)."

@@ -1,0 +1,65 @@
+"""What a dialect makes of another tool's recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Carried:
+    """A recipe on its way: what is left to be read, and what was made of the rest."""
+
+    left: dict[str, Any]
+    command: str = "dpo"
+    settings: dict[str, Any] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
+    """Key -> why it has no counterpart; the reason is a sentence."""
+
+    def take(self, key: str, default: Any = None) -> Any:
+        """The value of a key, which is thereby read; `default` without one."""
+        value = self.left.pop(key, None)
+        return default if value is None else value
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Keys whose values mean the same under another name."""
+        for theirs, ours in names.items():
+            value = self.take(theirs)
+            if value is not None:
+                self.settings[ours] = value
+
+    def same(self, names: Iterable[str]) -> None:
+        """Keys that mean the same here."""
+        self.rename({name: name for name in names})
+
+    def lose(self, reasons: Mapping[str, str]) -> None:
+        """Keys that have no counterpart; false and empty values mean nothing."""
+        for key, reason in reasons.items():
+            if self.take(key):
+                self.lost[key] = reason
+
+    def finish(self, known: Callable[[str], bool]) -> None:
+        """Keys of transformers' that both tools pass on; everything else is named.
+
+        Args:
+            known: whether preftune's command has an option of a name.
+        """
+        for key, value in self.left.items():
+            if value is None:
+                continue
+            if known(key):
+                self.settings.setdefault(key, value)
+            else:
+                self.lost[key] = "preftune has no option of this name."
+        self.left = {}
+
+
+def adapter(carried: Carried, *, rank: Any, alpha: Any, dropout: Any, targets: Any) -> None:
+    """The options of LoRA; targets of "all" are preftune's default."""
+    given = {"lora_r": rank, "lora_alpha": alpha, "lora_dropout": dropout}
+    carried.settings |= {name: value for name, value in given.items() if value is not None}
+    names = targets.split(",") if isinstance(targets, str) else list(targets or [])
+    names = [name.strip() for name in names if name.strip()]
+    if names and names not in (["all"], ["all-linear"]):
+        carried.settings["lora_target_modules"] = names
