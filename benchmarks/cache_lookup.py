@@ -88,7 +88,7 @@ def store_in(folder: Path) -> Any:
 
 def fill(folder: Path, completions: int) -> list[Any]:
     """Scores of that many completions; the groups of the pairs that steps are made of."""
-    from preftune.reference import completion_key
+    from preftune.reference import completion_keys
     from preftune.types import Preference, TokenizedGroup
 
     generator = np.random.default_rng(0)
@@ -103,7 +103,11 @@ def fill(folder: Path, completions: int) -> list[Any]:
     for _ in range(min(KNOWN_PAIRS, completions // 2)):
         sides = (ids(length(COMPLETION_TOKENS)), ids(length(COMPLETION_TOKENS)))
         groups.append(TokenizedGroup(ids(length(PROMPT_TOKENS)), sides, (Preference(0, 1),)))
-    keys = [(completion_key(g.prompt_ids, c), len(c)) for g in groups for c in g.completions]
+    keys = [
+        (key, len(c))
+        for g in groups
+        for key, c in zip(completion_keys(g.prompt_ids, g.completions), g.completions, strict=True)
+    ]
     keys += [(generator.bytes(16), length(COMPLETION_TOKENS)) for _ in range(completions - len(keys))]
     order = generator.permutation(len(keys))
     store = store_in(folder)

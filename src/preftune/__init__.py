@@ -43,32 +43,17 @@ if TYPE_CHECKING:
     from preftune.training.ppo import PPOConfig, PPOTrainer
 
 _HOME = {
-    "CPOConfig": "preftune.training",
-    "CPOTrainer": "preftune.training",
-    "DPOConfig": "preftune.training",
-    "DPOTrainer": "preftune.training",
-    "GRPOConfig": "preftune.training.online",
-    "GRPOTrainer": "preftune.training.online",
-    "KTOConfig": "preftune.training",
-    "KTOTrainer": "preftune.training",
-    "ORPOConfig": "preftune.training",
-    "ORPOTrainer": "preftune.training",
-    "OnlineDPOConfig": "preftune.training.online",
-    "OnlineDPOTrainer": "preftune.training.online",
-    "PPOConfig": "preftune.training.ppo",
-    "PPOTrainer": "preftune.training.ppo",
-    "PreftuneError": "preftune.errors",
-    "RLOOConfig": "preftune.training.online",
-    "RLOOTrainer": "preftune.training.online",
-    "RewardConfig": "preftune.training",
-    "RewardTrainer": "preftune.training",
-    "SFTConfig": "preftune.training",
-    "SFTTrainer": "preftune.training",
-    "load_demonstrations": "preftune.data",
-    "load_model": "preftune.models",
-    "load_pairs": "preftune.data",
-    "load_tokenizer": "preftune.models",
-    "merge": "preftune.models",
+    name: module
+    for module, names in {
+        "preftune.data": "load_demonstrations load_pairs",
+        "preftune.errors": "PreftuneError",
+        "preftune.models": "load_model load_tokenizer merge",
+        "preftune.training": "CPOConfig CPOTrainer DPOConfig DPOTrainer KTOConfig KTOTrainer "
+        "ORPOConfig ORPOTrainer RewardConfig RewardTrainer SFTConfig SFTTrainer",
+        "preftune.training.online": "GRPOConfig GRPOTrainer OnlineDPOConfig OnlineDPOTrainer RLOOConfig RLOOTrainer",
+        "preftune.training.ppo": "PPOConfig PPOTrainer",
+    }.items()
+    for name in names.split()
 }
 
 __all__ = [

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 from preftune.errors import ModelError, RequestError
 from preftune.judges.cache import VerdictCache
-from preftune.judges.reward_model import RewardModel, load_reward_model
+from preftune.judges.reward_model import RewardModel, open_reward_model
 from tests.models.tiny import tiny_llama, tiny_tokenizer
 
 CHAT = [{"role": "user", "content": "What is it?"}]
@@ -59,7 +59,7 @@ def test_batches_score_as_one_answer_alone_would(tmp_path: Path) -> None:
         ids = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": answer}], tokenize=True)
         with torch.no_grad():
             expected.append(float(model(input_ids=torch.tensor([ids["input_ids"]])).logits))
-    scorer = load_reward_model(saved(tmp_path / "rm"), batch_size=3)
+    scorer = open_reward_model(saved(tmp_path / "rm"), batch_size=3).load()
     assert scorer.score_all(ITEMS) == pytest.approx(expected, abs=1e-5)
     assert scorer(*ITEMS[1]) == pytest.approx(expected[1], abs=1e-5)
     assert len({round(score, 4) for score in expected}) == 4
@@ -68,15 +68,15 @@ def test_batches_score_as_one_answer_alone_would(tmp_path: Path) -> None:
 def test_scores_are_kept_under_the_models_content(tmp_path: Path, monkeypatch) -> None:
     name, cache = saved(tmp_path / "rm"), VerdictCache(tmp_path / "verdicts")
     seen: list[tuple[int, int]] = []
-    first = load_reward_model(name, cache=cache).score_all(ITEMS, progress=lambda *step: seen.append(step))
+    first = open_reward_model(name, cache=cache).load().score_all(ITEMS, progress=lambda *step: seen.append(step))
     assert seen[-1] == (4, 4)
     monkeypatch.setattr(RewardModel, "_score", lambda *ignored: pytest.fail("computed again"))
-    assert load_reward_model(name, cache=cache).score_all(ITEMS) == first
+    assert open_reward_model(name, cache=cache).load().score_all(ITEMS) == first
     cache.close()
 
 
 def test_without_a_template_prompt_and_answer_are_two_texts(tmp_path: Path) -> None:
-    scorer = load_reward_model(saved(tmp_path / "rm", template=False))
+    scorer = open_reward_model(saved(tmp_path / "rm", template=False)).load()
     assert scorer(CHAT, "a", {}) == scorer("What is it?", "a", {})
     assert math.isfinite(scorer([*CHAT, {"role": "assistant", "content": "?"}, *CHAT], "a", {}))
 
@@ -110,11 +110,11 @@ def test_what_is_no_reward_model(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path / "lm")
     tiny_tokenizer().save_pretrained(tmp_path / "lm")
     with pytest.raises(ModelError, match="no trained head for scores"):
-        load_reward_model(str(tmp_path / "lm"))
+        open_reward_model(str(tmp_path / "lm")).load()
     with pytest.raises(ModelError, match="has 3 labels"):
-        load_reward_model(saved(tmp_path / "three", labels=3))
+        open_reward_model(saved(tmp_path / "three", labels=3)).load()
     with pytest.raises(ModelError, match="There is no model at"):
-        load_reward_model(str(tmp_path / "nowhere" / "at" / "all"))
+        open_reward_model(str(tmp_path / "nowhere" / "at" / "all")).load()
 
 
 def test_an_adapter_with_its_own_head(tmp_path: Path) -> None:
@@ -130,15 +130,15 @@ def test_an_adapter_with_its_own_head(tmp_path: Path) -> None:
     ids = tiny_tokenizer().apply_chat_template([*CHAT, {"role": "assistant", "content": "a"}], tokenize=True)
     with torch.no_grad():
         expected = float(model(input_ids=torch.tensor([ids["input_ids"]])).logits)
-    assert load_reward_model(str(tmp_path / "adapter"))(CHAT, "a", {}) == pytest.approx(expected, abs=1e-5)
+    assert open_reward_model(str(tmp_path / "adapter")).load()(CHAT, "a", {}) == pytest.approx(expected, abs=1e-5)
 
 
 def test_limits(tmp_path: Path) -> None:
     name = saved(tmp_path / "rm")
     with pytest.raises(ModelError, match="has 128 positions"):
-        load_reward_model(name)(CHAT, "x" * 200, {})
+        open_reward_model(name).load()(CHAT, "x" * 200, {})
     with pytest.raises(RequestError, match="--batch_size 0"):
-        load_reward_model(name, batch_size=0)
+        open_reward_model(name, batch_size=0).load()
 
 
 def test_a_score_that_is_kept_is_another_one_for_another_tokenizer_or_padding(tmp_path):
@@ -174,4 +174,4 @@ def test_torn_weights_are_named(tmp_path: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ModelError, match="are damaged or were copied in part"):
-        load_reward_model(str(folder)).score_all([("p", "a", {})])
+        open_reward_model(str(folder)).load().score_all([("p", "a", {})])

@@ -15,7 +15,7 @@ from models_zoo import random_model
 from preftune.logps import make_engine, pack
 from preftune.logps.attention import cuda as attention_cuda
 from preftune.logps.attention import packed as attention
-from preftune.logps.attention.packed import _by_segment, _Fused
+from preftune.logps.attention.packed import _by_segment, _fused
 from preftune.logps.batch import GroupLogps
 from preftune.types import Preference, TokenizedGroup
 
@@ -144,7 +144,7 @@ def test_the_variable_length_path_says_the_same_as_segments(sizes, window, key_h
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(varlen, "varlen_attn", signature)
         ours = attention_cuda.varlen(q, k, v, layout, 0.3, window)
-    segments = _by_segment(_Fused(0.0), q, k, v, layout, 0.3, window)
+    segments = _by_segment(_fused, q, k, v, layout, 0.3, window)
     torch.testing.assert_close(ours, segments, rtol=1e-10, atol=1e-10)
     for actual, expected in zip(
         torch.autograd.grad(ours, (q, k, v), upstream), torch.autograd.grad(segments, (q, k, v), upstream), strict=True

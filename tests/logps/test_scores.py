@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, set_see
 from models_zoo import _BASE, CONFIGS, random_model
 from preftune.errors import ModelError
 from preftune.logps import pack
-from preftune.logps.scores import choose_score_engine, completion_scores, naive_scores
+from preftune.logps.scores import choose_score_engine, naive_scores
 from preftune.types import TokenizedGroup
 
 from .groups import random_groups
@@ -93,7 +93,7 @@ def test_pad_tokens_in_a_completion_are_tokens_like_all_others():
     assert model.config.pad_token_id == 0
     group = TokenizedGroup([5, 6, 7], ([8, 9, 0, 0], [8, 9]), ())
     with torch.no_grad():
-        padded, plain = completion_scores(model, pack([group])).tolist()
+        padded, plain = choose_score_engine(model)[0](model, pack([group])).tolist()
         transformers_own = model(input_ids=torch.tensor([[5, 6, 7, 8, 9, 0, 0]])).logits.item()
     assert padded != pytest.approx(plain, abs=1e-4)
     assert transformers_own == pytest.approx(plain, abs=1e-5)
@@ -103,7 +103,7 @@ def test_without_pad_tokens_the_score_is_that_of_transformers():
     model = classifier()
     batch = pack(random_groups(SIZES))
     with torch.no_grad():
-        ours = completion_scores(model, batch)
+        ours = choose_score_engine(model)[0](model, batch)
         theirs = [
             model(input_ids=torch.tensor([[*group.prompt_ids, *completion]])).logits.item()
             for group in batch.groups

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 from preftune.errors import ModelError
-from preftune.judges.reward_model import load_reward_model
+from preftune.judges.reward_model import open_reward_model
 from preftune.logps import make_engine, pack, plain_layers
 from preftune.models import load_model
 from preftune.models.roles import (
@@ -118,7 +118,7 @@ def test_a_saved_reward_model_scores_on_the_shared_base_as_by_itself(tmp_path: P
     completions = tuple(tokenizer(f"{answer}<|im_end|>\n", add_special_tokens=False)["input_ids"] for answer in answers)
     with torch.no_grad(), reward.acting():
         found = reward.of_completions(pack([TokenizedGroup(ids, completions, ())]))
-    expected = load_reward_model(saved).score_all([(prompt, answer, {}) for answer in answers])
+    expected = open_reward_model(saved).load().score_all([(prompt, answer, {}) for answer in answers])
     assert found.tolist() == pytest.approx(expected, abs=1e-4)
     assert abs(expected[0] - expected[1]) > 1e-3
     names = adapter_parameters(model, REWARD)

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from logps.groups import random_groups
 from models_zoo import random_model
-from preftune.reference import Numerics, completion_key, fingerprint
+from preftune.reference import Numerics, fingerprint
 from preftune.reference.fingerprint import completion_keys
+from tests.reference.keys import completion_key
 
 
 def with_lora(model, *, seed: int = 0, trained: bool = False, **options):

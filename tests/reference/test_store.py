@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preftune.reference import ScoreStore, completion_key
+from preftune.reference import ScoreStore
 from preftune.reference import store as store_module
 from preftune.storage import key_value
+from tests.reference.keys import completion_key
 
 FINGERPRINT = "ab" * 16
 

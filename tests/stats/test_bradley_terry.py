@@ -8,15 +8,15 @@ import pytest
 from scipy.special import stdtrit
 
 from preftune.errors import DatasetError, RequestError
-from preftune.statistics.bradley_terry import ELO_PER_NAT, Comparison, bradley_terry
+from preftune.statistics.bradley_terry import ELO_PER_NAT, Game, bradley_terry
 from preftune.statistics.intervals import win_rate
 
 
-def games(a: str, b: str, wins: int, losses: int, ties: int = 0) -> list[Comparison]:
+def games(a: str, b: str, wins: int, losses: int, ties: int = 0) -> list[Game]:
     return [
-        *(Comparison(a, b, 1.0) for _ in range(wins)),
-        *(Comparison(a, b, 0.0) for _ in range(losses)),
-        *(Comparison(a, b, 0.5) for _ in range(ties)),
+        *(Game(a, b, 1.0) for _ in range(wins)),
+        *(Game(a, b, 0.0) for _ in range(losses)),
+        *(Game(a, b, 0.5) for _ in range(ties)),
     ]
 
 
@@ -58,7 +58,7 @@ def test_planted_scores_are_recovered_and_covered() -> None:
         table = []
         for n in range(600):
             a, b = rng.choice(names, 2, replace=False)
-            table.append(Comparison(a, b, float(rng.random() < 1 / (1 + math.exp(truth[b] - truth[a]))), n))
+            table.append(Game(a, b, float(rng.random() < 1 / (1 + math.exp(truth[b] - truth[a]))), n))
         found = bradley_terry(table, anchor="a")
         inside += sum(found[n].ci_low <= truth[n] <= found[n].ci_high for n in "bcd")
         total += 3
@@ -111,7 +111,7 @@ def test_95_of_100_intervals_hold_the_truth(prompts: int, chance: float, ties: f
         own = rng.beta(1.5 * chance, 1.5 * (1 - chance), prompts) if each > 1 else np.full(prompts, chance)
         won = (rng.random((each, prompts)) < own).astype(float)
         won[rng.random(won.shape) < ties] = 0.5
-        table = [Comparison("a", "b", float(won[k, n]), n) for n in range(prompts) for k in range(each)]
+        table = [Game("a", "b", float(won[k, n]), n) for n in range(prompts) for k in range(each)]
         model = bradley_terry(table, anchor="b")["a"]
         held.append(model.ci_low <= truth <= model.ci_high)
     assert np.mean(held) >= 0.92
@@ -125,15 +125,15 @@ def test_a_circle_has_scores_without_a_prior() -> None:
 
 def test_prompts_are_the_unit() -> None:
     few = bradley_terry(
-        [Comparison("a", "b", float(n % 3 > 0), n) for n in range(60)] * 5, anchor="b"
+        [Game("a", "b", float(n % 3 > 0), n) for n in range(60)] * 5, anchor="b"
     )  # five judgements of each of 60 prompts
-    many = bradley_terry([Comparison("a", "b", float(n % 3 > 0)) for n in range(300)], anchor="b")
+    many = bradley_terry([Game("a", "b", float(n % 3 > 0)) for n in range(300)], anchor="b")
     assert few.prompts == 60
     assert few["a"].ci_high - few["a"].ci_low > 1.7 * (many["a"].ci_high - many["a"].ci_low)
 
 
 def test_one_prompt_says_nothing() -> None:
-    found = bradley_terry([Comparison("a", "b", 1.0, "p"), Comparison("a", "b", 0.0, "p")], anchor="b")
+    found = bradley_terry([Game("a", "b", 1.0, "p"), Game("a", "b", 0.0, "p")], anchor="b")
     assert found["a"].ci_high == math.inf
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["models"][0]["elo_high"] is None
 
@@ -151,7 +151,7 @@ def test_bad_input_is_told() -> None:
     with pytest.raises(DatasetError, match=r"groups: a, b; c, d.*same baseline"):
         bradley_terry([*games("a", "b", 1, 1), *games("c", "d", 1, 1)])
     with pytest.raises(DatasetError, match="Comparison 1"):
-        bradley_terry([Comparison("a", "b", 1.0), Comparison("a", "a", 1.0)])
+        bradley_terry([Game("a", "b", 1.0), Game("a", "a", 1.0)])
     with pytest.raises(RequestError, match="Name one of a, b"):
         bradley_terry(games("a", "b", 1, 1), anchor="base")
     with pytest.raises(RequestError, match="confidence"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from preftune.audit.checks.check import Check, Setting
+from preftune.audit.checks.check import Setting
 from preftune.audit.checks.lengths import CutRow, LengthsCheck
 from preftune.audit.checks.registry import CHECKS
 from preftune.audit.finding import SEVERITIES, Example, Finding
@@ -90,7 +90,7 @@ def audit(setting: Setting, *, progress: Progress = lambda rows: None) -> Audit:
         figures={check.section: dict(check.figures()) for check in checks if check.section},
         examples={finding.name: list(_quoted(finding.examples, setting)) for finding in findings},
         seconds=time.perf_counter() - began,
-        cut_rows=_cut_rows(checks),
+        cut_rows=tuple(row for check in checks if isinstance(check, LengthsCheck) for row in check.cut_rows()),
     )
 
 
@@ -102,10 +102,6 @@ def _encode(batch: Sequence[SeenPair], setting: Setting) -> None:
     able = [seen for seen in batch if chat or isinstance(seen.pair.prompt, str)]
     for seen, encoded in zip(able, setting.encoder.encode([seen.pair.example for seen in able]), strict=True):
         seen.encoded = encoded
-
-
-def _cut_rows(checks: Sequence[Check]) -> tuple[CutRow, ...]:
-    return tuple(row for check in checks if isinstance(check, LengthsCheck) for row in check.cut_rows())
 
 
 def _quoted(examples: Sequence[Example], setting: Setting) -> Iterator[dict[str, Any]]:

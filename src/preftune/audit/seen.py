@@ -49,6 +49,12 @@ class SeenPair:
         return _said(chosen, self.chosen), _said(rejected, self.rejected)
 
     @property
+    def whole(self) -> Encoded | None:
+        """Its tokens; None where a side has none."""
+        encoded = self.encoded
+        return encoded if encoded is not None and encoded.completions and all(encoded.completions) else None
+
+    @property
     def usable(self) -> bool:
         """Whether the pair prefers something to something else."""
         return not self.blank and self.chosen_key != self.rejected_key
@@ -76,8 +82,7 @@ def lengths_of(seen: SeenPair, *, tokens: bool) -> tuple[int, int, int] | None:
     """Tokens (words without a tokenizer) of prompt, chosen and rejected; None where the pair has no tokens."""
     if not tokens:
         return words_of(seen.prompt), words_of(seen.chosen), words_of(seen.rejected)
-    encoded = seen.encoded
-    if encoded is None or not encoded.completions or not all(encoded.completions):
+    if (encoded := seen.whole) is None:
         return None
     chosen, rejected = map(len, encoded.completions)
     return len(encoded.prompt), chosen, rejected
@@ -91,8 +96,7 @@ def answer_lengths_of(seen: SeenPair, *, tokens: bool) -> tuple[int, int] | None
     if not tokens:
         chosen, rejected = seen.answers
         return words_of(chosen), words_of(rejected)
-    encoded = seen.encoded
-    if encoded is None or not encoded.completions or not all(encoded.completions):
+    if (encoded := seen.whole) is None:
         return None
     chosen_length, rejected_length = (sum(e - b for b, e in spans.pairs(edges)) for edges in encoded.scored)
     return chosen_length, rejected_length

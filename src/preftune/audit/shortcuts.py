@@ -35,10 +35,6 @@ def punctuation_share(answer: str) -> float:
     return len(PUNCTUATION.findall(answer)) / max(1, len(answer))
 
 
-def ends_in_question(answer: str) -> bool:
-    return answer.rstrip().endswith("?")
-
-
 def capital_share(answer: str) -> float:
     return len(CAPITALISED.findall(answer)) / max(1, len(answer.split()))
 
@@ -63,7 +59,7 @@ RULES: Mapping[str, Rule] = {
     "capitals": Rule("more capitalised words", "fewer capitalised words", capital_share),
     "exclamations": Rule("more exclamation marks", "fewer exclamation marks", lambda answer: answer.count("!")),
     "emoji": Rule("more emoji", "fewer emoji", lambda answer: len(EMOJI.findall(answer))),
-    "question": Rule("a question at its end", "no question at its end", ends_in_question),
+    "question": Rule("a question at its end", "no question at its end", lambda answer: answer.rstrip().endswith("?")),
     "refusal": Rule("a refusal", "no refusal", refuses),
 }
 """The rules by name. Punctuation and capitals are shares of an answer, or they would measure its length again."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from preftune.comparison.plan import METHODS, MODELS, NAMES, SHORT, TUNED, Budget, Method, amount_in_words
@@ -154,9 +154,10 @@ class Result:
         if ahead == "ppo":
             share, low, high = 1 - share, 1 - high, 1 - low
         other = SHORT["ppo" if ahead == "dpo" else "dpo"]
+        seeds = f" over {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
         measured = (
             f"{SHORT[ahead]}'s answers win {share:.1%} against {other}'s (95% interval {low:.1%} to {high:.1%}, "
-            f"{rate.prompts:,} prompts{self._over_seeds()}, ties counted half)"
+            f"{rate.prompts:,} prompts{seeds}, ties counted half)"
         )
         if low > 0.5:
             return (
@@ -241,9 +242,6 @@ class Result:
             **self.facts,
         }
 
-    def _over_seeds(self) -> str:
-        return f" over {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
-
     def _cautions(self) -> list[str]:
         lines = []
         if len(self.seeds) == 1:
@@ -278,16 +276,5 @@ class Result:
 
 def mirrored(rate: WinRate) -> WinRate:
     """The same comparison from the other side."""
-    return WinRate(
-        win_rate=1 - rate.win_rate,
-        ci_low=1 - rate.ci_high,
-        ci_high=1 - rate.ci_low,
-        n=rate.n,
-        wins=rate.losses,
-        ties=rate.ties,
-        losses=rate.wins,
-        prompts=rate.prompts,
-        spread=rate.spread,
-        confidence=rate.confidence,
-        unread=rate.unread,
-    )
+    low, high = 1 - rate.ci_high, 1 - rate.ci_low
+    return replace(rate, win_rate=1 - rate.win_rate, ci_low=low, ci_high=high, wins=rate.losses, losses=rate.wins)

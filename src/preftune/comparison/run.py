@@ -23,6 +23,7 @@ from preftune.statistics.intervals import WinRate, mean_interval, win_rate
 from preftune.storage.jsonl import digest, read_lines
 
 _EXAMPLES = 24
+"""Answers of the first seed that are kept with the result, in the order of the prompts."""
 
 
 class Comparison:
@@ -129,7 +130,7 @@ class Comparison:
             finals[method], answers[method] = self._final(method, runs[method], rows)
         outcomes: list[float] = []
         unread: list[bool] = []
-        example: tuple[Sequence[Answer], Sequence[Answer], Sequence[JudgedRow]] | None = None
+        examples: list[dict[str, Any]] = []
         for (dpo, _), (ppo, _), by_dpo, by_ppo in zip(
             runs["dpo"], runs["ppo"], answers["dpo"], answers["ppo"], strict=True
         ):
@@ -137,9 +138,21 @@ class Comparison:
             summary, judged = self._compared(rows, by_ppo, by_dpo, name, (ppo.name, dpo.name))
             outcomes += [OUTCOME_VALUE[one.outcome] for one in judged]
             unread += [one.unjudged for one in judged]
-            example = example or (by_dpo, by_ppo, judged)
+            examples = (
+                examples
+                or [
+                    {
+                        "id": str(row["id"]),
+                        "prompt": row["prompt"],
+                        "start": before.text,
+                        "dpo": ours.text,
+                        "ppo": theirs.text,
+                        "dpo_against_ppo": one.outcome,
+                    }
+                    for row, before, ours, theirs, one in zip(rows, start, by_dpo, by_ppo, judged, strict=True)
+                ][:_EXAMPLES]
+            )
             self._say(f"DPO against PPO, seed {dpo.seed}: {summary.win_rate.win_rate:.1%}")
-        assert example is not None
         clusters = [str(row["id"]) for row in rows]
         return Result(
             start=plan.start,
@@ -161,7 +174,7 @@ class Comparison:
             start_gold=self._gold(rows, [start]),
             start_tokens=sum(answer.tokens for answer in start) / len(start),
             start_right=self._right(rows, start),
-            examples=_examples(rows, start, *example),
+            examples=examples,
             reward_accuracy=self._trainings.reward_accuracy(),
             unread=sum(unread),
             facts=self._facts,
@@ -270,24 +283,3 @@ def _pooled(distances: Sequence[Distance], rows: Sequence[Row], samples: int) ->
     clusters = [str(row["id"]) for row in rows for _ in range(samples)]
     values = [ratio for one in distances for ratio in one.log_ratios]
     return mean_interval(values, clusters * len(distances))
-
-
-def _examples(
-    rows: Sequence[Row],
-    start: Sequence[Answer],
-    dpo: Sequence[Answer],
-    ppo: Sequence[Answer],
-    judged: Sequence[JudgedRow],
-) -> list[dict[str, Any]]:
-    """Answers of the first seed, in the order of the prompts."""
-    return [
-        {
-            "id": str(row["id"]),
-            "prompt": row["prompt"],
-            "start": before.text,
-            "dpo": by_dpo.text,
-            "ppo": by_ppo.text,
-            "dpo_against_ppo": one.outcome,
-        }
-        for row, before, by_dpo, by_ppo, one in list(zip(rows, start, dpo, ppo, judged, strict=True))[:_EXAMPLES]
-    ]

@@ -21,8 +21,8 @@ import yaml
 
 from preftune.errors import RequestError
 from preftune.storage.atomic import write_whole
-from preftune.storage.jsonl import read_lines
-from preftune.storage.run_directory import run_facts
+from preftune.storage.jsonl import read_lines, read_object
+from preftune.storage.run_directory import run_facts, write_json
 
 _WRONG_REQUEST = 2
 """Exit code of a command that was asked for something impossible."""
@@ -41,10 +41,6 @@ class Stage:
     """Fields of the command, without `output_dir`."""
     made_of: str
     """Digest of what the recipe's files hold: the model, the data."""
-
-    @property
-    def arguments(self) -> list[str]:
-        return [self.command, "--config", str(self.folder / "recipe.yaml"), "--no_report"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,22 +90,24 @@ def run_stage(stage: Stage) -> Outcome:
     error = "" if code == 0 else _last_words(stage.folder / "log.txt")
     if code == _WRONG_REQUEST:
         raise RequestError(f"preftune {stage.command} of the comparison: {error}")
+    lines = read_lines(stage.folder / "metrics.jsonl")
+    peaks = [float(line["memory/peak_gb"]) for line in lines if "memory/peak_gb" in line]
     outcome = Outcome(
         finished=code == 0,
         seconds=seconds,
-        spent={**(run.get("spent") or {}), **({"episodes": run["episodes"]} if "episodes" in run else {})},
+        spent={**run_facts(stage.folder, "spent"), **({"episodes": run["episodes"]} if "episodes" in run else {})},
         steps=int(run.get("steps") or 0),
-        peak_gb=_peak(stage.folder / "metrics.jsonl"),
+        peak_gb=max(peaks, default=None),  # GB of 2^30 bytes
         error=error,
     )
     record = {"recipe": dict(stage.recipe), "made_of": stage.made_of, "outcome": outcome.to_dict()}
-    write_whole(stage.folder / "stage.json", (json.dumps(record, indent=2, default=str) + "\n").encode())
+    write_json(stage.folder / "stage.json", record)
     return outcome
 
 
 def _found(stage: Stage) -> Outcome | None:
     """How it ended in an earlier run of the comparison, if it did."""
-    record = _object(stage.folder / "stage.json")
+    record = read_object(stage.folder / "stage.json")
     asked = json.loads(json.dumps(dict(stage.recipe), default=str))
     if record.get("recipe") != asked or record.get("made_of") != stage.made_of:
         return None
@@ -122,7 +120,8 @@ def _found(stage: Stage) -> Outcome | None:
 def _run(stage: Stage) -> int:
     """The command's exit code; its words are in log.txt."""
     # -P: a datasets.py in the user's folder is not the package
-    words = [sys.executable, "-P", "-m", "preftune.cli.main", *stage.arguments]
+    words = [sys.executable, "-P", "-m", "preftune.cli.main", stage.command, "--no_report"]
+    words += ["--config", str(stage.folder / "recipe.yaml")]
     with open(stage.folder / "log.txt", "wb") as log, subprocess.Popen(words, stdout=log, stderr=log) as process:
         try:
             return process.wait()
@@ -140,24 +139,3 @@ def _last_words(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     own = next((line for line in reversed(lines) if line.startswith("preftune: ")), lines[-1] if lines else "")
     return own.removeprefix("preftune: ")[:_LAST]
-
-
-def _peak(metrics: Path) -> float | None:
-    """The most memory that any line of the run's metrics tells of, GB of 2^30 bytes."""
-    peaks = [float(record["memory/peak_gb"]) for record in read_lines(metrics) if "memory/peak_gb" in record]
-    return max(peaks, default=None)
-
-
-def _line(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _object(file: Path) -> dict[str, Any]:
-    try:
-        return _line(file.read_text(encoding="utf-8"))
-    except OSError:
-        return {}

@@ -5,7 +5,6 @@ Nothing here is prepared: base and aligned answers come from the model that was 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from preftune.demo.pairs import Row, demo_rows, question, spread, training_pairs
 from preftune.errors import RequestError
+from preftune.storage.atomic import sha256_of
 
 if TYPE_CHECKING:
     from preftune.evaluation.two_models.summary import Summary
@@ -73,7 +73,10 @@ def run_demo(settings: DemoSettings, *, say: Say, prepare: Callable[[DPOTrainer]
         say: gets one line of progress at a time.
         prepare: gets the trainer before it trains, to add callbacks.
     """
-    train = spread(demo_rows("train"), settings.max_pairs)
+    from preftune.evaluation.two_models.types import AnsweredRow
+    from preftune.storage.jsonl import read_lines
+
+    output, train = Path(settings.output), spread(demo_rows("train"), settings.max_pairs)
     test = spread(demo_rows("test"), settings.max_prompts)
     clock = _Clock()
     trainer = _trainer(settings, train, test, say)
@@ -94,7 +97,7 @@ def run_demo(settings: DemoSettings, *, say: Say, prepare: Callable[[DPOTrainer]
     return DemoResult(
         summary=summary,
         metrics=metrics,
-        answered=_answers(settings),
+        answered=[AnsweredRow.from_dict(record) for record in read_lines(output / "eval/generations.jsonl")],
         prompts={row["id"]: row["prompt"] for row in test},
         seconds=clock.laps,
     )
@@ -167,22 +170,11 @@ def _evaluate(trainer: DPOTrainer, settings: DemoSettings, test: Sequence[Row], 
         output_dir=Path(settings.output) / "eval",
         settings={
             "base": trainer.reference.source.fingerprint,
-            "aligned": _digest(Path(settings.output) / "adapter_model.safetensors"),
+            "aligned": sha256_of(Path(settings.output) / "adapter_model.safetensors")[:16],
             "max_new_tokens": settings.max_new_tokens,
             "sampling": "greedy",
         },
     )
-
-
-def _answers(settings: DemoSettings) -> list[AnsweredRow]:
-    from preftune.evaluation.two_models.types import AnsweredRow
-    from preftune.storage.jsonl import read_lines
-
-    return [AnsweredRow.from_dict(record) for record in read_lines(Path(settings.output) / "eval/generations.jsonl")]
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 class _Clock:

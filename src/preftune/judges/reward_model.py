@@ -176,11 +176,6 @@ def open_reward_model(
     )
 
 
-def load_reward_model(name: str, **options: Any) -> RewardModel:
-    """`open_reward_model`, loaded at once."""
-    return open_reward_model(name, **options).load()
-
-
 def _load(source: ModelSource, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from preftune.logps.layout import GroupLayout
 import torch
 from torch import Tensor
 
-from preftune.logps.layout import plan_layout
-from preftune.types import Sides, TokenizedGroup
+from preftune.logps.layout import GroupLayout, plan_layout
+from preftune.types import Sides, Span, TokenizedGroup
+
+
+class OneByOne(NamedTuple):
+    """One completion behind its prompt, as a row of its own."""
+
+    ids: Tensor
+    """(1, R) int64."""
+    prompt: int
+    """Tokens of the prompt."""
+    spans: tuple[Span, ...]
+    """What is scored, counted from the first token of the completion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,13 @@ class PackedBatch:
         names += " good_K label_weight_K score_K"
         moved = {n: getattr(self, n).to(device, non_blocking=non_blocking) for n in names.split()}
         return replace(self, **moved)
+
+    def sequences(self) -> Iterator[OneByOne]:
+        """Every completion without its neighbours, on the device of the batch."""
+        for group in self.groups:
+            for index, completion in enumerate(group.completions):
+                ids = torch.tensor([[*group.prompt_ids, *completion]], device=self.input_ids.device)
+                yield OneByOne(ids, len(group.prompt_ids), tuple(group.spans(index)))
 
     @property
     def completions(self) -> int:

@@ -82,20 +82,15 @@ class SeparateEngine:
 
     def __call__(self, model: nn.Module, batch: PackedBatch) -> GroupLogps:
         scores, hits = [], []
-        device = batch.input_ids.device
-        for group in batch.groups:
-            for index, completion in enumerate(group.completions):
-                prompt = len(group.prompt_ids)
-                ids = torch.tensor([[*group.prompt_ids, *completion]], device=device)
-                at = torch.cat([torch.arange(prompt + begin, prompt + end) for begin, end in group.spans(index)])
-                at = at.to(device)
-                request = ScoringRequest(at - 1, ids[0, at], None, self.transform, self.chunk, length=ids.shape[1])
-                unscaled_rope(model)
-                with scoring(request):
-                    model(input_ids=ids, use_cache=False)
-                scores.append(_answer(request))
-                assert request.hit_T is not None
-                hits.append(request.hit_T)
+        for ids, prompt, spans in batch.sequences():
+            at = torch.cat([torch.arange(prompt + begin, prompt + end) for begin, end in spans]).to(ids.device)
+            request = ScoringRequest(at - 1, ids[0, at], None, self.transform, self.chunk, length=ids.shape[1])
+            unscaled_rope(model)
+            with scoring(request):
+                model(input_ids=ids, use_cache=False)
+            scores.append(_answer(request))
+            assert request.hit_T is not None
+            hits.append(request.hit_T)
         return GroupLogps(torch.cat(scores), batch.owner_T, batch.completions, torch.cat(hits))
 
 

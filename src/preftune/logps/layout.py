@@ -34,6 +34,11 @@ class Segment(NamedTuple):
         """Keys before the first query; 0 for a segment that holds its own prompt."""
         return self.prefix_stop - self.prefix_start
 
+    def seen(self, tensor: Tensor) -> Tensor:
+        """(..., keys, d) of (..., R, d): what the segment's last query sees, the prompt first."""
+        own = tensor[..., self.start : self.stop, :]
+        return own if self.prefix == 0 else torch.cat([tensor[..., self.prefix_start : self.prefix_stop, :], own], -2)
+
 
 @dataclass(frozen=True)
 class GroupLayout:

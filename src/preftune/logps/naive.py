@@ -23,21 +23,18 @@ def naive_logps(model: nn.Module, batch: PackedBatch, *, hits: list[Tensor] | No
         hits: an output: whether each scored token was the likeliest, in parts that stand end to end.
     Returns: (T,) nats, float32 or wider.
     """
-    device = batch.input_ids.device
     logps = []
-    for group in batch.groups:
-        for index, completion in enumerate(group.completions):
-            input_ids = torch.tensor([[*group.prompt_ids, *completion]], device=device)
-            unscaled_rope(model)
-            logits = model(input_ids=input_ids, use_cache=False).logits[0]
-            # The logits before a token predict it. Counted from the end: the last logits belong to the last token,
-            # whatever an adapter puts in front of the first one (the virtual tokens of prompt tuning).
-            predicting = logits[-len(completion) - 1 : -1].to(torch.promote_types(logits.dtype, torch.float32))
-            targets = input_ids[0, len(group.prompt_ids) :]
-            of_all = predicting.log_softmax(-1)
-            every_token = of_all.gather(-1, targets[:, None])[:, 0]
-            logps += [every_token[begin:end] for begin, end in group.spans(index)]
-            if hits is not None:
-                likeliest = every_token >= of_all.amax(-1)
-                hits += [likeliest[begin:end] for begin, end in group.spans(index)]
+    for ids, prompt, spans in batch.sequences():
+        unscaled_rope(model)
+        logits = model(input_ids=ids, use_cache=False).logits[0]
+        targets = ids[0, prompt:]
+        # The logits before a token predict it. Counted from the end: the last logits belong to the last token,
+        # whatever an adapter puts in front of the first one (the virtual tokens of prompt tuning).
+        predicting = logits[-len(targets) - 1 : -1].to(torch.promote_types(logits.dtype, torch.float32))
+        of_all = predicting.log_softmax(-1)
+        every_token = of_all.gather(-1, targets[:, None])[:, 0]
+        logps += [every_token[begin:end] for begin, end in spans]
+        if hits is not None:
+            likeliest = every_token >= of_all.amax(-1)
+            hits += [likeliest[begin:end] for begin, end in spans]
     return torch.cat(logps)

@@ -12,11 +12,11 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from preftune.errors import ModelError, PreftuneError
+from preftune.errors import ModelError
 from preftune.logps.batch import PackedBatch, pack
 from preftune.logps.engine import EngineName
 from preftune.logps.layers.rope import unscaled_rope
-from preftune.logps.states import completion_states, prepare_trunk, trunk_of
+from preftune.logps.states import completion_states, prepare_trunk, read_head, trunk_of
 from preftune.logps.support import (
     TOLERANCE,
     Support,
@@ -27,7 +27,6 @@ from preftune.logps.support import (
     trial_groups,
     with_adapters,
 )
-from preftune.types import TokenizedGroup
 
 
 class ScoreEngine(Protocol):
@@ -49,11 +48,7 @@ class StateScores:
 
     def __call__(self, model: nn.Module, batch: PackedBatch) -> Tensor:
         head = score_head(model)
-        states_KD = completion_states(trunk_of(model), batch, packed=self.name == "packed")
-        weight: Any = head.weight
-        with torch.autocast(states_KD.device.type, enabled=False):  # a score is compared to fractions of itself
-            scores_K1: Tensor = head(states_KD.to(weight.dtype))
-        return scores_K1[:, 0].to(torch.promote_types(scores_K1.dtype, torch.float32))
+        return read_head(head, completion_states(trunk_of(model), batch, packed=self.name == "packed"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +61,6 @@ class NaiveScores:
         return naive_scores(model, batch)
 
 
-def completion_scores(model: nn.Module, batch: PackedBatch) -> Tensor:
-    """(K,) float32: the score of every completion, packed where that is exact, one by one otherwise.
-
-    To score many batches, call `choose_score_engine` once, which tries the model.
-    """
-    engine, _ = choose_score_engine(model)
-    return engine(model, batch)
-
-
 def naive_scores(model: nn.Module, batch: PackedBatch) -> Tensor:
     """The oracle: one sequence at a time through the model's own forward, its head applied to every state.
 
@@ -82,10 +68,7 @@ def naive_scores(model: nn.Module, batch: PackedBatch) -> Tensor:
         batch: only its groups are read.
     Returns: (K,) float32 or wider.
     """
-    device, scores = batch.input_ids.device, []
-    for group in batch.groups:
-        scores += [_read_whole(model, group, index, device) for index in range(len(group.completions))]
-    return torch.stack(scores)
+    return torch.stack([_read_whole(model, sequence.ids) for sequence in batch.sequences()])
 
 
 def choose_score_engine(model: nn.Module, name: EngineName = "auto") -> tuple[ScoreEngine, Support]:
@@ -95,19 +78,14 @@ def choose_score_engine(model: nn.Module, name: EngineName = "auto") -> tuple[Sc
         ModelError: the model is no sequence classifier with a head `score` of one label.
         PreftuneError: "packed" was asked for and is not exact.
     """
-    head = score_head(model)
+    score_head(model)
     if name == "naive":
         return NaiveScores(), Support(False, "engine='naive' was asked for", "naive")
     if name == "separate":
         support = Support(False, "engine='separate' was asked for")
     else:
         support = supports_scores(model)
-    if not support.exact and name == "packed":
-        raise PreftuneError(
-            f"engine='packed' was asked for, but it is not exact for this model: {support.reason}. "
-            f"Use engine='auto', which falls back to {support.fallback!r}."
-        )
-    assert head is not None
+    support.check(name)
     if support.fallback == "naive":
         return NaiveScores(), support
     prepare_trunk(trunk_of(model), packed=support.exact)
@@ -165,13 +143,13 @@ def score_head(model: Any) -> nn.Module:
     return found
 
 
-def _read_whole(model: nn.Module, group: TokenizedGroup, index: int, device: torch.device) -> Tensor:
+def _read_whole(model: nn.Module, ids: Tensor) -> Tensor:
     """One completion's score, with the head's output caught before transformers looks for padding in it."""
     seen: list[Tensor] = []
     handle = score_head(model).register_forward_hook(lambda head, args, output: seen.append(output))
     unscaled_rope(model)
     try:
-        model(input_ids=torch.tensor([[*group.prompt_ids, *group.completions[index]]], device=device), use_cache=False)
+        model(input_ids=ids, use_cache=False)
     finally:
         handle.remove()
     (scores_1R1,) = seen

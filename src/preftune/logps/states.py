@@ -21,7 +21,6 @@ from preftune.logps.head import LogitTransform
 from preftune.logps.layers.fast_layers import quicken
 from preftune.logps.layers.rope import unscaled_rope
 from preftune.logps.request import ScoringRequest, scoring
-from preftune.types import TokenizedGroup
 
 
 def trunk_of(model: nn.Module) -> nn.Module:
@@ -57,11 +56,9 @@ def token_states(trunk: nn.Module, batch: PackedBatch, *, packed: bool) -> Tenso
     if packed:
         return _row_states(trunk, batch).index_select(0, batch.predict_T)
     parts = []
-    for group in batch.groups:
-        for index in range(len(group.completions)):
-            states_RD = _sequence_states(trunk, group, index, batch.input_ids.device)
-            first = len(group.prompt_ids) - 1
-            parts += [states_RD[first + begin : first + end] for begin, end in group.spans(index)]
+    for ids, prompt, spans in batch.sequences():
+        states_RD = _sequence_states(trunk, ids)
+        parts += [states_RD[prompt - 1 + begin : prompt - 1 + end] for begin, end in spans]
     return torch.cat(parts)
 
 
@@ -69,14 +66,17 @@ def completion_states(trunk: nn.Module, batch: PackedBatch, *, packed: bool) -> 
     """(K, D): the state at the last token of each completion of the batch; with gradient."""
     if packed:
         return _row_states(trunk, batch).index_select(0, last_tokens(batch))
-    device = batch.input_ids.device
-    return torch.stack(
-        [
-            _sequence_states(trunk, group, index, device)[-1]
-            for group in batch.groups
-            for index in range(len(group.completions))
-        ]
-    )
+    return torch.stack([_sequence_states(trunk, sequence.ids)[-1] for sequence in batch.sequences()])
+
+
+def read_head(head: Any, states_ND: Tensor) -> Tensor:
+    """(N,) float32 (float64 of a float64 head): the number that a head of one output reads in each state.
+
+    Without autocast: a score is compared to fractions of itself.
+    """
+    with torch.autocast(states_ND.device.type, enabled=False):
+        numbers_N1: Tensor = head(states_ND.to(head.weight.dtype))
+    return numbers_N1[:, 0].to(torch.promote_types(numbers_N1.dtype, torch.float32))
 
 
 def last_tokens(batch: PackedBatch) -> Tensor:
@@ -106,9 +106,8 @@ def _row_states(trunk: nn.Module, batch: PackedBatch) -> Tensor:
     return states[0]
 
 
-def _sequence_states(trunk: nn.Module, group: TokenizedGroup, index: int, device: torch.device) -> Tensor:
+def _sequence_states(trunk: nn.Module, ids: Tensor) -> Tensor:
     """(R, D) of one prompt with one completion."""
-    ids = torch.tensor([[*group.prompt_ids, *group.completions[index]]], device=device)
     unscaled_rope(trunk)
     states: Tensor = trunk(input_ids=ids, use_cache=False)[0]
     return states[0]

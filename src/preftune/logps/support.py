@@ -40,6 +40,14 @@ class Support:
     fallback: Literal["separate", "naive"] = "separate"
     """What serves instead: separate sequences, or the naive path where not even the head is understood."""
 
+    def check(self, name: EngineName) -> None:
+        """Raises: PreftuneError where the packed engine was asked for and is not exact."""
+        if not self.exact and name == "packed":
+            raise PreftuneError(
+                f"engine='packed' was asked for, but it is not exact for this model: {self.reason}. "
+                f"Use engine='auto', which falls back to {self.fallback!r}."
+            )
+
 
 def supports(model: nn.Module) -> Support:
     """Try the packed engine on a two-layer random twin of the model and compare with the eager path.
@@ -75,11 +83,7 @@ def choose_engine(model: nn.Module, name: EngineName = "auto") -> tuple[Engine, 
     if name in ("naive", "separate"):
         return make_engine(model, name), Support(False, f"engine={name!r} was asked for", name)
     support = supports(model)
-    if not support.exact and name == "packed":
-        raise PreftuneError(
-            f"engine='packed' was asked for, but it is not exact for this model: {support.reason}. "
-            f"Use engine='auto', which falls back to {support.fallback!r}."
-        )
+    support.check(name)
     return make_engine(model, "packed" if support.exact else support.fallback), support
 
 
@@ -261,12 +265,7 @@ def _one_layer_of_each_kind(text: Any) -> None:
 
 
 def _limit(text: Any) -> None:
-    for attribute in ("sliding_window", "attention_chunk_size"):
-        if getattr(text, attribute, None) is not None:
-            setattr(text, attribute, _LIMIT)
-    for attribute in ("original_max_position_embeddings",):
-        if getattr(text, attribute, None) is not None:
-            setattr(text, attribute, _LIMIT)
+    _set(text, sliding_window=_LIMIT, attention_chunk_size=_LIMIT, original_max_position_embeddings=_LIMIT)
     for rope in _rope_dicts(getattr(text, "rope_parameters", None)):
         if "original_max_position_embeddings" in rope:
             rope["original_max_position_embeddings"] = _LIMIT

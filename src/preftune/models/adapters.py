@@ -16,22 +16,15 @@ import torch
 from torch import nn
 
 from preftune.errors import ModelError
-from preftune.models.load import (
-    adapter_base,
-    attach_adapter,
-    load_model,
-    load_tokenizer,
-    locate_base,
-    parse_dtype,
-)
+from preftune.models.classifier import is_reward_adapter, load_classifier
+from preftune.models.load import attach_adapter, load_model, load_tokenizer, locate_base, parse_dtype
 from preftune.models.locate import FORM_FILE, Location, describe_folder, is_adapter_folder, locate
+from preftune.models.precision import is_packed
 from preftune.models.quiet import quiet_peft, quiet_transformers
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
-
-__all__ = ["adapter_base", "is_adapter_folder", "merge", "quiet_peft"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +58,8 @@ def merge(
         place = _locate_adapter(model_or_path)
         tokenizer_source = place.name
         base_name = locate_base(place, base_model).name
-        load = _classifier if _is_reward_adapter(place) else load_model
+        # on a causal model the head of a reward model would be lost
+        load: Any = load_classifier if is_reward_adapter(place) else load_model
         base = _unquantised(load(base_name, trust_remote_code=trust_remote_code), wanted)
         model: PeftModel = attach_adapter(base, place)
     else:
@@ -111,19 +105,6 @@ def _locate_adapter(path: str | os.PathLike[str]) -> Location:
     return place
 
 
-def _is_reward_adapter(place: Location) -> bool:
-    from preftune.models.classifier import is_reward_adapter
-
-    return is_reward_adapter(place)
-
-
-def _classifier(name: Any, **options: Any) -> Any:
-    """What the adapter of a reward model sits on: with a causal model its head would be lost."""
-    from preftune.models.classifier import load_classifier
-
-    return load_classifier(name, **options)
-
-
 def _check_peft_model(model: Any) -> None:
     from peft import PeftModel
 
@@ -167,7 +148,7 @@ def _folded(model: PeftModel) -> Any:
 
 
 def _is_quantised(model: nn.Module) -> bool:
-    return any(type(p).__name__ in ("Params4bit", "Int8Params") for p in model.parameters())
+    return any(map(is_packed, model.parameters()))
 
 
 def _unquantised(model: Any, dtype: Any) -> Any:
@@ -226,8 +207,7 @@ def _reload_base(base: Any, base_model: str | os.PathLike[str] | None, trust_rem
     stored = dict(fresh.named_parameters())
     for parameter_name, parameter in base.named_parameters():
         plain = parameter_name.replace(".base_layer.", ".").replace(".original_module.", ".")
-        packed = type(parameter).__name__ in ("Params4bit", "Int8Params")
-        if packed or "lora_" in parameter_name or ".modules_to_save." in parameter_name:
+        if is_packed(parameter) or "lora_" in parameter_name or ".modules_to_save." in parameter_name:
             continue
         other = stored.get(plain)
         lower = (

@@ -1,15 +1,18 @@
-"""Files of a model that are torn or were changed: an error that names them instead of the library's own."""
+"""Files of a model that are torn, or ask for ten million layers: an error that names them, before anything is built."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
+from preftune.bounds import bound, raising, size
 from preftune.errors import ModelError
+from preftune.storage.jsonl import read_object
 
 
 @contextmanager
@@ -49,3 +52,33 @@ def check_configs(folder: Path) -> None:
                 f"{file} is damaged or was copied in part ({error}). Copy or download it again, or name another "
                 "checkpoint."
             ) from error
+
+
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_experts", "num_local_experts")
+
+
+def check_config_size(folder: Path) -> None:
+    """Raises: ModelError for a config.json that is too large, or asks for too many layers or experts."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return
+    if file.stat().st_size > bound("config"):
+        raise ModelError(
+            f"{file} has {size(file.stat().st_size)}, and no model's configuration has more than "
+            f"{size(bound('config'))}. Check the folder; {raising('config', '1GB')}."
+        )
+    for name, value in _numbers(read_object(file)):  # of what cannot be read, transformers says what is wrong
+        if name in _LAYERS and value > bound("layers"):
+            raise ModelError(
+                f"{file} asks for {name}={value:,}, more than {bound('layers'):,.0f}. Check the file; "
+                f"{raising('layers', '100000')}."
+            )
+
+
+def _numbers(config: Any) -> Iterator[tuple[str, float]]:
+    """The numbers of a configuration and of those inside it."""
+    for name, value in config.items() if isinstance(config, Mapping) else ():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield name, value
+        elif isinstance(value, Mapping):
+            yield from ((inner, number) for inner, number in value.items() if type(number) in (int, float))

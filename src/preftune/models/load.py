@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,13 +12,13 @@ import torch
 
 from preftune.errors import ModelError
 from preftune.log import warn
-from preftune.models.config_size import check_config_size
-from preftune.models.damage import whole_weights
+from preftune.models.damage import check_config_size, whole_weights
 from preftune.models.four_bit import keep_as_loaded
 from preftune.models.locate import Location, locate
 from preftune.models.precision import decide_precision
 from preftune.models.quiet import quiet_transformers
 from preftune.models.vocabulary import fit_embeddings
+from preftune.storage.jsonl import read_object
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -69,15 +68,13 @@ def load_model(
     if adapter is not None:
         base, base_revision = locate_base(adapter, base_model, revision=revision), None
     if load_in_4bit or load_in_8bit:
+        four_bit = {
+            "bnb_4bit_quant_type": bnb_4bit_quant_type,
+            "bnb_4bit_use_double_quant": use_bnb_nested_quant,
+            "bnb_4bit_quant_storage": bnb_4bit_quant_storage,
+        }
         options["quantization_config"] = _bitsandbytes_config(
-            base,
-            revision=base_revision,
-            trust_remote_code=trust_remote_code,
-            dtype=options["dtype"],
-            four_bit=load_in_4bit,
-            quant_type=bnb_4bit_quant_type,
-            nested=use_bnb_nested_quant,
-            storage=bnb_4bit_quant_storage,
+            base, base_revision, options, four_bit if load_in_4bit else None
         )
     loaded = _load_base(base, revision=base_revision, options=options)
     if adapter is None:
@@ -97,13 +94,8 @@ def name_base(model: PeftModel, base: str) -> None:
 def _refuse_reward_model(place: Location) -> None:
     """Raises: ModelError for a folder whose model rates answers: its head would be left out without a word."""
     folder = Path(place.name)
-    try:
-        adapter, whole = (
-            json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
-            for name in ("adapter_config.json", "config.json")
-        )
-    except (OSError, ValueError):
-        return  # loading it reports what is wrong
+    # of what cannot be read, loading says what is wrong
+    adapter, whole = (read_object(folder / name) for name in ("adapter_config.json", "config.json"))
     if adapter.get("task_type"):
         rates = adapter["task_type"] == "SEQ_CLS"
     else:
@@ -272,17 +264,14 @@ def _check_quantisation(*, load_in_4bit: bool, load_in_8bit: bool, quant_type: s
 
 
 def _bitsandbytes_config(
-    place: Location,
-    *,
-    revision: str | None,
-    trust_remote_code: bool,
-    dtype: str | torch.dtype,
-    four_bit: bool,
-    quant_type: str,
-    nested: bool,
-    storage: str | None,
+    place: Location, revision: str | None, options: Mapping[str, Any], four_bit: Mapping[str, Any] | None
 ) -> BitsAndBytesConfig:
-    """NF4 (or int8) with the compute dtype of the precision policy, so that layers and autocast agree."""
+    """NF4 (or int8) with the compute dtype of the precision policy, so that layers and autocast agree.
+
+    Args:
+        options: `dtype` and `trust_remote_code` of the model.
+        four_bit: options of bitsandbytes; None for 8 bits.
+    """
     from transformers import BitsAndBytesConfig
 
     if place.kind == "gguf":
@@ -290,28 +279,20 @@ def _bitsandbytes_config(
             f"{place.name} is a GGUF file, which cannot be quantised again while it is loaded. Load it once without "
             "load_in_4bit, save it with model.save_pretrained(folder), and load that folder in 4 bit."
         )
-    if not four_bit:
+    if four_bit is None:
         return BitsAndBytesConfig(load_in_8bit=True)
-    plain = dtype if isinstance(dtype, torch.dtype) else _checkpoint_dtype(place, revision, trust_remote_code)
+    dtype = options["dtype"]
+    plain = dtype if isinstance(dtype, torch.dtype) else _checkpoint_dtype(place, revision, options)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=quant_type,
-        bnb_4bit_use_double_quant=nested,
-        bnb_4bit_compute_dtype=decide_precision(model_dtype=plain, device=device).compute,
-        bnb_4bit_quant_storage=storage,
-    )
+    compute = decide_precision(model_dtype=plain, device=device).compute
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=compute, **four_bit)
 
 
-def _checkpoint_dtype(place: Location, revision: str | None, trust_remote_code: bool) -> torch.dtype:
+def _checkpoint_dtype(place: Location, revision: str | None, options: Mapping[str, Any]) -> torch.dtype:
     from transformers import AutoConfig
 
-    config = load_pretrained(
-        AutoConfig,
-        place,
-        revision=revision,
-        options={"trust_remote_code": trust_remote_code},
-    )
+    code = {"trust_remote_code": options["trust_remote_code"]}
+    config = load_pretrained(AutoConfig, place, revision=revision, options=code)
     found = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
     parsed = parse_dtype(found) if found is not None else torch.float32
     return parsed if isinstance(parsed, torch.dtype) else torch.float32

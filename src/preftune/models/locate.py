@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 from preftune.errors import ModelError
 from preftune.models.damage import check_configs
 from preftune.storage.atomic import write_whole
+from preftune.storage.jsonl import read_object
 from preftune.storage.run_directory import run_facts
 
 Kind: TypeAlias = Literal["folder", "adapter", "gguf", "hub", "hub-adapter"]
@@ -110,11 +111,8 @@ def write_run_of_weights(folder: Path, run: str | None, step: int) -> None:
 
 def run_of_weights(folder: Path) -> tuple[str | None, int] | None:
     """Id of the run and step that the weights in a run directory are of; None where nothing readable says so."""
-    try:
-        content = json.loads((folder / WEIGHTS_FILE).read_text(encoding="utf-8"))
-        return content["run"], content["step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    content = read_object(folder / WEIGHTS_FILE)
+    return (content["run"], content["step"]) if {"run", "step"} <= content.keys() else None
 
 
 def describe_folder(folder: Path, *, limit: int = 6) -> str:

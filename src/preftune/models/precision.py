@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,6 @@ from preftune.models.four_bit import keep_as_loaded
 
 _PLAIN_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _HALVES = (torch.float16, torch.bfloat16)
-_BNB_WEIGHTS = ("Params4bit", "Int8Params")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,31 +94,27 @@ def decide_precision(
 
 
 def _automatic(place: torch.device, model_dtype: torch.dtype, *, fp16_allowed: bool) -> Precision:
-    single = Precision(None, torch.float32, False, "")
+    single = partial(Precision, None, torch.float32, False)
     if place.type == "cpu":
         if model_dtype == torch.bfloat16 and cpu_has_bf16() is not False:
             return Precision(torch.bfloat16, torch.bfloat16, False, "CPU, and the weights are in bfloat16")
         if model_dtype == torch.float32:
-            return _because(single, "CPU")
+            return single("CPU")
         cause = "has no bfloat16 instructions" if model_dtype == torch.bfloat16 else "computes best in float32"
-        return _because(single, f"the weights are in {_name(model_dtype)}, but this CPU {cause}")
+        return single(f"the weights are in {_name(model_dtype)}, but this CPU {cause}")
     if place.type == "mps":
-        return _because(single, "MPS")
+        return single("MPS")
     if place.type != "cuda":
         backend = getattr(torch, place.type, None)
         supported = getattr(backend, "is_bf16_supported", None)
         if supported is not None and supported():
             return Precision(torch.bfloat16, torch.bfloat16, False, f"{place.type} has bfloat16")
-        return _because(single, f"{place.type} without bfloat16")
+        return single(f"{place.type} without bfloat16")
     if _cuda_has_bf16(place):
         return Precision(torch.bfloat16, torch.bfloat16, False, f"{_card(place)} has bfloat16")
     if fp16_allowed:
         return Precision(torch.float16, torch.float16, True, f"{_card(place)} has no bfloat16")
-    return _because(single, f"{_card(place)} has no bfloat16, and fp16=False")
-
-
-def _because(precision: Precision, reason: str) -> Precision:
-    return Precision(precision.autocast, precision.frozen, precision.grad_scaling, reason)
+    return single(f"{_card(place)} has no bfloat16, and fp16=False")
 
 
 def _cuda_has_bf16(device: torch.device) -> bool:
@@ -166,7 +162,12 @@ def mixed_dtype(model: nn.Module) -> torch.dtype | None:
 
 def is_quantized_weight(parameter: nn.Parameter) -> bool:
     """Packed by bitsandbytes, or of a dtype that is no plain float: never to be cast."""
-    return type(parameter).__name__ in _BNB_WEIGHTS or parameter.dtype not in _PLAIN_FLOATS
+    return is_packed(parameter) or parameter.dtype not in _PLAIN_FLOATS
+
+
+def is_packed(parameter: nn.Parameter) -> bool:
+    """Whether bitsandbytes holds the weight in 4 or 8 bits."""
+    return type(parameter).__name__ in ("Params4bit", "Int8Params")
 
 
 def _is_lora(name: str) -> bool:

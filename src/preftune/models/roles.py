@@ -22,12 +22,10 @@ from torch import Tensor, nn
 from preftune.errors import ModelError
 from preftune.logps.batch import PackedBatch
 from preftune.logps.layers.fast_layers import quicken
-from preftune.logps.states import completion_states, prepare_trunk, token_states, trunk_of
-from preftune.models.config_size import check_config_size
-from preftune.models.damage import whole_weights
-from preftune.models.load import locate_base, parse_dtype
+from preftune.logps.states import completion_states, prepare_trunk, read_head, token_states, trunk_of
+from preftune.models.load import load_pretrained, locate_base
 from preftune.models.locate import Location, locate
-from preftune.models.quiet import quiet_peft, quiet_transformers
+from preftune.models.quiet import quiet_peft
 
 POLICY = "default"
 VALUE = "preftune_value"
@@ -63,9 +61,7 @@ class Scalar:
         return self._read(completion_states(self.trunk, batch, packed=self.packed))
 
     def _read(self, states_ND: Tensor) -> Tensor:
-        with torch.autocast(states_ND.device.type, enabled=False):
-            numbers: Tensor = self.head(states_ND.to(self.head.weight.dtype))[:, 0]
-        return numbers
+        return read_head(self.head, states_ND)
 
 
 def base_of(model: Any) -> str:
@@ -98,17 +94,18 @@ def acting_as(model: Any, adapter: str) -> Iterator[None]:
     if before == adapter:
         yield
         return
-    with _trained_as_it_was(model):
+    with trained_as_it_was(model):
         model.set_adapter(adapter)
     try:
         yield
     finally:
-        with _trained_as_it_was(model):
+        with trained_as_it_was(model):
             model.set_adapter(before)
 
 
 @contextmanager
-def _trained_as_it_was(model: nn.Module) -> Iterator[None]:
+def trained_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Afterwards the same weights train as before."""
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield
@@ -192,14 +189,7 @@ def separate_value(trunk: nn.Module, *, packed: bool, head: nn.Linear | None = N
     return Scalar(trunk, _head(trunk, head), packed=packed)
 
 
-def copied_trunk(model: nn.Module) -> nn.Module:
-    """A copy of a whole model's trunk, weights and all."""
-    return copy.deepcopy(trunk_of(model))
-
-
-def load_trunk(
-    name: str, *, dtype: str | torch.dtype = "auto", trust_remote_code: bool = False
-) -> tuple[nn.Module, nn.Linear | None]:
+def load_trunk(name: str, *, trust_remote_code: bool = False) -> tuple[nn.Module, nn.Linear | None]:
     """The trunk of a saved model, and its head if it is a classifier with one label (a reward model).
 
     Raises:
@@ -213,22 +203,12 @@ def load_trunk(
             f"{name} is no whole model ({place.kind}), which a value function of its own begins from. Merge it first "
             "(preftune merge), or leave value_model out: the value is then an adapter on the policy's base."
         )
-    check_config_size(Path(place.name))
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": place.local_files_only}
-    try:
-        config = AutoConfig.from_pretrained(place.name, **options)
-        classifier = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
-        if classifier and config.num_labels == 1:
-            with quiet_transformers(), whole_weights(place.name):
-                model = AutoModelForSequenceClassification.from_pretrained(
-                    place.name, dtype=parse_dtype(dtype), **options
-                )
-            return trunk_of(model), model.score
-        with quiet_transformers(), whole_weights(place.name):
-            return AutoModel.from_pretrained(place.name, dtype=parse_dtype(dtype), **options), None
-    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-        cause = " ".join(str(error).split())[:300]
-        raise ModelError(f"{name} could not be loaded as a value function: {cause} Give a language model.") from error
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    config = load_pretrained(AutoConfig, place, revision=None, options=options)
+    classifier = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
+    loader = AutoModelForSequenceClassification if classifier and config.num_labels == 1 else AutoModel
+    model = load_pretrained(loader, place, revision=None, options={**options, "dtype": "auto"})
+    return (trunk_of(model), model.score) if loader is AutoModelForSequenceClassification else (model, None)
 
 
 def adapter_parameters(model: nn.Module, adapter: str) -> list[str]:
@@ -239,7 +219,7 @@ def adapter_parameters(model: nn.Module, adapter: str) -> list[str]:
 def _add(model: Any, adapter: str, config: Any, *, trained: bool) -> None:
     """A new adapter that is not active, in the precision of trained weights."""
     wide = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
-    with _trained_as_it_was(model), quiet_peft():
+    with trained_as_it_was(model), quiet_peft():
         model.add_adapter(adapter, config)
         model.set_adapter(POLICY)
     names = set(adapter_parameters(model, adapter))

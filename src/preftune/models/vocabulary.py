@@ -10,6 +10,7 @@ from preftune.models.locate import Location
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_TABLES = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
 _WHOLE_EMBEDDINGS = (".weight", ".base_layer.weight")
 
 
@@ -33,12 +34,8 @@ def _rows_of_embedding(adapter: Location) -> int | None:
     with safe_open(file, framework="pt") as opened:
         for name in opened.keys():  # noqa: SIM118
             whole = name.endswith(_WHOLE_EMBEDDINGS) or ".modules_to_save." in name
-            if whole and len(shape := opened.get_slice(name).get_shape()) == 2 and _is_table(name):
+            if whole and len(shape := opened.get_slice(name).get_shape()) == 2 and any(map(name.__contains__, _TABLES)):
                 return int(shape[0])
             if "lora_embedding_A" in name:
                 return int(opened.get_slice(name).get_shape()[1])
     return None
-
-
-def _is_table(name: str) -> bool:
-    return any(part in name for part in ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings"))

@@ -9,7 +9,7 @@
     store        scores on disk
 """
 
-from preftune.reference.fingerprint import Numerics, completion_key, fingerprint
+from preftune.reference.fingerprint import Numerics, completion_keys, fingerprint
 from preftune.reference.scores import ReferenceScores
 from preftune.reference.sources import (
     AdapterOff,
@@ -37,7 +37,7 @@ __all__ = [
     "Source",
     "adapters_off",
     "choose_source",
-    "completion_key",
+    "completion_keys",
     "fingerprint",
     "inference",
     "inventory",

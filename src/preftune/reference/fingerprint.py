@@ -152,19 +152,15 @@ def _numbers_of(model: nn.Module) -> Iterator[str]:
             yield f"{_canonical(name)} is {type(module).__qualname__}({module.extra_repr()})"
 
 
-def completion_key(prompt_ids: Sequence[int], completion_ids: Sequence[int], spans: Sequence[Span] = ()) -> bytes:
-    """Address of one completion's scores under a given model and numerics: the tokens themselves, 16 bytes.
-
-    Args:
-        spans: which tokens of the completion are scored, as in `TokenizedGroup.scored`; none if all are.
-    """
-    return completion_keys(prompt_ids, (completion_ids,), (spans,))[0]
-
-
 def completion_keys(
     prompt_ids: Sequence[int], completions: Sequence[Sequence[int]], scored: Sequence[Sequence[Span]] = ()
 ) -> list[bytes]:
-    """The addresses of several completions of one prompt, which is read once: this is done in every step."""
+    """Addresses of the scores of several completions of one prompt, under a given model and numerics: the tokens
+    themselves, 16 bytes each. The prompt is read once: this is done in every step.
+
+    Args:
+        scored: which tokens of each completion are scored, as in `TokenizedGroup.scored`; none if all are.
+    """
     prompt = hashlib.blake2b(len(prompt_ids).to_bytes(4, "little"), digest_size=16)
     prompt.update(struct.pack(f"<{len(prompt_ids)}i", *prompt_ids))
     keys = []

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from preftune.reference.store import is_ours, unpack
-from preftune.storage.key_value import SIDE_FILES, opened, set_aside
+from preftune.reference.store import MARK, unpack
+from preftune.storage.key_value import SIDE_FILES, has_mark, opened, set_aside
 
 State = Literal["store", "torn", "aside", "foreign"]
 Removal = Literal["removed", "in use", "not ours", "failed"]
@@ -44,6 +44,10 @@ class StoreFile:
     @property
     def model(self) -> str:
         return self.note.get("model", "unknown")
+
+    @property
+    def name(self) -> str:
+        return {"aside": "a damaged file that was set aside", "torn": "a damaged file"}.get(self.state, self.model)
 
     @property
     def id(self) -> str:
@@ -121,7 +125,9 @@ def remove(file: StoreFile) -> Removal:
             file.path.unlink()
             return "removed"
         with _alone(file.path):
-            _unlink(file.path)
+            file.path.unlink()
+            for suffix in SIDE_FILES:
+                Path(f"{file.path}{suffix}").unlink(missing_ok=True)
     except _InUseError:
         return "in use"
     except _NotOursError:
@@ -184,7 +190,7 @@ def _look(path: Path) -> StoreFile:
     aside = path.suffix != ".sqlite"
     try:
         with opened(path) as connection:
-            if not is_ours(connection):
+            if not has_mark(connection, MARK):
                 (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
                 state: State = "foreign" if tables else "aside" if aside else "torn"
                 return StoreFile(path, state, size, last_used)
@@ -220,7 +226,7 @@ def _alone(path: Path, *, torn: bool = False) -> Iterator[None]:
     """
     with opened(path, patience=0.0) as connection:
         try:
-            if not is_ours(connection) and not torn:
+            if not has_mark(connection, MARK) and not torn:
                 raise _NotOursError
             connection.execute("PRAGMA journal_mode=DELETE").fetchone()
             connection.execute("BEGIN EXCLUSIVE")
@@ -233,9 +239,3 @@ def _alone(path: Path, *, torn: bool = False) -> Iterator[None]:
         if os.name == "nt":  # which deletes no file that is open
             connection.close()
         yield
-
-
-def _unlink(path: Path) -> None:
-    path.unlink()
-    for suffix in SIDE_FILES:
-        Path(f"{path}{suffix}").unlink(missing_ok=True)

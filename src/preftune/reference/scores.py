@@ -40,14 +40,11 @@ class ReferenceScores:
         keys = _keys_of(batch.groups)
         known = self._look_up(keys)
         missing = _groups_with_a_miss(batch.groups, keys, known)
-        self.hits += len(keys) - sum(k not in known for k in keys)
-        self.misses += sum(k not in known for k in keys)
-        device = batch.input_ids.device
+        misses = sum(k not in known for k in keys)
+        self.hits, self.misses = self.hits + len(keys) - misses, self.misses + misses
         if missing:
-            known |= self.score_groups(model, missing, device)
-        flat = np.concatenate([known[key] for key in keys])
-        scores = torch.from_numpy(flat).to(device)
-        return GroupLogps(scores, batch.owner_T, batch.completions)
+            known |= self.score_groups(model, missing, batch.input_ids.device)
+        return _as_logps([known[key] for key in keys], batch)
 
     def known(self, batch: PackedBatch) -> GroupLogps | None:
         """Cached scores of the batch, NaN for misses; None if all are misses. Does not count as a
@@ -59,9 +56,7 @@ class ReferenceScores:
             return None
         lengths = [length for group in batch.groups for length in group.scored_lengths]
         missing = [np.full(length, np.nan, np.float32) for length in lengths]
-        flat = np.concatenate([found.get(key, none) for key, none in zip(keys, missing, strict=True)])
-        scores = torch.from_numpy(flat).to(batch.input_ids.device)
-        return GroupLogps(scores, batch.owner_T, batch.completions)
+        return _as_logps([found.get(key, none) for key, none in zip(keys, missing, strict=True)], batch)
 
     def fresh(self, model: nn.Module, batch: PackedBatch) -> GroupLogps:
         """Scores computed now, whatever the cache holds, on the batch as it is packed. For the self-check."""
@@ -106,6 +101,11 @@ class ReferenceScores:
         if not self.source.live:  # the store may be lost or cleaned while the run goes on
             self.memory |= scores
         return scores
+
+
+def _as_logps(parts: Sequence[Scores], batch: PackedBatch) -> GroupLogps:
+    scores = torch.from_numpy(np.concatenate(parts)).to(batch.input_ids.device)
+    return GroupLogps(scores, batch.owner_T, batch.completions)
 
 
 def _keys_of(groups: Iterable[TokenizedGroup]) -> list[bytes]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from preftune.errors import ReferenceMismatchError
 from preftune.logps.batch import PackedBatch
 from preftune.logps.engine import Engine
+from preftune.models.roles import trained_as_it_was
 from preftune.reference.fingerprint import adapter_prefixes, fingerprint, is_adapter_parameter
 
 
@@ -287,13 +288,8 @@ def _state_of(model: nn.Module) -> list[tuple[int, int]]:
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """PEFT's `disable_adapter`, which turns frozen adapter weights trainable when it ends: put that right."""
     peft: Any = unwrap(model)
-    wanted = {name: p.requires_grad for name, p in peft.named_parameters()}
-    try:
-        with peft.disable_adapter():
-            yield
-    finally:
-        for name, parameter in peft.named_parameters():
-            parameter.requires_grad_(wanted[name])
+    with trained_as_it_was(peft), peft.disable_adapter():
+        yield
 
 
 @contextmanager

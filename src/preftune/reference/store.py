@@ -29,7 +29,7 @@ log = logging.getLogger("preftune")
 
 Scores = npt.NDArray[np.float32]
 
-_APPLICATION_ID = 0x50465431  # "PFT1": marks the file as ours and its format
+MARK = 0x50465431  # "PFT1": marks the file as ours and its format
 _INDEX_KILOBYTES = 16_000  # of memory: the index of half a million completions
 
 _OF_THE_PARENT: list[sqlite3.Connection] = []
@@ -120,7 +120,7 @@ class ScoreStore:
     def _open(self) -> sqlite3.Connection:
         while True:
             found = _inode(self.path)
-            connection = connect(self.path, mark=_APPLICATION_ID, create=self._create)
+            connection = connect(self.path, mark=MARK, create=self._create)
             connection.execute(f"PRAGMA cache_size=-{_INDEX_KILOBYTES}")
             if found in (None, _inode(self.path)):
                 return connection
@@ -160,11 +160,6 @@ class ScoreStore:
         return []
 
 
-def is_ours(connection: sqlite3.Connection) -> bool:
-    """Whether a database is a score store, by the mark in its header."""
-    return has_mark(connection, _APPLICATION_ID)
-
-
 def _inode(path: Path) -> int | None:
     try:
         return path.stat().st_ino
@@ -175,7 +170,7 @@ def _inode(path: Path) -> int | None:
 def _intact(path: Path) -> bool:
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
-            return is_ours(connection) and connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+            return has_mark(connection, MARK) and connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
     except sqlite3.DatabaseError:
         return False
 

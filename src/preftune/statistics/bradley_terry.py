@@ -16,7 +16,7 @@ import numpy as np
 
 from preftune.errors import DatasetError, RequestError
 from preftune.statistics.intervals import Floats, number_clusters, quantile
-from preftune.statistics.profile_likelihood import Fitted, design_effect, profile_interval
+from preftune.statistics.profile_likelihood import Fitted, design_effect, profile_interval, sigmoid
 
 ELO_PER_NAT = 400 / math.log(10)
 ELO_CENTRE = 1000.0
@@ -31,7 +31,7 @@ _DIVERGED = 30.0
 """Nats: no finite score maximises the tilted likelihood."""
 
 
-class Comparison(NamedTuple):
+class Game(NamedTuple):
     """One comparison of two models' answers."""
 
     a: str
@@ -86,7 +86,7 @@ class Scores:
 
     def chance(self, a: str, b: str) -> float:
         """That model `a` beats model `b`."""
-        return float(_sigmoid(np.array(self[a].score - self[b].score)))
+        return float(sigmoid(np.array(self[a].score - self[b].score)))
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -115,7 +115,7 @@ class Scores:
 
 
 def bradley_terry(
-    comparisons: Sequence[Comparison],
+    comparisons: Sequence[Game],
     *,
     anchor: str | None = None,
     confidence: float = 0.95,
@@ -166,7 +166,7 @@ def bradley_terry(
     return Scores(models, anchor, unbounded, len(comparisons), prompts, confidence)
 
 
-def _check(comparisons: Sequence[Comparison], names: Sequence[str], anchor: str | None) -> None:
+def _check(comparisons: Sequence[Game], names: Sequence[str], anchor: str | None) -> None:
     if not comparisons:
         raise DatasetError("There is nothing to score: no comparison was given.")
     for number, comparison in enumerate(comparisons):
@@ -186,7 +186,7 @@ def _check(comparisons: Sequence[Comparison], names: Sequence[str], anchor: str 
         )
 
 
-def _connected(comparisons: Sequence[Comparison], names: Sequence[str]) -> list[set[str]]:
+def _connected(comparisons: Sequence[Game], names: Sequence[str]) -> list[set[str]]:
     group_of: Mapping[str, set[str]] = {name: {name} for name in names}
     joined = dict(group_of)
     for comparison in comparisons:
@@ -258,17 +258,15 @@ def _interval(
     prompts = len(np.unique(games.prompt_N[involved_N]))
     if prompts < 2:  # one prompt says nothing about others
         return -math.inf, math.inf
-    effect, drop = (
-        _design_effect(games, wins_MM, score_M, contrast_M, involved_N),
-        quantile(confidence, prompts) ** 2 / 2,
-    )
+    effect = _design_effect(games, wins_MM, score_M, contrast_M, involved_N)
+    drop = quantile(confidence, prompts) ** 2 / 2
     if effect is None:  # equal outcomes show no spread: each prompt counts as one, and the chance of that is exact
         effect, drop = max(1.0, involved_N.sum() / prompts), max(drop, math.log(2 / (1 - confidence)))
     seen_MM = _TINY * ((wins_MM + wins_MM.T) > 0) + wins_MM
 
     def tilted(tilt: float) -> Fitted:
         fitted_M = _fit(seen_MM, tilt * contrast_M)
-        chance_MM = _sigmoid(fitted_M[:, None] - fitted_M[None, :])
+        chance_MM = sigmoid(fitted_M[:, None] - fitted_M[None, :])
         return Fitted(float(contrast_M @ fitted_M), float((seen_MM * np.log(np.maximum(chance_MM, 1e-300))).sum()))
 
     return profile_interval(tilted, drop=effect * drop)
@@ -283,7 +281,7 @@ def _design_effect(
     if np.ptp(towards_N) == 0:
         return None
     models = len(score_M)
-    residual_N = games.outcome_N - _sigmoid(score_M[games.first_N] - score_M[games.second_N])
+    residual_N = games.outcome_N - sigmoid(score_M[games.first_N] - score_M[games.second_N])
     slope_GM = np.zeros((games.prompts, models))
     np.add.at(slope_GM, (games.prompt_N, games.first_N), residual_N)
     np.add.at(slope_GM, (games.prompt_N, games.second_N), -residual_N)
@@ -292,7 +290,7 @@ def _design_effect(
 
 
 def _curvature(wins_MM: Floats, score_M: Floats) -> Floats:
-    chance_MM = _sigmoid(score_M[:, None] - score_M[None, :])
+    chance_MM = sigmoid(score_M[:, None] - score_M[None, :])
     weight_MM = (wins_MM + wins_MM.T) * chance_MM * (1 - chance_MM)
     curvature: Floats = np.diag(weight_MM.sum(axis=1) + 1e-12) - weight_MM
     return curvature
@@ -309,7 +307,7 @@ def _fit(wins_MM: Floats, tilt_M: Floats | float = 0.0) -> Floats:
     score_M = np.zeros(models)
     centred = np.full((models, models), 1.0 / models)  # takes the direction that changes nothing out of the system
     for _ in range(_STEPS):
-        chance_MM = _sigmoid(score_M[:, None] - score_M[None, :])
+        chance_MM = sigmoid(score_M[:, None] - score_M[None, :])
         gradient_M = (wins_MM - met_MM * chance_MM).sum(axis=1) + tilt_M
         step_M = np.linalg.solve(_curvature(wins_MM, score_M) + centred, gradient_M)
         score_M = score_M + np.clip(step_M, -2.0, 2.0)
@@ -317,8 +315,3 @@ def _fit(wins_MM: Floats, tilt_M: Floats | float = 0.0) -> Floats:
             break
     fitted_M: Floats = score_M - score_M.mean()
     return fitted_M
-
-
-def _sigmoid(x: Floats) -> Floats:
-    result: Floats = 0.5 * (1 + np.tanh(0.5 * x))  # does not overflow
-    return result

@@ -88,8 +88,6 @@ class _Clustered(NamedTuple):
 
 
 def _cluster(values: Floats, clusters: Sequence[Hashable] | None) -> _Clustered:
-    if clusters is None:
-        return _Clustered(values, np.ones_like(values))
     index, prompts = number_clusters(len(values), clusters)
     sums = np.bincount(index, weights=values, minlength=prompts).astype(np.float64)
     return _Clustered(sums, np.bincount(index, minlength=prompts).astype(np.float64))

@@ -20,7 +20,7 @@ import numpy as np
 
 from preftune.errors import DatasetError, RequestError
 from preftune.statistics.intervals import Floats, number_clusters, quantile, win_rate
-from preftune.statistics.profile_likelihood import Fitted, design_effect, profile_interval
+from preftune.statistics.profile_likelihood import Fitted, design_effect, profile_interval, sigmoid
 
 RIDGES = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4)
 """Strengths of the penalty `ridge/2 * coefficient^2` on the summed log-likelihood that cross-validation tries."""
@@ -179,7 +179,7 @@ def _fit(features_NP: Floats, outcome_N: Floats, weight_BN: Floats, ridge: float
     products_NQ = (features_NP[:, :, None] * features_NP[:, None, :]).reshape(len(features_NP), -1)
     coefficients_BP = np.zeros((len(weight_BN), columns))
     for _ in range(_STEPS):
-        chance_BN = _sigmoid(coefficients_BP @ features_NP.T)
+        chance_BN = sigmoid(coefficients_BP @ features_NP.T)
         gradient_BP = (weight_BN * (outcome_N - chance_BN)) @ features_NP - penalty_P * coefficients_BP
         gradient_BP[:, 0] += tilt
         curvature = (weight_BN * chance_BN * (1 - chance_BN)) @ products_NQ
@@ -196,8 +196,8 @@ def _at_equal_length(features_NP: Floats, coefficients_BP: Floats, weight_BN: Fl
     level_NP = features_NP.copy()
     level_NP[:, 1] = 0.0
     if level_NP.shape[1] == 2:
-        return _sigmoid(coefficients_BP[:, 0])
-    mean: Floats = (weight_BN * _sigmoid(coefficients_BP @ level_NP.T)).sum(axis=1) / weight_BN.sum(axis=1)
+        return sigmoid(coefficients_BP[:, 0])
+    mean: Floats = (weight_BN * sigmoid(coefficients_BP @ level_NP.T)).sum(axis=1) / weight_BN.sum(axis=1)
     return mean
 
 
@@ -205,7 +205,7 @@ def _validated(features_NP: Floats, outcome_N: Floats, fold_N: Any, folds: int, 
     """Mean log loss on the fold that was left out, in nats per comparison."""
     weight_BN = (fold_N[None, :] != np.arange(folds)[:, None]).astype(np.float64)
     coefficients_BP = _fit(features_NP, outcome_N, weight_BN, ridge)
-    chance_N = _sigmoid((features_NP * coefficients_BP[fold_N]).sum(axis=1))
+    chance_N = sigmoid((features_NP * coefficients_BP[fold_N]).sum(axis=1))
     return _log_loss(outcome_N, chance_N)
 
 
@@ -220,7 +220,7 @@ def _interval(
     once_1N = np.ones((1, len(outcome_N)))
     columns = features_NP.shape[1]
     fitted_P = _fit(features_NP, outcome_N, once_1N, _KEEPS_FINITE)[0]
-    chance_N = _sigmoid(features_NP @ fitted_P)
+    chance_N = sigmoid(features_NP @ fitted_P)
     slope_GP = np.zeros((prompts, columns))
     np.add.at(slope_GP, cluster_N, (outcome_N - chance_N)[:, None] * features_NP)
     hessian_PP = (features_NP * (chance_N * (1 - chance_N))[:, None]).T @ features_NP + _KEEPS_FINITE * np.eye(columns)
@@ -228,21 +228,13 @@ def _interval(
 
     def tilted(tilt: float) -> Fitted:
         tilted_P = _fit(features_NP, outcome_N, once_1N, _KEEPS_FINITE, tilt)[0]
-        return Fitted(float(tilted_P[0]), -len(outcome_N) * _log_loss(outcome_N, _sigmoid(features_NP @ tilted_P)))
+        return Fitted(float(tilted_P[0]), -len(outcome_N) * _log_loss(outcome_N, sigmoid(features_NP @ tilted_P)))
 
     ends = profile_interval(tilted, drop=effect * quantile(confidence, max(2, prompts - columns + 1)) ** 2 / 2)
-    shift = float(_logit(_at_equal_length(features_NP, fitted_P[None], once_1N)[0])) - float(fitted_P[0])
-    low, high = (float(_sigmoid(np.array(end + shift))) for end in ends)
+    level = float(_at_equal_length(features_NP, fitted_P[None], once_1N)[0])
+    shift = math.log(level / (1 - level)) - float(fitted_P[0])
+    low, high = (float(sigmoid(np.array(end + shift))) for end in ends)
     return low, high
-
-
-def _logit(chance: Any) -> float:
-    return math.log(float(chance) / (1 - float(chance)))
-
-
-def _sigmoid(x: Floats) -> Floats:
-    result: Floats = 0.5 * (1 + np.tanh(0.5 * x))  # does not overflow
-    return result
 
 
 def _log_loss(outcome_N: Floats, chance_N: Floats) -> float:

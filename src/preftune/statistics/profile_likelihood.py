@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats: TypeAlias = NDArray[np.float64]
+from preftune.statistics.intervals import Floats
 
 _WIDEST = 40
 """Doublings of the tilt before an end counts as open."""
@@ -68,6 +67,12 @@ def _end(tilted: Callable[[float], Fitted], best: Fitted, drop: float, sign: flo
             if not abs(found.value) < _OPEN:
                 break
     return near[1].value if abs(near[1].value) < _OPEN else sign * math.inf
+
+
+def sigmoid(x: Floats) -> Floats:
+    """1 / (1 + exp(-x)); does not overflow."""
+    result: Floats = 0.5 * (1 + np.tanh(0.5 * x))
+    return result
 
 
 def design_effect(slope_GP: Floats, hessian_PP: Floats, contrast_P: Floats, *, ties: float) -> float:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import os
 import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-FILE_MODE = 0o666
-"""Before the umask: what a new file may be read by."""
 ABANDONED_S = 3600.0
 """Seconds after which a temporary file has no writer."""
 
 
-def temporary_beside(path: Path, *, mode: int = FILE_MODE) -> Path:
+def temporary_beside(path: Path) -> Path:
     """An empty new file in the folder of `path`, which is made if it is not there; the umask applies to its mode.
 
     (`tempfile` makes private files only, and reading the umask means changing it for every thread.)
@@ -26,18 +25,18 @@ def temporary_beside(path: Path, *, mode: int = FILE_MODE) -> Path:
         temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
         try:
             with naming(path):
-                os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+                os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         except FileExistsError:
             continue
         return temporary
 
 
-def write_whole(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Replaces a file in one step: a reader sees the old one or the new one, never half of it.
 
     The folder is made if it is not there. Raises: OSError.
     """
-    temporary = temporary_beside(path, mode=mode)
+    temporary = temporary_beside(path)
     try:
         with naming(path), open(temporary, "wb") as file:
             file.write(data)
@@ -72,6 +71,12 @@ def sweep(folder: Path, pattern: str = ".writing-*") -> None:
         with contextlib.suppress(OSError):
             if time.time() - temporary.stat().st_mtime > ABANDONED_S:
                 temporary.unlink()
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of a file's bytes, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

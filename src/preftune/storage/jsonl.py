@@ -88,6 +88,15 @@ def _ends_whole(path: Path) -> bool:
         return file.read(1) == b"\n"
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if it is missing, torn or no object. Its values are of any kind: check them."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole objects of a JSON lines file; a line torn by a kill is left out. Empty when there is no file."""
     if not path.exists():

@@ -25,13 +25,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     jsonl.write_json(path, plain(content))
 
 
-def run_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What run.json says; nothing if it is missing, torn or not an object. Its values are of any kind: check them."""
-    try:
-        facts = json.loads((Path(folder).expanduser() / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
+def run_facts(folder: str | os.PathLike[str], part: str = "") -> dict[str, Any]:
+    """What run.json says, or the object that it holds under a name (`model`, `configuration`, `spent`); else empty."""
+    facts = jsonl.read_object(Path(folder).expanduser() / "run.json")
+    found = facts.get(part) if part else facts
+    return found if isinstance(found, dict) else {}
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:

@@ -119,7 +119,7 @@ def test_later_rows_are_checked_on_demand() -> None:
     rows = ROWS * 101 + [{**ROWS[0], "weight": -1.0}]
     pairs = read_pairs(rows, name="pairs.jsonl")
     with pytest.raises(DatasetError, match=r"pairs\.jsonl row 1010, column 'weight'"):
-        pairs.check()
+        list(pairs)
     with pytest.raises(DatasetError, match="row 0, column 'weight'"):
         read_pairs(rows[-1:])
 

@@ -17,7 +17,7 @@ from preftune.data.conversion.convert import Input, convert_pairs
 from preftune.data.reading import arrow_tables as tables
 from preftune.data.tokens.shorten import shortening
 from preftune.errors import ConfigError, DatasetError, ModelError, TemplateLimitError
-from preftune.models.config_size import check_config_size
+from preftune.models.damage import check_config_size
 from tests.data.tiny_bpe import CHATML, make_tokenizer
 from tests.data.turns import assistant, user
 

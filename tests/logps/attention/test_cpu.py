@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from preftune.logps.attention import cpu as attention_cpu
-from preftune.logps.attention.packed import _by_segment, _Fused
+from preftune.logps.attention.packed import _by_segment, _fused
 from preftune.logps.layout import GroupLayout, plan_layout
 from preftune.types import TokenizedGroup
 
@@ -51,7 +51,7 @@ def test_blocks_give_what_segments_give(
         layout = layout_of(lengths)
         inputs = tensors(layout, heads=heads[0], key_heads=heads[1], memory=memory)
         before = [t.detach().clone() for t in inputs]
-        expected = _by_segment(_Fused(0.0), *inputs, layout, 0.3, None)
+        expected = _by_segment(_fused, *inputs, layout, 0.3, None)
         out = attention_cpu.blocked(*inputs, layout, 0.3)
         torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
         grad = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from models_zoo import random_model
 from preftune.logps import make_engine, naive_logps, pack
 from preftune.logps.attention import flex as attention_flex
 from preftune.logps.attention import packed as attention
-from preftune.logps.attention.flex import attend, flex, masks_of, plain
-from preftune.logps.attention.packed import _by_segment, _Explicit, _Fused
+from preftune.logps.attention.flex import attend, explicit, flex, masks_of, plain
+from preftune.logps.attention.packed import _by_segment, _fused
 from tests.logps.groups import random_groups
 
 CPU = torch.device("cpu")
@@ -63,7 +64,8 @@ def test_flex_equals_attention_by_segment_in_values_and_gradients(window, softca
             return attend(q, k, v, layout, 0.3, window, softcap=softcap, sinks=sinks, kernel=flex)
 
         def by_segment(q, k, v, s, layout=layout):
-            return _by_segment(_Explicit(softcap, s if with_sinks else None, 0.0), q, k, v, layout, 0.3, window)
+            by_scores = partial(explicit, softcap=softcap, sinks=s if with_sinks else None)
+            return _by_segment(by_scores, q, k, v, layout, 0.3, window)
 
         for actual, expected in zip(*(value_and_gradients(f, tensors) for f in (by_flex, by_segment)), strict=True):
             assert (actual is None) == (expected is None)
@@ -82,7 +84,7 @@ def test_grouped_heads_and_sizes_that_flash_kernels_do_not_take(heads, sizes):
         return attend(q, k, v, layout, 0.3, 70, kernel=flex)
 
     def by_segment(q, k, v):
-        return _by_segment(_Fused(0.0), q, k, v, layout, 0.3, 70)
+        return _by_segment(_fused, q, k, v, layout, 0.3, 70)
 
     for actual, expected in zip(*(value_and_gradients(f, tensors) for f in (by_flex, by_segment)), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)

@@ -58,7 +58,9 @@ def test_an_adapted_layer_is_its_formula_and_its_gradients_are_right(bias: bool)
 def test_a_gated_mlp_is_its_formula_and_its_gradients_are_right(
     ranks: tuple[int | None, ...], rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("preftune.logps.layers.rows.ELEMENTS_IN_CACHE", 2 * 6)  # two rows at a time, the last time one
+    monkeypatch.setattr(
+        "preftune.logps.layers.gated_mlp.ELEMENTS_IN_CACHE", 2 * 6
+    )  # two rows at a time, the last time one
     gate, up = (random_projection(6, 4, rank=rank) for rank in ranks[:2])
     down = random_projection(4, 6, rank=ranks[2])
     x = torch.randn(1, rows, 4, dtype=torch.float64, requires_grad=True)

@@ -62,7 +62,7 @@ def test_a_reward_on_the_base_changes_nothing_of_it(tmp_path: Path, of_reward, o
     """Where one adapter changes weights of the base, the reward is a model of its own: its scores are those that it
     gives by itself, also after training, and policy and reference begin as the model that was received.
     """
-    from preftune.judges.reward_model import load_reward_model
+    from preftune.judges.reward_model import open_reward_model
     from preftune.logps import naive_logps, pack
     from preftune.reference import inference
     from preftune.types import TokenizedGroup
@@ -78,7 +78,7 @@ def test_a_reward_on_the_base_changes_nothing_of_it(tmp_path: Path, of_reward, o
         assert torch.allclose(naive_logps(run.model, batch), received, atol=1e-4)
         assert torch.allclose(run.reference.score(run.model, batch, run.engine), received, atol=1e-4)
     items = [("tell: ", "abc hello", {}), ("why: ", "zq", {})]
-    alone = load_reward_model(saved).score_all(items)
+    alone = open_reward_model(saved).load().score_all(items)
     (scorer,) = run.score.scorers
     assert scorer.score_all(items) == pytest.approx(alone, abs=1e-4)
     run.train()
@@ -90,7 +90,7 @@ def test_a_reward_on_the_base_changes_nothing_of_it(tmp_path: Path, of_reward, o
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_base_that_was_changed_in_memory_is_not_shared(tmp_path: Path, dtype: str) -> None:
     """A supervised adapter that was merged in memory: the model still has the name of its base."""
-    from preftune.judges.reward_model import load_reward_model
+    from preftune.judges.reward_model import open_reward_model
 
     base = save_tiny(tmp_path / "base")
     saved = save_reward(tmp_path / "reward", base)
@@ -99,7 +99,7 @@ def test_a_base_that_was_changed_in_memory_is_not_shared(tmp_path: Path, dtype: 
     run = trainer(tmp_path / "run", tuned, reward=None, reward_model=[saved])
     items = [("tell: ", "abc hello", {})]
     (scorer,) = run.score.scorers
-    assert scorer.score_all(items) == pytest.approx(load_reward_model(saved).score_all(items), abs=1e-5)
+    assert scorer.score_all(items) == pytest.approx(open_reward_model(saved).load().score_all(items), abs=1e-5)
     again = trainer(tmp_path / "again", load_model(base, dtype=dtype), reward=None, reward_model=[saved])
     assert any(REWARD in name for name, _ in again.model.named_parameters())
 

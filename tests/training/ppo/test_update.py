@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,7 +15,7 @@ from models_zoo import random_model
 from preftune.logps import make_engine, naive_logps, pack
 from preftune.logps.states import trunk_of
 from preftune.losses.advantages import Moments
-from preftune.models.roles import Scalar, copied_trunk, separate_value, value_adapter
+from preftune.models.roles import Scalar, separate_value, value_adapter
 from preftune.training.ppo.experience import Experience, Shaping, make_experience, mini_batches
 from preftune.training.ppo.update import Clips, PartLoss, backward_part
 from preftune.types import TokenizedGroup
@@ -212,7 +213,7 @@ def test_a_two_armed_bandit_is_solved(seed: int) -> None:
     """A language of two tokens, one of which pays 1 with probability 0.8, the other with 0.2. Everything is trained."""
     model = random_model("llama", vocab_size=2, pad_token_id=0, bos_token_id=None, eos_token_id=None)
     engine = make_engine(model, "packed")
-    value = separate_value(copied_trunk(model), packed=True)
+    value = separate_value(copy.deepcopy(trunk_of(model)), packed=True)
     parameters = [*model.parameters(), *value.trunk.parameters(), *value.head.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=1e-3)
     generator = torch.Generator().manual_seed(seed)

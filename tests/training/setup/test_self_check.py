@@ -14,7 +14,6 @@ from transformers import TrainerCallback
 from preftune.errors import NonFiniteError, SelfCheckError
 from preftune.logps import layout
 from preftune.logps.attention import cpu as attention_cpu
-from preftune.logps.attention import packed as attention
 from preftune.reference.fingerprint import completion_keys
 from preftune.training.step.collate import probes
 from tests.training.dpo_runs import LN2, logged, lora_model, nudge, trainer
@@ -35,7 +34,7 @@ def assert_untouched(run: Any, before: dict[str, torch.Tensor]) -> None:
 
 def without_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every further completion sees itself only."""
-    monkeypatch.setattr(attention, "_keys_of", lambda segment, tensor: tensor[:, :, segment.start : segment.stop])
+    monkeypatch.setattr(layout.Segment, "seen", lambda own, tensor: tensor[..., own.start : own.stop, :])
     monkeypatch.setattr(layout.GroupLayout, "mask", lambda *_: None)
     plan = attention_cpu._plan
 

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig
 
 from preftune import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer, load_model, merge
-from preftune.judges.reward_model import load_reward_model
+from preftune.judges.reward_model import open_reward_model
 from preftune.logps import make_engine, pack
 from tiny import chat_rows, save_tiny, tiny_tokenizer
 
@@ -82,7 +82,7 @@ def test_a_reward_model_on_a_four_bit_base(tmp_path):
     for folder in ("run", "merged"):
         if folder == "merged":
             merge(tmp_path / "run", tmp_path / "merged")
-        scores = torch.tensor(load_reward_model(str(tmp_path / folder)).score_all(answers)).view(2, -1)
+        scores = torch.tensor(open_reward_model(str(tmp_path / folder)).load().score_all(answers)).view(2, -1)
         # the whole base instead of its 4-bit form: nearly the same scores, and the same preferences
         torch.testing.assert_close(scores.T, torch.tensor(expected), rtol=0, atol=0.3)
         assert bool((scores[0] > scores[1]).all())

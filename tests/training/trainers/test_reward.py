@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, pipeline, set_seed
 
 from preftune.errors import ConfigError, SelfCheckError
-from preftune.judges.reward_model import load_reward_model
+from preftune.judges.reward_model import open_reward_model
 from preftune.losses.reward import bradley_terry
 from preftune.models import load_tokenizer, merge
 from preftune.training.config.reward import RewardConfig
@@ -293,7 +293,7 @@ def test_as_a_judge_it_gives_the_scores_of_training(tmp_path, plain, adapter):
     trainer.train()
     trainer.save_model()
     held_out = (rows if plain else chat_rows)(6, start=32)
-    judge = load_reward_model(str(tmp_path / "run"), batch_size=4)
+    judge = open_reward_model(str(tmp_path / "run"), batch_size=4).load()
     answers = [(row["prompt"], row["chosen"] if plain else row["chosen"][0]["content"], {}) for row in held_out]
     assert judge.score_all(answers) == pytest.approx(trainer.predict(held_out).predictions[:, 0].tolist(), abs=1e-4)
 
@@ -329,7 +329,7 @@ def test_a_merged_adapter_is_a_reward_model_still(tmp_path, pad_is_eos):
     ]
     assert merged_scores(tmp_path / "merged", held_out) == pytest.approx(expected, abs=1e-4)
     answers = [(row["prompt"], row["chosen"][0]["content"], {}) for row in held_out]
-    assert load_reward_model(str(tmp_path / "merged")).score_all(answers) == pytest.approx(expected, abs=1e-4)
+    assert open_reward_model(str(tmp_path / "merged")).load().score_all(answers) == pytest.approx(expected, abs=1e-4)
     in_memory = merge(trainer.model, tmp_path / "in_memory")
     assert type(in_memory).__name__ == "LlamaForSequenceClassification"
     assert merged_scores(tmp_path / "in_memory", held_out) == pytest.approx(expected, abs=1e-4)
@@ -343,7 +343,7 @@ def test_a_judge_on_a_bfloat16_base_does_not_round_its_scores(tmp_path):
     trainer.save_model()
     held_out = chat_rows(8, start=32)
     answers = [(row["prompt"], row["chosen"][0]["content"], {}) for row in held_out]
-    scores = load_reward_model(str(tmp_path / "run"), batch_size=1).score_all(answers)
+    scores = open_reward_model(str(tmp_path / "run"), batch_size=1).load().score_all(answers)
     rounded = torch.tensor(scores).bfloat16().float().tolist()
     assert scores != rounded
     assert scores == pytest.approx(trainer.predict(held_out).predictions[:, 0].tolist(), abs=5e-3)

@@ -14,6 +14,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,6 @@ class DiversityCheck(Check):
         self.words: dict[int, Counter[str]] = {}
         self.traits: Counter[str] = Counter()
         self.prompts = 0
-        self._found: dict[str, Any] | None = None
 
     def take(self, seen: SeenPair) -> None:
         if seen.blank or seen.prompt_key in self.known or not seen.prompt.strip():
@@ -91,10 +91,9 @@ class DiversityCheck(Check):
             yield from NARROW.found(rows, of=self.prompts, detail=found["sentences"][0])
 
     def figures(self) -> Mapping[str, Any]:
-        if self._found is None:
-            self._found = self._figures()
-        return self._found
+        return self._figures
 
+    @cached_property
     def _figures(self) -> dict[str, Any]:
         languages = Counter(language for _, _, language in self.drawn if language is not None)
         found: dict[str, Any] = {
@@ -157,12 +156,10 @@ class DiversityCheck(Check):
             )
         if found["missing"] and self.prompts >= _LEAST:
             yield f"Not among the prompts: {', '.join(found['missing'])}."
-        if self.prompts >= _LEAST and not self._has_topics():
-            yield "No column names topics, so nothing is counted by topic; preftune convert --topic needs one."
-
-    def _has_topics(self) -> bool:
         pairs = self.setting.data.pairs
-        return pairs is not None and any(name.lower() in NAMES for name in pairs.raw.column_names)
+        has_topics = pairs is not None and any(name.lower() in NAMES for name in pairs.raw.column_names)
+        if self.prompts >= _LEAST and not has_topics:
+            yield "No column names topics, so nothing is counted by topic; preftune convert --topic needs one."
 
 
 def _traits(seen: SeenPair) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,6 @@ class ReferenceCheck(Check):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self.prompt = array("Q")
-        self.scores: Numbers | None = None
 
     @classmethod
     def applies(cls, setting: Setting) -> bool:
@@ -54,17 +54,15 @@ class ReferenceCheck(Check):
             self.kept.keep(seen.index, seen.row)
             self.prompt.append(seen.prompt_key)
 
+    @cached_property
     def _scores(self) -> Numbers:
         """(pairs, 4) log-probabilities and tokens of both sides, NaN for a pair that cannot be scored; scored once."""
-        if self.scores is None:
-            assert self.setting.scorer is not None
-            assert self.setting.data.pairs is not None
-            indices = np.frombuffer(self.kept.index, dtype=np.int64)
-            self.scores = self.setting.scorer.score(self.setting.data.pairs, indices)
-        return self.scores
+        assert self.setting.scorer is not None
+        assert self.setting.data.pairs is not None
+        return self.setting.scorer.score(self.setting.data.pairs, np.frombuffer(self.kept.index, dtype=np.int64))
 
     def _per_token(self) -> Numbers:
-        chosen, rejected, chosen_tokens, rejected_tokens = self._scores().T
+        chosen, rejected, chosen_tokens, rejected_tokens = self._scores.T
         margins: Numbers = chosen / chosen_tokens - rejected / rejected_tokens
         return margins
 
@@ -94,7 +92,7 @@ class ReferenceCheck(Check):
         if not len(self.prompt):
             return {}
         assert self.setting.scorer is not None
-        chosen, rejected, _, _ = self._scores().T
+        chosen, rejected, _, _ = self._scores.T
         margins, per_token = chosen - rejected, self._per_token()
         known = np.isfinite(margins)
         if not known.any():

@@ -103,13 +103,9 @@ def disorder(turns: Sequence[Message], *, ends: int) -> str | None:
             return f"turn {number} is a system prompt"
         if role == before and role == "user":
             return f"turns {number - 1} and {number} are both the user's"
-        if role == before == "assistant" and number != ends and not _calls(turns[number - 1]):
+        if role == before == "assistant" and number != ends and not turns[number - 1].get("tool_calls"):
             return f"turns {number - 1} and {number} are both the assistant's"
         if role == "assistant" and (not number or before in _SYSTEM):
             return "the assistant speaks first"
         before = role
     return None
-
-
-def _calls(turn: Message) -> bool:
-    return bool(turn.get("tool_calls"))

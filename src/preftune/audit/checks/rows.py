@@ -48,14 +48,10 @@ _SEVERITY: Mapping[str, Severity] = {"other_shape": "warning", "unrated": "warni
 _EFFECT = "They are not trained on; every other row is."
 
 
-def _left_kind(reason: str) -> Kind:
-    wrong, fix = LEFT[reason]
-    return Kind(
-        f"left_out_{reason}", _SEVERITY.get(reason, "info"), f"Left out: {wrong}", _EFFECT, fix.removesuffix(".") + "."
-    )
-
-
-LEFT_OUT = {reason: _left_kind(reason) for reason in LEFT}
+LEFT_OUT = {
+    key: Kind(f"left_out_{key}", _SEVERITY.get(key, "info"), f"Left out: {wrong}", _EFFECT, fix.removesuffix(".") + ".")
+    for key, (wrong, fix) in LEFT.items()
+}
 
 
 class RowsCheck(Check):
@@ -67,13 +63,12 @@ class RowsCheck(Check):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self.pairs = 0
-        self.unreadable = Rows()
         self.reasons: dict[str, str] = {}
 
     def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
         self.pairs += len(batch)
         for fault in faults:
-            self.unreadable.add(fault.row, note=fault.reason)
+            self.rows[UNREADABLE].add(fault.row, note=fault.reason)
             if len(self.reasons) < _REASONS:
                 self.reasons.setdefault(str(fault.row), fault.reason)
 
@@ -85,7 +80,7 @@ class RowsCheck(Check):
         elif data.refused is not None:
             yield from REFUSED.found(Rows(count=data.rows), of=data.rows, detail=data.refused)
         detail = next((f"Row {row}, {reason}" for row, reason in self.reasons.items()), "")
-        yield from UNREADABLE.found(self.unreadable, of=data.rows, detail=detail, reasons=self.reasons)
+        yield from UNREADABLE.found(self.rows[UNREADABLE], of=data.rows, detail=detail, reasons=self.reasons)
         unused = data.pairs.unused if data.pairs is not None else ()
         detail = f"Not used: {listing(unused)}."
         yield from NOT_USED.found(Rows(count=data.rows if unused else 0), of=data.rows, detail=detail)
@@ -100,7 +95,7 @@ class RowsCheck(Check):
             "pairs": self.pairs,
             "format": data.format,
             "holds": data.holds,
-            "unreadable": self.unreadable.count,
+            "unreadable": self.rows[UNREADABLE].count,
             "left_out": {reason: left.count for reason, left in data.left.items()},
             "notes": list(data.notes),
         }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from preftune.audit.checks.check import Check, Setting
+from preftune.audit.checks.check import Check
 from preftune.audit.finding import Finding, Kind, Rows
 
 NAMES = frozenset(
@@ -37,14 +38,9 @@ class SourcesCheck(Check):
     kinds = (ONE_SOURCE,)
     section = "sources"
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
-        self.counts: dict[str, Counter[str]] | None = None
-
-    def _all_counts(self) -> dict[str, Counter[str]]:
-        if self.counts is None:
-            self.counts = dict(self._read())
-        return self.counts
+    @cached_property
+    def counts(self) -> dict[str, Counter[str]]:
+        return dict(self._read())
 
     def _read(self) -> Iterator[tuple[str, Counter[str]]]:
         pairs = self.setting.data.pairs
@@ -77,7 +73,7 @@ class SourcesCheck(Check):
         return counts
 
     def findings(self, pairs: int) -> Iterator[Finding]:
-        for column, counts in self._all_counts().items():
+        for column, counts in self.counts.items():
             (value, most), total = counts.most_common(1)[0], counts.total()
             if len(counts) > 1 and most >= _SHARE * total:
                 detail = f"{value!r} in column {column!r} has {most / total:.0%} of the pairs."
@@ -90,7 +86,7 @@ class SourcesCheck(Check):
                 "counts": dict(counts.most_common(_SHOWN)),
                 "others": counts.total() - sum(count for _, count in counts.most_common(_SHOWN)),
             }
-            for column, counts in self._all_counts().items()
+            for column, counts in self.counts.items()
         }
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from preftune.cli.flags.arguments import DataArguments
+from preftune.cli.flags.arguments import column_names
 from preftune.cli.flags.messages import tell
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import RequestError, did_you_mean
@@ -124,8 +124,12 @@ def _setting(asked: argparse.Namespace) -> Setting:
         raise RequestError("--load_in_4bit is for --with_reference; without it no weights are loaded. Leave it out.")
     if asked.eval_split is not None and asked.eval is None:
         raise RequestError("--eval_split is the split of the evaluation data. Name them with --eval DATA2.")
-    max_length = _limits(asked) if tokenizer_name is not None else None
-    names = DataArguments(columns=asked.columns).column_names()
+    max_length = DEFAULT_MAX_LENGTH if asked.max_length is None else asked.max_length
+    if tokenizer_name is not None:
+        from preftune.data.tokens.tokenize import Limits
+
+        Limits(max_length, asked.max_prompt_length)  # refuses impossible ones
+    names = column_names(asked.columns)
     data = _open(asked.data, asked.split, names, asked)
     held_out = None if asked.eval is None else _open(asked.eval, asked.eval_split or "train", names, asked)
     setting = Setting(
@@ -134,18 +138,9 @@ def _setting(asked: argparse.Namespace) -> Setting:
         near_duplicates=asked.near_duplicates == "on",
         max_prompt_length=asked.max_prompt_length,
     )
-    if tokenizer_name is not None and max_length is not None:
+    if tokenizer_name is not None:
         _add_tokenizer(setting, tokenizer_name, max_length, asked)
     return setting
-
-
-def _limits(asked: argparse.Namespace) -> int:
-    """max_length. Raises: ConfigError for an impossible limit."""
-    from preftune.data.tokens.tokenize import Limits
-
-    limits = Limits(DEFAULT_MAX_LENGTH if asked.max_length is None else asked.max_length, asked.max_prompt_length)
-    assert limits.max_length is not None
-    return limits.max_length
 
 
 def _open(name: str, split: str, columns: dict[str, str | None] | None, asked: argparse.Namespace) -> Opened:

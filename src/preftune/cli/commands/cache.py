@@ -145,8 +145,9 @@ def _table(stores: list[StoreFile]) -> Any:
     for name in ("completions", "size", "last used"):
         table.add_column(name, justify="right", no_wrap=True)
     for file in stores:
-        cells = (file.id, file.model, _computed(file), _completions(file), file_size(file.size), _ago(file.last_used))
-        table.add_row(*(Text(cell) for cell in cells))
+        computed = ", ".join(file.note[name] for name in ("engine", "dtype", "device") if name in file.note)
+        numbers = (_completions(file), file_size(file.size), _ago(file.last_used))
+        table.add_row(*map(Text, (file.id, file.model, computed or "unknown", *numbers)))
     return table
 
 
@@ -155,11 +156,6 @@ def _lines(stores: list[StoreFile]) -> str:
         f"{file.id}  {file.model}\n  {_completions(file)} completions, {file_size(file.size)}, {_ago(file.last_used)}"
         for file in stores
     )
-
-
-def _computed(file: StoreFile) -> str:
-    parts = [file.note[name] for name in ("engine", "dtype", "device") if name in file.note]
-    return ", ".join(parts) or "unknown"
 
 
 def _completions(file: StoreFile) -> str:
@@ -204,7 +200,7 @@ def _prune(argv: Sequence[str]) -> int:
         print("There is nothing to remove.")
         return 0
     for file in chosen:
-        print(f"{file.id}  {_name(file)}, {file_size(file.size)}, last used {_ago(file.last_used)}")
+        print(f"{file.id}  {file.name}, {file_size(file.size)}, last used {_ago(file.last_used)}")
     total = f"{counted(len(chosen), 'file')}, {file_size(sum(file.size for file in chosen))}"
     if asked.dry_run:
         print(f"Would remove {total}.")
@@ -248,12 +244,6 @@ def _remove(chosen: list[Any]) -> int:
             print(f"Kept {file.path.name}: {reasons[outcome]}.")
     print(f"Removed {counted(len(gone), 'file')}, {file_size(sum(file.size for file in gone))}.")
     return 1 if stayed else 0
-
-
-def _name(file: Any) -> str:
-    if isinstance(file, CacheItem):
-        return file.name
-    return str({"aside": "a damaged file that was set aside", "torn": "a damaged file"}.get(file.state, file.model))
 
 
 def _agreed(question: str) -> bool:

@@ -102,7 +102,7 @@ def _answer_all(speakers: Sequence[Speaker], message: str, *, terminal: bool, **
 def _answer_lines(speakers: Sequence[Speaker], message: str, settings: dict[str, Any]) -> None:
     """For pipes: one line per answer; with two voices each line begins with the name."""
     for speaker in speakers:
-        text = " ".join(printable(speaker.answer(message, show=_nothing, **settings)).split())
+        text = " ".join(printable(speaker.answer(message, show=lambda text: None, **settings)).split())
         print(f"{speaker.name}: {text}" if len(speakers) > 1 else text, flush=True)
 
 
@@ -152,7 +152,3 @@ def _answer_columns(speakers: Sequence[Speaker], message: str, settings: dict[st
             texts[index] = speaker.answer(message, show=show, **settings)
             live.update(columns(), refresh=True)
     console.print(columns())
-
-
-def _nothing(text: str) -> None:
-    pass

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,16 +139,11 @@ def _compare(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> None
     )
     if hasattr(plan.judge, "estimate"):
         tell(f"preftune: the judge compares at most {plan.questions:,} pairs of answers, each in both orders")
-    facts = environment()
-    result = Comparison(plan, tell_step, {"versions": facts["versions"], "hardware": facts["hardware"]}).run()
+    facts = {name: found for name, found in environment().items() if name in ("versions", "hardware")}
+    result = Comparison(plan, partial(print, flush=True), facts).run()
     write_json(folder / "compare.json", result.to_dict())
     write_atomically(folder / "report.html", comparison_page(result))
     _show(result, folder)
-
-
-def tell_step(line: str) -> None:
-    """A step of the comparison."""
-    print(line, flush=True)
 
 
 def _plan(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> Plan:

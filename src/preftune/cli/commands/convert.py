@@ -33,21 +33,13 @@ def run(argv: Sequence[str]) -> int:
 
     output = Path(asked.output).expanduser()
     filters = Filters(
-        min_margin=asked.min_margin,
-        min_agreement=asked.min_agreement,
-        max_length_ratio=asked.max_length_ratio,
+        **{name: getattr(asked, name) for name in _FILTERS},
         sources=tuple(asked.source or ()),
         topics=tuple(asked.topic or ()),
         keywords=tuple(asked.keyword or ()),
         languages=tuple(asked.language or ()),
-        rule=asked.rule,
         dedupe="near" if asked.dedupe == "near" else asked.dedupe is not None,
-        drop_contradictions=asked.drop_contradictions,
-        balance_length=asked.balance_length,
-        sample=asked.sample,
-        split=asked.split,
         by=asked.by or "prompt",
-        seed=asked.seed,
     )
     check_output(output)
     manifest = convert_pairs(
@@ -65,6 +57,10 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
+_FILTERS = (
+    "min_margin", "min_agreement", "max_length_ratio", "rule", "drop_contradictions", "balance_length", "sample",
+    "split", "seed",
+)  # fmt: skip
 _OPENING = ("format", "columns", "dataset_split", "dataset_config", "margin_from_scores", "as_chat", "streaming")
 
 

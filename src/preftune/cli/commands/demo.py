@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from preftune.cli.display.terminal import console as fitting_console
@@ -32,9 +33,9 @@ def run(argv: Sequence[str]) -> int:
     given = {name: value for name, value in vars(asked).items() if value is not None}
     write_page = given.pop("report")
     settings = DemoSettings(**given)
-    shown: list[ShownProgress] = []
+    say, shown = partial(print, flush=True), list[ShownProgress]()
     try:
-        result = run_demo(settings, say=_say, prepare=lambda trainer: shown.append(show_progress(trainer)))
+        result = run_demo(settings, say=say, prepare=lambda trainer: shown.append(show_progress(trainer)))
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(
             f"Stopped. {settings.output} keeps what is written; preftune demo begins again, with the scores "
@@ -65,10 +66,6 @@ def _parser() -> PlainParser:
     parser.add_argument("--report", action="store_true", default=True, help="write report.html at the end")
     parser.add_argument("--no_report", dest="report", action="store_false", help="leave it out")
     return parser
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 def _show(result: DemoResult, settings: DemoSettings, *, seconds: float, page: Path | None) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.cli.commands.eval_request import read_request, results_folder
+from preftune.cli.flags.arguments import column_names
 from preftune.cli.flags.judge_flags import open_asked_judge, tell_before_asking
 from preftune.cli.flags.messages import tell
 from preftune.cli.flags.model_flags import (
@@ -18,9 +18,10 @@ from preftune.cli.flags.model_flags import (
     sampling_settings,
     tell_prompts,
 )
-from preftune.cli.train.auto_judge import AUTO
+from preftune.cli.train.auto_judge import AUTO, make_judge, seen_in_training
 from preftune.errors import RequestError
 from preftune.generation.endpoint.client import is_endpoint
+from preftune.storage.jsonl import prepare_folder, read_object
 from preftune.storage.run_directory import run_facts
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _evaluate(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> None:
-    from preftune.cli.train.auto_judge import make_judge
     from preftune.evaluation.two_models.open_models import AnswerOptions, match_up
     from preftune.storage.run_directory import write_json
 
@@ -83,7 +83,6 @@ def _compare(
 ) -> None:
     from preftune.cli.display.eval_table import show
     from preftune.evaluation.two_models.run import evaluate_pairwise, questions_of
-    from preftune.storage.jsonl import prepare_folder
 
     rows, seen = _rows(asked, match)
     needs = getattr(judge.judge, "needs", None)
@@ -132,13 +131,11 @@ def _rows(asked: argparse.Namespace, match: Matchup) -> tuple[list[dict[str, Any
 
         prompts: Prompts = own_prompts(asked.limit, as_chat=as_chat)
     else:
-        from preftune.cli.flags.arguments import DataArguments
-
         keep = [*(asked.keep or []), *([asked.by] if asked.by else [])]
         prompts = load_prompts(
             asked.prompts,
             split=asked.split or "train",
-            columns=DataArguments(columns=asked.columns).column_names(),
+            columns=column_names(asked.columns),
             format=asked.format,
             as_chat=as_chat,
             keep=list(dict.fromkeys(keep)),
@@ -146,7 +143,9 @@ def _rows(asked: argparse.Namespace, match: Matchup) -> tuple[list[dict[str, Any
             limit=asked.limit,
         )
     tell_prompts(prompts)
-    seen = 0 if asked.prompts is None else _seen_in_training(asked.model, [prompt.prompt for prompt in prompts.prompts])
+    seen = 0
+    if asked.prompts is not None and not is_endpoint(asked.model):
+        seen = seen_in_training(asked.model, [prompt.prompt for prompt in prompts.prompts])
     if seen:
         tell(f"preftune: {seen_sentence(seen, len(prompts.prompts))}")
     rows = []
@@ -163,21 +162,12 @@ def _rows(asked: argparse.Namespace, match: Matchup) -> tuple[list[dict[str, Any
     return rows, seen
 
 
-def _seen_in_training(model: str, prompts: list[Any]) -> int:
-    from preftune.cli.train.auto_judge import seen_in_training
-
-    return 0 if is_endpoint(model) else seen_in_training(model, prompts)
-
-
 def _tell_what_changes(folder: Path, match: Matchup) -> None:
     """An evaluation that stands there was made in another way: its answers are made anew."""
     from preftune.evaluation.labelling.sample import differences
 
-    try:
-        before = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["settings"]
-        changed = differences(before, match.settings)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return
+    before = read_object(folder / "summary.json").get("settings")
+    changed = differences(before, match.settings) if isinstance(before, dict) else []
     if changed:
         tell(f"preftune: {folder} held an evaluation with other settings ({'; '.join(changed[:3])}); it is replaced")
 
@@ -239,7 +229,6 @@ def _run_suites(
     from preftune.cli.display.eval_table import show_suite
     from preftune.evaluation.suites import find_suite, run_suite
     from preftune.evaluation.two_models.context import Contest
-    from preftune.storage.jsonl import prepare_folder
 
     prepare_folder(folder)
     if judge is not None and judge.endpoint is not None:
@@ -267,16 +256,10 @@ def _run_suites(
 
 def _trained_with(model: str) -> dict[str, Any]:
     """`method`, `beta`, `learning_rate`, `epochs` and `kl_coef` of a run directory, as far as it knows them."""
-    names = {
-        "beta": "beta",
-        "learning_rate": "learning_rate",
-        "epochs": "num_train_epochs",
-        "kl_coef": "kl_coef",
-    }
-    whole = run_facts(model)
+    names = {"beta": "beta", "learning_rate": "learning_rate", "epochs": "num_train_epochs", "kl_coef": "kl_coef"}
+    run, method = run_facts(model, "configuration"), run_facts(model).get("method")
     try:
-        run = whole["configuration"]
         known = {name: None if run.get(field) is None else float(run[field]) for name, field in names.items()}
-        return {**known, "method": str(whole["method"]) if whole.get("method") else None}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, TypeError):
         return {}
+    return {**known, "method": str(method) if method else None} if run else {}

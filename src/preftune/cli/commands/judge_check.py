@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.cli.display.terminal import console as fitting_console
+from preftune.cli.flags.arguments import column_names
 from preftune.cli.flags.judge_flags import (
     JUDGE_FORMS,
     add_judge_options,
@@ -37,16 +38,14 @@ def run(argv: Sequence[str]) -> int:
     asked = _parser().read(argv)
     _check(asked)
 
-    from preftune.cli.flags.arguments import DataArguments
     from preftune.judges.people.agreement import agreement, judge_labels, questions_of
     from preftune.judges.people.labels import load_labels
     from preftune.progress import Counting
 
-    names = DataArguments(columns=asked.columns).column_names()
     labels = load_labels(
         asked.data,
         split=asked.split,
-        columns=names,
+        columns=column_names(asked.columns),
         format=asked.format,
         limit=asked.limit,
         seed=asked.seed,

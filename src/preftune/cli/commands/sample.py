@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preftune.cli.flags.arguments import column_names
 from preftune.cli.flags.messages import tell
 from preftune.cli.flags.model_flags import (
     ENDPOINT_FLAGS,
@@ -111,13 +112,12 @@ def _check(asked: argparse.Namespace) -> None:
 
 
 def _prompts(asked: argparse.Namespace, *, as_chat: bool) -> Prompts:
-    from preftune.cli.flags.arguments import DataArguments
     from preftune.generation.prompts import load_prompts
 
     prompts = load_prompts(
         asked.data,
         split=asked.split,
-        columns=DataArguments(columns=asked.columns).column_names(),
+        columns=column_names(asked.columns),
         format=asked.format,
         as_chat=as_chat,
         keep=asked.keep,

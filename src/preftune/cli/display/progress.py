@@ -25,14 +25,8 @@ _SHOWN = {
     "learning_rate": "lr {:.2g}",
     "tokens_per_second": "{:,.0f} tokens/s",
 }
-_SHOWN_HELD_OUT = {
-    "eval_loss": "loss {:.4f}",
-    "eval_rewards/margins": "margin {:.3f}",
-    "eval_rewards/accuracies": "accuracy {:.1%}",
-    "eval_margin": "margin {:.3f}",
-    "eval_accuracy": "accuracy {:.1%}",
-    "eval_calibration_error": "calibration error {:.3f}",
-    "eval_mean_token_accuracy": "token accuracy {:.1%}",
+_SHOWN_HELD_OUT = {f"eval_{name}": form.replace("{:.0%}", "{:.1%}") for name, form in _SHOWN.items()} | {
+    "eval_calibration_error": "calibration error {:.3f}"
 }
 
 

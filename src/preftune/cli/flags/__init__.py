@@ -3,26 +3,24 @@
 arguments           data, model and adapter
 field_names         names of flags without importing what they configure
 field_parser        dataclasses and recipes -> flags
-help_all            --help-all
+help_pages          --help and --help-all of training commands
 judge_flags         the judge
 messages            errors as one paragraph
 model_flags         a local model, or an endpoint
 plain_parser        argparse without abbreviations
 recipe              YAML recipes
 recipe_environment  the env block of a recipe
-short_help          --help of training commands
 """
 
 __all__ = [
     "arguments",
     "field_names",
     "field_parser",
-    "help_all",
+    "help_pages",
     "judge_flags",
     "messages",
     "model_flags",
     "plain_parser",
     "recipe",
     "recipe_environment",
-    "short_help",
 ]

@@ -120,8 +120,12 @@ def spoken_as_flags(error: RequestError, names: Iterable[str]) -> RequestError:
         return error
     known = "|".join(sorted(map(re.escape, fields), key=len, reverse=True))
     text = str(error)
+
+    def as_flag(found: re.Match[str]) -> str:
+        return f"--{found[1]}" if "_" in found[1] or found.start() == 0 else found[1]
+
     text = re.sub(rf"(?<![-\w.'\"{{(/])({known})=(?=[^\s=])", r"--\1 ", text)
-    text = re.sub(rf"(?<![-\w.'\"{{(/])({known})(?= (?:is|must|can|needs) )", _as_flag, text)
+    text = re.sub(rf"(?<![-\w.'\"{{(/])({known})(?= (?:is|must|can|needs) )", as_flag, text)
     if text == str(error):
         return error
     made: RequestError = type(error)(text)
@@ -132,10 +136,6 @@ _WORDS = frozenset(
     {"columns", "format", "data", "as_chat", "model", "report", "config", "help", "resume", "datasets", "seed"}
 )
 """Names of flags that are words of sentences too, or that messages show as Python on purpose."""
-
-
-def _as_flag(found: re.Match[str]) -> str:
-    return f"--{found[1]}" if "_" in found[1] or found.start() == 0 else found[1]
 
 
 def names_of(data: type, model: type, config: str) -> frozenset[str] | None:

@@ -50,11 +50,11 @@ class FieldParser(HfArgumentParser):
         for action in self._actions:
             hint = self._hints.get(action.dest)
             if hint in (bool, bool | None) and action.type is not None:
-                action.type = _switch(action.type)
+                action.type = _changed(action.type, lambda text: _SWITCHES.get(_word(text), text), "bool")
             if action.dest in _OFF:
-                action.type = _off(_OFF[action.dest], action.type)
+                action.type = _changed(action.type, _turned_off(_OFF[action.dest]))
             elif hint is not None and type(None) in get_args(hint) and action.nargs in (None, "?"):
-                action.type = _or_none(action.type)
+                action.type = _changed(action.type, lambda text: None if _word(text) in _NOTHING else text)
 
     def error(self, message: str) -> NoReturn:
         """Argparse's own complaints (a value of the wrong type, a missing one) as one paragraph."""
@@ -151,33 +151,28 @@ _OFF = {
 }
 """Fields that are turned off by a word of their own, for which people write another one."""
 _NOTHING = frozenset({"none", "null", "~"})
+_OFF_WORDS = _NOTHING | {"no", "off", "false"}
+_SWITCHES = {"on": "true", "off": "false"}
+"""In addition to the words that transformers knows."""
 
 
-def _off(word: str, kind: Any) -> Callable[[str], Any]:
+def _changed(kind: Any, change: Callable[[str], str | None], name: str = "str") -> Callable[[str], Any]:
+    """The type of an action, after a change of the text; nothing stays None."""
+
     def read(text: str) -> Any:
-        text = word if text.strip().lower() in {*_NOTHING, "no", "off", "false", "none"} else text
-        return text if kind is None else kind(text)
+        changed = change(text)
+        return changed if kind is None or changed is None else kind(changed)
 
-    read.__name__ = getattr(kind, "__name__", "str")
+    read.__name__ = getattr(kind, "__name__", name)
     return read
 
 
-def _switch(kind: Any) -> Callable[[str], Any]:
-    """`on` and `off`, in addition to the words that transformers knows."""
-
-    def read(text: str) -> Any:
-        return kind({"on": "true", "off": "false"}.get(text.strip().lower(), text))
-
-    read.__name__ = getattr(kind, "__name__", "bool")
-    return read
+def _turned_off(word: str) -> Callable[[str], str]:
+    return lambda text: word if _word(text) in _OFF_WORDS else text
 
 
-def _or_none(kind: Any) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        return None if text.strip().lower() in _NOTHING else text if kind is None else kind(text)
-
-    read.__name__ = getattr(kind, "__name__", "str")
-    return read
+def _word(text: str) -> str:
+    return text.strip().lower()
 
 
 def _takes(kind: type, hint: Any) -> bool:

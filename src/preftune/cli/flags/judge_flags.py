@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from preftune.cli.flags.messages import tell
 from preftune.cli.flags.model_flags import ENDPOINT_FLAGS, refuse
@@ -111,13 +111,8 @@ def open_asked_judge(asked: argparse.Namespace, opened: ExitStack, *, conduct: C
     from preftune.judges.from_scores import TIE_WITHIN
     from preftune.judges.registry import JudgeOptions, judge_kind, open_judge
 
-    model: dict[str, Any] = {}
-    if asked.judge_dtype is not None:
-        model["dtype"] = asked.judge_dtype
-    if asked.trust_remote_code and judge_kind(asked.judge) in ("reward", "local"):
-        model["trust_remote_code"] = True
-    if asked.judge_load_in_4bit:
-        model["load_in_4bit"] = True
+    code = asked.trust_remote_code and judge_kind(asked.judge) in ("reward", "local")
+    model = {"dtype": asked.judge_dtype, "trust_remote_code": code, "load_in_4bit": asked.judge_load_in_4bit}
     options = JudgeOptions(
         criteria=asked.criteria,
         max_tokens=512 if asked.judge_max_tokens is None else asked.judge_max_tokens,
@@ -126,7 +121,7 @@ def open_asked_judge(asked: argparse.Namespace, opened: ExitStack, *, conduct: C
         ensemble=asked.reward_ensemble or "mean",
         conduct=conduct,
         budget=budget,
-        model=model,
+        model={name: value for name, value in model.items() if value},
     )
     judge = open_judge(asked.judge, opened, options)
     if asked.tie_within is not None and judge.scorer is None:

@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from preftune.generation.prompts import Prompts
     from preftune.generation.settings import SamplingSettings
 
-ENDPOINT_FLAGS = (
-    "timeout",
-    "retries",
-    "concurrency",
-    "max_reply_mb",
-    "api_key_env",
-    "max_calls",
-    "max_cost",
-    "price_in",
-    "price_out",
-)
+_ENDPOINT: dict[str, tuple[type, str]] = {
+    "timeout": (float, "seconds for one attempt with its whole reply (120)"),
+    "retries": (int, "attempts after the first (5)"),
+    "concurrency": (int, "calls under way at once (8)"),
+    "max_reply_mb": (float, "longest reply that is read, in megabytes (8)"),
+    "api_key_env": (str, "environment variable with the key (OPENAI_API_KEY)"),
+    "max_calls": (int, "hard cap on the number of calls"),
+    "max_cost": (float, "hard cap on what is spent; needs both prices"),
+    "price_in": (float, "price of a million tokens asked"),
+    "price_out": (float, "price of a million tokens answered"),
+}
+ENDPOINT_FLAGS = tuple(_ENDPOINT)
 """What `add_endpoint_options` adds."""
 _CONDUCT = ("timeout", "retries", "concurrency", "max_reply_bytes", "api_key_env")
 
@@ -66,15 +67,8 @@ def model_options(asked: argparse.Namespace) -> dict[str, Any]:
 def add_endpoint_options(parser: PlainParser) -> None:
     """Flags for a model behind an address."""
     group = parser.add_argument_group("a model behind an address (extra: endpoint)")
-    group.add_argument("--timeout", type=float, help="seconds for one attempt with its whole reply (120)")
-    group.add_argument("--retries", type=int, help="attempts after the first (5)")
-    group.add_argument("--concurrency", type=int, help="calls under way at once (8)")
-    group.add_argument("--max_reply_mb", type=float, help="longest reply that is read, in megabytes (8)")
-    group.add_argument("--api_key_env", metavar="VARIABLE", help="environment variable with the key (OPENAI_API_KEY)")
-    group.add_argument("--max_calls", type=int, help="hard cap on the number of calls")
-    group.add_argument("--max_cost", type=float, help="hard cap on what is spent; needs both prices")
-    group.add_argument("--price_in", type=float, help="price of a million tokens asked")
-    group.add_argument("--price_out", type=float, help="price of a million tokens answered")
+    for name, (kind, words) in _ENDPOINT.items():
+        group.add_argument(f"--{name}", type=kind, metavar="VARIABLE" if kind is str else None, help=words)
 
 
 def refuse(asked: argparse.Namespace, flags: Sequence[str], *, unless: str) -> None:

@@ -12,13 +12,12 @@ from preftune.errors import RequestError, did_you_mean
 
 def spellings(names: Sequence[str]) -> list[str]:
     """The names of a flag, each with underscores and with dashes."""
-    both = ([name, *_other(name)] if name.startswith("--") else [name] for name in names)
-    return list(dict.fromkeys(name for spelled in both for name in spelled))
-
-
-def _other(name: str) -> tuple[str, str]:
-    plain = name.removeprefix("--")
-    return f"--{plain.replace('-', '_')}", f"--{plain.replace('_', '-')}"
+    found: dict[str, None] = {}
+    for name in names:
+        plain = name.removeprefix("--")
+        others = (f"--{plain.replace('-', '_')}", f"--{plain.replace('_', '-')}") if plain != name else ()
+        found |= dict.fromkeys((name, *others))
+    return list(found)
 
 
 def wrapped(text: str, width: int, first: str = "", others: str = "") -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preftune.cli.flags.messages import tell
 from preftune.errors import PreftuneError, RequestError
+from preftune.storage.jsonl import read_object
 from preftune.storage.run_directory import run_facts
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _base_of(asked: argparse.Namespace) -> str:
             return source.base_name
         if name == asked.baseline:
             return str(name)
-        base = run_facts(name).get("model", {}).get("name")
+        base = run_facts(name, "model").get("name")
         if base:
             return str(base)
     raise RequestError(
@@ -134,11 +134,9 @@ def _are_small(data: DataArguments, largest: int) -> bool:
 
 def _rows_trained_on(model: str) -> int | None:
     """How many pairs the run read, by its audit.json."""
-    try:
-        audit = json.loads((Path(model).expanduser() / "audit.json").read_text(encoding="utf-8"))
-        return int(audit["train"]["rows_in"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    train = read_object(Path(model).expanduser() / "audit.json").get("train")
+    rows = train.get("rows_in") if isinstance(train, dict) else None
+    return rows if isinstance(rows, int) else None
 
 
 def _without_resume(argv: list[str]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from preftune.cli.flags.short_help import MODEL, HelpPage
+from preftune.cli.flags.help_pages import MODEL, HelpPage
 from preftune.cli.train import datasets, train_command
 from preftune.cli.train.train_command import Method, Request
 

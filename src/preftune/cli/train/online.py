@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from preftune.cli.flags.short_help import MODEL, HelpPage
+from preftune.cli.flags.help_pages import MODEL, HelpPage
 from preftune.cli.train.fresh_answers import PROMPT_WORDS, PromptArguments, open_prompts_of, report
 from preftune.cli.train.train_command import Method
 from preftune.cli.train.train_command import run as run_method

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from preftune.cli.flags.arguments import RewardModelArguments
-from preftune.cli.flags.short_help import MODEL, HelpPage
+from preftune.cli.flags.help_pages import MODEL, HelpPage
 from preftune.cli.train import datasets
 from preftune.cli.train.train_command import Method, Request
 from preftune.cli.train.train_command import run as run_method

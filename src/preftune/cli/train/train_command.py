@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from preftune.cli.flags.arguments import DataArguments, ModelArguments
 from preftune.cli.flags.field_names import Field, check_names, fields_of, names_of, spoken_as_flags
-from preftune.cli.flags.help_all import page
+from preftune.cli.flags.help_pages import HelpPage, page
 from preftune.cli.flags.messages import tell
 from preftune.cli.flags.recipe import Recipe, find_recipe
-from preftune.cli.flags.short_help import HelpPage
 from preftune.errors import PreftuneError, RequestError
 from preftune.log import say, show_details, warn
 

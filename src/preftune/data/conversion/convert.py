@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from preftune.data.conversion.filters import REASONS, Decision, Facts, Filters, decide, is_blank
 from preftune.data.conversion.use_case import UseCase
-from preftune.data.conversion.write import PairWriter, Shape, beside, check_output, outputs_of, sha256_of
+from preftune.data.conversion.write import PairWriter, Shape, beside, check_output, outputs_of
 from preftune.data.formats import LEFT
 from preftune.data.pairs.canonical_row import canonical_row, reads_back, with_json_texts
 from preftune.data.pairs.dataset import PairDataset
@@ -28,7 +28,7 @@ from preftune.data.pairs.row_reader import Attempt
 from preftune.data.pairs.stream import PairStream
 from preftune.errors import ConfigError, DatasetError
 from preftune.log import warn
-from preftune.storage.atomic import write_whole
+from preftune.storage.atomic import sha256_of, write_whole
 from preftune.types import PreferencePair
 from preftune.version import __version__
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any, Self
 
 from preftune.data.pairs.canonical_row import CANONICAL_ROW, canonical_row, with_json_texts
 from preftune.errors import ConfigError
-from preftune.storage.atomic import temporary_beside
+from preftune.storage.atomic import sha256_of, temporary_beside
 from preftune.types import PreferencePair, Text
 
 _WRITABLE = (".jsonl", ".ndjson", ".parquet", ".jsonl.gz", ".ndjson.gz")
@@ -159,11 +158,6 @@ class _ParquetRows:
         if self._rows:
             self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
             self._rows = []
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def outputs_of(path: Path, *, split: bool) -> Sequence[Path]:

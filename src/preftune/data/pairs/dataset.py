@@ -63,15 +63,6 @@ class PairDataset(RowDataset[PreferencePair]):
         strengths = np.asarray(found, dtype=np.float64)
         return None if np.isnan(strengths).all() else strengths
 
-    def check(self) -> None:
-        """Reads every row.
-
-        Raises:
-            DatasetError: for the first row that is no preference.
-        """
-        for _ in self:
-            pass
-
     def attempts(self) -> Iterator[Attempt]:
         """Every row with its pair or with what is wrong with it, and its strength."""
         for batch in self.row_batches(1000, self.reader.scores):

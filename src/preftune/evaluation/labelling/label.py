@@ -8,8 +8,6 @@ The difference of the two scores is the pair's strength: points of the scorer, o
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +18,8 @@ from preftune.evaluation.labelling.pair_selection import Which, rank
 from preftune.evaluation.labelling.sample import manifest_of
 from preftune.evaluation.labelling.sample_groups import Group, LabelCounts, read_groups
 from preftune.evaluation.labelling.scoring import Progress, Rated, Rater
-from preftune.storage.jsonl import prepare_folder, write_json, write_lines
+from preftune.storage.atomic import sha256_of
+from preftune.storage.jsonl import prepare_folder, read_object, write_json, write_lines
 from preftune.types import Text
 from preftune.version import __version__
 
@@ -70,7 +69,7 @@ def label(
         "judge_thoughts": judge_thoughts,
         **(settings or {}),
     }
-    source = {"samples": str(samples), "sha256": hashlib.sha256(samples.read_bytes()).hexdigest()}
+    source = {"samples": str(samples), "sha256": sha256_of(samples)}
     write_json(
         manifest_of(output),
         {"preftune": __version__, "settings": used, "data": source, "counts": asdict(counts)},
@@ -115,11 +114,7 @@ def _check_output(samples: Path, output: Path) -> None:
         raise RequestError(f"The pairs would be written over the samples {samples}. Give another file with -o.")
     if not output.exists() or output.stat().st_size == 0:
         return
-    try:
-        ours = "judge" in json.loads(manifest_of(output).read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
+    if "judge" not in (read_object(manifest_of(output)).get("settings") or ()):
         raise RequestError(
             f"{output} exists, and no manifest next to it says that preftune label wrote it. Give another file with -o."
         )

@@ -6,7 +6,6 @@ task's result is written as soon as it is there, so that a run that was killed g
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import math
@@ -24,6 +23,7 @@ from preftune.generation.protocol import Side
 from preftune.log import say
 from preftune.statistics.intervals import MeanInterval
 from preftune.statistics.paired import SHARE, Better, Comparison, compare_means, compare_shares
+from preftune.storage.atomic import sha256_of
 from preftune.storage.jsonl import append_lines, digest, read_lines
 
 if TYPE_CHECKING:
@@ -269,13 +269,8 @@ def _of_folder(include: Path | None) -> list[str]:
     for file in files:
         text = file.read_text(encoding="utf-8", errors="replace")
         named = [folder / name for name in _DOCUMENTS.findall(text) for folder in (Path(), file.parent)]
-        found += [digest(text), *(_of_file(one) for one in named if one.is_file())]
+        found += [digest(text), *(sha256_of(one) for one in named if one.is_file())]
     return found
-
-
-def _of_file(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 @contextmanager

@@ -189,8 +189,7 @@ def _loader(base: Generator, aligned: Generator) -> Callable[[], PairOfModels] |
 
 def _trained_from(source: ModelSource) -> str:
     """The base that `run.json` in the folder of a whole model names."""
-    model = run_facts(source.place.name).get("model")
-    name = model.get("name") if isinstance(model, dict) else None
+    name = run_facts(source.place.name, "model").get("name")
     if not name:
         raise RequestError(
             f"--baseline is missing: {source.name} is a whole model, and no run.json in it says what it was trained "

@@ -112,7 +112,7 @@ class _Blocked(torch.autograd.Function):
         row = _Row(query, key, value, layout, scale)
         inner = torch.empty_like(row.query)
         for segment, blocks in row.plan.segments:
-            keys, values = _seen(row.key, segment), _seen(row.value, segment)
+            keys, values = segment.seen(row.key), segment.seen(row.value)
             for block in blocks:
                 weights, _ = row.weights(keys, block)
                 inner[:, row.of(block)] = torch.bmm(weights, values[:, : block.visible])
@@ -132,7 +132,7 @@ class _Blocked(torch.autograd.Function):
         grad_query = torch.empty_like(row.query)
         grad_key, grad_value = torch.zeros_like(row.key), torch.zeros_like(row.value)
         for segment, blocks in row.plan.segments:
-            keys, values = _seen(row.key, segment), _seen(row.value, segment)
+            keys, values = segment.seen(row.key), segment.seen(row.value)
             grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
             for block in blocks:
                 at, seen = row.of(block), slice(block.visible)
@@ -168,16 +168,8 @@ def _blocks(segment: Segment) -> list[_Block]:
     return [_Block(a, b, segment.prefix + b - segment.start) for a, b in zip(starts, stops, strict=True)]
 
 
-def _seen(tensor: Tensor, segment: Segment) -> Tensor:
-    """(J, keys, d): what the segment's last query sees, the prompt first."""
-    own = tensor[:, segment.start : segment.stop]
-    if segment.prefix == 0:
-        return own
-    return torch.cat([tensor[:, segment.prefix_start : segment.prefix_stop], own], 1)
-
-
 def _add_seen(total: Tensor, part: Tensor, segment: Segment) -> None:
-    """The opposite of `_seen`: a prompt's gradients add up over its completions."""
+    """The opposite of `Segment.seen`: a prompt's gradients add up over its completions."""
     total[:, segment.start : segment.stop] += part[:, segment.prefix :]
     if segment.prefix:
         total[:, segment.prefix_start : segment.prefix_stop] += part[:, : segment.prefix]

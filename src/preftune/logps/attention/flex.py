@@ -271,13 +271,39 @@ def plain(
     at = torch.arange(len(own_from), device=query.device)
     q, k = at[:, None], at[None]
     allowed = ((k >= own_from) & (k <= q)) | ((k >= prompt_from) & (k < prompt_to))
+    return explicit(query, key, value, allowed, scale, softcap=softcap, sinks=sinks).transpose(1, 2)
+
+
+def explicit(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    *,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """(1, H, queries, d): attention with the score matrix in hand; causal without a mask."""
     repeat = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
+    if repeat > 1:
+        key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
     scores = (query @ key.transpose(2, 3)) * scale
     if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~allowed, -torch.inf)
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is None:
+        queries, keys = scores.shape[-2:]
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).tril(keys - queries)
+    if mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    else:
+        scores = scores + mask
     if sinks is not None:
-        scores = torch.cat([scores, sinks[None, :, None, None].expand(-1, -1, len(at), 1)], -1)
-    weights = scores.softmax(-1)[..., : len(at)]
-    return (weights @ value).transpose(1, 2)
+        share = sinks.reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
+        scores = torch.cat([scores, share.to(scores.dtype)], -1)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = scores.softmax(-1, dtype=wide).to(query.dtype)
+    if sinks is not None:
+        weights = weights[..., :-1]
+    return torch.dropout(weights, dropout, dropout > 0) @ value

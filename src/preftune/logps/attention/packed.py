@@ -7,6 +7,8 @@ layout the function is ordinary masked attention, so that the same model generat
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from transformers.masking_utils import sdpa_mask
 
 from preftune.errors import UnsupportedLayoutError
 from preftune.logps.attention import cpu, cuda, flex
-from preftune.logps.layout import GroupLayout, Segment
+from preftune.logps.layout import GroupLayout
 from preftune.logps.request import current_request
 
 NAME = "preftune"
@@ -71,15 +73,17 @@ def grouped_attention(
         raise UnsupportedLayoutError(f"{type(module).__name__} asks its attention for {what}")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     query, key, value = in_autocast_dtype(query, key, value)
-    explicit = softcap is not None or sinks is not None
-    if dropout == 0.0 and not explicit and cuda.serves(query, value):
+    needs_scores = softcap is not None or sinks is not None
+    if dropout == 0.0 and not needs_scores and cuda.serves(query, value):
         out = cuda.varlen(query, key, value, group_layout, scale, window)
     elif dropout == 0.0 and flex.serves(query, key, value, softcap=softcap, sinks=sinks):
         out = flex.attend(query, key, value, group_layout, scale, window, softcap=softcap, sinks=sinks)
-    elif dropout == 0.0 and not explicit and cpu.serves(query, value, group_layout, window):
+    elif dropout == 0.0 and not needs_scores and cpu.serves(query, value, group_layout, window):
         out = cpu.blocked(query, key, value, group_layout, scale)
     else:
-        attend = _Explicit(softcap, sinks, dropout) if explicit else _Fused(dropout)
+        attend: Callable[..., Tensor] = partial(_fused, dropout=dropout)
+        if needs_scores:
+            attend = partial(flex.explicit, softcap=softcap, sinks=sinks, dropout=dropout)
         out = _by_segment(attend, query, key, value, group_layout, scale, window)
     return out, None
 
@@ -112,62 +116,21 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, grouped_mask)
 
 
-class _Fused:
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: float = 0.0
+) -> Tensor:
     """One segment by PyTorch's fused attention."""
-
-    def __init__(self, dropout: float) -> None:
-        self.dropout = dropout
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-        grouped = query.shape[1] != key.shape[1]
-        if grouped and query.device.type != "cpu":  # fused kernels of older cards know no grouped heads
-            repeat = query.shape[1] // key.shape[1]
-            key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
-            grouped = False
-        return scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            dropout_p=self.dropout,
-            is_causal=mask is None,
-            scale=scale,
-            enable_gqa=grouped,
-        )
-
-
-class _Explicit:
-    """One segment with the score matrix in hand: soft caps (Gemma 2) and attention sinks (gpt-oss)."""
-
-    def __init__(self, softcap: float | None, sinks: Tensor | None, dropout: float) -> None:
-        self.softcap, self.sinks, self.dropout = softcap, sinks, dropout
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    if grouped and query.device.type != "cpu":  # fused kernels of older cards know no grouped heads
         repeat = query.shape[1] // key.shape[1]
-        if repeat > 1:
-            key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
-        scores = (query @ key.transpose(2, 3)) * scale
-        if self.softcap is not None:
-            scores = torch.tanh(scores / self.softcap) * self.softcap
-        if mask is None:
-            queries, keys = scores.shape[-2:]
-            mask = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).tril(keys - queries)
-        if mask.dtype == torch.bool:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        else:
-            scores = scores + mask
-        if self.sinks is not None:
-            sinks = self.sinks.reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
-            scores = torch.cat([scores, sinks.to(scores.dtype)], -1)
-        wide = torch.promote_types(scores.dtype, torch.float32)
-        weights = scores.softmax(-1, dtype=wide).to(query.dtype)
-        if self.sinks is not None:
-            weights = weights[..., :-1]
-        return torch.dropout(weights, self.dropout, self.dropout > 0) @ value
+        key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
+        grouped = False
+    options: dict[str, Any] = {"dropout_p": dropout, "is_causal": mask is None, "scale": scale, "enable_gqa": grouped}
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, **options)
 
 
 def _by_segment(
-    attend: _Fused | _Explicit,
+    attend: Callable[..., Tensor],
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -177,17 +140,9 @@ def _by_segment(
 ) -> Tensor:
     outputs = []
     for segment in layout.segments:
-        k, v = _keys_of(segment, key), _keys_of(segment, value)
-        mask = layout.mask(segment, window, query.device)
-        outputs.append(attend(query[:, :, segment.start : segment.stop], k, v, mask, scale).transpose(1, 2))
+        mask, own = layout.mask(segment, window, query.device), query[:, :, segment.start : segment.stop]
+        outputs.append(attend(own, segment.seen(key), segment.seen(value), mask, scale).transpose(1, 2))
     return torch.cat(outputs, 1)
-
-
-def _keys_of(segment: Segment, tensor: Tensor) -> Tensor:
-    own = tensor[:, :, segment.start : segment.stop]
-    if segment.prefix == 0:
-        return own
-    return torch.cat([tensor[:, :, segment.prefix_start : segment.prefix_stop], own], 2)
 
 
 def _ordinary(
@@ -201,5 +156,5 @@ def _ordinary(
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return out, None
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    explicit = _Explicit(softcap, sinks, kwargs.get("dropout", 0.0))
-    return explicit(query, key, value, attention_mask, scale).transpose(1, 2).contiguous(), None
+    options = {"softcap": softcap, "sinks": sinks, "dropout": kwargs.get("dropout", 0.0)}
+    return flex.explicit(query, key, value, attention_mask, scale, **options).transpose(1, 2).contiguous(), None

@@ -5,7 +5,6 @@ fast_layers  which layers get a faster forward
 gated_mlp    a gated MLP as one function
 projection   LoRA as one product
 rope         rope without scaling by length
-rows         row blocks that fit the CPU's cache
 """
 
 __all__ = ["compiled", "fast_layers", "rope"]

@@ -6,14 +6,15 @@ backward pass, a few rows at a time so that it stays in the cache, and written o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from preftune.logps.layers.projection import Projection, as_parameter, cast, compute_dtype, product, product_backward
-from preftune.logps.layers.rows import in_cache
+
+ELEMENTS_IN_CACHE = 2**17
+"""Elements of one temporary on a CPU: three of them fit into a core's second-level cache."""
 
 
 def gated_mlp(x: Tensor, gate: Projection, up: Projection, down: Projection) -> Tensor:
@@ -42,7 +43,7 @@ def _forward(x: Tensor, projections: tuple[Projection, ...], dtype: torch.dtype)
     x_RD = x.to(dtype)
     gated, _ = product(x_RD, gate)
     raised, _ = product(x_RD, up)
-    for rows in in_cache(gated):
+    for rows in _in_cache(gated):
         torch.nn.functional.silu(gated[rows], inplace=True).mul_(raised[rows])
     return product(gated, down)[0]
 
@@ -72,14 +73,14 @@ class _GatedMlp(torch.autograd.Function):
         of_down = product_backward(grad_RD, hidden, narrow_down, down)
         grad_gate, grad_up = hidden, of_down.x_RD  # written over, row by row
         assert grad_up is not None
-        for rows in in_cache(gate_RF):
+        for rows in _in_cache(gate_RF):
             _gate_backward(gate_RF[rows], up_RF[rows], grad_up[rows], grad_gate[rows])
         wanted: bool = ctx.needs_input_grad[0]
         of_up = product_backward(grad_up, x_RD, narrow_up, up, wants_x=wanted)
         of_gate = product_backward(grad_gate, x_RD, narrow_gate, gate, add_to_RD=of_up.x_RD, wants_x=wanted)
         grad_x = None if of_gate.x_RD is None else of_gate.x_RD.to(ctx.x_dtype)
         parameters: list[Tensor | None] = []
-        for found, (a, b) in zip((of_gate, of_up, of_down), _adapters(tensors), strict=True):
+        for found, (a, b) in zip((of_gate, of_up, of_down), (tensors[i + 2 : i + 4] for i in (0, 4, 8)), strict=True):
             parameters += [None, None, as_parameter(found.a, a), as_parameter(found.b, b)]
         return grad_x, None, None, *parameters
 
@@ -102,14 +103,14 @@ class _GatedProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         gate, up = ctx.saved_tensors
         grad_up, grad_gate = grad.clone(), torch.empty_like(gate)
-        for rows in in_cache(gate):
+        for rows in _in_cache(gate):
             _gate_backward(gate[rows], up[rows], grad_up[rows], grad_gate[rows])
         return grad_gate, grad_up
 
 
 def _hidden(gate_RF: Tensor, up_RF: Tensor, out: Tensor) -> Tensor:
     """`silu(gate) * up`, written to `out`."""
-    for rows in in_cache(gate_RF):
+    for rows in _in_cache(gate_RF):
         torch.mul(torch.nn.functional.silu(gate_RF[rows]), up_RF[rows], out=out[rows])
     return out
 
@@ -121,11 +122,6 @@ def _gate_backward(gate: Tensor, up: Tensor, grad: Tensor, grad_gate: Tensor) ->
     grad.mul_(torch.nn.functional.silu(gate))
 
 
-def _adapters(tensors: Sequence[Tensor | None]) -> list[tuple[Tensor | None, Tensor | None]]:
-    """A and B of gate, up and down."""
-    return [(tensors[i + 2], tensors[i + 3]) for i in (0, 4, 8)]
-
-
 def _projections(
     tensors: Any, scales: tuple[float, ...], dtype: torch.dtype
 ) -> tuple[Projection, Projection, Projection]:
@@ -133,3 +129,10 @@ def _projections(
     parts = (cast(Projection(*of), dtype) for of in zip(weights, biases, a, b, scales, strict=True))
     gate, up, down = parts
     return gate, up, down
+
+
+def _in_cache(tensor: Tensor) -> list[slice]:
+    """Slices over the first of two dimensions: a cacheful each on a CPU, all rows elsewhere."""
+    rows, width = tensor.shape
+    step = max(1, ELEMENTS_IN_CACHE // width) if tensor.device.type == "cpu" else max(1, rows)
+    return [slice(start, start + step) for start in range(0, rows, step)]

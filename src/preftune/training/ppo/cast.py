@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from torch import nn
 
 from preftune.errors import ConfigError, ModelError
 from preftune.generation.generate import base_changed_by
+from preftune.logps.states import trunk_of
 from preftune.models.load import locate_base
 from preftune.models.locate import locate
 from preftune.models.roles import (
@@ -19,7 +21,6 @@ from preftune.models.roles import (
     VALUE,
     Scalar,
     adapter_parameters,
-    copied_trunk,
     load_trunk,
     on_this_base,
     reward_adapter,
@@ -135,7 +136,7 @@ def _value(model: Any, args: Any, reward: Scalar | None, *, packed: bool) -> tup
         made = value_adapter(model, packed=packed, like=like, dropout=not args.disable_dropout)
         begins = "begins as the reward's" if like is not None else "begins at 0"
         return made, f"value: an adapter on the policy's own base, which {begins}."
-    trunk = copied_trunk(model)
+    trunk = copy.deepcopy(trunk_of(model))
     _as_trained(trunk, args)
     size = sum(parameter.numel() * parameter.element_size() for parameter in trunk.parameters()) / 2**30
     made = separate_value(trunk, packed=packed)

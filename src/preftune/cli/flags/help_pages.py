@@ -1,4 +1,4 @@
-"""`--help` of a training command: the flags that matter most, in the words of their own fields, without torch."""
+"""`--help` and `--help-all` of a training command, from the source of its settings: without torch, at once."""
 
 from __future__ import annotations
 
@@ -82,3 +82,40 @@ def _default(known: Field | None) -> str:
     if known is None or known.default in ("", "False", "True", "''", "[]", "{}", "-1", "'none'"):
         return ""
     return known.default.strip("[]'").replace("', '", ", ").removesuffix(".0")
+
+
+_KINDS = {"str": "TEXT", "int": "INTEGER", "float": "NUMBER", "dict": "JSON", "list": "VALUE ..."}
+_NO_FIELDS = (
+    Field("config", "str", "a YAML recipe that holds the same names; flags override it"),
+    Field("resume", "str", "go on from the last checkpoint or from the one named; auto starts without one"),
+    Field("report", "bool", "write report.html when it is done", "True"),
+    Field("allow_env", "", "accept any variable that the env: block of a recipe sets"),
+    Field("verbose", "", "show all notes, which run.json has anyway"),
+    Field("traceback", "", "the whole traceback of an error"),
+    Field("help", "", "the flags that matter most"),
+)
+
+
+def page(prog: str, fields: Iterable[Field]) -> str:
+    """The page of a command."""
+    width = min(100, max(40, shutil.get_terminal_size().columns))
+    head = f"usage: {prog} [options]\n\nUnderscores and hyphens are the same in every name."
+    return "\n".join([head, *(_whole_entry(field, width) for field in (*fields, *_NO_FIELDS))]) + "\n"
+
+
+def _whole_entry(field: Field, width: int) -> str:
+    names = [f"--{name}" for name in (field.name, *field.aliases)]
+    if field.is_bool:
+        names.append(f"--no_{field.name}")
+    flags = " ".join(filter(None, (", ".join(names), _value(field))))
+    default = f" (default: {field.default})" if field.default and field.default not in ("''", "[]", "{}") else ""
+    text = wrapped(field.help + default, width, "      ", "      ")
+    return f"\n{wrapped(flags, width, '  ', '      ')}\n{text}".rstrip()
+
+
+def _value(field: Field) -> str:
+    if field.is_bool or not field.kind:
+        return ""
+    if field.choices:
+        return "{" + ",".join(field.choices) + "}"
+    return next((shown for kind, shown in reversed(_KINDS.items()) if kind in field.kind), "VALUE")
