@@ -50,7 +50,7 @@ class SeenPair:
 
     @property
     def whole(self) -> Encoded | None:
-        """Its tokens; None where a side has none."""
+        """Its tokens; None where a side has no tokens."""
         encoded = self.encoded
         return encoded if encoded is not None and encoded.completions and all(encoded.completions) else None
 

@@ -206,11 +206,7 @@ class Result:
         rows += [
             ["KL to the start, nats an answer", "0", *(mean(final.kl) for final in finals)],
             ["tokens an answer", f"{self.start_tokens:.0f}", *(f"{final.tokens:.0f}" for final in finals)],
-            [
-                "wall time, loading included",
-                "",
-                *(amount_in_words("seconds", final.seconds) for final in finals),
-            ],
+            ["wall time, loading included", "", *(amount_in_words("seconds", final.seconds) for final in finals)],
             ["peak memory", "", *("?" if f.peak_gb is None else f"{f.peak_gb:.2f} GB" for f in finals)],
             ["models trained", "", *(f"{len(MODELS[m])}: {', '.join(MODELS[m])}" for m in METHODS)],
             ["settings to tune", "", str(len(TUNED["dpo"])), str(len(TUNED["reward"]) + len(TUNED["ppo"]))],

@@ -56,11 +56,8 @@ class GroupLayout:
     max_k: int
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> GroupLayout:
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=non_blocking)
-            for name in ("cu_seq_q", "cu_seq_k", "key_index")
-        }
-        return replace(self, **moved)
+        names = ("cu_seq_q", "cu_seq_k", "key_index")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names})
 
     def mask(self, segment: Segment, window: int | None, device: torch.device) -> Tensor | None:
         """(queries, keys) bool, True where a query may look; None where plain causal attention says the same.
@@ -87,15 +84,10 @@ def segments_of(groups: Sequence[TokenizedGroup]) -> tuple[Segment, ...]:
     segments: list[Segment] = []
     offset = 0
     for group in groups:
-        prompt = len(group.prompt_ids)
-        start = offset
+        prompt, start = offset + len(group.prompt_ids), offset
         for index, completion in enumerate(group.completions):
-            first = index == 0
-            stop = (offset + prompt if first else start) + len(completion)
-            if first:
-                segments.append(Segment(offset, stop, offset, offset))
-            else:
-                segments.append(Segment(start, stop, offset, offset + prompt))
+            stop = (start if index else prompt) + len(completion)
+            segments.append(Segment(start, stop, offset, prompt if index else offset))
             start = stop
         offset = start
     return tuple(segments)

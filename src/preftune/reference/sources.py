@@ -240,10 +240,8 @@ def choose_source(
     prefixes = adapter_prefixes(model)
     if not prefixes:
         return AsReceived(model, trained=trained, reload=reload)
-    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    base_trains = not all(is_adapter_parameter(name, prefixes) for name in trainable)
     adapters = [name for name, _ in model.named_parameters() if is_adapter_parameter(name, prefixes)]
-    if base_trains or _shows_rarely(model, adapters):
+    if not trainable(model) <= {*adapters} or _shows_rarely(model, adapters):
         return FrozenCopy(model)
     with inference(model):
         on = engine(model, probe).token_logps_T

@@ -33,7 +33,8 @@ def run(argv: Sequence[str]) -> int:
     given = {name: value for name, value in vars(asked).items() if value is not None}
     write_page = given.pop("report")
     settings = DemoSettings(**given)
-    say, shown = partial(print, flush=True), list[ShownProgress]()
+    shown: list[ShownProgress] = []
+    say = partial(print, flush=True)
     try:
         result = run_demo(settings, say=say, prepare=lambda trainer: shown.append(show_progress(trainer)))
     except KeyboardInterrupt as stop:

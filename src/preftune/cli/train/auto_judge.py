@@ -13,7 +13,6 @@ from preftune.storage.jsonl import read_object
 from preftune.storage.run_directory import run_facts
 
 if TYPE_CHECKING:
-    from preftune.cli.flags.arguments import DataArguments
     from preftune.data import PairDataset
     from preftune.training.reward_judge import AutoJudge
     from preftune.types import Text
@@ -100,6 +99,7 @@ def _pairs_of_run(
     if facts.get("method") != "dpo" or "dpo" not in words:
         return None, None
     from preftune.cli.flags.recipe import find_recipe
+    from preftune.cli.train.datasets import named_datasets
     from preftune.cli.train.dpo import METHOD, read_request
 
     argv = _without_resume([word for word in words[words.index("dpo") + 1 :] if word != "--traceback"])
@@ -109,7 +109,9 @@ def _pairs_of_run(
         if "-" in ([names] if isinstance(names, str) else names):
             say(f"preftune: what {model} was trained on came from standard input, and cannot be read again")
             return None, None
-        if largest is not None and not _are_small(request.data, largest):
+        files = [Path(entry.path).expanduser() for entry in named_datasets(request.data)]
+        small = all(file.is_file() for file in files) and sum(file.stat().st_size for file in files) <= (largest or 0)
+        if largest is not None and not small:
             return None, None
         train, held_out = METHOD.open_data(request)
     except PreftuneError as error:
@@ -123,13 +125,6 @@ def _pairs_of_run(
         )
         return None, None
     return train, held_out
-
-
-def _are_small(data: DataArguments, largest: int) -> bool:
-    from preftune.cli.train.datasets import named_datasets
-
-    files = [Path(entry.path).expanduser() for entry in named_datasets(data)]
-    return all(file.is_file() for file in files) and sum(file.stat().st_size for file in files) <= largest
 
 
 def _rows_trained_on(model: str) -> int | None:

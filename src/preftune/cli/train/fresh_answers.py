@@ -78,3 +78,17 @@ def report(trainer: RecordedTrainer, request: Request, metrics: Mapping[str, flo
             lines.append(f"{what}: {form.format(seen[0])} at first, {form.format(seen[-1])} at last.")
     lines.append("The score is what was trained on. Whether the answers are better, ask another judge: preftune eval.")
     return lines + request.next_steps()
+
+
+FRESH: dict[str, Any] = {
+    "aim": "align",
+    "wanted": "prompts to train on",
+    "open_data": open_prompts_of,
+    "report": report,
+    "data_arguments": PromptArguments,
+    "needs": ("reward_model",),
+    "needs_what": "name what rates them with --reward_model RM (or rule:MODULE:FUNCTION, openai:MODEL@URL)",
+    "holds_out": False,
+    "guarded": True,
+}
+"""The fields of `Method` that do not differ between these commands."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from preftune.cli.flags.short_help import MODEL, HelpPage
-from preftune.cli.train.fresh_answers import PROMPT_WORDS, PromptArguments, open_prompts_of, report
+from preftune.cli.flags.help_pages import MODEL, HelpPage
+from preftune.cli.train.fresh_answers import FRESH, PROMPT_WORDS
 from preftune.cli.train.train_command import Method
 from preftune.cli.train.train_command import run as run_method
 
@@ -52,15 +52,7 @@ def _method(name: str, title: str, help_page: HelpPage) -> Method:
         trainer=f"preftune.training.online:{title}Trainer",
         config=f"preftune.training.online.grpo_config:{title}Config",
         help=help_page,
-        aim="align",
-        wanted="prompts to train on",
-        open_data=open_prompts_of,
-        report=report,
-        data_arguments=PromptArguments,
-        needs=("reward_model",),
-        needs_what="name what rates them with --reward_model RM (or rule:MODULE:FUNCTION, openai:MODEL@URL)",
-        holds_out=False,
-        guarded=True,
+        **FRESH,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from preftune.cli.flags.help_pages import MODEL, HelpPage
-from preftune.cli.train.fresh_answers import PROMPT_WORDS, PromptArguments, open_prompts_of, report
+from preftune.cli.train.fresh_answers import FRESH, PROMPT_WORDS
 from preftune.cli.train.train_command import Method
 from preftune.cli.train.train_command import run as run_method
 
@@ -32,19 +32,15 @@ HELP = HelpPage(
     },
 )
 
+_NEEDS = {
+    "needs": ("judge", "reward_model"),
+    "needs_what": "name who compares them with --judge JUDGE, or what rates them with --reward_model RM",
+}
 METHOD = Method(
     name="online",
     trainer="preftune.training.online:OnlineDPOTrainer",
     config="preftune.training.online:OnlineDPOConfig",
     help=HELP,
-    aim="align",
-    wanted="prompts to train on",
-    open_data=open_prompts_of,
-    report=report,
-    data_arguments=PromptArguments,
-    needs=("judge", "reward_model"),
-    needs_what="name who compares them with --judge JUDGE, or what rates them with --reward_model RM",
-    holds_out=False,
-    guarded=True,
+    **FRESH | _NEEDS,
 )
 run = partial(run_method, METHOD)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from preftune.cli.flags.help_pages import MODEL, HelpPage
-from preftune.cli.train.fresh_answers import PROMPT_WORDS, PromptArguments, open_prompts_of, report
+from preftune.cli.train.fresh_answers import FRESH, PROMPT_WORDS
 from preftune.cli.train.train_command import Method
 from preftune.cli.train.train_command import run as run_method
 
@@ -41,14 +41,6 @@ METHOD = Method(
     trainer="preftune.training.ppo:PPOTrainer",
     config="preftune.training.ppo:PPOConfig",
     help=HELP,
-    aim="align",
-    wanted="prompts to train on",
-    open_data=open_prompts_of,
-    report=report,
-    data_arguments=PromptArguments,
-    needs=("reward_model",),
-    needs_what="name what rates them with --reward_model RM (or rule:MODULE:FUNCTION, openai:MODEL@URL)",
-    holds_out=False,
-    guarded=True,
+    **FRESH,
 )
 run = partial(run_method, METHOD)
