@@ -143,9 +143,7 @@ def _rows(asked: argparse.Namespace, match: Matchup) -> tuple[list[dict[str, Any
             limit=asked.limit,
         )
     tell_prompts(prompts)
-    seen = 0
-    if asked.prompts is not None and not is_endpoint(asked.model):
-        seen = seen_in_training(asked.model, [prompt.prompt for prompt in prompts.prompts])
+    seen = 0 if asked.prompts is None else seen_in_training(asked.model, [prompt.prompt for prompt in prompts.prompts])
     if seen:
         tell(f"preftune: {seen_sentence(seen, len(prompts.prompts))}")
     rows = []
@@ -245,7 +243,7 @@ def _run_suites(
         judge_thoughts=bool(asked.judge_thoughts),
         seed=asked.seed,
         load_models=match.load_models,
-        seen=lambda prompts: _seen_in_training(asked.model, prompts),
+        seen=lambda prompts: seen_in_training(asked.model, prompts),
     )
     for name in asked.suite:
         beta = _trained_with(asked.model).get("beta") if asked.beta is None else asked.beta
