@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,6 +77,30 @@ def test_no_step_has_beta_the_wrong_way_round() -> None:
                     assert "closer" in step
                 if re.search("lower beta", step, re.IGNORECASE):
                     assert "further" in step
+
+
+def test_beta_is_advised_on_where_it_holds_the_model_near_a_reference() -> None:
+    for outcome in ALL:
+        for worse in ((), ("repeats",)):
+            assert "beta" not in text(outcome, worse=worse, beta=2.0, usual_beta=False).replace("data and beta", "")
+            assert "0.2 to 0.5" not in text(outcome, worse=worse, method="grpo", beta=0.04)
+    assert "a higher beta (now 0.04): the penalty holds" in text(WORSE, worse=("repeats",), method="grpo", beta=0.04)
+
+
+@pytest.mark.parametrize(
+    ("method", "losses", "usual"),
+    [
+        ("dpo", ["sigmoid"], True), ("dpo", ["sigmoid", "sft"], True), ("dpo", ["simpo"], False),
+        ("dpo", ["sppo_hard"], False),
+        ("cpo", ["sigmoid"], False), ("orpo", ["orpo"], False), ("kto", "kto", True), ("sft", None, True),
+    ],
+)  # fmt: skip
+def test_which_runs_have_a_beta_like_dpos(method: str, losses: object, usual: bool, tmp_path: Path) -> None:
+    from preftune.cli.commands.eval import _trained_with
+
+    configuration = {"beta": 0.1, "loss_type": losses, "learning_rate": 1e-6}
+    (tmp_path / "run.json").write_text(json.dumps({"method": method, "configuration": configuration}))
+    assert _trained_with(str(tmp_path))["usual_beta"] is usual
 
 
 def test_undecided_names_the_prompts_that_are_missing() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -253,11 +253,23 @@ def _run_suites(
 
 
 def _trained_with(model: str) -> dict[str, Any]:
-    """`method`, `beta`, `learning_rate`, `epochs` and `kl_coef` of a run directory, as far as it knows them."""
+    """`method`, `beta`, `usual_beta`, `learning_rate`, `epochs` and `kl_coef` of a run directory, as far as it knows
+    them.
+    """
     names = {"beta": "beta", "learning_rate": "learning_rate", "epochs": "num_train_epochs", "kl_coef": "kl_coef"}
     run, method = run_facts(model, "configuration"), run_facts(model).get("method")
     try:
         known = {name: None if run.get(field) is None else float(run[field]) for name, field in names.items()}
     except (ValueError, TypeError):
         return {}
-    return {**known, "method": str(method) if method else None} if run else {}
+    usual = method not in ("cpo", "orpo") and _usual_beta(run)
+    return {**known, "usual_beta": usual, "method": str(method) if method else None} if run else {}
+
+
+def _usual_beta(configuration: Mapping[str, Any]) -> bool:
+    """Whether beta holds the model near a reference, on the scale that DPO has."""
+    from preftune.losses import LOSSES
+
+    named = configuration.get("loss_type")
+    losses = [LOSSES[name] for name in (named if isinstance(named, list) else [named]) if name in LOSSES]
+    return all(loss.reference and loss.betas[0] <= 0.1 <= loss.betas[1] for loss in losses if loss.name != "sft")

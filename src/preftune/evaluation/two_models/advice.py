@@ -27,11 +27,26 @@ class _Training(NamedTuple):
     """How the aligned model was trained, as far as it is known."""
 
     method: str | None = None
-    """`ppo`, `sft`; everything else is taken for DPO."""
+    """`ppo`, `grpo`, `rloo`, `sft`; everything else is taken for DPO."""
     beta: float | None = None
     learning_rate: float | None = None
     epochs: float | None = None
     kl_coef: float | None = None
+    usual_beta: bool = True
+    """beta is the strength of a KL penalty on DPO's scale; with other losses nothing is said of it."""
+
+    @property
+    def has_rewards(self) -> bool:
+        """It learnt from scores of its own answers."""
+        return self.method in ("ppo", "grpo", "rloo")
+
+    @property
+    def penalty(self) -> tuple[str, str]:
+        """What holds it near the model it came from, where it learnt from scores: lower, and higher."""
+        if self.method == "ppo":
+            now = _now(self.kl_coef)
+            return f"a lower kl_coef{now} or a higher kl_target", f"a higher kl_coef{now} or a lower kl_target"
+        return f"a lower beta{_now(self.beta)}", f"a higher beta{_now(self.beta)}"
 
 
 def next_steps(
@@ -51,8 +66,8 @@ def next_steps(
         contradicted: share of the comparisons in which the judge contradicted itself when the answers were swapped.
         unread: share of the comparisons without a verdict that could be read.
         judge_only_ties: the judge called every comparison of two different answers a tie.
-        training: `method`, `beta`, `learning_rate`, `epochs` and `kl_coef` of the run, where they are known; the
-            sentences then give numbers.
+        training: `method`, `beta`, `usual_beta`, `learning_rate`, `epochs` and `kl_coef` of the run, where they are
+            known; the sentences then give numbers.
     """
     how = _Training(**training)
     spoilt = bool(SPOILT & set(worse))
@@ -149,12 +164,11 @@ def _more_change(how: _Training) -> list[str]:
         "If the model changed too little: more or better pairs first. preftune audit tells what is wrong with the ones "
         "that you have; about 1,000 good ones make a difference in one domain."
     ]
-    if how.method == "ppo":
+    if how.has_rewards:
         return [
             "If the model changed too little: see whether the reward rose during training. If it did, the reward model "
             "rewards something else than this judge: train it on more pairs, and look at its held-out accuracy.",
-            f"If it did not: more episodes (total_episodes), then a lower kl_coef{_now(how.kl_coef)} or a higher "
-            "kl_target.",
+            f"If it did not: more episodes (total_episodes), then {how.penalty[0]}.",
         ]
     usual, top = ("5e-6 to 5e-5", 5e-4) if how.method == "sft" else ("5e-7 to 5e-6", 5e-5)
     above = how.learning_rate is not None and how.learning_rate >= top  # the top of what an adapter takes
@@ -164,6 +178,8 @@ def _more_change(how: _Training) -> list[str]:
     )
     if how.method == "sft":
         return [steps[0].replace("pairs", "demonstrations"), steps[1]]
+    if not how.usual_beta:
+        return steps
     lower = "A lower beta, down to 0.05" if how.beta is None or how.beta > 0.05 else "Not a lower beta than now"
     return [*steps, f"{lower}{_now(how.beta)}: it lets the model go further from the one it came from."]
 
@@ -176,13 +192,10 @@ def _less_change(how: _Training, *, when: str = "") -> list[str]:
     """
     rate = "" if how.learning_rate is None else f" ({how.learning_rate:g} to {how.learning_rate / 2:g})"
     steps = [f"{when}{'halve' if when else 'Halve'} the learning rate{rate} first: the model changed too much."]
-    if how.method == "ppo":
-        steps.append(
-            f"If that is not enough, a higher kl_coef{_now(how.kl_coef)} or a lower kl_target: the penalty holds the "
-            "model near the one it came from."
-        )
+    if how.has_rewards:
+        steps.append(f"If that is not enough, {how.penalty[1]}: the penalty holds the model near the one it came from.")
         return [*steps, "End training where the judge's win rate is best, not where the reward is highest."]
-    if how.method != "sft" and (how.beta is None or how.beta < 0.5):
+    if how.method != "sft" and how.usual_beta and (how.beta is None or how.beta < 0.5):
         wanted = "0.5" if how.beta is not None and how.beta >= 0.2 else "0.2 to 0.5"
         steps.append(
             f"If that is not enough, a higher beta{_now(how.beta)}: {wanted} keeps the model closer to the one it came "
@@ -199,14 +212,14 @@ def _worse(spoilt: bool, how: _Training) -> list[str]:
         "Check the data: preftune audit finds sides that are swapped or contradict each other, and pairs that differ "
         "in length only. Held-out accuracy near or below 50% points there too."
     )
-    if how.method == "ppo":
+    if how.has_rewards:
         check = (
             "Check the reward: preftune judge-check holds the reward model against people's judgements, and a reward "
             "that rose while the answers got worse was exploited."
         )
     if spoilt:
         return [*_less_change(how), check]
-    good = "If the reward is good, " if how.method == "ppo" else "If the data are good, "
+    good = "If the reward is good, " if how.has_rewards else "If the data are good, "
     return [check, *_less_change(how, when=good)]
 
 
