@@ -8,7 +8,7 @@ import re
 def defused(text: str, mark: str) -> str:
     """The text, in which nothing is the mark that stands around an answer: `[Answer B]` is written `(Answer B]`.
 
-    An answer that closed its own frame could open the other one's, and have an answer judged that nobody gave.
+    An answer that closed its own frame could open the other one's, and have words judged that are not the other's.
 
     Args:
         mark: what stands in the brackets, as a pattern without regard to case.

@@ -93,6 +93,15 @@ def test_all_unknown_keys_at_once_and_nothing_heavy_imported(tmp_path: Path) -> 
     assert told[1] == "preftune: There is no flag --learning_rat. Did you mean --learning_rate?"
 
 
+def test_a_recipe_of_axolotl_says_which_model_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("base_model: m\ndatasets:\n  - path: d.jsonl\n", encoding="utf-8")
+    with pytest.raises(
+        RequestError, match=r"No model to align .base_model 'm' is only the base of an adapter.: name it"
+    ):
+        dpo.read_request(["--config", str(path)], read_recipe(str(path)))
+
+
 @pytest.mark.parametrize("flag", ["--use_mps_device", "--use-mps-device", "--no_cuda=true", "--max-seq-length"])
 def test_flags_of_other_times_and_tools_are_answered(flag: str) -> None:
     with pytest.raises(RequestError, match=f"There is no flag {flag.partition('=')[0]}: "):

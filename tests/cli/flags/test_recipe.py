@@ -168,6 +168,19 @@ def test_lora_config_honours_every_flag() -> None:
     assert chosen.target_modules == {"q_proj", "v_proj"}
 
 
+@pytest.mark.parametrize("one", ["q_proj,v_proj", "q_proj v_proj", "q_proj, v_proj"])
+def test_one_text_that_names_two_layers(one: str) -> None:
+    assert request("--use_peft", "--lora_target_modules", one).model.lora_config().target_modules == {
+        "q_proj",
+        "v_proj",
+    }
+
+
+def test_a_pattern_of_layers_stays_one() -> None:
+    pattern = r".*\.(q|v)_proj"
+    assert request("--use_peft", "--lora_target_modules", pattern).model.lora_config().target_modules == pattern
+
+
 def test_quantised_base_implies_an_adapter() -> None:
     assert request("--load_in_4bit").model.lora_config() is not None
     assert request().model.lora_config() is None

@@ -7,6 +7,7 @@ honoured, or refused here with the reason.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -208,7 +209,7 @@ class ModelArguments:
             return None
         from peft import LoraConfig
 
-        targets: Any = self.lora_target_modules
+        targets: Any = _several(self.lora_target_modules)
         if targets is not None and len(targets) == 1:
             targets = targets[0]  # "all-linear", or a regular expression
         elif targets is None and not self.lora_target_parameters:
@@ -220,7 +221,7 @@ class ModelArguments:
             lora_dropout=self.lora_dropout,
             target_modules=targets,
             target_parameters=self.lora_target_parameters,
-            modules_to_save=self.lora_modules_to_save,
+            modules_to_save=_several(self.lora_modules_to_save),
             use_rslora=self.use_rslora,
             use_dora=self.use_dora,
             bias="none",
@@ -241,3 +242,10 @@ class RewardModelArguments(ModelArguments):
 
 def _names(arguments: Any) -> list[str]:
     return [entry.name for entry in fields(arguments)]
+
+
+def _several(names: list[str] | None) -> list[str] | None:
+    """`["q_proj,v_proj"]`, as a recipe or a shell gives one text for several names, as two; a pattern stays one."""
+    if names is None or len(names) != 1 or not re.fullmatch(r"[\w.]+(?:[,\s]+[\w.]+)+", names[0].strip()):
+        return names
+    return re.split(r"[,\s]+", names[0].strip())

@@ -189,7 +189,8 @@ def read_request(method: Method, argv: Sequence[str], recipe: Recipe | None = No
     data, model = parser.build(method.data_arguments, values), parser.build(method.model_arguments, values)
     help = f"See {method.prog} --help."
     if not model.model_name_or_path:
-        raise RequestError(f"No model to {method.aim}: name it with --model NAME_OR_PATH. {help}")
+        base = f" (base_model {model.base_model!r} is only the base of an adapter)" * (model.base_model is not None)
+        raise RequestError(f"No model to {method.aim}{base}: name it with --model NAME_OR_PATH. {help}")
     if not data.dataset_name:
         raise RequestError(f"No {method.wanted}: name them with --data FILE_OR_HUB_ID. {help}")
     if method.needs and not any(getattr(values, name) for name in method.needs):

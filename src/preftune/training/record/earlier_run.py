@@ -90,7 +90,16 @@ def put_aside(folder: Path, names: Iterable[str], label: str) -> Path:
 def sweep_unfinished(folder: Path) -> None:
     """Remove what runs that were killed left half written."""
     shutil.rmtree(folder / WRITING, ignore_errors=True)
-    for name in ("run.json", "metrics.jsonl", "audit.json", "report.html", "README.md", "samples.jsonl", "guard.jsonl"):
+    for name in (
+        WEIGHTS_FILE,
+        "run.json",
+        "metrics.jsonl",
+        "audit.json",
+        "report.html",
+        "README.md",
+        "samples.jsonl",
+        "guard.jsonl",
+    ):
         for path in folder.glob(f".{name}-*"):
             path.unlink(missing_ok=True)
 

@@ -185,7 +185,7 @@ def check_same_run(choice: Choice, facts: Mapping[str, Any], *, processes: int, 
     if changes and not allow_changed:
         raise ConfigError(
             f"{choice.folder} is of a run with something else: {'; '.join(changes)}. Resume with what it began with, "
-            "start a new run without resume_from_checkpoint (--resume), or accept the change with allow_changed=True "
+            "start a new run without resume_from_checkpoint (--resume), or accept the change: allow_changed "
             "(--allow_changed)."
         )
     if changes:

@@ -30,7 +30,12 @@ _REMOVED = {
 
 def with_early_stopping(callbacks: list[TrainerCallback] | None, args: PackedConfig) -> list[TrainerCallback]:
     """The callbacks, and the one that `early_stopping_patience` asks for."""
+    if not isinstance(callbacks, list | tuple | None):
+        raise ConfigError(f"callbacks is a {type(callbacks).__name__}: pass a list, callbacks=[...].")
     callbacks = list(callbacks or [])
+    for one in callbacks:
+        if not hasattr(one, "on_init_end"):
+            raise ConfigError(f"callbacks holds {one!r}: pass a transformers.TrainerCallback, or its class.")
     if args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
     return callbacks

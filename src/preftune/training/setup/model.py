@@ -124,8 +124,11 @@ def seed(args: PackedConfig) -> None:
 
 def add_adapter(model: nn.Module, peft_config: Any) -> Any:
     """The model with a fresh adapter, the rest frozen."""
-    from peft import get_peft_model
+    from peft import PeftConfig, get_peft_model
 
+    if not isinstance(peft_config, PeftConfig):
+        given = peft_config.__name__ if isinstance(peft_config, type) else f"a {type(peft_config).__name__}"
+        raise ConfigError(f"peft_config is {given}: pass peft.LoraConfig(r=16, ...) or another configuration of PEFT.")
     if getattr(model, "peft_config", None):
         raise ModelError(
             "the model has an adapter already, and peft_config would put another on top of it. To go on training the "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, denumpify_detensorize
 
 from preftune.data import GroupDataset
+from preftune.errors import ConfigError
 from preftune.logps.batch import PackedBatch
 from preftune.training.setup.model import prepare_held_out
 from preftune.training.step.collate import BATCH, with_a_seed_of_its_own
@@ -141,7 +142,11 @@ def evaluate_groups(trainer: EvaluatedTrainer, dataloader: Any, *, prefix: str, 
     metrics = trainer.derived(metrics) | trainer.further_metrics(table)
     if trainer.compute_metrics is not None and not loss_only:
         more = trainer.compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))
-        metrics |= denumpify_detensorize(more)
+        if not isinstance(more, Mapping):
+            raise ConfigError(
+                f"compute_metrics returned {more!r:.80}: it returns a dict of numbers by name, or is left out."
+            )
+        metrics |= denumpify_detensorize(dict(more))
     named = {key if key.startswith(f"{prefix}_") else f"{prefix}_{key}": value for key, value in metrics.items()}
     return EvalLoopOutput(predictions=predictions, label_ids=labels, metrics=named, num_samples=len(table))
 

@@ -1,0 +1,49 @@
+"""What a program hands to a trainer by mistake ends in a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import LoraConfig
+from transformers import TrainerCallback
+
+from preftune.errors import ConfigError
+from preftune.training.record.earlier_run import sweep_unfinished
+from tests.training.dpo_runs import lora_config, trainer
+from tiny import rows, tiny_model
+
+
+@pytest.mark.parametrize("given", [{"r": 8}, [lora_config()], True, LoraConfig])
+def test_an_adapter_is_a_configuration(given: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"peft_config is .*: pass peft.LoraConfig"):
+        trainer(tiny_model(), tmp_path, peft_config=given)
+
+
+@pytest.mark.parametrize("given", [TrainerCallback(), TrainerCallback, [None], ["name"], [print]])
+def test_callbacks_are_a_list_of_callbacks(given: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"callbacks (is a .*: pass a list|holds .*: pass a transformers.TrainerCallback)"
+    ):
+        trainer(tiny_model(), tmp_path, callbacks=given)
+
+
+@pytest.mark.parametrize("given", [None, 0.5])
+def test_own_metrics_are_a_dict(given: Any, tmp_path: Path) -> None:
+    run = trainer(tiny_model(), tmp_path, eval_dataset=rows(2), compute_metrics=lambda _: given)
+    with pytest.raises(ConfigError, match=r"compute_metrics returned .*: it returns a dict of numbers by name"):
+        run.evaluate()
+
+
+@pytest.mark.parametrize("given", [None, 3])
+def test_a_loss_has_a_name(given: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="name a loss, or several in a list"):
+        trainer(tiny_model(), tmp_path, loss_type=given)
+
+
+def test_half_written_records_are_swept_and_others_stay(tmp_path: Path) -> None:
+    for name in (".preftune_weights.json-0a1b", ".run.json-0a1b", "preftune_weights.json", ".mine"):
+        (tmp_path / name).touch()
+    sweep_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine", "preftune_weights.json"]
