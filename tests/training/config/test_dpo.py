@@ -150,6 +150,8 @@ def test_the_defaults_that_differ_are_the_documented_ones():
         ({"discopop_tau": 0.1}, "no meaning for loss_type=sigmoid. Leave it at 0.05, or use discopop"),
         ({"simpo_gamma": 1.0}, "or use simpo or alphapo"),
         ({"f_alpha_divergence_coef": 0.3}, "belongs to f_divergence_type='alpha_divergence'"),
+        ({"loss_type": ["sigmoid", "aot"]}, "aot takes the place of margins, which sigmoid would train with too"),
+        ({"loss_type": "aot", "ld_alpha": 0.5}, "ld_alpha=0.5 is not honoured with aot"),
         ({"ld_policy_only": True}, "ld_policy_only belongs to ld_alpha"),
         ({"sft_mean": "completions"}, "no meaning without a likelihood term"),
         ({"rpo_alpha": math.nan}, "rpo_alpha=nan must be a finite number"),

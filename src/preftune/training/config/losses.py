@@ -105,6 +105,7 @@ class LossFields:
         one_of("sft_mean", self.sft_mean, _MEANS)
         if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
             raise ConfigError(f"ld_alpha={self.ld_alpha} must lie in 0..1: 0.5 is its authors', 1 changes nothing.")
+        self._check_sorted(objective)
         if self.ld_policy_only and self.ld_alpha is None:
             raise ConfigError("ld_policy_only belongs to ld_alpha. Set that too, or leave ld_policy_only out.")
         if self.sft_mean != "tokens" and not any(term.name == "sft" for term, _ in objective.terms):
@@ -126,6 +127,21 @@ class LossFields:
             raise ConfigError("f_alpha_divergence_coef belongs to f_divergence_type='alpha_divergence'. Set that too.")
         defaults = {entry.name: entry.default for entry in fields(LossFields) if entry.name in _OPTIONS}
         check_options(objective, self._values(), defaults)
+
+    def _check_sorted(self, objective: Objective) -> None:
+        """Of losses that sort, the margins are the order of all pairs: there is one of whole answers, for one loss."""
+        if not objective.sorts:
+            return
+        others = [loss.name for loss, _ in objective.terms if loss.margins and not loss.sorts]
+        if others:
+            raise ConfigError(
+                f"loss_type={', '.join(self.loss_type)}: aot takes the place of margins, which {others[0]} would train "
+                "with too. Use aot with sft or another loss without margins."
+            )
+        if self.ld_alpha is not None:
+            raise ConfigError(
+                f"ld_alpha={self.ld_alpha} is not honoured with aot, which sorts whole answers. Leave it out."
+            )
 
     def _values(self) -> Mapping[str, Any]:
         return {name: getattr(self, name) for name in _OPTIONS}
