@@ -176,6 +176,21 @@ def test_recipes_of_other_tools(text, command, expected, lost, tmp_path, capsys)
     assert request.config.beta == expected.get("beta", 0.1)
 
 
+@pytest.mark.parametrize(("alpha", "likelihood"), [("", 1.0), ("cpo_alpha: 0.5\n", 0.5), ("cpo_alpha: 0\n", None)])
+def test_simpo_of_axolotl_has_the_likelihood_of_cpo(alpha, likelihood, tmp_path, capsys):
+    text = f"base_model: some/model\nrl: simpo\nsequence_len: 512\nrl_beta: 2.0\n{alpha}"
+    found, settings, _ = converted(tmp_path, text, capsys)
+    assert (found, settings["loss_type"], settings.get("rpo_alpha")) == ("dpo", "simpo", likelihood)
+    method = importlib.import_module("preftune.cli.train.dpo").METHOD
+    request = read_request(method, ["--data", "x"], read_recipe(str(tmp_path / "ours.yaml")))
+    assert len(request.config.objective().terms) == (2 if likelihood else 1)
+
+
+def test_defaults_of_llama_factory_are_written_out(tmp_path, capsys):
+    _, settings, _ = converted(tmp_path, "stage: dpo\nmodel_name_or_path: some/model\ntemplate: qwen\n", capsys)
+    assert (settings["learning_rate"], settings["max_length"], settings["lora_r"]) == (5e-5, 2048, 8)
+
+
 def test_datasets_are_looked_up_by_name(tmp_path, capsys):
     (tmp_path / "data").mkdir()
     entry = {"file_name": "pairs.json", "ranking": True, "columns": {"prompt": "instruction", "chosen": "good"}}

@@ -76,6 +76,9 @@ def read(values: Mapping[str, Any]) -> Carried:
     carried.settings |= settings
     if carried.command == "dpo":
         carried.settings["beta"] = 0.1  # theirs for every loss; preftune's is that of the loss's authors
+    likelihood = carried.take("cpo_alpha", 1.0)
+    if method == "simpo" and likelihood:  # theirs is TRL's CPOTrainer, which adds the likelihood unless this is 0
+        carried.settings["rpo_alpha"] = likelihood
     _adapter(carried)
     _data(carried)
     for name in ("bf16", "fp16"):

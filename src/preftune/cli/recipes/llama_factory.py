@@ -12,6 +12,8 @@ from preftune.errors import RequestError
 
 _COMMANDS = {"dpo": "dpo", "kto": "kto", "sft": "sft", "rm": "reward", "ppo": "ppo"}
 _LOSSES = {"sigmoid": "sigmoid", "hinge": "hinge", "ipo": "ipo", "orpo": "orpo", "simpo": "simpo"}
+_DEFAULTS = {"learning_rate": 5e-5, "cutoff_len": 2048}
+"""Theirs, where preftune has another one."""
 _NAMES = {
     "model_name_or_path": "model_name_or_path",
     "cutoff_len": "max_length",
@@ -57,7 +59,7 @@ def read(values: Mapping[str, Any], folder: Path) -> Carried:
         folder: of the recipe, in which relative places are looked up.
     Raises: RequestError for a stage that preftune does not have.
     """
-    carried = Carried(dict(values))
+    carried = Carried({**_DEFAULTS, **values})
     stage = str(carried.take("stage"))
     if stage not in _COMMANDS:
         raise RequestError(f"stage: {stage} has no counterpart in preftune (dpo, kto, sft, rm and ppo have).")
