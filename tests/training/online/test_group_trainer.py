@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,19 @@ def test_cut_answers_can_be_left_out(tmp_path):
     same(trainer, oracle(start, rounds, loss))
 
 
+def test_a_step_of_cut_answers_alone_changes_nothing(tmp_path, caplog):
+    model, start = tiny_model(), tiny_model()
+    config = preftune.GRPOConfig(**options_for(tmp_path, mask_truncated_completions=True, max_steps=1, optim="sgd"))
+    cut = Written()
+    sampler = lambda *args, **options: [replace(one, finished=False) for one in cut(*args, **options)]  # noqa: E731
+    trainer = preftune.GRPOTrainer(
+        model, by_number, config, PROMPTS, PROMPTS, processing_class=tiny_tokenizer(), sampler=sampler
+    )
+    trainer.train()
+    same(trainer, start)
+    assert "eval_dataset is not used" in caplog.text
+
+
 def made(folder: Path, reward: Any = letters, data: Any = PROMPTS, **options: Any) -> Any:
     torch.manual_seed(0)
     settings = options_for(
@@ -255,6 +269,9 @@ def test_dynamic_sampling_fills_the_step_with_prompts_that_teach(tmp_path):
     ("options", "words"),
     [
         ({"per_device_train_batch_size": 10}, "num_generations=4 does not divide"),
+        ({"top_p": 0.9}, "top_p=0.9 is not honoured"),
+        ({"steps_per_generation": 4}, "use num_iterations"),
+        ({"reward_ensemble": "min"}, "Use reward_weights"),
         ({"num_generations": 1}, "num_generations=1 must be at least 2"),
         ({"loss_type": "gspo"}, "loss_type='gspo' must be one of"),
         ({"epsilon": 0.0}, "epsilon"),

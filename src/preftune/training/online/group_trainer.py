@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from preftune.log import warn
 from preftune.logps import pack
 from preftune.logps.batch import PackedBatch
 from preftune.losses.advantages import whiten
@@ -43,6 +44,7 @@ class GroupTrainer(OnlineTrainer):
         reward_funcs: what rates an answer: a function as TRL takes it (`prompts`, `completions`, columns -> a list of
             numbers), a scorer (prompt, answer, row -> a number), the name of a reward model, or a list of these; by
             default `reward_model` of the configuration.
+        eval_dataset: not used, which is said; TRL's programs pass it.
         args, train_dataset, ref_model, processing_class, peft_config, quantization_config, callbacks, optimizers,
             sampler: as for `OnlineTrainer`.
     """
@@ -58,9 +60,12 @@ class GroupTrainer(OnlineTrainer):
         reward_funcs: Any = None,
         args: Any = None,
         train_dataset: Any = None,
+        eval_dataset: Any = None,
         **options: Any,
     ) -> None:
         args = own_config(args, self.config_class, method=self.method)
+        if eval_dataset is not None:
+            warn("eval_dataset is not used: answers to held-out prompts are judged afterwards, with preftune eval.")
         self._opened = ExitStack()
         self.rewards: Rewards = open_rewards(reward_funcs, args, self._opened)
         self.rated_by, self.rated_with = self.rewards.name, self.rewards.keys
@@ -124,7 +129,11 @@ class GroupTrainer(OnlineTrainer):
             if len(self._waiting) < self.prompts_per_round:
                 return []
             made, self._waiting = self._waiting[: self.prompts_per_round], []
-        self.step_has_weight = any(any(one.scores) for one in made)
+        self.step_has_weight = any(
+            score and self._known[group.id, tuple(answer)].trains
+            for group in made
+            for score, answer in zip(group.scores, group.completions, strict=True)
+        )
         return [made] * args.num_iterations
 
     def _log_rewards(self, reward_PK: Tensor, members: Sequence[Sequence[float | None]]) -> None:
@@ -140,7 +149,7 @@ class GroupTrainer(OnlineTrainer):
         }
         for name, scores in zip(self.rewards.names, members, strict=True):
             rated = [score for score in scores if score is not None]
-            if rated and len(members) > 1:
+            if rated:
                 figures[f"rewards/{name}/mean"] = sum(rated) / len(rated)
         self._window.add(figures, weight=len(known))
 

@@ -13,6 +13,22 @@ from preftune.training.online.config import SamplingConfig, refuse_what_has_no_m
 
 LOSSES = ("dapo", "grpo", "bnpo", "dr_grpo")
 
+_OWN_DISTRIBUTION = "answers are drawn from the policy's own distribution at the temperature; remove it"
+_REFUSED = {
+    **{name: Refusal((harmless,), _OWN_DISTRIBUTION) for name, harmless in
+       (("top_p", 1.0), ("top_k", 0), ("min_p", None), ("repetition_penalty", 1.0), ("generation_kwargs", None))},
+    "steps_per_generation": Refusal((None, 1), "a round of answers makes num_iterations steps; use num_iterations"),
+    "log_completions": Refusal((False,), "answers are in samples.jsonl and the report; remove it"),
+    "chat_template_kwargs": Refusal((None,), "give rows a column chat_template_kwargs; remove it"),
+    "shuffle_dataset": Refusal((True,), "prompts are drawn in a seeded order; remove it"),
+    "delta": Refusal((None,), "two-sided clipping: preftune does not have it yet; remove it"),
+    "top_entropy_quantile": Refusal((1.0,), "all tokens train; remove it"),
+    "entropy_coef": Refusal((0.0,), "no entropy bonus is added; remove it"),
+    "multi_objective_aggregation": Refusal(("sum_then_normalize",), "rewards are summed first; remove it"),
+    "reward_clip_range": Refusal((None,), "clip in the reward function; remove it"),
+}  # fmt: skip
+"""Options of TRL's that are refused unless they have no effect."""
+
 
 @dataclass
 class GroupConfig(SamplingConfig):
@@ -25,7 +41,7 @@ class GroupConfig(SamplingConfig):
     full_learning_rate: ClassVar[float] = 1e-6
     adapter_learning_rate: ClassVar[float] = 1e-5
     trls_rate: ClassVar[float] = 1e-6
-    refused: ClassVar[Mapping[str, Refusal]] = REFUSED
+    refused: ClassVar[Mapping[str, Refusal]] = {**REFUSED, **_REFUSED}
 
     num_train_epochs: float = option(1.0, "How often every prompt is asked.")
     per_device_train_batch_size: int = option(8, "Answers at a time; with gradient_accumulation_steps, of a step.")
@@ -41,6 +57,25 @@ class GroupConfig(SamplingConfig):
     dynamic_sampling: bool = option(
         False, "Prompts whose answers all have one reward are left out, and others asked until the step is full (DAPO)."
     )
+
+    # --- fields of TRL's that preftune refuses unless they have no effect ---
+    top_p: float = option(1.0, "Only 1.")
+    top_k: int = option(0, "Only 0.")
+    min_p: float | None = option(None, "Only unset.")
+    repetition_penalty: float = option(1.0, "Only 1.")
+    generation_kwargs: str | None = option(None, "Only unset.")
+    steps_per_generation: int | None = option(None, "Only unset, or 1.")
+    log_completions: bool = option(False, "Only False: samples.jsonl has answers.")
+    chat_template_kwargs: str | None = option(None, "Only unset: a column of the rows.")
+    shuffle_dataset: bool = option(True, "Only True.")
+    delta: float | None = option(None, "Only unset.")
+    top_entropy_quantile: float = option(1.0, "Only 1.")
+    entropy_coef: float = option(0.0, "Only 0.")
+    multi_objective_aggregation: str = option("sum_then_normalize", "Only sum_then_normalize.")
+    reward_clip_range: str | None = option(None, "Only unset.")
+    sync_ref_model: bool = option(False, "Only False.")
+    ref_model_mixup_alpha: float = option(0.6, "Only its default.")
+    ref_model_sync_steps: int = option(512, "Only its default.")
 
     @property
     def epsilons(self) -> tuple[float, float]:
