@@ -155,3 +155,13 @@ def test_what_the_judge_prefers_is_what_the_pairs_are_searched_for() -> None:
     differences = rng.normal(-1.0, 1.0, 600)
     outcomes = (rng.random(600) < 1 / (1 + np.exp(1.8 * differences))).astype(float)
     assert "are shorter, and balance them" in text(BETTER, length_controlled=length_controlled(outcomes, differences))
+
+
+def test_a_run_of_so_many_steps_has_the_epochs_of_its_log(tmp_path: Path) -> None:
+    from preftune.cli.commands.eval import _trained_with
+
+    facts = {"method": "dpo", "configuration": {"num_train_epochs": 3, "max_steps": 6, "loss_type": "sigmoid"}}
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    assert _trained_with(str(tmp_path))["epochs"] is None
+    (tmp_path / "metrics.jsonl").write_text('{"step": 6, "epoch": 0.75}\n')
+    assert _trained_with(str(tmp_path))["epochs"] == 0.75

@@ -260,10 +260,20 @@ def _trained_with(model: str) -> dict[str, Any]:
     run, method = run_facts(model, "configuration"), run_facts(model).get("method")
     try:
         known = {name: None if run.get(field) is None else float(run[field]) for name, field in names.items()}
+        if float(run.get("max_steps") or 0) > 0:  # they decide, and the epochs that were asked for do not
+            known["epochs"] = _epochs_run(Path(model))
     except (ValueError, TypeError):
         return {}
     usual = method not in ("cpo", "orpo") and _usual_beta(run)
     return {**known, "usual_beta": usual, "method": str(method) if method else None} if run else {}
+
+
+def _epochs_run(folder: Path) -> float | None:
+    """How often the data were used, by the log of a run."""
+    from preftune.storage.jsonl import read_lines
+
+    logged = [line["epoch"] for line in read_lines(folder.expanduser() / "metrics.jsonl") if "epoch" in line]
+    return round(float(logged[-1]), 2) if logged else None
 
 
 def _usual_beta(configuration: Mapping[str, Any]) -> bool:
