@@ -49,9 +49,9 @@ class RewardModel:
 
     @classmethod
     def held(cls, model: Any, tokenizer: Any, *, name: str, **options: Any) -> RewardModel:
-        """Of a model in memory, as it is now."""
-        padding = model.config.get_text_config().pad_token_id  # the model looks for it, to find where a text ends
-        identity = identity_in_memory(model, tokenizer, padding)
+        """Of a model in memory, as it is now. Raises: ModelError for one with several labels."""
+        _settle(model, tokenizer, name)
+        identity = identity_in_memory(model, tokenizer, model.config.get_text_config().pad_token_id)
         return cls(lambda: (model, tokenizer), name=name, identity=identity, **options)
 
     def load(self) -> RewardModel:
@@ -208,17 +208,23 @@ def _load(source: ModelSource, dtype: str, trust_remote_code: bool) -> tuple[Any
             f"{name} has no trained head for scores ({missing[0]} is not in it): it is a language model, not a reward "
             "model. Give a sequence classifier with one label."
         )
-    if labels != 1:
-        raise ModelError(f"{name} has {labels} labels, and a reward model has one. Give another model.")
     _score_exactly(model)
     tokenizer = source.tokenizer
+    if form_of(source.place.name) is not None:  # padding that ends no text; an adapter's base knows nothing of it
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    _settle(model, tokenizer, name, labels=labels)
+    return (model.to("cuda") if torch.cuda.is_available() else model), tokenizer
+
+
+def _settle(model: Any, tokenizer: Any, name: str, *, labels: int | None = None) -> None:
+    """One label, and a padding id: the model looks for it, to find where a text ends."""
+    found = model.config.num_labels if labels is None else labels
+    if found != 1:
+        raise ModelError(f"{name} has {found} labels, and a reward model has one. Give another model.")
     text_config = model.config.get_text_config()
-    if form_of(source.place.name) is not None:
-        text_config.pad_token_id = tokenizer.pad_token_id  # which ends no text; an adapter's base knows nothing of it
     if text_config.pad_token_id is None:
         known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         text_config.pad_token_id = next(token for token in known if token is not None)
-    return (model.to("cuda") if torch.cuda.is_available() else model), tokenizer
 
 
 def _score_exactly(model: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
 import preftune
 from preftune.errors import ConfigError, RequestError
@@ -166,17 +167,16 @@ def test_cut_answers_can_be_left_out(tmp_path):
     same(trainer, oracle(start, rounds, loss))
 
 
-def test_a_step_of_cut_answers_alone_changes_nothing(tmp_path, caplog):
+def test_a_step_of_cut_answers_alone_changes_nothing(tmp_path):
     model, start = tiny_model(), tiny_model()
     config = preftune.GRPOConfig(**options_for(tmp_path, mask_truncated_completions=True, max_steps=1, optim="sgd"))
     cut = Written()
     sampler = lambda *args, **options: [replace(one, finished=False) for one in cut(*args, **options)]  # noqa: E731
     trainer = preftune.GRPOTrainer(
-        model, by_number, config, PROMPTS, PROMPTS, processing_class=tiny_tokenizer(), sampler=sampler
+        model, by_number, config, PROMPTS, processing_class=tiny_tokenizer(), sampler=sampler
     )
     trainer.train()
     same(trainer, start)
-    assert "eval_dataset is not used" in caplog.text
 
 
 def made(folder: Path, reward: Any = letters, data: Any = PROMPTS, **options: Any) -> Any:
@@ -281,3 +281,67 @@ def test_dynamic_sampling_fills_the_step_with_prompts_that_teach(tmp_path):
 def test_impossible_options(options, words, tmp_path):
     with pytest.raises(ConfigError, match=words):
         made(tmp_path, **options)
+
+
+def test_an_evaluation_rates_fresh_answers_to_held_out_prompts(tmp_path):
+    """Fixed weights give the same numbers at every evaluation, by the mean over answers, and training goes on as if
+    there had been none."""
+    held_out = [{"prompt": prompt} for prompt in ("one?", "two?")]
+    sets = {"a": held_out, "b": held_out[:1]}
+    seen = []
+
+    async def ascii_share(completions: Sequence[str], trainer_state: Any, log_metric: Any, **_: Any) -> list[float]:
+        log_metric("answers", len(completions))
+        rewards = letters(None, completions)
+        seen.append((trainer_state.global_step, rewards))
+        return rewards
+
+    def trained(folder: Path, **options: Any) -> Any:
+        config = preftune.GRPOConfig(**options_for(tmp_path / folder, **options))
+        trainer = preftune.GRPOTrainer(
+            tiny_model(), ascii_share, config, PROMPTS, sets, processing_class=tiny_tokenizer()
+        )
+        trainer.train()
+        return trainer
+
+    trainer = trained("evaluated", eval_strategy="steps", eval_steps=1, num_generations_eval=5)
+    first, *_, last = [line for line in trainer.state.log_history if "eval_a_reward" in line]
+    assert (first["step"], last["step"], first["eval_a_answers"]) == (1, 2, 10)
+    of_step = [rewards for step, rewards in seen if len(rewards) == 10 and step == 1]
+    assert first["eval_a_reward"] == pytest.approx(sum(of_step[0]) / 10)
+    assert first["eval_a_rewards/ascii_share/std"] == pytest.approx(float(torch.tensor(of_step[0]).std()), rel=1e-5)
+    again = trainer.evaluate()
+    assert (again["eval_a_reward"], again["eval_b_answers"]) == (last["eval_a_reward"], 5)
+    assert trainer.evaluate(held_out)["eval_reward"] == last["eval_a_reward"]
+    same(trainer, trained("plain").model)
+
+
+def test_eval_strategy_without_prompts_is_refused(tmp_path):
+    config = preftune.GRPOConfig(**options_for(tmp_path, eval_strategy="steps", eval_steps=1))
+    with pytest.raises(ConfigError, match="there is no eval_dataset"):
+        preftune.GRPOTrainer(tiny_model(), letters, config, PROMPTS, processing_class=tiny_tokenizer())
+
+
+def test_a_reward_model_in_memory_rates_with_the_tokenizer_it_is_given(tmp_path):
+    torch.manual_seed(0)
+    judge = tiny_model("llama").model.config
+    judge.num_labels, judge.pad_token_id = 1, None
+    reward_model = AutoModelForSequenceClassification.from_config(judge)
+
+    def made(**options: Any) -> Any:
+        config = preftune.GRPOConfig(**options_for(tmp_path))
+        return preftune.GRPOTrainer(
+            tiny_model(), args=config, train_dataset=PROMPTS, processing_class=tiny_tokenizer(), **options
+        )
+
+    trainer = made(reward_funcs=[reward_model, letters], reward_processing_classes=[tiny_tokenizer(), None])
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert logged["reward"] == pytest.approx(sum(logged[f"rewards/{name}/mean"] for name in trainer.rewards.names))
+    for given, said in (
+        ({"reward_funcs": reward_model}, "has no tokenizer"),
+        ({"reward_funcs": [letters, letters], "reward_processing_classes": tiny_tokenizer()}, "must match"),
+        ({"reward_funcs": letters, "reward_processing_classes": tiny_tokenizer()}, "no model in memory"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            made(**given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,9 +79,11 @@ _NOT_HONOURED = {
 }
 
 
-def refuse_what_has_no_meaning(config: Any) -> None:
+def refuse_what_has_no_meaning(config: Any, *, honoured: Collection[str] = ()) -> None:
     """Raises: ConfigError for an inherited option that training on fresh answers cannot honour."""
     for name, (harmless, reason) in _NOT_HONOURED.items():
+        if name in honoured:
+            continue
         value = getattr(config, name, harmless)
         value = getattr(value, "value", value)
         if value != harmless:

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers.trainer_utils import EvalLoopOutput
 
-from preftune.log import warn
 from preftune.logps import pack
 from preftune.logps.batch import PackedBatch
 from preftune.losses.advantages import whiten
@@ -17,14 +17,18 @@ from preftune.losses.group_relative import GroupLoss, deviation, group_advantage
 from preftune.reference import inference
 from preftune.training.online.fresh import FreshStep, scale_logps
 from preftune.training.online.grpo_config import GroupConfig, GRPOConfig, RLOOConfig
-from preftune.training.online.reward_functions import Rewards, open_rewards
-from preftune.training.online.rollout import Rollout
+from preftune.training.online.prompts import PromptSet, prepare_prompts
+from preftune.training.online.reward_functions import BatchFunction, Rewards, open_rewards
+from preftune.training.online.rollout import Rollout, figures_of_answers
 from preftune.training.online.trainer import OnlineTrainer
-from preftune.training.setup.arguments import own_config
+from preftune.training.setup.arguments import check_evaluation, own_config
 from preftune.training.step.memory import score_in_parts
+from preftune.training.step.metrics import Averages
 from preftune.types import TokenizedGroup
 
 Key = tuple[str, tuple[int, ...]]
+_HELD_OUT = 1 << 40
+"""Number of the first answer of every evaluation, beyond those of any training: the draws are the same each time."""
 
 
 class Known(NamedTuple):
@@ -42,9 +46,11 @@ class GroupTrainer(OnlineTrainer):
     Args:
         model: the policy: a model, a hub id or a folder.
         reward_funcs: what rates an answer: a function as TRL takes it (`prompts`, `completions`, columns -> a list of
-            numbers), a scorer (prompt, answer, row -> a number), the name of a reward model, or a list of these; by
+            numbers), a scorer (prompt, answer, row -> a number), a reward model or its name, or a list of these; by
             default `reward_model` of the configuration.
-        eval_dataset: not used, which is said; TRL's programs pass it.
+        reward_processing_classes: the tokenizer of a reward model in memory; of several rewards a list.
+        eval_dataset: held-out prompts, or a dict of them by name. An evaluation samples answers to them at the
+            training temperature, the same draws every time, and logs their rewards (`eval_reward`).
         args, train_dataset, ref_model, processing_class, peft_config, quantization_config, callbacks, optimizers,
             sampler: as for `OnlineTrainer`.
     """
@@ -61,18 +67,34 @@ class GroupTrainer(OnlineTrainer):
         args: Any = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
+        *,
+        reward_processing_classes: Any = None,
         **options: Any,
     ) -> None:
         args = own_config(args, self.config_class, method=self.method)
-        if eval_dataset is not None:
-            warn("eval_dataset is not used: answers to held-out prompts are judged afterwards, with preftune eval.")
+        check_evaluation(args, eval_dataset, ["reward"], has_own_metrics=True)
         self._opened = ExitStack()
-        self.rewards: Rewards = open_rewards(reward_funcs, args, self._opened)
+        self.rewards: Rewards = open_rewards(reward_funcs, args, self._opened, tokenizers=reward_processing_classes)
         self.rated_by, self.rated_with = self.rewards.name, self.rewards.keys
         self.answers_per_prompt = args.num_generations
         self._known: dict[Key, Known] = {}
         self._waiting: list[TokenizedGroup] = []
-        super().__init__(model, args, train_dataset, **options)
+        super().__init__(model, args, train_dataset, eval_dataset=eval_dataset, **options)
+        if eval_dataset is not None:
+            self.eval_dataset = (
+                {name: self._held_out(part) for name, part in eval_dataset.items()}
+                if isinstance(eval_dataset, Mapping)
+                else self._held_out(eval_dataset)
+            )
+        for scorer in self.rewards.scorers:
+            if isinstance(scorer, BatchFunction):
+                scorer.context = self._said_to_rewards
+
+    def _said_to_rewards(self) -> dict[str, Any]:
+        def log_metric(name: str, value: float) -> None:
+            self._window.add({name: float(value)})
+
+        return {"trainer_state": self.state, "log_metric": log_metric}
 
     @property
     def needs_reference(self) -> bool:
@@ -108,13 +130,7 @@ class GroupTrainer(OnlineTrainer):
 
     def make_steps(self, rollouts: Sequence[Rollout], round_number: int) -> list[list[TokenizedGroup]]:
         args, size = self.args, self.answers_per_prompt
-        sums, members = self.rewards(rollouts)
-        penalty = args.missing_eos_penalty or 0.0
-        known = [
-            torch.nan if one is None else one - penalty * (not rollout.finished)
-            for one, rollout in zip(sums, rollouts, strict=True)
-        ]
-        reward_PK = torch.tensor(known).view(-1, size)
+        reward_PK, members = self._rewards_of(rollouts, size)
         groups = [_group(rollouts[start : start + size]) for start in range(0, len(rollouts), size)]
         self._log_rewards(reward_PK, members)
         if not self._waiting:
@@ -136,6 +152,16 @@ class GroupTrainer(OnlineTrainer):
         )
         return [made] * args.num_iterations
 
+    def _rewards_of(self, rollouts: Sequence[Rollout], size: int) -> tuple[Tensor, list[list[float | None]]]:
+        """(P, K) with NaN where no reward rates an answer, and each reward's own."""
+        sums, members = self.rewards(rollouts)
+        penalty = self.args.missing_eos_penalty or 0.0
+        known = [
+            torch.nan if one is None else one - penalty * (not rollout.finished)
+            for one, rollout in zip(sums, rollouts, strict=True)
+        ]
+        return torch.tensor(known).view(-1, size), members
+
     def _log_rewards(self, reward_PK: Tensor, members: Sequence[Sequence[float | None]]) -> None:
         known = reward_PK[~reward_PK.isnan()]
         if not len(known):
@@ -151,6 +177,7 @@ class GroupTrainer(OnlineTrainer):
             rated = [score for score in scores if score is not None]
             if rated:
                 figures[f"rewards/{name}/mean"] = sum(rated) / len(rated)
+                figures[f"rewards/{name}/std"] = float(deviation(torch.tensor([rated]), 1))
         self._window.add(figures, weight=len(known))
 
     def _measure(self, groups: Sequence[TokenizedGroup], rollouts: Sequence[Rollout]) -> Tensor:
@@ -185,6 +212,45 @@ class GroupTrainer(OnlineTrainer):
 
         found = score_in_parts(self, groups, score, work="scoring")
         return [answer for parts in found for part in parts for answer in part]
+
+    # --- evaluation ---
+
+    def _held_out(self, source: Any) -> PromptSet:
+        return prepare_prompts(source, self.processing_class, max_prompt_length=self.args.max_prompt_length)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(chosen, str) and isinstance(self.eval_dataset, dict):
+            chosen = self.eval_dataset[chosen]
+        return chosen if isinstance(chosen, PromptSet) else self._held_out(chosen)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: Any = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The rewards of fresh answers to held-out prompts."""
+        prompts: PromptSet = dataloader
+        size = self.args.num_generations_eval or self.args.num_generations
+        asked = [place for place in range(len(prompts)) for _ in range(size)]
+        training, self._window = self._window, Averages()
+        try:
+            rollouts = self.sampler(
+                self.model,
+                [prompts.prompts[place] for place in asked],
+                [prompts.token_ids[place] for place in asked],
+                first=_HELD_OUT,
+            )
+            self._log_rewards(*self._rewards_of(rollouts, size))
+            self._window.add(figures_of_answers(rollouts), weight=len(rollouts))
+            figures = self._window.drain()
+        finally:
+            self._window = training
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(prompts))  # type: ignore[arg-type]
 
     # --- a step ---
 

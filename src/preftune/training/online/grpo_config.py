@@ -48,6 +48,7 @@ class GroupConfig(SamplingConfig):
     max_new_tokens: int = option(256, "Longest answer, in tokens.")
     max_completion_length: int | None = option(None, "TRL's name of max_new_tokens.")
     num_generations: int = option(8, "Answers to each prompt (K), at least 2.")
+    num_generations_eval: int | None = option(None, "Answers to each held-out prompt. Default: num_generations.")
     beta: float = option(0.0, "Strength of the KL penalty; 0 needs no reference.")
     num_iterations: int = option(1, "Optimiser steps on the same answers (mu).")
     epsilon: float = option(0.2, "Clip range of the ratio, below 1 and by default above it.")
@@ -90,9 +91,10 @@ class GroupConfig(SamplingConfig):
             raise ConfigError(
                 f"reward_ensemble={self.reward_ensemble!r} is not honoured: rewards are summed. Use reward_weights."
             )
-        for name, least in (("num_generations", 2), ("num_iterations", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least {least}.")
+        for name, least in (("num_generations", 2), ("num_generations_eval", 1), ("num_iterations", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name}={value} must be at least {least}.")
         if not all(epsilon > 0 for epsilon in self.epsilons) or self.epsilon >= 1:
             raise ConfigError(f"epsilon={self.epsilon} and epsilon_high must be above 0, and epsilon below 1.")
         if not self.beta >= 0:
@@ -105,7 +107,7 @@ class GroupConfig(SamplingConfig):
                 "many answers."
             )
         super().__post_init__()
-        refuse_what_has_no_meaning(self)
+        refuse_what_has_no_meaning(self, honoured=("eval_strategy", "eval_on_start"))
 
 
 @dataclass

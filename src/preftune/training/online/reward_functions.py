@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from torch import nn
+
 from preftune.errors import ConfigError, RequestError
 from preftune.judges.protocol import Item, Scorer, judge_name, score_all
+from preftune.judges.reward_model import RewardModel
 from preftune.judges.user_rules import adapted
 from preftune.training.online.rollout import Rollout
 from preftune.training.online.scoring import judge_options, open_score, row_of
@@ -17,13 +21,16 @@ from preftune.training.online.scoring import judge_options, open_score, row_of
 class BatchFunction:
     """A reward function of TRL's form: `f(prompts, completions, **columns)`, lists in, a list of numbers out.
 
-    Answers to conversations are given as one turn of the assistant each, as TRL gives them; every other column of the
-    rows is a keyword.
+    It may be `async`. Answers to conversations are given as one turn of the assistant each, as TRL gives them; every
+    other column of the rows is a keyword, and so are `trainer_state` and `log_metric(name, value)`.
     """
 
     cache_key = None
 
-    def __init__(self, function: Callable[..., Sequence[float | None]]) -> None:
+    context: Callable[[], Mapping[str, Any]] = dict
+    """What the trainer says besides the rows; a column of the same name comes first."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
         self.name = getattr(function, "__name__", type(function).__name__)
         parameters = inspect.signature(function).parameters.values()
@@ -42,14 +49,20 @@ class BatchFunction:
         ]
         for name in dict.fromkeys(name for _, _, row in items for name in row):
             columns.setdefault(name, [row.get(name) for _, _, row in items])
+        columns = {**self.context(), **columns}
         given = columns if self._all else {name: value for name, value in columns.items() if name in self._names}
-        found = list(self._function(**given))
+        returned = self._function(**given)
+        found = list(asyncio.run(_awaited(returned)) if inspect.isawaitable(returned) else returned)
         if len(found) != len(items):
             raise RequestError(
                 f"Reward {self.name!r} returned {len(found)} numbers for {len(items)} answers. Return a list with one "
                 "for each (None for an answer that it does not rate)."
             )
         return found
+
+
+async def _awaited(result: Awaitable[Sequence[float | None]]) -> Sequence[float | None]:
+    return await result
 
 
 class Rewards:
@@ -81,11 +94,12 @@ class Rewards:
         return sums, members
 
 
-def open_rewards(given: Any, args: Any, opened: ExitStack) -> Rewards:
+def open_rewards(given: Any, args: Any, opened: ExitStack, *, tokenizers: Any = None) -> Rewards:
     """The rewards that a trainer is given, or that its configuration names.
 
     Args:
-        given: a function, the name of a reward model, or a list of these; None for `args.reward_model`.
+        given: a function, a reward model or its name, or a list of these; None for `args.reward_model`.
+        tokenizers: of reward models in memory: one, or a list with one (or None) for each reward.
     Raises: ConfigError without a reward, or with both; RequestError for a function that compares two answers.
     """
     if (given is None) == (not args.reward_model):
@@ -94,10 +108,32 @@ def open_rewards(given: Any, args: Any, opened: ExitStack) -> Rewards:
         )
     asked = args.reward_model if given is None else given
     asked = asked if isinstance(asked, list | tuple) else [asked]
-    return Rewards([_scorer(one, args, opened) for one in asked], args.reward_weights, thoughts=args.judge_thoughts)
+    known = tokenizers if isinstance(tokenizers, list | tuple) else [tokenizers]
+    if tokenizers is None:
+        known = [None] * len(asked)
+    if len(known) != len(asked):
+        raise ConfigError(
+            f"reward_processing_classes has {len(known)} tokenizers for {len(asked)} rewards, and their numbers must "
+            "match. Give a list with one for each, None for a function."
+        )
+    scorers = [_scorer(one, args, opened, tokenizer) for one, tokenizer in zip(asked, known, strict=True)]
+    return Rewards(scorers, args.reward_weights, thoughts=args.judge_thoughts)
 
 
-def _scorer(given: Any, args: Any, opened: ExitStack) -> Scorer:
+def _scorer(given: Any, args: Any, opened: ExitStack, tokenizer: Any) -> Scorer:
+    if isinstance(given, nn.Module):
+        name = getattr(given.config, "name_or_path", "") or type(given).__name__
+        if tokenizer is None:
+            raise ConfigError(
+                f"the reward model {name} has no tokenizer. Pass reward_processing_classes=tokenizer, or its folder or "
+                "hub id instead of the model."
+            )
+        return RewardModel.held(given, tokenizer, name=name)
+    if tokenizer is not None:
+        raise ConfigError(
+            "reward_processing_classes has a tokenizer for a reward that is no model in memory: a named reward model "
+            "has its own. Remove it, or pass the model."
+        )
     if isinstance(given, str):
         return open_score([given], opened, options=judge_options(args)).scorers[0]
     if not callable(given):
