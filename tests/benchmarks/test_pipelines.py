@@ -106,7 +106,7 @@ def test_the_judgement_is_read_from_what_an_evaluation_writes(tmp_path):
         def __init__(self, text):
             self.text, self.tokens, self.finished = text, len(text.split()), True
 
-    rows = [{"id": str(n), "prompt": f"{n}?", "key_fact": ["yes"]} for n in range(4)]
+    rows = [{"id": str(n), "prompt": f"{n}?", "key_fact": ["yes"]} for n in range(8)]
     evaluate_pairwise(
         rows,
         generate=lambda side, prompts, rows: [Said("yes" if side == "aligned" else "no it is not") for _ in prompts],
@@ -115,7 +115,7 @@ def test_the_judgement_is_read_from_what_an_evaluation_writes(tmp_path):
         settings={},
     )
     found = pipelines.judgement(tmp_path)
-    assert (found["wins"], found["losses"], found["verdict"]) == (4, 0, "better")
+    assert (found["wins"], found["losses"], found["verdict"]) == (8, 0, "better")
     assert found["right"] == {"base": 0.0, "aligned": 1.0}
     assert found["mean_tokens"] == {"base": 4.0, "aligned": 1.0}
 
