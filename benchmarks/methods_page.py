@@ -52,9 +52,9 @@ _GROUPS = """\
 
 `GRPOTrainer` and `RLOOTrainer` sample `num_generations` answers to each prompt and train on how much better each is
 rewarded than the others. `reward_funcs` are functions as TRL takes them (`prompts`, `completions` and the other columns
-in, a list of numbers out, `async` or not; `trainer_state` and `log_metric(name, value)` if they ask for them), functions
-of one prompt, answer and row, reward models or their names, or a list of these, summed with `reward_weights`. Batch
-sizes count answers. The prompt of a group is computed once for all its answers.
+in, a list of numbers out, `async` or not; `trainer_state` and `log_metric(name, value)` if they ask for them),
+functions of one prompt, answer and row, reward models or their names, or a list of these, summed with `reward_weights`.
+Batch sizes count answers. The prompt of a group is computed once for all its answers.
 
 An `eval_dataset` of held-out prompts is answered `num_generations_eval` times each, with the same draws at every
 evaluation, and its rewards are logged (`eval_reward`). A reward that is trained on says how far the policy went along
