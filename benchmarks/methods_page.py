@@ -56,6 +56,9 @@ in, a list of numbers out, `async` or not; `trainer_state` and `log_metric(name,
 functions of one prompt, answer and row, reward models or their names, or a list of these, summed with `reward_weights`.
 Batch sizes count answers. The prompt of a group is computed once for all its answers.
 
+Rewards that ship: `exact` (1 for the row's expected answer), `key-fact`, `length:WORDS` (0 up to that many words,
+falling to -1 at twice as many), `format:REGEX` (1 where the whole answer matches). PPO's `reward_model` takes them too.
+
 An `eval_dataset` of held-out prompts is answered `num_generations_eval` times each, with the same draws at every
 evaluation, and its rewards are logged (`eval_reward`). A reward that is trained on says how far the policy went along
 it, not whether answers are better: that is for `preftune eval`, with another judge.

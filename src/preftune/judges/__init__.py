@@ -23,6 +23,7 @@ judge with a prefix of its own (`openai:`) is also a branch of `registry.open_ju
 
 __all__ = [
     "ensemble",
+    "exact_match",
     "final_verdict",
     "framing",
     "from_scores",

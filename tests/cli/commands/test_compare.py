@@ -37,7 +37,7 @@ def calls(monkeypatch) -> list[str]:
 
     def here(stage: stages.Stage) -> int:
         made.append(stage.folder.name)
-        code = main(stage.arguments)
+        code = main([stage.command, "--config", str(stage.folder / "recipe.yaml"), "--no_report"])
         (stage.folder / "log.txt").write_text("")
         return code
 

@@ -116,3 +116,29 @@ def test_a_judge_that_thinks_gets_room_for_it() -> None:
 )
 def test_marks_are_read(reply: str, mark: float | None) -> None:
     assert read_mark(reply) == mark
+
+
+@pytest.mark.parametrize(
+    ("spec", "answer", "expected"),
+    [
+        ("exact", "So 3 + 4 = 7.\nThe answer is 7", 1.0),
+        ("exact", "The answer is 8", 0.0),
+        ("key-fact", "it is seven, surely", 1.0),
+        ("key-fact", "it is eight", 0.0),
+        ("length:4", "one two three four", 0.0),
+        ("length:4", "one two three four five six", -0.5),
+        ("length:4", "word " * 40, -1.0),
+        ("format:<a>.*</a>", "<a>7\n8</a>\n", 1.0),
+        ("format:<a>.*</a>", "so: <a>7</a>", 0.0),
+    ],
+)
+def test_rewards_that_ship(spec, answer, expected):
+    row = {"answer": "7", "key_fact": ["seven"]}
+    with ExitStack() as opened:
+        assert open_score([spec], opened).of_items([("3 + 4?", answer, row)]).scores == [expected]
+
+
+@pytest.mark.parametrize(("spec", "said"), [("length:soon", "give a number of words"), ("format:(", "no regular")])
+def test_a_rule_that_cannot_be_is_refused(spec, said):
+    with ExitStack() as opened, pytest.raises(RequestError, match=said):
+        open_score([spec], opened)

@@ -54,7 +54,7 @@ def open_prompts_of(request: Request) -> tuple[Any, None]:
     for spec in map(as_spec, request.config.reward_model):
         if spec.startswith("reward:"):
             locate(spec.partition(":")[2])
-        elif spec.startswith("rule:"):
+        elif not spec.startswith(("openai:", "local:")):
             open_score([spec], ExitStack())
     prompts = open_prompts(
         data.dataset_name,

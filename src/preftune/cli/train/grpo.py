@@ -21,7 +21,8 @@ _WORDS = {
     **PROMPT_WORDS,
     "model": "path or hub id, usually a fine-tuned one (SFT)",
     "reward_model": "a reward model (preftune reward, or any sequence classifier with one label), "
-    "rule:MODULE:FUNCTION, openai:MODEL@URL or local:MODEL (marks from 1 to 10); of several the weighted sum",
+    "exact, key-fact, length:WORDS, format:REGEX, rule:MODULE:FUNCTION, "
+    "openai:MODEL@URL or local:MODEL (marks from 1 to 10); of several the weighted sum",
     "learning_rate": "by default 1e-6 for all weights, 1e-5 for LoRA",
 }
 _GRPO = HelpPage(

@@ -30,7 +30,8 @@ HELP = HelpPage(
         "use_peft": "train a LoRA adapter: policy, value and reference are then one base in memory, and a reward model "
         "that is an adapter on the same base joins them",
         "reward_model": "a reward model (preftune reward, or any sequence classifier with one label), "
-        "rule:MODULE:FUNCTION, openai:MODEL@URL or local:MODEL (marks from 1 to 10); several are an ensemble",
+        "exact, key-fact, length:WORDS, format:REGEX, rule:MODULE:FUNCTION, "
+        "openai:MODEL@URL or local:MODEL (marks from 1 to 10); several are an ensemble",
         "learning_rate": "by default 3e-6 for all weights, 3e-5 for LoRA",
         "no_whiten_advantages": "advantages as they are",
     },

@@ -59,7 +59,7 @@ class DPOConfig(LossFields, ReferencedConfig):
     @property
     def adapter_learning_rate(self) -> float:  # type: ignore[override]
         """Ten times as much, as for every method."""
-        return 10 * self.full_learning_rate
+        return float(f"{10 * self.full_learning_rate:.6g}")  # not 4.9999999999999996e-06
 
     def _validate(self) -> None:
         self.settle_losses()

@@ -7,6 +7,7 @@ grpo_config       their options
 preference    OnlineDPOTrainer
 prompts       prompts, encoded once, in a seeded order
 reward_functions  rewards as TRL takes them, and sums of several
+reward_rules  rewards that ship: exact, key-fact, length, format
 rollout       answers as token ids
 scoring       reward models, ensembles, rules and chat models as scorers
 trainer       OnlineTrainer: what PPO and online DPO share

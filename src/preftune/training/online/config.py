@@ -30,8 +30,8 @@ class SamplingConfig(ReferenceFields, PackedConfig):
     )
     reward_model: list[str] = option(
         [],
-        "What rates an answer: a reward model (folder or hub id), rule:MODULE:FUNCTION, openai:MODEL@URL or "
-        "local:MODEL. Several are an ensemble.",
+        "What rates an answer: a reward model (folder or hub id), exact, key-fact, length:WORDS, format:REGEX, "
+        "rule:MODULE:FUNCTION, openai:MODEL@URL or local:MODEL. Several are an ensemble (summed by GRPO and RLOO).",
     )
     reward_ensemble: str = option("mean", "How several become one score.", choices=list(HOWS))
     judge_thoughts: bool = option(False, "Score what a thinking model writes before its answer as part of the answer.")

@@ -18,6 +18,7 @@ from preftune.judges.llm_client import Asker
 from preftune.judges.pairwise_llm import as_transcript
 from preftune.judges.protocol import Item, Scorer, judge_name, score_all
 from preftune.judges.registry import JudgeOptions, judge_kind, open_judge
+from preftune.training.online.reward_rules import rule_reward
 from preftune.training.online.rollout import Rollout
 from preftune.types import Message, Text
 
@@ -138,7 +139,7 @@ def open_score(
 
     Args:
         specs: of each a folder or hub id of a reward model, or `reward:MODEL`, `rule:MODULE:FUNCTION` (three arguments:
-            prompt, answer, row), `openai:MODEL@BASE_URL`, `local:MODEL`.
+            prompt, answer, row), `openai:MODEL@BASE_URL`, `local:MODEL`, or a rule of `rule_reward`.
         opened: closes what is connected.
     Raises:
         RequestError: a spec that names something that compares answers and does not rate them.
@@ -154,12 +155,16 @@ def judge_options(args: Any) -> JudgeOptions:
 
 
 def as_spec(name: str) -> str:
-    """What was named, with its kind in front."""
+    """What was named, with its kind in front, except a rule that ships."""
     kinds = ("reward", "rule", "openai", "local")
-    return name if name.partition(":")[0] in kinds and ":" in name else f"reward:{name}"
+    known = name.partition(":")[0] in kinds and ":" in name
+    return name if known or rule_reward(name) is not None else f"reward:{name}"
 
 
 def _open(name: str, opened: ExitStack, options: JudgeOptions) -> Scorer:
+    rule = rule_reward(name)
+    if rule is not None:
+        return rule
     spec = as_spec(name)
     if judge_kind(spec) == "reward":
         from preftune.judges.reward_model import open_reward_model
