@@ -71,6 +71,7 @@ def render(results: Sequence[Result]) -> str:
         "## Goals\n\n" + goals_table(results),
         _METHOD,
         _beside_trl(beside_trl),
+        _methods(_named(results, "methods_vs_trl.json")),
         _known_reference(beside_trl),
         _reference_memory(_of(results, "reference_memory")),
         _grouping(_of(results, "grouping")),
@@ -187,6 +188,27 @@ def _missing_shapes(results: Sequence[Result]) -> str:
     }
     missing = [shape.title for name, shape in SHAPES.items() if name not in there]
     return not_measured(", ".join(missing), "make bench-full") if missing else ""
+
+
+def _methods(result: Result | None) -> str:
+    title = "## Other methods beside TRL 1.16"
+    if result is None:
+        return f"{title}\n\n{not_measured('KTO, ORPO, SimPO and GRPO', 'python benchmarks/methods_vs_trl.py')}"
+    rows = [
+        [
+            name,
+            *(f"{found[side]['seconds']:.1f}" for side in ("trl", "preftune")),
+            f"{found['time']:.2f}x",
+            f"{found['memory']:.0%}",
+            found.get("losses_differ_because") or f"{found['largest_loss_difference']:.1e}",
+        ]
+        for name, found in result["methods"].items()
+    ]
+    return (
+        f"{title}\n\nHH rows, LoRA, float32, no checkpointing, steps of 4 pairs (KTO: 8 answers to 8 prompts; GRPO: "
+        "8 answers of at most 32 tokens to 2 prompts, sampling included):\n\n"
+        + table(["method", "TRL s", "preftune s", "faster", "memory", "losses differ by"], rows)
+    )
 
 
 def _known_reference(results: Sequence[Result]) -> str:
