@@ -44,8 +44,19 @@ class PromptArguments:
         return self.dataset_name
 
 
-def open_prompts_of(request: Request) -> tuple[Any, None]:
-    """The prompts; before that, whatever rates their answers is looked for, so that it is not missed an hour later."""
+@dataclass
+class GroupPromptArguments(PromptArguments):
+    """Where the prompts come from, and those that are held out."""
+
+    eval_dataset_name: str | None = option(
+        None, "Prompts whose answers are rated during training (--eval_strategy) and at the end."
+    )
+
+
+def open_prompts_of(request: Request) -> tuple[Any, Any]:
+    """The prompts, and held-out ones where they are named. Before that, whatever rates their answers is looked for, so
+    that it is not missed an hour later.
+    """
     from preftune.models.locate import locate
     from preftune.training.online.prompts import open_prompts
     from preftune.training.online.scoring import as_spec, open_score
@@ -56,14 +67,10 @@ def open_prompts_of(request: Request) -> tuple[Any, None]:
             locate(spec.partition(":")[2])
         elif not spec.startswith(("openai:", "local:")):
             open_score([spec], ExitStack())
-    prompts = open_prompts(
-        data.dataset_name,
-        split=data.dataset_train_split,
-        columns=column_names(data.columns),
-        format=data.format,
-        as_chat=data.as_chat,
-    )
-    return prompts, None
+    options = {"columns": column_names(data.columns), "format": data.format, "as_chat": data.as_chat}
+    prompts = open_prompts(data.dataset_name, split=data.dataset_train_split, **options)
+    held_out = getattr(data, "eval_dataset_name", None)
+    return prompts, None if held_out is None else open_prompts(held_out, **options)
 
 
 def report(trainer: RecordedTrainer, request: Request, metrics: Mapping[str, float] | None) -> list[str]:
@@ -76,6 +83,8 @@ def report(trainer: RecordedTrainer, request: Request, metrics: Mapping[str, flo
         seen = [entry[name] for entry in trainer.state.log_history if name in entry]
         if seen:
             lines.append(f"{what}: {form.format(seen[0])} at first, {form.format(seen[-1])} at last.")
+    if metrics is not None and "eval_reward" in metrics:
+        lines.append(f"Reward of answers to held-out prompts: {metrics['eval_reward']:.3f}.")
     lines.append("The score is what was trained on. Whether the answers are better, ask another judge: preftune eval.")
     return lines + request.next_steps()
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from functools import partial
 
 from preftune.cli.flags.help_pages import MODEL, HelpPage
-from preftune.cli.train.fresh_answers import FRESH, PROMPT_WORDS
+from preftune.cli.train.fresh_answers import FRESH, PROMPT_WORDS, GroupPromptArguments
 from preftune.cli.train.train_command import Method
 from preftune.cli.train.train_command import run as run_method
 
 _SECTIONS = {
     "policy": MODEL,
     "reward": "reward_model reward_weights missing_eos_penalty",
-    "data": "data columns format as_chat max_prompt_length",
+    "data": "data columns format as_chat max_prompt_length eval_dataset_name eval_strategy",
     "rounds": "num_generations max_new_tokens temperature total_episodes num_train_epochs max_steps "
     "per_device_train_batch_size gradient_accumulation_steps num_iterations dynamic_sampling "
     "mask_truncated_completions generation_batch_size use_vllm",
@@ -53,7 +53,7 @@ def _method(name: str, title: str, help_page: HelpPage) -> Method:
         trainer=f"preftune.training.online:{title}Trainer",
         config=f"preftune.training.online.grpo_config:{title}Config",
         help=help_page,
-        **FRESH,
+        **{**FRESH, "data_arguments": GroupPromptArguments},
     )
 
 

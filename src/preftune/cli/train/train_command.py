@@ -231,7 +231,7 @@ def _prepare(method: Method, request: Request) -> tuple[Any, Any]:
         train_dataset=train,
         processing_class=tokenizer,
         peft_config=lora,
-        **({"eval_dataset": held_out} if method.holds_out else {}),
+        **({"eval_dataset": held_out} if method.holds_out or held_out is not None else {}),
     )
     trainer.evaluates_at_end = True
     progress = show_progress(trainer)
