@@ -191,7 +191,7 @@ def _missing_shapes(results: Sequence[Result]) -> str:
 
 
 def _methods(result: Result | None) -> str:
-    title = "## Other methods beside TRL 1.16"
+    title = "## Other methods next to TRL 1.16"
     if result is None:
         return f"{title}\n\n{not_measured('KTO, ORPO, SimPO and GRPO', 'python benchmarks/methods_vs_trl.py')}"
     rows = [
