@@ -57,6 +57,14 @@ def test_values_by_hand():
     assert found.clipped_T.tolist() == [False, True, False]
 
 
+def test_two_sided_clipping_bounds_what_a_bad_answer_costs():
+    """A worse answer that became likelier has no bound otherwise; a better one is clipped already."""
+    zeros, advantage = torch.zeros(3, dtype=torch.float64), torch.tensor([-1.0, 1.0, -1.0], dtype=torch.float64)
+    ratios = log(9.0, 9.0, 1.5)
+    assert loss(ratios, zeros, advantage).loss_T.tolist() == pytest.approx([9.0, -1.3, 1.5])
+    assert loss(ratios, zeros, advantage, most=2.0).loss_T.tolist() == pytest.approx([2.0, -1.3, 1.5])
+
+
 def test_ratios_of_whole_answers():
     zeros, advantage = torch.zeros(3, dtype=torch.float64), torch.full((3,), -1.0, dtype=torch.float64)
     ratios = log(2.0, 0.72, 1.1)

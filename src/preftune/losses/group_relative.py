@@ -75,6 +75,7 @@ def group_loss(
     high: float,
     level: str,
     corrected_kl: bool = True,
+    most: float | None = None,
 ) -> GroupLoss:
     """The clipped surrogate of GRPO with the sign of a loss, and the KL penalty; one value per token.
 
@@ -90,6 +91,8 @@ def group_loss(
         level: what r is of: "token"; or "sequence", the geometric mean over an answer's tokens, GSPO, Zheng et al. 2025
             (arXiv:2507.18071), eq. 7; or "answer", the product over its tokens, as RLOO has it.
         corrected_kl: the KL is weighted with r, as TRL does since the answers come from the policy that sampled.
+        most: r counts as no more than this where an answer is worse than the others, which clipping leaves unbounded:
+            two-sided clipping, Prime Intellect 2025 (arXiv:2505.07291), section 3.4.
     """
     log_ratio_T = logps_T - old_logps_T
     if level != "token":
@@ -99,7 +102,7 @@ def group_loss(
             sums = sums / torch.bincount(owner_T, minlength=answers).clamp(min=1)
         log_ratio_T = sums.index_select(0, owner_T)
     ratio_T = log_ratio_T.exp()
-    free_T = -advantage_T * ratio_T
+    free_T = -advantage_T * (ratio_T if most is None else ratio_T.clamp(max=most))
     held_T = -advantage_T * ratio_T.clamp(1 - low, 1 + high)
     loss_T, kl_T = torch.maximum(free_T, held_T), torch.zeros_like(free_T)
     if reference_T is not None and beta:

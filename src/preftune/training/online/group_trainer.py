@@ -307,6 +307,7 @@ class GRPOTrainer(GroupTrainer):
             high=high,
             level=args.importance_sampling_level,
             corrected_kl=args.use_bias_correction_kl,
+            most=args.delta,
         )
 
     def token_weight(self, length_K: Tensor, *, answers: int, tokens: int) -> Tensor:

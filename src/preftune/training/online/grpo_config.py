@@ -21,7 +21,7 @@ _REFUSED = {
     "log_completions": Refusal((False,), "answers are in samples.jsonl and the report; remove it"),
     "chat_template_kwargs": Refusal((None,), "give rows a column chat_template_kwargs; remove it"),
     "shuffle_dataset": Refusal((True,), "prompts are drawn in a seeded order; remove it"),
-    "delta": Refusal((None,), "two-sided clipping: preftune does not have it yet; remove it"),
+    "delta": Refusal((None,), "it belongs to GRPO; remove it"),
     "top_entropy_quantile": Refusal((1.0,), "all tokens train; remove it"),
     "entropy_coef": Refusal((0.0,), "no entropy bonus is added; remove it"),
     "multi_objective_aggregation": Refusal(("sum_then_normalize",), "rewards are summed first; remove it"),
@@ -114,7 +114,12 @@ class GroupConfig(SamplingConfig):
 class GRPOConfig(GroupConfig):
     """Configuration of `GRPOTrainer`."""
 
+    refused: ClassVar[Mapping[str, Refusal]] = {
+        name: refusal for name, refusal in GroupConfig.refused.items() if name != "delta"
+    }
+
     beta: float = option(0.0, "Strength of the KL penalty; 0 needs no reference. The paper has 0.04.")
+    delta: float | None = option(None, "Largest ratio of an answer worse than the others, above 1 + epsilon_high.")
     loss_type: str = option(
         "dapo",
         "What the loss is a mean over: dapo and bnpo, all tokens of the step; grpo, the tokens of each answer, then "
@@ -133,6 +138,10 @@ class GRPOConfig(GroupConfig):
     def __post_init__(self) -> None:
         given: object = self.scale_rewards  # TRL's older values
         self.scale_rewards = {True: "group", False: "none"}.get(given, self.scale_rewards)  # type: ignore[call-overload]
+        if self.delta is not None and not self.delta > 1 + self.epsilons[1]:
+            raise ConfigError(
+                f"delta={self.delta} must be above 1 + epsilon_high = {1 + self.epsilons[1]:g}, which holds already."
+            )
         one_of("loss_type", self.loss_type, LOSSES)
         one_of("scale_rewards", self.scale_rewards, ("group", "batch", "none"))
         one_of("importance_sampling_level", self.importance_sampling_level, ("token", "sequence"))
