@@ -47,7 +47,8 @@ def main() -> int:
 
     options.model = options.model or demo_model()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    methods = {}
+    command = f"python benchmarks/methods_vs_trl.py --steps {options.steps} --repeats {options.repeats}"
+    methods: dict[str, Any] = {}
     for method in options.methods:
         rows = rows_of(method, conversation_rows(SHAPES["hh"], tokenizer, 2 * PAIRS * options.steps), options.steps)
         with rows_in_file(rows) as (file, folder):
@@ -57,12 +58,8 @@ def main() -> int:
                 lambda library, n: child(library, method, file, folder / str(n), options),  # noqa: B023
             )
         methods[method] = compared(method, runs)
-    command = f"python benchmarks/methods_vs_trl.py --steps {options.steps} --repeats {options.repeats}"
-    write_result(
-        rounded({"benchmark": "methods_vs_trl", "methods": methods, **provenance(command)}, 6),
-        RESULTS,
-        "methods_vs_trl",
-    )
+        result = {"benchmark": "methods_vs_trl", "methods": methods, **provenance(command)}
+        write_result(rounded(result, 6), RESULTS, "methods_vs_trl")
     return int(not all(found.get("same_work", True) for found in methods.values()))
 
 
