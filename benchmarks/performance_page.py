@@ -200,7 +200,8 @@ def _methods(result: Result | None) -> str:
             *(f"{found[side]['seconds']:.1f}" for side in ("trl", "preftune")),
             f"{found['time']:.2f}x",
             f"{found['memory']:.0%}",
-            found.get("losses_differ_because") or f"{found['largest_loss_difference']:.1e}",
+            f"{found['largest_loss_difference']:.1e}"
+            + (f" ({found['losses_differ_because']})" if "losses_differ_because" in found else ""),
         ]
         for name, found in result["methods"].items()
     ]
