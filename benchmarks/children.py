@@ -32,7 +32,7 @@ def timed_run(library: str, *, cache: Path, **options: Any) -> dict[str, Any]:
     for name, value in options.items():
         if value is not None and value is not False:
             words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    result = _json_of("timed_run.py", words, {"PREFTUNE_CACHE": str(cache)})
+    result = json_of("timed_run.py", words, {"PREFTUNE_CACHE": str(cache)})
     if not all(math.isfinite(loss) for loss in result["losses"]):
         raise ChildError(f"timed_run.py {' '.join(words)}: the losses are {result['losses']}")
     return result
@@ -55,7 +55,7 @@ def in_turn(
 
 def matrix_rate(dtype: str, device: str) -> dict[str, Any]:
     """Run `matrix_rate.py` and return what it measured."""
-    return _json_of("matrix_rate.py", ["--dtype", dtype, "--device", device], {})
+    return json_of("matrix_rate.py", ["--dtype", dtype, "--device", device], {})
 
 
 @contextmanager
@@ -67,7 +67,8 @@ def rows_in_file(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[Path, Path]]:
         yield file, Path(folder)
 
 
-def _json_of(script: str, words: list[str], environment: dict[str, str]) -> dict[str, Any]:
+def json_of(script: str, words: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    """Run a script of this folder and return the JSON of its last line. Raises: ChildError."""
     command = [sys.executable, str(HERE / script), *words]
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -15,9 +15,9 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from children import in_turn, rows_in_file
+from children import in_turn, json_of, rows_in_file
 from record import RESULTS, largest_loss_difference, provenance, rounded, write_result
 from shapes import SHAPES, conversation_rows
 from timed_run import Clock, peak_gb
@@ -56,13 +56,7 @@ def main() -> int:
     methods: dict[str, Any] = {}
     for method in options.methods:
         rows = rows_of(method, conversation_rows(SHAPES["hh"], tokenizer, 2 * PAIRS * options.steps), options.steps)
-        with rows_in_file(rows) as (file, folder):
-            runs = in_turn(
-                ("trl", "preftune"),
-                options.repeats,
-                lambda library, n: child(library, method, file, folder / str(n), options),  # noqa: B023
-            )
-        methods[method] = compared(method, runs)
+        methods[method] = compared(method, both(method, rows, options))
         result = {"benchmark": "methods_vs_trl", "methods": methods, **provenance(command)}
         write_result(rounded(result, 6), RESULTS, "methods_vs_trl")
     return int(not all(found.get("same_work", True) for found in methods.values()))
@@ -90,20 +84,19 @@ def rows_of(method: str, conversations: Sequence[dict[str, Any]], steps: int) ->
     return list(conversations[: steps * PAIRS])
 
 
-def child(library: str, method: str, rows: Path, cache: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """One training in a process of its own. Raises: RuntimeError with the end of what it said."""
-    words = [sys.executable, __file__, "--child", library, method, str(rows), "--model", str(options.model)]
-    environment = {**os.environ, "PREFTUNE_CACHE": str(cache)}
-    done = subprocess.run(
-        [*words, "--steps", str(options.steps)], env=environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"{library} {method}: exit {done.returncode}\n{done.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(
-        f"{method} {library}: {found['seconds']:.1f} s, {found['peak_gb']:.2f} GB, losses {found['losses']}", flush=True
-    )
-    return found
+def both(method: str, rows: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """The runs of both libraries, in turn, each in a process of its own. Raises: ChildError."""
+    with rows_in_file(rows) as (file, folder):
+
+        def one(library: str, repeat: int) -> dict[str, Any]:
+            words = ["--child", library, method, str(file), "--model", str(options.model)]
+            cache = {"PREFTUNE_CACHE": str(folder / str(repeat))}
+            found = json_of("methods_vs_trl.py", [*words, "--steps", str(options.steps)], cache)
+            figures = f"{found['seconds']:.1f} s, {found['peak_gb']:.2f} GB, losses {found['losses']}"
+            print(f"{method} {library}: {figures}", flush=True)
+            return found
+
+        return in_turn(("trl", "preftune"), options.repeats, one)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -114,7 +107,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         trainer = make_trainer(library, method, Path(rows), options, folder)
         clock = Clock("cpu", "float32")
         trainer.add_callback(clock)
-        began = clock._now()
+        began = time.perf_counter()
         trainer.train()
     first, last = clock.steps[0][0], clock.steps[-1][1]
     # sampling of a first round, and preftune's pass over the rows with full weights, come before the first step

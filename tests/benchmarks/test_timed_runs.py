@@ -155,7 +155,7 @@ def test_other_losses_are_not_the_same_work():
 
 
 def test_losses_that_are_no_numbers_are_no_result(monkeypatch, tmp_path):
-    monkeypatch.setattr(children, "_json_of", lambda *_: {"losses": [0.69, float("nan")]})
+    monkeypatch.setattr(children, "json_of", lambda *_: {"losses": [0.69, float("nan")]})
     with pytest.raises(ChildError, match="nan"):
         children.timed_run("trl", cache=tmp_path)
 
@@ -202,7 +202,7 @@ def in_this_process(monkeypatch):
             monkeypatch.setenv(name, value)
         return timed_run.run(timed_run.arguments())
 
-    monkeypatch.setattr(children, "_json_of", json_of)
+    monkeypatch.setattr(children, "json_of", json_of)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -222,3 +222,24 @@ def test_what_is_no_recipe_of_theirs(text, words, tmp_path):
     (tmp_path / "r.yaml").write_text(text)
     with pytest.raises(RequestError, match=words):
         run([str(tmp_path / "r.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "lost"),
+    [
+        (LLAMA_FACTORY_KTO + "pref_ftx: 0.2\n", "pref_ftx"),
+        (LLAMA_FACTORY_KTO + "eval_dataset: one,two\n", "eval_dataset: two"),
+        (
+            "base_model: m\nrl: dpo\ndatasets:\n  - {path: a, split: train}\n  - {path: b, split: train_2}\n",
+            "datasets: split train, train_2",
+        ),
+        (
+            "base_model: m\nrl: dpo\ndatasets:\n  - {path: a}\ntest_datasets:\n  - {path: b}\n  - {path: c}\n",
+            "test_datasets: c",
+        ),
+    ],
+)
+def test_what_a_recipe_has_more_of_is_named(tmp_path, capsys, recipe, lost):
+    (tmp_path / "theirs.yaml").write_text(recipe)
+    assert run([str(tmp_path / "theirs.yaml")]) == 0
+    assert f"# not carried over: {lost}:" in capsys.readouterr().out

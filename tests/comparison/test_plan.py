@@ -13,7 +13,7 @@ from preftune.training.ppo import PPOConfig
 
 
 @pytest.mark.parametrize(
-    ("words", "unit", "amount", "told"),
+    ("words", "unit", "amount", "shown"),
     [
         ("90s", "seconds", 90, "1.5 min"),
         ("10m", "seconds", 600, "10.0 min"),
@@ -24,9 +24,9 @@ from preftune.training.ppo import PPOConfig
         ("2,000 pairs", "pairs", 2000, "2,000 pairs"),
     ],
 )
-def test_a_budget_is_a_time_or_so_many_tokens_or_pairs(words, unit, amount, told):
+def test_a_budget_is_a_time_or_so_many_tokens_or_pairs(words, unit, amount, shown):
     budget = Budget.parse(words)
-    assert (budget.unit, budget.amount, budget.words()) == (unit, amount, told)
+    assert (budget.unit, budget.amount, budget.words()) == (unit, amount, shown)
 
 
 @pytest.mark.parametrize("words", ["10", "ten minutes", "10x", "0s", "-5m", "", "0.2pairs", "1e999s"])

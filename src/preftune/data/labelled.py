@@ -10,6 +10,7 @@ from typing import Any
 
 from preftune.data.chat.messages import Where
 from preftune.data.demonstrations.dataset import DemonstrationDataset, is_preference, labelled_rows
+from preftune.data.demonstrations.mixture import EXAMPLE_COLUMNS, example_of, example_row
 from preftune.data.formats.adapter import Row
 from preftune.data.formats.apply import LeftOut, sample_of
 from preftune.data.formats.single_answers import verdict
@@ -32,7 +33,7 @@ class LabelledReader:
 
     @property
     def needed(self) -> Sequence[str]:
-        return ("prompt", "completion", "label", "weight", "id", "chat_template_kwargs", "tools", "source", "number")
+        return (*EXAMPLE_COLUMNS, "label", "weight", "number")
 
     @property
     def facts(self) -> tuple[Any, ...]:
@@ -43,19 +44,10 @@ class LabelledReader:
         return replace(self, chat=True)
 
     def read(self, row: Mapping[str, Any], number: int) -> Example:
-        prompt, completion = row["prompt"], row["completion"]
-        if self.chat and isinstance(prompt, str):
-            prompt, completion = as_turns(prompt), as_answer(completion)
-        return Example(
-            prompt,
-            (completion,),
-            labels=(Label(row["label"], row["weight"]),),
-            id=row["id"],
-            chat_template_kwargs=row["chat_template_kwargs"] or {},
-            tools=row["tools"],
-            row=row["number"],
-            source=row["source"],
-        )
+        made = replace(example_of(row, row["number"]), labels=(Label(row["label"], row["weight"]),))
+        if self.chat and isinstance(made.prompt, str):
+            return replace(made, prompt=as_turns(made.prompt), completions=(as_answer(row["completion"]),))
+        return made
 
 
 class LabelledDataset(RowDataset[Example]):
@@ -169,14 +161,9 @@ def _with_prompt(example: Example) -> Example | None:
 def _canonical(example: Example) -> Row:
     (label,) = example.labels
     return {
-        "prompt": example.prompt,
-        "completion": example.completion,
+        **example_row(example),
         "label": label.desirable,
         "weight": float(label.weight),
-        "id": example.id,
-        "chat_template_kwargs": dict(example.chat_template_kwargs) or None,
-        "tools": None if example.tools is None else list(example.tools),
-        "source": example.source,
         "number": example.row,
     }
 

@@ -99,12 +99,9 @@ class Objective:
 
     def _rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Log-ratios; without a reference log-probabilities, per token where the losses take them so."""
-        if pairs.reference is None and self.terms[0][0].name in _PER_TOKEN:
+        if pairs.reference is None and self.terms[0][0].per_token:
             return pairs.chosen_mean_N, pairs.rejected_mean_N
         return pairs.chosen_N, pairs.rejected_N
-
-
-_PER_TOKEN = frozenset(["simpo", "alphapo", "orpo", "simper"])
 
 
 def check_options(objective: Objective, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

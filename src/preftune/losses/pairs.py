@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from preftune.types import Sides
 
-_LARGEST_EXPONENT = 40.0
+LARGEST_EXPONENT = 40.0
 """Of `exp` in a divergence: the square of more overflows float32, and a difference of infinities has no gradient."""
 
 
@@ -88,7 +88,7 @@ class Pairs(NamedTuple):
 
 def _score(log_ratio_N: Tensor, divergence: str, alpha: float) -> Tensor:
     if divergence == "forward_kl":
-        return -torch.expm1((-log_ratio_N).clamp(max=_LARGEST_EXPONENT))
+        return -torch.expm1((-log_ratio_N).clamp(max=LARGEST_EXPONENT))
     if divergence == "js_divergence":
         return math.log(2) + logsigmoid(log_ratio_N)
-    return torch.expm1(((alpha - 1) * log_ratio_N).clamp(max=_LARGEST_EXPONENT)) / (alpha - 1)
+    return torch.expm1(((alpha - 1) * log_ratio_N).clamp(max=LARGEST_EXPONENT)) / (alpha - 1)

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from preftune.losses.pairs import Pairs
+from preftune.losses.pairs import LARGEST_EXPONENT, Pairs
 from preftune.losses.pairwise import smoothed
-
-_LARGEST_EXPONENT = 40.0
 
 
 def simpo(pairs: Pairs, *, beta: float, simpo_gamma: float, label_smoothing: float = 0.0) -> Tensor:
@@ -35,7 +33,7 @@ def alphapo(pairs: Pairs, *, beta: float, simpo_gamma: float, alphapo_alpha: flo
     if alphapo_alpha == 0:
         return simpo(pairs, beta=beta, simpo_gamma=simpo_gamma)
     chosen_N, rejected_N = (
-        -torch.expm1((-alphapo_alpha * mean_N).clamp(max=_LARGEST_EXPONENT)) / alphapo_alpha
+        -torch.expm1((-alphapo_alpha * mean_N).clamp(max=LARGEST_EXPONENT)) / alphapo_alpha
         for mean_N in (pairs.chosen_mean_N, pairs.rejected_mean_N)
     )
     return -logsigmoid(beta * (chosen_N - rejected_N) - simpo_gamma - pairs.margin_N)

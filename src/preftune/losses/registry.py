@@ -38,6 +38,8 @@ class Loss:
     """Its margins are made of all pairs of the optimiser step."""
     needs_margins: bool = False
     """It means nothing without margins."""
+    per_token: bool = False
+    """Without a reference: it takes log-probabilities per token, and so are the rewards that are logged."""
     has_beta: bool = True
     beta: float = 0.1
     """Its authors' beta, the default."""
@@ -166,13 +168,14 @@ _WITHOUT_REFERENCE = (
         "No reference model: half the computation, and rewards are what generation maximises.",
         "Sensitive to the learning rate, and forgets. TRL's CPOTrainer adds a likelihood term unless cpo_alpha=0, and "
         "has beta 0.1, at which nothing is SimPO. The authors' gamma_beta_ratio is simpo_gamma / beta.",
-        ("simpo_gamma", "label_smoothing"), reference=False, beta=2.0, betas=(1.0, 20.0),
+        ("simpo_gamma", "label_smoothing"), reference=False, per_token=True, beta=2.0,
+        betas=(1.0, 20.0),
     ),
     Loss(
         "alphapo", free.alphapo, "AlphaPO", "2501.03884",
         "SimPO with another shape of the reward, which holds likelihoods up.",
         "It needs the log-probability per token; on whole answers it overflows.", ("simpo_gamma", "alphapo_alpha"),
-        reference=False, beta=2.5, betas=(1.0, 20.0),
+        reference=False, per_token=True, beta=2.5, betas=(1.0, 20.0),
     ),
     Loss(
         "cpo", free.cpo, "CPO", "2401.08417",
@@ -185,13 +188,13 @@ _WITHOUT_REFERENCE = (
         "A base model, in one stage: it replaces supervised fine-tuning and DPO.",
         "Not from a model that was fine-tuned already. TRL's likelihood covers the prompt too, LLaMA-Factory's and "
         "preftune's the answer. beta is the paper's lambda: 0.1, in the authors' script 1.",
-        reference=False, margins=False, betas=(0.01, 1.0), learning_rate=5e-6, likelihood=1.0,
+        reference=False, per_token=True, margins=False, betas=(0.01, 1.0), learning_rate=5e-6, likelihood=1.0,
     ),
     Loss(
         "simper", free.simper, "SimPER", "2502.00883",
         "No hyperparameter to tune besides the learning rate.",
         "Answers of one token dominate. The reported AlpacaEval numbers were not reproduced by others.",
-        reference=False, margins=False, has_beta=False,
+        reference=False, per_token=True, margins=False, has_beta=False,
     ),
     Loss(
         "slic", free.slic, "SLiC-HF", "2305.10425",

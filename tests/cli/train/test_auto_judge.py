@@ -73,11 +73,11 @@ def test_prompts_that_were_trained_on_are_counted(preftune, policy, tmp_path):
     words = ["eval", "--model", policy, "--judge", "shorter", "--max_new_tokens", 4, "--prompts"]
     told = preftune(*words, write_rows(tmp_path / "prompts.jsonl", prompts))
     assert told.code == 0, told.err
-    told_so = "The model was trained on 8 of these 10 prompts"
-    assert told_so in told.err
-    assert told_so in told.out
+    said = "The model was trained on 8 of these 10 prompts"
+    assert said in told.err
+    assert said in told.out
     assert json.loads((Path(policy) / "eval" / "summary.json").read_text())["seen_in_training"] == 8
-    assert told_so in headline.cautions(read_run(Path(policy)))[0]
+    assert said in headline.cautions(read_run(Path(policy)))[0]
     suite = preftune("eval", "--model", policy, "--suite", "held-out", "--suite_data", tmp_path / "train.jsonl")
     assert "The model was trained on 8 of these" in suite.out
     assert "pairs of held-out, so the result shows memory too" in suite.out

@@ -37,7 +37,14 @@ def test_prompts_and_rules_in_a_policy_out(preftune, tiny_model, prompts, tmp_pa
     names = ("rewards/exact/mean", "rewards/length:2/mean")
     parts = [[line[name] for name in names] for line in lines if names[0] in line]
     assert rewards == pytest.approx([right + 0.5 * brief for right, brief in parts])
-    assert [line["step"] for line in lines if "eval_reward" in line][:2] == [1, 2]
+    assert [line["step"] for line in lines if "eval_reward" in line] == [1, 2]  # the last is not measured twice
+
+
+def test_without_held_out_prompts_the_flag_is_named(preftune, tiny_model, prompts, tmp_path) -> None:
+    words = ["--columns", "prompt=question", "--reward_model", "length:2", "--output_dir", tmp_path / "run", *FAST]
+    result = preftune("grpo", "--model", tiny_model, "--data", prompts, *words)
+    assert result.code == 0, result.err
+    assert "(--eval_dataset_name FILE gives one)" in result.out
 
 
 @pytest.mark.parametrize(

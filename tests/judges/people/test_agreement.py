@@ -125,7 +125,7 @@ def test_a_judge_no_better_than_length_is_told_so() -> None:
 
 @pytest.mark.parametrize("said", ["a", "b"])
 def test_three_judgements_that_are_all_alike_show_nothing(said: str) -> None:
-    """No interval of a difference or of kappa is without width, and no bias is told."""
+    """No interval of a difference or of kappa is without width, and no bias is reported."""
     labels = [label(n, "a") for n in range(3)]
     found = measured(labels, dict.fromkeys(range(3), (said, "b" if said == "a" else "a")))
     for rate in (found.above_longer, found.length_bias, found.kappa):

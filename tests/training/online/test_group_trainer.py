@@ -346,3 +346,13 @@ def test_a_reward_model_in_memory_rates_with_the_tokenizer_it_is_given(tmp_path)
     ):
         with pytest.raises(ConfigError, match=said):
             made(**given)
+
+
+def test_rounds_without_a_single_reward_end_the_run(tmp_path):
+    config = preftune.GRPOConfig(**options_for(tmp_path))
+    trainer = preftune.GRPOTrainer(
+        tiny_model(), lambda completions, **_: [None] * len(completions), config, PROMPTS,
+        processing_class=tiny_tokenizer(), sampler=Written(),
+    )  # fmt: skip
+    with pytest.raises(RequestError, match="none of the answers of 10 rounds could be trained on"):
+        trainer.train()

@@ -157,8 +157,8 @@ class TokensCheck(Check):
     def details(self, kind: Kind) -> Mapping[str, Any]:
         if kind is LEFT_OUT:
             reasons = self.reasons.most_common()
-            told = " ".join(f"{count:,}: {REASONS[key][0]}. {REASONS[key][1]}" for key, count in reasons)
-            return {"detail": told, **self.reasons}
+            explained = " ".join(f"{count:,}: {REASONS[key][0]}. {REASONS[key][1]}" for key, count in reasons)
+            return {"detail": explained, **self.reasons}
         return {"detail": self.words} if kind is REFUSED else {}
 
 

@@ -108,14 +108,20 @@ def _adapter(carried: Carried) -> None:
 
 
 def _data(carried: Carried) -> None:
-    for key, ours in (("datasets", "dataset_name"), ("test_datasets", "eval_dataset_name")):
+    for key in ("datasets", "test_datasets"):
         entries = [entry for entry in carried.take(key, []) if isinstance(entry, Mapping)]
         places = [str((entry.get("data_files") or [entry.get("path")])[0]) for entry in entries]
         if not places:
             continue
-        carried.settings[ours] = places if ours == "dataset_name" else places[0]
-        if ours == "dataset_name" and len(entries) == 1 and entries[0].get("split"):
-            carried.settings["dataset_train_split"] = entries[0]["split"]
+        splits = sorted({str(entry["split"]) for entry in entries if entry.get("split")})
+        if key == "test_datasets":
+            carried.held_out(places, key)
+        else:
+            carried.settings["dataset_name"] = places
+            if len(splits) == 1:
+                carried.settings["dataset_train_split"] = splits.pop()
+        if splits:
+            carried.lost[f"{key}: split {', '.join(splits)}"] = "Write it as dataset_train_split or dataset_test_split."
         kinds = sorted({str(entry["type"]) for entry in entries if entry.get("type")})
         if kinds:
             carried.lost[f"{key}: type {', '.join(kinds)}"] = "The shape of the rows is recognised (format names it)."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,12 @@ class Carried:
     def same(self, names: Iterable[str]) -> None:
         """Keys that mean the same here."""
         self.rename({name: name for name in names})
+
+    def held_out(self, places: Sequence[str], key: str) -> None:
+        """The data to evaluate on, of which preftune takes one set."""
+        self.settings["eval_dataset_name"] = places[0]
+        if places[1:]:
+            self.lost[f"{key}: {', '.join(places[1:])}"] = "preftune evaluates on one set: join the files."
 
     def lose(self, reasons: Mapping[str, str]) -> None:
         """Keys that have no counterpart; false and empty values mean nothing."""

@@ -83,6 +83,8 @@ def read(values: Mapping[str, Any], folder: Path) -> Carried:
 def _loss(carried: Carried, stage: str) -> None:
     loss, likelihood = str(carried.take("pref_loss", "sigmoid")), carried.take("pref_ftx")
     if stage != "dpo":
+        if likelihood:
+            carried.lost["pref_ftx"] = f"preftune {carried.command} does not add a likelihood term."
         return
     if loss not in _LOSSES:
         carried.lost["pref_loss"] = (
@@ -126,12 +128,14 @@ def _data(carried: Carried, folder: Path) -> None:
     listed = Path(str(carried.take("dataset_dir", "data")))
     known = _dataset_info(listed if listed.is_absolute() else folder / listed, folder)
     samples = carried.take("max_samples")
-    for key, ours in (("dataset", "dataset_name"), ("eval_dataset", "eval_dataset_name")):
+    for key in ("dataset", "eval_dataset"):
         names = carried.take(key)
         names = [one.strip() for one in names.split(",")] if isinstance(names, str) else list(names or [])
         places = [_place(name, known, carried) for name in names]
-        if places:
-            carried.settings[ours] = places if ours == "dataset_name" else places[0]
+        if places and key == "dataset":
+            carried.settings["dataset_name"] = places
+        elif places:
+            carried.held_out(places, key)
     if samples:
         carried.settings["dataset_train_split"] = f"train[:{samples}]"
 
@@ -156,8 +160,8 @@ def _place(name: str, known: Mapping[str, Any], carried: Carried) -> str:
     columns = {theirs: column for theirs, column in (entry.get("columns") or {}).items() if isinstance(column, str)}
     ours = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected", "messages": "messages", "kto_tag": "label"}
     renamed = [f"{ours[theirs]}={column}" for theirs, column in columns.items() if ours.get(theirs, column) != column]
-    if renamed:
-        carried.settings["columns"] = renamed
+    if renamed and carried.settings.setdefault("columns", renamed) != renamed:
+        carried.lost[f"columns of {name}"] = f"Those of another dataset are used; this one's are {', '.join(renamed)}."
     if "file_name" in entry:
         return str(Path(entry["_folder"]) / entry["file_name"])
     return str(entry.get("hf_hub_url", name))

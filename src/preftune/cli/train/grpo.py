@@ -53,7 +53,7 @@ def _method(name: str, title: str, help_page: HelpPage) -> Method:
         trainer=f"preftune.training.online:{title}Trainer",
         config=f"preftune.training.online.grpo_config:{title}Config",
         help=help_page,
-        **{**FRESH, "data_arguments": GroupPromptArguments},
+        **{**FRESH, "data_arguments": GroupPromptArguments, "holds_out": True},
     )
 
 

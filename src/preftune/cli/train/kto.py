@@ -42,9 +42,7 @@ def _report(trainer: RecordedTrainer, request: Request, metrics: Mapping[str, fl
     accuracy = (metrics or {}).get("eval_rewards/accuracies")
     if accuracy is not None:
         lines.append(f"Held out: {accuracy:.1%} of the answers are on the right side of the baseline.")
-    lines.append(f"Talk to it:   preftune chat --model {request.place}")
-    lines.append(f"Judge it:     preftune eval --model {request.place} --judge JUDGE")
-    return lines + [f"Fold it in:   {command}" for command in request.merging()]
+    return lines + request.next_steps()
 
 
 METHOD = Method(

@@ -231,7 +231,7 @@ def _prepare(method: Method, request: Request) -> tuple[Any, Any]:
         train_dataset=train,
         processing_class=tokenizer,
         peft_config=lora,
-        **({"eval_dataset": held_out} if method.holds_out or held_out is not None else {}),
+        **({"eval_dataset": held_out} if method.holds_out else {}),
     )
     trainer.evaluates_at_end = True
     progress = show_progress(trainer)
@@ -274,7 +274,8 @@ def _finish(method: Method, trainer: RecordedTrainer, request: Request) -> int:
             raise PreftuneError(broken)
         print(f"Done after {steps} steps. The {kind} lies in {output}, its run in {output}/run.json.")
         if metrics is None and method.holds_out:
-            print("Nothing was held out, so there is no number on new prompts (--eval_fraction 0.05 gives one).")
+            flag = "--eval_fraction 0.05" if hasattr(request.data, "eval_fraction") else "--eval_dataset_name FILE"
+            print(f"Nothing was held out, so there is no number on new prompts ({flag} gives one).")
         print("\n".join(method.report(trainer, request, metrics)))
         if request.report:
             write_page(output)
@@ -317,7 +318,7 @@ def held_out_metrics(trainer: RecordedTrainer) -> dict[str, float] | None:
     """The held-out numbers of the final model: those of the last step if they are there, else measured now."""
     if trainer.eval_dataset is None:
         return None
-    last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), None)
+    last = next((entry for entry in reversed(trainer.state.log_history) if "eval_runtime" in entry), None)
     if last is not None and last.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end:
         found: dict[str, float] = last
         return found

@@ -12,28 +12,48 @@ from preftune.data.reading.arrow_tables import dataset_of
 from preftune.errors import DatasetError
 from preftune.types import Example
 
+EXAMPLE_COLUMNS = ("prompt", "completion", "id", "chat_template_kwargs", "tools", "source")
+"""Of rows that were read already: what `example_row` writes and `example_of` reads."""
+
+
+def example_row(example: Example) -> dict[str, Any]:
+    """An example of one completion as a row."""
+    return {
+        "prompt": example.prompt,
+        "completion": example.completion,
+        "id": example.id,
+        "chat_template_kwargs": dict(example.chat_template_kwargs) or None,
+        "tools": None if example.tools is None else list(example.tools),
+        "source": example.source,
+    }
+
+
+def example_of(row: Mapping[str, Any], number: int) -> Example:
+    """The example of a row."""
+    return Example(
+        row["prompt"],
+        (row["completion"],),
+        id=row["id"],
+        chat_template_kwargs=row["chat_template_kwargs"] or {},
+        tools=row["tools"],
+        row=number,
+        source=row["source"],
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class MixtureReader:
     """Reads rows that were demonstrations already."""
 
     name: str
-    needed: tuple[str, ...] = ("prompt", "completion", "id", "chat_template_kwargs", "tools", "source")
+    needed: tuple[str, ...] = EXAMPLE_COLUMNS
     facts: tuple[Any, ...] = ("mixture",)
 
     def as_chat(self) -> MixtureReader:
         raise DatasetError(f"{self.name} is a mixture. Make conversations of its parts before they are mixed.")
 
     def read(self, row: Mapping[str, Any], number: int) -> Example:
-        return Example(
-            row["prompt"],
-            (row["completion"],),
-            id=row["id"],
-            chat_template_kwargs=row["chat_template_kwargs"] or {},
-            tools=row["tools"],
-            row=number,
-            source=row["source"],
-        )
+        return example_of(row, number)
 
 
 def mix_demonstrations(
@@ -54,14 +74,7 @@ def mix_demonstrations(
     def rows() -> Iterator[Mapping[str, Any]]:
         for part in mixture.taken:
             for made in part:
-                yield {
-                    "prompt": made.prompt,
-                    "completion": made.completion,
-                    "id": made.id,
-                    "chat_template_kwargs": dict(made.chat_template_kwargs) or None,
-                    "tools": None if made.tools is None else list(made.tools),
-                    "source": made.source or part.name,
-                }
+                yield {**example_row(made), "source": made.source or part.name}
 
     reader, table = MixtureReader(mixture.name), dataset_of(rows, mixture.name)
     return DemonstrationDataset(table, reader, name=mixture.name, notes=mixture.notes, left=mixture.left)

@@ -127,7 +127,7 @@ def _plain(low: float | None, high: float | None) -> str:
 
 
 def _figures_table(figures: Sequence[tuple[str, str, str, str, bool]], before_: str) -> Markup:
-    rows = [(f"{name}{' (worse)' * worse}", before, after, told) for name, before, after, told, worse in figures]
+    rows = [(f"{name}{' (worse)' * worse}", before, after, span) for name, before, after, span, worse in figures]
     worse = [place for place, figure in enumerate(figures) if figure[-1]]
     return table(("", before_, "after", "difference"), rows, worse=worse)
 
@@ -188,10 +188,10 @@ def _suites(run: Run) -> Markup:
         lower = head.get("better") == "lower"
         worse = (low is not None and low > 0) if lower else (high is not None and high < 0)
         marked += [place] * worse
-        told = f"{difference:+.3g} ({low:+.3g} to {high:+.3g})" if None not in (difference, low, high) else ""
+        span = f"{difference:+.3g} ({low:+.3g} to {high:+.3g})" if None not in (difference, low, high) else ""
         figure = f"{text(head.get('name'))}{', lower is better' * lower}"
         sides = (_three(number(head.get(side))) for side in ("base", "aligned"))
-        rows.append((f"{name}{' (worse)' * worse}", figure, *sides, told))
+        rows.append((f"{name}{' (worse)' * worse}", figure, *sides, span))
     header = ("suite", "figure", "before", "after", "difference (interval)")
     lines = [f"{name}: {line}" for name, summary in run.suites.items() for line in sentences(summary.get("sentences"))]
     return table(header, rows, words=[1], worse=marked) + (listed(lines) if lines else NOTHING)

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.trainer_utils import EvalLoopOutput
 
 from preftune.logps import pack
@@ -15,7 +15,7 @@ from preftune.logps.batch import PackedBatch
 from preftune.losses.advantages import whiten
 from preftune.losses.group_relative import GroupLoss, deviation, group_advantages, group_loss, leave_one_out
 from preftune.reference import inference
-from preftune.training.online.fresh import FreshStep, scale_logps
+from preftune.training.online.fresh import STEP, FreshStep, scale_logps
 from preftune.training.online.grpo_config import GroupConfig, GRPOConfig, RLOOConfig
 from preftune.training.online.prompts import PromptSet, prepare_prompts
 from preftune.training.online.reward_functions import BatchFunction, Rewards, open_rewards
@@ -59,6 +59,8 @@ class GroupTrainer(OnlineTrainer):
     holds_back = "beta (double it; 0.04 where it is 0)"
     repeats = "num_iterations"
     config_class: ClassVar[type[GroupConfig]]
+    _totals: Mapping[str, int]
+    """Answers of the step at hand, and tokens of those that train."""
 
     def __init__(
         self,
@@ -131,6 +133,8 @@ class GroupTrainer(OnlineTrainer):
     def make_steps(self, rollouts: Sequence[Rollout], round_number: int) -> list[list[TokenizedGroup]]:
         args, size = self.args, self.answers_per_prompt
         reward_PK, members = self._rewards_of(rollouts, size)
+        if bool(reward_PK.isnan().all()):
+            return []
         groups = [_group(rollouts[start : start + size]) for start in range(0, len(rollouts), size)]
         self._log_rewards(reward_PK, members)
         if not self._waiting:
@@ -254,6 +258,12 @@ class GroupTrainer(OnlineTrainer):
 
     # --- a step ---
 
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        answers = [(group.id, tuple(one)) for group in inputs[STEP].groups for one in group.completions]
+        tokens = sum(len(key[1]) for key in answers if self._known[key].trains)
+        self._totals = {"answers": len(answers), "tokens": tokens}
+        return super().training_step(model, inputs, num_items_in_batch)
+
     def compute_part(self, part: PackedBatch, step: FreshStep) -> tuple[Tensor, Mapping[str, Tensor], Tensor]:
         device, owner_T = part.owner_T.device, part.owner_T
         known = [self._known[group.id, tuple(one)] for group in part.groups for one in group.completions]
@@ -266,7 +276,7 @@ class GroupTrainer(OnlineTrainer):
         reference_T = torch.cat(reference).to(device) if reference else None
         found = self.token_loss(logps_T, old_T, part, reference_T)
         trains_K = torch.tensor([float(one.trains) for one in known], device=device)
-        weight_K = trains_K * self.token_weight(torch.tensor(lengths, device=device), **self._totals(step))
+        weight_K = trains_K * self.token_weight(torch.tensor(lengths, device=device), **self._totals)
         loss = (weight_K[owner_T] * found.loss_T).sum()
         self.accelerator.backward(loss)
         tokens = torch.tensor(float(len(owner_T)), device=device)
@@ -276,10 +286,6 @@ class GroupTrainer(OnlineTrainer):
             "policy/entropy_avg": -logps_T.detach().sum(),
         }
         return loss.detach(), sums, tokens
-
-    def _totals(self, step: FreshStep) -> dict[str, int]:
-        answers = [(group.id, tuple(one)) for group in step.groups for one in group.completions]
-        return {"answers": len(answers), "tokens": sum(len(key[1]) for key in answers if self._known[key].trains)}
 
 
 class GRPOTrainer(GroupTrainer):

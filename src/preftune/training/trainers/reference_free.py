@@ -8,7 +8,12 @@ from preftune.training.config.reference_free import CPOConfig, ORPOConfig
 from preftune.training.trainers.dpo import DPOTrainer
 
 
-class CPOTrainer(DPOTrainer):
+class _ReferenceFreeTrainer(DPOTrainer):
+    def __init__(self, model: Any = None, args: Any = None, **options: Any) -> None:
+        super().__init__(model, None, args, **options)
+
+
+class CPOTrainer(_ReferenceFreeTrainer):
     """`DPOTrainer` with CPO or SimPO, and no reference.
 
     Args: those of `DPOTrainer` but `ref_model`.
@@ -19,11 +24,8 @@ class CPOTrainer(DPOTrainer):
     _tag_names = ("preftune", "cpo")
     config_class = CPOConfig
 
-    def __init__(self, model: Any = None, args: CPOConfig | None = None, **options: Any) -> None:
-        super().__init__(model, None, args, **options)
 
-
-class ORPOTrainer(DPOTrainer):
+class ORPOTrainer(_ReferenceFreeTrainer):
     """`DPOTrainer` with ORPO, and no reference.
 
     Args: those of `DPOTrainer` but `ref_model`.
@@ -33,6 +35,3 @@ class ORPOTrainer(DPOTrainer):
     method = "orpo"
     _tag_names = ("preftune", "orpo")
     config_class = ORPOConfig
-
-    def __init__(self, model: Any = None, args: ORPOConfig | None = None, **options: Any) -> None:
-        super().__init__(model, None, args, **options)
