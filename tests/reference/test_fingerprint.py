@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from logps.groups import random_groups
 from models_zoo import random_model
 from preftune.reference import Numerics, fingerprint
-from preftune.reference.fingerprint import completion_keys
+from preftune.reference.fingerprint import FINGERPRINT_VERSION, completion_keys
 from tests.reference.keys import completion_key
 
 
@@ -37,6 +39,19 @@ def test_the_same_weights_have_the_same_fingerprint_wherever_they_came_from(tmp_
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert loaded.config._name_or_path != model.config._name_or_path
     assert of(loaded) == of(model) == of(copy.deepcopy(model))
+
+
+def test_another_rule_is_another_version():
+    """If this digest changes, raise FINGERPRINT_VERSION: fingerprints of checkpoints cannot be compared with the new
+    ones.
+    """
+    model = nn.Sequential(OrderedDict(embed=nn.Embedding(3, 2), act_fn=nn.SiLU(), norm=nn.LayerNorm(2, eps=1e-6)))
+    model.config = LlamaConfig()
+    model.config.to_dict = lambda: {"hidden_size": 2, "torch_dtype": "float32", "rope": {"theta": 1e4}}
+    model.register_buffer("scale", torch.tensor([0.5]), persistent=False)
+    with torch.no_grad():
+        model.embed.weight.copy_(torch.arange(6.0).view(3, 2))
+    assert (FINGERPRINT_VERSION, of(model)) == (3, "6f1ae569f8868067d3e404ab117c3883")
 
 
 @pytest.mark.parametrize("options", [{}, {"modules_to_save": ["lm_head"]}, {"use_dora": True}, {"bias": "all"}])

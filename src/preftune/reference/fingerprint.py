@@ -25,6 +25,11 @@ from preftune.types import Span
 NUMERICS_VERSION = 2
 """Raised whenever a change in preftune changes scores by more than rounding."""
 
+FINGERPRINT_VERSION = 3
+"""Raised whenever the same model gets another fingerprint than before. Checkpoints keep it: fingerprints of two
+versions cannot be compared.
+"""
+
 # Config entries that name, describe or drive a model without changing the log-probability of given tokens.
 _IRRELEVANT = frozenset(
     "_name_or_path transformers_version use_cache architectures dtype torch_dtype bos_token_id eos_token_id "

@@ -182,6 +182,27 @@ def test_resuming_with_another_model_is_an_error_that_says_which_one_is_wanted_a
     assert before == ((folder / "metrics.jsonl").read_bytes(), (folder / "run.json").read_bytes())
 
 
+def test_a_checkpoint_of_an_earlier_release_goes_on_and_says_that_the_reference_cannot_be_checked(
+    runs_of, cut, caplog
+):
+    """The rule of the fingerprint has changed since, and options were added."""
+    folder = cut("full")
+    file = folder / "checkpoint-5" / "preftune_state.json"
+    state = json.loads(file.read_text())
+    state["reference"] = {"source": "a pass over all rows before the first step", "fingerprint": "0" * 32}
+    file.write_text(json.dumps(state))
+    manifest = folder / "checkpoint-5" / "preftune_manifest.json"
+    content = json.loads(manifest.read_text())
+    content["files"].pop(file.name)
+    content.pop("check")
+    for added in ("loss_weights", "f_divergence_type", "ld_alpha", "rpo_distance"):
+        content["facts"]["settings"].pop(added)
+    manifest.write_text(json.dumps(content))
+    resumed = run(tiny_model, folder, resume=True)
+    assert "It cannot be checked: give the model that the run began with" in caplog.text
+    assert logged(resumed) == pytest.approx(logged(runs_of("full").whole), rel=1e-4)
+
+
 def test_resuming_a_full_run_with_its_own_checkpoint_as_the_model_is_the_same_error(cut):
     from preftune import load_model
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from preftune.errors import ReferenceMismatchError
+from preftune.log import warn
+from preftune.reference.fingerprint import FINGERPRINT_VERSION
 from preftune.storage.run_directory import write_json
 
 
@@ -33,13 +35,22 @@ def load_state(folder: Path, *, rank: int) -> dict[str, Any] | None:
 
 
 def check_same_reference(state: Mapping[str, Any] | None, fingerprint: str, folder: Path) -> None:
-    """A resumed run must have the reference it began with.
+    """A resumed run must have the reference it began with. Where another release made the fingerprint, only the user
+    can know: a warning.
 
     Raises:
         ReferenceMismatchError: naming both fingerprints and the likely cause.
     """
-    before = (state or {}).get("reference", {}).get("fingerprint")
-    if before is not None and before != fingerprint:
+    reference = (state or {}).get("reference", {})
+    before = reference.get("fingerprint")
+    if before is None or before == fingerprint:
+        return
+    if reference.get("fingerprint_version") != FINGERPRINT_VERSION:
+        warn(
+            f"{folder} was written by another release of preftune, which computed the fingerprint of the reference in "
+            "another way. It cannot be checked: give the model that the run began with, not a checkpoint of it."
+        )
+    else:
         raise ReferenceMismatchError(
             f"{folder} was trained against another reference (fingerprint {before[:12]}, now {fingerprint[:12]}). "
             "Resume with the model the run began with, not with a checkpoint of it: the reference is the model as "

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from preftune.logps.batch import PackedBatch
+from preftune.reference.fingerprint import FINGERPRINT_VERSION
 from preftune.reference.sources import Source
 from preftune.training.config.base import PackedConfig
 from preftune.training.record import checkpoint
@@ -92,7 +93,8 @@ class RecordedTrainer(ResumableTrainer):
         source = self.reference_source
         if source is None:
             return {}
-        return {"reference": {"source": source.description, "fingerprint": source.fingerprint}}
+        facts = {"source": source.description, "fingerprint": source.fingerprint}
+        return {"reference": {**facts, "fingerprint_version": FINGERPRINT_VERSION}}
 
     # --- training ---
 
