@@ -9,6 +9,7 @@ is the contract between training, evaluation and reports, and `cache_folder` say
     jsonl          JSON lines that grow by appending; JSON replaced in one move
     key_value      SQLite files of keys and values, shared by processes
     run_directory  paths and writers of a run directory
+    run_lock       one process at a time writes in a folder or file
 """
 
-__all__ = ["atomic", "cache_folder", "cache_items", "jsonl", "key_value", "run_directory"]
+__all__ = ["atomic", "cache_folder", "cache_items", "jsonl", "key_value", "run_directory", "run_lock"]

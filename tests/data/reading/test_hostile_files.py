@@ -18,6 +18,7 @@ import pytest
 from preftune.data import load_pairs
 from preftune.data.conversion.convert import Input, convert_pairs
 from preftune.data.pairs.open import read_pairs
+from preftune.data.reading.half_pairs import _warn_once
 from preftune.errors import DatasetError
 
 ROW = {"prompt": "Wie heißt der Fluß?", "chosen": "Der Main.", "rejected": "Weiß nicht."}
@@ -187,17 +188,51 @@ def test_a_key_that_is_there_twice(tmp_path: Path) -> None:
     fails(write(tmp_path, b'[{"chosen": "a", "chosen": "c"}]', "a.json"), "'chosen' is there twice")
 
 
-def test_half_a_surrogate_pair(tmp_path: Path) -> None:
-    fails(
-        write(tmp_path, LINE + LINE.replace(b"Main", b"\\ud83d")), "row 1, column 'chosen'", "half of a surrogate pair"
-    )
-    turns = json.dumps({**ROW, "chosen": [{"role": "assistant", "content": "\ud83d"}]}).encode()
-    fails(write(tmp_path, LINE + turns), "row 1, column 'chosen'", "half of a surrogate pair")
+HALF = json.dumps({**ROW, "chosen": "an \ud83d end"}).encode() + b"\n"
+TURNS = json.dumps({**ROW, "chosen": [{"role": "assistant", "content": "an \ud83d end"}]}).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "first"),
+    [
+        (LINE + HALF, "a.jsonl", "line 2, column 'chosen'"),
+        (gzip.compress(LINE + HALF), "b.jsonl.gz", "line 2, column 'chosen'"),
+        (b"[" + LINE.strip() + b"," + HALF + b"]", "c.json", "row 1, column 'chosen'"),
+        (LINE + TURNS, "d.jsonl", "line 2, column 'chosen'"),
+        (b'{"rows": [' + LINE.strip() + b",\n" + HALF + b"]}", "e.json", "the object, column 'rows'"),
+        (LINE * 1500 + HALF * 2, "f.jsonl", "line 1501, column 'chosen'"),
+        ([ROW, json.loads(HALF)], "list", "row 1, column 'chosen'"),
+        ([ROW, json.loads(TURNS)], "turns", "row 1, column 'chosen'"),
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_half_a_surrogate_pair_is_replaced_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | list, name: str, first: str, streamed: bool
+) -> None:
+    _warn_once.cache_clear()
+    listed = isinstance(content, list)
+    read = load_pairs(content if listed else write(tmp_path, content, name), streaming=streamed)
+    last = list(read)[-1].chosen
+    assert "an \ufffd end" in (last if isinstance(last, str) else last[-1]["content"])
+    said = [one.getMessage() for one in caplog.records if "half of a surrogate pair" in one.getMessage()]
+    assert len(said) == 1
+    assert said[0].startswith("2 texts of" if name == "f.jsonl" else "1 text of")
+    assert f"(first: {first})" in said[0]
+
+
+def test_a_whole_surrogate_pair_is_its_character(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    line = json.dumps({**ROW, "chosen": "an \U0001f600 end"}).encode()
+    assert b"\\ud83d\\ude00" in line
+    assert load_pairs(write(tmp_path, line))[0].chosen == "an \U0001f600 end"
+    assert not caplog.records
+
+
+def test_half_a_surrogate_pair_in_a_column_name_or_in_json_inside_a_text(tmp_path: Path) -> None:
     name = json.dumps({**ROW, "n\ud83d": 1}).encode()
     with pytest.raises(DatasetError, match=r"A column of .*pairs\.jsonl is called"):
         load_pairs(write(tmp_path, LINE + name))
-    with pytest.raises(DatasetError, match="row 0, column 'chosen': the text holds half of a surrogate pair"):
-        load_pairs([{**ROW, "chosen": "\ud83d"}])
+    inside = json.dumps({**ROW, "chosen": json.dumps(json.loads(TURNS)["chosen"])}).encode()
+    fails(write(tmp_path, LINE + inside), "row 1, column 'chosen'", "half of a surrogate pair")
 
 
 def test_nesting_without_end(tmp_path: Path) -> None:

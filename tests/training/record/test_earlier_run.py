@@ -11,7 +11,7 @@ import pytest
 
 from preftune.errors import ConfigError, RequestError
 from preftune.models.locate import locate
-from preftune.training.record import run_lock
+from preftune.storage import run_lock
 from tests.training.dpo_runs import trainer
 from tiny import save_tiny
 
@@ -98,7 +98,7 @@ def test_a_model_inside_the_folder_that_a_new_run_replaces_is_refused(tmp_path):
 
 HOLDER = """
 import sys, time
-from preftune.training.record.run_lock import locked
+from preftune.storage.run_lock import locked
 with locked(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)

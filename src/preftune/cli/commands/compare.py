@@ -38,7 +38,7 @@ def run(argv: Sequence[str]) -> int:
     """Runs `preftune compare` and returns its exit code: 0 when it is done, whatever the verdict."""
     asked = _parser().read(argv)
     _check(asked)
-    from preftune.training.record.run_lock import locked
+    from preftune.storage.run_lock import locked
     from preftune.training.record.stopping import StoppedError, StopSignals
 
     folder = Path(asked.output)
@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
         "there."
     )
     try:
-        with locked(folder), StopSignals().caught(ctrl_c=False), ExitStack() as opened:
+        with locked(folder, another="-o FOLDER"), StopSignals().caught(ctrl_c=False), ExitStack() as opened:
             _compare(asked, folder, opened)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(kept) from None

@@ -30,6 +30,7 @@ def run(argv: Sequence[str]) -> int:
     from preftune.data.conversion.convert import convert_pairs
     from preftune.data.conversion.filters import Filters
     from preftune.data.conversion.write import check_output
+    from preftune.storage.run_lock import locked_file
 
     output = Path(asked.output).expanduser()
     filters = Filters(
@@ -42,14 +43,15 @@ def run(argv: Sequence[str]) -> int:
         by=asked.by or "prompt",
     )
     check_output(output)
-    manifest = convert_pairs(
-        _inputs(asked),
-        output,
-        filters,
-        strict=asked.strict,
-        overwrite=asked.overwrite,
-        options={name: getattr(asked, name) for name in _OPENING},
-    )
+    with locked_file(output):
+        manifest = convert_pairs(
+            _inputs(asked),
+            output,
+            filters,
+            strict=asked.strict,
+            overwrite=asked.overwrite,
+            options={name: getattr(asked, name) for name in _OPENING},
+        )
     if asked.json:
         print(json.dumps(manifest, indent=2, ensure_ascii=False))
     else:

@@ -28,6 +28,7 @@ def run(argv: Sequence[str]) -> int:
     from preftune.cli.display.progress import show_progress
     from preftune.demo.run import DemoSettings, run_demo
     from preftune.report.write import report_at_end
+    from preftune.storage.run_lock import locked
 
     began = time.perf_counter()
     given = {name: value for name, value in vars(asked).items() if value is not None}
@@ -36,7 +37,8 @@ def run(argv: Sequence[str]) -> int:
     shown: list[ShownProgress] = []
     say = partial(print, flush=True)
     try:
-        result = run_demo(settings, say=say, prepare=lambda trainer: shown.append(show_progress(trainer)))
+        with locked(settings.output, another="--output FOLDER"):
+            result = run_demo(settings, say=say, prepare=lambda trainer: shown.append(show_progress(trainer)))
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(
             f"Stopped. {settings.output} keeps what is written; preftune demo begins again, with the scores "

@@ -23,6 +23,7 @@ from preftune.errors import RequestError
 from preftune.generation.endpoint.client import is_endpoint
 from preftune.storage.jsonl import prepare_folder, read_object
 from preftune.storage.run_directory import run_facts
+from preftune.storage.run_lock import locked
 
 if TYPE_CHECKING:
     from preftune.evaluation.two_models.answers import Progress
@@ -37,7 +38,7 @@ def run(argv: Sequence[str]) -> int:
     asked = read_request(argv)
     folder = results_folder(asked)
     try:
-        with ExitStack() as opened:
+        with locked(folder, another="-o FOLDER"), ExitStack() as opened:
             _evaluate(asked, folder, opened)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(

@@ -20,6 +20,7 @@ from preftune.cli.flags.judge_flags import (
 from preftune.cli.flags.model_flags import add_endpoint_options, conduct_and_budget
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import PreftuneError, RequestError
+from preftune.storage.run_lock import locked_file
 
 if TYPE_CHECKING:
     from preftune.evaluation.labelling.sample_groups import Group
@@ -36,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
 
     unit = "answers" if asked.judge.startswith("reward:") else "verdicts"
     try:
-        with ExitStack() as opened:
+        with locked_file(asked.output), ExitStack() as opened:
             rater, before = _rater(asked, opened)
             counts = label(
                 asked.samples,

@@ -25,6 +25,7 @@ from preftune.cli.flags.model_flags import (
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import RequestError
 from preftune.generation.endpoint.client import is_endpoint
+from preftune.storage.run_lock import locked_file
 
 if TYPE_CHECKING:
     from preftune.evaluation.labelling.sample import Asked, SampleCounts
@@ -44,7 +45,8 @@ def run(argv: Sequence[str]) -> int:
         refuse(asked, ENDPOINT_FLAGS, unless="--model is openai:NAME@BASE_URL")
 
     settings = sampling_settings(asked)
-    counts = _from_endpoint(asked, settings) if endpoint else _from_model(asked, settings)
+    with locked_file(asked.output):
+        counts = _from_endpoint(asked, settings) if endpoint else _from_model(asked, settings)
     for line in counts.sentences():
         print(line)
     print(f"They lie in {asked.output}, their settings in {asked.output}.manifest.json.")

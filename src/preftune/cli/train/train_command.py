@@ -150,7 +150,7 @@ def _run(method: Method, argv: Sequence[str], recipe: Recipe | None) -> int:
 
 def _train(method: Method, request: Request) -> int:
     from preftune.storage.run_directory import check_writable
-    from preftune.training.record.run_lock import locked
+    from preftune.storage.run_lock import locked
     from preftune.training.record.stopping import StoppedError
 
     output = str(request.config.output_dir)

@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
 
+from preftune.data.reading.half_pairs import HalfPairs
 from preftune.data.reading.text_files import short
 from preftune.errors import DatasetError
 from preftune.log import warn
@@ -51,7 +52,7 @@ def dataset_of(rows: Callable[[], Iterable[Row]], name: str, *, file: Path | Non
         name: of the data, for messages.
         file: where the table is written, to be mapped into memory; None to hold it in memory.
     Raises:
-        DatasetError: no rows, a row that is no object, or invalid text (half a surrogate pair).
+        DatasetError: no rows, or a row that is no object.
     """
     kinds: dict[str, Kind] = {}
     settled: Dataset | Path | None = None
@@ -147,14 +148,14 @@ def _try_write(
     """The dataset; None where a column was of another kind later, with all kinds in `kinds`; a file that is to hold the
     table, where that is too large for memory."""
     sink = _FileSink(file) if file is not None else _MemorySink()
-    count = 0
+    count, halves = 0, HalfPairs(name)
     with sink:
         for chunk in _chunks(rows(), name):
             changed = _join(kinds, chunk, name)
             if changed and count:
                 sink.give_up()
             if not sink.given_up:
-                sink.add(_table(chunk, kinds, name, count))
+                sink.add(_table(chunk, kinds, halves, count))
             if sink.full:
                 return _spill_file()
             count += len(chunk)
@@ -162,6 +163,7 @@ def _try_write(
             return None
         if not count:
             raise DatasetError(f"{name} has no rows. Give at least one preference pair.")
+        halves.tell()
         return sink.dataset()
 
 
@@ -212,7 +214,7 @@ def _wider(one: Kind | None, other: Kind) -> Kind:
     return "float" if {one, other} == {"int", "float"} else "json"
 
 
-def _table(chunk: Sequence[Row], kinds: Mapping[str, Kind], name: str, start: int) -> pa.Table:
+def _table(chunk: Sequence[Row], kinds: Mapping[str, Kind], halves: HalfPairs, start: int) -> pa.Table:
     import pyarrow as pa
 
     schema = _schema(kinds)
@@ -220,23 +222,24 @@ def _table(chunk: Sequence[Row], kinds: Mapping[str, Kind], name: str, start: in
     for key in kinds:
         values = [row.get(key) for row in chunk]
         try:
-            if kinds[key] == "json":
-                arrays.append(json_array(values))
-            else:
-                arrays.append(pa.array(values, schema.field(key).type))
-        except UnicodeEncodeError as error:
-            place = next(i for i, value in enumerate(values) if not _encodable(value))
-            raise DatasetError(
-                f"{name} row {start + place}, column {key!r}: the text holds half of a surrogate pair "
-                f"({error.object[error.start : error.start + 1]!a}), which is no character. Correct or remove that row."
-            ) from error
+            try:
+                arrays.append(_array(values, kinds[key], schema.field(key).type))
+            except UnicodeEncodeError:
+                values = [halves.replaced(one, f"row {start + at}, column {key!r}") for at, one in enumerate(values)]
+                arrays.append(_array(values, kinds[key], schema.field(key).type))
         except (TypeError, ValueError, RecursionError, pa.ArrowException) as error:
             raise DatasetError(
-                f"{name}, column {key!r}, rows {start} to {start + len(chunk) - 1}: a value is not one of text, "
+                f"{halves.name}, column {key!r}, rows {start} to {start + len(chunk) - 1}: a value is not one of text, "
                 f"number, truth value, list and object ({' '.join(str(error).split())[:120]}). Convert it to one of "
                 "these."
             ) from error
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _array(values: Sequence[Any], kind: Kind, type: pa.DataType) -> pa.Array:
+    import pyarrow as pa
+
+    return json_array(values) if kind == "json" else pa.array(values, type)
 
 
 def _encodable(value: Any) -> bool:

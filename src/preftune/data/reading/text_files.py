@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from preftune.bounds import bound, raising, size
+from preftune.data.reading.half_pairs import HalfPairs, may_hold
 from preftune.errors import DatasetError
 
 Row = Mapping[str, Any]
@@ -70,10 +71,11 @@ def read_rows(
     if kind == "csv":
         yield from _csv_rows(first, lines, delimiter="\t" if tabs else _delimiter(first))
     elif start == "[":
-        value = _parse_whole("".join((first, *lines)), name, lines.first)
+        value = _parse_whole("".join((first, *lines)), lines)
         yield from value if isinstance(value, list) else [value]
     else:
         yield from _json_lines(first, lines)
+    lines.half_pairs.tell()
 
 
 class _Lines(Iterator[str]):
@@ -86,6 +88,7 @@ class _Lines(Iterator[str]):
         self.first = 1
         self.offset = 0
         """Bytes read."""
+        self.half_pairs = HalfPairs(name)
         self._zipped = zipped
         self._file = file
 
@@ -172,12 +175,12 @@ class _Lines(Iterator[str]):
 
 def _json_lines(first: str, lines: _Lines) -> Iterator[Row]:
     """Rows of JSONL, or of one object printed over several lines."""
-    name, number = lines.name, lines.number
+    name = lines.name
     try:
-        value = parse_object(first, name, number)
+        value = parse_object(first, lines)
     except DatasetError:
         # One object printed over several lines is JSON too; if it is not that, the error of the line is the better one.
-        whole = _object_or_none("".join((first, *lines)))
+        whole = _object_or_none("".join((first, *lines)), lines)
         if whole is None:
             raise
         yield from _rows_of_object(whole, name)
@@ -189,14 +192,15 @@ def _json_lines(first: str, lines: _Lines) -> Iterator[Row]:
         yield from _rows_of_object(value, name)
         return
     yield value
-    yield parse_object(following, name, lines.number)
+    yield parse_object(following, lines)
     for line in lines:
         if line.strip():
-            yield parse_object(line, name, lines.number)
+            yield parse_object(line, lines)
 
 
-def parse_object(line: str, name: str, number: int) -> dict[str, Any]:
-    """The object that a line of JSONL holds."""
+def parse_object(line: str, lines: _Lines) -> dict[str, Any]:
+    """The object that the line of JSONL that was read last holds."""
+    name, number = lines.name, lines.number
     try:
         value = json.loads(line, object_pairs_hook=_no_key_twice)
     except (ValueError, RecursionError) as error:
@@ -210,7 +214,7 @@ def parse_object(line: str, name: str, number: int) -> dict[str, Any]:
             f"{name} line {number} holds a {type(value).__name__}, not an object: {short(line.strip())}. "
             'Write every line as {"prompt": ..., "chosen": ..., "rejected": ...}.'
         )
-    return value
+    return lines.half_pairs.of_row(value, f"line {number}") if may_hold(line) else value
 
 
 def _no_key_twice(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -226,12 +230,12 @@ def _problem(error: BaseException) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(getattr(error, "msg", error))
 
 
-def _object_or_none(text: str) -> dict[str, Any] | None:
+def _object_or_none(text: str, lines: _Lines) -> dict[str, Any] | None:
     try:
         value = json.loads(text, object_pairs_hook=_no_key_twice)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    return lines.half_pairs.of_row(value, "the object") if isinstance(value, dict) else None
 
 
 def _rows_of_object(value: dict[str, Any], name: str) -> list[Row]:
@@ -245,15 +249,18 @@ def _rows_of_object(value: dict[str, Any], name: str) -> list[Row]:
     return rows
 
 
-def _parse_whole(text: str, name: str, first: int) -> Any:
+def _parse_whole(text: str, lines: _Lines) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_no_key_twice)
+        value = json.loads(text, object_pairs_hook=_no_key_twice)
     except (ValueError, RecursionError) as error:
         line, column = getattr(error, "lineno", 1), getattr(error, "colno", 1)
         raise DatasetError(
-            f"{name} line {line + first - 1} is not valid JSON: {_problem(error)} at column {column}. "
+            f"{lines.name} line {line + lines.first - 1} is not valid JSON: {_problem(error)} at column {column}. "
             "Correct that place, or write one object per line (JSONL)."
         ) from error
+    if not isinstance(value, list) or not may_hold(text):
+        return value
+    return [lines.half_pairs.of_row(row, f"row {number}") for number, row in enumerate(value)]
 
 
 def _delimiter(header: str) -> str:

@@ -8,7 +8,6 @@ run.json and metrics.jsonl, checkpoints with a manifest, model cards, trackers, 
     manifest          the files of a checkpoint, with digests
     model_card        model cards
     resuming          which checkpoint a run continues
-    run_lock          one run at a time in a folder
     run_record        run.json, metrics.jsonl, audit.json
     same_run          whether a checkpoint belongs to this run
     saved_model       dtype and generation config of saved models
@@ -24,7 +23,6 @@ __all__ = [
     "manifest",
     "model_card",
     "resuming",
-    "run_lock",
     "run_record",
     "same_run",
     "saved_model",

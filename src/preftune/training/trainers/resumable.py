@@ -21,6 +21,7 @@ from preftune.errors import CheckpointError, ConfigError, PreftuneError
 from preftune.log import say, warn
 from preftune.models.locate import run_of_weights, write_run_of_weights
 from preftune.storage.run_directory import run_facts
+from preftune.storage.run_lock import locked
 from preftune.training.record.earlier_run import (
     checkpoints_in,
     put_aside,
@@ -30,7 +31,6 @@ from preftune.training.record.earlier_run import (
 )
 from preftune.training.record.limits import Limits
 from preftune.training.record.resuming import AUTO, Choice, check_same_run, choose_checkpoint, own_state
-from preftune.training.record.run_lock import locked
 from preftune.training.record.run_record import RunRecord, new_id
 from preftune.training.record.same_run import best_by, facts_of, is_of_record
 from preftune.training.record.stopping import StopSignals

@@ -1,4 +1,4 @@
-"""One run at a time in a run directory. The system releases the lock when the process ends, however it ends."""
+"""One process at a time writes in a folder, or a file. The system releases the lock when the process ends."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import json
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from preftune.errors import RequestError
+from preftune.storage.jsonl import prepare_folder
 
 try:
     import fcntl
@@ -20,20 +21,40 @@ FILE = "_running.lock"
 """The hub upload leaves out names that begin with "_"."""
 
 _held: dict[str, int] = {}
-"""Folders that this process has locked, and how often: a command and the trainer in it both ask."""
+"""Places that this process has locked, and how often: a command and the trainer in it both ask."""
 
 
 @contextmanager
-def locked(folder: str | os.PathLike[str], *, writes: bool = True) -> Iterator[None]:
-    """Holds the folder for this process.
+def locked(
+    folder: str | os.PathLike[str], *, writes: bool = True, another: str = "--output_dir FOLDER"
+) -> Iterator[None]:
+    """Holds the folder for this process. One that is made for this and stays empty is removed.
 
     Args:
         writes: False for a process that leaves the run directory to another one (ranks other than the first).
+        another: the option that names another folder, for the message.
     Raises:
-        RequestError: another process holds it.
+        RequestError: another process holds it, or nothing can be written there.
     """
-    path = Path(folder).resolve() / FILE
-    if not writes or fcntl is None:
+    place = Path(folder).resolve()
+    if not writes:
+        yield
+        return
+    with _held_by_us(place / FILE, place, f"folder: {another}"):
+        yield
+
+
+@contextmanager
+def locked_file(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds the file that `-o` names, by a file next to it. Raises as `locked` does."""
+    place = Path(path).resolve()
+    with _held_by_us(place.with_name(f"_{place.name}.lock"), place, "file: -o FILE"):
+        yield
+
+
+@contextmanager
+def _held_by_us(path: Path, place: Path, another: str) -> Iterator[None]:
+    if fcntl is None:
         yield
         return
     key = str(path)
@@ -44,7 +65,8 @@ def locked(folder: str | os.PathLike[str], *, writes: bool = True) -> Iterator[N
         finally:
             _held[key] -= 1
         return
-    descriptor = _acquire(path)
+    made = not path.parent.exists()
+    descriptor = _acquire(path, place, another)
     _held[key] = 1
     try:
         yield
@@ -52,11 +74,14 @@ def locked(folder: str | os.PathLike[str], *, writes: bool = True) -> Iterator[N
         del _held[key]
         path.unlink(missing_ok=True)
         os.close(descriptor)
+        if made:
+            with suppress(OSError):
+                path.parent.rmdir()
 
 
-def _acquire(path: Path) -> int:
+def _acquire(path: Path, place: Path, another: str) -> int:
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        prepare_folder(path.parent)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -64,8 +89,7 @@ def _acquire(path: Path) -> int:
             holder = _holder(descriptor)
             os.close(descriptor)
             raise RequestError(
-                f"another run{holder} is writing in {path.parent}. Wait until it has ended, or name another folder: "
-                "--output_dir FOLDER."
+                f"another run{holder} is writing in {place}. Wait until it has ended, or name another {another}."
             ) from None
         except OSError:  # a file system without locks
             return descriptor
