@@ -21,6 +21,7 @@ from preftune.models.load import attach_adapter, load_model, load_tokenizer, loc
 from preftune.models.locate import FORM_FILE, Location, describe_folder, is_adapter_folder, locate
 from preftune.models.precision import is_packed
 from preftune.models.quiet import quiet_peft, quiet_transformers
+from preftune.storage.trained_prompts import carry_trained_prompts
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -83,6 +84,8 @@ def merge(
     merged.requires_grad_(False)
     if target is not None:
         _save(merged, target, tokenizer_source, base_model)
+        if isinstance(model_or_path, (str, os.PathLike)):
+            carry_trained_prompts(model_or_path, target)
     result: PreTrainedModel = merged
     return result
 

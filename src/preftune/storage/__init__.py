@@ -10,6 +10,16 @@ is the contract between training, evaluation and reports, and `cache_folder` say
     key_value      SQLite files of keys and values, shared by processes
     run_directory  paths and writers of a run directory
     run_lock       one process at a time writes in a folder or file
+    trained_prompts  hashes of what a model was trained on, next to its weights
 """
 
-__all__ = ["atomic", "cache_folder", "cache_items", "jsonl", "key_value", "run_directory", "run_lock"]
+__all__ = [
+    "atomic",
+    "cache_folder",
+    "cache_items",
+    "jsonl",
+    "key_value",
+    "run_directory",
+    "run_lock",
+    "trained_prompts",
+]

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from preftune import DPOConfig, DPOTrainer
 from preftune.data import load_pairs
-from preftune.data.conversion.filters import split_key
+from preftune.data.conversion.filters import prompt_key, split_key
 from preftune.errors import DatasetError
 from preftune.report.reading.run_files import read_run
 from preftune.report.run import headline
+from preftune.storage.trained_prompts import FILE, read_trained_prompts
 from preftune.training.reward_judge import train_judge
 from tests.cli.command import write_rows
 from tiny import chat_rows
@@ -84,9 +86,54 @@ def test_prompts_that_were_trained_on_are_counted(preftune, policy, tmp_path):
     new = preftune(*words, write_rows(tmp_path / "new.jsonl", distinct_rows(4, start=60)))
     assert "trained on" not in new.err + new.out
     (tmp_path / "train.jsonl").unlink()
+    assert said in preftune(*words, tmp_path / "prompts.jsonl").err, "the data are gone, as those of a pipe are"
+    assert preftune("merge", policy, "-o", tmp_path / "merged").code == 0
+    of_merged = ["eval", "--model", tmp_path / "merged", "--baseline", policy, *words[3:]]
+    assert said in preftune(*of_merged, tmp_path / "prompts.jsonl").err
+    (policy / FILE).unlink()
     unknown = preftune(*words, tmp_path / "prompts.jsonl")
     assert unknown.code == 0, unknown.err
-    assert "trained on" not in unknown.err
+    assert f"which of these prompts {policy} was trained on is unknown" in unknown.err
+    assert json.loads((policy / "eval" / "summary.json").read_text())["seen_in_training"] is None
+
+
+@pytest.mark.parametrize("method", ["sft", "kto", "reward", "grpo"])
+def test_every_method_keeps_its_prompts_and_those_of_the_model_it_began_with(preftune, policy, tmp_path, method):
+    assert preftune("merge", policy, "-o", tmp_path / "merged").code == 0
+    pairs = write_rows(tmp_path / "more.jsonl", distinct_rows(6, start=6))  # two of the eight, and four more
+    words = ["--model", tmp_path / "merged", "--data", pairs, "--output_dir", tmp_path / "next", *QUICK]
+    words = words if method in ("kto", "grpo") else words[:-2]  # without --guard
+    if method == "grpo":
+        words += ["--reward_model", "length:5", "--num_generations", 2, "--max_new_tokens", 4]
+    done = preftune(method, *words)
+    assert done.code == 0, done.err
+    known = read_trained_prompts(tmp_path / "next")
+    assert known.tolist() == sorted({prompt_key(row["prompt"]) for row in distinct_rows(12)})
+
+
+def test_a_model_saved_elsewhere_and_a_checkpoint(tiny_model, tmp_path):
+    args = DPOConfig(output_dir=str(tmp_path / "run"), max_steps=1, report_to="none", guard="off", save_steps=1)
+    trainer = DPOTrainer(tiny_model, args=args, train_dataset=distinct_rows(4))
+    trainer.train()
+    trainer.save_model(str(tmp_path / "elsewhere"))
+    for place in ("elsewhere", "run/checkpoint-1"):
+        assert len(read_trained_prompts(tmp_path / place)) == 4
+    again = DPOTrainer(tiny_model, args=args, train_dataset=trainer.train_dataset)  # token ids: the texts are not known
+    again.args.overwrite = True
+    again.train()
+    assert read_trained_prompts(tmp_path / "run") is None
+
+
+def test_prompts_of_tokens_that_were_kept(preftune, tiny_model, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("preftune.data.tokens.cache.LEAST_PAIRS", 1)
+    pairs = write_rows(tmp_path / "pairs.jsonl", distinct_rows(5))
+    for name in ("one", "two"):
+        words = ["--model", tiny_model, "--data", pairs, "--output_dir", tmp_path / name, *QUICK, "--verbose"]
+        done = preftune("dpo", *words)
+        assert done.code == 0, done.err
+        assert len(read_trained_prompts(tmp_path / name)) == 5
+    assert "were tokenised before" in caplog.text
+    assert "prompt_keys" not in (tmp_path / "two" / "audit.json").read_text()
 
 
 def test_a_run_that_held_nothing_out_needs_named_pairs(preftune, policy):
@@ -156,6 +203,7 @@ def test_data_that_are_no_longer_what_they_were_prove_nothing(preftune, tiny_mod
 def test_what_is_not_known_is_not_claimed(preftune, policy, tmp_path):
     facts = json.loads((policy / "run.json").read_text())
     (policy / "run.json").write_text(json.dumps({**facts, "command": ["train.py"]}))
+    (policy / FILE).unlink()
     pairs = write_rows(tmp_path / "judge.jsonl", distinct_rows(24))
     told = preftune("eval", "--model", policy, "--judge", "auto", "--judge_data", pairs, "--limit", 2,
                     "--max_new_tokens", 2)  # fmt: skip

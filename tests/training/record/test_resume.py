@@ -182,9 +182,7 @@ def test_resuming_with_another_model_is_an_error_that_says_which_one_is_wanted_a
     assert before == ((folder / "metrics.jsonl").read_bytes(), (folder / "run.json").read_bytes())
 
 
-def test_a_checkpoint_of_an_earlier_release_goes_on_and_says_that_the_reference_cannot_be_checked(
-    runs_of, cut, caplog
-):
+def test_a_checkpoint_of_an_earlier_release_goes_on_and_says_that_the_reference_cannot_be_checked(runs_of, cut, caplog):
     """The rule of the fingerprint has changed since, and options were added."""
     folder = cut("full")
     file = folder / "checkpoint-5" / "preftune_state.json"

@@ -24,6 +24,7 @@ from preftune.generation.endpoint.client import is_endpoint
 from preftune.storage.jsonl import prepare_folder, read_object
 from preftune.storage.run_directory import run_facts
 from preftune.storage.run_lock import locked
+from preftune.storage.trained_prompts import FILE
 
 if TYPE_CHECKING:
     from preftune.evaluation.two_models.answers import Progress
@@ -121,8 +122,8 @@ def _compare(
     show(summary, folder)
 
 
-def _rows(asked: argparse.Namespace, match: Matchup) -> tuple[list[dict[str, Any]], int]:
-    """The prompts as rows for `evaluate_pairwise`, and how many of them were trained on."""
+def _rows(asked: argparse.Namespace, match: Matchup) -> tuple[list[dict[str, Any]], int | None]:
+    """The prompts as rows for `evaluate_pairwise`, and how many of them were trained on (None: unknown)."""
     from preftune.evaluation.two_models.advice import seen_sentence
     from preftune.generation.prompts import CATEGORIES, KEYS, Prompts, load_prompts
 
@@ -144,7 +145,14 @@ def _rows(asked: argparse.Namespace, match: Matchup) -> tuple[list[dict[str, Any
             limit=asked.limit,
         )
     tell_prompts(prompts)
-    seen = 0 if asked.prompts is None else seen_in_training(asked.model, [prompt.prompt for prompt in prompts.prompts])
+    seen = None
+    if asked.prompts is not None:
+        seen = seen_in_training(asked.model, [prompt.prompt for prompt in prompts.prompts])
+        if seen is None and run_facts(asked.model):
+            tell(
+                f"preftune: which of these prompts {asked.model} was trained on is unknown: its run kept no record "
+                f"({FILE})."
+            )
     if seen:
         tell(f"preftune: {seen_sentence(seen, len(prompts.prompts))}")
     rows = []

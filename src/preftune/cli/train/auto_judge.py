@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from preftune.cli.flags.messages import tell
 from preftune.errors import PreftuneError, RequestError
 from preftune.storage.jsonl import read_object
 from preftune.storage.run_directory import run_facts
+from preftune.storage.trained_prompts import read_trained_prompts
 
 if TYPE_CHECKING:
     from preftune.data import PairDataset
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from preftune.types import Text
 
 AUTO = "auto"
-_QUICK = 64 * 2**20
-"""Bytes of data that are read again in passing."""
 
 
 def make_judge(asked: argparse.Namespace) -> AutoJudge:
@@ -32,6 +31,7 @@ def make_judge(asked: argparse.Namespace) -> AutoJudge:
     from preftune.training.reward_judge import train_judge
 
     trained, held_out = _pairs_of_run(asked.model)
+    known = read_trained_prompts(asked.model)
     if asked.judge_data is not None:
         from preftune.data import load_pairs
 
@@ -45,20 +45,21 @@ def make_judge(asked: argparse.Namespace) -> AutoJudge:
             "(--eval_fraction holds some out). Name some with --judge_data PAIRS."
         )
     unwanted = None if trained is None else frozenset(split_key(pair) for pair in trained)
+    if known is not None:
+        unwanted = (unwanted or frozenset()) | frozenset(known.tolist())
     judge = train_judge(_base_of(asked), pairs, unwanted=unwanted, seed=asked.seed, dtype=asked.judge_dtype or "auto")
     tell(f"preftune: {judge.sentence()}")
     return judge
 
 
-def seen_in_training(model: str, prompts: Iterable[Text]) -> int:
-    """How many prompts a run of `preftune dpo` was trained on, where its data are small files that are still there; 0
-    where that is unknown."""
-    from preftune.data.conversion.filters import prompt_key, split_key
+def seen_in_training(model: str, prompts: Iterable[Text]) -> int | None:
+    """How many prompts a model was trained on, by the hashes next to its weights; None where that is unknown."""
+    from preftune.data.conversion.filters import prompt_key
 
-    train, _ = _pairs_of_run(model, say=lambda _: None, largest=_QUICK)
-    if train is None:
-        return 0
-    seen = {split_key(pair) for pair in train}
+    known = read_trained_prompts(model)
+    if known is None:
+        return None
+    seen = frozenset(known.tolist())
     return sum(prompt_key(prompt) in seen for prompt in prompts)
 
 
@@ -84,22 +85,15 @@ def _base_of(asked: argparse.Namespace) -> str:
     )
 
 
-def _pairs_of_run(
-    model: str, *, say: Callable[[str], None] = tell, largest: int | None = None
-) -> tuple[PairDataset | None, PairDataset | None]:
+def _pairs_of_run(model: str) -> tuple[PairDataset | None, PairDataset | None]:
     """What a run of `preftune dpo` trained on and held out, read again as its command line says; None where there is no
-    such run, or its data are no longer there.
-
-    Args:
-        say: takes why they cannot be read.
-        largest: bytes of the files that are read; others, and what is no file, are left alone.
+    such run, or its data are no longer there, which is said.
     """
     facts = run_facts(model)
     words = [str(word) for word in facts.get("command", ())]
     if facts.get("method") != "dpo" or "dpo" not in words:
         return None, None
     from preftune.cli.flags.recipe import find_recipe
-    from preftune.cli.train.datasets import named_datasets
     from preftune.cli.train.dpo import METHOD, read_request
 
     argv = _without_resume([word for word in words[words.index("dpo") + 1 :] if word != "--traceback"])
@@ -107,19 +101,15 @@ def _pairs_of_run(
         request = read_request(argv, find_recipe(argv))
         names = request.data.dataset_names
         if "-" in ([names] if isinstance(names, str) else names):
-            say(f"preftune: what {model} was trained on came from standard input, and cannot be read again")
-            return None, None
-        files = [Path(entry.path).expanduser() for entry in named_datasets(request.data)]
-        small = all(file.is_file() for file in files) and sum(file.stat().st_size for file in files) <= (largest or 0)
-        if largest is not None and not small:
+            tell(f"preftune: what {model} was trained on came from standard input, and cannot be read again")
             return None, None
         train, held_out = METHOD.open_data(request)
     except PreftuneError as error:
-        say(f"preftune: what {model} was trained on cannot be read again ({error})")
+        tell(f"preftune: what {model} was trained on cannot be read again ({error})")
         return None, None
     rows = _rows_trained_on(model)
     if rows is not None and rows != len(train):
-        say(
+        tell(
             f"preftune: what {model} was trained on has changed since ({rows:,} pairs then, {len(train):,} now), so "
             "it is unknown which of them it saw"
         )

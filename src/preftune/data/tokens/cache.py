@@ -45,6 +45,9 @@ LEAST_PAIRS = 2000
 _MOST_BYTES = 8 * 10**9
 """Of all files together: the least recently used ones make way."""
 
+REPORT_VERSION = 2
+"""Raise it when a report gets a field that an older file does not have."""
+
 _ARRAYS = ("tokens", "segments", "groups", "preferences", "preference_groups", "scored", "labels")
 """What a `GroupDataset` is made of, besides its ids."""
 
@@ -162,9 +165,9 @@ def _set_on(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _version() -> str:
-    """What tokenises: our code by its version number, and the libraries that it calls."""
+    """What tokenises: our code by its version number, what a report holds, and the libraries that are called."""
     packages = [f"{name} {metadata.version(name)}" for name in ("transformers", "tokenizers", "jinja2")]
-    return f"tokens {TOKENS_VERSION} {' '.join(packages)}"
+    return f"tokens {TOKENS_VERSION} {REPORT_VERSION} {' '.join(packages)}"
 
 
 def _keep(file: Path, groups: GroupDataset, report: Any, *, own_notes: list[str]) -> None:

@@ -83,6 +83,8 @@ class _Report:
     unwritten: dict[str, Tally] = field(default_factory=dict)
     """A part of `unwritten.PARTS` -> rows in which the chat template leaves it out."""
     notes: list[str] = field(default_factory=list)
+    prompt_keys: list[int] = field(default_factory=list)
+    """`prompt_key` of every distinct prompt of the rows kept, sorted."""
 
     completions: ClassVar[tuple[str, ...]]
     """What the completions are called."""
@@ -159,7 +161,9 @@ class _Report:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for audit.json."""
-        return asdict(self)
+        values = asdict(self)
+        del values["prompt_keys"]
+        return values
 
 
 @dataclass

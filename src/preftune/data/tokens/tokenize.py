@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.data.demonstrations.dataset import DemonstrationDataset
+from preftune.data.demonstrations.dataset import DemonstrationDataset, question_key
 from preftune.data.labelled import LabelledDataset
 from preftune.data.pairs.dataset import PairDataset
 from preftune.data.pairs.row_reader import RowReader
@@ -163,6 +163,7 @@ class _Run(Generic[Report]):
         self.processes = processes
         self.plain = 0
         self.details: dict[str, str] = {}
+        self.prompt_keys: set[int] = set()
         self.over_limit: list[tuple[int, int]] = []
         """(row, tokens) of rows beyond the limits, when that is an error."""
 
@@ -173,6 +174,7 @@ class _Run(Generic[Report]):
         if self.over_limit:
             raise self._too_long()
         self.report.measure(groups)
+        self.report.prompt_keys = sorted(self.prompt_keys)
         self._add_notes()
         if not len(groups):
             raise DatasetError(f"Nothing is left to train on. {' '.join(self.report.lines())}")
@@ -186,6 +188,8 @@ class _Run(Generic[Report]):
                 cut = self._limit(encoded)
             if encoded.reason is None:
                 self.report.keep(encoded, cut)
+                if example.prompt or len(example.completions) == 1:
+                    self.prompt_keys.add(question_key(example))
                 yield encoded.group(example)
                 continue
             self.report.drop(encoded.reason, encoded.row)

@@ -238,8 +238,8 @@ def _length(controlled: LengthControlled) -> list[str]:
     ]
 
 
-def seen_sentence(seen: int, of: int, what: str = "prompts") -> str:
-    """That figures show memory too, where prompts were trained on; else empty."""
+def seen_sentence(seen: int | None, of: int, what: str = "prompts") -> str:
+    """That figures show memory too, where prompts were trained on; empty where none was, or that is unknown (None)."""
     if not seen:
         return ""
     return (

@@ -59,5 +59,5 @@ class Contest:
     confidence: float = 0.95
     load_models: Callable[[], PairOfModels] | None = None
     """None when one of the two cannot be had as a model here (an endpoint)."""
-    seen: Callable[[list[Text]], int] = lambda _: 0
+    seen: Callable[[list[Text]], int | None] = lambda _: None
     """How many of these prompts the aligned model was trained on, as far as that is known."""

@@ -37,7 +37,7 @@ def evaluate_pairwise(
     judge_thoughts: bool = False,
     cost: Callable[[], dict[str, Any] | None] = lambda: None,
     training: Mapping[str, Any] | None = None,
-    seen: int = 0,
+    seen: int | None = None,
     before_judging: Callable[[list[AnsweredRow]], None] | None = None,
     progress: Progress | None = None,
 ) -> Summary:

@@ -86,7 +86,7 @@ class Summary:
     aligned_name: str = "aligned"
     cost: dict[str, Any] | None = None
     """Calls, tokens and money of this run at endpoints; None when there was none."""
-    seen: int = 0
+    seen: int | None = None
     """Prompts that the aligned model was trained on, as far as that is known."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """`method`, `beta`, `learning_rate`, `epochs` and `kl_coef` of the aligned model's run, where they are known."""
@@ -208,7 +208,7 @@ def summarise(
     names: tuple[str, str] = ("base", "aligned"),
     cost: dict[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
-    seen: int = 0,
+    seen: int | None = None,
 ) -> Summary:
     """Count outcomes, categories, right answers, lengths, what looks degenerate. Rows of one prompt are one cluster.
 
@@ -220,7 +220,7 @@ def summarise(
         cost: what endpoints cost in this run.
         training: `method`, `beta`, `learning_rate`, `epochs` and `kl_coef` of the aligned model's run, for the next
             steps.
-        seen: prompts that the aligned model was trained on.
+        seen: prompts that the aligned model was trained on; None where that is unknown.
     """
     clusters = [digest(answer.prompt) for answer in answered]
     rate = rate_of(judged, clusters, confidence=confidence)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from preftune.data.conversion.filters import prompt_key
 from preftune.errors import ConfigError, RequestError
 from preftune.generation.encode_prompts import check_lengths
 from preftune.log import detail, warn
@@ -248,6 +249,7 @@ class OnlineTrainer(RecordedTrainer):
                 "reference would be trained along with the policy. Unfreeze them first, then make the trainer."
             )
         self._epoch = None
+        self.keep_prompts([prompt_key(one.prompt) for one in self.prompts.prompts], resumed=resumed)
 
     def recall(self, state: Mapping[str, Any]) -> None:
         self._rounds, self._sampled = state.get("rounds", 0), state.get("sampled", 0)

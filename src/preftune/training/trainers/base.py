@@ -158,6 +158,8 @@ class PackedTrainer(EvaluatedTrainer):
     def begin_training(self, *, resumed: bool) -> None:
         if self.is_world_process_zero():
             write_json(Path(self.args.output_dir) / "audit.json", self._audit())
+            report = self.reports.get("train")
+            self.keep_prompts(None if report is None else report.prompt_keys, resumed=resumed)
         if not self._policy_changed:
             self.before_first_step(resumed=resumed)
         self._policy_changed = True

@@ -6,7 +6,7 @@ log, checkpoint, run.json and model card is written from the same attributes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ from torch import nn
 from preftune.logps.batch import PackedBatch
 from preftune.reference.fingerprint import FINGERPRINT_VERSION
 from preftune.reference.sources import Source
+from preftune.storage import trained_prompts
 from preftune.training.config.base import PackedConfig
 from preftune.training.record import checkpoint
 from preftune.training.record.run_record import facts_of
@@ -97,6 +98,22 @@ class RecordedTrainer(ResumableTrainer):
         return {"reference": {**facts, "fingerprint_version": FINGERPRINT_VERSION}}
 
     # --- training ---
+
+    def keep_prompts(self, keys: Iterable[int] | None, *, resumed: bool) -> None:
+        """Writes which prompts are trained on, those of the model's earlier trainings among them.
+
+        Args:
+            keys: `prompt_key` of each; None where the texts are not known (groups of token ids), and then nothing is
+                written.
+        """
+        if not self.is_world_process_zero():
+            return
+        folder = Path(self.args.output_dir)
+        if keys is None:
+            (folder / trained_prompts.FILE).unlink(missing_ok=True)
+            return
+        earlier = [Path(str(getattr(self.model.config, "_name_or_path", ""))), *([folder] if resumed else [])]
+        trained_prompts.write_trained_prompts(folder, keys, earlier=earlier)
 
     def check_resumable(self, state: Mapping[str, Any] | None, folder: Path) -> None:
         if self.reference_source is not None:

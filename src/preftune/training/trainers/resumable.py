@@ -22,6 +22,7 @@ from preftune.log import say, warn
 from preftune.models.locate import run_of_weights, write_run_of_weights
 from preftune.storage.run_directory import run_facts
 from preftune.storage.run_lock import locked
+from preftune.storage.trained_prompts import carry_trained_prompts
 from preftune.training.record.earlier_run import (
     checkpoints_in,
     put_aside,
@@ -263,7 +264,11 @@ class ResumableTrainer(CheckpointedTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
-        if not _internal_call and output_dir in (None, self.args.output_dir) and self.is_world_process_zero():
+        if _internal_call or not self.is_world_process_zero():
+            return
+        if output_dir not in (None, self.args.output_dir):
+            carry_trained_prompts(str(self.args.output_dir), Path(output_dir))
+        else:
             write_run_of_weights(Path(self.args.output_dir), self._record.facts.get("id"), self.state.global_step)
             self.create_model_card()
 

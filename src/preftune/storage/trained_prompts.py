@@ -1,0 +1,65 @@
+"""Which prompts a model was trained on, as sorted 64-bit hashes next to its weights: eight bytes each, no text.
+
+Data may be gone when a model is evaluated (a pipe, a moved file), and a merged model has no run; this file is carried
+over instead.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from preftune.storage.atomic import write_whole
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+FILE = "trained_prompts.npy"
+
+
+def read_trained_prompts(model: str | os.PathLike[str]) -> NDArray[np.uint64] | None:
+    """The hashes, sorted; None where that is unknown. A checkpoint has those of its run."""
+    import numpy as np
+
+    file = _file_of(model)
+    if file is None:
+        return None
+    try:
+        found = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if found.dtype == np.uint64 and found.ndim == 1 else None
+
+
+def write_trained_prompts(folder: Path, keys: Iterable[int], *, earlier: Iterable[str | os.PathLike[str]]) -> None:
+    """Writes the file.
+
+    Args:
+        keys: hashes of the prompts of this training.
+        earlier: models whose prompts this one was trained on before, as far as that is known.
+    """
+    import numpy as np
+
+    known = [one for one in map(read_trained_prompts, earlier) if one is not None]
+    own = np.fromiter(keys, np.uint64)
+    buffer = BytesIO()
+    np.save(buffer, np.unique(np.concatenate([own, *known])))
+    write_whole(folder / FILE, buffer.getvalue())
+
+
+def carry_trained_prompts(model: str | os.PathLike[str], folder: Path) -> None:
+    """Copies what is known of a model into the folder of another one that has its weights."""
+    file = _file_of(model)
+    if file is not None and file.parent.resolve() != folder.resolve():
+        shutil.copyfile(file, folder / FILE)
+
+
+def _file_of(model: str | os.PathLike[str]) -> Path | None:
+    folder = Path(model).expanduser()
+    places = [folder, *([folder.parent] if folder.name.startswith("checkpoint-") else [])]
+    return next((place / FILE for place in places if (place / FILE).is_file()), None)
