@@ -1,15 +1,14 @@
-"""Budgets and trials: what is asked for is what both methods get."""
+"""Budgets and trials: what is asked for is what all methods get."""
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
-from preftune.comparison.plan import TUNED, USUAL, Budget, check_names, labels, parse_grid, parse_settings, tried
+from preftune.comparison.methods import METHODS
+from preftune.comparison.plan import Budget, check_names, labels, parse_grid, parse_settings, tried
 from preftune.errors import RequestError
-from preftune.training import DPOConfig, RewardConfig
-from preftune.training.ppo import PPOConfig
+
+DPO, PPO, IPO, SIMPER = (METHODS[name] for name in ("dpo", "ppo", "ipo", "simper"))
 
 
 @pytest.mark.parametrize(
@@ -42,25 +41,40 @@ def test_half_of_it_is_the_reward_models_and_what_is_left_is_ppos():
 
 
 def test_all_combinations_are_tried_and_a_methods_strength_is_always_among_them():
-    trials = tried({"dpo": {"beta": ["0.1", "1"], "learning_rate": ["1e-5", "1e-4"]}, "ppo": {"kl_coef": list("1234")}})
+    grids = {"dpo": {"beta": ["0.1", "1"], "learning_rate": ["1e-5", "1e-4"]}, "ppo": {"kl_coef": list("1234")}}
+    trials = tried([DPO, PPO], grids, shared={})
     assert trials["dpo"] == [
         {"beta": beta, "learning_rate": rate} for beta in ("0.1", "1") for rate in ("1e-5", "1e-4")
     ]
-    usual = tried({"dpo": {"learning_rate": ["1e-5"]}, "ppo": {}})
-    assert [settings["beta"] for settings in usual["dpo"]] == list(USUAL["dpo"]["beta"])
+    usual = tried([DPO, PPO], {"dpo": {"learning_rate": ["1e-5"]}, "ppo": {}}, shared={})
+    assert [settings["beta"] for settings in usual["dpo"]] == ["0.1", "0.05", "0.3"]
     assert all(settings["learning_rate"] == "1e-5" for settings in usual["dpo"])
-    assert [settings["kl_coef"] for settings in usual["ppo"]] == list(USUAL["ppo"]["kl_coef"])
+    assert [settings["kl_coef"] for settings in usual["ppo"]] == ["0.05", "0.02", "0.2"]
+
+
+def test_as_many_usual_values_as_asked_for_or_as_another_method_has_values_of_its_own():
+    assert tried([DPO, IPO], {}, number=1, shared={}) == {"dpo": [{"beta": "0.1"}], "ipo": [{"beta": "0.1"}]}
+    found = tried([DPO, IPO], {"dpo": {"beta": ["0.2", "0.4"]}}, shared={})
+    assert found["ipo"] == [{"beta": "0.1"}, {"beta": "0.03"}]
+
+
+@pytest.mark.parametrize(("shared", "rates"), [
+    ({}, ["5e-07", "1.5e-07"]), ({"use_peft": "true"}, ["5e-06", "1.5e-06"]),
+    ({"use_peft": "true", "learning_rate": "1e-4"}, ["0.0001", "3e-05"]),
+])  # fmt: skip
+def test_without_a_beta_the_learning_rate_is_tried_around_that_of_the_others(shared, rates):
+    assert [one["learning_rate"] for one in tried([SIMPER], {}, number=2, shared=shared)["simper"]] == rates
 
 
 def test_a_method_that_would_get_more_trials_is_refused():
     with pytest.raises(RequestError, match="4 of DPO, 3 of PPO: each method gets the same number"):
-        tried({"dpo": {"beta": ["1", "2", "3", "4"]}})
+        tried([DPO, PPO], {"dpo": {"beta": ["1", "2", "3", "4"]}}, shared={})
 
 
 def test_a_trial_is_called_by_what_differs():
     grid = [{"beta": "0.1", "learning_rate": "1e-5"}, {"beta": "0.3", "learning_rate": "1e-5"}]
-    assert labels(grid, "dpo") == ["beta 0.1", "beta 0.3"]
-    assert labels([{"beta": "0.1", "learning_rate": "1e-5"}], "dpo") == ["beta 0.1"]
+    assert labels(grid, "beta") == ["beta 0.1", "beta 0.3"]
+    assert labels([{"beta": "0.1", "learning_rate": "1e-5"}], "beta") == ["beta 0.1"]
 
 
 def test_words_are_read_as_names_and_values():
@@ -90,10 +104,3 @@ def test_names_are_checked_with_the_nearest_one():
         check_names({"bata": 1}, ["beta", "seed"], "--dpo", ours=())
     with pytest.raises(RequestError, match="the comparison sets seed itself"):
         check_names({"seed": 1}, ["beta", "seed"], "--dpo", ours=["seed"])
-
-
-@pytest.mark.parametrize(("name", "config"), [("dpo", DPOConfig), ("reward", RewardConfig), ("ppo", PPOConfig)])
-def test_the_settings_that_are_counted_are_there(name, config):
-    known = {field.name for field in dataclasses.fields(config)}
-    assert set(TUNED[name]) <= known
-    assert len(set(TUNED[name])) == len(TUNED[name])

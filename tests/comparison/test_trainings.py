@@ -26,6 +26,11 @@ PARTS = Parts([PreferencePair(f"{number // 2}?", "yes", "no") for number in rang
         ("ppo", {"num_mini_batches": "3", "per_device_train_batch_size": "10"}, {"total_episodes": 3990}),
         ("ppo", {"total_episodes": "64"}, {"total_episodes": 64}),
         ("ppo", {"num_train_epochs": "4"}, {"total_episodes": 60}),
+        ("kto", {}, {"max_steps": 500}),  # two answers a pair
+        ("kto", {"num_train_epochs": "2"}, {"max_steps": 16}),
+        ("grpo", {}, {"total_episodes": 4000}),
+        ("rloo", {"per_device_train_batch_size": "24", "num_generations": "4"}, {"total_episodes": 3984}),
+        ("grpo", {"num_train_epochs": "4", "num_generations": "4"}, {"total_episodes": 240}),
     ],
 )
 def test_a_budget_in_pairs_is_kept_and_what_ends_earlier_by_its_own_settings_does(command, settings, limit):

@@ -1,10 +1,11 @@
-"""DPO against reward model and PPO on the same model, data, budget and judge: what `preftune compare` does.
+"""Methods against each other on the same model, data, budget and judge: what `preftune compare` does.
 
 `run` is the entry point; trainings are processes of their own (`stages`).
 
     chart      reward against KL
     data       three parts of the data without a shared prompt
     measure    answers and KL divergence of a policy
+    methods    what can be compared
     page       the page
     plan       budget and trials
     result     the result and its sentences
@@ -13,4 +14,4 @@
     trainings  recipes of the trainings
 """
 
-__all__ = ["data", "measure", "page", "plan", "result", "run", "trainings"]
+__all__ = ["data", "measure", "methods", "page", "plan", "result", "run", "trainings"]

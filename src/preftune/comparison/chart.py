@@ -7,11 +7,12 @@ from typing import Any
 
 import altair as alt
 
-from preftune.comparison.plan import METHODS, SHORT
 from preftune.comparison.result import Result, Tried
 from preftune.report.run.charts import Specification, finished
 
-_COLOURS = ("var(--run-1)", "var(--run-2)")
+_COLOURS = tuple(f"var(--run-{number})" for number in range(1, 9))
+_LABELLED = 4
+"""Methods up to which every point carries its settings."""
 _HEIGHT = 320
 
 
@@ -29,9 +30,10 @@ def frontier(result: Result) -> Specification | None:
     axis = alt.Axis(tickCount=5) if result.gold else alt.Axis(tickCount=5, format="%")
     x = alt.X("kl:Q", title="KL to the start, nats an answer", axis=alt.Axis(tickCount=5, grid=False))
     y = alt.Y("reward:Q", title=name, scale=alt.Scale(zero=False), axis=axis)
+    titles = [method.title for method in result.methods]
     colour = alt.Color(
         "method:N",
-        scale=alt.Scale(domain=[SHORT[method] for method in METHODS], range=list(_COLOURS)),
+        scale=alt.Scale(domain=titles, range=[_COLOURS[n % len(_COLOURS)] for n in range(len(titles))]),
         legend=alt.Legend(orient="top", title=None, symbolType="circle"),
     )
     form = ".3~f" if result.gold else ".1%"
@@ -45,8 +47,9 @@ def frontier(result: Result) -> Specification | None:
         base.mark_rule(opacity=0.35).encode(x=x, y=alt.Y("low:Q", title=name, axis=axis), y2="high:Q"),
         base.mark_rule(opacity=0.35).encode(x="kl_low:Q", x2="kl_high:Q", y=y),
         base.mark_point(filled=True, size=90, opacity=1).encode(x=x, y=y, shape=alt.Shape("method:N", legend=None)),
-        base.mark_text(align="left", dx=9, dy=-9, fontSize=11).encode(x=x, y=y, text="label:N"),
     ]
+    if len(titles) <= _LABELLED:
+        layers.append(base.mark_text(align="left", dx=9, dy=-9, fontSize=11).encode(x=x, y=y, text="label:N"))
     return finished(alt.layer(*layers), height=_HEIGHT)
 
 
@@ -59,7 +62,7 @@ def _row(trial: Tried, *, gold: bool) -> dict[str, Any]:
         assert trial.win_rate is not None
         height = (trial.win_rate.win_rate, trial.win_rate.ci_low, trial.win_rate.ci_high)
     return {
-        "method": SHORT[trial.method],
+        "method": trial.method.title,
         "settings": trial.label,
         "label": trial.label + (" (chosen)" if trial.chosen else ""),
         "kl": _rounded(kl["mean"]),
@@ -76,7 +79,7 @@ def _rounded(value: float) -> float:
 def described(tried: Sequence[Tried]) -> str:
     """The chart in words, for those who cannot see it."""
     told = [
-        f"{SHORT[trial.method]} {trial.label}: KL {trial.distance['kl']['mean']:.2f}"
+        f"{trial.method.title} {trial.label}: KL {trial.distance['kl']['mean']:.2f}"
         for trial in tried
         if trial.distance is not None
     ]

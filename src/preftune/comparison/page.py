@@ -9,8 +9,8 @@ from markupsafe import Markup
 
 from preftune.amounts import counted
 from preftune.comparison.chart import described, frontier
-from preftune.comparison.plan import METHODS, SHORT, amount_in_words
-from preftune.comparison.result import Result, Tried
+from preftune.comparison.plan import amount_in_words
+from preftune.comparison.result import START, Result, Tried
 from preftune.report.html.components import NOTHING, listed, panel, panels, table
 from preftune.report.html.document import Page
 from preftune.report.html.templates import markup
@@ -24,7 +24,8 @@ from preftune.version import __version__
 
 def comparison_page(result: Result) -> str:
     """The whole page."""
-    page = Page("DPO or PPO? · preftune compare", styles=["run.css"])
+    titles = [method.title for method in result.methods]
+    page = Page(f"{', '.join(titles[:-1])} or {titles[-1]}? · preftune compare", styles=["run.css"])
     sections = [
         ("figures", "Figures", _figures(page, result)),
         ("trials", "Trials", _trials(result)),
@@ -36,15 +37,15 @@ def comparison_page(result: Result) -> str:
 
 def _first_screen(page: Page, result: Result) -> Markup:
     word, _, rest = result.verdict().partition(":")
-    rates = {
-        "DPO against PPO": _rate(result.head_to_head),
-        **{f"{SHORT[m]} against the start": _rate(result.finals[m].against_start) for m in METHODS},
-    }
+    rates = {f"{final.method.title} against the start": _rate(final.against_start) for final in result.finals}
+    if len(result.duels) == 1:
+        duel = result.duels[0]
+        rates = {f"{duel.first.title} against {duel.second.title}": _rate(duel.rate), **rates}
     label = "; ".join(f"{name} {rate.rate:.1%} ({rate.low:.1%} to {rate.high:.1%})" for name, rate in rates.items())
-    data, tone = result.data, "unsure" if word.startswith("No difference") else "good"
+    data, tone = result.data, "unsure" if word.startswith("No ") else "good"
     asked = (
         f"{data['train']:,} pairs of {data['name']}, {result.budget.words()} a trial, "
-        f"{counted(len(result.tried) // len(METHODS), 'trial')} each, judged by {result.judge} on "
+        f"{counted(len(result.tried) // len(result.finals), 'trial')} each, judged by {result.judge} on "
         f"{data['test']:,} prompts."
     )
     chart = page.chart("rates", charts.rates(rates), label=f"Win rates with their intervals: {label}")
@@ -53,7 +54,13 @@ def _first_screen(page: Page, result: Result) -> Markup:
 
 def _figures(page: Page, result: Result) -> Markup:
     header, rows = result.table()
-    cards = [panel("Both methods", "", table(header, rows, wraps=True), full=True)]
+    cards = [panel("Methods", "", table(header, rows, wraps=len(rows[0]) < 6), full=True)]
+    if len(result.duels) > 1:
+        words = (
+            "The win rate of the method in the row against the one in the column, with its 95% interval; an asterisk "
+            "marks a difference that is shown with all these comparisons taken together."
+        )
+        cards.append(panel("Against each other", words, table(*result.duel_table()), full=True))
     chart = frontier(result)
     if chart is not None:
         words = (
@@ -71,7 +78,7 @@ def _trials(result: Result) -> Markup:
         header.remove("gold")
     rows = []
     for trial in result.tried:
-        name = f"{SHORT[trial.method]}, {trial.label}{' (chosen)' if trial.chosen else ''}"
+        name = f"{trial.method.title}, {trial.label}{' (chosen)' if trial.chosen else ''}"
         rows.append([name, *_trial_cells(trial, result)])
     return panels(panel("", "", table(header, rows), full=True))
 
@@ -88,15 +95,12 @@ def _trial_cells(trial: Tried, result: Result) -> list[str]:
 
 
 def _answers(page: Page, result: Result) -> Markup:
+    titles = {method.name: method.title for method in result.methods}
     found = []
-    swapped = {"win": "loss", "loss": "win"}
     for example in result.examples:
-        outcome = str(example["dpo_against_ppo"])
-        sides = [
-            Side("start", str(example["start"]), None, None, baseline=True),
-            Side("DPO", str(example["dpo"]), None, None, outcome),
-            Side("PPO", str(example["ppo"]), None, None, swapped.get(outcome, outcome)),
-        ]
+        answers, outcomes = example["answers"], example["outcomes"]
+        sides = [Side(START, str(answers[START]), None, None, baseline=True)]
+        sides += [Side(title, str(answers[name]), None, None, str(outcomes[name])) for name, title in titles.items()]
         found.append(Entry(str(example["id"]), prompt_text(example["prompt"]), "", sides))
     return entries_section(
         page, found, what="prompts, of the first seed", place="eval/*/generations.jsonl", total=result.data["test"]
@@ -106,13 +110,18 @@ def _answers(page: Page, result: Result) -> Markup:
 def _how(result: Result) -> Iterator[str]:
     data = result.data
     yield (
-        f"Both methods begin with the same model and train on the same {data['train']:,} pairs; {data['tune']:,} "
+        f"All methods begin with the same model and train on the same {data['train']:,} pairs; {data['tune']:,} "
         f"prompts choose the settings, {data['test']:,} others are judged. No prompt is in two of these parts"
         + (f" ({data['held_out']:,} pairs are not trained on for that)." if data["held_out"] else ".")
     )
+    rewarded = [method.title for method in result.methods if method.needs_reward]
+    shared = (
+        f" The reward model is trained once for all trials of {', '.join(rewarded)} and counts in each of them, since "
+        "one trial alone would need it."
+    )
     yield (
-        f"A trial may use {result.budget.words()}, and both methods have equally many trials. The reward model is "
-        "trained once for all trials of PPO and counts in each of them, since one trial alone would need it."
+        f"A trial may use {result.budget.words()}, and all methods have equally many trials."
+        + (shared if rewarded else "")
     )
     if result.reward_accuracy is not None:
         yield f"The reward model is right on {result.reward_accuracy:.1%} of pairs that it was not trained on."
@@ -121,7 +130,12 @@ def _how(result: Result) -> Iterator[str]:
         "The KL is measured on answers sampled at temperature 1: log policy minus log start of whole answers. The "
         f"answers that are judged are {drawn}."
     )
-    yield "A difference counts as shown when the 95% interval of the direct comparison leaves out 50%."
+    intervals = "prompts and seeds" if len(result.seeds) > 1 else "prompts"
+    together = f" at {result.duels[0].strict.confidence:.2%}, 95% for all of them together" if result.duels[1:] else ""
+    yield (
+        f"A difference counts as shown when the interval of the direct comparison over {intervals} leaves out 50%"
+        f"{together or ' at 95%'}."
+    )
     yield "Every training is a run directory under trials/, with the recipe that repeats it (--config)."
 
 

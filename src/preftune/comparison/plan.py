@@ -1,4 +1,4 @@
-"""What is compared: the budget of a trial, and the settings that are tried, of each method equally many."""
+"""The budget of a trial, and the settings that are tried, of each method equally many."""
 
 from __future__ import annotations
 
@@ -7,38 +7,17 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
+from preftune.comparison.methods import Method
 from preftune.errors import RequestError, did_you_mean
-
-Method: TypeAlias = Literal["dpo", "ppo"]
-METHODS: tuple[Method, ...] = get_args(Method)
-NAMES: Mapping[Method, str] = {"dpo": "DPO", "ppo": "reward model + PPO"}
-SHORT: Mapping[Method, str] = {"dpo": "DPO", "ppo": "PPO"}
 
 Unit: TypeAlias = Literal["seconds", "tokens", "pairs"]
 Settings: TypeAlias = dict[str, str]
 """Fields of a configuration, as they are written in a recipe."""
 
-USUAL: Mapping[Method, Mapping[str, Sequence[str]]] = {
-    "dpo": {"beta": ("0.05", "0.1", "0.3")},
-    "ppo": {"kl_coef": ("0.02", "0.05", "0.15")},
-}
-"""What is tried where nothing else is asked for: the strength that holds the policy to where it began."""
-
-TUNED: Mapping[str, Sequence[str]] = {
-    "dpo": ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "loss_type", "beta", "label_smoothing"),
-    "reward": ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "center_rewards_coefficient"),
-    "ppo": (
-        "learning_rate", "total_episodes", "per_device_train_batch_size", "num_mini_batches", "num_ppo_epochs",
-        "max_new_tokens", "temperature", "kl_coef", "kl_estimator", "kl_target", "kl_horizon", "gamma", "lam",
-        "cliprange", "cliprange_value", "vf_coef", "value_learning_rate", "value_init", "whiten_advantages",
-        "whiten_rewards", "normalize_rewards", "reward_clip", "missing_eos_penalty",
-    ),
-}  # fmt: skip
-"""The settings that decide what a method learns, which tuning has to consider."""
-MODELS: Mapping[Method, Sequence[str]] = {"dpo": ("policy",), "ppo": ("reward model", "policy", "value function")}
-"""What a method trains."""
+TRIALS = 3
+"""Of each method, where nothing else is asked for."""
 
 _SCALE: Mapping[str, tuple[Unit, float]] = {
     "s": ("seconds", 1), "sec": ("seconds", 1), "seconds": ("seconds", 1),
@@ -51,7 +30,7 @@ _AMOUNT = re.compile(r"(\d[\d_,]*(?:\.\d+)?(?:e\d+)?)\s*([a-z]+)")
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The most that one trial may use, the same for both methods; a reward model counts in each trial of PPO."""
+    """The most that one trial may use, the same for all methods; a reward model counts in each trial that needs it."""
 
     unit: Unit
     amount: float
@@ -107,7 +86,7 @@ class Trial:
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"{self.method}-{self.number}-seed{self.seed}"
+        return f"{self.method.name}-{self.number}-seed{self.seed}"
 
 
 def parse_settings(words: Sequence[str], flag: str) -> Settings:
@@ -117,7 +96,7 @@ def parse_settings(words: Sequence[str], flag: str) -> Settings:
         if len(values) > 1:
             raise RequestError(
                 f"{flag} {name}={','.join(values)}: these are for all trials, so give one value. Several values are "
-                "tried where they follow --dpo or --ppo."
+                "tried where they follow the name of a method, as --dpo."
             )
         settings[name] = values[0]
     return settings
@@ -145,33 +124,45 @@ def check_names(grid: Mapping[str, object], known: Sequence[str], flag: str, *, 
         if name in ours:
             raise RequestError(f"{flag} {name}=...: the comparison sets {name} itself. Leave it out.")
         if name not in known:
-            hint = did_you_mean(name, known, otherwise="See preftune dpo, reward or ppo --help-all.")
+            hint = did_you_mean(name, known, otherwise=f"See preftune {flag.strip('-')} --help-all.")
             raise RequestError(f"{flag} {name}=...: there is no such setting. {hint}")
 
 
-def tried(grids: Mapping[Method, Mapping[str, Sequence[str]]]) -> dict[Method, list[Settings]]:
-    """All combinations of each method's values; where a method's own strength is not among them, its usual values.
+def tried(
+    methods: Sequence[Method],
+    grids: Mapping[str, Mapping[str, Sequence[str]]],
+    *,
+    number: int | None = None,
+    shared: Mapping[str, str],
+) -> dict[str, list[Settings]]:
+    """All combinations of each method's values; where its own strength is not among them, its usual values.
 
-    Raises: RequestError unless both have the same number.
+    Args:
+        grids: by the name of the method, what is tried of it.
+        number: of usual values, at most `TRIALS`; by default as many as the methods with values of their own have.
+        shared: settings of every training.
+    Raises: RequestError unless all have the same number.
     """
-    found: dict[Method, list[Settings]] = {}
-    for method in METHODS:
-        grid = {**USUAL[method], **grids.get(method, {})}
-        rows = itertools.product(*grid.values())
-        found[method] = [dict(zip(grid, values, strict=True)) for values in rows]
-    counts = {method: len(rows) for method, rows in found.items()}
-    if len(set(counts.values())) > 1:
-        told = ", ".join(f"{count} of {SHORT[method]}" for method, count in counts.items())
+    own = {math.prod(map(len, grids[m.name].values())) for m in methods if m.strength in grids.get(m.name, {})}
+    usual = number or (own.pop() if len(own) == 1 else TRIALS)
+    found: dict[str, list[Settings]] = {}
+    for method in methods:
+        grid = {**method.usual(usual, shared), **grids.get(method.name, {})}
+        found[method.name] = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    counts = {method.title: len(found[method.name]) for method in methods}
+    if len({*counts.values()}) > 1:
+        listed = ", ".join(f"{count} of {title}" for title, count in counts.items())
+        most = max(methods, key=lambda method: len(found[method.name]))
+        least = min(methods, key=lambda method: len(found[method.name]))
         raise RequestError(
-            f"{told}: each method gets the same number of trials, or the one that tries more wins by trying. Give as "
-            f"many values in --dpo as in --ppo (usual: --dpo beta={','.join(USUAL['dpo']['beta'])} --ppo "
-            f"kl_coef={','.join(USUAL['ppo']['kl_coef'])})."
+            f"{listed}: each method gets the same number of trials, or the one that tries more wins by trying. Give as "
+            f"many values in --{least.name} {least.strength}=... as in --{most.name}, or fewer values and --trials "
+            f"{min(counts.values())}."
         )
     return found
 
 
-def labels(trials: Sequence[Settings], method: Method) -> list[str]:
+def labels(trials: Sequence[Settings], strength: str) -> list[str]:
     """What tells a method's trials apart; of a single trial its strength."""
     differ = [name for name in trials[0] if len({settings[name] for settings in trials}) > 1]
-    shown = differ or list(USUAL[method])
-    return [", ".join(f"{name} {settings[name]}" for name in shown) for settings in trials]
+    return [", ".join(f"{name} {settings[name]}" for name in differ or [strength]) for settings in trials]

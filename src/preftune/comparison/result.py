@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from preftune.comparison.plan import METHODS, MODELS, NAMES, SHORT, TUNED, Budget, Method, amount_in_words
+from preftune.comparison.methods import Method
+from preftune.comparison.plan import Budget, amount_in_words
+from preftune.statistics.bradley_terry import Scores
 from preftune.statistics.intervals import MeanInterval, WinRate, more_prompts
+
+START = "start"
+"""The name of the model that all methods begin with, among theirs."""
+_COLUMNS = 3
+"""Methods that have a column each in the table; more have a row each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +29,7 @@ class Tried:
     outcome: Mapping[str, Any]
     """Of its training: `seconds`, `spent`, `steps`, `peak_gb`, `error`."""
     reward_outcome: Mapping[str, Any] | None
-    """Of the reward model's training, for PPO."""
+    """Of the reward model's training, where there is one."""
     used: float
     """Of the budget, the reward model's share included."""
     win_rate: WinRate | None = None
@@ -34,7 +41,7 @@ class Tried:
     @property
     def name(self) -> str:
         """The trial's."""
-        return f"{self.method}-{self.number}-seed{self.seed}"
+        return f"{self.method.name}-{self.number}-seed{self.seed}"
 
     @property
     def seconds(self) -> float:
@@ -53,7 +60,7 @@ class Tried:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "method": self.method,
+            "method": self.method.name,
             "number": self.number,
             "seed": self.seed,
             "settings": self.label,
@@ -71,7 +78,9 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Final:
-    """A method with the settings that were chosen, on the prompts that nothing was chosen by, over all seeds."""
+    """A method with the settings that were chosen, on the prompts that nothing was chosen by, over all seeds: intervals
+    of win rates are over prompts and seeds, those of means over prompts.
+    """
 
     method: Method
     label: str
@@ -86,8 +95,6 @@ class Final:
     """Its trainings, one for each seed."""
     right: float | None = None
     """Share of right answers, where the prompts say what is right."""
-    unread: int = 0
-    """Verdicts against the start that could not be read, and count as ties."""
 
     @property
     def seconds(self) -> float:
@@ -101,7 +108,7 @@ class Final:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "method": self.method,
+            "method": self.method.name,
             "settings": self.label,
             "against_start": self.against_start.to_dict(),
             "per_seed": [rate.to_dict() for rate in self.per_seed],
@@ -109,9 +116,43 @@ class Final:
             "gold": self.gold and self.gold._asdict(),
             "tokens": round(self.tokens, 2),
             "right": self.right,
-            "unread_verdicts": self.unread,
             "seconds": round(self.seconds, 1),
             "peak_gb": self.peak_gb,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Duel:
+    """Two methods' answers to the same prompts, over all seeds."""
+
+    first: Method
+    second: Method
+    rate: WinRate
+    """Of the first one's answers."""
+    strict: WinRate
+    """The same with an interval that is wide enough for all duels together (Bonferroni)."""
+
+    @property
+    def ahead(self) -> Method | None:
+        """The one that is shown to be better."""
+        if self.strict.ci_low <= 0.5 <= self.strict.ci_high:
+            return None
+        return self.first if self.strict.ci_low > 0.5 else self.second
+
+    def of(self, method: Method) -> WinRate:
+        """From its side."""
+        return self.rate if method == self.first else mirrored(self.rate)
+
+    def other(self, method: Method) -> Method:
+        return self.second if method == self.first else self.first
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "first": self.first.name,
+            "second": self.second.name,
+            **self.rate.to_dict(),
+            "ahead": self.ahead and self.ahead.name,
+            "confidence_of_ahead": self.strict.confidence,
         }
 
 
@@ -120,7 +161,7 @@ class Result:
     """A whole comparison."""
 
     start: str
-    """The model that both methods start from."""
+    """The model that all methods start from."""
     data: Mapping[str, Any]
     """`name`, and how many `train`, `tune`, `test` rows."""
     budget: Budget
@@ -130,90 +171,124 @@ class Result:
     """Of the answers that are judged; 0: the likeliest token."""
     seeds: Sequence[int]
     tried: Sequence[Tried]
-    finals: Mapping[Method, Final]
-    head_to_head: WinRate
-    """DPO's answers against PPO's."""
+    finals: Sequence[Final]
+    """In the order in which the methods were given."""
+    duels: Sequence[Duel]
+    """Every method with every other."""
+    scores: Scores
+    """Of all methods and the start, by Bradley and Terry."""
     start_gold: MeanInterval | None
     start_tokens: float
     start_right: float | None
     examples: Sequence[Mapping[str, Any]] = ()
-    """`prompt` and the answers of `start`, `dpo`, `ppo`, with both outcomes."""
+    """`prompt`, and by method and start their `answers`, and `outcomes` against the start."""
     reward_accuracy: float | None = None
     """Of the reward model, on pairs that it was not trained on."""
-    unread: int = 0
-    """Verdicts of the direct comparison that could not be read, and count as ties."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Versions and hardware."""
 
+    @property
+    def methods(self) -> list[Method]:
+        return [final.method for final in self.finals]
+
+    def duels_of(self, method: Method) -> list[Duel]:
+        return [duel for duel in self.duels if method in (duel.first, duel.second)]
+
     def verdict(self) -> str:
-        """In a sentence. A difference counts as shown where the interval of the direct comparison leaves out 50%: the
-        intervals of the two win rates, p and 1 - p, then do not overlap."""
-        rate = self.head_to_head
-        ahead: Method = "dpo" if rate.win_rate >= 0.5 else "ppo"
-        share, low, high = rate.win_rate, rate.ci_low, rate.ci_high
-        if ahead == "ppo":
-            share, low, high = 1 - share, 1 - high, 1 - low
-        other = SHORT["ppo" if ahead == "dpo" else "dpo"]
+        """In a sentence. A difference counts as shown where the interval of the direct comparison leaves out 50%, with
+        all direct comparisons taken together."""
+        rank = {score.name: place for place, score in enumerate(self.scores.models)}
+        best = min(self.methods, key=lambda method: rank[method.name])
+        mine = self.duels_of(best)
+        nearest = min(mine, key=lambda duel: duel.of(best).win_rate)
+        rate, other = nearest.of(best), nearest.other(best)
         seeds = f" over {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
         measured = (
-            f"{SHORT[ahead]}'s answers win {share:.1%} against {other}'s (95% interval {low:.1%} to {high:.1%}, "
-            f"{rate.prompts:,} prompts{seeds}, ties counted half)"
+            f"{best.title}'s answers win {rate.win_rate:.1%} against {other.title}'s (95% interval {rate.ci_low:.1%} "
+            f"to {rate.ci_high:.1%}, {rate.prompts:,} prompts{seeds}, ties counted half)"
         )
-        if low > 0.5:
+        if all(duel.ahead == best for duel in mine):
+            rival = ", its nearest rival" if len(mine) > 1 else ""
             return (
-                f"{SHORT[ahead]} is ahead: {measured}. That holds for this model, these data, this budget and this "
-                "judge."
+                f"{best.title} is ahead: {measured}{rival}. That holds for this model, these data, this budget and "
+                "this judge."
             )
-        more = more_prompts(rate)
-        outlook = "" if more is None else f" About {more:,} more prompts would show a difference of this size."
-        return f"No difference shown: {measured}.{outlook}"
+        if len(mine) == 1:
+            more = more_prompts(rate)
+            outlook = "" if more is None else f" About {more:,} more prompts would show a difference of this size."
+            return f"No difference shown: {measured}.{outlook}"
+        even = [duel.other(best).title for duel in mine if duel.ahead is None]
+        behind = [duel.other(best).title for duel in mine if duel.ahead == best]
+        before = [duel.other(best).title for duel in mine if duel.ahead not in (None, best)]
+        words = f"{best.title} has the best score, and nothing sets it apart from {_listed(even)}"
+        words += f"; it is ahead of {_listed(behind)}" if behind else ""
+        words += f"; it is behind {_listed(before)} in the direct comparison" if before else ""
+        return f"No single winner: {words}. {measured}."
 
     def sentences(self) -> list[str]:
         """The verdict, what each method reached, and what should be known besides."""
         lines = [self.verdict()]
-        for method in METHODS:
-            final = self.finals[method]
+        for final in self.finals:
             rate = final.against_start
             shown = "no difference from the start shown"
             if not rate.ci_low <= 0.5 <= rate.ci_high:
                 shown = f"{'better' if rate.ci_low > 0.5 else 'worse'} than the start"
             lines.append(
-                f"{NAMES[method]} ({final.label}): {rate.win_rate:.1%} against the start ({rate.ci_low:.1%} to "
+                f"{final.method.title} ({final.label}): {rate.win_rate:.1%} against the start ({rate.ci_low:.1%} to "
                 f"{rate.ci_high:.1%}), {shown}; KL {final.kl.mean:.2f} nats an answer, "
                 f"{amount_in_words('seconds', final.seconds)}."
             )
-        lines += self._cautions()
-        return lines
+        return lines + self._cautions()
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows for a page and a terminal: a row for each figure, a column for each method."""
-        header = ["", "start", *(SHORT[method] for method in METHODS)]
-        finals = [self.finals[method] for method in METHODS]
-
-        def rated(rate: WinRate) -> str:
-            return f"{rate.win_rate:.1%} ({100 * rate.ci_low:.1f} to {100 * rate.ci_high:.1f})"
+        """Header and rows for a page and a terminal: a row for each figure, a column for each method; or the other
+        way round, where methods are many.
+        """
+        header = ["", START, *(method.title for method in self.methods)]
 
         def mean(value: MeanInterval | None, form: str = ".2f") -> str:
             return "" if value is None else f"{value.mean:{form}} ({value.low:{form}} to {value.high:{form}})"
 
-        rows = [["win rate against the start", "", *(rated(final.against_start) for final in finals)]]
-        rows.append(["win rate against each other", "", rated(self.head_to_head), rated(mirrored(self.head_to_head))])
+        def each(value: Callable[[Final], str]) -> list[str]:
+            return [value(final) for final in self.finals]
+
+        rows = [["win rate against the start", "", *each(lambda f: _rated(f.against_start))]]
+        if len(self.duels) == 1:
+            rows.append(["win rate against each other", "", *each(lambda f: _rated(self.duels[0].of(f.method)))])
+        else:
+            scored = {name: f"{elo:.0f}" for name, elo in self._elo().items()}
+            rows.append(["Elo, over all comparisons", scored[START], *each(lambda f: scored[f.method.name])])
         if self.start_gold is not None:
-            rows.append(["gold reward", mean(self.start_gold), *(mean(final.gold) for final in finals)])
+            rows.append(["gold reward", mean(self.start_gold), *each(lambda f: mean(f.gold))])
         if self.start_right is not None:
-            rights = [self.start_right, *(final.right for final in finals)]
+            rights = [self.start_right, *(final.right for final in self.finals)]
             rows.append(["right answers", *("" if right is None else f"{right:.1%}" for right in rights)])
         rows += [
-            ["KL to the start, nats an answer", "0", *(mean(final.kl) for final in finals)],
-            ["tokens an answer", f"{self.start_tokens:.0f}", *(f"{final.tokens:.0f}" for final in finals)],
-            ["wall time, loading included", "", *(amount_in_words("seconds", final.seconds) for final in finals)],
-            ["peak memory", "", *("?" if f.peak_gb is None else f"{f.peak_gb:.2f} GB" for f in finals)],
-            ["models trained", "", *(f"{len(MODELS[m])}: {', '.join(MODELS[m])}" for m in METHODS)],
-            ["settings to tune", "", str(len(TUNED["dpo"])), str(len(TUNED["reward"]) + len(TUNED["ppo"]))],
-            ["trials", "", *(str(len([t for t in self.tried if t.method == m])) for m in METHODS)],
-            ["settings chosen", "", *(final.label for final in finals)],
+            ["KL to the start, nats an answer", "0", *each(lambda f: mean(f.kl))],
+            ["tokens an answer", f"{self.start_tokens:.0f}", *each(lambda f: f"{f.tokens:.0f}")],
+            ["wall time, loading included", "", *each(lambda f: amount_in_words("seconds", f.seconds))],
+            ["peak memory", "", *each(lambda f: "?" if f.peak_gb is None else f"{f.peak_gb:.2f} GB")],
+            ["models trained", "", *each(lambda f: f"{len(f.method.models)}: {', '.join(f.method.models)}")],
+            ["settings to tune", "", *each(lambda f: str(f.method.settings_to_tune))],
+            ["trials", "", *each(lambda f: str(len([t for t in self.tried if t.method == f.method])))],
+            ["settings chosen", "", *each(lambda f: f.label)],
         ]
+        if len(self.finals) > _COLUMNS:
+            columns = list(zip(header, *rows, strict=True))
+            header, rows = [*columns[0]], [[*column] for column in columns[1:]]
         return header, rows
+
+    def duel_table(self) -> tuple[list[str], list[list[str]]]:
+        """Win rates of the methods in rows against those in columns; an asterisk marks a difference that is shown."""
+        rows = []
+        for method in self.methods:
+            cells = {duel.other(method).name: (duel.of(method), duel.ahead) for duel in self.duels_of(method)}
+            row = [method.title]
+            for other in self.methods:
+                rate, ahead = cells.get(other.name, (None, None))
+                row.append("" if rate is None else _rated(rate) + ("*" if ahead else ""))
+            rows.append(row)
+        return ["", *(method.title for method in self.methods)], rows
 
     def to_dict(self) -> dict[str, Any]:
         """What compare.json holds."""
@@ -227,47 +302,58 @@ class Result:
             "gold": self.gold,
             "temperature": self.temperature,
             "seeds": list(self.seeds),
-            "dpo_against_ppo": self.head_to_head.to_dict(),
-            "unread_verdicts": self.unread,
+            "duels": [duel.to_dict() for duel in self.duels],
+            "scores": self.scores.to_dict(),
             "start_gold": self.start_gold and self.start_gold._asdict(),
             "start_tokens": round(self.start_tokens, 2),
             "start_right": self.start_right,
             "reward_model_accuracy": self.reward_accuracy,
-            "methods": {method: final.to_dict() for method, final in self.finals.items()},
+            "methods": {final.method.name: final.to_dict() for final in self.finals},
             "trials": [trial.to_dict() for trial in self.tried],
             **self.facts,
         }
+
+    def _elo(self) -> dict[str, float]:
+        return {score.name: score.elo[0] for score in self.scores.models}
 
     def _cautions(self) -> list[str]:
         lines = []
         if len(self.seeds) == 1:
             lines.append("One seed: another one may turn a small difference round (--seeds 0 1 2).")
-        else:
-            lines.append("The intervals are over prompts; the seeds are too few for an interval of their own.")
-        failed = [f"{SHORT[t.method]} with {t.label}" for t in self.tried if not t.finished]
+        elif len(self.seeds) == 2:
+            lines.append("Two seeds are few for the intervals, which are over prompts and seeds; three are better.")
+        failed = [f"{t.method.title} with {t.label}" for t in self.tried if not t.finished]
         if failed:
             lines.append(f"Did not finish, and counts as a trial: {'; '.join(failed)}.")
-        rates = [(self.head_to_head, self.unread), *((one.against_start, one.unread) for one in self.finals.values())]
-        unread, asked = sum(count for _, count in rates), sum(rate.n for rate, _ in rates)
+        rates = [*(duel.rate for duel in self.duels), *(final.against_start for final in self.finals)]
+        unread, asked = sum(rate.unread for rate in rates), sum(rate.n for rate in rates)
         if unread:
             lines.append(
                 f"{unread:,} of {asked:,} verdicts could not be read: they count as ties, and the intervals of "
                 "win rates hold whatever they would have been."
             )
-        for method in METHODS:
+        for method in self.methods:
             used = [trial.used for trial in self.tried if trial.method == method and trial.finished]
             if used and max(used) < 0.8 * self.budget.amount:
                 lines.append(
-                    f"{SHORT[method]} ended by itself after {amount_in_words(self.budget.unit, max(used))} of "
+                    f"{method.title} ended by itself after {amount_in_words(self.budget.unit, max(used))} of "
                     f"{self.budget.words()}; its settings say how long (num_train_epochs, total_episodes)."
                 )
             if used and max(used) > 1.2 * self.budget.amount:
                 lines.append(
-                    f"{SHORT[method]} used up to {amount_in_words(self.budget.unit, max(used))} of "
+                    f"{method.title} used up to {amount_in_words(self.budget.unit, max(used))} of "
                     f"{self.budget.words()}: a limit is checked after whole steps and rounds. Give a larger budget, "
                     "or smaller batches."
                 )
         return lines
+
+
+def _rated(rate: WinRate) -> str:
+    return f"{rate.win_rate:.1%} ({100 * rate.ci_low:.1f} to {100 * rate.ci_high:.1f})"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def mirrored(rate: WinRate) -> WinRate:

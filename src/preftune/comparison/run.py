@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from preftune.comparison.data import Row
 from preftune.comparison.measure import Distance, Stored, answers_of, distance, mean_score
-from preftune.comparison.plan import METHODS, SHORT, Method, Trial, amount_in_words, labels
-from preftune.comparison.result import Final, Result, Tried
+from preftune.comparison.methods import Method
+from preftune.comparison.plan import Trial, amount_in_words, labels
+from preftune.comparison.result import START, Duel, Final, Result, Tried
 from preftune.comparison.trainings import Plan, Say, Trainings
 from preftune.errors import ModelError, RequestError
 from preftune.evaluation.two_models.run import evaluate_pairwise
@@ -19,7 +22,9 @@ from preftune.generation.lazy_model import ModelSource
 from preftune.generation.protocol import Answer
 from preftune.judges.protocol import judge_name
 from preftune.judges.text_matching import is_correct
-from preftune.statistics.intervals import WinRate, mean_interval, win_rate
+from preftune.statistics.bradley_terry import Game, bradley_terry
+from preftune.statistics.intervals import WinRate, mean_interval
+from preftune.statistics.over_seeds import win_rate_over_seeds
 from preftune.storage.jsonl import digest, read_lines
 
 _EXAMPLES = 24
@@ -47,16 +52,17 @@ class Comparison:
         first = self.plan.seeds[0]
         self._try_out()
         tried = [self._tune(trial) for trial in self._trials(first)]
-        best = {method: self._best(method, tried) for method in METHODS}
-        runs: dict[Method, list[tuple[Trial, Tried]]] = {method: [] for method in METHODS}
+        best = [self._best(method, tried) for method in self.plan.methods]
+        runs: list[list[Tried]] = [[] for _ in best]
         for seed in self.plan.seeds:
-            for method in METHODS:
-                trial = replace(best[method], seed=seed)
+            for chosen, made_of_it in zip(best, runs, strict=True):
+                trial = replace(chosen, seed=seed)
                 made = next((one for one in tried if one.name == trial.name), None) or self._trainings.train(trial)
                 if not made.finished:
                     raise RequestError(self._unfinished(made))
-                runs[method].append((trial, made))
-        tried = [replace(one, chosen=one.name == best[one.method].name) for one in tried]
+                made_of_it.append(made)
+        chosen_names = {trial.name for trial in best}
+        tried = [replace(one, chosen=one.name in chosen_names) for one in tried]
         return self._judged(runs, tried)
 
     def _try_out(self) -> None:
@@ -73,14 +79,14 @@ class Comparison:
     # --- training ---
 
     def _trials(self, seed: int) -> Iterator[Trial]:
-        """One of each method after the other, so that an early stop leaves both with as many."""
-        for number in range(1, len(self.plan.trials["dpo"]) + 1):
-            for method in METHODS:
+        """One of each method after the other, so that an early stop leaves all with as many."""
+        for number in range(1, len(next(iter(self.plan.trials.values()))) + 1):
+            for method in self.plan.methods:
                 yield self._trial(method, number, seed)
 
     def _trial(self, method: Method, number: int, seed: int) -> Trial:
-        settings = self.plan.trials[method]
-        return Trial(method, number, settings[number - 1], seed, labels(settings, method)[number - 1])
+        settings = self.plan.trials[method.name]
+        return Trial(method, number, settings[number - 1], seed, labels(settings, method.strength)[number - 1])
 
     def _tune(self, trial: Trial) -> Tried:
         made = self._trainings.train(trial)
@@ -112,48 +118,25 @@ class Comparison:
         ]
         if not known:
             raise RequestError(
-                f"No trial of {SHORT[method]} finished, so there is nothing to compare. The logs are in "
-                f"{self.plan.output}/trials/{method}-*/log.txt."
+                f"No trial of {method.title} finished, so there is nothing to compare. The logs are in "
+                f"{self.plan.output}/trials/{method.name}-*/log.txt."
             )
         *_, best = max(known, key=lambda rated: rated[:2])
-        self._say(f"chosen for {SHORT[method]}: {best.label}")
+        self._say(f"chosen for {method.title}: {best.label}")
         return self._trial(method, best.number, best.seed)
 
-    def _judged(self, runs: Mapping[Method, Sequence[tuple[Trial, Tried]]], tried: Sequence[Tried]) -> Result:
+    def _judged(self, runs: Sequence[Sequence[Tried]], tried: Sequence[Tried]) -> Result:
         """Everything on the prompts that nothing was chosen by."""
         plan, rows = self.plan, self.plan.parts.test
         start = self._answers(self._start, rows, "start-test")
         self._start.release()
-        finals: dict[Method, Final] = {}
-        answers: dict[Method, list[list[Answer]]] = {}
-        for method in METHODS:
-            finals[method], answers[method] = self._final(method, runs[method], rows)
-        outcomes: list[float] = []
-        unread: list[bool] = []
-        examples: list[dict[str, Any]] = []
-        for (dpo, _), (ppo, _), by_dpo, by_ppo in zip(
-            runs["dpo"], runs["ppo"], answers["dpo"], answers["ppo"], strict=True
-        ):
-            name = f"{dpo.name}-against-{ppo.name}-test"
-            summary, judged = self._compared(rows, by_ppo, by_dpo, name, (ppo.name, dpo.name))
-            outcomes += [OUTCOME_VALUE[one.outcome] for one in judged]
-            unread += [one.unjudged for one in judged]
-            examples = (
-                examples
-                or [
-                    {
-                        "id": str(row["id"]),
-                        "prompt": row["prompt"],
-                        "start": before.text,
-                        "dpo": ours.text,
-                        "ppo": theirs.text,
-                        "dpo_against_ppo": one.outcome,
-                    }
-                    for row, before, ours, theirs, one in zip(rows, start, by_dpo, by_ppo, judged, strict=True)
-                ][:_EXAMPLES]
-            )
-            self._say(f"DPO against PPO, seed {dpo.seed}: {summary.win_rate.win_rate:.1%}")
-        clusters = [str(row["id"]) for row in rows]
+        judged = [self._method(trials, rows, start) for trials in runs]
+        games = [game for one in judged for game in one.against_start.games((one.final.method.name, START))]
+        duels = []
+        for first, second in itertools.combinations(judged, 2):
+            duel, verdicts = self._duel(first, second, of=math.comb(len(judged), 2))
+            duels.append(duel)
+            games += verdicts.games((duel.first.name, duel.second.name))
         return Result(
             start=plan.start,
             data={
@@ -169,54 +152,63 @@ class Comparison:
             temperature=plan.ruler.sampling.temperature,
             seeds=plan.seeds,
             tried=tried,
-            finals=finals,
-            head_to_head=win_rate(outcomes, clusters * len(plan.seeds), unread=unread),
+            finals=[one.final for one in judged],
+            duels=duels,
+            scores=bradley_terry(games, anchor=START),
             start_gold=self._gold(rows, [start]),
             start_tokens=sum(answer.tokens for answer in start) / len(start),
             start_right=self._right(rows, start),
-            examples=examples,
+            examples=_examples(rows, start, judged),
             reward_accuracy=self._trainings.reward_accuracy(),
-            unread=sum(unread),
             facts=self._facts,
         )
 
-    def _final(
-        self, method: Method, runs: Sequence[tuple[Trial, Tried]], rows: Sequence[Row]
-    ) -> tuple[Final, list[list[Answer]]]:
-        """One method over all seeds, and its answers."""
-        answers: list[list[Answer]] = []
-        rates: list[WinRate] = []
-        outcomes: list[float] = []
+    def _duel(self, first: _Judged, second: _Judged, *, of: int) -> tuple[Duel, _Verdicts]:
+        """Two methods' answers, seed by seed.
+
+        Args:
+            of: how many duels are judged.
+        """
+        verdicts = _Verdicts()
+        for mine, theirs, ours, others in zip(
+            first.final.trials, second.final.trials, first.answers, second.answers, strict=True
+        ):
+            name = f"{mine.name}-against-{theirs.name}-test"
+            names = (theirs.name, mine.name)
+            verdicts.add(self._compared(self.plan.parts.test, others, ours, name, names)[1])
+        rate, strict = verdicts.rate(0.95), verdicts.rate(1 - 0.05 / of)
+        title = f"{first.final.method.title} against {second.final.method.title}"
+        self._say(f"{title}: {rate.win_rate:.1%} ({rate.ci_low:.1%} to {rate.ci_high:.1%})")
+        return Duel(first.final.method, second.final.method, rate, strict), verdicts
+
+    def _method(self, trials: Sequence[Tried], rows: Sequence[Row], start: Sequence[Answer]) -> _Judged:
+        """One method over all seeds against the start."""
+        verdicts, answers = _Verdicts(), []
         distances: list[Distance] = []
         right: list[float] = []
-        unread: list[bool] = []
-        for trial, _ in runs:
-            summary, judged, said = self._against_start(trial, "test")
+        for made in trials:
+            summary, judged, said = self._against_start(made, "test")
             answers.append(said)
-            rates.append(summary.win_rate)
-            outcomes += [OUTCOME_VALUE[one.outcome] for one in judged]
-            unread += [one.unjudged for one in judged]
-            distances.append(self._distance(trial, "test"))
+            verdicts.add(judged)
+            distances.append(self._distance(made, "test"))
             if summary.key_facts is not None:
                 right.append(summary.key_facts.aligned.mean)
-            self._say(f"{trial.name} against the start, on {len(rows):,} prompts: {summary.win_rate.win_rate:.1%}")
-        clusters = [str(row["id"]) for row in rows]
+            self._say(f"{made.name} against the start, on {len(rows):,} prompts: {summary.win_rate.win_rate:.1%}")
         tokens = [answer.tokens for one in answers for answer in one]
         final = Final(
-            method=method,
-            label=runs[0][0].label,
-            against_start=win_rate(outcomes, clusters * len(runs), unread=unread),
-            per_seed=rates,
+            method=trials[0].method,
+            label=trials[0].label,
+            against_start=verdicts.rate(0.95),
+            per_seed=[verdicts.of_seed(number) for number in range(len(trials))],
             kl=_pooled(distances, rows, self.plan.ruler.samples),
             gold=self._gold(rows, answers),
             tokens=sum(tokens) / len(tokens),
-            trials=[made for _, made in runs],
+            trials=trials,
             right=sum(right) / len(right) if right else None,
-            unread=sum(unread),
         )
-        return final, answers
+        return _Judged(final, answers, verdicts)
 
-    def _against_start(self, trial: Trial, part: str) -> tuple[Summary, list[JudgedRow], list[Answer]]:
+    def _against_start(self, trial: Trial | Tried, part: str) -> tuple[Summary, list[JudgedRow], list[Answer]]:
         """A trial's answers to one part's prompts, and how they compare with the start's."""
         rows, source = self._rows(part), self._source(trial)
         before = self._answers(self._start, rows, f"start-{part}")
@@ -251,7 +243,7 @@ class Comparison:
 
     # --- measuring ---
 
-    def _source(self, trial: Trial) -> ModelSource:
+    def _source(self, trial: Trial | Tried) -> ModelSource:
         return ModelSource(str(self._trainings.folder(trial)), **self.plan.model)
 
     def _answers(self, source: ModelSource, rows: Sequence[Row], name: str) -> list[Answer]:
@@ -262,7 +254,7 @@ class Comparison:
     def _rows(self, part: str) -> Sequence[Row]:
         return self.plan.parts.tune if part == "tune" else self.plan.parts.test
 
-    def _distance(self, trial: Trial, part: str) -> Distance:
+    def _distance(self, trial: Trial | Tried, part: str) -> Distance:
         file = self.plan.output / "distance" / f"{trial.name}-{part}.jsonl"
         return distance(self._source(trial), self._start, self._rows(part), self.plan.ruler, file)
 
@@ -276,6 +268,51 @@ class Comparison:
             return None
         found = [bool((is_right or is_correct)(answer.text, row)) for row, answer in zip(rows, answers, strict=True)]
         return sum(found) / len(found)
+
+
+class _Verdicts:
+    """What the judge said of two sides, seed by seed, the same prompts each time."""
+
+    def __init__(self) -> None:
+        self.outcomes_SP: list[list[float]] = []
+        self.unread_SP: list[list[bool]] = []
+
+    def add(self, judged: Sequence[JudgedRow]) -> None:
+        self.outcomes_SP.append([OUTCOME_VALUE[one.outcome] for one in judged])
+        self.unread_SP.append([one.unjudged for one in judged])
+
+    def rate(self, confidence: float) -> WinRate:
+        return win_rate_over_seeds(self.outcomes_SP, unread_SP=self.unread_SP, confidence=confidence)
+
+    def of_seed(self, number: int) -> WinRate:
+        part = slice(number, number + 1)
+        return win_rate_over_seeds(self.outcomes_SP[part], unread_SP=self.unread_SP[part])
+
+    def games(self, names: tuple[str, str]) -> list[Game]:
+        return [Game(*names, outcome, prompt) for row in self.outcomes_SP for prompt, outcome in enumerate(row)]
+
+
+class _Judged(NamedTuple):
+    """A method on the prompts that count."""
+
+    final: Final
+    answers: Sequence[Sequence[Answer]]
+    """Of each seed."""
+    against_start: _Verdicts
+
+
+def _examples(rows: Sequence[Row], start: Sequence[Answer], judged: Sequence[_Judged]) -> list[dict[str, Any]]:
+    """The first seed's answers to the first prompts."""
+    words = {value: name for name, value in OUTCOME_VALUE.items()}
+    return [
+        {
+            "id": str(row["id"]),
+            "prompt": row["prompt"],
+            "answers": {START: before.text, **{one.final.method.name: one.answers[0][n].text for one in judged}},
+            "outcomes": {one.final.method.name: words[one.against_start.outcomes_SP[0][n]] for one in judged},
+        }
+        for n, (row, before) in enumerate(zip(rows[:_EXAMPLES], start, strict=False))
+    ]
 
 
 def _pooled(distances: Sequence[Distance], rows: Sequence[Row], samples: int) -> Any:

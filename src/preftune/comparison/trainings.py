@@ -11,7 +11,8 @@ from typing import Any
 
 from preftune.comparison.data import Parts
 from preftune.comparison.measure import Ruler
-from preftune.comparison.plan import Budget, Method, Settings, Trial, amount_in_words
+from preftune.comparison.methods import Method
+from preftune.comparison.plan import Budget, Settings, Trial, amount_in_words
 from preftune.comparison.result import Tried
 from preftune.comparison.stages import Outcome, Stage, run_stage
 from preftune.errors import RequestError
@@ -24,16 +25,18 @@ Say = Callable[[str], None]
 
 _MINI_BATCHES = 4
 """Of a round of PPO, where nothing else is asked for."""
+_GENERATIONS = 8
+"""Answers to a prompt of GRPO and RLOO, where nothing else is asked for."""
 _ENDLESS = 10_000_000
-"""Episodes of PPO where time or tokens end it."""
-_FIXED: Mapping[str, Any] = {
+"""Episodes where time or tokens end it."""
+_SET: Mapping[str, Any] = {
     "save_strategy": "no",
     "eval_strategy": "no",
     "report_to": "none",
     "lr_scheduler_type": "constant",  # a schedule would have to know when the budget is used up
 }
 SET_HERE = (
-    *_FIXED, "model_name_or_path", "dataset_name", "eval_dataset_name", "eval_fraction", "output_dir", "reward_model",
+    *_SET, "model_name_or_path", "dataset_name", "eval_dataset_name", "eval_fraction", "output_dir", "reward_model",
     "seed", "max_seconds", "max_train_tokens", "max_steps", "resume_from_checkpoint",
     "model_revision",  # the start that answers and that the KL is measured to is the main one
     "reference_cache",  # what one trial has scored would be free for the next
@@ -47,7 +50,8 @@ class Plan:
     """All that decides a comparison."""
 
     start: str
-    """The model that both methods start from: a folder or hub id."""
+    """The model that all methods start from: a folder or hub id."""
+    methods: Sequence[Method]
     data_name: str
     parts: Parts
     train_file: Path
@@ -56,7 +60,8 @@ class Plan:
     output: Path
     budget: Budget
     seeds: Sequence[int]
-    trials: Mapping[Method, Sequence[Settings]]
+    trials: Mapping[str, Sequence[Settings]]
+    """By the name of the method."""
     shared: Mapping[str, str]
     """Settings of every training."""
     reward: Mapping[str, str]
@@ -71,9 +76,11 @@ class Plan:
 
     @property
     def questions(self) -> int:
-        """Answers that the judge compares at most: each trial and each seed's training with the start, and both
-        methods with each other."""
-        return 2 * len(self.trials["dpo"]) * len(self.parts.tune) + 3 * len(self.seeds) * len(self.parts.test)
+        """Answers that the judge compares at most: each trial and each seed's training with the start, and every
+        method with every other."""
+        trials = sum(map(len, self.trials.values()))
+        duels = math.comb(len(self.methods) + 1, 2)
+        return trials * len(self.parts.tune) + duels * len(self.seeds) * len(self.parts.test)
 
 
 class Trainings:
@@ -87,16 +94,17 @@ class Trainings:
         budget = self.plan.budget
         reward: Outcome | None = None
         left = budget
-        if trial.method == "ppo":
+        if trial.method.needs_reward:
             reward = self._reward_model(trial.seed)
             left = budget.less(self._used("reward", self._reward_stage(trial.seed), reward))
             if left.amount < 1:
                 raise RequestError(
-                    f"--budget {budget.words()} is used up by the reward model, and nothing is left for PPO. Give more."
+                    f"--budget {budget.words()} is used up by the reward model, and nothing is left for "
+                    f"{trial.method.title}. Give more."
                 )
         stage = self._stage(trial, left)
         outcome = self._run(stage, f"{trial.name} ({trial.label})")
-        used = self._used(trial.method, stage, outcome) + budget.amount - left.amount
+        used = self._used(trial.method.command, stage, outcome) + budget.amount - left.amount
         return Tried(
             trial.method,
             trial.number,
@@ -125,23 +133,28 @@ class Trainings:
         return Stage("reward", plan.output / "trials" / f"reward-seed{seed}", recipe, self._made_of)
 
     def _stage(self, trial: Trial, budget: Budget) -> Stage:
-        # PPO logs once a round; scores that an earlier trial has paid for would make the others' time worth more
-        own = {"logging_steps": 1, "reference_cache": False} if trial.method == "dpo" else {}
-        settings = {"guard": "off", **own, **self.plan.shared, **trial.settings}
-        limit = _limit(trial.method, budget, settings, self.plan.parts)
+        method = trial.method
+        own: dict[str, Any] = {}
+        if not method.needs_reward:  # what trains on fresh answers logs once a round
+            own = {"logging_steps": 1}
+            if self.plan.budget.unit == "seconds":
+                # scores that an earlier trial has paid for would make the others' time worth more
+                own["reference_cache"] = False
+        settings = {"guard": "off", **own, **method.fixed, **self.plan.shared, **trial.settings}
+        limit = _limit(method.command, budget, settings, self.plan.parts)
         recipe = {**self._common(trial.seed), **settings, **limit}
         made_of = self._made_of
-        if trial.method == "ppo":
+        if method.needs_reward:
             reward = self._reward_stage(trial.seed)
             recipe["reward_model"] = str(reward.folder)
             made_of = digest([made_of, dict(reward.recipe)])
-        return Stage(trial.method, self.folder(trial), recipe, made_of)
+        return Stage(method.command, self.folder(trial), recipe, made_of)
 
     def _common(self, seed: int) -> dict[str, Any]:
         return {
             "model_name_or_path": self.plan.start,
             "dataset_name": str(self.plan.train_file),
-            **_FIXED,
+            **_SET,
             "seed": seed,
         }
 
@@ -163,9 +176,9 @@ class Trainings:
         unit = self.plan.budget.unit
         if unit != "pairs":
             return float(outcome.spent.get(unit, 0.0))
-        if command == "ppo":
-            return float(outcome.spent.get("episodes", 0.0)) / 2
-        return float(outcome.steps * _batch(stage.recipe))
+        if "episodes" in outcome.spent:
+            return float(outcome.spent["episodes"]) / 2
+        return float(outcome.steps * _batch(stage.recipe) / _rows_of_a_pair(command))
 
     def reward_accuracy(self) -> float | None:
         """On pairs that it was not trained on, mean over seeds."""
@@ -175,29 +188,40 @@ class Trainings:
             found += [line["eval_accuracy"] for line in lines if "eval_accuracy" in line][-1:]
         return sum(found) / len(found) if found else None
 
-    def folder(self, trial: Trial) -> Path:
+    def folder(self, trial: Trial | Tried) -> Path:
         """Its run directory."""
         return self.plan.output / "trials" / trial.name
 
 
 def _limit(command: str, budget: Budget, settings: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
     """The fields that hold a training to its budget; its own epochs or episodes may end it earlier."""
+    answers = command not in ("dpo", "kto", "reward")
     own_end = any(name in settings for name in ("total_episodes", "num_train_epochs"))
-    endless = {"total_episodes": _ENDLESS} if command == "ppo" and not own_end else {}
+    endless = {"total_episodes": _ENDLESS} if answers and not own_end else {}
     if budget.unit == "seconds":
         return {**endless, "max_seconds": budget.amount}
     if budget.unit == "tokens":
         return {**endless, "max_train_tokens": int(budget.amount)}
     epochs = float(settings["num_train_epochs"]) if "num_train_epochs" in settings else math.inf
-    if command == "ppo":
-        a_round = _batch(settings) * int(settings.get("num_mini_batches", _MINI_BATCHES))
+    if answers:
+        a_round, each = _batch(settings), 1
+        if command == "ppo":
+            a_round *= int(settings.get("num_mini_batches", _MINI_BATCHES))
+        else:
+            each = int(settings.get("num_generations", _GENERATIONS))
         fits = max(a_round, int(2 * budget.amount) // a_round * a_round)
-        own = int(settings.get("total_episodes") or 0) or epochs * len({prompt_key(pair) for pair in parts.train})
+        own = int(settings.get("total_episodes") or 0) or epochs * each * len({prompt_key(p) for p in parts.train})
         return {"total_episodes": max(1, round(min(fits, own)))}
-    own = epochs * math.ceil(len(parts.train) / _batch(settings))
-    return {"max_steps": max(1, math.ceil(min(int(budget.amount) // _batch(settings), own)))}
+    rows = _rows_of_a_pair(command)
+    own = epochs * math.ceil(rows * len(parts.train) / _batch(settings))
+    return {"max_steps": max(1, math.ceil(min(int(rows * budget.amount) // _batch(settings), own)))}
+
+
+def _rows_of_a_pair(command: str) -> int:
+    """KTO takes its two answers apart."""
+    return 2 if command == "kto" else 1
 
 
 def _batch(settings: Mapping[str, Any]) -> int:
-    """Pairs of an optimiser step."""
+    """Rows of an optimiser step."""
     return int(settings.get("per_device_train_batch_size", 8)) * int(settings.get("gradient_accumulation_steps", 1))

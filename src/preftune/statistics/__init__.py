@@ -7,8 +7,9 @@ clustered by prompt.
     calibration         reliability of a reward model's probabilities
     intervals           win rates, means and shares with intervals; sample sizes; the verdict in words
     length_control      win rates at equal length (AlpacaEval 2)
+    over_seeds          win rates over prompts and training seeds
     paired              one metric of two models: difference, interval, better or worse
     profile_likelihood  intervals of one quantity of a fitted model
 """
 
-__all__ = ["calibration", "intervals", "length_control", "paired"]
+__all__ = ["bradley_terry", "calibration", "intervals", "length_control", "over_seeds", "paired"]

@@ -130,7 +130,7 @@ def mean_interval(
     return MeanInterval(data.mean, data.mean - half, data.mean + half, error)
 
 
-def _wilson(rate: float, size: float, quantile: float) -> tuple[float, float]:
+def wilson(rate: float, size: float, quantile: float) -> tuple[float, float]:
     """Wilson's score interval of a rate from `size` independent trials."""
     shrink = 1 + quantile**2 / size
     centre = (rate + quantile**2 / (2 * size)) / shrink
@@ -152,8 +152,8 @@ def _closed_form(data: _Clustered, confidence: float) -> tuple[float, float]:
         return 0.0, 1.0  # one prompt says nothing about others
     rate, variance = data.mean, data.variance
     if variance > 1e-15:
-        return _wilson(rate, rate * (1 - rate) / variance, quantile(confidence, prompts))
-    low, high = _wilson(rate, float(prompts), NormalDist().inv_cdf(0.5 + confidence / 2))
+        return wilson(rate, rate * (1 - rate) / variance, quantile(confidence, prompts))
+    low, high = wilson(rate, float(prompts), NormalDist().inv_cdf(0.5 + confidence / 2))
     exact = (0.5 - confidence / 2) ** (1 / prompts)
     return (min(low, exact) if rate == 1 else low), (max(high, 1 - exact) if rate == 0 else high)
 

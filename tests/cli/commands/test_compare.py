@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -68,14 +69,14 @@ def test_a_whole_comparison_and_what_is_done_again(preftune, tiny_model, pairs, 
     assert [trial["used_of_the_budget"] for trial in found["trials"]] == [8, 8, 8, 8]
     assert all(trial["peak_gb"] > 0 and trial["distance"]["kl"] for trial in found["trials"])
     assert sum(trial["chosen"] for trial in found["trials"]) == 2
-    assert found["dpo_against_ppo"]["n"] == 12
+    assert found["duels"][0]["n"] == 12
     assert found["methods"]["ppo"]["gold"]["mean"] >= 0
     assert len(found["methods"]["dpo"]["per_seed"]) == 2
     page = Path("runs/compare/report.html").read_text()
     assert "Reward against KL" in page
     recipe = Path("runs/compare/trials/ppo-1-seed0/recipe.yaml").read_text()
     assert "kl_coef: '0.01'" in recipe
-    assert "reference_cache: false" in Path("runs/compare/trials/dpo-2-seed0/recipe.yaml").read_text()
+    assert "reference_cache" not in Path("runs/compare/trials/dpo-2-seed0/recipe.yaml").read_text()
     assert "total_episodes: 8" in recipe  # 8 pairs, of which the reward model had its share
 
     calls.clear()
@@ -83,6 +84,50 @@ def test_a_whole_comparison_and_what_is_done_again(preftune, tiny_model, pairs, 
     assert again.code == 0
     assert calls == []
     assert json.loads(Path("runs/compare/compare.json").read_text())["trials"] == found["trials"]
+
+
+def test_many_methods_are_one_race_with_every_direct_comparison(preftune, tiny_model, pairs, calls) -> None:
+    words = [
+        "compare",
+        "--model",
+        tiny_model,
+        "--data",
+        pairs,
+        "--methods",
+        "dpo,ipo",
+        "simpo",
+        "kto",
+        "grpo",
+        "--seeds",
+        "0",
+        "1",
+    ]
+    words += ["--budget", "8pairs", "--trials", "1", "--both", "use_peft=true", "use_cpu=true"]
+    words += [
+        "per_device_train_batch_size=4",
+        "--grpo",
+        "num_generations=2",
+        "max_new_tokens=4",
+        "--max_new_tokens",
+        "4",
+    ]
+    result = preftune(*words, "--judge", "rule:compare_rules:by_length")
+    assert result.code == 0, result.err
+    methods = ["dpo", "ipo", "simpo", "kto", "grpo"]
+    trained = [f"{name}-1" for name in methods]
+    assert calls == [f"{name}-seed{seed}" for seed in (0, 1) for name in (*trained[:4], "reward", trained[4])]
+    found = json.loads(Path("runs/compare/compare.json").read_text())
+    assert list(found["methods"]) == methods
+    assert [(duel["first"], duel["second"]) for duel in found["duels"]] == [*itertools.combinations(methods, 2)]
+    assert {duel["n"] for duel in found["duels"]} == {12}
+    assert {duel["confidence_of_ahead"] for duel in found["duels"]} == {1 - 0.05 / 10}
+    assert {model["name"] for model in found["scores"]["models"]} == {"start", *methods}
+    assert [trial["used_of_the_budget"] for trial in found["trials"]] == [8] * 5
+    recipe = Path("runs/compare/trials/simpo-1-seed0/recipe.yaml").read_text()
+    assert "loss_type: simpo" in recipe
+    page = Path("runs/compare/report.html").read_text()
+    assert "Against each other" in page
+    assert "DPO, IPO, SimPO, KTO or GRPO?" in page
 
 
 def test_stopped_in_the_middle_it_goes_on(preftune, tiny_model, pairs, calls, monkeypatch) -> None:
@@ -126,7 +171,16 @@ def test_a_method_none_of_whose_trials_finishes_is_an_error(preftune, tiny_model
     (["--ppo", "kl_coef=x,y,z"], "kl_coef"),
     (["--both", "seed=3"], "the comparison sets seed itself"),
     (["--both", "kl_coef=3"], "there is no such setting"),
-    (["--dpo", "beta=0.1,0.2"], "2 of DPO, 3 of PPO"),
+    (["--dpo", "beta=0.1,0.2", "--ppo", "kl_coef=1,2,3"], "2 of DPO, 3 of PPO"),
+    (["--methods", "dpo,ipoo"], "--methods ipoo: there is no such method. Did you mean 'ipo'?"),
+    (["--methods", "dpo,sigmoid"], "--methods sigmoid: there is no such method. It is dpo here."),
+    (["--methods", "dpo"], "give at least two"),
+    (["--methods", "dpo,kto,dpo"], "dpo is there twice"),
+    (["--methods", "dpo,ipo", "--reward", "learning_rate=1"], "none of the methods trains a reward model"),
+    (["--methods", "dpo,ipo", "--ppo", "kl_coef=1"], "--ppo"),
+    (["--methods", "dpo,ipo", "--ipo", "loss_type=sigmoid"], "the comparison sets loss_type itself"),
+    (["--methods", "kto,grpo", "--grpo", "num_generations=3"], "which num_generations=3 does not divide"),
+    (["--trials", "4"], "a method has 3 usual values"),
     (["--budget", "soon"], "--budget soon: give a time"),
     (["--both", "lr_scheduler_type=linear"], "the comparison sets lr_scheduler_type itself"),
     (["--both", "warmup_steps=10"], "the comparison sets warmup_steps itself"),

@@ -1,12 +1,12 @@
-"""`preftune compare`: DPO against reward model and PPO, on your own model and data, within the same budget."""
+"""`preftune compare`: methods against each other on your own model and data, within the same budget."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import fields
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +28,21 @@ from preftune.generation.endpoint.client import is_endpoint
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from preftune.cli.train.train_command import Method as TrainMethod
     from preftune.comparison.measure import Score
-    from preftune.comparison.plan import Budget, Method, Settings
+    from preftune.comparison.methods import Method
+    from preftune.comparison.plan import Budget, Settings
     from preftune.comparison.result import Result
     from preftune.comparison.trainings import Plan
 
 
+_DEFAULT = ("dpo", "ppo")
+_MOST_TRIALS = 3
+
+
 def run(argv: Sequence[str]) -> int:
     """Runs `preftune compare` and returns its exit code: 0 when it is done, whatever the verdict."""
-    asked = _parser().read(argv)
+    asked = _parser(_named(argv)).read(argv)
     _check(asked)
     from preftune.storage.run_lock import locked
     from preftune.training.record.stopping import StoppedError, StopSignals
@@ -57,14 +63,25 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> PlainParser:
+def _named(argv: Sequence[str]) -> list[str]:
+    """The methods that are asked for, each of which has a flag with its settings; names are checked later."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--methods", nargs="+", default=list(_DEFAULT))
+    try:
+        words = finder.parse_known_args(list(argv))[0].methods
+    except (SystemExit, argparse.ArgumentError):
+        words = list(_DEFAULT)
+    return [name for word in words for name in word.lower().replace("-", "_").split(",") if name.isidentifier()]
+
+
+def _parser(methods: Sequence[str]) -> PlainParser:
     parser = PlainParser(
         prog="preftune compare",
-        description="DPO against the classic pipeline (reward model, then PPO): the same model to start from, the same "
-        "pairs, the same budget and number of trials, the same judge. Says who is ahead, or that no difference is "
-        "shown. Run again after a stop, it goes on from there.",
+        description="Methods against each other, as DPO and the classic pipeline (reward model, then PPO): the same "
+        "model to start from, the same pairs, the same budget and number of trials, the same judge. Says who is ahead, "
+        "or that no difference is shown. Run again after a stop, it goes on from there.",
     )
-    parser.add_argument("--model", required=True, metavar="SFT", help="the model that both start from (preftune sft)")
+    parser.add_argument("--model", required=True, metavar="SFT", help="the model that all start from (preftune sft)")
     parser.add_argument("--data", required=True, metavar="PAIRS", help="preference pairs in any known format")
     parser.add_argument("--judge", required=True, help=JUDGE_FORMS)
     parser.add_argument("-o", "--output", metavar="FOLDER", default="runs/compare", help="where to (runs/compare)")
@@ -72,17 +89,20 @@ def _parser() -> PlainParser:
     tuning.add_argument(
         "--budget",
         default="10m",
-        help="of one trial: a time (90s, 10m, 2h), or a number of tokens or pairs, as 2000pairs; two answers that PPO "
-        "samples are a pair (10m)",
+        help="of one trial: a time (90s, 10m, 2h), or a number of tokens or pairs, as 2000pairs; two sampled answers "
+        "are a pair (10m)",
     )
     tuning.add_argument("--seeds", nargs="+", type=int, default=[0], help="settings are chosen on the first (0)")
-    for name, what in (
-        ("dpo", "to try, as beta=0.05,0.1,0.3 (that is the default) learning_rate=2e-5"),
-        ("ppo", "to try, as kl_coef=0.02,0.05,0.15 (the default); as many trials as for DPO"),
-        ("reward", "of the reward model, one value each"),
-        ("both", "of every training, as use_peft=true dtype=float32 per_device_train_batch_size=4"),
-    ):
-        tuning.add_argument(f"--{name}", nargs="+", default=[], metavar="NAME=VALUE", help=f"settings {what}")
+    tuning.add_argument(
+        "--methods",
+        nargs="+",
+        default=list(_DEFAULT),
+        metavar="NAME",
+        help="two or more of: dpo, the loss types of preftune dpo (ipo, simpo, orpo, ...), cdpo, kto, grpo, rloo, ppo "
+        "(dpo ppo)",
+    )
+    tuning.add_argument("--trials", type=int, metavar="N", help="of each method, of its usual values (1 to 3; 3)")
+    _add_settings(tuning, methods)
     data = parser.add_argument_group("data")
     data.add_argument("--split", default="train", help="of the data; slices work: 'train[:1000]' (train)")
     data.add_argument("--format", help="of the data, where its shape does not tell")
@@ -107,13 +127,32 @@ def _parser() -> PlainParser:
     return parser
 
 
+def _add_settings(tuning: Any, methods: Sequence[str]) -> None:
+    """A flag for the settings of each method, of the reward model and of all of them."""
+    for name in dict.fromkeys(methods):
+        example = "kl_coef=0.02,0.05,0.2" if name == "ppo" else "beta=0.05,0.1,0.3 learning_rate=2e-5"
+        more = "; every method has such a flag" if name == methods[-1] else ""
+        what = f"settings of {name} to try, as {example}{more}"
+        tuning.add_argument(f"--{name}", nargs="+", default=[], metavar="NAME=VALUE", help=what)
+    for name, what in (
+        ("reward", "of the reward model, one value each"),
+        ("both", "of every training, as use_peft=true dtype=float32 per_device_train_batch_size=4"),
+    ):
+        tuning.add_argument(f"--{name}", nargs="+", default=[], metavar="NAME=VALUE", help=f"settings {what}")
+
+
 def _check(asked: argparse.Namespace) -> None:
     """What can be known to be wrong before anything is loaded. Raises: RequestError."""
     if asked.judge == "auto":
-        raise RequestError("--judge auto is for preftune eval. Here name one that neither method trains on.")
+        raise RequestError("--judge auto is for preftune eval. Here name one that no method trains on.")
     check_judge(asked, asked.judge, alone=False)
     if not any(is_endpoint(name) for name in (asked.judge, asked.gold or "")):
         refuse(asked, ENDPOINT_FLAGS, unless="the judge or the gold reward is openai:NAME@BASE_URL")
+    if asked.trials is not None and not 1 <= asked.trials <= _MOST_TRIALS:
+        raise RequestError(
+            f"--trials {asked.trials}: a method has {_MOST_TRIALS} usual values. Give 1 to {_MOST_TRIALS}, or values "
+            "of your own (--dpo beta=0.05,0.1,0.2,0.4)."
+        )
     for name in ("samples", "batch_size", "test_prompts", "tune_prompts"):
         if getattr(asked, name) is not None and getattr(asked, name) < 1:
             raise RequestError(f"--{name} {getattr(asked, name)}: give at least 1.")
@@ -130,7 +169,7 @@ def _compare(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> None
     from preftune.storage.jsonl import write_atomically, write_json
 
     plan = _plan(asked, folder, opened)
-    trials, others = len(plan.trials["dpo"]), len(plan.seeds) - 1
+    trials, others = len(next(iter(plan.trials.values()))), len(plan.seeds) - 1
     more = f", then the chosen ones with {others} more seed{'s' * (others > 1)}" if others else ""
     tell(
         f"preftune: {len(plan.parts.train):,} pairs to train on, {len(plan.parts.tune):,} prompts to choose settings "
@@ -150,6 +189,7 @@ def _plan(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> Plan:
     """Everything cheap first: errors are reported before anything is trained."""
     from preftune.comparison.data import split, write_parts
     from preftune.comparison.measure import Ruler
+    from preftune.comparison.methods import parse_methods
     from preftune.comparison.plan import Budget
     from preftune.comparison.trainings import Plan
     from preftune.generation.settings import SamplingSettings
@@ -157,7 +197,8 @@ def _plan(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> Plan:
     from preftune.storage.jsonl import prepare_folder
 
     budget = Budget.parse(asked.budget)
-    trials, shared, reward = _settings(asked, budget)
+    methods = parse_methods(asked.methods)
+    trials, shared, reward = _settings(asked, methods, budget)
     sampling = SamplingSettings(max_new_tokens=asked.max_new_tokens, temperature=asked.temperature)
     locate(asked.model)
     prepare_folder(folder)
@@ -171,6 +212,7 @@ def _plan(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> Plan:
         judge.endpoint.check()
     return Plan(
         start=asked.model,
+        methods=methods,
         data_name=prompts.name,
         parts=parts,
         train_file=train,
@@ -190,52 +232,57 @@ def _plan(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> Plan:
 
 
 def _settings(
-    asked: argparse.Namespace, budget: Budget
-) -> tuple[Mapping[Method, Sequence[Settings]], Settings, Settings]:
+    asked: argparse.Namespace, methods: Sequence[Method], budget: Budget
+) -> tuple[Mapping[str, Sequence[Settings]], Settings, Settings]:
     """Trials, settings of all trainings, settings of the reward model; every name and value is checked by the command
     that will get it.
     """
-    from preftune.cli.flags.arguments import ModelArguments
-    from preftune.comparison.plan import METHODS, check_names, parse_grid, parse_settings, tried
+    from preftune.comparison.plan import check_names, parse_grid, parse_settings, tried
     from preftune.comparison.trainings import SET_HERE
-    from preftune.training import DPOConfig, RewardConfig
-    from preftune.training.ppo import PPOConfig
 
-    configs = {"dpo": DPOConfig, "ppo": PPOConfig, "reward": RewardConfig}
-    known = {
-        name: [f.name for kind in (config, ModelArguments) for f in fields(kind)] for name, config in configs.items()
-    }
-    grids = {method: parse_grid(getattr(asked, method), f"--{method}") for method in METHODS}
+    commands = dict.fromkeys([*(method.command for method in methods), "reward"])
+    known = {command: [field.name for field in _method(command).fields() or ()] for command in commands}
+    grids = {method.name: parse_grid(getattr(asked, method.name), f"--{method.name}") for method in methods}
     reward, shared = parse_settings(asked.reward, "--reward"), parse_settings(asked.both, "--both")
-    for method, grid in grids.items():
-        check_names(grid, known[method], f"--{method}", ours=SET_HERE)
+    for method in methods:
+        ours = (*SET_HERE, "loss_type") if "loss_type" in method.fixed else SET_HERE
+        check_names(grids[method.name], known[method.command], f"--{method.name}", ours=ours)
     check_names(reward, known["reward"], "--reward", ours=SET_HERE)
     if asked.trust_remote_code:
         shared = {"trust_remote_code": "true", **shared}
-    common = [name for name in known["dpo"] if name in known["ppo"] and name in known["reward"]]
+    common = [name for name in known["reward"] if all(name in names for names in known.values())]
     check_names(shared, common, "--both", ours=SET_HERE)
-    if budget.unit == "pairs" and any("group_by_prompt" in [*named] for named in (grids["dpo"], reward, shared)):
+    named = {*reward, *shared, *(name for grid in grids.values() for name in grid)}
+    if budget.unit == "pairs" and "group_by_prompt" in named:
         raise RequestError(
             "group_by_prompt makes batches count prompts, and a budget in pairs could not be kept. Leave it out, or "
             "give --budget a time or tokens."
         )
-    trials = tried(grids)
-    for method in METHODS:
-        for settings in trials[method]:
-            _build(method, {**shared, **settings}, asked)
-    _build("reward", {**shared, **reward}, asked)
+    trials = tried(methods, grids, number=asked.trials, shared=shared)
+    for method in methods:
+        for settings in trials[method.name]:
+            _build(method.command, {**method.fixed, **shared, **settings}, asked, rewarded=method.needs_reward)
+    if any(method.needs_reward for method in methods):
+        _build("reward", {**shared, **reward}, asked)
+    elif reward:
+        raise RequestError("--reward: none of the methods trains a reward model. Leave it out.")
     return trials, shared, reward
 
 
-def _build(command: str, settings: Mapping[str, str], asked: argparse.Namespace) -> None:
+def _method(command: str) -> TrainMethod:
+    """How a command trains."""
+    method: TrainMethod = import_module(f"preftune.cli.train.{command}").METHOD
+    return method
+
+
+def _build(command: str, settings: Mapping[str, str], asked: argparse.Namespace, *, rewarded: bool = False) -> None:
     """Raises: whatever the command says of these settings."""
-    from preftune.cli.train import dpo, ppo, reward
     from preftune.cli.train.train_command import read_request
 
     words = ["--model", asked.model, "--data", asked.data, "--output_dir", asked.output]
     words += [word for name, value in settings.items() for word in (f"--{name}", value)]
-    words += ["--reward_model", "rule:none:none"] if command == "ppo" else []
-    read_request({"dpo": dpo.METHOD, "ppo": ppo.METHOD, "reward": reward.METHOD}[command], words)
+    words += ["--reward_model", "rule:none:none"] if rewarded else []
+    read_request(_method(command), words)
 
 
 def _gold(asked: argparse.Namespace, opened: ExitStack, **endpoint: Any) -> Score | None:
