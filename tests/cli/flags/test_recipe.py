@@ -69,10 +69,17 @@ def test_flags_override_the_recipe(tmp_path) -> None:
     ("text", "says"),
     [
         ("beta: 0.1\nlearnig_rate: 1e-6", "line 2: there is no field 'learnig_rate'. Did you mean 'learning_rate'?"),
-        ("beta: hot", "line 1: Argument --beta: invalid float value: 'hot'"),
+        ("beta: hot", "line 1: Argument --beta: 'hot' is no number. Give one, or leave it out. See"),
         ("beta: 0.1\nbeta: 0.2", "line 2: beta is there already, in line 1"),
         ("model: a\nmodel_name_or_path: b", "line 2: model_name_or_path and model are the same field"),
-        ("use_peft: maybe", "line 1: Argument --use_peft"),
+        ("use_peft: maybe", "line 1: Argument --use_peft: 'maybe' is neither true nor false. Write one of these two"),
+        ("use_peft: auto", "line 1: Argument --use_peft: 'auto' is neither true nor false"),
+        ("beta: 0.1\nbf16: enabled", "line 2: Argument --bf16: 'enabled' is neither true nor false"),
+        ("disable_dropout: none", "'none' is neither true nor false. Write one of these two, or leave it out for the"),
+        ("disable_dropout:", "line 1: Argument --disable_dropout: 'null' is neither true nor false"),
+        ("max_length: auto", "line 1: Argument --max_length: 'auto' is no whole number"),
+        ("max_steps: 1.5", "line 1: Argument --max_steps: '1.5' is no whole number. Give one"),
+        ("seed: none", "line 1: Argument --seed: 'none' is no whole number"),
         ("beta: [0.1, 0.2]", "beta takes a single value, not a list"),
         ("beta: {a: 1}", "beta takes a single value, not a mapping"),
         ("lora_r:", "lora_r has no value"),
@@ -88,6 +95,22 @@ def test_a_wrong_recipe_names_the_line(tmp_path, text: str, says: str) -> None:
     with pytest.raises(RequestError) as error:
         request(recipe=text, tmp_path=tmp_path)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("bf16: auto", None), ("bf16: none", None), ("bf16: 'True'", True), ("bf16: \"'true'\"", True),
+        ("bf16: off", False), ("fp16: auto", False), ("fp16: none", False), ("fp16:", False), ("fp16: null", False),
+        ("tf32: auto", None), ("learning_rate: auto", None), ("greater_is_better: auto", None),
+        ("use_peft: None", False), ("precompute_ref_log_probs: ~", False), ("disable_dropout: 'No'", False),
+        ("max_steps: 1e3", 1000), ("max_length: 512.0", 512), ("max_length: '512'", 512), ("beta: '0.2'", 0.2),
+    ],
+)  # fmt: skip
+def test_values_as_people_write_them(tmp_path, line: str, value: object) -> None:
+    asked, field = request(recipe=f"model: m\ndata: d\n{line}", tmp_path=tmp_path), line.partition(":")[0]
+    found = getattr(asked.model if field == "use_peft" else asked.config, field)
+    assert (type(found), found) == (type(value), value)
 
 
 def test_missing_recipe(preftune, tmp_path) -> None:

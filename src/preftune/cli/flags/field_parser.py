@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, get_args, get_type_hints
 
@@ -46,11 +47,15 @@ class FieldParser(HfArgumentParser):
                     )
 
     def _let_nothing_be_said(self) -> None:
-        """`None`, `null` and `~` for fields that may be None, and the words for "off" where a field has one."""
+        """`None`, `null` and `~` for fields that may be None, `auto` for what is settled then, and the words for "off"
+        where a field has one.
+        """
         for action in self._actions:
             hint = self._hints.get(action.dest)
             if hint in (bool, bool | None) and action.type is not None:
-                action.type = _changed(action.type, lambda text: _SWITCHES.get(_word(text), text), "bool")
+                action.type = _switch(action.default, may_be_none=hint is not bool, automatic=action.dest in _AUTOMATIC)
+            elif action.type in (int, float):
+                action.type = _number(action.type, action.default, automatic=action.dest in _AUTOMATIC)
             if action.dest in _OFF:
                 action.type = _changed(action.type, _turned_off(_OFF[action.dest]))
             elif hint is not None and type(None) in get_args(hint) and action.nargs in (None, "?"):
@@ -58,7 +63,8 @@ class FieldParser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Argparse's own complaints (a value of the wrong type, a missing one) as one paragraph."""
-        raise RequestError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
+        message = re.sub(r"^argument (--[^/:]+)[^:]*:", r"Argument \1:", message)  # one spelling of the flag
+        raise RequestError(f"{message[:1].upper()}{message[1:].rstrip('.')}. See {self.prog} --help.")
 
     def names(self) -> dict[str, str]:
         """Every spelling of every flag, without its dashes in front -> the field it sets."""
@@ -124,6 +130,8 @@ class FieldParser(HfArgumentParser):
             value = [f"{canonical}={own}" for canonical, own in value.items()]
         if value is None and field in _OFF:
             value = _OFF[field]
+        if value is None and hint is bool:
+            value = "null"
         if value is None and type(None) not in get_args(hint):
             raise RequestError(f"{entry.key} has no value. Give one, or remove the line.")
         if isinstance(value, dict) and not _takes(dict, hint):
@@ -152,18 +160,61 @@ _OFF = {
 """Fields that are turned off by a word of their own, for which people write another one."""
 _NOTHING = frozenset({"none", "null", "~"})
 _OFF_WORDS = _NOTHING | {"no", "off", "false"}
-_SWITCHES = {"on": "true", "off": "false"}
-"""In addition to the words that transformers knows."""
+_AUTOMATIC = frozenset({"bf16", "fp16", "tf32", "greater_is_better", "disable_tqdm", "learning_rate"})
+"""Fields that are settled from the hardware or the method where nothing is given: `auto` is nothing given."""
+_SWITCHES = {
+    **dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True),
+    **dict.fromkeys(("false", "f", "no", "n", "off", "0"), False),
+}
 
 
-def _changed(kind: Any, change: Callable[[str], str | None], name: str = "str") -> Callable[[str], Any]:
+def _switch(default: Any, *, may_be_none: bool, automatic: bool) -> Callable[[str], bool | None]:
+    """The type of a field that is true or false; nothing is off, but for a field that is on by default."""
+
+    def read(text: str | bool) -> bool | None:
+        word = str(text).strip().strip("'\"").lower()
+        if word in _SWITCHES:
+            return _SWITCHES[word]
+        if (word == "auto" and automatic) or (word in _NOTHING and (may_be_none or not default)):
+            return None if may_be_none else False
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither true nor false. Write one of these two, or leave it out{_default(default)}"
+        )
+
+    return read
+
+
+def _number(kind: type, default: Any, *, automatic: bool) -> Callable[[str], Any]:
+    """The type of a number; whole ones also as `1e3` and `512.0`, as YAML is written."""
+
+    def read(text: str) -> Any:
+        word = str(text).strip().strip("'\"").lower()
+        if word == "auto" and automatic:
+            return None
+        try:
+            value = float(word) if kind is float or any(mark in word for mark in ".e") else int(word)
+            if kind is float or value == int(value):
+                return kind(value)
+        except (ValueError, OverflowError):
+            pass
+        what = "number" if kind is float else "whole number"
+        raise argparse.ArgumentTypeError(f"{text!r} is no {what}. Give one, or leave it out{_default(default)}")
+
+    return read
+
+
+def _default(value: Any) -> str:
+    return "" if value is None else f" for the default ({value})"
+
+
+def _changed(kind: Any, change: Callable[[str], str | None]) -> Callable[[str], Any]:
     """The type of an action, after a change of the text; nothing stays None."""
 
     def read(text: str) -> Any:
         changed = change(text)
         return changed if kind is None or changed is None else kind(changed)
 
-    read.__name__ = getattr(kind, "__name__", name)
+    read.__name__ = getattr(kind, "__name__", "str")
     return read
 
 

@@ -6,6 +6,7 @@ honoured are refused with the reason (`refused`).
     base     PackedConfig: options of all trainers on packed groups
     dpo      DPOConfig
     kto      KTOConfig
+    kinds    values of the kind that their field has
     losses   LossFields: losses and their options
     reference_free  CPOConfig, ORPOConfig
     refused  options that are not honoured, with the reason
@@ -13,4 +14,4 @@ honoured are refused with the reason (`refused`).
     sft      SFTConfig
 """
 
-__all__ = ["base", "dpo", "kto", "losses", "reference_free", "refused", "reward", "sft"]
+__all__ = ["base", "dpo", "kinds", "kto", "losses", "reference_free", "refused", "reward", "sft"]

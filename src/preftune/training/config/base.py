@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import TrainingArguments
 
 from preftune.errors import ConfigError
 from preftune.secret_values import is_secret, without_secrets
+from preftune.training.config.kinds import settle_kinds
 from preftune.training.config.refused import Refusal, refuse_unsupported
 
 SAVE_SECONDS = 600.0
@@ -152,7 +152,7 @@ class PackedConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         refuse_unsupported(self, self.refused)
-        self._check_numbers()
+        settle_kinds(self)
         self._validate()
         self._resolve_hardware()
         self._resolve_early_stopping()
@@ -199,13 +199,6 @@ class PackedConfig(TrainingArguments):
         if self.save_dtype is not None:
             one_of("save_dtype", self.save_dtype, ("float32", "bfloat16", "float16"))
         one_of("engine", self.engine, ("auto", "packed", "separate", "naive"))
-
-    def _check_numbers(self) -> None:
-        """Raises: ConfigError, for text in a field that takes a number alone."""
-        for one in fields(self):
-            kind, value = str(one.type), getattr(self, one.name, None)
-            if isinstance(value, str) and re.search(r"\b(?:int|float)\b", kind) and "str" not in kind:
-                raise ConfigError(f"{one.name}={value!r} is text, and must be a number. Leave out the quotes.")
 
     def _at_least_1(self, *names: str) -> None:
         for name in names:
