@@ -28,6 +28,13 @@ implicit rewards), and `logits` is A - B - margin. Without a reference, p_w and 
 Weights of rows hold for every loss, margins where the table says so. Losses without a reference compute none: no
 reference pass, no second model, no cache.
 
+Losses of lists (`plackett_luce`, `lipo`, `info_nca`, `nca`) take all ranked or scored answers of a prompt together:
+rows with lists of answers and `scores` or `ranks`, answers from best to worst, or pairs whose two ratings are columns
+(see [data](data.md#lists)). A prompt with K answers is one list, and each answer is computed once; a pair without
+ratings is a list of two. The batch size counts lists, a row's weight is a factor of its list, `rewards/chosen` and
+`rewards/rejected` are those of the best and the worst answer, and `rewards/accuracies` is over all ordered pairs of a
+list. A list is never split, so max_tokens_per_batch should hold the longest. r is an answer's implicit reward.
+
 """
 
 
@@ -77,8 +84,8 @@ the optimiser step; TRL takes `bnpo` per micro-batch. With `beta=0` there is no 
 def page() -> str:
     """The whole document."""
     header = (
-        "| `loss_type` | method | reference | margins | beta | learning rate | options |\n"
-        "|---|---|---|---|--:|--:|---|\n"
+        "| `loss_type` | method | data | reference | margins | beta | learning rate | options |\n"
+        "|---|---|---|---|---|--:|--:|---|\n"
     )
     sections = [*map(_section, LOSSES.values()), _UNPAIRED, *(_of(loss) for loss in UNPAIRED.values())]
     sections += [_GROUPS, *map(_of, (group_advantages, leave_one_out, group_loss))]
@@ -88,7 +95,8 @@ def page() -> str:
 def _row(loss: Loss) -> str:
     margins = "needed" if loss.needs_margins else "yes" if loss.margins else "no"
     beta = f"{loss.beta:g}" if loss.has_beta else ""
-    cells = [f"[`{loss.name}`](#{_anchor(loss)})", loss.title, "yes" if loss.reference else "no", margins, beta]
+    data, reference = "lists" if loss.lists else "pairs", "yes" if loss.reference else "no"
+    cells = [f"[`{loss.name}`](#{_anchor(loss)})", loss.title, data, reference, margins, beta]
     return f"| {' | '.join([*cells, _rate(loss.learning_rate), ', '.join(f'`{name}`' for name in _options(loss))])} |"
 
 

@@ -43,6 +43,8 @@ class PreferencePair:
     """Nats of reward by which chosen has to win, >= 0. Not the strength of the preference in the data's own units."""
     agreement: float | None = None
     """Share of annotators who agree with the label, 0..1."""
+    ratings: tuple[float, float] | None = None
+    """How the data rate chosen and rejected, higher is better; read where lists are made of pairs."""
     id: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Passed to the chat template in training and in generation alike (`enable_thinking`, ...)."""
@@ -59,6 +61,7 @@ class PreferencePair:
             self.prompt,
             (self.chosen, self.rejected),
             (Preference(0, 1, self.weight, self.margin),),
+            scores=self.ratings or (),
             agreement=self.agreement,
             id=self.id,
             chat_template_kwargs=self.chat_template_kwargs,
@@ -141,7 +144,8 @@ class TokenizedGroup:
     labels: tuple[Label, ...] = ()
     """One for each completion; empty where the data have no labels."""
     scores: tuple[float, ...] = ()
-    """How good each completion is, in units of the method; empty without scores."""
+    """How good each completion is, in units of the method; empty without scores. With them, the pair of a group is the
+    best and the worst completion of a list."""
 
     def __post_init__(self) -> None:
         if self.scored:

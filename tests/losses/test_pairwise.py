@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from preftune.errors import ConfigError
-from preftune.losses import LOSSES, Objective, Pairs, get_loss
+from preftune.losses import LOSSES, Objective, Pairs, get_loss, listwise
 from preftune.losses import pairwise as p
 from preftune.losses import reference_free as free
 from preftune.types import Sides
@@ -22,7 +22,7 @@ OPTIONS = {
     "label_smoothing": 0.1, "f_divergence_type": "reverse_kl", "f_alpha_divergence_coef": 0.5, "discopop_tau": 0.05,
     "rdpo_alpha": 0.1, "dpop_lambda": 2.0, "rpo_distance": "backward_kl", "simpo_gamma": 0.5, "alphapo_alpha": 0.25,
     "slic_delta": 1.0, "tokens_per_pair": 4.0, "bco_running_mean": True,
-    "delta": 0.2,
+    "delta": 0.2, "lipo_labels": "wins", "nca_tau": 1e-4,
 }  # fmt: skip
 
 
@@ -102,6 +102,10 @@ BY_HAND = [
      s(0.2) * math.log(s(0.2) / s(0.5)) + s(-0.2) * math.log(s(-0.2) / s(-0.5))),
     (p.reward_aware, {**B, "rpo_distance": "forward_kl"}, {"margin": 0.2},
      s(0.5) * math.log(s(0.5) / s(0.2)) + s(-0.5) * math.log(s(-0.5) / s(-0.2))),
+    (listwise.plackett_luce, B, {}, softplus(-0.5)),
+    (listwise.lipo, B, {}, (1 / math.log(2) - 1 / math.log(3)) * softplus(-0.5)),
+    (listwise.info_nca, B, {}, softplus(-0.5)),
+    (listwise.nca, B, {}, softplus(-0.4) + 0.5 * softplus(0.4) + 0.5 * softplus(-0.1)),
     (free.simpo, {"beta": 2.0, "simpo_gamma": 0.5}, {"reference": None}, softplus(-(2 * (-5 + 6) - 0.5))),
     (free.simpo, {"beta": 2.0, "simpo_gamma": 0.5}, {"reference": None, "margin": 0.3}, softplus(-1.2)),
     (free.alphapo, {"beta": 2.0, "simpo_gamma": 0.5, "alphapo_alpha": 0.25}, {"reference": None},
@@ -149,6 +153,8 @@ AT_THE_START = {
     "discopop": 0.5 * math.log(2) + 0.5, "dpop": math.log(2), "cal_dpo": math.log(2) + 50.0, "reward_aware": 0.0,
     "bco_pair": softplus(0.2) + softplus(-0.2), "aot": math.log(2),
     "exo_pair": 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1), "rdpo": softplus(0.3),
+    "plackett_luce": math.log(2), "lipo": (1 / math.log(2) - 1 / math.log(3)) * math.log(2), "info_nca": math.log(2),
+    "nca": 2 * math.log(2),
 }  # fmt: skip
 
 

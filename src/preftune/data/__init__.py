@@ -29,6 +29,7 @@ from preftune.data.reading.load import load_rows
 from preftune.data.tokens.encode import DIALOGUE_TEMPLATE
 from preftune.data.tokens.group_by_prompt import group_by_prompt
 from preftune.data.tokens.groups import GroupDataset
+from preftune.data.tokens.lists import ListCounts, as_lists
 from preftune.data.tokens.report import DemonstrationReport, LabelledReport, TokenizeReport
 from preftune.data.tokens.tokenize import tokenize_demonstrations, tokenize_labelled, tokenize_pairs
 
@@ -42,8 +43,10 @@ __all__ = [
     "GroupDataset",
     "LabelledDataset",
     "LabelledReport",
+    "ListCounts",
     "PairDataset",
     "TokenizeReport",
+    "as_lists",
     "chat",
     "conversion",
     "demonstrations",

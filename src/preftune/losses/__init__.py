@@ -6,6 +6,7 @@ step.
 
     advantages      generalised advantage estimation
     group_relative  advantages and losses of GRPO and RLOO
+    listwise        losses of ranked and scored lists: plackett_luce, lipo, info_nca, nca
     objective       the weighted sum of losses that a run minimises
     pairs           what a loss of pairs gets and gives; f-divergences
     pairwise        losses with a reference: sigmoid (DPO), ipo, hinge, robust, ...
@@ -16,6 +17,7 @@ step.
     unpaired        KTO and APO on single answers with a label
 """
 
+from preftune.losses.listwise import Lists
 from preftune.losses.objective import Objective
 from preftune.losses.pairs import LossOutput, Pairs
 from preftune.losses.registry import LOSSES, TRL_ONLY, Loss, get_loss
@@ -23,6 +25,7 @@ from preftune.losses.registry import LOSSES, TRL_ONLY, Loss, get_loss
 __all__ = [
     "LOSSES",
     "TRL_ONLY",
+    "Lists",
     "Loss",
     "LossOutput",
     "Objective",
@@ -30,6 +33,7 @@ __all__ = [
     "advantages",
     "get_loss",
     "group_relative",
+    "listwise",
     "objective",
     "pairwise",
     "ppo",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from preftune.errors import ConfigError
+from preftune.losses.listwise import Lists
 from preftune.losses.pairs import LossOutput, Pairs
 from preftune.losses.registry import LOSSES, Loss, get_loss
 from preftune.types import Sides
@@ -55,6 +56,11 @@ class Objective:
         return any(loss.sorts for loss, _ in self.terms)
 
     @property
+    def takes_lists(self) -> bool:
+        """Whether a loss is of all ranked completions of a prompt together."""
+        return any(loss.lists for loss, _ in self.terms)
+
+    @property
     def needs_running_mean(self) -> bool:
         """Whether the mean of the rewards of earlier steps plays a part."""
         return any("delta" in loss.options for loss, _ in self.terms) and bool(self.options["bco_running_mean"])
@@ -74,7 +80,7 @@ class Objective:
 
     def __call__(
         self, policy: Sides, reference: Sides | None, *, weight_N: Tensor, margin_N: Tensor,
-        whole_N: Tensor | None = None, **step: Any,
+        whole_N: Tensor | None = None, lists: Lists | None = None, **step: Any,
     ) -> LossOutput:  # fmt: skip
         """The losses and rewards of N pairs.
 
@@ -82,10 +88,10 @@ class Objective:
             reference: None where no loss needs one; rewards are then of the policy alone.
             weight_N: (N,) factor of each pair's loss; the mean is over pairs, not over weights.
             margin_N: (N,) nats of reward by which the chosen side must win.
-            whole_N: see `Pairs`.
+            whole_N, lists: see `Pairs`.
             step: what is known of the whole optimiser step: `tokens_per_pair`.
         """
-        pairs = Pairs(policy, reference, margin_N, whole_N)
+        pairs = Pairs(policy, reference, margin_N, whole_N, lists)
         alone = pairs._replace(reference=None)
         values = {**self.options, **step}
         loss_N = torch.zeros_like(policy.chosen_N)
@@ -95,7 +101,8 @@ class Objective:
                 options["beta"] = self.beta
             loss_N = loss_N + weight * loss.function(pairs if loss.reference else alone, **options)
         chosen_N, rejected_N = self._rewards(pairs)
-        return LossOutput(weight_N * loss_N, self.beta * chosen_N.detach(), self.beta * rejected_N.detach())
+        right_N = Lists.of(pairs).right_N() if self.takes_lists else None
+        return LossOutput(weight_N * loss_N, self.beta * chosen_N.detach(), self.beta * rejected_N.detach(), right_N)
 
     def _rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Log-ratios; without a reference log-probabilities, per token where the losses take them so."""

@@ -24,6 +24,8 @@ class LossOutput(NamedTuple):
     """(N,) implicit reward of the chosen completion, nats, without gradient."""
     rejected_reward_N: Tensor
     """(N,) implicit reward of the rejected completion, nats, without gradient."""
+    right_N: Tensor | None = None
+    """(N,) of lists: the share of their ordered pairs with the higher reward for the better completion."""
 
 
 class Pairs(NamedTuple):
@@ -36,6 +38,9 @@ class Pairs(NamedTuple):
     """(N,) nats of reward by which the chosen side must win (ODPO, Amini et al. 2024, arXiv:2402.10571)."""
     whole_N: Tensor | None = None
     """(N,) log policy of the chosen completion with all its tokens, where `policy` weighs some of them (LD-DPO)."""
+    lists: tuple[Tensor, Tensor, Tensor] | None = None
+    """Log-ratios, scores and presence of the completions of N lists, as in `listwise.Lists`; the pairs are then their
+    best and worst ones."""
 
     @property
     def chosen_N(self) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from preftune.errors import ConfigError, did_you_mean
+from preftune.losses import listwise
 from preftune.losses import pairwise as p
 from preftune.losses import reference_free as free
 
@@ -36,6 +37,8 @@ class Loss:
     """It uses the margins of rows."""
     sorts: bool = False
     """Its margins are made of all pairs of the optimiser step."""
+    lists: bool = False
+    """It is of all ranked or scored completions of a prompt together."""
     needs_margins: bool = False
     """It means nothing without margins."""
     per_token: bool = False
@@ -162,6 +165,35 @@ _WITH_REFERENCE = (
     ),
 )  # fmt: skip
 
+_OF_LISTS = (
+    Loss(
+        "plackett_luce", listwise.plackett_luce, "Plackett-Luce DPO", "2305.18290",
+        "Rankings of several answers: each answer is computed once, where all pairs compute it K - 1 times.",
+        "Only the order counts, and the top of a long list weighs most. Of two answers it is DPO.", margins=False,
+        lists=True,
+    ),
+    Loss(
+        "lipo", listwise.lipo, "LiPO-lambda", "2402.01878",
+        "Rankings whose top matters most: pairs weigh by what exchanging their places would cost in DCG.",
+        "Labels are shares of the others beaten, in 0..1 as its authors' are; lipo_labels=scores takes scores as they "
+        "are, whose gain is 2^score: ratings of 1 to 5 weigh 30 times as much.", ("lipo_labels",), margins=False,
+        lists=True, beta=0.05, betas=(0.01, 0.5),
+    ),
+    Loss(
+        "info_nca", listwise.info_nca, "InfoNCA", "2402.05369",
+        "Scored answers: softmax of the scores is the label.",
+        "At its authors' nca_tau of 1e-4 the best answer alone is the label, whatever the others' scores: 1 makes "
+        "something of ratings of 1 to 5. Their code adds 0.01 to the score of the first answer.", ("nca_tau",),
+        margins=False, lists=True, beta=0.01, betas=(0.001, 0.5), learning_rate=5e-6,
+    ),
+    Loss(
+        "nca", listwise.nca, "NCA of lists", "2402.05369",
+        "As info_nca, where the likelihood of the best answers must not fall.",
+        "nca_tau as of info_nca. With two answers and a small tau it is nca_pair.", ("nca_tau",), margins=False,
+        lists=True, beta=0.01, betas=(0.001, 0.1), learning_rate=5e-6,
+    ),
+)  # fmt: skip
+
 _WITHOUT_REFERENCE = (
     Loss(
         "simpo", free.simpo, "SimPO", "2405.14734",
@@ -210,7 +242,7 @@ _WITHOUT_REFERENCE = (
     ),
 )  # fmt: skip
 
-LOSSES: dict[str, Loss] = {loss.name: loss for loss in (*_WITH_REFERENCE, *_WITHOUT_REFERENCE)}
+LOSSES: dict[str, Loss] = {loss.name: loss for loss in (*_WITH_REFERENCE, *_OF_LISTS, *_WITHOUT_REFERENCE)}
 
 TRL_ONLY = frozenset(["aot_unpaired"])
 """Losses of TRL 1.16 that preftune does not compute (yet): refused by name, never taken for a misspelling."""

@@ -112,7 +112,8 @@ def convert_pairs(
                 )
             if decision.kept[position]:
                 assert attempt.pair is not None
-                writers[int(decision.held_out[position])].write(attempt.pair, attempt.strength)
+                writer = writers[int(decision.held_out[position])]
+                writer.write(attempt.pair, attempt.strength, attempt.ratings)
         written = [writer.finish() for writer in writers]
         manifest = _manifest(inputs, seen, decision, filters, written, {**(options or {}), **_flags(strict)})
         for writer in writers:
@@ -168,7 +169,7 @@ def _look(inputs: Sequence[Input], filters: Filters, *, strict: bool, parquet: b
                 if len(seen.problems) < _EXAMPLES:
                     seen.problems.append(attempt.problem)
                 continue
-            row = canonical_row(attempt.pair, attempt.strength)
+            row = canonical_row(attempt.pair, attempt.strength, attempt.ratings)
             reason = _fault(attempt.pair, row, parquet=parquet) or leaves(attempt.pair)
             seen.facts.add(attempt.pair, attempt.strength, reason)
             if reason is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from preftune.data.formats.apply import RATINGS
 from preftune.data.pairs.canonical_row import CANONICAL_ROW, canonical_row, with_json_texts
 from preftune.errors import ConfigError
 from preftune.storage.atomic import sha256_of, temporary_beside
@@ -93,13 +94,13 @@ class PairWriter:
         finally:
             self._temporary.unlink(missing_ok=True)
 
-    def write(self, pair: PreferencePair, strength: float | None) -> None:
-        row = canonical_row(pair, strength)
+    def write(self, pair: PreferencePair, strength: float | None, ratings: tuple[float, float] | None = None) -> None:
+        row = canonical_row(pair, strength, ratings)
         self.pairs += 1
         if self._table is not None:
             self._table.add(row)
         else:
-            line = json.dumps({name: row[name] for name in self._names}, ensure_ascii=False, allow_nan=False)
+            line = json.dumps({name: row.get(name) for name in self._names}, ensure_ascii=False, allow_nan=False)
             self._lines.write(line.encode("utf-8") + b"\n")
 
     def finish(self) -> dict[str, Any]:
@@ -135,7 +136,7 @@ class _ParquetRows:
         side = pa.string() if self._as_text else pa.list_(message)
         types = dict.fromkeys(CANONICAL_ROW, pa.string())
         types |= dict.fromkeys(("prompt", "chosen", "rejected"), side)
-        types |= dict.fromkeys(("weight", "margin", "agreement", "strength"), pa.float64())
+        types |= dict.fromkeys(("weight", "margin", "agreement", "strength", *RATINGS), pa.float64())
         self._schema = pa.schema([(name, types[name]) for name in shape.names])
         self._writer = pq.ParquetWriter(file, self._schema, compression="zstd")
         self._rows: list[dict[str, Any]] = []

@@ -1,7 +1,8 @@
 """What an adapter is, and the rows that adapters make.
 
 An adapter either names the columns that hold the canonical values (one raw row, one pair; nothing is copied), or makes
-canonical rows of raw ones: `prompt`, `chosen`, `rejected`, and where the data have them `agreement`, `strength`, `id`.
+canonical rows of raw ones: `prompt`, `chosen`, `rejected`, and where the data have them `agreement`, `strength`, the
+ratings of both sides, `id`.
 What gives no pair is made into a `Left` with its reason, so that it is counted.
 
 Strength is how much better the chosen side is in the dataset's own units: points of a rating, places in a ranking, the
@@ -100,6 +101,8 @@ class Adapter:
     """Canonical name -> column, path or sum of columns; None where rows must be made after all."""
     scores: Callable[[Sample], tuple[str, ...] | None] | None = None
     """The column of the strength, or the ratings of chosen and rejected, whose difference it is."""
+    ratings: Callable[[Sample], tuple[str, ...] | None] | None = None
+    """The columns of the ratings of chosen and rejected, where the rows have them."""
     rows: Callable[[Row], Iterable[Made]] | None = None
     """One raw row -> canonical rows."""
     table: Callable[[Iterable[Row]], Iterable[tuple[int, Made]]] | None = None
@@ -148,15 +151,12 @@ def records(value: Any) -> list[Any]:
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else []
 
 
-def rated_pairs(
-    prompt: Any, answers: Sequence[tuple[Any, float | None]], *, id: Any = None, strength: bool = True
-) -> Iterator[Made]:
+def rated_pairs(prompt: Any, answers: Sequence[tuple[Any, float | None]], *, id: Any = None) -> Iterator[Made]:
     """Every pair of answers of different score, the best first; together they are one group.
 
     Args:
         answers: (answer, score), higher is better; None for an answer without one.
         id: of the prompt.
-        strength: whether differences of scores mean anything.
     """
     rated = [(answer, score) for answer, score in answers if score is not None]
     yield from [Left("unrated")] * (len(answers) - len(rated))
@@ -167,5 +167,12 @@ def rated_pairs(
         if high == low:
             yield Left("tied")
             continue
-        made = {"prompt": prompt, "chosen": better, "rejected": worse, "id": id}
-        yield {**made, "strength": high - low} if strength else made
+        yield {
+            "prompt": prompt,
+            "chosen": better,
+            "rejected": worse,
+            "strength": high - low,
+            "score_chosen": high,
+            "score_rejected": low,
+            "id": id,
+        }

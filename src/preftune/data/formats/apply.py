@@ -34,7 +34,11 @@ _SHOW_PROGRESS = 2000
 
 _EXAMPLES = 5
 
-_MADE = ("prompt", "chosen", "rejected", "agreement", "strength", "id")
+RATINGS = ("score_chosen", "score_rejected")
+"""The columns of canonical rows that hold the ratings of chosen and rejected."""
+
+_NUMBERS = ("agreement", "strength", *RATINGS)
+_MADE = ("prompt", "chosen", "rejected", *_NUMBERS, "id")
 CARRIED = ("tools", "chat_template_kwargs", "system", "weight", "source")
 """Columns of a raw row that hold for each of its pairs."""
 
@@ -57,7 +61,7 @@ class Converted:
     """Canonical rows."""
 
     rows: Any
-    """A `Dataset` with the columns `prompt`, `chosen`, `rejected`, `agreement`, `strength`, `id`."""
+    """A `Dataset` with the columns `prompt`, `chosen`, `rejected`, `agreement`, `strength`, `RATINGS`, `id`."""
     numbers: NDArray[np.int64]
     """The raw row that each was made of."""
     left: Mapping[str, LeftOut]
@@ -148,7 +152,7 @@ def _collect(
 
 def _as_json(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """Encoded by us: `datasets` would take the answer "4" for the JSON of a number."""
-    plain = ("agreement", "strength", "row", "reason")
+    plain = (*_NUMBERS, "row", "reason")
     return {name: values if name in plain else list(map(json_text, values)) for name, values in columns.items()}
 
 
@@ -158,7 +162,7 @@ def _features(carried: Sequence[str]) -> Features:
 
     return Features(
         {column: Json() for column in (*_MADE, *carried)}
-        | {column: Value("float64") for column in ("agreement", "strength")}
+        | {column: Value("float64") for column in _NUMBERS}
         | {"row": Value("int64"), "reason": Value("string")}
     )
 
@@ -206,4 +210,5 @@ def _progress_bar(rows: int) -> Iterator[None]:
 
 
 def _fingerprint(rows: str, format: str) -> str:
-    return hashlib.sha256(f"{rows} {format} tokens {TOKENS_VERSION}".encode()).hexdigest()[:16]
+    columns = " ".join(_MADE)
+    return hashlib.sha256(f"{rows} {format} {columns} tokens {TOKENS_VERSION}".encode()).hexdigest()[:16]

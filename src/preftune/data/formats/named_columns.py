@@ -51,6 +51,10 @@ def _sides(sample: Sample) -> tuple[str, str] | None:
 def _scores(sample: Sample) -> tuple[str, ...] | None:
     if number(sample.first("strength")) is not None:  # as `preftune convert` writes it
         return ("strength",)
+    return _ratings(sample)
+
+
+def _ratings(sample: Sample) -> tuple[str, ...] | None:
     for names in _SCORES:
         if sample.has(*names) and all(number(sample.first(name)) is not None for name in names):
             return names
@@ -184,16 +188,30 @@ def _check_sides(rows: Dataset, sample: Sample) -> None:
 
 ADAPTERS = (
     Adapter(
-        "trl", "prompt, chosen and rejected", _is_trl, columns=lambda sample: {}, scores=_scores, check=_check_sides
+        "trl",
+        "prompt, chosen and rejected",
+        _is_trl,
+        columns=lambda sample: {},
+        scores=_scores,
+        ratings=_ratings,
+        check=_check_sides,
     ),
     Adapter("openai", "input, preferred_output and non_preferred_output", _is_openai, columns=_openai_columns),
-    Adapter("sharegpt", "a conversation with two answers", _is_sharegpt, columns=_sharegpt_columns, scores=_scores),
+    Adapter(
+        "sharegpt",
+        "a conversation with two answers",
+        _is_sharegpt,
+        columns=_sharegpt_columns,
+        scores=_scores,
+        ratings=_ratings,
+    ),
     Adapter(
         "alpaca-preference",
         "an instruction or question with two answers",
         _is_alpaca,
         columns=_alpaca_columns,
         scores=_scores,
+        ratings=_ratings,
         rows=_alpaca_rows,
         uses=_alpaca_uses,
     ),

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preftune.data.formats.adapter import Adapter, Sample
-from preftune.data.formats.apply import CARRIED, LeftOut, convert, sample_of
+from preftune.data.formats.apply import CARRIED, RATINGS, LeftOut, convert, sample_of
 from preftune.data.formats.registry import adapter_named, recognise
 from preftune.errors import DatasetError
 
@@ -37,6 +37,8 @@ class Shaped:
     """The raw row of each row, where they differ."""
     scores: tuple[str, ...] = ()
     """The columns of strength: its own, or the ratings of chosen and rejected."""
+    ratings: tuple[str, ...] = ()
+    """The columns of the ratings of chosen and rejected."""
     notes: tuple[str, ...] = ()
     left: Mapping[str, LeftOut] = field(default_factory=dict)
     """What gave no pair, by its reason (a key of `LEFT`)."""
@@ -69,8 +71,10 @@ def shape(rows: Dataset, *, format: str | None, columns: Mapping[str, str | None
     note = f"The rows are read as {adapter.name} ({adapter.holds}); --format (format=) names another format."
     told = (note,) if format is None and adapter.name != _PLAIN else ()
     if named is not None:
-        scores = adapter.scores(sample) if adapter.scores is not None else None
-        return Shaped(rows, {**named, **asked}, adapter.name, None, scores or (), told)
+        scores, ratings = (
+            (find(sample) or ()) if find is not None else () for find in (adapter.scores, adapter.ratings)
+        )
+        return Shaped(rows, {**named, **asked}, adapter.name, None, scores, ratings, told)
     if adapter.rows is None and adapter.table is None:
         raise _no_pair(adapter, sample, [], name)
     made = convert(rows, adapter, name=name)
@@ -80,7 +84,7 @@ def shape(rows: Dataset, *, format: str | None, columns: Mapping[str, str | None
         told = (f"{note} {len(rows):,} rows give {len(made.rows):,} pairs.",)
     used = frozenset((*(adapter.uses(sample) if adapter.uses is not None else sample.columns), *CARRIED))
     notes = (*told, *made.lines())
-    return Shaped(made.rows, asked, adapter.name, made.numbers, ("strength",), notes, made.left, used)
+    return Shaped(made.rows, asked, adapter.name, made.numbers, ("strength",), RATINGS, notes, made.left, used)
 
 
 def _no_pair(adapter: Adapter, sample: Sample, lines: list[str], name: str) -> DatasetError:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from preftune.data.formats.apply import RATINGS
 from preftune.data.formats.to_pair import to_pair
 from preftune.errors import DatasetError
 from preftune.types import PreferencePair, Text
@@ -19,6 +20,7 @@ CANONICAL_ROW = (
     "margin",
     "agreement",
     "strength",
+    *RATINGS,
     "id",
     "source",
     "tools",
@@ -27,7 +29,9 @@ CANONICAL_ROW = (
 """The columns of the canonical form, in their order; all but the first three only where some pair has them."""
 
 
-def canonical_row(pair: PreferencePair, strength: float | None = None) -> dict[str, Any]:
+def canonical_row(
+    pair: PreferencePair, strength: float | None = None, ratings: tuple[float, float] | None = None
+) -> dict[str, Any]:
     """The row of a pair; what the pair does not have is None."""
     return {
         "prompt": _role_first(pair.prompt),
@@ -37,6 +41,7 @@ def canonical_row(pair: PreferencePair, strength: float | None = None) -> dict[s
         "margin": None if pair.margin == 0.0 else pair.margin,
         "agreement": pair.agreement,
         "strength": strength,
+        **(dict(zip(RATINGS, ratings, strict=True)) if ratings else {}),
         "id": pair.id,
         "source": pair.source,
         "tools": None if pair.tools is None else list(pair.tools),
@@ -54,7 +59,7 @@ def with_json_texts(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def reads_back(row: Mapping[str, Any], pair: PreferencePair) -> bool:
     """Whether a row is read as the pair it was made of."""
-    values = {name: value for name, value in row.items() if value is not None and name != "strength"}
+    values = {name: value for name, value in row.items() if value is not None and name not in ("strength", *RATINGS)}
     try:
         found = to_pair(values, name="", row=pair.row, prompts=True)
     except DatasetError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,10 +38,11 @@ class PairDataset(RowDataset[PreferencePair]):
         format: str | None = None,
         scores: tuple[str, ...] = (),
         scale: float | None = None,
+        ratings: tuple[str, ...] = (),
         left: Mapping[str, LeftOut] | None = None,
         unused: Sequence[str] = (),
     ) -> None:
-        reader = RowReader(columns, name, chat or "system" in columns, scores, scale)
+        reader = RowReader(columns, name, chat or "system" in columns, scores, scale, ratings)
         super().__init__(rows, reader, name=name, numbers=numbers, notes=notes, left=left, format=format)
         self.raw = rows if raw is None else raw
         """The raw rows, all of them: `pairs.raw[pair.row]` is what a pair was made of."""
@@ -63,8 +65,12 @@ class PairDataset(RowDataset[PreferencePair]):
         strengths = np.asarray(found, dtype=np.float64)
         return None if np.isnan(strengths).all() else strengths
 
+    def rated(self) -> PairDataset:
+        """The same pairs, with their ratings where the rows have them."""
+        return self._with(self.rows, replace(self.reader, rated=True), self.numbers)
+
     def attempts(self) -> Iterator[Attempt]:
         """Every row with its pair or with what is wrong with it, and its strength."""
-        for batch in self.row_batches(1000, self.reader.scores):
+        for batch in self.row_batches(1000, (*self.reader.scores, *self.reader.ratings)):
             for number, row in batch:
                 yield self.reader.attempt(row, number)

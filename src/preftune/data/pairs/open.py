@@ -78,6 +78,7 @@ def read_pairs(
         format=shaped.format,
         scores=shaped.scores,
         scale=margin_from_scores,
+        ratings=shaped.ratings,
         left=shaped.left,
         unused=unused_texts(sample_of(rows), shaped.used or (*resolved.needed, *shaped.scores)),
     )

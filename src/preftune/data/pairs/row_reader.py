@@ -24,6 +24,8 @@ class Attempt:
     """Names dataset, row and column; empty where there is a pair."""
     strength: float | None = None
     """How much better the chosen side is, in the dataset's own units."""
+    ratings: tuple[float, float] | None = None
+    """How chosen and rejected are rated, where the row says both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +39,26 @@ class RowReader:
     """The columns of strength: one that holds it, or the ratings of chosen and rejected."""
     scale: float | None = None
     """Nats of margin per unit of strength; None where strength is no margin."""
+    ratings: tuple[str, ...] = ()
+    """The columns of the ratings of chosen and rejected."""
+    rated: bool = False
+    """Pairs are read with their ratings."""
 
     def read(self, row: Mapping[str, Any], number: int) -> PreferencePair:
         """The pair of a row. Raises: DatasetError for a row that holds none."""
         values = self.columns.pick(row)
         if self.scale is not None:
             values["margin"] = self.scale * max(0.0, self.strength(row) or 0.0)
-        return to_pair(values, name=self.name, row=number, chat=self.chat, prompts="prompt" in self.columns)
+        pair = to_pair(values, name=self.name, row=number, chat=self.chat, prompts="prompt" in self.columns)
+        return replace(pair, ratings=self.both_ratings(row)) if self.rated else pair
+
+    def both_ratings(self, row: Mapping[str, Any]) -> tuple[float, float] | None:
+        """How chosen and rejected are rated; None where the row does not say, or says otherwise than its label."""
+        values = [as_number(row.get(column)) for column in self.ratings]
+        if not values or None in values:
+            return None
+        chosen, rejected = (value for value in values if value is not None)
+        return (chosen, rejected) if chosen > rejected else None
 
     def strength(self, row: Mapping[str, Any]) -> float | None:
         """How much better the chosen side is, in the dataset's own units; None where the row does not say."""
@@ -56,12 +71,14 @@ class RowReader:
     @property
     def needed(self) -> list[str]:
         """The columns that must be read."""
-        return list(dict.fromkeys((*self.columns.needed, *(self.scores if self.scale is not None else ()))))
+        scores = self.scores if self.scale is not None else ()
+        return list(dict.fromkeys((*self.columns.needed, *scores, *(self.ratings if self.rated else ()))))
 
     @property
     def facts(self) -> tuple[Any, ...]:
         """What a pair depends on besides its row."""
-        return ("pair", sorted(self.columns.paths.items()), self.chat, self.scores, self.scale)
+        rated = (self.ratings,) if self.rated else ()
+        return ("pair", sorted(self.columns.paths.items()), self.chat, self.scores, self.scale, *rated)
 
     def as_chat(self) -> RowReader:
         """The same reader, with texts as turns."""
@@ -70,6 +87,7 @@ class RowReader:
     def attempt(self, row: Mapping[str, Any], number: int) -> Attempt:
         """The pair of one row, or what is wrong with it."""
         try:
-            return Attempt(number, self.read(row, number), strength=self.strength(row))
+            ratings = self.both_ratings(row)
+            return Attempt(number, self.read(row, number), strength=self.strength(row), ratings=ratings)
         except DatasetError as error:
             return Attempt(number, None, str(error))

@@ -135,7 +135,9 @@ def open_stream(
         check_scale(margin_from_scores, shaped, resolved, name)
     chat = "system" in resolved
     anywhere = {} if made else {c: ((c,),) for c in CANONICAL if c not in (*shaped.columns, *_SHAPING)}
-    reader = RowReader(Columns({**anywhere, **resolved.paths}), name, chat, shaped.scores, margin_from_scores)
+    reader = RowReader(
+        Columns({**anywhere, **resolved.paths}), name, chat, shaped.scores, margin_from_scores, shaped.ratings
+    )
     stream = PairStream(
         rows, reader, name, shaped.format, _adapter=adapter, _known=frozenset(head.column_names) | set(shaped.columns)
     )

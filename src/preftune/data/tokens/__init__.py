@@ -11,6 +11,7 @@ keeps the result on disk.
     encoded                ids of one example, and the texts that they come from
     group_by_prompt        rows that share a prompt as one group
     groups                 GroupDataset: groups in flat arrays
+    lists                  rated pairs of a prompt as one list of answers
     reasons                why a row cannot train
     report                 TokenizeReport, DemonstrationReport: what was dropped or cut
     shared_prefix          a prompt that two answers share is tokenised once
@@ -25,6 +26,7 @@ __all__ = [
     "encoded",
     "group_by_prompt",
     "groups",
+    "lists",
     "reasons",
     "report",
     "shorten",

@@ -48,7 +48,7 @@ _MOST_BYTES = 8 * 10**9
 REPORT_VERSION = 2
 """Raise it when a report gets a field that an older file does not have."""
 
-_ARRAYS = ("tokens", "segments", "groups", "preferences", "preference_groups", "scored", "labels")
+_ARRAYS = ("tokens", "segments", "groups", "preferences", "preference_groups", "scored", "labels", "scores")
 """What a `GroupDataset` is made of, besides its ids."""
 
 
@@ -197,7 +197,8 @@ def _load(file: Path, kind: type[AnyReport]) -> tuple[GroupDataset, AnyReport] |
         return None
     try:
         with file.open("rb") as handle, np.load(handle, allow_pickle=False) as opened:
-            arrays = {name: opened[name] for name in (*_ARRAYS, "ids", "report")}
+            kept = (*_ARRAYS, "ids", "report")
+            arrays = {name: opened[name] for name in kept if name in opened}  # files of before have no scores
             digest = json.loads(opened["digest"].tobytes())
         if digest != _digest(arrays):  # zipfile looks at its own checksums only where a member is read past its end
             raise ValueError("its digest is another")

@@ -69,7 +69,13 @@ class Encoded:
         name = example.id if example.id is not None else str(example.row)
         scored = tuple(map(spans.pairs, self.scored))
         return TokenizedGroup(
-            self.prompt, tuple(self.completions), example.pairs, id=name, scored=scored, labels=example.labels
+            self.prompt,
+            tuple(self.completions),
+            example.pairs,
+            id=name,
+            scored=scored,
+            labels=example.labels,
+            scores=example.scores,
         )
 
 

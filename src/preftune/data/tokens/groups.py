@@ -15,6 +15,7 @@ from preftune.types import Label, Preference, Span, TokenizedGroup
 
 _NO_SPANS = np.zeros((0, 3), np.int64)
 _NO_LABELS = np.zeros((0, 3), np.float64)
+_NO_SCORES = np.zeros((0, 2), np.float64)
 
 Indices = Sequence[int] | NDArray[np.integer]
 
@@ -35,6 +36,7 @@ class GroupDataset(Sequence[TokenizedGroup]):
         ids: Sequence[str],
         scored: NDArray[np.int64] | None = None,
         labels: NDArray[np.float64] | None = None,
+        scores: NDArray[np.float64] | None = None,
     ) -> None:
         """Arrays as `from_groups` makes them.
 
@@ -48,6 +50,7 @@ class GroupDataset(Sequence[TokenizedGroup]):
             scored: (spans, 3), rising: segment, begin, end, for the completions of which not every token is scored;
                 None without any.
             labels: (labelled completions, 3), rising: segment, desirable, weight; None without any.
+            scores: (completions with a score, 2), rising: segment, score; None without any.
         """
         self._tokens = tokens
         self._segments = segments
@@ -57,6 +60,7 @@ class GroupDataset(Sequence[TokenizedGroup]):
         self._ids = list(ids)
         self._scored = _NO_SPANS if scored is None else scored
         self._labels = _NO_LABELS if labels is None else labels
+        self._scores = _NO_SCORES if scores is None else scores
 
     @classmethod
     def from_groups(cls, groups: Iterable[TokenizedGroup]) -> GroupDataset:
@@ -69,10 +73,12 @@ class GroupDataset(Sequence[TokenizedGroup]):
         ids: list[str] = []
         scored: list[tuple[int, int, int]] = []
         labels: list[tuple[int, bool, float]] = []
+        scores: list[tuple[int, float]] = []
         for group in groups:
             for segment, spans in enumerate(group.scored, start=len(lengths) + 1):
                 scored += [(segment, begin, end) for begin, end in spans]
             labels += [(segment, *label) for segment, label in enumerate(group.labels, start=len(lengths) + 1)]
+            scores += list(enumerate(group.scores, start=len(lengths) + 1))
             parts = (group.prompt_ids, *group.completions)
             for part in parts:
                 tokens.extend(part)
@@ -90,6 +96,7 @@ class GroupDataset(Sequence[TokenizedGroup]):
             ids,
             np.asarray(scored, np.int64).reshape(-1, 3),
             np.asarray(labels, np.float64).reshape(-1, 3),
+            np.asarray(scores, np.float64).reshape(-1, 2),
         )
 
     def __len__(self) -> int:
@@ -117,6 +124,7 @@ class GroupDataset(Sequence[TokenizedGroup]):
             id=self._ids[index],
             scored=tuple(self._spans(segment) for segment in range(first + 1, last)) if len(self._scored) else (),
             labels=self._labels_of(first + 1, last) if len(self._labels) else (),
+            scores=self._scores_of(first + 1, last) if len(self._scores) else (),
         )
 
     def __iter__(self) -> Iterator[TokenizedGroup]:
@@ -130,6 +138,16 @@ class GroupDataset(Sequence[TokenizedGroup]):
     def _labels_of(self, first: int, last: int) -> tuple[Label, ...]:
         begin, end = np.searchsorted(self._labels[:, 0], (first, last))
         return tuple(Label(bool(good), float(weight)) for _, good, weight in self._labels[begin:end])
+
+    def _scores_of(self, first: int, last: int) -> tuple[float, ...]:
+        begin, end = np.searchsorted(self._scores[:, 0], (first, last))
+        return tuple(self._scores[begin:end, 1].tolist())
+
+    def is_rated(self, index: int) -> bool:
+        """Whether the group has pairs, and scores of its completions."""
+        pairs = self._preference_groups[index + 1] > self._preference_groups[index]
+        begin, end = np.searchsorted(self._scores[:, 0], (self._groups[index], self._groups[index + 1]))
+        return bool(pairs and end > begin)
 
     @property
     def labels(self) -> tuple[int, int]:
@@ -257,7 +275,7 @@ class GroupDataset(Sequence[TokenizedGroup]):
         part: NDArray[Any]
         for part in (self._tokens, self._segments, self._groups, self._preferences, self._preference_groups):
             digest.update(np.ascontiguousarray(part).tobytes())
-        for part in (self._scored, self._labels):
+        for part in (self._scored, self._labels, self._scores):
             if len(part):
                 digest.update(part.tobytes())
         return digest.hexdigest()

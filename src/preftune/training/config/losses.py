@@ -15,6 +15,7 @@ from preftune.training.config.base import one_of, option, positive
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 _DISTANCES = ("backward_kl", "forward_kl", "squared")
 _MEANS = ("tokens", "completions")
+_LABELS = ("wins", "scores")
 
 
 @dataclass
@@ -24,7 +25,7 @@ class LossFields:
     loss_type: list[str] = option(
         ["sigmoid"],
         "The loss, or several with loss_weights: sigmoid (DPO), ipo, hinge, robust, sigmoid_norm, apo_zero, simpo, "
-        "cpo, orpo and others, see docs/methods.md.",
+        "cpo, orpo, plackett_luce (ranked lists) and others, see docs/methods.md.",
     )
     loss_weights: list[float] | None = option(None, "Weight of each loss of loss_type. Default: 1 each.")
     beta: float = option(
@@ -55,6 +56,14 @@ class LossFields:
         "backward_kl",
         "How reward_aware measures the distance to the margin.",
         choices=["backward_kl", "forward_kl", "squared"],
+    )
+    lipo_labels: str = option(
+        "wins",
+        "lipo's labels: the share of the other answers that one beats, or the data's scores as they are.",
+        choices=["wins", "scores"],
+    )
+    nca_tau: float = option(
+        1e-4, "Points of a score for the labels of info_nca and nca; a small one takes the best answer alone."
     )
     simpo_gamma: float = option(0.5, "Nats by which simpo and alphapo want the chosen side to win.")
     alphapo_alpha: float = option(0.25, "alpha of alphapo's reward; 0 is simpo.")
@@ -103,9 +112,11 @@ class LossFields:
         one_of("f_divergence_type", self.f_divergence_type, DIVERGENCES)
         one_of("rpo_distance", self.rpo_distance, _DISTANCES)
         one_of("sft_mean", self.sft_mean, _MEANS)
+        one_of("lipo_labels", self.lipo_labels, _LABELS)
         if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
             raise ConfigError(f"ld_alpha={self.ld_alpha} must lie in 0..1: 0.5 is its authors', 1 changes nothing.")
         self._check_sorted(objective)
+        self._check_lists(objective)
         if self.ld_policy_only and self.ld_alpha is None:
             raise ConfigError("ld_policy_only belongs to ld_alpha. Set that too, or leave ld_policy_only out.")
         if self.sft_mean != "tokens" and not any(term.name == "sft" for term, _ in objective.terms):
@@ -114,6 +125,7 @@ class LossFields:
                 "sft_mean out."
             )
         positive("discopop_tau", self.discopop_tau, "0.05 is its authors'")
+        positive("nca_tau", self.nca_tau, "1e-4 is its authors'")
         for name in ("rdpo_alpha", "dpop_lambda", "simpo_gamma", "slic_delta", "slic_lambda", "cpo_alpha", "rpo_alpha"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
@@ -141,6 +153,28 @@ class LossFields:
         if self.ld_alpha is not None:
             raise ConfigError(
                 f"ld_alpha={self.ld_alpha} is not honoured with aot, which sorts whole answers. Leave it out."
+            )
+
+    def _check_lists(self, objective: Objective) -> None:
+        """A list is one item of the loss, and no pairs are left for losses of pairs."""
+        if not objective.takes_lists:
+            return
+        names = ", ".join(self.loss_type)
+        others = [loss.name for loss, _ in objective.terms if not loss.lists and loss.name != "sft"]
+        if others:
+            raise ConfigError(
+                f"loss_type={names}: {others[0]} takes pairs, and the others ranked lists. Leave {others[0]} out; sft "
+                "and losses of lists go together."
+            )
+        if self.ld_alpha is not None:
+            raise ConfigError(
+                f"ld_alpha={self.ld_alpha} is not honoured with loss_type={names}: it is about the two lengths of a "
+                "pair. Leave it out."
+            )
+        if getattr(self, "group_by_prompt", False):
+            raise ConfigError(
+                f"group_by_prompt has no meaning for loss_type={names}: a ranked list is one group already. Leave it "
+                "out."
             )
 
     def _values(self) -> Mapping[str, Any]:

@@ -132,6 +132,11 @@ class OnlineDPOConfig(SamplingConfig, DPOConfig):
                 "judge makes are not rated. Use another loss: sigmoid, ipo, simpo."
             )
         objective = self.objective()
+        if objective.takes_lists:
+            raise ConfigError(
+                f"loss_type={', '.join(self.loss_type)} takes ranked lists, which is not honoured where answers are "
+                "sampled: a judge makes pairs. Use a loss of pairs: sigmoid, ipo, simpo."
+            )
         if objective.sorts or objective.needs_running_mean:
             raise ConfigError(
                 f"loss_type={', '.join(self.loss_type)} looks at more than the pairs of one prompt's answers, which is "

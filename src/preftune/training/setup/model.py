@@ -14,8 +14,10 @@ from preftune.data import (
     GroupDataset,
     LabelledDataset,
     LabelledReport,
+    ListCounts,
     PairDataset,
     TokenizeReport,
+    as_lists,
     group_by_prompt,
     load_pairs,
 )
@@ -220,20 +222,22 @@ def settle_learning_rate(args: PackedConfig, *, full: bool) -> None:
 
 
 def prepare_data(
-    source: Any, tokenizer: Any, args: PairConfig, *, role: str
+    source: Any, tokenizer: Any, args: PairConfig, *, role: str, lists: bool = False
 ) -> tuple[GroupDataset, TokenizeReport | DemonstrationReport | None]:
     """Tokenised groups of any kind of source, with a log of everything that was dropped or cut.
 
     Args:
         role: "train", "eval", "eval (NAME)" or "test". Rows to predict stay in their order, one group per row,
-            whatever `group_by_prompt` says.
+            whatever `group_by_prompt` and `lists` say.
+        lists: the rated pairs of a prompt become one list of its answers.
     """
+    grouped = _listed if lists else _grouped
     if isinstance(source, GroupDataset):
-        return _grouped(source, args, role=role), None
+        return grouped(source, args, role=role), None
     refuse_stream(source, role)
     pairs = source if isinstance(source, PairDataset) else load_pairs(source)
     groups, report = tokenize(
-        pairs,
+        pairs.rated() if lists else pairs,
         tokenizer,
         role=role,
         max_length=args.max_length,
@@ -241,7 +245,7 @@ def prepare_data(
         truncation=args.truncation,
         num_proc=args.dataset_num_proc,
     )
-    return _grouped(groups, args, role=role), report
+    return grouped(groups, args, role=role), report
 
 
 def tokenize(
@@ -279,6 +283,37 @@ def _grouped(groups: GroupDataset, args: PairConfig, *, role: str) -> GroupDatas
         )
     say(f"{line}.")
     return merged
+
+
+def _listed(groups: GroupDataset, args: PairConfig, *, role: str) -> GroupDataset:
+    """One group for the rated answers of each prompt, and what that makes of the pairs."""
+    if role == "test":
+        return groups
+    lists, counts = as_lists(groups)
+    if not len(lists):
+        raise ConfigError(
+            f"the ratings of all {groups.pairs:,} {role} pairs contradict each other: answers to the same prompt have "
+            "the same score on average. Correct the ratings, or use a loss of pairs."
+        )
+    say_lists(lists, counts, groups.pairs, role=role)
+    return lists
+
+
+def say_lists(lists: GroupDataset, counts: ListCounts, pairs: int, *, role: str) -> None:
+    """What lists were made of pairs."""
+    if not counts.lengths:
+        say(
+            f"no {role} prompt has more than two rated answers: a list is a pair. Data with ratings of both sides, "
+            "scores or ranks give longer lists."
+        )
+    else:
+        least, most = 2 if counts.of_two else min(counts.lengths), max(counts.lengths)
+        answers = f"{least} to {most} answers" if least < most else f"{most} answers"
+        say(f"{pairs:,} {role} pairs are {len(lists):,} lists of {answers}. The batch size counts lists.")
+    if counts.contradicting:
+        warn(f"{counts.contradicting:,} {role} prompts are left out: their answers have the same score on average.")
+    if counts.rerated:
+        say(f"{counts.rerated:,} {role} answers are rated differently by several rows: their mean counts.")
 
 
 Prepare = Callable[[Any, str], tuple[GroupDataset, Any]]

@@ -30,13 +30,15 @@ PER_PAIR = (
 
 
 def pair_metrics(output: LossOutput, policy: Sides) -> Tensor:
-    """(N, metrics) float32, detached: one row per pair, columns as in `PER_PAIR`. A tie counts as wrong."""
+    """(N, metrics) float32, detached: one row per pair, columns as in `PER_PAIR`. A tie counts as wrong. Of a list,
+    chosen and rejected are its best and worst completions, and the accuracy is that of all its ordered pairs.
+    """
     margin_N = output.chosen_reward_N - output.rejected_reward_N
     columns = (
         output.chosen_reward_N,
         output.rejected_reward_N,
         margin_N,
-        margin_N > 0,
+        margin_N > 0 if output.right_N is None else output.right_N,
         policy.chosen_N,
         policy.rejected_N,
         policy.chosen_length_N,
@@ -209,8 +211,10 @@ def peak_memory(device: torch.device) -> dict[str, float]:
 
 
 def _tokens_of_pairs(group: TokenizedGroup) -> int:
-    """Tokens if every pair's two sides were computed by themselves: `2P + C + R` each."""
+    """Tokens if every pair's two sides were computed by themselves: `2P + C + R` each; of a list, every completion."""
     lengths = [len(group.prompt_ids) + len(completion) for completion in group.completions]
+    if group.scores:
+        return sum(lengths)
     return sum(lengths[pair.chosen] + lengths[pair.rejected] for pair in group.pairs)
 
 

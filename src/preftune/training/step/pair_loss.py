@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
 from preftune.logps.batch import GroupLogps, PackedBatch
-from preftune.losses import LossOutput, Objective
+from preftune.losses import Lists, LossOutput, Objective
 from preftune.losses.pairwise import aot_margins
 from preftune.training.config.losses import LossFields
 from preftune.types import Sides
@@ -42,7 +45,29 @@ def pair_loss(
         weight_N=batch.weight_N,
         margin_N=margin_N,
         whole_N=scored.sum_K[batch.chosen_N],
+        lists=lists_of(batch, scored, known) if objective.takes_lists and known is not None else None,
         delta=delta,
         tokens_per_pair=policy.chosen_length_N if args.sft_mean == "completions" else tokens_per_pair,
     )
     return output, policy
+
+
+def lists_of(batch: PackedBatch, scored: GroupLogps, known: GroupLogps) -> Lists:
+    """The lists of a batch, one for each of its pairs: all completions of a group with scores, or the two of a pair."""
+    members: list[list[int]] = []
+    scores: list[list[float]] = []
+    first = 0
+    for group in batch.groups:
+        if group.scores and len(group.pairs) == 1:
+            members.append(list(range(first, first + len(group.completions))))
+            scores.append(list(group.scores))
+        else:
+            members += [[first + pair.chosen, first + pair.rejected] for pair in group.pairs]
+            scores += [[0.0, -1.0]] * len(group.pairs)
+        first += len(group.completions)
+    ratio_K = scored.sum_K - known.sum_K
+    padded = pad_sequence([torch.tensor(one) for one in members], batch_first=True, padding_value=-1)
+    score_NK = pad_sequence([torch.tensor(one, dtype=torch.float64) for one in scores], batch_first=True)
+    there_NK = (padded >= 0).to(ratio_K.device)
+    ratio_NK = ratio_K[padded.clamp(min=0).to(ratio_K.device)].masked_fill(~there_NK, 0.0)
+    return Lists(ratio_NK, score_NK.to(ratio_K.device, ratio_K.dtype), there_NK)

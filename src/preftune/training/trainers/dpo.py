@@ -67,7 +67,7 @@ class DPOTrainer(ReferencedTrainer):
         return opened_for_guard(train, held_out, args)
 
     def prepare_data(self, source: Any, tokenizer: Any, args: Any, *, role: str) -> tuple[GroupDataset, Any]:
-        return assemble.prepare_data(source, tokenizer, args, role=role)
+        return assemble.prepare_data(source, tokenizer, args, role=role, lists=args.objective().takes_lists)
 
     def placed(self) -> None:
         self.objective = self.args.objective()
