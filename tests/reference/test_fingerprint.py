@@ -113,6 +113,33 @@ def test_names_and_what_only_generation_reads_do_not_count(key, value):
     assert of(model) == before
 
 
+def test_hooks_that_can_change_what_a_module_gives_count():
+    model = random_model()
+    plain = of(model)
+
+    def louder(module, inputs, output):
+        return output * 2
+
+    handle = model.model.layers[0].mlp.register_forward_hook(louder)
+    hooked = of(model)
+    assert hooked == of(model) != plain
+    handle.remove()
+    assert of(model) == plain
+    model.model.norm.register_forward_pre_hook(lambda module, inputs: inputs[0] * 2)
+    assert of(model) not in (plain, hooked)
+    other = random_model()
+    other.model.layers[0].mlp.register_forward_hook(louder)
+    assert of(other) == hooked, "the same function on the same weights"
+
+
+def test_hooks_of_the_libraries_that_load_and_train_do_not_count():
+    model = random_model()
+    plain = of(model)
+    model.enable_input_require_grads()
+    assert model.get_input_embeddings()._forward_hooks
+    assert of(model) == plain
+
+
 def test_making_a_model_ready_for_scoring_changes_nothing():
     from preftune.logps import choose_engine
 

@@ -10,6 +10,8 @@ import dataclasses
 import hashlib
 import json
 import struct
+import uuid
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -108,7 +110,7 @@ def fingerprint(model: nn.Module, *, adapters: bool) -> str:
             continue
         digest.update(_canonical(name).encode())
         _update(digest, tensor)
-    for fact in _numbers_of(base):
+    for fact in (*_numbers_of(base), *_hooks_of(base)):
         digest.update(fact.encode())
     if adapters and (configs := getattr(model, "peft_config", None)):
         for name, config in sorted(configs.items()):
@@ -155,6 +157,30 @@ def _numbers_of(model: nn.Module) -> Iterator[str]:
                 yield f"{_canonical(name)}.{key}={value!r}"
         if name.rpartition(".")[2] in _ACTIVATIONS:
             yield f"{_canonical(name)} is {type(module).__qualname__}({module.extra_repr()})"
+
+
+def _hooks_of(model: nn.Module) -> Iterator[str]:
+    """Functions that run around a module and may change what it gives. What a function computes cannot be seen, so it
+    counts as itself: a model with one has no score in common with another process. Those of libraries that move
+    weights, and preftune's own, leave values alone.
+    """
+    for name, module in sorted(model.named_modules(), key=lambda item: _canonical(item[0])):
+        for kind in ("_forward_hooks", "_forward_pre_hooks"):
+            for hook in getattr(module, kind).values():
+                maker = getattr(hook, "__module__", None) or type(hook).__module__
+                if maker.partition(".")[0] not in _HARMLESS:
+                    yield f"{_canonical(name)} {kind} {maker} {_of_this_process(hook)}"
+
+
+_HARMLESS = frozenset({"accelerate", "transformers", "peft", "torch", "bitsandbytes", "preftune"})
+_NUMBERS: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+
+def _of_this_process(hook: Any) -> str:
+    """A name for a function that no other one has, in this process or any."""
+    function = getattr(hook, "__func__", hook)  # a bound method is made anew each time that it is read
+    owner = id(getattr(hook, "__self__", None))
+    return f"{_NUMBERS.setdefault(function, uuid.uuid4().hex)} {owner}"
 
 
 def completion_keys(

@@ -162,7 +162,7 @@ def _five_labels(contest: Contest, answered: Sequence[AnsweredRow]) -> list[Game
     return [next(said) if game is None else game for game in games]
 
 
-_MARK = "assistant [ab]"
+_MARK = "assistant [ab]|request"
 
 
 def _question(request: str, answer_a: str, answer_b: str) -> list[Message]:

@@ -26,7 +26,8 @@ _RATING_LOOSE = re.compile(
     r"|\b(?:rating|score|grade)(?:\s+is)?\W{1,4}(\d+(?:\.\d+)?)(?!\.?\d|\s*/\s*(?!10\b)\d)",
     re.IGNORECASE,
 )
-_MARK = "assistant [ab]|assistant's answer|the conversation"
+_MARK = "assistant|conversation|(?:reference )?answer|(?:user )?question|user|request|reply"
+"""What stands around answers and in front of turns, here and in FastChat's templates."""
 _WINNER = re.compile(r"\[\[\s*([ABC])\s*\]\]")
 
 _GRADE = """\
@@ -126,6 +127,7 @@ def _own(words: str, turn: Turn, reference: Reference | None, turns: Sequence[st
 
 def _dialogue(title: str, turns: Sequence[str], said: Sequence[str]) -> str:
     lines = [f"<{title}>"]
-    for request, answer in zip(turns, said, strict=True):
-        lines += [f"User: {request}", f"Answer: {defused(answer, _MARK)}"]
+    for number, (request, answer) in enumerate(zip(turns, said, strict=True), start=1):
+        lines += [f"<Request {number}>", request, f"</Request {number}>"]
+        lines += [f"<Reply {number}>", defused(answer, _MARK), f"</Reply {number}>"]
     return "\n".join([*lines, f"</{title}>"])

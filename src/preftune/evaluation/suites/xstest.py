@@ -20,6 +20,7 @@ from preftune.evaluation.suites.sources import HubData, Row, look_at_some, missi
 from preftune.evaluation.two_models.types import AnsweredRow
 from preftune.generation.protocol import Side
 from preftune.judges.final_verdict import final_match, objects_read, unmarked
+from preftune.judges.framing import defused
 from preftune.statistics.paired import Better, Comparison, by_group, compare_shares, members_by
 from preftune.storage.jsonl import write_lines
 from preftune.text_quality.single_answer import look_at
@@ -145,7 +146,7 @@ def _reactions(contest: Contest, answered: Sequence[AnsweredRow]) -> tuple[list[
 
 def _question(prompt: object, answer: str) -> list[Message]:
     request = prompt[-1]["content"] if isinstance(prompt, list) else str(prompt)
-    text = f"<Request>\n{request}\n</Request>\n\n<Answer>\n{answer}\n</Answer>"
+    text = f"<Request>\n{request}\n</Request>\n\n<Answer>\n{defused(answer, 'request|answer')}\n</Answer>"
     return [{"role": "system", "content": _ASKED}, {"role": "user", "content": text}]
 
 

@@ -112,6 +112,9 @@ class Averages:
         self._sums = {name: (float(total), float(count)) for name, (total, count) in state.items()}
 
 
+_COUNTED = ("units", "packed_tokens", "separate_tokens", "flops")
+
+
 class WorkCounter:
     """Tokens and useful FLOPs of the batches since the last log, on the CPU (plain integers)."""
 
@@ -155,6 +158,21 @@ class WorkCounter:
             figures["reference/cache_hits"] = hits / max(1, hits + misses)
         self.reset()
         return figures
+
+    def state(self, reference: ReferenceScores | None = None) -> dict[str, float]:
+        """What was counted since the last call of `drain`, as JSON; the time so far, not the moment it began."""
+        counted = {name: getattr(self, name) for name in _COUNTED}
+        counted["seconds"] = time.perf_counter() - self._since
+        if reference is not None:
+            counted |= {"hits": reference.hits - self._hits, "misses": reference.misses - self._misses}
+        return counted
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Adds what a checkpoint's run had counted to what was counted here."""
+        for name in _COUNTED:
+            setattr(self, name, getattr(self, name) + state.get(name, 0))
+        self._since -= state.get("seconds", 0.0)
+        self._hits, self._misses = self._hits - int(state.get("hits", 0)), self._misses - int(state.get("misses", 0))
 
     @contextmanager
     def paused(self, reference: ReferenceScores | None = None) -> Iterator[None]:

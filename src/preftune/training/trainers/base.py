@@ -247,6 +247,10 @@ class PackedTrainer(EvaluatedTrainer):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._window.restore(state["window"], self.args.device)
+        self._work.restore(state.get("work") or {})
+
+    def checkpoint_facts(self) -> dict[str, Any]:
+        return {**super().checkpoint_facts(), "work": self._work.state()}
 
     # --- inner parts ---
 

@@ -153,5 +153,8 @@ class ReferencedTrainer(PackedTrainer):
         with self._work.paused(self.reference):
             yield
 
+    def checkpoint_facts(self) -> dict[str, Any]:
+        return {**super().checkpoint_facts(), "work": self._work.state(self.reference)}
+
     def throughput(self) -> dict[str, float]:
         return self._work.drain(self.reference)
