@@ -27,11 +27,13 @@ def after_every_step(measure: Measure) -> Any:
 
 
 def train_dpo(
-    run: Run, settings: DPO, model: Any, tokenizer: Any, preferences: Preferences, folder: Path, *, after_step: Measure
-) -> dict[str, Any]:
+    run: Run, settings: DPO, model: Any, tokenizer: Any, preferences: Preferences, folder: Path, *,
+    after_step: Measure, **loss: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Trains `model`; returns what the trainer said at the end.
 
     Args:
+        loss: fields of DPOConfig, where it is another loss than DPO's.
         model: the language model, in memory; its state now is the reference.
         folder: for the trainer's own run directory.
     """
@@ -55,6 +57,7 @@ def train_dpo(
             seed=run.seed,
             report_to="none",
             disable_tqdm=True,
+            **loss,
         ),
         train_dataset=preferences.groups,
         processing_class=tokenizer,

@@ -1,4 +1,4 @@
-"""Win rates over prompts and training seeds: the interval holds the rate of a method, not only of the models it gave."""
+"""Win rates over prompts and training seeds: intervals hold the rate of a method, not only of the models it gave."""
 
 from __future__ import annotations
 

@@ -4,12 +4,14 @@
 
     fingerprint  addresses of scores; NUMERICS_VERSION
     inventory    the folder of scores: listed, pruned, verified
+    moving       a reference that follows the policy
     scores       scores of a batch, from the cache or the source
     sources      which model is the reference
     store        scores on disk
 """
 
 from preftune.reference.fingerprint import Numerics, completion_keys, fingerprint
+from preftune.reference.moving import MovingCopy
 from preftune.reference.scores import ReferenceScores
 from preftune.reference.sources import (
     AdapterOff,
@@ -30,6 +32,7 @@ __all__ = [
     "AsReceived",
     "ExplicitModel",
     "FrozenCopy",
+    "MovingCopy",
     "NoReference",
     "Numerics",
     "ReferenceScores",

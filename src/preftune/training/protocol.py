@@ -22,8 +22,9 @@ from preftune.losses import Objective
 from preftune.models.precision import Precision
 from preftune.reference import ReferenceScores
 from preftune.reference.sources import Source
-from preftune.training.config.base import PackedConfig, ReferencedConfig
+from preftune.training.config.base import PackedConfig
 from preftune.training.config.dpo import DPOConfig
+from preftune.training.config.referenced import ReferencedConfig
 from preftune.types import TokenizedGroup
 
 HeldOut = GroupDataset | dict[str, GroupDataset] | None

@@ -35,15 +35,15 @@ HONOURED = {
     "f_divergence_type": "losses; test_trl_parity",
     "f_alpha_divergence_coef": "losses; test_trl_parity",
     "discopop_tau": "losses; test_trl_parity",
+    "sync_ref_model": "reference/moving; test_moving_reference",
+    "ref_model_mixup_alpha": "reference/moving; test_moving_reference",
+    "ref_model_sync_steps": "reference/moving; test_moving_reference",
     "padding_free": "always so: nothing is ever padded",
 }
 
 # A value for every refused field that would change something if it were honoured.
 MEANINGFUL: dict[str, Any] = {
     "use_weighting": True,
-    "sync_ref_model": True,
-    "ref_model_mixup_alpha": 0.5,
-    "ref_model_sync_steps": 64,
     "router_aux_loss_coef": 0.01,
     "truncation_mode": "keep_end",
     "max_completion_length": 128,

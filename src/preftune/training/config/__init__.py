@@ -9,9 +9,10 @@ honoured are refused with the reason (`refused`).
     kinds    values of the kind that their field has
     losses   LossFields: losses and their options
     reference_free  CPOConfig, ORPOConfig
+    referenced  ReferencedConfig: options of trainers with a reference
     refused  options that are not honoured, with the reason
     reward   RewardConfig
     sft      SFTConfig
 """
 
-__all__ = ["base", "dpo", "kinds", "kto", "losses", "reference_free", "refused", "reward", "sft"]
+__all__ = ["base", "dpo", "kinds", "kto", "losses", "reference_free", "referenced", "refused", "reward", "sft"]

@@ -299,51 +299,6 @@ class PairConfig(PackedConfig):
             )
 
 
-@dataclass
-class ReferenceFields:
-    """What trainers with a reference share."""
-
-    disable_dropout: bool = option(True, "Train without dropout, LoRA's included, as the loss assumes.")
-    allow_reference_mismatch: bool = option(
-        False, "Accept, on purpose, a ref_model that disagrees with the policy before the first step."
-    )
-    guard: str = option(
-        "off",
-        "Watch the run for answers that degenerate and figures that go wrong: off, warn, stop at an alarm, or rollback "
-        "to the last good weights and stop. The command line's default is warn.",
-        choices=["off", "warn", "stop", "rollback"],
-    )
-
-    def _check_guard(self) -> None:
-        given: object = self.guard
-        self.guard = "off" if given is False else self.guard  # what YAML makes of off
-        one_of("guard", self.guard, ("off", "warn", "stop", "rollback"))
-
-
-@dataclass
-class ReferencedConfig(ReferenceFields, PairConfig):
-    """What trainers share that score their rows with a reference."""
-
-    beta: float = option(0.1, "Strength of the KL penalty. A higher beta keeps the policy closer to the reference.")
-    precompute_ref_log_probs: bool = option(
-        False, "Score all rows with the reference before the first step (full fine-tuning always does)."
-    )
-    precompute_ref_batch_size: int | None = option(
-        None, "Rows scored at a time in that pass. Default: per_device_eval_batch_size."
-    )
-    reference_cache: bool = option(True, "Keep reference scores on disk, for later epochs, runs and sweeps.")
-
-    @property
-    def loss(self) -> str:
-        """The name of the loss; of several the first."""
-        raise NotImplementedError
-
-    def _validate(self) -> None:
-        super()._validate()
-        self._at_least_1("precompute_ref_batch_size")
-        self._check_guard()
-
-
 def positive(name: str, value: float, advice: str) -> None:
     """Raises: ConfigError, for a number that is not finite and above 0."""
     if not (math.isfinite(value) and value > 0):

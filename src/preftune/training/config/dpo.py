@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from preftune.errors import ConfigError
 from preftune.losses.registry import get_loss
-from preftune.training.config.base import ReferencedConfig
 from preftune.training.config.base import option as _option
 from preftune.training.config.losses import LossFields
+from preftune.training.config.referenced import ReferencedConfig
 from preftune.training.config.refused import REFUSED, Refusal
 
 
@@ -45,9 +45,6 @@ class DPOConfig(LossFields, ReferencedConfig):
     max_completion_length: int | None = _option(None, "Refused: use max_length.")
     padding_free: bool = _option(False, "Accepted: preftune never pads.")
     use_weighting: bool = _option(False, "Only False: give pairs a `weight` column.")
-    sync_ref_model: bool = _option(False, "Only False.")
-    ref_model_mixup_alpha: float = _option(0.6, "Only its default.")
-    ref_model_sync_steps: int = _option(512, "Only its default.")
     reference_free: bool = _option(False, "Refused.")
     generate_during_eval: bool = _option(False, "Refused: preftune chat and the evaluation commands generate.")
 

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from preftune.errors import ConfigError
 from preftune.losses.unpaired import UNPAIRED
-from preftune.training.config.base import ReferencedConfig, one_of, option, positive
+from preftune.training.config.base import one_of, option, positive
+from preftune.training.config.referenced import ReferencedConfig
 from preftune.training.config.refused import REFUSED, Refusal
 
 
@@ -40,9 +41,6 @@ class KTOConfig(ReferencedConfig):
 
     # --- fields of TRL's that preftune refuses unless they have no effect (see refused.py) ---
     router_aux_loss_coef: float | None = option(None, "Only 0 or unset: no auxiliary router loss is added.")
-    sync_ref_model: bool = option(False, "Only False.")
-    ref_model_mixup_alpha: float = option(0.6, "Only its default.")
-    ref_model_sync_steps: int = option(512, "Only its default.")
 
     @property
     def loss(self) -> str:

@@ -25,9 +25,6 @@ _NOT_YET = "preftune does not have it yet"
 REFUSED: dict[str, Refusal] = {
     # --- TRL ---
     "use_weighting": Refusal((False,), f"WPO: {_NOT_YET}; give pairs a 'weight' column instead"),
-    "sync_ref_model": Refusal((False,), f"a moving reference: {_NOT_YET}; remove sync_ref_model"),
-    "ref_model_mixup_alpha": Refusal((0.6,), "it belongs to sync_ref_model; remove it"),
-    "ref_model_sync_steps": Refusal((512,), "it belongs to sync_ref_model; remove it"),
     "router_aux_loss_coef": Refusal((None, 0, 0.0), "no auxiliary router loss is added; remove router_aux_loss_coef"),
     "truncation_mode": Refusal(
         ("keep_start",), "only completions are cut, at their end; shorten prompts with max_prompt_length instead"

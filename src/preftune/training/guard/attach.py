@@ -8,7 +8,7 @@ from preftune.training.guard.samples import opened
 from preftune.training.protocol import DPOTrainerView
 
 if TYPE_CHECKING:
-    from preftune.training.config.base import ReferenceFields
+    from preftune.training.config.referenced import ReferenceFields
     from preftune.training.guard.callback import Guard
 
 

@@ -136,7 +136,7 @@ class Guard(TrainerCallback):
             loss=args.loss,
             epochs=float(args.num_train_epochs) if args.max_steps <= 0 else 0.0,
             held_out=self._held_out,
-            reference=self._trainer.objective.needs_reference,
+            reference=self._trainer.objective.needs_reference and not args.sync_ref_model,
             usual_beta=self._trainer.objective.has_usual_beta,
         )
 

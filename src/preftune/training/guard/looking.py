@@ -77,6 +77,7 @@ class Looker:
         answers = samples.ReferenceAnswers(prompts[: size.prompts], size.tokens, size.pairs, greedy)
         if size.tokens > least.tokens:
             answers.greedy = self._greedy(answers.prompts, size.tokens)
+        if size.tokens > least.tokens and not trainer.args.sync_ref_model:  # the answers are those of the start
             answers.distance = samples.sampled_answers(
                 self._model(),
                 trainer.processing_class,

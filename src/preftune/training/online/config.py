@@ -9,8 +9,9 @@ from typing import Any
 
 from preftune.errors import ConfigError
 from preftune.judges.ensemble import HOWS
-from preftune.training.config.base import PackedConfig, ReferenceFields, option
+from preftune.training.config.base import PackedConfig, option
 from preftune.training.config.dpo import DPOConfig
+from preftune.training.config.referenced import ReferenceFields
 
 
 @dataclass

@@ -84,12 +84,15 @@ def choose_reference(trainer: FreshTrainer, ref_model: Any) -> Source:
         if ref_model is not None:
             raise ConfigError("ref_model has no meaning with beta=0, which has no reference. Leave it out.")
         return NoReference()
-    if ref_model is not None:
-        from preftune.training.setup.reference import prepare_explicit
+    from preftune.training.setup.reference import moving_reference, prepare_explicit
 
+    source: Source
+    if getattr(trainer.args, "sync_ref_model", False):
+        source = moving_reference(trainer, None if ref_model is None else prepare_explicit(trainer, ref_model))
+    elif ref_model is not None:
         ref_model = prepare_explicit(trainer, ref_model)
         engine, _ = choose_engine(ref_model, "auto" if trainer.engine.name == "packed" else trainer.engine.name)
-        source: Source = ExplicitModel(ref_model, engine)
+        source = ExplicitModel(ref_model, engine)
         source.engine = engine  # type: ignore[attr-defined]  # which a temperature must reach too
     else:
         shortest = sorted(trainer.prompts.token_ids, key=len)[:4]

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from preftune.errors import ConfigError
 from preftune.training.config.base import one_of, option
+from preftune.training.config.referenced import MovingReferenceFields
 from preftune.training.config.refused import REFUSED, Refusal
 from preftune.training.online.config import SamplingConfig, refuse_what_has_no_meaning
 
@@ -31,7 +32,7 @@ _REFUSED = {
 
 
 @dataclass
-class GroupConfig(SamplingConfig):
+class GroupConfig(MovingReferenceFields, SamplingConfig):
     """What `GRPOConfig` and `RLOOConfig` share.
 
     Names follow TRL's. Batch sizes count answers, as there: `per_device_train_batch_size` times
@@ -74,9 +75,6 @@ class GroupConfig(SamplingConfig):
     entropy_coef: float = option(0.0, "Only 0.")
     multi_objective_aggregation: str = option("sum_then_normalize", "Only sum_then_normalize.")
     reward_clip_range: str | None = option(None, "Only unset.")
-    sync_ref_model: bool = option(False, "Only False.")
-    ref_model_mixup_alpha: float = option(0.6, "Only its default.")
-    ref_model_sync_steps: int = option(512, "Only its default.")
 
     @property
     def epsilons(self) -> tuple[float, float]:
@@ -99,6 +97,9 @@ class GroupConfig(SamplingConfig):
             raise ConfigError(f"epsilon={self.epsilon} and epsilon_high must be above 0, and epsilon below 1.")
         if not self.beta >= 0:
             raise ConfigError(f"beta={self.beta} must be 0 or above.")
+        self._check_moves()
+        if self.sync_ref_model and not self.beta:
+            raise ConfigError("sync_ref_model=True moves a reference, which beta=0 does not use. Give beta, as 0.04.")
         answers = self.per_device_train_batch_size * self.gradient_accumulation_steps
         if answers % self.num_generations:
             raise ConfigError(

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 from tqdm.auto import tqdm
+from transformers import TrainerCallback
 
 from preftune.data import GroupDataset
 from preftune.errors import ConfigError
@@ -16,10 +17,12 @@ from preftune.models.four_bit import is_quantized
 from preftune.reference import (
     ExplicitModel,
     FrozenCopy,
+    MovingCopy,
     NoReference,
     Numerics,
     ReferenceScores,
     ScoreStore,
+    Source,
     choose_source,
 )
 from preftune.storage.cache_folder import cache_folder
@@ -43,9 +46,15 @@ def make_reference(trainer: ReferencedTrainerView, ref_model: Any, *, trained: C
         if ref_model is not None:
             losses = trainer.args.loss
             raise ConfigError(f"ref_model has no meaning for loss_type={losses}, which has no reference. Leave it out.")
+        if trainer.args.sync_ref_model:
+            raise ConfigError("sync_ref_model=True moves a reference, which this loss does not use. Leave it out.")
         if trainer.args.guard == "off":
             return ReferenceScores(NoReference(), engine, None, autocast=trainer.autocast)
-    if ref_model is None:
+    source: Source
+    moves = trainer.args.sync_ref_model
+    if moves:
+        source = moving_reference(trainer, None if ref_model is None else prepare_explicit(trainer, ref_model))
+    elif ref_model is None:
         # a real batch decides what switching an adapter off would change
         probe = trainer._batch_of(shortest(trainer.train_dataset.lengths, 4))
         with trainer.autocast():
@@ -59,7 +68,7 @@ def make_reference(trainer: ReferencedTrainerView, ref_model: Any, *, trained: C
         source, scored_by = ExplicitModel(ref_model, ref_engine), ref_engine.name
     say(f"reference: {source.description}.")
     store = None
-    if trainer.args.reference_cache:
+    if trainer.args.reference_cache and not moves:
         if trainer.args.torch_compile:  # other kernels: scores of an uncompiled run are not looked up
             scored_by += f", compiled ({trainer.args.torch_compile_backend}, {trainer.args.torch_compile_mode})"
         numerics = Numerics.of(model, engine=scored_by, device=trainer.args.device, autocast=trainer.precision.autocast)
@@ -71,6 +80,29 @@ def make_reference(trainer: ReferencedTrainerView, ref_model: Any, *, trained: C
             note={"model": name or "a model given in memory", "reference": source.description, **numerics.facts()},
         )
     return ReferenceScores(source, engine, store, autocast=trainer.autocast)
+
+
+def moving_reference(trainer: TrainerView, start: nn.Module | None) -> MovingCopy:
+    """The reference of a run with `sync_ref_model`.
+
+    Args:
+        start: an explicit one to begin with; by default the policy.
+    """
+    source = MovingCopy(trainer.model, start=start)
+    say(f"sync_ref_model keeps a second copy of what trains: {source.size / 2**30:.2f} GiB more.")
+    return source
+
+
+class MoveReference(TrainerCallback):
+    """Moves the reference after the steps at which it is due."""
+
+    def __init__(self, trainer: TrainerView, source: Callable[[], Source | None]) -> None:
+        self._trainer, self._source = trainer, source
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        source = self._source()
+        if isinstance(source, MovingCopy) and state.global_step % args.ref_model_sync_steps == 0:
+            source.follow(self._trainer.model, args.ref_model_mixup_alpha)
 
 
 def settle_reference(trainer: ReferencedTrainerView) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from preftune.logps.batch import PackedBatch
+from preftune.reference import MovingCopy
 from preftune.reference.fingerprint import FINGERPRINT_VERSION
 from preftune.reference.sources import Source
 from preftune.storage import trained_prompts
@@ -23,11 +24,14 @@ from preftune.training.record import checkpoint
 from preftune.training.record.run_record import facts_of
 from preftune.training.record.saved_model import end_answers
 from preftune.training.setup import model as assemble
+from preftune.training.setup.reference import MoveReference
 from preftune.training.step.memory import TokenLimit
 from preftune.training.step.metrics import Averages, MetricWindow, peak_memory
 from preftune.training.step.micro_batches import cost_of, token_budget
 from preftune.training.step.optimizer_step import non_finite
 from preftune.training.trainers.resumable import ResumableTrainer
+
+_REFERENCE_FILE = "reference.safetensors"
 
 
 class RecordedTrainer(ResumableTrainer):
@@ -86,6 +90,8 @@ class RecordedTrainer(ResumableTrainer):
     def begin_record(self) -> None:
         """The model is where it will be trained, and the reference is known."""
         self.attach_record(facts_of(self))
+        if getattr(self.args, "sync_ref_model", False):
+            self.add_callback(MoveReference(self, lambda: self.reference_source))
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(list(self._tag_names))
 
@@ -114,6 +120,16 @@ class RecordedTrainer(ResumableTrainer):
             return
         earlier = [Path(str(getattr(self.model.config, "_name_or_path", ""))), *([folder] if resumed else [])]
         trained_prompts.write_trained_prompts(folder, keys, earlier=earlier)
+
+    def write_more(self, folder: Path) -> None:
+        if isinstance(self.reference_source, MovingCopy):
+            self.reference_source.save(folder / _REFERENCE_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        source, folder = self.reference_source, Path(resume_from_checkpoint)
+        if isinstance(source, MovingCopy) and (folder / "trainer_state.json").is_file():
+            source.load(folder / _REFERENCE_FILE)
 
     def check_resumable(self, state: Mapping[str, Any] | None, folder: Path) -> None:
         if self.reference_source is not None:

@@ -14,7 +14,7 @@ from preftune.log import detail
 from preftune.logps.batch import PackedBatch
 from preftune.reference import AsReceived, ExplicitModel, ReferenceScores
 from preftune.reference.sources import Source
-from preftune.training.config.base import ReferencedConfig
+from preftune.training.config.referenced import ReferencedConfig
 from preftune.training.protocol import ObjectiveView
 from preftune.training.record.run_record import parts
 from preftune.training.setup.reference import make_reference, score_everything, settle_reference

@@ -1,0 +1,85 @@
+"""A reference that follows the policy: TR-DPO, Gorbatovski et al. 2024 (arXiv:2404.09656), eq. 7 and 8.
+
+Every tau steps `reference <- alpha * policy + (1 - alpha) * reference` in what trains: all weights, or those of an
+adapter. With alpha = 1 (hard) the reference becomes the policy; below (soft) it is a mixture. Of LoRA the factors are
+mixed, which is not the mixture of their products, but begins and ends at the same models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from preftune.errors import CheckpointError, ConfigError
+from preftune.reference.sources import FrozenCopy, unwrap
+
+
+class MovingCopy(FrozenCopy):
+    """A copy of what trains that is moved towards it. Costs a copy of the trainable weights and a forward pass a step.
+
+    Its scores hold until the next move, so they are kept nowhere.
+    """
+
+    description = "a copy of what trains, which follows it (sync_ref_model)"
+
+    def __init__(self, model: nn.Module, *, start: nn.Module | None = None) -> None:
+        """
+        Args:
+            model: the policy, as received.
+            start: an explicit reference to begin with, of the same architecture; by default the policy.
+        Raises: ConfigError where the two have not the same weights to mix.
+        """
+        super().__init__(model)
+        self.moves = 0
+        if start is not None:
+            self._begin_with(dict(unwrap(start).named_parameters()))
+            self.received = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of the copy."""
+        return sum(weight.numel() * weight.element_size() for weight in self._received.values())
+
+    def unchanged(self, model: nn.Module) -> bool:
+        return self.moves > 0 or super().unchanged(model)
+
+    @torch.no_grad()
+    def follow(self, model: nn.Module, alpha: float) -> None:
+        """Move by a share `alpha` of the way to the policy."""
+        now = dict(unwrap(model).named_parameters())
+        for name, weight in self._received.items():
+            weight.lerp_(now[name].detach().to(weight.device, weight.dtype), alpha)
+        self.moves += 1
+
+    def save(self, file: Path) -> None:
+        """The weights, for a checkpoint."""
+        weights = {name: weight.detach().cpu().contiguous() for name, weight in self._received.items()}
+        save_file(weights, file, metadata={"moves": str(self.moves)})
+
+    def load(self, file: Path) -> None:
+        """Raises: CheckpointError where the file is missing or holds other weights."""
+        if not file.is_file():
+            raise CheckpointError(
+                f"{file.parent} holds no reference ({file.name}), which this run moves (sync_ref_model). Name a "
+                "checkpoint of this run, or start without resume_from_checkpoint."
+            )
+        saved = load_file(file)
+        if saved.keys() != self._received.keys():
+            raise CheckpointError(f"{file} holds the reference of another model. Name a checkpoint of this run.")
+        for name, weight in saved.items():
+            self._received[name].copy_(weight)
+        self.moves = 1  # whatever it says: from here on it is not the policy as received
+
+    def _begin_with(self, weights: Mapping[str, Tensor]) -> None:
+        wanted = {name: weight.shape for name, weight in self._received.items()}
+        if any(name not in weights or weights[name].shape != shape for name, shape in wanted.items()):
+            raise ConfigError(
+                "sync_ref_model mixes the weights of ref_model and policy, and these have not the same weights. Leave "
+                "ref_model out: the reference then begins as the policy."
+            )
+        for name, weight in self._received.items():
+            weight.copy_(weights[name].detach())

@@ -1,0 +1,84 @@
+"""`ReferencedConfig`: what trainers share whose loss compares the policy with a reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from preftune.errors import ConfigError
+from preftune.training.config.base import PairConfig, one_of, option
+
+
+@dataclass
+class ReferenceFields:
+    """What trainers with a reference share."""
+
+    disable_dropout: bool = option(True, "Train without dropout, LoRA's included, as the loss assumes.")
+    allow_reference_mismatch: bool = option(
+        False, "Accept, on purpose, a ref_model that disagrees with the policy before the first step."
+    )
+    guard: str = option(
+        "off",
+        "Watch the run for answers that degenerate and figures that go wrong: off, warn, stop at an alarm, or rollback "
+        "to the last good weights and stop. The command line's default is warn.",
+        choices=["off", "warn", "stop", "rollback"],
+    )
+
+    def _check_guard(self) -> None:
+        given: object = self.guard
+        self.guard = "off" if given is False else self.guard  # what YAML makes of off
+        one_of("guard", self.guard, ("off", "warn", "stop", "rollback"))
+
+
+@dataclass
+class MovingReferenceFields:
+    """What trainers share whose reference can follow the policy, under TRL's names."""
+
+    sync_ref_model: bool = option(
+        False, "The reference follows the policy (TR-DPO). Costs a copy of what trains and a forward pass every step."
+    )
+    ref_model_mixup_alpha: float = option(
+        0.6, "How far the reference moves towards the policy, above 0; 1: it becomes the policy."
+    )
+    ref_model_sync_steps: int = option(512, "Optimiser steps between two moves.")
+
+    def _check_moves(self) -> None:
+        alpha, steps = self.ref_model_mixup_alpha, self.ref_model_sync_steps
+        if not 0 < alpha <= 1:
+            raise ConfigError(f"ref_model_mixup_alpha={alpha} must be above 0 and at most 1. TR-DPO has 0.6.")
+        if steps < 1:
+            raise ConfigError(f"ref_model_sync_steps={steps} must be at least 1. TR-DPO has 512.")
+        if not self.sync_ref_model and (alpha, steps) != (0.6, 512):
+            raise ConfigError(
+                "ref_model_mixup_alpha and ref_model_sync_steps have no effect without sync_ref_model=True. Add it, or "
+                "remove them."
+            )
+
+
+@dataclass
+class ReferencedConfig(MovingReferenceFields, ReferenceFields, PairConfig):
+    """What trainers share that score their rows with a reference."""
+
+    beta: float = option(0.1, "Strength of the KL penalty. A higher beta keeps the policy closer to the reference.")
+    precompute_ref_log_probs: bool = option(
+        False, "Score all rows with the reference before the first step (full fine-tuning always does)."
+    )
+    precompute_ref_batch_size: int | None = option(
+        None, "Rows scored at a time in that pass. Default: per_device_eval_batch_size."
+    )
+    reference_cache: bool = option(True, "Keep reference scores on disk, for later epochs, runs and sweeps.")
+
+    @property
+    def loss(self) -> str:
+        """The name of the loss; of several the first."""
+        raise NotImplementedError
+
+    def _validate(self) -> None:
+        super()._validate()
+        self._at_least_1("precompute_ref_batch_size")
+        self._check_guard()
+        self._check_moves()
+        if self.sync_ref_model and self.precompute_ref_log_probs:
+            raise ConfigError(
+                "precompute_ref_log_probs=True scores with a reference that sync_ref_model=True then moves. Leave one "
+                "out."
+            )
