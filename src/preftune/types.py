@@ -78,6 +78,8 @@ class Preference(NamedTuple):
     rejected: int
     weight: float = 1.0
     margin: float = 0.0
+    rejected_margin: float | None = None
+    """The margin for the gradient of the rejected side, where it is another one (`aot_unpaired`, within a step)."""
 
 
 class Label(NamedTuple):

@@ -134,6 +134,24 @@ def test_aot_sorts_the_step_and_not_the_micro_batch():
     assert torch.cat(halves).tolist() == [5 - 2, 2 - 5, 1 - 1, -4 + 4]
 
 
+def test_aot_unpaired_sorts_the_step_and_not_the_micro_batch():
+    """TRL sorts what one device has at a time."""
+    ratios = torch.tensor([[4.0, 1.0], [1.0, 3.0], [-2.0, 0.0], [0.0, 5.0]], dtype=torch.float64)
+
+    def loss(part: slice) -> float:
+        chosen, rejected = ratios[part].unbind(1)
+        zero = torch.zeros_like(chosen)
+        sides = Sides(chosen, rejected, zero + 1, zero + 1)
+        step = Pairs(sides, Sides(zero, zero, zero + 1, zero + 1), zero)
+        margins = p.aot_unpaired_margins(step, beta=1.0)
+        return float(p.aot_unpaired(step._replace(margin_N=margins[0], rejected_margin_N=margins[1]), beta=1.0).sum())
+
+    assert loss(slice(0, 4)) == pytest.approx(2 * softplus(2) + 2 * softplus(1))
+    halves = loss(slice(0, 2)) + loss(slice(2, 4))
+    assert halves == pytest.approx(softplus(0) + softplus(-1) + softplus(2) + softplus(5))
+    assert halves != pytest.approx(loss(slice(0, 4)), rel=1e-3)
+
+
 def test_kto_s_baseline_has_no_prompt_with_its_own_answer():
     """TRL before 0.10 and LLaMA-Factory reverse the answers of a batch, which leaves the middle one of three alone."""
     groups = [TokenizedGroup((place,), ((10 + place,),), (), id=str(place)) for place in range(3)]

@@ -93,6 +93,7 @@ BY_HAND = [
     (p.apo_down, B, {}, s(0.4) + 1 - s(0.5)),
     (p.discopop, {**B, "discopop_tau": 0.5}, {}, (1 - s(1.0)) * softplus(-0.5) + s(1.0) * math.exp(-0.5)),
     (p.aot, B, {"margin": 0.1 * (13 - 15)}, softplus(-0.1 * (20 - 13))),
+    (p.aot_unpaired, B, {}, softplus(-0.5)),
     (p.rdpo, {**B, "rdpo_alpha": 0.2}, {}, softplus(-(0.5 + 0.2 * (2 - 5)))),
     (p.dpop, {**B, "dpop_lambda": 50.0}, {}, softplus(-0.5)),
     (p.dpop, {**B, "dpop_lambda": 3.0}, {"policy": (-16.0, -30.0)}, softplus(-0.1 * (-1 - 3 * 2))),
@@ -151,7 +152,7 @@ AT_THE_START = {
     "sigmoid": math.log(2), "robust": math.log(2), "hinge": 1.0, "ipo": 25.0, "ipo_sum": 25.0,
     "sigmoid_norm": math.log(2), "nca_pair": 2 * math.log(2), "sppo_hard": 50.0, "apo_zero": 1.0, "apo_down": 1.0,
     "discopop": 0.5 * math.log(2) + 0.5, "dpop": math.log(2), "cal_dpo": math.log(2) + 50.0, "reward_aware": 0.0,
-    "bco_pair": softplus(0.2) + softplus(-0.2), "aot": math.log(2),
+    "bco_pair": softplus(0.2) + softplus(-0.2), "aot": math.log(2), "aot_unpaired": math.log(2),
     "exo_pair": 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1), "rdpo": softplus(0.3),
     "plackett_luce": math.log(2), "lipo": (1 / math.log(2) - 1 / math.log(3)) * math.log(2), "info_nca": math.log(2),
     "nca": 2 * math.log(2),
@@ -215,6 +216,29 @@ def test_aot_pairs_differences_by_rank():
     assert p.aot_margins(policy[:1], reference[:1], beta=0.5).item() == 0  # a single pair is DPO's
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_aot_unpaired_is_the_loss_of_sorted_answers_with_its_gradient(smoothing):
+    generator = torch.Generator().manual_seed(2)
+    chosen, rejected = torch.randn(2, 7, generator=generator, dtype=torch.float64).mul(3).requires_grad_()
+    zero = torch.zeros(7, dtype=torch.float64)
+    one = Sides(zero, zero, zero + 1, zero + 1)
+
+    def made(chosen: Tensor, rejected: Tensor) -> Pairs:
+        return Pairs(Sides(chosen, rejected, zero + 1, zero + 1), one, zero)
+
+    margins = p.aot_unpaired_margins(made(chosen, rejected), beta=0.5)
+    found = p.aot_unpaired(
+        made(chosen, rejected)._replace(margin_N=margins[0], rejected_margin_N=margins[1]),
+        beta=0.5,
+        label_smoothing=smoothing,
+    ).sum()
+    expected = p.smoothed(0.5 * (chosen.sort().values - rejected.sort().values), smoothing).sum()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+    gradients = [torch.autograd.grad(value, (chosen, rejected)) for value in (found, expected)]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @given(gap=st.floats(-50, 50), beta=st.floats(0.01, 1), smoothing=st.floats(0, 0.4))
 def test_swapping_the_sides_changes_the_loss_by_the_log_odds_of_the_label(gap, beta, smoothing):
     one = p.sigmoid(pairs((gap, 0.0), (0.0, 0.0)), beta=beta, label_smoothing=smoothing)
@@ -257,7 +281,8 @@ def test_methods_bring_their_likelihood_term():
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("sigmod", "Did you mean 'sigmoid'"), ("aot_unpaired", "exists in TRL"), ("zzz", "Use one of")]
+    ("name", "words"),
+    [("sigmod", "Did you mean 'sigmoid'"), ("aot_unpair", "Did you mean 'aot_unpaired'"), ("zzz", "Use one of")],
 )
 def test_an_unknown_loss_names_what_there_is(name, words):
     with pytest.raises(ConfigError, match=words):

@@ -51,6 +51,8 @@ class PackedBatch:
     """(N,) float32."""
     margin_N: Tensor
     """(N,) float32."""
+    rejected_margin_N: Tensor
+    """(N,) float32: margins for the gradient of the rejected sides."""
     good_K: Tensor
     """(K,) bool: the labels of all completions; empty without labels."""
     label_weight_K: Tensor
@@ -62,6 +64,7 @@ class PackedBatch:
     def to(self, device: Any, non_blocking: bool = False) -> PackedBatch:
         """The batch with its tensors on `device`."""
         names = "input_ids position_ids layout predict_T target_T owner_T chosen_N rejected_N weight_N margin_N"
+        names += " rejected_margin_N"
         names += " good_K label_weight_K score_K"
         moved = {n: getattr(self, n).to(device, non_blocking=non_blocking) for n in names.split()}
         return replace(self, **moved)
@@ -155,7 +158,7 @@ def pack(groups: Sequence[TokenizedGroup]) -> PackedBatch:
     predict: list[int] = []
     targets: list[int] = []
     owners: list[int] = []
-    pairs: list[tuple[int, int, float, float]] = []
+    pairs: list[tuple[int, int, float, float, float]] = []
     completions = 0
     for group in groups:
         prompt = len(group.prompt_ids)
@@ -174,9 +177,11 @@ def pack(groups: Sequence[TokenizedGroup]) -> PackedBatch:
                 predict.extend(range(start + max(begin, 1) - 1, start + end - 1))
                 targets.extend(completion[begin:end])
                 owners.extend([completions + index] * (end - begin))
-        pairs.extend((completions + p.chosen, completions + p.rejected, p.weight, p.margin) for p in group.pairs)
+        for pair in group.pairs:
+            other = pair.margin if pair.rejected_margin is None else pair.rejected_margin
+            pairs.append((completions + pair.chosen, completions + pair.rejected, pair.weight, pair.margin, other))
         completions += len(group.completions)
-    chosen, rejected, weight, margin = zip(*pairs, strict=True) if pairs else ((), (), (), ())
+    chosen, rejected, weight, margin, other_margin = zip(*pairs, strict=True) if pairs else ((),) * 5
     return PackedBatch(
         input_ids=torch.tensor([ids]),
         position_ids=torch.tensor([positions]),
@@ -188,6 +193,7 @@ def pack(groups: Sequence[TokenizedGroup]) -> PackedBatch:
         rejected_N=torch.tensor(rejected, dtype=torch.int64),
         weight_N=torch.tensor(weight, dtype=torch.float32),
         margin_N=torch.tensor(margin, dtype=torch.float32),
+        rejected_margin_N=torch.tensor(other_margin, dtype=torch.float32),
         good_K=torch.tensor([label.desirable for group in groups for label in group.labels], dtype=torch.bool),
         label_weight_K=torch.tensor([label.weight for group in groups for label in group.labels], dtype=torch.float32),
         score_K=torch.tensor([score for group in groups for score in group.scores], dtype=torch.float32),

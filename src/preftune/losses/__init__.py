@@ -20,11 +20,10 @@ step.
 from preftune.losses.listwise import Lists
 from preftune.losses.objective import Objective
 from preftune.losses.pairs import LossOutput, Pairs
-from preftune.losses.registry import LOSSES, TRL_ONLY, Loss, get_loss
+from preftune.losses.registry import LOSSES, Loss, get_loss
 
 __all__ = [
     "LOSSES",
-    "TRL_ONLY",
     "Lists",
     "Loss",
     "LossOutput",

@@ -55,6 +55,11 @@ class Objective:
     def sorts(self) -> bool:
         return any(loss.sorts for loss, _ in self.terms)
 
+    def step_margins(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """The margins of a loss that sorts, for the gradients of chosen and rejected, of all pairs of a step."""
+        make = next(loss.step_margins for loss, _ in self.terms if loss.step_margins is not None)
+        return make(pairs, beta=self.beta)
+
     @property
     def takes_lists(self) -> bool:
         """Whether a loss is of all ranked completions of a prompt together."""
@@ -80,7 +85,7 @@ class Objective:
 
     def __call__(
         self, policy: Sides, reference: Sides | None, *, weight_N: Tensor, margin_N: Tensor,
-        whole_N: Tensor | None = None, lists: Lists | None = None, **step: Any,
+        whole_N: Tensor | None = None, rejected_margin_N: Tensor | None = None, lists: Lists | None = None, **step: Any,
     ) -> LossOutput:  # fmt: skip
         """The losses and rewards of N pairs.
 
@@ -88,10 +93,10 @@ class Objective:
             reference: None where no loss needs one; rewards are then of the policy alone.
             weight_N: (N,) factor of each pair's loss; the mean is over pairs, not over weights.
             margin_N: (N,) nats of reward by which the chosen side must win.
-            whole_N, lists: see `Pairs`.
+            whole_N, rejected_margin_N, lists: see `Pairs`.
             step: what is known of the whole optimiser step: `tokens_per_pair`.
         """
-        pairs = Pairs(policy, reference, margin_N, whole_N, lists)
+        pairs = Pairs(policy, reference, margin_N, whole_N, rejected_margin_N, lists)
         alone = pairs._replace(reference=None)
         values = {**self.options, **step}
         loss_N = torch.zeros_like(policy.chosen_N)

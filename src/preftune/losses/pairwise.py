@@ -139,14 +139,49 @@ def aot(pairs: Pairs, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
     return smoothed(pairs.logits_N(beta), label_smoothing)
 
 
+def aot_unpaired(pairs: Pairs, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
+    """AOT on single answers, Melnyk et al. 2024 (arXiv:2406.05882), section 4: `-log sigmoid(beta (u - v))`, where u is
+    the log-ratio of a chosen answer, and v that of the rejected answer at the same rank of all rejected ones. Each pair
+    has half of the loss of its chosen and half of that of its rejected answer, with the margins of
+    `aot_unpaired_margins`.
+    """
+    other_N = pairs.margin_N if pairs.rejected_margin_N is None else pairs.rejected_margin_N
+    chosen_N = beta * (pairs.chosen_N - pairs.rejected_N.detach()) - pairs.margin_N
+    rejected_N = beta * (pairs.chosen_N.detach() - pairs.rejected_N) - other_N
+    both_N = smoothed(chosen_N, label_smoothing) + smoothed(rejected_N, label_smoothing)
+    return both_N - 0.5 * both_N.detach()  # every difference is there twice, with the gradient of one of its sides
+
+
+def aot_unpaired_margins(pairs: Pairs, *, beta: float) -> tuple[Tensor, Tensor]:
+    """(N,) margins, without gradient, that bring the chosen answer of a pair together with the rejected answer at its
+    rank, and the rejected one with the chosen answer at its own.
+
+    Args:
+        pairs: all of the optimiser step.
+    """
+    chosen_N, rejected_N = pairs.chosen_N.detach(), pairs.rejected_N.detach()
+    met_N, meets_N = rejected_N.sort().values[_ranks(chosen_N)], chosen_N.sort().values[_ranks(rejected_N)]
+    return beta * (met_N - rejected_N), beta * (chosen_N - meets_N)
+
+
+def aot_pair_margins(pairs: Pairs, *, beta: float) -> tuple[Tensor, Tensor]:
+    """`aot_margins` of all pairs of the optimiser step, for both sides."""
+    assert pairs.reference is not None
+    margin_N = aot_margins(
+        pairs.policy.chosen_N - pairs.policy.rejected_N,
+        pairs.reference.chosen_N - pairs.reference.rejected_N,
+        beta=beta,
+    )
+    return margin_N, margin_N
+
+
 def aot_margins(policy_N: Tensor, reference_N: Tensor, *, beta: float) -> Tensor:
     """(N,) margins that make DPO's logits AOT's, without gradient: `beta (v at the rank of u - v of the pair)`.
 
     Args:
         policy_N, reference_N: log-probability of chosen less that of rejected, for all pairs of the optimiser step.
     """
-    rank_N = policy_N.argsort(stable=True).argsort(stable=True)
-    return (beta * (reference_N.sort().values[rank_N] - reference_N)).detach()
+    return (beta * (reference_N.sort().values[_ranks(policy_N)] - reference_N)).detach()
 
 
 def rdpo(pairs: Pairs, *, beta: float, rdpo_alpha: float = 0.1) -> Tensor:
@@ -193,6 +228,10 @@ def reward_aware(pairs: Pairs, *, beta: float, rpo_distance: str = "backward_kl"
 def smoothed(logits_N: Tensor, label_smoothing: float) -> Tensor:
     """`-(1 - e) log sigmoid(logits) - e log sigmoid(-logits)`."""
     return -(1 - label_smoothing) * logsigmoid(logits_N) - label_smoothing * logsigmoid(-logits_N)
+
+
+def _ranks(value_N: Tensor) -> Tensor:
+    return value_N.argsort(stable=True).argsort(stable=True)
 
 
 def _under(pairs: Pairs, divergence: dict[str, object]) -> Pairs:

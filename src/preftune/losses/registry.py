@@ -35,8 +35,8 @@ class Loss:
     """It compares with a reference model."""
     margins: bool = True
     """It uses the margins of rows."""
-    sorts: bool = False
-    """Its margins are made of all pairs of the optimiser step."""
+    step_margins: Callable[..., tuple[Tensor, Tensor]] | None = None
+    """Makes its margins of all pairs of the optimiser step."""
     lists: bool = False
     """It is of all ranked or scored completions of a prompt together."""
     needs_margins: bool = False
@@ -54,6 +54,10 @@ class Loss:
     """The meaningful `label_smoothing`, both ends included."""
     likelihood: str | float = 0.0
     """Weight of the likelihood term (the loss `sft`) that belongs to the method, or the field that holds it."""
+
+    @property
+    def sorts(self) -> bool:
+        return self.step_margins is not None
 
     @property
     def is_smoothed(self) -> bool:
@@ -139,7 +143,15 @@ _WITH_REFERENCE = (
         "The whole distribution of differences should move, not each pair: for noisy pairs.",
         "It sorts all pairs of the optimiser step, in one more forward pass; TRL sorts those of a micro-batch on one "
         "device, and an evaluation those of a batch. With one pair it is DPO.", ("label_smoothing",), margins=False,
-        beta=0.01, betas=(0.005, 0.5), sorts=True,
+        beta=0.01, betas=(0.005, 0.5), step_margins=p.aot_pair_margins,
+    ),
+    Loss(
+        "aot_unpaired", p.aot_unpaired, "AOT, unpaired", "2406.05882",
+        "As aot, for chosen and rejected answers that do not belong together: the rewards of the chosen ones should "
+        "dominate those of the rejected ones.",
+        "It sorts all answers of the optimiser step, in one more forward pass; TRL sorts those of a micro-batch on one "
+        "device, and an evaluation those of a batch. With one pair it is DPO.", ("label_smoothing",), margins=False,
+        beta=0.01, betas=(0.005, 0.5), step_margins=p.aot_unpaired_margins,
     ),
     Loss(
         "rdpo", p.rdpo, "R-DPO", "2403.19159",
@@ -244,16 +256,11 @@ _WITHOUT_REFERENCE = (
 
 LOSSES: dict[str, Loss] = {loss.name: loss for loss in (*_WITH_REFERENCE, *_OF_LISTS, *_WITHOUT_REFERENCE)}
 
-TRL_ONLY = frozenset(["aot_unpaired"])
-"""Losses of TRL 1.16 that preftune does not compute (yet): refused by name, never taken for a misspelling."""
-
 
 def get_loss(name: str) -> Loss:
     """The loss called `name`; a `ConfigError` names the nearest one otherwise."""
     if name in LOSSES:
         return LOSSES[name]
     known = ", ".join(LOSSES)
-    if name in TRL_ONLY:
-        raise ConfigError(f"loss_type={name!r} exists in TRL but not in preftune yet. Use one of: {known}.")
     hint = did_you_mean(str(name), LOSSES, cutoff=0.5, otherwise="Check the spelling.")
     raise ConfigError(f"loss_type={name!r} is not a loss. Use one of: {known}. {hint}")

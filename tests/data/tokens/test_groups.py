@@ -39,9 +39,9 @@ GROUPS = st.builds(
     made,
     completions_and_spans(),
     prompt_ids=IDS,
-    pairs=st.lists(st.builds(Preference, st.integers(0, 3), st.integers(0, 3), st.floats(0, 9), st.floats(0, 9))).map(
-        tuple
-    ),
+    pairs=st.lists(
+        st.builds(Preference, st.integers(0, 3), st.integers(0, 3), st.floats(0, 9), st.floats(0, 9), st.none())
+    ).map(tuple),
     id=st.text(max_size=3),
 )
 

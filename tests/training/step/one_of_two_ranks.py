@@ -31,6 +31,14 @@ def ranked(completions: int, *, start: int) -> TokenizedGroup:
     return TokenizedGroup([5, start], ids, pairs, id=str(start))
 
 
+def scored(count: int) -> list[dict[str, Any]]:
+    """Lists of three answers."""
+    return [
+        {"prompt": row["prompt"], "responses": [row["chosen"], row["rejected"], "so"], "scores": [3, 2, 1]}
+        for row in rows(count)
+    ]
+
+
 HELD_OUT = {
     "pairs": rows(5, start=40),  # an odd number: accelerate fills the last batch up with rows it has had already
     "groups": GroupDataset.from_groups(ranked(2 + i % 3, start=20 + 9 * i) for i in range(7)),
@@ -38,6 +46,7 @@ HELD_OUT = {
 OUT_OF_MEMORY = "one rank out of memory"
 GUARDED = "guarded"
 UNEVEN = "uneven"
+SORTED = "sorted"
 CASES = {
     "lora": lora_model,
     "full": tiny_model,
@@ -46,6 +55,8 @@ CASES = {
     GUARDED: lora_model,
     UNEVEN: lora_model,
     "uneven, split": lora_model,
+    SORTED: lora_model,
+    "lists": lora_model,
 }
 PAIRS_PER_STEP = 4
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -61,8 +72,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "accelerator_config": {"split_batches": True},
         "per_device_train_batch_size": PAIRS_PER_STEP // 2,
     },
+    # an evaluation sorts a batch, and ranks have other batches than one process
+    SORTED: {"loss_type": "aot_unpaired", "beta": 0.1, "per_device_eval_batch_size": 1},
+    "lists": {"loss_type": "plackett_luce", "data": scored(20)},
 }
-PAIRS_PER_STEP = 4
 
 
 class TightOnSecondRank:

@@ -70,6 +70,10 @@ CASES = {
     "discopop": ({"lora": True, "loss_type": ["discopop"], "beta": 0.1}, chat_rows),
     "bco_pair": ({"lora": True, "loss_type": ["bco_pair"], "beta": 0.1}, chat_rows),
     "aot": ({"lora": True, "loss_type": ["aot"], "beta": 0.1, "gradient_accumulation_steps": 1}, chat_rows),
+    "aot_unpaired": (
+        {"lora": True, "loss_type": ["aot_unpaired"], "beta": 0.1, "gradient_accumulation_steps": 1},
+        chat_rows,
+    ),
     "forward_kl": ({"lora": True, "f_divergence_type": "forward_kl"}, chat_rows),
     "js_divergence": ({"lora": True, "f_divergence_type": "js_divergence"}, chat_rows),
     "alpha_divergence": (

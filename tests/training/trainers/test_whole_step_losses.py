@@ -30,13 +30,13 @@ def losses(trainer: Any) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-@pytest.mark.parametrize("loss", ["aot", "bco_pair"])
+@pytest.mark.parametrize("loss", ["aot", "aot_unpaired", "bco_pair"])
 def test_the_update_does_not_depend_on_micro_batches(loss, tmp_path):
     expected = losses(made(tmp_path / "a", loss))
     singly = made(tmp_path / "b", loss, per_device_train_batch_size=1, gradient_accumulation_steps=4)
     assert losses(singly) == pytest.approx(expected, abs=2e-5)
     assert losses(made(tmp_path / "c", loss, max_tokens_per_batch=100)) == pytest.approx(expected, abs=2e-5)
-    other = "sigmoid" if loss == "aot" else "apo_zero"
+    other = "apo_zero" if loss == "bco_pair" else "sigmoid"
     assert losses(made(tmp_path / "d", other)) != pytest.approx(expected, abs=1e-4)
 
 
@@ -63,6 +63,6 @@ def test_a_resumed_run_is_the_same_to_the_bit(tmp_path):
 
 
 def test_they_are_refused_on_fresh_answers(tmp_path):
-    for loss in ("aot", "bco_pair"):
+    for loss in ("aot", "aot_unpaired", "bco_pair"):
         with pytest.raises(ConfigError, match="not honoured where answers are sampled"):
             OnlineDPOConfig(output_dir=str(tmp_path), loss_type=loss, judge="shorter")

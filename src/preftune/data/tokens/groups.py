@@ -68,7 +68,7 @@ class GroupDataset(Sequence[TokenizedGroup]):
         tokens = array("i")  # four bytes a token, also while it grows
         lengths: list[int] = []
         per_group: list[int] = []
-        preferences: list[Preference] = []
+        preferences: list[tuple[int, int, float, float]] = []
         pairs_per_group: list[int] = []
         ids: list[str] = []
         scored: list[tuple[int, int, int]] = []
@@ -84,7 +84,7 @@ class GroupDataset(Sequence[TokenizedGroup]):
                 tokens.extend(part)
             lengths += [len(part) for part in parts]
             per_group.append(len(parts))
-            preferences += group.pairs
+            preferences += [pair[:4] for pair in group.pairs]
             pairs_per_group.append(len(group.pairs))
             ids.append(group.id)
         return cls(

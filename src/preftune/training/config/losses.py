@@ -144,15 +144,16 @@ class LossFields:
         """Of losses that sort, the margins are the order of all pairs: there is one of whole answers, for one loss."""
         if not objective.sorts:
             return
-        others = [loss.name for loss, _ in objective.terms if loss.margins and not loss.sorts]
+        first, *more = [loss.name for loss, _ in objective.terms if loss.sorts]
+        others = [loss.name for loss, _ in objective.terms if loss.margins and not loss.sorts] + more
         if others:
             raise ConfigError(
-                f"loss_type={', '.join(self.loss_type)}: aot takes the place of margins, which {others[0]} would train "
-                "with too. Use aot with sft or another loss without margins."
+                f"loss_type={', '.join(self.loss_type)}: {first} takes the place of margins, which {others[0]} would "
+                f"train with too. Use {first} with sft or another loss without margins."
             )
         if self.ld_alpha is not None:
             raise ConfigError(
-                f"ld_alpha={self.ld_alpha} is not honoured with aot, which sorts whole answers. Leave it out."
+                f"ld_alpha={self.ld_alpha} is not honoured with {first}, which sorts whole answers. Leave it out."
             )
 
     def _check_lists(self, objective: Objective) -> None:

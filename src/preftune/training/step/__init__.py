@@ -10,8 +10,8 @@ planning micro-batches within a token budget, computing them, starting again whe
     micro_batches   which groups are computed together
     optimizer_step  one step, repeated whole when memory runs out
     pair_loss       the objective of a configuration on a batch's pairs
-    sorted_margins  the margins of losses that sort a whole step
     ranks           what ranks exchange: gradients and memory limits
+    step_pairs      all pairs of a step before its loss
 """
 
 __all__ = [
@@ -22,5 +22,5 @@ __all__ = [
     "micro_batches",
     "optimizer_step",
     "pair_loss",
-    "sorted_margins",
+    "step_pairs",
 ]

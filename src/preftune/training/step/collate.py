@@ -43,6 +43,7 @@ def no_groups() -> PackedBatch:
         rejected_N=none,
         weight_N=torch.zeros(0),
         margin_N=torch.zeros(0),
+        rejected_margin_N=torch.zeros(0),
         good_K=torch.zeros(0, dtype=torch.bool),
         label_weight_K=torch.zeros(0),
         score_K=torch.zeros(0),

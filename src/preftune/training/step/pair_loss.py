@@ -6,8 +6,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from preftune.logps.batch import GroupLogps, PackedBatch
-from preftune.losses import Lists, LossOutput, Objective
-from preftune.losses.pairwise import aot_margins
+from preftune.losses import Lists, LossOutput, Objective, Pairs
 from preftune.training.config.losses import LossFields
 from preftune.types import Sides
 
@@ -34,16 +33,15 @@ def pair_loss(
     """
     policy = scored.sides(batch, ld_alpha=args.ld_alpha)
     reference = None if known is None else known.sides(batch, ld_alpha=None if args.ld_policy_only else args.ld_alpha)
-    margin_N = batch.margin_N
-    if objective.sorts and not prepared and reference is not None:
-        margin_N = aot_margins(
-            policy.chosen_N - policy.rejected_N, reference.chosen_N - reference.rejected_N, beta=objective.beta
-        )
+    margin_N, rejected_margin_N = batch.margin_N, batch.rejected_margin_N
+    if objective.sorts and not prepared:
+        margin_N, rejected_margin_N = objective.step_margins(Pairs(policy, reference, margin_N))
     output = objective(
         policy,
         reference,
         weight_N=batch.weight_N,
         margin_N=margin_N,
+        rejected_margin_N=rejected_margin_N,
         whole_N=scored.sum_K[batch.chosen_N],
         lists=lists_of(batch, scored, known) if objective.takes_lists and known is not None else None,
         delta=delta,

@@ -23,7 +23,7 @@ from preftune.training.setup.advice import check_margins, say_advice
 from preftune.training.step.collate import chosen_tokens
 from preftune.training.step.metrics import PER_PAIR, pair_metrics
 from preftune.training.step.pair_loss import pair_loss
-from preftune.training.step.sorted_margins import with_sorted_margins
+from preftune.training.step.step_pairs import with_sorted_margins
 from preftune.training.trainers.referenced import ReferencedTrainer
 from preftune.types import Sides
 
