@@ -46,6 +46,12 @@ from preftune.judges.exact_match import ExactJudge, expected_answers, is_exact
         ("It is \u0663\u066b\u0665", "3.5", True),
         ("Paris\u200f", "Paris", True),
         ("Pa\u200bris", "Paris", True),
+        ("It is 7, not 9.", "7", True),
+        ("It is 7, not 9.", "9", False),
+        ("It is not 9 but 7", "7", True),
+        ("7 instead of $9", "7", True),
+        ("7 rather than -9", "7", True),
+        ("It is not 9.", "9", False),
     ],
 )
 def test_the_final_answer_is_what_counts(answer: str, expected: object, right: bool) -> None:

@@ -12,7 +12,8 @@ from preftune.judges.cache import VerdictCache
 from preftune.judges.protocol import checked, finite_score, judge_name
 from preftune.judges.registry import RememberedRule, load_judge
 from preftune.judges.rules import KeyFactJudge, LengthJudge, shorter_answer
-from preftune.judges.text_matching import contains_fact, key_facts
+from preftune.judges.text_matching import contains_fact, is_correct, key_facts
+from preftune.training.online.reward_rules import rule_reward
 
 length_only_judge = LengthJudge()
 
@@ -80,6 +81,31 @@ def test_correct_first_then_brief(a: str, b: str, expected: str) -> None:
     judge = KeyFactJudge()
     assert judge("?", a, b, ROW) == expected
     assert judge("?", b, a, ROW) == {"a": "b", "b": "a", "tie": "tie"}[expected]
+
+
+QUESTION = "Is the capital of Italy Rome or Milan?"
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("Is the capital of Italy  Rome or Milan?", False),
+        ("You ask: \u201cIs the capital of italy Rome or Milan?\u201d I do not know.", False),
+        ("Is the capital of Italy Rome or Milan? It is Rome.", True),
+        ("Rome", True),
+        ("The capital of Italy is Rome.", True),
+    ],
+)
+def test_a_prompt_that_is_repeated_is_no_answer(answer: str, right: bool) -> None:
+    """The fact stands in the prompt, where it may well be the right answer."""
+    turns = [{"role": "user", "content": QUESTION}]
+    for prompt in (QUESTION, turns):
+        row = {"key_fact": "Rome"}
+        assert KeyFactJudge()(prompt, answer, "No idea at all.", row) == ("a" if right else "tie")
+        assert is_correct(answer, {**row, "prompt": prompt}) is right
+        reward = rule_reward("key-fact")
+        assert reward is not None
+        assert reward(prompt, answer, row) == right
 
 
 @pytest.mark.parametrize("row", [{}, {"key_fact": []}, {"key_fact": [" "]}, {"key_fact": 3}, {"key_fact": ["a", 1]}])

@@ -16,6 +16,7 @@ from preftune.reference import ScoreStore
 from preftune.reference import store as store_module
 from preftune.reference.inventory import StoreFile, choose, list_stores, remove, verify
 from preftune.storage import key_value
+from preftune.storage.cache_items import list_items
 
 NOTE = {"model": "Org/Small-Model", "engine": "packed", "dtype": "float32", "device": "cpu"}
 
@@ -302,3 +303,19 @@ check = verify(StoreFile(Path(sys.argv[1]), "store", 0, 0.0), repair=True)
 assert check.torn
 print(check.hindered)
 """
+
+
+def test_a_folder_that_cannot_be_read_is_said_and_not_taken_for_an_empty_one(tmp_path, monkeypatch):
+    for kind in ("reference", "tokens"):
+        (tmp_path / kind).mkdir()
+    assert list_stores(tmp_path / "reference") == []
+    assert list_items(tmp_path, now=0.0) == []
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.listdir", refuse)
+    with pytest.raises(PermissionError, match="reference"):
+        list_stores(tmp_path / "reference")
+    with pytest.raises(PermissionError, match="tokens"):
+        list_items(tmp_path, now=0.0)

@@ -24,6 +24,8 @@ has it, in words. The last mark counts."""
 _DRESS = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 _NUMBER = re.compile(r"(?<![\w.])(?<!\d[-,/:^\u2044])[-+]?\d+(?:[.,]\d+)?(?![\w^])(?![.,/:\u2044]\d)")
 """A number that is not a part of a fraction, a time, a date, a range, a power or a list; with a point or a comma."""
+_DENIED = re.compile(r"\b(?:not|rather than|instead of) [$\u20ac\u00a3]?(?=[-+]?\d)" + _NUMBER.pattern, re.IGNORECASE)
+"""A number that an answer says it does not give: `7, not 9`."""
 _UNITS = "$€£% "
 _FRAME = " \t.,;:!?*_`'\"()[]"
 _ARTICLE = re.compile(r"^(?:the|a|an) ")
@@ -58,7 +60,8 @@ def final_answer(text: str) -> str:
 
 def is_exact(answer: str, row: Mapping[str, Any]) -> bool:
     """Whether the final answer, or the last line of it, is an expected one: equal after `normalise`, without article,
-    quotes and full stop. Where a number is expected, the last number of the final answer counts too."""
+    quotes and full stop. Where a number is expected, the last number of the final answer counts too, one
+    after "not", "rather than" or "instead of" left out."""
     final = final_answer(answer)
     lines = [line for line in final.splitlines() if line.strip()] or [""]
     candidates = {_plain(final), _plain(lines[-1])}
@@ -100,7 +103,7 @@ def _as_number(text: str) -> float | None:
 
 
 def _last_number(text: str) -> float | None:
-    found = _NUMBER.findall(normalise(text))
+    found = _NUMBER.findall(_DENIED.sub(" ", normalise(text)))
     return _value(found[-1]) if found else None
 
 

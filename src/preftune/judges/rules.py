@@ -26,7 +26,7 @@ class KeyFactJudge:
     An answer is correct if it contains one of the row's `key_fact` alternatives as whole words. If only one answer is
     correct it wins. If both are, the clearly shorter one wins (`shorter_answer`), else it is a tie. If neither is, it
     is a tie: being short is no merit of a wrong answer. The rule reads words, not meaning: "it is not Paris" contains
-    "Paris".
+    "Paris". The prompt, repeated word for word, is no part of an answer.
     """
 
     name = "key-fact"
@@ -35,7 +35,7 @@ class KeyFactJudge:
     """Raises what is missing in a row, before answers are paid for."""
 
     def __call__(self, prompt: Text, answer_a: str, answer_b: str, row: Mapping[str, Any]) -> Judgement:
-        correct_a, correct_b = is_correct(answer_a, row), is_correct(answer_b, row)
+        correct_a, correct_b = is_correct(answer_a, row, prompt), is_correct(answer_b, row, prompt)
         if correct_a != correct_b:
             return "a" if correct_a else "b"
         return shorter_answer(answer_a, answer_b) if correct_a else "tie"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from preftune.errors import DatasetError
+from preftune.types import Text
 
 _THOUSANDS = re.compile("(?<=\\d)[,'\u066c\u2019\u00a0\u202f\u2009](?=\\d{3}(?!\\d))")
 
@@ -65,6 +66,16 @@ def key_facts(row: Mapping[str, Any]) -> list[str]:
     return list(facts)
 
 
-def is_correct(answer: str, row: Mapping[str, Any]) -> bool:
-    """Whether the answer contains any accepted alternative of the row's `key_fact`."""
-    return any(contains_fact(answer, fact) for fact in key_facts(row))
+def is_correct(answer: str, row: Mapping[str, Any], prompt: Text | None = None) -> bool:
+    """Whether the answer contains any accepted alternative of the row's `key_fact`.
+
+    Args:
+        prompt: by default the row's. Its last turn, repeated word for word, is no part of the answer. (A fact that
+            stands in the prompt may be the right answer all the same: "Paris or Rome?")
+    """
+    asked: Any = (row.get("prompt") if prompt is None else prompt) or ""
+    asked = normalise(asked if isinstance(asked, str) else str(asked[-1].get("content", "")))
+    said = normalise(answer)
+    if len(asked.split()) > 1:
+        said = said.replace(asked, " ")
+    return any(contains_fact(said, fact) for fact in key_facts(row))

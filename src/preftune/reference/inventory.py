@@ -76,7 +76,9 @@ class Check:
 
 
 def list_stores(folder: Path) -> list[StoreFile]:
-    """Every file of the folder with reference scores, the least recently used first."""
+    """Every file of the folder with reference scores, the least recently used first. Raises: OSError."""
+    if folder.is_dir():
+        os.listdir(folder)  # patterns find nothing, and say nothing, where a folder cannot be read
     names = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
     beside = {Path(f"{path}{suffix}") for path in names for suffix in SIDE_FILES}
     return sorted((_look(path) for path in names if path not in beside), key=lambda file: file.last_used)

@@ -56,7 +56,11 @@ def list_items(root: Path, *, now: float, older_than: float = 0.0) -> list[Cache
 
     Args:
         older_than: of verdicts, only those older than this many seconds.
+    Raises: OSError for a folder that cannot be read; patterns would find nothing there, and say nothing.
     """
+    for kind in KINDS:
+        if (root / kind).is_dir():
+            os.listdir(root / kind)
     found = [_item(path, kind) for kind, pattern in _FILES for path in sorted((root / kind).glob(pattern))]
     for kind in ("judges", "models"):
         folder = root / kind

@@ -11,7 +11,7 @@ from preftune.judges.exact_match import is_exact
 from preftune.judges.text_matching import count_words, is_correct
 from preftune.types import Text
 
-Rate = Callable[[str, Mapping[str, Any]], float]
+Rate = Callable[[str, Mapping[str, Any], Text], float]
 
 
 class RuleReward(NamedTuple):
@@ -22,7 +22,7 @@ class RuleReward(NamedTuple):
     cache_key: str | None = None
 
     def __call__(self, prompt: Text, answer: str, row: Mapping[str, Any]) -> float:
-        return self.rate(answer, row)
+        return self.rate(answer, row, prompt)
 
 
 def rule_reward(spec: str) -> RuleReward | None:
@@ -37,9 +37,9 @@ def rule_reward(spec: str) -> RuleReward | None:
     """
     kind, _, value = spec.partition(":")
     if spec == "exact":
-        return RuleReward(spec, lambda answer, row: float(is_exact(answer, row)))
+        return RuleReward(spec, lambda answer, row, _: float(is_exact(answer, row)))
     if spec == "key-fact":
-        return RuleReward(spec, lambda answer, row: float(is_correct(answer, row)))
+        return RuleReward(spec, lambda answer, row, prompt: float(is_correct(answer, row, prompt)))
     if kind == "length" and value:
         return RuleReward(spec, _up_to(value))
     if kind == "format" and value:
@@ -51,7 +51,7 @@ def _up_to(value: str) -> Rate:
     if not value.isdecimal() or int(value) < 1:
         raise RequestError(f"length:{value}: give a number of words, such as length:100.")
     most = int(value)
-    return lambda answer, _: -min(1.0, max(0.0, count_words(answer) / most - 1))
+    return lambda answer, *_: -min(1.0, max(0.0, count_words(answer) / most - 1))
 
 
 def _matching(value: str) -> Rate:
@@ -59,4 +59,4 @@ def _matching(value: str) -> Rate:
         pattern = re.compile(value, re.DOTALL)
     except re.error as error:
         raise RequestError(f"format:{value} is no regular expression ({error}). Correct it.") from error
-    return lambda answer, _: float(pattern.fullmatch(answer.strip()) is not None)
+    return lambda answer, *_: float(pattern.fullmatch(answer.strip()) is not None)
