@@ -29,11 +29,35 @@ def test_callbacks_are_a_list_of_callbacks(given: Any, tmp_path: Path) -> None:
         trainer(tiny_model(), tmp_path, callbacks=given)
 
 
-@pytest.mark.parametrize("given", [None, 0.5])
+@pytest.mark.parametrize("given", [None, 0.5, {"a": "high"}])
 def test_own_metrics_are_a_dict(given: Any, tmp_path: Path) -> None:
     run = trainer(tiny_model(), tmp_path, eval_dataset=rows(2), compute_metrics=lambda _: given)
     with pytest.raises(ConfigError, match=r"compute_metrics returned .*: it returns a dict of numbers by name"):
         run.evaluate()
+
+
+def test_own_metrics_that_fail_are_named(tmp_path: Path) -> None:
+    def metrics(prediction: Any) -> dict[str, float]:
+        raise KeyError("logits")
+
+    run = trainer(tiny_model(), tmp_path, eval_dataset=rows(2), compute_metrics=metrics)
+    with pytest.raises(ConfigError, match=r"compute_metrics raised KeyError: 'logits'.* have the shape \(2, 2\)"):
+        run.evaluate()
+    with pytest.raises(ConfigError, match="compute_metrics is a str: pass a function"):
+        trainer(tiny_model(), tmp_path, compute_metrics="accuracy")
+
+
+@pytest.mark.parametrize("given", [3, 1.5, ["checkpoint-1"], {"max_steps": 1}])
+def test_train_and_save_model_take_a_folder(given: Any, tmp_path: Path) -> None:
+    run = trainer(tiny_model(), tmp_path)
+    with pytest.raises(ConfigError, match=r"train\(\) was given .*resume_from_checkpoint.*said by max_steps"):
+        run.train(given)
+    assert not (tmp_path / "run.json").exists()
+    for folder in (given, "", b"x"):
+        with pytest.raises(ConfigError, match=r"save_model\(\) was given .* Its argument is a folder"):
+            run.save_model(folder)
+    run.save_model(tmp_path / "a path")
+    assert (tmp_path / "a path" / "config.json").exists()
 
 
 @pytest.mark.parametrize("given", [None, 3])

@@ -91,6 +91,15 @@ def tokenizer_of(model: Any, args: PackedConfig) -> Any:
     return load_tokenizer(name, trust_remote_code=args.trust_remote_code, base_model=loading.get("base_model"))
 
 
+def check_metrics(compute_metrics: Any) -> None:
+    """Raises: ConfigError for what is no function."""
+    if compute_metrics is not None and not callable(compute_metrics):
+        raise ConfigError(
+            f"compute_metrics is a {type(compute_metrics).__name__}: pass a function of one EvalPrediction that "
+            "returns a dict of numbers."
+        )
+
+
 def check_evaluation(args: PackedConfig, eval_dataset: Any, columns: Sequence[str], *, has_own_metrics: bool) -> None:
     """What the configuration expects of an evaluation is checked before the first step; `metric_for_best_model` may be
     written in any of the ways that tutorials use.

@@ -23,6 +23,7 @@ from preftune.training.record.run_record import data_facts, parts
 from preftune.training.setup import model as assemble
 from preftune.training.setup.arguments import (
     check_evaluation,
+    check_metrics,
     own_config,
     refuse_arguments,
     tokenizer_of,
@@ -74,6 +75,7 @@ class PackedTrainer(EvaluatedTrainer):
         **removed: Any,
     ) -> None:
         refuse_arguments(removed, data_collator, preprocess_logits_for_metrics, trainer=type(self).__name__)
+        check_metrics(compute_metrics)
         args = own_config(args, self.config_class, method=self.method)
         check_writable(args.output_dir)
         assemble.one_device(args)

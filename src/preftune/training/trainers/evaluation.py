@@ -141,14 +141,26 @@ def evaluate_groups(trainer: EvaluatedTrainer, dataloader: Any, *, prefix: str, 
     metrics = dict(zip(("loss", *trainer.columns), table.double().mean(0).tolist(), strict=True))
     metrics = trainer.derived(metrics) | trainer.further_metrics(table)
     if trainer.compute_metrics is not None and not loss_only:
-        more = trainer.compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))
-        if not isinstance(more, Mapping):
-            raise ConfigError(
-                f"compute_metrics returned {more!r:.80}: it returns a dict of numbers by name, or is left out."
-            )
-        metrics |= denumpify_detensorize(dict(more))
+        metrics |= _own_metrics(trainer.compute_metrics, predictions, labels)
     named = {key if key.startswith(f"{prefix}_") else f"{prefix}_{key}": value for key, value in metrics.items()}
     return EvalLoopOutput(predictions=predictions, label_ids=labels, metrics=named, num_samples=len(table))
+
+
+def _own_metrics(compute_metrics: Any, predictions: Any, labels: Any) -> dict[str, float]:
+    """What a user's function makes of an evaluation. Raises: ConfigError where it fails, or gives no numbers."""
+    try:
+        more = compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))
+    except Exception as error:
+        raise ConfigError(
+            f"compute_metrics raised {type(error).__name__}: {error}. It is called with one EvalPrediction, whose "
+            f"predictions have the shape {predictions.shape}; correct it, or leave it out."
+        ) from error
+    plain: dict[str, float] | None = denumpify_detensorize(dict(more)) if isinstance(more, Mapping) else None
+    if plain is None or not all(isinstance(value, int | float) for value in plain.values()):
+        raise ConfigError(
+            f"compute_metrics returned {more!r:.80}: it returns a dict of numbers by name, or is left out."
+        )
+    return plain
 
 
 def _gather(trainer: EvaluatedTrainer, rows: Tensor, batch: PackedBatch) -> Tensor:

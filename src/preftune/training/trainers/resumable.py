@@ -6,6 +6,7 @@ difference. A run that has ended is not trained further.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -94,6 +95,14 @@ class ResumableTrainer(CheckpointedTrainer):
             resume_from_checkpoint: a checkpoint folder; True for the newest complete one of the run in output_dir;
                 "auto" for the same, or a new run without one.
         """
+        if not isinstance(resume_from_checkpoint, str | os.PathLike | bool | None):
+            raise ConfigError(
+                f"train() was given {resume_from_checkpoint!r:.80}. Its argument is resume_from_checkpoint: a "
+                "checkpoint folder, True for the newest one, or 'auto'. How long to train is said by max_steps and "
+                "num_train_epochs of the configuration."
+            )
+        if isinstance(resume_from_checkpoint, os.PathLike):
+            resume_from_checkpoint = os.fspath(resume_from_checkpoint)
         with locked(self.args.output_dir, writes=self.is_world_process_zero()), self._signals.caught():
             choice, ended = self._settle(resume_from_checkpoint)
             if ended:
@@ -263,6 +272,12 @@ class ResumableTrainer(CheckpointedTrainer):
         return True
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not isinstance(output_dir, str | os.PathLike | None) or output_dir == "":
+            raise ConfigError(
+                f"save_model() was given {output_dir!r:.80}. Its argument is a folder; without one it saves to "
+                f"output_dir ({self.args.output_dir})."
+            )
+        output_dir = None if output_dir is None else os.fspath(output_dir)
         super().save_model(output_dir, _internal_call)
         if _internal_call or not self.is_world_process_zero():
             return
