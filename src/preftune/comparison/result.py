@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from preftune.amounts import counted
 from preftune.comparison.methods import Method
 from preftune.comparison.plan import Budget, amount_in_words
 from preftune.statistics.bradley_terry import Scores
@@ -205,7 +206,7 @@ class Result:
         seeds = f" over {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
         measured = (
             f"{best.title}'s answers win {rate.win_rate:.1%} against {other.title}'s (95% interval {rate.ci_low:.1%} "
-            f"to {rate.ci_high:.1%}, {rate.prompts:,} prompts{seeds}, ties counted half)"
+            f"to {rate.ci_high:.1%}, {counted(rate.prompts, 'prompt')}{seeds}, ties counted half)"
         )
         if all(duel.ahead == best for duel in mine):
             rival = ", its nearest rival" if len(mine) > 1 else ""

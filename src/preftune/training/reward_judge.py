@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preftune.amounts import counted
 from preftune.data import GroupDataset, PairDataset
 from preftune.data.conversion.filters import split_key
 from preftune.data.tokens.cache import keys_of_rows
@@ -66,7 +67,7 @@ class AutoJudge:
         """How far its verdicts can be trusted."""
         of_policys = "the policy did not train on" if self.apart else "the policy may have been trained on as well"
         line = (
-            f"The judge is a reward model trained on {self.pairs:,} pairs that {of_policys}. Of "
+            f"The judge is a reward model trained on {counted(self.pairs, 'pair')} that {of_policys}. Of "
             f"{self.tested:,} held-out pairs it gets {self.accuracy:.0%} right (95% interval "
             f"{self.accuracy_low:.0%} to {self.accuracy_high:.0%})"
         )

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preftune.amounts import counted
 from preftune.cli.display.terminal import console as fitting_console
 from preftune.cli.flags.judge_flags import JUDGE_FORMS, add_judge_options, check_judge, open_asked_judge
 from preftune.cli.flags.messages import tell
@@ -172,8 +173,8 @@ def _compare(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> None
     trials, others = len(next(iter(plan.trials.values()))), len(plan.seeds) - 1
     more = f", then the chosen ones with {others} more seed{'s' * (others > 1)}" if others else ""
     tell(
-        f"preftune: {len(plan.parts.train):,} pairs to train on, {len(plan.parts.tune):,} prompts to choose settings "
-        f"by, {len(plan.parts.test):,} to judge. Trials: {trials} of each method, of at most {plan.budget.words()} each"
+        f"preftune: {counted(len(plan.parts.train), 'pair')} to train on, "
+        f"{counted(len(plan.parts.tune), 'prompt')} to choose settings by, {len(plan.parts.test):,} to judge. Trials: {trials} of each method, of at most {plan.budget.words()} each"
         f"{more}. Results in {folder}"
     )
     if hasattr(plan.judge, "estimate"):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preftune.amounts import file_size
+from preftune.amounts import counted, file_size
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import RequestError
 
@@ -176,7 +176,7 @@ def _report(manifest: dict[str, Any], output: Path) -> list[str]:
     for entry in manifest["inputs"]:
         kind = f" as {entry['format']}" if entry["format"] else ""
         drawn = f"; {entry['pairs_drawn']} pairs were drawn" if "pairs_drawn" in entry else ""
-        lines.append(f"{entry['name']}: {entry['rows']:,} rows, read{kind}{drawn}.")
+        lines.append(f"{entry['name']}: {counted(entry['rows'], 'row')}, read{kind}{drawn}.")
         if entry["not_used"]:
             lines.append(f"  Not used: {', '.join(map(repr, entry['not_used']))}.")
         lines += [f"  {_counted(left)} {left['do']}" for left in entry["gave_no_pair"]]
@@ -187,7 +187,8 @@ def _report(manifest: dict[str, Any], output: Path) -> list[str]:
         lines.append("  --min-margin is compared with the column of margins: the data have no ratings.")
     for written in manifest["written"]:
         lines.append(
-            f"Written: {output.parent / written['file']} ({written['pairs']:,} pairs, {file_size(written['bytes'])})."
+            f"Written: {output.parent / written['file']} ({counted(written['pairs'], 'pair')}, "
+            f"{file_size(written['bytes'])})."
         )
     lines.append(f"What became of every row: {output}.manifest.json")
     if len(manifest["written"]) > 1:

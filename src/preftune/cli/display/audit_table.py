@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preftune.amounts import counted
 from preftune.cli.display.terminal import console as fitting_console
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def _head(result: Audit) -> Iterator[str]:
     read_as = f", read as {rows['format']} ({rows['holds']})" if rows["format"] else ""
     prompts = result.figures["duplicates"]["prompts"]
     different = f", {prompts:,} different prompts" if prompts else ""
-    yield plain(f"{result.name}: {result.rows:,} rows, {result.pairs:,} pairs{different}{read_as}.")
+    yield plain(f"{result.name}: {counted(result.rows, 'row')}, {counted(result.pairs, 'pair')}{different}{read_as}.")
     for sentence in result.figures.get("diversity", {}).get("sentences", ()):
         yield plain(sentence)
     counts = {severity: sum(f.severity == severity for f in result.findings) for severity in ("error", "warning")}

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from preftune.amounts import counted
 from preftune.data.formats.apply import LeftOut
 from preftune.data.tokens.encoded import Encoded
 from preftune.data.tokens.groups import GroupDataset
@@ -128,7 +129,7 @@ class _Report:
     def lines(self) -> list[str]:
         """Plain sentences, each with what corrects it."""
         lines = [
-            f"{self.name}: {self.rows_out:,} of {self.rows_in:,} rows kept, {self.total_tokens:,} tokens"
+            f"{self.name}: {self.rows_out:,} of {counted(self.rows_in, 'row')} kept, {self.total_tokens:,} tokens"
             f"{self._trained()}; the longest has {self.longest:,}."
         ]
         for reason, tally in self.dropped.items():

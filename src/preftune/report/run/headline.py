@@ -113,7 +113,7 @@ def asked(run: Run) -> str:
     if answers is not None:
         parts.append(f"on {counted(int(answers), 'answer')} with labels")
     elif pairs is not None:
-        parts.append(f"on {int(pairs):,} pairs")
+        parts.append(f"on {counted(int(pairs), 'pair')}")
     elif prompts is not None:
         parts.append(f"on its answers to {counted(int(prompts), 'prompt')}")
     settings = [
