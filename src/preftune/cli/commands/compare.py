@@ -174,7 +174,6 @@ def _compare(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> None
     more = f", then the chosen ones with {others} more seed{'s' * (others > 1)}" if others else ""
     tell(
         f"preftune: {counted(len(plan.parts.train), 'pair')} to train on, "
-        f""
         f"{counted(len(plan.parts.tune), 'prompt')} to choose settings "
         f"by, {len(plan.parts.test):,} to judge. Trials: {trials} of each method, of at most {plan.budget.words()} each"
         f"{more}. Results in {folder}"
