@@ -38,6 +38,17 @@ list. A list is never split, so max_tokens_per_batch should hold the longest. r 
 """
 
 
+_WEIGHTING = """\
+## WPO: `use_weighting`
+
+With any loss of pairs, `use_weighting=True` makes a pair count as much as both its answers are likely under the policy:
+`exp` of the sum of the two answers' means over tokens of `log p - log sum p^2`, without gradient and at most 1; the sum
+is over the vocabulary, exact, and out of the forward pass that is there anyway. WPO, Zhou et al. 2024
+([arXiv:2406.11827](https://arxiv.org/abs/2406.11827)): beta 0.01, learning rate 5e-7. **When:** Pairs that another
+model wrote. **Traps:** TRL does not bound the weight, its authors do. The likelihood term (`sft`) is not weighed, in TRL it
+is. Losses become small where answers are unlikely: compare runs by their rewards."""
+
+
 _UNPAIRED = """\
 ## Single answers: `preftune kto`
 
@@ -87,7 +98,7 @@ def page() -> str:
         "| `loss_type` | method | data | reference | margins | beta | learning rate | options |\n"
         "|---|---|---|---|---|--:|--:|---|\n"
     )
-    sections = [*map(_section, LOSSES.values()), _UNPAIRED, *(_of(loss) for loss in UNPAIRED.values())]
+    sections = [*map(_section, LOSSES.values()), _WEIGHTING, _UNPAIRED, *(_of(loss) for loss in UNPAIRED.values())]
     sections += [_GROUPS, *map(_of, (group_advantages, leave_one_out, group_loss))]
     return _HEAD + header + "\n".join(map(_row, LOSSES.values())) + "\n\n" + "\n\n".join(sections) + "\n"
 

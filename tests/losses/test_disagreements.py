@@ -124,6 +124,14 @@ def test_ld_dpo_weighs_policy_and_reference_alike():
         assert output.loss_N.item() == pytest.approx(expected)
 
 
+def test_wpo_weighs_at_most_1_as_its_authors_and_trl_does_not():
+    """Both answers likelier than what the policy samples on average: the weight of TRL is above 1."""
+    likely = torch.tensor([0.3], dtype=torch.float64), torch.tensor([0.2], dtype=torch.float64)
+    assert p.wpo_weights(*likely).item() == 1
+    assert float((likely[0] + likely[1]).exp()) == pytest.approx(1.6487, abs=1e-4)  # TRL's
+    assert p.wpo_weights(likely[0], -likely[1] * 3).item() == pytest.approx(math.exp(-0.3))  # of the product, once
+
+
 def test_aot_sorts_the_step_and_not_the_micro_batch():
     """TRL sorts what one device has at a time: two pairs twice are another loss than four at once."""
     policy = torch.tensor([3.0, -1.0, 8.0, 0.0], dtype=torch.float64)

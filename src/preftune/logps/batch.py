@@ -99,6 +99,8 @@ class GroupLogps:
     completions: int
     hit_T: Tensor | None = None
     """(T,) bool: whether no other token was likelier; None when the scores came from a cache."""
+    square_T: Tensor | None = None
+    """(T,) log of the sum of all tokens' squared probabilities, without gradient; None where it was not asked for."""
 
     @property
     def sum_K(self) -> Tensor:
@@ -111,6 +113,15 @@ class GroupLogps:
         """(K,): scored tokens of each completion, in the dtype of the scores."""
         ones = self.token_logps_T.new_ones(self.owner_T.shape[0])
         return self.token_logps_T.new_zeros(self.completions).index_add(0, self.owner_T, ones)
+
+    @property
+    def confidence_K(self) -> Tensor:
+        """(K,) mean over a completion's tokens of log p - log sum p^2: how likely it is next to what the model samples,
+        without gradient. For the weights of WPO.
+        """
+        assert self.square_T is not None
+        apart_T = self.token_logps_T.detach() - self.square_T
+        return apart_T.new_zeros(self.completions).index_add(0, self.owner_T, apart_T) / self.length_K
 
     def sides(self, batch: PackedBatch, *, ld_alpha: float | None = None) -> Sides:
         """The scores of the batch's pairs.

@@ -42,8 +42,12 @@ class Engine(Protocol):
 
     name: str
 
-    def __call__(self, model: nn.Module, batch: PackedBatch) -> GroupLogps:
-        """Log-probabilities of all scored tokens of the batch; gradients flow to the model's parameters."""
+    def __call__(self, model: nn.Module, batch: PackedBatch, *, squares: bool = False) -> GroupLogps:
+        """Log-probabilities of all scored tokens of the batch; gradients flow to the model's parameters.
+
+        Args:
+            squares: with `GroupLogps.square_T`.
+        """
         ...
 
 
@@ -59,8 +63,10 @@ class PackedEngine:
         """
         self.transform, self.chunk, self.layers = transform, chunk, layers
 
-    def __call__(self, model: nn.Module, batch: PackedBatch) -> GroupLogps:
-        request = ScoringRequest(batch.predict_T, batch.target_T, batch.layout, self.transform, self.chunk)
+    def __call__(self, model: nn.Module, batch: PackedBatch, *, squares: bool = False) -> GroupLogps:
+        request = ScoringRequest(
+            batch.predict_T, batch.target_T, batch.layout, self.transform, self.chunk, squares=squares
+        )
         with scoring(request):
             model(
                 input_ids=batch.input_ids,
@@ -69,7 +75,7 @@ class PackedEngine:
                 use_cache=False,
             )
         check_layers(request, self.layers)
-        return GroupLogps(_answer(request), batch.owner_T, batch.completions, request.hit_T)
+        return GroupLogps(_answer(request), batch.owner_T, batch.completions, request.hit_T, request.square_T)
 
 
 class SeparateEngine:
@@ -80,18 +86,24 @@ class SeparateEngine:
     def __init__(self, transform: LogitTransform, chunk: int | None = None) -> None:
         self.transform, self.chunk = transform, chunk
 
-    def __call__(self, model: nn.Module, batch: PackedBatch) -> GroupLogps:
+    def __call__(self, model: nn.Module, batch: PackedBatch, *, squares: bool = False) -> GroupLogps:
         scores, hits = [], []
+        squared: list[Tensor] = []
         for ids, prompt, spans in batch.sequences():
             at = torch.cat([torch.arange(prompt + begin, prompt + end) for begin, end in spans]).to(ids.device)
-            request = ScoringRequest(at - 1, ids[0, at], None, self.transform, self.chunk, length=ids.shape[1])
+            request = ScoringRequest(
+                at - 1, ids[0, at], None, self.transform, self.chunk, length=ids.shape[1], squares=squares
+            )
             unscaled_rope(model)
             with scoring(request):
                 model(input_ids=ids, use_cache=False)
             scores.append(_answer(request))
             assert request.hit_T is not None
             hits.append(request.hit_T)
-        return GroupLogps(torch.cat(scores), batch.owner_T, batch.completions, torch.cat(hits))
+            if request.square_T is not None:
+                squared.append(request.square_T)
+        square_T = torch.cat(squared) if squared else None
+        return GroupLogps(torch.cat(scores), batch.owner_T, batch.completions, torch.cat(hits), square_T)
 
 
 class NaiveEngine:
@@ -99,10 +111,12 @@ class NaiveEngine:
 
     name = "naive"
 
-    def __call__(self, model: nn.Module, batch: PackedBatch) -> GroupLogps:
+    def __call__(self, model: nn.Module, batch: PackedBatch, *, squares: bool = False) -> GroupLogps:
         hits: list[Tensor] = []
-        logps_T = naive_logps(model, batch, hits=hits)
-        return GroupLogps(logps_T, batch.owner_T, batch.completions, torch.cat(hits))
+        squared: list[Tensor] = []
+        logps_T = naive_logps(model, batch, hits=hits, squares=squared)
+        square_T = torch.cat(squared) if squares else None
+        return GroupLogps(logps_T, batch.owner_T, batch.completions, torch.cat(hits), square_T)
 
 
 def prepare_head(model: nn.Module) -> None:
@@ -195,6 +209,9 @@ def _after_head(head: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor |
     hidden_TD = hidden.reshape(-1, hidden.shape[-1]).index_select(0, request.predict_T)
     weight_VD, bias_V = head_weight(head)
     request.hit_T = torch.empty_like(request.target_T, dtype=torch.bool)
+    if request.squares:
+        dtype = torch.promote_types(weight_VD.dtype, torch.float32)
+        request.square_T = torch.empty_like(request.target_T, dtype=dtype)
     request.token_logps_T = token_logps(
         hidden_TD,
         weight_VD,
@@ -203,5 +220,6 @@ def _after_head(head: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor |
         transform=request.transform,
         chunk=request.chunk,
         hit_T=request.hit_T,
+        square_T=request.square_T,
     )
     return request.token_logps_T.view(1, -1, 1)

@@ -76,6 +76,7 @@ def token_logps(
     transform: LogitTransform | None = None,
     chunk: int | None = None,
     hit_T: Tensor | None = None,
+    square_T: Tensor | None = None,
 ) -> Tensor:
     """`log_softmax(transform(hidden @ weight.T + bias))[t, target_t]` for every token, computed in chunks.
 
@@ -87,6 +88,8 @@ def token_logps(
         transform: what the model does to its logits.
         chunk: tokens per chunk; None lets the vocabulary and the device's memory decide. Does not change the result.
         hit_T: an output, (T,) bool: filled with whether no other token was likelier, which the logits say for nothing.
+        square_T: an output, (T,), in the dtype of the result: filled with the log of the sum of all tokens' squared
+            probabilities, out of the same exponentials.
     Returns: (T,) nats, float32 (float64 for float64 weights). Matrix products run in the weight's dtype (autocast's
         where it is on); everything from the logits on is float32.
     """
@@ -100,7 +103,9 @@ def token_logps(
     trainable = weight_VD.requires_grad or (bias_V is not None and bias_V.requires_grad)
     function: Any = _TrainableHead if trainable else _FrozenHead
     with torch.autocast(device, enabled=False):
-        result: Tensor = function.apply(hidden_TD, weight_VD, bias_V, target_T, transform, chunk, dtype, hit_T)
+        result: Tensor = function.apply(
+            hidden_TD, weight_VD, bias_V, target_T, transform, chunk, dtype, hit_T, square_T
+        )
     return result
 
 
@@ -138,27 +143,36 @@ def _chunk_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, transform
     return transform.apply_(logits)
 
 
-def _logps_(logits: Tensor, target: Tensor, hit: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _logps_(
+    logits: Tensor, target: Tensor, hit: Tensor | None = None, square: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the targets, and the sums (chunk, 1) of the exponentials that the logits turn into: with one
     exponential per logit, and no other tensor of their size.
 
     Args:
         hit: an output: whether the target has the largest logit.
+        square: an output: the log of the sum of the squared probabilities.
     """
     picked = logits.gather(-1, target[:, None])
     top = logits.amax(-1, keepdim=True)
     if hit is not None:
         hit.copy_((picked >= top)[:, 0])
     total = logits.sub_(top).exp_().sum(-1, keepdim=True)
+    if square is not None:  # the norm needs no tensor of the logits' size
+        square.copy_(2 * (torch.linalg.vector_norm(logits, dim=-1).log() - total[:, 0].log()))
     return (picked - top).sub_(total.log())[:, 0], total
 
 
 def _logps_and_gradient_(
-    logits: Tensor, target: Tensor, transform: LogitTransform, hit: Tensor | None = None
+    logits: Tensor,
+    target: Tensor,
+    transform: LogitTransform,
+    hit: Tensor | None = None,
+    square: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the targets and their gradients with respect to the untransformed logits, in their place."""
     transformed = logits if transform.softcap is None else logits.clone()
-    logps, total = _logps_(logits, target, hit)
+    logps, total = _logps_(logits, target, hit, square)
     grad = logits.div_(total.neg_())
     grad.scatter_add_(-1, target[:, None], grad.new_ones(target.shape[0], 1))
     return logps, transform.backward_(grad, transformed)
@@ -176,6 +190,7 @@ class _FrozenHead(torch.autograd.Function):
         chunk: int,
         dtype: torch.dtype,
         hits: Tensor | None,
+        squares: Tensor | None,
     ) -> Tensor:
         weight = weight.to(dtype)
         wanted = ctx.needs_input_grad[0]
@@ -184,11 +199,11 @@ class _FrozenHead(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
             logits = _chunk_logits(hidden[part].to(dtype), weight, bias, transform)
+            hit, square = (None if output is None else output[part] for output in (hits, squares))
             if grad_hidden is None:
-                logps[part] = _logps_(logits, target[part], None if hits is None else hits[part])[0]
+                logps[part] = _logps_(logits, target[part], hit, square)[0]
             else:
-                hit = None if hits is None else hits[part]
-                logps[part], grad = _logps_and_gradient_(logits, target[part], transform, hit)
+                logps[part], grad = _logps_and_gradient_(logits, target[part], transform, hit, square)
                 torch.mm(grad.to(dtype), weight, out=grad_hidden[part])
         ctx.save_for_backward(grad_hidden)
         ctx.hidden_dtype = hidden.dtype
@@ -198,7 +213,7 @@ class _FrozenHead(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         (grad_hidden,) = ctx.saved_tensors
-        return (grad_hidden * grad[:, None]).to(ctx.hidden_dtype), None, None, None, None, None, None, None
+        return (grad_hidden * grad[:, None]).to(ctx.hidden_dtype), None, None, None, None, None, None, None, None
 
 
 class _TrainableHead(torch.autograd.Function):
@@ -213,13 +228,15 @@ class _TrainableHead(torch.autograd.Function):
         chunk: int,
         dtype: torch.dtype,
         hits: Tensor | None,
+        squares: Tensor | None,
     ) -> Tensor:
         cast = weight.to(dtype)
         logps = []
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
             logits = _chunk_logits(hidden[part].to(dtype), cast, bias, transform)
-            logps.append(_logps_(logits, target[part], None if hits is None else hits[part])[0])
+            hit, square = (None if output is None else output[part] for output in (hits, squares))
+            logps.append(_logps_(logits, target[part], hit, square)[0])
         ctx.save_for_backward(hidden, weight, bias, target)
         ctx.options = (transform, chunk, dtype)
         return torch.cat(logps)
@@ -248,7 +265,7 @@ class _TrainableHead(torch.autograd.Function):
                 grad_weight += grad_logits.T @ states
         grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         grad_bias = None if grad_bias is None or bias is None else grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None, None
 
 
 def head_weight(head: nn.Module) -> tuple[Tensor, Tensor | None]:

@@ -14,13 +14,20 @@ from preftune.logps.batch import PackedBatch
 from preftune.logps.layers.rope import unscaled_rope
 
 
-def naive_logps(model: nn.Module, batch: PackedBatch, *, hits: list[Tensor] | None = None) -> Tensor:
+def naive_logps(
+    model: nn.Module,
+    batch: PackedBatch,
+    *,
+    hits: list[Tensor] | None = None,
+    squares: list[Tensor] | None = None,
+) -> Tensor:
     """Log-probability of every scored token given all tokens before it, in the order of `batch.target_T`.
 
     Args:
         model: a causal language model whose forward returns `.logits`.
         batch: only its groups are read.
         hits: an output: whether each scored token was the likeliest, in parts that stand end to end.
+        squares: an output: the log of the sum of all tokens' squared probabilities before each scored token.
     Returns: (T,) nats, float32 or wider.
     """
     logps = []
@@ -37,4 +44,7 @@ def naive_logps(model: nn.Module, batch: PackedBatch, *, hits: list[Tensor] | No
         if hits is not None:
             likeliest = every_token >= of_all.amax(-1)
             hits += [likeliest[begin:end] for begin, end in spans]
+        if squares is not None:
+            square = (2 * of_all.detach()).logsumexp(-1)
+            squares += [square[begin:end] for begin, end in spans]
     return torch.cat(logps)

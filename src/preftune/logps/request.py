@@ -36,6 +36,10 @@ class ScoringRequest:
     token_logps_T: Tensor | None = None
     hit_T: Tensor | None = None
     """(T,) bool: whether each token was the likeliest."""
+    squares: bool = False
+    """Whether `square_T` is asked for."""
+    square_T: Tensor | None = None
+    """(T,) log of the sum of all tokens' squared probabilities."""
     hidden: Tensor | None = None
     length: int = 0
     """Tokens of the one sequence of a forward without layout; its states are the last ones."""

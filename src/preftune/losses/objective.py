@@ -84,9 +84,18 @@ class Objective:
         return any(loss.margins for loss, _ in self.terms)
 
     def __call__(
-        self, policy: Sides, reference: Sides | None, *, weight_N: Tensor, margin_N: Tensor,
-        whole_N: Tensor | None = None, rejected_margin_N: Tensor | None = None, lists: Lists | None = None, **step: Any,
-    ) -> LossOutput:  # fmt: skip
+        self,
+        policy: Sides,
+        reference: Sides | None,
+        *,
+        weight_N: Tensor,
+        margin_N: Tensor,
+        whole_N: Tensor | None = None,
+        rejected_margin_N: Tensor | None = None,
+        policy_weight_N: Tensor | float = 1.0,
+        lists: Lists | None = None,
+        **step: Any,
+    ) -> LossOutput:
         """The losses and rewards of N pairs.
 
         Args:
@@ -94,6 +103,7 @@ class Objective:
             weight_N: (N,) factor of each pair's loss; the mean is over pairs, not over weights.
             margin_N: (N,) nats of reward by which the chosen side must win.
             whole_N, rejected_margin_N, lists: see `Pairs`.
+            policy_weight_N: (N,) further factor of the losses of pairs, not of the likelihood term.
             step: what is known of the whole optimiser step: `tokens_per_pair`.
         """
         pairs = Pairs(policy, reference, margin_N, whole_N, rejected_margin_N, lists)
@@ -104,7 +114,8 @@ class Objective:
             options = {name: values[name] for name in loss.options}
             if loss.has_beta:
                 options["beta"] = self.beta
-            loss_N = loss_N + weight * loss.function(pairs if loss.reference else alone, **options)
+            value_N = weight * loss.function(pairs if loss.reference else alone, **options)
+            loss_N = loss_N + (value_N if loss.name == "sft" else policy_weight_N * value_N)
         chosen_N, rejected_N = self._rewards(pairs)
         right_N = Lists.of(pairs).right_N() if self.takes_lists else None
         return LossOutput(weight_N * loss_N, self.beta * chosen_N.detach(), self.beta * rejected_N.detach(), right_N)

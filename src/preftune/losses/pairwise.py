@@ -225,6 +225,16 @@ def reward_aware(pairs: Pairs, *, beta: float, rpo_distance: str = "backward_kl"
     return (torch.sigmoid(p) * (logsigmoid(p) - logsigmoid(q))).sum(0)
 
 
+def wpo_weights(chosen_N: Tensor, rejected_N: Tensor) -> Tensor:
+    """(N,) weights of pairs by how likely both answers are under the policy, WPO, Zhou et al. 2024 (arXiv:2406.11827),
+    "sampled alignment", with the clamp at 1 of the authors' code.
+
+    Args:
+        chosen_N, rejected_N: `GroupLogps.confidence_K` of both sides.
+    """
+    return (chosen_N + rejected_N).exp().clamp(max=1)
+
+
 def smoothed(logits_N: Tensor, label_smoothing: float) -> Tensor:
     """`-(1 - e) log sigmoid(logits) - e log sigmoid(-logits)`."""
     return -(1 - label_smoothing) * logsigmoid(logits_N) - label_smoothing * logsigmoid(-logits_N)

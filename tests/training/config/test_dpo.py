@@ -34,6 +34,7 @@ HONOURED = {
     "ld_alpha": "losses; test_trl_parity",
     "f_divergence_type": "losses; test_trl_parity",
     "f_alpha_divergence_coef": "losses; test_trl_parity",
+    "use_weighting": "training/trainers/test_wpo; test_trl_parity",
     "discopop_tau": "losses; test_trl_parity",
     "sync_ref_model": "reference/moving; test_moving_reference",
     "ref_model_mixup_alpha": "reference/moving; test_moving_reference",
@@ -43,7 +44,6 @@ HONOURED = {
 
 # A value for every refused field that would change something if it were honoured.
 MEANINGFUL: dict[str, Any] = {
-    "use_weighting": True,
     "router_aux_loss_coef": 0.01,
     "truncation_mode": "keep_end",
     "max_completion_length": 128,

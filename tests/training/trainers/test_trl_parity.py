@@ -74,6 +74,7 @@ CASES = {
         {"lora": True, "loss_type": ["aot_unpaired"], "beta": 0.1, "gradient_accumulation_steps": 1},
         chat_rows,
     ),
+    "wpo": ({"lora": True, "use_weighting": True}, chat_rows),
     "forward_kl": ({"lora": True, "f_divergence_type": "forward_kl"}, chat_rows),
     "js_divergence": ({"lora": True, "f_divergence_type": "js_divergence"}, chat_rows),
     "alpha_divergence": (

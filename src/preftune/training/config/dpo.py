@@ -44,7 +44,6 @@ class DPOConfig(LossFields, ReferencedConfig):
     truncation_mode: str = _option("keep_start", "Only keep_start.", choices=["keep_start", "keep_end"])
     max_completion_length: int | None = _option(None, "Refused: use max_length.")
     padding_free: bool = _option(False, "Accepted: preftune never pads.")
-    use_weighting: bool = _option(False, "Only False: give pairs a `weight` column.")
     reference_free: bool = _option(False, "Refused.")
     generate_during_eval: bool = _option(False, "Refused: preftune chat and the evaluation commands generate.")
 

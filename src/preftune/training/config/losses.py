@@ -48,6 +48,9 @@ class LossFields:
     ld_policy_only: bool = option(
         False, "LD-DPO as LLaMA-Factory and ms-swift have it: the reference's tokens all count."
     )
+    use_weighting: bool = option(
+        False, "WPO: pairs weigh by how likely both answers are under the policy, at most 1 (TRL does not clamp)."
+    )
     bco_running_mean: bool = option(True, "bco_pair's delta is the mean of the rewards so far; False: 0, as in TRL.")
     discopop_tau: float = option(0.05, "Temperature of discopop's gate.")
     rdpo_alpha: float = option(0.1, "Nats per token that rdpo takes from a longer chosen answer.")
@@ -117,6 +120,11 @@ class LossFields:
             raise ConfigError(f"ld_alpha={self.ld_alpha} must lie in 0..1: 0.5 is its authors', 1 changes nothing.")
         self._check_sorted(objective)
         self._check_lists(objective)
+        if self.use_weighting and (objective.sorts or objective.takes_lists):
+            raise ConfigError(
+                f"use_weighting=True weighs pairs, and loss_type={', '.join(self.loss_type)} is not a loss of each "
+                "pair for itself. Leave use_weighting out."
+            )
         if self.ld_policy_only and self.ld_alpha is None:
             raise ConfigError("ld_policy_only belongs to ld_alpha. Set that too, or leave ld_policy_only out.")
         if self.sft_mean != "tokens" and not any(term.name == "sft" for term, _ in objective.terms):

@@ -24,7 +24,6 @@ _NOT_YET = "preftune does not have it yet"
 
 REFUSED: dict[str, Refusal] = {
     # --- TRL ---
-    "use_weighting": Refusal((False,), f"WPO: {_NOT_YET}; give pairs a 'weight' column instead"),
     "router_aux_loss_coef": Refusal((None, 0, 0.0), "no auxiliary router loss is added; remove router_aux_loss_coef"),
     "truncation_mode": Refusal(
         ("keep_start",), "only completions are cut, at their end; shorten prompts with max_prompt_length instead"

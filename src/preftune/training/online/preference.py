@@ -115,7 +115,11 @@ class OnlineDPOTrainer(OnlineTrainer):
             known = GroupLogps(self.reference.score(self.model, part, self.engine), part.owner_T, part.completions)
         self.model.train()
         with self.autocast():
-            scored = self.engine(self.model, part)
+            scored = (
+                self.engine(self.model, part, squares=True)
+                if self.args.use_weighting
+                else self.engine(self.model, part)
+            )
         output, policy = pair_loss(
             self.args, self.args.objective(), part, scored=scored, known=known, tokens_per_pair=tokens / pairs
         )

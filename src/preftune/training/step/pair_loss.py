@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from preftune.logps.batch import GroupLogps, PackedBatch
 from preftune.losses import Lists, LossOutput, Objective, Pairs
+from preftune.losses.pairwise import wpo_weights
 from preftune.training.config.losses import LossFields
 from preftune.types import Sides
 
@@ -33,13 +35,18 @@ def pair_loss(
     """
     policy = scored.sides(batch, ld_alpha=args.ld_alpha)
     reference = None if known is None else known.sides(batch, ld_alpha=None if args.ld_policy_only else args.ld_alpha)
+    weights: dict[str, Tensor] = {}
     margin_N, rejected_margin_N = batch.margin_N, batch.rejected_margin_N
     if objective.sorts and not prepared:
         margin_N, rejected_margin_N = objective.step_margins(Pairs(policy, reference, margin_N))
+    if args.use_weighting:
+        confidence_K = scored.confidence_K
+        weights["policy_weight_N"] = wpo_weights(confidence_K[batch.chosen_N], confidence_K[batch.rejected_N])
     output = objective(
         policy,
         reference,
         weight_N=batch.weight_N,
+        **weights,
         margin_N=margin_N,
         rejected_margin_N=rejected_margin_N,
         whole_N=scored.sum_K[batch.chosen_N],

@@ -96,7 +96,7 @@ class DPOTrainer(ReferencedTrainer):
         # before the policy: it may exchange weights
         known = self.reference(model, batch) if self.objective.needs_reference else None
         with self.autocast():
-            scored = self.engine(model, batch)
+            scored = self.engine(model, batch, squares=True) if self.args.use_weighting else self.engine(model, batch)
         assert scored.hit_T is not None
         hits_K = torch.zeros(scored.completions, device=scored.owner_T.device).index_add(
             0, scored.owner_T, scored.hit_T.float()
