@@ -58,11 +58,15 @@ them too, and mixtures of both. A row's `weight` is a factor of its loss, `desir
 are factors of all good and all bad answers; their ratio times that of the counts should lie in 1 to 4/3, and advice
 says what makes it so. beta 0.1, learning rate 5e-7 (5e-6 for an adapter).
 
-The baseline z is the mean of log policy - log reference over prompts with the answer to another prompt, at least 0
+KTO's baseline z is the mean of log policy - log reference over prompts with the answer to another prompt, at least 0
 and without gradient. It is taken over the whole optimiser step and all ranks, so that neither the batch size nor
 gradient accumulation changes the update; TRL takes it per micro-batch of fixed rows, and therefore reads the rows in
 order. Costs one more forward pass of policy and reference. With full fine-tuning the reference is a copy of the
-weights."""
+weights. APO-zero and BCO cost neither.
+
+BCO's delta is the mean of the rewards of all steps before (TRL's counts the batch at hand too); it is in checkpoints.
+Its weights that match the prompts of good and bad answers are left out: give rows a `weight`. `BCOTrainer` and
+`BCOConfig` are TRL's names for `KTOConfig(loss_type="bco")`."""
 
 
 _GROUPS = """\

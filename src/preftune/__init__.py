@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from preftune.errors import PreftuneError
     from preftune.models import load_model, load_tokenizer, merge
     from preftune.training import (
+        BCOConfig,
+        BCOTrainer,
         CPOConfig,
         CPOTrainer,
         DPOConfig,
@@ -48,7 +50,7 @@ _HOME = {
         "preftune.data": "load_demonstrations load_pairs",
         "preftune.errors": "PreftuneError",
         "preftune.models": "load_model load_tokenizer merge",
-        "preftune.training": "CPOConfig CPOTrainer DPOConfig DPOTrainer KTOConfig KTOTrainer "
+        "preftune.training": "BCOConfig BCOTrainer CPOConfig CPOTrainer DPOConfig DPOTrainer KTOConfig KTOTrainer "
         "ORPOConfig ORPOTrainer RewardConfig RewardTrainer SFTConfig SFTTrainer",
         "preftune.training.online": "GRPOConfig GRPOTrainer OnlineDPOConfig OnlineDPOTrainer RLOOConfig RLOOTrainer",
         "preftune.training.ppo": "PPOConfig PPOTrainer",
@@ -57,6 +59,8 @@ _HOME = {
 }
 
 __all__ = [
+    "BCOConfig",
+    "BCOTrainer",
     "CPOConfig",
     "CPOTrainer",
     "DPOConfig",

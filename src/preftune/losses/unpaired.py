@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 
 def kto(ratio_M: Tensor, good_M: Tensor, *, beta: float, baseline: Tensor | float) -> Tensor:
@@ -25,4 +26,14 @@ def apo_zero_unpaired(ratio_M: Tensor, good_M: Tensor, *, beta: float, baseline:
     return kto(ratio_M, good_M, beta=beta, baseline=0.0)
 
 
-UNPAIRED = {"kto": kto, "apo_zero_unpaired": apo_zero_unpaired}
+def bco(ratio_M: Tensor, good_M: Tensor, *, beta: float, baseline: Tensor | float) -> Tensor:
+    """BCO on single answers, Jung et al. 2024 (arXiv:2404.04656), eq. 8: `-log sigmoid(A - delta)` for a good answer,
+    `-log sigmoid(delta - A)` for a bad one, with the rewards A = beta a.
+
+    Args:
+        baseline: delta / beta, the mean of all log-ratios before this step.
+    """
+    return -logsigmoid(beta * torch.where(good_M, ratio_M - baseline, baseline - ratio_M))
+
+
+UNPAIRED = {"kto": kto, "apo_zero_unpaired": apo_zero_unpaired, "bco": bco}

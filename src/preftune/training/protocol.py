@@ -138,7 +138,10 @@ class ReferencedTrainerView(GroupTrainerView, Protocol):
     """A trainer with a reference."""
 
     reference: ReferenceScores
-    needs_live_reference: ClassVar[bool]
+
+    @property
+    def needs_live_reference(self) -> bool: ...
+
     is_fsdp_enabled: bool
     is_deepspeed_enabled: bool
     _policy_changed: bool

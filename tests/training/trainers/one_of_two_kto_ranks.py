@@ -39,15 +39,17 @@ def options_for(folder: Path, **options: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def made(folder: Path, *, library: Any = preftune, lora: bool = True, data: Any = None, **options: Any) -> Any:
+def made(
+    folder: Path, *, library: Any = preftune, method: str = "KTO", lora: bool = True, data: Any = None, **options: Any
+) -> Any:
     model = AutoModelForCausalLM.from_pretrained(save_tiny(folder / "model"))
     if lora:
         set_seed(11)
         config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(model, config)
-    return library.KTOTrainer(
+    return getattr(library, f"{method}Trainer")(
         model=model,
-        args=library.KTOConfig(**options_for(folder / library.__name__, **options)),
+        args=getattr(library, f"{method}Config")(**options_for(folder / library.__name__, **options)),
         train_dataset=Dataset.from_list(answers(48) if data is None else data),
         processing_class=tiny_tokenizer(),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,41 @@ def test_mismatched_answers_are_to_other_prompts():
     found = mismatched(groups, range(3))
     assert [(one.prompt_ids, one.completions[0]) for one in found] == [([1], [21]), ([1], [21]), ([2], [12])]
     assert mismatched(groups[:2], range(2)) == []
+
+
+def test_bco_s_delta_is_the_mean_of_all_rewards_before_the_step(tmp_path):
+    trainer = made(tmp_path, loss_type="bco")
+    assert history(trainer)[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert history(trainer)[-1] < history(trainer)[0] - 0.1
+    count = total = 0.0
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    for number, step in enumerate(steps):
+        assert step["delta"] == pytest.approx(total / count if count else 0.0, abs=1e-5)
+        good = sum((4 * number + row) % 48 % 3 != 2 for row in range(4))
+        total += good * step.get("rewards/chosen", 0.0) + (4 - good) * step.get("rewards/rejected", 0.0)
+        count += 4
+    assert "kl" not in steps[0]
+
+
+@pytest.mark.parametrize("loss", ["bco", "apo_zero_unpaired"])
+def test_without_kto_s_baseline_full_fine_tuning_needs_no_copy_of_the_model(loss, tmp_path):
+    trainer = made(tmp_path, lora=False, loss_type=loss)
+    assert trainer.reference.source.description.startswith("a pass over all rows")
+    assert history(trainer)[-1] < history(trainer)[0]
+
+
+def test_bco_resumes_with_its_mean_and_has_trl_s_names(tmp_path):
+    options = {"method": "BCO", "save_strategy": "steps", "save_steps": 5}
+    whole = made(tmp_path / "whole", **options)
+    whole.train()
+    part = made(tmp_path / "part", **options)
+    part.args.output_dir = whole.args.output_dir
+    part.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / "checkpoint-5"))
+    assert part._ratios == pytest.approx(whole._ratios, rel=1e-6)
+    for (name, one), (_, other) in zip(whole.model.named_parameters(), part.model.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
+    with pytest.raises(ConfigError, match="weights that match the prompts"):
+        preftune.BCOConfig(output_dir=str(tmp_path), prompt_sample_size=512, use_cpu=True)
 
 
 def test_the_ratio_of_good_and_bad_is_advised(tmp_path, caplog):

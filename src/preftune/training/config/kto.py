@@ -35,7 +35,7 @@ class KTOConfig(ReferencedConfig):
     trls_rate: ClassVar[float] = 1e-6
     refused: ClassVar[Mapping[str, Refusal]] = REFUSED
 
-    loss_type: str = option("kto", "The loss.", choices=["kto", "apo_zero_unpaired"])
+    loss_type: str = option("kto", "The loss.", choices=["kto", "apo_zero_unpaired", "bco"])
     desirable_weight: float = option(1.0, "Weight of good answers (lambda_D).")
     undesirable_weight: float = option(1.0, "Weight of bad answers (lambda_U).")
 
@@ -63,3 +63,29 @@ class KTOConfig(ReferencedConfig):
             raise ConfigError(f"guard={self.guard!r} is not honoured: the guard reads pairs. Leave it out.")
         if self.group_by_prompt:
             raise ConfigError("group_by_prompt=True is not honoured: every answer is a row of its own. Leave it out.")
+
+
+_NO_WEIGHTS = "it belongs to weights that match the prompts of good and bad answers; give rows a column weight instead"
+
+
+@dataclass
+class BCOConfig(KTOConfig):
+    """Configuration of `BCOTrainer`, under TRL's names."""
+
+    refused: ClassVar[Mapping[str, Refusal]] = {
+        **REFUSED,
+        **{name: Refusal((usual,), _NO_WEIGHTS) for name, usual in
+           (("prompt_sample_size", 1024), ("min_density_ratio", 0.5), ("max_density_ratio", 10.0))},
+    }  # fmt: skip
+
+    loss_type: str = option("bco", "Only bco.", choices=["bco"])
+
+    # --- fields of TRL's that preftune refuses unless they have no effect ---
+    prompt_sample_size: int = option(1024, "Only its default.")
+    min_density_ratio: float = option(0.5, "Only its default.")
+    max_density_ratio: float = option(10.0, "Only its default.")
+
+    def _validate(self) -> None:
+        if self.loss_type not in ("bco", ["bco"]):
+            raise ConfigError(f"loss_type={self.loss_type!r} is not a loss of BCOTrainer. Use KTOConfig.")
+        super()._validate()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from preftune.errors import ConfigError
 from preftune.log import say
 from preftune.logps.batch import PackedBatch
 from preftune.losses.unpaired import UNPAIRED
-from preftune.training.config.kto import KTOConfig
+from preftune.training.config.kto import BCOConfig, KTOConfig
 from preftune.training.record import model_card
 from preftune.training.setup.arguments import refuse_stream
 from preftune.training.setup.model import tokenize
@@ -51,9 +51,10 @@ class KTOTrainer(ReferencedTrainer):
     config_class = KTOConfig
     columns: ClassVar[Sequence[str]] = (*_OF_SIDES, *_LENGTHS, "rewards/accuracies", "kl", _GOOD, _HITS)
     unit = "answers"
-    needs_live_reference = True
     _baseline = 0.0
-    """Nats: z of the step, or of the held-out set."""
+    """Nats: z of the step, or of the held-out set; of BCO the mean log-ratio of all steps so far."""
+    _ratios: tuple[float, float] = (0.0, 0.0)
+    """Count and sum of the log-ratios of all steps so far."""
 
     def opened(self, train: Any, held_out: Any, tokenizer: Any, args: Any) -> tuple[Any, Any]:
         rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -81,6 +82,11 @@ class KTOTrainer(ReferencedTrainer):
         self.objective = self.args.objective()
         super().placed()
 
+    @property
+    def needs_live_reference(self) -> bool:
+        """KTO's baseline is of answers to other prompts."""
+        return self.args.loss_type == "kto"
+
     def items(self, group: TokenizedGroup) -> int:
         return len(group.labels)
 
@@ -102,6 +108,26 @@ class KTOTrainer(ReferencedTrainer):
     def _measure(self, model: nn.Module, groups: Sequence[TokenizedGroup]) -> None:
         if self.args.loss_type == "kto":
             self._baseline = kl_baseline(self, model, groups)
+
+    def stepped(self, metrics: Tensor) -> None:
+        if self.args.loss_type != "bco":
+            return
+        rewards = metrics[:, [self.columns.index(f"rewards/{side}") for side in _SIDES]]
+        seen = torch.stack([rewards.new_tensor(float(len(rewards))), rewards.sum() / self.args.beta])
+        count, total = (self.accelerator.reduce(seen, "sum") if self.args.world_size > 1 else seen).tolist()
+        self._settle_ratios(self._ratios[0] + count, self._ratios[1] + total)
+
+    def _settle_ratios(self, count: float, total: float) -> None:
+        self._ratios = count, total
+        if self.args.loss_type == "bco":
+            self._baseline = total / count if count else 0.0
+
+    def checkpoint_facts(self) -> dict[str, Any]:
+        return {**super().checkpoint_facts(), "ratios": list(self._ratios)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        super().restore(state)
+        self._settle_ratios(*state.get("ratios", (0.0, 0.0)))
 
     def batch_loss(self, model: nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         reference_K = self.reference(model, batch).sum_K  # before the policy: it may exchange weights
@@ -132,6 +158,8 @@ class KTOTrainer(ReferencedTrainer):
             value = means.pop(name, 0.0)
             if shares[side] > 0:
                 means[name] = value / shares[side]
+        if self.args.loss_type == "bco" and "kl" in means:
+            means["delta"] = self.args.beta * means.pop("kl")
         if "rewards/chosen" in means and "rewards/rejected" in means:
             means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
         if "completions/chosen_length" in means:
@@ -165,3 +193,15 @@ class KTOTrainer(ReferencedTrainer):
 
     def card(self) -> str:
         return model_card.kto_card(self)
+
+
+class BCOTrainer(KTOTrainer):
+    """`KTOTrainer` with BCO: good and bad answers are pulled to both sides of a running mean of their rewards.
+
+    Args: those of `KTOTrainer`.
+    """
+
+    args: BCOConfig
+    method = "bco"
+    _tag_names = ("preftune", "bco")
+    config_class = BCOConfig

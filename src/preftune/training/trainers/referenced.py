@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback
@@ -32,8 +32,6 @@ class ReferencedTrainer(PackedTrainer):
     args: ReferencedConfig
     reference: ReferenceScores
     objective: ObjectiveView
-    needs_live_reference: ClassVar[bool] = False
-    """It scores with the reference what is not among the rows."""
 
     def __init__(
         self,
@@ -70,6 +68,11 @@ class ReferencedTrainer(PackedTrainer):
             quantization_config=quantization_config,
             **removed,
         )
+
+    @property
+    def needs_live_reference(self) -> bool:
+        """Whether it scores with the reference what is not among the rows."""
+        return False
 
     def placed(self) -> None:
         ref_model, self._asked_reference = self._asked_reference, None
