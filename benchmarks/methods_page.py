@@ -45,8 +45,8 @@ With any loss of pairs, `use_weighting=True` makes a pair count as much as both 
 `exp` of the sum of the two answers' means over tokens of `log p - log sum p^2`, without gradient and at most 1; the sum
 is over the vocabulary, exact, and out of the forward pass that is there anyway. WPO, Zhou et al. 2024
 ([arXiv:2406.11827](https://arxiv.org/abs/2406.11827)): beta 0.01, learning rate 5e-7. **When:** Pairs that another
-model wrote. **Traps:** TRL does not bound the weight, its authors do. The likelihood term (`sft`) is not weighed, in TRL it
-is. Losses become small where answers are unlikely: compare runs by their rewards."""
+model wrote. **Traps:** TRL does not bound the weight, its authors do. The likelihood term (`sft`) is not weighed,
+in TRL it is. Losses become small where answers are unlikely: compare runs by their rewards."""
 
 
 _UNPAIRED = """\
@@ -137,7 +137,7 @@ def _text(function: Callable[..., Any]) -> str:
 
 
 def _options(loss: Loss) -> list[str]:
-    names = [*loss.options, *([loss.likelihood] if isinstance(loss.likelihood, str) else [])]
+    names = [*loss.options, *loss.step_options, *([loss.likelihood] if isinstance(loss.likelihood, str) else [])]
     return [name for name in names if name in DPOConfig.__dataclass_fields__]
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from preftune.errors import ConfigError
-from preftune.losses import LOSSES, Objective, Pairs, get_loss, listwise
+from preftune.losses import LOSSES, Objective, Pairs, get_loss, listwise, moments
 from preftune.losses import pairwise as p
 from preftune.losses import reference_free as free
 from preftune.types import Sides
@@ -22,7 +22,9 @@ OPTIONS = {
     "label_smoothing": 0.1, "f_divergence_type": "reverse_kl", "f_alpha_divergence_coef": 0.5, "discopop_tau": 0.05,
     "rdpo_alpha": 0.1, "dpop_lambda": 2.0, "rpo_distance": "backward_kl", "simpo_gamma": 0.5, "alphapo_alpha": 0.25,
     "slic_delta": 1.0, "tokens_per_pair": 4.0, "bco_running_mean": True,
-    "delta": 0.2, "lipo_labels": "wins", "nca_tau": 1e-4,
+    "delta": 0.2, "step_beta": 0.25, "gap_mean": 0.1, "gap_std": 1.5,
+    "alpha_dpo_alpha": 0.0,  # its standardised difference has no gradient, which a gradcheck would see: test_moments.py
+    "lipo_labels": "wins", "nca_tau": 1e-4,
 }  # fmt: skip
 
 
@@ -94,6 +96,12 @@ BY_HAND = [
     (p.discopop, {**B, "discopop_tau": 0.5}, {}, (1 - s(1.0)) * softplus(-0.5) + s(1.0) * math.exp(-0.5)),
     (p.aot, B, {"margin": 0.1 * (13 - 15)}, softplus(-0.1 * (20 - 13))),
     (p.aot_unpaired, B, {}, softplus(-0.5)),
+    (moments.beta_dpo, {**B, "step_beta": 0.3}, {"margin": 0.2}, softplus(-(0.3 * 5 - 0.2))),
+    (moments.beta_dpo, {**B, "step_beta": None}, {}, softplus(-0.5)),
+    # per token: log-ratios 2 and -0.2, so z = (2.2 - 0.2) / 0.5; log-probabilities -5 and -6
+    (moments.alpha_dpo,
+     {"beta": 2.0, "simpo_gamma": 0.5, "alpha_dpo_alpha": 0.1, "gap_mean": 0.2, "gap_std": 0.5}, {"margin": 0.3},
+     softplus(-(2 * (1 - 0.1 * 4) - 0.5 - 0.3))),
     (p.rdpo, {**B, "rdpo_alpha": 0.2}, {}, softplus(-(0.5 + 0.2 * (2 - 5)))),
     (p.dpop, {**B, "dpop_lambda": 50.0}, {}, softplus(-0.5)),
     (p.dpop, {**B, "dpop_lambda": 3.0}, {"policy": (-16.0, -30.0)}, softplus(-0.1 * (-1 - 3 * 2))),
@@ -155,7 +163,7 @@ AT_THE_START = {
     "bco_pair": softplus(0.2) + softplus(-0.2), "aot": math.log(2), "aot_unpaired": math.log(2),
     "exo_pair": 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1), "rdpo": softplus(0.3),
     "plackett_luce": math.log(2), "lipo": (1 / math.log(2) - 1 / math.log(3)) * math.log(2), "info_nca": math.log(2),
-    "nca": 2 * math.log(2),
+    "nca": 2 * math.log(2), "beta_dpo": math.log(2), "alpha_dpo": softplus(-(0.1 * 1 - 0.5)),
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ step.
     advantages      generalised advantage estimation
     group_relative  advantages and losses of GRPO and RLOO
     listwise        losses of ranked and scored lists: plackett_luce, lipo, info_nca, nca
+    moments         losses that follow running moments: beta_dpo, alpha_dpo
     objective       the weighted sum of losses that a run minimises
     pairs           what a loss of pairs gets and gives; f-divergences
     pairwise        losses with a reference: sigmoid (DPO), ipo, hinge, robust, ...
@@ -18,6 +19,7 @@ step.
 """
 
 from preftune.losses.listwise import Lists
+from preftune.losses.moments import RunningMoments
 from preftune.losses.objective import Objective
 from preftune.losses.pairs import LossOutput, Pairs
 from preftune.losses.registry import LOSSES, Loss, get_loss
@@ -29,10 +31,12 @@ __all__ = [
     "LossOutput",
     "Objective",
     "Pairs",
+    "RunningMoments",
     "advantages",
     "get_loss",
     "group_relative",
     "listwise",
+    "moments",
     "objective",
     "pairwise",
     "ppo",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,11 @@ class Objective:
         """The margins of a loss that sorts, for the gradients of chosen and rejected, of all pairs of a step."""
         make = next(loss.step_margins for loss, _ in self.terms if loss.step_margins is not None)
         return make(pairs, beta=self.beta)
+
+    @property
+    def gap(self) -> Callable[[Pairs], Tensor] | None:
+        """The differences of pairs whose running moments a loss needs; None without such a loss."""
+        return next((loss.gap for loss, _ in self.terms if loss.gap is not None), None)
 
     @property
     def takes_lists(self) -> bool:
@@ -129,11 +134,13 @@ class Objective:
 
 def check_options(objective: Objective, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Raises: ConfigError for an option of a loss that is not used, or outside what its loss can mean."""
-    used = {name for loss, _ in objective.terms for name in (*loss.options, loss.likelihood)}
+    used = {name for loss, _ in objective.terms for name in (*loss.options, *loss.step_options, loss.likelihood)}
     names = ", ".join(loss.name for loss, _ in objective.terms)
     for name, default in defaults.items():
         if name not in used and values[name] != default:
-            owners = [loss.name for loss in LOSSES.values() if name in loss.options or name == loss.likelihood]
+            owners = [
+                loss.name for loss in LOSSES.values() if name in (*loss.options, *loss.step_options, loss.likelihood)
+            ]
             raise ConfigError(
                 f"{name}={values[name]!r} has no meaning for loss_type={names}. Leave it at {default!r}, or use "
                 f"{' or '.join(owners)}."

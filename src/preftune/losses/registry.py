@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from preftune.errors import ConfigError, did_you_mean
-from preftune.losses import listwise
+from preftune.losses import listwise, moments
 from preftune.losses import pairwise as p
 from preftune.losses import reference_free as free
 
@@ -31,6 +31,10 @@ class Loss:
     """What goes wrong, and where implementations disagree."""
     options: tuple[str, ...] = ()
     """Fields of `DPOConfig` that the function takes by name, besides beta."""
+    step_options: tuple[str, ...] = ()
+    """Fields of `DPOConfig` that decide about the whole step."""
+    gap: Callable[..., Tensor] | None = None
+    """Differences of pairs whose running moments it needs."""
     reference: bool = True
     """It compares with a reference model."""
     margins: bool = True
@@ -152,6 +156,20 @@ _WITH_REFERENCE = (
         "It sorts all answers of the optimiser step, in one more forward pass; TRL sorts those of a micro-batch on one "
         "device, and an evaluation those of a batch. With one pair it is DPO.", ("label_smoothing",), margins=False,
         beta=0.01, betas=(0.005, 0.5), step_margins=p.aot_unpaired_margins,
+    ),
+    Loss(
+        "beta_dpo", moments.beta_dpo, "beta-DPO", "2407.08639",
+        "Pairs of mixed quality: beta grows with the step's mean difference, and outlying pairs are left out.",
+        "One more forward pass measures the step. Small steps make beta noisy. Its running moments are unbiased from "
+        "the first step, those of its authors' code begin at 0. An evaluation has the plain beta, and all pairs.",
+        ("step_beta",), step_options=("beta_dpo_alpha", "beta_dpo_filter"), gap=moments.gap,
+    ),
+    Loss(
+        "alpha_dpo", moments.alpha_dpo, "alpha-DPO", "2410.10148",
+        "SimPO with a reference: the margin of each pair follows how far it is ahead of the reference.",
+        "Its authors have simpo_gamma 1.5 at beta 2.5 (gamma_beta_ratio 0.6). Running moments as of beta_dpo, and one "
+        "more forward pass.", ("simpo_gamma", "alpha_dpo_alpha", "label_smoothing", "gap_mean", "gap_std"),
+        gap=moments.gap_per_token, beta=2.5, betas=(1.0, 20.0), learning_rate=1e-6,
     ),
     Loss(
         "rdpo", p.rdpo, "R-DPO", "2403.19159",

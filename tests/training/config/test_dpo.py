@@ -148,7 +148,7 @@ def test_the_defaults_that_differ_are_the_documented_ones():
         ({"loss_type": []}, "loss_type is empty"),
         ({"loss_type": "exo_pair"}, "EXO's authors use about 0.001"),
         ({"discopop_tau": 0.1}, "no meaning for loss_type=sigmoid. Leave it at 0.05, or use discopop"),
-        ({"simpo_gamma": 1.0}, "or use simpo or alphapo"),
+        ({"simpo_gamma": 1.0}, "or use alpha_dpo or simpo or alphapo"),
         ({"f_alpha_divergence_coef": 0.3}, "belongs to f_divergence_type='alpha_divergence'"),
         ({"loss_type": ["sigmoid", "aot"]}, "aot takes the place of margins, which sigmoid would train with too"),
         ({"loss_type": "aot", "ld_alpha": 0.5}, "ld_alpha=0.5 is not honoured with aot"),

@@ -57,6 +57,7 @@ CASES = {
     "uneven, split": lora_model,
     SORTED: lora_model,
     "lists": lora_model,
+    "beta_dpo": lora_model,
 }
 PAIRS_PER_STEP = 4
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -74,6 +75,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     # an evaluation sorts a batch, and ranks have other batches than one process
     SORTED: {"loss_type": "aot_unpaired", "beta": 0.1, "per_device_eval_batch_size": 1},
+    "beta_dpo": {"loss_type": "beta_dpo", "beta_dpo_filter": 0.5},
     "lists": {"loss_type": "plackett_luce", "data": scored(20)},
 }
 

@@ -1,4 +1,6 @@
-"""AOT sorts, and BCO averages, over the whole optimiser step and all earlier ones, however it is cut up."""
+"""AOT sorts, BCO averages, beta-DPO and alpha-DPO measure over the whole optimiser step and all earlier ones, however
+it is cut up.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,9 @@ from tiny import chat_rows, tiny_model, tiny_tokenizer
 
 
 def made(folder: Path, loss: str, **options: Any) -> Any:
+    beta = 2.0 if loss == "alpha_dpo" else 0.1
     config = preftune.DPOConfig(
-        output_dir=str(folder), loss_type=loss, beta=0.1, learning_rate=1e-3, max_steps=6, logging_steps=1, bf16=False,
+        output_dir=str(folder), loss_type=loss, beta=beta, learning_rate=1e-3, max_steps=6, logging_steps=1, bf16=False,
         use_cpu=True, report_to="none", disable_tqdm=True, seed=3, train_sampling_strategy="sequential",
         **{"save_strategy": "no", "per_device_train_batch_size": 4, **options},
     )  # fmt: skip
@@ -30,13 +33,14 @@ def losses(trainer: Any) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-@pytest.mark.parametrize("loss", ["aot", "aot_unpaired", "bco_pair"])
+@pytest.mark.parametrize("loss", ["aot", "aot_unpaired", "bco_pair", "beta_dpo", "alpha_dpo"])
 def test_the_update_does_not_depend_on_micro_batches(loss, tmp_path):
     expected = losses(made(tmp_path / "a", loss))
     singly = made(tmp_path / "b", loss, per_device_train_batch_size=1, gradient_accumulation_steps=4)
-    assert losses(singly) == pytest.approx(expected, abs=2e-5)
-    assert losses(made(tmp_path / "c", loss, max_tokens_per_batch=100)) == pytest.approx(expected, abs=2e-5)
-    other = "apo_zero" if loss == "bco_pair" else "sigmoid"
+    close: Any = {"abs": 2e-5, "rel": 5e-4 if loss == "alpha_dpo" else 1e-6}  # standardising magnifies what is rounded
+    assert losses(singly) == pytest.approx(expected, **close)
+    assert losses(made(tmp_path / "c", loss, max_tokens_per_batch=100)) == pytest.approx(expected, **close)
+    other = {"bco_pair": "apo_zero", "alpha_dpo": "simpo"}.get(loss, "sigmoid")
     assert losses(made(tmp_path / "d", other)) != pytest.approx(expected, abs=1e-4)
 
 
@@ -52,17 +56,44 @@ def test_the_running_mean_is_of_the_rewards_so_far(tmp_path):
     assert without[-1] != pytest.approx(with_mean[-1], abs=1e-6)
 
 
-def test_a_resumed_run_is_the_same_to_the_bit(tmp_path):
-    whole = made(tmp_path, "bco_pair", save_strategy="steps", save_steps=3)
+@pytest.mark.parametrize("loss", ["bco_pair", "beta_dpo", "alpha_dpo"])
+def test_a_resumed_run_is_the_same_to_the_bit(loss, tmp_path):
+    whole = made(tmp_path, loss, save_strategy="steps", save_steps=3)
     whole.train()
-    part = made(tmp_path, "bco_pair", save_strategy="steps", save_steps=3)
+    part = made(tmp_path, loss, save_strategy="steps", save_steps=3)
     part.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    assert part._rewards == whole._rewards
+    assert (part._rewards, part.moments) == (whole._rewards, whole.moments)
     for one, other in zip(whole.model.parameters(), part.model.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
+def test_beta_follows_the_gaps_and_outlying_pairs_have_no_weight(tmp_path, monkeypatch):
+    """By the numbers of the step before it: the loss is that of the pairs that are kept, under the step's beta."""
+    seen = []
+    trainer = made(tmp_path, "beta_dpo", beta_dpo_filter=0.25, beta_dpo_alpha=2.0, guard="off")
+    prepare = trainer.prepare_step
+
+    def watched(model: Any, batches: Any) -> Any:
+        found = prepare(model, batches)
+        with torch.no_grad():
+            sides = trainer.engine(model, found[0]).sides(found[0])
+            known = trainer.reference(model, found[0]).sides(found[0])
+        gap_N = (sides.chosen_N - known.chosen_N) - (sides.rejected_N - known.rejected_N)
+        seen.append((gap_N, found[0].weight_N, trainer._step_beta, trainer.moments.mean))
+        return found
+
+    monkeypatch.setattr(trainer, "prepare_step", watched)
+    found = losses(trainer)
+    for (gap_N, weight_N, beta, mean), loss in zip(seen, found, strict=True):
+        kept = weight_N > 0
+        assert weight_N[kept].tolist() == pytest.approx([4 / 3] * 3)
+        assert beta == pytest.approx(max(1e-3, 0.1 * (1 + 2 * (float(gap_N[kept].mean()) - mean))), rel=1e-4)
+        assert loss == pytest.approx(float(torch.nn.functional.softplus(-beta * gap_N[kept]).mean()), abs=1e-5)
+    assert len({round(beta, 6) for _, _, beta, _ in seen}) > 3
+    assert len({tuple(weight_N.tolist()) for _, weight_N, _, _ in seen}) > 1
+
+
 def test_they_are_refused_on_fresh_answers(tmp_path):
-    for loss in ("aot", "aot_unpaired", "bco_pair"):
+    for loss in ("aot", "aot_unpaired", "bco_pair", "beta_dpo", "alpha_dpo"):
         with pytest.raises(ConfigError, match="not honoured where answers are sampled"):
             OnlineDPOConfig(output_dir=str(tmp_path), loss_type=loss, judge="shorter")

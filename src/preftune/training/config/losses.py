@@ -16,6 +16,10 @@ DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 _DISTANCES = ("backward_kl", "forward_kl", "squared")
 _MEANS = ("tokens", "completions")
 _LABELS = ("wins", "scores")
+_NOT_NEGATIVE = (
+    "beta_dpo_alpha", "alpha_dpo_alpha", "rdpo_alpha", "dpop_lambda", "simpo_gamma", "slic_delta", "slic_lambda",
+    "cpo_alpha", "rpo_alpha",
+)  # fmt: skip
 
 
 @dataclass
@@ -60,6 +64,9 @@ class LossFields:
         "How reward_aware measures the distance to the margin.",
         choices=["backward_kl", "forward_kl", "squared"],
     )
+    beta_dpo_alpha: float = option(0.6, "How strongly beta_dpo's beta follows the step's mean difference.")
+    beta_dpo_filter: float = option(0.2, "Share of a step's pairs, the outlying ones rather, that beta_dpo leaves out.")
+    alpha_dpo_alpha: float = option(0.2, "How strongly alpha_dpo's margin follows how far a pair is ahead.")
     lipo_labels: str = option(
         "wins",
         "lipo's labels: the share of the other answers that one beats, or the data's scores as they are.",
@@ -68,7 +75,7 @@ class LossFields:
     nca_tau: float = option(
         1e-4, "Points of a score for the labels of info_nca and nca; a small one takes the best answer alone."
     )
-    simpo_gamma: float = option(0.5, "Nats by which simpo and alphapo want the chosen side to win.")
+    simpo_gamma: float = option(0.5, "Nats by which simpo, alphapo and alpha_dpo want the chosen side to win.")
     alphapo_alpha: float = option(0.25, "alpha of alphapo's reward; 0 is simpo.")
     slic_delta: float = option(1.0, "Nats by which slic wants the chosen side to win.")
     slic_lambda: float = option(0.1, "Weight of slic's likelihood term.")
@@ -120,11 +127,7 @@ class LossFields:
             raise ConfigError(f"ld_alpha={self.ld_alpha} must lie in 0..1: 0.5 is its authors', 1 changes nothing.")
         self._check_sorted(objective)
         self._check_lists(objective)
-        if self.use_weighting and (objective.sorts or objective.takes_lists):
-            raise ConfigError(
-                f"use_weighting=True weighs pairs, and loss_type={', '.join(self.loss_type)} is not a loss of each "
-                "pair for itself. Leave use_weighting out."
-            )
+        self._check_combination(objective)
         if self.ld_policy_only and self.ld_alpha is None:
             raise ConfigError("ld_policy_only belongs to ld_alpha. Set that too, or leave ld_policy_only out.")
         if self.sft_mean != "tokens" and not any(term.name == "sft" for term, _ in objective.terms):
@@ -132,21 +135,41 @@ class LossFields:
                 f"sft_mean={self.sft_mean!r} has no meaning without a likelihood term. Set rpo_alpha, or leave "
                 "sft_mean out."
             )
-        positive("discopop_tau", self.discopop_tau, "0.05 is its authors'")
-        positive("nca_tau", self.nca_tau, "1e-4 is its authors'")
-        for name in ("rdpo_alpha", "dpop_lambda", "simpo_gamma", "slic_delta", "slic_lambda", "cpo_alpha", "rpo_alpha"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"{name}={value} must be a finite number, 0 or above.")
-        for name in ("alphapo_alpha", "f_alpha_divergence_coef"):
-            if not math.isfinite(getattr(self, name)):
-                raise ConfigError(f"{name}={getattr(self, name)} must be a finite number.")
+        self._check_numbers()
         if not all(math.isfinite(weight) and weight >= 0 for weight in weights or []) or (weights and not any(weights)):
             raise ConfigError(f"loss_weights={weights} must be finite numbers, 0 or above, and not all 0.")
         if self.f_divergence_type != "alpha_divergence" and self.f_alpha_divergence_coef != 0.5:
             raise ConfigError("f_alpha_divergence_coef belongs to f_divergence_type='alpha_divergence'. Set that too.")
         defaults = {entry.name: entry.default for entry in fields(LossFields) if entry.name in _OPTIONS}
         check_options(objective, self._values(), defaults)
+
+    def _check_numbers(self) -> None:
+        """The options of single losses lie where they mean something."""
+        positive("discopop_tau", self.discopop_tau, "0.05 is its authors'")
+        positive("nca_tau", self.nca_tau, "1e-4 is its authors'")
+        if not 0 <= self.beta_dpo_filter < 1:
+            raise ConfigError(f"beta_dpo_filter={self.beta_dpo_filter} must lie in 0..1: 0.2 is its authors'.")
+        for name in _NOT_NEGATIVE:
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"{name}={value} must be a finite number, 0 or above.")
+        for name in ("alphapo_alpha", "f_alpha_divergence_coef"):
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(f"{name}={getattr(self, name)} must be a finite number.")
+
+    def _check_combination(self, objective: Objective) -> None:
+        """What looks at a whole step, and what weighs single pairs."""
+        adaptive = [loss.name for loss, _ in objective.terms if loss.gap is not None]
+        if len(adaptive) > 1:
+            raise ConfigError(
+                f"loss_type={', '.join(self.loss_type)}: {adaptive[0]} and {adaptive[1]} follow running moments of "
+                "different quantities. Use one of them."
+            )
+        if self.use_weighting and (objective.sorts or objective.takes_lists):
+            raise ConfigError(
+                f"use_weighting=True weighs pairs, and loss_type={', '.join(self.loss_type)} is not a loss of each "
+                "pair for itself. Leave use_weighting out."
+            )
 
     def _check_sorted(self, objective: Objective) -> None:
         """Of losses that sort, the margins are the order of all pairs: there is one of whole answers, for one loss."""
@@ -193,6 +216,6 @@ class LossFields:
 _OPTIONS = [
     entry.name
     for entry in fields(LossFields)
-    if any(entry.name in (*loss.options, loss.likelihood) for loss in LOSSES.values())
+    if any(entry.name in (*loss.options, *loss.step_options, loss.likelihood) for loss in LOSSES.values())
 ]
 """Fields that a loss takes by name."""

@@ -138,7 +138,7 @@ class OnlineDPOConfig(SamplingConfig, DPOConfig):
                 f"loss_type={', '.join(self.loss_type)} takes ranked lists, which is not honoured where answers are "
                 "sampled: a judge makes pairs. Use a loss of pairs: sigmoid, ipo, simpo."
             )
-        if objective.sorts or objective.needs_running_mean:
+        if objective.sorts or objective.gap is not None or objective.needs_running_mean:
             raise ConfigError(
                 f"loss_type={', '.join(self.loss_type)} looks at more than the pairs of one prompt's answers, which is "
                 "not honoured where answers are sampled. Use another loss, or bco_running_mean=False."

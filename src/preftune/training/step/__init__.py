@@ -4,6 +4,7 @@ planning micro-batches within a token budget, computing them, starting again whe
 
     collate         groups -> batches
     kl_baseline     KTO's baseline over a whole step
+    measured        running moments of a step's pairs
     memory          out of memory: smaller parts
     memory_advice   what to change when one pair does not fit
     metrics         means over samples, one transfer per log
@@ -17,6 +18,7 @@ planning micro-batches within a token budget, computing them, starting again whe
 __all__ = [
     "collate",
     "kl_baseline",
+    "measured",
     "memory",
     "metrics",
     "micro_batches",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -21,7 +24,7 @@ def pair_loss(
     scored: GroupLogps,
     known: GroupLogps | None,
     tokens_per_pair: float,
-    delta: float = 0.0,
+    step: Mapping[str, Any] | None = None,
     prepared: bool = False,
 ) -> tuple[LossOutput, Sides]:
     """Loss and rewards of the pairs, and the policy's two sides.
@@ -30,7 +33,8 @@ def pair_loss(
         scored: by the policy.
         known: by the reference; None where no loss needs one.
         tokens_per_pair: tokens of the chosen completions of the whole optimiser step over its pairs.
-        delta: the mean of the rewards of earlier steps, nats.
+        step: what else losses take of the whole step: `delta`, the mean of the rewards of earlier steps, nats;
+            `step_beta`; `gap_mean` and `gap_std`. None on pairs for themselves.
         prepared: the margins of a loss that sorts are those of the whole step; otherwise they are made of this batch.
     """
     policy = scored.sides(batch, ld_alpha=args.ld_alpha)
@@ -51,7 +55,7 @@ def pair_loss(
         rejected_margin_N=rejected_margin_N,
         whole_N=scored.sum_K[batch.chosen_N],
         lists=lists_of(batch, scored, known) if objective.takes_lists and known is not None else None,
-        delta=delta,
+        **({"delta": 0.0} if step is None else step),
         tokens_per_pair=policy.chosen_length_N if args.sft_mean == "completions" else tokens_per_pair,
     )
     return output, policy

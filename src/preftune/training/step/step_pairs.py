@@ -35,10 +35,15 @@ def pairs_of_step(trainer: DPOTrainerView, model: nn.Module, batches: Sequence[P
 
     def score(part: Sequence[TokenizedGroup]) -> Sequence[Tensor]:
         batch = pack(part).to(trainer.args.device)
-        known = trainer.reference(model, batch).sides(batch)  # before the policy: it may exchange weights
+        args = trainer.args
+        alphas = args.ld_alpha, None if args.ld_policy_only else args.ld_alpha
+        known = trainer.reference(model, batch)  # before the policy: it may exchange weights
         with trainer.autocast(), inference(model):
-            policy = trainer.engine(model, batch).sides(batch)
-        return list(torch.stack([*policy, *known], 1).cpu().split([len(group.pairs) for group in part]))
+            scored = trainer.engine(model, batch)
+        policy, reference = (
+            scores.sides(batch, ld_alpha=alpha) for scores, alpha in zip((scored, known), alphas, strict=True)
+        )
+        return list(torch.stack([*policy, *reference], 1).cpu().split([len(group.pairs) for group in part]))
 
     groups = [group for batch in batches for group in batch.groups]
     own = [

@@ -7,6 +7,7 @@ over the pairs of the whole optimiser step.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
@@ -14,13 +15,14 @@ from torch import Tensor, nn
 
 from preftune.data import GroupDataset
 from preftune.logps.batch import PackedBatch
-from preftune.losses import LossOutput, Objective
+from preftune.losses import LossOutput, Objective, RunningMoments
 from preftune.training.config.dpo import DPOConfig
 from preftune.training.guard.attach import attach_guard, opened_for_guard
 from preftune.training.record import model_card
 from preftune.training.setup import model as assemble
 from preftune.training.setup.advice import check_margins, say_advice
 from preftune.training.step.collate import chosen_tokens
+from preftune.training.step.measured import measured
 from preftune.training.step.metrics import PER_PAIR, pair_metrics
 from preftune.training.step.pair_loss import pair_loss
 from preftune.training.step.step_pairs import with_sorted_margins
@@ -58,6 +60,8 @@ class DPOTrainer(ReferencedTrainer):
     objective: Objective
     _rewards = (0.0, 0.0)
     """Count and sum of the rewards of all steps so far, nats."""
+    _step_beta: float | None = None
+    """beta of the step, where it has one of its own."""
     _tokens_per_pair = 1.0
     """Tokens of the chosen completions of the step (or of the held-out set) over its pairs."""
 
@@ -70,7 +74,7 @@ class DPOTrainer(ReferencedTrainer):
         return assemble.prepare_data(source, tokenizer, args, role=role, lists=args.objective().takes_lists)
 
     def placed(self) -> None:
-        self.objective = self.args.objective()
+        self.objective, self.moments = self.args.objective(), RunningMoments()
         check_margins(self)
         super().placed()
 
@@ -108,7 +112,7 @@ class DPOTrainer(ReferencedTrainer):
             scored=scored,
             known=known,
             tokens_per_pair=self._tokens_per_pair,
-            delta=self._reward_mean,
+            step=self._of_step(training=model.training),
             prepared=model.training,
         )
         return output, policy, hits_K[batch.chosen_N]
@@ -124,7 +128,15 @@ class DPOTrainer(ReferencedTrainer):
         return items
 
     def prepare_step(self, model: nn.Module, batches: Sequence[PackedBatch]) -> Sequence[PackedBatch]:
+        if self.objective.gap is not None:
+            batches, self._step_beta = measured(self, self.moments, model, batches)
         return with_sorted_margins(self, model, batches) if self.objective.sorts else batches
+
+    def _of_step(self, *, training: bool) -> dict[str, float | None]:
+        """What losses take of the step, of all earlier ones, or in an evaluation of the steps so far."""
+        beta = self._step_beta if training else None
+        moments = {"step_beta": beta, "gap_mean": self.moments.mean, "gap_std": self.moments.std}
+        return {"delta": self._reward_mean, **moments}
 
     @property
     def _reward_mean(self) -> float:
@@ -139,12 +151,13 @@ class DPOTrainer(ReferencedTrainer):
             self._rewards = self._rewards[0] + count, self._rewards[1] + total
 
     def checkpoint_facts(self) -> dict[str, Any]:
-        return {**super().checkpoint_facts(), "rewards": list(self._rewards)}
+        return {**super().checkpoint_facts(), "rewards": list(self._rewards), "moments": asdict(self.moments)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         super().restore(state)
         count, total = state.get("rewards", (0.0, 0.0))
         self._rewards = count, total
+        self.moments = RunningMoments(**state.get("moments", {}))
 
     # --- evaluation ---
 
