@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from guard_replay import replay
 from guard_runs import EXPECTED, RESULTS, SEEN_WHILE_TUNING
-
-from preftune.training.guard.replay import replay
 
 PAGE = Path(__file__).parent.parent / "docs" / "guard.md"
 BEGIN, END = "<!-- the runs: written by benchmarks/guard_runs.py --page -->", "<!-- the runs end here -->"

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from preftune.training.guard.replay import replay
-
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import guard_page  # noqa: E402
+from guard_replay import replay  # noqa: E402
 from guard_runs import EXPECTED, RESULTS, SEEN_WHILE_TUNING  # noqa: E402
 
 RUNS = [path for by_seed in guard_page.runs_of().values() for path in by_seed.values()]

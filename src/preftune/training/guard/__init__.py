@@ -7,7 +7,6 @@ Figures go to `rules`, pure functions that raise alarms; `callback` is the thin 
     callback  Guard, the callback
     figures   what the guard knows of a run
     looking   evaluation passes on a sample
-    replay    the rules over a finished run
     rollback  the last good weights
     rules     figures -> alarms
     samples   prompts, answers and held-out pairs of the guard

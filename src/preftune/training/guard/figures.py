@@ -7,9 +7,11 @@ metrics speak of is beta times that.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
+
+from preftune.training.guard.alarms import Alarm
 
 PREFIX = "guard/"
 TRAINING = "guard/train_"
@@ -225,24 +227,25 @@ class History:
         """The last one."""
         return self.looks[-1] if self.looks else None
 
+    def alarm(self, name: str, **said: Any) -> Alarm:
+        """An alarm of this step, from the other fields of `Alarm`."""
+        return Alarm(step=self.step, name=name, **said)
+
     def last_pairs(self, pairs: float, *, until: int | None = None) -> Glance | None:
         """The last training steps with at least this many pairs in them, as one; None if there are fewer."""
-        chosen: list[Glance] = []
-        for glance in reversed(self.glances):
-            if until is not None and glance.step > until:
-                continue
-            chosen.insert(0, glance)
-            if sum(g.pairs for g in chosen) >= pairs:
-                return pooled(chosen)
-        return None
+        return self._last(pairs, lambda glance: glance.pairs, until)
 
     def last_steps(self, steps: float) -> Glance | None:
         """The last training steps, at least this many, as one; None if there are fewer."""
+        return self._last(steps, lambda glance: glance.steps)
+
+    def _last(self, amount: float, of: Callable[[Glance], float], until: int | None = None) -> Glance | None:
         chosen: list[Glance] = []
         for glance in reversed(self.glances):
-            chosen.insert(0, glance)
-            if sum(g.steps for g in chosen) >= steps:
-                return pooled(chosen)
+            if until is None or glance.step <= until:
+                chosen.insert(0, glance)
+                if sum(map(of, chosen)) >= amount:
+                    return pooled(chosen)
         return None
 
 

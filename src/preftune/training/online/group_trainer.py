@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, ClassVar, NamedTuple
 
@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import EvalLoopOutput
 
-from preftune.logps import pack
 from preftune.logps.batch import PackedBatch
 from preftune.losses.advantages import whiten
 from preftune.losses.group_relative import GroupLoss, deviation, group_advantages, group_loss, leave_one_out
-from preftune.reference import inference
 from preftune.training.online.fresh import STEP, FreshStep, scale_logps
 from preftune.training.online.grpo_config import GroupConfig, GRPOConfig, RLOOConfig
 from preftune.training.online.prompts import PromptSet, prepare_prompts
@@ -22,7 +20,6 @@ from preftune.training.online.reward_functions import BatchFunction, Rewards, op
 from preftune.training.online.rollout import Rollout, figures_of_answers
 from preftune.training.online.trainer import OnlineTrainer
 from preftune.training.setup.arguments import check_evaluation, own_config
-from preftune.training.step.memory import score_in_parts
 from preftune.training.step.metrics import Averages
 from preftune.types import TokenizedGroup
 
@@ -142,7 +139,8 @@ class GroupTrainer(OnlineTrainer):
         kl_PK = self._measure(groups, rollouts)
         advantage_PK = self.advantages(reward_PK, kl_PK)
         made = [
-            _with_scores(group, advantages) for group, advantages in zip(groups, advantage_PK.tolist(), strict=True)
+            TokenizedGroup(group.prompt_ids, group.completions, (), id=group.id, scores=tuple(advantages))
+            for group, advantages in zip(groups, advantage_PK.tolist(), strict=True)
         ]
         if args.dynamic_sampling:
             self._waiting += [one for one in made if any(one.scores)]
@@ -190,9 +188,9 @@ class GroupTrainer(OnlineTrainer):
         old: list[Any] = [None] * len(rollouts)
         reference: list[Any] = [None] * len(rollouts)
         if args.num_iterations > 1 or args.beta:
-            old = self._in_parts(groups, lambda part: self.engine(self.model, part).token_logps_T)
+            old = self.in_parts(groups, lambda part: self.engine(self.model, part).token_logps_T)
         if args.beta:
-            reference = self._in_parts(groups, lambda part: self.reference.score(self.model, part, self.engine))
+            reference = self.in_parts(groups, lambda part: self.reference.score(self.model, part, self.engine))
         for place, rollout in enumerate(rollouts):
             trains = rollout.finished or not args.mask_truncated_completions
             key = groups[place // size].id, tuple(rollout.response_ids)
@@ -204,18 +202,6 @@ class GroupTrainer(OnlineTrainer):
         tokens = sum(map(len, old))
         self._window.add({"objective/kl": sum(kl) / len(kl), "kl": sum(kl) / tokens}, weight=len(kl))
         return torch.tensor(kl).view(-1, size)
-
-    def _in_parts(self, groups: Sequence[TokenizedGroup], measure: Callable[[PackedBatch], Tensor]) -> list[Tensor]:
-        """One tensor per answer on the CPU, without gradients, within the limits of memory."""
-
-        def score(part: Sequence[TokenizedGroup]) -> Sequence[list[Tensor]]:
-            with inference(self.model), self.autocast():
-                flat_T = measure(pack(part).to(self.args.device)).float().cpu()
-            answers = iter(flat_T.split([len(one) for group in part for one in group.completions]))
-            return [[next(answers) for _ in group.completions] for group in part]
-
-        found = score_in_parts(self, groups, score, work="scoring")
-        return [answer for parts in found for part in parts for answer in part]
 
     # --- evaluation ---
 
@@ -293,7 +279,6 @@ class GRPOTrainer(GroupTrainer):
 
     args: GRPOConfig
     method = "grpo"
-    _tag_names = ("preftune", "grpo")
     config_class = GRPOConfig
 
     def advantages(self, reward_PK: Tensor, kl_PK: Tensor) -> Tensor:
@@ -329,7 +314,6 @@ class RLOOTrainer(GroupTrainer):
 
     args: RLOOConfig
     method = "rloo"
-    _tag_names = ("preftune", "rloo")
     config_class = RLOOConfig
 
     def advantages(self, reward_PK: Tensor, kl_PK: Tensor) -> Tensor:
@@ -354,7 +338,3 @@ def _group(answers: Sequence[Rollout]) -> TokenizedGroup:
     first = answers[0]
     completions = tuple(one.response_ids for one in answers)
     return TokenizedGroup(first.prompt_ids, completions, (), id=f"{first.prompt.id}#{first.number}")
-
-
-def _with_scores(group: TokenizedGroup, scores: Sequence[float]) -> TokenizedGroup:
-    return TokenizedGroup(group.prompt_ids, group.completions, (), id=group.id, scores=tuple(scores))

@@ -42,7 +42,6 @@ class OnlineDPOTrainer(OnlineTrainer):
 
     args: OnlineDPOConfig
     method = "online-dpo"
-    _tag_names = ("preftune", "online-dpo")
 
     def __init__(
         self,

@@ -11,11 +11,11 @@ from typing import Any
 from torch import nn
 
 from preftune.errors import ConfigError, RequestError
-from preftune.judges.protocol import Item, Scorer, judge_name, score_all
+from preftune.judges.protocol import Item, Scorer
 from preftune.judges.reward_model import RewardModel
 from preftune.judges.user_rules import adapted
 from preftune.training.online.rollout import Rollout
-from preftune.training.online.scoring import judge_options, open_score, row_of
+from preftune.training.online.scoring import Scorers, judge_options, open_score
 
 
 class BatchFunction:
@@ -65,13 +65,11 @@ async def _awaited(result: Awaitable[Sequence[float | None]]) -> Sequence[float 
     return await result
 
 
-class Rewards:
+class Rewards(Scorers):
     """The weighted sum of several rewards; None counts for nothing in it."""
 
     def __init__(self, scorers: Sequence[Scorer], weights: Sequence[float] | None, *, thoughts: bool) -> None:
-        self.scorers, self._thoughts = list(scorers), thoughts
-        self.names = [judge_name(scorer) for scorer in scorers]
-        self.keys = [getattr(scorer, "cache_key", None) for scorer in scorers]
+        super().__init__(scorers, thoughts=thoughts)
         self._weights = [1.0] * len(self.scorers) if weights is None else list(weights)
         if len(self._weights) != len(self.scorers):
             raise ConfigError(
@@ -79,14 +77,9 @@ class Rewards:
                 f"({', '.join(self.names)}). Give one for each."
             )
 
-    @property
-    def name(self) -> str:
-        return " + ".join(self.names)
-
     def __call__(self, rollouts: Sequence[Rollout]) -> tuple[list[float | None], list[list[float | None]]]:
         """The sum for every answer (None where no reward rates it), and each reward's own."""
-        items = [(one.prompt.prompt, one.judged(thoughts=self._thoughts), row_of(one.prompt)) for one in rollouts]
-        members = [score_all(scorer, items) for scorer in self.scorers]
+        members = self.members(self.items(rollouts))
         sums: list[float | None] = []
         for of_answer in zip(*members, strict=True):
             known = [w * score for w, score in zip(self._weights, of_answer, strict=True) if score is not None]

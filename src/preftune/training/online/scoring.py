@@ -36,31 +36,47 @@ class Scores(NamedTuple):
     """The standard deviation between the members of an ensemble; None without one."""
 
 
-class Score:
+class Scorers:
+    """Scorers that rate the same rollouts."""
+
+    def __init__(self, scorers: Sequence[Scorer], *, thoughts: bool = False) -> None:
+        """
+        Args:
+            thoughts: score a thinking model's thought as part of the answer.
+        """
+        self.scorers, self._thoughts = list(scorers), thoughts
+        self.names = [judge_name(scorer) for scorer in scorers]
+        self.name = " + ".join(self.names)
+        self.keys = [getattr(scorer, "cache_key", None) for scorer in scorers]
+        """Content addresses, of those that have one."""
+
+    def items(self, rollouts: Sequence[Rollout]) -> list[Item]:
+        """The rollouts as prompt, text and row."""
+        return [(one.prompt.prompt, one.judged(thoughts=self._thoughts), row_of(one.prompt)) for one in rollouts]
+
+    def members(self, items: Sequence[Item]) -> list[list[float | None]]:
+        """Each scorer's scores."""
+        return [score_all(scorer, items) for scorer in self.scorers]
+
+
+class Score(Scorers):
     """Rates rollouts by one scorer or several."""
 
     def __init__(self, scorers: Sequence[Scorer], *, ensemble: str = "mean", thoughts: bool = False) -> None:
         """
         Args:
-            thoughts: score a thinking model's thought as part of the answer.
             ensemble: how several are one: their mean, the least of them (Coste et al. 2023, arXiv:2310.02743, "worst-
                 case optimisation"), or the mean less their standard deviation (there "uncertainty-weighted").
         """
-        self.scorers, self._ensemble, self._thoughts = list(scorers), ensemble, thoughts
-        self.name = " + ".join(judge_name(scorer) for scorer in scorers)
-        self.keys = [getattr(scorer, "cache_key", None) for scorer in scorers]
-        """Content addresses, of those that have one."""
+        super().__init__(scorers, thoughts=thoughts)
+        self._ensemble = ensemble
 
     def __call__(self, rollouts: Sequence[Rollout]) -> Scores:
-        judged = (one.judged(thoughts=self._thoughts) for one in rollouts)
-        return self.of_items(
-            [(one.prompt.prompt, text, row_of(one.prompt)) for one, text in zip(rollouts, judged, strict=True)]
-        )
+        return self.of_items(self.items(rollouts))
 
     def of_items(self, items: Sequence[Item]) -> Scores:
         """The scores of answers given as prompt, text and row."""
-        members = [score_all(scorer, items) for scorer in self.scorers]
-        return combined(members, self._ensemble)
+        return combined(self.members(items), self._ensemble)
 
 
 def row_of(prompt: Prompt) -> dict[str, Any]:

@@ -7,7 +7,7 @@ rounds, so that a resumed run samples, draws and steps as the uninterrupted one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +20,7 @@ from preftune.generation.encode_prompts import check_lengths
 from preftune.log import detail, warn
 from preftune.logps import pack
 from preftune.logps.batch import PackedBatch
-from preftune.reference import ReferenceScores
+from preftune.reference import ReferenceScores, inference
 from preftune.reference.sources import Source, trainable
 from preftune.storage.run_directory import check_writable
 from preftune.training.online.config import SamplingConfig
@@ -33,6 +33,7 @@ from preftune.training.setup import model as assemble
 from preftune.training.setup.arguments import tokenizer_of
 from preftune.training.setup.self_check import check_before_training
 from preftune.training.step.collate import probes
+from preftune.training.step.memory import score_in_parts
 from preftune.training.step.metrics import Averages
 from preftune.training.step.optimizer_step import whole_step
 from preftune.training.trainers.recorded import RecordedTrainer
@@ -214,6 +215,25 @@ class OnlineTrainer(RecordedTrainer):
             f"none of the answers of {_MOST_EMPTY_ROUNDS} rounds could be trained on: they were filtered, unrated or "
             "all alike. Lower score_threshold, sample at a higher temperature, or look at what the judge says."
         )
+
+    def in_parts(
+        self, groups: Sequence[TokenizedGroup], measure: Callable[[PackedBatch], Tensor], *, per_token: bool = True
+    ) -> list[Tensor]:
+        """What is measured of each answer, on the CPU, without gradients, within the limits of memory.
+
+        Args:
+            per_token: there is a number for each token of an answer, otherwise one for each answer.
+        """
+
+        def score(part: Sequence[TokenizedGroup]) -> Sequence[list[Tensor]]:
+            with inference(self.trained), self.autocast():
+                flat = measure(pack(part).to(self.args.device)).float().cpu()
+            sizes = [len(one) if per_token else 1 for group in part for one in group.completions]
+            answers = iter(flat.split(sizes))
+            return [[next(answers) for _ in group.completions] for group in part]
+
+        found = score_in_parts(self, groups, score, work="scoring")
+        return [answer for parts in found for part in parts for answer in part]
 
     def _check_first(self, rollouts: Sequence[Rollout]) -> None:
         """The engine against the naive path and policy against reference, on the first answers of the run."""

@@ -126,7 +126,8 @@ def _value(model: Any, args: Any, reward: Scalar | None, *, packed: bool) -> tup
     if args.value_model is not None:
         trunk, head = load_trunk(args.value_model, trust_remote_code=args.trust_remote_code)
         same = trunk.config.model_type == model.config.model_type  # type: ignore[union-attr]
-        trunk = trunk.to(device, _wide(model))
+        # what is trained is float32 (float64 in a float64 model)
+        trunk = trunk.to(device, torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32)
         _as_trained(trunk, args)
         made = separate_value(trunk, packed=packed and same, head=head)
         return made, f"value: {args.value_model}, a model of its own, all of it trained."
@@ -170,11 +171,6 @@ def _as_trained(trunk: Any, args: Any) -> None:
         dropout_off(trunk)
     if args.activation_checkpointing:
         trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-
-
-def _wide(model: nn.Module) -> torch.dtype:
-    """What is trained is float32 (float64 in a float64 model)."""
-    return torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
 
 
 @contextmanager

@@ -6,7 +6,7 @@ its values, a scorer the scores; then a few epochs of clipped mini-batch steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from preftune.logps.batch import PackedBatch
 from preftune.losses.advantages import Moments
 from preftune.losses.ppo import AdaptiveKL
 from preftune.models.roles import Scalar
-from preftune.reference import inference
 from preftune.training.online.fresh import FreshStep, scale_logps
 from preftune.training.online.rollout import Rollout
 from preftune.training.online.scoring import Score, Scores, judge_options, open_score
@@ -33,7 +32,6 @@ from preftune.training.ppo.experience import Experience, Shaping, make_experienc
 from preftune.training.ppo.reward_on_base import RewardOnBase
 from preftune.training.ppo.update import Clips, backward_part
 from preftune.training.setup.arguments import own_config
-from preftune.training.step.memory import score_in_parts
 from preftune.types import TokenizedGroup
 
 _VALUE_FILE = "value.safetensors"
@@ -56,7 +54,6 @@ class PPOTrainer(OnlineTrainer):
     method = "ppo"
     holds_back = "kl_coef (double it), or give kl_target=6"
     repeats = "num_ppo_epochs"
-    _tag_names = ("preftune", "ppo")
 
     def __init__(
         self, model: Any = None, args: PPOConfig | None = None, train_dataset: Any = None, *, reward: Any = None,
@@ -105,11 +102,12 @@ class PPOTrainer(OnlineTrainer):
         """Scores by the reward that shares the policy's base, read at the last token of each group's completion."""
         reward: Any = self.cast.reward
 
-        def rate(part: PackedBatch) -> list[Tensor]:
+        def rate(part: PackedBatch) -> Tensor:
             with reward.acting():
-                return list(reward.of_completions(part).float().cpu())
+                scores: Tensor = reward.of_completions(part)
+                return scores
 
-        return self._in_parts(groups, rate)
+        return self.in_parts(groups, rate, per_token=False)
 
     def policy_parameters(self) -> list[nn.Parameter]:
         return self._policys
@@ -197,34 +195,18 @@ class PPOTrainer(OnlineTrainer):
         """Log-probabilities of policy and reference, and values, of every token of every answer."""
         value: Scalar = self.cast.value
 
-        def of_policy(part: PackedBatch) -> list[Tensor]:
-            return _by_answer(self.engine(self.model, part).token_logps_T, part)
-
-        def of_reference(part: PackedBatch) -> list[Tensor]:
-            return _by_answer(self.reference.score(self.model, part, self.engine), part)
-
-        def of_value(part: PackedBatch) -> list[Tensor]:
+        def of_value(part: PackedBatch) -> Tensor:
             with value.acting():
-                return _by_answer(value.of_tokens(part), part)
+                return value.of_tokens(part)
 
-        return self._in_parts(groups, of_policy), self._in_parts(groups, of_reference), self._in_parts(groups, of_value)
-
-    def _in_parts(
-        self, groups: Sequence[TokenizedGroup], measure: Callable[[PackedBatch], list[Tensor]]
-    ) -> list[Tensor]:
-        """One flat tensor per group on the CPU, computed without gradients within the limits of memory."""
-        from preftune.logps import pack
-
-        def score(part: Sequence[TokenizedGroup]) -> Sequence[Tensor]:
-            with inference(self.cast.trained), self.autocast():
-                return measure(pack(part).to(self.args.device))
-
-        return [answer for (answer,) in score_in_parts(self, groups, score, work="scoring")]
+        policy = self.in_parts(groups, lambda part: self.engine(self.model, part).token_logps_T)
+        reference = self.in_parts(groups, lambda part: self.reference.score(self.model, part, self.engine))
+        return policy, reference, self.in_parts(groups, of_value)
 
     # --- a step ---
 
     def compute_part(self, part: PackedBatch, step: FreshStep) -> tuple[Tensor, Mapping[str, Tensor], Tensor]:
-        found = backward_part(
+        return backward_part(
             self.model,
             self.engine,
             self.cast.value,
@@ -235,7 +217,6 @@ class PPOTrainer(OnlineTrainer):
             backward=self.accelerator.backward,
             autocast=self.autocast,
         )
-        return found.loss, found.sums, found.tokens
 
     def figures(self) -> dict[str, float]:
         figures = super().figures()
@@ -280,7 +261,3 @@ class PPOTrainer(OnlineTrainer):
         with torch.no_grad():
             for name, parameter in self.cast.value_state():
                 parameter.copy_(saved[name])
-
-
-def _by_answer(flat_T: Tensor, part: PackedBatch) -> list[Tensor]:
-    return list(flat_T.float().cpu().split([len(group.completions[0]) for group in part.groups]))

@@ -24,16 +24,6 @@ class Clips(NamedTuple):
     vf_coef: float = 0.1
 
 
-class PartLoss(NamedTuple):
-    """What a part of a step came to."""
-
-    loss: Tensor
-    """Its share of the step's loss, detached."""
-    sums: dict[str, Tensor]
-    """Figures summed over the part's tokens."""
-    tokens: Tensor
-
-
 def backward_part(
     policy: nn.Module,
     engine: Engine,
@@ -45,7 +35,7 @@ def backward_part(
     clips: Clips,
     backward: Callable[[Tensor], None],
     autocast: Callable[[], AbstractContextManager[None]],
-) -> PartLoss:
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """Add the gradients of some answers: of the policy's loss, and of the value's.
 
     The loss of a step is the mean over all its tokens, so parts are sums divided by `step_tokens`. Policy and value
@@ -56,6 +46,7 @@ def backward_part(
         experience: of the part's groups, in their order.
         step_tokens: of the whole optimiser step.
         backward: accelerate's.
+    Returns: the part's share of the step's loss, detached; figures summed over its tokens; how many tokens.
     """
     device = part.input_ids.device
     old_T, values_T, advantages_T, returns_T = (
@@ -83,4 +74,4 @@ def backward_part(
         "val/ratio_square": clipped.ratio_T.square().sum(),
     }
     tokens = torch.tensor(float(len(old_T)), device=device)
-    return PartLoss((surrogate + error).detach(), sums, tokens)
+    return (surrogate + error).detach(), sums, tokens

@@ -54,7 +54,11 @@ def put_aside_earlier_run(folder: Path, *, model: str, overwrite: bool) -> None:
     Raises:
         ConfigError: the model that is trained is part of what would be moved.
     """
-    names = _names_of_a_run(folder)
+    names = [
+        path.name
+        for path in folder.iterdir()
+        if path.name in _RUN or _WEIGHTS.fullmatch(path.name) or (path.is_dir() and _CHECKPOINT.fullmatch(path.name))
+    ]
     is_run = "run.json" in names or any(_CHECKPOINT.fullmatch(name) for name in names)
     if not is_run and not any(_WEIGHTS.fullmatch(name) for name in names):
         return
@@ -102,14 +106,6 @@ def sweep_unfinished(folder: Path) -> None:
     ):
         for path in folder.glob(f".{name}-*"):
             path.unlink(missing_ok=True)
-
-
-def _names_of_a_run(folder: Path) -> list[str]:
-    return [
-        path.name
-        for path in folder.iterdir()
-        if path.name in _RUN or _WEIGHTS.fullmatch(path.name) or (path.is_dir() and _CHECKPOINT.fullmatch(path.name))
-    ]
 
 
 def _remove(folder: Path, names: Iterable[str]) -> None:

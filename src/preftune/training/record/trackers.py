@@ -57,12 +57,8 @@ def _to_tensorboard(callback: Any, facts: Mapping[str, Any]) -> None:
     callback.tb_writer.add_text(NAME, f"```\n{text}\n```")
 
 
-def _to_wandb(callback: Any, facts: Mapping[str, Any]) -> None:
-    callback._wandb.config.update({NAME: dict(facts)}, allow_val_change=True)
-
-
-def _to_trackio(callback: Any, facts: Mapping[str, Any]) -> None:
-    callback._trackio.config.update({NAME: dict(facts)}, allow_val_change=True)
+def _to_config(run: Any, facts: Mapping[str, Any]) -> None:
+    run.config.update({NAME: dict(facts)}, allow_val_change=True)
 
 
 def _to_mlflow(callback: Any, facts: Mapping[str, Any]) -> None:
@@ -82,7 +78,7 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 _SENDERS: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "TensorBoardCallback": _to_tensorboard,
-    "WandbCallback": _to_wandb,
-    "TrackioCallback": _to_trackio,
+    "WandbCallback": lambda callback, facts: _to_config(callback._wandb, facts),
+    "TrackioCallback": lambda callback, facts: _to_config(callback._trackio, facts),
     "MLflowCallback": _to_mlflow,
 }

@@ -90,7 +90,7 @@ def check_before_training(
     if (
         known is not None
         and (single or reference.source.received)
-        and _complete(known)
+        and not bool(known.token_logps_T.isnan().any())
         and _agree(policy, known, limits)
     ):
         return _measured(policy, known, batch, largest)
@@ -199,10 +199,6 @@ def _mismatch(policy: GroupLogps, reference: GroupLogps) -> ReferenceMismatchErr
         "be the model as received. Leave ref_model out (preftune then takes the right one), or set "
         "allow_reference_mismatch=True if you mean it."
     )
-
-
-def _complete(scores: GroupLogps) -> bool:
-    return not bool(scores.token_logps_T.isnan().any())
 
 
 def _agree(one: GroupLogps, other: GroupLogps, tolerance: tuple[float, float]) -> bool:

@@ -53,7 +53,6 @@ class DPOTrainer(ReferencedTrainer):
     """
 
     args: DPOConfig
-    _tag_names = ("preftune", "dpo")
     method = "dpo"
     config_class = DPOConfig
     columns: ClassVar[Sequence[str]] = (*PER_PAIR, _HITS)

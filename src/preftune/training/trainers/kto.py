@@ -47,7 +47,6 @@ class KTOTrainer(ReferencedTrainer):
 
     args: KTOConfig
     method = "kto"
-    _tag_names = ("preftune", "kto")
     config_class = KTOConfig
     columns: ClassVar[Sequence[str]] = (*_OF_SIDES, *_LENGTHS, "rewards/accuracies", "kl", _GOOD, _HITS)
     unit = "answers"

@@ -6,7 +6,7 @@ log, checkpoint, run.json and model card is written from the same attributes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -40,7 +40,8 @@ class RecordedTrainer(ResumableTrainer):
     """
 
     loss_is_scaled_for_ga = True  # the loss is divided by what the whole step holds
-    _tag_names: ClassVar[Sequence[str]]
+    tag: ClassVar[str] = ""
+    """Of the model on the hub, where the method's name is not it."""
     step_limit: TokenLimit
     scoring_limit: TokenLimit
     _window: MetricWindow | Averages
@@ -93,7 +94,7 @@ class RecordedTrainer(ResumableTrainer):
         if getattr(self.args, "sync_ref_model", False):
             self.add_callback(MoveReference(self, lambda: self.reference_source))
         if hasattr(self.model, "add_model_tags"):
-            self.model.add_model_tags(list(self._tag_names))
+            self.model.add_model_tags(["preftune", self.tag or self.method])
 
     def record_facts(self) -> dict[str, Any]:
         """What run.json and checkpoints say of the reference."""

@@ -21,7 +21,6 @@ class CPOTrainer(_ReferenceFreeTrainer):
 
     args: CPOConfig
     method = "cpo"
-    _tag_names = ("preftune", "cpo")
     config_class = CPOConfig
 
 
@@ -33,5 +32,4 @@ class ORPOTrainer(_ReferenceFreeTrainer):
 
     args: ORPOConfig
     method = "orpo"
-    _tag_names = ("preftune", "orpo")
     config_class = ORPOConfig

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import TrainerCallback
 
 from preftune.log import detail
 from preftune.logps.batch import PackedBatch
@@ -38,36 +37,11 @@ class ReferencedTrainer(PackedTrainer):
         model: Any = None,
         ref_model: Any = None,
         args: ReferencedConfig | None = None,
-        data_collator: Any = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
-        compute_metrics: Callable[[Any], dict[str, float]] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[Any, Any] = (None, None),
-        optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
-        preprocess_logits_for_metrics: Any = None,
-        peft_config: Any = None,
-        quantization_config: Any = None,
-        **removed: Any,
+        *rest: Any,
+        **options: Any,
     ) -> None:
         self._asked_reference = ref_model
-        super().__init__(
-            model,
-            args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-            peft_config=peft_config,
-            quantization_config=quantization_config,
-            **removed,
-        )
+        super().__init__(model, args, *rest, **options)
 
     @property
     def needs_live_reference(self) -> bool:

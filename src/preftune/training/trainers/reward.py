@@ -60,7 +60,7 @@ class RewardTrainer(PackedTrainer):
     """
 
     args: RewardConfig
-    _tag_names = ("preftune", "reward-model")
+    tag = "reward-model"
     method = "reward"
     config_class = RewardConfig
     columns: ClassVar[Sequence[str]] = ("rewards/chosen", "rewards/rejected", "margin", "accuracy", "mean_reward")

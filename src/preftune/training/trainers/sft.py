@@ -44,7 +44,6 @@ class SFTTrainer(PackedTrainer):
     """
 
     args: SFTConfig
-    _tag_names = ("preftune", "sft")
     method = "sft"
     config_class = SFTConfig
     columns: ClassVar[Sequence[str]] = ("mean_token_accuracy",)

@@ -25,9 +25,8 @@ def repetition(history: History) -> Alarm | None:
     look = history.look
     if look is None or look.looping is None or not _more(look, look.looping, look.looping_reference):
         return None
-    return Alarm(
-        step=history.step,
-        name="repetition",
+    return history.alarm(
+        "repetition",
         seen=f"{_count(look, look.looping)} answers to the guard's prompts repeat themselves; of the reference's, "
         f"{round((look.looping_reference or 0) * look.answers)} did.",
         cause=_over_optimised(history.facts),
@@ -42,9 +41,8 @@ def answers_alike(history: History) -> Alarm | None:
         return None
     if look.self_similarity < max(ALIKE, (look.self_similarity_reference or 0.0) + ALIKE_MORE):
         return None
-    return Alarm(
-        step=history.step,
-        name="answers-alike",
+    return history.alarm(
+        "answers-alike",
         seen=f"Answers to different prompts are nearly the same: an overlap of {look.self_similarity:.0%}; the "
         f"reference's had {look.self_similarity_reference or 0:.0%}.",
         cause=_over_optimised(history.facts),
@@ -57,9 +55,8 @@ def empty_answers(history: History) -> Alarm | None:
     look = history.look
     if look is None or look.empty is None or not _more(look, look.empty, look.empty_reference):
         return None
-    return Alarm(
-        step=history.step,
-        name="empty-answers",
+    return history.alarm(
+        "empty-answers",
         seen=f"{_count(look, look.empty)} answers are empty; of the reference's, "
         f"{round((look.empty_reference or 0) * look.answers)} were.",
         cause="The policy ends its turn at once: chosen answers are empty or cut off in the data, or it has gone too "
@@ -76,9 +73,8 @@ def missing_eos(history: History) -> Alarm | None:
     lost = look.finished_reference - look.finished
     if lost < ENDS_LESS or lost * look.answers < 2.5:
         return None
-    return Alarm(
-        step=history.step,
-        name="missing-eos",
+    return history.alarm(
+        "missing-eos",
         seen=f"Only {_count(look, look.finished)} answers end by themselves; of the reference's, "
         f"{round(look.finished_reference * look.answers)} did.",
         cause="The policy forgets to end its turn: chosen answers are cut off (max_length, or in the data), the longer "
@@ -98,9 +94,8 @@ def length_drift(history: History) -> Alarm | None:
     if shortest / OUTSIDE <= look.tokens <= longest * OUTSIDE:
         return None
     what = "longer" if look.tokens > longest else "shorter"
-    return Alarm(
-        step=history.step,
-        name="length-drift",
+    return history.alarm(
+        "length-drift",
         level=NOTE,
         seen=f"The answers have {look.tokens:.0f} tokens on average; the reference's had {look.tokens_reference:.0f}, "
         f"the chosen ones have {now.chosen_tokens:.0f}.",

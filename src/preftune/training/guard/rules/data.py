@@ -62,9 +62,8 @@ def labels_look_random(history: History) -> Alarm | None:
     look = history.look
     if look is not None and look.accuracy_held_out is not None and look.pairs >= 8 and history.facts.held_out:
         seen += f" Of {look.pairs} held-out pairs {look.accuracy_held_out:.0%} are ranked right."
-    return Alarm(
-        step=history.step,
-        name="labels-look-random",
+    return history.alarm(
+        "labels-look-random",
         seen=seen,
         cause="What one pair teaches, the next takes back: the labels look shuffled, or follow nothing the model can "
         "see.",
@@ -115,9 +114,8 @@ def duplicated_data(history: History) -> Alarm | None:
         known = facts.beta * now.margin_known
         if known > look.margin_held_out:
             seen += f" Their margin is {known:.2f} by now, that of held-out pairs {look.margin_held_out:.2f}."
-    return Alarm(
-        step=history.step,
-        name="duplicated-data",
+    return history.alarm(
+        "duplicated-data",
         level=level,
         seen=seen,
         cause="The data hold the same pairs many times, and the model learns them by heart: one epoch is several.",
@@ -159,9 +157,8 @@ def only_length_differs(history: History) -> Alarm | None:
     if followed and ratio is not None:
         seen += f" Its own answers are {ratio:.1f} times as long as the reference's."
     serious = everything.contained >= CONTAINED
-    return Alarm(
-        step=history.step,
-        name="only-length-differs",
+    return history.alarm(
+        "only-length-differs",
         level="alarm" if serious else NOTE,
         seen=seen,
         cause=f"What these pairs teach is length: {side} is better, whatever is said.",
@@ -188,9 +185,8 @@ def overfitting(history: History) -> Alarm | None:
     if now.accuracy < 0.9 or gap < GAP + 2 * error or look.pairs < 16:
         return None
     fell = f" (at best it was {best:.0%})" if best > look.accuracy_held_out else ""
-    return Alarm(
-        step=history.step,
-        name="overfitting",
+    return history.alarm(
+        "overfitting",
         seen=f"Of the pairs trained on before, {now.accuracy:.0%} are ranked right, of {look.pairs} held-out pairs "
         f"{look.accuracy_held_out:.0%}{fell}.",
         cause="The training pairs are being learnt by heart: too many epochs, or too few different pairs.",

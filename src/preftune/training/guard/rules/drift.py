@@ -66,9 +66,8 @@ def learning_rate_too_high(history: History) -> Alarm | None:
     look = history.look
     if look is not None and look.looping:
         seen += f"; {_of(look.looping, look.answers)} of its answers repeat themselves"
-    return Alarm(
-        step=history.step,
-        name="learning-rate-too-high",
+    return history.alarm(
+        "learning-rate-too-high",
         seen=f"{seen}.",
         cause=f"The steps are too large: learning_rate={facts.learning_rate:g}.",
         remedy=f"Begin again with a lower one: halve it first, and if the alarm comes this early, divide by ten. Usual "
@@ -91,9 +90,8 @@ def beta_too_low(history: History) -> Alarm | None:
     per_token = max(abs(now.chosen_per_token), abs(now.rejected_per_token))
     if now.margin_rms < APART or per_token < APART_PER_TOKEN or facts.beta * now.margin_rms > UNSATISFIED:
         return None
-    return Alarm(
-        step=history.step,
-        name="beta-too-low",
+    return history.alarm(
+        "beta-too-low",
         seen=f"Chosen and rejected are {now.margin_rms:.0f} nats further apart than before training, and the loss is "
         f"still {now.loss:.2f}.",
         cause=f"With beta={facts.beta:g} the loss asks for about {2 / facts.beta:,.0f} nats, so nothing holds the "
@@ -110,9 +108,8 @@ def far_from_reference(history: History) -> Alarm | None:
     look, facts = history.look, history.facts
     if look is None or look.kl_per_token is None or look.kl_per_token - 2 * (look.kl_error or 0.0) < FAR:
         return None
-    return Alarm(
-        step=history.step,
-        name="far-from-reference",
+    return history.alarm(
+        "far-from-reference",
         seen=f"The policy is {look.kl_per_token:.2f} nats per token away from the reference (KL on the reference's own "
         f"answers): a token it would have said is {_times(look.kl_per_token)} less likely now.",
         cause=f"{facts.too_free[0].upper()}{facts.too_free[1:]}, to hold it.",
@@ -126,9 +123,8 @@ def chosen_falls(history: History) -> Alarm | None:
     now = history.last_pairs(4 * FEW_PAIRS)
     if now is None or now.chosen_per_token > -FALLEN:
         return None
-    return Alarm(
-        step=history.step,
-        name="chosen-falls",
+    return history.alarm(
+        "chosen-falls",
         level=NOTE,
         seen=f"The chosen answers lost {-now.chosen_per_token:.2f} nats per token, the rejected ones "
         f"{-now.rejected_per_token:.2f}.",
@@ -148,9 +144,8 @@ def oscillating_loss(history: History) -> Alarm | None:
     swing = now.loss_change * math.sqrt(per_step) / max(1.0, start.loss / math.log(2))
     if swing < SWING or now.loss_change < 0.5 * now.loss:
         return None
-    return Alarm(
-        step=history.step,
-        name="oscillating-loss",
+    return history.alarm(
+        "oscillating-loss",
         seen=f"The loss changes by {now.loss_change:.2f} from one step to the next, with {per_step:.0f} pairs in each; "
         f"its mean is {now.loss:.2f}.",
         cause=f"Every step overshoots: learning_rate={history.facts.learning_rate:g} is too high for so few pairs.",

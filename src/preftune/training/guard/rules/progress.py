@@ -32,9 +32,8 @@ def too_little_change(history: History) -> Alarm | None:
     if now is None or now.margin_rms > LITTLE:
         return None
     usual = "5e-7 to 5e-6" if facts.full else "5e-6 to 5e-5, up to 3e-4 for few pairs"
-    return Alarm(
-        step=history.step,
-        name="too-little-change",
+    return history.alarm(
+        "too-little-change",
         level=NOTE,
         seen=f"After {history.step} of {facts.steps} steps chosen and rejected are {now.margin_rms:.2g} nats further "
         f"apart than before training; the loss is {now.loss:.4f}.",
@@ -60,9 +59,8 @@ def flat_margin(history: History) -> Alarm | None:
     standing = later.loss > FLAT_LOSS * history.glances[0].loss and later.accuracy < FLAT_ACCURACY
     if grew or not standing:
         return None
-    return Alarm(
-        step=history.step,
-        name="flat-margin",
+    return history.alarm(
+        "flat-margin",
         level=NOTE,
         seen=f"The reward margin stands at {facts.beta * later.margin:.2g} (it was {facts.beta * earlier.margin:.2g}), "
         f"and {later.accuracy:.0%} of the pairs are ranked right; the loss is {later.loss:.3f}.",
