@@ -10,6 +10,7 @@ import xxhash
 
 from preftune.data.chat.messages import text_of
 from preftune.data.tokens import spans
+from preftune.judges.text_matching import count_words
 from preftune.types import PreferencePair, Text
 
 if TYPE_CHECKING:
@@ -73,15 +74,10 @@ def see(pair: PreferencePair, index: int) -> SeenPair:
     )
 
 
-def words_of(text: str) -> int:
-    """Words between white space, the unit of length where no tokenizer is given."""
-    return len(text.split())
-
-
 def lengths_of(seen: SeenPair, *, tokens: bool) -> tuple[int, int, int] | None:
     """Tokens (words without a tokenizer) of prompt, chosen and rejected; None where the pair has no tokens."""
     if not tokens:
-        return words_of(seen.prompt), words_of(seen.chosen), words_of(seen.rejected)
+        return count_words(seen.prompt), count_words(seen.chosen), count_words(seen.rejected)
     if (encoded := seen.whole) is None:
         return None
     chosen, rejected = map(len, encoded.completions)
@@ -95,7 +91,7 @@ def answer_lengths_of(seen: SeenPair, *, tokens: bool) -> tuple[int, int] | None
     """
     if not tokens:
         chosen, rejected = seen.answers
-        return words_of(chosen), words_of(rejected)
+        return count_words(chosen), count_words(rejected)
     if (encoded := seen.whole) is None:
         return None
     chosen_length, rejected_length = (sum(e - b for b, e in spans.pairs(edges)) for edges in encoded.scored)

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -272,7 +271,8 @@ def _near_on_hub(name: str) -> list[str]:
     parts = [p for p in re.split(r"[-_.]", short) if len(p) > 2]
     found: dict[str, None] = {}
     try:
-        for query in _searches(short, parts):
+        # the whole short name, then its longest parts: a typing error is in one of them, not in all
+        for query in dict.fromkeys([short, *sorted(parts, key=len, reverse=True)[:2]]):
             for info in HfApi().list_models(search=query, author=None, sort="downloads", limit=50):
                 found[info.id] = None
         if owner:
@@ -297,11 +297,6 @@ def _near_known(name: str) -> list[str]:
     if plain in lower:
         return [lower[plain]]
     return [lower[found] for found in difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.85)]
-
-
-def _searches(short: str, parts: Iterable[str]) -> list[str]:
-    """The whole short name, then its parts, the longest first: a typo is in one of them, not in all."""
-    return list(dict.fromkeys([short, *sorted(parts, key=len, reverse=True)[:2]]))
 
 
 def _network_errors() -> tuple[type[Exception], ...]:

@@ -8,11 +8,12 @@ are log-odds; `elo` is the same on the scale of chess, 400 points being odds of 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.sparse.csgraph import connected_components
 
 from preftune.errors import DatasetError, RequestError
 from preftune.statistics.intervals import Floats, number_clusters, quantile
@@ -137,7 +138,8 @@ def bradley_terry(
     outcome = np.array([c.outcome for c in comparisons], dtype=np.float64)
     clusters = [index if c.cluster is None else ("named", c.cluster) for index, c in enumerate(comparisons)]
     cluster, prompts = number_clusters(len(comparisons), clusters)
-    wins_MM = _wins(first, second, outcome, np.ones_like(outcome), len(names))
+    wins_MM = _wins(first, second, outcome, len(names))
+    _check_connected(wins_MM, names)
     unbounded = _unbounded(wins_MM, names)
     prior_MM = PRIOR / 2 * ((wins_MM + wins_MM.T) > 0)
     score_M = _fit(wins_MM + prior_MM if unbounded else wins_MM)
@@ -177,31 +179,24 @@ def _check(comparisons: Sequence[Game], names: Sequence[str], anchor: str | None
             )
     if anchor is not None and anchor not in names:
         raise RequestError(f"anchor={anchor!r} was compared with nothing. Name one of {', '.join(names)}.")
-    groups = _connected(comparisons, names)
-    if len(groups) > 1:
-        listed = "; ".join(", ".join(sorted(group)) for group in groups)
+
+
+def _check_connected(wins_MM: Floats, names: Sequence[str]) -> None:
+    count, group_M = connected_components(wins_MM + wins_MM.T, directed=False)
+    if count > 1:
+        groups = [sorted(name for name, own in zip(names, group_M, strict=True) if own == g) for g in range(count)]
+        listed = "; ".join(map(", ".join, groups))
         raise DatasetError(
             f"No chain of comparisons connects all models (groups: {listed}), so their scores have no common scale. "
             "Compare one model of each group with the same baseline."
         )
 
 
-def _connected(comparisons: Sequence[Game], names: Sequence[str]) -> list[set[str]]:
-    group_of: Mapping[str, set[str]] = {name: {name} for name in names}
-    joined = dict(group_of)
-    for comparison in comparisons:
-        one, other = joined[comparison.a], joined[comparison.b]
-        if one is not other:
-            one |= other
-            joined.update(dict.fromkeys(other, one))
-    return list({id(group): group for group in joined.values()}.values())
-
-
-def _wins(first: Any, second: Any, outcome: Floats, weight: Floats, models: int) -> Floats:
+def _wins(first: Any, second: Any, outcome: Floats, models: int) -> Floats:
     """wins[i, j]: how often i beat j, ties as halves."""
     wins = np.zeros((models, models))
-    np.add.at(wins, (first, second), weight * outcome)
-    np.add.at(wins, (second, first), weight * (1 - outcome))
+    np.add.at(wins, (first, second), outcome)
+    np.add.at(wins, (second, first), 1 - outcome)
     return wins
 
 

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 
-from preftune.errors import DatasetError
-from preftune.evaluation.two_models.degeneration import Degeneration, compare, excerpt
+from preftune.evaluation.two_models import degeneration
+from preftune.evaluation.two_models.degeneration import Degeneration, excerpt
+from preftune.evaluation.two_models.types import AnsweredRow
 from preftune.text_quality.single_answer import look_at
 from tests.text_quality.test_repetition import GERMAN, PROSE
+
+
+def compare(ids: Any, prompts: Any, base: Any, aligned: Any, **more: Any) -> Degeneration:
+    known = {name: more.get(name) or [1] * len(ids) for name in ("base_tokens", "aligned_tokens")}
+    known |= {name: more.get(name) or [True] * len(ids) for name in ("base_finished", "aligned_finished")}
+    columns = {"id": ids, "prompt": prompts, "base": base, "aligned": aligned, **known}
+    return degeneration.compare([AnsweredRow(**{k: v[n] for k, v in columns.items()}) for n in range(len(ids))])
 
 
 def _pair(rows: int, *, broken: int, base_broken: int = 0) -> Degeneration:
@@ -62,10 +71,8 @@ def test_one_broken_answer_may_be_chance() -> None:
     assert any("repeats itself in 2%" in line and "can be chance" in line for line in found.sentences())
 
 
-def test_what_is_unknown_is_left_out_and_one_row_has_no_interval() -> None:
+def test_one_row_has_no_interval() -> None:
     one = compare(["a"], ["Why?"], ["Because it rains."], [""])
-    assert "unfinished" not in one.figures
-    assert "tokens" not in one.figures
     assert "self_similarity" not in one.figures
     assert one.figures["empty"].aligned == 1
     assert json.loads(json.dumps(one.to_dict(), allow_nan=False))["figures"]["empty"]["ci_low"] is None
@@ -133,10 +140,3 @@ def test_the_interval_of_self_similarity_covers_no_difference() -> None:
         figure = found.figures["self_similarity"]
         covered += figure.ci_low <= 0 <= figure.ci_high
     assert covered >= 0.9 * 150
-
-
-def test_lists_of_different_length_are_refused() -> None:
-    with pytest.raises(DatasetError, match="row by row"):
-        compare(["a"], ["p"], ["x", "y"], ["z"])
-    with pytest.raises(DatasetError, match="at least one row"):
-        compare([], [], [], [])

@@ -73,7 +73,7 @@ def test_three_files_and_a_true_summary(tmp_path: Path) -> None:
     assert [v["outcome"] for v in verdicts] == ["win"] * 6
     assert seen[-1] == ("judge", 6, 6)
     assert ("generate", 12, 12) in seen
-    assert summary.verdict.sentence in summary.render()
+    assert summary.verdict.sentence in " ".join(summary.sentences())
     assert not list((tmp_path / "eval").glob(".*"))
 
 
@@ -126,7 +126,7 @@ def test_both_orders_must_agree(tmp_path: Path) -> None:
     summary = evaluate_pairwise(ROWS, generate=Speaker(), judge=always_first, output_dir=tmp_path, settings={})
     assert summary.win_rate.ties == 6
     assert summary.order_disagreements == 6
-    assert "contradicted itself on 6 of 6" in summary.render()
+    assert "contradicted itself on 6 of 6" in " ".join(summary.sentences())
 
 
 def test_mostly_unreadable_verdicts_make_nothing_better(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_equal_answers_are_a_tie_that_nobody_is_asked_about(tmp_path: Path) -> N
     )
     assert summary.win_rate.ties == 1
     assert summary.correctness.name == "not measured"
-    assert "Only 0% of the aligned model's answers ended by themselves" in summary.render()
+    assert "Only 0% of the aligned model's answers ended by themselves" in " ".join(summary.sentences())
 
 
 def test_judgements_are_kept_only_for_a_judge_that_names_its_version(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 from preftune.data.formats.apply import sample_of
 from preftune.data.formats.columns import resolve_columns
@@ -99,42 +99,25 @@ def _check_countable(rows: Any, name: str) -> None:
         raise DatasetError(f"{name} has no rows. Give at least one preference pair.")
 
 
+class Reading(TypedDict, total=False):
+    """How data are read: the options of `read_pairs` that `load_pairs` takes."""
+
+    split: str
+    columns: Mapping[str, str | None] | None
+    format: str | None
+    margin_from_scores: float | None
+    config: str | None
+    revision: str | None
+
+
 @overload
 def load_pairs(
-    source: Source,
-    *,
-    split: str = ...,
-    columns: Mapping[str, str | None] | None = ...,
-    format: str | None = ...,
-    margin_from_scores: float | None = ...,
-    config: str | None = ...,
-    revision: str | None = ...,
-    streaming: Literal[False] = ...,
-    seed: int = ...,
+    source: Source, *, streaming: Literal[False] = ..., seed: int = ..., **options: Unpack[Reading]
 ) -> PairDataset: ...
 @overload
+def load_pairs(source: Source, *, streaming: Literal[True], **options: Unpack[Reading]) -> PairStream: ...
 def load_pairs(
-    source: Source,
-    *,
-    split: str = ...,
-    columns: Mapping[str, str | None] | None = ...,
-    format: str | None = ...,
-    margin_from_scores: float | None = ...,
-    config: str | None = ...,
-    revision: str | None = ...,
-    streaming: Literal[True],
-) -> PairStream: ...
-def load_pairs(
-    source: Source,
-    *,
-    split: str = "train",
-    columns: Mapping[str, str | None] | None = None,
-    format: str | None = None,
-    margin_from_scores: float | None = None,
-    config: str | None = None,
-    revision: str | None = None,
-    streaming: bool = False,
-    seed: int = 0,
+    source: Source, *, streaming: bool = False, seed: int = 0, **options: Unpack[Reading]
 ) -> PairDataset | PairStream:
     """Preference pairs from a path, "-", a hub id, a `datasets.Dataset`, a list of dicts, or several of these.
 
@@ -150,14 +133,6 @@ def load_pairs(
     from preftune.data.pairs.mixture import is_mixture, mix_pairs, parse_sources
     from preftune.data.pairs.stream import open_stream
 
-    options: dict[str, Any] = {
-        "split": split,
-        "config": config,
-        "revision": revision,
-        "columns": columns,
-        "format": format,
-        "margin_from_scores": margin_from_scores,
-    }
     if is_mixture(source):
         if streaming:
             raise DatasetError(

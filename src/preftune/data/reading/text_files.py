@@ -69,7 +69,9 @@ def read_rows(
     if kind is None and start not in ("{", "["):
         raise DatasetError(f"{name} is of no kind that preftune reads. Give it as {READABLE}.")
     if kind == "csv":
-        yield from _csv_rows(first, lines, delimiter="\t" if tabs else _delimiter(first))
+        yield from _csv_rows(
+            first, lines, delimiter="\t" if tabs else next((mark for mark in (",", ";", "\t") if mark in first), ",")
+        )
     elif start == "[":
         value = _parse_whole("".join((first, *lines)), lines)
         yield from value if isinstance(value, list) else [value]
@@ -261,11 +263,6 @@ def _parse_whole(text: str, lines: _Lines) -> Any:
     if not isinstance(value, list) or not may_hold(text):
         return value
     return [lines.half_pairs.of_row(row, f"row {number}") for number, row in enumerate(value)]
-
-
-def _delimiter(header: str) -> str:
-    """What parts the names of the columns: a comma, or in spreadsheets of many languages a semicolon or a tab."""
-    return next((mark for mark in (",", ";", "\t") if mark in header), ",")
 
 
 def _csv_rows(first: str, lines: _Lines, *, delimiter: str) -> Iterator[Row]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
@@ -129,5 +130,6 @@ def run_suite(
     prepare_folder(folder)
     module = importlib.import_module(f"preftune.evaluation.suites.{entry.module}")
     result: SuiteResult = module.run(contest, data=data, limit=limit, folder=folder, **extra)
+    result = replace(result, details={**result.details, "settings": dict(contest.settings)})
     result.write(folder)
     return result

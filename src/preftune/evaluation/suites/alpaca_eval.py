@@ -81,7 +81,6 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
                 "aligned": sum(len(answer.aligned) for answer in answered) / len(answered),
             },
             "judge": judge_name(judge),
-            "settings": dict(contest.settings),
         },
     )
 

@@ -119,7 +119,6 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
             "strong_weight": STRONG_WEIGHT,
             "unread": len(games) - len(readable),
             "judge": name,
-            "settings": dict(contest.settings),
         },
     )
 

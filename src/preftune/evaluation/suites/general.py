@@ -81,7 +81,6 @@ def run(
                 }
                 for task, both in found.items()
             },
-            "settings": dict(contest.settings),
         },
     )
 

@@ -54,7 +54,7 @@ def run(
     if limit is not None and limit < 1:
         raise RequestError(f"--limit {limit}: a suite needs at least one pair. Give 1 or more, or leave it out.")
     files = named_files(data)
-    facts = _facts(contest.aligned)
+    facts = run_facts(contest.aligned) or run_facts(Path(contest.aligned).parent)
     other_loss = _other_loss(facts)
     if other_loss is not None:
         beta = None
@@ -85,7 +85,6 @@ def run(
         details={
             "domains": {name: domain.to_dict(contest.confidence, beta) for name, domain in domains.items()},
             "beta": beta,
-            "settings": dict(contest.settings),
         },
     )
 
@@ -229,11 +228,6 @@ def _interval(mean: MeanInterval) -> dict[str, float | None]:
 
 def _sigmoid(value: Floats) -> Floats:
     return np.exp(-np.logaddexp(0, -value))
-
-
-def _facts(aligned: str) -> Mapping[str, Any]:
-    """Of the run that made the model, where it lies in its run directory; else empty."""
-    return run_facts(aligned) or run_facts(Path(aligned).parent)
 
 
 def _configuration(facts: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -75,7 +75,7 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
         breakdown=by_group(groups, compare, contest.confidence),
         notes=_notes(models.tokenizer, len(pairs) - len(known)),
         part=part,
-        details={"left_out": len(pairs) - len(known), "settings": dict(contest.settings)},
+        details={"left_out": len(pairs) - len(known)},
     )
 
 

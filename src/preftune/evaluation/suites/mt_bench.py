@@ -124,7 +124,6 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
             "temperatures": dict(TEMPERATURES),
             "unread_ratings": unread,
             "unread_comparisons": lost,
-            "settings": dict(contest.settings),
         },
     )
 
@@ -236,13 +235,8 @@ def _outcome(base_first: str | None, aligned_first: str | None) -> float | None:
     return {("b", "a"): 1.0, ("a", "b"): 0.0}.get((base_first, aligned_first), 0.5)
 
 
-def _both(grades: Sequence[Grade]) -> list[tuple[int, float, float]]:
-    """Question, base and aligned rating of what could be read for both."""
-    return [(g.question, g.base, g.aligned) for g in grades if g.base is not None and g.aligned is not None]
-
-
 def _mean_rating(name: str, grades: Sequence[Grade], confidence: float) -> Comparison | None:
-    both = _both(grades)
+    both = [(g.question, g.base, g.aligned) for g in grades if g.base is not None and g.aligned is not None]
     if not both:
         return None
     questions, base, aligned = zip(*both, strict=True)

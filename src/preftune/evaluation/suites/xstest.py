@@ -79,7 +79,6 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
             },
             "classified_by": "rule" if contest.asker is None else contest.asker.name,
             "unread": unread,
-            "settings": dict(contest.settings),
         },
     )
 

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.errors import DatasetError
 from preftune.evaluation.two_models.correctness import BASE_MODEL
+from preftune.evaluation.two_models.types import AnsweredRow
+from preftune.generation.protocol import SIDES, Side
 from preftune.statistics.intervals import mean_interval, share
 from preftune.storage.jsonl import digest
 from preftune.text_quality.languages import change_of_language
@@ -103,7 +104,7 @@ class Degeneration:
     prompts: int
     """Distinct prompts."""
     figures: Mapping[str, Compared]
-    """By name of `KINDS`; `tokens` and `unfinished` only where they are known."""
+    """By name of `KINDS`; `self_similarity` only of several prompts."""
     worst: Mapping[str, Sequence[Shown]]
     """Up to five prompts per figure where the aligned model shows it and the base does not, or less; worst first."""
     confidence: float = 0.95
@@ -146,8 +147,8 @@ class Degeneration:
 
     def _sentence(self, name: str) -> str:
         kind, compared = _KIND[name], self.figures[name]
-        if name in ("words", "tokens"):
-            return self._length_sentence(name)
+        if name == "tokens":
+            return self._length_sentence()
         if not kind.verb:
             if not kind.sentence or not compared.shown:
                 return ""
@@ -165,13 +166,13 @@ class Degeneration:
             f"{compared.base:.0%} (difference {_points(compared)}{chance}{example})."
         )
 
-    def _length_sentence(self, name: str) -> str:
-        compared = self.figures[name]
-        if (name == "words" and "tokens" in self.figures) or not compared.shown:
+    def _length_sentence(self) -> str:
+        compared = self.figures["tokens"]
+        if not compared.shown:
             return ""
         change = f"{compared.aligned / compared.base - 1:+.0%}" if compared.base else "from nothing"
         return (
-            f"Answers have {compared.aligned:.0f} {name} instead of {compared.base:.0f} ({change}; "
+            f"Answers have {compared.aligned:.0f} tokens instead of {compared.base:.0f} ({change}; "
             f"{self.confidence:.0%} interval of the difference {_interval(compared, '{:+.1f}')})."
         )
 
@@ -199,45 +200,19 @@ def _points(compared: Compared) -> str:
     return f"{100 * compared.difference:+.0f} points{interval}"
 
 
-def compare(
-    ids: Sequence[str],
-    prompts: Sequence[Text],
-    base: Sequence[str],
-    aligned: Sequence[str],
-    *,
-    base_finished: Sequence[bool | None] | None = None,
-    aligned_finished: Sequence[bool | None] | None = None,
-    base_tokens: Sequence[int] | None = None,
-    aligned_tokens: Sequence[int] | None = None,
-    confidence: float = 0.95,
-    baseline: str = BASE_MODEL,
-) -> Degeneration:
+def compare(answered: Sequence[AnsweredRow], *, confidence: float = 0.95, baseline: str = BASE_MODEL) -> Degeneration:
     """The answers of two models to the same prompts. Rows with the same prompt are one cluster of every interval.
 
     Args:
-        ids, prompts, base, aligned: one per row.
-        base_finished, aligned_finished: whether each answer ended by itself; None for unknown.
-        base_tokens, aligned_tokens: their lengths in tokens.
         baseline: its name in sentences.
-    Raises: DatasetError when there is no row, or the lists differ in length.
     """
-    more = (base_finished, aligned_finished, base_tokens, aligned_tokens)
-    lengths = {len(given) for given in (ids, prompts, base, aligned, *more) if given is not None}
-    if lengths != {len(ids)} or not ids:
-        raise DatasetError(
-            f"Answers are compared row by row, but {', '.join(map(str, sorted(lengths)))} were given. Give one id, "
-            "prompt, base and aligned answer per row, and at least one row."
-        )
-    clusters = [digest(prompt) for prompt in prompts]
-    sides = (
-        _Side(prompts, base, base_finished, base_tokens),
-        _Side(prompts, aligned, aligned_finished, aligned_tokens),
-    )
+    clusters = [digest(row.prompt) for row in answered]
+    sides = [_Side(answered, side) for side in SIDES]
     figures: dict[str, Compared] = {}
     worst: dict[str, list[Shown]] = {}
     first = [clusters.index(name) for name in dict.fromkeys(clusters)]
     for kind in KINDS:
-        rows = first if kind.name == "self_similarity" else list(range(len(ids)))
+        rows = first if kind.name == "self_similarity" else list(range(len(answered)))
         before, after = (side.values(kind.name, rows) for side in sides)
         if before is None or after is None:
             continue
@@ -247,10 +222,11 @@ def compare(
             continue
         harm = (after - before) * (-1 if kind.better == "higher" else 1)
         order = [int(place) for place in np.argsort(-harm, kind="stable")[:_WORST] if harm[place] > 1e-12]
-        found = [Shown(ids[rows[p]], prompts[rows[p]], base[rows[p]], aligned[rows[p]]) for p in order]
+        shown = [answered[rows[place]] for place in order]
+        found = [Shown(row.id, row.prompt, row.base, row.aligned) for row in shown]
         if found:
             worst[kind.name] = found
-    return Degeneration(len(ids), len(first), figures, worst, confidence, baseline)
+    return Degeneration(len(answered), len(first), figures, worst, confidence, baseline)
 
 
 def _compared(
@@ -271,25 +247,19 @@ def _compared(
 class _Side:
     """The answers of one model, and their figures by name."""
 
-    def __init__(
-        self,
-        prompts: Sequence[Text],
-        answers: Sequence[str],
-        finished: Sequence[bool | None] | None,
-        tokens: Sequence[int] | None,
-    ) -> None:
-        self._prompts, self._answers, self._tokens = prompts, answers, tokens
-        ended = finished if finished is not None else [None] * len(answers)
-        self._figures = [look_at(text, finished=end) for text, end in zip(answers, ended, strict=True)]
+    def __init__(self, answered: Sequence[AnsweredRow], side: Side) -> None:
+        self._prompts = [row.prompt for row in answered]
+        self._answers: list[str] = [getattr(row, side) for row in answered]
+        self._tokens: list[int] = [getattr(row, f"{side}_tokens") for row in answered]
+        ended = (getattr(row, f"{side}_finished") for row in answered)
+        self._figures = [look_at(text, finished=end) for text, end in zip(self._answers, ended, strict=True)]
 
     def values(self, name: str, rows: Sequence[int]) -> NDArray[np.float64] | None:
-        """One number per row; None where it is not known of every row."""
+        """One number per row; None where one row has none."""
         if name == "self_similarity":
             return likeness([self._answers[row] for row in rows]) if len(rows) > 1 else None
         if name == "tokens":
-            return None if self._tokens is None else np.array([self._tokens[row] for row in rows], dtype=np.float64)
-        if name == "unfinished" and any(self._figures[row].finished is None for row in rows):
-            return None
+            return np.array([self._tokens[row] for row in rows], dtype=np.float64)
         if name == "language_switch":
             return np.array([float(self._left_its_language(row)) for row in rows])
         found = [getattr(self._figures[row], _FIELDS.get(name, name)) for row in rows]

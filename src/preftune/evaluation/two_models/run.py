@@ -30,16 +30,12 @@ def evaluate_pairwise(
     output_dir: str | Path,
     settings: Mapping[str, Any],
     chunk: int = 64,
-    confidence: float = 0.95,
-    seed: int = 0,
-    names: tuple[str, str] = ("base", "aligned"),
     again: bool = False,
     judge_thoughts: bool = False,
     cost: Callable[[], dict[str, Any] | None] = lambda: None,
-    training: Mapping[str, Any] | None = None,
-    seen: int | None = None,
     before_judging: Callable[[list[AnsweredRow]], None] | None = None,
     progress: Progress | None = None,
+    **facts: Any,
 ) -> Summary:
     """Answer every row's `prompt` with both models, judge, and write the files named at the top.
 
@@ -51,12 +47,11 @@ def evaluate_pairwise(
         judge: compares two answers, or scores one (the higher score wins); `row` may be left out of its arguments.
         output_dir: the `eval` folder itself.
         chunk: rows answered between two writes, by a generator that does not stream.
-        seed: of the folds of the win rate at equal length.
-        names: of baseline and aligned model, for people.
         again: ask the judge once more where no verdict could be read in an earlier run.
         judge_thoughts: judge and measure what thinking models write before their answers as part of the answers.
-        cost, training, seen: for the summary: what endpoints cost, the run's settings, prompts trained on.
+        cost: what endpoints cost, asked for at the end.
         before_judging: called with all answers before the judge is asked.
+        facts: `names`, `seed`, `confidence`, `training` and `seen` of `summarise`.
     Raises: DatasetError for no row, or one without a prompt; RequestError for an unwritable folder.
     """
     judge, folder = as_judge(judge), Path(output_dir)
@@ -68,29 +63,13 @@ def evaluate_pairwise(
     if before_judging is not None:
         before_judging(answered)
     judged = judge_rows(answered, rows, judge=judge, path=folder / "verdicts.jsonl", again=again, progress=progress)
-    summary = summarise(
-        answered,
-        judged,
-        rows,
-        judge=judge,
-        settings=settings,
-        confidence=confidence,
-        seed=seed,
-        names=names,
-        cost=cost(),
-        training=training,
-        seen=seen,
-    )
-    return _written(folder, summary)
-
-
-HISTORY = "history.jsonl"
-
-
-def _written(folder: Path, summary: Summary) -> Summary:
+    summary = summarise(answered, judged, rows, judge=judge, settings=settings, cost=cost(), **facts)
     write_json(folder / "summary.json", summary.to_dict())
     _remember(folder / HISTORY, summary)
     return summary
+
+
+HISTORY = "history.jsonl"
 
 
 def _remember(path: Path, summary: Summary) -> None:

@@ -191,10 +191,6 @@ class Summary:
             **self.training,
         )
 
-    def render(self) -> str:
-        """The sentences, one per line."""
-        return "\n".join(self.sentences())
-
 
 def summarise(
     answered: Sequence[AnsweredRow],
@@ -239,7 +235,7 @@ def summarise(
         judge=judge_name(judge),
         position_bias=_position_bias(judged),
         length_controlled=at_equal_length(answered, judged, clusters, confidence, seed),
-        degeneration=_degeneration(answered, confidence, baseline_called(names[0])),
+        degeneration=compare(answered, confidence=confidence, baseline=baseline_called(names[0])),
         categories={
             name: rate_of(judged, clusters, members, confidence=confidence)
             for name, members in members_by([answer.category for answer in answered]).items()
@@ -331,21 +327,6 @@ def at_equal_length(
 def baseline_called(name: str) -> str:
     """How sentences name a baseline."""
     return _CALLED.get(name, "the baseline")
-
-
-def _degeneration(answered: Sequence[AnsweredRow], confidence: float, baseline: str) -> Degeneration:
-    return compare(
-        [answer.id for answer in answered],
-        [answer.prompt for answer in answered],
-        [answer.base for answer in answered],
-        [answer.aligned for answer in answered],
-        base_finished=[answer.base_finished for answer in answered],
-        aligned_finished=[answer.aligned_finished for answer in answered],
-        base_tokens=[answer.base_tokens for answer in answered],
-        aligned_tokens=[answer.aligned_tokens for answer in answered],
-        confidence=confidence,
-        baseline=baseline,
-    )
 
 
 def _rewards(

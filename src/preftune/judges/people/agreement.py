@@ -242,7 +242,7 @@ def agreement(judged: Sequence[Judged], judge: Judge, *, confidence: float = 0.9
         kappa=_kappa(points, people, clusters, confidence, seed),
         longer_rule=Rate.of(share(by_length, clusters, confidence=confidence), len(read)),
         above_longer=Rate.of(paired_shares(by_length, agrees, clusters, confidence=confidence), len(read)),
-        contradicted=None if symmetric else rate(np.array([_contradicts(item) for item in read])),
+        contradicted=None if symmetric else rate(np.array([{item.there, item.back} == {"a", "b"} for item in read])),
         wavered=None if symmetric else float(np.mean([(i.there == "tie") != (i.back == "tie") for i in read])),
         first_place=None if symmetric else _first_place(read, clusters, confidence),
         judge_longer=rate(1 - np.abs(points - longer), uneven & (points != 0.5)),
@@ -277,10 +277,6 @@ def _longer(label: HumanLabel) -> float:
     """1 when answer a has more words, 0 when b has, 0.5 when they are as long."""
     a, b = count_words(label.answer_a), count_words(label.answer_b)
     return 0.5 if a == b else float(a > b)
-
-
-def _contradicts(item: Judged) -> bool:
-    return {item.there, item.back} == {"a", "b"}
 
 
 def _first_place(read: Sequence[Judged], clusters: Sequence[Hashable], confidence: float) -> Rate | None:

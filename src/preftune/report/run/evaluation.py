@@ -11,7 +11,7 @@ from preftune.report.html.document import Page
 from preftune.report.reading.run_files import Run
 from preftune.report.reading.untrusted_json import Figures, at, items, mapping, number, sentences, text
 from preftune.report.run import charts
-from preftune.report.run.headline import Rate, day, win_rate
+from preftune.report.run.headline import Rate, day, rate_in, win_rate
 
 _CATEGORIES = 24
 _EVALUATIONS = 8
@@ -61,7 +61,7 @@ def _cards(page: Page, run: Run, suffix: str) -> Iterator[Markup]:
         beside = "before and after" if run.before == "before" else f"by the model, and by {run.before}"
         words = f"The same prompts, answered {beside}. Marked: worse by more than chance."
         yield panel("Both models", words, _figures_table(figures, run.before))
-    equal = _rate(mapping(summary.get("length_controlled")))
+    equal = rate_in(mapping(summary.get("length_controlled")))
     plain = win_rate(run)
     if equal is not None and plain is not None:
         rates = {"win rate": plain, "at equal length": equal}
@@ -79,15 +79,8 @@ def _cards(page: Page, run: Run, suffix: str) -> Iterator[Markup]:
 
 def _rates(figures: Figures) -> dict[str, Rate]:
     """Name -> rate, the lowest first: what got worse is read first."""
-    found = {str(name): rate for name, values in figures.items() if (rate := _rate(mapping(values))) is not None}
+    found = {str(name): rate for name, values in figures.items() if (rate := rate_in(mapping(values))) is not None}
     return dict(sorted(found.items(), key=lambda pair: pair[1].rate)[:_CATEGORIES])
-
-
-def _rate(values: Figures) -> Rate | None:
-    rate, low, high = (number(values.get(name)) for name in ("win_rate", "ci_low", "ci_high"))
-    if rate is None or low is None or high is None:
-        return None
-    return Rate(rate, low, high, number(values.get("confidence")) or 0.95)
 
 
 def _figures(summary: Figures) -> Iterator[tuple[str, str, str, str, bool]]:
@@ -161,7 +154,7 @@ def _judge(summary: Figures) -> Iterator[str]:
 def _history(run: Run) -> Markup:
     rows = []
     for line in reversed(run.history[-_EVALUATIONS:]):
-        rate = _rate(line)
+        rate = rate_in(line)
         asked = f"against {text(line.get('baseline'))}, judged by {text(line.get('judge'))}"
         rates = ("", "") if rate is None else (f"{rate.rate:.1%}", f"{rate.low:.1%} to {rate.high:.1%}")
         rows.append((day(number(line.get("time"))), asked, _three(number(line.get("prompts"))), *rates))

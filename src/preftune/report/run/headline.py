@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from preftune.amounts import counted, duration
 from preftune.report.reading.run_files import Answers, Run, columns, short_name
-from preftune.report.reading.untrusted_json import at, items, number, sentences, text, truth
+from preftune.report.reading.untrusted_json import Figures, at, items, number, sentences, text, truth
 
 Tone: TypeAlias = Literal["good", "bad", "unsure", "none"]
 
@@ -73,11 +73,15 @@ def headline(run: Run) -> Headline:
 
 def win_rate(run: Run) -> Rate | None:
     """The win rate of a run's evaluation, if it has one."""
-    values = [number(run.summary.get(name)) for name in ("win_rate", "ci_low", "ci_high")]
-    rate, low, high = values
+    return rate_in(run.summary)
+
+
+def rate_in(values: Figures) -> Rate | None:
+    """A win rate of a summary, as far as it is there."""
+    rate, low, high = (number(values.get(name)) for name in ("win_rate", "ci_low", "ci_high"))
     if rate is None or low is None or high is None:
         return None
-    return Rate(rate, low, high, number(run.summary.get("confidence")) or 0.95)
+    return Rate(rate, low, high, number(values.get("confidence")) or 0.95)
 
 
 def _unjudged(run: Run) -> Headline:
