@@ -34,6 +34,7 @@ def tried(method: str, number: int, *, kl: float, reward: float, chosen: bool = 
     values = {
         "method": METHODS[method],
         "number": number,
+        "settings": {},
         "seed": 0,
         "label": f"strength {number}",
         "finished": True,

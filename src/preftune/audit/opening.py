@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preftune.data.formats.adapter import Adapter
-from preftune.data.formats.apply import CARRIED, LeftOut, convert, sample_of
+from preftune.data.formats.apply import CARRIED, RowCount, convert, sample_of
 from preftune.data.formats.columns import resolve_columns
 from preftune.data.formats.registry import adapter_named, recognise
 from preftune.data.pairs.checks import unused_texts
@@ -45,7 +45,7 @@ class Opened:
     format: str | None = None
     holds: str = ""
     """What the format holds, in a few words."""
-    left: Mapping[str, LeftOut] = field(default_factory=dict)
+    left: Mapping[str, RowCount] = field(default_factory=dict)
     """Reason (a key of `formats.adapter.LEFT`) -> what gave no pair."""
     refused: str | None = None
     """What `preftune dpo` would say instead of training; None if it would take the data."""
@@ -125,7 +125,7 @@ def open_data(
 
 def _adapter(rows: Any, *, format: str | None, columns: Mapping[str, str | None] | None, name: str) -> Adapter | None:
     if not len(rows):
-        raise DatasetError(f"{name} has no rows. Give at least one preference pair.")
+        raise DatasetError(f"{name} has no rows. Give at least one.")
     if format is not None:
         return adapter_named(format)
     return None if _SIDES & set(columns or {}) else recognise(sample_of(rows), name=name)

@@ -8,7 +8,7 @@ from typing import Any
 
 from preftune.amounts import counted
 from preftune.comparison.methods import Method
-from preftune.comparison.plan import Budget, amount_in_words
+from preftune.comparison.plan import Budget, Trial, amount_in_words
 from preftune.statistics.bradley_terry import Scores
 from preftune.statistics.intervals import MeanInterval, WinRate, more_prompts
 
@@ -19,13 +19,9 @@ _COLUMNS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class Tried(Trial):
     """One trial, and how it did on the prompts that settings are chosen by."""
 
-    method: Method
-    number: int
-    seed: int
-    label: str
     finished: bool
     outcome: Mapping[str, Any]
     """Of its training: `seconds`, `spent`, `steps`, `peak_gb`, `error`."""
@@ -38,11 +34,6 @@ class Tried:
     distance: Mapping[str, Any] | None = None
     """`kl`, `gold`, `tokens` on the same prompts."""
     chosen: bool = False
-
-    @property
-    def name(self) -> str:
-        """The trial's."""
-        return f"{self.method.name}-{self.number}-seed{self.seed}"
 
     @property
     def seconds(self) -> float:

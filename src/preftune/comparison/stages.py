@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +59,9 @@ class Outcome:
     """It was run now, not found."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "finished": self.finished,
-            "seconds": round(self.seconds, 1),
-            "spent": dict(self.spent),
-            "steps": self.steps,
-            "peak_gb": self.peak_gb,
-            "error": self.error,
-        }
+        values = {**asdict(self), "seconds": round(self.seconds, 1)}
+        del values["again"]
+        return values
 
 
 def run_stage(stage: Stage) -> Outcome:

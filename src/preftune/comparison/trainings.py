@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -105,16 +105,9 @@ class Trainings:
         stage = self._stage(trial, left)
         outcome = self._run(stage, f"{trial.name} ({trial.label})")
         used = self._used(trial.method.command, stage, outcome) + budget.amount - left.amount
-        return Tried(
-            trial.method,
-            trial.number,
-            trial.seed,
-            trial.label,
-            outcome.finished,
-            outcome.to_dict(),
-            None if reward is None else reward.to_dict(),
-            used,
-        )
+        before = None if reward is None else reward.to_dict()
+        values = {field.name: getattr(trial, field.name) for field in fields(trial)}
+        return Tried(**values, finished=outcome.finished, outcome=outcome.to_dict(), reward_outcome=before, used=used)
 
     def _reward_model(self, seed: int) -> Outcome:
         """The reward model of a seed, trained once."""

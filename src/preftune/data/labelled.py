@@ -12,14 +12,14 @@ from preftune.data.chat.messages import Where
 from preftune.data.demonstrations.dataset import DemonstrationDataset, is_preference, labelled_rows
 from preftune.data.demonstrations.mixture import EXAMPLE_COLUMNS, example_of, example_row
 from preftune.data.formats.adapter import Row
-from preftune.data.formats.apply import LeftOut, sample_of
+from preftune.data.formats.apply import RowCount, sample_of
 from preftune.data.formats.single_answers import verdict
 from preftune.data.formats.to_pair import as_answer, as_turns, number_in
 from preftune.data.pairs.dataset import PairDataset
 from preftune.data.pairs.mixture import mixed
 from preftune.data.pairs.open import read_pairs
 from preftune.data.reading.arrow_tables import dataset_of
-from preftune.data.reading.load import Source, display_name, load_rows
+from preftune.data.reading.load import Source, display_name, load_table
 from preftune.data.row_dataset import RowDataset
 from preftune.errors import DatasetError
 from preftune.types import Example, Label, Text
@@ -81,9 +81,7 @@ def load_labelled(
             raise DatasetError("columns and format say how data are read, and these answers were opened already.")
         return source if isinstance(source, LabelledDataset) else _of_pairs(source)
     name = name or display_name(source)
-    rows = load_rows(source, split=split, config=config, revision=revision)
-    if not hasattr(rows, "select_columns") or not len(rows):
-        raise DatasetError(f"{name} has no rows, or is streamed, and training needs data of known length.")
+    rows = load_table(source, name, split=split, config=config, revision=revision)
     sample = sample_of(rows)
     if is_preference(sample, format, columns, name):
         return _of_pairs(read_pairs(rows, columns=columns, format=format, name=name))
@@ -127,7 +125,7 @@ def _of_pairs(pairs: PairDataset) -> LabelledDataset:
 
 
 def _of_single_answers(data: DemonstrationDataset) -> LabelledDataset:
-    left: dict[str, LeftOut] = {}
+    left: dict[str, RowCount] = {}
     weighed = "weight" in data.rows.column_names
     reader: Any = data.reader
 
@@ -138,7 +136,7 @@ def _of_single_answers(data: DemonstrationDataset) -> LabelledDataset:
                 label = verdict(reader.columns.pick(row).get("label"))
                 example = _with_prompt(reader.read(row, number))
                 if label is None or example is None:
-                    left.setdefault("no_label" if label is None else "no_answer", LeftOut()).add(number)
+                    left.setdefault("no_label" if label is None else "no_answer", RowCount()).add(number)
                     continue
                 weight = number_in(row, "weight", 1.0, Where(data.name, number)) if weighed else 1.0
                 yield _canonical(replace(example, labels=(Label(label, weight),)))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.data.formats.apply import LeftOut
+from preftune.data.formats.apply import RowCount
 
 if TYPE_CHECKING:
     from typing import Self
@@ -66,7 +66,7 @@ class RowDataset(Sequence[T]):
         name: str = "the dataset",
         numbers: NDArray[np.int64] | None = None,
         notes: Sequence[str] = (),
-        left: Mapping[str, LeftOut] | None = None,
+        left: Mapping[str, RowCount] | None = None,
         format: str | None = None,
     ) -> None:
         self.name = name

@@ -185,6 +185,8 @@ def baseline(model: Any) -> Iterator[Any]:
     """
     from peft import PeftModel
 
+    from preftune.models.roles import trained_as_it_was
+
     if not isinstance(model, PeftModel):
         raise ModelError(
             f"{type(model).__name__} has no adapter to switch off, so its base cannot be had from it. "
@@ -197,13 +199,8 @@ def baseline(model: Any) -> Iterator[Any]:
                 f"Adapter {name!r} was made with {cause}, which changes the base weights: with the adapter off this "
                 "is not the model as received. Load the base model and give it as the baseline."
             )
-    trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
-        with model.disable_adapter():
-            yield model
-    finally:
-        for parameter, flag in trainable.items():
-            parameter.requires_grad_(flag)
+    with trained_as_it_was(model), model.disable_adapter():
+        yield model
 
 
 def generate_batch(

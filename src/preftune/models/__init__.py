@@ -13,7 +13,6 @@
     quiet         other libraries' bars and warnings
     roles         policy, value and reward as adapters on one base
     same_weights  whether the weights in memory are those of the model they are named after
-    vocabulary    an adapter's vocabulary on its base
 """
 
 from __future__ import annotations

@@ -223,7 +223,7 @@ def test_streaming(tmp_path: Path) -> None:
     stream = load_rows(tmp_path / "pairs.jsonl", streaming=True)
     assert isinstance(stream, datasets.IterableDataset)
     assert list(stream) == ROWS
-    with pytest.raises(DatasetError, match="is streamed, and pairs need a dataset of known length"):
+    with pytest.raises(DatasetError, match="is streamed, and this needs data of known length"):
         load_pairs(stream)
 
 

@@ -9,7 +9,6 @@ messages            errors as one paragraph
 model_flags         a local model, or an endpoint
 plain_parser        argparse without abbreviations
 recipe              YAML recipes
-recipe_environment  the env block of a recipe
 """
 
 __all__ = [
@@ -22,5 +21,4 @@ __all__ = [
     "model_flags",
     "plain_parser",
     "recipe",
-    "recipe_environment",
 ]

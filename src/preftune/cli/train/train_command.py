@@ -139,9 +139,9 @@ def run(method: Method, argv: Sequence[str]) -> int:
 
 def _run(method: Method, argv: Sequence[str], recipe: Recipe | None) -> int:
     if recipe is not None:
-        from preftune.cli.flags.recipe_environment import FLAG, set_environment
+        from preftune.cli.flags.recipe import ALLOW_ENV, set_environment
 
-        allowed = FLAG in argv or FLAG.replace("_", "-") in argv
+        allowed = ALLOW_ENV in argv or ALLOW_ENV.replace("_", "-") in argv
         # before torch and the hub client read theirs
         set_environment(recipe.environment, recipe=str(recipe.path), allowed=allowed)
     request = read_request(method, argv, recipe)

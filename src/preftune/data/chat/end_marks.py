@@ -72,6 +72,12 @@ def _contents(turns: Sequence[Message]) -> list[str]:
     return [str(turn.get("content", "")) for turn in turns]
 
 
+def closing_token(tokenizer: Any) -> int | None:
+    """The token with which the chat template ends an answer; None where it writes none."""
+    mark = EndMarks(tokenizer).closing
+    return None if mark is None else int(tokenizer.convert_tokens_to_ids(mark))
+
+
 def appends_eos(tokenizer: Any) -> bool:
     """Whether the tokeniser ends every plain text with eos, which then belongs to no prompt."""
     probe = list(tokenizer("a")["input_ids"])

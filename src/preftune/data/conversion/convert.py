@@ -115,7 +115,7 @@ def convert_pairs(
                 writer = writers[int(decision.held_out[position])]
                 writer.write(attempt.pair, attempt.strength, attempt.ratings)
         written = [writer.finish() for writer in writers]
-        manifest = _manifest(inputs, seen, decision, filters, written, {**(options or {}), **_flags(strict)})
+        manifest = _manifest(inputs, seen, decision, filters, written, {**(options or {}), "strict": strict})
         for writer in writers:
             writer.keep()
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
@@ -124,10 +124,6 @@ def convert_pairs(
         stale.unlink()
         warn(f"Removed {stale}, which an earlier run held out: this one holds nothing out (no --split).")
     return manifest
-
-
-def _flags(strict: bool) -> dict[str, Any]:
-    return {"strict": True} if strict else {}
 
 
 def _check_free(inputs: Sequence[Input], outputs: Sequence[Path], stale: Path | None, *, overwrite: bool) -> None:

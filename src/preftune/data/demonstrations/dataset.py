@@ -11,7 +11,7 @@ from typing import Any
 
 from preftune.data.conversion.filters import prompt_key, split_key, text_key
 from preftune.data.formats.adapter import Sample
-from preftune.data.formats.apply import LeftOut, sample_of
+from preftune.data.formats.apply import RowCount, sample_of
 from preftune.data.formats.demonstrations import (
     DEMONSTRATION_FORMATS,
     DemonstrationReader,
@@ -24,7 +24,7 @@ from preftune.data.pairs.checks import HEAD, not_used, unused_texts
 from preftune.data.pairs.dataset import PairDataset
 from preftune.data.pairs.open import read_pairs
 from preftune.data.pairs.row_reader import RowReader
-from preftune.data.reading.load import Source, display_name, load_rows
+from preftune.data.reading.load import Source, display_name, load_table
 from preftune.data.row_dataset import RowDataset, rows_of
 from preftune.errors import DatasetError
 from preftune.types import Example
@@ -90,11 +90,7 @@ def load_demonstrations(
     if isinstance(source, PairDataset):
         return _chosen_sides(source)
     name = name or display_name(source)
-    rows = load_rows(source, split=split, config=config, revision=revision)
-    if not hasattr(rows, "select_columns") or not hasattr(rows, "__len__"):
-        raise DatasetError(f"{name} is streamed, and training needs data of known length. Load it without streaming.")
-    if len(rows) == 0:
-        raise DatasetError(f"{name} has no rows. Give at least one demonstration.")
+    rows = load_table(source, name, split=split, config=config, revision=revision)
     sample = sample_of(rows)
     if is_preference(sample, format, columns, name):
         return _chosen_sides(read_pairs(rows, columns=columns, format=format, name=name))
@@ -169,7 +165,7 @@ def _good(data: DemonstrationDataset, reader: DemonstrationReader) -> Demonstrat
     """The rows whose answer is to be imitated; only a label says no."""
     if "label" not in reader.columns:
         return data
-    good, bad, number = [], LeftOut(), 0
+    good, bad, number = [], RowCount(), 0
     labels = list({path[0] for path in reader.columns.paths["label"]})
     for table in data.needed.select_columns(labels).iter(batch_size=10_000):
         for row in rows_of(table):
@@ -206,7 +202,7 @@ def _chosen_sides(pairs: PairDataset) -> DemonstrationDataset:
     """The answers of preferences that nothing in the data beats."""
     chosen: dict[tuple[int, int], int] = {}
     beaten: set[tuple[int, int]] = set()
-    left = {"repeated": LeftOut(), "beaten": LeftOut()}
+    left = {"repeated": RowCount(), "beaten": RowCount()}
     for place, pair in enumerate(pairs):
         prompt = split_key(pair)
         beaten.add((prompt, text_key(pair.rejected)))

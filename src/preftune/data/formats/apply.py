@@ -44,8 +44,8 @@ CARRIED = ("tools", "chat_template_kwargs", "system", "weight", "source")
 
 
 @dataclass(slots=True)
-class LeftOut:
-    """A count of what gave no pair, with the first few row numbers."""
+class RowCount:
+    """A count of rows, with the first few row numbers; a row that is counted several times is named once."""
 
     count: int = 0
     rows: list[int] = field(default_factory=list)
@@ -54,6 +54,11 @@ class LeftOut:
         self.count += 1
         if len(self.rows) < _EXAMPLES and row not in self.rows:
             self.rows.append(row)
+
+    def __str__(self) -> str:
+        """`3 rows (2, 5, 8)`, `1,200 rows (0, 1, 2, 3, 4, ...)`."""
+        more = ", ..." if self.count > len(self.rows) else ""
+        return f"{self.count:,} row{'s' * (self.count != 1)} ({', '.join(map(str, self.rows))}{more})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,7 @@ class Converted:
     """A `Dataset` with the columns `prompt`, `chosen`, `rejected`, `agreement`, `strength`, `RATINGS`, `id`."""
     numbers: NDArray[np.int64]
     """The raw row that each was made of."""
-    left: Mapping[str, LeftOut]
+    left: Mapping[str, RowCount]
     """Reason (a key of `LEFT`) -> what gave no pair."""
 
     def lines(self) -> list[str]:
@@ -171,14 +176,14 @@ def _without_left(rows: Dataset) -> Converted:
     """Takes the reasons out and counts them."""
     numbers: list[int] = []
     kept: list[bool] = []
-    left: dict[str, LeftOut] = {}
+    left: dict[str, RowCount] = {}
     for table in rows.select_columns(["row", "reason"]).iter(batch_size=100_000):
         for row, reason in zip(table["row"], table["reason"], strict=True):
             numbers.append(row)
             kept.append(reason is None)
             if reason is None:
                 continue
-            left.setdefault(reason, LeftOut()).add(row)
+            left.setdefault(reason, RowCount()).add(row)
     columns = [column for column in rows.column_names if column != "reason"]
     places = np.flatnonzero(kept)
     chosen = rows.select_columns(columns)
@@ -187,7 +192,7 @@ def _without_left(rows: Dataset) -> Converted:
     return Converted(chosen, np.asarray(numbers, dtype=np.int64)[places], left)
 
 
-def _line(reason: str, left: LeftOut) -> str:
+def _line(reason: str, left: RowCount) -> str:
     wrong, fix = LEFT[reason]
     rows = ", ".join(map(str, left.rows))
     more = ", ..." if left.count > len(left.rows) else ""

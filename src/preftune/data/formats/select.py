@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preftune.data.formats.adapter import Adapter, Sample
-from preftune.data.formats.apply import CARRIED, RATINGS, LeftOut, convert, sample_of
+from preftune.data.formats.apply import CARRIED, RATINGS, RowCount, convert, sample_of
 from preftune.data.formats.registry import adapter_named, recognise
 from preftune.errors import DatasetError
 
@@ -40,7 +40,7 @@ class Shaped:
     ratings: tuple[str, ...] = ()
     """The columns of the ratings of chosen and rejected."""
     notes: tuple[str, ...] = ()
-    left: Mapping[str, LeftOut] = field(default_factory=dict)
+    left: Mapping[str, RowCount] = field(default_factory=dict)
     """What gave no pair, by its reason (a key of `LEFT`)."""
     used: frozenset[str] | None = None
     """The raw columns that the rows were made of; None where the columns are named."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.data.formats.apply import LeftOut
+from preftune.data.formats.apply import RowCount
 from preftune.data.formats.columns import Columns
 from preftune.data.pairs.row_reader import Attempt, RowReader
 from preftune.data.row_dataset import RowDataset
@@ -39,7 +39,7 @@ class PairDataset(RowDataset[PreferencePair]):
         scores: tuple[str, ...] = (),
         scale: float | None = None,
         ratings: tuple[str, ...] = (),
-        left: Mapping[str, LeftOut] | None = None,
+        left: Mapping[str, RowCount] | None = None,
         unused: Sequence[str] = (),
     ) -> None:
         reader = RowReader(columns, name, chat or "system" in columns, scores, scale, ratings)

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.data.formats.apply import RATINGS, LeftOut
+from preftune.data.formats.apply import RATINGS, RowCount
 from preftune.data.formats.columns import Columns
 from preftune.data.pairs.canonical_row import canonical_row
 from preftune.data.pairs.dataset import PairDataset
@@ -114,7 +114,7 @@ class Mixed(Generic[Data]):
     taken: list[Data]
     name: str
     notes: list[str]
-    left: dict[str, LeftOut]
+    left: dict[str, RowCount]
     """Why rows of the parts gave no record; row numbers are those of the part."""
 
 
@@ -132,10 +132,10 @@ def mixed(parts: Sequence[Data], proportions: Sequence[float | None], *, seed: i
         "of it)."
         for part, at in zip(parts, chosen, strict=True)
     ]
-    left: dict[str, LeftOut] = {}
+    left: dict[str, RowCount] = {}
     for part in parts:
         for reason, out in part.left.items():
-            whole = left.setdefault(reason, LeftOut())
+            whole = left.setdefault(reason, RowCount())
             whole.count += out.count
             whole.rows += out.rows[: 5 - len(whole.rows)]
     return Mixed(taken, " + ".join(part.name for part in parts), notes, left)

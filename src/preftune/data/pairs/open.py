@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, overload
 
 from preftune.data.formats.apply import sample_of
 from preftune.data.formats.columns import resolve_columns
@@ -19,7 +19,7 @@ from preftune.data.pairs.checks import (
     unused_texts,
 )
 from preftune.data.pairs.dataset import PairDataset
-from preftune.data.reading.load import Source, display_name, load_rows
+from preftune.data.reading.load import Source, display_name, load_table
 from preftune.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ def read_pairs(
             )
         return source
     name = name or display_name(source)
-    rows = load_rows(source, split=split, config=config, revision=revision)
-    _check_countable(rows, name)
+    rows = load_table(source, name, split=split, config=config, revision=revision)
     shaped = shape(rows, format=format, columns=columns, name=name)
     resolved = resolve_columns(shaped.rows.features, shaped.columns, name=name)
     if not tolerant:
@@ -86,17 +85,6 @@ def read_pairs(
     noticed = check_head(head, resolved, rows.features, name=name, unused=pairs.unused)
     pairs.notes = (*shaped.notes, *optional_columns(resolved), *not_used(pairs.unused), *noticed)
     return pairs
-
-
-def _check_countable(rows: Any, name: str) -> None:
-    """Raises: DatasetError for a stream, or for no rows."""
-    if not hasattr(rows, "select_columns") or not hasattr(rows, "__len__"):
-        raise DatasetError(
-            f"{name} is streamed, and pairs need a dataset of known length. Load it without streaming, or take a part: "
-            "datasets.Dataset.from_list(list(stream.take(10_000)))."
-        )
-    if len(rows) == 0:
-        raise DatasetError(f"{name} has no rows. Give at least one preference pair.")
 
 
 class Reading(TypedDict, total=False):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.data.formats.adapter import Adapter, Left
-from preftune.data.formats.apply import CARRIED, LeftOut, sample_of
+from preftune.data.formats.apply import CARRIED, RowCount, sample_of
 from preftune.data.formats.columns import CANONICAL, Columns, resolve_columns
 from preftune.data.formats.registry import FORMATS
 from preftune.data.formats.select import shape
@@ -49,7 +49,7 @@ class PairStream(Iterable[PreferencePair]):
     name: str
     format: str | None
     notes: tuple[str, ...] = ()
-    left: dict[str, LeftOut] = field(default_factory=dict)
+    left: dict[str, RowCount] = field(default_factory=dict)
     """What gave no pair in the latest iteration, by its reason (a key of `formats.adapter.LEFT`)."""
     unused: tuple[str, ...] = ()
     """Columns of the first rows that carry text and that nothing reads."""
@@ -74,11 +74,7 @@ class PairStream(Iterable[PreferencePair]):
         self.left, self.rows_read = {}, 0
         for number, row in enumerate(self.rows()):
             self.rows_read = number + 1
-            if not isinstance(row, Mapping):
-                raise DatasetError(
-                    f"{self.name} row {number} is a {type(row).__name__}, not an object with columns. Give every row "
-                    'as {"prompt": ..., "chosen": ..., "rejected": ...}.'
-                )
+            check_row(row, self.name, number)
             if self._adapter is None:
                 late = (_SHAPING & row.keys()) - self._known
                 if late:
@@ -95,7 +91,7 @@ class PairStream(Iterable[PreferencePair]):
         carried = {column: row[column] for column in CARRIED if row.get(column) is not None}
         for made in adapter.rows(row):
             if isinstance(made, Left):
-                self.left.setdefault(made.reason, LeftOut()).add(number)
+                self.left.setdefault(made.reason, RowCount()).add(number)
             else:
                 yield self.reader.attempt({**carried, **made}, number)
 
@@ -117,10 +113,10 @@ def open_stream(
             rows belong together.
     """
     name = display_name(source)
-    rows = _with_columns(_reader_of(source, split=split, config=config, revision=revision), name)
+    rows = _reader_of(source, split=split, config=config, revision=revision)
     first_rows = list(islice(rows(), HEAD))
     if not first_rows:
-        raise DatasetError(f"{name} has no rows. Give at least one preference pair.")
+        raise DatasetError(f"{name} has no rows. Give at least one.")
     head = from_rows(first_rows, name)
     shaped = shape(head, format=format, columns=columns, name=name)
     made = shaped.numbers is not None
@@ -147,17 +143,6 @@ def open_stream(
     note = () if adapter is None else (f"The rows are read as {adapter.name} ({adapter.holds}).",)
     stream.notes = (*(note or shaped.notes), *optional_columns(resolved), *not_used(stream.unused), *noticed)
     return stream
-
-
-def _with_columns(read: Callable[[], Iterable[Row]], name: str) -> Callable[[], Iterable[Row]]:
-    """The same reader, which ends at a row without columns (`null`, a number) as reading a whole file does."""
-
-    def rows() -> Iterator[Row]:
-        for number, row in enumerate(read()):
-            check_row(row, name, number)
-            yield row
-
-    return rows
 
 
 def _reader_of(source: Source, **options: Any) -> Callable[[], Iterable[Row]]:

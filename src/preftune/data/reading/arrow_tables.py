@@ -162,7 +162,7 @@ def _try_write(
         if sink.given_up:
             return None
         if not count:
-            raise DatasetError(f"{name} has no rows. Give at least one preference pair.")
+            raise DatasetError(f"{name} has no rows. Give at least one.")
         halves.tell()
         return sink.dataset()
 

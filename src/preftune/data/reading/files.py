@@ -163,7 +163,7 @@ def _read_parquet(path: Path, name: str, *, mapped: bool) -> Dataset:
             return load_dataset("parquet", data_files=name, split="train")
         table = opened.read()
         if table.num_rows == 0:
-            raise DatasetError(f"{name} has no rows. Give at least one preference pair.")
+            raise DatasetError(f"{name} has no rows. Give at least one.")
         return Dataset(InMemoryTable(table))
 
 

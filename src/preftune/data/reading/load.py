@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from preftune.data.reading.files import KINDS, from_rows, kind_of, read_file
 from preftune.data.reading.text_files import READABLE, read_rows
@@ -64,6 +64,19 @@ def load_rows(
     rows = _load(source, split=split, config=config, revision=revision, streaming=streaming)
     if streaming and hasattr(rows, "to_iterable_dataset"):
         return rows.to_iterable_dataset()
+    return rows
+
+
+def load_table(source: Source, name: str | None = None, **where: Any) -> Dataset:
+    """`load_rows` for data of known length, which messages call `name`. Raises: DatasetError, also for no rows."""
+    name, rows = name or display_name(source), cast("Any", load_rows(source, **where))
+    if not hasattr(rows, "select_columns") or not hasattr(rows, "__len__"):
+        raise DatasetError(
+            f"{name} is streamed, and this needs data of known length. Load it without streaming, or take a part: "
+            "datasets.Dataset.from_list(list(stream.take(10_000)))."
+        )
+    if len(rows) == 0:
+        raise DatasetError(f"{name} has no rows. Give at least one.")
     return rows
 
 

@@ -6,7 +6,6 @@ keeps the result on disk.
     assistant_turns        the assistant's turns in a rendered conversation
     cache                  tokens on disk
     encode                 one example -> ids of prompt and completions; the boundary
-    encode_ahead           one batch rendered while another is tokenised
     encode_demonstrations  one demonstration -> ids and trained spans
     encoded                ids of one example, and the texts that they come from
     group_by_prompt        rows that share a prompt as one group

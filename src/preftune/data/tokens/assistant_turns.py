@@ -19,6 +19,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from preftune.data.tokens import spans
 from preftune.types import Message, Span
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -142,7 +143,7 @@ def _begin(text: str, messages: Sequence[Message], turn: int, render: Renderer) 
     # The header of an answer may hold more than an answer's own (an empty think block): as in prompts, the answer is
     # trained from where they part, which must be after the turns before it.
     before = _attempt(render, messages[:turn])
-    shared = _common(asked, text)
+    shared = spans.common(asked, text)
     return shared if before is not None and text.startswith(before) and shared >= len(before) else None
 
 
@@ -185,9 +186,3 @@ def _attempt(render: Renderer, messages: Sequence[Message], *, answer: bool = Fa
         return render(list(messages), answer=answer)
     except Exception:  # a template may refuse a part of what it renders as a whole; then the part shows nothing
         return None
-
-
-def _common(left: str, right: str) -> int:
-    """Length of the common beginning."""
-    limit = min(len(left), len(right))
-    return next((i for i in range(limit) if left[i] != right[i]), limit)

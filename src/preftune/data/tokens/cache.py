@@ -24,10 +24,11 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from preftune.data.formats.apply import RowCount
 from preftune.data.labelled import LabelledDataset
 from preftune.data.pairs.dataset import PairDataset
 from preftune.data.tokens.groups import GroupDataset
-from preftune.data.tokens.report import AnyReport, DemonstrationReport, LabelledReport, Tally, TokenizeReport
+from preftune.data.tokens.report import AnyReport, DemonstrationReport, LabelledReport, TokenizeReport
 from preftune.data.tokens.tokenize import Rows, tokenize_demonstrations, tokenize_labelled, tokenize_pairs
 from preftune.data.tokens_version import TOKENS_VERSION
 from preftune.log import warn
@@ -233,10 +234,10 @@ def _report_of(values: dict[str, Any], kind: type[AnyReport]) -> AnyReport:
     empty = kind()
     made: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(getattr(empty, name), Tally):
-            made[name] = Tally(**value)
+        if isinstance(getattr(empty, name), RowCount):
+            made[name] = RowCount(**value)
         elif isinstance(value, dict):
-            made[name] = {key: Tally(**item) if isinstance(item, dict) else item for key, item in value.items()}
+            made[name] = {key: RowCount(**item) if isinstance(item, dict) else item for key, item in value.items()}
         else:
             made[name] = value
     return kind(**made)

@@ -95,16 +95,15 @@ class Encoder:
         return encoded
 
     def _texts(self, example: Example) -> Texts | Encoded:
-        return self._standard_texts(example) if isinstance(example.prompt, str) else self._conversation_texts(example)
-
-    def _blank(self, example: Example) -> bool:
-        return not all(has_text(side, self._marks) for side in example.completions)
-
-    def _standard_texts(self, example: Example) -> Texts | Encoded:
+        if not isinstance(example.prompt, str):
+            return self._conversation_texts(example)
         if self._blank(example):
             return refused(example, "empty_completion")
         prompt, *sides = cast("tuple[str, ...]", (example.prompt, *example.completions))
         return self._plain(example, prompt, sides)
+
+    def _blank(self, example: Example) -> bool:
+        return not all(has_text(side, self._marks) for side in example.completions)
 
     def _plain(self, example: Example, prompt: str | None, sides: Sequence[str]) -> Texts:
         """Plain texts, each with one eos at its end."""
@@ -132,8 +131,7 @@ class Encoder:
             return refused(example, "empty_completion")
         continues = can_continue(prompt_turns[-1]) and all(can_continue(side[0]) for side in sides)
         answer = not continues and any(side[0]["role"] == "assistant" for side in sides)
-        if not self._has_template():
-            raise _no_template(example, self.tokenizer)
+        self._require_template(example.row)
         try:
             prompt = self._render(example, prompt_turns, continues=continues, answer=answer)
             whole = [joined(prompt_turns, side, continues) for side in sides]
@@ -215,16 +213,12 @@ class Encoder:
 
     def _by_marks(self, example: Example, messages: list[Message], text: str) -> dict[int, Span] | None:
         """The turns of the assistant by number, as the template marks them; None if it does not mark them all."""
-        return answers_by_marks(self._marked(example, messages, text), messages)
-
-    def _marked(self, example: Example, messages: list[Message], text: str) -> list[Span]:
-        """The characters that the template marks as the assistant's, if it has such marks."""
         if not hasattr(self.tokenizer, "get_chat_template"):
-            return []
+            return None
         tools = None if example.tools is None else list(example.tools)
         template = self.tokenizer.get_chat_template(self.chat_template, tools)
         if not has_marks(template):
-            return []
+            return None
         # The tokenizer's own return_assistant_tokens_mask counts a token that only begins in an answer as a part of it.
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -233,7 +227,7 @@ class Encoder:
             [messages], tools=tools, chat_template=template, return_assistant_tokens_mask=True, **kwargs
         )  # annotated as text, whatever is asked
         (rendered,), (marked,) = outcome
-        return list(marked) if rendered == text else []
+        return answers_by_marks(marked, messages) if rendered == text else None
 
     def _with_eos(self, text: str, end: int) -> int:
         """The end of a turn, after the eos that a template writes only once another turn follows."""
@@ -258,8 +252,14 @@ class Encoder:
             **kwargs,
         )
 
-    def _has_template(self) -> bool:
-        return bool(self.chat_template or getattr(self.tokenizer, "chat_template", None))
+    def _require_template(self, row: int) -> None:
+        if not (self.chat_template or getattr(self.tokenizer, "chat_template", None)):
+            model = getattr(self.tokenizer, "name_or_path", "") or "The tokenizer"
+            raise DatasetError(
+                f"{model} has no chat template, and row {row} is a conversation. Use an instruction-tuned model, give "
+                "a template with --chat_template_path FILE (in Python tokenizer.chat_template; "
+                "preftune.data.DIALOGUE_TEMPLATE suits any base model), or give plain prompts and answers."
+            )
 
     def _ends(self, text: str) -> bool:
         """Whether the template closes the last turn with a special token (eos, or its own end-of-turn mark)."""
@@ -322,12 +322,3 @@ class Encoder:
 def refused(example: Example, reason: str, detail: str = "") -> Encoded:
     """An example that cannot train."""
     return Encoded(example.row, reason=reason, detail=detail)
-
-
-def _no_template(example: Example, tokenizer: PreTrainedTokenizerBase) -> DatasetError:
-    model = getattr(tokenizer, "name_or_path", "") or "The tokenizer"
-    return DatasetError(
-        f"{model} has no chat template, and row {example.row} is a conversation. Use an instruction-tuned model, set "
-        "tokenizer.chat_template (preftune.data.DIALOGUE_TEMPLATE suits any base model), or give prompt, chosen and "
-        "rejected as plain strings."
-    )

@@ -121,14 +121,6 @@ class DemonstrationEncoder(Encoder):
         edges = _edges_of(found, [at for at in spoken if first <= at <= last], wanted)
         return Texts(before, [whole], False, seen, [ended], [edges])
 
-    def _require_template(self, row: int) -> None:
-        if not self._has_template():
-            raise DatasetError(
-                f"The tokenizer has no chat template, and row {row} is a conversation. Give one with "
-                "--chat_template_path FILE, in Python tokenizer.chat_template (preftune.data.DIALOGUE_TEMPLATE suits "
-                "any base model), or give plain prompts and completions."
-            )
-
     def _teaches(self, turn: Message, row: int) -> bool:
         """Whether a turn of the assistant is to be learned: it says something, and its weight (1 or 0, as OpenAI's
         format of fine-tuning has it) is not 0.

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from preftune.data.tokens.groups import GroupDataset
 
 
@@ -118,20 +120,15 @@ def _begin(source: _Source, lengths: Sequence[int]) -> _Merged:
 
 def _connected(sources: Sequence[_Source]) -> list[list[_Source]]:
     """Sources that share completions, directly or through others; in the order of first appearance."""
-    leader = list(range(len(sources)))
-
-    def find(index: int) -> int:
-        while leader[index] != index:
-            leader[index] = leader[leader[index]]
-            index = leader[index]
-        return index
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
     seen: dict[int, int] = {}
-    for index, source in enumerate(sources):
-        for number in source.completions:
-            one, other = find(seen.setdefault(number, index)), find(index)
-            leader[max(one, other)] = min(one, other)
+    links = [
+        (seen.setdefault(number, index), index) for index, source in enumerate(sources) for number in source.completions
+    ]
+    graph = coo_array((np.ones(len(links)), np.transpose(links)), (len(sources), len(sources)))
     together: dict[int, list[_Source]] = {}
-    for index, source in enumerate(sources):
-        together.setdefault(find(index), []).append(source)
+    for source, part in zip(sources, connected_components(graph, directed=False)[1].tolist(), strict=True):
+        together.setdefault(part, []).append(source)
     return list(together.values())

@@ -9,31 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from preftune.amounts import counted
-from preftune.data.formats.apply import LeftOut
+from preftune.data.formats.apply import RowCount
 from preftune.data.tokens.encoded import Encoded
 from preftune.data.tokens.groups import GroupDataset
 from preftune.data.tokens.reasons import DEMONSTRATION_REASONS, LABELLED_REASONS, REASONS
-
-_EXAMPLES = 5
-
-
-@dataclass(slots=True)
-class Tally:
-    """A count of rows, with the first few row numbers."""
-
-    count: int = 0
-    rows: list[int] = field(default_factory=list)
-
-    def add(self, row: int) -> None:
-        self.count += 1
-        if len(self.rows) < _EXAMPLES:
-            self.rows.append(row)
-
-    def __str__(self) -> str:
-        """`3 rows (2, 5, 8)`, `1,200 rows (0, 1, 2, 3, 4, ...)`."""
-        more = ", ..." if self.count > len(self.rows) else ""
-        return f"{self.count:,} row{'s' * (self.count != 1)} ({', '.join(map(str, self.rows))}{more})"
-
 
 _ABOUT_TURNS = {
     "moved_boundary": "In {} the prompt is tokenised differently once an answer follows (a template that changes the "
@@ -67,21 +46,21 @@ class _Report:
     """Of the rows kept, every prompt once."""
     longest: int = 0
     """Tokens of prompt + longest completion, before truncation."""
-    dropped: dict[str, Tally] = field(default_factory=dict)
+    dropped: dict[str, RowCount] = field(default_factory=dict)
     """Reason (a key of `reasons`) -> rows."""
-    truncated: dict[str, Tally] = field(default_factory=dict)
+    truncated: dict[str, RowCount] = field(default_factory=dict)
     """'prompt', 'chosen', 'rejected' or 'row' -> rows in which it was cut, among those kept."""
-    moved_boundary: Tally = field(default_factory=Tally)
+    moved_boundary: RowCount = field(default_factory=RowCount)
     """The prompt is rendered or merged differently once an answer follows."""
-    eos_added: Tally = field(default_factory=Tally)
+    eos_added: RowCount = field(default_factory=RowCount)
     """The chat template ends an answer with no special token, so eos was appended."""
-    ends_cut: Tally = field(default_factory=Tally)
+    ends_cut: RowCount = field(default_factory=RowCount)
     """An answer ended with the mark that the chat template writes itself, and has it once."""
-    typed_marks: Tally = field(default_factory=Tally)
+    typed_marks: RowCount = field(default_factory=RowCount)
     """A text holds special tokens, which become control tokens."""
-    shortened: Tally = field(default_factory=Tally)
+    shortened: RowCount = field(default_factory=RowCount)
     """A text is longer than the limits can need, and its middle was not tokenised."""
-    unwritten: dict[str, Tally] = field(default_factory=dict)
+    unwritten: dict[str, RowCount] = field(default_factory=dict)
     """A part of `unwritten.PARTS` -> rows in which the chat template leaves it out."""
     notes: list[str] = field(default_factory=list)
     prompt_keys: list[int] = field(default_factory=list)
@@ -100,23 +79,23 @@ class _Report:
     def keep(self, encoded: Encoded, cut: Iterable[str]) -> None:
         """Counts a row that is trained, and which of its parts were cut."""
         for part in cut:
-            self.truncated.setdefault(part, Tally()).add(encoded.row)
+            self.truncated.setdefault(part, RowCount()).add(encoded.row)
 
     def _notice(self, encoded: Encoded) -> None:
         for name in (*_ABOUT_TURNS, *_ABOUT_TEXTS):
             if hasattr(self, name) and getattr(encoded, name):
                 getattr(self, name).add(encoded.row)
         if encoded.unwritten:
-            self.unwritten.setdefault(encoded.unwritten, Tally()).add(encoded.row)
+            self.unwritten.setdefault(encoded.unwritten, RowCount()).add(encoded.row)
 
-    def count_left(self, left: Mapping[str, LeftOut]) -> None:
+    def count_left(self, left: Mapping[str, RowCount]) -> None:
         """Counts rows that were left out before they were tokenised."""
         for reason, out in left.items():
-            self.dropped[reason] = Tally(out.count, list(out.rows))
+            self.dropped[reason] = RowCount(out.count, list(out.rows))
             self.rows_in += out.count
 
     def drop(self, reason: str, row: int) -> None:
-        self.dropped.setdefault(reason, Tally()).add(row)
+        self.dropped.setdefault(reason, RowCount()).add(row)
 
     def measure(self, groups: GroupDataset) -> None:
         """Takes the numbers of what is trained."""
@@ -149,7 +128,7 @@ class _Report:
     def _trained(self) -> str:
         return ""
 
-    def _cut(self, part: str, tally: Tally) -> str:
+    def _cut(self, part: str, tally: RowCount) -> str:
         of = "" if part == "row" else f"{part} in "
         return (
             f"Cut the end of {of}{tally}; no end-of-sequence token is trained there. max_length={self.longest} would "
@@ -173,9 +152,9 @@ class TokenizeReport(_Report):
 
     longest_prompt: int = 0
     """Tokens, before truncation."""
-    continued: Tally = field(default_factory=Tally)
+    continued: RowCount = field(default_factory=RowCount)
     """The answer continues a turn of the assistant that the prompt began."""
-    several_turns: Tally = field(default_factory=Tally)
+    several_turns: RowCount = field(default_factory=RowCount)
     """The sides part before the last answer: every later turn of the assistant is trained, the others' are context."""
 
     completions: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
@@ -187,7 +166,7 @@ class TokenizeReport(_Report):
         self._notice(encoded)
         self.longest_prompt = max(self.longest_prompt, len(encoded.prompt))
 
-    def _cut(self, part: str, tally: Tally) -> str:
+    def _cut(self, part: str, tally: RowCount) -> str:
         if part != "prompt":
             return super()._cut(part, tally)
         return f"Cut the beginning of the prompt in {tally}. max_prompt_length={self.longest_prompt} would keep all."
@@ -211,11 +190,11 @@ class DemonstrationReport(_Report):
     """Tokens that are trained; the others are context."""
     turns: int = 0
     """Turns of the assistant that are trained, in conversations."""
-    trimmed: Tally = field(default_factory=Tally)
+    trimmed: RowCount = field(default_factory=RowCount)
     """Turns after the last answer were left off: nothing in them is trained."""
-    first_turn: Tally = field(default_factory=Tally)
+    first_turn: RowCount = field(default_factory=RowCount)
     """The conversation begins with the assistant, whose first turn answers nothing and is context."""
-    context: Tally = field(default_factory=Tally)
+    context: RowCount = field(default_factory=RowCount)
     """Turns of the assistant are empty or have weight 0, and are context."""
     lengths: dict[str, int] = field(default_factory=dict)
     """Quantiles of the rows' tokens, after truncation: "50%", "90%", "99%"."""

@@ -29,7 +29,7 @@ def pairs(edges: Sequence[int]) -> tuple[Span, ...]:
     return tuple(zip(edges[::2], edges[1::2], strict=True))
 
 
-def common(left: Sequence[int], right: Sequence[int]) -> int:
+def common(left: Sequence[object], right: Sequence[object]) -> int:
     """Length of the common beginning."""
     limit = min(len(left), len(right))
     if left[:limit] == right[:limit]:  # nearly always, and at the speed of C

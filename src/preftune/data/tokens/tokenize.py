@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args
 
@@ -17,7 +19,6 @@ from preftune.data.pairs.dataset import PairDataset
 from preftune.data.pairs.row_reader import RowReader
 from preftune.data.row_dataset import rows_of
 from preftune.data.tokens.encode import Encoder
-from preftune.data.tokens.encode_ahead import encode_ahead
 from preftune.data.tokens.encode_demonstrations import Covered, DemonstrationEncoder
 from preftune.data.tokens.encoded import Encoded
 from preftune.data.tokens.groups import GroupDataset
@@ -325,3 +326,23 @@ def _encode_table(
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+_THREADS = 2
+"""More gain nothing: Python runs one of them at a time, and the tokeniser has its own threads."""
+
+Batch = list[Example]
+
+
+def encode_ahead(encoder: Encoder, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[Encoded]]]:
+    """Every batch with its token ids, in order; at most three batches are held. Raises what `Encoder.encode` raises."""
+    waiting: deque[tuple[Batch, Future[list[Encoded]]]] = deque()
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="preftune-encode") as pool:
+        for batch in batches:
+            waiting.append((batch, pool.submit(encoder.encode, batch)))
+            if len(waiting) > _THREADS:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        while waiting:
+            done, future = waiting.popleft()
+            yield done, future.result()

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preftune.errors import DatasetError
 from preftune.evaluation.suites.asking import answer_both, cut_off, ended, need_judge
 from preftune.evaluation.suites.result import SuiteResult
 from preftune.evaluation.suites.sources import HubData, Row, look_at_some, read_rows, text_of
@@ -109,8 +109,6 @@ def _read(data: str | Path | None) -> list[Row]:
                 "category": row.get("dataset"),
             }
         )
-    if not rows:
-        raise DatasetError(f"{data} holds no instruction for the suite {SUITE}. Give alpaca_eval.json.")
     return rows
 
 
@@ -164,17 +162,10 @@ def _against_references(
 
 def _beside(answer: AnsweredRow, row: Row, side: str) -> AnsweredRow:
     """The reference output in the place of the baseline, one of the models in that of the aligned one."""
-    ours = side == "aligned"
-    return AnsweredRow(
-        id=answer.id,
-        prompt=answer.prompt,
-        base=row["reference"],
-        aligned=answer.aligned if ours else answer.base,
-        base_tokens=0,
-        aligned_tokens=answer.aligned_tokens if ours else answer.base_tokens,
-        base_finished=True,
-        aligned_finished=answer.aligned_finished if ours else answer.base_finished,
-    )
+    if side == "base":
+        ended = answer.base_finished
+        answer = replace(answer, aligned=answer.base, aligned_tokens=answer.base_tokens, aligned_finished=ended)
+    return replace(answer, base=row["reference"], base_tokens=0, base_finished=True)
 
 
 def _write_outputs(

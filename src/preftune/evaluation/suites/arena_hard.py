@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from preftune.errors import DatasetError, RequestError
+from preftune.errors import RequestError
 from preftune.evaluation.suites.asking import answer_both, ask, cut_off, ended, need_judge
 from preftune.evaluation.suites.result import SuiteResult
 from preftune.evaluation.suites.sources import HubData, Row, look_at_some, missing_column, read_rows
@@ -136,8 +136,6 @@ def _read(data: str | Path | None) -> list[Row]:
                 "category": row.get("subcategory") or row.get("category"),
             }
         )
-    if not rows:
-        raise DatasetError(f"{data} holds no prompt for the suite {SUITE}. Give Arena-Hard's question.jsonl.")
     return rows
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from preftune.data.reading.load import load_rows
+from preftune.data.reading.load import load_table
 from preftune.errors import DatasetError, RequestError
 from preftune.evaluation.suites.result import Part
 
@@ -42,8 +42,8 @@ def read_rows(data: str | Path | None, hub: HubData, *, suite: str) -> list[Row]
 
 
 def load_listed(source: str | Path, **where: Any) -> list[Row]:
-    """The rows of a small dataset as a list; `where` goes to `load_rows`."""
-    rows: Any = load_rows(source, **where)
+    """The rows of a small dataset as a list; `where` goes to `load_table`."""
+    rows: Any = load_table(source, **where)
     return [dict(rows[index]) for index in range(len(rows))]
 
 

@@ -92,11 +92,6 @@ class Summary:
     """`method`, `beta`, `learning_rate`, `epochs` and `kl_coef` of the aligned model's run, where they are known."""
 
     @property
-    def baseline_called(self) -> str:
-        """The baseline as sentences name it."""
-        return baseline_called(self.baseline_name)
-
-    @property
     def order_disagreements(self) -> int | None:
         """Rows where the judge contradicted itself when the answers were swapped; None when it was asked once."""
         return None if self.position_bias is None else self.position_bias.disagreed
@@ -133,7 +128,7 @@ class Summary:
     def sentences(self) -> list[str]:
         """The result in plain sentences, the verdict first. Degeneration and next steps are separate."""
         lines = [self.verdict.sentence]
-        n = self.win_rate.n
+        n, called = self.win_rate.n, {"base": baseline_called(self.baseline_name), "aligned": "the aligned model"}
         if self.seen:
             lines.append(seen_sentence(self.seen, self.win_rate.prompts))
         if self.unjudged > _UNJUDGED_BAR * n:
@@ -153,7 +148,7 @@ class Summary:
         if self.length_controlled is not None:
             lines.append(self.length_controlled.sentence())
         if self.rewards is not None:
-            lines.append(_rewards_sentence(self.rewards, self.baseline_called))
+            lines.append(_rewards_sentence(self.rewards, called["base"]))
         if self.key_facts is not None:
             lines.append(self.correctness.sentence)
         bias = self.position_bias
@@ -163,7 +158,6 @@ class Summary:
                 f"(it took the first place on {bias.first_preferred} of them, the second on "
                 f"{bias.disagreed - bias.first_preferred}); these count as ties."
             )
-        called = {"base": self.baseline_called, "aligned": "the aligned model"}
         thinking = [f"{called[side]} {tokens:,.0f}" for side, tokens in self.thought_tokens.items() if tokens]
         if thinking:
             lines.append(
@@ -171,9 +165,9 @@ class Summary:
                 "lengths and all other figures see the answers alone (--judge_thoughts includes them)."
             )
         lines.extend(
-            f"Only {self.finished[side]:.0%} of {called}'s answers ended by themselves; the others were cut at "
+            f"Only {self.finished[side]:.0%} of {name}'s answers ended by themselves; the others were cut at "
             "max_new_tokens. Raise it, or look whether the model repeats itself."
-            for side, called in (("base", self.baseline_called), ("aligned", "the aligned model"))
+            for side, name in called.items()
             if self.finished[side] < 0.9
         )
         return lines

@@ -3,7 +3,6 @@
 Figures go to `rules`, pure functions that raise alarms; `callback` is the thin part that transformers calls.
 
     alarms    Alarm
-    attach    the guard of a trainer
     callback  Guard, the callback
     figures   what the guard knows of a run
     looking   evaluation passes on a sample
@@ -14,4 +13,4 @@ Figures go to `rules`, pure functions that raise alarms; `callback` is the thin 
     tally     sums over a step's pairs, on the device
 """
 
-__all__ = ["alarms", "attach", "rollback"]
+__all__ = ["alarms", "callback", "rollback"]

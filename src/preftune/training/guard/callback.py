@@ -20,12 +20,13 @@ from preftune.logps.batch import PackedBatch
 from preftune.reference import unwrap
 from preftune.storage.jsonl import read_lines
 from preftune.storage.run_directory import append_line, cut_back
+from preftune.training.config.referenced import ReferenceFields
 from preftune.training.guard.alarms import ALARM, Alarm
 from preftune.training.guard.figures import Facts, Glance, History, history_of
 from preftune.training.guard.looking import Looker, trainer_steps
 from preftune.training.guard.rollback import GoodWeights, Quality, end_run
 from preftune.training.guard.rules import new_alarms, smells
-from preftune.training.guard.samples import ReferenceAnswers
+from preftune.training.guard.samples import ReferenceAnswers, opened, prompts_from_file
 from preftune.training.guard.schedule import Schedule
 from preftune.training.guard.tally import FLAGS, Seen, Tally
 from preftune.training.protocol import DPOTrainerView
@@ -313,3 +314,25 @@ class Guard(TrainerCallback):
                 f"the guard failed and is off for the rest of this run, which goes on ({type(error).__name__}: "
                 f"{error}). Please report it; guard='off' leaves it out."
             )
+
+
+def opened_for_guard(train: Any, held_out: Any, args: ReferenceFields) -> tuple[Any, Any]:
+    """The datasets, the one that the guard takes its prompts from opened: held-out rows, or else training rows."""
+    if args.guard == "off":
+        return train, held_out
+    return (train, opened(held_out)) if held_out is not None else (opened(train), None)
+
+
+def attach_guard(trainer: DPOTrainerView, train: Any, held_out: Any) -> Guard | None:
+    """The guard of a trainer that is all but ready, as one of its callbacks; None where none is asked for.
+
+    Raises:
+        ConfigError: `guard_prompts` names a file that is not there or holds no prompt.
+    """
+    if trainer.args.guard == "off":
+        return None
+    if isinstance(trainer.args.guard_prompts, str):
+        prompts_from_file(trainer.args.guard_prompts)  # errors in it are reported before the first step
+    guard = Guard(trainer, train if held_out is None else held_out, held_out=held_out is not None)
+    trainer.add_callback(guard)
+    return guard

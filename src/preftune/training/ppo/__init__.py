@@ -3,7 +3,6 @@
 cast            which model plays policy, value, reward and reference
 config          PPOConfig
 experience      rewards, advantages and returns of a round
-reward_on_base  a reward adapter on the policy's base
 trainer         PPOTrainer
 update          the loss of one part of a step
 """

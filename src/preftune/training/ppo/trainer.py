@@ -6,7 +6,8 @@ its values, a scorer the scores; then a few epochs of clipped mini-batch steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, ModelError
+from preftune.generation.lazy_model import ModelSource, contents
+from preftune.judges.reward_model import RewardModel
+from preftune.judges.reward_model_input import form_of
 from preftune.judges.user_rules import adapted
 from preftune.log import say
 from preftune.logps.batch import PackedBatch
 from preftune.losses.advantages import Moments
 from preftune.losses.ppo import AdaptiveKL
-from preftune.models.roles import Scalar
+from preftune.models.roles import Scalar, trained_as_it_was
 from preftune.training.online.fresh import FreshStep, scale_logps
 from preftune.training.online.rollout import Rollout
 from preftune.training.online.scoring import Score, Scores, judge_options, open_score
@@ -29,7 +33,6 @@ from preftune.training.online.trainer import OnlineTrainer
 from preftune.training.ppo.cast import Cast, cast_roles, kept_off_disk
 from preftune.training.ppo.config import PPOConfig
 from preftune.training.ppo.experience import Experience, Shaping, make_experience, mini_batches
-from preftune.training.ppo.reward_on_base import RewardOnBase
 from preftune.training.ppo.update import Clips, backward_part
 from preftune.training.setup.arguments import own_config
 from preftune.types import TokenizedGroup
@@ -244,11 +247,8 @@ class PPOTrainer(OnlineTrainer):
         save_file({name: p.detach().cpu().contiguous() for name, p in self.cast.value_state()}, folder / _VALUE_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        wanted = [(parameter, parameter.requires_grad) for parameter in self.cast.trained.parameters()]
-        with kept_off_disk(self.model):
+        with trained_as_it_was(self.cast.trained), kept_off_disk(self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        for parameter, flag in wanted:
-            parameter.requires_grad_(flag)
         file = Path(resume_from_checkpoint) / _VALUE_FILE
         if not (Path(resume_from_checkpoint) / "trainer_state.json").is_file():  # the policy of a run that has ended
             return
@@ -261,3 +261,32 @@ class PPOTrainer(OnlineTrainer):
         with torch.no_grad():
             for name, parameter in self.cast.value_state():
                 parameter.copy_(saved[name])
+
+
+class RewardOnBase(RewardModel):
+    """Gives the scores of the same reward model loaded by itself: it reads prompt and answer as it was trained to, with
+    the end of a turn and what its template writes behind it, which the policy's own tokens lack.
+    """
+
+    def __init__(self, policy: Any, name: str, measure: Callable[[Sequence[TokenizedGroup]], Sequence[Tensor]]) -> None:
+        """
+        Args:
+            policy: whose base it is.
+            name: folder or hub id of the reward model.
+            measure: a score for each group, read at the last token of its completion.
+        """
+        source = ModelSource(name)
+        loaded = (policy, source.tokenizer)
+        # every answer is new, so scores are not kept: the identity tells a resumed run whether it is the same one
+        identity = contents(source.place).hex()
+        super().__init__(lambda: loaded, name=f"reward:{name}", identity=identity, form=form_of(source.place.name))
+        self._loaded = loaded  # the policy stays in the mode that it is in
+        self._measure = measure
+
+    def _score(self, encoded: Sequence[Mapping[str, list[int]]]) -> list[float]:
+        rows = [row["input_ids"] for row in encoded]
+        groups = [TokenizedGroup(row[:-1], (row[-1:],), (), id=str(place)) for place, row in enumerate(rows)]
+        scores = [float(score) for score in self._measure(groups)]
+        if not all(map(math.isfinite, scores)):
+            raise ModelError(f"{self.name} gives scores that are not finite. Load the policy with --dtype float32.")
+        return scores

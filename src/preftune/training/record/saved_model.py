@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel, Trainer
 
-from preftune.data.chat.end_marks import EndMarks
+from preftune.data.chat.end_marks import closing_token
 from preftune.log import detail
 from preftune.logps import Support
 from preftune.models.load import parse_dtype
@@ -128,13 +128,13 @@ def end_answers(model: Any, tokenizer: Any) -> None:
     config = getattr(model, "generation_config", None)
     if config is None or not getattr(tokenizer, "chat_template", None):
         return
-    mark = EndMarks(tokenizer).closing
-    token = None if mark is None else tokenizer.convert_tokens_to_ids(mark)
+    token = closing_token(tokenizer)
     ends = config.eos_token_id
     ends = [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
     if token is None or token == tokenizer.unk_token_id or token in ends:
         return
     config.eos_token_id = [*ends, token] if ends else token
+    mark = tokenizer.convert_ids_to_tokens(token)
     detail(f"generation ends at {mark} too, the chat template's end of an answer (generation_config.eos_token_id).")
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from preftune.data.chat.end_marks import EndMarks
+from preftune.data.chat.end_marks import closing_token
 from preftune.errors import ConfigError
 from preftune.log import say
 from preftune.losses import Loss, get_loss
@@ -19,19 +17,13 @@ def say_advice(trainer: DPOTrainerView) -> None:
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     epochs = args.max_steps * per_step / len(data) if args.max_steps > 0 else args.num_train_epochs
     template = bool(getattr(trainer.processing_class, "chat_template", None))
-    if template and ends_unlearned(trainer, _closing(trainer.processing_class)):
+    if template and ends_unlearned(trainer, closing_token(trainer.processing_class)):
         say(
             "advice: the model hardly ever ends an answer with the mark of its chat template: it is probably a base "
             "model that merely ships one. Start from an instruction-tuned model, or run preftune sft first."
         )
     for line in advise(args, pairs=data.pairs, has_chat_template=template, full=trainer.full, epochs=round(epochs, 2)):
         say(f"advice: {line}")
-
-
-def _closing(tokenizer: Any) -> int | None:
-    """The token with which the chat template ends an answer."""
-    mark = EndMarks(tokenizer).closing
-    return None if mark is None else int(tokenizer.convert_tokens_to_ids(mark))
 
 
 DESTRUCTIVE = 1e-2

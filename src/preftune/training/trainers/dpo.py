@@ -17,7 +17,7 @@ from preftune.data import GroupDataset
 from preftune.logps.batch import PackedBatch
 from preftune.losses import LossOutput, Objective, RunningMoments
 from preftune.training.config.dpo import DPOConfig
-from preftune.training.guard.attach import attach_guard, opened_for_guard
+from preftune.training.guard.callback import attach_guard, opened_for_guard
 from preftune.training.record import model_card
 from preftune.training.setup import model as assemble
 from preftune.training.setup.advice import check_margins, say_advice

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +106,7 @@ class ReferencedTrainer(PackedTrainer):
             result = worst(self._checked(check))
         detail(result.describe())
         if self.is_world_process_zero():
-            self._record.note(
-                self_check={
-                    "engine_error": result.engine_error,
-                    "reference_distance": result.reference_distance,
-                    "noise_floor": result.noise_floor,
-                }
-            )
+            self._record.note(self_check=asdict(result))
         if compares and (not self.reference.source.live or self.args.precompute_ref_log_probs):
             score_everything(self, [self.train_dataset, *parts(self.eval_dataset)])
         if self.guard is not None and not resumed:
