@@ -56,7 +56,7 @@ def _asked(text: str) -> dict[str, float]:
         read = _VALUE.fullmatch(value.strip().lower())
         if name.strip() not in DEFAULTS or not equals or read is None or read[2] not in _UNITS:
             raise ConfigError(
-                f"{VARIABLE} holds {part!r}, which is no limit. Write it like line=4GB,field=1GB; the limits are "
+                f"{VARIABLE} holds {part!r}, which is not a limit. Write it like line=4GB,field=1GB; the limits are "
                 f"{', '.join(DEFAULTS)}."
             )
         found[name.strip()] = float(read[1]) * _UNITS[read[2]]

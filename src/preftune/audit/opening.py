@@ -26,7 +26,7 @@ BATCH = 1000
 
 
 class Fault(NamedTuple):
-    """A row that is no preference."""
+    """A row that is not a preference."""
 
     row: int
     reason: str

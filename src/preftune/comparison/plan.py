@@ -155,9 +155,8 @@ def tried(
         most = max(methods, key=lambda method: len(found[method.name]))
         least = min(methods, key=lambda method: len(found[method.name]))
         raise RequestError(
-            f"{listed}: each method gets the same number of trials, or the one that tries more wins by trying. Give as "
-            f"many values in --{least.name} {least.strength}=... as in --{most.name}, or fewer values and --trials "
-            f"{min(counts.values())}."
+            f"{listed}: all methods must have the same number of trials. Give as many values in --{least.name} "
+            f"{least.strength}=... as in --{most.name}, or fewer values and --trials {min(counts.values())}."
         )
     return found
 

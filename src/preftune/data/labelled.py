@@ -78,7 +78,9 @@ def load_labelled(
     """
     if isinstance(source, LabelledDataset | PairDataset):
         if columns or format is not None:
-            raise DatasetError("columns and format say how data are read, and these answers were opened already.")
+            raise DatasetError(
+                "columns and format apply when data are opened; these answers are open already. Leave them out."
+            )
         return source if isinstance(source, LabelledDataset) else _of_pairs(source)
     name = name or display_name(source)
     rows = load_table(source, name, split=split, config=config, revision=revision)

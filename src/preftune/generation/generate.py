@@ -189,7 +189,7 @@ def baseline(model: Any) -> Iterator[Any]:
 
     if not isinstance(model, PeftModel):
         raise ModelError(
-            f"{type(model).__name__} has no adapter to switch off, so its base cannot be had from it. "
+            f"{type(model).__name__} has no adapter to switch off, so it does not contain its base. "
             "Load the base model and give it as the baseline."
         )
     for name, config in model.peft_config.items():

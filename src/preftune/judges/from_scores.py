@@ -52,7 +52,7 @@ class ScoreJudge:
         Args:
             items: prompt, answer and row of each.
             progress: called with answers done and answers in all.
-        Raises: RequestError for a score that is no finite number.
+        Raises: RequestError for a score that is not a finite number.
         """
         keys = [verdict_key(*item) for item in items]
         missing = {key: item for key, item in zip(keys, items, strict=True) if key not in self._scores}

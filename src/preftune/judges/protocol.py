@@ -127,7 +127,7 @@ def score_all(scorer: Scorer, items: Sequence[Item], *, progress: Progress | Non
     Args:
         items: prompt, answer and row of each.
         progress: called with answers done and answers in all.
-    Raises: RequestError for a score that is no finite number, or a rule that fails.
+    Raises: RequestError for a score that is not a finite number, or a rule that fails.
     """
     many = getattr(scorer, "score_all", None)
     if many is not None:

@@ -163,5 +163,5 @@ def load_rule(module_name: str, attribute: str, spec: str) -> Any:
         raise RequestError(f"Judge {spec!r}: {module_name} has no {attribute!r} (it has: {', '.join(public) or '-'}).")
     judge = found() if inspect.isclass(found) else found
     if not callable(judge):
-        raise RequestError(f"Judge {spec!r}: {attribute} is no function (it is {type(found).__name__}).")
+        raise RequestError(f"Judge {spec!r}: {attribute} is not a function (it is {type(found).__name__}).")
     return cast(Any, judge)

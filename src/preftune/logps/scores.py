@@ -75,7 +75,7 @@ def choose_score_engine(model: nn.Module, name: EngineName = "auto") -> tuple[Sc
     """The engine for a sequence classifier: packed where that is exact, separate otherwise; or the one asked for.
 
     Raises:
-        ModelError: the model is no sequence classifier with a head `score` of one label.
+        ModelError: the model is not a sequence classifier with a head `score` of one label.
         PreftuneError: "packed" was asked for and is not exact.
     """
     score_head(model)

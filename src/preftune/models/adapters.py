@@ -71,7 +71,7 @@ def merge(
         if _is_quantised(model):
             if hasattr(loaded, "score"):
                 raise ModelError(
-                    "a quantised reward model in memory cannot be folded. Save it, and merge its folder (preftune "
+                    "a quantised reward model in memory cannot be merged. Save it, and merge its folder (preftune "
                     "merge)."
                 )
             model = _on_unquantised_base(model, base_model, trust_remote_code)
@@ -99,12 +99,12 @@ def _locate_adapter(path: str | os.PathLike[str]) -> Location:
             if inner
             else "Give the output folder of a LoRA run (it has adapter_config.json and adapter_model.safetensors)."
         )
-        raise ModelError(f"{folder} holds no adapter to fold in ({describe_folder(folder)}). {fix}")
+        raise ModelError(f"{folder} has no adapter to merge ({describe_folder(folder)}). {fix}")
     if folder.is_dir():
         return Location("adapter", str(folder))
     place = locate(path)
     if place.kind != "hub-adapter":
-        raise ModelError(f"{path} is a whole model, not an adapter: there is nothing to fold in. Use it as it is.")
+        raise ModelError(f"{path} is a whole model, not an adapter: there is nothing to merge. Use it as it is.")
     return place
 
 
@@ -113,7 +113,7 @@ def _check_peft_model(model: Any) -> None:
 
     if not isinstance(model, PeftModel):
         raise ModelError(
-            f"{type(model).__name__} has no adapter to fold in. Give a PeftModel or the folder of an adapter; a model "
+            f"{type(model).__name__} has no adapter to merge. Give a PeftModel or the folder of an adapter; a model "
             "without an adapter can be saved with save_pretrained as it is."
         )
 
@@ -122,7 +122,7 @@ def _check_foldable(model: PeftModel) -> None:
     for name, config in model.peft_config.items():
         if config.is_prompt_learning or not hasattr(model.base_model, "merge_and_unload"):
             raise ModelError(
-                f"Adapter {name!r} is of type {config.peft_type}, which adds no weights that could be folded in. "
+                f"Adapter {name!r} is of type {config.peft_type}, which adds no weights that could be merged. "
                 "Keep it as an adapter; LoRA and its relatives can be merged."
             )
 
@@ -147,7 +147,7 @@ def _folded(model: PeftModel) -> Any:
         except torch.OutOfMemoryError:
             raise
         except (NotImplementedError, RuntimeError, ValueError) as error:
-            raise ModelError(f"The adapter cannot be folded in: {error} Keep it as an adapter.") from error
+            raise ModelError(f"The adapter cannot be merged: {error} Keep it as an adapter.") from error
 
 
 def _is_quantised(model: nn.Module) -> bool:

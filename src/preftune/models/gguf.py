@@ -78,7 +78,7 @@ def demo_model() -> str:
         locate(HUB_ID)
     except ModelError as error:
         raise ModelError(
-            f"The demo's model is not to be had: {cause.rstrip('.')}; and {HUB_ID} is neither in this machine's "
+            f"The demo's model is not available: {cause.rstrip('.')}; and {HUB_ID} is neither in this machine's "
             f"Hugging Face cache nor can the hub be asked. Run `{_INSTALL}`, or connect to the internet."
         ) from error
     return HUB_ID

@@ -194,7 +194,7 @@ def locate_base(
             else ""
         )
         raise ModelError(
-            f"The adapter {adapter.name} wants the base model {base}, which is not to be found. ({error}) If it was "
+            f"The adapter {adapter.name} needs the base model {base}, which was not found. ({error}) If it was "
             f"moved, give its place with --base MODEL (base_model=...).{lasting}"
         ) from error
 
@@ -237,14 +237,14 @@ def generation_config_of(place: Location, *, revision: str | None = None) -> Gen
 
 
 def parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
-    """A torch dtype from its name; "auto" stays. Raises: ModelError for anything that is no floating dtype."""
+    """A torch dtype from its name; "auto" stays. Raises: ModelError for anything that is not a floating dtype."""
     if isinstance(dtype, torch.dtype) or dtype == "auto":
         return dtype
     short = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
     text = str(dtype).removeprefix("torch.")
     found = getattr(torch, short.get(text, text), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ModelError(f"dtype={dtype!r} is no floating dtype. Use auto, bfloat16, float16 or float32.")
+        raise ModelError(f"dtype={dtype!r} is not a floating dtype. Use auto, bfloat16, float16 or float32.")
     return found
 
 

@@ -159,7 +159,7 @@ def reward_adapter(model: Any, name: str, *, packed: bool) -> Scalar:
     weight = next((weight for key, weight in heads.items() if key.endswith("weight")), None)
     if weight is None or weight.shape[0] != 1:
         raise ModelError(
-            f"{name} is an adapter without a head of one score, so it is no reward model. Give what preftune reward "
+            f"{name} is an adapter without a head of one score, so it is not a reward model. Give what preftune reward "
             "saved, or a sequence classifier with one label."
         )
     config.modules_to_save, config.task_type, config.inference_mode = None, "CAUSAL_LM", True
@@ -200,8 +200,8 @@ def load_trunk(name: str, *, trust_remote_code: bool = False) -> tuple[nn.Module
     place: Location = locate(name)
     if place.kind not in ("folder", "hub"):
         raise ModelError(
-            f"{name} is no whole model ({place.kind}), which a value function of its own begins from. Merge it first "
-            "(preftune merge), or leave value_model out: the value is then an adapter on the policy's base."
+            f"{name} is not a whole model ({place.kind}), and a separate value function starts from one. Merge it "
+            "first (preftune merge), or leave value_model out: the value is then an adapter on the policy's base."
         )
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     config = load_pretrained(AutoConfig, place, revision=None, options=options)

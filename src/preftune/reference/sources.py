@@ -159,19 +159,19 @@ class AsReceived:
         remedy = "Pass this data as eval_dataset when the trainer is made, so that it is scored before the first step."
         if self._reload is None:
             raise ReferenceMismatchError(
-                "Rows without a reference score turned up after the policy was trained, and the reference was only "
-                f"the model in memory. {remedy}"
+                "Rows without a reference score appeared after the policy was trained, and the reference was only the "
+                f"model in memory. {remedy}"
             )
         try:
             again = self._reload()
         except Exception as error:
             raise ReferenceMismatchError(
-                f"Rows without a reference score turned up after training, and the reference cannot be loaded again "
+                f"Rows without a reference score appeared after training, and the reference cannot be loaded again "
                 f"({error}). {remedy}"
             ) from error
         if fingerprint(again, adapters=True) != self.fingerprint:
             raise ReferenceMismatchError(
-                "Rows without a reference score turned up after training. The model at the policy's name is not the "
+                "Rows without a reference score appeared after training. The model at the policy's name is not the "
                 f"model that was trained (its weights differ), so it cannot serve as the reference. {remedy}"
             )
         return again
@@ -208,13 +208,13 @@ class ExplicitModel:
         reference = self.model
         if reference is None:
             raise ReferenceMismatchError(
-                "Rows without a reference score turned up after the ref_model was released. Pass this data as "
+                "Rows without a reference score appeared after the ref_model was released. Pass this data as "
                 "eval_dataset when the trainer is made, or keep the ref_model in a variable until the end."
             )
         if self._held is None and _state_of(reference) != self._state:
             if not self.unchanged(model):
                 raise ReferenceMismatchError(
-                    "Rows without a reference score turned up after the weights of the ref_model were changed. Pass "
+                    "Rows without a reference score appeared after the weights of the ref_model were changed. Pass "
                     "this data as eval_dataset when the trainer is made, or leave the ref_model alone until the end."
                 )
             self._state = _state_of(reference)

@@ -47,7 +47,7 @@ def markdown_report(runs: Sequence[Run]) -> str:
 def _report(runs: Sequence[Run], shown: int) -> str:
     lines = [*(_one(runs[0]) if len(runs) == 1 else _several(runs))]
     known = [*filter(None, [judged_unlike(runs)]), *(_named(run, line, runs) for run in runs for line in cautions(run))]
-    lines += _listed("Know this as well", known)
+    lines += _listed("Please note", known)
     lines += _listed("Next", [_named(run, line, runs) for run in runs for line in next_steps(run)])
     lines += _alarms(runs)
     lines += _answers(runs, shown) if shown else []

@@ -109,8 +109,8 @@ class Scores:
             lines.append(f"{model.name}: Elo {elo:.0f} ({self.confidence:.0%} interval {ends})")
         if self.unbounded:
             lines.append(
-                f"{', '.join(self.unbounded)} won or lost every comparison with others, which has no finite score: "
-                "half a tie per pair of models was added. The order is right, the distances are lower bounds."
+                f"{', '.join(self.unbounded)} won or lost every comparison, and so has no finite score: half a tie per "
+                "pair of models was added. The order is right, the distances are lower bounds."
             )
         return lines
 
@@ -178,7 +178,7 @@ def _check(comparisons: Sequence[Game], names: Sequence[str], anchor: str | None
                 "two different models, and 1, 0.5 or 0 for the first one."
             )
     if anchor is not None and anchor not in names:
-        raise RequestError(f"anchor={anchor!r} was compared with nothing. Name one of {', '.join(names)}.")
+        raise RequestError(f"anchor={anchor!r} is in no comparison. Name one of {', '.join(names)}.")
 
 
 def _check_connected(wins_MM: Floats, names: Sequence[str]) -> None:

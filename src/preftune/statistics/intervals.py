@@ -310,8 +310,8 @@ def verdict(result: WinRate) -> Verdict:
     if further is None and result.unread:
         return Verdict(
             "undecided",
-            f"{measured}. Too many verdicts could not be read to tell, and more prompts would not change that: "
-            "have those verdicts first.",
+            f"{measured}. Too many verdicts could not be read to tell, and more prompts would not change that: obtain "
+            "those verdicts first.",
         )
     if further is None:
         outlook = "at exactly 50% no number of further prompts would show a difference."

@@ -283,8 +283,8 @@ def test_prune_wants_to_be_told_what(preftune, three, words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--older-than", "soon"], "'soon' is no duration: write 30d, 12h or 2w"),
-        (["--max-size", "much"], "'much' is no size: write 2GB or 500MB"),
+        (["--older-than", "soon"], "'soon' is not a duration: write 30d, 12h or 2w"),
+        (["--max-size", "much"], "'much' is not a size: write 2GB or 500MB"),
         (["--max-size", "2PB"], "'2PB' is no size"),
         (["--modle", "x"], "Did you mean --model?"),
     ],

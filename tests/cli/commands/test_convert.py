@@ -30,7 +30,7 @@ def test_a_format_becomes_a_file_that_trains(preftune, tmp_path: Path) -> None:
     result = preftune("convert", FORMATS / "ultrafeedback.jsonl", "-o", output, "--min-margin", 3)
     assert result.code == 0
     assert "2 rows, read as ultrafeedback." in result.out
-    assert "1 left out (rows 0): two answers that are rated the same prefer nothing." in result.out
+    assert "1 left out (rows 0): two answers have the same rating, so neither is preferred." in result.out
     assert "5 pairs were read, 4 are kept." in result.out
     assert "1 left out (rows 0): below --min-margin." in result.out
     assert len(load_pairs(output)) == 4
@@ -161,7 +161,7 @@ def test_the_mixtures_of_trl(many: Path) -> None:
         open_training(datasets=[json.dumps(entries[0]), json.dumps({"path": other})])
     with pytest.raises(ConfigError, match="'data_files' of x is not honoured"):
         DataArguments(datasets=['{"path": "x", "data_files": "y"}'])
-    with pytest.raises(ConfigError, match="is no entry with a path"):
+    with pytest.raises(ConfigError, match="is not an entry with a path"):
         DataArguments(datasets=["x.jsonl"])
     with pytest.raises(ConfigError, match="both name the training data"):
         DataArguments(datasets=['{"path": "x"}'], dataset_name=["y"])

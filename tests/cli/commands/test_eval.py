@@ -346,7 +346,7 @@ def test_wrong_models(preftune, server, tiny_model, tmp_path: Path) -> None:
     alone = preftune("eval", "--model", server.spec("brief"), *words)
     assert "cannot be known. Name it, or dataset" in alone.message
     nowhere = preftune("eval", "--model", server.spec("brief"), "--baseline", server.spec("wordy"), *words[:2])
-    assert "is no folder that results could go into" in nowhere.message
+    assert "is not a folder that results can be written to" in nowhere.message
     wrong = preftune("eval", "--model", server.spec("breif"), "--baseline", server.spec("wordy"), *words)
     assert wrong.code == 2
     assert "Did you mean 'brief'" in wrong.message

@@ -87,7 +87,7 @@ def test_flags_override_the_recipe(tmp_path) -> None:
         ("beta: 0.1\n  x: [", "line 2"),
         ("- a\n- b", "holds no 'key: value' lines"),
         ("", "holds no 'key: value' lines"),
-        ("datasets:\n  - a.jsonl", "is no entry with a path"),
+        ("datasets:\n  - a.jsonl", "is not an entry with a path"),
         ("dataset_streaming: true", "--dataset_train_split"),
     ],
 )
@@ -156,7 +156,7 @@ def test_booleans_stand_alone(words: list[str], field: str, value: bool) -> None
         (["--learnig_rate", "1"], "There is no flag --learnig_rate. Did you mean --learning_rate?"),
         (["--learning-rat=1"], "Did you mean --learning_rate?"),
         (["--zzzz"], "--help-all lists them all"),
-        (["--beta", "0.1", "stray"], "'stray' belongs to no flag"),
+        (["--beta", "0.1", "stray"], "'stray' does not belong to a flag"),
         (["--lora_r", "8"], "--lora_r has no effect without --use_peft"),
         (["--use_peft", "--bnb_4bit_quant_type", "fp4"], "has no effect without --load_in_4bit"),
         (["--use_peft", "--lora_r", "0"], "at least 1"),

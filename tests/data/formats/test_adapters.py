@@ -223,7 +223,7 @@ def left(pairs: PairDataset) -> list[str]:
 def test_what_gives_no_pair_is_counted() -> None:
     pairs = load("ultrafeedback")
     assert left(pairs) == [
-        "1 left out (rows 0): two answers that are rated the same prefer nothing. They are better left out.",
+        "1 left out (rows 0): two answers have the same rating, so neither is preferred. Leave them out.",
         "1 left out (rows 1): a prompt has fewer than two rated answers. Rate a second one, or leave the prompt out.",
     ]
     assert "2 rows give 5 pairs." in pairs.notes[0]
@@ -352,7 +352,7 @@ def test_formats_by_name() -> None:
         FILES / "sharegpt.jsonl", format="openai"
     )
     message = fails(FILES / "openai.jsonl", format="ultrafeedback")
-    assert "1 left out (rows 0): the row has another shape than its format" in message
+    assert "1 left out (rows 0): the row does not have the shape of its format" in message
 
 
 def test_rows_that_fit_two_formats() -> None:
@@ -375,7 +375,7 @@ def test_labels_of_0_and_1_are_unclear_also_where_rows_are_sorted_by_them(first:
 @pytest.mark.parametrize("sides", [("response_a", "response_b"), ("B", "A")])
 def test_sides_that_name_the_column_of_the_answer_are_no_answers(sides: tuple[str, str]) -> None:
     rows = [{"prompt": "?", "response_a": "x", "response_b": "y", "chosen": sides[0], "rejected": sides[1]}] * 4
-    with pytest.raises(DatasetError, match="names another column and is no answer"):
+    with pytest.raises(DatasetError, match="is the name of another column, not an answer"):
         load_pairs(rows)
     assert len(load_pairs(rows, format="trl")) == 4
     assert len(load_pairs([{"prompt": "?", "chosen": "B", "rejected": "A"}])) == 1

@@ -106,7 +106,7 @@ def test_a_loss_is_to_be_low_however_it_is_written() -> None:
 def test_a_metric_that_is_not_there_is_refused_before_the_first_step() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'eval_rewards/accuracies'"):
         checked("eval_rewards/acuracies_")
-    with pytest.raises(ConfigError, match="is no metric of an evaluation here"):
+    with pytest.raises(ConfigError, match="is not a metric of this evaluation"):
         checked("rewards")  # fits several
     sets = {"easy": object(), "hard": object()}
     assert checked("eval_hard_reward_margin", sets) == "eval_hard_rewards/margins"

@@ -281,7 +281,7 @@ def test_noise_is_in_training_only_and_changes_it(tmp_path):
         ({"loss_type": "dft"}, "one loss"),
         ({"neftune_noise_alpha": -1.0}, "must be a finite number above 0"),
         ({"max_length": 0}, "max_length=0 must be at least 1"),
-        ({"eos_token": "nope"}, "is no token of the tokenizer"),
+        ({"eos_token": "nope"}, "is not a token of the tokenizer"),
         ({"chat_template_path": "gone.jinja"}, "is no file"),
     ],
 )

@@ -32,8 +32,8 @@ def _kind(name: str, title: str) -> Kind:
         "warning",
         title,
         _EFFECT,
-        "Add pairs of which the opposite is true, or remove some of these; judge the result on answers that are "
-        "alike in it.",
+        "Add pairs with the opposite pattern, or remove some of these; judge the result on answers that do not "
+        "differ in it.",
     )
 
 

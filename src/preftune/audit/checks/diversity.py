@@ -44,7 +44,7 @@ NARROW = Kind(
     "narrow_prompts",
     "info",
     "Most prompts share their words",
-    "The model is aligned for this one kind of prompt; elsewhere it changes by accident.",
+    "The model is aligned for this one kind of prompt; on others it changes without control.",
     "Add prompts of other kinds, or take fewer of these: preftune convert --sample.",
 )
 

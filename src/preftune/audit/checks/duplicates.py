@@ -21,14 +21,14 @@ DUPLICATE = Kind(
     "duplicate_pairs",
     "warning",
     "The same pair again",
-    "Each copy weighs as much as another pair, and is learnt by heart.",
+    "Each copy weighs as much as another pair, and is memorised.",
     "preftune convert --dedupe keeps one of each.",
 )
 NEAR_DUPLICATE = Kind(
     "near_duplicate_pairs",
     "warning",
     "Nearly the same pair again",
-    "They weigh as much as several pairs and teach what one does.",
+    "They weigh as much as several pairs and teach no more than one.",
     "Look at the examples; preftune convert --dedupe near keeps one of each.",
 )
 CONTRADICTION = Kind(

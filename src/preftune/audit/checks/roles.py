@@ -38,14 +38,14 @@ CONTINUED = Kind(
     "info",
     "Answers that continue a turn of the assistant",
     "The answer is trained as the rest of the turn that the prompt began.",
-    "Nothing is to be done if a prefix was given to the model on purpose.",
+    "No action is needed if a prefix was given to the model on purpose.",
 )
 SEVERAL_TURNS = Kind(
     "several_turns",
     "info",
     "Pairs that differ in more than the last answer",
     "More than one turn is compared, and they may differ for several reasons at once.",
-    "Nothing is to be done if whole conversations were compared.",
+    "No action is needed if whole conversations were compared.",
 )
 
 

@@ -32,7 +32,7 @@ REFUSED = Kind(
 UNREADABLE = Kind(
     "unreadable",
     "error",
-    "Rows that are no preference",
+    "Rows that are not a preference",
     "Training stops at the first of them.",
     "Correct or remove these rows; preftune convert writes a file without them.",
 )

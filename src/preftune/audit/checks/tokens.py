@@ -17,14 +17,14 @@ NO_TEMPLATE = Kind(
     "error",
     "Conversations, and a tokenizer without a chat template",
     "preftune dpo cannot write these rows as text and stops.",
-    "Use an instruction-tuned model, or set tokenizer.chat_template (preftune.data.DIALOGUE_TEMPLATE will do).",
+    "Use an instruction-tuned model, or set tokenizer.chat_template = preftune.data.DIALOGUE_TEMPLATE.",
 )
 REFUSED = Kind(
     "template_refused",
     "error",
     "Conversations that the chat template refuses",
     "preftune dpo leaves the row out.",
-    "Bring the turns into the order that the template's words ask for.",
+    "Reorder the turns as the template's message asks.",
 )
 LEFT_OUT = Kind(
     "left_out_by_tokenizing",
@@ -66,14 +66,14 @@ EOS_ADDED = Kind(
     "info",
     "Answers that the chat template does not end",
     "Without an end-of-sequence token the model does not learn to stop; preftune appends it, other trainers may not.",
-    "Nothing is to be done for preftune; for other trainers correct the chat template.",
+    "No action is needed for preftune; for other trainers correct the chat template.",
 )
 BOUNDARY = Kind(
     "boundary_moved",
     "info",
     "Prompts that are tokenised differently once an answer follows",
     "The answer is trained from the token where they part.",
-    "Nothing is to be done; prompts that end in white space are the usual cause.",
+    "No action is needed; prompts that end in white space are the usual cause.",
 )
 
 

@@ -310,7 +310,7 @@ def _duration(text: str) -> float:
     """Seconds."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", text.strip().lower())
     if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 30d, 12h or 2w")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration: write 30d, 12h or 2w")
     return float(found[1]) * _SECONDS[found[2]]
 
 
@@ -318,7 +318,7 @@ def _size(text: str) -> int:
     """Bytes."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", text.strip().lower())
     if found is None or found[2] not in _BYTES:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 2GB or 500MB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 2GB or 500MB")
     return int(float(found[1]) * _BYTES[found[2]])
 
 

@@ -70,7 +70,7 @@ def _parser() -> PlainParser:
     parser = PlainParser(
         prog=PROG,
         description="Any known format to preftune's own (also TRL's): prompt, chosen, rejected. Rows that are no "
-        "preference are counted and left out. OUT.manifest.json says what became of every row.",
+        "preference are counted and left out. OUT.manifest.json has the outcome of every row.",
     )
     parser.add_argument(
         "data",
@@ -87,7 +87,7 @@ def _parser() -> PlainParser:
     reading("--margin_from_scores", type=float, metavar="NATS", help="margin per point of the ratings")
     reading("--as_chat", action="store_true", help="plain prompts and answers become messages")
     reading("--streaming", action="store_true", help="read as it goes, without a copy in memory or on disk")
-    reading("--strict", action="store_true", help="stop at the first row that is no preference")
+    reading("--strict", action="store_true", help="stop at the first row that is not a preference")
     keeping = parser.add_argument_group("keeping").add_argument
     keeping(
         "--min_margin",
@@ -190,7 +190,7 @@ def _report(manifest: dict[str, Any], output: Path) -> list[str]:
             f"Written: {output.parent / written['file']} ({counted(written['pairs'], 'pair')}, "
             f"{file_size(written['bytes'])})."
         )
-    lines.append(f"What became of every row: {output}.manifest.json")
+    lines.append(f"The outcome of every row is in {output}.manifest.json")
     if len(manifest["written"]) > 1:
         paths = [shlex.quote(str(output.parent / written["file"])) for written in manifest["written"]]
         lines.append(f"Train on it:  preftune dpo --model MODEL --data {paths[0]} --eval_dataset_name {paths[1]}")

@@ -176,5 +176,5 @@ def results_folder(asked: argparse.Namespace) -> Path:
 
         locate(asked.model)  # a model that is not there is named as that, with near names
     if not model.is_dir():
-        raise RequestError(f"{asked.model} is no folder that results could go into. Name one with -o FOLDER.")
+        raise RequestError(f"{asked.model} is not a folder that results can be written to. Name one with -o FOLDER.")
     return model / "eval"

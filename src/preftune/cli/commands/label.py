@@ -61,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
             "No pair came out, for the reasons above. Sample more completions (-k) at a higher --temperature, or use "
             "another judge."
         )
-    print(f"They lie in {asked.output}, and how they were made in {asked.output}.manifest.json.")
+    print(f"They are in {asked.output}; {asked.output}.manifest.json says how they were made.")
     print(f"Train on them:   preftune dpo --model MODEL --data {shlex.quote(asked.output)}")
     return 0
 

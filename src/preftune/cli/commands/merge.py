@@ -32,7 +32,7 @@ def run(argv: Sequence[str]) -> int:
         dtype=asked.dtype,
         trust_remote_code=asked.trust_remote_code,
     )
-    print(f"The merged model lies in {asked.output}.")
+    print(f"The merged model is in {asked.output}.")
     place = shlex.quote(asked.output)
     if hasattr(merged, "score"):  # a reward model says nothing
         print(f"Judge with it:   preftune eval --judge reward:{place} ...")

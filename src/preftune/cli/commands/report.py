@@ -109,5 +109,5 @@ def _audit(place: str | None) -> dict[str, Any] | None:
             f"--audit {place}: {file} cannot be read ({reason}). Name what preftune audit wrote."
         ) from error
     if not isinstance(values, dict) or "findings" not in values:
-        raise RequestError(f"--audit {place}: {file} is no audit. Name the folder that preftune audit wrote (-o).")
+        raise RequestError(f"--audit {place}: {file} is not an audit. Name the folder that preftune audit wrote (-o).")
     return values

@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
         counts = _from_endpoint(asked, settings) if endpoint else _from_model(asked, settings)
     for line in counts.sentences():
         print(line)
-    print(f"They lie in {asked.output}, their settings in {asked.output}.manifest.json.")
+    print(f"They are in {asked.output}, their settings in {asked.output}.manifest.json.")
     print(f"Make pairs of them:   preftune label {shlex.quote(asked.output)} --judge JUDGE -o pairs.jsonl")
     return 0
 

@@ -59,7 +59,7 @@ def mixture_entry(text: str) -> MixtureEntry:
         entry = None
     if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
         raise ConfigError(
-            f"datasets: {text} is no entry with a path. Write '- path: a.jsonl' in the recipe, or use --data."
+            f"datasets: {text} is not an entry with a path. Write '- path: a.jsonl' in the recipe, or use --data."
         )
     entry = {key: value for key, value in entry.items() if value is not None}
     for key in entry:

@@ -101,7 +101,7 @@ class FieldParser(HfArgumentParser):
 
     def _unknown(self, word: str) -> str:
         if not word.startswith("-"):
-            return f"{word!r} belongs to no flag. Values follow their flag, and one with spaces is quoted."
+            return f"{word!r} does not belong to a flag. Values follow their flag, and a value with spaces is quoted."
         return what_of(word.partition("=")[0], self._plain_names(), prog=self.prog)
 
     def _parse_recipe(self, recipe: Recipe) -> argparse.Namespace:

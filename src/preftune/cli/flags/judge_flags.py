@@ -49,7 +49,9 @@ def add_judge_options(parser: PlainParser, *, alone: bool = True) -> None:
     group.add_argument("--tie_within", type=float, metavar="POINTS", help="scores this close are a tie (0.01)")
 
     group.add_argument(
-        "--reward_ensemble", choices=["mean", "min", "mean-std"], help="for reward:A,B,C: how scores are one (mean)"
+        "--reward_ensemble",
+        choices=["mean", "min", "mean-std"],
+        help="for reward:A,B,C: how their scores are combined (mean)",
     )
 
     def spelled(name: str) -> list[str]:
@@ -59,13 +61,13 @@ def add_judge_options(parser: PlainParser, *, alone: bool = True) -> None:
         *spelled("batch_size"),
         dest="judge_batch_size",
         type=int,
-        help="for a model here: at once (16 scores, 8 verdicts)",
+        help="for a model here: batch size (16 scores, 8 verdicts)",
     )
     group.add_argument(
         *spelled("dtype"),
         dest="judge_dtype",
         choices=["auto", "bfloat16", "float16", "float32"],
-        help="for a model here: of its weights (auto)",
+        help="for a model here: dtype of its weights (auto)",
     )
     group.add_argument(
         *spelled("load_in_4bit"),

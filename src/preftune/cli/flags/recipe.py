@@ -93,7 +93,7 @@ def read_recipe(name: str) -> Recipe:
     except IsADirectoryError:
         raise RequestError(f"--config {name} is a folder. Name the YAML file in it.") from None
     except UnicodeDecodeError:
-        raise RequestError(f"--config {name} is not text in UTF-8, so it is no YAML recipe.") from None
+        raise RequestError(f"--config {name} is not text in UTF-8, so it is not a YAML recipe.") from None
     except OSError as error:
         raise RequestError(f"--config {name} cannot be read: {error.strerror}. Check the path.") from None
     try:

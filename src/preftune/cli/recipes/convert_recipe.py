@@ -49,8 +49,8 @@ def _read(values: dict[str, Any], folder: Path, name: str) -> Carried:
     if axolotl.is_axolotl(values):
         return axolotl.read(values)
     raise RequestError(
-        f"{name} is no recipe of LLaMA-Factory (stage: dpo, ...) or Axolotl (base_model: ...). TRL's recipes need no "
-        "conversion: preftune dpo --config takes them as they are."
+        f"{name} is not a recipe of LLaMA-Factory (stage: dpo, ...) or Axolotl (base_model: ...). TRL's recipes need "
+        "no conversion: preftune dpo --config takes them as they are."
     )
 
 

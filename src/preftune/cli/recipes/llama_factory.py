@@ -88,7 +88,7 @@ def _loss(carried: Carried, stage: str) -> None:
         return
     if loss not in _LOSSES:
         carried.lost["pref_loss"] = (
-            f"{loss} is no loss of pairs here; kto_pair was removed everywhere. sigmoid is used."
+            f"{loss} is not a loss of pairs here (kto_pair was removed everywhere). sigmoid is used."
         )
     carried.settings["loss_type"] = _LOSSES.get(loss, "sigmoid")
     carried.settings.setdefault("beta", 0.1)  # theirs for every loss; preftune's is that of the loss's authors
@@ -147,7 +147,9 @@ def _dataset_info(*folders: Path) -> dict[str, Any]:
             try:
                 found = json.loads(file.read_text(encoding="utf-8"))
             except ValueError as error:
-                raise RequestError(f"{file} is no JSON ({error}). Correct it, or name the data with --data.") from error
+                raise RequestError(
+                    f"{file} is not JSON ({error}). Correct it, or name the data with --data."
+                ) from error
             return {name: {**entry, "_folder": folder} for name, entry in found.items() if isinstance(entry, dict)}
     return {}
 

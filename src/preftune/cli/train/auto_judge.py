@@ -41,8 +41,8 @@ def make_judge(asked: argparse.Namespace) -> AutoJudge:
         tell(f"preftune: the judge learns from the pairs that {asked.model} held out ({len(pairs):,})")
     else:
         raise RequestError(
-            f"--judge auto learns from pairs that {asked.model} did not train on, and its run says of none "
-            "(--eval_fraction holds some out). Name some with --judge_data PAIRS."
+            f"--judge auto learns from pairs that {asked.model} was not trained on, and its run held out no pairs "
+            "(--eval_fraction does). Name some with --judge_data PAIRS."
         )
     unwanted = None if trained is None else frozenset(split_key(pair) for pair in trained)
     if known is not None:
@@ -80,7 +80,7 @@ def _base_of(asked: argparse.Namespace) -> str:
         if base:
             return str(base)
     raise RequestError(
-        "--judge auto is made of the model that the aligned one came from, and nothing here says which. Name it with "
+        "--judge auto trains the model that the aligned one started from, and that model is unknown here. Name it with "
         "--baseline."
     )
 

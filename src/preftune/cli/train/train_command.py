@@ -194,7 +194,7 @@ def read_request(method: Method, argv: Sequence[str], recipe: Recipe | None = No
     if not data.dataset_name:
         raise RequestError(f"No {method.wanted}: name them with --data FILE_OR_HUB_ID. {help}")
     if method.needs and not any(getattr(values, name) for name in method.needs):
-        raise RequestError(f"Nothing says which answers are good: {method.needs_what}. {help}")
+        raise RequestError(f"No reward or judge is given: {method.needs_what}. {help}")
     return Request(data, model, parser.build(_load(method.config), values), tuple(argv), report=values.report)
 
 
@@ -272,10 +272,10 @@ def _finish(method: Method, trainer: RecordedTrainer, request: Request) -> int:
             if config.push_to_hub:
                 tell("preftune: the model is not pushed to the hub: training has destroyed it.")
             raise PreftuneError(broken)
-        print(f"Done after {steps} steps. The {kind} lies in {output}, its run in {output}/run.json.")
+        print(f"Done after {steps} steps. The {kind} is in {output}, the record of its run in {output}/run.json.")
         if metrics is None and method.holds_out:
             flag = "--eval_fraction 0.05" if hasattr(request.data, "eval_fraction") else "--eval_dataset_name FILE"
-            print(f"Nothing was held out, so there is no number on new prompts ({flag} gives one).")
+            print(f"Nothing was held out, so there is no metric on new prompts ({flag} gives one).")
         print("\n".join(method.report(trainer, request, metrics)))
         if request.report:
             write_page(output)
@@ -342,8 +342,8 @@ def asked_checkpoint(values: argparse.Namespace) -> str | bool | None:
         folder = Path(str(asked)).expanduser()
         if not (folder / "trainer_state.json").is_file():
             raise RequestError(
-                f"--resume {asked} is no checkpoint (no trainer_state.json in it). Name a checkpoint-N folder of the "
-                "run, or give --resume without a value for the last one in --output_dir."
+                f"--resume {asked} is not a checkpoint (it has no trainer_state.json). Name a checkpoint-N folder of "
+                "the run, or give --resume without a value for the last one in --output_dir."
             )
         return str(folder)
     output = Path(values.output_dir).expanduser()

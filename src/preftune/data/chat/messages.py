@@ -123,7 +123,7 @@ def _read_turn(turn: Any, number: int, column: str, where: Where) -> Message:
         keys = ", ".join(map(repr, turn)) or "nothing"
         if turn and all(str(key).isdigit() for key in turn):
             fix = "Write a row per line; in pandas: to_json(path, orient='records', lines=True)."
-            raise where.error(column, f"all rows stand in this one (a table written by columns: {keys})", fix)
+            raise where.error(column, f"this row holds a whole table, written by columns ({keys})", fix)
         raise where.error(column, f"turn {number} has no 'role' (found: {keys})", _FORM)
     role = message["role"]
     role = _OF_TOOLS.get(role.lower(), role) if isinstance(role, str) else role
@@ -152,7 +152,7 @@ def _with_calls(message: Message, is_call: bool, number: int, column: str, where
         if calls is None:
             raise where.error(
                 column,
-                f"turn {number} ({message['role']}) calls a tool with {shown(message['tool_calls'])}, which is no "
+                f"turn {number} ({message['role']}) calls a tool with {shown(message['tool_calls'])}, which is not an "
                 "object with a name and arguments",
                 'Write it like {"name": "tide", "arguments": {"harbour": "Husum"}}.',
             )

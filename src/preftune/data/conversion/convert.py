@@ -82,7 +82,7 @@ def convert_pairs(
 
     Args:
         output: its ending says how it is written; `FILE.held-out.jsonl` and the manifest are in its folder.
-        strict: the first row that is no preference stops it.
+        strict: the first row that is not a preference stops it.
         overwrite: files of these names are replaced, or removed.
         options: how the inputs were opened, for the manifest.
     Returns: the manifest.

@@ -84,7 +84,7 @@ def load_demonstrations(
     if isinstance(source, DemonstrationDataset):
         if columns or format is not None:
             raise DatasetError(
-                "columns and format say how data are read, and these demonstrations were opened already."
+                "columns and format apply when data are opened; these demonstrations are open already. Leave them out."
             )
         return source
     if isinstance(source, PairDataset):

@@ -28,16 +28,16 @@ PROMPTS = ("prompt", "instruction", "question", "query", "input")
 """What lists of answers and annotation tools call the prompt, the likeliest first."""
 
 LEFT: Mapping[str, tuple[str, str]] = {
-    "tied": ("two answers that are rated the same prefer nothing", "They are better left out."),
+    "tied": ("two answers have the same rating, so neither is preferred", "Leave them out."),
     "one_completion": ("a prompt has fewer than two rated answers", "Rate a second one, or leave the prompt out."),
     "unrated": ("an answer has no rating, rank or label", "Rate it, or leave it out."),
     "unpaired": (
         "no other answer to the same prompt has the opposite label",
         "Train on single answers with preftune kto, or add the missing ones (preftune sample, then preftune label).",
     ),
-    "deleted": ("the message was deleted or rejected by its reviewers", "Nothing is to be done."),
-    "orphan": ("the conversation above the answers was deleted or is not there", "Load the whole trees."),
-    "other_shape": ("the row has another shape than its format", "Correct it, or name its format with --format."),
+    "deleted": ("the message was deleted or rejected by its reviewers", "No action is needed."),
+    "orphan": ("the conversation before the answers was deleted or is missing", "Load the whole trees."),
+    "other_shape": ("the row does not have the shape of its format", "Correct it, or name its format with --format."),
 }
 """Why something gives no pair: reason -> (what is wrong, how to fix it)."""
 

@@ -180,9 +180,9 @@ def _check_sides(rows: Dataset, sample: Sample) -> None:
     names = {value for value in said if value in sample or value.lower() in letters}
     if said and names == said:
         raise DatasetError(
-            f"column 'chosen' holds {sample.first('chosen')!r}, which names another column and is no answer. Put the "
-            "answers themselves into 'chosen' and 'rejected'; or call the column 'label' and remove 'rejected' "
-            "(--format trl, format='trl', if they are answers)."
+            f"column 'chosen' holds {sample.first('chosen')!r}, which is the name of another column, not an answer. "
+            "Put the answers themselves into 'chosen' and 'rejected'; or call the column 'label' and remove "
+            "'rejected' (--format trl, format='trl', if they are answers)."
         )
 
 

@@ -121,7 +121,7 @@ def check_characters(text: Text | None, column: str, where: Where) -> None:
         except UnicodeEncodeError as error:
             raise where.error(
                 column,
-                f"the text holds half of a surrogate pair ({part[error.start]!a}), which is no character",
+                f"the text holds half of a surrogate pair ({part[error.start]!a}), which is not a character",
                 "Correct the text, or remove the row.",
             ) from error
 

@@ -151,7 +151,7 @@ def mix_pairs(parts: Sequence[PairDataset], proportions: Sequence[float | None],
         proportions: one per part, relative to each other; all None for all rows.
         seed: of the draw.
     Raises:
-        DatasetError: a row that is no preference, of those that are taken.
+        DatasetError: a row that is not a preference, of those that are taken.
     """
     if len(parts) == 1 and proportions == [None]:
         return parts[0]

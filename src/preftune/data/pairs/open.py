@@ -51,12 +51,12 @@ def read_pairs(
             `PairDataset.attempts` gives each with its problem.
     Raises:
         DatasetError: nothing to read, missing columns, or (among the first 1,000 rows; later ones when they are read)
-            a row that is no preference.
+            a row that is not a preference.
     """
     if isinstance(source, PairDataset):
         if columns or format is not None or margin_from_scores is not None:
             raise DatasetError(
-                "columns, format and margin_from_scores say how data are read, and these pairs were opened already. "
+                "columns, format and margin_from_scores apply when data are opened, and these pairs are open already. "
                 "Give them where the pairs are loaded."
             )
         return source

@@ -40,7 +40,7 @@ _SHAPING = frozenset({"prompt", "system"})
 class PairStream(Iterable[PreferencePair]):
     """Pairs read as they are asked for; every iteration reads the data again.
 
-    Iteration raises `DatasetError` for a row that is no preference; `attempts` gives its problem and goes on.
+    Iteration raises `DatasetError` for a row that is not a preference; `attempts` gives its problem and goes on.
     """
 
     rows: Callable[[], Iterable[Row]]

@@ -192,7 +192,7 @@ def _join(kinds: dict[str, Kind], chunk: Sequence[Row], name: str) -> bool:
         for key, value in row.items():
             if str(key) not in kinds and not _encodable(str(key)):
                 raise DatasetError(
-                    f"A column of {name} is called {str(key)!a}, and half of a surrogate pair is no character. "
+                    f"A column of {name} is called {str(key)!a}, and half of a surrogate pair is not a character. "
                     "Correct its name."
                 )
             known, found = kinds.get(str(key)), _kind(value)

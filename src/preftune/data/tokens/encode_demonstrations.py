@@ -39,8 +39,8 @@ class Covered:
             remedy = "assistant_only_loss=True" if example.is_chat else "--columns prompt=... completion=..."
             raise ConfigError(
                 f"completion_only_loss=True, but row {example.row} is a whole "
-                f"{'conversation' if example.is_chat else 'text'}, which nothing parts into prompt and "
-                f"completion. Leave it out, or use {remedy}."
+                f"{'conversation' if example.is_chat else 'text'}, without a separate prompt and completion. Leave it "
+                f"out, or use {remedy}."
             )
         if self.assistant_only and not example.is_chat:
             raise ConfigError(

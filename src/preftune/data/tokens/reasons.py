@@ -36,9 +36,9 @@ REASONS: Mapping[str, tuple[str, str]] = {
 """Why a row cannot train: reason -> (what is wrong, what corrects it)."""
 
 DEMONSTRATION_REASONS: Mapping[str, tuple[str, str]] = {
-    "bad_answer": ("the answer is labelled as a bad one", "Nothing is to be done."),
-    "repeated": ("the same answer to the same prompt is there already", "Nothing is to be done."),
-    "beaten": ("another answer is preferred to this one elsewhere", "Nothing is to be done."),
+    "bad_answer": ("the answer is labelled as a bad one", "No action is needed."),
+    "repeated": ("the same answer to the same prompt is there already", "No action is needed."),
+    "beaten": ("another answer is preferred to this one elsewhere", "No action is needed."),
     "empty_completion": ("there is nothing to learn in the answer", "Remove such rows, or fill the answer in."),
     "no_answer": ("no turn is the assistant's", "Remove such rows, or correct their roles."),
     "no_question": ("the assistant's only turn comes first, and answers nothing", "Add a turn of the user before it."),

@@ -92,8 +92,8 @@ def tokenize_pairs(
     Returns: the groups, and the report; rows that cannot train are left out and counted by reason.
     Raises:
         ConfigError: an impossible limit.
-        DatasetError: a row that is no preference; conversations without a chat template; with truncation="error", rows
-            beyond the limits; nothing left to train on.
+        DatasetError: a row that is not a preference; conversations without a chat template; with truncation="error",
+            rows beyond the limits; nothing left to train on.
     """
     limits = Limits(max_length, max_prompt_length, truncation)
     if num_proc is not None and (not _is_int(num_proc) or num_proc < 1):

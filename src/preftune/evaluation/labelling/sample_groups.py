@@ -37,7 +37,7 @@ class LabelCounts:
     prompts: int = 0
     completions: int = 0
     unreadable: int = 0
-    """Lines of the file that are no samples, or the same one again."""
+    """Lines of the file that are not samples, or that repeat one."""
     empty: int = 0
     unfinished: int = 0
     repeated: int = 0
@@ -60,7 +60,7 @@ class LabelCounts:
         """The counts for people; what is 0 is not mentioned."""
         lines = [f"{self.pairs:,} pairs from {self.prompts:,} prompts with {self.completions:,} completions."]
         for number, what in (
-            (self.unreadable, "lines are no samples, or one that was there before"),
+            (self.unreadable, "lines are not samples, or repeat an earlier one"),
             (self.empty, "completions are empty"),
             (self.unfinished, "completions were cut at their length limit and left out"),
             (self.repeated, "completions repeat another one to the same prompt"),

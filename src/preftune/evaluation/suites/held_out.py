@@ -261,7 +261,7 @@ def _notes(domains: Mapping[str, Domain], beta: float | None, other_loss: str | 
     notes = []
     if other_loss is not None:
         notes.append(
-            f"The model was trained with the loss {other_loss}, for which sigmoid(beta x margin) is no probability: "
+            f"The model was trained with the loss {other_loss}, for which sigmoid(beta x margin) is not a probability: "
             "calibration was not measured."
         )
     elif beta is None:

@@ -63,7 +63,7 @@ def hub_file(hub: HubData, *, suite: str) -> Path:
 
 def _not_fetched(hub: HubData, suite: str, error: Exception) -> DatasetError:
     return DatasetError(
-        f"The data of the suite {suite} cannot be had from the hub ({hub.repo}: {type(error).__name__}: "
+        f"The data of the suite {suite} could not be fetched from the hub ({hub.repo}: {type(error).__name__}: "
         f"{' '.join(str(error).split())[:160]}). Check the network connection, or give a copy with --suite_data PATH."
     )
 

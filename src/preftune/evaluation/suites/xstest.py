@@ -192,7 +192,7 @@ def _notes(
     for side, reactions in (("baseline", base), ("aligned model", aligned)):
         empty = reactions.count("empty")
         if empty:
-            notes.append(f"The {side} left {empty} of {len(rows)} answers empty; these are no refusals here.")
+            notes.append(f"The {side} left {empty} of {len(rows)} answers empty; these do not count as refusals.")
     if unread:
         notes.append(f"{unread} answers could not be sorted by the judge; the rule did it.")
     return notes

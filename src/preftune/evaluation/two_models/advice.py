@@ -139,8 +139,8 @@ def _undecided(result: WinRate, how: _Training) -> list[str]:
     ties = (result.ties - result.unread) / result.n
     if further is None and result.unread:
         steps.append(
-            f"Have the {result.unread:,} verdicts first that could not be read, for they may decide: --ask_again, a "
-            "higher --judge_max_tokens, or another judge."
+            f"First obtain the {result.unread:,} verdicts that could not be read, which may decide the result: "
+            "--ask_again, a higher --judge_max_tokens, or another judge."
         )
     if further is not None and not narrow:
         steps.append(f"Evaluate on about {further:,} more {'prompt' if further == 1 else 'prompts'} first.")
@@ -203,7 +203,7 @@ def _less_change(how: _Training, *, when: str = "") -> list[str]:
         )
     if how.epochs is None or how.epochs > 1:
         now = "" if how.epochs is None else f" instead of {how.epochs:g}"
-        steps.append(f"Train for one epoch{now}: the same preferences again and again are learnt by heart.")
+        steps.append(f"Train for one epoch{now}: repeated preferences are memorised.")
     return steps
 
 

@@ -255,7 +255,7 @@ class _Side:
         self._figures = [look_at(text, finished=end) for text, end in zip(self._answers, ended, strict=True)]
 
     def values(self, name: str, rows: Sequence[int]) -> NDArray[np.float64] | None:
-        """One number per row; None where one row has none."""
+        """One number per row; None where one row has no number."""
         if name == "self_similarity":
             return likeness([self._answers[row] for row in rows]) if len(rows) > 1 else None
         if name == "tokens":

@@ -209,7 +209,7 @@ class Endpoint:
         return reply
 
     def _reply(self, ask: Callable[[], Any], asked: int) -> Reply:
-        """The answer, asked for again where a reply is no chat completion.
+        """The answer, asked for again where a reply is not a chat completion.
 
         Raises: EndpointError when it stays so; RequestError where no reply was one yet.
         """
@@ -229,7 +229,7 @@ class Endpoint:
                 return self._without_key(reply)
         if self._is_chat:
             raise EndpointError(
-                f"{self.name} sent {attempts} replies to one question that are no chat completions ({odd}). Check the "
+                f"{self.name} sent {attempts} replies to one question that are not chat completions ({odd}). Check the "
                 "server's log, and run again: what was answered is kept."
             )
         raise RequestError(

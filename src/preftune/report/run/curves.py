@@ -66,16 +66,16 @@ def _pair(metric: str) -> tuple[Series, ...]:
 
 
 PANELS: tuple[Panel, ...] = (
-    Panel("score", "Reward", "What it was trained on says of its own answers, and the same less the KL penalty. Rising "
-          "is the aim; whether the answers are better, another judge must say.", "points",
+    Panel("score", "Reward", "Score of the model's own answers by the reward that trains it, and the same less the KL "
+          "penalty. It should rise; whether the answers are better, another judge must say.", "points",
           (Series("objective/scores", "reward"), Series("objective/rlhf_reward", "less the penalty"))),
     Panel("answer-kl", "Distance from the reference, by answer",
-          "KL of whole answers, by their log-ratio. A reward bought with much of it is often hacked.",
+          "KL of whole answers, estimated by their log-ratio. A high reward at a high KL is often reward hacking.",
           "nats an answer", (Series("objective/kl", "KL"),), zero=True),
-    Panel("loss", "Loss", "Begins at 0.69 for DPO and falls; of PPO it says little. Held out it may rise again: then "
-          "stop earlier.", "nats", _pair("loss")),
-    Panel("margin", "Margin", "How much more the model favours chosen over rejected than before. Rising is the aim.",
-          "nats, times beta",
+    Panel("loss", "Loss", "Starts at 0.69 for DPO and falls; for PPO it says little. If it rises again on "
+          "held-out pairs, stop earlier.", "nats", _pair("loss")),
+    Panel("margin", "Margin", "How much more the model favours chosen over rejected than before training; it should "
+          "rise.", "nats, times beta",
           (*_pair("rewards/margins"), Series("guard/margin_held_out", "guard's pairs"))),
     Panel("accuracy", "Accuracy", "Share of pairs whose chosen side the model now favours more. 50% is chance.",
           "of pairs", (*_pair("rewards/accuracies"), Series("guard/accuracy_held_out", "guard's pairs")), ".0%",
@@ -88,10 +88,12 @@ PANELS: tuple[Panel, ...] = (
           (Series("logps/chosen", "chosen"), Series("logps/rejected", "rejected"))),
     Panel("kl", "Distance from the reference", "KL per token of the model's own answers. A higher beta holds it down.",
           "nats a token", (Series("guard/kl_per_token", "KL"),), zero=True),
-    Panel("entropy", "Entropy", "How much its answers vary. Near 0 it always writes the same.", "nats a token",
+    Panel("entropy", "Entropy", "How much its answers vary. Near 0 it always writes the same answer.", "nats a token",
           (Series("policy/entropy_avg", "entropy"),), zero=True),
-    Panel("answer-length", "Length of its answers", "Of those that it is trained on. Growing, length may be what the "
-          "reward likes.", "tokens", (Series("completions/mean_length", "length"),), ",.0f", zero=True),
+    Panel("answer-length", "Length of its answers", "Length of the answers that "
+          "it is trained on. If it "
+          "grows, the reward may "
+          "favour length.", "tokens", (Series("completions/mean_length", "length"),), ",.0f", zero=True),
     Panel("ended", "Answers that came to an end", "The rest was cut by max_new_tokens.", "of answers",
           (Series("completions/eos_share", "ended"),), ".0%", share=True),
     Panel("clipped", "Clipped", "Tokens whose gradient clipping took away. Over half: the steps are too large.",
@@ -106,12 +108,13 @@ PANELS: tuple[Panel, ...] = (
     Panel("variety", "Variety", "Distinct word pairs in its answers, and answers that ended by themselves.", "share",
           (Series("guard/distinct_2", "distinct pairs"), Series("guard/finished", "ended"),
            Series("guard/self_similarity", "similar to each other")), ".0%", share=True),
-    Panel("lengths", "Length of the training answers", "Of the data. Far apart, length may be what is learnt.",
-          "tokens", (Series("completions/chosen_length", "chosen"), Series("completions/rejected_length", "rejected")),
+    Panel("lengths", "Length of the training answers",
+          "Length of the answers in the data. If the sides differ much, the model may learn length.", "tokens",
+          (Series("completions/chosen_length", "chosen"), Series("completions/rejected_length", "rejected")),
           ",.0f", zero=True),
-    Panel("gradient", "Gradient norm", "Before clipping. Spikes come before trouble.", "norm",
+    Panel("gradient", "Gradient norm", "Norm before clipping. Spikes often precede divergence.", "norm",
           (Series("grad_norm", "norm"),), zero=True),
-    Panel("learning-rate", "Learning rate", "As the schedule set it.", "rate", (Series("learning_rate", "rate"),),
+    Panel("learning-rate", "Learning rate", "As set by the schedule.", "rate", (Series("learning_rate", "rate"),),
           ".2~e", zero=True),
     Panel("speed", "Speed", "Tokens trained per second, evaluation left out.", "tokens a second",
           (Series("tokens_per_second", "tokens"),), ",.0f", zero=True),

@@ -41,7 +41,7 @@ def evaluation_section(page: Page, runs: Sequence[Run]) -> Markup:
         if cards:
             parts.append(loose(*cards))
         if len(run.history) > 1:
-            words = "The latest first. Other prompts or other judges are other questions."
+            words = "The latest first. Win rates on other prompts or by other judges do not compare."
             parts.append(panels(panel("Its evaluations", words, _history(run), full=True)))
         if run.suites:
             parts.append(panels(panel("Suites", "", _suites(run), full=True)))
@@ -148,7 +148,7 @@ def _judge(summary: Figures) -> Iterator[str]:
         parts = [f"{int(calls):,} calls"] if calls is not None else []
         parts += [f"{spent:,.2f} in the prices given"] if spent is not None else []
         if parts:
-            yield f"This run's cost at endpoints: {', '.join(parts)}."
+            yield f"Cost of this run at endpoints: {', '.join(parts)}."
 
 
 def _history(run: Run) -> Markup:

@@ -139,7 +139,7 @@ def _beside_verdict(runs: Sequence[Run]) -> Markup:
     known = [*filter(None, [judged_unlike(runs)]), *known]
     steps = [f"{run.name}: {line}" if several else line for run in runs for line in next_steps(run)]
     alone = not (known and steps)
-    cards = [panel("Know this as well", "", listed(known), full=alone)] if known else []
+    cards = [panel("Please note", "", listed(known), full=alone)] if known else []
     if steps:
         cards.append(panel("Next", "", listed(steps, ordered=True), full=alone))
     if cards:

@@ -70,7 +70,7 @@ class PackedConfig(TrainingArguments):
         None,
         "Also write a checkpoint this many seconds after the last one. Default: 600, unless a strategy is given.",
     )
-    logging_nan_inf_filter: bool = option(False, "Refused when set: it would hide NaN losses.")
+    logging_nan_inf_filter: bool = option(False, "Refused if set: it would hide NaN losses.")
 
     # --- the data ---
     max_length: int | None = option(1024, "Longest row (prompt plus completion), in tokens; None: no limit.")

@@ -146,9 +146,9 @@ class Guard(TrainerCallback):
             say("guard: the weights are sharded over devices, so it reads the training figures and draws no answers.")
         elif self._answers is None:
             why = (
-                f"guard_budget={self.budget:g} does not pay for answers in a run this short"
+                f"guard_budget={self.budget:g} is too small for answers in a run this short"
                 if self.budget
-                else "guard_budget=0 pays for no answers"
+                else "guard_budget=0 leaves no time for answers"
             )
             detail(f"guard: {why}; it watches the training figures.")
         else:

@@ -35,7 +35,9 @@ class SamplingConfig(ReferenceFields, PackedConfig):
         "rule:MODULE:FUNCTION, openai:MODEL@URL or local:MODEL. Several are an ensemble (summed by GRPO and RLOO).",
     )
     reward_ensemble: str = option("mean", "How several become one score.", choices=list(HOWS))
-    judge_thoughts: bool = option(False, "Score what a thinking model writes before its answer as part of the answer.")
+    judge_thoughts: bool = option(
+        False, "Score the thought that a thinking model writes before its answer as part of the answer."
+    )
     missing_eos_penalty: float | None = option(
         None, "Points taken from answers that max_new_tokens cut, above 0 (TRL's name; there 1.0 in its examples)."
     )
@@ -103,7 +105,7 @@ class OnlineDPOConfig(SamplingConfig, DPOConfig):
     Guo et al. 2024, "Direct Language Model Alignment from Online AI Feedback" (arXiv:2402.04792).
     """
 
-    num_train_epochs: float = option(1.0, "How often every prompt is asked.")
+    num_train_epochs: float = option(1.0, "Passes over the prompts.")
     max_prompt_length: int | None = option(512, "Prompts of more tokens are left out, and counted; None: no limit.")
     temperature: float = option(
         1.0, "Sampling temperature: higher for answers that differ more. The log-probabilities stay the policy's own."

@@ -44,7 +44,7 @@ class GroupConfig(MovingReferenceFields, SamplingConfig):
     trls_rate: ClassVar[float] = 1e-6
     refused: ClassVar[Mapping[str, Refusal]] = {**REFUSED, **_REFUSED}
 
-    num_train_epochs: float = option(1.0, "How often every prompt is asked.")
+    num_train_epochs: float = option(1.0, "Passes over the prompts.")
     per_device_train_batch_size: int = option(8, "Answers at a time; with gradient_accumulation_steps, of a step.")
     max_new_tokens: int = option(256, "Longest answer, in tokens.")
     max_completion_length: int | None = option(None, "TRL's name of max_new_tokens.")

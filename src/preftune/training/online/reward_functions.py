@@ -124,8 +124,8 @@ def _scorer(given: Any, args: Any, opened: ExitStack, tokenizer: Any) -> Scorer:
         return RewardModel.held(given, tokenizer, name=name)
     if tokenizer is not None:
         raise ConfigError(
-            "reward_processing_classes has a tokenizer for a reward that is no model in memory: a named reward model "
-            "has its own. Remove it, or pass the model."
+            "reward_processing_classes has a tokenizer for a reward that is not a model in memory; a named reward "
+            "model has its own. Remove it, or pass the model."
         )
     if isinstance(given, str):
         return open_score([given], opened, options=judge_options(args)).scorers[0]

@@ -58,5 +58,5 @@ def _matching(value: str) -> Rate:
     try:
         pattern = re.compile(value, re.DOTALL)
     except re.error as error:
-        raise RequestError(f"format:{value} is no regular expression ({error}). Correct it.") from error
+        raise RequestError(f"format:{value} is not a regular expression ({error}). Correct it.") from error
     return lambda answer, *_: float(pattern.fullmatch(answer.strip()) is not None)

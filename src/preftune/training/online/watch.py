@@ -73,11 +73,11 @@ class _Cure:
 
 
 _HELD_BACK = _Cure(
-    "The policy has found what the reward likes and a reader does not (over-optimisation).",
+    "The policy has found answers that the reward rates highly and a reader does not (over-optimisation).",
     "Raise {holds_back}; add a second reward model.",
 )
 _ENDLESS = _Cure(
-    "Nothing makes the policy come to an end, or the reward likes length.",
+    "Nothing makes the policy end its answers, or the reward favours length.",
     "Set missing_eos_penalty=1, and give max_new_tokens room for whole answers.",
 )
 _SLOWER = _Cure("The optimiser's steps are too large.", "Halve the learning rate, or {repeats}.")
@@ -212,7 +212,7 @@ class Watch(TrainerCallback):
                 (self._folder / name).unlink(missing_ok=True)
             else:
                 cut_back(self._folder / name, resumed_step - later)
-        detail("guard: it looks at the answers that are sampled anyway, and compares them with the first round's.")
+        detail("guard: it compares the sampled answers of each round with those of the first round.")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not logs or "objective/kl" not in logs or self._first is None or self._now is None:

@@ -35,13 +35,13 @@ class PPOConfig(SamplingConfig):
     learning_rate: float | None = option(  # type: ignore[assignment]
         None, "Initial learning rate. Default: 3e-6 for full fine-tuning (TRL's), 3e-5 for adapters."
     )
-    num_train_epochs: float = option(1.0, "How often every prompt is asked, unless total_episodes or max_steps say.")
+    num_train_epochs: float = option(1.0, "Passes over the prompts, unless total_episodes or max_steps is given.")
     logging_steps: float | None = option(  # type: ignore[assignment]
         None, "Optimiser steps between two log lines; below 1, a share of all steps. Default: once per round."
     )
 
     # --- rounds ---
-    num_ppo_epochs: int = option(4, "How often a round's answers are gone through. 4: TRL; Huang et al. 2024.")
+    num_ppo_epochs: int = option(4, "Passes over the answers of a round. 4: TRL; Huang et al. 2024.")
     num_mini_batches: int = option(
         4,
         "Optimiser steps per pass over a round. 4: OpenAI's baselines; TRL had 1.",
@@ -53,7 +53,7 @@ class PPOConfig(SamplingConfig):
     )
     kl_estimator: str = option(
         "k1",
-        "k1 (log-ratio, as everybody has it) or k3 (never negative, less variance): Schulman 2020.",
+        "k1 (the log-ratio, the usual choice) or k3 (never negative, less variance): Schulman 2020.",
         choices=list(KL_ESTIMATORS),
     )
     kl_target: float | None = option(

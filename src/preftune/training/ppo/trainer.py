@@ -140,7 +140,7 @@ class PPOTrainer(OnlineTrainer):
         if args.kl_target is not None and args.kl_horizon < self.prompts_per_round:
             raise ConfigError(
                 f"kl_horizon={args.kl_horizon:g} is less than the {self.prompts_per_round} answers of a round, so one "
-                "round would throw kl_coef about, even below zero. 10000 is usual."
+                "round could change kl_coef too much, even to below zero. 10000 is usual."
             )
         self.steps_per_round = args.num_ppo_epochs * args.num_mini_batches
 
@@ -254,7 +254,7 @@ class PPOTrainer(OnlineTrainer):
             return
         if not file.is_file():
             raise ConfigError(
-                f"{resume_from_checkpoint} holds no value function ({_VALUE_FILE}), so it is no checkpoint of PPO. "
+                f"{resume_from_checkpoint} holds no value function ({_VALUE_FILE}), so it is not a checkpoint of PPO. "
                 "Name one of this run, or start without resume_from_checkpoint."
             )
         saved = load_file(file)

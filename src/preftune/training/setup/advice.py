@@ -20,7 +20,7 @@ def say_advice(trainer: DPOTrainerView) -> None:
     if template and ends_unlearned(trainer, closing_token(trainer.processing_class)):
         say(
             "advice: the model hardly ever ends an answer with the mark of its chat template: it is probably a base "
-            "model that merely ships one. Start from an instruction-tuned model, or run preftune sft first."
+            "model that ships one. Start from an instruction-tuned model, or run preftune sft first."
         )
     for line in advise(args, pairs=data.pairs, has_chat_template=template, full=trainer.full, epochs=round(epochs, 2)):
         say(f"advice: {line}")

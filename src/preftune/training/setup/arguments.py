@@ -134,7 +134,7 @@ def check_evaluation(args: PackedConfig, eval_dataset: Any, columns: Sequence[st
         names = [f"eval_{prefix}{name}" for name in ("loss", *columns)]
         hint = did_you_mean(metric, names, cutoff=0.3, otherwise="Check the spelling.")
         raise ConfigError(
-            f"metric_for_best_model={metric!r} is no metric of an evaluation here. "
+            f"metric_for_best_model={metric!r} is not a metric of this evaluation. "
             f"There are {', '.join(map(repr, names))}. {hint}"
         )
 

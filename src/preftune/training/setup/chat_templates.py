@@ -16,7 +16,7 @@ def complete_tokenizer(tokenizer: Any, *, eos_token: str | None, chat_template_p
     """
     if eos_token is not None:
         if eos_token not in tokenizer.get_vocab():
-            raise ConfigError(f"eos_token={eos_token!r} is no token of the tokenizer. Name one that it has.")
+            raise ConfigError(f"eos_token={eos_token!r} is not a token of the tokenizer. Name one that it has.")
         tokenizer.eos_token = eos_token
     if chat_template_path is not None:
         tokenizer.chat_template = read_chat_template(chat_template_path)
@@ -32,7 +32,7 @@ def read_chat_template(name: str) -> str:
     if path.is_file():
         return path.read_text(encoding="utf-8")
     if path.suffix in (".jinja", ".jinja2", ".j2"):
-        raise ConfigError(f"chat_template_path={name!r} is no file. Check the path.")
+        raise ConfigError(f"chat_template_path={name!r} is not a file. Check the path.")
     from preftune.models import load_tokenizer
 
     template = load_tokenizer(name).chat_template

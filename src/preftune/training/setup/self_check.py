@@ -177,8 +177,8 @@ def check_causal(model: nn.Module, batch: PackedBatch, *, autocast: torch.dtype 
     changed = float((short - long).abs().mean())
     if changed > 3 * _ENGINE_TOLERANCE[autocast or _compute_dtype(model)][0]:
         raise ModelError(
-            f"{type(unwrap(model)).__name__} is no causal language model: what it says of a token changes with the "
-            f"tokens that follow (by {changed:.2g} nat). Nothing was trained. Give a decoder; of BERT and its like "
+            f"{type(unwrap(model)).__name__} is not a causal language model: its probability of a token changes with "
+            f"the tokens that follow (by {changed:.2g} nat). Nothing was trained. Give a decoder; of BERT and its like "
             "one that was trained with is_decoder=True."
         )
 

@@ -59,8 +59,8 @@ def empty_answers(history: History) -> Alarm | None:
         "empty-answers",
         seen=f"{_count(look, look.empty)} answers are empty; of the reference's, "
         f"{round((look.empty_reference or 0) * look.answers)} were.",
-        cause="The policy ends its turn at once: chosen answers are empty or cut off in the data, or it has gone too "
-        "far.",
+        cause="The policy ends its turn at once: chosen answers are empty or cut off in the data, or it has moved too "
+        "far from the reference.",
         remedy="Check the chosen answers (preftune audit); if they are whole, halve the learning rate.",
         figures=_figures(look, "empty", "empty_reference"),
     )
@@ -78,7 +78,7 @@ def missing_eos(history: History) -> Alarm | None:
         seen=f"Only {_count(look, look.finished)} answers end by themselves; of the reference's, "
         f"{round(look.finished_reference * look.answers)} did.",
         cause="The policy forgets to end its turn: chosen answers are cut off (max_length, or in the data), the longer "
-        "side wins too often, or the policy has gone too far.",
+        "side wins too often, or the policy has moved too far from the reference.",
         remedy="Look at how many rows were truncated (audit.json) and raise max_length; if none were, halve the "
         "learning rate.",
         figures=_figures(look, "finished", "finished_reference", "length_ratio"),

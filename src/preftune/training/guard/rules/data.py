@@ -65,8 +65,7 @@ def labels_look_random(history: History) -> Alarm | None:
     return history.alarm(
         "labels-look-random",
         seen=seen,
-        cause="What one pair teaches, the next takes back: the labels look shuffled, or follow nothing the model can "
-        "see.",
+        cause="The pairs contradict each other: the labels look shuffled, or depend on nothing that the model sees.",
         remedy="Check the data: are chosen and rejected in the right columns, in every source? preftune audit shows "
         "rows.",
         figures={
@@ -118,7 +117,7 @@ def duplicated_data(history: History) -> Alarm | None:
         "duplicated-data",
         level=level,
         seen=seen,
-        cause="The data hold the same pairs many times, and the model learns them by heart: one epoch is several.",
+        cause="The data hold the same pairs many times, and the model memorises them: one epoch counts as several.",
         remedy="Remove the copies (preftune audit finds them, preftune convert drops them) and begin again.",
         figures={"copies": first.copies, "pairs": first.pairs, "margin_known": first.margin_known},
     )
@@ -161,7 +160,7 @@ def only_length_differs(history: History) -> Alarm | None:
         "only-length-differs",
         level="alarm" if serious else NOTE,
         seen=seen,
-        cause=f"What these pairs teach is length: {side} is better, whatever is said.",
+        cause=f"These pairs teach length: the {side} answer is better, whatever it says.",
         remedy="Add pairs in which the better answer is not the "
         f"{side} one, or drop those where length is all that differs; judge by a length-controlled win rate.",
         figures={
@@ -189,7 +188,7 @@ def overfitting(history: History) -> Alarm | None:
         "overfitting",
         seen=f"Of the pairs trained on before, {now.accuracy:.0%} are ranked right, of {look.pairs} held-out pairs "
         f"{look.accuracy_held_out:.0%}{fell}.",
-        cause="The training pairs are being learnt by heart: too many epochs, or too few different pairs.",
+        cause="The model memorises the training pairs: too many epochs, or too few different pairs.",
         remedy="Train for one epoch, and look for near-copies in the data (preftune audit).",
         figures={"accuracy": now.accuracy, "accuracy_held_out": look.accuracy_held_out, "best_held_out": best},
     )

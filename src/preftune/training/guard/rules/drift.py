@@ -95,7 +95,7 @@ def beta_too_low(history: History) -> Alarm | None:
         seen=f"Chosen and rejected are {now.margin_rms:.0f} nats further apart than before training, and the loss is "
         f"still {now.loss:.2f}.",
         cause=f"With beta={facts.beta:g} the loss asks for about {2 / facts.beta:,.0f} nats, so nothing holds the "
-        "policy near the reference: it will go on until its answers repeat themselves or lose their sense.",
+        "policy near the reference: its answers will repeat themselves or lose their sense.",
         remedy="Raise beta: 0.1 is a usual start, 0.2 to 0.5 against repetition."
         if facts.beta < 0.2
         else "Halve the learning rate, and raise beta to 0.5.",
@@ -128,7 +128,7 @@ def chosen_falls(history: History) -> Alarm | None:
         level=NOTE,
         seen=f"The chosen answers lost {-now.chosen_per_token:.2f} nats per token, the rejected ones "
         f"{-now.rejected_per_token:.2f}.",
-        cause="The margin comes from making both sides unlikely, and something else takes their place.",
+        cause="The margin grows because both sides become unlikely, and other text becomes likely instead.",
         remedy="Look at the samples. If they are worse than the reference's: "
         f"{history.facts.hold_back[0].lower()}{history.facts.hold_back[1:]}",
         figures={"chosen_per_token": now.chosen_per_token, "rejected_per_token": now.rejected_per_token},
