@@ -67,7 +67,7 @@ def test_without_a_beta_the_learning_rate_is_tried_around_that_of_the_others(sha
 
 
 def test_a_method_that_would_get_more_trials_is_refused():
-    with pytest.raises(RequestError, match="4 of DPO, 3 of PPO: each method gets the same number"):
+    with pytest.raises(RequestError, match="4 of DPO, 3 of PPO: all methods must have the same number"):
         tried([DPO, PPO], {"dpo": {"beta": ["1", "2", "3", "4"]}}, shared={})
 
 

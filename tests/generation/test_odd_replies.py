@@ -81,7 +81,7 @@ def test_an_odd_reply_that_stays_names_the_endpoint(server, odd: str) -> None:
     with endpoint(server) as model:
         model.chat(HELLO, max_tokens=5)
         server.faults = [Fault(body=odd)] * 2
-        with pytest.raises(EndpointError, match=r"no chat completions.*kept"):  # it was a chat model a moment ago
+        with pytest.raises(EndpointError, match=r"not chat completions.*kept"):  # it was a chat model a moment ago
             model.chat(HELLO, max_tokens=5)
 
 

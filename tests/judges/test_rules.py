@@ -144,7 +144,7 @@ def test_judges_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert str(tmp_path) not in __import__("sys").path
     with pytest.raises(RequestError, match=r"no 'second' \(it has: first, Made\)"):
         load_judge("rule:my_rules_for_a_test:second")
-    with pytest.raises(RequestError, match="is no function"):
+    with pytest.raises(RequestError, match="is not a function"):
         load_judge("rule:my_rules_for_a_test:number")
     with pytest.raises(RequestError, match="no Python module 'nowhere_at_all'"):
         load_judge("rule:nowhere_at_all:f")

@@ -125,7 +125,7 @@ def test_an_adapter_on_one_end_of_a_tied_model_does_not_count_at_the_other(base:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_what_peft_cannot_fold_is_told(base: Path, tmp_path: Path) -> None:
     _adapt(load_model(base), lora_bias=True).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ModelError, match=r"cannot be folded in: .*lora_bias=True.*Keep it as an adapter"):
+    with pytest.raises(ModelError, match=r"cannot be merged: .*lora_bias=True.*Keep it as an adapter"):
         merge(tmp_path / "adapter", tmp_path / "merged")
 
 
@@ -137,7 +137,7 @@ def test_a_tied_head_stays_tied(base: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_merged_is_refused_with_the_cure(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="holds no adapter to fold in"):
+    with pytest.raises(ModelError, match="has no adapter to merge"):
         merge(base)
     _adapt(load_model(base)).save_pretrained(tmp_path / "run" / "checkpoint-1")
     with pytest.raises(ModelError, match=r"Did you mean .*checkpoint-1"):

@@ -135,7 +135,7 @@ def test_impossible_requests(shelf: Path) -> None:
         load_model(path, load_in_4bit=True, load_in_8bit=True)
     with pytest.raises(ModelError, match="nf4"):
         load_model(path, load_in_4bit=True, bnb_4bit_quant_type="int4")
-    with pytest.raises(ModelError, match="no floating dtype"):
+    with pytest.raises(ModelError, match="not a floating dtype"):
         load_model(path, dtype="bfloat61")
     with pytest.raises(ModelError, match="exclude each other"):
         load_model(path, load_in_4bit=True, quantization_config=object())

@@ -33,7 +33,7 @@ def moved(tmp_path: Path) -> tuple[str, str, str]:
 
 
 def check(message: str, adapter: str, old: str) -> None:
-    assert f"The adapter {adapter} wants the base model {old}, which is not to be found" in message
+    assert f"The adapter {adapter} needs the base model {old}, which was not found" in message
     assert "--base MODEL (base_model=...)" in message
     assert f"{adapter}/adapter_config.json as base_model_name_or_path" in message
 
@@ -60,7 +60,7 @@ def test_a_reward_models_adapter_too(tmp_path):
     base = save_tiny(tmp_path / "old")
     adapter = save_reward(tmp_path / "reward", base=base)
     shutil.move(base, tmp_path / "new")
-    with pytest.raises(ModelError, match="wants the base model"):
+    with pytest.raises(ModelError, match="needs the base model"):
         load_classifier(adapter)
     assert load_classifier(adapter, base_model=str(tmp_path / "new")) is not None
 

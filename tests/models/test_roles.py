@@ -148,7 +148,7 @@ def test_another_base_is_noticed(tmp_path: Path) -> None:
     assert not on_this_base(model, other)
     assert not on_this_base(load_model(str(tmp_path / "base")), other), "without an adapter there is no base to share"
     model.save_pretrained(tmp_path / "language")
-    with pytest.raises(ModelError, match="no reward model"):
+    with pytest.raises(ModelError, match="not a reward model"):
         reward_adapter(model, str(tmp_path / "language"), packed=True)
 
 
@@ -167,7 +167,7 @@ def test_models_of_their_own(tmp_path: Path) -> None:
         found = value.of_completions(batch)
         ids = torch.tensor([[5, 6, 7, 8, 9, 2]])
         assert float(found[0]) == pytest.approx(float(classifier(input_ids=ids).logits), abs=1e-4)
-    with pytest.raises(ModelError, match="no whole model"):
+    with pytest.raises(ModelError, match="not a whole model"):
         load_trunk(save_reward(tmp_path / "reward", base))
 
 

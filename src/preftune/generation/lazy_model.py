@@ -62,12 +62,12 @@ class ModelSource:
 
     @property
     def base_name(self) -> str:
-        """The base of an adapter. Raises: ModelError when it names none, or one that is not to be found."""
+        """The base of an adapter. Raises: ModelError when it names none, or one that was not found."""
         return self.base_place.name
 
     @property
     def base_place(self) -> Location:
-        """Where the base of an adapter is. Raises: ModelError when it is not to be found."""
+        """Where the base of an adapter is. Raises: ModelError when it was not found."""
         from preftune.models.load import locate_base
 
         return locate_base(self.place, self._base_model)

@@ -50,7 +50,7 @@ def merge(
         output: an empty or new folder.
         dtype: of the merged weights; default: the base's own.
         base_model: used instead of the base that the adapter names.
-    Raises: ModelError when there is no adapter, it cannot be folded in, or `output` is in use.
+    Raises: ModelError when there is no adapter, it cannot be merged, or `output` is in use.
     """
     target = None if output is None else _free_folder(Path(output).expanduser())
     wanted = None if dtype is None else parse_dtype(dtype)

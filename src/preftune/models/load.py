@@ -180,7 +180,7 @@ def locate_base(
 
     Args:
         base_model: used instead of the one that the adapter names.
-    Raises: ModelError naming the adapter and the base it wants, where that is not to be found.
+    Raises: ModelError naming the adapter and the base it needs, where that was not found.
     """
     if base_model is not None:
         return locate(base_model)

@@ -126,7 +126,7 @@ def test_strict_and_streaming(preftune, many: Path, tmp_path: Path) -> None:
     assert "row 40, column 'chosen': 4 is a int" in result.message
     result = preftune("convert", many, "-o", tmp_path / "out.jsonl", "--streaming")
     assert result.code == 0
-    assert "1 left out (rows 40): the row is no preference." in result.out
+    assert "1 left out (rows 40): the row is not a preference." in result.out
 
 
 def test_help_fits_a_terminal(preftune) -> None:

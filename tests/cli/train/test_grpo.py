@@ -50,9 +50,9 @@ def test_without_held_out_prompts_the_flag_is_named(preftune, tiny_model, prompt
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "Nothing says which answers are good"),
+        ([], "No reward or judge is given"),
         (["--reward_model", "exact", "--eval_strategy", "steps"], "there is no eval_dataset"),
-        (["--reward_model", "format:("], "no regular expression"),
+        (["--reward_model", "format:("], "not a regular expression"),
         (["--reward_model", "exact", "--num_generations", "3"], "--num_generations 3 does not divide"),
     ],
 )

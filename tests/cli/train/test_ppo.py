@@ -78,7 +78,7 @@ def test_online(preftune, tiny_model, prompts, tmp_path) -> None:
     [
         (["ppo", "--data", "x.jsonl"], "No model to align"),
         (["ppo", "--model", "x"], "No prompts to train on"),
-        (["ppo", "--model", "x", "--data", "x.jsonl"], "Nothing says which answers are good: name what rates them"),
+        (["ppo", "--model", "x", "--data", "x.jsonl"], "No reward or judge is given: name what rates them"),
         (["online", "--model", "x", "--data", "x.jsonl"], "name who compares them with --judge"),
         (["ppo", "--model", "x", "--data", "y", "--reward_model", "r", "--kl_ceof", "1"], "Did you mean --kl_coef?"),
         (["ppo", "--model", "x", "--data", "y", "--reward_model", "r", "--lam", "2"], "--lam 2.0 must lie in 0..1"),

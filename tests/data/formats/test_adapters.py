@@ -341,7 +341,7 @@ def test_unpaired_data_say_what_they_are_and_what_to_do() -> None:
     assert "2 left out (rows 0, 1)" in message
     message = fails(FILES / "alpaca.jsonl")
     assert "read as alpaca (instructions with one answer each, for supervised fine-tuning). Nothing in it" in message
-    assert "1 left out (rows 0): two answers that are rated the same" in fails(rows_of("helpsteer3")[1:])
+    assert "1 left out (rows 0): two answers have the same rating" in fails(rows_of("helpsteer3")[1:])
 
 
 def test_formats_by_name() -> None:

@@ -111,7 +111,7 @@ def test_text_as_conversations() -> None:
 def test_reading_pairs_twice() -> None:
     pairs = load_pairs(ROWS)
     assert read_pairs(pairs) is pairs
-    with pytest.raises(DatasetError, match="opened already"):
+    with pytest.raises(DatasetError, match="open already"):
         read_pairs(pairs, columns={"chosen": "rejected"})
 
 
@@ -143,7 +143,7 @@ def test_shapes_that_are_nearly_pairs_are_told_for_what_they_are() -> None:
 
     by_columns = {name: {"0": f"{name} a", "1": f"{name} b"} for name in ("prompt", "chosen", "rejected")}
     told = {
-        "a table written by columns: '0', '1'": [by_columns],
+        "this row holds a whole table, written by columns ('0', '1')": [by_columns],
         "chosen and rejected begin with different turns": [{"chosen": turns("a?", "x"), "rejected": turns("b?", "y")}],
         "single answers with a score": [{"prompt": "a?", "response": "x", "score": 1}],
         "may be the rank of each answer or the order": [

@@ -302,7 +302,7 @@ def test_a_fault_of_a_rule_is_the_guards(monkeypatch, tmp_path, caplog):
 def test_a_short_run_is_watched_by_its_figures_alone(tmp_path, caplog):
     caplog.set_level("DEBUG", logger="preftune")
     guarded(lora_model(), tmp_path).train()
-    assert "does not pay for answers in a run this short" in caplog.text
+    assert "is too small for answers in a run this short" in caplog.text
     assert looks(tmp_path) == []
     assert not (tmp_path / "samples.jsonl").exists()
 

@@ -342,7 +342,7 @@ def test_a_reward_model_in_memory_rates_with_the_tokenizer_it_is_given(tmp_path)
     for given, said in (
         ({"reward_funcs": reward_model}, "has no tokenizer"),
         ({"reward_funcs": [letters, letters], "reward_processing_classes": tiny_tokenizer()}, "must match"),
-        ({"reward_funcs": letters, "reward_processing_classes": tiny_tokenizer()}, "no model in memory"),
+        ({"reward_funcs": letters, "reward_processing_classes": tiny_tokenizer()}, "not a model in memory"),
     ):
         with pytest.raises(ConfigError, match=said):
             made(**given)

@@ -138,7 +138,7 @@ def test_rewards_that_ship(spec, answer, expected):
         assert open_score([spec], opened).of_items([("3 + 4?", answer, row)]).scores == [expected]
 
 
-@pytest.mark.parametrize(("spec", "said"), [("length:soon", "give a number of words"), ("format:(", "no regular")])
+@pytest.mark.parametrize(("spec", "said"), [("length:soon", "give a number of words"), ("format:(", "not a regular")])
 def test_a_rule_that_cannot_be_is_refused(spec, said):
     with ExitStack() as opened, pytest.raises(RequestError, match=said):
         open_score([spec], opened)

@@ -162,7 +162,7 @@ def test_what_is_no_causal_language_model_is_refused(tmp_path, kind):
     model, message = {
         "bert": (
             lambda: BertLMHeadModel(BertConfig(**sizes, intermediate_size=48, initializer_range=0.3)),
-            "is no causal language model",
+            "is not a causal language model",
         ),
         "t5": (
             lambda: T5ForConditionalGeneration(T5Config(vocab_size=264, d_model=32, num_layers=2)),
