@@ -75,7 +75,7 @@ def _named(argv: Sequence[str]) -> list[str]:
     return [name for word in words for name in word.lower().replace("-", "_").split(",") if name.isidentifier()]
 
 
-def _parser(methods: Sequence[str]) -> PlainParser:
+def _parser(methods: Sequence[str] = _DEFAULT) -> PlainParser:
     parser = PlainParser(
         prog="preftune compare",
         description="Methods against each other, as DPO and the classic pipeline (reward model, then PPO): the same "
