@@ -13,6 +13,12 @@ from preftune.losses import LOSSES, Loss
 from preftune.losses.group_relative import group_advantages, group_loss, leave_one_out
 from preftune.losses.unpaired import UNPAIRED
 
+EQUAL_TO_TRL = {
+    "sigmoid", "robust", "hinge", "ipo", "sigmoid_norm", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero",
+    "apo_down", "discopop", "aot", "aot_unpaired", "simpo", "alphapo", "cpo", "orpo", "sft",
+}  # fmt: skip
+"""Losses that are compared with TRL 1.16 over whole runs."""
+
 PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
 
 _HEAD = """\
@@ -34,6 +40,14 @@ rows with lists of answers and `scores` or `ranks`, answers from best to worst, 
 ratings is a list of two. The batch size counts lists, a row's weight is a factor of its list, `rewards/chosen` and
 `rewards/rejected` are those of the best and the worst answer, and `rewards/accuracies` is over all ordered pairs of a
 list. A list is never split, so max_tokens_per_batch should hold the longest. r is an answer's implicit reward.
+
+**How each is tested.** Every loss: a value computed by hand from its paper, a float64 gradient check and extreme values
+(`tests/losses/test_pairwise.py`, `test_listwise.py`); the float64 oracle's value through model, engine and trainer, and
+an update that depends neither on micro-batches nor on a token budget (`tests/training/trainers/test_every_loss.py`).
+Those marked equal agree with TRL 1.16 over whole runs to 1e-4, ORPO but for the prompt's tokens in its likelihood
+(`test_trl_parity.py`, `test_reference_free.py`). Where implementations disagree, `tests/losses/test_disagreements.py`
+has both numbers. Losses whose value depends on all pairs of the step: `aot`, `aot_unpaired` (they sort them), and `sft`
+(a mean over their tokens).
 
 """
 
@@ -99,8 +113,8 @@ the optimiser step; TRL takes `bnpo` per micro-batch. With `beta=0` there is no 
 def page() -> str:
     """The whole document."""
     header = (
-        "| `loss_type` | method | data | reference | margins | beta | learning rate | options |\n"
-        "|---|---|---|---|---|--:|--:|---|\n"
+        "| `loss_type` | method | data | reference | margins | TRL | beta | learning rate | options |\n"
+        "|---|---|---|---|---|---|--:|--:|---|\n"
     )
     sections = [*map(_section, LOSSES.values()), _WEIGHTING, _UNPAIRED, *(_of(loss) for loss in UNPAIRED.values())]
     sections += [_GROUPS, *map(_of, (group_advantages, leave_one_out, group_loss))]
@@ -111,7 +125,8 @@ def _row(loss: Loss) -> str:
     margins = "needed" if loss.needs_margins else "yes" if loss.margins else "no"
     beta = f"{loss.beta:g}" if loss.has_beta else ""
     data, reference = "lists" if loss.lists else "pairs", "yes" if loss.reference else "no"
-    cells = [f"[`{loss.name}`](#{_anchor(loss)})", loss.title, data, reference, margins, beta]
+    trl = "equal" if loss.name in EQUAL_TO_TRL else ""
+    cells = [f"[`{loss.name}`](#{_anchor(loss)})", loss.title, data, reference, margins, trl, beta]
     return f"| {' | '.join([*cells, _rate(loss.learning_rate), ', '.join(f'`{name}`' for name in _options(loss))])} |"
 
 
