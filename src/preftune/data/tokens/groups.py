@@ -258,6 +258,14 @@ class GroupDataset(Sequence[TokenizedGroup]):
         return np.diff(starts)
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with one of its completions."""
+        prompts = self.segment_lengths[self._groups[:-1]]
+        completions = self.segment_lengths.copy()
+        completions[self._groups[:-1]] = 0
+        return int((prompts + np.maximum.reduceat(completions, self._groups[:-1])).max()) if len(self) else 0
+
+    @property
     def pairs(self) -> int:
         return len(self._preferences)
 

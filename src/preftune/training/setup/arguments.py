@@ -6,10 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from preftune.data import GroupDataset
 from preftune.errors import ConfigError, DatasetError, did_you_mean
 from preftune.log import say
+from preftune.models.positions import positions_of
 from preftune.training.config.base import PackedConfig
 from preftune.training.protocol import TrainerView
 
@@ -137,6 +140,21 @@ def check_evaluation(args: PackedConfig, eval_dataset: Any, columns: Sequence[st
             f"metric_for_best_model={metric!r} is not a metric of this evaluation. "
             f"There are {', '.join(map(repr, names))}. {hint}"
         )
+
+
+def check_positions(model: nn.Module, datasets: Mapping[str, GroupDataset | None]) -> None:
+    """Raises: DatasetError for a sequence that is longer than the model has positions.
+
+    Args:
+        datasets: by their roles, as in reports.
+    """
+    limit = positions_of(model)
+    for role, groups in datasets.items():
+        if limit is not None and groups is not None and groups.longest > limit:
+            raise DatasetError(
+                f"a row of the {role} dataset has {groups.longest:,} tokens, and the model has only {limit:,} "
+                f"positions. Set max_length={limit} (--max_length {limit}), which cuts longer rows or leaves them out."
+            )
 
 
 def say_unwatched(trainer: TrainerView) -> None:

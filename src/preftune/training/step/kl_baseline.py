@@ -9,19 +9,21 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from preftune.logps import pack
+from preftune.models.positions import positions_of
 from preftune.reference import inference
 from preftune.training.protocol import ReferencedTrainerView
 from preftune.training.step.memory import score_in_parts
 from preftune.types import TokenizedGroup
 
 
-def mismatched(groups: Sequence[TokenizedGroup], of: range) -> list[TokenizedGroup]:
+def mismatched(groups: Sequence[TokenizedGroup], of: range, *, longest: int | None = None) -> list[TokenizedGroup]:
     """Prompts with the answer to another one: each with that of the last group before it that has another
     prompt, going round.
 
     Args:
         groups: of the whole step, all ranks' in their order.
         of: the groups that are asked for. One without another prompt in the step is left out.
+        longest: most tokens of a prompt and its answer. A longer answer is cut, and left out if nothing scored is left.
     """
     made = []
     for place in of:
@@ -29,8 +31,12 @@ def mismatched(groups: Sequence[TokenizedGroup], of: range) -> list[TokenizedGro
         others = (groups[(place - ahead) % len(groups)] for ahead in range(1, len(groups)))
         other = next((group for group in others if group.prompt_ids != prompt), None)
         if other is not None:
-            scored = other.scored[:1] if other.scored else ()
-            made.append(TokenizedGroup(prompt, other.completions[:1], (), id=groups[place].id, scored=scored))
+            room = None if longest is None else max(0, longest - len(prompt))
+            answer = other.completions[0][:room]
+            spans = [(begin, min(end, len(answer))) for begin, end in other.spans(0) if begin < len(answer)]
+            scored = (tuple(spans),) if other.scored else ()
+            if spans:
+                made.append(TokenizedGroup(prompt, (answer,), (), id=groups[place].id, scored=scored))
     return made
 
 
@@ -45,7 +51,8 @@ def kl_baseline(trainer: ReferencedTrainerView, model: nn.Module, groups: Sequen
         ranks: list[list[TokenizedGroup]] = gather_object([list(groups)])
         everyones = [group for of_rank in ranks for group in of_rank]
         start = sum(map(len, ranks[: trainer.args.process_index]))
-    asked = mismatched(everyones, range(start, start + len(groups)))
+    limits = [limit for limit in (trainer.args.max_length, positions_of(model)) if limit is not None]
+    asked = mismatched(everyones, range(start, start + len(groups)), longest=min(limits, default=None))
 
     def score(part: Sequence[TokenizedGroup]) -> Sequence[Tensor]:
         batch = pack(part).to(trainer.args.device)

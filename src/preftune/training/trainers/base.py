@@ -24,6 +24,7 @@ from preftune.training.setup import model as assemble
 from preftune.training.setup.arguments import (
     check_evaluation,
     check_metrics,
+    check_positions,
     own_config,
     refuse_arguments,
     tokenizer_of,
@@ -91,6 +92,8 @@ class PackedTrainer(EvaluatedTrainer):
         model = self.prepare_model(
             model, args, tokenizer, peft_config=peft_config, quantization_config=quantization_config
         )
+        held_out = eval_groups if isinstance(eval_groups, Mapping) else {"eval": eval_groups}
+        check_positions(model, {"train": train_groups, **held_out})
         self.settle(model, args, tokenizer)
         self._window, self._policy_changed = MetricWindow(self.columns), False
         super().__init__(
