@@ -15,7 +15,7 @@ from preftune.losses.unpaired import UNPAIRED
 
 EQUAL_TO_TRL = {
     "sigmoid", "robust", "hinge", "ipo", "sigmoid_norm", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero",
-    "apo_down", "discopop", "aot", "aot_unpaired", "simpo", "alphapo", "cpo", "orpo", "sft",
+    "apo_down", "discopop", "aot", "aot_unpaired", "simpo", "alphapo", "cpo", "orpo", "sft", "tpo", "tpo_l",
 }  # fmt: skip
 """Losses that are compared with TRL 1.16 over whole runs."""
 
@@ -46,8 +46,8 @@ list. A list is never split, so max_tokens_per_batch should hold the longest. r 
 an update that depends neither on micro-batches nor on a token budget (`tests/training/trainers/test_every_loss.py`).
 Those marked equal agree with TRL 1.16 over whole runs to 1e-4, ORPO but for the prompt's tokens in its likelihood
 (`test_trl_parity.py`, `test_reference_free.py`). Where implementations disagree, `tests/losses/test_disagreements.py`
-has both numbers. Losses whose value depends on all pairs of the step: `aot`, `aot_unpaired` (they sort them), `beta_dpo`,
-`alpha_dpo` (they follow their moments; `test_whole_step_losses.py`), and `sft` (a mean over their tokens).
+has both numbers. Losses whose value depends on all pairs of the step: `aot`, `aot_unpaired` (they sort them),
+`beta_dpo`, `alpha_dpo` (they follow moments; `test_whole_step_losses.py`), `sft` and `gold` (means of all tokens).
 
 """
 

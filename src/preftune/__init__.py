@@ -33,6 +33,8 @@ if TYPE_CHECKING:
         RewardTrainer,
         SFTConfig,
         SFTTrainer,
+        TPOConfig,
+        TPOTrainer,
     )
     from preftune.training.online import (
         GRPOConfig,
@@ -51,7 +53,7 @@ _HOME = {
         "preftune.errors": "PreftuneError",
         "preftune.models": "load_model load_tokenizer merge",
         "preftune.training": "BCOConfig BCOTrainer CPOConfig CPOTrainer DPOConfig DPOTrainer KTOConfig KTOTrainer "
-        "ORPOConfig ORPOTrainer RewardConfig RewardTrainer SFTConfig SFTTrainer",
+        "ORPOConfig ORPOTrainer RewardConfig RewardTrainer SFTConfig SFTTrainer TPOConfig TPOTrainer",
         "preftune.training.online": "GRPOConfig GRPOTrainer OnlineDPOConfig OnlineDPOTrainer RLOOConfig RLOOTrainer",
         "preftune.training.ppo": "PPOConfig PPOTrainer",
     }.items()
@@ -82,6 +84,8 @@ __all__ = [
     "RewardTrainer",
     "SFTConfig",
     "SFTTrainer",
+    "TPOConfig",
+    "TPOTrainer",
     "__version__",
     "load_demonstrations",
     "load_model",

@@ -45,6 +45,8 @@ class PreferencePair:
     """Share of annotators who agree with the label, 0..1."""
     ratings: tuple[float, float] | None = None
     """How the data rate chosen and rejected, higher is better; read where lists are made of pairs."""
+    gold: Text | None = None
+    """A third answer that is only imitated (TPO), of the form of the sides; read where a loss asks for it."""
     id: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Passed to the chat template in training and in generation alike (`enable_thinking`, ...)."""
@@ -56,10 +58,10 @@ class PreferencePair:
 
     @property
     def example(self) -> Example:
-        """The prompt with its two completions, chosen first."""
+        """The prompt with its two completions, chosen first, and the gold answer behind them."""
         return Example(
             self.prompt,
-            (self.chosen, self.rejected),
+            (self.chosen, self.rejected, *(() if self.gold is None else (self.gold,))),
             (Preference(0, 1, self.weight, self.margin),),
             scores=self.ratings or (),
             agreement=self.agreement,
@@ -120,6 +122,11 @@ class Example:
         return completion
 
     @property
+    def golden(self) -> bool:
+        """Whether the last completion is a gold answer, and the others a pair."""
+        return len(self.pairs) == 1 and len(self.completions) == 3
+
+    @property
     def is_chat(self) -> bool:
         """Whether the completions are turns of a conversation."""
         return isinstance(self.completions[0], list)
@@ -136,6 +143,7 @@ class TokenizedGroup:
     prompt_ids: Sequence[int]
     completions: tuple[Sequence[int], ...]
     pairs: tuple[Preference, ...]
+    """A completion that none of them names is a gold answer, which is only imitated (TPO)."""
     id: str = ""
     scored: tuple[tuple[Span, ...], ...] = ()
     """Which tokens of each completion the loss covers: spans that rise and do not touch. The other tokens are context.
@@ -180,6 +188,14 @@ class TokenizedGroup:
         if name == "input_ids":
             return [*self.prompt_ids, *self.completions[0]]
         return list(self.completions[self.pairs[0].chosen if name == "chosen_ids" else self.pairs[0].rejected])
+
+    @property
+    def gold(self) -> int | None:
+        """The index of the gold answer, which no pair names; None without one."""
+        if len(self.pairs) != 1 or len(self.completions) != 3 or self.scores:
+            return None
+        (pair,) = self.pairs
+        return 3 - pair.chosen - pair.rejected
 
     @property
     def tokens(self) -> int:

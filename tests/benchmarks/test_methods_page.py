@@ -19,4 +19,6 @@ def test_losses_that_are_said_to_equal_trl_s_are_compared_with_them():
     compared |= {
         "alphapo" if case.get("alpha") else case.get("loss_type", "cpo") for case in test_reference_free.CASES.values()
     }
+    for case in test_reference_free.TPO_CASES.values():
+        compared.add({"tpo-l": "tpo_l"}.get(case.get("loss_type", "tpo"), case.get("loss_type", "tpo")))
     assert compared == EQUAL_TO_TRL

@@ -24,7 +24,7 @@ OPTIONS = {
     "slic_delta": 1.0, "tokens_per_pair": 4.0, "bco_running_mean": True,
     "delta": 0.2, "step_beta": 0.25, "gap_mean": 0.1, "gap_std": 1.5,
     "alpha_dpo_alpha": 0.0,  # its standardised difference has no gradient, which a gradcheck would see: test_moments.py
-    "lipo_labels": "wins", "nca_tau": 1e-4,
+    "tpo_l_gamma": 0.5, "gold_tokens_per_pair": 4.0, "lipo_labels": "wins", "nca_tau": 1e-4,
 }  # fmt: skip
 
 
@@ -122,6 +122,8 @@ BY_HAND = [
     (free.alphapo, {"beta": 2.0, "simpo_gamma": 0.5, "alphapo_alpha": 0.0}, {"reference": None}, softplus(-1.5)),
     (free.cpo, B, {"reference": None}, softplus(-2.0)),
     (free.odds_ratio, {"beta": 0.1}, {"reference": None}, 0.1 * softplus(-(odds(-5.0) - odds(-6.0)))),
+    (free.tpo, B, {"reference": None}, softplus(-2.0)),
+    (free.tpo_l, {"beta": 2.0, "tpo_l_gamma": 0.7}, {"reference": None}, softplus(-(2 * (-5 + 6) - 0.7))),
     (free.simper, {}, {"reference": None}, math.exp(-6) - math.exp(-5)),
     (free.slic, {"slic_delta": 1.0}, {"reference": None}, 0.0),
     (free.slic, {"slic_delta": 25.0}, {"reference": None, "margin": 1.0}, 6.0),
@@ -135,7 +137,7 @@ def test_value_by_hand(loss, options, shape, expected):
 
 def test_every_loss_has_a_value_by_hand():
     tried = {loss for loss, *_ in BY_HAND}
-    assert {loss.name for loss in LOSSES.values() if loss.function not in tried} == {"sft"}
+    assert {loss.name for loss in LOSSES.values() if loss.function not in tried} == {"sft", "gold"}
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
@@ -151,7 +153,7 @@ def test_gradient(name, divergence):
 
     def total(c: Tensor, r: Tensor) -> Tensor:
         known = Sides(ref_chosen, ref_rejected, *lengths) if loss.reference else None
-        return loss.function(Pairs(Sides(c, r, *lengths), known, margin), **options)
+        return loss.function(Pairs(Sides(c, r, *lengths), known, margin, gold_N=c + r), **options)
 
     assert torch.autograd.gradcheck(total, (chosen.requires_grad_(), rejected.requires_grad_()))
 
@@ -209,7 +211,8 @@ def test_extreme_scores_are_finite(name, dtype):
             options["f_divergence_type"] = divergence
         known = Sides(chosen.detach().flip(0), rejected.detach().flip(0), length, length) if loss.reference else None
         found = loss.function(
-            Pairs(Sides(chosen, rejected, length, length), known, torch.full_like(length, 0.1)), **options
+            Pairs(Sides(chosen, rejected, length, length), known, torch.full_like(length, 0.1), gold_N=rejected),
+            **options,
         )
         assert found.isfinite().all()
         for gradient in torch.autograd.grad(found.sum(), (chosen, rejected), allow_unused=True):
@@ -256,7 +259,7 @@ def test_swapping_the_sides_changes_the_loss_by_the_log_odds_of_the_label(gap, b
 
 
 def objective(*names: str, weights=None, beta=0.1, **options) -> Objective:
-    values = {**OPTIONS, "label_smoothing": 0.0, "cpo_alpha": 1.0, "slic_lambda": 0.1, **options}
+    values = {**OPTIONS, "label_smoothing": 0.0, "cpo_alpha": 1.0, "tpo_alpha": 1.0, "slic_lambda": 0.1, **options}
     return Objective.of(names, weights, beta, values)
 
 
@@ -278,6 +281,14 @@ def test_several_losses_are_a_weighted_sum():
     """MPO: 0.8 DPO, 0.2 APO here for BCO, and the likelihood, a mean over the chosen tokens of the step."""
     found = weighed(objective("sigmoid", "apo_zero", "sft", weights=[0.8, 0.2, 1.0]), tokens_per_pair=4.0)
     assert found.loss_N.item() == pytest.approx(0.8 * softplus(-0.5) + 0.2 * (1 - s(0.4) + s(-0.1)) + 10 / 4)
+
+
+def test_tpo_imitates_the_gold_answer_and_not_the_chosen_one():
+    w, m = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    known = {"weight_N": w, "margin_N": m, "gold_N": w * -7.0, "gold_tokens_per_pair": 2.0, "tokens_per_pair": 1.0}
+    found = objective("tpo", beta=0.1, tpo_alpha=0.5)(sides(*POLICY), None, **known)
+    assert found.loss_N.item() == pytest.approx(softplus(-2.0) + 0.5 * 7 / 2)
+    assert not objective("tpo", tpo_alpha=0.0).needs_gold
 
 
 def test_methods_bring_their_likelihood_term():

@@ -15,6 +15,9 @@ from preftune.losses.pairs import LossOutput, Pairs
 from preftune.losses.registry import LOSSES, Loss, get_loss
 from preftune.types import Sides
 
+LIKELIHOODS = ("sft", "gold")
+"""Terms that imitate an answer and compare none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Objective:
@@ -44,7 +47,7 @@ class Objective:
         for loss, weight in list(terms):
             strength = float(options[loss.likelihood] if isinstance(loss.likelihood, str) else loss.likelihood)
             if strength:
-                terms.append((LOSSES["sft"], weight * strength))
+                terms.append((LOSSES[loss.imitates], weight * strength))
         return cls(tuple(terms), beta, options)
 
     @property
@@ -64,6 +67,11 @@ class Objective:
     def gap(self) -> Callable[[Pairs], Tensor] | None:
         """The differences of pairs whose running moments a loss needs; None without such a loss."""
         return next((loss.gap for loss, _ in self.terms if loss.gap is not None), None)
+
+    @property
+    def needs_gold(self) -> bool:
+        """Whether a third answer of each row is imitated."""
+        return any(loss.name == "gold" for loss, _ in self.terms)
 
     @property
     def takes_lists(self) -> bool:
@@ -96,6 +104,7 @@ class Objective:
         weight_N: Tensor,
         margin_N: Tensor,
         whole_N: Tensor | None = None,
+        gold_N: Tensor | None = None,
         rejected_margin_N: Tensor | None = None,
         policy_weight_N: Tensor | float = 1.0,
         lists: Lists | None = None,
@@ -107,11 +116,11 @@ class Objective:
             reference: None where no loss needs one; rewards are then of the policy alone.
             weight_N: (N,) factor of each pair's loss; the mean is over pairs, not over weights.
             margin_N: (N,) nats of reward by which the chosen side must win.
-            whole_N, rejected_margin_N, lists: see `Pairs`.
+            whole_N, gold_N, rejected_margin_N, lists: see `Pairs`.
             policy_weight_N: (N,) further factor of the losses of pairs, not of the likelihood term.
             step: what is known of the whole optimiser step: `tokens_per_pair`.
         """
-        pairs = Pairs(policy, reference, margin_N, whole_N, rejected_margin_N, lists)
+        pairs = Pairs(policy, reference, margin_N, whole_N, gold_N, rejected_margin_N, lists)
         alone = pairs._replace(reference=None)
         values = {**self.options, **step}
         loss_N = torch.zeros_like(policy.chosen_N)
@@ -120,7 +129,7 @@ class Objective:
             if loss.has_beta:
                 options["beta"] = self.beta
             value_N = weight * loss.function(pairs if loss.reference else alone, **options)
-            loss_N = loss_N + (value_N if loss.name == "sft" else policy_weight_N * value_N)
+            loss_N = loss_N + (value_N if loss.name in LIKELIHOODS else policy_weight_N * value_N)
         chosen_N, rejected_N = self._rewards(pairs)
         right_N = Lists.of(pairs).right_N() if self.takes_lists else None
         return LossOutput(weight_N * loss_N, self.beta * chosen_N.detach(), self.beta * rejected_N.detach(), right_N)

@@ -38,6 +38,8 @@ class Pairs(NamedTuple):
     """(N,) nats of reward by which the chosen side must win (ODPO, Amini et al. 2024, arXiv:2402.10571)."""
     whole_N: Tensor | None = None
     """(N,) log policy of the chosen completion with all its tokens, where `policy` weighs some of them (LD-DPO)."""
+    gold_N: Tensor | None = None
+    """(N,) log policy of a third answer, which is only imitated (TPO)."""
     rejected_margin_N: Tensor | None = None
     """(N,) the margin for the gradient of the rejected side, where it is another one (`aot_unpaired`)."""
     lists: tuple[Tensor, Tensor, Tensor] | None = None

@@ -46,6 +46,23 @@ def cpo(pairs: Pairs, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
     return smoothed(pairs.logits_N(beta), label_smoothing)
 
 
+def tpo(pairs: Pairs, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
+    """The preference term of TPO, Saeidi et al. 2024 (arXiv:2405.16681): `-log sigmoid(beta (log p_w - log p_l))` on
+    whole completions. TPO is this and the likelihood of a third, gold answer, which is the loss `gold`.
+    """
+    return cpo(pairs, beta=beta, label_smoothing=label_smoothing)
+
+
+def tpo_l(pairs: Pairs, *, beta: float, tpo_l_gamma: float = 0.5, label_smoothing: float = 0.0) -> Tensor:
+    """The preference term of TPO-L, Saeidi et al. 2024 (arXiv:2405.16681): that of SimPO,
+    `-log sigmoid(beta (p_w - p_l) - gamma)` on log-probabilities per token.
+
+    Args:
+        tpo_l_gamma: nats by which the chosen side must win.
+    """
+    return simpo(pairs, beta=beta, simpo_gamma=tpo_l_gamma, label_smoothing=label_smoothing)
+
+
 def odds_ratio(pairs: Pairs, *, beta: float) -> Tensor:
     """The preference term of ORPO, Hong et al. 2024 (arXiv:2403.07691), eq. 7: `-beta log sigmoid(log odds_w - log
     odds_l)`, odds = p / (1 - p), p the geometric mean of the tokens' probabilities; beta is the paper's lambda. ORPO is
@@ -96,3 +113,14 @@ def likelihood(pairs: Pairs, *, tokens_per_pair: Tensor | float) -> Tensor:
             completion, (N,), makes it a mean per completion.
     """
     return -(pairs.policy.chosen_N if pairs.whole_N is None else pairs.whole_N) / tokens_per_pair
+
+
+def gold_likelihood(pairs: Pairs, *, gold_tokens_per_pair: float) -> Tensor:
+    """Negative log-likelihood of the gold answers, whose mean over pairs is the mean over their tokens:
+    `-log p_gold / gold_tokens_per_pair`.
+
+    Args:
+        gold_tokens_per_pair: tokens of the gold answers of the whole optimiser step over its pairs.
+    """
+    assert pairs.gold_N is not None
+    return -pairs.gold_N / gold_tokens_per_pair

@@ -59,6 +59,9 @@ class Loss:
     likelihood: str | float = 0.0
     """Weight of the likelihood term (the loss `sft`) that belongs to the method, or the field that holds it."""
 
+    imitates: str = "sft"
+    """The loss that is its likelihood term."""
+
     @property
     def sorts(self) -> bool:
         return self.step_margins is not None
@@ -246,6 +249,20 @@ _WITHOUT_REFERENCE = (
         reference=False, likelihood="cpo_alpha", learning_rate=1e-6,
     ),
     Loss(
+        "tpo", free.tpo, "TPO", "2405.16681",
+        "A gold answer for each pair, as of the best of several answers: one stage without fine-tuning before.",
+        "The rows need a third column, reference. beta is 0.01, on whole answers. The likelihood is a mean over the "
+        "gold tokens of the step here, of a micro-batch in TRL.", ("label_smoothing",), reference=False,
+        likelihood="tpo_alpha", imitates="gold", beta=0.01, betas=(0.005, 0.5),
+    ),
+    Loss(
+        "tpo_l", free.tpo_l, "TPO-L", "2405.16681",
+        "TPO whose rewards are per token, for gold answers of another length than the sides.",
+        "As tpo. TRL calls it tpo-l, and its default beta is 0.01 there too, at which nothing moves.",
+        ("tpo_l_gamma", "label_smoothing"), reference=False, per_token=True, likelihood="tpo_alpha", imitates="gold",
+        beta=2.0, betas=(1.0, 20.0),
+    ),
+    Loss(
         "orpo", free.odds_ratio, "ORPO", "2403.07691",
         "A base model, in one stage: it replaces supervised fine-tuning and DPO.",
         "Not from a model that was fine-tuned already. TRL's likelihood covers the prompt too, LLaMA-Factory's and "
@@ -269,6 +286,12 @@ _WITHOUT_REFERENCE = (
         "A mean over the chosen tokens of the whole step. TRL takes the mean of a micro-batch, LLaMA-Factory of each "
         "answer (sft_mean=completions).",
         ("tokens_per_pair",), reference=False, margins=False, has_beta=False,
+    ),
+    Loss(
+        "gold", free.gold_likelihood, "Likelihood of a gold answer", "2405.16681",
+        "As a second loss: it imitates a third answer of each row, the column reference.",
+        "A mean over the gold tokens of the whole step.", ("gold_tokens_per_pair",), reference=False, margins=False,
+        has_beta=False,
     ),
 )  # fmt: skip
 

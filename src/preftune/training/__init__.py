@@ -16,12 +16,12 @@
 
 from preftune.training.config.dpo import DPOConfig
 from preftune.training.config.kto import BCOConfig, KTOConfig
-from preftune.training.config.reference_free import CPOConfig, ORPOConfig
+from preftune.training.config.reference_free import CPOConfig, ORPOConfig, TPOConfig
 from preftune.training.config.reward import RewardConfig
 from preftune.training.config.sft import SFTConfig
 from preftune.training.trainers.dpo import DPOTrainer
 from preftune.training.trainers.kto import BCOTrainer, KTOTrainer
-from preftune.training.trainers.reference_free import CPOTrainer, ORPOTrainer
+from preftune.training.trainers.reference_free import CPOTrainer, ORPOTrainer, TPOTrainer
 from preftune.training.trainers.reward import RewardTrainer
 from preftune.training.trainers.sft import SFTTrainer
 
@@ -40,6 +40,8 @@ __all__ = [
     "RewardTrainer",
     "SFTConfig",
     "SFTTrainer",
+    "TPOConfig",
+    "TPOTrainer",
     "online",
     "ppo",
     "record",

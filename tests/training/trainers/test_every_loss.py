@@ -13,7 +13,7 @@ from preftune.logps import naive_logps, pack
 from preftune.logps.batch import GroupLogps
 from preftune.losses import LOSSES, Pairs
 from preftune.reference import inference
-from preftune.training.step.pair_loss import lists_of
+from preftune.training.step.pair_loss import gold_of, lists_of
 from preftune.types import Sides
 from tests.training.dpo_runs import logged, nudge, trainer
 from tiny import rows, tiny_model
@@ -29,6 +29,8 @@ OF_THE_STEP = MEASURED | {name for name, loss in LOSSES.items() if loss.sorts}
 
 def data(name: str) -> list[dict[str, Any]]:
     made = rows(8)
+    if LOSSES[name].imitates == "gold" or name == "gold":
+        return [{**row, "reference": f"{row['chosen']}, of course"} for row in made]
     return [{**row, "margin": 0.2 * (n % 3)} for n, row in enumerate(made)] if LOSSES[name].needs_margins else made
 
 
@@ -38,7 +40,14 @@ def made(name: str, folder: Any, **options: Any) -> Any:
     if LOSSES[name].reference:
         known = {"ref_model": tiny_model(), "allow_reference_mismatch": True}
         nudge(known["ref_model"], 0.02)
-    settings = {"per_device_train_batch_size": 4, "max_steps": 2, **NEEDED.get(name, {}), **options}
+    # Adam divides by the gradient's size, so one that is nothing but rounding may be a step as large as any
+    settings = {
+        "per_device_train_batch_size": 4,
+        "max_steps": 2,
+        "adam_epsilon": 1e-4,
+        **NEEDED.get(name, {}),
+        **options,
+    }
     return trainer(model, folder, data=data(name), loss_type=name, **known, **settings)
 
 
@@ -47,6 +56,8 @@ def by_the_oracle(run: Any, name: str) -> float:
     (which tests/losses compares with values by hand).
     """
     batch = pack([run.train_dataset[row] for row in range(4)])
+
+    golden = gold_of(batch) if run.objective.needs_gold else None
 
     def sides(model: Any) -> tuple[Sides, GroupLogps]:
         with inference(model.double()):
@@ -71,6 +82,8 @@ def by_the_oracle(run: Any, name: str) -> float:
     found = objective(
         policy, reference, weight_N=batch.weight_N.double(), margin_N=margin, rejected_margin_N=rejected_margin,
         whole_N=policy.chosen_N, delta=0.0, tokens_per_pair=float(policy.chosen_length_N.mean()),
+        gold_N=None if golden is None else scored.sum_K[golden],
+        gold_tokens_per_pair=1.0 if golden is None else float(scored.length_K[golden].mean()),
         lists=lists_of(batch, scored, known) if objective.takes_lists else None,
     )  # fmt: skip
     return float(found.loss_N.mean())
@@ -97,7 +110,6 @@ def test_the_update_depends_neither_on_micro_batches_nor_on_a_token_budget(name,
     for other in others:
         assert logged(other) == pytest.approx(logged(whole), rel=1e-4, abs=1e-5)
         for (weight, one), (_, two) in zip(whole.model.named_parameters(), other.model.named_parameters(), strict=True):
-            # Adam divides by the gradient's size, so a gradient of rounding's size may point either way
             torch.testing.assert_close(one, two, rtol=1e-3, atol=2e-3, msg=weight)
 
 

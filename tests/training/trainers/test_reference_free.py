@@ -18,6 +18,12 @@ from preftune.reference import sources
 from preftune.storage.cache_folder import cache_folder
 from tiny import rows, save_tiny, tiny_model, tiny_tokenizer
 
+
+def triples(count: int) -> list[dict[str, str]]:
+    """Rows with a third, gold answer."""
+    return [{**row, "reference": f"{row['chosen']}, of course"} for row in rows(count)]
+
+
 FREE = sorted(name for name, loss in LOSSES.items() if not loss.reference)
 
 
@@ -46,8 +52,8 @@ def test_there_is_no_reference_pass_and_no_second_model(name, lora, tmp_path, mo
     trainer = preftune.DPOTrainer(
         model=tiny_model(),
         args=preftune.DPOConfig(**options_for(tmp_path, loss_type=name)),
-        train_dataset=rows(24),
-        eval_dataset=rows(8),
+        train_dataset=triples(24),
+        eval_dataset=triples(8),
         processing_class=tiny_tokenizer(),
         peft_config=LoraConfig(r=4, target_modules="all-linear") if lora else None,
     )
@@ -150,7 +156,7 @@ def both(folder: Path, ours: Any, theirs: Any, **options: Any) -> tuple[Any, Any
             trainer(
                 model=model,
                 args=args,
-                train_dataset=Dataset.from_list(rows(24)),
+                train_dataset=Dataset.from_list(triples(24)),
                 processing_class=tokenizer_without_bos(),
             )
         )
@@ -181,3 +187,24 @@ def test_orpo_is_that_of_trl_but_for_the_tokens_of_the_prompt(tmp_path):
     likelihood = -one["logps/chosen"] / one["completions/chosen_length"]
     assert one["loss"] - likelihood == pytest.approx(other["loss"] - float(other["nll_loss"]), abs=1e-4)
     assert one["loss"] - likelihood == pytest.approx(-0.1 * float(other["log_odds_ratio"]), abs=1e-4)
+
+
+TPO_CASES = {
+    "tpo": {"beta": 0.1},
+    "tpo, weighed and smoothed": {"beta": 0.1, "tpo_alpha": 0.3, "label_smoothing": 0.1},
+    "tpo without gold answers": {"beta": 0.01, "tpo_alpha": 0.0},
+    "tpo-l": {"loss_type": "tpo-l", "beta": 2.0, "tpo_l_gamma": 1.0},
+    "hinge": {"loss_type": "hinge", "beta": 0.1},
+    "ipo": {"loss_type": "ipo", "beta": 0.5},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", TPO_CASES)
+def test_tpo_is_that_of_trl(case, tmp_path):
+    from trl.experimental.tpo import TPOConfig, TPOTrainer
+
+    ours, theirs = both(tmp_path, (preftune.TPOTrainer, preftune.TPOConfig), (TPOTrainer, TPOConfig), **TPO_CASES[case])
+    found, expected = losses_of(ours), losses_of(theirs)
+    assert found == pytest.approx(expected, abs=1e-4, rel=1e-5)
+    assert found[-1] != pytest.approx(found[0], abs=1e-3)

@@ -273,7 +273,7 @@ def _trained_with(model: str) -> dict[str, Any]:
             known["epochs"] = _epochs_run(Path(model))
     except (ValueError, TypeError):
         return {}
-    usual = method not in ("cpo", "orpo") and _usual_beta(run)
+    usual = method not in ("cpo", "orpo", "tpo") and _usual_beta(run)
     return {**known, "usual_beta": usual, "method": str(method) if method else None} if run else {}
 
 

@@ -263,7 +263,7 @@ def split_turns(
             return shared, chosen[count:], rejected[count:]
         if _alike(prompt[-count:], shared):
             return prompt, chosen[count:], rejected[count:]
-    return prompt, _after(prompt, chosen), _after(prompt, rejected)
+    return prompt, after_prompt(prompt, chosen), after_prompt(prompt, rejected)
 
 
 def asks_otherwise(prompt: Sequence[Message], chosen: Sequence[Message], rejected: Sequence[Message]) -> bool:
@@ -281,7 +281,7 @@ def _alike(one: Sequence[Message], other: Sequence[Message]) -> bool:
     )
 
 
-def _after(prompt: list[Message], turns: list[Message]) -> list[Message]:
+def after_prompt(prompt: list[Message], turns: list[Message]) -> list[Message]:
     """A side without the prompt, if it alone repeats it."""
     repeats = bool(prompt) and len(turns) > len(prompt) and _alike(turns[: len(prompt)], prompt)
     return turns[len(prompt) :] if repeats else turns

@@ -15,6 +15,7 @@ from typing import Any
 from preftune.bounds import bound, raising
 from preftune.data.chat.messages import (
     Where,
+    after_prompt,
     asks_otherwise,
     read_text,
     read_transcript,
@@ -82,6 +83,23 @@ def to_pair(
         agreement=_agreement(values, where),
         **about(values, where),
     )
+
+
+def gold_of(value: Any, pair: PreferencePair, where: Where) -> Text:
+    """The gold answer of a pair's row, in the form of its sides, without the prompt that it may repeat.
+
+    Raises: DatasetError for a row without one.
+    """
+    if value is None:
+        raise where.error("reference", "missing or null", "Fill it in, or remove the row.")
+    text = read_text(value, "reference", where)
+    check_characters(text, "reference", where)
+    if isinstance(pair.prompt, list):
+        return after_prompt(pair.prompt, as_answer(text))
+    if not isinstance(text, str):
+        raise where.error("reference", "a list of messages, while the sides are texts", "Write all in the same form.")
+    whole = bool(pair.prompt) and len(text) > len(pair.prompt) and text.startswith(pair.prompt)
+    return text[len(pair.prompt) :] if whole else text
 
 
 def to_prompt(values: Mapping[str, Any], *, name: str, row: int, chat: bool = False) -> Example:

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from preftune.data.formats.apply import RowCount
 from preftune.data.formats.columns import Columns
-from preftune.data.pairs.row_reader import Attempt, RowReader
+from preftune.data.pairs.checks import not_used
+from preftune.data.pairs.row_reader import GOLD, Attempt, RowReader
 from preftune.data.row_dataset import RowDataset
+from preftune.errors import DatasetError
 from preftune.types import PreferencePair
 
 if TYPE_CHECKING:
@@ -68,6 +70,22 @@ class PairDataset(RowDataset[PreferencePair]):
     def rated(self) -> PairDataset:
         """The same pairs, with their ratings where the rows have them."""
         return self._with(self.rows, replace(self.reader, rated=True), self.numbers)
+
+    def with_gold(self) -> PairDataset:
+        """The same pairs, with the gold answers that a third column holds.
+
+        Raises: DatasetError without one.
+        """
+        if GOLD not in self.rows.column_names:
+            raise DatasetError(
+                f"{self.name} has no column {GOLD!r}, the third answer that TPO imitates. Add it to every row, or set "
+                "tpo_alpha=0 to train on the pairs alone."
+            )
+        changed = self._with(self.rows, replace(self.reader, golden=True), self.numbers)
+        changed.unused = tuple(column for column in self.unused if column != GOLD)
+        noted = not_used(self.unused)
+        changed.notes = (*(note for note in self.notes if note not in noted), *not_used(changed.unused))
+        return changed
 
     def attempts(self) -> Iterator[Attempt]:
         """Every row with its pair or with what is wrong with it, and its strength."""

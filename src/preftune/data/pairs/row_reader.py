@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from preftune.data.chat.messages import Where
 from preftune.data.formats.adapter import number as as_number
 from preftune.data.formats.columns import Columns
-from preftune.data.formats.to_pair import to_pair
+from preftune.data.formats.to_pair import gold_of, to_pair
 from preftune.errors import DatasetError
 from preftune.types import PreferencePair
+
+GOLD = "reference"
+"""The column of gold answers, as TRL's triple preferences call it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,8 @@ class RowReader:
     """The columns of the ratings of chosen and rejected."""
     rated: bool = False
     """Pairs are read with their ratings."""
+    golden: bool = False
+    """Pairs are read with their gold answers, of the column `GOLD`."""
 
     def read(self, row: Mapping[str, Any], number: int) -> PreferencePair:
         """The pair of a row. Raises: DatasetError for a row that holds none."""
@@ -50,6 +56,8 @@ class RowReader:
         if self.scale is not None:
             values["margin"] = self.scale * max(0.0, self.strength(row) or 0.0)
         pair = to_pair(values, name=self.name, row=number, chat=self.chat, prompts="prompt" in self.columns)
+        if self.golden:
+            pair = replace(pair, gold=gold_of(row.get(GOLD), pair, Where(self.name, number)))
         return replace(pair, ratings=self.both_ratings(row)) if self.rated else pair
 
     def both_ratings(self, row: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -72,12 +80,13 @@ class RowReader:
     def needed(self) -> list[str]:
         """The columns that must be read."""
         scores = self.scores if self.scale is not None else ()
-        return list(dict.fromkeys((*self.columns.needed, *scores, *(self.ratings if self.rated else ()))))
+        more = (*scores, *(self.ratings if self.rated else ()), *((GOLD,) if self.golden else ()))
+        return list(dict.fromkeys((*self.columns.needed, *more)))
 
     @property
     def facts(self) -> tuple[Any, ...]:
         """What a pair depends on besides its row."""
-        rated = (self.ratings,) if self.rated else ()
+        rated = (*((self.ratings,) if self.rated else ()), *((GOLD,) if self.golden else ()))
         return ("pair", sorted(self.columns.paths.items()), self.chat, self.scores, self.scale, *rated)
 
     def as_chat(self) -> RowReader:

@@ -115,7 +115,7 @@ class Encoder:
             bare.append(side)
         typed = self.end_marks.inside([prompt or "", *bare])
         wholes = [(prompt or "") + side + ("" if self._appends_eos else eos) for side in bare]
-        return Texts(prompt, wholes, True, Encoded(example.row, typed_marks=typed))
+        return Texts(prompt, wholes, True, Encoded(example.row, golden=example.golden, typed_marks=typed))
 
     def _conversation_texts(self, example: Example) -> Texts | Encoded:
         given = cast("tuple[list[Message], ...]", (example.prompt, *example.completions))
@@ -156,6 +156,7 @@ class Encoder:
         left_out = [unwritten(turns, text, range(parted, len(turns))) for turns, text in zip(whole, full, strict=True)]
         seen = Encoded(
             example.row,
+            golden=example.golden,
             continued=continues,
             ends_cut=ends_cut,
             typed_marks=self.end_marks.inside(parts),

@@ -30,6 +30,8 @@ class Encoded:
     """The answer continues a turn of the assistant that the prompt began."""
     several_turns: bool = False
     """A completion holds turns that are not scored."""
+    golden: bool = False
+    """The last of three completions is a gold answer."""
     trimmed: bool = False
     first_turn: bool = False
     context: bool = False
@@ -46,8 +48,9 @@ class Encoded:
 
     @property
     def identical(self) -> bool:
-        """Two completions train the same; what follows the last scored token plays no part."""
+        """Two completions train the same; what follows the last scored token plays no part, nor does a gold answer."""
         trained = [(edges, ids[: edges[-1]]) for edges, ids in zip(self.scored, self.completions, strict=True)]
+        trained = trained[:2] if self.golden else trained
         return any(one == other for one, other in combinations(trained, 2))
 
     @property

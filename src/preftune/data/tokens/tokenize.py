@@ -232,7 +232,8 @@ class _Run(Generic[Report]):
             encoded.reason = "prompt_too_long" if over_prompt else "too_long"
         if encoded.reason is not None:
             return []
-        parts = zip(self.report.completions, encoded.completions, strict=True)
+        names = (*self.report.completions, *(("reference",) if encoded.golden else ()))
+        parts = zip(names, encoded.completions, strict=True)
         cut = ["prompt"] if len(prompt) < len(encoded.prompt) else []
         cut += [part for part, ids in parts if room is not None and len(ids) > room]
         encoded.prompt = prompt

@@ -247,7 +247,7 @@ def _other_loss(facts: Mapping[str, Any]) -> str | None:
     names = [str(name) for name in (named if isinstance(named, list) else [named]) if name is not None]
     preferences = [name for name in names if name != "sft"] or names
     for name in preferences:
-        if facts.get("method") in ("cpo", "orpo"):  # whose sigmoid has no reference
+        if facts.get("method") in ("cpo", "orpo", "tpo"):  # whose sigmoid has no reference
             return f"{name} of {facts['method']}"
         if name not in _LOGISTIC:
             return name

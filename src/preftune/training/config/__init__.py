@@ -8,7 +8,7 @@ honoured are refused with the reason (`refused`).
     kto      KTOConfig
     kinds    values of the kind that their field has
     losses   LossFields: losses and their options
-    reference_free  CPOConfig, ORPOConfig
+    reference_free  CPOConfig, ORPOConfig, TPOConfig
     referenced  ReferencedConfig: options of trainers with a reference
     refused  options that are not honoured, with the reason
     reward   RewardConfig

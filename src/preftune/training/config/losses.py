@@ -18,7 +18,7 @@ _MEANS = ("tokens", "completions")
 _LABELS = ("wins", "scores")
 _NOT_NEGATIVE = (
     "beta_dpo_alpha", "alpha_dpo_alpha", "rdpo_alpha", "dpop_lambda", "simpo_gamma", "slic_delta", "slic_lambda",
-    "cpo_alpha", "rpo_alpha",
+    "cpo_alpha", "rpo_alpha", "tpo_alpha", "tpo_l_gamma",
 )  # fmt: skip
 
 
@@ -67,6 +67,8 @@ class LossFields:
     beta_dpo_alpha: float = option(0.6, "How strongly beta_dpo's beta follows the step's mean difference.")
     beta_dpo_filter: float = option(0.2, "Share of a step's pairs, the outlying ones rather, that beta_dpo leaves out.")
     alpha_dpo_alpha: float = option(0.2, "How strongly alpha_dpo's margin follows how far a pair is ahead.")
+    tpo_alpha: float = option(1.0, "Weight of tpo's likelihood of the gold answer; 0: the rows need none.")
+    tpo_l_gamma: float = option(0.5, "Nats by which tpo_l wants the chosen side to win.")
     lipo_labels: str = option(
         "wins",
         "lipo's labels: the share of the other answers that one beats, or the data's scores as they are.",
@@ -164,6 +166,11 @@ class LossFields:
             raise ConfigError(
                 f"loss_type={', '.join(self.loss_type)}: {adaptive[0]} and {adaptive[1]} follow running moments of "
                 "different quantities. Use one of them."
+            )
+        if objective.needs_gold and getattr(self, "group_by_prompt", False):
+            raise ConfigError(
+                f"group_by_prompt is not honoured with loss_type={', '.join(self.loss_type)}: a gold answer belongs to "
+                "its row. Leave it out."
             )
         if self.use_weighting and (objective.sorts or objective.takes_lists):
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""`CPOConfig` and `ORPOConfig`: TRL's names for the losses of pairs without a reference."""
+"""`CPOConfig`, `ORPOConfig` and `TPOConfig`: TRL's names for the losses of pairs without a reference."""
 
 from __future__ import annotations
 
@@ -79,3 +79,44 @@ class ORPOConfig(DPOConfig):
             raise ConfigError(
                 f"loss_type={self.loss_type} is not a loss of ORPOTrainer. Leave it out, or use DPOConfig."
             )
+
+
+_TPO = {"sigmoid": "tpo", "tpo-l": "tpo_l", "tpo": "tpo", "tpo_l": "tpo_l", "hinge": "hinge", "ipo": "ipo"}
+"""TRL's names of TPO's losses, and preftune's."""
+
+
+@dataclass
+class TPOConfig(DPOConfig):
+    """Configuration of `TPOTrainer`, with the names, defaults and meanings of TRL's. `loss_type` sigmoid and tpo-l are
+    `tpo` and `tpo_l` here.
+    """
+
+    loss_type: list[str] = option(["tpo"], "tpo (TRL's sigmoid), tpo_l (TRL's tpo-l), hinge or ipo.")
+    beta: float = option(0.01, "Scale of the difference of log-probabilities; of tpo_l 2 to 10 means something.")
+
+    @property
+    def full_learning_rate(self) -> float:  # type: ignore[override]
+        """TRL's."""
+        return LOSSES["tpo"].learning_rate
+
+    def settle_losses(self) -> None:
+        names = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
+        if len(names) != 1 or names[0] not in _TPO:
+            raise ConfigError(
+                f"loss_type={', '.join(map(str, names))!r} is not a loss of TPOTrainer. Use one of tpo, tpo_l, hinge, "
+                "ipo, or DPOConfig, which has all losses."
+            )
+        self.loss_type = [_TPO[names[0]]]
+        super().settle_losses()
+
+    def objective(self) -> Objective:
+        found = super().objective()
+        if self.loss not in ("hinge", "ipo"):
+            return found
+        (first, weight), *rest = found.terms
+        loss = replace(
+            first, title=f"TPO with the loss {first.name}", paper=LOSSES["tpo"].paper, reference=False, options=(),
+            likelihood="tpo_alpha", imitates="gold",
+        )  # fmt: skip
+        gold = [(LOSSES["gold"], float(self.tpo_alpha))] if self.tpo_alpha else []
+        return replace(found, terms=((loss, weight), *rest, *gold))

@@ -135,6 +135,11 @@ class OnlineDPOConfig(SamplingConfig, DPOConfig):
                 "judge makes are not rated. Use another loss: sigmoid, ipo, simpo."
             )
         objective = self.objective()
+        if objective.needs_gold:
+            raise ConfigError(
+                f"loss_type={', '.join(self.loss_type)} imitates gold answers, which is not honoured where answers are "
+                "sampled. Set tpo_alpha=0, or use another loss."
+            )
         if objective.takes_lists:
             raise ConfigError(
                 f"loss_type={', '.join(self.loss_type)} takes ranked lists, which is not honoured where answers are "

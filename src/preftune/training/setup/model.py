@@ -222,7 +222,7 @@ def settle_learning_rate(args: PackedConfig, *, full: bool) -> None:
 
 
 def prepare_data(
-    source: Any, tokenizer: Any, args: PairConfig, *, role: str, lists: bool = False
+    source: Any, tokenizer: Any, args: PairConfig, *, role: str, lists: bool = False, gold: bool = False
 ) -> tuple[GroupDataset, TokenizeReport | DemonstrationReport | None]:
     """Tokenised groups of any kind of source, with a log of everything that was dropped or cut.
 
@@ -230,14 +230,16 @@ def prepare_data(
         role: "train", "eval", "eval (NAME)" or "test". Rows to predict stay in their order, one group per row,
             whatever `group_by_prompt` and `lists` say.
         lists: the rated pairs of a prompt become one list of its answers.
+        gold: the rows have a third answer, which is imitated.
     """
     grouped = _listed if lists else _grouped
     if isinstance(source, GroupDataset):
         return grouped(source, args, role=role), None
     refuse_stream(source, role)
     pairs = source if isinstance(source, PairDataset) else load_pairs(source)
+    pairs = pairs.rated() if lists else pairs.with_gold() if gold else pairs
     groups, report = tokenize(
-        pairs.rated() if lists else pairs,
+        pairs,
         tokenizer,
         role=role,
         max_length=args.max_length,

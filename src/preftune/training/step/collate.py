@@ -105,6 +105,11 @@ def chosen_tokens(groups: Iterable[TokenizedGroup]) -> int:
     return sum(group.scored_lengths[pair.chosen] for group in groups for pair in group.pairs)
 
 
+def gold_tokens(groups: Iterable[TokenizedGroup]) -> int:
+    """Scored tokens of the gold answers."""
+    return sum(group.scored_lengths[group.gold] for group in groups if group.gold is not None)
+
+
 def shortest(lengths: NDArray[np.int64], rows: int, *, of: int = 64) -> list[int]:
     """The shortest of some rows from all over the data, for questions that any row answers.
 

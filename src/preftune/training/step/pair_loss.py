@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from preftune.errors import ConfigError
 from preftune.logps.batch import GroupLogps, PackedBatch
 from preftune.losses import Lists, LossOutput, Objective, Pairs
 from preftune.losses.pairwise import wpo_weights
@@ -54,6 +55,7 @@ def pair_loss(
         margin_N=margin_N,
         rejected_margin_N=rejected_margin_N,
         whole_N=scored.sum_K[batch.chosen_N],
+        gold_N=scored.sum_K[gold_of(batch)] if objective.needs_gold else None,
         lists=lists_of(batch, scored, known) if objective.takes_lists and known is not None else None,
         **({"delta": 0.0} if step is None else step),
         tokens_per_pair=policy.chosen_length_N if args.sft_mean == "completions" else tokens_per_pair,
@@ -80,3 +82,20 @@ def lists_of(batch: PackedBatch, scored: GroupLogps, known: GroupLogps) -> Lists
     there_NK = (padded >= 0).to(ratio_K.device)
     ratio_NK = ratio_K[padded.clamp(min=0).to(ratio_K.device)].masked_fill(~there_NK, 0.0)
     return Lists(ratio_NK, score_NK.to(ratio_K.device, ratio_K.dtype), there_NK)
+
+
+def gold_of(batch: PackedBatch) -> Tensor:
+    """(N,) the gold answer of each group of a batch, by index into its completions.
+
+    Raises: ConfigError for a group without one.
+    """
+    found, first = [], 0
+    for group in batch.groups:
+        if group.gold is None:
+            raise ConfigError(
+                f"row {group.id} has no gold answer, the third completion that TPO imitates. Give rows with a column "
+                "'reference', or set tpo_alpha=0."
+            )
+        found.append(first + group.gold)
+        first += len(group.completions)
+    return torch.tensor(found, device=batch.input_ids.device)

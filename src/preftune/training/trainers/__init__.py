@@ -10,7 +10,7 @@ resumes a run. A new method is a subclass with `batch_loss`.
     evaluation  EvaluatedTrainer: evaluation over ranks and items
     recorded    RecordedTrainer: precision, engine, finite check, logs, checkpoints
     referenced  ReferencedTrainer: what trainers with a reference share
-    reference_free  CPOTrainer, ORPOTrainer
+    reference_free  CPOTrainer, ORPOTrainer, TPOTrainer
     resumable   ResumableTrainer: recorded, resumed, stopped
     reward      RewardTrainer
     sft         SFTTrainer

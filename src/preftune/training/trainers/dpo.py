@@ -21,7 +21,7 @@ from preftune.training.guard.callback import attach_guard, opened_for_guard
 from preftune.training.record import model_card
 from preftune.training.setup import model as assemble
 from preftune.training.setup.advice import check_margins, say_advice
-from preftune.training.step.collate import chosen_tokens
+from preftune.training.step.collate import chosen_tokens, gold_tokens
 from preftune.training.step.measured import measured
 from preftune.training.step.metrics import PER_PAIR, pair_metrics
 from preftune.training.step.pair_loss import pair_loss
@@ -61,8 +61,8 @@ class DPOTrainer(ReferencedTrainer):
     """Count and sum of the rewards of all steps so far, nats."""
     _step_beta: float | None = None
     """beta of the step, where it has one of its own."""
-    _tokens_per_pair = 1.0
-    """Tokens of the chosen completions of the step (or of the held-out set) over its pairs."""
+    _tokens_per_pair = _gold_per_pair = 1.0
+    """Tokens of the chosen completions, and of the gold ones, of the step (or of the held-out set) over its pairs."""
 
     # --- data and reference ---
 
@@ -70,7 +70,9 @@ class DPOTrainer(ReferencedTrainer):
         return opened_for_guard(train, held_out, args)
 
     def prepare_data(self, source: Any, tokenizer: Any, args: Any, *, role: str) -> tuple[GroupDataset, Any]:
-        return assemble.prepare_data(source, tokenizer, args, role=role, lists=args.objective().takes_lists)
+        objective = args.objective()
+        lists, gold = objective.takes_lists, objective.needs_gold
+        return assemble.prepare_data(source, tokenizer, args, role=role, lists=lists, gold=gold)
 
     def placed(self) -> None:
         self.objective, self.moments = self.args.objective(), RunningMoments()
@@ -120,10 +122,11 @@ class DPOTrainer(ReferencedTrainer):
         items = super()._get_num_items_in_batch(batch_samples, device)
         if batch_samples:
             groups = [group for batch in self._step for group in batch.groups]
-            totals = torch.tensor([chosen_tokens(groups), sum(len(group.pairs) for group in groups)], device=device)
+            counts = [chosen_tokens(groups), gold_tokens(groups), sum(len(group.pairs) for group in groups)]
+            totals = torch.tensor(counts, device=device)
             if self.args.world_size > 1:
                 totals = self.accelerator.reduce(totals, "sum")
-            self._tokens_per_pair = float(totals[0] / totals[1].clamp(min=1))
+            self._tokens_per_pair, self._gold_per_pair = (totals[:2] / totals[2].clamp(min=1)).tolist()
         return items
 
     def prepare_step(self, model: nn.Module, batches: Sequence[PackedBatch]) -> Sequence[PackedBatch]:
@@ -135,7 +138,7 @@ class DPOTrainer(ReferencedTrainer):
         """What losses take of the step, of all earlier ones, or in an evaluation of the steps so far."""
         beta = self._step_beta if training else None
         moments = {"step_beta": beta, "gap_mean": self.moments.mean, "gap_std": self.moments.std}
-        return {"delta": self._reward_mean, **moments}
+        return {"delta": self._reward_mean, "gold_tokens_per_pair": self._gold_per_pair, **moments}
 
     @property
     def _reward_mean(self) -> float:
@@ -161,12 +164,14 @@ class DPOTrainer(ReferencedTrainer):
     # --- evaluation ---
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-        before, rows = self._tokens_per_pair, dataloader.dataset
-        self._tokens_per_pair = chosen_tokens(rows) / max(1, rows.pairs)
+        before, rows = (self._tokens_per_pair, self._gold_per_pair), dataloader.dataset
+        self._tokens_per_pair, self._gold_per_pair = (
+            count(rows) / max(1, rows.pairs) for count in (chosen_tokens, gold_tokens)
+        )
         try:
             return super().evaluation_loop(dataloader, *args, **kwargs)
         finally:
-            self._tokens_per_pair = before
+            self._tokens_per_pair, self._gold_per_pair = before
 
     def predictions_of(self, table: Tensor) -> Tensor:
         """Rewards of chosen and rejected for every pair, (pairs, 2)."""

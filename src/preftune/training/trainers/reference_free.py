@@ -1,10 +1,10 @@
-"""`CPOTrainer` and `ORPOTrainer`: TRL's names for the losses of pairs without a reference."""
+"""`CPOTrainer`, `ORPOTrainer` and `TPOTrainer`: TRL's names for the losses of pairs without a reference."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from preftune.training.config.reference_free import CPOConfig, ORPOConfig
+from preftune.training.config.reference_free import CPOConfig, ORPOConfig, TPOConfig
 from preftune.training.trainers.dpo import DPOTrainer
 
 
@@ -33,3 +33,15 @@ class ORPOTrainer(_ReferenceFreeTrainer):
     args: ORPOConfig
     method = "orpo"
     config_class = ORPOConfig
+
+
+class TPOTrainer(_ReferenceFreeTrainer):
+    """`DPOTrainer` with TPO, and no reference: rows have a third, gold answer in the column `reference`.
+
+    Args: those of `DPOTrainer` but `ref_model`.
+    """
+
+    args: TPOConfig
+    method = "tpo"
+    _tag_names = ("preftune", "tpo")
+    config_class = TPOConfig
