@@ -87,10 +87,10 @@ _GROUPS = """\
 ## Rewarded answers: `preftune grpo`, `preftune rloo`
 
 `GRPOTrainer` and `RLOOTrainer` sample `num_generations` answers to each prompt and train on how much better each is
-rewarded than the others. `reward_funcs` are functions as TRL takes them (`prompts`, `completions` and the other columns
-in, a list of numbers out, `async` or not; `trainer_state` and `log_metric(name, value)` if they ask for them),
-functions of one prompt, answer and row, reward models or their names, or a list of these, summed with `reward_weights`.
-Batch sizes count answers. The prompt of a group is computed once for all its answers.
+rewarded than the others. `reward_funcs` are functions as TRL takes them (`prompts`, `completions`, `completion_ids`
+and the other columns in, a list of numbers out, `async` or not; `trainer_state` and `log_metric(name, value)` if they
+ask for them), functions of one prompt, answer and row, reward models or their names, or a list of these, summed with
+`reward_weights`. Batch sizes count answers. The prompt of a group is computed once for all its answers.
 
 Rewards that ship: `exact` (1 for the row's expected answer), `key-fact`, `length:WORDS` (0 up to that many words,
 falling to -1 at twice as many), `format:REGEX` (1 where the whole answer matches). PPO's `reward_model` takes them too.

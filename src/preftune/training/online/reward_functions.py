@@ -22,7 +22,8 @@ class BatchFunction:
     """A reward function of TRL's form: `f(prompts, completions, **columns)`, lists in, a list of numbers out.
 
     It may be `async`. Answers to conversations are given as one turn of the assistant each, as TRL gives them; every
-    other column of the rows is a keyword, and so are `trainer_state` and `log_metric(name, value)`.
+    other column of the rows is a keyword, and so are `completion_ids`, the answers' token ids, `trainer_state` and
+    `log_metric(name, value)`.
     """
 
     cache_key = None
@@ -79,7 +80,11 @@ class Rewards(Scorers):
 
     def __call__(self, rollouts: Sequence[Rollout]) -> tuple[list[float | None], list[list[float | None]]]:
         """The sum for every answer (None where no reward rates it), and each reward's own."""
-        members = self.members(self.items(rollouts))
+        ids = [{"completion_ids": list(rollout.response_ids)} for rollout in rollouts]
+        items = [
+            (prompt, text, {**row, **own}) for (prompt, text, row), own in zip(self.items(rollouts), ids, strict=True)
+        ]
+        members = self.members(items)
         sums: list[float | None] = []
         for of_answer in zip(*members, strict=True):
             known = [w * score for w, score in zip(self._weights, of_answer, strict=True) if score is not None]
@@ -131,7 +136,7 @@ def _scorer(given: Any, args: Any, opened: ExitStack, tokenizer: Any) -> Scorer:
         return open_score([given], opened, options=judge_options(args)).scorers[0]
     if not callable(given):
         raise ConfigError(f"reward_funcs: {given!r} is neither a function nor the name of a reward model.")
-    if "completions" in _parameters(given):
+    if {"completions", "completion_ids"} & set(_parameters(given)):
         return BatchFunction(given)
     rule = adapted(given)
     if not rule.scores:
