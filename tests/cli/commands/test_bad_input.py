@@ -129,8 +129,8 @@ def test_misspelt_flag(dpo) -> None:
 
 def test_unwritable_output(dpo, tmp_path) -> None:
     (tmp_path / "file").write_text("mine")
-    check(dpo(output_dir=tmp_path / "file" / "run"), "cannot be written")
-    check(dpo(output_dir=tmp_path / "file"), "cannot be written")
+    check(dpo(output_dir=tmp_path / "file" / "run"), "Nothing can be written")
+    check(dpo(output_dir=tmp_path / "file"), "Nothing can be written")
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -149,7 +149,7 @@ def test_one_prompt_cannot_be_split(dpo, tmp_path) -> None:
 
 
 def test_nothing_to_resume(dpo, tmp_path) -> None:
-    check(dpo(resume=tmp_path / "nowhere"), "no checkpoint")
+    check(dpo(resume=tmp_path / "nowhere"), "not a checkpoint")
     check(dpo(resume_from_checkpoint="true"), "no checkpoint in")
 
 
@@ -176,7 +176,7 @@ def test_a_bad_request_leaves_an_earlier_run_alone(dpo, tmp_path) -> None:
         (["env", "--jsn"], "Did you mean --json?"),
         (["demo", "--max_pairs", "0"], "--max_pairs 0"),
         (["demo", "--sed", "0"], "Did you mean --seed?"),
-        (["demo", "--output", "/dev/null/x"], "cannot be written"),
+        (["demo", "--output", "/dev/null/x"], "Nothing can be written"),
     ],
 )
 def test_other_commands(preftune, words: list[str], says: str) -> None:

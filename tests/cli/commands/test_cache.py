@@ -285,7 +285,7 @@ def test_prune_wants_to_be_told_what(preftune, three, words: list[str]) -> None:
     [
         (["--older-than", "soon"], "'soon' is not a duration: write 30d, 12h or 2w"),
         (["--max-size", "much"], "'much' is not a size: write 2GB or 500MB"),
-        (["--max-size", "2PB"], "'2PB' is no size"),
+        (["--max-size", "2PB"], "'2PB' is not a size"),
         (["--modle", "x"], "Did you mean --model?"),
     ],
 )

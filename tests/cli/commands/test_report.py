@@ -69,7 +69,7 @@ def test_an_audit_is_shown_on_the_page(preftune, run_folder, tmp_path) -> None:
         (["RUN", "--fromat", "md"], "Did you mean --format?"),
         (["RUN", "-o", "x.png"], "--format png -o FOLDER"),
         (["RUN", "--format", "png", "-o", "-"], "Pictures cannot be printed"),
-        (["RUN", "--audit", "RUN"], "is no audit"),
+        (["RUN", "--audit", "RUN"], "is not an audit"),
         (["RUN", "--audit", "nowhere"], "cannot be read"),
         (["RUN", "--audit", "RUN", "--format", "md"], "--audit is for the page"),
         (["RUN", "-o", "RUN/run.json/page.html"], "cannot be written"),
