@@ -129,8 +129,8 @@ def test_misspelt_flag(dpo) -> None:
 
 def test_unwritable_output(dpo, tmp_path) -> None:
     (tmp_path / "file").write_text("mine")
-    check(dpo(output_dir=tmp_path / "file" / "run"), "Nothing can be written")
-    check(dpo(output_dir=tmp_path / "file"), "Nothing can be written")
+    check(dpo(output_dir=tmp_path / "file" / "run"), "cannot be written")
+    check(dpo(output_dir=tmp_path / "file"), "cannot be written")
     assert (tmp_path / "file").read_text() == "mine"
 
 
