@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from preftune.comparison.data import Parts, split, write_parts
-from preftune.data import load_pairs
+from preftune.data import as_lists, load_pairs, tokenize_pairs
 from preftune.errors import DatasetError
 from preftune.generation.prompts import load_prompts, prompt_key
 from tests.cli.command import write_rows
-from tiny import chat_rows, rows
+from tiny import chat_rows, rows, tiny_tokenizer
 
 
 def parts_of(path: str, **options) -> Parts:
@@ -98,3 +98,14 @@ def test_what_is_written_is_read_as_the_same_pairs(tmp_path):
     assert len(load_pairs(str(held_out))) == len(parts.held_out)
     assert len(Path(tmp_path / "data/test.jsonl").read_text().splitlines()) == len(parts.test)
     assert json.loads(Path(tmp_path / "data/tune.jsonl").read_text().splitlines()[0])["id"] == parts.tune[0]["id"]
+
+
+def test_rated_answers_are_written_with_their_ratings_so_that_lists_stay_lists(tmp_path):
+    scores = [3, 1, 2]
+    made = [{"prompt": row["prompt"], "responses": [row["chosen"], "b", "c"], "scores": scores} for row in rows(40)]
+    train, _ = write_parts(parts_of(write_rows(tmp_path / "scored.jsonl", made)), tmp_path / "data")
+    first = json.loads(train.read_text().splitlines()[0])
+    assert first["score_chosen"] > first["score_rejected"]
+    groups, _ = tokenize_pairs(load_pairs(train).rated(), tiny_tokenizer())
+    lists, _ = as_lists(groups)
+    assert {len(group.completions) for group in lists} == {3}

@@ -29,9 +29,9 @@ def test_those_of_a_reward_model_are_counted_where_one_is_trained():
     assert METHODS["ppo"].settings_to_tune == len(METHODS["ppo"].tuned) + len(REWARD_TUNED)
 
 
-def test_every_loss_of_pairs_that_needs_no_margins_can_take_part():
+def test_every_loss_that_needs_neither_margins_nor_gold_answers_can_take_part():
     losses = {method.fixed.get("loss_type", "sigmoid") for method in METHODS.values() if method.command == "dpo"}
-    assert losses == {name for name, loss in LOSSES.items() if not loss.needs_margins}
+    assert losses == {name for name, loss in LOSSES.items() if not (loss.needs_margins or loss.needs_gold)}
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)

@@ -77,7 +77,7 @@ def split(
     kept = {prompt.key for prompt in rest}
     train: list[PreferencePair] = []
     held_out: list[PreferencePair] = []
-    for pair in pairs:
+    for pair in pairs.rated():  # losses of lists need the ratings
         (train if prompt_key(pair) in kept else held_out).append(pair)
     return Parts(train, [prompt.row() for prompt in chosen], [prompt.row() for prompt in asked], held_out)
 
@@ -93,8 +93,8 @@ def write_parts(parts: Parts, folder: Path) -> tuple[Path, Path | None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     train, held_out = folder / "train.jsonl", folder / "held_out.jsonl"
-    write_lines(train, [_said(canonical_row(pair)) for pair in parts.train])
-    write_lines(held_out, [_said(canonical_row(pair)) for pair in parts.held_out])
+    write_lines(train, [_said(canonical_row(pair, ratings=pair.ratings)) for pair in parts.train])
+    write_lines(held_out, [_said(canonical_row(pair, ratings=pair.ratings)) for pair in parts.held_out])
     for name, rows in (("tune", parts.tune), ("test", parts.test)):
         write_lines(folder / f"{name}.jsonl", [json.loads(json.dumps(row, default=str)) for row in rows])
     return train, held_out if parts.held_out else None

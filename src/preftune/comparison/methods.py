@@ -15,7 +15,7 @@ from preftune.losses.registry import LOSSES, Loss
 Command: TypeAlias = Literal["dpo", "kto", "ppo", "grpo", "rloo"]
 
 _TRAINING = ("learning_rate", "num_train_epochs", "per_device_train_batch_size")
-_INTERNAL = ("delta", "tokens_per_pair")
+_INTERNAL = ("delta", "tokens_per_pair", "step_beta", "gap_mean", "gap_std")
 """Options of losses that the trainer fills in."""
 _GROUPS = (
     "learning_rate", "total_episodes", "per_device_train_batch_size", "num_generations", "max_new_tokens",
@@ -85,7 +85,7 @@ def _of_pairs(name: str, loss: Loss, title: str = "", **fixed: str) -> Method:
     strength, values = "beta", _around(loss.beta, loss.betas)
     if not loss.has_beta:
         strength, values = "learning_rate", [loss.learning_rate * factor for factor in (1.0, 0.3, 3.0)]
-    options = [option for option in loss.options if option not in _INTERNAL]
+    options = [option for option in (*loss.options, *loss.step_options) if option not in _INTERNAL]
     tuned = dict.fromkeys((*_TRAINING, strength, *options))
     own = {} if loss.name == "sigmoid" else {"loss_type": loss.name}
     return Method(name, title or loss.title, "dpo", strength, values, [*tuned], own | fixed)
@@ -99,7 +99,11 @@ def _all() -> dict[str, Method]:
         _of_pairs("exo_pair", LOSSES["exo_pair"], label_smoothing="0.001"),
     ]
     known = {"sigmoid", *(method.name for method in found)}
-    found += [_of_pairs(name, loss) for name, loss in LOSSES.items() if name not in known and not loss.needs_margins]
+    found += [
+        _of_pairs(name, loss)
+        for name, loss in LOSSES.items()
+        if name not in known and not loss.needs_margins and not loss.needs_gold
+    ]
     labels, betas = (*_TRAINING, "beta"), _around(0.1, (0.05, 0.5))
     unpaired = {"loss_type": "apo_zero_unpaired"}
     rewarded = ("reward model", "policy")

@@ -60,7 +60,12 @@ class Loss:
     """Weight of the likelihood term (the loss `sft`) that belongs to the method, or the field that holds it."""
 
     imitates: str = "sft"
-    """The loss that is its likelihood term."""
+    """The loss that is its likelihood term: of the chosen answer, or of a third, gold one."""
+
+    @property
+    def needs_gold(self) -> bool:
+        """Its data have a third answer, which is imitated."""
+        return self.imitates == "gold"
 
     @property
     def sorts(self) -> bool:
@@ -291,7 +296,7 @@ _WITHOUT_REFERENCE = (
         "gold", free.gold_likelihood, "Likelihood of a gold answer", "2405.16681",
         "As a second loss: it imitates a third answer of each row, the column reference.",
         "A mean over the gold tokens of the whole step.", ("gold_tokens_per_pair",), reference=False, margins=False,
-        has_beta=False,
+        has_beta=False, imitates="gold",
     ),
 )  # fmt: skip
 

@@ -29,7 +29,7 @@ OF_THE_STEP = MEASURED | {name for name, loss in LOSSES.items() if loss.sorts}
 
 def data(name: str) -> list[dict[str, Any]]:
     made = rows(8)
-    if LOSSES[name].imitates == "gold" or name == "gold":
+    if LOSSES[name].needs_gold:
         return [{**row, "reference": f"{row['chosen']}, of course"} for row in made]
     return [{**row, "margin": 0.2 * (n % 3)} for n, row in enumerate(made)] if LOSSES[name].needs_margins else made
 

@@ -245,7 +245,7 @@ def _other_loss(facts: Mapping[str, Any]) -> str | None:
     configuration = _configuration(facts)
     named = configuration.get("loss_type")
     names = [str(name) for name in (named if isinstance(named, list) else [named]) if name is not None]
-    preferences = [name for name in names if name != "sft"] or names
+    preferences = [name for name in names if name not in ("sft", "gold")] or names
     for name in preferences:
         if facts.get("method") in ("cpo", "orpo", "tpo"):  # whose sigmoid has no reference
             return f"{name} of {facts['method']}"

@@ -116,13 +116,14 @@ def advise(config: DPOConfig, *, pairs: int, has_chat_template: bool, full: bool
         )
     if not full and config.learning_rate:
         lines += _rate_of_adapter(config.learning_rate, usual, few=pairs < 1000)
+    what = "lists" if loss.lists else "pairs"
     if pairs < 1000:
         lines.append(
-            f"{pairs} pairs are few: about 1,000 good ones make a difference in one domain, 10,000 in general. "
+            f"{pairs} {what} are few: about 1,000 good ones make a difference in one domain, 10,000 in general. "
             "Judge the result by win rate, not by the training accuracy."
         )
     elif pairs < 10_000:
-        lines.append(f"{pairs:,} pairs are enough for one domain; 10,000 or more are recommended for general use.")
+        lines.append(f"{pairs:,} {what} are enough for one domain; 10,000 or more are recommended for general use.")
     if not has_chat_template:
         lines.append(
             "the tokenizer has no chat template, so this model was probably never instruction-tuned. DPO is meant to "
