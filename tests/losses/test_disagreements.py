@@ -14,7 +14,7 @@ import torch
 import preftune
 from preftune.logps import pack
 from preftune.logps.batch import GroupLogps
-from preftune.losses import Pairs
+from preftune.losses import Pairs, listwise
 from preftune.losses import pairwise as p
 from preftune.losses import reference_free as free
 from preftune.training.step.kl_baseline import mismatched
@@ -122,6 +122,20 @@ def test_ld_dpo_weighs_policy_and_reference_alike():
         args = preftune.DPOConfig("unused", ld_alpha=0.5, ld_policy_only=policy_only, use_cpu=True, bf16=False)
         output, _ = pair_loss(args, args.objective(), batch, scored=scored, known=scored, tokens_per_pair=1.0)
         assert output.loss_N.item() == pytest.approx(expected)
+
+
+def test_answers_of_the_best_score_share_the_label_of_infonca():
+    """Its authors' code adds 0.01 to the first answer's score, which at their tau decides everything."""
+    r = (0.4, -0.1)
+    ratio, there = torch.tensor([[4.0, -1.0]], dtype=torch.float64), torch.ones(1, 2, dtype=torch.bool)
+
+    def loss(*scores: float) -> float:
+        made = pairs()._replace(lists=(ratio, torch.tensor([scores], dtype=torch.float64), there))
+        return float(listwise.info_nca(made, beta=0.1, nca_tau=1e-4))
+
+    total = math.log(math.exp(r[0]) + math.exp(r[1]))
+    assert loss(3.0, 3.0) == pytest.approx(total - sum(r) / 2)
+    assert loss(3.01, 3.0) == pytest.approx(total - r[0])
 
 
 def test_wpo_weighs_at_most_1_as_its_authors_and_trl_does_not():
