@@ -48,7 +48,7 @@ def frontier_chart(result: Mapping[str, Any]) -> Any:
         .encode(x="kl:Q", y="reward:Q", text="text:N")
     )
     layers = (*_bars(rows, "kl", "reward", colour), lines, marks, _labels(rows, x, y, colour), start)
-    return _finished(alt.layer(*layers), legend="bottom-right")  # best of n rises on the left
+    return finished(alt.layer(*layers), legend="bottom-right")  # best of n rises on the left
 
 
 def hacking_chart(result: Mapping[str, Any]) -> Any:
@@ -66,7 +66,7 @@ def hacking_chart(result: Mapping[str, Any]) -> Any:
         .mark_line(strokeDash=[4, 3], color="#999999")
         .encode(x="reward_gain:Q", y="vader_gain:Q")
     )
-    return _finished(alt.layer(equal, lines, marks, _labels(rows, x, y, colour, slanted=True)), legend="top-left")
+    return finished(alt.layer(equal, lines, marks, _labels(rows, x, y, colour, slanted=True)), legend="top-left")
 
 
 def _rows(result: Mapping[str, Any], *names: str) -> list[dict[str, Any]]:
@@ -119,7 +119,7 @@ def _colour(rows: list[dict[str, Any]]) -> Any:
     return alt.Color("method:N", title=None, scale=scale, legend=alt.Legend(values=shown, symbolType="circle"))
 
 
-def _finished(chart: Any, *, legend: str) -> Any:
+def finished(chart: Any, *, legend: str) -> Any:
     return (
         chart.properties(width=_WIDTH, height=_HEIGHT, background="white")
         .configure_axis(labelFontSize=12, titleFontSize=12, titleFontWeight="normal", gridColor="#eeeeee")
