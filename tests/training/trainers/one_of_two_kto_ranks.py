@@ -66,6 +66,9 @@ def main(folder: Path) -> None:
     trainer = made(folder / f"rank{rank}", per_device_train_batch_size=2)
     seen = {"loss": history(trainer), "kl": history(trainer, "kl")}
     weights = {name: p.detach() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    seen["eval_kl"] = [trainer.evaluate(trainer.train_dataset)["eval_kl"]]
+    singly = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "output_dir": str(folder / f"{rank}")}
+    seen["accumulated_kl"] = history(made(folder / f"rank{rank}", **singly), "kl")
     torch.save({"weights": weights, **seen}, folder / f"rank{rank}.pt")
 
 

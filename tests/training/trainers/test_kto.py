@@ -61,6 +61,8 @@ def test_two_ranks_train_as_one(tmp_path):
         torch.testing.assert_close(value, weights[name].detach(), rtol=1e-3, atol=1e-4)
     assert one["loss"] == pytest.approx(expected, abs=1e-4)
     assert one["kl"] == pytest.approx(history(alone, "kl"), abs=1e-3)
+    assert one["accumulated_kl"] == pytest.approx(history(alone, "kl"), abs=1e-3)
+    assert one["eval_kl"][0] == pytest.approx(alone.evaluate(alone.train_dataset)["eval_kl"], abs=1e-3)
 
 
 def test_a_resumed_run_is_the_same_to_the_bit(tmp_path):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 
 import torch
 from accelerate.utils import gather_object
@@ -16,7 +17,9 @@ from preftune.training.step.memory import score_in_parts
 from preftune.types import TokenizedGroup
 
 
-def mismatched(groups: Sequence[TokenizedGroup], of: range, *, longest: int | None = None) -> list[TokenizedGroup]:
+def mismatched(
+    groups: Sequence[TokenizedGroup], of: Iterable[int], *, longest: int | None = None
+) -> list[TokenizedGroup]:
     """Prompts with the answer to another one: each with that of the last group before it that has another
     prompt, going round.
 
@@ -40,19 +43,27 @@ def mismatched(groups: Sequence[TokenizedGroup], of: range, *, longest: int | No
     return made
 
 
-def kl_baseline(trainer: ReferencedTrainerView, model: nn.Module, groups: Sequence[TokenizedGroup]) -> float:
+def kl_baseline(trainer: ReferencedTrainerView, model: nn.Module, batches: Sequence[Sequence[TokenizedGroup]]) -> float:
     """The mean of log policy - log reference over mismatched prompts and answers, at least 0; nats.
 
     Args:
-        groups: of this rank. Every rank must call it at the same time.
+        batches: of this rank, in the order in which the loader deals them to the ranks in turn. Every rank must call it
+            at the same time.
     """
-    everyones, start = list(groups), 0
+    ranks: list[Sequence[Sequence[TokenizedGroup]]] = [batches]
     if trainer.args.world_size > 1:
-        ranks: list[list[TokenizedGroup]] = gather_object([list(groups)])
-        everyones = [group for of_rank in ranks for group in of_rank]
-        start = sum(map(len, ranks[: trainer.args.process_index]))
+        ranks = gather_object([[list(batch) for batch in batches]])
+    # as one rank would have them, so that the same prompts meet the same answers
+    dealt = [
+        (rank, group)
+        for turn in zip_longest(*ranks, fillvalue=())
+        for rank, batch in enumerate(turn)
+        for group in batch
+    ]
+    own = [place for place, (rank, _) in enumerate(dealt) if rank == trainer.args.process_index]
+    everyones = [group for _, group in dealt]
     limits = [limit for limit in (trainer.args.max_length, positions_of(model)) if limit is not None]
-    asked = mismatched(everyones, range(start, start + len(groups)), longest=min(limits, default=None))
+    asked = mismatched(everyones, own, longest=min(limits, default=None))
 
     def score(part: Sequence[TokenizedGroup]) -> Sequence[Tensor]:
         batch = pack(part).to(trainer.args.device)

@@ -92,21 +92,21 @@ class KTOTrainer(ReferencedTrainer):
     # --- the loss ---
 
     def prepare_step(self, model: nn.Module, batches: Sequence[PackedBatch]) -> Sequence[PackedBatch]:
-        self._measure(model, [group for batch in batches for group in batch.groups])
+        self._measure(model, [batch.groups for batch in batches])
         return batches
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         before, rows = self._baseline, dataloader.dataset
         share = range(self.args.process_index, len(rows), self.args.world_size)
-        self._measure(self.model, [rows[row] for row in share])
+        self._measure(self.model, [[rows[row]] for row in share])
         try:
             return super().evaluation_loop(dataloader, *args, **kwargs)
         finally:
             self._baseline = before
 
-    def _measure(self, model: nn.Module, groups: Sequence[TokenizedGroup]) -> None:
+    def _measure(self, model: nn.Module, batches: Sequence[Sequence[TokenizedGroup]]) -> None:
         if self.args.loss_type == "kto":
-            self._baseline = kl_baseline(self, model, groups)
+            self._baseline = kl_baseline(self, model, batches)
 
     def stepped(self, metrics: Tensor) -> None:
         if self.args.loss_type != "bco":
