@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from types import CodeType
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from preftune.types import Span
 NUMERICS_VERSION = 2
 """Raised whenever a change in preftune changes scores by more than rounding."""
 
-FINGERPRINT_VERSION = 3
+FINGERPRINT_VERSION = 4
 """Raised whenever the same model gets another fingerprint than before. Checkpoints keep it: fingerprints of two
 versions cannot be compared.
 """
@@ -110,7 +111,7 @@ def fingerprint(model: nn.Module, *, adapters: bool) -> str:
             continue
         digest.update(_canonical(name).encode())
         _update(digest, tensor)
-    for fact in (*_numbers_of(base), *_hooks_of(base)):
+    for fact in (*_numbers_of(base), *_hooks_of(base), *_forwards_of(base)):
         digest.update(fact.encode())
     if adapters and (configs := getattr(model, "peft_config", None)):
         for name, config in sorted(configs.items()):
@@ -170,6 +171,38 @@ def _hooks_of(model: nn.Module) -> Iterator[str]:
                 maker = getattr(hook, "__module__", None) or type(hook).__module__
                 if maker.partition(".")[0] not in _HARMLESS:
                     yield f"{_canonical(name)} {kind} {maker} {_of_this_process(hook)}"
+
+
+def _forwards_of(model: nn.Module) -> Iterator[str]:
+    """What modules compute where no library of `_HARMLESS` wrote it: a subclass, a class or a module with a forward
+    of the program's own, code that came with a model. What is called from there, and is not written there, is not seen.
+    """
+    for name, module in sorted(model.named_modules(), key=lambda item: _canonical(item[0])):
+        function = getattr(module.forward, "__func__", module.forward)
+        maker = str(getattr(function, "__module__", None) or type(function).__module__)
+        if maker.partition(".")[0] not in _HARMLESS:
+            yield f"{_canonical(name)} computes {_written(function)}"
+
+
+def _written(function: Any) -> str:
+    """A digest of a function's code and of the plain values that it holds; the same in every process."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return type(function).__qualname__
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    held = [value for value in (*(function.__defaults__ or ()), *cells) if isinstance(value, bool | int | float | str)]
+    inner = [_instructions(value.__code__) for value in cells if hasattr(value, "__code__")]
+    return hashlib.blake2b(repr((*_instructions(code), held, inner)).encode(), digest_size=8).hexdigest()
+
+
+def _instructions(code: CodeType) -> tuple[Any, ...]:
+    return code.co_code, code.co_names, [_constant(one) for one in code.co_consts]
+
+
+def _constant(value: Any) -> Any:
+    if isinstance(value, CodeType):
+        return _instructions(value)
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)  # a set has no order of its own
 
 
 _HARMLESS = frozenset({"accelerate", "transformers", "peft", "torch", "bitsandbytes", "preftune"})
