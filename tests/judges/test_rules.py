@@ -133,6 +133,7 @@ def test_judges_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         "number = 3\n"
     )
     (tmp_path / "broken_rules_for_a_test.py").write_text("import surely_not_installed\n")
+    (tmp_path / "unwritten_rules_for_a_test.py").write_text("def f(:\n")
     monkeypatch.chdir(tmp_path)
     assert isinstance(load_judge("key-fact"), KeyFactJudge)
     assert judge_name(load_judge("shorter")) == "shorter wins"
@@ -148,8 +149,9 @@ def test_judges_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         load_judge("rule:my_rules_for_a_test:number")
     with pytest.raises(RequestError, match="no Python module 'nowhere_at_all'"):
         load_judge("rule:nowhere_at_all:f")
-    with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
-        load_judge("rule:broken_rules_for_a_test:f")
+    for name, error in (("broken", "ModuleNotFoundError: .*surely_not_installed"), ("unwritten", "SyntaxError: ")):
+        with pytest.raises(RequestError, match=f"importing '{name}_rules_for_a_test' ended in {error}"):
+            load_judge(f"rule:{name}_rules_for_a_test:f")
     with pytest.raises(RequestError, match="rule:module:function"):
         load_judge("gpt")
 

@@ -49,6 +49,8 @@ def test_how_many_pairs_are_kept(share, count):
     draw = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
     for known in (RunningMoments(), RunningMoments(0.0, 1.0, 0.0, 1.0)):
         assert int(moments.kept_pairs(gap, draw, known, share=share).sum()) == count
+    twice = torch.cat([gap, gap]), torch.cat([draw, draw + 0.01])
+    assert int(moments.kept_pairs(*twice, RunningMoments(), share=0.8).sum()) == 2, "10 * (1 - 0.8) rounds below 2"
 
 
 def test_alpha_dpo_has_no_gradient_through_its_margin():

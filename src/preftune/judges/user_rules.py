@@ -148,12 +148,16 @@ def load_rule(module_name: str, attribute: str, spec: str) -> Any:
     sys.path.insert(0, folder)
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module_name + ".").startswith(error.name + "."):
-            raise  # the rule's module exists, and something that it imports does not
+    except Exception as error:
+        missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        if missing and (module_name + ".").startswith(missing + "."):
+            raise RequestError(
+                f"Judge {spec!r}: no Python module {module_name!r} can be imported (looked in {folder} too). "
+                f"Run from the folder that holds {module_name}.py, or install it."
+            ) from error
         raise RequestError(
-            f"Judge {spec!r}: no Python module {module_name!r} can be imported (looked in {folder} too). "
-            f"Run from the folder that holds {module_name}.py, or install it."
+            f"Judge {spec!r}: importing {module_name!r} ended in {type(error).__name__}: {error}. Correct that module: "
+            f"python -c 'import {module_name}' shows where it happens."
         ) from error
     finally:
         sys.path.remove(folder)

@@ -88,7 +88,7 @@ def kept_pairs(gap_N: Tensor, draw_N: Tensor, moments: RunningMoments, *, share:
     """
     distance_N = (gap_N - moments.mean) / max(moments.std, _SMALLEST_STD)
     key_N = -0.5 * distance_N**2 - torch.log(-torch.log(draw_N))  # the largest are such a sample (Gumbel)
-    count = max(1, int(len(gap_N) * (1 - share)))
+    count = max(1, int(len(gap_N) * (1 - share) + 1e-9))  # 10 * (1 - 0.8) is 1.9999999999999996
     return torch.zeros_like(gap_N, dtype=torch.bool).scatter(0, key_N.topk(count).indices, True)
 
 

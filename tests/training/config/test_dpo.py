@@ -204,6 +204,8 @@ def test_batches_that_the_first_process_would_send_are_refused(tmp_path):
         ({"per_device_eval_batch_size": -1}, "per_device_eval_batch_size=-1 must be at least 1"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps=0 must be at least 1"),
         ({"weight_decay": -0.1}, "weight_decay=-0.1 must be a finite number"),
+        ({"max_grad_norm": math.nan}, "max_grad_norm=nan must be a finite number"),
+        ({"seed": 2**32}, "seed=4294967296 must lie in 0..4294967295"),
         ({"bf16": "auto"}, "bf16='auto' is text, and must be True or False, without quotes, or left out"),
         ({"disable_dropout": "false"}, "disable_dropout='false' is text, and must be True or False"),
         ({"push_to_hub": 2}, "push_to_hub=2 is no truth value"),

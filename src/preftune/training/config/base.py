@@ -182,10 +182,12 @@ class PackedConfig(TrainingArguments):
     def _validate(self) -> None:
         """Raises: ConfigError, naming field and value. Trainers with more fields check theirs here too."""
         self._at_least_1("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ConfigError(f"weight_decay={self.weight_decay} must be a finite number, 0 or above.")
-        if self.learning_rate is not None and not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
-            raise ConfigError(f"learning_rate={self.learning_rate} must be a finite number, 0 or above.")
+        for name in ("weight_decay", "learning_rate", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"{name}={value} must be a finite number, 0 or above.")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed={self.seed} must lie in 0..{2**32 - 1}, which all random generators take.")
         self._at_least_1("max_length", "max_tokens_per_batch", "early_stopping_patience", "max_train_tokens")
         if self.max_seconds is not None:
             positive("max_seconds", self.max_seconds, "after this many seconds of training the run ends")
