@@ -129,6 +129,17 @@ def test_what_peft_cannot_fold_is_told(base: Path, tmp_path: Path) -> None:
         merge(tmp_path / "adapter", tmp_path / "merged")
 
 
+def test_repeated_layers_share_a_weight_and_are_not_merged(base: Path, tmp_path: Path) -> None:
+    """In memory every copy had the deltas of all of them, without a word; a folder could not be written."""
+    adapted = _adapt(load_model(base), layer_replication=[(0, 2), (1, 2)], task_type="CAUSAL_LM")
+    with pytest.raises(ModelError, match=r"repeats layers \(layer_replication\)"):
+        merge(adapted)
+    adapted.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ModelError, match="Keep it as an adapter"):
+        merge(tmp_path / "adapter", tmp_path / "merged", base_model=base)
+    assert not (tmp_path / "merged").exists()
+
+
 def test_a_tied_head_stays_tied(base: Path, tmp_path: Path) -> None:
     _adapt(load_model(base)).save_pretrained(tmp_path / "adapter")
     merge(tmp_path / "adapter", tmp_path / "merged")

@@ -125,6 +125,11 @@ def _check_foldable(model: PeftModel) -> None:
                 f"Adapter {name!r} is of type {config.peft_type}, which adds no weights that could be merged. "
                 "Keep it as an adapter; LoRA and its relatives can be merged."
             )
+        if getattr(config, "layer_replication", None):
+            raise ModelError(
+                f"Adapter {name!r} repeats layers (layer_replication). They share one weight, which cannot hold what each "
+                "of them learnt. Keep it as an adapter."
+            )
 
 
 def _untie_if_adapted(model: PeftModel) -> None:
