@@ -127,8 +127,8 @@ def _check_foldable(model: PeftModel) -> None:
             )
         if getattr(config, "layer_replication", None):
             raise ModelError(
-                f"Adapter {name!r} repeats layers (layer_replication). They share one weight, which cannot hold what each "
-                "of them learnt. Keep it as an adapter."
+                f"Adapter {name!r} repeats layers (layer_replication). They share one weight, which cannot hold what "
+                "each of them learnt. Keep it as an adapter."
             )
 
 
