@@ -282,7 +282,7 @@ def test_noise_is_in_training_only_and_changes_it(tmp_path):
         ({"neftune_noise_alpha": -1.0}, "must be a finite number above 0"),
         ({"max_length": 0}, "max_length=0 must be at least 1"),
         ({"eos_token": "nope"}, "is not a token of the tokenizer"),
-        ({"chat_template_path": "gone.jinja"}, "is no file"),
+        ({"chat_template_path": "gone.jinja"}, "is not a file"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(options, words, tmp_path):
