@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from preftune.data import load_demonstrations, load_pairs, tokenize_demonstrations, tokenize_pairs
 from preftune.data.tokens_version import TOKENS_VERSION
 from preftune.errors import DatasetError
+from preftune.types import TokenizedGroup
 
 from .tiny_bpe import CHATML
 
@@ -43,8 +44,15 @@ def made_of(file: Path, tokenizer: PreTrainedTokenizerFast, max_length: int | No
         except DatasetError as error:
             lines.append(type(error).__name__)
             continue
-        lines += [repr((g.prompt_ids, g.completions, g.pairs, g.id, g.scored)) for g in groups]
+        lines += [f"({g.prompt_ids!r}, {g.completions!r}, {pairs_of(g)}, {g.id!r}, {g.scored!r})" for g in groups]
     return lines
+
+
+def pairs_of(group: TokenizedGroup) -> str:
+    """What data say of pairs; losses add more fields, which are none of the data's."""
+    shown = [f"Preference(chosen={p.chosen}, rejected={p.rejected}, weight={p.weight}, margin={p.margin})"
+             for p in group.pairs]  # fmt: skip
+    return f"({', '.join(shown)}{',' if len(shown) == 1 else ''})"
 
 
 def test_the_same_rows_become_the_same_tokens_or_the_version_is_raised() -> None:

@@ -36,7 +36,7 @@ def test_sft_then_dpo(preftune, tiny_model, demonstrations, pairs_file, tmp_path
     )  # fmt: skip
     assert first.code == 0, first.err
     kind = "adapter" if adapter else "model"
-    assert f"The {kind} lies in {tmp_path / 'sft'}" in first.out
+    assert f"The {kind} is in {tmp_path / 'sft'}" in first.out
     assert "Held out: loss" in first.out
     assert "preftune dpo --model" in first.out
     second = preftune(
