@@ -8,6 +8,12 @@ def counted(number: int, name: str) -> str:
     return f"{number:,} {name}{'s' * (number != 1)}"
 
 
+def of_type(value: object) -> str:
+    """`a list`, `an int`."""
+    name = type(value).__name__
+    return f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"
+
+
 def file_size(count: int) -> str:
     """Bytes, by the thousand."""
     for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

@@ -1,4 +1,4 @@
-"""How long a sequence may be in a model that learned a vector for each position: beyond the last one there is none."""
+"""How long a sequence may be in a model that learned a vector for each position: the last of them ends it."""
 
 from __future__ import annotations
 

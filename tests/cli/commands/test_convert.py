@@ -123,7 +123,7 @@ def test_strict_and_streaming(preftune, many: Path, tmp_path: Path) -> None:
         file.write('{"prompt": "p", "chosen": 4, "rejected": "b"}\n')
     result = preftune("convert", many, "-o", tmp_path / "out.jsonl", "--strict")
     assert result.code == 2
-    assert "row 40, column 'chosen': 4 is a int" in result.message
+    assert "row 40, column 'chosen': 4 is an int" in result.message
     result = preftune("convert", many, "-o", tmp_path / "out.jsonl", "--streaming")
     assert result.code == 0
     assert "1 left out (rows 40): the row is not a preference." in result.out

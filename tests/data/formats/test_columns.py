@@ -183,3 +183,13 @@ def test_csv_of_spreadsheets_in_any_language(mark, tmp_path):
     path.write_text(f'prompt{mark}chosen{mark}rejected\n"a{mark} b"{mark}c{mark}d\n', encoding="utf-8")
     pair = load_pairs(path)[0]
     assert (pair.prompt, pair.chosen, pair.rejected) == (f"a{mark} b", "c", "d")
+
+
+@pytest.mark.parametrize("answers", ["completions", "responses"])
+def test_another_number_of_scores_than_answers_is_named(answers):
+    """It was read as no known format: recognised are lists, and their lengths are checked row by row."""
+    short = {"prompt": "a", answers: ["x", "y", "z"], "scores": [1, 2]}
+    with pytest.raises(DatasetError, match=r"another number of scores than answers\. Give one score for each"):
+        load_pairs([short, short])
+    pairs = load_pairs([{**short, "scores": [1, 2, 3]}, short])
+    assert len(pairs) == 3

@@ -22,6 +22,11 @@ def test_an_adapter_is_a_configuration(given: Any, tmp_path: Path) -> None:
         trainer(tiny_model(), tmp_path, peft_config=given)
 
 
+def test_layers_that_the_model_does_not_have_are_answered_with_those_that_it_has(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"PEFT cannot put this adapter .*Its linear layers are q_proj, k_proj, "):
+        trainer(tiny_model(), tmp_path, peft_config=lora_config(target_modules=["foo"]))
+
+
 @pytest.mark.parametrize("name", ["gpt2", "codegen"])
 def test_a_row_beyond_the_model_s_positions_is_named_before_training(name: str, tmp_path: Path) -> None:
     """It was an IndexError of torch's embedding in the first step; on a GPU it takes the device along."""

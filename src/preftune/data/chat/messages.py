@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from preftune.amounts import of_type
 from preftune.data.chat.tool_calls import CALLS, calls_of, joined_calls
 from preftune.errors import DatasetError
 from preftune.types import Message, Text
@@ -95,7 +96,7 @@ def _read(value: Any, column: str, where: Where) -> str | list[Message]:
         return read_turns(value, column, where)
     raise where.error(
         column,
-        f"{shown(value)} is a {type(value).__name__}, neither text nor a list of messages",
+        f"{shown(value)} is {of_type(value)}, neither text nor a list of messages",
         'Give a string, or messages like [{"role": "assistant", "content": "..."}].',
     )
 
@@ -172,7 +173,7 @@ def _content(message: Message, number: int, column: str, where: Where) -> str:
     if not isinstance(content, str):
         raise where.error(
             column,
-            f"the content of turn {number} is {shown(content)}, a {type(content).__name__}",
+            f"the content of turn {number} is {shown(content)}, {of_type(content)}",
             'Content is a string, or a list of parts like {"type": "text", "text": "..."}.',
         )
     return content

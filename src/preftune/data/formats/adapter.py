@@ -29,6 +29,7 @@ PROMPTS = ("prompt", "instruction", "question", "query", "input")
 
 LEFT: Mapping[str, tuple[str, str]] = {
     "tied": ("two answers have the same rating, so neither is preferred", "Leave them out."),
+    "other_count": ("a row has another number of scores than answers", "Give one score for each answer."),
     "one_completion": ("a prompt has fewer than two rated answers", "Rate a second one, or leave the prompt out."),
     "unrated": ("an answer has no rating, rank or label", "Rate it, or leave it out."),
     "unpaired": (

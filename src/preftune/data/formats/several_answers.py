@@ -79,7 +79,7 @@ def _is_scored(sample: Sample) -> bool:
         return True
     numbers = sample.name_of((*_SCORES, *_RANKS))
     values = records(sample.first(numbers)) if numbers else []
-    return len(answers) > 1 and len(values) == len(answers)
+    return len(answers) > 1 and len(values) > 0
 
 
 def _scored_rows(row: Row) -> Iterator[Made]:
@@ -94,7 +94,7 @@ def _scored_rows(row: Row) -> Iterator[Made]:
     else:
         given, ranks = records(_first(row, _SCORES)), records(_first(row, _RANKS))
         if len(given or ranks) != len(answers):
-            yield Left("other_shape")
+            yield Left("other_count")
             return
         scores = [_score(value, None) for value in given] or [_score(None, rank) for rank in ranks]
     yield from rated_pairs(prompt, list(zip(answers, scores, strict=True)), id=row.get("id"))

@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
 
+from preftune.amounts import of_type
 from preftune.data.reading.half_pairs import HalfPairs
 from preftune.data.reading.text_files import short
 from preftune.errors import DatasetError
@@ -180,7 +181,7 @@ def check_row(row: object, name: str, number: int) -> None:
     """Raises: DatasetError for a row that has no columns."""
     if not isinstance(row, Mapping):
         raise DatasetError(
-            f"{name} row {number} is a {type(row).__name__}, not an object with columns: {short(row)}. "
+            f"{name} row {number} is {of_type(row)}, not an object with columns: {short(row)}. "
             'Give every row as {"prompt": ..., "chosen": ..., "rejected": ...}.'
         )
 

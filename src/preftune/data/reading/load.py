@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from preftune.amounts import of_type
 from preftune.data.reading.files import KINDS, from_rows, kind_of, read_file
 from preftune.data.reading.text_files import READABLE, read_rows
 from preftune.errors import DatasetError, did_you_mean
@@ -113,7 +114,7 @@ def _load(
     if type(source).__module__.startswith("pandas"):
         return _only_split(datasets.Dataset.from_pandas(source, preserve_index=False), split, name)
     raise DatasetError(
-        f"Data cannot be read from a {type(source).__name__}. Give a path ({READABLE}), a hub id, a datasets.Dataset "
+        f"Data cannot be read from {of_type(source)}. Give a path ({READABLE}), a hub id, a datasets.Dataset "
         "or a list of dicts."
     )
 

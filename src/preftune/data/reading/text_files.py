@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from preftune.amounts import of_type
 from preftune.bounds import bound, raising, size
 from preftune.data.reading.half_pairs import HalfPairs, may_hold
 from preftune.errors import DatasetError
@@ -213,7 +214,7 @@ def parse_object(line: str, lines: _Lines) -> dict[str, Any]:
         ) from error
     if not isinstance(value, dict):
         raise DatasetError(
-            f"{name} line {number} holds a {type(value).__name__}, not an object: {short(line.strip())}. "
+            f"{name} line {number} holds {of_type(value)}, not an object: {short(line.strip())}. "
             'Write every line as {"prompt": ..., "chosen": ..., "rejected": ...}.'
         )
     return lines.half_pairs.of_row(value, f"line {number}") if may_hold(line) else value

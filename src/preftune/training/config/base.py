@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import TrainingArguments
 
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, did_you_mean
 from preftune.secret_values import is_secret, without_secrets
 from preftune.training.config.kinds import settle_kinds
 from preftune.training.config.refused import Refusal, refuse_unsupported
@@ -188,6 +188,11 @@ class PackedConfig(TrainingArguments):
                 raise ConfigError(f"{name}={value} must be a finite number, 0 or above.")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed={self.seed} must lie in 0..{2**32 - 1}, which all random generators take.")
+        if self.max_steps < -1 or self.max_steps == 0:
+            raise ConfigError(
+                f"max_steps={self.max_steps} is not a number of steps. Give 1 or more; -1 trains num_train_epochs."
+            )
+        self._check_trackers()
         self._at_least_1("max_length", "max_tokens_per_batch", "early_stopping_patience", "max_train_tokens")
         if self.max_seconds is not None:
             positive("max_seconds", self.max_seconds, "after this many seconds of training the run ends")
@@ -201,6 +206,16 @@ class PackedConfig(TrainingArguments):
         if self.save_dtype is not None:
             one_of("save_dtype", self.save_dtype, ("float32", "bfloat16", "float16"))
         one_of("engine", self.engine, ("auto", "packed", "separate", "naive"))
+
+    def _check_trackers(self) -> None:
+        from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+        known = [*INTEGRATION_TO_CALLBACK, "all", "none"]
+        asked = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
+        for name in asked:
+            if name not in known:
+                hint = did_you_mean(name, known, otherwise=f"Give {', '.join(known)}.")
+                raise ConfigError(f"report_to={name!r} is not a tracker. {hint}")
 
     def _at_least_1(self, *names: str) -> None:
         for name in names:

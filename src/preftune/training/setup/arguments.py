@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from preftune.amounts import of_type
 from preftune.data import GroupDataset
 from preftune.errors import ConfigError, DatasetError, did_you_mean
 from preftune.log import say
@@ -34,7 +35,7 @@ _REMOVED = {
 def with_early_stopping(callbacks: list[TrainerCallback] | None, args: PackedConfig) -> list[TrainerCallback]:
     """The callbacks, and the one that `early_stopping_patience` asks for."""
     if not isinstance(callbacks, list | tuple | None):
-        raise ConfigError(f"callbacks is a {type(callbacks).__name__}: pass a list, callbacks=[...].")
+        raise ConfigError(f"callbacks is {of_type(callbacks)}: pass a list, callbacks=[...].")
     callbacks = list(callbacks or [])
     for one in callbacks:
         if not hasattr(one, "on_init_end"):
@@ -98,7 +99,7 @@ def check_metrics(compute_metrics: Any) -> None:
     """Raises: ConfigError for what is no function."""
     if compute_metrics is not None and not callable(compute_metrics):
         raise ConfigError(
-            f"compute_metrics is a {type(compute_metrics).__name__}: pass a function of one EvalPrediction that "
+            f"compute_metrics is {of_type(compute_metrics)}: pass a function of one EvalPrediction that "
             "returns a dict of numbers."
         )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from preftune.amounts import of_type
 from preftune.data import (
     DemonstrationDataset,
     DemonstrationReport,
@@ -65,7 +66,7 @@ def prepare_model(
         given = "model_init_kwargs" if quantization_config is None else "quantization_config"
         raise ConfigError(f"{given} is for a model given by name; this model is loaded already. Leave {given} out.")
     if not isinstance(model, nn.Module):
-        raise ModelError(f"model is a {type(model).__name__}: pass a model, a hub id or a folder.")
+        raise ModelError(f"model is {of_type(model)}: pass a model, a hub id or a folder.")
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise ModelError(
             f"{type(model).__name__} has an encoder and a decoder, and preftune trains decoders alone. Give a causal "
@@ -138,8 +139,15 @@ def add_adapter(model: nn.Module, peft_config: Any) -> Any:
         )
     if getattr(peft_config, "task_type", None) is None:
         peft_config.task_type = "CAUSAL_LM"
-    with quiet_peft():
-        return get_peft_model(model, peft_config)
+    try:
+        with quiet_peft():
+            return get_peft_model(model, peft_config)
+    except ValueError as error:
+        layers = dict.fromkeys(name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear))
+        raise ConfigError(
+            f"PEFT cannot put this adapter on the model: {error} Its linear layers are {', '.join(layers)}; all-linear "
+            "(--lora_target_modules) takes all but the head."
+        ) from error
 
 
 def settle_precision(model: nn.Module, args: PackedConfig) -> Precision:

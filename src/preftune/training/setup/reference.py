@@ -9,6 +9,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from preftune.amounts import of_type
 from preftune.data import GroupDataset
 from preftune.errors import ConfigError
 from preftune.log import say
@@ -168,7 +169,7 @@ def prepare_explicit(trainer: TrainerView, ref_model: Any) -> Any:
         ref_model = load_model(ref_model, trust_remote_code=trainer.args.trust_remote_code)
     if not isinstance(ref_model, torch.nn.Module):
         raise ConfigError(
-            f"ref_model is a {type(ref_model).__name__}, not a model. Name the arguments: DPOTrainer(model=..., "
+            f"ref_model is {of_type(ref_model)}, not a model. Name the arguments: DPOTrainer(model=..., "
             "args=..., train_dataset=...); the second without a name is ref_model."
         )
     policys = {id(parameter) for parameter in trainer.model.parameters()}
