@@ -191,7 +191,7 @@ def test_a_difference_must_hold_with_all_comparisons_taken_together():
     assert result(some).verdict().startswith("DPO is ahead")
     found = result([some] * 6, names=MANY)
     assert found.duels[0].rate.ci_low > 0.5 > found.duels[0].strict.ci_low
-    assert found.verdict().startswith("No single winner")
+    assert found.verdict().startswith("No difference shown: no method is shown to be better than another of the 4. ")
     assert found.to_dict()["duels"][0]["ahead"] is None
 
 

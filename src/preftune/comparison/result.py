@@ -209,6 +209,9 @@ class Result:
             more = more_prompts(rate)
             outlook = "" if more is None else f" About {more:,} more prompts would show a difference of this size."
             return f"No difference shown: {measured}.{outlook}"
+        if all(duel.ahead is None for duel in self.duels):
+            count = len(self.methods)
+            return f"No difference shown: no method is shown to be better than another of the {count}. {measured}."
         even = [duel.other(best).title for duel in mine if duel.ahead is None]
         behind = [duel.other(best).title for duel in mine if duel.ahead == best]
         before = [duel.other(best).title for duel in mine if duel.ahead not in (None, best)]
