@@ -17,6 +17,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from preftune.errors import ReferenceMismatchError, RequestError
+from preftune.reference.fingerprint import FINGERPRINT_VERSION
 from preftune.secret_values import without_secrets
 from preftune.storage.jsonl import read_lines
 from preftune.storage.run_directory import append_line, check_writable, cut_back, plain, write_json
@@ -63,6 +64,7 @@ def test_run_json_says_running_and_then_finished_with_everything_that_explains_t
     assert record["reference"] == {
         "source": "the same model with its adapter switched off",
         "fingerprint": run.reference.source.fingerprint,
+        "fingerprint_version": FINGERPRINT_VERSION,
     }
     assert record["seeds"]["seed"] == 3
     assert record["timings"]["seconds"] > 0
