@@ -110,6 +110,25 @@ it, not whether answers are better: that is for `preftune eval`, with another ju
 the optimiser step; TRL takes `bnpo` per micro-batch. With `beta=0` there is no reference, and none is kept."""
 
 
+_RACE = """\
+## Raced where the reward is known
+
+`preftune compare --methods dpo,ipo,simpo,kto,...` races methods on your own data ([rlhf.md](rlhf.md)). This is the race
+of [examples/sentiment](../examples/sentiment/README.md#the-race-more-methods): a language model of 2.6 million
+parameters, a classifier as the gold reward, each method at its authors' strength and one learning rate for all, so it
+says how far each goes there, not which is best.
+
+"""
+
+
+def _race() -> str:
+    """The section that race_page.py wrote."""
+    text = (PAGE.parent.parent / "examples" / "sentiment" / "README.md").read_text(encoding="utf-8")
+    _, rest = text.split("<!-- written by race_page.py from results/race.json -->")
+    found, _ = rest.split("<!-- end of the race -->")
+    return _RACE + found.strip().replace("](results/", "](../examples/sentiment/results/")
+
+
 def page() -> str:
     """The whole document."""
     header = (
@@ -117,7 +136,7 @@ def page() -> str:
         "|---|---|---|---|---|---|--:|--:|---|\n"
     )
     sections = [*map(_section, LOSSES.values()), _WEIGHTING, _UNPAIRED, *(_of(loss) for loss in UNPAIRED.values())]
-    sections += [_GROUPS, *map(_of, (group_advantages, leave_one_out, group_loss))]
+    sections += [_GROUPS, *map(_of, (group_advantages, leave_one_out, group_loss)), _race()]
     return _HEAD + header + "\n".join(map(_row, LOSSES.values())) + "\n\n" + "\n\n".join(sections) + "\n"
 
 

@@ -27,6 +27,10 @@ BEGIN, END = "<!-- written by race_page.py from results/race.json -->", "<!-- en
 LEVELS = (1.0, 2.0, 4.0, 6.0)
 """Nats at which methods are compared."""
 Record = Mapping[str, Any]
+_COLOURS = [
+    "#1b6ca8", "#c8553d", "#2e8b57", "#8e5ea2", "#b8860b", "#17a2b8", "#d6336c", "#6b6b6b", "#7a4b2b", "#5c7cfa",
+    "#94a000", "#000000",
+]  # fmt: skip
 
 
 def main() -> int:
@@ -75,7 +79,8 @@ def page(found: Mapping[str, Any]) -> str:
 
 
 def _ends(runs: Sequence[Record], baseline: Record) -> str:
-    lines = ["| | KL, nats | rise | VADER, rise | " + " | ".join(f"at {level:g} nats" for level in LEVELS) + " |"]
+    levels = " | ".join(f"at {level:g} nats" for level in LEVELS)
+    lines = [f"| | KL, nats | rise at the end | VADER, rise | {levels} |"]
     lines.append("|---|---|---|---|" + "---|" * len(LEVELS))
     ordered = sorted(RACED, key=lambda name: -_mean([_gain(run, baseline) for run in _of(runs, name)]))
     for name in ordered:
@@ -123,9 +128,15 @@ def plot(found: Mapping[str, Any]) -> Any:
     rows += [{**begin, "method": METHODS[name].title} for name in RACED if _of(found["runs"], name)]
     x = alt.X("kl:Q", title="KL to the reference, nats per completion", scale=alt.Scale(type="sqrt", zero=True))
     y = alt.Y("reward:Q", title="gold reward, log-odds", scale=alt.Scale(zero=False))
-    base = alt.Chart(alt.InlineData(values=rows)).encode(x=x, y=y, color=alt.Color("method:N", title=None))
-    lines = base.mark_line(strokeWidth=1.5, opacity=0.7).encode(detail="method:N", order="order:Q")
-    return finished(alt.layer(lines, base.mark_point(filled=True, size=40, opacity=1)), legend="right")
+    titles = [METHODS[name].title for name in RACED if _of(found["runs"], name)]
+    scale = alt.Scale(domain=titles, range=_COLOURS)
+    colour = alt.Color("method:N", title=None, scale=scale, legend=alt.Legend(labelLimit=0))
+    base = alt.Chart(alt.InlineData(values=rows)).encode(x=x, y=y, color=colour)
+    lines = base.mark_line(strokeWidth=1.5, opacity=0.8).encode(detail="method:N", order="order:Q")
+    marks = base.mark_point(filled=True, size=45, opacity=1).encode(
+        shape=alt.Shape("method:N", title=None, scale=alt.Scale(domain=titles))
+    )
+    return finished(alt.layer(lines, marks), legend="right")
 
 
 def _of(runs: Sequence[Record], method: str, noise: float = 0.0) -> list[Record]:
