@@ -86,6 +86,11 @@ def test_a_whole_comparison_and_what_is_done_again(preftune, tiny_model, pairs, 
     assert json.loads(Path("runs/compare/compare.json").read_text())["trials"] == found["trials"]
 
 
+def cache_hits(trial: str) -> list[float]:
+    lines = Path(f"runs/compare/trials/{trial}/metrics.jsonl").read_text().splitlines()
+    return [line["reference/cache_hits"] for line in map(json.loads, lines) if "reference/cache_hits" in line]
+
+
 def test_many_methods_are_one_race_with_every_direct_comparison(preftune, tiny_model, pairs, calls) -> None:
     words = [
         "compare",
@@ -125,6 +130,8 @@ def test_many_methods_are_one_race_with_every_direct_comparison(preftune, tiny_m
     assert [trial["used_of_the_budget"] for trial in found["trials"]] == [8] * 5
     recipe = Path("runs/compare/trials/simpo-1-seed0/recipe.yaml").read_text()
     assert "loss_type: simpo" in recipe
+    assert cache_hits("dpo-1-seed0") == [0.0, 0.0]  # the first trial waits for the reference, the others look it up
+    assert cache_hits("ipo-1-seed0") == [1.0, 1.0]
     page = Path("runs/compare/report.html").read_text()
     assert "Against each other" in page
     assert "DPO, IPO, SimPO, KTO or GRPO?" in page
