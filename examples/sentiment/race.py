@@ -26,11 +26,10 @@ from dpo_runs import Measure, after_every_step, train_dpo
 from experiment import SMOKE, WHOLE, Experiment, Run
 from ppo_runs import train_ppo
 from preferences import Preferences, prompt_text
-from run import Bench, check_packages, keep_settings, provenance, write_json
+from run import Bench, check_packages, exit_code, keep_settings, provenance, write_json
 
 from preftune.comparison.methods import METHODS
 from preftune.data import GroupDataset
-from preftune.errors import PreftuneError
 from preftune.types import Label, TokenizedGroup
 
 RACED = (
@@ -215,32 +214,29 @@ def labelled(groups: GroupDataset) -> GroupDataset:
 
 def main() -> int:
     options = arguments()
+    return exit_code("race.py", lambda: run_race(options.experiment, options.corpora, options.output, options.share))
+
+
+def run_race(experiment: Experiment, corpora: Path | None, output: Path, share: tuple[int, int]) -> None:
+    """Every run of this share that is not yet in `output`."""
     began = time.perf_counter()
 
     def say(line: str) -> None:
         print(f"[{time.perf_counter() - began:6.0f} s] {line}", flush=True)
 
-    try:
-        check_packages(["sklearn", "vaderSentiment", *(["nltk"] if options.corpora is None else [])])
-        keep_settings(options.output / "settings.json", options.experiment)
-        race = Race(options.experiment, load_corpus(options.corpora), options.output, say)
-        write_json(options.output / "baseline.json", race.baseline)
-        part, parts = options.share
-        for number, run in enumerate(runs(options.experiment)):
-            file = options.output / "runs" / f"{run.name}.json"
-            if file.exists() or number % parts != part - 1:
-                continue
-            record = race.race(run)
-            write_json(file, record)
-            last = record["points"][-1]
-            say(f"{run.name}: reward {last['reward']:.2f} at {last['kl']:.1f} nats, {record['seconds']:.0f} s")
-    except KeyboardInterrupt:
-        print("\nrace.py: stopped; the same command goes on with the run it was in.", file=sys.stderr)
-        return 130
-    except PreftuneError as error:
-        print(f"race.py: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    check_packages(["sklearn", "vaderSentiment", *(["nltk"] if corpora is None else [])])
+    keep_settings(output / "settings.json", experiment)
+    race = Race(experiment, load_corpus(corpora), output, say)
+    write_json(output / "baseline.json", race.baseline)
+    part, parts = share
+    for number, run in enumerate(runs(experiment)):
+        file = output / "runs" / f"{run.name}.json"
+        if file.exists() or number % parts != part - 1:
+            continue
+        record = race.race(run)
+        write_json(file, record)
+        last = record["points"][-1]
+        say(f"{run.name}: reward {last['reward']:.2f} at {last['kl']:.1f} nats, {record['seconds']:.0f} s")
 
 
 def result_of(folder: Path, experiment: Experiment) -> Mapping[str, Any]:

@@ -15,8 +15,9 @@ import numpy as np
 from frontier import rise_at
 from frontier_plot import finished
 from race import NOISE, NOISY, RACED, SETTINGS, result_of
-from run import write_json
+from run import exit_code, write_json
 
+from preftune.amounts import counted, duration
 from preftune.comparison.methods import METHODS
 from preftune.errors import RequestError
 from preftune.statistics.intervals import mean_interval
@@ -37,12 +38,7 @@ def main() -> int:
     if len(sys.argv) != 2:
         print(__doc__)
         return 2
-    try:
-        keep(Path(sys.argv[1]), HERE)
-    except RequestError as error:
-        print(f"race_page.py: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code("race_page.py", lambda: keep(Path(sys.argv[1]), HERE))
 
 
 def keep(source: Path, here: Path) -> None:
@@ -68,12 +64,14 @@ def page(found: Mapping[str, Any]) -> str:
     runs, baseline = found["runs"], found["baseline"]
     seeds = sorted({run["seed"] for run in runs})
     return "\n\n".join([
-        f"{len(runs)} runs over {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}; intervals are 95% over seeds.",
+        f"{len(runs)} runs over {counted(len(seeds), 'seed')}, {duration(sum(run['seconds'] for run in runs))} of "
+        "process time on a machine that did other things too; intervals are 95% over seeds.",
         "**Each method at its authors' strength**: the rise of the gold reward in standard deviations of the "
         "reference's, at the end of the run and where its path passes a KL.",
         _ends(runs, baseline),
         "![gold reward against KL](results/race.svg)",
-        "**Labels turned round**: the rise at the end, and what it is with the same loss on clean labels less this.",
+        "**Labels turned round**: the rise at the end, what was lost against the same loss on clean labels, and the "
+        "difference from DPO on the same labels, seed by seed. An interval that holds 0 shows no difference.",
         _noise(runs, baseline),
     ]) + "\n"  # fmt: skip
 
@@ -101,15 +99,17 @@ def _ends(runs: Sequence[Record], baseline: Record) -> str:
 
 
 def _noise(runs: Sequence[Record], baseline: Record) -> str:
-    lines = ["| | clean | " + " | ".join(f"{share:.0%} wrong | lost" for share in NOISE) + " |"]
-    lines.append("|---|---|" + "---|---|" * len(NOISE))
+    lines = ["| | clean | " + " | ".join(f"{share:.0%} wrong | lost | less DPO's" for share in NOISE) + " |"]
+    lines.append("|---|---|" + "---|---|---|" * len(NOISE))
     for name in NOISY:
         clean = {run["seed"]: _gain(run, baseline) for run in _of(runs, "dpo" if name in ("cdpo", "robust") else name)}
         cells = [METHODS[name].title, _interval(list(clean.values()))]
         for share in NOISE:
             noisy = {run["seed"]: _gain(run, baseline) for run in _of(runs, name, share)}
             lost = [clean[seed] - gain for seed, gain in noisy.items() if seed in clean]
-            cells += [_interval(list(noisy.values())), _interval(lost)]
+            dpo = {run["seed"]: _gain(run, baseline) for run in _of(runs, "dpo", share)}
+            apart = [gain - dpo[seed] for seed, gain in noisy.items() if seed in dpo and name != "dpo"]
+            cells += [_interval(list(noisy.values())), _interval(lost), _interval(apart)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

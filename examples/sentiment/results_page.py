@@ -18,8 +18,9 @@ from typing import Any
 
 from experiment import SMOKE
 from frontier_plot import NAMES
+from run import exit_code
 
-from preftune.errors import PreftuneError, RequestError
+from preftune.errors import RequestError
 from preftune.storage.atomic import write_whole
 
 HERE = Path(__file__).parent
@@ -32,12 +33,7 @@ def main() -> int:
     if len(sys.argv) != 2:
         print(__doc__)
         return 2
-    try:
-        keep(Path(sys.argv[1]), HERE)
-    except PreftuneError as error:
-        print(f"results_page.py: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code("results_page.py", lambda: keep(Path(sys.argv[1]), HERE))
 
 
 def keep(source: Path, here: Path) -> None:

@@ -45,13 +45,21 @@ def main() -> int:
     def say(line: str) -> None:
         print(f"[{time.perf_counter() - began:6.0f} s] {line}", flush=True)
 
+    return exit_code(
+        "run.py",
+        lambda: run_experiment(options.experiment, options.corpora, options.output, methods=options.methods, say=say),
+    )
+
+
+def exit_code(script: str, work: Callable[[], Any]) -> int:
+    """Does the work of a script; an error of the request, or Ctrl-C, is one line on stderr."""
     try:
-        run_experiment(options.experiment, options.corpora, options.output, methods=options.methods, say=say)
+        work()
     except KeyboardInterrupt:
-        print("\nrun.py: stopped; the same command goes on with the run it was in.", file=sys.stderr)
+        print(f"\n{script}: stopped; the same command goes on with the run it was in.", file=sys.stderr)
         return 130
     except PreftuneError as error:
-        print(f"run.py: {error}", file=sys.stderr)
+        print(f"{script}: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 

@@ -49,7 +49,7 @@ def made_of(file: Path, tokenizer: PreTrainedTokenizerFast, max_length: int | No
 
 
 def pairs_of(group: TokenizedGroup) -> str:
-    """What data say of pairs; losses add more fields, which are none of the data's."""
+    """The fields of pairs that come from the data, without those that losses add."""
     shown = [f"Preference(chosen={p.chosen}, rejected={p.rejected}, weight={p.weight}, margin={p.margin})"
              for p in group.pairs]  # fmt: skip
     return f"({', '.join(shown)}{',' if len(shown) == 1 else ''})"

@@ -17,7 +17,6 @@ from preferences import Preferences
 
 from preftune.data import GroupDataset
 from preftune.types import Preference, TokenizedGroup
-from tests.examples.test_sentiment import corpora  # noqa: F401
 
 TINY = replace(
     SMOKE,
@@ -50,7 +49,7 @@ def test_noise_turns_a_share_of_the_labels_round_and_nothing_else():
     assert race.with_noise(clean, 0.0, seed=0) is clean
 
 
-def test_every_method_runs_and_the_page_has_them(corpora: Path, tmp_path: Path, monkeypatch: Any) -> None:  # noqa: F811
+def test_every_method_runs_and_the_page_has_them(corpora: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     made = race.Race(TINY, load_corpus(corpora), tmp_path / "race", lambda line: None)
     race.write_json(tmp_path / "race" / "baseline.json", made.baseline)
@@ -74,7 +73,7 @@ def test_every_method_runs_and_the_page_has_them(corpora: Path, tmp_path: Path, 
     assert all("texts" not in point for run in kept["runs"] for point in run["points"])
 
 
-def test_robust_losses_know_the_share_of_wrong_labels(corpora: Path, tmp_path: Path, monkeypatch: Any) -> None:  # noqa: F811
+def test_robust_losses_know_the_share_of_wrong_labels(corpora: Path, tmp_path: Path, monkeypatch: Any) -> None:
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr(race, "train_dpo", lambda *args, after_step, **loss: seen.append(loss) or {})
     made = race.Race(TINY, load_corpus(corpora), tmp_path / "race", lambda line: None)

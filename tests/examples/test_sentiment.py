@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import runpy
 import sys
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,34 +29,9 @@ from sampling import completion_logps, sample
 from preftune.errors import DatasetError, RequestError
 from preftune.logps import naive_logps, pack
 from preftune.types import TokenizedGroup
+from tests.examples.made_up_reviews import GOOD
 
 FOLDER = Path(__file__).parents[2] / "examples/sentiment"
-_GOOD = "brilliant wonderful moving funny charming superb clever warm".split()
-_BAD = "awful boring dull tedious stupid lame clumsy cold".split()
-_THINGS = "film plot cast script story music hero ending scene dialogue".split()
-_MIDDLES = ["all the same", "in its own way", "from the first minute on", "for the most part", "as a whole"]
-
-
-def sentence(draw: random.Random, mood: str | None = None) -> str:
-    words = {"good": _GOOD, "bad": _BAD}.get(mood or draw.choice(["good", "bad"]), _GOOD)
-    start = f"the {draw.choice(_THINGS)} of this {draw.choice(_THINGS)} number {draw.randrange(400)}"
-    return f"{start} is {draw.choice(words)} and {draw.choice(words)} {draw.choice(_MIDDLES)} ."
-
-
-@pytest.fixture(scope="module")
-def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both archives in the shape of nltk's, made up."""
-    folder = tmp_path_factory.mktemp("corpora")
-    draw = random.Random(0)
-    with zipfile.ZipFile(folder / "movie_reviews.zip", "w") as archive:
-        for number in range(260):
-            lines = [sentence(draw) for _ in range(14)]
-            archive.writestr(f"movie_reviews/pos/cv{number:03}.txt", "\n".join([*lines, "! ! !", "too short ."]))
-    with zipfile.ZipFile(folder / "nltk_sentence_polarity.zip", "w") as archive:
-        for kind, mood in (("pos", "good"), ("neg", "bad")):
-            lines = [sentence(draw, mood) for _ in range(500)]
-            archive.writestr(f"sentence_polarity/rt-polarity.{kind}", "\n".join(lines))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +51,7 @@ def test_parts_share_no_sentence_and_labels_stay_with_their_sentences(corpora: P
     assert corpus.sizes()["language_model"] > 5 * corpus.sizes()["train_prompts"]
     for labelled in (corpus.gold_train, corpus.gold_test):
         for text, positive in zip(*labelled, strict=True):
-            assert positive == any(word in text.split() for word in _GOOD)
+            assert positive == any(word in text.split() for word in GOOD)
 
 
 def test_lines_are_cleaned() -> None:
@@ -96,7 +69,7 @@ def test_the_gold_reward_knows_half_sentences_and_is_bounded_whatever_is_repeate
     gold = GoldReward(corpus.gold_train)
     assert gold.accuracy(corpus.gold_test) > 0.95
     half_good, half_bad, once, often, everything = gold(
-        ["the film is brilliant", "the film is awful and", "superb", "superb " * 50, " ".join(_GOOD)]
+        ["the film is brilliant", "the film is awful and", "superb", "superb " * 50, " ".join(GOOD)]
     )
     assert half_bad < 0 < half_good
     assert often == pytest.approx(once)

@@ -105,12 +105,14 @@ def _all() -> dict[str, Method]:
         if name not in known and not loss.needs_margins and not loss.needs_gold
     ]
     labels, betas = (*_TRAINING, "beta"), _around(0.1, (0.05, 0.5))
-    unpaired = {"loss_type": "apo_zero_unpaired"}
     rewarded = ("reward model", "policy")
     groups = (*_GROUPS, "loss_type", "scale_rewards")
     found += [
         Method("kto", "KTO", "kto", "beta", betas, (*labels, "desirable_weight", "undesirable_weight")),
-        Method("apo_zero_unpaired", "APO-zero on labels", "kto", "beta", betas, labels, unpaired),
+        Method(
+            "apo_zero_unpaired", "APO-zero on labels", "kto", "beta", betas, labels, {"loss_type": "apo_zero_unpaired"}
+        ),
+        Method("bco", "BCO on labels", "kto", "beta", betas, labels, {"loss_type": "bco"}),
         Method("ppo", "PPO", "ppo", "kl_coef", _around(0.05), _PPO, models=(*rewarded, "value function")),
         Method("grpo", "GRPO", "grpo", "beta", _around(0.04), groups, models=rewarded),
         Method("rloo", "RLOO", "rloo", "beta", _around(0.05), (*_GROUPS, "normalize_advantages"), models=rewarded),
@@ -128,7 +130,9 @@ def parse_methods(words: Sequence[str]) -> list[Method]:
         if name not in METHODS:
             likely = {"sigmoid": "dpo", "reinforce": "rloo", "rlhf": "ppo", "slic_hf": "slic"}.get(name)
             hint = (
-                f"It is {likely} here." if likely else did_you_mean(name, METHODS, otherwise=f"{', '.join(METHODS)}.")
+                f"It is {likely} here."
+                if likely
+                else did_you_mean(name, METHODS, otherwise=f"There are {', '.join(METHODS)}.")
             )
             raise RequestError(f"--methods {name}: there is no such method. {hint}")
         if names.count(name) > 1:

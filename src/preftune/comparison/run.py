@@ -208,7 +208,7 @@ class Comparison:
         )
         return _Judged(final, answers, verdicts)
 
-    def _against_start(self, trial: Trial | Tried, part: str) -> tuple[Summary, list[JudgedRow], list[Answer]]:
+    def _against_start(self, trial: Trial, part: str) -> tuple[Summary, list[JudgedRow], list[Answer]]:
         """A trial's answers to one part's prompts, and how they compare with the start's."""
         rows, source = self._rows(part), self._source(trial)
         before = self._answers(self._start, rows, f"start-{part}")
@@ -243,7 +243,7 @@ class Comparison:
 
     # --- measuring ---
 
-    def _source(self, trial: Trial | Tried) -> ModelSource:
+    def _source(self, trial: Trial) -> ModelSource:
         return ModelSource(str(self._trainings.folder(trial)), **self.plan.model)
 
     def _answers(self, source: ModelSource, rows: Sequence[Row], name: str) -> list[Answer]:
@@ -254,7 +254,7 @@ class Comparison:
     def _rows(self, part: str) -> Sequence[Row]:
         return self.plan.parts.tune if part == "tune" else self.plan.parts.test
 
-    def _distance(self, trial: Trial | Tried, part: str) -> Distance:
+    def _distance(self, trial: Trial, part: str) -> Distance:
         file = self.plan.output / "distance" / f"{trial.name}-{part}.jsonl"
         return distance(self._source(trial), self._start, self._rows(part), self.plan.ruler, file)
 

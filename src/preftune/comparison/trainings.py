@@ -181,7 +181,7 @@ class Trainings:
             found += [line["eval_accuracy"] for line in lines if "eval_accuracy" in line][-1:]
         return sum(found) / len(found) if found else None
 
-    def folder(self, trial: Trial | Tried) -> Path:
+    def folder(self, trial: Trial) -> Path:
         """Its run directory."""
         return self.plan.output / "trials" / trial.name
 

@@ -1,4 +1,4 @@
-"""How long a sequence may be in a model that learned a vector for each position: the last of them ends it."""
+"""The longest sequence of a model with a learned vector for each position."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class MovingCopy(FrozenCopy):
     def save(self, file: Path) -> None:
         """The weights, for a checkpoint."""
         weights = {name: weight.detach().cpu().contiguous() for name, weight in self._received.items()}
-        save_file(weights, file, metadata={"moves": str(self.moves)})
+        save_file(weights, file)
 
     def load(self, file: Path) -> None:
         """Raises: CheckpointError where the file is missing or holds other weights."""
@@ -72,7 +72,7 @@ class MovingCopy(FrozenCopy):
             raise CheckpointError(f"{file} holds the reference of another model. Name a checkpoint of this run.")
         for name, weight in saved.items():
             self._received[name].copy_(weight)
-        self.moves = 1  # whatever it says: from here on it is not the policy as received
+        self.moves = max(1, self.moves)  # from here on it is not the policy as received
 
     def _begin_with(self, weights: Mapping[str, Tensor]) -> None:
         wanted = {name: weight.shape for name, weight in self._received.items()}

@@ -132,6 +132,8 @@ class ObjectiveView(Protocol):
 
     @property
     def needs_reference(self) -> bool: ...
+    @property
+    def needs_running_mean(self) -> bool: ...
 
 
 class ReferencedTrainerView(GroupTrainerView, Protocol):

@@ -181,6 +181,7 @@ def test_a_method_none_of_whose_trials_finishes_is_an_error(preftune, tiny_model
     (["--dpo", "beta=0.1,0.2", "--ppo", "kl_coef=1,2,3"], "2 of DPO, 3 of PPO"),
     (["--methods", "dpo,ipoo"], "--methods ipoo: there is no such method. Did you mean 'ipo'?"),
     (["--methods", "dpo,sigmoid"], "--methods sigmoid: there is no such method. It is dpo here."),
+    (["--methods", "dpo,both"], "--methods both: there is no such method. There are dpo, cdpo, "),
     (["--methods", "dpo"], "give at least two"),
     (["--methods", "dpo,kto,dpo"], "dpo is there twice"),
     (["--methods", "dpo,ipo", "--reward", "learning_rate=1"], "none of the methods trains a reward model"),

@@ -132,7 +132,7 @@ def test_bco_resumes_with_its_mean_and_has_trl_s_names(tmp_path):
     part = made(tmp_path / "part", **options)
     part.args.output_dir = whole.args.output_dir
     part.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / "checkpoint-5"))
-    assert part._ratios == pytest.approx(whole._ratios, rel=1e-6)
+    assert part.reward_mean == pytest.approx(whole.reward_mean, rel=1e-6)
     for (name, one), (_, other) in zip(whole.model.named_parameters(), part.model.named_parameters(), strict=True):
         assert torch.equal(one, other), name
     with pytest.raises(ConfigError, match="weights that match the prompts"):

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 
 _DEFAULT = ("dpo", "ppo")
-_MOST_TRIALS = 3
 
 
 def run(argv: Sequence[str]) -> int:
@@ -65,14 +64,18 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _named(argv: Sequence[str]) -> list[str]:
-    """The methods that are asked for, each of which has a flag with its settings; names are checked later."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--methods", nargs="+", default=list(_DEFAULT))
+    """The methods that are asked for, each of which has a flag with its settings. Raises: RequestError."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--methods", nargs="+")
     try:
         words = finder.parse_known_args(list(argv))[0].methods
-    except (SystemExit, argparse.ArgumentError):
-        words = list(_DEFAULT)
-    return [name for word in words for name in word.lower().replace("-", "_").split(",") if name.isidentifier()]
+    except argparse.ArgumentError:  # the whole parser reports it
+        words = None
+    if words is None:
+        return list(_DEFAULT)
+    from preftune.comparison.methods import parse_methods
+
+    return [method.name for method in parse_methods(words)]
 
 
 def _parser(methods: Sequence[str] = _DEFAULT) -> PlainParser:
@@ -130,7 +133,7 @@ def _parser(methods: Sequence[str] = _DEFAULT) -> PlainParser:
 
 def _add_settings(tuning: Any, methods: Sequence[str]) -> None:
     """A flag for the settings of each method, of the reward model and of all of them."""
-    for name in dict.fromkeys(methods):
+    for name in methods:
         example = "kl_coef=0.02,0.05,0.2" if name == "ppo" else "beta=0.05,0.1,0.3 learning_rate=2e-5"
         more = "; every method has such a flag" if name == methods[-1] else ""
         what = f"settings of {name} to try, as {example}{more}"
@@ -149,11 +152,14 @@ def _check(asked: argparse.Namespace) -> None:
     check_judge(asked, asked.judge, alone=False)
     if not any(is_endpoint(name) for name in (asked.judge, asked.gold or "")):
         refuse(asked, ENDPOINT_FLAGS, unless="the judge or the gold reward is openai:NAME@BASE_URL")
-    if asked.trials is not None and not 1 <= asked.trials <= _MOST_TRIALS:
-        raise RequestError(
-            f"--trials {asked.trials}: a method has {_MOST_TRIALS} usual values. Give 1 to {_MOST_TRIALS}, or values "
-            "of your own (--dpo beta=0.05,0.1,0.2,0.4)."
-        )
+    if asked.trials is not None:
+        from preftune.comparison.plan import TRIALS
+
+        if not 1 <= asked.trials <= TRIALS:
+            raise RequestError(
+                f"--trials {asked.trials}: a method has {TRIALS} usual values. Give 1 to {TRIALS}, or values of your "
+                "own (--dpo beta=0.05,0.1,0.2,0.4)."
+            )
     for name in ("samples", "batch_size", "test_prompts", "tune_prompts"):
         if getattr(asked, name) is not None and getattr(asked, name) < 1:
             raise RequestError(f"--{name} {getattr(asked, name)}: give at least 1.")

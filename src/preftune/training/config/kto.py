@@ -23,6 +23,11 @@ class UnpairedObjective:
     needs_margins: ClassVar[bool] = False
     has_usual_beta: ClassVar[bool] = True
 
+    @property
+    def needs_running_mean(self) -> bool:
+        """Whether the loss takes the mean of all rewards so far."""
+        return self.name == "bco"
+
 
 @dataclass
 class KTOConfig(ReferencedConfig):

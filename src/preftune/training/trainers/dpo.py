@@ -57,8 +57,6 @@ class DPOTrainer(ReferencedTrainer):
     config_class = DPOConfig
     columns: ClassVar[Sequence[str]] = (*PER_PAIR, _HITS)
     objective: Objective
-    _rewards = (0.0, 0.0)
-    """Count and sum of the rewards of all steps so far, nats."""
     _step_beta: float | None = None
     """beta of the step, where it has one of its own."""
     _tokens_per_pair = _gold_per_pair = 1.0
@@ -138,27 +136,16 @@ class DPOTrainer(ReferencedTrainer):
         """What losses take of the step, of all earlier ones, or in an evaluation of the steps so far."""
         beta = self._step_beta if training else None
         moments = {"step_beta": beta, "gap_mean": self.moments.mean, "gap_std": self.moments.std}
-        return {"delta": self._reward_mean, "gold_tokens_per_pair": self._gold_per_pair, **moments}
+        return {"delta": self.reward_mean, "gold_tokens_per_pair": self._gold_per_pair, **moments}
 
-    @property
-    def _reward_mean(self) -> float:
-        count, total = self._rewards
-        return total / count if count else 0.0
-
-    def stepped(self, metrics: Tensor) -> None:
-        if self.objective.needs_running_mean:
-            rewards = metrics[:, [self.columns.index(f"rewards/{side}") for side in ("chosen", "rejected")]]
-            seen = torch.stack([rewards.new_tensor(float(rewards.numel())), rewards.sum()])
-            count, total = (self.accelerator.reduce(seen, "sum") if self.args.world_size > 1 else seen).tolist()
-            self._rewards = self._rewards[0] + count, self._rewards[1] + total
+    def rewards_of(self, sides_N2: Tensor) -> Tensor:
+        return sides_N2.flatten()
 
     def checkpoint_facts(self) -> dict[str, Any]:
-        return {**super().checkpoint_facts(), "rewards": list(self._rewards), "moments": asdict(self.moments)}
+        return {**super().checkpoint_facts(), "moments": asdict(self.moments)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         super().restore(state)
-        count, total = state.get("rewards", (0.0, 0.0))
-        self._rewards = count, total
         self.moments = RunningMoments(**state.get("moments", {}))
 
     # --- evaluation ---

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -51,9 +51,7 @@ class KTOTrainer(ReferencedTrainer):
     columns: ClassVar[Sequence[str]] = (*_OF_SIDES, *_LENGTHS, "rewards/accuracies", "kl", _GOOD, _HITS)
     unit = "answers"
     _baseline = 0.0
-    """Nats: z of the step, or of the held-out set; of BCO the mean log-ratio of all steps so far."""
-    _ratios: tuple[float, float] = (0.0, 0.0)
-    """Count and sum of the log-ratios of all steps so far."""
+    """Nats: z of the step, or of the held-out set."""
 
     def opened(self, train: Any, held_out: Any, tokenizer: Any, args: Any) -> tuple[Any, Any]:
         rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -108,25 +106,13 @@ class KTOTrainer(ReferencedTrainer):
         if self.args.loss_type == "kto":
             self._baseline = kl_baseline(self, model, batches)
 
-    def stepped(self, metrics: Tensor) -> None:
-        if self.args.loss_type != "bco":
-            return
-        rewards = metrics[:, [self.columns.index(f"rewards/{side}") for side in _SIDES]]
-        seen = torch.stack([rewards.new_tensor(float(len(rewards))), rewards.sum() / self.args.beta])
-        count, total = (self.accelerator.reduce(seen, "sum") if self.args.world_size > 1 else seen).tolist()
-        self._settle_ratios(self._ratios[0] + count, self._ratios[1] + total)
+    def rewards_of(self, sides_N2: Tensor) -> Tensor:
+        return sides_N2.sum(1)  # an answer has one side, and 0 at the other
 
-    def _settle_ratios(self, count: float, total: float) -> None:
-        self._ratios = count, total
-        if self.args.loss_type == "bco":
-            self._baseline = total / count if count else 0.0
-
-    def checkpoint_facts(self) -> dict[str, Any]:
-        return {**super().checkpoint_facts(), "ratios": list(self._ratios)}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        super().restore(state)
-        self._settle_ratios(*state.get("ratios", (0.0, 0.0)))
+    @property
+    def _zero(self) -> float:
+        """Log-ratio, nats, that good answers should be above and bad ones below."""
+        return self.reward_mean / self.args.beta if self.args.loss_type == "bco" else self._baseline
 
     def batch_loss(self, model: nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         reference_K = self.reference(model, batch).sum_K  # before the policy: it may exchange weights
@@ -136,15 +122,15 @@ class KTOTrainer(ReferencedTrainer):
         policy_K, length_K = scored.sum_K, scored.length_K
         hits_K = torch.zeros_like(length_K).index_add(0, scored.owner_T, scored.hit_T.to(length_K.dtype))
         args, good_K, ratio_K = self.args, batch.good_K, policy_K - reference_K
-        loss_K = UNPAIRED[args.loss_type](ratio_K, good_K, beta=args.beta, baseline=self._baseline)
+        loss_K = UNPAIRED[args.loss_type](ratio_K, good_K, beta=args.beta, baseline=self._zero)
         side_K = torch.where(good_K, args.desirable_weight, args.undesirable_weight)
         return batch.label_weight_K * side_K * loss_K, self._rows(good_K, ratio_K, policy_K, length_K, hits_K)
 
     def _rows(self, good_K: Tensor, ratio_K: Tensor, policy_K: Tensor, length_K: Tensor, hits_K: Tensor) -> Tensor:
         good, bad, reward_K = good_K.float(), (~good_K).float(), self.args.beta * ratio_K
-        right_K = (reward_K > self.args.beta * self._baseline) == good_K
+        right_K = (reward_K > self.args.beta * self._zero) == good_K
         columns = [value * side for value in (reward_K, policy_K, length_K) for side in (good, bad)]
-        columns += [right_K, torch.full_like(good, self._baseline), good, hits_K * good]
+        columns += [right_K, torch.full_like(good, self._zero), good, hits_K * good]
         return torch.stack([column.detach().float() for column in columns], 1)
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
@@ -202,5 +188,4 @@ class BCOTrainer(KTOTrainer):
 
     args: BCOConfig
     method = "bco"
-    _tag_names = ("preftune", "bco")
     config_class = BCOConfig

@@ -43,5 +43,4 @@ class TPOTrainer(_ReferenceFreeTrainer):
 
     args: TPOConfig
     method = "tpo"
-    _tag_names = ("preftune", "tpo")
     config_class = TPOConfig

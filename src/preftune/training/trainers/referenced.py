@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from preftune.log import detail
 from preftune.logps.batch import PackedBatch
@@ -32,6 +33,8 @@ class ReferencedTrainer(PackedTrainer):
     args: ReferencedConfig
     reference: ReferenceScores
     objective: ObjectiveView
+    _rewards = (0.0, 0.0)
+    """Count and sum of the rewards of all steps so far, nats."""
 
     def __init__(
         self,
@@ -48,6 +51,14 @@ class ReferencedTrainer(PackedTrainer):
     def needs_live_reference(self) -> bool:
         """Whether it scores with the reference what is not among the rows."""
         return False
+
+    def rewards_of(self, sides_N2: Tensor) -> Tensor:
+        """(answers,) the rewards of a step's rows, nats.
+
+        Args:
+            sides_N2: the columns `rewards/chosen` and `rewards/rejected`.
+        """
+        raise NotImplementedError
 
     def placed(self) -> None:
         ref_model, self._asked_reference = self._asked_reference, None
@@ -70,6 +81,28 @@ class ReferencedTrainer(PackedTrainer):
         missed = (self.reference.misses - misses) / max(1, sum(batch.completions for batch in batches))
         for batch in batches:
             self._work.add(batch, reference_groups=round(min(1.0, missed) * len(batch.groups)))
+
+    # --- the mean of the rewards of all steps so far, for losses that need it ---
+
+    @property
+    def reward_mean(self) -> float:
+        """Nats; 0 before the first step."""
+        count, total = self._rewards
+        return total / count if count else 0.0
+
+    def stepped(self, metrics: Tensor) -> None:
+        if not self.objective.needs_running_mean:
+            return
+        sides = [self.columns.index(f"rewards/{side}") for side in ("chosen", "rejected")]
+        rewards = self.rewards_of(metrics[:, sides])
+        seen = torch.stack([rewards.new_tensor(float(len(rewards))), rewards.sum()])
+        count, total = (self.accelerator.reduce(seen, "sum") if self.args.world_size > 1 else seen).tolist()
+        self._rewards = self._rewards[0] + count, self._rewards[1] + total
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        super().restore(state)
+        count, total = state.get("rewards", (0.0, 0.0))
+        self._rewards = count, total
 
     # --- evaluation ---
 
@@ -126,7 +159,8 @@ class ReferencedTrainer(PackedTrainer):
             yield
 
     def checkpoint_facts(self) -> dict[str, Any]:
-        return {**super().checkpoint_facts(), "work": self._work.state(self.reference)}
+        facts = super().checkpoint_facts()
+        return {**facts, "work": self._work.state(self.reference), "rewards": list(self._rewards)}
 
     def throughput(self) -> dict[str, float]:
         return self._work.drain(self.reference)
