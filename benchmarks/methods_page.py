@@ -110,6 +110,35 @@ it, not whether answers are better: that is for `preftune eval`, with another ju
 the optimiser step; TRL takes `bnpo` per micro-batch. With `beta=0` there is no reference, and none is kept."""
 
 
+_JUDGED = """\
+## Compared answers: `preftune online`, `preftune xpo`, `preftune nash-md`
+
+`OnlineDPOTrainer`, `XPOTrainer` and `NashMDTrainer` sample answers and have a judge compare them: any `judge`, or
+`reward_model`, or TRL's `reward_funcs`. Batch sizes count prompts. The answers of a prompt share its computation.
+
+**Online DPO** (Guo et al. 2024, [arXiv:2402.04792](https://arxiv.org/abs/2402.04792)): any loss of pairs on the
+preferences between `num_generations` answers of the policy. **When:** the pairs that exist were written by other
+models. beta 0.1, learning rate 5e-7.
+
+**XPO** (Xie et al. 2024, [arXiv:2405.21046](https://arxiv.org/abs/2405.21046), algorithm 1): one answer y is the
+policy's and one, y', the reference's; the loss is DPO's on the two plus `alpha * log pi(y')`, which makes the
+reference's answers less likely whether they won or not. **When:** online DPO stops finding anything new. **Traps:**
+the second term has no lower bound; `alpha` (1e-5; a list has one value for each pass over the prompts) is small for
+that reason. TRL's XPO (until 1.10) samples y' from `get_base_model()`, in which an adapter is still active; here the
+adapter is off. `loss/dpo` and `loss/xpo` are the two terms, `judge/win_rate` is the policy's over the reference.
+
+**Nash-MD** (Munos et al. 2023, [arXiv:2312.00886](https://arxiv.org/abs/2312.00886), section 7): y is the policy's,
+y' comes from the geometric mixture of policy and reference, normalised token by token (`mixture_coef` is the
+reference's weight, 0.5); the gradient is `grad log pi(y) (P(y > y') - 1/2 - beta (log pi(y) - log pi_ref(y)))`. P is
+1, 1/2 or 0 by a judge that compares, and the sigmoid of the difference by scores, so scores should be in the units of
+Bradley and Terry. **When:** preferences are not a ranking (a over b over c over a). **Traps:** one answer to a prompt,
+so its variance is high: use many prompts in a step. TRL takes the KL of each token as the cost of that token alone,
+which is not the gradient of the KL: what a token does to the KL of later ones is left out
+(`tests/training/online/test_two_players.py` has both numbers). beta 0.1, learning rate 5e-7.
+
+Neither evaluates held-out prompts during training, and neither samples with vLLM."""
+
+
 _RACE = """\
 ## Raced where the reward is known
 
@@ -136,7 +165,7 @@ def page() -> str:
         "|---|---|---|---|---|---|--:|--:|---|\n"
     )
     sections = [*map(_section, LOSSES.values()), _WEIGHTING, _UNPAIRED, *(_of(loss) for loss in UNPAIRED.values())]
-    sections += [_GROUPS, *map(_of, (group_advantages, leave_one_out, group_loss)), _race()]
+    sections += [_GROUPS, *map(_of, (group_advantages, leave_one_out, group_loss)), _JUDGED, _race()]
     return _HEAD + header + "\n".join(map(_row, LOSSES.values())) + "\n\n" + "\n\n".join(sections) + "\n"
 
 

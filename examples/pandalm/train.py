@@ -103,9 +103,14 @@ def answer(side: Any) -> str:
 
 
 def is_held_out(prompt: str, share: float) -> bool:
-    """Decided by the prompt alone, the same on every machine."""
+    """Decided by the prompt alone."""
+    return position(prompt) < share
+
+
+def position(prompt: str) -> float:
+    """A place in [0, 1), the same on every machine."""
     digest = hashlib.sha256(prompt.encode()).digest()
-    return int.from_bytes(digest[:4], "big") / 2**32 < share
+    return int.from_bytes(digest[:4], "big") / 2**32
 
 
 def arguments() -> argparse.Namespace:

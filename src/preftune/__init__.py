@@ -39,10 +39,14 @@ if TYPE_CHECKING:
     from preftune.training.online import (
         GRPOConfig,
         GRPOTrainer,
+        NashMDConfig,
+        NashMDTrainer,
         OnlineDPOConfig,
         OnlineDPOTrainer,
         RLOOConfig,
         RLOOTrainer,
+        XPOConfig,
+        XPOTrainer,
     )
     from preftune.training.ppo import PPOConfig, PPOTrainer
 
@@ -54,7 +58,8 @@ _HOME = {
         "preftune.models": "load_model load_tokenizer merge",
         "preftune.training": "BCOConfig BCOTrainer CPOConfig CPOTrainer DPOConfig DPOTrainer KTOConfig KTOTrainer "
         "ORPOConfig ORPOTrainer RewardConfig RewardTrainer SFTConfig SFTTrainer TPOConfig TPOTrainer",
-        "preftune.training.online": "GRPOConfig GRPOTrainer OnlineDPOConfig OnlineDPOTrainer RLOOConfig RLOOTrainer",
+        "preftune.training.online": "GRPOConfig GRPOTrainer NashMDConfig NashMDTrainer OnlineDPOConfig "
+        "OnlineDPOTrainer RLOOConfig RLOOTrainer XPOConfig XPOTrainer",
         "preftune.training.ppo": "PPOConfig PPOTrainer",
     }.items()
     for name in names.split()
@@ -71,6 +76,8 @@ __all__ = [
     "GRPOTrainer",
     "KTOConfig",
     "KTOTrainer",
+    "NashMDConfig",
+    "NashMDTrainer",
     "ORPOConfig",
     "ORPOTrainer",
     "OnlineDPOConfig",
@@ -86,6 +93,8 @@ __all__ = [
     "SFTTrainer",
     "TPOConfig",
     "TPOTrainer",
+    "XPOConfig",
+    "XPOTrainer",
     "__version__",
     "load_demonstrations",
     "load_model",

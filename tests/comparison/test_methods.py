@@ -11,7 +11,7 @@ from preftune.losses.registry import LOSSES
 
 
 def fields(command: str) -> set[str]:
-    return {field.name for field in import_module(f"preftune.cli.train.{command}").METHOD.fields()}
+    return {field.name for field in import_module(f"preftune.cli.train.{command.replace('-', '_')}").METHOD.fields()}
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)

@@ -6,8 +6,9 @@ import pytest
 
 from preftune.comparison.data import Parts
 from preftune.comparison.plan import Budget
-from preftune.comparison.trainings import _MINI_BATCHES, _batch, _limit
+from preftune.comparison.trainings import _GENERATIONS, _MINI_BATCHES, _batch, _limit
 from preftune.training import DPOConfig, RewardConfig
+from preftune.training.online import GRPOConfig, NashMDConfig, RLOOConfig, XPOConfig
 from preftune.training.ppo import PPOConfig
 from preftune.types import PreferencePair
 
@@ -31,6 +32,10 @@ PARTS = Parts([PreferencePair(f"{number // 2}?", "yes", "no") for number in rang
         ("grpo", {}, {"total_episodes": 4000}),
         ("rloo", {"per_device_train_batch_size": "24", "num_generations": "4"}, {"total_episodes": 3984}),
         ("grpo", {"num_train_epochs": "4", "num_generations": "4"}, {"total_episodes": 240}),
+        ("rloo", {"num_train_epochs": "4"}, {"total_episodes": 120}),  # two answers to a prompt
+        ("online", {"num_generations": "3"}, {"total_episodes": 3984}),  # batches of 8 prompts
+        ("xpo", {}, {"total_episodes": 4000}),
+        ("nash-md", {"num_train_epochs": "4"}, {"total_episodes": 120}),
     ],
 )
 def test_a_budget_in_pairs_is_kept_and_what_ends_earlier_by_its_own_settings_does(command, settings, limit):
@@ -53,7 +58,10 @@ def test_time_and_tokens_are_limits_of_the_training_itself():
 
 
 def test_the_usual_batches_are_those_of_the_trainings(tmp_path):
-    for config in (DPOConfig, RewardConfig, PPOConfig):
+    for config in (DPOConfig, RewardConfig, PPOConfig, GRPOConfig, RLOOConfig, XPOConfig, NashMDConfig):
         made = config(output_dir=str(tmp_path), use_cpu=True)
         assert made.per_device_train_batch_size * made.gradient_accumulation_steps == _batch({})
-    assert made.num_mini_batches == _MINI_BATCHES
+        if hasattr(made, "num_generations"):
+            command = config.__name__.removesuffix("Config").lower().replace("nashmd", "nash-md")
+            assert made.num_generations == _GENERATIONS[command]
+    assert PPOConfig(output_dir=str(tmp_path), use_cpu=True).num_mini_batches == _MINI_BATCHES

@@ -23,7 +23,7 @@ from preftune.judges.rules import KeyFactJudge
 from preftune.report.reading.run_files import read_run
 from preftune.report.run.page import run_page
 from preftune.storage.jsonl import read_lines, write_json, write_lines
-from preftune.training.online.preference import _judged
+from preftune.training.online.judged import _group as _judged
 from preftune.training.online.rollout import rollout_of
 from preftune.training.online.scoring import Score
 from tests.data.tiny_bpe import THINKING, make_tokenizer

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from datasets import Dataset, load_dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import preftune
 from tiny import chat_rows, rows, save_tiny
@@ -134,6 +134,22 @@ def test_a_reward_function_of_conversations(model_name):
     made = preftune.GRPOTrainer(
         model=model_name, reward_funcs=by_format, args=args, train_dataset=Dataset.from_list(asked)
     )
+    made.train()
+    finished(made)
+
+
+@pytest.mark.parametrize("method", ["OnlineDPO", "XPO", "NashMD"])
+def test_a_reward_model_in_memory_says_which_answer_is_better(method, model_name):
+    """The program of the XPO and Nash-MD pages of TRL 1.10, where the reward model has the policy's tokenizer."""
+    model = AutoModelForCausalLM.from_pretrained(model_name)
+    tokenizer = AutoTokenizer.from_pretrained(model_name)
+    reward_model = AutoModelForSequenceClassification.from_pretrained(model_name, num_labels=1)
+    config, trainer = getattr(preftune, f"{method}Config"), getattr(preftune, f"{method}Trainer")
+    training_args = config(output_dir=f"Qwen2-0.5B-{method}", max_new_tokens=4, **COMMON)
+    made = trainer(
+        model=model, reward_funcs=reward_model, args=training_args, processing_class=tokenizer,
+        train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in PROMPTS]),
+    )  # fmt: skip
     made.train()
     finished(made)
 

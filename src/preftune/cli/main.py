@@ -38,6 +38,8 @@ COMMANDS: dict[str, Command] = {
         ("train", "grpo", "answers to one prompt are rewarded, and are each other's baseline"),
         ("train", "rloo", "the same with the leave-one-out baseline (RLOO)"),
         ("train", "online", "the model answers, a judge compares, DPO on the fresh pairs"),
+        ("train", "xpo", "the same against answers of the reference, with exploration (XPO)"),
+        ("train", "nash-md", "a judge compares with a mixture of model and reference (Nash-MD)"),
         ("commands", "compare", "any methods against each other: same model, data, budget and judge"),
         ("recipes", "convert-recipe", "a recipe of LLaMA-Factory or Axolotl as one of preftune"),
         ("commands", "sample", "several completions per prompt, from a model or an endpoint"),

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 from preftune.errors import RequestError, did_you_mean
 from preftune.losses.registry import LOSSES, Loss
 
-Command: TypeAlias = Literal["dpo", "kto", "ppo", "grpo", "rloo"]
+Command: TypeAlias = Literal["dpo", "kto", "ppo", "grpo", "rloo", "online", "xpo", "nash-md"]
 
 _TRAINING = ("learning_rate", "num_train_epochs", "per_device_train_batch_size")
 _INTERNAL = ("delta", "tokens_per_pair", "step_beta", "gap_mean", "gap_std")
@@ -27,6 +27,10 @@ _PPO = (
     "max_new_tokens", "temperature", "kl_coef", "kl_estimator", "kl_target", "kl_horizon", "gamma", "lam",
     "cliprange", "cliprange_value", "vf_coef", "value_learning_rate", "value_init", "whiten_advantages",
     "whiten_rewards", "normalize_rewards", "reward_clip", "missing_eos_penalty",
+)  # fmt: skip
+_JUDGED = (
+    "learning_rate", "total_episodes", "per_device_train_batch_size", "num_generations", "max_new_tokens",
+    "temperature", "beta", "missing_eos_penalty",
 )  # fmt: skip
 REWARD_TUNED = (*_TRAINING, "center_rewards_coefficient")
 """What tuning a reward model has to consider, in every method that needs one."""
@@ -116,6 +120,9 @@ def _all() -> dict[str, Method]:
         Method("ppo", "PPO", "ppo", "kl_coef", _around(0.05), _PPO, models=(*rewarded, "value function")),
         Method("grpo", "GRPO", "grpo", "beta", _around(0.04), groups, models=rewarded),
         Method("rloo", "RLOO", "rloo", "beta", _around(0.05), (*_GROUPS, "normalize_advantages"), models=rewarded),
+        Method("online", "Online DPO", "online", "beta", betas, (*_JUDGED, "which_pairs"), models=rewarded),
+        Method("xpo", "XPO", "xpo", "beta", betas, (*_JUDGED, "alpha"), models=rewarded),
+        Method("nash_md", "Nash-MD", "nash-md", "beta", betas, (*_JUDGED, "mixture_coef"), models=rewarded),
     ]
     return {method.name: method for method in found}
 

@@ -25,8 +25,10 @@ Say = Callable[[str], None]
 
 _MINI_BATCHES = 4
 """Of a round of PPO, where nothing else is asked for."""
-_GENERATIONS = 8
-"""Answers to a prompt of GRPO and RLOO, where nothing else is asked for."""
+_GENERATIONS = {"grpo": 8, "rloo": 2, "online": 2, "xpo": 2, "nash-md": 2}
+"""Answers to a prompt by default."""
+_BATCHES_OF_PROMPTS = ("online", "xpo", "nash-md")
+"""Commands whose batch size counts prompts, and not answers."""
 _ENDLESS = 10_000_000
 """Episodes where time or tokens end it."""
 _SET: Mapping[str, Any] = {
@@ -201,7 +203,8 @@ def _limit(command: str, budget: Budget, settings: Mapping[str, Any], parts: Par
         if command == "ppo":
             a_round *= int(settings.get("num_mini_batches", _MINI_BATCHES))
         else:
-            each = int(settings.get("num_generations", _GENERATIONS))
+            each = int(settings.get("num_generations", _GENERATIONS[command]))
+            a_round *= each if command in _BATCHES_OF_PROMPTS else 1
         fits = max(a_round, int(2 * budget.amount) // a_round * a_round)
         own = int(settings.get("total_episodes") or 0) or epochs * each * len({prompt_key(p) for p in parts.train})
         return {"total_episodes": max(1, round(min(fits, own)))}

@@ -11,6 +11,7 @@ the generators. Sampling is seeded per row, so that a resumed run draws the same
     finite_check     an error at the first logits that are not finite
     generate         transformers' generate, seeded per row
     lazy_model       a model that is loaded when it is needed, and its fingerprint
+    mixture          sampling from the geometric mixture of two models
     own_prompts      the prompts that come with preftune
     prompts          prompts read from data in any known format
     protocol         what a generator is, and its answers
@@ -28,6 +29,7 @@ __all__ = [
     "finite_check",
     "generate",
     "lazy_model",
+    "mixture",
     "own_prompts",
     "prompts",
     "protocol",

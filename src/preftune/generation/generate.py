@@ -204,9 +204,18 @@ def baseline(model: Any) -> Iterator[Any]:
 
 
 def generate_batch(
-    model: Any, token_ids: Sequence[Sequence[int]], config: GenerationConfig, seeds: Sequence[int] | None
+    model: Any,
+    token_ids: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    seeds: Sequence[int] | None,
+    *,
+    processor: Callable[[Tensor], Any] | None = None,
 ) -> list[list[int]]:
-    """New tokens of each row. Padding stands on the left and is masked; the tokenizer's padding side plays no part."""
+    """New tokens of each row. Padding stands on the left and is masked; the tokenizer's padding side plays no part.
+
+    Args:
+        processor: makes a logits processor, given the attention mask of the padded prompts. It needs `seeds`.
+    """
     import torch
 
     from preftune.generation import early_exit as rounds
@@ -224,7 +233,8 @@ def generate_batch(
         return rounds.generate_in_rounds(model, input_ids, attention_mask, config, ends=_end_ids(config))
     options: dict[str, Any] = {"generation_config": config}
     if seeds is not None:
-        options = drawn_by_row(config, seeds, width=width, device=device)
+        first = () if processor is None else (processor(attention_mask),)
+        options = drawn_by_row(config, seeds, width=width, device=device, first=first)
     output: Tensor = model.generate(input_ids=input_ids, attention_mask=attention_mask, **options)
     new_ids: list[list[int]] = output[:, width:].tolist()
     return new_ids

@@ -53,14 +53,25 @@ class DrawByRow(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, token_R1, 0.0)
 
 
-def drawn_by_row(config: GenerationConfig, seeds: Sequence[int], *, width: int, device: Any) -> dict[str, Any]:
-    """Arguments of `model.generate` that sample as `config` says, row by row from `seeds`."""
+def drawn_by_row(
+    config: GenerationConfig,
+    seeds: Sequence[int],
+    *,
+    width: int,
+    device: Any,
+    first: Sequence[LogitsProcessor] = (),
+) -> dict[str, Any]:
+    """Arguments of `model.generate` that sample as `config` says, row by row from `seeds`.
+
+    Args:
+        first: processors of the model's logits, before temperature and cuts.
+    """
     drawing = copy.deepcopy(config)
     drawing.do_sample, drawing.num_beams = False, 1
     for name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"):
         setattr(drawing, name, None)
     uniforms_RT = np.stack([np.random.default_rng(seed).random(config.max_new_tokens) for seed in seeds])
-    processors = LogitsProcessorList(_shaping(config, device))
+    processors = LogitsProcessorList([*first, *_shaping(config, device)])
     processors.append(DrawByRow(uniforms_RT, width=width))
     return {"generation_config": drawing, "logits_processor": processors}
 

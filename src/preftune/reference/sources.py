@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -51,6 +51,14 @@ class Source(Protocol):
         ...
 
 
+class LiveSource(Source, Protocol):
+    """A source that can be asked at any time."""
+
+    def acting(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+        """The model that is the reference as long as the context lasts; it may be the policy itself, changed."""
+        ...
+
+
 class NoReference:
     """Nothing, for losses that compare with nothing."""
 
@@ -81,8 +89,14 @@ class AdapterOff:
     def unchanged(self, model: nn.Module) -> bool:
         return trainable(model) <= self._trained and fingerprint(unwrap(model), adapters=True) == self._as_made
 
+    @contextmanager
+    def acting(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The policy, its adapters switched off."""
+        with adapters_off(model):
+            yield model
+
     def score(self, model: nn.Module, batch: PackedBatch, engine: Engine) -> Tensor:
-        with adapters_off(model), inference(model):
+        with self.acting(model), inference(model):
             return engine(model, batch).token_logps_T
 
 
@@ -103,17 +117,18 @@ class FrozenCopy:
         )
 
     def score(self, model: nn.Module, batch: PackedBatch, engine: Engine) -> Tensor:
-        with self._put_back(model), inference(model):
+        with self.acting(model), inference(model):
             return engine(model, batch).token_logps_T
 
     @contextmanager
-    def _put_back(self, model: nn.Module) -> Iterator[None]:
+    def acting(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The policy with the copied weights."""
         parameters = dict(unwrap(model).named_parameters())
         trained = {name: parameters[name].data for name in self._received}
         try:
             for name, received in self._received.items():
                 parameters[name].data = received.to(trained[name].device, trained[name].dtype)
-            yield
+            yield model
         finally:
             for name, data in trained.items():
                 parameters[name].data = data
@@ -203,6 +218,13 @@ class ExplicitModel:
     def release(self) -> None:
         """Let the model go: everything known is in the cache."""
         self._held = None
+
+    @contextmanager
+    def acting(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The reference, where it was not released."""
+        if self._held is None:
+            raise ReferenceMismatchError("a reference that was released was asked to answer. Please report this.")
+        yield self._held.to(next(model.parameters()).device)
 
     def score(self, model: nn.Module, batch: PackedBatch, engine: Engine) -> Tensor:
         reference = self.model

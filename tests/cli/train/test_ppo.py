@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from preftune.cli.train import online, ppo
+from preftune.cli.train import nash_md, online, ppo, xpo
 from tests.cli.command import write_rows
 
 RULES = """
@@ -62,15 +62,23 @@ def test_ppo_of_all_weights_from_pairs(preftune, tiny_model, pairs_file, tmp_pat
     assert f"--baseline {tiny_model}" in result.out
 
 
-def test_online(preftune, tiny_model, prompts, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("command", "method", "options"),
+    [
+        ("online", "online-dpo", ["--num_generations", "4"]),
+        ("xpo", "xpo", ["--alpha", "0.01", "0.001"]),
+        ("nash-md", "nash-md", ["--mixture_coef", "0.25"]),
+    ],
+)
+def test_a_judge_compares_fresh_answers(preftune, tiny_model, prompts, tmp_path, command, method, options) -> None:
     result = preftune(
-        "online", "--model", tiny_model, "--data", prompts, "--columns", "prompt=question", "--use_peft",
-        "--judge", "rule:cli_rules:by_length", "--num_generations", "4", "--max_steps", "2",
-        "--output_dir", tmp_path / "run", *FAST,
+        command, "--model", tiny_model, "--data", prompts, "--columns", "prompt=question", "--use_peft",
+        "--judge", "rule:cli_rules:by_length", "--max_steps", "2", "--output_dir", tmp_path / "run", *options, *FAST,
     )  # fmt: skip
-    assert result.code in (0, 1), result.err
-    if result.code == 0:
-        assert json.loads((tmp_path / "run/run.json").read_text())["method"] == "online-dpo"
+    assert result.code == 0, result.err
+    facts = json.loads((tmp_path / "run/run.json").read_text())
+    assert (facts["method"], facts["outcome"]) == (method, "finished")
+    assert (tmp_path / "run/README.md").is_file()
 
 
 @pytest.mark.parametrize(
@@ -79,7 +87,11 @@ def test_online(preftune, tiny_model, prompts, tmp_path) -> None:
         (["ppo", "--data", "x.jsonl"], "No model to align"),
         (["ppo", "--model", "x"], "No prompts to train on"),
         (["ppo", "--model", "x", "--data", "x.jsonl"], "No reward or judge is given: name what rates them"),
-        (["online", "--model", "x", "--data", "x.jsonl"], "name who compares them with --judge"),
+        (["online", "--model", "x", "--data", "x.jsonl"], "name what compares them with --judge"),
+        (
+            ["nash-md", "--model", "x", "--data", "y", "--judge", "longer", "--mixture_coef", "2"],
+            "--mixture_coef [2.0] must be",
+        ),
         (["ppo", "--model", "x", "--data", "y", "--reward_model", "r", "--kl_ceof", "1"], "Did you mean --kl_coef?"),
         (["ppo", "--model", "x", "--data", "y", "--reward_model", "r", "--lam", "2"], "--lam 2.0 must lie in 0..1"),
         (["ppo", "--model", "x", "--data", "y", "--reward_model", "r", "--eval_strategy", "steps"], "preftune eval"),
@@ -97,7 +109,7 @@ def test_a_reward_model_that_is_not_there(preftune, tiny_model, prompts) -> None
     assert "no-such-model" in result.message
 
 
-@pytest.mark.parametrize("command", [ppo, online])
+@pytest.mark.parametrize("command", [ppo, online, xpo, nash_md])
 def test_the_help_page_names_flags_that_exist_with_their_defaults(command) -> None:
     import importlib
 
@@ -118,7 +130,7 @@ def test_the_help_page_names_flags_that_exist_with_their_defaults(command) -> No
     assert all(len(line) <= 80 for line in command.METHOD.help_text().splitlines())
 
 
-@pytest.mark.parametrize("command", ["ppo", "online"])
+@pytest.mark.parametrize("command", ["ppo", "online", "xpo", "nash-md"])
 def test_help_comes_without_torch(preftune, command) -> None:
     result = preftune(command, "--help")
     assert result.code == 0

@@ -102,8 +102,8 @@ def _parser(methods: Sequence[str] = _DEFAULT) -> PlainParser:
         nargs="+",
         default=list(_DEFAULT),
         metavar="NAME",
-        help="two or more of: dpo, the loss types of preftune dpo (ipo, simpo, orpo, ...), cdpo, kto, grpo, rloo, ppo "
-        "(dpo ppo)",
+        help="two or more of: dpo, the loss types of preftune dpo (ipo, simpo, orpo, ...), cdpo, kto, grpo, rloo, "
+        "online, xpo, nash_md, ppo (dpo ppo)",
     )
     tuning.add_argument("--trials", type=int, metavar="N", help="of each method, of its usual values (1 to 3; 3)")
     _add_settings(tuning, methods)

@@ -8,12 +8,14 @@
     fresh_answers  what ppo and online share
     grpo           preftune grpo
     kto            preftune kto
+    nash_md        preftune nash-md
     online         preftune online
     ppo            preftune ppo
     reward         preftune reward
     rloo           preftune rloo
     sft            preftune sft
     train_command  what all of them share
+    xpo            preftune xpo
 """
 
 __all__ = ["auto_judge", "dpo", "ppo", "reward", "train_command"]

@@ -1,4 +1,4 @@
-"""`preftune online`: the policy answers, a judge compares, DPO steps on the fresh pairs."""
+"""`preftune online`, and what `preftune xpo` and `preftune nash-md` share: the policy answers, a judge compares."""
 
 from __future__ import annotations
 
@@ -9,38 +9,65 @@ from preftune.cli.train.fresh_answers import FRESH, PROMPT_WORDS
 from preftune.cli.train.train_command import Method
 from preftune.cli.train.train_command import run as run_method
 
-HELP = HelpPage(
-    usage="preftune online --model SFT --judge JUDGE --data PROMPTS [options]",
-    about="Online preference optimisation: the model gives several answers to each prompt, a judge says which is "
-    "better, and a DPO step is made of these fresh pairs. Every field of OnlineDPOConfig and of transformers' "
-    "TrainingArguments is a flag.",
-    sections={
-        "policy": MODEL,
-        "judge": "judge reward_model reward_ensemble missing_eos_penalty",
-        "data": "data columns format as_chat max_prompt_length",
-        "training": "num_generations which_pairs max_new_tokens temperature beta loss_type learning_rate "
-        "per_device_train_batch_size gradient_accumulation_steps total_episodes num_train_epochs max_steps "
-        "generation_batch_size use_vllm guard",
-    },
-    words={
-        **PROMPT_WORDS,
-        "model": "path or hub id, usually a fine-tuned one (SFT)",
-        "judge": "openai:MODEL@URL, local:MODEL, reward:MODEL, rule:MODULE:FUNCTION, shorter, longer, key-fact, exact; "
-        "asked in both orders where order matters",
-        "reward_model": "instead of a judge: what rates single answers, as in preftune ppo; several are an ensemble",
-        "learning_rate": "by default 5e-7 for all weights, 5e-6 for LoRA",
-    },
+_TRAINING = "max_new_tokens temperature beta"
+_STEPS = (
+    "learning_rate per_device_train_batch_size gradient_accumulation_steps total_episodes num_train_epochs max_steps "
+    "generation_batch_size"
 )
-
-_NEEDS = {
-    "needs": ("judge", "reward_model"),
-    "needs_what": "name who compares them with --judge JUDGE, or what rates them with --reward_model RM",
+_WORDS = {
+    **PROMPT_WORDS,
+    "model": "path or hub id, usually a fine-tuned one (SFT)",
+    "judge": "openai:MODEL@URL, local:MODEL, reward:MODEL, rule:MODULE:FUNCTION, shorter, longer, key-fact, exact; "
+    "asked in both orders where order matters",
+    "reward_model": "instead of a judge: what rates single answers, as in preftune ppo; several are an ensemble",
+    "learning_rate": "by default 5e-7 for all weights, 5e-6 for LoRA",
 }
-METHOD = Method(
-    name="online",
-    trainer="preftune.training.online:OnlineDPOTrainer",
-    config="preftune.training.online:OnlineDPOConfig",
-    help=HELP,
-    **FRESH | _NEEDS,
+
+
+def _method(command: str, trainer: str, about: str, training: str) -> Method:
+    help_page = HelpPage(
+        usage=f"preftune {command} --model SFT --judge JUDGE --data PROMPTS [options]",
+        about=f"{about} Every field of {trainer}Config and of transformers' TrainingArguments is a flag.",
+        sections={
+            "policy": MODEL,
+            "judge": "judge reward_model reward_ensemble missing_eos_penalty",
+            "data": "data columns format as_chat max_prompt_length",
+            "training": training,
+        },
+        words=_WORDS,
+    )
+    needs = {
+        "needs": ("judge", "reward_model"),
+        "needs_what": "name what compares them with --judge JUDGE, or what rates them with --reward_model RM",
+    }
+    return Method(
+        name=command,
+        trainer=f"preftune.training.online:{trainer}Trainer",
+        config=f"preftune.training.online:{trainer}Config",
+        help=help_page,
+        **FRESH | needs,
+    )
+
+
+METHOD = _method(
+    "online",
+    "OnlineDPO",
+    "Online preference optimisation: the model gives several answers to each prompt, a judge says which is better, "
+    "and a DPO step is made of these fresh pairs.",
+    f"num_generations which_pairs {_TRAINING} loss_type {_STEPS} use_vllm guard",
+)
+XPO = _method(
+    "xpo",
+    "XPO",
+    "Exploratory preference optimisation: as preftune online, between an answer of the model and one of the "
+    "reference, with a term that makes the reference's answers less likely.",
+    f"{_TRAINING} alpha loss_type {_STEPS} guard",
+)
+NASH_MD = _method(
+    "nash-md",
+    "NashMD",
+    "Nash-MD: the model's answer is compared with an answer of the geometric mixture of model and reference, and "
+    "answers that win become more likely.",
+    f"{_TRAINING} mixture_coef {_STEPS} guard",
 )
 run = partial(run_method, METHOD)

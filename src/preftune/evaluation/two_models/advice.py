@@ -27,7 +27,7 @@ class _Training(NamedTuple):
     """How the aligned model was trained, as far as it is known."""
 
     method: str | None = None
-    """`ppo`, `grpo`, `rloo`, `sft`; everything else is taken for DPO."""
+    """`ppo`, `grpo`, `rloo`, `nash-md`, `sft`; everything else is taken for DPO."""
     beta: float | None = None
     learning_rate: float | None = None
     epochs: float | None = None
@@ -38,7 +38,7 @@ class _Training(NamedTuple):
     @property
     def has_rewards(self) -> bool:
         """It learnt from scores of its own answers."""
-        return self.method in ("ppo", "grpo", "rloo")
+        return self.method in ("ppo", "grpo", "rloo", "nash-md")
 
     @property
     def penalty(self) -> tuple[str, str]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from preftune.errors import ConfigError
 from preftune.judges.ensemble import HOWS
 from preftune.training.config.base import PackedConfig, option
 from preftune.training.config.dpo import DPOConfig
-from preftune.training.config.referenced import ReferenceFields
+from preftune.training.config.referenced import MovingReferenceFields, ReferenceFields
+from preftune.training.config.refused import REFUSED, Refusal
 
 
 @dataclass
@@ -99,35 +100,57 @@ def refuse_what_has_no_meaning(config: Any, *, honoured: Collection[str] = ()) -
 
 
 @dataclass
-class OnlineDPOConfig(SamplingConfig, DPOConfig):
-    """Configuration of `OnlineDPOTrainer`: every field of `DPOConfig` that has a meaning here, and sampling.
-
-    Guo et al. 2024, "Direct Language Model Alignment from Online AI Feedback" (arXiv:2402.04792).
-    """
+class JudgedConfig(SamplingConfig):
+    """What trainers share whose answers a judge compares."""
 
     num_train_epochs: float = option(1.0, "Passes over the prompts.")
-    max_prompt_length: int | None = option(512, "Prompts of more tokens are left out, and counted; None: no limit.")
-    temperature: float = option(
-        1.0, "Sampling temperature: higher for answers that differ more. The log-probabilities stay the policy's own."
-    )
     num_generations: int = option(2, "Answers to each prompt that are compared (K), at least 2.")
-    which_pairs: str = option(
-        "best-worst", "Of K answers, the pairs that train.", choices=["best-worst", "all", "adjacent"]
-    )
     judge: str | None = option(
         None,
         "Who compares the answers, instead of reward_model: openai:MODEL@URL, local:MODEL, reward:MODEL, "
         "rule:MODULE:FUNCTION, shorter, longer, key-fact, exact.",
     )
+    reward_weights: list[float] | None = option(None, "Weight of each of several reward_funcs. Default: 1 each.")
 
-    def __post_init__(self) -> None:
+    def check_judging(self) -> None:
+        """Raises: ConfigError, naming field and value."""
         self.check_sampling()
         if self.num_generations < 2:
             raise ConfigError(f"num_generations={self.num_generations} must be at least 2: answers are compared.")
-        if self.which_pairs not in ("best-worst", "all", "adjacent"):
-            raise ConfigError(f"which_pairs={self.which_pairs!r} must be one of best-worst, all, adjacent.")
         if self.judge is not None and self.reward_model:
             raise ConfigError("judge and reward_model both say which answer is better. Give one of them.")
+
+    def _check_two_players(self) -> None:
+        if self.num_generations != 2:
+            raise ConfigError(
+                f"num_generations={self.num_generations} must be 2: the policy's answer and the one that it is "
+                "compared with."
+            )
+        if self.use_vllm:
+            raise ConfigError(
+                "use_vllm=True is not honoured: not only the policy answers, and vLLM serves the policy. Leave it out."
+            )
+
+
+@dataclass
+class OnlineDPOConfig(JudgedConfig, DPOConfig):
+    """Configuration of `OnlineDPOTrainer`: every field of `DPOConfig` that has a meaning here, and sampling.
+
+    Guo et al. 2024, "Direct Language Model Alignment from Online AI Feedback" (arXiv:2402.04792).
+    """
+
+    max_prompt_length: int | None = option(512, "Prompts of more tokens are left out, and counted; None: no limit.")
+    temperature: float = option(
+        1.0, "Sampling temperature: higher for answers that differ more. The log-probabilities stay the policy's own."
+    )
+    which_pairs: str = option(
+        "best-worst", "Of K answers, the pairs that train.", choices=["best-worst", "all", "adjacent"]
+    )
+
+    def __post_init__(self) -> None:
+        self.check_judging()
+        if self.which_pairs not in ("best-worst", "all", "adjacent"):
+            raise ConfigError(f"which_pairs={self.which_pairs!r} must be one of best-worst, all, adjacent.")
         super().__post_init__()
         if self.objective().needs_margins:
             raise ConfigError(
@@ -151,3 +174,59 @@ class OnlineDPOConfig(SamplingConfig, DPOConfig):
                 "not honoured where answers are sampled. Use another loss, or bco_running_mean=False."
             )
         refuse_what_has_no_meaning(self)
+
+
+@dataclass
+class XPOConfig(OnlineDPOConfig):
+    """Configuration of `XPOTrainer`: online DPO with an exploration term."""
+
+    alpha: list[float] = option(
+        [1e-5],
+        "Weight of the exploration term, 0 or above; of several the first is that of the first pass over the prompts, "
+        "and so on.",
+    )
+
+    def __post_init__(self) -> None:
+        self.alpha = _by_epoch("alpha", self.alpha, most=math.inf)
+        self._check_two_players()
+        super().__post_init__()
+        if not self.objective().needs_reference:
+            raise ConfigError(
+                f"loss_type={', '.join(self.loss_type)} has no reference, and XPO compares with one. Use sigmoid or "
+                "ipo."
+            )
+
+
+@dataclass
+class NashMDConfig(MovingReferenceFields, JudgedConfig):
+    """Configuration of `NashMDTrainer`."""
+
+    full_learning_rate: ClassVar[float] = 5e-7
+    adapter_learning_rate: ClassVar[float] = 5e-6
+    trls_rate: ClassVar[float] = 5e-7
+    refused: ClassVar[Mapping[str, Refusal]] = REFUSED
+
+    beta: float = option(0.1, "Strength of the KL penalty (tau of the paper).")
+    mixture_coef: list[float] = option(
+        [0.5],
+        "Weight of the reference in the mixture that the policy plays against, 0 (itself) to 1 (the reference); of "
+        "several the first is that of the first pass over the prompts, and so on.",
+    )
+
+    def __post_init__(self) -> None:
+        self.mixture_coef = _by_epoch("mixture_coef", self.mixture_coef, most=1.0)
+        self.check_judging()
+        self._check_two_players()
+        if not (math.isfinite(self.beta) and self.beta > 0):
+            raise ConfigError(f"beta={self.beta} must be above 0. 0.1 is usual.")
+        self._check_moves()
+        super().__post_init__()
+        refuse_what_has_no_meaning(self)
+
+
+def _by_epoch(name: str, given: Any, *, most: float) -> list[float]:
+    values = [float(value) for value in (given if isinstance(given, list | tuple) else [given])]
+    if not values or not all(0 <= value <= most and math.isfinite(value) for value in values):
+        above = "" if most == math.inf else f" and at most {most:g}"
+        raise ConfigError(f"{name}={given} must be 0 or above{above}: a number, or one for each pass over the prompts.")
+    return values

@@ -124,8 +124,12 @@ def scale_logps(trainer: FreshTrainer, temperature: float) -> None:
         engine.transform = LogitTransform(scale=transform.scale / temperature)
 
 
-def choose_sampler(trainer: FreshTrainer, tokenizer: Any) -> Sampler:
-    """Who answers: the model in memory, or vLLM where that is asked for."""
+def choose_sampler(trainer: FreshTrainer, tokenizer: Any, *, processor: Any = None) -> Sampler:
+    """The model in memory, or vLLM with `use_vllm`.
+
+    Args:
+        processor: see `TransformersSampler`.
+    """
     args = trainer.args
     options: dict[str, Any] = {
         "max_new_tokens": args.max_new_tokens,
@@ -137,5 +141,9 @@ def choose_sampler(trainer: FreshTrainer, tokenizer: Any) -> Sampler:
 
         return VllmSampler(tokenizer, model=trainer.model, folder=Path(args.output_dir), **options)
     return TransformersSampler(
-        tokenizer, batch_size=args.generation_batch_size, autocast=trainer.precision.autocast, **options
+        tokenizer,
+        batch_size=args.generation_batch_size,
+        autocast=trainer.precision.autocast,
+        processor=processor,
+        **options,
     )

@@ -5,95 +5,51 @@ Guo et al. 2024 (arXiv:2402.04792) with any judge; Xu et al. 2023 (arXiv:2312.16
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from preftune.errors import ConfigError
 from preftune.evaluation.labelling.pair_selection import rank
-from preftune.evaluation.labelling.sample_groups import Group, LabelCounts
-from preftune.evaluation.labelling.scoring import ByComparison, Rated
-from preftune.judges.registry import open_judge
-from preftune.judges.user_rules import adapted
+from preftune.evaluation.labelling.scoring import Rated
 from preftune.logps.batch import GroupLogps, PackedBatch
-from preftune.training.online.config import OnlineDPOConfig
+from preftune.losses import LossOutput
+from preftune.training.online.config import JudgedConfig, OnlineDPOConfig
 from preftune.training.online.fresh import FreshStep
+from preftune.training.online.judged import Answers, JudgedTrainer
 from preftune.training.online.rollout import Rollout
-from preftune.training.online.scoring import Score, judge_options, open_score, row_of
-from preftune.training.online.trainer import OnlineTrainer
-from preftune.training.setup.arguments import own_config
 from preftune.training.step.collate import chosen_tokens
 from preftune.training.step.metrics import PER_PAIR, pair_metrics
 from preftune.training.step.pair_loss import pair_loss
 from preftune.types import Preference, TokenizedGroup
 
 
-class OnlineDPOTrainer(OnlineTrainer):
-    """Aligns a policy with a judge's preferences between its own answers.
-
-    Args:
-        judge: who says what is better, instead of `OnlineDPOConfig.judge` or `reward_model`: a `Judge` (prompt, two
-            answers, row) or a `Scorer` (prompt, answer, row).
-        model, args, train_dataset, and the rest: as for `OnlineTrainer`.
-    """
+class OnlineDPOTrainer(JudgedTrainer):
+    """Aligns a policy with a judge's preferences between its own answers. Arguments: see `JudgedTrainer`."""
 
     args: OnlineDPOConfig
     method = "online-dpo"
-
-    def __init__(
-        self,
-        model: Any = None,
-        args: OnlineDPOConfig | None = None,
-        train_dataset: Any = None,
-        *,
-        judge: Any = None,
-        **options: Any,
-    ) -> None:
-        args = own_config(args, OnlineDPOConfig, method="online")
-        if sum((judge is not None, args.judge is not None, bool(args.reward_model))) != 1:
-            raise ConfigError(
-                "one thing must say which answer is better: pass judge=..., or name it in OnlineDPOConfig(judge=...) "
-                "or reward_model=... (--judge, --reward_model)."
-            )
-        self._opened = ExitStack()
-        self.answers_per_prompt = args.num_generations
-        self._rater = _rater(judge, args, self._opened)
-        self.rated_by, self.rated_with = self._rater.name, self._rater.keys
-        super().__init__(model, args, train_dataset, **options)
+    config_class: ClassVar[type[JudgedConfig]] = OnlineDPOConfig
 
     def make_steps(self, rollouts: Sequence[Rollout], round_number: int) -> list[list[TokenizedGroup]]:
         """One step: a group per prompt, with its distinct answers and the pairs that the judge made of them."""
-        size = self.answers_per_prompt
-        asked = [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
-        groups = [_judged(answers, thoughts=self.args.judge_thoughts) for answers in asked]
-        rated = list(self._rater.rate(groups, LabelCounts(), None))
-        made, pairs, tied = [], 0, 0
-        for answers, scores in zip(asked, rated, strict=True):
-            found = self._pairs(answers, scores)
-            tied += found is None
-            if found is not None:
-                made.append(found)
-                pairs += len(found.pairs)
-        self._window.add(
-            {"judge/prompts_without_pair": tied / len(asked), "judge/pairs_per_prompt": pairs / len(asked)}
-        )
-        known = [score for one in rated for score in one.scores if score is not None and one.comparisons is None]
-        if known:
-            self._window.add({"objective/scores": sum(known) / len(known)}, weight=len(known))
+        rated = self.rated(rollouts)
+        made = [group for answers, one in rated if (group := self._pairs(answers, one)) is not None]
+        pairs = sum(len(group.pairs) for group in made)
+        asked = len(rated)
+        self._window.add({"judge/prompts_without_pair": 1 - len(made) / asked, "judge/pairs_per_prompt": pairs / asked})
         return [made] if made else []
 
-    def _pairs(self, answers: Sequence[Rollout], rated: Rated) -> TokenizedGroup | None:
+    def _pairs(self, answers: Answers, rated: Rated) -> TokenizedGroup | None:
         """The group of one prompt, with the answers that are in a pair; None if the judge prefers none."""
-        penalty = self.args.missing_eos_penalty or 0.0
-        places = [place for place, score in enumerate(rated.scores) if score is not None]
-        scores = [float(rated.scores[p] or 0.0) - penalty * (not answers[p].finished) for p in places]
-        if len(scores) < 2:
+        known = {place: score for place, score in enumerate(self.scores_of(answers, rated)) if score is not None}
+        if len(known) < 2:
             return None
-        comparisons = rated.comparisons if len(scores) == len(answers) and not penalty else None
-        ranked = rank(scores, which=self.args.which_pairs, comparisons=comparisons)  # type: ignore[arg-type]
+        whole = len(known) == len(answers) and not self.args.missing_eos_penalty
+        comparisons = rated.comparisons if whole else None
+        ranked = rank([*known.values()], which=self.args.which_pairs, comparisons=comparisons)  # type: ignore[arg-type]
+        places = [*known]
         wanted = [(places[pair.chosen], places[pair.rejected]) for pair in ranked.pairs]
         wanted = [(a, b) for a, b in wanted if answers[a].response_ids != answers[b].response_ids]
         if not wanted:
@@ -122,47 +78,14 @@ class OnlineDPOTrainer(OnlineTrainer):
         output, policy = pair_loss(
             self.args, self.args.objective(), part, scored=scored, known=known, tokens_per_pair=tokens / pairs
         )
-        loss = output.loss_N.sum() / pairs
+        loss_N, sums = self.losses(part, output, scored)
+        loss = loss_N.sum() / pairs
         self.accelerator.backward(loss)
-        sums = dict(zip(PER_PAIR, pair_metrics(output, policy).sum(0), strict=True))
+        sums |= dict(zip(PER_PAIR, pair_metrics(output, policy).sum(0), strict=True))
         distance = (scored.sum_K.detach() - known.sum_K).sum() / part.completions
         sums["objective/kl"] = distance * part.pairs  # answers of this round's policy: an estimate of its distance
         return loss.detach(), sums, torch.tensor(float(part.pairs), device=loss.device)
 
-
-class _ByScore:
-    """Rates every answer by itself; keeps nothing, where answers never come again."""
-
-    def __init__(self, score: Score) -> None:
-        self._score, self.name, self.keys = score, score.name, score.keys
-
-    def rate(self, groups: Sequence[Group], counts: LabelCounts, progress: Any) -> Iterator[Rated]:
-        items = [(group.prompt, answer, group.row) for group in groups for answer in group.judged]
-        found = iter(self._score.of_items(items).scores)
-        for group in groups:
-            yield Rated([next(found) for _ in group.judged])
-
-
-def _rater(judge: Any, args: OnlineDPOConfig, opened: ExitStack) -> _ByScore | ByComparison:
-    if args.reward_model:
-        scores = open_score(args.reward_model, opened, ensemble=args.reward_ensemble, options=judge_options(args))
-        return _ByScore(scores)
-    if judge is None:
-        found = open_judge(str(args.judge), opened, judge_options(args))
-        return ByComparison(found.judge) if found.scorer is None else _ByScore(Score([found.scorer]))
-    rule = adapted(judge)
-    return _ByScore(Score([rule.call])) if rule.scores else ByComparison(rule.call)
-
-
-def _judged(answers: Sequence[Rollout], *, thoughts: bool) -> Group:
-    """The answers to one prompt as judges are given them."""
-    prompt = answers[0].prompt
-    return Group(
-        id=prompt.id,
-        prompt=prompt.prompt,
-        answers=tuple(answer.text for answer in answers),
-        judged=tuple(answer.judged(thoughts=thoughts) for answer in answers),
-        samples=tuple(range(len(answers))),
-        row=row_of(prompt),
-        carried={},
-    )
+    def losses(self, part: PackedBatch, output: LossOutput, scored: GroupLogps) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss (N,) of every pair, and figures as sums over pairs."""
+        return output.loss_N, {}

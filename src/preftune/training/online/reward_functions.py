@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from preftune.errors import ConfigError, RequestError
+from preftune.errors import ConfigError, PreftuneError, RequestError
 from preftune.judges.protocol import Item, Scorer
 from preftune.judges.reward_model import RewardModel
 from preftune.judges.user_rules import adapted
@@ -121,12 +121,7 @@ def open_rewards(given: Any, args: Any, opened: ExitStack, *, tokenizers: Any = 
 def _scorer(given: Any, args: Any, opened: ExitStack, tokenizer: Any) -> Scorer:
     if isinstance(given, nn.Module):
         name = getattr(given.config, "name_or_path", "") or type(given).__name__
-        if tokenizer is None:
-            raise ConfigError(
-                f"the reward model {name} has no tokenizer. Pass reward_processing_classes=tokenizer, or its folder or "
-                "hub id instead of the model."
-            )
-        return RewardModel.held(given, tokenizer, name=name)
+        return RewardModel.held(given, tokenizer or _tokenizer_of(name), name=name)
     if tokenizer is not None:
         raise ConfigError(
             "reward_processing_classes has a tokenizer for a reward that is not a model in memory; a named reward "
@@ -143,6 +138,19 @@ def _scorer(given: Any, args: Any, opened: ExitStack, tokenizer: Any) -> Scorer:
         raise ConfigError("reward_funcs compares two answers, and a reward is of one. Give a scorer, or use online.")
     found: Scorer = rule.call
     return found
+
+
+def _tokenizer_of(name: str) -> Any:
+    """The tokenizer that a reward model in memory was saved with."""
+    from preftune.models import load_tokenizer
+
+    try:
+        return load_tokenizer(name)
+    except PreftuneError as error:
+        raise ConfigError(
+            f"the reward model {name} has no tokenizer. Pass reward_processing_classes=tokenizer, or its folder or "
+            "hub id instead of the model."
+        ) from error
 
 
 def _parameters(function: Any) -> set[str]:

@@ -65,13 +65,22 @@ class TransformersSampler:
     """Samples with the model in memory, in batches; every answer draws from its own seed."""
 
     def __init__(
-        self, tokenizer: Any, *, max_new_tokens: int, temperature: float, batch_size: int, seed: int, autocast: Any
+        self,
+        tokenizer: Any,
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        batch_size: int,
+        seed: int,
+        autocast: Any,
+        processor: Any = None,
     ) -> None:
         """
         Args:
             autocast: the dtype that the policy is trained in, or None.
+            processor: makes a processor of the model's logits, given the attention mask of the padded prompts.
         """
-        self._tokenizer, self._seed, self._autocast = tokenizer, seed, autocast
+        self._tokenizer, self._seed, self._autocast, self._processor = tokenizer, seed, autocast, processor
         self._max_new_tokens, self._temperature, self._batch_size = max_new_tokens, temperature, batch_size
 
     def __call__(
@@ -93,7 +102,9 @@ class TransformersSampler:
         answers: dict[int, list[int]] = {}
         with generating(model, self._autocast, self._seed), _nothing_else(model, config):
             for part in longest_first(token_ids, self._batch_size):
-                rows = generate_batch(model, [token_ids[i] for i in part], config, [seeds[i] for i in part])
+                rows = generate_batch(
+                    model, [token_ids[i] for i in part], config, [seeds[i] for i in part], processor=self._processor
+                )
                 answers |= dict(zip(part, rows, strict=True))
         return [answers[place] for place in range(len(token_ids))]
 

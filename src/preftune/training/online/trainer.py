@@ -195,26 +195,35 @@ class OnlineTrainer(RecordedTrainer):
             number = self._rounds
             draws = self.prompts.drawn(number * self.prompts_per_round, self.prompts_per_round, seed=seed)
             asked = [draw for draw in draws for _ in range(self.answers_per_prompt)]
-            rollouts = self.sampler(
-                self.model,
-                [self.prompts.prompts[i] for i in asked],
-                [self.prompts.token_ids[i] for i in asked],
-                first=self._sampled,
-            )
+            rollouts = self.sample(asked)
             self.limits.count(sum(len(one.prompt_ids) + len(one.response_ids) for one in rollouts))
             self._rounds += 1
             self._sampled += len(rollouts)
             self._check_first(rollouts)
+            own = self.own_answers(rollouts)
             if self.guard is not None:
-                self.guard.saw(rollouts)
+                self.guard.saw(own)
             steps = self.make_steps(rollouts, number)
-            self._window.add(figures_of_answers(rollouts), weight=len(rollouts))
+            self._window.add(figures_of_answers(own), weight=len(own))
             if steps:
                 return [FreshStep(groups, last=place == len(steps)) for place, groups in enumerate(steps, start=1)]
         raise RequestError(
             f"none of the answers of {_MOST_EMPTY_ROUNDS} rounds could be trained on: they were filtered, unrated or "
             "all alike. Lower score_threshold, sample at a higher temperature, or look at what the judge says."
         )
+
+    def sample(self, asked: Sequence[int]) -> list[Rollout]:
+        """One answer to each of these prompts of the data, by number."""
+        return self.answers(self.sampler, self.model, asked, first=self._sampled)
+
+    def answers(self, sampler: Sampler, model: nn.Module, asked: Sequence[int], *, first: int) -> list[Rollout]:
+        """One answer of a model to each of these prompts."""
+        prompts, token_ids = self.prompts.prompts, self.prompts.token_ids
+        return sampler(model, [prompts[i] for i in asked], [token_ids[i] for i in asked], first=first)
+
+    def own_answers(self, rollouts: Sequence[Rollout]) -> Sequence[Rollout]:
+        """Those of the policy, which the guard reads."""
+        return rollouts
 
     def in_parts(
         self, groups: Sequence[TokenizedGroup], measure: Callable[[PackedBatch], Tensor], *, per_token: bool = True

@@ -23,6 +23,8 @@ _ONLINE = {
     "rloo": "aligned by REINFORCE leave-one-out (arXiv:2402.14740) on its own answers",
     "ppo": "aligned by proximal policy optimisation (arXiv:1707.06347, arXiv:1909.08593) on its own answers",
     "online-dpo": "aligned by online DPO (arXiv:2402.04792) on its own answers, compared by a judge,",
+    "xpo": "aligned by exploratory preference optimisation (arXiv:2405.21046) on its own answers and the reference's",
+    "nash-md": "aligned by Nash-MD (arXiv:2312.00886) on its own answers, compared with those of a mixture,",
 }
 
 
