@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from preftune.errors import CheckpointError, ConfigError
-from preftune.reference.sources import FrozenCopy, unwrap
+from preftune.reference.sources import FrozenCopy, trainable, unwrap
 
 
 class MovingCopy(FrozenCopy):
@@ -36,7 +36,7 @@ class MovingCopy(FrozenCopy):
         super().__init__(model)
         self.moves = 0
         if start is not None:
-            self._begin_with(dict(unwrap(start).named_parameters()))
+            self._begin_with(dict(unwrap(start).named_parameters()), dict(unwrap(model).named_parameters()))
             self.received = False
 
     @property
@@ -45,7 +45,18 @@ class MovingCopy(FrozenCopy):
         return sum(weight.numel() * weight.element_size() for weight in self._received.values())
 
     def unchanged(self, model: nn.Module) -> bool:
-        return self.moves > 0 or super().unchanged(model)
+        """An explicit one is not made of the policy's weights, so that only weights to mix can be lacking.
+
+        Raises: ConfigError, if they are.
+        """
+        if self.received or self.moves:
+            return self.moves > 0 or super().unchanged(model)
+        if unfrozen := sorted(trainable(model) - self._received.keys()):
+            raise ConfigError(
+                f"{len(unfrozen)} parameters were unfrozen after the trainer was made ({unfrozen[0]}), and "
+                "sync_ref_model would not move them. Unfreeze them first, then make the trainer."
+            )
+        return True
 
     @torch.no_grad()
     def follow(self, model: nn.Module, alpha: float) -> None:
@@ -74,12 +85,22 @@ class MovingCopy(FrozenCopy):
             self._received[name].copy_(weight)
         self.moves = max(1, self.moves)  # from here on it is not the policy as received
 
-    def _begin_with(self, weights: Mapping[str, Tensor]) -> None:
+    def _begin_with(self, weights: Mapping[str, Tensor], policys: Mapping[str, Tensor]) -> None:
         wanted = {name: weight.shape for name, weight in self._received.items()}
         if any(name not in weights or weights[name].shape != shape for name, shape in wanted.items()):
             raise ConfigError(
                 "sync_ref_model mixes the weights of ref_model and policy, and these have not the same weights. Leave "
                 "ref_model out: the reference then begins as the policy."
             )
+        for name, frozen in policys.items():
+            if name not in wanted and not _same(weights.get(name), frozen):
+                raise ConfigError(
+                    f"sync_ref_model moves what trains, and what does not is another in ref_model ({name}). Train all "
+                    "weights, or give a ref_model on the same base."
+                )
         for name, weight in self._received.items():
             weight.copy_(weights[name].detach())
+
+
+def _same(weight: Tensor | None, other: Tensor) -> bool:
+    return weight is not None and torch.equal(weight.detach().to(other.device, other.dtype), other.detach())

@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 from preftune import GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer
 from preftune.errors import ConfigError
 from preftune.logps import naive_logps, pack
-from tests.training.dpo_runs import LN2, logged, lora_model, trainer
+from tests.training.dpo_runs import LN2, logged, lora_model, nudge, trainer
 from tiny import rows, tiny_model, tiny_tokenizer
 
 MODELS = {"full": tiny_model, "lora": lora_model}
@@ -74,6 +74,27 @@ def test_a_resumed_run_has_the_reference_that_it_had(model, tmp_path):
     assert logged(resumed) == logged(whole)
     for name, weight in whole.reference.source._received.items():
         assert torch.equal(resumed.reference.source._received[name], weight)
+
+
+def test_an_explicit_reference_stays_when_the_policy_is_changed_before_training(tmp_path):
+    reference, policy = tiny_model(seed=1), tiny_model()
+    before = {name: weight.detach().clone() for name, weight in reference.named_parameters()}
+    made = trainer(policy, tmp_path, ref_model=reference, allow_reference_mismatch=True, **MOVES, max_steps=1)
+    nudge(policy, 0.01)
+    made.train()
+    for name, weight in made.reference.source._received.items():
+        assert torch.equal(weight, before[name])
+
+
+def test_weights_that_do_not_move_must_be_those_of_an_explicit_reference(tmp_path):
+    other = lora_model(tiny_model(seed=1))
+    with pytest.raises(ConfigError, match="on the same base"):
+        trainer(lora_model(), tmp_path, ref_model=other, allow_reference_mismatch=True, **MOVES)
+    reference = lora_model(trained=True)
+    made = trainer(lora_model(), tmp_path, ref_model=reference, allow_reference_mismatch=True, **MOVES)
+    made.model.base_model.model.lm_head.weight.requires_grad_(True)
+    with pytest.raises(ConfigError, match="would not move them"):
+        made.train()
 
 
 def test_its_scores_are_kept_nowhere(tmp_path):

@@ -15,7 +15,7 @@ from preftune.errors import ConfigError
 from preftune.training.step.kl_baseline import mismatched
 from preftune.types import TokenizedGroup
 from tests.training.two_ranks import run_two_ranks
-from tiny import VOCABULARY, rows, tiny_tokenizer
+from tiny import VOCABULARY, rows, save_tiny, tiny_model, tiny_tokenizer
 
 from . import one_of_two_kto_ranks as ranks
 from .one_of_two_kto_ranks import answers, history, made
@@ -73,6 +73,25 @@ def test_a_resumed_run_is_the_same_to_the_bit(tmp_path):
     part.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / "checkpoint-5"))
     for (name, one), (_, other) in zip(whole.model.named_parameters(), part.model.named_parameters(), strict=True):
         assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_reference_that_nobody_else_holds_scores_the_mismatched_answers(named, tmp_path):
+    folder = save_tiny(tmp_path / "reference", seed=1)
+    losses = {}
+    for kept in (True, False):
+        reference = preftune.load_model(folder)
+        trainer = preftune.KTOTrainer(
+            model=tiny_model(),
+            ref_model=reference if kept else folder if named else preftune.load_model(folder),
+            args=preftune.KTOConfig(
+                **ranks.options_for(tmp_path / f"run{kept}", max_steps=3, allow_reference_mismatch=True)
+            ),
+            train_dataset=answers(12),
+            processing_class=tiny_tokenizer(),
+        )
+        losses[kept] = history(trainer)
+    assert losses[False] == losses[True]
 
 
 def test_evaluation_does_not_depend_on_the_batch_size(tmp_path):

@@ -132,7 +132,7 @@ def score_everything(trainer: ReferencedTrainerView, datasets: Iterable[GroupDat
             rows = range(args.process_index, len(dataset), args.world_size) if share else range(len(dataset))
             _score(trainer, dataset, rows, size)
         trainer.accelerator.wait_for_everyone()
-    if isinstance(reference.source, ExplicitModel):
+    if isinstance(reference.source, ExplicitModel) and not trainer.needs_live_reference:
         reference.source.release()
 
 
