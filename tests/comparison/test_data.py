@@ -109,3 +109,13 @@ def test_rated_answers_are_written_with_their_ratings_so_that_lists_stay_lists(t
     groups, _ = tokenize_pairs(load_pairs(train).rated(), tiny_tokenizer())
     lists, _ = as_lists(groups)
     assert {len(group.completions) for group in lists} == {3}
+
+
+def test_other_ratings_of_the_same_pairs_are_other_data(tmp_path):
+    """Losses of lists train on the ratings, so a training on others must not be taken for theirs."""
+
+    def fingerprint(best: int) -> str:
+        made = [{"prompt": row["prompt"], "responses": ["a", "b"], "scores": [best, 1]} for row in rows(40)]
+        return parts_of(write_rows(tmp_path / f"{best}.jsonl", made)).fingerprint
+
+    assert fingerprint(3) != fingerprint(5)

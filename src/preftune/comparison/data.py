@@ -33,7 +33,7 @@ class Parts:
     @property
     def fingerprint(self) -> str:
         """Of the pairs that are trained on."""
-        return digest([canonical_row(pair) for pair in self.train])
+        return digest([canonical_row(pair, ratings=pair.ratings) for pair in self.train])
 
 
 def split(
