@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from preftune.data import GroupDataset, as_lists, load_pairs, tokenize_pairs
 from preftune.data.conversion.convert import Input, convert_pairs
 from preftune.data.conversion.filters import Filters
 from preftune.data.pairs.mixture import mix_pairs
-from preftune.types import Preference, TokenizedGroup
+from preftune.data.tokens.encode import Encoder
+from preftune.types import Example, Preference, TokenizedGroup
+from tests.data.tiny_bpe import CHATML
 from tiny import tiny_tokenizer
 
 ANSWERS = ["good", "fair", "poor", "awful"]
@@ -137,3 +141,52 @@ def test_scores_are_kept_in_flat_arrays():
     assert [store.is_rated(index) for index in range(3)] == [True, False, False]
     without = GroupDataset.from_groups([TokenizedGroup([1], ([2], [3], [4]), (Preference(0, 2),)), *rows[1:]])
     assert without.fingerprint != store.fingerprint
+
+
+def tokenizer_of_line_ends() -> PreTrainedTokenizerFast:
+    """Two line ends are one token, as in most vocabularies."""
+    marks, letters = ["<|im_start|>", "<|im_end|>"], sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*marks, *letters, "ĊĊ"])}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ċ", "Ċ")]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", additional_special_tokens=marks)
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def turns(*contents: str) -> list[dict[str, str]]:
+    return [{"role": ("assistant", "user")[n % 2], "content": content} for n, content in enumerate(contents)]
+
+
+LINE_ENDS = {
+    "text": ("why?\n", ("good", "\nfair", "poor", "\nawful")),
+    "turns": ([{"role": "user", "content": "why?"}], tuple(map(turns, ("good", "\nfair", "poor", "\nawful")))),
+    "several turns": (
+        [{"role": "user", "content": "why?"}],
+        (turns("good", "and?", "so"), turns("\nfair", "and?", "so"), turns("poor")),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", LINE_ENDS)
+def test_answers_that_merge_with_the_prompt_do_not_make_two_lists_of_it(form):
+    """A row of four answers of which one began with a line end was two lists, and the others were in both of them."""
+    prompt, answers = LINE_ENDS[form]
+    tokenizer, scores = tokenizer_of_line_ends(), [4.0, 3.0, 2.0, 1.0][: len(answers)]
+    row = {"prompt": prompt, "responses": list(answers), "scores": scores}
+    groups, _ = tokenize_pairs(load_pairs([row]).rated(), tokenizer)
+    assert len({tuple(group.prompt_ids) for group in groups}) == 2
+    (found,), _ = as_lists(groups)
+    (together,) = Encoder(tokenizer).encode([Example(prompt, answers)])
+    whole = together.group(Example(prompt, answers))
+    assert (found.prompt_ids, found.completions) == (whole.prompt_ids, whole.completions)
+    assert (found.scored, found.scores) == (whole.scored, tuple(scores))
+
+
+def test_prompts_that_share_a_text_and_not_its_parting_stay_apart():
+    rows = [
+        {"prompt": "tell me", "responses": [" a story of a king", " none"], "scores": [2, 1]},
+        {"prompt": "tell me a story", "responses": [" of a king", " of a cat"], "scores": [2, 1]},
+    ]
+    assert [len(group.completions) for group in lists_of(rows)[0]] == [2, 2]
