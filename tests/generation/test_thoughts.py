@@ -23,7 +23,7 @@ from preftune.judges.rules import KeyFactJudge
 from preftune.report.reading.run_files import read_run
 from preftune.report.run.page import run_page
 from preftune.storage.jsonl import read_lines, write_json, write_lines
-from preftune.training.online.judged import _group as _judged
+from preftune.training.online.judged import _group
 from preftune.training.online.rollout import rollout_of
 from preftune.training.online.scoring import Score
 from tests.data.tiny_bpe import THINKING, make_tokenizer
@@ -245,7 +245,7 @@ def test_rewards_and_online_judges_see_the_answer() -> None:
     Score([scorer])([rollout])
     Score([scorer], thoughts=True)([rollout])
     assert seen == ["Lyon.", "<think>\nParis?\n</think>\n\nLyon."]
-    assert _judged([rollout], thoughts=False).judged == ("Lyon.",)
+    assert _group([rollout], thoughts=False).judged == ("Lyon.",)
     assert list(rollout.response_ids[:-1]) == list(ids)  # what is trained is what was sampled
 
 
