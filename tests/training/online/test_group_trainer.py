@@ -129,6 +129,25 @@ def test_grpo_is_the_oracle_s(loss_type, again, tmp_path):
     same(trainer, oracle(start, rounds, loss))
 
 
+@pytest.mark.parametrize("budget", [None, 20])
+def test_the_kl_is_that_of_the_answers_as_they_were_sampled(budget, tmp_path):
+    """GRPO takes it from its first step, whose policy sampled; RLOO measures it before, for its rewards."""
+    options = {"beta": 0.3, "num_iterations": 1, "max_tokens_per_batch": budget, "learning_rate": 0.05}
+    seen = {}
+    for kind in ("GRPO", "RLOO"):
+        trainer, start, sampler = stepped(tmp_path / kind, kind, **options)
+        seen[kind] = [line for line in trainer.state.log_history if "objective/kl" in line]
+        assert len(seen[kind]) == 2
+        assert seen[kind][0]["objective/kl"] == pytest.approx(0.0, abs=1e-5)
+    second = sampler.seen[2 * K :]
+    trainer, start, _ = stepped(tmp_path / "again", "GRPO", **{**options, "max_steps": 1})
+    with torch.no_grad():
+        apart = [(naive(trainer.model, one) - naive(start, one)).sum() for one in second]
+    assert seen["GRPO"][1]["objective/kl"] == pytest.approx(float(sum(apart)) / len(second), rel=1e-3)
+    tokens = sum(len(one.response_ids) for one in second)
+    assert seen["GRPO"][1]["kl"] == pytest.approx(float(sum(apart)) / tokens, rel=1e-3)
+
+
 def test_rloo_is_the_oracle_s(tmp_path):
     trainer, start, sampler = stepped(tmp_path, "RLOO", beta=0.1, num_iterations=2, learning_rate=0.02)
 

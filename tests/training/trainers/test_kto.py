@@ -194,8 +194,6 @@ def test_the_ratio_of_good_and_bad_is_advised(tmp_path, caplog):
 def test_one_row_a_step_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="one row is a whole optimiser step"):
         made(tmp_path, per_device_train_batch_size=1)
-    with pytest.raises(ConfigError, match="guard='warn' is not honoured"):
-        made(tmp_path, guard="warn")
 
 
 def test_a_row_of_weight_0_has_no_loss(tmp_path):

@@ -25,9 +25,10 @@ HELP = HelpPage(
         "max_prompt_length truncation",
         "training": "loss_type beta desirable_weight undesirable_weight learning_rate num_train_epochs max_steps "
         "per_device_train_batch_size gradient_accumulation_steps max_tokens_per_batch eval_strategy "
-        "early_stopping_patience",
+        "early_stopping_patience guard",
     },
     words={
+        "guard": "off, warn, stop or rollback when the run goes wrong (warn)",
         "beta": "KL penalty (0.1); higher stays near the reference",
         "learning_rate": "by default 5e-7 for all weights, 5e-6 for LoRA",
         "data": "jsonl, json, csv, parquet (also .gz), a folder, a hub id, - for stdin; with labels, or pairs",
@@ -54,5 +55,6 @@ METHOD = Method(
     wanted="answers with labels to train on",
     open_data=lambda request: datasets.open_labelled(request.data, **request.splitting),
     report=_report,
+    guarded=True,
 )
 run = partial(run_method, METHOD)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from preftune.errors import ConfigError
 from preftune.losses.registry import get_loss
 from preftune.training.config.base import option as _option
 from preftune.training.config.losses import LossFields
@@ -29,16 +28,6 @@ class DPOConfig(LossFields, ReferencedConfig):
     trls_rate: ClassVar[float] = 1e-6
     refused: ClassVar[Mapping[str, Refusal]] = REFUSED
 
-    # --- the guard ---
-    guard_budget: float = _option(
-        0.05, "Most of the run's time that the guard may take, 0 to 0.5; 0: it reads the training figures only."
-    )
-    guard_prompts: str | None = _option(
-        None,
-        "How many prompts of the held-out rows (of the training rows, without any) it asks, or a file of its "
-        "own prompts. Default: 8.",
-    )
-
     # --- fields of TRL's that preftune refuses unless they have no effect (see refused.py) ---
     router_aux_loss_coef: float | None = _option(None, "Only 0 or unset: no auxiliary router loss is added.")
     truncation_mode: str = _option("keep_start", "Only keep_start.", choices=["keep_start", "keep_end"])
@@ -60,18 +49,3 @@ class DPOConfig(LossFields, ReferencedConfig):
     def _validate(self) -> None:
         self.settle_losses()
         super()._validate()
-        self._validate_guard()
-
-    def _validate_guard(self) -> None:
-        if not 0 <= self.guard_budget <= 0.5:
-            raise ConfigError(f"guard_budget={self.guard_budget} must lie in 0..0.5: 0.05 is a twentieth of the time.")
-        number = str(self.guard_prompts).strip() if self.guard_prompts is not None else ""
-        if number.lstrip("-").isdigit():
-            self.guard_prompts = int(number)  # type: ignore[assignment]
-            if int(number) < 2:
-                raise ConfigError(f"guard_prompts={number}: give at least 2, or a file with one prompt a line.")
-        if self.guard == "rollback" and self.load_best_model_at_end:
-            raise ConfigError(
-                "guard='rollback' and load_best_model_at_end=True would both choose the weights in the end. Use "
-                "guard='stop' with load_best_model_at_end, or leave load_best_model_at_end out."
-            )

@@ -64,8 +64,6 @@ class KTOConfig(ReferencedConfig):
         for name in ("desirable_weight", "undesirable_weight"):
             positive(name, getattr(self, name), "1 is usual")
         super()._validate()
-        if self.guard != "off":
-            raise ConfigError(f"guard={self.guard!r} is not honoured: the guard reads pairs. Leave it out.")
         if self.group_by_prompt:
             raise ConfigError("group_by_prompt=True is not honoured: every answer is a row of its own. Leave it out.")
 

@@ -67,6 +67,16 @@ class ReferencedConfig(MovingReferenceFields, ReferenceFields, PairConfig):
     )
     reference_cache: bool = option(True, "Keep reference scores on disk, for later epochs, runs and sweeps.")
 
+    # --- the guard ---
+    guard_budget: float = option(
+        0.05, "Most of the run's time that the guard may take, 0 to 0.5; 0: it reads the training figures only."
+    )
+    guard_prompts: str | None = option(
+        None,
+        "How many prompts of the held-out rows (of the training rows, without any) it asks, or a file of its "
+        "own prompts. Default: 8.",
+    )
+
     @property
     def loss(self) -> str:
         """The name of the loss; of several the first."""
@@ -75,10 +85,25 @@ class ReferencedConfig(MovingReferenceFields, ReferenceFields, PairConfig):
     def _validate(self) -> None:
         super()._validate()
         self._at_least_1("precompute_ref_batch_size")
-        self._check_guard()
+        self._validate_guard()
         self._check_moves()
         if self.sync_ref_model and self.precompute_ref_log_probs:
             raise ConfigError(
                 "precompute_ref_log_probs=True scores with a reference that sync_ref_model=True then moves. Leave one "
                 "out."
+            )
+
+    def _validate_guard(self) -> None:
+        self._check_guard()
+        if not 0 <= self.guard_budget <= 0.5:
+            raise ConfigError(f"guard_budget={self.guard_budget} must lie in 0..0.5: 0.05 is a twentieth of the time.")
+        number = str(self.guard_prompts).strip() if self.guard_prompts is not None else ""
+        if number.lstrip("-").isdigit():
+            self.guard_prompts = int(number)  # type: ignore[assignment]
+            if int(number) < 2:
+                raise ConfigError(f"guard_prompts={number}: give at least 2, or a file with one prompt a line.")
+        if self.guard == "rollback" and self.load_best_model_at_end:
+            raise ConfigError(
+                "guard='rollback' and load_best_model_at_end=True would both choose the weights in the end. Use "
+                "guard='stop' with load_best_model_at_end, or leave load_best_model_at_end out."
             )

@@ -29,7 +29,7 @@ from preftune.training.guard.rules import new_alarms, smells
 from preftune.training.guard.samples import ReferenceAnswers, opened, prompts_from_file
 from preftune.training.guard.schedule import Schedule
 from preftune.training.guard.tally import FLAGS, Seen, Tally
-from preftune.training.protocol import DPOTrainerView
+from preftune.training.protocol import WatchedTrainerView
 
 GLANCES = 128
 """About the most lines of training metrics that are written and read in a run."""
@@ -46,12 +46,14 @@ class Guard(TrainerCallback):
         held_out: whether that is data which is not trained on.
     """
 
-    def __init__(self, trainer: DPOTrainerView, source: Any, *, held_out: bool) -> None:
+    def __init__(self, trainer: WatchedTrainerView, source: Any, *, held_out: bool) -> None:
         args = trainer.args
         self._trainer, self.mode, self.budget = trainer, str(args.guard), float(args.guard_budget)
         self._folder = Path(args.output_dir)
         self._looker = Looker(trainer, source, held_out=held_out)
         self._held_out = held_out
+        self._pairs = "rewards/margins" in trainer.columns
+        """Whether the figures of a step are those of pairs; of single answers only the policy's answers are read."""
         self._tally, self._seen = Tally(beta=args.beta), Seen()
         self._answers: ReferenceAnswers | None = None
         self._spent_before = self._look_seconds = 0.0
@@ -69,11 +71,17 @@ class Guard(TrainerCallback):
     # --- what a step adds ---
 
     def marked(self, batch: PackedBatch, rows: Tensor) -> Tensor:
-        """(N, metrics + FLAGS): the rows of `pair_metrics`, and what `Seen.flags` says of each pair."""
+        """(N, metrics + FLAGS): the rows of `pair_metrics`, and what `Seen.flags` says of each pair. Of single answers
+        the rows as they are.
+        """
+        if not self._pairs:
+            return rows
         return torch.cat([rows, self._seen.flags(batch, epoch=float(self._trainer.state.epoch or 0.0)).to(rows)], 1)
 
     def count(self, loss: Tensor, marked: Tensor, batches: Sequence[PackedBatch]) -> Tensor:
         """Count a step, and give back the rows of `pair_metrics` alone."""
+        if not self._pairs:
+            return marked
         rows, flags = marked[:, :-FLAGS], marked[:, -FLAGS:]
         if not self._over:
             self._tally.add(loss, rows, flags)
@@ -137,7 +145,7 @@ class Guard(TrainerCallback):
             loss=args.loss,
             epochs=float(args.num_train_epochs) if args.max_steps <= 0 else 0.0,
             held_out=self._held_out,
-            reference=self._trainer.objective.needs_reference and not args.sync_ref_model,
+            reference=self._pairs and self._trainer.objective.needs_reference and not args.sync_ref_model,
             usual_beta=self._trainer.objective.has_usual_beta,
         )
 
@@ -177,7 +185,7 @@ class Guard(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = state.global_step
-        if self._over or (step % self._interval and step != state.max_steps) or not len(self._tally):
+        if self._over or (step % self._interval and step != state.max_steps) or (self._pairs and not len(self._tally)):
             return
         ranks = args.world_size
         glance = self._tally.drain(step, self._sum_over_ranks, ranks=ranks)
@@ -316,14 +324,18 @@ class Guard(TrainerCallback):
             )
 
 
-def opened_for_guard(train: Any, held_out: Any, args: ReferenceFields) -> tuple[Any, Any]:
-    """The datasets, the one that the guard takes its prompts from opened: held-out rows, or else training rows."""
+def opened_for_guard(train: Any, held_out: Any, args: ReferenceFields, load: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """The datasets, the one that the guard takes its prompts from opened: held-out rows, or else training rows.
+
+    Args:
+        load: opens a dataset of this trainer.
+    """
     if args.guard == "off":
         return train, held_out
-    return (train, opened(held_out)) if held_out is not None else (opened(train), None)
+    return (train, opened(held_out, load)) if held_out is not None else (opened(train, load), None)
 
 
-def attach_guard(trainer: DPOTrainerView, train: Any, held_out: Any) -> Guard | None:
+def attach_guard(trainer: WatchedTrainerView, train: Any, held_out: Any) -> Guard | None:
     """The guard of a trainer that is all but ready, as one of its callbacks; None where none is asked for.
 
     Raises:

@@ -17,7 +17,7 @@ from preftune.reference import inference, unwrap
 from preftune.training.guard import samples
 from preftune.training.guard.figures import ALIKE_IN_LENGTH, Look
 from preftune.training.guard.schedule import LEAST_SECONDS, SIZES, Costs, allowed_seconds, size_for
-from preftune.training.protocol import DPOTrainerView
+from preftune.training.protocol import WatchedTrainerView
 from preftune.training.record.run_record import parts
 from preftune.training.step.memory import item_rows
 from preftune.training.step.optimizer_step import RandomState
@@ -41,7 +41,7 @@ class Looker:
         held_out: whether that is data which is not trained on.
     """
 
-    def __init__(self, trainer: DPOTrainerView, source: Any, *, held_out: bool) -> None:
+    def __init__(self, trainer: WatchedTrainerView, source: Any, *, held_out: bool) -> None:
         self._trainer, self._source, self._held_out = trainer, source, held_out
 
     # --- before the first step ---
@@ -67,7 +67,7 @@ class Looker:
         costs = Costs(
             answers=(time.perf_counter() - answering) * least.prompts / max(1, len(at_first)),
             per_token=scoring,
-            tokens_per_pair=sum(group.tokens for group in pairs) / max(1, sum(len(group.pairs) for group in pairs)),
+            tokens_per_pair=sum(group.tokens for group in pairs) / max(1, sum(len(g.pairs) or 1 for g in pairs)),
             tokens_per_prompt=sum(len(group.prompt_ids) for group in pairs) / max(1, len(pairs)),
             spent=time.perf_counter() - began,
         )
@@ -171,8 +171,9 @@ class Looker:
     def _pairs(self, look: Look, pairs: int) -> Look:
         if not self._held_out:  # fresh training pairs are as good as held out, and the glances have them
             return look
-        groups = self._groups(pairs)
-        trainer, model = self._trainer, self._model()
+        trainer, model, groups = self._trainer, self._model(), self._groups(pairs)
+        if not any(group.pairs for group in groups):
+            return look
         with inference(model):
             rows = item_rows(trainer, model, pack(groups).to(trainer.args.device))[:, 1:].double().cpu()
         columns = dict(zip(trainer.columns, rows.unbind(1), strict=True))
@@ -198,7 +199,7 @@ class Looker:
         return unwrap(self._trainer.model)
 
 
-def trainer_steps(trainer: DPOTrainerView) -> int:
+def trainer_steps(trainer: WatchedTrainerView) -> int:
     """Optimiser steps of the whole run."""
     args = trainer.args
     if args.max_steps > 0:
@@ -208,7 +209,7 @@ def trainer_steps(trainer: DPOTrainerView) -> int:
 
 
 def _some(data: GroupDataset, pairs: int) -> list[TokenizedGroup]:
-    """Groups evenly over a dataset, about this many pairs in all."""
-    wanted = max(1, round(pairs * len(data) / max(1, data.pairs)))
+    """Groups evenly over a dataset, about this many pairs (or single answers) in all."""
+    wanted = max(1, round(pairs * len(data) / max(1, data.pairs or len(data))))
     wanted = min(wanted, len(data))
     return [data[index * len(data) // wanted] for index in range(wanted)]

@@ -11,12 +11,12 @@ finds the reference's words likely, which is what a collapse looks like.)
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from preftune.data import GroupDataset, PairDataset, load_pairs
+from preftune.data import GroupDataset
 from preftune.errors import ConfigError
 from preftune.generation.encode_prompts import encode_prompts
 from preftune.generation.generate import Completion, generate
@@ -91,13 +91,17 @@ class ReferenceAnswers:
 # --- which prompts ---
 
 
-def opened(source: Any) -> Any:
-    """A dataset with its pairs opened, so that its prompts can be read without opening it a second time."""
+def opened(source: Any, load: Callable[[Any], Any]) -> Any:
+    """A dataset with its rows opened, so that its prompts can be read without opening it a second time.
+
+    Args:
+        load: opens the rows that the trainer takes, pairs or answers with labels.
+    """
     if isinstance(source, Mapping):
-        return {name: opened(part) for name, part in source.items()}
-    if source is None or isinstance(source, GroupDataset | PairDataset) or is_stream(source):
+        return {name: opened(part, load) for name, part in source.items()}
+    if source is None or isinstance(source, GroupDataset) or is_stream(source):
         return source
-    return load_pairs(source)
+    return load(source)
 
 
 def prompts_of(source: Any, count: int, tokenizer: Any) -> list[Prompt]:

@@ -56,6 +56,8 @@ class GroupTrainer(OnlineTrainer):
     holds_back = "beta (double it; 0.04 where it is 0)"
     repeats = "num_iterations"
     config_class: ClassVar[type[GroupConfig]]
+    kl_in_reward: ClassVar[bool] = False
+    """Whether advantages need the KL, which must be known before the step then."""
     _totals: Mapping[str, int]
     """Answers of the step at hand, and tokens of those that train."""
 
@@ -183,11 +185,14 @@ class GroupTrainer(OnlineTrainer):
         self._window.add(figures, weight=len(known))
 
     def _measure(self, groups: Sequence[TokenizedGroup], rollouts: Sequence[Rollout]) -> Tensor:
-        """Keeps what the steps need of every answer. Returns: (P, K) log policy - log reference of whole answers."""
+        """Keeps what the steps need of every answer. Returns: (P, K) log policy - log reference of whole answers; zeros
+        where that is left to the step.
+        """
         args, size = self.args, self.answers_per_prompt
         old: list[Any] = [None] * len(rollouts)
         reference: list[Any] = [None] * len(rollouts)
-        if args.num_iterations > 1 or args.beta:
+        measured = args.num_iterations > 1 or (self.kl_in_reward and args.beta)
+        if measured:
             old = self.in_parts(groups, lambda part: self.engine(self.model, part).token_logps_T)
         if args.beta:
             reference = self.in_parts(groups, lambda part: self.reference.score(self.model, part, self.engine))
@@ -196,7 +201,7 @@ class GroupTrainer(OnlineTrainer):
             key = groups[place // size].id, tuple(rollout.response_ids)
             kept = old[place] if args.num_iterations > 1 else None
             self._known[key] = Known(kept, reference[place], trains)
-        if not args.beta:
+        if not (args.beta and measured):
             return torch.zeros(len(groups), size)
         kl = [float((now - then).sum()) for now, then in zip(old, reference, strict=True)]
         tokens = sum(map(len, old))
@@ -246,8 +251,12 @@ class GroupTrainer(OnlineTrainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         answers = [(group.id, tuple(one)) for group in inputs[STEP].groups for one in group.completions]
-        tokens = sum(len(key[1]) for key in answers if self._known[key].trains)
-        self._totals = {"answers": len(answers), "tokens": tokens}
+        lengths = [(len(key[1]), self._known[key].trains) for key in answers]
+        self._totals = {
+            "answers": len(answers),
+            "tokens": sum(length for length, trains in lengths if trains),
+            "all_tokens": sum(length for length, _ in lengths),
+        }
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_part(self, part: PackedBatch, step: FreshStep) -> tuple[Tensor, Mapping[str, Tensor], Tensor]:
@@ -262,7 +271,9 @@ class GroupTrainer(OnlineTrainer):
         reference_T = torch.cat(reference).to(device) if reference else None
         found = self.token_loss(logps_T, old_T, part, reference_T)
         trains_K = torch.tensor([float(one.trains) for one in known], device=device)
-        weight_K = trains_K * self.token_weight(torch.tensor(lengths, device=device), **self._totals)
+        weight_K = trains_K * self.token_weight(
+            torch.tensor(lengths, device=device), answers=self._totals["answers"], tokens=self._totals["tokens"]
+        )
         loss = (weight_K[owner_T] * found.loss_T).sum()
         self.accelerator.backward(loss)
         tokens = torch.tensor(float(len(owner_T)), device=device)
@@ -271,6 +282,9 @@ class GroupTrainer(OnlineTrainer):
             "policy/clipfrac_avg": found.clipped_T.float().sum(),
             "policy/entropy_avg": -logps_T.detach().sum(),
         }
+        if reference_T is not None and not old:  # the sampling policy's own step
+            sums["kl"] = (logps_T.detach() - reference_T).sum()
+            sums["objective/kl"] = sums["kl"] * self._totals["all_tokens"] / self._totals["answers"]
         return loss.detach(), sums, tokens
 
 
@@ -315,6 +329,7 @@ class RLOOTrainer(GroupTrainer):
     args: RLOOConfig
     method = "rloo"
     config_class = RLOOConfig
+    kl_in_reward = True
 
     def advantages(self, reward_PK: Tensor, kl_PK: Tensor) -> Tensor:
         advantage_PK = leave_one_out(reward_PK - self.args.beta * kl_PK)

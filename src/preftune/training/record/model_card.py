@@ -27,6 +27,12 @@ _ONLINE = {
     "nash-md": "aligned by Nash-MD (arXiv:2312.00886) on its own answers, compared with those of a mixture,",
 }
 
+_OF_LABELS = {
+    "kto": "Kahneman-Tversky optimisation (arXiv:2402.01306)",
+    "apo_zero_unpaired": "anchored preference optimisation on labels (arXiv:2408.06266)",
+    "bco": "binary classifier optimisation (arXiv:2404.04656)",
+}
+
 
 def dpo_card(trainer: DPOTrainerView) -> str:
     """Of a model that was aligned with DPO."""
@@ -80,9 +86,9 @@ def kto_card(trainer: ReferencedTrainerView) -> str:
             f"right side of the baseline, loss {last['eval_loss']:.4f}. These say that the model tells good answers "
             "from bad ones, not that its own are better: compare its answers with the base model's."
         )
-    what = "aligned with Kahneman-Tversky optimisation (arXiv:2402.01306)"
+    what = f"aligned with {_OF_LABELS[args.loss]}"
     return _card(
-        trainer, what, rows, [result], tags=["kto", "preference-optimization"],
+        trainer, what, rows, [result, *_guard(trainer.guard)], tags=["kto", "preference-optimization"],
         ending=f"; trained: {_trained(trainer)}",
     )  # fmt: skip
 

@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from preftune.data import GroupDataset
+from preftune.data import GroupDataset, load_pairs
 from preftune.logps.batch import PackedBatch
 from preftune.losses import LossOutput, Objective, RunningMoments
 from preftune.training.config.dpo import DPOConfig
-from preftune.training.guard.callback import attach_guard, opened_for_guard
+from preftune.training.guard.callback import opened_for_guard
 from preftune.training.record import model_card
 from preftune.training.setup import model as assemble
 from preftune.training.setup.advice import check_margins, say_advice
@@ -65,7 +65,7 @@ class DPOTrainer(ReferencedTrainer):
     # --- data and reference ---
 
     def opened(self, train: Any, held_out: Any, tokenizer: Any, args: Any) -> tuple[Any, Any]:
-        return opened_for_guard(train, held_out, args)
+        return opened_for_guard(train, held_out, args, load_pairs)
 
     def prepare_data(self, source: Any, tokenizer: Any, args: Any, *, role: str) -> tuple[GroupDataset, Any]:
         objective = args.objective()
@@ -76,9 +76,6 @@ class DPOTrainer(ReferencedTrainer):
         self.objective, self.moments = self.args.objective(), RunningMoments()
         check_margins(self)
         super().placed()
-
-    def watch(self, train: Any, held_out: Any) -> None:
-        self.guard = attach_guard(self, train, held_out)
 
     # --- the loss ---
 

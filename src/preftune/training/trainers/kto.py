@@ -14,6 +14,7 @@ from preftune.log import say
 from preftune.logps.batch import PackedBatch
 from preftune.losses.unpaired import UNPAIRED
 from preftune.training.config.kto import BCOConfig, KTOConfig
+from preftune.training.guard.callback import opened_for_guard
 from preftune.training.record import model_card
 from preftune.training.setup.arguments import refuse_stream
 from preftune.training.setup.model import tokenize
@@ -60,7 +61,7 @@ class KTOTrainer(ReferencedTrainer):
                 "KTO compares prompts with the answers to others, and one row is a whole optimiser step here. Raise "
                 "per_device_train_batch_size or gradient_accumulation_steps."
             )
-        return train, held_out
+        return opened_for_guard(train, held_out, args, load_labelled)
 
     def prepare_data(self, source: Any, tokenizer: Any, args: Any, *, role: str) -> tuple[GroupDataset, Any]:
         if isinstance(source, GroupDataset):

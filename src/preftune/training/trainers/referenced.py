@@ -16,6 +16,7 @@ from preftune.logps.batch import PackedBatch
 from preftune.reference import AsReceived, ExplicitModel, ReferenceScores
 from preftune.reference.sources import Source
 from preftune.training.config.referenced import ReferencedConfig
+from preftune.training.guard.callback import attach_guard
 from preftune.training.protocol import ObjectiveView
 from preftune.training.record.run_record import parts
 from preftune.training.setup.reference import make_reference, score_everything, settle_reference
@@ -63,6 +64,9 @@ class ReferencedTrainer(PackedTrainer):
     def placed(self) -> None:
         ref_model, self._asked_reference = self._asked_reference, None
         self.reference = make_reference(self, ref_model, trained=lambda: self._policy_changed)
+
+    def watch(self, train: Any, held_out: Any) -> None:
+        self.guard = attach_guard(self, train, held_out)
 
     @property
     def ref_model(self) -> nn.Module | None:
