@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from preftune.data.conversion.write import PairWriter, Shape
+from preftune.data.pairs.row_reader import Attempt
 from preftune.data.reading.arrow_tables import _FileSink
 from preftune.storage.atomic import write_whole
 from preftune.storage.jsonl import append_lines, prepare_folder
@@ -38,7 +39,7 @@ def test_pairs(length: int, name: str, tmp_path: Path) -> None:
     def convert() -> None:
         with full(), PairWriter(tmp_path / name, shape) as writer:
             for number in range(3):
-                writer.write(pair, float(number))
+                writer.write(Attempt(number, pair))
             writer.finish()
 
     with pytest.raises(OSError, match="too large"):

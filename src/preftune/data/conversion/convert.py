@@ -113,7 +113,7 @@ def convert_pairs(
             if decision.kept[position]:
                 assert attempt.pair is not None
                 writer = writers[int(decision.held_out[position])]
-                writer.write(attempt.pair, attempt.strength, attempt.ratings)
+                writer.write(attempt)
         written = [writer.finish() for writer in writers]
         manifest = _manifest(inputs, seen, decision, filters, written, {**(options or {}), "strict": strict})
         for writer in writers:
@@ -165,7 +165,7 @@ def _look(inputs: Sequence[Input], filters: Filters, *, strict: bool, parquet: b
                 if len(seen.problems) < _EXAMPLES:
                     seen.problems.append(attempt.problem)
                 continue
-            row = canonical_row(attempt.pair, attempt.strength, attempt.ratings)
+            row = canonical_row(attempt.pair, attempt.strength, attempt.ratings, attempt.gold)
             reason = _fault(attempt.pair, row, parquet=parquet) or leaves(attempt.pair)
             seen.facts.add(attempt.pair, attempt.strength, reason)
             if reason is None:

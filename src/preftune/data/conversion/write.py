@@ -12,9 +12,10 @@ from typing import Any, Self
 
 from preftune.data.formats.apply import RATINGS
 from preftune.data.pairs.canonical_row import CANONICAL_ROW, canonical_row, with_json_texts
+from preftune.data.pairs.row_reader import Attempt
 from preftune.errors import ConfigError
 from preftune.storage.atomic import sha256_of, temporary_beside
-from preftune.types import PreferencePair, Text
+from preftune.types import Text
 
 _WRITABLE = (".jsonl", ".ndjson", ".parquet", ".jsonl.gz", ".ndjson.gz")
 _ROWS = 1000
@@ -94,8 +95,9 @@ class PairWriter:
         finally:
             self._temporary.unlink(missing_ok=True)
 
-    def write(self, pair: PreferencePair, strength: float | None, ratings: tuple[float, float] | None = None) -> None:
-        row = canonical_row(pair, strength, ratings)
+    def write(self, attempt: Attempt) -> None:
+        assert attempt.pair is not None
+        row = canonical_row(attempt.pair, attempt.strength, attempt.ratings, attempt.gold)
         self.pairs += 1
         if self._table is not None:
             self._table.add(row)

@@ -39,8 +39,10 @@ RATINGS = ("score_chosen", "score_rejected")
 
 _NUMBERS = ("agreement", "strength", *RATINGS)
 _MADE = ("prompt", "chosen", "rejected", *_NUMBERS, "id")
-CARRIED = ("tools", "chat_template_kwargs", "system", "weight", "source")
+CARRIED = ("tools", "chat_template_kwargs", "system", "weight", "margin", "source")
 """Columns of a raw row that hold for each of its pairs."""
+GOLD = "reference"
+"""The column of gold answers, as TRL's triple preferences call it; it holds for each pair too, and few losses read it."""
 
 
 @dataclass(slots=True)
@@ -91,7 +93,7 @@ def convert(rows: Dataset, adapter: Adapter, *, name: str) -> Converted:
         adapter: a format with `rows` or `table`.
         name: of the dataset, for the progress bar.
     """
-    carried = [column for column in CARRIED if column in rows.column_names]
+    carried = [column for column in (*CARRIED, GOLD) if column in rows.column_names]
     import datasets
 
     features = _features(carried)
@@ -107,7 +109,7 @@ def convert(rows: Dataset, adapter: Adapter, *, name: str) -> Converted:
             with_indices=True,
             remove_columns=plain.column_names,
             features=features,
-            new_fingerprint=_fingerprint(plain._fingerprint, adapter.name),
+            new_fingerprint=_fingerprint(plain._fingerprint, adapter.name, carried),
             desc=f"Reading {name} as {adapter.name}",
         )
     return _without_left(mapped)
@@ -214,6 +216,6 @@ def _progress_bar(rows: int) -> Iterator[None]:
             enable_progress_bars()
 
 
-def _fingerprint(rows: str, format: str) -> str:
-    columns = " ".join(_MADE)
+def _fingerprint(rows: str, format: str, carried: Sequence[str]) -> str:
+    columns = " ".join((*_MADE, *carried))
     return hashlib.sha256(f"{rows} {format} {columns} tokens {TOKENS_VERSION}".encode()).hexdigest()[:16]

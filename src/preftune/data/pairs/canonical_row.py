@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from preftune.data.formats.apply import RATINGS
+from preftune.data.formats.apply import GOLD, RATINGS
 from preftune.data.formats.to_pair import to_pair
 from preftune.errors import DatasetError
 from preftune.types import PreferencePair, Text
@@ -21,6 +21,7 @@ CANONICAL_ROW = (
     "agreement",
     "strength",
     *RATINGS,
+    GOLD,
     "id",
     "source",
     "tools",
@@ -30,9 +31,16 @@ CANONICAL_ROW = (
 
 
 def canonical_row(
-    pair: PreferencePair, strength: float | None = None, ratings: tuple[float, float] | None = None
+    pair: PreferencePair,
+    strength: float | None = None,
+    ratings: tuple[float, float] | None = None,
+    gold: Any = None,
 ) -> dict[str, Any]:
-    """The row of a pair; what the pair does not have is None."""
+    """The row of a pair; what the pair does not have is None.
+
+    Args:
+        gold: the gold answer as it was read; `gold_of` reads it with the pair.
+    """
     return {
         "prompt": _role_first(pair.prompt),
         "chosen": _role_first(pair.chosen),
@@ -42,6 +50,7 @@ def canonical_row(
         "agreement": pair.agreement,
         "strength": strength,
         **(dict(zip(RATINGS, ratings, strict=True)) if ratings else {}),
+        **({} if gold is None else {GOLD: gold}),
         "id": pair.id,
         "source": pair.source,
         "tools": None if pair.tools is None else list(pair.tools),

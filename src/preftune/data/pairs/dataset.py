@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.data.formats.apply import RowCount
+from preftune.data.formats.apply import GOLD, RowCount
 from preftune.data.formats.columns import Columns
 from preftune.data.pairs.checks import not_used
-from preftune.data.pairs.row_reader import GOLD, Attempt, RowReader
+from preftune.data.pairs.row_reader import Attempt, RowReader
 from preftune.data.row_dataset import RowDataset
 from preftune.errors import DatasetError
 from preftune.types import PreferencePair
@@ -89,6 +89,7 @@ class PairDataset(RowDataset[PreferencePair]):
 
     def attempts(self) -> Iterator[Attempt]:
         """Every row with its pair or with what is wrong with it, and its strength."""
-        for batch in self.row_batches(1000, (*self.reader.scores, *self.reader.ratings)):
+        gold = [GOLD] if GOLD in self.rows.column_names else []
+        for batch in self.row_batches(1000, (*self.reader.scores, *self.reader.ratings, *gold)):
             for number, row in batch:
                 yield self.reader.attempt(row, number)

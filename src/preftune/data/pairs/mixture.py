@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.data.formats.apply import RATINGS, RowCount
+from preftune.data.formats.apply import GOLD, RATINGS, RowCount
 from preftune.data.formats.columns import Columns
 from preftune.data.pairs.canonical_row import canonical_row
 from preftune.data.pairs.dataset import PairDataset
@@ -163,13 +163,13 @@ def mix_pairs(parts: Sequence[PairDataset], proportions: Sequence[float | None],
                 if attempt.pair is None:
                     raise DatasetError(attempt.problem)
                 yield {
-                    **canonical_row(attempt.pair, attempt.strength, attempt.ratings),
+                    **canonical_row(attempt.pair, attempt.strength, attempt.ratings, attempt.gold),
                     "source": attempt.pair.source or part.name,
                     "source_row": attempt.row,
                 }
 
     rows = dataset_of(canonical_rows, mixture.name)
-    columns = [column for column in rows.column_names if column not in ("strength", *RATINGS, "source_row")]
+    columns = [column for column in rows.column_names if column not in ("strength", *RATINGS, GOLD, "source_row")]
     return PairDataset(
         rows,
         Columns({column: ((column,),) for column in columns}),

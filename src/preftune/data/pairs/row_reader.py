@@ -8,13 +8,11 @@ from typing import Any
 
 from preftune.data.chat.messages import Where
 from preftune.data.formats.adapter import number as as_number
+from preftune.data.formats.apply import GOLD
 from preftune.data.formats.columns import Columns
 from preftune.data.formats.to_pair import gold_of, to_pair
 from preftune.errors import DatasetError
 from preftune.types import PreferencePair
-
-GOLD = "reference"
-"""The column of gold answers, as TRL's triple preferences call it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +28,8 @@ class Attempt:
     """How much better the chosen side is, in the dataset's own units."""
     ratings: tuple[float, float] | None = None
     """How chosen and rejected are rated, where the row says both."""
+    gold: Any = None
+    """What the row has in the column of gold answers, as it is: text or messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,9 @@ class RowReader:
         """The pair of one row, or what is wrong with it."""
         try:
             ratings = self.both_ratings(row)
-            return Attempt(number, self.read(row, number), strength=self.strength(row), ratings=ratings)
+            pair, strength = self.read(row, number), self.strength(row)
+            gold = row.get(GOLD)
+            gold = gold if isinstance(gold, str | list | Mapping) else None
+            return Attempt(number, pair, strength=strength, ratings=ratings, gold=gold)
         except DatasetError as error:
             return Attempt(number, None, str(error))
