@@ -42,7 +42,7 @@ _MADE = ("prompt", "chosen", "rejected", *_NUMBERS, "id")
 CARRIED = ("tools", "chat_template_kwargs", "system", "weight", "margin", "source")
 """Columns of a raw row that hold for each of its pairs."""
 GOLD = "reference"
-"""The column of gold answers, as TRL's triple preferences call it; it holds for each pair too, and few losses read it."""
+"""The column of gold answers, as TRL's triple preferences call it. It holds for each pair too; few losses read it."""
 
 
 @dataclass(slots=True)
