@@ -27,7 +27,7 @@ from preftune.models import demo_model
 from preftune.statistics.intervals import paired_shares, share
 from preftune.storage.jsonl import write_json
 
-RACED = ("dpo", "ipo", "kto", "apo_zero", "simpo", "orpo")
+RACED = ("dpo", "ipo", "bco", "apo_zero", "simpo", "orpo")
 SHARE = 0.25
 """Of the prompts, held out by each seed."""
 

@@ -11,6 +11,7 @@ from transformers import DynamicCache
 from preftune.generation import early_exit as rounds
 from preftune.generation.early_exit import ROUND, generate_in_rounds, serves
 from preftune.generation.generate import generate, generation_config
+from preftune.generation.shared_prompts import can_leave
 from tiny import tiny_model, tiny_tokenizer
 
 NEW = 3 * ROUND - 5
@@ -90,9 +91,9 @@ def test_only_caches_of_keys_and_values_can_be_left():
     class Other(DynamicCache):
         pass
 
-    assert rounds.can_leave(DynamicCache())
-    assert not rounds.can_leave(Other())
-    assert not rounds.can_leave(None)
+    assert can_leave(DynamicCache())
+    assert not can_leave(Other())
+    assert not can_leave(None)
 
 
 def test_what_counts_from_the_prompt_is_generated_in_one_piece():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from preftune.generation.generate import generate_batch, generating, generation_config
-from preftune.generation.mixture import GeometricMixture
+from preftune.generation.seeded_sampling import GeometricMixture
 from tiny import tiny_model, tiny_tokenizer
 
 PROMPTS = [[5, 6, 7, 8, 9, 10], [11], [12, 13, 14]]

@@ -11,11 +11,11 @@ the generators. Sampling is seeded per row, so that a resumed run draws the same
     finite_check     an error at the first logits that are not finite
     generate         transformers' generate, seeded per row
     lazy_model       a model that is loaded when it is needed, and its fingerprint
-    mixture          sampling from the geometric mixture of two models
     own_prompts      the prompts that come with preftune
     prompts          prompts read from data in any known format
     protocol         what a generator is, and its answers
-    seeded_sampling  random numbers that depend on the row, not on the batch
+    seeded_sampling  random numbers that depend on the row, not on the batch; mixtures of two models
+    shared_prompts   prompts of several rows, computed once
     settings         sampling settings and requests to endpoints
     thoughts         reasoning separated from the answer
     vllm_backend     answers from vLLM (experimental: not tested on a GPU here)
@@ -29,10 +29,10 @@ __all__ = [
     "finite_check",
     "generate",
     "lazy_model",
-    "mixture",
     "own_prompts",
     "prompts",
     "protocol",
+    "seeded_sampling",
     "settings",
     "thoughts",
     "vllm_backend",

@@ -1,4 +1,4 @@
-"""Greedy generation in rounds: rows that have ended leave the batch, and their share of the work with them.
+"""Generation in rounds: rows that have ended leave the batch, and their share of the work with them.
 
 `model.generate` computes every row until the last one has ended. Answers differ in length by an order of magnitude, so
 most of that work is padding. Here it generates a few tokens, the rows that are not done go on with their part of the
@@ -15,8 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from preftune.generation.shared_prompts import can_leave, shared_prompts
+
 if TYPE_CHECKING:
     from transformers import GenerationConfig
+
+    from preftune.generation.seeded_sampling import RowDraws
 
 ROUND = 16
 """Tokens after which rows may leave."""
@@ -42,24 +46,34 @@ def serves(config: GenerationConfig) -> bool:
 
 
 def generate_in_rounds(
-    model: Any, input_ids: Tensor, attention_mask: Tensor, config: GenerationConfig, *, ends: AbstractSet[int]
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    config: GenerationConfig,
+    *,
+    ends: AbstractSet[int],
+    draws: RowDraws | None = None,
 ) -> list[list[int]]:
     """New tokens of each row up to and with its end, or `config.max_new_tokens` of them.
 
     Args:
         input_ids, attention_mask: (rows, tokens), padded on the left.
-        config: greedy.
+        config: greedy, or that of `draws`.
         ends: the tokens that end a row.
+        draws: samples the tokens.
     """
     whole = config.max_new_tokens
     config = copy.deepcopy(config)
     config.return_dict_in_generate = True
     new_ids: list[list[int]] = [[] for _ in range(len(input_ids))]
-    alive, cache, done = list(range(len(input_ids))), None, 0
+    alive, done = list(range(len(input_ids))), 0
+    cache = shared_prompts(model, input_ids, attention_mask)
     while alive and done < whole:
         config.max_new_tokens = whole - done if cache is None and done else min(ROUND, whole - done)
-        past: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
-        output = model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=config, **past)
+        options: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
+        if draws is not None:
+            options["logits_processor"] = draws.processors(alive)
+        output = model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=config, **options)
         made = output.sequences[:, input_ids.shape[1] :]
         done += made.shape[1]
         going = []
@@ -78,14 +92,3 @@ def generate_in_rounds(
             seen = attention_mask[keep]
             attention_mask = torch.cat([seen, seen.new_ones(len(going), made.shape[1])], 1)
     return new_ids
-
-
-def can_leave(cache: Any) -> bool:
-    """Whether rows can be taken out of this cache: keys and values by token, and no states of another kind.
-
-    Where it cannot, the second round begins again from the tokens and goes on to the end.
-    """
-    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-
-    layers = getattr(cache, "layers", [])
-    return type(cache) is DynamicCache and all(type(x) in (DynamicLayer, DynamicSlidingWindowLayer) for x in layers)

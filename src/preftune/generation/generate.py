@@ -219,7 +219,8 @@ def generate_batch(
     import torch
 
     from preftune.generation import early_exit as rounds
-    from preftune.generation.seeded_sampling import drawn_by_row
+    from preftune.generation.seeded_sampling import RowDraws
+    from preftune.generation.shared_prompts import begins_at_the_prompt
 
     width = max(map(len, token_ids))
     input_ids = torch.full((len(token_ids), width), config.pad_token_id, dtype=torch.int64)
@@ -229,13 +230,16 @@ def generate_batch(
         attention_mask[row, width - len(ids) :] = 1
     device = model.get_input_embeddings().weight.device
     input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
-    if seeds is None and rounds.serves(config):
-        return rounds.generate_in_rounds(model, input_ids, attention_mask, config, ends=_end_ids(config))
-    options: dict[str, Any] = {"generation_config": config}
-    if seeds is not None:
-        first = () if processor is None else (processor(attention_mask),)
-        options = drawn_by_row(config, seeds, width=width, device=device, first=first)
-    output: Tensor = model.generate(input_ids=input_ids, attention_mask=attention_mask, **options)
+    first = () if processor is None else (processor(attention_mask),)
+    draws = None if seeds is None else RowDraws(config, seeds, width=width, device=device, first=first)
+    config = config if draws is None else draws.config
+    if processor is None and rounds.serves(config) and not begins_at_the_prompt(model):
+        ends = _end_ids(config)
+        return rounds.generate_in_rounds(model, input_ids, attention_mask, config, ends=ends, draws=draws)
+    options = {} if draws is None else {"logits_processor": draws.processors()}
+    output: Tensor = model.generate(
+        input_ids=input_ids, attention_mask=attention_mask, generation_config=config, **options
+    )
     new_ids: list[list[int]] = output[:, width:].tolist()
     return new_ids
 

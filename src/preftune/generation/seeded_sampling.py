@@ -1,9 +1,13 @@
-"""Sampling in which every row of a batch draws from its own seed, so that neighbours and resuming change nothing."""
+"""Sampling in which every row of a batch draws from its own seed, so that neighbours and resuming change nothing; from
+one model, or from the geometric mixture of two.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,27 +57,39 @@ class DrawByRow(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, token_R1, 0.0)
 
 
-def drawn_by_row(
-    config: GenerationConfig,
-    seeds: Sequence[int],
-    *,
-    width: int,
-    device: Any,
-    first: Sequence[LogitsProcessor] = (),
-) -> dict[str, Any]:
-    """Arguments of `model.generate` that sample as `config` says, row by row from `seeds`.
+class RowDraws:
+    """How rows are sampled as `config` says, each from its own seed; rows may leave.
 
-    Args:
-        first: processors of the model's logits, before temperature and cuts.
+    Attributes:
+        config: for `model.generate`, which then samples nothing itself.
     """
-    drawing = copy.deepcopy(config)
-    drawing.do_sample, drawing.num_beams = False, 1
-    for name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"):
-        setattr(drawing, name, None)
-    uniforms_RT = np.stack([np.random.default_rng(seed).random(config.max_new_tokens) for seed in seeds])
-    processors = LogitsProcessorList([*first, *_shaping(config, device)])
-    processors.append(DrawByRow(uniforms_RT, width=width))
-    return {"generation_config": drawing, "logits_processor": processors}
+
+    def __init__(
+        self,
+        config: GenerationConfig,
+        seeds: Sequence[int],
+        *,
+        width: int,
+        device: Any,
+        first: Sequence[LogitsProcessor] = (),
+    ) -> None:
+        """
+        Args:
+            width: tokens of the padded prompts.
+            first: processors of the model's logits, before temperature and cuts.
+        """
+        self.config = copy.deepcopy(config)
+        self.config.do_sample, self.config.num_beams = False, 1
+        for name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"):
+            setattr(self.config, name, None)
+        self._uniforms_RT = np.stack([np.random.default_rng(seed).random(config.max_new_tokens) for seed in seeds])
+        self._shaping = [*first, *_shaping(config, device)]
+        self._width = width
+
+    def processors(self, rows: Sequence[int] | None = None) -> LogitsProcessorList:
+        """The processors of these rows; of all by default."""
+        uniforms_RT = self._uniforms_RT if rows is None else self._uniforms_RT[list(rows)]
+        return LogitsProcessorList([*self._shaping, DrawByRow(uniforms_RT, width=self._width)])
 
 
 def _shaping(config: GenerationConfig, device: Any) -> list[LogitsProcessor]:
@@ -97,3 +113,47 @@ def _shaping(config: GenerationConfig, device: Any) -> list[LogitsProcessor]:
     if config.eta_cutoff is not None and 0.0 < config.eta_cutoff < 1.0:
         made.append(EtaLogitsWarper(config.eta_cutoff, device=device))
     return made
+
+
+class GeometricMixture(LogitsProcessor):
+    """Logits of `p(v)^(1 - weight) q(v)^weight / Z`, where p is the model that generates and q another one (Munos et al.
+    2023, arXiv:2312.00886, section 7.1).
+
+    The softmax of a weighted mean of logits is that mixture, normalised token by token, as in the paper. The other
+    model has a key-value cache of its own, so each token costs one forward pass of it.
+    """
+
+    def __init__(
+        self, other: Callable[[], AbstractContextManager[Any]], attention_mask: Tensor, *, weight: float
+    ) -> None:
+        """
+        Args:
+            other: opens the other model; it may be the same model, changed as long as the context lasts.
+            attention_mask: (rows, width) of the prompts, padded on the left.
+            weight: of the other model, 0 to 1.
+        """
+        self._other, self._mask, self._weight = other, attention_mask, weight
+        self._seen = 0
+        self._cache: Any = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        added = input_ids.shape[1] - self._mask.shape[1]
+        mask = torch.cat([self._mask, self._mask.new_ones(len(input_ids), added)], dim=1)
+        with self._other() as model:
+            output = model(
+                input_ids=input_ids[:, self._seen :],
+                attention_mask=mask,
+                use_cache=True,
+                past_key_values=self._cache,
+                **self._positions(model, mask),
+            )
+        self._cache = getattr(output, "past_key_values", None)
+        self._seen = 0 if self._cache is None else input_ids.shape[1]
+        return torch.lerp(scores.float(), output.logits[:, -1].float(), self._weight)
+
+    def _positions(self, model: Any, mask: Tensor) -> dict[str, Tensor]:
+        """Positions that do not count the padding, for models that take them."""
+        whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+        if "position_ids" not in inspect.signature(whole.forward).parameters:
+            return {}
+        return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, self._seen :]}

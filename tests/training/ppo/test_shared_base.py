@@ -123,7 +123,7 @@ def test_models_of_their_own(tmp_path: Path) -> None:
     from preftune.reference.sources import FrozenCopy
 
     assert isinstance(run.reference, FrozenCopy)
-    with run.reference._put_back(run.model):
+    with run.reference.acting(run.model):
         assert all(torch.equal(p, received[name]) for name, p in run.model.named_parameters())
     named = trainer(
         tmp_path / "named",

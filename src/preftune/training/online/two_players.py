@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from preftune.evaluation.labelling.scoring import Rated
-from preftune.generation.mixture import GeometricMixture
+from preftune.generation.seeded_sampling import GeometricMixture
 from preftune.logps.batch import GroupLogps, PackedBatch
 from preftune.losses import LossOutput
 from preftune.reference.sources import LiveSource
