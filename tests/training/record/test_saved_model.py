@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, pipeline
 
 from preftune import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, load_model
+from preftune.errors import ConfigError
 from preftune.models import load_tokenizer, merge
 from tests.training.dpo_runs import logged
 from tiny import chat_rows, tiny_model, tiny_tokenizer
@@ -52,6 +53,31 @@ def trained(model: Any, folder: Path, *, tokenizer: Any = None, kind: str = "dpo
 
 def ends(folder: Path) -> list[int]:
     return json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+
+
+# --- a generation config that transformers refuses to save ---
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_settings_of_sampling_without_do_sample_do_not_end_the_run_at_its_first_checkpoint(
+    tmp_path: Path, adapter: bool
+) -> None:
+    """As Llama 2's and Vicuna's first ones; the end that the template adds made transformers check it strictly."""
+    model = load_model(base(tmp_path / "base"))
+    model.generation_config.update(temperature=0.9, top_p=0.6, length_penalty=2.0, pad_token_id=-1)
+    options = {"peft_config": LoraConfig(r=2, target_modules="all-linear")} if adapter else {}
+    trained(model, tmp_path / "run", save_strategy="steps", save_steps=1, **options)
+    for folder in (tmp_path / "run", tmp_path / "run" / "checkpoint-1"):
+        saved = json.loads((folder / "generation_config.json").read_text())
+        assert (saved["do_sample"], saved["temperature"], saved["top_p"]) == (True, 0.9, 0.6)
+
+
+def test_one_that_cannot_be_saved_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    model = load_model(base(tmp_path / "base"))
+    model.generation_config.max_new_tokens = 0
+    with pytest.raises(ConfigError, match=r"max_new_tokens.*Correct generation_config\.json"):
+        trained(model, tmp_path / "run")
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
 # --- what ends an answer ---

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel, Trainer
 
 from preftune.data.chat.end_marks import closing_token
-from preftune.log import detail
+from preftune.errors import ConfigError
+from preftune.log import detail, say
 from preftune.logps import Support
 from preftune.models.load import parse_dtype
 from preftune.models.precision import Precision, is_quantized_weight
@@ -136,6 +137,38 @@ def end_answers(model: Any, tokenizer: Any) -> None:
     config.eos_token_id = [*ends, token] if ends else token
     mark = tokenizer.convert_ids_to_tokens(token)
     detail(f"generation ends at {mark} too, the chat template's end of an answer (generation_config.eos_token_id).")
+
+
+def keep_savable(model: Any, tokenizer: Any) -> None:
+    """Correct what transformers refuses to save in a generation config. It refuses at the first checkpoint, when the
+    training until then is lost: settings of sampling without do_sample, as many published models have them.
+
+    Raises: ConfigError where the config has something else that is refused.
+    """
+    config = getattr(model, "generation_config", None)
+    if config is None or not _why_refused(config):
+        return
+    if config.pad_token_id is not None and config.pad_token_id < 0:
+        config.pad_token_id = tokenizer.pad_token_id
+    if config.num_beams in (None, 1):  # without beams they have no effect
+        config.early_stopping, config.length_penalty = None, None
+    if _why_refused(config) and config.do_sample is not True:
+        config.do_sample = True
+        say("the model's generation config has settings of sampling, and do_sample is not set; it is saved with it.")
+    if why := _why_refused(config):
+        raise ConfigError(
+            f"transformers would refuse to save the model's generation config, and with it every checkpoint: {why} "
+            "Correct generation_config.json in the model's folder (in Python: model.generation_config)."
+        )
+
+
+def _why_refused(config: Any) -> str:
+    try:
+        with quiet_transformers():
+            config.validate(strict=True)
+    except (ValueError, TypeError) as error:
+        return " ".join(str(error).split())
+    return ""
 
 
 def keep_head(model: Any, file: Path) -> None:

@@ -22,7 +22,7 @@ from preftune.storage import trained_prompts
 from preftune.training.config.base import PackedConfig
 from preftune.training.record import checkpoint
 from preftune.training.record.run_record import facts_of
-from preftune.training.record.saved_model import end_answers
+from preftune.training.record.saved_model import end_answers, keep_savable
 from preftune.training.setup import model as assemble
 from preftune.training.setup.reference import MoveReference
 from preftune.training.step.memory import TokenLimit
@@ -79,6 +79,7 @@ class RecordedTrainer(ResumableTrainer):
     def settle(self, model: Any, args: PackedConfig, tokenizer: Any) -> None:
         """Decide how the model is computed: learning rate, precision, engine, compilation, tokens at a time."""
         end_answers(model, tokenizer)
+        keep_savable(model, tokenizer)
         self.full = not hasattr(model, "peft_config")
         assemble.settle_learning_rate(args, full=self.full)
         self.precision = assemble.settle_precision(model, args)
