@@ -213,6 +213,9 @@ def generate_batch(
 ) -> list[list[int]]:
     """New tokens of each row. Padding stands on the left and is masked; the tokenizer's padding side plays no part.
 
+    With virtual tokens (prompt tuning and the like) only rows of one length go together: PEFT puts these in front of
+    the padding and counts it, so that a row's answer would depend on the others.
+
     Args:
         processor: makes a logits processor, given the attention mask of the padded prompts. It needs `seeds`.
     """
@@ -220,9 +223,18 @@ def generate_batch(
 
     from preftune.generation import early_exit as rounds
     from preftune.generation.seeded_sampling import RowDraws
-    from preftune.generation.shared_prompts import begins_at_the_prompt
+    from preftune.generation.shared_prompts import begins_at_the_prompt, has_virtual_tokens
 
-    width = max(map(len, token_ids))
+    lengths = {len(ids) for ids in token_ids}
+    if len(lengths) > 1 and has_virtual_tokens(model):
+        rows: dict[int, list[int]] = {}
+        for length in sorted(lengths):
+            places = [place for place, ids in enumerate(token_ids) if len(ids) == length]
+            own = None if seeds is None else [seeds[place] for place in places]
+            made = generate_batch(model, [token_ids[place] for place in places], config, own, processor=processor)
+            rows |= dict(zip(places, made, strict=True))
+        return [rows[place] for place in range(len(token_ids))]
+    width = max(lengths)
     input_ids = torch.full((len(token_ids), width), config.pad_token_id, dtype=torch.int64)
     attention_mask = torch.zeros_like(input_ids)
     for row, ids in enumerate(token_ids):

@@ -26,6 +26,8 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from preftune.generation.shared_prompts import has_virtual_tokens
+
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
@@ -140,20 +142,21 @@ class GeometricMixture(LogitsProcessor):
         added = input_ids.shape[1] - self._mask.shape[1]
         mask = torch.cat([self._mask, self._mask.new_ones(len(input_ids), added)], dim=1)
         with self._other() as model:
+            cached = not has_virtual_tokens(model)  # PEFT puts these in front of every forward pass, cached or not
             output = model(
                 input_ids=input_ids[:, self._seen :],
                 attention_mask=mask,
-                use_cache=True,
+                use_cache=cached,
                 past_key_values=self._cache,
                 **self._positions(model, mask),
             )
-        self._cache = getattr(output, "past_key_values", None)
+        self._cache = getattr(output, "past_key_values", None) if cached else None
         self._seen = 0 if self._cache is None else input_ids.shape[1]
         return torch.lerp(scores.float(), output.logits[:, -1].float(), self._weight)
 
     def _positions(self, model: Any, mask: Tensor) -> dict[str, Tensor]:
-        """Positions that do not count the padding, for models that take them."""
+        """Positions that do not count the padding, for models that take them; with virtual tokens there is none."""
         whole = model.get_base_model() if hasattr(model, "get_base_model") else model
-        if "position_ids" not in inspect.signature(whole.forward).parameters:
+        if has_virtual_tokens(model) or "position_ids" not in inspect.signature(whole.forward).parameters:
             return {}
         return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, self._seen :]}

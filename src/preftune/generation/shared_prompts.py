@@ -49,7 +49,12 @@ def begins_at_the_prompt(model: Any) -> bool:
     arranges: virtual tokens, aLoRA.
     """
     configs = getattr(model, "peft_config", None) or {}
-    return any(c.is_prompt_learning or getattr(c, "alora_invocation_tokens", None) for c in configs.values())
+    return has_virtual_tokens(model) or any(getattr(c, "alora_invocation_tokens", None) for c in configs.values())
+
+
+def has_virtual_tokens(model: Any) -> bool:
+    """Whether an adapter puts tokens of its own in front of every text."""
+    return any(config.is_prompt_learning for config in (getattr(model, "peft_config", None) or {}).values())
 
 
 def _serves(model: Any) -> bool:
