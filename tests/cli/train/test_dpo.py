@@ -158,6 +158,42 @@ def test_one_command_starts_goes_on_after_a_signal_and_leaves_a_finished_run_alo
     assert "beta (0.1 before, 0.3 now)" in other.message
 
 
+@pytest.mark.parametrize("reference", [[], ["--sync_ref_model", "--ref_model_sync_steps", 2]])
+def test_a_run_that_was_killed_while_its_held_out_rows_were_measured_is_measured_later(
+    reference, preftune, tiny_model, pairs_file, tmp_path, monkeypatch
+) -> None:
+    """Its weights are there and run.json says finished, so nothing else would ever measure them."""
+    from preftune.training import DPOTrainer
+
+    words = ["dpo", "--model", tiny_model, "--data", pairs_file, "--max_steps", 4, "--save_steps", 2, *reference]
+    words += ["--eval_fraction", 0.25, "--learning_rate", "1e-2", "--resume", "auto", "--output_dir"]
+    assert preftune(*words, tmp_path / "whole").code == 0
+
+    def killed(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(DPOTrainer, "evaluate", killed)
+        assert preftune(*words, run).code == 130
+    assert json.loads((run / "run.json").read_text())["outcome"] == "finished"
+    again = preftune(*words, run)
+    assert (again.code, (run / "report.html").is_file()) == (0, True)
+    figures = [
+        [
+            line["eval_loss"]
+            for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+            if "eval_loss" in line
+        ]
+        for folder in (tmp_path / "whole", run)
+    ]
+    assert len(figures[0]) == 1
+    assert figures[1] == figures[0]
+    before = (run / "metrics.jsonl").read_bytes()
+    assert preftune(*words, run).code == 0
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
 def test_stopping_before_the_first_checkpoint(preftune, tiny_model, pairs_file, tmp_path, monkeypatch) -> None:
     from transformers import Trainer
 

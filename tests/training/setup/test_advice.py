@@ -145,24 +145,12 @@ def test_a_destroyed_model_ends_the_command_with_a_failure(tmp_path: Path, capsy
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("".join(json.dumps(row) + "\n" for row in chat_rows(16)), encoding="utf-8")
     words = f"dpo --model {tmp_path / 'model'} --data {pairs} --output_dir {tmp_path / 'run'}"
-    code = main(
-        [
-            *words.split(),
-            "--learning_rate",
-            "1",
-            "--guard",
-            "off",
-            "--max_steps",
-            "6",
-            "--no_report",
-            "--report_to",
-            "none",
-            "--use_cpu",
-        ]
-    )
-    said = capsys.readouterr()
-    assert code == 1
-    assert "destroyed" in said.err
+    words += " --learning_rate 1 --guard off --max_steps 6 --no_report --report_to none --use_cpu"
+    for more in ("", " --resume auto"):  # a loop that starts it again until it succeeds
+        code = main((words + more).split())
+        said = capsys.readouterr()
+        assert code == 1
+        assert "destroyed" in said.err
     assert "Done" not in said.out
 
 

@@ -5,6 +5,7 @@
     auto_judge     --judge auto
     datasets       pairs or demonstrations to train on and to hold out
     dpo            preftune dpo
+    ended_run      held-out figures and the page of a run that has ended
     fresh_answers  what ppo and online share
     grpo           preftune grpo
     kto            preftune kto

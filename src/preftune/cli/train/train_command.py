@@ -17,6 +17,7 @@ from preftune.cli.flags.field_names import Field, check_names, fields_of, names_
 from preftune.cli.flags.help_pages import HelpPage, page
 from preftune.cli.flags.messages import tell
 from preftune.cli.flags.recipe import Recipe, find_recipe
+from preftune.cli.train.ended_run import held_out_metrics, leave, write_page
 from preftune.errors import PreftuneError, RequestError
 from preftune.log import say, show_details, warn
 
@@ -160,7 +161,7 @@ def _train(method: Method, request: Request) -> int:
         say(f"writing to {output} (all notes: its run.json, or --verbose).")
         try:
             trainer.train(resume_from_checkpoint=request.config.resume_from_checkpoint)
-            return _finish(method, trainer, request) if not trainer.nothing_to_do else _leave(trainer, request)
+            return _finish(method, trainer, request) if not trainer.nothing_to_do else leave(trainer, request.report)
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(_stopped(method, request)) from stop
         except StoppedError as stop:
@@ -244,14 +245,6 @@ def _prepare(method: Method, request: Request) -> tuple[Any, Any]:
     return trainer, progress
 
 
-def _leave(trainer: RecordedTrainer, request: Request) -> int:
-    """A finished run stays as it is; its report is written if something ended it before that."""
-    output = Path(str(request.config.output_dir))
-    if request.report and trainer.is_world_process_zero() and not (output / "report.html").exists():
-        write_page(str(output))
-    return 0
-
-
 def _finish(method: Method, trainer: RecordedTrainer, request: Request) -> int:
     from preftune.training.setup.broken import broken_by_training
 
@@ -282,15 +275,6 @@ def _finish(method: Method, trainer: RecordedTrainer, request: Request) -> int:
     return 0
 
 
-def write_page(folder: str) -> None:
-    """report.html of a run that has just ended, and where it lies."""
-    from preftune.report.write import report_at_end
-
-    page = report_at_end(folder)
-    if page is not None:
-        print(f"Its report:   {page}")
-
-
 def loading_options(model: ModelArguments, config: Any, *, is_trainable: bool) -> dict[str, Any]:
     """How the trainer loads the model: the flags, over them what `--model_init_kwargs` says."""
     options = {
@@ -312,17 +296,6 @@ def loading_options(model: ModelArguments, config: Any, *, is_trainable: bool) -
             "bnb_4bit_quant_storage": model.bnb_4bit_quant_storage,
         }
     return {**options, **(config.model_init_kwargs or {})}
-
-
-def held_out_metrics(trainer: RecordedTrainer) -> dict[str, float] | None:
-    """The held-out numbers of the final model: those of the last step if they are there, else measured now."""
-    if trainer.eval_dataset is None:
-        return None
-    last = next((entry for entry in reversed(trainer.state.log_history) if "eval_runtime" in entry), None)
-    if last is not None and last.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end:
-        found: dict[str, float] = last
-        return found
-    return dict(trainer.evaluate())
 
 
 def asked_checkpoint(values: argparse.Namespace) -> str | bool | None:

@@ -129,7 +129,10 @@ class RecordedTrainer(ResumableTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        source, folder = self.reference_source, Path(resume_from_checkpoint)
+        self.load_reference(Path(resume_from_checkpoint))
+
+    def load_reference(self, folder: Path) -> None:
+        source = self.reference_source
         if isinstance(source, MovingCopy) and (folder / "trainer_state.json").is_file():
             source.load(folder / _REFERENCE_FILE)
 

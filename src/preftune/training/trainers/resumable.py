@@ -70,6 +70,9 @@ class ResumableTrainer(CheckpointedTrainer):
     def weights_replaced(self) -> None:
         """Called before the weights of a run that has ended are loaded: from then on they are not those received."""
 
+    def load_reference(self, folder: Path) -> None:
+        """Puts back the reference that a checkpoint holds, where it follows the policy."""
+
     def recall(self, state: Mapping[str, Any]) -> None:
         """What the report of a run's end needs, from the last checkpoint of a run that has ended."""
 
@@ -230,6 +233,8 @@ class ResumableTrainer(CheckpointedTrainer):
         finished = self._on_first_rank(lambda: self._is_finished(choice, facts) and not self._resume_changed)
         if finished or choice is None:
             finished = self._loaded_final(output, choice, facts)
+            if choice is not None and choice.step == facts.get("steps"):
+                self.load_reference(choice.folder)
         if choice is not None and not finished:
             self._load_from_checkpoint(str(choice.folder))
         if choice is not None:

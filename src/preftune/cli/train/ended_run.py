@@ -1,0 +1,72 @@
+"""What is left to do for a run that has ended: its held-out figures and its page."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from preftune.cli.flags.messages import tell
+from preftune.errors import PreftuneError
+
+if TYPE_CHECKING:
+    from preftune.training.trainers.recorded import RecordedTrainer
+
+
+def leave(trainer: RecordedTrainer, report: bool) -> int:
+    """A finished run stays as it is; its held-out figures and its report are made if something ended it before that.
+
+    Raises: PreftuneError if training has destroyed the model, as when it ended.
+    """
+    from preftune.training.setup.broken import broken_by_training
+
+    output = Path(str(trainer.args.output_dir))
+    broken = broken_by_training(trainer)
+    if broken is not None:
+        raise PreftuneError(broken)
+    measured = _measure_late(trainer, output)
+    if report and trainer.is_world_process_zero() and (measured or not (output / "report.html").exists()):
+        write_page(str(output))
+    return 0
+
+
+def _measure_late(trainer: RecordedTrainer, output: Path) -> bool:
+    """Whether a finished run lacked the held-out figures of its end, which are written to its metrics now."""
+    from preftune.storage.jsonl import read_lines
+    from preftune.storage.run_directory import append_line
+
+    step = trainer.state.global_step
+    moved = getattr(trainer.args, "sync_ref_model", False) and not (output / f"checkpoint-{step}").is_dir()
+    if trainer.eval_dataset is None or moved:  # a reference that followed the policy is in its checkpoint alone
+        return False
+    ends = [line for line in read_lines(output / "metrics.jsonl") if line.get("step") == step]
+    if trainer.args.load_best_model_at_end:  # figures of the last step are not those of the best one
+        summary = max((place for place, line in enumerate(ends) if "train_runtime" in line), default=-1)
+        ends = ends[summary + 1 :]
+    if any("eval_runtime" in line for line in ends):
+        return False
+    tell("preftune: the run was ended before its held-out rows were measured; they are measured now.")
+    figures = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        append_line(output / "metrics.jsonl", {"step": step, "time": time.time(), **figures})
+    return True
+
+
+def write_page(folder: str) -> None:
+    """report.html of a run that has just ended, and where it lies."""
+    from preftune.report.write import report_at_end
+
+    page = report_at_end(folder)
+    if page is not None:
+        print(f"Its report:   {page}")
+
+
+def held_out_metrics(trainer: RecordedTrainer) -> dict[str, float] | None:
+    """The held-out numbers of the final model: those of the last step if they are there, else measured now."""
+    if trainer.eval_dataset is None:
+        return None
+    last = next((entry for entry in reversed(trainer.state.log_history) if "eval_runtime" in entry), None)
+    if last is not None and last.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end:
+        found: dict[str, float] = last
+        return found
+    return dict(trainer.evaluate())
