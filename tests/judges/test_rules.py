@@ -9,7 +9,7 @@ import torch
 
 from preftune.errors import DatasetError, RequestError
 from preftune.judges.cache import VerdictCache
-from preftune.judges.protocol import checked, finite_score, judge_name
+from preftune.judges.protocol import checked, finite_score, judge_name, naming_failures
 from preftune.judges.registry import RememberedRule, load_judge
 from preftune.judges.rules import KeyFactJudge, LengthJudge, shorter_answer
 from preftune.judges.text_matching import contains_fact, is_correct, key_facts
@@ -156,6 +156,17 @@ def test_judges_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         load_judge("gpt")
 
 
+def test_a_rule_that_ends_the_program_is_an_error(tmp_path: Path, monkeypatch) -> None:
+    """The command ended with its code, 0 too, without a word and without its output."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "exits_when_imported.py").write_text("raise SystemExit(0)", encoding="utf-8")
+    with pytest.raises(RequestError, match="importing 'exits_when_imported' ended in SystemExit"):
+        load_judge("rule:exits_when_imported:f")
+    failed = pytest.raises(RequestError, match="Judge .* failed on the prompt 'Why\\?': SystemExit")
+    with failed, naming_failures(length_only_judge, "Why?", {}):
+        raise SystemExit(0)
+
+
 def test_a_judge_must_answer_a_b_or_tie() -> None:
     assert checked("tie", length_only_judge) == "tie"
     with pytest.raises(RequestError, match="answered 'A'"):
@@ -167,7 +178,7 @@ def test_a_judge_must_answer_a_b_or_tie() -> None:
 def test_numbers_of_numpy_and_torch_are_scores(tmp_path: Path) -> None:
     for number in (np.float32(0.5), np.int64(2), np.bool_(True), torch.tensor(0.5)):
         assert finite_score(number, length_only_judge) == float(number)
-    for odd in (np.float32("nan"), np.array([1.0, 2.0]), "0.5"):
+    for odd in (np.float32("nan"), np.array([1.0, 2.0]), "0.5", 1e300, 10**400):  # rewards are float32
         with pytest.raises(RequestError, match="a scorer answers a finite number"):
             finite_score(odd, length_only_judge)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, cast, get_args
@@ -79,12 +78,16 @@ def swapped_verdict(verdict: Judgement | None) -> Judgement | None:
     return swapped[verdict]
 
 
+_LARGEST = 3.4028234e38
+"""Of a float32, in which rewards are computed."""
+
+
 def finite_score(score: Any, scorer: Scorer) -> float | None:
     """The score itself, or RequestError for anything but a finite number or None."""
     if score is None:
         return None
     plain = _plain(score)
-    if isinstance(plain, bool | int | float) and math.isfinite(plain):
+    if isinstance(plain, bool | int | float) and abs(plain) <= _LARGEST:
         return float(plain)
     compares = " A function that says which of two answers is better takes (prompt, answer_a, answer_b, row)."
     raise RequestError(
@@ -108,7 +111,9 @@ def naming_failures(judge: Judge | Scorer, prompt: Text, row: Mapping[str, Any])
         yield
     except PreftuneError:
         raise
-    except Exception as error:  # a rule is a program of the user
+    except (Exception, SystemExit) as error:  # a rule is a program of the user; one that exits would look like success
+        if isinstance(error, SystemExit) and type(error) is not SystemExit:
+            raise  # a signal that stops the command
         which = f"prompt {row['id']!r}" if row.get("id") is not None else f"the prompt {_beginning(prompt)!r}"
         raise RequestError(
             f"Judge {judge_name(judge)!r} failed on {which}: {type(error).__name__}: {error}. Correct the rule; "

@@ -148,7 +148,9 @@ def load_rule(module_name: str, attribute: str, spec: str) -> Any:
     sys.path.insert(0, folder)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a module that exits would look like success
+        if isinstance(error, SystemExit) and type(error) is not SystemExit:
+            raise  # a signal that stops the command
         missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         if missing and (module_name + ".").startswith(missing + "."):
             raise RequestError(

@@ -291,3 +291,11 @@ def test_a_variable_that_cannot_be_is_named(block, preftune, tmp_path):
 def test_a_recipe_does_not_accept_itself(preftune, tmp_path):
     (tmp_path / "r.yaml").write_text("allow_env: true\nmodel: m\ndata: d\n", encoding="utf-8")
     assert "there is no field 'allow_env'" in preftune("dpo", "--config", tmp_path / "r.yaml").message
+
+
+def test_a_value_that_yaml_cannot_read_is_named(preftune, tmp_path):
+    """In YAML it is octal, and no octal number has an 8."""
+    (tmp_path / "r.yaml").write_text("max_length: 0128\n")
+    result = preftune("dpo", "--config", tmp_path / "r.yaml", "--model", "m", "--data", "d.jsonl")
+    assert result.code == 2
+    assert "a value cannot be read as YAML reads it" in result.message

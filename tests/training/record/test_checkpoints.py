@@ -392,3 +392,9 @@ def test_a_torn_file_of_a_checkpoint_without_a_manifest_is_an_error_that_names_t
     damage(cut / "checkpoint-6" / name)
     with pytest.raises(CheckpointError, match="checkpoint-6 cannot be loaded into this run"):
         run(cut, resume=str(cut / "checkpoint-6"), disable_dropout=False)
+
+
+def test_a_manifest_that_is_nested_too_deeply_is_damaged(tmp_path):
+    (tmp_path / FILE).write_text("[" * 200_000)
+    with pytest.raises(DamagedError, match="RecursionError"):
+        read_manifest(tmp_path)

@@ -102,6 +102,11 @@ def read_recipe(name: str) -> Recipe:
         typed = yaml.load(text, Loader=_Typed)
     except yaml.YAMLError as error:
         raise RequestError(_broken(name, error)) from None
+    except ValueError as error:  # 0128 is octal in YAML
+        raise RequestError(
+            f"--config {name}: a value cannot be read as YAML reads it ({error}). Put it in quotes, or write a number "
+            "without a zero in front."
+        ) from None
     except RecursionError:
         raise RequestError(f"--config {name} is nested too deeply. A recipe has 'key: value' lines.") from None
     if not isinstance(root, yaml.MappingNode) or not isinstance(written, dict):

@@ -78,7 +78,7 @@ def read_manifest(folder: Path) -> Manifest | None:
             raise DamagedError(f"its {FILE} has version {version}, and this preftune reads version {_VERSION}")
         files = {str(name): (int(size), str(digest)) for name, (size, digest) in content.pop("files").items()}
         return Manifest(**content, files=files)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedError(f"its {FILE} cannot be read ({type(error).__name__})") from error
 
 
