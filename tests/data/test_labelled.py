@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,6 +54,15 @@ def test_paired_and_unpaired_data_mix():
     mixture = mix_labelled([load_labelled(KTO), load_labelled(rows(4))], [None, None])
     assert len(mixture) == 10
     assert [one.labels[0].desirable for one in mixture][:4] == [True, False, True, False]
+
+
+def test_a_list_of_names_is_a_mixture(tmp_path: Path):
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("labels", "pairs")}
+    for file, data in zip(files.values(), (KTO, rows(2)), strict=True):
+        file.write_text("".join(json.dumps(row) + "\n" for row in data), encoding="utf-8")
+    expected = [*read(KTO), *read(rows(2))]
+    assert read([str(file) for file in files.values()]) == expected
+    assert len(load_labelled([(str(files["labels"]), 0.5), (str(files["pairs"]), 0.5)])) == 4
 
 
 def test_what_has_no_label_is_refused_or_counted():

@@ -16,7 +16,7 @@ from preftune.data.formats.apply import RowCount, sample_of
 from preftune.data.formats.single_answers import verdict
 from preftune.data.formats.to_pair import as_answer, as_turns, number_in
 from preftune.data.pairs.dataset import PairDataset
-from preftune.data.pairs.mixture import mixed
+from preftune.data.pairs.mixture import is_mixture, mixed, parse_sources
 from preftune.data.pairs.open import read_pairs
 from preftune.data.reading.arrow_tables import dataset_of
 from preftune.data.reading.load import Source, display_name, load_table
@@ -66,7 +66,8 @@ def load_labelled(
     format: str | None = None,
     name: str | None = None,
 ) -> LabelledDataset:
-    """Opens answers with labels; see `load_rows` for what `source` can be.
+    """Opens answers with labels; see `load_rows` for what `source` can be, or a list of names ("a.jsonl", or with
+    proportions "a.jsonl:0.7"), which are mixed.
 
     Args:
         columns: canonical name -> the dataset's own: prompt, completion and label (or messages and label), or the names
@@ -82,6 +83,11 @@ def load_labelled(
                 "columns and format apply when data are opened; these answers are open already. Leave them out."
             )
         return source if isinstance(source, LabelledDataset) else _of_pairs(source)
+    if is_mixture(source):
+        named = parse_sources(source)
+        options: dict[str, Any] = {"split": split, "config": config, "revision": revision}
+        parts = [load_labelled(part, columns=columns, format=format, **options) for part, _ in named]
+        return mix_labelled(parts, [proportion for _, proportion in named])
     name = name or display_name(source)
     rows = load_table(source, name, split=split, config=config, revision=revision)
     sample = sample_of(rows)

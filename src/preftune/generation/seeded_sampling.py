@@ -118,8 +118,8 @@ def _shaping(config: GenerationConfig, device: Any) -> list[LogitsProcessor]:
 
 
 class GeometricMixture(LogitsProcessor):
-    """Logits of `p(v)^(1 - weight) q(v)^weight / Z`, where p is the model that generates and q another one (Munos et al.
-    2023, arXiv:2312.00886, section 7.1).
+    """Logits of `p(v)^(1 - weight) q(v)^weight / Z`, where p is the model that generates and q another one. Munos et
+    al. 2023 (arXiv:2312.00886), section 7.1.
 
     The softmax of a weighted mean of logits is that mixture, normalised token by token, as in the paper. The other
     model has a key-value cache of its own, so each token costs one forward pass of it.

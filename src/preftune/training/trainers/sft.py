@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
 
 from preftune.data import DIALOGUE_TEMPLATE, DemonstrationDataset, GroupDataset, load_demonstrations
+from preftune.data.demonstrations.mixture import mix_demonstrations
+from preftune.data.pairs.mixture import is_mixture, parse_sources
 from preftune.log import detail, say
 from preftune.logps.batch import PackedBatch
 from preftune.training.config.sft import SFTConfig
@@ -131,7 +133,12 @@ def _opened(source: Any, args: SFTConfig, role: str) -> Any:
         return source
     refuse_stream(source, role)
     field = args.dataset_text_field
-    return load_demonstrations(source, columns=None if field == "text" else {"text": field})
+    columns = None if field == "text" else {"text": field}
+    if is_mixture(source):
+        named = parse_sources(source)
+        parts = [load_demonstrations(part, columns=columns) for part, _ in named]
+        return mix_demonstrations(parts, [proportion for _, proportion in named])
+    return load_demonstrations(source, columns=columns)
 
 
 def _has_turns(rows: Any) -> bool:
