@@ -162,7 +162,7 @@ def test_a_rule_that_ends_the_program_is_an_error(tmp_path: Path, monkeypatch) -
     (tmp_path / "exits_when_imported.py").write_text("raise SystemExit(0)", encoding="utf-8")
     with pytest.raises(RequestError, match="importing 'exits_when_imported' ended in SystemExit"):
         load_judge("rule:exits_when_imported:f")
-    failed = pytest.raises(RequestError, match="Judge .* failed on the prompt 'Why\\?': SystemExit")
+    failed = pytest.raises(RequestError, match=r"Judge .* failed on the prompt 'Why\?': SystemExit")
     with failed, naming_failures(length_only_judge, "Why?", {}):
         raise SystemExit(0)
 

@@ -155,7 +155,7 @@ class GeometricMixture(LogitsProcessor):
         return torch.lerp(scores.float(), output.logits[:, -1].float(), self._weight)
 
     def _positions(self, model: Any, mask: Tensor) -> dict[str, Tensor]:
-        """Positions that do not count the padding, for models that take them; with virtual tokens there is none."""
+        """Positions without the padding, for models that take them; rows with virtual tokens have no padding."""
         whole = model.get_base_model() if hasattr(model, "get_base_model") else model
         if has_virtual_tokens(model) or "position_ids" not in inspect.signature(whole.forward).parameters:
             return {}
