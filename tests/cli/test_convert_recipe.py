@@ -243,3 +243,10 @@ def test_what_a_recipe_has_more_of_is_named(tmp_path, capsys, recipe, lost):
     (tmp_path / "theirs.yaml").write_text(recipe)
     assert run([str(tmp_path / "theirs.yaml")]) == 0
     assert f"# not carried over: {lost}:" in capsys.readouterr().out
+
+
+def test_a_token_stays_out_of_the_file(tmp_path: Path, capsys: Any) -> None:
+    _, settings, said = converted(tmp_path, LLAMA_FACTORY_DPO + "hub_token: hf_abcdefghijklmnop1234\n", capsys)
+    assert "hub_token" not in settings
+    assert "hf_abc" not in said + (tmp_path / "ours.yaml").read_text()
+    assert "HF_TOKEN" in said

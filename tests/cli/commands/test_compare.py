@@ -179,6 +179,7 @@ def test_a_method_none_of_whose_trials_finishes_is_an_error(preftune, tiny_model
     (["--both", "seed=3"], "the comparison sets seed itself"),
     (["--both", "kl_coef=3"], "there is no such setting"),
     (["--dpo", "beta=0.1,0.2", "--ppo", "kl_coef=1,2,3"], "2 of DPO, 3 of PPO"),
+    (["--methods", "dpo,ipo", "--ppo", "kl_coef=1"], "--ppo has settings of ppo, which is not compared (--methods dpo"),
     (["--methods", "dpo,ipoo"], "--methods ipoo: there is no such method. Did you mean 'ipo'?"),
     (["--methods", "dpo,sigmoid"], "--methods sigmoid: there is no such method. It is dpo here."),
     (["--methods", "dpo,both"], "--methods both: there is no such method. There are dpo, cdpo, "),

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from preftune.cli.flags.field_names import HISTORY, check_names, names_of, spoken_as_flags
+from preftune.cli.flags.plain_parser import PlainParser
 from preftune.cli.flags.recipe import read_recipe
 from preftune.cli.main import COMMANDS
 from preftune.cli.train import dpo, online, ppo, reward, sft
@@ -202,3 +203,12 @@ def test_dashes_and_underscores_in_every_command() -> None:
                     assert both <= set(action.option_strings), (name, option)
                     seen += 1
     assert seen > 200
+
+
+@pytest.mark.parametrize("value", ["-1e1", "-10", "-.5", "-2.5E-3"])
+def test_a_negative_number_is_a_value_and_no_flag(value: str) -> None:
+    """argparse takes -1e1 for a flag, and says that --score_threshold expects one argument."""
+    assert parser_of(ppo.METHOD).parse(["--score_threshold", value], None).score_threshold == float(value)
+    small = PlainParser(prog="x")
+    small.add_argument("--score", type=float)
+    assert small.read(["--score", value]).score == float(value)

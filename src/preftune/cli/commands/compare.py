@@ -42,7 +42,7 @@ _DEFAULT = ("dpo", "ppo")
 
 def run(argv: Sequence[str]) -> int:
     """Runs `preftune compare` and returns its exit code: 0 when it is done, whatever the verdict."""
-    asked = _parser(_named(argv)).read(argv)
+    asked = _read_flags(argv)
     _check(asked)
     from preftune.storage.run_lock import locked
     from preftune.training.record.stopping import StoppedError, StopSignals
@@ -61,6 +61,23 @@ def run(argv: Sequence[str]) -> int:
         tell(kept)
         return stop.exit_code
     return 0
+
+
+def _read_flags(argv: Sequence[str]) -> argparse.Namespace:
+    named = _named(argv)
+    parser = _parser(named)
+    values, unknown = parser.parse_known_args(list(argv))
+    if unknown:
+        from preftune.comparison.methods import METHODS
+
+        method = unknown[0].partition("=")[0].removeprefix("--")
+        if method in METHODS:
+            raise RequestError(
+                f"--{method} has settings of {method}, which is not compared (--methods {' '.join(named)}). Name it "
+                "there, or leave the flag out."
+            )
+        parser.read(argv)
+    return values
 
 
 def _named(argv: Sequence[str]) -> list[str]:

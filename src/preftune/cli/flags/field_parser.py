@@ -14,6 +14,7 @@ from typing import Any, NoReturn, get_args, get_type_hints
 from transformers import HfArgumentParser
 
 from preftune.cli.flags.field_names import what_of
+from preftune.cli.flags.plain_parser import NEGATIVE_NUMBER
 from preftune.cli.flags.recipe import Entry, Recipe
 from preftune.errors import RequestError
 
@@ -29,6 +30,7 @@ class FieldParser(HfArgumentParser):
             name: hint for kind in dataclass_types for name, hint in get_type_hints(kind).items() if hint is not None
         }
         super().__init__(dataclass_types, prog=prog, allow_abbrev=False)
+        self._negative_number_matcher = NEGATIVE_NUMBER
         self._let_booleans_stand_alone()
         self._let_nothing_be_said()
         self.add_argument("--resume", nargs="?", const=LAST, default=None, dest="resume")

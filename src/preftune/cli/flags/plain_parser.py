@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -32,6 +33,10 @@ def wrapped(text: str, width: int, first: str = "", others: str = "") -> str:
     )
 
 
+NEGATIVE_NUMBER = re.compile(r"-(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$|-(?:inf|nan)$")
+"""What is a value and no flag; argparse's own takes -1e-5 for a flag."""
+
+
 class WholeWords(argparse.HelpFormatter):
     """Help pages in which no word, flag or path is broken."""
 
@@ -54,6 +59,7 @@ class PlainParser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **{"formatter_class": WholeWords, **options})
+        self._negative_number_matcher = NEGATIVE_NUMBER
 
     def add_argument(self, *names: Any, **options: Any) -> Any:
         return super().add_argument(*spellings(names), **options)

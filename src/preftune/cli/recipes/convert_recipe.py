@@ -16,6 +16,7 @@ from preftune.cli.flags.recipe import typed_values
 from preftune.cli.recipes import axolotl, llama_factory
 from preftune.cli.recipes.carried import Carried
 from preftune.errors import RequestError
+from preftune.secret_values import is_secret
 
 
 def run(argv: Sequence[str]) -> int:
@@ -32,6 +33,9 @@ def run(argv: Sequence[str]) -> int:
     known = _known(carried.command)
     carried.finish(known)
     carried.settings = {name: value for name, value in carried.settings.items() if known(name) or _lose(carried, name)}
+    for name in [name for name in carried.settings if is_secret(name)]:
+        del carried.settings[name]
+        carried.lost[name] = "It is a secret, which stays out of files: hf auth login, or HF_TOKEN in the environment."
     text = _text(carried, asked.recipe)
     if asked.output is None:
         print(text, end="")
