@@ -272,3 +272,11 @@ def test_a_config_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, mon
     monkeypatch.setattr(Path, "read_text", refused)
     with pytest.raises(ModelError, match=r"config\.json cannot be read: Permission denied"):
         locate(tmp_path / "model")
+
+
+def test_weights_that_are_not_those_of_the_config_are_an_error_with_a_fix(shelf: Path, tmp_path: Path) -> None:
+    shutil.copytree(shelf / "tiny-llama", tmp_path / "mixed")
+    config = json.loads((tmp_path / "mixed" / "config.json").read_text())
+    (tmp_path / "mixed" / "config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] + 8}))
+    with pytest.raises(ModelError, match=r"weights and config\.json differ in their shapes\. Copy both again"):
+        load_model(str(tmp_path / "mixed"))

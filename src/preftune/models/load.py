@@ -326,6 +326,10 @@ def load_pretrained(loader: Any, place: Location, *, revision: str | None, optio
     except ImportError as error:
         fix = " Install it with: pip install 'preftune[quant]'" if "bitsandbytes" in str(error) else ""
         raise ModelError(f"{place.name} needs a package that is not installed: {_brief(error)}{fix}") from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ModelError(f"{place.name}: weights and config.json differ in their shapes. Copy both again.") from error
     except (OSError, ValueError, KeyError) as error:
         if "trust_remote_code" in str(error):
             fix = "Its code comes with it: read it, then pass trust_remote_code=True."

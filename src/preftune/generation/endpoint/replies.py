@@ -124,8 +124,8 @@ class ReplyGuard(threading.local):
             asked, there = response.request.url, response.request.url.join(response.headers["location"])
             if (there.scheme, there.host, there.port) != (asked.scheme, asked.host, asked.port):
                 raise EndpointError(
-                    f"{self.where} redirects to {there.scheme}://{there.host}, and what is sent to one host is not "
-                    "passed on to another. If that is where it lives, name that address."
+                    f"{self.where} redirects to {there.scheme}://{there.netloc.decode()}, and what is sent to one "
+                    "host is not passed on to another. If that is where it lives, name that address."
                 )
             return
         content = bytearray()
