@@ -65,6 +65,16 @@ def test_a_list_of_names_is_a_mixture(tmp_path: Path):
     assert len(load_labelled([(str(files["labels"]), 0.5), (str(files["pairs"]), 0.5)])) == 4
 
 
+def test_rated_answers_that_give_no_pair_are_counted_in_the_notes():
+    rated = [{"prompt": f"{i}?", "completions": ["yes", "no"], "scores": [5, 5 if i == 2 else 1]} for i in range(4)]
+    data = load_labelled(rated)
+    both = mix_labelled([data, load_labelled([*KTO, {"prompt": "?", "completion": "x", "label": None}])], [None, None])
+    for answers, lines in ((data, 1), (both, 2)):
+        _, report = tokenize_labelled(answers, tiny_tokenizer(chat=False))
+        assert sum("(rows 2): two answers have the same rating" in line for line in report.lines()) == 1
+        assert len([line for line in report.lines() if "left out" in line or "Dropped" in line]) == lines
+
+
 def test_what_has_no_label_is_refused_or_counted():
     with pytest.raises(DatasetError, match="no column that says whether an answer is good"):
         load_labelled([{"prompt": "a", "completion": "b"}] * 2)

@@ -142,3 +142,11 @@ def test_the_row_after_the_limit_is_no_repetition(tmp_path: Path) -> None:
     rows = [{"prompt": text} for text in ("a?", "b?", "a?", "c?", "d?")]
     assert load_prompts(_file(tmp_path, rows), limit=2).repeated == 1
     assert load_prompts(_file(tmp_path, rows[3:]), limit=1).repeated == 0
+
+
+def test_a_prompt_whose_row_gives_no_pair_is_counted(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i}?", "completions": ["yes", "no"], "scores": [5, 5 if i == 2 else 1]} for i in range(4)]
+    found = load_prompts(_file(tmp_path, rows))
+    assert [prompt.prompt for prompt in found.prompts] == ["0?", "1?", "3?"]
+    assert any("only prompts of rows that give a pair are asked" in note for note in found.notes)
+    assert any("(rows 2): two answers have the same rating" in note for note in found.notes)

@@ -127,9 +127,7 @@ def _of_pairs(pairs: PairDataset) -> LabelledDataset:
                 yield _canonical(one)
 
     note = f"{pairs.name} holds preferences: each of the {len(pairs):,} pairs is a good and a bad answer."
-    made = _made(rows, pairs.name, (*pairs.notes, note))
-    made.left = pairs.left
-    return made
+    return _made(rows, pairs.name, (*pairs.notes, note))  # the notes count the rows that gave no pair
 
 
 def _of_single_answers(data: DemonstrationDataset) -> LabelledDataset:

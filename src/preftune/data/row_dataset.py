@@ -134,6 +134,12 @@ class RowDataset(Sequence[T]):
         kept = np.asarray(indices, dtype=np.int64)
         return self._with(self.rows.select(kept), self.reader, numbers[kept])
 
+    def held_out(self, indices: Sequence[int] | NDArray[np.int64]) -> Self:
+        """The records at these positions without what opening noted and counted: the other part of the data says it."""
+        part = self.select(indices)
+        part.notes, part.left = (), {}
+        return part
+
     def as_chat(self) -> Self:
         """The same as conversations: a text prompt becomes the user's turn, a text answer the assistant's."""
         return self._with(self.rows, self.reader.as_chat(), self.numbers)

@@ -11,7 +11,7 @@ from typing import Any
 from preftune.data.chat.messages import role_of
 from preftune.data.formats import single_answers
 from preftune.data.formats.adapter import Adapter
-from preftune.data.formats.apply import sample_of
+from preftune.data.formats.apply import said_of, sample_of
 from preftune.data.formats.columns import SYNONYMS, guess_columns, listing, resolve_columns
 from preftune.data.formats.registry import adapter_named, recognise
 from preftune.data.formats.to_pair import to_prompt
@@ -183,6 +183,11 @@ def _asked(
     if {"chosen", "rejected"} & set(columns) or (adapter is not None and adapter.name not in _SINGLE):
         pairs = read_pairs(rows, columns=columns, format=format, name=name)
         notes += _not_asked(pairs.unused, keep)
+        if pairs.left:
+            notes += [
+                f"{name}: only prompts of rows that give a pair are asked.",
+                *said_of(pairs.left),
+            ]
         for pair in pairs.as_chat() if as_chat else pairs:
             yield pair.example, pairs.raw[pair.row] if with_rows else {}
         return

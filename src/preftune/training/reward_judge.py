@@ -20,7 +20,7 @@ from preftune.data.conversion.filters import split_key
 from preftune.data.tokens.cache import keys_of_rows
 from preftune.errors import DatasetError
 from preftune.generation.lazy_model import ModelSource, contents
-from preftune.log import warn
+from preftune.log import say, warn
 from preftune.models.locate import Location
 from preftune.statistics.intervals import MeanInterval, share
 from preftune.storage.cache_folder import cache_folder
@@ -96,6 +96,9 @@ def train_judge(
         DatasetError: too few prompts are left.
     """
     rows = _by_prompt(pairs, unwanted or frozenset())
+    left_out = len(pairs) - sum(map(len, rows.values()))
+    if left_out:
+        say(f"{pairs.name}: the judge does not use {counted(left_out, 'pair')}; the policy trained on their prompts.")
     prompts = sorted(rows)
     if len(prompts) < LEAST_PROMPTS:
         gone = f" ({len(unwanted):,} prompts that the policy trained on are left out)" if unwanted else ""
@@ -113,7 +116,7 @@ def train_judge(
     found = _known(folder)
     if found is not None:
         return found
-    train, tested = pairs.select(kept), pairs.select(held_out)
+    train, tested = pairs.select(kept), pairs.held_out(held_out)
     return _train(base, train, tested, folder, apart=apart, seed=seed, dtype=dtype)
 
 

@@ -86,6 +86,14 @@ def test_a_whole_comparison_and_what_is_done_again(preftune, tiny_model, pairs, 
     assert json.loads(Path("runs/compare/compare.json").read_text())["trials"] == found["trials"]
 
 
+def test_rows_of_the_data_that_give_no_pair_are_counted(tmp_path, capsys) -> None:
+    rated = [{"prompt": f"{i}?", "completions": ["yes", "no"], "scores": [5, 5 if i == 2 else 1]} for i in range(4)]
+    data = write_rows(tmp_path / "rated.jsonl", rated)
+    words = ["--model", "m", "--data", data, "--judge", "longer"]
+    compare._read(compare._parser(["dpo", "ppo"]).parse_args(words))
+    assert capsys.readouterr().err.count("(rows 2): two answers have the same rating") == 1
+
+
 def cache_hits(trial: str) -> list[float]:
     lines = Path(f"runs/compare/trials/{trial}/metrics.jsonl").read_text().splitlines()
     return [line["reference/cache_hits"] for line in map(json.loads, lines) if "reference/cache_hits" in line]

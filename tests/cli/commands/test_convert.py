@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from preftune.cli.flags.arguments import DataArguments, MixtureEntry
-from preftune.cli.train.datasets import open_datasets
+from preftune.cli.train.datasets import open_datasets, open_demonstrations, open_labelled
 from preftune.data import load_pairs
 from preftune.errors import ConfigError, DatasetError, RequestError
 
@@ -214,6 +214,18 @@ def test_a_negative_seed_to_train_with(many: Path) -> None:
 def write(path: Path, rows: list[dict[str, object]]) -> list[str]:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return [str(path)]
+
+
+def test_what_opening_counted_is_said_of_the_part_that_is_trained(tmp_path: Path) -> None:
+    answers = [{"prompt": f"q{i}", "completion": "a", "label": None if i == 2 else bool(i % 2)} for i in range(12)]
+    rated = [{"prompt": f"q{i}", "completions": ["a", "b"], "scores": [5, 5 if i == 2 else 1]} for i in range(12)]
+    opened = [(open_labelled, answers, "no_label"), (open_demonstrations, answers, "bad_answer")]
+    for open_both, rows, reason in [*opened, (open_datasets, rated, "tied")]:
+        data = DataArguments(dataset_name=write(tmp_path / "rows.jsonl", rows), eval_fraction=0.25)
+        train, held_out = open_both(data, evaluate=False, seed=0)
+        assert held_out is not None
+        assert reason in train.left
+        assert (held_out.left, held_out.notes) == ({}, ())
 
 
 def test_text_and_a_turn_are_one_prompt(tmp_path: Path) -> None:

@@ -36,12 +36,13 @@ def policy(preftune, tiny_model, tmp_path: Path, monkeypatch) -> Path:
     return tmp_path / "dpo"
 
 
-def test_the_judge_is_trained_once_and_its_accuracy_stands_beside_the_win_rate(preftune, policy, tmp_path):
+def test_the_judge_is_trained_once_and_its_accuracy_stands_beside_the_win_rate(preftune, policy, tmp_path, caplog):
     pairs = write_rows(tmp_path / "judge.jsonl", distinct_rows(48))  # eight of them trained the policy
     prompts = write_rows(tmp_path / "prompts.jsonl", distinct_rows(4, start=60))
     words = ["eval", "--model", policy, "--judge", "auto", "--judge_data", pairs, "--prompts", prompts]
     first = preftune(*words, "--max_new_tokens", 4)
     assert first.code == 0, first.err
+    assert "the judge does not use 8 pairs; the policy trained on their prompts" in first.err + caplog.text
     assert "The judge is a reward model trained on 30 pairs that the policy did not train on. Of 10" in first.out
     about = json.loads((policy / "eval" / "judge.json").read_text())
     assert (about["pairs"], about["tested"]) == (30, 10)

@@ -187,6 +187,14 @@ def test_pairs_that_do_not_fit_are_left_out_and_counted(models: Any, tmp_path: P
         run_suite("held-out", ready, data=write(tmp_path / "q.jsonl", [long]))
 
 
+def test_rows_that_give_no_pair_are_counted(models: Any, tmp_path: Path) -> None:
+    base, aligned, tokenizer = models
+    rated = [{"prompt": f"{i}?", "completions": ["yes", "no"], "scores": [5, 5 if i == 2 else 1]} for i in range(4)]
+    ready = contest(tmp_path, load_models=two_models(base, aligned, tokenizer))
+    result = run_suite("held-out", ready, data=write(tmp_path / "rated.jsonl", rated))
+    assert any("held-out: 1 left out (rows 2): two answers have the same rating" in note for note in result.notes)
+
+
 def test_names_of_files(tmp_path: Path) -> None:
     assert named_files("a/b.jsonl") == {"held-out": "a/b.jsonl"}
     assert named_files("in=a.jsonl, out=b.jsonl") == {"in": "a.jsonl", "out": "b.jsonl"}

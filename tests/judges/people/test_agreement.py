@@ -236,3 +236,9 @@ def test_labels_of_0_and_1_alone_are_not_guessed() -> None:
             read(rows)
     assert [one.label for one in load_labels(rows, format="labelled-outputs").labels] == ["tie", "a"] * 2
     assert len(load_pairs(rows, format="labelled-outputs")) == 2
+
+
+def test_what_gives_no_judgement_is_said_once() -> None:
+    rated = [{"prompt": f"{i}?", "completions": ["yes", "no"], "scores": [5, 5 if i == 2 else 1]} for i in range(4)]
+    notes = load_labels(rated).notes
+    assert len([note for note in notes if "two answers have the same rating" in note]) == 1

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from markupsafe import Markup
 
 from preftune.evaluation.two_models.degeneration import Compared
@@ -91,6 +92,26 @@ def test_a_run_remembers_its_evaluations(tmp_path: Path) -> None:
     with open(folder / "eval" / HISTORY, "a", encoding="utf-8") as file:
         file.write(json.dumps({"time": 1e99, "win_rate": "much"}) + "\nnull\n")
     assert "Its evaluations" in run_page([read_run(folder)])
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("dpo", "chosen or rejected is empty"),
+        ("sft", "there is nothing to learn in the answer"),
+        ("kto", "the answer is empty"),
+    ],
+)
+def test_rows_that_were_left_out_are_described_for_the_method(tmp_path: Path, method: str, words: str) -> None:
+    folder = write_run(tmp_path / "run")
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**facts, "method": method}))
+    audit = json.loads((folder / "audit.json").read_text())
+    audit["train"]["dropped"] = {"empty_completion": {"count": 2, "rows": [0, 4]}}
+    (folder / "audit.json").write_text(json.dumps(audit))
+    page = run_page([read_run(folder)])
+    assert f"2 rows left out (training): {words}." in page
+    assert ("longest pair" in page) == (method == "dpo")
 
 
 def test_code_is_set_as_code_and_stays_inert() -> None:

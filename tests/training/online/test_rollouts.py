@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from preftune.data import load_pairs
 from preftune.errors import DatasetError, ModelError
 from preftune.training.online.prompts import open_prompts, prepare_prompts
 from preftune.training.online.rollout import TransformersSampler, rollout_of
@@ -132,3 +133,12 @@ def test_vllm_that_is_not_there_or_cannot(monkeypatch: pytest.MonkeyPatch, tmp_p
     FakeVllm().install(monkeypatch)
     with pytest.raises(ModelError, match="this policy is something else"):
         VllmSampler(tiny_tokenizer(), model=tiny_model(), **options)
+
+
+def test_prompts_of_opened_pairs_say_what_opening_left_out(caplog):
+    rated = [{"prompt": f"{i}?", "completions": ["yes", "no"], "scores": [5, 5 if i == 2 else 1]} for i in range(4)]
+    for source in (rated, load_pairs(rated)):
+        with caplog.at_level("INFO", "preftune"):
+            assert len(prepare_prompts(source, tiny_tokenizer(), max_prompt_length=None)) == 3
+        assert "(rows 2): two answers have the same rating" in caplog.text
+        caplog.clear()

@@ -79,7 +79,7 @@ def test_beta_follows_the_gaps_and_outlying_pairs_have_no_weight(tmp_path, monke
             sides = trainer.engine(model, found[0]).sides(found[0])
             known = trainer.reference(model, found[0]).sides(found[0])
         gap_N = (sides.chosen_N - known.chosen_N) - (sides.rejected_N - known.rejected_N)
-        seen.append((gap_N, found[0].weight_N, trainer._step_beta, trainer.moments.mean))
+        seen.append((gap_N, found[0].weight_N, trainer._of_beta_dpo["beta_dpo/beta"], trainer.moments.mean))
         return found
 
     monkeypatch.setattr(trainer, "prepare_step", watched)
@@ -89,6 +89,9 @@ def test_beta_follows_the_gaps_and_outlying_pairs_have_no_weight(tmp_path, monke
         assert weight_N[kept].tolist() == pytest.approx([4 / 3] * 3)
         assert beta == pytest.approx(max(1e-3, 0.1 * (1 + 2 * (float(gap_N[kept].mean()) - mean))), rel=1e-4)
         assert loss == pytest.approx(float(torch.nn.functional.softplus(-beta * gap_N[kept]).mean()), abs=1e-5)
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["beta_dpo/beta"] for entry in logged] == [beta for _, _, beta, _ in seen]
+    assert {entry["beta_dpo/left_out"] for entry in logged} == {0.25}
     assert len({round(beta, 6) for _, _, beta, _ in seen}) > 3
     assert len({tuple(weight_N.tolist()) for _, weight_N, _, _ in seen}) > 1
 

@@ -331,7 +331,7 @@ def _read(asked: argparse.Namespace) -> tuple[Any, Any, Any]:
     pairs = load_pairs(asked.data, **read)
     prompts = load_prompts(asked.data, **read, **kept)
     separate = None if asked.test_data is None else load_prompts(asked.test_data, **kept)
-    for note in dict.fromkeys((*prompts.notes, *(() if separate is None else separate.notes))):
+    for note in dict.fromkeys((*pairs.notes, *prompts.notes, *(() if separate is None else separate.notes))):
         tell(f"preftune: {note}")
     return pairs.as_chat() if asked.as_chat else pairs, prompts, separate
 

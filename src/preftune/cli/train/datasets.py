@@ -144,7 +144,7 @@ def split_by(key: Callable[[Any], int], rows: Any, fraction: float, *, seed: int
     memory.
 
     Args:
-        rows: a dataset with `name` and `select`.
+        rows: a `RowDataset`; its notes and counts stay with the part that is trained.
     Raises: DatasetError when all rows have one key.
     """
     places: dict[int, list[int]] = {}
@@ -157,7 +157,7 @@ def split_by(key: Callable[[Any], int], rows: Any, fraction: float, *, seed: int
     count = min(len(keys) - 1, max(1, round(fraction * len(keys))))
     held_out = sorted(index for one in keys[:count] for index in places[one])
     kept = sorted(index for one in keys[count:] for index in places[one])
-    return rows.select(kept), rows.select(held_out)
+    return rows.select(kept), rows.held_out(held_out)
 
 
 def has_splits(name: str) -> bool:

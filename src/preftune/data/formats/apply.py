@@ -76,7 +76,7 @@ class Converted:
 
     def lines(self) -> list[str]:
         """Plain sentences about what was left out."""
-        return [_line(reason, left) for reason, left in self.left.items()]
+        return said_of(self.left)
 
 
 def sample_of(rows: Dataset) -> Sample:
@@ -192,6 +192,11 @@ def _without_left(rows: Dataset) -> Converted:
     if len(places) < len(kept):
         chosen = chosen.select(places)
     return Converted(chosen, np.asarray(numbers, dtype=np.int64)[places], left)
+
+
+def said_of(left: Mapping[str, RowCount]) -> list[str]:
+    """A sentence for each reason why something gave no pair."""
+    return [_line(reason, count) for reason, count in left.items()]
 
 
 def _line(reason: str, left: RowCount) -> str:

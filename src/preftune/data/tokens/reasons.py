@@ -74,3 +74,6 @@ LABELLED_REASONS: Mapping[str, tuple[str, str]] = {
     },
 }
 """The same for an answer with a label."""
+
+REASONS_OF_METHOD: Mapping[str, Mapping[str, tuple[str, str]]] = {"sft": DEMONSTRATION_REASONS, "kto": LABELLED_REASONS}
+"""Those of the methods that do not train on pairs, by the `method` of a run's run.json."""

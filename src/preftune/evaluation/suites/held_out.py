@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from preftune.data.formats.apply import said_of
 from preftune.data.pairs.open import read_pairs
 from preftune.errors import DatasetError, RequestError
 from preftune.evaluation.suites.asking import need_models
@@ -62,9 +63,10 @@ def run(
         beta = _beta_of(_configuration(facts))
     domains: dict[str, Domain] = {}
     taken = of = 0
-    models, memory = need_models(contest, SUITE), []
+    models, memory, left = need_models(contest, SUITE), [], []
     for name, path in files.items():
         opened = read_pairs(path)
+        left += [f"{name}: {line}" for line in said_of(opened.left)]
         some = (
             range(len(opened)) if limit is None else [i * len(opened) // limit for i in range(min(limit, len(opened)))]
         )
@@ -80,7 +82,7 @@ def run(
     return SuiteResult(
         SUITE,
         comparisons=[one for domain in domains.values() for one in domain.comparisons(contest.confidence, beta)],
-        notes=[*filter(None, memory), *_notes(domains, beta, other_loss, contest.confidence)],
+        notes=[*left, *filter(None, memory), *_notes(domains, beta, other_loss, contest.confidence)],
         part=Part(taken, of) if taken < of else None,
         details={
             "domains": {name: domain.to_dict(contest.confidence, beta) for name, domain in domains.items()},

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
-from preftune.data.formats.adapter import LEFT, asked_columns
-from preftune.data.formats.apply import RowCount, sample_of
+from preftune.data.formats.adapter import asked_columns
+from preftune.data.formats.apply import sample_of
 from preftune.data.formats.columns import Columns, find_column, listing
 from preftune.data.formats.judgements import judged, labelled_columns
 from preftune.data.pairs.open import read_pairs
@@ -176,11 +176,7 @@ def _of_pairs(
                 agreement=pair.agreement,
             )
         )
-    return found, [*pairs.notes, *_left(pairs.left)]
-
-
-def _left(left: Mapping[str, RowCount]) -> list[str]:
-    return [f"Left out: {out.count:,} times, {LEFT[reason][0]}." for reason, out in left.items()]
+    return found, list(pairs.notes)
 
 
 def answer_text(answer: Text) -> str:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from jinja2 import UndefinedError
 from markupsafe import Markup
 
-from preftune.data.tokens.reasons import REASONS
+from preftune.data.tokens.reasons import REASONS, REASONS_OF_METHOD
 from preftune.report.audit.page import findings, pictures
 from preftune.report.html.components import NOTHING, listed, loose, panel, panels, table
 from preftune.report.html.document import Page
 from preftune.report.html.templates import markup
 from preftune.report.reading.run_files import Run
-from preftune.report.reading.untrusted_json import Figures, at, mapping, number, sentences
+from preftune.report.reading.untrusted_json import Figures, at, mapping, number, sentences, text
 from preftune.report.run.settings import (
     all_settings,
     command,
@@ -40,7 +40,9 @@ def _tokenised(run: Run) -> Markup:
     reports = {role: mapping(report) for role, report in run.data.items() if number(at(report, "rows_in")) is not None}
     if not reports:
         return NOTHING
-    header = ["", "rows", "used", "left out", "cut", "tokens", "longest pair"]
+    reasons = REASONS_OF_METHOD.get(text(run.facts.get("method")), REASONS)
+    longest_of = "longest pair" if reasons is REASONS else "longest row"
+    header = ["", "rows", "used", "left out", "cut", "tokens", longest_of]
     rows = []
     for role, report in reports.items():
         rows_in, rows_out = int(number(report.get("rows_in")) or 0), int(number(report.get("rows_out")) or 0)
@@ -49,15 +51,16 @@ def _tokenised(run: Run) -> Markup:
         name = "training" if role == "train" else "held out" if role == "eval" else role
         values = [rows_in, rows_out, rows_in - rows_out, cut, int(tokens or 0), int(longest or 0)]
         rows.append([name, *(f"{value:,}" for value in values)])
-    lines = list(_reasons(reports))
+    lines = list(_sentences(reports, reasons))
     return table(header, rows) + (listed(lines) if lines else NOTHING)
 
 
-def _reasons(reports: dict[str, Figures]) -> Iterator[str]:
+def _sentences(reports: dict[str, Figures], reasons: Mapping[str, tuple[str, str]]) -> Iterator[str]:
+    """What was left out and cut, with the words of the run's kind of rows."""
     for role, report in reports.items():
         name = "training" if role == "train" else "held out" if role == "eval" else role
         for reason, tally in mapping(report.get("dropped")).items():
-            wrong, fix = REASONS.get(reason, (str(reason).replace("_", " "), ""))
+            wrong, fix = reasons.get(reason, (str(reason).replace("_", " "), ""))
             count = int(number(at(tally, "count")) or 0)
             yield f"{count:,} {'row' if count == 1 else 'rows'} left out ({name}): {wrong}. {fix}".strip()
         for part, tally in mapping(report.get("truncated")).items():

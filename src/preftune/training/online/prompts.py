@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,8 @@ def prepare_prompts(source: Any, tokenizer: Any, *, max_prompt_length: int | Non
     if isinstance(source, Prompts):
         opened = source
     elif isinstance(source, PairDataset):
-        opened = load_prompts([{"prompt": pair.prompt, **carried_by(pair)} for pair in source])
+        rows = [{"prompt": pair.prompt, **carried_by(pair)} for pair in source]
+        opened = replace(load_prompts(rows), name=source.name, notes=source.notes)
     else:
         opened = open_prompts(source)
     for note in opened.notes:

@@ -19,18 +19,19 @@ from preftune.types import Preference, TokenizedGroup
 
 def measured(
     trainer: DPOTrainerView, moments: RunningMoments, model: nn.Module, batches: Sequence[PackedBatch]
-) -> tuple[Sequence[PackedBatch], float | None]:
+) -> tuple[Sequence[PackedBatch], dict[str, float]]:
     """Counts the step in the moments. Every rank must call it at the same time.
 
     Returns: the batches, in which the pairs that beta-DPO leaves out have weight 0, and those that it keeps so much
-    more that the mean is over them; and beta-DPO's beta of the step, None for other losses.
+    more that the mean is over them; and of beta-DPO the step's beta and the share that is left out, as metrics
+    (`beta_dpo/beta`, `beta_dpo/left_out`); an empty dict for other losses.
     """
     pairs, own = pairs_of_step(trainer, model, batches)
     assert trainer.objective.gap is not None
     gap_N = trainer.objective.gap(pairs)
     moments.add(gap_N)
     if not any(loss.name == "beta_dpo" for loss, _ in trainer.objective.terms) or not len(gap_N):
-        return batches, None
+        return batches, {}
     options, share = trainer.objective.options, trainer.objective.options["beta_dpo_filter"]
     kept_N = torch.ones_like(gap_N, dtype=torch.bool)
     if share:
@@ -39,10 +40,11 @@ def measured(
     beta = dynamic_beta(
         gap_N[kept_N], beta=trainer.objective.beta, beta_dpo_alpha=options["beta_dpo_alpha"], mean=moments.mean
     )
-    factor = len(gap_N) / int(kept_N.sum())
+    count = int(kept_N.sum())
+    factor, figures = len(gap_N) / count, {"beta_dpo/beta": beta, "beta_dpo/left_out": 1 - count / len(gap_N)}
     weights = [pair.weight for batch in batches for group in batch.groups for pair in group.pairs]
     kept = zip(weights, kept_N[own].tolist(), strict=True)
-    return with_changed_pairs(batches, [{"weight": weight * factor * keep} for weight, keep in kept]), beta
+    return with_changed_pairs(batches, [{"weight": weight * factor * keep} for weight, keep in kept]), figures
 
 
 def _draws(trainer: DPOTrainerView, batches: Sequence[PackedBatch]) -> list[float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -57,8 +58,8 @@ class DPOTrainer(ReferencedTrainer):
     config_class = DPOConfig
     columns: ClassVar[Sequence[str]] = (*PER_PAIR, _HITS)
     objective: Objective
-    _step_beta: float | None = None
-    """beta of the step, where it has one of its own."""
+    _of_beta_dpo: Mapping[str, float] = MappingProxyType({})
+    """Metrics of the last step: its beta, and the share of its pairs that is left out."""
     _tokens_per_pair = _gold_per_pair = 1.0
     """Tokens of the chosen completions, and of the gold ones, of the step (or of the held-out set) over its pairs."""
 
@@ -126,14 +127,17 @@ class DPOTrainer(ReferencedTrainer):
 
     def prepare_step(self, model: nn.Module, batches: Sequence[PackedBatch]) -> Sequence[PackedBatch]:
         if self.objective.gap is not None:
-            batches, self._step_beta = measured(self, self.moments, model, batches)
+            batches, self._of_beta_dpo = measured(self, self.moments, model, batches)
         return with_sorted_margins(self, model, batches) if self.objective.sorts else batches
 
     def _of_step(self, *, training: bool) -> dict[str, float | None]:
         """What losses take of the step, of all earlier ones, or in an evaluation of the steps so far."""
-        beta = self._step_beta if training else None
+        beta = self._of_beta_dpo.get("beta_dpo/beta") if training else None
         moments = {"step_beta": beta, "gap_mean": self.moments.mean, "gap_std": self.moments.std}
         return {"delta": self.reward_mean, "gold_tokens_per_pair": self._gold_per_pair, **moments}
+
+    def figures(self) -> dict[str, float]:
+        return {**super().figures(), **self._of_beta_dpo}
 
     def rewards_of(self, sides_N2: Tensor) -> Tensor:
         return sides_N2.flatten()
