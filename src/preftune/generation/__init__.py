@@ -1,12 +1,13 @@
 """Answers to prompts, whatever gives them: transformers, vLLM or an endpoint.
 
-`protocol` says what a generator is, `encode_prompts` is the only place that renders a prompt, and `backends` holds
-the generators. Sampling is seeded per row, so that a resumed run draws the same answers.
+`protocol` says what a generator is, and `backends` holds the generators. `encode_prompts` renders prompts for
+generation; training renders rows in `data/tokens/encode.py`. Both apply the chat template with `rendered` of
+`data/chat/tool_calls.py`. Sampling is seeded per row, so that a resumed run draws the same answers.
 
     answer_store     answers on disk by key: what a resumed run need not ask again
     backends         answers from transformers and from endpoints
     early_exit       batches that end for each row by itself
-    encode_prompts   prompts as token ids: the one renderer
+    encode_prompts   prompts as token ids: the one renderer of generation
     endpoint         chat models behind an address
     finite_check     an error at the first logits that are not finite
     generate         transformers' generate, seeded per row

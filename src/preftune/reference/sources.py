@@ -1,9 +1,14 @@
-"""Who plays the reference: the model as received, before the first step.
+"""Which model is the reference: by default the policy as received, before the first step.
 
     fresh adapter, off-state equals the model as received     `AdapterOff`       no second model
     trained adapter, PiSSA and the like, trained biases       `FrozenCopy`       a copy of what trains, nothing else
     full fine-tuning                                          `AsReceived`       a pass before the first step
     explicit ref_model                                        `ExplicitModel`    a pass, then it is let go
+    sync_ref_model                                            `MovingCopy`       a copy that follows what trains
+    a loss without a reference                                `NoReference`      nothing
+
+The baseline of `loss_type=kto` and training on fresh answers need a reference at any time. With full fine-tuning they
+get a `FrozenCopy` instead of `AsReceived`, and `ExplicitModel` is not let go.
 
 Which one a model gets is measured (does switching the adapter off change a score?), except where a probe could miss the
 difference (`_shows_rarely`): there the names of the adapted parameters decide.

@@ -4,14 +4,14 @@
 
     config        options of the trainers
     guard         alarms while a run trains
-    online        training on fresh answers; online DPO
+    online        training on fresh answers: GRPO, RLOO, online DPO, XPO, Nash-MD
     ppo           proximal policy optimisation
     protocol      what other modules may read of a trainer
     record        run.json, checkpoints, resuming, model cards
     reward_judge  a judge trained from the user's own pairs
     setup         what happens before the first step
     step          one optimiser step
-    trainers      DPO, SFT and reward models
+    trainers      DPO, KTO, SFT and reward models
 """
 
 from preftune.training.config.dpo import DPOConfig

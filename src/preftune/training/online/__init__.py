@@ -1,20 +1,20 @@
-"""Training on answers that the policy gives while it is trained.
+"""Training on answers that the policy gives while it is trained: GRPO, RLOO, online DPO, XPO, Nash-MD.
 
-config        options of online training
-fresh         data loader, reference and sampler of a trainer
+config            options of online training
+fresh             data loader, reference and sampler of a trainer
 group_trainer     GRPOTrainer and RLOOTrainer
 grpo_config       their options
-judged            what trainers share whose answers a judge compares
-preference    OnlineDPOTrainer
-prompts       prompts, encoded once, in a seeded order
+judged            what online DPO, XPO and Nash-MD share: a judge compares the answers
+preference        OnlineDPOTrainer
+prompts           prompts, encoded once, in a seeded order
 reward_functions  rewards as TRL takes them, and sums of several
-reward_rules  rewards that ship: exact, key-fact, length, format
-rollout       answers as token ids
-scoring       reward models, ensembles, rules and chat models as scorers
-trainer       OnlineTrainer: what PPO and online DPO share
+reward_rules      rewards that ship: exact, key-fact, length, format
+rollout           answers as token ids
+scoring           reward models, ensembles, rules and chat models as scorers
+trainer           OnlineTrainer: what PPO, GRPO and the judged trainers share
 two_players       XPOTrainer and NashMDTrainer
-vllm_rollout  answers from vLLM (experimental: not tested on a GPU here)
-watch         the guard of online training
+vllm_rollout      answers from vLLM (experimental: not tested on a GPU here)
+watch             the guard of online training
 """
 
 from preftune.training.online.config import NashMDConfig, OnlineDPOConfig, XPOConfig

@@ -1,6 +1,9 @@
-"""What a checkpoint holds besides transformers' files: who the reference was, and the sums since the last log.
+"""`preftune_state.json` of a checkpoint, one file per rank: what a resumed run needs besides transformers' files.
 
-Without the sums the first loss logged after a resume would be the mean of a shorter window than it says.
+It holds the reference's fingerprint, the sums since the last log, the state of the guard, the token limit that a step
+fell to, what is used up of `max_seconds` and `max_train_tokens`, and what a method adds: the moments of losses, PPO's
+KL coefficient, the rounds of online training. Without the sums the first loss that is logged after a resume would be
+the mean of a shorter window than it says.
 """
 
 from __future__ import annotations

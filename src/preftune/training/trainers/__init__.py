@@ -1,4 +1,4 @@
-"""The trainers on given data: DPO, SFT and reward models.
+"""The trainers on given data: DPO, KTO, SFT and reward models.
 
 `base.PackedTrainer` is what they share. `recorded.RecordedTrainer`, the base of online trainers too, settles how a
 model is computed and writes logs, checkpoints and cards; `resumable.ResumableTrainer` below it records, stops and
@@ -6,7 +6,7 @@ resumes a run. A new method is a subclass with `batch_loss`.
 
     base        PackedTrainer: what trainers on packed groups share
     dpo         DPOTrainer
-    kto         KTOTrainer
+    kto         KTOTrainer and BCOTrainer
     evaluation  EvaluatedTrainer: evaluation over ranks and items
     recorded    RecordedTrainer: precision, engine, finite check, logs, checkpoints
     referenced  ReferencedTrainer: what trainers with a reference share

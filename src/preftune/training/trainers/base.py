@@ -184,6 +184,7 @@ class PackedTrainer(EvaluatedTrainer):
         )
         if inputs[BATCH] is not batches[-1]:
             return torch.zeros((), device=self.args.device)
+        # transformers' training_step computes one micro-batch: forward through compute_loss, then backward
         policy, one = unwrap(model), super().training_step
         items = sum(map(self._items, batches)) if num_items_in_batch is None else num_items_in_batch
 
