@@ -41,6 +41,7 @@ COMMANDS: dict[str, Command] = {
         ("train", "xpo", "the same against answers of the reference, with exploration (XPO)"),
         ("train", "nash-md", "a judge compares with a mixture of model and reference (Nash-MD)"),
         ("commands", "compare", "any methods against each other: same model, data, budget and judge"),
+        ("recipes", "sweep", "a recipe with ranges: many trials, the best settings, one page"),
         ("recipes", "convert-recipe", "a recipe of LLaMA-Factory or Axolotl as one of preftune"),
         ("commands", "sample", "several completions per prompt, from a model or an endpoint"),
         ("commands", "label", "a judge makes preference pairs of them"),

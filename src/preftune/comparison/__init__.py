@@ -1,6 +1,6 @@
 """Methods against each other on the same model, data, budget and judge: what `preftune compare` does.
 
-`run` is the entry point; trainings are processes of their own (`stages`).
+`run` is the entry point; trainings are processes of their own (`training.stages`).
 
     chart      reward against KL
     data       three parts of the data without a shared prompt
@@ -10,7 +10,6 @@
     plan       budget and trials
     result     the result and its sentences
     run        the comparison
-    stages     trainings as processes
     trainings  recipes of the trainings
 """
 

@@ -14,12 +14,12 @@ from preftune.comparison.measure import Ruler
 from preftune.comparison.methods import Method
 from preftune.comparison.plan import Budget, Settings, Trial, amount_in_words
 from preftune.comparison.result import Tried
-from preftune.comparison.stages import Outcome, Stage, run_stage
 from preftune.errors import RequestError
 from preftune.generation.lazy_model import ModelSource
 from preftune.generation.prompts import prompt_key
 from preftune.judges.protocol import Judge
 from preftune.storage.jsonl import digest, read_lines
+from preftune.training.stages import Outcome, Stage, run_stage
 
 Say = Callable[[str], None]
 

@@ -10,6 +10,7 @@
     record        run.json, checkpoints, resuming, model cards
     reward_judge  a judge trained from the user's own pairs
     setup         what happens before the first step
+    stages        trainings as processes of their own
     step          one optimiser step
     trainers      DPO, KTO, SFT and reward models
 """
@@ -47,5 +48,6 @@ __all__ = [
     "record",
     "reward_judge",
     "setup",
+    "stages",
     "trainers",
 ]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from preftune.cli.commands import compare
 from preftune.cli.main import main
-from preftune.comparison import stages
+from preftune.training import stages
 from tests.cli.command import write_rows
 from tests.generation.chat_server import serving
 from tiny import chat_rows
@@ -36,7 +36,7 @@ def calls(monkeypatch) -> list[str]:
     """The trainings that were run."""
     made: list[str] = []
 
-    def here(stage: stages.Stage) -> int:
+    def here(stage: stages.Stage, watch: object = None) -> int:
         made.append(stage.folder.name)
         code = main([stage.command, "--config", str(stage.folder / "recipe.yaml"), "--no_report"])
         (stage.folder / "log.txt").write_text("")
@@ -149,7 +149,7 @@ def test_stopped_in_the_middle_it_goes_on(preftune, tiny_model, pairs, calls, mo
     words = ["compare", "--model", tiny_model, "--data", pairs, "-o", "out", *FAST]
     train = stages._run
 
-    def stopped(stage: stages.Stage) -> int:
+    def stopped(stage: stages.Stage, watch: object = None) -> int:
         if stage.command == "ppo":
             raise KeyboardInterrupt
         return train(stage)
@@ -167,7 +167,7 @@ def test_stopped_in_the_middle_it_goes_on(preftune, tiny_model, pairs, calls, mo
 def test_a_method_none_of_whose_trials_finishes_is_an_error(preftune, tiny_model, pairs, calls, monkeypatch) -> None:
     train = stages._run
 
-    def broken(stage: stages.Stage) -> int:
+    def broken(stage: stages.Stage, watch: object = None) -> int:
         code = train(stage) if stage.command != "ppo" else 1
         if stage.command == "ppo":
             (stage.folder / "log.txt").write_text("preftune: out of memory. Lower it.\n")
@@ -240,7 +240,7 @@ def test_a_policy_that_its_last_step_wrecked_counts_as_a_trial_that_failed(
 ) -> None:
     train = stages._run
 
-    def wrecks(stage: stages.Stage) -> int:
+    def wrecks(stage: stages.Stage, watch: object = None) -> int:
         code = train(stage)
         if stage.folder.name == "dpo-1-seed0":
             file = stage.folder / "adapter_model.safetensors"

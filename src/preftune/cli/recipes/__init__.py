@@ -1,4 +1,4 @@
-"""Recipes of other tools as recipes of preftune: `preftune convert-recipe`.
+"""Commands on recipes: `preftune convert-recipe` reads those of other tools, `preftune sweep` searches settings.
 
 A dialect maps keys and values; what it cannot carry over is named with the reason.
 
@@ -6,6 +6,7 @@ A dialect maps keys and values; what it cannot carry over is named with the reas
     carried         what a dialect makes of a recipe
     convert_recipe  preftune convert-recipe
     llama_factory   LLaMA-Factory's YAML (stage, pref_loss, pref_beta, ...)
+    sweep           preftune sweep
 """
 
-__all__ = ["convert_recipe"]
+__all__ = ["convert_recipe", "sweep"]

@@ -108,6 +108,11 @@ class ReferencedTrainer(PackedTrainer):
         count, total = state.get("rewards", (0.0, 0.0))
         self._rewards = count, total
 
+    def result_facts(self) -> dict[str, Any]:
+        """How many completions the reference scored in this process, and how many scores were known."""
+        counts = {"computed": self.reference.misses, "from_cache": self.reference.hits}
+        return {"reference_scores": counts} if self.objective.needs_reference else {}
+
     # --- evaluation ---
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from preftune.comparison import stages
-from preftune.comparison.stages import Stage, run_stage
 from preftune.errors import RequestError
+from preftune.training import stages
+from preftune.training.stages import Stage, run_stage
 
 
 class Command:
@@ -18,7 +18,7 @@ class Command:
     def __init__(self, code: int = 0, log: str = "") -> None:
         self.code, self.log, self.calls = code, log, 0
 
-    def __call__(self, stage: Stage) -> int:
+    def __call__(self, stage: Stage, watch: object = None) -> int:
         self.calls += 1
         facts = {"spent": {"seconds": 7.5, "tokens": 300}, "steps": 4, "episodes": 64}
         (stage.folder / "run.json").write_text(json.dumps(facts))
@@ -57,7 +57,7 @@ def test_another_recipe_or_other_data_begin_anew(change, tmp_path, monkeypatch):
 
 
 def test_a_training_that_was_cut_off_begins_anew(tmp_path, monkeypatch):
-    def cut(asked: Stage) -> int:
+    def cut(asked: Stage, watch: object) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(stages, "_run", cut)
@@ -82,5 +82,5 @@ def test_a_training_that_failed_is_told_and_tried_again(tmp_path, monkeypatch):
 def test_a_request_that_the_command_refuses_ends_the_comparison(tmp_path):
     """A real process."""
     asked = stage(tmp_path, recipe={"model_name_or_path": "nowhere", "dataset_name": str(tmp_path / "none.jsonl")})
-    with pytest.raises(RequestError, match=r"preftune dpo of the comparison: .*nowhere"):
+    with pytest.raises(RequestError, match=r"preftune dpo: .*nowhere"):
         run_stage(asked)

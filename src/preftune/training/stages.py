@@ -1,4 +1,4 @@
-"""Trainings as processes of their own: `preftune dpo`, `reward` and `ppo` with a recipe each, which can be repeated.
+"""Trainings as processes of their own: a command with a recipe each, which can be repeated.
 
 Every stage is a run directory with `recipe.yaml`, `log.txt` and, when it is over, `stage.json`. One that is finished
 with the same recipe on the same data is not trained again; one that was cut off starts again.
@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class Stage:
     """One training, before it has run."""
 
     command: str
-    """`dpo`, `reward` or `ppo`."""
+    """Of preftune, which trains: `dpo`, `reward`, ..."""
     folder: Path
     recipe: Mapping[str, Any]
     """Fields of the command, without `output_dir`."""
@@ -64,9 +64,11 @@ class Outcome:
         return values
 
 
-def run_stage(stage: Stage) -> Outcome:
+def run_stage(stage: Stage, *, watch: Callable[[], bool] | None = None) -> Outcome:
     """Trains, unless it is done.
 
+    Args:
+        watch: is called about once a second; the training is stopped where it returns True, and is not `finished`.
     Raises:
         RequestError: the command refuses what it is asked for, which every other trial would do as well.
         KeyboardInterrupt: when the training has stopped.
@@ -79,12 +81,12 @@ def run_stage(stage: Stage) -> Outcome:
     text = yaml.safe_dump({**stage.recipe, "output_dir": str(stage.folder)}, sort_keys=False, allow_unicode=True)
     write_whole(stage.folder / "recipe.yaml", text.encode())
     began = time.monotonic()
-    code = _run(stage)
+    code = _run(stage, watch)
     seconds = time.monotonic() - began
     run = run_facts(stage.folder)
     error = "" if code == 0 else _last_words(stage.folder / "log.txt")
     if code == _WRONG_REQUEST:
-        raise RequestError(f"preftune {stage.command} of the comparison: {error}")
+        raise RequestError(f"preftune {stage.command}: {error}")
     lines = read_lines(stage.folder / "metrics.jsonl")
     peaks = [float(line["memory/peak_gb"]) for line in lines if "memory/peak_gb" in line]
     outcome = Outcome(
@@ -112,21 +114,44 @@ def _found(stage: Stage) -> Outcome | None:
     return Outcome(**outcome, again=False)
 
 
-def _run(stage: Stage) -> int:
+def _run(stage: Stage, watch: Callable[[], bool] | None) -> int:
     """The command's exit code; its words are in log.txt."""
+    words = [stage.command, "--no_report", "--config", str(stage.folder / "recipe.yaml")]
+    return run_command(words, stage.folder / "log.txt", watch=watch)
+
+
+def run_command(words: Sequence[str], log: Path, *, watch: Callable[[], bool] | None = None) -> int:
+    """Runs a command of preftune in a process of its own.
+
+    Args:
+        words: the command and its flags.
+        log: the file that gets its output.
+        watch: see `run_stage`.
+    Returns: its exit code.
+    """
     # -P: a datasets.py in the user's folder is not the package
-    words = [sys.executable, "-P", "-m", "preftune.cli.main", stage.command, "--no_report"]
-    words += ["--config", str(stage.folder / "recipe.yaml")]
-    with open(stage.folder / "log.txt", "wb") as log, subprocess.Popen(words, stdout=log, stderr=log) as process:
+    command = [sys.executable, "-P", "-m", "preftune.cli.main", *words]
+    with open(log, "wb") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
         try:
-            return process.wait()
+            while True:
+                try:
+                    return process.wait(timeout=None if watch is None else 1.0)
+                except subprocess.TimeoutExpired:
+                    if watch is not None and watch():
+                        return _stop(process)
         except (KeyboardInterrupt, SystemExit):
-            process.send_signal(signal.SIGINT)  # a terminal has sent it one already; a kill of us alone has not
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            _stop(process)  # a terminal has sent it a signal already; a kill of us alone has not
             raise
+
+
+def _stop(process: subprocess.Popen[bytes]) -> int:
+    """As Ctrl-C; killed where that takes long."""
+    process.send_signal(signal.SIGINT)
+    try:
+        return process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def _last_words(log: Path) -> str:

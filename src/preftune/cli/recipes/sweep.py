@@ -1,0 +1,145 @@
+"""`preftune sweep`: a recipe with ranges in, the best settings and a page over all trials out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preftune.cli.flags.messages import tell
+from preftune.cli.flags.plain_parser import PlainParser
+from preftune.errors import RequestError, did_you_mean
+
+if TYPE_CHECKING:
+    from preftune.cli.train.train_command import Method
+    from preftune.sweep.plan import SweepPlan
+
+_COMMANDS = ("dpo", "kto", "sft", "reward", "ppo", "grpo", "rloo", "online", "xpo", "nash-md")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs `preftune sweep` and returns its exit code: 0 when the planned trials are there or the time is up."""
+    asked = _parser().read(argv)
+    from preftune.cli.flags.recipe import typed_values
+    from preftune.storage.jsonl import prepare_folder
+    from preftune.storage.run_lock import locked
+    from preftune.sweep.plan import read_plan
+    from preftune.training.record.stopping import StoppedError, StopSignals
+
+    plan = read_plan(_with_trials(typed_values(asked.recipe), asked.trials), name=asked.recipe)
+    method = _method(plan)
+    _check(plan, method, asked.output)
+    timeout = None if asked.timeout is None else _seconds(asked.timeout)
+    folder = Path(asked.output)
+    prepare_folder(folder)
+    kept = f"Stopped. {folder} keeps the trials that have ended; the same command goes on from there."
+    try:
+        with locked(folder, another="-o FOLDER"), StopSignals().caught(ctrl_c=False):
+            _sweep(plan, method, folder, storage=asked.storage, timeout=timeout)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(kept) from None
+    except StoppedError as stop:
+        tell(kept)
+        return stop.exit_code
+    return 0
+
+
+def _parser() -> PlainParser:
+    parser = PlainParser(
+        prog="preftune sweep",
+        description="Trains a recipe many times with settings drawn from the ranges in its `sweep` block, on Optuna. "
+        "Trials share the cache of reference scores. Run again after a stop, it goes on from there.",
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML recipe with a `sweep` block (docs/sweeps.md)")
+    parser.add_argument("-o", "--output", metavar="FOLDER", default="runs/sweep", help="where to (runs/sweep)")
+    parser.add_argument("--trials", type=int, metavar="N", help="how many, instead of the recipe's number")
+    parser.add_argument("--timeout", metavar="TIME", help="start no trial after this time: 90s, 10m, 2h")
+    parser.add_argument(
+        "--storage",
+        metavar="URL",
+        help="of a database that several machines share, as postgresql://...; the folder's name is the study's "
+        "(FOLDER/study.db)",
+    )
+    return parser
+
+
+def _with_trials(values: Mapping[str, Any], trials: int | None) -> Mapping[str, Any]:
+    block = values.get("sweep")
+    if trials is None or not isinstance(block, Mapping):
+        return values
+    return {**values, "sweep": {**block, "trials": trials}}
+
+
+def _method(plan: SweepPlan) -> Method:
+    """How the recipe's command trains."""
+    if plan.command not in _COMMANDS:
+        raise RequestError(
+            f"sweep: command: {plan.command}: it does not train. {did_you_mean(plan.command, _COMMANDS)} There are "
+            f"{', '.join(_COMMANDS)}."
+        )
+    method: Method = import_module(f"preftune.cli.train.{plan.command.replace('-', '_')}").METHOD
+    return method
+
+
+def _check(plan: SweepPlan, method: Method, output: str) -> None:
+    """Raises: whatever the command says of the recipe, and of each end of each range."""
+    import tempfile
+
+    import yaml
+
+    from preftune.cli.flags.field_names import check_names
+    from preftune.cli.flags.recipe import read_recipe
+    from preftune.cli.train.train_command import read_request
+
+    names = frozenset(field.name for field in method.fields() or ())
+    first = {one.name: one.ends[0] for one in plan.space}
+    changes: list[dict[str, Any]] = [{}, *({one.name: end} for one in plan.space for end in one.ends)]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "recipe.yaml")
+        for change in changes:
+            values = {**plan.recipe, **first, **change, "output_dir": output}
+            file.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+            recipe = read_recipe(str(file))
+            if names:
+                check_names(names, (), recipe, prog=method.prog)
+            read_request(method, (), recipe)
+
+
+def _seconds(words: str) -> float:
+    from preftune.comparison.plan import Budget
+
+    budget = Budget.parse(words)
+    if budget.unit != "seconds":
+        raise RequestError(f"--timeout {words}: give a time, as 90s, 10m or 2h.")
+    return budget.amount
+
+
+def _sweep(plan: SweepPlan, method: Method, folder: Path, *, storage: str | None, timeout: float | None) -> None:
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise RequestError("preftune sweep needs Optuna. Install it with: pip install 'preftune[sweep]'") from None
+    from preftune.amounts import counted
+    from preftune.sweep.run import Sweep
+
+    said = ", ".join(one.name for one in plan.space)
+    tell(
+        f"preftune: {counted(plan.trials, 'trial')} of preftune {plan.command}, searching {said}; "
+        f"{plan.objective}, {plan.better} is better. Results in {folder}"
+    )
+    if plan.note:
+        tell(f"preftune: {plan.note}")
+    fields = [field.name for field in method.fields() or ()]
+    sweep = Sweep(plan, folder, fields=fields, say=partial(print, flush=True), storage=storage)
+    result = sweep.result(sweep.run(timeout=timeout))
+    best = result["best"]
+    if best is None:
+        raise RequestError(f"no trial has ended. {folder}/trials has their logs.")
+    settings = ", ".join(f"{name} {value}" for name, value in best["settings"].items())
+    tell(f"\nBest: trial {best['number']}, {plan.objective} {best['value']:.4g} ({settings})")
+    tell(
+        f"Its recipe is {folder}/best.yaml, the page {folder}/report.html. The best of {len(result['trials'])} trials "
+        "looks better than it is: train best.yaml with other seeds, and judge it with preftune eval."
+    )
