@@ -253,6 +253,15 @@ def test_rewards_of_every_form_and_their_weights(tmp_path):
     assert set(seen["answer"]) == {"yes"}
 
 
+def test_answers_without_a_reward_are_counted(tmp_path):
+    def every_second(completions, **columns):
+        return [float(len(text)) if n % 2 else None for n, text in enumerate(completions)]
+
+    trainer = made(tmp_path, every_second, max_steps=1)
+    trainer.train()
+    assert trainer.state.log_history[0]["objective/unscored"] == 0.5
+
+
 def test_rewards_that_cannot_be_used(tmp_path):
     def short(completions, **_):
         return [1.0]

@@ -273,3 +273,14 @@ def test_reward_functions_as_trl_takes_them(kind: str, tmp_path: Path) -> None:
     ((_, rated),) = run.rated(answers)
     assert rated.scores == [0.75 * (len(one.response_ids) + len(one.text)) for one in answers]
     run.train()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompts_without_a_verdict_are_counted(kind: str, tmp_path: Path) -> None:
+    def reward(prompts: Any, completions: Any, **_: Any) -> list[float | None]:
+        return [len(text) + n / 10 if n < 2 else None for n, text in enumerate(completions)]
+
+    run = made(kind, tmp_path, judge=None, reward_funcs=reward, max_steps=1)
+    run.train()
+    pairs = SETTINGS["per_device_train_batch_size"]
+    assert run.state.log_history[0]["judge/prompts_without_pair"] == pytest.approx(1 - 1 / pairs)

@@ -132,6 +132,7 @@ class GroupTrainer(OnlineTrainer):
     def make_steps(self, rollouts: Sequence[Rollout], round_number: int) -> list[list[TokenizedGroup]]:
         args, size = self.args, self.answers_per_prompt
         reward_PK, members = self._rewards_of(rollouts, size)
+        self._window.add({"objective/unscored": float(reward_PK.isnan().float().mean())})
         if bool(reward_PK.isnan().all()):
             return []
         groups = [_group(rollouts[start : start + size]) for start in range(0, len(rollouts), size)]

@@ -119,9 +119,9 @@ class NashMDTrainer(TwoPlayerTrainer):
     def make_steps(self, rollouts: Sequence[Rollout], round_number: int) -> list[list[TokenizedGroup]]:
         """One step: the policy's answers, with how far the probability of winning is from even."""
         coefficient = self._now(self.args.mixture_coef)
-        known = [
-            (answers[0], p) for answers, one in self.rated(rollouts) if (p := self._winning(answers, one)) is not None
-        ]
+        rated = self.rated(rollouts)
+        known = [(answers[0], p) for answers, one in rated if (p := self._winning(answers, one)) is not None]
+        self._window.add({"judge/prompts_without_pair": 1 - len(known) / len(rated)})
         if not known:
             return []
         rate = sum(p for _, p in known) / len(known)
