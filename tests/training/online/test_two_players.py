@@ -99,6 +99,19 @@ def test_nash_md_plays_against_the_mixture_at_its_ends(tmp_path: Path) -> None:
     assert [one.response_ids for one in run.opponent([2, 5], first=2)] == [one.response_ids for one in own]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reference_of_its_own_answers_without_dropout(kind: str, tmp_path: Path) -> None:
+    reference = tiny_model(seed=5, attention_dropout=0.9).train()
+    options: dict[str, Any] = {"mixture_coef": 1.0} if kind == "nash-md" else {}
+    run = made(kind, tmp_path, ref_model=reference, **options)
+    run.model.train()
+    prompts = [run.prompts.prompts[i] for i in (2, 5)]
+    ids = [run.prompts.token_ids[i] for i in (2, 5)]
+    expected = run.sampler(tiny_model(seed=5).eval(), prompts, ids, first=2)
+    found = run.opponent([2, 5], first=2)
+    assert [one.response_ids for one in found] == [one.response_ids for one in expected]
+
+
 GROUPS = [
     TokenizedGroup([1, 20], ([30, 31, 32, 33, 2], [40, 2]), (Preference(0, 1),)),  # the policy's answer won
     TokenizedGroup([1, 21], ([50, 2], [60, 61, 62]), (Preference(1, 0),)),  # the reference's

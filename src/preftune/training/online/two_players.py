@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
 import torch
@@ -13,6 +13,7 @@ from preftune.evaluation.labelling.scoring import Rated
 from preftune.generation.seeded_sampling import GeometricMixture
 from preftune.logps.batch import GroupLogps, PackedBatch
 from preftune.losses import LossOutput
+from preftune.reference import inference
 from preftune.reference.sources import LiveSource
 from preftune.training.online.config import JudgedConfig, NashMDConfig, XPOConfig
 from preftune.training.online.fresh import FreshStep, choose_sampler, scale_logps
@@ -55,9 +56,11 @@ class TwoPlayerTrainer(JudgedTrainer):
         """The value of this pass over the prompts; after the last one it stays."""
         return by_epoch[min(self._passes, len(by_epoch) - 1)]
 
-    @property
-    def _live(self) -> LiveSource:
-        return cast(LiveSource, self.reference)
+    @contextmanager
+    def _reference_model(self) -> Iterator[torch.nn.Module]:
+        """The model that answers as the reference, without dropout."""
+        with cast(LiveSource, self.reference).acting(self.model) as model, inference(model):
+            yield model
 
 
 class XPOTrainer(TwoPlayerTrainer, OnlineDPOTrainer):
@@ -72,7 +75,7 @@ class XPOTrainer(TwoPlayerTrainer, OnlineDPOTrainer):
     config_class: ClassVar[type[JudgedConfig]] = XPOConfig
 
     def opponent(self, asked: Sequence[int], *, first: int) -> list[Rollout]:
-        with self._live.acting(self.model) as reference:
+        with self._reference_model() as reference:
             return self.answers(self.sampler, reference, asked, first=first)
 
     def losses(self, part: PackedBatch, output: LossOutput, scored: GroupLogps) -> tuple[Tensor, dict[str, Tensor]]:
@@ -107,8 +110,7 @@ class NashMDTrainer(TwoPlayerTrainer):
         self._mixture_sampler = choose_sampler(self, self.processing_class, processor=self._mixture)
 
     def _mixture(self, attention_mask: Tensor) -> GeometricMixture:
-        acting = partial(self._live.acting, self.model)
-        return GeometricMixture(acting, attention_mask, weight=self._now(self.args.mixture_coef))
+        return GeometricMixture(self._reference_model, attention_mask, weight=self._now(self.args.mixture_coef))
 
     def opponent(self, asked: Sequence[int], *, first: int) -> list[Rollout]:
         return self.answers(self._mixture_sampler, self.model, asked, first=first)
