@@ -20,8 +20,13 @@ INSTEAD = {
     r"beside": "next to, besides, in addition to",
     r"begun(?!`|:)": "started",
     r"so many": "this many, a number of",
+    r"is there (?:already|twice)": "exists already, is given twice",
+    r"go(?:es)? on from": "continues from",
+    r"is no (?:\w+ )?(?:number|text|value)": "is not a number",
+    r"as (?:it|they) stands?": "unchanged",
+    r"an own|of its own accord": "its own",
     r"looked at": "examined, read, checked",
-    r"(?:is|are|has|have) none": "is not one, without one",
+    r"(?<!there )(?:is|are) none": "is not one, without one",
 }
 """Word -> what to write."""
 

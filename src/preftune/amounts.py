@@ -1,11 +1,11 @@
-"""Numbers with their unit, as people write them."""
+"""Numbers with their units, as people write them."""
 
 from __future__ import annotations
 
 
-def counted(number: int, name: str) -> str:
-    """`1 row`, `2,000 rows`."""
-    return f"{number:,} {name}{'s' * (number != 1)}"
+def counted(number: int, one: str, several: str | None = None) -> str:
+    """`1 row`, `2,000 rows`; with `several`, words whose plural takes more than an s: `1 row is`, `2 rows are`."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
 
 
 def of_type(value: object) -> str:
@@ -15,7 +15,7 @@ def of_type(value: object) -> str:
 
 
 def file_size(count: int) -> str:
-    """Bytes, by the thousand."""
+    """A number of bytes with its unit, in powers of a thousand."""
     for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= step:
             return f"{count / step:.1f} {unit}"

@@ -1,7 +1,7 @@
-"""Limits on what is read, so that a broken or hostile input ends in a message and not in a full memory.
+"""Limits on input, so that a broken or hostile file gives a message and does not fill the memory.
 
-Each has a default that ordinary data do not reach. PREFTUNE_LIMITS raises them: `PREFTUNE_LIMITS=line=4GB,field=1GB`.
-"""
+Each limit has a default that ordinary data do not reach. PREFTUNE_LIMITS raises them:
+`PREFTUNE_LIMITS=line=4GB,field=1GB`."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ DEFAULTS: Mapping[str, float] = {
     "config": _GB / 16,
     "layers": 10_000.0,
 }
-"""Bytes of a line of a text file, characters of a text in a row, seconds and bytes of memory of one rendering of a
-chat template, bytes of a model's config.json, and layers that it may ask for."""
+"""The limits: bytes of a line of a text file, characters of a text in a row, seconds and bytes of memory of one
+rendering of a chat template, bytes of a model's config.json, and the number of layers in it.
+"""
 
 _UNITS = {"": 1.0, "kb": 2.0**10, "mb": 2.0**20, "gb": 2.0**30}
 _VALUE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)")
 
 
 def bound(name: str) -> float:
-    """A limit of `DEFAULTS`, or what the environment says of it. Raises: ConfigError for an invalid value."""
+    """A limit of `DEFAULTS`, or its value in the environment. Raises: ConfigError for an invalid value."""
     return _asked(os.environ.get(VARIABLE, "")).get(name, DEFAULTS[name])
 
 
 def raising(name: str, value: str) -> str:
-    """How an error says that a limit can be raised."""
+    """The part of an error message that says how to raise a limit."""
     return f"{VARIABLE}={name}={value} raises that limit"
 
 

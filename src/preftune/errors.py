@@ -1,4 +1,4 @@
-"""The exceptions a user can meet. Each message says what is wrong, where, and the one change that fixes it.
+"""The exceptions of preftune. Each message says what is wrong, where, and the one change that fixes it.
 
 Exit codes of the command line follow the class: a `RequestError` was wrong before any work began (2), every other
 `PreftuneError` is a job that could not be finished (1).
@@ -17,13 +17,13 @@ class PreftuneError(Exception):
 
 
 class RequestError(PreftuneError, ValueError):
-    """What was asked for cannot be done as asked: an unknown option, an impossible value, a missing file."""
+    """The request is not valid: an unknown option, an impossible value, a missing file."""
 
     exit_code = 2
 
 
 class ConfigError(RequestError):
-    """A field of the configuration has an impossible value, or stands for something preftune does not do."""
+    """A field of the configuration has an impossible or unsupported value."""
 
 
 class DatasetError(RequestError):
@@ -35,15 +35,15 @@ class TemplateLimitError(DatasetError):
 
 
 class ModelError(RequestError):
-    """The model cannot be found, loaded, quantised or adapted as asked."""
+    """The model cannot be found, loaded, quantised or adapted as requested."""
 
 
 class ReferenceMismatchError(PreftuneError):
-    """Policy and reference disagree where they must agree, or a reference score is needed that no source can supply."""
+    """Policy and reference differ where they must agree, or no source can supply a reference score that is needed."""
 
 
 class SelfCheckError(PreftuneError):
-    """The check before (or just after) the first optimiser step found something that would ruin the run."""
+    """The check before (or just after) the first optimiser step found an error that would spoil the run."""
 
 
 class NonFiniteError(PreftuneError):
@@ -55,26 +55,26 @@ class CheckpointError(PreftuneError):
 
 
 class OutOfMemoryError(PreftuneError):
-    """The device ran out of memory; the message names what would save how much."""
+    """The device ran out of memory; the message lists options with the memory that each would save."""
 
 
 class EndpointError(PreftuneError):
-    """A model behind an address gave no answer, or a cap on its calls was reached; what was answered is kept."""
+    """A model behind an address gave no answer, or a cap on its calls was reached; earlier answers are kept."""
 
 
 class UnsupportedLayoutError(PreftuneError):
-    """The packed engine cannot serve this model exactly. Caught by the engine, which falls back and says why."""
+    """The packed engine cannot compute this model exactly. The engine catches this error, falls back and says why."""
 
 
 def did_you_mean(
     name: str, names: Iterable[str], *, otherwise: str = "", most: int = 1, cutoff: float = 0.6, shown: str = "{!r}"
 ) -> str:
-    """The question of an error message: which known name was meant.
+    """The question in an error message: the known names that may have been meant.
 
     Args:
-        otherwise: the sentence where no known name is near.
-        most: names in the question.
-        cutoff: similarity from 0 to 1 below which a name is not near.
+        otherwise: the sentence if no known name is similar.
+        most: maximum number of names in the question.
+        cutoff: minimum similarity of a name, from 0 to 1.
         shown: format of a name.
     """
     near = difflib.get_close_matches(name, list(names), n=most, cutoff=cutoff)

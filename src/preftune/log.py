@@ -1,4 +1,4 @@
-"""What preftune says while it works: plain lines on stderr through the logger "preftune"."""
+"""Messages of preftune during its work: plain lines on stderr through the logger "preftune"."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _CONTROL = re.compile(
 
 
 def printable(text: str) -> str:
-    """Text of unknown origin as a terminal may be given it: without escape sequences, control and bidi characters."""
+    """Untrusted text, made safe for a terminal: without escape sequences, control and bidi characters."""
     return _CONTROL.sub("", text)
 
 
 def say(line: str) -> None:
-    """A fact or an advice for the person at the terminal; once per job, not once per rank."""
+    """Prints a fact or advice for the user; once per job, not once per rank."""
     _tell(logging.INFO, line)
 
 
 def warn(line: str) -> None:
-    """Like `say`, for what should not be overlooked."""
+    """Like `say`, for warnings."""
     _tell(logging.WARNING, line)
 
 
 def detail(line: str) -> None:
-    """Like `say`, for what needs no action: run.json keeps it, and the terminal shows it with `--verbose`.
+    """Like `say`, for notes that need no action: run.json keeps them, and the terminal shows them with `--verbose`.
 
     In Python: `logging.getLogger("preftune").setLevel("DEBUG")`.
     """
@@ -44,12 +44,12 @@ def detail(line: str) -> None:
 
 
 def show_details(shown: bool) -> None:
-    """Whether the terminal gets what `detail` is given."""
+    """Sets whether the terminal shows the notes of `detail`."""
     _LOGGER.setLevel(logging.DEBUG if shown else logging.INFO)
 
 
 def take_notes() -> list[str]:
-    """Notes since the last call, shown or not; for run.json."""
+    """The notes since the last call, shown or not; for run.json."""
     taken = list(_NOTES)
     _NOTES.clear()
     return taken
@@ -64,7 +64,7 @@ def _tell(level: int, line: str) -> None:
 
 
 def _set_up() -> None:
-    """A handler of our own unless the application has configured logging; done once, on first use."""
+    """Adds preftune's own handler unless the application has configured logging; done once, on first use."""
     if _LOGGER.level == logging.NOTSET:
         _LOGGER.setLevel(logging.INFO)
     if not _LOGGER.handlers and not logging.getLogger().handlers:
@@ -74,7 +74,7 @@ def _set_up() -> None:
 
 
 class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to whatever stderr is now, so that a redirected or captured stderr is honoured."""
+    """Writes to the current stderr, so that a redirected or captured stderr is respected."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr

@@ -1,4 +1,4 @@
-"""How far a long job is: a bar on a terminal, now and then a line in a log."""
+"""The progress of a long job: a bar on a terminal, occasional lines in a log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LINE_EVERY_S = 30.0
 
 
 class Counting:
-    """A context manager; call it with what is done of what there is. Nothing is shown for jobs of a moment."""
+    """A context manager; call it with the number done and the total. Nothing is shown for short jobs."""
 
     def __init__(self, what: str, *, unit: str) -> None:
         self._what = what
@@ -28,7 +28,7 @@ class Counting:
         self.close()
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -1,4 +1,4 @@
-"""What must not reach a file, a page or a tracker: tokens, keys and passwords."""
+"""Values that must not reach a file, a page or a tracker: tokens, keys and passwords."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _KNOWN_TOKEN = re.compile(
     r"\b(?:hf_\w{16,}|sk-[\w-]{16,}|gh[pousr]_\w{16,}|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"
     r"|(?<=:/)[^/\s:@]*:[^/\s@]+(?=@))"  # an address that was taken for a path
 )
-"""Tokens of hubs and endpoints by how they begin, and the name and password inside an address."""
+"""Tokens of hubs and endpoints, recognised by their beginning, and the name and password inside an address."""
 
 
 def without_secrets(value: Any) -> Any:
     """JSON without the values of options called `token`, `hub_token`, `api_key` and the like, and without tokens that
-    tell themselves by their beginning, anywhere. In a list, an option may stand before its value, as on a command line.
+    are recognised by their beginning, in any place. In a list, an option may precede its value, as on a command line.
     """
     if isinstance(value, dict):
         return {key: without_secrets(item) for key, item in value.items() if not is_secret(key)}
@@ -53,9 +53,9 @@ def without_secrets(value: Any) -> Any:
 
 _BEARER = re.compile(r"(?i)\bbearer\s+(?!realm)[^\s'\")]+")
 _STARRED = re.compile(r"[\w.-]*\*{3,}(?:[\w.*-]*[\w*-])?")
-"""What servers make of a key that they were sent: a few letters of its ends around stars."""
+"""A key as servers show it in error messages: a few letters of its ends around stars."""
 _PIECE = 6
-"""Characters in a row that are enough of a key to hide."""
+"""Length from which a part of a key is hidden."""
 
 
 def hidden(text: str, keys: Iterable[str] = ()) -> str:
@@ -70,12 +70,12 @@ def hidden(text: str, keys: Iterable[str] = ()) -> str:
 
 
 def without_starred(text: str) -> str:
-    """A server's message without the ends of a key that it shows."""
+    """A server's message without the parts of a key that it shows."""
     return _STARRED.sub(_HIDDEN, text)
 
 
 def _without_key(text: str, key: str, *, piece: int) -> str:
-    """Without a key as it is, as Python writes it in an error, and without pieces of it."""
+    """The text without a key, without its Python repr, and without parts of it."""
     forms = {key, repr(key)[1:-1], key.encode("unicode_escape").decode("ascii")}
     for form in forms:
         if len(form.strip()) >= _PIECE:

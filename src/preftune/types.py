@@ -1,8 +1,8 @@
-"""The records that travel down the way of the data. No torch at import: annotations only.
+"""The records that pass from data to training. torch is not imported: it is used in annotations only.
 
     raw row -> PreferencePair -> Example -> TokenizedGroup -> PackedBatch -> GroupLogps -> LossOutput
 
-Legend of the shape suffixes used in preftune: T scored completion tokens, R tokens of a packed row, K completions,
+Shape suffixes used in preftune: T scored completion tokens, R tokens of a packed row, K completions,
 N pairs, D model width, V vocabulary, H attention heads.
 """
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 Message: TypeAlias = dict[str, Any]
-"""One turn of a conversation: `role`, `content`, and whatever else the chat template reads (`tool_calls`, ...)."""
+"""One turn of a conversation: `role`, `content`, and other keys that the chat template reads (`tool_calls`, ...)."""
 
 Text: TypeAlias = str | list[Message]
 """Plain text (standard shape) or turns (conversational shape)."""
 
 Span: TypeAlias = tuple[int, int]
-"""Where something begins and where it ends, half-open."""
+"""Beginning and end of a part, half-open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +38,29 @@ class PreferencePair:
     chosen: Text
     rejected: Text
     weight: float = 1.0
-    """Factor of this pair's loss, >= 0."""
+    """Weight of this pair's loss, >= 0."""
     margin: float = 0.0
-    """Nats of reward by which chosen has to win, >= 0. Not the strength of the preference in the data's own units."""
+    """Nats of reward by which chosen has to win, >= 0. This is not the strength of the preference in the data's own
+    units.
+    """
     agreement: float | None = None
     """Share of annotators who agree with the label, 0..1."""
     ratings: tuple[float, float] | None = None
-    """How the data rate chosen and rejected, higher is better; read where lists are made of pairs."""
+    """The data's ratings of chosen and rejected, higher is better; read only if lists are made from pairs."""
     gold: Text | None = None
-    """A third answer that is only imitated (TPO), of the form of the sides; read where a loss asks for it."""
+    """A third answer that is only imitated (TPO), in the same form as the sides; read only if a loss needs it."""
     id: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """Passed to the chat template in training and in generation alike (`enable_thinking`, ...)."""
+    """Passed to the chat template both in training and in generation (`enable_thinking`, ...)."""
     tools: Sequence[Any] | None = None
     row: int = -1
     """Index of the row in its source, for messages."""
     source: str | None = None
-    """Where the pair comes from: the row's own `source`, or in a mixture the dataset."""
+    """The origin of the pair: the row's own `source`, or in a mixture the dataset."""
 
     @property
     def example(self) -> Example:
-        """The prompt with its two completions, chosen first, and the gold answer behind them."""
+        """The prompt with its two completions, chosen first, followed by the gold answer if there is one."""
         return Example(
             self.prompt,
             (self.chosen, self.rejected, *(() if self.gold is None else (self.gold,))),
@@ -81,32 +83,32 @@ class Preference(NamedTuple):
     weight: float = 1.0
     margin: float = 0.0
     rejected_margin: float | None = None
-    """The margin for the gradient of the rejected side, where it is another one (`aot_unpaired`, within a step)."""
+    """The margin for the gradient of the rejected side, if it differs (`aot_unpaired`, within a step)."""
 
 
 class Label(NamedTuple):
-    """Whether a completion is good by itself."""
+    """Whether a single completion is good."""
 
     desirable: bool
     weight: float = 1.0
-    """Factor of its loss, >= 0."""
+    """Weight of its loss, >= 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt with K completions and what is known of them: preferences, labels, scores, or nothing but that a single
-    one is a demonstration. Prompt and completions have one form, text or turns.
+    """A prompt with K completions and the facts about them: preferences, labels or scores; a single completion without
+    any is a demonstration. Prompt and completions have the same form, text or turns.
     """
 
     prompt: Text | None
-    """None where the data do not separate it from the completion."""
+    """None if the data do not separate it from the completion."""
     completions: tuple[Text, ...] = ()
-    """The answers; one whole conversation or text where `prompt` is None."""
+    """The answers; one whole conversation or text if `prompt` is None."""
     pairs: tuple[Preference, ...] = ()
     labels: tuple[Label, ...] = ()
-    """One for each completion; empty where the data have no labels."""
+    """One label for each completion; empty if the data have no labels."""
     scores: tuple[float, ...] = ()
-    """A rating of each completion, higher is better; empty where the data have no ratings."""
+    """A rating of each completion, higher is better; empty if the data have no ratings."""
     agreement: float | None = None
     id: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -136,33 +138,33 @@ class Example:
 class TokenizedGroup:
     """One prompt with its K distinct completions and the preferences among them, as token ids.
 
-    The prompt may be empty only if every completion begins with a token that needs no prediction; the tokeniser
-    never makes such groups (a beginning-of-sequence token, or the first token of the text, stands in the prompt).
-    """
+    The prompt may be empty only if every completion begins with a token that needs no prediction; the tokeniser never
+    makes such groups (it puts a beginning-of-sequence token, or the first token of the text, into the prompt)."""
 
     prompt_ids: Sequence[int]
     completions: tuple[Sequence[int], ...]
     pairs: tuple[Preference, ...]
-    """A completion that none of them names is a gold answer, which is only imitated (TPO)."""
+    """The pairs. A completion in no pair is a gold answer, which is only imitated (TPO)."""
     id: str = ""
     scored: tuple[tuple[Span, ...], ...] = ()
-    """Which tokens of each completion the loss covers: spans that rise and do not touch. The other tokens are context.
+    """The tokens of each completion that the loss covers, as ascending spans that do not touch. The other tokens are
+    context.
 
-    No spans mean the whole completion, and nothing at all that every completion is covered whole, as in nearly all
-    groups; spans that are written in full get this form.
-    """
+    Empty spans of a completion mean the whole completion, and an empty tuple means that every completion is covered
+    whole, as in nearly all groups; explicit spans of whole completions are converted to this form. """
     labels: tuple[Label, ...] = ()
-    """One for each completion; empty where the data have no labels."""
+    """One label for each completion; empty if the data have no labels."""
     scores: tuple[float, ...] = ()
-    """How good each completion is, in units of the method; empty without scores. With them, the pair of a group is the
-    best and the worst completion of a list."""
+    """A score of each completion, in units of the method; empty without scores. With scores, the pair of a group
+    consists of the best and the worst completion of a list.
+    """
 
     def __post_init__(self) -> None:
         if self.scored:
             object.__setattr__(self, "scored", _canonical_spans(self.scored, self.completions))
 
     def keys(self) -> tuple[str, ...]:
-        """Names by which the row can be subscripted, as TRL's prepared rows can."""
+        """Names by which the row can be subscripted, like TRL's prepared rows."""
         if not self.pairs:
             one = ("completion_ids", "label") if self.labels else ("input_ids",)
             return ("prompt_ids", *one) if len(self.completions) == 1 else ("prompt_ids",)
@@ -175,7 +177,7 @@ class TokenizedGroup:
         """Token ids by TRL's names: `prompt_ids`, `chosen_ids` and `rejected_ids` of a pair, `input_ids` of a
         demonstration, `completion_ids` and `label` of an answer with a label.
 
-        Raises: KeyError for another name; a group of several pairs has `completions` and `pairs` instead.
+        Raises: KeyError for any other name; a group of several pairs has `completions` and `pairs` instead.
         """
         if name not in self.keys():
             raise KeyError(f"{name!r}: this row has {', '.join(self.keys())} (and .completions, .pairs)")
@@ -191,7 +193,7 @@ class TokenizedGroup:
 
     @property
     def gold(self) -> int | None:
-        """The index of the gold answer, which no pair names; None without one."""
+        """The index of the gold answer, which is in no pair; None without a gold answer."""
         if len(self.pairs) != 1 or len(self.completions) != 3 or self.scores:
             return None
         (pair,) = self.pairs
@@ -203,25 +205,27 @@ class TokenizedGroup:
         return len(self.prompt_ids) + sum(len(c) for c in self.completions)
 
     def spans(self, completion: int) -> tuple[Span, ...]:
-        """The spans of one completion, by index, written out: never empty."""
+        """The explicit spans of one completion, by index: never empty."""
         return (self.scored and self.scored[completion]) or ((0, len(self.completions[completion])),)
 
     @property
     def scored_lengths(self) -> list[int]:
-        """Tokens of each completion that the loss covers."""
+        """Number of tokens of each completion that the loss covers."""
         return [sum(end - begin for begin, end in self.spans(index)) for index in range(len(self.completions))]
 
 
 def _canonical_spans(
     scored: Sequence[Sequence[Span]], completions: Sequence[Sequence[int]]
 ) -> tuple[tuple[Span, ...], ...]:
-    """Spans as `TokenizedGroup` keeps them. Raises: ValueError, if they are not what they should be."""
+    """Spans in the form that `TokenizedGroup` keeps. Raises: ValueError for invalid spans."""
     canonical: list[tuple[Span, ...]] = []
     for spans, completion in zip(scored, completions, strict=True):
         last = -1
         for begin, end in spans:
             if not last < begin < end <= len(completion):
-                raise ValueError(f"spans {tuple(spans)} do not rise, or touch, or leave {len(completion)} tokens")
+                raise ValueError(
+                    f"spans {tuple(spans)} are not ascending, or touch, or exceed the length {len(completion)}"
+                )
             last = end
         whole = tuple(spans) == ((0, len(completion)),)
         canonical.append(() if whole else tuple((begin, end) for begin, end in spans))
@@ -236,6 +240,6 @@ class Sides(NamedTuple):
     rejected_N: Tensor
     """(N,) log-probability of the rejected completion, nats."""
     chosen_length_N: Tensor
-    """(N,) scored tokens."""
+    """(N,) number of scored tokens."""
     rejected_length_N: Tensor
-    """(N,) scored tokens."""
+    """(N,) number of scored tokens."""

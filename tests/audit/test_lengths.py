@@ -115,7 +115,7 @@ def test_pairs_that_tokenising_leaves_out() -> None:
     (finding,) = [finding for finding in result.findings if finding.name == "left_out_by_tokenizing"]
     assert (finding.severity, finding.count) == ("error", 3)
     assert finding.figures == {"answers_not_found": 2, "empty_completion": 1}
-    assert finding.detail.startswith("2: the chat template does not tell where the assistant's turns begin and end.")
+    assert finding.detail.startswith("2: the assistant's turns cannot be located in the text of the chat template.")
     assert [example.row for example in finding.examples] == [7, 9, 20]
 
 

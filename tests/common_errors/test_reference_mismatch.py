@@ -43,7 +43,7 @@ def test_a_stranger_is_refused_with_its_distance_and_the_way_out(stranger, tmp_p
     per_token, whole = re.search(r"by ([\d.e+]+) nat per token on average, ([\d.e+]+) nat on a whole", message).groups()
     assert 0 < float(per_token) < float(whole)
     assert "Leave ref_model out" in message
-    option = re.search(r"set (\w+)=True if you mean it", message)[1]
+    option = re.search(r"set (\w+)=True if this is intended", message)[1]
 
     assert first_loss(make(policy(), tmp_path)) == pytest.approx(LN2, abs=1e-5)  # left out
     meant = first_loss(make(policy(), tmp_path, ref_model=reference(), **{option: True}))

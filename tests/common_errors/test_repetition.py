@@ -33,8 +33,8 @@ def advice(folder: Path, caplog: pytest.LogCaptureFixture, model: Any = None, **
 LIKELY_TO_REPEAT: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a beta too low": ({"beta": 0.01}, ["beta=0.01 is below 0.05", "higher beta stays closer to the reference"]),
     "a learning rate too high": ({"learning_rate": 5e-5}, ["learning_rate=5e-05 is outside 5e-7..5e-6", "damage"]),
-    "several epochs": ({"max_steps": -1, "num_train_epochs": 3}, ["3 epochs", "one is usually enough"]),
-    "several epochs by steps": ({"max_steps": 8}, ["2 epochs", "one is usually enough"]),
+    "several epochs": ({"max_steps": -1, "num_train_epochs": 3}, ["3 epochs", "one epoch is usually enough"]),
+    "several epochs by steps": ({"max_steps": 8}, ["2 epochs", "one epoch is usually enough"]),
 }
 
 
@@ -91,7 +91,7 @@ def test_higher_is_closer_is_said_where_beta_is_set():
     with pytest.raises(ConfigError, match="a higher beta keeps the policy closer to the reference"):
         DPOConfig(output_dir="unused", beta=0)
     said = texts()
-    assert "higher stays near the reference" in said["src/preftune/cli/train/dpo.py"]
+    assert "a higher value keeps the policy closer to the reference" in said["src/preftune/cli/train/dpo.py"]
     assert "A *higher* beta stays closer" in said["docs/errors.md"]
 
 

@@ -79,7 +79,7 @@ def test_rows_carry_what_a_judge_reads(file):
 
 def test_too_few_prompts_are_refused_with_their_numbers(tmp_path):
     path = write_rows(tmp_path / "few.jsonl", rows(6))
-    with pytest.raises(DatasetError, match=r"6 distinct prompts; .* each part needs 2"):
+    with pytest.raises(DatasetError, match=r"6 distinct prompts; .* but each part needs 2"):
         parts_of(path)
     parts = parts_of(path, tune=2, test=2)
     assert len(parts.train) == 2

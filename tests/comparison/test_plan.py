@@ -87,7 +87,7 @@ def test_words_are_read_as_names_and_values():
 
 @pytest.mark.parametrize(("words", "said"), [
     (["beta"], "give NAME=VALUE"), (["beta="], "give NAME=VALUE"), (["=3"], "give NAME=VALUE"),
-    (["beta=1", "beta=2"], "there twice"), (["beta=0.1,0.1"], "would be tried twice"),
+    (["beta=1", "beta=2"], "given twice"), (["beta=0.1,0.1"], "would be tried twice"),
 ])  # fmt: skip
 def test_words_that_say_nothing_are_refused(words, said):
     with pytest.raises(RequestError, match=said):
@@ -95,7 +95,7 @@ def test_words_that_say_nothing_are_refused(words, said):
 
 
 def test_settings_of_all_trials_have_one_value():
-    with pytest.raises(RequestError, match="these are for all trials"):
+    with pytest.raises(RequestError, match="these settings apply to all trials"):
         parse_settings(["learning_rate=1e-5,1e-4"], "--both")
 
 

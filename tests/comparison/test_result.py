@@ -181,7 +181,7 @@ def test_of_many_the_one_that_beats_all_others_is_named_with_its_nearest_rival()
 def test_of_many_what_cannot_be_told_apart_is_named():
     said = result([EVEN, AHEAD, AHEAD, EVEN, EVEN, EVEN], names=MANY).verdict()
     assert said.startswith(
-        "No single winner: DPO has the best score, and nothing sets it apart from IPO; it is ahead of KTO and SimPO."
+        "No single winner: DPO has the best score, but no difference is shown from IPO; it is ahead of KTO and SimPO."
     )
 
 

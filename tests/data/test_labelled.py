@@ -47,7 +47,7 @@ def test_pairs_are_a_good_and_a_bad_answer_each():
     assert [one.labels[0] for one in found] == [Label(True, 0.5), Label(False, 0.5)] * 3
     assert [one.completion for one in found][:2] == [pairs[0].chosen, pairs[0].rejected]
     assert [one.row for one in found] == [0, 0, 1, 1, 2, 2]
-    assert any("3 pairs is a good and a bad answer" in note for note in found.notes)
+    assert any("each pair (3 in all) counts as a good and a bad answer" in note for note in found.notes)
 
 
 def test_paired_and_unpaired_data_mix():

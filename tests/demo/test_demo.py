@@ -28,7 +28,14 @@ def test_whole_demo_on_a_random_model(preftune, tiny_model, tmp_path, monkeypatc
     assert result.code == 0, result.err
     assert "eval_strategy is 'no'" not in result.err, "the demo evaluates after training"
     assert max(map(len, result.out.splitlines())) <= 80 + len(str(out)) + len("Talk to both: preftune chat --model ")
-    for word in ("Before and after", "key fact is there", "tokens per answer", "win rate", "held-out pairs", "Done in"):
+    for word in (
+        "Before and after",
+        "contains the key fact",
+        "tokens per answer",
+        "win rate",
+        "held-out pairs",
+        "Done in",
+    ):
         assert word in result.out
     run = json.loads((out / "run.json").read_text())
     assert run["outcome"] == "finished"
@@ -62,7 +69,7 @@ def test_stopping_the_demo_says_how_to_go_on(preftune, tiny_model, tmp_path, mon
     monkeypatch.setattr("preftune.demo.run.run_demo", stop)
     result = preftune("demo", "--model", tiny_model, "--output", tmp_path / "demo")
     assert result.code == 130
-    assert "begins again" in result.message
+    assert "starts again" in result.message
 
 
 @pytest.mark.parametrize("width", [80, 120])

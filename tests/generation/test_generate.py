@@ -128,7 +128,7 @@ def test_template_kwargs_reach_the_template() -> None:
     generate(model, tokenizer, CHATS[:1], max_new_tokens=1, chat_template_kwargs={"shout": True})
     generate(model, tokenizer, CHATS[:1], max_new_tokens=1, chat_template_kwargs=[{"shout": True}])
     assert seen == [2, 7, 7]
-    with pytest.raises(RequestError, match="give one each"):
+    with pytest.raises(RequestError, match="give one per prompt"):
         generate(model, tokenizer, CHATS, chat_template_kwargs=[{}])
 
 

@@ -74,7 +74,7 @@ def test_an_odd_reply_is_asked_for_again(server, odd: str) -> None:
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
 def test_an_odd_reply_that_stays_names_the_endpoint(server, odd: str) -> None:
     server.faults = [Fault(body=odd)] * 2
-    with endpoint(server) as model, pytest.raises(RequestError, match="not as a chat model does") as caught:
+    with endpoint(server) as model, pytest.raises(RequestError, match="not with a chat completion") as caught:
         model.chat(HELLO, max_tokens=5)
     assert str(model.name) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -199,7 +199,7 @@ def test_a_reply_that_trickles_is_given_up() -> None:
     http, handler, where = raw(script)
     with (
         endpoint(where, timeout=0.5, retries=1) as model,
-        pytest.raises(EndpointError, match=r"within 0\.5 s, 2 times"),
+        pytest.raises(EndpointError, match=r"within 0\.5 s in 2 attempts"),
     ):
         model.chat(HELLO, max_tokens=5)
     assert handler.asked == 2
@@ -260,7 +260,7 @@ def test_a_damaged_verdict_is_asked_for_again(tmp_path: Path, caplog) -> None:
         direct.execute("UPDATE verdicts SET value = '[' WHERE key = 'b'")
         direct.execute("UPDATE verdicts SET value = x'ff00' WHERE key = 'c'")
     assert cache.get("abcd") == {"d": ["D"]}
-    assert "3 verdicts" in caplog.text
+    assert "3 damaged verdicts" in caplog.text
     cache.put({"a": ["A"]}, judge="j")
     assert cache.get("a") == {"a": ["A"]}
 

@@ -253,4 +253,4 @@ def test_reports_show_thoughts_folded(tmp_path: Path) -> None:
     evaluate_pairwise(ROWS, generate=Thinker(), judge=KeyFactJudge(), output_dir=tmp_path / "eval", settings={})
     (tmp_path / "run.json").write_text(json.dumps({"status": "finished"}), encoding="utf-8")
     page = run_page([read_run(tmp_path)])
-    assert '<details class="thought"><summary>thought, 34 characters</summary>' in page
+    assert '<details class="thought"><summary>reasoning, 34 characters</summary>' in page

@@ -1,7 +1,7 @@
 """Whole models on a GPU against the oracle in float64 on the CPU: values, and the gradient of every trained weight.
 
 Error budget: no further from the oracle than the naive path in the same precision on the same GPU, times a factor for
-another order of summation. A wrong mask, window or position is off by ten times that.
+another order of summation. A wrong mask, window or position deviates by ten times that.
 """
 
 from __future__ import annotations

@@ -64,11 +64,11 @@ def scorer_of_text(prompt, answer, row) -> str: ...
 @pytest.mark.parametrize(
     ("rule", "says"),
     [
-        (unclear, r"'unclear' takes \(x, y, z\): is it a judge or a scorer\?"),
-        (one, "takes 1 arguments"),
+        (unclear, r"'unclear' takes \(x, y, z\): it is unclear whether"),
+        (one, "takes 1 argument"),
         (five, "takes 5 arguments"),
-        (prompt_third, r"takes \(answer_a, answer_b, prompt, row\), and the prompt comes first"),
-        (answer_first, r"takes \(answer, prompt\), and the prompt comes first"),
+        (prompt_third, r"takes \(answer_a, answer_b, prompt, row\), but the prompt must come first"),
+        (answer_first, r"takes \(answer, prompt\), but the prompt must come first"),
         (judge_of_numbers, "has the arguments of a judge .* and returns what a scorer returns"),
         (scorer_of_text, "has the arguments of a scorer .* and returns what a judge returns"),
     ],

@@ -105,7 +105,7 @@ def test_replicated_layers_are_not_packed_and_a_forward_that_misses_layers_is_re
     assert "layer_replication" in support.reason
     with torch.no_grad():
         torch.testing.assert_close(engine(model, batch).token_logps_T, naive_logps(model, batch), rtol=1e-5, atol=1e-5)
-        with pytest.raises(LayersNotReachedError, match="in a model of 3 layers"):
+        with pytest.raises(LayersNotReachedError, match="in a model with 3 layers"):
             make_engine(model, "packed")(model, batch)
         with pytest.raises(LayersNotReachedError):
             token_states(trunk_of(model), batch, packed=True)

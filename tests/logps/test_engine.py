@@ -17,11 +17,11 @@ from .groups import random_groups
 SHARED = ["llama", "smollm3", "qwen3", "gemma2", "gemma3", "mistral", "gpt2", "phi3", "qwen3_moe"]
 ALSO_SHARED = ["granite", "cohere", "gpt_oss", "deepseek_v3"]
 SEPARATE = {
-    "mamba": "2 of 2 layers do not go through the attention interface",  # state-space
-    "lfm2": "1 of 2 layers do not go through the attention interface",  # hybrid: convolution and attention
+    "mamba": "2 of 2 layers do not use the attention interface",  # state-space
+    "lfm2": "1 of 2 layers do not use the attention interface",  # hybrid: convolution and attention
     "falcon_h1": "packing changes its scores",  # hybrid within a layer
-    "bloom": "2 of 2 layers do not go through the attention interface",  # accepts an implementation, never calls it
-    "codegen": "2 of 2 layers do not go through the attention interface",
+    "bloom": "2 of 2 layers do not use the attention interface",  # accepts an implementation, never calls it
+    "codegen": "2 of 2 layers do not use the attention interface",
     "stablelm": "does not pass the layout on",
     "qwen2_moe": "packing changes its scores",  # its window lives in the mask alone
     "llama4": "packing changes its scores",  # so do its chunks

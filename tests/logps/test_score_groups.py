@@ -48,7 +48,7 @@ def test_memory_that_runs_out_halves_the_budget_and_loses_nothing() -> None:
 
 
 def test_a_group_that_does_not_fit_alone_is_an_error_with_the_advice() -> None:
-    with pytest.raises(OutOfMemoryError, match=r"700 tokens of one row were scored. Use a smaller model\."):
+    with pytest.raises(OutOfMemoryError, match=r"700 tokens of one row. Use a smaller model\."):
         ScoringBudget("cpu", advice=ADVICE).score([group(100), group(700)], Device(600))
 
 

@@ -63,7 +63,7 @@ def test_a_four_bit_base_is_loaded_again_unquantised(base: Path, tmp_path: Path,
     adapted = _adapt(load_model(base, load_in_4bit=True))
     with caplog.at_level(logging.INFO, "preftune"):
         merged = merge(adapted, tmp_path / "merged")
-    assert "folded into the unquantised base" in caplog.text
+    assert "merged into the unquantised base" in caplog.text
     expected = _scores(_adapt(load_model(base)))
     torch.testing.assert_close(_scores(merged), expected, rtol=1e-4, atol=1e-4)
     assert isinstance(adapted, PeftModel)

@@ -61,7 +61,7 @@ def test_loading_by_name(tmp_path):
     again = load_classifier(str(tmp_path / "reward"))
     assert torch.equal(again.score.weight, made.score.weight)
     AutoModelForSequenceClassification.from_pretrained(causal, num_labels=3).save_pretrained(tmp_path / "three")
-    with pytest.raises(ModelError, match="has 3 labels, and a reward model has one"):
+    with pytest.raises(ModelError, match="has 3 labels, but a reward model has one"):
         load_classifier(str(tmp_path / "three"))
 
 
@@ -95,5 +95,5 @@ def test_a_reward_model_is_no_language_model(tmp_path):
     save_reward(tmp_path / "adapter", save_tiny(tmp_path / "base"))
     classifier_of(tiny_model()).save_pretrained(tmp_path / "whole")
     for name in ("adapter", "whole"):
-        with pytest.raises(ModelError, match="is a reward model: it rates answers and writes none"):
+        with pytest.raises(ModelError, match="is a reward model, which rates answers and cannot write them"):
             load_model(str(tmp_path / name))

@@ -87,7 +87,7 @@ def test_an_adapters_base_may_lie_beside_it(shelf: Path, tmp_path: Path) -> None
     (copy / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "base-here"}))
     assert Path(adapter_base(copy)).samefile(tmp_path / "base-here")
     (copy / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
-    with pytest.raises(ModelError, match="does not say which base"):
+    with pytest.raises(ModelError, match="does not name its base model"):
         load_model(copy)
     assert isinstance(load_model(copy, base_model=shelf / "tiny-llama"), PeftModel)
     tiny_llama().save_pretrained(tmp_path / "other")

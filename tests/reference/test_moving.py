@@ -86,5 +86,5 @@ def test_it_begins_with_an_explicit_model():
     source = MovingCopy(policy, start=copy.deepcopy(start))
     assert all(torch.equal(source._received[name], p) for name, p in start.named_parameters())
     assert not source.received
-    with pytest.raises(ConfigError, match="have not the same weights"):
+    with pytest.raises(ConfigError, match="do not have the same weights"):
         MovingCopy(lora_model(), start=start)

@@ -32,7 +32,7 @@ def test_verdict_numbers_alarms_answers_and_settings(tmp_path: Path) -> None:
     assert text.startswith("### Better: it wins 65.0% of comparisons\n")
     for words in (
         "95% interval 56.0% to 74.0%. 12 wins, 6 ties, 6 losses against a-model.",
-        "| tokens an answer | 42 | 21 |",
+        "| tokens per answer | 42 | 21 |",
         "| win rate at equal length |  | 60.0% |",
         "**Next**",
         "- Keep it: preftune merge.",

@@ -188,7 +188,7 @@ def test_little_to_go_by() -> None:
 
 
 def test_bad_input_is_told() -> None:
-    with pytest.raises(DatasetError, match="length_differences: give one finite number for each of the 2"):
+    with pytest.raises(DatasetError, match="length_differences: give one finite number for each outcome"):
         length_controlled([1, 0], [3.0])
     with pytest.raises(DatasetError, match="difficulty"):
         length_controlled([1, 0], [3.0, 1.0], difficulty=[1.0, math.nan])

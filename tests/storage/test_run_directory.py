@@ -326,7 +326,7 @@ def test_damaged_lines_within_a_record_are_counted_and_a_torn_last_one_is_not(tm
     file.write_bytes(b'{"step": 1}\n\xff\xfe\n{"step": 2}\n{"ste\n{"step": 3}\n{"step": 4, "lo')
     cut_back(file, 9)
     assert file.read_text().splitlines() == ['{"step": 1}', '{"step": 2}', '{"step": 3}']
-    assert "2 lines of" in caplog.text
+    assert "2 lines cannot be read" in caplog.text
     assert "(first: 2)" in caplog.text
     assert "log_history" in caplog.text
     caplog.clear()

@@ -62,7 +62,7 @@ def test_a_second_command_is_refused_with_who_holds_the_place(
         result = preftune(*words, "--output" if words[0] == "demo" else "-o", place)
     assert result.code == 2, result.err
     assert f"another run (process {pid} on " in result.message
-    assert f"is writing in {place}. Wait until it has ended, or name another {kind}: {fix}." in result.message
+    assert f"is writing to {place}. Wait until it has ended, or name another {kind}: {fix}." in result.message
 
 
 def test_what_a_lock_leaves(tmp_path: Path) -> None:

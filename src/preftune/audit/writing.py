@@ -26,8 +26,8 @@ def write_text(path: Path, text: str) -> None:
         write_whole(path, text.encode())
     except OSError as error:
         raise RequestError(
-            f"--output {path.parent} cannot be written ({error.strerror or error}). Choose a folder that you own: "
-            "--output FOLDER."
+            f"--output {path.parent} cannot be written ({error.strerror or error}). Choose a folder that you can write "
+            "to: --output FOLDER."
         ) from error
 
 

@@ -1,6 +1,6 @@
 """The command line: parse, call, print.
 
-`main` names the commands and imports one when it is asked for, so `preftune --help` needs no torch.
+`main` names the commands and imports a command when it is called, so `preftune --help` needs no torch.
 
     commands  commands that do not train
     display   tables and progress on the terminal

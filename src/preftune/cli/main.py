@@ -1,7 +1,7 @@
-"""The entry point: names a command, runs it, and turns whatever goes wrong into one paragraph and an exit code.
+"""The entry point: finds a command, runs it, and turns every error into one paragraph and an exit code.
 
 Nothing heavy is imported here: `preftune --help` reads a table. Each command is a module with `run(argv) -> int`,
-imported when it is asked for.
+imported when it is called.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     name: Command(f"preftune.cli.{folder}.{name.replace('-', '_')}", summary)
     for folder, name, summary in (
-        ("commands", "demo", "the whole path on an embedded model and dataset, on a laptop CPU"),
-        ("commands", "audit", "what is wrong with preference data, before anything is trained on them"),
-        ("commands", "convert", "any known format to the canonical one, filtered, with a manifest"),
+        ("commands", "demo", "train, evaluate and report on an embedded model and dataset, on a laptop CPU"),
+        ("commands", "audit", "find what is wrong with preference data before training on them"),
+        ("commands", "convert", "convert any known format to the canonical one, with filters and a manifest"),
         ("train", "sft", "train on demonstrations: messages, prompt and completion, Alpaca, text"),
         ("train", "dpo", "train on preference pairs (--config recipe.yaml, and any field as a flag)"),
-        ("train", "kto", "train on single answers that are good or bad (or on pairs as such)"),
-        ("train", "reward", "a reward model on preference pairs, to judge with and to train on"),
-        ("train", "ppo", "train on the model's own answers, rated by a reward model, rule or endpoint"),
-        ("train", "grpo", "answers to one prompt are rewarded, and are each other's baseline"),
-        ("train", "rloo", "the same with the leave-one-out baseline (RLOO)"),
-        ("train", "online", "the model answers, a judge compares, DPO on the fresh pairs"),
-        ("train", "xpo", "the same against answers of the reference, with exploration (XPO)"),
-        ("train", "nash-md", "a judge compares with a mixture of model and reference (Nash-MD)"),
-        ("commands", "compare", "any methods against each other: same model, data, budget and judge"),
+        ("train", "kto", "train on single answers that are good or bad (or on both sides of pairs)"),
+        ("train", "reward", "train a reward model on preference pairs, for judging and for training"),
+        ("train", "ppo", "train on the model's own answers, rated by a reward model, rule or endpoint (PPO)"),
+        ("train", "grpo", "train on rewarded answers; those of one prompt are each other's baseline"),
+        ("train", "rloo", "the same with the leave-one-out baseline"),
+        ("train", "online", "train with DPO on the model's own answers, compared by a judge"),
+        ("train", "xpo", "the same against answers of the reference, with an exploration term"),
+        ("train", "nash-md", "train against a mixture of model and reference, compared by a judge"),
+        ("commands", "compare", "compare training methods with the same model, data, budget and judge"),
         ("recipes", "sweep", "a recipe with ranges: many trials, the best settings, one page"),
-        ("recipes", "convert-recipe", "a recipe of LLaMA-Factory or Axolotl as one of preftune"),
-        ("commands", "sample", "several completions per prompt, from a model or an endpoint"),
-        ("commands", "label", "a judge makes preference pairs of them"),
-        ("commands", "report", "runs as one page: verdict, answers, curves, alarms, settings; md, png"),
-        ("commands", "judge-check", "does a judge say what people say? agreement and biases"),
-        ("commands", "eval", "did it get better? answers, a judge, a win rate with its interval; suites"),
-        ("commands", "merge", "fold a trained adapter into its base model"),
-        ("commands", "chat", "talk to a model, side by side with the one it came from"),
-        ("commands", "cache", "what is kept on disk (scores, tokens, verdicts, ...): ls, prune, verify"),
-        ("commands", "env", "versions, hardware, number formats and disk, for bug reports"),
+        ("recipes", "convert-recipe", "convert a recipe of LLaMA-Factory or Axolotl to one of preftune"),
+        ("commands", "sample", "sample several completions per prompt, from a model or an endpoint"),
+        ("commands", "label", "make preference pairs of them with a judge"),
+        ("commands", "report", "show runs on one page: verdict, answers, curves, alarms, settings; md, png"),
+        ("commands", "judge-check", "measure a judge's agreement with people, and its biases"),
+        ("commands", "eval", "measure whether the model got better: win rate with its interval; suites"),
+        ("commands", "merge", "merge a trained adapter into its base model"),
+        ("commands", "chat", "talk to a model, side by side with the one it was trained from"),
+        ("commands", "cache", "manage what is kept on disk (scores, tokens, verdicts, ...): ls, prune, verify"),
+        ("commands", "env", "print versions, hardware, number formats and disk space, for bug reports"),
     )
 }
 
 EXIT_STOPPED = 130
-"""What a shell reports for a program that Ctrl-C ended."""
+"""The exit code that a shell reports for a program ended by Ctrl-C."""
 
 
 def help_page() -> str:

@@ -28,7 +28,7 @@ def frontier(result: Result) -> Specification | None:
         return None
     name = "gold reward of samples" if result.gold else "win rate against the start"
     axis = alt.Axis(tickCount=5) if result.gold else alt.Axis(tickCount=5, format="%")
-    x = alt.X("kl:Q", title="KL to the start, nats an answer", axis=alt.Axis(tickCount=5, grid=False))
+    x = alt.X("kl:Q", title="KL to the start, nats per answer", axis=alt.Axis(tickCount=5, grid=False))
     y = alt.Y("reward:Q", title=name, scale=alt.Scale(zero=False), axis=axis)
     titles = [method.title for method in result.methods]
     colour = alt.Color(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from preftune.amounts import counted
 from preftune.data.pairs.canonical_row import canonical_row
 from preftune.data.pairs.dataset import PairDataset
 from preftune.errors import DatasetError
@@ -54,8 +55,8 @@ def split(
         shapes = ("chat messages", "plain text")
         here, there = shapes if _are_chat(separate) else reversed(shapes)
         raise DatasetError(
-            f"{separate.name} holds prompts of {here}, and {prompts.name} of {there}: they would be asked in another "
-            "way than the policies are trained in. Give --as_chat, or prompts of the same shape."
+            f"{separate.name} holds prompts of {here}, and {prompts.name} of {there}: they would be rendered "
+            "differently from the training data. Give --as_chat, or prompts of the same shape."
         )
     order = list(prompts.prompts)
     random.Random(seed).shuffle(order)
@@ -70,9 +71,9 @@ def split(
     chosen, rest = order[:count], order[count:]
     if len(asked) < 2 or len(chosen) < 2 or len(rest) < 2:
         raise DatasetError(
-            f"{prompts.name} has {len(prompts.prompts)} distinct prompts; {len(rest)} would be left to train on, "
-            f"{len(chosen)} to choose settings by and {len(asked)} to judge, and each part needs 2. Give more pairs, "
-            "or ask for fewer with --tune_prompts and --test_prompts."
+            f"{prompts.name} has {counted(len(prompts.prompts), 'distinct prompt')}; {len(rest)} would be left to "
+            f"train on, {len(chosen)} to choose settings by and {len(asked)} to judge, but each part needs 2. Give "
+            "more pairs, or reserve fewer prompts with --tune_prompts and --test_prompts."
         )
     kept = {prompt.key for prompt in rest}
     train: list[PreferencePair] = []

@@ -131,19 +131,19 @@ METHODS: Mapping[str, Method] = _all()
 
 
 def parse_methods(words: Sequence[str]) -> list[Method]:
-    """From `dpo,ipo kto`. Raises: RequestError for an unknown name, one that is there twice, or fewer than two."""
+    """From `dpo,ipo kto`. Raises: RequestError for an unknown name, a repeated one, or fewer than two."""
     names = [name for word in words for name in word.lower().replace("-", "_").split(",") if name]
     for name in names:
         if name not in METHODS:
             likely = {"sigmoid": "dpo", "reinforce": "rloo", "rlhf": "ppo", "slic_hf": "slic"}.get(name)
             hint = (
-                f"It is {likely} here."
+                f"It is called {likely}."
                 if likely
-                else did_you_mean(name, METHODS, otherwise=f"There are {', '.join(METHODS)}.")
+                else did_you_mean(name, METHODS, otherwise=f"Known are {', '.join(METHODS)}.")
             )
             raise RequestError(f"--methods {name}: there is no such method. {hint}")
         if names.count(name) > 1:
-            raise RequestError(f"--methods: {name} is there twice. Give different ones.")
+            raise RequestError(f"--methods: {name} is given twice. Give different methods.")
     if len(names) < 2:
         raise RequestError(f"--methods {','.join(names)}: give at least two, as dpo,ipo,kto.")
     return [METHODS[name] for name in names]

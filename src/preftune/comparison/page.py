@@ -44,9 +44,9 @@ def _first_screen(page: Page, result: Result) -> Markup:
     label = "; ".join(f"{name} {rate.rate:.1%} ({rate.low:.1%} to {rate.high:.1%})" for name, rate in rates.items())
     data, tone = result.data, "unsure" if word.startswith("No ") else "good"
     asked = (
-        f"{data['train']:,} pairs of {data['name']}, {result.budget.words()} a trial, "
+        f"{counted(data['train'], 'pair')} of {data['name']}, {result.budget.words()} per trial, "
         f"{counted(len(result.tried) // len(result.finals), 'trial')} each, judged by {result.judge} on "
-        f"{data['test']:,} prompts."
+        f"{counted(data['test'], 'prompt')}."
     )
     chart = page.chart("rates", charts.rates(rates), label=f"Win rates with their intervals: {label}")
     return markup("run.one", result.start, tone, word, "", rest.strip(), chart, NOTHING, asked)
@@ -58,14 +58,14 @@ def _figures(page: Page, result: Result) -> Markup:
     if len(result.duels) > 1:
         words = (
             "The win rate of the method in the row against the one in the column, with its 95% interval; an asterisk "
-            "marks a difference that is shown with all these comparisons taken together."
+            "marks a difference that is shown for all these comparisons together."
         )
         cards.append(panel("Against each other", words, table(*result.duel_table()), full=True))
     chart = frontier(result)
     if chart is not None:
         words = (
-            f"Every trial, on the {result.data['tune']:,} prompts that settings are chosen by. Further up is better, "
-            "further left is nearer to the start; lines are 95% intervals over prompts."
+            f"Every trial, on the prompts for choosing settings ({result.data['tune']:,}). Higher is better, further "
+            "left is closer to the start; lines are 95% intervals over prompts."
         )
         drawn = page.chart("frontier", chart, label=described(result.tried))
         cards.append(panel("Reward against KL", words, drawn, full=True))
@@ -110,9 +110,10 @@ def _answers(page: Page, result: Result) -> Markup:
 def _how(result: Result) -> Iterator[str]:
     data = result.data
     yield (
-        f"All methods begin with the same model and train on the same {data['train']:,} pairs; {data['tune']:,} "
-        f"prompts choose the settings, {data['test']:,} others are judged. No prompt is in two of these parts"
-        + (f" ({data['held_out']:,} pairs are not trained on for that)." if data["held_out"] else ".")
+        f"All methods start from the same model and train on the same pairs ({data['train']:,}); settings are chosen "
+        f"on {counted(data['tune'], 'prompt')}, and {data['test']:,} others are judged. No prompt is in two of these "
+        "parts"
+        + (f" ({counted(data['held_out'], 'pair')} left out of training for this)." if data["held_out"] else ".")
     )
     rewarded = [method.title for method in result.methods if method.needs_reward]
     shared = (
@@ -120,15 +121,15 @@ def _how(result: Result) -> Iterator[str]:
         "one trial alone would need it."
     )
     yield (
-        f"A trial may use {result.budget.words()}, and all methods have equally many trials."
+        f"A trial may use {result.budget.words()}, and all methods have the same number of trials."
         + (shared if rewarded else "")
     )
     if result.reward_accuracy is not None:
         yield f"The reward model is right on {result.reward_accuracy:.1%} of pairs that it was not trained on."
-    drawn = f"drawn at temperature {result.temperature:g}" if result.temperature else "the likeliest, token by token"
+    drawn = f"sampled at temperature {result.temperature:g}" if result.temperature else "decoded greedily"
     yield (
         "The KL is measured on answers sampled at temperature 1: log policy minus log start of whole answers. The "
-        f"answers that are judged are {drawn}."
+        f"judged answers are {drawn}."
     )
     intervals = "prompts and seeds" if len(result.seeds) > 1 else "prompts"
     together = f" at {result.duels[0].strict.confidence:.2%}, 95% for all of them together" if result.duels[1:] else ""

@@ -95,8 +95,8 @@ def parse_settings(words: Sequence[str], flag: str) -> Settings:
     for name, values in parse_grid(words, flag).items():
         if len(values) > 1:
             raise RequestError(
-                f"{flag} {name}={','.join(values)}: these are for all trials, so give one value. Several values are "
-                "tried where they follow the name of a method, as --dpo."
+                f"{flag} {name}={','.join(values)}: these settings apply to all trials, so give one value. Several "
+                "values are tried after the flag of a method, such as --dpo."
             )
         settings[name] = values[0]
     return settings
@@ -111,10 +111,12 @@ def parse_grid(words: Sequence[str], flag: str) -> dict[str, list[str]]:
         if not name or not equals or not values.strip(","):
             raise RequestError(f"{flag} {word}: give NAME=VALUE, or NAME=VALUE,VALUE to try several.")
         if name in grid:
-            raise RequestError(f"{flag}: {name} is there twice. Give its values once, with commas between them.")
+            raise RequestError(f"{flag}: {name} is given twice. Give its values once, separated by commas.")
         grid[name] = [value for value in values.split(",") if value]
         if len(set(grid[name])) < len(grid[name]):
-            raise RequestError(f"{flag} {word}: a value is there twice, and would be tried twice. Give different ones.")
+            raise RequestError(
+                f"{flag} {word}: a value is given twice, and would be tried twice. Give different values."
+            )
     return grid
 
 

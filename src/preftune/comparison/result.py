@@ -194,7 +194,7 @@ class Result:
         mine = self.duels_of(best)
         nearest = min(mine, key=lambda duel: duel.of(best).win_rate)
         rate, other = nearest.of(best), nearest.other(best)
-        seeds = f" over {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
+        seeds = f" over {counted(len(self.seeds), 'seed')}" if len(self.seeds) > 1 else ""
         measured = (
             f"{best.title}'s answers win {rate.win_rate:.1%} against {other.title}'s (95% interval {rate.ci_low:.1%} "
             f"to {rate.ci_high:.1%}, {counted(rate.prompts, 'prompt')}{seeds}, ties counted half)"
@@ -207,7 +207,9 @@ class Result:
             )
         if len(mine) == 1:
             more = more_prompts(rate)
-            outlook = "" if more is None else f" About {more:,} more prompts would show a difference of this size."
+            outlook = (
+                "" if more is None else (f" About {counted(more, 'more prompt')} would show a difference of this size.")
+            )
             return f"No difference shown: {measured}.{outlook}"
         if all(duel.ahead is None for duel in self.duels):
             count = len(self.methods)
@@ -215,7 +217,7 @@ class Result:
         even = [duel.other(best).title for duel in mine if duel.ahead is None]
         behind = [duel.other(best).title for duel in mine if duel.ahead == best]
         before = [duel.other(best).title for duel in mine if duel.ahead not in (None, best)]
-        words = f"{best.title} has the best score, and nothing sets it apart from {_listed(even)}"
+        words = f"{best.title} has the best score, but no difference is shown from {_listed(even)}"
         words += f"; it is ahead of {_listed(behind)}" if behind else ""
         words += f"; it is behind {_listed(before)} in the direct comparison" if before else ""
         return f"No single winner: {words}. {measured}."
@@ -230,7 +232,7 @@ class Result:
                 shown = f"{'better' if rate.ci_low > 0.5 else 'worse'} than the start"
             lines.append(
                 f"{final.method.title} ({final.label}): {rate.win_rate:.1%} against the start ({rate.ci_low:.1%} to "
-                f"{rate.ci_high:.1%}), {shown}; KL {final.kl.mean:.2f} nats an answer, "
+                f"{rate.ci_high:.1%}), {shown}; KL {final.kl.mean:.2f} nats per answer, "
                 f"{amount_in_words('seconds', final.seconds)}."
             )
         return lines + self._cautions()
@@ -259,8 +261,8 @@ class Result:
             rights = [self.start_right, *(final.right for final in self.finals)]
             rows.append(["right answers", *("" if right is None else f"{right:.1%}" for right in rights)])
         rows += [
-            ["KL to the start, nats an answer", "0", *each(lambda f: mean(f.kl))],
-            ["tokens an answer", f"{self.start_tokens:.0f}", *each(lambda f: f"{f.tokens:.0f}")],
+            ["KL to the start, nats per answer", "0", *each(lambda f: mean(f.kl))],
+            ["tokens per answer", f"{self.start_tokens:.0f}", *each(lambda f: f"{f.tokens:.0f}")],
             ["wall time, loading included", "", *each(lambda f: amount_in_words("seconds", f.seconds))],
             ["peak memory", "", *each(lambda f: "?" if f.peak_gb is None else f"{f.peak_gb:.2f} GB")],
             ["models trained", "", *each(lambda f: f"{len(f.method.models)}: {', '.join(f.method.models)}")],
@@ -314,7 +316,7 @@ class Result:
     def _cautions(self) -> list[str]:
         lines = []
         if len(self.seeds) == 1:
-            lines.append("One seed: another one may turn a small difference round (--seeds 0 1 2).")
+            lines.append("There is one seed: another one may reverse a small difference (--seeds 0 1 2).")
         elif len(self.seeds) == 2:
             lines.append("Two seeds are few for the intervals, which are over prompts and seeds; three are better.")
         failed = [f"{t.method.title} with {t.label}" for t in self.tried if not t.finished]
@@ -324,15 +326,15 @@ class Result:
         unread, asked = sum(rate.unread for rate in rates), sum(rate.n for rate in rates)
         if unread:
             lines.append(
-                f"{unread:,} of {asked:,} verdicts could not be read: they count as ties, and the intervals of "
-                "win rates hold whatever they would have been."
+                f"{unread:,} of {counted(asked, 'verdict')} could not be read: they count as ties, and the intervals "
+                "of win rates hold for any outcome of them."
             )
         for method in self.methods:
             used = [trial.used for trial in self.tried if trial.method == method and trial.finished]
             if used and max(used) < 0.8 * self.budget.amount:
                 lines.append(
                     f"{method.title} ended by itself after {amount_in_words(self.budget.unit, max(used))} of "
-                    f"{self.budget.words()}; its settings say how long (num_train_epochs, total_episodes)."
+                    f"{self.budget.words()}; its length is set by num_train_epochs or total_episodes."
                 )
             if used and max(used) > 1.2 * self.budget.amount:
                 lines.append(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from preftune.amounts import counted
 from preftune.comparison.data import Row
 from preftune.comparison.measure import Distance, Stored, answers_of, distance, mean_score
 from preftune.comparison.methods import Method
@@ -193,7 +194,9 @@ class Comparison:
             distances.append(self._distance(made, "test"))
             if summary.key_facts is not None:
                 right.append(summary.key_facts.aligned.mean)
-            self._say(f"{made.name} against the start, on {len(rows):,} prompts: {summary.win_rate.win_rate:.1%}")
+            self._say(
+                f"{made.name} against the start, on {counted(len(rows), 'prompt')}: {summary.win_rate.win_rate:.1%}"
+            )
         tokens = [answer.tokens for one in answers for answer in one]
         final = Final(
             method=trials[0].method,

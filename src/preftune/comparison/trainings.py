@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from preftune.amounts import counted
 from preftune.comparison.data import Parts
 from preftune.comparison.measure import Ruler
 from preftune.comparison.methods import Method
@@ -101,7 +102,7 @@ class Trainings:
             left = budget.less(self._used("reward", self._reward_stage(trial.seed), reward))
             if left.amount < 1:
                 raise RequestError(
-                    f"--budget {budget.words()} is used up by the reward model, and nothing is left for "
+                    f"--budget {budget.words()} is used up by the reward model, so that nothing is left for "
                     f"{trial.method.title}. Give more."
                 )
         stage = self._stage(trial, left)
@@ -160,9 +161,11 @@ class Trainings:
     def _run(self, stage: Stage, name: str) -> Outcome:
         outcome = run_stage(stage)
         if outcome.again and outcome.finished:
-            self._say(f"{name}: trained in {amount_in_words('seconds', outcome.seconds)}, {outcome.steps:,} steps")
+            self._say(
+                f"{name}: trained in {amount_in_words('seconds', outcome.seconds)}, {counted(outcome.steps, 'step')}"
+            )
         elif outcome.finished and name not in self._told:
-            self._say(f"{name}: is there already")
+            self._say(f"{name}: already exists")
         self._told.add(name)
         return outcome
 

@@ -1,4 +1,4 @@
-"""Preference data: from whatever people have to token ids, with every dropped or cut row accounted for.
+"""Preference data: from files and datasets in any known format to token ids. Every dropped or cut row is counted.
 
 load_rows -> read_pairs / load_pairs -> tokenize_pairs -> GroupDataset, TokenizeReport
           -> load_demonstrations     -> tokenize_demonstrations -> GroupDataset, DemonstrationReport
@@ -11,7 +11,7 @@ load_rows -> read_pairs / load_pairs -> tokenize_pairs -> GroupDataset, Tokenize
     labelled        single answers that are good or bad, for KTO
     pairs           preference pairs: opened, checked, mixed, streamed
     reading         files, hub ids and lists -> raw rows
-    row_dataset     records of a table, read when they are asked for
+    row_dataset     records of a table, each made when it is read
     tokens          token ids, their report and their cache
     tokens_version  TOKENS_VERSION, part of the key of cached pairs and tokens
 """

@@ -1,5 +1,5 @@
-"""Single answers that are good or bad, as KTO trains on them: of rows with a label, and of preferences, whose sides are
-such answers.
+"""Single answers that are good or bad, for KTO: from rows with a label, and from preferences, whose two sides are such
+answers.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def load_labelled(
     if isinstance(source, LabelledDataset | PairDataset):
         if columns or format is not None:
             raise DatasetError(
-                "columns and format apply when data are opened; these answers are open already. Leave them out."
+                "columns and format apply when data are opened, and these answers are already open. Leave them out."
             )
         return source if isinstance(source, LabelledDataset) else _of_pairs(source)
     if is_mixture(source):
@@ -99,11 +99,11 @@ def load_labelled(
 def mix_labelled(
     parts: Sequence[LabelledDataset], proportions: Sequence[float | None], *, seed: int = 0
 ) -> LabelledDataset:
-    """First the answers of the first dataset, then those of the second, ...; training shuffles them.
+    """Concatenates the answers of all datasets, in their order; training shuffles them.
 
     Args:
         proportions: one per part, relative to each other; all None for all rows; see `mixture.share_out`.
-        seed: of the draw.
+        seed: seed of the draw.
     """
     if len(parts) == 1:
         return parts[0]
@@ -126,7 +126,7 @@ def _of_pairs(pairs: PairDataset) -> LabelledDataset:
                 one = replace(pair.example, completions=(side,), pairs=(), labels=(Label(good, pair.weight),))
                 yield _canonical(one)
 
-    note = f"{pairs.name} holds preferences: each of the {len(pairs):,} pairs is a good and a bad answer."
+    note = f"{pairs.name} holds preferences: each pair ({len(pairs):,} in all) counts as a good and a bad answer."
     return _made(rows, pairs.name, (*pairs.notes, note))  # the notes count the rows that gave no pair
 
 

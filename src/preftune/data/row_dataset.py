@@ -1,4 +1,4 @@
-"""Records of a table, read row by row when they are asked for: what datasets of pairs and of demonstrations share."""
+"""Records of a table, each made when it is read: the common part of datasets of pairs and of demonstrations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Record_co = TypeVar("Record_co", covariant=True)
 
 
 class Reader(Protocol[Record_co]):
-    """Makes records of rows; small enough to be sent to other processes."""
+    """Makes records from rows; small enough to be sent to other processes."""
 
     @property
     def needed(self) -> Sequence[str]:
@@ -32,10 +32,10 @@ class Reader(Protocol[Record_co]):
 
     @property
     def facts(self) -> tuple[Any, ...]:
-        """Plain values: what a record depends on besides its row."""
+        """The settings that a record depends on, besides its row, as plain values."""
 
     def read(self, row: Mapping[str, Any], number: int) -> Record_co:
-        """The record of a row. Raises: DatasetError for a row that holds none, with its number in the source."""
+        """The record of a row. Raises: DatasetError for a row without a record, with its number in the source."""
 
     def as_chat(self) -> Self:
         """The same reader, with texts as turns."""
@@ -44,19 +44,19 @@ class Reader(Protocol[Record_co]):
 class RowDataset(Sequence[T]):
     """Rows as records; the raw `datasets.Dataset` stays memory-mapped.
 
-    `data[i]` and iteration raise `DatasetError` for a row that holds no record. Row numbers in records count in the
+    `data[i]` and iteration raise `DatasetError` for a row without a record. Row numbers in records count in the
     dataset that was opened, also after `select`.
     """
 
     kind: ClassVar[str]
-    """What a record is called."""
+    """Name of a record in messages."""
     rows: Dataset
-    """The rows that hold a record each, with every column."""
+    """The rows with one record each, with every column."""
     reader: Reader[T]
     numbers: NDArray[np.int64] | None
-    """The row number of each position, where they differ (after `select`, or where rows make several records)."""
+    """The row number of each position, if they differ (after `select`, or if rows make several records)."""
     needed: Dataset
-    """The rows, with the columns that records are made of."""
+    """The rows, with the columns that records are made from."""
 
     def __init__(
         self,
@@ -71,11 +71,11 @@ class RowDataset(Sequence[T]):
     ) -> None:
         self.name = name
         self.notes = tuple(notes)
-        """What was assumed about the data, in plain sentences."""
+        """Assumptions about the data, in sentences."""
         self.left = dict(left or {})
         """Why raw rows gave no record: reason -> count and first rows."""
         self.format = format
-        """The format that was named or recognised; None where the columns were named."""
+        """The format that was named or recognised; None if the columns were named."""
         self._set(rows, reader, numbers)
 
     def _set(self, rows: Dataset, reader: Reader[T], numbers: NDArray[np.int64] | None) -> None:
@@ -116,7 +116,7 @@ class RowDataset(Sequence[T]):
             yield [self.reader.read(row, number) for number, row in batch]
 
     def row_batches(self, size: int, columns: Sequence[str] = ()) -> Iterator[list[tuple[int, dict[str, Any]]]]:
-        """Rows with their numbers, with what records are made of and these columns."""
+        """Rows with their numbers, the columns that records are made from, and `columns`."""
         rows = self.rows.with_format(None).select_columns([*dict.fromkeys((*self.reader.needed, *columns))])
         start = 0
         for table in rows.iter(batch_size=size):
@@ -146,7 +146,7 @@ class RowDataset(Sequence[T]):
 
     @property
     def facts(self) -> tuple[Any, ...]:
-        """What the records depend on besides `needed`, and what was left out: plain values."""
+        """The settings that records depend on besides `needed`, and the rows left out, as plain values."""
         numbers = None if self.numbers is None else np.ascontiguousarray(self.numbers).tobytes()
         return self.reader.facts, numbers, [(reason, out.count, out.rows) for reason, out in sorted(self.left.items())]
 

@@ -1,7 +1,7 @@
-"""The version of what the data layer makes of rows. It is part of the key of every cache that keeps pairs or tokens."""
+"""The version of the data layer's results. It is part of the key of every cache that keeps pairs or tokens."""
 
 TOKENS_VERSION = 1
-"""Raise it when the same rows, tokenizer and settings give other pairs or other tokens than before.
+"""Increase it when the same rows, tokenizer and settings give other pairs or other tokens than before.
 
-`tests/data/test_tokens_version.py` fails when that happens and the number is the old one.
+`tests/data/test_tokens_version.py` fails when that happens without a new number.
 """

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from preftune.amounts import counted
 from preftune.demo.pairs import Row, demo_rows, question, spread, training_pairs
 from preftune.errors import RequestError
 from preftune.storage.atomic import sha256_of
@@ -84,14 +85,20 @@ def run_demo(settings: DemoSettings, *, say: Say, prepare: Callable[[DPOTrainer]
         prepare(trainer)
     clock.lap("loading")
     topics = len({row["topic"] for row in train})
-    say(f"training on {len(train)} pairs over {topics} topics, learning rate {settings.learning_rate:g}, one epoch")
+    say(
+        f"training on {counted(len(train), 'pair')} over {counted(topics, 'topic')}, learning rate "
+        f"{settings.learning_rate:g}, one epoch"
+    )
     trainer.train()
     trainer.save_model()
     clock.lap("training")
-    say(f"scoring {len(test)} held-out pairs")
+    say(f"scoring {counted(len(test), 'held-out pair')}")
     metrics = dict(trainer.evaluate())
     clock.lap("held-out pairs")
-    say(f"answering {len(test)} held-out prompts with both models, at most {settings.max_new_tokens} tokens each")
+    say(
+        f"answering {counted(len(test), 'held-out prompt')} with both models, at most "
+        f"{counted(settings.max_new_tokens, 'token')} each"
+    )
     summary = _evaluate(trainer, settings, test, say)
     clock.lap("answers")
     return DemoResult(
@@ -160,7 +167,7 @@ def _evaluate(trainer: DPOTrainer, settings: DemoSettings, test: Sequence[Row], 
                 batch_size=settings.generation_batch,
             )
         tokens = sum(item.tokens for item in answers)
-        say(f"  {side}: {tokens:,} tokens in {time.perf_counter() - begin:.0f} s")
+        say(f"  {side}: {counted(tokens, 'token')} in {time.perf_counter() - begin:.0f} s")
         return answers
 
     return evaluate_pairwise(

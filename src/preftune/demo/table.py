@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from preftune.amounts import counted
 from preftune.log import printable
 
 if TYPE_CHECKING:
@@ -41,22 +42,22 @@ def answers_table(answered: Sequence[AnsweredRow], prompts: Mapping[str, str]) -
 
 def results_table(summary: Summary, metrics: Mapping[str, float]) -> Group:
     """Key-fact rate and length of both models, then win rate, margin and accuracy, then the verdicts in words."""
-    table = Table(title=f"{summary.win_rate.n} held-out prompts", title_justify="left")
+    table = Table(title=f"{counted(summary.win_rate.n, 'held-out prompt')}", title_justify="left")
     table.add_column("")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
     if summary.key_facts is not None:
-        table.add_row("key fact is there", _rate(summary.key_facts.base), _rate(summary.key_facts.aligned))
+        table.add_row("contains the key fact", _rate(summary.key_facts.base), _rate(summary.key_facts.aligned))
     tokens, finished = summary.mean_tokens, summary.finished
     table.add_row("tokens per answer", f"{tokens['base']:.0f}", f"{tokens['aligned']:.0f}")
-    table.add_row("ended by themselves", f"{finished['base']:.0%}", f"{finished['aligned']:.0%}")
+    table.add_row("ended by the model", f"{finished['base']:.0%}", f"{finished['aligned']:.0%}")
     rate = summary.win_rate
     lines = [
         Text.assemble(
             ("win rate ", "bold"),
             (f"{rate.win_rate:.1%}", "bold"),
-            f" (95% interval {rate.ci_low:.1%} to {rate.ci_high:.1%}; "
-            f"{rate.wins} wins, {rate.ties} ties, {rate.losses} losses)",
+            f" (95% interval {rate.ci_low:.1%} to {rate.ci_high:.1%}; {counted(rate.wins, 'win')}, "
+            f"{counted(rate.ties, 'tie')}, {counted(rate.losses, 'loss', 'losses')})",
         ),
         Text.assemble(
             ("held-out pairs ", "bold"),

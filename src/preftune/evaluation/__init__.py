@@ -1,6 +1,6 @@
-"""Whether a model got better.
+"""Measures whether a model got better.
 
-`two_models` compares a base and an aligned model prompt by prompt, `suites` holds benchmarks with rules of their own,
+`two_models` compares a base and an aligned model prompt by prompt, `suites` holds benchmarks with their own rules,
 and `labelling` makes preference pairs from samples and a judge.
 
     labelling   preference pairs from samples and a judge

@@ -1,12 +1,12 @@
-"""Answers to prompts, whatever gives them: transformers, vLLM or an endpoint.
+"""Answers to prompts from transformers, vLLM or an endpoint.
 
-`protocol` says what a generator is, and `backends` holds the generators. `encode_prompts` renders prompts for
+`protocol` defines a generator, and `backends` holds the generators. `encode_prompts` renders prompts for
 generation; training renders rows in `data/tokens/encode.py`. Both apply the chat template with `rendered` of
 `data/chat/tool_calls.py`. Sampling is seeded per row, so that a resumed run draws the same answers.
 
-    answer_store     answers on disk by key: what a resumed run need not ask again
+    answer_store     answers on disk by key, reused by a resumed run
     backends         answers from transformers and from endpoints
-    early_exit       batches that end for each row by itself
+    early_exit       batches in which each row ends separately
     encode_prompts   prompts as token ids: the one renderer of generation
     endpoint         chat models behind an address
     finite_check     an error at the first logits that are not finite
@@ -14,7 +14,7 @@ generation; training renders rows in `data/tokens/encode.py`. Both apply the cha
     lazy_model       a model that is loaded when it is needed, and its fingerprint
     own_prompts      the prompts that come with preftune
     prompts          prompts read from data in any known format
-    protocol         what a generator is, and its answers
+    protocol         the protocol of generators and answers
     seeded_sampling  random numbers that depend on the row, not on the batch; mixtures of two models
     shared_prompts   prompts of several rows, computed once
     settings         sampling settings and requests to endpoints

@@ -1,4 +1,4 @@
-"""Answers on disk by key: each is written when it comes, and a run that was killed asks only for what is missing."""
+"""Answers on disk by key: each is written when it arrives, and a resumed run requests only missing ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class AnswerStore:
     def __init__(self, path: Path, known: dict[str, Record] | None = None) -> None:
         """
         Args:
-            known: the answers that are there, by key; default: the whole ones in `path`.
+            known: existing answers by key; default: the complete ones in `path`.
         """
         self.path = path
         self.known: dict[str, Record] = {} if known is None else known
@@ -39,11 +39,11 @@ class AnswerStore:
         record: Callable[[int, Answer], Record],
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Has every missing answer made, and keeps it.
+        """Obtains every missing answer, and keeps it.
 
         Args:
-            ask: called, where any is missing, with what takes the answer to a number, and with the numbers of the
-                missing keys. It may answer others too, which are left as they are: it decides what makes a batch.
+            ask: called, if any answer is missing, with a function that takes a number and its answer, and with the
+                numbers of the missing keys. It may also answer others, which are ignored: it forms its own batches.
             record: the line of an answer.
             progress: called with answers known and answers in all.
         """
@@ -63,6 +63,6 @@ class AnswerStore:
 
 
 def is_answer(record: Record) -> bool:
-    """Whether a line holds a whole answer."""
+    """Whether a line holds a complete answer."""
     kinds = {"key": str, "text": str, "tokens": int, "finished": bool}
     return all(isinstance(record.get(name), kind) for name, kind in kinds.items())

@@ -1,4 +1,6 @@
-"""Who answers for the two sides of an evaluation: a model here, a model at an address, or the dataset's own answers."""
+"""Sources of answers for the two sides of an evaluation: a model on this machine, a model behind an address, or the
+dataset's own answers.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,11 @@ if TYPE_CHECKING:
 
 
 _SEED_BITS = 31
-"""Bits of the seed that servers take."""
+"""Number of bits of a seed that servers accept."""
 
 
 class TwoSides:
-    """Both sides as the `PairGenerator` that `answer_rows` asks."""
+    """Both sides as a `PairGenerator` for `answer_rows`."""
 
     def __init__(self, base: Generator, aligned: Generator) -> None:
         self.sides: dict[Side, Generator] = {"base": base, "aligned": aligned}
@@ -41,19 +43,21 @@ class TwoSides:
         return [answers[number] for number in range(len(prompts))]
 
     def stream(self, side: Side, prompts: Sequence[Text], rows: Rows, take: Take) -> None:
-        """Every answer as soon as it is there. The other side's weights go, unless both sides use the same."""
+        """Yields every answer as soon as it exists. The other side's weights are released, unless both sides share
+        them.
+        """
         asked, other = self.sides[side], self.sides["aligned" if side == "base" else "base"]
         if getattr(other, "source", None) is not getattr(asked, "source", asked):
             other.release()
         asked.answer(prompts, rows, take)
 
     def settings(self) -> dict[str, Any]:
-        """Who answers; with how it is sampled this decides which answers may be used again."""
+        """Identity of the model; together with the sampling settings it determines which answers may be reused."""
         return {side: dict(answerer.identity()) for side, answerer in self.sides.items()}
 
 
 def settings_of(row: Mapping[str, Any], settings: SamplingSettings) -> SamplingSettings:
-    """What a row says about sampling stands over the settings of all."""
+    """The sampling settings of a row, which override the general settings."""
     own = row.get("sampling") or {}
     unknown = sorted(set(own) - set(asdict(settings)))
     if unknown:
@@ -62,7 +66,7 @@ def settings_of(row: Mapping[str, Any], settings: SamplingSettings) -> SamplingS
 
 
 def seed_of(seed: int, prompt: Text, row: Mapping[str, Any]) -> int:
-    """63 bits: the row's own, or what follows from the run's seed, the prompt and the row's id."""
+    """A seed of 63 bits: the row's own, or one derived from the run's seed, the prompt and the row's id."""
     if "seed" in row:
         return int(row["seed"])
     text = json.dumps([seed, prompt, str(row.get("id"))], sort_keys=True, ensure_ascii=False, default=str)
@@ -71,7 +75,7 @@ def seed_of(seed: int, prompt: Text, row: Mapping[str, Any]) -> int:
 
 
 def template_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What the chat template receives for a row: `chat_template_kwargs`, and `tools`."""
+    """The arguments of the chat template for a row: `chat_template_kwargs`, and `tools`."""
     tools = {"tools": row["tools"]} if row.get("tools") else {}
     return {**(row.get("chat_template_kwargs") or {}), **tools}
 
@@ -79,8 +83,9 @@ def template_of(row: Mapping[str, Any]) -> dict[str, Any]:
 def batches(
     lengths: Sequence[int], rows: Rows, settings: SamplingSettings, size: int
 ) -> Iterator[tuple[SamplingSettings, list[int]]]:
-    """Prompts with one way of sampling in batches of like length, the longest first, so that a lack of memory shows at
-    once."""
+    """Prompts with the same sampling settings in batches of similar length, the longest first, so that a lack of memory
+    shows at once.
+    """
     groups: dict[SamplingSettings, list[int]] = {}
     for number, row in enumerate(rows):
         groups.setdefault(settings_of(row, settings), []).append(number)
@@ -91,7 +96,7 @@ def batches(
 
 
 class OfSource:
-    """What the generators of a named model share: whose answers they give, and when the memory is given back."""
+    """The common part of the generators of a named model: its identity, and the release of its memory."""
 
     def __init__(
         self,
@@ -105,7 +110,7 @@ class OfSource:
         """
         Args:
             base: the base of the adapter `source`, when this side answers with the adapter off.
-            tokenizer: default: the own one of who answers.
+            tokenizer: default: the model's own.
         """
         self._own = base or source
         self.name = self._own.name
@@ -125,7 +130,8 @@ class ModelAnswerer(OfSource):
     ) -> None:
         """
         Args:
-            raw: answers as the model writes them, thoughts in their text; prompts go into batches by their tokens.
+            raw: return answers as the model writes them, with reasoning in the text; prompts are batched by length in
+                tokens.
             more: arguments of `OfSource`.
         """
         if batch_size < 1:
@@ -171,7 +177,7 @@ class ModelAnswerer(OfSource):
                     take(number, answer)
 
     def _token_ids(self, prompts: Sequence[Text], rows: Rows) -> list[list[int]]:
-        """The prompts' tokens; one that does not fit is reported before any work, by the row's id."""
+        """The prompts' token ids; a prompt that does not fit is reported before any work, by the row's id."""
         from preftune.generation.encode_prompts import check_lengths, encode_prompts
 
         token_ids = encode_prompts(self.tokenizer(), prompts, [template_of(row) for row in rows])
@@ -182,12 +188,12 @@ class ModelAnswerer(OfSource):
 
 
 class EndpointAnswerer:
-    """A model at an OpenAI-compatible address, several calls at once."""
+    """A model behind an OpenAI-compatible address, with several calls at once."""
 
     def __init__(self, endpoint: Endpoint, settings: SamplingSettings, *, seed: int = 0, raw: bool = False) -> None:
         """
         Args:
-            raw: answers as the server sends them; a thought that is in their text stays there.
+            raw: return answers as the server sends them; reasoning in the text stays there.
         """
         self.endpoint, self.settings, self._seed, self._raw = endpoint, settings, seed, raw
         self.name = str(endpoint.name)
@@ -199,7 +205,7 @@ class EndpointAnswerer:
         pass
 
     def estimate(self, prompts: Sequence[Text], rows: Rows) -> Estimate:
-        """What these answers will cost at most. Raises: RequestError when that is more than a cap."""
+        """The maximum cost of these answers. Raises: RequestError if it exceeds a cap."""
         return self.endpoint.budget.estimate(
             calls=len(prompts),
             tokens_in=sum(guess_tokens(letters_of(prompt)) for prompt in prompts),
@@ -207,12 +213,12 @@ class EndpointAnswerer:
         )
 
     def answer(self, prompts: Sequence[Text], rows: Rows, take: Take, wanted: Wanted = None) -> None:
-        """In the order of the prompts."""
+        """The answers in the order of the prompts."""
         for number, row in enumerate(rows):
             if row.get("tools"):
                 raise RequestError(
-                    f"Prompt {row.get('id', number)} has tools, whose calls an endpoint answers in a form that is no "
-                    "text. Use a model of transformers, or leave the column out with --columns tools=."
+                    f"Prompt {row.get('id', number)} has tools, and an endpoint does not return tool calls as text. "
+                    "Use a model of transformers, or leave the column out with --columns tools=."
                 )
 
         def ask(number: int) -> Reply:
@@ -239,7 +245,9 @@ class EndpointAnswerer:
 
 
 def _answer_of(reply: Reply) -> Kept:
-    """A reply with its thought apart; of its tokens the answer's, by the server's count or by the share of letters."""
+    """A reply with its reasoning separated, and the answer's number of tokens, from the server's count or from the
+    share of characters.
+    """
     if not reply.thought:
         return Kept.of(reply)
     guess = reply.tokens - share_of_tokens(Spoken(reply.text, reply.thought), reply.thought + reply.text, reply.tokens)
@@ -248,14 +256,14 @@ def _answer_of(reply: Reply) -> Kept:
 
 
 class GivenAnswers:
-    """The answers that the rows carry in `given`: the chosen ones of held-out pairs."""
+    """The answers in the rows' column `given`: the chosen ones of held-out pairs."""
 
     name = "dataset"
 
     def __init__(self, count_tokens: Callable[[str], int] = lambda text: guess_tokens(len(text))) -> None:
         """
         Args:
-            count_tokens: of an answer; the default is a guess from its letters.
+            count_tokens: counts the tokens of an answer; by default estimated from its length.
         """
         self._count_tokens = count_tokens
 

@@ -1,9 +1,8 @@
 """Generation in rounds: rows that have ended leave the batch, and their share of the work with them.
 
 `model.generate` computes every row until the last one has ended. Answers differ in length by an order of magnitude, so
-most of that work is padding. Here it generates a few tokens, the rows that are not done go on with their part of the
-key-value cache, and so on. The tokens are the same, but for the rounding of a smaller batch.
-"""
+most of that work is padding. This module generates a few tokens, continues the unfinished rows with their part of the
+key-value cache, and so on. The tokens are the same up to the rounding of a smaller batch."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from preftune.generation.seeded_sampling import RowDraws
 
 ROUND = 16
-"""Tokens after which rows may leave."""
+"""Number of tokens after which rows may leave."""
 
 _NEEDS_THE_PROMPT: Mapping[str, Any] = {
     "begin_suppress_tokens": None,
@@ -36,11 +35,13 @@ _NEEDS_THE_PROMPT: Mapping[str, Any] = {
     "min_new_tokens": 0,
     "stop_strings": None,
 }
-"""What counts from where the prompt ended, or looks at it alone, and the value that says nothing."""
+"""Options that depend on the end of the prompt or on the prompt alone, and the values at which they have no effect."""
 
 
 def serves(config: GenerationConfig) -> bool:
-    """Greedy, one beam, and nothing that must know the prompt: in a second round, the prompt is all there is so far."""
+    """Whether the configuration is supported: greedy, one beam, and no option that depends on the prompt, because in a
+    second round all earlier tokens are the prompt.
+    """
     special = any(getattr(config, name, None) not in (None, nothing) for name, nothing in _NEEDS_THE_PROMPT.items())
     return not config.do_sample and config.num_beams in (1, None) and not special
 

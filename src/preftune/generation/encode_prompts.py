@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from preftune.amounts import counted
 from preftune.data.chat.end_marks import EndMarks, appends_eos
 from preftune.data.chat.tool_calls import apply_template
 from preftune.errors import ModelError, RequestError
@@ -25,11 +26,11 @@ TemplateKwargs: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any] | Non
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[PromptLike], template_kwargs: TemplateKwargs
 ) -> list[list[int]]:
-    """Token ids of every prompt: text as it is, message lists through the chat template, up to where an answer begins;
-    token ids stay.
+    """Token ids of every prompt: text directly, message lists through the chat template, up to the beginning of the
+    answer; token ids unchanged.
 
     Args:
-        template_kwargs: what the chat template receives, for all prompts or one mapping per prompt.
+        template_kwargs: arguments of the chat template, for all prompts or one mapping per prompt.
     Raises: ModelError for messages without a chat template; RequestError for a prompt that is empty.
     """
     if template_kwargs is None or isinstance(template_kwargs, Mapping):
@@ -37,7 +38,9 @@ def encode_prompts(
     else:
         per_prompt = template_kwargs
         if len(per_prompt) != len(prompts):
-            raise RequestError(f"{len(per_prompt)} chat_template_kwargs for {len(prompts)} prompts: give one each.")
+            raise RequestError(
+                f"{len(per_prompt)} chat_template_kwargs for {counted(len(prompts), 'prompt')}: give one per prompt."
+            )
     ended = any(isinstance(prompt, str) for prompt in prompts) and appends_eos(tokenizer)
     encoded = [
         _plain(tokenizer, prompt, ended) if isinstance(prompt, str) else _rendered(tokenizer, prompt, kwargs or {})
@@ -45,7 +48,7 @@ def encode_prompts(
     ]
     for index, ids in enumerate(encoded):
         if not ids:
-            raise RequestError(f"Prompt {index} is empty after tokenising: there is nothing to answer. Remove it.")
+            raise RequestError(f"Prompt {index} is empty after tokenising. Remove it.")
     return encoded
 
 
@@ -62,8 +65,8 @@ def _rendered(
     messages = EndMarks(tokenizer).without(cast("list[Message]", prompt))
     if tokenizer.chat_template is None:
         raise ModelError(
-            "The prompts are message lists, but the tokenizer has no chat template (a base model, not tuned for "
-            "chat?). Use an instruction-tuned model, set tokenizer.chat_template, or give the prompts as text."
+            "The prompts are message lists, but the tokenizer has no chat template (it may belong to a base model). "
+            "Use an instruction-tuned model, set tokenizer.chat_template, or give the prompts as text."
         )
     prefill = bool(messages) and messages[-1].get("role") == "assistant"
     text = apply_template(
@@ -75,17 +78,17 @@ def _rendered(
 def check_lengths(
     model: Any, token_ids: Sequence[Sequence[int]], max_new_tokens: int, *, names: Sequence[str] | None = None
 ) -> None:
-    """Looks at the longest prompt.
+    """Checks the longest prompt.
 
     Args:
-        names: of the prompts, for the message; default: their numbers.
-    Raises: ModelError for a prompt that leaves no room for so long an answer.
+        names: names of the prompts in the message; default: their numbers.
+    Raises: ModelError for a prompt that leaves no room for an answer of this length.
     """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(range(len(token_ids)), key=lambda i: len(token_ids[i]))
     if limit is not None and len(token_ids[longest]) + max_new_tokens > limit:
         name = longest if names is None else names[longest]
         raise ModelError(
-            f"Prompt {name} has {len(token_ids[longest])} tokens and may be answered with {max_new_tokens}, but the "
-            f"model has only {limit} positions. Lower max_new_tokens or leave that prompt out."
+            f"Prompt {name} has {counted(len(token_ids[longest]), 'token')} and its answer up to {max_new_tokens}, but "
+            f"the model has only {limit} positions. Lower max_new_tokens or leave that prompt out."
         )

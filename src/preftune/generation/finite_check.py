@@ -1,4 +1,4 @@
-"""A model whose logits are NaN is reported at once: its answers are some token over and over, its scores no scores."""
+"""Reports a model with NaN logits at once: its answers would repeat one token, and its scores would be invalid."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ if TYPE_CHECKING:
 
 
 def check_finite(logps: Tensor, model: Any) -> None:
-    """Looks at log-probabilities of some text. Raises: ModelError when one is NaN or infinite."""
+    """Checks the log-probabilities of a text. Raises: ModelError if one is NaN or infinite."""
     if not bool(logps.isfinite().all()):
         raise _broken(model)
 
 
 def check_logits(model: Any, token_ids: Sequence[int]) -> None:
-    """Reads one prompt. Raises: ModelError when the model predicts NaN (a token that is ruled out, it may)."""
+    """Checks the logits of one prompt. Raises: ModelError if the model predicts NaN (infinite values for excluded
+    tokens are allowed).
+    """
     import torch
 
     from preftune.models.precision import mixed_dtype
@@ -34,9 +36,9 @@ def check_logits(model: Any, token_ids: Sequence[int]) -> None:
 def _broken(model: Any) -> ModelError:
     dtype = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
     fix = (
-        "its weights are broken, as by a training run that diverged: take an earlier checkpoint"
+        "its weights are broken, for example by a training run that diverged: use an earlier checkpoint"
         if dtype == "float32"
-        else f"{dtype} is too narrow for it, or its weights are broken: load it with --dtype float32 to see which"
+        else f"{dtype} is too narrow for it, or its weights are broken: load it with --dtype float32 to find out which"
     )
     name = getattr(model.config, "name_or_path", "") or type(model).__name__
-    return ModelError(f"The model {name} gives NaN or infinity as a log-probability of plain text. Likely {fix}.")
+    return ModelError(f"The model {name} gives NaN or infinity as a log-probability of plain text. Probably {fix}.")

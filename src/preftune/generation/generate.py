@@ -1,4 +1,6 @@
-"""Answers of a model to a list of prompts: batched, left-padded, in the order they were asked, nothing left changed."""
+"""Answers of a model to a list of prompts: batched, left-padded, in the order of the prompts; the model is not
+changed.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from preftune.amounts import counted
 from preftune.errors import ModelError, RequestError
 from preftune.generation.encode_prompts import PromptLike, TemplateKwargs, check_lengths, encode_prompts
 from preftune.generation.thoughts import split_thoughts, spoken
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_NEW_TOKENS = 256
 _TRANSFORMERS_TOP_K = 50
-"""What transformers samples with where neither the caller nor the model's own generation config says anything."""
+"""The top-k of transformers if neither the caller nor the model's generation config sets one."""
 # Initialisations that take part of the adapter out of the base weights: with the adapter off, the model is no longer
 # the one that was received.
 _BASE_CHANGING_INITS = ("pissa", "olora", "loftq", "corda", "lora_ga")
@@ -27,16 +30,16 @@ class Completion(NamedTuple):
     """One answer."""
 
     text: str
-    """The answer, without special tokens and, unless it was asked for, without the thought."""
+    """The answer, without special tokens and, unless requested, without the reasoning."""
     tokens: int
-    """Tokens of the answer, the end-of-sequence token not counted."""
+    """Number of tokens of the answer, without the end-of-sequence token."""
     finished: bool
-    """The model ended the answer itself; otherwise `max_new_tokens` cut it."""
+    """Whether the model ended the answer itself; otherwise `max_new_tokens` cut it."""
     thought: str = ""
-    """What a thinking model wrote before its answer (`preftune.generation.thoughts`)."""
+    """The reasoning that a thinking model wrote before its answer (`preftune.generation.thoughts`)."""
     thought_tokens: int = 0
     answer: str | None = None
-    """Of a text that holds the thought too: the answer alone."""
+    """The answer alone, if `text` also holds the reasoning."""
 
 
 def generate(
@@ -58,22 +61,21 @@ def generate(
     thoughts_apart: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
-    """Answer every prompt; the answers come in the order of the prompts.
+    """Answers every prompt, in the order of the prompts.
 
-    Greedy unless `do_sample`; sampling draws from `seed` and leaves the global random state alone (the draw depends on
-    the batch size; with `seeds` every answer draws from its own). Tokenizer, training flags, `use_cache` and generation
-    config stay as they were. Under gradient checkpointing too, the key-value cache is used.
+    Greedy unless `do_sample`; sampling uses `seed` and does not change the global random state (the result depends on
+    the batch size; with `seeds` every answer uses its own seed). Tokenizer, training flags, `use_cache` and generation
+    config are restored. The key-value cache is used under gradient checkpointing too.
 
     Args:
-        prompts: text (tokenised as it is), message lists (rendered with the chat template and a generation prompt), or
-            token ids.
-        temperature, top_p, top_k, min_p: for sampling; default: what the model's generation config says.
-        seeds: one per prompt, for sampling: an answer then depends on its seed and not on what else is in the batch
-            (but for the rounding of another padding).
+        prompts: text, message lists (rendered with the chat template and a generation prompt), or token ids.
+        temperature, top_p, top_k, min_p: for sampling; default: the values of the model's generation config.
+        seeds: one per prompt, for sampling: an answer then depends on its seed and not on the rest of the batch (up to
+            rounding by different padding).
         chat_template_kwargs: for all prompts, or one mapping per prompt (`enable_thinking`, `tools`, ...).
-        autocast: `"auto"` turns it on where weights of several precisions meet; a dtype forces it, None forbids it.
-        thoughts_apart: a thinking model's thought is kept apart from its answer; False leaves the text as generated,
-            and names the answer in it (`Completion.answer`).
+        autocast: `"auto"` turns it on if weights have several precisions; a dtype forces it, None forbids it.
+        thoughts_apart: separate a thinking model's reasoning from its answer; False keeps the generated text, and gives
+            the answer in `Completion.answer`.
         progress: called with prompts done and prompts in all.
     Raises: RequestError for impossible settings; ModelError for a missing chat template, or a prompt that does not fit
         into the model's positions together with `max_new_tokens`.
@@ -85,7 +87,8 @@ def generate(
     drawn: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     config = generation_config(model, tokenizer, max_new_tokens=max_new_tokens, do_sample=do_sample, **drawn)
     if seeds is not None and (not do_sample or len(seeds) != len(prompts)):
-        raise RequestError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one each, with do_sample=True.")
+        given = f"{counted(len(seeds), 'seed')} for {counted(len(prompts), 'prompt')}"
+        raise RequestError(f"{given}: give one per prompt, with do_sample=True.")
     token_ids = encode_prompts(tokenizer, prompts, chat_template_kwargs)
     check_lengths(model, token_ids, max_new_tokens)
     answers: dict[int, Completion] = {}
@@ -118,7 +121,8 @@ def generation_config(
     top_k: int | None = None,
     min_p: float | None = None,
 ) -> GenerationConfig:
-    """What `generate` will use: the model's own generation config, greedy unless asked, cache on, ends of both.
+    """The configuration that `generate` uses: the model's own generation config, greedy unless requested, with the
+    cache on, and the end tokens of config and tokenizer.
 
     A sequence ends at any end token of the generation config or of the tokenizer: chat templates often end a turn with
     another token than the config names. `config.to_diff_dict()` is fit for recording.
@@ -152,13 +156,15 @@ def generation_config(
 
 
 def end_ids(config: Any, tokenizer: Any) -> list[int]:
-    """What ends an answer: the end tokens of a generation config (or None), and the tokenizer's."""
+    """The tokens that end an answer: the end tokens of a generation config (or None), and the tokenizer's."""
     ends = _as_list(getattr(config, "eos_token_id", None)) + _as_list(tokenizer.eos_token_id)
     return list(dict.fromkeys(ends))
 
 
 def base_changed_by(adapter_config: Any) -> str | None:
-    """What in a PEFT config makes the model with the adapter off another one than was received; None if nothing."""
+    """The setting in a PEFT config by which the model with its adapter off differs from the one as received; None if
+    there is none.
+    """
     initialisation = getattr(adapter_config, "init_lora_weights", None)
     if isinstance(initialisation, str) and initialisation.lower().startswith(_BASE_CHANGING_INITS):
         return f"init_lora_weights={initialisation!r}"
@@ -169,7 +175,7 @@ def base_changed_by(adapter_config: Any) -> str | None:
 
 
 def base_changed_by_adapter(name: str) -> str | None:
-    """The same of a saved adapter: a folder or a hub id."""
+    """The same for a saved adapter: a folder or a hub id."""
     from peft import PeftConfig
 
     return base_changed_by(PeftConfig.from_pretrained(name))
@@ -179,9 +185,9 @@ def base_changed_by_adapter(name: str) -> str | None:
 def baseline(model: Any) -> Iterator[Any]:
     """The same model with its adapter off, so that base and aligned come from one loaded model.
 
-    PEFT turns frozen adapter weights trainable when it switches them on again; here `requires_grad` is as it was.
+    PEFT makes frozen adapter weights trainable when it switches them on again; this function restores `requires_grad`.
 
-    Raises: ModelError when the model has no adapter, or when switching it off does not give the model as received.
+    Raises: ModelError if the model has no adapter, or if switching it off does not give the model as received.
     """
     from peft import PeftModel
 
@@ -211,7 +217,7 @@ def generate_batch(
     *,
     processor: Callable[[Tensor], Any] | None = None,
 ) -> list[list[int]]:
-    """New tokens of each row. Padding stands on the left and is masked; the tokenizer's padding side plays no part.
+    """New tokens of each row. Padding is on the left and masked; the tokenizer's padding side has no effect.
 
     With virtual tokens (prompt tuning and the like) only rows of one length go together: PEFT puts these in front of
     the padding and counts it, so that a row's answer would depend on the others.
@@ -264,11 +270,11 @@ def _completion(
     *,
     apart: bool = True,
 ) -> Completion:
-    """Everything before the first end token: what follows it is padding, which may be the same token.
+    """The tokens before the first end token; later ones are padding, which may be the same token.
 
     Args:
-        prompt_ids: what was answered.
-        apart: False leaves a thought in the text, between its marks.
+        prompt_ids: the answered prompt.
+        apart: False leaves reasoning in the text, between its marks.
     """
     length = next((position for position, token in enumerate(row) if token in ends), None)
     kept = list(row[:length])
@@ -283,7 +289,7 @@ def _completion(
 
 @contextmanager
 def generating(model: Any, autocast: torch.dtype | Literal["auto"] | None, seed: int | None) -> Iterator[None]:
-    """Evaluation mode, no gradients, the right precision, a private random state; all undone at the end."""
+    """Evaluation mode, no gradients, the right precision, a private random state; all restored at the end."""
     import torch
 
     from preftune.models.precision import mixed_dtype

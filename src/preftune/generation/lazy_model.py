@@ -1,4 +1,4 @@
-"""A model that is named now and loaded when it is needed: answers and verdicts that are known need no weights."""
+"""A model that is loaded only when it is needed: known answers and verdicts need no weights."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ _SHAPING = ("config.json", "generation_config.json", "adapter_config.json", "cha
 _SHAPING_MORE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.json")
 _VOCABULARIES = ("vocab.json", "merges.txt", "vocab.txt", "added_tokens.json", "tekken.json")
 _SHAPING_ENDS = (".py", ".model", ".spm")
-"""Code of the model's own, and vocabularies (`spm.model`, `sentencepiece.bpe.model`)."""
+"""The model's own code, and vocabularies (`spm.model`, `sentencepiece.bpe.model`)."""
 
 
 class ModelSource:
     """A causal language model with its tokenizer, by name: a folder, an adapter (with its base), a GGUF file, a hub id.
 
-    `identity` follows from the contents of the files (of a hub id: from its commit), so it is the same on another
-    machine, and another one as soon as a weight, the chat template or how it is loaded changes.
-    """
+    `identity` is computed from the contents of the files (for a hub id: from its commit), so it is the same on another
+    machine, and changes with any weight, the chat template and the loading options."""
 
     def __init__(self, name: str, *, base_model: str | None = None, **options: Any) -> None:
         """
         Args:
             base_model: used instead of the base that an adapter names.
-            options: of `load_model`: `dtype`, `load_in_4bit`, `trust_remote_code`.
-        Raises: ModelError when there is no such model.
+            options: options of `load_model`: `dtype`, `load_in_4bit`, `trust_remote_code`.
+        Raises: ModelError if there is no such model.
         """
         self.name = name
         self._base_model, self._options = base_model, options
@@ -45,7 +44,7 @@ class ModelSource:
 
     @classmethod
     def held(cls, model: Any, tokenizer: Any, *, name: str) -> ModelSource:
-        """A model that is loaded already."""
+        """A source for a model that is already loaded."""
         source = cls.__new__(cls)
         source.name, source._base_model, source._options = name, None, {}
         source.place = Location("folder", name)
@@ -62,12 +61,12 @@ class ModelSource:
 
     @property
     def base_name(self) -> str:
-        """The base of an adapter. Raises: ModelError when it names none, or one that was not found."""
+        """The base of an adapter. Raises: ModelError if it names none, or if it was not found."""
         return self.base_place.name
 
     @property
     def base_place(self) -> Location:
-        """Where the base of an adapter is. Raises: ModelError when it was not found."""
+        """The place of an adapter's base. Raises: ModelError if it was not found."""
         from preftune.models.load import locate_base
 
         return locate_base(self.place, self._base_model)
@@ -84,7 +83,7 @@ class ModelSource:
 
     @property
     def model(self) -> Any:
-        """Loaded on first use, in evaluation mode, on the first GPU where there is one."""
+        """The model, loaded on first use, in evaluation mode, on the first GPU if there is one."""
         if self._model is None:
             import torch
 
@@ -100,7 +99,7 @@ class ModelSource:
 
     @property
     def generation_config(self) -> Any:
-        """What the model says about how it is to be sampled, read without its weights; None where it says nothing."""
+        """The model's generation config, read without its weights; None if there is none."""
         if self._is_held:
             return getattr(self._model, "generation_config", None)
         from preftune.models.load import generation_config_of
@@ -126,7 +125,7 @@ class ModelSource:
         return self._model is not None
 
     def release(self) -> None:
-        """Lets go of the weights, which are loaded again when they are needed again; not of a model that was given."""
+        """Releases the weights, which are loaded again when needed; a model that was passed in is kept."""
         if self._model is None or self._is_held:
             return
         import torch
@@ -138,10 +137,10 @@ class ModelSource:
 
 
 def identity_in_memory(model: Any, tokenizer: Any, *more: Any) -> str:
-    """What a model and its tokenizer are: weights, adapters, vocabulary, chat template.
+    """A digest of a model and its tokenizer: weights, adapters, vocabulary, chat template.
 
     Args:
-        more: whatever else shapes what it says.
+        more: other values that affect its answers.
     """
     from preftune.data.tokens.cache import keys_of_tokenizer
     from preftune.reference.fingerprint import fingerprint
@@ -155,9 +154,9 @@ def identity_in_memory(model: Any, tokenizer: Any, *more: Any) -> str:
 
 
 def contents(place: Location) -> bytes:
-    """A digest of all files that shape what a model says; of a hub id its commit.
+    """A digest of all files that affect a model's answers; for a hub id its commit.
 
-    Raises: ModelError when the commit of a hub id cannot be had.
+    Raises: ModelError if the commit of a hub id cannot be found.
     """
     digest = xxhash.xxh3_128()
     if place.kind in ("hub", "hub-adapter"):
@@ -195,7 +194,7 @@ def _commit(place: Location) -> str:
     found = try_to_load_from_cache(place.name, name)
     if not isinstance(found, str):
         raise ModelError(
-            f"{place.name} is neither on this machine, nor could the hub be asked for it. Connect to the internet, or "
-            "copy the model's folder here and give its path."
+            f"{place.name} is not on this machine, and the hub cannot be reached. Connect to the internet, or copy the "
+            "model's folder here and give its path."
         )
     return Path(found).parent.name

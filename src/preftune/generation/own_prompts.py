@@ -1,6 +1,7 @@
-"""Prompts written for preftune, for an evaluation without any: ordinary ones, edge cases, and what is out of domain.
+"""Prompts written for preftune, for an evaluation without own prompts: ordinary ones, edge cases, and out-of-domain
+ones.
 
-Importable without torch.
+Importing it needs no torch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def own_prompts(limit: int | None = None, *, as_chat: bool = True) -> Prompts:
 
     Args:
         limit: number of prompts, spread evenly over all and so over the categories.
-        as_chat: a text is a user's turn; for models without a chat template it stays text.
+        as_chat: make each text a user's turn; for models without a chat template it stays text.
     """
     text = files("preftune.generation").joinpath("own_prompts.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines() if line]

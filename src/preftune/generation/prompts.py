@@ -1,4 +1,4 @@
-"""Prompts to be answered: out of preference data in any format, rows with a prompt or messages, or plain lines."""
+"""Prompts to answer: from preference data in any format, rows with a prompt or messages, or plain lines."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from preftune.types import Example, PreferencePair, Text
 _SINGLE = frozenset(adapter.name for adapter in single_answers.ADAPTERS)
 _CONVERSATIONS = ("messages", "conversations", "conversation")
 CATEGORIES = ("category", "topic", "source")
-"""Columns that prompts are grouped by, the first that is there."""
+"""Columns by which prompts are grouped; the first existing one is used."""
 KEYS = ("key_fact", "answer", "expected")
 """Columns that rules read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Something to be answered."""
+    """A prompt to answer."""
 
     id: str
     prompt: Text
     key: str
-    """Content address of the prompt, its tools and what the chat template receives."""
+    """Content address of the prompt, its tools and the arguments of the chat template."""
     carried: Mapping[str, Any] = field(default_factory=dict)
-    """`tools` and `chat_template_kwargs`, where there are any."""
+    """`tools` and `chat_template_kwargs`, if there are any."""
     kept: Mapping[str, Any] = field(default_factory=dict)
-    """Other columns of the row that a judge will want to read."""
+    """Other columns of the row that a judge may need."""
     chosen: str | None = None
-    """The better answer, where the prompt comes from a pair."""
+    """The better answer, if the prompt comes from a pair."""
 
     def row(self, by: str | None = None) -> dict[str, Any]:
-        """The prompt as `evaluate_pairwise` takes it: `id`, `prompt`, what a judge reads, and its `category`.
+        """The prompt as a row for `evaluate_pairwise`: `id`, `prompt`, the judge's columns, and its `category`.
 
         Args:
             by: the column that is the category; by default the first of `CATEGORIES` that is there.
@@ -64,9 +64,9 @@ class Prompts:
     prompts: list[Prompt]
     name: str
     repeated: int
-    """How often a prompt came again; it is asked once."""
+    """Number of repetitions of prompts; each prompt is used once."""
     notes: tuple[str, ...] = ()
-    """What of the source is not asked, in plain sentences."""
+    """The parts of the source that are not used, in sentences."""
 
 
 def load_prompts(
@@ -83,13 +83,13 @@ def load_prompts(
     """Reads prompts.
 
     Args:
-        source: what `load_rows` takes, or a .txt file with one prompt per line. Of pairs and of groups the prompts are
-            taken; of a conversation what comes before the last turns of the assistant.
+        source: what `load_rows` takes, or a .txt file with one prompt per line. From pairs and groups the prompts are
+            used; from a conversation the turns before the last turns of the assistant.
         split, columns, format: as for `load_pairs`; `columns={"prompt": "question"}` names the column of the prompts.
-        as_chat: text prompts become a user's turn.
-        keep: columns that are carried along for a judge.
-        keep_if_there: the same, for columns that need not be there.
-        limit: number of distinct prompts, from the first on.
+        as_chat: make text prompts a user's turn.
+        keep: columns that are copied for a judge.
+        keep_if_there: the same, for optional columns.
+        limit: use only the first distinct prompts, up to this number.
     Raises: DatasetError for a source that cannot be read, holds no prompts, or has a row without a prompt.
     """
     name = display_name(source)
@@ -110,10 +110,7 @@ def load_prompts(
     for example, row in asked:
         prompt = example.prompt
         if not prompt or (isinstance(prompt, str) and not prompt.strip()):
-            raise DatasetError(
-                f"{name} row {example.row} has an empty prompt: there is nothing to answer. Fill it in, or remove the "
-                "row."
-            )
+            raise DatasetError(f"{name} row {example.row} has an empty prompt. Fill it in, or remove the row.")
         carried = carried_by(example)
         key = digest([prompt, carried])
         if key in found:
@@ -132,7 +129,7 @@ def load_prompts(
 
 
 def carried_by(pair: PreferencePair | Example) -> dict[str, Any]:
-    """What belongs to the prompt besides its words: `tools` and `chat_template_kwargs`, where there are any."""
+    """What belongs to the prompt besides its words: `tools` and `chat_template_kwargs`, if there are any."""
     carried: dict[str, Any] = {}
     if pair.tools:
         carried["tools"] = list(pair.tools)
@@ -157,8 +154,9 @@ def _asked(
     with_rows: bool,
     notes: list[str],
 ) -> Iterator[tuple[Example, Mapping[str, Any]]]:
-    """Prompts, with both completions where the data are pairs, each with its raw row (empty unless columns of it are
-    kept). Adds to `notes`."""
+    """Prompts, with both completions if the data are pairs, each with its raw row (empty unless columns of it are
+    kept). Adds to `notes`.
+    """
     name = display_name(source)
     if isinstance(source, str | Path) and str(source).lower().endswith(".txt") and Path(source).expanduser().is_file():
         if keep or columns or format:
@@ -195,7 +193,7 @@ def _asked(
 
 
 def _not_asked(unused: Sequence[str], keep: Sequence[str]) -> list[str]:
-    """The note about columns that look like a part of the prompt and that nothing reads; answers are not wanted."""
+    """The note about unused columns that look like a part of the prompt; columns of answers are not listed."""
     likely = {"prompt", *SYNONYMS["prompt"]} - {*_CONVERSATIONS, *keep}
     return not_used([column for column in unused if column.lower() in likely])
 
@@ -224,9 +222,9 @@ def _of_rows(
 
 
 def _last_words(answer: Text | None = None) -> str | None:
-    """An answer as text: of several turns what the assistant says last before the user speaks again.
+    """An answer as text: of several turns, the assistant's last text before the user's next turn.
 
-    What follows that answers another question than the prompt; what goes before it are calls of tools.
+    Later turns answer another question than the prompt; earlier ones are tool calls.
     """
     if answer is None or isinstance(answer, str):
         return answer
@@ -236,7 +234,7 @@ def _last_words(answer: Text | None = None) -> str | None:
 
 
 def _before_the_answer(turns: list[Any]) -> list[Any]:
-    """A conversation up to the last turn that is not the assistant's."""
+    """A conversation up to and including the last turn that is not the assistant's."""
     end = len(turns)
     while end > 0 and isinstance(turns[end - 1], Mapping) and role_of(turns[end - 1]) == "assistant":
         end -= 1

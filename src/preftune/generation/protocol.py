@@ -1,4 +1,4 @@
-"""What every generator of answers gives, and what takes its answers."""
+"""The protocols of generators of answers, and of the functions that take their answers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from preftune.types import Text
 Rows: TypeAlias = Sequence[Mapping[str, Any]]
 Side: TypeAlias = Literal["base", "aligned"]
 Wanted: TypeAlias = AbstractSet[int] | None
-"""Numbers of prompts; None for all."""
+"""Numbers of the requested prompts; None for all."""
 SIDES: tuple[Side, ...] = ("base", "aligned")
 
 
 class Answer(Protocol):
-    """What a generator returns for one prompt; `preftune.generation.generate.Completion` is one.
+    """The result of a generator for one prompt; `preftune.generation.generate.Completion` is one.
 
-    Two attributes are optional: `thought`, what a thinking model wrote before `text`, and `thought_tokens`. Without
-    them a thought between marks in `text` is found (`preftune.generation.thoughts`).
-    """
+    Two attributes are optional: `thought`, the reasoning before `text`, and `thought_tokens`. Without them, reasoning
+    between marks in `text` is found (`preftune.generation.thoughts`)."""
 
     @property
     def text(self) -> str: ...
@@ -36,41 +35,42 @@ Take: TypeAlias = Callable[[int, Answer], None]
 
 
 class Generator(Protocol):
-    """Where answers come from: transformers, vLLM, an endpoint, or the dataset (`backends`, `vllm_backend`)."""
+    """A source of answers: transformers, vLLM, an endpoint, or the dataset (`backends`, `vllm_backend`)."""
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The name for people."""
 
     def identity(self) -> Mapping[str, Any]:
-        """What is asked, so that the answers of another one are never taken for its own; no path, which may change."""
+        """The identity of the generator, so that answers of others are never used for its own; it contains no path,
+        which may change.
+        """
 
     def answer(self, prompts: Sequence[Text], rows: Rows, take: Take, wanted: Wanted = None) -> None:
-        """Hands over the answer to every prompt as it comes.
+        """Passes on the answer to every prompt when it arrives.
 
         Args:
-            rows: what shapes each answer besides its prompt: `id`, the columns `SHAPING`, and `seed` (63 bits), which
-                else follows from the generator's seed, the prompt and the id.
-            wanted: numbers of the prompts whose answers are wanted; default: all. Batches are those of all prompts, so
-                others may be answered too.
+            rows: the other values that affect each answer: `id`, the columns `SHAPING`, and `seed` (63 bits), which by
+                default is derived from the generator's seed, the prompt and the id.
+            wanted: numbers of the requested prompts; default: all. Batches are formed from all prompts, so others may
+                be answered too.
         """
 
     def release(self) -> None:
-        """Lets go of weights, which are loaded again when they are needed again."""
+        """Releases the weights, which are loaded again when needed."""
 
 
 class PairGenerator(Protocol):
     """Answers prompts with one of two models; `rows` hold the `id` and the `SHAPING` columns of each prompt.
 
-    A method `stream(side, prompts, rows, take)` is optional: it hands every answer over as soon as it is there, so that
-    a kill costs no more than what is under way. Without it answers are kept after every chunk.
-    """
+    A method `stream(side, prompts, rows, take)` is optional: it passes on every answer as soon as it exists, so that a
+    kill loses only the answers in progress. Without it, answers are kept after every chunk."""
 
     def __call__(self, side: Side, prompts: Sequence[Text], rows: Rows) -> Sequence[Answer]: ...
 
 
 class Kept(NamedTuple):
-    """An answer as it is kept on disk, its thought apart."""
+    """An answer in the form kept on disk, with its reasoning separated."""
 
     text: str
     tokens: int
@@ -80,7 +80,7 @@ class Kept(NamedTuple):
 
     @classmethod
     def of(cls, answer: Answer) -> Kept:
-        """Any answer, with a thought that is still in its text taken out."""
+        """Converts any answer; reasoning that is still in its text is separated."""
         thought, thought_tokens = getattr(answer, "thought", ""), getattr(answer, "thought_tokens", 0)
         if thought:
             return cls(answer.text, answer.tokens, answer.finished, thought, thought_tokens)
@@ -90,13 +90,13 @@ class Kept(NamedTuple):
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Kept:
-        """From a line on disk; those of earlier versions have the thought in the text."""
+        """Reads a line on disk; lines of earlier versions have the reasoning in the text."""
         kept = cls(*(record.get(name, cls._field_defaults.get(name)) for name in cls._fields))
         return kept if "thought" in record else cls.of(kept)
 
     @property
     def whole(self) -> Kept:
-        """With the thought before the text."""
+        """The text with the reasoning before it."""
         text = Spoken(self.text, self.thought).whole
         return Kept(text, self.tokens + self.thought_tokens, self.finished)
 

@@ -35,15 +35,14 @@ if TYPE_CHECKING:
 class DrawByRow(LogitsProcessor):
     """Draws the next token of each row by inverting its distribution function at the row's own random number.
 
-    The scores that come back leave that one token, which `generate` then takes as the likeliest. So the processors that
-    shape the distribution stand before it, and the configuration says that nothing is sampled.
-    """
+    The returned scores leave only that token, which `generate` then takes as the likeliest. So the processors that
+    shape the distribution precede this one, and the configuration disables sampling."""
 
     def __init__(self, uniforms_RT: npt.NDArray[np.float64], *, width: int) -> None:
         """
         Args:
             uniforms_RT: numbers in [0, 1), one per row and new token.
-            width: tokens of the padded prompts.
+            width: number of tokens of the padded prompts.
         """
         self._uniforms_RT = torch.from_numpy(uniforms_RT)
         self._width = width
@@ -77,7 +76,7 @@ class RowDraws:
     ) -> None:
         """
         Args:
-            width: tokens of the padded prompts.
+            width: number of tokens of the padded prompts.
             first: processors of the model's logits, before temperature and cuts.
         """
         self.config = copy.deepcopy(config)
@@ -95,9 +94,9 @@ class RowDraws:
 
 
 def _shaping(config: GenerationConfig, device: Any) -> list[LogitsProcessor]:
-    """What transformers applies before it samples, in its order (`GenerationMixin._get_logits_processor`).
+    """The processors that transformers applies before sampling, in its order (`GenerationMixin._get_logits_processor`).
 
-    Ours must come after these, and a processor that is passed to `generate` comes before them.
+    preftune's processor must come after these, but a processor that is passed to `generate` comes before them.
     """
     made: list[LogitsProcessor] = []
     if config.temperature is not None and config.temperature != 1.0:

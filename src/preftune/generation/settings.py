@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
-    """How answers are drawn. None leaves a value to the model's own generation config (if that is silent too, nothing
-    is cut off), or to the server."""
+    """Sampling settings. None means the value of the model's own generation config (without one there, no limit), or
+    the server's.
+    """
 
     max_new_tokens: int = 512
     temperature: float = 1.0
@@ -49,10 +50,10 @@ def generate_options(settings: SamplingSettings, model: Any) -> dict[str, Any]:
 
 
 def resolved(settings: SamplingSettings, model: Any, tokenizer: Any) -> dict[str, Any]:
-    """The generation config that answers are drawn with, what is left to the model's own filled in, as JSON.
+    """The effective generation config, including the values of the model's own, as JSON.
 
     Args:
-        model: or anything with its `generation_config`.
+        model: a model, or any object with a `generation_config`.
     """
     from preftune.generation.generate import generation_config
 
@@ -61,10 +62,10 @@ def resolved(settings: SamplingSettings, model: Any, tokenizer: Any) -> dict[str
 
 
 def messages_of(prompt: Text) -> list[Message]:
-    """As endpoints take them, which want the arguments of calls as JSON text."""
+    """Messages in the form of endpoints, which expect the arguments of calls as JSON text."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else with_text_arguments(prompt)
 
 
 def letters_of(prompt: Text) -> int:
-    """Of all messages, for estimates."""
+    """Number of characters of all messages, for estimates."""
     return sum(len(str(message.get("content") or "")) for message in messages_of(prompt))

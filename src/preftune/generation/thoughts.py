@@ -1,8 +1,7 @@
-"""A thinking model's answer, apart from its thought: judges, matchers, lengths and rewards see the answer only.
+"""Separates a thinking model's answer from its reasoning: judges, matchers, lengths and rewards see only the answer.
 
-A thought stands between marks. The tokenizer's own response template names them where there is one; otherwise the marks
-below are recognised, which are those of the public thinking models.
-"""
+Reasoning is enclosed in marks. The tokenizer's own response template defines them, if there is one; otherwise the marks
+below are recognised, which are those of public thinking models."""
 
 from __future__ import annotations
 
@@ -35,25 +34,27 @@ _CHANNEL = re.compile(r"<\|start\|>assistant|<\|channel\|>\w+(?:<\|message\|>)?"
 
 
 class Spoken(NamedTuple):
-    """The two parts of a reply; both are stripped where there is a thought."""
+    """The two parts of a reply; both are stripped if there is reasoning."""
 
     answer: str
     thought: str
-    """Empty for a reply without one."""
+    """The reasoning; empty for a reply without it."""
 
     @property
     def whole(self) -> str:
-        """Both parts in one text, for a judge that is to see the thought as well."""
+        """Both parts in one text, for a judge that should see the reasoning too."""
         return f"<think>\n{self.thought}\n</think>\n\n{self.answer}" if self.thought else self.answer
 
 
 def split_thoughts(text: str, *, inside: bool = False) -> Spoken:
-    """A reply's answer and its thought. A reply that is cut off inside its thought has an empty answer.
+    """Splits a reply into its answer and its reasoning. A reply that is cut off within its reasoning has an empty
+    answer.
 
-    A closing mark without an opening one ends a thought too: the chat template, or a server, took the opening one.
+    A closing mark without an opening one ends reasoning too: the chat template or the server has consumed the opening
+    one.
 
     Args:
-        inside: the prompt ends with the opening mark, so the reply begins inside a thought.
+        inside: whether the prompt ends with the opening mark, so that the reply begins within the reasoning.
     """
     if not inside and _ANY_MARK.search(text) is None:
         return Spoken(_CHANNEL.sub("", text), "") if "<|channel|>" in text else Spoken(text, "")
@@ -72,17 +73,17 @@ def split_thoughts(text: str, *, inside: bool = False) -> Spoken:
 
 
 def begins_inside(prompt: str) -> bool:
-    """Whether a rendered prompt ends inside a thought, as templates that write the opening mark leave it."""
+    """Whether a rendered prompt ends within the reasoning, as with templates that write the opening mark."""
     marks = list(_ANY_MARK.finditer(prompt))
     return bool(marks) and marks[-1].group("open") is not None and not prompt[marks[-1].end() :].strip()
 
 
 def spoken(tokenizer: Any, ids: Sequence[int], prompt_ids: Sequence[int]) -> tuple[Spoken, int]:
-    """Answer and thought of generated tokens, both without special tokens, and the answer's length in tokens.
+    """Answer and reasoning of generated tokens, both without special tokens, and the answer's length in tokens.
 
     Args:
-        ids: without the token that ends the reply.
-        prompt_ids: what the reply follows.
+        ids: token ids without the one that ends the reply.
+        prompt_ids: the prompt of the reply.
     """
     found = _parsed(tokenizer, ids, prompt_ids)
     if found is None:
@@ -96,12 +97,12 @@ def spoken(tokenizer: Any, ids: Sequence[int], prompt_ids: Sequence[int]) -> tup
 
 
 def share_of_tokens(part: Spoken, whole: str, tokens: int) -> int:
-    """About how many of a reply's tokens are its answer's, where no tokenizer is at hand."""
+    """The approximate number of a reply's tokens that belong to its answer, without a tokenizer."""
     return round(tokens * len(part.answer) / max(1, len(whole))) if part.thought else tokens
 
 
 def _parsed(tokenizer: Any, ids: Sequence[int], prompt_ids: Sequence[int]) -> Spoken | None:
-    """By the tokenizer's response template; None without one, or where it does not find both parts."""
+    """Splits with the tokenizer's response template; None without one, or if it does not find both parts."""
     if getattr(tokenizer, "response_template", None) is None:
         return None
     try:

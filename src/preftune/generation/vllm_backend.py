@@ -1,8 +1,7 @@
-"""Answers by vLLM, where it is installed and a GPU is there: one engine, and the adapter is a request or none.
+"""Answers by vLLM, if it is installed and there is a GPU: one engine, with the adapter as a request.
 
-Written against vLLM's offline API (`LLM`, `SamplingParams`, `LoRARequest`), 0.10 and newer. Prompts go in as token ids,
-so that the model reads exactly what it would read through transformers.
-"""
+It uses vLLM's offline API (`LLM`, `SamplingParams`, `LoRARequest`), 0.10 and newer. Prompts are passed as token ids, so
+that the model reads exactly the same input as with transformers."""
 
 from __future__ import annotations
 
@@ -22,13 +21,13 @@ from preftune.generation.thoughts import spoken
 from preftune.types import Text
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes as the largest rank of its adapters."""
+"""Values that vLLM accepts as the largest rank of its adapters."""
 _AT_ONCE = 1024
-"""Prompts between two writes; vLLM makes its own batches of them."""
+"""Number of prompts between two writes; vLLM forms its own batches of them."""
 
 
 def available() -> bool:
-    """Whether vLLM can be used here: it is installed, and there is a GPU."""
+    """Whether vLLM can be used: it is installed, and there is a GPU."""
     if find_spec("vllm") is None:
         return False
     import torch
@@ -37,7 +36,7 @@ def available() -> bool:
 
 
 def refused_by(source: ModelSource) -> str | None:
-    """Why vLLM cannot serve a model as it is; None when it can."""
+    """Why vLLM cannot serve a model; None if it can."""
     if source.place.kind == "gguf":
         return "it is a GGUF file"
     if not source.is_adapter:
@@ -62,13 +61,13 @@ def lora_rank(config: Any) -> int:
 
 
 class VllmEngine:
-    """One loaded base with room for one adapter; started when the first prompt comes."""
+    """One loaded base with room for one adapter; it is started with the first prompt."""
 
     def __init__(self, model: str, *, rank: int = 0, **options: Any) -> None:
         """
         Args:
-            rank: of the adapters that it serves; 0: none.
-            options: of vLLM's `LLM`.
+            rank: largest rank of the adapters; 0 for none.
+            options: options of vLLM's `LLM`.
         """
         if rank:
             options |= {"enable_lora": True, "max_lora_rank": next(r for r in RANKS if r >= rank), "max_loras": 1}
@@ -85,7 +84,7 @@ class VllmEngine:
         return list(self._llm.generate(prompts, list(params), use_tqdm=False, lora_request=adapter))
 
     def close(self) -> None:
-        """Ends the engine and gives its memory back."""
+        """Ends the engine and releases its memory."""
         if self._llm is None:
             return
         import torch
@@ -102,8 +101,8 @@ def engine_for(
     """An engine with the base of `source`, and room for its adapter if it has one.
 
     Args:
-        batch_size: answers under way at once, at most; None leaves that to vLLM.
-    Raises: ModelError when vLLM cannot serve this model; RequestError for an impossible batch size.
+        batch_size: maximum number of answers at the same time; None leaves that to vLLM.
+    Raises: ModelError if vLLM cannot serve this model; RequestError for an impossible batch size.
     """
     if batch_size is not None and batch_size < 1:
         raise RequestError(f"--batch_size {batch_size}: give at least 1.")
@@ -122,7 +121,7 @@ def engine_for(
 
 
 class VllmAnswerer(OfSource):
-    """A side that vLLM answers for."""
+    """A side whose answers come from vLLM."""
 
     def __init__(self, source: ModelSource, engine: VllmEngine, settings: SamplingSettings, **options: Any) -> None:
         """
@@ -162,10 +161,10 @@ class VllmAnswerer(OfSource):
 
 
 def _params(settings: SamplingSettings, ends: Sequence[int]) -> dict[str, Any]:
-    """What is None is left to vLLM, which then cuts nothing off; greedy takes no such limits.
+    """Sampling parameters; None is left to vLLM, which then sets no limit, and greedy decoding uses no limits.
 
     Args:
-        ends: what ends an answer besides the ends that vLLM finds in the base's config.
+        ends: end tokens in addition to those that vLLM finds in the base's config.
     """
     params: dict[str, Any] = {"max_tokens": settings.max_new_tokens, "temperature": settings.temperature}
     if settings.temperature > 0:
@@ -186,7 +185,7 @@ def _completion(output: Any, prompt_ids: Sequence[int], tokenizer: Any, ends: Se
 
 
 def _folder(source: ModelSource) -> str:
-    """The adapter's files; one of the hub is fetched, which is what vLLM wants a path for."""
+    """The folder of the adapter; an adapter on the hub is downloaded, because vLLM needs a path."""
     if source.place.kind == "adapter":
         return source.place.name
     from huggingface_hub import snapshot_download

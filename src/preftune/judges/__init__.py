@@ -1,4 +1,4 @@
-"""Which of two answers is better, or how good one answer is.
+"""Judges and scorers: which of two answers is better, or how good one answer is.
 
 `protocol` defines `Judge` and `Scorer`. A new rule is a class with that signature and a line in `registry.RULES`; a
 judge with a prefix of its own (`openai:`) is also a branch of `registry.open_judge`. `cache` keeps paid verdicts.
@@ -7,7 +7,7 @@ judge with a prefix of its own (`openai:`) is also a branch of `registry.open_ju
     ensemble            several scorers as one
     exact_match         the final answer against the expected one
     final_verdict       the verdict at the end of a chat model's reply
-    framing             answers between marks that they cannot close
+    framing             marks around answers that an answer cannot close
     from_scores         a judge from a scorer: the higher score wins
     llm_client          questions to a chat model, cached and in parallel
     pairwise_llm        a chat model that compares two answers

@@ -1,4 +1,4 @@
-"""What judges said, kept on disk by content, so that nothing is asked twice: not after a kill, not in another run."""
+"""Verdicts of judges on disk, by content, so that no question is asked twice, after a kill or in another run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from preftune.amounts import counted
 from preftune.errors import RequestError
 from preftune.log import warn
 from preftune.storage.cache_folder import cache_folder, make_private
@@ -51,8 +52,8 @@ class VerdictCache:
                 self._connection = self._open()
         except (OSError, sqlite3.Error) as error:
             raise RequestError(
-                f"Verdicts cannot be kept in {self.path.parent} ({error}). Set PREFTUNE_CACHE to a folder that can be "
-                "written."
+                f"Verdicts cannot be written to {self.path.parent} ({error}). Set PREFTUNE_CACHE to a folder that can "
+                "be written."
             ) from error
 
     def get(self, keys: Iterable[str]) -> dict[str, Any]:
@@ -62,7 +63,7 @@ class VerdictCache:
         found = {key: _checked(key, value) for key, value in rows}
         damaged = [key for key, value in found.items() if value is _DAMAGED]
         if damaged:
-            warn(f"{len(damaged):,} verdicts in {self.path} are damaged; they are asked for again.")
+            warn(f"{self.path} holds {counted(len(damaged), 'damaged verdict')}, to be requested again.")
         return {key: value for key, value in found.items() if value is not _DAMAGED}
 
     def put(self, verdicts: Mapping[str, Any], *, judge: str) -> None:

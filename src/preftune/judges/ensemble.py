@@ -1,4 +1,4 @@
-"""Several scorers as one: an answer is as good as they agree that it is."""
+"""Several scorers as one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class EnsembleScorer:
         if how not in HOWS:
             raise RequestError(f"--reward_ensemble {how}: give {', '.join(HOWS)}.")
         if not members:
-            raise RequestError("An ensemble has no members. Give reward:A,B,C.")
+            raise RequestError("The ensemble has no members. Give reward:A,B,C.")
         self.members, self.how = tuple(members), how
         self.name = f"{how} of {', '.join(map(judge_name, members))}"
         keys = [getattr(member, "cache_key", None) for member in members]

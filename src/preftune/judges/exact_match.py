@@ -1,4 +1,4 @@
-"""Answers that are right or wrong: the row has the expected one, and the final answer of a text is compared with it."""
+"""Answers that are right or wrong: the final answer of a text is compared with the expected answer in the row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading the verdict that a chat model's reply ends with, whatever markdown stands around it."""
+"""Reads the verdict at the end of a chat model's reply, with or without markdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers between marks, for a judge that is asked in words: an answer must not end where it does not end."""
+"""Marks around answers in a judge's prompt, which an answer cannot close."""
 
 from __future__ import annotations
 

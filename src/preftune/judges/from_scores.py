@@ -1,4 +1,4 @@
-"""A scorer as judge of two answers: the higher score wins, and the scores themselves are evidence too."""
+"""A scorer as judge of two answers: the higher score wins, and the scores are reported too."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ class ScoreJudge:
             tie_within: scores that differ by no more are a tie.
         """
         if not 0 <= tie_within < math.inf:
-            raise RequestError(f"--tie_within {tie_within:g}: give the points that are no difference, 0 or more.")
+            raise RequestError(
+                f"--tie_within {tie_within:g}: give the largest difference in points that counts as a tie, 0 or more."
+            )
         self.scorer, self.tie_within = scorer, tie_within
         self._scores: dict[str, float | None] = {}
         self.name = judge_name(scorer)

@@ -1,4 +1,4 @@
-"""Putting questions of one's own to a chat model, at an address or on this machine; no reply is ever paid for twice.
+"""Sends questions to a chat model, behind an address or on this machine; no reply is paid for twice.
 
 Replies are kept as text under (model, kind, conversation), so a reader that has become cleverer needs no new call. The
 judge of two answers (`preftune.judges.pairwise_llm`) and the suites ask through this.
@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
+from preftune.amounts import counted
 from preftune.errors import ModelError, RequestError
 from preftune.generation.backends import ModelAnswerer
 from preftune.generation.endpoint.budget import Estimate, guess_tokens
@@ -246,7 +247,7 @@ class LocalAsker(Asker):
         longest = max(map(len, encode_prompts(self._source.tokenizer, prompts, None)))
         if longest + max_tokens > limit:
             raise ModelError(
-                f"{self.name} has {limit} positions, and the longest question takes {longest} tokens, with "
+                f"{self.name} has {limit} positions, but the longest question takes {counted(longest, 'token')}, with "
                 f"{max_tokens} more for the reply. Lower --judge_max_tokens, leave out the longest prompts, or use a "
                 "judge with more."
             )

@@ -1,4 +1,6 @@
-"""A chat model as judge of two answers: asked in JSON, read with patience, never asked twice."""
+"""A chat model as judge of two answers: it replies in JSON, replies are parsed leniently, and no question is
+repeated.
+"""
 
 from __future__ import annotations
 

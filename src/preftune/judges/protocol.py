@@ -1,4 +1,4 @@
-"""What a judge and a scorer are, how they are called, and what their answers may be."""
+"""The protocols of judges and scorers, how they are called, and their valid results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the words of `--judge` to a judge: one place for `label`, `eval` and `judge-check`.
+"""Makes a judge from the value of `--judge`, for `label`, `eval` and `judge-check`.
 
 exact, key-fact, shorter, longer    rules that ship with preftune
 rule:MODULE:FUNCTION                a Python function of the user: compares two answers, or scores one
@@ -54,7 +54,7 @@ def judge_kind(spec: str) -> Kind:
     if colon and rest and kind in _KINDS:
         return kind
     if kind in _KINDS:
-        raise RequestError(f"--judge {spec} names no {'function' if kind == 'rule' else 'model'}. Give {FORMS}.")
+        raise RequestError(f"--judge {spec} does not name a {'function' if kind == 'rule' else 'model'}. Give {FORMS}.")
     known = difflib.get_close_matches(kind, [*RULES, *_KINDS], n=1)
     near = f" Did you mean {known[0] + (colon + rest if known[0] in _KINDS else '')!r}?" if known else ""
     raise RequestError(f"There is no judge {spec!r}.{near} Give {FORMS}.")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from preftune.amounts import counted
 from preftune.data.chat.tool_calls import apply_template
 from preftune.errors import ModelError, RequestError
 from preftune.generation.backends import template_of
@@ -120,8 +121,8 @@ class RewardModel:
         longest = max(map(len, token_ids), default=0)
         if limit is not None and longest > limit:
             raise ModelError(
-                f"{self.name} has {limit} positions, and the longest prompt with its answer takes {longest} tokens. "
-                "Leave such prompts out, or use a reward model with more."
+                f"{self.name} has {limit} positions, but the longest prompt with its answer takes "
+                f"{counted(longest, 'token')}. Leave such prompts out, or use a reward model with more."
             )
 
     def _score(self, encoded: Sequence[Mapping[str, list[int]]]) -> list[float]:
@@ -164,7 +165,9 @@ def open_reward_model(
     """
     place = locate(name)
     if place.kind == "gguf":
-        raise ModelError(f"{name} is a GGUF file, which holds no head for scores. Give a sequence classifier's folder.")
+        raise ModelError(
+            f"{name} is a GGUF file, which does not contain a head for scores. Give a sequence classifier's folder."
+        )
     source = ModelSource(name, dtype=dtype, trust_remote_code=trust_remote_code)
     return RewardModel(
         lambda: _load(source, dtype, trust_remote_code),
@@ -220,7 +223,7 @@ def _settle(model: Any, tokenizer: Any, name: str, *, labels: int | None = None)
     """One label, and a padding id: the model looks for it, to find where a text ends."""
     found = model.config.num_labels if labels is None else labels
     if found != 1:
-        raise ModelError(f"{name} has {found} labels, and a reward model has one. Give another model.")
+        raise ModelError(f"{name} has {found} labels, but a reward model has one. Give another model.")
     text_config = model.config.get_text_config()
     if text_config.pad_token_id is None:
         known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)

@@ -1,4 +1,4 @@
-"""How a reward model of preftune's own reads prompt and answer: token for token as it was trained.
+"""The input of preftune's own reward models: prompt and answer token for token as in training.
 
 `preftune reward` leaves a small file with the weights that says whether its pairs were conversations or plain text.
 Other models lack it, and are read by their chat template where they have one.

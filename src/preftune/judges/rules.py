@@ -1,4 +1,4 @@
-"""Who says which of two answers is better. A judge is a callable; rules ship here, others follow the same protocol."""
+"""The rules that ship with preftune. A judge is a callable; other rules follow the same protocol."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class LengthJudge:
 
     def __init__(self, *, prefer: Literal["shorter", "longer"] = "shorter") -> None:
         if prefer not in ("shorter", "longer"):
-            raise RequestError(f"LengthJudge(prefer={prefer!r}): prefer is 'shorter' or 'longer'.")
+            raise RequestError(f"LengthJudge(prefer={prefer!r}): prefer must be 'shorter' or 'longer'.")
         self.prefer = prefer
         self.name = f"{prefer} wins"
 

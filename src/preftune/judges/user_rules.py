@@ -1,4 +1,4 @@
-"""Python functions of the user as judges and scorers: found by name, and their signature understood or refused.
+"""The user's Python functions as judges and scorers: found by name, and checked by signature.
 
     def prefer_polite(prompt, answer_a, answer_b, row):  # a judge: "a", "b" or "tie"
     def politeness(prompt, answer, row):                 # a scorer: a number, or None
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
+from preftune.amounts import counted
 from preftune.errors import RequestError
 from preftune.judges.protocol import Judge, Scorer, judge_name
 
@@ -63,17 +64,20 @@ def adapted(rule: Judge | Scorer | Any) -> Rule:
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = sum(p.default is p.empty for p in positional)
     if not required <= 4 or not len(positional) >= 2:
-        raise RequestError(f"Rule {judge_name(rule)!r} takes {required} arguments. {_FORMS}")
+        raise RequestError(f"Rule {judge_name(rule)!r} takes {counted(required, 'argument')}. {_FORMS}")
     names = [p.name for p in positional[:4]]
     asked = next((place for place, name in enumerate(names) if name.lower() in _PROMPTS), 0)
     if asked:
         raise RequestError(
-            f"Rule {judge_name(rule)!r} takes ({', '.join(names)}), and the prompt comes first: arguments are given by "
-            f"their place. {_FORMS}"
+            f"Rule {judge_name(rule)!r} takes ({', '.join(names)}), but the prompt must come first: arguments are "
+            f"passed by position. {_FORMS}"
         )
     by_names, by_return = _scores_by_names(names, required), _scores_by_return(rule)
     if by_names is None and by_return is None:
-        raise RequestError(f"Rule {judge_name(rule)!r} takes ({', '.join(names)}): is it a judge or a scorer? {_FORMS}")
+        raise RequestError(
+            f"Rule {judge_name(rule)!r} takes ({', '.join(names)}): it is unclear whether it is a judge or a scorer. "
+            f"{_FORMS}"
+        )
     if by_names is not None and by_return is not None and by_names != by_return:
         kinds = {True: "a scorer", False: "a judge"}
         raise RequestError(

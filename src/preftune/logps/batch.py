@@ -1,4 +1,4 @@
-"""Groups packed into one row of tensors, and the scores that a model gives them."""
+"""Groups packed into one row of tensors, and a model's scores of them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from preftune.types import Sides, Span, TokenizedGroup
 
 
 class OneByOne(NamedTuple):
-    """One completion behind its prompt, as a row of its own."""
+    """One completion after its prompt, as a separate row."""
 
     ids: Tensor
     """(1, R) int64."""
     prompt: int
-    """Tokens of the prompt."""
+    """Number of tokens of the prompt."""
     spans: tuple[Span, ...]
-    """What is scored, counted from the first token of the completion."""
+    """The scored spans, counted from the first token of the completion."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """Groups end to end in one row, `[P C1 .. CK | P C1 .. CK | ...]`, and where to read the scores.
+    """Groups concatenated in one row, `[P C1 .. CK | P C1 .. CK | ...]`, and the positions of the scores.
 
     A group's first completion token is predicted by the last prompt state; every further completion of the group
     is predicted from that same state, so `predict_T` repeats it.
@@ -40,9 +40,9 @@ class PackedBatch:
     predict_T: Tensor
     """(T,) int64: index in the row of the state that predicts each scored token."""
     target_T: Tensor
-    """(T,) int64: the scored tokens; those of all completions, but for `TokenizedGroup.scored`."""
+    """(T,) int64: the scored tokens of all completions, by `TokenizedGroup.scored`."""
     owner_T: Tensor
-    """(T,) int64: which completion of the batch each token belongs to, 0..K-1."""
+    """(T,) int64: the completion of the batch that each token belongs to, 0..K-1."""
     chosen_N: Tensor
     """(N,) int64: completion index of each pair's chosen side."""
     rejected_N: Tensor
@@ -70,7 +70,7 @@ class PackedBatch:
         return replace(self, **moved)
 
     def sequences(self) -> Iterator[OneByOne]:
-        """Every completion without its neighbours, on the device of the batch."""
+        """Every completion as a separate sequence, on the device of the batch."""
         for group in self.groups:
             for index, completion in enumerate(group.completions):
                 ids = torch.tensor([[*group.prompt_ids, *completion]], device=self.input_ids.device)
@@ -89,7 +89,7 @@ class PackedBatch:
 class GroupLogps:
     """Scores of a batch's completions under one model, in nats.
 
-    `token_logps_T` is what engines return and the reference cache stores; the rest is derived from it.
+    Engines return `token_logps_T`, and the reference cache stores it; the rest is derived from it.
     """
 
     token_logps_T: Tensor
@@ -98,26 +98,26 @@ class GroupLogps:
     """(T,) int64."""
     completions: int
     hit_T: Tensor | None = None
-    """(T,) bool: whether no other token was likelier; None when the scores came from a cache."""
+    """(T,) bool: whether no other token was likelier; None if the scores came from a cache."""
     square_T: Tensor | None = None
-    """(T,) log of the sum of all tokens' squared probabilities, without gradient; None where it was not asked for."""
+    """(T,) log of the sum of all tokens' squared probabilities, without gradient; None if it was not requested."""
 
     @property
     def sum_K(self) -> Tensor:
-        """(K,): log-probability of each completion's scored tokens given what stands before them."""
+        """(K,): log-probability of each completion's scored tokens given the tokens before them."""
         zeros = self.token_logps_T.new_zeros(self.completions)
         return zeros.index_add(0, self.owner_T, self.token_logps_T)
 
     @property
     def length_K(self) -> Tensor:
-        """(K,): scored tokens of each completion, in the dtype of the scores."""
+        """(K,): number of scored tokens of each completion, in the dtype of the scores."""
         ones = self.token_logps_T.new_ones(self.owner_T.shape[0])
         return self.token_logps_T.new_zeros(self.completions).index_add(0, self.owner_T, ones)
 
     @property
     def confidence_K(self) -> Tensor:
-        """(K,) mean over a completion's tokens of log p - log sum p^2: how likely it is next to what the model samples,
-        without gradient. For the weights of WPO.
+        """(K,) mean over a completion's tokens of log p - log sum p^2: its likelihood relative to the model's own
+        samples, without gradient; for the weights of WPO.
         """
         assert self.square_T is not None
         apart_T = self.token_logps_T.detach() - self.square_T
@@ -155,9 +155,9 @@ class GroupLogps:
 
 
 def pack(groups: Sequence[TokenizedGroup]) -> PackedBatch:
-    """Lay groups out in one row. Prompts and completions must not be empty (the tokeniser sees to it).
+    """Packs groups into one row. Prompts and completions must not be empty (the tokeniser ensures this).
 
-    Tokens outside a completion's spans are context: they stand in the row like all others, and are not predicted.
+    Tokens outside a completion's spans are context: they are in the row, but are not predicted.
 
     Raises:
         ValueError: no groups, an empty prompt or an empty completion.

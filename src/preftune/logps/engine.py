@@ -1,4 +1,4 @@
-"""Engines: how the log-probabilities of a packed batch are computed. One protocol, three ways.
+"""Engines, which compute the log-probabilities of a packed batch: one protocol, three implementations.
 
 packed      one row, shared prompts, no padding                        exact where `supports(model)` says so
 separate    one sequence at a time, no padding, chunked head           exact for every causal model
@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from preftune.amounts import counted
 from preftune.errors import ModelError, UnsupportedLayoutError
 from preftune.logps.attention import packed as attention
 from preftune.logps.batch import GroupLogps, PackedBatch
@@ -26,13 +27,13 @@ EngineName = Literal["auto", "packed", "separate", "naive"]
 
 
 class LayersNotReachedError(UnsupportedLayoutError):
-    """A packed forward in which not every layer used the packed attention once."""
+    """Raised if not every layer of a packed forward used the packed attention exactly once."""
 
     def __init__(self, calls: int, layers: int) -> None:
         super().__init__(
-            f"the packed attention was called {calls} times in a model of {layers} layers: some layers do not use the "
-            "attention implementation of the model's config (state-space or linear-attention layers, layers that were "
-            "replaced or copied). Use engine='separate'."
+            f"the packed attention was called {counted(calls, 'time')} in a model with {counted(layers, 'layer')}: "
+            "some layers do not use the attention implementation of the model's config (state-space or "
+            "linear-attention layers, layers that were replaced or copied). Use engine='separate'."
         )
         self.calls, self.layers = calls, layers
 
@@ -46,7 +47,7 @@ class Engine(Protocol):
         """Log-probabilities of all scored tokens of the batch; gradients flow to the model's parameters.
 
         Args:
-            squares: with `GroupLogps.square_T`.
+            squares: also compute `GroupLogps.square_T`.
         """
         ...
 
@@ -59,7 +60,7 @@ class PackedEngine:
     def __init__(self, transform: LogitTransform, chunk: int | None = None, *, layers: int | None = None) -> None:
         """
         Args:
-            layers: how many layers must go through the packed attention in every forward; None checks nothing.
+            layers: number of layers that must use the packed attention in every forward; None for no check.
         """
         self.transform, self.chunk, self.layers = transform, chunk, layers
 
@@ -79,7 +80,7 @@ class PackedEngine:
 
 
 class SeparateEngine:
-    """One sequence after the other: no sharing, no padding, so nothing a model does with neighbours can matter."""
+    """One sequence after the other: no sharing and no padding, so neighbours cannot affect the result."""
 
     name = "separate"
 
@@ -120,10 +121,10 @@ class NaiveEngine:
 
 
 def prepare_head(model: nn.Module) -> None:
-    """Let scoring forwards compute log-probabilities where the model would compute logits. Idempotent.
+    """Makes scoring forwards compute log-probabilities instead of logits. Idempotent.
 
     Raises:
-        ModelError: the model has no output head, or a LoRA adapter sits on it.
+        ModelError: the model has no output head, or has a LoRA adapter on it.
     """
     for head in _head_modules(model):
         if not getattr(head, "_preftune_head", False):
@@ -149,13 +150,13 @@ def make_engine(model: nn.Module, name: Literal["packed", "separate", "naive"], 
 
 
 def attention_layers(model: Any) -> int:
-    """How many layers the model has by its config: what goes through the packed attention in a whole forward."""
+    """The number of layers in the model's config, which use the packed attention in a whole forward."""
     return int(model.config.get_text_config().num_hidden_layers)
 
 
 def check_layers(request: ScoringRequest, layers: int | None) -> None:
-    """Raises: LayersNotReachedError, if not every layer of a packed forward went through the packed attention: the
-    others took the whole row for one sequence.
+    """Raises: LayersNotReachedError, if not every layer of a packed forward used the packed attention: the others would
+    treat the whole row as one sequence.
     """
     if layers is not None and request.attention_calls != layers:
         raise LayersNotReachedError(request.attention_calls, layers)
@@ -164,13 +165,13 @@ def check_layers(request: ScoringRequest, layers: int | None) -> None:
 def _answer(request: ScoringRequest) -> Tensor:
     if request.token_logps_T is None:
         raise ModelError(
-            "the model's forward never reached its output head, so nothing was scored. Use engine='naive'."
+            "the model's forward did not reach its output head, so nothing was scored. Use engine='naive'."
         )
     return request.token_logps_T
 
 
 def _head_modules(model: nn.Module) -> Iterator[nn.Module]:
-    """The linear layers that may act as head: the head itself, or PEFT's original and trained copies of it."""
+    """The linear layers that may serve as the head: the head itself, or PEFT's original and trained copies of it."""
     get: Any = getattr(model, "get_output_embeddings", None)
     head = get() if get is not None else None
     if head is None and hasattr(model, "get_base_model"):
@@ -182,9 +183,9 @@ def _head_modules(model: nn.Module) -> Iterator[nn.Module]:
         yield head.original_module
     elif hasattr(head, "lora_A") or hasattr(head, "base_layer"):
         raise ModelError(
-            "an adapter sits on the output head, where its product with the chunked log-probabilities is not "
-            "computed. Leave lm_head out of target_modules (target_modules='all-linear' does), train the head whole "
-            "with modules_to_save=['lm_head'], or pass engine='naive'."
+            "there is an adapter on the output head, which the chunked log-probabilities do not support. Leave "
+            "lm_head out of target_modules (target_modules='all-linear' does), train the head whole with "
+            "modules_to_save=['lm_head'], or pass engine='naive'."
         )
     else:
         yield head

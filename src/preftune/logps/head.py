@@ -38,8 +38,8 @@ class LogitTransform:
     @classmethod
     def of(cls, config: Any) -> LogitTransform:
         """Read from a model's config: Gemma's `final_logit_softcapping` and its like, Cohere's `logit_scale`, Granite's
-        `logits_scaling`, Falcon-H1's `lm_head_multiplier`. A model that does something else is found out by
-        `supports`, which compares with the model's own logits.
+        `logits_scaling`, Falcon-H1's `lm_head_multiplier`. `supports` detects a model with another transform by
+        comparison with the model's own logits.
         """
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         scale = float(getattr(text, "logit_scale", None) or 1.0) * float(
@@ -82,12 +82,13 @@ def token_logps(
 
     Args:
         hidden_TD: states that predict the tokens; gradients flow into it.
-        weight_VD: the head's weight; gets a gradient if it requires one, and is then recomputed with.
+        weight_VD: the head's weight; gets a gradient if it requires one, in which case the logits are recomputed.
         target_T: int64 token ids.
         bias_V: the head's bias, if it has one.
         transform: what the model does to its logits.
-        chunk: tokens per chunk; None lets the vocabulary and the device's memory decide. Does not change the result.
-        hit_T: an output, (T,) bool: filled with whether no other token was likelier, which the logits say for nothing.
+        chunk: number of tokens per chunk; None chooses it from the vocabulary and the device's memory. It does not
+            change the result.
+        hit_T: an output, (T,) bool: filled with whether no other token was likelier, at no extra cost.
         square_T: an output, (T,), in the dtype of the result: filled with the log of the sum of all tokens' squared
             probabilities, out of the same exponentials.
     Returns: (T,) nats, float32 (float64 for float64 weights). Matrix products run in the weight's dtype (autocast's
@@ -110,12 +111,11 @@ def token_logps(
 
 
 def chunk_for(vocabulary: int, *, total_bytes: int, free_bytes: int) -> int:
-    """Tokens per chunk on a device with memory of its own: a power of two.
+    """Number of tokens per chunk on a device with its own memory: a power of two.
 
     A sixteenth of the device's memory for the logits, so that the same card always gets the same chunk (another size is
-    another kernel, and rounds differently from the reference scores cached on disk); less where something else has
-    filled the card; never more than feeds its matrix units.
-    """
+    another kernel, and rounds differently from the reference scores cached on disk); less if other programs use the
+    card's memory; never more than its matrix units need."""
     per_token = vocabulary * _BYTES_PER_ELEMENT
     fits = min(total_bytes // _SHARE_OF_DEVICE, free_bytes // 2) // per_token
     wanted = max(32, min(_CHUNK_ELEMENTS_DEVICE // vocabulary, fits))
@@ -124,7 +124,7 @@ def chunk_for(vocabulary: int, *, total_bytes: int, free_bytes: int) -> int:
 
 @functools.cache
 def _default_chunk(device: torch.device, vocabulary: int) -> int:
-    """Decided once: policy and reference must go through the same kernels, however full the device is meanwhile."""
+    """The chunk size, chosen once: policy and reference must use the same kernels, independent of the free memory."""
     if device.type == "cpu":
         return max(16, _CHUNK_ELEMENTS_CPU // vocabulary)
     if device.type != "cuda":

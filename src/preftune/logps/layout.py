@@ -1,4 +1,4 @@
-"""Planning of packed rows: integer work on the CPU, done once per batch (in the collator).
+"""Planning of packed rows: integer computations on the CPU, once per batch (in the collator).
 
 row        [ P  C1  C2 .. CK | P' C1' C2' .. ]        groups end to end, no padding
 positions    0.. |P| ..  |P| ..  |P| ..   0..         every completion restarts after its prompt
@@ -31,18 +31,19 @@ class Segment(NamedTuple):
 
     @property
     def prefix(self) -> int:
-        """Keys before the first query; 0 for a segment that holds its own prompt."""
+        """Number of keys before the first query; 0 for a segment that contains its prompt."""
         return self.prefix_stop - self.prefix_start
 
     def seen(self, tensor: Tensor) -> Tensor:
-        """(..., keys, d) of (..., R, d): what the segment's last query sees, the prompt first."""
+        """(..., keys, d) of (..., R, d): the keys that the segment's last query sees, the prompt first."""
         own = tensor[..., self.start : self.stop, :]
         return own if self.prefix == 0 else torch.cat([tensor[..., self.prefix_start : self.prefix_stop, :], own], -2)
 
 
 @dataclass(frozen=True)
 class GroupLayout:
-    """Who sees whom in a packed row. Travels as a keyword argument through the model to the attention function.
+    """The visible keys of each query in a packed row. It passes as a keyword argument through the model to the
+    attention function.
 
     `cu_seq_q` and `cu_seq_k` are the (segments + 1,) int32 boundaries that variable-length kernels read, `key_index`
     the (keys,) int64 gather that repeats each shared prompt for every further completion.
@@ -60,7 +61,7 @@ class GroupLayout:
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names})
 
     def mask(self, segment: Segment, window: int | None, device: torch.device) -> Tensor | None:
-        """(queries, keys) bool, True where a query may look; None where plain causal attention says the same.
+        """(queries, keys) bool, True where a key is visible; None if this equals plain causal attention.
 
         Masks are made once per layout, not once per layer.
         """
@@ -80,7 +81,7 @@ class GroupLayout:
 
 
 def segments_of(groups: Sequence[TokenizedGroup]) -> tuple[Segment, ...]:
-    """The attention segments of groups laid end to end, in the order of the row."""
+    """The attention segments of concatenated groups, in the order of the row."""
     segments: list[Segment] = []
     offset = 0
     for group in groups:

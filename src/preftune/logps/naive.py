@@ -1,9 +1,8 @@
-"""The oracle: one sequence at a time, full logits, log_softmax. Slow, plain, right; float64-capable.
+"""The oracle: one sequence at a time, full logits, log_softmax. Slow, simple, and correct; it supports float64.
 
-Every faster path is tested against this one in values and gradients, and `engine="naive"` selects it. There is no
-padding in it on purpose: in float64 transformers' eager mask turns padded rows into NaN, and rotary variants that look
-at the longest position of a batch would make a score depend on its neighbours.
-"""
+Every faster path is tested against this one in values and gradients, and `engine="naive"` selects it. It deliberately
+uses no padding: in float64 transformers' eager mask turns padded rows into NaN, and rotary variants that depend on the
+longest position of a batch would make a score depend on its neighbours."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ def naive_logps(
     Args:
         model: a causal language model whose forward returns `.logits`.
         batch: only its groups are read.
-        hits: an output: whether each scored token was the likeliest, in parts that stand end to end.
+        hits: an output: whether each scored token was the likeliest, in parts to be concatenated.
         squares: an output: the log of the sum of all tokens' squared probabilities before each scored token.
     Returns: (T,) nats, float32 or wider.
     """

@@ -1,10 +1,9 @@
-"""The request that a scoring forward makes of the model it runs through.
+"""The request of a scoring forward to the hooks in the model.
 
 The forward of a model wrapped by DDP or FSDP must contain trunk *and* head, or gradients are not synchronised. So the
-head is computed inside it, by hooks on the head module that look here for what to score; the mask function looks here
-to learn that it is in a packed forward. Neither is recomputed by gradient checkpointing. (The layout, which is needed
-inside checkpointed layers, travels as a keyword argument instead.)
-"""
+head is computed inside it, by hooks on the head module that read here what to score; the mask function reads here that
+it is in a packed forward. Neither is recomputed by gradient checkpointing. (The layout, which is needed inside
+checkpointed layers, is passed as a keyword argument instead.)"""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ScoringRequest:
-    """What to score in one forward pass, and where the answer is put."""
+    """What to score in one forward pass, and the place of the results."""
 
     predict_T: Tensor
     """(T,) indices of the predicting states in the flattened (batch x length) hidden states."""
@@ -37,25 +36,25 @@ class ScoringRequest:
     hit_T: Tensor | None = None
     """(T,) bool: whether each token was the likeliest."""
     squares: bool = False
-    """Whether `square_T` is asked for."""
+    """Whether `square_T` is requested."""
     square_T: Tensor | None = None
     """(T,) log of the sum of all tokens' squared probabilities."""
     hidden: Tensor | None = None
     length: int = 0
-    """Tokens of the one sequence of a forward without layout; its states are the last ones."""
+    """Number of tokens of the single sequence in a forward without layout; its states are the last ones."""
 
 
 _current: ContextVar[ScoringRequest | None] = ContextVar("preftune_scoring_request", default=None)
 
 
 def current_request() -> ScoringRequest | None:
-    """The request of the forward pass this thread is in, if any."""
+    """The request of the current forward pass of this thread, if any."""
     return _current.get()
 
 
 @contextmanager
 def scoring(request: ScoringRequest) -> Iterator[ScoringRequest]:
-    """Make `request` the current one for the duration of a forward pass."""
+    """Makes `request` the current one for the duration of a forward pass."""
     token = _current.set(request)
     try:
         yield request

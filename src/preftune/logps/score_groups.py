@@ -1,6 +1,6 @@
-"""Groups scored together within a budget of tokens, which is halved when memory runs out.
+"""Scores groups together within a budget of tokens, which is halved when memory runs out.
 
-Nothing is kept for a backward pass, so what has been scored stays scored.
+Nothing is kept for a backward pass, so earlier scores remain valid.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 
+from preftune.amounts import counted
 from preftune.errors import OutOfMemoryError
 from preftune.log import say
 from preftune.types import TokenizedGroup
@@ -21,11 +22,11 @@ _TOKENS_ELSEWHERE = 16_384
 
 
 class ScoringBudget:
-    """Tokens that are scored together on a device.
+    """The maximum number of tokens scored together on a device.
 
     Args:
-        device: its type.
-        advice: the change that helps where a single group does not fit: the end of the error message.
+        device: type of the device.
+        advice: the change that helps if a single group does not fit: the end of the error message.
     """
 
     def __init__(self, device: str, *, advice: str) -> None:
@@ -35,11 +36,11 @@ class ScoringBudget:
     def score(
         self, groups: Sequence[TokenizedGroup], score: Callable[[Sequence[TokenizedGroup]], Sequence[Result]]
     ) -> list[Result]:
-        """A result for each group, in their order. The longest groups come first, so that a lack of memory shows early.
+        """A result for each group, in order. The longest groups are scored first, so that a lack of memory shows early.
 
         Args:
             score: scores some groups together.
-        Raises: OutOfMemoryError where a single group does not fit.
+        Raises: OutOfMemoryError if a single group does not fit.
         """
         found: dict[int, Result] = {}
         for batch in self._batches(groups):
@@ -47,7 +48,7 @@ class ScoringBudget:
         return [found[place] for place in range(len(groups))]
 
     def _batches(self, groups: Sequence[TokenizedGroup]) -> Iterator[list[int]]:
-        """Places of groups within the budget; a group beyond it is alone."""
+        """Batches of positions of groups within the budget; a larger group is alone."""
         batch: list[int] = []
         tokens = 0
         for place in sorted(range(len(groups)), key=lambda place: -groups[place].tokens):
@@ -69,13 +70,13 @@ class ScoringBudget:
                 raise
             if len(groups) == 1:
                 raise OutOfMemoryError(
-                    f"the device ran out of memory when {groups[0].tokens:,} tokens of one row were scored. "
+                    f"the device ran out of memory while scoring {counted(groups[0].tokens, 'token')} of one row. "
                     f"{self._advice}"
                 ) from error
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self.tokens = sum(group.tokens for group in groups) // 2
-        say(f"out of memory: from here on at most {self.tokens:,} tokens are scored together.")
+        say(f"out of memory: from now on at most {counted(self.tokens, 'token is', 'tokens are')} scored together.")
         return self.score(groups, score)
 
 

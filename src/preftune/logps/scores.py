@@ -1,8 +1,7 @@
 """Scores of completions: a scalar head read at the last token of each completion, over packed, prompt-shared groups.
 
-The head is `model.score` of a transformers sequence classifier with one label. transformers itself finds the place by
-looking for the last token that is not padding; here it is known from the layout, and the pad token plays no part.
-"""
+The head is `model.score` of a transformers sequence classifier with one label. transformers itself searches for the
+last token that is not padding; preftune knows the position from the layout, so that the pad token has no effect."""
 
 from __future__ import annotations
 
@@ -36,13 +35,13 @@ class ScoreEngine(Protocol):
     def name(self) -> str: ...
 
     def __call__(self, model: nn.Module, batch: PackedBatch) -> Tensor:
-        """(K,) float32 (float64 of a float64 model); gradients flow to the model's parameters."""
+        """(K,) float32 (float64 for a float64 model); gradients flow to the model's parameters."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class StateScores:
-    """The head applied to the states of the trunk at the last tokens, and to nothing else."""
+    """Applies the head only to the states of the trunk at the last tokens."""
 
     name: Literal["packed", "separate"]
 
@@ -72,17 +71,17 @@ def naive_scores(model: nn.Module, batch: PackedBatch) -> Tensor:
 
 
 def choose_score_engine(model: nn.Module, name: EngineName = "auto") -> tuple[ScoreEngine, Support]:
-    """The engine for a sequence classifier: packed where that is exact, separate otherwise; or the one asked for.
+    """The engine for a sequence classifier: packed if that is exact, separate otherwise; or the requested one.
 
     Raises:
         ModelError: the model is not a sequence classifier with a head `score` of one label.
-        PreftuneError: "packed" was asked for and is not exact.
+        PreftuneError: "packed" was requested and is not exact.
     """
     score_head(model)
     if name == "naive":
-        return NaiveScores(), Support(False, "engine='naive' was asked for", "naive")
+        return NaiveScores(), Support(False, "engine='naive' was requested", "naive")
     if name == "separate":
-        support = Support(False, "engine='separate' was asked for")
+        support = Support(False, "engine='separate' was requested")
     else:
         support = supports_scores(model)
     support.check(name)
@@ -93,7 +92,7 @@ def choose_score_engine(model: nn.Module, name: EngineName = "auto") -> tuple[Sc
 
 
 def supports_scores(model: nn.Module) -> Support:
-    """Try packed scores on a small random twin of the model and compare with the naive path; see `supports`."""
+    """Tries packed scores on a small random twin of the model and compares them with the naive path; see `supports`."""
     if reason := obstacle(model):
         configs = (getattr(model, "peft_config", None) or {}).values()
         virtual = any(getattr(config, "is_prompt_learning", False) for config in configs)
@@ -136,7 +135,7 @@ def score_head(model: Any) -> nn.Module:
         )
     if weight.shape[0] != 1:
         raise ModelError(
-            f"the head of {type(base).__name__} has {weight.shape[0]} labels, and a reward is one number. Give a "
+            f"the head of {type(base).__name__} has {weight.shape[0]} labels, but a reward is one number. Give a "
             "causal model, or a classifier with num_labels=1."
         )
     found: nn.Module = head

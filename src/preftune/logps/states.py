@@ -1,9 +1,9 @@
-"""Hidden states of a trunk at the tokens that matter, packed as the engine packs: what small heads read.
+"""Hidden states of a trunk at the tokens that small heads read, packed as in the engine.
 
     token_states        (T, D) the state *before* each scored token: where its log-probability comes from, and its value
     completion_states   (K, D) the state *at* the last token of each completion: where a reward model reads its score
 
-The place is gathered from the layout, never guessed from padding.
+The position is taken from the layout, never guessed from padding.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from preftune.logps.request import ScoringRequest, scoring
 
 
 def trunk_of(model: nn.Module) -> nn.Module:
-    """The model without its head: what gives hidden states. Adapters inside its layers go with it.
+    """The model without its head, which gives hidden states. Adapters inside its layers are included.
 
     Raises:
-        ModelError: the model does not say where its trunk is.
+        ModelError: the trunk of the model cannot be found.
     """
     whole: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     prefix = getattr(whole, "base_model_prefix", "")
@@ -36,11 +36,11 @@ def trunk_of(model: nn.Module) -> nn.Module:
         trunk = whole  # one already
     if isinstance(trunk, nn.Module):
         return trunk
-    raise ModelError(f"{type(whole).__name__} has no trunk that preftune knows how to reach, so no value can be read.")
+    raise ModelError(f"preftune cannot find the trunk of {type(whole).__name__}, so no value can be read.")
 
 
 def prepare_trunk(trunk: nn.Module, *, packed: bool) -> None:
-    """Make a trunk of its own ready as `make_engine` makes a whole model ready. Idempotent."""
+    """Prepares a separate trunk as `make_engine` prepares a whole model. Idempotent."""
     quicken(trunk)
     if packed:
         attention.register()
@@ -51,7 +51,7 @@ def token_states(trunk: nn.Module, batch: PackedBatch, *, packed: bool) -> Tenso
     """(T, D): the state that predicts each scored token, in the order of `batch.target_T`; with gradient.
 
     Args:
-        packed: as the engine that scores this batch: one row, or one sequence after the other.
+        packed: as in the engine that scores this batch: one row, or one sequence after the other.
     """
     if packed:
         return _row_states(trunk, batch).index_select(0, batch.predict_T)
@@ -72,7 +72,7 @@ def completion_states(trunk: nn.Module, batch: PackedBatch, *, packed: bool) -> 
 def read_head(head: Any, states_ND: Tensor) -> Tensor:
     """(N,) float32 (float64 of a float64 head): the number that a head of one output reads in each state.
 
-    Without autocast: a score is compared to fractions of itself.
+    It runs without autocast, because differences of scores may be small.
     """
     with torch.autocast(states_ND.device.type, enabled=False):
         numbers_N1: Tensor = head(states_ND.to(head.weight.dtype))
@@ -80,7 +80,7 @@ def read_head(head: Any, states_ND: Tensor) -> Tensor:
 
 
 def last_tokens(batch: PackedBatch) -> Tensor:
-    """(K,) int64: where in the row the last token of each completion stands."""
+    """(K,) int64: the position in the row of each completion's last token."""
     places, at = [], 0
     for group in batch.groups:
         at += len(group.prompt_ids)

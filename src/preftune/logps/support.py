@@ -1,9 +1,8 @@
-"""Does the packed engine serve this model exactly? Decided by trying, on a small random twin of the model's config.
+"""Whether the packed engine is exact for a model, tested on a small random twin of the model's config.
 
-Some architectures accept an attention implementation and never call it, some drop keyword arguments, some keep their
-window or chunks in the mask alone, and long-rope variants look at the longest position of the whole batch. Reading
-configs cannot tell; running a twin with tiny windows, chunks and rope limits can.
-"""
+Some architectures accept an attention implementation and never call it, some drop keyword arguments, some apply their
+window or chunks only in the mask, and long-rope variants depend on the longest position of the whole batch. A config
+does not show this, but a run of a twin with tiny windows, chunks and rope limits does."""
 
 from __future__ import annotations
 
@@ -38,22 +37,22 @@ class Support:
     exact: bool
     reason: str = ""
     fallback: Literal["separate", "naive"] = "separate"
-    """What serves instead: separate sequences, or the naive path where not even the head is understood."""
+    """The alternative: separate sequences, or the naive path if the head is not supported."""
 
     def check(self, name: EngineName) -> None:
-        """Raises: PreftuneError where the packed engine was asked for and is not exact."""
+        """Raises: PreftuneError if the packed engine was requested and is not exact."""
         if not self.exact and name == "packed":
             raise PreftuneError(
-                f"engine='packed' was asked for, but it is not exact for this model: {self.reason}. "
-                f"Use engine='auto', which falls back to {self.fallback!r}."
+                f"engine='packed' was requested, but it is not exact for this model: {self.reason}. Use engine='auto', "
+                f"which falls back to {self.fallback!r}."
             )
 
 
 def supports(model: nn.Module) -> Support:
-    """Try the packed engine on a two-layer random twin of the model and compare with the eager path.
+    """Tries the packed engine on a two-layer random twin of the model and compares it with the eager path.
 
-    Runs on the CPU in float32, takes well under a second for ordinary widths. Global random state is left as it was.
-    """
+    It runs on the CPU in float32 and takes well under a second for ordinary widths. The global random state is not
+    changed."""
     if reason := obstacle(model):
         return Support(False, reason)
     twin, failure = None, ""
@@ -73,15 +72,15 @@ def supports(model: nn.Module) -> Support:
             return Support(False, f"its adapter could not be tried on a small twin ({short(error)})")
         head = _difference(twin, "separate")
         if head is not None:
-            return Support(False, f"its head does more than preftune knows: separate scoring {head}", "naive")
+            return Support(False, f"its head does more than preftune supports: separate scoring {head}", "naive")
         packed = _difference(twin, "packed")
         return Support(True) if packed is None else Support(False, packed)
 
 
 def choose_engine(model: nn.Module, name: EngineName = "auto") -> tuple[Engine, Support]:
-    """The engine for a model: packed where that is exact, separate sequences otherwise; or the one asked for."""
+    """The engine for a model: packed if that is exact, separate sequences otherwise; or the requested one."""
     if name in ("naive", "separate"):
-        return make_engine(model, name), Support(False, f"engine={name!r} was asked for", name)
+        return make_engine(model, name), Support(False, f"engine={name!r} was requested", name)
     support = supports(model)
     support.check(name)
     return make_engine(model, "packed" if support.exact else support.fallback), support
@@ -89,7 +88,7 @@ def choose_engine(model: nn.Module, name: EngineName = "auto") -> tuple[Engine, 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """The twin's config is deliberately odd; what transformers has to say about it is of no use to anyone."""
+    """Silences transformers' messages about the twin's config, which is deliberately unusual."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.ERROR)
     try:
@@ -101,20 +100,20 @@ def quietly() -> Iterator[None]:
 
 
 def obstacle(model: nn.Module) -> str:
-    """What is known to stand in the way of packing without a trial; empty if nothing is."""
+    """A known obstacle to packing, found without a trial; empty if there is none."""
     for name, config in (getattr(model, "peft_config", None) or {}).items():
         if getattr(config, "is_prompt_learning", False):
             return f"adapter {name!r} ({config.peft_type}) adds virtual tokens to every sequence"
         if getattr(config, "alora_invocation_tokens", None):
-            return f"adapter {name!r} (aLoRA) begins at its invocation tokens, which it looks for once in every row"
+            return f"adapter {name!r} (aLoRA) starts at its invocation tokens, which it searches for once in every row"
         if getattr(config, "layer_replication", None):
-            return f"adapter {name!r} runs copies of layers (layer_replication), which keep an attention of their own"
+            return f"adapter {name!r} uses copies of layers (layer_replication), which have their own attention"
     return neighbours_in_quantisation(model)
 
 
 def neighbours_in_quantisation(model: nn.Module) -> str:
-    """Whether a quantised layer computes a row of its input by what the other rows are, tried on the layers themselves:
-    with the same shapes, a layer that does not gives the same bits.
+    """Whether a quantised layer's result for a row of its input depends on the other rows, tested on the layers
+    themselves: an independent layer gives the same bits for the same shapes.
     """
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     if not (getattr(base, "is_quantized", False) or getattr(base, "is_loaded_in_8bit", False)):
@@ -130,8 +129,8 @@ def neighbours_in_quantisation(model: nn.Module) -> str:
             tried.add((type(layer), leaf))
             if weight.device.type != "meta" and _sees_neighbours(layer):
                 return (
-                    f"{type(layer).__name__} layers quantise a token by what else is in its row (outliers, scales of a "
-                    "whole tensor)"
+                    f"{type(layer).__name__} layers quantise a token depending on the rest of its row (outliers, "
+                    "scales of a whole tensor)"
                 )
     return ""
 
@@ -151,9 +150,9 @@ def _sees_neighbours(layer: Any) -> bool:
 
 
 def with_adapters(twin: Any, model: Any) -> Any:
-    """The twin with the adapters of the model, random ones; itself without adapters.
+    """The twin with random adapters of the model's kind; unchanged if the model has none.
 
-    Layers that an adapter names by number may be missing in the twin, so it sits on all layers of the same names.
+    Layers that an adapter names by number may be missing in the twin, so it is put on all layers of the same names.
     """
     configs = getattr(model, "peft_config", None) or {}
     if not configs:
@@ -183,7 +182,7 @@ def with_adapters(twin: Any, model: Any) -> Any:
 
 
 def _difference(twin: Any, name: Literal["separate", "packed"]) -> str | None:
-    """What an engine does wrong on the twin, in words; None if it agrees with the eager path."""
+    """The engine's error on the twin, in words; None if it agrees with the eager path."""
     try:
         groups = trial_groups()
         twin.set_attn_implementation("eager")
@@ -194,8 +193,8 @@ def _difference(twin: Any, name: Literal["separate", "packed"]) -> str | None:
             scored = engine(twin, pack(groups)).token_logps_T
     except LayersNotReachedError as error:
         return (
-            f"{error.layers - error.calls} of {error.layers} layers do not go through the attention interface "
-            "(state-space, linear-attention or hybrid layers, or an architecture of its own)"
+            f"{error.layers - error.calls} of {error.layers} layers do not use the attention interface (state-space, "
+            "linear-attention or hybrid layers, or a custom architecture)"
         )
     except PreftuneError as error:
         return str(error)
@@ -223,7 +222,7 @@ def trial_groups() -> list[TokenizedGroup]:
 
 
 def random_twin(model: Any, *, shrink_width: bool) -> Any:
-    """A tiny random model of the same architecture, one layer of every kind (two at least), in eval mode."""
+    """A tiny random model of the same architecture, with one layer of every kind (at least two), in eval mode."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = copy.deepcopy(base.config)
     for attribute in ("quantization_config", "_pre_quantization_dtype"):
@@ -282,7 +281,7 @@ def _rope_dicts(rope: Any) -> list[dict[str, Any]]:
 
 
 def _narrow(text: Any) -> None:
-    """Fewer heads of the same size, in the same proportion: what packing can get wrong depends on neither."""
+    """Fewer heads of the same size, in the same proportion: errors of packing depend on neither."""
     heads, keys = text.num_attention_heads, getattr(text, "num_key_value_heads", None)
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     share = heads // keys if keys else 1

@@ -9,10 +9,10 @@ step.
     listwise        losses of ranked and scored lists: plackett_luce, lipo, info_nca, nca
     moments         losses that follow running moments: beta_dpo, alpha_dpo
     objective       the weighted sum of losses that a run minimises
-    pairs           what a loss of pairs gets and gives; f-divergences
+    pairs           inputs and outputs of a loss of pairs; f-divergences
     pairwise        losses with a reference: sigmoid (DPO), ipo, hinge, robust, ...
     ppo             clipped losses, KL estimators
-    reference_free  losses without one: simpo, cpo, orpo, ...
+    reference_free  losses without a reference: simpo, cpo, orpo, ...
     registry        LOSSES: every loss of pairs by its name, with its options and its authors' settings
     reward          the Bradley-Terry loss
     unpaired        KTO and APO on single answers with a label

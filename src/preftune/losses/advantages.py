@@ -1,4 +1,4 @@
-"""What policy gradients are weighted with: advantages, whitening, the scale of rewards. Pure functions.
+"""Weights of policy gradients: advantages, whitening, normalised rewards. Pure functions.
 
 B answers, T their tokens, padded on the right; `mask_BT` is True where there is a token.
 """
@@ -14,11 +14,11 @@ _EPSILON = 1e-8
 
 
 class Advantages(NamedTuple):
-    """What `gae` gives; 0 where there is no token."""
+    """The result of `gae`; 0 where there is no token."""
 
     advantages_BT: Tensor
     returns_BT: Tensor
-    """Advantage plus value: what the value function should have said."""
+    """Advantage plus value: the target of the value function."""
 
 
 def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float) -> Advantages:
@@ -31,8 +31,8 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, la
         rewards_BT: reward for each token, in the units of the reward.
         values_BT: V(s_t), the value of the state *before* token t is written, in the same units.
         mask_BT: bool; the tokens of a row stand at its beginning.
-        gamma: discount per token, 0..1. 1 is usual for answers, whose length should not matter as such.
-        lam: 0 trusts the value function (one-step advantages), 1 the rewards (all that came after); 0.95 is usual.
+        gamma: discount per token, 0..1. 1 is usual for answers, so that length has no effect in itself.
+        lam: 0 relies on the value function (one-step advantages), 1 on the rewards (all later ones); 0.95 is usual.
     """
     rewards_BT, values_BT = rewards_BT.masked_fill(~mask_BT, 0.0), values_BT.masked_fill(~mask_BT, 0.0)
     advantages_BT = torch.zeros_like(rewards_BT)
@@ -46,7 +46,7 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, la
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Scalar: the mean over all tokens where `mask` is True; 0 without any."""
+    """Scalar: the mean over all tokens where `mask` is True; 0 if there are none."""
     return values.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
 
 
@@ -54,7 +54,7 @@ def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
     """Mean 0 and variance 1 over the tokens of `mask`; 0 elsewhere.
 
     Ziegler et al. 2019 (arXiv:1909.08593), in their code, whiten advantages over the whole batch of rollouts; Huang et
-    al. 2024 (arXiv:2403.17031) count it among the details that matter.
+    al. 2024 (arXiv:2403.17031) list it among the important details.
 
     The variance is the unbiased one. A single token, or equal ones, become 0.
 
@@ -71,9 +71,8 @@ def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """Scalar `1 - Var(returns - values) / Var(returns)` over the tokens of `mask`.
 
-    1: the value function says the returns; 0: as good as saying their mean; below: worse than that. 0 where the returns
-    do not vary.
-    """
+    1: the value function predicts the returns exactly; 0: as well as their mean would; below 0: worse. The result is 0
+    if the returns do not vary."""
     returns_T, error_T = returns[mask].double(), (returns[mask] - values[mask]).double()
     variance = returns_T.var(unbiased=False)
     share = 1 - error_T.var(unbiased=False) / variance.clamp(min=_EPSILON)
@@ -116,7 +115,7 @@ def normalise(scores_B: Tensor, moments: Moments, *, shift_mean: bool = True) ->
 
     Args:
         scores_B: one score per answer, in the units of the scorer.
-        moments: of all scores so far, these included.
+        moments: moments of all scores so far, including these.
         shift_mean: False only scales.
     """
     return (scores_B - (moments.mean if shift_mean else 0.0)) / moments.deviation

@@ -1,6 +1,6 @@
 """Policy gradients whose baseline is the group of answers to one prompt: GRPO, its variants, and RLOO. Pure functions.
 
-P prompts with K answers each, C = P K answers, T tokens of all answers end to end.
+P prompts with K answers each, C = P K answers, T tokens of all answers, concatenated.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from preftune.losses.ppo import kl_k3
 
 _EPSILON = 1e-4
-"""Added to a standard deviation, as TRL and most implementations have it."""
+"""Added to a standard deviation, as in TRL and most implementations."""
 
 
 def group_advantages(reward_PK: Tensor, *, scale: str) -> Tensor:
@@ -21,8 +21,8 @@ def group_advantages(reward_PK: Tensor, *, scale: str) -> Tensor:
 
     Args:
         reward_PK: NaN for an answer without a reward, whose advantage is 0.
-        scale: what it is divided by: "group", the group's standard deviation; "batch", that of all answers; "none",
-            nothing, as Dr. GRPO, Liu et al. 2025 (arXiv:2503.20783), has it against the bias to easy and hard prompts.
+        scale: the divisor: "group", the group's standard deviation; "batch", that of all answers; "none", no divisor,
+            as in Dr. GRPO, Liu et al. 2025 (arXiv:2503.20783), against the bias towards easy and hard prompts.
     """
     centred_PK = reward_PK - reward_PK.nanmean(1, keepdim=True)
     if scale == "group":
@@ -34,7 +34,7 @@ def group_advantages(reward_PK: Tensor, *, scale: str) -> Tensor:
 
 def leave_one_out(reward_PK: Tensor) -> Tensor:
     """(P, K): reward less the mean of the *other* rewards of its group. RLOO, Ahmadian et al. 2024 (arXiv:2402.14740),
-    eq. 7. NaN counts for nothing and has the advantage 0; so has the only reward of a group.
+    eq. 7. NaN is ignored and has the advantage 0; so has the only reward of a group.
     """
     known_PK = (~reward_PK.isnan()).to(reward_PK.dtype)
     others_P1 = known_PK.sum(1, keepdim=True) - 1
@@ -44,7 +44,7 @@ def leave_one_out(reward_PK: Tensor) -> Tensor:
 
 
 def deviation(values_PK: Tensor, dim: int) -> Tensor:
-    """The unbiased standard deviation without NaN, 0 of a single value; the dimension is kept."""
+    """The unbiased standard deviation, ignoring NaN; 0 for a single value; the dimension is kept."""
     known = ~values_PK.isnan()
     count = known.sum(dim, keepdim=True)
     centred = (values_PK - values_PK.nanmean(dim, keepdim=True)).nan_to_num(0.0)
@@ -52,13 +52,13 @@ def deviation(values_PK: Tensor, dim: int) -> Tensor:
 
 
 class GroupLoss(NamedTuple):
-    """What `group_loss` says of T tokens."""
+    """The result of `group_loss` for T tokens."""
 
     loss_T: Tensor
     ratio_T: Tensor
-    """Without gradient."""
+    """Probability ratio of each token, without gradient."""
     clipped_T: Tensor
-    """Bool: whether clipping took the token's gradient away."""
+    """Bool: whether clipping removed the token's gradient."""
     kl_T: Tensor
     """k3 of every token, nats, without gradient; zeros without a reference."""
 
@@ -83,15 +83,15 @@ def group_loss(
     (arXiv:2503.14476), eq. 8.
 
     Args:
-        logps_T: of the policy as it is, with gradient.
-        old_logps_T: of the policy that sampled.
-        advantage_T: of each token's answer.
-        owner_T: int64, which answer each token belongs to, rising from 0.
-        reference_T: of the reference; None where beta is 0.
-        level: what r is of: "token"; or "sequence", the geometric mean over an answer's tokens, GSPO, Zheng et al. 2025
-            (arXiv:2507.18071), eq. 7; or "answer", the product over its tokens, as RLOO has it.
-        corrected_kl: the KL is weighted with r, as TRL does since the answers come from the policy that sampled.
-        most: r counts as no more than this where an answer is worse than the others, which clipping leaves unbounded:
+        logps_T: log-probabilities of the current policy, with gradient.
+        old_logps_T: those of the policy that sampled.
+        advantage_T: advantage of each token's answer.
+        owner_T: int64, the answer that each token belongs to, ascending from 0.
+        reference_T: log-probabilities of the reference; None if beta is 0.
+        level: the unit of the ratio r: "token"; or "sequence", the geometric mean over an answer's tokens, GSPO, Zheng
+            et al. 2025 (arXiv:2507.18071), eq. 7; or "answer", the product over its tokens, as in RLOO.
+        corrected_kl: weight the KL with r, as TRL does, because the answers come from the policy that sampled.
+        most: upper limit of r for an answer that is worse than the others, where clipping leaves it unbounded:
             two-sided clipping, Prime Intellect 2025 (arXiv:2505.07291), section 3.4.
     """
     log_ratio_T = logps_T - old_logps_T

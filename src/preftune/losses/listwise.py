@@ -1,8 +1,7 @@
 """Losses of ranked or scored lists, with a reference, as pure functions of N lists; each returns one loss per list.
 
 `r` is a completion's reward, beta times log policy - log reference. A pair is a list of two. The order of a list's
-completions plays no part; completions with the same score have no preference among them.
-"""
+completions has no effect; there is no preference among completions with the same score."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from torch.nn.functional import logsigmoid
 from preftune.losses.pairs import Pairs
 
 _NOTHING = -1e30
-"""Nats that add nothing to a sum of exponentials; finite, so that a sum of nothing else has a gradient."""
+"""Nats whose exponential adds 0 to a sum; finite, so that a sum of only such terms has a gradient."""
 
 
 class Lists(NamedTuple):
@@ -24,7 +23,7 @@ class Lists(NamedTuple):
     ratio_NK: Tensor
     """(N, K) log policy - log reference; 0 beyond the end of a list."""
     score_NK: Tensor
-    """(N, K) how good each completion is, higher is better, without gradient; 0 beyond the end of a list."""
+    """(N, K) score of each completion, higher is better, without gradient; 0 beyond the end of a list."""
     there_NK: Tensor
     """(N, K) bool: False beyond the end of a list."""
 
@@ -45,7 +44,7 @@ class Lists(NamedTuple):
 
     @property
     def count_N(self) -> Tensor:
-        """(N,) completions of each list, in the dtype of the scores."""
+        """(N,) number of completions of each list, in the dtype of the scores."""
         return self.there_NK.sum(1).to(self.score_NK.dtype)
 
     def right_N(self) -> Tensor:
@@ -57,7 +56,7 @@ class Lists(NamedTuple):
 
 def plackett_luce(pairs: Pairs, *, beta: float) -> Tensor:
     """DPO of rankings under the Plackett-Luce model, Rafailov et al. 2023 (arXiv:2305.18290), appendix A.3:
-    `sum_k log(1 + sum_j exp(r_j - r_k))`, j over all that are ranked below k. Of two it is DPO.
+    `sum_k log(1 + sum_j exp(r_j - r_k))`, j over all completions ranked below k. For two completions it is DPO.
     """
     lists = Lists.of(pairs)
     # differences first: what a list of two then gives is DPO's loss to the bit
@@ -73,7 +72,7 @@ def lipo(pairs: Pairs, *, beta: float, lipo_labels: str = "wins") -> Tensor:
 
     Args:
         lipo_labels: "wins": a label is the share of the others that a completion beats, 0 to 1, as its authors average
-            the probabilities of winning; "scores": the data's scores as they are.
+            the probabilities of winning; "scores": the data's scores unchanged.
     """
     lists = Lists.of(pairs)
     reward_NK, label_NK = beta * lists.ratio_NK, lists.score_NK
@@ -87,10 +86,10 @@ def lipo(pairs: Pairs, *, beta: float, lipo_labels: str = "wins") -> Tensor:
 
 def info_nca(pairs: Pairs, *, beta: float, nca_tau: float = 1e-4) -> Tensor:
     """InfoNCA, Chen et al. 2024 (arXiv:2402.05369), section 3: the cross entropy of softmax(r) to softmax(score / tau).
-    Of two with a small tau it is DPO.
+    For two completions and a small tau it is DPO.
 
     Args:
-        nca_tau: points of a score; a small one takes the best completion alone for the label.
+        nca_tau: temperature in points of the score; with a small one only the best completion is the label.
     """
     lists = Lists.of(pairs)
     logp_NK = (beta * lists.ratio_NK).masked_fill(~lists.there_NK, -torch.inf).log_softmax(1)
@@ -99,10 +98,10 @@ def info_nca(pairs: Pairs, *, beta: float, nca_tau: float = 1e-4) -> Tensor:
 
 def nca(pairs: Pairs, *, beta: float, nca_tau: float = 1e-4) -> Tensor:
     """NCA, Chen et al. 2024 (arXiv:2402.05369), section 4: `-sum_i (p_i log sigmoid(r_i) + log sigmoid(-r_i) / K)` with
-    `p = softmax(score / tau)` over the K completions. Of two with a small tau it is `nca_pair`.
+    `p = softmax(score / tau)` over the K completions. For two completions and a small tau it is `nca_pair`.
 
     Args:
-        nca_tau: as of `info_nca`.
+        nca_tau: as in `info_nca`.
     """
     lists = Lists.of(pairs)
     reward_NK = beta * lists.ratio_NK
@@ -119,7 +118,7 @@ def _labels(lists: Lists, tau: float) -> Tensor:
 
 
 def _ranks(reward_NK: Tensor, lists: Lists) -> Tensor:
-    """(N, K) place of each completion by its reward, 1 for the highest; equal rewards by their scores."""
+    """(N, K) rank of each completion by its reward, 1 for the highest; equal rewards are ranked by their scores."""
     by_score_NK = lists.score_NK.masked_fill(~lists.there_NK, -torch.inf).argsort(dim=1, descending=True, stable=True)
     reward_NK = reward_NK.masked_fill(~lists.there_NK, -torch.inf)
     by_reward_NK = reward_NK.gather(1, by_score_NK).argsort(dim=1, descending=True, stable=True)
@@ -128,5 +127,5 @@ def _ranks(reward_NK: Tensor, lists: Lists) -> Tensor:
 
 
 def _between(value_NK: Tensor) -> Tensor:
-    """(N, K, K) how far two values are apart."""
+    """(N, K, K) differences between values."""
     return (value_NK[:, :, None] - value_NK[:, None, :]).abs()

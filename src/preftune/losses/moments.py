@@ -1,4 +1,4 @@
-"""Losses whose strength follows the differences of the log-ratios of a step, and the running moments of these."""
+"""Losses whose strength depends on the differences of the log-ratios of a step and on their running moments."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from preftune.losses.pairs import Pairs
 from preftune.losses.pairwise import smoothed
 
 KEPT = 0.9
-"""Of the running moments, in every step: the momentum of both methods' authors."""
+"""Share of the running moments that is kept in every step: the momentum of both methods' authors."""
 
 _SMALLEST_BETA = 1e-3
 _SMALLEST_STD = 1e-4
-"""Nats per token: below, policy and reference differ by rounding."""
+"""Nats per token below which policy and reference differ only by rounding."""
 
 
 @dataclass
 class RunningMoments:
     """Exponential means of the mean and the standard deviation of every step, each divided by the sum of its weights:
-    without that, as in both methods' code, the first deviation would be taken for a tenth of what it is.
+    without this, as in both methods' code, the first deviation would count as a tenth of its value.
     """
 
     mean_sum: float = 0.0
@@ -36,11 +36,13 @@ class RunningMoments:
 
     @property
     def std(self) -> float:
-        """Infinite before it was measured, so that nothing is far from the mean."""
+        """The running standard deviation; infinite before the first measurement, so that no value is far from the
+        mean.
+        """
         return self.std_sum / self.std_weight if self.std_weight else float("inf")
 
     def add(self, gap_N: Tensor) -> None:
-        """Counts a step. One pair has no deviation."""
+        """Adds the values of a step. A single pair has no deviation."""
         if len(gap_N):
             self.mean_sum = KEPT * self.mean_sum + (1 - KEPT) * float(gap_N.mean())
             self.mean_weight = KEPT * self.mean_weight + (1 - KEPT)
@@ -55,15 +57,15 @@ def gap(pairs: Pairs) -> Tensor:
 
 
 def gap_per_token(pairs: Pairs) -> Tensor:
-    """(N,) the same of log-ratios per token."""
+    """(N,) the same for log-ratios per token."""
     return (pairs.chosen_mean_N - pairs.rejected_mean_N).detach()
 
 
 def beta_dpo(pairs: Pairs, *, beta: float, step_beta: float | None = None) -> Tensor:
-    """beta-DPO, Wu et al. 2024 (arXiv:2407.08639): DPO whose beta is that of the step, `dynamic_beta`.
+    """beta-DPO, Wu et al. 2024 (arXiv:2407.08639): DPO with the beta of the step, `dynamic_beta`.
 
     Args:
-        step_beta: None is beta, as in an evaluation.
+        step_beta: None means beta, as in an evaluation.
     """
     return -logsigmoid(pairs.logits_N(beta if step_beta is None else step_beta))
 
@@ -72,8 +74,8 @@ def dynamic_beta(gap_N: Tensor, *, beta: float, beta_dpo_alpha: float, mean: flo
     """`beta (1 + alpha (mean of the step's gaps - running mean))`, at least 1e-3 as in the authors' code.
 
     Args:
-        gap_N: of the pairs of the step that are kept.
-        mean: the running mean, this step counted.
+        gap_N: gaps of the step's kept pairs.
+        mean: the running mean, including this step.
     """
     return max(_SMALLEST_BETA, beta * (1 + beta_dpo_alpha * (float(gap_N.mean()) - mean)))
 
@@ -84,7 +86,7 @@ def kept_pairs(gap_N: Tensor, draw_N: Tensor, moments: RunningMoments, *, share:
 
     Args:
         draw_N: a uniform number in (0, 1) for each pair.
-        share: to leave out; at least one pair is kept.
+        share: share of pairs to leave out; at least one pair is kept.
     """
     distance_N = (gap_N - moments.mean) / max(moments.std, _SMALLEST_STD)
     key_N = -0.5 * distance_N**2 - torch.log(-torch.log(draw_N))  # the largest are such a sample (Gumbel)
@@ -102,13 +104,13 @@ def alpha_dpo(
     gap_std: float,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """alpha-DPO, Wu et al. 2024 (arXiv:2410.10148): SimPO whose margin grows with how far a pair is ahead already,
+    """alpha-DPO, Wu et al. 2024 (arXiv:2410.10148): SimPO with a margin that grows with the lead of a pair,
     `-log sigmoid(beta (p_w - p_l) - gamma - beta alpha z)` on log-probabilities per token, where z is the difference of
     the pair's log-ratios per token, standardised by its running moments, without gradient.
 
     Args:
         simpo_gamma: nats; the authors' `gamma_beta_ratio` times beta.
-        gap_mean, gap_std: the running moments, this step counted.
+        gap_mean, gap_std: the running moments, including this step.
     """
     z_N = (gap_per_token(pairs) - gap_mean) / max(gap_std, _SMALLEST_STD)
     ahead_N = pairs._replace(reference=None)

@@ -1,4 +1,4 @@
-"""What is minimised: one loss or a weighted sum of several, with their options."""
+"""The objective: one loss or a weighted sum of several, with their options."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from preftune.losses.registry import LOSSES, Loss, get_loss
 from preftune.types import Sides
 
 LIKELIHOODS = ("sft", "gold")
-"""Terms that imitate an answer and compare none."""
+"""Terms that imitate an answer and do not compare two."""
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A weighted sum of losses of pairs, as MPO, Wang et al. 2024 (arXiv:2411.10442), and most recipes with a
-    likelihood term have it.
+    """A weighted sum of losses of pairs, as in MPO, Wang et al. 2024 (arXiv:2411.10442), and in most recipes with a
+    likelihood term.
     """
 
     terms: tuple[tuple[Loss, float], ...]
@@ -37,7 +37,7 @@ class Objective:
         """The losses of these names, with the likelihood terms that belong to their methods.
 
         Args:
-            weights: one per name; None is 1 for each.
+            weights: one per name; None means 1 for each.
             options: every field of the configuration that a loss may take.
         Raises: ConfigError for an unknown name.
         """
@@ -59,7 +59,7 @@ class Objective:
         return any(loss.sorts for loss, _ in self.terms)
 
     def step_margins(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """The margins of a loss that sorts, for the gradients of chosen and rejected, of all pairs of a step."""
+        """The margins of a loss that sorts, for all pairs of a step: for the gradients of chosen and of rejected."""
         make = next(loss.step_margins for loss, _ in self.terms if loss.step_margins is not None)
         return make(pairs, beta=self.beta)
 
@@ -75,12 +75,12 @@ class Objective:
 
     @property
     def takes_lists(self) -> bool:
-        """Whether a loss is of all ranked completions of a prompt together."""
+        """Whether a loss takes all ranked completions of a prompt together."""
         return any(loss.lists for loss, _ in self.terms)
 
     @property
     def needs_running_mean(self) -> bool:
-        """Whether the mean of the rewards of earlier steps plays a part."""
+        """Whether a loss uses the mean of the rewards of earlier steps."""
         return any("delta" in loss.options for loss, _ in self.terms) and bool(self.options["bco_running_mean"])
 
     @property
@@ -113,12 +113,12 @@ class Objective:
         """The losses and rewards of N pairs.
 
         Args:
-            reference: None where no loss needs one; rewards are then of the policy alone.
-            weight_N: (N,) factor of each pair's loss; the mean is over pairs, not over weights.
+            reference: None if no loss needs a reference; rewards are then those of the policy alone.
+            weight_N: (N,) weight of each pair's loss; the mean is over pairs, not over weights.
             margin_N: (N,) nats of reward by which the chosen side must win.
             whole_N, gold_N, rejected_margin_N, lists: see `Pairs`.
-            policy_weight_N: (N,) further factor of the losses of pairs, not of the likelihood term.
-            step: what is known of the whole optimiser step: `tokens_per_pair`.
+            policy_weight_N: (N,) further weight of the losses of pairs, not of the likelihood term.
+            step: values of the whole optimiser step: `tokens_per_pair`.
         """
         pairs = Pairs(policy, reference, margin_N, whole_N, gold_N, rejected_margin_N, lists)
         alone = pairs._replace(reference=None)
@@ -135,14 +135,14 @@ class Objective:
         return LossOutput(weight_N * loss_N, self.beta * chosen_N.detach(), self.beta * rejected_N.detach(), right_N)
 
     def _rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """Log-ratios; without a reference log-probabilities, per token where the losses take them so."""
+        """Log-ratios, or log-probabilities without a reference, per token if the losses take them per token."""
         if pairs.reference is None and self.terms[0][0].per_token:
             return pairs.chosen_mean_N, pairs.rejected_mean_N
         return pairs.chosen_N, pairs.rejected_N
 
 
 def check_options(objective: Objective, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Raises: ConfigError for an option of a loss that is not used, or outside what its loss can mean."""
+    """Raises: ConfigError for an option of a loss that is not used, or for a value outside of the valid range."""
     used = {name for loss, _ in objective.terms for name in (*loss.options, *loss.step_options, loss.likelihood)}
     names = ", ".join(loss.name for loss, _ in objective.terms)
     for name, default in defaults.items():
@@ -151,7 +151,7 @@ def check_options(objective: Objective, values: Mapping[str, Any], defaults: Map
                 loss.name for loss in LOSSES.values() if name in (*loss.options, *loss.step_options, loss.likelihood)
             ]
             raise ConfigError(
-                f"{name}={values[name]!r} has no meaning for loss_type={names}. Leave it at {default!r}, or use "
+                f"{name}={values[name]!r} has no effect with loss_type={names}. Leave it at {default!r}, or use "
                 f"{' or '.join(owners)}."
             )
     for loss, _ in objective.terms:
@@ -161,6 +161,6 @@ def check_options(objective: Objective, values: Mapping[str, Any], defaults: Map
         if not low <= values["label_smoothing"] <= high:
             hint = f" EXO's authors use about {1e-3:g}." if loss.name == "exo_pair" else ""
             raise ConfigError(
-                f"label_smoothing={values['label_smoothing']} must lie in {low:g}..{high:g} for "
+                f"label_smoothing={values['label_smoothing']} must be between {low:g} and {high:g} for "
                 f"loss_type={loss.name!r}.{hint}"
             )

@@ -1,4 +1,4 @@
-"""What a loss of pairs gets, and what it gives."""
+"""Inputs and outputs of a loss of pairs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from torch.nn.functional import logsigmoid
 from preftune.types import Sides
 
 LARGEST_EXPONENT = 40.0
-"""Of `exp` in a divergence: the square of more overflows float32, and a difference of infinities has no gradient."""
+"""Largest exponent of `exp` in a divergence: the square of a larger value overflows float32, and a difference of
+infinities has no gradient.
+"""
 
 
 class LossOutput(NamedTuple):
-    """What a loss says about N pairs."""
+    """The result of a loss for N pairs."""
 
     loss_N: Tensor
     """(N,) weighted loss of each pair; the step's loss is its sum over the number of pairs of the whole step."""
@@ -25,7 +27,7 @@ class LossOutput(NamedTuple):
     rejected_reward_N: Tensor
     """(N,) implicit reward of the rejected completion, nats, without gradient."""
     right_N: Tensor | None = None
-    """(N,) of lists: the share of their ordered pairs with the higher reward for the better completion."""
+    """(N,) for lists: the share of their ordered pairs in which the better completion has the higher reward."""
 
 
 class Pairs(NamedTuple):
@@ -37,11 +39,13 @@ class Pairs(NamedTuple):
     margin_N: Tensor
     """(N,) nats of reward by which the chosen side must win (ODPO, Amini et al. 2024, arXiv:2402.10571)."""
     whole_N: Tensor | None = None
-    """(N,) log policy of the chosen completion with all its tokens, where `policy` weighs some of them (LD-DPO)."""
+    """(N,) log policy of the chosen completion with all its tokens, if `policy` weighs some of them differently
+    (LD-DPO).
+    """
     gold_N: Tensor | None = None
     """(N,) log policy of a third answer, which is only imitated (TPO)."""
     rejected_margin_N: Tensor | None = None
-    """(N,) the margin for the gradient of the rejected side, where it is another one (`aot_unpaired`)."""
+    """(N,) the margin for the gradient of the rejected side, if it differs (`aot_unpaired`)."""
     lists: tuple[Tensor, Tensor, Tensor] | None = None
     """Log-ratios, scores and presence of the completions of N lists, as in `listwise.Lists`; the pairs are then their
     best and worst ones."""
@@ -67,13 +71,13 @@ class Pairs(NamedTuple):
         return self.rejected_N / self.policy.rejected_length_N
 
     def logits_N(self, beta: float) -> Tensor:
-        """(N,) difference of the rewards, less the margin."""
+        """(N,) difference of the rewards minus the margin."""
         return beta * (self.chosen_N - self.rejected_N) - self.margin_N
 
     def under(self, f_divergence_type: str, f_alpha_divergence_coef: float) -> Pairs:
-        """The pairs with `f'(policy / reference)` for the log-ratio: the reward under another divergence than the
-        reverse KL. f-DPO, Wang et al. 2023 (arXiv:2309.16240), table 1, with constants that make it 0 where the policy
-        is the reference: of rewards per token (ipo, sigmoid_norm) they do not cancel.
+        """The pairs with `f'(policy / reference)` in place of the log-ratio: the reward under a divergence other than
+        the reverse KL. f-DPO, Wang et al. 2023 (arXiv:2309.16240), table 1, with constants that make it 0 where policy
+        and reference agree: in rewards per token (ipo, sigmoid_norm) they do not cancel.
 
             reverse_kl         log u
             forward_kl         1 - 1 / u
@@ -82,8 +86,8 @@ class Pairs(NamedTuple):
 
         Args:
             f_divergence_type: one of the names above.
-            f_alpha_divergence_coef: alpha as TRL has it since 1.0: at 1 it is the reverse KL. Older TRL and ms-swift
-                write u^-alpha, whose alpha is 1 - this one.
+            f_alpha_divergence_coef: alpha as in TRL since 1.0: at 1 it is the reverse KL. Older TRL and ms-swift write
+                u^-alpha, where alpha is 1 minus this one.
         """
         if f_divergence_type == "reverse_kl" or (
             f_divergence_type == "alpha_divergence" and f_alpha_divergence_coef == 1

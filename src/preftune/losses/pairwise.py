@@ -1,6 +1,6 @@
 """Losses of pairs with a reference, as pure functions of N pairs; each returns one loss per pair.
 
-Written throughout with `A = beta * chosen log-ratio`, `B = beta * rejected log-ratio` (the implicit rewards) and
+Notation: `A = beta * chosen log-ratio`, `B = beta * rejected log-ratio` (the implicit rewards) and
 `logits = A - B - margin`. `beta` > 0 is the strength of the KL penalty: a *higher* beta keeps the policy closer to the
 reference. `f_divergence_type` and its alpha are those of `Pairs.under`.
 """
@@ -27,7 +27,8 @@ def sigmoid(pairs: Pairs, *, beta: float, label_smoothing: float = 0.0, **diverg
 
 
 def robust(pairs: Pairs, *, beta: float, label_smoothing: float = 0.0, **divergence: object) -> Tensor:
-    """Robust DPO, Ray Chowdhury et al. 2024 (arXiv:2403.00409), eq. 12: unbiased when labels flip with probability e.
+    """Robust DPO, Ray Chowdhury et al. 2024 (arXiv:2403.00409), eq. 12: unbiased if labels are flipped with probability
+    e.
 
     `(-(1 - e) log sigmoid(logits) + e log sigmoid(-logits)) / (1 - 2 e)`, 0 <= e < 0.5.
     """
@@ -80,7 +81,7 @@ def exo_pair(pairs: Pairs, *, beta: float, label_smoothing: float, **divergence:
 
 def nca_pair(pairs: Pairs, *, beta: float) -> Tensor:
     """NCA with two completions, Chen et al. 2024 (arXiv:2402.05369), eq. 8 as in the authors' code:
-    `-log sigmoid(A) - (log sigmoid(-A) + log sigmoid(-B)) / 2`. It holds the chosen likelihood up.
+    `-log sigmoid(A) - (log sigmoid(-A) + log sigmoid(-B)) / 2`. It keeps the chosen likelihood high.
     """
     chosen_N, rejected_N = beta * pairs.chosen_N, beta * pairs.rejected_N
     return -logsigmoid(chosen_N) - 0.5 * (logsigmoid(-chosen_N) + logsigmoid(-rejected_N))
@@ -90,7 +91,7 @@ def bco_pair(pairs: Pairs, *, beta: float, bco_running_mean: bool, delta: float 
     """BCO on pairs, Jung et al. 2024 (arXiv:2404.04656), eq. 9: `-log sigmoid(A - delta) - log sigmoid(delta - B)`.
 
     Args:
-        bco_running_mean: False leaves delta at 0, as TRL 1.16 and Liger do.
+        bco_running_mean: False keeps delta at 0, as in TRL 1.16 and Liger.
         delta: the mean of the rewards of all earlier steps, nats.
     """
     delta = delta if bco_running_mean else 0.0
@@ -134,7 +135,7 @@ def discopop(pairs: Pairs, *, beta: float, discopop_tau: float = 0.05, **diverge
 def aot(pairs: Pairs, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
     """AOT on pairs, Melnyk et al. 2024 (arXiv:2406.05882), eq. 9: `-log sigmoid(beta (u - v))`, where u is `log
     policy(chosen) - log policy(rejected)` of a pair, and v the reference's difference at the same rank of all pairs:
-    DPO with the margins of `aot_margins`.
+    this is DPO with the margins of `aot_margins`.
     """
     return smoothed(pairs.logits_N(beta), label_smoothing)
 
@@ -149,15 +150,15 @@ def aot_unpaired(pairs: Pairs, *, beta: float, label_smoothing: float = 0.0) -> 
     chosen_N = beta * (pairs.chosen_N - pairs.rejected_N.detach()) - pairs.margin_N
     rejected_N = beta * (pairs.chosen_N.detach() - pairs.rejected_N) - other_N
     both_N = smoothed(chosen_N, label_smoothing) + smoothed(rejected_N, label_smoothing)
-    return both_N - 0.5 * both_N.detach()  # every difference is there twice, with the gradient of one of its sides
+    return both_N - 0.5 * both_N.detach()  # every difference occurs twice, with the gradient of one of its sides
 
 
 def aot_unpaired_margins(pairs: Pairs, *, beta: float) -> tuple[Tensor, Tensor]:
-    """(N,) margins, without gradient, that bring the chosen answer of a pair together with the rejected answer at its
-    rank, and the rejected one with the chosen answer at its own.
+    """(N,) margins, without gradient, that compare the chosen answer of a pair with the rejected answer at the same
+    rank, and the rejected answer with the chosen answer at its rank.
 
     Args:
-        pairs: all of the optimiser step.
+        pairs: all pairs of the optimiser step.
     """
     chosen_N, rejected_N = pairs.chosen_N.detach(), pairs.rejected_N.detach()
     met_N, meets_N = rejected_N.sort().values[_ranks(chosen_N)], chosen_N.sort().values[_ranks(rejected_N)]
@@ -179,14 +180,14 @@ def aot_margins(policy_N: Tensor, reference_N: Tensor, *, beta: float) -> Tensor
     """(N,) margins that make DPO's logits AOT's, without gradient: `beta (v at the rank of u - v of the pair)`.
 
     Args:
-        policy_N, reference_N: log-probability of chosen less that of rejected, for all pairs of the optimiser step.
+        policy_N, reference_N: log-probability of chosen minus that of rejected, for all pairs of the optimiser step.
     """
     return (beta * (reference_N.sort().values[_ranks(policy_N)] - reference_N)).detach()
 
 
 def rdpo(pairs: Pairs, *, beta: float, rdpo_alpha: float = 0.1) -> Tensor:
     """R-DPO, Park et al. 2024 (arXiv:2403.19159), eq. 7: `-log sigmoid(logits + alpha (chosen length - rejected
-    length))`. Of a pair whose chosen side is longer less is learnt.
+    length))`. Pairs with a longer chosen side have less effect.
 
     Args:
         rdpo_alpha: nats per token.
@@ -215,7 +216,7 @@ def reward_aware(pairs: Pairs, *, beta: float, rpo_distance: str = "backward_kl"
 
     Args:
         rpo_distance: from `sigmoid(A - B)` to `sigmoid(margin)`: backward_kl (the authors' default: the cross entropy
-            of the label, less its entropy), forward_kl, or squared, of the differences themselves.
+            of the label minus its entropy), forward_kl, or squared, of the differences themselves.
     """
     logits_N = beta * (pairs.chosen_N - pairs.rejected_N)
     if rpo_distance == "squared":
@@ -226,8 +227,8 @@ def reward_aware(pairs: Pairs, *, beta: float, rpo_distance: str = "backward_kl"
 
 
 def wpo_weights(chosen_N: Tensor, rejected_N: Tensor) -> Tensor:
-    """(N,) weights of pairs by how likely both answers are under the policy, WPO, Zhou et al. 2024 (arXiv:2406.11827),
-    "sampled alignment", with the clamp at 1 of the authors' code.
+    """(N,) weights of pairs by the likelihood of both answers under the policy, WPO, Zhou et al. 2024
+    (arXiv:2406.11827), "sampled alignment", with the clamp at 1 of the authors' code.
 
     Args:
         chosen_N, rejected_N: `GroupLogps.confidence_K` of both sides.

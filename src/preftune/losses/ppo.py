@@ -1,6 +1,6 @@
 """Proximal policy optimisation as pure functions: the KL penalty, the clipped losses, the adaptive coefficient.
 
-All log-probabilities are of sampled tokens, in nats. T tokens (of all answers, end to end), B answers.
+All log-probabilities are those of sampled tokens, in nats. T tokens (of all answers, concatenated), B answers.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def kl_k1(policy_T: Tensor, reference_T: Tensor) -> Tensor:
 
 
 def kl_k3(policy_T: Tensor, reference_T: Tensor) -> Tensor:
-    """`(r - 1) - log r` with `r = q / p`: unbiased too, never negative, and of lower variance; in nats.
+    """`(r - 1) - log r` with `r = q / p`: also unbiased, never negative, and of lower variance; in nats.
 
-    The estimator k3 of the same note. As a *reward* it is not what k1 is: its gradient through the sampling is another.
+    The estimator k3 of the same note. As a *reward* it differs from k1: its gradient through the sampling is different.
     """
     log_ratio_T = reference_T - policy_T
     return torch.expm1(log_ratio_T) - log_ratio_T
@@ -33,15 +33,15 @@ KL_ESTIMATORS = {"k1": kl_k1, "k3": kl_k3}
 
 
 class PolicyLoss(NamedTuple):
-    """What `policy_loss` says of T tokens."""
+    """The result of `policy_loss` for T tokens."""
 
     loss_T: Tensor
     ratio_T: Tensor
-    """How much likelier the token has become since it was sampled; without gradient."""
+    """Ratio of the token's current probability to that at sampling; without gradient."""
     clipped_T: Tensor
-    """Bool: whether clipping took the token's gradient away."""
+    """Bool: whether clipping removed the token's gradient."""
     moved_T: Tensor
-    """`(log p_new - log p_old)^2 / 2`, TRL's approxkl: how far the policy went since the rollout; without gradient."""
+    """`(log p_new - log p_old)^2 / 2`, TRL's approxkl: the change of the policy since the rollout; without gradient."""
 
 
 def policy_loss(logps_T: Tensor, old_logps_T: Tensor, advantages_T: Tensor, *, cliprange: float) -> PolicyLoss:
@@ -50,8 +50,8 @@ def policy_loss(logps_T: Tensor, old_logps_T: Tensor, advantages_T: Tensor, *, c
     `-min(ratio A, clip(ratio, 1 - c, 1 + c) A)` per token; an advantage of zero gives no gradient.
 
     Args:
-        logps_T: of the policy as it is, with gradient.
-        old_logps_T: of the policy that sampled.
+        logps_T: log-probabilities of the current policy, with gradient.
+        old_logps_T: those of the policy that sampled.
         advantages_T: in the units of the reward, or whitened.
         cliprange: c, above 0; 0.2 is usual.
     """
@@ -68,11 +68,11 @@ def policy_loss(logps_T: Tensor, old_logps_T: Tensor, advantages_T: Tensor, *, c
 
 
 class ValueLoss(NamedTuple):
-    """What `value_loss` says of T tokens."""
+    """The result of `value_loss` for T tokens."""
 
     loss_T: Tensor
     clipped_T: Tensor
-    """Bool: whether clipping decided."""
+    """Bool: whether the clipped error was the larger one."""
 
 
 def value_loss(values_T: Tensor, old_values_T: Tensor, returns_T: Tensor, *, cliprange: float | None) -> ValueLoss:
@@ -82,9 +82,9 @@ def value_loss(values_T: Tensor, old_values_T: Tensor, returns_T: Tensor, *, cli
     `max((v - R)^2, (clip(v, v_old - c, v_old + c) - R)^2) / 2` per token.
 
     Args:
-        values_T: of the value function as it is, with gradient, in the units of the reward.
-        old_values_T: what it said at the rollout.
-        returns_T: what it should say.
+        values_T: values of the current value function, with gradient, in the units of the reward.
+        old_values_T: its values at the rollout.
+        returns_T: its targets.
         cliprange: c, in the units of the reward, above 0; None does not clip.
     """
     free_T = (values_T - returns_T).square()
@@ -95,7 +95,7 @@ def value_loss(values_T: Tensor, old_values_T: Tensor, returns_T: Tensor, *, cli
 
 
 def token_rewards(kl_BT: Tensor, scores_B: Tensor, mask_BT: Tensor, *, coefficient: float) -> Tensor:
-    """(B, T): `-coefficient * kl` for every token, and the answer's score on top at its last one. Ziegler et al. 2019,
+    """(B, T): `-coefficient * kl` for every token, plus the answer's score at its last token. Ziegler et al. 2019,
     eq. 2; Stiennon et al. 2020 (arXiv:2009.01325).
 
     Args:
@@ -110,7 +110,7 @@ def token_rewards(kl_BT: Tensor, scores_B: Tensor, mask_BT: Tensor, *, coefficie
 
 
 def with_eos_penalty(scores_B: Tensor, finished_B: Tensor, penalty: float) -> Tensor:
-    """Scores, less `penalty` for answers that the length limit cut: the policy learns to come to an end.
+    """Scores, minus `penalty` for answers that the length limit cut, so that the policy learns to end its answers.
 
     Stiennon et al. 2020 and Huang et al. 2024 (arXiv:2403.17031, the "EOS trick") set a fixed low score instead;
     subtracting is TRL's `missing_eos_penalty`.
@@ -130,23 +130,23 @@ def adapted_coefficient(coefficient: float, *, kl: float, target: float, answers
     The paper writes K = 0.1 for `answers / horizon`; its code, and TRL's, have the horizon.
 
     Args:
-        kl: what the policy's distance to the reference was, nats per answer.
-        target: what it should be, nats per answer, above 0.
-        answers: how many were sampled since the last change.
-        horizon: after about this many answers at twice the target the coefficient is e^0.2 of itself.
+        kl: measured KL of the policy to the reference, nats per answer.
+        target: target KL, nats per answer, above 0.
+        answers: number of answers sampled since the last change.
+        horizon: after about this many answers at twice the target, the coefficient has grown by a factor of e^0.2.
     """
     error = min(0.2, max(-0.2, kl / target - 1))
     return coefficient * (1 + error * answers / horizon)
 
 
 class AdaptiveKL:
-    """The coefficient of the KL penalty, which follows a target; without one it stays what it is."""
+    """The coefficient of the KL penalty, which follows a target; without a target it is constant."""
 
     def __init__(self, coefficient: float, *, target: float | None = None, horizon: float = 10_000) -> None:
         self.coefficient, self.target, self.horizon = coefficient, target, horizon
 
     def update(self, kl: float, answers: int) -> None:
-        """Follow what was seen; see `adapted_coefficient`."""
+        """Adapts the coefficient to the measured KL; see `adapted_coefficient`."""
         if self.target is not None:
             self.coefficient = adapted_coefficient(
                 self.coefficient, kl=kl, target=self.target, answers=answers, horizon=self.horizon

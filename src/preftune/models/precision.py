@@ -1,10 +1,9 @@
-"""One dtype policy for a run, decided once and printed, and the model made to obey it.
+"""One dtype policy for a run, chosen once, printed, and applied to the model.
 
 Trainable weights and optimiser state are always float32: at the learning rates of preference tuning an update is
 smaller than half a bfloat16 step, so a pure bfloat16 weight would never move. Frozen weights are kept in the dtype that
-the matrix products run in. Under autocast every product then sees one dtype, and "expected scalar type BFloat16 but
-found Float" has nowhere to come from.
-"""
+the matrix products run in. Under autocast every product then sees one dtype, so that the error "expected scalar type
+BFloat16 but found Float" cannot occur."""
 
 from __future__ import annotations
 
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from preftune.amounts import counted
 from preftune.errors import ConfigError
 from preftune.models.four_bit import keep_as_loaded
 
@@ -25,7 +25,7 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """The policy. `autocast` is None where everything runs in float32."""
+    """The policy. `autocast` is None if everything runs in float32."""
 
     autocast: torch.dtype | None
     frozen: torch.dtype
@@ -35,12 +35,12 @@ class Precision:
 
     @property
     def bf16(self) -> bool:
-        """As `TrainingArguments.bf16`."""
+        """The value of `TrainingArguments.bf16`."""
         return self.autocast == torch.bfloat16
 
     @property
     def fp16(self) -> bool:
-        """As `TrainingArguments.fp16`."""
+        """The value of `TrainingArguments.fp16`."""
         return self.autocast == torch.float16
 
     @property
@@ -67,12 +67,12 @@ def decide_precision(
 ) -> Precision:
     """The policy for a device and a model whose weights are in `model_dtype` (`weights_dtype(model)`).
 
-    True asks for that autocast; `bf16=False` without `fp16=True` asks for float32; `fp16=False` only rules float16
-    out. None leaves it to the hardware: bfloat16 on CUDA from sm80 on and other cards that have it; float16 with loss
-    scaling on older CUDA cards; on a CPU bfloat16 if the weights are in it and the processor has the instructions
-    (without them it is several times *slower* than float32), else float32; float32 on MPS.
+    True requests that autocast; `bf16=False` without `fp16=True` requests float32; `fp16=False` only excludes float16.
+    None chooses by hardware: bfloat16 on CUDA from sm80 on and other cards that have it; float16 with loss scaling on
+    older CUDA cards; on a CPU bfloat16 if the weights are in it and the processor has the instructions (without them it
+    is several times *slower* than float32), else float32; float32 on MPS.
 
-    Raises: ConfigError when both are True, or the device cannot do what was asked.
+    Raises: ConfigError if both are True, or if the device does not support the request.
     """
     place = torch.device(device)
     if bf16 and fp16:
@@ -118,7 +118,9 @@ def _automatic(place: torch.device, model_dtype: torch.dtype, *, fp16_allowed: b
 
 
 def _cuda_has_bf16(device: torch.device) -> bool:
-    """In hardware: sm80 or newer (torch's own test is also true where bfloat16 is emulated); on ROCm torch's test."""
+    """Whether the hardware has bfloat16: sm80 or newer (torch's own test is also true if bfloat16 is emulated); on ROCm
+    torch's test.
+    """
     if torch.version.hip is not None:
         return bool(torch.cuda.is_bf16_supported())
     return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -130,14 +132,14 @@ def _card(device: torch.device) -> str:
 
 
 def cpu_has_bf16() -> bool | None:
-    """Whether this processor multiplies bfloat16 matrices in hardware; None where torch cannot tell."""
+    """Whether this processor multiplies bfloat16 matrices in hardware; None if torch cannot detect it."""
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     flags = [bool(value) for name, value in known.items() if "bf16" in name]
     return any(flags) if flags else None
 
 
 def weights_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype that most of the model's plain floating weights have, adapters left out; float32 for none."""
+    """The dtype of most of the model's plain floating weights, without adapters; float32 if there are none."""
     sizes: Counter[torch.dtype] = Counter()
     for name, parameter in model.named_parameters():
         adapter = _is_lora(name) or ".modules_to_save." in name
@@ -147,7 +149,8 @@ def weights_dtype(model: nn.Module) -> torch.dtype:
 
 
 def mixed_dtype(model: nn.Module) -> torch.dtype | None:
-    """The half precision to autocast to when weights of several dtypes meet outside of a Trainer; None if they do not.
+    """The half precision for autocast if the model mixes weights of several dtypes outside of a Trainer; otherwise
+    None.
 
     LoRA layers do not count: PEFT casts around them.
     """
@@ -161,7 +164,9 @@ def mixed_dtype(model: nn.Module) -> torch.dtype | None:
 
 
 def is_quantized_weight(parameter: nn.Parameter) -> bool:
-    """Packed by bitsandbytes, or of a dtype that is no plain float: never to be cast."""
+    """Whether a weight is packed by bitsandbytes, or of a dtype that is not a plain float; such a weight is never
+    cast.
+    """
     return is_packed(parameter) or parameter.dtype not in _PLAIN_FLOATS
 
 
@@ -175,14 +180,13 @@ def _is_lora(name: str) -> bool:
 
 
 def apply_precision(model: nn.Module, precision: Precision) -> list[str]:
-    """Bring the model's weights under the policy, in place, and say in plain sentences what was changed.
+    """Applies the policy to the model's weights, in place, and describes the changes in sentences.
 
-    Trainable weights become float32. Frozen ones become `precision.frozen`, except quantised weights, what the
+    Trainable weights become float32. Frozen ones become `precision.frozen`, except quantised weights, weights that the
     architecture keeps in float32, and a weight that would overflow. 4-bit layers compute in the policy's dtype. Each
     parameter stays the same object, so tied weights stay tied and adapters attached. Call it before the optimiser is
     made; for a frozen reference of a fully trained policy use `dataclasses.replace(precision, frozen=torch.float32)`,
-    so that both go through the same kernels.
-    """
+    so that both go through the same kernels."""
     foreign = _foreign_quantisation(model)
     keep = _kept_in_float32(model, precision)
     changed: Counter[tuple[str, torch.dtype, torch.dtype]] = Counter()
@@ -210,20 +214,21 @@ def apply_precision(model: nn.Module, precision: Precision) -> list[str]:
             f"stay in float32: {', '.join(overflowing[:3])}{', ...' if len(overflowing) > 3 else ''}."
         )
     if foreign:
-        sentences.append(f"The weights are quantised with {foreign}; what is frozen was left as it is.")
+        sentences.append(f"The weights are quantised with {foreign}; frozen weights were not changed.")
     sentences.extend(_set_compute_dtype(model, precision))
     _one_kernel_in_8bit(model)
     rewritten = keep_as_loaded(model)
     if rewritten:
         sentences.append(
-            f"{rewritten} 4-bit layers had been rewritten for inference by bitsandbytes, their scales rounded to "
-            "bfloat16 (models loaded with preftune.load_model are not); they train in that state."
+            f"bitsandbytes had rewritten {counted(rewritten, '4-bit layer')} for inference, with scales rounded to "
+            "bfloat16 (this does not happen to models loaded with preftune.load_model); they are trained in that "
+            "state."
         )
     return sentences
 
 
 def _cast(parameter: nn.Parameter, target: torch.dtype) -> bool:
-    """Replace the parameter's data; False, and nothing done, if finite values would become infinite."""
+    """Replaces the parameter's data; returns False, without a change, if finite values would become infinite."""
     data = parameter.data.to(target)
     if target == torch.float16 and not data.is_meta and bool((data.isinf() & ~parameter.data.isinf()).any()):
         return False
@@ -233,7 +238,9 @@ def _cast(parameter: nn.Parameter, target: torch.dtype) -> bool:
 
 
 def _kept_in_float32(model: nn.Module, precision: Precision) -> set[str]:
-    """Parts of parameter names that transformers says must stay in float32 for this half precision."""
+    """Parts of the names of parameters that, according to transformers, must stay in float32 for this half
+    precision.
+    """
     if precision.frozen not in _HALVES:
         return set()
     keep: set[str] = set()
@@ -245,7 +252,9 @@ def _kept_in_float32(model: nn.Module, precision: Precision) -> set[str]:
 
 
 def _foreign_quantisation(model: nn.Module) -> str | None:
-    """The method of a quantised model that is not bitsandbytes' (GPTQ, AWQ, ...): its scales belong to its kernels."""
+    """The method of a model that is quantised by another library than bitsandbytes (GPTQ, AWQ, ...), whose scales
+    belong to its kernels.
+    """
     config: Any = getattr(model, "config", None)
     settings = getattr(config, "quantization_config", None)
     if settings is None:
@@ -264,12 +273,16 @@ def _set_compute_dtype(model: nn.Module, precision: Precision) -> list[str]:
         count += module.compute_dtype != precision.compute
         module.compute_dtype = precision.compute
         module.compute_type_is_set = True  # or bitsandbytes follows the dtype of its first input
-    return [f"{count} 4-bit layers compute in {_name(precision.compute)}."] if count else []
+    return (
+        [f"{counted(count, '4-bit layer computes', '4-bit layers compute')} in {_name(precision.compute)}."]
+        if count
+        else []
+    )
 
 
 def _one_kernel_in_8bit(model: nn.Module) -> None:
     """On a CPU, bitsandbytes' 8-bit layers multiply unpacked weights while they train and packed ones while they do
-    not: policy and reference, or training and generation, would be two models. They compute as in inference, always.
+    not: policy and reference, or training and generation, would differ. They always compute as in inference.
     """
     for module in model.modules():
         ours = getattr(module, "_preftune_one_kernel", False)

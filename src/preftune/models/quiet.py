@@ -1,4 +1,4 @@
-"""Other libraries' progress bars and reports, kept out of preftune's own output."""
+"""Keeps other libraries' progress bars and reports out of preftune's own output."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """While a model is loaded or saved: no bar for weights that take a second, and no table of missing weights.
+    """While a model is loaded or saved: hides the progress bar for weights, and the table of missing weights.
 
-    What a table would say about weights that matter is checked by the loading code. Downloads keep their bars.
+    The loading code itself checks for missing weights. Downloads keep their bars.
     """
     from transformers.utils import logging as transformers_logging
 
@@ -29,9 +29,9 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Leave out a warning that is PEFT's own affair: peft 0.21 asks for a property that transformers 5.23 renamed.
+    """Hides a warning that only concerns PEFT: peft 0.21 uses a property that transformers 5.23 renamed.
 
-    Unnecessary as soon as PEFT asks for `is_activation_checkpointing`.
+    This is unnecessary once PEFT uses `is_activation_checkpointing`.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)

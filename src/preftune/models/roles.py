@@ -1,11 +1,11 @@
 """The roles of reinforcement learning on one base model: policy, value and reward are adapters and small heads on it.
 
     policy      the adapter that is trained and saved (PEFT's "default")
-    value       an adapter and a linear head: what an answer will be worth, before each of its tokens
+    value       an adapter and a linear head: predicts an answer's return before each of its tokens
     reward      a trained reward model's adapter and head, frozen
-    reference   all adapters off (or a copy of what trains): `preftune.reference`
+    reference   all adapters off (or a copy of the trainable weights): `preftune.reference`
 
-A role may as well be a model of its own; then it has its own trunk and nothing is switched.
+A role may also be a separate model; then it has its own trunk and no adapter is switched.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from preftune.models.quiet import quiet_peft
 POLICY = "default"
 VALUE = "preftune_value"
 REWARD = "preftune_reward"
-"""Names of adapters. The two of ours collide with no module's own name."""
+"""Names of adapters. preftune's two names collide with no module's name."""
 
 
 class Scalar:
-    """One number for a token or an answer: the states of a trunk, read by a linear head of one output."""
+    """One number for a token or an answer: a linear head with one output on the states of a trunk."""
 
     def __init__(
         self,
@@ -47,13 +47,13 @@ class Scalar:
         """
         Args:
             packed: whether the trunk computes packed rows exactly, as the policy's engine does.
-            acting: inside it, a shared trunk computes with this role's adapter. The backward pass must run inside it
-                too: under gradient checkpointing it computes the layers again.
+            acting: context in which a shared trunk computes with this role's adapter. The backward pass must run in it
+                too, because gradient checkpointing computes the layers again.
         """
         self.trunk, self.head, self.packed, self.acting = trunk, head, packed, acting
 
     def of_tokens(self, batch: PackedBatch) -> Tensor:
-        """(T,) float32 (float64 of a float64 model): a number for the state before each scored token."""
+        """(T,) float32 (float64 for a float64 model): a number for the state before each scored token."""
         return self._read(token_states(self.trunk, batch, packed=self.packed))
 
     def of_completions(self, batch: PackedBatch) -> Tensor:
@@ -65,13 +65,13 @@ class Scalar:
 
 
 def base_of(model: Any) -> str:
-    """The name or folder of the weights beneath the adapters of a model; "" without one."""
+    """The name or folder of the base weights of a model with adapters; "" if there is none."""
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
     return str(getattr(whole.config, "_name_or_path", "") or "")
 
 
 def on_this_base(model: Any, reward: str) -> bool:
-    """Whether a saved reward model is an adapter on the very base that this model has its adapter on."""
+    """Whether a saved reward model is an adapter on the same base as this model's adapter."""
     place = locate(reward)
     if not hasattr(model, "disable_adapter") or place.kind != "adapter" or not base_of(model):
         return False
@@ -86,9 +86,9 @@ def on_this_base(model: Any, reward: str) -> bool:
 
 @contextmanager
 def acting_as(model: Any, adapter: str) -> Iterator[None]:
-    """Inside, the model computes with this adapter alone; which weights train stays as it was.
+    """Context in which the model computes with only this adapter; the set of trainable weights does not change.
 
-    PEFT's `set_adapter` would freeze the adapters that are not active, and train the one that is.
+    PEFT's `set_adapter` would freeze the inactive adapters, and train the active one.
     """
     before = model.active_adapter
     if before == adapter:
@@ -105,7 +105,7 @@ def acting_as(model: Any, adapter: str) -> Iterator[None]:
 
 @contextmanager
 def trained_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Afterwards the same weights train as before."""
+    """Restores the set of trainable weights afterwards."""
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield
@@ -117,12 +117,12 @@ def trained_as_it_was(model: nn.Module) -> Iterator[None]:
 def value_adapter(model: Any, *, packed: bool, like: Scalar | None = None, dropout: bool = False) -> Scalar:
     """A value function on the base of a PeftModel: an adapter of the policy's shape, and a head.
 
-    It begins as the base with a head of zeros, so that it says 0 everywhere; or as a copy of a reward model on the same
+    It starts as the base with a head of zeros, so that all values are 0; or as a copy of a reward model on the same
     base, as in Ouyang et al. 2022 (arXiv:2203.02155), appendix C.4.
 
     Args:
         like: a reward on this base.
-        dropout: keep what the adapter that this one is shaped after was trained with.
+        dropout: keep the dropout of the adapter that gives this one its shape.
     """
     config = copy.deepcopy(model.peft_config[POLICY if like is None else REWARD])
     config.modules_to_save = None
@@ -142,7 +142,7 @@ def value_adapter(model: Any, *, packed: bool, like: Scalar | None = None, dropo
 
 
 def reward_adapter(model: Any, name: str, *, packed: bool) -> Scalar:
-    """A saved reward model's adapter and head on the base of this model, frozen.
+    """Loads a saved reward model's adapter and head on the base of this model, frozen.
 
     Args:
         name: a folder that `RewardTrainer` saved, an adapter on the same base (`on_this_base`).
@@ -159,8 +159,8 @@ def reward_adapter(model: Any, name: str, *, packed: bool) -> Scalar:
     weight = next((weight for key, weight in heads.items() if key.endswith("weight")), None)
     if weight is None or weight.shape[0] != 1:
         raise ModelError(
-            f"{name} is an adapter without a head of one score, so it is not a reward model. Give what preftune reward "
-            "saved, or a sequence classifier with one label."
+            f"{name} is an adapter without a head of one score, so it is not a reward model. Give the output of "
+            "preftune reward, or a sequence classifier with one label."
         )
     config.modules_to_save, config.task_type, config.inference_mode = None, "CAUSAL_LM", True
     _add(model, REWARD, config, trained=False)
@@ -179,10 +179,10 @@ def reward_adapter(model: Any, name: str, *, packed: bool) -> Scalar:
 
 
 def separate_value(trunk: nn.Module, *, packed: bool, head: nn.Linear | None = None) -> Scalar:
-    """A value function with a trunk of its own, all of it trained.
+    """A value function with its own trunk, all of it trained.
 
     Args:
-        head: of a reward model, to begin with; zeros otherwise.
+        head: initial head, of a reward model; by default zeros.
     """
     trunk.requires_grad_(True)
     prepare_trunk(trunk, packed=packed)
@@ -200,8 +200,9 @@ def load_trunk(name: str, *, trust_remote_code: bool = False) -> tuple[nn.Module
     place: Location = locate(name)
     if place.kind not in ("folder", "hub"):
         raise ModelError(
-            f"{name} is not a whole model ({place.kind}), and a separate value function starts from one. Merge it "
-            "first (preftune merge), or leave value_model out: the value is then an adapter on the policy's base."
+            f"{name} is not a whole model ({place.kind}), but a separate value function starts from a whole model. "
+            "Merge it first (preftune merge), or leave value_model out: the value is then an adapter on the policy's "
+            "base."
         )
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     config = load_pretrained(AutoConfig, place, revision=None, options=options)
@@ -217,7 +218,7 @@ def adapter_parameters(model: nn.Module, adapter: str) -> list[str]:
 
 
 def _add(model: Any, adapter: str, config: Any, *, trained: bool) -> None:
-    """A new adapter that is not active, in the precision of trained weights."""
+    """Adds a new, inactive adapter, in the precision of trained weights."""
     wide = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
     with trained_as_it_was(model), quiet_peft():
         model.add_adapter(adapter, config)

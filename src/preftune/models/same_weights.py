@@ -1,6 +1,6 @@
-"""Are the weights beneath an adapter those of the model that they are named after?
+"""Checks whether the base weights of an adapter are those of the model in their name.
 
-Adapters are merged, and weights are changed, in memory, where a model keeps its name.
+Merging an adapter or changing weights in memory does not change a model's name.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 from preftune.models.locate import Location
 
 _MOST = 64
-"""Weights that are compared; what merges an adapter changes all layers alike."""
+"""Maximum number of weights to compare; merging an adapter changes all layers."""
 
 
 def changed_weight(model: Any, place: Location) -> str:
-    """The name of a weight of the model, its adapters left out, that is another one in the files of `place`.
+    """The name of a weight of the model, without its adapters, that differs from the one in the files of `place`.
 
-    Empty if none is. What cannot be compared (quantised weights, other file formats, names that transformers changes
-    while it loads) is left out.
+    Empty if there is none. Weights that cannot be compared (quantised weights, other file formats, names that
+    transformers changes while it loads) are skipped.
 
     Args:
         place: a folder, or a hub id that is on this machine.
@@ -38,7 +38,7 @@ def changed_weight(model: Any, place: Location) -> str:
 
 
 def _plain(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """The base's parameters under the names that they have without adapters."""
+    """The base's parameters under their names without adapters."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     for name, parameter in base.named_parameters():
         yield name.replace(".base_layer.", ".").replace(".original_module.", "."), parameter.detach()
@@ -72,7 +72,7 @@ def _read(file: Path, name: str) -> Tensor:
 
 
 def _differ(mine: Tensor, theirs: Tensor) -> bool:
-    """Whether it is another weight, and not the same one in the precision that it was loaded in or is kept in now."""
+    """Whether two weights differ by more than the precision in which they were loaded or are kept."""
     mine = mine.cpu()
     loaded = (theirs.dtype, torch.bfloat16, torch.float16)
     return not any(torch.equal(theirs.to(dtype).to(mine.dtype), mine) for dtype in loaded)

@@ -1,12 +1,12 @@
-"""The reference: who supplies its scores, and the cache that keeps them.
+"""The reference model: the source of its scores, and the cache that keeps them.
 
-`sources` decides which model is the reference; `store` keeps its scores by content, so that they are never wrong.
+`sources` determines choice of the reference model; `store` keeps its scores by content, so that they are never wrong.
 
     fingerprint  addresses of scores; NUMERICS_VERSION
-    inventory    the folder of scores: listed, pruned, verified
+    inventory    lists, prunes and verifies the folder of scores
     moving       a reference that follows the policy
     scores       scores of a batch, from the cache or the source
-    sources      which model is the reference
+    sources      choice of the reference model
     store        scores on disk
 """
 

@@ -1,8 +1,7 @@
-"""Fingerprints: which model, computed how, scoring which tokens. The parts of a reference score's address.
+"""Fingerprints of the model, the computation and the scored tokens: the parts of a reference score's address.
 
-A model is what it *is*: its weights, its adapters, its quantisation and the parts of its config that change a score.
-Never its name, and never `config._name_or_path`.
-"""
+A model is identified by its weights, its adapters, its quantisation and the parts of its config that change a score,
+never by its name or `config._name_or_path`."""
 
 from __future__ import annotations
 
@@ -26,11 +25,11 @@ from preftune.logps.layers.rope import unscaled_rope
 from preftune.types import Span
 
 NUMERICS_VERSION = 2
-"""Raised whenever a change in preftune changes scores by more than rounding."""
+"""Increased whenever a change in preftune changes scores by more than rounding."""
 
 FINGERPRINT_VERSION = 4
-"""Raised whenever the same model gets another fingerprint than before. Checkpoints keep it: fingerprints of two
-versions cannot be compared.
+"""Increased whenever the same model gets a different fingerprint than before. Checkpoints record it, because
+fingerprints of two versions cannot be compared.
 """
 
 # Config entries that name, describe or drive a model without changing the log-probability of given tokens.
@@ -56,7 +55,7 @@ _ACTIVATIONS = ("act", "act_fn", "activation_fn", "activation")
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """How scores are computed. Another device, kernel or dtype gives other roundings, so it is another address."""
+    """How scores are computed. Another device, kernel or dtype rounds differently, so it has another address."""
 
     engine: str
     device: str
@@ -75,7 +74,7 @@ class Numerics:
         return cls(engine, kind, str(autocast).removeprefix("torch."), "+".join(dtypes), versions, matmul)
 
     def facts(self) -> dict[str, str]:
-        """For people: what a store of scores says of itself."""
+        """The description that a store of scores keeps, for people."""
         autocast = "" if self.autocast == "None" else f" under {self.autocast} autocast"
         return {"engine": self.engine, "device": self.device, "dtype": self.weights + autocast}
 
@@ -85,7 +84,7 @@ class Numerics:
 
 
 def _release(package: str) -> str:
-    """Major and minor version: patch releases fix crashes and leave numbers alone."""
+    """Major and minor version; patch releases do not change numbers."""
     try:
         return ".".join(metadata.version(package).split(".")[:2])
     except metadata.PackageNotFoundError:
@@ -93,12 +92,12 @@ def _release(package: str) -> str:
 
 
 def fingerprint(model: nn.Module, *, adapters: bool) -> str:
-    """A digest of everything in a model that changes its scores, 32 hex digits.
+    """A digest of everything in a model that affects its scores, 32 hex digits.
 
     Args:
         model: a causal language model, plain, quantised or with PEFT adapters.
-        adapters: whether the adapters count (the model with adapters on) or not (with adapters off). A plain model
-            and the same model under adapters that are off have one fingerprint.
+        adapters: whether the adapters count (the model with adapters on) or not (with adapters off). A plain model and
+            the same model with its adapters off have the same fingerprint.
     """
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     unscaled_rope(model)
@@ -124,7 +123,7 @@ def fingerprint(model: nn.Module, *, adapters: bool) -> str:
 
 
 def _states_of_adapters(model: nn.Module) -> Iterator[str]:
-    """What PEFT's layers hold outside of their weights: on or off, merged, active, scaled."""
+    """The state of PEFT's layers besides their weights: on or off, merged, active, scaled."""
     module: Any
     for name, module in model.named_modules():
         if not _is_adapter_layer(module):
@@ -141,14 +140,14 @@ def _states_of_adapters(model: nn.Module) -> Iterator[str]:
 
 
 def _is_adapter_layer(module: nn.Module) -> bool:
-    """Whether it is a layer of PEFT's around another one; whole models have a method of the same name."""
+    """Whether a module is a PEFT layer around another layer; whole models have a method of the same name."""
     return isinstance(getattr(type(module), "disable_adapters", None), property)
 
 
 def _numbers_of(model: nn.Module) -> Iterator[str]:
-    """Numbers that modules hold as plain attributes (epsilons, scales of attention, embeddings, rope, how many experts
-    are asked), where they can be changed without the config, and which activation stands in its place. Dropout is
-    off when scores are computed.
+    """Numbers that modules hold as plain attributes (epsilons, scales of attention, embeddings, rope, the number of
+    experts used), which can be changed without the config, and the activation functions. Dropout is off when scores are
+    computed.
     """
     for name, module in sorted(model.named_modules(), key=lambda item: _canonical(item[0])):
         if _is_adapter_layer(module):
@@ -161,9 +160,9 @@ def _numbers_of(model: nn.Module) -> Iterator[str]:
 
 
 def _hooks_of(model: nn.Module) -> Iterator[str]:
-    """Functions that run around a module and may change what it gives. What a function computes cannot be seen, so it
-    counts as itself: a model with one has no score in common with another process. Those of libraries that move
-    weights, and preftune's own, leave values alone.
+    """Hooks of a module, which may change its result. A function's behaviour cannot be determined, so it is identified
+    by itself: a model with a hook shares no score with another process. Hooks of libraries that move weights, and
+    preftune's own, do not change values.
     """
     for name, module in sorted(model.named_modules(), key=lambda item: _canonical(item[0])):
         for kind in ("_forward_hooks", "_forward_pre_hooks"):
@@ -174,8 +173,8 @@ def _hooks_of(model: nn.Module) -> Iterator[str]:
 
 
 def _forwards_of(model: nn.Module) -> Iterator[str]:
-    """What modules compute where no library of `_HARMLESS` wrote it: a subclass, a class or a module with a forward
-    of the program's own, code that came with a model. What is called from there, and is not written there, is not seen.
+    """The code of modules that no library of `_HARMLESS` wrote: a subclass, a class or a module with its own forward,
+    code that came with a model. Functions that this code calls are not included.
     """
     for name, module in sorted(model.named_modules(), key=lambda item: _canonical(item[0])):
         function = getattr(module.forward, "__func__", module.forward)
@@ -185,7 +184,7 @@ def _forwards_of(model: nn.Module) -> Iterator[str]:
 
 
 def _written(function: Any) -> str:
-    """A digest of a function's code and of the plain values that it holds; the same in every process."""
+    """A digest of a function's code and its plain values; the same in every process."""
     code = getattr(function, "__code__", None)
     if code is None:
         return type(function).__qualname__
@@ -210,7 +209,7 @@ _NUMBERS: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 
 def _of_this_process(hook: Any) -> str:
-    """A name for a function that no other one has, in this process or any."""
+    """A unique name for a function, in this process and all others."""
     function = getattr(hook, "__func__", hook)  # a bound method is made anew each time that it is read
     owner = id(getattr(hook, "__self__", None))
     return f"{_NUMBERS.setdefault(function, uuid.uuid4().hex)} {owner}"
@@ -220,10 +219,10 @@ def completion_keys(
     prompt_ids: Sequence[int], completions: Sequence[Sequence[int]], scored: Sequence[Sequence[Span]] = ()
 ) -> list[bytes]:
     """Addresses of the scores of several completions of one prompt, under a given model and numerics: the tokens
-    themselves, 16 bytes each. The prompt is read once: this is done in every step.
+    themselves, 16 bytes each. The prompt is hashed once, because this runs in every step.
 
     Args:
-        scored: which tokens of each completion are scored, as in `TokenizedGroup.scored`; none if all are.
+        scored: the scored tokens of each completion, as in `TokenizedGroup.scored`; empty if all are scored.
     """
     prompt = hashlib.blake2b(len(prompt_ids).to_bytes(4, "little"), digest_size=16)
     prompt.update(struct.pack(f"<{len(prompt_ids)}i", *prompt_ids))
@@ -239,7 +238,7 @@ def completion_keys(
 
 
 def adapter_prefixes(model: nn.Module) -> tuple[str, ...]:
-    """What the names of adapter parameters contain (`lora_` and the like); empty for a model without adapters."""
+    """Parts of the names of adapter parameters (`lora_` and the like); empty for a model without adapters."""
     if not getattr(model, "peft_config", None):
         return ()
     prefix = getattr(getattr(model, "base_model", None), "prefix", None)
@@ -266,7 +265,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _follows_the_length(module: Any, buffer: str) -> bool:
-    """Whether a buffer is made anew from others for the sequence at hand: tables of old rotary embeddings, and long
+    """Whether a buffer is recomputed from others for the current sequence: tables of old rotary embeddings, and long
     rope's frequencies.
     """
     longrope = "longrope" in str(getattr(module, "rope_type", "")) and not buffer.endswith("original_inv_freq")

@@ -1,4 +1,4 @@
-"""What lies in the folder of reference scores: listed, pruned, verified. Only files that are ours are touched."""
+"""The contents of the folder of reference scores: listed, pruned, verified. Only preftune's own files are changed."""
 
 from __future__ import annotations
 
@@ -29,17 +29,19 @@ class StoreFile:
 
     path: Path
     state: State
-    """store: scores of one model and numerics. torn: a store that cannot be read. aside: a damaged one that a run set
+    """store: scores of one model and numerics. torn: a store that cannot be read. aside: a damaged store that a run set
     aside. foreign: not written by preftune.
     """
     size: int
-    """Bytes, with the side files of SQLite."""
+    """Bytes, including the side files of SQLite."""
     last_used: float
-    """Seconds since the epoch: when a run opened it or wrote to it last."""
+    """Seconds since the epoch at which a run last opened or wrote it."""
     completions: int | None = None
-    """None if unknown now."""
+    """Number of completions; None if unknown."""
     note: dict[str, str] = field(default_factory=dict)
-    """What it says of itself: model, reference, engine, device, dtype, created (seconds since the epoch), preftune."""
+    """The store's own description: model, reference, engine, device, dtype, created (seconds since the epoch),
+    preftune.
+    """
 
     @property
     def model(self) -> str:
@@ -57,18 +59,18 @@ class StoreFile:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What `verify` found in one store."""
+    """The result of `verify` for one store."""
 
     path: Path
     completions: int
-    """Rows that could be read."""
+    """Number of rows that could be read."""
     damaged: int
-    """Rows of them whose checksum is wrong."""
+    """Number of these rows with a wrong checksum."""
     torn: str | None
-    """What SQLite says of a file that is damaged as a whole, which is more than single rows."""
+    """SQLite's message about a file that is damaged as a whole, not only in single rows."""
     repaired: bool = False
     hindered: str | None = None
-    """Why it could not be checked or repaired: another process is at work in it, no permission."""
+    """Why it could not be checked or repaired: another process uses it, or a permission is missing."""
 
     @property
     def sound(self) -> bool:
@@ -92,7 +94,7 @@ def choose(
     model: str | None = None,
     max_size: int | None = None,
 ) -> list[StoreFile]:
-    """The files of ours that these wishes leave no room for, the least recently used first.
+    """The own files that these conditions select for removal, the least recently used first.
 
     Args:
         older_than: only files that were last used this many seconds before `now`.
@@ -119,7 +121,7 @@ def choose(
 
 
 def remove(file: StoreFile) -> Removal:
-    """Deletes a file and the side files of SQLite, unless a process has it open or it is not ours after all."""
+    """Deletes a file and the side files of SQLite, unless a process has it open or preftune did not write it."""
     if file.state == "foreign":
         return "not ours"
     try:
@@ -178,7 +180,7 @@ class _InUseError(Exception):
 
 
 class _NotOursError(Exception):
-    """The mark in the file's header is another program's, or none."""
+    """The file's header has another program's mark, or no mark."""
 
 
 def _look(path: Path) -> StoreFile:
@@ -206,7 +208,7 @@ def _look(path: Path) -> StoreFile:
 
 
 def _hinders(error: sqlite3.DatabaseError) -> bool:
-    """Whether an error is about who may look at the file, and when, and not about what is in it."""
+    """Whether an error is about access to the file and not about its contents."""
     return error.sqlite_errorcode & 0xFF in _HINDRANCES
 
 
@@ -219,12 +221,12 @@ def _note(connection: sqlite3.Connection) -> dict[str, str]:
 
 @contextmanager
 def _alone(path: Path, *, torn: bool = False) -> Iterator[None]:
-    """Holds a store's exclusive lock, which no process gets while another process has the file open.
+    """Holds a store's exclusive lock, which is refused while another process has the file open.
 
-    Leaving write-ahead mode asks for it: every connection in that mode holds a shared lock from its first look on.
+    Leaving write-ahead mode requires it: every connection in that mode holds a shared lock from its first access on.
 
     Args:
-        torn: whether a file without our mark counts as ours, torn; its name says so.
+        torn: whether a file without preftune's mark counts as its own torn file, by its name.
     """
     with opened(path, patience=0.0) as connection:
         try:

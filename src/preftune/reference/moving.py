@@ -1,9 +1,8 @@
 """A reference that follows the policy: TR-DPO, Gorbatovski et al. 2024 (arXiv:2404.09656), eq. 7 and 8.
 
-Every tau steps `reference <- alpha * policy + (1 - alpha) * reference` in what trains: all weights, or those of an
-adapter. With alpha = 1 (hard) the reference becomes the policy; below (soft) it is a mixture. Of LoRA the factors are
-mixed, which is not the mixture of their products, but begins and ends at the same models.
-"""
+Every tau steps `reference <- alpha * policy + (1 - alpha) * reference` in the trainable weights: all weights, or those
+of an adapter. With alpha = 1 (hard) the reference becomes the policy; below (soft) it is a mixture. For LoRA the
+factors are mixed, which is not the mixture of their products, but begins and ends at the same models."""
 
 from __future__ import annotations
 
@@ -19,19 +18,20 @@ from preftune.reference.sources import FrozenCopy, trainable, unwrap
 
 
 class MovingCopy(FrozenCopy):
-    """A copy of what trains that is moved towards it. Costs a copy of the trainable weights and a forward pass a step.
+    """A copy of the trainable weights that is moved towards them. It costs a copy of the trainable weights and one
+    forward pass per step.
 
-    Its scores hold until the next move, so they are kept nowhere.
+    Its scores are valid only until the next move, so they are not cached.
     """
 
-    description = "a copy of what trains, which follows it (sync_ref_model)"
+    description = "a copy of the trainable weights, which follows them (sync_ref_model)"
 
     def __init__(self, model: nn.Module, *, start: nn.Module | None = None) -> None:
         """
         Args:
             model: the policy, as received.
-            start: an explicit reference to begin with, of the same architecture; by default the policy.
-        Raises: ConfigError where the two have not the same weights to mix.
+            start: an explicit initial reference of the same architecture; by default the policy.
+        Raises: ConfigError if the two models do not have the same weights.
         """
         super().__init__(model)
         self.moves = 0
@@ -41,7 +41,7 @@ class MovingCopy(FrozenCopy):
 
     @property
     def size(self) -> int:
-        """Bytes of the copy."""
+        """Size of the copy in bytes."""
         return sum(weight.numel() * weight.element_size() for weight in self._received.values())
 
     def unchanged(self, model: nn.Module) -> bool:
@@ -60,7 +60,7 @@ class MovingCopy(FrozenCopy):
 
     @torch.no_grad()
     def follow(self, model: nn.Module, alpha: float) -> None:
-        """Move by a share `alpha` of the way to the policy."""
+        """Moves the reference by the fraction `alpha` towards the policy."""
         now = dict(unwrap(model).named_parameters())
         for name, weight in self._received.items():
             weight.lerp_(now[name].detach().to(weight.device, weight.dtype), alpha)
@@ -72,7 +72,7 @@ class MovingCopy(FrozenCopy):
         save_file(weights, file)
 
     def load(self, file: Path) -> None:
-        """Raises: CheckpointError where the file is missing or holds other weights."""
+        """Raises: CheckpointError if the file is missing or holds other weights."""
         if not file.is_file():
             raise CheckpointError(
                 f"{file.parent} holds no reference ({file.name}), which this run moves (sync_ref_model). Name a "
@@ -89,8 +89,8 @@ class MovingCopy(FrozenCopy):
         wanted = {name: weight.shape for name, weight in self._received.items()}
         if any(name not in weights or weights[name].shape != shape for name, shape in wanted.items()):
             raise ConfigError(
-                "sync_ref_model mixes the weights of ref_model and policy, and these have not the same weights. Leave "
-                "ref_model out: the reference then begins as the policy."
+                "sync_ref_model mixes the weights of ref_model and policy, but these do not have the same weights. "
+                "Leave ref_model out: the reference then starts as the policy."
             )
         for name, frozen in policys.items():
             if name not in wanted and not _same(weights.get(name), frozen):

@@ -1,4 +1,6 @@
-"""Reference scores of a batch: from the cache where they are known, from the source where not, never twice."""
+"""Reference scores of a batch: from the cache if they are known, otherwise from the source, and never computed
+twice.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +25,17 @@ class _Autocast(Protocol):
 
 
 class ReferenceScores:
-    """Answers "what does the reference say of this batch?" and counts what that cost.
+    """Gives the reference scores of a batch, and counts their cost.
 
-    Scores are looked up per completion; groups with a miss are scored together and written through.
+    Scores are looked up per completion; groups with a miss are scored together and written to the cache.
     """
 
     def __init__(self, source: Source, engine: Engine, store: ScoreStore | None, *, autocast: _Autocast) -> None:
         self.source, self.engine, self.store, self.autocast = source, engine, store, autocast
         self.memory: dict[bytes, Scores] = {}
-        """Scores of sources that cannot score again, 4 bytes a token; the store may be off, or be cleaned meanwhile."""
+        """Scores of sources that cannot score again, 4 bytes per token; the store may be off, or may be pruned
+        meanwhile.
+        """
         self.hits = 0
         self.misses = 0
 
@@ -59,13 +63,13 @@ class ReferenceScores:
         return _as_logps([found.get(key, none) for key, none in zip(keys, missing, strict=True)], batch)
 
     def fresh(self, model: nn.Module, batch: PackedBatch) -> GroupLogps:
-        """Scores computed now, whatever the cache holds, on the batch as it is packed. For the self-check."""
+        """Scores computed now, without the cache, on the batch as it is packed; for the self-check."""
         with self.autocast():
             scores = self.source.score(model, batch, self.engine)
         return GroupLogps(scores, batch.owner_T, batch.completions)
 
     def forget(self) -> None:
-        """Cached scores turned out to be others than the reference gives: none of them is used again."""
+        """Discards the cached scores, because they differ from the reference's."""
         self.memory.clear()
         if self.store is not None:
             self.store.discard("its scores are not those of the reference")
@@ -88,7 +92,7 @@ class ReferenceScores:
     def score_groups(
         self, model: nn.Module, groups: Sequence[TokenizedGroup], device: torch.device
     ) -> dict[bytes, Scores]:
-        """Score groups by the source, whether they are known or not, and keep the scores."""
+        """Scores groups with the source, whether they are known or not, and keeps the scores."""
         batch = pack(groups).to(device)
         with self.autocast():
             flat = self.source.score(model, batch, self.engine).float().cpu().numpy()
@@ -116,7 +120,7 @@ def _keys_of(groups: Iterable[TokenizedGroup]) -> list[bytes]:
 def _groups_with_a_miss(
     groups: Sequence[TokenizedGroup], keys: Sequence[bytes], known: dict[bytes, Scores]
 ) -> list[TokenizedGroup]:
-    """In their order; of groups that lack the same completions, the first."""
+    """The groups with a miss, in order; only the first of groups that lack the same completions."""
     missing, at = [], 0
     covered = set(known)
     for group in groups:

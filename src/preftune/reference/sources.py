@@ -1,18 +1,17 @@
 """Which model is the reference: by default the policy as received, before the first step.
 
     fresh adapter, off-state equals the model as received     `AdapterOff`       no second model
-    trained adapter, PiSSA and the like, trained biases       `FrozenCopy`       a copy of what trains, nothing else
+    trained adapter, PiSSA and the like, trained biases       `FrozenCopy`       a copy of the trainable weights only
     full fine-tuning                                          `AsReceived`       a pass before the first step
-    explicit ref_model                                        `ExplicitModel`    a pass, then it is let go
+    explicit ref_model                                        `ExplicitModel`    a pass, then it is released
     sync_ref_model                                            `MovingCopy`       a copy that follows what trains
     a loss without a reference                                `NoReference`      nothing
 
 The baseline of `loss_type=kto` and training on fresh answers need a reference at any time. With full fine-tuning they
 get a `FrozenCopy` instead of `AsReceived`, and `ExplicitModel` is not let go.
 
-Which one a model gets is measured (does switching the adapter off change a score?), except where a probe could miss the
-difference (`_shows_rarely`): there the names of the adapted parameters decide.
-"""
+The source of a model is chosen by measurement (does switching the adapter off change a score?), except if a probe could
+miss the difference (`_shows_rarely`): then the names of the adapted parameters decide."""
 
 from __future__ import annotations
 
@@ -32,27 +31,26 @@ from preftune.reference.fingerprint import adapter_prefixes, fingerprint, is_ada
 
 
 class Source(Protocol):
-    """Something that can score a batch as the reference."""
+    """A model that can score a batch as the reference."""
 
     description: str
     fingerprint: str
     live: bool
-    """Whether it can score at any time; if not, everything must be scored before the first step."""
+    """Whether it can score at any time; otherwise everything must be scored before the first step."""
     received: bool
-    """Whether it is the policy as received by its making, or a model that the user chose."""
+    """Whether it is by construction the policy as received, and not a model that the user chose."""
 
     def unchanged(self, model: nn.Module) -> bool:
-        """Whether what would score now is what the fingerprint was taken of, and will be as `model` trains: the policy,
-        before any step.
+        """Whether the model that would score now is the one of the fingerprint, and stays so while `model` (the policy,
+        before any step) is trained.
 
-        Weights, adapters and scales can be changed between the making of a trainer and its training, and scores must
-        not be kept under the address of another model. Weights that were unfrozen meanwhile would take along a
-        reference that is made of them.
-        """
+        Weights, adapters and scales can change between the creation of a trainer and its training, and scores must not
+        be kept under the address of another model. Weights that were unfrozen meanwhile would change a reference that
+        shares them."""
         ...
 
     def score(self, model: nn.Module, batch: PackedBatch, engine: Engine) -> Tensor:
-        """(T,) per-token log-probabilities. `model` is the policy as the trainer has it now, wrapped or not."""
+        """(T,) per-token log-probabilities. `model` is the trainer's current policy, wrapped or not."""
         ...
 
 
@@ -65,9 +63,9 @@ class LiveSource(Source, Protocol):
 
 
 class NoReference:
-    """Nothing, for losses that compare with nothing."""
+    """No reference, for losses without one."""
 
-    description = "none: the loss has no reference"
+    description = "no reference: the loss has none"
     fingerprint = "none"
     live = True
     received = True
@@ -76,7 +74,9 @@ class NoReference:
         return True
 
     def score(self, model: nn.Module, batch: PackedBatch, engine: Engine) -> Tensor:
-        raise ReferenceMismatchError("a run without a reference was asked for reference scores. Please report this.")
+        raise ReferenceMismatchError(
+            "reference scores were requested in a run without a reference. Please report this."
+        )
 
 
 class AdapterOff:
@@ -106,9 +106,11 @@ class AdapterOff:
 
 
 class FrozenCopy:
-    """The policy with everything that trains put back to what it was. Costs one copy of the trainable weights."""
+    """The policy with its trainable weights restored to their initial values. It costs one copy of the trainable
+    weights.
+    """
 
-    description = "a frozen copy of what trains, as received"
+    description = "a frozen copy of the trainable weights, as received"
     live = True
     received = True
 
@@ -140,7 +142,7 @@ class FrozenCopy:
 
 
 class AsReceived:
-    """Full fine-tuning: the policy itself, as long as no step was taken; after that a verified reload, or an error."""
+    """Full fine-tuning: the policy itself before the first step; after that a verified reload, or an error."""
 
     description = "a pass over all rows before the first step, while the policy is the reference"
     live = False
@@ -151,9 +153,9 @@ class AsReceived:
     ) -> None:
         """
         Args:
-            trained: whether the policy has been changed since it was received.
-            reload: loads the model again from where its config says it came from, ready for the engine; its weights
-                are checked. It is kept until `let_go`.
+            trained: whether the policy has changed since it was received.
+            reload: loads the model again from the source in its config, ready for the engine; its weights are checked.
+                It is kept until `let_go`.
         """
         self.fingerprint = fingerprint(model, adapters=True)
         self._trained, self._reload = trained, reload
@@ -163,7 +165,7 @@ class AsReceived:
         return self._trained() or fingerprint(unwrap(model), adapters=True) == self.fingerprint
 
     def let_go(self) -> None:
-        """Forget a model that was loaded again."""
+        """Releases a model that was loaded again."""
         self._again = None
 
     def score(self, model: nn.Module, batch: PackedBatch, engine: Engine) -> Tensor:
@@ -198,7 +200,9 @@ class AsReceived:
 
 
 class ExplicitModel:
-    """A `ref_model` the user passed. Held weakly once everything is scored: the memory is the user's to free."""
+    """A `ref_model` that the user passed. It is held weakly once everything is scored, so that the user can free its
+    memory.
+    """
 
     description = "the ref_model that was passed"
     live = False
@@ -221,7 +225,7 @@ class ExplicitModel:
         return reference is None or fingerprint(reference, adapters=True) == self.fingerprint
 
     def release(self) -> None:
-        """Let the model go: everything known is in the cache."""
+        """Releases the model; its scores are in the cache."""
         self._held = None
 
     @contextmanager
@@ -242,7 +246,7 @@ class ExplicitModel:
             if not self.unchanged(model):
                 raise ReferenceMismatchError(
                     "Rows without a reference score appeared after the weights of the ref_model were changed. Pass "
-                    "this data as eval_dataset when the trainer is made, or leave the ref_model alone until the end."
+                    "this data as eval_dataset when the trainer is made, or do not change the ref_model until the end."
                 )
             self._state = _state_of(reference)
         reference.to(batch.input_ids.device)
@@ -258,11 +262,11 @@ def choose_source(
     trained: Callable[[], bool],
     reload: Callable[[], nn.Module] | None,
 ) -> Source:
-    """The reference of a policy without explicit `ref_model`.
+    """The source of reference scores for a policy without explicit `ref_model`.
 
     Args:
         model: the policy as received, unwrapped.
-        probe: a few real rows; they decide whether switching the adapters off changes anything.
+        probe: a few real rows, on which switching the adapters off is tested.
     """
     prefixes = adapter_prefixes(model)
     if not prefixes:
@@ -278,10 +282,10 @@ def choose_source(
 
 
 def _shows_rarely(model: nn.Module, adapters: Sequence[str]) -> bool:
-    """Whether parts of the adapters may have been trained that show on some inputs only, which a probe can miss: rows
-    of an embedding, whole modules, experts that a probe's tokens are not routed to, aLoRA where its invocation is
-    missing. Whether they still train is another matter: a fresh adapter may be loaded together with one that was
-    trained and is frozen.
+    """Whether parts of the adapters may have been trained that affect only some inputs, so that a probe can miss them:
+    rows of an embedding, whole modules, experts to which a probe's tokens are not routed, aLoRA without its invocation
+    tokens. This does not depend on whether they are still trained: a fresh adapter may be loaded together with a
+    trained and frozen one.
 
     Args:
         adapters: names of their parameters.
@@ -300,18 +304,18 @@ def _shows_rarely(model: nn.Module, adapters: Sequence[str]) -> bool:
 
 
 def trainable(model: nn.Module) -> set[str]:
-    """Names of the parameters that train."""
+    """Names of the trainable parameters."""
     return {name for name, parameter in unwrap(model).named_parameters() if parameter.requires_grad}
 
 
 def _state_of(model: nn.Module) -> list[tuple[int, int]]:
-    """Where each weight lies, and how often it was written to: says cheaply that nothing was changed in place."""
+    """The address and version counter of each weight: a cheap check that nothing was changed in place."""
     return [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
 
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """PEFT's `disable_adapter`, which turns frozen adapter weights trainable when it ends: put that right."""
+    """PEFT's `disable_adapter`, which makes frozen adapter weights trainable when it ends; this is undone."""
     peft: Any = unwrap(model)
     with trained_as_it_was(peft), peft.disable_adapter():
         yield
@@ -319,7 +323,7 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """No gradients, no dropout; the training flag of every module is as before afterwards."""
+    """Without gradients and dropout; the training flag of every module is restored afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -331,7 +335,7 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DDP and the like."""
+    """The model inside DDP and similar wrappers."""
     while isinstance(getattr(model, "module", None), nn.Module):
         model = model.module  # type: ignore[assignment]
     return model

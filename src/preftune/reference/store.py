@@ -1,9 +1,9 @@
-"""Reference scores on disk: write-through, content-addressed, shared by processes, never wrong.
+"""Reference scores on disk: write-through, content-addressed, shared by processes, and verified.
 
 One SQLite file per model and numerics; the key is a digest of the token ids, the value the completion's per-token
-log-probabilities in float32 behind a checksum. SQLite brings the locking, the crash safety and the lookups; what it
-cannot promise (a torn file copied from elsewhere, another file under our name) is caught by checksums and a rebuild.
-"""
+log-probabilities in float32 behind a checksum. SQLite provides locking, crash safety and lookups; faults that it cannot
+exclude (a torn file copied from elsewhere, another file under the same name) are detected by checksums, and the file is
+rebuilt."""
 
 from __future__ import annotations
 
@@ -33,22 +33,21 @@ MARK = 0x50465431  # "PFT1": marks the file as ours and its format
 _INDEX_KILOBYTES = 16_000  # of memory: the index of half a million completions
 
 _OF_THE_PARENT: list[sqlite3.Connection] = []
-"""Connections that a forked child inherited. SQLite forbids it to close them, so they are never collected."""
+"""Connections that a forked child inherited. SQLite forbids closing them there, so they are never collected."""
 
 
 class ScoreStore:
     """Per-token reference scores under one (model, numerics) address.
 
-    Every failure to read is a miss. A failure to write (a full disk, a read-only folder) is said once, and the run goes
-    on without the cache.
-    """
+    Every failure to read is a miss. A failure to write (a full disk, a read-only folder) is reported once, and the run
+    continues without the cache."""
 
     def __init__(self, folder: Path, *, fingerprint: str, numerics: str, note: Mapping[str, str] | None = None) -> None:
         """
         Args:
-            fingerprint, numerics: the address: which model, computed how.
-            note: what people call it (`model`, `engine`, ...), written into a file that is created here and shown by
-                `preftune cache ls`. Nothing is looked up by it.
+            fingerprint, numerics: the address: the model and the computation.
+            note: a description for people (`model`, `engine`, ...), written to a new file and shown by `preftune cache
+                ls`. It is not used for lookups.
         """
         self.path = folder / fingerprint[:2] / f"{fingerprint}-{numerics}.sqlite"
         self._note = dict(note or {})
@@ -57,12 +56,12 @@ class ScoreStore:
         self._unreadable = self._unwritable = False
 
     def get(self, keys: Iterable[bytes]) -> dict[bytes, Scores]:
-        """The scores that are there and intact; absent keys are misses."""
+        """The existing, intact scores; absent keys are misses."""
         rows = ((bytes(key), unpack(key, value)) for key, value in select(self._run, "scores", keys))
         return {key: scores for key, scores in rows if scores is not None}
 
     def put(self, scores: Mapping[bytes, Scores]) -> None:
-        """Add scores; what is there already is overwritten (the same address has the same content)."""
+        """Adds scores; existing ones are overwritten (the same address has the same content)."""
         rows = [(key, _pack(key, value)) for key, value in scores.items()]
         if rows and not self._unwritable:
             self._run("INSERT OR REPLACE INTO scores (key, value) VALUES (?, ?)", rows, many=True)
@@ -73,7 +72,7 @@ class ScoreStore:
 
     @property
     def usable(self) -> bool:
-        """False once the file turned out to be impossible to read or write. What is there may still be read."""
+        """False once the file could not be read or written. Existing scores may still be read."""
         return not (self._unreadable or self._unwritable)
 
     def close(self) -> None:
@@ -133,20 +132,20 @@ class ScoreStore:
         connection.executemany("INSERT INTO note (name, value) VALUES (?, ?)", list(created.items()))
 
     def _set_aside(self, error: Exception) -> None:
-        """The file is torn or not ours: keep it under another name, and begin anew."""
+        """Renames a file that is torn or was not written by preftune, and starts a new one."""
         self.close()
         if not _intact(self.path):  # or another process was faster
             self.discard(str(error))
 
     def discard(self, reason: str) -> None:
-        """Keep the file under another name for later inspection, and begin anew."""
+        """Renames the file for later inspection, and starts a new one."""
         self.close()
         with contextlib.suppress(OSError):
             set_aside(self.path)
         log.warning("The reference cache %s was damaged (%s); it was set aside and is rebuilt.", self.path, reason)
 
     def _give_up(self, error: Exception, *, writing: bool = False) -> list[Any]:
-        """Say it once, and answer every request from now on with nothing."""
+        """Reports the failure once, and answers every later request with a miss."""
         if self.usable:
             log.warning(
                 "The reference cache %s cannot be %s (%s); reference scores are computed and not kept. "
@@ -181,7 +180,7 @@ def _pack(key: bytes, scores: Scores) -> bytes:
 
 
 def unpack(key: bytes, value: object) -> Scores | None:
-    """The scores of a row, or None if its checksum denies that they were written under this key."""
+    """The scores of a row, or None if its checksum does not match this key."""
     if not isinstance(value, bytes) or len(value) < 8 or len(value) % 4:
         return None
     data = value[8:]

@@ -54,7 +54,7 @@ def _report(runs: Sequence[Run], shown: int) -> str:
     lines += _folded("Settings", _settings([*first_settings(runs), *versions(runs)], runs))
     commands = [line for run in runs if (line := command(run))]
     if commands:
-        lines += _folded("Do it again", [_fenced("\n".join(commands), "sh")])
+        lines += _folded("Repeat it", [_fenced("\n".join(commands), "sh")])
     lines += [f"> {inert(line)}" for line in missing_files(runs)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -106,9 +106,9 @@ def _figures(run: Run) -> Iterator[tuple[str, str, str]]:
     summary = run.summary
     for name, form, path in (
         ("answers with the key fact", ".1%", ("key_fact_rate", "{side}", "rate")),
-        ("tokens an answer", ".0f", ("mean_tokens", "{side}")),
-        ("answers that ended by themselves", ".1%", ("finished", "{side}")),
-        ("answers that repeat themselves", ".1%", ("degeneration", "figures", "repeats", "{side}")),
+        ("tokens per answer", ".0f", ("mean_tokens", "{side}")),
+        ("answers ended by the model", ".1%", ("finished", "{side}")),
+        ("repetitive answers", ".1%", ("degeneration", "figures", "repeats", "{side}")),
     ):
         sides = [
             number(at(summary, *(part.format(side=side) if "{" in part else part for part in path)))

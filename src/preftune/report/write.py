@@ -71,7 +71,7 @@ def _write(path: Path, content: bytes) -> None:
         write_whole(path, content)
     except OSError as error:
         raise RequestError(
-            f"The report cannot be written to {path} ({error.strerror or error}). Name a file that you may write: "
+            f"The report cannot be written to {path} ({error.strerror or error}). Name a file that you can write to: "
             "-o FILE."
         ) from error
 
@@ -86,6 +86,7 @@ def report_at_end(folder: str | Path) -> Path | None:
     except Exception as error:  # a report is worth less than the run that it is about
         reason = " ".join(str(error).split()) or type(error).__name__
         warn(
-            f"the report could not be written ({reason[:300]}); the run itself is whole. Try: preftune report {folder}"
+            f"the report could not be written ({reason[:300]}); the run itself is complete. Try: preftune report "
+            f"{folder}"
         )
         return None

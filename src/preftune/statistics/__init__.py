@@ -1,6 +1,6 @@
 """Estimates with intervals, and the verdicts that follow from them.
 
-All functions are pure: numbers in, numbers out, no model and no file. Methods cite their source; intervals are
+All functions are pure: they use numbers only, no model and no file. Methods cite their source; intervals are
 clustered by prompt.
 
     bradley_terry       scores of several models from comparisons between them

@@ -1,9 +1,8 @@
 """Scores of several models from comparisons between them (Bradley and Terry 1952, Biometrika 39).
 
-The chance that a beats b is `sigmoid(score_a - score_b)`; scores maximise the likelihood of all comparisons, a tie
-being half a win of each (so are Arena-Hard's and the Chatbot Arena's: Chiang et al. 2024, arXiv:2403.04132). Scores
-are log-odds; `elo` is the same on the scale of chess, 400 points being odds of ten to one.
-"""
+The chance that a beats b is `sigmoid(score_a - score_b)`; scores maximise the likelihood of all comparisons, where a
+tie counts as half a win of each (as in Arena-Hard and the Chatbot Arena: Chiang et al. 2024, arXiv:2403.04132). Scores
+are log-odds; `elo` is the same on the scale of chess, 400 points being odds of ten to one."""
 
 from __future__ import annotations
 
@@ -21,15 +20,15 @@ from preftune.statistics.profile_likelihood import Fitted, design_effect, profil
 
 ELO_PER_NAT = 400 / math.log(10)
 ELO_CENTRE = 1000.0
-"""Points of the anchor, or of the average model."""
+"""Elo points of the anchor, or of the average model."""
 PRIOR = 0.5
-"""Ties of two models that are added to the estimate where scores would be infinite."""
+"""Number of ties added for each two models where scores would be infinite."""
 _TINY = 1e-6
-"""The same in intervals, where it only keeps the arithmetic finite."""
+"""The same for intervals, where it only keeps the arithmetic finite."""
 _STEPS = 100
 _CONVERGED = 1e-9
 _DIVERGED = 30.0
-"""Nats: no finite score maximises the tilted likelihood."""
+"""Nats beyond which no finite score maximises the tilted likelihood."""
 
 
 class Game(NamedTuple):
@@ -38,14 +37,14 @@ class Game(NamedTuple):
     a: str
     b: str
     outcome: float
-    """1: a is better, 0: b is, 0.5: a tie."""
+    """1: a is better, 0: b is better, 0.5: a tie."""
     cluster: Hashable = None
     """The prompt; comparisons without one are all independent."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelScore:
-    """One model among the others."""
+    """The score of one model."""
 
     name: str
     score: float
@@ -54,7 +53,7 @@ class ModelScore:
     ci_high: float
     comparisons: int
     win_rate: float
-    """Against whomever it met, ties counted half."""
+    """Win rate against all its opponents, ties counted half."""
 
     @property
     def elo(self) -> tuple[float, float, float]:
@@ -75,9 +74,9 @@ class Scores:
 
     models: Sequence[ModelScore]
     anchor: str | None
-    """The model at 0 (1000 Elo); None when the mean of all is there."""
+    """The model at 0 (1000 Elo); None if the mean of all models is at 0."""
     unbounded: Sequence[str]
-    """Models whose comparisons alone would put them infinitely high or low: a prior holds all scores finite."""
+    """Models whose scores would be infinite without the prior."""
     n: int
     prompts: int
     confidence: float
@@ -86,7 +85,7 @@ class Scores:
         return next(model for model in self.models if model.name == name)
 
     def chance(self, a: str, b: str) -> float:
-        """That model `a` beats model `b`."""
+        """The probability that model `a` beats model `b`."""
         return float(sigmoid(np.array(self[a].score - self[b].score)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,7 +100,7 @@ class Scores:
         }
 
     def sentences(self) -> list[str]:
-        """One line per model, and what to think of a prior."""
+        """One line per model, and a note on the prior."""
         lines = []
         for model in self.models:
             elo, low, high = model.elo
@@ -109,8 +108,8 @@ class Scores:
             lines.append(f"{model.name}: Elo {elo:.0f} ({self.confidence:.0%} interval {ends})")
         if self.unbounded:
             lines.append(
-                f"{', '.join(self.unbounded)} won or lost every comparison, and so has no finite score: half a tie per "
-                "pair of models was added. The order is right, the distances are lower bounds."
+                f"{', '.join(self.unbounded)} won or lost every comparison, so there is no finite score: half a tie "
+                "per pair of models was added. The order is right, the distances are lower bounds."
             )
         return lines
 
@@ -124,9 +123,9 @@ def bradley_terry(
     """Maximum likelihood scores with profile likelihood intervals, clustered by prompt.
 
     Args:
-        anchor: the model that stands at 0, usually the baseline; default: the mean of all does.
-    Raises: DatasetError for no comparison, an impossible outcome, or models that no chain of comparisons connects;
-        RequestError for an unknown anchor or confidence.
+        anchor: the model with score 0, usually the baseline; by default the mean of all is 0.
+    Raises: DatasetError if there is no comparison, for an impossible outcome, or for models that no chain of
+        comparisons connects; RequestError for an unknown anchor or confidence.
     """
     if not 0.0 < confidence < 1.0:
         raise RequestError(f"confidence={confidence} is not between 0 and 1. 0.95 is usual.")
@@ -193,7 +192,7 @@ def _check_connected(wins_MM: Floats, names: Sequence[str]) -> None:
 
 
 def _wins(first: Any, second: Any, outcome: Floats, models: int) -> Floats:
-    """wins[i, j]: how often i beat j, ties as halves."""
+    """wins[i, j]: number of wins of i over j, ties counted half."""
     wins = np.zeros((models, models))
     np.add.at(wins, (first, second), outcome)
     np.add.at(wins, (second, first), 1 - outcome)
@@ -201,9 +200,9 @@ def _wins(first: Any, second: Any, outcome: Floats, models: int) -> Floats:
 
 
 def _unbounded(wins_MM: Floats, names: Sequence[str]) -> list[str]:
-    """Models that no circle of wins leads back to: the likelihood has a maximum only without such models (Ford 1957).
+    """Models that are on no circle of wins: the likelihood has a maximum only without such models (Ford 1957).
 
-    Where there are, those outside of the largest circle.
+    If there are any, these are the models outside of the largest circle.
     """
     reach = _reach(wins_MM)
     both = reach & reach.T
@@ -214,7 +213,9 @@ def _unbounded(wins_MM: Floats, names: Sequence[str]) -> list[str]:
 
 
 def _open_ends(wins_MM: Floats, unbounded_M: Sequence[bool], low_M: Floats, high_M: Floats) -> tuple[Floats, Floats]:
-    """Models without a finite score: no model below ever won against them, or no model above ever lost."""
+    """Models without a finite score: no model below them ever won against them, or no model above them ever lost to
+    them.
+    """
     reach = _reach(wins_MM)
     above_M = (reach & ~reach.T).any(axis=1) & np.array(unbounded_M)
     below_M = (reach.T & ~reach).any(axis=1) & np.array(unbounded_M)
@@ -222,7 +223,7 @@ def _open_ends(wins_MM: Floats, unbounded_M: Sequence[bool], low_M: Floats, high
 
 
 def _reach(wins_MM: Floats) -> Any:
-    """Which model beat which, be it through others."""
+    """Which model beat which, directly or through others."""
     reach = (wins_MM > 0) | np.eye(len(wins_MM), dtype=bool)
     for middle in range(len(wins_MM)):
         reach |= reach[:, [middle]] & reach[[middle], :]
@@ -242,10 +243,10 @@ class _Games(NamedTuple):
 def _interval(
     games: _Games, wins_MM: Floats, score_M: Floats, contrast_M: Floats, confidence: float
 ) -> tuple[float, float]:
-    """The interval of one model's score: all values that its comparisons do not make implausible.
+    """The interval of one model's score: all values that are plausible given its comparisons.
 
     For two models and independent comparisons without ties this is the likelihood ratio interval of a rate, in
-    log-odds. The quantile is Student's, by the prompts on which the model was compared.
+    log-odds. The quantile is Student's, for the number of prompts on which the model was compared.
     """
     involved_N = (contrast_M[games.first_N] != 0) | (contrast_M[games.second_N] != 0)
     if not involved_N.any() or not contrast_M.any():
@@ -270,7 +271,9 @@ def _interval(
 def _design_effect(
     games: _Games, wins_MM: Floats, score_M: Floats, contrast_M: Floats, involved_N: Any
 ) -> float | None:
-    """Of ties, and of prompts with several comparisons; None where all outcomes of the model are equal."""
+    """The design effect of ties and of prompts with several comparisons; None if all outcomes of the model are
+    equal.
+    """
     signs_N = np.where(contrast_M[games.first_N] - contrast_M[games.second_N] >= 0, 1.0, -1.0)
     towards_N = np.where(signs_N > 0, games.outcome_N, 1 - games.outcome_N)[involved_N]
     if np.ptp(towards_N) == 0:

@@ -1,4 +1,4 @@
-"""How often a reward model is right when it says that it is sure: reliability and its error, on pairs."""
+"""How often a reward model is right, by its confidence: reliability and calibration error, on pairs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from preftune.amounts import counted
+
 BINS = 10
 
 
 class Bin(NamedTuple):
-    """Pairs about which the model is about equally sure."""
+    """Pairs on which the model has about the same confidence."""
 
     low: float
     high: float
@@ -19,19 +21,19 @@ class Bin(NamedTuple):
     confidence: float
     """Mean probability of the side that the model prefers, 0.5..1."""
     accuracy: float
-    """Share of pairs whose chosen side that is; ties count half."""
+    """Share of pairs in which that side is the chosen one; ties count half."""
 
 
 class Calibration(NamedTuple):
-    """Of a reward model on held-out pairs."""
+    """The calibration of a reward model on held-out pairs."""
 
     error: float
-    """Expected calibration error: |confidence - accuracy|, a mean over pairs by bins, 0..0.5."""
+    """Expected calibration error: |confidence - accuracy| per bin, averaged over pairs, 0..0.5."""
     accuracy: float
-    """Ties count half."""
+    """Accuracy; ties count half."""
     confidence: float
     bins: tuple[Bin, ...]
-    """Those with pairs in them."""
+    """The bins that hold pairs."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -42,15 +44,18 @@ class Calibration(NamedTuple):
         }
 
     def sentence(self) -> str:
-        """What the numbers mean."""
+        """The numbers in words."""
         off = self.confidence - self.accuracy
-        said = f"it is {self.confidence:.0%} sure on average and right in {self.accuracy:.0%} of {self.pairs:,} pairs"
+        said = (
+            f"its mean confidence is {self.confidence:.0%}, and it is right in {self.accuracy:.0%} of "
+            f"{counted(self.pairs, 'pair')}"
+        )
         if self.error < 0.05:
             verdict = "well calibrated"
         elif off > 0.03:
             verdict = "overconfident: fewer epochs, a lower learning rate, or centring"
         elif off < -0.03:
-            verdict = "underconfident: its scores are closer together than they need be"
+            verdict = "underconfident: its scores are closer together than necessary"
         else:
             verdict = "sure of the wrong pairs as often as unsure of the right ones"
         return f"Calibration error {self.error:.3f}: {said} ({verdict})."
@@ -64,8 +69,8 @@ def calibration(margins: Sequence[float], *, bins: int = BINS) -> Calibration:
     """Guo et al. 2017 (arXiv:1706.04599), eq. 3, for the Bradley-Terry probability of the preferred side.
 
     Args:
-        margins: score of chosen minus score of rejected, of every pair, in nats.
-        bins: of equal width over 0.5..1.
+        margins: score of chosen minus score of rejected for every pair, in nats.
+        bins: number of bins of equal width over 0.5..1.
     Raises:
         ValueError: no pairs.
     """

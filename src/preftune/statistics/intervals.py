@@ -1,9 +1,8 @@
-"""Win rates that say how sure they are: intervals clustered by prompt, sample sizes, and a verdict in words.
+"""Win rates with their uncertainty: intervals clustered by prompt, sample sizes, and a verdict in words.
 
 Outcomes are numbers between 0 (the aligned model lost) and 1 (it won); a tie is 0.5. Several outcomes of one prompt
-(samples, judges) are no new evidence about other prompts, so the prompt is the unit of all intervals here
-(cluster-robust standard error: Miller 2024, "Adding Error Bars to Evals", arXiv:2411.00640, section 2.2).
-"""
+(samples, judges) are no evidence about other prompts, so the prompt is the unit of all intervals in this module
+(cluster-robust standard error: Miller 2024, "Adding Error Bars to Evals", arXiv:2411.00640, section 2.2)."""
 
 from __future__ import annotations
 
@@ -17,14 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from preftune.amounts import counted
 from preftune.errors import DatasetError, RequestError
 
 Floats: TypeAlias = NDArray[np.float64]
 
 BAR = 0.55
-"""Below this win rate an improvement is real but small: the verdict says so."""
+"""Win rate below which the verdict calls an improvement small."""
 POWER = 0.8
-"""Sample sizes are given for this chance of showing a difference that is there."""
+"""Power of the sample sizes: the probability of showing a difference that exists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,12 @@ class WinRate:
     ties: int
     losses: int
     prompts: int
-    """Distinct prompts: what the interval counts as independent."""
+    """Number of distinct prompts, which the interval treats as independent."""
     spread: float
-    """Standard deviation of one prompt's contribution, for sample sizes."""
+    """Standard deviation of the contribution of one prompt, for sample sizes."""
     confidence: float = 0.95
     unread: int = 0
-    """Of the ties: comparisons without a verdict that could be read. The interval holds whatever it would have been."""
+    """Number of ties that are comparisons without a readable verdict. The interval holds for any outcome of them."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,14 +61,14 @@ class MeanInterval(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a win rate means: a short name, and one sentence for people."""
+    """The meaning of a win rate: a short name, and one sentence."""
 
     name: str
     sentence: str
 
 
 class _Clustered(NamedTuple):
-    """Per prompt: the sum of its values and how many there are."""
+    """For each prompt: the sum and the number of its values."""
 
     sums: Floats
     counts: Floats
@@ -94,14 +94,16 @@ def _cluster(values: Floats, clusters: Sequence[Hashable] | None) -> _Clustered:
 
 
 def number_clusters(values: int, clusters: Sequence[Hashable] | None) -> tuple[NDArray[np.int64], int]:
-    """The number of each value's cluster, 0 upwards in order of appearance, and how many clusters there are.
+    """The number of each value's cluster, from 0 in order of appearance, and the number of clusters.
 
     Raises: DatasetError unless there is one name per value.
     """
     if clusters is None:
         return np.arange(values), values
     if len(clusters) != values:
-        raise DatasetError(f"{values} values but {len(clusters)} cluster names: give one per value.")
+        raise DatasetError(
+            f"{counted(values, 'value')} but {counted(len(clusters), 'cluster name')}: give one per value."
+        )
     number: dict[Hashable, int] = {}
     return np.array([number.setdefault(c, len(number)) for c in clusters], dtype=np.int64), len(number)
 
@@ -118,12 +120,11 @@ def mean_interval(
 ) -> MeanInterval:
     """Mean of clustered values with a t interval on G - 1 degrees of freedom.
 
-    All values equal gives a zero-width interval: only for quantities without a natural range (lengths, differences);
-    rates go through `win_rate` or `share`.
-    """
+    Equal values give an interval of zero width, so this is only for quantities without a natural range (lengths,
+    differences); for rates use `win_rate` or `share`."""
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
-        raise DatasetError("There is nothing to average: no value was given.")
+        raise DatasetError("There are no values to average. Give at least one.")
     data = _cluster(array, clusters)
     error = math.sqrt(data.variance)
     half = quantile(confidence, len(data.sums)) * error if len(data.sums) > 1 else math.inf
@@ -142,11 +143,10 @@ def _closed_form(data: _Clustered, confidence: float) -> tuple[float, float]:
     """Wilson's interval at the effective sample size m(1-m)/variance (Korn and Graubard 1998), with a t quantile.
 
     For independent wins and losses this is Wilson's interval; ties shrink it and repeated prompts widen it through the
-    variance. Equal outcomes everywhere have no measurable variance, so each prompt then counts as one plain trial with
-    the normal quantile (nothing was estimated): no interval has zero width. Where all were won, or all lost, Wilson's
-    is too sure of few prompts (four coins fall alike in one of eight trials); the interval then reaches at least as far
-    as the exact one (Clopper and Pearson 1934, Biometrika 26), so that it takes six to exclude 50%.
-    """
+    variance. If all outcomes are equal, no variance can be measured, so each prompt counts as one plain trial with the
+    normal quantile (no variance was estimated), and no interval has zero width. If all were won, or all lost, Wilson's
+    interval is too narrow for few prompts (four coins fall alike in one of eight trials); the interval then reaches at
+    least as far as the exact one (Clopper and Pearson 1934, Biometrika 26), so that it takes six to exclude 50%."""
     prompts = len(data.sums)
     if prompts == 1:
         return 0.0, 1.0  # one prompt says nothing about others
@@ -168,11 +168,12 @@ def share(
 
     Args:
         clusters: one name per value; values of one name count as one observation (default: all independent).
-    Raises: DatasetError for no values or values outside [0, 1]; RequestError for an impossible confidence.
+    Raises: DatasetError if there are no values, or for values outside [0, 1]; RequestError for an impossible
+        confidence.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
-        raise DatasetError("There is nothing to average: no value was given.")
+        raise DatasetError("There are no values to average. Give at least one.")
     if not bool(((array >= 0) & (array <= 1)).all()):
         raise DatasetError("Outcomes must lie between 0 (lost) and 1 (won), 0.5 for a tie; found one outside.")
     data = _cluster(array, clusters)
@@ -190,10 +191,9 @@ def paired_shares(
 ) -> MeanInterval:
     """The difference of two shares of the same prompts, aligned minus base; values in [0, 1].
 
-    It is what was gained minus what was lost. Each of these two shares has its Wilson interval, and both are put
-    together with their correlation (Newcombe 1998, Statistics in Medicine 17:2635-2650; Zou and Donner 2008), so the
-    interval is never of zero width, never leaves [-1, 1], and holds where hardly any prompt changed.
-    """
+    It is the share gained minus the share lost. Each of these two shares has its Wilson interval, and both are combined
+    with their correlation (Newcombe 1998, Statistics in Medicine 17:2635-2650; Zou and Donner 2008), so the interval
+    never has zero width, never leaves [-1, 1], and holds if hardly any prompt changed."""
     change_N = np.asarray(aligned, dtype=np.float64) - np.asarray(base, dtype=np.float64)
     gained = share(np.maximum(change_N, 0), clusters, confidence=confidence)
     lost = share(np.maximum(-change_N, 0), clusters, confidence=confidence)
@@ -203,7 +203,7 @@ def paired_shares(
 
 
 def _difference_interval(gained: MeanInterval, lost: MeanInterval) -> tuple[float, float]:
-    """Of gained minus lost, which exclude each other: the more is gained, the less can be lost."""
+    """The interval of gained minus lost, which exclude each other: the more is gained, the less can be lost."""
     spread = (gained.mean * (1 - gained.mean), lost.mean * (1 - lost.mean))
     if min(spread) > 0:
         correlation = -gained.mean * lost.mean / math.sqrt(spread[0] * spread[1])
@@ -231,9 +231,9 @@ def win_rate(
     Args:
         outcomes: per comparison 1 (win), 0.5 (tie) or 0 (loss).
         clusters: the prompt of each comparison; default: every comparison has its own.
-        unread: which comparisons have no verdict that could be read. They count half in the rate; the interval begins
-            where it would if all of them were losses, and ends where it would if all were wins (Horowitz and Manski
-            2000, JASA 95:77-84), for as ties they would make it narrower the fewer verdicts there are.
+        unread: which comparisons have no readable verdict. They count half in the rate; the lower end of the interval
+            assumes that all of them were losses, the upper end that all were wins (Horowitz and Manski 2000, JASA
+            95:77-84), because as ties they would make it narrower.
     """
     array = np.asarray(outcomes, dtype=np.float64)
     if not bool(np.isin(array, (0.0, 0.5, 1.0)).all()):
@@ -263,7 +263,7 @@ def win_rate(
 def sample_size(rate: float, *, spread: float = 0.5, confidence: float = 0.95, power: float = POWER) -> int | None:
     """Prompts needed to show that `rate` differs from 50%, in a share `power` of repetitions.
 
-    `n = ((z_confidence + z_power) * spread / (rate - 0.5))^2`, at least 2. None when `rate` is 50%: no number would do.
+    `n = ((z_confidence + z_power) * spread / (rate - 0.5))^2`, at least 2. None if `rate` is 50%: no number suffices.
 
     Args:
         spread: standard deviation of one prompt's outcome; 0.5 for wins and losses near even, less with ties.
@@ -281,8 +281,10 @@ def sample_size(rate: float, *, spread: float = 0.5, confidence: float = 0.95, p
 
 
 def more_prompts(result: WinRate) -> int | None:
-    """How many further prompts would show this difference, if rate and spread stay, and the share without a readable
-    verdict; None when no number would: the rate is 50%, or nearer to it than those verdicts might move it."""
+    """The number of further prompts that would show this difference, if rate, spread and the share without a readable
+    verdict stay the same; None if no number would: the rate is 50%, or closer to it than the unread verdicts might move
+    it.
+    """
     # Equal outcomes on a few prompts have no measured spread; the widest possible one is then the honest guess.
     spread = result.spread if result.spread > 0 else 0.5
     shown = max(0.0, abs(result.win_rate - 0.5) - result.unread / (2 * result.n))
@@ -292,12 +294,16 @@ def more_prompts(result: WinRate) -> int | None:
 
 def verdict(result: WinRate) -> Verdict:
     """The verdict in words: `better` (at least 55% and the interval excludes 50%), `better but below the 55% bar`,
-    `worse` (below 50% and the interval excludes it), or `undecided`, with the prompts it would take to tell."""
+    `worse` (below 50% and the interval excludes it), or `undecided`, with the number of prompts needed for a
+    decision.
+    """
     rate = f"{result.win_rate:.1%}"
     interval = f"{result.confidence:.0%} interval {result.ci_low:.1%} to {result.ci_high:.1%}"
-    unread = f"; {result.unread} verdicts could not be read: as losses at its one end, as wins at its other"
-    counted = f"{interval}, ties counted half{unread if result.unread else ''}"
-    measured = f"The aligned model wins {rate} of {result.n} comparisons ({counted})"
+    unread = (
+        f"; {counted(result.unread, 'verdict')} could not be read: as losses at its lower end, as wins at its upper end"
+    )
+    basis = f"{interval}, ties counted half{unread if result.unread else ''}"
+    measured = f"The aligned model wins {rate} of {counted(result.n, 'comparison')} ({basis})"
     if result.ci_low > 0.5:
         if result.win_rate >= BAR:
             return Verdict("better", f"{measured}: it is better.")
@@ -310,14 +316,14 @@ def verdict(result: WinRate) -> Verdict:
     if further is None and result.unread:
         return Verdict(
             "undecided",
-            f"{measured}. Too many verdicts could not be read to tell, and more prompts would not change that: obtain "
-            "those verdicts first.",
+            f"{measured}. Too many verdicts could not be read for a decision, and more prompts would not change that: "
+            "obtain those verdicts first.",
         )
     if further is None:
-        outlook = "at exactly 50% no number of further prompts would show a difference."
+        outlook = "at exactly 50%, no number of further prompts would show a difference."
     else:
         outlook = (
-            f"if rate and spread stay as they are, about {further:,} more {'prompt' if further == 1 else 'prompts'} "
-            f"would show a difference four times out of five."
+            f"if rate and spread stay as they are, about {counted(further, 'more prompt')} would show a difference "
+            "four times out of five."
         )
-    return Verdict("undecided", f"{measured}. That is not enough prompts to tell: {outlook}")
+    return Verdict("undecided", f"{measured}. These are too few prompts for a decision: {outlook}")

@@ -1,13 +1,11 @@
-"""Win rates at equal length, as AlpacaEval 2 has them (Dubois et al. 2024, arXiv:2404.04475).
+"""Win rates at equal length, as in AlpacaEval 2 (Dubois et al. 2024, arXiv:2404.04475).
 
-Judges and people lean towards longer answers, so a model may win by length alone. A logistic regression explains the
-outcomes by a constant, `tanh(length difference / its standard deviation)` and, where it is given, how hard the prompt
-is; the length-controlled rate is what it predicts for a length difference of zero. Ties count as half a win and half a
-loss.
+Judges and people prefer longer answers, so a model may win by length alone. A logistic regression explains the outcomes
+by a constant, `tanh(length difference / its standard deviation)` and, if given, the difficulty of the prompt; the
+length-controlled rate is its prediction for a length difference of zero. Ties count as half a win and half a loss.
 
-The ridge on the length coefficient is chosen by cross-validation over prompts: where length does not help to predict
-outcomes of held-out prompts, the coefficient goes to zero and the rate to the plain one.
-"""
+The ridge on the length coefficient is chosen by cross-validation over prompts: if length does not help to predict
+outcomes of held-out prompts, the coefficient goes to zero and the rate to the plain one."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ from preftune.statistics.profile_likelihood import Fitted, design_effect, profil
 RIDGES = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4)
 """Strengths of the penalty `ridge/2 * coefficient^2` on the summed log-likelihood that cross-validation tries."""
 _KEEPS_FINITE = 1e-3
-"""Ridge on everything else, so that outcomes that are all alike have a finite answer."""
+"""Ridge on the other coefficients, so that the fit is finite if all outcomes are equal."""
 _ONE_SIDED = 0.95
 _STEPS = 50
 _CONVERGED = 1e-9
@@ -36,21 +34,21 @@ class LengthControlled:
     """A win rate at equal length, and the plain one. Rates are shares of 1."""
 
     win_rate: float
-    """Predicted at a length difference of zero, ties counted half."""
+    """The predicted rate at a length difference of zero, ties counted half."""
     ci_low: float
     ci_high: float
     raw_win_rate: float
     length_coefficient: float
-    """Log-odds per unit of tanh(difference / sd): above 0 the longer answer is preferred."""
+    """Log-odds per unit of tanh(difference / sd); above 0 the longer answer is preferred."""
     ridge: float
     """The strength that cross-validation chose."""
     folds: int
     cross_validated_loss: float
-    """Nats per comparison on prompts that were not fitted, with length."""
+    """Loss with length on prompts that were not fitted, nats per comparison."""
     plain_loss: float
-    """The same by a constant alone. Length explains something only where the other is lower."""
+    """The same with only a constant. Length has an effect only if the loss with length is lower."""
     length_sd: float
-    """Standard deviation of the length differences, in the unit that was given."""
+    """Standard deviation of the length differences, in the given unit."""
     longer: float
     """Share of comparisons in which the aligned answer is longer."""
     shorter: float
@@ -60,14 +58,14 @@ class LengthControlled:
 
     @property
     def extrapolated(self) -> bool:
-        """Nearly all differences have the same sign: what would be at equal length was hardly seen."""
+        """Whether nearly all differences have the same sign, so that hardly any answers have equal length."""
         return self.n > 1 and max(self.longer, self.shorter) > _ONE_SIDED
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "extrapolated": self.extrapolated, "sentence": self.sentence()}
 
     def sentence(self) -> str:
-        """Both rates, and what their distance means."""
+        """Both rates, and the meaning of their difference."""
         interval = f"{self.confidence:.0%} interval {self.ci_low:.1%} to {self.ci_high:.1%}"
         rates = f"At equal length it wins {self.win_rate:.1%} ({interval}) instead of {self.raw_win_rate:.1%}"
         if self.extrapolated:
@@ -76,7 +74,7 @@ class LengthControlled:
         if self.cross_validated_loss >= self.plain_loss:
             return f"{rates}: length does not explain the outcomes."
         preferred = "longer" if self.length_coefficient > 0 else "shorter"
-        return f"{rates}: the judge prefers {preferred} answers, and this is the rate without that."
+        return f"{rates}: the judge prefers {preferred} answers, and this rate excludes that preference."
 
 
 def length_controlled(
@@ -95,10 +93,10 @@ def length_controlled(
         outcomes: per comparison 1 (the aligned model won), 0.5 (tie) or 0.
         length_differences: aligned minus base, in tokens or letters.
         clusters: the prompt of each comparison; default: every comparison has its own.
-        difficulty: of the prompt, in any unit: for example the base model's log-odds against a third one on it.
-        folds: of the cross-validation; fewer where there are fewer prompts.
-    Raises: DatasetError for no values, invalid values, or lists of different length; RequestError for impossible
-        settings.
+        difficulty: difficulty of the prompt, in any unit: for example the base model's log-odds against a third model.
+        folds: number of folds of the cross-validation; fewer if there are fewer prompts.
+    Raises: DatasetError if there are no values, for invalid values, or for lists of different length; RequestError for
+        impossible settings.
     """
     plain = win_rate(outcomes, clusters, confidence=confidence)
     outcome_N = np.asarray(outcomes, dtype=np.float64)
@@ -106,7 +104,7 @@ def length_controlled(
     hard_N = None if difficulty is None else np.asarray(difficulty, dtype=np.float64)
     for name, values in (("length_differences", length_N), ("difficulty", hard_N)):
         if values is not None and (values.shape != outcome_N.shape or not bool(np.isfinite(values).all())):
-            raise DatasetError(f"{name}: give one finite number for each of the {len(outcome_N)} outcomes.")
+            raise DatasetError(f"{name}: give one finite number for each outcome ({len(outcome_N)} in all).")
     if folds < 2:
         raise RequestError(f"folds={folds}: cross-validation needs at least 2. 5 is usual.")
     cluster_N, prompts = number_clusters(len(outcome_N), clusters)
@@ -143,7 +141,7 @@ def length_controlled(
 def _choose_ridge(
     features_NP: Floats, outcome_N: Floats, cluster_N: Any, prompts: int, folds: int, seed: int
 ) -> tuple[float, float, float]:
-    """The ridge with the least loss on prompts that were not fitted, that loss, and the loss without length."""
+    """The ridge with the lowest loss on prompts that were not fitted, that loss, and the loss without length."""
     if prompts < 2 or not features_NP[:, 1].any():  # nothing to validate on, or nothing that differs in length
         loss = _log_loss(outcome_N, np.full_like(outcome_N, outcome_N.mean()))
         return RIDGES[-1], loss, loss
@@ -169,7 +167,7 @@ def _fit(features_NP: Floats, outcome_N: Floats, weight_BN: Floats, ridge: float
     """Penalised maximum likelihood by Newton's method, for B weightings of the rows at once. Shape (B, P).
 
     Args:
-        ridge: on the length coefficient; None when there is no such column.
+        ridge: ridge on the length coefficient; None if there is no such column.
         tilt: added to the slope of the constant.
     """
     columns = features_NP.shape[1]
@@ -212,11 +210,10 @@ def _validated(features_NP: Floats, outcome_N: Floats, fold_N: Any, folds: int, 
 def _interval(
     features_NP: Floats, outcome_N: Floats, cluster_N: Any, prompts: int, confidence: float
 ) -> tuple[float, float]:
-    """The rates at equal length that the outcomes do not make implausible, by the constant's profile likelihood.
+    """The plausible rates at equal length, by the constant's profile likelihood.
 
-    Without a ridge on length: how much length counts is uncertain too, and where it alone decides, hardly any rate is
-    excluded.
-    """
+    There is no ridge on length here: the effect of length is uncertain too, and if length alone determines the outcome,
+    hardly any rate is excluded."""
     once_1N = np.ones((1, len(outcome_N)))
     columns = features_NP.shape[1]
     fitted_P = _fit(features_NP, outcome_N, once_1N, _KEEPS_FINITE)[0]

@@ -1,12 +1,11 @@
-"""Win rates of methods rather than of single trainings: prompts and training seeds are both samples.
+"""Win rates of methods instead of single trainings: prompts and training seeds are both samples.
 
 Every seed's model answers the same prompts, so outcomes form a table of prompts and seeds with an effect of each
-(crossed random effects without replication). The variance of the grand mean is at most
-`(MS_prompts + MS_seeds) / (P S)`; its degrees of freedom are Satterthwaite's (1946, Biometrics Bulletin 2), or those of
-the seeds where these differ more than the prompts; the interval is Wilson's at the effective sample size that follows,
-as for one seed. In simulations it holds the rate in 92% to 99% of repetitions with three seeds or more, and in 89%
-with two that differ much; the interval over prompts alone does in 28% where seeds differ much.
-"""
+(crossed random effects without replication). The variance of the grand mean is at most `(MS_prompts + MS_seeds) / (P
+S)`; its degrees of freedom are Satterthwaite's (1946, Biometrics Bulletin 2), or those of the seeds if these differ
+more than the prompts; the interval is Wilson's at the resulting effective sample size, as for one seed. In simulations
+it contains the rate in 92% to 99% of repetitions with three seeds or more, and in 89% with two that differ much; the
+interval over prompts alone contains it in 28% if seeds differ much."""
 
 from __future__ import annotations
 
@@ -26,15 +25,15 @@ def win_rate_over_seeds(
     confidence: float = 0.95,
     unread_SP: Sequence[Sequence[bool]] | None = None,
 ) -> WinRate:
-    """Win rate with an interval over prompts and seeds; over prompts alone where there is one seed.
+    """Win rate with an interval over prompts and seeds; over prompts alone if there is only one seed.
 
     Args:
-        outcomes_SP: per seed and prompt 1 (win), 0.5 (tie) or 0 (loss); the same prompts for each seed.
-        unread_SP: which of them have no verdict that could be read, as for `win_rate`.
+        outcomes_SP: 1 (win), 0.5 (tie) or 0 (loss) per seed and prompt; the same prompts for each seed.
+        unread_SP: which of them have no readable verdict, as for `win_rate`.
     Raises: DatasetError for seeds with different numbers of prompts, or an outcome of another value.
     """
     if len({len(row) for row in outcomes_SP}) != 1:
-        raise DatasetError("Every seed needs an outcome for each prompt, of the same prompts.")
+        raise DatasetError("Every seed needs an outcome for each prompt, and the prompts must be the same.")
     table_SP = np.asarray(outcomes_SP, dtype=np.float64)
     seeds, prompts = table_SP.shape
     clusters = [*range(prompts)] * seeds

@@ -1,4 +1,4 @@
-"""One figure of two models side by side: the difference, its interval, and whether that is better, worse or neither."""
+"""One metric of two models: the difference, its interval, and whether it is better, worse or neither."""
 
 from __future__ import annotations
 
@@ -19,30 +19,32 @@ SHARE = "share"
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A figure of the baseline and of the aligned model. The interval is of the difference, aligned minus base."""
+    """A metric of the baseline and of the aligned model. The interval is that of the difference, aligned minus base."""
 
     name: str
     base: float
     aligned: float
     difference: float
     ci_low: float | None
-    """None where there is too little to tell: a single prompt says nothing about others."""
+    """None if there are too few prompts: a single prompt is no evidence about others."""
     ci_high: float | None
     better: Better
     n: int
-    """Observations that were paired."""
+    """Number of paired observations."""
     unit: str = SHARE
     confidence: float = 0.95
 
     @classmethod
     def of(cls, name: str, base: float, aligned: float, change: MeanInterval, **more: Any) -> Comparison:
-        """With the interval of the difference; where an end of it is not finite, it is not known."""
+        """Makes a comparison with the interval of the difference; an interval with an end that is not finite is
+        unknown.
+        """
         low, high = (end if math.isfinite(end) else None for end in (change.low, change.high))
         return cls(name=name, base=base, aligned=aligned, difference=change.mean, ci_low=low, ci_high=high, **more)
 
     @property
     def verdict(self) -> Literal["better", "worse", "no difference shown"]:
-        """What the interval allows to say."""
+        """The conclusion that the interval supports."""
         if self.ci_low is None or self.ci_high is None or self.ci_low <= 0 <= self.ci_high:
             return "no difference shown"
         return "better" if (self.difference > 0) == (self.better == "higher") else "worse"
@@ -56,13 +58,13 @@ class Comparison:
         )
 
     def interval_words(self) -> str:
-        """The interval as people write it."""
+        """The interval in words."""
         if self.ci_low is None or self.ci_high is None:
             return "too few prompts for an interval"
         return f"{100 * self.confidence:.3g}% interval {self._signed(self.ci_low)} to {self._signed(self.ci_high)}"
 
     def row(self) -> tuple[str, str, str, str, str]:
-        """For a table on a terminal: name, base, aligned, difference with its interval, verdict."""
+        """The row of a table on a terminal: name, base, aligned, difference with its interval, verdict."""
         interval = ""
         if self.ci_low is not None and self.ci_high is not None:
             interval = f" [{self._signed(self.ci_low)}, {self._signed(self.ci_high)}]"
@@ -119,11 +121,10 @@ def compare_means(
     unit: str,
     confidence: float = 0.95,
 ) -> Comparison:
-    """Any quantity of the same prompts under both models, paired, with a clustered t interval of the difference.
+    """A quantity of the same prompts under both models, paired, with a clustered t interval of the difference.
 
-    Where all prompts changed by the same amount, as whole ratings of a few prompts may, no spread was seen and there is
-    no interval: it would have no width and call two prompts a proof.
-    """
+    If all prompts changed by the same amount, as integer ratings of a few prompts may, no variance can be measured and
+    there is no interval: it would have zero width, and two prompts would count as proof."""
     base_N, aligned_N = np.asarray(base, dtype=np.float64), np.asarray(aligned, dtype=np.float64)
     change = mean_interval(aligned_N - base_N, clusters, confidence=confidence)
     if change.standard_error == 0 and change.mean != 0:
@@ -133,13 +134,13 @@ def compare_means(
 
 
 def compare_with_even(name: str, rate: float, low: float, high: float, *, n: int, confidence: float) -> Comparison:
-    """A win rate against the baseline with its interval, compared with the 50% that an equal model would have."""
+    """A win rate against the baseline with its interval, compared with the 50% of an equal model."""
     change = MeanInterval(rate - 0.5, low - 0.5, high - 0.5, math.nan)
     return Comparison.of(name, 0.5, rate, change, better="higher", n=n, confidence=confidence)
 
 
 def compare_win_rate(name: str, rate: WinRate) -> Comparison:
-    """The same of a `WinRate`."""
+    """The same for a `WinRate`."""
     return compare_with_even(name, rate.win_rate, rate.ci_low, rate.ci_high, n=rate.n, confidence=rate.confidence)
 
 
@@ -148,15 +149,14 @@ def by_group(
 ) -> list[Comparison]:
     """The same comparison within each group, by the indices of its members.
 
-    Many groups, each at 95%, would show a difference by chance alone; their intervals are widened (Bonferroni), so that
-    all of them together hold with `confidence`.
-    """
+    Many groups, each at 95%, would show a difference by chance; their intervals are widened (Bonferroni), so that all
+    of them hold together with `confidence`."""
     each = 1 - (1 - confidence) / max(1, len(groups))
     return [compare(name, members, each) for name, members in groups.items()]
 
 
 def members_by(names: Sequence[str | None]) -> dict[str, list[int]]:
-    """Indices by name, in the order in which the names appear; None belongs to no group."""
+    """Indices by name, in order of appearance of the names; None belongs to no group."""
     groups: dict[str, list[int]] = {}
     for index, name in enumerate(names):
         if name is not None:

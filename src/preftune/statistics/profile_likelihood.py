@@ -1,11 +1,10 @@
 """Intervals of one quantity of a fitted model by its profile likelihood.
 
-The interval holds every value whose best fit is not much less likely than the best of all: the drop of twice the
-log-likelihood stays below the squared quantile. Unlike resampling and unlike the estimate plus or minus an error, this
-knows what was *not* seen: a model that won every comparison has no upper end, and its lower end follows from the number
-of comparisons. Ties and several comparisons of one prompt change the spread of the likelihood's slope; the drop is
-multiplied by that (the design effect: Chandler and Bate 2007, Biometrika 94).
-"""
+The interval contains every value whose best fit is not much less likely than the overall best fit: the drop of twice
+the log-likelihood stays below the squared quantile. Unlike resampling, and unlike the estimate plus or minus an error,
+this accounts for what was *not* observed: a model that won every comparison has no upper end, and its lower end follows
+from the number of comparisons. Ties and several comparisons of one prompt change the spread of the likelihood's slope;
+the drop is corrected by this factor (the design effect: Chandler and Bate 2007, Biometrika 94)."""
 
 from __future__ import annotations
 
@@ -18,27 +17,27 @@ import numpy as np
 from preftune.statistics.intervals import Floats
 
 _WIDEST = 40
-"""Doublings of the tilt before an end counts as open."""
+"""Number of doublings of the tilt before an end counts as open."""
 _BISECTIONS, _EXACT = 60, 1e-6
 _OPEN = 15.0
-"""Nats beyond which an end counts as open: a chance of three in ten million."""
+"""Nats beyond which an end counts as open: a probability of three in ten million."""
 
 
 class Fitted(NamedTuple):
     """The best fit under a tilt."""
 
     value: float
-    """Of the quantity."""
+    """Value of the quantity."""
     loglik: float
-    """Nats, without the tilt."""
+    """Log-likelihood in nats, without the tilt."""
 
 
 def profile_interval(tilted: Callable[[float], Fitted], *, drop: float) -> tuple[float, float]:
-    """The two ends of the quantity, infinite where the likelihood never drops so far.
+    """The two ends of the quantity's interval, infinite if the likelihood never drops that far.
 
     Args:
         tilted: maximises log-likelihood + tilt * quantity; as the tilt grows so does the quantity, along its profile.
-        drop: of the log-likelihood, nats, above 0.
+        drop: allowed drop of the log-likelihood in nats, above 0.
     """
     best = tilted(0.0)
     return _end(tilted, best, drop, -1.0), _end(tilted, best, drop, 1.0)
@@ -76,15 +75,16 @@ def sigmoid(x: Floats) -> Floats:
 
 
 def design_effect(slope_GP: Floats, hessian_PP: Floats, contrast_P: Floats, *, ties: float) -> float:
-    """How much larger the variance of a contrast is than the likelihood says, from G independent groups' slopes.
+    """The ratio of a contrast's variance to the one that the likelihood implies, from the slopes of G independent
+    groups.
 
-    Never below what ties alone explain: outcomes with a share `ties` of ties vary 1 - ties times as much as wins and
-    losses near even. The slopes of a model that fits closely would say less.
+    It is never below the value that ties alone explain: outcomes with a share `ties` of ties vary 1 - ties times as
+    much as wins and losses near 50%. The slopes of a closely fitting model would give less.
 
     Args:
         slope_GP: per prompt, the gradient of its log-likelihood.
         hessian_PP: the curvature of the whole (positive definite).
-        ties: share of the outcomes that are ties.
+        ties: share of outcomes that are ties.
     """
     groups = len(slope_GP)
     direction_P = np.linalg.solve(hessian_PP, contrast_P)

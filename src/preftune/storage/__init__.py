@@ -1,16 +1,16 @@
 """Files that preftune writes and reads again.
 
-`atomic` writes a file whole or not at all; `jsonl` reads lines that a killed process may have torn. `run_directory`
-is the contract between training, evaluation and reports, and `cache_folder` says where caches are.
+`atomic` writes a file whole or not at all; `jsonl` reads lines that a killed process may have torn. `run_directory` is
+the contract between training, evaluation and reports, and `cache_folder` determines where caches are.
 
-    atomic         files that are whole under their name or not there
+    atomic         files that are either complete or absent
     cache_folder   where caches are kept
-    cache_items    what the cache folder holds, by kind
+    cache_items    the contents of the cache folder, by kind
     jsonl          JSON lines that grow by appending; JSON replaced in one move
     key_value      SQLite files of keys and values, shared by processes
     run_directory  paths and writers of a run directory
-    run_lock       one process at a time writes in a folder or file
-    trained_prompts  hashes of what a model was trained on, next to its weights
+    run_lock       locks, so that one process at a time writes to a folder or file
+    trained_prompts  hashes of the prompts that a model was trained on, next to its weights
 """
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Files that are whole under their name or not there: written under a temporary name, synced, renamed."""
+"""Files that are either complete or absent: written under a temporary name, synced, renamed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ABANDONED_S = 3600.0
-"""Seconds after which a temporary file has no writer."""
+"""Age in seconds from which a temporary file has no writer."""
 
 
 def temporary_beside(path: Path) -> Path:
-    """An empty new file in the folder of `path`, which is made if it is not there; the umask applies to its mode.
+    """Creates an empty file in the folder of `path`, which is created if necessary; the umask applies to its mode.
 
-    (`tempfile` makes private files only, and reading the umask means changing it for every thread.)
+    (`tempfile` makes only private files, and reading the umask would change it for every thread.)
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -32,9 +32,9 @@ def temporary_beside(path: Path) -> Path:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Replaces a file in one step: a reader sees the old one or the new one, never half of it.
+    """Replaces a file in one step: a reader sees the old or the new file, never a part.
 
-    The folder is made if it is not there. Raises: OSError.
+    The folder is created if necessary. Raises: OSError.
     """
     temporary = temporary_beside(path)
     try:
@@ -51,7 +51,9 @@ def write_whole(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An error inside names this file: a temporary name means nothing to a user, and a full disk gives no name."""
+    """Makes an error in the body name this file: a temporary name does not help a user, and a full disk gives no
+    name.
+    """
     try:
         yield
     except OSError as error:
@@ -61,12 +63,12 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def sweep_beside(path: Path) -> None:
-    """Remove what writers of a file that were killed left behind, once no writer can be alive."""
+    """Removes temporary files of killed writers of a file, once no writer can be alive."""
     sweep(path.parent, f".{glob.escape(path.name)}-*")
 
 
 def sweep(folder: Path, pattern: str = ".writing-*") -> None:
-    """Remove the temporary files that killed writers left in a folder."""
+    """Removes the temporary files that killed writers left in a folder."""
     for temporary in folder.glob(pattern):
         with contextlib.suppress(OSError):
             if time.time() - temporary.stat().st_mtime > ABANDONED_S:
@@ -80,7 +82,7 @@ def sha256_of(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Waits until the content of a file or the names in a folder are on the disk, where the system can say so."""
+    """Waits until the content of a file or the names in a folder are on the disk, if the system supports it."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except PermissionError:  # Windows opens no folder

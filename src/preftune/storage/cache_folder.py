@@ -1,4 +1,4 @@
-"""Where preftune keeps what it may compute again: converted models and reference scores."""
+"""The folder of caches: converted models, reference scores and other results that can be computed again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder, and the cache folder around it readable for its owner alone; one that is there keeps its rights.
+    """Creates a folder, and the cache folder around it, readable only by its owner; an existing folder keeps its
+    permissions.
 
     Raises: OSError.
     """
@@ -20,7 +21,7 @@ def make_private(folder: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """`$PREFTUNE_CACHE`, or `preftune` in the user's cache folder. Not created here: the first writer does that."""
+    """`$PREFTUNE_CACHE`, or `preftune` in the user's cache folder. The first writer creates it."""
     if explicit := os.environ.get("PREFTUNE_CACHE"):
         return Path(explicit).expanduser()
     if sys.platform == "darwin":

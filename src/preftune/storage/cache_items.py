@@ -1,4 +1,4 @@
-"""What lies in the cache folder besides reference scores: token ids, rows, verdicts, judges, models, leftovers."""
+"""The contents of the cache folder besides reference scores: token ids, rows, verdicts, judges, models, leftovers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from preftune.storage.key_value import opened
 Kind = Literal["tokens", "rows", "verdicts", "judges", "models", "leftovers"]
 KINDS: tuple[Kind, ...] = ("tokens", "rows", "verdicts", "judges", "models", "leftovers")
 DEAR: tuple[Kind, ...] = ("verdicts", "judges", "models")
-"""Kinds that cost money or minutes to have again: a limit on the size does not take them unless they are named."""
+"""Kinds that cost money or minutes to make again: a limit on the size removes them only if they are named."""
 
 _FILES: tuple[tuple[Kind, str], ...] = (("tokens", "*.npz"), ("rows", "*.arrow"), ("verdicts", "*.damaged-*"))
 
@@ -33,9 +33,9 @@ class CacheItem:
     last_used: float
     """Seconds since the epoch."""
     count: int = 1
-    """Verdicts; 1 of everything else."""
+    """Number of verdicts; 1 for every other kind."""
     until: float | None = None
-    """Of verdicts: those given up to this moment, in seconds since the epoch."""
+    """For verdicts: the time up to which they were given, in seconds since the epoch."""
     model: str = ""
 
     @property
@@ -52,11 +52,11 @@ class CacheItem:
 
 
 def list_items(root: Path, *, now: float, older_than: float = 0.0) -> list[CacheItem]:
-    """Everything of ours below the cache folder that is no reference score.
+    """Everything that preftune keeps below the cache folder, except reference scores.
 
     Args:
-        older_than: of verdicts, only those older than this many seconds.
-    Raises: OSError for a folder that cannot be read; patterns would find nothing there, and say nothing.
+        older_than: include only verdicts older than this many seconds.
+    Raises: OSError for a folder that cannot be read, in which patterns would silently find nothing.
     """
     for kind in KINDS:
         if (root / kind).is_dir():
@@ -76,7 +76,9 @@ def list_items(root: Path, *, now: float, older_than: float = 0.0) -> list[Cache
 
 
 def remove_item(item: CacheItem) -> bool:
-    """Whether it is gone. Verdicts are deleted row by row: another process may be adding to the file."""
+    """Removes an item; returns whether it is gone. Verdicts are deleted row by row, because another process may be
+    adding to the file.
+    """
     try:
         if item.until is not None:
             _forget_verdicts(item.path, item.until)

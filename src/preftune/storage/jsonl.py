@@ -1,4 +1,4 @@
-"""The files of `eval/`: JSON lines that grow by appending and survive kill -9; JSON that is replaced in one move."""
+"""The files of `eval/`: JSON lines that grow by appending and survive kill -9; JSON that is replaced in one step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def digest(value: Any) -> str:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make the folder and see that it can be written to, before any work is spent.
+    """Creates the folder and checks that it can be written to, before any work is done.
 
     Raises: RequestError.
     """
@@ -36,22 +36,22 @@ def prepare_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` in one move: a reader sees the old file or the new one, never half of it."""
+    """Replaces `path` in one step: a reader sees the old or the new file, never a part."""
     write_whole(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace `path` with one indented JSON object."""
+    """Replaces `path` with one indented JSON object."""
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Replace `path` with one JSON object per line."""
+    """Replaces `path` with one JSON object per line."""
     write_atomically(path, "".join(_line(record) for record in records))
 
 
 def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Add one JSON object per line and wait until the disk has them. A torn last line is closed off first."""
+    """Appends one JSON object per line and waits until they are on the disk. A torn last line is ended first."""
     torn = not _ends_whole(path)
     text = ("\n" if torn else "") + "".join(_line(record) for record in records)
     with naming(path), open(path, "a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
@@ -61,7 +61,7 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def cut_torn_line(path: Path) -> None:
-    """Takes away a last line that a kill left torn, so that every line of the file is a whole object again."""
+    """Removes a torn last line, so that every line of the file is a complete object again."""
     if _ends_whole(path):
         return
     data = path.read_bytes()
@@ -89,7 +89,9 @@ def _ends_whole(path: Path) -> bool:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty if it is missing, torn or no object. Its values are of any kind: check them."""
+    """The JSON object in a file; empty if the file is missing, torn or not an object. Its values may have any type:
+    check them.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -98,7 +100,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole objects of a JSON lines file; a line torn by a kill is left out. Empty when there is no file."""
+    """The complete objects of a JSON lines file; torn lines are left out. Empty if there is no file."""
     if not path.exists():
         return []
     records = []

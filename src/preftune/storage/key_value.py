@@ -1,5 +1,5 @@
 """SQLite files with a table of keys and values, shared by processes: created once, recognised by a mark, set aside when
-damaged. SQLite brings the locking, the crash safety and the lookups.
+damaged. SQLite provides locking, crash safety and lookups.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 from urllib.parse import quote
 
 BUSY_SECONDS = 30.0
-"""How long another process may hold the lock."""
+"""Maximum time that another process may hold the lock."""
 SIDE_FILES = ("-wal", "-shm", "-journal")
 """Suffixes of the side files of SQLite."""
 _KEYS_PER_QUERY = 500
 
 
 def connect(path: Path, *, mark: int, create: Callable[[sqlite3.Connection], None]) -> sqlite3.Connection:
-    """Opens a file; of several processes that find none, one creates it.
+    """Opens a file; if it is missing, exactly one of several processes creates it.
 
     Args:
         mark: the application id in the header of the format's files.
@@ -58,7 +58,7 @@ def _create(connection: sqlite3.Connection, mark: int, create: Callable[[sqlite3
 
 
 def has_mark(connection: sqlite3.Connection, mark: int) -> bool:
-    """Whether a database is of the format with this mark."""
+    """Whether a database has this mark."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     return bool(application == mark)
 
@@ -66,10 +66,10 @@ def has_mark(connection: sqlite3.Connection, mark: int) -> bool:
 def select(
     fetch: Callable[[str, Sequence[Any]], Iterable[tuple[Any, Any]]], table: str, keys: Iterable[Any]
 ) -> Iterator[tuple[Any, Any]]:
-    """The rows of a table that have these keys.
+    """The rows of a table with these keys.
 
     Args:
-        fetch: runs a query with its values.
+        fetch: function that runs a query with its values.
     """
     wanted = list(dict.fromkeys(keys))
     for start in range(0, len(wanted), _KEYS_PER_QUERY):
@@ -80,10 +80,10 @@ def select(
 
 @contextlib.contextmanager
 def opened(path: Path, *, patience: float = 5.0) -> Iterator[sqlite3.Connection]:
-    """A connection that creates nothing. Never `open()` on a database: closing it would drop SQLite's locks.
+    """A connection that creates nothing. `open()` must not be used on a database: closing it would drop SQLite's locks.
 
     Args:
-        patience: seconds that it waits for a writer.
+        patience: maximum time in seconds to wait for a writer.
     """
     connection = sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=patience)
     try:
@@ -93,7 +93,7 @@ def opened(path: Path, *, patience: float = 5.0) -> Iterator[sqlite3.Connection]
 
 
 def set_aside(path: Path) -> Path:
-    """Keeps a file that cannot be used under another name in the same folder; returns the new name. Raises: OSError."""
+    """Renames a file that cannot be used, in the same folder; returns the new name. Raises: OSError."""
     aside = path.with_suffix(f".damaged-{int(time.time())}")
     os.replace(path, aside)
     for suffix in SIDE_FILES:

@@ -1,4 +1,4 @@
-"""The run directory: the contract between training, evaluation and report. Readable after kill -9.
+"""The run directory: the contract between training, evaluation and report. It is readable after kill -9.
 
 Whole files are written to a temporary name, synced and renamed; metrics.jsonl only grows, line by line, and is cut
 back to the checkpoint when a run resumes.
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from preftune.amounts import counted
 from preftune.errors import RequestError
 from preftune.log import warn
 from preftune.storage import jsonl
@@ -21,26 +22,28 @@ from preftune.storage.atomic import naming, write_whole
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """`jsonl.write_json` of values of any kind, made plain first."""
+    """`jsonl.write_json` for values of any type, which are made plain first."""
     jsonl.write_json(path, plain(content))
 
 
 def run_facts(folder: str | os.PathLike[str], part: str = "") -> dict[str, Any]:
-    """What run.json says, or the object that it holds under a name (`model`, `configuration`, `spent`); else empty."""
+    """The contents of run.json, or the object under a name in it (`model`, `configuration`, `spent`); otherwise
+    empty.
+    """
     facts = jsonl.read_object(Path(folder).expanduser() / "run.json")
     found = facts.get(part) if part else facts
     return found if isinstance(found, dict) else {}
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:
-    """Append one JSON object as one line, in a single write."""
+    """Appends one JSON object as one line, in a single write."""
     with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(plain(content), ensure_ascii=False) + "\n")
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Drop the lines of steps after `step`, the sums of a whole run (this is not its end any more), and lines that are
-    no records. More than the one unfinished line that a crash leaves at the end are reported.
+    """Drops the lines of steps after `step`, the totals of a whole run (because the run continues), and lines that are
+    not records. If more is broken than the one unfinished line that a crash leaves at the end, this is reported.
     """
     if not path.exists():
         return
@@ -60,17 +63,17 @@ def cut_back(path: Path, step: int) -> None:
             kept.append(line)
     if damaged:
         warn(
-            f"{len(damaged):,} lines of {path} cannot be read and are left out (first: {damaged[0]}). The figures of "
-            "training are also in trainer_state.json of its checkpoints (log_history)."
+            f"{path}: {counted(len(damaged), 'line')} cannot be read and will be left out (first: {damaged[0]}). The "
+            "figures of training are also in trainer_state.json of its checkpoints (log_history)."
         )
     write_whole(path, b"".join(line + b"\n" for line in kept))
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:
-    """Make the folder and prove that files can be written there, before anything expensive happens.
+    """Creates the folder and checks that files can be written there, before any expensive work.
 
     Raises:
-        RequestError: with what is in the way.
+        RequestError: with the cause.
     """
     path = Path(folder)
     try:
@@ -85,7 +88,7 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """JSON without NaN, tensors or enums; unknown objects by their text."""
+    """Converts values to JSON without NaN, tensors or enums; unknown objects become text."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

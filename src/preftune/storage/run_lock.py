@@ -1,4 +1,6 @@
-"""One process at a time writes in a folder, or a file. The system releases the lock when the process ends."""
+"""Locks for folders and files, so that one process at a time writes to them. The system releases a lock when its
+process ends.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +23,20 @@ FILE = "_running.lock"
 """The hub upload leaves out names that begin with "_"."""
 
 _held: dict[str, int] = {}
-"""Places that this process has locked, and how often: a command and the trainer in it both ask."""
+"""Paths that this process has locked, and how often: a command and its trainer both take the lock."""
 
 
 @contextmanager
 def locked(
     folder: str | os.PathLike[str], *, writes: bool = True, another: str = "--output_dir FOLDER"
 ) -> Iterator[None]:
-    """Holds the folder for this process. One that is made for this and stays empty is removed.
+    """Locks the folder for this process. A folder that is created for the lock and stays empty is removed.
 
     Args:
-        writes: False for a process that leaves the run directory to another one (ranks other than the first).
+        writes: False for a process that does not write to the run directory (ranks other than the first).
         another: the option that names another folder, for the message.
     Raises:
-        RequestError: another process holds it, or nothing can be written there.
+        RequestError: another process holds the lock, or the folder cannot be written to.
     """
     place = Path(folder).resolve()
     if not writes:
@@ -46,7 +48,7 @@ def locked(
 
 @contextmanager
 def locked_file(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Holds the file that `-o` names, by a file next to it. Raises as `locked` does."""
+    """Locks the file that `-o` names, with a lock file next to it. Raises: as `locked`."""
     place = Path(path).resolve()
     with _held_by_us(place.with_name(f"_{place.name}.lock"), place, "file: -o FILE"):
         yield
@@ -89,7 +91,7 @@ def _acquire(path: Path, place: Path, another: str) -> int:
             holder = _holder(descriptor)
             os.close(descriptor)
             raise RequestError(
-                f"another run{holder} is writing in {place}. Wait until it has ended, or name another {another}."
+                f"another run{holder} is writing to {place}. Wait until it has ended, or name another {another}."
             ) from None
         except OSError:  # a file system without locks
             return descriptor

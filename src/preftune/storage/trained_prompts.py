@@ -1,8 +1,7 @@
-"""Which prompts a model was trained on, as sorted 64-bit hashes next to its weights: eight bytes each, no text.
+"""The prompts that a model was trained on, as sorted 64-bit hashes next to its weights: eight bytes each, no text.
 
-Data may be gone when a model is evaluated (a pipe, a moved file), and a merged model has no run; this file is carried
-over instead.
-"""
+The data may no longer exist when a model is evaluated (a pipe, a moved file), and a merged model has no run; this file
+is copied instead."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ FILE = "trained_prompts.npy"
 
 
 def read_trained_prompts(model: str | os.PathLike[str]) -> NDArray[np.uint64] | None:
-    """The hashes, sorted; None where that is unknown. A checkpoint has those of its run."""
+    """The hashes, sorted; None if they are unknown. A checkpoint uses those of its run."""
     import numpy as np
 
     file = _file_of(model)
@@ -41,7 +40,7 @@ def write_trained_prompts(folder: Path, keys: Iterable[int], *, earlier: Iterabl
 
     Args:
         keys: hashes of the prompts of this training.
-        earlier: models whose prompts this one was trained on before, as far as that is known.
+        earlier: models from which this one was trained further; their known prompts are added.
     """
     import numpy as np
 
@@ -53,7 +52,7 @@ def write_trained_prompts(folder: Path, keys: Iterable[int], *, earlier: Iterabl
 
 
 def carry_trained_prompts(model: str | os.PathLike[str], folder: Path) -> None:
-    """Copies what is known of a model into the folder of another one that has its weights."""
+    """Copies the hashes of a model to the folder of another model made from its weights."""
     file = _file_of(model)
     if file is not None and file.parent.resolve() != folder.resolve():
         shutil.copyfile(file, folder / FILE)

@@ -1,6 +1,6 @@
-"""Properties of one text that no judge is needed for.
+"""Properties of one text that need no judge.
 
-They feed the guard, the comparison of two models and the audit. All functions are pure and read the text alone.
+The guard, the comparison of two models and the audit use them. All functions are pure and read only the text.
 
     languages        the language of a text
     near_duplicates  MinHash signatures and the pairs of texts that agree

@@ -1,8 +1,7 @@
-"""Which language a text is in: by its script, and for Latin and Cyrillic letters by its commonest words.
+"""Identifies the language of a text: by its script, and for Latin and Cyrillic letters by its most common words.
 
-Enough to notice that a model has left the language it was asked in, no more: a text that is short, mixed, or mostly
-code has no language here (None), and so has one in a language that is not listed.
-"""
+This is only meant to notice that a model left the language of the question: a text that is short, mixed, or mostly code
+has no language (None), and neither has a text in a language that is not listed."""
 
 from __future__ import annotations
 
@@ -47,7 +46,7 @@ _COMMON = {
     "які яка можна без при щоб якщо бути дуже були цього коли ще вже",
     "bg": "и на да се за от е не с по че са като в до това но си или има може към той много което които",
 }
-"""Words that nearly every text of the language has many of."""
+"""Words that are frequent in nearly every text of the language."""
 _SCRIPTS = {
     "HIRAGANA": "ja",
     "KATAKANA": "ja",
@@ -69,23 +68,23 @@ _SCRIPTS = {
     "LAO": "lo",
     "ETHIOPIC": "am",
 }
-"""The first word of a character's Unicode name, and the language that is mostly written so."""
+"""The first word of a character's Unicode name, and the language that mostly uses this script."""
 KNOWN = frozenset((*_COMMON, *_SCRIPTS.values()))
 """Every language that can be recognised."""
 _ALPHABETS = {"LATIN": "en de fr es it pt nl sv da nb fi pl cs hu ro tr vi id".split(), "CYRILLIC": ["ru", "uk", "bg"]}
 _LETTERS_LOOKED_AT = 3000
 _LEAST_LETTERS = 20
 _LEAST_CHARACTERS = 8
-"""In scripts whose characters are worth about a word, or half of one."""
+"""Minimum number of characters, in scripts in which a character stands for about a word or half of one."""
 _MAIN_SHARE = 0.6
-"""Of the letters, that must be of one script."""
+"""Minimum share of the letters that must belong to one script."""
 _LEAST_HITS = 4
 _LEAST_DIFFERENT = 3
-"""Of them: "MacBook Pro, Mac Pro, Pro" is not Czech."""
+"""Minimum number of different ones: "MacBook Pro, Mac Pro, Pro" is not Czech."""
 _LEAST_SHARE = 0.12
-"""Of the words, that must be common ones: names and code have few."""
+"""Minimum share of common words; names and code have few."""
 _AHEAD = 1.35
-"""How far the best language must lead the second."""
+"""Minimum lead of the best language over the second."""
 
 _LANGUAGES_OF: Counter[str] = Counter(word for words in _COMMON.values() for word in set(words.split()))
 _WORDS = {code: frozenset(words.split()) for code, words in _COMMON.items()}
@@ -96,7 +95,7 @@ _LATIN_WORD = re.compile(r"[^\W\d_]+")
 
 
 def language_of(text: str) -> str | None:
-    """The language as an ISO 639-1 code, or None when unknown. Code, links and formulas are left out."""
+    """The language as an ISO 639-1 code, or None if unknown. Code, links and formulas are left out."""
     text = _CODE.sub(" ", text)
     letters = [character for character in text if character.isalpha()][:_LETTERS_LOOKED_AT]
     if not letters:
@@ -115,7 +114,7 @@ def language_of(text: str) -> str | None:
 
 
 def _by_words(text: str, codes: list[str]) -> str | None:
-    """The language with the most common words; a word of several languages counts as a part of a word in each."""
+    """The language with the most common words; a word of several languages counts as a fraction of a word in each."""
     words = _LATIN_WORD.findall(unicodedata.normalize("NFC", text[: 8 * _LETTERS_LOOKED_AT]).casefold())
     counts = Counter(words)
     votes = sorted(
@@ -142,9 +141,9 @@ def _script(character: str) -> str:
 
 
 def change_of_language(asked: str, answer: str) -> str | None:
-    """The language that an answer is in, or ends in, when it is not the language of what was asked; else None.
+    """The language of an answer, or of its end, if it differs from the language of the question; otherwise None.
 
-    None too where either cannot be recognised.
+    The result is also None if either language cannot be recognised.
     """
     expected = language_of(asked)
     if expected is None:

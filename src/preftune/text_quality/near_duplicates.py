@@ -1,8 +1,7 @@
-"""Near-duplicates: MinHash signatures by `datasketch`, and the pairs of texts whose signatures agree.
+"""Near-duplicates: MinHash signatures from `datasketch`, and the pairs of texts whose signatures agree.
 
-Memory is 256 bytes a text. `datasketch.MinHashLSH` would find the same candidates with hash tables of about 3 kB a
-text, more than most texts have; sorting one column of band hashes at a time needs 8 bytes.
-"""
+A text takes 256 bytes of memory. `datasketch.MinHashLSH` would find the same candidates with hash tables of about 3 kB
+per text, which is more than most texts have; sorting one column of band hashes at a time needs 8 bytes."""
 
 from __future__ import annotations
 
@@ -17,20 +16,24 @@ Signatures = NDArray[np.uint32]
 
 PERMUTATIONS = 64
 THRESHOLD = 0.8
-"""Share of three-word shingles in common from which two texts are nearly the same; estimated to about 0.05."""
+"""Minimum similarity (shared three-word shingles) of near-duplicates; estimated with an error of about 0.05."""
 
 _BANDS = 16
-"""Of 4 values each: texts of similarity 0.8 meet in one of them with probability 0.9998, of 0.3 with 0.12."""
+"""Number of bands of 4 values each: texts of similarity 0.8 agree in one of them with probability 0.9998, of 0.3 with
+0.12.
+"""
 
 _BATCH = 1000
 _LONGEST = 5000
-"""Words of a text that are compared."""
+"""Maximum number of words of a text that are compared."""
 
 _WORD = re.compile(r"\w+")
 
 
 def shingles(text: str) -> list[int]:
-    """32-bit hashes of all runs of three words, without case and punctuation; of the whole text if it has fewer."""
+    """32-bit hashes of all sequences of three words, without case and punctuation; of the whole text if it has fewer
+    words.
+    """
     words = _WORD.findall(text.casefold())[:_LONGEST]
     if len(words) < 3:
         return [zlib.crc32(" ".join(words).encode("utf-8", "surrogatepass"))]
@@ -51,14 +54,14 @@ def signatures(texts: Iterable[str]) -> Signatures:
 
 
 class Sketches:
-    """Signatures of many pairs, made a thousand at a time."""
+    """Signatures of many pairs, computed a thousand at a time."""
 
     def __init__(self) -> None:
         self._texts: tuple[list[str], list[str], list[str]] = ([], [], [])
         self._parts: list[tuple[Signatures, Signatures, Signatures]] = []
 
     def add(self, prompt: str, chosen: str, rejected: str) -> None:
-        """A pair; where it has no prompt, its answers stand for one."""
+        """Adds a pair; if it has no prompt, its answers are used instead."""
         asked = prompt if prompt.strip() else f"{chosen}\n{rejected}"
         for texts, text in zip(self._texts, (asked, chosen, rejected), strict=True):
             texts.append(text)
@@ -66,7 +69,7 @@ class Sketches:
             self._flush()
 
     def signatures(self) -> tuple[Signatures, Signatures, Signatures]:
-        """Of prompts, chosen and rejected, (n, 64) each."""
+        """Signatures of prompts, chosen and rejected, (n, 64) each."""
         self._flush()
         prompts, chosen, rejected = (np.concatenate(side) for side in zip(*self._parts, strict=True))
         return prompts, chosen, rejected
@@ -81,13 +84,13 @@ class Sketches:
 def near_pairs(
     *sides: Signatures, across: int | None = None, within: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
-    """Places whose texts are nearly the same, as (first, second), each pair once.
+    """Positions of nearly equal texts, as (first, second), each pair once.
 
     Args:
-        sides: (n, 64) each. Of several (chosen and rejected) all must be nearly the same.
-        across: only pairs with the first below this place and the second not: between two sets, end to end.
+        sides: (n, 64) each. With several sides (chosen and rejected), all must be nearly equal.
+        across: only pairs with the first below this position and the second not: between two concatenated sets.
         within: (n,) only pairs whose numbers here are equal.
-    Returns: (pairs, 2). Of many that are all alike, each is paired with the first one only.
+    Returns: (pairs, 2). In a set of nearly equal texts, each is paired only with the first one.
     """
     found = []
     for band in _bands(sides):
@@ -101,7 +104,7 @@ def near_pairs(
 
 
 def _bands(sides: Sequence[Signatures]) -> Iterator[NDArray[np.uint64]]:
-    """Of every place one 64-bit number a band."""
+    """One 64-bit number per position and band."""
     width = PERMUTATIONS // _BANDS
     for band in range(_BANDS):
         columns = np.concatenate([side[:, band * width : (band + 1) * width] for side in sides], axis=1)
@@ -113,7 +116,7 @@ def _bands(sides: Sequence[Signatures]) -> Iterator[NDArray[np.uint64]]:
 
 
 def _met(band: NDArray[np.uint64], across: int | None) -> NDArray[np.int64]:
-    """Pairs of places with equal numbers: the first place of a run with every later one."""
+    """Pairs of positions with equal numbers: the first position of a run with every later one."""
     order = np.argsort(band, kind="stable")
     ordered = band[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]][: len(ordered)])
@@ -136,7 +139,7 @@ def _agreeing(sides: Sequence[Signatures], pairs: NDArray[np.int64]) -> NDArray[
 
 
 def clusters(count: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(count,) the number of the cluster that each place is in, when the pairs are joined."""
+    """(count,) the cluster number of each position, if the pairs are joined."""
     parent = list(range(count))
 
     def root(place: int) -> int:
@@ -154,12 +157,13 @@ def clusters(count: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
 def repeated_nearly(
     keys: NDArray[np.uint64], prompts: Signatures, chosen: Signatures, rejected: Signatures
 ) -> NDArray[np.bool_]:
-    """(n,) pairs that an earlier one nearly repeats: nearly the same prompt, and nearly the same answers, by sides.
+    """(n,) whether a pair nearly repeats an earlier one: nearly the same prompt, and nearly the same answers on each
+    side.
 
-    What is left holds no such pairs: leaving one out may bring two others together, so the rest is compared again.
+    The remaining pairs hold no such repetition: leaving one out may reveal another, so the rest is compared again.
 
     Args:
-        keys: (n,) of the prompts, equal for equal prompts.
+        keys: (n,) keys of the prompts, equal for equal prompts.
         prompts, chosen, rejected: (n, 64) each.
     """
     gone = np.zeros(len(keys), dtype=np.bool_)

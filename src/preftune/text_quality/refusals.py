@@ -1,9 +1,9 @@
-"""Does an answer refuse? Read from how it begins; no model is asked.
+"""Detects refusals from the beginning of an answer, without a model.
 
-A refusal says so in its first two sentences, in the first person ("I can't help with that") or about the request ("This
-request cannot be fulfilled"). Regret alone does not count ("I'm sorry to hear that"), nor an idiom ("I can't wait to"),
-nor that another person refuses. English, and the commonest forms of German, French, Spanish and Chinese.
-"""
+A refusal is stated in the first two sentences, in the first person ("I can't help with that") or about the request
+("This request cannot be fulfilled"). Regret alone does not count ("I'm sorry to hear that"), nor does an idiom ("I
+can't wait to") or another person's refusal. Covered are English, and the most common forms in German, French, Spanish
+and Chinese."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import unicodedata
 
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+|\n+|(?<=[。！？])")
 _LOOKED_AT = 2
-"""Sentences from the beginning: an apology, and what it is for."""
+"""Number of sentences from the beginning: an apology, and its subject."""
 
 _DO = (
     r"help|assist|support you in|do (?:that|this|so)|comply|provide|give|offer|share|create|write|generate|produce|"
@@ -62,7 +62,7 @@ _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | 
 
 
 def is_refusal(answer: str) -> bool:
-    """Whether an answer begins by refusing what was asked. What stands in quotation marks or think tags is left out."""
+    """Whether an answer begins by refusing the request. Text in quotation marks or think tags is ignored."""
     text = unicodedata.normalize("NFKC", _THOUGHT.sub("", answer[:4000])).replace("\u2019", "'")
     text = _QUOTED.sub(" ", text.lstrip(" \t\n\r*_>#-"))
     sentences = [sentence.strip() for sentence in _SENTENCE_END.split(text) if sentence.strip()]

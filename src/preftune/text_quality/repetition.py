@@ -1,9 +1,8 @@
-"""How much of a text was already said in it. Pure functions over words; no model and no tokenizer.
+"""How much of a text repeats itself. Pure functions over words; no model and no tokenizer.
 
-Words are runs of letters or digits; scripts that are written without spaces count by the character. What is repeated on
-purpose must not look like a fault: numbers, rulers and table lines are not counted, a list whose items end alike is
-shorter than the n-gram, and a refrain returns after other words, which `looped` tells from a loop.
-"""
+Words are runs of letters or digits; in scripts without spaces each character is a word. Intended repetition must not
+count as a fault: numbers, rulers and table lines are not counted, a list whose items end alike is shorter than the
+n-gram, and a refrain returns after other words, which `looped` distinguishes from a loop."""
 
 from __future__ import annotations
 
@@ -15,46 +14,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 NGRAM = 8
-"""Words of an n-gram that counts as said before. Four, as in seq-rep-4 (Welleck et al. 2020, arXiv:1908.04319), is what
-the items of an honest list have in common."""
+"""Words of an n-gram that counts as a repetition. Four words, as in seq-rep-4 (Welleck et al. 2020, arXiv:1908.04319),
+are often shared by the items of an ordinary list.
+"""
 _CHARACTERS_PER_WORD = 2
-"""In scripts without spaces, where every character counts as a word."""
+"""Factor for scripts without spaces, where every character counts as a word."""
 _LONGEST_LOOP = 64
-"""Words of the longest segment that `looped` looks for; a longer one that returns is in `repeated` all the same."""
+"""Maximum number of words of a segment that `looped` finds; `repeated` counts longer ones too."""
 _COPIES = 3
 _LEAST_LOOP = 8
-"""Words: "very, very, very" is no loop."""
+"""Minimum number of words of a loop: "very, very, very" is not a loop."""
 _WINDOW = 50
-"""Words over which distinct bigrams are counted, so that long answers are not called poor for being long."""
+"""Number of words over which distinct bigrams are counted, so that length alone does not lower the value."""
 _NUMBER_RUN = 40
-"""Repetitions of the same number from which on a row of numbers counts as a loop."""
+"""Number of repetitions of the same number from which a row of numbers counts as a loop."""
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _MARKS = (
     "\u0300-\u036f\u0591-\u05bd\u05bf-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed"
     "\u0900-\u0963\u0966-\u0dff\u200c\u200d"
 )
-"""Vowel signs and points, which are part of their word and no letter to Python: without them a Hindi word is three."""
+"""Vowel signs and points, which belong to their word but are not letters in Python: without them a Hindi word would be
+split.
+"""
 _LETTER = rf"(?:(?![{_UNSPACED}])[\w{_MARKS}])"
 _WORD = re.compile(rf"[{_UNSPACED}]|(?![{_UNSPACED}])\w{_LETTER}*(?:['\u2019]{_LETTER}+)*")
 _WORD_OR_SYMBOL = re.compile(rf"{_WORD.pattern}|([+\-*/=<>%|&^~@#$\\()\[\]{{}}])\1*")
 _COUNTING = re.compile(r"\b\d+(?=[.):](?:\s|\Z))")
 _ONE_CHARACTER = re.compile(rf"[{_UNSPACED}]")
 _RUN = re.compile(r"([^\s\d\-=_*#~.+|/\\()\[\]{}<>&\u00b7\u2010-\u2027\u2500-\u25ff\u3002\u30fb\u30fc])\1+", re.DOTALL)
-"""One character again and again; rulers, dots, brackets, bars, tables and digits of a number aside."""
+"""One repeated character, except in rulers, dots, brackets, bars, tables and digits of a number."""
 _TAG = re.compile(r"<(/?[a-zA-Z][\w:-]*)\b[^<>\n]{0,300}>")
-"""Of markup, whose attributes every item of a list has in common."""
+"""Tags of markup, whose attributes are the same in every item of a list."""
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text, case folded; single characters in scripts without spaces."""
+    """The case-folded words of a text; single characters in scripts without spaces."""
     return _WORD.findall(text.casefold())
 
 
 def split_with_symbols(text: str) -> list[str]:
     """The words, each with the symbols of code, formulas and tables before it: `+b` is not `-b`.
 
-    Of a symbol that is repeated (a ruler, `**`) one is left, of a tag of markup its name.
+    A repeated symbol (a ruler, `**`) is reduced to one, and a tag of markup to its name.
     """
     words, symbols = [], ""
     for found in _WORD_OR_SYMBOL.finditer(_TAG.sub(r"<\1>", text.casefold())):
@@ -67,7 +69,7 @@ def split_with_symbols(text: str) -> list[str]:
 
 
 def repeated(words: Sequence[str], *, n: int | None = None) -> float:
-    """Share of words that stand in an n-gram which began earlier in the text, 0..1.
+    """Share of words in an n-gram that occurred earlier in the text, 0..1.
 
     Args:
         n: length of the n-grams; default `NGRAM`, twice that for scripts without spaces.
@@ -86,11 +88,10 @@ def repeated(words: Sequence[str], *, n: int | None = None) -> float:
 
 
 def looped(text: str) -> float:
-    """Share of a text in segments that follow themselves at once, three times or more: the mark of a stuck model, 0..1.
+    """Share of a text in segments that are repeated directly, three times or more, 0..1: the sign of a stuck model.
 
-    Segments of 1 to 64 words. Numbers that count (the "3." of a list, "Day 3:") are left out: a list that
-    says the same under every number is a loop. Segments without a letter do not count.
-    """
+    Segments have 1 to 64 words. Counting numbers (the "3." of a list, "Day 3:") are ignored: a list with the same text
+    under every number is a loop. Segments without a letter do not count."""
     words = split_with_symbols(_COUNTING.sub(" ", text))
     number: dict[str, int] = {}
     ids = np.array([number.setdefault(word, len(number)) for word in words], dtype=np.int64)
@@ -105,7 +106,7 @@ def looped(text: str) -> float:
 
 
 def distinct_bigrams(words: Sequence[str]) -> float:
-    """Distinct-2 (Li et al. 2016, arXiv:1510.03055): distinct bigrams over bigrams, mean of windows of 50 words.
+    """Distinct-2 (Li et al. 2016, arXiv:1510.03055): distinct bigrams over bigrams, averaged over windows of 50 words.
 
     1 for a text without two words.
     """
@@ -129,7 +130,7 @@ def distinct_bigrams(words: Sequence[str]) -> float:
 
 
 def longest_run(text: str, words: Sequence[str]) -> int:
-    """How often the same word, or the same character, stands in a row at most. Numbers count from 40 on."""
+    """The maximum number of direct repetitions of a word or character. Numbers count from 40 on."""
     runs = [(word, sum(1 for _ in group)) for word, group in groupby(words)]
     of_words = max((run for word, run in runs if _has_letter(word) or run >= _NUMBER_RUN), default=0)
     return max(of_words, max((len(found.group()) for found in _RUN.finditer(text)), default=0))
@@ -145,6 +146,6 @@ def _has_letter(word: str) -> bool:
 
 
 def _runs(matches: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Where runs of True begin, and how long they are."""
+    """The beginnings and lengths of runs of True."""
     edges = np.flatnonzero(np.diff(np.concatenate(([False], matches, [False])).astype(np.int8)))
     return [(int(start), int(end - start)) for start, end in zip(edges[::2], edges[1::2], strict=True)]

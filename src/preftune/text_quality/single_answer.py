@@ -1,4 +1,4 @@
-"""What one answer looks like: repetition, variety, language, refusal. Read from the text alone."""
+"""Properties of one answer: repetition, variety, language, refusal. They are read from the text alone."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from preftune.text_quality.repetition import (
 )
 
 LOOP_SHARE = 0.15
-"""An answer of which this share is a loop repeats itself."""
+"""Share of loops from which an answer counts as repetitive."""
 REPEATED_SHARE = 0.5
-"""So does one of which half was already said: a poem's refrain stays below."""
+"""Share of repeated words from which an answer counts as repetitive; a poem's refrain stays below."""
 LONG_RUN = 12
-"""Repetitions of one word or character from which on an answer counts as repetitive."""
+"""Number of repetitions of one word or character from which an answer counts as repetitive."""
 _GRAM = 3
 
 
 class TextFigures(NamedTuple):
-    """What one answer looks like."""
+    """Figures of one answer."""
 
     words: int
-    """Characters in scripts without spaces."""
+    """Number of words; characters in scripts without spaces."""
     repeated: float
-    """Share of the words inside n-grams (8 words) that were in the answer before, 0..1."""
+    """Share of the words in n-grams (8 words) that occurred earlier in the answer, 0..1."""
     distinct_2: float
     """Distinct bigrams over bigrams, in windows of 50 words, 0..1; 1 for a text without two words."""
     longest_run: int
@@ -43,15 +43,15 @@ class TextFigures(NamedTuple):
     empty: bool
     refusal: bool
     finished: bool | None
-    """Whether the model ended the answer itself; None when unknown."""
+    """Whether the model ended the answer itself; None if unknown."""
     language: str | None
-    """ISO 639-1; None when it cannot be recognised."""
+    """ISO 639-1 code; None if it cannot be recognised."""
     looped: float = 0.0
-    """Share of the text in segments that follow themselves at once, three times or more, 0..1."""
+    """Share of the text in segments that are repeated directly, three times or more, 0..1."""
 
     @property
     def repeats(self) -> bool:
-        """Whether a reader would say that the answer repeats itself."""
+        """Whether the answer counts as repetitive."""
         return self.looped >= LOOP_SHARE or self.repeated >= REPEATED_SHARE or self.longest_run >= LONG_RUN
 
 
@@ -59,7 +59,7 @@ def look_at(text: str, *, finished: bool | None = None) -> TextFigures:
     """The figures of one answer.
 
     Args:
-        finished: whether it ended with an end-of-sequence token and not at a length limit; None when unknown.
+        finished: whether it ended with an end-of-sequence token and not at a length limit; None if unknown.
     """
     words = split_words(text)
     return TextFigures(
@@ -76,15 +76,15 @@ def look_at(text: str, *, finished: bool | None = None) -> TextFigures:
 
 
 def self_similarity(texts: Sequence[str]) -> float:
-    """How alike the answers to different prompts are, 0..1: mean cosine of their sets of word trigrams, over all pairs.
+    """Similarity of the answers to different prompts, 0..1: mean cosine of their sets of word trigrams, over all pairs.
 
-    0 for fewer than two answers. Empty answers are alike.
+    0 for fewer than two answers. Empty answers count as equal.
     """
     return float(likeness(texts).mean()) if len(texts) > 1 else 0.0
 
 
 def likeness(texts: Sequence[str]) -> NDArray[np.float64]:
-    """Per text the mean cosine with every other one.
+    """For each text, the mean cosine with all others.
 
     With unit vectors v and their sum s, the mean over the others is (v.s - 1)/(n - 1): no pair is formed.
     """

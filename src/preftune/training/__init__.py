@@ -1,15 +1,16 @@
 """Trainers on `transformers.Trainer`.
 
-`trainers` train on given data, `online` and `ppo` on fresh answers. `guard` watches a run, `record` writes it down.
+`trainers` train on given data, `online` and `ppo` on freshly sampled answers. `guard` watches a run, `record` records
+it.
 
     config        options of the trainers
     guard         alarms while a run trains
     online        training on fresh answers: GRPO, RLOO, online DPO, XPO, Nash-MD
     ppo           proximal policy optimisation
-    protocol      what other modules may read of a trainer
+    protocol      the attributes of a trainer that other modules may read
     record        run.json, checkpoints, resuming, model cards
     reward_judge  a judge trained from the user's own pairs
-    setup         what happens before the first step
+    setup         the work before the first step
     stages        trainings as processes of their own
     step          one optimiser step
     trainers      DPO, KTO, SFT and reward models

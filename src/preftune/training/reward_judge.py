@@ -68,7 +68,7 @@ class AutoJudge:
         of_policys = "the policy did not train on" if self.apart else "the policy may have been trained on as well"
         line = (
             f"The judge is a reward model trained on {counted(self.pairs, 'pair')} that {of_policys}. Of "
-            f"{self.tested:,} held-out pairs it gets {self.accuracy:.0%} right (95% interval "
+            f"{counted(self.tested, 'held-out pair')} it gets {self.accuracy:.0%} right (95% interval "
             f"{self.accuracy_low:.0%} to {self.accuracy_high:.0%})"
         )
         if not self.tells_them_apart:
@@ -76,7 +76,7 @@ class AutoJudge:
                 f"{line}: it may be guessing, and so may the win rate. Give it more pairs (--judge_data), or another "
                 "judge."
             )
-        return f"{line}; the win rate is what it says, not what people would."
+        return f"{line}; the win rate is this judge's, not people's."
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "sentence": self.sentence()}
@@ -101,10 +101,10 @@ def train_judge(
         say(f"{pairs.name}: the judge does not use {counted(left_out, 'pair')}; the policy trained on their prompts.")
     prompts = sorted(rows)
     if len(prompts) < LEAST_PROMPTS:
-        gone = f" ({len(unwanted):,} prompts that the policy trained on are left out)" if unwanted else ""
+        gone = f" ({counted(len(unwanted), 'prompt')} that the policy was trained on left out)" if unwanted else ""
         raise DatasetError(
-            f"{pairs.name} has pairs on {len(prompts)} prompts that a judge could learn from{gone}, and "
-            f"{LEAST_PROMPTS} are the least. Give more with --judge_data PAIRS, or another judge."
+            f"{pairs.name} has pairs on {counted(len(prompts), 'prompt')} that a judge could learn from{gone}, but at "
+            f"least {LEAST_PROMPTS} are needed. Give more with --judge_data PAIRS, or another judge."
         )
     random.Random(seed).shuffle(prompts)
     count = max(5, round(_HELD_OUT * len(prompts)))
@@ -144,7 +144,7 @@ def _known(folder: Path) -> AutoJudge | None:
             return AutoJudge(**about)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         pass
-    warn(f"The judge that was trained before ({folder}) is damaged, or of another version; it is trained again.")
+    warn(f"The judge that was trained before ({folder}) is damaged, or has another version; it is trained again.")
     shutil.rmtree(folder, ignore_errors=True)
     return None
 

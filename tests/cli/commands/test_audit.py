@@ -83,7 +83,7 @@ def test_warnings_do_not_fail_where_errors_do(preftune, here: Path) -> None:
         (["--colums", "a=b"], "Did you mean --columns?"),
         (["--columns", "chosen"], "write canonical=yours"),
         (["--format", "opnai"], "Did you mean 'openai'?"),
-        (["--split", "test"], "has the one split 'train', not 'test'"),
+        (["--split", "test"], "has only the split 'train', not 'test'"),
     ],
 )
 def test_wrong_requests(preftune, here: Path, words: list[str], says: str) -> None:

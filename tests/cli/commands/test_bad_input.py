@@ -135,7 +135,7 @@ def test_unwritable_output(dpo, tmp_path) -> None:
 
 
 def test_nothing_named(preftune, pairs_file, tiny_model) -> None:
-    check(preftune("dpo", "--data", pairs_file), "No model to align", "--model")
+    check(preftune("dpo", "--data", pairs_file), "There is no model to align", "--model")
     check(preftune("dpo", "--model", tiny_model), "No preference pairs", "--data")
 
 

@@ -80,7 +80,7 @@ def test_ls_names_models_sizes_and_ages(preftune, three) -> None:
     assert "10 days ago" in rows[1]
     assert "just now" in rows[2]
     assert rows[3].startswith("3 stores, 58 completions, ")
-    assert rows[4] == "Besides: models, 2.0 kB (preftune cache prune --kind models)."
+    assert rows[4] == "Also kept: models, 2.0 kB (preftune cache prune --kind models)."
 
 
 def test_ls_as_json(preftune, three) -> None:
@@ -119,8 +119,8 @@ def test_ls_tells_of_damaged_and_foreign_files(preftune, three) -> None:
     three["old"].write_bytes(b"torn" * 3000)
     (three["big"].parent / "holiday.jpg").write_bytes(bytes(10))
     out = preftune("cache", "ls").out
-    assert "1 damaged file among them, 12.0 kB: preftune cache verify tells more." in out
-    assert "1 file in that folder that preftune did not write: left alone." in out
+    assert "1 damaged file among them, 12.0 kB: preftune cache verify has the details." in out
+    assert "1 file was not written by preftune: left unchanged." in out
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_prune_leaves_what_a_run_has_open_and_what_is_foreign(preftune, three) -
 def test_verify_of_a_sound_cache(preftune, three) -> None:
     result = preftune("cache", "verify")
     assert result.code == 0
-    assert "bbbbbbbb  Org/Big-Model: 50 completions, all intact." in result.out
+    assert "bbbbbbbb  Org/Big-Model: 50 completions, none damaged." in result.out
     assert "3 stores, 58 intact completions, 0 problems." in result.out
 
 
@@ -321,13 +321,13 @@ def test_verify_finds_damage_and_repair_removes_it(preftune, three) -> None:
     three["old"].write_bytes(b"torn" * 3000)
     result = preftune("cache", "verify")
     assert result.code == 1
-    assert "bbbbbbbb  Org/Big-Model: 1 of 50 completions are damaged." in result.out
+    assert "bbbbbbbb  Org/Big-Model: 1 of 50 completions damaged." in result.out
     assert "aaaaaaaa  unknown: the file is torn (file is not a database)." in result.out
     assert "3 stores, 53 intact completions, 2 problems." in result.out
     assert "--repair" in result.out.splitlines()[-1]
     repaired = preftune("cache", "verify", "--repair")
     assert repaired.code == 0
-    assert "1 of 50 completions are damaged; removed." in repaired.out
+    assert "1 of 50 completions damaged; removed." in repaired.out
     assert "the file is torn (file is not a database); set aside." in repaired.out
     again = preftune("cache", "verify")
     assert again.code == 0

@@ -157,7 +157,7 @@ def test_stopped_in_the_middle_it_goes_on(preftune, tiny_model, pairs, calls, mo
     monkeypatch.setattr(stages, "_run", stopped)
     result = preftune(*words)
     assert result.code == 130
-    assert "the same command goes on" in result.message
+    assert "the same command continues" in result.message
     monkeypatch.setattr(stages, "_run", train)
     calls.clear()
     assert preftune(*words).code == 0
@@ -192,20 +192,20 @@ def test_a_method_none_of_whose_trials_finishes_is_an_error(preftune, tiny_model
     (["--methods", "dpo,sigmoid"], "--methods sigmoid: there is no such method. It is dpo here."),
     (["--methods", "dpo,both"], "--methods both: there is no such method. There are dpo, cdpo, "),
     (["--methods", "dpo"], "give at least two"),
-    (["--methods", "dpo,kto,dpo"], "dpo is there twice"),
+    (["--methods", "dpo,kto,dpo"], "dpo is given twice"),
     (["--methods", "dpo,ipo", "--reward", "learning_rate=1"], "none of the methods trains a reward model"),
     (["--methods", "dpo,ipo", "--ppo", "kl_coef=1"], "--ppo"),
     (["--methods", "dpo,ipo", "--ipo", "loss_type=sigmoid"], "the comparison sets loss_type itself"),
-    (["--methods", "kto,grpo", "--grpo", "num_generations=3"], "which num_generations=3 does not divide"),
+    (["--methods", "kto,grpo", "--grpo", "num_generations=3"], "which is not a multiple of num_generations=3"),
     (["--trials", "4"], "a method has 3 usual values"),
     (["--budget", "soon"], "--budget soon: give a time"),
     (["--both", "lr_scheduler_type=linear"], "the comparison sets lr_scheduler_type itself"),
     (["--both", "warmup_steps=10"], "the comparison sets warmup_steps itself"),
     (["--both", "model_revision=v2"], "the comparison sets model_revision itself"),
-    (["--dpo", "group_by_prompt=true", "--budget", "9pairs"], "group_by_prompt makes batches count prompts"),
-    (["--seeds", "0", "0"], "a seed is there twice"),
+    (["--dpo", "group_by_prompt=true", "--budget", "9pairs"], "With group_by_prompt batches count prompts"),
+    (["--seeds", "0", "0"], "a seed is given twice"),
     (["--samples", "0"], "--samples 0: give at least 1"),
-    (["--judge", "auto"], "--judge auto is for preftune eval"),
+    (["--judge", "auto"], "--judge auto is only for preftune eval"),
     (["--judge", "nobody"], "There is no judge 'nobody'"),
     (["--model", "nowhere"], "nowhere"),
     (["--data", "nothing.jsonl"], "nothing.jsonl"),

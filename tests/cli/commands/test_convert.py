@@ -31,7 +31,7 @@ def test_a_format_becomes_a_file_that_trains(preftune, tmp_path: Path) -> None:
     assert result.code == 0
     assert "2 rows, read as ultrafeedback." in result.out
     assert "1 left out (rows 0): two answers have the same rating, so neither is preferred." in result.out
-    assert "5 pairs were read, 4 are kept." in result.out
+    assert "5 pairs were read, 4 kept." in result.out
     assert "1 left out (rows 0): below --min-margin." in result.out
     assert len(load_pairs(output)) == 4
 
@@ -75,12 +75,12 @@ def test_a_mixture_in_proportions(preftune, many: Path, tmp_path: Path) -> None:
     [
         (["{many}"], "The following arguments are required: -o/--output. See preftune convert --help."),
         (["{many}", "-o", "{out}", "--dedup"], "does not know '--dedup'. Did you mean --dedupe?"),
-        (["{many}", "-o", "{out}", "--by", "pair"], "--by says what --split is a share of"),
+        (["{many}", "-o", "{out}", "--by", "pair"], "--by chooses the unit of --split"),
         (["{many}", "-o", "{out}", "--min-margin", "1"], "min_margin: the data have neither ratings"),
-        (["{many}", "-o", "out.csv"], "does not say how it is to be written"),
+        (["{many}", "-o", "out.csv"], "does not determine the file format"),
         (["{many}x", "-o", "{out}"], "does not exist. Did you mean"),
         (["{many}", "-o", "{many}"], "is an input, and would be overwritten"),
-        (["{many}:1", "{many}:1", "-o", "{out}", "--streaming"], "--streaming reads what it does not count"),
+        (["{many}:1", "{many}:1", "-o", "{out}", "--streaming"], "--streaming does not count the rows"),
         (["{many}", "-o", "{out}", "--columns", "chosen"], "write canonical=yours"),
         (["{many}", "-o", "{out}", "--sample", "3", "--seed", "-1"], "seed is -1; give a whole number of 0 or more"),
         (["{many}:1", "{many}:1", "-o", "{out}", "--seed", "-1"], "seed is -1; give a whole number of 0 or more"),
@@ -105,13 +105,13 @@ def test_what_was_held_out_before_does_not_stay_beside_a_file_with_all_pairs(
     (tmp_path / "out.jsonl.manifest.json").unlink()
     result = preftune("convert", many, "-o", output)
     assert result.code == 2
-    assert f"{held_out} is there already, and without --split it would hold out nothing" in result.message
+    assert f"{held_out} exists already, and without --split it would hold out nothing" in result.message
     assert preftune("convert", held_out, "-o", output, "--overwrite").code == 2  # it would be removed, and is the input
     assert preftune("convert", many, "-o", output, "--min-margin", "1", "--overwrite").code == 2
     assert held_out.read_bytes() == before  # nothing is removed unless all is written
     result = preftune("convert", many, "-o", output, "--overwrite")
     assert result.code == 0
-    assert f"Removed {held_out}, which an earlier run held out" in caplog.text
+    assert f"Removed {held_out}, held out by an earlier run" in caplog.text
     assert not held_out.exists()
     caplog.clear()
     assert preftune("convert", many, "-o", output, "--overwrite").code == 0
@@ -157,7 +157,7 @@ def test_the_mixtures_of_trl(many: Path) -> None:
     assert len(open_training(datasets=[json.dumps(entry) for entry in entries])) == 5
     entries = [{"path": str(many), "proportion": 4}, {"path": other, "proportion": 1}]
     assert len(open_training(datasets=[json.dumps(entry) for entry in entries])) == 5
-    with pytest.raises(DatasetError, match="some have a proportion"):
+    with pytest.raises(DatasetError, match="Some of 2 datasets have a proportion"):
         open_training(datasets=[json.dumps(entries[0]), json.dumps({"path": other})])
     with pytest.raises(ConfigError, match="'data_files' of x is not honoured"):
         DataArguments(datasets=['{"path": "x", "data_files": "y"}'])

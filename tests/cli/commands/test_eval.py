@@ -124,10 +124,10 @@ def test_a_chat_model_on_this_machine_judges(preftune, tiny_model, other_model, 
     result = preftune(*words, "--judge", f"local:{other_model}", "--judge_max_tokens", 4, "-o", tmp_path, *LITTLE)
     assert result.code == 0, result.err
     assert read(tmp_path)["unjudged"] == 2  # it stammers
-    assert "have no verdict that could be read" in result.out
+    assert "without a readable verdict" in result.out
     assert "about to make 4 calls" in result.err
     again = preftune(*words, "--judge", f"local:{other_model}", "--judge_max_tokens", 4, "-o", tmp_path, *LITTLE)
-    assert "0 calls: every verdict is known" in again.err
+    assert "0 calls, because every verdict is known" in again.err
 
 
 LITTLE = ["--max_new_tokens", 4]
@@ -148,7 +148,7 @@ def test_the_datasets_own_answers_as_baseline(preftune, server, tmp_path: Path) 
     alone = write_rows(tmp_path / "alone.jsonl", [{"prompt": "Hi?"}])
     none = preftune(*words, "--prompts", alone, "-o", tmp_path / "none")
     assert none.code == 2
-    assert "holds none. Give held-out pairs" in none.message
+    assert "holds no pairs. Give held-out pairs" in none.message
 
 
 def test_endpoints_on_all_sides_and_a_second_evaluation_costs_nothing(preftune, server, questions, tmp_path) -> None:
@@ -165,7 +165,7 @@ def test_endpoints_on_all_sides_and_a_second_evaluation_costs_nothing(preftune, 
     assert summary["cost"]["money"] > 0
     second = preftune(*words)
     assert len(server.asked) == 24
-    assert "0 calls: every verdict is known" in second.err
+    assert "0 calls, because every verdict is known" in second.err
     assert second.out == first.out
     assert read(tmp_path / "out")["cost"]["calls"] == 0
 
@@ -215,7 +215,7 @@ def test_a_judge_that_only_stammers_is_no_evidence(preftune, server, questions, 
     result = preftune(*words)
     assert result.code == 0, result.err
     assert read(tmp_path / "out")["unjudged"] == 6
-    assert "Take this with care: 6 of 6 rows have no verdict" in result.out
+    assert "Interpret this with care: 6 of 6 rows without a readable verdict" in result.out
     server.answer = said
     assert preftune(*words).code == 0
     assert read(tmp_path / "out")["unjudged"] == 6
@@ -245,11 +245,11 @@ def test_a_cap_holds_and_what_came_is_kept(preftune, server, questions, tmp_path
     for cap in (5, 11):  # one side alone, and both sides together
         none = preftune(*duel(server, questions, tmp_path / "out", "--max_calls", cap))
         assert none.code == 2
-        assert "nothing was asked" in none.message
+        assert "no call was made" in none.message
         assert server.asked == []
     some = preftune(*duel(server, questions, tmp_path / "out", "--max_calls", 15))
     assert some.code == 2
-    assert "This takes 12 calls, and --max_calls is 15; 12 were made already" in some.message
+    assert "This takes 12 calls, but --max_calls is 15; 12 calls were already made" in some.message
     assert len(server.asked) == 12
     rest = preftune(*duel(server, questions, tmp_path / "out", "--max_calls", 24))
     assert rest.code == 0, rest.err
@@ -344,7 +344,7 @@ def test_wrong_models(preftune, server, tiny_model, tmp_path: Path) -> None:
     same = preftune("eval", "--model", tiny_model, "--baseline", tiny_model, *words)
     assert "--model and --baseline are both" in same.message
     alone = preftune("eval", "--model", server.spec("brief"), *words)
-    assert "cannot be known. Name it, or dataset" in alone.message
+    assert "was trained from. Name that model, or dataset" in alone.message
     nowhere = preftune("eval", "--model", server.spec("brief"), "--baseline", server.spec("wordy"), *words[:2])
     assert "is not a folder that results can be written to" in nowhere.message
     wrong = preftune("eval", "--model", server.spec("breif"), "--baseline", server.spec("wordy"), *words)

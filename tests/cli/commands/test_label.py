@@ -77,7 +77,7 @@ def test_an_endpoint_is_estimated_asked_and_remembered(preftune, server, samples
     first = preftune(*words)
     assert first.code == 0, first.err
     assert "about to make 8 calls" in first.err
-    assert "used 8 calls, 80 tokens asked, 32 answered, 0.00 at the prices given" in first.err
+    assert "used 8 calls, 80 input and 32 output tokens, 0.00 at the prices given" in first.err
     assert len(server.asked) == 8
     second = preftune(*words)
     assert "8 verdicts are known from earlier runs and cost nothing" in second.err
@@ -98,7 +98,7 @@ def test_killed_and_resumed_no_verdict_is_asked_twice(preftune, server, tmp_path
     server.asked.clear()
     result = preftune(*words)
     assert result.code == 0, result.err
-    assert f"{known:,} verdicts are known" in result.err
+    assert f"preftune: {known} verdict" in result.err
     assert len(server.asked) == 24 - known
     assert "4 pairs from 4 prompts" in result.out
 
@@ -108,7 +108,7 @@ def test_no_pair_is_a_failure_that_says_why(preftune, tmp_path: Path) -> None:
     result = preftune("label", samples, "--judge", "shorter", "-o", tmp_path / "p.jsonl")
     assert result.code == 1
     assert "repeat another one" in result.out
-    assert "No pair came out" in result.message
+    assert "There is no pair" in result.message
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_no_pair_is_a_failure_that_says_why(preftune, tmp_path: Path) -> None:
         (["--judge", "shorter", "--max_calls", "3"], "--max_calls has no effect unless --judge is openai:"),
         (["--judge", "shorter", "--criteria", "x"], "--criteria has no effect"),
         (["--judge", "shorter", "--dtype", "auto"], "--judge_dtype has no effect unless --judge is reward:MODEL"),
-        (["--judge", "openai:m@http://u:p@h/v1"], "must be a plain one"),
+        (["--judge", "openai:m@http://u:p@h/v1"], "must not contain a user"),
         (["--judge", "shorter", "--pairs", "some"], "invalid choice"),
         (["--judge", "shorter", "--min-gpa", "1"], "Did you mean --min-gap"),
     ],

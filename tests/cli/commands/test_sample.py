@@ -46,7 +46,7 @@ def test_a_model_on_disk(preftune, tiny_model: str, pairs_file: str, tmp_path: P
     first = preftune(*words, "-o", out)
     assert first.code == 0, first.err
     assert "8 distinct prompts" in first.err
-    assert "(8 rows repeat one)" in first.err
+    assert "(8 rows repeat another)" in first.err
     assert "16 completions of 8 prompts (2 each)" in first.out
     assert f"preftune label {out} --judge JUDGE" in first.out
     rows = read_samples(out)
@@ -74,8 +74,8 @@ def test_an_endpoint(preftune, server, tmp_path: Path) -> None:
     words = ["sample", "--model", server.spec(), "--data", data, "--columns", "prompt=question", "--keep", "fact"]
     result = preftune(*words, "-k", 2, "-o", out, "--price_in", 1, "--price_out", 1000, "--max_new_tokens", 50)
     assert result.code == 0, result.err
-    assert "about to make 6 calls, with about 10 tokens asked and 300 answered, about 0.30" in result.err
-    assert "used 6 calls, 60 tokens asked, 12 answered, 0.01 at the prices given" in result.err
+    assert "about to make 6 calls, with about 10 input and 300 output tokens, about 0.30" in result.err
+    assert "used 6 calls, 60 input and 12 output tokens, 0.01 at the prices given" in result.err
     rows = read_samples(out)
     assert len(rows) == 6 == len(server.asked)
     assert {row["row"]["fact"] for row in rows} == {"H", "W"}
@@ -86,7 +86,7 @@ def test_a_cap_is_told_before_the_first_call(preftune, server, lines: str, tmp_p
     words = ["sample", "--model", server.spec(), "--data", lines, "-o", tmp_path / "s.jsonl", "-k", 4]
     result = preftune(*words, "--max_calls", 11)
     assert result.code == 2
-    assert "takes 12 calls, and --max_calls is 11; nothing was asked" in result.message
+    assert "takes 12 calls, but --max_calls is 11; no call was made" in result.message
     assert server.asked == []
 
 

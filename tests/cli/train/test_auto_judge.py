@@ -83,7 +83,7 @@ def test_prompts_that_were_trained_on_are_counted(preftune, policy, tmp_path):
     assert said in headline.cautions(read_run(Path(policy)))[0]
     suite = preftune("eval", "--model", policy, "--suite", "held-out", "--suite_data", tmp_path / "train.jsonl")
     assert "The model was trained on 8 of these" in suite.out
-    assert "pairs of held-out, so the result shows memory too" in suite.out
+    assert "pairs of held-out, so the result includes memorisation" in suite.out
     new = preftune(*words, write_rows(tmp_path / "new.jsonl", distinct_rows(4, start=60)))
     assert "trained on" not in new.err + new.out
     (tmp_path / "train.jsonl").unlink()
@@ -94,7 +94,7 @@ def test_prompts_that_were_trained_on_are_counted(preftune, policy, tmp_path):
     (policy / FILE).unlink()
     unknown = preftune(*words, tmp_path / "prompts.jsonl")
     assert unknown.code == 0, unknown.err
-    assert f"which of these prompts {policy} was trained on is unknown" in unknown.err
+    assert f"it is unknown which of these prompts {policy} was trained on" in unknown.err
     assert json.loads((policy / "eval" / "summary.json").read_text())["seen_in_training"] is None
 
 
@@ -140,7 +140,7 @@ def test_prompts_of_tokens_that_were_kept(preftune, tiny_model, tmp_path, monkey
 def test_a_run_that_held_nothing_out_needs_named_pairs(preftune, policy):
     missing = preftune("eval", "--model", policy, "--judge", "auto")
     assert missing.code == 2
-    assert "--judge auto learns from pairs that" in missing.message
+    assert "--judge auto needs pairs that" in missing.message
     assert "Name some with --judge_data" in missing.message
 
 
@@ -184,7 +184,7 @@ def test_without_named_pairs_it_takes_those_that_the_run_held_out(
     told = preftune("eval", "--model", run, "--judge", "auto", "--prompts", pairs, "--limit", 2, "--max_new_tokens", 2)
     assert told.code == 0, told.err
     assert len(learned[0]) == 24
-    assert f"the judge learns from the pairs that {run} held out (24)" in told.err
+    assert f"the judge is trained on the pairs that {run} held out (24)" in told.err
     assert "trained on 18 pairs that the policy did not train on. Of 6 held-out pairs it gets" in told.out
 
 

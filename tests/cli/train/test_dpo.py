@@ -143,7 +143,7 @@ def test_one_command_starts_goes_on_after_a_signal_and_leaves_a_finished_run_alo
         patch.setattr(Trainer, "training_step", terminated)
         result = preftune(*words)
     assert result.code == 143
-    assert "checkpoint-2 is kept. Go on from it with: preftune dpo" in result.message
+    assert "checkpoint-2 is kept. Continue from it with: preftune dpo" in result.message
     assert json.loads((run / "run.json").read_text())["stopped_by"] == "SIGTERM"
     again = preftune(*words)
     assert again.code == 0, again.err

@@ -53,7 +53,7 @@ def test_without_held_out_prompts_the_flag_is_named(preftune, tiny_model, prompt
         ([], "No reward or judge is given"),
         (["--reward_model", "exact", "--eval_strategy", "steps"], "there is no eval_dataset"),
         (["--reward_model", "format:("], "not a regular expression"),
-        (["--reward_model", "exact", "--num_generations", "3"], "--num_generations 3 does not divide"),
+        (["--reward_model", "exact", "--num_generations", "3"], "is not a multiple of --num_generations 3"),
     ],
 )
 def test_what_is_missing_or_wrong_is_reported(preftune, tiny_model, prompts, words, message) -> None:

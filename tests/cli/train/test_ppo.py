@@ -44,7 +44,7 @@ def test_ppo_with_an_adapter(preftune, tiny_model, prompts, tmp_path) -> None:
     assert (facts["method"], facts["outcome"]) == ("ppo", "finished")
     assert facts["guard"]["mode"] == "warn"
     assert "Done after 2 steps" in result.out
-    assert "Score of its own answers" in result.out
+    assert "Score of the model's answers" in result.out
     assert "preftune eval" in result.out
     again = preftune("chat", "--help")
     assert again.code == 0
@@ -84,16 +84,19 @@ def test_a_judge_compares_fresh_answers(preftune, tiny_model, prompts, tmp_path,
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["ppo", "--data", "x.jsonl"], "No model to align"),
-        (["ppo", "--model", "x"], "No prompts to train on"),
-        (["ppo", "--model", "x", "--data", "x.jsonl"], "No reward or judge is given: name what rates them"),
-        (["online", "--model", "x", "--data", "x.jsonl"], "name what compares them with --judge"),
+        (["ppo", "--data", "x.jsonl"], "There is no model to align"),
+        (["ppo", "--model", "x"], "There are no prompts to train on"),
+        (["ppo", "--model", "x", "--data", "x.jsonl"], "No reward or judge is given; name the reward"),
+        (["online", "--model", "x", "--data", "x.jsonl"], "name the judge that compares the answers with --judge"),
         (
             ["nash-md", "--model", "x", "--data", "y", "--judge", "longer", "--mixture_coef", "2"],
             "--mixture_coef [2.0] must be",
         ),
         (["ppo", "--model", "x", "--data", "y", "--reward_model", "r", "--kl_ceof", "1"], "Did you mean --kl_coef?"),
-        (["ppo", "--model", "x", "--data", "y", "--reward_model", "r", "--lam", "2"], "--lam 2.0 must lie in 0..1"),
+        (
+            ["ppo", "--model", "x", "--data", "y", "--reward_model", "r", "--lam", "2"],
+            "--lam 2.0 must be between 0 and 1",
+        ),
         (["ppo", "--model", "x", "--data", "y", "--reward_model", "r", "--eval_strategy", "steps"], "preftune eval"),
     ],
 )

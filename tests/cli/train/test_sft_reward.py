@@ -47,7 +47,7 @@ def test_sft_then_dpo(preftune, tiny_model, demonstrations, pairs_file, tmp_path
     facts = run_facts(tmp_path / "dpo")
     assert facts["outcome"] == "finished"
     assert facts["model"]["full_fine_tuning"] is not adapter
-    expected = "a frozen copy of what trains" if adapter else "a pass over all rows before the first step"
+    expected = "a frozen copy of the trainable weights" if adapter else "a pass over all rows before the first step"
     assert expected in facts["reference"]["source"]
     assert facts["self_check"]["reference_distance"] == 0.0
 
@@ -96,12 +96,12 @@ def test_several_datasets_are_mixed(preftune, tiny_model, demonstrations, pairs_
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["sft", "--model", "M"], "No demonstrations to train on: name them with --data"),
-        (["sft", "--data", "D"], "No model to train: name it with --model"),
+        (["sft", "--model", "M"], "There are no demonstrations to train on. Name them with --data"),
+        (["sft", "--data", "D"], "There is no model to train. Name it with --model"),
         (["sft", "--model", "M", "--data", "D", "--packing"], "rows are always packed"),
         (["sft", "--model", "M", "--data", "D", "--betta", "1"], "There is no flag --betta"),
         (["reward", "--model", "M", "--data", "D", "--assistant_only_loss", "true"], "There is no flag"),
-        (["reward", "--model", "M"], "No preference pairs to train on"),
+        (["reward", "--model", "M"], "There are no preference pairs to train on"),
     ],
 )
 def test_wrong_requests(preftune, words, said) -> None:
@@ -117,7 +117,7 @@ def test_a_missing_file_and_an_unknown_shape_are_told_before_a_model_is_loaded(p
     assert "holds no demonstrations that preftune knows" in preftune("sft", *words, "--data", odd).message
     pairs = write_rows(tmp_path / "pairs.jsonl", chat_rows(4))
     margins = preftune("sft", *words, "--data", pairs, "--margin_from_scores", 1.0)
-    assert "--margin_from_scores is about pairs" in margins.message
+    assert "--margin_from_scores applies to pairs" in margins.message
 
 
 @pytest.mark.parametrize("command", [sft, reward])

@@ -28,7 +28,7 @@ def test_an_answer_that_ends_with_the_mark_is_trained_with_one() -> None:
     assert [list(ids) for ids in groups[0].completions] == [list(ids) for ids in groups[1].completions]
     assert (report.ends_cut.rows, report.typed_marks.rows) == ([0], [2])
     told = " ".join(report.lines())
-    assert "In 1 row (0) an answer ended with the mark" in told
+    assert "In 1 row (0) an answer ended with the chat template's own" in told
     assert "In 1 row (2) a text holds special tokens" in told
     assert report.to_json()["typed_marks"]["count"] == 1
 
@@ -40,7 +40,7 @@ def test_supervised_fine_tuning_says_the_same() -> None:
     assert list(groups[0].completions[0]) == list(groups[1].completions[0])
     assert (report.ends_cut.rows, report.typed_marks.rows) == ([0], [2])
     told = " ".join(report.lines())
-    assert "In 1 row (0) an answer ended with the mark" in told
+    assert "In 1 row (0) an answer ended with the chat template's own" in told
     assert "In 1 row (2) a text holds special tokens" in told
 
 

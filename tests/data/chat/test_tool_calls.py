@@ -97,7 +97,7 @@ def test_a_template_without_tools_drops_the_row_with_its_reason() -> None:
     groups, report = tokenize_pairs(load_pairs(rows), tok)
     assert len(groups) == 1
     assert report.dropped["calls_not_written"].rows == [0]
-    assert any("does not write the calls of tools: not in the text: tide" in note for note in report.notes)
+    assert any("does not write the tool calls: not in the text: tide" in note for note in report.notes)
     messages = [{"messages": [ASKED, *row["chosen"]]} for row in rows]
     groups, demonstrated = tokenize_demonstrations(load_demonstrations(messages), tok)
     assert demonstrated.dropped["calls_not_written"].rows == [0]

@@ -199,9 +199,9 @@ def test_filters_by_what_pairs_say() -> None:
     ("filters", "message"),
     [
         ({"min_margin": 1.0}, "neither ratings, ranks or votes nor a column of margins"),
-        ({"min_agreement": 0.5}, "no pair says how many annotators agree"),
+        ({"min_agreement": 0.5}, "no pair states how many annotators agree"),
         ({"sources": ("webb",)}, r"No pair is of the source 'webb' \(found: 'web'\). Did you mean 'web'\?"),
-        ({"split": 0.5, "dedupe": True}, "there is a single prompt"),
+        ({"split": 0.5, "dedupe": True}, "there is only one prompt"),
     ],
 )
 def test_a_filter_on_what_the_data_do_not_have(filters: dict[str, Any], message: str) -> None:
@@ -241,12 +241,12 @@ def test_nothing_left_names_the_reasons(tmp_path: Path) -> None:
 
 def test_outputs_that_cannot_be_written(tmp_path: Path) -> None:
     source = rows_file(tmp_path, [{"prompt": "p", "chosen": "a", "rejected": "b"}])
-    with pytest.raises(ConfigError, match="does not say how it is to be written"):
+    with pytest.raises(ConfigError, match="does not determine the file format"):
         convert(source, tmp_path / "out.csv")
     with pytest.raises(ConfigError, match="is an input"):
         convert(source, source, overwrite=True)
     convert(source, tmp_path / "out.jsonl")
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         convert(source, tmp_path / "out.jsonl")
     convert(source, tmp_path / "out.jsonl", overwrite=True)
     (tmp_path / "dir.jsonl").mkdir()
@@ -373,7 +373,7 @@ def test_a_mixture_of_formats_is_one_dataset() -> None:
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        (["{x}:0.5", "{y}"], "some have a proportion and .*y.jsonl does not"),
+        (["{x}:0.5", "{y}"], "Some of 2 datasets have a proportion, but .*y.jsonl does not"),
         (["{x}:0", "{y}:1"], "The proportion of .*x.jsonl is 0"),
         ([("{x}", -1.0), ("{y}", 1.0)], "The proportion of .* is -1.0"),
         (["{x}:0.1"], r"x.jsonl is a single dataset and has the proportion 0.1, .*'train\[:10%\]'"),

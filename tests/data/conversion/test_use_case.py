@@ -69,7 +69,7 @@ def test_a_rule_sees_the_row_and_its_texts(source: Path, monkeypatch: pytest.Mon
     assert kept(source, "--rule", "rules:coast") == [1]
     manifest = json.loads(source.with_name("out.jsonl.manifest.json").read_text(encoding="utf-8"))
     assert manifest["filters"] == {"rule": "rules:coast"}
-    assert manifest["dropped"] == [{"reason": "rule", "what": "--rule says no", "count": 3, "rows": [0, 2, 3]}]
+    assert manifest["dropped"] == [{"reason": "rule", "what": "--rule returned False", "count": 3, "rows": [0, 2, 3]}]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_rule_sees_the_row_and_its_texts(source: Path, monkeypatch: pytest.Mon
     [
         (["--topic", "biling"], "No pair has the topic 'biling' (found: 'Billing', 'travel', 'billing', 'None')."),
         (["--topic", "biling"], "Did you mean 'billing'?"),
-        (["--language", "english"], "--language english: the languages known are"),
+        (["--language", "english"], "--language english is not known. Known are"),
         (["--rule", "FILE:number"], "returns 1. Return True to keep the row, or False."),
         (["--rule", "FILE:broken"], "row 0: --rule"),
         (["--rule", "FILE:broken"], "fails (KeyError: 'nothing'). Correct the rule."),

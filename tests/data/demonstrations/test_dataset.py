@@ -159,7 +159,7 @@ def test_what_the_data_do_not_have_cannot_be_asked_for():
 
 
 def test_conversations_need_a_chat_template():
-    with pytest.raises(DatasetError, match="no chat template, and row 0 is a conversation"):
+    with pytest.raises(DatasetError, match="no chat template, but row 0 is a conversation"):
         one(ROW, tokenizer=tokenizer(None))
 
 
@@ -185,7 +185,7 @@ def test_what_cannot_train_is_dropped_and_counted():
     assert (report.trimmed.rows, report.first_turn.rows) == ([4], [5])
     said = " ".join(report.lines())
     assert "3 of 6 rows kept" in said
-    assert "Left the turns after the last answer off in 1 row (4)" in said
+    assert "Left out the turns after the last answer in 1 row (4)" in said
     assert report.to_json()["dropped"]["no_answer"] == {"count": 1, "rows": [1]}
     assert report.scored_tokens == groups.scored_tokens < report.total_tokens
 
@@ -202,7 +202,7 @@ def test_limits():
     dropped, report = tokenize_demonstrations(rows, tok, max_length=short, truncation="drop")
     assert len(dropped) == 1
     assert report.dropped["too_long"].rows == [0]
-    with pytest.raises(DatasetError, match=f"1 of 2 rows are longer than max_length={short}.*max_length={length}"):
+    with pytest.raises(DatasetError, match=f"1 of 2 rows longer than max_length={short}.*max_length={length}"):
         tokenize_demonstrations(rows, tok, max_length=short, truncation="error")
     with pytest.raises(DatasetError, match="Nothing is left to train on"):
         tokenize_demonstrations(rows, tok, max_length=len(whole[1].prompt_ids))
@@ -297,7 +297,7 @@ def test_turns_of_weight_0_and_empty_ones_are_context(messages, expected):
     assert texts == expected
     assert report.context.count == 1
     assert report.turns == len(expected)
-    assert any("weight 0, and are context only" in line for line in report.lines())
+    assert any("weight 0, and are only context" in line for line in report.lines())
 
 
 def test_a_weight_that_is_neither_0_nor_1_is_refused():
@@ -317,5 +317,5 @@ def test_what_the_template_does_not_write_is_said():
     turns = [{"role": "user", "content": "2 and 2?"}, {"role": "assistant", "content": "4"}]
     thinks = [turns[0], {**turns[1], "reasoning_content": "Two and two are four."}]
     _, report = tokenize_demonstrations(load_demonstrations([{"messages": turns}, {"messages": thinks}]), tokenizer())
-    assert report.unwritten["the thought of an answer"].rows == [1]
-    assert any("does not write the thought of an answer" in line for line in report.lines())
+    assert report.unwritten["the reasoning of an answer"].rows == [1]
+    assert any("does not write the reasoning of an answer" in line for line in report.lines())

@@ -224,7 +224,8 @@ def test_what_gives_no_pair_is_counted() -> None:
     pairs = load("ultrafeedback")
     assert left(pairs) == [
         "1 left out (rows 0): two answers have the same rating, so neither is preferred. Leave them out.",
-        "1 left out (rows 1): a prompt has fewer than two rated answers. Rate a second one, or leave the prompt out.",
+        "1 left out (rows 1): a prompt has fewer than two rated answers. Rate a second answer, or leave the prompt "
+        "out.",
     ]
     assert "2 rows give 5 pairs." in pairs.notes[0]
     assert [note.split(":")[0] for note in left(load("oasst"))] == ["1 left out (rows 7)"]
@@ -337,10 +338,10 @@ def test_every_labelled_answer_is_used_and_pairs_grow_with_the_answers() -> None
 
 def test_unpaired_data_say_what_they_are_and_what_to_do() -> None:
     message = fails(rows_of("kto")[1:])
-    assert "gives no preference pair, read as kto (single answers with a label). No prompt in it has both" in message
+    assert "gives no preference pair, read as kto (single answers with a label). No prompt has both" in message
     assert "2 left out (rows 0, 1)" in message
     message = fails(FILES / "alpaca.jsonl")
-    assert "read as alpaca (instructions with one answer each, for supervised fine-tuning). Nothing in it" in message
+    assert "read as alpaca (instructions with one answer each, for supervised fine-tuning). The data hold" in message
     assert "1 left out (rows 0): two answers have the same rating" in fails(rows_of("helpsteer3")[1:])
 
 

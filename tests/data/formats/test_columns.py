@@ -68,7 +68,7 @@ def test_unpaired_data_are_recognised() -> None:
 
 def test_labels_that_are_no_verdicts_are_not_taken_for_one() -> None:
     rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "label": "sports"}]
-    assert "This looks like single answers with a label, not like pairs" in fails(rows)
+    assert "The rows look like single answers with a label, not like pairs" in fails(rows)
 
 
 def test_openai_preference_rows_by_the_proposed_columns() -> None:
@@ -89,7 +89,7 @@ def test_openai_preference_rows_by_the_proposed_columns() -> None:
 def test_answers_without_a_prompt_column_are_not_split_at_their_first_words() -> None:
     rows = [{"instruction": "Convert.", "input": "45 km", "chosen": "45 km is 45000 m", "rejected": "45 km is far"}]
     message = fails(rows, format="trl")
-    assert "no column 'prompt', and chosen and rejected hold the answers only" in message
+    assert "no column 'prompt', and chosen and rejected hold only the answers" in message
     assert "--columns prompt=instruction+input" in message
     assert load_pairs(rows, columns={"prompt": "instruction+input"})[0].prompt == "Convert.\n\n45 km"
     rows[0]["input"] = ""
@@ -97,7 +97,7 @@ def test_answers_without_a_prompt_column_are_not_split_at_their_first_words() ->
 
 
 def test_answers_that_share_nothing_need_a_prompt() -> None:
-    assert "hold the answers only" in fails([{"chosen": "yes", "rejected": "no"}])
+    assert "hold only the answers" in fails([{"chosen": "yes", "rejected": "no"}])
     turn = {"from": "gpt", "value": "hello"}
     rows = [{"conversations": [{"from": "human", "value": "hi"}], "chosen": turn, "rejected": {**turn, "value": "go"}}]
     assert "--columns prompt=conversations" in fails(rows, format="trl")
@@ -132,7 +132,7 @@ def test_a_row_without_a_side_is_named(tmp_path: Any) -> None:
     good = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
     path.write_text(good * 3 + '{"prompt": "a", "chosen": "b", "bad": "c"}\n' + good)
     message = fails(path)
-    assert f"{path} row 3 has no 'rejected' (1 such rows" in message
+    assert f"{path} row 3 has no 'rejected' (1 such row" in message
     assert "this one has: 'prompt', 'chosen', 'bad'" in message
     rows = datasets.Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}] * 3)
     rows = datasets.concatenate_datasets([rows, datasets.Dataset.from_dict({"prompt": ["x"]})])
@@ -162,13 +162,13 @@ def test_a_name_that_is_more_than_a_word_is_quoted_and_the_message_stays_one_lin
     ],
 )
 def test_demonstrations_are_told_to_be_some(row):
-    with pytest.raises(DatasetError, match=r"These look like demonstrations.*preftune sft"):
+    with pytest.raises(DatasetError, match=r"The rows look like demonstrations.*preftune sft"):
         load_pairs([row])
 
 
 def test_answers_of_one_label_say_so():
     rows = [{"prompt": "a", "completion": text, "label": True} for text in "bc"]
-    with pytest.raises(DatasetError, match=r"Every 'label' among the first rows says good. No prompt in it has both"):
+    with pytest.raises(DatasetError, match=r"Every 'label' among the first rows says good. No prompt has both"):
         load_pairs(rows)
     rows[1]["label"], rows[1]["prompt"] = False, "z"
     with pytest.raises(DatasetError) as caught:
@@ -189,7 +189,7 @@ def test_csv_of_spreadsheets_in_any_language(mark, tmp_path):
 def test_another_number_of_scores_than_answers_is_named(answers):
     """It was read as no known format: recognised are lists, and their lengths are checked row by row."""
     short = {"prompt": "a", answers: ["x", "y", "z"], "scores": [1, 2]}
-    with pytest.raises(DatasetError, match=r"another number of scores than answers\. Give one score for each"):
+    with pytest.raises(DatasetError, match=r"does not have as many scores as answers\. Give one score for each"):
         load_pairs([short, short])
     pairs = load_pairs([{**short, "scores": [1, 2, 3]}, short])
     assert len(pairs) == 3

@@ -72,8 +72,8 @@ def test_hh_transcripts_straight_from_a_dataset() -> None:
 def test_implicit_text_is_told() -> None:
     pairs = load_pairs([{"chosen": "yes it is", "rejected": "yes it was"}, {"chosen": "a", "rejected": "b"}])
     assert pairs[0].prompt == "yes it"
-    assert "the words that chosen and rejected begin with in common" in pairs.notes[0]
-    assert "1 of the first 2 rows share no beginning" in pairs.notes[0]
+    assert "the words with which both chosen and rejected begin" in pairs.notes[0]
+    assert "1 of the first 2 rows have no common beginning" in pairs.notes[0]
     assert "Explicit prompts are recommended" in pairs.notes[0]
     assert not any(
         "recommended" in note for note in load_pairs([{"prompt": "a", "chosen": "b", "rejected": "c"}]).notes
@@ -111,7 +111,7 @@ def test_text_as_conversations() -> None:
 def test_reading_pairs_twice() -> None:
     pairs = load_pairs(ROWS)
     assert read_pairs(pairs) is pairs
-    with pytest.raises(DatasetError, match="open already"):
+    with pytest.raises(DatasetError, match="already open"):
         read_pairs(pairs, columns={"chosen": "rejected"})
 
 
@@ -143,10 +143,10 @@ def test_shapes_that_are_nearly_pairs_are_told_for_what_they_are() -> None:
 
     by_columns = {name: {"0": f"{name} a", "1": f"{name} b"} for name in ("prompt", "chosen", "rejected")}
     told = {
-        "this row holds a whole table, written by columns ('0', '1')": [by_columns],
+        "this row holds a whole table, written column by column ('0', '1')": [by_columns],
         "chosen and rejected begin with different turns": [{"chosen": turns("a?", "x"), "rejected": turns("b?", "y")}],
         "single answers with a score": [{"prompt": "a?", "response": "x", "score": 1}],
-        "may be the rank of each answer or the order": [
+        "may hold the rank of each answer or the order": [
             {"prompt": "a?", "responses": ["x", "y", "z"], "ranking": [2, 3, 1]}
         ],
     }

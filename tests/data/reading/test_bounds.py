@@ -113,7 +113,7 @@ def test_pipes_are_read(tmp_path: Path, kind: str) -> None:
     writer.start()
     assert list(load_pairs(pipe)) == list(load_pairs(source))
     writer.join()
-    assert "is a pipe, which can be read once" in fails(pipe, streaming=True)
+    assert "is a pipe, which can be read only once" in fails(pipe, streaming=True)
 
 
 # --- what is tokenised ---
@@ -192,7 +192,7 @@ def test_a_template_that_fills_the_memory_is_stopped(monkeypatch: pytest.MonkeyP
 def test_a_configuration_with_too_many_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "config.json"
     config.write_text('{"text_config": {"num_hidden_layers": 10000000}}', encoding="utf-8")
-    with pytest.raises(ModelError, match=r"asks for num_hidden_layers=10,000,000, more than 10,000.*layers=100000"):
+    with pytest.raises(ModelError, match=r"requests num_hidden_layers=10,000,000, more than 10,000.*layers=100000"):
         check_config_size(tmp_path)
     monkeypatch.setenv("PREFTUNE_LIMITS", "layers=20000000,config=10")
     with pytest.raises(ModelError, match="no model's configuration has more than 10 bytes"):

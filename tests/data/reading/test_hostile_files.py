@@ -59,7 +59,7 @@ def test_another_encoding(tmp_path: Path) -> None:
     content = LINE + json.dumps(ROW, ensure_ascii=False).encode("latin-1") + b"\n"
     fails(write(tmp_path, content), "is not text in UTF-8", "line 2", f"byte {content.index(0xDF, len(LINE))}")
     fails(write(tmp_path, LINE.decode().encode("cp1252"), "a.csv"), "line 1")
-    fails(write(tmp_path, b"\xff\xfe" + LINE), "begins like text in UTF-16 and is not")
+    fails(write(tmp_path, b"\xff\xfe" + LINE), "begins like text in UTF-16 but is not")
 
 
 def test_a_byte_order_mark_and_utf16(tmp_path: Path) -> None:
@@ -183,9 +183,9 @@ def test_a_key_that_is_there_twice(tmp_path: Path) -> None:
     fails(
         write(tmp_path, LINE + b'{"prompt": "p", "chosen": "a", "rejected": "b", "chosen": "c"}'),
         "line 2",
-        "'chosen' is there twice",
+        "'chosen' is given twice",
     )
-    fails(write(tmp_path, b'[{"chosen": "a", "chosen": "c"}]', "a.json"), "'chosen' is there twice")
+    fails(write(tmp_path, b'[{"chosen": "a", "chosen": "c"}]', "a.json"), "'chosen' is given twice")
 
 
 HALF = json.dumps({**ROW, "chosen": "an \ud83d end"}).encode() + b"\n"
@@ -229,7 +229,7 @@ def test_a_whole_surrogate_pair_is_its_character(tmp_path: Path, caplog: pytest.
 
 def test_half_a_surrogate_pair_in_a_column_name_or_in_json_inside_a_text(tmp_path: Path) -> None:
     name = json.dumps({**ROW, "n\ud83d": 1}).encode()
-    with pytest.raises(DatasetError, match=r"A column of .*pairs\.jsonl is called"):
+    with pytest.raises(DatasetError, match=r"The name .* of a column of .*pairs\.jsonl holds half"):
         load_pairs(write(tmp_path, LINE + name))
     inside = json.dumps({**ROW, "chosen": json.dumps(json.loads(TURNS)["chosen"])}).encode()
     fails(write(tmp_path, LINE + inside), "row 1, column 'chosen'", "half of a surrogate pair")

@@ -136,7 +136,7 @@ def test_a_damaged_table_of_a_large_file_is_made_again(damage: str, large: Path,
     other = {"a changed letter": changed, "cut": data[:-9], "emptied": b"", "noise": b"\xff" * len(data)}[damage]
     kept.write_bytes(other)
     assert list(load_rows(large)) == ROWS
-    assert "are damaged, and are made again" in caplog.text
+    assert "are damaged, and are read again" in caplog.text
     assert kept.read_bytes() == data
 
 
@@ -212,7 +212,7 @@ def test_slices_of_a_split(tmp_path: Path) -> None:
 
 def test_the_training_rows_are_never_taken_for_another_split(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "pairs.jsonl", ROWS)
-    assert "has the one split 'train', not 'test'" in fails(tmp_path / "pairs.jsonl", split="test")
+    assert "has only the split 'train', not 'test'" in fails(tmp_path / "pairs.jsonl", split="test")
     assert "not 'test'" in fails(datasets.Dataset.from_list(ROWS), split="test")
     named = datasets.Dataset.from_list(ROWS, split="test")
     assert load_rows(named, split="test") is named
@@ -223,7 +223,7 @@ def test_streaming(tmp_path: Path) -> None:
     stream = load_rows(tmp_path / "pairs.jsonl", streaming=True)
     assert isinstance(stream, datasets.IterableDataset)
     assert list(stream) == ROWS
-    with pytest.raises(DatasetError, match="is streamed, and this needs data of known length"):
+    with pytest.raises(DatasetError, match="is streamed, but its length must be known"):
         load_pairs(stream)
 
 
@@ -249,7 +249,7 @@ def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
         ("model.bin", bytes(range(256)), ["is a binary file"]),
         ("nul.jsonl", b"{}\0\0\0", ["is a binary file"]),
         ("photo.jsonl", b"\x89PNG\r\n\x1a\n" + bytes(99), ["not text in UTF-8", "byte 0, line 1"]),
-        ("notes.txt", b"some words", ["of no kind that preftune reads", "jsonl, json, csv"]),
+        ("notes.txt", b"some words", ["not in a file format that preftune reads", "jsonl, json, csv"]),
         ("fake.parquet", b"some words", ["is not a parquet file"]),
         ("torn.parquet", b"PAR1" + bytes(99), ["is a broken parquet file"]),
         ("list.jsonl", b'{"a": 1}\n[1, 2]\n', ["line 2 holds a list, not an object: '[1, 2]'"]),
@@ -262,7 +262,7 @@ def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
         ("words.json", b'["a", "b"]', ["row 0 is a str, not an object"]),
         ("ragged.csv", b"a,b\n1,2\n1,2,3\n", ["line 3 has 3 fields, but the header has 2"]),
         ("quote.csv", b'a,b\n1,"2\n', ["is not valid CSV", "unexpected end of data"]),
-        ("twice.csv", b"a,a\n1,2\n", ["has the column 'a' twice"]),
+        ("twice.csv", b"a,a\n1,2\n", ["has two columns named 'a'"]),
     ],
 )
 def test_a_wrong_file_is_one_paragraph(tmp_path: Path, name: str, content: bytes, expected: list[str]) -> None:
@@ -306,7 +306,7 @@ def test_a_hub_id_that_nobody_answers_for(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", no_network)
     message = fails("owner/pairs")
-    assert "There is no file or folder 'owner/pairs' here, and the hub cannot be asked" in message
+    assert "There is no file or folder 'owner/pairs' on this machine, and the hub cannot be asked" in message
     assert "Name or service not known" in message
     write_jsonl(tmp_path / "pairs.jsonl", ROWS)
     assert "(there is 'pairs.jsonl')" in fails("pairs")

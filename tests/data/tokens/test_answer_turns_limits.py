@@ -32,7 +32,7 @@ def test_a_side_that_keeps_no_answer_is_dropped(chat: Tok) -> None:
     longest = len(whole[0].prompt_ids) + whole[0].spans(1)[0][0]
     _, report = run([row, PARTED], chat, max_length=longest)
     assert report.dropped["no_answer_left"].rows == [0]
-    assert "Dropped 1 row (0): truncation cuts off all that the assistant says on a side. Raise max_length." in (
+    assert "Dropped 1 row (0): truncation cuts off all text of the assistant on a side. Raise max_length." in (
         report.lines()
     )
     assert len(run([row], chat, max_length=longest + 1)[0]) == 1

@@ -60,7 +60,7 @@ def test_the_mask_of_a_chatml_conversation(chat: Tok) -> None:
         "<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\n⟦five<|im_end|>\n⟧",
     ]
     assert report.several_turns.rows == [0]
-    assert "In 1 row (0) the two sides part before the last answer: every turn of the assistant" in report.lines()[1]
+    assert "In 1 row (0) the two sides diverge before the last answer: every turn of the assistant" in report.lines()[1]
     assert report.to_json()["several_turns"] == {"count": 1, "rows": [0]}
 
 
@@ -276,7 +276,7 @@ def test_a_single_answer_that_cannot_be_found_is_dropped(chat: Tok) -> None:
         "{% else %}{{ m['content'] | reverse }}{% endif %}{% endfor %}"
     )
     row = {"prompt": [user("Why?")], "chosen": [assistant("one")], "rejected": [assistant("two")]}
-    with pytest.raises(DatasetError, match="does not tell where the assistant's turns begin"):
+    with pytest.raises(DatasetError, match="the assistant's turns cannot be located"):
         run([row], chat)
 
 
@@ -290,7 +290,7 @@ def test_a_template_that_hides_its_turns_drops_the_row_and_says_the_cure(chat: T
     assert [group.id for group in groups] == ["1"]
     assert report.dropped["answers_not_found"].rows == [0]
     assert "Mark them in the template with {% generation %}" in "\n".join(report.lines())
-    with pytest.raises(DatasetError, match="does not tell where the assistant's turns begin"):
+    with pytest.raises(DatasetError, match="the assistant's turns cannot be located"):
         run([PARTED], chat)
 
 

@@ -30,7 +30,7 @@ def test_truncation_keeps_the_end_of_the_prompt_and_the_start_of_the_answer(plai
     assert {part: tally.rows for part, tally in report.truncated.items()} == {"prompt": [0], "rejected": [0]}
     assert (report.longest, report.longest_prompt) == (16, 9)
     lines = "\n".join(report.lines())
-    assert "Cut the beginning of the prompt in 1 row (0). max_prompt_length=9 would keep all." in lines
+    assert "Cut the beginning of the prompt in 1 row (0). max_prompt_length=9 would keep them whole." in lines
     assert "Cut the end of rejected in 1 row (0); no end-of-sequence token is trained there. max_length=16" in lines
 
 
@@ -64,7 +64,7 @@ def test_policy_error_names_rows_the_longest_and_the_cure(plain: Tok) -> None:
     with pytest.raises(DatasetError) as caught:
         run(rows, plain, max_length=8, truncation="error")
     message = str(caught.value)
-    assert "1 of 3 rows are longer than max_length=8 (row 1: 12 tokens; the longest has 12" in message
+    assert "1 of 3 rows longer than max_length=8 (row 1: 12 tokens; the longest has 12" in message
     assert 'Set max_length=12 to keep them whole, or truncation="truncate" to cut them' in message
     with pytest.raises(DatasetError, match=r"max_prompt_length=4 .row 2: 8 tokens.*Set max_prompt_length=6 to keep"):
         run(rows, plain, max_prompt_length=4, truncation="error")

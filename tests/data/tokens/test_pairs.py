@@ -167,7 +167,7 @@ def test_an_empty_prompt_begins_with_bos_or_eos(bare: Tok) -> None:
 
 
 def test_conversations_need_a_chat_template(plain: Tok) -> None:
-    with pytest.raises(DatasetError, match=r"no chat template, and row 0 is a conversation.*DIALOGUE_TEMPLATE"):
+    with pytest.raises(DatasetError, match=r"no chat template, but row 0 is a conversation.*DIALOGUE_TEMPLATE"):
         run([CHAT], plain)
     groups, report = run([CHAT], plain, chat_template=DIALOGUE_TEMPLATE)
     assert texts(groups[0], plain) == (
@@ -181,7 +181,7 @@ def test_conversations_need_a_chat_template(plain: Tok) -> None:
 def test_text_with_a_chat_tokenizer_is_told(chat: Tok) -> None:
     _, report = run([STANDARD, CHAT], chat)
     assert report.notes == [
-        "1 rows are plain text and are tokenised as they stand, although the tokenizer has a chat template. For a chat "
+        "1 row is plain text and tokenised without a template, although the tokenizer has a chat template. For a chat "
         "model give prompts as messages, or load_pairs(...).as_chat()."
     ]
 
@@ -229,7 +229,7 @@ def test_rows_that_cannot_train_are_counted_by_reason(chat: Tok) -> None:
     lines = report.lines()
     assert lines[0].startswith("the dataset: 2 of 11 rows kept")
     assert (
-        "Dropped 5 rows (1, 2, 3, 9, 10): chosen or rejected is empty. Remove such rows, or fill the empty side in."
+        "Dropped 5 rows (1, 2, 3, 9, 10): chosen or rejected is empty. Remove such rows, or fill in the empty side."
         in lines
     )
     assert json.loads(json.dumps(report.to_json()))["dropped"]["identical"] == {"count": 2, "rows": [4, 5]}
@@ -289,7 +289,7 @@ def test_the_room_that_every_answer_has_is_told_and_kept(chat: Tok) -> None:
         for count in (1, 5, 40)
     ]
     groups, report = run(rows, chat, max_length=64, max_prompt_length=24)
-    assert "Every answer has room for 40 tokens at least (max_length=64 less max_prompt_length=24)." in report.notes
+    assert "Every answer has room for at least 40 tokens (max_length=64 less max_prompt_length=24)." in report.notes
     assert all(len(group.prompt_ids) <= 24 for group in groups)
     assert all(len(ids) == 64 - len(group.prompt_ids) >= 40 for group in groups for ids in group.completions)
     _, report = run(rows[:1], chat, max_length=64)
@@ -316,13 +316,13 @@ def test_what_the_template_does_not_write_is_said(chat: Tok) -> None:
         {**CHAT, "chosen": [assistant("  Paris. \n")]},
     ]
     _, report = run(rows, chat)
-    assert {part: tally.rows for part, tally in report.unwritten.items()} == {"the thought of an answer": [3]}
+    assert {part: tally.rows for part, tally in report.unwritten.items()} == {"the reasoning of an answer": [3]}
     chat.chat_template = LEAVES_OUT
     _, report = run(rows, chat)
     assert {part: tally.rows for part, tally in report.unwritten.items()} == {
         "the system prompt": [1],
         "a part of an answer": [2],
-        "the thought of an answer": [3],
+        "the reasoning of an answer": [3],
     }
     assert any(
         "does not write the system prompt, and the model is trained without it" in line for line in report.lines()

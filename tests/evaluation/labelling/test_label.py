@@ -156,7 +156,7 @@ def test_answers_without_a_score_are_left_out(tmp_path: Path) -> None:
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     samples = write_samples(tmp_path / "s.jsonl", ANSWERS)
     (tmp_path / "mine.jsonl").write_text("mine\n")
-    with pytest.raises(RequestError, match="no manifest next to it says that preftune label wrote it"):
+    with pytest.raises(RequestError, match="has no manifest which says that preftune label wrote it"):
         label(samples, tmp_path / "mine.jsonl", ByScore(letters))
     with pytest.raises(RequestError, match="would be written over the samples"):
         label(samples, samples, ByScore(letters))
@@ -347,4 +347,4 @@ def test_estimates_count_what_is_not_known_yet(server, cache) -> None:
 
 
 def test_nothing_counts_as_nothing() -> None:
-    assert LabelCounts(pairs=2, prompts=1, completions=3).sentences() == ["2 pairs from 1 prompts with 3 completions."]
+    assert LabelCounts(pairs=2, prompts=1, completions=3).sentences() == ["2 pairs from 1 prompt with 3 completions."]

@@ -289,7 +289,7 @@ def test_a_failure_in_the_middle_loses_no_answer(server, tmp_path: Path) -> None
     path = tmp_path / "s.jsonl"
     server.pause = 0.05
     server.check = lambda body: FAILURE if len(server.answered) >= 4 else None
-    with pytest.raises(EndpointError, match="failed 2 times over"):
+    with pytest.raises(EndpointError, match="failed in 2 attempts"):
         from_endpoint(server, path)
     assert len(read_samples(path)) == len(server.answered) >= 4
     server.check = lambda body: None
@@ -300,7 +300,7 @@ def test_a_failure_in_the_middle_loses_no_answer(server, tmp_path: Path) -> None
 
 def test_a_prompt_that_the_server_declines_is_named(server, tmp_path: Path) -> None:
     server.check = lambda body: refusal(400, "declined") if body["messages"][-1]["content"] == "a" else None
-    with pytest.raises(RequestError, match=r"does not take the request for prompt '2' \(400: declined\)"):
+    with pytest.raises(RequestError, match=r"does not accept the request for prompt '2' \(400: declined\)"):
         from_endpoint(server, tmp_path / "s.jsonl", k=1)
 
 

@@ -221,7 +221,7 @@ def test_a_task_that_fails_does_not_take_the_others_along(models: Any, tasks: Pa
     broken = TASK.format(data=tmp_path / "missing.jsonl").replace("tiny_letters", "broken_letters")
     (tasks / "broken_letters.yaml").write_text(broken)
     ready = contest(tmp_path, load_models=two_models(base, aligned, tokenizer))
-    with pytest.raises(PreftuneError, match=r"failed on broken_letters \(\w+: .*What was finished is kept"):
+    with pytest.raises(PreftuneError, match=r"failed on broken_letters \(\w+: .*Finished tasks are kept"):
         run_suite("general", ready, data=tasks, tasks=["broken_letters", "tiny_letters"], limit=3)
     kept = read_lines(tmp_path / "eval" / "general" / "tasks.jsonl")
     assert [record["result"]["task"] for record in kept] == ["tiny_letters"] * 2

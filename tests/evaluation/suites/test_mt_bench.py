@@ -109,7 +109,7 @@ def test_scores_are_those_that_a_person_adds_up(fastchat: Path, tmp_path: Path) 
     rate = next(one for one in written["comparisons"] if one["name"] == "win rate")
     assert (rate["aligned"], rate["n"]) == (0.5, 6)
     assert written["judge_prompts"] == "FastChat's"
-    assert any("1 had a rating" in sentence for sentence in written["sentences"])
+    assert any("1 had an unreadable rating" in sentence for sentence in written["sentences"])
 
 
 def test_the_second_turn_sees_the_same_models_first_answer_and_temperatures_follow_the_category(

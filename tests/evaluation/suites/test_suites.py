@@ -105,7 +105,7 @@ def test_equal_changes_of_few_prompts_prove_nothing() -> None:
 def test_answers_that_were_cut_off_are_told_with_the_tokens_that_are_usual() -> None:
     assert cut_off({"base": [True, True], "aligned": [True, True]}, usual=1024) == []
     (told,) = cut_off({"base": [True, False], "aligned": [True, True]}, usual=1024)
-    assert told.startswith("1 answers of the baseline and 0 of the aligned model were cut off")
+    assert told.startswith("1 answer of the baseline and 0 of the aligned model were cut off")
     assert "--max_new_tokens 1024" in told
 
 
@@ -143,7 +143,7 @@ def test_the_summary_of_a_suite(tmp_path: Path) -> None:
     assert written["sentences"][-1] == "Mind."
     assert not any("Nothing" in sentence for sentence in written["sentences"])
     fine = SuiteResult("any", [better])
-    assert "Nothing that any measures got worse beyond chance." in fine.sentences()
+    assert "No metric of any got worse beyond chance." in fine.sentences()
     assert [row[0] for row in result.table()] == ["figure", "second", "third", "  part"]
 
 

@@ -84,7 +84,7 @@ def test_beta_is_advised_on_where_it_holds_the_model_near_a_reference() -> None:
         for worse in ((), ("repeats",)):
             assert "beta" not in text(outcome, worse=worse, beta=2.0, usual_beta=False).replace("data and beta", "")
             assert "0.2 to 0.5" not in text(outcome, worse=worse, method="grpo", beta=0.04)
-    assert "a higher beta (now 0.04): the penalty holds" in text(WORSE, worse=("repeats",), method="grpo", beta=0.04)
+    assert "a higher beta (now 0.04): the penalty keeps" in text(WORSE, worse=("repeats",), method="grpo", beta=0.04)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_which_runs_have_a_beta_like_dpos(method: str, losses: object, usual: bo
 
 
 def test_undecided_names_the_prompts_that_are_missing() -> None:
-    assert next_steps(UNDECIDED)[0] == "Evaluate on about 97 more prompts first."  # 197 - 100
+    assert next_steps(UNDECIDED)[0] == "First evaluate on about 97 more prompts."  # 197 - 100
     narrow = next_steps(result(0.505, 0.47, 0.54, prompts=900))
     assert "more prompts first" not in narrow[0]
     assert "narrow around 50%" in narrow[0]

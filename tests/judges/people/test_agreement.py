@@ -86,7 +86,7 @@ def test_a_judge_that_only_ties_is_no_better_than_length() -> None:
     said = [label(i, "tie" if i % 2 else "ab"[i // 2 % 2]) for i in range(80)]
     told = " ".join(measured(said, dict.fromkeys(range(80), ("tie", "tie"))).sentences())
     assert "prefers no answer in any comparison" in told
-    assert "better than going by length" not in told
+    assert "better than the length of the answers" not in told
 
 
 def test_kappa_does_not_depend_on_what_stands_first() -> None:
@@ -143,7 +143,7 @@ def test_unread_verdicts_are_left_out_and_said() -> None:
     found = measured(labels, {0: ("a", None), 1: ("a", "b"), 2: ("a", "b")})
     assert (found.n, found.unjudged) == (2, 1)
     assert any("--ask_again" in line for line in found.sentences())
-    with pytest.raises(DatasetError, match=r"Not one verdict of scripted.*--judge_max_tokens"):
+    with pytest.raises(DatasetError, match=r"No verdict of scripted.*--judge_max_tokens"):
         measured(labels[:1], {0: (None, None)})
 
 
@@ -201,7 +201,7 @@ def test_a_limit_is_drawn_at_random_and_said() -> None:
 
 
 def test_data_that_are_none_are_told() -> None:
-    with pytest.raises(DatasetError, match=r"row 1: 'label' is 'c', which does not say.*'a', 'b' or 'tie'"):
+    with pytest.raises(DatasetError, match=r"row 1: 'label' is 'c', which does not name the better.*'a', 'b' or 'tie'"):
         load_labels([{"prompt": "p", "answer_a": "x", "answer_b": "y", "label": said} for said in ("a", "c")])
     with pytest.raises(DatasetError, match="row 0: a judgement needs a prompt and two answers"):
         load_labels([{"prompt": "", "answer_a": "x", "answer_b": "y", "label": "a"}])

@@ -79,14 +79,14 @@ def test_the_verdict_comes_first() -> None:
     heading = re.sub("<[^>]+>", "", re.search("<h1>(.*?)</h1>", page)[1])  # type: ignore[index]
     assert heading == "1 error and 2 warnings in 60 pairs"
     assert page.index('id="empty"') < page.index('id="encoding"')
-    assert "First of all: empty answers (1, 1.7%)" in page
+    assert "Most important: empty answers (1, 1.7%)" in page
 
 
 def test_clean_data_are_called_clean() -> None:
     values = audited(clean_rows(60))
     values["findings"] = []
     page = audit_page(values)
-    assert "Nothing wrong" in page
+    assert "No problems" in page
     assert "No check found anything." in page
 
 

@@ -67,7 +67,7 @@ def test_a_torn_last_line_is_told_and_the_others_are_kept(run_folder: Path) -> N
         file.write('{"step": 82, "lo')
     run = read_run(run_folder)
     assert len(run.metrics) == 48
-    assert list(missing_files([run])) == ["metrics.jsonl has 1 line that is not whole, left out here."]
+    assert list(missing_files([run])) == ["metrics.jsonl has 1 incomplete line, left out on this page."]
 
 
 def test_values_of_any_kind_in_any_place(run_folder: Path) -> None:

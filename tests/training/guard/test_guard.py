@@ -146,7 +146,7 @@ def test_training_lines_tell_the_peak_of_memory(tmp_path):
 def test_without_held_out_rows_prompts_are_training_rows_and_that_is_said(paid, tmp_path, caplog):
     caplog.set_level("DEBUG", logger="preftune")
     guarded(lora_model(), tmp_path, eval_dataset=None, max_steps=1).train()
-    assert "of training rows: nothing is held out" in caplog.text
+    assert "of training rows, because no rows are held out" in caplog.text
     assert {entry["prompt"] for entry in lines(tmp_path, "samples.jsonl")} <= {row["prompt"] for row in rows(14)}
 
 

@@ -12,7 +12,7 @@ from tests.training.dpo_runs import config
     ("options", "message"),
     [
         ({"guard": "shout"}, "guard='shout' must be one of"),
-        ({"guard_budget": 0.7}, "guard_budget=0.7 must lie in 0..0.5"),
+        ({"guard_budget": 0.7}, "guard_budget=0.7 must be between 0 and 0.5"),
         ({"guard_prompts": "1"}, "give at least 2"),
         (
             {"guard": "rollback", "load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"},

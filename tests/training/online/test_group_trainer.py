@@ -222,7 +222,7 @@ def test_it_learns_what_is_rewarded(tmp_path):
         "policy/clipfrac_avg",
         "completions/mean_length",
     } <= names
-    assert trainer.reference.description == "none: the loss has no reference"
+    assert trainer.reference.description == "no reference: the loss has none"
 
 
 def test_a_resumed_run_is_the_same_to_the_bit(tmp_path):
@@ -271,9 +271,9 @@ def test_rewards_that_cannot_be_used(tmp_path):
 
     with pytest.raises(RequestError, match="returned 1 numbers for 16 answers"):
         made(tmp_path, short).train()
-    with pytest.raises(ConfigError, match="a reward is of one"):
+    with pytest.raises(ConfigError, match="a reward rates one"):
         made(tmp_path, compares)
-    with pytest.raises(ConfigError, match="something must rate the answers"):
+    with pytest.raises(ConfigError, match="a reward must rate the answers"):
         made(tmp_path, None)
     with pytest.raises(ConfigError, match="has 2 weights for 1 rewards"):
         made(tmp_path, reward_weights=[1.0, 1.0])
@@ -296,7 +296,7 @@ def test_dynamic_sampling_fills_the_step_with_prompts_that_teach(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"per_device_train_batch_size": 10}, "num_generations=4 does not divide"),
+        ({"per_device_train_batch_size": 10}, "is not a multiple of num_generations=4"),
         ({"top_p": 0.9}, "top_p=0.9 is not honoured"),
         ({"steps_per_generation": 4}, "use num_iterations"),
         ({"reward_ensemble": "min"}, "Use reward_weights"),

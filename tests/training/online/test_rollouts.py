@@ -128,10 +128,10 @@ def test_vllm_gets_the_adapter_of_every_round(tmp_path: Path, monkeypatch: pytes
 
 def test_vllm_that_is_not_there_or_cannot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     options = {"folder": tmp_path, "max_new_tokens": 5, "temperature": 1.0, "seed": 0}
-    with pytest.raises(ModelError, match="one of them is missing here"):
+    with pytest.raises(ModelError, match="one of them is missing"):
         VllmSampler(tiny_tokenizer(), model=tiny_model(), **options)
     FakeVllm().install(monkeypatch)
-    with pytest.raises(ModelError, match="this policy is something else"):
+    with pytest.raises(ModelError, match="this policy is different"):
         VllmSampler(tiny_tokenizer(), model=tiny_model(), **options)
 
 

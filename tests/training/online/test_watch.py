@@ -66,7 +66,7 @@ def test_figures_that_go_wrong(name: str, figure: str, value: float) -> None:
 
 def test_an_alarm_says_what_was_seen_why_and_what_to_change() -> None:
     (alarm,) = round_alarms(HEALTHY, HEALTHY._replace(repeats=0.5), LOGS, LOGS, 7, PPOTrainer)
-    assert alarm.sentence().startswith("50% of the answers repeat themselves; at first 0% did. ")
+    assert alarm.sentence().startswith("50% of the answers are repetitive; at the start 0% were. ")
     assert "kl_coef" in alarm.remedy
     (note,) = round_alarms(HEALTHY, HEALTHY._replace(length=90.0), LOGS, LOGS, 7, GRPOTrainer)
     assert note.level == NOTE

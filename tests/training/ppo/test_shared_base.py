@@ -26,7 +26,7 @@ def test_a_run_is_not_resumed_with_another_reward_model_of_the_same_name(on_base
     trainer(tmp_path / "run", base, **options).train()
     file = tmp_path / "reward" / "adapter_model.safetensors"
     save_file({name: weight * 2 for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match="what rates the answers"):
+    with pytest.raises(ConfigError, match="the reward"):
         trainer(tmp_path / "run", base, max_steps=8, **options).train(resume_from_checkpoint=True)
 
 
@@ -117,7 +117,7 @@ def test_models_of_their_own(tmp_path: Path) -> None:
     """All weights are trained: the reference is a frozen copy, the value a copy of the policy, told in the log."""
     run = trainer(tmp_path, peft_config=None, learning_rate=1e-3)
     received = {name: p.detach().clone() for name, p in run.model.named_parameters()}
-    assert run.reference.description == "a frozen copy of what trains, as received"
+    assert run.reference.description == "a frozen copy of the trainable weights, as received"
     run.train()
     assert logged(tmp_path)[-1]["objective/kl"] != 0
     from preftune.reference.sources import FrozenCopy
@@ -145,7 +145,7 @@ def test_a_policy_that_arrives_with_a_trained_adapter(tmp_path: Path) -> None:
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn(parameter.shape)
     run = trainer(tmp_path, model, peft_config=None)
-    assert run.reference.description == "a frozen copy of what trains, as received"
+    assert run.reference.description == "a frozen copy of the trainable weights, as received"
     run.train()
     first, last = logged(tmp_path)
     assert first["objective/kl"] == pytest.approx(0.0, abs=1e-4)

@@ -101,7 +101,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     run.train()
     (tmp_path / "checkpoint-4/value.safetensors").unlink()
     (tmp_path / "checkpoint-4/preftune_manifest.json").unlink()
-    with pytest.raises(ConfigError, match="holds no value function"):
+    with pytest.raises(ConfigError, match="has no value function"):
         trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
@@ -189,9 +189,9 @@ def test_filtered_answers_are_not_trained_on(tmp_path: Path) -> None:
 
 
 def test_two_things_cannot_rate(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="one thing must rate"):
+    with pytest.raises(ConfigError, match="a reward must rate"):
         trainer(tmp_path, reward=None)
-    with pytest.raises(ConfigError, match="one thing must rate"):
+    with pytest.raises(ConfigError, match="a reward must rate"):
         trainer(tmp_path, reward_model=["x"])
     with pytest.raises(ConfigError, match="needs a reward model that is an adapter"):
         trainer(tmp_path, value_init="reward")

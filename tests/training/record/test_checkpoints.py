@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_found_whatever_is_damaged(damage, runs, tmp_pat
 def test_the_newest_whole_checkpoint_is_used_and_the_damaged_one_named(name, runs, cut, caplog):
     (cut / "checkpoint-6" / name).unlink()
     resumed = run(cut, resume=True, disable_dropout=False)
-    assert "passed over: checkpoint-6 (" in caplog.text
+    assert "skipped: checkpoint-6 (" in caplog.text
     assert name in caplog.text
     assert json.loads((cut / "run.json").read_text())["resumed_from_step"] == 3
     assert same_weights(resumed, runs[0])
@@ -125,7 +125,7 @@ def test_the_newest_whole_checkpoint_is_used_and_the_damaged_one_named(name, run
 def test_a_damaged_checkpoint_that_is_named_is_refused_with_the_whole_one_and_nothing_is_lost(cut):
     halve(cut / "checkpoint-6" / "optimizer.pt")
     before = {name: (cut / name).read_bytes() for name in ("metrics.jsonl", "run.json")}
-    with pytest.raises(ConfigError, match=r"optimizer.pt has .* bytes where .*checkpoint-3 is complete"):
+    with pytest.raises(ConfigError, match=r"optimizer.pt has a size of .* bytes instead of .*checkpoint-3 is complete"):
         run(cut, resume=str(cut / "checkpoint-6"), disable_dropout=False)
     for name in ("checkpoint-3", "checkpoint-6"):
         halve(cut / name / "trainer_state.json")

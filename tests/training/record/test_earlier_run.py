@@ -71,7 +71,7 @@ def test_a_checkpoint_of_another_run_is_not_offered(tmp_path):
     with pytest.raises(RuntimeError, match="power cut"):
         run(tmp_path / "b", callbacks=[PowerCut()], save_strategy="no")
     shutil.copytree(tmp_path / "a/checkpoint-3", tmp_path / "b/checkpoint-3")
-    with pytest.raises(ConfigError, match=r"checkpoint-3 \(it is of another run"):
+    with pytest.raises(ConfigError, match=r"checkpoint-3 \(it belongs to another run"):
         run(tmp_path / "b", resume=True)
 
 
@@ -109,7 +109,7 @@ def test_two_runs_at_once_in_one_folder_are_refused(tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(RequestError, match=rf"another run \(process {other.pid} on .*is writing in"):
+        with pytest.raises(RequestError, match=rf"another run \(process {other.pid} on .*is writing to"):
             run(tmp_path)
         other.kill()
     assert not (tmp_path / "run.json").exists()

@@ -159,7 +159,7 @@ def test_metrics_that_are_not_what_the_run_logged_are_reported(damage, cut, capl
     if damage == "deleted":
         file.unlink()
     run(lora_model, file.parent, resume=True)
-    assert (f"{file} is not what this run wrote: figures of" in caplog.text) == (damage != "none")
+    assert (f"{file} is not what this run wrote: the figures of" in caplog.text) == (damage != "none")
 
 
 def test_a_resumed_run_asks_the_reference_nothing_that_it_asked_before(tmp_path):
@@ -176,7 +176,7 @@ def test_resuming_with_another_model_is_an_error_that_says_which_one_is_wanted_a
     folder = cut(case)
     before = (folder / "metrics.jsonl").read_bytes(), (folder / "run.json").read_bytes()
     other = tiny_model(seed=5) if case == "full" else lora_model(tiny_model(seed=5))
-    with pytest.raises(ReferenceMismatchError, match="the model the run began with"):
+    with pytest.raises(ReferenceMismatchError, match="the model that the run started from"):
         run(lambda: other, folder, resume=True)
     assert before == ((folder / "metrics.jsonl").read_bytes(), (folder / "run.json").read_bytes())
 

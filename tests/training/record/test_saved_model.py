@@ -88,7 +88,7 @@ def test_the_mark_that_ends_a_turn_ends_generation(kind, tmp_path, caplog):
     caplog.set_level("DEBUG", logger="preftune")
     trained(load_model(base(tmp_path / "base")), tmp_path / "run", kind=kind)
     assert ends(tmp_path / "run") == [0, 2]
-    assert sum("generation ends at <|im_end|> too" in line for line in caplog.messages) == 1
+    assert sum("generation also ends at <|im_end|>" in line for line in caplog.messages) == 1
 
 
 def that_ends_turns(model: Any) -> Any:
@@ -130,7 +130,7 @@ def test_what_ends_answers_already_is_left_alone(tmp_path, caplog):
     model.generation_config.eos_token_id = [2, 7]
     trained(model, tmp_path, tokenizer=tiny_tokenizer())
     assert ends(tmp_path) == [2, 7]
-    assert "generation ends at" not in caplog.text
+    assert "generation also ends at" not in caplog.text
 
 
 # --- dtype ---

@@ -114,7 +114,7 @@ def test_a_tracker_that_is_away_is_told_and_ends_nothing(caplog: pytest.LogCaptu
         raise ConnectionError("no route")
 
     send(handler("MLflowCallback", _ml_flow=SimpleNamespace(log_params=fail)))
-    assert "MLflowCallback did not take what run.json says (no route)" in caplog.text
+    assert "MLflowCallback did not accept the facts of run.json (no route)" in caplog.text
 
 
 def test_no_secret_in_what_trackers_are_given(tmp_path: Path) -> None:

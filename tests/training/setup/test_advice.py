@@ -111,7 +111,7 @@ def test_a_metric_that_is_not_there_is_refused_before_the_first_step() -> None:
     sets = {"easy": object(), "hard": object()}
     assert checked("eval_hard_reward_margin", sets) == "eval_hard_rewards/margins"
     assert checked("eval_hard_long_loss", {**sets, "hard_long": object()}) == "eval_hard_long_loss"
-    with pytest.raises(ConfigError, match="does not say which evaluation set"):
+    with pytest.raises(ConfigError, match="does not name its evaluation set"):
         checked("loss", sets)
     args = SimpleNamespace(eval_strategy="steps", metric_for_best_model="my_own")
     check_evaluation(args, object(), PER_PAIR, has_own_metrics=True)  # type: ignore[arg-type]
@@ -176,7 +176,7 @@ def test_a_base_model_that_ships_a_template_is_recognised(tmp_path: Path, caplog
 def test_evaluation_prompts_that_are_trained_on_are_counted(tmp_path: Path, caplog) -> None:
     with caplog.at_level("INFO", logger="preftune"):
         trainer(tiny_model(), tmp_path / "a", data=rows(8), eval_dataset={"seen": rows(12), "new": rows(4, start=40)})
-    assert "8 of 12 evaluation prompts (seen) are trained on too" in caplog.text
+    assert "8 of 12 evaluation prompts (seen) are also in the training data" in caplog.text
     assert "(new)" not in caplog.text
     caplog.clear()
     texts = [{"text": f"The {word} is here."} for word in ("cat", "dog", "owl")]
@@ -185,4 +185,4 @@ def test_evaluation_prompts_that_are_trained_on_are_counted(tmp_path: Path, capl
         SFTTrainer(
             tiny_model(), args=settings, train_dataset=texts[:2], eval_dataset=texts, processing_class=tiny_tokenizer()
         )
-    assert "are trained on too" not in caplog.text  # the first token alone is no prompt
+    assert "are also in the training data" not in caplog.text  # the first token alone is no prompt

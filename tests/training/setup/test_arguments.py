@@ -53,7 +53,7 @@ def test_callbacks_are_a_list_of_callbacks(given: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", [None, 0.5, {"a": "high"}])
 def test_own_metrics_are_a_dict(given: Any, tmp_path: Path) -> None:
     run = trainer(tiny_model(), tmp_path, eval_dataset=rows(2), compute_metrics=lambda _: given)
-    with pytest.raises(ConfigError, match=r"compute_metrics returned .*: it returns a dict of numbers by name"):
+    with pytest.raises(ConfigError, match=r"compute_metrics returned .*: return a dict of numbers by name"):
         run.evaluate()
 
 
@@ -71,7 +71,7 @@ def test_own_metrics_that_fail_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", [3, 1.5, ["checkpoint-1"], {"max_steps": 1}])
 def test_train_and_save_model_take_a_folder(given: Any, tmp_path: Path) -> None:
     run = trainer(tiny_model(), tmp_path)
-    with pytest.raises(ConfigError, match=r"train\(\) was given .*resume_from_checkpoint.*said by max_steps"):
+    with pytest.raises(ConfigError, match=r"train\(\) was given .*resume_from_checkpoint.*Set the length of"):
         run.train(given)
     assert not (tmp_path / "run.json").exists()
     for folder in (given, "", b"x"):

@@ -90,4 +90,4 @@ def test_an_adapter_that_draws_its_weights_is_told(caplog: pytest.LogCaptureFixt
     adapted = get_peft_model(models_zoo.random_model(), PveraConfig(r=4, target_modules=["q_proj"]))
     with caplog.at_level("INFO", logger="preftune"):
         dropout_off(adapted)
-    assert "draws its weights by chance" in caplog.text
+    assert "samples its weights at random" in caplog.text

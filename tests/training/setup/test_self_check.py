@@ -134,7 +134,7 @@ def test_a_trainable_parameter_that_the_loss_does_not_depend_on_is_named(tmp_pat
     model.model.layers[1].forgotten = nn.Parameter(torch.ones(3))
     run = trainer(model, tmp_path)
     before = weights_of(run)
-    with pytest.raises(SelfCheckError, match=r"1 trainable parameters got no gradient.*layers\.1\.forgotten"):
+    with pytest.raises(SelfCheckError, match=r"1 trainable parameter got no gradient.*layers\.1\.forgotten"):
         run.train()
     assert_untouched(run, before)
 
@@ -149,7 +149,7 @@ class GradientForAFrozenWeight(TrainerCallback):
 def test_a_frozen_parameter_with_a_gradient_is_named(tmp_path):
     run = trainer(lora_model(), tmp_path, callbacks=[GradientForAFrozenWeight()])
     before = weights_of(run)
-    with pytest.raises(SelfCheckError, match=r"1 frozen parameters got a gradient.*embed_tokens"):
+    with pytest.raises(SelfCheckError, match=r"1 frozen parameter got a gradient.*embed_tokens"):
         run.train()
     assert_untouched(run, before)
 

@@ -197,13 +197,15 @@ def test_what_grouping_does_to_the_data_and_to_a_step_is_said_and_recorded(tmp_p
     assert (record["data"]["train"]["pairs"], record["data"]["train"]["groups"]) == (18, 3)
     assert len(metrics(tmp_path)) == 2
     run.create_model_card()
-    assert "| pairs per step | about 12, in 2 groups of pairs with one prompt |" in (tmp_path / "README.md").read_text()
+    assert ("| pairs per step | about 12, in 2 groups of pairs with the same prompt |") in (
+        tmp_path / "README.md"
+    ).read_text()
 
 
 def test_where_nothing_is_shared_that_is_said(tmp_path, caplog):
     caplog.set_level("INFO", logger="preftune")
     run = trainer(lora_model(), tmp_path, group_by_prompt=True)
-    assert "group_by_prompt: no two of the 8 train pairs share a prompt; nothing changes." in caplog.messages
+    assert "group_by_prompt: no two train pairs (8 in all) share a prompt, so it has no effect." in caplog.messages
     assert len(run.train_dataset) == 8
 
 

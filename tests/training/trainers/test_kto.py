@@ -192,7 +192,7 @@ def test_the_ratio_of_good_and_bad_is_advised(tmp_path, caplog):
 
 
 def test_one_row_a_step_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="one row is a whole optimiser step"):
+    with pytest.raises(ConfigError, match="an optimiser step has only one row"):
         made(tmp_path, per_device_train_batch_size=1)
 
 

@@ -159,10 +159,10 @@ def test_the_command_trains_on_ranked_rows(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"loss_type": ["plackett_luce", "ipo"]}, "ipo takes pairs, and the others ranked lists"),
+        ({"loss_type": ["plackett_luce", "ipo"]}, "ipo takes pairs, but the others take ranked lists"),
         ({"loss_type": "nca", "ld_alpha": 0.5}, "ld_alpha=0.5 is not honoured with loss_type=nca"),
-        ({"loss_type": "lipo", "group_by_prompt": True}, "a ranked list is one group already"),
-        ({"loss_type": "lipo", "nca_tau": 1.0}, "nca_tau=1.0 has no meaning for loss_type=lipo"),
+        ({"loss_type": "lipo", "group_by_prompt": True}, "a ranked list is already one group"),
+        ({"loss_type": "lipo", "nca_tau": 1.0}, "nca_tau=1.0 has no effect with loss_type=lipo"),
         ({"loss_type": "nca", "nca_tau": 0.0}, "nca_tau"),
         ({"loss_type": "lipo", "lipo_labels": "ranks"}, "lipo_labels"),
     ],

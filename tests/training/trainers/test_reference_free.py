@@ -44,7 +44,7 @@ def losses_of(trainer: Any) -> list[float]:
 @pytest.mark.parametrize("name", FREE)
 def test_there_is_no_reference_pass_and_no_second_model(name, lora, tmp_path, monkeypatch):
     def never(*args: Any, **kwargs: Any) -> Any:
-        raise AssertionError("the reference was asked for")
+        raise AssertionError("reference scores were requested")
 
     for source in (sources.AdapterOff, sources.FrozenCopy, sources.AsReceived, sources.ExplicitModel):
         monkeypatch.setattr(source, "__init__", never)
@@ -62,7 +62,7 @@ def test_there_is_no_reference_pass_and_no_second_model(name, lora, tmp_path, mo
     assert torch.isfinite(torch.tensor(list(trainer.evaluate().values()), dtype=torch.float64)).all()
     assert (trainer.reference.hits, trainer.reference.misses) == (0, 0)
     assert not (cache_folder() / "reference").exists()
-    assert trainer.reference.source.description == "none: the loss has no reference"
+    assert trainer.reference.source.description == "no reference: the loss has none"
 
 
 def test_the_guard_compares_with_the_model_as_received(tmp_path):
@@ -78,13 +78,13 @@ def test_the_guard_compares_with_the_model_as_received(tmp_path):
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text()
     assert "aligned with SimPO (arXiv:2405.14734)" in card
-    assert "| reference | none: the loss has no reference |" in card
+    assert "| reference | no reference: the loss has none |" in card
     assert "adapter switched off" in trainer.reference.source.description
     assert not {alarm.name for alarm in trainer.guard.alarms} & {"learning-rate-too-high", "chosen-falls"}
 
 
 def test_a_reference_model_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="ref_model has no meaning for loss_type=simpo"):
+    with pytest.raises(ConfigError, match="ref_model has no effect with loss_type=simpo"):
         preftune.DPOTrainer(
             model=tiny_model(), ref_model=tiny_model(), train_dataset=rows(24), processing_class=tiny_tokenizer(),
             args=preftune.DPOConfig(**options_for(tmp_path, loss_type="simpo")),
@@ -100,15 +100,15 @@ def test_margins_that_the_loss_does_not_use_are_refused(tmp_path):
 
     with pytest.raises(ConfigError, match="the rows have margins, which loss_type=orpo does not use"):
         trainer([{**row, "margin": 1.0} for row in rows(8)], "orpo")
-    with pytest.raises(ConfigError, match="and no row has any"):
+    with pytest.raises(ConfigError, match="but no row has ratings"):
         trainer(rows(8), "reward_aware")
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"loss_type": ["sigmoid", "simpo"]}, "are 2 losses, and CPOTrainer has one"),
-        ({"loss_type": "hinge", "f_divergence_type": "forward_kl"}, "no meaning for loss_type=hinge"),
+        ({"loss_type": ["sigmoid", "simpo"]}, "names 2 losses, but CPOTrainer has one"),
+        ({"loss_type": "hinge", "f_divergence_type": "forward_kl"}, "no effect with loss_type=hinge"),
     ],
 )
 def test_what_cpo_would_leave_out_is_refused(options, words, tmp_path):

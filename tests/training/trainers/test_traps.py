@@ -170,7 +170,7 @@ def test_what_is_no_causal_language_model_is_refused(tmp_path, kind):
         ),
         "poly": (
             lambda: get_peft_model(tiny_model(), PolyConfig(r=4, n_skills=2, n_splits=2, target_modules=["q_proj"])),
-            "asks for the task of every row",
+            "needs the task of every row",
         ),
     }[kind]
     with pytest.raises(ModelError, match=message):

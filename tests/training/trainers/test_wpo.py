@@ -82,5 +82,5 @@ def test_the_update_depends_neither_on_batches_nor_on_the_budget(tmp_path):
 
 @pytest.mark.parametrize("loss", ["aot", "plackett_luce"])
 def test_losses_that_are_not_of_each_pair_are_refused(loss, tmp_path):
-    with pytest.raises(ConfigError, match="is not a loss of each pair for itself"):
+    with pytest.raises(ConfigError, match="is not a loss of single pairs"):
         preftune.DPOConfig(output_dir=str(tmp_path), loss_type=loss, use_weighting=True)

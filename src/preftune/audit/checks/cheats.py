@@ -54,12 +54,12 @@ _TITLES = {
 LENGTH = Kind(
     "length_bias",
     "warning",
-    "Length alone tells the sides apart",
-    "The model learns to write at the length that wins rather than better answers.",
+    "Length alone distinguishes the sides",
+    "The model learns to write answers of the winning length instead of better ones.",
     "preftune convert --balance-length, or --max-length-ratio 2; judge the result on answers of equal length.",
 )
-KINDS = {name: _kind(name, f"{_TITLES[name]} alone tell the sides apart") for name in RULES}
-LETTER = _kind("first_letter", "The first letter alone tells the sides apart")
+KINDS = {name: _kind(name, f"{_TITLES[name]} alone distinguish the sides") for name in RULES}
+LETTER = _kind("first_letter", "The first letter alone distinguishes the sides")
 
 
 class CheatsCheck(Check):

@@ -45,7 +45,7 @@ NARROW = Kind(
     "info",
     "Most prompts share their words",
     "The model is aligned for this one kind of prompt; on others it changes without control.",
-    "Add prompts of other kinds, or take fewer of these: preftune convert --sample.",
+    "Add prompts of other kinds, or use fewer of these: preftune convert --sample.",
 )
 
 
@@ -137,7 +137,7 @@ class DiversityCheck(Check):
             "system": "system prompts",
             "tools": "tools",
             "code": "code",
-            "long": f"prompts above {_LONG} words",
+            "long": f"prompts of more than {_LONG} words",
             "question": "questions",
         }
         missing = [words for trait, words in kinds.items() if not self.traits[trait]]

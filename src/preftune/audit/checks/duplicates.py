@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from preftune.amounts import counted
 from preftune.audit.checks.check import Check, Setting
 from preftune.audit.finding import EXAMPLES, Example, Finding, Kind, Places, Rows
 from preftune.audit.opening import BATCH, Fault
@@ -21,15 +22,15 @@ DUPLICATE = Kind(
     "duplicate_pairs",
     "warning",
     "The same pair again",
-    "Each copy weighs as much as another pair, and is memorised.",
+    "Each copy counts as a separate pair, and is memorised.",
     "preftune convert --dedupe keeps one of each.",
 )
 NEAR_DUPLICATE = Kind(
     "near_duplicate_pairs",
     "warning",
     "Nearly the same pair again",
-    "They weigh as much as several pairs and teach no more than one.",
-    "Look at the examples; preftune convert --dedupe near keeps one of each.",
+    "They count as several pairs but teach no more than one.",
+    "Check the examples; preftune convert --dedupe near keeps one of each.",
 )
 CONTRADICTION = Kind(
     "contradictions",
@@ -42,7 +43,8 @@ REPEATED = Kind(
     "repeated_prompts",
     "info",
     "Several pairs of one prompt",
-    "They are not independent: intervals here count prompts, and a random split would put one prompt on both sides.",
+    "They are not independent: intervals in this audit count prompts, and a random split would put one prompt on "
+    "both sides.",
     "preftune dpo --group_by_prompt computes a prompt once; --eval_fraction splits by prompt.",
 )
 NEAR_PROMPT = Kind(
@@ -50,20 +52,20 @@ NEAR_PROMPT = Kind(
     "info",
     "Prompts that are nearly the same",
     "They ask the same in nearly the same words, so there are fewer different prompts than it seems.",
-    "Look at the examples; keep them on the same side when you split.",
+    "Check the examples; keep them on the same side when you split.",
 )
 OVERLAP = Kind(
     "eval_overlap",
     "error",
     "Evaluation prompts that are trained on",
-    "Evaluation measures memory: it rises while the model gets no better.",
+    "Evaluation measures memorisation: it rises while the model does not improve.",
     _APART,
 )
 NEAR_OVERLAP = Kind(
     "eval_near_overlap",
     "warning",
     "Evaluation prompts nearly the same as trained ones",
-    "Evaluation measures memory in part.",
+    "Evaluation partly measures memorisation.",
     _APART,
 )
 
@@ -140,7 +142,7 @@ class DuplicatesCheck(Check):
         yield from DUPLICATE.found(self._duplicates(), of=pairs)
         _, repeated = _first_of(self.keys.numbers("prompt"))
         rows = self.keys.rows(np.flatnonzero(repeated >= 0), lambda p: f"as in row {self.keys.row[repeated[p]]}")
-        detail = f"{pairs:,} pairs have {len(self.prompts.places):,} different prompts."
+        detail = f"{counted(pairs, 'pair')} with {counted(len(self.prompts.places), 'different prompt')}."
         yield from REPEATED.found(rows, of=pairs, detail=detail, prompts=len(self.prompts.places))
         near = np.empty((0, 2), dtype=np.int64)
         sketches = self.prompts.signatures()
@@ -176,7 +178,7 @@ class DuplicatesCheck(Check):
             opposite = (chosen[places] < rejected[places]) != (chosen[first] < rejected[first])
             other = int(places[opposite][0])
             for one, against in ((first, other), (other, first)):
-                note = f"the other way round in row {self.keys.row[against]}"
+                note = f"the opposite in row {self.keys.row[against]}"
                 rows.examples.append(self.keys.example(one, note))
         del rows.examples[EXAMPLES:]
         return rows

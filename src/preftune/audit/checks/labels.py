@@ -20,7 +20,7 @@ LOW_AGREEMENT = Kind(
     "low_agreement",
     "warning",
     "Labels that the annotators hardly agree on",
-    "A label on which fewer than 60% agree is close to a coin toss, and is trained like any other.",
+    "A label on which fewer than 60% agree is close to a coin toss, but is trained like any other.",
     "Leave them out (preftune convert --min-agreement 0.6), or give them less weight (a column 'weight').",
 )
 REVERSED = Kind(
@@ -34,14 +34,14 @@ EQUAL = Kind(
     "no_strength",
     "warning",
     "Both answers are rated the same",
-    "Nothing in the ratings says that one is better; the label is noise.",
+    "The ratings show no difference; the label is noise.",
     "Leave them out: preftune convert --min-margin 0.1, in the units of the ratings.",
 )
 WEIGHTLESS = Kind(
     "zero_weight",
     "warning",
     "Pairs of weight 0",
-    "They are computed and change nothing.",
+    "They are computed but have no effect.",
     "Remove them, or leave the column unread: --columns weight=",
 )
 

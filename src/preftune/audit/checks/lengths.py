@@ -28,21 +28,21 @@ NO_ROOM = Kind(
     "no_room",
     "error",
     "Prompts that leave no room for an answer",
-    "Nothing of the answers is left; preftune dpo leaves the row out.",
+    "No part of the answers is left; preftune dpo leaves the row out.",
     "Raise --max_length, or cut the prompts: --max_prompt_length.",
 )
 SAME_WHEN_CUT = Kind(
     "same_when_cut",
     "error",
     "Pairs that differ only in what is cut off",
-    "What is left prefers nothing; preftune dpo leaves the row out.",
+    "The remaining sides are equal; preftune dpo leaves the row out.",
     "Raise --max_length.",
 )
 NO_ANSWER_LEFT = Kind(
     "no_answer_left",
     "error",
-    "Sides of which all that the assistant says is cut off",
-    "What is left of the conversation scores nothing; preftune dpo leaves the row out.",
+    "Sides of which all text of the assistant is cut off",
+    "The remaining conversation has no scored tokens; preftune dpo leaves the row out.",
     "Raise --max_length.",
 )
 PROMPT_CUT = Kind(

@@ -84,7 +84,7 @@ class ReferenceCheck(Check):
         missing = np.flatnonzero(~np.isfinite(margins))
         places = np.flatnonzero((surprise < -_FAR) & (margins < 0))
         worst = places[np.argsort(margins[places], kind="stable")]
-        rows = self.kept.rows(worst, lambda place: f"{margins[place]:+.2f} nats a token")
+        rows = self.kept.rows(worst, lambda place: f"{margins[place]:+.2f} nats per token")
         yield from SURPRISING.found(rows, of=pairs)
         yield from UNSCORED.found(self.kept.rows(missing), of=pairs)
 

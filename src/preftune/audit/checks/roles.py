@@ -24,20 +24,20 @@ NO_SHARED_PROMPT = Kind(
     "error",
     "The two sides answer different prompts",
     "They cannot be compared; preftune dpo leaves the row out.",
-    "Let both sides begin with the same turns, or name the prompt: --columns prompt=NAME.",
+    "Start both sides with the same turns, or name the prompt: --columns prompt=NAME.",
 )
 OUT_OF_ORDER = Kind(
     "roles_out_of_order",
     "warning",
     "Turns out of order",
-    "Many chat templates refuse such a conversation, and no model is used like that.",
+    "Many chat templates refuse such a conversation, and no model is used in this way.",
     "Join neighbouring turns of one role, and put the system prompt first.",
 )
 CONTINUED = Kind(
     "continued_turn",
     "info",
     "Answers that continue a turn of the assistant",
-    "The answer is trained as the rest of the turn that the prompt began.",
+    "The answer is trained as the rest of the turn that starts in the prompt.",
     "No action is needed if a prefix was given to the model on purpose.",
 )
 SEVERAL_TURNS = Kind(

@@ -27,7 +27,7 @@ REFUSED = Kind(
     "error",
     "Training would refuse these data",
     "preftune dpo stops before it loads the model, with the message given here.",
-    "Do what the message says; --columns and --format are the same for audit and dpo.",
+    "Follow the message; --columns and --format are the same for audit and dpo.",
 )
 UNREADABLE = Kind(
     "unreadable",
@@ -40,12 +40,12 @@ NOT_USED = Kind(
     "not_used",
     "info",
     "Columns with text that are not read",
-    "What they say is not trained on.",
+    "Their text is not trained on.",
     "If one of them belongs to the prompt, name it: --columns prompt=COLUMN; a plus joins several.",
 )
 
 _SEVERITY: Mapping[str, Severity] = {"other_shape": "warning", "unrated": "warning"}
-_EFFECT = "They are not trained on; every other row is."
+_EFFECT = "They are not trained on; all other rows are."
 
 
 LEFT_OUT = {

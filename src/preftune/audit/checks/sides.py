@@ -23,20 +23,20 @@ EMPTY = Kind(
     "error",
     "Empty answers",
     "Such a pair cannot be trained on; preftune dpo leaves it out.",
-    "Fill the empty side in, or let preftune convert remove such rows.",
+    "Fill in the empty side, or let preftune convert remove such rows.",
 )
 EMPTY_PROMPT = Kind(
     "empty_prompt",
     "warning",
     "Empty prompts",
-    "The model learns which answer is better without knowing what was asked.",
+    "The model learns which answer is better without knowing the question.",
     "Name the column of prompts: --columns prompt=NAME (a plus joins two: prompt=instruction+input).",
 )
 IDENTICAL = Kind(
     "identical",
     "error",
     "Chosen and rejected are the same",
-    "Such a pair prefers nothing; preftune dpo leaves it out.",
+    "Such a pair states no preference; preftune dpo leaves it out.",
     "Remove such rows, or let preftune convert do it.",
 )
 NEARLY = Kind(
@@ -44,7 +44,7 @@ NEARLY = Kind(
     "warning",
     "Chosen and rejected are nearly the same",
     "All of the loss rests on a few words, and DPO then tends to lower the probability of both answers.",
-    "Look at the examples; unless the few words are the point, remove such rows.",
+    "Check the examples; remove such rows unless the few words are intended.",
 )
 
 

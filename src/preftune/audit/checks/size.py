@@ -8,6 +8,7 @@ from functools import cached_property
 from statistics import NormalDist
 from typing import Any
 
+from preftune.amounts import counted
 from preftune.audit.checks.check import Check, Setting
 from preftune.audit.finding import Finding, Kind, Rows
 from preftune.audit.seen import SeenPair, see
@@ -32,7 +33,7 @@ FEWER = Kind(
     "info",
     "Fewer than 10,000 pairs",
     "Enough for one domain; 10,000 are recommended for general use.",
-    "Collect more pairs if the model is to get better in general.",
+    "Collect more pairs if the model should improve in general.",
 )
 SMALL_EVAL = Kind(
     "small_eval",
@@ -71,15 +72,15 @@ class SizeCheck(Check):
     def findings(self, pairs: int) -> Iterator[Finding]:
         if 0 < self.usable < GENERAL:
             kind = FEW if self.usable < DOMAIN else FEWER
-            yield from kind.found(Rows(self.usable), of=self.usable, detail=f"{self.usable:,} usable pairs.")
+            yield from kind.found(Rows(self.usable), of=self.usable, detail=f"{counted(self.usable, 'usable pair')}.")
         if self.held_out is None:
             return
         count, prompts = self.held_out
         if prompts < held_out_pairs():
             smallest = f"{smallest_change(prompts):.1%}" if prompts else "no"
             detail = (
-                f"{count:,} pairs of {prompts:,} different prompts show a change of {smallest} at the least, counting "
-                f"prompts; 2 points take {held_out_pairs():,}."
+                f"{counted(count, 'pair')} of {counted(prompts, 'different prompt')} can show a change of at least "
+                f"{smallest}, counting prompts; 2 points need {held_out_pairs():,}."
             )
             yield from SMALL_EVAL.found(Rows(max(1, count)), of=max(1, count), detail=detail)
 

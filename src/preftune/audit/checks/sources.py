@@ -27,7 +27,7 @@ ONE_SOURCE = Kind(
     "one_source",
     "info",
     "Nearly all pairs come from one source",
-    "The others hardly count: the model learns what this source prefers.",
+    "The others hardly count: the model learns the preferences of this source.",
     "Take a sample of each: preftune convert --source NAME --sample N.",
 )
 

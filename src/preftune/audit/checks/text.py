@@ -35,7 +35,7 @@ ROLE_MARK = Kind(
     "role_marks",
     "warning",
     "Role marks inside an answer",
-    "The model learns to go on with the user's turn, or to head its answers with a role.",
+    "The model learns to continue with the user's turn, or to start its answers with a role.",
     "Cut the answers at the mark, or give such rows as messages.",
 )
 

@@ -29,9 +29,9 @@ REFUSED = Kind(
 LEFT_OUT = Kind(
     "left_out_by_tokenizing",
     "error",
-    "Pairs that cannot be trained on as they are tokenised",
+    "Pairs that cannot be trained on after tokenising",
     "preftune dpo leaves the row out.",
-    "The numbers say what is wrong, and how to fix it.",
+    "The counts below say what is wrong, and how to fix it.",
 )
 DROPPED_SYSTEM = Kind(
     "system_prompt_dropped",
@@ -44,14 +44,14 @@ UNWRITTEN = Kind(
     "text_not_written",
     "error",
     "Text that the chat template leaves out",
-    "The model is trained without it: an answer without its thought, or on another question.",
+    "The model is trained without it: on an answer without its reasoning, or on another question.",
     "Use a template that writes it (--chat_template_path FILE), or change the rows.",
 )
 PLAIN_TEXT = Kind(
     "plain_text_for_chat_model",
     "warning",
     "Plain text, and a tokenizer with a chat template",
-    "The rows are tokenised as they stand, without the turns that a chat model expects.",
+    "The rows are tokenised without the turns that a chat model expects.",
     "preftune dpo --as_chat makes conversations of them.",
 )
 NO_EOS = Kind(

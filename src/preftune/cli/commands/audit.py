@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 PROG = "preftune audit"
 DEFAULT_OUTPUT = "runs/audit"
 DEFAULT_MAX_LENGTH = 1024
-"""Of `preftune dpo`."""
+"""The default of `preftune dpo`."""
 _COUNTED = 16_384
-"""Tokens up to which lengths are exact; of texts that may have more, only the ends are tokenised."""
+"""Lengths up to this number of tokens are exact; of texts that may be longer, only the ends are tokenised."""
 
 _LEVELS = {"error": ("error",), "warning": ("error", "warning")}
-"""What `--fail-on` takes besides names of findings -> the severities that fail."""
+"""Values of `--fail-on` besides the names of findings -> the severities that fail."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -56,7 +56,8 @@ def run(argv: Sequence[str]) -> int:
 def _parser() -> PlainParser:
     parser = PlainParser(
         prog=PROG,
-        description="What is wrong with preference data: a table here, audit.json and audit.html in a folder.",
+        description="Report what is wrong with preference data: as a table on the terminal, and as audit.json and "
+        "audit.html.",
         epilog="Exit code: 0, or 1 when --fail-on names something that was found, or 2 for a wrong request.",
     )
     parser.add_argument("data", metavar="DATA", help="pairs: a path (jsonl, json, csv, parquet; .gz), a hub id, or -")
@@ -73,14 +74,19 @@ def _parser() -> PlainParser:
     parser.add_argument("--max_length", type=int, metavar="N", help="the limit of training in tokens (default: 1024)")
     parser.add_argument("--max_prompt_length", type=int, metavar="N", help="the limit of prompts, in tokens")
     parser.add_argument("--columns", nargs="+", default=[], metavar="C=YOURS", help="renames: chosen=good rejected=bad")
-    parser.add_argument("--format", metavar="NAME", help="format of the data, where their shape does not tell")
+    parser.add_argument("--format", metavar="NAME", help="format of the data, if it cannot be recognised")
     parser.add_argument("--split", default="train", help="split of the data; slices work: train[:1000]")
-    parser.add_argument("--eval_split", metavar="SPLIT", help="split of the evaluation data (default: as the data has)")
+    parser.add_argument("--eval_split", metavar="SPLIT", help="split of the evaluation data (default: the one it has)")
     parser.add_argument("--as_chat", action="store_true", help="plain prompts and answers become turns, as in dpo")
     parser.add_argument(
-        "--near_duplicates", choices=["on", "off"], default="on", help="off leaves out what takes longest"
+        "--near_duplicates",
+        choices=["on", "off"],
+        default="on",
+        help="off skips the check for near-duplicates, which takes longest",
     )
-    parser.add_argument("-o", "--output", metavar="FOLDER", help=f"where the files go (default: {DEFAULT_OUTPUT}/NAME)")
+    parser.add_argument(
+        "-o", "--output", metavar="FOLDER", help=f"folder for the files (default: {DEFAULT_OUTPUT}/NAME)"
+    )
     parser.add_argument("--json", action="store_true", help="print audit.json instead of the table")
     parser.add_argument(
         "--fail_on",
@@ -110,7 +116,7 @@ def _failing(asked: str | None) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def _setting(asked: argparse.Namespace) -> Setting:
-    """Checks everything that can be wrong with the request before the pairs are read."""
+    """Checks the whole request before the pairs are read."""
     from preftune.audit import Setting
 
     tokenizer_name = asked.tokenizer or asked.model
@@ -193,7 +199,7 @@ def default_output(data: str) -> str:
 
 
 def _write(result: Audit, folder: Path) -> list[Path]:
-    """audit.json first, which the page is made of."""
+    """Writes audit.json first, because the page is made from it."""
     import json
 
     from preftune.audit.writing import write_audit, write_text

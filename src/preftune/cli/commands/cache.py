@@ -1,4 +1,4 @@
-"""`preftune cache`: what is kept on disk to be used again, listed, cleared and checked."""
+"""`preftune cache`: lists, removes and checks what is kept on disk for later runs."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _BYTES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 2**10, "mi": 2**
 _NARROW = 90
 """Columns below which a terminal gets lines instead of a table."""
 _IN_A_PIPE = 1000
-"""Columns without a terminal: one line per store, for grep."""
+"""Width in columns of output that goes to no terminal: one line per store, for grep."""
 
 HELP = """\
 usage: preftune cache ls | prune | verify [options]
 
 Scores of the reference are kept on disk, so that a second run over the same
 rows computes none of them; so are token ids, rows read from files, verdicts of
-judges, trained judges and converted models. All of it can be had again; for
-verdicts of an endpoint that means paying again.
+judges, trained judges and converted models. All of it can be computed again;
+verdicts of an endpoint have to be paid for again.
 
-  ls       what is there: models, completions, sizes, when it was last used
-  prune    remove some of it: --older-than 30d, --model NAME, --max-size 2GB,
+  ls       list what is kept: models, completions, sizes, time of last use
+  prune    remove part of it: --older-than 30d, --model NAME, --max-size 2GB,
            --kind reference, tokens, rows, verdicts, judges, models, leftovers
   verify   check every score's checksum; --repair removes what is damaged
 
@@ -61,8 +61,10 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _list(argv: Sequence[str]) -> int:
-    parser = PlainParser(prog="preftune cache ls", description="What is in the cache.")
-    parser.add_argument("--json", action="store_true", help="everything as JSON; sizes in bytes, times in seconds")
+    parser = PlainParser(prog="preftune cache ls", description="List what is in the cache.")
+    parser.add_argument(
+        "--json", action="store_true", help="print everything as JSON; sizes in bytes, times in seconds"
+    )
     asked = parser.read(argv)
 
     from preftune.reference.inventory import list_stores
@@ -101,7 +103,7 @@ def _as_json(files: list[StoreFile]) -> dict[str, Any]:
 
 
 def _others() -> list[tuple[str, int]]:
-    """What else lies in preftune's cache folder, and its bytes."""
+    """The other kinds of files in preftune's cache folder, with their sizes in bytes."""
     sizes: dict[str, int] = {}
     for item in list_items(cache_folder(), now=time.time()):
         sizes[item.kind] = sizes.get(item.kind, 0) + item.size
@@ -120,18 +122,20 @@ def _show(files: list[StoreFile]) -> None:
         console.print(shown, markup=False)
     ours = [file for file in files if file.state != "foreign"]
     count, size = sum(file.completions or 0 for file in stores), sum(file.size for file in ours)
-    console.print(f"{counted(len(stores), 'store')}, {count:,} completions, {file_size(size)} in all.", markup=False)
+    console.print(
+        f"{counted(len(stores), 'store')}, {counted(count, 'completion')}, {file_size(size)} in all.", markup=False
+    )
     damaged = [file for file in files if file.state in ("torn", "aside")]
     foreign = len(files) - len(ours)
     if damaged:
         console.print(
             f"{counted(len(damaged), 'damaged file')} among them, {file_size(sum(file.size for file in damaged))}: "
-            "preftune cache verify tells more."
+            "preftune cache verify has the details."
         )
     if foreign:
-        console.print(f"{counted(foreign, 'file')} in that folder that preftune did not write: left alone.")
+        console.print(f"{counted(foreign, 'file was', 'files were')} not written by preftune: left unchanged.")
     for name, size in _others():
-        console.print(f"Besides: {name}, {file_size(size)} (preftune cache prune --kind {name}).", markup=False)
+        console.print(f"Also kept: {name}, {file_size(size)} (preftune cache prune --kind {name}).", markup=False)
 
 
 def _table(stores: list[StoreFile]) -> Any:
@@ -168,14 +172,16 @@ def _completions(file: StoreFile) -> str:
 def _prune(argv: Sequence[str]) -> int:
     parser = PlainParser(
         prog="preftune cache prune",
-        description="Remove what is kept. Several conditions must hold together; scores that a run has open stay.",
+        description="Remove the cached files that meet all given conditions; scores that a run has open stay.",
     )
-    parser.add_argument("--kind", nargs="+", choices=("reference", *KINDS), help="only this; without it everything")
-    parser.add_argument("--older_than", type=_duration, metavar="AGE", help="not used for so long: 30d, 12h, 2w")
-    parser.add_argument("--model", metavar="NAME", help="of reference models whose name contains this")
-    parser.add_argument("--max_size", type=_size, metavar="SIZE", help="the least recently used, until 2GB remain")
+    parser.add_argument("--kind", nargs="+", choices=("reference", *KINDS), help="only this kind (default: all kinds)")
+    parser.add_argument("--older_than", type=_duration, metavar="AGE", help="not used for this long: 30d, 12h, 2w")
+    parser.add_argument("--model", metavar="NAME", help="only scores of reference models whose name contains this")
+    parser.add_argument(
+        "--max_size", type=_size, metavar="SIZE", help="the least recently used, until at most this size remains: 2GB"
+    )
     parser.add_argument("--all", action="store_true", help="everything")
-    parser.add_argument("--dry_run", action="store_true", help="only say what would be removed")
+    parser.add_argument("--dry_run", action="store_true", help="only list what would be removed")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     asked = parser.read(argv)
     if asked.model is not None and not asked.model.strip():
@@ -183,8 +189,8 @@ def _prune(argv: Sequence[str]) -> int:
     conditional = any(condition is not None for condition in (asked.older_than, asked.model, asked.max_size))
     if (asked.all and conditional) or not (asked.all or conditional or asked.kind):
         raise RequestError(
-            "preftune cache prune removes what you name: --older-than 30d, --model NAME, --max-size 2GB, --kind "
-            "tokens, or --all for everything. Give --all alone, or some of the others."
+            "preftune cache prune needs a condition: --older-than 30d, --model NAME, --max-size 2GB, --kind tokens, "
+            "or --all for everything. Give --all alone, or some of the others."
         )
 
     from preftune.reference.inventory import choose
@@ -212,7 +218,7 @@ def _prune(argv: Sequence[str]) -> int:
 
 
 def _everything(asked: argparse.Namespace) -> list[Any]:
-    """What the conditions choose from: the stores, and the other kinds as far as they are meant."""
+    """The files that the conditions apply to: the stores, and the other requested kinds."""
     from preftune.reference.inventory import list_stores
 
     kinds = set(asked.kind or ("reference", *KINDS))
@@ -228,8 +234,8 @@ def _remove(chosen: list[Any]) -> int:
 
     reasons = {
         "in use": "another process has it open",
-        "not ours": "it has no mark of preftune's (preftune cache verify --repair sets it aside)",
-        "failed": "the system does not let it be deleted",
+        "not ours": "it was not marked by preftune (preftune cache verify --repair sets it aside)",
+        "failed": "the system refuses to delete it",
     }
     gone, stayed = [], 0
     for file in chosen:
@@ -248,7 +254,9 @@ def _remove(chosen: list[Any]) -> int:
 
 def _agreed(question: str) -> bool:
     if not sys.stdin.isatty():
-        raise RequestError(f"{question} No terminal to ask on. Add --yes to remove them, or --dry-run to look only.")
+        raise RequestError(
+            f"{question} There is no terminal to ask on. Add --yes to remove them, or --dry-run to only list them."
+        )
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
@@ -261,7 +269,9 @@ def _verify(argv: Sequence[str]) -> int:
         description="Check every file and the checksum of every score. Exit code 1 if something is damaged.",
     )
     parser.add_argument(
-        "--repair", action="store_true", help="remove damaged scores, set torn files aside; they are computed again"
+        "--repair",
+        action="store_true",
+        help="remove damaged scores and set torn files aside; they are computed again when needed",
     )
     asked = parser.read(argv)
 
@@ -275,11 +285,13 @@ def _verify(argv: Sequence[str]) -> int:
     if aside:
         print(
             f"{counted(len(aside), 'damaged file')} set aside earlier, {file_size(sum(file.size for file in aside))}: "
-            "preftune cache prune removes what is old."
+            "preftune cache prune removes old files."
         )
     bad = [check for _, check in checks if not check.repaired and (not check.sound or check.hindered is not None)]
     completions = sum(check.completions - check.damaged for _, check in checks)
-    print(f"{counted(len(checks), 'store')}, {completions:,} intact completions, {counted(len(bad), 'problem')}.")
+    print(
+        f"{counted(len(checks), 'store')}, {counted(completions, 'intact completion')}, {counted(len(bad), 'problem')}."
+    )
     if any(not check.sound and check.hindered is None for check in bad):
         print("Damaged scores are never used. preftune cache verify --repair removes them.")
     return 1 if bad else 0
@@ -289,9 +301,9 @@ def _verdict(check: Check) -> str:
     if check.torn is not None:
         found = f"the file is torn ({check.torn})"
     elif check.damaged:
-        found = f"{check.damaged:,} of {check.completions:,} completions are damaged"
+        found = f"{check.damaged:,} of {counted(check.completions, 'completion')} damaged"
     else:
-        found = f"{check.completions:,} completions, all intact"
+        found = f"{counted(check.completions, 'completion')}, none damaged"
     if check.hindered is not None:
         return f"not checked: {check.hindered}" if check.sound else f"{found}; nothing was done: {check.hindered}"
     if check.repaired:

@@ -1,4 +1,4 @@
-"""`preftune chat`: talk to a model, side by side with the one it came from."""
+"""`preftune chat`: talk to a model, side by side with the model that it was trained from."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     from preftune.cli.commands.chat_session import Speaker
 
 WIDE = 100
-"""Terminal columns from which two answers stand side by side."""
+"""Width of the terminal, in columns, from which two answers are shown side by side."""
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs `preftune chat` and returns its exit code."""
     asked = _parser().read(argv)
     if asked.temperature < 0 or asked.max_new_tokens < 1:
-        raise RequestError("--temperature is 0 (always the likeliest token) or more, --max_new_tokens at least 1.")
+        raise RequestError(
+            "--temperature must be 0 (always the likeliest token) or more, and --max_new_tokens at least 1."
+        )
 
     from preftune.cli.commands.chat_session import load_speakers
 
@@ -56,20 +58,23 @@ def _parser() -> PlainParser:
     parser = PlainParser(
         prog="preftune chat",
         description="Talk to a model. An adapter is shown next to its base, which is the same loaded model with the "
-        "adapter off. Reads a message per line until the end of the input or /exit; /reset forgets the conversation.",
+        "adapter off. One message per line is read, until the end of the input or /exit; /reset clears "
+        "the conversation.",
     )
     parser.add_argument("--model", "--model_name_or_path", dest="model", required=True, help="a path or a hub id")
     parser.add_argument("--baseline", help="a second model to answer the same messages")
     parser.add_argument("--system", help="a system prompt for both")
-    parser.add_argument("--max_new_tokens", type=int, default=512, help="longest answer, in tokens (512)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (0)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws at a temperature above 0 (0)")
+    parser.add_argument("--max_new_tokens", type=int, default=512, help="maximum length of an answer, in tokens (512)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="sampling temperature; 0 always takes the likeliest token (0)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of sampling at a temperature above 0 (0)")
     add_model_options(parser)
     return parser
 
 
 def _read_any_bytes() -> None:
-    """Where the locale knows ASCII only, what is typed is UTF-8; what cannot be read or shown has a sign for that."""
+    """Reads and writes UTF-8 where the locale has only ASCII; characters that cannot be read or shown are replaced."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         plain = codecs.lookup(sys.stdin.encoding).name == "ascii"
         sys.stdin.reconfigure(encoding="utf-8" if plain else sys.stdin.encoding, errors="replace")
@@ -78,7 +83,7 @@ def _read_any_bytes() -> None:
 
 
 def _messages(terminal: bool) -> Iterator[str]:
-    """What the user says, line by line; empty lines say nothing."""
+    """The user's messages, one per line; empty lines are skipped."""
     if terminal:
         import readline  # noqa: F401  line editing and history for input()
     while True:
@@ -100,7 +105,7 @@ def _answer_all(speakers: Sequence[Speaker], message: str, *, terminal: bool, **
 
 
 def _answer_lines(speakers: Sequence[Speaker], message: str, settings: dict[str, Any]) -> None:
-    """For pipes: one line per answer; with two voices each line begins with the name."""
+    """Output for pipes: one line per answer; with two models each line begins with the model's name."""
     for speaker in speakers:
         text = " ".join(printable(speaker.answer(message, show=lambda text: None, **settings)).split())
         print(f"{speaker.name}: {text}" if len(speakers) > 1 else text, flush=True)

@@ -12,12 +12,12 @@ from preftune.errors import RequestError
 from preftune.types import Message
 
 Show = Callable[[str], None]
-"""Called with the answer so far, again and again while it grows."""
+"""Called with the answer so far, each time it has grown."""
 
 
 @dataclass(slots=True)
 class Speaker:
-    """One voice of a chat: a model, how it is called, and its own conversation."""
+    """One side of a chat: a model, its name, and its own conversation."""
 
     name: str
     model: Any
@@ -34,7 +34,7 @@ class Speaker:
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
 
     def answer(self, text: str, *, show: Show, max_new_tokens: int, temperature: float, seed: int) -> str:
-        """Answers one message, which then belongs to the conversation together with the answer.
+        """Answers one message; the message and the answer are added to the conversation.
 
         Args:
             temperature: 0 always takes the likeliest token.
@@ -76,7 +76,9 @@ class Speaker:
 
 
 class GrowingText:
-    """A streamer for `generate`: the answer so far, decoded as a whole, so that half characters never show."""
+    """A streamer for `generate`: the answer so far, decoded as a whole, so that incomplete characters are never
+    shown.
+    """
 
     def __init__(self, tokenizer: Any, show: Show) -> None:
         self.text = ""
@@ -86,11 +88,11 @@ class GrowingText:
 
     @property
     def ids(self) -> list[int]:
-        """What was generated, the end token included."""
+        """The generated token ids, including the end token."""
         return self._ids or []
 
     def put(self, value: Any) -> None:
-        """Token ids from `generate`; the first call brings the prompt."""
+        """Takes token ids from `generate`; the first call holds the prompt."""
         if self._ids is None:
             self._ids = []
             return
@@ -108,15 +110,15 @@ class GrowingText:
 def load_speakers(
     name: str, baseline_name: str | None, *, system: str | None, base_model: str | None = None, **options: Any
 ) -> list[Speaker]:
-    """The voices of a chat, the one before alignment first.
+    """The models of a chat, the one before alignment first.
 
-    An adapter and its base are one loaded model: the base speaks with the adapter switched off. Without a baseline, an
-    adapter is shown next to its base, and a whole model speaks alone.
+    An adapter and its base are one loaded model: the base answers with the adapter switched off. Without a baseline, an
+    adapter is shown next to its base, and a whole model answers alone.
 
     Args:
         base_model: instead of the base that an adapter names.
         options: for `ModelSource`.
-    Raises: ModelError when a model cannot be had; RequestError when both names are the same model.
+    Raises: ModelError when a model cannot be loaded; RequestError when both names are the same model.
     """
     from preftune.generation.generate import base_changed_by_adapter
     from preftune.generation.lazy_model import ModelSource
@@ -127,7 +129,9 @@ def load_speakers(
     before = baseline_name or base
     other = None if before is None else ModelSource(before, **options)
     if baseline_name is not None and same_model(name, baseline_name):
-        raise RequestError(f"--model and --baseline are both {name}. Name the model that it came from.")
+        raise RequestError(
+            f"--model and --baseline are both {name}. Name as --baseline the model that it was trained from."
+        )
     aligned = Speaker(_label(name), source.model, source.tokenizer, system=system)
     if other is None:
         return [aligned]
@@ -137,5 +141,5 @@ def load_speakers(
 
 
 def _label(name: str) -> str:
-    """The last part of a name, which is what tells models apart."""
+    """The last part of a name, which distinguishes models."""
     return Path(name).expanduser().resolve().name if Path(name).expanduser().exists() else name.rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""`preftune compare`: methods against each other on your own model and data, within the same budget."""
+"""`preftune compare`: compares methods on your own model and data, within the same budget."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _DEFAULT = ("dpo", "ppo")
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs `preftune compare` and returns its exit code: 0 when it is done, whatever the verdict."""
+    """Runs `preftune compare` and returns its exit code: 0 when it finishes, independent of the verdict."""
     asked = _read_flags(argv)
     _check(asked)
     from preftune.storage.run_lock import locked
@@ -49,8 +49,7 @@ def run(argv: Sequence[str]) -> int:
 
     folder = Path(asked.output)
     kept = (
-        f"Stopped. {folder} keeps the trainings, answers and verdicts that are whole; the same command goes on from "
-        "there."
+        f"Stopped. {folder} keeps the complete trainings, answers and verdicts; the same command continues from there."
     )
     try:
         with locked(folder, another="-o FOLDER"), StopSignals().caught(ctrl_c=False), ExitStack() as opened:
@@ -81,7 +80,7 @@ def _read_flags(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _named(argv: Sequence[str]) -> list[str]:
-    """The methods that are asked for, each of which has a flag with its settings. Raises: RequestError."""
+    """The requested methods; each has a flag for its settings. Raises: RequestError."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--methods", nargs="+")
     try:
@@ -98,22 +97,29 @@ def _named(argv: Sequence[str]) -> list[str]:
 def _parser(methods: Sequence[str] = _DEFAULT) -> PlainParser:
     parser = PlainParser(
         prog="preftune compare",
-        description="Methods against each other, as DPO and the classic pipeline (reward model, then PPO): the same "
-        "model to start from, the same pairs, the same budget and number of trials, the same judge. Says who is ahead, "
-        "or that no difference is shown. Run again after a stop, it goes on from there.",
+        description="Compare methods, such as DPO and the classic pipeline (reward model, then PPO): from the same "
+        "model, on the same pairs, within the same budget and number of trials, by the same judge. The "
+        "result says which method is ahead, or that no difference is shown. After a stop, the same "
+        "command continues.",
     )
-    parser.add_argument("--model", required=True, metavar="SFT", help="the model that all start from (preftune sft)")
+    parser.add_argument(
+        "--model", required=True, metavar="SFT", help="the model that all methods start from (of preftune sft)"
+    )
     parser.add_argument("--data", required=True, metavar="PAIRS", help="preference pairs in any known format")
     parser.add_argument("--judge", required=True, help=JUDGE_FORMS)
-    parser.add_argument("-o", "--output", metavar="FOLDER", default="runs/compare", help="where to (runs/compare)")
+    parser.add_argument(
+        "-o", "--output", metavar="FOLDER", default="runs/compare", help="folder of the results (runs/compare)"
+    )
     tuning = parser.add_argument_group("training")
     tuning.add_argument(
         "--budget",
         default="10m",
-        help="of one trial: a time (90s, 10m, 2h), or a number of tokens or pairs, as 2000pairs; two sampled answers "
-        "are a pair (10m)",
+        help="limit of one trial: a time (90s, 10m, 2h), or a number of tokens or pairs, as in 2000pairs; two "
+        "sampled answers count as a pair (10m)",
     )
-    tuning.add_argument("--seeds", nargs="+", type=int, default=[0], help="settings are chosen on the first (0)")
+    tuning.add_argument(
+        "--seeds", nargs="+", type=int, default=[0], help="seeds of training; settings are chosen with the first (0)"
+    )
     tuning.add_argument(
         "--methods",
         nargs="+",
@@ -122,30 +128,43 @@ def _parser(methods: Sequence[str] = _DEFAULT) -> PlainParser:
         help="two or more of: dpo, the loss types of preftune dpo (ipo, simpo, orpo, ...), cdpo, kto, grpo, rloo, "
         "online, xpo, nash_md, ppo (dpo ppo)",
     )
-    tuning.add_argument("--trials", type=int, metavar="N", help="of each method, of its usual values (1 to 3; 3)")
+    tuning.add_argument(
+        "--trials", type=int, metavar="N", help="trials of each method, with its usual values (1 to 3; default 3)"
+    )
     _add_settings(tuning, methods)
-    data = parser.add_argument_group("data")
-    data.add_argument("--split", default="train", help="of the data; slices work: 'train[:1000]' (train)")
-    data.add_argument("--format", help="of the data, where its shape does not tell")
-    data.add_argument("--columns", nargs="+", default=[], metavar="prompt=YOURS", help="renames")
-    data.add_argument("--as_chat", action="store_true", help="plain prompts and answers become chat messages")
-    data.add_argument("--test_data", metavar="PROMPTS", help="judge on these prompts (a fifth of the data's, or 256)")
-    data.add_argument("--test_prompts", type=int, help="how many prompts are judged in the end")
-    data.add_argument("--tune_prompts", type=int, help="how many settings are chosen by (a tenth, or 64)")
-    data.add_argument("--keep", nargs="+", default=[], metavar="COLUMN", help="columns that a rule of yours reads")
+    _add_data(parser.add_argument_group("data"))
     measured = parser.add_argument_group("answers")
     measured.add_argument(
-        "--gold", help="the reward that counts, where there is one: rule:MODULE:FUNCTION, reward:MODEL"
+        "--gold", help="a gold reward that is reported in addition to the judge: rule:MODULE:FUNCTION, reward:MODEL"
     )
-    measured.add_argument("--max_new_tokens", type=int, default=256, help="longest answer, in tokens (256)")
-    measured.add_argument("--temperature", type=float, default=0.0, help="of the answers that are judged (0)")
-    measured.add_argument("--samples", type=int, default=2, help="answers to each prompt for the KL (2)")
-    measured.add_argument("--batch_size", type=int, default=16, help="answers at once (16)")
-    measured.add_argument("--seed", type=int, default=0, help="of the parts of the data, and of draws (0)")
+    measured.add_argument(
+        "--max_new_tokens", type=int, default=256, help="maximum length of an answer, in tokens (256)"
+    )
+    measured.add_argument(
+        "--temperature", type=float, default=0.0, help="sampling temperature of the judged answers (0)"
+    )
+    measured.add_argument("--samples", type=int, default=2, help="answers to each prompt that estimate the KL (2)")
+    measured.add_argument("--batch_size", type=int, default=16, help="batch size of generation (16)")
+    measured.add_argument("--seed", type=int, default=0, help="seed of the split of the data and of sampling (0)")
     add_model_options(measured, base=False)
     add_judge_options(parser, alone=False)
     add_endpoint_options(parser)
     return parser
+
+
+def _add_data(data: Any) -> None:
+    data.add_argument("--split", default="train", help="split of the data; slices work: 'train[:1000]' (train)")
+    data.add_argument("--format", help="format of the data, if it cannot be recognised")
+    data.add_argument("--columns", nargs="+", default=[], metavar="prompt=YOURS", help="renames")
+    data.add_argument("--as_chat", action="store_true", help="plain prompts and answers become chat messages")
+    data.add_argument(
+        "--test_data", metavar="PROMPTS", help="prompts to judge on (a fifth of the data's prompts, at most 256)"
+    )
+    data.add_argument("--test_prompts", type=int, help="number of prompts to judge at the end")
+    data.add_argument(
+        "--tune_prompts", type=int, help="number of prompts to choose the settings by (a tenth, at most 64)"
+    )
+    data.add_argument("--keep", nargs="+", default=[], metavar="COLUMN", help="columns that your own rule reads")
 
 
 def _add_settings(tuning: Any, methods: Sequence[str]) -> None:
@@ -156,16 +175,16 @@ def _add_settings(tuning: Any, methods: Sequence[str]) -> None:
         what = f"settings of {name} to try, as {example}{more}"
         tuning.add_argument(f"--{name}", nargs="+", default=[], metavar="NAME=VALUE", help=what)
     for name, what in (
-        ("reward", "of the reward model, one value each"),
-        ("both", "of every training, as use_peft=true dtype=float32 per_device_train_batch_size=4"),
+        ("reward", "settings of the reward model, one value each"),
+        ("both", "settings of every training, as in use_peft=true dtype=float32 per_device_train_batch_size=4"),
     ):
         tuning.add_argument(f"--{name}", nargs="+", default=[], metavar="NAME=VALUE", help=f"settings {what}")
 
 
 def _check(asked: argparse.Namespace) -> None:
-    """What can be known to be wrong before anything is loaded. Raises: RequestError."""
+    """Checks the request before anything is loaded. Raises: RequestError."""
     if asked.judge == "auto":
-        raise RequestError("--judge auto is for preftune eval. Here name one that no method trains on.")
+        raise RequestError("--judge auto is only for preftune eval. Name a judge that no method trains on.")
     check_judge(asked, asked.judge, alone=False)
     if not any(is_endpoint(name) for name in (asked.judge, asked.gold or "")):
         refuse(asked, ENDPOINT_FLAGS, unless="the judge or the gold reward is openai:NAME@BASE_URL")
@@ -181,7 +200,7 @@ def _check(asked: argparse.Namespace) -> None:
         if getattr(asked, name) is not None and getattr(asked, name) < 1:
             raise RequestError(f"--{name} {getattr(asked, name)}: give at least 1.")
     if len(set(asked.seeds)) < len(asked.seeds):
-        raise RequestError(f"--seeds {' '.join(map(str, asked.seeds))}: a seed is there twice. Give different ones.")
+        raise RequestError(f"--seeds {' '.join(map(str, asked.seeds))}: a seed is given twice. Give different seeds.")
     if Path(asked.output).is_file():
         raise RequestError(f"-o {asked.output} is a file. Name a folder for the results.")
 
@@ -194,15 +213,14 @@ def _compare(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> None
 
     plan = _plan(asked, folder, opened)
     trials, others = len(next(iter(plan.trials.values()))), len(plan.seeds) - 1
-    more = f", then the chosen ones with {others} more seed{'s' * (others > 1)}" if others else ""
+    more = f", then the chosen settings with {counted(others, 'more seed')}" if others else ""
     tell(
-        f"preftune: {counted(len(plan.parts.train), 'pair')} to train on, "
-        f"{counted(len(plan.parts.tune), 'prompt')} to choose settings "
-        f"by, {len(plan.parts.test):,} to judge. Trials: {trials} of each method, of at most {plan.budget.words()} each"
-        f"{more}. Results in {folder}"
+        f"preftune: {counted(len(plan.parts.train), 'pair')} to train on, {counted(len(plan.parts.tune), 'prompt')} to "
+        f"choose settings by, {len(plan.parts.test):,} to judge. Trials: {trials} per method, each with at most "
+        f"{plan.budget.words()}{more}. Results in {folder}"
     )
     if hasattr(plan.judge, "estimate"):
-        tell(f"preftune: the judge compares at most {plan.questions:,} pairs of answers, each in both orders")
+        tell(f"preftune: the judge compares at most {counted(plan.questions, 'pair')} of answers, each in both orders")
     facts = {name: found for name, found in environment().items() if name in ("versions", "hardware")}
     result = Comparison(plan, partial(print, flush=True), facts).run()
     write_json(folder / "compare.json", result.to_dict())
@@ -211,7 +229,7 @@ def _compare(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> None
 
 
 def _plan(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> Plan:
-    """Everything cheap first: errors are reported before anything is trained."""
+    """Does everything cheap first: errors are reported before anything is trained."""
     from preftune.comparison.data import split, write_parts
     from preftune.comparison.measure import Ruler
     from preftune.comparison.methods import parse_methods
@@ -260,7 +278,7 @@ def _settings(
     asked: argparse.Namespace, methods: Sequence[Method], budget: Budget
 ) -> tuple[Mapping[str, Sequence[Settings]], Settings, Settings]:
     """Trials, settings of all trainings, settings of the reward model; every name and value is checked by the command
-    that will get it.
+    that uses it.
     """
     from preftune.comparison.plan import check_names, parse_grid, parse_settings, tried
     from preftune.comparison.trainings import SET_HERE
@@ -280,7 +298,7 @@ def _settings(
     named = {*reward, *shared, *(name for grid in grids.values() for name in grid)}
     if budget.unit == "pairs" and "group_by_prompt" in named:
         raise RequestError(
-            "group_by_prompt makes batches count prompts, and a budget in pairs could not be kept. Leave it out, or "
+            "With group_by_prompt batches count prompts, so that a budget in pairs cannot be kept. Leave it out, or "
             "give --budget a time or tokens."
         )
     trials = tried(methods, grids, number=asked.trials, shared=shared)
@@ -295,13 +313,13 @@ def _settings(
 
 
 def _method(command: str) -> TrainMethod:
-    """How a command trains."""
+    """The training method of a command."""
     method: TrainMethod = import_module(f"preftune.cli.train.{command}").METHOD
     return method
 
 
 def _build(command: str, settings: Mapping[str, str], asked: argparse.Namespace, *, rewarded: bool = False) -> None:
-    """Raises: whatever the command says of these settings."""
+    """Raises: what the command raises for these settings."""
     from preftune.cli.train.train_command import read_request
 
     words = ["--model", asked.model, "--data", asked.data, "--output_dir", asked.output]

@@ -1,11 +1,11 @@
-"""`preftune convert`: any known format to the canonical one, filtered, with a manifest."""
+"""`preftune convert`: converts any known format to the canonical one, with filters and a manifest."""
 
 from __future__ import annotations
 
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ def run(argv: Sequence[str]) -> int:
     """Runs `preftune convert` and returns its exit code."""
     asked = _parser().read(_with_kind_of_dedupe(argv))
     if asked.by is not None and asked.split is None:
-        raise RequestError("--by says what --split is a share of. Add --split 0.05, or leave --by out.")
+        raise RequestError("--by chooses the unit of --split. Add --split 0.05, or leave --by out.")
 
     from preftune.data.conversion.convert import convert_pairs
     from preftune.data.conversion.filters import Filters
@@ -69,8 +69,8 @@ _OPENING = ("format", "columns", "dataset_split", "dataset_config", "margin_from
 def _parser() -> PlainParser:
     parser = PlainParser(
         prog=PROG,
-        description="Any known format to preftune's own (also TRL's): prompt, chosen, rejected. Rows that are no "
-        "preference are counted and left out. OUT.manifest.json has the outcome of every row.",
+        description="Convert any known format to preftune's own (also TRL's): prompt, chosen, rejected. Rows without "
+        "a preference are counted and left out. OUT.manifest.json has the outcome of every row.",
     )
     parser.add_argument(
         "data",
@@ -78,53 +78,74 @@ def _parser() -> PlainParser:
         metavar="DATA",
         help="a path, a hub id, or -; several are mixed, with proportions as in a.jsonl:0.7 b.jsonl:0.3",
     )
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help=".jsonl, .jsonl.gz or .parquet")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="OUT", help="file to write: .jsonl, .jsonl.gz or .parquet"
+    )
     reading = parser.add_argument_group("reading").add_argument
-    reading("--format", metavar="NAME", help="where the shape of the data does not tell: openai, kto, ...")
+    reading("--format", metavar="NAME", help="format of the data, if it cannot be recognised: openai, kto, ...")
     reading("--columns", nargs="+", default=[], metavar="NAME=YOURS", help="chosen=good rejected=bad")
-    reading("--dataset_split", default="train", metavar="NAME", help="train; slices too: 'train[:1000]'")
+    reading(
+        "--dataset_split",
+        default="train",
+        metavar="NAME",
+        help="split of the data; slices work: 'train[:1000]' (train)",
+    )
     reading("--dataset_config", metavar="NAME", help="configuration of a hub dataset")
-    reading("--margin_from_scores", type=float, metavar="NATS", help="margin per point of the ratings")
+    reading("--margin_from_scores", type=float, metavar="NATS", help="nats of margin per point of rating difference")
     reading("--as_chat", action="store_true", help="plain prompts and answers become messages")
-    reading("--streaming", action="store_true", help="read as it goes, without a copy in memory or on disk")
-    reading("--strict", action="store_true", help="stop at the first row that is not a preference")
-    keeping = parser.add_argument_group("keeping").add_argument
+    reading("--streaming", action="store_true", help="read the rows one by one, without a copy in memory or on disk")
+    reading("--strict", action="store_true", help="stop at the first row without a preference")
+    _add_filters(parser.add_argument_group("keeping").add_argument)
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    parser.add_argument("--json", action="store_true", help="print the manifest")
+    return parser
+
+
+def _add_filters(keeping: Callable[..., Any]) -> None:
     keeping(
         "--min_margin",
         type=float,
         metavar="X",
-        help="least strength in the data's own units (points, ranks, ln of votes); of the column margin where the "
+        help="minimum strength in the data's own units (points, ranks, ln of votes); of the column margin if the "
         "data have no ratings",
     )
-    keeping("--min_agreement", type=float, metavar="SHARE", help="least share of annotators who agree")
-    keeping("--max_length_ratio", type=float, metavar="X", help="longer side to shorter one, in characters")
+    keeping("--min_agreement", type=float, metavar="SHARE", help="minimum share of annotators who agree")
+    keeping(
+        "--max_length_ratio",
+        type=float,
+        metavar="X",
+        help="maximum ratio of the longer to the shorter answer, in characters",
+    )
     keeping(
         "--topic", nargs="+", metavar="NAME", help="only pairs of these topics (column topic, category, domain, ...)"
     )
     keeping("--keyword", nargs="+", metavar="WORD", help="only prompts with one of these words or phrases")
     keeping("--language", nargs="+", metavar="CODE", help="only pairs in these languages: en, de, fr, ...")
-    keeping("--rule", metavar="FILE.py:FUNCTION", help="only rows of which a Python function says True")
+    keeping("--rule", metavar="FILE.py:FUNCTION", help="only rows for which this Python function returns True")
     keeping("--source", nargs="+", metavar="NAME", help="only pairs of these sources")
     keeping(
         "--dedupe",
         nargs="?",
         const="exact",
         choices=["exact", "near"],
-        help="of equal pairs keep the first; near: of nearly the same ones too",
+        help="keep only the first of equal pairs; near: of nearly equal ones too",
     )
-    keeping("--drop_contradictions", action="store_true", help="A over B and B over A: keep neither")
-    keeping("--balance_length", action="store_true", help="the longer side wins as often as it loses")
-    keeping("--sample", type=int, metavar="N", help="most pairs to keep, drawn")
-    keeping("--split", type=float, metavar="SHARE", help="hold this share out, in OUT's .held-out file")
-    keeping("--by", choices=["prompt", "pair"], help="a share of what (prompt: none is on both sides)")
-    keeping("--seed", type=int, default=0, help="of everything that is drawn (0)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the files if they are there")
-    parser.add_argument("--json", action="store_true", help="print the manifest")
-    return parser
+    keeping(
+        "--drop_contradictions",
+        action="store_true",
+        help="keep neither of two pairs that contradict each other (A over B, B over A)",
+    )
+    keeping(
+        "--balance_length", action="store_true", help="drop pairs until the longer answer wins as often as it loses"
+    )
+    keeping("--sample", type=int, metavar="N", help="keep at most this many pairs, drawn at random")
+    keeping("--split", type=float, metavar="SHARE", help="share to hold out, written to OUT's .held-out file")
+    keeping("--by", choices=["prompt", "pair"], help="unit of the split (prompt: no prompt is on both sides)")
+    keeping("--seed", type=int, default=0, help="seed of all random choices (0)")
 
 
 def _with_kind_of_dedupe(argv: Sequence[str]) -> list[str]:
-    """`--dedupe` with its kind in the same word, so that a name of data behind it is not taken for one."""
+    """Joins `--dedupe` and its kind into one word, so that a data name after it is not taken for a kind."""
     words = list(argv)
     for place, word in enumerate(words):
         if word == "--dedupe":
@@ -146,7 +167,7 @@ def _inputs(asked: argparse.Namespace) -> list[Input]:
     drawn = None not in proportions
     if asked.streaming and drawn:
         raise RequestError(
-            "--streaming reads what it does not count, and proportions need a count. Leave one of them out."
+            "--streaming does not count the rows, and proportions need their number. Leave one of them out."
         )
     options: dict[str, Any] = {
         "split": asked.dataset_split,
@@ -180,7 +201,9 @@ def _report(manifest: dict[str, Any], output: Path) -> list[str]:
         if entry["not_used"]:
             lines.append(f"  Not used: {', '.join(map(repr, entry['not_used']))}.")
         lines += [f"  {_counted(left)} {left['do']}" for left in entry["gave_no_pair"]]
-    lines.append(f"{manifest['pairs_read']:,} pairs were read, {manifest['pairs_written']:,} are kept.")
+    lines.append(
+        f"{counted(manifest['pairs_read'], 'pair was', 'pairs were')} read, {manifest['pairs_written']:,} kept."
+    )
     lines += [f"  {_counted(left)}" for left in manifest["dropped"]]
     lines += [f"  {problem}" for problem in manifest["problems"][:1]]
     if manifest["min_margin_is_of"] == "margin":
@@ -193,7 +216,7 @@ def _report(manifest: dict[str, Any], output: Path) -> list[str]:
     lines.append(f"The outcome of every row is in {output}.manifest.json")
     if len(manifest["written"]) > 1:
         paths = [shlex.quote(str(output.parent / written["file"])) for written in manifest["written"]]
-        lines.append(f"Train on it:  preftune dpo --model MODEL --data {paths[0]} --eval_dataset_name {paths[1]}")
+        lines.append(f"Train on them: preftune dpo --model MODEL --data {paths[0]} --eval_dataset_name {paths[1]}")
     return lines
 
 

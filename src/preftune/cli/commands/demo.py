@@ -22,7 +22,7 @@ SHOWN = 5
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs `preftune demo` and returns its exit code: 0 when it is done, whatever the verdict."""
+    """Runs `preftune demo` and returns its exit code: 0 when it finishes, independent of the verdict."""
     asked = _parser().read(argv)
 
     from preftune.cli.display.progress import show_progress
@@ -41,8 +41,8 @@ def run(argv: Sequence[str]) -> int:
             result = run_demo(settings, say=say, prepare=lambda trainer: shown.append(show_progress(trainer)))
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(
-            f"Stopped. {settings.output} keeps what is written; preftune demo begins again, with the scores "
-            "of the reference and the converted model from its cache."
+            f"Stopped. {settings.output} keeps the files written so far; preftune demo starts again, and reuses the "
+            "reference scores and the converted model from the cache."
         ) from stop
     finally:
         for progress in shown:
@@ -55,19 +55,24 @@ def run(argv: Sequence[str]) -> int:
 def _parser() -> PlainParser:
     parser = PlainParser(
         prog="preftune demo",
-        description="Align SmolLM2-135M-Instruct with 256 pairs that ship with preftune, and measure on 64 held-out "
-        "prompts whether it got better. A few minutes on two CPU cores; needs no network once installed.",
+        description="Align SmolLM2-135M-Instruct with pairs that ship with preftune, and measure on held-out prompts "
+        "whether it got better. This takes a few minutes on two CPU cores and needs no network once "
+        "installed.",
     )
-    parser.add_argument("--output", "--output_dir", dest="output", metavar="FOLDER", help="where to (runs/demo)")
+    parser.add_argument(
+        "--output", "--output_dir", dest="output", metavar="FOLDER", help="folder of the results (runs/demo)"
+    )
     parser.add_argument("--model", metavar="NAME", help="another chat model, a path or hub id")
-    parser.add_argument("--seed", type=int, help="of the order of the pairs and the adapter's start (0)")
+    parser.add_argument(
+        "--seed", type=int, help="seed of the order of the pairs and of the adapter's initial weights (0)"
+    )
     parser.add_argument("--learning_rate", type=float, help="of the adapter")
     parser.add_argument("--max_pairs", type=int, help="number of the 256 pairs to train on, over all topics (128)")
     parser.add_argument("--max_prompts", type=int, help="number of held-out prompts to evaluate on (64)")
     parser.add_argument("--max_new_tokens", type=int, help="longest answer")
     parser.add_argument("--batch_size", type=int, help="pairs per step (8)")
     parser.add_argument("--report", action="store_true", default=True, help="write report.html at the end")
-    parser.add_argument("--no_report", dest="report", action="store_false", help="leave it out")
+    parser.add_argument("--no_report", dest="report", action="store_false", help="write no report.html")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`preftune env`: what a bug report needs to know about this machine."""
+"""`preftune env`: the facts about this machine that a bug report needs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PACKAGES = (
 
 def run(argv: Sequence[str]) -> int:
     """Runs `preftune env` and returns its exit code."""
-    parser = PlainParser(prog="preftune env", description="Versions, hardware, number formats and disk.")
+    parser = PlainParser(prog="preftune env", description="Print versions, hardware, number formats and disk space.")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
     asked = parser.read(argv)
     facts = environment()
@@ -99,7 +99,9 @@ def _hardware() -> dict[str, Any]:
 
 
 def _precision() -> dict[str, Any]:
-    """What the number formats are here, and what the policy would choose for a model stored in bfloat16 or float32."""
+    """The number formats of this machine, and the ones that the precision policy chooses for a model stored in bfloat16
+    or float32.
+    """
     import torch
 
     from preftune.models.precision import cpu_has_bf16, decide_precision
@@ -135,7 +137,7 @@ def _disk() -> dict[str, Any]:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder, or its nearest parent that exists."""
     folder = folder.expanduser().absolute()
     while not folder.exists():
         folder = folder.parent
@@ -170,7 +172,7 @@ def _usable_cores() -> int:
 
 
 def _memory() -> int | None:
-    """Bytes of main memory; the container's limit where there is one."""
+    """Bytes of main memory, or the container's limit if there is one."""
     if sys.platform == "win32":
         return None
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,4 +1,4 @@
-"""`preftune eval`: generate, judge, count; and say in words whether it got better."""
+"""`preftune eval`: generates answers, judges and counts them, and says in words whether the model got better."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs `preftune eval` and returns its exit code: 0 when it is done, whatever the verdict."""
+    """Runs `preftune eval` and returns its exit code: 0 when it finishes, independent of the verdict."""
     asked = read_request(argv)
     folder = results_folder(asked)
     try:
@@ -43,8 +43,8 @@ def run(argv: Sequence[str]) -> int:
             _evaluate(asked, folder, opened)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"Stopped. Answers that came are kept in {folder}, verdicts in the cache; the same command goes on from "
-            "there."
+            f"Stopped. The answers received so far are kept in {folder}, the verdicts in the cache; the same command "
+            "continues from there."
         ) from None
     return 0
 
@@ -101,7 +101,7 @@ def _compare(
         questions = questions_of(answered, rows, symmetric=symmetric)
         calls = tell_before_asking(judge, questions, again=again, what="each pair of answers, in both orders")
         if judge.asker is not None and questions and not calls:
-            tell("preftune: 0 calls: every verdict is known")
+            tell("preftune: 0 calls, because every verdict is known")
 
     summary = evaluate_pairwise(
         rows,
@@ -123,7 +123,7 @@ def _compare(
 
 
 def _rows(asked: argparse.Namespace, match: Matchup) -> tuple[list[dict[str, Any]], int | None]:
-    """The prompts as rows for `evaluate_pairwise`, and how many of them were trained on (None: unknown)."""
+    """The prompts as rows for `evaluate_pairwise`, and how many of them were trained on (None if that is unknown)."""
     from preftune.evaluation.two_models.advice import seen_sentence
     from preftune.generation.prompts import CATEGORIES, KEYS, Prompts, load_prompts
 
@@ -150,7 +150,7 @@ def _rows(asked: argparse.Namespace, match: Matchup) -> tuple[list[dict[str, Any
         seen = seen_in_training(asked.model, [prompt.prompt for prompt in prompts.prompts])
         if seen is None and run_facts(asked.model):
             tell(
-                f"preftune: which of these prompts {asked.model} was trained on is unknown: its run kept no record "
+                f"preftune: it is unknown which of these prompts {asked.model} was trained on: its run kept no record "
                 f"({FILE})."
             )
     if seen:
@@ -161,7 +161,7 @@ def _rows(asked: argparse.Namespace, match: Matchup) -> tuple[list[dict[str, Any
         if asked.baseline == "dataset":
             if prompt.chosen is None:
                 raise RequestError(
-                    f"--baseline dataset takes the chosen answers of pairs, and {prompts.name} holds none. Give "
+                    f"--baseline dataset takes the chosen answers of pairs, and {prompts.name} holds no pairs. Give "
                     "held-out pairs with --prompts, or name a model as --baseline."
                 )
             row["given"] = prompt.chosen
@@ -170,7 +170,7 @@ def _rows(asked: argparse.Namespace, match: Matchup) -> tuple[list[dict[str, Any
 
 
 def _tell_what_changes(folder: Path, match: Matchup) -> None:
-    """An evaluation that stands there was made in another way: its answers are made anew."""
+    """Says that the evaluation in the folder had other settings, so that its answers are generated again."""
     from preftune.evaluation.labelling.sample import differences
 
     before = read_object(folder / "summary.json").get("settings")
@@ -180,7 +180,7 @@ def _tell_what_changes(folder: Path, match: Matchup) -> None:
 
 
 def _before_answering(match: Matchup, rows: list[dict[str, Any]], folder: Path) -> None:
-    """What endpoints will cost at most, and whether they are there."""
+    """Prints the maximum cost of the endpoints, and checks that they respond."""
     from preftune.evaluation.two_models.answers import missing_rows
 
     asking = []
@@ -262,8 +262,8 @@ def _run_suites(
 
 
 def _trained_with(model: str) -> dict[str, Any]:
-    """`method`, `beta`, `usual_beta`, `learning_rate`, `epochs` and `kl_coef` of a run directory, as far as it knows
-    them.
+    """`method`, `beta`, `usual_beta`, `learning_rate`, `epochs` and `kl_coef` of a run directory, as far as they are
+    recorded.
     """
     names = {"beta": "beta", "learning_rate": "learning_rate", "epochs": "num_train_epochs", "kl_coef": "kl_coef"}
     run, method = run_facts(model, "configuration"), run_facts(model).get("method")
@@ -278,7 +278,7 @@ def _trained_with(model: str) -> dict[str, Any]:
 
 
 def _epochs_run(folder: Path) -> float | None:
-    """How often the data were used, by the log of a run."""
+    """The number of epochs that a run trained for, from its log."""
     from preftune.storage.jsonl import read_lines
 
     logged = [line["epoch"] for line in read_lines(folder.expanduser() / "metrics.jsonl") if "epoch" in line]

@@ -1,4 +1,4 @@
-"""What `preftune eval` is asked for: its flags, and what can be known to be wrong before anything is loaded."""
+"""The request of `preftune eval`: its flags, and the checks that need nothing loaded."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from preftune.cli.flags.model_flags import (
     MODEL_FLAGS,
     add_endpoint_options,
     add_model_options,
+    add_sampling_options,
     refuse,
 )
 from preftune.cli.flags.plain_parser import PlainParser
@@ -21,7 +22,7 @@ from preftune.errors import RequestError
 from preftune.generation.endpoint.client import is_endpoint
 
 _OWN_COLUMNS = ("category", "topic")
-"""Those of preftune's own prompts."""
+"""The columns of preftune's own prompts."""
 
 
 def read_request(argv: Sequence[str]) -> argparse.Namespace:
@@ -34,9 +35,9 @@ def read_request(argv: Sequence[str]) -> argparse.Namespace:
 def _parser() -> PlainParser:
     parser = PlainParser(
         prog="preftune eval",
-        description="Did it get better? Answers the same prompts with the aligned model and with the one it came from, "
-        "lets a judge compare them in both orders, and says how sure the result is. Run again after a stop, it goes on "
-        "from there; verdicts that are known cost nothing.",
+        description="Did the model get better? The aligned model and the one it was trained from answer the same "
+        "prompts, a judge compares the answers in both orders, and the result is reported with its "
+        "uncertainty. After a stop, the same command continues; known verdicts cost nothing.",
     )
     parser.add_argument(
         "--model",
@@ -49,34 +50,35 @@ def _parser() -> PlainParser:
     parser.add_argument(
         "--baseline",
         metavar="BASE",
-        help="the same, or 'dataset' for the chosen answers of held-out pairs (what the model was trained from)",
+        help="the same, or 'dataset' for the chosen answers of held-out pairs (default: the model that it was trained "
+        "from)",
     )
     parser.add_argument(
         "--prompts",
         "--data",
         "--dataset_name",
         dest="prompts",
-        help="preference data in any known format, rows with a prompt or messages, or a .txt file of lines "
-        "(63 prompts of preftune's own)",
+        help="preference data in any known format, rows with a prompt or messages, or a .txt file of lines (default: "
+        "63 prompts of preftune's own)",
     )
-    parser.add_argument("--judge", help=f"{JUDGE_FORMS}; auto: a reward model trained here, without any key")
     parser.add_argument(
-        "--judge_data", metavar="PAIRS", help="for --judge auto: what it learns from (the run's held-out pairs)"
+        "--judge", help=f"{JUDGE_FORMS}; auto: a reward model that is trained on this machine, without an API key"
     )
-    parser.add_argument("-o", "--output", metavar="FOLDER", help="where the results go (MODEL/eval for a folder)")
     parser.add_argument(
-        "--limit", type=int, help="number of distinct prompts to use, from the first on, or of questions of a suite"
+        "--judge_data", metavar="PAIRS", help="for --judge auto: pairs to train it on (the run's held-out pairs)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of draws, and of intervals that are resampled (0)")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="folder of the results (MODEL/eval for a folder)")
+    parser.add_argument("--limit", type=int, help="use only the first N distinct prompts, or N questions of a suite")
+    parser.add_argument("--seed", type=int, default=0, help="seed of sampling and of bootstrap intervals (0)")
     _add_suites(parser.add_argument_group("suites"))
     _add_prompts(parser.add_argument_group("prompts"))
-    _add_answers(parser.add_argument_group("answers"))
+    add_sampling_options(parser.add_argument_group("answers"), "an answer", temperature=0.0)
     local = parser.add_argument_group("models on this machine")
-    local.add_argument("--batch_size", type=int, help="answers at once (16; vLLM: as it sees fit)")
+    local.add_argument("--batch_size", type=int, help="batch size of generation (16; vLLM chooses its own)")
     local.add_argument(
         "--backend",
         choices=["auto", "transformers", "vllm"],
-        help="who generates; auto: vLLM where it is installed and there is a GPU",
+        help="generation backend; auto: vLLM where it is installed and there is a GPU",
     )
     add_model_options(local)
     add_judge_options(parser, alone=False)
@@ -86,37 +88,39 @@ def _parser() -> PlainParser:
 
 def _add_suites(suites: Any) -> None:
     suites.add_argument(
-        "--suite", action="append", default=[], metavar="NAME", help="a known set of questions instead; repeatable"
+        "--suite",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a known set of questions instead of --prompts; repeatable",
     )
     suites.add_argument(
-        "--suite_data", nargs="+", metavar="PATH", help="its questions, where they are not to come from the hub"
+        "--suite_data", nargs="+", metavar="PATH", help="its questions in a file or folder, instead of the hub's"
     )
-    suites.add_argument("--tasks", nargs="+", metavar="NAME", help="of lm-evaluation-harness, for the suite general")
-    suites.add_argument("--beta", type=float, help="of the training run, for the suite held-out (run.json's)")
+    suites.add_argument(
+        "--tasks", nargs="+", metavar="NAME", help="tasks of lm-evaluation-harness, for the suite general"
+    )
+    suites.add_argument(
+        "--beta", type=float, help="beta of the training run, for the suite held-out (default: that of run.json)"
+    )
 
 
 def _add_prompts(data: Any) -> None:
-    data.add_argument("--split", help="of the data; slices work: 'test[:100]' (train)")
-    data.add_argument("--format", help="of the data, where its shape does not tell")
-    data.add_argument("--columns", nargs="+", default=[], metavar="prompt=YOURS", help="where the prompts stand")
-    data.add_argument("--by", metavar="COLUMN", help="win rate for each value of it (category, topic, source)")
-    data.add_argument("--keep", nargs="+", metavar="COLUMN", help="columns that a rule of yours reads")
-
-
-def _add_answers(sampling: Any) -> None:
-    sampling.add_argument("--max_new_tokens", type=int, default=512, help="longest answer, in tokens (512)")
-    sampling.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (0)")
-    sampling.add_argument("--top_p", type=float, help="share of probability to draw from (the model's own, or all)")
-    sampling.add_argument("--top_k", type=int, help="likeliest tokens to draw from, 0 for all")
-    sampling.add_argument("--min_p", type=float, help="least probability, as a share of the likeliest token's")
+    data.add_argument("--split", help="split of the data; slices work: 'test[:100]' (train)")
+    data.add_argument("--format", help="format of the data, if it cannot be recognised")
+    data.add_argument("--columns", nargs="+", default=[], metavar="prompt=YOURS", help="column that holds the prompts")
+    data.add_argument(
+        "--by", metavar="COLUMN", help="report a win rate for each value of this column (category, topic, source)"
+    )
+    data.add_argument("--keep", nargs="+", metavar="COLUMN", help="columns that your own rule reads")
 
 
 def _check(asked: argparse.Namespace) -> None:
-    """What can be known to be wrong before anything is loaded. Raises: RequestError."""
+    """Checks the request before anything is loaded. Raises: RequestError."""
     if asked.limit is not None and asked.limit < 1:
         raise RequestError(f"--limit {asked.limit}: give at least 1 prompt.")
     if asked.judge is None and not asked.suite:
-        raise RequestError(f"--judge is missing: who says which answer is better? Give {JUDGE_FORMS}.")
+        raise RequestError(f"--judge is missing: a judge decides which answer is better. Give {JUDGE_FORMS}.")
     if asked.judge != AUTO:
         refuse(asked, ("judge_data",), unless="--judge is auto")
     if asked.judge is not None:
@@ -130,13 +134,13 @@ def _check(asked: argparse.Namespace) -> None:
     if not any(is_endpoint(name) for name in (*models, asked.judge or "")):
         refuse(asked, ENDPOINT_FLAGS, unless="a model or the judge is openai:NAME@BASE_URL")
     if asked.temperature == 0:
-        refuse(asked, ("top_p", "top_k", "min_p"), unless="answers are drawn, with a --temperature above 0")
+        refuse(asked, ("top_p", "top_k", "min_p"), unless="answers are sampled, with a --temperature above 0")
     if asked.prompts is None:
         refuse(asked, ("split", "format", "keep"), unless="there are --prompts")
         if asked.by not in (None, *_OWN_COLUMNS):
             raise RequestError(f"--by {asked.by}: preftune's own prompts have {' and '.join(_OWN_COLUMNS)}. Name one.")
         if asked.columns:
-            raise RequestError("--columns has no effect unless there are --prompts. Leave it out.")
+            raise RequestError("--columns has no effect without --prompts. Leave it out.")
     _check_suites(asked)
     if asked.baseline == "dataset" and asked.prompts is None:
         raise RequestError("--baseline dataset takes the chosen answers of pairs. Give such pairs with --prompts.")
@@ -151,7 +155,7 @@ def _check_suites(asked: argparse.Namespace) -> None:
     entries = [find_suite(name) for name in asked.suite]
     for option in ("tasks", "beta"):
         if not any(option in entry.options for entry in entries):
-            refuse(asked, (option,), unless="a suite takes it (general: --tasks, held-out: --beta)")
+            refuse(asked, (option,), unless="a suite that uses it is given (general: --tasks, held-out: --beta)")
     if asked.prompts is not None or asked.by is not None:
         raise RequestError("A suite brings its own questions. Leave --prompts and --by out.")
     if asked.baseline == "dataset":
@@ -165,7 +169,7 @@ def _is_remote(name: str) -> bool:
 
 
 def results_folder(asked: argparse.Namespace) -> Path:
-    """Where results go: `eval` in a run directory or model folder, unless another place is named."""
+    """The folder of the results: `eval` in a run directory or model folder, unless another one is named."""
     if asked.output is not None:
         if Path(asked.output).is_file():
             raise RequestError(f"-o {asked.output} is a file. Name a folder for the results.")

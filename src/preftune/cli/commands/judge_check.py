@@ -1,4 +1,4 @@
-"""`preftune judge-check`: does a judge say what people say?"""
+"""`preftune judge-check`: measures how often a judge agrees with people."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from preftune.judges.people.labels import HumanLabels
 
 _NARROW = 76
-"""Columns below which a terminal gets lines instead of a table."""
+"""Width in columns below which a terminal gets lines instead of a table."""
 _EXAMPLES = 50
-"""Disagreements that are written down."""
+"""Number of disagreements that are written to the file."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -58,13 +58,15 @@ def run(argv: Sequence[str]) -> int:
             conduct, budget = conduct_and_budget(asked, opened)
             judge = open_asked_judge(asked, opened, conduct=conduct, budget=budget)
             again = bool(asked.ask_again)
-            what = "every two answers, in both orders"
+            what = "each pair of answers, in both orders"
             tell_before_asking(judge, questions_of(labels.labels, judge.judge), again=again, what=what)
             progress = opened.enter_context(Counting("judging", unit="verdicts"))
             judged = judge_labels(labels.labels, judge.judge, again=again, progress=progress)
             found = agreement(judged, judge.judge, confidence=asked.confidence, seed=asked.seed)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("Stopped. Verdicts that came are kept; the same command goes on from there.") from None
+        raise KeyboardInterrupt(
+            "Stopped. The verdicts received so far are kept; the same command continues from there."
+        ) from None
     _show(found)
     if asked.output:
         _write(Path(asked.output), asked, labels, judged, found)
@@ -74,21 +76,21 @@ def run(argv: Sequence[str]) -> int:
 def _parser() -> PlainParser:
     parser = PlainParser(
         prog="preftune judge-check",
-        description="Holds a judge against people's judgements: agreement, position bias, length bias. Verdicts that "
-        "cost something are kept on disk, so a second check costs nothing.",
+        description="Compare a judge with people's judgements: agreement, position bias, length bias. Verdicts of "
+        "models and endpoints are kept on disk, so a second check costs nothing.",
     )
     parser.add_argument(
         "data",
         metavar="DATA",
-        help="pairs that people made (a path, a hub id, or -), or rows with prompt, answer_a, answer_b, label",
+        help="pairs labelled by people (a path, a hub id, or -), or rows with prompt, answer_a, answer_b, label",
     )
     parser.add_argument("--judge", required=True, help=JUDGE_FORMS)
-    parser.add_argument("-o", "--output", metavar="FILE", help="all figures and the disagreements, as JSON")
-    parser.add_argument("--limit", type=int, metavar="N", help="ask about N judgements only, drawn at random")
-    parser.add_argument("--seed", type=int, default=0, help="of that draw, and of resamples (0)")
-    parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals (0.95)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="file for all figures and the disagreements, as JSON")
+    parser.add_argument("--limit", type=int, metavar="N", help="check only N judgements, drawn at random")
+    parser.add_argument("--seed", type=int, default=0, help="seed of that draw and of the bootstrap (0)")
+    parser.add_argument("--confidence", type=float, default=0.95, help="confidence level of the intervals (0.95)")
     parser.add_argument("--columns", nargs="+", default=[], metavar="C=YOURS", help="renames: chosen=good rejected=bad")
-    parser.add_argument("--format", metavar="NAME", help="format of the data, where their shape does not tell")
+    parser.add_argument("--format", metavar="NAME", help="format of the data, if it cannot be recognised")
     parser.add_argument("--split", default="train", help="split of the data; slices work: train[:1000]")
     add_judge_options(parser)
     add_endpoint_options(parser)
@@ -200,4 +202,4 @@ def _write(
             "disagreements_in_all": len(wrong),
         },
     )
-    print(f"All figures and the first {_EXAMPLES} disagreements lie in {path}.")
+    print(f"All figures and the first {_EXAMPLES} disagreements are in {path}.")

@@ -1,4 +1,4 @@
-"""`preftune label`: a judge ranks the completions of each prompt, and pairs come out."""
+"""`preftune label`: a judge ranks the completions of each prompt, which gives preference pairs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs `preftune label` and returns its exit code: 1 when no pair came out."""
+    """Runs `preftune label` and returns its exit code: 1 when there is no pair."""
     asked = _parser().read(argv)
     _check(asked)
 
@@ -53,12 +53,14 @@ def run(argv: Sequence[str]) -> int:
                 before=before,
             )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("Stopped. Verdicts that came are kept; the same command goes on from there.") from None
+        raise KeyboardInterrupt(
+            "Stopped. The verdicts received so far are kept; the same command continues from there."
+        ) from None
     for line in counts.sentences():
         print(line)
     if counts.pairs == 0:
         raise PreftuneError(
-            "No pair came out, for the reasons above. Sample more completions (-k) at a higher --temperature, or use "
+            "There is no pair, for the reasons above. Sample more completions (-k) at a higher --temperature, or use "
             "another judge."
         )
     print(f"They are in {asked.output}; {asked.output}.manifest.json says how they were made.")
@@ -69,25 +71,29 @@ def run(argv: Sequence[str]) -> int:
 def _parser() -> PlainParser:
     parser = PlainParser(
         prog="preftune label",
-        description="Preference pairs out of the samples of preftune sample: a judge ranks the completions of each "
-        "prompt. Verdicts that cost something are kept on disk, so a second labelling costs nothing.",
+        description="Make preference pairs from the samples of preftune sample: a judge ranks the completions of "
+        "each prompt. Verdicts of models and endpoints are kept on disk, so a second labelling costs "
+        "nothing.",
     )
     parser.add_argument("samples", metavar="SAMPLES", help="the file that preftune sample wrote")
     parser.add_argument("--judge", required=True, help=JUDGE_FORMS)
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="pairs, as JSON lines")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="file for the pairs, as JSON lines")
     parser.add_argument(
         "--pairs",
         choices=["best-worst", "all", "adjacent"],
         default="best-worst",
-        help="the best against the worst, all against all, or each against the next one (best-worst)",
+        help="which completions form pairs: the best and the worst, all with all, or each with the next one "
+        "(best-worst)",
     )
     parser.add_argument(
-        "--min_gap", type=float, default=0.0, help="least difference of scores, or of comparisons won (any above 0)"
+        "--min_gap", type=float, default=0.0, help="minimum difference of scores, or of comparisons won (any above 0)"
     )
     parser.add_argument(
-        "--margin_from_scores", type=float, metavar="NATS", help="write margins: nats per point of difference"
+        "--margin_from_scores", type=float, metavar="NATS", help="write margins: nats per point of score difference"
     )
-    parser.add_argument("--finished_only", action="store_true", help="leave out completions cut at their length limit")
+    parser.add_argument(
+        "--finished_only", action="store_true", help="leave out completions that were cut at the length limit"
+    )
     add_judge_options(parser)
     add_endpoint_options(parser)
     return parser
@@ -98,14 +104,16 @@ def _check(asked: argparse.Namespace) -> None:
         raise RequestError(f"--min_gap {asked.min_gap}: give a number that is not negative.")
     scale = asked.margin_from_scores
     if scale is not None and not (math.isfinite(scale) and scale > 0):
-        raise RequestError(f"--margin_from_scores {scale}: give the nats of margin per point, such as 0.5.")
+        raise RequestError(
+            f"--margin_from_scores {scale}: give the nats of margin per point as a positive number, such as 0.5."
+        )
     if Path(asked.output).is_dir():
         raise RequestError(f"-o {asked.output} is a folder. Name a file in it, such as pairs.jsonl.")
     check_judge(asked, asked.judge, scores_count=False)
 
 
 def _rater(asked: argparse.Namespace, opened: ExitStack) -> tuple[Rater, Callable[[list[Group]], None] | None]:
-    """Who rates, and what is done before anything is asked. What is opened for that is closed with `opened`."""
+    """The judge or scorer, after the checks that precede the first call. `opened` closes the resources it uses."""
     from preftune.evaluation.labelling.scoring import ByComparison, ByScore
 
     conduct, budget = conduct_and_budget(asked, opened)
@@ -116,7 +124,7 @@ def _rater(asked: argparse.Namespace, opened: ExitStack) -> tuple[Rater, Callabl
     rater = ByComparison(judge.judge, again=again)
 
     def before(groups: list[Group]) -> None:
-        what = "every two completions of a prompt, in both orders"
+        what = "each two completions of a prompt, in both orders"
         tell_before_asking(judge, rater.questions(groups), again=again, what=what)
 
     return rater, before

@@ -1,4 +1,4 @@
-"""`preftune merge`: an adapter and its base become one plain model."""
+"""`preftune merge`: merges an adapter into its base model."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("adapter", metavar="ADAPTER", help="output folder of a LoRA run, or an adapter on the hub")
     parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="a new or empty folder")
-    parser.add_argument("--base", "--base_model", dest="base", metavar="MODEL", help="instead of the base it names")
     parser.add_argument(
-        "--dtype", choices=["bfloat16", "float16", "float32"], help="of the result (default: the base's)"
+        "--base",
+        "--base_model",
+        dest="base",
+        metavar="MODEL",
+        help="base model to use instead of the one that the adapter names",
+    )
+    parser.add_argument(
+        "--dtype", choices=["bfloat16", "float16", "float32"], help="number format of the result (default: the base's)"
     )
     parser.add_argument("--trust_remote_code", action="store_true", help="allow models that bring their own code")
     asked = parser.read(argv)

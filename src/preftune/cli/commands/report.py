@@ -38,22 +38,22 @@ def run(argv: Sequence[str]) -> int:
 def _parser() -> PlainParser:
     parser = PlainParser(
         prog=PROG,
-        description="What came out of a run, on one page: the verdict, answers before and after, curves, alarms, data, "
-        "settings. Several runs are shown side by side. Reads the files of run directories only.",
+        description="Show the result of a run on one page: the verdict, answers before and after, curves, alarms, "
+        "data, settings. Several runs are shown side by side. Only files of run directories are read.",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run directory (--output_dir), or several")
     parser.add_argument(
         "-o",
         "--output",
         metavar="FILE",
-        help="where to (default: RUN/report.html, RUN/report.md, RUN/plots/); - prints",
+        help="where to write (default: RUN/report.html, RUN/report.md, RUN/plots/); - prints",
     )
     parser.add_argument(
         "--format",
         metavar="FORM",
-        help="html (default), md for a pull request, png for a folder of plots; otherwise FILE's ending tells",
+        help="html (default), md for a pull request, png for a folder of plots; default: as FILE's ending says",
     )
-    parser.add_argument("--audit", metavar="FOLDER", help="what preftune audit wrote about the data, shown on the page")
+    parser.add_argument("--audit", metavar="FOLDER", help="output of preftune audit on the data, shown on the page")
     return parser
 
 
@@ -89,14 +89,14 @@ def _text(runs: Sequence[str], form: Form, audit: dict[str, Any] | None) -> str:
 
 
 def _print(text: str) -> None:
-    """In UTF-8 as in a file, whatever the terminal's own encoding; what no encoding has becomes a question mark."""
+    """Prints in UTF-8, as in a file, independent of the terminal's encoding; lone surrogates become question marks."""
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode("utf-8", "replace"))
     sys.stdout.buffer.flush()
 
 
 def _audit(place: str | None) -> dict[str, Any] | None:
-    """What audit.json holds. Raises: RequestError."""
+    """The contents of audit.json. Raises: RequestError."""
     if place is None:
         return None
     path = Path(place).expanduser()
@@ -106,7 +106,7 @@ def _audit(place: str | None) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not JSON"
         raise RequestError(
-            f"--audit {place}: {file} cannot be read ({reason}). Name what preftune audit wrote."
+            f"--audit {place}: {file} cannot be read ({reason}). Name the output of preftune audit."
         ) from error
     if not isinstance(values, dict) or "findings" not in values:
         raise RequestError(f"--audit {place}: {file} is not an audit. Name the folder that preftune audit wrote (-o).")

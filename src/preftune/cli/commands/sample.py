@@ -1,4 +1,4 @@
-"""`preftune sample`: several completions per prompt, the raw material of on-policy pairs."""
+"""`preftune sample`: several completions per prompt, from which on-policy pairs are made."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from preftune.cli.flags.model_flags import (
     MODEL_FLAGS,
     add_endpoint_options,
     add_model_options,
+    add_sampling_options,
     conduct_and_budget,
     model_options,
     refuse,
@@ -57,8 +58,8 @@ def run(argv: Sequence[str]) -> int:
 def _parser() -> PlainParser:
     parser = PlainParser(
         prog="preftune sample",
-        description="Several completions per prompt from a model, written as they come. Run again after a stop, it "
-        "goes on from there. preftune label makes pairs of them.",
+        description="Sample several completions per prompt from a model, and write each one as it is finished. After "
+        "a stop, the same command continues. preftune label makes pairs of them.",
     )
     parser.add_argument(
         "--model",
@@ -75,28 +76,28 @@ def _parser() -> PlainParser:
         metavar="PROMPTS",
         help="preference data in any known format, rows with a prompt or messages, or a .txt file of lines",
     )
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="samples, as JSON lines")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="file for the samples, as JSON lines")
     parser.add_argument("-k", "--k", type=int, default=4, help="completions per prompt (4)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token (1)")
-    parser.add_argument("--top_p", type=float, help="share of probability to draw from (the model's own, or all)")
-    parser.add_argument("--top_k", type=int, help="likeliest tokens to draw from, 0 for all (the model's own, or all)")
-    parser.add_argument("--min_p", type=float, help="least probability, as a share of the likeliest token's")
-    parser.add_argument("--max_new_tokens", type=int, default=512, help="longest completion, in tokens (512)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same completions (0)")
+    add_sampling_options(parser, "a completion", temperature=1.0)
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of sampling; the same seed gives the same completions (0)"
+    )
     data = parser.add_argument_group("prompts")
-    data.add_argument("--split", default="train", help="of the data; slices work: 'train[:100]' (train)")
-    data.add_argument("--format", help="of the data, where its shape does not tell")
-    data.add_argument("--columns", nargs="+", default=[], metavar="prompt=YOURS", help="where the prompts stand")
-    data.add_argument("--limit", type=int, help="number of distinct prompts to use, from the first on")
-    data.add_argument("--keep", nargs="+", default=[], metavar="COLUMN", help="columns to carry along for a judge")
+    data.add_argument("--split", default="train", help="split of the data; slices work: 'train[:100]' (train)")
+    data.add_argument("--format", help="format of the data, if it cannot be recognised")
+    data.add_argument("--columns", nargs="+", default=[], metavar="prompt=YOURS", help="column that holds the prompts")
+    data.add_argument("--limit", type=int, help="use only the first N distinct prompts")
+    data.add_argument(
+        "--keep", nargs="+", default=[], metavar="COLUMN", help="columns to copy to the samples, for a judge"
+    )
     data.add_argument(
         "--prompts_as",
         choices=["auto", "chat", "text"],
         default="auto",
-        help="text prompts become a user's turn (chat) or stay text; auto: chat if the model has a template",
+        help="whether text prompts become a user's turn (chat) or stay text; auto: chat if the model has a template",
     )
     local = parser.add_argument_group("a model on this machine")
-    local.add_argument("--batch_size", type=int, help="completions at once (16)")
+    local.add_argument("--batch_size", type=int, help="batch size of generation (16)")
     add_model_options(local)
     add_endpoint_options(parser)
     return parser
@@ -174,5 +175,5 @@ def _sample(
             return sample(prompts, generator, asked.output, **options)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"Stopped. What was answered is kept in {asked.output}; the same command goes on from there."
+            f"Stopped. The completions so far are kept in {asked.output}; the same command continues from there."
         ) from None

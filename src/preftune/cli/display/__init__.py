@@ -1,4 +1,4 @@
-"""What commands show on a terminal while they work and at their end.
+"""The output of commands on a terminal, during the work and at the end.
 
 audit_table  findings of an audit
 eval_table   the verdict of an evaluation

@@ -1,4 +1,4 @@
-"""An audit on the terminal: a table of findings; lines where it is narrow or no terminal."""
+"""An audit on the terminal: a table of findings, or lines if the terminal is narrow or there is none."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from preftune.audit import Audit, Finding
 
 _NARROW = 100
-"""Columns below which a terminal gets lines instead of a table."""
+"""Width in columns below which a terminal gets lines instead of a table."""
 
 _STYLES = {"error": "bold red", "warning": "yellow", "info": "blue"}
 _LONGEST = 300
-"""Letters of a sentence; audit.json has all of it."""
+"""Maximum number of characters of a sentence; audit.json has the whole sentence."""
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
@@ -28,7 +28,7 @@ def show(result: Audit, written: Sequence[Path]) -> None:
     """Prints an audit.
 
     Args:
-        written: its files, which are named at the end.
+        written: the files of the audit, which are listed at the end.
     """
     terminal = sys.stdout.isatty()
     console = fitting_console(highlight=False, markup=False, soft_wrap=not terminal)
@@ -50,13 +50,13 @@ def _head(result: Audit) -> Iterator[str]:
     rows = result.figures["rows"]
     read_as = f", read as {rows['format']} ({rows['holds']})" if rows["format"] else ""
     prompts = result.figures["duplicates"]["prompts"]
-    different = f", {prompts:,} different prompts" if prompts else ""
+    different = f", {counted(prompts, 'different prompt')}" if prompts else ""
     yield plain(f"{result.name}: {counted(result.rows, 'row')}, {counted(result.pairs, 'pair')}{different}{read_as}.")
     for sentence in result.figures.get("diversity", {}).get("sentences", ()):
         yield plain(sentence)
     counts = {severity: sum(f.severity == severity for f in result.findings) for severity in ("error", "warning")}
-    told = [f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items() if count]
-    yield f"{' and '.join(told)}." if told else "Nothing wrong was found."
+    told = [f"{counted(count, name)}" for name, count in counts.items() if count]
+    yield f"{' and '.join(told)}." if told else "No problems were found."
 
 
 def _table(findings: Sequence[Finding]) -> Any:
@@ -109,7 +109,10 @@ def _tail(result: Audit, written: Sequence[Path]) -> Iterator[str]:
         )
         yield f"Median {unit}: {sides}."
         if unit == "words":
-            yield "Lengths are counted in words; --model or --tokenizer counts tokens and what max_length would cut."
+            yield (
+                "Lengths are counted in words; with --model or --tokenizer they are counted in tokens, and the rows "
+                "that max_length would cut are reported."
+            )
     reference = result.figures.get("reference", {})
     if reference.get("pairs"):
         whole, each = reference["margin"], reference["margin_per_token"]
@@ -118,12 +121,15 @@ def _tail(result: Audit, written: Sequence[Path]) -> Iterator[str]:
             f"({whole['low']:.1%} to {whole['high']:.1%}), token for token in {each['accuracy']:.1%}."
         )
     held_out = result.figures["size"]["held_out"]
-    yield f"To see accuracy change by {held_out['change']:.0%} takes about {held_out['needed']:,} held-out pairs."
+    yield (
+        f"About {counted(held_out['needed'], 'held-out pair')} are needed to detect a change of "
+        f"{held_out['change']:.0%} in accuracy."
+    )
     yield f"Written in {result.seconds:.1f} s: {', '.join(str(path) for path in written)}"
 
 
 def plain(text: str) -> str:
-    """What data say, without characters that steer a terminal, and not endlessly."""
+    """Text from the data, shortened and without terminal control characters."""
     shown = _UNPRINTABLE.sub("\ufffd", " ".join(text.split()))
     return shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…"
 

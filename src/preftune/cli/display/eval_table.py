@@ -1,4 +1,4 @@
-"""What `preftune eval` shows at its end: the verdict first, then why, then what to do."""
+"""The output of `preftune eval`: the verdict first, then the reasons, then the advice."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from preftune.amounts import counted
 from preftune.cli.display.terminal import console as fitting_console
 
 if TYPE_CHECKING:
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
     from preftune.statistics.intervals import WinRate
 
 _MOST = 20
-"""Categories that are shown; `source` may be another one for every row."""
+"""Maximum number of categories shown; `source` may differ for every row."""
 _STYLE = {"better": "bold green", "worse": "bold red", "undecided": "bold yellow"}
 
 
 def show(summary: Summary, folder: Path) -> None:
-    """On a terminal with a table and colours, narrow or wide; in a pipe one plain line for each thing."""
+    """Prints a coloured table on a terminal, and one plain line per fact in a pipe."""
     console = fitting_console(highlight=False)
     if not console.is_terminal:
         _show_plain(summary, folder)
@@ -70,18 +71,21 @@ def _categories(categories: dict[str, WinRate], width: int) -> Table:
 
 
 def _largest(categories: dict[str, WinRate]) -> dict[str, WinRate]:
-    """Those with the most comparisons, in the order in which they came."""
+    """The categories with the most comparisons, in their original order."""
     kept = set(sorted(categories, key=lambda name: -categories[name].n)[:_MOST])
     return {name: rate for name, rate in categories.items() if name in kept}
 
 
 def _plain(name: str) -> str:
-    """On one line, without what a terminal would obey."""
+    """The text on one line, without terminal control characters."""
     return "".join(character for character in " ".join(name.split()) if character.isprintable())
 
 
 def _others(categories: dict[str, WinRate]) -> str:
-    return f"{len(categories) - _MOST:,} smaller categories are in summary.json; --by COLUMN groups by another column."
+    return (
+        f"{counted(len(categories) - _MOST, 'smaller category is', 'smaller categories are')} in summary.json; --by "
+        "COLUMN groups by another column."
+    )
 
 
 def _show_plain(summary: Summary, folder: Path) -> None:
@@ -91,8 +95,8 @@ def _show_plain(summary: Summary, folder: Path) -> None:
     if len(summary.categories) > 1:
         for name, rate in _largest(summary.categories).items():
             print(
-                f"category {_plain(name)}: {rate.win_rate:.1%} (95% interval {rate.ci_low:.1%} to "
-                f"{rate.ci_high:.1%}), {rate.wins} wins, {rate.ties} ties, {rate.losses} losses"
+                f"category {_plain(name)}: {rate.win_rate:.1%} (95% interval {rate.ci_low:.1%} to {rate.ci_high:.1%}), "
+                f"{counted(rate.wins, 'win')}, {counted(rate.ties, 'tie')}, {counted(rate.losses, 'loss', 'losses')}"
             )
         if len(summary.categories) > _MOST:
             print(_others(summary.categories))
@@ -112,7 +116,7 @@ def show_suite(result: SuiteResult, folder: Path) -> None:
             print(f"{result.name}: {' | '.join(cell.strip() for cell in row)}")
         for sentence in result.sentences():
             print(sentence)
-        print(f"Everything about it: {folder / result.name}")
+        print(f"All its results: {folder / result.name}")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, title in enumerate(("figure", "baseline", "aligned", "difference", "")):
@@ -123,4 +127,4 @@ def show_suite(result: SuiteResult, folder: Path) -> None:
     console.print(table)
     for sentence in result.sentences():
         console.print(Text(f"- {sentence}"))
-    console.print(Text(f"Everything about it: {folder / result.name}"), soft_wrap=True)
+    console.print(Text(f"All its results: {folder / result.name}"), soft_wrap=True)

@@ -19,18 +19,18 @@ from rich.text import Text
 from preftune.amounts import duration
 
 _ROWS = 8
-"""Logged steps that are seen at once."""
+"""Number of logged steps shown at once."""
 _AROUND = 7
-"""Lines of the table besides its steps: header, bar, held out, alarm, and room for what is said above it."""
+"""Lines of the table besides its steps: header, bar, held out, alarm, and space for messages above it."""
 _OF_A_SET = ("rewards/margins", "mean_token_accuracy", "margin")
-"""A number that every evaluation of a method has: what its name ends with, without the name of the set."""
+"""Endings of the names of numbers that every evaluation has, without the name of the set."""
 _PER_SECOND = 4
 _RECENT = 20
 """Number of recent steps used to estimate the remaining time."""
 
 
 class Column(NamedTuple):
-    """One column: where its number comes from, and how it is written."""
+    """One column: the source of its number, and its format."""
 
     title: str
     metrics: tuple[str, ...]
@@ -52,22 +52,22 @@ COLUMNS = (
     Column("tokens/s", ("tokens_per_second",), "{:,.0f}", 8),
     Column("lr", ("learning_rate",), "{:.1e}", 7),
 )
-"""From the one that is needed most: a narrow terminal shows as many as fit, of those that the run has numbers for."""
+"""The columns in order of importance: a narrow terminal shows as many as fit, of those that the run has numbers for."""
 
 
 def is_terminal() -> bool:
-    """Whether a table that moves may be drawn: on a terminal that can, and not in a continuous integration's log."""
+    """Whether an animated table may be drawn: on a capable terminal, and not in a log of continuous integration."""
     return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "") and not os.environ.get("CI")
 
 
 class LiveTable:
-    """Draws on standard error until it is closed. What is printed or logged meanwhile appears above it."""
+    """Draws on standard error until it is closed. Text that is printed or logged meanwhile appears above it."""
 
     def __init__(self, steps: int, *, first: int = 0, console: Console | None = None) -> None:
         """
         Args:
-            steps: of the whole run.
-            first: those done before, by the run that this one resumes.
+            steps: number of steps of the whole run.
+            first: number of steps done by the run that this one resumes.
         """
         self.steps, self.step = steps, first
         self._console = console or Console(stderr=True)
@@ -98,7 +98,7 @@ class LiveTable:
         self._times.append((time.monotonic(), step))
 
     def log(self, step: int, logs: Mapping[str, Any]) -> None:
-        """What the trainer logged at a step: of training, of held-out pairs, or of the guard."""
+        """Takes the numbers that the trainer logged at a step: of training, of held-out pairs, or of the guard."""
         numbers = {name: float(value) for name, value in logs.items() if isinstance(value, int | float)}
         kl = numbers.get("guard/kl_per_token")
         if kl is not None:
@@ -111,11 +111,11 @@ class LiveTable:
             self._held_out = step, _one_set(numbers)
 
     def alarm(self, words: str) -> None:
-        """The last alarm, in one line."""
+        """Shows the last alarm, in one line."""
         self._alarm = " ".join(words.split())
 
     def render(self) -> RenderableType:
-        """The table as it is now, as wide and as high as the terminal allows."""
+        """The current table, as wide and as high as the terminal allows."""
         width, height = self._console.size
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, expand=False)
         step_width = max(4, len(f"{self.steps:,}"))
@@ -157,7 +157,7 @@ class LiveTable:
 
 
 def _fitting(columns: Sequence[Column], width: int) -> list[Column]:
-    """The first columns that fit, always one."""
+    """The first columns that fit, at least one."""
     if not columns:
         return []
     shown, used = [columns[0]], columns[0].width
@@ -174,7 +174,7 @@ def _cell(column: Column, numbers: Mapping[str, float]) -> str:
 
 
 def _one_set(numbers: Mapping[str, float]) -> dict[str, float]:
-    """The numbers of a held-out set with a name, as if it had none."""
+    """The numbers of a named held-out set, under names without the set's name."""
     name = next(name for name in numbers if name.endswith(_OF_A_SET))
     prefix = name[: -len(next(end for end in _OF_A_SET if name.endswith(end)))]
     return {f"eval_{name[len(prefix) :]}": value for name, value in numbers.items() if name.startswith(prefix)}

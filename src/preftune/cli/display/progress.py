@@ -1,4 +1,4 @@
-"""What a training run shows while it runs: a live table on a terminal, one line per logging step elsewhere."""
+"""The progress of a training run: a live table on a terminal, one line per logging step elsewhere."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SHOWN_HELD_OUT = {f"eval_{name}": form.replace("{:.0%}", "{:.1%}") for name, fo
 
 
 class ShownProgress(TrainerCallback):
-    """In place of transformers' dictionaries and bars; metrics.jsonl has all numbers."""
+    """Replaces transformers' dictionaries and bars; metrics.jsonl has all numbers."""
 
     def __init__(self) -> None:
         self._table: LiveTable | None = None
@@ -72,7 +72,7 @@ class ShownProgress(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Gives the terminal back, however the run ended."""
+        """Restores the terminal, however the run ended."""
         if self._table is not None:
             self._table.close()
             self._table = None
@@ -90,7 +90,7 @@ class ShownProgress(TrainerCallback):
             return  # half written: the next look finds it whole
 
     def _line(self, logs: dict[str, float], state: Any) -> str | None:
-        """None for logs that carry nothing to show, such as the totals at the end."""
+        """The line of a log; None for a log with nothing to show, such as the totals at the end."""
         held_out = "eval_loss" in logs
         shown = _SHOWN_HELD_OUT if held_out else _SHOWN
         if not held_out and "loss" not in logs:

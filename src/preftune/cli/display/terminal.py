@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def console(**options: Any) -> Console:
-    """As wide as the terminal is now: rich keeps the environment that it was imported in.
+    """A console as wide as the terminal is now; rich would keep the environment of its import.
 
     Args:
-        options: of `rich.console.Console`.
+        options: options of `rich.console.Console`.
     """
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""What `preftune dpo` takes besides the fields of `DPOConfig`: the data, the model and its adapter.
+"""The flags of `preftune dpo` besides the fields of `DPOConfig`: the data, the model and its adapter.
 
 Names are those of TRL's `ScriptArguments` and `ModelConfig`, so that its command lines and recipes run. Every field is
 honoured, or refused here with the reason.
@@ -25,7 +25,7 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
 
 
 def column_names(words: Sequence[str]) -> dict[str, str | None] | None:
-    """`["chosen=good"]` as `{"chosen": "good"}`; None for nothing. Raises: ConfigError."""
+    """`["chosen=good"]` as `{"chosen": "good"}`; None if the list is empty. Raises: ConfigError."""
     names: dict[str, str | None] = {}
     for word in words:
         canonical, equals, own = word.partition("=")
@@ -47,12 +47,14 @@ class MixtureEntry(NamedTuple):
     """Configuration of a hub dataset."""
     split: str = "train"
     columns: list[str] | None = None
-    """The columns that are read; None for all."""
+    """The columns to read; None for all."""
     proportion: float | None = None
 
 
 def mixture_entry(text: str) -> MixtureEntry:
-    """An entry as JSON, as the recipe has it. Raises: ConfigError; DatasetError for an invalid proportion."""
+    """Parses an entry of a recipe, which is given as JSON. Raises: ConfigError; DatasetError for an invalid
+    proportion.
+    """
     try:
         entry = json.loads(text)
     except ValueError:
@@ -66,7 +68,7 @@ def mixture_entry(text: str) -> MixtureEntry:
         if key not in MixtureEntry._fields:
             known = ", ".join(MixtureEntry._fields)
             raise ConfigError(
-                f"datasets: {key!r} of {entry['path']} is not honoured (known are {known}). Name the file or folder "
+                f"datasets: {key!r} of {entry['path']} is not honoured (known keys: {known}). Name the file or folder "
                 "itself as the path."
             )
     if "proportion" in entry:
@@ -90,14 +92,14 @@ class DataArguments:
     dataset_train_split: str = option("train", "Split to train on; slices work: train[:1000].")
     dataset_test_split: str = option("test", "Split to evaluate on, when --eval_strategy asks for evaluation.")
     dataset_streaming: bool = option(
-        False, "Refused: pairs are shuffled, counted and scored ahead.", aliases=["--streaming"]
+        False, "Refused, because pairs are shuffled, counted and scored before training.", aliases=["--streaming"]
     )
     columns: list[str] = option([], "Renames: chosen=good rejected=bad (canonical name = your column).")
     format: str | None = option(
-        None, "Format of the data, where its shape does not tell: openai, sharegpt, ultrafeedback, kto, ..."
+        None, "Format of the data, if it cannot be recognised, such as openai, sharegpt, ultrafeedback or kto."
     )
     margin_from_scores: float | None = option(
-        None, "Ratings become margins: this many nats of reward per point. By default they change nothing."
+        None, "Nats of reward margin per point of rating difference. By default ratings have no effect."
     )
     as_chat: bool = option(False, "Plain prompts and answers become messages of a conversation, for chat models.")
     eval_dataset_name: str | None = option(None, "Separate pairs to evaluate on: a path or a hub id.")
@@ -106,7 +108,7 @@ class DataArguments:
     )
     ignore_bias_buffers: bool = option(False, "Boolean buffers are left out of DistributedDataParallel's broadcast.")
     datasets: list[str] = option(
-        [], "TRL's mixtures, for recipes: entries with path, name, split, columns, and a proportion if you like."
+        [], "TRL's mixtures, for recipes: entries with path, name, split, columns, and optionally a proportion."
     )
 
     def __post_init__(self) -> None:
@@ -119,11 +121,13 @@ class DataArguments:
             self.dataset_name = [entry.path for entry in self.mixture]
         if self.dataset_streaming:
             raise ConfigError(
-                "--dataset_streaming: pairs are shuffled, counted and scored under the reference ahead of training, so "
+                "--dataset_streaming: pairs are shuffled, counted and scored under the reference before training, so "
                 "their number must be known. Leave it out; --dataset_train_split 'train[:10000]' takes a part."
             )
         if self.eval_fraction is not None and not 0 < self.eval_fraction < 1:
-            raise ConfigError(f"--eval_fraction {self.eval_fraction}: give a share between 0 and 1, such as 0.05.")
+            raise ConfigError(
+                f"--eval_fraction {self.eval_fraction} is not between 0 and 1. Give a share such as 0.05."
+            )
         if self.eval_fraction is not None and self.eval_dataset_name is not None:
             raise ConfigError(
                 "--eval_fraction and --eval_dataset_name both name the evaluation data. Give one of them."
@@ -145,28 +149,32 @@ class DataArguments:
 
 @dataclass
 class ModelArguments:
-    """Which model, in which numbers, with which adapter."""
+    """The model, its number format and its adapter."""
 
     task_types: ClassVar[tuple[str, ...]] = ("CAUSAL_LM",)
-    """What an adapter's task may be called."""
+    """Accepted names of an adapter's task."""
 
     model_name_or_path: str | None = option(None, "Model to align: a path or a hub id.", aliases=["--model"])
     base_model: str | None = option(
-        None, "Of an adapter that is trained on, instead of the base that it names.", aliases=["--base"]
+        None, "Base model of an adapter that is trained further, instead of the base that it names.", aliases=["--base"]
     )
-    model_revision: str = option("main", "Branch, tag or commit of a hub model.")
+    model_revision: str = option("main", "Branch, tag or commit of a model on the hub.")
     dtype: str | None = option(
         None,
-        "Number format of the weights; by default what the precision policy chooses for this hardware.",
+        "Number format of the weights; by default the precision policy chooses it for this hardware.",
         choices=["auto", "bfloat16", "float16", "float32"],
     )
-    attn_implementation: str | None = option(None, "Attention outside the packed engine (sdpa, eager, ...).")
+    attn_implementation: str | None = option(
+        None, "Attention implementation outside the packed engine (sdpa, eager, ...)."
+    )
     use_peft: bool = option(False, "Train a LoRA adapter instead of all weights.")
     lora_r: int = option(16, "Rank of the adapter.")
-    lora_alpha: int = option(32, "Its scale: updates are multiplied by lora_alpha / lora_r.")
+    lora_alpha: int = option(32, "Scale of the adapter: updates are multiplied by lora_alpha / lora_r.")
     lora_dropout: float = option(0.05, "Its dropout.")
-    lora_target_modules: list[str] | None = option(None, "Layers that get an adapter; all linear ones by default.")
-    lora_target_parameters: list[str] | None = option(None, "Bare parameters that get one (experts).")
+    lora_target_modules: list[str] | None = option(None, "Layers that get an adapter; by default all linear layers.")
+    lora_target_parameters: list[str] | None = option(
+        None, "Parameters outside linear layers that get an adapter (experts)."
+    )
     lora_modules_to_save: list[str] | None = option(None, "Layers trained in full, in addition to the adapter.")
     lora_task_type: str = option("CAUSAL_LM", "Only CAUSAL_LM, or SEQ_CLS for preftune reward.")
     use_rslora: bool = option(False, "Scale by lora_alpha / sqrt(lora_r).")
@@ -182,7 +190,10 @@ class ModelArguments:
             raise ConfigError("--load_in_4bit and --load_in_8bit exclude each other. Give one of them.")
         if self.lora_task_type.upper() not in self.task_types:
             known = " or ".join(self.task_types)
-            raise ConfigError(f"--lora_task_type {self.lora_task_type}: what is trained here is {known}. Leave it out.")
+            raise ConfigError(
+                f"--lora_task_type {self.lora_task_type} is not trained by this command, which trains {known}. Leave "
+                "it out."
+            )
         if not self.adapter:
             self._refuse_unused("--use_peft", [name for name in _names(self) if name.startswith("lora_")])
             self._refuse_unused("--use_peft", ["use_rslora", "use_dora"])
@@ -190,13 +201,13 @@ class ModelArguments:
             names = ["bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"]
             self._refuse_unused("--load_in_4bit", names)
         if self.lora_r < 1:
-            raise ConfigError(f"--lora_r {self.lora_r}: the rank of the adapter is at least 1; 16 is usual.")
+            raise ConfigError(f"--lora_r {self.lora_r}: the rank of the adapter must be at least 1; 16 is usual.")
         if not 0 <= self.lora_dropout < 1:
-            raise ConfigError(f"--lora_dropout {self.lora_dropout}: give a share from 0 up to, not including, 1.")
+            raise ConfigError(f"--lora_dropout {self.lora_dropout} is not a share from 0 to below 1. 0 is usual.")
 
     @property
     def adapter(self) -> bool:
-        """Whether an adapter is trained; a quantised base can have no other training."""
+        """Whether an adapter is trained; a quantised base can only be trained through an adapter."""
         return self.use_peft or self.load_in_4bit or self.load_in_8bit
 
     @property
@@ -204,7 +215,7 @@ class ModelArguments:
         return None if self.model_revision == "main" else self.model_revision
 
     def lora_config(self) -> LoraConfig | None:
-        """The adapter that was asked for, or None for full fine-tuning."""
+        """The configuration of the requested adapter, or None for full fine-tuning."""
         if not self.adapter:
             return None
         from peft import LoraConfig
@@ -235,7 +246,7 @@ class ModelArguments:
 
 @dataclass
 class RewardModelArguments(ModelArguments):
-    """The same for a reward model, whose recipes call its adapter's task SEQ_CLS."""
+    """The same for a reward model; its recipes call the adapter's task SEQ_CLS."""
 
     task_types: ClassVar[tuple[str, ...]] = ("CAUSAL_LM", "SEQ_CLS")
 
@@ -245,7 +256,9 @@ def _names(arguments: Any) -> list[str]:
 
 
 def _several(names: list[str] | None) -> list[str] | None:
-    """`["q_proj,v_proj"]`, as a recipe or a shell gives one text for several names, as two; a pattern stays one."""
+    """Splits `["q_proj,v_proj"]`, where a recipe or shell gives several names as one text; a regular expression stays
+    whole.
+    """
     if names is None or len(names) != 1 or not re.fullmatch(r"[\w.]+(?:[,\s]+[\w.]+)+", names[0].strip()):
         return names
     return re.split(r"[,\s]+", names[0].strip())

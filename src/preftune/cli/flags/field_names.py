@@ -1,8 +1,7 @@
-"""The names of all flags of a training command, read from the source of its settings: nothing heavy is imported.
+"""The names of all flags of a training command, read from the source of its settings, without heavy imports.
 
-Settings are dataclasses on top of transformers' TrainingArguments, whose import brings torch and takes seconds. A name
-that is misspelt is reported before that, with every other one in the recipe.
-"""
+Settings are dataclasses on top of transformers' TrainingArguments, whose import brings torch and takes seconds.
+Misspelt names in a recipe are reported before that, all at once."""
 
 from __future__ import annotations
 
@@ -20,88 +19,88 @@ from preftune.cli.flags.recipe import Recipe
 from preftune.errors import RequestError, did_you_mean
 
 OWN = ("resume", "config", "report", "no_report", "allow_env", "verbose", "help", "help_all")
-"""Flags that are no fields."""
+"""Flags that are not fields."""
 
 HISTORY = {
-    "torch_dtype": "its name is dtype now",
-    "evaluation_strategy": "its name is eval_strategy now",
+    "torch_dtype": "it is now called dtype",
+    "evaluation_strategy": "it is now called eval_strategy",
     "group_by_length": "sequences are packed without padding, so there is nothing to gain; remove it",
-    "no_cuda": "its name is use_cpu now",
-    "use_mps_device": "the device is chosen by itself (--use_cpu keeps to the CPU); remove it",
+    "no_cuda": "it is now called use_cpu",
+    "use_mps_device": "the device is chosen automatically (--use_cpu selects the CPU); remove it",
     "use_ipex": "transformers no longer has it; remove it",
     "xpu_backend": "transformers no longer has it; remove it",
     "tpu_num_cores": "transformers no longer has it; remove it",
     "fp16_backend": "bf16 and fp16 choose the precision; remove it",
     "half_precision_backend": "bf16 and fp16 choose the precision; remove it",
     "fp16_opt_level": "it belonged to apex; remove it",
-    "per_gpu_train_batch_size": "its name is per_device_train_batch_size now",
-    "per_gpu_eval_batch_size": "its name is per_device_eval_batch_size now",
+    "per_gpu_train_batch_size": "it is now called per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "it is now called per_device_eval_batch_size",
     "adafactor": "write optim: adafactor (--optim adafactor)",
     "warmup_ratio": "write warmup_steps: a share below 1 is a share of all steps",
     "save_safetensors": "weights are always saved as safetensors; remove it",
-    "logging_dir": "logs lie in output_dir; remove it, or set TENSORBOARD_LOGGING_DIR",
-    "push_to_hub_model_id": "its name is hub_model_id now",
+    "logging_dir": "logs are in output_dir; remove it, or set TENSORBOARD_LOGGING_DIR",
+    "push_to_hub_model_id": "it is now called hub_model_id",
     "push_to_hub_organization": "write hub_model_id: ORGANISATION/NAME",
-    "push_to_hub_token": "its name is hub_token now",
+    "push_to_hub_token": "it is now called hub_token",
     "include_inputs_for_metrics": "compute_metrics gets the rewards of every pair; remove it",
     "dispatch_batches": "write accelerator_config: {dispatch_batches: ...}",
     "split_batches": "write accelerator_config: {split_batches: ...}",
-    "past_index": "it belonged to models with memories; remove it",
+    "past_index": "it was for models with a memory; remove it",
     "jit_mode_eval": "transformers no longer has it; remove it",
-    "torchdynamo": "its name is torch_compile_backend now",
+    "torchdynamo": "it is now called torch_compile_backend",
     "max_target_length": "its successor is max_length, together with max_prompt_length",
-    "max_seq_length": "its name is max_length now",
-    "max_seq_len": "its name is max_length",
-    "sequence_len": "its name is max_length",
-    "cutoff_len": "its name is max_length",
+    "max_seq_length": "it is now called max_length",
+    "max_seq_len": "it is called max_length",
+    "sequence_len": "it is called max_length",
+    "cutoff_len": "it is called max_length",
     "is_encoder_decoder": "only causal language models are trained; remove it",
     "tokenizer_name_or_path": "the tokenizer is the model's own; remove it",
     "dataset_text_field": "write columns: text=YOURS",
-    "dataset_path": "its name is data",
-    "train_file": "its name is data",
-    "lora_rank": "its name is lora_r",
-    "lora_target": "its name is lora_target_modules",
+    "dataset_path": "it is called data",
+    "train_file": "it is called data",
+    "lora_rank": "it is called lora_r",
+    "lora_target": "it is called lora_target_modules",
     "lora_target_linear": "all linear layers get an adapter by default; remove it",
     "finetuning_type": "use_peft trains an adapter, without it all weights are trained",
     "quantization_bit": "write load_in_4bit: true or load_in_8bit: true",
-    "pref_beta": "its name is beta",
-    "pref_loss": "its name is loss_type",
-    "dpo_beta": "its name is beta",
-    "rl_beta": "its name is beta",
-    "kl_beta": "its name is beta",
-    "dpo_loss": "its name is loss_type",
-    "rl": "the command says it: preftune dpo",
+    "pref_beta": "it is called beta",
+    "pref_loss": "it is called loss_type",
+    "dpo_beta": "it is called beta",
+    "rl_beta": "it is called beta",
+    "kl_beta": "it is called beta",
+    "dpo_loss": "it is called loss_type",
+    "rl": "the command chooses it: preftune dpo",
     "ref_model": "an adapter is its own reference, and full fine-tuning scores the reference first; remove it",
-    "lr": "its name is learning_rate",
-    "epochs": "its name is num_train_epochs",
-    "num_epochs": "its name is num_train_epochs",
-    "batch_size": "its name is per_device_train_batch_size",
-    "micro_batch_size": "its name is per_device_train_batch_size",
-    "val_set_size": "its name is eval_fraction",
-    "val_size": "its name is eval_fraction",
+    "lr": "it is called learning_rate",
+    "epochs": "it is called num_train_epochs",
+    "num_epochs": "it is called num_train_epochs",
+    "batch_size": "it is called per_device_train_batch_size",
+    "micro_batch_size": "it is called per_device_train_batch_size",
+    "val_set_size": "it is called eval_fraction",
+    "val_size": "it is called eval_fraction",
     "max_samples": "write dataset_train_split: train[:1000]",
     "adapter": "write use_peft: true",
-    "dataset": "its name is data",
-    "optimizer": "its name is optim",
-    "lr_scheduler": "its name is lr_scheduler_type",
+    "dataset": "it is called data",
+    "optimizer": "it is called optim",
+    "lr_scheduler": "it is called lr_scheduler_type",
     "template": "the chat template is the model's own; remove it",
     "chat_template": "the chat template is the model's own; remove it",
-    "stage": "the command says it: preftune dpo, sft, reward or ppo",
-    "preprocessing_num_workers": "the tokeniser has threads of its own; remove it",
-    "overwrite_cache": "what is kept is found by its content; remove it",
+    "stage": "the command chooses it: preftune dpo, sft, reward or ppo",
+    "preprocessing_num_workers": "the tokenizer has its own threads; remove it",
+    "overwrite_cache": "caches are found by their content; remove it",
     "plot_loss": "the report has the curves; remove it",
-    "flash_attention": "attention is chosen by itself; remove it",
-    "flash_attn": "attention is chosen by itself; remove it",
+    "flash_attention": "attention is chosen automatically; remove it",
+    "flash_attn": "attention is chosen automatically; remove it",
     "sample_packing": "sequences are packed anyway; remove it",
     "wandb_project": "set WANDB_PROJECT, and report_to: wandb",
 }
-"""What names of other times and other tools have become here."""
+"""Names of earlier versions and of other tools -> what to write instead."""
 
 
 def check_names(names: frozenset[str], argv: Sequence[str], recipe: Recipe | None, *, prog: str) -> None:
-    """Looks at every flag and every key of a recipe.
+    """Checks every flag and every key of a recipe.
 
-    Raises: RequestError, about all keys of the recipe that do not exist, or about the first such flag.
+    Raises: RequestError that lists all unknown keys of the recipe, or names the first unknown flag.
     """
     unknown = [entry for entry in (recipe.entries if recipe is not None else ()) if _plain(entry.key) not in names]
     if unknown and recipe is not None:
@@ -109,7 +108,7 @@ def check_names(names: frozenset[str], argv: Sequence[str], recipe: Recipe | Non
         if len(told) == 1:
             (entry,) = unknown
             raise RequestError(f"--config {recipe.path}, line {entry.line}: {what_of(entry.key, names, prog=prog)}")
-        raise RequestError(f"--config {recipe.path} has {len(told)} keys that do not exist. {' '.join(told)}")
+        raise RequestError(f"--config {recipe.path} has {len(told)} unknown keys. {' '.join(told)}")
     for word in argv:
         flag = word.partition("=")[0]
         if flag.startswith("--") and len(flag) > 2 and _plain(flag[2:]) not in names:
@@ -117,7 +116,7 @@ def check_names(names: frozenset[str], argv: Sequence[str], recipe: Recipe | Non
 
 
 def what_of(name: str, names: Iterable[str], *, prog: str) -> str:
-    """The sentence about a flag or key that does not exist: what became of it, or the nearest name."""
+    """The sentence about an unknown flag or key: its successor, or the nearest name."""
     flag = name.startswith("-")
     plain = _plain(name.lstrip("-"))
     missing = f"There is no flag {name}" if flag else f"there is no field {name!r}"
@@ -151,7 +150,7 @@ def spoken_as_flags(error: RequestError, names: Iterable[str]) -> RequestError:
 _WORDS = frozenset(
     {"columns", "format", "data", "as_chat", "model", "report", "config", "help", "resume", "datasets", "seed"}
 )
-"""Names of flags that are words of sentences too, or that messages show as Python on purpose."""
+"""Names of flags that are also ordinary words, or that messages show as Python on purpose."""
 
 
 def names_of(data: type, model: type, config: str) -> frozenset[str] | None:
@@ -169,14 +168,14 @@ def names_of(data: type, model: type, config: str) -> frozenset[str] | None:
 
 
 class Field(NamedTuple):
-    """A field of the settings, as its source has it."""
+    """A field of the settings, as read from the source."""
 
     name: str
     kind: str
     """The annotation."""
     help: str = ""
     default: str = ""
-    """As Python writes it; empty where the field has no default, or None."""
+    """As Python code; empty where the field has no default, or None."""
     aliases: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
 
@@ -212,7 +211,7 @@ def _plain(name: str) -> str:
 
 @lru_cache(maxsize=64)
 def _fields_of(module: str, name: str) -> tuple[Field, ...]:
-    """The fields of a class and of those that it inherits from; a later one takes the place of an earlier."""
+    """The fields of a class and of its base classes; a later field replaces an earlier one."""
     path, tree = _source(module)
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
@@ -282,7 +281,7 @@ def _literal(node: ast.expr | None) -> Any:
 
 
 def _texts(name: str, default: ast.expr | None) -> Iterator[str]:
-    """A list that a field gives itself (`aliases=["--other"]`), wherever it stands in the default."""
+    """The texts of a list in a field's default (`aliases=["--other"]`)."""
     for node in ast.walk(default) if default is not None else ():
         if isinstance(node, ast.keyword) and node.arg == name and isinstance(node.value, ast.List):
             yield from (str(item.value) for item in node.value.elts if isinstance(item, ast.Constant))
@@ -290,7 +289,7 @@ def _texts(name: str, default: ast.expr | None) -> Iterator[str]:
 
 @lru_cache(maxsize=64)
 def _source(module: str) -> tuple[Path, Any]:
-    """A module's file and its syntax; packages are found without importing them."""
+    """A module's file and its syntax tree; packages are found without importing them."""
     top, *rest = module.split(".")
     if top == "preftune":
         folder = Path(preftune.__file__).parent

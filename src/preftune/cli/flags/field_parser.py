@@ -1,6 +1,6 @@
-"""Flags and recipe -> dataclasses, with transformers' `HfArgumentParser`: `--learning_rate` and `--learning-rate` both.
+"""Flags and recipe -> dataclasses, with transformers' `HfArgumentParser`: `--learning_rate` or `--learning-rate`.
 
-A recipe's values come first, flags override them. What is unknown fails with the nearest name.
+A recipe's values come first, flags override them. An unknown name is an error that suggests the nearest one.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from preftune.cli.flags.recipe import Entry, Recipe
 from preftune.errors import RequestError
 
 LAST = "last checkpoint"
-"""What `--resume` without a value means."""
+"""The meaning of `--resume` without a value."""
 
 
 class FieldParser(HfArgumentParser):
-    """The fields of several dataclasses as flags; a wrong one raises `RequestError`."""
+    """The fields of several dataclasses as flags; a wrong flag raises `RequestError`."""
 
     def __init__(self, dataclass_types: Sequence[Any], *, prog: str) -> None:
         self._hints = {
@@ -37,7 +37,9 @@ class FieldParser(HfArgumentParser):
         self.add_argument("--config", default=None)
 
     def _let_booleans_stand_alone(self) -> None:
-        """`--bf16` and `--no_bf16` for fields that are true, false or None (automatic) too, as for plain booleans."""
+        """Gives fields that are true, false or None (automatic) both `--bf16` and `--no_bf16`, as plain booleans
+        have.
+        """
         taken = self.names()
         for action in list(self._actions):
             if self._hints.get(action.dest) == bool | None and action.nargs is None and action.const is None:
@@ -49,8 +51,8 @@ class FieldParser(HfArgumentParser):
                     )
 
     def _let_nothing_be_said(self) -> None:
-        """`None`, `null` and `~` for fields that may be None, `auto` for what is settled then, and the words for "off"
-        where a field has one.
+        """Accepts `None`, `null` and `~` for fields that may be None, `auto` for fields that are then set
+        automatically, and the words for "off" where a field has one.
         """
         for action in self._actions:
             hint = self._hints.get(action.dest)
@@ -69,7 +71,7 @@ class FieldParser(HfArgumentParser):
         raise RequestError(f"{message[:1].upper()}{message[1:].rstrip('.')}. See {self.prog} --help.")
 
     def names(self) -> dict[str, str]:
-        """Every spelling of every flag, without its dashes in front -> the field it sets."""
+        """Every spelling of every flag, without leading dashes -> the field it sets."""
         return {
             option.lstrip("-"): action.dest
             for action in self._actions
@@ -125,7 +127,7 @@ class FieldParser(HfArgumentParser):
         return values
 
     def _take(self, entry: Entry, field: str, values: argparse.Namespace) -> None:
-        """Puts one entry among the values, read as if it were typed."""
+        """Adds one entry to the values, parsed as if it were typed on the command line."""
         value, hint = entry.value, self._hints.get(field, str | None)
         many = any(action.dest == field and action.nargs == "+" for action in self._actions)
         if isinstance(value, dict) and field == "columns":
@@ -137,9 +139,9 @@ class FieldParser(HfArgumentParser):
         if value is None and type(None) not in get_args(hint):
             raise RequestError(f"{entry.key} has no value. Give one, or remove the line.")
         if isinstance(value, dict) and not _takes(dict, hint):
-            raise RequestError(f"{entry.key} takes a single value, not a mapping.")
+            raise RequestError(f"{entry.key} takes one value, not a mapping.")
         if isinstance(value, list) and not many and not _takes(list, hint):
-            raise RequestError(f"{entry.key} takes a single value, not a list.")
+            raise RequestError(f"{entry.key} takes one value, not a list.")
         if isinstance(value, str):
             words = [f"--{entry.key}={value}"]
         elif isinstance(value, list) and many and value:
@@ -159,11 +161,11 @@ _OFF = {
     "report_to": "none",
     "guard": "off",
 }
-"""Fields that are turned off by a word of their own, for which people write another one."""
+"""Fields that have their own word for "off", and the words that people write instead."""
 _NOTHING = frozenset({"none", "null", "~"})
 _OFF_WORDS = _NOTHING | {"no", "off", "false"}
 _AUTOMATIC = frozenset({"bf16", "fp16", "tf32", "greater_is_better", "disable_tqdm", "learning_rate"})
-"""Fields that are settled from the hardware or the method where nothing is given: `auto` is nothing given."""
+"""Fields that are set from the hardware or the method unless a value is given: `auto` means no value."""
 _SWITCHES = {
     **dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True),
     **dict.fromkeys(("false", "f", "no", "n", "off", "0"), False),
@@ -171,7 +173,7 @@ _SWITCHES = {
 
 
 def _switch(default: Any, *, may_be_none: bool, automatic: bool) -> Callable[[str], bool | None]:
-    """The type of a field that is true or false; nothing is off, but for a field that is on by default."""
+    """The type of a boolean field; an empty value means false, except where the default is true."""
 
     def read(text: str | bool) -> bool | None:
         word = str(text).strip().strip("'\"").lower()
@@ -180,14 +182,14 @@ def _switch(default: Any, *, may_be_none: bool, automatic: bool) -> Callable[[st
         if (word == "auto" and automatic) or (word in _NOTHING and (may_be_none or not default)):
             return None if may_be_none else False
         raise argparse.ArgumentTypeError(
-            f"{text!r} is neither true nor false. Write one of these two, or leave it out{_default(default)}"
+            f"{text!r} is neither true nor false. Write one of the two, or leave it out{_default(default)}"
         )
 
     return read
 
 
 def _number(kind: type, default: Any, *, automatic: bool) -> Callable[[str], Any]:
-    """The type of a number; whole ones also as `1e3` and `512.0`, as YAML is written."""
+    """The type of a number; whole numbers also as `1e3` and `512.0`, which people write in YAML."""
 
     def read(text: str) -> Any:
         word = str(text).strip().strip("'\"").lower()
@@ -200,7 +202,7 @@ def _number(kind: type, default: Any, *, automatic: bool) -> Callable[[str], Any
         except (ValueError, OverflowError):
             pass
         what = "number" if kind is float else "whole number"
-        raise argparse.ArgumentTypeError(f"{text!r} is no {what}. Give one, or leave it out{_default(default)}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {what}. Give one, or leave it out{_default(default)}")
 
     return read
 
@@ -210,7 +212,7 @@ def _default(value: Any) -> str:
 
 
 def _changed(kind: Any, change: Callable[[str], str | None]) -> Callable[[str], Any]:
-    """The type of an action, after a change of the text; nothing stays None."""
+    """The type of an action, after a change of the text; None stays None."""
 
     def read(text: str) -> Any:
         changed = change(text)

@@ -1,4 +1,4 @@
-"""`--help` and `--help-all` of a training command, from the source of its settings: without torch, at once."""
+"""`--help` and `--help-all` of a training command, made from the source of its settings, without importing torch."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ _WORDS = {
     "data": "jsonl, json, csv, parquet (also .gz), a folder, a hub id, - for stdin (also --dataset_name)",
     "num_train_epochs": "passes over the data, unless --max_steps is given",
     "max_steps": "total number of optimiser steps",
-    "per_device_train_batch_size": "rows per device and accumulation step",
-    "gradient_accumulation_steps": "accumulation steps per optimiser step",
+    "per_device_train_batch_size": "rows per device and micro-batch",
+    "gradient_accumulation_steps": "micro-batches per optimiser step",
     "eval_strategy": "no, steps (with --eval_steps), epoch",
     "output_dir": "the run directory: adapter or model, run.json, metrics.jsonl, checkpoints",
-    "resume": "[CHECKPOINT] continue from the last checkpoint, or from this one; auto: start without one",
+    "resume": "[CHECKPOINT] continue from the last checkpoint, or from this one; auto: start if there is no checkpoint",
     "no_report": "write no report.html at the end",
-    "push_to_hub": "upload the result, to --hub_model_id",
+    "push_to_hub": "upload the result to the hub, as --hub_model_id",
     "report_to": "wandb, tensorboard, trackio, ...",
-    "neftune_noise_alpha": "noise on the embeddings; 5 is usual",
+    "neftune_noise_alpha": "scale of the noise on the embeddings; 5 is usual",
     "config": "RECIPE.yaml: the same names in a file; flags override it",
-    "verbose": "show all notes, which run.json always has",
+    "verbose": "show all notes; run.json always has them",
     "help-all": "every flag",
     "traceback": "the whole traceback of an error",
 }
-"""Flags that are not fields of preftune's own, and transformers' fields, whose help texts are long."""
+"""Help texts of flags that are not fields of preftune, and of transformers' fields, whose own texts are long."""
 
 
 @dataclass(frozen=True, slots=True)
 class HelpPage:
-    """What a command's page says."""
+    """The content of a command's help page."""
 
     usage: str
     about: str
     sections: Mapping[str, str]
     """Title -> names of flags, separated by blanks."""
     words: Mapping[str, str] = field(default_factory=dict)
-    """Flag -> its text, where this command needs another one than the field has."""
+    """Flag -> its text, where it differs from the field's own help."""
 
     def text(self, fields: Iterable[Field]) -> str:
-        """The page, as wide as the terminal and at most 80 columns."""
+        """The page, as wide as the terminal but at most 80 columns."""
         known = {entry.name: entry for entry in fields}
         width = min(80, max(40, shutil.get_terminal_size().columns))
         parts = [wrapped(f"usage: {self.usage}", width, "", "         "), wrapped(self.about, width)]
@@ -78,7 +78,7 @@ class HelpPage:
 
 
 def _default(known: Field | None) -> str:
-    """A default as people write it; empty for no default, and for False, None and empty values."""
+    """A default as people write it; empty if there is no default, and for False, None and empty values."""
     if known is None or known.default in ("", "False", "True", "''", "[]", "{}", "-1", "'none'"):
         return ""
     return known.default.strip("[]'").replace("', '", ", ").removesuffix(".0")
@@ -87,12 +87,16 @@ def _default(known: Field | None) -> str:
 _KINDS = {"str": "TEXT", "int": "INTEGER", "float": "NUMBER", "dict": "JSON", "list": "VALUE ..."}
 _NO_FIELDS = (
     Field("config", "str", "a YAML recipe that holds the same names; flags override it"),
-    Field("resume", "str", "go on from the last checkpoint or from the one named; auto starts without one"),
-    Field("report", "bool", "write report.html when it is done", "True"),
-    Field("allow_env", "", "accept any variable that the env: block of a recipe sets"),
-    Field("verbose", "", "show all notes, which run.json has anyway"),
+    Field(
+        "resume",
+        "str",
+        "continue from the last checkpoint or from the one named; auto: start if there is no checkpoint",
+    ),
+    Field("report", "bool", "write report.html at the end", "True"),
+    Field("allow_env", "", "accept every variable that the env: block of a recipe sets"),
+    Field("verbose", "", "show all notes; run.json always has them"),
     Field("traceback", "", "the whole traceback of an error"),
-    Field("help", "", "the flags that matter most"),
+    Field("help", "", "list the most important flags"),
 )
 
 

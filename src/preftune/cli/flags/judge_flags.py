@@ -1,4 +1,4 @@
-"""Flags of every command that asks a judge, which of them fit which judge, and the judge they make."""
+"""Flags of all commands that use a judge, which flags fit which judge, and the judge that they define."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from preftune.amounts import counted
 from preftune.cli.flags.messages import tell
 from preftune.cli.flags.model_flags import ENDPOINT_FLAGS, refuse
 from preftune.cli.flags.plain_parser import PlainParser
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from preftune.judges.registry import OpenedJudge
 
 JUDGE_FORMS = (
-    "openai:MODEL@BASE_URL, local:MODEL (a chat model here), reward:MODEL, rule:MODULE:FUNCTION (four arguments: "
-    "compares two answers; three: scores one), exact, key-fact, shorter or longer"
+    "openai:MODEL@BASE_URL, local:MODEL (a chat model on this machine), reward:MODEL, rule:MODULE:FUNCTION (four "
+    "arguments: compares two answers; three: scores one), exact, key-fact, shorter or longer"
 )
 """For help pages."""
 
@@ -29,24 +30,30 @@ _LOADED = ("judge_batch_size", "judge_dtype")
 
 
 def add_judge_options(parser: PlainParser, *, alone: bool = True) -> None:
-    """Flags for the judge.
+    """Adds the flags of the judge.
 
     Args:
-        alone: the command loads no other model, so `--batch_size`, `--dtype` mean the judge's too.
+        alone: the command loads no other model, so `--batch_size` and `--dtype` are also names for the judge's.
     """
     group = parser.add_argument_group("the judge")
-    group.add_argument("--criteria", metavar="TEXT", help="for a chat model: what is better, in a sentence or two")
-    group.add_argument("--judge_max_tokens", type=int, help="for a chat model: longest verdict, in tokens (512)")
     group.add_argument(
-        "--ask_again", action="store_true", default=None, help="ask once more where no verdict could be read"
+        "--criteria", metavar="TEXT", help="for a chat model: what makes an answer better, in a sentence or two"
+    )
+    group.add_argument(
+        "--judge_max_tokens", type=int, help="for a chat model: maximum length of a verdict, in tokens (512)"
+    )
+    group.add_argument(
+        "--ask_again", action="store_true", default=None, help="ask again where no verdict could be read"
     )
     group.add_argument(
         "--judge_thoughts",
         action="store_true",
         default=None,
-        help="judge what a thinking model writes before its answer as part of the answer",
+        help="judge the reasoning that a thinking model writes before its answer as part of the answer",
     )
-    group.add_argument("--tie_within", type=float, metavar="POINTS", help="scores this close are a tie (0.01)")
+    group.add_argument(
+        "--tie_within", type=float, metavar="POINTS", help="maximum difference of scores that counts as a tie (0.01)"
+    )
 
     group.add_argument(
         "--reward_ensemble",
@@ -61,20 +68,20 @@ def add_judge_options(parser: PlainParser, *, alone: bool = True) -> None:
         *spelled("batch_size"),
         dest="judge_batch_size",
         type=int,
-        help="for a model here: batch size (16 scores, 8 verdicts)",
+        help="for a model on this machine: batch size (16 for scores, 8 for verdicts)",
     )
     group.add_argument(
         *spelled("dtype"),
         dest="judge_dtype",
         choices=["auto", "bfloat16", "float16", "float32"],
-        help="for a model here: dtype of its weights (auto)",
+        help="for a model on this machine: number format of its weights (auto)",
     )
     group.add_argument(
         *spelled("load_in_4bit"),
         dest="judge_load_in_4bit",
         action="store_true",
         default=None,
-        help="for local:MODEL: in 4 bits (extra: quant)",
+        help="for local:MODEL: load it in 4 bits (extra: quant)",
     )
     if alone:
         group.add_argument(
@@ -83,10 +90,10 @@ def add_judge_options(parser: PlainParser, *, alone: bool = True) -> None:
 
 
 def check_judge(asked: argparse.Namespace, spec: str, *, alone: bool = True, scores_count: bool = True) -> None:
-    """Before anything is loaded.
+    """Checks the judge's flags before anything is loaded.
 
     Args:
-        scores_count: `--tie_within` means something here.
+        scores_count: whether `--tie_within` has an effect in this command.
     Raises: RequestError for a spec of no known form, and for flags that would do nothing with this judge.
     """
     from preftune.judges.registry import RULES, judge_kind, reward_models
@@ -109,7 +116,7 @@ def check_judge(asked: argparse.Namespace, spec: str, *, alone: bool = True, sco
 
 
 def open_asked_judge(asked: argparse.Namespace, opened: ExitStack, *, conduct: Conduct, budget: Budget) -> OpenedJudge:
-    """The judge of `--judge` with the flags of `add_judge_options`."""
+    """Opens the judge of `--judge` with the flags of `add_judge_options`."""
     from preftune.judges.from_scores import TIE_WITHIN
     from preftune.judges.registry import JudgeOptions, judge_kind, open_judge
 
@@ -134,11 +141,11 @@ def open_asked_judge(asked: argparse.Namespace, opened: ExitStack, *, conduct: C
 
 
 def tell_before_asking(judge: OpenedJudge, questions: Sequence[Question], *, again: bool, what: str) -> int:
-    """Says what is known and what asking a chat model will cost, and looks whether the address answers; returns the
+    """Prints the number of known verdicts and the cost of the calls, checks that the address answers, and returns the
     number of calls.
 
     Args:
-        what: the things counted, in words.
+        what: what a call is made for, in words.
     Raises: RequestError for more than a cap, or an address that does not answer.
     """
     estimate = getattr(judge.judge, "estimate", None)
@@ -147,7 +154,7 @@ def tell_before_asking(judge: OpenedJudge, questions: Sequence[Question], *, aga
     known = judge.judge.known(questions)  # type: ignore[attr-defined]
     expected = estimate(questions, again=again)
     if known:
-        tell(f"preftune: {known:,} verdicts are known from earlier runs and cost nothing")
+        tell(f"preftune: {counted(known, 'verdict is', 'verdicts are')} known from earlier runs and cost nothing")
     if expected.calls:
         tell(f"preftune: {expected.line()} ({what})")
         if judge.endpoint is not None:

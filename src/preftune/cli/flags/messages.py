@@ -1,4 +1,4 @@
-"""How the command line talks about what went wrong: one paragraph, on standard error."""
+"""Error messages of the command line: one paragraph, on standard error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LONGEST = 1200
 
 
 def paragraph(error: Exception) -> str:
-    """The text of an error for a user: preftune's own messages as they are, others with their type."""
+    """The text of an error for a user: preftune's own messages unchanged, other errors with their type."""
     message = " ".join(str(error).split())
     if isinstance(error, PreftuneError):
         return f"preftune: {message or type(error).__name__}"
@@ -29,7 +29,7 @@ def paragraph(error: Exception) -> str:
 
 
 def tell(text: str) -> None:
-    """One paragraph on standard error: wrapped on a terminal, one line in a log; without control characters."""
+    """Prints one paragraph to standard error: wrapped on a terminal, one line in a log; without control characters."""
     text = printable(text)
     if sys.stderr.isatty():
         width = max(40, shutil.get_terminal_size().columns)

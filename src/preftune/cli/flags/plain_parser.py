@@ -1,4 +1,4 @@
-"""argparse for the small commands: no guessed prefixes, dashes or underscores, errors as `RequestError`."""
+"""argparse for the small commands: no abbreviations, dashes or underscores in names, errors as `RequestError`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def spellings(names: Sequence[str]) -> list[str]:
 
 
 def wrapped(text: str, width: int, first: str = "", others: str = "") -> str:
-    """Wrapped at blanks only: no word, flag or path is broken. `first` and `others` are indents of lines."""
+    """Wraps a text at blanks only: no word, flag or path is broken. `first` and `others` are indents of lines."""
     return textwrap.fill(
         " ".join(text.split()),
         width,
@@ -48,7 +48,7 @@ class WholeWords(argparse.HelpFormatter):
 
 
 class _Group(argparse._ArgumentGroup):
-    """Flags under a title of their own."""
+    """Flags under their own title."""
 
     def add_argument(self, *names: Any, **options: Any) -> Any:
         return super().add_argument(*spellings(names), **options)

@@ -23,7 +23,7 @@ from preftune.secret_values import is_secret
 
 
 class _AsWritten(yaml.SafeLoader):
-    """Knows mappings, sequences, null and text; no numbers, booleans or dates."""
+    """Reads mappings, sequences, null and text; no numbers, booleans or dates."""
 
 
 _AsWritten.yaml_implicit_resolvers = {
@@ -33,7 +33,7 @@ _AsWritten.yaml_implicit_resolvers = {
 
 
 class _Typed(yaml.SafeLoader):
-    """Numbers as YAML 1.2 and people write them (1e-6), `None` for nothing; no dates, and no times as numbers."""
+    """Reads numbers as YAML 1.2 and people write them (1e-6), `None` as null; no dates, and no times as numbers."""
 
 
 _Typed.yaml_implicit_resolvers = {
@@ -75,17 +75,16 @@ def find_recipe(argv: Sequence[str]) -> Recipe | None:
     try:
         found, _ = finder.parse_known_args(list(argv))
     except argparse.ArgumentError as error:
-        raise RequestError("--config needs the name of a YAML file behind it.") from error
+        raise RequestError("--config needs the name of a YAML file after it.") from error
     if len(found.config) > 1:
-        raise RequestError(f"--config is there {len(found.config)} times. Give one recipe; flags override its values.")
+        raise RequestError(f"--config is given {len(found.config)} times. Give one recipe; flags override its values.")
     return read_recipe(found.config[0]) if found.config else None
 
 
 def read_recipe(name: str) -> Recipe:
     """Reads a recipe.
 
-    Raises:
-        RequestError: no such file, no YAML (with the line), no mapping, or a key that is there twice.
+    Raises: RequestError: no such file, not YAML (with the line), not a mapping, or a repeated key.
     """
     path = Path(name).expanduser()
     try:
@@ -130,7 +129,7 @@ def _entries(name: str, root: yaml.MappingNode, written: dict[Any, Any], typed: 
     for key_node, _ in root.value:
         key, line = str(key_node.value), key_node.start_mark.line + 1
         if key in lines:
-            raise RequestError(f"--config {name}, line {line}: {key} is there already, in line {lines[key]}. Keep one.")
+            raise RequestError(f"--config {name}, line {line}: {key} is already given in line {lines[key]}. Keep one.")
         lines[key] = line
     for key, value in written.items():
         if key == "env":
@@ -147,7 +146,7 @@ def _broken(name: str, error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     where = f", line {mark.line + 1}" if mark is not None else ""
     problem = getattr(error, "problem", None) or " ".join(str(error).split())
-    return f"--config {name}{where}: this is not YAML ({problem}). Look at its indentation and quotes."
+    return f"--config {name}{where}: this is not YAML ({problem}). Check its indentation and quotes."
 
 
 ALLOW_ENV = "--allow_env"
@@ -165,7 +164,7 @@ _HARMLESS = ("MASTER_PORT",)
 
 
 def set_environment(values: Mapping[str, str], *, recipe: str, allowed: bool) -> None:
-    """Set the variables of a recipe, and say which.
+    """Sets the environment variables of a recipe, and logs which.
 
     Args:
         allowed: the command line accepts variables that decide where tokens are sent or which code is loaded.
@@ -182,7 +181,7 @@ def set_environment(values: Mapping[str, str], *, recipe: str, allowed: bool) ->
     if moved and not allowed:
         raise RequestError(
             f"--config {recipe}: env: {', '.join(moved)} would decide where tokens are sent or which programs and "
-            f"libraries are loaded. Remove it, or accept what the recipe sets with {ALLOW_ENV}."
+            f"libraries are loaded. Remove it, or accept the recipe's variables with {ALLOW_ENV}."
         )
     if values:
         shown = ", ".join(f"{name}={'***' if is_secret(name) else value}" for name, value in values.items())

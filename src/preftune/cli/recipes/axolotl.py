@@ -37,8 +37,8 @@ _NAMES = {
     "wandb_name": "run_name",
 }
 _LOST = {
-    "sample_packing": "Rows are packed without padding, always.",
-    "eval_sample_packing": "Rows are packed without padding, always.",
+    "sample_packing": "Rows are always packed without padding.",
+    "eval_sample_packing": "Rows are always packed without padding.",
     "pad_to_sequence_len": "preftune never pads.",
     "flash_attention": "The packed engine has its own attention.",
     "xformers_attention": "The packed engine has its own attention.",
@@ -48,14 +48,14 @@ _LOST = {
     "tokenizer_type": "The tokenizer is the model's own.",
     "model_type": "The class follows from the model's config.",
     "dataset_prepared_path": "Token ids are cached by content.",
-    "deepspeed": "Sharded training is not there yet.",
-    "fsdp": "Sharded training is not there yet.",
-    "fsdp_config": "Sharded training is not there yet.",
+    "deepspeed": "Sharded training is not supported yet.",
+    "fsdp": "Sharded training is not supported yet.",
+    "fsdp_config": "Sharded training is not supported yet.",
     "wandb_project": "Set WANDB_PROJECT, and report_to: wandb.",
     "wandb_entity": "Set WANDB_ENTITY, and report_to: wandb.",
     "plugins": "preftune has no plugins.",
     "trl": "Options inside trl: are not read; write them at the top.",
-    "tf32": "Set tf32 of TrainingArguments where the card has it.",
+    "tf32": "Set tf32 of TrainingArguments if the GPU supports it.",
     "evals_per_epoch": "Write eval_strategy and eval_steps.",
     "saves_per_epoch": "Checkpoints are written after each epoch and every ten minutes.",
 }
@@ -67,11 +67,15 @@ def is_axolotl(values: Mapping[str, Any]) -> bool:
 
 
 def read(values: Mapping[str, Any]) -> Carried:
-    """What is carried over. Raises: RequestError for a method that preftune does not have under this name."""
+    """The settings that are carried over. Raises: RequestError for a method that preftune does not have under this
+    name.
+    """
     carried = Carried(dict(values))
     method = str(carried.take("rl", "sft"))
     if method not in (*_METHODS, "sft"):
-        raise RequestError(f"rl: {method} has no counterpart here ({', '.join(_METHODS)} have). See preftune --help.")
+        raise RequestError(
+            f"rl: {method} has no counterpart in preftune ({', '.join(_METHODS)} have). See preftune --help."
+        )
     carried.command, settings = _METHODS.get(method, ("sft", {}))
     carried.settings |= settings
     if carried.command == "dpo":

@@ -1,4 +1,4 @@
-"""What a dialect makes of another tool's recipe."""
+"""The result of converting another tool's recipe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass
 class Carried:
-    """A recipe on its way: what is left to be read, and what was made of the rest."""
+    """A recipe that is being converted: the keys still to be read, and the result so far."""
 
     left: dict[str, Any]
     command: str = "dpo"
@@ -18,35 +18,35 @@ class Carried:
     """Key -> why it has no counterpart; the reason is a sentence."""
 
     def take(self, key: str, default: Any = None) -> Any:
-        """The value of a key, which is thereby read; `default` without one."""
+        """Removes a key and returns its value, or `default`."""
         value = self.left.pop(key, None)
         return default if value is None else value
 
     def rename(self, names: Mapping[str, str]) -> None:
-        """Keys whose values mean the same under another name."""
+        """Carries over keys whose values mean the same under another name."""
         for theirs, ours in names.items():
             value = self.take(theirs)
             if value is not None:
                 self.settings[ours] = value
 
     def same(self, names: Iterable[str]) -> None:
-        """Keys that mean the same here."""
+        """Carries over keys that mean the same in preftune."""
         self.rename({name: name for name in names})
 
     def held_out(self, places: Sequence[str], key: str) -> None:
-        """The data to evaluate on, of which preftune takes one set."""
+        """Carries over the data to evaluate on; preftune takes one set."""
         self.settings["eval_dataset_name"] = places[0]
         if places[1:]:
             self.lost[f"{key}: {', '.join(places[1:])}"] = "preftune evaluates on one set: join the files."
 
     def lose(self, reasons: Mapping[str, str]) -> None:
-        """Keys that have no counterpart; false and empty values mean nothing."""
+        """Records keys that have no counterpart; false and empty values are ignored."""
         for key, reason in reasons.items():
             if self.take(key):
                 self.lost[key] = reason
 
     def finish(self, known: Callable[[str], bool]) -> None:
-        """Keys of transformers' that both tools pass on; everything else is named.
+        """Carries over transformers' keys that both tools pass on, and records all other keys as lost.
 
         Args:
             known: whether preftune's command has an option of a name.
@@ -62,7 +62,7 @@ class Carried:
 
 
 def adapter(carried: Carried, *, rank: Any, alpha: Any, dropout: Any, targets: Any) -> None:
-    """The options of LoRA; targets of "all" are preftune's default."""
+    """Carries over the options of LoRA; the target "all" is preftune's default."""
     given = {"lora_r": rank, "lora_alpha": alpha, "lora_dropout": dropout}
     carried.settings |= {name: value for name, value in given.items() if value is not None}
     names = targets.split(",") if isinstance(targets, str) else list(targets or [])

@@ -23,10 +23,11 @@ def run(argv: Sequence[str]) -> int:
     """Runs `preftune convert-recipe` and returns its exit code."""
     parser = PlainParser(
         prog="preftune convert-recipe",
-        description="A YAML recipe of LLaMA-Factory or Axolotl as one of preftune. What is not carried over is named.",
+        description="Convert a YAML recipe of LLaMA-Factory or Axolotl to one of preftune. Keys that are not carried "
+        "over are listed.",
     )
-    parser.add_argument("recipe", metavar="RECIPE.yaml", help="the other tool's recipe")
-    parser.add_argument("-o", "--output", metavar="OUT.yaml", help="where to write (by default it is printed)")
+    parser.add_argument("recipe", metavar="RECIPE.yaml", help="recipe of the other tool")
+    parser.add_argument("-o", "--output", metavar="OUT.yaml", help="file to write (default: standard output)")
     asked = parser.read(argv)
     values = typed_values(asked.recipe)
     carried = _read(values, Path(asked.recipe).expanduser().parent, asked.recipe)

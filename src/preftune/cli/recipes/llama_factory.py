@@ -13,7 +13,7 @@ from preftune.errors import RequestError
 _COMMANDS = {"dpo": "dpo", "kto": "kto", "sft": "sft", "rm": "reward", "ppo": "ppo"}
 _LOSSES = {"sigmoid": "sigmoid", "hinge": "hinge", "ipo": "ipo", "orpo": "orpo", "simpo": "simpo"}
 _DEFAULTS = {"learning_rate": 5e-5, "cutoff_len": 2048}
-"""Theirs, where preftune has another one."""
+"""LLaMA-Factory's defaults, where preftune's differ."""
 _NAMES = {
     "model_name_or_path": "model_name_or_path",
     "cutoff_len": "max_length",
@@ -34,12 +34,12 @@ _LOST = {
     "plot_loss": "report.html has the curves.",
     "use_unsloth": "preftune has its own engine.",
     "enable_liger_kernel": "The head is chunked already.",
-    "packing": "Rows are packed without padding, always.",
-    "neat_packing": "Rows are packed without padding, always.",
-    "deepspeed": "Sharded training is not there yet.",
-    "fsdp": "Sharded training is not there yet.",
-    "upcast_layernorm": "The precision policy decides about dtypes.",
-    "quantization_method": "4 and 8 bits are bitsandbytes'.",
+    "packing": "Rows are always packed without padding.",
+    "neat_packing": "Rows are always packed without padding.",
+    "deepspeed": "Sharded training is not supported yet.",
+    "fsdp": "Sharded training is not supported yet.",
+    "upcast_layernorm": "The precision policy chooses the dtypes.",
+    "quantization_method": "Only bitsandbytes quantises, in 4 and 8 bits.",
     "ddp_timeout": "Ranks exchange gradients after the backward pass.",
     "do_eval": "Evaluation follows from eval_strategy.",
     "media_dir": "Only text is trained.",
@@ -53,10 +53,10 @@ def is_llama_factory(values: Mapping[str, Any]) -> bool:
 
 
 def read(values: Mapping[str, Any], folder: Path) -> Carried:
-    """What is carried over.
+    """The settings that are carried over.
 
     Args:
-        folder: of the recipe, in which relative places are looked up.
+        folder: folder of the recipe, to which paths are relative.
     Raises: RequestError for a stage that preftune does not have.
     """
     carried = Carried({**_DEFAULTS, **values})
@@ -88,7 +88,7 @@ def _loss(carried: Carried, stage: str) -> None:
         return
     if loss not in _LOSSES:
         carried.lost["pref_loss"] = (
-            f"{loss} is not a loss of pairs here (kto_pair was removed everywhere). sigmoid is used."
+            f"{loss} is not one of preftune's losses of pairs (kto_pair no longer exists in any tool). sigmoid is used."
         )
     carried.settings["loss_type"] = _LOSSES.get(loss, "sigmoid")
     carried.settings.setdefault("beta", 0.1)  # theirs for every loss; preftune's is that of the loss's authors
@@ -157,13 +157,15 @@ def _dataset_info(*folders: Path) -> dict[str, Any]:
 def _place(name: str, known: Mapping[str, Any], carried: Carried) -> str:
     entry = known.get(name)
     if entry is None:
-        carried.lost[f"dataset {name}"] = "It is in no dataset_info.json that was found: write its path or hub id."
+        carried.lost[f"dataset {name}"] = "No dataset_info.json that was found lists it: write its path or hub id."
         return name
     columns = {theirs: column for theirs, column in (entry.get("columns") or {}).items() if isinstance(column, str)}
     ours = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected", "messages": "messages", "kto_tag": "label"}
     renamed = [f"{ours[theirs]}={column}" for theirs, column in columns.items() if ours.get(theirs, column) != column]
     if renamed and carried.settings.setdefault("columns", renamed) != renamed:
-        carried.lost[f"columns of {name}"] = f"Those of another dataset are used; this one's are {', '.join(renamed)}."
+        carried.lost[f"columns of {name}"] = (
+            f"Those of another dataset are used; those of this one are {', '.join(renamed)}."
+        )
     if "file_name" in entry:
         return str(Path(entry["_folder"]) / entry["file_name"])
     return str(entry.get("hf_hub_url", name))

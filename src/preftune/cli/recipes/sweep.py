@@ -34,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
     timeout = None if asked.timeout is None else _seconds(asked.timeout)
     folder = Path(asked.output)
     prepare_folder(folder)
-    kept = f"Stopped. {folder} keeps the trials that have ended; the same command goes on from there."
+    kept = f"Stopped. {folder} keeps the trials that have ended; the same command continues from there."
     try:
         with locked(folder, another="-o FOLDER"), StopSignals().caught(ctrl_c=False):
             _sweep(plan, method, folder, storage=asked.storage, timeout=timeout)
@@ -50,7 +50,7 @@ def _parser() -> PlainParser:
     parser = PlainParser(
         prog="preftune sweep",
         description="Trains a recipe many times with settings drawn from the ranges in its `sweep` block, on Optuna. "
-        "Trials share the cache of reference scores. Run again after a stop, it goes on from there.",
+        "Trials share the cache of reference scores. After a stop, the same command continues.",
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML recipe with a `sweep` block (docs/sweeps.md)")
     parser.add_argument("-o", "--output", metavar="FOLDER", default="runs/sweep", help="where to (runs/sweep)")

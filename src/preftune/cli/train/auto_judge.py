@@ -1,4 +1,4 @@
-"""`--judge auto`: which pairs a judge of one's own may learn from, and what it is made of."""
+"""`--judge auto`: the pairs that a judge may be trained on, and the model that it is made from."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from preftune.amounts import counted
 from preftune.cli.flags.messages import tell
 from preftune.errors import PreftuneError, RequestError
 from preftune.storage.jsonl import read_object
@@ -22,10 +23,9 @@ AUTO = "auto"
 
 
 def make_judge(asked: argparse.Namespace) -> AutoJudge:
-    """The judge of `--judge auto`, trained now or found where it was trained before.
+    """Returns the judge of `--judge auto`, trained now or loaded from the cache.
 
-    Raises:
-        RequestError: nothing says what it could learn from, or what it could be made of.
+    Raises: RequestError: neither a run nor a flag names the pairs to train on, or the model to start from.
     """
     from preftune.data.conversion.filters import split_key
     from preftune.training.reward_judge import train_judge
@@ -38,11 +38,11 @@ def make_judge(asked: argparse.Namespace) -> AutoJudge:
         pairs = load_pairs(asked.judge_data)
     elif held_out is not None:
         pairs = held_out
-        tell(f"preftune: the judge learns from the pairs that {asked.model} held out ({len(pairs):,})")
+        tell(f"preftune: the judge is trained on the pairs that {asked.model} held out ({len(pairs):,})")
     else:
         raise RequestError(
-            f"--judge auto learns from pairs that {asked.model} was not trained on, and its run held out no pairs "
-            "(--eval_fraction does). Name some with --judge_data PAIRS."
+            f"--judge auto needs pairs that {asked.model} was not trained on, and its run held out no pairs "
+            "(--eval_fraction holds some out). Name some with --judge_data PAIRS."
         )
     unwanted = None if trained is None else frozenset(split_key(pair) for pair in trained)
     if known is not None:
@@ -64,7 +64,7 @@ def seen_in_training(model: str, prompts: Iterable[Text]) -> int | None:
 
 
 def _base_of(asked: argparse.Namespace) -> str:
-    """The model that the aligned one came from, which knows nothing of the preferences yet."""
+    """The model that the aligned one was trained from, which has not been trained on the preferences."""
     from preftune.generation.endpoint.client import is_endpoint
     from preftune.generation.lazy_model import ModelSource
 
@@ -80,14 +80,14 @@ def _base_of(asked: argparse.Namespace) -> str:
         if base:
             return str(base)
     raise RequestError(
-        "--judge auto trains the model that the aligned one started from, and that model is unknown here. Name it with "
+        "--judge auto trains the model that the aligned one was trained from, and that model is unknown. Name it with "
         "--baseline."
     )
 
 
 def _pairs_of_run(model: str) -> tuple[PairDataset | None, PairDataset | None]:
-    """What a run of `preftune dpo` trained on and held out, read again as its command line says; None where there is no
-    such run, or its data are no longer there, which is said.
+    """The pairs that a run of `preftune dpo` trained on and held out, read again with its command line; None if there
+    is no such run. If its data no longer exist, this is printed, and the result is None too.
     """
     facts = run_facts(model)
     words = [str(word) for word in facts.get("command", ())]
@@ -101,31 +101,31 @@ def _pairs_of_run(model: str) -> tuple[PairDataset | None, PairDataset | None]:
         request = read_request(argv, find_recipe(argv))
         names = request.data.dataset_names
         if "-" in ([names] if isinstance(names, str) else names):
-            tell(f"preftune: what {model} was trained on came from standard input, and cannot be read again")
+            tell(f"preftune: the training data of {model} came from standard input, and cannot be read again")
             return None, None
         train, held_out = METHOD.open_data(request)
     except PreftuneError as error:
-        tell(f"preftune: what {model} was trained on cannot be read again ({error})")
+        tell(f"preftune: the training data of {model} cannot be read again ({error})")
         return None, None
     rows = _rows_trained_on(model)
     if rows is not None and rows != len(train):
         tell(
-            f"preftune: what {model} was trained on has changed since ({rows:,} pairs then, {len(train):,} now), so "
-            "it is unknown which of them it saw"
+            f"preftune: the training data of {model} changed since the run ({counted(rows, 'pair')} then, "
+            f"{len(train):,} now), so it is unknown which of them it was trained on"
         )
         return None, None
     return train, held_out
 
 
 def _rows_trained_on(model: str) -> int | None:
-    """How many pairs the run read, by its audit.json."""
+    """The number of pairs that the run read, from its audit.json."""
     train = read_object(Path(model).expanduser() / "audit.json").get("train")
     rows = train.get("rows_in") if isinstance(train, dict) else None
     return rows if isinstance(rows, int) else None
 
 
 def _without_resume(argv: list[str]) -> list[str]:
-    """The words without `--resume` and its checkpoint, which may be gone."""
+    """The words of a command line without `--resume` and its checkpoint, which may no longer exist."""
     plain, skip = [], False
     for word in argv:
         if skip and not word.startswith("--"):

@@ -1,4 +1,4 @@
-"""Which pairs or demonstrations are trained on and which are held out, from the data flags."""
+"""Opens the training data and the held-out data that the flags name."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 def open_datasets(data: DataArguments, *, evaluate: bool, seed: int) -> tuple[PairDataset, PairDataset | None]:
-    """Training pairs, and held-out pairs if they are named or `evaluate` asks for them.
+    """Training pairs, and held-out pairs if they are named or `evaluate` is true.
 
     Args:
-        evaluate: whether `--eval_strategy` asks for evaluation; it then needs pairs that are not trained on.
-        seed: of the split that `--eval_fraction` draws.
+        evaluate: whether `--eval_strategy` requests evaluation, which needs pairs that are not trained on.
+        seed: seed of the split by `--eval_fraction`.
     Raises:
-        RequestError: no data named, or evaluation asked for and nothing there to evaluate on.
-        DatasetError: what `load_pairs` raises.
+        RequestError: no data are named, or evaluation is requested without data to evaluate on.
+        DatasetError: as `load_pairs`.
     """
     if not data.dataset_name:
-        raise RequestError("No preference pairs: name them with --data FILE_OR_HUB_ID.")
+        raise RequestError("No preference pairs are named. Name them with --data FILE_OR_HUB_ID.")
     from preftune.data.conversion.filters import split_key
     from preftune.data.pairs.mixture import mix_pairs
 
@@ -36,11 +36,11 @@ def open_datasets(data: DataArguments, *, evaluate: bool, seed: int) -> tuple[Pa
 def open_demonstrations(
     data: DataArguments, *, evaluate: bool, seed: int
 ) -> tuple[DemonstrationDataset, DemonstrationDataset | None]:
-    """Training rows, and held-out rows if they are named or `evaluate` asks for them; as `open_datasets` for pairs.
+    """Training rows, and held-out rows if they are named or `evaluate` is true; as `open_datasets` for pairs.
 
     Raises:
-        RequestError: evaluation asked for and nothing there to evaluate on, or an option of pairs.
-        DatasetError: what `load_demonstrations` raises.
+        RequestError: evaluation is requested without data to evaluate on, or an option applies only to pairs.
+        DatasetError: as `load_demonstrations`.
     """
     from preftune.data import load_demonstrations
     from preftune.data.demonstrations.dataset import question_key
@@ -52,9 +52,9 @@ def open_demonstrations(
 
 
 def open_labelled(data: DataArguments, *, evaluate: bool, seed: int) -> tuple[LabelledDataset, LabelledDataset | None]:
-    """The same of answers with labels.
+    """The same for answers with labels.
 
-    Raises: what `open_demonstrations` raises; DatasetError as `load_labelled`.
+    Raises: as `open_demonstrations`; DatasetError as `load_labelled`.
     """
     from preftune.data import load_labelled, mix_labelled
     from preftune.data.demonstrations.dataset import question_key
@@ -66,7 +66,7 @@ def open_labelled(data: DataArguments, *, evaluate: bool, seed: int) -> tuple[La
 
 def _refuse_options_of_pairs(data: DataArguments, rows: str, what: str) -> None:
     if data.margin_from_scores is not None:
-        raise RequestError(f"--margin_from_scores is about pairs, and {rows} have no margin. Leave it out.")
+        raise RequestError(f"--margin_from_scores applies to pairs, and {rows} have no margin. Leave it out.")
     if any(entry.columns is not None for entry in data.mixture or ()):
         raise RequestError(f"datasets: columns of an entry are not honoured for {what}. Use columns: instead.")
 
@@ -75,15 +75,15 @@ class _Kind(NamedTuple):
     """What differs between pairs, demonstrations and answers with labels."""
 
     rows: str
-    """What messages call them."""
+    """Their name in messages."""
     open: Callable[[DataArguments, MixtureEntry], Any]
     mix: Callable[..., Any]
     key: Callable[[Any], int]
-    """What must not be on both sides of a split."""
+    """The key that must not be on both sides of a split."""
 
 
 def _open_all(data: DataArguments, kind: _Kind, *, evaluate: bool, seed: int) -> tuple[Any, Any]:
-    """Training data, and held-out data if they are named or `evaluate` asks for them."""
+    """Training data, and held-out data if they are named or `evaluate` is true."""
     from preftune.data.pairs.mixture import check_seed
 
     check_seed(seed)
@@ -92,7 +92,7 @@ def _open_all(data: DataArguments, kind: _Kind, *, evaluate: bool, seed: int) ->
     names = " + ".join(entry.path for entry in named)
     if evaluate and not separate and (len(named) > 1 or not has_splits(names)):
         raise RequestError(
-            f"--eval_strategy asks for evaluation, but {names} is one set of {kind.rows} without a "
+            f"--eval_strategy requests evaluation, but {names} is one set of {kind.rows} without a "
             f"{data.dataset_test_split!r} part. Add --eval_fraction 0.05 to hold some out, or --eval_dataset_name FILE."
         )
     parts = [kind.open(data, entry) for entry in named]
@@ -109,7 +109,7 @@ def _open_all(data: DataArguments, kind: _Kind, *, evaluate: bool, seed: int) ->
 
 
 def named_datasets(data: DataArguments) -> list[MixtureEntry]:
-    """What to train on, one dataset or several, without the proportions in the names."""
+    """The training data, one dataset or several, and their names without proportions."""
     from preftune.data.pairs.mixture import all_or_none, parse_sources
 
     if data.mixture:
@@ -122,7 +122,7 @@ def named_datasets(data: DataArguments) -> list[MixtureEntry]:
 
 
 def _open_pairs(data: DataArguments, entry: MixtureEntry) -> PairDataset:
-    """One dataset; columns that its entry does not name are left unread, where it names some."""
+    """Opens one dataset; if its entry names columns, only those are read."""
     from preftune.data import CANONICAL, load_pairs
 
     columns = data.column_names()
@@ -140,18 +140,18 @@ def _open(load: Callable[..., Any], data: DataArguments, entry: MixtureEntry, co
 
 
 def split_by(key: Callable[[Any], int], rows: Any, fraction: float, *, seed: int) -> tuple[Any, Any]:
-    """Holds out a share of the keys, with all rows of each: no prompt is on both sides, or evaluation would measure
-    memory.
+    """Holds out a share of the keys, with all rows of each. No prompt is on both sides, so that evaluation does not
+    measure memorisation.
 
     Args:
         rows: a `RowDataset`; its notes and counts stay with the part that is trained.
-    Raises: DatasetError when all rows have one key.
+    Raises: DatasetError if all rows have the same key.
     """
     places: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
         places.setdefault(key(row), []).append(index)
     if len(places) < 2:
-        raise DatasetError(f"--eval_fraction {fraction}: {rows.name} has a single prompt, so nothing can be held out.")
+        raise DatasetError(f"--eval_fraction {fraction}: {rows.name} has only one prompt, so nothing can be held out.")
     keys = list(places)
     random.Random(seed).shuffle(keys)
     count = min(len(keys) - 1, max(1, round(fraction * len(keys))))

@@ -1,4 +1,4 @@
-"""`preftune dpo`: pairs and a model in, an aligned model and its run directory out."""
+"""`preftune dpo`: trains a model on preference pairs."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ HELP = HelpPage(
         "guard_budget guard_prompts",
     },
     words={
-        "beta": "KL penalty (0.1); higher stays near the reference",
-        "learning_rate": "by default 5e-7 for all weights, 5e-6 for LoRA",
-        "guard": "off, warn, stop or rollback when the run goes wrong (warn)",
-        "guard_prompts": "how many prompts it asks (8), or a file of them",
+        "beta": "KL penalty (0.1); a higher value keeps the policy closer to the reference",
+        "learning_rate": "default: 5e-7 for all weights, 5e-6 for LoRA",
+        "guard": "reaction to a run that goes wrong: off, warn, stop or rollback (warn)",
+        "guard_prompts": "number of the guard's prompts (8), or a file with prompts",
     },
 )
 

@@ -1,4 +1,4 @@
-"""What `preftune ppo` and `preftune online` share: prompts and a policy in, an aligned model out."""
+"""The common part of the commands that train on freshly sampled answers."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ if TYPE_CHECKING:
     from preftune.training.trainers.recorded import RecordedTrainer
 
 PROMPT_WORDS = {
-    "data": "rows with a prompt or messages, a .txt with one prompt a line, or pairs, whose prompts are taken",
-    "guard": "off, warn, stop or rollback when the run goes wrong (warn)",
+    "data": (
+        "rows with a prompt or messages, a .txt file with one prompt per line, or pairs, of which the prompts are used"
+    ),
+    "guard": "reaction to a run that goes wrong: off, warn, stop or rollback (warn)",
 }
 """Flags whose text on the help page differs from that of other training commands."""
 
 
 @dataclass
 class PromptArguments:
-    """Where the prompts come from."""
+    """The source of the prompts."""
 
     dataset_name: str | None = option(
         None,
-        "Prompts: rows with a prompt or messages, one prompt a line (.txt), or pairs, whose prompts are taken; a path, "
-        "a folder, a hub id, or -.",
+        "Prompts: rows with a prompt or messages, one prompt per line (.txt), or pairs, of which the prompts are "
+        "used; a path, a folder, a hub id, or -.",
         aliases=["--data"],
     )
-    dataset_train_split: str = option("train", "Split whose prompts are asked; slices work: train[:1000].")
+    dataset_train_split: str = option("train", "Split to take the prompts from; slices work: train[:1000].")
     columns: list[str] = option([], "Renames: prompt=question (canonical name = your column).")
-    format: str | None = option(None, "Format of the data, where its shape does not tell.")
+    format: str | None = option(None, "Format of the data, if it cannot be recognised.")
     as_chat: bool = option(False, "Plain prompts become messages of a conversation, for chat models.")
 
     def __post_init__(self) -> None:
@@ -40,22 +42,22 @@ class PromptArguments:
 
     @property
     def dataset_names(self) -> str | None:
-        """For the model card."""
+        """The names of the datasets, for the model card."""
         return self.dataset_name
 
 
 @dataclass
 class GroupPromptArguments(PromptArguments):
-    """Where the prompts come from, and those that are held out."""
+    """The source of the prompts, and the held-out prompts."""
 
     eval_dataset_name: str | None = option(
-        None, "Prompts whose answers are rated during training (--eval_strategy) and at the end."
+        None, "Held-out prompts; their answers are rated during training (--eval_strategy) and at the end."
     )
 
 
 def open_prompts_of(request: Request) -> tuple[Any, Any]:
-    """The prompts, and held-out ones where they are named. Before that, whatever rates their answers is looked for, so
-    that it is not missed an hour later.
+    """Opens the prompts, and the held-out prompts if they are named. The reward or judge is checked before, so that a
+    missing one is not found an hour later.
     """
     from preftune.models.locate import locate
     from preftune.training.online.prompts import open_prompts
@@ -74,18 +76,21 @@ def open_prompts_of(request: Request) -> tuple[Any, Any]:
 
 
 def report(trainer: RecordedTrainer, request: Request, metrics: Mapping[str, float] | None) -> list[str]:
-    """What is said at the end."""
+    """Prints the summary at the end."""
     lines = []
     for name, what, form in (
-        ("objective/scores", "Score of its own answers", "{:.3f}"),
+        ("objective/scores", "Score of the model's answers", "{:.3f}"),
         ("objective/kl", "KL to the reference, nats per answer", "{:.2f}"),
     ):
         seen = [entry[name] for entry in trainer.state.log_history if name in entry]
         if seen:
-            lines.append(f"{what}: {form.format(seen[0])} at first, {form.format(seen[-1])} at last.")
+            lines.append(f"{what}: {form.format(seen[0])} at the start, {form.format(seen[-1])} at the end.")
     if metrics is not None and "eval_reward" in metrics:
         lines.append(f"Reward of answers to held-out prompts: {metrics['eval_reward']:.3f}.")
-    lines.append("The score is what was trained on. Whether the answers are better, ask another judge: preftune eval.")
+    lines.append(
+        "The model was trained on this score. To measure whether the answers are better, use another judge: preftune "
+        "eval."
+    )
     return lines + request.next_steps()
 
 
@@ -96,8 +101,8 @@ FRESH: dict[str, Any] = {
     "report": report,
     "data_arguments": PromptArguments,
     "needs": ("reward_model",),
-    "needs_what": "name what rates them with --reward_model RM (or rule:MODULE:FUNCTION, openai:MODEL@URL)",
+    "needs_what": "name the reward with --reward_model RM (or rule:MODULE:FUNCTION, openai:MODEL@URL)",
     "holds_out": False,
     "guarded": True,
 }
-"""The fields of `Method` that do not differ between these commands."""
+"""The fields of `Method` that these commands share."""

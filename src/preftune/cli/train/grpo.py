@@ -1,4 +1,6 @@
-"""`preftune grpo`, and what `preftune rloo` shares: prompts, a policy and a reward in, a policy rewarded more out."""
+"""`preftune grpo` and the common part of `preftune rloo`: trains a policy on several rewarded answers to each
+prompt.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +22,20 @@ _SECTIONS = {
 _WORDS = {
     **PROMPT_WORDS,
     "model": "path or hub id, usually a fine-tuned one (SFT)",
-    "reward_model": "a reward model (preftune reward, or any sequence classifier with one label), "
-    "exact, key-fact, length:WORDS, format:REGEX, rule:MODULE:FUNCTION, "
-    "openai:MODEL@URL or local:MODEL (marks from 1 to 10); of several the weighted sum",
-    "learning_rate": "by default 1e-6 for all weights, 1e-5 for LoRA",
+    "reward_model": (
+        "a reward model (preftune reward, or any sequence classifier with one label), exact, key-fact, length:WORDS, "
+        "format:REGEX, rule:MODULE:FUNCTION, openai:MODEL@URL or local:MODEL (marks from 1 to 10); of several "
+        "rewards the weighted sum"
+    ),
+    "learning_rate": "default: 1e-6 for all weights, 1e-5 for LoRA",
 }
 _GRPO = HelpPage(
     usage="preftune grpo --model SFT --reward_model RM --data PROMPTS [options]",
     about="Group relative policy optimisation: the model gives several answers to each prompt, a reward rates them, "
-    "and each is compared with the others of its prompt; no value model. Every field of GRPOConfig and of "
-    "transformers' TrainingArguments is a flag. With --loss_type dr_grpo --scale_rewards none it is Dr. GRPO, with "
-    "--epsilon_high 0.28 --dynamic_sampling DAPO, with --importance_sampling_level sequence GSPO.",
+    "and each is compared with the other answers to its prompt; no value model is needed. Every field of "
+    "GRPOConfig and of transformers' TrainingArguments is a flag. With --loss_type dr_grpo --scale_rewards "
+    "none it is Dr. GRPO, with --epsilon_high 0.28 --dynamic_sampling DAPO, with --importance_sampling_level "
+    "sequence GSPO.",
     sections={
         **_SECTIONS,
         "optimisation": "learning_rate beta epsilon epsilon_high loss_type scale_rewards "
@@ -40,8 +45,9 @@ _GRPO = HelpPage(
 )
 _RLOO = HelpPage(
     usage="preftune rloo --model SFT --reward_model RM --data PROMPTS [options]",
-    about="REINFORCE leave-one-out: as preftune grpo, with the mean reward of the other answers as the baseline and "
-    "the KL to the reference in the reward. Every field of RLOOConfig and of TrainingArguments is a flag.",
+    about="REINFORCE leave-one-out: works as preftune grpo, with the mean reward of the other answers as the "
+    "baseline and the KL to the reference in the reward. Every field of RLOOConfig and of TrainingArguments is "
+    "a flag.",
     sections={**_SECTIONS, "optimisation": "learning_rate beta epsilon normalize_advantages guard"},
     words=_WORDS,
 )

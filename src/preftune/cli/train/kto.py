@@ -1,4 +1,4 @@
-"""`preftune kto`: answers that are good or bad and a model in, an aligned model and its run directory out."""
+"""`preftune kto`: trains a model on answers labelled as good or bad."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 HELP = HelpPage(
     usage="preftune kto --model NAME_OR_PATH --data FILE_OR_HUB_ID [options]",
-    about="Kahneman-Tversky optimisation: single answers with a label, good or bad, instead of pairs. Preference pairs "
-    "are two such answers each. Every field of KTOConfig and of transformers' TrainingArguments is a flag "
-    "(--learning_rate or --learning-rate). A YAML recipe holds the same names; flags override it.",
+    about="Kahneman-Tversky optimisation: trains on single answers with a label, good or bad, instead of pairs. A "
+    "preference pair counts as two such answers. Every field of KTOConfig and of transformers' "
+    "TrainingArguments is a flag (--learning_rate or --learning-rate). A YAML recipe holds the same names; "
+    "flags override it.",
     sections={
         "model": f"{MODEL} lora_target_modules",
         "data": "data format columns as_chat dataset_train_split eval_fraction eval_dataset_name max_length "
@@ -29,10 +30,10 @@ HELP = HelpPage(
     },
     words={
         "guard": "off, warn, stop or rollback when the run goes wrong (warn)",
-        "beta": "KL penalty (0.1); higher stays near the reference",
-        "learning_rate": "by default 5e-7 for all weights, 5e-6 for LoRA",
+        "beta": "KL penalty (0.1); a higher value keeps the policy closer to the reference",
+        "learning_rate": "learning rate; default 5e-7 for all weights, 5e-6 for LoRA",
         "data": "jsonl, json, csv, parquet (also .gz), a folder, a hub id, - for stdin; with labels, or pairs",
-        "format": "kto, thumbs, or a format of pairs, where the shape does not tell",
+        "format": "kto, thumbs, or a format of pairs, if it cannot be recognised",
         "columns": "renames: prompt=question completion=answer label=good",
     },
 )

@@ -1,4 +1,6 @@
-"""`preftune online`, and what `preftune xpo` and `preftune nash-md` share: the policy answers, a judge compares."""
+"""`preftune online`, and the common part of `preftune xpo` and `preftune nash-md`: train on the policy's own answers,
+compared by a judge.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,14 @@ _STEPS = (
 _WORDS = {
     **PROMPT_WORDS,
     "model": "path or hub id, usually a fine-tuned one (SFT)",
-    "judge": "openai:MODEL@URL, local:MODEL, reward:MODEL, rule:MODULE:FUNCTION, shorter, longer, key-fact, exact; "
-    "asked in both orders where order matters",
-    "reward_model": "instead of a judge: what rates single answers, as in preftune ppo; several are an ensemble",
-    "learning_rate": "by default 5e-7 for all weights, 5e-6 for LoRA",
+    "judge": (
+        "openai:MODEL@URL, local:MODEL, reward:MODEL, rule:MODULE:FUNCTION, shorter, longer, key-fact, exact; called "
+        "in both orders if the order matters"
+    ),
+    "reward_model": (
+        "instead of a judge: a reward that rates single answers, as in preftune ppo; several form an ensemble"
+    ),
+    "learning_rate": "default: 5e-7 for all weights, 5e-6 for LoRA",
 }
 
 
@@ -38,7 +44,10 @@ def _method(command: str, trainer: str, about: str, training: str) -> Method:
     )
     needs = {
         "needs": ("judge", "reward_model"),
-        "needs_what": "name what compares them with --judge JUDGE, or what rates them with --reward_model RM",
+        "needs_what": (
+            "name the judge that compares the answers with --judge JUDGE, or the reward that rates them with "
+            "--reward_model RM"
+        ),
     }
     return Method(
         name=command,
@@ -53,14 +62,14 @@ METHOD = _method(
     "online",
     "OnlineDPO",
     "Online preference optimisation: the model gives several answers to each prompt, a judge says which is better, "
-    "and a DPO step is made of these fresh pairs.",
+    "and the model takes a DPO step on these new pairs.",
     f"num_generations which_pairs {_TRAINING} loss_type {_STEPS} use_vllm guard",
 )
 XPO = _method(
     "xpo",
     "XPO",
-    "Exploratory preference optimisation: as preftune online, between an answer of the model and one of the "
-    "reference, with a term that makes the reference's answers less likely.",
+    "Exploratory preference optimisation: works as preftune online, with pairs of an answer of the model and one of "
+    "the reference, and a term that makes the reference's answers less likely.",
     f"{_TRAINING} alpha loss_type {_STEPS} guard",
 )
 NASH_MD = _method(

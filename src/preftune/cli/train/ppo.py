@@ -1,4 +1,4 @@
-"""`preftune ppo`: prompts, a policy and a reward in, a policy that is rated higher out."""
+"""`preftune ppo`: trains a policy on its own answers, which a reward rates."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from preftune.cli.train.train_command import run as run_method
 HELP = HelpPage(
     usage="preftune ppo --model SFT --reward_model RM --data PROMPTS [options]",
     about="Proximal policy optimisation: the model answers prompts, a reward rates the answers, and the model is "
-    "trained towards higher ratings, near where it began. Every field of PPOConfig and of transformers' "
-    "TrainingArguments is a flag (--learning_rate or --learning-rate). A YAML recipe holds the same names.",
+    "trained towards higher ratings while it stays close to its start. Every field of PPOConfig and of "
+    "transformers' TrainingArguments is a flag (--learning_rate or --learning-rate). A YAML recipe holds the "
+    "same names.",
     sections={
         "policy": MODEL,
         "reward": "reward_model reward_ensemble missing_eos_penalty normalize_rewards reward_clip score_threshold "
@@ -29,11 +30,13 @@ HELP = HelpPage(
         "model": "path or hub id, usually a fine-tuned one (SFT)",
         "use_peft": "train a LoRA adapter: policy, value and reference are then one base in memory, and a reward model "
         "that is an adapter on the same base joins them",
-        "reward_model": "a reward model (preftune reward, or any sequence classifier with one label), "
-        "exact, key-fact, length:WORDS, format:REGEX, rule:MODULE:FUNCTION, "
-        "openai:MODEL@URL or local:MODEL (marks from 1 to 10); several are an ensemble",
-        "learning_rate": "by default 3e-6 for all weights, 3e-5 for LoRA",
-        "no_whiten_advantages": "advantages as they are",
+        "reward_model": (
+            "a reward model (preftune reward, or any sequence classifier with one label), exact, key-fact, "
+            "length:WORDS, format:REGEX, rule:MODULE:FUNCTION, openai:MODEL@URL or local:MODEL (marks from 1 to 10); "
+            "several form an ensemble"
+        ),
+        "learning_rate": "default: 3e-6 for all weights, 3e-5 for LoRA",
+        "no_whiten_advantages": "do not whiten the advantages",
     },
 )
 

@@ -1,4 +1,4 @@
-"""`preftune reward`: pairs and a model in, a reward model and its run directory out."""
+"""`preftune reward`: trains a reward model on preference pairs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 HELP = HelpPage(
     usage="preftune reward --model NAME_OR_PATH --data FILE_OR_HUB_ID [options]",
-    about="A reward model: one score per answer, trained on preference pairs. Every field of RewardConfig and of "
-    "transformers' TrainingArguments is a flag. The result is a sequence classifier with one label, as transformers "
-    "has it; it judges with preftune eval --judge reward:FOLDER, and rewards with preftune ppo.",
+    about="Train a reward model on preference pairs. It gives each answer one score. Every field of RewardConfig and "
+    "of transformers' TrainingArguments is a flag. The result is a sequence classifier with one label, as "
+    "transformers has it; it judges with preftune eval --judge reward:FOLDER, and rewards with preftune ppo.",
     sections={
         "model": MODEL,
         "data": "data format columns as_chat eval_fraction eval_dataset_name max_length truncation",
@@ -29,8 +29,8 @@ HELP = HelpPage(
         "output": "output_dir resume no_report push_to_hub",
     },
     words={
-        "model": "a causal model (its SFT, best) or a classifier with one label: path or hub id",
-        "learning_rate": "by default 1e-5 for all weights, 1e-4 for LoRA",
+        "model": "a causal model (best a fine-tuned one, SFT) or a classifier with one label: path or hub id",
+        "learning_rate": "default: 1e-5 for all weights, 1e-4 for LoRA",
         "use_peft": "train a LoRA adapter and the head, not all weights",
     },
 )

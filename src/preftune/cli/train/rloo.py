@@ -1,4 +1,4 @@
-"""`preftune rloo`: as `preftune grpo`, with the other answers' mean reward as the baseline."""
+"""`preftune rloo`: trains as `preftune grpo`, with the other answers' mean reward as the baseline."""
 
 from __future__ import annotations
 

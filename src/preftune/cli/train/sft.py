@@ -1,4 +1,4 @@
-"""`preftune sft`: demonstrations and a model in, a model that imitates them and its run directory out."""
+"""`preftune sft`: trains a model to imitate demonstrations."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ HELP = HelpPage(
         "eval_strategy early_stopping_patience",
     },
     words={
-        "learning_rate": "by default 2e-5 for all weights, 2e-4 for LoRA",
-        "data": "jsonl, json, csv, parquet (also .gz), a folder, a hub id, - for stdin; of pairs, the chosen side",
-        "format": "messages, sharegpt, alpaca, prompt-completion, text where the shape does not tell",
+        "learning_rate": "default: 2e-5 for all weights, 2e-4 for LoRA",
+        "data": (
+            "jsonl, json, csv, parquet (also .gz), a folder, a hub id, - for stdin; of pairs, the chosen side is used"
+        ),
+        "format": "messages, sharegpt, alpaca, prompt-completion or text, if it cannot be recognised",
         "columns": "renames: prompt=question completion=answer, or messages=..., or text=...",
     },
 )

@@ -1,4 +1,4 @@
-"""What the training commands have in common: flags and a recipe in, a model and its run directory out."""
+"""The common part of the training commands: from flags and a recipe to a model and its run directory."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preftune.amounts import counted
 from preftune.cli.flags.arguments import DataArguments, ModelArguments
 from preftune.cli.flags.field_names import Field, check_names, fields_of, names_of, spoken_as_flags
 from preftune.cli.flags.help_pages import HelpPage, page
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from preftune.training.trainers.recorded import RecordedTrainer
 
 GUARD = "warn"
-"""Who types a command sees what the guard says; a program (`DPOConfig`) has it off until it asks."""
+"""The guard is on for commands, whose output is read, and off by default for programs (`DPOConfig`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,70 +34,70 @@ class Method:
     """One way of training."""
 
     name: str
-    """Of the command."""
+    """Name of the command."""
     trainer: str
-    """`module:class`, imported when a model is at hand."""
+    """`module:class`, imported after the request was checked."""
     config: str
     help: HelpPage
     wanted: str
-    """What the data are, for the message that none are named."""
+    """Name of the data, for the message that no data are named."""
     open_data: Callable[[Request], tuple[Any, Any]]
-    """Training and held-out data."""
+    """Opens training and held-out data."""
     report: Callable[[RecordedTrainer, Request, Mapping[str, float] | None], list[str]]
-    """Trainer, request, held-out metrics -> what is said at the end."""
+    """Trainer, request, held-out metrics -> prints the summary at the end."""
     aim: str = "train"
-    """What is done to the model, for the message that none is named."""
+    """Verb for the work on the model, for the message that no model is named."""
     data_arguments: type = DataArguments
     model_arguments: type = ModelArguments
     needs: tuple[str, ...] = ()
-    """Fields one of which must be given, and what is said otherwise."""
+    """Fields of which one must be given."""
     needs_what: str = ""
     holds_out: bool = True
-    """The trainer measures on held-out data."""
+    """Whether the trainer measures on held-out data."""
     guarded: bool = False
-    """The trainer has a guard."""
+    """Whether the trainer has a guard."""
 
     @property
     def prog(self) -> str:
         return f"preftune {self.name}"
 
     def fields(self) -> list[Field] | None:
-        """Every field that is a flag, without importing what they configure; None where no source can be read."""
+        """Every field that is a flag, read without importing the configurations; None if a source cannot be read."""
         return fields_of(self.data_arguments, self.model_arguments, self.config)
 
     def help_text(self) -> str:
-        """What `--help` prints."""
+        """The output of `--help`."""
         return self.help.text(self.fields() or ())
 
     @property
     def output_dir(self) -> str:
-        """Of a run that names none."""
+        """Output folder of a run that names none."""
         return f"runs/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What one command line asks for, checked as far as it can be without the model."""
+    """The request of one command line, checked as far as possible without the model."""
 
     data: Any
-    """DataArguments, or others of its fields."""
+    """DataArguments, or a class with the same fields."""
     model: ModelArguments
     config: Any
     words: tuple[str, ...]
-    """The command line itself, for the hint how to resume."""
+    """The command line itself, for the hint on how to resume."""
     report: bool = True
-    """Write report.html at the end."""
+    """Whether to write report.html at the end."""
 
     @property
     def splitting(self) -> dict[str, Any]:
-        """Whether evaluation while training is asked for, and the seed of what is drawn from the data."""
+        """Whether evaluation during training is requested, and the seed of the split of the data."""
         strategy, config = self.config.eval_strategy, self.config
         seed = int(config.seed if config.data_seed is None else config.data_seed)
         return {"evaluate": str(getattr(strategy, "value", strategy)) != "no", "seed": seed}
 
     @property
     def place(self) -> str:
-        """The run directory, as a shell takes it."""
+        """The run directory, quoted for a shell."""
         return shlex.quote(str(self.config.output_dir))
 
     @property
@@ -105,12 +106,12 @@ class Request:
         return self.model.adapter or (Path(str(self.config.output_dir)) / "adapter_config.json").is_file()
 
     def merging(self) -> list[str]:
-        """The command that merges the adapter; none for a whole model."""
+        """The command that merges the adapter; empty for a whole model."""
         merged = shlex.quote(str(self.config.output_dir).rstrip("/") + "-merged")
         return [f"preftune merge {self.place} -o {merged}"] if self.saves_adapter else []
 
     def next_steps(self) -> list[str]:
-        """What can be done with an aligned model."""
+        """Commands to use next on an aligned model."""
         base = "" if self.saves_adapter else f" --baseline {shlex.quote(str(self.model.model_name_or_path))}"
         talk = f"Talk to it:   preftune chat --model {self.place}{base}"
         return [talk, *(f"Fold it in:   {command}" for command in self.merging())]
@@ -119,7 +120,7 @@ class Request:
 def run(method: Method, argv: Sequence[str]) -> int:
     """Runs a training command and returns its exit code.
 
-    Raises: PreftuneError; KeyboardInterrupt with a sentence that says what is kept and how to go on.
+    Raises: PreftuneError; KeyboardInterrupt with a sentence that says what is kept and how to continue.
     """
     if "-h" in argv or "--help" in argv:
         print(method.help_text(), end="")
@@ -172,10 +173,10 @@ def _train(method: Method, request: Request) -> int:
 
 
 def read_request(method: Method, argv: Sequence[str], recipe: Recipe | None = None) -> Request:
-    """Flags and recipe as checked settings.
+    """Reads flags and recipe into checked settings.
 
     Raises:
-        RequestError: an unknown name, an impossible value, no model or no data named, a checkpoint that is not there.
+        RequestError: an unknown name, an impossible value, no model or data named, a checkpoint that does not exist.
     """
     parser = parser_of(method)
     values = parser.parse(argv, recipe)
@@ -191,11 +192,11 @@ def read_request(method: Method, argv: Sequence[str], recipe: Recipe | None = No
     help = f"See {method.prog} --help."
     if not model.model_name_or_path:
         base = f" (base_model {model.base_model!r} is only the base of an adapter)" * (model.base_model is not None)
-        raise RequestError(f"No model to {method.aim}{base}: name it with --model NAME_OR_PATH. {help}")
+        raise RequestError(f"There is no model to {method.aim}{base}. Name it with --model NAME_OR_PATH. {help}")
     if not data.dataset_name:
-        raise RequestError(f"No {method.wanted}: name them with --data FILE_OR_HUB_ID. {help}")
+        raise RequestError(f"There are no {method.wanted}. Name them with --data FILE_OR_HUB_ID. {help}")
     if method.needs and not any(getattr(values, name) for name in method.needs):
-        raise RequestError(f"No reward or judge is given: {method.needs_what}. {help}")
+        raise RequestError(f"No reward or judge is given; {method.needs_what}. {help}")
     return Request(data, model, parser.build(_load(method.config), values), tuple(argv), report=values.report)
 
 
@@ -212,7 +213,7 @@ def _say_remote_code(recipe: Recipe) -> None:
 
 
 def _prepare(method: Method, request: Request) -> tuple[Any, Any]:
-    """Everything cheap first: errors are reported before a model is loaded."""
+    """Does everything cheap first: errors are reported before a model is loaded."""
     from preftune.cli.display.progress import show_progress
     from preftune.models.load import load_tokenizer
     from preftune.models.locate import locate
@@ -265,10 +266,10 @@ def _finish(method: Method, trainer: RecordedTrainer, request: Request) -> int:
             if config.push_to_hub:
                 tell("preftune: the model is not pushed to the hub: training has destroyed it.")
             raise PreftuneError(broken)
-        print(f"Done after {steps} steps. The {kind} is in {output}, the record of its run in {output}/run.json.")
+        print(f"Done after {counted(steps, 'step')}. The {kind} is in {output}, its record in {output}/run.json.")
         if metrics is None and method.holds_out:
             flag = "--eval_fraction 0.05" if hasattr(request.data, "eval_fraction") else "--eval_dataset_name FILE"
-            print(f"Nothing was held out, so there is no metric on new prompts ({flag} gives one).")
+            print(f"No data were held out, so there is no metric on new prompts ({flag} gives one).")
         print("\n".join(method.report(trainer, request, metrics)))
         if request.report:
             write_page(output)
@@ -276,7 +277,7 @@ def _finish(method: Method, trainer: RecordedTrainer, request: Request) -> int:
 
 
 def loading_options(model: ModelArguments, config: Any, *, is_trainable: bool) -> dict[str, Any]:
-    """How the trainer loads the model: the flags, over them what `--model_init_kwargs` says."""
+    """Options for loading the model: the flags, overridden by `--model_init_kwargs`."""
     options = {
         "dtype": model.dtype or "auto",
         "revision": model.revision,
@@ -300,7 +301,7 @@ def loading_options(model: ModelArguments, config: Any, *, is_trainable: bool) -
 
 def asked_checkpoint(values: argparse.Namespace) -> str | bool | None:
     """`--resume` and `--resume_from_checkpoint` as a trainer takes them: a folder, True (the last one), "auto" or None.
-    What is not there is an error before anything is loaded.
+    A missing checkpoint is an error before anything is loaded.
     """
     from preftune.cli.flags.field_parser import LAST
     from preftune.training.record.earlier_run import checkpoints_in
@@ -323,13 +324,13 @@ def asked_checkpoint(values: argparse.Namespace) -> str | bool | None:
     if not checkpoints_in(output):
         raise RequestError(
             f"--resume: there is no checkpoint in {output}. Name the run with --output_dir, or leave --resume out "
-            "(--resume auto starts without one)."
+            "(--resume auto starts from the beginning)."
         )
     return True
 
 
 def _stopped(method: Method, request: Request) -> str:
-    """What a run that was stopped leaves, and the command that goes on."""
+    """What a stopped run leaves, and the command that continues it."""
     from preftune.storage.run_directory import run_facts
     from preftune.training.record.earlier_run import checkpoints_in, run_id_of
     from preftune.training.record.manifest import DamagedError, read_manifest
@@ -347,7 +348,7 @@ def _stopped(method: Method, request: Request) -> str:
     if kept is None:
         return f"Stopped before the first checkpoint: nothing to resume. {output} keeps the log."
     again = shlex.join(["preftune", method.name, *request.words, "--resume"])  # the last of two --resume counts
-    return f"Stopped. {kept} is kept. Go on from it with: {again}"
+    return f"Stopped. {kept} is kept. Continue from it with: {again}"
 
 
 def parser_of(method: Method) -> Any:
@@ -357,11 +358,11 @@ def parser_of(method: Method) -> Any:
     parser = FieldParser((method.data_arguments, method.model_arguments, _load(method.config)), prog=method.prog)
     if method.guarded:
         parser.set_defaults(guard=GUARD)
-    parser.add_argument("--report", action="store_true", default=True, help="write report.html when it is done")
+    parser.add_argument("--report", action="store_true", default=True, help="write report.html at the end")
     parser.add_argument(
-        "--allow_env", "--allow-env", action="store_true", help="accept any variable that a recipe's env: block sets"
+        "--allow_env", "--allow-env", action="store_true", help="accept every variable that a recipe's env: block sets"
     )
-    parser.add_argument("--verbose", action="store_true", help="show all notes, which run.json has anyway")
+    parser.add_argument("--verbose", action="store_true", help="show all notes; run.json always has them")
     parser.add_argument("--no_report", "--no-report", dest="report", action="store_false")
     return parser
 

@@ -1,4 +1,4 @@
-"""`preftune xpo`: as `preftune online`, between an answer of the policy and one of the reference."""
+"""`preftune xpo`: trains as `preftune online`, with pairs of an answer of the policy and one of the reference."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Turns of conversations, and what chat templates do with them.
+"""Turns of conversations, and how chat templates render them.
 
 tool calls, marks that end a turn, and a limit on the time that one rendering may take.
 
-    end_marks       marks that end a turn, typed into a text
+    end_marks       end-of-turn marks typed into a text
     messages        turns: checked, read from transcripts, split where two conversations part
     template_watch  limits on time and memory of one rendering
     tool_calls      tool calls in any form -> the form of chat templates

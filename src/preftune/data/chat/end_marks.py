@@ -1,8 +1,7 @@
-"""Special tokens that are typed in a text: an answer's end is trained once, and what else is typed is counted.
+"""Special tokens typed in a text: an answer's end is trained once, and other typed special tokens are counted.
 
-A tokeniser makes control tokens of such text, wherever it is. An answer that ends with the mark with which the chat
-template ends a turn would have two of them.
-"""
+A tokeniser turns such text into control tokens, wherever it stands. An answer that ends with the template's end-of-turn
+mark would have two of them."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from preftune.data.chat.tool_calls import apply_template
 from preftune.types import Message
 
 _SHORTEST = 4
-"""Letters of a special token that is looked for: "[" and "<s" are found in any text."""
+"""Minimum length of a special token that is searched for: "[" and "<s" occur in ordinary text."""
 
 
 class EndMarks:
@@ -33,7 +32,7 @@ class EndMarks:
 
     @cached_property
     def closing(self) -> str | None:
-        """The mark with which the chat template ends a turn of the assistant; None where it writes none."""
+        """The mark with which the chat template ends a turn of the assistant; None if it writes no mark."""
         turns = [{"role": "user", "content": "Anything?"}, {"role": "assistant", "content": "Anything else!"}]
         try:
             text = apply_template(self._tokenizer, turns, chat_template=self._template)
@@ -43,7 +42,9 @@ class EndMarks:
         return next((mark for mark in self._special if after.startswith(mark)), None)
 
     def without(self, turns: list[Message]) -> list[Message]:
-        """Turns whose answers do not end with the mark that the template will write; the same list where none does."""
+        """The turns, with the mark that the template writes removed from the ends of answers; the same list if no
+        answer ends with it.
+        """
         if not any(self._ends(turn) for turn in turns) or self.closing is None:
             return turns
         return [self._cut(turn, self.closing) for turn in turns]
@@ -60,7 +61,7 @@ class EndMarks:
         return {**turn, "content": content}
 
     def inside(self, parts: Iterable[str | Sequence[Message]]) -> bool:
-        """Whether a special token is typed somewhere in texts or turns."""
+        """Whether a special token is typed anywhere in the texts or turns."""
         pattern = self._inside
         if pattern is None:
             return False
@@ -73,12 +74,12 @@ def _contents(turns: Sequence[Message]) -> list[str]:
 
 
 def closing_token(tokenizer: Any) -> int | None:
-    """The token with which the chat template ends an answer; None where it writes none."""
+    """The token with which the chat template ends an answer; None if it writes no such token."""
     mark = EndMarks(tokenizer).closing
     return None if mark is None else int(tokenizer.convert_tokens_to_ids(mark))
 
 
 def appends_eos(tokenizer: Any) -> bool:
-    """Whether the tokeniser ends every plain text with eos, which then belongs to no prompt."""
+    """Whether the tokeniser ends every plain text with eos, which is then removed from prompts."""
     probe = list(tokenizer("a")["input_ids"])
     return tokenizer.eos_token_id is not None and len(probe) > 1 and probe[-1] == tokenizer.eos_token_id

@@ -1,4 +1,4 @@
-"""Turns of a conversation: checking them, reading them out of transcripts, and finding where two conversations part."""
+"""Turns of a conversation: checks them, reads them from transcripts, and finds where two conversations diverge."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OF_TOOLS = {
     "function_response": "tool",
     "function": "tool",
 }
-"""What other tools call the roles of calls and of their answers."""
+"""Other tools' names for the roles of tool calls and of their results."""
 
 _SPEAKERS = {
     "human": "user",
@@ -38,7 +38,7 @@ _SPEAKERS = {
     "tool": "tool",
     **_OF_TOOLS,
 }
-"""Who speaks in the {"from": ..., "value": ...} form."""
+"""Names of the speakers in the {"from": ..., "value": ...} form."""
 
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _PYTHON_REPR = re.compile(r"\s*\[?\s*\{'(role|content|from|value)'\s*:")
@@ -50,7 +50,7 @@ _FORM = 'Write every turn as {"role": "user", "content": "..."}.'
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """The place that an error names."""
+    """The place in the data that an error names."""
 
     name: str
     row: int
@@ -66,13 +66,13 @@ def shown(value: object, limit: int = 70) -> str:
 
 
 def role_of(turn: Mapping[str, Any]) -> str:
-    """Who speaks, also in the {"from": ..., "value": ...} form."""
+    """The role of a turn, also in the {"from": ..., "value": ...} form."""
     role = str(turn.get("role") or turn.get("from") or "")
     return _SPEAKERS.get(role.lower(), role)
 
 
 def read_text(value: Any, column: str, where: Where) -> str | list[Message]:
-    """Text as it is, or turns out of a list of messages, a single message, or either of the two as JSON."""
+    """A text unchanged, or the turns of a list of messages, of a single message, or of either as JSON."""
     try:
         return _read(value, column, where)
     except RecursionError as error:
@@ -102,7 +102,7 @@ def _read(value: Any, column: str, where: Where) -> str | list[Message]:
 
 
 def read_turns(turns: Sequence[Any], column: str, where: Where) -> list[Message]:
-    """Checked copies of messages, without the nulls that a table's schema adds, and calls of tools in one form."""
+    """Checked copies of messages, without the nulls that a table's schema adds, and with tool calls in one form."""
     read = [_read_turn(turn, number, column, where) for number, turn in enumerate(turns)]
     made = [_role(turn) in CALLS for turn in turns]
     return joined_calls(read, made) if any(made) else read
@@ -124,7 +124,7 @@ def _read_turn(turn: Any, number: int, column: str, where: Where) -> Message:
         keys = ", ".join(map(repr, turn)) or "nothing"
         if turn and all(str(key).isdigit() for key in turn):
             fix = "Write a row per line; in pandas: to_json(path, orient='records', lines=True)."
-            raise where.error(column, f"this row holds a whole table, written by columns ({keys})", fix)
+            raise where.error(column, f"this row holds a whole table, written column by column ({keys})", fix)
         raise where.error(column, f"turn {number} has no 'role' (found: {keys})", _FORM)
     role = message["role"]
     role = _OF_TOOLS.get(role.lower(), role) if isinstance(role, str) else role
@@ -139,7 +139,7 @@ def _read_turn(turn: Any, number: int, column: str, where: Where) -> Message:
 
 
 def _with_calls(message: Message, is_call: bool, number: int, column: str, where: Where) -> None:
-    """Brings the calls of tools of a turn into one form, in place."""
+    """Brings the tool calls of a turn into one form, in place."""
     given = message.pop("function_call", None)
     if is_call:
         given = message.get("content") if given is None else given
@@ -209,11 +209,11 @@ def without_nulls(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _TURN_KEYS = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})
-"""What a JSON object must have to be a message: one of these."""
+"""Keys of a message; a JSON object is a message if it has one of them."""
 
 
 def _parsed_turns(text: str) -> list[Any] | None:
-    """The messages in a JSON text; None when it is some other JSON, or text that only begins like it."""
+    """The messages in a JSON text; None for any other JSON, or for text that only starts like JSON."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -237,7 +237,7 @@ def read_transcript(text: str) -> list[Message] | None:
 
 
 def common_turns(*sides: Sequence[Message]) -> int:
-    """How many turns several sides begin with, leaving at least one on each side; none of a single side."""
+    """The number of turns at the start that all sides share, leaving at least one on each side; 0 for a single side."""
     if len(sides) == 1:
         return 0
     limit = min(map(len, sides)) - 1
@@ -250,12 +250,11 @@ def common_turns(*sides: Sequence[Message]) -> int:
 def split_turns(
     prompt: list[Message], chosen: list[Message], rejected: list[Message]
 ) -> tuple[list[Message], list[Message], list[Message]]:
-    """Prompt and completions, at the granularity of turns.
+    """Splits conversations into prompt and completions, at turns.
 
-    The prompt may be empty (implicit), repeated at the head of both sides, or repeated there with turns more (a system
-    turn, a history) or fewer; white space around a turn makes no difference there. Where both sides repeat it, the
-    completions begin with the first turn that differs.
-    """
+    The prompt may be empty (implicit), repeated at the start of both sides, or repeated there with more (a system turn,
+    a history) or fewer turns; white space around a turn makes no difference. If both sides repeat it, the completions
+    start at the first turn that differs."""
     count = common_turns(chosen, rejected)
     shared = chosen[:count]
     if count:
@@ -268,13 +267,15 @@ def split_turns(
 
 
 def asks_otherwise(prompt: Sequence[Message], chosen: Sequence[Message], rejected: Sequence[Message]) -> bool:
-    """Whether the prompt ends with a question and both sides, which are whole conversations, begin with another."""
+    """Whether the prompt ends with a question, and both sides are whole conversations that start with another
+    question.
+    """
     begins = {side[0]["role"] if len(side) > 1 else "" for side in (chosen, rejected)}
     return bool(prompt) and prompt[-1]["role"] == "user" and begins <= {"user", "system", "developer"}
 
 
 def _alike(one: Sequence[Message], other: Sequence[Message]) -> bool:
-    """Whether turns are the same but for white space at the ends of what they say."""
+    """Whether turns are equal except for white space around their content."""
     return len(one) == len(other) and all(
         left == right
         or (left | {"content": left["content"].strip()}) == (right | {"content": right["content"].strip()})
@@ -283,15 +284,15 @@ def _alike(one: Sequence[Message], other: Sequence[Message]) -> bool:
 
 
 def after_prompt(prompt: list[Message], turns: list[Message]) -> list[Message]:
-    """A side without the prompt, if it alone repeats it."""
+    """A side without the prompt, if only this side repeats it."""
     repeats = bool(prompt) and len(turns) > len(prompt) and _alike(turns[: len(prompt)], prompt)
     return turns[len(prompt) :] if repeats else turns
 
 
 def split_words(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """The common beginning of two texts as prompt, and what follows it on each side; never cuts a word.
+    """Splits two texts into their common beginning as the prompt, and the rest of each; never within a word.
 
-    One space before the completions goes with them, as tokenisers have it. Something is left on both sides.
+    One space before the completions belongs to them, as in tokenisers. Neither rest is empty.
     """
     limit = min(len(chosen), len(rejected))
     cut = 0
@@ -314,7 +315,7 @@ def _between_words(text: str, index: int) -> bool:
 
 
 def has_text(side: str | list[Message], marks: Iterable[str]) -> bool:
-    """Whether there is something to learn: text beyond white space and special tokens, or a tool call."""
+    """Whether there is something to learn: text other than white space and special tokens, or a tool call."""
     if isinstance(side, list):
         answers = (turn for turn in side if turn["role"] == "assistant")
         return any(has_text(turn.get("content", ""), marks) or turn.get("tool_calls") for turn in answers)
@@ -338,7 +339,7 @@ def joined(prompt: list[Message], side: list[Message], continues: bool) -> list[
 
 
 def text_of(text: Text) -> str:
-    """Plain text; of turns their contents, and tool calls as JSON."""
+    """Plain text; for turns their contents, with tool calls as JSON."""
     if isinstance(text, str):
         return text
     parts = []

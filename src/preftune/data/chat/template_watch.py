@@ -1,10 +1,8 @@
 """A limit on the time and the memory that one rendering of a chat template may take.
 
-A template is a program of the model's author, and loops in it can run for hours. Nothing inside of Jinja can be asked
-to stop, so a thread looks every twentieth of a second at the renderings that are under way, and raises
-`TemplateLimitError` in the thread of one that is over its limit. Ordinary renderings take a thousandth of a second and
-are never seen.
-"""
+A template is a program of the model's author, and loops in it can run for hours. Jinja has no way to stop a rendering,
+so a thread checks the running ones every twentieth of a second, and raises `TemplateLimitError` in the thread of a
+rendering that exceeds its limit. Ordinary renderings take a thousandth of a second and are never checked."""
 
 from __future__ import annotations
 
@@ -20,14 +18,14 @@ from preftune.errors import TemplateLimitError
 
 _EVERY = 0.05
 _LEAST = 1.0
-"""Seconds after which the growth of memory is put down to a rendering."""
+"""Seconds after which growth of memory is attributed to a rendering."""
 
 _STATM = Path("/proc/self/statm")
 _PAGE = 4096
 
 
 class _Watch:
-    """The renderings that are under way, by their threads."""
+    """The running renderings, by thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -45,7 +43,7 @@ class _Watch:
         return thread
 
     def end(self, thread: int) -> bool:
-        """Whether the rendering was stopped."""
+        """Ends the watch; returns whether the rendering was stopped."""
         with self._lock:
             self._begun.pop(thread, None)
             stopped = thread in self._over
@@ -75,7 +73,7 @@ _WATCH = _Watch()
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Raises: TemplateLimitError, if what is done inside takes too long or too much memory."""
+    """Raises: TemplateLimitError, if the body takes too long or too much memory."""
     thread = _WATCH.begin()
     stopped = False
     try:
@@ -96,7 +94,7 @@ def watched() -> Iterator[None]:
 
 
 def _resident() -> int:
-    """Bytes of memory that the process has; 0 where that is unknown."""
+    """Resident memory of the process in bytes; 0 if that is unknown."""
     try:
         return int(_STATM.read_text(encoding="ascii").split()[1]) * _PAGE
     except (OSError, ValueError, IndexError):

@@ -1,10 +1,9 @@
-"""Calls of tools as people write them -> the form that chat templates expect.
+"""Tool calls in the forms in which data hold them -> the form that chat templates expect.
 
-One form comes out, OpenAI's: an assistant's turn with `tool_calls` [{"type": "function", "function": {"name",
-"arguments"}}], and turns of the role `tool` with the answers. In come arguments as JSON text or as objects, calls
-without their `function` around them, `function_call` of OpenAI's older form, and turns of a role of their own
-(`function_call` of ShareGPT, `tool_call` of ms-swift) whose text is the call.
-"""
+The result has one form, OpenAI's: an assistant's turn with `tool_calls` [{"type": "function", "function": {"name",
+"arguments"}}], and turns of the role `tool` with the results. Accepted are arguments as JSON text or as objects, calls
+without `function` around them, `function_call` of OpenAI's older form, and turns with a role of their own
+(`function_call` of ShareGPT, `tool_call` of ms-swift) whose text is the call."""
 
 from __future__ import annotations
 
@@ -51,10 +50,10 @@ def definition(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def joined_calls(turns: Sequence[dict[str, Any]], made: Sequence[bool]) -> list[dict[str, Any]]:
-    """Turns in which calls that follow each other directly, each in a turn of its own, are one turn with several.
+    """The turns, with calls in consecutive turns joined into one turn with several calls.
 
     Args:
-        made: which turns had a role of calls.
+        made: which turns had a role that stands for a call.
     """
     joined: list[dict[str, Any]] = []
     before = False
@@ -68,18 +67,18 @@ def joined_calls(turns: Sequence[dict[str, Any]], made: Sequence[bool]) -> list[
 
 
 def apply_template(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **options: Any) -> str:
-    """The text of a conversation; see `rendered`. Raises: whatever the template raises."""
+    """The text of a conversation; see `rendered`. Raises: the template's errors."""
     return rendered(tokenizer, turns, **options)[0]
 
 
 def rendered(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **options: Any) -> tuple[str, str | None]:
-    """The text of a conversation, and the tool of a call that is not in it (None where all are).
+    """The text of a conversation, and the tool of a call that is missing in it (None if all are there).
 
-    Templates differ in what they want of a call: most write its arguments with `tojson` or one by one and need an
-    object, others add them to text and need JSON; Mistral's refuse ids that have not nine letters and digits. The
-    first form is taken in which every call is written, as JSON.
+    Templates differ in the form of a call that they accept: most write its arguments with `tojson` or one by one and
+    need an object, others insert them into text and need JSON; Mistral's refuse ids that do not have nine letters and
+    digits. The first form is used in which every call is written as JSON.
 
-    Raises: whatever the template raises about the first form; TemplateLimitError, if it takes too long.
+    Raises: the template's error for the first form; TemplateLimitError, if it takes too long.
     """
     with watched():
         if not calls_in(turns):
@@ -110,7 +109,7 @@ def _with_calls(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **options: A
 
 
 def calls_in(turns: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """All calls of tools in a conversation."""
+    """All tool calls in a conversation."""
     return [call for turn in turns for call in turn.get("tool_calls") or ()]
 
 
@@ -120,7 +119,7 @@ def _is_object(call: Mapping[str, Any]) -> bool:
 
 
 def _missing(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **options: Any) -> str | None:
-    """The tool of a call that the template does not write, found by other names in place of the tools'."""
+    """The tool of a call that the template does not write, found by rendering with changed tool names."""
     names: dict[str, str] = {}
     marked = []
     for turn in turns:
@@ -144,7 +143,7 @@ def _forms(turns: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[Mapping[str,
 
 
 def with_text_arguments(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Turns whose calls have their arguments as JSON text, as OpenAI's interface has them."""
+    """The turns, with the arguments of calls as JSON text, as in OpenAI's API."""
 
     def changed(call: Mapping[str, Any]) -> dict[str, Any]:
         function = call["function"]
@@ -159,9 +158,9 @@ def with_text_arguments(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, An
 
 
 def with_short_ids(turns: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Turns whose calls have ids of nine letters and digits, which Mistral's templates demand.
+    """The turns, with call ids of nine letters and digits, which Mistral's templates require.
 
-    A call without an id gets that of its place, and so does the answer at the same place after it.
+    A call without an id gets one from its position, and so does the result at the same position after it.
     """
     made: list[Mapping[str, Any]] = []
     waiting: list[str] = []
@@ -185,7 +184,7 @@ def _nine(name: str) -> str:
 
 
 def _from_json(value: Any) -> Any:
-    """What a text holds as JSON; anything else as it is."""
+    """The value of a JSON text; any other value unchanged."""
     if not isinstance(value, str):
         return value
     try:

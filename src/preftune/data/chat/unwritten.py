@@ -1,4 +1,4 @@
-"""What a chat template leaves out of a conversation: found by the words that its text lacks."""
+"""Parts of a conversation that a chat template leaves out, found by the words that are missing in its text."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
-"""The columns of a turn that hold a thought apart from its content."""
+"""The fields of a turn that hold reasoning separately from the content."""
 
 SYSTEM_PROMPT = "the system prompt"
-PARTS = (SYSTEM_PROMPT, "a turn of the user", "a part of an answer", "the thought of an answer")
-"""What may be left out, as messages name it."""
+PARTS = (SYSTEM_PROMPT, "a turn of the user", "a part of an answer", "the reasoning of an answer")
+"""The parts that may be left out, as messages name them."""
 
 
 def unwritten(turns: Sequence[Mapping[str, Any]], text: str, trained: Container[int]) -> str:
-    """The part of a conversation that the template does not write, one of `PARTS`; empty where it writes all.
+    """The part of a conversation that the template does not write, one of `PARTS`; empty if it writes everything.
 
-    Blanks do not count, as templates strip and break lines. Of the assistant's turns those in `trained` are examined:
-    templates leave thoughts out of earlier ones on purpose. Turns with calls of tools are rewritten, and pass.
-    """
+    Blanks are ignored, because templates strip and break lines. Only those of the assistant's turns are checked that
+    are in `trained`: templates leave reasoning out of earlier ones on purpose. Turns with tool calls are not checked,
+    because templates rewrite them."""
     dense = ""
     for number, turn in enumerate(turns):
         role = turn["role"]

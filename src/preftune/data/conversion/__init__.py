@@ -1,11 +1,11 @@
-"""Any known format to the canonical one: `preftune convert`.
+"""Converts any known format to the canonical one: `preftune convert`.
 
 `filters` decides which pairs are kept, `use_case` by topic, language or rule, and `write` writes the same bytes for
 the same pairs.
 
     convert   the conversion and its manifest
-    filters   which pairs are kept: duplicates, lengths, margins, samples
-    use_case  by topic, keyword, language or a rule
+    filters   selection of pairs: duplicates, lengths, margins, samples
+    use_case  selection by topic, keyword, language or rule
     write     JSONL and Parquet, byte for byte the same
 """
 

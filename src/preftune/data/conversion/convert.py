@@ -1,8 +1,8 @@
-"""`preftune convert`: any known format to the canonical one, filtered, with a manifest of what became of every row.
+"""`preftune convert`: converts any known format to the canonical one, with filters and a manifest of every row's
+outcome.
 
-The data are read twice: once to look at every pair (hashes and numbers are kept, no text), once to write those that
-stay. So memory is bounded by the rows' number, not by their length.
-"""
+The data are read twice: once to decide about every pair (hashes and numbers are kept, no text), once to write the pairs
+that stay. So memory grows with the number of rows, not with their length."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ from preftune.types import PreferencePair
 from preftune.version import __version__
 
 _SHOW_PROGRESS = 2000
-"""Rows from which a progress bar is shown (on a terminal only)."""
+"""Minimum number of rows for a progress bar (on a terminal only)."""
 _EXAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One dataset that is converted."""
+    """One dataset to convert."""
 
     name: str
-    """As it was given."""
+    """The name as it was given."""
     pairs: PairDataset | PairStream
     of: int | None = None
-    """Pairs there were before some were drawn for a mixture; None where all are read."""
+    """Number of pairs before some were drawn for a mixture; None if all are read."""
 
     @property
     def rows(self) -> int:
-        """Raw rows, once all are read."""
+        """Number of raw rows, known after all are read."""
         return self.pairs.rows_read if isinstance(self.pairs, PairStream) else len(self.pairs.raw)
 
 
 @dataclass(slots=True)
 class _Seen:
-    """What the first pass keeps."""
+    """The result of the first pass."""
 
     facts: Facts = field(default_factory=Facts)
     shape: Shape = field(default_factory=Shape)
@@ -75,20 +75,20 @@ def convert_pairs(
     overwrite: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Writes the pairs that the filters keep, those held out, and a manifest.
+    """Writes the kept pairs, the held-out pairs, and a manifest.
 
-    The same inputs, filters and versions give the same bytes. Nothing is written unless all is. Pairs that an earlier
-    run held out are not kept where nothing is held out now: they may all be in the new file.
+    The same inputs, filters and versions give the same bytes. Either all files are written or none. A file of pairs
+    that an earlier run held out is removed if nothing is held out now: they may all be in the new file.
 
     Args:
-        output: its ending says how it is written; `FILE.held-out.jsonl` and the manifest are in its folder.
-        strict: the first row that is not a preference stops it.
-        overwrite: files of these names are replaced, or removed.
-        options: how the inputs were opened, for the manifest.
+        output: its ending determines the file format; `FILE.held-out.jsonl` and the manifest are in its folder.
+        strict: raise at the first row that is not a preference.
+        overwrite: replace or remove files with these names.
+        options: the options with which the inputs were opened, for the manifest.
     Returns: the manifest.
     Raises:
-        ConfigError: the output has no known ending, is there already, or is an input.
-        DatasetError: nothing is left, or (strict) a row is no preference.
+        ConfigError: the output has no known ending, exists already, or is an input.
+        DatasetError: nothing is left, or (strict) a row is not a preference.
     """
     filters = filters or Filters()
     check_output(output)
@@ -122,7 +122,7 @@ def convert_pairs(
     write_whole(outputs_of(output, split=False)[-1], text.encode("utf-8"))
     if stale is not None and stale.exists():
         stale.unlink()
-        warn(f"Removed {stale}, which an earlier run held out: this one holds nothing out (no --split).")
+        warn(f"Removed {stale}, held out by an earlier run: this run holds nothing out (no --split).")
     return manifest
 
 
@@ -133,11 +133,11 @@ def _check_free(inputs: Sequence[Input], outputs: Sequence[Path], stale: Path | 
             raise ConfigError(f"{path} is an input, and would be overwritten while it is read. Give another output.")
         if path.exists() and not overwrite and path == stale:
             raise ConfigError(
-                f"{path} is there already, and without --split it would hold out nothing of the new file. Give another "
+                f"{path} exists already, and without --split it would hold out nothing of the new file. Give another "
                 "output, or --overwrite to remove it."
             )
         if path.exists() and not overwrite:
-            raise ConfigError(f"{path} is there already. Give another output, or --overwrite to replace it.")
+            raise ConfigError(f"{path} exists already. Give another output, or --overwrite to replace it.")
 
 
 def _attempts(inputs: Sequence[Input], doing: str) -> Iterator[Attempt]:
@@ -150,7 +150,7 @@ def _attempts(inputs: Sequence[Input], doing: str) -> Iterator[Attempt]:
 
 
 def _look(inputs: Sequence[Input], filters: Filters, *, strict: bool, parquet: bool) -> _Seen:
-    """The first pass: what there is to know of every pair."""
+    """The first pass: collects the facts about every pair."""
     seen = _Seen(Facts(near=filters.dedupe == "near"))
     use_case = UseCase(filters.topics, filters.keywords, filters.languages, filters.rule)
     for entry in inputs:
@@ -175,7 +175,7 @@ def _look(inputs: Sequence[Input], filters: Filters, *, strict: bool, parquet: b
 
 
 def _fault(pair: PreferencePair, row: Mapping[str, Any], *, parquet: bool) -> str | None:
-    """Why a pair prefers nothing, or cannot be written down; None where neither holds."""
+    """Why a pair states no preference, or cannot be written; None if it can be kept."""
     if is_blank(pair.chosen) or is_blank(pair.rejected):
         return "empty"
     if pair.chosen == pair.rejected:
@@ -243,13 +243,13 @@ def _describe(entry: Input) -> dict[str, Any]:
 
 
 def _first_places(positions: NDArray[np.int64], inputs: Sequence[Input], seen: _Seen) -> list[int | str]:
-    """The first few rows; one that makes several pairs is named once."""
+    """The first few rows; a row that makes several pairs is named once."""
     places = dict.fromkeys(_place(int(position), inputs, seen) for position in positions[:1000])
     return list(places)[:_EXAMPLES]
 
 
 def _place(position: int, inputs: Sequence[Input], seen: _Seen) -> int | str:
-    """A row's number, with the dataset's name where there are several."""
+    """A row's number, with the dataset's name if there are several."""
     row = seen.rows[position]
     if len(inputs) == 1:
         return row

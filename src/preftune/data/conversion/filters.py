@@ -1,4 +1,4 @@
-"""Which pairs of a dataset are kept: by rule, by a look at all of them, or by drawing."""
+"""Selects the pairs of a dataset that are kept: by rule, by comparison with all others, or at random."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ REASONS: Mapping[str, str] = {
     "identical": "chosen and rejected are the same",
     "no_shared_prompt": "chosen and rejected do not answer the same prompt",
     "unlike_itself": "the written row would be read back as a different pair",
-    "topic": "its topic is not one of --topic",
+    "topic": "its topic is not among those of --topic",
     "keyword": "none of the --keyword words is in the prompt",
-    "language": "its language is not one of --language, or is not recognised",
-    "rule": "--rule says no",
-    "source": "its source is not one of --source",
-    "no_strength": "the row does not say how much better the chosen side is, which --min-margin needs",
+    "language": "its language is not among those of --language, or is not recognised",
+    "rule": "--rule returned False",
+    "source": "its source is not among those of --source",
+    "no_strength": "the row does not state how much better the chosen side is, which --min-margin needs",
     "min_margin": "below --min-margin",
-    "no_agreement": "the row does not say how many annotators agree, which --min-agreement needs",
+    "no_agreement": "the row does not state how many annotators agree, which --min-agreement needs",
     "min_agreement": "below --min-agreement",
     "max_length_ratio": "one side is longer than the other by more than --max-length-ratio",
-    "contradiction": "another row prefers the opposite (--drop-contradictions)",
+    "contradiction": "another row states the opposite preference (--drop-contradictions)",
     "duplicate": "an earlier row holds the same pair (--dedupe)",
     "near_duplicate": "an earlier row holds nearly the same pair (--dedupe near)",
     "length_balance": "left out so that the longer side wins as often as the shorter one (--balance-length)",
     "sample": "not drawn (--sample)",
 }
-"""Why a pair is left out, in the order in which it is decided: the first reason counts."""
+"""Why a pair is left out, in the order of the checks: the first reason counts."""
 
 _CODES = {reason: code for code, reason in enumerate(REASONS, start=1)}
 
@@ -51,36 +51,38 @@ By = Literal["prompt", "pair"]
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """What is asked of the pairs. Nothing is asked by default."""
+    """The conditions that pairs must meet. By default there are none."""
 
     min_margin: float | None = None
-    """Least strength, in the data's own units; least margin in nats where the data have margins and no strength."""
+    """Minimum strength, in the data's own units; minimum margin in nats if the data have margins and no strength."""
     min_agreement: float | None = None
-    """Least share of annotators who agree with the label, 0..1."""
+    """Minimum share of annotators who agree with the label, 0..1."""
     max_length_ratio: float | None = None
-    """Most characters of the longer side for each of the shorter one, 1 or more."""
+    """Maximum ratio of the longer to the shorter side in characters, 1 or more."""
     sources: tuple[str, ...] = ()
     """Names of sources that are kept; empty for all."""
     topics: tuple[str, ...] = ()
     """Topics that are kept, by the data's own column; empty for all."""
     keywords: tuple[str, ...] = ()
-    """Words or phrases, one of which the prompt must have; empty for none."""
+    """Words or phrases of which the prompt must contain one; empty for no condition."""
     languages: tuple[str, ...] = ()
-    """Codes of languages (`en`) that prompt and chosen answer may be in; empty for all."""
+    """Language codes (`en`) that prompt and chosen answer may be in; empty for all."""
     rule: str | None = None
-    """`MODULE:FUNCTION` or `FILE.py:FUNCTION` that says of each row whether it is kept."""
+    """`MODULE:FUNCTION` or `FILE.py:FUNCTION` that returns for each row whether it is kept."""
     dedupe: bool | Literal["near"] = False
-    """Of equal pairs only the first is kept; with "near" also of those that are nearly the same."""
+    """Keep only the first of equal pairs; with "near" also of nearly equal ones."""
     drop_contradictions: bool = False
-    """Neither of two pairs that prefer the opposite is kept."""
+    """Keep neither of two pairs that contradict each other."""
     balance_length: bool = False
-    """As many pairs in which the longer side wins as in which it loses; the surplus is drawn and left out."""
+    """Keep as many pairs in which the longer side wins as in which it loses; the surplus is chosen at random and left
+    out.
+    """
     sample: int | None = None
-    """Most pairs that are kept, drawn."""
+    """Maximum number of pairs to keep, drawn at random."""
     split: float | None = None
     """Share that is held out, above 0 and below 1."""
     by: By = "prompt"
-    """What the share is of: of the prompts (no prompt is on both sides), or of the pairs."""
+    """Unit of the share: prompts (no prompt is on both sides) or pairs."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -98,7 +100,7 @@ class Filters:
         check_languages(self.languages)
 
     def asked(self) -> dict[str, Any]:
-        """What differs from the defaults, in a fixed order."""
+        """The settings that differ from the defaults, in a fixed order."""
         return {
             entry.name: list(value) if isinstance(value, tuple) else value
             for entry in fields(self)
@@ -107,12 +109,14 @@ class Filters:
 
 
 class Facts:
-    """What is kept of every pair while all are read: hashes and numbers, under 100 bytes each, 900 with `near`."""
+    """The facts kept about every pair while all are read: hashes and numbers, under 100 bytes per pair, 900 with
+    `near`.
+    """
 
     def __init__(self, *, near: bool = False) -> None:
         """
         Args:
-            near: keep signatures too, by which texts that are nearly the same are known.
+            near: also keep signatures, by which nearly equal texts are found.
         """
         self.sketches = Sketches() if near else None
         self.prompts, self.chosen, self.rejected = array("Q"), array("Q"), array("Q")
@@ -127,7 +131,7 @@ class Facts:
         return len(self.codes)
 
     def add(self, pair: PreferencePair, strength: float | None, reason: str | None = None) -> None:
-        """A pair, and why it is left out if that is known already."""
+        """Adds a pair, with the reason for leaving it out if that is already known."""
         self.prompts.append(_digest(pair.prompt, pair.tools, dict(pair.chat_template_kwargs)))
         self.split_keys.append(split_key(pair))
         self.chosen.append(_digest(pair.chosen))
@@ -143,7 +147,7 @@ class Facts:
             self.sketches.add(*(text_of(side) for side in (pair.prompt, pair.chosen, pair.rejected)))
 
     def add_none(self, reason: str) -> None:
-        """A row without a pair."""
+        """Adds a row without a pair."""
         for values in (self.prompts, self.split_keys, self.chosen, self.rejected):
             values.append(0)
         for lengths in (self.chosen_lengths, self.rejected_lengths):
@@ -158,11 +162,11 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What becomes of every row that was read."""
+    """The outcome of every row that was read."""
 
     kept: NDArray[np.bool_]
     held_out: NDArray[np.bool_]
-    """Among the kept."""
+    """Positions among the kept pairs."""
     dropped: dict[str, NDArray[np.int64]]
     """Reason (a key of `REASONS`) -> positions."""
     margin_from: str | None
@@ -172,8 +176,7 @@ class Decision:
 def decide(facts: Facts, filters: Filters) -> Decision:
     """Applies the filters.
 
-    Raises:
-        DatasetError: a filter on something that no pair has, a source that there is not, or a split of one prompt.
+    Raises: DatasetError: a filter on a value that no pair has, an unknown source, or a split of a single prompt.
     """
     codes = np.array(facts.codes, dtype=np.int8)
     margin_from = None
@@ -187,8 +190,8 @@ def decide(facts: Facts, filters: Filters) -> Decision:
         agreements = np.asarray(facts.agreements)
         if np.isnan(agreements[codes == 0]).all():
             raise DatasetError(
-                "min_agreement: no pair says how many annotators agree with it. Leave --min-agreement out, or name the "
-                "column with --columns agreement=COLUMN."
+                "min_agreement: no pair states how many annotators agree with it. Leave --min-agreement out, or name "
+                "the column with --columns agreement=COLUMN."
             )
         _leave_out(codes, "no_agreement", np.isnan(agreements))
         _leave_out(codes, "min_agreement", agreements < filters.min_agreement)
@@ -231,7 +234,7 @@ def _wanted(facts: Facts, names: Iterable[str]) -> list[int]:
 
 
 def _margins(facts: Facts, codes: NDArray[np.int8]) -> tuple[str, NDArray[np.float64]]:
-    """Strength where the data have it, else margins in nats."""
+    """The strengths if the data have them, otherwise the margins in nats."""
     strengths, margins = np.asarray(facts.strengths), np.asarray(facts.margins)
     if not np.isnan(strengths[codes == 0]).all():
         return "strength", strengths
@@ -270,7 +273,7 @@ def _repeated_nearly(facts: Facts, codes: NDArray[np.int8]) -> NDArray[np.bool_]
 def _surplus(
     differences: NDArray[np.int64], codes: NDArray[np.int8], generator: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """Pairs that are too many: of those in which the longer side wins, or loses, whichever is more frequent."""
+    """The surplus pairs: of those in which the longer side wins, or of those in which it loses, whichever are more."""
     wins = np.flatnonzero((codes == 0) & (differences > 0))
     losses = np.flatnonzero((codes == 0) & (differences < 0))
     more, fewer = (wins, losses) if len(wins) >= len(losses) else (losses, wins)
@@ -282,7 +285,7 @@ def _held_out(facts: Facts, kept: NDArray[np.bool_], filters: Filters) -> NDArra
     units = np.asarray(facts.split_keys)[positions] if filters.by == "prompt" else positions.astype(np.uint64)
     names = np.array(list(dict.fromkeys(units.tolist())), dtype=np.uint64)  # in their order, not that of their hashes
     if len(names) < 2:
-        raise DatasetError(f"split: there is a single {filters.by}, so nothing can be held out. Leave --split out.")
+        raise DatasetError(f"split: there is only one {filters.by}, so nothing can be held out. Leave --split out.")
     assert filters.split is not None
     count = min(len(names) - 1, max(1, round(filters.split * len(names))))
     drawn = _generator(filters, 3).choice(names, count, replace=False)
@@ -292,19 +295,18 @@ def _held_out(facts: Facts, kept: NDArray[np.bool_], filters: Filters) -> NDArra
 
 
 def split_key(pair: PreferencePair) -> int:
-    """64-bit hash of what must not be on both sides of a split: the prompt alone, however it is written.
+    """64-bit hash of the key that must not be on both sides of a split: the prompt, independent of its form.
 
-    Text is one turn of the user, so that it is the same prompt as a conversation; tools and template options are left
-    out, since the question stays the same under each of them. Pairs without a prompt share nothing but their answers,
-    so each has a key of its own (the same pair twice has one).
-    """
+    A text counts as one turn of the user, so that it equals the same prompt as a conversation; tools and template
+    options are left out, because the question is the same with any of them. Each pair without a prompt has its own key
+    (equal pairs have the same)."""
     if is_blank(pair.prompt):
         return _digest(sorted(_digest(_turns(side, "assistant")) for side in (pair.chosen, pair.rejected)))
     return prompt_key(pair.prompt)
 
 
 def prompt_key(prompt: Text) -> int:
-    """The `split_key` of pairs with this prompt: spaces and Unicode's ways to write a letter make no other prompt."""
+    """The `split_key` of pairs with this prompt; differences in white space and Unicode normalisation are ignored."""
     return text_key([{**turn, "content": _plain(turn.get("content"))} for turn in _turns(prompt, "user")])
 
 
@@ -313,7 +315,7 @@ def _plain(content: Any) -> Any:
 
 
 def text_key(text: Text) -> int:
-    """64-bit hash of a text or turns; text is one turn of the user."""
+    """64-bit hash of a text or turns; a text counts as one turn of the user."""
     return _digest(_turns(text, "user"))
 
 
@@ -322,7 +324,7 @@ def _turns(side: Text, role: str) -> list[Message]:
 
 
 def _generator(filters: Filters, step: int) -> np.random.Generator:
-    """Each step draws by itself, so that one filter more does not change what the others draw."""
+    """Each step has its own generator, so that a further filter does not change the draws of the others."""
     return np.random.default_rng([filters.seed, step])
 
 
@@ -349,7 +351,7 @@ def _characters(side: Text) -> int:
 
 
 def is_blank(side: Text) -> bool:
-    """Whether there is nothing to learn: no text, and no call of a tool."""
+    """Whether there is nothing to learn: no text, and no tool call."""
     if isinstance(side, str):
         return not side.strip()
     return all(is_blank(turn["content"]) and not turn.get("tool_calls") for turn in side)

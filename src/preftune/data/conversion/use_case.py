@@ -1,9 +1,9 @@
-"""Which pairs belong to a use case: by topic, by keywords, by language, or by a Python rule.
+"""Selects the pairs of a use case: by topic, by keywords, by language, or by a Python rule.
 
     def about_billing(row):  # the row's own columns, with prompt, chosen and rejected as they are read
         return "invoice" in row["text"]["prompt"]
 
-`row["text"]` has the plain texts of prompt, chosen and rejected. The rule returns True for what is kept.
+`row["text"]` has the plain texts of prompt, chosen and rejected. The rule returns True for rows to keep.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from preftune.data.pairs.stream import PairStream
 
 TOPICS = ("topic", "category", "domain", "subject", "task", "task_type", "subset")
-"""Columns that name a row's topic, the likeliest first."""
+"""Columns that may name a row's topic, the likeliest first."""
 _LETTERS = 4000
-"""Letters by which a language is known."""
+"""Number of characters from which a language is identified."""
 
 Leaves = Callable[[PreferencePair], str | None]
 
 
 @dataclass(slots=True)
 class UseCase:
-    """What is asked of each pair."""
+    """The conditions of a use case."""
 
     topics: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()
@@ -48,11 +48,11 @@ class UseCase:
     """Topics of the pairs that were read."""
 
     def of(self, pairs: PairDataset | PairStream, name: str) -> Leaves:
-        """Why a pair of these data is left out: a key of `filters.REASONS`, or None for one that stays.
+        """Returns why a pair of these data is left out: a key of `filters.REASONS`, or None for a pair that stays.
 
         Raises:
-            ConfigError: a rule that cannot be had.
-            DatasetError: no column of topics, a stream whose columns are asked for, or a rule that fails on a row.
+            ConfigError: a rule that cannot be imported.
+            DatasetError: no column of topics, a stream whose own columns are needed, or a rule that fails on a row.
         """
         raw = self._raw(pairs, name)
         column = _topic_column(raw, name) if self.topics else ""
@@ -100,12 +100,12 @@ class UseCase:
 
 
 def check_languages(languages: Iterable[str]) -> None:
-    """Raises: ConfigError, for a name that is no code of a language that is known."""
+    """Raises: ConfigError, for a name that is not the code of a known language."""
     from preftune.text_quality.languages import KNOWN
 
     for language in languages:
         if language not in KNOWN:
-            raise ConfigError(f"--language {language}: the languages known are {', '.join(sorted(KNOWN))}.")
+            raise ConfigError(f"--language {language} is not known. Known are {', '.join(sorted(KNOWN))}.")
 
 
 def _topic_column(raw: Any, name: str) -> str:

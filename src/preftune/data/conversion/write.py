@@ -1,4 +1,4 @@
-"""Pairs written to a file in canonical form: JSONL (also .gz) or Parquet. The same pairs make the same bytes."""
+"""Writes pairs to a file in canonical form: JSONL (also .gz) or Parquet. The same pairs give the same bytes."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from preftune.types import Text
 
 _WRITABLE = (".jsonl", ".ndjson", ".parquet", ".jsonl.gz", ".ndjson.gz")
 _ROWS = 1000
-"""Rows of a row group in Parquet."""
+"""Number of rows in a row group of Parquet."""
 
 
 class Shape:
-    """What a file's columns must hold: which of them there are, and whether sides are text, plain turns or both."""
+    """The columns of a file, and whether their sides are text, plain turns or both."""
 
     def __init__(self) -> None:
         self.columns: set[str] = {"prompt", "chosen", "rejected"}
         self.texts = False
         self.turns = False
         self.plain = True
-        """Whether turns have nothing but role and content."""
+        """Whether turns have only role and content."""
 
     def add(self, row: dict[str, Any]) -> None:
         """Widens the shape to hold a canonical row."""
@@ -52,8 +52,8 @@ def check_output(path: Path) -> None:
     """Raises: ConfigError, if a file of this name cannot be written."""
     if not path.name.endswith(_WRITABLE):
         raise ConfigError(
-            f"{path} does not say how it is to be written. Give it one of the endings {', '.join(_WRITABLE)} (csv, a "
-            "table of plain texts, has no place for conversations)."
+            f"The name {path} does not determine the file format. Give it one of the endings {', '.join(_WRITABLE)} "
+            "(csv, a table of plain texts, has no place for conversations)."
         )
     if path.is_dir():
         raise ConfigError(f"{path} is a folder. Name the file to write in it, such as {path / 'pairs.jsonl'}.")
@@ -66,7 +66,7 @@ def beside(path: Path, word: str) -> Path:
 
 
 class PairWriter:
-    """Writes a file under a temporary name; `keep` renames it, and without that no file is left."""
+    """Writes a file under a temporary name; `keep` renames it, and otherwise it is removed."""
 
     def __init__(self, path: Path, shape: Shape) -> None:
         self.path = path
@@ -127,7 +127,7 @@ class PairWriter:
 
 
 class _ParquetRows:
-    """Rows on their way into a Parquet file."""
+    """Collects rows for a Parquet file."""
 
     def __init__(self, file: Any, shape: Shape) -> None:
         import pyarrow as pa
@@ -164,6 +164,6 @@ class _ParquetRows:
 
 
 def outputs_of(path: Path, *, split: bool) -> Sequence[Path]:
-    """Every file that writing to `path` makes: the pairs, those held out, the manifest."""
+    """Every file that an output to `path` creates: the pairs, the held-out pairs, the manifest."""
     manifest = path.with_name(f"{path.name}.manifest.json")
     return (path, beside(path, "held-out"), manifest) if split else (path, manifest)

@@ -1,6 +1,6 @@
-"""Demonstrations: answers to be imitated, from whatever people have, as a lazy sequence of `Example`.
+"""Demonstrations: answers to imitate, from data in any known format, as a lazy sequence of `Example`.
 
-Preferences are demonstrations too: of each prompt the answers that no other was preferred to, each once.
+Preferences are demonstrations too: for each prompt, the answers to which no other was preferred, each once.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from preftune.amounts import counted
 from preftune.data.conversion.filters import prompt_key, split_key, text_key
 from preftune.data.formats.adapter import Sample
 from preftune.data.formats.apply import RowCount, sample_of
@@ -30,7 +31,7 @@ from preftune.errors import DatasetError
 from preftune.types import Example
 
 _SINGLE = frozenset({"kto", "thumbs", "alpaca"})
-"""Formats of preferences whose rows hold one answer each."""
+"""Formats of preferences with one answer per row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,8 @@ def load_demonstrations(
     if isinstance(source, DemonstrationDataset):
         if columns or format is not None:
             raise DatasetError(
-                "columns and format apply when data are opened; these demonstrations are open already. Leave them out."
+                "columns and format apply when data are opened, and these demonstrations are already open. Leave them "
+                "out."
             )
         return source
     if isinstance(source, PairDataset):
@@ -103,12 +105,14 @@ def load_demonstrations(
 def _own(
     rows: Any, sample: Sample, *, name: str, format: str | None, columns: Mapping[str, str | None] | None
 ) -> DemonstrationDataset:
-    """Data that are demonstrations as they are; of answers with labels the good ones."""
+    """Opens data that are demonstrations already, or the good ones among answers with labels."""
     opened, reader = _answers(rows, sample, name=name, format=format, columns=columns)
     data = _good(opened, reader)
     if not len(data):
         labelled = reader.columns.paths["label"][0][0]
-        raise DatasetError(f"{name}: none of its {len(rows):,} answers is labelled as a good one. Check {labelled!r}.")
+        raise DatasetError(
+            f"{name}: it has no good answer ({counted(len(rows), 'answer')} in all). Check {labelled!r}."
+        )
     for _ in data[:HEAD]:
         pass  # a wrong row among the first ends this now
     return data
@@ -117,7 +121,7 @@ def _own(
 def labelled_rows(
     rows: Any, sample: Sample, *, name: str, format: str | None, columns: Mapping[str, str | None] | None
 ) -> DemonstrationDataset:
-    """Answers with labels, the bad ones too; the reader's columns hold the label. Raises: DatasetError."""
+    """Answers with labels, including the bad ones; the reader's columns hold the label. Raises: DatasetError."""
     opened, reader = _answers(rows, sample, name=name, format=format, columns=columns)
     if "label" not in reader.columns:
         raise DatasetError(
@@ -149,7 +153,7 @@ def _answers(
     labelled = label_column(sample) if judged else None
     if judged and labelled is None and "label" not in asked:
         raise DatasetError(
-            f"{name} holds thumbs inside its turns, so some of its answers are bad ones. Make pairs of it first "
+            f"{name} holds thumbs inside its turns, so some of its answers are bad. First convert it to pairs "
             "(preftune convert), whose chosen side can be trained on, or name a column with --columns label=YOURS."
         )
     if labelled is not None and "label" not in asked:
@@ -162,7 +166,7 @@ def _answers(
 
 
 def _good(data: DemonstrationDataset, reader: DemonstrationReader) -> DemonstrationDataset:
-    """The rows whose answer is to be imitated; only a label says no."""
+    """The rows whose answer is to be imitated; only a label excludes a row."""
     if "label" not in reader.columns:
         return data
     good, bad, number = [], RowCount(), 0
@@ -191,7 +195,7 @@ def is_preference(sample: Sample, format: str | None, columns: Mapping[str, str 
 
 
 def _is_labelled(sample: Sample, format: str | None, name: str) -> bool:
-    """Whether some of the answers may be bad ones."""
+    """Whether some of the answers may be bad."""
     if format in ("kto", "thumbs"):
         return True
     adapter = recognise(sample, name=name)
@@ -199,7 +203,7 @@ def _is_labelled(sample: Sample, format: str | None, name: str) -> bool:
 
 
 def _chosen_sides(pairs: PairDataset) -> DemonstrationDataset:
-    """The answers of preferences that nothing in the data beats."""
+    """The answers in preferences that no other answer in the data beats."""
     chosen: dict[tuple[int, int], int] = {}
     beaten: set[tuple[int, int]] = set()
     left = {"repeated": RowCount(), "beaten": RowCount()}
@@ -223,8 +227,8 @@ def _chosen_sides(pairs: PairDataset) -> DemonstrationDataset:
             "See preftune audit."
         )
     note = (
-        f"{pairs.name} holds preferences: their chosen side is imitated "
-        f"({len(places):,} answers; an answer that another one is preferred to is left out)."
+        f"{pairs.name} holds preferences: their chosen side is imitated ({counted(len(places), 'answer')}; an answer "
+        "that another one beats is left out)."
     )
     chosen_rows = pairs.select(places)
     return DemonstrationDataset(
@@ -239,8 +243,8 @@ def _chosen_sides(pairs: PairDataset) -> DemonstrationDataset:
 
 
 def question_key(example: Example) -> int:
-    """64-bit hash of what must not be on both sides of a split: the prompt, or a conversation's turns before the first
-    answer; a text by itself.
+    """64-bit hash of the key that must not be on both sides of a split: the prompt, a conversation's turns before the
+    first answer, or a whole text.
     """
     prompt = example.prompt
     if prompt is None and isinstance(example.completion, list):

@@ -13,11 +13,11 @@ from preftune.errors import DatasetError
 from preftune.types import Example
 
 EXAMPLE_COLUMNS = ("prompt", "completion", "id", "chat_template_kwargs", "tools", "source")
-"""Of rows that were read already: what `example_row` writes and `example_of` reads."""
+"""The columns that `example_row` writes and `example_of` reads."""
 
 
 def example_row(example: Example) -> dict[str, Any]:
-    """An example of one completion as a row."""
+    """Converts an example of one completion to a row."""
     return {
         "prompt": example.prompt,
         "completion": example.completion,
@@ -29,7 +29,7 @@ def example_row(example: Example) -> dict[str, Any]:
 
 
 def example_of(row: Mapping[str, Any], number: int) -> Example:
-    """The example of a row."""
+    """Converts a row to its example."""
     return Example(
         row["prompt"],
         (row["completion"],),
@@ -43,14 +43,14 @@ def example_of(row: Mapping[str, Any], number: int) -> Example:
 
 @dataclass(frozen=True, slots=True)
 class MixtureReader:
-    """Reads rows that were demonstrations already."""
+    """Reads rows that were already read as demonstrations."""
 
     name: str
     needed: tuple[str, ...] = EXAMPLE_COLUMNS
     facts: tuple[Any, ...] = ("mixture",)
 
     def as_chat(self) -> MixtureReader:
-        raise DatasetError(f"{self.name} is a mixture. Make conversations of its parts before they are mixed.")
+        raise DatasetError(f"{self.name} is a mixture. Call as_chat() on its parts before they are mixed.")
 
     def read(self, row: Mapping[str, Any], number: int) -> Example:
         return example_of(row, number)
@@ -59,13 +59,12 @@ class MixtureReader:
 def mix_demonstrations(
     parts: Sequence[DemonstrationDataset], proportions: Sequence[float | None], *, seed: int = 0
 ) -> DemonstrationDataset:
-    """First the rows of the first dataset, then those of the second, ...; training shuffles them.
+    """Concatenates the rows of all datasets, in their order; training shuffles them.
 
     Args:
         proportions: one per part, relative to each other; all None for all rows; see `mixture.share_out`.
-        seed: of the draw.
-    Raises:
-        DatasetError: a row that holds no demonstration, of those that are taken.
+        seed: seed of the draw.
+    Raises: DatasetError: a selected row holds no demonstration.
     """
     if len(parts) == 1:
         return parts[0]

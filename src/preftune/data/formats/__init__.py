@@ -1,6 +1,6 @@
-"""Formats of preference data, one small module per family, recognised by their shape or named with `--format`.
+"""Formats of preference data, one module per family, recognised by their columns or named with `--format`.
 
-raw rows -> recognise -> Adapter -> columns named, or canonical rows made and what gives none counted
+raw rows -> recognise -> Adapter -> columns named, or canonical rows made, and rows without a pair counted
 
 A new format is an `Adapter` in the `ADAPTERS` of a module, which `registry` gathers; its example rows go to
 tests/data/format_rows.
@@ -8,13 +8,13 @@ tests/data/format_rows.
     adapter          what a format is; reasons for rows without a pair (LEFT)
     apply            raw rows -> canonical rows, with a count of the rest
     argilla          exports of Argilla
-    columns          which column is the prompt, which the chosen side
+    columns          the columns of the prompt and of both sides
     demonstrations   shapes of demonstrations -> Example
     judgements       arenas, and annotators' labels of two outputs
     message_trees    OpenAssistant trees
     named_columns    formats that are pairs under other names
     registry         FORMATS: every format by its name
-    select           recognise the format and bring rows into its form
+    select           recognises the format and converts rows to it
     several_answers  rated and ranked lists
     single_answers   one answer with a label or a thumb; Alpaca
     to_pair          one row of any shape -> PreferencePair

@@ -1,8 +1,7 @@
-"""Raw rows of a format -> a dataset of canonical rows, with the raw row's number for each and a count of the rest.
+"""Raw rows of a format -> a dataset of canonical rows, each with its raw row's number, and a count of the rest.
 
-Where the raw rows lie on disk, so do the canonical ones, in the cache of `datasets`: made once and found again. The
-cache's key holds `TOKENS_VERSION`.
-"""
+If the raw rows are on disk, so are the canonical ones, in the cache of `datasets`: they are made once and found again.
+The cache's key holds `TOKENS_VERSION`."""
 
 from __future__ import annotations
 
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from preftune.amounts import counted
 from preftune.data.formats.adapter import LEFT, Adapter, Left, Made, Row, Sample
 from preftune.data.formats.registry import FORMATS
 from preftune.data.reading.arrow_tables import json_text
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
 
 _SAMPLE = 100
-"""Rows by which a format is recognised."""
+"""Number of rows by which a format is recognised."""
 
 _BATCH = 500
 _SHOW_PROGRESS = 2000
-"""Rows from which a progress bar is shown (on a terminal only)."""
+"""Minimum number of rows for a progress bar (on a terminal only)."""
 
 _EXAMPLES = 5
 
@@ -40,14 +40,14 @@ RATINGS = ("score_chosen", "score_rejected")
 _NUMBERS = ("agreement", "strength", *RATINGS)
 _MADE = ("prompt", "chosen", "rejected", *_NUMBERS, "id")
 CARRIED = ("tools", "chat_template_kwargs", "system", "weight", "margin", "source")
-"""Columns of a raw row that hold for each of its pairs."""
+"""Columns of a raw row that are copied to each of its pairs."""
 GOLD = "reference"
 """The column of gold answers, as TRL's triple preferences call it. It holds for each pair too; few losses read it."""
 
 
 @dataclass(slots=True)
 class RowCount:
-    """A count of rows, with the first few row numbers; a row that is counted several times is named once."""
+    """A count of rows, with the first few row numbers; a row that is counted several times is listed once."""
 
     count: int = 0
     rows: list[int] = field(default_factory=list)
@@ -60,7 +60,7 @@ class RowCount:
     def __str__(self) -> str:
         """`3 rows (2, 5, 8)`, `1,200 rows (0, 1, 2, 3, 4, ...)`."""
         more = ", ..." if self.count > len(self.rows) else ""
-        return f"{self.count:,} row{'s' * (self.count != 1)} ({', '.join(map(str, self.rows))}{more})"
+        return f"{counted(self.count, 'row')} ({', '.join(map(str, self.rows))}{more})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +70,12 @@ class Converted:
     rows: Any
     """A `Dataset` with the columns `prompt`, `chosen`, `rejected`, `agreement`, `strength`, `RATINGS`, `id`."""
     numbers: NDArray[np.int64]
-    """The raw row that each was made of."""
+    """The raw row that each row was made from."""
     left: Mapping[str, RowCount]
-    """Reason (a key of `LEFT`) -> what gave no pair."""
+    """Reason (a key of `LEFT`) -> the rows that gave no pair."""
 
     def lines(self) -> list[str]:
-        """Plain sentences about what was left out."""
+        """Sentences about the rows that were left out."""
         return said_of(self.left)
 
 
@@ -91,7 +91,7 @@ def convert(rows: Dataset, adapter: Adapter, *, name: str) -> Converted:
     Args:
         rows: raw rows.
         adapter: a format with `rows` or `table`.
-        name: of the dataset, for the progress bar.
+        name: name of the dataset, for the progress bar.
     """
     carried = [column for column in (*CARRIED, GOLD) if column in rows.column_names]
     import datasets
@@ -131,7 +131,9 @@ def _all_made(rows: Dataset, adapter: Adapter) -> Iterator[tuple[int, Made]]:
 
 
 def _batch(name: str, carried: Sequence[str], table: Mapping[str, Sequence[Any]], indices: Sequence[int]) -> Any:
-    """What `datasets` calls with a batch of columns; named by its format, so that it can be cached."""
+    """The function that `datasets` calls with a batch of columns; it is named after its format, so that the result can
+    be cached.
+    """
     adapter = FORMATS[name]
     assert adapter.rows is not None
     rows = [{key: values[place] for key, values in table.items()} for place in range(len(indices))]
@@ -144,7 +146,7 @@ def _batch(name: str, carried: Sequence[str], table: Mapping[str, Sequence[Any]]
 def _collect(
     made: Iterable[tuple[int, Made]], carried: Sequence[str], rows: Sequence[Row] | Dataset
 ) -> dict[str, list[Any]]:
-    """Columns of canonical rows, and of reasons for rows without one."""
+    """Columns of canonical rows, and of reasons for rows without a pair."""
     columns: dict[str, list[Any]] = {column: [] for column in (*_MADE, *carried, "row", "reason")}
     for index, item in made:
         columns["row"].append(index)
@@ -158,13 +160,13 @@ def _collect(
 
 
 def _as_json(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Encoded by us: `datasets` would take the answer "4" for the JSON of a number."""
+    """Encodes values as JSON here, because `datasets` would read the answer "4" as the JSON of a number."""
     plain = (*_NUMBERS, "row", "reason")
     return {name: values if name in plain else list(map(json_text, values)) for name, values in columns.items()}
 
 
 def _features(carried: Sequence[str]) -> Features:
-    """Texts and messages may differ from row to row, so they are kept as JSON."""
+    """The column types; texts and messages may differ from row to row, so they are kept as JSON."""
     from datasets import Features, Json, Value
 
     return Features(
@@ -175,7 +177,7 @@ def _features(carried: Sequence[str]) -> Features:
 
 
 def _without_left(rows: Dataset) -> Converted:
-    """Takes the reasons out and counts them."""
+    """Removes the reasons and counts them."""
     numbers: list[int] = []
     kept: list[bool] = []
     left: dict[str, RowCount] = {}
@@ -208,7 +210,7 @@ def _line(reason: str, left: RowCount) -> str:
 
 @contextmanager
 def _progress_bar(rows: int) -> Iterator[None]:
-    """The bar of `datasets` for long work on a terminal only."""
+    """Shows the progress bar of `datasets` only for long work on a terminal."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     hide = not are_progress_bars_disabled() and (rows < _SHOW_PROGRESS or not sys.stderr.isatty())

@@ -1,14 +1,14 @@
 """Exports of Argilla: records with several answers as fields, and annotators' responses to questions about them.
 
-Fields are a prompt and answers with a number in their names (`response_1`, `response2`, `generation-1`, ...). Argilla 2
-puts a question's responses into `QUESTION.responses`, a list with an entry per annotator (`QUESTION.responses.users`,
-`QUESTION.responses.status`); Argilla 1 into `QUESTION` itself, [{user_id, value, status}]. Understood are rankings (the
-answers' names from best to worst, or with their ranks), choices (the name of the better answer) and ratings (a question
-per answer, whose name ends in the answer's number). Only submitted responses count.
+The fields are a prompt and answers with a number in their names (`response_1`, `response2`, `generation-1`, ...).
+Argilla 2 puts a question's responses into `QUESTION.responses`, a list with an entry per annotator
+(`QUESTION.responses.users`, `QUESTION.responses.status`); Argilla 1 into `QUESTION` itself, [{user_id, value, status}].
+Supported responses are rankings (the answers' names from best to worst, or with their ranks), choices (the name of the
+better answer) and ratings (a question per answer, whose name ends in the answer's number). Only submitted responses
+count.
 
-Of two answers the one is chosen that more annotators prefer. `agreement` is their share, `strength` the mean difference
-in points or ranks.
-"""
+Of two answers, the one that more annotators prefer is chosen. `agreement` is their share, `strength` the mean
+difference in points or ranks."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _submitted(row: Row, column: str) -> list[tuple[Any, Any]]:
 
 
 def _scores(question: str, given: Any, answers: list[str]) -> dict[str, float]:
-    """What one response says about the answers."""
+    """The scores that one response gives to the answers."""
     if isinstance(given, Mapping) and "rank" in given:  # Argilla 1: {"rank": [...], "value": [...]}
         names, ranks = records(given.get("value")), records(given["rank"])
         given = [{"value": name, "rank": rank} for name, rank in zip(names, ranks, strict=False)]
@@ -130,13 +130,13 @@ def _named(name: Any, answers: list[str]) -> str | None:
 
 
 def _end(name: str) -> str:
-    """The number or letter that a name ends with; empty without one."""
+    """The number or letter at the end of a name; empty if there is none."""
     found = _LAST.search(name)
     return (found.group(1) or found.group(2)).lower() if found else ""
 
 
 def _uses(sample: Sample) -> list[str]:
-    """The prompt, the answers, and what belongs to the questions about them."""
+    """The prompt, the answers, and the columns of the questions about them."""
     prompt = sample.name_of(PROMPTS)
     answers = [column for column in sample.columns if _ANSWER.fullmatch(column)]
     asked = [column for column in sample.columns if _is_question(column, sample.first(column))]

@@ -1,4 +1,6 @@
-"""Which column of a dataset is the prompt, which the chosen side: resolved once per dataset, guessed only in errors."""
+"""Which column of a dataset holds the prompt and which the chosen side: resolved once per dataset, guessed only in
+errors.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ CANONICAL = (
     "system",
     "source",
 )
-"""The columns that preftune reads; every other column is left alone."""
+"""The columns that preftune reads; every other column is ignored."""
 
 SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "prompt": (
@@ -87,14 +89,16 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
         "output_2",
     ),
 }
-"""What others call the three columns, the likeliest first. Offered in errors, never applied unasked."""
+"""Other names of the three columns, the likeliest first. They are suggested in errors, and never applied
+automatically.
+"""
 
 Path = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Where each canonical value is in a row: a column, a path into it, or several texts to be joined."""
+    """The place of each canonical value in a row: a column, a path into it, or several texts to join."""
 
     paths: Mapping[str, tuple[Path, ...]]
 
@@ -107,14 +111,14 @@ class Columns:
         return list(dict.fromkeys(path[0] for paths in self.paths.values() for path in paths))
 
     def pick(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The canonical values of a raw row; what is missing or null is left out."""
+        """The canonical values of a raw row; missing and null values are left out."""
         picked = {}
         for canonical, paths in self.paths.items():
             values = [value for path in paths if (value := _follow(row, path)) is not None]
             if len(paths) > 1:
                 plain = all(isinstance(value, str | int | float) and not isinstance(value, bool) for value in values)
                 joined = "\n\n".join(str(value) for value in values if str(value).strip())
-                values = [joined if plain else values]  # what is no text is refused where text is read, not printed
+                values = [joined if plain else values]  # other values than text are refused where text is read
             if values:
                 picked[canonical] = values[0]
         return picked
@@ -125,11 +129,11 @@ def resolve_columns(features: Mapping[str, Any], asked: Mapping[str, str | None]
 
     Args:
         features: the dataset's columns and their types (`Dataset.features`).
-        asked: canonical name -> column, where they differ. A dot reaches inside a column ("input.messages"), a plus
+        asked: canonical name -> column, if they differ. A dot reaches inside a column ("input.messages"), a plus
             joins texts with a blank line ("instruction+input"), and None or "" leaves a column unread.
         name: of the dataset, for messages.
     Raises:
-        DatasetError: an unknown canonical name, a column that is not there, or no chosen or rejected.
+        DatasetError: an unknown canonical name, a missing column, or no chosen or rejected.
     """
     paths = named_paths(
         features, {column: column for column in CANONICAL}, asked, reads="that preftune reads", name=name
@@ -148,12 +152,12 @@ def named_paths(
     reads: str,
     name: str,
 ) -> dict[str, tuple[Path, ...]]:
-    """Where the columns are, by canonical name: those `asked` for, and of the others those that are there.
+    """The paths of the columns by canonical name: the requested ones (`asked`), and those of the others that exist.
 
     Args:
-        reads: which columns these are, for messages.
+        reads: description of these columns, for messages.
     Raises:
-        DatasetError: a name that `defaults` does not have, or a column that was asked for and is not there.
+        DatasetError: a name that `defaults` does not have, or a requested column that does not exist.
     """
     asked = asked or {}
     for canonical in asked:
@@ -184,7 +188,7 @@ def missing_columns(
     row: int = 0,
     because: str = "",
 ) -> DatasetError:
-    """The error for columns that are not there, with the rename that corrects it."""
+    """The error for missing columns, with the rename that corrects it."""
     if "prompt" not in paths and "prompt" not in missing:
         missing_or_likely = [*missing, "prompt"]
     else:
@@ -197,14 +201,14 @@ def missing_columns(
     head += f" (found: {listing(features)}; first bad row: {row})."
     if {"label"} & set(features) and {"messages", "completion", "response"} & set(features) and "chosen" in missing:
         return DatasetError(
-            f"{head} This looks like single answers with a label, not like pairs: bring a good and a bad answer to the "
-            "same prompt together into one row, with the columns 'prompt', 'chosen' and 'rejected'."
+            f"{head} The rows look like single answers with a label, not like pairs. Combine a good and a bad answer "
+            "to the same prompt in one row, with the columns 'prompt', 'chosen' and 'rejected'."
         )
     if "chosen" in missing and (unclear := _of_several(set(features))):
         return DatasetError(f"{head} {unclear}")
     if {"chosen", "rejected"} <= set(missing) and not {"chosen", "rejected"} & set(guesses) and _one_answer(features):
         return DatasetError(
-            f"{head} These look like demonstrations, one answer each and nothing that is preferred: train on them with "
+            f"{head} The rows look like demonstrations, with one answer each and no preference. Train on them with "
             "preftune sft. Pairs need a second, worse answer in a column 'rejected'."
         )
     options = " ".join(
@@ -229,17 +233,17 @@ def missing_columns(
 
 
 def _of_several(features: set[str]) -> str | None:
-    """What to do with rated answers that no format reads; None for other columns."""
+    """The advice for rated answers that no format reads; None for other columns."""
     answers = {"completion", "response", "answer", "output"} & features
     if answers and {"score", "rating", "reward"} & features:
         return (
-            "These look like single answers with a score. Bring the answers to one prompt together into one row, with "
-            "the columns 'prompt', 'responses' (a list) and 'scores' (a list)."
+            "The rows look like single answers with a score. Combine the answers to one prompt in one row, with the "
+            "columns 'prompt', 'responses' (a list) and 'scores' (a list)."
         )
     if "ranking" in features and {"completions", "responses", "answers", "generations", "outputs"} & features:
         return (
-            "'ranking' next to the answers may be the rank of each answer or the order of the answers. Call it 'ranks' "
-            "if it holds a rank for each answer (1 is the best); otherwise write the answers from best to worst into "
+            "The column 'ranking' may hold the rank of each answer or the order of the answers. Call it 'ranks' if it "
+            "holds a rank for each answer (1 is the best); otherwise write the answers from best to worst into "
             "'ranked_responses'."
         )
     return None
@@ -256,7 +260,7 @@ def _one_answer(features: Mapping[str, Any]) -> bool:
 
 
 def _as_word(column: str) -> str:
-    """A column's name as one word of a command line; in bash's $'...' where it cannot be typed (a newline in it)."""
+    """A column's name as one word of a command line; in bash's $'...' if it cannot be typed (it holds a newline)."""
     return shlex.quote(column) if column.isprintable() else f"${column!r}"
 
 
@@ -278,14 +282,14 @@ def guess_columns(wanted: Iterable[str], features: Mapping[str, Any], taken: Ite
 
 
 def listing(names: Iterable[str]) -> str:
-    """'a', 'b', 'c', cut after a dozen."""
+    """Names as 'a', 'b', 'c', cut after a dozen."""
     names = list(names)
     shown = ", ".join(repr(name) for name in names[:12])
     return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown or "none"
 
 
 def _plausible(name: str, features: Mapping[str, Any], free: Mapping[str, str]) -> bool:
-    """A path must lead somewhere: 'input.messages' needs a struct with that field."""
+    """Whether a path exists: 'input.messages' needs a struct with that field."""
     head, dot, rest = name.partition(".")
     if not dot:
         return True

@@ -1,12 +1,12 @@
-"""Shapes of demonstrations: which columns hold what, and one row of any of them -> `Example`.
+"""Formats of demonstrations: their columns, and a row of any of them -> `Example`.
 
 messages           a column `messages`: conversations, in any form that preferences may have
 sharegpt           a column `conversations`, turns as {"from": ..., "value": ...}
 alpaca             `instruction`, perhaps `input` (or `context`), and `output` (or `response`); perhaps `history`
 prompt-completion  `prompt` and `completion` (or another name of an answer), each text or messages
-text               a column `text`: nothing parts a question from an answer
+text               a column `text`: question and answer are not separated
 
-Data with a label or thumb per answer are read by the same shapes; their bad answers are left out and counted.
+Data with a label or thumb per answer are read in the same way; their bad answers are left out and counted.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DEMONSTRATION_COLUMNS = (
     "id",
     "source",
 )
-"""What is read of a row of demonstrations; every other column is left alone."""
+"""The columns of demonstrations that are read; every other column is ignored."""
 
 _CONTENT = ("messages", "prompt", "completion", "text")
 _CONVERSATIONS = ("conversations", "conversation")
@@ -58,15 +58,15 @@ Shape = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class DemonstrationFormat:
-    """One shape of demonstrations."""
+    """One format of demonstrations."""
 
     name: str
-    """As `--format` names it."""
+    """The name for `--format`."""
     holds: str
     columns: Callable[[Sample], Shape | None]
-    """Where its values are; None for data of another shape."""
+    """The columns of its values; None for data of another format."""
     chat: bool = False
-    """Texts are turns of a conversation."""
+    """Whether texts are turns of a conversation."""
 
 
 def _messages(sample: Sample) -> Shape | None:
@@ -115,11 +115,13 @@ DEMONSTRATION_FORMATS: Mapping[str, DemonstrationFormat] = {
         DemonstrationFormat("text", "texts, trained as a whole", _text),
     )
 }
-"""By name; the first one that fits is taken (data often hold the same twice, templated and not)."""
+"""The formats by name; the first one that fits is used (data often hold the same contents twice, with and without a
+template).
+"""
 
 
 def label_column(sample: Sample) -> str | None:
-    """The column that says whether an answer is good, where every value of one can be read as that."""
+    """The column that says whether an answer is good, if all of its values can be read as labels."""
     for column in _LABELS:
         values = sample.values(column)
         if values and all(verdict(value) is not None for value in values):
@@ -130,14 +132,14 @@ def label_column(sample: Sample) -> str | None:
 def find_columns(
     features: Mapping[str, Any], shape: Shape, asked: Mapping[str, str | None] | None, *, name: str
 ) -> Columns:
-    """Where each canonical value is.
+    """The column of each canonical value.
 
     Args:
         features: the dataset's columns.
-        shape: what the format says.
-        asked: what the user says, which wins; see `columns.resolve_columns` for how a column is written.
+        shape: the columns of the format.
+        asked: the user's columns, which take precedence; see `columns.resolve_columns` for how a column is written.
     Raises:
-        DatasetError: an unknown canonical name, a column that is not there, or no demonstration among them.
+        DatasetError: an unknown canonical name, a missing column, or columns without a demonstration.
     """
     own = {column: None if column in (*_CONTENT, "label") else column for column in DEMONSTRATION_COLUMNS}
     paths = named_paths(features, {**own, **shape}, asked, reads="of demonstrations", name=name)
@@ -147,7 +149,7 @@ def find_columns(
 
 
 def unknown_shape(features: Mapping[str, Any], *, name: str) -> DatasetError:
-    """The error for data in which no demonstration can be seen."""
+    """The error for data without recognisable demonstrations."""
     return DatasetError(
         f"{name} holds no demonstrations that preftune knows (found: {listing(features)}). Name the columns: --columns "
         "messages=YOURS, or prompt=YOURS completion=YOURS, or text=YOURS (in Python: columns={'prompt': ..., "
@@ -157,7 +159,7 @@ def unknown_shape(features: Mapping[str, Any], *, name: str) -> DatasetError:
 
 @dataclass(frozen=True, slots=True)
 class DemonstrationReader:
-    """Makes demonstrations of raw rows."""
+    """Makes demonstrations from raw rows."""
 
     columns: Columns
     name: str
@@ -170,7 +172,7 @@ class DemonstrationReader:
 
     @property
     def facts(self) -> tuple[Any, ...]:
-        """What a demonstration depends on besides its row."""
+        """The settings that a demonstration depends on, besides its row."""
         return ("own", sorted(self.columns.paths.items()), self.chat)
 
     def as_chat(self) -> DemonstrationReader:
@@ -178,16 +180,16 @@ class DemonstrationReader:
         return replace(self, chat=True)
 
     def is_good(self, row: Mapping[str, Any]) -> bool:
-        """Whether the label of a row says that its answer is to be imitated."""
+        """Whether a row's label allows its answer to be imitated."""
         return bool(verdict(self.columns.pick(row).get("label")))
 
     def read(self, row: Mapping[str, Any], number: int) -> Example:
         """The demonstration of a row.
 
         Args:
-            number: of the row in the dataset that was opened.
+            number: number of the row in the dataset that was opened.
         Raises:
-            DatasetError: a value of the wrong type, naming row, column, value and what corrects it.
+            DatasetError: a value of the wrong type; the message names row, column, value and the correction.
         """
         values = self.columns.pick(row)
         where = Where(self.name, number)
@@ -201,13 +203,13 @@ class DemonstrationReader:
         return Example(prompt, (completion,), **about(values, where))
 
     def _texts(self, values: Mapping[str, Any], where: Where) -> tuple[Text | None, Text]:
-        """Prompt and completion in one form: both texts, or both turns."""
+        """Prompt and completion in the same form: both texts, or both turns."""
         if "messages" in self.columns:
             turns = self._read("messages", values, where)
             if isinstance(turns, str):
                 raise where.error(
                     "messages",
-                    "text, and no list of turns",
+                    "text, not a list of turns",
                     'Write turns like [{"role": "user", "content": "..."}], or name the column as text=.',
                 )
             return None, [*self._history(values, where), *turns]
@@ -228,7 +230,7 @@ class DemonstrationReader:
         return text
 
     def _history(self, values: Mapping[str, Any], where: Where) -> list[Message]:
-        """Earlier questions and answers, as LLaMA-Factory keeps them: [[question, answer], ...]."""
+        """Earlier questions and answers in LLaMA-Factory's form: [[question, answer], ...]."""
         turns: list[Message] = []
         for number, exchange in enumerate(values.get("history") or ()):
             if not isinstance(exchange, list | tuple) or [type(text) for text in exchange] != [str, str]:

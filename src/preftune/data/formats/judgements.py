@@ -1,7 +1,8 @@
-"""Judgements about two answers: of arenas (a conversation with each of two models), and of annotators (two outputs).
+"""Judgements about two answers: from arenas (a conversation with each of two models) and from annotators (two outputs).
 
 - `arena`: `conversation_a`, `conversation_b`, `winner` (model_a, model_b, or a tie): lmsys/chatbot_arena_conversations,
-  lmsys/mt_bench_human_judgments (whose `turn` says after which question the judgement was made), lmarena-ai's sets.
+    lmsys/mt_bench_human_judgments (where `turn` is the number of the question after which the judgement was made),
+    lmarena-ai's sets.
 - `arena-prompts`: `prompt`, `response_a`, `response_b` (lists of turns as JSON text) and `winner_model_a`,
   `winner_model_b`, `winner_tie`: lmsys/lmsys-arena-human-preference-55k.
 - `labelled-outputs`: a question (`instruction` and `input`, or one of them), `output_1`, `output_2` and `label` or
@@ -49,11 +50,11 @@ _WORDS: Mapping[str, Judged] = {
     **dict.fromkeys(("tie", "both", "neither", "tie (bothbad)", "both_bad", "bothbad", "same", "a=b", "equal"), "tie"),
 }
 _MIDDLE = 1.5
-"""Of labels 1 and 2, which AlpacaEval's weighted annotators put anywhere between; 0 is a tie."""
+"""The middle between the labels 1 and 2; AlpacaEval's weighted annotators give values in between, and 0 is a tie."""
 
 
 def judged(value: Any) -> Judged | None:
-    """Which of two answers a label prefers; None where it does not say."""
+    """The answer of two that a label prefers; None if it cannot be read."""
     at = number(value)
     if at is None:
         return _WORDS.get(str(value).strip().casefold())
@@ -63,11 +64,11 @@ def judged(value: Any) -> Judged | None:
 
 
 def labelled_columns(sample: Sample, *, named: bool = False) -> tuple[tuple[str, str], str] | None:
-    """The columns of two outputs, and of the label that prefers one; None where data lack them, or have another shape.
+    """The columns of two outputs and of the label that prefers one; None for data without them or in another format.
 
     Args:
-        named: the format is not guessed, so that 1 and 0 are what it says: the first output, and a tie.
-    Raises: DatasetError for labels that are all 0 and 1, of which 0 may be the first output as well.
+        named: whether the format was named, so that 1 means the first output and 0 a tie.
+    Raises: DatasetError if all labels are 0 or 1, because 0 may also mean the first output.
     """
     outputs = next((names for names in _OUTPUTS if sample.has(*names)), None)
     if outputs is None or not sample.any(*PROMPTS):
@@ -85,14 +86,14 @@ def _check_labels(values: Iterable[Any], column: str, first: str) -> None:
     """Raises: DatasetError for labels that are all 0 and 1."""
     if {number(value) for value in values if value is not None} == {0, 1}:
         raise DatasetError(
-            f"column {column!r} holds only 0 and 1, which does not say whether 0 is {first!r} or a tie. Write 'a' or "
-            "'b' ('tie' for none), or say with --format labelled-outputs (format=) that 1 is the first, 2 the second "
-            "and 0 a tie."
+            f"column {column!r} holds only 0 and 1, which does not say whether 0 is {first!r} or a tie. Write 'a', 'b' "
+            "or 'tie'; or name the format with --format labelled-outputs (format=), where 1 is the first, 2 the "
+            "second and 0 a tie."
         )
 
 
 def _check_all_labels(rows: Dataset, sample: Sample) -> None:
-    """Rows may be sorted by their label, so that the first ones hold one of them."""
+    """Checks the labels of all rows: rows may be sorted by their label, so that the first ones hold only one value."""
     for column in _LABELS:
         if column in rows.column_names:
             values = rows.with_format(None).select_columns([column])[column]
@@ -144,7 +145,7 @@ def _arena_rows(row: Row) -> Iterator[Made]:
 
 
 def _turns(value: Any) -> list[Any]:
-    """Turns, also as JSON text."""
+    """Turns, also given as JSON text."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -177,7 +178,7 @@ def _arena_prompts_rows(row: Row) -> Iterator[Made]:
 
 
 def _texts(value: Any) -> list[str]:
-    """The turns of one side, as a list, as JSON of one, or a text alone; empty where one of them is not a turn."""
+    """The turns of one side, given as a list, as its JSON, or as a single text; empty if one of them is not a turn."""
     found = _turns(value)
     if not found and isinstance(value, str) and value.strip():
         found = [value]
@@ -191,7 +192,7 @@ def _exchange(question: str, answer: str) -> list[dict[str, str]]:
 ADAPTERS = (
     Adapter(
         "arena",
-        "two models' conversations and which is better",
+        "two models' conversations and which one is better",
         _is_arena,
         rows=_arena_rows,
         uses=lambda sample: ("conversation_a", "conversation_b", "winner", "turn", "question_id", "id"),

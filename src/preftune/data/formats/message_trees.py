@@ -1,10 +1,9 @@
-"""OpenAssistant/oasst1 and oasst2: trees of messages, in which people ranked the answers to the same message.
+"""OpenAssistant/oasst1 and oasst2: trees of messages in which people ranked the answers to the same message.
 
 Two layouts: a message per row (`message_id`, `parent_id`, `text`, `role` prompter or assistant, `rank`), as on the hub,
-and a tree per row (`prompt` with `replies` in it), as in the project's own files. Every assistant's message with ranked
-siblings gives pairs with them: the prompt is the way from the root, rank 0 is the best, strength is the distance in
-ranks. Messages that were deleted, or that reviewers rejected, are counted and left out; so are answers below them.
-"""
+and a tree per row (`prompt` with `replies` in it), as in the project's own files. Every assistant message with ranked
+siblings gives pairs with them: the prompt is the path from the root, rank 0 is the best, strength is the distance in
+ranks. Messages that were deleted, or that reviewers rejected, are counted and left out; so are answers below them."""
 
 from __future__ import annotations
 
@@ -51,7 +50,7 @@ def _of_messages(rows: Iterable[Row]) -> Iterator[tuple[int, Made]]:
 
 
 def _way(message_id: Any, messages: Mapping[Any, Row]) -> list[dict[str, Any]] | None:
-    """The turns from the root to a message; None where one is missing or was deleted."""
+    """The turns from the root to a message; None if one is missing or was deleted."""
     turns: list[dict[str, Any]] = []
     seen = set()
     while message_id is not None:
@@ -83,7 +82,9 @@ def _of_tree(row: Row) -> Iterator[Made]:
 
 
 def _of_siblings(way: list[dict[str, Any]], siblings: list[Row], parent: Any) -> Iterator[Made]:
-    """The pairs of the answers to one message. A single answer is no loss but the rest of a conversation."""
+    """The pairs of the answers to one message. A single answer is not counted as left out: it only continues a
+    conversation.
+    """
     present = [message for message in siblings if not _gone(message)]
     if not way or way[-1]["role"] != "user" or len(present) < 2:
         return

@@ -1,4 +1,4 @@
-"""Formats whose rows are pairs already, under other names or in other places: only the columns are named.
+"""Formats whose rows are already pairs, under other names or in other places: only the columns are named.
 
 - `trl`: `chosen`, `rejected`, mostly `prompt`; text or messages, explicit or implicit prompts, `tools`. Also
   Anthropic/hh-rlhf, trl-lib/ultrafeedback_binarized, HuggingFaceH4/ultrafeedback_binarized, Argilla's cleaned
@@ -41,7 +41,7 @@ _SCORES = (
 )
 _CONVERSATIONS = ("conversations", "conversation", "messages", "trajectory")
 _QUESTIONS = ("instruction", "question", "query", "input")
-"""What holds the prompt where no column is called that."""
+"""Columns that may hold the prompt if there is no column `prompt`."""
 
 
 def _sides(sample: Sample) -> tuple[str, str] | None:
@@ -70,7 +70,7 @@ def _is_sharegpt(sample: Sample) -> bool:
 
 
 def _whole(sample: Sample, side: str = "chosen") -> bool:
-    """Whether the sides are conversations from their beginning, which need no other prompt."""
+    """Whether the sides are complete conversations, which need no other prompt."""
     chosen = sample.first(side)
     if isinstance(chosen, str):
         return read_transcript(chosen) is not None
@@ -82,7 +82,7 @@ def _sharegpt_columns(sample: Sample) -> dict[str, str]:
 
 
 def _question(sample: Sample) -> str | None:
-    """The column that asks; an instruction as text, or anything else that is asked in text."""
+    """The column of the question: an instruction, or another question, as text."""
     column = sample.name_of(_QUESTIONS)
     return column if column is not None and isinstance(sample.first(column), str) else None
 
@@ -109,7 +109,7 @@ def _alpaca_columns(sample: Sample) -> dict[str, str] | None:
 
 
 def _alpaca_rows(row: Row) -> Iterator[Made]:
-    """With a history the row is a conversation: the earlier questions and answers, then this instruction."""
+    """Makes a conversation of a row with a history: the earlier questions and answers, then this instruction."""
     column = next((name for name in _QUESTIONS if row.get(name) is not None), None)
     texts = [row.get(name) for name in (("instruction", "input") if column == "instruction" else (column,)) if name]
     question = "\n\n".join(text for text in texts if isinstance(text, str) and text.strip())
@@ -148,7 +148,7 @@ def _swift_columns(sample: Sample) -> dict[str, str] | None:
 
 
 def _swift_rows(row: Row) -> Iterator[Made]:
-    """The last turn of the conversation is the better answer."""
+    """Makes a pair whose better answer is the last turn of the conversation."""
     turns, rejected = records(row.get("messages")), row.get("rejected_response")
     last = turns[-1] if turns else None
     if not isinstance(last, Mapping) or role_of(last) != "assistant" or not isinstance(rejected, str):
@@ -174,7 +174,7 @@ def _is_trl(sample: Sample) -> bool:
 
 
 def _check_sides(rows: Dataset, sample: Sample) -> None:
-    """Raises: DatasetError for sides that say which column holds the answer."""
+    """Raises: DatasetError for sides that only name the column of the answer."""
     said = {value for side in ("chosen", "rejected") for value in sample.values(side) if isinstance(value, str)}
     letters = {name.rpartition("_")[2] for name in sample.columns if name.startswith(("response", "answer", "output"))}
     names = {value for value in said if value in sample or value.lower() in letters}

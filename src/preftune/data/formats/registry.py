@@ -1,4 +1,4 @@
-"""Every format by its name, and the one that data have."""
+"""Every format by its name, and the recognition of a dataset's format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORMATS: Mapping[str, Adapter] = {
 
 
 def adapter_named(name: str) -> Adapter:
-    """The format of a name.
+    """The format with this name.
 
     Raises:
         DatasetError: an unknown name.
@@ -36,12 +36,12 @@ def adapter_named(name: str) -> Adapter:
 
 
 def recognise(sample: Sample, *, name: str) -> Adapter | None:
-    """The format of these rows, None for an unknown one.
+    """The format of these rows; None if it is unknown.
 
     Args:
         name: of the dataset, for messages.
     Raises:
-        DatasetError: the rows fit more than one.
+        DatasetError: the rows fit more than one format.
     """
     fitting = [adapter for adapter in FORMATS.values() if adapter.recognises(sample)]
     if len(fitting) > 1:
@@ -51,5 +51,5 @@ def recognise(sample: Sample, *, name: str) -> Adapter | None:
 
 
 def known_formats() -> str:
-    """The names, as messages list them."""
+    """The names of all formats, for messages."""
     return ", ".join(FORMATS)

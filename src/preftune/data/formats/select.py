@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from preftune.amounts import counted
 from preftune.data.formats.adapter import Adapter, Sample
 from preftune.data.formats.apply import CARRIED, RATINGS, RowCount, convert, sample_of
 from preftune.data.formats.registry import adapter_named, recognise
@@ -20,39 +21,39 @@ if TYPE_CHECKING:
 
 _SIDES = frozenset({"prompt", "chosen", "rejected"})
 _PLAIN = "trl"
-"""The format that is preftune's own too, and needs no mention."""
+"""The format that is also preftune's own, and is not mentioned in notes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shaped:
-    """Rows that hold a pair each."""
+    """Rows with one pair each."""
 
     rows: Any
-    """A `Dataset`: the raw rows, or canonical ones that were made of them."""
+    """A `Dataset`: the raw rows, or canonical rows made from them."""
     columns: Mapping[str, str | None]
-    """Canonical name -> column, where they differ."""
+    """Canonical name -> column, if they differ."""
     format: str | None
-    """Its name; None where the columns were named, or nothing was recognised."""
+    """The format's name; None if the columns were named, or no format was recognised."""
     numbers: NDArray[np.int64] | None = None
-    """The raw row of each row, where they differ."""
+    """The raw row of each row, if they differ."""
     scores: tuple[str, ...] = ()
-    """The columns of strength: its own, or the ratings of chosen and rejected."""
+    """The columns of strength: one column, or the ratings of chosen and rejected."""
     ratings: tuple[str, ...] = ()
     """The columns of the ratings of chosen and rejected."""
     notes: tuple[str, ...] = ()
     left: Mapping[str, RowCount] = field(default_factory=dict)
-    """What gave no pair, by its reason (a key of `LEFT`)."""
+    """The rows that gave no pair, by reason (a key of `LEFT`)."""
     used: frozenset[str] | None = None
-    """The raw columns that the rows were made of; None where the columns are named."""
+    """The raw columns that the rows were made from; None if the columns are named."""
 
 
 def shape(rows: Dataset, *, format: str | None, columns: Mapping[str, str | None] | None, name: str) -> Shaped:
-    """Finds the format of raw rows and brings them into its canonical form.
+    """Finds the format of raw rows and brings them into canonical form.
 
     Args:
-        format: a key of `FORMATS`; None to recognise it. Data whose prompt or sides are named in `columns` are taken as
-            they are.
-        columns: canonical name -> column, which wins over the format's.
+        format: a key of `FORMATS`; None to recognise it. Data whose prompt or sides are named in `columns` are not
+            converted.
+        columns: canonical name -> column; overrides the format's.
         name: of the dataset, for messages.
     Raises:
         DatasetError: an unknown format, several that fit, or one that gives no pair.
@@ -81,7 +82,7 @@ def shape(rows: Dataset, *, format: str | None, columns: Mapping[str, str | None
     if len(made.rows) == 0:
         raise _no_pair(adapter, sample, made.lines(), name)
     if told:
-        told = (f"{note} {len(rows):,} rows give {len(made.rows):,} pairs.",)
+        told = (f"{note} {counted(len(rows), 'row gives', 'rows give')} {counted(len(made.rows), 'pair')}.",)
     used = frozenset((*(adapter.uses(sample) if adapter.uses is not None else sample.columns), *CARRIED))
     notes = (*told, *made.lines())
     return Shaped(made.rows, asked, adapter.name, made.numbers, ("strength",), RATINGS, notes, made.left, used)

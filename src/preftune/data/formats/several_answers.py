@@ -1,13 +1,13 @@
-"""Rows with several answers to a prompt, which make a group: openbmb/UltraFeedback, scored lists, ranked lists.
+"""Rows with several answers to a prompt, which form a group: openbmb/UltraFeedback, scored lists, ranked lists.
 
 - `ultrafeedback`: `instruction`, `completions` [{response, annotations: {helpfulness: {Rating}, ...},
   fine-grained_score, overall_score}]. An answer's score is the mean of its aspects' ratings, as Argilla's binarised
   set has it: the `overall_score` is wrong in many rows (10 where the critique means 1), so it comes last.
 - `scored`: a prompt, a list of answers, and as many numbers (`scores`, `ratings`, `rewards`, higher is better; `ranks`,
   lower is better); or a list of objects that hold answer and score (or rank) together, such as Nectar's `answers`.
-- `ranked`: a prompt and answers from best to worst, in a column whose name says so (`ranked_responses`, ...), or
-  LLaMA-Factory's `output` [better, worse]. Lists of plain `responses` are in no known order: `--format ranked` says
-  that they are ranked.
+- `ranked`: a prompt and answers from best to worst, in a column with a telling name (`ranked_responses`, ...), or
+    LLaMA-Factory's `output` [better, worse]. The order of plain `responses` is unknown: `--format ranked` declares them
+    as ranked.
 - `helpsteer2`: `prompt`, `response`, `helpfulness`: an answer per row, several rows to a prompt, rated from 0 to 4.
 """
 
@@ -37,7 +37,7 @@ _RANKS = ("ranks", "rank")
 _TEXT = ("completion", "response", "answer", "text", "content", "output", "generation")
 _SCORE = ("score", "rating", "reward")
 _MARK = "<extra_id_1>"
-"""Stands before every turn but the first in HelpSteer's prompts, with the speaker on its line."""
+"""Precedes every turn but the first in HelpSteer's prompts, with the speaker on the same line."""
 
 
 def _first(row: Mapping[str, Any] | Row, names: tuple[str, ...]) -> Any:
@@ -133,7 +133,9 @@ def _is_helpsteer2(sample: Sample) -> bool:
 
 
 def _helpsteer2_pairs(rows: Iterable[Row]) -> Iterator[tuple[int, Made]]:
-    """The pairs of the answers to each prompt, wherever its rows are; their row is the prompt's first."""
+    """The pairs of the answers to each prompt, from all its rows; a pair's row number is that of the prompt's first
+    row.
+    """
     answers: dict[str, list[tuple[Any, float | None]]] = {}
     first: dict[str, int] = {}
     for index, row in enumerate(rows):
@@ -148,7 +150,7 @@ def _helpsteer2_pairs(rows: Iterable[Row]) -> Iterator[tuple[int, Made]]:
 
 
 def marked_turns(prompt: Any) -> Any:
-    """The turns of a prompt in which HelpSteer's marks part them; any other prompt as it is."""
+    """The turns of a prompt with HelpSteer's marks between them; any other prompt unchanged."""
     if not isinstance(prompt, str) or _MARK not in prompt:
         return prompt
     turns = [{"role": "user", "content": prompt.partition(_MARK)[0].strip()}]

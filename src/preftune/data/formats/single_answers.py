@@ -1,14 +1,13 @@
-"""Single answers: with a label (KTO), with a thumb (chat logs), or neither (Alpaca, for supervised fine-tuning).
+"""Single answers: with a label (KTO), with a thumb (chat logs), or with neither (Alpaca, for supervised fine-tuning).
 
 - `kto`: `prompt`, `completion`, `label` (TRL), or a conversation and `label` or `kto_tag` (LLaMA-Factory).
 - `thumbs`: a conversation (`messages`) or `prompt` and `response` with a thumb (`thumbs`, `feedback`, `vote`,
-  `reaction`, `rating`: up or down, 1 or -1); or conversations whose assistant turns hold one each.
+  `reaction`, `rating`: up or down, 1 or -1); or conversations with a thumb in each assistant turn.
 - `alpaca`: `instruction`, `input`, `output`: one answer, no preference. Refused.
 
-Answers to the same prompt with opposite labels make pairs: as many as the more frequent label has answers, going round
-the answers of the other, so that every answer is used and a common prompt does not make millions of pairs. The rest is
-counted.
-"""
+Answers to the same prompt with opposite labels form pairs: one for each answer with the more frequent label, cycling
+through the answers with the other one, so that every answer is used and a frequent prompt does not give millions of
+pairs. The other answers are counted."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ _BAD = frozenset("down thumbs_down thumbs-down thumbsdown 👎 dislike disliked 
 
 
 def verdict(value: Any) -> bool | None:
-    """True for a good answer, False for a bad one, None for neither."""
+    """Reads a label: True for a good answer, False for a bad one, None for any other value."""
     if isinstance(value, bool):
         return value
     if isinstance(value, float) and value.is_integer():
@@ -39,7 +38,7 @@ def verdict(value: Any) -> bool | None:
 
 
 def _answered(sample: Sample) -> bool:
-    """Whether rows hold one answer, and no second."""
+    """Whether rows hold exactly one answer."""
     if sample.any("chosen", "rejected"):
         return False
     column = sample.name_of(_CONVERSATIONS)
@@ -104,7 +103,7 @@ def _pairs(columns: tuple[str, ...], rows: Iterable[Row]) -> Iterator[tuple[int,
 
 
 def _answers_of(row: Row, columns: tuple[str, ...]) -> Iterator[tuple[Any, Any, bool | None]]:
-    """(prompt, answer, verdict) of everything that is labelled in a row."""
+    """The (prompt, answer, verdict) of every labelled answer in a row."""
     label = next((row[name] for name in columns if row.get(name) is not None), None)
     turns = next((records(row[name]) for name in _CONVERSATIONS if row.get(name) is not None), None)
     if turns is None:
@@ -151,7 +150,7 @@ def _one_label(columns: tuple[str, ...], sample: Sample) -> str:
 
 
 _NO_PAIRS = (
-    "No prompt in it has both a good and a bad answer, and pairs need two answers to the same prompt. Train on single "
+    "No prompt has both a good and a bad answer, and a pair needs two answers to the same prompt. Train on single "
     "answers with preftune kto."
 )
 
@@ -178,7 +177,7 @@ ADAPTERS = (
         "alpaca",
         "instructions with one answer each, for supervised fine-tuning",
         _is_alpaca,
-        refused="Nothing in it is preferred to anything else: add a worse answer to every row as 'rejected' and call "
-        "the good one 'chosen', or train on it as it is with preftune sft.",
+        refused="The data hold no preferences. Add a worse answer to every row as 'rejected' and call the good one "
+        "'chosen', or train on the data with preftune sft.",
     ),
 )

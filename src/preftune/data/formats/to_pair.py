@@ -52,12 +52,13 @@ def to_pair(
     """Brings one row into canonical form.
 
     Args:
-        values: the row's values under their canonical names (see `columns.CANONICAL`); missing ones left out.
-        name, row: of the dataset and of the row in it, for messages.
-        chat: standard rows become conversational too (the dataset has a column of system prompts).
-        prompts: the dataset has a column of prompts, so text without one is a gap and not an implicit prompt.
+        values: the row's values under their canonical names (see `columns.CANONICAL`); missing ones are left out.
+        name, row: name of the dataset and number of the row, for messages.
+        chat: standard rows become conversations too (the dataset has a column of system prompts).
+        prompts: the dataset has a column of prompts, so a text without one is an error and not an implicit prompt.
     Raises:
-        DatasetError: a value of the wrong type or out of range, naming row, column, value and what corrects it.
+        DatasetError: a value of the wrong type or out of range; the message names row, column, value and the
+            correction.
     """
     where = Where(name, row)
     for column in ("chosen", "rejected"):
@@ -88,7 +89,7 @@ def to_pair(
 def gold_of(value: Any, pair: PreferencePair, where: Where) -> Text:
     """The gold answer of a pair's row, in the form of its sides, without the prompt that it may repeat.
 
-    Raises: DatasetError for a row without one.
+    Raises: DatasetError for a row without a gold answer.
     """
     if value is None:
         raise where.error("reference", "missing or null", "Fill it in, or remove the row.")
@@ -97,13 +98,15 @@ def gold_of(value: Any, pair: PreferencePair, where: Where) -> Text:
     if isinstance(pair.prompt, list):
         return after_prompt(pair.prompt, as_answer(text))
     if not isinstance(text, str):
-        raise where.error("reference", "a list of messages, while the sides are texts", "Write all in the same form.")
+        raise where.error(
+            "reference", "a list of messages, while the sides are texts", "Write all three in the same form."
+        )
     whole = bool(pair.prompt) and len(text) > len(pair.prompt) and text.startswith(pair.prompt)
     return text[len(pair.prompt) :] if whole else text
 
 
 def to_prompt(values: Mapping[str, Any], *, name: str, row: int, chat: bool = False) -> Example:
-    """The prompt of a row without completions, read as `to_pair` reads that of a pair. Args and Raises: as there."""
+    """The prompt of a row without completions, read as in `to_pair`, with the same arguments and errors."""
     where = Where(name, row)
     prompt = read_text(values["prompt"], "prompt", where)
     check_characters(prompt, "prompt", where)
@@ -115,7 +118,7 @@ def to_prompt(values: Mapping[str, Any], *, name: str, row: int, chat: bool = Fa
 
 
 def about(values: Mapping[str, Any], where: Where) -> dict[str, Any]:
-    """What a row says about itself and to the chat template, as fields of a pair or an example."""
+    """The metadata of a row and its values for the chat template, as fields of a pair or an example."""
     return {
         "id": None if values.get("id") in (None, "") else str(values["id"]),
         "chat_template_kwargs": template_kwargs(values, where),
@@ -126,7 +129,9 @@ def about(values: Mapping[str, Any], where: Where) -> dict[str, Any]:
 
 
 def check_characters(text: Text | None, column: str, where: Where) -> None:
-    """Halves of surrogate pairs, which Python's strings may hold and no tokeniser takes; and too many characters."""
+    """Rejects texts with half of a surrogate pair, which Python's strings may hold and no tokeniser accepts, and texts
+    with too many characters.
+    """
     for part in [text] if isinstance(text, str) else [str(turn.get("content", "")) for turn in text or ()]:
         if len(part) > bound("field"):
             raise where.error(
@@ -145,7 +150,7 @@ def check_characters(text: Text | None, column: str, where: Where) -> None:
 
 
 def source_of(value: Any) -> str | None:
-    """A name of where the row comes from; any other value of such a column is no name."""
+    """The name of a row's source; empty if the column holds something other than a name."""
     named = isinstance(value, str | int) and not isinstance(value, bool)
     return str(value) if named and value != "" else None
 
@@ -153,7 +158,7 @@ def source_of(value: Any) -> str | None:
 def _canonical(
     prompt: Text | None, chosen: Text, rejected: Text, where: Where, prompts: bool
 ) -> tuple[Text, Text, Text]:
-    """All three strings, or all three turns."""
+    """Brings all three into the same form: strings, or turns."""
     if isinstance(chosen, str) and isinstance(rejected, str) and not isinstance(prompt, list):
         if prompt is None:
             turns = read_transcript(chosen), read_transcript(rejected)
@@ -168,14 +173,14 @@ def _canonical(
         column, other = ("chosen", "rejected") if isinstance(chosen, str) else ("rejected", "chosen")
         raise where.error(
             column,
-            f"text, while {other!r} is a list of messages, and without a prompt nothing tells where the answer begins",
+            f"text, while {other!r} is a list of messages, and without a prompt it is unknown where the answer begins",
             "Write both sides in the same form, or add a prompt.",
         )
     found = split_turns(as_turns(prompt), as_answer(chosen), as_answer(rejected))
     if asks_otherwise(*found):
         raise where.error(
             "prompt",
-            f"it ends with the question {shown(found[0][-1]['content'])}, and both sides are conversations that begin "
+            f"it ends with the question {shown(found[0][-1]['content'])}, but both sides are conversations that begin "
             f"with another turn ({shown(found[1][0]['content'])})",
             "Correct the row, or leave the column unread with --columns prompt= (columns={'prompt': None}).",
         )

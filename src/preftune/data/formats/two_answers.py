@@ -1,16 +1,16 @@
-"""Datasets with two answers per row and a verdict: SHP, PKU-SafeRLHF, HelpSteer2 and 3, WebGPT, summaries.
+"""Formats with two answers per row and a verdict: SHP, PKU-SafeRLHF, HelpSteer2 and 3, WebGPT, summaries.
 
 - `shp`: `history`, `human_ref_A`, `human_ref_B`, `labels` (1: A is preferred), `score_ratio` (votes of the better
   answer over those of the worse one). Strength is ln(score_ratio): the log-odds of the votes, 0.69 for twice as many.
-- `safe-rlhf`: `prompt`, `response_0`, `response_1`, `better_response_id`; `safe-rlhf-safer` goes by `safer_response_id`
-  instead, and has to be named where both are there.
+- `safe-rlhf`: `prompt`, `response_0`, `response_1`, `better_response_id`; `safe-rlhf-safer` uses `safer_response_id`
+    instead, and has to be named if both columns exist.
 - `helpsteer3`: `context` (messages), `response1`, `response2`, `overall_preference` from -3 (the first is much better)
   to 3, `individual_preference` [{score, ...}]. Strength is its absolute value; agreement is the share of annotators on
   the side of the verdict. `helpsteer2-preference` is the same with `prompt`, `response_1`, `response_2` and
   `preference_strength`.
 - `webgpt`: `question` {full_text}, `answer_0`, `answer_1`, `score_0`, `score_1`: openai/webgpt_comparisons.
 - `summaries`: `info` {post, title, subreddit or article}, `summaries` [{text}, {text}], `choice` 0 or 1:
-  openai/summarize_from_feedback. The prompt has the form in which the summaries were asked for.
+  openai/summarize_from_feedback. The prompt has the form in which the summaries were requested.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ _HELPSTEER = {
     "helpsteer3": ("context", "response1", "response2", "overall_preference"),
     "helpsteer2-preference": ("prompt", "response_1", "response_2", "preference_strength"),
 }
-"""Columns of prompt, two answers and verdict, by format."""
+"""The columns of the prompt, two answers and the verdict, by format."""
 _VOTES = (("individual_preference", "score"), ("all_preferences_unprocessed", "strength"))
-"""Where the annotators' own verdicts are."""
+"""The columns of the annotators' own verdicts."""
 
 
 def _is_helpsteer(format: str, sample: Sample) -> bool:
@@ -123,7 +123,7 @@ def _summaries_rows(row: Row) -> Iterator[Made]:
 
 
 def _to_summarise(info: Any) -> str | None:
-    """A post of Reddit, or an article, as the summaries were asked for."""
+    """The request for a summary of a Reddit post or an article."""
     if not isinstance(info, Mapping):
         return None
     if isinstance(info.get("post"), str):

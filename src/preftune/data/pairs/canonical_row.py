@@ -1,4 +1,4 @@
-"""A pair as a row of preftune's own format, which reads as the same pair."""
+"""A pair as a row of preftune's own format, which is read as the same pair."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CANONICAL_ROW = (
     "tools",
     "chat_template_kwargs",
 )
-"""The columns of the canonical form, in their order; all but the first three only where some pair has them."""
+"""The columns of the canonical form, in their order; all but the first three exist only if a pair has them."""
 
 
 def canonical_row(
@@ -36,7 +36,7 @@ def canonical_row(
     ratings: tuple[float, float] | None = None,
     gold: Any = None,
 ) -> dict[str, Any]:
-    """The row of a pair; what the pair does not have is None.
+    """The row of a pair; values that the pair does not have are None.
 
     Args:
         gold: the gold answer as it was read; `gold_of` reads it with the pair.
@@ -59,7 +59,7 @@ def canonical_row(
 
 
 def with_json_texts(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row with texts only, for tables whose columns have one type: turns, tools and keyword arguments as JSON."""
+    """The row with texts only, for tables with one type per column: turns, tools and keyword arguments as JSON."""
     return {
         name: json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
         for name, value in row.items()
@@ -67,7 +67,7 @@ def with_json_texts(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reads_back(row: Mapping[str, Any], pair: PreferencePair) -> bool:
-    """Whether a row is read as the pair it was made of."""
+    """Whether a row is read as the pair that it was made from."""
     values = {name: value for name, value in row.items() if value is not None and name not in ("strength", *RATINGS)}
     try:
         found = to_pair(values, name="", row=pair.row, prompts=True)
@@ -77,7 +77,7 @@ def reads_back(row: Mapping[str, Any], pair: PreferencePair) -> bool:
 
 
 def _role_first(side: Text) -> Text:
-    """Turns with their role and content in front, as one reads them, and as JSON texts of turns are known."""
+    """Turns with role and content as the first keys, by which JSON texts of turns are recognised."""
     if isinstance(side, str):
         return side
     return [{"role": turn["role"], "content": turn["content"], **turn} for turn in side]

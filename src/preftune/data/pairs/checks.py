@@ -1,10 +1,11 @@
-"""What is checked when pairs are opened: nulls, missing prompts, columns that may have another purpose."""
+"""Checks when pairs are opened: nulls, missing prompts, columns that may have another purpose."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from preftune.amounts import counted
 from preftune.data.formats.adapter import Sample, number
 from preftune.data.formats.columns import SYNONYMS, Columns, guess_columns, listing, missing_columns
 from preftune.data.formats.select import Shaped
@@ -17,14 +18,13 @@ if TYPE_CHECKING:
 
 _EXPLICIT = "Explicit prompts are recommended: preftune convert writes them out."
 HEAD = 1000
-"""Rows that are checked when a dataset is opened, so that a wrong shape ends a run before a model is loaded."""
+"""Number of rows that are checked when a dataset is opened, so that wrong data end a run before a model is loaded."""
 
 
 def good_ones(attempts: Iterable[Attempt]) -> list[PreferencePair]:
-    """The pairs among some rows.
+    """The pairs of some rows.
 
-    Raises:
-        DatasetError: no row holds a pair; about the first row.
+    Raises: DatasetError about the first row, if no row holds a pair.
     """
     tried = list(attempts)
     pairs = [attempt.pair for attempt in tried if attempt.pair is not None]
@@ -35,11 +35,13 @@ def good_ones(attempts: Iterable[Attempt]) -> list[PreferencePair]:
 
 def check_scale(scale: float, shaped: Shaped, columns: Columns, name: str) -> None:
     if isinstance(scale, bool) or number(scale) is None or scale < 0:
-        raise DatasetError(f"margin_from_scores is {scale!r}; give the nats of margin per point, such as 0.5.")
+        raise DatasetError(
+            f"margin_from_scores is {scale!r}; give the nats of margin per point as a positive number, such as 0.5."
+        )
     if not shaped.scores:
         raise DatasetError(
-            f"{name} has no ratings of both answers that margin_from_scores could be taken from. Leave it out, or name "
-            "a column that holds margins in nats: --columns margin=COLUMN."
+            f"{name} has no ratings of both answers, which margin_from_scores needs. Leave it out, or name a column "
+            "that holds margins in nats: --columns margin=COLUMN."
         )
     if "margin" in columns:
         raise DatasetError(
@@ -49,15 +51,14 @@ def check_scale(scale: float, shaped: Shaped, columns: Columns, name: str) -> No
 
 
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
-"""What other trainers call the columns of pictures and sounds."""
+"""Other trainers' names of the columns of pictures and sounds."""
 
 
 def unused_texts(sample: Sample, used: Iterable[str]) -> list[str]:
-    """The columns that carry text and that nothing reads, those that look like a prompt or an answer first.
+    """The columns with text that are not used, those that look like a prompt or an answer first.
 
-    A column carries text if one of its first values has several words, is messages, or its name says so; of pictures
-    and sounds the name does, too.
-    """
+    A column holds text if one of its first values has several words or is messages, or if its name says so; columns of
+    pictures and sounds are recognised by name."""
     read = set(used)
     likely = [name for names in SYNONYMS.values() for name in names]
     found = []
@@ -69,7 +70,7 @@ def unused_texts(sample: Sample, used: Iterable[str]) -> list[str]:
 
 
 def _has_words(value: Any) -> bool:
-    """Whether a value holds text of several words, itself or inside."""
+    """Whether a value is or contains a text of several words."""
     if isinstance(value, str):
         return len(value.split(maxsplit=1)) > 1
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
@@ -77,7 +78,7 @@ def _has_words(value: Any) -> bool:
 
 
 def not_used(unused: Sequence[str]) -> list[str]:
-    """The note about columns that carry text and that nothing reads."""
+    """The note about columns with text that are not used."""
     media, texts = ([name for name in unused if (name.lower() in MEDIA) is of_media] for of_media in (True, False))
     notes = []
     if texts:
@@ -94,7 +95,7 @@ def not_used(unused: Sequence[str]) -> list[str]:
 
 
 def optional_columns(columns: Columns) -> list[str]:
-    """Columns that change what is trained and that a dataset may hold for another purpose."""
+    """Notes on columns that change the training, and that a dataset may hold for another purpose."""
     return [
         f"The column {columns.paths[column][0][0]!r} is read as {meaning}; "
         f"--columns {column}= (columns={{{column!r}: None}}) leaves it unread."
@@ -108,21 +109,21 @@ def optional_columns(columns: Columns) -> list[str]:
 
 
 def check_nulls(rows: Dataset, columns: Columns, name: str) -> None:
-    """A side that is null in some row, found in the table itself, however large it is."""
+    """Raises for a side that is null in some row; the table itself is searched, so that this is fast for any size."""
     for canonical in ("chosen", "rejected"):
         (path, *_) = columns.paths[canonical]
         for start, end, nulls in _nulls(rows, path[0]):
             row = start + nulls[0]
             has = [column for column, value in rows.with_format(None)[row].items() if value is not None]
             raise DatasetError(
-                f"{name} row {row} has no {canonical!r} ({len(nulls)} such rows among the first {end}; this one has: "
-                f"{', '.join(map(repr, has))}). Fill it in, or remove such rows: "
-                f"dataset.filter(lambda row: row[{path[0]!r}] is not None)."
+                f"{name} row {row} has no {canonical!r} ({counted(len(nulls), 'such row')} among the first {end}; this "
+                f"one has: {', '.join(map(repr, has))}). Fill it in, or remove such rows: dataset.filter(lambda row: "
+                f"row[{path[0]!r}] is not None)."
             )
 
 
 def _nulls(rows: Dataset, column: str) -> Iterator[tuple[int, int, list[int]]]:
-    """Begin and end of every part of the table that has nulls in the column, and where they are."""
+    """Begin and end of every part of the table with nulls in the column, and their positions."""
     import pyarrow.compute as pc
 
     start = 0
@@ -141,10 +142,10 @@ def check_head(
     name: str,
     unused: Sequence[str] = (),
 ) -> list[str]:
-    """Checks the first pairs; what is strange about all of them is noted, or refused.
+    """Checks the first pairs; a fault of all of them is noted, or raises.
 
     Args:
-        unused: the columns that carry text and that nothing reads.
+        unused: the columns with text that are not used.
     """
     asked = any(isinstance(pair.prompt, str) or _has_question(pair.prompt) for pair in head)
     if head and not asked and any(pair.prompt for pair in head) and (unused or "prompt" not in columns):
@@ -162,8 +163,8 @@ def check_head(
         )
         if repeating:
             notes.append(
-                f"In {repeating} of the first {len(head)} rows chosen and rejected both begin with the text of "
-                "the prompt; it is trained as part of the answers. Cut it off if it is only repeated there."
+                f"In {repeating} of the first {len(head)} rows chosen and rejected both begin with the text of the "
+                "prompt; it is trained as part of the answers. Remove it there if it only repeats the prompt."
             )
         return notes
     differ = [p.row for p in head if not p.prompt and all(_asks(side) for side in (p.chosen, p.rejected))]
@@ -176,17 +177,17 @@ def check_head(
     apart = [pair.row for pair in head if not pair.prompt]
     likely = texts and _prompt_like(columns, features)
     if likely or len(apart) == len(head):
-        because = ", and chosen and rejected hold the answers only" if likely or texts or apart else ""
+        because = ", and chosen and rejected hold only the answers" if likely or texts or apart else ""
         row = 0 if likely else apart[0]
         raise missing_columns(["prompt"], features, columns.paths, name=name, row=row, because=because)
     if texts:
         return [
-            "There is no column 'prompt': the words that chosen and rejected begin with in common are taken for the "
-            f"prompt ({len(apart)} of the first {len(head)} rows share no beginning). {_EXPLICIT}"
+            "There is no column 'prompt': the words with which both chosen and rejected begin are taken as the prompt "
+            f"({len(apart)} of the first {len(head)} rows have no common beginning). {_EXPLICIT}"
         ]
     return [
-        "There is no column 'prompt': the turns that chosen and rejected begin with in common are taken for the "
-        f"prompt. {_EXPLICIT}"
+        "There is no column 'prompt': the turns with which both chosen and rejected begin are taken as the prompt. "
+        f"{_EXPLICIT}"
     ]
 
 

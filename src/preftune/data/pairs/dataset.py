@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class PairDataset(RowDataset[PreferencePair]):
-    """Rows in canonical form: the raw ones, or those that a format's adapter made."""
+    """Rows in canonical form: the raw rows, or those that a format's adapter made."""
 
     kind = "pair"
     reader: RowReader
@@ -47,14 +47,14 @@ class PairDataset(RowDataset[PreferencePair]):
         reader = RowReader(columns, name, chat or "system" in columns, scores, scale, ratings)
         super().__init__(rows, reader, name=name, numbers=numbers, notes=notes, left=left, format=format)
         self.raw = rows if raw is None else raw
-        """The raw rows, all of them: `pairs.raw[pair.row]` is what a pair was made of."""
+        """All raw rows: a pair was made from `pairs.raw[pair.row]`."""
         self.unused = tuple(unused)
-        """Raw columns that carry text and that nothing reads."""
+        """Raw columns with text that are not used."""
 
     def strengths(self) -> NDArray[np.float64] | None:
         """How much better each chosen side is, in the dataset's own units (points, ranks, ln of a ratio of votes).
 
-        NaN where a row does not say, below 0 where the ratings contradict the label; None where no row says it.
+        NaN for a row without a strength, below 0 if the ratings contradict the label; None if no row has a strength.
         """
         columns = list(self.reader.scores)
         if not columns:
@@ -68,13 +68,13 @@ class PairDataset(RowDataset[PreferencePair]):
         return None if np.isnan(strengths).all() else strengths
 
     def rated(self) -> PairDataset:
-        """The same pairs, with their ratings where the rows have them."""
+        """The same pairs, with their ratings if the rows have them."""
         return self._with(self.rows, replace(self.reader, rated=True), self.numbers)
 
     def with_gold(self) -> PairDataset:
-        """The same pairs, with the gold answers that a third column holds.
+        """The same pairs, with the gold answers of a third column.
 
-        Raises: DatasetError without one.
+        Raises: DatasetError without such a column.
         """
         if GOLD not in self.rows.column_names:
             raise DatasetError(
@@ -88,7 +88,7 @@ class PairDataset(RowDataset[PreferencePair]):
         return changed
 
     def attempts(self) -> Iterator[Attempt]:
-        """Every row with its pair or with what is wrong with it, and its strength."""
+        """Every row with its pair or its problem, and its strength."""
         gold = [GOLD] if GOLD in self.rows.column_names else []
         for batch in self.row_batches(1000, (*self.reader.scores, *self.reader.ratings, *gold)):
             for number, row in batch:

@@ -1,4 +1,4 @@
-"""Several datasets as one, whole or in proportions; every pair says which it came from."""
+"""Several datasets as one, whole or in proportions; every pair names the dataset that it came from."""
 
 from __future__ import annotations
 
@@ -29,42 +29,44 @@ Named = tuple[Any, float | None]
 
 
 def is_mixture(source: object) -> bool:
-    """Whether this is a list of names, or of (name, proportion), rather than a list of rows."""
+    """Whether this is a list of names or of (name, proportion), and not a list of rows."""
     if not isinstance(source, list | tuple) or not source:
         return False
     return all(isinstance(item, str | os.PathLike | tuple) for item in source)
 
 
 def parse_sources(sources: Sequence[Any]) -> list[Named]:
-    """Names with their proportions: "a.jsonl:0.7", ("a.jsonl", 0.7), or "a.jsonl" alone.
+    """Parses names with their proportions: "a.jsonl:0.7", ("a.jsonl", 0.7), or "a.jsonl" alone.
 
     Raises:
-        DatasetError: a proportion is not positive, or given for some datasets only, or for a single one.
+        DatasetError: a proportion is not positive, is given for only some datasets, or is given for a single dataset.
     """
     return all_or_none([_parse(source) for source in sources])
 
 
 def all_or_none(named: list[Named]) -> list[Named]:
-    """The datasets as they are. Raises: DatasetError, where some have a proportion and others none, or a single one."""
+    """Returns the datasets unchanged. Raises: DatasetError, if only some have a proportion, or a single dataset has
+    one.
+    """
     without = [display_name(name) for name, share in named if share is None]
     if without and len(without) < len(named):
         raise DatasetError(
-            f"Of {len(named)} datasets some have a proportion and {without[0]} does not. Give all of them one "
-            "(a.jsonl:0.7 b.jsonl:0.3), or none to take all rows."
+            f"Some of {len(named)} datasets have a proportion, but {without[0]} does not. Give all of them a "
+            "proportion (a.jsonl:0.7 b.jsonl:0.3), or none to use all rows."
         )
     name, proportion = named[0] if len(named) == 1 else ("", None)
     if proportion is not None:
         percent = max(1, round(100 * proportion)) if proportion < 1 else 10
         raise DatasetError(
-            f"{display_name(name)} is a single dataset and has the proportion {proportion:g}, which says how much of a "
-            f"mixture it is. Leave it out for all rows; --dataset_train_split 'train[:{percent}%]' takes a part "
+            f"{display_name(name)} is a single dataset and has the proportion {proportion:g}, but proportions are for "
+            f"mixtures. Leave it out for all rows; --dataset_train_split 'train[:{percent}%]' takes a part "
             "(--dataset_split or --sample of preftune convert; split= in Python)."
         )
     return named
 
 
 def check_proportion(name: Any, proportion: object) -> float:
-    """A proportion as a number. Raises: DatasetError, if it is no number above 0."""
+    """A proportion as a number. Raises: DatasetError, if it is not a number above 0."""
     if isinstance(proportion, int | float) and not isinstance(proportion, bool) and 0 < proportion < math.inf:
         return float(proportion)
     raise DatasetError(f"The proportion of {name} is {proportion!r}. Give a number above 0, such as 0.7.")
@@ -83,10 +85,10 @@ def _parse(source: Any) -> Named:
 
 
 def share_out(lengths: Sequence[int], proportions: Sequence[float | None], *, seed: int) -> list[NDArray[np.int64]]:
-    """Which rows of each dataset are in the mixture, in their order.
+    """The rows of each dataset that are in the mixture, in their order.
 
-    Without proportions all are. With them, as many as there can be without a row being there twice: the dataset that
-    is smallest for its share is used up, and the rows of the others are drawn.
+    Without proportions, all rows are. With them, as many as possible without using a row twice: the dataset that is
+    smallest relative to its share is used whole, and the rows of the others are drawn at random.
 
     Raises:
         ConfigError: a seed below 0.
@@ -109,20 +111,20 @@ Data = TypeVar("Data", bound=RowDataset[Any])
 
 @dataclass(frozen=True, slots=True)
 class Mixed(Generic[Data]):
-    """Parts of datasets, to be read one after the other."""
+    """Parts of datasets that are read one after the other."""
 
     taken: list[Data]
     name: str
     notes: list[str]
     left: dict[str, RowCount]
-    """Why rows of the parts gave no record; row numbers are those of the part."""
+    """Why rows of the parts gave no record; row numbers count in the part."""
 
 
 def mixed(parts: Sequence[Data], proportions: Sequence[float | None], *, seed: int, rows: str) -> Mixed[Data]:
-    """What of each dataset is in a mixture; see `share_out`.
+    """Selects the part of each dataset that is in a mixture; see `share_out`.
 
     Args:
-        rows: what notes call the rows.
+        rows: name of the rows in notes.
     """
     chosen = share_out([len(part) for part in parts], proportions, seed=seed)
     taken = [part.select(at) if len(at) < len(part) else part for part, at in zip(parts, chosen, strict=True)]
@@ -142,16 +144,16 @@ def mixed(parts: Sequence[Data], proportions: Sequence[float | None], *, seed: i
 
 
 def mix_pairs(parts: Sequence[PairDataset], proportions: Sequence[float | None], *, seed: int = 0) -> PairDataset:
-    """One dataset of several: first the rows of the first, then those of the second, ...; training shuffles them.
+    """Makes one dataset of several: the rows of all datasets follow each other in their order; training shuffles them.
 
-    `PreferencePair.row` counts in the mixture, and `source` names the dataset where the row itself names none;
+    `PreferencePair.row` counts in the mixture, and `source` names the dataset if the row itself names no source;
     `mixture.raw[pair.row]` has the number of the row there as `source_row`.
 
     Args:
         proportions: one per part, relative to each other; all None for all rows.
-        seed: of the draw.
+        seed: seed of the draw.
     Raises:
-        DatasetError: a row that is not a preference, of those that are taken.
+        DatasetError: a selected row is not a preference.
     """
     if len(parts) == 1 and proportions == [None]:
         return parts[0]
@@ -182,6 +184,6 @@ def mix_pairs(parts: Sequence[PairDataset], proportions: Sequence[float | None],
 
 
 def check_seed(seed: int) -> None:
-    """Raises: ConfigError, for a seed that the generators do not take."""
+    """Raises: ConfigError, for a seed that the generators do not accept."""
     if seed < 0:
         raise ConfigError(f"seed is {seed}; give a whole number of 0 or more, such as 0.")

@@ -1,4 +1,4 @@
-"""A dataset as a lazy sequence of `PreferencePair`."""
+"""Opens a dataset as a lazy sequence of `PreferencePair`."""
 
 from __future__ import annotations
 
@@ -41,13 +41,14 @@ def read_pairs(
     """Opens preference data; see `load_rows` for what `source` can be and `adapters` for the formats.
 
     Args:
-        columns: canonical name -> the dataset's own name, where they differ: `{"chosen": "better"}`. A dot reaches into
+        columns: canonical name -> the dataset's own name, if they differ: `{"chosen": "better"}`. A dot reaches into
             a column ("input.messages"), a plus joins texts ("instruction+input"), None leaves a column unread.
         format: a key of `formats.FORMATS`; None to recognise it by its shape.
         margin_from_scores: nats of margin per unit of the data's own strength (a point of a rating, a rank, a unit of
-            ln(votes)). None leaves margins alone: strength in other units than reward is no margin.
-        name: what messages call the data; by default the path, or "the dataset".
-        tolerant: rows that are no preference are no reason to refuse the data, unless all of the first 1,000 are such;
+            ln(votes)). With None ratings do not change margins, because strength in other units than reward is not a
+            margin.
+        name: name of the data in messages; by default the path, or "the dataset".
+        tolerant: accept rows that are not a preference, unless all of the first 1,000 are such;
             `PairDataset.attempts` gives each with its problem.
     Raises:
         DatasetError: nothing to read, missing columns, or (among the first 1,000 rows; later ones when they are read)
@@ -56,7 +57,7 @@ def read_pairs(
     if isinstance(source, PairDataset):
         if columns or format is not None or margin_from_scores is not None:
             raise DatasetError(
-                "columns, format and margin_from_scores apply when data are opened, and these pairs are open already. "
+                "columns, format and margin_from_scores apply when data are opened, and these pairs are already open. "
                 "Give them where the pairs are loaded."
             )
         return source
@@ -88,7 +89,7 @@ def read_pairs(
 
 
 class Reading(TypedDict, total=False):
-    """How data are read: the options of `read_pairs` that `load_pairs` takes."""
+    """Options of reading: those of `read_pairs` that `load_pairs` takes."""
 
     split: str
     columns: Mapping[str, str | None] | None
@@ -112,9 +113,10 @@ def load_pairs(
     Args:
         source: what `load_rows` takes; or a list of names ("a.jsonl", or with proportions "a.jsonl:0.7"), which are
             mixed as `mix_pairs` does.
-        split, columns, format, margin_from_scores, config, revision: see `read_pairs`; for a list, of each of them.
-        streaming: a `PairStream`, which reads as it goes and keeps nothing.
-        seed: of the rows that are drawn where a list has proportions.
+        split, columns, format, margin_from_scores, config, revision: see `read_pairs`; for a list, they apply to each
+            dataset.
+        streaming: return a `PairStream`, which reads rows one by one and keeps none.
+        seed: seed of the rows that are drawn if a list has proportions.
     Raises:
         DatasetError: see `read_pairs`.
     """
@@ -125,7 +127,7 @@ def load_pairs(
         if streaming:
             raise DatasetError(
                 "streaming=True reads one dataset, and several are named. Give one, or leave streaming out: large "
-                "files are read by way of a table on disk anyway."
+                "files are read through a table on disk in any case."
             )
         named = parse_sources(source)
         parts = [read_pairs(name, **options) for name, _ in named]

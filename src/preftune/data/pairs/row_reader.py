@@ -1,4 +1,4 @@
-"""Raw rows -> pairs, by columns that were resolved once per dataset."""
+"""Raw rows -> pairs, with columns that were resolved once per dataset."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from preftune.types import PreferencePair
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A row, and the pair that it holds or what is wrong with it."""
+    """A row, with its pair or its problem."""
 
     row: int
     """Its number in the dataset that was opened."""
     pair: PreferencePair | None
     problem: str = ""
-    """Names dataset, row and column; empty where there is a pair."""
+    """Message that names dataset, row and column; empty if there is a pair."""
     strength: float | None = None
     """How much better the chosen side is, in the dataset's own units."""
     ratings: tuple[float, float] | None = None
-    """How chosen and rejected are rated, where the row says both."""
+    """The ratings of chosen and rejected, if the row has both."""
     gold: Any = None
     """What the row has in the column of gold answers, as it is: text or messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowReader:
-    """Makes pairs of raw rows; small enough to be sent to other processes."""
+    """Makes pairs from raw rows; small enough to be sent to other processes."""
 
     columns: Columns
     name: str
     chat: bool
     scores: tuple[str, ...] = ()
-    """The columns of strength: one that holds it, or the ratings of chosen and rejected."""
+    """The columns of strength: one column, or the ratings of chosen and rejected."""
     scale: float | None = None
-    """Nats of margin per unit of strength; None where strength is no margin."""
+    """Nats of margin per unit of strength; None if strength does not become a margin."""
     ratings: tuple[str, ...] = ()
     """The columns of the ratings of chosen and rejected."""
     rated: bool = False
-    """Pairs are read with their ratings."""
+    """Whether pairs are read with their ratings."""
     golden: bool = False
-    """Pairs are read with their gold answers, of the column `GOLD`."""
+    """Whether pairs are read with their gold answers, from the column `GOLD`."""
 
     def read(self, row: Mapping[str, Any], number: int) -> PreferencePair:
-        """The pair of a row. Raises: DatasetError for a row that holds none."""
+        """The pair of a row. Raises: DatasetError for a row without a pair."""
         values = self.columns.pick(row)
         if self.scale is not None:
             values["margin"] = self.scale * max(0.0, self.strength(row) or 0.0)
@@ -61,7 +61,7 @@ class RowReader:
         return replace(pair, ratings=self.both_ratings(row)) if self.rated else pair
 
     def both_ratings(self, row: Mapping[str, Any]) -> tuple[float, float] | None:
-        """How chosen and rejected are rated; None where the row does not say, or says otherwise than its label."""
+        """The ratings of chosen and rejected; None if the row has none, or if they contradict its label."""
         values = [as_number(row.get(column)) for column in self.ratings]
         if not values or None in values:
             return None
@@ -69,7 +69,7 @@ class RowReader:
         return (chosen, rejected) if chosen > rejected else None
 
     def strength(self, row: Mapping[str, Any]) -> float | None:
-        """How much better the chosen side is, in the dataset's own units; None where the row does not say."""
+        """How much better the chosen side is, in the dataset's own units; None if the row does not say."""
         values = [as_number(row.get(column)) for column in self.scores]
         if not values or None in values:
             return None
@@ -85,7 +85,7 @@ class RowReader:
 
     @property
     def facts(self) -> tuple[Any, ...]:
-        """What a pair depends on besides its row."""
+        """The settings that a pair depends on, besides its row."""
         rated = (*((self.ratings,) if self.rated else ()), *((GOLD,) if self.golden else ()))
         return ("pair", sorted(self.columns.paths.items()), self.chat, self.scores, self.scale, *rated)
 
@@ -94,7 +94,7 @@ class RowReader:
         return replace(self, chat=True)
 
     def attempt(self, row: Mapping[str, Any], number: int) -> Attempt:
-        """The pair of one row, or what is wrong with it."""
+        """The pair of one row, or its problem."""
         try:
             ratings = self.both_ratings(row)
             pair, strength = self.read(row, number), self.strength(row)

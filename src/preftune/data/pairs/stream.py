@@ -1,4 +1,4 @@
-"""Preference pairs that are read as they are asked for: data larger than memory, one pass at a time."""
+"""Preference pairs that are read one by one: for data larger than memory."""
 
 from __future__ import annotations
 
@@ -33,30 +33,30 @@ from preftune.types import PreferencePair
 Row = Mapping[str, Any]
 
 _SHAPING = frozenset({"prompt", "system"})
-"""Columns that decide how all rows are read; the others may begin anywhere."""
+"""Columns that determine how all rows are read; other columns may first occur in any row."""
 
 
 @dataclass
 class PairStream(Iterable[PreferencePair]):
-    """Pairs read as they are asked for; every iteration reads the data again.
+    """Pairs that are read one by one; every iteration reads the data again.
 
-    Iteration raises `DatasetError` for a row that is not a preference; `attempts` gives its problem and goes on.
+    Iteration raises `DatasetError` for a row that is not a preference; `attempts` yields its problem and continues.
     """
 
     rows: Callable[[], Iterable[Row]]
-    """Begins to read."""
+    """Starts a pass over the raw rows."""
     reader: RowReader
     name: str
     format: str | None
     notes: tuple[str, ...] = ()
     left: dict[str, RowCount] = field(default_factory=dict)
-    """What gave no pair in the latest iteration, by its reason (a key of `formats.adapter.LEFT`)."""
+    """The rows that gave no pair in the latest iteration, by reason (a key of `formats.adapter.LEFT`)."""
     unused: tuple[str, ...] = ()
-    """Columns of the first rows that carry text and that nothing reads."""
+    """Columns of the first rows with text that are not used."""
     rows_read: int = 0
     """Raw rows read in the latest iteration."""
     _adapter: Adapter | None = None
-    """Makes canonical rows of raw ones; None where the columns are only named."""
+    """Makes canonical rows from raw ones; None if the columns are only named."""
     _known: frozenset[str] = frozenset()
 
     def as_chat(self) -> PairStream:
@@ -70,7 +70,7 @@ class PairStream(Iterable[PreferencePair]):
             yield attempt.pair
 
     def attempts(self) -> Iterator[Attempt]:
-        """Every row with its pair or with what is wrong with it, and its strength."""
+        """Every row with its pair or its problem, and its strength."""
         self.left, self.rows_read = {}, 0
         for number, row in enumerate(self.rows()):
             self.rows_read = number + 1
@@ -80,7 +80,7 @@ class PairStream(Iterable[PreferencePair]):
                 if late:
                     raise DatasetError(
                         f"{self.name} row {number} has the column {min(late)!r}, which none of the first {HEAD:,} rows "
-                        "has, and a stream is read as those are. Load it without streaming."
+                        "has; those determine how a stream is read. Load it without streaming."
                     )
                 yield self.reader.attempt(row, number)
             else:
@@ -106,7 +106,7 @@ def open_stream(
     format: str | None = None,
     margin_from_scores: float | None = None,
 ) -> PairStream:
-    """Opens preference data for reading as it goes. Args are those of `read_pairs`.
+    """Opens preference data as a stream. Args are those of `read_pairs`.
 
     Raises:
         DatasetError: nothing to read, missing columns, none of the first 1,000 rows a preference, or a format whose
@@ -123,8 +123,8 @@ def open_stream(
     adapter = FORMATS[str(shaped.format)] if made else None
     if adapter is not None and adapter.rows is None:
         raise DatasetError(
-            f"{name} is read as {adapter.name}, whose rows belong together ({adapter.holds}), and a stream has one row "
-            "at a time. Load it without streaming."
+            f"{name} is read as {adapter.name}, whose rows belong together ({adapter.holds}), but a stream reads one "
+            "row at a time. Load it without streaming."
         )
     resolved = resolve_columns(shaped.rows.features, shaped.columns, name=name)
     if margin_from_scores is not None:
@@ -146,13 +146,13 @@ def open_stream(
 
 
 def _reader_of(source: Source, **options: Any) -> Callable[[], Iterable[Row]]:
-    """What begins to read a source, as often as it is called."""
+    """A function that starts a pass over a source, as often as it is called."""
     if isinstance(source, str | os.PathLike) and source != "-":
         path = Path(source).expanduser()
         if is_pipe(path):
             raise DatasetError(
-                f"{path} is a pipe, which can be read once, and a stream reads its data more than once. Leave "
-                "streaming out, or write the data into a file."
+                f"{path} is a pipe, which can be read only once, but a stream reads its data more than once. Leave "
+                "streaming out, or write the data to a file."
             )
         if path.is_file() and options["split"] in ("train", "all"):
             return lambda: stream_file(path)

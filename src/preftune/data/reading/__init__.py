@@ -4,8 +4,8 @@ An error names file and line; sizes are bounded (`preftune.bounds`). `load` is t
 
     arrow_tables  rows that differ in keys and types -> an Arrow table
     files         one local file -> rows
-    half_pairs    halves of surrogate pairs in text, replaced and counted
-    load          whatever names data -> datasets.Dataset
+    half_pairs    halves of surrogate pairs in text: replaced and counted
+    load          any source of data -> datasets.Dataset
     text_files    JSONL, JSON, CSV and TSV, line by line
 """
 

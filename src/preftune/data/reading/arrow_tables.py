@@ -1,9 +1,8 @@
-"""Rows that may differ in their keys and in the types of their values -> an Arrow table, a thousand rows at a time.
+"""Rows that may differ in keys and types of values -> an Arrow table, a thousand rows at a time.
 
-A column of texts, of truth values or of numbers is what it is; everything else (messages, lists, a text here and
-messages there) is kept as JSON, exactly as it came: Arrow's own types would turn 1 into 1.0 next to 0.5, and give every
-object the keys of all others.
-"""
+A column of texts, booleans or numbers keeps its type; everything else (messages, lists, texts mixed with messages) is
+kept as JSON, unchanged: Arrow's own types would turn 1 into 1.0 next to 0.5, and give every object the keys of all
+others."""
 
 from __future__ import annotations
 
@@ -37,23 +36,23 @@ Kind: TypeAlias = Literal["null", "bool", "int", "float", "string", "json"]
 
 _CHUNK = 1000
 _DIGEST = 16
-"""Bytes behind a kept table."""
+"""Length in bytes of the digest after a kept table."""
 _MOST_IN_MEMORY = 2**30
-"""Bytes of a table from which it is written to a file and mapped: `datasets` cannot join columns above 2 GiB."""
+"""Size in bytes from which a table is written to a file and mapped: `datasets` cannot join columns above 2 GiB."""
 _DOUBTFUL = re.compile(r"\d{19}|NaN|Infinity")
-"""What a reader of JSON may refuse."""
+"""Values that a reader of JSON may refuse."""
 _KINDS: Mapping[type, Kind] = {str: "string", bool: "bool", int: "int", float: "float", type(None): "null"}
 
 
 def dataset_of(rows: Callable[[], Iterable[Row]], name: str, *, file: Path | None = None) -> Dataset:
-    """A dataset of rows.
+    """Makes a dataset of rows.
 
     Args:
-        rows: gives the rows, once, or a second time where the types of the first thousand were not those of all.
-        name: of the data, for messages.
-        file: where the table is written, to be mapped into memory; None to hold it in memory.
+        rows: yields the rows; called a second time if the types of the first thousand rows do not fit all rows.
+        name: name of the data in messages.
+        file: file for the table, which is mapped into memory; None to hold it in memory.
     Raises:
-        DatasetError: no rows, or a row that is no object.
+        DatasetError: no rows, or a row that is not an object.
     """
     kinds: dict[str, Kind] = {}
     settled: Dataset | Path | None = None
@@ -65,16 +64,16 @@ def dataset_of(rows: Callable[[], Iterable[Row]], name: str, *, file: Path | Non
 
 
 def json_array(values: Sequence[Any]) -> pa.Array:
-    """Values as Arrow holds JSON; None stays null."""
+    """Values in Arrow's form of JSON; None stays null."""
     import pyarrow as pa
 
     return pa.ExtensionArray.from_storage(pa.json_(), pa.array(list(map(json_text, values)), pa.string()))
 
 
 def json_text(value: Any) -> str | None:
-    """A value as a cell of a column of type `datasets.Json`, which would take the text "4" for the number 4.
+    """A value as a cell of a column of type `datasets.Json`, which would read the text "4" as the number 4.
 
-    What the library's reader of JSON refuses (whole numbers beyond 64 bits) is kept as the text of its JSON.
+    Values that the library's reader of JSON refuses (whole numbers beyond 64 bits) are kept as JSON text.
     """
     if value is None:
         return None
@@ -90,7 +89,7 @@ def json_text(value: Any) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of numpy and dates, which rows of a list may hold, as JSON has them."""
+    """Converts numpy numbers and dates, which rows of a list may hold, to JSON values."""
     for method in ("tolist", "isoformat"):
         if hasattr(value, method):
             return getattr(value, method)()
@@ -105,9 +104,9 @@ def _spill_file() -> Path:
 
 
 def cached_table(path: Path) -> Path:
-    """Where the table of a large file is kept: another file, or the same one changed, has another place.
+    """The path under which the table of a large file is kept; a different or changed file gets a different path.
 
-    The time of its inode's change is among the facts: unpacking and copying put the time of its content back.
+    The path depends on the change time of the inode too, because unpacking and copying restore the modification time.
     """
     stat = path.stat()
     facts = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {__version__}"
@@ -115,7 +114,7 @@ def cached_table(path: Path) -> Path:
 
 
 def kept_table(file: Path) -> Dataset | None:
-    """A table that was written before; None without one, or with a damaged one, which is removed."""
+    """A table that was written before; None if there is none, or if it is damaged and therefore removed."""
     from datasets import Dataset
 
     if not file.is_file():
@@ -125,14 +124,14 @@ def kept_table(file: Path) -> Dataset | None:
         opened.seek(size)
         sound = opened.read() == _digest(opened, size)
     if not sound:
-        warn(f"The kept rows in {file.name} are damaged, and are made again.")
+        warn(f"The kept rows in {file.name} are damaged, and are read again from the source.")
         file.unlink(missing_ok=True)
         return None
     return Dataset.from_file(str(file))
 
 
 def _digest(opened: BinaryIO, size: int) -> bytes:
-    """Of the first `size` bytes: Arrow has no checksums of its own, and would read a changed byte as it is."""
+    """Digest of the first `size` bytes; Arrow has no checksums, and would not notice a changed byte."""
     import xxhash
 
     digest = xxhash.xxh3_128()
@@ -146,8 +145,9 @@ def _digest(opened: BinaryIO, size: int) -> bytes:
 def _try_write(
     rows: Callable[[], Iterable[Row]], name: str, kinds: dict[str, Kind], file: Path | None
 ) -> Dataset | Path | None:
-    """The dataset; None where a column was of another kind later, with all kinds in `kinds`; a file that is to hold the
-    table, where that is too large for memory."""
+    """The dataset; None if a column had another kind in later rows, with all kinds in `kinds`; or a file for the table,
+    if that is too large for memory.
+    """
     sink = _FileSink(file) if file is not None else _MemorySink()
     count, halves = 0, HalfPairs(name)
     with sink:
@@ -178,7 +178,7 @@ def _chunks(rows: Iterable[Row], name: str) -> Iterator[list[Row]]:
 
 
 def check_row(row: object, name: str, number: int) -> None:
-    """Raises: DatasetError for a row that has no columns."""
+    """Raises: DatasetError for a row without columns."""
     if not isinstance(row, Mapping):
         raise DatasetError(
             f"{name} row {number} is {of_type(row)}, not an object with columns: {short(row)}. "
@@ -187,14 +187,14 @@ def check_row(row: object, name: str, number: int) -> None:
 
 
 def _join(kinds: dict[str, Kind], chunk: Sequence[Row], name: str) -> bool:
-    """Widens the kinds to hold a chunk; whether that changed them."""
+    """Widens the kinds to hold a chunk; returns whether that changed them."""
     before = dict(kinds)
     for row in chunk:
         for key, value in row.items():
             if str(key) not in kinds and not _encodable(str(key)):
                 raise DatasetError(
-                    f"A column of {name} is called {str(key)!a}, and half of a surrogate pair is not a character. "
-                    "Correct its name."
+                    f"The name {str(key)!a} of a column of {name} holds half of a surrogate pair, which is not a "
+                    "character. Correct its name."
                 )
             known, found = kinds.get(str(key)), _kind(value)
             if known != found:
@@ -230,9 +230,8 @@ def _table(chunk: Sequence[Row], kinds: Mapping[str, Kind], halves: HalfPairs, s
                 arrays.append(_array(values, kinds[key], schema.field(key).type))
         except (TypeError, ValueError, RecursionError, pa.ArrowException) as error:
             raise DatasetError(
-                f"{halves.name}, column {key!r}, rows {start} to {start + len(chunk) - 1}: a value is not one of text, "
-                f"number, truth value, list and object ({' '.join(str(error).split())[:120]}). Convert it to one of "
-                "these."
+                f"{halves.name}, column {key!r}, rows {start} to {start + len(chunk) - 1}: a value is not a text, "
+                f"number, boolean, list or object ({' '.join(str(error).split())[:120]}). Convert it to one of these."
             ) from error
     return pa.Table.from_arrays(arrays, schema=schema)
 
@@ -260,11 +259,11 @@ def _schema(kinds: Mapping[str, Kind]) -> pa.Schema:
 
 
 class _Sink:
-    """Takes tables, until it is known that they do not fit together."""
+    """Collects tables, until they are found not to fit together."""
 
     given_up = False
     full = False
-    """Whether what was taken is more than memory should hold."""
+    """Whether the collected tables are larger than memory should hold."""
 
     def __enter__(self) -> _Sink:
         return self
@@ -303,7 +302,7 @@ class _MemorySink(_Sink):
 
 
 class _FileSink(_Sink):
-    """An Arrow file, whole under its name or not there."""
+    """An Arrow file that is either complete under its name or absent."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

@@ -1,4 +1,4 @@
-"""Local files -> rows: jsonl, json, csv, tsv and parquet, each also gzipped. A fault names file and line."""
+"""Local files -> rows: jsonl, json, csv, tsv and parquet, each also gzipped. Errors name file and line."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ KINDS = {
 }
 
 _LARGE = 512 * 2**20
-"""Bytes from which a file is read by way of a table on disk instead of into memory."""
+"""Size in bytes from which a file is read through a table on disk instead of into memory."""
 
 
 def kind_of(path: Path) -> str | None:
-    """'json', 'csv' or 'parquet' by the file's name, seen through a .gz; None when the name does not tell."""
+    """'json', 'csv' or 'parquet' by the file's name without .gz; None if the name does not determine it."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()
@@ -41,10 +41,10 @@ def kind_of(path: Path) -> str | None:
 
 
 def read_file(path: Path) -> Dataset:
-    """Reads one local file: into memory, or where it is large, through a table on disk that is mapped into memory.
+    """Reads one local file: into memory, or if it is large, through a table on disk that is mapped into memory.
 
     Raises:
-        DatasetError: the file is empty, binary, broken (with its line), or of no kind that can be read.
+        DatasetError: the file is empty, binary, broken (with its line), or of an unknown kind.
     """
     name = str(path)
     if is_pipe(path):
@@ -66,7 +66,7 @@ def read_file(path: Path) -> Dataset:
 
 
 def is_pipe(path: Path) -> bool:
-    """Whether a path is a pipe (such as the shell's `<(...)`), which can be read once and does not know its size."""
+    """Whether a path is a pipe (such as the shell's `<(...)`), which can be read only once and has no known size."""
     try:
         return stat.S_ISFIFO(path.stat().st_mode)
     except OSError:
@@ -82,7 +82,7 @@ def _read_pipe(path: Path, name: str) -> Dataset:
                 return _of_bytes(file.read(), name)
             return from_rows(read_rows(file, name, None), name)
     except OSError as error:
-        raise DatasetError(f"{name} cannot be read: {error.strerror}. Write the data into a file.") from error
+        raise DatasetError(f"{name} cannot be read: {error.strerror}. Write the data to a file.") from error
 
 
 def _of_bytes(data: bytes, name: str) -> Dataset:
@@ -101,7 +101,7 @@ def _of_bytes(data: bytes, name: str) -> Dataset:
 
 
 def stream_file(path: Path) -> Iterator[Row]:
-    """The rows of one local file as they are read, nothing kept. Raises as `read_file` does."""
+    """Yields the rows of one local file without keeping them. Raises: as `read_file`."""
     _, kind = _size_and_kind(path)
     if kind == "parquet":
         yield from _stream_parquet(path, str(path))
@@ -114,9 +114,9 @@ def _is_tsv(path: Path) -> bool:
 
 
 def from_rows(rows: Iterable[Row], name: str) -> Dataset:
-    """A Dataset of rows that may differ in their keys and in the types of their values.
+    """A Dataset of rows that may differ in keys and types of values.
 
-    `Dataset.from_list` keeps the first row's keys only and refuses a column that holds text here and messages there.
+    `Dataset.from_list` keeps only the first row's keys and refuses a column that mixes texts and messages.
     """
     listed = list(rows)
     return dataset_of(lambda: listed, name)
@@ -141,7 +141,7 @@ def _size_and_kind(path: Path) -> tuple[int, str | None]:
 
 
 def _inside(path: Path) -> bytes:
-    """The first bytes of what is gzipped."""
+    """The first bytes inside a gzipped file."""
     try:
         with gzip.open(path) as file:
             magic = file.read(4)

@@ -1,5 +1,5 @@
-"""Halves of surrogate pairs in text, which JSON can escape ("\\ud83d") and which are no characters: an emoji that was
-cut in two. No file, tokenizer or terminal takes them, so they are read as U+FFFD, and counted.
+"""Halves of surrogate pairs in text: JSON can escape them ("\\ud83d"), but they are not characters (an emoji that was
+cut in two). No file, tokenizer or terminal accepts them, so they are read as U+FFFD, and counted.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def may_hold(text: str) -> bool:
-    """Whether JSON escapes a surrogate."""
+    """Whether a JSON text escapes a surrogate."""
     return _ESCAPED.search(text) is not None
 
 
 class HalfPairs:
-    """Replaces halves, and says once how many texts held one."""
+    """Replaces halves of surrogate pairs, and warns once with the number of texts."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -29,7 +29,7 @@ class HalfPairs:
         self.first = ""
 
     def of_row(self, row: Any, where: str) -> Any:
-        """A row without halves but in the names of its columns, which reading refuses."""
+        """A row with its halves replaced, except in names of columns, which are refused."""
         if not isinstance(row, dict):
             return row
         return {key: self.replaced(value, f"{where}, column {key!a}") for key, value in row.items()}
@@ -49,7 +49,7 @@ class HalfPairs:
         return value
 
     def tell(self) -> None:
-        """Warns, where there was one; the same data are read more than once."""
+        """Warns once about replaced halves, although the same data are read more than once."""
         if self.texts:
             _warn_once(self.name, self.texts, self.first)
 
@@ -57,6 +57,6 @@ class HalfPairs:
 @lru_cache(maxsize=1000)
 def _warn_once(name: str, texts: int, first: str) -> None:
     warn(
-        f"{counted(texts, 'text')} of {name} {'holds' if texts == 1 else 'hold'} half of a surrogate pair, which is no "
-        f"character (first: {first}). It is read as U+FFFD; correct or remove such rows to train on none."
+        f"{counted(texts, 'text')} of {name} {'holds' if texts == 1 else 'hold'} half of a surrogate pair, which is "
+        f"not a character (first: {first}). It is read as U+FFFD. Correct or remove such rows."
     )

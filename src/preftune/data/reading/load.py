@@ -1,4 +1,4 @@
-"""Whatever the user names as data -> `datasets.Dataset` of raw rows."""
+"""Any source of data that a user names -> `datasets.Dataset` of raw rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from preftune.amounts import of_type
+from preftune.amounts import counted, of_type
 from preftune.data.reading.files import KINDS, from_rows, kind_of, read_file
 from preftune.data.reading.text_files import READABLE, read_rows
 from preftune.errors import DatasetError, did_you_mean
@@ -37,7 +37,7 @@ _KNOWN = (
     "Intel/orca_dpo_pairs",
     "Digish/huggingface-smol-course-preference-tuning-dataset",
 )
-"""Sets of tutorials, known without asking the hub."""
+"""Datasets of tutorials, known without a request to the hub."""
 _HUB_ID = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
 
 
@@ -58,9 +58,9 @@ def load_rows(
         split: name of the split; slices as in datasets ("train[:1000]") work for every source. A single file, a list
             or a `Dataset` has the one split "train" (a `Dataset` that knows its split has that name too).
         config, revision: of a hub dataset.
-        streaming: an `IterableDataset` that reads as it goes, instead of a `Dataset`.
+        streaming: return an `IterableDataset`, which reads rows one by one, instead of a `Dataset`.
     Raises:
-        DatasetError: the source does not exist, is empty, broken, or of no kind that can be read.
+        DatasetError: the source does not exist, is empty, broken, or of an unknown kind.
     """
     rows = _load(source, split=split, config=config, revision=revision, streaming=streaming)
     if streaming and hasattr(rows, "to_iterable_dataset"):
@@ -69,11 +69,11 @@ def load_rows(
 
 
 def load_table(source: Source, name: str | None = None, **where: Any) -> Dataset:
-    """`load_rows` for data of known length, which messages call `name`. Raises: DatasetError, also for no rows."""
+    """`load_rows` for data of known length, called `name` in messages. Raises: DatasetError, also for no rows."""
     name, rows = name or display_name(source), cast("Any", load_rows(source, **where))
     if not hasattr(rows, "select_columns") or not hasattr(rows, "__len__"):
         raise DatasetError(
-            f"{name} is streamed, and this needs data of known length. Load it without streaming, or take a part: "
+            f"{name} is streamed, but its length must be known. Load it without streaming, or take a part: "
             "datasets.Dataset.from_list(list(stream.take(10_000)))."
         )
     if len(rows) == 0:
@@ -82,7 +82,7 @@ def load_table(source: Source, name: str | None = None, **where: Any) -> Dataset
 
 
 def display_name(source: Source) -> str:
-    """How messages call the source."""
+    """The name of the source in messages."""
     if isinstance(source, str | os.PathLike):
         return "standard input" if source == "-" else os.fspath(source)
     return "the dataset"
@@ -137,32 +137,34 @@ def _pick_split(parts: Mapping[str, Any], split: str, name: str) -> Dataset:
 
 
 def _only_split(rows: Any, split: str, name: str) -> Any:
-    """`rows` under the name "train" or their own; so that a missing test split is never the training data again."""
+    """Returns `rows` if `base` is "train" or their own name, so that a missing test split never becomes the training
+    data.
+    """
     base = split.partition("[")[0]
     own = str(rows.split or "train").partition("[")[0]
     if base not in ("train", "all", own):
         raise DatasetError(
-            f"{name} has the one split {own!r}, not {base!r}. Leave the split out, or give the {base} data as another "
+            f"{name} has only the split {own!r}, not {base!r}. Leave the split out, or give the {base} data as another "
             "file or dataset."
         )
     return _slice(rows, split)
 
 
 def _slice(rows: Any, split: str) -> Any:
-    """Applies the slice of "train[:100]"; a bare name is the whole."""
+    """Applies the slice of "train[:100]"; a bare name means the whole split."""
     import datasets
 
     base, bracket, _ = split.partition("[")
     if not bracket:
         return rows
     if not isinstance(rows, datasets.Dataset):
-        raise DatasetError(f"The split {split!r} cannot be cut out of streamed data. Use .take(n) on it instead.")
+        raise DatasetError(f"The split {split!r} cannot be taken from streamed data. Use .take(n) on it instead.")
     try:
         parts = datasets.ReadInstruction.from_spec(split).to_absolute({base: len(rows)})
     except (ValueError, AssertionError) as error:
         raise DatasetError(
-            f"The split {split!r} cannot be read: {error} (the data have {len(rows)} rows). "
-            f"Write it like '{base}[:1000]' or '{base}[10%:20%]'."
+            f"The split {split!r} cannot be read: {error} (the data have {counted(len(rows), 'row')}). Write it like "
+            f"'{base}[:1000]' or '{base}[10%:20%]'."
         ) from error
     numbers = [number for part in parts for number in range(part.from_, part.to)]
     return rows.select(numbers)
@@ -183,8 +185,8 @@ def _read_folder(path: Path, split: str) -> Dataset:
     files = [file for file in files if file.is_file() and kind_of(file) and not file.name.startswith(".")]
     if not files:
         raise DatasetError(
-            f"{path} is a folder without data: no save_to_disk dataset and no {', '.join(KINDS)} file in it. "
-            "Name the file itself."
+            f"{path} is a folder without data: it holds no save_to_disk dataset and no {', '.join(KINDS)} file. Name "
+            "the file itself."
         )
     base = split.partition("[")[0]
     of_split = [file for file in files if re.match(rf"{re.escape(base)}([-._]|$)", file.name)]
@@ -242,12 +244,12 @@ def _from_hub(source: str, *, split: str, config: str | None, revision: str | No
 
 
 def _ask_hub(source: str) -> None:
-    """One quick question before the download, whose five retries take half a minute when there is no network."""
+    """Asks the hub once before the download, whose five retries take half a minute without a network."""
     import datasets
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    local = f"There is no file or folder {source!r} here{_near_here(source)}, and"
+    local = f"There is no file or folder {source!r} on this machine{_near_here(source)}, and"
     try:
         HfApi().dataset_info(source, timeout=10)
     except GatedRepoError as error:
@@ -282,7 +284,7 @@ def _near_here(source: str) -> str:
 
 
 def _near_known(source: str) -> str:
-    """The set of a tutorial that was probably meant; nothing where the name is one of them."""
+    """The dataset of a tutorial that was probably meant; empty if the name is exactly one of them."""
     lower = {known.lower(): known for known in _KNOWN}
     if source.lower() in lower:
         return ""

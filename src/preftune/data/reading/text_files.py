@@ -1,6 +1,6 @@
-"""Text files -> rows as they are read, a line at a time: JSONL, JSON, CSV and TSV, each also gzipped.
+"""Text files -> rows, one line at a time: JSONL, JSON, CSV and TSV, each also gzipped.
 
-Nothing is kept but the line at hand (a JSON array is one value, and is read whole). A fault names file and line.
+Only the current line is kept (a JSON array is one value, and is read whole). Errors name file and line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from preftune.amounts import of_type
+from preftune.amounts import counted, of_type
 from preftune.bounds import bound, raising, size
 from preftune.data.reading.half_pairs import HalfPairs, may_hold
 from preftune.errors import DatasetError
@@ -26,21 +26,21 @@ Row = Mapping[str, Any]
 READABLE = "jsonl, json, csv, tsv or parquet, each also as .gz"
 
 _TABLES = frozenset({"data", "rows", "pairs", "examples", "instances", "items", "train", "test", "validation"})
-"""Under these names a JSON object may hold the list of rows."""
+"""Keys under which a JSON object may hold the list of rows."""
 
 GZIP = b"\x1f\x8b"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _UTF8_MARK = b"\xef\xbb\xbf"
 _PIECE = 2**20
-"""Bytes of a line that are read at a time."""
+"""Maximum number of bytes of a line that are read at a time."""
 _CSV_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n|\Z)")
 
 
 def text_rows(path: Path, kind: str | None, *, tabs: bool = False) -> Iterator[Row]:
-    """Rows of a text file, read as it goes.
+    """Yields the rows of a text file.
 
     Args:
-        kind: "json" or "csv"; None to take what begins like JSON for it.
+        kind: "json" or "csv"; None to accept text that begins like JSON.
         tabs: fields of a csv file are separated by tabs.
     Raises:
         DatasetError: empty, torn, binary, in another encoding, or broken, with the line.
@@ -55,7 +55,7 @@ def text_rows(path: Path, kind: str | None, *, tabs: bool = False) -> Iterator[R
 def read_rows(
     file: IO[bytes], name: str, kind: str | None, *, tabs: bool = False, zipped: bool = False
 ) -> Iterator[Row]:
-    """Like `text_rows`, of an open file."""
+    """Like `text_rows`, for an open file."""
     lines = _Lines(file, name, zipped=zipped)
     first = next(lines, None)
     while first is not None and not first.strip():
@@ -68,7 +68,7 @@ def read_rows(
         )
     start = first.lstrip()[:1]
     if kind is None and start not in ("{", "["):
-        raise DatasetError(f"{name} is of no kind that preftune reads. Give it as {READABLE}.")
+        raise DatasetError(f"{name} is not in a file format that preftune reads. Give it as {READABLE}.")
     if kind == "csv":
         yield from _csv_rows(
             first, lines, delimiter="\t" if tabs else next((mark for mark in (",", ";", "\t") if mark in first), ",")
@@ -87,10 +87,10 @@ class _Lines(Iterator[str]):
     def __init__(self, file: IO[bytes], name: str, *, zipped: bool) -> None:
         self.name = name
         self.number = 0
-        """Of the last line, from 1."""
+        """Number of the last line, from 1."""
         self.first = 1
         self.offset = 0
-        """Bytes read."""
+        """Number of bytes read."""
         self.half_pairs = HalfPairs(name)
         self._zipped = zipped
         self._file = file
@@ -117,7 +117,7 @@ class _Lines(Iterator[str]):
         return text
 
     def _raw(self) -> bytes:
-        """The next line, in pieces, so that one without an end is given up before it fills the memory."""
+        """The next line, in pieces, so that an endless line is refused before it fills the memory."""
         parts: list[bytes] = []
         most, total = bound("line"), 0
         while True:
@@ -135,7 +135,7 @@ class _Lines(Iterator[str]):
                 )
 
     def _wide(self, first: bytes) -> bool:
-        """Whether the file is in UTF-16, whose characters hold null bytes."""
+        """Whether the file is in UTF-16, in which characters contain null bytes."""
         return self.number == 0 and first[:2] in _UTF16
 
     def _piece(self) -> bytes:
@@ -165,7 +165,7 @@ class _Lines(Iterator[str]):
                 text = b"".join(parts).decode("utf-16")
             except UnicodeDecodeError as error:
                 raise DatasetError(
-                    f"{self.name} begins like text in UTF-16 and is not (byte {error.start}): a binary file, or torn. "
+                    f"{self.name} begins like text in UTF-16 but is not (byte {error.start}): it is binary or torn. "
                     f"Give it as {READABLE}, in UTF-8."
                 ) from error
             self._file = io.BytesIO(text.encode("utf-8"))
@@ -177,7 +177,7 @@ class _Lines(Iterator[str]):
 
 
 def _json_lines(first: str, lines: _Lines) -> Iterator[Row]:
-    """Rows of JSONL, or of one object printed over several lines."""
+    """Yields the rows of JSONL, or of one object printed over several lines."""
     name = lines.name
     try:
         value = parse_object(first, lines)
@@ -202,7 +202,7 @@ def _json_lines(first: str, lines: _Lines) -> Iterator[Row]:
 
 
 def parse_object(line: str, lines: _Lines) -> dict[str, Any]:
-    """The object that the line of JSONL that was read last holds."""
+    """The object in the line of JSONL that was read last."""
     name, number = lines.name, lines.number
     try:
         value = json.loads(line, object_pairs_hook=_no_key_twice)
@@ -221,11 +221,11 @@ def parse_object(line: str, lines: _Lines) -> dict[str, Any]:
 
 
 def _no_key_twice(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's keys, each of which it must have once: of two values for `chosen`, one would be lost in silence."""
+    """Makes an object, and raises for a repeated key: one of two values for `chosen` would be lost silently."""
     made = dict(items)
     if len(made) < len(items):
         keys = [key for key, _ in items]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
     return made
 
 
@@ -275,13 +275,13 @@ def _csv_rows(first: str, lines: _Lines, *, delimiter: str) -> Iterator[Row]:
         header = next(reader, [])
         twice = {column for column in header if header.count(column) > 1}
         if twice:
-            raise DatasetError(f"{name} has the column {min(twice)!r} twice. Rename one of the two in its first line.")
+            raise DatasetError(f"{name} has two columns named {min(twice)!r}. Rename one of the two in its first line.")
         for fields in reader:
             if not fields:
                 continue
             if len(fields) != len(header):
                 raise DatasetError(
-                    f"{name} line {reader.line_num + before} has {len(fields)} fields, but the header has "
+                    f"{name} line {reader.line_num + before} has {counted(len(fields), 'field')}, but the header has "
                     f"{len(header)}. Put fields that contain {delimiter!r} or line breaks in double quotes."
                 )
             yield dict(zip(header, fields, strict=True))
@@ -295,7 +295,7 @@ def _csv_rows(first: str, lines: _Lines, *, delimiter: str) -> Iterator[Row]:
 
 
 def _csv_lines(first: str, lines: Iterator[str]) -> Iterator[str]:
-    """Lines that end with a line feed, a carriage return, or both."""
+    """Yields lines that end with a line feed, a carriage return, or both."""
     yield from _split(first)
     for line in lines:
         yield from _split(line)

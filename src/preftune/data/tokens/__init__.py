@@ -1,7 +1,7 @@
-"""Pairs and demonstrations -> token ids, with every dropped or cut row counted in a report.
+"""Pairs and demonstrations -> token ids. Every dropped or cut row is counted in a report.
 
-`encode` decides where prompt and answer meet and which tokens are trained, `tokenize` runs over a dataset, and `cache`
-keeps the result on disk.
+`encode` determines the boundary between prompt and answer and the trained tokens, `tokenize` processes a dataset, and
+`cache` keeps the result on disk.
 
     assistant_turns        the assistant's turns in a rendered conversation
     cache                  tokens on disk

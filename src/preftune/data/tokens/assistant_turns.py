@@ -1,16 +1,16 @@
-"""Where the assistant's turns are in a rendered conversation: spans of characters, exact or none at all.
+"""Finds the assistant's turns in a rendered conversation: exact spans of characters, or none.
 
-A chat template is a program, and says nothing about which part of its text came from which turn. It is asked in the
-order in which it can be trusted:
+A chat template is a program, and does not report which part of its text came from which turn. Three methods are tried,
+the most reliable first:
 
-1. `{% generation %}` marks, which name the assistant's turns, if there is one for every turn.
-2. The beginning of the conversation alone. What the first turns are rendered as, with the header of the next answer, is
-   what the whole text begins with; so an answer is between two such beginnings.
-3. Templates that render a turn differently once others follow (think blocks that are dropped) break that. Then the
-   answer is replaced by a word that occurs nowhere else: what is before that word, and what follows the turn, must be
-   parts of the whole text.
+1. `{% generation %}` marks, which mark the assistant's turns, if there is one for every turn.
+2. The beginning of the conversation alone. The whole text begins with the rendering of the first turns and the header
+    of the next answer, so that an answer lies between two such beginnings.
+3. This fails for templates that render a turn differently once others follow (they drop think blocks). Then the answer
+    is replaced by a unique word: the text before that word, and the text after the turn, must be parts of the whole
+    text.
 
-What is found is checked against the whole text. A turn that cannot be found is never guessed.
+Each result is checked against the whole text. A turn that cannot be found is never guessed.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class Renderer(Protocol):
-    """Text of some turns by the chat template."""
+    """Renders some turns with the chat template."""
 
     def __call__(self, messages: list[Message], *, answer: bool = False) -> str:
-        """`answer`: with the header of an answer that is to follow. Raises whatever the template raises."""
+        """`answer`: add the header of a following answer. Raises: the template's errors."""
 
 
 def has_marks(template: str) -> bool:
-    """Whether a chat template marks what the assistant says."""
+    """Whether a chat template marks the assistant's text."""
     return _MARKS.search(template) is not None
 
 
 def answers_by_marks(marked: Sequence[Span], messages: Sequence[Message]) -> dict[int, Span] | None:
-    """The turns of the assistant by number, where a template marks every one of them; None where it does not.
+    """The assistant's turns by number, if a template marks every one of them; otherwise None.
 
     Args:
         marked: characters of the rendered text that the template marks as the assistant's.
@@ -54,8 +54,8 @@ def answers_by_marks(marked: Sequence[Span], messages: Sequence[Message]) -> dic
 
 
 def with_endings(text: str, found: Mapping[int, Span]) -> dict[int, Span]:
-    """The turns with what follows the last of them in the text (an end-of-turn mark, a line break), where that follows
-    the others too: what a single answer of a preference is.
+    """The turns, each extended by the text after the last one (an end-of-turn mark, a line break) if it follows the
+    other turns too, as for a single answer of a preference.
     """
     ending = text[max(end for _, end in found.values()) :]
     return {
@@ -83,14 +83,14 @@ def answers_by_rendering(
     first: int | None,
     marks: Sequence[str] = (),
 ) -> dict[int, Span] | None:
-    """The turns of the assistant by number; None if one of them cannot be found.
+    """The assistant's turns by number; None if one of them cannot be found.
 
     Args:
-        text: the whole conversation as it is rendered.
+        text: the whole rendered conversation.
         messages: the whole conversation; it ends with an answer.
-        wanted: numbers of the turns to find, rising.
-        first: the turn before which the prompt's text is; its beginning is not searched and given as 0. None if
-            the prompt is no such text.
+        wanted: numbers of the turns to find, ascending.
+        first: the turn after the prompt's text; its beginning is not searched, and is given as 0. None if there is no
+            such prompt.
         marks: the tokenizer's special tokens.
     """
     found: dict[int, Span] = {}
@@ -111,14 +111,14 @@ def answers_by_rendering(
 
 
 def loses_prompt(texts: Sequence[str], asked: str, before: Sequence[Message], render: Renderer) -> bool:
-    """Whether a whole text lacks something that its prompt has when rendered alone, other than an answer's header.
+    """Whether a whole text lacks a part of its separately rendered prompt, other than an answer's header.
 
-    Templates that write tools or the system turn into the last question take them away once an answer or another
-    question follows.
+    Templates that write tools or the system turn into the last question omit them once an answer or another question
+    follows.
 
     Args:
-        texts: whole conversations as they are rendered.
-        asked: the prompt rendered alone, with the header of the answer or what it begins with.
+        texts: whole rendered conversations.
+        asked: the prompt rendered separately, with the header of the answer or its given start.
         before: the turns of the prompt before the answer.
     """
     if not before or all(text.startswith(asked) for text in texts):  # nearly always
@@ -128,13 +128,13 @@ def loses_prompt(texts: Sequence[str], asked: str, before: Sequence[Message], re
 
 
 def continuation(text: str, messages: Sequence[Message], turn: int, render: Renderer, *, begun: str) -> int | None:
-    """Where an answer continues that the prompt starts with the words `begun`; None if it cannot be found."""
+    """Where an answer continues whose start `begun` is in the prompt; None if it cannot be found."""
     around = _around(text, messages, turn, render, begun=begun)
     return None if around is None else around[0]
 
 
 def _begin(text: str, messages: Sequence[Message], turn: int, render: Renderer) -> int | None:
-    """Where the answer begins, by the turns before it."""
+    """The beginning of the answer, from the turns before it."""
     asked = _attempt(render, messages[:turn], answer=True)
     if asked is None:
         return None
@@ -148,7 +148,7 @@ def _begin(text: str, messages: Sequence[Message], turn: int, render: Renderer) 
 
 
 def _end(text: str, messages: Sequence[Message], turn: int, render: Renderer, marks: Sequence[str]) -> int | None:
-    """Where the answer ends, by the turns up to it."""
+    """The end of the answer, from the turns up to it."""
     until = _attempt(render, messages[: turn + 1])
     if until is None or text.startswith(until):
         return None if until is None else len(until)
@@ -165,7 +165,9 @@ def _end(text: str, messages: Sequence[Message], turn: int, render: Renderer, ma
 
 
 def _around(text: str, messages: Sequence[Message], turn: int, render: Renderer, *, begun: str = "") -> Span | None:
-    """Where the content of a turn begins (after `begun`) and the turn ends, by a word in place of the content."""
+    """The beginning of a turn's content (after `begun`) and the end of the turn, from a rendering with a unique word in
+    place of the content.
+    """
     word = "Anything"
     while word in text:
         word += "Else"

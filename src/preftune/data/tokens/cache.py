@@ -1,9 +1,8 @@
-"""Tokenised pairs kept on disk: the second run over the same data with the same tokenizer and limits reads them back.
+"""Tokenised pairs on disk: a second run over the same data with the same tokenizer and limits reads them back.
 
-A file's key is what the tokens are made of: the rows themselves, how they are read, the tokenizer, the limits, the
-libraries, and `TOKENS_VERSION`. So another dataset of the same name or a changed row is a miss, never a wrong hit.
-A torn or altered file is noticed by its digest, removed, and made again.
-"""
+A file's key covers everything that the tokens depend on: the rows themselves, how they are read, the tokenizer, the
+limits, the libraries, and `TOKENS_VERSION`. So another dataset of the same name or a changed row is a miss, never a
+wrong hit. A torn or altered file is detected by its digest, removed, and made again."""
 
 from __future__ import annotations
 
@@ -41,28 +40,28 @@ if TYPE_CHECKING:
 
 
 LEAST_PAIRS = 2000
-"""Fewer are tokenised in about a second, and not kept."""
+"""Fewer pairs are tokenised in about a second, and are not kept."""
 
 _MOST_BYTES = 8 * 10**9
-"""Of all files together: the least recently used ones make way."""
+"""Maximum size of all files together; the least recently used ones are removed."""
 
 REPORT_VERSION = 2
-"""Raise it when a report gets a field that an older file does not have."""
+"""Increase it when a report gets a field that an older file does not have."""
 
 _ARRAYS = ("tokens", "segments", "groups", "preferences", "preference_groups", "scored", "labels", "scores")
-"""What a `GroupDataset` is made of, besides its ids."""
+"""The arrays of a `GroupDataset`, besides its ids."""
 
 
 def tokenize_or_recall(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, *, num_proc: int | None = None, **settings: Any
 ) -> tuple[GroupDataset, AnyReport, bool]:
-    """`tokenize_pairs` or `tokenize_demonstrations`, unless the same was tokenised before and is still on disk.
+    """Calls `tokenize_pairs` or `tokenize_demonstrations`, unless the result of the same call is still on disk.
 
     Args:
-        num_proc: processes, for pairs.
-        settings: those of the function, as plain values.
+        num_proc: number of processes, for pairs.
+        settings: the settings of the function, as plain values.
     Returns: the groups, the report, and whether they were on disk.
-    Raises: what the function raises.
+    Raises: as the function.
     """
 
     def tokenize() -> tuple[GroupDataset, AnyReport]:
@@ -96,10 +95,10 @@ def tokenize_or_recall(
 
 
 def keys_of_rows(rows: Dataset, reading: object) -> str:
-    """Of the cells that are read, and of how they are read.
+    """Keys of the cells that are read, and of how they are read.
 
     Args:
-        reading: plain values.
+        reading: the settings of reading, as plain values.
     """
     import xxhash
 
@@ -115,7 +114,7 @@ def keys_of_rows(rows: Dataset, reading: object) -> str:
 
 
 class _Digesting:
-    """A file that only takes the digest of what is written to it."""
+    """A file that only computes the digest of the bytes written to it."""
 
     def __init__(self, digest: Any) -> None:
         self._digest = digest
@@ -132,7 +131,7 @@ class _Digesting:
 
 
 def keys_of_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> str | None:
-    """Of everything that decides about ids; None for a tokenizer whose inside cannot be seen."""
+    """Keys of everything that determines ids; None for a tokenizer whose state is not accessible."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
@@ -152,8 +151,8 @@ def keys_of_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
 
 
 def _set_on(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Plain values that the tokenizer holds as attributes, which can be set after loading
-    (`split_special_tokens`). Sides, names and warnings decide about no id.
+    """Plain values among the tokenizer's attributes, which can be set after loading (`split_special_tokens`). Sides,
+    names and warnings do not affect ids.
     """
     sides = {"padding_side", "truncation_side", "in_target_context_manager"}
     left_out = sides | {"name_or_path", "verbose", "chat_template", "model_max_length"}
@@ -166,13 +165,13 @@ def _set_on(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _version() -> str:
-    """What tokenises: our code by its version number, what a report holds, and the libraries that are called."""
+    """The versions of everything that tokenises: preftune's code, the fields of a report, and the libraries."""
     packages = [f"{name} {metadata.version(name)}" for name in ("transformers", "tokenizers", "jinja2")]
     return f"tokens {TOKENS_VERSION} {REPORT_VERSION} {' '.join(packages)}"
 
 
 def _keep(file: Path, groups: GroupDataset, report: Any, *, own_notes: list[str]) -> None:
-    """Writes a file that is whole or not there; a full or read-only disk costs only the next run's time."""
+    """Writes a file atomically; with a full or read-only disk nothing is kept, which only costs the next run time."""
     values = {**dataclasses.asdict(report), "notes": own_notes}
     arrays = {name: getattr(groups, f"_{name}") for name in _ARRAYS}
     arrays |= {"ids": _bytes_of(groups._ids), "report": _bytes_of(values)}
@@ -193,7 +192,7 @@ def _keep(file: Path, groups: GroupDataset, report: Any, *, own_notes: list[str]
 
 
 def _load(file: Path, kind: type[AnyReport]) -> tuple[GroupDataset, AnyReport] | None:
-    """What a file holds; None without a file, or with a damaged one."""
+    """The contents of a file; None if it is missing or damaged."""
     if not file.is_file():
         return None
     try:
@@ -202,11 +201,11 @@ def _load(file: Path, kind: type[AnyReport]) -> tuple[GroupDataset, AnyReport] |
             arrays = {name: opened[name] for name in kept if name in opened}  # files of before have no scores
             digest = json.loads(opened["digest"].tobytes())
         if digest != _digest(arrays):  # zipfile looks at its own checksums only where a member is read past its end
-            raise ValueError("its digest is another")
+            raise ValueError("its digest differs")
         ids, values = (json.loads(arrays.pop(name).tobytes()) for name in ("ids", "report"))
         groups, report = GroupDataset(**arrays, ids=ids), _report_of(values, kind)
     except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
-        warn(f"The kept token ids in {file.name} are damaged ({error}), and are made again.")
+        warn(f"The kept token ids in {file.name} are damaged ({error}), and are computed again.")
         file.unlink(missing_ok=True)
         return None
     os.utime(file)
@@ -230,7 +229,7 @@ def _bytes_of(value: Any) -> NDArray[np.uint8]:
 
 
 def _report_of(values: dict[str, Any], kind: type[AnyReport]) -> AnyReport:
-    """`dataclasses.asdict` of a report, turned back."""
+    """Restores a report from its `dataclasses.asdict`."""
     empty = kind()
     made: dict[str, Any] = {}
     for name, value in values.items():

@@ -1,15 +1,14 @@
-"""`Example` -> token ids of a prompt and its completions, with the boundary where it belongs.
+"""`Example` -> token ids of a prompt and its completions, with the correct boundary.
 
-The prompt alone and prompt + completion are tokenised each as one text (`shared_prefix` spares what they share); the
-prompt of the group is what all of them begin with. So a merge across the boundary, or a chat template that renders a
-prompt differently once an answer follows (think blocks, generation prompts), moves the boundary and never the tokens.
-Nothing is looked up by pad or eos id, which may be one and the same.
+The prompt alone and prompt + completion are each tokenised as one text (`shared_prefix` avoids tokenising the common
+part twice); the prompt of the group is their common beginning. So a merge across the boundary, or a chat template that
+renders a prompt differently once an answer follows (think blocks, generation prompts), moves the boundary but does not
+change the tokens. Nothing is searched by pad or eos id, which may be equal.
 
-Two conversations may part before the last answer. Then the assistant's turns after that are scored, and what others say
-between them is context. Where such a turn begins and ends is decided as for the prompt: the text up to there is
-tokenised alone, and the tokens that the whole begins with too are those before it. The first answer is looked for in
-the same way where a template takes something out of the prompt's turns once an answer follows.
-"""
+Two conversations may diverge before the last answer. Then the assistant's turns after that point are scored, and the
+other turns between them are context. The beginning and end of such a turn are found as for the prompt: the text up to
+there is tokenised alone, and the tokens that the whole text also begins with precede the turn. The first answer is
+found in the same way if a template removes part of the prompt's turns once an answer follows."""
 
 from __future__ import annotations
 
@@ -58,7 +57,7 @@ class Encoder:
         self.chat_template = chat_template
         self.eos: int | None = tokenizer.eos_token_id
         self.start: int | None = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.eos
-        """Put in front of an empty prompt."""
+        """Token ids put before an empty prompt."""
         self._appends_eos = appends_eos(tokenizer)
         added = getattr(tokenizer, "added_tokens_decoder", {})
         marks = {str(token.content) for token in added.values()} | {str(tokenizer.eos_token or "")}
@@ -67,15 +66,15 @@ class Encoder:
         self._rendered_ids = PromptOnce(tokenizer, partial(self._ids, special_tokens=False))
 
     name = "the dataset"
-    """As messages call the data."""
+    """Name of the data in messages."""
     shorten: Shorten | None = None
-    """Takes the middle out of texts that are longer than any limit can need; None to tokenise them whole."""
+    """Removes the middle of texts that are longer than any limit can need; None to tokenise them whole."""
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Token ids of the examples, in order.
 
         Raises:
-            DatasetError: conversations, and no chat template.
+            DatasetError: conversations without a chat template.
         """
         short = examples if self.shorten is None else [self.shorten.example(example) for example in examples]
         texts = [self._texts(example) for example in short]
@@ -106,7 +105,7 @@ class Encoder:
         return not all(has_text(side, self._marks) for side in example.completions)
 
     def _plain(self, example: Example, prompt: str | None, sides: Sequence[str]) -> Texts:
-        """Plain texts, each with one eos at its end."""
+        """Tokenises plain texts, each with one eos at its end."""
         eos = str(self.tokenizer.eos_token or "")
         bare = []
         for side in sides:
@@ -175,14 +174,14 @@ class Encoder:
         lost: bool,
         begun: str,
     ) -> list[int] | None:
-        """Where the turns of the assistant begin and end in a side's text; None if the template hides it.
+        """The beginnings and ends of the assistant's turns in a side's text; None if they cannot be found.
 
         Args:
             first: number of the turn after the prompt.
-            parted: number of the turn from which on the sides differ.
-            lost: whether a side's text lacks something of the prompt's, which then does not show where it ends.
-            begun: what the prompt holds of the turn `first`.
-        Returns: nothing at all for a single answer that follows the prompt.
+            parted: number of the first turn in which the sides differ.
+            lost: whether a side's text lacks a part of the prompt, so that the end of the prompt is unknown.
+            begun: the part of the turn `first` that is in the prompt.
+        Returns: an empty result for a single answer that follows the prompt.
         """
         last = len(messages) - 1
         if first == last and not lost:
@@ -213,7 +212,7 @@ class Encoder:
         return render
 
     def _by_marks(self, example: Example, messages: list[Message], text: str) -> dict[int, Span] | None:
-        """The turns of the assistant by number, as the template marks them; None if it does not mark them all."""
+        """The assistant's turns by number, from the template's marks; None if it does not mark all of them."""
         if not hasattr(self.tokenizer, "get_chat_template"):
             return None
         tools = None if example.tools is None else list(example.tools)
@@ -231,7 +230,7 @@ class Encoder:
         return answers_by_marks(marked, messages) if rendered == text else None
 
     def _with_eos(self, text: str, end: int) -> int:
-        """The end of a turn, after the eos that a template writes only once another turn follows."""
+        """The end of a turn, including the eos that a template writes only once another turn follows."""
         eos = str(self.tokenizer.eos_token or "")
         closed = self._ends(text[:end]) or eos == self.tokenizer.bos_token
         return end + len(eos) if eos and not closed and text.startswith(eos, end) else end
@@ -242,7 +241,7 @@ class Encoder:
     def _rendered(
         self, example: Example, messages: list[Message], *, continues: bool = False, answer: bool = False
     ) -> tuple[str, str | None]:
-        """The text, and the tool of a call that the template leaves out."""
+        """The text, and the tool of a call that the template omits."""
         kwargs: Mapping[str, Any] = {"chat_template": self.chat_template, **example.chat_template_kwargs}
         return rendered(
             self.tokenizer,
@@ -257,13 +256,13 @@ class Encoder:
         if not (self.chat_template or getattr(self.tokenizer, "chat_template", None)):
             model = getattr(self.tokenizer, "name_or_path", "") or "The tokenizer"
             raise DatasetError(
-                f"{model} has no chat template, and row {row} is a conversation. Use an instruction-tuned model, give "
+                f"{model} has no chat template, but row {row} is a conversation. Use an instruction-tuned model, give "
                 "a template with --chat_template_path FILE (in Python tokenizer.chat_template; "
                 "preftune.data.DIALOGUE_TEMPLATE suits any base model), or give plain prompts and answers."
             )
 
     def _ends(self, text: str) -> bool:
-        """Whether the template closes the last turn with a special token (eos, or its own end-of-turn mark)."""
+        """Whether the template ends the last turn with a special token (eos, or its own end-of-turn mark)."""
         return text.rstrip().endswith(self._marks)
 
     def _ids(self, texts: list[str], *, special_tokens: bool) -> list[list[int]]:
@@ -281,7 +280,7 @@ class Encoder:
         return [list(ids[text]) for text in texts]
 
     def _close(self, text: Texts, wholes: Sequence[list[int]]) -> None:
-        """Adds the end-of-sequence token where a whole ends with no special token."""
+        """Adds the end-of-sequence token if a text does not end with a special token."""
         ended = text.ended or [whole[-1:] == [self.eos] for whole in wholes]
         for whole, closed in zip(wholes, ended, strict=True):
             if not closed and self.eos is not None:
@@ -321,5 +320,5 @@ class Encoder:
 
 
 def refused(example: Example, reason: str, detail: str = "") -> Encoded:
-    """An example that cannot train."""
+    """An example that cannot be trained."""
     return Encoded(example.row, reason=reason, detail=detail)

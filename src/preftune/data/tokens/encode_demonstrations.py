@@ -1,8 +1,8 @@
-"""A demonstration -> token ids and which of them are trained.
+"""A demonstration -> token ids, and the spans of trained tokens.
 
-Boundaries are those of `encode`: what the prompt, and the text up to where an answer begins or ends, are tokenised to
-alone, as far as the whole begins with the same. So the ids of a row are those of its whole text, whatever is trained.
-"""
+Boundaries are found as in `encode`: the prompt, and the text up to the beginning or end of an answer, are tokenised
+separately, and count as far as the whole text begins with the same tokens. So the ids of a row are those of its whole
+text, independent of what is trained."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from preftune.types import Example, Message
 
 @dataclass(frozen=True, slots=True)
 class Covered:
-    """Which part of a demonstration the loss covers; names and defaults of the parts are TRL's, but for one.
+    """The part of a demonstration that the loss covers; names and defaults are TRL's, with one exception.
 
-    TRL trains on what users say unless an option says otherwise. Here the default is the assistant's turns.
+    By default TRL trains on the users' turns too, and preftune only on the assistant's turns.
     """
 
     completion_only: bool | None = None
-    """What follows the prompt (True; None where there is a prompt), or everything."""
+    """The text after the prompt (True; also None if there is a prompt), or everything."""
     assistant_only: bool | None = None
-    """In conversations, the assistant's turns alone (True or None)."""
+    """In conversations, only the assistant's turns (True or None)."""
 
     def check(self, example: Example) -> None:
-        """Raises: ConfigError, if the data are not such that this can be asked of them."""
+        """Raises: ConfigError, if the setting does not apply to the data."""
         if self.completion_only and example.prompt is None:
             remedy = "assistant_only_loss=True" if example.is_chat else "--columns prompt=... completion=..."
             raise ConfigError(
-                f"completion_only_loss=True, but row {example.row} is a whole "
+                f"completion_only_loss=True, but row {example.row} is one "
                 f"{'conversation' if example.is_chat else 'text'}, without a separate prompt and completion. Leave it "
                 f"out, or use {remedy}."
             )
@@ -122,14 +122,14 @@ class DemonstrationEncoder(Encoder):
         return Texts(before, [whole], False, seen, [ended], [edges])
 
     def _teaches(self, turn: Message, row: int) -> bool:
-        """Whether a turn of the assistant is to be learned: it says something, and its weight (1 or 0, as OpenAI's
-        format of fine-tuning has it) is not 0.
+        """Whether a turn of the assistant is trained: it is not empty, and its weight (1 or 0, as in OpenAI's
+        fine-tuning format) is not 0.
         """
         weight = turn.get("weight", 1)
         if weight not in (0, 1):
             raise DatasetError(
-                f"row {row}: a turn of the assistant has weight {weight!r}, and a turn is trained (1) or context (0). "
-                "Write 1 or 0, or take the weight out of the turns."
+                f"row {row}: a turn of the assistant has weight {weight!r}, but a turn is either trained (1) or "
+                "context (0). Write 1 or 0, or remove the weight."
             )
         return bool(weight) and has_text([turn], self._marks)
 
@@ -158,7 +158,7 @@ class DemonstrationEncoder(Encoder):
 
 
 def _edges_of(edges: Sequence[int], found: Sequence[int], wanted: Sequence[int]) -> list[int]:
-    """The edges of the turns that are trained, where each of several turns has a pair of edges."""
+    """The edges of the trained turns, one pair of edges per turn."""
     if len(edges) != 2 * len(found):
         return list(edges)
     return [edge for at, both in zip(found, spans.pairs(edges), strict=True) if at in wanted for edge in both]

@@ -1,4 +1,4 @@
-"""The token ids of one example, what was noticed while they were made, and the texts that they come from."""
+"""The token ids of one example, the observations made meanwhile, and the source texts."""
 
 from __future__ import annotations
 
@@ -13,42 +13,44 @@ from preftune.types import Example, TokenizedGroup
 
 @dataclass(slots=True)
 class Encoded:
-    """Token ids of one example, or the reason for having no ids."""
+    """Token ids of one example, or the reason why there are none."""
 
     row: int
     prompt: list[int] = field(default_factory=list)
     completions: list[list[int]] = field(default_factory=list)
     scored: list[list[int]] = field(default_factory=list)
-    """Where the scored tokens of each completion begin and end, in turn."""
+    """Beginnings and ends of the scored spans of each completion, alternating."""
     reason: str | None = None
-    """Why the example cannot train: a key of `reasons.REASONS`, or of `DEMONSTRATION_REASONS`."""
+    """Why the example cannot be trained: a key of `reasons.REASONS` or `DEMONSTRATION_REASONS`."""
     detail: str = ""
     moved_boundary: bool = False
-    """The boundary is not at the end of the prompt as it is rendered alone."""
+    """Whether the boundary differs from the end of the separately rendered prompt."""
     eos_added: bool = False
     continued: bool = False
-    """The answer continues a turn of the assistant that the prompt began."""
+    """Whether the answer continues an assistant's turn that starts in the prompt."""
     several_turns: bool = False
-    """A completion holds turns that are not scored."""
+    """Whether a completion holds turns that are not scored."""
     golden: bool = False
-    """The last of three completions is a gold answer."""
+    """Whether the last of three completions is a gold answer."""
     trimmed: bool = False
     first_turn: bool = False
     context: bool = False
     ends_cut: bool = False
-    """An answer ended with the mark that the template writes."""
+    """Whether an answer ended with the mark that the template writes."""
     typed_marks: bool = False
-    """A text holds special tokens, which become control tokens."""
+    """Whether a text holds special tokens, which become control tokens."""
     shortened: bool = False
-    """A text was longer than the limits can need, and its middle was not tokenised."""
+    """Whether a text was longer than the limits can need, so that its middle was not tokenised."""
     unwritten: str = ""
-    """What the chat template leaves out, one of `unwritten.PARTS`."""
+    """The part that the chat template leaves out, one of `unwritten.PARTS`."""
     turns: int = 0
-    """Turns of a demonstration that are trained."""
+    """Number of trained turns of a demonstration."""
 
     @property
     def identical(self) -> bool:
-        """Two completions train the same; what follows the last scored token plays no part, nor does a gold answer."""
+        """Whether both completions have the same scored tokens; tokens after the last scored one and a gold answer do
+        not count.
+        """
         trained = [(edges, ids[: edges[-1]]) for edges, ids in zip(self.scored, self.completions, strict=True)]
         trained = trained[:2] if self.golden else trained
         return any(one == other for one, other in combinations(trained, 2))
@@ -59,7 +61,7 @@ class Encoded:
         return len(self.prompt) + max(map(len, self.completions))
 
     def cut(self, room: int | None) -> None:
-        """Cuts completions to `room` tokens (None: to none fewer); the reason says if nothing is left to train on."""
+        """Cuts completions to `room` tokens (None: no cut); the reason says if nothing is left to train on."""
         self.completions = [ids[:room] for ids in self.completions]
         self.scored = [spans.within(len(ids), own) for ids, own in zip(self.completions, self.scored, strict=True)]
         if not all(self.scored):
@@ -68,7 +70,7 @@ class Encoded:
             self.reason = "identical_after_truncation"
 
     def group(self, example: Example) -> TokenizedGroup:
-        """The example as the trainer takes it."""
+        """The example as the trainer's group."""
         name = example.id if example.id is not None else str(example.row)
         scored = tuple(map(spans.pairs, self.scored))
         return TokenizedGroup(
@@ -83,34 +85,35 @@ class Encoded:
 
 
 class Texts(NamedTuple):
-    """What is tokenised for one example."""
+    """The texts that are tokenised for one example."""
 
     prompt: str | None
-    """None where nothing separates it from the completion."""
+    """None if it is not separated from the completion."""
     wholes: Sequence[str]
     """Prompt and completion as one text, for each completion."""
     special_tokens: bool
-    """Whether the tokeniser adds its bos and eos; a chat template has already written them."""
+    """Whether the tokeniser adds bos and eos; a chat template has already written them."""
     seen: Encoded
-    """What was noticed about the texts; it receives the ids."""
+    """The observations about the texts; it receives the ids."""
     ended: Sequence[bool] = ()
     """Whether each rendered whole ends with an end-of-turn mark."""
     answers: Sequence[Sequence[int]] = ()
-    """Where each whole's turns of the assistant begin and end, in turn; empty for a single answer, which is all that
-    follows the prompt."""
+    """Beginnings and ends of the assistant's turns in each whole, alternating; empty for a single answer, which is the
+    text after the prompt.
+    """
 
     @property
     def parts(self) -> list[str]:
-        """All texts to tokenise: the prompt, the wholes, and each whole up to where an answer begins or ends."""
+        """All texts to tokenise: the prompt, the wholes, and each whole up to the beginning or end of each answer."""
         heads = (text[:at] for text, edges in self._answers() for at in edges if at < len(text))
         return [*([] if self.prompt is None else [self.prompt]), *self.wholes, *heads]
 
     def edges(self, wholes: Sequence[list[int]], heads: Sequence[list[int]]) -> list[list[int]]:
-        """Where each whole's answers begin and end in tokens, as `answers` in characters.
+        """Beginnings and ends of each whole's answers in tokens, corresponding to `answers` in characters.
 
         Args:
-            wholes: their ids, with the eos that belongs to the last answer.
-            heads: the ids of what follows the wholes in `parts`.
+            wholes: ids of the wholes, with the eos of the last answer.
+            heads: ids of the texts that follow the wholes in `parts`.
         """
         ids, found = iter(heads), []
         for whole, (text, edges) in zip(wholes, self._answers(), strict=True):

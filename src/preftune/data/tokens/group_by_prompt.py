@@ -1,4 +1,4 @@
-"""Rows that share a prompt as one group: the prompt once, every distinct completion once, all pairs as they were.
+"""Merges rows that share a prompt into one group: the prompt once, every distinct completion once, all pairs unchanged.
 
 Four rated completions make six pairs. As rows they cost six prompts and twelve completions, as a group one prompt and
 four completions; the loss, a mean over pairs, and its gradient stay the same.
@@ -17,18 +17,18 @@ from preftune.data.tokens.groups import GroupDataset
 def group_by_prompt(groups: GroupDataset, *, max_group_tokens: int | None = None) -> GroupDataset:
     """Merges the groups whose prompts have the same token ids.
 
-    Every distinct completion of a prompt is there once, however many pairs name it (completions are the same if their
-    tokens are, and which of these are scored). Every pair stays, with its weight
-    and margin, a repeated one as often as it was there (it counts in the mean as often). Groups stand where their
-    prompt appeared first; a merged group is called "ID+5" after the first row and the number of further ones.
+    Every distinct completion of a prompt occurs once in its group, however many pairs use it (completions are equal if
+    their tokens and their scored spans are equal). Every pair is kept with its weight and margin, a repeated pair as
+    often as it occurs (it counts in the mean as often). Groups are in the order in which their prompts first appear; a
+    merged group is named "ID+5" after the first row and the number of further rows.
 
     A prompt whose completions exceed `max_group_tokens` becomes several groups. Pairs that share completions stay
-    together where they fit; a completion whose pairs fill more than one group is in each of them. What was one group
-    before is never taken apart, even if it is longer. Merging again changes nothing.
+    together where they fit; a completion whose pairs fill more than one group is in each of them. An input group is
+    never split, even if it is longer. Merging again changes nothing.
 
     Args:
         groups: of any shape: single pairs as the tokeniser makes them, or groups of several.
-        max_group_tokens: most tokens of a merged group, its prompt included; None for no limit.
+        max_group_tokens: maximum number of tokens of a merged group, including its prompt; None for no limit.
     """
     prompts: dict[int, list[_Source]] = {}
     for segments, numbers, pairs, name in groups.numbered():
@@ -45,7 +45,7 @@ def group_by_prompt(groups: GroupDataset, *, max_group_tokens: int | None = None
 
 @dataclass(slots=True)
 class _Source:
-    """A group as it came: where its segments lie, and its completions by number."""
+    """An input group: the positions of its segments, and its completions by number."""
 
     segments: range
     completions: list[int]
@@ -55,7 +55,7 @@ class _Source:
 
 @dataclass(slots=True)
 class _Merged:
-    """A group in the making."""
+    """A group under construction."""
 
     segments: list[int]
     tokens: int
@@ -70,7 +70,7 @@ class _Merged:
         return self.first if self.sources == 1 else f"{self.first}+{self.sources - 1}"
 
     def cost(self, sources: Sequence[_Source], lengths: Sequence[int]) -> int:
-        """Tokens that would be added."""
+        """Number of tokens that would be added."""
         new = {
             number: lengths[segment]
             for source in sources
@@ -91,7 +91,7 @@ class _Merged:
 
 
 def _parts_of(sources: list[_Source], lengths: Sequence[int], limit: float) -> Iterator[_Merged]:
-    """The groups of one prompt: one, if that stays within the limit."""
+    """The groups of one prompt: a single group, if that stays within the limit."""
     whole = _begin(sources[0], lengths)
     if len(sources) == 1 or whole.tokens + whole.cost(sources, lengths) <= limit:
         for source in sources:
@@ -114,7 +114,7 @@ def _parts_of(sources: list[_Source], lengths: Sequence[int], limit: float) -> I
 
 
 def _begin(source: _Source, lengths: Sequence[int]) -> _Merged:
-    """A group with nothing but the prompt."""
+    """A group with only the prompt."""
     return _Merged([source.segments[0]], lengths[source.segments[0]], source.name)
 
 

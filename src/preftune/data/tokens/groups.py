@@ -1,4 +1,4 @@
-"""Tokenised groups in flat arrays: 160,000 rows are a few arrays, not a hundred million Python integers."""
+"""Tokenised groups in flat arrays: 160,000 rows take a few arrays, not a hundred million Python integers."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ class GroupDataset(Sequence[TokenizedGroup]):
         """Arrays as `from_groups` makes them.
 
         Args:
-            tokens: every token of every segment, end to end.
+            tokens: the tokens of all segments, concatenated.
             segments: where each segment begins in `tokens`, and the end; a group's first segment is its prompt.
             groups: where each group begins in `segments`, and the end.
             preferences: (pairs, 4): chosen, rejected, weight, margin.
             preference_groups: where each group's pairs begin in `preferences`, and the end.
             ids: one per group.
-            scored: (spans, 3), rising: segment, begin, end, for the completions of which not every token is scored;
-                None without any.
-            labels: (labelled completions, 3), rising: segment, desirable, weight; None without any.
-            scores: (completions with a score, 2), rising: segment, score; None without any.
+            scored: (spans, 3), ascending: segment, begin, end, for the completions of which not every token is scored;
+                None if there are none.
+            labels: (labelled completions, 3), ascending: segment, desirable, weight; None if there are none.
+            scores: (completions with a score, 2), ascending: segment, score; None if there are none.
         """
         self._tokens = tokens
         self._segments = segments
@@ -64,7 +64,7 @@ class GroupDataset(Sequence[TokenizedGroup]):
 
     @classmethod
     def from_groups(cls, groups: Iterable[TokenizedGroup]) -> GroupDataset:
-        """Packs groups as they come; only the flat arrays are kept."""
+        """Packs groups one by one; only the flat arrays are kept."""
         tokens = array("i")  # four bytes a token, also while it grows
         lengths: list[int] = []
         per_group: list[int] = []
@@ -144,14 +144,14 @@ class GroupDataset(Sequence[TokenizedGroup]):
         return tuple(self._scores[begin:end, 1].tolist())
 
     def is_rated(self, index: int) -> bool:
-        """Whether the group has pairs, and scores of its completions."""
+        """Whether the group has pairs and scores of its completions."""
         pairs = self._preference_groups[index + 1] > self._preference_groups[index]
         begin, end = np.searchsorted(self._scores[:, 0], (self._groups[index], self._groups[index + 1]))
         return bool(pairs and end > begin)
 
     @property
     def labels(self) -> tuple[int, int]:
-        """How many completions are labelled good, and how many bad."""
+        """The number of completions labelled good, and the number labelled bad."""
         good = int(self._labels[:, 1].sum())
         return good, len(self._labels) - good
 
@@ -165,11 +165,11 @@ class GroupDataset(Sequence[TokenizedGroup]):
         preferences: Sequence[Sequence[tuple[int, int, int]]],
         ids: Sequence[str],
     ) -> GroupDataset:
-        """Groups made anew from segments and pairs that are here, without a token as a Python integer.
+        """New groups from this dataset's segments and pairs, made without converting tokens to Python integers.
 
         Args:
-            segments: of each new group, its prompt's and its completions' indices among this dataset's segments.
-            preferences: of each new group, its pairs: which preference of this dataset gives weight and margin, and
+            segments: for each new group, the indices of its prompt and its completions among this dataset's segments.
+            preferences: for each new group, its pairs: the preference of this dataset that gives weight and margin, and
                 the indices of chosen and rejected in the new group.
             ids: one per new group.
         """
@@ -192,9 +192,9 @@ class GroupDataset(Sequence[TokenizedGroup]):
         )
 
     def numbered(self) -> Iterator[tuple[range, list[int], list[tuple[int, int, int]], str]]:
-        """Every group by its contents' numbers: equal segments, of whatever group, have equal numbers.
+        """Every group with numbers for its contents: equal segments of any groups have equal numbers.
 
-        Completions that differ only in which tokens are scored have different numbers.
+        Completions that differ only in their scored spans have different numbers.
 
         Yields: the indices of the group's segments (prompt first), their numbers, its pairs as (index among all
         preferences, chosen, rejected), and its id.
@@ -221,11 +221,11 @@ class GroupDataset(Sequence[TokenizedGroup]):
 
     @property
     def prompts(self) -> int:
-        """Distinct prompts."""
+        """Number of distinct prompts."""
         return len(self.prompt_hashes())
 
     def prompt_hashes(self, *, least: int = 0) -> set[int]:
-        """Hashes of the distinct prompts of `least` tokens and more; good for this process only."""
+        """Hashes of the distinct prompts with at least `least` tokens; valid only within this process."""
         starts = self._segments.tolist()
         return {
             hash(self._tokens[starts[i] : starts[i + 1]].tobytes())
@@ -235,17 +235,17 @@ class GroupDataset(Sequence[TokenizedGroup]):
 
     @property
     def segment_lengths(self) -> NDArray[np.int64]:
-        """(segments,): tokens of every prompt and completion, group after group."""
+        """(segments,): number of tokens of every prompt and completion, group after group."""
         return np.diff(self._segments)
 
     @property
     def total_tokens(self) -> int:
-        """Tokens with every prompt counted once."""
+        """Number of tokens, with every prompt counted once."""
         return len(self._tokens)
 
     @property
     def scored_tokens(self) -> int:
-        """Tokens that the loss covers: those of the completions, without what is context in them."""
+        """Number of tokens that the loss covers: those of the completions without their context."""
         lengths = self.segment_lengths.copy()
         lengths[self._groups[:-1]] = 0  # the prompts; a group has at least its prompt
         lengths[self._scored[:, 0]] = 0
@@ -253,13 +253,15 @@ class GroupDataset(Sequence[TokenizedGroup]):
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """(groups,): tokens of each group in a packed row, the prompt once; for samplers that bound a batch."""
+        """(groups,): number of tokens of each group in a packed row, the prompt once; for samplers that limit a
+        batch.
+        """
         starts = self._segments[self._groups]
         return np.diff(starts)
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest prompt with one of its completions."""
+        """Number of tokens of the longest prompt with one of its completions."""
         prompts = self.segment_lengths[self._groups[:-1]]
         completions = self.segment_lengths.copy()
         completions[self._groups[:-1]] = 0
@@ -276,7 +278,7 @@ class GroupDataset(Sequence[TokenizedGroup]):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of tokens, which of them are scored, preferences and their order (not of the ids)."""
+        """Hash of the tokens, the scored spans, the preferences and their order (not of the ids)."""
         import xxhash
 
         digest = xxhash.xxh3_128()

@@ -1,4 +1,4 @@
-"""Rated pairs of a prompt as one list of its answers, as listwise losses train on them.
+"""Merges the rated pairs of a prompt into one list of its answers, for listwise losses.
 
 Every pair of a list of K rated answers says how its two sides are rated, so the pairs of a prompt hold the whole list.
 Four rated answers are six pairs, and one list: each answer is computed once.
@@ -19,12 +19,12 @@ _MOVED = 4
 
 @dataclass(slots=True)
 class ListCounts:
-    """What became of rated pairs."""
+    """The outcome of merging rated pairs."""
 
     lengths: list[int] = field(default_factory=list)
-    """Answers of each list of more than two."""
+    """Number of answers of each list with more than two."""
     of_two: int = 0
-    """Pairs that are lists of two."""
+    """Number of pairs that are lists of two."""
     contradicting: int = 0
     """Prompts whose answers are rated alike on average, so that they prefer nothing."""
     rerated: int = 0
@@ -103,7 +103,7 @@ _Answer: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def _merged(members: Sequence[TokenizedGroup], counts: ListCounts) -> TokenizedGroup | None:
-    """One list; None where all answers have the same score."""
+    """One list; None if all answers have the same score."""
     prompt = min((group.prompt_ids for group in members), key=len)
     ratings: dict[_Answer, list[float]] = {}
     scored: dict[_Answer, tuple[Span, ...]] = {}

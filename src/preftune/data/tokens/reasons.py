@@ -1,14 +1,14 @@
-"""Why a row cannot train, and what corrects it."""
+"""Why a row cannot be trained, and how to correct it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 REASONS: Mapping[str, tuple[str, str]] = {
-    "empty_completion": ("chosen or rejected is empty", "Remove such rows, or fill the empty side in."),
-    "identical": ("chosen and rejected are the same", "Remove such rows: they prefer nothing."),
+    "empty_completion": ("chosen or rejected is empty", "Remove such rows, or fill in the empty side."),
+    "identical": ("chosen and rejected are the same", "Remove such rows: they state no preference."),
     "identical_after_truncation": (
-        "chosen and rejected differ only in what truncation cut off",
+        "chosen and rejected differ only in the part that truncation cut off",
         "Raise max_length.",
     ),
     "prompt_too_long": ("the prompt leaves no room for an answer", "Raise max_length, or set max_prompt_length."),
@@ -19,36 +19,39 @@ REASONS: Mapping[str, tuple[str, str]] = {
     ),
     "no_answer": ("a side does not end with a turn of the assistant", "Remove the turns after the last answer."),
     "answers_not_found": (
-        "the chat template does not tell where the assistant's turns begin and end",
+        "the assistant's turns cannot be located in the text of the chat template",
         "Mark them in the template with {% generation %}, or let only the last answer differ.",
     ),
-    "no_answer_left": ("truncation cuts off all that the assistant says on a side", "Raise max_length."),
+    "no_answer_left": ("truncation cuts off all text of the assistant on a side", "Raise max_length."),
     "calls_not_written": (
-        "the chat template does not write the calls of tools",
-        "Use a model whose template knows tools, or give one with --chat_template_path FILE.",
+        "the chat template does not write the tool calls",
+        "Use a model whose template supports tools, or give one with --chat_template_path FILE.",
     ),
-    "template_refused": ("the chat template refuses the conversation", "See the template's words below."),
+    "template_refused": ("the chat template refuses the conversation", "See the template's message below."),
     "no_start_token": (
         "the prompt is empty and the tokenizer has neither bos nor eos to begin with",
         "Give a prompt, or set tokenizer.bos_token.",
     ),
 }
-"""Why a row cannot train: reason -> (what is wrong, what corrects it)."""
+"""Why a row cannot be trained: reason -> (what is wrong, how to correct it)."""
 
 DEMONSTRATION_REASONS: Mapping[str, tuple[str, str]] = {
-    "bad_answer": ("the answer is labelled as a bad one", "No action is needed."),
-    "repeated": ("the same answer to the same prompt is there already", "No action is needed."),
-    "beaten": ("another answer is preferred to this one elsewhere", "No action is needed."),
-    "empty_completion": ("there is nothing to learn in the answer", "Remove such rows, or fill the answer in."),
-    "no_answer": ("no turn is the assistant's", "Remove such rows, or correct their roles."),
-    "no_question": ("the assistant's only turn comes first, and answers nothing", "Add a turn of the user before it."),
-    "no_answer_left": ("truncation cuts off all that is trained", "Raise max_length."),
+    "bad_answer": ("the answer is labelled as bad", "No action is needed."),
+    "repeated": ("the same answer to the same prompt occurs in an earlier row", "No action is needed."),
+    "beaten": ("another row prefers another answer to this one", "No action is needed."),
+    "empty_completion": ("the answer holds nothing to learn", "Remove such rows, or fill in the answer."),
+    "no_answer": ("there is no turn of the assistant", "Remove such rows, or correct their roles."),
+    "no_question": (
+        "the assistant's only turn comes first, and answers no question",
+        "Add a turn of the user before it.",
+    ),
+    "no_answer_left": ("truncation cuts off all trained tokens", "Raise max_length."),
     "answers_not_found": (
-        "the chat template does not tell where the assistant's turns begin and end",
+        "the assistant's turns cannot be located in the text of the chat template",
         "Mark them in the template with {% generation %}, or set assistant_only_loss=False.",
     ),
     "no_start_token": (
-        "there is a single token, and nothing before it that could predict it",
+        "the row has one token, and no token before it to predict it from",
         "Remove such rows, or set tokenizer.bos_token.",
     ),
     **{reason: REASONS[reason] for reason in ("too_long", "calls_not_written", "template_refused")},
@@ -56,10 +59,10 @@ DEMONSTRATION_REASONS: Mapping[str, tuple[str, str]] = {
 """The same for a demonstration."""
 
 LABELLED_REASONS: Mapping[str, tuple[str, str]] = {
-    "no_label": ("the label says neither good nor bad", "Write true or false, or remove such rows."),
+    "no_label": ("the label means neither good nor bad", "Write true or false, or remove such rows."),
     "no_answer": ("the conversation does not end with a turn of the assistant", "Remove the turns after the answer."),
-    "empty_completion": ("the answer is empty", "Remove such rows, or fill the answer in."),
-    "no_answer_left": ("truncation cuts off all of the answer", "Raise max_length."),
+    "empty_completion": ("the answer is empty", "Remove such rows, or fill in the answer."),
+    "no_answer_left": ("truncation cuts off the whole answer", "Raise max_length."),
     **{
         reason: REASONS[reason]
         for reason in (

@@ -1,4 +1,4 @@
-"""What tokenising did to the rows, in numbers and in sentences: nothing is dropped or cut in silence."""
+"""The effect of tokenising on the rows, in numbers and in sentences: nothing is dropped or cut silently."""
 
 from __future__ import annotations
 
@@ -15,69 +15,79 @@ from preftune.data.tokens.groups import GroupDataset
 from preftune.data.tokens.reasons import DEMONSTRATION_REASONS, LABELLED_REASONS, REASONS
 
 _ABOUT_TURNS = {
-    "moved_boundary": "In {} the prompt is tokenised differently once an answer follows (a template that changes the "
-    "prompt's end, or a token across the boundary); the answer is trained from where they part.",
+    "moved_boundary": (
+        "In {} the prompt is tokenised differently once an answer follows (a template that changes the prompt's end, "
+        "or a token across the boundary); the answer is trained from the point where they diverge."
+    ),
     "eos_added": "Appended the end-of-sequence token in {}: the chat template ends an answer without one.",
     "continued": "In {} the answer continues the assistant's turn that the prompt began.",
-    "several_turns": "In {} the two sides part before the last answer: every turn of the assistant after that is "
-    "trained, and what others say between is context.",
-    "trimmed": "Left the turns after the last answer off in {}.",
-    "first_turn": "In {} the assistant speaks first: that turn answers nothing and is context only.",
-    "context": "In {} turns of the assistant are empty or have weight 0, and are context only.",
+    "several_turns": (
+        "In {} the two sides diverge before the last answer: every turn of the assistant after that is trained, and "
+        "the other turns are context."
+    ),
+    "trimmed": "Left out the turns after the last answer in {}.",
+    "first_turn": "In {} the assistant speaks first: that turn answers no question and is only context.",
+    "context": "In {} turns of the assistant are empty or have weight 0, and are only context.",
 }
 _ABOUT_TEXTS = {
-    "ends_cut": "In {} an answer ended with the mark with which the chat template ends a turn; it is trained once.",
-    "typed_marks": "In {} a text holds special tokens of the tokenizer, which become control tokens (a turn may end or "
-    "begin inside the text). Remove them where they are not meant; preftune audit shows them.",
-    "shortened": "In {} a text is longer than max_length can need; only its two ends were tokenised, so its length in "
-    "tokens is more than is said here.",
+    "ends_cut": "In {} an answer ended with the chat template's own end-of-turn mark; it is trained once.",
+    "typed_marks": (
+        "In {} a text holds special tokens of the tokenizer, which become control tokens (a turn may end or begin "
+        "inside the text). Remove them if they are not intended; preftune audit shows them."
+    ),
+    "shortened": (
+        "In {} a text is longer than max_length can need; only its two ends were tokenised, so its true length in "
+        "tokens is larger than reported."
+    ),
 }
-"""What is said of the rows that a field of the report counts."""
+"""The sentence about the rows that a field of the report counts."""
 
 
 @dataclass
 class _Report:
-    """What pairs and demonstrations have in common. Row numbers count in the dataset that was opened, from 0."""
+    """The common part of the reports on pairs and demonstrations. Row numbers count in the dataset that was opened,
+    from 0.
+    """
 
     name: str = "the dataset"
     rows_in: int = 0
     rows_out: int = 0
     total_tokens: int = 0
-    """Of the rows kept, every prompt once."""
+    """Number of tokens of the rows kept, every prompt once."""
     longest: int = 0
-    """Tokens of prompt + longest completion, before truncation."""
+    """Maximum number of tokens of prompt + longest completion, before truncation."""
     dropped: dict[str, RowCount] = field(default_factory=dict)
     """Reason (a key of `reasons`) -> rows."""
     truncated: dict[str, RowCount] = field(default_factory=dict)
-    """'prompt', 'chosen', 'rejected' or 'row' -> rows in which it was cut, among those kept."""
+    """'prompt', 'chosen', 'rejected' or 'row' -> kept rows in which it was cut."""
     moved_boundary: RowCount = field(default_factory=RowCount)
-    """The prompt is rendered or merged differently once an answer follows."""
+    """Rows in which the prompt is rendered or merged differently once an answer follows."""
     eos_added: RowCount = field(default_factory=RowCount)
-    """The chat template ends an answer with no special token, so eos was appended."""
+    """Rows in which the chat template ends an answer without a special token, so that eos was appended."""
     ends_cut: RowCount = field(default_factory=RowCount)
-    """An answer ended with the mark that the chat template writes itself, and has it once."""
+    """Rows in which an answer ended with the mark that the chat template writes itself; it occurs once."""
     typed_marks: RowCount = field(default_factory=RowCount)
-    """A text holds special tokens, which become control tokens."""
+    """Rows with a text that holds special tokens, which become control tokens."""
     shortened: RowCount = field(default_factory=RowCount)
-    """A text is longer than the limits can need, and its middle was not tokenised."""
+    """Rows with a text that is longer than the limits can need, so that its middle was not tokenised."""
     unwritten: dict[str, RowCount] = field(default_factory=dict)
-    """A part of `unwritten.PARTS` -> rows in which the chat template leaves it out."""
+    """One of `unwritten.PARTS` -> rows in which the chat template leaves it out."""
     notes: list[str] = field(default_factory=list)
     prompt_keys: list[int] = field(default_factory=list)
     """`prompt_key` of every distinct prompt of the rows kept, sorted."""
 
     completions: ClassVar[tuple[str, ...]]
-    """What the completions are called."""
+    """Names of the completions."""
     reasons: ClassVar[Mapping[str, tuple[str, str]]]
     as_chat: ClassVar[str]
-    """How plain rows become conversations."""
+    """Advice on how to make conversations of plain rows."""
 
     def see(self, encoded: Encoded) -> None:
         """Measures a row before truncation."""
         self.longest = max(self.longest, encoded.tokens)
 
     def keep(self, encoded: Encoded, cut: Iterable[str]) -> None:
-        """Counts a row that is trained, and which of its parts were cut."""
+        """Counts a row that is trained, and its parts that were cut."""
         for part in cut:
             self.truncated.setdefault(part, RowCount()).add(encoded.row)
 
@@ -98,7 +108,7 @@ class _Report:
         self.dropped.setdefault(reason, RowCount()).add(row)
 
     def measure(self, groups: GroupDataset) -> None:
-        """Takes the numbers of what is trained."""
+        """Records the sizes of the trained groups."""
         self.rows_out, self.total_tokens = len(groups), groups.total_tokens
 
     @property
@@ -106,10 +116,10 @@ class _Report:
         return sum(tally.count for tally in self.dropped.values())
 
     def lines(self) -> list[str]:
-        """Plain sentences, each with what corrects it."""
+        """The report in sentences, each with a correction."""
         lines = [
-            f"{self.name}: {self.rows_out:,} of {counted(self.rows_in, 'row')} kept, {self.total_tokens:,} tokens"
-            f"{self._trained()}; the longest has {self.longest:,}."
+            f"{self.name}: {self.rows_out:,} of {counted(self.rows_in, 'row')} kept, "
+            f"{counted(self.total_tokens, 'token')}{self._trained()}; the longest has {self.longest:,}."
         ]
         for reason, tally in self.dropped.items():
             wrong, remedy = self.reasons[reason]
@@ -132,7 +142,7 @@ class _Report:
         of = "" if part == "row" else f"{part} in "
         return (
             f"Cut the end of {of}{tally}; no end-of-sequence token is trained there. max_length={self.longest} would "
-            "keep all."
+            "keep them whole."
         )
 
     def _sentences(self, about: Mapping[str, str]) -> list[str]:
@@ -151,11 +161,13 @@ class TokenizeReport(_Report):
     """Outcome of `tokenize_pairs`."""
 
     longest_prompt: int = 0
-    """Tokens, before truncation."""
+    """Maximum number of tokens of a prompt, before truncation."""
     continued: RowCount = field(default_factory=RowCount)
-    """The answer continues a turn of the assistant that the prompt began."""
+    """Rows whose answer continues an assistant's turn that starts in the prompt."""
     several_turns: RowCount = field(default_factory=RowCount)
-    """The sides part before the last answer: every later turn of the assistant is trained, the others' are context."""
+    """Rows whose sides diverge before the last answer: every later turn of the assistant is trained, other turns are
+    context.
+    """
 
     completions: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
     reasons: ClassVar = REASONS
@@ -169,7 +181,10 @@ class TokenizeReport(_Report):
     def _cut(self, part: str, tally: RowCount) -> str:
         if part != "prompt":
             return super()._cut(part, tally)
-        return f"Cut the beginning of the prompt in {tally}. max_prompt_length={self.longest_prompt} would keep all."
+        return (
+            f"Cut the beginning of the prompt in {tally}. max_prompt_length={self.longest_prompt} would keep them "
+            "whole."
+        )
 
 
 @dataclass
@@ -187,17 +202,17 @@ class DemonstrationReport(_Report):
 
     kind: str = "demonstrations"
     scored_tokens: int = 0
-    """Tokens that are trained; the others are context."""
+    """Number of trained tokens; the others are context."""
     turns: int = 0
-    """Turns of the assistant that are trained, in conversations."""
+    """Number of trained turns of the assistant, in conversations."""
     trimmed: RowCount = field(default_factory=RowCount)
-    """Turns after the last answer were left off: nothing in them is trained."""
+    """Rows in which turns after the last answer were left out, because nothing in them is trained."""
     first_turn: RowCount = field(default_factory=RowCount)
-    """The conversation begins with the assistant, whose first turn answers nothing and is context."""
+    """Rows in which the conversation begins with the assistant, whose first turn answers no question and is context."""
     context: RowCount = field(default_factory=RowCount)
-    """Turns of the assistant are empty or have weight 0, and are context."""
+    """Rows in which turns of the assistant are empty or have weight 0, and are context."""
     lengths: dict[str, int] = field(default_factory=dict)
-    """Quantiles of the rows' tokens, after truncation: "50%", "90%", "99%"."""
+    """Quantiles of the rows' lengths in tokens, after truncation: "50%", "90%", "99%"."""
 
     completions: ClassVar = ("row",)
     reasons: ClassVar = DEMONSTRATION_REASONS

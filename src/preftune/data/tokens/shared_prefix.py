@@ -1,10 +1,9 @@
-"""Texts that begin alike, tokenised without doing the beginning again.
+"""Tokenises texts with a common beginning without tokenising the beginning again.
 
-A tokeniser cuts a text at its special tokens first, and what is between two of them is encoded by itself. So a
-text that begins as a prompt does, up to the last special token of the prompt, has the prompt's ids up to there and then
-those of its rest, which begins with that token. This is tested on the first texts, and left alone where it does
-not hold; tokenisers written in Python are not trusted with it at all.
-"""
+A tokeniser first cuts a text at its special tokens, and encodes the parts between them separately. So a text that
+begins like a prompt, up to the prompt's last special token, has the prompt's ids up to there and then those of its
+rest, which begins with that token. This is tested on the first texts, and not used if it does not hold; it is never
+used for tokenisers written in Python."""
 
 from __future__ import annotations
 
@@ -17,26 +16,26 @@ if TYPE_CHECKING:
 Tokenize = Callable[[list[str]], list[list[int]]]
 
 _TRIED = 32
-"""Prompts of the first call whose texts are tokenised whole as well."""
+"""Number of prompts of the first call whose texts are also tokenised whole."""
 
 
 class _Cut(NamedTuple):
-    """Where a prompt can be cut."""
+    """The place at which a prompt can be cut."""
 
     shared: str
-    """The prompt up to the end of its last special token: what a text must begin with."""
+    """The prompt up to the end of its last special token; a text must begin with it."""
     characters: int
     ids: list[int]
-    """Of the characters before the cut."""
+    """Token ids of the characters before the cut."""
 
 
 class PromptOnce:
-    """Tokenises lists of texts of which the first is the prompt of the others."""
+    """Tokenises lists of texts, each with the prompt of the other texts first."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tokenize: Tokenize) -> None:
         """
         Args:
-            tokenize: the ids of texts whose special tokens are written out, none added.
+            tokenize: gives the ids of texts with written special tokens, and adds none.
         """
         self._tokenize = tokenize
         self._marks = _marks(tokenizer)
@@ -73,7 +72,7 @@ class PromptOnce:
         return [[ids, *(next(done) for _ in others)] for (_, *others), ids in zip(texts, prompts, strict=True)]
 
     def _cut(self, prompt: str, ids: list[int]) -> _Cut | None:
-        """The last special token of a prompt; None without one, or where text and ids do not agree."""
+        """The last special token of a prompt; None if there is none, or if text and ids do not agree."""
         place = next((place for place in reversed(range(len(ids))) if ids[place] in self._marks), 0)
         if place == 0:
             return None
@@ -84,7 +83,7 @@ class PromptOnce:
         return _Cut(prompt[: at + len(mark)], at, ids[:place])
 
     def _ids_of_rest(self, text: str) -> list[int]:
-        """The ids of what follows the cut in a prompt, which is the same in nearly all prompts of a template."""
+        """The ids of the text after the cut in a prompt, which is the same in nearly all prompts of a template."""
         if text not in self._rests:
             if len(self._rests) > 1000:
                 self._rests.clear()
@@ -93,7 +92,7 @@ class PromptOnce:
 
 
 def _marks(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Special tokens at which a text may be cut: found as they are written, wherever they stand."""
+    """Special tokens at which a text may be cut: those that are recognised literally, in any position."""
     if not getattr(tokenizer, "is_fast", False) or getattr(tokenizer, "split_special_tokens", False):
         return {}
     added = {number: token for number, token in tokenizer.added_tokens_decoder.items() if token.content}

@@ -1,9 +1,8 @@
-"""Texts of many megabytes, of which a limit of some thousand tokens needs the ends only.
+"""Shortens texts of many megabytes, of which a limit of some thousand tokens needs only the ends.
 
-A text keeps as many characters at each end as the limit has tokens, each as long as the vocabulary's longest one. What
-is left has more tokens than the limit, so the row is cut or dropped as it would have been; the first tokens of an
-answer and the last ones of a prompt are those of the whole text.
-"""
+A text keeps at each end as many characters as the limit's number of tokens could have at most. The shortened text has
+more tokens than the limit, so the row is cut or dropped as the whole text would be; the first tokens of an answer and
+the last ones of a prompt are those of the whole text."""
 
 from __future__ import annotations
 
@@ -13,18 +12,18 @@ from typing import Any
 from preftune.types import Example, Message, Text
 
 _MORE = 64
-"""Tokens beyond the limit that are kept, so that a token at the cut plays no part."""
+"""Number of tokens beyond the limit that are kept, so that a token at the cut has no effect."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shorten:
-    """Takes the middle out of long texts."""
+    """Removes the middle of long texts."""
 
     most: int
-    """Characters that are kept at each end."""
+    """Number of characters that are kept at each end."""
 
     def example(self, example: Example) -> Example:
-        """The same object, where nothing is too long."""
+        """The example with shortened texts; the same object if no text is too long."""
         texts = [example.prompt or "", *example.completions]
         if not any(map(self._long, texts)):
             return example
@@ -47,7 +46,7 @@ class Shorten:
 
 
 def shortening(tokenizer: Any, max_length: int | None) -> Shorten | None:
-    """What takes out of texts what `max_length` tokens cannot need; None without a limit."""
+    """The shortening for `max_length`; None without a limit."""
     if max_length is None or not hasattr(tokenizer, "get_vocab"):
         return None
     longest = max(map(len, tokenizer.get_vocab()), default=1)  # in characters, or bytes where tokens are of bytes

@@ -1,4 +1,4 @@
-"""Spans of tokens as a flat list of their edges: begin and end of each in turn, rising. That fits in a table's cell."""
+"""Spans of tokens as a flat, ascending list of their edges: begin and end of each span. This fits in a table's cell."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from preftune.types import Span
 
 
 def after(start: int, edges: Sequence[int]) -> list[int]:
-    """What of the spans lies after the first `start` tokens, counted from there; spans that touch become one."""
+    """The parts of the spans after the first `start` tokens, counted from there; adjacent spans are joined."""
     kept: list[int] = []
     for begin, end in pairs(edges):
         begin, end = max(0, begin - start), max(0, end - start)
@@ -20,7 +20,7 @@ def after(start: int, edges: Sequence[int]) -> list[int]:
 
 
 def within(length: int, edges: Sequence[int]) -> list[int]:
-    """What of the spans lies in the first `length` tokens."""
+    """The parts of the spans within the first `length` tokens."""
     return [min(edge, length) for begin, end in pairs(edges) if begin < length for edge in (begin, end)]
 
 

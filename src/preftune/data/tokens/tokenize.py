@@ -1,4 +1,4 @@
-"""Pairs and demonstrations -> token ids within limits, and a report of everything that was dropped or cut."""
+"""Pairs and demonstrations -> token ids within limits, and a report on all dropped and cut rows."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from preftune.amounts import counted
 from preftune.data.demonstrations.dataset import DemonstrationDataset, question_key
 from preftune.data.labelled import LabelledDataset
 from preftune.data.pairs.dataset import PairDataset
@@ -36,12 +37,12 @@ Report = TypeVar("Report", bound=AnyReport)
 
 _BATCH = 500
 _SHOW_PROGRESS = 2000
-"""Rows from which a progress bar is shown (on a terminal only)."""
+"""Minimum number of rows for a progress bar (on a terminal only)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long a row may be, in tokens, and what happens to one that is longer."""
+    """Maximum length of a row in tokens, and the treatment of longer rows."""
 
     max_length: int | None = 1024
     max_prompt_length: int | None = None
@@ -78,17 +79,18 @@ def tokenize_pairs(
 ) -> tuple[GroupDataset, TokenizeReport]:
     """Tokenises preference pairs, one group per pair: completions (chosen, rejected), one preference.
 
-    Ids are those of TRL 1.16 wherever TRL trains the row unchanged; an answer's end is trained exactly once. Where
-    two conversations part before the last answer, every turn of the assistant from there on is scored, and what others
-    say between is context (`TokenizedGroup.scored`).
+    Ids equal those of TRL 1.16 wherever TRL trains the row unchanged; an answer's end is trained exactly once. If two
+    conversations diverge before the last answer, every turn of the assistant from there on is scored, and the other
+    turns are context (`TokenizedGroup.scored`).
 
     Args:
-        max_length: tokens of prompt + completion, for each side by itself; None for no limit.
-        max_prompt_length: tokens of the prompt; None for no separate limit.
-        truncation: for longer rows. "error" raises; "drop" leaves the row out; "truncate" cuts a prompt above
+        max_length: maximum number of tokens of prompt + completion, for each side separately; None for no limit.
+        max_prompt_length: maximum number of tokens of the prompt; None for no separate limit.
+        truncation: treatment of longer rows. "error" raises; "drop" leaves the row out; "truncate" cuts a prompt above
             max_prompt_length from the left (a bos in front stays) and a completion from the right.
-        num_proc: processes. One is often enough: the tokeniser itself is multi-threaded, only templates are not.
-        chat_template: instead of the tokeniser's own (Jinja).
+        num_proc: number of processes. One is often enough: the tokeniser itself is multi-threaded, only templates are
+            not.
+        chat_template: a Jinja template to use instead of the tokeniser's own.
     Returns: the groups, and the report; rows that cannot train are left out and counted by reason.
     Raises:
         ConfigError: an impossible limit.
@@ -111,7 +113,7 @@ def tokenize_labelled(
     truncation: Truncation = "truncate",
     chat_template: str | None = None,
 ) -> tuple[GroupDataset, LabelledReport]:
-    """Tokenises answers with labels: one group of one completion per row. Args, Returns and Raises: as of
+    """Tokenises answers with labels: one group of one completion per row. Args, Returns and Raises: as for
     `tokenize_pairs`.
     """
     report = LabelledReport(name=rows.name, rows_in=len(rows), notes=list(rows.notes))
@@ -132,15 +134,16 @@ def tokenize_demonstrations(
 ) -> tuple[GroupDataset, DemonstrationReport]:
     """Tokenises demonstrations: one group of one completion per row, without pairs.
 
-    All before the first trained token is the group's prompt; tokens between trained ones are context
-    (`TokenizedGroup.scored`). The ids are those of the whole row's text, whatever is trained of it.
+    The tokens before the first trained one are the group's prompt; tokens between trained ones are context
+    (`TokenizedGroup.scored`). The ids are those of the whole row's text, independent of the trained part.
 
     Args:
-        max_length: tokens of a row; None for no limit.
-        truncation: for longer rows. "error" raises; "drop" leaves the row out; "truncate" cuts its end off.
-        completion_only_loss: train what follows the prompt (None: where the data have prompts), or everything (False).
+        max_length: maximum number of tokens of a row; None for no limit.
+        truncation: treatment of longer rows. "error" raises; "drop" leaves the row out; "truncate" cuts off its end.
+        completion_only_loss: train the text after the prompt (True; None: if the data have prompts), or everything
+            (False).
         assistant_only_loss: in conversations train the assistant's turns (None, True), or everything (False).
-        chat_template: instead of the tokeniser's own (Jinja).
+        chat_template: a Jinja template to use instead of the tokeniser's own.
     Returns: the groups, and the report; rows that cannot train are left out and counted by reason.
     Raises:
         ConfigError: an impossible limit, or a loss that the data cannot have.
@@ -155,7 +158,7 @@ def tokenize_demonstrations(
 
 
 class _Run(Generic[Report]):
-    """One pass over the rows."""
+    """One pass over the rows of a dataset."""
 
     def __init__(self, encoder: Encoder, limits: Limits, report: Report, processes: int = 1) -> None:
         self.encoder = encoder
@@ -166,7 +169,7 @@ class _Run(Generic[Report]):
         self.details: dict[str, str] = {}
         self.prompt_keys: set[int] = set()
         self.over_limit: list[tuple[int, int]] = []
-        """(row, tokens) of rows beyond the limits, when that is an error."""
+        """(row, tokens) of rows beyond the limits, if that is an error."""
 
     def over(self, rows: Rows) -> tuple[GroupDataset, Report]:
         self.encoder.name = rows.name
@@ -242,7 +245,7 @@ class _Run(Generic[Report]):
 
     def _too_long(self) -> DatasetError:
         rows, limits, report = self.over_limit, self.limits, self.report
-        examples = ", ".join(f"row {row}: {tokens:,} tokens" for row, tokens in rows[:5])
+        examples = ", ".join(f"row {row}: {counted(tokens, 'token')}" for row, tokens in rows[:5])
         asked = [f"max_length={limits.max_length}"] if limits.max_length is not None else []
         fits = [f"max_length={max(report.longest, limits.max_length or 0)}"] if asked else []
         prompts = ""
@@ -252,8 +255,8 @@ class _Run(Generic[Report]):
                 asked.append(f"max_prompt_length={limits.max_prompt_length}")
                 fits.append(f"max_prompt_length={max(report.longest_prompt, limits.max_prompt_length)}")
         return DatasetError(
-            f"{report.name}: {len(rows):,} of {report.rows_in:,} rows are longer than {' and '.join(asked)} ({examples}"
-            f"{', ...' if len(rows) > 5 else ''}; the longest has {report.longest:,}{prompts}). Set "
+            f"{report.name}: {len(rows):,} of {counted(report.rows_in, 'row')} longer than {' and '.join(asked)} "
+            f"({examples}{', ...' if len(rows) > 5 else ''}; the longest has {report.longest:,}{prompts}). Set "
             f'{" and ".join(fits)} to keep them whole, or truncation="truncate" to cut them, or truncation="drop" to '
             "leave them out."
         )
@@ -263,15 +266,15 @@ class _Run(Generic[Report]):
         if limits.max_length is not None and limits.max_prompt_length is not None:
             room = limits.max_length - limits.max_prompt_length
             report.notes.append(
-                f"Every answer has room for {room:,} tokens at least (max_length={limits.max_length} less "
+                f"Every answer has room for at least {counted(room, 'token')} (max_length={limits.max_length} less "
                 f"max_prompt_length={limits.max_prompt_length})."
             )
         for reason, detail in self.details.items():
             report.notes.append(f"{report.reasons[reason][0]}: {detail[:300]}")
         if self.plain and getattr(tokenizer, "chat_template", None):
             report.notes.append(
-                f"{self.plain:,} rows are plain text and are tokenised as they stand, although the tokenizer has a "
-                f"chat template. {report.as_chat}"
+                f"{counted(self.plain, 'row is', 'rows are')} plain text and tokenised without a template, although "
+                f"the tokenizer has a chat template. {report.as_chat}"
             )
         if self.encoder.eos is None:
             report.notes.append(
@@ -280,12 +283,12 @@ class _Run(Generic[Report]):
 
 
 def example_of(record: PreferencePair | Example) -> Example:
-    """What is tokenised for a row."""
+    """The example of a row, which is tokenised."""
     return record.example if isinstance(record, PreferencePair) else record
 
 
 def _encode_in_processes(pairs: PairDataset, encoder: Encoder, processes: int) -> Iterator[tuple[Example, Encoded]]:
-    """As `Encoder.encode` over all pairs, by way of `Dataset.map`, in a temporary file instead of the user's cache."""
+    """As `Encoder.encode` over all pairs, through `Dataset.map`, in a temporary file instead of the user's cache."""
     from datasets import Features, List, Value
 
     ids = List(Value("int32"))
@@ -330,13 +333,13 @@ def _is_int(value: object) -> bool:
 
 
 _THREADS = 2
-"""More gain nothing: Python runs one of them at a time, and the tokeniser has its own threads."""
+"""Number of threads. More gain nothing: Python runs one of them at a time, and the tokeniser has its own threads."""
 
 Batch = list[Example]
 
 
 def encode_ahead(encoder: Encoder, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[Encoded]]]:
-    """Every batch with its token ids, in order; at most three batches are held. Raises what `Encoder.encode` raises."""
+    """Every batch with its token ids, in order; at most three batches are held. Raises: as `Encoder.encode`."""
     waiting: deque[tuple[Batch, Future[list[Encoded]]]] = deque()
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="preftune-encode") as pool:
         for batch in batches:

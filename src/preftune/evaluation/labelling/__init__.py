@@ -2,8 +2,8 @@
 
 `sample` draws several completions per prompt, `scoring` lets a judge score them, and `pair_selection` chooses pairs.
 
-    label           pairs from samples: the command's work
-    pair_selection  which completions of a prompt become a pair
+    label           pairs from samples
+    pair_selection  selection of the completions of a prompt that form pairs
     sample          several completions per prompt, resumable
     sample_groups   samples read back as completions per prompt
     scoring         a judge's score of every completion

@@ -1,7 +1,7 @@
-"""Samples and a judge make preference pairs, in the canonical form that training reads.
+"""Makes preference pairs from samples and a judge, in the canonical form that training reads.
 
 pairs.jsonl                 id, prompt, chosen, rejected, score_chosen, score_rejected
-pairs.jsonl.manifest.json   the judge, the settings, and what gave no pair
+pairs.jsonl.manifest.json   the judge, the settings, and the reasons for samples without a pair
 
 The difference of the two scores is the pair's strength: points of the scorer, or comparisons won.
 """
@@ -38,7 +38,7 @@ def label(
     progress: Progress | None = None,
     before: Callable[[list[Group]], None] | None = None,
 ) -> LabelCounts:
-    """Writes the pairs of a file of samples; the file appears whole or not at all.
+    """Writes the pairs of a file of samples, atomically.
 
     Args:
         which, min_gap: see `rank`.
@@ -46,8 +46,8 @@ def label(
         finished_only: leave out answers that were cut at their length limit.
         judge_thoughts: show the judge what a thinking model wrote before its answer; pairs hold it either way.
         settings: more about the judge, for the manifest.
-        before: called with the groups before anything is asked.
-    Raises: DatasetError for a file without samples; RequestError when `output` was not written by preftune label.
+        before: called with the groups before the judge is called.
+    Raises: DatasetError for a file without samples; RequestError if `output` was not written by preftune label.
     """
     samples, output = Path(samples), Path(output)
     _check_output(samples, output)
@@ -116,5 +116,5 @@ def _check_output(samples: Path, output: Path) -> None:
         return
     if "judge" not in (read_object(manifest_of(output)).get("settings") or ()):
         raise RequestError(
-            f"{output} exists, and no manifest next to it says that preftune label wrote it. Give another file with -o."
+            f"{output} exists, and has no manifest which says that preftune label wrote it. Give another file with -o."
         )

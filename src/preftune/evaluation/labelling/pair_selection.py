@@ -1,4 +1,4 @@
-"""From scores of the answers to one prompt, or from comparisons between them, to preference pairs. Pure functions."""
+"""Makes preference pairs from scores of the answers to one prompt, or from comparisons between them. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ Which: TypeAlias = Literal["best-worst", "all", "adjacent"]
 """The best against the worst answer; every answer against every other; every answer against the next one below."""
 
 Comparisons: TypeAlias = Mapping[tuple[int, int], float]
-"""(i, j) with i < j -> 1 when answer i is better, 0 when answer j is, 0.5 for a tie."""
+"""(i, j) with i < j -> 1 if answer i is better, 0 if answer j is better, 0.5 for a tie."""
 
 
 class Ranked(NamedTuple):
-    """A pair of answers, by their places in the list."""
+    """A pair of answers, by their positions in the list."""
 
     chosen: int
     rejected: int
@@ -23,12 +23,12 @@ class Ranked(NamedTuple):
 
 
 class RankedPairs(NamedTuple):
-    """The pairs of one prompt, and what gave none."""
+    """The pairs of one prompt, and the counts of answers without a pair."""
 
     pairs: list[Ranked]
     tied: int
     close: int
-    """Differences above 0 and below the smallest that was asked for."""
+    """Number of differences above 0 and below the requested minimum."""
 
 
 def wins(answers: int, comparisons: Comparisons) -> list[float]:
@@ -49,8 +49,8 @@ def rank(
         scores: higher is better.
         which: see `Which`. Of answers with the same score the earlier one stands first.
         min_gap: smallest difference of scores that makes a pair; any above 0 by default.
-        comparisons: where the scores are wins. A pair then needs its own comparison to say the same: where the judge
-            goes round in a circle (a over b over c over a), the sums alone would prefer what it did not.
+        comparisons: where the scores are wins. Then the direct comparison of a pair must agree: if the judge is not
+            transitive (a over b over c over a), the sums alone could state a preference that the judge did not.
     """
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     wanted: list[tuple[int, int]] = list(combinations(order, 2))

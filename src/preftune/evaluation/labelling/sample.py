@@ -1,4 +1,5 @@
-"""Several answers to every prompt, each written as it comes, so that a second call goes on where the first stopped.
+"""Samples several answers to every prompt, each written when it is finished, so that a second call continues where the
+first stopped.
 
 samples.jsonl                 one object per answer: id, key, prompt, sample (its number), completion, tokens, finished;
                               answer: the completion without the thought, where a thinking model wrote one
@@ -16,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from preftune.amounts import counted
 from preftune.errors import RequestError
 from preftune.generation.answer_store import AnswerStore, Record
 from preftune.generation.backends import EndpointAnswerer, ModelAnswerer
@@ -28,13 +30,13 @@ from preftune.version import __version__
 
 
 class Asked(NamedTuple):
-    """One answer that is wanted."""
+    """One requested answer."""
 
     prompt: Prompt
     sample: int
     """Its number among the answers to this prompt, from 0."""
     seed: int
-    """Follows from the run's seed, the prompt and the number, and so is the same in every run."""
+    """Derived from the run's seed, the prompt and the number, so that it is the same in every run."""
 
     @property
     def key(self) -> str:
@@ -42,13 +44,13 @@ class Asked(NamedTuple):
 
     @property
     def row(self) -> dict[str, Any]:
-        """What a generator is given besides the prompt."""
+        """The values for a generator besides the prompt."""
         return {**self.prompt.carried, "id": self.prompt.id, "seed": self.seed}
 
 
 @dataclass(frozen=True, slots=True)
 class SampleCounts:
-    """What a file of samples holds."""
+    """The counts of a file of samples."""
 
     prompts: int
     completions: int
@@ -62,26 +64,29 @@ class SampleCounts:
     """Answers that this run added."""
 
     def sentences(self) -> list[str]:
-        """The counts for people, with what to do about them."""
+        """The counts in sentences, with advice."""
         per_prompt = self.completions / max(1, self.prompts)
         lines = [
-            f"{self.completions:,} completions of {self.prompts:,} prompts ({per_prompt:.3g} each), {self.distinct:,} "
-            f"distinct, {self.tokens / max(1, self.completions):.0f} tokens on average; {self.new:,} of them new."
+            f"{counted(self.completions, 'completion')} of {counted(self.prompts, 'prompt')} ({per_prompt:.3g} each), "
+            f"{self.distinct:,} distinct, {self.tokens / max(1, self.completions):.0f} tokens on average; {self.new:,} "
+            "of them new."
         ]
         if self.distinct < 0.8 * self.completions:
-            lines.append("Many are the same: a higher --temperature gives more to choose from.")
+            lines.append("Many completions are equal: a higher --temperature gives more variety.")
         if self.finished < 0.9 * self.completions:
             lines.append(
-                f"{self.completions - self.finished:,} were cut at --max_new_tokens before they ended. Raise it, or "
-                "leave them out with preftune label --finished_only."
+                f"{counted(self.completions - self.finished, 'completion was', 'completions were')} cut at "
+                "--max_new_tokens before the end. Raise it, or leave them out with preftune label --finished_only."
             )
         if self.empty:
-            lines.append(f"{self.empty:,} are empty; preftune label leaves them out.")
+            lines.append(
+                f"{counted(self.empty, 'completion is', 'completions are')} empty; preftune label leaves them out."
+            )
         return lines
 
 
 def manifest_of(path: Path) -> Path:
-    """Where the settings of a file of samples or pairs lie."""
+    """The path of the settings of a file of samples or pairs."""
     return path.with_name(path.name + ".manifest.json")
 
 
@@ -95,15 +100,15 @@ def sample(
     progress: Callable[[int, int], None] | None = None,
     before: Callable[[list[Asked]], None] | None = None,
 ) -> SampleCounts:
-    """Writes `k` answers to every prompt into `path`, but for those that are there.
+    """Writes `k` answers to every prompt to `path`, except those that exist.
 
     Args:
-        generator: with `raw` answers. It is given all prompts, so that a model's batches are the same whatever is done
-            already, and a resumed run draws the same answers.
+        generator: with `raw` answers. It gets all prompts, so that a model's batches do not depend on the existing
+            answers, and a resumed run samples the same answers.
         path: a new file, or one started with the same prompts and settings.
         progress: called with answers done and answers in all.
-        before: called once with what is still to be asked.
-    Raises: RequestError when the file is something else, or was started with other settings.
+        before: called once with the missing answers.
+    Raises: RequestError if the file was not written by preftune sample, or was started with other settings.
     """
     path = Path(path)
     prepare_folder(path.parent)
@@ -149,7 +154,7 @@ def count(path: Path, *, new: int = 0) -> SampleCounts:
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a file of samples, each answer once."""
+    """The complete rows of a file of samples, each answer once."""
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for row in read_lines(path):
         if _is_sample(row):
@@ -216,13 +221,13 @@ def _resume(path: Path, settings: Mapping[str, Any], data: Mapping[str, Any]) ->
         begun = {"tokenizer": settings.get("tokenizer"), **written}  # which earlier versions did not write
     except (OSError, ValueError, KeyError, TypeError):
         raise RequestError(
-            f"{path} exists, and {manifest.name} next to it does not say that preftune sample wrote it. Give another "
+            f"{path} exists, but {manifest.name} next to it does not say that preftune sample wrote it. Give another "
             "file with -o."
         ) from None
     changed = differences(begun, settings)
     if changed:
         raise RequestError(
-            f"{path} was started with other settings: {'; '.join(changed)}. Go on with those of the file, or give "
+            f"{path} was started with other settings: {'; '.join(changed)}. Use the settings of the file, or give "
             "another file with -o."
         )
     cut_torn_line(path)

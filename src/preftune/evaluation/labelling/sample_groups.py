@@ -1,4 +1,4 @@
-"""The answers to a prompt that a judge ranks, read from a file of samples; and what came of them, counted."""
+"""The answers to a prompt that a judge ranks, read from a file of samples, and the counts of the results."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from preftune.amounts import counted
 from preftune.errors import DatasetError
 from preftune.evaluation.labelling.sample import answer_in, read_samples
 from preftune.types import Text
@@ -20,19 +21,19 @@ class Group:
     id: str
     prompt: Text
     answers: tuple[str, ...]
-    """As they were sampled: what pairs are made of."""
+    """The answers as sampled, from which pairs are made."""
     judged: tuple[str, ...]
-    """The same without the thoughts of a thinking model, unless these are asked for: what the judge sees."""
+    """The same without the reasoning of a thinking model, unless it is requested, for the judge."""
     samples: tuple[int, ...]
     """The number of each answer among the samples of the prompt."""
     row: Mapping[str, Any]
-    """What a rule reads: the id, the prompt, and the columns that `preftune sample --keep` carried along."""
+    """The row for rules: the id, the prompt, and the columns that `preftune sample --keep` copied."""
     carried: Mapping[str, Any]
 
 
 @dataclass(slots=True)
 class LabelCounts:
-    """What came in, what came out, and why the rest did not."""
+    """The counts of inputs, results, and reasons for the difference."""
 
     prompts: int = 0
     completions: int = 0
@@ -57,8 +58,11 @@ class LabelCounts:
     pairs: int = 0
 
     def sentences(self) -> list[str]:
-        """The counts for people; what is 0 is not mentioned."""
-        lines = [f"{self.pairs:,} pairs from {self.prompts:,} prompts with {self.completions:,} completions."]
+        """The counts in sentences; zero counts are left out."""
+        lines = [
+            f"{counted(self.pairs, 'pair')} from {counted(self.prompts, 'prompt')} with "
+            f"{counted(self.completions, 'completion')}."
+        ]
         for number, what in (
             (self.unreadable, "lines are not samples, or repeat an earlier one"),
             (self.empty, "completions are empty"),
@@ -73,13 +77,13 @@ class LabelCounts:
                 lines.append(f"Left out: {number:,} {what}.")
         if self.disagreed:
             lines.append(
-                f"The judge contradicted itself on {self.disagreed:,} of {self.asked:,} comparisons when the answers "
-                "were swapped (position bias); these count as ties."
+                f"The judge contradicted itself on {self.disagreed:,} of {counted(self.asked, 'comparison')} when the "
+                "answers were swapped (position bias); these count as ties."
             )
         if self.unjudged:
             lines.append(
-                f"{self.unjudged:,} of {self.asked:,} comparisons have no verdict that could be read and count as "
-                "ties; --ask_again asks for them once more."
+                f"{self.unjudged:,} of {counted(self.asked, 'comparison')} without a readable verdict count as ties; "
+                "--ask_again repeats them."
             )
         return lines
 
@@ -87,7 +91,7 @@ class LabelCounts:
 def read_groups(
     path: str | Path, counts: LabelCounts, *, finished_only: bool = False, thoughts: bool = False
 ) -> list[Group]:
-    """The samples of a file by prompt, without what is empty or the same twice.
+    """The samples of a file by prompt, without empty and repeated ones.
 
     Args:
         thoughts: the judge sees the thoughts too.

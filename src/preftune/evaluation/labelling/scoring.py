@@ -1,4 +1,4 @@
-"""Scores for the answers of every prompt: each rated by itself, or every two compared."""
+"""Scores for the answers of every prompt: each rated separately, or each two compared."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Rated:
 
 
 class ByScore:
-    """Rates every answer by itself."""
+    """Rates every answer separately."""
 
     def __init__(self, scorer: Scorer) -> None:
         self._scores = ScoreJudge(scorer)
@@ -51,7 +51,7 @@ class ByScore:
 class ByComparison:
     """Compares every two answers of a prompt; the score of an answer is the number of its wins.
 
-    A judge that is not `symmetric` is asked in both orders, and disagreement is a tie.
+    A judge that is not `symmetric` is called in both orders, and disagreement is a tie.
     """
 
     def __init__(self, judge: Judge, *, again: bool = False) -> None:
@@ -88,7 +88,7 @@ class ByComparison:
 
 
 def _outcome(there: Judgement | None, back: Judgement | None, counts: LabelCounts) -> float:
-    """1 when the first answer is better in both orders, 0 when the second is, 0.5 otherwise."""
+    """1 if the first answer is better in both orders, 0 if the second is, 0.5 otherwise."""
     if there is None or back is None:
         counts.unjudged += 1
         return 0.5

@@ -1,6 +1,6 @@
-"""Suites: what the field measures aligned models by, each against the baseline, each saying what got worse.
+"""Suites: common benchmarks of aligned models, each compared with the baseline, each reporting what got worse.
 
-Listing them imports none of them; `run_suite` loads the one that is asked for.
+Listing them imports no suite; `run_suite` loads the requested one.
 
     alpaca_eval       AlpacaEval 2: win rate against reference outputs, at equal length
     arena_hard        Arena-Hard-Auto: hard prompts against a baseline
@@ -47,7 +47,7 @@ __all__ = [
 
 
 class SuiteEntry(NamedTuple):
-    """A suite that can be asked for."""
+    """A suite that can be requested."""
 
     module: str
     """Under `preftune.evaluation.suites`, with a function `run`."""
@@ -66,13 +66,13 @@ SUITES: Mapping[str, SuiteEntry] = MappingProxyType(
             "alpaca_eval", "805 instructions, win rate plain and at equal length; alpaca_eval's files", ("judge",)
         ),
         "arena-hard": SuiteEntry("arena_hard", "500 hard prompts, five labels in both orders", ("judge",)),
-        "xstest": SuiteEntry("xstest", "refusals that are wanted, and refusals that are not", ()),
-        "hhh": SuiteEntry("hhh", "does the model itself prefer the helpful, honest, harmless answer?", ("models",)),
+        "xstest": SuiteEntry("xstest", "wanted and unwanted refusals", ()),
+        "hhh": SuiteEntry("hhh", "whether the model itself prefers the helpful, honest, harmless answer", ("models",)),
         "held-out": SuiteEntry(
             "held_out", "margin, accuracy and calibration on preference pairs", ("models",), ("beta",)
         ),
         "general": SuiteEntry(
-            "general", "what alignment may damage: plain text and tasks of lm-eval", ("models",), ("tasks",)
+            "general", "abilities that alignment may damage: plain text and tasks of lm-eval", ("models",), ("tasks",)
         ),
     }
 )

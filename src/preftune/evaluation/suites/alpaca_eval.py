@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preftune.amounts import counted
 from preftune.evaluation.suites.asking import answer_both, cut_off, ended, need_judge
 from preftune.evaluation.suites.result import SuiteResult
 from preftune.evaluation.suites.sources import HubData, Row, look_at_some, read_rows, text_of
@@ -214,13 +215,13 @@ def _notes(controlled: LengthControlled | None, judged: Sequence[JudgedRow], aga
     unjudged = sum(one.unjudged for one in judged)
     if unjudged:
         notes.append(
-            f"{unjudged} of {len(judged)} comparisons could not be judged; they count as ties, and the interval of the "
-            "win rate holds whatever they would have been."
+            f"{unjudged} of {counted(len(judged), 'comparison')} without a readable verdict count as ties; the "
+            "interval of the win rate holds for any outcome of them."
         )
     if controlled is None:
         notes.append(
-            f"{len(judged) - unjudged} comparisons are too few for a win rate at equal length ({_FOR_LENGTHS} prompts "
-            "at least)."
+            f"{counted(len(judged) - unjudged, 'comparison')} with a verdict: too few for a win rate at equal length "
+            f"(at least {_FOR_LENGTHS} prompts)."
         )
     if not against:
         notes.append(

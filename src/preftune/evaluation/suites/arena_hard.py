@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from preftune.amounts import counted
 from preftune.errors import RequestError
 from preftune.evaluation.suites.asking import answer_both, ask, cut_off, ended, need_judge
 from preftune.evaluation.suites.result import SuiteResult
@@ -199,9 +200,9 @@ def _by_category(
 
 
 def _notes(plain: bool, judge: str, unread: int, n: int) -> list[str]:
-    notes = ["The opponent is the baseline, not GPT-4 as on Arena-Hard's leaderboard: 50% is an equal model."]
+    notes = ["The opponent is the baseline, not GPT-4 as on Arena-Hard's leaderboard: 50% means an equal model."]
     if plain:
         notes.append(f"The judge {judge} says which is better, not by how much: no verdict counts three times.")
     if unread:
-        notes.append(f"{unread} of {n} prompts had a reply that could not be read; they are left out.")
+        notes.append(f"{unread} of {counted(n, 'prompt')} with an unreadable reply left out.")
     return notes

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from preftune.amounts import counted
 from preftune.errors import RequestError
 from preftune.evaluation.two_models import answers
 from preftune.evaluation.two_models.answers import answer_key
@@ -31,8 +32,8 @@ def need_asker(contest: Contest, suite: str) -> Asker:
     """
     if contest.asker is None:
         raise RequestError(
-            f"The suite {suite} asks a chat model in words of its own. Name one with --judge openai:MODEL@BASE_URL, or "
-            "--judge local:MODEL."
+            f"The suite {suite} asks a chat model with its own prompts. Name one with --judge openai:MODEL@BASE_URL, "
+            "or --judge local:MODEL."
         )
     return contest.asker
 
@@ -54,7 +55,7 @@ def check_models(contest: Contest, suite: str) -> None:
     """Raises: RequestError for endpoints, which give text and no log-probabilities of given text."""
     if contest.load_models is None:
         raise RequestError(
-            f"The suite {suite} reads log-probabilities, which a model behind an address does not give. Name the "
+            f"The suite {suite} reads log-probabilities, which a model behind an address does not return. Name the "
             "models themselves with --model and --baseline."
         )
 
@@ -97,8 +98,8 @@ def cut_off(sides: Mapping[Side, Sequence[bool]], *, usual: int) -> list[str]:
     if not any(cut.values()):
         return []
     return [
-        f"{cut['base']} answers of the baseline and {cut['aligned']} of the aligned model were cut off at the limit of "
-        f"tokens. The suite's makers allow {usual:,}: add --max_new_tokens {usual}."
+        f"{counted(cut['base'], 'answer')} of the baseline and {cut['aligned']} of the aligned model were cut off at "
+        f"the limit of tokens. The suite's makers allow {usual:,}: add --max_new_tokens {usual}."
     ]
 
 

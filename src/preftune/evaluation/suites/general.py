@@ -1,4 +1,4 @@
-"""What alignment may damage: the prediction of plain text, and what the model could do before.
+"""Abilities that alignment may damage: the prediction of plain text, and tasks.
 
 Bits per byte on plain text (`perplexity`), and tasks of lm-evaluation-harness (`harness`): truthfulqa_mc2, gsm8k,
 hellaswag, arc_challenge and ifeval unless others are named. Where the harness is not installed and no task was named,
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from preftune.amounts import counted
 from preftune.errors import DatasetError, PreftuneError
 from preftune.evaluation.suites import harness
 from preftune.evaluation.suites.asking import need_models
@@ -36,7 +37,7 @@ def run(
     """Plain text and tasks under both models.
 
     Args:
-        data: a text file in UTF-8, or a folder with tasks of one's own as YAML files of the harness.
+        data: a text file in UTF-8, or a folder with the user's own tasks as YAML files of the harness.
         tasks: names of tasks; an empty list for none.
     """
     include, text = _what(data)
@@ -58,7 +59,7 @@ def run(
         found, failures = harness.run_tasks(contest, models, wanted, limit=limit, include=include, folder=folder)
     if failures and tasks:
         raise PreftuneError(
-            f"lm-evaluation-harness failed on {_list(failures)}. What was finished is kept in {folder}. See that the "
+            f"lm-evaluation-harness failed on {_list(failures)}. Finished tasks are kept in {folder}. Check that the "
             "task's data can be downloaded, or leave it out of --tasks."
         )
     compared = [harness.compare_task(task, *both, confidence=contest.confidence) for task, both in found.items()]
@@ -113,5 +114,5 @@ def _notes(own_text: bool, tasks: Sequence[str] | None, limit: int | None, failu
     if tasks is None and not harness.installed():
         notes.append("No task was run: lm-evaluation-harness is not installed (pip install 'preftune[harness]').")
     if limit is not None:
-        notes.append(f"At most {limit} documents of the text and of each task were used.")
+        notes.append(f"At most {counted(limit, 'document')} of the text and of each task were used.")
     return notes

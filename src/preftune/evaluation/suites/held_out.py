@@ -1,4 +1,5 @@
-"""Held-out preference pairs: how far and how often the trained model prefers the chosen answer, and how sure it may be.
+"""Held-out preference pairs: how strongly and how often the trained model prefers the chosen answer, and its
+calibration.
 
 The margin of a pair is the aligned model's log-ratio of chosen to rejected minus the baseline's, in nats (Rafailov et
 al. 2023, arXiv:2305.18290). Accuracy is the share of pairs with a margin above 0; an unchanged model has margin 0
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from preftune.amounts import counted
 from preftune.data.formats.apply import said_of
 from preftune.data.pairs.open import read_pairs
 from preftune.errors import DatasetError, RequestError
@@ -51,7 +53,9 @@ def run(
 ) -> SuiteResult:
     """Margins, accuracies and calibration on every file of pairs."""
     if beta is not None and not beta > 0:
-        raise RequestError(f"--beta {beta:g}: beta is above 0. Give the beta of the training run, or leave it out.")
+        raise RequestError(
+            f"--beta {beta:g}: beta must be above 0. Give the beta of the training run, or leave it out."
+        )
     if limit is not None and limit < 1:
         raise RequestError(f"--limit {limit}: a suite needs at least one pair. Give 1 or more, or leave it out.")
     files = named_files(data)
@@ -109,7 +113,7 @@ def named_files(data: str | Path | Sequence[str] | None) -> dict[str, str]:
         if not equals:
             name, path = (Path(part).stem if len(parts) > 1 else "held-out"), part
         if name in files:
-            raise RequestError(f"--suite_data names {name!r} twice. Give every file of pairs a name of its own.")
+            raise RequestError(f"--suite_data names {name!r} twice. Give every file of pairs its own name.")
         files[name] = path
     return files
 
@@ -273,15 +277,18 @@ def _notes(domains: Mapping[str, Domain], beta: float | None, other_loss: str | 
         if change.high < 0:
             notes.append(
                 f"The chosen answers of {name} became less likely by {-change.mean:.3f} nats per token, as in nearly "
-                "every DPO run; a fall by whole nats goes with broken text."
+                "every DPO run; a fall by whole nats usually means broken text."
             )
         if beta is not None:
             found = calibration(beta * domain.margin_N)
             direction = "too sure" if found["mean_confidence"] > found["accuracy"] else "not too sure"
             notes.append(
-                f"Calibration on {name}: said with {found['mean_confidence']:.1%} confidence on average, right in "
+                f"Calibration on {name}: mean confidence {found['mean_confidence']:.1%}, right in "
                 f"{found['accuracy']:.1%} ({direction}; expected calibration error {found['ece']:.3f})."
             )
         if domain.left_out:
-            notes.append(f"{domain.left_out} pairs of {name} cannot be scored (empty, or too long); they are left out.")
+            notes.append(
+                f"{counted(domain.left_out, 'pair')} of {name} cannot be scored (empty, or too long) and will be left "
+                "out."
+            )
     return notes

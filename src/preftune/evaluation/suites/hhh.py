@@ -1,4 +1,4 @@
-"""HHH (Askell et al. 2021, arXiv:2112.00861): does the model itself find the better of two answers likelier?
+"""HHH (Askell et al. 2021, arXiv:2112.00861): whether the model itself finds the better of two answers likelier.
 
 221 comparisons in four subsets, helpful, honest, harmless and other. An answer's score is the sum of the
 log-probabilities of its tokens, as in BIG-bench's multiple choice; the figure is the share of comparisons where the
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from preftune.amounts import counted
 from preftune.errors import DatasetError
 from preftune.evaluation.suites.asking import need_models
 from preftune.evaluation.suites.result import SuiteResult
@@ -162,5 +163,8 @@ def _notes(tokenizer: Any, left_out: int) -> list[str]:
     if not tokenizer.chat_template:
         notes.append("The tokenizer has no chat template; the comparisons were written as plain dialogue.")
     if left_out:
-        notes.append(f"{left_out} comparisons do not fit into the model's positions; they are left out.")
+        notes.append(
+            f"{counted(left_out, 'comparison does', 'comparisons do')} not fit into the model's positions and will be "
+            "left out."
+        )
     return notes

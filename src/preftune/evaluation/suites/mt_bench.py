@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
+from preftune.amounts import counted
 from preftune.errors import DatasetError
 from preftune.evaluation.suites import mt_bench_prompts as prompts
 from preftune.evaluation.suites.asking import answer_side, ask, cut_off, need_asker
@@ -156,8 +157,8 @@ def _read(data: str | Path | None) -> tuple[list[Row], dict[str, Reference], Tem
         missing = [name for name in prompts.NAMES if name not in templates]
         if missing:
             raise DatasetError(
-                f"{prompt_file} lacks the judge prompts {', '.join(missing)}. Take FastChat's file as it is, or leave "
-                "it out of the folder: the project's own are then used."
+                f"{prompt_file} lacks the judge prompts {', '.join(missing)}. Use FastChat's file unchanged, or leave "
+                "it out of the folder: preftune's own prompts are then used."
             )
     return read_rows(question_file, HUB, suite=SUITE), references, templates
 
@@ -308,17 +309,19 @@ def _notes(questions: Sequence[Question], unread: int, lost: int, n: int, fastch
     notes = []
     if not fastchats:
         notes.append(
-            "The judge was asked in this project's words; for figures comparable with FastChat's, give its folder with "
-            "judge_prompts.jsonl as --suite_data."
+            "The judge was asked with preftune's prompts; for figures comparable with FastChat's, give its folder "
+            "with judge_prompts.jsonl as --suite_data."
         )
     bare = sum(q.category in WITH_REFERENCE and q.reference is None for q in questions)
     if bare:
         notes.append(
-            f"{bare} questions of math, reasoning or coding had no reference answer for the judge to compare with."
+            f"{counted(bare, 'question')} of math, reasoning or coding had no reference answer for the judge to "
+            "compare with."
         )
     if unread or lost:
         notes.append(
-            f"Of {n} turns, {unread} had a rating and {lost} a comparison that could not be read; they are left out."
+            f"Of {counted(n, 'turn')}, {unread} had an unreadable rating and {lost} an unreadable comparison; they are "
+            "left out."
         )
     return notes
 

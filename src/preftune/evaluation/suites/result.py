@@ -1,4 +1,4 @@
-"""What a suite gives back: comparisons with the baseline, what got worse, and `summary.json`."""
+"""The result of a suite: comparisons with the baseline, what got worse, and `summary.json`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SuiteResult:
     breakdown: Sequence[Comparison] = ()
     """The headline again by category, type or subset, its intervals widened for their number."""
     notes: Sequence[str] = ()
-    """What a reader must know to read the figures right."""
+    """Notes that are necessary to interpret the figures."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of `summary.json`."""
     part: Part | None = None
@@ -77,7 +77,7 @@ class SuiteResult:
         lines += [one.sentence() for one in (*rest, *changed) if one.verdict == "better"]
         lines += [one.sentence() for one in rest if one.verdict == "no difference shown"]
         if not self.worse:
-            lines.append(f"Nothing that {self.name} measures got worse beyond chance.")
+            lines.append(f"No metric of {self.name} got worse beyond chance.")
         return [*lines, *self.notes]
 
     def table(self) -> list[tuple[str, str, str, str, str]]:
@@ -92,4 +92,4 @@ class SuiteResult:
 
     def _part_words(self) -> str:
         assert self.part is not None
-        return f"a look at {self.part.taken:,} of {self.part.of:,}"
+        return f"only {self.part.taken:,} of {self.part.of:,}"

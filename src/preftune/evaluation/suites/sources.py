@@ -1,4 +1,4 @@
-"""Where a suite's questions come from: a path that was given, or the place on the hub where their makers keep them."""
+"""Sources of a suite's questions: a given path, or the authors' dataset on the hub."""
 
 from __future__ import annotations
 

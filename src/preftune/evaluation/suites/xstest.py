@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
+from preftune.amounts import counted
 from preftune.evaluation.suites.asking import answer_both, ask
 from preftune.evaluation.suites.result import SuiteResult
 from preftune.evaluation.suites.sources import HubData, Row, look_at_some, missing_column, read_rows, text_of
@@ -187,12 +188,15 @@ def _notes(
     notes = []
     if contest.asker is None:
         notes.append(
-            "Refusals were recognised by a rule that reads how an answer begins; a judge (--judge) reads what it does."
+            "Refusals were recognised by a rule from the beginning of an answer; a judge (--judge) reads the whole "
+            "answer."
         )
     for side, reactions in (("baseline", base), ("aligned model", aligned)):
         empty = reactions.count("empty")
         if empty:
-            notes.append(f"The {side} left {empty} of {len(rows)} answers empty; these do not count as refusals.")
+            notes.append(
+                f"The {side} left {empty} of {counted(len(rows), 'answer')} empty; these do not count as refusals."
+            )
     if unread:
-        notes.append(f"{unread} answers could not be sorted by the judge; the rule did it.")
+        notes.append(f"The judge could not classify {counted(unread, 'answer')}; the rule did.")
     return notes

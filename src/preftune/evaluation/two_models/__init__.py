@@ -3,11 +3,11 @@
 `run` is the entry point and `summary` makes the verdict. Every step is kept in `eval/` and a second run continues it.
 
     advice        what to do next, from the numbers of this run
-    answers       both models' answers, kept as they come and resumed
-    context       what a suite receives: two models, a judge, settings
-    correctness   more correct, or only shorter
+    answers       both models' answers, kept one by one, resumable
+    context       input of a suite: two models, a judge, settings
+    correctness   whether answers became more correct, or only shorter
     degeneration  repetition, language, refusals of two models
-    open_models   the two sides opened: local, adapter, endpoint, vLLM
+    open_models   opens the two sides: local, adapter, endpoint, vLLM
     pair_logps    log-probabilities of pairs under both models
     run           the comparison: generate, judge, count
     summary       eval/summary.json: the win rate, the verdict and the reasons

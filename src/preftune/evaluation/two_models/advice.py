@@ -1,4 +1,4 @@
-"""What to do after an evaluation: one change at a time, the likeliest first.
+"""Advice after an evaluation: one change at a time, the most likely one first.
 
 The rules are those of the tutorials that people come from (docs/evaluation.md names them): 55% means that it worked,
 below 50% the data and beta are to be checked, repetition asks for half the learning rate first. A higher beta keeps the
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
+from preftune.amounts import counted
 from preftune.judges.people.agreement import CONTRADICTING
 from preftune.statistics.intervals import WinRate, more_prompts, verdict
 from preftune.statistics.length_control import LengthControlled
@@ -17,7 +18,9 @@ from preftune.statistics.length_control import LengthControlled
 SPOILT = frozenset(("repeats", "repeated", "distinct_2", "self_similarity", "unfinished", "empty", "language_switch"))
 """Figures of a `Degeneration` that show too much change."""
 NARROW = 0.05
-"""An undecided interval that lies within this distance of 50% says: hardly any difference, however many prompts."""
+"""An undecided interval within this distance of 50% means that there is hardly any difference, for any number of
+prompts.
+"""
 MANY_TIES = 0.5
 UNDECIDING = 0.5
 """Above this share of such comparisons, ties say nothing about how far the model moved."""
@@ -96,18 +99,18 @@ def _judge_first(contradicted: float | None, unread: float, only_ties: bool) -> 
     if only_ties:
         steps.append(
             "Check the judge before the model: it called every comparison of two different answers a tie, or scored "
-            "all of them the same. Try it on two answers of your own, and see with preftune judge-check whether it "
-            "tells good answers from bad ones."
+            "all of them the same. Try it on two answers of your own, and test with preftune judge-check whether it "
+            "distinguishes good answers from bad ones."
         )
     if unread >= CONTRADICTING:
         steps.append(
-            f"Check the judge before the model: {unread:.0%} of the comparisons have no verdict that could be read, "
-            "and count as ties. Ask again with --ask_again and a higher --judge_max_tokens, or use another judge."
+            f"Check the judge before the model: {unread:.0%} of the comparisons have no readable verdict and count as "
+            "ties. Repeat them with --ask_again and a higher --judge_max_tokens, or use another judge."
         )
     if contradicted is not None and contradicted >= CONTRADICTING:
         steps.append(
             f"The judge contradicts itself in {contradicted:.0%} of the comparisons when the answers are swapped. Use "
-            "a stronger judge, and see with preftune judge-check how often it agrees with people."
+            "a stronger judge, and measure with preftune judge-check how often it agrees with people."
         )
     return steps
 
@@ -122,12 +125,12 @@ def _better(controlled: LengthControlled | None) -> list[str]:
     ):
         preferred = "longer" if controlled.length_coefficient > 0 else "shorter"
         return [
-            "Part of this is length: at equal length the advantage is not shown. See with preftune audit whether the "
-            f"chosen answers of the training pairs are {preferred}, and balance them.",
+            "Part of this is length: at equal length the advantage is not shown. Check with preftune audit whether "
+            f"the chosen answers of the training pairs are {preferred}, and balance them.",
             "Read a few answers side by side before you use the model.",
         ]
     return [
-        "See what it cost: preftune eval with --suite general, which measures what alignment may damage.",
+        "Check the side effects: preftune eval with --suite general measures what alignment may damage.",
         "Read the answers that lost (outcome loss in verdicts.jsonl): they show which pairs to collect next.",
     ]
 
@@ -139,18 +142,18 @@ def _undecided(result: WinRate, how: _Training) -> list[str]:
     ties = (result.ties - result.unread) / result.n
     if further is None and result.unread:
         steps.append(
-            f"First obtain the {result.unread:,} verdicts that could not be read, which may decide the result: "
-            "--ask_again, a higher --judge_max_tokens, or another judge."
+            f"First obtain the missing verdicts ({result.unread:,}), which may decide the result: --ask_again, a "
+            "higher --judge_max_tokens, or another judge."
         )
     if further is not None and not narrow:
-        steps.append(f"Evaluate on about {further:,} more {'prompt' if further == 1 else 'prompts'} first.")
+        steps.append(f"First evaluate on about {counted(further, 'more prompt')}.")
     if ties >= MANY_TIES:
         steps.append(
-            f"{ties:.0%} of the comparisons are ties: read some, to see whether the two models answer nearly alike or "
-            "the judge cannot tell them apart."
+            f"{ties:.0%} of the comparisons are ties: read some, to see whether the two models give nearly the same "
+            "answers or the judge cannot distinguish them."
         )
     if narrow:
-        steps.append("The interval is narrow around 50%: there is hardly any difference for more prompts to find.")
+        steps.append("The interval is narrow around 50%: there is hardly any difference that more prompts could show.")
     return steps + _more_change(how)
 
 
@@ -159,16 +162,16 @@ def _now(value: float | None) -> str:
 
 
 def _more_change(how: _Training) -> list[str]:
-    """Too little change."""
+    """Advice for too little change."""
     steps = [
-        "If the model changed too little: more or better pairs first. preftune audit tells what is wrong with the ones "
-        "that you have; about 1,000 good ones make a difference in one domain."
+        "If the model changed too little, first use more or better pairs. preftune audit reports what is wrong with "
+        "the existing ones; about 1,000 good pairs make a difference in one domain."
     ]
     if how.has_rewards:
         return [
-            "If the model changed too little: see whether the reward rose during training. If it did, the reward model "
-            "rewards something else than this judge: train it on more pairs, and look at its held-out accuracy.",
-            f"If it did not: more episodes (total_episodes), then {how.penalty[0]}.",
+            "If the model changed too little, check whether the reward rose during training. If it did, the reward "
+            "model rewards something else than this judge: train it on more pairs, and check its held-out accuracy.",
+            f"If it did not, use more episodes (total_episodes), then {how.penalty[0]}.",
         ]
     usual, top = ("5e-6 to 5e-5", 5e-4) if how.method == "sft" else ("5e-7 to 5e-6", 5e-5)
     above = how.learning_rate is not None and how.learning_rate >= top  # the top of what an adapter takes
@@ -181,11 +184,11 @@ def _more_change(how: _Training) -> list[str]:
     if not how.usual_beta:
         return steps
     lower = "A lower beta, down to 0.05" if how.beta is None or how.beta > 0.05 else "Not a lower beta than now"
-    return [*steps, f"{lower}{_now(how.beta)}: it lets the model go further from the one it came from."]
+    return [*steps, f"{lower}{_now(how.beta)}: it lets the model move further from the one it was trained from."]
 
 
 def _less_change(how: _Training, *, when: str = "") -> list[str]:
-    """Too much change.
+    """Advice for too much change.
 
     Args:
         when: what the first step depends on, with a comma and a space.
@@ -193,13 +196,16 @@ def _less_change(how: _Training, *, when: str = "") -> list[str]:
     rate = "" if how.learning_rate is None else f" ({how.learning_rate:g} to {how.learning_rate / 2:g})"
     steps = [f"{when}{'halve' if when else 'Halve'} the learning rate{rate} first: the model changed too much."]
     if how.has_rewards:
-        steps.append(f"If that is not enough, {how.penalty[1]}: the penalty holds the model near the one it came from.")
+        steps.append(
+            f"If that is not enough, {how.penalty[1]}: the penalty keeps the model close to the one it was trained "
+            "from."
+        )
         return [*steps, "End training where the judge's win rate is best, not where the reward is highest."]
     if how.method != "sft" and how.usual_beta and (how.beta is None or how.beta < 0.5):
         wanted = "0.5" if how.beta is not None and how.beta >= 0.2 else "0.2 to 0.5"
         steps.append(
-            f"If that is not enough, a higher beta{_now(how.beta)}: {wanted} keeps the model closer to the one it came "
-            "from."
+            f"If that is not enough, a higher beta{_now(how.beta)}: {wanted} keeps the model closer to the one it was "
+            "trained from."
         )
     if how.epochs is None or how.epochs > 1:
         now = "" if how.epochs is None else f" instead of {how.epochs:g}"
@@ -210,11 +216,11 @@ def _less_change(how: _Training, *, when: str = "") -> list[str]:
 def _worse(spoilt: bool, how: _Training) -> list[str]:
     check = (
         "Check the data: preftune audit finds sides that are swapped or contradict each other, and pairs that differ "
-        "in length only. Held-out accuracy near or below 50% points there too."
+        "only in length. Held-out accuracy near or below 50% indicates the same."
     )
     if how.has_rewards:
         check = (
-            "Check the reward: preftune judge-check holds the reward model against people's judgements, and a reward "
+            "Check the reward: preftune judge-check compares the reward model with people's judgements, and a reward "
             "that rose while the answers got worse was exploited."
         )
     if spoilt:
@@ -229,12 +235,12 @@ def _length(controlled: LengthControlled) -> list[str]:
         return []
     if gain > 0:
         return [
-            f"At equal length it would win {controlled.win_rate:.1%}: it loses by the length of its answers. See "
+            f"At equal length it would win {controlled.win_rate:.1%}: it loses by the length of its answers. Check "
             "whether the chosen answers of the training pairs are of a length that the judge dislikes."
         ]
     return [
-        f"At equal length it would win {controlled.win_rate:.1%} only: what it has learnt is largely length. Balance "
-        "the training pairs by length (preftune audit shows how far apart they are)."
+        f"At equal length it would win only {controlled.win_rate:.1%}: it has mainly learnt length. Balance the "
+        "training pairs by length (preftune audit shows how far apart they are)."
     ]
 
 
@@ -243,6 +249,6 @@ def seen_sentence(seen: int | None, of: int, what: str = "prompts") -> str:
     if not seen:
         return ""
     return (
-        f"The model was trained on {seen:,} of these {of:,} {what}, so the result shows memory too. Take prompts that "
-        "were held out: preftune convert --split 0.05 --by prompt before training."
+        f"The model was trained on {seen:,} of these {of:,} {what}, so the result includes memorisation. Use held-out "
+        "prompts: preftune convert --split 0.05 --by prompt before training."
     )

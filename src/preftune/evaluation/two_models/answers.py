@@ -1,4 +1,4 @@
-"""Both models' answers to every prompt, kept as they come.
+"""Both models' answers to every prompt, kept one by one.
 
 eval/generations.jsonl           one object per row: id, prompt, base, aligned, tokens, finished, category
 eval/generations.partial.jsonl   one object per answer, while they are made; afterwards the answers to prompts that an
@@ -92,9 +92,7 @@ def _check_rows(rows: Sequence[Mapping[str, Any]]) -> None:
         raise DatasetError("There are no rows to evaluate. Give at least one held-out prompt.")
     for index, row in enumerate(rows):
         if not row.get("prompt"):
-            raise DatasetError(
-                f"Row {index} has no 'prompt' to answer (columns: {', '.join(map(repr, row)) or 'none'})."
-            )
+            raise DatasetError(f"Row {index} has no 'prompt' (columns: {', '.join(map(repr, row)) or 'none'}).")
 
 
 def answer_key(prompt: Text, row: Mapping[str, Any], settings: Any) -> str:

@@ -1,4 +1,6 @@
-"""Did the aligned model become more correct, or only shorter? Key-fact rates and lengths, compared prompt by prompt."""
+"""Whether the aligned model became more correct, or only shorter: key-fact rates and lengths, compared prompt by
+prompt.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.special import bdtr
 
+from preftune.amounts import counted
 from preftune.errors import DatasetError
 from preftune.statistics.intervals import MeanInterval, Verdict, paired_shares, share
 
@@ -74,7 +77,9 @@ def compare_key_facts(
             of its changes is above (or below) zero.
     """
     if len(base) != len(aligned):
-        raise DatasetError(f"{len(base)} base answers but {len(aligned)} aligned ones: they must be of the same rows.")
+        raise DatasetError(
+            f"{counted(len(base), 'base answer')} but {len(aligned)} aligned ones: they must belong to the same rows."
+        )
     base_N, aligned_N = np.asarray(base, dtype=np.float64), np.asarray(aligned, dtype=np.float64)
     change = aligned_N - base_N
     net: dict[Hashable, float] = {}
@@ -105,7 +110,8 @@ def length_word(base_tokens: float, aligned_tokens: float) -> str:
 def correctness_verdict(
     rates: KeyFactRates | None, *, base_tokens: float, aligned_tokens: float, baseline: str = BASE_MODEL
 ) -> Verdict:
-    """What changed: correctness, length, both or neither. What favours the aligned model needs proof, a doubt none.
+    """What changed: correctness, length, both or neither. A result in favour of the aligned model must be significant,
+    a doubt need not be.
 
     1. More correct, by more than chance (`KeyFactRates.shown`): `more correct`, `more correct but longer` when its
        answers are longer by 10% or more.
@@ -120,7 +126,7 @@ def correctness_verdict(
         return Verdict("not measured", f"The rows carry no key facts, so correctness was not measured; {lengths}.")
     facts = (
         f"The key fact is in {rates.aligned.mean:.1%} of the aligned model's answers and in {rates.base.mean:.1%} of "
-        f"{baseline}'s ({rates.gained} prompts gained, {rates.lost} lost; {lengths})"
+        f"{baseline}'s ({counted(rates.gained, 'prompt')} gained, {rates.lost} lost; {lengths})"
     )
     if rates.difference.mean > 0 and rates.shown:
         name = "more correct but longer" if length == "longer" else "more correct"

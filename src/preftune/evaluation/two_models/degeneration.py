@@ -1,4 +1,4 @@
-"""What alignment may break in the answers themselves: loops, sameness, length, missing ends, language, refusals.
+"""Degeneration of answers by alignment: loops, sameness, length, missing ends, language, refusals.
 
 Read from texts alone. `look_at` measures one answer; `compare` sets two models side by side on the same prompts, each
 figure with the interval of its paired difference, and names the prompts that show it worst.
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from preftune.amounts import counted
 from preftune.evaluation.two_models.correctness import BASE_MODEL
 from preftune.evaluation.two_models.types import AnsweredRow
 from preftune.generation.protocol import SIDES, Side
@@ -136,8 +137,8 @@ class Degeneration:
         if not any(self._is_worse(name) for name in told):
             lines.insert(
                 0,
-                f"No sign of degeneration in {self.n:,} {'answer' if self.n == 1 else 'answers'}: no more repetition, "
-                f"sameness, emptiness or change of language than in {self.baseline}'s.",
+                f"No sign of degeneration in {counted(self.n, 'answer')}: no more repetition, sameness, emptiness or "
+                f"change of language than in {self.baseline}'s.",
             )
         return lines
 

@@ -1,4 +1,4 @@
-"""From the names on a command line to two sides that answer, and to one contest."""
+"""Opens the two sides of an evaluation, and the contest, from the names on a command line."""
 
 from __future__ import annotations
 
@@ -92,22 +92,30 @@ def match_up(model: str, base: str | None, opened: ExitStack, options: AnswerOpt
     """
     notes: list[str] = []
     if base is not None and same_model(model, base):
-        raise RequestError(f"--model and --baseline are both {model}. Name the model that it came from.")
+        raise RequestError(
+            f"--model and --baseline are both {model}. Name as --baseline the model that it was trained from."
+        )
     if is_endpoint(model):
         if base is None:
-            raise RequestError(f"--baseline is missing: what {model} came from cannot be known. Name it, or {DATASET}.")
+            raise RequestError(
+                f"--baseline is missing: it is unknown what {model} was trained from. Name that model, or {DATASET}."
+            )
         aligned: Generator = _endpoint(model, opened, options)
         return _matched(_other_side(base, aligned, opened, options, notes), aligned, options, notes, None)
     source = ModelSource(model, **options.model)
     if base is None:
         base = source.base_name if source.is_adapter else _trained_from(source)
         if same_model(model, base):
-            raise RequestError(f"{model} was trained in place of {base}. Name another model with --baseline.")
+            raise RequestError(
+                f"{model} was trained from {base} and saved in its folder. Name another model with --baseline."
+            )
     if source.is_adapter and base != DATASET and same_model(base, source.base_name):
         changed = base_changed_by_adapter(source.place.name)
         if changed is None:
             return _one_model(source, base, options, notes)
-        notes.append(f"The adapter was made with {changed}, which changes the base weights: the base is loaded apart.")
+        notes.append(
+            f"The adapter was made with {changed}, which changes the base weights: the base is loaded separately."
+        )
     aligned = _model_side(source, options, notes)()
     other = _other_side(base, aligned, opened, options, notes)
     return _matched(other, aligned, options, notes, _loader(other, aligned))
@@ -202,7 +210,7 @@ def _base_tokenizer(base: ModelSource, source: ModelSource, notes: list[str]) ->
     """The base's own tokenizer, or the adapter's where the base has no chat template."""
     tokenizer = base.tokenizer
     if tokenizer.chat_template is None and source.tokenizer.chat_template is not None:
-        notes.append("The base has no chat template: it is asked through the aligned model's.")
+        notes.append("The base has no chat template, so the aligned model's is used for it.")
         tokenizer = source.tokenizer
     return lambda: tokenizer
 
@@ -218,9 +226,9 @@ def _use_vllm(source: ModelSource, options: AnswerOptions, notes: list[str]) -> 
         return False
     if options.backend == "vllm":
         return True  # the engine says what it cannot serve
-    reason = "it is to be loaded in 4 bit" if options.model.get("load_in_4bit") else refused_by(source)
+    reason = "it is loaded in 4 bits" if options.model.get("load_in_4bit") else refused_by(source)
     if reason is not None:
-        notes.append(f"Transformers answers for {source.name}, not vLLM: {reason}.")
+        notes.append(f"The answers of {source.name} come from transformers, not vLLM: {reason}.")
     return reason is None
 
 

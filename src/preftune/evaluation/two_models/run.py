@@ -1,4 +1,4 @@
-"""Base against aligned, prompt by prompt: generate, judge, count. Each step is a file that the next run picks up.
+"""Base against aligned, prompt by prompt: generate, judge, count. Each step writes a file that a later run reuses.
 
 eval/generations.jsonl   one object per row: id, prompt, base, aligned, ...; see `two_models.answers`
 eval/verdicts.jsonl      one object per row: id, outcome (for the aligned model), the judgement in each order

@@ -1,4 +1,4 @@
-"""From answers and outcomes to `eval/summary.json`, and to sentences that a person can read."""
+"""Makes `eval/summary.json` and sentences from answers and outcomes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from preftune.amounts import counted
 from preftune.evaluation.two_models.advice import next_steps, seen_sentence
 from preftune.evaluation.two_models.correctness import (
     BASE_MODEL,
@@ -36,7 +37,7 @@ _UNJUDGED_BAR = 0.05
 
 
 class PositionBias(NamedTuple):
-    """What became of the rows that were asked in both orders."""
+    """The outcome of the rows that were judged in both orders."""
 
     asked: int
     """Rows with a verdict in both orders."""
@@ -133,17 +134,16 @@ class Summary:
             lines.append(seen_sentence(self.seen, self.win_rate.prompts))
         if self.unjudged > _UNJUDGED_BAR * n:
             lines.append(
-                f"Take this with care: {self.unjudged} of {n} rows have no verdict that could be read; they count as "
-                "ties, and the interval holds whatever they would have been. "
-                "--ask_again asks for them once more, or give another judge."
-                + (" This says nothing about the models." if self.unjudged == n else "")
+                f"Interpret this with care: {self.unjudged} of {counted(n, 'row')} without a readable verdict count as "
+                "ties, and the interval holds for any outcome of them. Repeat them with --ask_again, or use another "
+                "judge." + (" This says nothing about the models." if self.unjudged == n else "")
             )
         elif self.unjudged:
-            lines.append(f"{self.unjudged} of {n} rows have no verdict that could be read and count as ties.")
+            lines.append(f"{self.unjudged} of {counted(n, 'row')} without a readable verdict count as ties.")
         if self.judge_only_ties:
             lines.append(
-                f"Suspicious: {self.judge} called every comparison of two different answers a tie. This says nothing "
-                "about the models until the judge has been checked."
+                f"Suspicious: {self.judge} called every comparison of two different answers a tie. Check the judge "
+                "before drawing conclusions about the models."
             )
         if self.length_controlled is not None:
             lines.append(self.length_controlled.sentence())
@@ -154,26 +154,26 @@ class Summary:
         bias = self.position_bias
         if bias is not None and bias.disagreed:
             lines.append(
-                f"The judge contradicted itself on {bias.disagreed} of {bias.asked} rows when the answers were swapped "
-                f"(it took the first place on {bias.first_preferred} of them, the second on "
+                f"The judge contradicted itself on {bias.disagreed} of {counted(bias.asked, 'row')} when the answers "
+                f"were swapped (it preferred the first place on {bias.first_preferred} of them, the second on "
                 f"{bias.disagreed - bias.first_preferred}); these count as ties."
             )
         thinking = [f"{called[side]} {tokens:,.0f}" for side, tokens in self.thought_tokens.items() if tokens]
         if thinking:
             lines.append(
-                f"Thoughts before the answers ({', '.join(thinking)} tokens on average) are kept separately; judge, "
-                "lengths and all other figures see the answers alone (--judge_thoughts includes them)."
+                f"Reasoning before the answers ({', '.join(thinking)} tokens on average) is kept separately; judge, "
+                "lengths and all other figures use only the answers (--judge_thoughts includes it)."
             )
         lines.extend(
             f"Only {self.finished[side]:.0%} of {name}'s answers ended by themselves; the others were cut at "
-            "max_new_tokens. Raise it, or look whether the model repeats itself."
+            "max_new_tokens. Raise it, or check whether the model repeats itself."
             for side, name in called.items()
             if self.finished[side] < 0.9
         )
         return lines
 
     def next_steps(self) -> list[str]:
-        """What to do now."""
+        """The advice for the next steps."""
         bias = self.position_bias
         return next_steps(
             self.win_rate,

@@ -1,9 +1,8 @@
-"""Chat models behind an OpenAI-compatible address, through the official client, which brings retries and backoff.
+"""Chat models behind an OpenAI-compatible address, through the official client, with its retries and backoff.
 
 The client repeats a call after a timeout, a lost connection, 408, 409, 429 and 5xx, with growing and jittered pauses or
-the pause that the server asks for (`Retry-After`, up to two minutes). The key is read from the environment, is in no
-message and is never written.
-"""
+the pause that the server asks for (`Retry-After`, up to two minutes). The key is read from the environment, appears in
+no message and is never written."""
 
 from __future__ import annotations
 
@@ -18,6 +17,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from preftune.amounts import counted
 from preftune.errors import EndpointError, PreftuneError, RequestError, did_you_mean
 from preftune.generation.endpoint.budget import Budget, guess_tokens
 from preftune.generation.endpoint.replies import Reply, ReplyGuard, read_reply
@@ -30,7 +30,7 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 _OPENAI = "https://api.openai.com/v1"
 _CHECK_S = 10.0
 _LONGEST = 300
-"""Letters of a server's own message that are shown."""
+"""Maximum number of characters shown of a server's own message."""
 
 
 def is_endpoint(name: str) -> bool:
@@ -39,7 +39,7 @@ def is_endpoint(name: str) -> bool:
 
 
 class EndpointName(NamedTuple):
-    """Which model at which address."""
+    """A model and its address."""
 
     model: str
     base_url: str
@@ -49,7 +49,7 @@ class EndpointName(NamedTuple):
 
     @classmethod
     def parse(cls, spec: str) -> EndpointName:
-        """Reads `openai:MODEL@BASE_URL`; without `@BASE_URL` it is `OPENAI_BASE_URL`, or OpenAI's own.
+        """Reads `openai:MODEL@BASE_URL`; without `@BASE_URL` the address is `OPENAI_BASE_URL`, or OpenAI's own.
 
         Raises: RequestError for another form, or an address with a password or a query, which would be written down.
         """
@@ -60,11 +60,12 @@ class EndpointName(NamedTuple):
         parts = urlsplit(url)
         if not spec.startswith(PREFIX) or not model or "@" in rest[:at] or ("@" in rest and at < 0):
             raise RequestError(
-                f"{spec!r} names no endpoint. Write openai:MODEL@BASE_URL, such as openai:my-model@http://localhost:8000/v1."
+                f"{spec!r} does not name an endpoint. Write openai:MODEL@BASE_URL, such as "
+                "openai:my-model@http://localhost:8000/v1."
             )
         if parts.username or parts.password or parts.query or not parts.hostname:
             raise RequestError(
-                f"The address of openai:{model} must be a plain one, without user, password or query: it is written "
+                f"The address of openai:{model} must not contain a user, a password or a query, because it is written "
                 "next to the results. Write http://HOST:PORT/v1 and give the key with --api_key_env VARIABLE."
             )
         return cls(model, url)
@@ -72,18 +73,18 @@ class EndpointName(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Conduct:
-    """How an endpoint is treated."""
+    """Limits and settings for calls to an endpoint."""
 
     timeout: float = 120.0
-    """Seconds for one attempt, its whole reply included."""
+    """Time limit in seconds of one attempt, including its whole reply."""
     retries: int = 5
-    """Attempts after the first."""
+    """Maximum number of retries."""
     concurrency: int = 8
-    """Calls under way at once."""
+    """Number of calls at the same time."""
     max_reply_bytes: int = 8_000_000
-    """Longest reply that is read."""
+    """Maximum size of a reply in bytes."""
     api_key_env: str | None = None
-    """The environment variable with the key; None takes OPENAI_API_KEY if it is set."""
+    """The environment variable with the key; None means OPENAI_API_KEY if it is set."""
 
     def __post_init__(self) -> None:
         if self.max_reply_bytes < 1:
@@ -97,34 +98,36 @@ class Conduct:
 
 _ODD_RETRIES, _ODD_PAUSE_S, _ODD_LETTERS = 2, 0.5, 120
 _SHORTEST_KEY = 8
-"""Letters below which a key may be a word of any answer."""
+"""Length below which a key might also be an ordinary word in an answer."""
 _SYSTEM = "system"
 _NO_SYSTEM = re.compile(
     r"system (?:role|message|prompt)|roles must alternate|only (?:support )?user and assistant roles", re.IGNORECASE
 )
-"""What chat templates without a system turn say when they get one."""
+"""Error messages of chat templates that do not support a system turn."""
 _SPARE = ("max_tokens", "response_format", "seed")
-"""Fields that a server may refuse and be asked without."""
+"""Fields that are left out if a server refuses them."""
 
 _TOLD = {
-    "seed": "knows no seed: its answers cannot be had again with the same seed.",
-    "temperature": "takes no temperature: it answers with its own, and may say something else when it is asked again.",
+    "seed": "does not support a seed: the same seed does not reproduce its answers.",
+    "temperature": (
+        "does not accept a temperature: it uses its own, and its answers may change when a question is repeated."
+    ),
 }
-"""What it means to be without a field, where it means something."""
+"""The consequence of leaving a field out, if there is one."""
 
 
 class Endpoint:
-    """One chat model at one address. Safe to share between threads."""
+    """One chat model at one address. It can be shared between threads."""
 
     def __init__(self, name: EndpointName, *, conduct: Conduct | None = None, budget: Budget | None = None) -> None:
-        """Raises: RequestError when the package openai is missing, or the key's variable is named and not set."""
+        """Raises: RequestError if the package openai is missing, or if the named variable of the key is not set."""
         self.name = name
         self.conduct = conduct or Conduct()
         self.budget = budget or Budget()
         self._key = _key(self.conduct.api_key_env)
         self._refused: set[str] = set()
         self._is_chat = False
-        """Whether it has sent a chat completion."""
+        """Whether the server has sent a chat completion before."""
         self._lock = threading.Lock()
         self._guard = ReplyGuard(str(name), seconds=self.conduct.timeout, most_bytes=self.conduct.max_reply_bytes)
         if find_spec("openai") is None:
@@ -148,9 +151,10 @@ class Endpoint:
         self._client.close()
 
     def check(self) -> None:
-        """One quick look at the list of models, so that a wrong address is reported at once and not after five retries.
+        """Requests the list of models once, so that a wrong address is reported at once and not after five retries.
 
-        What a server does not offer there is no fault: some list nothing, some know more names than they list.
+        A model missing in the list is not an error: some servers list nothing, and some support more names than they
+        list.
 
         Raises: RequestError for an address that cannot be reached, or a key that is refused.
         """
@@ -178,17 +182,17 @@ class Endpoint:
         about: str = "",
         spare: Sequence[str] = (),
     ) -> Reply:
-        """Asks once and waits for the answer.
+        """Sends one request and waits for the answer.
 
         Args:
-            max_tokens: longest answer.
-            temperature, top_p, seed: None leaves the server's own. Not every server knows `seed`; one that refuses it
-                is asked without, and this is said once.
-            as_json: asks for a JSON object; a server that refuses that is asked without.
-            extra: fields of the request that only some servers know, such as `top_k` or `chat_template_kwargs`.
-            about: what is asked, for the message when just this request is refused.
-            spare: more fields that a server which refuses them is asked without, and it is said once.
-        Raises: RequestError, EndpointError; see `_told`. EndpointError when a cap of the budget is reached.
+            max_tokens: maximum length of the answer.
+            temperature, top_p, seed: None means the server's own. Not every server supports `seed`; if it is refused,
+                it is left out, and this is reported once.
+            as_json: request a JSON object; if this is refused, it is left out.
+            extra: fields of the request that only some servers support, such as `top_k` or `chat_template_kwargs`.
+            about: description of the request, for the message if only this request is refused.
+            spare: more fields that are left out if they are refused, which is reported once.
+        Raises: RequestError, EndpointError; see `_told`. EndpointError if a cap of the budget is reached.
         """
         wanted: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
         request = {name: value for name, value in wanted.items() if value is not None}
@@ -209,9 +213,9 @@ class Endpoint:
         return reply
 
     def _reply(self, ask: Callable[[], Any], asked: int) -> Reply:
-        """The answer, asked for again where a reply is not a chat completion.
+        """The answer; the request is repeated if a reply is not a chat completion.
 
-        Raises: EndpointError when it stays so; RequestError where no reply was one yet.
+        Raises: EndpointError if this persists; RequestError if no reply has been a chat completion so far.
         """
         attempts = 1 + min(self.conduct.retries, _ODD_RETRIES)
         for attempt in range(attempts):
@@ -230,15 +234,15 @@ class Endpoint:
         if self._is_chat:
             raise EndpointError(
                 f"{self.name} sent {attempts} replies to one question that are not chat completions ({odd}). Check the "
-                "server's log, and run again: what was answered is kept."
+                "server's log, and run again: the answers so far are kept."
             )
         raise RequestError(
-            f"{self.name} answered, but not as a chat model does. Is the address complete? It usually ends in /v1. "
-            f"(What is wrong with the reply: {odd}.)"
+            f"{self.name} answered, but not with a chat completion ({odd}). Check that the address is complete: it "
+            "usually ends in /v1."
         )
 
     def _without_key(self, reply: Reply) -> Reply:
-        """A reply that is kept on disk: a server that repeats what it was sent repeats the key too."""
+        """A reply without the key, for the disk: a server that repeats the request may repeat the key too."""
         if self._key is None or len(self._key) < _SHORTEST_KEY or self._key not in reply.text + reply.thought:
             return reply
         text, thought = (part.replace(self._key, "***") for part in (reply.text, reply.thought))
@@ -270,7 +274,9 @@ class Endpoint:
                 raise self._told(error) from None
 
     def _takes_no_system(self, error: Any, asked: Sequence[Message]) -> bool:
-        """Whether the chat template behind the address refused the system turn, which then joins the user's."""
+        """Whether the chat template behind the address refused the system turn, which is then put into the user's
+        turn.
+        """
         if not asked or asked[0].get("role") != "system" or len(asked) < 2 or not _NO_SYSTEM.search(str(error)):
             return False
         with self._lock:
@@ -278,7 +284,7 @@ class Endpoint:
         return True
 
     def _do_without(self, error: Any, spare: Sequence[str]) -> bool:
-        """Whether the server refused a field that it can be asked without; it is left out from now on."""
+        """Whether the server refused an optional field, which is left out from now on."""
         message = f"{getattr(error, 'param', '')} {error}"
         for field in spare:
             if field in message:
@@ -298,8 +304,9 @@ class Endpoint:
         said = self._said(error)
         if isinstance(error, openai.APITimeoutError):
             return EndpointError(
-                f"{where} gave no answer within {conduct.timeout:g} s, {conduct.retries + 1} times over. Raise "
-                "--timeout, or lower --concurrency. Such calls may be billed: the budget counts each at its most."
+                f"{where} gave no answer within {conduct.timeout:g} s in {counted(conduct.retries + 1, 'attempt')}. "
+                "Raise --timeout, or lower --concurrency. Such calls may be billed: the budget counts each at its "
+                "maximum."
             )
         if isinstance(error, openai.APIConnectionError):
             return RequestError(
@@ -312,21 +319,22 @@ class Endpoint:
             cure = "Check the key in" if self._key else "Set the key in the environment variable"
             return RequestError(f"{where} refuses access ({status}: {said}). {cure} {variable}.")
         if status == 404:
-            return RequestError(f"{where} knows no such model or address (404: {said}). {self._near_models()}")
+            return RequestError(f"{where} does not have this model or address (404: {said}). {self._near_models()}")
         if status == 429:
             return EndpointError(
-                f"{where} still refuses for too many calls after {conduct.retries} retries (429: {said}). Lower "
-                "--concurrency, or wait; if it speaks of a quota, the account is used up. What was answered is kept."
+                f"{where} still reports too many calls after {counted(conduct.retries, 'retry', 'retries')} (429: "
+                f"{said}). Lower --concurrency, or wait; if the message names a quota, it is used up. The answers so "
+                "far are kept."
             )
         if status is not None and status < 500:
             what = f"{about} " if about else ""
             return RequestError(
-                f"{where} does not take the request {what}({status}: {said}). Change what it names; what was answered "
-                "is kept."
+                f"{where} does not accept the request {what}({status}: {said}). Change the setting that it names; the "
+                "answers so far are kept."
             )
         return EndpointError(
-            f"{where} failed {conduct.retries + 1} times over ({status or type(error).__name__}: {said}). Look at the "
-            "server's log, and run again: what was answered is kept."
+            f"{where} failed in {counted(conduct.retries + 1, 'attempt')} ({status or type(error).__name__}: {said}). "
+            "Check the server's log, and run again: the answers so far are kept."
         )
 
     def _said(self, error: Any) -> str:
@@ -337,20 +345,20 @@ class Endpoint:
         return text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
 
     def _near_models(self) -> str:
-        """A sentence that helps with a 404: near names of models, or the usual form of an address."""
+        """A sentence that helps with a 404: similar names of models, or the usual form of an address."""
         import openai
 
         try:
             listed = self._client.with_options(max_retries=0, timeout=_CHECK_S).models.list()
             names = sorted(model.id for model in listed.data)
         except (openai.OpenAIError, AttributeError, TypeError):
-            return "It lists no models either: is the address complete? It usually ends in /v1."
+            return "It lists no models either. Check that the address is complete: it usually ends in /v1."
         listing = f"It has: {', '.join(names[:8]) or 'no models'}."
         return did_you_mean(self.name.model, names, most=3, cutoff=0.4, otherwise=listing)
 
 
 def without_system(messages: Sequence[Message]) -> list[Message]:
-    """The conversation with its system turn's text before the first user turn's."""
+    """The conversation with the system turn's text at the start of the first user turn."""
     if len(messages) < 2 or messages[0].get("role") != "system":
         return list(messages)
     first: Message = {**messages[1], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
@@ -360,10 +368,10 @@ def without_system(messages: Sequence[Message]) -> list[Message]:
 def _key(variable: str | None) -> str | None:
     key = (os.environ.get(variable or KEY_VARIABLE) or "").strip()
     if variable is not None and not key:
-        raise RequestError(f"--api_key_env {variable}: this environment variable is not set. Put the key into it.")
+        raise RequestError(f"--api_key_env {variable}: this environment variable is not set. Set it to the key.")
     if key and not all("!" <= letter <= "~" for letter in key):  # the client's own error would show it
         raise RequestError(
             f"The key in {variable or KEY_VARIABLE} holds a blank, a line break or a character outside ASCII, which no "
-            "key has. Put the key alone into the variable."
+            "key has. Set the variable to the key only."
         )
     return key or None

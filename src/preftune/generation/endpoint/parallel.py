@@ -1,4 +1,4 @@
-"""Several questions under way at once; Ctrl-C lets them finish, so that no answer that was paid for is lost."""
+"""Several questions at once; Ctrl-C lets them finish, so that no paid answer is lost."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from preftune.amounts import counted
 from preftune.log import say
 
 Item = TypeVar("Item")
@@ -24,12 +25,12 @@ def in_parallel(
     workers: int,
     take: Callable[[Item, Result], None],
 ) -> None:
-    """Calls `function` on every item, `workers` at a time, and `take` with each result as it comes, in this thread.
+    """Calls `function` on every item, `workers` at a time, and `take` with each result when it arrives, in this thread.
 
-    The first Ctrl-C begins nothing new and takes what is under way; a second one does not wait for it. When `function`
-    raises, the others under way are taken too, and then the first error is raised.
+    After the first Ctrl-C no new call is started, and running calls are completed; a second Ctrl-C does not wait for
+    them. If `function` raises, the other running calls are completed too, and then the first error is raised.
 
-    Raises: KeyboardInterrupt after Ctrl-C, and whatever `function` or `take` raises.
+    Raises: KeyboardInterrupt after Ctrl-C, and the errors of `function` and `take`.
     """
     remaining = iter(items)
     results: SimpleQueue[tuple[Item, Any, BaseException | None]] = SimpleQueue()
@@ -67,9 +68,9 @@ def in_parallel(
 
 @contextmanager
 def _patient_interrupt(waiting: Callable[[], int]) -> Iterator[threading.Event]:
-    """While this is entered, a first Ctrl-C only sets the event; the next one does what it did before.
+    """Within this context, a first Ctrl-C only sets the event; the next one has its previous effect.
 
-    A handler that is not Python's own stays: a training has one, which lets the whole round be finished.
+    A handler that is not Python's own is kept: a training has one, which completes the whole round.
     """
     stopped = threading.Event()
     before = signal.getsignal(signal.SIGINT)
@@ -81,7 +82,7 @@ def _patient_interrupt(waiting: Callable[[], int]) -> Iterator[threading.Event]:
     def stop(number: int, frame: Any) -> None:
         stopped.set()
         signal.signal(signal.SIGINT, before)
-        say(f"stopping: waiting for {waiting()} answers under way (Ctrl-C again does not wait)")
+        say(f"stopping: waiting for {counted(waiting(), 'pending answer')} (Ctrl-C again does not wait)")
 
     signal.signal(signal.SIGINT, stop)
     try:

@@ -1,4 +1,4 @@
-"""What comes back from an endpoint: within a size, a time and its own host, and read with suspicion."""
+"""Replies of an endpoint, which are untrusted: limited in size, time and host, and validated."""
 
 from __future__ import annotations
 
@@ -12,27 +12,31 @@ from preftune.errors import EndpointError
 from preftune.generation.endpoint.budget import guess_tokens
 
 _THOUGHT_FIELDS = ("reasoning_content", "reasoning")
-"""Where servers put a thought apart from the answer."""
+"""Fields in which servers return reasoning separately from the answer."""
 _MOST_TOKENS = 10_000_000
-"""A count of tokens above this is not believed."""
+"""Token counts above this are ignored."""
 
 
 class Reply(NamedTuple):
     """One answer."""
 
     text: str
-    """As it came; a thought is in it only where the server leaves it in the text."""
+    """The unchanged text; it contains reasoning only if the server leaves it in the text."""
     tokens: int
-    """Of the whole reply, as the server counts and bills it; estimated when it does not say, or says the impossible."""
+    """Number of tokens of the whole reply, as the server counts and bills it; estimated if the count is missing or
+    impossible.
+    """
     finished: bool
-    """The model ended the answer itself."""
+    """Whether the model ended the answer itself."""
     prompt_tokens: int
     thought: str = ""
-    """What the server gives apart from the text, as `reasoning_content`, `reasoning` or a part of type `thinking`."""
+    """Reasoning that the server returns separately, as `reasoning_content`, `reasoning` or a part of type
+    `thinking`.
+    """
     thought_tokens: int = 0
-    """Of those tokens, the thought's, where the server says so."""
+    """Number of these tokens that belong to the reasoning, if the server reports it."""
     cut: bool = False
-    """The reply ended at its limit."""
+    """Whether the reply ended at its limit."""
 
 
 class OddReplyError(ValueError):
@@ -43,8 +47,8 @@ def read_reply(answer: Any, asked: int) -> Reply:
     """A chat completion as a `Reply`.
 
     Args:
-        asked: estimated tokens of the question.
-    Raises: OddReplyError, saying what is odd.
+        asked: estimated number of tokens of the question.
+    Raises: OddReplyError that names the fault.
     """
     choices = getattr(answer, "choices", None)
     if not isinstance(choices, list) or not choices:
@@ -73,7 +77,7 @@ def read_reply(answer: Any, asked: int) -> Reply:
 
 
 def _content(content: Any) -> tuple[str, str]:
-    """Text and thought of a message's content: a text, or a list of parts as Mistral and others send it."""
+    """Text and reasoning of a message's content: a text, or a list of parts as Mistral and others send it."""
     if content is None or isinstance(content, str):
         return content or "", ""
     if not isinstance(content, list):
@@ -98,12 +102,11 @@ def _count(holder: Any, name: str) -> int | None:
 class ReplyGuard(threading.local):
     """Hooks of the HTTP client, for one thread's call at a time.
 
-    Counts attempts that got no answer: the client repeats them without a word, and a server that was too slow may have
-    done the work and put it on the bill.
-    """
+    It counts attempts without an answer: the client repeats them silently, and a server that was too slow may have done
+    and billed the work."""
 
     open = 0
-    """Attempts of this call without an answer."""
+    """Number of attempts of this call without an answer."""
     started = 0.0
 
     def __init__(self, where: str, *, seconds: float, most_bytes: int) -> None:
@@ -124,8 +127,8 @@ class ReplyGuard(threading.local):
             asked, there = response.request.url, response.request.url.join(response.headers["location"])
             if (there.scheme, there.host, there.port) != (asked.scheme, asked.host, asked.port):
                 raise EndpointError(
-                    f"{self.where} redirects to {there.scheme}://{there.netloc.decode()}, and what is sent to one "
-                    "host is not passed on to another. If that is where it lives, name that address."
+                    f"{self.where} redirects to {there.scheme}://{there.netloc.decode()}, but requests to one host are "
+                    "not passed on to another. If that is the right host, name that address."
                 )
             return
         content = bytearray()
@@ -133,8 +136,8 @@ class ReplyGuard(threading.local):
             content += part
             if len(content) > self.most_bytes:
                 raise EndpointError(
-                    f"{self.where} sent a reply of more than {self.most_bytes / 1e6:g} MB. Lower the longest answer, "
-                    "or raise --max_reply_mb."
+                    f"{self.where} sent a reply of more than {self.most_bytes / 1e6:g} MB. Lower the maximum length of "
+                    "an answer, or raise --max_reply_mb."
                 )
             if time.monotonic() - self.started > self.seconds:
                 client = sys.modules[type(response).__module__.partition(".")[0]]

@@ -1,4 +1,4 @@
-"""Does a judge say what people say? Agreement with intervals, and the two ways in which judges are usually wrong.
+"""Agreement of a judge with people, with intervals, and the two usual biases of judges.
 
 Position bias: the judge prefers a place, whatever stands there. Length bias: it takes the longer answer more often than
 people do. Each figure has an interval clustered by prompt. Judges and figures after Zheng et al. 2023
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from preftune.amounts import counted
 from preftune.errors import DatasetError
 from preftune.judges.people.labels import HumanLabel
 from preftune.judges.protocol import Judge, Judgement, Progress, Question, judge_all, judge_name, swapped_verdict
@@ -116,23 +117,23 @@ class Agreement:
         """The result in words, and what to do about it."""
         lines = [self._headline(), *self._warnings()]
         if len(lines) == 1:
-            lines.append("No position or length bias is shown, and it is better than going by length.")
+            lines.append("No position or length bias is shown, and it is better than the length of the answers.")
         return lines
 
     def _headline(self) -> str:
         ceiling = "" if self.two_people is None else f"; two people agree in {self.two_people.value:.1%}"
         return (
-            f"The judge {self.judge!r} agrees with people in {self.agreement.value:.1%} of {self.n:,} comparisons "
-            f"({self._interval(self.agreement)}, ties counted half{ceiling}). Taking the longer answer agrees in "
-            f"{self.longer_rule.value:.1%}."
+            f"The judge {self.judge!r} agrees with people in {self.agreement.value:.1%} of "
+            f"{counted(self.n, 'comparison')} ({self._interval(self.agreement)}, ties counted half{ceiling}). Taking "
+            f"the longer answer agrees in {self.longer_rule.value:.1%}."
         )
 
     def _warnings(self) -> list[str]:
         lines = []
         if self.agreement.ci_high < 0.5:
             lines.append(
-                "It says the opposite of people more often than not: either it reads the question the wrong way round, "
-                "or chosen and rejected are swapped in these data."
+                "It contradicts people in most comparisons: either it misreads the question, or chosen and rejected "
+                "are swapped in these data."
             )
         elif self.agreement.ci_low <= 0.5:
             lines.append(
@@ -141,8 +142,8 @@ class Agreement:
             )
         elif self.judge_ties == 1:
             lines.append(
-                "It prefers no answer in any comparison, so it cannot tell two models apart, and its agreement is the "
-                "ties alone: use another judge."
+                "It prefers no answer in any comparison, so it cannot distinguish two models, and its agreement comes "
+                "only from ties: use another judge."
             )
         elif self.above_longer.ci_low <= 0:
             lines.append(
@@ -158,13 +159,13 @@ class Agreement:
             place = "first" if self.first_place.value > 0.5 else "second"
             lines.append(
                 f"It prefers the {place} place ({self.first_place.value:.0%} of its preferences are for the first, "
-                f"{self._interval(self.first_place)}). Both orders are asked everywhere, which takes this out."
+                f"{self._interval(self.first_place)}). preftune always asks in both orders, which removes this bias."
             )
         if self.length_bias is not None and self.judge_longer is not None and self.human_longer is not None:
             if self.length_bias.ci_low > 0:
                 lines.append(
                     f"Length bias: it takes the longer answer in {self.judge_longer.value:.0%} of its preferences, "
-                    f"people in {self.human_longer.value:.0%}. Go by the length-controlled win rate."
+                    f"people in {self.human_longer.value:.0%}. Use the length-controlled win rate."
                 )
             elif self.length_bias.ci_high < 0:
                 lines.append(
@@ -173,8 +174,7 @@ class Agreement:
                 )
         if self.unjudged:
             lines.append(
-                f"{self.unjudged:,} comparisons have no verdict that could be read and are left out; --ask_again asks "
-                "for them once more."
+                f"{counted(self.unjudged, 'comparison')} without a readable verdict left out; --ask_again repeats them."
             )
         return lines
 
@@ -218,8 +218,8 @@ def agreement(judged: Sequence[Judged], judge: Judge, *, confidence: float = 0.9
     read = [item for item in judged if item.verdict is not None]
     if not read:
         raise DatasetError(
-            f"Not one verdict of {judge_name(judge)} could be read, so there is no agreement to measure. Try a "
-            "stronger model, or a higher --judge_max_tokens."
+            f"No verdict of {judge_name(judge)} could be read, so no agreement can be measured. Try a stronger model, "
+            "or a higher --judge_max_tokens."
         )
     clusters = [digest(item.label.prompt) for item in read]
     rate = partial(_rate, clusters, confidence)

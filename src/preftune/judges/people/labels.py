@@ -1,4 +1,4 @@
-"""People's judgements, to hold a judge against: any preference data, or rows with two answers and a label.
+"""People's judgements to compare a judge with: any preference data, or rows with two answers and a label.
 
 Preference data: people preferred the chosen answer. Rows with `prompt`, `answer_a`, `answer_b` and `label` ("a", "b" or
 "tie") may hold ties too, as may those of the format `labelled-outputs` (LLMBar's `input`, `output_1`, `output_2` and
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
+from preftune.amounts import counted
 from preftune.data.formats.adapter import asked_columns
 from preftune.data.formats.apply import sample_of
 from preftune.data.formats.columns import Columns, find_column, listing
@@ -90,7 +91,7 @@ def load_labels(
     if of_rows and missing:
         raise DatasetError(
             f"{name} has no column {missing[0]!r} (found: {listing(rows.features)}). Judgements need prompt, answer_a, "
-            "answer_b and label: name all that are called something else with --columns."
+            "answer_b and label: name columns with other names with --columns."
         )
     if not missing:
         labels = _of_rows(rows, Columns({column: path for column, path in paths.items() if path}), names["label"], name)
@@ -109,7 +110,7 @@ def load_labels(
     chosen = labels
     if limit is not None and limit < len(labels):
         chosen = [labels[index] for index in sorted(random.Random(seed).sample(range(len(labels)), limit))]
-        notes.append(f"{limit:,} of {len(labels):,} judgements, drawn at random (seed {seed}).")
+        notes.append(f"{limit:,} of {counted(len(labels), 'judgement')}, drawn at random (seed {seed}).")
     return HumanLabels(chosen, name, len(labels), notes)
 
 
@@ -133,8 +134,8 @@ def _of_rows(rows: Any, columns: Columns, said_in: str, name: str) -> list[Human
         label = judged(said)
         if label is None:
             raise DatasetError(
-                f"{name} row {number}: {said_in!r} is {said!r}, which does not say which answer is better. "
-                "Write 'a', 'b' or 'tie', or 1, 2 or 0."
+                f"{name} row {number}: {said_in!r} is {said!r}, which does not name the better answer. Write 'a', 'b' "
+                "or 'tie', or 1, 2 or 0."
             )
         prompt, one, other = (values.get(column) for column in COLUMNS[:3])
         if not _is_prompt(prompt) or not isinstance(one, str) or not isinstance(other, str):

@@ -20,11 +20,12 @@ from torch import Tensor
 from preftune.logps.layout import GroupLayout, Segment
 
 _BLOCK = 160
-"""Queries at a time, about."""
+"""Approximate number of queries computed at a time."""
 
 
 def serves(query: Tensor, value: Tensor, layout: GroupLayout, window: int | None) -> bool:
-    """CPU, float32 or float64, one dtype and one width of heads, and no window that would hide anything.
+    """Whether `blocked` can be used: CPU, float32 or float64, one dtype and one width of heads, and no window that
+    would hide a key.
 
     (Where a CPU has bfloat16 instructions, PyTorch's fused kernels use them.)
     """
@@ -66,7 +67,7 @@ class _Plan(NamedTuple):
 
 
 class _Row:
-    """A row's tensors in the order of the products, and room for the scores of one block."""
+    """A row's tensors in the order of the products, and a buffer for the scores of one block."""
 
     def __init__(self, query: Tensor, key: Tensor, value: Tensor, layout: GroupLayout, scale: float) -> None:
         self.heads, self.width = key.shape[1], query.shape[3]
@@ -149,7 +150,7 @@ class _Blocked(torch.autograd.Function):
 
 
 def _plan(layout: GroupLayout) -> _Plan:
-    """Made once per layout, not once per layer."""
+    """The plan is made once per layout, not once per layer."""
     known: _Plan | None = layout.__dict__.get("_cpu_plan")
     if known is None:
         segments = tuple((segment, tuple(_blocks(segment))) for segment in layout.segments)
@@ -169,7 +170,7 @@ def _blocks(segment: Segment) -> list[_Block]:
 
 
 def _add_seen(total: Tensor, part: Tensor, segment: Segment) -> None:
-    """The opposite of `Segment.seen`: a prompt's gradients add up over its completions."""
+    """The reverse of `Segment.seen`: the gradients of a prompt are summed over its completions."""
     total[:, segment.start : segment.stop] += part[:, segment.prefix :]
     if segment.prefix:
         total[:, segment.prefix_start : segment.prefix_stop] += part[:, : segment.prefix]

@@ -27,8 +27,9 @@ def serves(query: Tensor, value: Tensor) -> bool:
 
 
 def flash_takes(dtype: torch.dtype, head_size: int, value_size: int, capability: tuple[int, int]) -> bool:
-    """What torch's flash kernels are built for: half precision, compute capability 8.0 and newer, keys and values of
-    one size, a multiple of 8 up to 256 (192 where the backward pass has no room for more).
+    """Whether torch's flash kernels support the input: half precision, compute capability 8.0 and newer, keys and
+    values of one size, a multiple of 8 up to 256 (192 on cards whose shared memory does not suffice for the backward
+    pass).
     """
     limit = 256 if capability in _WIDE_BACKWARD else 192
     return (
@@ -44,7 +45,7 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, layout: GroupLayout, scale
 
     Args:
         query: (1, H, R, d); key and value with as many or fewer heads.
-        window: keys a query sees, its own included; None: all before it.
+        window: number of keys that a query sees, including its own; None for all keys before it.
     Returns: (1, R, H, d).
     """
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # (R, H, d)

@@ -1,14 +1,13 @@
-"""Packed attention on CUDA by FlexAttention, where flash kernels cannot serve: soft caps (Gemma 2), attention sinks
-(gpt-oss), keys and values of different sizes (DeepSeek), heads of odd sizes.
+"""Packed attention on CUDA with FlexAttention, for cases that flash kernels do not support: soft caps (Gemma 2),
+attention sinks (gpt-oss), keys and values of different sizes (DeepSeek), heads of odd sizes.
 
-Who sees whom is two intervals of the row for every query: from its own segment, and from the prompt before it. A window
-only raises where they begin, so one mask function serves every model, layer and layout, and nothing is compiled twice.
-Sinks are applied afterwards: a sink of score s takes the share exp(s) / (exp(lse) + exp(s)) of the softmax and gives
-nothing, so what is left is the output times sigmoid(lse - s).
+The visible keys of a query are two intervals of the row: in its own segment, and in the prompt before it. A window only
+moves their beginnings, so one mask function suffices for every model, layer and layout, and nothing is compiled twice.
+Sinks are applied afterwards: a sink of score s takes the share exp(s) / (exp(lse) + exp(s)) of the softmax and has no
+value, so the result is the output times sigmoid(lse - s).
 
-float32 and cards older than compute capability 8.0 go by segment (`attention.packed`): a run in float32 wants
-its accuracy, which SDPA keeps, and Triton's kernels are no faster there.
-"""
+float32 and cards older than compute capability 8.0 are computed by segment (`attention.packed`): SDPA keeps the
+accuracy of float32, and Triton's kernels are not faster there."""
 
 from __future__ import annotations
 
@@ -37,8 +36,8 @@ class Visible(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """FlexAttention's tables of blocks of 128: how many, and which, each block of queries (`kv_`) or of keys (`q_`)
-    meets, in part or in full. (1, 1, blocks) and (1, 1, blocks, blocks) int32.
+    """FlexAttention's tables of blocks of 128: the number and the indices of the blocks that each block of queries
+    (`kv_`) or keys (`q_`) meets, partly or fully. (1, 1, blocks) and (1, 1, blocks, blocks) int32.
     """
 
     kv_num_blocks: Tensor
@@ -52,7 +51,7 @@ class Blocks(NamedTuple):
 
 
 def serves(query: Tensor, key: Tensor, value: Tensor, *, softcap: float | None, sinks: Tensor | None) -> bool:
-    """Whether `attend` can take these heads on this device: decided by trying, once per kind of heads."""
+    """Whether `attend` supports these heads on this device, tested once per kind of heads."""
     if query.device.type != "cuda" or query.dtype not in (torch.float16, torch.bfloat16) or query.dtype != value.dtype:
         return False
     if torch.cuda.get_device_capability(query.device) < (8, 0):
@@ -77,10 +76,10 @@ def attend(
 
     Args:
         query: (1, H, R, d); key and value with as many or fewer heads.
-        window: keys a query sees, its own included; None: all before it.
+        window: number of keys that a query sees, including its own; None for all keys before it.
         softcap: scores become `softcap * tanh(score / softcap)`.
         sinks: (H,) scores of a key that has no value.
-        kernel: instead of the compiled one; for tests.
+        kernel: replaces the compiled one, for tests.
     Returns: (1, R, H, d).
     """
     seen, blocks = masks_of(layout, window, query.device)
@@ -97,9 +96,10 @@ def attend(
 def flex(
     query: Tensor, key: Tensor, value: Tensor, seen: Visible, blocks: Blocks, scale: str, softcap: str | None
 ) -> tuple[Tensor, Tensor]:
-    """FlexAttention's output (1, H, R, d) and the log-sum-exp of every query's scores (1, H, R); what is compiled.
+    """FlexAttention's output (1, H, R, d) and the log-sum-exp of every query's scores (1, H, R); this function is
+    compiled.
 
-    Only tensors and texts come in, so that the compiler sees nothing change between layouts but sizes.
+    The arguments are only tensors and texts, so that for the compiler only sizes change between layouts.
     """
     from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
@@ -147,10 +147,10 @@ def visible(layout: GroupLayout, window: int | None) -> Visible:
 
 
 def masks_of(layout: GroupLayout, window: int | None, device: torch.device) -> tuple[Visible, Blocks]:
-    """Who sees whom, by query and by block; made once per layout and window, not once per layer.
+    """The visible keys, by query and by block; made once per layout and window, not once per layer.
 
-    Built from the intervals: `create_block_mask` would hold R x R booleans, a gigabyte for a row of 32k tokens.
-    """
+    They are built from the intervals: `create_block_mask` would need R x R booleans, a gigabyte for a row of 32k
+    tokens."""
     if window is not None and window >= layout.max_k:
         window = None
     cache: dict[object, tuple[Visible, Blocks]] = layout.__dict__.setdefault("_flex_masks", {})
@@ -198,9 +198,10 @@ def _compiled() -> Callable[..., Any]:
 def _tried(
     device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int, int], softcap: float | None, sinks: bool
 ) -> bool:
-    """Compile the kernel for these heads and compare values and gradients with plain attention; said once if it fails.
+    """Compiles the kernel for these heads and compares values and gradients with plain attention; a failure is reported
+    once.
 
-    In a thread of its own, where no autocast, no activation checkpoint and no `no_grad` of the caller reaches.
+    It runs in a separate thread, without the caller's autocast, activation checkpoints and `no_grad`.
     """
     try:
         with ThreadPoolExecutor(1) as pool:
@@ -209,11 +210,11 @@ def _tried(
         raise
     except Exception as failure:  # no Triton, no compiler, heads too large for a kernel: any of them is reported
         lines = str(failure).strip().splitlines() or ["no message"]
-        reason = f"FlexAttention does not compile here ({type(failure).__name__}: {lines[0][:160]})"
+        reason = f"FlexAttention does not compile on this machine ({type(failure).__name__}: {lines[0][:160]})"
     else:
         if error <= _TOLERANCE:
             return True
-        reason = f"FlexAttention is off by {error:.2g} here"
+        reason = f"FlexAttention deviates by {error:.2g} on this machine"
     warn(f"{reason}; attention is computed segment by segment instead, which is slower.")
     return False
 
@@ -266,7 +267,7 @@ def plain(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """The formula that `attend` computes, with all R x R scores in hand. (1, R, H, d)."""
+    """The formula that `attend` computes, with all R x R scores in memory. (1, R, H, d)."""
     own_from, prompt_from, prompt_to = (t.to(query.device)[:, None] for t in visible(layout, window))
     at = torch.arange(len(own_from), device=query.device)
     q, k = at[:, None], at[None]
@@ -285,7 +286,7 @@ def explicit(
     sinks: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """(1, H, queries, d): attention with the score matrix in hand; causal without a mask."""
+    """(1, H, queries, d): attention with the score matrix in memory; causal without a mask."""
     repeat = query.shape[1] // key.shape[1]
     if repeat > 1:
         key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)

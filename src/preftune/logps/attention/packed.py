@@ -1,9 +1,8 @@
 """Attention over packed groups, registered with transformers under the name "preftune". Model code stays untouched.
 
-A packed forward passes its `GroupLayout` as the keyword argument `group_layout` through the model to the function
-here, so that gradient checkpointing, which recomputes layers during the backward pass, finds it again. Without a
-layout the function is ordinary masked attention, so that the same model generates with left padding.
-"""
+A packed forward passes its `GroupLayout` as the keyword argument `group_layout` through the model to this module's
+function, so that gradient checkpointing, which recomputes layers during the backward pass, finds it again. Without a
+layout the function is ordinary masked attention, so that the same model generates with left padding."""
 
 from __future__ import annotations
 
@@ -52,10 +51,10 @@ def grouped_attention(
     Args:
         query: (1, H, R, d) for a packed row; key and value with as many or fewer heads.
         attention_mask: None in a packed forward.
-        group_layout: who sees whom; without it this is ordinary attention.
+        group_layout: the visible keys of each query; without it this is ordinary attention.
     Returns: (1, R, H, d), and no weights.
     Raises:
-        UnsupportedLayoutError: a packed forward lost its layout, or the model asks for something unknown.
+        UnsupportedLayoutError: a packed forward lost its layout, or the model requests an unknown feature.
     """
     request = current_request()
     if group_layout is None:
@@ -70,7 +69,7 @@ def grouped_attention(
         unknown.insert(0, "attention_mask")
     if unknown or kwargs.get("is_causal") is False or getattr(module, "is_causal", True) is False:
         what = ", ".join(unknown) or "attention that is not causal"
-        raise UnsupportedLayoutError(f"{type(module).__name__} asks its attention for {what}")
+        raise UnsupportedLayoutError(f"{type(module).__name__} requests {what} of its attention")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     query, key, value = in_autocast_dtype(query, key, value)
     needs_scores = softcap is not None or sinks is not None
@@ -91,9 +90,8 @@ def grouped_attention(
 def in_autocast_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values as `scaled_dot_product_attention` would take them under autocast.
 
-    With float32 weights the rotary embedding gives queries and keys back in float32 while values come in half
-    precision; autocast knows SDPA and casts for it, and knows nothing of the kernels here.
-    """
+    With float32 weights the rotary embedding returns queries and keys in float32, while values are in half precision;
+    autocast casts for SDPA, but not for the kernels of this package."""
     device = query.device.type
     if not torch.is_autocast_enabled(device) or query.dtype == torch.float64:
         return query, key, value
@@ -102,7 +100,7 @@ def in_autocast_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor
 
 
 def grouped_mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """The mask that goes with `grouped_attention`: none in a packed forward, SDPA's everywhere else."""
+    """The mask for `grouped_attention`: none in a packed forward, SDPA's otherwise."""
     request = current_request()
     if request is not None and request.layout is not None:
         return None
@@ -111,7 +109,7 @@ def grouped_mask(*args: Any, **kwargs: Any) -> Tensor | None:
 
 
 def register() -> None:
-    """Make attn_implementation="preftune" known to transformers. Idempotent."""
+    """Registers attn_implementation="preftune" with transformers. Idempotent."""
     AttentionInterface.register(NAME, grouped_attention)
     AttentionMaskInterface.register(NAME, grouped_mask)
 
@@ -148,7 +146,7 @@ def _by_segment(
 def _ordinary(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Attention without a layout: SDPA, or the explicit form where SDPA cannot serve."""
+    """Attention without a layout: SDPA, or the explicit form if SDPA does not support it."""
     softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
     if softcap is None and sinks is None:
         kwargs.pop("softcap", None)

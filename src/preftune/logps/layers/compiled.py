@@ -1,10 +1,10 @@
-"""`torch.compile` where it is safe for a packed row: norms and gated MLPs, each by itself, shared by all layers.
+"""`torch.compile` where it is safe for a packed row: norms and gated MLPs, each compiled separately and shared by all
+layers.
 
-Attention stays outside, and with it the layout: nothing that changes from batch to batch is compiled in but the length
-of the row, which is symbolic. Compiling whole decoder layers breaks the graph at attention, and under activation
-checkpointing, where a graph must not break, quietly compiles nothing. The pieces go through checkpoints unharmed, serve
-policy and reference alike, and hold nearly all of a layer's small operations.
-"""
+Attention and the layout are not compiled: the only value that changes from batch to batch is the length of the row,
+which is symbolic. Compiling whole decoder layers breaks the graph at attention, and under activation checkpointing,
+where a graph must not break, silently compiles nothing. The compiled parts work under checkpointing, serve both policy
+and reference, and contain nearly all small operations of a layer."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _RECOMPILE_LIMIT = 32
 
 
 def compile_layers(model: nn.Module, *, backend: str = "inductor", mode: str | None = None) -> int:
-    """Compile the norms and MLPs of a model in place; what it computes stays the same up to rounding. Idempotent.
+    """Compiles the norms and MLPs of a model in place; results stay the same up to rounding. Idempotent.
 
-    Mixtures of experts and quantised layers are left alone.
+    Mixtures of experts and quantised layers are not compiled.
 
     Args:
         backend, mode: as in `torch.compile`.
@@ -49,7 +49,7 @@ def _pieces(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """A norm that a model library wrote in single operations; PyTorch's own are one kernel already."""
+    """Whether a norm consists of single operations; PyTorch's own norms are already one kernel."""
     return type(module).__name__.endswith("Norm") and not type(module).__module__.startswith("torch.")
 
 
@@ -63,7 +63,7 @@ def _unfit(module: nn.Module) -> bool:
 
 
 def _own_forward_again(piece: nn.Module) -> None:
-    """Take back what `fast_layers` put in: it decides call by call, which a compiler cannot see through."""
+    """Removes the forwards of `fast_layers`, whose decisions per call cannot be compiled."""
     for module in piece.modules():
         function = getattr(vars(module).get("forward"), "__func__", None)
         if getattr(function, "__module__", None) == fast_layers.__name__:

@@ -1,10 +1,9 @@
-"""Which layers of a model the functions of `projection` and `gated_mlp` can compute, decided by trying.
+"""Finds, by trial, the layers of a model that `projection` and `gated_mlp` can compute.
 
-Two kinds of module are looked for by what they have, not by their class: PEFT's LoRA around a frozen `nn.Linear`, and a
-gated MLP (`gate_proj`, `up_proj`, `down_proj`, `act_fn`). Each gets a forward of its own that checks, call by call,
-whether the fast way applies (one plain adapter, no dropout, no hooks, nothing else trained) and otherwise does what the
-module always did. Generation uses them too, so what is trained is what talks.
-"""
+Two kinds of module are recognised by their attributes, not by their class: PEFT's LoRA around a frozen `nn.Linear`, and
+a gated MLP (`gate_proj`, `up_proj`, `down_proj`, `act_fn`). Each gets its own forward that checks in every call whether
+the fast computation applies (one plain adapter, no dropout, no hooks, nothing else trained), and otherwise calls the
+original forward. Generation uses them too, so that training and generation agree."""
 
 from __future__ import annotations
 
@@ -25,7 +24,9 @@ _plain: ContextVar[bool] = ContextVar("preftune_plain_layers", default=False)
 
 @contextmanager
 def plain_layers() -> Iterator[None]:
-    """Inside, every layer computes as its library wrote it. For comparisons; not around a checkpointed forward."""
+    """Within this context, every layer uses its library's forward; for comparisons, not around a checkpointed
+    forward.
+    """
     token = _plain.set(True)
     try:
         yield
@@ -34,11 +35,11 @@ def plain_layers() -> Iterator[None]:
 
 
 def quicken(model: nn.Module) -> int:
-    """Let the layers that can be fast be fast. Idempotent.
+    """Gives all supported layers their fast forward. Idempotent.
 
-    An MLP is taken only if its own forward names nothing but its parts, and gives the same on random numbers.
+    An MLP is changed only if its own forward uses only its parts, and gives the same result on random numbers.
 
-    Returns: how many modules were changed now.
+    Returns: the number of modules that were changed.
     """
     changed = 0
     compiled: set[nn.Module] = set()
@@ -117,7 +118,7 @@ def _is_lora_linear(module: Any) -> bool:
 
 
 def _is_gated_mlp(module: Any) -> bool:
-    """By its parts, and by giving the same as its own forward on random numbers."""
+    """Whether a module is a gated MLP, by its parts and by the result of its own forward on random numbers."""
     parts = ("gate_proj", "up_proj", "down_proj")
     if {name for name, _ in module.named_children()} != {*parts, "act_fn"}:
         return False
@@ -133,7 +134,7 @@ def _is_gated_mlp(module: Any) -> bool:
 
 
 def _trial(module: nn.Module, forward: Any, *, width: int, like: Tensor) -> bool:
-    """Does `forward` give what the module's own forward gives, on random numbers, as far as rounding goes?"""
+    """Whether `forward` gives the same result as the module's own forward on random numbers, up to rounding."""
     if like.device.type == "meta":
         return False
     x = torch.randn(3, width, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
@@ -149,7 +150,7 @@ def _trains(layer: nn.Linear) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a hook listens to this module's calls; it would not be called if the work were done elsewhere."""
+    """Whether this module has hooks, which would not be called by a replaced computation."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )

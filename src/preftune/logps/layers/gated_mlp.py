@@ -1,4 +1,4 @@
-"""A gated MLP, `down(silu(gate(x)) * up(x))`, as one function that keeps half of what autograd would.
+"""A gated MLP, `down(silu(gate(x)) * up(x))`, as one function that keeps half of the memory that autograd would keep.
 
 Autograd keeps x, gate, silu(gate), up and their product. Kept here: x, gate and up; the rest is made again in the
 backward pass, a few rows at a time so that it stays in the cache, and written over what is no longer needed.
@@ -14,7 +14,7 @@ from torch import Tensor
 from preftune.logps.layers.projection import Projection, as_parameter, cast, compute_dtype, product, product_backward
 
 ELEMENTS_IN_CACHE = 2**17
-"""Elements of one temporary on a CPU: three of them fit into a core's second-level cache."""
+"""Number of elements of one temporary on a CPU: three of them fit into a core's second-level cache."""
 
 
 def gated_mlp(x: Tensor, gate: Projection, up: Projection, down: Projection) -> Tensor:
@@ -86,7 +86,7 @@ class _GatedMlp(torch.autograd.Function):
 
 
 def gated_product(gate: Tensor, up: Tensor) -> Tensor:
-    """`silu(gate) * up`, keeping the two and nothing else. For an MLP whose weights train."""
+    """`silu(gate) * up`, keeping only the two; for an MLP with trainable weights."""
     function: Any = _GatedProduct
     out: Tensor = function.apply(gate.reshape(-1, gate.shape[-1]), up.reshape(-1, up.shape[-1]))
     return out.view(gate.shape)

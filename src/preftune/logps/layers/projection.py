@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """The tensors of one linear layer, frozen but for its adapter; `a` and `b` are None without one."""
+    """The tensors of one linear layer, frozen except for its adapter; `a` and `b` are None without an adapter."""
 
     weight: Tensor
     """(O, D), frozen."""
@@ -32,7 +32,7 @@ class Projection:
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """What an autograd function must get as arguments of its own."""
+        """The tensors that an autograd function needs as separate arguments."""
         return self.weight, self.bias, self.a, self.b
 
 
@@ -47,7 +47,7 @@ def product(x_RD: Tensor, of: Projection) -> tuple[Tensor, Tensor | None]:
 
 
 class ProductGradients(NamedTuple):
-    """What `product_backward` found; None where no gradient is needed or no parameter is there."""
+    """The result of `product_backward`; None where no gradient is needed or there is no parameter."""
 
     x_RD: Tensor | None
     a: Tensor | None
@@ -83,7 +83,7 @@ def product_backward(
 
 
 def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
-    """The dtype a linear layer computes in: autocast's where it is on, else the weight's."""
+    """The dtype in which a linear layer computes: autocast's if it is on, otherwise the weight's."""
     device = x.device.type
     if torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
         return torch.get_autocast_dtype(device)

@@ -1,10 +1,9 @@
-"""Rotary embeddings that remember the longest sequence they saw (`rope_type: dynamic`): a sequence begins unscaled.
+"""Rotary embeddings that depend on the longest sequence so far (`rope_type: dynamic`): each sequence starts unscaled.
 
-transformers grows the frequencies of dynamic NTK scaling with the longest sequence so far, and takes them back only
-when a sequence fits the original limit. So the same tokens are scored differently after a longer sequence than before.
-A score must not depend on what was scored before it, so whatever is scored by itself begins with the frequencies that
-the model was loaded with.
-"""
+transformers grows the frequencies of dynamic NTK scaling with the longest sequence so far, and restores them only when
+a sequence fits the original limit. So the same tokens would be scored differently after a longer sequence. A score must
+not depend on earlier ones, so each separately scored sequence starts with the frequencies that the model was loaded
+with."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from torch import nn
 
 
 def unscaled_rope(model: nn.Module) -> None:
-    """Take back what longer sequences made of the frequencies; nothing to do for other kinds of rope."""
+    """Restores the frequencies that longer sequences changed; does nothing for other kinds of rope."""
     for module in grown_rope(model):
         for name, _ in list(module.named_buffers(recurse=False)):
             original = getattr(module, name.removesuffix("inv_freq") + "original_inv_freq", None)
@@ -25,7 +24,7 @@ def unscaled_rope(model: nn.Module) -> None:
 
 
 def grown_rope(model: nn.Module) -> list[Any]:
-    """The rotary modules whose frequencies are those of a longer sequence than the original limit."""
+    """The rotary modules whose frequencies were changed by a sequence longer than the original limit."""
     config: Any = getattr(model, "config", None)
     if config is not None and "dynamic" not in str(config.get_text_config().to_dict().get("rope_parameters")):
         return []

@@ -37,7 +37,7 @@ def lengths(figures: Figures) -> Specification:
 def difference(figures: Figures) -> Specification:
     """Histogram of the difference of lengths, with a line at equal length."""
     bars = _bars(figures["histograms"]["difference"])
-    chart = _histogram(bars, f"{figures['unit']} that chosen has more than rejected")
+    chart = _histogram(bars, f"difference in {figures['unit']}, chosen minus rejected")
     zero = _chart([{"at": 0}]).mark_rule(color=_QUIET, strokeDash=[4, 3]).encode(x="at:Q")
     return _finished(alt.layer(chart, zero))
 
@@ -75,7 +75,7 @@ def shortcuts(figures: Mapping[str, Figures]) -> Specification:
     order = [str(row["rule"]) for row in rows]
     x = alt.X(
         "accuracy:Q",
-        title="share of the decided pairs that are right (95% interval)",
+        title="share of the decided pairs ranked correctly (95% interval)",
         scale=alt.Scale(domain=[0, 1]),
         axis=alt.Axis(format="%", tickCount=5, grid=True),
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from preftune.amounts import counted
 from preftune.report.audit import charts
 from preftune.report.html.components import NOTHING, panel, panels, table
 from preftune.report.html.document import Page
@@ -107,7 +108,7 @@ def _shortcuts(page: Page, figures: Figures) -> Iterator[Markup]:
         "one is a finding. Intervals count prompts, not pairs."
     )
     chart = _chart(page, "shortcuts", charts.shortcuts(figures))
-    yield panels(panel("What each rule gets right", words, chart, full=True))
+    yield panels(panel("Accuracy of each rule", words, chart, full=True))
 
 
 def _labels(page: Page, figures: Figures) -> Iterator[Markup]:
@@ -128,7 +129,7 @@ def _lengths(page: Page, figures: Figures) -> Iterator[Markup]:
     else:
         words = f"Counted in tokens of {figures['tokenizer']}."
     cut = figures.get("cut")
-    limit = f"{cut['cut']:,} rows are cut, {cut['left_out']:,} left out." if cut and figures["max_length"] else ""
+    limit = f"{counted(cut['cut'], 'row')} cut, {cut['left_out']:,} left out." if cut and figures["max_length"] else ""
     header = ["", "mean", "5%", "25%", "median", "75%", "95%", "99%", "longest"]
     names = ("mean", "p5", "p25", "p50", "p75", "p95", "p99", "max")
     rows = [
@@ -139,7 +140,7 @@ def _lengths(page: Page, figures: Figures) -> Iterator[Markup]:
     yield panels(
         panel(
             "Chosen and rejected",
-            "How long the answers of each side are.",
+            "The lengths of the answers on each side.",
             _chart(page, "lengths", charts.lengths(figures)),
         ),
         panel(
@@ -148,7 +149,7 @@ def _lengths(page: Page, figures: Figures) -> Iterator[Markup]:
             _chart(page, "difference", charts.difference(figures)),
         ),
         panel("Whole pairs", limit, _chart(page, "limit", charts.against_limit(figures))),
-        panel("Prompts", "How long the prompts are.", _chart(page, "prompts", charts.prompts(figures))),
+        panel("Prompts", "The lengths of the prompts.", _chart(page, "prompts", charts.prompts(figures))),
         panel("Percentiles", "", table(header, rows), full=True),
     )
 
@@ -169,15 +170,15 @@ def _diversity(figures: Figures) -> Iterator[Markup]:
     yield _lead(" ".join(figures["sentences"]))
     if figures.get("of_groups"):
         rows = [[", ".join(group["words"]) or "(none)", f"{group['share']:.1%}"] for group in figures["of_groups"]]
-        yield panels(panel("Largest groups", "The words that set them apart.", table(["", "share"], rows)))
+        yield panels(panel("Largest groups", "The words that distinguish them.", table(["", "share"], rows)))
 
 
 def _reference(page: Page, figures: Figures) -> Iterator[Markup]:
     whole, each = figures["margin"], figures["margin_per_token"]
     yield _lead(
-        f"{figures['model']} finds the chosen answer likelier in {whole['accuracy']:.1%} of {figures['pairs']:,} pairs "
-        f"(95% interval {whole['low']:.1%} to {whole['high']:.1%}); token for token in {each['accuracy']:.1%} "
-        f"({each['low']:.1%} to {each['high']:.1%})."
+        f"{figures['model']} finds the chosen answer likelier in {whole['accuracy']:.1%} of "
+        f"{counted(figures['pairs'], 'pair')} (95% interval {whole['low']:.1%} to {whole['high']:.1%}); token for "
+        f"token in {each['accuracy']:.1%} ({each['low']:.1%} to {each['high']:.1%})."
     )
     margins = (
         (
@@ -185,9 +186,9 @@ def _reference(page: Page, figures: Figures) -> Iterator[Markup]:
             f"Mean {whole['mean']:+.2f} nats.",
             "margin",
             whole,
-            "nats that chosen is likelier",
+            "nats by which chosen is likelier",
         ),
-        ("Margin per token", f"Mean {each['mean']:+.3f} nats.", "margin-token", each, "nats a token"),
+        ("Margin per token", f"Mean {each['mean']:+.3f} nats.", "margin-token", each, "nats per token"),
     )
     cards = [
         panel(title, words, _chart(page, name, charts.spread(margin["histogram"], axis, at=0)))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from preftune.amounts import counted
 from preftune.errors import RequestError
 from preftune.report.reading.untrusted_json import Figures, at, mapping, number, prompt_text, text, truth
 
@@ -170,7 +171,7 @@ def _check(path: Path, evaluation: Path) -> None:
         raise RequestError(f"{path} {what}. Name the folder that a run was written to (--output_dir).{_near(path)}")
     if not any((path / file).exists() for file in FILES) and not any((evaluation / f).exists() for f in EVALUATION):
         raise RequestError(
-            f"{path} holds nothing of a run ({', '.join(FILES)} and eval/ are missing). Name the folder that a run was "
+            f"{path} does not hold a run ({', '.join(FILES)} and eval/ are missing). Name the folder that a run was "
             f"written to (--output_dir).{_near(path)}"
         )
 
@@ -194,13 +195,13 @@ def _object(path: Path, missing: dict[str, str], root: Path) -> Figures:
     try:
         value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
-        missing[name] = "is not there"
+        missing[name] = "is missing"
         return {}
     except (OSError, ValueError, RecursionError) as error:
         missing[name] = f"cannot be read ({_why(error)})"
         return {}
     if not isinstance(value, Mapping):
-        missing[name] = "holds something else than one JSON object"
+        missing[name] = "does not hold one JSON object"
         return {}
     return value
 
@@ -210,7 +211,7 @@ def _lines(path: Path, missing: dict[str, str], root: Path) -> list[dict[str, An
     try:
         content = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
-        missing[name] = "is not there"
+        missing[name] = "is missing"
         return []
     except OSError as error:
         missing[name] = f"cannot be read ({_why(error)})"
@@ -226,7 +227,7 @@ def _lines(path: Path, missing: dict[str, str], root: Path) -> list[dict[str, An
         else:
             torn += 1
     if torn:
-        missing[name] = f"has {torn:,} {'line that is' if torn == 1 else 'lines that are'} not whole, left out here"
+        missing[name] = f"has {counted(torn, 'incomplete line')}, left out on this page"
     return found
 
 

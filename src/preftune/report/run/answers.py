@@ -101,7 +101,7 @@ def entry_of(answer: Answers, *, before: str = "before", after: str = "after") -
 def answers_section(page: Page, runs: Sequence[Run]) -> Markup:
     """Markup of all answers, empty without answers; the page gets the script that searches them."""
     place = " and ".join(sorted({run.answers_place for run in runs if run.shown_answers()}))
-    what = "prompts of the evaluation" if any(run.answers for run in runs) else "samples of the guard, its last look"
+    what = "prompts of the evaluation" if any(run.answers for run in runs) else "samples of the guard's last evaluation"
     return entries_section(page, entries(runs), what=what, place=place)
 
 

@@ -66,14 +66,16 @@ def _pair(metric: str) -> tuple[Series, ...]:
 
 
 PANELS: tuple[Panel, ...] = (
-    Panel("score", "Reward", "Score of the model's own answers by the reward that trains it, and the same less the KL "
-          "penalty. It should rise; whether the answers are better, another judge must say.", "points",
-          (Series("objective/scores", "reward"), Series("objective/rlhf_reward", "less the penalty"))),
+    Panel("score", "Reward",
+          "Score of the model's own answers by the training reward, and the same minus the KL penalty. It should rise; "
+          "use another judge to measure whether the answers are better.", "points",
+          (Series("objective/scores", "reward"), Series("objective/rlhf_reward", "minus the penalty"))),
     Panel("answer-kl", "Distance from the reference, by answer",
           "KL of whole answers, estimated by their log-ratio. A high reward at a high KL is often reward hacking.",
-          "nats an answer", (Series("objective/kl", "KL"),), zero=True),
-    Panel("loss", "Loss", "Starts at 0.69 for DPO and falls; for PPO it says little. If it rises again on "
-          "held-out pairs, stop earlier.", "nats", _pair("loss")),
+          "nats per answer", (Series("objective/kl", "KL"),), zero=True),
+    Panel("loss", "Loss",
+                          "Starts at 0.69 for DPO and falls; for PPO it means little. If it rises again on held-out "
+                          "pairs, stop earlier.", "nats", _pair("loss")),
     Panel("margin", "Margin", "How much more the model favours chosen over rejected than before training; it should "
           "rise.", "nats, times beta",
           (*_pair("rewards/margins"), Series("guard/margin_held_out", "guard's pairs"))),
@@ -84,28 +86,30 @@ PANELS: tuple[Panel, ...] = (
           (Series("rewards/chosen", "chosen"), Series("rewards/rejected", "rejected"))),
     Panel("logps", "Log-probability of the answers",
           "Of whole answers. Chosen falls a little in nearly every run; if it falls far, the model unlearns both.",
-          "nats an answer",
+          "nats per answer",
           (Series("logps/chosen", "chosen"), Series("logps/rejected", "rejected"))),
-    Panel("kl", "Distance from the reference", "KL per token of the model's own answers. A higher beta holds it down.",
-          "nats a token", (Series("guard/kl_per_token", "KL"),), zero=True),
-    Panel("entropy", "Entropy", "How much its answers vary. Near 0 it always writes the same answer.", "nats a token",
+    Panel("kl", "Distance from the reference", "KL per token of the model's own answers. A higher beta keeps it low.",
+          "nats per token", (Series("guard/kl_per_token", "KL"),), zero=True),
+    Panel("entropy", "Entropy", "Variety of its answers. Near 0 it always writes the same answer.", "nats per token",
           (Series("policy/entropy_avg", "entropy"),), zero=True),
     Panel("answer-length", "Length of its answers", "Length of the answers that "
           "it is trained on. If it "
           "grows, the reward may "
           "favour length.", "tokens", (Series("completions/mean_length", "length"),), ",.0f", zero=True),
-    Panel("ended", "Answers that came to an end", "The rest was cut by max_new_tokens.", "of answers",
+    Panel("ended", "Answers that came to an end", "max_new_tokens cut the other answers.", "of answers",
           (Series("completions/eos_share", "ended"),), ".0%", share=True),
-    Panel("clipped", "Clipped", "Tokens whose gradient clipping took away. Over half: the steps are too large.",
+    Panel("clipped", "Clipped",
+          "Share of tokens whose gradient was removed by clipping. Above one half the steps are too large.",
           "of tokens", (Series("policy/clipfrac_avg", "policy"), Series("val/clipfrac_avg", "value")), ".0%",
           share=True),
-    Panel("value", "Value function", "Share of the returns' variance that it foresaw. 1 is all, below 0 is worse than "
-          "saying their mean.", "explained", (Series("val/var_explained", "explained"),), ".2f"),
+    Panel("value", "Value function",
+          "Share of the returns' variance that the value function predicts. 1 is all; below 0 is worse than predicting "
+          "their mean.", "explained", (Series("val/var_explained", "explained"),), ".2f"),
     Panel("guard-length", "Length of its answers", "Against the reference's answers to the same prompts; 1 is as long.",
           "times the reference", (Series("guard/length_ratio", "length"),), zero=True),
     Panel("repetition", "Repetition", "Share of words inside repeated phrases, in the model's own answers.", "of words",
           (Series("guard/repeated", "model"), Series("guard/repeated_reference", "reference")), ".1~%", True, True),
-    Panel("variety", "Variety", "Distinct word pairs in its answers, and answers that ended by themselves.", "share",
+    Panel("variety", "Variety", "Distinct word pairs in its answers, and answers ended by the model.", "share",
           (Series("guard/distinct_2", "distinct pairs"), Series("guard/finished", "ended"),
            Series("guard/self_similarity", "similar to each other")), ".0%", share=True),
     Panel("lengths", "Length of the training answers",
@@ -116,9 +120,9 @@ PANELS: tuple[Panel, ...] = (
           (Series("grad_norm", "norm"),), zero=True),
     Panel("learning-rate", "Learning rate", "As set by the schedule.", "rate", (Series("learning_rate", "rate"),),
           ".2~e", zero=True),
-    Panel("speed", "Speed", "Tokens trained per second, evaluation left out.", "tokens a second",
+    Panel("speed", "Speed", "Tokens trained per second, without evaluation.", "tokens per second",
           (Series("tokens_per_second", "tokens"),), ",.0f", zero=True),
-    Panel("memory", "Memory", "Highest so far, of the process or the device.", "GB",
+    Panel("memory", "Memory", "Maximum so far, of the process or the device.", "GB",
           (Series("memory/peak_gb", "peak"),), ".2f", zero=True),
 )  # fmt: skip
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from jinja2 import UndefinedError
 from markupsafe import Markup
 
+from preftune.amounts import counted
 from preftune.data.tokens.reasons import REASONS, REASONS_OF_METHOD
 from preftune.report.audit.page import findings, pictures
 from preftune.report.html.components import NOTHING, listed, loose, panel, panels, table
@@ -62,10 +63,10 @@ def _sentences(reports: dict[str, Figures], reasons: Mapping[str, tuple[str, str
         for reason, tally in mapping(report.get("dropped")).items():
             wrong, fix = reasons.get(reason, (str(reason).replace("_", " "), ""))
             count = int(number(at(tally, "count")) or 0)
-            yield f"{count:,} {'row' if count == 1 else 'rows'} left out ({name}): {wrong}. {fix}".strip()
+            yield f"{counted(count, 'row')} left out ({name}): {wrong}. {fix}".strip()
         for part, tally in mapping(report.get("truncated")).items():
             count = int(number(at(tally, "count")) or 0)
-            yield f"{part} cut in {count:,} {'row' if count == 1 else 'rows'} ({name})."
+            yield f"{part} cut in {counted(count, 'row')} ({name})."
         yield from sentences(report.get("notes"))
 
 
@@ -77,7 +78,7 @@ def _audit(page: Page, audit: Figures) -> Markup:
         return findings(audit, heading) + pictures(page, mapping(audit.get("figures")), heading)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, UndefinedError):
         page.charts = before
-        return markup("run.note", "", "The audit was written by another version, or is not whole.")
+        return markup("run.note", "", "The audit was written by another version, or is incomplete.")
 
 
 def settings_section(runs: Sequence[Run]) -> Markup:
@@ -101,6 +102,6 @@ def settings_section(runs: Sequence[Run]) -> Markup:
                 panel(title, "", markup("run.settings", rows, names if several else [], is_folded), full=full)
             )
     if commands:
-        whole.insert(0, panel("Do it again", "", markup("run.commands", commands, pins), full=True))
+        whole.insert(0, panel("Repeat it", "", markup("run.commands", commands, pins), full=True))
     first = [panels(whole[0])] if whole else []
     return NOTHING.join([*first, loose(*rest) if rest else NOTHING, panels(*whole[1:])])

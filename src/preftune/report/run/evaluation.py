@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup
 
+from preftune.amounts import counted
 from preftune.report.html.components import NOTHING, listed, loose, panel, panels, table
 from preftune.report.html.document import Page
 from preftune.report.reading.run_files import Run
@@ -16,16 +17,16 @@ from preftune.report.run.headline import Rate, day, rate_in, win_rate
 _CATEGORIES = 24
 _EVALUATIONS = 8
 _NAMES = {
-    "repeats": "answers that repeat themselves",
+    "repeats": "repetitive answers",
     "unfinished": "answers cut off at the limit",
     "empty": "empty answers",
     "language_switch": "answers in another language",
     "refusals": "refusals",
     "distinct_2": "distinct word pairs",
-    "self_similarity": "answers like each other",
+    "self_similarity": "similarity between answers",
     "repeated": "words inside repeated phrases",
-    "words": "words an answer",
-    "tokens": "tokens an answer",
+    "words": "words per answer",
+    "tokens": "tokens per answer",
 }
 _COUNTED = ("words", "tokens")
 """Figures that are no shares."""
@@ -41,7 +42,7 @@ def evaluation_section(page: Page, runs: Sequence[Run]) -> Markup:
         if cards:
             parts.append(loose(*cards))
         if len(run.history) > 1:
-            words = "The latest first. Win rates on other prompts or by other judges do not compare."
+            words = "The latest first. Win rates on other prompts or by other judges are not comparable."
             parts.append(panels(panel("Its evaluations", words, _history(run), full=True)))
         if run.suites:
             parts.append(panels(panel("Suites", "", _suites(run), full=True)))
@@ -54,7 +55,7 @@ def _cards(page: Page, run: Run, suffix: str) -> Iterator[Markup]:
     if len(categories) > 1:
         told = "; ".join(f"{name} {rate.rate:.0%}" for name, rate in categories.items())
         chart = page.chart(f"categories{suffix}", charts.rates(categories), label=f"Win rate by category: {told}")
-        words = "Win rate of each kind of prompt, with its interval: wide ones say little. Lines at 50% and 55%."
+        words = "Win rate of each kind of prompt, with its interval: wide intervals mean little. Lines at 50% and 55%."
         yield panel("By category", words, chart)
     figures = list(_figures(summary))
     if figures:
@@ -93,11 +94,11 @@ def _figures(summary: Figures) -> Iterator[tuple[str, str, str, str, bool]]:
     if "tokens" not in mapping(at(summary, "degeneration", "figures")):
         base, aligned = (number(at(summary, "mean_tokens", side)) for side in ("base", "aligned"))
         if base is not None and aligned is not None:
-            yield "tokens an answer", f"{base:.0f}", f"{aligned:.0f}", "", False
+            yield "tokens per answer", f"{base:.0f}", f"{aligned:.0f}", "", False
     if "unfinished" not in mapping(at(summary, "degeneration", "figures")):
         base, aligned = (number(at(summary, "finished", side)) for side in ("base", "aligned"))
         if base is not None and aligned is not None:
-            yield "answers that ended by themselves", f"{base:.1%}", f"{aligned:.1%}", "", False
+            yield "answers ended by the model", f"{base:.1%}", f"{aligned:.1%}", "", False
     worse = items(at(summary, "degeneration", "worse"))
     for name, values in mapping(at(summary, "degeneration", "figures")).items():
         base, aligned = number(at(values, "base")), number(at(values, "aligned"))
@@ -132,16 +133,16 @@ def _judge(summary: Figures) -> Iterator[str]:
     asked, disagreed = number(at(summary, "position_bias", "asked")), number(at(summary, "position_bias", "disagreed"))
     if asked and disagreed is not None:
         first = number(at(summary, "position_bias", "first_preferred")) or 0
-        side = f" {int(first):,} times for the first answer" if disagreed else ""
+        side = f" {counted(int(first), 'time')} for the first answer" if disagreed else ""
         yield (
-            f"Asked in both orders it contradicted itself on {int(disagreed):,} of {int(asked):,} pairs "
+            f"Asked in both orders it contradicted itself on {int(disagreed):,} of {counted(int(asked), 'pair')} "
             f"({disagreed / asked:.0%}){',' * bool(side)}{side}; these count as ties."
         )
     elif (told := number(summary.get("order_disagreements"))) is not None:
-        yield f"Asked in both orders it contradicted itself on {int(told):,} pairs, which count as ties."
+        yield f"Asked in both orders, it contradicted itself on {counted(int(told), 'pair')}; these count as ties."
     unjudged = number(summary.get("unjudged"))
     if unjudged:
-        yield f"{int(unjudged):,} pairs could not be judged; they count as ties."
+        yield f"{counted(int(unjudged), 'pair')} without a readable verdict; these count as ties."
     cost = mapping(summary.get("cost"))
     if cost:
         calls, spent = number(cost.get("calls")), number(cost.get("money"))

@@ -95,7 +95,7 @@ def _unjudged(run: Run) -> Headline:
         return Headline("unsure", word, f"after {_steps(run)}", None, "")
     if accuracy is not None:
         told = f", margin {margin:.2f}" if margin is not None else ""
-        rest = f"{accuracy:.1%} of held-out pairs ranked right{told}; the answers are not judged yet"
+        rest = f"{accuracy:.1%} of held-out pairs ranked correctly{told}; the answers are not judged yet"
         return Headline("none", "Trained:", rest, None, "")
     if not run.metrics and not run.facts:
         return Headline("none", "No result", "to show yet", None, "")
@@ -251,7 +251,7 @@ def missing_files(runs: Sequence[Run]) -> Iterator[str]:
     for run in runs:
         where = f"{run.name}: " if len(runs) > 1 else ""
         for file, problem in run.missing.items():
-            if problem != "is not there" or file in ("run.json", "metrics.jsonl"):
+            if problem != "is missing" or file in ("run.json", "metrics.jsonl"):
                 yield f"{where}{file} {problem}."
 
 

@@ -64,8 +64,8 @@ def _note(lines: Mapping[str, Sequence[Line]]) -> Markup:
     if not any(line.thinned for drawn in lines.values() for line in drawn):
         return NOTHING
     return Markup(
-        '<p class="lead">Long curves are thinned: of every stretch its first, lowest and highest point is drawn; '
-        "metrics.jsonl has all.</p>"
+        '<p class="lead">Long curves are thinned: of every section the first, lowest and highest point is drawn; '
+        "metrics.jsonl has all points.</p>"
     )
 
 
@@ -85,7 +85,7 @@ def _guard(page: Page, runs: Sequence[Run], marks: Sequence[Mark], last: int) ->
     label = "; ".join(f"{mark.name} at step {mark.step:,}" for mark in marks[:10])
     chart = page.chart("alarms", charts.timeline(marks, runs=names, last=last), label=f"Alarms over steps: {label}")
     alarms = sorted((_alarm(run, alarm, len(runs) > 1) for run in runs for alarm in run.alarms), key=_step)
-    words = "What the guard saw while training. The lines in the charts below mark the same steps."
+    words = "The guard's observations during training. The lines in the charts below mark the same steps."
     content = markup("run.alarms", chart, alarms[:_ALARMS], len(alarms) - _ALARMS)
     return panels(panel("The guard", words, content, full=True))
 

@@ -1,12 +1,12 @@
-"""What the trainers can be configured with.
+"""The configuration of the trainers.
 
-`base` has what all of them share; each method has a module of its own. Options of TRL and transformers that are not
+`base` holds the common options; each method has its own module. Options of TRL and transformers that are not
 honoured are refused with the reason (`refused`).
 
     base     PackedConfig: options of all trainers on packed groups
     dpo      DPOConfig
     kto      KTOConfig
-    kinds    values of the kind that their field has
+    kinds    checks that values have the type of their field
     losses   LossFields: losses and their options
     reference_free  CPOConfig, ORPOConfig, TPOConfig
     referenced  ReferencedConfig: options of trainers with a reference

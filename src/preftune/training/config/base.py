@@ -17,7 +17,7 @@ from preftune.training.config.refused import Refusal, refuse_unsupported
 
 SAVE_SECONDS = 600.0
 SAVE_TOTAL_LIMIT = 2
-"""Where the user does not say when checkpoints are written."""
+"""The default if the user does not set when checkpoints are written."""
 
 
 def option(default: Any, help: str, **extra: Any) -> Any:
@@ -29,15 +29,14 @@ def option(default: Any, help: str, **extra: Any) -> Any:
 
 @dataclass
 class PackedConfig(TrainingArguments):
-    """The fields of `transformers.TrainingArguments`, and those that preftune's trainers share.
+    """The fields of `transformers.TrainingArguments`, and the common fields of preftune's trainers.
 
-    A field is honoured or refused with a `ConfigError` that names its successor or the reason; none is ignored. What
-    is left to the model stays None until a trainer has one.
-    """
+    A field is honoured or refused with a `ConfigError` that names its successor or the reason; none is ignored. Values
+    that depend on the model are None until a trainer has a model."""
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]  # noqa: RUF012
     full_learning_rate: ClassVar[float]
-    """Where none is asked for and all weights are trained."""
+    """The default learning rate if all weights are trained."""
     adapter_learning_rate: ClassVar[float]
     trls_rate: ClassVar[float]
     refused: ClassVar[Mapping[str, Refusal]]
@@ -47,24 +46,24 @@ class PackedConfig(TrainingArguments):
 
     # --- defaults that differ from TrainingArguments ---
     learning_rate: float | None = option(  # type: ignore[assignment]
-        None, "Initial learning rate. Default: one for full fine-tuning, a higher one for adapters."
+        None, "Initial learning rate. The default for adapters is higher than that for full fine-tuning."
     )
     logging_steps: float = option(10, "Optimiser steps between two log lines; below 1, a share of all steps.")
     bf16: bool | None = option(  # type: ignore[assignment]
-        None, "bfloat16 autocast. Default: where the hardware has it (on a CPU: when the model's weights are bfloat16)."
+        None, "bfloat16 autocast. Default: if the hardware has it (on a CPU: if the model's weights are bfloat16)."
     )
     gradient_checkpointing: bool | None = option(
-        None, "Recompute activations in the backward pass to save memory. Default: on for CUDA, off for a CPU."
+        None, "Recompute activations in the backward pass to save memory. Default: on for CUDA, off on a CPU."
     )
     save_strategy: str | None = option(  # type: ignore[assignment]
         None, "When checkpoints are written: no, steps, epoch or best. Default: after each epoch and every ten minutes."
     )
     save_steps: float | None = option(  # type: ignore[assignment]
-        None, "Steps between two checkpoints (below 1: a share of all steps), for save_strategy steps. There 500."
+        None, "Steps between two checkpoints (below 1: a share of all steps), for save_strategy steps. Default: 500."
     )
     save_total_limit: int | None = option(
         None,
-        "Checkpoints that are kept. Default: the last two, or all where save_strategy or save_steps is given.",
+        "Number of checkpoints to keep. Default: the last two, or all if save_strategy or save_steps is given.",
     )
     save_seconds: float | None = option(
         None,
@@ -73,31 +72,35 @@ class PackedConfig(TrainingArguments):
     logging_nan_inf_filter: bool = option(False, "Refused if set: it would hide NaN losses.")
 
     # --- the data ---
-    max_length: int | None = option(1024, "Longest row (prompt plus completion), in tokens; None: no limit.")
+    max_length: int | None = option(
+        1024, "Maximum length of a row (prompt plus completion), in tokens; None: no limit."
+    )
     truncation: str = option(
         "truncate",
-        "What happens to rows beyond the limits: truncate them, drop them, or stop with an error. Always reported.",
+        "Treatment of rows beyond the limits: truncate them, drop them, or stop with an error. It is always reported.",
         choices=["truncate", "drop", "error"],
     )
-    dataset_num_proc: int | None = option(None, "Processes that tokenise.")
+    dataset_num_proc: int | None = option(None, "Number of processes that tokenise.")
     max_tokens_per_batch: int | None = option(
-        None, "Most tokens computed at a time; a step is split into parts, and its update stays the same."
+        None, "Maximum number of tokens computed at a time; a step is split into parts, and its update stays the same."
     )
 
     # --- the model ---
-    model_init_kwargs: dict[str, Any] | str | None = option(None, "Keywords for loading a model given by name.")
+    model_init_kwargs: dict[str, Any] | str | None = option(
+        None, "Keyword arguments for loading a model given by name."
+    )
     trust_remote_code: bool = option(False, "Allow models and tokenizers that bring their own Python code.")
 
     # --- the run ---
     engine: str = option(
         "auto",
-        "How completions are scored: packed where exact, else separate; naive is the oracle.",
+        "How completions are scored: packed if that is exact, otherwise separate; naive is the oracle.",
         choices=["auto", "packed", "separate", "naive"],
     )
     early_stopping_patience: int | None = option(
         None, "Stop when the evaluation metric has not improved for this many evaluations."
     )
-    early_stopping_threshold: float = option(0.0, "How much better counts as an improvement.")
+    early_stopping_threshold: float = option(0.0, "Minimum change that counts as an improvement.")
     max_seconds: float | None = option(
         None, "End the run after the step in which it has trained for this many seconds."
     )
@@ -107,16 +110,16 @@ class PackedConfig(TrainingArguments):
 
     overwrite: bool = option(
         False,
-        "Remove what an earlier run left in output_dir. By default it is moved to output_dir/_earlier.",
+        "Remove the files of an earlier run in output_dir. By default they are moved to output_dir/_earlier.",
         aliases=["--overwrite_output_dir"],
     )
     allow_changed: bool = option(
-        False, "Resume although settings or data that decide about the updates have changed since the checkpoint."
+        False, "Resume although settings or data that affect the updates have changed since the checkpoint."
     )
 
     save_dtype: str | None = option(
         None,
-        "Dtype of the weights that are saved at the end; by default that of the model as received.",
+        "Number format of the saved weights; by default that of the model as received.",
         choices=["float32", "bfloat16", "float16"],
     )
 
@@ -126,11 +129,13 @@ class PackedConfig(TrainingArguments):
     pad_token: str | None = option(None, "Only unset: preftune never pads.")
 
     def to_dict(self) -> dict[str, Any]:
-        """As transformers has it and trackers are given it, without the secrets inside `model_init_kwargs`."""
+        """The configuration as plain values, for trackers too, without the secrets inside `model_init_kwargs`."""
         return dict(without_secrets(super().to_dict()))  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickle writes, as transformers does to training_args.bin, which the hub upload takes: no secrets."""
+        """The state for pickle, without secrets: transformers writes it to training_args.bin, which is uploaded to the
+        hub.
+        """
         state = dict(self.__dict__)
         for name, value in state.items():
             if is_secret(name):
@@ -140,7 +145,7 @@ class PackedConfig(TrainingArguments):
         return state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy in memory keeps everything."""
+        """A copy in memory, which keeps everything."""
         new = self.__copy__()
         new.__dict__ = {name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()}
         return new
@@ -171,8 +176,8 @@ class PackedConfig(TrainingArguments):
             raise ConfigError(f"{error}") from error
         if getattr(self.accelerator_config, "dispatch_batches", None):
             raise ConfigError(
-                "accelerator_config={'dispatch_batches': True} is not honoured: the first process would send "
-                "tensors to the others, and a batch here is packed groups. Remove it: every process reads its own rows."
+                "accelerator_config={'dispatch_batches': True} is not honoured: the first process would send tensors "
+                "to the others, but preftune's batches are packed groups. Remove it: every process reads its own rows."
             )
         check_installed(self.report_to)
         self.torch_compile = any(asked)
@@ -180,14 +185,16 @@ class PackedConfig(TrainingArguments):
         self._leave_the_rest_to_the_model()
 
     def _validate(self) -> None:
-        """Raises: ConfigError, naming field and value. Trainers with more fields check theirs here too."""
+        """Raises: ConfigError that names field and value. Subclasses check their own fields too."""
         self._at_least_1("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
         for name in ("weight_decay", "learning_rate", "max_grad_norm"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name}={value} must be a finite number, 0 or above.")
         if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed={self.seed} must lie in 0..{2**32 - 1}, which all random generators take.")
+            raise ConfigError(
+                f"seed={self.seed} must be between 0 and {2**32 - 1}, the range of all random generators."
+            )
         if self.max_steps < -1 or self.max_steps == 0:
             raise ConfigError(
                 f"max_steps={self.max_steps} is not a number of steps. Give 1 or more; -1 trains num_train_epochs."
@@ -199,8 +206,8 @@ class PackedConfig(TrainingArguments):
         optimiser = str(getattr(self.optim, "value", self.optim))
         if "lomo" in optimiser or "layerwise" in optimiser:
             raise ConfigError(
-                f"optim={optimiser!r} changes weights during the backward pass, while the step may still be split, or "
-                "repeated when memory runs out. Use optim='adamw_torch_fused', or 'adafactor' to save memory."
+                f"optim={optimiser!r} changes weights during the backward pass, but a step may be split, or repeated "
+                "when memory runs out. Use optim='adamw_torch_fused', or 'adafactor' to save memory."
             )
         one_of("truncation", self.truncation, ("truncate", "drop", "error"))
         if self.save_dtype is not None:
@@ -221,11 +228,11 @@ class PackedConfig(TrainingArguments):
         for name in names:
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"{name}={value} must be at least 1, or left unset.")
+                raise ConfigError(f"{name}={value} must be at least 1, or unset.")
 
     def _leave_the_rest_to_the_model(self) -> None:
-        """Undo what TrainingArguments needed before a model is known: a copy of this configuration
-        (`dataclasses.replace`) must choose for itself again.
+        """Resets values that TrainingArguments needs before a model is known, so that a copy of this configuration
+        (`dataclasses.replace`) chooses them again.
         """
         if self.automatic_learning_rate:
             self.learning_rate = None
@@ -233,7 +240,9 @@ class PackedConfig(TrainingArguments):
             self.bf16, self.fp16 = None, False
 
     def _resolve_hardware(self) -> None:
-        """Autocast and checkpointing defaults for the device at hand; a program written for a GPU runs on a CPU too."""
+        """Sets the defaults of autocast and activation checkpointing for the current device; a program written for a
+        GPU runs on a CPU too.
+        """
         import torch
 
         accelerator = torch.cuda.is_available() or torch.backends.mps.is_available() or _has_xpu()
@@ -263,7 +272,7 @@ class PackedConfig(TrainingArguments):
             self.gradient_checkpointing = self.activation_checkpointing
 
     def _resolve_saving(self) -> None:
-        """When checkpoints are written. transformers' 500 steps are longer than most runs of preference tuning."""
+        """Sets when checkpoints are written. transformers' 500 steps are longer than most runs of preference tuning."""
         self.enable_jit_checkpoint = (
             False  # a signal is answered with a checkpoint always (training/record/stopping.py)
         )
@@ -296,9 +305,11 @@ class PackedConfig(TrainingArguments):
 
 @dataclass
 class PairConfig(PackedConfig):
-    """What trainers on preference pairs share."""
+    """The common fields of trainers on preference pairs."""
 
-    max_prompt_length: int | None = option(None, "Longest prompt, in tokens; a longer one loses its beginning.")
+    max_prompt_length: int | None = option(
+        None, "Maximum length of a prompt, in tokens; a longer prompt loses its beginning."
+    )
     group_by_prompt: bool = option(
         False,
         "Rows with the same prompt train as one group: each distinct completion is computed once, the loss stays the "
@@ -335,11 +346,13 @@ def _has_xpu() -> bool:
 
 
 _OWN = ("tensorboard", "wandb", "trackio", "mlflow")
-"""The trackers that docs/trackers.md speaks of."""
+"""The trackers that docs/trackers.md describes."""
 
 
 def check_installed(report_to: str | Sequence[str] | None) -> None:
-    """Raises: ConfigError for a tracker whose package is missing; transformers would look after the model is loaded."""
+    """Raises: ConfigError for a tracker whose package is missing; transformers would check only after the model is
+    loaded.
+    """
     names = [report_to] if isinstance(report_to, str) else report_to or ()
     asked = [name for name in names if name in _OWN]
     if not asked:

@@ -1,4 +1,4 @@
-"""Values of the kind that their field has: what transformers takes as it comes, where "false" is true."""
+"""Checks that values have the type of their field: transformers would accept the text "false" as true."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from preftune.errors import ConfigError
 
 
 def settle_kinds(config: Any) -> None:
-    """Whole numbers written as floats become whole. Raises: ConfigError, for another kind of value than a field's."""
+    """Converts whole numbers written as floats. Raises: ConfigError for a value that does not have the type of its
+    field.
+    """
     for name, kinds in _fields(config.__class__):
         value = getattr(config, name, None)
         if value is None:
@@ -18,14 +20,14 @@ def settle_kinds(config: Any) -> None:
         if kinds != {bool}:
             setattr(config, name, _number(name, value, whole=float not in kinds))
         elif value not in (True, False):
-            text = "is text, and" if isinstance(value, str) else "is no truth value:"
-            raise ConfigError(f"{name}={value!r} {text} must be True or False, without quotes, or left out.")
+            text = " is text, but" if isinstance(value, str) else ""
+            raise ConfigError(f"{name}={value!r}{text} must be True or False, without quotes, or left out.")
 
 
 @lru_cache
 def _fields(config: Any) -> list[tuple[str, set[Any]]]:
-    """The fields that take a truth value or a number and nothing else. (Parsers change the types that dataclasses
-    keep, so the annotations are read.)
+    """The fields that take only true or false, or only a number. (Parsers change the types that dataclasses keep, so
+    the annotations are read.)
     """
     hints = get_type_hints(config)
     found = ((one.name, set(get_args(hints[one.name]) or (hints[one.name],)) - {type(None)}) for one in fields(config))
@@ -34,9 +36,9 @@ def _fields(config: Any) -> list[tuple[str, set[Any]]]:
 
 def _number(name: str, value: Any, *, whole: bool) -> Any:
     if isinstance(value, str):
-        raise ConfigError(f"{name}={value!r} is text, and must be a number. Leave out the quotes.")
+        raise ConfigError(f"{name}={value!r} is text, but must be a number. Leave out the quotes.")
     if isinstance(value, bool):
-        raise ConfigError(f"{name}={value!r} is a truth value, and must be a number. Give one, or leave it out.")
+        raise ConfigError(f"{name}={value!r} is true or false, but must be a number. Give one, or leave it out.")
     if whole and isinstance(value, float):
         if not value.is_integer():
             raise ConfigError(f"{name}={value!r} must be a whole number.")

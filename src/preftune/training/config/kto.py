@@ -15,7 +15,7 @@ from preftune.training.config.refused import REFUSED, Refusal
 
 @dataclass(frozen=True)
 class UnpairedObjective:
-    """What KTO minimises, for what reads a trainer's objective."""
+    """The objective of KTO, for code that reads a trainer's objective."""
 
     name: str
     needs_reference: ClassVar[bool] = True
@@ -53,7 +53,7 @@ class KTOConfig(ReferencedConfig):
         return self.loss_type
 
     def objective(self) -> UnpairedObjective:
-        """What is minimised."""
+        """The objective that is minimised."""
         return UnpairedObjective(self.loss_type)
 
     def _validate(self) -> None:
@@ -65,7 +65,7 @@ class KTOConfig(ReferencedConfig):
             positive(name, getattr(self, name), "1 is usual")
         super()._validate()
         if self.group_by_prompt:
-            raise ConfigError("group_by_prompt=True is not honoured: every answer is a row of its own. Leave it out.")
+            raise ConfigError("group_by_prompt=True is not honoured: every answer is a separate row. Leave it out.")
 
 
 _NO_WEIGHTS = "it belongs to weights that match the prompts of good and bad answers; give rows a column weight instead"
@@ -84,9 +84,9 @@ class BCOConfig(KTOConfig):
     loss_type: str = option("bco", "Only bco.", choices=["bco"])
 
     # --- fields of TRL's that preftune refuses unless they have no effect ---
-    prompt_sample_size: int = option(1024, "Only its default.")
-    min_density_ratio: float = option(0.5, "Only its default.")
-    max_density_ratio: float = option(10.0, "Only its default.")
+    prompt_sample_size: int = option(1024, "Only the default is accepted.")
+    min_density_ratio: float = option(0.5, "Only the default is accepted.")
+    max_density_ratio: float = option(10.0, "Only the default is accepted.")
 
     def _validate(self) -> None:
         if self.loss_type not in ("bco", ["bco"]):

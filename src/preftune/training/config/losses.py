@@ -1,4 +1,4 @@
-"""`LossFields`: which losses a trainer of pairs minimises, and their options."""
+"""`LossFields`: the losses of a trainer on pairs, and their options."""
 
 from __future__ import annotations
 
@@ -42,44 +42,46 @@ class LossFields:
     )
     f_divergence_type: str = option(
         "reverse_kl",
-        "Divergence from the reference that the reward belongs to.",
+        "Divergence from the reference that determines the reward.",
         choices=["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"],
     )
     f_alpha_divergence_coef: float = option(0.5, "alpha of f_divergence_type alpha_divergence; 1 is reverse_kl.")
     ld_alpha: float | None = option(
         None, "LD-DPO: weight, 0 to 1, of the tokens of the longer answer beyond the length of the shorter one."
     )
-    ld_policy_only: bool = option(
-        False, "LD-DPO as LLaMA-Factory and ms-swift have it: the reference's tokens all count."
-    )
+    ld_policy_only: bool = option(False, "LD-DPO as in LLaMA-Factory and ms-swift: all tokens of the reference count.")
     use_weighting: bool = option(
-        False, "WPO: pairs weigh by how likely both answers are under the policy, at most 1 (TRL does not clamp)."
+        False, "WPO: weight pairs by the likelihood of both answers under the policy, at most 1 (TRL does not clamp)."
     )
-    bco_running_mean: bool = option(True, "bco_pair's delta is the mean of the rewards so far; False: 0, as in TRL.")
+    bco_running_mean: bool = option(
+        True, "Use the mean of the rewards so far as bco_pair's delta; False: 0, as in TRL."
+    )
     discopop_tau: float = option(0.05, "Temperature of discopop's gate.")
-    rdpo_alpha: float = option(0.1, "Nats per token that rdpo takes from a longer chosen answer.")
-    dpop_lambda: float = option(50.0, "How strongly dpop punishes a chosen answer that becomes less likely.")
+    rdpo_alpha: float = option(0.1, "Nats per token by which rdpo penalises a longer chosen answer.")
+    dpop_lambda: float = option(50.0, "Strength of dpop's penalty on a chosen answer that becomes less likely.")
     rpo_distance: str = option(
         "backward_kl",
         "How reward_aware measures the distance to the margin.",
         choices=["backward_kl", "forward_kl", "squared"],
     )
-    beta_dpo_alpha: float = option(0.6, "How strongly beta_dpo's beta follows the step's mean difference.")
-    beta_dpo_filter: float = option(0.2, "Share of a step's pairs, the outlying ones rather, that beta_dpo leaves out.")
-    alpha_dpo_alpha: float = option(0.2, "How strongly alpha_dpo's margin follows how far a pair is ahead.")
-    tpo_alpha: float = option(1.0, "Weight of tpo's likelihood of the gold answer; 0: the rows need none.")
-    tpo_l_gamma: float = option(0.5, "Nats by which tpo_l wants the chosen side to win.")
+    beta_dpo_alpha: float = option(0.6, "Strength with which beta_dpo's beta follows the step's mean difference.")
+    beta_dpo_filter: float = option(0.2, "Share of a step's pairs that beta_dpo leaves out, mostly outlying ones.")
+    alpha_dpo_alpha: float = option(0.2, "Strength with which alpha_dpo's margin follows the lead of a pair.")
+    tpo_alpha: float = option(1.0, "Weight of tpo's likelihood of the gold answer; 0: the rows need no gold answer.")
+    tpo_l_gamma: float = option(0.5, "Margin of tpo_l in nats.")
     lipo_labels: str = option(
         "wins",
-        "lipo's labels: the share of the other answers that one beats, or the data's scores as they are.",
+        "lipo's labels: the share of the other answers that an answer beats, or the data's scores unchanged.",
         choices=["wins", "scores"],
     )
     nca_tau: float = option(
-        1e-4, "Points of a score for the labels of info_nca and nca; a small one takes the best answer alone."
+        1e-4,
+        "Temperature of the labels of info_nca and nca, in points of the score; with a small value only the best "
+        "answer counts.",
     )
-    simpo_gamma: float = option(0.5, "Nats by which simpo, alphapo and alpha_dpo want the chosen side to win.")
+    simpo_gamma: float = option(0.5, "Margin of simpo, alphapo and alpha_dpo in nats.")
     alphapo_alpha: float = option(0.25, "alpha of alphapo's reward; 0 is simpo.")
-    slic_delta: float = option(1.0, "Nats by which slic wants the chosen side to win.")
+    slic_delta: float = option(1.0, "Margin of slic in nats.")
     slic_lambda: float = option(0.1, "Weight of slic's likelihood term.")
     cpo_alpha: float = option(1.0, "Weight of cpo's likelihood term.")
     rpo_alpha: float | None = option(
@@ -87,25 +89,25 @@ class LossFields:
     )
     sft_mean: str = option(
         "tokens",
-        "The likelihood term is a mean over the chosen tokens of the whole step, or the mean over pairs of the mean "
-        "of each completion.",
+        "Mean of the likelihood term: over the chosen tokens of the whole step, or over pairs of the mean of each "
+        "completion.",
         choices=["tokens", "completions"],
     )
 
     @property
     def loss(self) -> str:
-        """The name of the loss; of several the first."""
+        """The name of the loss, or of the first of several."""
         return self.loss_type[0]
 
     def objective(self) -> Objective:
-        """What is minimised. Raises: ConfigError for an unknown loss."""
+        """The objective that is minimised. Raises: ConfigError for an unknown loss."""
         names, weights = list(self.loss_type), list(self.loss_weights or [1.0] * len(self.loss_type))
         if self.rpo_alpha:
             names, weights = [*names, "sft"], [*weights, float(self.rpo_alpha)]
         return Objective.of(names, weights, self.beta, self._values())
 
     def settle_losses(self) -> None:
-        """Completes and checks the fields. Raises: ConfigError, naming field and value."""
+        """Completes and checks the fields. Raises: ConfigError that names field and value."""
         if not isinstance(self.loss_type, str | list | tuple):
             raise ConfigError(f"loss_type={self.loss_type!r}: name a loss, or several in a list. sigmoid is DPO.")
         self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
@@ -126,7 +128,9 @@ class LossFields:
         one_of("sft_mean", self.sft_mean, _MEANS)
         one_of("lipo_labels", self.lipo_labels, _LABELS)
         if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
-            raise ConfigError(f"ld_alpha={self.ld_alpha} must lie in 0..1: 0.5 is its authors', 1 changes nothing.")
+            raise ConfigError(
+                f"ld_alpha={self.ld_alpha} must be between 0 and 1: the authors use 0.5, and 1 has no effect."
+            )
         self._check_sorted(objective)
         self._check_lists(objective)
         self._check_combination(objective)
@@ -134,8 +138,8 @@ class LossFields:
             raise ConfigError("ld_policy_only belongs to ld_alpha. Set that too, or leave ld_policy_only out.")
         if self.sft_mean != "tokens" and not any(term.name == "sft" for term, _ in objective.terms):
             raise ConfigError(
-                f"sft_mean={self.sft_mean!r} has no meaning without a likelihood term. Set rpo_alpha, or leave "
-                "sft_mean out."
+                f"sft_mean={self.sft_mean!r} has no effect without a likelihood term. Set rpo_alpha, or leave sft_mean "
+                "out."
             )
         self._check_numbers()
         if not all(math.isfinite(weight) and weight >= 0 for weight in weights or []) or (weights and not any(weights)):
@@ -146,11 +150,11 @@ class LossFields:
         check_options(objective, self._values(), defaults)
 
     def _check_numbers(self) -> None:
-        """The options of single losses lie where they mean something."""
-        positive("discopop_tau", self.discopop_tau, "0.05 is its authors'")
-        positive("nca_tau", self.nca_tau, "1e-4 is its authors'")
+        """Checks that the options of single losses are in their valid ranges."""
+        positive("discopop_tau", self.discopop_tau, "the authors use 0.05")
+        positive("nca_tau", self.nca_tau, "the authors use 1e-4")
         if not 0 <= self.beta_dpo_filter < 1:
-            raise ConfigError(f"beta_dpo_filter={self.beta_dpo_filter} must lie in 0..1: 0.2 is its authors'.")
+            raise ConfigError(f"beta_dpo_filter={self.beta_dpo_filter} must be between 0 and 1: the authors use 0.2.")
         for name in _NOT_NEGATIVE:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
@@ -160,7 +164,7 @@ class LossFields:
                 raise ConfigError(f"{name}={getattr(self, name)} must be a finite number.")
 
     def _check_combination(self, objective: Objective) -> None:
-        """What looks at a whole step, and what weighs single pairs."""
+        """Checks losses of a whole step, and weights of single pairs."""
         adaptive = [loss.name for loss, _ in objective.terms if loss.gap is not None]
         if len(adaptive) > 1:
             raise ConfigError(
@@ -174,20 +178,20 @@ class LossFields:
             )
         if self.use_weighting and (objective.sorts or objective.takes_lists):
             raise ConfigError(
-                f"use_weighting=True weighs pairs, and loss_type={', '.join(self.loss_type)} is not a loss of each "
-                "pair for itself. Leave use_weighting out."
+                f"use_weighting=True weights single pairs, but loss_type={', '.join(self.loss_type)} is not a loss of "
+                "single pairs. Leave use_weighting out."
             )
 
     def _check_sorted(self, objective: Objective) -> None:
-        """Of losses that sort, the margins are the order of all pairs: there is one of whole answers, for one loss."""
+        """Checks losses that sort: their margins come from one order of all pairs, of whole answers, for one loss."""
         if not objective.sorts:
             return
         first, *more = [loss.name for loss, _ in objective.terms if loss.sorts]
         others = [loss.name for loss, _ in objective.terms if loss.margins and not loss.sorts] + more
         if others:
             raise ConfigError(
-                f"loss_type={', '.join(self.loss_type)}: {first} takes the place of margins, which {others[0]} would "
-                f"train with too. Use {first} with sft or another loss without margins."
+                f"loss_type={', '.join(self.loss_type)}: {first} replaces the margins, which {others[0]} would use "
+                f"too. Use {first} with sft or another loss without margins."
             )
         if self.ld_alpha is not None:
             raise ConfigError(
@@ -195,24 +199,24 @@ class LossFields:
             )
 
     def _check_lists(self, objective: Objective) -> None:
-        """A list is one item of the loss, and no pairs are left for losses of pairs."""
+        """Checks losses of lists: a list is one item of the loss, so that losses of pairs have no pairs."""
         if not objective.takes_lists:
             return
         names = ", ".join(self.loss_type)
         others = [loss.name for loss, _ in objective.terms if not loss.lists and loss.name != "sft"]
         if others:
             raise ConfigError(
-                f"loss_type={names}: {others[0]} takes pairs, and the others ranked lists. Leave {others[0]} out; sft "
-                "and losses of lists go together."
+                f"loss_type={names}: {others[0]} takes pairs, but the others take ranked lists. Leave {others[0]} out; "
+                "only sft can be combined with losses of lists."
             )
         if self.ld_alpha is not None:
             raise ConfigError(
-                f"ld_alpha={self.ld_alpha} is not honoured with loss_type={names}: it is about the two lengths of a "
+                f"ld_alpha={self.ld_alpha} is not honoured with loss_type={names}: it applies to the two lengths of a "
                 "pair. Leave it out."
             )
         if getattr(self, "group_by_prompt", False):
             raise ConfigError(
-                f"group_by_prompt has no meaning for loss_type={names}: a ranked list is one group already. Leave it "
+                f"group_by_prompt has no effect with loss_type={names}: a ranked list is already one group. Leave it "
                 "out."
             )
 

@@ -10,23 +10,22 @@ from preftune.training.config.base import option
 from preftune.training.config.dpo import DPOConfig
 
 _OF_TRL = {"sigmoid": "cpo", "simpo": "simpo", "hinge": "hinge", "ipo": "ipo"}
-"""TRL's names of CPO's losses, and preftune's."""
+"""TRL's and preftune's names of CPO's losses."""
 
 
 @dataclass
 class CPOConfig(DPOConfig):
     """Configuration of `CPOTrainer`, with the names, defaults and meanings of TRL's.
 
-    `loss_type="simpo"` adds the likelihood term with the weight `cpo_alpha`, as TRL does: SimPO as its authors have it
-    takes `cpo_alpha=0`, a beta of 2 to 10 and its own gamma; `DPOConfig(loss_type="simpo")` has these defaults.
-    """
+    `loss_type="simpo"` adds the likelihood term with the weight `cpo_alpha`, as TRL does: the original SimPO needs
+    `cpo_alpha=0`, a beta of 2 to 10 and its own gamma; `DPOConfig(loss_type="simpo")` has these defaults."""
 
     beta: float = option(0.1, "Scale of the difference of log-probabilities.")
     alpha: float = option(0.0, "Other than 0: AlphaPO's reward instead of the log-probability (TRL's name).")
 
     @property
     def full_learning_rate(self) -> float:  # type: ignore[override]
-        """TRL's, and CPO's authors'."""
+        """The learning rate of TRL and of CPO's authors."""
         return LOSSES["cpo"].learning_rate
 
     def settle_losses(self) -> None:
@@ -39,12 +38,12 @@ class CPOConfig(DPOConfig):
             )
         if len(self.loss_type) > 1:
             raise ConfigError(
-                f"loss_type={self.loss_type} are {len(self.loss_type)} losses, and CPOTrainer has one, with the "
+                f"loss_type={self.loss_type} names {len(self.loss_type)} losses, but CPOTrainer has one, with the "
                 "likelihood (cpo_alpha). Give one, or use DPOConfig with loss_weights."
             )
         if self.alpha and self.loss != "simpo":
             raise ConfigError(
-                f"alpha={self.alpha} is AlphaPO's and goes with loss_type='simpo'. Set it, or leave alpha out."
+                f"alpha={self.alpha} is an option of AlphaPO and needs loss_type='simpo'. Set that, or leave alpha out."
             )
         super().settle_losses()
 
@@ -67,7 +66,7 @@ class CPOConfig(DPOConfig):
 class ORPOConfig(DPOConfig):
     """Configuration of `ORPOTrainer`, with TRL's names.
 
-    The likelihood term covers the chosen answer, where TRL's covers the prompt too.
+    The likelihood term covers only the chosen answer; TRL's covers the prompt too.
     """
 
     loss_type: list[str] = option(["orpo"], "Only orpo.")
@@ -82,17 +81,17 @@ class ORPOConfig(DPOConfig):
 
 
 _TPO = {"sigmoid": "tpo", "tpo-l": "tpo_l", "tpo": "tpo", "tpo_l": "tpo_l", "hinge": "hinge", "ipo": "ipo"}
-"""TRL's names of TPO's losses, and preftune's."""
+"""TRL's and preftune's names of TPO's losses."""
 
 
 @dataclass
 class TPOConfig(DPOConfig):
-    """Configuration of `TPOTrainer`, with the names, defaults and meanings of TRL's. `loss_type` sigmoid and tpo-l are
-    `tpo` and `tpo_l` here.
+    """Configuration of `TPOTrainer`, with the names, defaults and meanings of TRL's. TRL's `loss_type` sigmoid and
+    tpo-l are called `tpo` and `tpo_l`.
     """
 
     loss_type: list[str] = option(["tpo"], "tpo (TRL's sigmoid), tpo_l (TRL's tpo-l), hinge or ipo.")
-    beta: float = option(0.01, "Scale of the difference of log-probabilities; of tpo_l 2 to 10 means something.")
+    beta: float = option(0.01, "Scale of the difference of log-probabilities; for tpo_l 2 to 10 is suitable.")
 
     @property
     def full_learning_rate(self) -> float:  # type: ignore[override]

@@ -1,6 +1,6 @@
-"""Options that exist in TRL or transformers and that preftune does not honour: refused with the reason, by table.
+"""Options that exist in TRL or transformers and that preftune does not honour: refused with the reason, from a table.
 
-An option is honoured or refused, never ignored. A value listed as harmless changes nothing there, so it passes.
+An option is honoured or refused, never ignored. A value listed as harmless has no effect, so it is accepted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from preftune.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a field's value cannot be honoured, and which values mean nothing and therefore pass."""
+    """Why a field's value cannot be honoured, and which values have no effect and are therefore accepted."""
 
     harmless: tuple[Any, ...]
     reason: str
@@ -32,20 +32,21 @@ REFUSED: dict[str, Refusal] = {
     "pad_to_multiple_of": Refusal((None, "auto", "none", 1), "preftune packs sequences and never pads; remove it"),
     "pad_token": Refusal((None,), "preftune never pads; set tokenizer.pad_token if generation needs one"),
     "activation_offloading": Refusal((False,), "its successor is gradient_checkpointing=True"),
-    "reference_free": Refusal((False, None), "a DPO without reference is another loss; remove reference_free"),
+    "reference_free": Refusal((False, None), "DPO without a reference is a different loss; remove reference_free"),
     "generate_during_eval": Refusal((False,), "its successor is `preftune chat --model A --baseline B`"),
     # --- transformers ---
     "label_smoothing_factor": Refusal((0, 0.0), "it smooths token labels; its successor here is label_smoothing"),
     "use_liger_kernel": Refusal((False,), "it would replace the forward that scores completions; preftune's head is "
                                 "chunked already; remove it"),
     "liger_kernel_config": Refusal((None,), "it belongs to use_liger_kernel; remove it"),
-    "auto_find_batch_size": Refusal((False,), "its successor needs no option: out of memory, a step is done again in "
-                                    "smaller micro-batches; remove it"),
+    "auto_find_batch_size": Refusal((False,),
+                                              "no option is needed: when memory runs out, a step is repeated in "
+                                              "smaller micro-batches; remove it"),
     "logging_nan_inf_filter": Refusal((False,), "it hides NaN losses, on which preftune stops; remove it"),
     "bf16_full_eval": Refusal((False,), "policy and reference must be computed in one precision; remove it"),
     "fp16_full_eval": Refusal((False,), "policy and reference must be computed in one precision; remove it"),
     "batch_eval_metrics": Refusal((False,), "evaluation keeps two numbers per pair, nothing to batch; remove it"),
-    "average_tokens_across_devices": Refusal((True,), "the mean is over the pairs of all devices, always; remove it"),
+    "average_tokens_across_devices": Refusal((True,), "the mean is always over the pairs of all devices; remove it"),
     "label_names": Refusal((None,), "preference batches have no label columns; remove it"),
     "length_column_name": Refusal(("length",), "it belongs to grouping by length; remove it"),
     "include_for_metrics": Refusal(([], None), "compute_metrics gets the rewards of every pair; remove it"),
@@ -57,7 +58,7 @@ REFUSED: dict[str, Refusal] = {
     "ddp_broadcast_buffers": Refusal((None, False), "a language model's buffers do not change in training; remove it"),
     "ddp_static_graph": Refusal((None, False), "gradients are averaged after the backward pass, without "
                                 "DistributedDataParallel's bookkeeping; remove it"),
-    "neftune_noise_alpha": Refusal((None,), "it would disturb the policy and not the reference; remove it"),
+    "neftune_noise_alpha": Refusal((None,), "it would affect the policy but not the reference; remove it"),
     "fsdp": Refusal((None, "", [], False), f"sharded training: {_NOT_YET}; use torchrun with LoRA, or a larger device"),
     "deepspeed": Refusal((None,), f"sharded training: {_NOT_YET}; use torchrun with LoRA, or a larger device"),
     "parallelism_config": Refusal((None,), f"tensor and context parallelism: {_NOT_YET}; remove it"),
@@ -65,7 +66,7 @@ REFUSED: dict[str, Refusal] = {
 
 
 def refuse_unsupported(config: Any, refused: Mapping[str, Refusal] = REFUSED) -> None:
-    """Raise a `ConfigError` for the first field whose value preftune would not honour.
+    """Raises: ConfigError for the first field whose value preftune would not honour.
 
     Args:
         refused: the table of the trainer.

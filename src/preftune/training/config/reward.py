@@ -17,7 +17,7 @@ REWARD_REFUSED: Mapping[str, Refusal] = {
     "include_for_metrics": Refusal(([], None), "compute_metrics gets the scores of every pair; remove it"),
     "bf16_full_eval": Refusal((False,), "training and evaluation are computed in one precision; remove it"),
     "fp16_full_eval": Refusal((False,), "training and evaluation are computed in one precision; remove it"),
-    "pad_token": Refusal((None,), "preftune never pads, and saves a pad token that no text ends with; remove it"),
+    "pad_token": Refusal((None,), "preftune never pads, and saves a pad token with which no text ends; remove it"),
 }
 
 
@@ -37,13 +37,13 @@ class RewardConfig(PairConfig):
     # --- the loss ---
     center_rewards_coefficient: float | None = option(
         None,
-        "Pull of every pair's mean score to 0, so that scores of different prompts compare; 0.01 is usual. Default: "
-        "none.",
+        "Strength of the pull of every pair's mean score towards 0, so that scores of different prompts are "
+        "comparable; 0.01 is usual. Default: off.",
     )
 
     # --- the data ---
     chat_template_path: str | None = option(
-        None, "A Jinja file, or a model whose chat template is taken over. Default: the tokenizer's own."
+        None, "A Jinja file, or a model whose chat template is used. Default: the tokenizer's own."
     )
     eos_token: str | None = option(None, "Token that ends an answer. Default: the tokenizer's.")
 

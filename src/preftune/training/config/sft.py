@@ -12,8 +12,8 @@ from preftune.training.config.base import PackedConfig, option
 from preftune.training.config.refused import REFUSED, Refusal
 
 _ALWAYS_PACKED = (
-    "rows are always packed, without padding and without seeing each other, and the batch size counts rows; raise "
-    "per_device_train_batch_size, max_tokens_per_batch bounds the memory"
+    "rows are always packed, without padding and without attention between rows, and the batch size counts rows; "
+    "raise per_device_train_batch_size, and limit the memory with max_tokens_per_batch"
 )
 
 SFT_REFUSED: Mapping[str, Refusal] = {
@@ -23,7 +23,7 @@ SFT_REFUSED: Mapping[str, Refusal] = {
     "packing_strategy": Refusal(("bfd",), "it belongs to packing; remove it"),
     "loss_type": Refusal(("nll",), "one loss, the mean over trained tokens; remove loss_type"),
     "dataset_kwargs": Refusal((None, {}), "its successors are --format and --columns (load_demonstrations); remove it"),
-    "dataset_num_proc": Refusal((None, 1), "the tokeniser has threads of its own; remove it"),
+    "dataset_num_proc": Refusal((None, 1), "the tokenizer has its own threads; remove it"),
     "shuffle_dataset": Refusal((False,), "every epoch is shuffled already; remove it"),
     "label_smoothing_factor": Refusal((0, 0.0), "the loss is the plain mean over trained tokens; remove it"),
     "average_tokens_across_devices": Refusal((True,), "the mean is over the tokens of all devices; remove it"),
@@ -41,9 +41,8 @@ class SFTConfig(PackedConfig):
     """Configuration of `SFTTrainer`: every field of `transformers.TrainingArguments`, and those below.
 
     Names follow TRL 1.16, so a TRL script or YAML runs with the import changed. Defaults that differ from TRL's:
-    `assistant_only_loss` is unset and then means the assistant's turns of conversations, where TRL trains what users
-    say too; `learning_rate` is 2e-5 for full fine-tuning, as TRL's, and 2e-4 for adapters.
-    """
+    `assistant_only_loss` is unset, which means the assistant's turns in conversations, where TRL trains the users'
+    turns too; `learning_rate` is 2e-5 for full fine-tuning, as TRL's, and 2e-4 for adapters."""
 
     full_learning_rate: ClassVar[float] = 2e-5
     adapter_learning_rate: ClassVar[float] = 2e-4
@@ -52,10 +51,10 @@ class SFTConfig(PackedConfig):
 
     # --- the loss ---
     completion_only_loss: bool | None = option(
-        None, "Train what follows the prompt alone. Default: where the data have prompts. False: everything."
+        None, "Train only the text after the prompt. Default: if the data have prompts. False: everything."
     )
     assistant_only_loss: bool | None = option(
-        None, "In conversations, train the assistant's turns alone. Default: yes. False: everything."
+        None, "In conversations, train only the assistant's turns. Default: yes. False: everything."
     )
 
     # --- the data ---
@@ -71,10 +70,10 @@ class SFTConfig(PackedConfig):
     disable_dropout: bool = option(False, "Train without dropout, LoRA's included.")
 
     # --- fields of TRL's that preftune refuses unless they have no effect ---
-    packing: bool = option(False, "Only False: rows are always packed, and never see each other.")
-    packing_strategy: str = option("bfd", "Only its default.")
+    packing: bool = option(False, "Only False: rows are always packed, without attention between them.")
+    packing_strategy: str = option("bfd", "Only the default is accepted.")
     eval_packing: bool | None = option(None, "Only False or unset.")
-    padding_free: bool = option(False, "Accepted: preftune never pads.")
+    padding_free: bool = option(False, "Accepted without effect: preftune never pads.")
     truncation_mode: str = option("keep_start", "Only keep_start.", choices=["keep_start", "keep_end"])
     loss_type: str = option("nll", "Only nll.")
     dataset_kwargs: dict[str, Any] | str | None = option(None, "Only unset.")

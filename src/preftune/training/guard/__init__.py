@@ -4,7 +4,7 @@ Figures go to `rules`, pure functions that raise alarms; `callback` is the thin 
 
     alarms    Alarm
     callback  Guard, the callback
-    figures   what the guard knows of a run
+    figures   figures of a run
     looking   evaluation passes on a sample
     rollback  the last good weights
     rules     figures -> alarms

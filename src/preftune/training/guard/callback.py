@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from preftune.amounts import counted
 from preftune.log import detail, say, warn
 from preftune.logps.batch import PackedBatch
 from preftune.reference import unwrap
@@ -151,20 +152,23 @@ class Guard(TrainerCallback):
 
     def _say_what_is_done(self) -> None:
         if self._sharded:
-            say("guard: the weights are sharded over devices, so it reads the training figures and draws no answers.")
+            say(
+                "guard: the weights are sharded over devices, so it only reads the training figures and samples no "
+                "answers."
+            )
         elif self._answers is None:
             why = (
                 f"guard_budget={self.budget:g} is too small for answers in a run this short"
                 if self.budget
                 else "guard_budget=0 leaves no time for answers"
             )
-            detail(f"guard: {why}; it watches the training figures.")
+            detail(f"guard: {why}; it only watches the training figures.")
         else:
             answers = self._answers
-            where = "" if self._held_out else " (of training rows: nothing is held out)"
+            where = "" if self._held_out else " (of training rows, because no rows are held out)"
             detail(
-                f"guard: {len(answers.prompts)} prompts{where}, answers of at most {answers.tokens} tokens, at most "
-                f"{self.budget:.0%} of the time."
+                f"guard: {counted(len(answers.prompts), 'prompt')}{where}, answers of at most "
+                f"{counted(answers.tokens, 'token')}, at most {self.budget:.0%} of the time."
             )
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -251,7 +255,7 @@ class Guard(TrainerCallback):
 
     def _end(self, word: int, step: int, control: Any) -> None:
         control.should_training_stop = True
-        why = " (nothing can be rolled back where weights are sharded)" if word == ROLL_BACK else ""
+        why = " (sharded weights cannot be rolled back)" if word == ROLL_BACK else ""
         good = self._good if word == ROLL_BACK else None
         self.rolled_back_to = end_run(good, unwrap(self._trainer.model), step, why=why)
         self._note()
@@ -319,7 +323,7 @@ class Guard(TrainerCallback):
             if isinstance(error, torch.OutOfMemoryError):
                 torch.get_device_module(self._trainer.args.device).empty_cache()
             warn(
-                f"the guard failed and is off for the rest of this run, which goes on ({type(error).__name__}: "
+                f"the guard failed and is off for the rest of this run, which continues ({type(error).__name__}: "
                 f"{error}). Please report it; guard='off' leaves it out."
             )
 

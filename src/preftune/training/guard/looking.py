@@ -96,7 +96,7 @@ class Looker:
             try:
                 self._trainer.reference(self._model(), pack(answers.distance).to(self._trainer.args.device))
             except Exception as error:
-                say(f"guard: the distance to the reference is not measured any more ({error})")
+                say(f"guard: the distance to the reference is no longer measured ({error})")
                 answers.distance = []
         return answers
 

@@ -73,7 +73,7 @@ class GoodWeights:
 def end_run(good: GoodWeights | None, model: nn.Module, step: int, *, why: str = "") -> int | None:
     """Put the good weights back, if there are any, and give the step that they are of."""
     if good is None:
-        warn(f"guard: training ends at step {step}; the weights stay as they are{why}.")
+        warn(f"guard: training ends at step {step}; the weights are kept{why}.")
         return None
     good.put_back(model)
     what = "as received" if good.step == 0 else f"of step {good.step}"

@@ -143,7 +143,7 @@ def prompts_from_file(path: str) -> list[Prompt]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"guard_prompts={path!r} cannot be read ({getattr(error, 'strerror', None) or error}). Name a file with "
-            "one prompt a line, or give a number of prompts of the held-out rows."
+            "one prompt per line, or give a number of prompts to take from the held-out rows."
         ) from error
     prompts = []
     for number, line in enumerate(lines, start=1):

@@ -19,28 +19,30 @@ from preftune.training.config.refused import REFUSED, Refusal
 class SamplingConfig(ReferenceFields, PackedConfig):
     """What `PPOConfig` and `OnlineDPOConfig` share. The comments name where a default comes from."""
 
-    max_new_tokens: int = option(64, "Longest answer, in tokens (TRL's PPOConfig: response_length).")
-    max_prompt_length: int | None = option(512, "Prompts of more tokens are left out, and counted; None: no limit.")
-    max_length: int | None = option(None, "Refused: max_prompt_length and max_new_tokens are its successors.")
+    max_new_tokens: int = option(64, "Maximum length of an answer, in tokens (TRL's PPOConfig: response_length).")
+    max_prompt_length: int | None = option(
+        512, "Maximum length of a prompt, in tokens; longer prompts are left out and counted. None: no limit."
+    )
+    max_length: int | None = option(None, "Refused; its successors are max_prompt_length and max_new_tokens.")
     temperature: float = option(
         1.0, "Sampling temperature. 1 samples from the policy itself; other values scale its log-probabilities too."
     )
-    generation_batch_size: int = option(16, "Answers sampled at a time.")
+    generation_batch_size: int = option(16, "Number of answers sampled at a time.")
     use_vllm: bool = option(False, "Sample with vLLM, on a GPU where it is installed.")
     total_episodes: int | None = option(
-        None, "Answers to sample in all (TRL's name). Default: num_train_epochs times the prompts."
+        None, "Total number of answers to sample (TRL's name). Default: num_train_epochs times the prompts."
     )
     reward_model: list[str] = option(
         [],
-        "What rates an answer: a reward model (folder or hub id), exact, key-fact, length:WORDS, format:REGEX, "
-        "rule:MODULE:FUNCTION, openai:MODEL@URL or local:MODEL. Several are an ensemble (summed by GRPO and RLOO).",
+        "The reward: a reward model (folder or hub id), exact, key-fact, length:WORDS, format:REGEX, "
+        "rule:MODULE:FUNCTION, openai:MODEL@URL or local:MODEL. Several form an ensemble (GRPO and RLOO add them).",
     )
-    reward_ensemble: str = option("mean", "How several become one score.", choices=list(HOWS))
+    reward_ensemble: str = option("mean", "How several scores are combined.", choices=list(HOWS))
     judge_thoughts: bool = option(
-        False, "Score the thought that a thinking model writes before its answer as part of the answer."
+        False, "Score the reasoning that a thinking model writes before its answer as part of the answer."
     )
     missing_eos_penalty: float | None = option(
-        None, "Points taken from answers that max_new_tokens cut, above 0 (TRL's name; there 1.0 in its examples)."
+        None, "Points subtracted from answers that max_new_tokens cut, above 0 (TRL's name; 1.0 in its examples)."
     )
 
     def check_sampling(self) -> None:
@@ -57,8 +59,8 @@ class SamplingConfig(ReferenceFields, PackedConfig):
             raise ConfigError(f"reward_ensemble={self.reward_ensemble!r} must be one of {', '.join(HOWS)}.")
         if self.missing_eos_penalty is not None and not self.missing_eos_penalty > 0:
             raise ConfigError(
-                f"missing_eos_penalty={self.missing_eos_penalty} must be above 0: it is subtracted. Leave it out for "
-                "none."
+                f"missing_eos_penalty={self.missing_eos_penalty} must be above 0, because it is subtracted. Leave it "
+                "out for no penalty."
             )
         if isinstance(self.reward_model, str):
             self.reward_model = [self.reward_model]
@@ -71,9 +73,9 @@ _NOT_HONOURED = {
     "torch_compile": (False, "sampling and training would each compile anew; remove it"),
     "dataloader_num_workers": (0, "batches are sampled from the policy, not loaded; remove it"),
     "dataloader_drop_last": (False, "every step is full; remove it"),
-    "group_by_prompt": (False, "answers of one prompt are one group always; remove it"),
+    "group_by_prompt": (False, "answers to one prompt always form one group; remove it"),
     "precompute_ref_log_probs": (False, "the answers do not exist before training; remove it"),
-    "reference_cache": (True, "every answer is new, so no score is looked up; remove it"),
+    "reference_cache": (True, "every answer is new, so no score can be cached; remove it"),
     "max_length": (None, "its successors are max_prompt_length and max_new_tokens; remove it"),
     "truncation": ("truncate", "prompts beyond max_prompt_length are left out; remove it"),
     "early_stopping_patience": (None, "nothing is evaluated during training; remove it"),
@@ -94,20 +96,20 @@ def refuse_what_has_no_meaning(config: Any, *, honoured: Collection[str] = ()) -
             raise ConfigError(f"{name}={value!r} is not honoured where answers are sampled: {reason}.")
     if config.world_size > 1:
         raise ConfigError(
-            f"{config.world_size} processes: preftune samples and trains in one process so far. Start it without "
+            f"{config.world_size} processes: preftune samples and trains in only one process so far. Start it without "
             "torchrun."
         )
 
 
 @dataclass
 class JudgedConfig(SamplingConfig):
-    """What trainers share whose answers a judge compares."""
+    """The common fields of trainers whose answers a judge compares."""
 
     num_train_epochs: float = option(1.0, "Passes over the prompts.")
-    num_generations: int = option(2, "Answers to each prompt that are compared (K), at least 2.")
+    num_generations: int = option(2, "Number of answers to each prompt that are compared (K), at least 2.")
     judge: str | None = option(
         None,
-        "Who compares the answers, instead of reward_model: openai:MODEL@URL, local:MODEL, reward:MODEL, "
+        "Judge that compares the answers, instead of reward_model: openai:MODEL@URL, local:MODEL, reward:MODEL, "
         "rule:MODULE:FUNCTION, shorter, longer, key-fact, exact.",
     )
     reward_weights: list[float] | None = option(None, "Weight of each of several reward_funcs. Default: 1 each.")
@@ -116,19 +118,21 @@ class JudgedConfig(SamplingConfig):
         """Raises: ConfigError, naming field and value."""
         self.check_sampling()
         if self.num_generations < 2:
-            raise ConfigError(f"num_generations={self.num_generations} must be at least 2: answers are compared.")
+            raise ConfigError(
+                f"num_generations={self.num_generations} must be at least 2, because answers are compared."
+            )
         if self.judge is not None and self.reward_model:
             raise ConfigError("judge and reward_model both say which answer is better. Give one of them.")
 
     def _check_two_players(self) -> None:
         if self.num_generations != 2:
             raise ConfigError(
-                f"num_generations={self.num_generations} must be 2: the policy's answer and the one that it is "
-                "compared with."
+                f"num_generations={self.num_generations} must be 2: the policy's answer and its opponent's."
             )
         if self.use_vllm:
             raise ConfigError(
-                "use_vllm=True is not honoured: not only the policy answers, and vLLM serves the policy. Leave it out."
+                "use_vllm=True is not honoured: vLLM serves only the policy, but another model answers too. Leave it "
+                "out."
             )
 
 
@@ -139,12 +143,14 @@ class OnlineDPOConfig(JudgedConfig, DPOConfig):
     Guo et al. 2024, "Direct Language Model Alignment from Online AI Feedback" (arXiv:2402.04792).
     """
 
-    max_prompt_length: int | None = option(512, "Prompts of more tokens are left out, and counted; None: no limit.")
+    max_prompt_length: int | None = option(
+        512, "Maximum length of a prompt, in tokens; longer prompts are left out and counted. None: no limit."
+    )
     temperature: float = option(
-        1.0, "Sampling temperature: higher for answers that differ more. The log-probabilities stay the policy's own."
+        1.0, "Sampling temperature; higher for more different answers. It does not scale the log-probabilities."
     )
     which_pairs: str = option(
-        "best-worst", "Of K answers, the pairs that train.", choices=["best-worst", "all", "adjacent"]
+        "best-worst", "The pairs of K answers that are trained on.", choices=["best-worst", "all", "adjacent"]
     )
 
     def __post_init__(self) -> None:
@@ -154,8 +160,8 @@ class OnlineDPOConfig(JudgedConfig, DPOConfig):
         super().__post_init__()
         if self.objective().needs_margins:
             raise ConfigError(
-                f"loss_type={', '.join(self.loss_type)} brings rewards to differences of ratings, and the pairs that a "
-                "judge makes are not rated. Use another loss: sigmoid, ipo, simpo."
+                f"loss_type={', '.join(self.loss_type)} fits rewards to differences of ratings, but the pairs of a "
+                "judge are not rated. Use another loss: sigmoid, ipo, simpo."
             )
         objective = self.objective()
         if objective.needs_gold:
@@ -166,12 +172,12 @@ class OnlineDPOConfig(JudgedConfig, DPOConfig):
         if objective.takes_lists:
             raise ConfigError(
                 f"loss_type={', '.join(self.loss_type)} takes ranked lists, which is not honoured where answers are "
-                "sampled: a judge makes pairs. Use a loss of pairs: sigmoid, ipo, simpo."
+                "sampled, because a judge makes pairs. Use a loss of pairs: sigmoid, ipo, simpo."
             )
         if objective.sorts or objective.gap is not None or objective.needs_running_mean:
             raise ConfigError(
-                f"loss_type={', '.join(self.loss_type)} looks at more than the pairs of one prompt's answers, which is "
-                "not honoured where answers are sampled. Use another loss, or bco_running_mean=False."
+                f"loss_type={', '.join(self.loss_type)} uses more than the pairs of one prompt's answers, which is not "
+                "honoured where answers are sampled. Use another loss, or bco_running_mean=False."
             )
         refuse_what_has_no_meaning(self)
 
@@ -182,8 +188,7 @@ class XPOConfig(OnlineDPOConfig):
 
     alpha: list[float] = option(
         [1e-5],
-        "Weight of the exploration term, 0 or above; of several the first is that of the first pass over the prompts, "
-        "and so on.",
+        "Weight of the exploration term, 0 or above; a list gives one weight for each pass over the prompts.",
     )
 
     def __post_init__(self) -> None:
@@ -192,8 +197,7 @@ class XPOConfig(OnlineDPOConfig):
         super().__post_init__()
         if not self.objective().needs_reference:
             raise ConfigError(
-                f"loss_type={', '.join(self.loss_type)} has no reference, and XPO compares with one. Use sigmoid or "
-                "ipo."
+                f"loss_type={', '.join(self.loss_type)} has no reference, but XPO needs one. Use sigmoid or ipo."
             )
 
 
@@ -209,8 +213,8 @@ class NashMDConfig(MovingReferenceFields, JudgedConfig):
     beta: float = option(0.1, "Strength of the KL penalty (tau of the paper).")
     mixture_coef: list[float] = option(
         [0.5],
-        "Weight of the reference in the mixture that the policy plays against, 0 (itself) to 1 (the reference); of "
-        "several the first is that of the first pass over the prompts, and so on.",
+        "Weight of the reference in the mixture that is the policy's opponent, 0 (the policy) to 1 (the reference); "
+        "a list gives one weight for each pass over the prompts.",
     )
 
     def __post_init__(self) -> None:

@@ -82,7 +82,7 @@ def choose_reference(trainer: FreshTrainer, ref_model: Any) -> Source:
     """
     if not trainer.needs_reference:
         if ref_model is not None:
-            raise ConfigError("ref_model has no meaning with beta=0, which has no reference. Leave it out.")
+            raise ConfigError("ref_model has no effect with beta=0, which needs no reference. Leave it out.")
         return NoReference()
     from preftune.training.setup.reference import moving_reference, prepare_explicit
 

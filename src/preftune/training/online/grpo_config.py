@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from preftune.amounts import counted
 from preftune.errors import ConfigError
 from preftune.training.config.base import one_of, option
 from preftune.training.config.referenced import MovingReferenceFields
@@ -14,7 +15,7 @@ from preftune.training.online.config import SamplingConfig, refuse_what_has_no_m
 
 LOSSES = ("dapo", "grpo", "bnpo", "dr_grpo")
 
-_OWN_DISTRIBUTION = "answers are drawn from the policy's own distribution at the temperature; remove it"
+_OWN_DISTRIBUTION = "answers are sampled from the policy's own distribution at the given temperature; remove it"
 _REFUSED = {
     **{name: Refusal((harmless,), _OWN_DISTRIBUTION) for name, harmless in
        (("top_p", 1.0), ("top_k", 0), ("min_p", None), ("repetition_penalty", 1.0), ("generation_kwargs", None))},
@@ -22,8 +23,8 @@ _REFUSED = {
     "log_completions": Refusal((False,), "answers are in samples.jsonl and the report; remove it"),
     "chat_template_kwargs": Refusal((None,), "give rows a column chat_template_kwargs; remove it"),
     "shuffle_dataset": Refusal((True,), "prompts are drawn in a seeded order; remove it"),
-    "delta": Refusal((None,), "it belongs to GRPO; remove it"),
-    "top_entropy_quantile": Refusal((1.0,), "all tokens train; remove it"),
+    "delta": Refusal((None,), "it is an option of GRPO; remove it"),
+    "top_entropy_quantile": Refusal((1.0,), "all tokens are trained; remove it"),
     "entropy_coef": Refusal((0.0,), "no entropy bonus is added; remove it"),
     "multi_objective_aggregation": Refusal(("sum_then_normalize",), "rewards are summed first; remove it"),
     "reward_clip_range": Refusal((None,), "clip in the reward function; remove it"),
@@ -45,19 +46,24 @@ class GroupConfig(MovingReferenceFields, SamplingConfig):
     refused: ClassVar[Mapping[str, Refusal]] = {**REFUSED, **_REFUSED}
 
     num_train_epochs: float = option(1.0, "Passes over the prompts.")
-    per_device_train_batch_size: int = option(8, "Answers at a time; with gradient_accumulation_steps, of a step.")
-    max_new_tokens: int = option(256, "Longest answer, in tokens.")
+    per_device_train_batch_size: int = option(
+        8, "Number of answers at a time; times gradient_accumulation_steps, of a step."
+    )
+    max_new_tokens: int = option(256, "Maximum length of an answer, in tokens.")
     max_completion_length: int | None = option(None, "TRL's name of max_new_tokens.")
-    num_generations: int = option(8, "Answers to each prompt (K), at least 2.")
-    num_generations_eval: int | None = option(None, "Answers to each held-out prompt. Default: num_generations.")
+    num_generations: int = option(8, "Number of answers to each prompt (K), at least 2.")
+    num_generations_eval: int | None = option(
+        None, "Number of answers to each held-out prompt. Default: num_generations."
+    )
     beta: float = option(0.0, "Strength of the KL penalty; 0 needs no reference.")
-    num_iterations: int = option(1, "Optimiser steps on the same answers (mu).")
+    num_iterations: int = option(1, "Number of optimiser steps on the same answers (mu).")
     epsilon: float = option(0.2, "Clip range of the ratio, below 1 and by default above it.")
     epsilon_high: float | None = option(None, "Clip range above 1; DAPO's is 0.28. Default: epsilon.")
     reward_weights: list[float] | None = option(None, "Weight of each reward. Default: 1 each.")
-    mask_truncated_completions: bool = option(False, "Answers that max_new_tokens cut do not train.")
+    mask_truncated_completions: bool = option(False, "Do not train on answers that max_new_tokens cut.")
     dynamic_sampling: bool = option(
-        False, "Prompts whose answers all have one reward are left out, and others asked until the step is full (DAPO)."
+        False,
+        "Leave out prompts whose answers all have the same reward, and sample others until the step is full (DAPO).",
     )
 
     # --- fields of TRL's that preftune refuses unless they have no effect ---
@@ -67,8 +73,8 @@ class GroupConfig(MovingReferenceFields, SamplingConfig):
     repetition_penalty: float = option(1.0, "Only 1.")
     generation_kwargs: str | None = option(None, "Only unset.")
     steps_per_generation: int | None = option(None, "Only unset, or 1.")
-    log_completions: bool = option(False, "Only False: samples.jsonl has answers.")
-    chat_template_kwargs: str | None = option(None, "Only unset: a column of the rows.")
+    log_completions: bool = option(False, "Only False: samples.jsonl has the answers.")
+    chat_template_kwargs: str | None = option(None, "Only unset: it is a column of the rows.")
     shuffle_dataset: bool = option(True, "Only True.")
     delta: float | None = option(None, "Only unset.")
     top_entropy_quantile: float = option(1.0, "Only 1.")
@@ -99,13 +105,15 @@ class GroupConfig(MovingReferenceFields, SamplingConfig):
             raise ConfigError(f"beta={self.beta} must be 0 or above.")
         self._check_moves()
         if self.sync_ref_model and not self.beta:
-            raise ConfigError("sync_ref_model=True moves a reference, which beta=0 does not use. Give beta, as 0.04.")
+            raise ConfigError(
+                "sync_ref_model=True moves a reference, which beta=0 does not use. Give a beta, such as 0.04."
+            )
         answers = self.per_device_train_batch_size * self.gradient_accumulation_steps
         if answers % self.num_generations:
             raise ConfigError(
-                f"a step has {answers} answers (per_device_train_batch_size x gradient_accumulation_steps), which "
-                f"num_generations={self.num_generations} does not divide. Make it a multiple: every prompt has that "
-                "many answers."
+                f"a step has {counted(answers, 'answer')} (per_device_train_batch_size x gradient_accumulation_steps), "
+                f"which is not a multiple of num_generations={self.num_generations}. Make it a multiple, because every "
+                "prompt has that many answers."
             )
         super().__post_init__()
         refuse_what_has_no_meaning(self, honoured=("eval_strategy", "eval_on_start"))
@@ -119,20 +127,22 @@ class GRPOConfig(GroupConfig):
         name: refusal for name, refusal in GroupConfig.refused.items() if name != "delta"
     }
 
-    beta: float = option(0.0, "Strength of the KL penalty; 0 needs no reference. The paper has 0.04.")
-    delta: float | None = option(None, "Largest ratio of an answer worse than the others, above 1 + epsilon_high.")
+    beta: float = option(0.0, "Strength of the KL penalty; 0 needs no reference. The paper uses 0.04.")
+    delta: float | None = option(
+        None, "Upper limit of the ratio for answers worse than the others, above 1 + epsilon_high."
+    )
     loss_type: str = option(
         "dapo",
-        "What the loss is a mean over: dapo and bnpo, all tokens of the step; grpo, the tokens of each answer, then "
+        "Unit of the mean of the loss: dapo and bnpo, all tokens of the step; grpo, the tokens of each answer, then "
         "answers; dr_grpo, answers times max_new_tokens.",
         choices=["dapo", "grpo", "bnpo", "dr_grpo"],
     )
     scale_rewards: str = option(
-        "group", "What advantages are divided by: the deviation of the group, of the batch, or none (Dr. GRPO).",
+        "group", "Divisor of the advantages: the deviation of the group, of the batch, or none (Dr. GRPO).",
         choices=["group", "batch", "none"],
     )  # fmt: skip
     importance_sampling_level: str = option(
-        "token", "Ratios of tokens, or of whole sequences per token (GSPO).", choices=["token", "sequence"]
+        "token", "Unit of the ratios: tokens, or whole sequences, per token (GSPO).", choices=["token", "sequence"]
     )
     use_bias_correction_kl: bool = option(True, "Weight the KL with the ratio, as TRL does.")
 
@@ -141,7 +151,8 @@ class GRPOConfig(GroupConfig):
         self.scale_rewards = {True: "group", False: "none"}.get(given, self.scale_rewards)  # type: ignore[call-overload]
         if self.delta is not None and not self.delta > 1 + self.epsilons[1]:
             raise ConfigError(
-                f"delta={self.delta} must be above 1 + epsilon_high = {1 + self.epsilons[1]:g}, which holds already."
+                f"delta={self.delta} must be above 1 + epsilon_high = {1 + self.epsilons[1]:g}, which is already the "
+                "limit."
             )
         one_of("loss_type", self.loss_type, LOSSES)
         one_of("scale_rewards", self.scale_rewards, ("group", "batch", "none"))
@@ -153,6 +164,6 @@ class GRPOConfig(GroupConfig):
 class RLOOConfig(GroupConfig):
     """Configuration of `RLOOTrainer`."""
 
-    num_generations: int = option(2, "Answers to each prompt (K), at least 2.")
+    num_generations: int = option(2, "Number of answers to each prompt (K), at least 2.")
     beta: float = option(0.05, "Strength of the KL penalty, which is part of the reward; 0 needs no reference.")
-    normalize_advantages: bool = option(False, "Advantages of a step get mean 0 and deviation 1.")
+    normalize_advantages: bool = option(False, "Normalise the advantages of a step to mean 0 and deviation 1.")

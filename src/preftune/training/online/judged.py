@@ -27,9 +27,9 @@ class JudgedTrainer(OnlineTrainer):
     """The common part.
 
     Args:
-        judge: who says what is better, instead of `judge` or `reward_model` of the configuration: a `Judge` (prompt,
+        judge: the judge of answers, instead of `judge` or `reward_model` of the configuration: a `Judge` (prompt,
             two answers, row) or a `Scorer` (prompt, answer, row).
-        reward_funcs: what rates an answer, under TRL's name: see `GroupTrainer`.
+        reward_funcs: the rewards of an answer, under TRL's name; see `GroupTrainer`.
         reward_processing_classes: the tokenizer of a reward model in memory; of several rewards a list.
         model, args, train_dataset, and the rest: as for `OnlineTrainer`.
     """
@@ -51,13 +51,13 @@ class JudgedTrainer(OnlineTrainer):
         args = own_config(args, self.config_class, method=self.method)
         if sum((judge is not None, reward_funcs is not None, args.judge is not None, bool(args.reward_model))) != 1:
             raise ConfigError(
-                "one thing must say which answer is better: pass judge=... or reward_funcs=..., or name it in "
-                f"{self.config_class.__name__}(judge=...) or reward_model=... (--judge, --reward_model)."
+                "a judge or a reward must decide which answer is better: pass judge=... or reward_funcs=..., or name "
+                f"it in {self.config_class.__name__}(judge=...) or reward_model=... (--judge, --reward_model)."
             )
         if args.reward_weights is not None and reward_funcs is None:
             raise ConfigError(
-                "reward_weights need reward_funcs, and none was passed. Leave them out; reward_ensemble says how "
-                "several reward models become one score."
+                "reward_weights need reward_funcs, but no reward function was passed. Leave them out; reward_ensemble "
+                "combines several reward models."
             )
         self._opened = ExitStack()
         self.answers_per_prompt = args.num_generations
@@ -70,7 +70,7 @@ class JudgedTrainer(OnlineTrainer):
         super().__init__(model, args, train_dataset, **options)
 
     def rated(self, rollouts: Sequence[Rollout]) -> list[tuple[Answers, Rated]]:
-        """The answers to each prompt, and what was said of them. Logs the mean score of the policy's answers."""
+        """The answers to each prompt with their verdicts or scores. Logs the mean score of the policy's answers."""
         size = self.answers_per_prompt
         asked = [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
         found = list(zip(asked, self._rater(asked), strict=True))
@@ -86,7 +86,7 @@ class JudgedTrainer(OnlineTrainer):
         return found
 
     def scores_of(self, answers: Answers, rated: Rated) -> list[float | None]:
-        """The scores, less the penalty of answers that did not end."""
+        """The scores minus the penalty of answers that did not end."""
         penalty = self.args.missing_eos_penalty or 0.0
         return [
             None if score is None else float(score) - penalty * (not answer.finished)
@@ -108,7 +108,7 @@ class _ByScore:
 
 
 class _ByJudge:
-    """Compares every two answers to a prompt."""
+    """Compares each two answers to a prompt."""
 
     def __init__(self, judge: Judge, *, thoughts: bool) -> None:
         self._judge, self._thoughts = ByComparison(judge), thoughts
@@ -138,7 +138,7 @@ def _by_score(score: Score) -> _ByScore:
 
 
 def _group(answers: Answers, *, thoughts: bool) -> Group:
-    """The answers to one prompt as judges are given them."""
+    """The answers to one prompt in the form for judges."""
     prompt = answers[0].prompt
     return Group(
         id=prompt.id,

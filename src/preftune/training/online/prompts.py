@@ -92,7 +92,7 @@ def prepare_prompts(source: Any, tokenizer: Any, *, max_prompt_length: int | Non
     if not kept:
         shortest = min(map(len, ids))
         raise DatasetError(
-            f"none of the {len(found):,} prompts has at most max_prompt_length={max_prompt_length} tokens (the "
-            f"shortest has {shortest:,}). Raise max_prompt_length."
+            f"no prompt ({len(found):,} in all) has at most max_prompt_length={max_prompt_length} tokens (the shortest "
+            f"has {shortest:,}). Raise max_prompt_length."
         )
     return PromptSet([found[i] for i in kept], [ids[i] for i in kept], len(found) - len(kept))

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from preftune.amounts import counted
 from preftune.errors import ConfigError, PreftuneError, RequestError
 from preftune.judges.protocol import Item, Scorer
 from preftune.judges.reward_model import RewardModel
@@ -56,8 +57,8 @@ class BatchFunction:
         found = list(asyncio.run(_awaited(returned)) if inspect.isawaitable(returned) else returned)
         if len(found) != len(items):
             raise RequestError(
-                f"Reward {self.name!r} returned {len(found)} numbers for {len(items)} answers. Return a list with one "
-                "for each (None for an answer that it does not rate)."
+                f"Reward {self.name!r} returned {counted(len(found), 'number')} for {counted(len(items), 'answer')}. "
+                "Return a list with one number per answer (None for an answer that it does not rate)."
             )
         return found
 
@@ -74,8 +75,8 @@ class Rewards(Scorers):
         self._weights = [1.0] * len(self.scorers) if weights is None else list(weights)
         if len(self._weights) != len(self.scorers):
             raise ConfigError(
-                f"reward_weights={weights} has {len(self._weights)} weights for {len(self.scorers)} rewards "
-                f"({', '.join(self.names)}). Give one for each."
+                f"reward_weights={weights} has {counted(len(self._weights), 'weight')} for "
+                f"{counted(len(self.scorers), 'reward')} ({', '.join(self.names)}). Give one per reward."
             )
 
     def __call__(self, rollouts: Sequence[Rollout]) -> tuple[list[float | None], list[list[float | None]]]:
@@ -102,7 +103,7 @@ def open_rewards(given: Any, args: Any, opened: ExitStack, *, tokenizers: Any = 
     """
     if (given is None) == (not args.reward_model):
         raise ConfigError(
-            "something must rate the answers: pass reward_funcs=..., or name it in reward_model=... (--reward_model)."
+            "a reward must rate the answers: pass reward_funcs=..., or name it in reward_model=... (--reward_model)."
         )
     asked = args.reward_model if given is None else given
     asked = asked if isinstance(asked, list | tuple) else [asked]
@@ -111,8 +112,8 @@ def open_rewards(given: Any, args: Any, opened: ExitStack, *, tokenizers: Any = 
         known = [None] * len(asked)
     if len(known) != len(asked):
         raise ConfigError(
-            f"reward_processing_classes has {len(known)} tokenizers for {len(asked)} rewards, and their numbers must "
-            "match. Give a list with one for each, None for a function."
+            f"reward_processing_classes has {counted(len(known), 'tokenizer')} for {counted(len(asked), 'reward')}, "
+            "but their numbers must match. Give a list with one per reward, None for a function."
         )
     scorers = [_scorer(one, args, opened, tokenizer) for one, tokenizer in zip(asked, known, strict=True)]
     return Rewards(scorers, args.reward_weights, thoughts=args.judge_thoughts)
@@ -135,7 +136,7 @@ def _scorer(given: Any, args: Any, opened: ExitStack, tokenizer: Any) -> Scorer:
         return BatchFunction(given)
     rule = adapted(given)
     if not rule.scores:
-        raise ConfigError("reward_funcs compares two answers, and a reward is of one. Give a scorer, or use online.")
+        raise ConfigError("reward_funcs compares two answers, but a reward rates one. Give a scorer, or use online.")
     found: Scorer = rule.call
     return found
 

@@ -195,6 +195,6 @@ def _open(name: str, opened: ExitStack, options: JudgeOptions) -> Scorer:
 
         return MarkingScorer(judge.asker, criteria=options.criteria or CRITERIA, max_tokens=options.max_tokens)
     raise RequestError(
-        f"{name} compares two answers, and a score for one is needed. Give a function of three arguments (prompt, "
+        f"{name} compares two answers, but a score for one is needed. Give a function of three arguments (prompt, "
         "answer, row) that returns a number, a reward model, or a chat model; preftune online takes any judge."
     )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from preftune.amounts import counted
 from preftune.data.conversion.filters import prompt_key
 from preftune.errors import ConfigError, RequestError
 from preftune.generation.encode_prompts import check_lengths
@@ -74,12 +75,12 @@ class OnlineTrainer(RecordedTrainer):
         assemble.one_device(args)
         tokenizer = processing_class if processing_class is not None else tokenizer_of(model, args)
         if train_dataset is None:
-            raise ConfigError("`train_dataset` is required: pass prompts, or pairs whose prompts are asked.")
+            raise ConfigError("`train_dataset` is required: pass prompts, or pairs, of which the prompts are used.")
         self.prompts = prepare_prompts(train_dataset, tokenizer, max_prompt_length=args.max_prompt_length)
         if self.prompts.too_long:
             warn(
-                f"{self.prompts.too_long:,} prompts of more than max_prompt_length={args.max_prompt_length} tokens are "
-                "left out."
+                f"{counted(self.prompts.too_long, 'prompt')} of more than max_prompt_length={args.max_prompt_length} "
+                "tokens left out."
             )
         self._plan(args)
         assemble.seed(args)
@@ -209,7 +210,7 @@ class OnlineTrainer(RecordedTrainer):
                 return [FreshStep(groups, last=place == len(steps)) for place, groups in enumerate(steps, start=1)]
         raise RequestError(
             f"none of the answers of {_MOST_EMPTY_ROUNDS} rounds could be trained on: they were filtered, unrated or "
-            "all alike. Lower score_threshold, sample at a higher temperature, or look at what the judge says."
+            "all equal. Lower score_threshold, sample at a higher temperature, or check the judge's verdicts."
         )
 
     def sample(self, asked: Sequence[int]) -> list[Rollout]:
@@ -274,8 +275,9 @@ class OnlineTrainer(RecordedTrainer):
     def begin_training(self, *, resumed: bool) -> None:
         if unfrozen := sorted(trainable(self.trained) - self._as_made):
             raise ConfigError(
-                f"{len(unfrozen)} parameters were unfrozen after the trainer was made ({unfrozen[0]}), and the "
-                "reference would be trained along with the policy. Unfreeze them first, then make the trainer."
+                f"{counted(len(unfrozen), 'parameter was', 'parameters were')} unfrozen after the trainer was made "
+                f"(first: {unfrozen[0]}), so the reference would be trained along with the policy. Unfreeze them "
+                "first, then make the trainer."
             )
         self._epoch = None
         self.keep_prompts([prompt_key(one.prompt) for one in self.prompts.prompts], resumed=resumed)

@@ -24,9 +24,9 @@ from preftune.types import TokenizedGroup
 
 
 class TwoPlayerTrainer(JudgedTrainer):
-    """The common part: of the two answers to a prompt the first is the policy's, the second the opponent's.
+    """The common part: the first of the two answers to a prompt is the policy's, the second the opponent's.
 
-    A reward model in memory has the policy's tokenizer unless `reward_processing_classes` says otherwise.
+    A reward model in memory uses the policy's tokenizer unless `reward_processing_classes` is given.
     """
 
     def __init__(self, model: Any = None, args: Any = None, train_dataset: Any = None, **options: Any) -> None:
@@ -36,7 +36,7 @@ class TwoPlayerTrainer(JudgedTrainer):
         super().__init__(model, args, train_dataset, **options)
 
     _passes = 0
-    """Passes over the prompts before this round."""
+    """Number of passes over the prompts before this round."""
 
     def sample(self, asked: Sequence[int]) -> list[Rollout]:
         self._passes = self._sampled // (self.answers_per_prompt * len(self.prompts))
@@ -53,7 +53,7 @@ class TwoPlayerTrainer(JudgedTrainer):
         raise NotImplementedError
 
     def _now(self, by_epoch: Sequence[float]) -> float:
-        """The value of this pass over the prompts; after the last one it stays."""
+        """The value for this pass over the prompts; later passes use the last value."""
         return by_epoch[min(self._passes, len(by_epoch) - 1)]
 
     @contextmanager
@@ -97,7 +97,7 @@ class NashMDTrainer(TwoPlayerTrainer):
     Munos et al. 2023 (arXiv:2312.00886), section 7: the gradient is the mean of
     `grad log pi(y) (P(y > y') - 1/2 - beta (log pi(y) - log pi_ref(y)))`.
 
-    A judge that compares says 1, 1/2 or 0; of scores, P is the sigmoid of their difference. Arguments: see
+    A judge gives P = 1, 1/2 or 0; with scores, P is the sigmoid of their difference. Arguments: see
     `JudgedTrainer`.
     """
 
@@ -119,7 +119,7 @@ class NashMDTrainer(TwoPlayerTrainer):
         scale_logps(self, self.args.temperature)
 
     def make_steps(self, rollouts: Sequence[Rollout], round_number: int) -> list[list[TokenizedGroup]]:
-        """One step: the policy's answers, with how far the probability of winning is from even."""
+        """One step: the policy's answers, weighted with the difference of the probability of winning from 1/2."""
         coefficient = self._now(self.args.mixture_coef)
         rated = self.rated(rollouts)
         known = [(answers[0], p) for answers, one in rated if (p := self._winning(answers, one)) is not None]

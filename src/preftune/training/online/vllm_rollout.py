@@ -31,15 +31,15 @@ class VllmSampler(TransformersSampler):
         """
         if not available():
             raise ModelError(
-                "use_vllm=True needs vLLM and a GPU, and one of them is missing here. Leave use_vllm out: transformers "
-                "samples then."
+                "use_vllm=True needs vLLM and a GPU, but one of them is missing. Leave use_vllm out: then "
+                "transformers samples."
             )
         config = (getattr(model, "peft_config", None) or {}).get(POLICY)
         rank = 0 if config is None else lora_rank(config)
         if config is None or not base_of(model) or config.use_dora or config.modules_to_save or rank > RANKS[-1]:
             raise ModelError(
                 "use_vllm=True serves a base that has a name, with a plain LoRA adapter on it, which is sent to vLLM "
-                "every round; this policy is something else. Leave use_vllm out, or train with use_peft."
+                "every round, but this policy is different. Leave use_vllm out, or train with use_peft."
             )
         super().__init__(tokenizer, batch_size=0, autocast=None, **options)
         self._folder, self._round = folder / "vllm-adapter", 0

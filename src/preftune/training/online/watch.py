@@ -73,11 +73,11 @@ class _Cure:
 
 
 _HELD_BACK = _Cure(
-    "The policy has found answers that the reward rates highly and a reader does not (over-optimisation).",
+    "The policy has found answers that the reward rates highly but a reader would not (over-optimisation).",
     "Raise {holds_back}; add a second reward model.",
 )
 _ENDLESS = _Cure(
-    "Nothing makes the policy end its answers, or the reward favours length.",
+    "Nothing rewards the policy for ending its answers, or the reward favours length.",
     "Set missing_eos_penalty=1, and give max_new_tokens room for whole answers.",
 )
 _SLOWER = _Cure("The optimiser's steps are too large.", "Halve the learning rate, or {repeats}.")
@@ -121,20 +121,20 @@ class _Seen(NamedTuple):
 def _of_answers(first: RoundFigures, now: RoundFigures) -> Iterator[_Seen]:
     enough = round(max(2, MORE * now.answers)) / now.answers
     if now.repeats - first.repeats >= enough:
-        seen = f"{now.repeats:.0%} of the answers repeat themselves; at first {first.repeats:.0%} did."
+        seen = f"{now.repeats:.0%} of the answers are repetitive; at the start {first.repeats:.0%} were."
         yield _Seen("repetition", seen, _HELD_BACK, {"repeats": now.repeats, "first": first.repeats})
     if now.empty - first.empty >= enough:
-        seen = f"{now.empty:.0%} of the answers are empty; at first {first.empty:.0%} were."
+        seen = f"{now.empty:.0%} of the answers are empty; at the start {first.empty:.0%} were."
         yield _Seen("empty-answers", seen, _HELD_BACK, {"empty": now.empty, "first": first.empty})
     if now.alike >= max(ALIKE, first.alike + ALIKE_MORE):
         seen = "Answers to different prompts are nearly the same: an overlap of "
-        seen += f"{now.alike:.0%}; at first {first.alike:.0%}."
+        seen += f"{now.alike:.0%}; at the start {first.alike:.0%}."
         yield _Seen("answers-alike", seen, _HELD_BACK, {"alike": now.alike, "first": first.alike})
     if first.finished >= 0.5 and first.finished - now.finished >= ENDS_LESS:
-        seen = f"{now.finished:.0%} of the answers come to an end; at first {first.finished:.0%} did."
+        seen = f"{now.finished:.0%} of the answers come to an end; at the start {first.finished:.0%} did."
         yield _Seen("missing-end", seen, _ENDLESS, {"finished": now.finished, "first": first.finished})
     if now.length >= LONGER * first.length or LONGER * now.length <= first.length:
-        seen = f"Answers have {now.length:.0f} tokens on average; at first {first.length:.0f}."
+        seen = f"Answers have {now.length:.0f} tokens on average; at the start {first.length:.0f}."
         fix = _ENDLESS if now.length > first.length else _HELD_BACK
         yield _Seen("length", seen, fix, {"length": now.length, "first": first.length}, NOTE)
 
@@ -146,11 +146,11 @@ def _of_figures(logs: Mapping[str, float], start: Mapping[str, float]) -> Iterat
         yield _Seen("far-from-reference", seen, _HELD_BACK, {"kl": kl})
     clipped = logs.get("policy/clipfrac_avg", 0.0)
     if clipped >= CLIPPED:
-        seen = f"Clipping took the gradient of {clipped:.0%} of the tokens."
+        seen = f"Clipping removed the gradient of {clipped:.0%} of the tokens."
         yield _Seen("clipped", seen, _SLOWER, {"clipped": clipped})
     entropy, before = logs.get("policy/entropy_avg"), start.get("policy/entropy_avg")
     if entropy is not None and before is not None and before > 0.1 and entropy <= COLLAPSED * before:
-        seen = f"The policy hardly varies any more: {entropy:.3f} nats per token, at first {before:.2f}."
+        seen = f"The policy's answers hardly vary any more: {entropy:.3f} nats per token, at the start {before:.2f}."
         yield _Seen("entropy-collapse", seen, _HELD_BACK, {"entropy": entropy, "first": before})
 
 

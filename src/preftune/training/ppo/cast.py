@@ -78,7 +78,7 @@ def cast_roles(model: Any, args: Any, rewards: Sequence[str], *, packed: bool) -
         lines.append(f"reward: {places[0]}, an adapter on the policy's own base.")
     elif rewards:
         why = f": {apart}" if apart else ""
-        lines.append(f"reward: {', '.join(specs)}{f', a model of its own{why}' if places else ''}.")
+        lines.append(f"reward: {', '.join(specs)}{f', a separate model{why}' if places else ''}.")
     if args.value_init == "reward" and reward is None:
         raise ConfigError(
             "value_init='reward' needs a reward model that is an adapter on the policy's base. Train one there "
@@ -111,14 +111,14 @@ def _parts_the_base(model: Any, reward: str) -> str:
         if cause := base_changed_by(config):
             return f"{whose} changes the base ({cause})"
     if others := sorted(set(theirs.modules_to_save or ()) - {"score", "classifier"}):
-        return f"it brings a {others[0]} of its own"
+        return f"it has its own {others[0]}"
     ours: Any = model.peft_config.get(POLICY)
     if getattr(ours, "peft_type", None) != theirs.peft_type:
-        return "its adapter is of another type than the policy's"
+        return "the type of its adapter differs from the policy's"
     if getattr(ours, "trainable_token_indices", None):
-        return "the policy's adapter trains tokens of its own"
+        return "the policy's adapter trains its own tokens"
     changed = changed_weight(model, locate_base(locate(reward)))
-    return f"{changed} of the policy's base is another one than in its files" if changed else ""
+    return f"{changed} of the policy's base differs from its files" if changed else ""
 
 
 def _value(model: Any, args: Any, reward: Scalar | None, *, packed: bool) -> tuple[Scalar, str]:
@@ -130,12 +130,12 @@ def _value(model: Any, args: Any, reward: Scalar | None, *, packed: bool) -> tup
         trunk = trunk.to(device, torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32)
         _as_trained(trunk, args)
         made = separate_value(trunk, packed=packed and same, head=head)
-        return made, f"value: {args.value_model}, a model of its own, all of it trained."
+        return made, f"value: {args.value_model}, a separate model, all of it trained."
     if hasattr(model, "peft_config"):
         _check_adapter(model)
         like = reward if args.value_init in ("auto", "reward") else None
         made = value_adapter(model, packed=packed, like=like, dropout=not args.disable_dropout)
-        begins = "begins as the reward's" if like is not None else "begins at 0"
+        begins = "starts as the reward's" if like is not None else "starts at 0"
         return made, f"value: an adapter on the policy's own base, which {begins}."
     trunk = copy.deepcopy(trunk_of(model))
     _as_trained(trunk, args)

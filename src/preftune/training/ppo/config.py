@@ -41,10 +41,10 @@ class PPOConfig(SamplingConfig):
     )
 
     # --- rounds ---
-    num_ppo_epochs: int = option(4, "Passes over the answers of a round. 4: TRL; Huang et al. 2024.")
+    num_ppo_epochs: int = option(4, "Number of passes over the answers of a round. 4: TRL; Huang et al. 2024.")
     num_mini_batches: int = option(
         4,
-        "Optimiser steps per pass over a round. 4: OpenAI's baselines; TRL had 1.",
+        "Number of optimiser steps per pass over a round. 4: OpenAI's baselines; TRL had 1.",
     )
 
     # --- the KL penalty ---
@@ -57,48 +57,55 @@ class PPOConfig(SamplingConfig):
         choices=list(KL_ESTIMATORS),
     )
     kl_target: float | None = option(
-        None, "Nats per answer that kl_coef is adapted to. Default: kl_coef stays. 6: Ziegler et al. 2019."
+        None,
+        "Target KL in nats per answer, to which kl_coef is adapted. Default: kl_coef is constant. 6: Ziegler et "
+        "al. 2019.",
     )
-    kl_horizon: float = option(10_000, "Answers over which it is adapted. 10000: Ziegler et al.'s code.")
+    kl_horizon: float = option(10_000, "Number of answers over which kl_coef is adapted. 10000: Ziegler et al.'s code.")
 
     # --- advantages and losses ---
     gamma: float = option(1.0, "Discount per token, 0..1. 1: Ziegler et al. 2019; TRL.")
     lam: float = option(0.95, "GAE's lambda, 0..1. 0.95: Schulman et al. 2015; TRL.")
-    cliprange: float = option(0.2, "Clip of the policy's ratio. 0.2: Schulman et al. 2017.")
+    cliprange: float = option(0.2, "Clip range of the policy's ratio. 0.2: Schulman et al. 2017.")
     cliprange_value: float | None = option(
-        0.2, "Clip of the value's move, in units of reward. 0.2: TRL; null for none."
+        0.2, "Clip range of the change of a value, in units of the reward. 0.2: TRL; null for no clipping."
     )
     vf_coef: float = option(0.1, "Weight of the value loss. 0.1: Ziegler et al. 2019; TRL.")
     value_learning_rate: float | None = option(
         None, "Learning rate of the value function. Default: that of the policy. (Adam undoes most of vf_coef.)"
     )
-    whiten_advantages: bool = option(True, "Advantages with mean 0 and variance 1 over a round. Ziegler et al. 2019.")
-    whiten_rewards: bool = option(False, "Token rewards with variance 1 over a round. False: TRL; Huang et al. 2024.")
+    whiten_advantages: bool = option(
+        True, "Normalise advantages to mean 0 and variance 1 over a round. Ziegler et al. 2019."
+    )
+    whiten_rewards: bool = option(
+        False, "Normalise token rewards to variance 1 over a round. False: TRL; Huang et al. 2024."
+    )
 
     # --- scores ---
     normalize_rewards: bool = option(
-        False, "Scores in running standard deviations from their running mean (TRL 0.11: use_score_norm)."
+        False, "Normalise scores by their running mean and standard deviation (TRL 0.11: use_score_norm)."
     )
     reward_clip: float | None = option(
-        None, "Scores within plus and minus this, after normalising (TRL 0.11: score_clip)."
+        None, "Clip scores to plus and minus this value, after normalising (TRL 0.11: score_clip)."
     )
     score_threshold: float | None = option(
-        None, "Answers with a lower score are not trained on (the share is logged). Default: all are."
+        None,
+        "Minimum score of answers to train on (the share below it is logged). Default: all answers are trained on.",
     )
     max_disagreement: float | None = option(
-        None, "Answers on which an ensemble's scores deviate by more are not trained on. Default: all are."
+        None, "Maximum deviation of an ensemble's scores for answers to train on. Default: all answers are trained on."
     )
 
     # --- the value function ---
     value_model: str | None = option(
         None,
-        "A model of its own for the value. Default: an adapter on the policy's base; if all weights are trained, a "
+        "A separate model for the value. Default: an adapter on the policy's base; if all weights are trained, a "
         "copy of the policy.",
     )
     value_init: str = option(
         "auto",
-        "What an adapter for the value begins as: zeros, or the reward model's (Ouyang et al. 2022), which must be an "
-        "adapter on the same base. auto: the reward model's where it can.",
+        "Initial value adapter: zeros, or the reward model's (Ouyang et al. 2022), which must be an adapter on the "
+        "same base. auto: the reward model's if possible.",
         choices=["auto", "zeros", "reward"],
     )
 
@@ -117,7 +124,7 @@ class PPOConfig(SamplingConfig):
                 raise ConfigError(f"{name}={value} must be at least 1.")
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must lie in 0..1.")
+                raise ConfigError(f"{name}={getattr(self, name)} must be between 0 and 1.")
         for name in ("cliprange", "cliprange_value", "kl_target", "kl_horizon", "reward_clip"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
@@ -127,7 +134,9 @@ class PPOConfig(SamplingConfig):
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name}={value} must be a finite number, 0 or above.")
         if self.kl_target is not None and self.kl_coef == 0:
-            raise ConfigError("kl_target adapts kl_coef by factors, and kl_coef=0 stays 0. Begin with kl_coef=0.05.")
+            raise ConfigError(
+                "kl_target adapts kl_coef by factors, so that kl_coef=0 would stay 0. Start with kl_coef=0.05."
+            )
         self._check_guard()
         one_of("kl_estimator", self.kl_estimator, tuple(KL_ESTIMATORS))
         one_of("value_init", self.value_init, ("auto", "zeros", "reward"))
@@ -136,6 +145,8 @@ class PPOConfig(SamplingConfig):
                 "max_disagreement needs an ensemble: name several models in reward_model, or leave it out."
             )
         if self.value_model is not None and self.value_init == "reward":
-            raise ConfigError("value_init='reward' is for an adapter; a value_model begins as it is. Leave one out.")
+            raise ConfigError(
+                "value_init='reward' applies to an adapter, but value_model is a whole model. Leave one out."
+            )
         if self.temperature != 1.0 and self.engine == "naive":
-            raise ConfigError(f"temperature={self.temperature}: the naive engine knows 1 only. Leave engine out.")
+            raise ConfigError(f"temperature={self.temperature}: the naive engine supports only 1. Leave engine out.")

@@ -65,7 +65,7 @@ class PPOTrainer(OnlineTrainer):
         args = own_config(args, PPOConfig, method="ppo")
         if (reward is None) == (not args.reward_model):
             raise ConfigError(
-                "one thing must rate the answers: pass reward=..., or name it in PPOConfig(reward_model=...) "
+                "a reward must rate the answers: pass reward=..., or name it in PPOConfig(reward_model=...) "
                 "(--reward_model)."
             )
         self._reward, self._opened = reward, ExitStack()
@@ -94,7 +94,7 @@ class PPOTrainer(OnlineTrainer):
             rules = [adapted(scorer) for scorer in scorers]
             if not all(rule.scores for rule in rules):
                 raise ConfigError(
-                    "reward compares two answers, and PPO needs a score for one. Give a scorer, or use online."
+                    "reward compares two answers, but PPO needs a score for one. Give a scorer, or use online."
                 )
             return Score([rule.call for rule in rules], **how)
         if self.cast.reward is None:
@@ -139,8 +139,9 @@ class PPOTrainer(OnlineTrainer):
         self.prompts_per_round = step * args.num_mini_batches
         if args.kl_target is not None and args.kl_horizon < self.prompts_per_round:
             raise ConfigError(
-                f"kl_horizon={args.kl_horizon:g} is less than the {self.prompts_per_round} answers of a round, so one "
-                "round could change kl_coef too much, even to below zero. 10000 is usual."
+                f"kl_horizon={args.kl_horizon:g} is less than the number of answers in a round "
+                f"({self.prompts_per_round}), so one round could change kl_coef too much, even to below zero. 10000 is "
+                "usual."
             )
         self.steps_per_round = args.num_ppo_epochs * args.num_mini_batches
 
@@ -254,8 +255,8 @@ class PPOTrainer(OnlineTrainer):
             return
         if not file.is_file():
             raise ConfigError(
-                f"{resume_from_checkpoint} holds no value function ({_VALUE_FILE}), so it is not a checkpoint of PPO. "
-                "Name one of this run, or start without resume_from_checkpoint."
+                f"{resume_from_checkpoint} has no value function ({_VALUE_FILE}), so it is not a checkpoint of PPO. "
+                "Name a checkpoint of this run, or start without resume_from_checkpoint."
             )
         saved = load_file(file)
         with torch.no_grad():

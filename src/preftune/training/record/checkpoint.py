@@ -33,7 +33,7 @@ def load_state(folder: Path, *, rank: int) -> dict[str, Any] | None:
         return None
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no object")
+        raise ValueError(f"{path} does not hold an object")
     return content
 
 
@@ -51,13 +51,13 @@ def check_same_reference(state: Mapping[str, Any] | None, fingerprint: str, fold
     if reference.get("fingerprint_version") != FINGERPRINT_VERSION:
         warn(
             f"{folder} was written by another release of preftune, which computed the fingerprint of the reference in "
-            "another way. It cannot be checked: give the model that the run began with, not a checkpoint of it."
+            "another way. It cannot be checked: give the model that the run started from, not a checkpoint of it."
         )
     else:
         raise ReferenceMismatchError(
             f"{folder} was trained against another reference (fingerprint {before[:12]}, now {fingerprint[:12]}). "
-            "Resume with the model the run began with, not with a checkpoint of it: the reference is the model as "
-            "received, and the trained weights come from the checkpoint."
+            "Resume with the model that the run started from, not with a checkpoint of it: the reference is the model "
+            "as received, and the trained weights come from the checkpoint."
         )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from preftune.amounts import counted
 from preftune.errors import ConfigError
 from preftune.log import say
 from preftune.models.locate import WEIGHTS_FILE
@@ -68,7 +69,9 @@ def put_aside_earlier_run(folder: Path, *, model: str, overwrite: bool) -> None:
             "Choose another folder: --output_dir FOLDER."
         )
     facts = run_facts(folder)
-    run = f"an earlier run ({facts.get('outcome') or 'unfinished'}, {facts.get('steps') or 0} steps)"
+    steps = facts.get("steps")
+    done = counted(steps if isinstance(steps, int) else 0, "step")
+    run = f"an earlier run ({facts.get('outcome') or 'unfinished'}, {done})"
     what = f"{folder} held {run if is_run else 'a model'}"
     if overwrite:
         _remove(folder, names)

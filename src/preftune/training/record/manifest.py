@@ -99,7 +99,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         except OSError:
             raise DamagedError(f"{name} is missing") from None
         if found != size:
-            raise DamagedError(f"{name} has {found:,} bytes where {size:,} were written")
+            raise DamagedError(f"{name} has a size of {found:,} bytes instead of {size:,}")
     for name, (_, digest) in manifest.files.items():
         try:
             same = _size_and_hash(folder / name)[1] == digest

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from preftune.amounts import counted
 from preftune.training.protocol import (
     DPOTrainerView,
     GroupTrainerView,
@@ -44,15 +45,16 @@ def dpo_card(trainer: DPOTrainerView) -> str:
         ("loss", f"{loss}, label smoothing {args.label_smoothing:g}" if args.label_smoothing else loss),
         ("pairs", f"{data.pairs:,}"),
         *_steps(trainer, "pairs per step", _pairs_per_step(trainer)),
-        ("reference", trainer.reference.source.description if has_reference else "none: the loss has no reference"),
+        ("reference", trainer.reference.source.description if has_reference else "no reference: the loss has none"),
     ]
     last = _last(trainer, "eval_rewards/accuracies")
     result = "Not evaluated on held-out pairs."
     if last is not None:
         result = (
             f"On held-out pairs after step {int(last['step']):,}: reward margin {last['eval_rewards/margins']:.3f}, "
-            f"accuracy {last['eval_rewards/accuracies']:.1%}, loss {last['eval_loss']:.4f}. These say that the model "
-            "tells the sides apart, not that its answers are better: compare its answers with the base model's."
+            f"accuracy {last['eval_rewards/accuracies']:.1%}, loss {last['eval_loss']:.4f}. These figures show that "
+            "the model distinguishes the sides, not that its answers are better: compare its answers with the base "
+            "model's."
         )
     return _card(
         trainer, _aligned_with(trainer), rows, [result, *_guard(trainer.guard)],
@@ -83,8 +85,9 @@ def kto_card(trainer: ReferencedTrainerView) -> str:
     if last is not None:
         result = (
             f"On held-out answers after step {int(last['step']):,}: {last['eval_rewards/accuracies']:.1%} are on the "
-            f"right side of the baseline, loss {last['eval_loss']:.4f}. These say that the model tells good answers "
-            "from bad ones, not that its own are better: compare its answers with the base model's."
+            f"right side of the baseline, loss {last['eval_loss']:.4f}. These figures show that the model "
+            "distinguishes good answers from bad ones, not that its own are better: compare its answers with the base "
+            "model's."
         )
     what = f"aligned with {_OF_LABELS[args.loss]}"
     return _card(
@@ -117,8 +120,8 @@ def reward_card(trainer: GroupTrainerView, *, centring: float | None) -> str:
     if last is not None:
         result = (
             f"On held-out pairs after step {int(last['step']):,}: accuracy {last['eval_accuracy']:.1%}, calibration "
-            f"error {last['eval_calibration_error']:.3f}, loss {last['eval_loss']:.4f}. A reward model is as good as "
-            "these pairs are like what it will judge."
+            f"error {last['eval_calibration_error']:.3f}, loss {last['eval_loss']:.4f}. These figures apply only to "
+            "answers like those in these pairs."
         )
     what = "trained as a reward model (Bradley-Terry): one score per answer, in nats, read at its last token,"
     rows += _rows(trainer)
@@ -138,10 +141,10 @@ def online_card(trainer: OnlineTrainerView) -> str:
     for name, what in (("objective/scores", "score"), ("objective/kl", "KL to the reference, nats per answer,")):
         seen = [entry[name] for entry in trainer.state.log_history if name in entry]
         if seen:
-            said.append(f"{what} {seen[0]:.3f} at first and {seen[-1]:.3f} at last")
+            said.append(f"{what} {seen[0]:.3f} at the start and {seen[-1]:.3f} at the end")
     result = f"Of its own answers while it was trained: {'; '.join(said)}. " if said else ""
     result += (
-        "The score is what was trained on: whether the answers are better must be asked of another judge (preftune "
+        "The model was trained on this score: use another judge to measure whether the answers are better (preftune "
         "eval)."
     )
     return _card(trainer, _ONLINE[trainer.method], rows, [result], tags=[trainer.method])
@@ -167,7 +170,7 @@ def _card(
     if base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists():
         header["base_model"] = base
     name = (args.hub_model_id or Path(args.output_dir).resolve().name).split("/")[-1]
-    shown = f"`{base}`" if base else "A model given in memory,"
+    shown = f"`{base}`" if base else "A model passed in memory,"
     lines = ["---", yaml.safe_dump(header, sort_keys=False).strip(), "---", "", f"# {name}", ""]
     lines += [f"{shown} {what} by preftune {__version__}{ending}.", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in rows]
@@ -200,7 +203,7 @@ def _pairs_per_step(trainer: GroupTrainerView) -> str:
     data, groups = trainer.train_dataset, _per_step(trainer.args)
     if data.pairs == len(data):
         return str(groups)
-    return f"about {groups * data.pairs / len(data):.0f}, in {groups} groups of pairs with one prompt"
+    return f"about {groups * data.pairs / len(data):.0f}, in {counted(groups, 'group')} of pairs with the same prompt"
 
 
 def _last(trainer: TrainerView, key: str) -> dict[str, float] | None:

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: the newest complete one of this run, or the one that is named."""
+"""Chooses the checkpoint that a run continues from: the newest complete one of this run, or the named one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from preftune.training.record.manifest import FILE, DamagedError, Manifest, chec
 from preftune.training.record.same_run import changed_ends, differences
 
 AUTO = "auto"
-"""Go on if there is something to go on from, else start."""
+"""Continue if there is a checkpoint, otherwise start."""
 _PARTS = {
     "trainer_state.json": ("trainer_state.json",),
     "the optimizer's state": ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*"),
@@ -48,7 +48,7 @@ class Choice:
 
 
 def choose_checkpoint(asked: str | Path | bool | None, output_dir: str) -> Choice | None:
-    """The checkpoint to go on from; None to start anew.
+    """The checkpoint to continue from; None to start from the beginning.
 
     Args:
         asked: nothing, True (the newest complete one of the run in `output_dir`), "auto" (likewise, or None if there is
@@ -83,13 +83,13 @@ def _newest(output: Path, *, needed: bool) -> Choice | None:
             if manifest is None:
                 raise DamagedError(f"it has no {FILE}; name it to use it: {folder}")
             if own is not None and manifest.run != own:
-                raise DamagedError("it is of another run")
+                raise DamagedError("it belongs to another run")
         except DamagedError as error:
             passed.append(f"{folder.name} ({error})")
             newer.append(folder.name)
             continue
         if passed:
-            warn(f"passed over: {'; '.join(passed)}. Going on from {folder.name}.")
+            warn(f"skipped: {'; '.join(passed)}. Continuing from {folder.name}.")
         return Choice(folder, manifest, False, tuple(newer))
     if needed:
         earlier = f" Earlier runs of this folder are in {output / FOLDER}." if (output / FOLDER).is_dir() else ""
@@ -99,7 +99,7 @@ def _newest(output: Path, *, needed: bool) -> Choice | None:
             "resume_from_checkpoint (--resume), or name the folder."
         )
     if passed:
-        warn(f"no checkpoint in {output} can be used, so the run starts anew: {'; '.join(passed)}.")
+        warn(f"no checkpoint in {output} can be used, so the run starts from the beginning: {'; '.join(passed)}.")
     return None
 
 
@@ -113,7 +113,7 @@ def _complete(folder: Path) -> Manifest | None:
     if manifest is None:
         return None
     if not manifest.resumable:
-        raise DamagedError("it holds the weights alone (save_only_model)")
+        raise DamagedError("it holds only the weights (save_only_model)")
     check_files(folder, manifest)
     return manifest
 
@@ -123,8 +123,8 @@ def _check_foreign(folder: Path) -> None:
     missing = [part for part, names in _PARTS.items() if not any(any(folder.glob(name)) for name in names)]
     if missing:
         raise ConfigError(
-            f"{folder} has no {FILE} and lacks {', '.join(missing)}, so the run cannot go on as it was. Start a new "
-            f"run from its weights (--model {folder}), or name another checkpoint."
+            f"{folder} has no {FILE} and lacks {', '.join(missing)}, so the run cannot be continued exactly. Start a "
+            f"new run from its weights (--model {folder}), or name another checkpoint."
         )
     try:
         int(json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
@@ -133,8 +133,8 @@ def _check_foreign(folder: Path) -> None:
             f"{folder} cannot be resumed from: its trainer_state.json cannot be read.{_instead(folder)}"
         ) from None
     warn(
-        f"{folder} has no {FILE} (another library or an older preftune wrote it): whether it is complete, and of the "
-        "same data and settings, cannot be checked."
+        f"{folder} has no {FILE} (another library or an older preftune wrote it): preftune cannot check that it is "
+        "complete and belongs to the same data and settings."
     )
 
 
@@ -184,7 +184,7 @@ def check_same_run(choice: Choice, facts: Mapping[str, Any], *, processes: int, 
         changes.append(f"the number of processes ({manifest.processes} before, {processes} now)")
     if changes and not allow_changed:
         raise ConfigError(
-            f"{choice.folder} is of a run with something else: {'; '.join(changes)}. Resume with what it began with, "
+            f"{choice.folder} belongs to a run with other settings or data: {'; '.join(changes)}. Resume with those, "
             "start a new run without resume_from_checkpoint (--resume), or accept the change: allow_changed "
             "(--allow_changed)."
         )

@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from preftune.amounts import counted
 from preftune.data import GroupDataset
 from preftune.log import take_notes, warn
 from preftune.secret_values import hidden, without_secrets
@@ -64,9 +65,9 @@ class RunRecord(TrainerCallback):
             lost = _lost_steps(metrics, logged)
             if lost:
                 warn(
-                    f"{metrics} is not what this run wrote: figures of {len(lost):,} steps are missing or changed "
-                    f"(first: step {lost[0]}), and the curves lack them. trainer_state.json of the checkpoints has "
-                    "them (log_history). The weights are not concerned."
+                    f"{metrics} is not what this run wrote: the figures of {counted(len(lost), 'step')} are missing or "
+                    f"changed (first: step {lost[0]}), and the curves lack them. trainer_state.json of the checkpoints "
+                    "has them (log_history). The weights are not affected."
                 )
             return
         metrics.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import xxhash
 
+from preftune.amounts import counted
 from preftune.storage.run_directory import plain
 from preftune.training.protocol import TrainerView
 from preftune.training.record.run_record import configuration, parts
@@ -77,7 +78,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     found = []
     if before.get("data") != now["data"]:
         rows = [one.get("rows", "?") for one in (before.get("data") or {}, now["data"])]
-        what = f"{rows[0]} rows before, {rows[1]} now" if rows[0] != rows[1] else f"{rows[0]} rows, with other contents"
+        what = (
+            (f"{counted(rows[0], 'row')} before, {rows[1]} now")
+            if rows[0] != rows[1]
+            else f"{counted(rows[0], 'row')}, with other contents"
+        )
         found.append(f"the training data ({what})")
     adapters = before.get("adapter") or {}, now["adapter"] or {}
     if bool(adapters[0]) != bool(adapters[1]):
@@ -92,7 +97,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if None not in (before.get("base"), now["base"]) and before["base"] != now["base"]:
         found.append("the weights of the base model")
     if None not in (before.get("rated with"), now.get("rated with")) and before["rated with"] != now["rated with"]:
-        found.append("what rates the answers (another model of that name, or other settings of it)")
+        found.append("the reward (another model with this name, or other settings of it)")
     return found
 
 

@@ -119,7 +119,7 @@ def say_saved_dtype(model: nn.Module, save_dtype: str | None) -> None:
     names = sorted({str(dtype).removeprefix("torch.") for dtype in saved_dtypes(model, save_dtype).values()})
     if names:
         how = "as --save_dtype asks" if save_dtype else "as the model was received (--save_dtype changes it)"
-        detail(f"what is trained in float32 is saved in {' and '.join(names)}, {how}; checkpoints keep float32.")
+        detail(f"weights trained in float32 are saved in {' and '.join(names)}, {how}; checkpoints keep float32.")
 
 
 def end_answers(model: Any, tokenizer: Any) -> None:
@@ -136,7 +136,7 @@ def end_answers(model: Any, tokenizer: Any) -> None:
         return
     config.eos_token_id = [*ends, token] if ends else token
     mark = tokenizer.convert_ids_to_tokens(token)
-    detail(f"generation ends at {mark} too, the chat template's end of an answer (generation_config.eos_token_id).")
+    detail(f"generation also ends at {mark}, the chat template's end of an answer (generation_config.eos_token_id).")
 
 
 def keep_savable(model: Any, tokenizer: Any) -> None:

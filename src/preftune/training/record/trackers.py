@@ -49,7 +49,7 @@ class TrackedFacts(TrainerCallback):
                 send(callback, without_secrets(kept))
             except Exception as error:  # a tracker that is away must not end a run
                 reason = " ".join(str(error).split())[:200] or type(error).__name__
-                warn(f"{type(callback).__name__} did not take what run.json says ({reason}); run.json has it.")
+                warn(f"{type(callback).__name__} did not accept the facts of run.json ({reason}); run.json has them.")
 
 
 def _to_tensorboard(callback: Any, facts: Mapping[str, Any]) -> None:

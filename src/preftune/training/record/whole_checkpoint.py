@@ -57,7 +57,7 @@ class CheckpointedTrainer(SavingTrainer):
         """Further files of a checkpoint."""
 
     def may_save(self) -> bool:
-        """Whether a run can go on from a checkpoint of this step."""
+        """Whether a run can be continued from a checkpoint of this step."""
         return True
 
     @contextmanager
@@ -68,8 +68,8 @@ class CheckpointedTrainer(SavingTrainer):
     # --- when ---
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """A checkpoint that is due is written at the next step that a run can go on from. A signal ends the run there,
-        with a checkpoint, which is written before an evaluation too: the sender may not wait for it.
+        """A checkpoint that is due is written at the next step from which a run can continue. A signal ends the run
+        there, with a checkpoint, which is written before an evaluation too: the sender may not wait for it.
         """
         number, due = self._asked_everywhere()
         self._save_due |= due or self.control.should_save
@@ -137,7 +137,7 @@ class CheckpointedTrainer(SavingTrainer):
                 raise
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written in {place} ({' '.join(str(error).split())}). "
-                "Earlier ones are kept. Make room on the disk, and go on from the last one: --resume."
+                "Earlier ones are kept. Make room on the disk, and continue from the last one: --resume."
             ) from error
         self._saved_step, self._saved_at = step, time.monotonic()
 

@@ -20,7 +20,7 @@ def say_advice(trainer: DPOTrainerView) -> None:
     if template and ends_unlearned(trainer, closing_token(trainer.processing_class)):
         say(
             "advice: the model hardly ever ends an answer with the mark of its chat template: it is probably a base "
-            "model that ships one. Start from an instruction-tuned model, or run preftune sft first."
+            "model with a chat template. Start from an instruction-tuned model, or run preftune sft first."
         )
     for line in advise(args, pairs=data.pairs, has_chat_template=template, full=trainer.full, epochs=round(epochs, 2)):
         say(f"advice: {line}")
@@ -40,7 +40,7 @@ def check_margins(trainer: DPOTrainerView) -> None:
         )
     if not trainer.train_dataset.has_margins and objective.needs_margins:
         raise ConfigError(
-            f"loss_type={names} brings the rewards to the differences of the ratings, and no row has any. Give "
+            f"loss_type={names} fits the rewards to the differences of the ratings, but no row has ratings. Give "
             "margin_from_scores=1.0 (with rated data) or a column margin."
         )
 
@@ -55,7 +55,7 @@ def _rate_of_adapter(rate: float, usual: float, *, few: bool) -> list[str]:
     if rate < low:
         return [
             f"learning_rate={rate:g} is low for an adapter ({_rate(low)} to {_rate(high)} is usual, ten times that of "
-            "full fine-tuning): it may change nothing."
+            "full fine-tuning): it may have no effect."
         ]
     if DESTRUCTIVE > rate > (6 * high if few else high):
         return [
@@ -76,15 +76,15 @@ def _about_beta(config: DPOConfig, loss: Loss) -> str:
         return ""
     if loss.name != "sigmoid":
         return (
-            f"beta={config.beta:g} is outside {low:g}..{high:g}, the usual range of {loss.title}; its authors' is "
+            f"beta={config.beta:g} is outside {low:g}..{high:g}, the usual range of {loss.title}; its authors use "
             f"{loss.beta:g}."
         )
     if config.beta > high:
         return f"beta={config.beta:g} is above 0.5: the policy will hardly leave the reference. 0.1 is a usual start."
     return (
-        f"beta={config.beta:g} is below 0.05: the policy may drift far from the reference and lose general "
-        "abilities or repeat itself. 0.1 is a usual start; 0.2 to 0.5 if answers become repetitive (a higher beta "
-        "stays closer to the reference)."
+        f"beta={config.beta:g} is below 0.05: the policy may drift far from the reference and lose general abilities "
+        "or become repetitive. 0.1 is a usual start; 0.2 to 0.5 if answers become repetitive (a higher beta stays "
+        "closer to the reference)."
     )
 
 
@@ -109,7 +109,7 @@ def advise(config: DPOConfig, *, pairs: int, has_chat_template: bool, full: bool
             "5e-6 for full fine-tuning and 5e-6 to 5e-5 for an adapter."
         )
     elif full and config.learning_rate and not usual <= config.learning_rate <= 10 * usual:
-        what = "may damage the model" if config.learning_rate > 10 * usual else "may change nothing"
+        what = "may damage the model" if config.learning_rate > 10 * usual else "may have no effect"
         lines.append(
             f"learning_rate={config.learning_rate:g} is outside {_rate(usual)}..{_rate(10 * usual)}, the usual range "
             f"for full fine-tuning: it {what}."
@@ -119,7 +119,7 @@ def advise(config: DPOConfig, *, pairs: int, has_chat_template: bool, full: bool
     what = "lists" if loss.lists else "pairs"
     if pairs < 1000:
         lines.append(
-            f"{pairs} {what} are few: about 1,000 good ones make a difference in one domain, 10,000 in general. "
+            f"{pairs} {what}: this is few; about 1,000 good ones make a difference in one domain, 10,000 in general. "
             "Judge the result by win rate, not by the training accuracy."
         )
     elif pairs < 10_000:
@@ -130,5 +130,8 @@ def advise(config: DPOConfig, *, pairs: int, has_chat_template: bool, full: bool
             "follow supervised fine-tuning."
         )
     if epochs > 1:
-        lines.append(f"{epochs:g} epochs: one is usually enough for DPO; watch the held-out margin for overfitting.")
+        lines.append(
+            f"num_train_epochs={epochs:g}: one epoch is usually enough for DPO; watch the held-out margin for "
+            "overfitting."
+        )
     return lines

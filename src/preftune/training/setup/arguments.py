@@ -54,7 +54,7 @@ def refuse_arguments(
         if successor is None:
             raise TypeError(f"{trainer}() got an unexpected keyword argument {name!r}")
         successor = successor.replace("DPO", trainer.removesuffix("Trainer"))
-        raise ConfigError(f"{trainer} takes no {name!r} (any more); its successor is {successor}.")
+        raise ConfigError(f"{trainer} does not (or no longer) take {name!r}; its successor is {successor}.")
     for name, value in {"data_collator": data_collator, "preprocess_logits_for_metrics": preprocess}.items():
         if value is not None:
             raise ConfigError(
@@ -80,7 +80,7 @@ def refuse_stream(source: Any, role: str) -> None:
     """Raises: DatasetError for rows whose number is not known."""
     if is_stream(source):
         raise DatasetError(
-            f"the {role} dataset is an IterableDataset, and training needs data of known length. Load it without "
+            f"the {role} dataset is an IterableDataset, but training needs data of known length. Load it without "
             "streaming=True, or take a part with .take(n) and Dataset.from_list."
         )
 
@@ -125,8 +125,7 @@ def check_evaluation(args: PackedConfig, eval_dataset: Any, columns: Sequence[st
     if sets and chosen is None:
         listed = ", ".join(f"'eval_{key}_loss'" for key in sets)
         raise ConfigError(
-            f"metric_for_best_model={metric!r} does not say which evaluation set it is of. With several, name one: "
-            f"{listed}."
+            f"metric_for_best_model={metric!r} does not name its evaluation set. With several sets, name one: {listed}."
         )
     prefix = "" if chosen is None else f"{chosen}_"
     found = _metric_named(bare[len(prefix) :], ("loss", *columns))
@@ -138,8 +137,8 @@ def check_evaluation(args: PackedConfig, eval_dataset: Any, columns: Sequence[st
         names = [f"eval_{prefix}{name}" for name in ("loss", *columns)]
         hint = did_you_mean(metric, names, cutoff=0.3, otherwise="Check the spelling.")
         raise ConfigError(
-            f"metric_for_best_model={metric!r} is not a metric of this evaluation. "
-            f"There are {', '.join(map(repr, names))}. {hint}"
+            f"metric_for_best_model={metric!r} is not a metric of this evaluation. Known are "
+            f"{', '.join(map(repr, names))}. {hint}"
         )
 
 
@@ -153,7 +152,7 @@ def check_positions(model: nn.Module, datasets: Mapping[str, GroupDataset | None
     for role, groups in datasets.items():
         if limit is not None and groups is not None and groups.longest > limit:
             raise DatasetError(
-                f"a row of the {role} dataset has {groups.longest:,} tokens, and the model has only {limit:,} "
+                f"a row of the {role} dataset has {groups.longest:,} tokens, but the model has only {limit:,} "
                 f"positions. Set max_length={limit} (--max_length {limit}), which cuts longer rows or leaves them out."
             )
 

@@ -41,9 +41,10 @@ def broken_by_training(trainer: RecordedTrainerView) -> str | None:
     if nats <= _FAR * uniform:  # NaN is no less broken
         return None
     return (
-        f"The model is destroyed: it gives a token of the answers that it was trained on {nats:.0f} nats, and a random "
-        f"guess would give {uniform:.1f}. Train again with a lower learning rate (learning_rate="
-        f"{trainer.args.learning_rate:g} now; 5e-6 to 5e-5 is usual for an adapter, 5e-7 to 5e-6 for full fine-tuning)."
+        f"The model is destroyed: a token of its own training answers costs it {nats:.0f} nats, and a random guess "
+        f"would cost {uniform:.1f}. Train again with a lower learning rate "
+        f"(learning_rate={trainer.args.learning_rate:g} now; 5e-6 to 5e-5 is usual for an adapter, 5e-7 to 5e-6 for "
+        "full fine-tuning)."
     )
 
 

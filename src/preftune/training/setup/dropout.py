@@ -47,8 +47,8 @@ def dropout_off(model: nn.Module) -> None:
     for name, config in configs.items():
         if hasattr(config, "sample_at_inference") or getattr(config, "monteclora_config", None):
             say(
-                f"adapter {name!r} (PVeRA, MonteCLoRA) draws its weights by chance while it trains, and nothing turns "
-                "that off: losses and margins of training carry its noise. Go by those of the evaluation."
+                f"adapter {name!r} (PVeRA, MonteCLoRA) samples its weights at random during training, which cannot be "
+                "turned off: losses and margins of training contain its noise. Use those of the evaluation."
             )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from preftune.amounts import of_type
+from preftune.amounts import counted, of_type
 from preftune.data import (
     DemonstrationDataset,
     DemonstrationReport,
@@ -64,12 +64,14 @@ def prepare_model(
         model = (load or load_model)(model, **options)
     elif args.model_init_kwargs is not None or quantization_config is not None:
         given = "model_init_kwargs" if quantization_config is None else "quantization_config"
-        raise ConfigError(f"{given} is for a model given by name; this model is loaded already. Leave {given} out.")
+        raise ConfigError(
+            f"{given} applies to a model given by name, but this model is already loaded. Leave {given} out."
+        )
     if not isinstance(model, nn.Module):
         raise ModelError(f"model is {of_type(model)}: pass a model, a hub id or a folder.")
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise ModelError(
-            f"{type(model).__name__} has an encoder and a decoder, and preftune trains decoders alone. Give a causal "
+            f"{type(model).__name__} has an encoder and a decoder, but preftune trains only decoders. Give a causal "
             "language model (Llama, Qwen, Gemma, ...)."
         )
     if peft_config is not None:
@@ -86,9 +88,9 @@ def _refuse_untrainable(model: nn.Module) -> None:
     devices = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()} - {"cpu", "disk"}
     if len(devices) > 1:
         raise ModelError(
-            f"the model is spread over {len(devices)} devices (device_map), and preftune trains on one per process. "
-            "Load it without device_map, in 4 bit if it is large (load_in_4bit=True), and start one process per device "
-            "with torchrun."
+            f"the model is spread over {len(devices)} devices (device_map), but preftune trains on one per process. "
+            "Load it without device_map, in 4 bit if it is large (load_in_4bit=True), and start one process per "
+            "device with torchrun."
         )
     if hasattr(model, "peft_config") and not hasattr(model, "disable_adapter"):
         raise ModelError(
@@ -102,7 +104,7 @@ def _refuse_untrainable(model: nn.Module) -> None:
         )
     if is_quantized(model) and not hasattr(model, "peft_config"):
         raise ModelError(
-            "a quantised model cannot be trained as it is. Pass peft_config=LoraConfig(target_modules='all-linear') "
+            "a quantised model cannot be trained directly. Pass peft_config=LoraConfig(target_modules='all-linear') "
             "(--use_peft), which trains an adapter on top of it."
         )
 
@@ -113,8 +115,8 @@ def _refuse_tasks(model: Any) -> None:
         kind = str(getattr(config.peft_type, "value", config.peft_type))
         if kind in ("POLY", "MULTITASK_PROMPT_TUNING"):
             raise ModelError(
-                f"adapter {name!r} ({kind}) asks for the task of every row, which preference data do not have. Use "
-                "LoRA, or prompt tuning."
+                f"adapter {name!r} ({kind}) needs the task of every row, which preference data do not have. Use LoRA, "
+                "or prompt tuning."
             )
 
 
@@ -134,8 +136,8 @@ def add_adapter(model: nn.Module, peft_config: Any) -> Any:
         raise ConfigError(f"peft_config is {given}: pass peft.LoraConfig(r=16, ...) or another configuration of PEFT.")
     if getattr(model, "peft_config", None):
         raise ModelError(
-            "the model has an adapter already, and peft_config would put another on top of it. To go on training the "
-            "adapter, leave peft_config out; to begin a new one, merge the old one first (preftune merge)."
+            "the model already has an adapter, and peft_config would put another on top of it. To continue training "
+            "the adapter, leave peft_config out; to start a new one, first merge the old one (preftune merge)."
         )
     if getattr(peft_config, "task_type", None) is None:
         peft_config.task_type = "CAUSAL_LM"
@@ -179,7 +181,7 @@ def told_engine(model: Any, choose: Callable[[], tuple[Any, Support]]) -> tuple[
     if not support.exact:
         say(f"prompts are not shared and sequences not packed (engine {engine.name}): {support.reason}.")
     elif before not in (None, "sdpa", model.config._attn_implementation):
-        say(f"attention {before!r} makes way for preftune's own while training; engine='separate' keeps it.")
+        say(f"attention {before!r} is replaced by preftune's own during training; engine='separate' keeps it.")
     return engine, support
 
 
@@ -198,7 +200,10 @@ def settle_compilation(model: nn.Module, args: PackedConfig) -> None:
             "torch_compile=True, but this model has no norms or MLPs that could be compiled (they are quantised, "
             "experts, or PyTorch's own). Remove torch_compile."
         )
-    say(f"{count} norms and MLPs are compiled ({backend}); the first steps take longer, and attention stays as it is.")
+    say(
+        f"{counted(count, 'norm or MLP is', 'norms and MLPs are')} compiled ({backend}); the first steps take longer, "
+        "and attention is not changed."
+    )
 
 
 @contextmanager
@@ -279,11 +284,11 @@ def _grouped(groups: GroupDataset, args: PairConfig, *, role: str) -> GroupDatas
     limit = 4 * args.max_length if args.max_length else _GROUP_TOKENS_WITHOUT_LIMIT
     merged = group_by_prompt(groups, max_group_tokens=limit)
     if merged.total_tokens == groups.total_tokens:
-        say(f"group_by_prompt: no two of the {groups.pairs:,} {role} pairs share a prompt; nothing changes.")
+        say(f"group_by_prompt: no two {role} pairs ({groups.pairs:,} in all) share a prompt, so it has no effect.")
         return merged
     line = (
-        f"{groups.pairs:,} {role} pairs share {merged.prompts:,} prompts: "
-        f"{len(merged):,} groups, {merged.total_tokens:,} tokens instead of {groups.total_tokens:,}"
+        f"{groups.pairs:,} {role} pairs share {counted(merged.prompts, 'prompt')}: {counted(len(merged), 'group')}, "
+        f"{merged.total_tokens:,} tokens instead of {groups.total_tokens:,}"
     )
     if role == "train":
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -302,8 +307,8 @@ def _listed(groups: GroupDataset, args: PairConfig, *, role: str) -> GroupDatase
     lists, counts = as_lists(groups)
     if not len(lists):
         raise ConfigError(
-            f"the ratings of all {groups.pairs:,} {role} pairs contradict each other: answers to the same prompt have "
-            "the same score on average. Correct the ratings, or use a loss of pairs."
+            f"the ratings of all {role} pairs ({groups.pairs:,}) contradict each other: answers to the same prompt "
+            "have the same score on average. Correct the ratings, or use a loss of pairs."
         )
     say_lists(lists, counts, groups.pairs, role=role)
     return lists
@@ -319,11 +324,14 @@ def say_lists(lists: GroupDataset, counts: ListCounts, pairs: int, *, role: str)
     else:
         least, most = 2 if counts.of_two else min(counts.lengths), max(counts.lengths)
         answers = f"{least} to {most} answers" if least < most else f"{most} answers"
-        say(f"{pairs:,} {role} pairs are {len(lists):,} lists of {answers}. The batch size counts lists.")
+        say(f"{pairs:,} {role} pairs form {counted(len(lists), 'list')} of {answers}. The batch size counts lists.")
     if counts.contradicting:
-        warn(f"{counts.contradicting:,} {role} prompts are left out: their answers have the same score on average.")
+        warn(
+            f"{counted(counts.contradicting, f'{role} prompt')} left out, because all its answers have the same score "
+            "on average."
+        )
     if counts.rerated:
-        say(f"{counts.rerated:,} {role} answers are rated differently by several rows: their mean counts.")
+        say(f"{counted(counts.rerated, f'{role} answer')} with different ratings in several rows: the mean counts.")
 
 
 Prepare = Callable[[Any, str], tuple[GroupDataset, Any]]
@@ -350,8 +358,9 @@ def _say_shared(train: GroupDataset, held_out: GroupDataset, what: str) -> None:
     shared = len(asked & train.prompt_hashes(least=2)) if asked else 0
     if shared:
         say(
-            f"{shared:,} of {len(asked):,} {what} are trained on too, so their numbers show memory. Keep a prompt on "
-            "one side: eval_fraction (--eval_fraction 0.05), or preftune convert --split 0.05 --by prompt."
+            f"{shared:,} of {len(asked):,} {what} are also in the training data, so their figures include "
+            "memorisation. Keep each prompt on one side: eval_fraction (--eval_fraction 0.05), or preftune convert "
+            "--split 0.05 --by prompt."
         )
 
 

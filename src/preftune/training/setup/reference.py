@@ -46,7 +46,9 @@ def make_reference(trainer: ReferencedTrainerView, ref_model: Any, *, trained: C
     if not trainer.objective.needs_reference:
         if ref_model is not None:
             losses = trainer.args.loss
-            raise ConfigError(f"ref_model has no meaning for loss_type={losses}, which has no reference. Leave it out.")
+            raise ConfigError(
+                f"ref_model has no effect with loss_type={losses}, which needs no reference. Leave it out."
+            )
         if trainer.args.sync_ref_model:
             raise ConfigError("sync_ref_model=True moves a reference, which this loss does not use. Leave it out.")
         if trainer.args.guard == "off":
@@ -78,7 +80,7 @@ def make_reference(trainer: ReferencedTrainerView, ref_model: Any, *, trained: C
             cache_folder() / "reference",
             fingerprint=source.fingerprint,
             numerics=numerics.digest(),
-            note={"model": name or "a model given in memory", "reference": source.description, **numerics.facts()},
+            note={"model": name or "a model passed in memory", "reference": source.description, **numerics.facts()},
         )
     return ReferenceScores(source, engine, store, autocast=trainer.autocast)
 
@@ -90,7 +92,7 @@ def moving_reference(trainer: TrainerView, start: nn.Module | None) -> MovingCop
         start: an explicit one to begin with; by default the policy.
     """
     source = MovingCopy(trainer.model, start=start)
-    say(f"sync_ref_model keeps a second copy of what trains: {source.size / 2**30:.2f} GiB more.")
+    say(f"sync_ref_model keeps a second copy of the trainable weights: {source.size / 2**30:.2f} GiB more.")
     return source
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from preftune.amounts import counted
 from preftune.errors import ModelError, NonFiniteError, ReferenceMismatchError, SelfCheckError
 from preftune.logps import Engine, naive_logps, pack, plain_layers
 from preftune.logps.batch import GroupLogps, PackedBatch
@@ -195,9 +196,9 @@ def _mismatch(policy: GroupLogps, reference: GroupLogps) -> ReferenceMismatchErr
     distance = float((policy.sum_K - reference.sum_K).abs().max())
     return ReferenceMismatchError(
         f"policy and reference disagree before the first step: by {mean:.3g} nat per token on average, {distance:.3g} "
-        "nat on a whole completion. DPO measures how far the policy moves from where it began, so the reference must "
-        "be the model as received. Leave ref_model out (preftune then takes the right one), or set "
-        "allow_reference_mismatch=True if you mean it."
+        "nat on a whole completion. DPO measures how far the policy moves from its start, so the reference must be "
+        "the model as received. Leave ref_model out (preftune then uses the right one), or set "
+        "allow_reference_mismatch=True if this is intended."
     )
 
 
@@ -253,7 +254,7 @@ class FirstStepCallback(TrainerCallback):
         if not moved:
             raise SelfCheckError(
                 f"the first optimiser step changed nothing: {name} ({str(parameter.dtype).removeprefix('torch.')}) is "
-                f"bit for bit what it was, with learning_rate={args.learning_rate:g}. The update is smaller than the "
+                f"unchanged bit for bit, with learning_rate={args.learning_rate:g}. The update is smaller than the "
                 "weight's rounding, or the optimiser does not hold it."
             )
 
@@ -263,7 +264,7 @@ class FirstStepCallback(TrainerCallback):
         if self._skipped >= _MOST_SKIPPED:
             raise NonFiniteError(
                 f"the gradients of {self._skipped} steps in a row overflowed in float16, and none was applied. Use "
-                "bf16=True on a card that has it, or float32 (bf16=False); a smaller learning rate does not help."
+                "bf16=True on a card that supports it, or float32 (bf16=False); a smaller learning rate does not help."
             )
 
 
@@ -280,18 +281,19 @@ def check_gradients(model: nn.Module, *, may_vanish: bool = False) -> None:
     frozen = [n for n, p in model.named_parameters() if not p.requires_grad and p.grad is not None]
     if without:
         raise SelfCheckError(
-            f"{len(without)} trainable parameters got no gradient in the first step ({', '.join(without[:3])}): they "
-            "are not part of what the loss depends on. Freeze them, or leave their modules out of the adapter."
+            f"{counted(len(without), 'trainable parameter')} got no gradient in the first step "
+            f"({', '.join(without[:3])}): the loss does not depend on them. Freeze them, or leave their modules out of "
+            "the adapter."
         )
     if frozen:
         raise SelfCheckError(
-            f"{len(frozen)} frozen parameters got a gradient ({', '.join(frozen[:3])}): something else runs backward "
-            "through the model. Clear its gradients before training (model.zero_grad())."
+            f"{counted(len(frozen), 'frozen parameter')} got a gradient ({', '.join(frozen[:3])}): something else runs "
+            "backward through the model. Clear its gradients before training (model.zero_grad())."
         )
     if not may_vanish and not any(p.grad is not None and bool(p.grad.any()) for p in model.parameters()):
         raise SelfCheckError(
-            "all gradients of the first step are zero: the loss does not depend on the weights. Are all pair weights "
-            "0, or are chosen and rejected the same?"
+            "all gradients of the first step are zero: the loss does not depend on the weights. Check that not all "
+            "pair weights are 0, and that chosen and rejected differ."
         )
 
 

@@ -11,6 +11,7 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from numpy.typing import NDArray
 
+from preftune.amounts import counted
 from preftune.errors import ConfigError
 from preftune.logps.batch import PackedBatch, pack
 from preftune.logps.layout import GroupLayout
@@ -133,7 +134,7 @@ def check_one_batch(args: PackedConfig, rows: int) -> None:
     if args.dataloader_drop_last and rows < whole:
         devices = f" on {args.world_size} devices" if args.world_size > 1 else ""
         raise ConfigError(
-            f"dataloader_drop_last=True drops all there is: {rows} rows are less than one batch "
+            f"dataloader_drop_last=True drops all rows: {counted(rows, 'row')} fill less than one batch "
             f"(per_device_train_batch_size={args.per_device_train_batch_size}{devices}). Leave dataloader_drop_last "
             "out, or lower per_device_train_batch_size."
         )

@@ -11,6 +11,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
+from preftune.amounts import counted
 from preftune.log import warn
 from preftune.logps import pack
 from preftune.logps.batch import PackedBatch
@@ -50,13 +51,13 @@ class TokenLimit:
         if tokens is None or tokens == self.tokens:
             return
         self.lower(tokens)
-        warn(f"another process ran out of memory: at most {tokens:,} tokens are computed at a time from here on.")
+        warn(f"another process ran out of memory: from now on at most {tokens:,} tokens are computed at a time.")
 
     def resume(self, tokens: int | None) -> None:
         """Go on with the limit that a checkpoint's run had come down to; None if it never ran out."""
         if tokens is not None and (self.tokens is None or tokens < self.tokens):
             self.lower(tokens)
-            warn(f"memory ran out before the checkpoint: the run goes on with at most {tokens:,} tokens at a time.")
+            warn(f"memory ran out before the checkpoint: the run continues with at most {tokens:,} tokens at a time.")
 
     def halve(
         self, trainer: TrainerView, groups: Sequence[TokenizedGroup], cost: Cost, error: Exception, work: Work
@@ -74,8 +75,8 @@ class TokenLimit:
         if work == "training":
             what, unchanged, fix = "computed", "the update stays the same", f"max_tokens_per_batch={self.tokens}"
         warn(
-            f"out of memory on {parts} {_called(groups)}s of {tokens:,} tokens ({work}). From here on at most "
-            f"{self.tokens:,} tokens are {what} at a time; {unchanged}. Set {fix} to begin the next run like that."
+            f"out of memory on {counted(parts, _called(groups))} of {tokens:,} tokens ({work}). From now on at most "
+            f"{self.tokens:,} tokens are {what} at a time; {unchanged}. Set {fix} to start the next run like that."
         )
 
 

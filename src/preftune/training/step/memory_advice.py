@@ -59,7 +59,7 @@ def out_of_memory_error(trainer: TrainerView, group: TokenizedGroup | None, *, t
     if group is not None:
         longest = max(len(group.prompt_ids) + len(completion) for completion in group.completions)
         half = "" if saves.half_length is None else f"; half of it{_about(saves.half_length, '')}"
-        cures.append(f"max_length below {longest} (the longest sequence of this {what}, what is cut is reported{half})")
+        cures.append(f"max_length below {longest} (the longest sequence of this {what}; cuts are reported{half})")
     cures.append(f"a smaller model (one of half the size{_about(saves.half_model, '')})")
     if group is None:
         return OutOfMemoryError(

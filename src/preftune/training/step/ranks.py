@@ -38,8 +38,8 @@ def agree(parameters: Sequence[nn.Parameter], tokens: int | None) -> tuple[int |
     least, *present = said.tolist()
     if least == FAILED and tokens != FAILED:
         raise OutOfMemoryError(
-            "another process ran out of memory on a single pair, and the step cannot be done without it. Its message "
-            "names the fixes."
+            "another process ran out of memory on a single pair, and the step cannot be computed without it. Its "
+            "message names the fixes."
         )
     together = [p for p, some in zip(parameters, present, strict=True) if some]
     for parameter in together:

@@ -157,9 +157,7 @@ def _own_metrics(compute_metrics: Any, predictions: Any, labels: Any) -> dict[st
         ) from error
     plain: dict[str, float] | None = denumpify_detensorize(dict(more)) if isinstance(more, Mapping) else None
     if plain is None or not all(isinstance(value, int | float) for value in plain.values()):
-        raise ConfigError(
-            f"compute_metrics returned {more!r:.80}: it returns a dict of numbers by name, or is left out."
-        )
+        raise ConfigError(f"compute_metrics returned {more!r:.80}: return a dict of numbers by name, or leave it out.")
     return plain
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from preftune.amounts import counted
 from preftune.data import GroupDataset, load_labelled
 from preftune.errors import ConfigError
 from preftune.log import say
@@ -58,7 +59,7 @@ class KTOTrainer(ReferencedTrainer):
         rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         if args.loss_type == "kto" and rows < 2:
             raise ConfigError(
-                "KTO compares prompts with the answers to others, and one row is a whole optimiser step here. Raise "
+                "KTO compares prompts with the answers to others, but an optimiser step has only one row. Raise "
                 "per_device_train_batch_size or gradient_accumulation_steps."
             )
         return opened_for_guard(train, held_out, args, load_labelled)
@@ -160,7 +161,7 @@ class KTOTrainer(ReferencedTrainer):
     def say_advice(self) -> None:
         args, good, bad = self.args, *self.train_dataset.labels
         if not good or not bad:
-            say(f"advice: all {good + bad:,} answers are {'bad' if bad else 'good'}. KTO learns from both kinds.")
+            say(f"advice: all answers ({good + bad:,}) are {'bad' if bad else 'good'}. KTO learns from both kinds.")
             return
         ratio = args.desirable_weight * good / (args.undesirable_weight * bad)
         if args.loss_type == "kto" and not LEAST - 0.01 <= ratio <= MOST + 0.01:
@@ -170,12 +171,15 @@ class KTOTrainer(ReferencedTrainer):
                 else f"undesirable_weight={args.desirable_weight * good / bad:.3g}"
             )
             say(
-                f"advice: {good:,} good and {bad:,} bad answers, weighed {args.desirable_weight:g} and "
+                f"advice: {good:,} good and {bad:,} bad answers, with weights {args.desirable_weight:g} and "
                 f"{args.undesirable_weight:g}: the ratio {ratio:.2f} is outside 1 to 1.33, the authors' range. "
                 f"{wanted} makes it 1."
             )
         if good + bad < 1000:
-            say(f"advice: {good + bad} answers are few: judge the result by win rate, not by the training accuracy.")
+            say(
+                f"advice: {counted(good + bad, 'answer')}: this is few; judge the result by win rate, not by the "
+                "training accuracy."
+            )
 
     def card(self) -> str:
         return model_card.kto_card(self)

@@ -1,8 +1,7 @@
 """`ResumableTrainer`: a training that is recorded, resumed and stopped as a whole; what all trainers share.
 
-A run goes on from a complete checkpoint of its own with the settings and data it began with, or is refused with the
-difference. A run that has ended is not trained further.
-"""
+A run continues from a complete checkpoint of its own with the settings and data that it started with, or is refused
+with the difference. A run that has ended is not trained further."""
 
 from __future__ import annotations
 
@@ -18,6 +17,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
+from preftune.amounts import counted
 from preftune.errors import CheckpointError, ConfigError, PreftuneError
 from preftune.log import say, warn
 from preftune.models.locate import run_of_weights, write_run_of_weights
@@ -101,8 +101,8 @@ class ResumableTrainer(CheckpointedTrainer):
         if not isinstance(resume_from_checkpoint, str | os.PathLike | bool | None):
             raise ConfigError(
                 f"train() was given {resume_from_checkpoint!r:.80}. Its argument is resume_from_checkpoint: a "
-                "checkpoint folder, True for the newest one, or 'auto'. How long to train is said by max_steps and "
-                "num_train_epochs of the configuration."
+                "checkpoint folder, True for the newest one, or 'auto'. Set the length of the training with max_steps "
+                "and num_train_epochs of the configuration."
             )
         if isinstance(resume_from_checkpoint, os.PathLike):
             resume_from_checkpoint = os.fspath(resume_from_checkpoint)
@@ -123,7 +123,7 @@ class ResumableTrainer(CheckpointedTrainer):
         return result._replace(training_loss=result.metrics["train_loss"])
 
     def _settle(self, asked: str | bool | None) -> tuple[Choice | None, str]:
-        """The checkpoint to go on from, compared with this run, and why nothing is left to do, if so.
+        """The checkpoint to continue from, compared with this run, and why nothing is left to do, if so.
 
         Everything that can be refused is refused here, before a file of the run directory is changed.
         """
@@ -183,7 +183,7 @@ class ResumableTrainer(CheckpointedTrainer):
             put_aside_earlier_run(folder, model=name, overwrite=self.args.overwrite or again)
         elif choice.newer:
             aside = put_aside(folder, choice.newer, f"after-step-{choice.step}")
-            say(f"later than the step that the run goes on from: {', '.join(choice.newer)}, moved to {aside}.")
+            say(f"later than the step from which the run continues: {', '.join(choice.newer)}, moved to {aside}.")
 
     # --- a run that has ended ---
 
@@ -197,7 +197,7 @@ class ResumableTrainer(CheckpointedTrainer):
         """Why no step is left to do; empty if there is one."""
         facts = run_facts(Path(self.args.output_dir))
         if self._is_finished(choice, facts) and not choice.named and not self._resume_changed:
-            return f"the run in {self.args.output_dir} is finished, after {facts.get('steps')} steps"
+            return f"the run in {self.args.output_dir} is finished, after {counted(facts.get('steps') or 0, 'step')}"
         if choice.step >= planned:
             return f"{choice.folder} is at step {choice.step} of {planned}"
         if reached is not None:
@@ -211,7 +211,7 @@ class ResumableTrainer(CheckpointedTrainer):
         facts = run_facts(Path(self.args.output_dir))
         if facts.get("outcome") != "finished" or not self._has_weights_of(facts) or not is_of_record(self, facts):
             return ""
-        return f"the run in {self.args.output_dir} is finished, after {facts.get('steps')} steps"
+        return f"the run in {self.args.output_dir} is finished, after {counted(facts.get('steps') or 0, 'step')}"
 
     def _is_finished(self, choice: Choice | None, facts: Mapping[str, Any]) -> bool:
         """Whether run.json says so, and the final weights are there."""
@@ -269,8 +269,8 @@ class ResumableTrainer(CheckpointedTrainer):
         except CheckpointError as error:
             if choice is None or choice.step != facts.get("steps"):
                 raise CheckpointError(
-                    f"the run in {output} is finished, and its weights cannot be read ({error.__cause__}). Go on from "
-                    "a checkpoint of it (--resume FOLDER), or train again with --overwrite."
+                    f"the run in {output} is finished, but its weights cannot be read ({error.__cause__}). Continue "
+                    "from a checkpoint of it (--resume FOLDER), or train again with --overwrite."
                 ) from error
             warn(f"the weights in {output} cannot be read ({error.__cause__}); they are taken from {choice.folder}.")
             return False

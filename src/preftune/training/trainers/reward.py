@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from preftune.amounts import counted
 from preftune.data import GroupDataset, PairDataset, load_pairs
 from preftune.errors import NonFiniteError, SelfCheckError
 from preftune.judges.reward_model_input import Form, write_form
@@ -163,9 +164,15 @@ class RewardTrainer(PackedTrainer):
     def say_advice(self) -> None:
         pairs, epochs = self.train_dataset.pairs, float(self.args.num_train_epochs)
         if pairs < 1000:
-            say(f"advice: {pairs} pairs are few for a reward model; look at its held-out accuracy and calibration.")
+            say(
+                f"advice: {counted(pairs, 'pair')}: this is few for a reward model; check its held-out accuracy and "
+                "calibration."
+            )
         if self.args.max_steps <= 0 and epochs > 1:
-            say(f"advice: {epochs:g} epochs: a reward model is usually trained for one, and overfits after.")
+            say(
+                f"advice: num_train_epochs={epochs:g}: a reward model is usually trained for one epoch, and overfits "
+                "after that."
+            )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)

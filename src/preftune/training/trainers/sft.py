@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
 
+from preftune.amounts import counted
 from preftune.data import DIALOGUE_TEMPLATE, DemonstrationDataset, GroupDataset, load_demonstrations
 from preftune.data.demonstrations.mixture import mix_demonstrations
 from preftune.data.pairs.mixture import is_mixture, parse_sources
@@ -121,7 +122,7 @@ class SFTTrainer(PackedTrainer):
         if not self.full and 0 < rate < 2e-5:
             say(f"advice: learning_rate={rate:g} is low for an adapter (1e-4 to 3e-4 is usual).")
         if rows < 100:
-            say(f"advice: {rows} rows teach a form at most. A thousand good ones make a difference.")
+            say(f"advice: {counted(rows, 'row')} can teach at most a format. A thousand good rows make a difference.")
 
     def card(self) -> str:
         return model_card.sft_card(self)

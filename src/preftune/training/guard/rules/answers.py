@@ -27,7 +27,7 @@ def repetition(history: History) -> Alarm | None:
         return None
     return history.alarm(
         "repetition",
-        seen=f"{_count(look, look.looping)} answers to the guard's prompts repeat themselves; of the reference's, "
+        seen=f"{_count(look, look.looping)} answers to the guard's prompts are repetitive; of the reference's, "
         f"{round((look.looping_reference or 0) * look.answers)} did.",
         cause=_over_optimised(history.facts),
         remedy=history.facts.hold_back,
@@ -61,7 +61,7 @@ def empty_answers(history: History) -> Alarm | None:
         f"{round((look.empty_reference or 0) * look.answers)} were.",
         cause="The policy ends its turn at once: chosen answers are empty or cut off in the data, or it has moved too "
         "far from the reference.",
-        remedy="Check the chosen answers (preftune audit); if they are whole, halve the learning rate.",
+        remedy="Check the chosen answers (preftune audit); if they are complete, halve the learning rate.",
         figures=_figures(look, "empty", "empty_reference"),
     )
 
@@ -75,11 +75,11 @@ def missing_eos(history: History) -> Alarm | None:
         return None
     return history.alarm(
         "missing-eos",
-        seen=f"Only {_count(look, look.finished)} answers end by themselves; of the reference's, "
+        seen=f"Only {_count(look, look.finished)} answers are ended by the model; of the reference's, "
         f"{round(look.finished_reference * look.answers)} did.",
         cause="The policy forgets to end its turn: chosen answers are cut off (max_length, or in the data), the longer "
         "side wins too often, or the policy has moved too far from the reference.",
-        remedy="Look at how many rows were truncated (audit.json) and raise max_length; if none were, halve the "
+        remedy="Check how many rows were truncated (audit.json) and raise max_length; if no row was, halve the "
         "learning rate.",
         figures=_figures(look, "finished", "finished_reference", "length_ratio"),
     )
@@ -99,8 +99,8 @@ def length_drift(history: History) -> Alarm | None:
         level=NOTE,
         seen=f"The answers have {look.tokens:.0f} tokens on average; the reference's had {look.tokens_reference:.0f}, "
         f"the chosen ones have {now.chosen_tokens:.0f}.",
-        cause=f"The pairs reward being {what}, more than they show.",
-        remedy="See preftune audit for what length alone explains, and judge by a length-controlled win rate.",
+        cause=f"The pairs reward {what} answers, more than the chosen ones are.",
+        remedy="Check with preftune audit how much length alone explains, and use a length-controlled win rate.",
         figures=_figures(look, "tokens", "tokens_reference", "length_ratio"),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from preftune.amounts import counted
 from preftune.training.guard.alarms import NOTE, Alarm
 from preftune.training.guard.figures import Glance, History, pooled
 
@@ -56,18 +57,18 @@ def labels_look_random(history: History) -> Alarm | None:
         return None
     seen = (
         f"Training has moved the pairs by {now.margin_rms:.1f} nats, but only {now.accuracy:.0%} of the last "
-        f"{now.pairs:.0f} in the direction of their label; the loss is {now.loss:.2f}, and guessing costs "
+        f"{now.pairs:.0f} in the direction of their label; the loss is {now.loss:.2f}, and that of guessing "
         f"{start.loss:.2f}."
     )
     look = history.look
     if look is not None and look.accuracy_held_out is not None and look.pairs >= 8 and history.facts.held_out:
-        seen += f" Of {look.pairs} held-out pairs {look.accuracy_held_out:.0%} are ranked right."
+        seen += f" Of {counted(look.pairs, 'held-out pair')}, {look.accuracy_held_out:.0%} are ranked correctly."
     return history.alarm(
         "labels-look-random",
         seen=seen,
-        cause="The pairs contradict each other: the labels look shuffled, or depend on nothing that the model sees.",
-        remedy="Check the data: are chosen and rejected in the right columns, in every source? preftune audit shows "
-        "rows.",
+        cause="The pairs contradict each other: the labels look shuffled, or depend on something that the model does "
+        "not see.",
+        remedy="Check that chosen and rejected are in the right columns in every source; preftune audit shows rows.",
         figures={
             "accuracy": now.accuracy,
             "pairs": now.pairs,
@@ -112,13 +113,13 @@ def duplicated_data(history: History) -> Alarm | None:
     if look is not None and look.margin_held_out is not None and now is not None and now.known:
         known = facts.beta * now.margin_known
         if known > look.margin_held_out:
-            seen += f" Their margin is {known:.2f} by now, that of held-out pairs {look.margin_held_out:.2f}."
+            seen += f" Their margin is now {known:.2f}, that of held-out pairs {look.margin_held_out:.2f}."
     return history.alarm(
         "duplicated-data",
         level=level,
         seen=seen,
         cause="The data hold the same pairs many times, and the model memorises them: one epoch counts as several.",
-        remedy="Remove the copies (preftune audit finds them, preftune convert drops them) and begin again.",
+        remedy="Remove the copies (preftune audit finds them, preftune convert drops them) and start again.",
         figures={"copies": first.copies, "pairs": first.pairs, "margin_known": first.margin_known},
     )
 
@@ -160,9 +161,9 @@ def only_length_differs(history: History) -> Alarm | None:
         "only-length-differs",
         level="alarm" if serious else NOTE,
         seen=seen,
-        cause=f"These pairs teach length: the {side} answer is better, whatever it says.",
-        remedy="Add pairs in which the better answer is not the "
-        f"{side} one, or drop those where length is all that differs; judge by a length-controlled win rate.",
+        cause=f"These pairs teach length: the {side} answer is always the better one.",
+        remedy=f"Add pairs in which the better answer is not the {side} one, or drop those that differ only in "
+        "length; use a length-controlled win rate.",
         figures={
             "share": share,
             "contained": everything.contained,
@@ -186,9 +187,9 @@ def overfitting(history: History) -> Alarm | None:
     fell = f" (at best it was {best:.0%})" if best > look.accuracy_held_out else ""
     return history.alarm(
         "overfitting",
-        seen=f"Of the pairs trained on before, {now.accuracy:.0%} are ranked right, of {look.pairs} held-out pairs "
-        f"{look.accuracy_held_out:.0%}{fell}.",
+        seen=f"Of the pairs trained on before, {now.accuracy:.0%} are ranked correctly; of "
+        f"{counted(look.pairs, 'held-out pair')}, {look.accuracy_held_out:.0%}{fell}.",
         cause="The model memorises the training pairs: too many epochs, or too few different pairs.",
-        remedy="Train for one epoch, and look for near-copies in the data (preftune audit).",
+        remedy="Train for one epoch, and check the data for near-copies (preftune audit).",
         figures={"accuracy": now.accuracy, "accuracy_held_out": look.accuracy_held_out, "best_held_out": best},
     )

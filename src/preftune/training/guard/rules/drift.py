@@ -65,13 +65,13 @@ def learning_rate_too_high(history: History) -> Alarm | None:
         )
     look = history.look
     if look is not None and look.looping:
-        seen += f"; {_of(look.looping, look.answers)} of its answers repeat themselves"
+        seen += f"; {_of(look.looping, look.answers)} of its answers are repetitive"
     return history.alarm(
         "learning-rate-too-high",
         seen=f"{seen}.",
         cause=f"The steps are too large: learning_rate={facts.learning_rate:g}.",
-        remedy=f"Begin again with a lower one: halve it first, and if the alarm comes this early, divide by ten. Usual "
-        f"are {_usual_rates(facts)}.",
+        remedy="Start again with a lower one: halve it first, and if the alarm comes this early, divide it by ten. "
+        f"Usual are {_usual_rates(facts)}.",
         figures={
             "chosen_per_token": now.chosen_per_token,
             "loss": now.loss,
@@ -94,8 +94,8 @@ def beta_too_low(history: History) -> Alarm | None:
         "beta-too-low",
         seen=f"Chosen and rejected are {now.margin_rms:.0f} nats further apart than before training, and the loss is "
         f"still {now.loss:.2f}.",
-        cause=f"With beta={facts.beta:g} the loss asks for about {2 / facts.beta:,.0f} nats, so nothing holds the "
-        "policy near the reference: its answers will repeat themselves or lose their sense.",
+        cause=f"With beta={facts.beta:g} the loss requires about {2 / facts.beta:,.0f} nats, so nothing keeps the "
+        "policy close to the reference: its answers will become repetitive or meaningless.",
         remedy="Raise beta: 0.1 is a usual start, 0.2 to 0.5 against repetition."
         if facts.beta < 0.2
         else "Halve the learning rate, and raise beta to 0.5.",
@@ -110,8 +110,8 @@ def far_from_reference(history: History) -> Alarm | None:
         return None
     return history.alarm(
         "far-from-reference",
-        seen=f"The policy is {look.kl_per_token:.2f} nats per token away from the reference (KL on the reference's own "
-        f"answers): a token it would have said is {_times(look.kl_per_token)} less likely now.",
+        seen=f"The policy is {look.kl_per_token:.2f} nats per token away from the reference (KL on the reference's "
+        f"own answers): a token of the reference is now {_times(look.kl_per_token)} less likely.",
         cause=f"{facts.too_free[0].upper()}{facts.too_free[1:]}, to hold it.",
         remedy=facts.hold_back,
         figures={"kl_per_token": look.kl_per_token, "kl_error": look.kl_error or 0.0},
@@ -128,8 +128,8 @@ def chosen_falls(history: History) -> Alarm | None:
         level=NOTE,
         seen=f"The chosen answers lost {-now.chosen_per_token:.2f} nats per token, the rejected ones "
         f"{-now.rejected_per_token:.2f}.",
-        cause="The margin grows because both sides become unlikely, and other text becomes likely instead.",
-        remedy="Look at the samples. If they are worse than the reference's: "
+        cause="The margin grows because both sides become less likely, and other text becomes more likely.",
+        remedy="Check the samples. If they are worse than the reference's: "
         f"{history.facts.hold_back[0].lower()}{history.facts.hold_back[1:]}",
         figures={"chosen_per_token": now.chosen_per_token, "rejected_per_token": now.rejected_per_token},
     )

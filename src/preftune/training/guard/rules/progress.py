@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from preftune.amounts import counted
 from preftune.training.guard.alarms import NOTE, Alarm
 from preftune.training.guard.figures import History, pooled
 
@@ -32,15 +33,15 @@ def too_little_change(history: History) -> Alarm | None:
     if now is None or now.margin_rms > LITTLE:
         return None
     usual = "5e-7 to 5e-6" if facts.full else "5e-6 to 5e-5, up to 3e-4 for few pairs"
+    or_beta = "; a lower beta also lets the policy move further" if facts.beta > 0.05 and facts.usual_beta else ""
     return history.alarm(
         "too-little-change",
         level=NOTE,
-        seen=f"After {history.step} of {facts.steps} steps chosen and rejected are {now.margin_rms:.2g} nats further "
-        f"apart than before training; the loss is {now.loss:.4f}.",
+        seen=f"After {history.step} of {counted(facts.steps, 'step')} chosen and rejected are {now.margin_rms:.2g} "
+        f"nats further apart than before training; the loss is {now.loss:.4f}.",
         cause=f"The weights hardly move: learning_rate={facts.learning_rate:g}, beta={facts.beta:g}, "
-        f"{now.pairs / now.steps:.0f} pairs a step.",
-        remedy=f"Raise the learning rate within its range ({usual}), or train on more and better "
-        f"pairs{'; a lower beta, too, lets the policy go further' if facts.beta > 0.05 and facts.usual_beta else ''}.",
+        f"{now.pairs / now.steps:.0f} pairs per step.",
+        remedy=f"Raise the learning rate within its range ({usual}), or train on more and better pairs{or_beta}.",
         figures={"margin_rms": now.margin_rms, "loss": now.loss},
     )
 
@@ -62,10 +63,11 @@ def flat_margin(history: History) -> Alarm | None:
     return history.alarm(
         "flat-margin",
         level=NOTE,
-        seen=f"The reward margin stands at {facts.beta * later.margin:.2g} (it was {facts.beta * earlier.margin:.2g}), "
-        f"and {later.accuracy:.0%} of the pairs are ranked right; the loss is {later.loss:.3f}.",
-        cause="The pairs say little that the model can learn, although its weights move: labels disagree, or sides "
-        "hardly differ.",
+        seen=f"The reward margin stands at {facts.beta * later.margin:.2g} (it was "
+        f"{facts.beta * earlier.margin:.2g}), and {later.accuracy:.0%} of the pairs are ranked correctly; the "
+        f"loss is {later.loss:.3f}.",
+        cause="The model learns little from the pairs, although its weights move: labels disagree, or sides hardly "
+        "differ.",
         remedy="Improve the pairs (preftune audit; drop those whose answers are nearly the same); a lower beta or a "
         "longer run helps only if the margin rises at all.",
         figures={"margin": later.margin, "earlier": earlier.margin, "accuracy": later.accuracy, "loss": later.loss},
