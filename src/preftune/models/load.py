@@ -375,9 +375,7 @@ _WHOLE_EMBEDDINGS = (".weight", ".base_layer.weight")
 
 
 def fit_embeddings(model: PreTrainedModel, adapter: Location) -> None:
-    """Resizes the base's vocabulary to that of the adapter's training, if it was changed before training (tokens added,
-    rows cut off or padded).
-    """
+    """Resizes the base's vocabulary to that of the adapter's training, if it was changed before the training."""
     rows = _rows_of_embedding(adapter)
     embedding: Any = model.get_input_embeddings()
     if rows is not None and rows != embedding.weight.shape[0]:
