@@ -11,7 +11,7 @@ it.
     record        run.json, checkpoints, resuming, model cards
     reward_judge  a judge trained from the user's own pairs
     setup         the work before the first step
-    stages        trainings as processes of their own
+    stages        trainings as processes of their own, for `comparison` and `sweep`
     step          one optimiser step
     trainers      DPO, KTO, SFT and reward models
 """

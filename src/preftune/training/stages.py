@@ -1,4 +1,5 @@
-"""Trainings as processes of their own: a command with a recipe each, which can be repeated.
+"""Trainings as processes of their own, for `preftune compare` and `preftune sweep`: a command with a recipe each, which
+can be repeated.
 
 Every stage is a run directory with `recipe.yaml`, `log.txt` and, when it is over, `stage.json`. One that is finished
 with the same recipe on the same data is not trained again; one that was cut off starts again.
