@@ -136,7 +136,7 @@ def test_unwritable_output(dpo, tmp_path) -> None:
 
 def test_nothing_named(preftune, pairs_file, tiny_model) -> None:
     check(preftune("dpo", "--data", pairs_file), "There is no model to align", "--model")
-    check(preftune("dpo", "--model", tiny_model), "No preference pairs", "--data")
+    check(preftune("dpo", "--model", tiny_model), "no preference pairs", "--data")
 
 
 def test_evaluation_without_held_out_pairs(dpo) -> None:
@@ -145,7 +145,7 @@ def test_evaluation_without_held_out_pairs(dpo) -> None:
 
 def test_one_prompt_cannot_be_split(dpo, tmp_path) -> None:
     data = write_rows(tmp_path / "one.jsonl", [pair(0), pair(8)])
-    check(dpo(data=data, eval_fraction=0.5), "single prompt")
+    check(dpo(data=data, eval_fraction=0.5), "only one prompt")
 
 
 def test_nothing_to_resume(dpo, tmp_path) -> None:

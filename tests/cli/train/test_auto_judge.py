@@ -197,7 +197,7 @@ def test_data_that_are_no_longer_what_they_were_prove_nothing(preftune, tiny_mod
         write_rows(pairs, distinct_rows(80))
     told = preftune("eval", "--model", run, "--judge", "auto")
     assert told.code == 2
-    assert ("has changed since" if change == "longer" else "cannot be read again") in told.err
+    assert ("changed since the run" if change == "longer" else "cannot be read again") in told.err
     assert "Name some with --judge_data" in told.message
 
 

@@ -75,7 +75,7 @@ def test_an_adapter_answers_for_both(base: str, adapter: str) -> None:
 def test_an_adapter_that_changed_its_base_is_not_its_own_baseline(base: str, tmp_path: Path) -> None:
     match = matched(save_adapter(base, tmp_path / "pissa", init_lora_weights="pissa_niter_4"))
     assert match.generate.sides["base"].source is not match.generate.sides["aligned"].source
-    assert "the base is loaded apart" in match.notes[0]
+    assert "the base is loaded separately" in match.notes[0]
     assert match.baseline == base
 
 

@@ -46,7 +46,7 @@ def test_a_whole_run(run_folder: Path) -> None:
 def test_every_file_may_be_missing(run_folder: Path, file: str) -> None:
     (run_folder / file).unlink()
     run = read_run(run_folder)
-    assert file.endswith("xstest/summary.json") or run.missing == {file: "is not there"}
+    assert file.endswith("xstest/summary.json") or run.missing == {file: "is missing"}
     page = run_page([run])
     assert ("run.json is not there" in page) == (file == "run.json")
     assert markdown_report([run])

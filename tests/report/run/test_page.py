@@ -98,7 +98,7 @@ def test_a_run_remembers_its_evaluations(tmp_path: Path) -> None:
     ("method", "words"),
     [
         ("dpo", "chosen or rejected is empty"),
-        ("sft", "there is nothing to learn in the answer"),
+        ("sft", "the answer holds nothing to learn"),
         ("kto", "the answer is empty"),
     ],
 )

@@ -23,7 +23,7 @@ from .ppo_runs import PROMPTS, config, letters_and_noise, lora, trainer
         ({"num_ppo_epochs": 0}, "num_ppo_epochs=0"),
         ({"temperature": 0}, "temperature=0"),
         ({"missing_eos_penalty": -1.0}, "subtracted"),
-        ({"kl_coef": 0, "kl_target": 6}, "stays 0"),
+        ({"kl_coef": 0, "kl_target": 6}, "would stay 0"),
         ({"max_disagreement": 1.0, "reward_model": ["x"]}, "needs an ensemble"),
         ({"value_model": "x", "value_init": "reward"}, "Leave one out"),
         ({"eval_strategy": "steps"}, "not honoured where answers are sampled"),

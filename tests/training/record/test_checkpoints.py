@@ -327,7 +327,7 @@ def test_the_best_checkpoint_is_chosen_among_figures_that_compare(name, change, 
 
 def test_weights_alone_are_no_checkpoint_to_resume_from(tmp_path):
     run(tmp_path, save_only_model=True)
-    with pytest.raises(ConfigError, match="weights alone"):
+    with pytest.raises(ConfigError, match="only the weights"):
         run(tmp_path, resume=True)
 
 

@@ -40,7 +40,7 @@ def test_a_finished_run_whose_weights_are_torn_takes_them_from_its_last_checkpoi
     file.write_bytes(whole[: len(whole) // 2])
     if there == "none":
         shutil.rmtree(tmp_path / "checkpoint-8")
-        with pytest.raises(CheckpointError, match=f"the run in {tmp_path} is finished, and its weights cannot be read"):
+        with pytest.raises(CheckpointError, match=f"the run in {tmp_path} is finished, but its weights cannot be read"):
             run(tmp_path, resume="auto")
         return
     again = run(tmp_path, resume="auto")
