@@ -82,7 +82,7 @@ def test_implicit_text_is_told() -> None:
 
 def test_a_prompt_repeated_in_the_answers_is_told() -> None:
     pairs = load_pairs([{"prompt": "Q:", "chosen": "Q: a", "rejected": "Q: b"}])
-    assert "In 1 of the first 1 rows chosen and rejected both begin with the text of the prompt" in pairs.notes[0]
+    assert "In 1 of the first 1 row chosen and rejected both begin with the text of the prompt" in pairs.notes[0]
 
 
 def test_a_system_column_makes_conversations_of_every_row() -> None:

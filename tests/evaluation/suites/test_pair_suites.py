@@ -182,7 +182,7 @@ def test_pairs_that_do_not_fit_are_left_out_and_counted(models: Any, tmp_path: P
     ready = contest(tmp_path, load_models=two_models(base, aligned, tokenizer))
     result = run_suite("held-out", ready, data=write(tmp_path / "p.jsonl", [*rows(3), long]))
     assert result.figures["domains"]["held-out"]["left_out"] == 1
-    assert any("1 pairs of held-out cannot be scored" in note for note in result.notes)
+    assert any("1 pair of held-out cannot be scored" in note for note in result.notes)
     with pytest.raises(DatasetError, match="None of the pairs"):
         run_suite("held-out", ready, data=write(tmp_path / "q.jsonl", [long]))
 

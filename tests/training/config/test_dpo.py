@@ -144,7 +144,7 @@ def test_the_defaults_that_differ_are_the_documented_ones():
         ({"learning_rate": -1e-6}, "learning_rate=-1e-06"),
         ({"learning_rate": math.nan}, "learning_rate=nan"),
         ({"loss_type": "sigmod"}, "Did you mean 'sigmoid'"),
-        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "1 weights for 2 losses"),
+        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "1 weight for 2 losses"),
         ({"loss_type": []}, "loss_type is empty"),
         ({"loss_type": "exo_pair"}, "EXO's authors use about 0.001"),
         ({"discopop_tau": 0.1}, "no effect with loss_type=sigmoid. Leave it at 0.05, or use discopop"),

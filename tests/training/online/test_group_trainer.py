@@ -269,7 +269,7 @@ def test_rewards_that_cannot_be_used(tmp_path):
     def compares(prompt, answer_a, answer_b, row) -> str:
         return "a"
 
-    with pytest.raises(RequestError, match="returned 1 numbers for 16 answers"):
+    with pytest.raises(RequestError, match="returned 1 number for 16 answers"):
         made(tmp_path, short).train()
     with pytest.raises(ConfigError, match="a reward rates one"):
         made(tmp_path, compares)

@@ -163,8 +163,8 @@ def check_head(
         )
         if repeating:
             notes.append(
-                f"In {repeating} of the first {len(head)} rows chosen and rejected both begin with the text of the "
-                "prompt; it is trained as part of the answers. Remove it there if it only repeats the prompt."
+                f"In {repeating} of the first {counted(len(head), 'row')} chosen and rejected both begin with the text "
+                "of the prompt; it is trained as part of the answers. Remove it there if it only repeats the prompt."
             )
         return notes
     differ = [p.row for p in head if not p.prompt and all(_asks(side) for side in (p.chosen, p.rejected))]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from preftune.amounts import counted
 from preftune.errors import ConfigError
 from preftune.losses import LOSSES, Objective
 from preftune.losses.objective import check_options
@@ -116,8 +117,8 @@ class LossFields:
         weights = self.loss_weights
         if weights is not None and len(weights) != len(self.loss_type):
             raise ConfigError(
-                f"loss_weights={weights} has {len(weights)} weights for {len(self.loss_type)} losses "
-                f"({', '.join(self.loss_type)}). Give one for each."
+                f"loss_weights={weights} has {counted(len(weights), 'weight')} for "
+                f"{counted(len(self.loss_type), 'loss', 'losses')} ({', '.join(self.loss_type)}). Give one for each."
             )
         if self.beta is None:
             self.beta = next((LOSSES[name].beta for name in self.loss_type if name in LOSSES), 0.1)
