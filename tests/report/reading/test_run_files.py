@@ -48,7 +48,7 @@ def test_every_file_may_be_missing(run_folder: Path, file: str) -> None:
     run = read_run(run_folder)
     assert file.endswith("xstest/summary.json") or run.missing == {file: "is missing"}
     page = run_page([run])
-    assert ("run.json is not there" in page) == (file == "run.json")
+    assert ("run.json is missing" in page) == (file == "run.json")
     assert markdown_report([run])
 
 
