@@ -276,6 +276,15 @@ def test_impossible_options_are_named(kind: str, options: Any, words: str, tmp_p
         made(kind, tmp_path, **options)
 
 
+def test_settings_far_from_what_people_use_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="preftune")
+    made("nash-md", tmp_path / "a", beta=20.0, learning_rate=2e-5)
+    assert "beta=20 is outside 0.005..1, the usual range of nash-md" in caplog.text
+    made("xpo", tmp_path / "b", loss_type="ipo", beta=1e-5, learning_rate=1e-8)
+    assert "the usual range of xpo: little holds it near the reference" in caplog.text
+    assert "learning_rate=1e-08 is low for an adapter" in caplog.text
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_reward_functions_as_trl_takes_them(kind: str, tmp_path: Path) -> None:
     def reward(prompts: Any, completions: Any, completion_ids: Any, **_: Any) -> list[float]:

@@ -191,6 +191,18 @@ def test_the_ratio_of_good_and_bad_is_advised(tmp_path, caplog):
     assert "undesirable_weight=2 makes it 1" in caplog.text
 
 
+def test_settings_far_from_what_people_use_are_named(tmp_path, caplog):
+    caplog.set_level("INFO", logger="preftune")
+    made(tmp_path / "a", beta=30.0)
+    assert (
+        "beta=30 is outside 0.05..0.5, the usual range of KTO: the policy will hardly leave the reference"
+        in caplog.text
+    )
+    made(tmp_path / "b", loss_type="bco", beta=1e-4, learning_rate=0.5)
+    assert "the usual range of BCO: little holds it near the reference. 0.1 is usual." in caplog.text
+    assert "learning_rate=0.5 destroys a language model" in caplog.text
+
+
 def test_one_row_a_step_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="an optimiser step has only one row"):
         made(tmp_path, per_device_train_batch_size=1)

@@ -101,6 +101,9 @@ class GroupTrainer(OnlineTrainer):
     def needs_reference(self) -> bool:
         return bool(self.args.beta)
 
+    def beta_range(self) -> tuple[float, float, float]:
+        return 0.04, 0.0, 0.5
+
     def _after_check(self) -> None:
         scale_logps(self, self.args.temperature)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from preftune.evaluation.labelling.pair_selection import rank
 from preftune.evaluation.labelling.scoring import Rated
 from preftune.logps.batch import GroupLogps, PackedBatch
-from preftune.losses import LossOutput
+from preftune.losses import LossOutput, get_loss
 from preftune.training.online.config import JudgedConfig, OnlineDPOConfig
 from preftune.training.online.fresh import FreshStep
 from preftune.training.online.judged import Answers, JudgedTrainer
@@ -31,6 +31,10 @@ class OnlineDPOTrainer(JudgedTrainer):
     args: OnlineDPOConfig
     method = "online-dpo"
     config_class: ClassVar[type[JudgedConfig]] = OnlineDPOConfig
+
+    def beta_range(self) -> tuple[float, float, float] | None:
+        loss = get_loss(self.args.loss)
+        return (loss.beta, *loss.betas) if loss.has_beta else None
 
     def make_steps(self, rollouts: Sequence[Rollout], round_number: int) -> list[list[TokenizedGroup]]:
         """One step: a group per prompt, with its distinct answers and the pairs that the judge made of them."""

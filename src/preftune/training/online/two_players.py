@@ -109,6 +109,9 @@ class NashMDTrainer(TwoPlayerTrainer):
         super().__init__(model, args, train_dataset, **options)
         self._mixture_sampler = choose_sampler(self, self.processing_class, processor=self._mixture)
 
+    def beta_range(self) -> tuple[float, float, float]:
+        return 0.1, 0.005, 1.0
+
     def _mixture(self, attention_mask: Tensor) -> GeometricMixture:
         return GeometricMixture(self._reference_model, attention_mask, weight=self._now(self.args.mixture_coef))
 

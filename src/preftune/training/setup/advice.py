@@ -69,6 +69,38 @@ def _rate(value: float) -> str:
     return f"{value:.0e}".replace("e-0", "e-")
 
 
+def about_rate(rate: float | None, usual: float, *, full: bool, few: bool) -> list[str]:
+    """A learning rate against what people use.
+
+    Args:
+        usual: for full fine-tuning, by the method's authors.
+        few: less than a thousand rows.
+    """
+    lines: list[str] = []
+    if rate and rate >= DESTRUCTIVE:
+        lines.append(
+            f"learning_rate={rate:g} destroys a language model within a few steps. Usual are {_rate(usual)} to "
+            f"{_rate(10 * usual)} for full fine-tuning and {_rate(10 * usual)} to {_rate(100 * usual)} for an adapter."
+        )
+    elif rate and full and not usual <= rate <= 10 * usual:
+        what = "may damage the model" if rate > 10 * usual else "may have no effect"
+        lines.append(
+            f"learning_rate={rate:g} is outside {_rate(usual)}..{_rate(10 * usual)}, the usual range for full "
+            f"fine-tuning: it {what}."
+        )
+    elif rate and not full:
+        lines += _rate_of_adapter(rate, usual, few=few)
+    return lines
+
+
+def about_beta(beta: float, *, title: str, usual: float, low: float, high: float) -> list[str]:
+    """beta against the range in which people have results with a method."""
+    if low <= beta <= high:
+        return []
+    what = "the policy will hardly leave the reference" if beta > high else "little holds it near the reference"
+    return [f"beta={beta:g} is outside {low:g}..{high:g}, the usual range of {title}: {what}. {usual:g} is usual."]
+
+
 def _about_beta(config: DPOConfig, loss: Loss) -> str:
     """beta against the range in which people have results with this loss; empty within it."""
     low, high = loss.betas
@@ -100,22 +132,10 @@ def advise(config: DPOConfig, *, pairs: int, has_chat_template: bool, full: bool
     loss = get_loss(config.loss)
     usual = loss.learning_rate
     lines = []
-    about_beta = _about_beta(config, loss)
-    if about_beta:
-        lines.append(about_beta)
-    if config.learning_rate is not None and config.learning_rate >= DESTRUCTIVE:
-        lines.append(
-            f"learning_rate={config.learning_rate:g} destroys a language model within a few steps. Usual are 5e-7 to "
-            "5e-6 for full fine-tuning and 5e-6 to 5e-5 for an adapter."
-        )
-    elif full and config.learning_rate and not usual <= config.learning_rate <= 10 * usual:
-        what = "may damage the model" if config.learning_rate > 10 * usual else "may have no effect"
-        lines.append(
-            f"learning_rate={config.learning_rate:g} is outside {_rate(usual)}..{_rate(10 * usual)}, the usual range "
-            f"for full fine-tuning: it {what}."
-        )
-    if not full and config.learning_rate:
-        lines += _rate_of_adapter(config.learning_rate, usual, few=pairs < 1000)
+    strength = _about_beta(config, loss)
+    if strength:
+        lines.append(strength)
+    lines += about_rate(config.learning_rate, usual, full=full, few=pairs < 1000)
     what = "lists" if loss.lists else "pairs"
     if pairs < 1000:
         lines.append(

@@ -17,6 +17,7 @@ from preftune.losses.unpaired import UNPAIRED
 from preftune.training.config.kto import BCOConfig, KTOConfig
 from preftune.training.guard.callback import opened_for_guard
 from preftune.training.record import model_card
+from preftune.training.setup.advice import about_beta, about_rate
 from preftune.training.setup.arguments import refuse_stream
 from preftune.training.setup.model import tokenize
 from preftune.training.step.kl_baseline import kl_baseline
@@ -160,6 +161,11 @@ class KTOTrainer(ReferencedTrainer):
 
     def say_advice(self) -> None:
         args, good, bad = self.args, *self.train_dataset.labels
+        title = {"kto": "KTO", "bco": "BCO"}.get(args.loss_type, "APO-zero")
+        lines = about_beta(args.beta, title=title, usual=0.1, low=0.05, high=0.5)
+        lines += about_rate(args.learning_rate, args.full_learning_rate, full=self.full, few=good + bad < 1000)
+        for line in lines:
+            say(f"advice: {line}")
         if not good or not bad:
             say(f"advice: all answers ({good + bad:,}) are {'bad' if bad else 'good'}. KTO learns from both kinds.")
             return
