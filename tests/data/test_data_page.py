@@ -41,13 +41,13 @@ def row_of(file: str) -> str:
 
 
 def section(format: str) -> str:
-    """One format: what it holds, and a row of each file that is read as it."""
+    """One format: what the data hold, and a row of each file that is read in this format."""
     files = [file for file, (name, _, _) in FIRST.items() if name == format] or {
         "alpaca": ["alpaca"],
         "safe-rlhf-safer": ["safe-rlhf"],
     }[format]
     rows = "\n\n".join(f"```json\n{row_of(file)}\n```" for file in files)
-    return f"### `{format}`\n\nHolds {FORMATS[format].holds}.\n\n{rows}\n"
+    return f"### `{format}`\n\nThe data hold {FORMATS[format].holds}.\n\n{rows}\n"
 
 
 def written() -> str:
