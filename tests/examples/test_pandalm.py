@@ -29,3 +29,28 @@ def test_the_example_runs_and_reports_the_length_baseline(tmp_path, monkeypatch)
     held_out = {row["prompt"] for row in made if example["is_held_out"](row["prompt"], 0.25)}
     assert result["held_out_prompts"] == len(held_out)
     assert result["held_out_pairs"] == sum(row["prompt"] in held_out for row in made)
+
+
+def test_the_race_of_methods_on_a_tiny_model(tmp_path, monkeypatch, capsys):
+    data = tmp_path / "pairs.jsonl"
+    made = [row for i in range(40) for row in rows(2, start=i)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    output = tmp_path / "race"
+    words = ["accuracy_race.py", "--data", data, "--model", save_tiny(tmp_path / "model"), "--output", output]
+    words += ["--learning_rate", "2e-3", "--max_pairs", "24", "--methods", "dpo", "bco", "simpo", "--seeds", "0", "1"]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+    race = runpy.run_path(str(SCRIPT.parent / "accuracy_race.py"))
+    race["main"]()
+    result = json.loads((output / "race.json").read_text(encoding="utf-8"))
+    known = [json.loads((output / f"seed{seed}.json").read_text(encoding="utf-8")) for seed in (0, 1)]
+    assert not {*known[0]["prompts"]} & {*known[1]["prompts"]}  # another part is held out by each seed
+    for method in result["methods"]:
+        assert method["pairs"] == sum(len(one["prompts"]) for one in known)
+        assert method["accuracy"]["value"] > 0.8
+        assert method["longer"]["value"] == 0.0
+        assert method["above_longer"]["value"] == method["accuracy"]["value"]
+        assert (method["before_training"] is None) == (method["method"] != "simpo")
+    dpo, bco, _ = result["methods"]
+    assert bco["reference_scores"][0]["from_cache"] >= dpo["reference_scores"][0]["computed"]  # the rows are DPO's
+    assert "| choose the longer answer |" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """Methods on people's judgements: which of them agrees with people on prompts that it has not seen?
 
-    python examples/pandalm/race.py --data pandalm_human.jsonl.gz --output runs/pandalm-race
+    python examples/pandalm/accuracy_race.py --data pandalm_human.jsonl.gz --output runs/pandalm-race
 
 Each seed holds out another part of the prompts and trains every method on the same pairs, with the beta of its authors
 and one learning rate. The accuracy is that of each method's own rewards on the held-out pairs. Killed and started
