@@ -85,6 +85,7 @@ HISTORY = {
     "lr_scheduler": "it is called lr_scheduler_type",
     "template": "the chat template is the model's own; remove it",
     "chat_template": "the chat template is the model's own; remove it",
+    "sweep": "its ranges are for preftune sweep; remove it, or run preftune sweep",
     "stage": "the command chooses it: preftune dpo, sft, reward or ppo",
     "preprocessing_num_workers": "the tokenizer has its own threads; remove it",
     "overwrite_cache": "caches are found by their content; remove it",

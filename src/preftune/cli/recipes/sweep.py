@@ -30,7 +30,7 @@ def run(argv: Sequence[str]) -> int:
 
     plan = read_plan(_with_trials(typed_values(asked.recipe), asked.trials), name=asked.recipe)
     method = _method(plan)
-    _check(plan, method, asked.output)
+    _check(plan, method, recipe=asked.recipe, output=asked.output)
     timeout = None if asked.timeout is None else _seconds(asked.timeout)
     folder = Path(asked.output)
     prepare_folder(folder)
@@ -83,28 +83,32 @@ def _method(plan: SweepPlan) -> Method:
     return method
 
 
-def _check(plan: SweepPlan, method: Method, output: str) -> None:
+def _check(plan: SweepPlan, method: Method, *, recipe: str, output: str) -> None:
     """Raises: whatever the command says of the recipe, and of each end of each range."""
-    import tempfile
+    from dataclasses import replace
 
-    import yaml
-
-    from preftune.cli.flags.field_names import check_names
+    from preftune.cli.flags.field_names import check_names, what_of
     from preftune.cli.flags.recipe import read_recipe
     from preftune.cli.train.train_command import read_request
 
     names = frozenset(field.name for field in method.fields() or ())
+    read = read_recipe(recipe)
+    read = replace(read, entries=tuple(entry for entry in read.entries if entry.key != "sweep"))
+    if names:
+        check_names(names, (), read, prog=method.prog)
+        for one in plan.space:
+            if one.name not in names:
+                raise RequestError(f"{recipe}: sweep: search: {what_of(one.name, names, prog=method.prog)}")
     first = {one.name: one.ends[0] for one in plan.space}
     changes: list[dict[str, Any]] = [{}, *({one.name: end} for one in plan.space for end in one.ends)]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "recipe.yaml")
-        for change in changes:
-            values = {**plan.recipe, **first, **change, "output_dir": output}
-            file.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
-            recipe = read_recipe(str(file))
-            if names:
-                check_names(names, (), recipe, prog=method.prog)
-            read_request(method, (), recipe)
+    for change in changes:
+        words = [f"--{name}={_word(value)}" for name, value in {**first, **change}.items()]
+        read_request(method, [*words, "--output_dir", output], read)
+
+
+def _word(value: Any) -> str:
+    """A value as it is typed on a command line."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _seconds(words: str) -> float:
