@@ -25,27 +25,26 @@ Result = dict[str, Any]
 
 _INTRODUCTION = """# Performance
 
-This page is written by `python benchmarks/performance_page.py` from `benchmarks/results/*.json`; its numbers are never
-typed. What a table says holds for the machine and the versions at the end of the page."""
+`python benchmarks/performance_page.py` generates this page from `benchmarks/results/*.json`; no number is entered by
+hand. The tables apply to the machine and the versions at the end of the page."""
 
 _METHOD = """## How it is measured
 
-preftune and TRL 1.16 get the same model, adapter, rows in the same order, seed, learning rate and dtypes, and run in
-turn, each in a process of its own; medians are shown. Time is that of the training loop, from the first step's
-beginning to the last one's end, together with the reference's pass over the rows where one comes before the first
-step; imports, loading, tokenising and preftune's check of its first step are apart. Memory is the peak of the
-process. That the work is the same is checked: the tokens are counted in both, and the losses of every step are
-compared.
+preftune and TRL 1.16 get the same model, adapter, rows in the same order, seed, learning rate and dtypes. They run in
+turn, each in a separate process, and the tables show medians. The time is that of the training loop, from the start of
+the first step to the end of the last one, plus the reference's pass over the rows if it is made before the first step.
+Imports, loading, tokenising and preftune's check of its first step are excluded. Memory is the peak of the process. Two
+checks ensure that the work is the same: the tokens are counted in both, and the losses of every step are compared.
 
-Every ratio is of one epoch with an empty reference cache, unless its table says otherwise. TRL runs without
-activation checkpointing, with the whole step as one batch (`batch`, as preftune is given it) or one pair at a time
-accumulated to the same step (`single`: less padding); or, where a table says so, at its defaults. Goals are held
-against the better of the two. Useful FLOPs are those of the formula in `benchmarks/work.py`, the same for both: every
-token once, forward and backward, once more for a live reference. What the formula allows is TRL's count over
-preftune's, with two padded sequences per pair and a head over every position; what either recomputes is in neither.
-The matrix rate is that of a product of 1024 x 576 by 576 x 1536, made between the steps of the same processes (and
-left out of their time), because a shared machine's rate changes from minute to minute; on CUDA it is the best of
-several larger products."""
+Every ratio is of one epoch with an empty reference cache, unless its table says otherwise. TRL runs without activation
+checkpointing. It gets the whole step as one batch, like preftune (`batch`), or one pair at a time, accumulated to the
+same step (`single`: less padding), or its defaults if a table says so. For each goal the better of the first two is
+used. Useful FLOPs are those of the formula in `benchmarks/work.py`, which is the same for both: every token counts once,
+forward and backward, and once more for a reference that is computed. "Formula allows" is TRL's count divided by
+preftune's; TRL's count has two padded sequences per pair and a head over every position. Recomputation is not counted
+for either. The matrix rate is that of a product of 1024 x 576 by 576 x 1536. It is measured between the steps of the
+same processes (and excluded from their time), because the rate of a shared machine changes from minute to minute. On
+CUDA it is the highest rate of several larger products."""
 
 
 def main() -> int:
@@ -90,7 +89,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def not_measured(what: str, command: str) -> str:
-    return f"Not measured yet: {what}. `{command}` does it."
+    return f"Not measured yet: {what}. `{command}` measures it."
 
 
 def _of(results: Sequence[Result], benchmark: str) -> list[Result]:
@@ -118,12 +117,12 @@ _CASE = ("rows", "trains", "dtype", "checkpointing", "TRL")
 
 def _case(result: Result) -> list[str]:
     case = result["case"]
-    checkpointing = "as each does by default" if case["trl"] == "defaults" else "on" if case["checkpointing"] else "off"
+    checkpointing = "each library's default" if case["trl"] == "defaults" else "on" if case["checkpointing"] else "off"
     return [SHAPES[case["shape"]].title, case["tuning"], case["dtype"], checkpointing, case["trl"]]
 
 
 def _beside_trl(results: Sequence[Result]) -> str:
-    title = "## Beside TRL 1.16"
+    title = "## Compared with TRL 1.16"
     missing = _missing_shapes(results)
     if not results:
         return f"{title}\n\n{missing}"
@@ -152,12 +151,12 @@ def _beside_trl(results: Sequence[Result]) -> str:
     unique = list(dict.fromkeys(map(tuple, lengths)))
     parts = [
         title,
-        "Time, with an empty reference cache:",
+        "Time with an empty reference cache:",
         table([*_CASE, "TRL s/pair", "preftune s/pair", "faster", "formula allows", "reached of it"], times),
         "Memory (peak of the process), useful work (share of the machine's matrix rate), and the same losses:",
         table([*_CASE, "TRL GB", "preftune GB", "memory", "TRL GFLOP/s", "preftune GFLOP/s", "losses differ by"], work),
-        "The rows, in tokens under the chat template, and how many of them were trained on:",
-        table(["rows", "mean prompt", "mean completion", "pairs a step", "steps", "times each"], unique),
+        "Lengths of the rows in tokens with the chat template, and the number of rows in training:",
+        table(["rows", "mean prompt", "mean completion", "pairs per step", "steps", "repeats"], unique),
         missing,
     ]
     return "\n\n".join(part for part in parts if part)
@@ -191,7 +190,7 @@ def _missing_shapes(results: Sequence[Result]) -> str:
 
 
 def _methods(result: Result | None) -> str:
-    title = "## Other methods next to TRL 1.16"
+    title = "## Other methods compared with TRL 1.16"
     if result is None:
         return f"{title}\n\n{not_measured('KTO, ORPO, SimPO and GRPO', 'python benchmarks/methods_vs_trl.py')}"
     rows = [
@@ -206,8 +205,8 @@ def _methods(result: Result | None) -> str:
         for name, found in result["methods"].items()
     ]
     return (
-        f"{title}\n\nHH rows, LoRA, float32, no checkpointing, steps of 4 pairs (KTO: 8 answers to 8 prompts; GRPO: "
-        "8 answers of at most 32 tokens to 2 prompts, sampling included):\n\n"
+        f"{title}\n\nThe setting is HH rows, LoRA, float32, no checkpointing, steps of 4 pairs (KTO: 8 answers to 8 prompts; "
+        "GRPO: 8 answers of at most 32 tokens to 2 prompts, sampling included):\n\n"
         + table(["method", "TRL s", "preftune s", "faster", "memory", "losses differ by"], rows)
     )
 
@@ -223,8 +222,8 @@ def _known_reference(results: Sequence[Result]) -> str:
     return "\n\n".join(
         [
             "## A second run over the same data",
-            "preftune finds every reference score in its cache. TRL is given the same advantage: it computes them "
-            "beforehand (`precompute_ref_log_probs`), and that is not timed.",
+            "preftune reads every reference score from its cache. TRL has the same advantage: it computes the scores "
+            "beforehand (`precompute_ref_log_probs`), and this time is not counted.",
             table([*_CASE, "TRL s/pair", "preftune s/pair", "faster", "formula allows", "reached of it"], rows),
         ]
     )
@@ -246,8 +245,8 @@ def _reference_memory(results: Sequence[Result]) -> str:
     return "\n\n".join(
         [
             title,
-            "The peak of a run whose reference scores all rows before the first step, and of the same run that knows "
-            "the scores and computes nothing but the policy:",
+            "The table compares the peak of a run whose reference scores all rows before the first step with the peak "
+            "of the same run with known scores, which computes only the policy:",
             table(["rows", "GB with", "GB without", "ratio"], rows),
         ]
     )
@@ -256,7 +255,7 @@ def _reference_memory(results: Sequence[Result]) -> str:
 def _grouping(results: Sequence[Result]) -> str:
     title = "## Pairs that share a prompt"
     if not results:
-        return f"{title}\n\n{not_measured('group_by_prompt beside plain pairs', 'python benchmarks/grouping.py')}"
+        return f"{title}\n\n{not_measured('group_by_prompt against plain pairs', 'python benchmarks/grouping.py')}"
     rows = [
         [
             SHAPES[r["case"]["shape"]].title,
@@ -274,7 +273,8 @@ def _grouping(results: Sequence[Result]) -> str:
     return "\n\n".join(
         [
             title,
-            "Prompts with four rated completions, six pairs each: as rows, and as one group (`group_by_prompt=True`).",
+            "Each prompt has four rated completions, which give six pairs. They are trained as separate rows (plain) "
+            "and as one group (grouped, `group_by_prompt=True`).",
             table([*header.split(", "), "losses differ by"], rows),
         ]
     )
@@ -289,7 +289,7 @@ def _gpu(results: Sequence[Result]) -> str:
         rows = [
             [*_gpu_case(case), name, *_gpu_run(run)] for case in result["cases"] for name, run in case["runs"].items()
         ]
-        header = "model, trains, rows, pairs a step, dtype, run, tokens/s, useful TFLOP/s, GB"
+        header = "model, trains, rows, pairs per step, dtype, run, tokens/s, useful TFLOP/s, GB"
         parts.append(table(header.split(", "), rows))
         ratios = [
             f"- {' '.join(_gpu_case(case)[:3])}: {ratio:.2f}x faster than TRL at its {setting}"
@@ -298,7 +298,7 @@ def _gpu(results: Sequence[Result]) -> str:
         ]
         parts += ["\n".join(ratios)] if ratios else []
     return "\n\n".join(
-        [*parts, "Weights are random; the first steps are not timed; the peak is the device allocator's."]
+        [*parts, "Weights are random, the first steps are not timed, and the peak is that of the device allocator."]
     )
 
 
@@ -321,14 +321,14 @@ def _gpu_run(run: Result) -> list[str]:
 def _cache_lookup(result: Result | None) -> str:
     title = "## Looking up reference scores"
     if result is None:
-        return f"{title}\n\n{not_measured('what the look-ups cost', 'python benchmarks/cache_lookup.py')}"
+        return f"{title}\n\n{not_measured('the cost of the look-ups', 'python benchmarks/cache_lookup.py')}"
     rows = [[kind, f"{result[kind]['median_us'] / 1e3:.2f}", str(result[kind]["steps"])] for kind in ("warm", "cold")]
     return "\n\n".join(
         [
             title,
-            f"A step's look-ups ({result['pairs_per_step']} pairs) in a store of {result['completions']:,} "
-            "completions; cold: the file had to come from disk.",
-            table(["store", "ms a step", "steps"], rows),
+            f"The table gives the time of one step's look-ups ({result['pairs_per_step']} pairs) in a store of "
+            f"{result['completions']:,} completions; cold: the file is read from disk.",
+            table(["store", "ms per step", "steps"], rows),
         ]
     )
 
@@ -371,7 +371,7 @@ def _provenance(results: Sequence[Result]) -> str:
         parts.append(table(["result", "setting", "date", "command"], rows))
         parts.append("\n".join(f"- {letter}: {words}" for words, letter in settings.items()))
     parts.append(
-        "`make bench` measures the first case in under ten minutes on two cores, `make bench-full` everything."
+        "`make bench` measures the first case in under ten minutes on two cores; `make bench-full` measures all cases."
     )
     return "\n\n".join(parts)
 
