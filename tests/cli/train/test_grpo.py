@@ -47,6 +47,24 @@ def test_without_held_out_prompts_the_flag_is_named(preftune, tiny_model, prompt
     assert "(--eval_dataset_name FILE gives one)" in result.out
 
 
+def test_held_out_prompts_of_a_folder_with_splits_are_those_of_its_test_split(
+    preftune, tiny_model, prompts, tmp_path, caplog
+) -> None:
+    caplog.set_level("DEBUG", logger="preftune")
+    (tmp_path / "both").mkdir()
+    for split, words in (("train", ("why", "how")), ("test", ("when", "where", "who"))):
+        write_rows(tmp_path / f"both/{split}.jsonl", [{"question": f"{word}?", "answer": "7"} for word in words])
+    result = preftune(
+        "grpo", "--model", tiny_model, "--data", "both", "--columns", "prompt=question", "--use_peft",
+        "--reward_model", "exact", "--eval_dataset_name", "both", "--eval_strategy", "steps", "--eval_steps", "2",
+        "--output_dir", tmp_path / "run", *FAST,
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    (evaluated,) = [line for line in lines if "eval_reward" in line]
+    assert evaluated["eval_samples_per_second"] * evaluated["eval_runtime"] == pytest.approx(3, abs=0.2)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -53,12 +53,14 @@ class GroupPromptArguments(PromptArguments):
     eval_dataset_name: str | None = option(
         None, "Held-out prompts; their answers are rated during training (--eval_strategy) and at the end."
     )
+    dataset_test_split: str = option("test", "Split of eval_dataset_name, if it is a hub id or a folder with splits.")
 
 
 def open_prompts_of(request: Request) -> tuple[Any, Any]:
     """Opens the prompts, and the held-out prompts if they are named. The reward or judge is checked before, so that a
     missing one is not found an hour later.
     """
+    from preftune.cli.train.datasets import has_splits
     from preftune.models.locate import locate
     from preftune.training.online.prompts import open_prompts
     from preftune.training.online.scoring import as_spec, open_score
@@ -72,7 +74,10 @@ def open_prompts_of(request: Request) -> tuple[Any, Any]:
     options = {"columns": column_names(data.columns), "format": data.format, "as_chat": data.as_chat}
     prompts = open_prompts(data.dataset_name, split=data.dataset_train_split, **options)
     held_out = getattr(data, "eval_dataset_name", None)
-    return prompts, None if held_out is None else open_prompts(held_out, **options)
+    if held_out is None:
+        return prompts, None
+    split = data.dataset_test_split if has_splits(held_out) else "train"  # the rows of a file
+    return prompts, open_prompts(held_out, split=split, **options)
 
 
 def report(trainer: RecordedTrainer, request: Request, metrics: Mapping[str, float] | None) -> list[str]:
