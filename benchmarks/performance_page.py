@@ -39,8 +39,8 @@ checks ensure that the work is the same: the tokens are counted in both, and the
 Every ratio is of one epoch with an empty reference cache, unless its table says otherwise. TRL runs without activation
 checkpointing. It gets the whole step as one batch, like preftune (`batch`), or one pair at a time, accumulated to the
 same step (`single`: less padding), or its defaults if a table says so. For each goal the better of the first two is
-used. Useful FLOPs are those of the formula in `benchmarks/work.py`, which is the same for both: every token counts once,
-forward and backward, and once more for a reference that is computed. "Formula allows" is TRL's count divided by
+used. Useful FLOPs are those of the formula in `benchmarks/work.py`, which is the same for both: every token counts
+once, forward and backward, and once more for a reference that is computed. "Formula allows" is TRL's count divided by
 preftune's; TRL's count has two padded sequences per pair and a head over every position. Recomputation is not counted
 for either. The matrix rate is that of a product of 1024 x 576 by 576 x 1536. It is measured between the steps of the
 same processes (and excluded from their time), because the rate of a shared machine changes from minute to minute. On
@@ -205,8 +205,8 @@ def _methods(result: Result | None) -> str:
         for name, found in result["methods"].items()
     ]
     return (
-        f"{title}\n\nThe setting is HH rows, LoRA, float32, no checkpointing, steps of 4 pairs (KTO: 8 answers to 8 prompts; "
-        "GRPO: 8 answers of at most 32 tokens to 2 prompts, sampling included):\n\n"
+        f"{title}\n\nThe setting is HH rows, LoRA, float32, no checkpointing, steps of 4 pairs (KTO: 8 answers to 8 "
+        "prompts; GRPO: 8 answers of at most 32 tokens to 2 prompts, sampling included):\n\n"
         + table(["method", "TRL s", "preftune s", "faster", "memory", "losses differ by"], rows)
     )
 
