@@ -195,7 +195,7 @@ def test_two_things_cannot_rate(tmp_path: Path) -> None:
         trainer(tmp_path, reward_model=["x"])
     with pytest.raises(ConfigError, match="needs a reward model that is an adapter"):
         trainer(tmp_path, value_init="reward")
-    with pytest.raises(DatasetError, match="none of the 8 prompts"):
+    with pytest.raises(DatasetError, match=r"no prompt \(8 in all\) has at most max_prompt_length=1"):
         trainer(tmp_path, max_prompt_length=1)
     with pytest.raises(ConfigError, match="PPOConfig"):
         PPOTrainer(tiny_model(), object(), PROMPTS, reward=letters_and_noise)  # type: ignore[arg-type]
@@ -260,7 +260,7 @@ def test_a_reward_on_the_policys_base_says_what_it_says_alone(tmp_path: Path, ki
 
 
 def test_an_adaptive_penalty_cannot_turn_negative(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="kl_horizon=3 is less than the 4 answers"):
+    with pytest.raises(ConfigError, match=r"kl_horizon=3 is less than the number of answers in a round \(4\)"):
         trainer(tmp_path, kl_target=1.0, kl_horizon=3)
     assert trainer(tmp_path, kl_target=1.0, kl_horizon=4).penalty.horizon == 4
 

@@ -14,7 +14,7 @@ from preftune.training.setup.advice import advise
 @pytest.mark.parametrize(
     ("pairs", "words"),
     [
-        (DOMAIN - 1, "999 pairs: this is few"),
+        (DOMAIN - 1, "999 pairs are few: about 1,000"),
         (DOMAIN, "1,000 pairs are enough for one domain; 10,000 or more are recommended"),
         (GENERAL - 1, "9,999 pairs are enough for one domain"),
         (GENERAL, None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from preftune.amounts import counted
 from preftune.data.chat.end_marks import closing_token
 from preftune.errors import ConfigError
 from preftune.log import say
@@ -136,14 +137,14 @@ def advise(config: DPOConfig, *, pairs: int, has_chat_template: bool, full: bool
     if strength:
         lines.append(strength)
     lines += about_rate(config.learning_rate, usual, full=full, few=pairs < 1000)
-    what = "lists" if loss.lists else "pairs"
+    what = "list" if loss.lists else "pair"
     if pairs < 1000:
         lines.append(
-            f"{pairs} {what}: this is few; about 1,000 good ones make a difference in one domain, 10,000 in general. "
-            "Judge the result by win rate, not by the training accuracy."
+            f"{counted(pairs, f'{what} is few', f'{what}s are few')}: about 1,000 good ones make a difference in one "
+            "domain, 10,000 in general. Judge the result by win rate, not by the training accuracy."
         )
     elif pairs < 10_000:
-        lines.append(f"{pairs:,} {what} are enough for one domain; 10,000 or more are recommended for general use.")
+        lines.append(f"{pairs:,} {what}s are enough for one domain; 10,000 or more are recommended for general use.")
     if not has_chat_template:
         lines.append(
             "the tokenizer has no chat template, so this model was probably never instruction-tuned. DPO is meant to "
@@ -151,7 +152,6 @@ def advise(config: DPOConfig, *, pairs: int, has_chat_template: bool, full: bool
         )
     if epochs > 1:
         lines.append(
-            f"num_train_epochs={epochs:g}: one epoch is usually enough for DPO; watch the held-out margin for "
-            "overfitting."
+            f"{epochs:g} epochs: one epoch is usually enough for DPO; watch the held-out margin for overfitting."
         )
     return lines
