@@ -84,8 +84,8 @@ def test_a_rule_with_a_cache_key_is_remembered(tmp_path: Path, monkeypatch: pyte
         ("openai_:m@http://h/v1", "Did you mean 'openai:m@http://h/v1'?"),
         ("rewrad:some/model", "Did you mean 'reward:some/model'?"),
         ("gpt-4", "There is no judge 'gpt-4'. Give openai:MODEL@BASE_URL"),
-        ("local", "--judge local names no model"),
-        ("rule:", "--judge rule: names no function"),
+        ("local", "--judge local does not name a model"),
+        ("rule:", "--judge rule: does not name a function"),
     ],
 )
 def test_typos(spec: str, says: str) -> None:

@@ -308,13 +308,13 @@ def test_a_suite(preftune, server, tmp_path: Path) -> None:
     [
         ([], "--judge is missing"),
         (["--judge", "openia:m@http://h/v1"], "Did you mean 'openai:m@http://h/v1'?"),
-        (["--judge", "local:"], "--judge local: names no model"),
+        (["--judge", "local:"], "--judge local: does not name a model"),
         (["--judge", "shorter", "--limit", "0"], "--limit 0"),
         (["--judge", "shorter", "--max_new_tokens", "0"], "--max_new_tokens 0"),
         (["--judge", "shorter", "--baseline", "dataset"], "--baseline dataset takes the chosen answers"),
         (["--judge", "shorter"], "no run.json in it says what it was trained from"),
         (["--judge", "shorter", "--by", "colour"], "--by colour: preftune's own prompts have category and topic"),
-        (["--judge", "shorter", "--top_p", "0.5"], "--top_p has no effect unless answers are drawn"),
+        (["--judge", "shorter", "--top_p", "0.5"], "--top_p has no effect unless answers are sampled"),
         (
             ["--judge", "rule:tests.cli.commands.test_eval:first_wins", "--tie_within", "1"],
             "--tie_within has no effect",

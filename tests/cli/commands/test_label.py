@@ -115,7 +115,7 @@ def test_no_pair_is_a_failure_that_says_why(preftune, tmp_path: Path) -> None:
     ("words", "says"),
     [
         (["--judge", "shortest"], "There is no judge 'shortest'. Did you mean 'shorter'? Give openai:"),
-        (["--judge", "rule:pair_rules:odd"], "takes 1 arguments"),
+        (["--judge", "rule:pair_rules:odd"], "takes 1 argument."),
         (["--judge", "rule:no_such_rules:f"], "no Python module 'no_such_rules'"),
         (["--judge", "shorter", "--min_gap", "-1"], "--min_gap -1.0"),
         (["--judge", "shorter", "--margin_from_scores", "0"], "--margin_from_scores 0.0"),

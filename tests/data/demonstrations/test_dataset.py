@@ -150,9 +150,9 @@ def test_a_begun_answer_is_continued():
 
 
 def test_what_the_data_do_not_have_cannot_be_asked_for():
-    with pytest.raises(ConfigError, match=r"completion_only_loss=True, but row 0 is a whole conversation"):
+    with pytest.raises(ConfigError, match=r"completion_only_loss=True, but row 0 is one conversation"):
         one(ROW, completion_only_loss=True)
-    with pytest.raises(ConfigError, match=r"completion_only_loss=True, but row 0 is a whole text"):
+    with pytest.raises(ConfigError, match=r"completion_only_loss=True, but row 0 is one text"):
         one({"text": "x y"}, completion_only_loss=True)
     with pytest.raises(ConfigError, match=r"assistant_only_loss=True, but row 0 is plain text"):
         one({"prompt": "a", "completion": "b"}, assistant_only_loss=True)

@@ -202,7 +202,7 @@ def test_the_hubs_columns(tmp_path: Path) -> None:
 def test_a_limit_is_said_and_spread(fastchat: Path, tmp_path: Path) -> None:
     one = contest(tmp_path, generate=Speaker(answer), endpoint=ScriptedJudge(judge))
     result = run_suite("mt-bench", one, data=fastchat, limit=2)
-    assert result.figures["headline"]["name"].endswith("(a look at 2 of 3)")
+    assert result.figures["headline"]["name"].endswith("(only 2 of 3)")
     assert result.figures["scores"]["base"]["categories"].keys() == {"writing", "reasoning"}
     with pytest.raises(RequestError, match=r"--limit 0"):
         run_suite("mt-bench", one, data=fastchat, limit=0)

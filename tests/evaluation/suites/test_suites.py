@@ -129,7 +129,7 @@ def test_the_summary_of_a_suite(tmp_path: Path) -> None:
     result.write(tmp_path)
     written = json.loads((tmp_path / "summary.json").read_text())
     assert written["headline"] == {
-        "name": "figure (a look at 2 of 7)",
+        "name": "figure (only 2 of 7)",
         "base": 0.5,
         "aligned": 0.4,
         "difference": -0.1,
@@ -138,7 +138,7 @@ def test_the_summary_of_a_suite(tmp_path: Path) -> None:
         "better": "higher",
     }
     assert [sentence.split(":")[0] for sentence in written["worse"]] == ["Figure", "Part"]
-    assert written["sentences"][0].startswith("any (a look at 2 of 7): Figure")
+    assert written["sentences"][0].startswith("any (only 2 of 7): Figure")
     assert written["sentences"][1].startswith("Got worse: Part")
     assert written["sentences"][-1] == "Mind."
     assert not any("Nothing" in sentence for sentence in written["sentences"])

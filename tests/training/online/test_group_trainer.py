@@ -275,7 +275,7 @@ def test_rewards_that_cannot_be_used(tmp_path):
         made(tmp_path, compares)
     with pytest.raises(ConfigError, match="a reward must rate the answers"):
         made(tmp_path, None)
-    with pytest.raises(ConfigError, match="has 2 weights for 1 rewards"):
+    with pytest.raises(ConfigError, match="has 2 weights for 1 reward "):
         made(tmp_path, reward_weights=[1.0, 1.0])
 
 

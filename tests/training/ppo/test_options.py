@@ -17,7 +17,7 @@ from .ppo_runs import PROMPTS, config, letters_and_noise, lora, trainer
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gamma": 1.5}, "gamma=1.5 must lie"),
+        ({"gamma": 1.5}, "gamma=1.5 must be between 0 and 1"),
         ({"cliprange": 0}, "cliprange=0"),
         ({"kl_estimator": "k2"}, "k1, k3"),
         ({"num_ppo_epochs": 0}, "num_ppo_epochs=0"),

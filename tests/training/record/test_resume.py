@@ -196,7 +196,7 @@ def test_a_checkpoint_of_an_earlier_release_goes_on_and_says_that_the_reference_
         content["facts"]["settings"].pop(added)
     manifest.write_text(json.dumps(content))
     resumed = run(tiny_model, folder, resume=True)
-    assert "It cannot be checked: give the model that the run started from" in caplog.text
+    assert "It cannot check that it is complete: give the model that the run started from" in caplog.text
     assert logged(resumed) == pytest.approx(logged(runs_of("full").whole), rel=1e-4)
 
 
@@ -223,7 +223,7 @@ def test_a_checkpoint_of_another_library_is_resumed_if_it_is_named_and_says_what
     with pytest.raises(ConfigError, match=r"it has no preftune_manifest\.json; name it to use it"):
         run(lora_model, folder, resume=True)
     assert run(lora_model, folder, resume=str(folder / "checkpoint-5")).state.global_step == 9
-    assert "cannot be checked" in caplog.text
+    assert "cannot check that it is complete" in caplog.text
 
 
 @pytest.mark.parametrize("optimiser", ["adamw_torch", "sgd"])

@@ -151,7 +151,7 @@ def test_a_model_is_saved_in_the_dtype_it_came_in_and_trained_in_float32(receive
     assert json.loads((tmp_path / "run" / "config.json").read_text())["dtype"] == str(received).removeprefix("torch.")
     assert dtypes(tmp_path / "run" / "checkpoint-2") == {torch.float32}  # from which a run goes on bit for bit
     assert {parameter.dtype for parameter in run.model.parameters()} == {torch.float32}
-    assert ("is saved in bfloat16" in caplog.text) == (received == torch.bfloat16)
+    assert ("are saved in bfloat16" in caplog.text) == (received == torch.bfloat16)
     saved = load_model(str(tmp_path / "run")).state_dict()
     for name, weight in run.model.state_dict().items():
         assert torch.equal(saved[name], weight.to(received)), name

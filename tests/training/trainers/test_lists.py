@@ -151,7 +151,7 @@ def test_the_command_trains_on_ranked_rows(tmp_path, caplog):
     arguments = f"dpo --model {model} --data {data} --loss_type plackett_luce --eval_fraction 0.2 --eval_strategy epoch"
     arguments += f" --output_dir {tmp_path / 'run'} --max_steps 2 --use_cpu --report_to none --guard off --as_chat"
     assert main(arguments.split()) == 0
-    assert "60 train pairs are 10 lists of 3 to 5 answers. The batch size counts lists." in caplog.text
+    assert "60 train pairs form 10 lists of 3 to 5 answers. The batch size counts lists." in caplog.text
     audit = json.loads((tmp_path / "run" / "audit.json").read_text())
     assert audit["train"]["rows_in"] > 12
 
