@@ -147,8 +147,8 @@ of [examples/sentiment](../examples/sentiment/README.md#the-race-more-methods): 
 parameters, a classifier as the gold reward, each method at its authors' strength and one learning rate for all, so it
 says how far each goes there, not which is best.
 
-[examples/pandalm](../examples/pandalm/README.md#six-methods-racejson) has six methods on human judgements: their held-out
-accuracy beside that of choosing the longer answer.
+[examples/pandalm](../examples/pandalm/README.md#six-methods-racejson) has six methods on human judgements: their
+held-out accuracy, compared with choosing the longer answer.
 
 """
 
