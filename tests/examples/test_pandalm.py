@@ -54,3 +54,16 @@ def test_the_race_of_methods_on_a_tiny_model(tmp_path, monkeypatch, capsys):
     dpo, bco, _ = result["methods"]
     assert bco["reference_scores"][0]["from_cache"] >= dpo["reference_scores"][0]["computed"]  # the rows are DPO's
     assert "| choose the longer answer |" in capsys.readouterr().out
+
+
+def test_the_table_of_the_readme_is_that_of_the_result(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    race = runpy.run_path(str(SCRIPT.parent / "accuracy_race.py"))
+    result = json.loads((SCRIPT.parent / "race.json").read_text(encoding="utf-8"))
+    readme = (SCRIPT.parent / "README.md").read_text(encoding="utf-8")
+    assert race["table"](result) in readme
+    scores = [one for method in result["methods"] for one in method["reference_scores"]]
+    computed = sum(one["computed"] for one in scores)
+    found = sum(one["from_cache"] for method in result["methods"][1:] for one in method["reference_scores"])
+    assert f"scored {computed} completions for all {len(scores)} trainings" in " ".join(readme.split())
+    assert f"{found:,} scores in the cache" in readme

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 
 from preftune.cli.main import main
 from preftune.errors import RequestError
+from preftune.sweep import objective
 from preftune.sweep.objective import Intermediate
 from preftune.sweep.plan import read_plan
 from preftune.sweep.run import Sweep
@@ -44,7 +46,8 @@ class MadeUp:
                 file.write(json.dumps({"step": step, "eval_rewards/accuracies": value}) + "\n")
             if watch is not None and watch():
                 return 130
-        (stage.folder / "run.json").write_text(json.dumps({"steps": len(values)}))
+        facts = {"steps": len(values), "model": {"name": "sft"}}
+        (stage.folder / "run.json").write_text(json.dumps(facts))
         return 0
 
 
@@ -66,9 +69,8 @@ def test_a_grid_is_tried_whole_and_the_best_recipe_is_kept(tmp_path: Path, monke
     assert len(made.recipes) == 6
     assert result["best"]["settings"] == {"beta": 0.2, "num_train_epochs": 3}
     best = yaml.safe_load((tmp_path / "s/best.yaml").read_text())
-    assert best == {**{name: best[name] for name in FIELDS}, **RECIPE, "beta": 0.2, "num_train_epochs": 3}
-    assert best["guard"] == "off"
-    assert "sweep" not in best
+    assert best == {**RECIPE, "beta": 0.2, "num_train_epochs": 3, "seed": 42}  # with the user's guard and checkpoints
+    assert made.recipes[0]["guard"] == "off"
     page = (tmp_path / "s/report.html").read_text()
     assert "num_train_epochs" in page
     assert "looks better than it is" in page
@@ -97,8 +99,9 @@ def test_seeds_are_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (tmp_path / "s/trials/000-seed2/recipe.yaml").is_file()
 
 
+@pytest.mark.parametrize("killed", [False, True])
 def test_it_goes_on_after_a_stop_with_the_trial_that_was_cut_off(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     block = {"search": {"beta": {"low": 0.1, "high": 0.9}}, "trials": 4}
     began: list[float] = []
@@ -111,14 +114,16 @@ def test_it_goes_on_after_a_stop_with_the_trial_that_was_cut_off(
 
     with pytest.raises(KeyboardInterrupt):
         swept(tmp_path / "s", monkeypatch, cut, block)
-    # a killed process leaves the trial as running
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 's/study.db'}")
-    if study.trials[-1].state.name == "FAIL":
-        study.enqueue_trial(study.trials[-1].params)
+    assert study.trials[-1].state.name == "FAIL"
+    if killed:  # nobody was there to write how the trial ended
+        with sqlite3.connect(tmp_path / "s/study.db") as database:
+            database.execute("UPDATE trials SET state = 'RUNNING' WHERE state = 'FAIL'")
     result, made = swept(tmp_path / "s", monkeypatch, lambda r: [r["beta"]], block)
     assert made.recipes[0]["beta"] == pytest.approx(began[2])
     assert len([trial for trial in result["trials"] if trial["state"] == "complete"]) == 4
     assert len({recipe["beta"] for recipe in made.recipes} | {*began}) == 4
+    assert len(result["trials"]) == 4
     again, made = swept(tmp_path / "s", monkeypatch, lambda r: [r["beta"]], block)
     assert not made.recipes
     assert again["best"] == result["best"]
@@ -143,6 +148,31 @@ def test_failures_are_named_and_end_a_sweep_that_only_fails(tmp_path: Path, monk
     assert "fail" in states
     with pytest.raises(RequestError, match="is not among the metrics"):
         swept(tmp_path / "name", monkeypatch, lambda r: [0.5], {**block, "objective": "eval_margins"})
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_the_win_rate_is_that_of_an_evaluation(adapter: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def evaluated(words: list[str], log: Path) -> int:
+        asked.append(words)
+        folder = Path(words[words.index("-o") + 1])
+        folder.mkdir()
+        (folder / "summary.json").write_text(json.dumps({"win_rate": 0.25 + 0.1 * len(asked)}))
+        return 0
+
+    def train(recipe: dict[str, Any]) -> list[float]:
+        if adapter:
+            (Path(recipe["output_dir"]) / "adapter_config.json").write_text("{}")
+        return [0.5]
+
+    monkeypatch.setattr(objective, "run_command", evaluated)
+    block = {"search": {"beta": [0.1, 0.5]}, "sampler": "grid", "objective": "win_rate", "judge": "longer", "limit": 8}
+    result, _ = swept(tmp_path / "s", monkeypatch, train, block)
+    assert [trial["value"] for trial in result["trials"]] == pytest.approx([0.35, 0.45])
+    assert asked[0][:5] == ["eval", "--model", str(tmp_path / "s/trials/000"), "--judge", "longer"]
+    assert asked[0][-2:] == (["--seed", "42"] if adapter else ["--baseline", "sft"])
+    assert "--prompts" not in asked[0]
 
 
 def test_two_processes_share_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,5 +237,9 @@ def test_from_the_command_line(preftune: Any, tiny_model: str, tmp_path: Path, m
     assert "--config r.yaml, line" in preftune("sweep", "r.yaml", "-o", "out2").message
     Path("r.yaml").write_text(yaml.safe_dump({**recipe, "sweep": {"search": {"beta": [0.1, -1.0]}}}))
     assert "-1.0" in preftune("sweep", "r.yaml", "-o", "out2").message
+    Path("r.yaml").write_text(yaml.safe_dump({**recipe, "sweep": {"command": "eval", "search": {"beta": [0.1, 1.0]}}}))
+    judged = {"search": {"beta": [0.1, 1.0]}, "objective": "win_rate", "judge": "longre"}
+    Path("r.yaml").write_text(yaml.safe_dump({**recipe, "sweep": judged}))
+    assert "longre" in preftune("sweep", "r.yaml", "-o", "out2").message
     Path("r.yaml").write_text(yaml.safe_dump({**recipe, "sweep": {"command": "eval", "search": {"beta": [0.1, 1.0]}}}))
     assert "eval: it does not train" in preftune("sweep", "r.yaml", "-o", "out2").message

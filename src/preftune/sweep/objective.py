@@ -8,6 +8,7 @@ from pathlib import Path
 
 from preftune.errors import RequestError, did_you_mean
 from preftune.storage.jsonl import read_lines, read_object
+from preftune.storage.run_directory import run_facts
 from preftune.sweep.plan import WIN_RATE, SweepPlan
 from preftune.training.stages import run_command
 
@@ -36,11 +37,13 @@ def _win_rate(plan: SweepPlan, folder: Path, *, seed: int) -> float:
     words = ["eval", "--model", str(folder), "--judge", str(plan.judge), "-o", str(folder / "eval")]
     words += ["--limit", str(plan.limit), "--seed", str(seed)]
     words += [] if plan.prompts is None else ["--prompts", str(plan.prompts)]
+    if not (folder / "adapter_config.json").is_file():  # an adapter contains its start
+        words += ["--baseline", str(run_facts(folder, "model").get("name"))]
     code = run_command(words, folder / "eval.log.txt")
     rate = read_object(folder / "eval" / "summary.json").get("win_rate")
     value = rate.get("win_rate") if isinstance(rate, dict) else rate
     if not isinstance(value, int | float):
-        raise RequestError(f"preftune eval of {folder} ended with code {code}; its output is in eval.log.txt.")
+        raise RequestError(f"preftune eval of {folder} ended with code {code}. Read {folder / 'eval.log.txt'}.")
     return float(value)
 
 

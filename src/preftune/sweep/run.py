@@ -108,14 +108,17 @@ class Sweep:
         return size
 
     def again_what_was_cut_off(self, study: Any) -> None:
-        """Trials that an earlier process left in the middle are drawn again with the same settings."""
+        """Trials that an earlier process left unfinished are run again with the same settings."""
         import optuna
 
-        if not self._alone:
-            return  # another machine may be at work on them; the heartbeat says when it is not
-        for trial in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-            study.enqueue_trial(trial.params, user_attrs={"instead_of": trial.number})
+        if self._alone:  # otherwise another machine may run them, and the heartbeat notices when it does not
+            for trial in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
+                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        trials = study.get_trials(deepcopy=False)
+        repeated = {trial.user_attrs.get("instead_of") for trial in trials}
+        for trial in trials:
+            if _cut_off(trial) and trial.params and trial.number not in repeated:
+                study.enqueue_trial(trial.params, user_attrs={"instead_of": trial.number})
 
     # --- a trial ---
 
@@ -170,7 +173,7 @@ class Sweep:
         words = worth.get(state, "stopped early" if state == "pruned" else f"failed: {trial.user_attrs.get('error')}")
         self._say(f"trial {trial.number}: {said}: {words}")
         ended = study.get_trials(deepcopy=False)
-        failed = sum(one.state.name == "FAIL" for one in ended)
+        failed = sum(one.state.name == "FAIL" and not _cut_off(one) for one in ended)
         if failed >= max(_FAILURES, self.plan.trials) or failed == len(ended) >= _FAILURES:
             raise RequestError(f"{failed} of {len(ended)} trials failed. The last: {trial.user_attrs.get('error')}")
         self.write(study)
@@ -188,12 +191,14 @@ class Sweep:
 
     def result(self, study: Any) -> dict[str, Any]:
         """All trials, the best one with its recipe, importances, and what the reference cost."""
-        trials = [self._facts(trial) for trial in study.get_trials(deepcopy=False) if trial.state.name != "WAITING"]
+        found = study.get_trials(deepcopy=False)
+        trials = [self._facts(trial) for trial in found if trial.state.name != "WAITING" and not _cut_off(trial)]
         complete = [trial for trial in trials if trial["state"] == "complete"]
         sign = -1 if self.plan.direction == "maximize" else 1
         best = min(complete, key=lambda trial: sign * trial["value"], default=None)
         if best is not None:
-            recipe = {**self._recipe, **best["settings"], "seed": self.plan.seeds[0]}
+            # without the sweep's own defaults, so that a training of it has checkpoints and a guard
+            recipe = {**self.plan.recipe, **best["settings"], "seed": self.plan.seeds[0]}
             best = {**best, "recipe": recipe}
         return {
             "objective": self.plan.objective,
@@ -252,6 +257,11 @@ def _asks(trial: Any) -> Callable[[float, int], bool]:
         return True
 
     return ask
+
+
+def _cut_off(trial: Any) -> bool:
+    """Whether the process of a trial was stopped or killed, and not the trial itself failed."""
+    return bool(trial.state.name == "FAIL") and "error" not in trial.user_attrs
 
 
 def _ended(optuna: Any) -> tuple[Any, ...]:

@@ -17,24 +17,24 @@ from preftune.types import Preference, TokenizedGroup
 from tests.training.ppo.ppo_runs import PROMPTS, logged, lora
 from tiny import tiny_model, tiny_tokenizer
 
+SETTINGS: dict[str, Any] = {
+    "per_device_train_batch_size": 4,
+    "max_steps": 3,
+    "max_new_tokens": 6,
+    "learning_rate": 1e-2,
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "bf16": False,
+    "use_cpu": True,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "seed": 3,
+}
+
 
 def config(folder: Path, **options: Any) -> OnlineDPOConfig:
-    settings = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": 4,
-        "max_steps": 3,
-        "max_new_tokens": 6,
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "seed": 3,
-    }
-    return OnlineDPOConfig(**{**settings, **options})
+    return OnlineDPOConfig(output_dir=str(folder), **{**SETTINGS, **options})
 
 
 def letters(prompt: Any, answer: str, row: Any) -> float:

@@ -16,25 +16,11 @@ from preftune.logps import naive_logps, pack
 from preftune.training.online import NashMDConfig, NashMDTrainer, XPOConfig, XPOTrainer
 from preftune.training.online.fresh import FreshStep
 from preftune.types import Preference, TokenizedGroup
-from tests.training.online.test_online_dpo import by_letters, letters
+from tests.training.online.test_online_dpo import SETTINGS, by_letters, letters
 from tests.training.ppo.ppo_runs import PROMPTS, logged, lora
 from tiny import tiny_model, tiny_tokenizer
 
 KINDS = {"xpo": (XPOTrainer, XPOConfig), "nash-md": (NashMDTrainer, NashMDConfig)}
-SETTINGS = {
-    "per_device_train_batch_size": 4,
-    "max_steps": 3,
-    "max_new_tokens": 6,
-    "learning_rate": 1e-2,
-    "lr_scheduler_type": "constant",
-    "logging_steps": 1,
-    "bf16": False,
-    "use_cpu": True,
-    "report_to": "none",
-    "save_strategy": "no",
-    "disable_tqdm": True,
-    "seed": 3,
-}
 
 
 def made(kind: str, folder: Path, *, judge: Any = letters, far: bool = False, **options: Any) -> Any:
@@ -281,7 +267,7 @@ def test_settings_far_from_what_people_use_are_named(tmp_path: Path, caplog: pyt
     made("nash-md", tmp_path / "a", beta=20.0, learning_rate=2e-5)
     assert "beta=20 is outside 0.005..1, the usual range of nash-md" in caplog.text
     made("xpo", tmp_path / "b", loss_type="ipo", beta=1e-5, learning_rate=1e-8)
-    assert "the usual range of xpo: little holds it near the reference" in caplog.text
+    assert "the usual range of IPO: little holds it near the reference" in caplog.text
     assert "learning_rate=1e-08 is low for an adapter" in caplog.text
 
 

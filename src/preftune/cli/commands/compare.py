@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from preftune.amounts import counted
 from preftune.cli.display.terminal import console as fitting_console
 from preftune.cli.flags.judge_flags import JUDGE_FORMS, add_judge_options, check_judge, open_asked_judge
-from preftune.cli.flags.messages import tell
+from preftune.cli.flags.messages import tell, until_stopped
 from preftune.cli.flags.model_flags import (
     ENDPOINT_FLAGS,
     add_endpoint_options,
@@ -44,22 +44,16 @@ def run(argv: Sequence[str]) -> int:
     """Runs `preftune compare` and returns its exit code: 0 when it finishes, independent of the verdict."""
     asked = _read_flags(argv)
     _check(asked)
-    from preftune.storage.run_lock import locked
-    from preftune.training.record.stopping import StoppedError, StopSignals
-
     folder = Path(asked.output)
     kept = (
         f"Stopped. {folder} keeps the complete trainings, answers and verdicts; the same command continues from there."
     )
-    try:
-        with locked(folder, another="-o FOLDER"), StopSignals().caught(ctrl_c=False), ExitStack() as opened:
+
+    def work() -> None:
+        with ExitStack() as opened:
             _compare(asked, folder, opened)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(kept) from None
-    except StoppedError as stop:
-        tell(kept)
-        return stop.exit_code
-    return 0
+
+    return until_stopped(folder, kept, work)
 
 
 def _read_flags(argv: Sequence[str]) -> argparse.Namespace:

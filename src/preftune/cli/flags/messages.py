@@ -1,10 +1,12 @@
-"""Error messages of the command line: one paragraph, on standard error."""
+"""Messages of the command line: errors in one paragraph on standard error, and what a stop leaves."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 import textwrap
+from collections.abc import Callable
+from pathlib import Path
 
 from preftune.errors import PreftuneError
 from preftune.log import printable
@@ -26,6 +28,28 @@ def paragraph(error: Exception) -> str:
         return f"preftune: {error.strerror}{where}. Check the path, its permissions and the space on the disk."
     stop = "" if message.endswith((".", "!", "?")) else "."
     return f"preftune: {type(error).__name__}: {message}{stop} Run again with --traceback to see where it happened."
+
+
+def until_stopped(folder: Path, kept: str, work: Callable[[], None]) -> int:
+    """Runs work that writes to a folder and can be continued.
+
+    Args:
+        kept: the sentence for a stop: what the folder keeps, and how to continue.
+    Returns: the exit code: 0, or that of the signal.
+    Raises: KeyboardInterrupt with the sentence; RequestError if another process writes to the folder.
+    """
+    from preftune.storage.run_lock import locked
+    from preftune.training.record.stopping import StoppedError, StopSignals
+
+    try:
+        with locked(folder, another="-o FOLDER"), StopSignals().caught(ctrl_c=False):
+            work()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(kept) from None
+    except StoppedError as stop:
+        tell(kept)
+        return stop.exit_code
+    return 0
 
 
 def tell(text: str) -> None:

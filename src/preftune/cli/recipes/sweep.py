@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preftune.cli.flags.messages import tell
+from preftune.cli.flags.messages import tell, until_stopped
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import RequestError, did_you_mean
 
@@ -24,9 +24,7 @@ def run(argv: Sequence[str]) -> int:
     asked = _parser().read(argv)
     from preftune.cli.flags.recipe import typed_values
     from preftune.storage.jsonl import prepare_folder
-    from preftune.storage.run_lock import locked
     from preftune.sweep.plan import read_plan
-    from preftune.training.record.stopping import StoppedError, StopSignals
 
     plan = read_plan(_with_trials(typed_values(asked.recipe), asked.trials), name=asked.recipe)
     method = _method(plan)
@@ -35,15 +33,7 @@ def run(argv: Sequence[str]) -> int:
     folder = Path(asked.output)
     prepare_folder(folder)
     kept = f"Stopped. {folder} keeps the trials that have ended; the same command continues from there."
-    try:
-        with locked(folder, another="-o FOLDER"), StopSignals().caught(ctrl_c=False):
-            _sweep(plan, method, folder, storage=asked.storage, timeout=timeout)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(kept) from None
-    except StoppedError as stop:
-        tell(kept)
-        return stop.exit_code
-    return 0
+    return until_stopped(folder, kept, partial(_sweep, plan, method, folder, storage=asked.storage, timeout=timeout))
 
 
 def _parser() -> PlainParser:
@@ -90,7 +80,12 @@ def _check(plan: SweepPlan, method: Method, *, recipe: str, output: str) -> None
     from preftune.cli.flags.field_names import check_names, what_of
     from preftune.cli.flags.recipe import read_recipe
     from preftune.cli.train.train_command import read_request
+    from preftune.judges.registry import judge_kind
 
+    if plan.judge is not None:
+        judge_kind(str(plan.judge))
+    if plan.prompts is not None and not Path(plan.prompts).exists() and "/" not in plan.prompts:
+        raise RequestError(f"{recipe}: sweep: prompts: there is no file {plan.prompts}. Correct the path.")
     names = frozenset(field.name for field in method.fields() or ())
     read = read_recipe(recipe)
     read = replace(read, entries=tuple(entry for entry in read.entries if entry.key != "sweep"))

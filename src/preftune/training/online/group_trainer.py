@@ -19,6 +19,7 @@ from preftune.training.online.prompts import PromptSet, prepare_prompts
 from preftune.training.online.reward_functions import BatchFunction, Rewards, open_rewards
 from preftune.training.online.rollout import Rollout, figures_of_answers
 from preftune.training.online.trainer import OnlineTrainer
+from preftune.training.setup.advice import about_beta
 from preftune.training.setup.arguments import check_evaluation, own_config
 from preftune.training.step.metrics import Averages
 from preftune.types import TokenizedGroup
@@ -101,8 +102,8 @@ class GroupTrainer(OnlineTrainer):
     def needs_reference(self) -> bool:
         return bool(self.args.beta)
 
-    def beta_range(self) -> tuple[float, float, float]:
-        return 0.04, 0.0, 0.5
+    def advice(self) -> list[str]:
+        return super().advice() + about_beta(self.args.beta, title=self.method, usual=0.04, low=0.0, high=0.5)
 
     def _after_check(self) -> None:
         scale_logps(self, self.args.temperature)

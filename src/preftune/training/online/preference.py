@@ -19,6 +19,7 @@ from preftune.training.online.config import JudgedConfig, OnlineDPOConfig
 from preftune.training.online.fresh import FreshStep
 from preftune.training.online.judged import Answers, JudgedTrainer
 from preftune.training.online.rollout import Rollout
+from preftune.training.setup.advice import about_beta
 from preftune.training.step.collate import chosen_tokens
 from preftune.training.step.metrics import PER_PAIR, pair_metrics
 from preftune.training.step.pair_loss import pair_loss
@@ -32,9 +33,11 @@ class OnlineDPOTrainer(JudgedTrainer):
     method = "online-dpo"
     config_class: ClassVar[type[JudgedConfig]] = OnlineDPOConfig
 
-    def beta_range(self) -> tuple[float, float, float] | None:
-        loss = get_loss(self.args.loss)
-        return (loss.beta, *loss.betas) if loss.has_beta else None
+    def advice(self) -> list[str]:
+        loss, (low, high) = get_loss(self.args.loss), get_loss(self.args.loss).betas
+        if not loss.has_beta:
+            return super().advice()
+        return super().advice() + about_beta(self.args.beta, title=loss.title, usual=loss.beta, low=low, high=high)
 
     def make_steps(self, rollouts: Sequence[Rollout], round_number: int) -> list[list[TokenizedGroup]]:
         """One step: a group per prompt, with its distinct answers and the pairs that the judge made of them."""

@@ -31,7 +31,7 @@ from preftune.training.online.rollout import Rollout, Sampler, figures_of_answer
 from preftune.training.online.watch import Watch
 from preftune.training.record import model_card
 from preftune.training.setup import model as assemble
-from preftune.training.setup.advice import about_beta, about_rate
+from preftune.training.setup.advice import about_rate
 from preftune.training.setup.arguments import tokenizer_of
 from preftune.training.setup.self_check import check_before_training
 from preftune.training.step.collate import probes
@@ -108,7 +108,8 @@ class OnlineTrainer(RecordedTrainer):
         self.trained = self._what_trains()
         self._as_made = trainable(self.trained)
         self.begin_record()
-        self.say_advice()
+        for line in self.advice():
+            say(f"advice: {line}")
         self.guard = None if args.guard == "off" else Watch(self, str(args.guard))
         if self.guard is not None:
             self.add_callback(self.guard)
@@ -161,19 +162,10 @@ class OnlineTrainer(RecordedTrainer):
         """Answers so far."""
         return self._sampled
 
-    def beta_range(self) -> tuple[float, float, float] | None:
-        """The usual beta, and the range in which people have results; None without a beta."""
-        return None
-
-    def say_advice(self) -> None:
-        """About learning rate and beta, where they are far from what people use."""
-        args, known = self.args, self.beta_range()
-        lines = about_rate(args.learning_rate, args.full_learning_rate, full=self.full, few=len(self.prompts) < 1000)
-        if known is not None:
-            usual, low, high = known
-            lines += about_beta(self.args.beta, title=self.method, usual=usual, low=low, high=high)  # type: ignore[attr-defined]
-        for line in lines:
-            say(f"advice: {line}")
+    def advice(self) -> list[str]:
+        """Sentences about settings that are far from what people use."""
+        args = self.args
+        return about_rate(args.learning_rate, args.full_learning_rate, full=self.full, few=len(self.prompts) < 1000)
 
     # --- the plan ---
 

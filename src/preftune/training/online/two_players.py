@@ -20,6 +20,7 @@ from preftune.training.online.fresh import FreshStep, choose_sampler, scale_logp
 from preftune.training.online.judged import Answers, JudgedTrainer
 from preftune.training.online.preference import OnlineDPOTrainer
 from preftune.training.online.rollout import Rollout
+from preftune.training.setup.advice import about_beta
 from preftune.types import TokenizedGroup
 
 
@@ -109,8 +110,8 @@ class NashMDTrainer(TwoPlayerTrainer):
         super().__init__(model, args, train_dataset, **options)
         self._mixture_sampler = choose_sampler(self, self.processing_class, processor=self._mixture)
 
-    def beta_range(self) -> tuple[float, float, float]:
-        return 0.1, 0.005, 1.0
+    def advice(self) -> list[str]:
+        return super().advice() + about_beta(self.args.beta, title=self.method, usual=0.1, low=0.005, high=1.0)
 
     def _mixture(self, attention_mask: Tensor) -> GeometricMixture:
         return GeometricMixture(self._reference_model, attention_mask, weight=self._now(self.args.mixture_coef))

@@ -102,23 +102,25 @@ def about_beta(beta: float, *, title: str, usual: float, low: float, high: float
     return [f"beta={beta:g} is outside {low:g}..{high:g}, the usual range of {title}: {what}. {usual:g} is usual."]
 
 
-def _about_beta(config: DPOConfig, loss: Loss) -> str:
-    """beta against the range in which people have results with this loss; empty within it."""
+def _about_beta(config: DPOConfig, loss: Loss) -> list[str]:
+    """The same for a loss of pairs, with more about DPO's."""
     low, high = loss.betas
-    if not loss.has_beta or low <= config.beta <= high:
-        return ""
+    if not loss.has_beta:
+        return []
     if loss.name != "sigmoid":
-        return (
-            f"beta={config.beta:g} is outside {low:g}..{high:g}, the usual range of {loss.title}; its authors use "
-            f"{loss.beta:g}."
-        )
+        return about_beta(config.beta, title=loss.title, usual=loss.beta, low=low, high=high)
+    lines: list[str] = []
     if config.beta > high:
-        return f"beta={config.beta:g} is above 0.5: the policy will hardly leave the reference. 0.1 is a usual start."
-    return (
-        f"beta={config.beta:g} is below 0.05: the policy may drift far from the reference and lose general abilities "
-        "or become repetitive. 0.1 is a usual start; 0.2 to 0.5 if answers become repetitive (a higher beta stays "
-        "closer to the reference)."
-    )
+        lines.append(
+            f"beta={config.beta:g} is above 0.5: the policy will hardly leave the reference. 0.1 is a usual start."
+        )
+    elif config.beta < low:
+        lines.append(
+            f"beta={config.beta:g} is below 0.05: the policy may drift far from the reference and lose general "
+            "abilities or become repetitive. 0.1 is a usual start; 0.2 to 0.5 if answers become repetitive (a higher "
+            "beta stays closer to the reference)."
+        )
+    return lines
 
 
 def advise(config: DPOConfig, *, pairs: int, has_chat_template: bool, full: bool, epochs: float) -> list[str]:
@@ -132,10 +134,7 @@ def advise(config: DPOConfig, *, pairs: int, has_chat_template: bool, full: bool
     """
     loss = get_loss(config.loss)
     usual = loss.learning_rate
-    lines = []
-    strength = _about_beta(config, loss)
-    if strength:
-        lines.append(strength)
+    lines = _about_beta(config, loss)
     lines += about_rate(config.learning_rate, usual, full=full, few=pairs < 1000)
     what = "list" if loss.lists else "pair"
     if pairs < 1000:
