@@ -123,7 +123,8 @@ def _history(result: Mapping[str, Any]) -> Specification:
     for trial in _complete(result):
         best = trial["value"] if best is None else pick(best, trial["value"])
         rows.append({"trial": trial["number"], "value": _rounded(trial["value"]), "best": _rounded(best)})
-    x = alt.X("trial:Q", title="trial", axis=alt.Axis(tickMinStep=1, grid=False))
+    ticks = min(10, max(1, len(rows) - 1))
+    x = alt.X("trial:Q", title="trial", axis=alt.Axis(format="d", tickCount=ticks, grid=False))
     y = alt.Y("value:Q", title=result["objective"], scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5))
     base = alt.Chart(alt.InlineData(values=rows))
     line = base.mark_line(interpolate="step-after", color="var(--run-2)").encode(
