@@ -239,6 +239,7 @@ def test_a_preference_is_learnt(kind: str, tmp_path: Path) -> None:
 
 
 def test_values_by_epoch(tmp_path: Path) -> None:
+    assert made("nash-md", tmp_path / "one", beta=[0.3]).args.beta == 0.3
     run = made("xpo", tmp_path, alpha=[0.3, 0.1], per_device_train_batch_size=len(PROMPTS), max_steps=3)
     run.train()
     assert [line["alpha"] for line in logged(tmp_path)][:3] == pytest.approx([0.3, 0.1, 0.1])
@@ -253,6 +254,7 @@ def test_values_by_epoch(tmp_path: Path) -> None:
         ("nash-md", {"mixture_coef": [0.5, 1.5]}, "at most 1"),
         ("nash-md", {"mixture_coef": []}, "a number, or one for each pass"),
         ("nash-md", {"beta": 0}, "beta=0 must be above 0"),
+        ("xpo", {"beta": [0.1, 0.05]}, "must be one number"),
         ("nash-md", {"use_vllm": True}, "use_vllm=True is not honoured"),
         ("nash-md", {"reward_weights": [1.0]}, "reward_weights need reward_funcs"),
     ],

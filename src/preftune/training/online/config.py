@@ -117,6 +117,11 @@ class JudgedConfig(SamplingConfig):
     def check_judging(self) -> None:
         """Raises: ConfigError, naming field and value."""
         self.check_sampling()
+        beta: object = getattr(self, "beta", None)  # TRL takes a list, with a value for each epoch
+        if isinstance(beta, list | tuple):
+            if len(beta) != 1:
+                raise ConfigError(f"beta={beta} must be one number: it is not changed during training. Give the first.")
+            (self.beta,) = beta
         if self.num_generations < 2:
             raise ConfigError(
                 f"num_generations={self.num_generations} must be at least 2, because answers are compared."
