@@ -13,7 +13,7 @@ fine-tuning is.
 
 Useful FLOPs are those of `work.py`, the matrix rate is measured in the same run. QLoRA (where bitsandbytes is
 installed) trains on pairs of two sequences of 1024 tokens and is about memory alone. Results go to
-benchmarks/results/gpu.json, or to $OUT where that is set.
+benchmarks/results/gpu.json (gpu-SHAPE-TUNING.json for one case), or to $OUT where that is set.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def main() -> int:
         "goals": goals(results) if options.device == "cuda" else {},
         **provenance(" ".join(["python benchmarks/gpu.py", *words])),
     }
-    write_result(rounded(kept), options.out, "gpu")
+    write_result(rounded(kept), options.out, "-".join(["gpu", *filter(None, (options.shape, options.tuning))]))
     return int(
         any("failed" in side for result in results for name, side in result["runs"].items() if "trl" not in name)
     )
@@ -179,8 +179,9 @@ def _child(case: dict[str, Any]) -> dict[str, Any]:
         environment = {**os.environ, "PREFTUNE_CACHE": cache}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
-        return {"failed": last[:300]}
+        lines = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
+        print("\n".join(lines[-20:]), file=sys.stderr, flush=True)
+        return {"failed": lines[-1][:300]}
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
