@@ -8,8 +8,8 @@ Weights are random, because neither time nor memory depends on what they are; ro
 of a preference dataset. bfloat16, and everything else as each library chooses it, in two settings: its defaults (both
 checkpoint activations on a GPU) and its best (without checkpointing, the fastest of several: preftune plain and with
 torch_compile; TRL plain, with Liger kernels and with FlashAttention, as far as they are installed). Every run is a
-process of its own; the first steps, in which kernels are compiled, are not timed. The reference's pass before full
-fine-tuning is.
+process of its own, forked from one that has imported the libraries; the first steps, in which kernels are compiled, are
+not timed. The reference's pass before full fine-tuning is.
 
 Useful FLOPs are those of `work.py`, the matrix rate is measured in the same run. QLoRA (where bitsandbytes is
 installed) trains on pairs of two sequences of 1024 tokens and is about memory alone. Results go to
@@ -21,16 +21,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import json
 import math
+import multiprocessing
 import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
+import time
+import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -91,29 +93,44 @@ QLORA_LENGTHS = PairTokens(512, 512, 512)
 
 def main() -> int:
     options = arguments()
-    if options.one:
-        print(json.dumps(one_run(json.loads(options.one))))
-        return 0
+    _import_all()
     shapes = [options.shape] if options.shape else ["smollm3-3b", "smollm2-135m"]
     tunings = [options.tuning] if options.tuning else ["lora", "full", "qlora"]
-    results = [measure(shape, tuning, options) for shape in shapes for tuning in tunings if _possible(shape, tuning)]
-    words = [f"--{name} {value}" for name in ("shape", "tuning") if (value := getattr(options, name))]
+    results = []
+    for shape, tuning in ((s, t) for s in shapes for t in tunings if _possible(s, t)):
+        results.append(measure(shape, tuning, options))
+        keep(results, options)
+    return int(
+        any("failed" in side for result in results for name, side in result["runs"].items() if "trl" not in name)
+    )
+
+
+def keep(results: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Write what is measured so far."""
+    words = [f"--{name} {value}" for name in ("shape", "tuning", "setting") if (value := getattr(options, name))]
     kept = {
         "benchmark": "gpu",
         "cases": results,
         "goals": goals(results) if options.device == "cuda" else {},
-        **provenance(" ".join(["python benchmarks/gpu.py", *words])),
+        **_in_a_fork(provenance, " ".join(["python benchmarks/gpu.py", *words])),
     }
     write_result(rounded(kept), options.out, "-".join(["gpu", *filter(None, (options.shape, options.tuning))]))
-    return int(
-        any("failed" in side for result in results for name, side in result["runs"].items() if "trl" not in name)
-    )
+
+
+def _import_all() -> None:
+    """Import what every run needs, once; nothing is computed, as a device in use cannot be forked."""
+    for name in ("torch", "transformers", "peft", "datasets", "preftune", "trl"):
+        if importlib.util.find_spec(name):
+            package = importlib.import_module(name)
+            for attribute in ("Trainer", "AutoModelForCausalLM", "get_peft_model", "Dataset", "DPOTrainer"):
+                getattr(package, attribute, None)
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=MODELS)
     parser.add_argument("--tuning", choices=(*PASSES, "qlora"))
+    parser.add_argument("--setting", help="only this one, such as preftune-best; for a look, not for a comparison")
     parser.add_argument("--rows", choices=SHAPES, default="ultrafeedback", help="whose lengths the rows have")
     parser.add_argument("--pairs", type=int, default=16, help="pairs per step")
     parser.add_argument("--warmup", type=int, default=3, help="steps that are not timed")
@@ -121,7 +138,6 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", RESULTS)), help="folder of the result")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser.parse_args(words)
 
 
@@ -145,22 +161,24 @@ def measure(shape: str, tuning: str, options: argparse.Namespace) -> dict[str, A
         "dtype": options.dtype,
         "device": options.device,
     }
-    rate = matrix_rate(options.dtype, options.device)["best"]
+    rate = _in_a_fork(matrix_rate, options.dtype, options.device)["best"]
     timed = lengths[case["pairs"] * options.warmup : case["pairs"] * (options.warmup + options.steps)]
     passes = PASSES["full" if tuning == "full" else "lora"]
     flops = useful_flops(ModelSize.of(config_of(shape)), timed, passes=passes, reference=1)
     runs = {}
     for library, settings in SETTINGS.items():
         for setting in settings:
-            if not _runs(library, setting, tuning):
+            if not _runs(library, setting, tuning) or options.setting not in (None, f"{library}-{setting}"):
                 continue
+            began = time.perf_counter()
             result = _child({**case, "library": library, "setting": setting})
             if "seconds" in result:
                 result["tokens_per_second"] = sum(map(sum, timed)) / result["seconds"]
                 result["useful_tflops"] = flops / result["seconds"] / 1e12
                 result["share_of_matrix_rate"] = result["useful_tflops"] * 1e3 / rate
             runs[f"{library} {setting}"] = result
-            print(f"{shape} {tuning}, {library} {setting}: {_said(result)}", flush=True)
+            took = time.perf_counter() - began
+            print(f"{shape} {tuning}, {library} {setting} ({took:.0f} s): {_said(result)}", flush=True)
     del case["lengths"]
     return {"case": case, "matrix_tflops": rate / 1e3, "useful_flops": flops, "runs": runs, "ratio": ratios(runs)}
 
@@ -174,16 +192,33 @@ def _runs(library: str, setting: str, tuning: str) -> bool:
 
 
 def _child(case: dict[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--one", json.dumps(case)]
+    """One run in a process of its own."""
+    return _in_a_fork(one_run, case)
+
+
+def _in_a_fork(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a function, computed in a process that starts with this one's imports and without its devices."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, function, arguments))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        return {"failed": "the process ended without a result"}
+    finally:
+        process.join()
+
+
+def _answer(sender: Connection, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
     with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "PREFTUNE_CACHE": cache}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
-        print("\n".join(lines[-20:]), file=sys.stderr, flush=True)
-        return {"failed": lines[-1][:300]}
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+        os.environ["PREFTUNE_CACHE"] = cache
+        try:
+            sender.send(function(*arguments))
+        except Exception as failure:
+            traceback.print_exc()
+            sender.send({"failed": f"{type(failure).__name__}: {failure}"[:300]})
 
 
 def _said(result: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ WORDS = ["--shape", "tiny", "--device", "cpu", "--dtype", "float32", "--pairs", 
 @pytest.fixture
 def here(monkeypatch) -> None:
     """Runs in this process instead of their own; the matrix rate is not what is tested."""
+    monkeypatch.setattr(gpu, "_in_a_fork", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(gpu, "_child", lambda case: json.loads(json.dumps(gpu.one_run(json.loads(json.dumps(case))))))
     monkeypatch.setattr(gpu, "matrix_rate", lambda dtype, device: {"best": 100.0})
 
@@ -29,7 +30,7 @@ def test_a_tiny_model_on_a_cpu(here, tuning, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "SETTINGS", {"preftune": ("defaults",), "trl": ("defaults",)})
     monkeypatch.setattr("sys.argv", ["gpu.py", *WORDS, "--tuning", tuning, "--rows", "hh", "--out", str(tmp_path)])
     assert gpu.main() == 0
-    kept = json.loads((tmp_path / "gpu.json").read_text())
+    kept = json.loads((tmp_path / f"gpu-tiny-{tuning}.json").read_text())
     assert kept["benchmark"] == "gpu"
     assert kept["goals"] == {}  # this was a CPU
     (result,) = kept["cases"]

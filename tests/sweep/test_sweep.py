@@ -200,7 +200,7 @@ def test_intermediate_values_are_asked_for_once(tmp_path: Path) -> None:
 
 def test_a_process_is_stopped_as_by_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "python"
-    script.write_text("#!/bin/sh\ntrap 'echo stopped; exit 130' INT\necho begun\nwhile :; do sleep 0.1; done\n")
+    script.write_text("#!/bin/sh\ntrap 'echo stopped; exit 130' INT TERM\necho begun\nwhile :; do sleep 0.1; done\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
     assert run_command(["dpo"], tmp_path / "log.txt", watch=lambda: True) == 130

@@ -146,8 +146,9 @@ def run_command(words: Sequence[str], log: Path, *, watch: Callable[[], bool] | 
 
 
 def _stop(process: subprocess.Popen[bytes]) -> int:
-    """As Ctrl-C; killed where that takes long."""
-    process.send_signal(signal.SIGINT)
+    """As Ctrl-C; killed where that takes long. A script's background processes inherit that they ignore Ctrl-C."""
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    process.send_signal(signal.SIGTERM if ignored else signal.SIGINT)
     try:
         return process.wait(timeout=20)
     except subprocess.TimeoutExpired:

@@ -196,7 +196,7 @@ def test_a_checkpoint_of_an_earlier_release_goes_on_and_says_that_the_reference_
         content["facts"]["settings"].pop(added)
     manifest.write_text(json.dumps(content))
     resumed = run(tiny_model, folder, resume=True)
-    assert "It cannot check that it is complete: give the model that the run started from" in caplog.text
+    assert "It cannot be checked: give the model that the run started from" in caplog.text
     assert logged(resumed) == pytest.approx(logged(runs_of("full").whole), rel=1e-4)
 
 
