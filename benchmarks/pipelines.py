@@ -167,14 +167,14 @@ def judgement(folder: Path) -> dict[str, Any]:
 
 def pooled_rate(folder: Path, seeds: Sequence[int], name: str) -> dict[str, Any]:
     """All seeds together; a prompt is one cluster."""
-    from preftune.evaluation.two_models.summary import OUTCOME_VALUE
+    from preftune.evaluation.two_models.types import JudgedRow
     from preftune.statistics.intervals import win_rate
 
     outcomes, prompts = [], []
     for seed in seeds:
         for line in (folder / f"seed{seed}/eval-{name}/verdicts.jsonl").read_text(encoding="utf-8").splitlines():
             verdict = json.loads(line)
-            outcomes.append(OUTCOME_VALUE[verdict["outcome"]])
+            outcomes.append(JudgedRow.from_dict(verdict).value)
             prompts.append(verdict["id"])
     return win_rate(outcomes, prompts).to_dict()
 

@@ -7,7 +7,7 @@ import pytest
 from preftune.evaluation.suites.arena_hard import read_label
 from preftune.evaluation.suites.mt_bench_prompts import read_rating, read_winner
 from preftune.evaluation.suites.xstest import read_reaction
-from preftune.judges.final_verdict import unmarked
+from preftune.judges.framing import unmarked
 from preftune.judges.pairwise_llm import parse_verdict
 from preftune.training.online.scoring import read_mark
 

@@ -17,8 +17,8 @@ from preftune.comparison.result import START, Duel, Final, Result, Tried
 from preftune.comparison.trainings import Plan, Say, Trainings
 from preftune.errors import ModelError, RequestError
 from preftune.evaluation.two_models.run import evaluate_pairwise
-from preftune.evaluation.two_models.summary import OUTCOME_VALUE, Summary
-from preftune.evaluation.two_models.types import JudgedRow
+from preftune.evaluation.two_models.summary import Summary
+from preftune.evaluation.two_models.types import JudgedRow, outcome_word
 from preftune.generation.lazy_model import ModelSource
 from preftune.generation.protocol import Answer
 from preftune.judges.protocol import judge_name
@@ -238,7 +238,7 @@ class Comparison:
             judge_thoughts=self.plan.ruler.thoughts,
         )
         records = read_lines(folder / "verdicts.jsonl")
-        return summary, [JudgedRow(**{n: record[n] for n in JudgedRow._fields}) for record in records]
+        return summary, [JudgedRow.from_dict(record) for record in records]
 
     def _unfinished(self, made: Tried) -> str:
         place = self.plan.output / "trials" / made.name / "log.txt"
@@ -281,7 +281,7 @@ class _Verdicts:
         self.unread_SP: list[list[bool]] = []
 
     def add(self, judged: Sequence[JudgedRow]) -> None:
-        self.outcomes_SP.append([OUTCOME_VALUE[one.outcome] for one in judged])
+        self.outcomes_SP.append([one.value for one in judged])
         self.unread_SP.append([one.unjudged for one in judged])
 
     def rate(self, confidence: float) -> WinRate:
@@ -306,13 +306,12 @@ class _Judged(NamedTuple):
 
 def _examples(rows: Sequence[Row], start: Sequence[Answer], judged: Sequence[_Judged]) -> list[dict[str, Any]]:
     """The first seed's answers to the first prompts."""
-    words = {value: name for name, value in OUTCOME_VALUE.items()}
     return [
         {
             "id": str(row["id"]),
             "prompt": row["prompt"],
             "answers": {START: before.text, **{one.final.method.name: one.answers[0][n].text for one in judged}},
-            "outcomes": {one.final.method.name: words[one.against_start.outcomes_SP[0][n]] for one in judged},
+            "outcomes": {one.final.method.name: outcome_word(one.against_start.outcomes_SP[0][n]) for one in judged},
         }
         for n, (row, before) in enumerate(zip(rows[:_EXAMPLES], start, strict=False))
     ]

@@ -1,8 +1,50 @@
-"""Marks around answers in a judge's prompt, which an answer cannot close."""
+"""What goes to a chat judge and what comes back: marks around answers, and the verdict at the end of its reply."""
 
 from __future__ import annotations
 
+import html
+import json
 import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_EMPHASIS = re.compile(r"[*`]|(?<!\w)_+|_+(?!\w)|\\(?=[^\w\s])|\\(?=boxed\b)|\\(?:text|mathrm|mathbf)\b")
+
+
+def unmarked(reply: str) -> str:
+    """The reply without emphasis, code marks, escapes and HTML entities: `**[[A]]**` and `[[**A**]]` read alike."""
+    return html.unescape(_EMPHASIS.sub("", reply))
+
+
+def final_match(pattern: re.Pattern[str], text: str, value: Callable[[re.Match[str]], T | None]) -> T | None:
+    """What the last line with a match says; None for no match, or for a line that says two different things.
+
+    A judge that weighs both sides may name several verdicts on its way; the last one counts. Two on one line ("A or B")
+    decide nothing.
+    """
+    found = [(text.count("\n", 0, match.start()), value(match)) for match in pattern.finditer(text)]
+    known = [(line, said) for line, said in found if said is not None]
+    said_last = [said for line, said in known if line == known[-1][0]]
+    return said_last[0] if said_last and all(said == said_last[0] for said in said_last) else None
+
+
+def objects_read(text: str, read: Callable[[dict[str, Any]], str]) -> str:
+    """The text with what `read` makes of them in place of its JSON objects, wherever they stand."""
+    decoder = json.JSONDecoder()
+    parts, done = [], 0
+    at = text.find("{")
+    while at >= 0:
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            end = at + 1
+        else:
+            parts += [text[done:at], read(value)]
+            done = end
+        at = text.find("{", end)
+    return "".join([*parts, text[done:]])
 
 
 def defused(text: str, mark: str) -> str:

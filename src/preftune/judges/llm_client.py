@@ -6,6 +6,7 @@ judge of two answers (`preftune.judges.pairwise_llm`) and the suites ask through
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
@@ -44,6 +45,24 @@ _VERDICT_ALONE = 24
 """Letters of a line that has room for a verdict and for little else."""
 
 
+_ALTERNATIVES = 20
+"""First tokens of a local model whose log-probabilities are kept."""
+
+
+def with_logprobs(first_token: Mapping[str, float]) -> str:
+    """The text under which the log-probabilities of a first token are kept; `read_logprobs` reads it."""
+    return json.dumps({"logprobs": dict(first_token)})
+
+
+def read_logprobs(text: str) -> dict[str, float] | None:
+    """The log-probabilities of a first token; None for another text."""
+    try:
+        found = json.loads(text)["logprobs"]
+        return {str(token): float(value) for token, value in found.items()}
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return None
+
+
 class Asker(ABC):
     """A chat model that is asked many questions: looks up, asks what is missing, reminds once, keeps."""
 
@@ -56,8 +75,11 @@ class Asker(ABC):
         self._cache = cache
 
     @abstractmethod
-    def _reply_to(self, questions: Questions, take: Take, *, max_tokens: int, as_json: bool) -> None:
-        """Calls `take` with the key and the reply of every question as they come."""
+    def _reply_to(self, questions: Questions, take: Take, *, max_tokens: int, as_json: bool, logprobs: bool) -> None:
+        """Calls `take` with the key and the reply of every question as they come.
+
+        With `logprobs` the text is `with_logprobs` of the first token, where the model gives them.
+        """
 
     def ask_all(
         self,
@@ -67,6 +89,7 @@ class Asker(ABC):
         kind: str,
         max_tokens: int = 512,
         as_json: bool = False,
+        logprobs: bool = False,
         reminder: str = REMINDER,
         again: bool = False,
         progress: Progress | None = None,
@@ -79,6 +102,7 @@ class Asker(ABC):
             kind: what is asked, as a name with a version (`mt-bench-single-1`): part of the address of a reply.
             max_tokens: longest reply; models that think aloud need more.
             as_json: ask for a JSON object, where the model can be held to one.
+            logprobs: keep the log-probabilities of the first token instead of the reply (`with_logprobs`).
             reminder: what is said after a reply that could not be read.
             again: ask anew where an earlier run could not read either reply.
             progress: called with questions done and questions in all.
@@ -107,13 +131,13 @@ class Asker(ABC):
         if progress is not None:
             progress(done, len(wanted))
         missing = {key: messages for key, messages in wanted.items() if key not in replies}
-        self._reply_to(missing, take, max_tokens=max_tokens, as_json=as_json)
+        self._reply_to(missing, take, max_tokens=max_tokens, as_json=as_json, logprobs=logprobs)
         unread = {
             key: _reminded(messages, replies[key][0], reminder)
             for key, messages in wanted.items()
             if found[key] is None and len(replies[key]) == 1
         }
-        self._reply_to(unread, take, max_tokens=max_tokens, as_json=as_json)
+        self._reply_to(unread, take, max_tokens=max_tokens, as_json=as_json, logprobs=logprobs)
         return [found[key] for key in keys]
 
     def known(self, questions: Sequence[Conversation], *, kind: str, max_tokens: int = 512) -> int:
@@ -197,12 +221,19 @@ class EndpointAsker(Asker):
     def _priced(self, calls: int, tokens_in: int, tokens_out: int) -> Estimate:
         return self.endpoint.budget.estimate(calls=calls, tokens_in=tokens_in, tokens_out=tokens_out)
 
-    def _reply_to(self, questions: Questions, take: Take, *, max_tokens: int, as_json: bool) -> None:
+    def _reply_to(self, questions: Questions, take: Take, *, max_tokens: int, as_json: bool, logprobs: bool) -> None:
         def ask(item: tuple[str, Conversation]) -> str:
             # Models that think answer at a temperature of their own only; theirs will do.
             reply = self.endpoint.chat(
-                item[1], max_tokens=max_tokens, temperature=0.0, as_json=as_json, spare=("temperature",)
+                item[1],
+                max_tokens=max_tokens,
+                temperature=0.0,
+                as_json=as_json,
+                logprobs=logprobs,
+                spare=("temperature",),
             )
+            if logprobs and reply.first_token:
+                return with_logprobs(reply.first_token)
             return reply.text + _CUT if reply.cut else reply.text
 
         in_parallel(
@@ -228,14 +259,34 @@ class LocalAsker(Asker):
         self.cache_key = verdict_key("local", source.identity)
         self._source, self._batch_size = source, batch_size
 
-    def _reply_to(self, questions: Questions, take: Take, *, max_tokens: int, as_json: bool) -> None:
+    def _reply_to(self, questions: Questions, take: Take, *, max_tokens: int, as_json: bool, logprobs: bool) -> None:
         if not questions:
             return
         prompts, keys = [self._as_taken(messages) for messages in questions.values()], list(questions)
         self._check_lengths(prompts, max_tokens)
+        if logprobs:
+            for key, prompt in zip(keys, prompts, strict=True):
+                take(key, with_logprobs(self._first_token(prompt)))
+            return
         settings = SamplingSettings(max_new_tokens=max_tokens, temperature=0.0)
         model = ModelAnswerer(self._source, settings, batch_size=self._batch_size)
         model.answer(prompts, [{}] * len(keys), lambda number, answer: take(keys[number], answer.text))
+
+    def _first_token(self, prompt: Text) -> dict[str, float]:
+        """Log-probabilities of the likeliest first tokens of the reply."""
+        import torch
+
+        from preftune.generation.encode_prompts import encode_prompts
+
+        model, tokenizer = self._source.model, self._source.tokenizer
+        (ids,) = encode_prompts(tokenizer, [prompt], None)
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1]
+        values, places = torch.log_softmax(logits.to(torch.float32), dim=-1).topk(min(_ALTERNATIVES, len(logits)))
+        found: dict[str, float] = {}
+        for value, place in zip(values.tolist(), places.tolist(), strict=True):
+            found.setdefault(tokenizer.decode([place]), value)
+        return found
 
     def _check_lengths(self, prompts: Sequence[Text], max_tokens: int) -> None:
         """Before any work. Raises: ModelError for a question that the model has no room for."""

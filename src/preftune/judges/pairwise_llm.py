@@ -12,8 +12,7 @@ from preftune.errors import RequestError
 from preftune.generation.endpoint.budget import Estimate
 from preftune.generation.thoughts import split_thoughts
 from preftune.judges.cache import verdict_key
-from preftune.judges.final_verdict import final_match, objects_read, unmarked
-from preftune.judges.framing import defused
+from preftune.judges.framing import defused, final_match, objects_read, unmarked
 from preftune.judges.llm_client import Asker
 from preftune.judges.protocol import Judgement, Progress, Question
 from preftune.types import Message, Text
@@ -153,12 +152,17 @@ class ChatJudge:
         return [self._messages(question) for question in questions]
 
     def _messages(self, question: Question) -> list[Message]:
-        asked = (
-            f"[Conversation]\n{defused(as_transcript(question.prompt), _MARK)}\n[End of the conversation]\n\n"
-            f"[Answer A]\n{defused(question.answer_a, _MARK)}\n[End of answer A]\n\n"
-            f"[Answer B]\n{defused(question.answer_b, _MARK)}\n[End of answer B]"
-        )
-        return [{"role": "system", "content": self._system}, {"role": "user", "content": asked}]
+        return messages_of(question, self._system)
+
+
+def messages_of(question: Question, system: str) -> list[Message]:
+    """A question as a conversation, with marks around the answers that no answer can close."""
+    asked = (
+        f"[Conversation]\n{defused(as_transcript(question.prompt), _MARK)}\n[End of the conversation]\n\n"
+        f"[Answer A]\n{defused(question.answer_a, _MARK)}\n[End of answer A]\n\n"
+        f"[Answer B]\n{defused(question.answer_b, _MARK)}\n[End of answer B]"
+    )
+    return [{"role": "system", "content": system}, {"role": "user", "content": asked}]
 
 
 def as_transcript(prompt: Text) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, cast, get_args
@@ -12,6 +13,9 @@ from preftune.types import Text
 Judgement: TypeAlias = Literal["a", "b", "tie"]
 """Which of two answers is better."""
 
+Graded: TypeAlias = Judgement | float
+"""The same, or the share of the comparison that answer a wins, 0.0 to 1.0: the judge's probability that a is better, or
+its share of several votes."""
 
 Item: TypeAlias = tuple[Text, str, Mapping[str, Any]]
 """A prompt, an answer to it, and the row that belongs to the prompt."""
@@ -28,7 +32,7 @@ class Judge(Protocol):
     `judge_all(questions, again=..., progress=...)` judges many at once; see `judge_all`.
     """
 
-    def __call__(self, prompt: Text, answer_a: str, answer_b: str, row: Mapping[str, Any]) -> Judgement: ...
+    def __call__(self, prompt: Text, answer_a: str, answer_b: str, row: Mapping[str, Any]) -> Graded: ...
 
 
 class Scorer(Protocol):
@@ -61,21 +65,64 @@ def judge_name(judge: Judge | Scorer) -> str:
     return str(given) if given else type(judge).__name__
 
 
-def checked(judgement: object, judge: Judge) -> Judgement:
-    """The judgement itself, or RequestError when a judge answers anything but "a", "b" or "tie"."""
+def checked(judgement: object, judge: Judge) -> Graded:
+    """The judgement itself, or RequestError when a judge answers anything but "a", "b", "tie" or a share.
+
+    An integer is refused: 0 and 1 are a place in other libraries, and a share here.
+    """
     if isinstance(judgement, str) and judgement in get_args(Judgement):
         return cast(Judgement, judgement)
-    number = isinstance(judgement, int | float)
-    scorer = " A function that returns a number is a scorer: it takes (prompt, answer, row)." if number else ""
+    plain = _plain(judgement)
+    if isinstance(plain, float) and is_graded(plain):
+        return plain
+    number = isinstance(plain, int | float)
+    scorer = " A function that rates one answer is a scorer: it takes (prompt, answer, row)." if number else ""
     raise RequestError(
-        f'Judge {judge_name(judge)!r} answered {judgement!r}; a judge answers "a", "b" or "tie".{scorer}'
+        f'Judge {judge_name(judge)!r} answered {judgement!r}; a judge answers "a", "b" or "tie", or the probability '
+        f"that answer a is better as a number from 0.0 to 1.0 (of type float).{scorer}"
     )
 
 
-def swapped_verdict(verdict: Judgement | None) -> Judgement | None:
+def is_graded(value: object) -> bool:
+    """Whether a value is a judgement, in words or as a share."""
+    if isinstance(value, float):
+        return math.isfinite(value) and 0.0 <= value <= 1.0
+    return isinstance(value, str) and value in get_args(Judgement)
+
+
+def share_of_a(judgement: Graded) -> float:
+    """The share of the comparison that answer a wins: 1, 0.5 or 0 of a judgement in words."""
+    return judgement if isinstance(judgement, float) else {"a": 1.0, "tie": 0.5, "b": 0.0}[judgement]
+
+
+def decided(judgement: Graded | None) -> Judgement | None:
+    """The judgement in words: the answer that has more than half."""
+    if judgement is None or isinstance(judgement, str):
+        return judgement
+    return "tie" if judgement == 0.5 else "a" if judgement > 0.5 else "b"
+
+
+def swapped_verdict(verdict: Graded | None) -> Graded | None:
     """What the same judge says of the answers in the other order, if it is symmetric."""
+    if isinstance(verdict, float):
+        return 1.0 - verdict
     swapped: dict[Judgement | None, Judgement | None] = {"a": "b", "b": "a", "tie": "tie", None: None}
     return swapped[verdict]
+
+
+def both_orders(there: Graded, back: Graded) -> float:
+    """The share of the comparison that the first answer wins, from the judgement in each order.
+
+    Two judgements in words must agree, or it is a tie. Shares are averaged, which removes a preference for a place.
+
+    Args:
+        there: the first answer as answer a.
+        back: the first answer as answer b.
+    """
+    first, second = share_of_a(there), 1.0 - share_of_a(back)
+    if isinstance(there, str) and isinstance(back, str):
+        return first if first == second else 0.5
+    return (first + second) / 2
 
 
 _LARGEST = 3.4028234e38
@@ -150,18 +197,18 @@ def score_all(scorer: Scorer, items: Sequence[Item], *, progress: Progress | Non
 
 def judge_all(
     judge: Judge, questions: Sequence[Question], *, again: bool = False, progress: Progress | None = None
-) -> list[Judgement | None]:
+) -> list[Graded | None]:
     """Any judge's verdict on every question; None where a judge that is asked in words gave none that could be read.
 
     Args:
         again: ask once more what could not be read in an earlier run.
         progress: called with questions done and questions in all.
-    Raises: RequestError when a rule answers anything but "a", "b" or "tie"; whatever the judge raises.
+    Raises: RequestError when a rule answers anything else; whatever the judge raises.
     """
     many = getattr(judge, "judge_all", None)
     if many is not None:
         return list(many(questions, again=again, progress=progress))
-    verdicts: list[Judgement | None] = []
+    verdicts: list[Graded | None] = []
     for done, question in enumerate(questions, start=1):
         with naming_failures(judge, question.prompt, question.row):
             verdict = judge(*question)

@@ -1,6 +1,6 @@
 """The user's Python functions as judges and scorers: found by name, and checked by signature.
 
-    def prefer_polite(prompt, answer_a, answer_b, row):  # a judge: "a", "b" or "tie"
+    def prefer_polite(prompt, answer_a, answer_b, row):  # a judge: "a", "b", "tie", or the probability of a (0.8)
     def politeness(prompt, answer, row):                 # a scorer: a number, or None
 
 `row` may be left out of either.
@@ -34,8 +34,9 @@ _PAIRS = tuple(
 _PROMPTS = frozenset("prompt prompts question query instruction conversation".split())
 """What people call the prompt, which comes first."""
 _FORMS = (
-    "A judge is rule(prompt, answer_a, answer_b, row) and returns 'a', 'b' or 'tie'; a scorer is rule(prompt, answer, "
-    "row) and returns a number. Name the arguments like that, or annotate what it returns (-> str, -> float)."
+    "A judge is rule(prompt, answer_a, answer_b, row) and returns 'a', 'b', 'tie' or the probability that a is better "
+    "(0.8); a scorer is rule(prompt, answer, row) and returns a number. Name the arguments like that, or annotate what "
+    "it returns (-> str, -> float)."
 )
 
 
@@ -78,11 +79,10 @@ def adapted(rule: Judge | Scorer | Any) -> Rule:
             f"Rule {judge_name(rule)!r} takes ({', '.join(names)}): it is unclear whether it is a judge or a scorer. "
             f"{_FORMS}"
         )
-    if by_names is not None and by_return is not None and by_names != by_return:
-        kinds = {True: "a scorer", False: "a judge"}
+    if by_names and by_return is False:  # a judge may return a number: a probability
         raise RequestError(
-            f"Rule {judge_name(rule)!r} has the arguments of {kinds[by_names]} ({', '.join(names)}) and returns what "
-            f"{kinds[by_return]} returns. {_FORMS}"
+            f"Rule {judge_name(rule)!r} has the arguments of a scorer ({', '.join(names)}) and returns what a judge "
+            f"returns. {_FORMS}"
         )
     scores = by_names if by_names is not None else bool(by_return)
     takes = 3 if scores else 4

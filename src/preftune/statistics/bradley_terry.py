@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 
 from preftune.errors import DatasetError, RequestError
 from preftune.statistics.intervals import Floats, number_clusters, quantile
-from preftune.statistics.profile_likelihood import Fitted, design_effect, profile_interval, sigmoid
+from preftune.statistics.profile_likelihood import Fitted, design_effect, profile_interval, sigmoid, spread_of
 
 ELO_PER_NAT = 400 / math.log(10)
 ELO_CENTRE = 1000.0
@@ -37,7 +37,7 @@ class Game(NamedTuple):
     a: str
     b: str
     outcome: float
-    """1: a is better, 0: b is better, 0.5: a tie."""
+    """The share of the comparison that a wins, 0..1; 0.5 is a tie."""
     cluster: Hashable = None
     """The prompt; comparisons without one are all independent."""
 
@@ -284,7 +284,7 @@ def _design_effect(
     np.add.at(slope_GM, (games.prompt_N, games.first_N), residual_N)
     np.add.at(slope_GM, (games.prompt_N, games.second_N), -residual_N)
     hessian_MM = _curvature(wins_MM, score_M) + np.full((models, models), 1 / models)
-    return design_effect(slope_GM, hessian_MM, contrast_M, ties=float((towards_N == 0.5).mean()))
+    return design_effect(slope_GM, hessian_MM, contrast_M, spread=spread_of(towards_N))
 
 
 def _curvature(wins_MM: Floats, score_M: Floats) -> Floats:

@@ -1,6 +1,7 @@
 """Win rates with their uncertainty: intervals clustered by prompt, sample sizes, and a verdict in words.
 
-Outcomes are numbers between 0 (the aligned model lost) and 1 (it won); a tie is 0.5. Several outcomes of one prompt
+Outcomes are numbers between 0 (the aligned model lost) and 1 (it won); a tie is 0.5, a judge's probability or its share
+of several votes is between. Several outcomes of one prompt
 (samples, judges) are no evidence about other prompts, so the prompt is the unit of all intervals in this module
 (cluster-robust standard error: Miller 2024, "Adding Error Bars to Evals", arXiv:2411.00640, section 2.2)."""
 
@@ -226,18 +227,16 @@ def win_rate(
     confidence: float = 0.95,
     unread: Sequence[bool] | None = None,
 ) -> WinRate:
-    """Win rate of the aligned model, ties counted half, with an interval clustered by prompt.
+    """Win rate of the aligned model, the mean of its outcomes, with an interval clustered by prompt.
 
     Args:
-        outcomes: per comparison 1 (win), 0.5 (tie) or 0 (loss).
+        outcomes: per comparison the share that the aligned model wins, 0..1; above one half it counts as a win.
         clusters: the prompt of each comparison; default: every comparison has its own.
         unread: which comparisons have no readable verdict. They count half in the rate; the lower end of the interval
             assumes that all of them were losses, the upper end that all were wins (Horowitz and Manski 2000, JASA
             95:77-84), because as ties they would make it narrower.
     """
     array = np.asarray(outcomes, dtype=np.float64)
-    if not bool(np.isin(array, (0.0, 0.5, 1.0)).all()):
-        raise DatasetError("An outcome is 1 (win), 0.5 (tie) or 0 (loss); found another value.")
     interval = share(array, clusters, confidence=confidence)
     low, high = interval.low, interval.high
     unread_N = np.zeros(array.size, dtype=bool) if unread is None else np.asarray(unread, dtype=bool)
@@ -250,9 +249,9 @@ def win_rate(
         ci_low=low,
         ci_high=high,
         n=int(array.size),
-        wins=int((array == 1).sum()),
+        wins=int((array > 0.5).sum()),
         ties=int((array == 0.5).sum()),
-        losses=int((array == 0).sum()),
+        losses=int((array < 0.5).sum()),
         prompts=prompts,
         spread=interval.standard_error * math.sqrt(prompts),
         confidence=confidence,

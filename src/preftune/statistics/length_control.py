@@ -2,7 +2,8 @@
 
 Judges and people prefer longer answers, so a model may win by length alone. A logistic regression explains the outcomes
 by a constant, `tanh(length difference / its standard deviation)` and, if given, the difficulty of the prompt; the
-length-controlled rate is its prediction for a length difference of zero. Ties count as half a win and half a loss.
+length-controlled rate is its prediction for a length difference of zero. An outcome
+is a number in 0..1; a tie counts as half a win and half a loss.
 
 The ridge on the length coefficient is chosen by cross-validation over prompts: if length does not help to predict
 outcomes of held-out prompts, the coefficient goes to zero and the rate to the plain one."""
@@ -18,7 +19,7 @@ import numpy as np
 
 from preftune.errors import DatasetError, RequestError
 from preftune.statistics.intervals import Floats, number_clusters, quantile, win_rate
-from preftune.statistics.profile_likelihood import Fitted, design_effect, profile_interval, sigmoid
+from preftune.statistics.profile_likelihood import Fitted, design_effect, profile_interval, sigmoid, spread_of
 
 RIDGES = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4)
 """Strengths of the penalty `ridge/2 * coefficient^2` on the summed log-likelihood that cross-validation tries."""
@@ -90,7 +91,7 @@ def length_controlled(
     """The win rate at equal length, with a profile likelihood interval clustered by prompt.
 
     Args:
-        outcomes: per comparison 1 (the aligned model won), 0.5 (tie) or 0.
+        outcomes: per comparison the share that the aligned model wins, 0..1: 1, 0.5 for a tie, 0, or a probability.
         length_differences: aligned minus base, in tokens or letters.
         clusters: the prompt of each comparison; default: every comparison has its own.
         difficulty: difficulty of the prompt, in any unit: for example the base model's log-odds against a third model.
@@ -221,7 +222,7 @@ def _interval(
     slope_GP = np.zeros((prompts, columns))
     np.add.at(slope_GP, cluster_N, (outcome_N - chance_N)[:, None] * features_NP)
     hessian_PP = (features_NP * (chance_N * (1 - chance_N))[:, None]).T @ features_NP + _KEEPS_FINITE * np.eye(columns)
-    effect = design_effect(slope_GP, hessian_PP, np.eye(columns)[0], ties=float((outcome_N == 0.5).mean()))
+    effect = design_effect(slope_GP, hessian_PP, np.eye(columns)[0], spread=spread_of(outcome_N))
 
     def tilted(tilt: float) -> Fitted:
         tilted_P = _fit(features_NP, outcome_N, once_1N, _KEEPS_FINITE, tilt)[0]

@@ -28,9 +28,9 @@ def win_rate_over_seeds(
     """Win rate with an interval over prompts and seeds; over prompts alone if there is only one seed.
 
     Args:
-        outcomes_SP: 1 (win), 0.5 (tie) or 0 (loss) per seed and prompt; the same prompts for each seed.
+        outcomes_SP: the share that is won, 0..1 (0.5 for a tie), per seed and prompt; the same prompts for each seed.
         unread_SP: which of them have no readable verdict, as for `win_rate`.
-    Raises: DatasetError for seeds with different numbers of prompts, or an outcome of another value.
+    Raises: DatasetError for seeds with different numbers of prompts, or an outcome outside 0..1.
     """
     if len({len(row) for row in outcomes_SP}) != 1:
         raise DatasetError("Every seed needs an outcome for each prompt, and the prompts must be the same.")

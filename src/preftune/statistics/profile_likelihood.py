@@ -74,20 +74,25 @@ def sigmoid(x: Floats) -> Floats:
     return result
 
 
-def design_effect(slope_GP: Floats, hessian_PP: Floats, contrast_P: Floats, *, ties: float) -> float:
+def spread_of(outcomes: Floats) -> float:
+    """How much outcomes in 0..1 vary, as a share of what wins and losses do near 50%: 1 minus the share of ties."""
+    return float(4 * np.square(outcomes - 0.5).mean())
+
+
+def design_effect(slope_GP: Floats, hessian_PP: Floats, contrast_P: Floats, *, spread: float) -> float:
     """The ratio of a contrast's variance to the one that the likelihood implies, from the slopes of G independent
     groups.
 
-    It is never below the value that ties alone explain: outcomes with a share `ties` of ties vary 1 - ties times as
-    much as wins and losses near 50%. The slopes of a closely fitting model would give less.
+    It is never below what ties and graded outcomes alone explain (`spread_of`). The slopes of a closely fitting model
+    would give less.
 
     Args:
         slope_GP: per prompt, the gradient of its log-likelihood.
         hessian_PP: the curvature of the whole (positive definite).
-        ties: share of outcomes that are ties.
+        spread: of the outcomes, as `spread_of` gives it.
     """
     groups = len(slope_GP)
     direction_P = np.linalg.solve(hessian_PP, contrast_P)
     naive = float(contrast_P @ direction_P)
     robust = float(np.square((slope_GP - slope_GP.mean(axis=0)) @ direction_P).sum()) * groups / max(1, groups - 1)
-    return max(robust / naive if naive > 0 else 1.0, 1.0 - ties)
+    return max(robust / naive if naive > 0 else 1.0, spread)

@@ -36,6 +36,7 @@ class Speaker:
 class Reply(NamedTuple):
     text: str
     cut: bool = False
+    first_token: Mapping[str, float] | None = None
 
 
 class Conduct(NamedTuple):
@@ -48,8 +49,14 @@ class ScriptedJudge:
     name = "scripted@nowhere"
     conduct = Conduct()
 
-    def __init__(self, reply: Callable[[str], str], *, stop_after: int | None = None) -> None:
-        self.reply, self.stop_after = reply, stop_after
+    def __init__(
+        self,
+        reply: Callable[[str], str],
+        *,
+        stop_after: int | None = None,
+        first_token: Callable[[str], Mapping[str, float]] | None = None,
+    ) -> None:
+        self.reply, self.stop_after, self.first_token = reply, stop_after, first_token
         self.asked: list[Sequence[Mapping[str, Any]]] = []
         self.budget = Budget()
 
@@ -57,7 +64,9 @@ class ScriptedJudge:
         if self.stop_after is not None and len(self.asked) >= self.stop_after:
             raise KeyboardInterrupt
         self.asked.append(messages)
-        return Reply(self.reply(next(turn["content"] for turn in messages if turn["role"] == "user")))
+        asked = next(turn["content"] for turn in messages if turn["role"] == "user")
+        given = self.first_token if options.get("logprobs") else None
+        return Reply(self.reply(asked), first_token=None if given is None else given(asked))
 
 
 def contest(

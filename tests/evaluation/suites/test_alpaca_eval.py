@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from preftune.errors import DatasetError, RequestError
 from preftune.evaluation.suites import run_suite
-from tests.evaluation.suites.scripted import Speaker, contest, last
+from tests.evaluation.suites.scripted import ScriptedJudge, Speaker, contest, last
 
 ROWS = [
     {"instruction": f"Say {i}.", "output": f"reference {i}", "generator": "old-model", "dataset": "selfinstruct"}
@@ -156,3 +157,28 @@ def test_a_judge_is_needed_and_instructions(tmp_path: Path) -> None:
     path.write_text('{"question": "?"}\n')
     with pytest.raises(DatasetError, match="has no 'instruction' or 'prompt'"):
         run_suite("alpaca-eval", contest(tmp_path, generate=Speaker(answer), judge=Preferring(ORDER)), data=path)
+
+
+def test_outcomes_are_probabilities_where_the_judge_gives_them(data: Path, tmp_path: Path) -> None:
+    """The judge gives the aligned answer 0.9 in the first place and 0.7 in the second."""
+
+    def first_token(asked: str) -> dict[str, float]:
+        first = asked.index("aligned says") < asked.index("base says") if "base says" in asked else True
+        chance = 0.9 if first else 0.3
+        return {"A": math.log(chance), "B": math.log(1 - chance)}
+
+    instructions = json.loads(data.read_text())
+    data.write_text(json.dumps([{k: v for k, v in row.items() if k != "output"} for row in instructions]))
+    judge = ScriptedJudge(lambda asked: '{"better": "A"}', first_token=first_token)
+    asked = contest(tmp_path, generate=Speaker(answer), judge=Preferring(ORDER), endpoint=judge)
+    result = run_suite("alpaca-eval", asked, data=data)
+    assert result.figures["win_rate"]["win_rate"] == pytest.approx(0.8)
+    annotations = json.loads((tmp_path / "eval/alpaca-eval/annotations.json").read_text())
+    assert [one["preference"] for one in annotations] == pytest.approx([1.8] * 4)
+    assert any("judge's probabilities" in note for note in result.notes)
+    plain = ScriptedJudge(lambda asked: "A")
+    asked = contest(tmp_path / "plain", generate=Speaker(answer), judge=Preferring(ORDER), endpoint=plain)
+    result = run_suite("alpaca-eval", asked, data=data)
+    assert any("returned no log-probabilities" in note for note in result.notes)
+    assert result.figures["win_rate"]["wins"] == 3
+    assert len(plain.asked) == 1

@@ -10,7 +10,8 @@ import pytest
 
 from preftune.errors import DatasetError, RequestError
 from preftune.evaluation.two_models.answers import answer_rows
-from preftune.evaluation.two_models.run import evaluate_pairwise, outcome_of
+from preftune.evaluation.two_models.run import evaluate_pairwise, value_of
+from preftune.evaluation.two_models.types import outcome_word
 from preftune.judges.rules import KeyFactJudge
 from preftune.storage.jsonl import append_lines, read_lines, write_lines
 
@@ -118,7 +119,7 @@ def test_both_orders_must_agree(tmp_path: Path) -> None:
         ("a", None): "loss",
     }
     for (base_first, aligned_first), outcome in orders.items():
-        assert outcome_of(base_first, aligned_first) == outcome
+        assert outcome_word(value_of(base_first, aligned_first)) == outcome
 
     def always_first(prompt, answer_a, answer_b, row):
         return "a"

@@ -10,7 +10,7 @@ Which: TypeAlias = Literal["best-worst", "all", "adjacent"]
 """The best against the worst answer; every answer against every other; every answer against the next one below."""
 
 Comparisons: TypeAlias = Mapping[tuple[int, int], float]
-"""(i, j) with i < j -> 1 if answer i is better, 0 if answer j is better, 0.5 for a tie."""
+"""(i, j) with i < j -> the share of the comparison that answer i wins: 1, 0.5 for a tie, 0, or a number between."""
 
 
 class Ranked(NamedTuple):
@@ -72,4 +72,4 @@ def rank(
 
 
 def _won(comparisons: Comparisons, i: int, j: int) -> bool:
-    return comparisons[i, j] == 1.0 if i < j else comparisons[j, i] == 0.0
+    return comparisons[i, j] > 0.5 if i < j else comparisons[j, i] < 0.5

@@ -10,7 +10,17 @@ from typing import Protocol, TypeAlias
 from preftune.evaluation.labelling.pair_selection import wins
 from preftune.evaluation.labelling.sample_groups import Group, LabelCounts
 from preftune.judges.from_scores import ScoreJudge
-from preftune.judges.protocol import Judge, Judgement, Question, Scorer, judge_all, judge_name, swapped_verdict
+from preftune.judges.protocol import (
+    Graded,
+    Judge,
+    Question,
+    Scorer,
+    both_orders,
+    decided,
+    judge_all,
+    judge_name,
+    swapped_verdict,
+)
 
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -87,14 +97,10 @@ class ByComparison:
             yield Rated(list(wins(len(group.answers), comparisons)), comparisons)
 
 
-def _outcome(there: Judgement | None, back: Judgement | None, counts: LabelCounts) -> float:
-    """1 if the first answer is better in both orders, 0 if the second is, 0.5 otherwise."""
+def _outcome(there: Graded | None, back: Graded | None, counts: LabelCounts) -> float:
+    """The share of the comparison that the first answer wins; see `both_orders`."""
     if there is None or back is None:
         counts.unjudged += 1
         return 0.5
-    if there == back and there != "tie":
-        counts.disagreed += 1
-        return 0.5
-    if (there, back) == ("a", "b"):
-        return 1.0
-    return 0.0 if (there, back) == ("b", "a") else 0.5
+    counts.disagreed += decided(there) == decided(back) != "tie"
+    return both_orders(there, back)

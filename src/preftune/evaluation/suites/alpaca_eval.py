@@ -21,9 +21,10 @@ from preftune.evaluation.suites.asking import answer_both, cut_off, ended, need_
 from preftune.evaluation.suites.result import SuiteResult
 from preftune.evaluation.suites.sources import HubData, Row, look_at_some, read_rows, text_of
 from preftune.evaluation.two_models.run import judge_rows
-from preftune.evaluation.two_models.summary import OUTCOME_VALUE, at_equal_length, rate_of
+from preftune.evaluation.two_models.summary import at_equal_length, rate_of
 from preftune.evaluation.two_models.types import AnsweredRow, JudgedRow
-from preftune.judges.protocol import judge_name
+from preftune.judges.probability_judge import ProbabilityJudge
+from preftune.judges.protocol import Judge, Question, judge_name
 from preftune.statistics.paired import (
     Comparison,
     by_group,
@@ -43,7 +44,6 @@ HUB = HubData("tatsu-lab/alpaca_eval", "alpaca_eval.json")
 """The instructions alone are used; the outputs in this file are those of version 1."""
 REFERENCES = HubData("tatsu-lab/alpaca_eval", "alpaca_eval_gpt4_baseline.json")
 """For `--suite_data tatsu-lab/alpaca_eval`: the same instructions with version 2's reference outputs."""
-_PREFERENCE = {"loss": 1.0, "tie": 1.5, "win": 2.0}
 _TOKENS = 2048
 """Of an answer, as most models of the leaderboard were given."""
 _FOR_LENGTHS = 10
@@ -52,9 +52,10 @@ _FOR_LENGTHS = 10
 
 def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder: Path) -> SuiteResult:
     """Both models answer, the judge compares in both orders; rates plain and at equal length."""
-    judge = need_judge(contest, SUITE)
+    need_judge(contest, SUITE)
     rows, part = look_at_some(_read(data), limit)
     answered = answer_both(contest, rows, folder)
+    judge, graded = _weighted(contest, answered)
     judged = judge_rows(answered, rows, judge=judge, path=folder / "verdicts.jsonl", progress=contest.progress)
     _write_outputs(folder, contest, rows, answered, judged, judge_name(judge))
     clusters = [digest(answer.prompt) for answer in answered]
@@ -66,13 +67,13 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
         n = len(judged) - rate.unread
         fair = compare_with_even("win rate at equal length", *rates, n=n, confidence=contest.confidence)
         comparisons.insert(0, fair)
-    against = _against_references(contest, rows, answered, folder)
+    against = _against_references(contest, rows, answered, folder, judge)
     comparisons += against
     return SuiteResult(
         SUITE,
         comparisons=comparisons,
         breakdown=_by_dataset(rows, judged, clusters, contest.confidence),
-        notes=[*_notes(controlled, judged, bool(against)), *cut_off(ended(answered), usual=_TOKENS)],
+        notes=[*graded, *_notes(controlled, judged, bool(against)), *cut_off(ended(answered), usual=_TOKENS)],
         part=part,
         details={
             "win_rate": rate.to_dict(),
@@ -84,6 +85,21 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
             "judge": judge_name(judge),
         },
     )
+
+
+def _weighted(contest: Contest, answered: Sequence[AnsweredRow]) -> tuple[Judge, list[str]]:
+    """The judge by log-probabilities, as AlpacaEval 2 has it, where the model gives them; and a note on which it is."""
+    judge = need_judge(contest, SUITE)
+    question = next((Question(a.prompt, a.base, a.aligned) for a in answered if a.base != a.aligned), None)
+    if contest.asker is None or question is None:
+        return judge, []
+    weighted = ProbabilityJudge(contest.asker)
+    if weighted.gives_probabilities(question):
+        return weighted, ["Outcomes are the judge's probabilities, from the log-probabilities of its two letters."]
+    return judge, [
+        f"{contest.asker.name} returned no log-probabilities of its two letters, so each comparison is won, tied or "
+        "lost; AlpacaEval 2 weights them by probability."
+    ]
 
 
 def _read(data: str | Path | None) -> list[Row]:
@@ -127,7 +143,7 @@ def _by_dataset(
 
 
 def _against_references(
-    contest: Contest, rows: Sequence[Row], answered: Sequence[AnsweredRow], folder: Path
+    contest: Contest, rows: Sequence[Row], answered: Sequence[AnsweredRow], folder: Path, judge: Judge
 ) -> list[Comparison]:
     """How often each model wins against the outputs that came with the data; nothing where none came."""
     at = [i for i, row in enumerate(rows) if isinstance(row["reference"], str) and row["reference"].strip()]
@@ -139,14 +155,14 @@ def _against_references(
         by_side[side] = judge_rows(
             pairs,
             [rows[i] for i in at],
-            judge=need_judge(contest, SUITE),
+            judge=judge,
             path=folder / f"reference_verdicts_{side}.jsonl",
             progress=contest.progress,
         )
     read = [n for n in range(len(at)) if not any(judged[n].unjudged for judged in by_side.values())]
     if not read:
         return []
-    wins = {side: [OUTCOME_VALUE[judged[n].outcome] for n in read] for side, judged in by_side.items()}
+    wins = {side: [judged[n].value for n in read] for side, judged in by_side.items()}
     names = {str(rows[i]["generator"]) for i in at if rows[i]["generator"]}
     opponent = names.pop() if len(names) == 1 else "the reference outputs"
     return [
@@ -191,7 +207,7 @@ def _write_outputs(
             "output_2": answer.aligned,
             "generator_2": contest.aligned,
             "annotator": annotator,
-            "preference": _PREFERENCE[one.outcome],
+            "preference": 1.0 + one.value,
         }
         for row, answer, one in zip(rows, answered, judged, strict=True)
     ]

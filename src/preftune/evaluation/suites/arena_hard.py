@@ -19,9 +19,8 @@ from preftune.evaluation.suites.result import SuiteResult
 from preftune.evaluation.suites.sources import HubData, Row, look_at_some, missing_column, read_rows
 from preftune.evaluation.two_models.run import judge_rows
 from preftune.evaluation.two_models.types import AnsweredRow
-from preftune.judges.final_verdict import final_match, unmarked
-from preftune.judges.framing import defused
-from preftune.judges.protocol import judge_name
+from preftune.judges.framing import defused, final_match, unmarked
+from preftune.judges.protocol import decided, judge_name
 from preftune.statistics.intervals import share
 from preftune.statistics.paired import Comparison, by_group, compare_with_even, members_by
 from preftune.storage.jsonl import write_lines
@@ -94,7 +93,7 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
         games = _five_labels(contest, answered)
     else:
         judged = judge_rows(answered, rows, judge=judge, path=folder / "judgements.jsonl", progress=contest.progress)
-        games = [_three_labels(one.base_first, one.aligned_first) for one in judged]
+        games = [_three_labels(decided(one.base_first), decided(one.aligned_first)) for one in judged]
     write_lines(folder / "verdicts.jsonl", ({"id": a.id, **g._asdict()} for a, g in zip(answered, games, strict=True)))
     readable = [index for index, game in enumerate(games) if game.points]
     if not readable:

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 from preftune.evaluation.suites.sources import Row
-from preftune.judges.final_verdict import final_match, unmarked
-from preftune.judges.framing import defused
+from preftune.judges.framing import defused, final_match, unmarked
 from preftune.types import Message
 
 Turn: TypeAlias = Literal[1, 2]

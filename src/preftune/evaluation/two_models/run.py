@@ -17,7 +17,16 @@ from preftune.evaluation.two_models.answers import Progress, answer_rows
 from preftune.evaluation.two_models.summary import Summary, summarise
 from preftune.evaluation.two_models.types import AnsweredRow, JudgedRow, Outcome
 from preftune.generation.protocol import PairGenerator
-from preftune.judges.protocol import Judge, Judgement, Question, Scorer, judge_all
+from preftune.judges.protocol import (
+    Graded,
+    Judge,
+    Question,
+    Scorer,
+    both_orders,
+    is_graded,
+    judge_all,
+    share_of_a,
+)
 from preftune.judges.registry import as_judge
 from preftune.storage.jsonl import append_lines, digest, prepare_folder, read_lines, write_json, write_lines
 
@@ -173,34 +182,36 @@ def _outcome_keys(answered: Sequence[AnsweredRow], rows: Sequence[Mapping[str, A
 def _without_asking(name: str, key: str, known: Mapping[str, Mapping[str, Any]]) -> JudgedRow:
     """An outcome that is known, or the tie of two equal answers."""
     if not key or key not in known:
-        return JudgedRow(name, "tie", "tie", None, key)
-    record = {field: value for field, value in known[key].items() if field in JudgedRow._fields}
-    return JudgedRow(**{**record, "id": name})
+        return JudgedRow(name, 0.5, "tie", None, key)
+    return JudgedRow.from_dict({**known[key], "id": name})
 
 
 def _judged(
-    name: str, base_first: Judgement | None, aligned_first: Judgement | None, key: str, *, symmetric: bool
+    name: str, base_first: Graded | None, aligned_first: Graded | None, key: str, *, symmetric: bool
 ) -> JudgedRow:
     unread = base_first is None or (aligned_first is None and not symmetric)
-    outcome: Outcome = "tie" if base_first is None or unread else outcome_of(base_first, aligned_first)
-    return JudgedRow(name, outcome, base_first, aligned_first, key, unread)
+    value = 0.5 if base_first is None or unread else value_of(base_first, aligned_first)
+    return JudgedRow(name, value, base_first, aligned_first, key, unread)
 
 
 def _is_outcome(record: Mapping[str, Any]) -> bool:
     """Whether a line of verdicts.jsonl can be reused."""
-    words = (*get_args(Judgement), None)
+    value = record.get("value", 0.5)
     return (
         isinstance(record.get("key"), str)
         and bool(record["key"])
         and record.get("outcome") in get_args(Outcome)
-        and all(name in record and record[name] in words for name in ("base_first", "aligned_first"))
+        and isinstance(value, float)
+        and is_graded(value)
+        and all(
+            name in record and (record[name] is None or is_graded(record[name]))
+            for name in ("base_first", "aligned_first")
+        )
     )
 
 
-def outcome_of(base_first: Judgement, aligned_first: Judgement | None) -> Outcome:
-    """The aligned model's outcome from the judgement in each order; two orders must agree, or it is a tie."""
-    first: Outcome = {"a": "loss", "b": "win", "tie": "tie"}[base_first]  # type: ignore[assignment]
+def value_of(base_first: Graded, aligned_first: Graded | None) -> float:
+    """The aligned model's share of the comparison, from the judgement in each order; see `both_orders`."""
     if aligned_first is None:
-        return first
-    second: Outcome = {"a": "win", "b": "loss", "tie": "tie"}[aligned_first]  # type: ignore[assignment]
-    return first if first == second else "tie"
+        return 1.0 - share_of_a(base_first)
+    return both_orders(aligned_first, base_first)

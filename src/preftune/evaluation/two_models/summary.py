@@ -17,7 +17,7 @@ from preftune.evaluation.two_models.correctness import (
 )
 from preftune.evaluation.two_models.degeneration import Degeneration, compare
 from preftune.judges.from_scores import ScoreJudge
-from preftune.judges.protocol import Judge, judge_name
+from preftune.judges.protocol import Judge, decided, judge_name
 from preftune.judges.text_matching import is_correct
 from preftune.statistics.intervals import MeanInterval, Verdict, WinRate, mean_interval, verdict, win_rate
 from preftune.statistics.length_control import LengthControlled, length_controlled
@@ -27,7 +27,6 @@ from preftune.storage.jsonl import digest
 if TYPE_CHECKING:
     from preftune.evaluation.two_models.types import AnsweredRow, JudgedRow
 
-OUTCOME_VALUE = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 _CALLED = {"base": BASE_MODEL, "dataset": "the dataset"}
 """How a baseline of this name is called in a sentence; others are "the baseline"."""
 _SUSPICIOUS = 5
@@ -255,7 +254,7 @@ def _per_side(answered: Sequence[AnsweredRow], field: str) -> dict[str, float]:
 def _only_ties(answered: Sequence[AnsweredRow], judged: Sequence[JudgedRow]) -> bool:
     """Of at least `_SUSPICIOUS` rows whose answers differ, each was judged a tie whenever it was asked."""
     different = [j for answer, j in zip(answered, judged, strict=True) if answer.base != answer.aligned]
-    said = {verdict for j in different for verdict in (j.base_first, j.aligned_first)} - {None}
+    said = {decided(verdict) for j in different for verdict in (j.base_first, j.aligned_first)} - {None}
     return len(different) >= _SUSPICIOUS and said == {"tie"}
 
 
@@ -263,8 +262,9 @@ def _position_bias(judged: Sequence[JudgedRow]) -> PositionBias | None:
     asked = [j for j in judged if j.base_first is not None and j.aligned_first is not None]
     if not asked:
         return None
-    same = [j for j in asked if j.base_first == j.aligned_first and j.base_first != "tie"]
-    return PositionBias(len(asked), len(same), sum(j.base_first == "a" for j in same))
+    places = [(decided(j.base_first), decided(j.aligned_first)) for j in asked]
+    same = [first for first, second in places if first == second != "tie"]
+    return PositionBias(len(asked), len(same), sum(first == "a" for first in same))
 
 
 def _right_answers(
@@ -291,7 +291,7 @@ def rate_of(
 ) -> WinRate:
     """The win rate of these rows, by default of all."""
     at = range(len(judged)) if members is None else members
-    outcomes, unread = [OUTCOME_VALUE[judged[n].outcome] for n in at], [judged[n].unjudged for n in at]
+    outcomes, unread = [judged[n].value for n in at], [judged[n].unjudged for n in at]
     return win_rate(outcomes, [clusters[n] for n in at], confidence=confidence, unread=unread)
 
 
@@ -314,7 +314,7 @@ def at_equal_length(
     names = [clusters[n] for n in read]
     if len(set(names)) < (least or 2) or not (least or any(differences)):
         return None
-    outcomes = [OUTCOME_VALUE[judged[n].outcome] for n in read]
+    outcomes = [judged[n].value for n in read]
     return length_controlled(outcomes, differences, names, confidence=confidence, seed=seed)
 
 

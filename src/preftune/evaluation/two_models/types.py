@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from preftune.generation.protocol import SIDES
 from preftune.generation.thoughts import Spoken
-from preftune.judges.protocol import Judgement
+from preftune.judges.protocol import Graded
 from preftune.types import Text
 
 _PER_SIDE = ("tokens", "finished", "thought", "thought_tokens")
@@ -76,20 +76,38 @@ class AnsweredRow:
 
 Outcome: TypeAlias = Literal["win", "tie", "loss"]
 """Of the aligned model."""
+_VALUES: Mapping[Outcome, float] = {"win": 1.0, "tie": 0.5, "loss": 0.0}
+
+
+def outcome_word(value: float) -> Outcome:
+    """A share of a comparison in words: more than half is a win."""
+    return "tie" if value == 0.5 else "win" if value > 0.5 else "loss"
 
 
 class JudgedRow(NamedTuple):
     """The outcome of one row for the aligned model, and the raw judgements that led to it."""
 
     id: str
-    outcome: Outcome
-    base_first: Judgement | None
+    value: float
+    """The share of the comparison that the aligned model wins, 0..1: 1 a win, 0.5 a tie, 0 a loss, or a probability."""
+    base_first: Graded | None
     """Base as answer a, aligned as answer b; None when no verdict could be read."""
-    aligned_first: Judgement | None
+    aligned_first: Graded | None
     """Aligned as answer a; None when the judge is symmetric and was asked once, or no verdict could be read."""
     key: str = ""
     unjudged: bool = False
     """A verdict could not be read; the row counts as a tie."""
 
+    @property
+    def outcome(self) -> Outcome:
+        return outcome_word(self.value)
+
     def to_dict(self) -> dict[str, Any]:
-        return self._asdict()
+        """A line of `verdicts.jsonl`: the outcome in words too."""
+        return {"id": self.id, "outcome": self.outcome, **self._asdict()}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> JudgedRow:
+        """A line of `verdicts.jsonl`; earlier versions wrote the outcome in words only."""
+        known = {name: record[name] for name in cls._fields if name in record}
+        return cls(**{"value": _VALUES[record["outcome"]], **known})

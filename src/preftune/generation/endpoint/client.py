@@ -104,11 +104,14 @@ _NO_SYSTEM = re.compile(
     r"system (?:role|message|prompt)|roles must alternate|only (?:support )?user and assistant roles", re.IGNORECASE
 )
 """Error messages of chat templates that do not support a system turn."""
-_SPARE = ("max_tokens", "response_format", "seed")
+_SPARE = ("max_tokens", "response_format", "seed", "logprobs")
 """Fields that are left out if a server refuses them."""
+_TOP_LOGPROBS = 5
+"""Alternatives that are requested for each token: the most that every server returns."""
 
 _TOLD = {
     "seed": "does not support a seed: the same seed does not reproduce its answers.",
+    "logprobs": "does not return log-probabilities: its judgements count as won or lost, not as probabilities.",
     "temperature": (
         "does not accept a temperature: it uses its own, and its answers may change when a question is repeated."
     ),
@@ -178,6 +181,7 @@ class Endpoint:
         top_p: float | None = None,
         seed: int | None = None,
         as_json: bool = False,
+        logprobs: bool = False,
         extra: Mapping[str, Any] | None = None,
         about: str = "",
         spare: Sequence[str] = (),
@@ -189,6 +193,7 @@ class Endpoint:
             temperature, top_p, seed: None means the server's own. Not every server supports `seed`; if it is refused,
                 it is left out, and this is reported once.
             as_json: request a JSON object; if this is refused, it is left out.
+            logprobs: request the log-probabilities of the likeliest tokens; if this is refused, it is left out.
             extra: fields of the request that only some servers support, such as `top_k` or `chat_template_kwargs`.
             about: description of the request, for the message if only this request is refused.
             spare: more fields that are left out if they are refused, which is reported once.
@@ -198,6 +203,8 @@ class Endpoint:
         request = {name: value for name, value in wanted.items() if value is not None}
         if as_json:
             request["response_format"] = {"type": "json_object"}
+        if logprobs:
+            request |= {"logprobs": True, "top_logprobs": _TOP_LOGPROBS}
         asked = guess_tokens(sum(len(str(message.get("content") or "")) for message in messages))
         ticket = self.budget.begin(tokens_in=asked, tokens_out=max_tokens)
         self._guard.open = 0
@@ -257,6 +264,8 @@ class Endpoint:
             refused = self._refused & {*_SPARE, *spare}
             sent = {name: value for name, value in request.items() if name not in refused}
             asked = without_system(messages) if _SYSTEM in self._refused else messages
+            if "logprobs" in refused:  # one without the other is an error
+                sent.pop("top_logprobs", None)
             if "max_tokens" in refused:  # OpenAI's newer models know it under another name only
                 sent["max_completion_tokens"] = request["max_tokens"]
             try:

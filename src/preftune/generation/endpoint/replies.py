@@ -37,6 +37,8 @@ class Reply(NamedTuple):
     """Number of these tokens that belong to the reasoning, if the server reports it."""
     cut: bool = False
     """Whether the reply ended at its limit."""
+    first_token: Mapping[str, float] | None = None
+    """Log-probabilities (nats) of the likeliest first tokens, if they were requested and the server returned them."""
 
 
 class OddReplyError(ValueError):
@@ -73,7 +75,20 @@ def read_reply(answer: Any, asked: int) -> Reply:
         prompt_tokens=asked if prompt_tokens is None else prompt_tokens,
         thought=thought,
         thought_tokens=_count(details, "reasoning_tokens") or 0,
+        first_token=_first_token(getattr(choices[0], "logprobs", None)),
     )
+
+
+def _first_token(logprobs: Any) -> dict[str, float] | None:
+    """Token -> log-probability of the alternatives at the first place; None unless all of them can be read."""
+    content = getattr(logprobs, "content", None)
+    listed = getattr(content[0], "top_logprobs", None) if isinstance(content, list) and content else None
+    if not isinstance(listed, list) or not listed:
+        return None
+    found = [(getattr(one, "token", None), getattr(one, "logprob", None)) for one in listed]
+    if not all(isinstance(token, str) and isinstance(value, int | float) and value <= 1e-6 for token, value in found):
+        return None
+    return {str(token): float(value) for token, value in found if value is not None}
 
 
 def _content(content: Any) -> tuple[str, str]:

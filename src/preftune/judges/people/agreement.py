@@ -18,7 +18,16 @@ import numpy as np
 from preftune.amounts import counted
 from preftune.errors import DatasetError
 from preftune.judges.people.labels import HumanLabel
-from preftune.judges.protocol import Judge, Judgement, Progress, Question, judge_all, judge_name, swapped_verdict
+from preftune.judges.protocol import (
+    Judge,
+    Judgement,
+    Progress,
+    Question,
+    decided,
+    judge_all,
+    judge_name,
+    swapped_verdict,
+)
 from preftune.judges.text_matching import count_words
 from preftune.statistics.intervals import (
     Floats,
@@ -204,7 +213,7 @@ def judge_labels(
     for label in labels:
         there = next(verdicts)
         back = there if getattr(judge, "symmetric", False) else swapped_verdict(next(verdicts))
-        judged.append(Judged(label, there, back))
+        judged.append(Judged(label, decided(there), decided(back)))
     return judged
 
 

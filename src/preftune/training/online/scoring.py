@@ -12,8 +12,7 @@ from preftune.errors import RequestError
 from preftune.generation.prompts import Prompt
 from preftune.judges.ensemble import combined as one_score
 from preftune.judges.ensemble import deviation
-from preftune.judges.final_verdict import unmarked
-from preftune.judges.framing import defused
+from preftune.judges.framing import defused, unmarked
 from preftune.judges.llm_client import Asker
 from preftune.judges.pairwise_llm import as_transcript
 from preftune.judges.protocol import Item, Scorer, judge_name, score_all

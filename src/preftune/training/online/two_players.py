@@ -148,7 +148,7 @@ class NashMDTrainer(TwoPlayerTrainer):
             return None
         if rated.comparisons is None:
             return float(torch.sigmoid(torch.tensor(own - other, dtype=torch.float64)))
-        return 0.5 if own == other else float(own > other)
+        return min(1.0, max(0.0, (1.0 + own - other) / 2))
 
     def compute_part(self, part: PackedBatch, step: FreshStep) -> tuple[Tensor, Mapping[str, Tensor], Tensor]:
         self.model.train()
