@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from preftune.amounts import counted
-from preftune.errors import ModelError, RequestError
+from preftune.errors import ModelError, PreftuneError, RequestError
 from preftune.generation.encode_prompts import PromptLike, TemplateKwargs, check_lengths, encode_prompts
 from preftune.generation.thoughts import split_thoughts, spoken
 
@@ -94,8 +94,8 @@ def generate(
     answers: dict[int, Completion] = {}
     with generating(model, autocast, seed if do_sample else None):
         for part in longest_first(token_ids, batch_size):
-            rows = [token_ids[i] for i in part]
-            new_ids = generate_batch(model, rows, config, None if seeds is None else [seeds[i] for i in part])
+            own = None if seeds is None else [seeds[i] for i in part]
+            new_ids = generate_batch(model, [token_ids[i] for i in part], config, own, tokenizer=tokenizer)
             for index, row in zip(part, new_ids, strict=True):
                 ends = _end_ids(config)
                 answers[index] = _completion(row, token_ids[index], tokenizer, ends, apart=thoughts_apart)
@@ -131,8 +131,11 @@ def generation_config(
 
     from transformers import GenerationConfig
 
+    from preftune.models.config_values import check_values
+
     own = getattr(model, "generation_config", None)
     config: GenerationConfig = copy.deepcopy(own) if own is not None else GenerationConfig()
+    check_values("the model's generation_config", config.to_dict())
     ends = end_ids(config, tokenizer)
     config.eos_token_id = ends or None
     padding = tokenizer.pad_token_id
@@ -176,9 +179,9 @@ def base_changed_by(adapter_config: Any) -> str | None:
 
 def base_changed_by_adapter(name: str) -> str | None:
     """The same for a saved adapter: a folder or a hub id."""
-    from peft import PeftConfig
+    from preftune.models.attach import adapter_config
 
-    return base_changed_by(PeftConfig.from_pretrained(name))
+    return base_changed_by(adapter_config(name))
 
 
 @contextmanager
@@ -216,6 +219,7 @@ def generate_batch(
     seeds: Sequence[int] | None,
     *,
     processor: Callable[[Tensor], Any] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[list[int]]:
     """New tokens of each row. Padding is on the left and masked; the tokenizer's padding side has no effect.
 
@@ -224,6 +228,7 @@ def generate_batch(
 
     Args:
         processor: makes a logits processor, given the attention mask of the padded prompts. It needs `seeds`.
+        tokenizer: finds the `stop_strings` of the config.
     """
     import torch
 
@@ -237,7 +242,8 @@ def generate_batch(
         for length in sorted(lengths):
             places = [place for place, ids in enumerate(token_ids) if len(ids) == length]
             own = None if seeds is None else [seeds[place] for place in places]
-            made = generate_batch(model, [token_ids[place] for place in places], config, own, processor=processor)
+            chosen = [token_ids[place] for place in places]
+            made = generate_batch(model, chosen, config, own, processor=processor, tokenizer=tokenizer)
             rows |= dict(zip(places, made, strict=True))
         return [rows[place] for place in range(len(token_ids))]
     width = max(lengths)
@@ -253,13 +259,31 @@ def generate_batch(
     config = config if draws is None else draws.config
     if processor is None and rounds.serves(config) and not begins_at_the_prompt(model):
         ends = _end_ids(config)
-        return rounds.generate_in_rounds(model, input_ids, attention_mask, config, ends=ends, draws=draws)
-    options = {} if draws is None else {"logits_processor": draws.processors()}
-    output: Tensor = model.generate(
-        input_ids=input_ids, attention_mask=attention_mask, generation_config=config, **options
-    )
+        with _usable_config():
+            return rounds.generate_in_rounds(model, input_ids, attention_mask, config, ends=ends, draws=draws)
+    options: dict[str, Any] = {} if draws is None else {"logits_processor": draws.processors()}
+    if config.stop_strings:
+        options["tokenizer"] = tokenizer
+    with _usable_config():
+        output: Tensor = model.generate(
+            input_ids=input_ids, attention_mask=attention_mask, generation_config=config, **options
+        )
     new_ids: list[list[int]] = output[:, width:].tolist()
     return new_ids
+
+
+@contextmanager
+def _usable_config() -> Iterator[None]:
+    """Raises: ModelError for a generation config with a value that transformers refuses."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, PreftuneError):
+            raise
+        raise ModelError(
+            f"the model's generation_config cannot be used: {' '.join(str(error).split())} Correct "
+            "generation_config.json in the model's folder."
+        ) from error
 
 
 def _completion(

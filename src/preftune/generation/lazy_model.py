@@ -67,7 +67,7 @@ class ModelSource:
     @property
     def base_place(self) -> Location:
         """The place of an adapter's base. Raises: ModelError if it was not found."""
-        from preftune.models.load import locate_base
+        from preftune.models.attach import locate_base
 
         return locate_base(self.place, self._base_model)
 
@@ -102,7 +102,7 @@ class ModelSource:
         """The model's generation config, read without its weights; None if there is none."""
         if self._is_held:
             return getattr(self._model, "generation_config", None)
-        from preftune.models.load import generation_config_of
+        from preftune.models.attach import generation_config_of
 
         places = [self.place, *([self.base_place] if self.is_adapter else [])]
         found = (generation_config_of(place) for place in places if place.kind != "gguf")

@@ -41,9 +41,9 @@ def refused_by(source: ModelSource) -> str | None:
         return "it is a GGUF file"
     if not source.is_adapter:
         return None
-    from peft import PeftConfig
+    from preftune.models.attach import adapter_config
 
-    config: Any = PeftConfig.from_pretrained(source.place.name)
+    config = adapter_config(source.place.name)
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if kind != "LORA":
         return f"its adapter is of type {kind}"
@@ -114,9 +114,9 @@ def engine_for(
         options["max_num_seqs"] = batch_size
     if not source.is_adapter:
         return VllmEngine(source.place.name, **options)
-    from peft import PeftConfig
+    from preftune.models.attach import adapter_config
 
-    rank = lora_rank(PeftConfig.from_pretrained(source.place.name))
+    rank = lora_rank(adapter_config(source.place.name))
     return VllmEngine(source.base_name, rank=rank, **options)
 
 

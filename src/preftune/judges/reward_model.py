@@ -15,7 +15,7 @@ from preftune.judges.cache import VerdictCache, verdict_key
 from preftune.judges.pairwise_llm import as_transcript
 from preftune.judges.protocol import Item, Progress
 from preftune.judges.reward_model_input import Form, form_of, trained_ids
-from preftune.models.damage import whole_weights
+from preftune.models.damage import reading, whole_weights
 from preftune.models.locate import locate
 from preftune.types import Text
 
@@ -183,7 +183,8 @@ def _load(source: ModelSource, dtype: str, trust_remote_code: bool) -> tuple[Any
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    from preftune.models.load import attach_adapter, parse_dtype
+    from preftune.models.attach import attach_adapter
+    from preftune.models.load import parse_dtype
     from preftune.models.quiet import quiet_transformers
 
     name = source.name
@@ -192,11 +193,13 @@ def _load(source: ModelSource, dtype: str, trust_remote_code: bool) -> tuple[Any
     if source.is_adapter:
         options["num_labels"] = 1
     try:
-        labels = AutoConfig.from_pretrained(place.name, **options).num_labels
-        with quiet_transformers(), whole_weights(place.name):
+        with quiet_transformers(), whole_weights(place.name), reading(f"{place.name}/config.json"):
+            labels = AutoConfig.from_pretrained(place.name, **options).num_labels
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 place.name, dtype=parse_dtype(dtype), output_loading_info=True, **options
             )
+    except ModelError:
+        raise
     except (OSError, ValueError, KeyError, ImportError) as error:
         cause = " ".join(str(error).split())[:400]
         raise ModelError(

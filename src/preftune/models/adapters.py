@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from preftune.errors import ModelError
+from preftune.models.attach import attach_adapter, locate_base
 from preftune.models.classifier import is_reward_adapter, load_classifier
-from preftune.models.load import attach_adapter, load_model, load_tokenizer, locate_base, parse_dtype
+from preftune.models.load import load_model, load_tokenizer, parse_dtype
 from preftune.models.locate import FORM_FILE, Location, describe_folder, is_adapter_folder, locate
 from preftune.models.precision import is_packed
 from preftune.models.quiet import quiet_peft, quiet_transformers

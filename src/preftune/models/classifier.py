@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from preftune.errors import ModelError
-from preftune.models.load import attach_adapter, load_model, load_pretrained, locate_base, name_base, parse_dtype
+from preftune.models.attach import adapter_config, attach_adapter, locate_base, name_base
+from preftune.models.load import load_model, load_pretrained, parse_dtype
 from preftune.models.locate import Location, locate
 from preftune.models.quiet import quiet_peft
 
@@ -149,9 +150,7 @@ def _is_classifier(place: Location, options: dict[str, Any]) -> bool:
 
 def is_reward_adapter(place: Location) -> bool:
     """Whether an adapter was trained on a sequence classifier, so that it contains the head."""
-    from peft import PeftConfig
-
-    task = PeftConfig.from_pretrained(place.name).task_type
+    task = adapter_config(place.name).task_type
     return bool(getattr(task, "value", task) == "SEQ_CLS")
 
 

@@ -13,7 +13,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from preftune.bounds import bound, raising, size
-from preftune.errors import ModelError
+from preftune.errors import ModelError, PreftuneError
+from preftune.models.config_values import check_values
 from preftune.storage.jsonl import read_object
 
 
@@ -29,10 +30,43 @@ def whole_weights(name: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def reading(file: str) -> Iterator[None]:
+    """A context for a library that builds something from a file: a value of a wrong type fails there with any error.
+
+    Raises: ModelError that names the file. What may have other causes passes: a missing file or package, a lack of
+        memory, a ValueError.
+    """
+    try:
+        yield
+    except (PreftuneError, SafetensorError, OSError, ImportError, MemoryError, ValueError, KeyError):
+        raise
+    except Exception as error:
+        if isinstance(error, RuntimeError) and not isinstance(error, RecursionError):
+            raise
+        raise ModelError(
+            f"{file} holds a value that cannot be used: {brief(error)} Correct it, or copy the file again from its "
+            "source."
+        ) from error
+
+
+_SAYS_LITTLE = (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RecursionError)
+
+
+def brief(error: BaseException) -> str:
+    """The first paragraph of a message, on one line, ending with a full stop."""
+    text = " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
+    if isinstance(error, _SAYS_LITTLE):
+        text = f"{type(error).__name__}: {text}"
+    text = text if len(text) <= 400 else text[:400] + " ..."
+    return text if text.endswith((".", "!", "?")) else text + "."
+
+
+ADAPTER_CONFIG = "adapter_config.json"
 CONFIGS = (
     "config.json",
     "generation_config.json",
-    "adapter_config.json",
+    ADAPTER_CONFIG,
     "tokenizer_config.json",
     "special_tokens_map.json",
 )
@@ -40,13 +74,15 @@ CONFIGS = (
 
 def check_configs(folder: Path) -> None:
     """Checks config files: transformers silently ignores a generation config that it cannot read, and fails on one that
-    is not an object.
+    is not an object, or on values of a wrong type.
 
-    Raises: ModelError for a file of `CONFIGS` that holds no JSON object, or cannot be read.
+    Raises: ModelError for a file of `CONFIGS` that holds no JSON object, holds values of a wrong type, or cannot be
+        read.
     """
     for file in (folder / name for name in CONFIGS):
         try:
-            if file.is_file() and not isinstance(json.loads(file.read_text(encoding="utf-8")), dict):
+            content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            if not isinstance(content, dict):
                 raise ValueError("it does not hold an object")
         except OSError as error:
             raise ModelError(f"{file} cannot be read: {error.strerror}. Check its permissions.") from error
@@ -55,6 +91,7 @@ def check_configs(folder: Path) -> None:
                 f"{file} is damaged or was copied in part ({error}). Copy or download it again, or name another "
                 "checkpoint."
             ) from error
+        check_values(str(file), content)
 
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_experts", "num_local_experts")

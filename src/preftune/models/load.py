@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ import torch
 from preftune.amounts import counted
 from preftune.errors import ModelError
 from preftune.log import warn
-from preftune.models.damage import check_config_size, whole_weights
+from preftune.models.attach import attach_adapter, generation_config_of, locate_base, name_base
+from preftune.models.config_values import check_values
+from preftune.models.damage import brief, check_config_size, reading, whole_weights
 from preftune.models.four_bit import keep_as_loaded
 from preftune.models.locate import Location, locate
 from preftune.models.precision import decide_precision
@@ -22,7 +25,7 @@ from preftune.storage.jsonl import read_object
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_model(
@@ -85,12 +88,6 @@ def load_model(
     return model
 
 
-def name_base(model: PeftModel, base: str) -> None:
-    """Writes the current place of the base to the adapters' configurations, which are saved and read by PEFT."""
-    for config in model.peft_config.values():
-        config.base_model_name_or_path = base
-
-
 def _refuse_reward_model(place: Location) -> None:
     """Raises: ModelError for a reward model, whose head would silently be left out."""
     folder = Path(place.name)
@@ -136,104 +133,18 @@ def load_tokenizer(
             **extra,
             **kwargs,
         )
-    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:  # a damaged file: any
+        check_values(f"{source}/tokenizer_config.json", {"model_max_length": tokenizer.model_max_length})
+    except ModelError:
+        raise
+    except Exception as error:  # of a damaged file: any
         if place.kind == "hub-adapter":
             base = locate_base(place, base_model, revision=revision).name
             return load_tokenizer(base, trust_remote_code=trust_remote_code, **kwargs)
         raise ModelError(
-            f"No tokenizer could be loaded from {name}: {_brief(error)} Save it in the folder of the model with "
-            "tokenizer.save_pretrained, or load it from the model that it belongs to."
+            f"No tokenizer could be loaded from {name} (tokenizer.json, tokenizer_config.json): {brief(error)} Save it "
+            "in the folder of the model with tokenizer.save_pretrained, or load it from the model that it belongs to."
         ) from error
     return tokenizer
-
-
-def adapter_base(path: str | os.PathLike[str], *, revision: str | None = None) -> str:
-    """The name of the base model that an adapter (folder or hub id) was trained on.
-
-    A relative path that does not exist in the working directory is searched next to the adapter.
-
-    Raises: ModelError when the adapter names none.
-    """
-    from peft import PeftConfig
-
-    try:
-        config = PeftConfig.from_pretrained(os.fspath(path), **({"revision": revision} if revision else {}))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ModelError(f"{path} holds no readable adapter_config.json: {_brief(error)}") from error
-    base = config.base_model_name_or_path
-    if not base:
-        raise ModelError(
-            f"The adapter {path} does not name its base model. Give it with --base MODEL (base_model=...)."
-        )
-    if not Path(base).is_absolute() and not Path(base).exists():
-        beside = Path(path).expanduser() / base
-        for candidate in (beside, Path(path).expanduser().parent / base):
-            if candidate.is_dir():
-                return str(candidate.resolve())
-    return str(base)
-
-
-def locate_base(
-    adapter: Location, base_model: str | os.PathLike[str] | None = None, *, revision: str | None = None
-) -> Location:
-    """Where the base of an adapter is.
-
-    Args:
-        base_model: used instead of the one that the adapter names.
-    Raises: ModelError that names the adapter and its base, if the base was not found.
-    """
-    if base_model is not None:
-        return locate(base_model)
-    base = adapter_base(adapter.name, revision=revision)
-    try:
-        return locate(base)
-    except ModelError as error:
-        lasting = (
-            f" To keep it, write it into {adapter.name}/adapter_config.json as base_model_name_or_path."
-            if adapter.kind == "adapter"
-            else ""
-        )
-        raise ModelError(
-            f"The adapter {adapter.name} needs the base model {base}, which was not found. ({error}) If it was "
-            f"moved, give its place with --base MODEL (base_model=...).{lasting}"
-        ) from error
-
-
-def attach_adapter(
-    model: PreTrainedModel, adapter: Location, *, revision: str | None = None, is_trainable: bool = False
-) -> PeftModel:
-    """Puts a saved adapter on a loaded base. Raises: ModelError if they do not fit."""
-    from peft import PeftModel
-
-    from preftune.models.quiet import quiet_peft
-
-    options: dict[str, Any] = {"revision": revision} if revision else {}
-    if adapter.local_files_only:
-        options["local_files_only"] = True
-    try:
-        with quiet_peft(), whole_weights(adapter.name):
-            fit_embeddings(model, adapter)
-            attached = PeftModel.from_pretrained(model, adapter.name, is_trainable=is_trainable, **options)
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
-        raise ModelError(
-            f"The adapter {adapter.name} does not fit the base model {model.name_or_path}: {_brief(error)} "
-            "Give the base that it was trained on with --base MODEL (base_model=...)."
-        ) from error
-    own = generation_config_of(adapter, revision=revision) if hasattr(model, "generation_config") else None
-    if own is not None:  # more may end the adapter's answers than its base's
-        model.generation_config = own
-    return attached
-
-
-def generation_config_of(place: Location, *, revision: str | None = None) -> GenerationConfig | None:
-    """The generation config in the folder of a model or an adapter; None without one."""
-    from transformers import GenerationConfig
-
-    options: dict[str, Any] = {"revision": revision} if revision else {}
-    try:
-        return GenerationConfig.from_pretrained(place.name, local_files_only=place.local_files_only, **options)
-    except OSError:  # there is no such file
-        return None
 
 
 def parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
@@ -305,6 +216,8 @@ def _load_base(place: Location, *, revision: str | None, options: dict[str, Any]
         options = {"quantization_config": GgufConfig(dequantize=True), **options}
         if options["dtype"] == "auto":
             options["dtype"] = torch.bfloat16  # what was packed in 4 to 8 bits needs no more
+    if place.kind != "gguf":
+        generation_config_of(place, revision=revision)  # what is wrong in it is said before the weights are read
     model: PreTrainedModel = load_pretrained(
         AutoModelForCausalLM, place, revision=revision, options={**options, "output_loading_info": True}
     )
@@ -321,11 +234,13 @@ def load_pretrained(loader: Any, place: Location, *, revision: str | None, optio
     if place.local_files_only:
         extra["local_files_only"] = True
     try:
-        with quiet_transformers(), whole_weights(place.name):
+        with quiet_transformers(), whole_weights(place.name), _known_options(place), reading(f"{source}/config.json"):
             found = loader.from_pretrained(source, **extra, **options)
+    except ModelError:
+        raise
     except ImportError as error:
         fix = " Install it with: pip install 'preftune[quant]'" if "bitsandbytes" in str(error) else ""
-        raise ModelError(f"{place.name} needs a package that is not installed: {_brief(error)}{fix}") from error
+        raise ModelError(f"{place.name} needs a package that is not installed: {brief(error)}{fix}") from error
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
@@ -339,8 +254,19 @@ def load_pretrained(loader: Any, place: Location, *, revision: str | None, optio
             fix = (
                 "Check that it is a causal model, completely downloaded, and supported by this version of transformers."
             )
-        raise ModelError(f"{place.name} could not be loaded: {_brief(error)} {fix}") from error
+        raise ModelError(f"{place.name} could not be loaded: {brief(error)} {fix}") from error
     return _complete(*found, name=place.name) if options.get("output_loading_info") else found
+
+
+@contextmanager
+def _known_options(place: Location) -> Iterator[None]:
+    """Raises: ModelError for an option that the model's class does not know."""
+    try:
+        yield
+    except ModelError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise ModelError(f"{place.name} could not be loaded: {brief(error.__cause__ or error)} Remove it.") from error
 
 
 def _complete(model: Any, report: Mapping[str, Any], *, name: str) -> Any:
@@ -359,41 +285,3 @@ def _source(place: Location) -> tuple[str, dict[str, Any]]:
         return place.name, {}
     file = Path(place.name)
     return str(file.parent), {"gguf_file": file.name}
-
-
-def _brief(error: BaseException) -> str:
-    """The first paragraph of a message, on one line, ending with a full stop."""
-    text = " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
-    if isinstance(error, KeyError | TypeError | AttributeError):  # says little by itself
-        text = f"{type(error).__name__}: {text}"
-    text = text if len(text) <= 400 else text[:400] + " ..."
-    return text if text.endswith((".", "!", "?")) else text + "."
-
-
-_TABLES = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
-_WHOLE_EMBEDDINGS = (".weight", ".base_layer.weight")
-
-
-def fit_embeddings(model: PreTrainedModel, adapter: Location) -> None:
-    """Resizes the base's vocabulary to that of the adapter's training, if it was changed before the training."""
-    rows = _rows_of_embedding(adapter)
-    embedding: Any = model.get_input_embeddings()
-    if rows is not None and rows != embedding.weight.shape[0]:
-        model.resize_token_embeddings(rows, mean_resizing=False)
-
-
-def _rows_of_embedding(adapter: Location) -> int | None:
-    """Number of rows of a whole embedding or head in an adapter's file; None if it holds neither."""
-    file = Path(adapter.name, "adapter_model.safetensors")
-    if adapter.kind != "adapter" or not file.is_file():
-        return None
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as opened:
-        for name in opened.keys():  # noqa: SIM118
-            whole = name.endswith(_WHOLE_EMBEDDINGS) or ".modules_to_save." in name
-            if whole and len(shape := opened.get_slice(name).get_shape()) == 2 and any(map(name.__contains__, _TABLES)):
-                return int(shape[0])
-            if "lora_embedding_A" in name:
-                return int(opened.get_slice(name).get_shape()[1])
-    return None

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from preftune.errors import ModelError
-from preftune.models.damage import check_configs
+from preftune.models.damage import ADAPTER_CONFIG, check_configs
 from preftune.storage.atomic import write_whole
 from preftune.storage.jsonl import read_object
 from preftune.storage.run_directory import run_facts
 
 Kind: TypeAlias = Literal["folder", "adapter", "gguf", "hub", "hub-adapter"]
 
-ADAPTER_CONFIG = "adapter_config.json"
 FORM_FILE = "preftune_reward.json"
 """File in the folder of a reward model that describes its training data."""
 

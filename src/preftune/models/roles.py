@@ -23,7 +23,8 @@ from preftune.errors import ModelError
 from preftune.logps.batch import PackedBatch
 from preftune.logps.layers.fast_layers import quicken
 from preftune.logps.states import completion_states, prepare_trunk, read_head, token_states, trunk_of
-from preftune.models.load import load_pretrained, locate_base
+from preftune.models.attach import adapter_config, locate_base
+from preftune.models.load import load_pretrained
 from preftune.models.locate import Location, locate
 from preftune.models.quiet import quiet_peft
 
@@ -149,11 +150,11 @@ def reward_adapter(model: Any, name: str, *, packed: bool) -> Scalar:
     Raises:
         ModelError: it holds no head of one output, or its adapter does not fit.
     """
-    from peft import PeftConfig, set_peft_model_state_dict
+    from peft import set_peft_model_state_dict
     from peft.utils import load_peft_weights
 
     place = locate(name)
-    config: Any = PeftConfig.from_pretrained(place.name)
+    config = adapter_config(place.name)
     state = load_peft_weights(place.name, device="cpu")
     heads = {key: weight for key, weight in state.items() if ".score." in f".{key}" and "lora_" not in key}
     weight = next((weight for key, weight in heads.items() if key.endswith("weight")), None)

@@ -14,7 +14,7 @@ from torch import nn
 from preftune.errors import ConfigError, ModelError
 from preftune.generation.generate import base_changed_by
 from preftune.logps.states import trunk_of
-from preftune.models.load import locate_base
+from preftune.models.attach import adapter_config, locate_base
 from preftune.models.locate import locate
 from preftune.models.roles import (
     POLICY,
@@ -104,9 +104,7 @@ def _parts_the_base(model: Any, reward: str) -> str:
     One of the two changes weights of the base itself, so the other would compute with another base than its own: the
     reward would give other scores, or the policy and its reference would not be the model as received.
     """
-    from peft import PeftConfig
-
-    theirs: Any = PeftConfig.from_pretrained(locate(reward).name)
+    theirs = adapter_config(locate(reward).name)
     for whose, config in (("the policy's adapter", model.peft_config.get(POLICY)), ("its adapter", theirs)):
         if cause := base_changed_by(config):
             return f"{whose} changes the base ({cause})"

@@ -77,9 +77,23 @@ def read_manifest(folder: Path) -> Manifest | None:
         if version != _VERSION:
             raise DamagedError(f"its {FILE} has version {version}, and this preftune reads version {_VERSION}")
         files = {str(name): (int(size), str(digest)) for name, (size, digest) in content.pop("files").items()}
-        return Manifest(**content, files=files)
+        return _of_right_types(Manifest(**content, files=files))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedError(f"its {FILE} cannot be read ({type(error).__name__})") from error
+
+
+def _of_right_types(manifest: Manifest) -> Manifest:
+    """Raises: ValueError for a field of a wrong type, in a manifest that is not vouched for by its own hash."""
+    facts = manifest.facts
+    whole = all(type(value) is int and 0 <= value < 2**63 for value in (manifest.step, manifest.processes))
+    parts = isinstance(facts, dict) and all(
+        isinstance(facts.get(name), dict | None) for name in ("settings", "data", "adapter", "ends")
+    )
+    if not (whole and parts and isinstance(manifest.run, str) and isinstance(manifest.resumable, bool)):
+        raise ValueError("a field has a wrong type")
+    if not isinstance((facts.get("data") or {}).get("rows", 0), int):
+        raise ValueError("the number of rows has a wrong type")
+    return manifest
 
 
 def _hash_of(content: Mapping[str, Any]) -> str:

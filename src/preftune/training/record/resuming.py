@@ -127,11 +127,12 @@ def _check_foreign(folder: Path) -> None:
             f"new run from its weights (--model {folder}), or name another checkpoint."
         )
     try:
-        int(json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        raise ConfigError(
-            f"{folder} cannot be resumed from: its trainer_state.json cannot be read.{_instead(folder)}"
-        ) from None
+        content = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        int(content["global_step"])
+        checkpoint.check_types("trainer_state.json", content)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        why = str(error) if str(error).startswith("its ") else "its trainer_state.json cannot be read"
+        raise ConfigError(f"{folder} cannot be resumed from: {why}.{_instead(folder)}") from None
     warn(
         f"{folder} has no {FILE} (another library or an older preftune wrote it): preftune cannot check that it is "
         "complete and belongs to the same data and settings."
@@ -148,11 +149,16 @@ def own_state(choice: Choice, *, rank: int) -> dict[str, Any] | None:
         state = checkpoint.load_state(choice.folder, rank=rank)
     except (OSError, ValueError, RecursionError):
         state = {}
-    if state is not None and not (isinstance(state, dict) and "window" in state):
-        raise ConfigError(
-            f"{choice.folder} cannot be resumed from: preftune_state.json is not what was written."
-            f"{_instead(choice.folder)}"
-        )
+    why = ""
+    if state is not None and "window" not in state:
+        why = "its preftune_state.json is not what was written"
+    elif state is not None and choice.manifest is None:
+        try:
+            checkpoint.check_types("preftune_state.json", state)
+        except ValueError as error:
+            why = str(error)
+    if why:
+        raise ConfigError(f"{choice.folder} cannot be resumed from: {why}.{_instead(choice.folder)}")
     return state
 
 

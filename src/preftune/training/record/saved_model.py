@@ -21,6 +21,7 @@ from preftune.data.chat.end_marks import closing_token
 from preftune.errors import ConfigError
 from preftune.log import detail, say
 from preftune.logps import Support
+from preftune.models.config_values import check_values
 from preftune.models.load import parse_dtype
 from preftune.models.precision import Precision, is_quantized_weight
 from preftune.models.quiet import quiet_transformers
@@ -129,6 +130,7 @@ def end_answers(model: Any, tokenizer: Any) -> None:
     config = getattr(model, "generation_config", None)
     if config is None or not getattr(tokenizer, "chat_template", None):
         return
+    check_values("the model's generation_config", config.to_dict())
     token = closing_token(tokenizer)
     ends = config.eos_token_id
     ends = [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]

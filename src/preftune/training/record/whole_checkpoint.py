@@ -201,11 +201,11 @@ class CheckpointedTrainer(SavingTrainer):
     # --- reading ---
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with _readable(resume_from_checkpoint):
+        with readable(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with _readable(checkpoint):
+        with readable(checkpoint):
             super()._load_rng_state(checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -216,7 +216,7 @@ class CheckpointedTrainer(SavingTrainer):
             {name: value for name, value in group.items() if name not in ("params", "lr")} for group in self._groups()
         ]
         rates = list(getattr(self.lr_scheduler, "base_lrs", []))
-        with _readable(checkpoint):
+        with readable(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
         if not self._resume_changed or self.optimizer is None:
             return
@@ -264,7 +264,7 @@ def _rename(partial: Path, final: Path) -> None:
 
 
 @contextmanager
-def _readable(folder: str | None) -> Iterator[None]:
+def readable(folder: str | None) -> Iterator[None]:
     """Errors of the libraries that read a checkpoint, as one that names it."""
     try:
         yield

@@ -23,6 +23,7 @@ from preftune.training.config.base import PackedConfig
 from preftune.training.record import checkpoint
 from preftune.training.record.run_record import facts_of
 from preftune.training.record.saved_model import end_answers, keep_savable
+from preftune.training.record.whole_checkpoint import readable
 from preftune.training.setup import model as assemble
 from preftune.training.setup.reference import MoveReference
 from preftune.training.step.memory import TokenLimit
@@ -146,9 +147,10 @@ class RecordedTrainer(ResumableTrainer):
         if state is None:
             return
         self.step_limit.resume(state.get("step_limit"))
-        self._restore_sums(state)
-        self.recall(state)
-        self.restore(state)
+        with readable(self._resumed_from):
+            self._restore_sums(state)
+            self.recall(state)
+            self.restore(state)
 
     @contextmanager
     def autocast(self) -> Iterator[None]:

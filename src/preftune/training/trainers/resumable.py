@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,7 +37,7 @@ from preftune.training.record.run_record import RunRecord, new_id
 from preftune.training.record.same_run import best_by, facts_of, is_of_record
 from preftune.training.record.stopping import StopSignals
 from preftune.training.record.trackers import TrackedFacts
-from preftune.training.record.whole_checkpoint import CheckpointedTrainer
+from preftune.training.record.whole_checkpoint import CheckpointedTrainer, readable
 from preftune.training.setup.arguments import say_unwatched
 from preftune.training.setup.self_check import FirstStepCallback
 from preftune.training.step import memory
@@ -52,6 +52,7 @@ class ResumableTrainer(CheckpointedTrainer):
     """`train` found a run that is finished: its weights are loaded, and its folder is left as it is."""
     _resume_state: dict[str, Any] | None = None
     _resumed_step: int | None = None
+    _resumed_from: str | None = None
     _goes_on_here = False
     """The run that is resumed is the one in output_dir."""
 
@@ -144,7 +145,7 @@ class ResumableTrainer(CheckpointedTrainer):
             self._resume_changed = check_same_run(
                 choice, facts_of(self), processes=self.args.world_size, allow_changed=self.args.allow_changed
             )
-            self._resume_state, self._resumed_step = state, choice.step
+            self._resume_state, self._resumed_step, self._resumed_from = state, choice.step, str(choice.folder)
             planned, reached = self._planned_steps(), self.limits.reached_by((state or {}).get("spent"))
             ended = self._on_first_rank(lambda: self._why_ended(choice, state or {}, planned, reached))
         if not ended:
@@ -315,7 +316,8 @@ class _Beginning(TrainerCallback):
         if state.is_world_process_zero:
             trainer._record.cut(state.log_history if trainer._goes_on_here else ())
         if trainer.guard is not None:
-            trainer.guard.begin(resumed_step=trainer._resumed_step)
+            with readable(trainer._resumed_from) if trainer._resumed_step is not None else nullcontext():
+                trainer.guard.begin(resumed_step=trainer._resumed_step)
         if trainer._resumed_step is None:
             return
         before, now = (trainer._resume_state or {}).get("best_by"), best_by(trainer)

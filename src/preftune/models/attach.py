@@ -1,0 +1,170 @@
+"""Saved adapters: their configuration, the base that they belong to, and putting them on it; the generation config of
+an adapter or a model.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preftune.errors import ModelError
+from preftune.models.config_values import check_adapter_values, check_values
+from preftune.models.damage import ADAPTER_CONFIG, brief, reading, whole_weights
+from preftune.models.locate import Location, locate
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import GenerationConfig, PreTrainedModel
+
+
+def adapter_config(path: str | os.PathLike[str], *, revision: str | None = None) -> Any:
+    """The PEFT config of an adapter (folder or hub id), its values checked. Raises: ModelError."""
+    from peft import PeftConfig
+
+    file = f"{os.fspath(path)}/{ADAPTER_CONFIG}"
+    try:
+        with reading(file):
+            config = PeftConfig.from_pretrained(os.fspath(path), **({"revision": revision} if revision else {}))
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{path} holds no readable {ADAPTER_CONFIG}: {brief(error)}") from error
+    check_values(file, vars(config))
+    check_adapter_values(file, config)
+    return config
+
+
+def adapter_base(path: str | os.PathLike[str], *, revision: str | None = None) -> str:
+    """The name of the base model that an adapter (folder or hub id) was trained on.
+
+    A relative path that does not exist in the working directory is searched next to the adapter.
+
+    Raises: ModelError when the adapter names none.
+    """
+    base = adapter_config(path, revision=revision).base_model_name_or_path
+    if not base:
+        raise ModelError(
+            f"The adapter {path} does not name its base model. Give it with --base MODEL (base_model=...)."
+        )
+    if not Path(base).is_absolute() and not Path(base).exists():
+        beside = Path(path).expanduser() / base
+        for candidate in (beside, Path(path).expanduser().parent / base):
+            if candidate.is_dir():
+                return str(candidate.resolve())
+    return str(base)
+
+
+def locate_base(
+    adapter: Location, base_model: str | os.PathLike[str] | None = None, *, revision: str | None = None
+) -> Location:
+    """Where the base of an adapter is.
+
+    Args:
+        base_model: used instead of the one that the adapter names.
+    Raises: ModelError that names the adapter and its base, if the base was not found.
+    """
+    if base_model is not None:
+        return locate(base_model)
+    base = adapter_base(adapter.name, revision=revision)
+    try:
+        return locate(base)
+    except ModelError as error:
+        lasting = (
+            f" To keep it, write it into {adapter.name}/adapter_config.json as base_model_name_or_path."
+            if adapter.kind == "adapter"
+            else ""
+        )
+        raise ModelError(
+            f"The adapter {adapter.name} needs the base model {base}, which was not found. ({error}) If it was "
+            f"moved, give its place with --base MODEL (base_model=...).{lasting}"
+        ) from error
+
+
+def attach_adapter(
+    model: PreTrainedModel, adapter: Location, *, revision: str | None = None, is_trainable: bool = False
+) -> PeftModel:
+    """Puts a saved adapter on a loaded base. Raises: ModelError if they do not fit."""
+    from peft import PeftModel
+
+    from preftune.models.quiet import quiet_peft
+
+    adapter_config(adapter.name, revision=revision)
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    if adapter.local_files_only:
+        options["local_files_only"] = True
+    try:
+        with quiet_peft(), whole_weights(adapter.name), reading(f"{adapter.name}/{ADAPTER_CONFIG}"):
+            fit_embeddings(model, adapter)
+            attached = PeftModel.from_pretrained(model, adapter.name, is_trainable=is_trainable, **options)
+    except ImportError as error:
+        raise ModelError(
+            f"The adapter {adapter.name} needs a package that is not installed: {brief(error)} Install it, or correct "
+            f"{ADAPTER_CONFIG}."
+        ) from error
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(
+            f"The adapter {adapter.name} does not fit the base model {model.name_or_path}: {brief(error)} "
+            "Give the base that it was trained on with --base MODEL (base_model=...)."
+        ) from error
+    own = generation_config_of(adapter, revision=revision) if hasattr(model, "generation_config") else None
+    if own is not None:  # more may end the adapter's answers than its base's
+        model.generation_config = own
+    return attached
+
+
+def name_base(model: PeftModel, base: str) -> None:
+    """Writes the current place of the base to the adapters' configurations, which are saved and read by PEFT."""
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = base
+
+
+def generation_config_of(place: Location, *, revision: str | None = None) -> GenerationConfig | None:
+    """The generation config in the folder of a model or an adapter; None without one.
+
+    Raises: ModelError for one with a value of a wrong type, or one that transformers refuses.
+    """
+    from transformers import GenerationConfig
+
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    file = f"{place.name}/generation_config.json"
+    try:
+        with reading(file):
+            config = GenerationConfig.from_pretrained(place.name, local_files_only=place.local_files_only, **options)
+    except OSError:  # there is no such file
+        return None
+    except ValueError as error:
+        raise ModelError(f"{file} cannot be used: {brief(error)} Correct it, or copy it again.") from error
+    check_values(file, config.to_dict())
+    return config
+
+
+_TABLES = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
+_WHOLE_EMBEDDINGS = (".weight", ".base_layer.weight")
+
+
+def fit_embeddings(model: PreTrainedModel, adapter: Location) -> None:
+    """Resizes the base's vocabulary to that of the adapter's training, if it was changed before the training."""
+    rows = _rows_of_embedding(adapter)
+    embedding: Any = model.get_input_embeddings()
+    if rows is not None and rows != embedding.weight.shape[0]:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def _rows_of_embedding(adapter: Location) -> int | None:
+    """Number of rows of a whole embedding or head in an adapter's file; None if it holds neither."""
+    file = Path(adapter.name, "adapter_model.safetensors")
+    if adapter.kind != "adapter" or not file.is_file():
+        return None
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        for name in opened.keys():  # noqa: SIM118
+            whole = name.endswith(_WHOLE_EMBEDDINGS) or ".modules_to_save." in name
+            if whole and len(shape := opened.get_slice(name).get_shape()) == 2 and any(map(name.__contains__, _TABLES)):
+                return int(shape[0])
+            if "lora_embedding_A" in name:
+                return int(opened.get_slice(name).get_shape()[1])
+    return None

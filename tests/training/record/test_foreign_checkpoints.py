@@ -1,0 +1,102 @@
+"""Checkpoints without a manifest, whose files nothing vouches for: values of wrong types are named, not a traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preftune.errors import CheckpointError, ConfigError, PreftuneError
+from preftune.training.record.manifest import FILE, DamagedError, read_manifest, write_manifest
+from preftune.training.record.resuming import choose_checkpoint, own_state
+from tests.training.dpo_runs import lora_model, trainer
+
+WRONG: list[Any] = ["x", ["x"], 10**400, {"a": {"b": 1}}, -3]
+
+
+def resume(folder: Path, output: Path) -> None:
+    made = trainer(lora_model(), output, max_steps=3)
+    made.train(resume_from_checkpoint=str(folder))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    trainer(lora_model(), folder, max_steps=2, save_strategy="steps", save_steps=2).train()
+    (folder / "checkpoint-2" / FILE).unlink()
+    return folder / "checkpoint-2"
+
+
+@pytest.fixture
+def checkpoint(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / made.name))
+
+
+def change(file: Path, name: str, value: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), name: value}))
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "value"),
+    [
+        ("trainer_state.json", "log_history", "x"),
+        ("trainer_state.json", "total_flos", None),
+        ("trainer_state.json", "best_model_checkpoint", ["x"]),
+        ("trainer_state.json", "stateful_callbacks", 3),
+        ("trainer_state.json", "global_step", "2"),
+        ("preftune_state.json", "reference", ["x"]),
+        ("preftune_state.json", "reference", {"fingerprint": 3}),
+        ("preftune_state.json", "step_limit", "x"),
+        ("preftune_state.json", "loss", 10**400),
+        ("preftune_state.json", "spent", 3),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_named(file: str, name: str, value: Any, checkpoint: Path, tmp_path: Path) -> None:
+    change(checkpoint / file, name, value)
+    with pytest.raises(ConfigError, match=f"checkpoint-2 cannot be resumed from: its {file} has {name}="):
+        resume(checkpoint, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("moments", {"a": 1}), ("rewards", [1.0]), ("spent", {"a": 1}), ("work", {"units": "x"})]
+)
+def test_what_only_the_reader_can_tell_names_the_checkpoint(
+    name: str, value: Any, checkpoint: Path, tmp_path: Path
+) -> None:
+    change(checkpoint / "preftune_state.json", name, value)
+    with pytest.raises(CheckpointError, match=r"checkpoint-2 cannot be loaded into this run \(.*Nothing was trained"):
+        resume(checkpoint, tmp_path / "out")
+
+
+@pytest.mark.parametrize("file", ["trainer_state.json", "preftune_state.json"])
+def test_every_field_of_every_type(file: str, checkpoint: Path) -> None:
+    whole, refused = (checkpoint / file).read_text(), 0
+    for name in json.loads(whole):
+        for value in WRONG:
+            (checkpoint / file).write_text(whole)
+            change(checkpoint / file, name, value)
+            with contextlib.suppress(PreftuneError):
+                choice = choose_checkpoint(str(checkpoint), str(checkpoint.parent))
+                assert choice is not None
+                own_state(choice, rank=0)
+                continue
+            refused += 1
+    assert refused > 2 * len(json.loads(whole))
+
+
+@pytest.mark.parametrize("name", ["run", "step", "processes", "resumable", "facts", "files", "version"])
+@pytest.mark.parametrize("value", [*WRONG, {"data": {"rows": "x"}}, {"settings": 3}], ids=lambda value: str(value)[:12])
+def test_a_manifest_without_its_hash_is_read_with_care(name: str, value: Any, tmp_path: Path) -> None:
+    write_manifest(tmp_path, run="r", step=2, processes=1, resumable=True, facts={"data": {"rows": 3}})
+    content = json.loads((tmp_path / FILE).read_text())
+    del content["check"]
+    (tmp_path / FILE).write_text(json.dumps(content))
+    assert read_manifest(tmp_path) is not None, "an older preftune wrote it"
+    if not (name == "run" and value == "x") and not (name in ("facts", "files") and value == {"a": {"b": 1}}):
+        (tmp_path / FILE).write_text(json.dumps({**content, name: value}))
+        with pytest.raises(DamagedError):
+            read_manifest(tmp_path)
