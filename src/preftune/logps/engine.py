@@ -223,4 +223,4 @@ def _after_head(head: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor |
         hit_T=request.hit_T,
         square_T=request.square_T,
     )
-    return request.token_logps_T.view(1, -1, 1)
+    return request.token_logps_T.view(1, -1, 1).clone()  # FSDP2 warns of views

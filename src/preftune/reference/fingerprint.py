@@ -22,6 +22,7 @@ import xxhash
 from torch import Tensor, nn
 
 from preftune.logps.layers.rope import unscaled_rope
+from preftune.models.shards import whole
 from preftune.types import Span
 
 NUMERICS_VERSION = 2
@@ -292,7 +293,7 @@ def _update(digest: Any, tensor: Tensor) -> None:
 
 
 def _bytes(tensor: Tensor) -> Any:
-    flat = tensor.detach().contiguous().cpu().reshape(-1)
+    flat = whole(tensor.detach()).contiguous().cpu().reshape(-1)
     return flat.view(torch.uint8).numpy() if flat.numel() else b""
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from preftune.errors import CheckpointError, ConfigError
+from preftune.models.shards import like, whole
 from preftune.reference.sources import FrozenCopy, trainable, unwrap
 
 
@@ -68,7 +69,7 @@ class MovingCopy(FrozenCopy):
 
     def save(self, file: Path) -> None:
         """The weights, for a checkpoint."""
-        weights = {name: weight.detach().cpu().contiguous() for name, weight in self._received.items()}
+        weights = {name: whole(weight.detach()).cpu().contiguous() for name, weight in self._received.items()}
         save_file(weights, file)
 
     def load(self, file: Path) -> None:
@@ -82,7 +83,7 @@ class MovingCopy(FrozenCopy):
         if saved.keys() != self._received.keys():
             raise CheckpointError(f"{file} holds the reference of another model. Name a checkpoint of this run.")
         for name, weight in saved.items():
-            self._received[name].copy_(weight)
+            self._received[name].copy_(like(weight, self._received[name]))
         self.moves = max(1, self.moves)  # from here on it is not the policy as received
 
     def _begin_with(self, weights: Mapping[str, Tensor], policys: Mapping[str, Tensor]) -> None:
@@ -99,8 +100,11 @@ class MovingCopy(FrozenCopy):
                     "weights, or give a ref_model on the same base."
                 )
         for name, weight in self._received.items():
-            weight.copy_(weights[name].detach())
+            weight.copy_(like(weights[name].detach(), weight))
 
 
 def _same(weight: Tensor | None, other: Tensor) -> bool:
-    return weight is not None and torch.equal(weight.detach().to(other.device, other.dtype), other.detach())
+    if weight is None:
+        return False
+    own = whole(other.detach())
+    return torch.equal(whole(weight.detach()).to(own.device, own.dtype), own)

@@ -4,7 +4,7 @@ twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -30,8 +30,21 @@ class ReferenceScores:
     Scores are looked up per completion; groups with a miss are scored together and written to the cache.
     """
 
-    def __init__(self, source: Source, engine: Engine, store: ScoreStore | None, *, autocast: _Autocast) -> None:
+    def __init__(
+        self,
+        source: Source,
+        engine: Engine,
+        store: ScoreStore | None,
+        *,
+        autocast: _Autocast,
+        anywhere: Callable[[bool], bool] = bool,
+    ) -> None:
+        """
+        Args:
+            anywhere: whether a flag is set on any rank that must compute when this one does.
+        """
         self.source, self.engine, self.store, self.autocast = source, engine, store, autocast
+        self.anywhere = anywhere
         self.memory: dict[bytes, Scores] = {}
         """Scores of sources that cannot score again, 4 bytes per token; the store may be off, or may be pruned
         meanwhile.
@@ -46,8 +59,8 @@ class ReferenceScores:
         missing = _groups_with_a_miss(batch.groups, keys, known)
         misses = sum(k not in known for k in keys)
         self.hits, self.misses = self.hits + len(keys) - misses, self.misses + misses
-        if missing:
-            known |= self.score_groups(model, missing, batch.input_ids.device)
+        if self.anywhere(bool(missing)):  # another rank's model is a part of this one's
+            known |= self.score_groups(model, missing or batch.groups[:1], batch.input_ids.device)
         return _as_logps([known[key] for key in keys], batch)
 
     def known(self, batch: PackedBatch) -> GroupLogps | None:

@@ -16,7 +16,7 @@ miss the difference (`_shows_rarely`): then the names of the adapted parameters 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ from preftune.errors import ReferenceMismatchError
 from preftune.logps.batch import PackedBatch
 from preftune.logps.engine import Engine
 from preftune.models.roles import trained_as_it_was
+from preftune.models.shards import is_sharded, local
 from preftune.reference.fingerprint import adapter_prefixes, fingerprint, is_adapter_parameter
 
 
@@ -131,6 +132,10 @@ class FrozenCopy:
     def acting(self, model: nn.Module) -> Iterator[nn.Module]:
         """The policy with the copied weights."""
         parameters = dict(unwrap(model).named_parameters())
+        if is_sharded(model):
+            with self._exchanged(parameters):
+                yield model
+            return
         trained = {name: parameters[name].data for name in self._received}
         try:
             for name, received in self._received.items():
@@ -139,6 +144,24 @@ class FrozenCopy:
         finally:
             for name, data in trained.items():
                 parameters[name].data = data
+
+    @contextmanager
+    def _exchanged(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+        """Copied and trained weights in each other's memory: FSDP2 knows its parts by their addresses."""
+
+        def exchange() -> None:
+            with torch.no_grad():
+                for name, received in self._received.items():
+                    here, there = local(parameters[name].detach()), local(received)
+                    now = here.clone()
+                    here.copy_(there)
+                    there.copy_(now)
+
+        exchange()
+        try:
+            yield
+        finally:
+            exchange()
 
 
 class AsReceived:
@@ -233,7 +256,7 @@ class ExplicitModel:
         """The reference, where it was not released."""
         if self._held is None:
             raise ReferenceMismatchError("a reference that was released was asked to answer. Please report this.")
-        yield self._held.to(next(model.parameters()).device)
+        yield self._held if is_sharded(self._held) else self._held.to(next(model.parameters()).device)
 
     def score(self, model: nn.Module, batch: PackedBatch, engine: Engine) -> Tensor:
         reference = self.model
@@ -249,7 +272,8 @@ class ExplicitModel:
                     "this data as eval_dataset when the trainer is made, or do not change the ref_model until the end."
                 )
             self._state = _state_of(reference)
-        reference.to(batch.input_ids.device)
+        if not is_sharded(reference):
+            reference.to(batch.input_ids.device)
         with inference(reference):
             return self._engine(reference, batch).token_logps_T
 

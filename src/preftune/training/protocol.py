@@ -146,8 +146,6 @@ class ReferencedTrainerView(GroupTrainerView, Protocol):
     @property
     def needs_live_reference(self) -> bool: ...
 
-    is_fsdp_enabled: bool
-    is_deepspeed_enabled: bool
     _policy_changed: bool
     _resume_state: dict[str, Any] | None
 

@@ -218,13 +218,13 @@ def test_another_run_is_refused_with_the_difference_and_nothing_is_touched(chang
 
 
 def test_another_base_beneath_an_adapter_is_told_from_its_kin_without_a_reference():
-    from preftune.training.record.same_run import _base, differences
+    from preftune.training.record.same_run import base_of, differences
 
-    one, again, other = (_base(lora_model(tiny_model(seed=seed))) for seed in (1, 1, 2))
+    one, again, other = (base_of(lora_model(tiny_model(seed=seed))) for seed in (1, 1, 2))
     assert one == again
     facts = {"data": {}, "settings": {}, "adapter": None, "base": one}
     assert differences(facts, {**facts, "base": other}) == ["the weights of the base model"]
-    assert _base(tiny_model()) is None, "all of it is trained, and comes from the checkpoint"
+    assert base_of(tiny_model()) is None, "all of it is trained, and comes from the checkpoint"
 
 
 def test_a_change_that_is_accepted_holds(cut, caplog):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,6 +15,7 @@ from preftune.errors import ConfigError, did_you_mean
 from preftune.secret_values import is_secret, without_secrets
 from preftune.training.config.kinds import settle_kinds
 from preftune.training.config.refused import Refusal, refuse_unsupported
+from preftune.training.config.sharding import Sharding, sharding_of
 
 SAVE_SECONDS = 600.0
 SAVE_TOTAL_LIMIT = 2
@@ -158,6 +160,7 @@ class PackedConfig(TrainingArguments):
     def __post_init__(self) -> None:
         refuse_unsupported(self, self.refused)
         settle_kinds(self)
+        self._resolve_sharding()
         self._validate()
         self._resolve_hardware()
         self._resolve_early_stopping()
@@ -168,6 +171,8 @@ class PackedConfig(TrainingArguments):
         # transformers would have accelerate compile the model around our hooks; see logps/layers/compiled.py
         asked = self.torch_compile, self.torch_compile_backend, self.torch_compile_mode
         self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = False, None, None
+        # nor is it accelerate that shards; see training/setup/sharding.py
+        sharded, self.fsdp = self.fsdp, None
         try:
             super().__post_init__()  # type: ignore[no-untyped-call]
         except ConfigError:
@@ -180,6 +185,7 @@ class PackedConfig(TrainingArguments):
                 "to the others, but preftune's batches are packed groups. Remove it: every process reads its own rows."
             )
         check_installed(self.report_to)
+        self.fsdp = sharded
         self.torch_compile = any(asked)
         _, self.torch_compile_backend, self.torch_compile_mode = asked
         self._leave_the_rest_to_the_model()
@@ -270,6 +276,16 @@ class PackedConfig(TrainingArguments):
             )
         else:
             self.gradient_checkpointing = self.activation_checkpointing
+
+    def _resolve_sharding(self) -> None:
+        """Sets `sharding` of `fsdp`, `fsdp_config` and the environment. transformers reads `xla` alone of them."""
+        self.sharding: Sharding | None
+        self.sharding, config = sharding_of(self.fsdp, self.fsdp_config, self.deepspeed, os.environ)
+        if self.sharding is None:
+            return
+        self.fsdp, self.fsdp_config = self.fsdp or "full_shard", {"xla": False, **config}
+        if self.sharding.activation_checkpointing and self.gradient_checkpointing is None:
+            self.gradient_checkpointing = True
 
     def _resolve_saving(self) -> None:
         """Sets when checkpoints are written. transformers' 500 steps are longer than most runs of preference tuning."""

@@ -59,8 +59,6 @@ REFUSED: dict[str, Refusal] = {
     "ddp_static_graph": Refusal((None, False), "gradients are averaged after the backward pass, without "
                                 "DistributedDataParallel's bookkeeping; remove it"),
     "neftune_noise_alpha": Refusal((None,), "it would affect the policy but not the reference; remove it"),
-    "fsdp": Refusal((None, "", [], False), f"sharded training: {_NOT_YET}; use torchrun with LoRA, or a larger device"),
-    "deepspeed": Refusal((None,), f"sharded training: {_NOT_YET}; use torchrun with LoRA, or a larger device"),
     "parallelism_config": Refusal((None,), f"tensor and context parallelism: {_NOT_YET}; remove it"),
 }  # fmt: skip
 

@@ -67,7 +67,7 @@ class Guard(TrainerCallback):
         """On this rank; the others learn it with the next metrics."""
         self._over = False
         self._drawn = False
-        self._sharded = bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+        self._sharded = trainer.args.sharding is not None
 
     # --- what a step adds ---
 

@@ -47,6 +47,11 @@ class SamplingConfig(ReferenceFields, PackedConfig):
 
     def check_sampling(self) -> None:
         """Raises: ConfigError, naming field and value."""
+        if getattr(self, "sharding", None) is not None:
+            raise ConfigError(
+                "fsdp is not honoured: methods that sample answers are not sharded yet. Leave it out (and start "
+                "without accelerate's FSDP config); use torchrun with LoRA, or a larger device."
+            )
         for name in ("max_new_tokens", "generation_batch_size", "max_prompt_length", "total_episodes"):
             value = getattr(self, name)
             if value is not None and value < 1:

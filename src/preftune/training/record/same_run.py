@@ -25,8 +25,8 @@ _NO_EFFECT = {
     "early_stopping_threshold", "restore_callback_states_from_checkpoint", "gradient_checkpointing",
     "gradient_checkpointing_kwargs", "activation_checkpointing", "activation_checkpointing_kwargs", "torch_compile",
     "torch_compile_backend", "torch_compile_mode", "torch_empty_cache_steps", "max_tokens_per_batch", "engine",
-    "dataset_num_proc", "debug", "skip_memory_metrics", "do_train", "do_eval", "do_predict", "local_rank",
-    "remove_unused_columns", "label_names", "length_column_name", "precompute_ref_log_probs",
+    "fsdp", "fsdp_config", "dataset_num_proc", "debug", "skip_memory_metrics", "do_train", "do_eval", "do_predict",
+    "local_rank", "remove_unused_columns", "label_names", "length_column_name", "precompute_ref_log_probs",
     "precompute_ref_batch_size", "reference_cache", "allow_reference_mismatch", "trust_remote_code", "use_cpu",
     "generation_batch_size", "use_cache", "full_determinism", "use_vllm", "padding_free", "pad_to_multiple_of",
 }  # fmt: skip
@@ -56,7 +56,7 @@ def facts_of(trainer: TrainerView) -> dict[str, Any]:
         "settings": {**values, "batch size": batch},
         "data": {"rows": len(trainer.train_dataset), "fingerprint": trainer.train_dataset.fingerprint},
         "adapter": _adapter(trainer.model),
-        "base": _base(trainer.model),
+        "base": base_of(trainer.model),
         "rated with": getattr(trainer, "rated_with", None),
         "ends": {name: plain(getattr(args, name, None)) for name in EXTENDS},
     }
@@ -140,10 +140,13 @@ def _adapter(model: Any) -> dict[str, Any] | None:
     return {name: sorted(map(str, value)) if isinstance(value, set) else value for name, value in values.items()}
 
 
-def _base(model: Any) -> str | None:
+def base_of(model: Any) -> str | None:
     """A digest of the beginning of every frozen weight, which tells a base model from its fine-tuned kin; None where an
     adapter's start changes the base (PiSSA and its like), where it is quantised or in parts, or all of it is trained.
     """
+    known: str | None = getattr(model, "_preftune_base", None)
+    if known is not None:  # from before the weights were sharded
+        return known
     configs = getattr(model, "peft_config", None)
     if not configs or getattr(model, "is_quantized", False):
         return None

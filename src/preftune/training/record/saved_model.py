@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel, Trainer
+from transformers import AutoConfig, PreTrainedModel
 
 from preftune.data.chat.end_marks import closing_token
 from preftune.errors import ConfigError
@@ -27,10 +27,11 @@ from preftune.models.precision import Precision, is_quantized_weight
 from preftune.models.quiet import quiet_transformers
 from preftune.training.config.base import PackedConfig
 from preftune.training.protocol import TokenLimitView
+from preftune.training.record.sharded import ShardedTrainer
 from preftune.types import TokenizedGroup
 
 
-class SavingTrainer(Trainer):
+class SavingTrainer(ShardedTrainer):
     """transformers' trainer, which saves in the dtype of the model as received; with the types that attributes have
     here, where transformers' are wider.
     """
@@ -54,6 +55,11 @@ class SavingTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if _internal_call:  # of a checkpoint
             super().save_model(output_dir, _internal_call)
+            return
+        if self.args.sharding is not None:  # what was gathered is cast, and the weights stay as they are
+            self.model._preftune_saved = saved_dtypes(self.model, self.args.save_dtype)  # type: ignore[assignment]
+            super().save_model(output_dir, _internal_call)
+            self.model._preftune_saved = None  # type: ignore[assignment]
             return
         with in_saved_dtype(self.model, self.args.save_dtype):
             super().save_model(output_dir, _internal_call)

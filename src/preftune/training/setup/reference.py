@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -29,7 +29,9 @@ from preftune.reference import (
 from preftune.storage.cache_folder import cache_folder
 from preftune.training.protocol import ReferencedTrainerView, TrainerView
 from preftune.training.setup.model import settle_compilation
+from preftune.training.setup.sharding import shard_model
 from preftune.training.step.collate import shortest
+from preftune.training.step.lockstep import anywhere, together
 from preftune.training.step.memory import score_in_parts
 from preftune.types import TokenizedGroup
 
@@ -67,6 +69,8 @@ def make_reference(trainer: ReferencedTrainerView, ref_model: Any, *, trained: C
     else:
         ref_model = prepare_explicit(trainer, ref_model)
         ref_engine, _ = choose_engine(ref_model, "auto" if engine.name == "packed" else engine.name)
+        if trainer.args.sharding is not None:
+            shard_model(ref_model, trainer.args.sharding, trainer.precision, trainer.args.device)
         settle_compilation(ref_model, trainer.args)
         source, scored_by = ExplicitModel(ref_model, ref_engine), ref_engine.name
     say(f"reference: {source.description}.")
@@ -82,7 +86,9 @@ def make_reference(trainer: ReferencedTrainerView, ref_model: Any, *, trained: C
             numerics=numerics.digest(),
             note={"model": name or "a model passed in memory", "reference": source.description, **numerics.facts()},
         )
-    return ReferenceScores(source, engine, store, autocast=trainer.autocast)
+    return ReferenceScores(
+        source, engine, store, autocast=trainer.autocast, anywhere=lambda flag: anywhere(trainer, flag)
+    )
 
 
 def moving_reference(trainer: TrainerView, start: nn.Module | None) -> MovingCopy:
@@ -140,20 +146,27 @@ def score_everything(trainer: ReferencedTrainerView, datasets: Iterable[GroupDat
 
 def _score(trainer: ReferencedTrainerView, dataset: GroupDataset, rows: range, size: int) -> None:
     quiet = trainer.args.disable_tqdm or not trainer.is_local_process_zero()
-    waiting: list[TokenizedGroup] = []
 
     def score(groups: Sequence[TokenizedGroup]) -> Sequence[None]:
         trainer.reference.score_groups(trainer.model, groups, trainer.args.device)
         return [None] * len(groups)
 
     bar = tqdm(total=len(rows), desc="Reference scores", unit="row", disable=True if quiet else None)
-    for start in range(0, len(rows), 256):
-        part = [dataset[row] for row in rows[start : start + 256]]
-        waiting.extend(trainer.reference.missing(part))
-        while len(waiting) >= size or (waiting and start + 256 >= len(rows)):
-            batch, waiting = waiting[:size], waiting[size:]
-            score_in_parts(trainer, batch, score, work="reference")
-        bar.update(len(part))
+
+    def unknown() -> Iterator[list[TokenizedGroup]]:
+        """The rows without a score, in batches."""
+        waiting: list[TokenizedGroup] = []
+        for start in range(0, len(rows), 256):
+            part = [dataset[row] for row in rows[start : start + 256]]
+            waiting.extend(trainer.reference.missing(part))
+            while len(waiting) >= size or (waiting and start + 256 >= len(rows)):
+                batch, waiting = waiting[:size], waiting[size:]
+                yield batch
+            bar.update(len(part))
+
+    batches = unknown()
+    while anywhere(trainer, bool(batch := next(batches, []))):
+        score_in_parts(trainer, batch, score, work="reference")
     bar.close()
 
 
@@ -185,7 +198,9 @@ def prepare_explicit(trainer: TrainerView, ref_model: Any) -> Any:
     # what trains is float32 under autocast; a fully trained policy's reference must go through the same kernels
     precision = replace(trainer.precision, frozen=torch.float32) if trainer.full else trainer.precision
     apply_precision(ref_model, precision)
-    return ref_model if is_quantized(ref_model) else ref_model.to(trainer.args.device)
+    if is_quantized(ref_model) or together(trainer):  # sharding moves its own part
+        return ref_model
+    return ref_model.to(trainer.args.device)
 
 
 def _reloader(trainer: ReferencedTrainerView) -> Callable[[], nn.Module] | None:

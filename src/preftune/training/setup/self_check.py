@@ -23,6 +23,7 @@ from preftune.amounts import counted
 from preftune.errors import ModelError, NonFiniteError, ReferenceMismatchError, SelfCheckError
 from preftune.logps import Engine, naive_logps, pack, plain_layers
 from preftune.logps.batch import GroupLogps, PackedBatch
+from preftune.models.shards import local
 from preftune.reference import ReferenceScores, adapters_off, inference, unwrap
 from preftune.training.protocol import TrainerView
 from preftune.types import TokenizedGroup
@@ -88,12 +89,13 @@ def check_before_training(
     single = (autocast or _compute_dtype(model)) == torch.float32
     limits = _REFERENCE_TOLERANCE if single else tolerance
     known = reference.known(batch)
-    if (
+    trusted = (
         known is not None
         and (single or reference.source.received)
         and not bool(known.token_logps_T.isnan().any())
         and _agree(policy, known, limits)
-    ):
+    )
+    if not reference.anywhere(not trusted) and known is not None:
         return _measured(policy, known, batch, largest)
     fresh = reference.fresh(model, batch)
     if known is not None and not _agree(known, fresh, limits):
@@ -249,7 +251,7 @@ class FirstStepCallback(TrainerCallback):
         if self._done or self._watched is None or self._skipped:
             return
         name, parameter, before = self._watched
-        moved = not torch.equal(parameter.detach(), before)
+        moved = not torch.equal(local(parameter.detach()), before)
         self._watched, self._done = None, True
         if not moved:
             raise SelfCheckError(
@@ -290,7 +292,7 @@ def check_gradients(model: nn.Module, *, may_vanish: bool = False) -> None:
             f"{counted(len(frozen), 'frozen parameter')} got a gradient ({', '.join(frozen[:3])}): something else runs "
             "backward through the model. Clear its gradients before training (model.zero_grad())."
         )
-    if not may_vanish and not any(p.grad is not None and bool(p.grad.any()) for p in model.parameters()):
+    if not may_vanish and not any(p.grad is not None and bool(local(p.grad).any()) for p in model.parameters()):
         raise SelfCheckError(
             "all gradients of the first step are zero: the loss does not depend on the weights. Check that not all "
             "pair weights are 0, and that chosen and rejected differ."
@@ -302,9 +304,11 @@ def _most_moved(model: nn.Module) -> tuple[str, nn.Parameter, Tensor] | None:
     candidates = [(n, p) for n, p in model.named_parameters() if p.requires_grad and p.grad is not None]
     if not candidates:
         return None
-    sizes = torch.stack([p.grad.abs().max().float() for _, p in candidates if p.grad is not None])
+    # of sharded weights this rank's part, which may be empty
+    parts = [local(p.grad) for _, p in candidates if p.grad is not None]
+    sizes = torch.stack([p.abs().max().float() if p.numel() else p.new_zeros(()).float() for p in parts])
     largest = int(sizes.argmax())
     if not bool(sizes[largest]):
         return None
     name, parameter = candidates[largest]
-    return name, parameter, parameter.detach().clone()
+    return name, parameter, local(parameter.detach()).clone()

@@ -17,6 +17,7 @@ from preftune.logps import pack
 from preftune.logps.batch import PackedBatch
 from preftune.logps.score_groups import is_out_of_memory
 from preftune.training.protocol import GroupTrainerView, TokenLimitView, TrainerView
+from preftune.training.step.lockstep import most, stand_in, together
 from preftune.training.step.memory_advice import out_of_memory_error
 from preftune.training.step.micro_batches import Cost, parts_of, plan_micro_batches, split_group
 from preftune.types import TokenizedGroup
@@ -68,7 +69,7 @@ class TokenLimit:
             OutOfMemoryError: it was a single pair or row; the message names the fixes.
         """
         tokens, parts = sum(cost(group) for group in groups), _parts(groups)
-        if parts <= 1:
+        if parts <= 1 or together(trainer):  # the other ranks wait in the middle of a pass
             raise out_of_memory_error(trainer, groups[0], training=work == "training") from error
         self.lower(tokens // 2)
         what, unchanged, fix = "scored", "the numbers stay the same", _SMALLER.get(work)
@@ -113,25 +114,28 @@ def score_in_parts(
     """
     limit, cost = trainer.scoring_limit, trainer.cost
     parts = [(at, part) for at, group in enumerate(groups) for part in split_group(group, limit.tokens, cost)]
-    batches = [list(range(len(parts)))]
+    batches = [list(range(len(parts)))] if parts else []
     if limit.tokens is not None:
         batches = plan_micro_batches([cost(part) for _, part in parts], limit.tokens)
+    spare = most(trainer, len(batches)) - len(batches)
     of_parts: list[list[Result]] = [[] for _ in parts]
     for batch in batches:
-        together = [parts[index][1] for index in batch]
+        joined = [parts[index][1] for index in batch]
         answers = None
-        if _fits(together, limit, cost):
+        if _fits(joined, limit, cost):
             try:
-                answers = [[answer] for answer in score(together)]
+                answers = [[answer] for answer in score(joined)]
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                limit.halve(trainer, together, cost, error, work)
+                limit.halve(trainer, joined, cost, error, work)
         if answers is None:
             clear_device_cache(garbage_collection=True)
-            answers = score_in_parts(trainer, together, score, work=work)
+            answers = score_in_parts(trainer, joined, score, work=work)
         for index, answer in zip(batch, answers, strict=True):
             of_parts[index] = answer
+    for _ in range(spare):
+        score([stand_in(trainer)])
     results: list[list[Result]] = [[] for _ in groups]
     for (at, _), answer in zip(parts, of_parts, strict=True):
         results[at].extend(answer)

@@ -20,6 +20,7 @@ from preftune.logps import pack
 from preftune.logps.batch import PackedBatch
 from preftune.logps.score_groups import is_out_of_memory
 from preftune.training.protocol import TrainerView
+from preftune.training.step.lockstep import most, stand_in, together
 from preftune.training.step.micro_batches import Cost, plan_micro_batches, split_group
 from preftune.training.step.ranks import BUCKET_MB, FAILED, agree, average_gradients
 
@@ -36,7 +37,14 @@ class Step(NamedTuple):
     """(pairs, metrics), as `pair_metrics` has them."""
 
 
-def whole_step(trainer: TrainerView, model: nn.Module, batches: Sequence[PackedBatch], compute: Compute) -> Step:
+def whole_step(
+    trainer: TrainerView,
+    model: nn.Module,
+    batches: Sequence[PackedBatch],
+    compute: Compute,
+    *,
+    fill: Compute | None = None,
+) -> Step:
     """Compute one optimiser step, so that the parameters have the gradients of all ranks' pairs.
 
     Args:
@@ -44,10 +52,13 @@ def whole_step(trainer: TrainerView, model: nn.Module, batches: Sequence[PackedB
         model: the policy, not wrapped.
         batches: the step's micro-batches as the data loader made them.
         compute: must have no effect that a second attempt would repeat, but for gradients and the random state.
+        fill: the same with a loss of 0 and without metrics, for sharded weights; see `lockstep`.
     Returns: the loss and the metrics of this rank's pairs.
     Raises:
         OutOfMemoryError: a single pair does not fit, here or on another rank.
     """
+    if fill is not None and together(trainer):
+        return _step_of_all_ranks(trainer, batches, compute, fill)
     ranks = trainer.accelerator.num_processes
     parameters = [p for p in model.parameters() if p.requires_grad]
     try:
@@ -86,6 +97,29 @@ def _step_of_this_rank(
         model.zero_grad(set_to_none=True)
         clear_device_cache(garbage_collection=True)  # the traceback, and the graph with it, went with the exception
         random.restore()
+
+
+def _step_of_all_ranks(trainer: TrainerView, batches: Sequence[PackedBatch], compute: Compute, fill: Compute) -> Step:
+    """The step of sharded weights: equally many micro-batches on every rank; the backward passes average the gradients.
+
+    Raises: OutOfMemoryError, at the first time that memory runs out: the others cannot repeat the step then.
+    """
+    parts = micro_batches(batches, _budget(trainer, batches), trainer.cost)
+    own = [part for part in parts if part.groups]
+    done: list[tuple[Tensor, Tensor]] = []
+    for index in range(most(trainer, len(own))):
+        try:
+            if index < len(own):
+                done.append(compute(own[index]))
+            else:
+                spare = pack([min(own[0].groups, key=trainer.cost) if own else stand_in(trainer)])
+                done.append(fill(spare.to(trainer.args.device)))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            trainer.step_limit.halve(trainer, own[index].groups, trainer.cost, error, "training")
+    losses, metrics = zip(*done, strict=True)
+    return Step(torch.stack(losses).sum(), torch.cat(metrics))
 
 
 def _budget(trainer: TrainerView, batches: Sequence[PackedBatch]) -> int | None:

@@ -7,6 +7,7 @@ mean over all that the step holds (pairs, tokens), on all ranks; the run is reco
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from preftune.logps.batch import PackedBatch
 from preftune.reference import unwrap
 from preftune.storage.run_directory import check_writable, write_json
 from preftune.training.record.run_record import data_facts, parts
+from preftune.training.record.same_run import base_of
 from preftune.training.setup import model as assemble
 from preftune.training.setup.arguments import (
     check_evaluation,
@@ -30,6 +32,7 @@ from preftune.training.setup.arguments import (
     tokenizer_of,
     with_early_stopping,
 )
+from preftune.training.setup.sharding import check_sharding, shard_model
 from preftune.training.step import memory
 from preftune.training.step.collate import (
     BATCH,
@@ -92,9 +95,14 @@ class PackedTrainer(EvaluatedTrainer):
         model = self.prepare_model(
             model, args, tokenizer, peft_config=peft_config, quantization_config=quantization_config
         )
+        if args.sharding is not None:
+            check_sharding(model, args)
         held_out = eval_groups if isinstance(eval_groups, Mapping) else {"eval": eval_groups}
         check_positions(model, {"train": train_groups, **held_out})
         self.settle(model, args, tokenizer)
+        if args.sharding is not None:
+            model._preftune_base = base_of(model)
+            shard_model(model, args.sharding, self.precision, args.device, called=self.called_parts(model))
         self._window, self._policy_changed = MetricWindow(self.columns), False
         super().__init__(
             model=model,
@@ -123,6 +131,10 @@ class PackedTrainer(EvaluatedTrainer):
     def prepare_model(self, model: Any, args: Any, tokenizer: Any, **configs: Any) -> Any:
         """The model as it will be trained; `configs` are `peft_config` and `quantization_config`."""
         return assemble.prepare_model(model, args, **configs)
+
+    def called_parts(self, model: Any) -> Sequence[nn.Module]:
+        """The parts of the model that the engine calls in its place; empty if it calls the model."""
+        return ()
 
     def placed(self) -> None:
         """The model is where it will be trained, and nothing has started."""
@@ -195,9 +207,14 @@ class PackedTrainer(EvaluatedTrainer):
                 loss, rows = (torch.zeros(shape, device=self.args.device) for shape in ((), (0, len(self.columns))))
             return loss, rows if self.guard is None else self.guard.marked(part, rows)
 
+        def fill(part: PackedBatch) -> tuple[Tensor, Tensor]:
+            nothing = collate([])[BATCH].to(self.args.device)
+            # a loss over infinitely many items, and its gradient, are 0
+            return one(policy, {BATCH: part}, math.inf), compute(nothing)[1]  # type: ignore[arg-type]
+
         with self.counted(batches):
             batches = self.prepare_step(policy, batches)
-            loss, metrics = whole_step(self, policy, batches, compute)
+            loss, metrics = whole_step(self, policy, batches, compute, fill=fill)
         self.limits.count(sum(group.tokens for batch in batches for group in batch.groups))
         if self.guard is not None:
             metrics = self.guard.count(loss, metrics, batches)

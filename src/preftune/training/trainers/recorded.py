@@ -161,7 +161,7 @@ class RecordedTrainer(ResumableTrainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Called once per optimiser step, before it: the place for the one finite check."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         watched = self._tr_loss if norm is None or self.precision.grad_scaling else self._tr_loss + norm
         if not bool(torch.isfinite(torch.as_tensor(watched))):
             raise non_finite(self, self._step)

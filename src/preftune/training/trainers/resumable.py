@@ -227,8 +227,6 @@ class ResumableTrainer(CheckpointedTrainer):
 
     def _has_ended(self, choice: Choice | None, why: str) -> TrainOutput:
         """The state that the run ended with, and its record if that was not written. No step is trained."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ConfigError(f"nothing to do: {why}. Start a new run without resume_from_checkpoint (--resume).")
         output, facts = Path(self.args.output_dir), run_facts(Path(self.args.output_dir))
         self.weights_replaced()
         finished = self._on_first_rank(lambda: self._is_finished(choice, facts) and not self._resume_changed)

@@ -97,6 +97,9 @@ class RewardTrainer(PackedTrainer):
     def settle_engine(self, model: Any, args: Any) -> tuple[Any, Any]:
         return assemble.told_engine(model, lambda: choose_score_engine(model, args.engine))
 
+    def called_parts(self, model: Any) -> Sequence[nn.Module]:
+        return () if self.engine.name == "naive" else (trunk_of(model), score_head(model))
+
     # --- the loss ---
 
     def batch_loss(self, model: nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:

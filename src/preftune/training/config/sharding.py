@@ -1,0 +1,200 @@
+"""How a model is sharded over devices with torch's FSDP2: read from `fsdp` and `fsdp_config`, as transformers' programs
+have them, and from the environment in which `accelerate launch` starts a program with an FSDP config.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from preftune.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """Weights, gradients and optimiser state are divided among the ranks; each layer is gathered while it computes."""
+
+    reshard_after_forward: bool = True
+    """Whether a layer's whole weights are freed between its forward and its backward pass (ZeRO-3); otherwise they are
+    kept, which takes more memory and less communication (ZeRO-2).
+    """
+    hybrid: bool = False
+    """Sharded within each node, and replicated over the nodes."""
+    replicas: int | None = None
+    """Number of replicas for `hybrid`; by default the number of nodes."""
+    cpu_offload: bool = False
+    """Weights, gradients and optimiser state stay in main memory and are updated there."""
+    layer_classes: tuple[str, ...] = ()
+    """Classes of the modules that are sharded one by one; empty for the model's own layers."""
+    activation_checkpointing: bool | None = None
+    """As `gradient_checkpointing`; None leaves it to that."""
+    weights_on_first_rank: bool = False
+    """Only the first rank of each node has loaded the weights (`cpu_ram_efficient_loading`)."""
+
+    def describe(self, ranks: int, replicas: int) -> str:
+        """One line for the log."""
+        over = f"{ranks} ranks" if replicas == 1 else f"{ranks // replicas} ranks, {replicas} times"
+        kept = "" if self.reshard_after_forward else "; gathered weights are kept until the backward pass"
+        return f"sharding: weights, gradients and optimiser over {over} (FSDP2){kept}."
+
+
+ENABLED = "ACCELERATE_USE_FSDP"
+"""Set to true by `accelerate launch` with an FSDP config."""
+
+_STRATEGIES: dict[str, dict[str, Any]] = {
+    "full_shard": {"reshard_after_forward": True},
+    "shard_grad_op": {"reshard_after_forward": False},
+    "hybrid_shard": {"reshard_after_forward": True, "hybrid": True},
+    "hybrid_shard_zero2": {"reshard_after_forward": False, "hybrid": True},
+    "offload": {"cpu_offload": True},
+    "auto_wrap": {},
+}
+_BY_NUMBER = {"1": "full_shard", "2": "shard_grad_op", "4": "hybrid_shard", "5": "hybrid_shard_zero2"}
+_YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "none", "")
+
+_WITHOUT_EFFECT = (
+    "version", "state_dict_type", "backward_prefetch", "forward_prefetch", "use_orig_params", "sync_module_states",
+    "limit_all_gathers", "activation_checkpointing_offload",
+)  # fmt: skip
+"""Of FSDP1, or about how accelerate saves: weights and optimiser are saved whole, for any number of ranks."""
+_ONLY: dict[str, tuple[Any, str]] = {
+    "min_num_params": (0, "layers are sharded one by one"),
+    "ignored_modules": (None, "all weights are sharded"),
+    "xla": (False, "preftune does not train on TPUs"),
+    "xla_fsdp_v2": (False, "preftune does not train on TPUs"),
+    "xla_fsdp_grad_ckpt": (False, "preftune does not train on TPUs"),
+    "mixed_precision_policy": (None, "bf16 sets the precision"),
+}
+_KNOWN = (
+    "reshard_after_forward", "sharding_strategy", "cpu_offload", "offload_params", "auto_wrap_policy",
+    "transformer_layer_cls_to_wrap", "transformer_cls_to_wrap", "activation_checkpointing", "cpu_ram_efficient_loading",
+    "replicas", *_WITHOUT_EFFECT, *_ONLY,
+)  # fmt: skip
+
+_DEEPSPEED = (
+    "preftune shards with FSDP2, which is part of torch. In place of DeepSpeed: ZeRO-3 is --fsdp full_shard, ZeRO-2 "
+    "and ZeRO-1 are --fsdp shard_grad_op, and offloading adds the word offload (--fsdp 'full_shard offload'). Start it "
+    "with torchrun --nproc_per_node N."
+)
+
+
+def sharding_of(
+    fsdp: Any, fsdp_config: Any, deepspeed: Any, environment: Mapping[str, str]
+) -> tuple[Sharding | None, dict[str, Any]]:
+    """What a configuration and the environment ask for.
+
+    Args:
+        fsdp: None, True, words such as "full_shard offload", or a list of them.
+        fsdp_config: None, a mapping (keys with or without `fsdp_`), or the path of a JSON file with one.
+        environment: that of the process; what the configuration says has priority.
+    Returns: the sharding, None without one; and `fsdp_config` as a mapping.
+    Raises: ConfigError for what is not honoured.
+    """
+    launched = environment.get("ACCELERATE_USE_DEEPSPEED", "").lower() in _YES
+    if launched or deepspeed not in (None, "", False):
+        what = "accelerate was started with a DeepSpeed config" if launched else f"deepspeed={deepspeed!r:.80}"
+        raise ConfigError(f"{what}, which is not honoured: {_DEEPSPEED}")
+    config = _read(fsdp_config)
+    words = _words(fsdp)
+    if words is None:
+        if environment.get(ENABLED, "").lower() not in _YES:
+            return None, config
+        config = _from_environment(environment) | config
+        words = []
+    found = Sharding()
+    for word in words:
+        found = replace(found, **_strategy(word, "fsdp"))
+    for key, value in config.items():
+        found = replace(found, **_setting(key, value))
+    return found, config
+
+
+def _words(fsdp: Any) -> list[str] | None:
+    if isinstance(fsdp, list | tuple):
+        return [str(getattr(word, "value", word)).lower() for word in fsdp] or None
+    text = str(fsdp).strip().lower()
+    if fsdp is None or text in _NO:
+        return None
+    return [] if text in _YES else text.replace(",", " ").split()
+
+
+def _strategy(word: Any, name: str) -> dict[str, Any]:
+    text = str(getattr(word, "value", word)).lower()
+    text = _BY_NUMBER.get(text, text)
+    if text not in _STRATEGIES:
+        hint = did_you_mean(text, list(_STRATEGIES), otherwise=f"Give one of {', '.join(_STRATEGIES)}.")
+        raise ConfigError(f"{name}={word!r} is not a way of sharding. {hint}")
+    return _STRATEGIES[text]
+
+
+def _read(fsdp_config: Any) -> dict[str, Any]:
+    if fsdp_config in (None, "", {}):
+        return {}
+    if isinstance(fsdp_config, str):
+        try:
+            fsdp_config = json.loads(Path(fsdp_config).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"fsdp_config={str(fsdp_config)!r:.120} cannot be read ({error}). Give a JSON file with a mapping, or "
+                "a mapping."
+            ) from error
+    if not isinstance(fsdp_config, Mapping):
+        raise ConfigError(f"fsdp_config={fsdp_config!r:.80} is not a mapping. Give one, or a JSON file with one.")
+    return {str(key).removeprefix("fsdp_"): value for key, value in fsdp_config.items()}
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """What `accelerate launch` passes on; its sharding strategy is FSDP1's, and has a value for FSDP2 too."""
+    config: dict[str, Any] = {
+        key.removeprefix("FSDP_").lower(): value for key, value in environment.items() if key.startswith("FSDP_")
+    }
+    if config.get("version", "1") == "2":
+        config.pop("sharding_strategy", None)
+    elif "sharding_strategy" in config:
+        config.pop("reshard_after_forward", None)
+    return {key: None if value in ("None", "none") else value for key, value in config.items()}
+
+
+def _setting(key: str, value: Any) -> dict[str, Any]:
+    """One entry of `fsdp_config` as fields of `Sharding`."""
+    if key in ("reshard_after_forward", "sharding_strategy"):
+        text = str(value).lower()
+        if text in ("true", "false"):
+            return {"reshard_after_forward": text == "true"}
+        return _strategy(value, f"fsdp_config[{key!r}]")
+    if key in ("cpu_offload", "offload_params"):
+        return {"cpu_offload": _flag(key, value)}
+    if key == "activation_checkpointing":
+        return {key: _flag(key, value) or None}
+    if key == "cpu_ram_efficient_loading":
+        return {"weights_on_first_rank": _flag(key, value)}
+    if key == "replicas":
+        return {"replicas": int(value), "hybrid": int(value) > 1}
+    if key in ("transformer_layer_cls_to_wrap", "transformer_cls_to_wrap"):
+        names = value.split(",") if isinstance(value, str) else value or ()
+        return {"layer_classes": tuple(str(name).strip() for name in names if str(name).strip())}
+    if key == "auto_wrap_policy":
+        if str(value).upper() == "SIZE_BASED_WRAP":
+            raise ConfigError(
+                "fsdp_config['auto_wrap_policy']='SIZE_BASED_WRAP' is not honoured: layers are sharded one by one. "
+                "Remove it, or give TRANSFORMER_BASED_WRAP."
+            )
+        return {}
+    if key in _ONLY:
+        harmless, why = _ONLY[key]
+        if value not in (harmless, None, "") and str(value).lower() != str(harmless).lower():
+            raise ConfigError(f"fsdp_config[{key!r}]={value!r} is not honoured: {why}. Remove it.")
+        return {}
+    if key in _WITHOUT_EFFECT:
+        return {}
+    raise ConfigError(f"fsdp_config has no setting {key!r}. {did_you_mean(key, list(_KNOWN), otherwise='Remove it.')}")
+
+
+def _flag(key: str, value: Any) -> bool:
+    text = str(value).lower()
+    if text not in (*_YES, *_NO):
+        raise ConfigError(f"fsdp_config[{key!r}]={value!r} is not true or false. Give one of them.")
+    return text in _YES

@@ -1,0 +1,126 @@
+"""`ShardedTrainer`: transformers' trainer with a model that preftune has divided among the ranks.
+
+accelerate neither wraps nor divides it, norms of gradients are over all ranks, and what is saved is whole: weights,
+adapters and optimiser state have the files of any other run, and are loaded on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+
+from preftune.models.shards import divided_state, plain_tensors_are_whole, whole, whole_state, whole_weights
+from preftune.training.config.base import PackedConfig
+from preftune.training.config.sharding import ENABLED
+
+
+class ShardedTrainer(Trainer):
+    """Does nothing of its own where nothing is sharded."""
+
+    args: PackedConfig
+    model: Any
+    lr_scheduler: Any
+
+    def create_accelerator_and_postprocess(self) -> None:
+        with _unseen_by_accelerate():
+            super().create_accelerator_and_postprocess()
+        if self.args.sharding is not None:
+            self.accelerator.prepare_model = lambda model, *args, **kwargs: model
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        if self.args.sharding is None:
+            super()._move_model_to_device(model, device)
+
+    # --- gradients ---
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        return _plain(super()._clip_grad_norm(model))  # type: ignore[no-untyped-call]
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        return _plain(super()._get_grad_norm(model, grad_norm=grad_norm))  # type: ignore[no-untyped-call]
+
+    # --- files ---
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if self.args.sharding is None:
+            super().save_model(output_dir, _internal_call)
+            return
+        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        adapter = hasattr(self.model, "peft_config")
+        # of an adapter's base nothing is saved
+        state = whole_weights(
+            self.model, keep=self.args.should_save, wanted=lambda name: not adapter or name in trained
+        )
+        if self.args.should_save:
+            self._save(output_dir or self.args.output_dir, state)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.args.sharding is None:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = whole_state(self._torch_optimizer().state_dict(), keep=self.args.should_save)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir, OPTIMIZER_NAME))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # as transformers does: it is saved where the optimiser is
+                torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """transformers' own, which reads the files into main memory."""
+        if self.args.sharding is None or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        optimizer = self._torch_optimizer()
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        saved = torch.load(Path(checkpoint, OPTIMIZER_NAME), map_location="cpu", weights_only=True)
+        optimizer.load_state_dict(divided_state(saved, parameters))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with self._whole_files():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        with self._whole_files():
+            super()._load_best_model()
+
+    @contextmanager
+    def _whole_files(self) -> Iterator[None]:
+        if self.args.sharding is None:
+            yield
+            return
+        with plain_tensors_are_whole():
+            yield
+
+    def _torch_optimizer(self) -> torch.optim.Optimizer:
+        optimizer: Any = self.optimizer
+        inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper holds it
+        return inner
+
+
+def _plain(norm: Any) -> Any:
+    return whole(norm) if isinstance(norm, Tensor) else norm
+
+
+@contextmanager
+def _unseen_by_accelerate() -> Iterator[None]:
+    """Inside, an FSDP config of `accelerate launch` is not seen: on a CPU accelerate would ignore it, and elsewhere
+    divide the model a second time.
+    """
+    launched = os.environ.pop(ENABLED, None)
+    try:
+        yield
+    finally:
+        if launched is not None:
+            os.environ[ENABLED] = launched

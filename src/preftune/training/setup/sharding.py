@@ -1,0 +1,136 @@
+"""A model divided among the ranks with torch's FSDP2, after its engine was made: the trial of the fast layers needs
+whole weights.
+
+Each layer is a group of its own, and the rest of the model (embedding, last norm, head) is one more, which stays whole
+from its forward to its backward pass, as the head's weight is needed in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+from preftune.errors import ConfigError
+from preftune.log import say
+from preftune.models.four_bit import is_quantized
+from preftune.models.precision import Precision
+from preftune.training.config.base import PackedConfig
+from preftune.training.config.sharding import Sharding
+
+_OTHER_OPTIMISERS = ("bnb", "8bit", "4bit", "galore", "apollo", "adafactor", "lion", "ademamix", "adalomo", "grokadamw")
+
+
+def check_sharding(model: nn.Module, args: PackedConfig) -> None:
+    """Raises: ConfigError for what sharded weights cannot be combined with."""
+    if args.world_size < 2 or not dist.is_initialized():
+        raise ConfigError(
+            f"fsdp={args.fsdp!r} divides a model among processes, but this is the only one. Start one for each "
+            "device: torchrun --nproc_per_node N -m preftune ..., or leave fsdp out."
+        )
+    optimiser = str(getattr(args.optim, "value", args.optim))
+    reasons = {
+        "a quantised model: bitsandbytes' 4-bit weights cannot be divided by rows. Leave fsdp out: each process then "
+        "holds the 4-bit weights once": is_quantized(model),
+        "fp16: its gradient scaling does not know divided gradients. Use bf16=True": args.fp16,
+        "torch_compile, which is not tested with it. Remove torch_compile": args.torch_compile,
+        f"optim={optimiser!r}, which does not know divided weights. Use optim='adamw_torch_fused'": any(
+            name in optimiser for name in _OTHER_OPTIMISERS
+        ),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ConfigError(f"fsdp={args.fsdp!r} cannot be combined with {reason}.")
+
+
+def shard_model(
+    model: Any,
+    sharding: Sharding,
+    precision: Precision,
+    device: torch.device,
+    *,
+    called: Sequence[nn.Module] = (),
+) -> None:
+    """Divide a model's weights among all ranks, in place. Every rank holds the same whole weights before, on the CPU or
+    on its device.
+
+    Args:
+        called: the parts of the model that are called in its place, where the model itself is not.
+    Raises: ConfigError if no layers are found, or the ranks cannot be divided into the replicas that are asked for.
+    """
+    mesh = _mesh(sharding, device)
+    if sharding.weights_on_first_rank:
+        _take_from_first_rank(model, device)
+    options: dict[str, Any] = {
+        "mesh": mesh,
+        "offload_policy": CPUOffloadPolicy() if sharding.cpu_offload else OffloadPolicy(),
+    }
+    if precision.autocast is not None:  # layers are gathered in the precision in which they compute
+        options["mp_policy"] = MixedPrecisionPolicy(
+            param_dtype=precision.autocast, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+    for layer in layers_of(model, sharding.layer_classes):
+        fully_shard(layer, reshard_after_forward=sharding.reshard_after_forward, **options)
+        layer.register_forward_hook(_divide_again)
+    for part in called or (model,):
+        fully_shard(part, reshard_after_forward=False, **options)
+        part.register_forward_hook(_divide_again)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
+    say(sharding.describe(dist.get_world_size(), mesh.size(0) if mesh.ndim == 2 else 1))
+
+
+def _divide_again(module: Any, inputs: Any, output: Any) -> None:
+    """Divides weights that stayed whole after a forward pass that no backward pass follows."""
+    if not torch.is_grad_enabled():
+        module.reshard()
+
+
+def layers_of(model: Any, classes: Sequence[str] = ()) -> list[nn.Module]:
+    """The modules that are sharded one by one: those of the classes, by default the model's own layers.
+
+    Raises: ConfigError if there are none.
+    """
+    names = set(classes) or set(getattr(model, "_no_split_modules", None) or ())
+    found = [module for module in model.modules() if type(module).__name__ in names]
+    if not found and not classes:
+        count = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+        lists = (m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count > 0)
+        found = list(next(lists, []))
+    if not found:
+        held = sorted({type(module).__name__ for module in model.modules()})
+        asked = f"of the class {', '.join(sorted(names))} " if names else ""
+        raise ConfigError(
+            f"the model has no layers {asked}to shard. Name one of its classes in fsdp_config="
+            f"{{'transformer_layer_cls_to_wrap': ...}}: {', '.join(held)}."
+        )
+    inner = {id(part) for module in found for part in module.modules() if part is not module}
+    return [module for module in found if id(module) not in inner]
+
+
+def _mesh(sharding: Sharding, device: torch.device) -> DeviceMesh:
+    import os
+
+    ranks = dist.get_world_size()
+    if not sharding.hybrid:
+        return init_device_mesh(device.type, (ranks,))
+    replicas = sharding.replicas or ranks // int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    if replicas < 1 or ranks % replicas:
+        raise ConfigError(
+            f"fsdp_config={{'replicas': {replicas}}}: {ranks} ranks cannot be divided into them. Give a divisor of "
+            f"{ranks}."
+        )
+    return init_device_mesh(device.type, (replicas, ranks // replicas), mesh_dim_names=("replicas", "shards"))
+
+
+def _take_from_first_rank(model: nn.Module, device: torch.device) -> None:
+    """Copies all weights from rank 0, one at a time: the others may not have loaded them."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        there = tensor.detach().to(device)
+        dist.broadcast(there, src=0)
+        tensor.data.copy_(there)

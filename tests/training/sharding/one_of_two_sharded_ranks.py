@@ -1,0 +1,131 @@
+"""One rank of the sharded runs that test_sharded_ranks.py starts as two processes, and the same run in one process.
+
+Usage: one_of_two_sharded_ranks.py FOLDER, with the environment that torchrun sets. Writes FOLDER/rank{n}.pt.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))
+
+import torch
+from torch.distributed.tensor import DTensor
+
+import preftune
+from preftune.models.shards import local, whole
+from tests.training.dpo_runs import lora_model
+from tests.training.trainers.one_of_two_kto_ranks import answers
+from tests.training.trainers.one_of_two_sft_reward_ranks import demonstrations, weighted
+from tiny import rows, tiny_model, tiny_tokenizer
+
+ROWS_PER_STEP = 4
+UNEVEN = {"count": 9, "max_steps": -1, "num_train_epochs": 1}
+"""The last step has one row: one rank has none for its first micro-batch, and no rank has any for the second."""
+
+
+def tied_model() -> Any:
+    return tiny_model(tie_word_embeddings=True)
+
+
+CASES: dict[str, tuple[str, Any, Any, dict[str, Any]]] = {
+    "lora": ("DPO", lora_model, rows, {}),
+    "full": ("DPO", tiny_model, rows, {}),
+    "tied": ("DPO", tied_model, rows, {}),
+    "uneven": ("DPO", lora_model, rows, UNEVEN),
+    "uneven, full": ("DPO", tiny_model, rows, UNEVEN),
+    "kept whole": ("DPO", tiny_model, rows, {"fsdp": "shard_grad_op"}),
+    "checkpointing": ("DPO", tiny_model, rows, {"gradient_checkpointing": True}),
+    "bfloat16": ("DPO", tiny_model, rows, {"bf16": True}),
+    "explicit": ("DPO", tiny_model, rows, {"ref_model": True, "allow_reference_mismatch": True}),
+    "moving": ("DPO", tiny_model, rows, {"sync_ref_model": True, "ref_model_sync_steps": 1, "beta": 0.2}),
+    "sorted": ("DPO", lora_model, rows, {"loss_type": "aot_unpaired", **UNEVEN}),
+    "beta_dpo": ("DPO", lora_model, rows, {"loss_type": "beta_dpo", "beta_dpo_filter": 0.5}),
+    "simpo": ("CPO", tiny_model, rows, {"loss_type": "simpo"}),
+    "guarded": ("DPO", lora_model, rows, {"guard": "rollback"}),
+    "kto": ("KTO", lora_model, answers, {}),
+    "kto, uneven": ("KTO", tiny_model, answers, UNEVEN),
+    "sft": ("SFT", tiny_model, demonstrations, {}),
+    "reward": ("Reward", tiny_model, weighted, {"center_rewards_coefficient": 0.01}),
+}
+
+
+def made(case: str, folder: Path, *, ranks: int, **more: Any) -> Any:
+    """The trainer of a case: the same updates whatever the number of ranks."""
+    method, model, data, options = CASES[case]
+    options = {**options, **more}
+    count = options.pop("count", 20)
+    settings: dict[str, Any] = {
+        "output_dir": str(folder / case),
+        "per_device_train_batch_size": ROWS_PER_STEP // 2 // ranks,
+        "gradient_accumulation_steps": 2,
+        "per_device_eval_batch_size": 2,
+        "max_steps": 3,
+        "logging_steps": 1,
+        "learning_rate": 1e-2,
+        "adam_epsilon": 1e-4,  # a gradient that is nothing but rounding must not become a whole step
+        "lr_scheduler_type": "constant",
+        "train_sampling_strategy": "sequential",
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "seed": 3,
+    }
+    arguments: dict[str, Any] = {}
+    if options.pop("ref_model", False):
+        arguments["ref_model"] = tiny_model(seed=5)
+    if ranks > 1:
+        settings |= {"ddp_backend": "gloo", "ddp_timeout": 60, "fsdp": "full_shard"}
+    else:
+        options.pop("fsdp", None)
+    return getattr(preftune, f"{method}Trainer")(
+        model=model(),
+        args=getattr(preftune, f"{method}Config")(**{**settings, **options}),
+        train_dataset=data(count),
+        eval_dataset=data(5),  # an odd number: accelerate fills the last batch up with rows it has had
+        processing_class=tiny_tokenizer(),
+        **arguments,
+    )
+
+
+def run(case: str, folder: Path, *, ranks: int) -> dict[str, Any]:
+    """Train, evaluate and save."""
+    trainer = made(case, folder, ranks=ranks)
+    sharded = [isinstance(parameter, DTensor) for parameter in trainer.model.parameters()]
+    trainer.train()
+    evaluated = trainer.evaluate()
+    trainer.save_model()
+    reference = json.loads(Path(folder, case, "run.json").read_text()).get("reference") or {}
+    states = [v for values in trainer.optimizer.state.values() for v in values.values() if v.numel() > 1]
+    return {
+        "sharded": all(sharded) if ranks > 1 else any(sharded),
+        "history": trainer.state.log_history,
+        "evaluated": evaluated,
+        "fingerprint": reference.get("fingerprint"),
+        "weights": {name: whole(p.detach()).clone() for name, p in trainer.model.named_parameters() if p.requires_grad},
+        "held": sum(local(p).numel() for p in trainer.model.parameters()),
+        "held by the optimiser": sum(local(v).numel() for v in states),
+    }
+
+
+def main(folder: Path) -> None:
+    result: dict[str, Any] = {case: run(case, folder, ranks=2) for case in CASES}
+    for case in ("lora", "full"):  # a checkpoint of one process, continued by two
+        trainer = made(case, folder / "continued", ranks=2, save_strategy="steps", save_steps=1, allow_changed=True)
+        trainer.train(resume_from_checkpoint=str(folder / "alone" / case / "checkpoint-2"))
+        result[f"{case}, continued"] = {
+            name: whole(p.detach()).clone() for name, p in trainer.model.named_parameters() if p.requires_grad
+        }
+    torch.save(result, folder / f"rank{os.environ['RANK']}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

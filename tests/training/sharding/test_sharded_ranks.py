@@ -1,0 +1,89 @@
+"""Two ranks that share one model (FSDP2 over gloo) do what one process does with the whole of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training.two_ranks import run_two_ranks
+
+from . import one_of_two_sharded_ranks as ranks
+
+EXACT = {"rtol": 1e-3, "atol": 1e-5}
+BFLOAT16 = {"rel": 0.05, "abs": 0.05}
+"""A layer's weights are gathered in bfloat16, norms too, and its gradients are rounded to it."""
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """The folder that two processes wrote into, and what each of them saw."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for case in ("lora", "full"):
+        ranks.made(case, folder / "alone", ranks=1, save_strategy="steps", save_steps=1).train()
+    return folder, run_two_ranks(ranks.__file__, folder)
+
+
+@pytest.mark.parametrize("case", ranks.CASES)
+def test_sharded_ranks_do_what_one_process_does(case, two_ranks, tmp_path):
+    _, both = two_ranks
+    alone = ranks.run(case, tmp_path, ranks=1)
+    loose = BFLOAT16 if case == "bfloat16" else {"rel": 1e-4, "abs": 1e-5}
+    steps = [entry for entry in alone["history"] if "loss" in entry]
+    assert len(steps) == 3
+    assert all(rank[case]["sharded"] for rank in both)
+    assert not alone["sharded"]
+    for one, two in zip(steps, [entry for entry in both[0][case]["history"] if "loss" in entry], strict=True):
+        compared = [key for key in one if key in ("loss", "grad_norm") or key.startswith(("rewards/", "logps/"))]
+        assert {key: two[key] for key in compared} == pytest.approx({key: one[key] for key in compared}, **loose)
+    for rank in both:
+        assert rank[case]["evaluated"]["eval_loss"] == pytest.approx(alone["evaluated"]["eval_loss"], **loose)
+        assert rank[case]["fingerprint"] == alone["fingerprint"]
+        assert rank[case]["weights"].keys() == alone["weights"].keys()
+        start = dict(ranks.CASES[case][1]().named_parameters()) if case == "bfloat16" else {}
+        for name, weight in alone["weights"].items():
+            found = rank[case]["weights"][name]
+            if start:  # Adam makes steps of rounding
+                assert (found - weight).norm() <= 0.1 * (weight - start[name].detach()).norm(), name
+            else:
+                torch.testing.assert_close(found, weight, **EXACT, msg=name)
+
+
+def test_each_rank_holds_half_of_weights_and_optimiser(two_ranks, tmp_path):
+    alone = ranks.run("full", tmp_path, ranks=1)
+    for held in ("held", "held by the optimiser"):
+        parts = [rank["full"][held] for rank in two_ranks[1]]
+        assert sum(parts) == alone[held]
+        assert max(parts) <= 0.52 * alone[held]
+
+
+@pytest.mark.parametrize("case", ["lora", "full", "tied", "sft", "reward"])
+def test_what_is_saved_is_whole(case, two_ranks, tmp_path):
+    folder, _ = two_ranks
+    ranks.run(case, tmp_path, ranks=1)
+    file = "adapter_model.safetensors" if case == "lora" else "model.safetensors"
+    one, two = (load_file(place / case / file) for place in (tmp_path, folder))
+    assert two.keys() == one.keys()
+    for name, weight in one.items():
+        assert two[name].dtype == weight.dtype
+        torch.testing.assert_close(two[name], weight, **EXACT, msg=name)
+    if case != "lora":
+        configs = [json.loads((place / case / "config.json").read_text()) for place in (tmp_path, folder)]
+        assert configs[0] == configs[1]
+
+
+@pytest.mark.parametrize("case", ["lora", "full"])
+def test_a_checkpoint_goes_on_with_another_number_of_ranks(case, two_ranks, tmp_path):
+    folder, both = two_ranks
+    alone = ranks.run(case, tmp_path / "whole", ranks=1)["weights"]
+    back = ranks.made(case, tmp_path / "again", ranks=1, max_steps=4, allow_changed=True)
+    back.train(resume_from_checkpoint=str(folder / "continued" / case / "checkpoint-3"))
+    further = ranks.made(case, tmp_path / "further", ranks=1, max_steps=4)
+    further.train()
+    here = {name: p.detach() for name, p in further.model.named_parameters() if p.requires_grad}
+    for name, weight in alone.items():
+        for rank in both:
+            torch.testing.assert_close(rank[f"{case}, continued"][name], weight, **EXACT, msg=name)
+        torch.testing.assert_close(dict(back.model.named_parameters())[name].detach(), here[name], **EXACT, msg=name)
