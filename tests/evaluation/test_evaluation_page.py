@@ -11,9 +11,10 @@ import pytest
 
 from preftune.cli.main import main
 from preftune.evaluation.suites import SUITES
-from preftune.evaluation.two_models.advice import next_steps
+from preftune.evaluation.two_models.advice import _FAILING, next_steps
 from preftune.evaluation.two_models.degeneration import KINDS
-from preftune.statistics.intervals import BAR, WinRate, verdict
+from preftune.statistics.intervals import BAR, WinRate, power, prompts_for, verdict
+from preftune.statistics.verdict_rules import FACTS_MARGIN, FORGETTING_BUDGET, RATE_MARGIN
 from preftune.training.guard.rules import RULES
 from tests.generation.chat_server import serving, shorter_wins
 from tiny import chat_rows, save_tiny
@@ -80,7 +81,18 @@ def test_the_verdicts_are_those_of_the_code() -> None:
         return verdict(WinRate(rate, low, high, 100, 0, 0, 0, 100, 0.5)).name
 
     names = {named(0.6, 0.52, 0.7), named(0.53, 0.51, 0.55), named(0.4, 0.3, 0.45), named(0.5, 0.4, 0.6)}
-    assert set(re.findall(r"^\| \*\*(.+?)\*\* \|", PAGE, re.M)) == names
+    said = set(re.findall(r"^\| \*\*(.+?)\*\* \|", PAGE, re.M))
+    assert said == names | {"shorter / longer, not better", "preferred, but ...", "cheat"}
+    failing = {
+        "shorter, not better",
+        "longer, not better",
+        *(name for name in _FAILING if name.startswith("preferred")),
+    }
+    assert all(f"**{name}**" in PAGE for name in failing)
+    assert f"at most {100 * FACTS_MARGIN:g} points" in PAGE
+    assert f"at most {FORGETTING_BUDGET:g} points" in PAGE
+    assert f"at most {RATE_MARGIN:.0%} of the answers" in PAGE
+    assert f"in {power(0.55, 64):.0%} of evaluations; {prompts_for(0.55)} prompts" in PAGE
     assert f"{BAR:.0%} or more" in PAGE
 
 

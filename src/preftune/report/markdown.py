@@ -16,6 +16,8 @@ from preftune.report.run.headline import (
     last,
     missing_files,
     next_steps,
+    rules,
+    verdict_name,
     win_rate,
 )
 from preftune.report.run.settings import Row, command, first_settings, versions
@@ -48,6 +50,7 @@ def _report(runs: Sequence[Run], shown: int) -> str:
     lines = [*(_one(runs[0]) if len(runs) == 1 else _several(runs))]
     known = [*filter(None, [judged_unlike(runs)]), *(_named(run, line, runs) for run in runs for line in cautions(run))]
     lines += _listed("Please note", known)
+    lines += _listed("The rules of the verdict", [_named(run, line, runs) for run in runs for line in rules(run)])
     lines += _listed("Next", [_named(run, line, runs) for run in runs for line in next_steps(run)])
     lines += _alarms(runs)
     lines += _answers(runs, shown) if shown else []
@@ -138,7 +141,7 @@ def _several(runs: Sequence[Run]) -> Iterator[str]:
         accuracy = last(run, "eval_rewards/accuracies")
         cells = [
             inert(run.name),
-            inert(text(run.summary.get("verdict")) or headline(run).word.rstrip(":,")),
+            inert(verdict_name(run) or headline(run).word.rstrip(":,")),
             f"{rate.rate:.1%}" if rate else "",
             f"{rate.low:.1%} to {rate.high:.1%}" if rate else "",
             "" if margin is None else f"{margin:.2f}",

@@ -10,6 +10,7 @@ clustered by prompt.
     over_seeds          win rates over prompts and training seeds
     paired              one metric of two models: difference, interval, better or worse
     profile_likelihood  intervals of one quantity of a fitted model
+    verdict_rules       the rules of an evaluation's verdict
 """
 
-__all__ = ["bradley_terry", "calibration", "intervals", "length_control", "over_seeds", "paired"]
+__all__ = ["bradley_terry", "calibration", "intervals", "length_control", "over_seeds", "paired", "verdict_rules"]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import bdtrc, stdtrit
 
 from preftune.amounts import counted
 from preftune.errors import DatasetError, RequestError
@@ -148,10 +148,12 @@ def _closed_form(data: _Clustered, confidence: float) -> tuple[float, float]:
     normal quantile (no variance was estimated), and no interval has zero width. If all were won, or all lost, Wilson's
     interval is too narrow for few prompts (four coins fall alike in one of eight trials); the interval then reaches at
     least as far as the exact one (Clopper and Pearson 1934, Biometrika 26), so that it takes six to exclude 50%."""
-    prompts = len(data.sums)
+    return _interval(data.mean, data.variance, len(data.sums), confidence)
+
+
+def _interval(rate: float, variance: float, prompts: int, confidence: float) -> tuple[float, float]:
     if prompts == 1:
         return 0.0, 1.0  # one prompt says nothing about others
-    rate, variance = data.mean, data.variance
     if variance > 1e-15:
         return wilson(rate, rate * (1 - rate) / variance, quantile(confidence, prompts))
     low, high = wilson(rate, float(prompts), NormalDist().inv_cdf(0.5 + confidence / 2))
@@ -277,6 +279,49 @@ def sample_size(rate: float, *, spread: float = 0.5, confidence: float = 0.95, p
         return None
     z = NormalDist().inv_cdf(0.5 + confidence / 2) + NormalDist().inv_cdf(power)
     return max(2, math.ceil((z * spread / distance) ** 2 - 1e-9))
+
+
+def power(rate: float, prompts: int, *, confidence: float = 0.95) -> float:
+    """How often an evaluation with this many prompts shows that a true win rate is not 50%: its interval lies on the
+    right side of 50%. Exact for wins and losses, one per prompt; ties and probabilities make it more often.
+    """
+    sample_size(rate, confidence=confidence)  # refuses impossible settings
+    if prompts < 1 or rate == 0.5:
+        return 0.0
+    rate = max(rate, 1 - rate)
+    wins = np.arange(prompts + 1)
+    shown = [_won_enough(int(won), prompts, confidence) for won in wins[wins * 2 > prompts]]
+    least = prompts + 1 - sum(shown)  # the more are won, the higher is the interval
+    return float(bdtrc(least - 1, prompts, rate)) if least <= prompts else 0.0
+
+
+def _won_enough(won: int, prompts: int, confidence: float) -> bool:
+    mean = won / prompts
+    variance = mean * (1 - mean) / max(1, prompts - 1)
+    return _interval(mean, variance, prompts, confidence)[0] > 0.5
+
+
+def prompts_for(rate: float, *, confidence: float = 0.95, share: float = POWER) -> int | None:
+    """The least number of prompts with that `power` for this rate; None if no number has: 50%."""
+    guess = sample_size(rate, confidence=confidence, power=share)
+    if guess is None:
+        return None
+    low, high = 1, max(2, guess)
+    while power(rate, high, confidence=confidence) < share:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(rate, middle, confidence=confidence) >= share else (middle, high)
+    return high
+
+
+def power_sentence(prompts: int, *, rate: float = BAR, confidence: float = 0.95) -> str:
+    """What an evaluation with this many prompts can show, before it is run."""
+    needed = prompts_for(rate, confidence=confidence)
+    seen = power(rate, prompts, confidence=confidence)
+    advice = "" if needed is None or prompts >= needed else f"; take {needed:,} to show it in {POWER:.0%}"
+    shown = f"a true win rate of {rate:.0%} is shown in {seen:.0%} of evaluations"
+    return f"With {counted(prompts, 'prompt')} {shown}{advice}."
 
 
 def more_prompts(result: WinRate) -> int | None:

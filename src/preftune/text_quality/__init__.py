@@ -9,4 +9,4 @@ The guard, the comparison of two models and the audit use them. All functions ar
     single_answer    all of these for one answer
 """
 
-__all__ = ["languages", "near_duplicates", "single_answer"]
+__all__ = ["languages", "near_duplicates", "repetition", "single_answer"]

@@ -159,7 +159,7 @@ def test_endpoints_on_all_sides_and_a_second_evaluation_costs_nothing(preftune, 
     assert first.err.count("about to make 6 calls") == 2
     assert "about to make 12 calls" in first.err
     summary = read(tmp_path / "out")
-    assert (summary["wins"], summary["verdict"]) == (6, "better")
+    assert (summary["wins"], summary["verdict"]) == (6, "shorter, not better")
     assert summary["position_bias"] == {"asked": 6, "disagreed": 0, "first_preferred": 0}
     assert summary["cost"]["calls"] == 24
     assert summary["cost"]["money"] > 0
@@ -377,3 +377,24 @@ def test_on_a_narrow_terminal(server, questions, tmp_path: Path) -> None:
     assert "BETTER" in text
     assert "What to do now" in text
     assert "win rate" in text
+
+
+def test_the_exit_code_says_what_the_verdict_says(preftune, server, questions, tmp_path: Path) -> None:
+    failed = preftune(*duel(server, questions, tmp_path / "out", "--fail-under", "better"))
+    assert failed.code == 1
+    assert "exit code 1, because the verdict is 'shorter, not better'" in failed.err
+    assert "With 6 prompts a true win rate of 55% is shown in 3% of evaluations; take" in failed.err
+    assert "rule equal length: fails." in failed.out
+    assert failed.out.startswith("verdict: shorter, not better\nThe aligned model wins 100.0%")
+    server.answer = lambda body: "tie" if body["model"] == "judge" else f"{body['model'][0]} has two words"
+    tied = duel(server, questions, tmp_path / "tied", "--fail_under")
+    assert preftune(*tied, "undecided").code == 0
+    assert preftune(*tied, "below-bar").code == 1
+
+
+def test_a_forgetting_budget_without_measured_abilities(preftune, server, questions, tmp_path: Path) -> None:
+    words = duel(server, questions, tmp_path / "out", "--forgetting_budget")
+    assert "give points between 0 and 100" in preftune(*words, "-1").message
+    assert "the forgetting budget of 1.5 points is not shown to hold" in preftune(*words, "1.5").out
+    alone = preftune("eval", "--model", server.spec("brief"), "--suite", "xstest", "--fail_under", "better", "-o", "x")
+    assert (alone.code, "--fail_under" in alone.message) == (2, True)

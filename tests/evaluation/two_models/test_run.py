@@ -52,7 +52,7 @@ def test_three_files_and_a_true_summary(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "eval" / "summary.json").read_text())
     assert written == json.loads(json.dumps(summary.to_dict()))
     assert (written["wins"], written["ties"], written["losses"], written["n"]) == (6, 0, 0, 6)
-    assert (written["win_rate"], written["verdict"], written["judge"]) == (1.0, "better", "key-fact")
+    assert (written["win_rate"], written["verdict"], written["judge"]) == (1.0, "shorter, not better", "key-fact")
     assert written["ci_low"] > 0.5
     assert written["mean_tokens"] == {"base": 10, "aligned": 5}
     assert written["key_fact_rate"]["base"]["rate"] == 1.0

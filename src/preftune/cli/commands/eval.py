@@ -21,7 +21,9 @@ from preftune.cli.flags.model_flags import (
 from preftune.cli.train.auto_judge import AUTO, make_judge, seen_in_training
 from preftune.errors import RequestError
 from preftune.generation.endpoint.client import is_endpoint
-from preftune.storage.jsonl import prepare_folder, read_object
+from preftune.statistics.intervals import power_sentence
+from preftune.statistics.verdict_rules import LEVELS, Decision
+from preftune.storage.jsonl import digest, prepare_folder, read_object
 from preftune.storage.run_directory import run_facts
 from preftune.storage.run_lock import locked
 from preftune.storage.trained_prompts import FILE
@@ -35,21 +37,35 @@ if TYPE_CHECKING:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs `preftune eval` and returns its exit code: 0 when it finishes, independent of the verdict."""
+    """Runs `preftune eval` and returns its exit code: 0 when it finishes, 1 if the verdict is below `--fail_under`."""
     asked = read_request(argv)
     folder = results_folder(asked)
     try:
         with locked(folder, another="-o FOLDER"), ExitStack() as opened:
-            _evaluate(asked, folder, opened)
+            decision = _evaluate(asked, folder, opened)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"Stopped. The answers received so far are kept in {folder}, the verdicts in the cache; the same command "
             "continues from there."
         ) from None
-    return 0
+    return _exit_code(asked, decision)
 
 
-def _evaluate(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> None:
+def _exit_code(asked: argparse.Namespace, decision: Decision | None) -> int:
+    if asked.fail_under is None:
+        return 0
+    if decision is None:
+        raise RequestError(
+            "--fail_under asks for a verdict, and these two models have not been compared in this folder. Run preftune "
+            "eval with --judge first."
+        )
+    if decision.level >= LEVELS[asked.fail_under]:
+        return 0
+    tell(f"preftune: exit code 1, because the verdict is {decision.name!r} and --fail_under is {asked.fail_under}")
+    return 1
+
+
+def _evaluate(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> Decision | None:
     from preftune.evaluation.two_models.open_models import AnswerOptions, match_up
     from preftune.storage.run_directory import write_json
 
@@ -71,22 +87,25 @@ def _evaluate(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> Non
     for note in match.notes:
         tell(f"preftune: {note}")
     if asked.suite:
-        _run_suites(asked, folder, match, judge, opened)
+        decision = _run_suites(asked, folder, match, judge, opened)
     else:
         assert judge is not None
-        _compare(asked, folder, match, judge, budget, opened)
+        decision = _compare(asked, folder, match, judge, budget, opened)
     if own is not None:
         write_json(folder / "judge.json", own.to_dict())
         print(own.sentence())
+    return decision
 
 
 def _compare(
     asked: argparse.Namespace, folder: Path, match: Matchup, judge: OpenedJudge, budget: Budget, opened: ExitStack
-) -> None:
+) -> Decision:
     from preftune.cli.display.eval_table import show
     from preftune.evaluation.two_models.run import evaluate_pairwise, questions_of
+    from preftune.evaluation.two_models.verdict_record import abilities_of
 
     rows, seen = _rows(asked, match)
+    tell(f"preftune: {power_sentence(len({digest(row['prompt']) for row in rows}))}")
     needs = getattr(judge.judge, "needs", None)
     if needs is not None:
         for row in rows:
@@ -116,10 +135,12 @@ def _compare(
         cost=lambda: _cost(budget, asked),
         training=_trained_with(asked.model),
         seen=seen,
+        abilities=abilities_of(folder, match.settings, asked.forgetting_budget),
         before_judging=before_judging,
         progress=_progress(opened),
     )
     show(summary, folder)
+    return summary.decision
 
 
 def _rows(asked: argparse.Namespace, match: Matchup) -> tuple[list[dict[str, Any]], int | None]:
@@ -232,10 +253,11 @@ def _cost(budget: Budget, asked: argparse.Namespace) -> dict[str, Any] | None:
 
 def _run_suites(
     asked: argparse.Namespace, folder: Path, match: Matchup, judge: OpenedJudge | None, opened: ExitStack
-) -> None:
+) -> Decision | None:
     from preftune.cli.display.eval_table import show_suite
     from preftune.evaluation.suites import find_suite, run_suite
     from preftune.evaluation.two_models.context import Contest
+    from preftune.evaluation.two_models.verdict_record import decide_again
 
     prepare_folder(folder)
     if judge is not None and judge.endpoint is not None:
@@ -259,6 +281,10 @@ def _run_suites(
         options: dict[str, Any] = {"tasks": asked.tasks, "beta": beta}
         taken = {option: options[option] for option in find_suite(name).options}
         show_suite(run_suite(name, contest, data=asked.suite_data, limit=asked.limit, **taken), folder)
+    decision = decide_again(folder, match.settings, asked.forgetting_budget) if "general" in asked.suite else None
+    if decision is not None:
+        print(f"The verdict with these abilities: {decision.name}. {decision.sentence}")
+    return decision
 
 
 def _trained_with(model: str) -> dict[str, Any]:

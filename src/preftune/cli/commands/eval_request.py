@@ -20,6 +20,7 @@ from preftune.cli.flags.plain_parser import PlainParser
 from preftune.cli.train.auto_judge import AUTO
 from preftune.errors import RequestError
 from preftune.generation.endpoint.client import is_endpoint
+from preftune.statistics.verdict_rules import LEVELS
 
 _OWN_COLUMNS = ("category", "topic")
 """The columns of preftune's own prompts."""
@@ -70,6 +71,7 @@ def _parser() -> PlainParser:
     parser.add_argument("-o", "--output", metavar="FOLDER", help="folder of the results (MODEL/eval for a folder)")
     parser.add_argument("--limit", type=int, help="use only the first N distinct prompts, or N questions of a suite")
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling and of bootstrap intervals (0)")
+    _add_verdict(parser.add_argument_group("verdict"))
     _add_suites(parser.add_argument_group("suites"))
     _add_prompts(parser.add_argument_group("prompts"))
     add_sampling_options(parser.add_argument_group("answers"), "an answer", temperature=0.0)
@@ -84,6 +86,22 @@ def _parser() -> PlainParser:
     add_judge_options(parser, alone=False)
     add_endpoint_options(parser)
     return parser
+
+
+def _add_verdict(rules: Any) -> None:
+    rules.add_argument(
+        "--fail_under",
+        choices=list(LEVELS),
+        metavar="VERDICT",
+        help="exit code 1 unless the verdict is at least this: better, below-bar (better, but below the 55%% bar) or "
+        "undecided",
+    )
+    rules.add_argument(
+        "--forgetting_budget",
+        type=float,
+        metavar="POINTS",
+        help="points that a general ability may lose for the verdict better, as --suite general measured it (2)",
+    )
 
 
 def _add_suites(suites: Any) -> None:
@@ -117,6 +135,10 @@ def _add_prompts(data: Any) -> None:
 
 def _check(asked: argparse.Namespace) -> None:
     """Checks the request before anything is loaded. Raises: RequestError."""
+    if asked.forgetting_budget is not None and not 0 <= asked.forgetting_budget <= 100:
+        raise RequestError(f"--forgetting_budget {asked.forgetting_budget:g}: give points between 0 and 100.")
+    if asked.suite and "general" not in asked.suite:
+        refuse(asked, ("fail_under", "forgetting_budget"), unless="two models are compared, or --suite is general")
     if asked.limit is not None and asked.limit < 1:
         raise RequestError(f"--limit {asked.limit}: give at least 1 prompt.")
     if asked.judge is None and not asked.suite:

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from preftune.evaluation.suites.result import SuiteResult
     from preftune.evaluation.two_models.summary import Summary
     from preftune.statistics.intervals import WinRate
+    from preftune.statistics.verdict_rules import Decision
 
 _MOST = 20
 """Maximum number of categories shown; `source` may differ for every row."""
-_STYLE = {"better": "bold green", "worse": "bold red", "undecided": "bold yellow"}
+_STYLE = {"good": "bold green", "bad": "bold red", "unsure": "bold yellow"}
+_PASSED = {True: "holds", False: "fails", None: "not measured"}
 
 
 def show(summary: Summary, folder: Path) -> None:
@@ -28,11 +30,10 @@ def show(summary: Summary, folder: Path) -> None:
     if not console.is_terminal:
         _show_plain(summary, folder)
         return
-    name = summary.verdict.name
+    decision = summary.decision
     verdict, *others = summary.sentences()
-    style = next((style for word, style in _STYLE.items() if name.startswith(word)), "bold")
     console.print()
-    console.print(Text(name.upper(), style=style))
+    console.print(Text(decision.name.upper(), style=_STYLE[decision.tone]))
     console.print(Text(verdict))
     who = f"{summary.aligned_name} against {summary.baseline_name}, judged by {summary.judge}"
     console.print(Text(who, style="dim"))
@@ -43,9 +44,14 @@ def show(summary: Summary, folder: Path) -> None:
         console.print(_categories(_largest(summary.categories), console.width))
         if len(summary.categories) > _MOST:
             console.print(Text(_others(summary.categories)))
+    _section(console, "The rules of the verdict", _rules(decision))
     _section(console, "How the answers look", summary.degeneration.sentences())
     _section(console, "What to do now", summary.next_steps())
     console.print(Text(f"\nAll answers, verdicts and figures: {folder}"), soft_wrap=True)
+
+
+def _rules(decision: Decision) -> list[str]:
+    return [f"{rule.name}: {_PASSED[rule.passed]}. {rule.sentence}" for rule in decision.rules]
 
 
 def _section(console: Console, title: str, sentences: list[str]) -> None:
@@ -92,6 +98,8 @@ def _show_plain(summary: Summary, folder: Path) -> None:
     print(f"verdict: {summary.verdict.name}")
     for sentence in summary.sentences():
         print(sentence)
+    for line in _rules(summary.decision):
+        print(f"rule {line}")
     if len(summary.categories) > 1:
         for name, rate in _largest(summary.categories).items():
             print(

@@ -4,6 +4,7 @@
 
     advice        what to do next, from the numbers of this run
     answers       both models' answers, kept one by one, resumable
+    cheats        ways to win without better answers, by name
     context       input of a suite: two models, a judge, settings
     correctness   whether answers became more correct, or only shorter
     degeneration  repetition, language, refusals of two models
@@ -12,6 +13,7 @@
     run           the comparison: generate, judge, count
     summary       eval/summary.json: the win rate, the verdict and the reasons
     types         AnsweredRow, JudgedRow, Outcome
+    verdict_record  the verdict in summary.json and in the model card
 """
 
-__all__ = ["advice", "answers", "context", "open_models", "pair_logps", "run", "summary", "types"]
+__all__ = ["advice", "answers", "context", "open_models", "pair_logps", "run", "summary", "types", "verdict_record"]

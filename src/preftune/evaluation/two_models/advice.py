@@ -21,6 +21,28 @@ NARROW = 0.05
 """An undecided interval within this distance of 50% means that there is hardly any difference, for any number of
 prompts.
 """
+_BALANCE = (
+    "Balance the training pairs by length: the chosen answers are {} (preftune audit shows how far apart they are). "
+    "Length is what the model learnt."
+)
+_FAILING = {
+    "cheat": (
+        "Do not use this win rate. Read some of the answers: the model found a way to please the judge. Remove such "
+        "answers from the training data, or correct the reward that paid for them."
+    ),
+    "shorter, not better": _BALANCE.format("shorter"),
+    "longer, not better": _BALANCE.format("longer"),
+    "preferred, but less correct": (
+        "Read the prompts whose correct answer was lost, and add pairs whose chosen answer is the correct one. If the "
+        "pairs have nothing to do with these prompts, halve the learning rate."
+    ),
+    "preferred, but degenerate": "Read the prompts that show it (degeneration.worst in summary.json).",
+    "preferred, but forgetful": (
+        "Train less: halve the learning rate, or use a higher beta, or add general data. Then run preftune eval "
+        "--suite general again."
+    ),
+}
+"""First steps where the win rate is above 50% and another rule fails."""
 MANY_TIES = 0.5
 UNDECIDING = 0.5
 """Above this share of such comparisons, ties say nothing about how far the model moved."""
@@ -60,6 +82,7 @@ def next_steps(
     contradicted: float | None = None,
     unread: float = 0.0,
     judge_only_ties: bool = False,
+    name: str = "",
     **training: Any,
 ) -> list[str]:
     """What to do next, in sentences for people; never empty.
@@ -69,14 +92,19 @@ def next_steps(
         contradicted: share of the comparisons in which the judge contradicted itself when the answers were swapped.
         unread: share of the comparisons without a verdict that could be read.
         judge_only_ties: the judge called every comparison of two different answers a tie.
+        name: of the verdict (`verdict_rules`); by default that of the win rate alone.
         training: `method`, `beta`, `usual_beta`, `learning_rate`, `epochs` and `kl_coef` of the run, where they are
             known; the sentences then give numbers.
     """
     how = _Training(**training)
     spoilt = bool(SPOILT & set(worse))
-    name = verdict(result).name
+    name = name or verdict(result).name
     steps: list[str] = []
-    if name == "worse":
+    failing = _FAILING.get(name.partition(":")[0])
+    if failing is not None:
+        too_much = name == "preferred, but degenerate" or name.startswith("cheat")
+        steps += [failing, *(_less_change(how) if too_much else [])]
+    elif name == "worse":
         steps += _worse(spoilt, how)
     elif spoilt:
         steps += _less_change(how)
@@ -88,7 +116,7 @@ def next_steps(
         steps += _undecided(result, how)
     else:
         steps += _more_change(how)
-    if name != "better" and length_controlled is not None:
+    if name != "better" and failing is None and length_controlled is not None:
         steps += _length(length_controlled)
     return steps + _judge_first(contradicted, unread, judge_only_ties)
 

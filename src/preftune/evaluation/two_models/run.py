@@ -16,6 +16,7 @@ from typing import Any, get_args
 from preftune.evaluation.two_models.answers import Progress, answer_rows
 from preftune.evaluation.two_models.summary import Summary, summarise
 from preftune.evaluation.two_models.types import AnsweredRow, JudgedRow, Outcome
+from preftune.evaluation.two_models.verdict_record import write_summary
 from preftune.generation.protocol import PairGenerator
 from preftune.judges.protocol import (
     Graded,
@@ -28,7 +29,7 @@ from preftune.judges.protocol import (
     share_of_a,
 )
 from preftune.judges.registry import as_judge
-from preftune.storage.jsonl import append_lines, digest, prepare_folder, read_lines, write_json, write_lines
+from preftune.storage.jsonl import append_lines, digest, prepare_folder, read_lines, write_lines
 
 
 def evaluate_pairwise(
@@ -60,7 +61,7 @@ def evaluate_pairwise(
         judge_thoughts: judge and measure what thinking models write before their answers as part of the answers.
         cost: what endpoints cost, asked for at the end.
         before_judging: called with all answers before the judge is asked.
-        facts: `names`, `seed`, `confidence`, `training` and `seen` of `summarise`.
+        facts: `names`, `seed`, `confidence`, `training`, `seen` and `abilities` of `summarise`.
     Raises: DatasetError for no row, or one without a prompt; RequestError for an unwritable folder.
     """
     judge, folder = as_judge(judge), Path(output_dir)
@@ -73,7 +74,7 @@ def evaluate_pairwise(
         before_judging(answered)
     judged = judge_rows(answered, rows, judge=judge, path=folder / "verdicts.jsonl", again=again, progress=progress)
     summary = summarise(answered, judged, rows, judge=judge, settings=settings, cost=cost(), **facts)
-    write_json(folder / "summary.json", summary.to_dict())
+    write_summary(folder, summary.to_dict())
     _remember(folder / HISTORY, summary)
     return summary
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from preftune.amounts import counted
 from preftune.evaluation.two_models.advice import next_steps, seen_sentence
+from preftune.evaluation.two_models.cheats import Cheat, find_cheats
 from preftune.evaluation.two_models.correctness import (
     BASE_MODEL,
     KeyFactRates,
@@ -19,9 +20,10 @@ from preftune.evaluation.two_models.degeneration import Degeneration, compare
 from preftune.judges.from_scores import ScoreJudge
 from preftune.judges.protocol import Judge, decided, judge_name
 from preftune.judges.text_matching import is_correct
-from preftune.statistics.intervals import MeanInterval, Verdict, WinRate, mean_interval, verdict, win_rate
+from preftune.statistics.intervals import MeanInterval, Verdict, WinRate, mean_interval, power_sentence, win_rate
 from preftune.statistics.length_control import LengthControlled, length_controlled
 from preftune.statistics.paired import members_by
+from preftune.statistics.verdict_rules import Decision, decide
 from preftune.storage.jsonl import digest
 
 if TYPE_CHECKING:
@@ -60,7 +62,6 @@ class Summary:
     """The evidence about one evaluation. `to_dict` is what `eval/summary.json` holds."""
 
     win_rate: WinRate
-    verdict: Verdict
     key_facts: KeyFactRates | None
     correctness: Verdict
     mean_tokens: dict[str, float]
@@ -88,6 +89,10 @@ class Summary:
     """Calls, tokens and money of this run at endpoints; None when there was none."""
     seen: int | None = None
     """Prompts that the aligned model was trained on, as far as that is known."""
+    cheats: Sequence[Cheat] = ()
+    """Ways of winning without better answers that were found in the answers."""
+    abilities: Mapping[str, Any] = field(default_factory=dict)
+    """`budget`: the forgetting budget in points, if one was asked for; `compared`: figures of the suite `general`."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """`method`, `beta`, `learning_rate`, `epochs` and `kl_coef` of the aligned model's run, where they are known."""
 
@@ -96,11 +101,23 @@ class Summary:
         """Rows where the judge contradicted itself when the answers were swapped; None when it was asked once."""
         return None if self.position_bias is None else self.position_bias.disagreed
 
+    @property
+    def decision(self) -> Decision:
+        """The verdict by all rules (`statistics.verdict_rules`)."""
+        found = decide(self._figures())
+        assert found is not None  # there is a win rate
+        return found
+
+    @property
+    def verdict(self) -> Verdict:
+        return Verdict(self.decision.name, self.decision.sentence)
+
     def to_dict(self) -> dict[str, Any]:
+        return {**self._figures(), **self.decision.to_dict(), "next_steps": self.next_steps()}
+
+    def _figures(self) -> dict[str, Any]:
         return {
             **self.win_rate.to_dict(),
-            "verdict": self.verdict.name,
-            "verdict_sentence": self.verdict.sentence,
             "judge": self.judge,
             "order_disagreements": self.order_disagreements,
             "position_bias": None if self.position_bias is None else self.position_bias._asdict(),
@@ -116,7 +133,9 @@ class Summary:
             "correctness_verdict": self.correctness.name,
             "correctness_sentence": self.correctness.sentence,
             "degeneration": self.degeneration.to_dict(),
-            "next_steps": self.next_steps(),
+            "cheats": [cheat.to_dict() for cheat in self.cheats],
+            "abilities": dict(self.abilities),
+            "power": power_sentence(self.win_rate.prompts, confidence=self.win_rate.confidence),
             "baseline_name": self.baseline_name,
             "aligned_name": self.aligned_name,
             "seen_in_training": self.seen,
@@ -181,6 +200,7 @@ class Summary:
             contradicted=None if bias is None else bias.disagreed / bias.asked,
             unread=self.unjudged / self.win_rate.n,
             judge_only_ties=self.judge_only_ties,
+            name=self.decision.name,
             **self.training,
         )
 
@@ -198,6 +218,7 @@ def summarise(
     cost: dict[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
     seen: int | None = None,
+    abilities: Mapping[str, Any] | None = None,
 ) -> Summary:
     """Count outcomes, categories, right answers, lengths, what looks degenerate. Rows of one prompt are one cluster.
 
@@ -207,9 +228,7 @@ def summarise(
         seed: of the folds that choose the penalty of the win rate at equal length.
         names: of baseline and aligned model, for people.
         cost: what endpoints cost in this run.
-        training: `method`, `beta`, `learning_rate`, `epochs` and `kl_coef` of the aligned model's run, for the next
-            steps.
-        seen: prompts that the aligned model was trained on; None where that is unknown.
+        training, seen, abilities: see `Summary`.
     """
     clusters = [digest(answer.prompt) for answer in answered]
     rate = rate_of(judged, clusters, confidence=confidence)
@@ -217,7 +236,6 @@ def summarise(
     tokens = _per_side(answered, "tokens")
     return Summary(
         win_rate=rate,
-        verdict=verdict(rate),
         key_facts=rates,
         correctness=correctness_verdict(
             rates, base_tokens=tokens["base"], aligned_tokens=tokens["aligned"], baseline=baseline_called(names[0])
@@ -242,6 +260,8 @@ def summarise(
         cost=cost,
         training=training or {},
         seen=seen,
+        cheats=find_cheats(answered),
+        abilities=abilities or {},
     )
 
 

@@ -12,7 +12,7 @@ from preftune.report.html.document import Page
 from preftune.report.reading.run_files import Run
 from preftune.report.reading.untrusted_json import Figures, at, items, mapping, number, sentences, text
 from preftune.report.run import charts
-from preftune.report.run.headline import Rate, day, rate_in, win_rate
+from preftune.report.run.headline import Rate, day, rate_in, rules, win_rate
 
 _CATEGORIES = 24
 _EVALUATIONS = 8
@@ -51,6 +51,10 @@ def evaluation_section(page: Page, runs: Sequence[Run]) -> Markup:
 
 def _cards(page: Page, run: Run, suffix: str) -> Iterator[Markup]:
     summary = run.summary
+    decided = rules(run)
+    if decided:
+        words = 'The verdict is "better" only if no rule fails.'
+        yield panel("The rules of the verdict", words, listed(decided))
     categories = _rates(mapping(summary.get("categories")))
     if len(categories) > 1:
         told = "; ".join(f"{name} {rate.rate:.0%}" for name, rate in categories.items())

@@ -10,15 +10,9 @@ from typing import Literal, NamedTuple, TypeAlias
 from preftune.amounts import counted, duration
 from preftune.report.reading.run_files import Answers, Run, columns, short_name
 from preftune.report.reading.untrusted_json import Figures, at, items, number, sentences, text, truth
+from preftune.statistics.verdict_rules import decide
 
 Tone: TypeAlias = Literal["good", "bad", "unsure", "none"]
-
-_TITLES: dict[str, tuple[Tone, str]] = {
-    "better": ("good", "Better:"),
-    "worse": ("bad", "Worse:"),
-    "undecided": ("unsure", "Undecided:"),
-}
-
 
 _FINE = ("", "not measured", "more correct", "no difference shown")
 """Verdicts about correctness that need no caution."""
@@ -51,8 +45,10 @@ def headline(run: Run) -> Headline:
     rate = win_rate(run)
     if rate is None:
         return _unjudged(run)
-    verdict = text(run.summary.get("verdict"))
-    tone, word = _TITLES.get(verdict, ("unsure", "A little better:" if verdict.startswith("better") else "Judged:"))
+    decision = decide(run.summary)
+    name = decision.name if decision is not None else "judged"
+    tone: Tone = "none" if decision is None else decision.tone
+    word = "A little better:" if name.startswith("better but") else f"{name[0].upper()}{name[1:]}:"
     counts = [
         f"{int(value):,} {name if value != 1 else one}"
         for name, one in (("wins", "win"), ("ties", "tie"), ("losses", "loss"))
@@ -69,6 +65,22 @@ def headline(run: Run) -> Headline:
         rate,
         f"{rate.confidence:.0%} interval {rate.low:.1%} to {rate.high:.1%}. {counted} {against}.",
     )
+
+
+def verdict_name(run: Run) -> str:
+    """The name of the verdict by the rules; empty without a win rate."""
+    decision = decide(run.summary)
+    return "" if decision is None else decision.name
+
+
+def rules(run: Run) -> list[str]:
+    """The rules of the verdict with their numbers, those that fail first."""
+    decision = decide(run.summary)
+    if decision is None:
+        return []
+    said = {True: "holds", False: "fails", None: "not measured"}
+    order = sorted(decision.rules, key=lambda rule: (rule.passed is not False, rule.passed is None))
+    return [f"{rule.name}: {said[rule.passed]}. {rule.sentence}" for rule in order]
 
 
 def win_rate(run: Run) -> Rate | None:
@@ -135,7 +147,10 @@ def asked(run: Run) -> str:
 
 def cautions(run: Run) -> list[str]:
     """What must be known besides the verdict: correctness that fell, a judge that contradicted itself, alarms."""
-    found = [text(run.summary.get("seen_sentence")), _at_equal_length(run)]
+    decision = decide(run.summary)
+    failed = [] if decision is None else [rule for rule in decision.rules if rule.passed is False]
+    found = [text(run.summary.get("seen_sentence"))]
+    found += [rule.sentence for rule in failed if rule.name != "win rate"] or [_at_equal_length(run)]
     if text(run.summary.get("correctness_verdict")) not in _FINE:
         found.append(text(run.summary.get("correctness_sentence")))
     worse = len(items(at(run.summary, "degeneration", "worse")))  # these sentences stand first

@@ -10,7 +10,7 @@ from preftune.report.html.components import NOTHING, listed, panel, panels
 from preftune.report.html.document import Page
 from preftune.report.html.templates import markup
 from preftune.report.reading.run_files import Run
-from preftune.report.reading.untrusted_json import Figures, number, text
+from preftune.report.reading.untrusted_json import Figures, number
 from preftune.report.run import charts
 from preftune.report.run.answers import answers_section, entry_of
 from preftune.report.run.data import data_section, settings_section
@@ -26,6 +26,7 @@ from preftune.report.run.headline import (
     missing_files,
     next_steps,
     ranking,
+    verdict_name,
     win_rate,
 )
 from preftune.report.run.settings import differing_settings
@@ -108,7 +109,7 @@ def _comparison(runs: Sequence[Run]) -> Markup:
     header += ["held-out margin", "accuracy", "held-out loss", "alarms"]
     rows = []
     for run in ranked:
-        rate, verdict = win_rate(run), text(run.summary.get("verdict"))
+        rate, verdict = win_rate(run), verdict_name(run)
         alarms = sum(alarm.get("level") == "alarm" for alarm in run.alarms)
         rows.append(
             [

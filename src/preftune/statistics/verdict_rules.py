@@ -1,0 +1,295 @@
+"""The rules of an evaluation's verdict, all of them, on the figures of `eval/summary.json`.
+
+A win rate alone can be bought: with length, with correct facts that are lost, with text that is written for the judge.
+The verdict is "better" only if every rule holds. The terminal, summary.json, the report, the model card and the exit
+code of `--fail_under` ask `decide`; older summaries, which lack some figures, are decided by those that they have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeGuard
+
+from preftune.statistics.intervals import BAR, WinRate, verdict
+
+FACTS_MARGIN = 0.03
+"""Share of correct answers that may be lost: fewer is a loss even where it may be chance."""
+RATE_MARGIN = 0.03
+"""Share of answers that may newly loop, not end, be empty or leave the language, if it is more than chance."""
+MEAN_MARGIN = 0.10
+"""The same for distinct-2 and self-similarity, means between 0 and 1."""
+FORGETTING_BUDGET = 2.0
+"""Points of accuracy that a general ability may lose; for bits per byte, percent."""
+
+_DEGENERATE = {
+    "repeats": (RATE_MARGIN, "answers repeat themselves"),
+    "unfinished": (RATE_MARGIN, "answers do not end"),
+    "empty": (RATE_MARGIN, "answers are empty"),
+    "language_switch": (RATE_MARGIN, "answers leave the language of the prompt"),
+    "distinct_2": (MEAN_MARGIN, "answers are less varied"),
+    "self_similarity": (MEAN_MARGIN, "answers to different prompts are more alike"),
+}
+BETTER, BELOW_BAR, UNDECIDED, WORSE = "better", f"better but below the {BAR:.0%} bar", "undecided", "worse"
+LEVELS: Mapping[str, int] = {"undecided": 2, "below-bar": 3, "better": 4}
+"""What `--fail_under` can ask for, and the least level of a verdict that is enough."""
+
+
+Tone: TypeAlias = Literal["good", "bad", "unsure"]
+
+
+class Rule(NamedTuple):
+    """One rule, and how it came out."""
+
+    name: str
+    passed: bool | None
+    """None where it was not measured, which does not stand in the way of "better" unless the rule was asked for."""
+    sentence: str
+    """The rule with its numbers."""
+    verdict: str = ""
+    """The verdict where it fails."""
+
+
+class Decision(NamedTuple):
+    """The verdict, and the rules that led to it."""
+
+    name: str
+    sentence: str
+    rules: tuple[Rule, ...]
+
+    @property
+    def tone(self) -> Tone:
+        """For colours."""
+        return "good" if self.level == 4 else "bad" if self.level < 2 else "unsure"
+
+    @property
+    def level(self) -> int:
+        """4 better, 3 below the bar, 2 undecided, 1 preferred but a rule fails, 0 worse or a cheat."""
+        if self.name.startswith("cheat"):
+            return 0
+        return {BETTER: 4, BELOW_BAR: 3, UNDECIDED: 2, WORSE: 0}.get(self.name, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The part of summary.json."""
+        return {
+            "verdict": self.name,
+            "verdict_sentence": self.sentence,
+            "rules": [rule._asdict() for rule in self.rules],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A figure with its interval, as far as it is known."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def read(cls, figures: Any, *names: str) -> _Span | None:
+        value, low, high = (_number(_at(figures, name)) for name in names)
+        return None if value is None else cls(value, low, high)
+
+    def points(self) -> str:
+        """A difference of shares in points."""
+        interval = "" if self.low is None or self.high is None else f", interval {_p(self.low)} to {_p(self.high)}"
+        return f"{_p(self.value)} points{interval}"
+
+
+def decide(figures: Mapping[str, Any]) -> Decision | None:
+    """The verdict on the figures of a summary; None if they hold no win rate.
+
+    Args:
+        figures: of `summary.json`. Nothing in it is trusted to be there or to have its type.
+    """
+    rate = _win_rate(figures)
+    if rate is None:
+        return None
+    plain = verdict(rate)
+    rules = tuple(_rules(figures, rate))
+    failed = [rule for rule in rules if rule.passed is False]
+    cheats = [rule for rule in failed if rule.name == "no cheat"]
+    if not failed:
+        return Decision(plain.name, plain.sentence, rules)
+    measured = plain.sentence.partition(": ")[0].partition("). ")[0].rstrip(".")
+    measured += ")" * (measured.count("(") - measured.count(")"))
+    reasons = " ".join(rule.sentence for rule in failed if rule.name != "win rate")
+    if cheats:
+        return Decision(cheats[0].verdict, f"{measured}, which does not count: {reasons}", rules)
+    if plain.name not in (BETTER, BELOW_BAR):  # what stands in the way of better is not what decides here
+        return Decision(plain.name, plain.sentence, rules)
+    return Decision(failed[0].verdict, f"{measured}, but that is not enough: {reasons}", rules)
+
+
+def _rules(figures: Mapping[str, Any], rate: WinRate) -> Iterator[Rule]:
+    """All rules in the order in which they decide."""
+    yield _no_cheat(figures)
+    interval = f"{rate.confidence:.0%} interval {rate.ci_low:.1%} to {rate.ci_high:.1%}"
+    yield Rule(
+        "win rate",
+        rate.ci_low > 0.5,
+        f"The interval of the win rate must lie above 50%: {rate.win_rate:.1%} ({interval}).",
+        WORSE if rate.ci_high < 0.5 else UNDECIDED,
+    )
+    yield _equal_length(figures)
+    yield _facts(figures)
+    yield _degeneration(figures)
+    yield _abilities(figures)
+
+
+def _no_cheat(figures: Mapping[str, Any]) -> Rule:
+    cheats = [one for one in _list(figures.get("cheats")) if isinstance(one, Mapping) and _at(one, "name")]
+    if figures.get("cheats") is None:
+        return Rule("no cheat", None, "The answers were not searched for cheats: the evaluation is an earlier one.")
+    if not cheats:
+        return Rule("no cheat", True, "No known cheat was found in the answers.")
+    names = " and ".join(str(one["name"]) for one in cheats)
+    told = " ".join(str(_at(one, "sentence") or "") for one in cheats)
+    return Rule("no cheat", False, told, f"cheat: {names}")
+
+
+def _equal_length(figures: Mapping[str, Any]) -> Rule:
+    """Not below 50% at equal length. Where nearly all answers are longer, or shorter, no rate can be estimated, and
+    only checkable answers that got better show that it is not length alone."""
+    name, controlled = "equal length", figures.get("length_controlled")
+    base, aligned = (_number(_at(figures, "mean_tokens", side)) for side in ("base", "aligned"))
+    side = "shorter" if base is not None and aligned is not None and aligned < base else "longer"
+    failing = f"{side}, not better"
+    if not isinstance(controlled, Mapping):
+        return Rule(name, None, "There are too few prompts, or no different lengths, for a rate at equal length.")
+    if _at(controlled, "extrapolated"):
+        facts = _Span.read(_at(figures, "key_fact_rate", "difference"), "rate", "ci_low", "ci_high")
+        shown = facts is not None and facts.low is not None and facts.low > 0
+        told = f"Nearly all answers are {side}, so no rate at equal length can be estimated"
+        if shown:
+            return Rule(name, True, f"{told}; more of the answers are correct, so length is not all.")
+        return Rule(name, False, f"{told}, and its advantage may be length alone.", failing)
+    equal = _Span.read(controlled, "win_rate", "ci_low", "ci_high")
+    if equal is None or equal.low is None or equal.high is None:
+        return Rule(name, None, "The evaluation holds no rate at equal length.")
+    rates = f"{equal.value:.1%} (interval {equal.low:.1%} to {equal.high:.1%})"
+    if equal.high < 0.5:
+        return Rule(name, False, f"At equal length it would win only {rates}: it is only {side}.", failing)
+    return Rule(name, True, f"The interval of the win rate at equal length must not lie below 50%: {rates}.")
+
+
+def _facts(figures: Mapping[str, Any]) -> Rule:
+    name = "correct answers"
+    change = _Span.read(_at(figures, "key_fact_rate", "difference"), "rate", "ci_low", "ci_high")
+    if change is None:
+        return Rule(name, None, "Correct answers were not measured: the rows hold nothing to check.")
+    shown = change.high is not None and change.high < 0
+    if change.value < -FACTS_MARGIN or shown:
+        return Rule(
+            name,
+            False,
+            f"Fewer answers are correct: {change.points()}; {100 * FACTS_MARGIN:g} points may be lost.",
+            "preferred, but less correct",
+        )
+    return Rule(name, True, f"Correct answers may fall by at most {100 * FACTS_MARGIN:g} points: {change.points()}.")
+
+
+def _degeneration(figures: Mapping[str, Any]) -> Rule:
+    name, found = "degeneration", _at(figures, "degeneration", "figures")
+    if not isinstance(found, Mapping):
+        return Rule(name, None, "The evaluation holds no figures of degeneration.")
+    worse = _list(_at(figures, "degeneration", "worse"))
+    spoilt = []
+    for figure, (margin, words) in _DEGENERATE.items():
+        change = _Span.read(found.get(figure), "difference", "ci_low", "ci_high")
+        if figure in worse and change is not None and abs(change.value) > margin:
+            before, after = (_number(_at(found, figure, side)) for side in ("base", "aligned"))
+            spoilt.append(f"{words} ({_share(after)} instead of {_share(before)})")
+    if spoilt:
+        return Rule(name, False, f"The answers degenerate: {', '.join(spoilt)}.", "preferred, but degenerate")
+    return Rule(
+        name,
+        True,
+        f"No sign of degeneration may rise by more than {RATE_MARGIN:.0%} of the answers and beyond chance: none does.",
+    )
+
+
+def _abilities(figures: Mapping[str, Any]) -> Rule:
+    """General abilities within the budget. The estimate decides, and the sentence names its interval."""
+    name = "general abilities"
+    asked = _number(_at(figures, "abilities", "budget"))
+    budget = FORGETTING_BUDGET if asked is None else asked
+    found = [one for one in _list(_at(figures, "abilities", "compared")) if isinstance(one, Mapping)]
+    losses = [(str(one.get("name")), loss) for one in found if (loss := _loss(one)) is not None]
+    if not losses:
+        told = "General abilities were not measured (preftune eval --suite general)"
+        if asked is None:
+            return Rule(name, None, f"{told}.")
+        sentence = f"{told}, so the forgetting budget of {asked:g} points is not shown to hold."
+        return Rule(name, False, sentence, UNDECIDED)
+    told = "; ".join(f"{what} {_lost(loss)}" for what, loss in losses)
+    if any(loss.value > budget for _, loss in losses):
+        sentence = f"General abilities fell by more than the forgetting budget of {budget:g} points: {told}."
+        return Rule(name, False, sentence, "preferred, but forgetful")
+    return Rule(name, True, f"General abilities may lose {budget:g} points: {told}.")
+
+
+def _loss(figure: Mapping[str, Any]) -> _Span | None:
+    """What an ability lost, in points; in percent of the baseline where it is no share."""
+    change, base = _Span.read(figure, "difference", "ci_low", "ci_high"), _number(figure.get("base"))
+    if change is None or base is None or (figure.get("unit") != "share" and base <= 0):
+        return None
+    scale = 100.0 if figure.get("unit") == "share" else 100.0 / base
+    if figure.get("better") != "lower":
+        low = None if change.high is None else -scale * change.high
+        return _Span(-scale * change.value, low, None if change.low is None else -scale * change.low)
+    low, high = (None if end is None else scale * end for end in (change.low, change.high))
+    return _Span(scale * change.value, low, high)
+
+
+def _lost(loss: _Span) -> str:
+    interval = "" if loss.low is None or loss.high is None else f" (interval {loss.low:+.1f} to {loss.high:+.1f})"
+    return f"lost {loss.value:+.1f}{interval}"
+
+
+def _win_rate(figures: Mapping[str, Any]) -> WinRate | None:
+    rate, low, high = (_number(figures.get(name)) for name in ("win_rate", "ci_low", "ci_high"))
+    if rate is None or low is None or high is None:
+        return None
+    wins, ties, losses, n, prompts, unread = (
+        int(_number(figures.get(name)) or 0) for name in ("wins", "ties", "losses", "n", "prompts", "unread")
+    )
+    n = max(1, n or wins + ties + losses)
+    spread = _number(figures.get("spread"))
+    confidence = _number(figures.get("confidence")) or 0.95
+    confidence = confidence if 0 < confidence < 1 else 0.95
+    rate = min(1.0, max(0.0, rate))
+    return WinRate(
+        rate, low, high, n, wins, ties, losses, prompts or n, 0.5 if spread is None else spread, confidence, unread
+    )
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < 1e300 else None
+
+
+def _at(value: object, *path: str) -> Any:
+    for name in path:
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(name)
+    return value
+
+
+def _list(value: object) -> Sequence[Any]:
+    return value if _is_list(value) else ()
+
+
+def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _p(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
+def _share(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.0%}"
