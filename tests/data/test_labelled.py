@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from preftune.data import load_labelled, load_pairs, mix_labelled, tokenize_labelled
+from preftune.data import load_demonstrations, load_labelled, load_pairs, mix_labelled, tokenize_labelled
 from preftune.errors import DatasetError
 from preftune.types import Label
 from tiny import chat_rows, rows, tiny_tokenizer
@@ -102,3 +102,17 @@ def test_texts_become_turns():
     data = load_labelled(KTO).as_chat()
     assert data[0].prompt == [{"role": "user", "content": "2+2?"}]
     assert data[0].completion == [{"role": "assistant", "content": "4"}]
+
+
+@pytest.mark.parametrize("row", [{"prompt": "2+2?"}, {"question": "2+2?"}, {"prompt": "2+2?", "label": True}])
+def test_prompts_alone_need_answers(row):
+    says = "holds prompts without answers .*--columns completion=YOURS label=YOURS, or .*preftune sample, then preftune"
+    with pytest.raises(DatasetError, match=says):
+        load_labelled([row, row])
+    with pytest.raises(DatasetError, match=r"holds prompts without answers .*completion=YOURS, or .*preftune sample"):
+        load_demonstrations([row, row])
+
+
+def test_other_columns_are_asked_for_by_the_names_of_labelled_answers():
+    with pytest.raises(DatasetError, match=r"no answers with labels .*prompt=YOURS completion=YOURS label=YOURS"):
+        load_labelled([{"text_a": "x", "text_b": "y"}])

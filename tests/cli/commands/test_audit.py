@@ -79,7 +79,7 @@ def test_warnings_do_not_fail_where_errors_do(preftune, here: Path) -> None:
         (["--with-reference"], "--with_reference is about the model"),
         (["--load_in_4bit"], "--load_in_4bit is about the model"),
         (["--eval_split", "test"], "--eval_split is the split of the evaluation data"),
-        (["--near_duplicates", "maybe"], "invalid choice: 'maybe'"),
+        (["--near_duplicates", "maybe"], "'maybe' is not one of its values. Its values are on, off."),
         (["--colums", "a=b"], "Did you mean --columns?"),
         (["--columns", "chosen"], "write canonical=yours"),
         (["--format", "opnai"], "Did you mean 'openai'?"),

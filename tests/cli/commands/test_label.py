@@ -123,7 +123,7 @@ def test_no_pair_is_a_failure_that_says_why(preftune, tmp_path: Path) -> None:
         (["--judge", "shorter", "--criteria", "x"], "--criteria has no effect"),
         (["--judge", "shorter", "--dtype", "auto"], "--judge_dtype has no effect unless --judge is reward:MODEL"),
         (["--judge", "openai:m@http://u:p@h/v1"], "must not contain a user"),
-        (["--judge", "shorter", "--pairs", "some"], "invalid choice"),
+        (["--judge", "shorter", "--pairs", "some"], "is not one of its values"),
         (["--judge", "shorter", "--min-gpa", "1"], "Did you mean --min-gap"),
     ],
 )

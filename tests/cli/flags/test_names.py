@@ -13,7 +13,14 @@ from typing import Any
 
 import pytest
 
-from preftune.cli.flags.field_names import HISTORY, check_names, names_of, spoken_as_flags
+from preftune.cli.flags.field_names import (
+    HISTORY,
+    _enum_values,
+    check_choices,
+    check_names,
+    names_of,
+    spoken_as_flags,
+)
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.cli.flags.recipe import read_recipe
 from preftune.cli.main import COMMANDS
@@ -208,3 +215,44 @@ def test_a_negative_number_is_a_value_and_no_flag(value: str) -> None:
     small = PlainParser(prog="x")
     small.add_argument("--score", type=float)
     assert small.read(["--score", value]).score == float(value)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--optim adamw_torh", "Argument --optim: 'adamw_torh' is not one of its values. Did you mean 'adamw_torch'?"),
+        ("--lr-scheduler-type=Cosin", "--lr_scheduler_type: 'Cosin' is not one of its values. Did you mean 'cosine'?"),
+        ("--eval_strategy step", "--eval_strategy: 'step' is not one of its values. Did you mean 'steps'?"),
+        ("--save_strategy epohc", "--save_strategy: 'epohc' is not one of its values. Did you mean 'epoch'?"),
+        ("--truncation x", "--truncation: 'x' is not one of its values. Its values are truncate, drop, error."),
+    ],
+)
+def test_a_misspelt_value_gets_the_near_one_without_torch(words, says) -> None:
+    program = (
+        "import sys; from preftune.cli.main import main; code = main(sys.argv[1:]); "
+        "assert not {'torch', 'transformers'} & set(sys.modules); sys.exit(code)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program, "dpo", "--model", "x", "--data", "y", *words.split()],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 2, found.stderr
+    assert says in " ".join(found.stderr.split())
+
+
+def test_a_misspelt_value_of_a_recipe_names_its_line(tmp_path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("beta: 0.1\noptim: adamw_torh\neval_strategy: no\nlr_scheduler_type: cosine\n")
+    with pytest.raises(RequestError, match=r"line 2: Argument --optim: 'adamw_torh' is not one of its values"):
+        check_choices(dpo.METHOD.fields() or (), ["--save_strategy", "epoch"], read_recipe(str(recipe)))
+
+
+def test_the_values_read_from_the_source_are_those_of_transformers() -> None:
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    kinds = {field.name: field.kind for field in dpo.METHOD.fields() or ()}
+    assert _enum_values(kinds["lr_scheduler_type"]) == tuple(one.value for one in SchedulerType)
+    assert _enum_values(kinds["optim"]) == tuple(one.value for one in OptimizerNames)

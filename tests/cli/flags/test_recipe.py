@@ -83,7 +83,10 @@ def test_flags_override_the_recipe(tmp_path) -> None:
         ("beta: [0.1, 0.2]", "beta takes one value, not a list"),
         ("beta: {a: 1}", "beta takes one value, not a mapping"),
         ("lora_r:", "lora_r has no value"),
-        ("truncation: sometimes", "line 1: Argument --truncation: invalid choice"),
+        (
+            "truncation: sometimes",
+            "line 1: Argument --truncation: 'sometimes' is not one of its values. Its values are truncate, drop",
+        ),
         ("beta: 0.1\n  x: [", "line 2"),
         ("- a\n- b", "holds no 'key: value' lines"),
         ("", "holds no 'key: value' lines"),

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from preftune.data import load_pairs
 from preftune.data.chat.messages import read_transcript, split_words
 from preftune.data.formats.to_pair import to_pair
 from preftune.errors import DatasetError
@@ -174,11 +175,11 @@ def test_optional_columns() -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"weight": -1}, "'weight': -1 is not a number finite and not negative"),
+        ({"weight": -1}, "'weight': -1 is not a number from 0 to 1e+09"),
         ({"weight": float("nan")}, "'weight': nan is not a number"),
         ({"weight": "heavy"}, "'weight': 'heavy' is not a number"),
         ({"margin": float("inf")}, "'margin': inf is not a number"),
-        ({"agreement": 1.5}, "'agreement': 1.5 is not a number between 0 and 1"),
+        ({"agreement": 1.5}, "'agreement': 1.5 is not a number from 0 to 1"),
         ({"chosen": 5}, "'chosen': 5 is an int, neither text nor a list of messages"),
         ({"chosen": ["yes"]}, "'chosen': turn 0 is not a message but 'yes'"),
         ({"chosen": [{"content": "a"}]}, "turn 0 has no 'role' (found: 'content')"),
@@ -264,3 +265,41 @@ def test_swapping_the_sides_swaps_the_result(values: dict[str, Any]) -> None:
     swapped = pair(**{**values, "chosen": values["rejected"], "rejected": values["chosen"]})
     there = pair(**values)
     assert (swapped.prompt, swapped.chosen, swapped.rejected) == (there.prompt, there.rejected, there.chosen)
+
+
+_CS = ("a1", "c3")
+"""Answers with their scores."""
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 2, 3]},
+        {"prompt": "q", "ranked_responses": ["c", "b", "a"]},
+        {"instruction": "q", "completions": [{"response": c, "overall_score": s, "annotations": {}} for c, s in _CS]},
+        {"prompt": "q", "chosen": "c", "rejected": "a"},
+    ],
+    ids=["scored", "ranked", "ultrafeedback", "trl"],
+)  # fmt: skip
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_agreement_of_a_row_holds_for_each_of_its_pairs(row, streaming):
+    found = list(load_pairs([{**row, "agreement": 0.8}, {**row, "agreement": None}], streaming=streaming))
+    half = len(found) // 2
+    assert [pair.agreement for pair in found] == [0.8] * half + [None] * half
+    assert half in (1, 3)
+
+
+@pytest.mark.parametrize("agreement", [[0.5, 0.6, 0.7], "most", 2])
+def test_an_agreement_that_is_no_share_is_refused(agreement):
+    row = {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 2, 3], "agreement": agreement}
+    with pytest.raises(DatasetError, match=r"column 'agreement': .* is not a number from 0 to 1"):
+        list(load_pairs([row]))
+    assert len(load_pairs([row], columns={"agreement": None})) == 3
+
+
+@pytest.mark.parametrize("column", ["margin", "weight"])
+def test_numbers_that_float32_cannot_square_are_refused(column):
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    assert getattr(load_pairs([{**row, column: 1e9}])[0], column) == 1e9
+    with pytest.raises(DatasetError, match=rf"'{column}': 1e\+308 is not a number from 0 to 1e\+09"):
+        load_pairs([{**row, column: 1e308}])

@@ -301,3 +301,13 @@ def test_a_row_without_columns_is_named(tmp_path: Path, content: str, streaming:
     path.write_text(content, encoding="utf-8")
     with pytest.raises(DatasetError, match=r"row \d is an? (NoneType|int), not an object with columns"):
         list(load_pairs(path, streaming=streaming))
+
+
+@pytest.mark.parametrize("second", ['["q", "a", "b"]', '{"prompt": "q"}', "x"])
+def test_a_list_on_each_line_of_jsonl_is_named(tmp_path, second):
+    path = tmp_path / "lists.jsonl"
+    path.write_text(f'["prompt", "chosen", "rejected"]\n\n{second}\n')
+    with pytest.raises(DatasetError, match=r"lists.jsonl holds a list on its first line.*\"messages\": \[\.\.\.\]"):
+        load_pairs(path)
+    path.write_text('[{"prompt": "q", "chosen": "a", "rejected": "b"}]\n\n')
+    assert len(load_pairs(path)) == 1

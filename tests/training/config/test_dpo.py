@@ -224,3 +224,21 @@ def test_batches_that_the_first_process_would_send_are_refused(tmp_path):
 def test_numbers_that_no_run_can_have_are_refused_before_a_model_is_loaded(options, says, tmp_path):
     with pytest.raises(ConfigError, match=says):
         DPOConfig(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "near"),
+    [
+        ("lr_scheduler_type", "cosin", "cosine"),
+        ("lr_scheduler_type", "Cosine", "cosine"),
+        ("optim", "adamw_torh", "adamw_torch"),
+        ("eval_strategy", "step", "steps"),
+        ("logging_strategy", "epohc", "epoch"),
+        ("save_strategy", "epcoh", "epoch"),
+        ("hub_strategy", "every_safe", "every_save"),
+        ("log_level", "warn", "warning"),
+    ],
+)
+def test_a_misspelt_word_gets_the_near_one(tmp_path, field, value, near):
+    with pytest.raises(ConfigError, match=f"{field}='{value}' is unknown. Did you mean '{near}'"):
+        DPOConfig(output_dir=str(tmp_path), use_cpu=True, **{field: value})

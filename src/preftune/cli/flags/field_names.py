@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import preftune
+from preftune.cli.flags.plain_parser import not_a_choice
 from preftune.cli.flags.recipe import Recipe
 from preftune.errors import RequestError, did_you_mean
 
@@ -114,6 +115,46 @@ def check_names(names: frozenset[str], argv: Sequence[str], recipe: Recipe | Non
         flag = word.partition("=")[0]
         if flag.startswith("--") and len(flag) > 2 and _plain(flag[2:]) not in names:
             raise RequestError(what_of(flag, names, prog=prog))
+
+
+def check_choices(fields: Sequence[Field], argv: Sequence[str], recipe: Recipe | None) -> None:
+    """Checks the values of fields that have a list of them, so that a misspelt one costs no import.
+
+    Raises: RequestError with the nearest value.
+    """
+    known = {_plain(name): field for field in fields for name in (field.name, *field.aliases)}
+    given = [(f"--config {recipe.path}, line {entry.line}: " if recipe else "", entry.key, entry.value)
+             for entry in (recipe.entries if recipe is not None else ())]  # fmt: skip
+    flags: list[tuple[str, str, Any]] = []
+    for word, after in zip(argv, [*argv[1:], None], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--"):
+            flags.append(("", flag[2:], value if equals else after))
+    for place, name, value in (*given, *flags):
+        field = known.get(_plain(name))
+        choices = () if field is None else field.choices or _enum_values(field.kind)
+        if field is not None and choices and isinstance(value, str) and value not in (*choices, *_NO_VALUE):
+            raise RequestError(f"{place}Argument --{field.name}: {not_a_choice(value, choices)}")
+
+
+_NO_VALUE = ("auto", "", "none", "None", "null", "~", "no", "off", "false", "False")
+"""Words that mean something to some fields; those are left to the parser."""
+
+
+@lru_cache(maxsize=64)
+def _enum_values(kind: str) -> tuple[str, ...]:
+    """The texts of an enum of transformers in an annotation such as `SchedulerType | str`."""
+    names = {name.strip() for name in kind.split("|")}
+    for module in ("transformers.training_args", "transformers.trainer_utils") if "| str" in kind else ():
+        try:
+            _, tree = _source(module)
+        except (OSError, SyntaxError, LookupError):
+            return ()
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and node.name in names:
+                texts = (_literal(one.value) for one in node.body if isinstance(one, ast.Assign))
+                return tuple(text for text in texts if isinstance(text, str))
+    return ()
 
 
 def what_of(name: str, names: Iterable[str], *, prog: str) -> str:

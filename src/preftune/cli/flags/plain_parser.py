@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from preftune.errors import RequestError, did_you_mean
@@ -35,6 +35,26 @@ def wrapped(text: str, width: int, first: str = "", others: str = "") -> str:
 
 NEGATIVE_NUMBER = re.compile(r"-(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$|-(?:inf|nan)$")
 """What is a value and no flag; argparse's own takes -1e-5 for a flag."""
+
+
+def not_a_choice(value: str, choices: Iterable[str]) -> str:
+    """The sentence about a value that is not in a flag's list."""
+    hint = did_you_mean(value, choices := list(choices), otherwise=f"Its values are {', '.join(choices)}.")
+    return f"{value!r} is not one of its values. {hint}"
+
+
+def with_near_choice(message: str) -> str:
+    """Argparse's complaint about a value, with the nearest one in place of the whole list."""
+    found = re.search(r"invalid choice: (.*) \(choose from (.*)\)", message, re.DOTALL)
+    if found is None:
+        return message
+    value, *choices = (text.strip("'\"") for text in (found[1], *found[2].split(", ")))
+    return message[: found.start()] + not_a_choice(value, choices)
+
+
+def ended(message: str) -> str:
+    """A message with a mark at its end."""
+    return message if message.endswith((".", "?")) else f"{message}."
 
 
 class WholeWords(argparse.HelpFormatter):
@@ -81,4 +101,5 @@ class PlainParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Argparse's own complaints as one paragraph."""
-        raise RequestError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
+        message = with_near_choice(message)
+        raise RequestError(f"{ended(message[:1].upper() + message[1:])} See {self.prog} --help.")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from preftune.amounts import counted
 from preftune.cli.flags.arguments import DataArguments, ModelArguments
-from preftune.cli.flags.field_names import Field, check_names, fields_of, names_of, spoken_as_flags
+from preftune.cli.flags.field_names import Field, check_choices, check_names, fields_of, names_of, spoken_as_flags
 from preftune.cli.flags.help_pages import HelpPage, page
 from preftune.cli.flags.messages import tell
 from preftune.cli.flags.recipe import Recipe, find_recipe
@@ -133,6 +133,7 @@ def run(method: Method, argv: Sequence[str]) -> int:
     names = names_of(method.data_arguments, method.model_arguments, method.config)
     if names is not None:
         check_names(names, argv, recipe, prog=method.prog)
+        check_choices(method.fields() or (), argv, recipe)
     try:
         return _run(method, argv, recipe)
     except RequestError as error:

@@ -122,7 +122,7 @@ def labelled_rows(
     rows: Any, sample: Sample, *, name: str, format: str | None, columns: Mapping[str, str | None] | None
 ) -> DemonstrationDataset:
     """Answers with labels, including the bad ones; the reader's columns hold the label. Raises: DatasetError."""
-    opened, reader = _answers(rows, sample, name=name, format=format, columns=columns)
+    opened, reader = _answers(rows, sample, name=name, format=format, columns=columns, labelled=True)
     if "label" not in reader.columns:
         raise DatasetError(
             f"{name} has no column that says whether an answer is good. Name it with --columns label=YOURS (values "
@@ -132,7 +132,13 @@ def labelled_rows(
 
 
 def _answers(
-    rows: Any, sample: Sample, *, name: str, format: str | None, columns: Mapping[str, str | None] | None
+    rows: Any,
+    sample: Sample,
+    *,
+    name: str,
+    format: str | None,
+    columns: Mapping[str, str | None] | None,
+    labelled: bool = False,
 ) -> tuple[DemonstrationDataset, DemonstrationReader]:
     asked, shape, found, notes = dict(columns or {}), {}, None, []
     content = {"messages", "prompt", "completion", "text"} & {key for key, column in asked.items() if column}
@@ -146,18 +152,18 @@ def _answers(
                 found = candidate
                 break
         if found is None:
-            raise unknown_shape(rows.features, name=name)
+            raise unknown_shape(rows.features, name=name, labelled=labelled)
         if format is None and any(canonical != column for canonical, column in shape.items()):
             notes.append(f"The rows are read as {found.name} ({found.holds}); --format (format=) names another format.")
     judged = _is_labelled(sample, format, name)
-    labelled = label_column(sample) if judged else None
-    if judged and labelled is None and "label" not in asked:
+    label = label_column(sample) if judged else None
+    if judged and label is None and "label" not in asked:
         raise DatasetError(
             f"{name} holds thumbs inside its turns, so some of its answers are bad. First convert it to pairs "
             "(preftune convert), whose chosen side can be trained on, or name a column with --columns label=YOURS."
         )
-    if labelled is not None and "label" not in asked:
-        shape["label"] = labelled
+    if label is not None and "label" not in asked:
+        shape["label"] = label
     columns_read = find_columns(rows.features, shape, asked, name=name)
     notes += not_used(unused_texts(sample, columns_read.needed))
     reader = DemonstrationReader(columns_read, name, chat=found is not None and found.chat)

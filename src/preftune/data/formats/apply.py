@@ -6,6 +6,7 @@ The cache's key holds `TOKENS_VERSION`."""
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preftune.amounts import counted
-from preftune.data.formats.adapter import LEFT, Adapter, Left, Made, Row, Sample
+from preftune.data.formats.adapter import LEFT, Adapter, Left, Made, Row, Sample, number
 from preftune.data.formats.registry import FORMATS
 from preftune.data.reading.arrow_tables import json_text
 from preftune.data.tokens_version import TOKENS_VERSION
@@ -41,6 +42,8 @@ _NUMBERS = ("agreement", "strength", *RATINGS)
 _MADE = ("prompt", "chosen", "rejected", *_NUMBERS, "id")
 CARRIED = ("tools", "chat_template_kwargs", "system", "weight", "margin", "source")
 """Columns of a raw row that are copied to each of its pairs."""
+AGREEMENT = "agreement"
+"""Copied like those, where the format does not compute it."""
 GOLD = "reference"
 """The column of gold answers, as TRL's triple preferences call it. It holds for each pair too; few losses read it."""
 
@@ -93,7 +96,7 @@ def convert(rows: Dataset, adapter: Adapter, *, name: str) -> Converted:
         adapter: a format with `rows` or `table`.
         name: name of the dataset, for the progress bar.
     """
-    carried = [column for column in (*CARRIED, GOLD) if column in rows.column_names]
+    carried = [column for column in (*CARRIED, GOLD, AGREEMENT) if column in rows.column_names]
     import datasets
 
     features = _features(carried)
@@ -148,15 +151,25 @@ def _collect(
 ) -> dict[str, list[Any]]:
     """Columns of canonical rows, and of reasons for rows without a pair."""
     columns: dict[str, list[Any]] = {column: [] for column in (*_MADE, *carried, "row", "reason")}
+    copied = [column for column in carried if column not in _MADE]
+    agreement = AGREEMENT in carried
     for index, item in made:
         columns["row"].append(index)
         columns["reason"].append(item.reason if isinstance(item, Left) else None)
         values: Mapping[str, Any] = {} if isinstance(item, Left) else item
         for column in _MADE:
             columns[column].append(values.get(column))
-        for column in carried:
+        if agreement and values and values.get(AGREEMENT) is None:
+            columns[AGREEMENT][-1] = _share(rows[index].get(AGREEMENT))
+        for column in copied:
             columns[column].append(values[column] if column in values else rows[index].get(column))
     return columns
+
+
+def _share(value: Any) -> float | None:
+    """The agreement that a row gives to each of its pairs; NaN, which reading refuses, for what is no number."""
+    found = number(value)
+    return None if value is None or value == "" else math.nan if found is None else found
 
 
 def _as_json(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -170,7 +183,7 @@ def _features(carried: Sequence[str]) -> Features:
     from datasets import Features, Json, Value
 
     return Features(
-        {column: Json() for column in (*_MADE, *carried)}
+        {column: Json() for column in dict.fromkeys((*_MADE, *carried))}
         | {column: Value("float64") for column in _NUMBERS}
         | {"row": Value("int64"), "reason": Value("string")}
     )

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from preftune.data.chat.messages import Where, read_text
-from preftune.data.formats.adapter import Sample
+from preftune.data.formats.adapter import PROMPTS, Sample
 from preftune.data.formats.columns import Columns, listing, named_paths
 from preftune.data.formats.single_answers import verdict
 from preftune.data.formats.to_pair import (
@@ -148,10 +148,27 @@ def find_columns(
     return Columns(paths)
 
 
-def unknown_shape(features: Mapping[str, Any], *, name: str) -> DatasetError:
-    """The error for data without recognisable demonstrations."""
+_BESIDE_PROMPTS = ("id", "label", "source", "system", "weight")
+"""Columns that prompts without answers may have."""
+
+
+def unknown_shape(features: Mapping[str, Any], *, name: str, labelled: bool = False) -> DatasetError:
+    """The error for data without recognisable demonstrations, or without answers that have labels."""
+    label, kind = (" label=YOURS", "answers with labels") if labelled else ("", "demonstrations")
+    if {*features} & {*PROMPTS} and not {*features} - {*PROMPTS, *_BESIDE_PROMPTS}:
+        return DatasetError(
+            f"{name} holds prompts without answers (found: {listing(features)}). Name the column of answers with "
+            f"--columns completion=YOURS{label}, or write answers first: preftune sample"
+            f"{', then preftune label' if labelled else ''}."
+        )
+    if labelled:
+        return DatasetError(
+            f"{name} holds no {kind} that preftune knows (found: {listing(features)}). Name the columns: --columns "
+            "prompt=YOURS completion=YOURS label=YOURS (values like true and false), or chosen=YOURS rejected=YOURS of "
+            "preference pairs; or the format: --format kto, thumbs, or one of the formats of pairs."
+        )
     return DatasetError(
-        f"{name} holds no demonstrations that preftune knows (found: {listing(features)}). Name the columns: --columns "
+        f"{name} holds no {kind} that preftune knows (found: {listing(features)}). Name the columns: --columns "
         "messages=YOURS, or prompt=YOURS completion=YOURS, or text=YOURS (in Python: columns={'prompt': ..., "
         f"'completion': ...}}); or the format: --format is one of {', '.join(DEMONSTRATION_FORMATS)}."
     )

@@ -220,6 +220,10 @@ def with_system(system: Any, prompt: list[Message], where: Where) -> list[Messag
     return [{"role": "system", "content": system}, *prompt]
 
 
+LARGEST = 1e9
+"""The largest weight or margin: products and squares of them must fit into float32."""
+
+
 def number_in(values: Mapping[str, Any], column: str, default: float, where: Where, high: float = math.inf) -> float:
     value = values.get(column)
     if value is None or value == "":
@@ -228,9 +232,9 @@ def number_in(values: Mapping[str, Any], column: str, default: float, where: Whe
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if math.isfinite(number) and 0 <= number <= high:
+    if 0 <= number <= min(high, LARGEST):
         return number
-    span = f"between 0 and {high:g}" if math.isfinite(high) else "finite and not negative"
+    span = f"from 0 to {min(high, LARGEST):g}"
     raise where.error(
         column,
         f"{shown(value)} is not a number {span}",

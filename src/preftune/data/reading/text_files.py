@@ -74,6 +74,7 @@ def read_rows(
             first, lines, delimiter="\t" if tabs else next((mark for mark in (",", ";", "\t") if mark in first), ",")
         )
     elif start == "[":
+        first = _one_of_several(first, lines)
         value = _parse_whole("".join((first, *lines)), lines)
         yield from value if isinstance(value, list) else [value]
     else:
@@ -218,6 +219,22 @@ def parse_object(line: str, lines: _Lines) -> dict[str, Any]:
             'Write every line as {"prompt": ..., "chosen": ..., "rejected": ...}.'
         )
     return lines.half_pairs.of_row(value, f"line {number}") if may_hold(line) else value
+
+
+def _one_of_several(first: str, lines: _Lines) -> str:
+    """The first line, with the blank ones after it. Raises: DatasetError for a list on each line of JSONL."""
+    try:
+        whole = isinstance(json.loads(first), list)
+    except (ValueError, RecursionError):
+        return first
+    for following in lines if whole else ():
+        if following.strip():
+            raise DatasetError(
+                f"{lines.name} holds a list on its first line, and more lines after it: {short(first.strip())}. Write "
+                'every line as an object: {"prompt": ..., "chosen": ..., "rejected": ...}, or a conversation as '
+                '{"messages": [...]}.'
+            )
+    return first
 
 
 def _no_key_twice(items: list[tuple[str, Any]]) -> dict[str, Any]:

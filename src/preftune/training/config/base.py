@@ -58,7 +58,9 @@ class PackedConfig(TrainingArguments):
         None, "Recompute activations in the backward pass to save memory. Default: on for CUDA, off on a CPU."
     )
     save_strategy: str | None = option(  # type: ignore[assignment]
-        None, "When checkpoints are written: no, steps, epoch or best. Default: after each epoch and every ten minutes."
+        None,
+        "When checkpoints are written: no, steps, epoch or best. Default: after each epoch and every ten minutes.",
+        choices=["no", "steps", "epoch", "best"],
     )
     save_steps: float | None = option(  # type: ignore[assignment]
         None, "Steps between two checkpoints (below 1: a share of all steps), for save_strategy steps. Default: 500."
@@ -352,7 +354,8 @@ def positive(name: str, value: float, advice: str) -> None:
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raises: ConfigError, for an unknown word."""
     if value not in allowed:
-        raise ConfigError(f"{name}={value!r} must be one of {', '.join(allowed)}.")
+        hint = did_you_mean(str(value), allowed)
+        raise ConfigError(f"{name}={value!r} must be one of {', '.join(allowed)}.{' ' + hint if hint else ''}")
 
 
 def _has_xpu() -> bool:

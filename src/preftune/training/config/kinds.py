@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from enum import Enum
 from functools import lru_cache
 from typing import Any, get_args, get_type_hints
 
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, did_you_mean
 
 
 def settle_kinds(config: Any) -> None:
     """Converts whole numbers written as floats. Raises: ConfigError for a value that does not have the type of its
-    field.
+    field, or is not in its list.
     """
+    for name, allowed in _words(config.__class__):
+        value = getattr(config, name, None)
+        text = str(getattr(value, "value", value))
+        if value is not None and not isinstance(value, list | tuple) and text not in allowed:
+            listing = f"Its values are {', '.join(allowed)}."
+            raise ConfigError(f"{name}={value!r} is unknown. {did_you_mean(text, allowed, otherwise=listing)}")
     for name, kinds in _fields(config.__class__):
         value = getattr(config, name, None)
         if value is None:
@@ -22,6 +29,22 @@ def settle_kinds(config: Any) -> None:
         elif value not in (True, False):
             text = " is text, but" if isinstance(value, str) else ""
             raise ConfigError(f"{name}={value!r}{text} must be True or False, without quotes, or left out.")
+
+
+@lru_cache
+def _words(config: Any) -> list[tuple[str, tuple[str, ...]]]:
+    """The fields that take a word of a list of transformers, with the list."""
+    hints = get_type_hints(config)
+    enums = ((one.name, kind) for one in fields(config) for kind in get_args(hints[one.name]) if _is_enum(kind))
+    lists = ((one.name, one.metadata["choices"]) for one in fields(config) if one.metadata.get("choices"))
+    return [
+        *((name, tuple(str(member.value) for member in kind)) for name, kind in enums),
+        *((name, tuple(map(str, choices))) for name, choices in lists),
+    ]
+
+
+def _is_enum(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Enum)
 
 
 @lru_cache
