@@ -58,6 +58,13 @@ class OutOfMemoryError(PreftuneError):
     """The device ran out of memory; the message lists options with the memory that each would save."""
 
 
+class PlanOnlyError(PreftuneError):
+    """The run was asked to stop after its plan (`plan_only`), and has. `plan` holds the numbers."""
+
+    exit_code = 0
+    plan: object = None
+
+
 class EndpointError(PreftuneError):
     """A model behind an address gave no answer, or a cap on its calls was reached; earlier answers are kept."""
 

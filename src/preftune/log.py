@@ -7,6 +7,8 @@ import os
 import re
 import sys
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from preftune.secret_values import hidden
 
@@ -46,6 +48,19 @@ def detail(line: str) -> None:
 def show_details(shown: bool) -> None:
     """Sets whether the terminal shows the notes of `detail`."""
     _LOGGER.setLevel(logging.DEBUG if shown else logging.INFO)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within this context, only warnings are shown, and no note is kept."""
+    level, notes = _LOGGER.level, list(_NOTES)
+    _LOGGER.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        _LOGGER.setLevel(level)
+        _NOTES.clear()
+        _NOTES.extend(notes)
 
 
 def take_notes() -> list[str]:

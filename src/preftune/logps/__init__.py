@@ -35,6 +35,7 @@ __all__ = [
     "batch",
     "choose_engine",
     "engine",
+    "head",
     "layers",
     "layout",
     "make_engine",

@@ -175,6 +175,12 @@ def is_packed(parameter: nn.Parameter) -> bool:
     return type(parameter).__name__ in ("Params4bit", "Int8Params")
 
 
+def real_size(parameter: nn.Parameter) -> int:
+    """The number of weights in a parameter; a 4-bit one counts with its real shape."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else int(state.shape.numel())
+
+
 def _is_lora(name: str) -> bool:
     return "lora_" in name
 

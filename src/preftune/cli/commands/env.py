@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,11 +79,13 @@ def _versions() -> dict[str, str]:
 def _hardware() -> dict[str, Any]:
     import torch
 
+    from preftune.plan.devices import usable_memory
+
     facts: dict[str, Any] = {
         "cpu": _cpu_name(),
         "cores": _usable_cores(),
         "torch threads": torch.get_num_threads(),
-        "memory_bytes": _memory(),
+        "memory_bytes": usable_memory(),
     }
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
@@ -169,18 +170,6 @@ def _usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _memory() -> int | None:
-    """Bytes of main memory, or the container's limit if there is one."""
-    if sys.platform == "win32":
-        return None
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdigit() else total
 
 
 def _shown(name: str, value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Commands on recipes: `preftune convert-recipe` reads those of other tools, `preftune sweep` searches settings.
+"""Commands on recipes and settings: those of other tools are converted, settings searched, trainings forecast.
 
 A dialect maps keys and values; what it cannot carry over is named with the reason.
 
@@ -6,7 +6,8 @@ A dialect maps keys and values; what it cannot carry over is named with the reas
     carried         what a dialect makes of a recipe
     convert_recipe  preftune convert-recipe
     llama_factory   LLaMA-Factory's YAML (stage, pref_loss, pref_beta, ...)
+    plan            preftune plan
     sweep           preftune sweep
 """
 
-__all__ = ["convert_recipe", "sweep"]
+__all__ = ["convert_recipe", "plan", "sweep"]

@@ -19,7 +19,7 @@ from preftune.cli.flags.help_pages import HelpPage, page
 from preftune.cli.flags.messages import tell
 from preftune.cli.flags.recipe import Recipe, find_recipe
 from preftune.cli.train.ended_run import held_out_metrics, leave, write_page
-from preftune.errors import PreftuneError, RequestError
+from preftune.errors import PlanOnlyError, PreftuneError, RequestError
 from preftune.log import say, show_details, warn
 
 if TYPE_CHECKING:
@@ -157,6 +157,8 @@ def _train(method: Method, request: Request) -> int:
     from preftune.training.record.stopping import StoppedError
 
     output = str(request.config.output_dir)
+    if request.config.plan_only:
+        return _plan_only(method, request)
     check_writable(output)
     with locked(output, writes=os.environ.get("RANK", "0") == "0"):
         trainer, progress = _prepare(method, request)
@@ -171,6 +173,15 @@ def _train(method: Method, request: Request) -> int:
             return stop.exit_code
         finally:
             progress.close()
+
+
+def _plan_only(method: Method, request: Request) -> int:
+    """Prints the plan of the run (the trainer's first note) and leaves nothing behind."""
+    try:
+        _prepare(method, request)
+    except PlanOnlyError as stop:
+        return stop.exit_code
+    raise PreftuneError(f"{method.prog} did not stop after its plan. Please report this.")
 
 
 def read_request(method: Method, argv: Sequence[str], recipe: Recipe | None = None) -> Request:

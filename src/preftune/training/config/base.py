@@ -121,6 +121,8 @@ class PackedConfig(TrainingArguments):
         False, "Resume although settings or data that affect the updates have changed since the checkpoint."
     )
 
+    plan_only: bool = option(False, "Report memory and time of the run, and stop before the model is loaded.")
+
     save_dtype: str | None = option(
         None,
         "Number format of the saved weights; by default that of the model as received.",

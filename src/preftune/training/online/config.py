@@ -99,6 +99,10 @@ def refuse_what_has_no_meaning(config: Any, *, honoured: Collection[str] = ()) -
         value = getattr(value, "value", value)
         if value != harmless:
             raise ConfigError(f"{name}={value!r} is not honoured where answers are sampled: {reason}.")
+    if config.plan_only:
+        raise ConfigError(
+            "plan_only=True: the lengths of answers that are still to be sampled are not known. Leave it out."
+        )
     if config.world_size > 1:
         raise ConfigError(
             f"{config.world_size} processes: preftune samples and trains in only one process so far. Start it without "

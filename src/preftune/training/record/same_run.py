@@ -29,6 +29,7 @@ _NO_EFFECT = {
     "local_rank", "remove_unused_columns", "label_names", "length_column_name", "precompute_ref_log_probs",
     "precompute_ref_batch_size", "reference_cache", "allow_reference_mismatch", "trust_remote_code", "use_cpu",
     "generation_batch_size", "use_cache", "full_determinism", "use_vllm", "padding_free", "pad_to_multiple_of",
+    "plan_only",
 }  # fmt: skip
 """Fields that do not change what a training step computes, beyond rounding."""
 _NO_EFFECT_PREFIXES = ("logging_", "log_", "eval_", "save_", "hub_", "ddp_", "dataloader_", "trackio_", "guard")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from preftune.logps.batch import PackedBatch
 from preftune.losses import LossOutput
+from preftune.models.precision import real_size
 from preftune.reference import ReferenceScores
 from preftune.types import Sides, TokenizedGroup
 
@@ -238,10 +239,4 @@ def _tokens_of_pairs(group: TokenizedGroup) -> int:
 
 def _parameters(model: torch.nn.Module) -> int:
     """Parameters as they multiply: a 4-bit weight counts with its real shape; adapters do not count."""
-    total = 0
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            continue
-        state = getattr(parameter, "quant_state", None)
-        total += int(state.shape.numel()) if state is not None else parameter.numel()
-    return total
+    return sum(real_size(parameter) for name, parameter in model.named_parameters() if "lora_" not in name)

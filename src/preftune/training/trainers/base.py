@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from preftune.data import GroupDataset
 from preftune.logps.batch import PackedBatch
 from preftune.reference import unwrap
 from preftune.storage.run_directory import check_writable, write_json
@@ -32,6 +33,7 @@ from preftune.training.setup.arguments import (
     tokenizer_of,
     with_early_stopping,
 )
+from preftune.training.setup.forecast import announce
 from preftune.training.setup.sharding import check_sharding, shard_model
 from preftune.training.step import memory
 from preftune.training.step.collate import (
@@ -81,7 +83,8 @@ class PackedTrainer(EvaluatedTrainer):
         refuse_arguments(removed, data_collator, preprocess_logits_for_metrics, trainer=type(self).__name__)
         check_metrics(compute_metrics)
         args = own_config(args, self.config_class, method=self.method)
-        check_writable(args.output_dir)
+        if not args.plan_only:
+            check_writable(args.output_dir)
         assemble.one_device(args)
         tokenizer = processing_class if processing_class is not None else tokenizer_of(model, args)
         train_dataset, eval_dataset = self.opened(train_dataset, eval_dataset, tokenizer, args)
@@ -91,10 +94,10 @@ class PackedTrainer(EvaluatedTrainer):
         metrics = (*self.columns, *self.further_names)
         check_evaluation(args, eval_groups, metrics, has_own_metrics=compute_metrics is not None)
         check_one_batch(args, len(train_groups))
+        configs = {"peft_config": peft_config, "quantization_config": quantization_config}
+        self.plan = announce(self, model, args, train_groups, **configs)
         assemble.seed(args)  # decides the adapter's start, which Trainer would seed too late
-        model = self.prepare_model(
-            model, args, tokenizer, peft_config=peft_config, quantization_config=quantization_config
-        )
+        model = self.prepare_model(model, args, tokenizer, **configs)
         if args.sharding is not None:
             check_sharding(model, args)
         held_out = eval_groups if isinstance(eval_groups, Mapping) else {"eval": eval_groups}
@@ -121,6 +124,14 @@ class PackedTrainer(EvaluatedTrainer):
         self.begin_record()
         self.watch(train_dataset, eval_dataset)
         self.say_advice()
+
+    @classmethod
+    def groups_of(cls, source: Any, tokenizer: Any, args: Any) -> GroupDataset:
+        """The training data as this trainer tokenises them, without a model."""
+        reader = cls.__new__(cls)
+        train, _ = reader.opened(source, None, tokenizer, args)
+        groups: GroupDataset = reader.prepare_data(train, tokenizer, args, role="train")[0]
+        return groups
 
     # --- what a subclass says ---
 

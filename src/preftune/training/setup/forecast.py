@@ -1,0 +1,252 @@
+"""The plan of a trainer: its settings and its workload, as `preftune.plan` takes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from preftune.data import GroupDataset
+from preftune.errors import PlanOnlyError, PreftuneError
+from preftune.log import detail, say
+from preftune.models.four_bit import is_quantized
+from preftune.models.locate import Location, locate
+from preftune.models.precision import decide_precision
+from preftune.plan.devices import Device, this_card, this_cpu
+from preftune.plan.forecast import Plan, plan_of
+from preftune.plan.settings import ReferenceKind, Settings
+from preftune.plan.shape import ModelShape, meta_model, shape_of
+from preftune.plan.workload import MicroBatch, RowLengths, Workload
+from preftune.training.config.sharding import Sharding
+from preftune.training.step.micro_batches import AUTOMATIC_CPU_TOKENS, plan_micro_batches, shared_tokens, split_group
+from preftune.types import TokenizedGroup
+
+_SAMPLE, _STEPS = 4096, 200
+"""Most rows whose lengths are read one by one, and most steps that are drawn to find the largest micro-batch."""
+
+
+def workload_of(
+    groups: GroupDataset, args: Any, *, unit: str, device: Device, ranks: int, budget: int | None = None
+) -> Workload:
+    """Rows, steps and the largest micro-batch of a training. Which rows share a step is drawn, as in the training.
+
+    Args:
+        args: the configuration: batch sizes, epochs, steps, token budget.
+        budget: token budget; by default the configuration's, or the device's.
+    """
+    draw = np.random.default_rng(args.seed)
+    count = len(groups)
+    order = np.arange(count) if count <= _SAMPLE else draw.choice(count, _SAMPLE, replace=False)
+    members = [groups[int(row)] for row in order]
+    batch, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    per_step = batch * accumulation * ranks
+    steps = max(1, math.ceil(count / per_step) if not args.dataloader_drop_last else count // per_step)
+    epochs = float(args.num_train_epochs)
+    if args.max_steps > 0:
+        total, epochs = args.max_steps, args.max_steps * per_step / max(1, count)
+    else:
+        total = math.ceil(steps * epochs)
+    asked = args.max_tokens_per_batch if budget is None else budget
+    if asked is None and device.kind == "cpu":
+        asked = AUTOMATIC_CPU_TOKENS
+    largest, most = _largest(members, draw, batch=batch, parts=accumulation, budget=asked, steps=min(_STEPS, total))
+    rows = [RowLengths.of(group) for group in members]
+    sums = MicroBatch.of(rows)
+    longest = groups[int(np.argmax(groups.lengths))]
+    scale = count / max(1, len(rows))
+    return Workload(
+        unit=unit,
+        rows=count,
+        rows_per_step=per_step,
+        steps=total,
+        epochs=epochs,
+        per_row=sums,
+        sample=len(rows),
+        tokens=round(sums.tokens * scale),
+        separate_tokens=round(sum(row.separate for row in rows) * scale),
+        largest=largest,
+        micro_batches=most,
+        smallest_possible=_alone(longest, budget=1),
+        budget=asked,
+    )
+
+
+def _largest(
+    members: Sequence[TokenizedGroup], draw: Any, *, batch: int, parts: int, budget: int | None, steps: int
+) -> tuple[MicroBatch, int]:
+    """The largest micro-batch of some drawn steps of one rank, and the most micro-batches in a step."""
+    best, most = MicroBatch.of([]), 1
+    rows = np.concatenate(
+        [draw.permutation(len(members)) for _ in range(max(1, -(-steps * batch * parts // len(members))))]
+    )
+    for start in range(0, min(len(rows), steps * batch * parts), batch * parts):
+        step = [members[int(row)] for row in rows[start : start + batch * parts]]
+        batches = [step[at : at + batch] for at in range(0, len(step), batch)]
+        if budget is not None:
+            split = [part for group in step for part in split_group(group, budget, shared_tokens)]
+            planned = plan_micro_batches([group.tokens for group in split], budget)
+            batches = [[split[index] for index in indices] for indices in planned]
+        most = max(most, len(batches))
+        for groups in batches:
+            if sum(group.tokens for group in groups) > best.tokens:
+                best = MicroBatch.of([RowLengths.of(group) for group in groups])
+    return best, most
+
+
+def _alone(group: TokenizedGroup, *, budget: int) -> MicroBatch:
+    parts = split_group(group, budget, shared_tokens)
+    return MicroBatch.of([RowLengths.of(max(parts, key=shared_tokens))])
+
+
+def reference_of(trainer: Any, args: Any, *, full: bool, arrives_trained: bool) -> ReferenceKind:
+    """Where the reference scores of a trainer come from.
+
+    Args:
+        trainer: the class, or an instance.
+        arrives_trained: whether the model comes with an adapter.
+    """
+    if not hasattr(args, "sync_ref_model"):
+        return "none"
+    objective = args.objective()
+    if not objective.needs_reference:
+        return "none"
+    if args.sync_ref_model or arrives_trained:
+        return "copy"
+    if not full:
+        return "adapter off"
+    return "copy" if getattr(args, "loss_type", None) == "kto" else "pass"
+
+
+def announce(trainer: Any, model: Any, args: Any, groups: GroupDataset, **configs: Any) -> Plan | None:
+    """Say the plan of a trainer in one line, before its model is loaded; None where there is none."""
+    try:
+        plan = plan_of_trainer(trainer, model, args, groups, **configs)
+    except PreftuneError as error:
+        if args.plan_only:
+            raise
+        detail(f"there is no plan of this run: {error}")
+        return None
+    say(plan.line())
+    if args.plan_only:
+        stop = PlanOnlyError("plan_only=True: this was the plan, and nothing was loaded. Leave it out to train.")
+        stop.plan = plan
+        raise stop
+    return plan
+
+
+def plan_of_trainer(
+    trainer: Any, model: Any, args: Any, groups: GroupDataset, *, peft_config: Any, quantization_config: Any
+) -> Plan:
+    """The plan of a trainer on this machine.
+
+    Args:
+        model: as the trainer was given it: a name, or a model.
+        peft_config, quantization_config: the same.
+    Raises: PreftuneError for a model that cannot be planned for.
+    """
+    cpu = args.device.type != "cuda"
+    device = this_cpu() if cpu else this_card(args.device.index)
+    options = dict(args.model_init_kwargs or {}) if isinstance(model, str) else {}
+    shape, arrives = _shape(
+        model, options, peft_config, trust=args.trust_remote_code, scores=trainer.method == "reward"
+    )
+    precision = decide_precision(
+        bf16=None if args.automatic_precision else args.bf16,
+        fp16=None if args.automatic_precision else args.fp16,
+        model_dtype=stored_dtype(shape, options.get("dtype")),
+        device=args.device,
+    )
+    settings = Settings(
+        command=trainer.method,
+        device=device,
+        precision=precision,
+        checkpointing=bool(args.activation_checkpointing),
+        reference=reference_of(trainer, args, full=shape.full, arrives_trained=arrives),
+        optimizer=str(getattr(args.optim, "value", args.optim)),
+        bits=_bits(options, quantization_config, model),
+        nested=bool(options.get("use_bnb_nested_quant")),
+        dropout=not args.disable_dropout and bool(getattr(peft_config, "lora_dropout", 0)),
+        gpus=args.world_size,
+        fsdp=sharding_words(args.sharding),
+    )
+    load = workload_of(groups, args, unit=unit_of(trainer), device=device, ranks=args.world_size)
+    return plan_of(shape, settings, load)
+
+
+def sharding_words(sharding: Sharding | None) -> frozenset[str]:
+    """A way of sharding in the words of `--fsdp`."""
+    if sharding is None:
+        return frozenset()
+    word = {
+        (False, True): "full_shard",
+        (False, False): "shard_grad_op",
+        (True, True): "hybrid_shard",
+        (True, False): "hybrid_shard_zero2",
+    }[sharding.hybrid, sharding.reshard_after_forward]
+    return frozenset({word, "offload"} if sharding.cpu_offload else {word})
+
+
+def unit_of(trainer: Any) -> str:
+    """What a row of a trainer is called."""
+    return str(trainer.unit).removesuffix("s")
+
+
+def stored_dtype(shape: ModelShape, asked: Any) -> torch.dtype:
+    """The number format in which the weights are loaded."""
+    name = shape.dtype if asked in (None, "auto") else str(asked).removeprefix("torch.")
+    found = getattr(torch, name, torch.float32)
+    return found if isinstance(found, torch.dtype) else torch.float32
+
+
+def shape_of_name(
+    name: str, options: dict[str, Any], peft_config: Any, *, trust: bool, scores: bool
+) -> tuple[ModelShape, bool]:
+    """Sizes of a model by its name, and whether it arrives with an adapter. Only its config is read."""
+    from preftune.models.attach import locate_base
+
+    place, arrives = _config_place(name, options), False
+    if place.kind in ("adapter", "hub-adapter"):
+        from peft import PeftConfig
+
+        peft_config, arrives = PeftConfig.from_pretrained(place.name), True
+        peft_config.inference_mode = False
+        place = locate_base(place, options.get("base_model"), revision=options.get("revision"))
+    built = meta_model(place, revision=options.get("revision"), trust_remote_code=trust, peft_config=peft_config)
+    return shape_of(built, scores=scores), arrives
+
+
+def _config_place(name: str, options: dict[str, Any]) -> Location:
+    """Where the model's config is; a folder without weights will do."""
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+        return Location("folder", str(folder), local_files_only=True)
+    return locate(name, revision=options.get("revision"))
+
+
+def _shape(
+    model: Any, options: dict[str, Any], peft_config: Any, *, trust: bool, scores: bool
+) -> tuple[ModelShape, bool]:
+    if isinstance(model, str):
+        return shape_of_name(model, options, peft_config, trust=trust, scores=scores)
+    if not isinstance(model, nn.Module):
+        raise PreftuneError("the model is not known yet.")
+    shape, arrives = shape_of(model, scores=scores), hasattr(model, "peft_config")
+    if peft_config is not None and not arrives:
+        from preftune.plan.fit import with_adapter
+
+        shape = with_adapter(shape, int(getattr(peft_config, "r", 0) or 8))
+    return shape, arrives
+
+
+def _bits(options: dict[str, Any], quantization_config: Any, model: Any) -> int | None:
+    """Bits of a quantised base; None for one that is not."""
+    if options.get("load_in_4bit") or getattr(quantization_config, "load_in_4bit", False):
+        return 4
+    if options.get("load_in_8bit") or getattr(quantization_config, "load_in_8bit", False):
+        return 8
+    return 4 if isinstance(model, nn.Module) and is_quantized(model) else None

@@ -1,0 +1,111 @@
+"""The lines of a rank's memory: they add up, sharding divides them, and the one measurement on a card is met."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+import gpu
+from preftune.models.precision import Precision
+from preftune.plan.devices import CARDS
+from preftune.plan.memory import memory_of
+from preftune.plan.shape import shape_of
+from preftune.plan.workload import MicroBatch, RowLengths
+from tests.plan.cases import batch_of, groups, model, settings, workload
+
+
+@pytest.mark.parametrize("many", [1, 3])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("lora", [True, False])
+def test_the_lines_add_up(lora, checkpointing, many):
+    shape, how = shape_of(model(lora=lora)), settings(checkpointing=checkpointing)
+    memory = memory_of(shape, how, batch_of(groups()), micro_batches=many)
+    assert memory.total == pytest.approx(sum(line.bytes for line in memory.lines))
+    assert memory.of("gradients") == 4 * shape.trainable
+    assert memory.of("optimiser") == 8 * shape.trainable
+    assert (memory.of("adapter") > 0) == lora
+    assert memory.total > memory.of("weights") + memory.of("gradients") + memory.of("optimiser")
+
+
+def test_gradients_wait_for_further_micro_batches():
+    shape, how, batch = shape_of(model(lora=False)), settings(), batch_of(groups() * 20)
+    one, two = (memory_of(shape, how, batch, micro_batches=count).total for count in (1, 2))
+    assert two - one == pytest.approx(4 * (shape.trainable - shape.head))
+
+
+def test_two_ranks_hold_half_each():
+    """FSDP2 on two devices: half of weights, gradients and optimiser; hybrid shards within a machine only."""
+    shape, batch = shape_of(model(lora=False)), batch_of(groups())
+    card = CARDS["h100"]
+    whole = memory_of(shape, settings(card, bf16=True), batch, micro_batches=1)
+    half = memory_of(shape, settings(card, bf16=True, gpus=2, fsdp=frozenset({"full_shard"})), batch, micro_batches=1)
+    for line in ("weights", "gradients", "optimiser"):
+        assert half.of(line) == whole.of(line) / 2
+    assert half.of("gathered") > 0
+    assert whole.of("gathered") == 0
+    hybrid = settings(card, bf16=True, gpus=2, nodes=4, fsdp=frozenset({"hybrid_shard"}))
+    assert memory_of(shape, hybrid, batch, micro_batches=1).of("weights") == whole.of("weights") / 2
+
+
+def test_ddp_holds_everything_on_every_rank():
+    shape, batch, card = shape_of(model(lora=False)), batch_of(groups()), CARDS["h100"]
+    one, eight = (
+        memory_of(shape, settings(card, bf16=True, gpus=gpus), batch, micro_batches=1).total for gpus in (1, 8)
+    )
+    assert one == eight
+
+
+def test_offloading_moves_to_main_memory():
+    shape, batch, card = shape_of(model(lora=False)), batch_of(groups()), CARDS["h100"]
+    how = settings(card, bf16=True, gpus=2, fsdp=frozenset({"full_shard", "offload"}))
+    memory = memory_of(shape, how, batch, micro_batches=1)
+    assert memory.of("weights") == memory.of("optimiser") == 0
+    assert memory.host == pytest.approx(16 * shape.trainable / 2)
+
+
+def test_four_bits_pack_the_linear_layers_alone():
+    shape, batch = shape_of(model(lora=True)), batch_of(groups())
+    plain, packed, nested = (
+        memory_of(shape, settings(bf16=True, bits=bits, nested=double), batch, micro_batches=1).of("weights")
+        for bits, double in ((None, False), (4, False), (4, True))
+    )
+    assert plain - packed == pytest.approx(shape.linear * (2 - 0.5625))
+    assert packed - nested == pytest.approx(shape.linear * (1 / 16 - 1 / 64 - 4 / (64 * 256)))
+
+
+def test_a_frozen_copy_is_a_line():
+    shape, batch = shape_of(model(lora=False)), batch_of(groups())
+    memory = memory_of(shape, settings(reference="copy"), batch, micro_batches=1)
+    assert memory.of("reference") == 4 * shape.trainable
+
+
+@pytest.mark.parametrize(("checkpointing", "measured"), [(False, 48.81e9), (True, 10.67e9)])
+def test_the_measurement_on_a_card(checkpointing, measured, monkeypatch):
+    """SmolLM3-3B's shape, LoRA r=16, bfloat16, 16 pairs of UltraFeedback's lengths, torch 2.11: what the allocator of
+    an H200 gave at most, for the same rows (docs/notes.md).
+    """
+    monkeypatch.setattr("preftune.plan.settings.flash_groups_heads", lambda: False)
+    with torch.device("meta"):
+        policy = AutoModelForCausalLM.from_config(gpu.config_of("smollm3-3b"))
+    config = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    shape = shape_of(get_peft_model(policy, config, low_cpu_mem_usage=True))
+    rows = [RowLengths(p, (c, r), c + r, 2 * p + c + r) for p, c, r in gpu.row_lengths("ultrafeedback", 16 * 11)]
+    largest = max((MicroBatch.of(rows[at : at + 16]) for at in range(0, 176, 16)), key=lambda batch: batch.tokens)
+    how = settings(
+        CARDS["h200"],
+        precision=Precision(torch.bfloat16, torch.bfloat16, False, "H200"),
+        checkpointing=checkpointing,
+    )
+    memory = memory_of(shape, how, largest, micro_batches=1)
+    assert memory.total - memory.of("system") == pytest.approx(measured, rel=0.05)
+
+
+def test_the_seed_document():
+    """ "7B in bf16 with a second model: 28 GB": two models of 7 billion parameters of two bytes."""
+    from dataclasses import replace
+
+    shape = replace(shape_of(model(lora=True)), stored=7_000_000_000)
+    assert 2 * shape.second_model() == 28e9
+    assert workload().saved == pytest.approx(0.25)
