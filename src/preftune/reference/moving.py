@@ -6,15 +6,17 @@ factors are mixed, which is not the mixture of their products, but begins and en
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from preftune.errors import CheckpointError, ConfigError
+from preftune.errors import CheckpointError, ConfigError, ReferenceMismatchError
 from preftune.models.shards import like, whole
+from preftune.reference.fingerprint import fingerprint
 from preftune.reference.sources import FrozenCopy, trainable, unwrap
 
 
@@ -36,9 +38,12 @@ class MovingCopy(FrozenCopy):
         """
         super().__init__(model)
         self.moves = 0
+        self.lost = False
         if start is not None:
             self._begin_with(dict(unwrap(start).named_parameters()), dict(unwrap(model).named_parameters()))
             self.received = False
+            self.fingerprint = fingerprint(unwrap(start), adapters=True)
+            self.description = "a copy of ref_model's weights, which follows the trained ones (sync_ref_model)"
 
     @property
     def size(self) -> int:
@@ -67,6 +72,22 @@ class MovingCopy(FrozenCopy):
             weight.lerp_(now[name].detach().to(weight.device, weight.dtype), alpha)
         self.moves += 1
 
+    def lose(self) -> None:
+        """Called when weights are loaded whose reference was not kept: from then on nothing can be scored."""
+        self.lost = True
+
+    @contextmanager
+    def acting(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Raises: ReferenceMismatchError if the reference was not kept."""
+        if self.lost:
+            raise ReferenceMismatchError(
+                "the reference of this run moved (sync_ref_model), and no checkpoint of its last step holds it, so "
+                "nothing can be compared with it. Keep checkpoints (save_strategy other than 'no'), or evaluate before "
+                "the program ends."
+            )
+        with super().acting(model) as acting:
+            yield acting
+
     def save(self, file: Path) -> None:
         """The weights, for a checkpoint."""
         weights = {name: whole(weight.detach()).cpu().contiguous() for name, weight in self._received.items()}
@@ -84,6 +105,7 @@ class MovingCopy(FrozenCopy):
             raise CheckpointError(f"{file} holds the reference of another model. Name a checkpoint of this run.")
         for name, weight in saved.items():
             self._received[name].copy_(like(weight, self._received[name]))
+        self.lost = False
         self.moves = max(1, self.moves)  # from here on it is not the policy as received
 
     def _begin_with(self, weights: Mapping[str, Tensor], policys: Mapping[str, Tensor]) -> None:

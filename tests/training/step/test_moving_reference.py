@@ -10,8 +10,9 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from preftune import GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, ReferenceMismatchError
 from preftune.logps import naive_logps, pack
+from preftune.reference.fingerprint import fingerprint
 from tests.training.dpo_runs import LN2, logged, lora_model, nudge, trainer
 from tiny import rows, tiny_model, tiny_tokenizer
 
@@ -95,6 +96,35 @@ def test_weights_that_do_not_move_must_be_those_of_an_explicit_reference(tmp_pat
     made.model.base_model.model.lm_head.weight.requires_grad_(True)
     with pytest.raises(ConfigError, match="would not move them"):
         made.train()
+
+
+@pytest.mark.parametrize(("every", "steps"), [(2, 3), (8, 3)])
+def test_a_finished_run_without_checkpoints_has_lost_a_reference_that_moved(every, steps, tmp_path):
+    options = {**MOVES, "ref_model_sync_steps": every, "max_steps": steps, "save_strategy": "no"}
+    whole = trainer(lora_model(), tmp_path, **options, eval_dataset=rows(4))
+    whole.train()
+    whole.save_model()
+    before = whole.evaluate()["eval_loss"]
+    again = trainer(lora_model(), tmp_path, **options, eval_dataset=rows(4))
+    again.train(resume_from_checkpoint="auto")
+    assert again.nothing_to_do
+    if every <= steps:
+        with pytest.raises(ReferenceMismatchError, match="no checkpoint of its last step holds it.*save_strategy"):
+            again.evaluate()
+    else:
+        assert again.evaluate()["eval_loss"] == before
+
+
+def test_an_explicit_start_has_its_own_fingerprint(tmp_path):
+    received = trainer(tiny_model(), tmp_path / "none", **MOVES, max_steps=1)
+    found = []
+    for seed in (1, 2):
+        start = tiny_model(seed=seed)
+        made = trainer(tiny_model(), tmp_path / str(seed), ref_model=start, allow_reference_mismatch=True, **MOVES)
+        assert made.reference.source.fingerprint == fingerprint(start, adapters=True)
+        assert "ref_model's weights" in made.reference.source.description
+        found.append(made.reference.source.fingerprint)
+    assert len({*found, received.reference.source.fingerprint}) == 3
 
 
 def test_its_scores_are_kept_nowhere(tmp_path):

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import trl
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 import preftune
 from models_zoo import random_model
+from preftune.data import load_labelled, tokenize_labelled
 from preftune.errors import ConfigError
 from preftune.training.step.kl_baseline import mismatched
 from preftune.types import TokenizedGroup
@@ -212,3 +215,20 @@ def test_a_row_of_weight_0_has_no_loss(tmp_path):
     data = [{**row, "weight": 0.0} if not row["label"] else {**row, "weight": 1.0} for row in answers(12)]
     trainer = made(tmp_path, data=data, max_steps=1)
     assert history(trainer)[0] == pytest.approx(0.5 * 3 / 4, abs=1e-4)
+
+
+def test_a_prompt_whose_end_belongs_to_an_answer_is_the_same_prompt():
+    """A token that spans the end of the prompt is a part of the answer, and the prompt's ids are fewer."""
+    same, merged, other = ((5, 6, 7), (1,)), ((5, 6), (9, 2)), ((5, 8, 7), (3,))
+    groups = [TokenizedGroup(prompt, (answer,), ()) for prompt, answer in (same, merged, other)]
+    assert [one.completions[0] for one in mismatched(groups, range(3))] == [(3,), (3,), (9, 2)]
+    assert mismatched(groups[:2], range(2)) == []
+
+
+def test_the_tokenizer_s_merges_make_such_prompts():
+    backend = Tokenizer(models.BPE(vocab={"<e>": 0, "a": 1, ":": 2, "b": 3, ":b": 4}, merges=[(":", "b")]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<e>", pad_token="<e>")
+    data = [{"prompt": "a:", "completion": text, "label": True} for text in ("a", "b")]
+    groups = list(tokenize_labelled(load_labelled([*data, {**data[0], "prompt": "b:"}]), tokenizer)[0])
+    assert [list(group.prompt_ids) for group in groups] == [[1, 2], [1], [3, 2]]
+    assert [list(one.completions[0]) for one in mismatched(groups, range(3))] == [[1, 0], [1, 0], [4, 0]]

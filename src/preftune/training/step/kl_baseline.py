@@ -32,7 +32,7 @@ def mismatched(
     for place in of:
         prompt = groups[place].prompt_ids
         others = (groups[(place - ahead) % len(groups)] for ahead in range(1, len(groups)))
-        other = next((group for group in others if group.prompt_ids != prompt), None)
+        other = next((group for group in others if not _same_prompt(group.prompt_ids, prompt)), None)
         if other is not None:
             room = None if longest is None else max(0, longest - len(prompt))
             answer = other.completions[0][:room]
@@ -41,6 +41,18 @@ def mismatched(
             if spans:
                 made.append(TokenizedGroup(prompt, (answer,), (), id=groups[place].id, scored=scored))
     return made
+
+
+_MOVED = 8
+"""Most tokens by which the boundary between a prompt and its answer moves, where a token spans it."""
+
+
+def _same_prompt(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two prompts are the same text. Where a token spans the end of the prompt, it is a part of the answer: the
+    prompt of that row is a shorter beginning of the same prompt.
+    """
+    shorter, longer = sorted((one, other), key=len)
+    return len(longer) - len(shorter) <= _MOVED and list(longer[: len(shorter)]) == list(shorter)
 
 
 def kl_baseline(trainer: ReferencedTrainerView, model: nn.Module, batches: Sequence[Sequence[TokenizedGroup]]) -> float:

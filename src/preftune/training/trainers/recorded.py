@@ -137,6 +137,11 @@ class RecordedTrainer(ResumableTrainer):
         if isinstance(source, MovingCopy) and (folder / "trainer_state.json").is_file():
             source.load(folder / _REFERENCE_FILE)
 
+    def lose_reference(self, step: int) -> None:
+        source = self.reference_source
+        if isinstance(source, MovingCopy) and step >= getattr(self.args, "ref_model_sync_steps", 1):
+            source.lose()
+
     def check_resumable(self, state: Mapping[str, Any] | None, folder: Path) -> None:
         if self.reference_source is not None:
             checkpoint.check_same_reference(state, self.reference_source.fingerprint, folder)

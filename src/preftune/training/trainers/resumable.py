@@ -74,6 +74,9 @@ class ResumableTrainer(CheckpointedTrainer):
     def load_reference(self, folder: Path) -> None:
         """Puts back the reference that a checkpoint holds, where it follows the policy."""
 
+    def lose_reference(self, step: int) -> None:
+        """Called where no checkpoint holds the reference of the weights of a step, which were loaded."""
+
     def recall(self, state: Mapping[str, Any]) -> None:
         """What the report of a run's end needs, from the last checkpoint of a run that has ended."""
 
@@ -234,6 +237,8 @@ class ResumableTrainer(CheckpointedTrainer):
             finished = self._loaded_final(output, choice, facts)
             if choice is not None and choice.step == facts.get("steps"):
                 self.load_reference(choice.folder)
+            else:
+                self.lose_reference(int(facts.get("steps") or 0))
         if choice is not None and not finished:
             self._load_from_checkpoint(str(choice.folder))
         if choice is not None:
