@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -107,3 +108,15 @@ def test_paragraph_is_wrapped_on_a_terminal(monkeypatch, capsys) -> None:
     assert len(lines) > 3
     assert max(map(len, lines)) <= 60
     assert lines[-1].endswith("--max_prompt_length")
+
+
+@pytest.mark.parametrize("command", ["eval", "convert", "sample", "merge"])
+def test_help_fits_a_narrow_terminal(command, monkeypatch, capsys) -> None:
+    """Only single words and lists of values, which nothing breaks, may be longer than the line."""
+    monkeypatch.setenv("COLUMNS", "40")
+    with contextlib.suppress(SystemExit):
+        main([command, "--help"])
+    page = capsys.readouterr().out.partition("\n\nexamples")[0]
+    long = [line for line in page.splitlines() if len(line) > 40 and len(line.split()) > 1]
+    assert [line for line in long if not line.startswith("a model behind")] == []
+    assert "--" in page

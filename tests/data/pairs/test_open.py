@@ -153,3 +153,13 @@ def test_shapes_that_are_nearly_pairs_are_told_for_what_they_are() -> None:
     for words, rows in told.items():
         with pytest.raises(DatasetError, match=re.escape(words)):
             list(load_pairs(rows))
+
+
+def test_a_part_without_notes_gets_none_with_its_gold_answers() -> None:
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "reference": "d", "comment": "a remark that is long enough"}
+    pairs = load_pairs([row] * 4)
+    (noted,) = [note for note in pairs.notes if "comment" in note]
+    whole, half = pairs.with_gold(), pairs[2:]
+    half.notes = ()
+    assert [note for note in whole.notes if "comment" in note] == [noted.replace(", 'reference'", "")]
+    assert half.with_gold().notes == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -291,6 +292,19 @@ def test_dynamic_sampling_fills_the_step_with_prompts_that_teach(tmp_path):
     assert calls == [16] * 4
     assert len(trainer._step[0].groups) == 4
     assert all(any(group.scores) for group in trainer._step[0].groups)
+
+
+def test_groups_beyond_the_number_of_a_step_are_counted(tmp_path):
+    calls = iter([3, 4, 4])
+
+    def mostly_different(completions, **_):
+        return [float(n % 2) if n < taught else 1.0 for taught in [4 * next(calls)] for n, _ in enumerate(completions)]
+
+    trainer = made(tmp_path, mostly_different, dynamic_sampling=True, max_steps=2)
+    trainer.train()
+    assert json.loads((tmp_path / "run.json").read_text())["surplus_groups"] == 3  # 3 + 4 - 4, then 4 - 4
+    shares = [line["objective/surplus"] for line in trainer.state.log_history if "objective/surplus" in line]
+    assert sum(shares) / len(shares) == pytest.approx((3 / 7 + 0) / 2)
 
 
 @pytest.mark.parametrize(

@@ -142,3 +142,11 @@ def test_prompts_of_opened_pairs_say_what_opening_left_out(caplog):
             assert len(prepare_prompts(source, tiny_tokenizer(), max_prompt_length=None)) == 3
         assert "(rows 2): two answers have the same rating" in caplog.text
         caplog.clear()
+
+
+def test_repeated_prompts_are_counted(tmp_path, caplog):
+    data = [{"prompt": "a?"}, {"prompt": "b?"}, {"prompt": "a?"}]
+    caplog.set_level("INFO", logger="preftune")
+    found = prepare_prompts(data, tiny_tokenizer(), max_prompt_length=None)
+    assert (len(found), found.repeated) == (2, 1)
+    assert "1 row repeats a prompt; each is asked once" in caplog.text

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, pipeline
 from preftune import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, load_model
 from preftune.errors import ConfigError
 from preftune.models import load_tokenizer, merge
-from tests.training.dpo_runs import logged
-from tiny import chat_rows, tiny_model, tiny_tokenizer
+from tests.training.dpo_runs import logged, lora_model, trainer
+from tiny import chat_rows, rows, tiny_model, tiny_tokenizer
 
 
 def tokenizer_with_another_eos() -> Any:
@@ -217,3 +217,12 @@ def test_a_run_with_another_vocabulary_loads_merges_and_trains_on(size, how, tmp
     again = load_model(str(tmp_path / "run"), **({"is_trainable": True} if own else {}))
     more = trained(again, tmp_path / "more", tokenizer=load_tokenizer(str(tmp_path / "run")))
     assert logged(more)[0] == pytest.approx(0.6931, abs=1e-3)
+
+
+def test_a_later_evaluation_is_in_the_model_card(tmp_path):
+    made = trainer(lora_model(), tmp_path, max_steps=2)
+    made.train()
+    made.save_model()
+    assert "Not evaluated on held-out pairs" in (tmp_path / "README.md").read_text()
+    figures = made.evaluate(rows(4))
+    assert f"loss {figures['eval_loss']:.4f}" in (tmp_path / "README.md").read_text()

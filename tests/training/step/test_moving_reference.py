@@ -109,7 +109,7 @@ def test_a_finished_run_without_checkpoints_has_lost_a_reference_that_moved(ever
     again.train(resume_from_checkpoint="auto")
     assert again.nothing_to_do
     if every <= steps:
-        with pytest.raises(ReferenceMismatchError, match="no checkpoint of its last step holds it.*save_strategy"):
+        with pytest.raises(ReferenceMismatchError, match=r"no checkpoint of its last step holds it.*save_strategy"):
             again.evaluate()
     else:
         assert again.evaluate()["eval_loss"] == before

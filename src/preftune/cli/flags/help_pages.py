@@ -103,7 +103,7 @@ _NO_FIELDS = (
 def page(prog: str, fields: Iterable[Field]) -> str:
     """The page of a command."""
     width = min(100, max(40, shutil.get_terminal_size().columns))
-    head = f"usage: {prog} [options]\n\nUnderscores and hyphens are the same in every name."
+    head = f"usage: {prog} [options]\n\n{wrapped('Underscores and hyphens are the same in every name.', width)}"
     return "\n".join([head, *(_whole_entry(field, width) for field in (*fields, *_NO_FIELDS))]) + "\n"
 
 

@@ -63,6 +63,18 @@ class WholeWords(argparse.HelpFormatter):
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(" ".join(text.split()), width, break_long_words=False, break_on_hyphens=False)
 
+    def _format_usage(self, *args: Any) -> str:
+        """argparse indents by the command's name, which leaves a narrow terminal no room for a flag with its value."""
+        text = super()._format_usage(*args)
+        if max(map(len, text.splitlines()), default=0) <= self._width + 2:
+            return text
+        return wrapped(" ".join(text.split()), self._width + 2, "", "  ") + "\n\n"
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        text = super()._format_action_invocation(action)
+        room = self._width - self._current_indent
+        return text if len(text) <= room else wrapped(text, self._width, "", " " * (self._current_indent + 4))
+
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return wrapped(text, width, indent, indent)
 

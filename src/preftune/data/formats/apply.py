@@ -167,7 +167,7 @@ def _collect(
 
 
 def _share(value: Any) -> float | None:
-    """The agreement that a row gives to each of its pairs; NaN, which reading refuses, for any other value than a number."""
+    """The agreement that a row gives to each of its pairs; NaN, which reading refuses, for anything but a number."""
     found = number(value)
     return None if value is None or value == "" else math.nan if found is None else found
 

@@ -84,7 +84,9 @@ class PairDataset(RowDataset[PreferencePair]):
         changed = self._with(self.rows, replace(self.reader, golden=True), self.numbers)
         changed.unused = tuple(column for column in self.unused if column != GOLD)
         noted = not_used(self.unused)
-        changed.notes = (*(note for note in self.notes if note not in noted), *not_used(changed.unused))
+        kept = tuple(note for note in self.notes if note not in noted)
+        # a part of a dataset whose notes were shown has none, and gets none
+        changed.notes = self.notes if len(kept) == len(self.notes) else (*kept, *not_used(changed.unused))
         return changed
 
     def attempts(self) -> Iterator[Attempt]:

@@ -81,6 +81,8 @@ class GroupTrainer(OnlineTrainer):
         self.answers_per_prompt = args.num_generations
         self._known: dict[Key, Known] = {}
         self._waiting: list[TokenizedGroup] = []
+        self._surplus = 0
+        """Groups that dynamic sampling collected beyond a step's number, and left out."""
         super().__init__(model, args, train_dataset, eval_dataset=eval_dataset, **options)
         if eval_dataset is not None:
             self.eval_dataset = (
@@ -153,6 +155,9 @@ class GroupTrainer(OnlineTrainer):
             self._waiting += [one for one in made if any(one.scores)]
             if len(self._waiting) < self.prompts_per_round:
                 return []
+            surplus = len(self._waiting) - self.prompts_per_round
+            self._surplus += surplus
+            self._window.add({"objective/surplus": surplus / len(self._waiting)})
             made, self._waiting = self._waiting[: self.prompts_per_round], []
         self.step_has_weight = any(
             score and self._known[group.id, tuple(answer)].trains
@@ -212,6 +217,16 @@ class GroupTrainer(OnlineTrainer):
         tokens = sum(map(len, old))
         self._window.add({"objective/kl": sum(kl) / len(kl), "kl": sum(kl) / tokens}, weight=len(kl))
         return torch.tensor(kl).view(-1, size)
+
+    def result_facts(self) -> dict[str, Any]:
+        return super().result_facts() | ({"surplus_groups": self._surplus} if self.args.dynamic_sampling else {})
+
+    def checkpoint_facts(self) -> dict[str, Any]:
+        return {**super().checkpoint_facts(), "surplus": self._surplus}
+
+    def recall(self, state: Mapping[str, Any]) -> None:
+        super().recall(state)
+        self._surplus = state.get("surplus", 0)
 
     # --- evaluation ---
 

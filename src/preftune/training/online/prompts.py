@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from preftune.amounts import counted
 from preftune.data.pairs.dataset import PairDataset
 from preftune.data.reading.load import load_rows
 from preftune.errors import DatasetError
@@ -30,6 +31,8 @@ class PromptSet:
     token_ids: Sequence[Sequence[int]]
     too_long: int
     """How many were left out because of `max_prompt_length`."""
+    repeated: int = 0
+    """How many rows repeat the prompt of an earlier row."""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -86,6 +89,8 @@ def prepare_prompts(source: Any, tokenizer: Any, *, max_prompt_length: int | Non
         opened = open_prompts(source)
     for note in opened.notes:
         say(note)
+    if opened.repeated:
+        say(f"{opened.name}: {counted(opened.repeated, 'row repeats', 'rows repeat')} a prompt; each is asked once.")
     found = opened.prompts
     ids = encode_prompts(tokenizer, [p.prompt for p in found], [template_of(p.carried) for p in found])
     kept = [i for i, tokens in enumerate(ids) if max_prompt_length is None or len(tokens) <= max_prompt_length]
@@ -95,4 +100,4 @@ def prepare_prompts(source: Any, tokenizer: Any, *, max_prompt_length: int | Non
             f"no prompt ({len(found):,} in all) has at most max_prompt_length={max_prompt_length} tokens (the shortest "
             f"has {shortest:,}). Raise max_prompt_length."
         )
-    return PromptSet([found[i] for i in kept], [ids[i] for i in kept], len(found) - len(kept))
+    return PromptSet([found[i] for i in kept], [ids[i] for i in kept], len(found) - len(kept), opened.repeated)

@@ -299,6 +299,7 @@ class OnlineTrainer(RecordedTrainer):
                 "prompts": len(self.prompts),
                 "tokens": sum(map(len, self.prompts.token_ids)),
                 "too_long": self.prompts.too_long,
+                "repeated": self.prompts.repeated,
                 "fingerprint": self.prompts.fingerprint,
             }
         }

@@ -54,7 +54,7 @@ _OWN: Mapping[str, Callable[[Any], bool]] = {
     "window": lambda value: isinstance(value, list) and _numbers(value),
     "step_limit": _whole, "guard": _object, "reference": _reference, "work": _object, "rewards": _numbers,
     "moments": _numbers, "loss": _number, "total_loss": _number, "last_logged": _whole, "spent": _object,
-    "ended": _text, "best_by": _object, "kl_coef": _number, "rounds": _whole, "sampled": _whole,
+    "ended": _text, "best_by": _object, "kl_coef": _number, "rounds": _whole, "sampled": _whole, "surplus": _whole,
 }  # fmt: skip
 _TRAINER: Mapping[str, Callable[[Any], bool]] = {
     "global_step": _whole, "max_steps": _whole, "epoch": _number, "total_flos": _number, "log_history": _records,

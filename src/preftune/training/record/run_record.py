@@ -113,6 +113,11 @@ class RunRecord(TrainerCallback):
             self._outcome = outcome
             self._write()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run that it records is over."""
+        return self._outcome is not None
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Notes from before the first step are kept, whether they were shown or not."""
         if self._noting:

@@ -106,7 +106,10 @@ class CheckpointedTrainer(SavingTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         self._saved_step = None
-        return super().evaluate(*args, **kwargs)
+        found = super().evaluate(*args, **kwargs)
+        if self._record.has_ended and Path(self.args.output_dir, "README.md").is_file():
+            self.create_model_card()  # once more, with these figures
+        return found
 
     # --- writing ---
 
