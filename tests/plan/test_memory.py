@@ -109,3 +109,11 @@ def test_the_seed_document():
     shape = replace(shape_of(model(lora=True)), stored=7_000_000_000)
     assert 2 * shape.second_model() == 28e9
     assert workload().saved == pytest.approx(0.25)
+
+
+def test_a_checkpoint_that_is_stored_in_four_bits():
+    policy = model(lora=False)
+    policy.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    assert shape_of(policy).bits == 4
+    policy.config.quantization_config = {"quant_method": "gptq", "bits": 8}
+    assert shape_of(policy).bits == 8

@@ -55,6 +55,8 @@ def test_eight_devices_take_an_eighth_of_the_time_and_cost_the_same():
 def test_assumptions_are_said():
     rate = assumed_rate(settings(CARDS["l4"], bf16=True))
     assert rate.flops == pytest.approx(0.36 * 715 / 989 * 121e12)
-    assert rate.source.startswith("assumed: 36% (as measured on an H200)")
+    assert rate.source == (
+        "assumed: 36% of 87.5 TFLOP/s, 72% of the published 121; both shares were measured on an H200"
+    )
     unknown = Device("a card", "cuda", 10**10, None, "bfloat16", flash=True, rate_from="unknown")
     assert assumed_rate(settings(unknown, bf16=True)).flops is None

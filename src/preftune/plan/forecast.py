@@ -120,6 +120,8 @@ def plan_of(
 
 def size(count: float) -> str:
     """Bytes as GB or MB, in powers of a thousand."""
+    if not round(count):
+        return "0 GB"
     if abs(count) < 95e6:
         return f"{count / 1e6:.1f} MB" if abs(count) < 9.95e6 else f"{count / 1e6:.0f} MB"
     return f"{count / 1e9:.1f} GB" if count >= 9.95e9 else f"{count / 1e9:.2f} GB"

@@ -68,6 +68,8 @@ class ModelShape:
     """Whether a layer is built as the formula of the activations assumes."""
     dtype: str
     """Number format of the checkpoint."""
+    bits: int | None = None
+    """4 or 8 for a checkpoint that is stored quantised."""
 
     @property
     def full(self) -> bool:
@@ -92,16 +94,17 @@ def meta_model(place: Location, *, revision: str | None, trust_remote_code: bool
     try:
         with torch.device("meta"), quiet_transformers():
             model: Any = AutoModelForCausalLM.from_config(config, **options)
-    except (ValueError, RuntimeError, AssertionError) as error:
-        raise ModelError(
-            f"{place.name}: no causal language model can be made of its config ({error}). Check config.json."
-        ) from error
-    if peft_config is None:
-        return model
-    from peft import get_peft_model
+        if peft_config is None:
+            return model
+        from peft import get_peft_model
 
-    with quiet_peft():
-        return get_peft_model(model, peft_config, low_cpu_mem_usage=True)
+        with quiet_peft():
+            return get_peft_model(model, peft_config, low_cpu_mem_usage=True)
+    except Exception as error:  # whatever a config, an adapter or another library says; its words are the reason
+        raise ModelError(
+            f"{place.name} cannot be built without its weights ({type(error).__name__}: {str(error)[:200]}), so there "
+            "is no plan for it."
+        ) from error
 
 
 def shape_of(model: nn.Module, *, scores: bool = False, dtype: str | None = None) -> ModelShape:
@@ -118,25 +121,25 @@ def shape_of(model: nn.Module, *, scores: bool = False, dtype: str | None = None
     layers, width = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
     if not isinstance(layers, int) or not isinstance(width, int):
         raise ModelError("the model's config does not say num_hidden_layers and hidden_size: there is no plan for it.")
-    heads = getattr(text, "num_attention_heads", None) or 1
-    size = getattr(text, "head_dim", None) or width // heads
+    heads = _whole(text, "num_attention_heads", 1)
+    size = _whole(text, "head_dim", width // heads)
     head, embedding = _tables(whole)
     tables = {id(weight): weight.numel() for weight in (head, embedding) if weight is not None}
     left_out = head.numel() if scores and head is not None and head is not embedding else 0
     counts = _Counts.of(whole, text, tables=set(tables))
     usual = counts.usual
-    inner = getattr(text, "intermediate_size", None) or 4 * width
-    if experts := getattr(text, "num_experts_per_tok", None):
-        inner = experts * (getattr(text, "moe_intermediate_size", None) or inner)
+    inner = _whole(text, "intermediate_size", 4 * width)
+    if experts := _whole(text, "num_experts_per_tok", 0):
+        inner = experts * _whole(text, "moe_intermediate_size", inner)
     return ModelShape(
         layers=layers,
         width=width,
         heads=heads,
         query_width=heads * size,
-        key_width=(getattr(text, "num_key_value_heads", None) or heads) * size,
+        key_width=_whole(text, "num_key_value_heads", heads) * size,
         head_size=size,
         inner=inner,
-        vocabulary=getattr(text, "vocab_size", 0),
+        vocabulary=_whole(text, "vocab_size", 0),
         trunk=counts.active,
         head=0 if scores or head is None else head.numel(),
         stored=counts.stored - left_out,
@@ -155,9 +158,26 @@ def shape_of(model: nn.Module, *, scores: bool = False, dtype: str | None = None
         narrow=counts.narrow,
         adapted_inputs=counts.adapted_inputs,
         usual=usual and not experts,
+        bits=_stored_bits(config),
         dtype=dtype
         or str(getattr(text, "dtype", None) or getattr(config, "dtype", None) or torch.float32).removeprefix("torch."),
     )
+
+
+def _whole(config: Any, name: str, default: int) -> int:
+    """A whole number of a config; some architectures have lists there, or nothing."""
+    value = getattr(config, name, None)
+    return value if isinstance(value, int) and value > 0 else default
+
+
+def _stored_bits(config: Any) -> int | None:
+    """Bits of the linear layers of a checkpoint that is stored quantised."""
+    settings = getattr(config, "quantization_config", None)
+    facts = settings if isinstance(settings, dict) else getattr(settings, "__dict__", {})
+    for bits in (4, 8):
+        if facts.get(f"load_in_{bits}bit") or facts.get(f"_load_in_{bits}bit") or facts.get("bits") == bits:
+            return bits
+    return None
 
 
 def _tables(model: Any) -> tuple[Any, Any]:
@@ -203,8 +223,8 @@ class _Counts:
 
     def _add_parameters(self, model: nn.Module, text: Any, tables: set[int]) -> None:
         of_layers: dict[str, list[int]] = {}
-        experts = getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None)
-        share = (getattr(text, "num_experts_per_tok", None) or 1) / experts if experts else 1.0
+        experts = _whole(text, "num_experts", 0) or _whole(text, "num_local_experts", 0)
+        share = _whole(text, "num_experts_per_tok", 1) / experts if experts else 1.0
         for name, parameter in model.named_parameters():
             size = real_size(parameter)
             trained = size if parameter.requires_grad else 0

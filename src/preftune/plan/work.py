@@ -78,6 +78,4 @@ def assumed_rate(settings: Settings) -> Rate:
         rate = matrix_rate(settings.precision.compute)
     if rate is None:
         return Rate(None, f"nothing is known about the rate of {device.name}; --device this measures it")
-    whose = "as measured on an H200" if device.kind == "cuda" else "as in docs/performance.md"
-    source = f"assumed: {share:.0%} ({whose}) of {rate / 1e12:.3g} TFLOP/s ({device.rate_from})"
-    return Rate(rate * share, source)
+    return Rate(rate * share, f"assumed: {share:.0%} of {rate / 1e12:.3g} TFLOP/s, {device.rate_from}")

@@ -43,7 +43,7 @@ def _head(plan: Plan, width: int) -> Iterator[str]:
         place += f", {spread}"
     yield from _wrapped(f"preftune {settings.command} on {place}. {_trains(plan)}", width)
     saved = f", {load.saved:.0%} fewer than without sharing prompts" if load.saved >= 0.005 else ""
-    epochs = f"{counted(load.steps, 'step')} ({load.epochs:.3g} epochs)"
+    epochs = f"{counted(load.steps, 'step')} ({load.epochs:.3g} {'epoch' if load.epochs == 1 else 'epochs'})"
     yield from _wrapped(
         f"{counted(load.rows, load.unit)}, {load.tokens:,} tokens{saved}; {epochs} of "
         f"{counted(load.rows_per_step, load.unit)}.",
@@ -122,7 +122,20 @@ def command(change: Change, words: Sequence[str], name: str) -> str:
     if settings.ranks > 1:
         nodes = f"--nnodes {settings.nodes} " if settings.nodes > 1 else ""
         start = f"torchrun {nodes}--nproc_per_node {settings.gpus} --no-python preftune"
-    return " ".join([start, name, *words, *change.flags])
+    return " ".join([start, name, *_without(words, change.flags), *change.flags])
+
+
+def _without(words: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """The words of a command line without the flags that are given anew."""
+    named = {flag.split()[0].lstrip("-").replace("-", "_") for flag in flags}
+    kept: list[str] = []
+    skips = False
+    for word in words:
+        if word.startswith("--"):
+            skips = word.lstrip("-").partition("=")[0].replace("-", "_") in named
+        if not skips:
+            kept.append(word)
+    return kept
 
 
 def _wrapped(text: str, width: int, first: str = "") -> list[str]:

@@ -46,7 +46,8 @@ def run(argv: Sequence[str]) -> int:
     else:
         from preftune.cli.display.plan_table import show
 
-        show(plan, [shlex.quote(word) for word in rest])
+        data = [] if asked.prompt_tokens is None else ["--data", "FILE"]
+        show(plan, [shlex.quote(word) for word in [*rest, *data]])
     return 0 if plan.memory.fits else 1
 
 
@@ -182,7 +183,7 @@ def _settings(
         checkpointing=device.kind == "cuda" if checkpointing is None else bool(checkpointing),
         reference=reference_of(trainer, config, full=shape.full, arrives_trained=arrives),
         optimizer=str(getattr(config.optim, "value", config.optim)),
-        bits=4 if model.load_in_4bit else 8 if model.load_in_8bit else None,
+        bits=4 if model.load_in_4bit else 8 if model.load_in_8bit else shape.bits,
         nested=model.use_bnb_nested_quant,
         dropout=model.adapter and model.lora_dropout > 0 and not config.disable_dropout,
         gpus=asked.gpus,

@@ -168,7 +168,7 @@ def plan_of_trainer(
         checkpointing=bool(args.activation_checkpointing),
         reference=reference_of(trainer, args, full=shape.full, arrives_trained=arrives),
         optimizer=str(getattr(args.optim, "value", args.optim)),
-        bits=_bits(options, quantization_config, model),
+        bits=_bits(options, quantization_config, model) or shape.bits,
         nested=bool(options.get("use_bnb_nested_quant")),
         dropout=not args.disable_dropout and bool(getattr(peft_config, "lora_dropout", 0)),
         gpus=args.world_size,
