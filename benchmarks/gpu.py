@@ -22,23 +22,21 @@ import argparse
 import contextlib
 import importlib.util
 import math
-import multiprocessing
 import os
 import random
 import statistics
 import sys
 import tempfile
 import time
-import traceback
 import warnings
-from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from forked import in_a_fork
 from matrix_rate import matrix_rate
 from record import RESULTS, provenance, rounded, write_result
 from shapes import SHAPES, SIGMA, PairTokens
@@ -112,7 +110,7 @@ def keep(results: Sequence[dict[str, Any]], options: argparse.Namespace) -> None
         "benchmark": "gpu",
         "cases": results,
         "goals": goals(results) if options.device == "cuda" else {},
-        **_in_a_fork(provenance, " ".join(["python benchmarks/gpu.py", *words])),
+        **in_a_fork(provenance, " ".join(["python benchmarks/gpu.py", *words])),
     }
     write_result(rounded(kept), options.out, "-".join(["gpu", *filter(None, (options.shape, options.tuning))]))
 
@@ -161,7 +159,7 @@ def measure(shape: str, tuning: str, options: argparse.Namespace) -> dict[str, A
         "dtype": options.dtype,
         "device": options.device,
     }
-    rate = _in_a_fork(matrix_rate, options.dtype, options.device)["best"]
+    rate = in_a_fork(matrix_rate, options.dtype, options.device)["best"]
     timed = lengths[case["pairs"] * options.warmup : case["pairs"] * (options.warmup + options.steps)]
     passes = PASSES["full" if tuning == "full" else "lora"]
     flops = useful_flops(ModelSize.of(config_of(shape)), timed, passes=passes, reference=1)
@@ -193,32 +191,7 @@ def _runs(library: str, setting: str, tuning: str) -> bool:
 
 def _child(case: dict[str, Any]) -> dict[str, Any]:
     """One run in a process of its own."""
-    return _in_a_fork(one_run, case)
-
-
-def _in_a_fork(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a function, computed in a process that starts with this one's imports and without its devices."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(sender, function, arguments))
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv()
-    except EOFError:
-        return {"failed": "the process ended without a result"}
-    finally:
-        process.join()
-
-
-def _answer(sender: Connection, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["PREFTUNE_CACHE"] = cache
-        try:
-            sender.send(function(*arguments))
-        except Exception as failure:
-            traceback.print_exc()
-            sender.send({"failed": f"{type(failure).__name__}: {failure}"[:300]})
+    return in_a_fork(one_run, case)
 
 
 def _said(result: dict[str, Any]) -> str:

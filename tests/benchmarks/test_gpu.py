@@ -19,7 +19,7 @@ WORDS = ["--shape", "tiny", "--device", "cpu", "--dtype", "float32", "--pairs", 
 @pytest.fixture
 def here(monkeypatch) -> None:
     """Runs in this process instead of their own; the matrix rate is not what is tested."""
-    monkeypatch.setattr(gpu, "_in_a_fork", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(gpu, "in_a_fork", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(gpu, "_child", lambda case: json.loads(json.dumps(gpu.one_run(json.loads(json.dumps(case))))))
     monkeypatch.setattr(gpu, "matrix_rate", lambda dtype, device: {"best": 100.0})
 

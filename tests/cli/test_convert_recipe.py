@@ -144,7 +144,12 @@ def converted(folder: Path, text: str, capsys: Any) -> tuple[str, dict[str, Any]
             },
             ["template", "plot_loss", "overwrite_cache", "ddp_timeout", "dataset my_pairs"],
         ),
-        (LLAMA_FACTORY_KTO, "kto", {"desirable_weight": 1.5, "beta": 0.2, "learning_rate": 1e-6}, ["deepspeed"]),
+        (
+            LLAMA_FACTORY_KTO,
+            "kto",
+            {"desirable_weight": 1.5, "beta": 0.2, "learning_rate": 1e-6, "fsdp": "full_shard"},
+            ["dataset kto_data"],
+        ),
         (
             LLAMA_FACTORY_SIMPO,
             "dpo",

@@ -9,3 +9,5 @@
     recipes   recipes of other tools
     train     commands that train
 """
+
+__all__ = ["main"]

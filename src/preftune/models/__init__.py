@@ -16,6 +16,7 @@
     quiet          other libraries' bars and warnings
     roles          policy, value and reward as adapters on one base
     same_weights   whether the weights in memory equal those of the named model
+    shards         tensors that are divided among ranks
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ __all__ = [
     "quiet",
     "roles",
     "same_weights",
+    "shards",
     "weights_dtype",
 ]
 

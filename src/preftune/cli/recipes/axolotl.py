@@ -48,9 +48,6 @@ _LOST = {
     "tokenizer_type": "The tokenizer is the model's own.",
     "model_type": "The class follows from the model's config.",
     "dataset_prepared_path": "Token ids are cached by content.",
-    "deepspeed": "Sharded training is not supported yet.",
-    "fsdp": "Sharded training is not supported yet.",
-    "fsdp_config": "Sharded training is not supported yet.",
     "wandb_project": "Set WANDB_PROJECT, and report_to: wandb.",
     "wandb_entity": "Set WANDB_ENTITY, and report_to: wandb.",
     "plugins": "preftune has no plugins.",
@@ -90,6 +87,7 @@ def read(values: Mapping[str, Any]) -> Carried:
             carried.take(name)  # the precision policy chooses
     if ratio := carried.take("warmup_ratio"):
         carried.settings["warmup_steps"] = ratio
+    carried.sharding()
     carried.lose(_LOST)
     carried.rename(_NAMES)
     return carried

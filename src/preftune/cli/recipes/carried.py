@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from preftune.zero_stages import as_fsdp
 
 
 @dataclass
@@ -38,6 +41,25 @@ class Carried:
         self.settings["eval_dataset_name"] = places[0]
         if places[1:]:
             self.lost[f"{key}: {', '.join(places[1:])}"] = "preftune evaluates on one set: join the files."
+
+    def sharding(self, folder: Path | None = None) -> None:
+        """Carries over `fsdp` and `fsdp_config` as they are, and a DeepSpeed config as what does the same in FSDP2.
+
+        Args:
+            folder: to which the path of a DeepSpeed config is relative.
+        """
+        deepspeed = self.take("deepspeed")
+        if deepspeed:
+            words = as_fsdp(deepspeed, folder)
+            if words:
+                self.settings["fsdp"] = words
+            elif words is None:
+                self.lost["deepspeed"] = "Its ZeRO stage is not to be found: fsdp: full_shard is stage 3."
+        self.take("fsdp_version")
+        words = self.take("fsdp")
+        if words:
+            self.settings["fsdp"] = " ".join(words) if isinstance(words, list | tuple) else str(words)
+        self.same(["fsdp_config"])
 
     def lose(self, reasons: Mapping[str, str]) -> None:
         """Records keys that have no counterpart; false and empty values are ignored."""

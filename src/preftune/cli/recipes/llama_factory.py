@@ -36,8 +36,6 @@ _LOST = {
     "enable_liger_kernel": "The head is chunked already.",
     "packing": "Rows are always packed without padding.",
     "neat_packing": "Rows are always packed without padding.",
-    "deepspeed": "Sharded training is not supported yet.",
-    "fsdp": "Sharded training is not supported yet.",
     "upcast_layernorm": "The precision policy chooses the dtypes.",
     "quantization_method": "Only bitsandbytes quantises, in 4 and 8 bits.",
     "ddp_timeout": "Ranks exchange gradients after the backward pass.",
@@ -74,6 +72,7 @@ def read(values: Mapping[str, Any], folder: Path) -> Carried:
     attention = {"sdpa": "sdpa", "disabled": "eager"}.get(str(carried.take("flash_attn", "auto")))
     if attention is not None:
         carried.settings["attn_implementation"] = attention
+    carried.sharding(folder)
     carried.lose(_LOST)
     carried.take("do_train")
     carried.rename(_NAMES)

@@ -13,6 +13,19 @@ honoured are refused with the reason (`refused`).
     refused  options that are not honoured, with the reason
     reward   RewardConfig
     sft      SFTConfig
+    sharding  how a model is divided among devices
 """
 
-__all__ = ["base", "dpo", "kinds", "kto", "losses", "reference_free", "referenced", "refused", "reward", "sft"]
+__all__ = [
+    "base",
+    "dpo",
+    "kinds",
+    "kto",
+    "losses",
+    "reference_free",
+    "referenced",
+    "refused",
+    "reward",
+    "sft",
+    "sharding",
+]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.errors import ConfigError, did_you_mean
+from preftune.zero_stages import as_fsdp
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,12 @@ _YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "none", "")
 
 _WITHOUT_EFFECT = (
     "version", "state_dict_type", "backward_prefetch", "forward_prefetch", "use_orig_params", "sync_module_states",
-    "limit_all_gathers", "activation_checkpointing_offload",
+    "limit_all_gathers", "activation_checkpointing_offload", "min_num_params",
 )  # fmt: skip
-"""Of FSDP1, or about how accelerate saves: weights and optimiser are saved whole, for any number of ranks."""
+"""Of FSDP1, of wrapping by size, or about how accelerate saves: weights and optimiser are saved whole, for any number
+of ranks.
+"""
 _ONLY: dict[str, tuple[Any, str]] = {
-    "min_num_params": (0, "layers are sharded one by one"),
     "ignored_modules": (None, "all weights are sharded"),
     "xla": (False, "preftune does not train on TPUs"),
     "xla_fsdp_v2": (False, "preftune does not train on TPUs"),
@@ -73,12 +75,6 @@ _KNOWN = (
     "transformer_layer_cls_to_wrap", "transformer_cls_to_wrap", "activation_checkpointing", "cpu_ram_efficient_loading",
     "replicas", *_WITHOUT_EFFECT, *_ONLY,
 )  # fmt: skip
-
-_DEEPSPEED = (
-    "preftune shards with FSDP2, which is part of torch. In place of DeepSpeed: ZeRO-3 is --fsdp full_shard, ZeRO-2 "
-    "and ZeRO-1 are --fsdp shard_grad_op, and offloading adds the word offload (--fsdp 'full_shard offload'). Start it "
-    "with torchrun --nproc_per_node N."
-)
 
 
 def sharding_of(
@@ -95,8 +91,7 @@ def sharding_of(
     """
     launched = environment.get("ACCELERATE_USE_DEEPSPEED", "").lower() in _YES
     if launched or deepspeed not in (None, "", False):
-        what = "accelerate was started with a DeepSpeed config" if launched else f"deepspeed={deepspeed!r:.80}"
-        raise ConfigError(f"{what}, which is not honoured: {_DEEPSPEED}")
+        raise ConfigError(_in_place_of_deepspeed(deepspeed, environment))
     config = _read(fsdp_config)
     words = _words(fsdp)
     if words is None:
@@ -110,6 +105,27 @@ def sharding_of(
     for key, value in config.items():
         found = replace(found, **_setting(key, value))
     return found, config
+
+
+def _in_place_of_deepspeed(deepspeed: Any, environment: Mapping[str, str]) -> str:
+    """The message for a DeepSpeed config: what does the same here."""
+    config, what = deepspeed, f"deepspeed={deepspeed!r:.80}"
+    if deepspeed in (None, "", False):
+        what = "a DeepSpeed config of accelerate launch"
+        config = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+        if config in (None, "", "none", "None"):
+            stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
+            devices = [environment.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{of}_DEVICE") for of in ("OPTIMIZER", "PARAM")]
+            offload = {f"offload_{n}": {"device": d} for n, d in zip(("optimizer", "param"), devices, strict=True) if d}
+            config = {"zero_optimization": {"stage": int(stage) if stage.isdigit() else None, **offload}}
+    words = as_fsdp(config)
+    if words is None:
+        fix = (
+            "ZeRO-3 is --fsdp full_shard, ZeRO-1 and ZeRO-2 are --fsdp shard_grad_op; offloading adds the word offload"
+        )
+    else:
+        fix = f"--fsdp '{words}' does the same" if words else "it divides nothing: leave it out"
+    return f"{what} is not honoured, as preftune shards with torch's FSDP2: {fix}. Start it with torchrun."
 
 
 def _words(fsdp: Any) -> list[str] | None:
@@ -134,8 +150,9 @@ def _read(fsdp_config: Any) -> dict[str, Any]:
     if fsdp_config in (None, "", {}):
         return {}
     if isinstance(fsdp_config, str):
+        inline = fsdp_config.lstrip().startswith("{")
         try:
-            fsdp_config = json.loads(Path(fsdp_config).read_text(encoding="utf-8"))
+            fsdp_config = json.loads(fsdp_config if inline else Path(fsdp_config).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"fsdp_config={str(fsdp_config)!r:.120} cannot be read ({error}). Give a JSON file with a mapping, or "

@@ -45,13 +45,16 @@ class SamplingConfig(ReferenceFields, PackedConfig):
         None, "Points subtracted from answers that max_new_tokens cut, above 0 (TRL's name; 1.0 in its examples)."
     )
 
-    def check_sampling(self) -> None:
-        """Raises: ConfigError, naming field and value."""
-        if getattr(self, "sharding", None) is not None:
+    def _resolve_sharding(self) -> None:
+        super()._resolve_sharding()
+        if self.sharding is not None:
             raise ConfigError(
                 "fsdp is not honoured: methods that sample answers are not sharded yet. Leave it out (and start "
                 "without accelerate's FSDP config); use torchrun with LoRA, or a larger device."
             )
+
+    def check_sampling(self) -> None:
+        """Raises: ConfigError, naming field and value."""
         for name in ("max_new_tokens", "generation_batch_size", "max_prompt_length", "total_episodes"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -11,6 +11,7 @@ run.json and metrics.jsonl, checkpoints with a manifest, model cards, trackers, 
     run_record        run.json, metrics.jsonl, audit.json
     same_run          whether a checkpoint belongs to this run
     saved_model       dtype and generation config of saved models
+    sharded           whole files of a model that is divided among ranks
     stopping          signals end a run after the current step
     trackers          run.json for TensorBoard, W&B, MLflow, Trackio
     whole_checkpoint  checkpoints that are whole or not there
@@ -26,6 +27,7 @@ __all__ = [
     "run_record",
     "same_run",
     "saved_model",
+    "sharded",
     "stopping",
     "trackers",
     "whole_checkpoint",

@@ -13,6 +13,7 @@ the model is made ready, data are tokenised, the reference is decided, and the f
     neftune         noise on embeddings
     reference       which reference a run has, and its scores before the first step
     self_check      the check at the first step
+    sharding        a model divided among ranks
 """
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "neftune",
     "reference",
     "self_check",
+    "sharding",
 ]

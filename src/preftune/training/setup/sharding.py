@@ -64,8 +64,6 @@ def shard_model(
     Raises: ConfigError if no layers are found, or the ranks cannot be divided into the replicas that are asked for.
     """
     mesh = _mesh(sharding, device)
-    if sharding.weights_on_first_rank:
-        _take_from_first_rank(model, device)
     options: dict[str, Any] = {
         "mesh": mesh,
         "offload_policy": CPUOffloadPolicy() if sharding.cpu_offload else OffloadPolicy(),
@@ -128,7 +126,7 @@ def _mesh(sharding: Sharding, device: torch.device) -> DeviceMesh:
     return init_device_mesh(device.type, (replicas, ranks // replicas), mesh_dim_names=("replicas", "shards"))
 
 
-def _take_from_first_rank(model: nn.Module, device: torch.device) -> None:
+def take_from_first_rank(model: nn.Module, device: torch.device) -> None:
     """Copies all weights from rank 0, one at a time: the others may not have loaded them."""
     for tensor in (*model.parameters(), *model.buffers()):
         there = tensor.detach().to(device)

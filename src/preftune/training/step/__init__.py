@@ -4,6 +4,7 @@ planning micro-batches within a token budget, computing them, starting again whe
 
     collate         groups -> batches
     kl_baseline     KTO's baseline over a whole step
+    lockstep        ranks that run equally many passes
     measured        running moments of a step's pairs
     memory          out of memory: smaller parts
     memory_advice   what to change when one pair does not fit
@@ -18,6 +19,7 @@ planning micro-batches within a token budget, computing them, starting again whe
 __all__ = [
     "collate",
     "kl_baseline",
+    "lockstep",
     "measured",
     "memory",
     "metrics",

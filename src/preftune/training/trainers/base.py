@@ -34,7 +34,7 @@ from preftune.training.setup.arguments import (
     with_early_stopping,
 )
 from preftune.training.setup.forecast import announce
-from preftune.training.setup.sharding import check_sharding, shard_model
+from preftune.training.setup.sharding import check_sharding, shard_model, take_from_first_rank
 from preftune.training.step import memory
 from preftune.training.step.collate import (
     BATCH,
@@ -98,14 +98,9 @@ class PackedTrainer(EvaluatedTrainer):
         self.plan = announce(self, model, args, train_groups, **configs)
         assemble.seed(args)  # decides the adapter's start, which Trainer would seed too late
         model = self.prepare_model(model, args, tokenizer, **configs)
-        if args.sharding is not None:
-            check_sharding(model, args)
         held_out = eval_groups if isinstance(eval_groups, Mapping) else {"eval": eval_groups}
         check_positions(model, {"train": train_groups, **held_out})
         self.settle(model, args, tokenizer)
-        if args.sharding is not None:
-            model._preftune_base = base_of(model)
-            shard_model(model, args.sharding, self.precision, args.device, called=self.called_parts(model))
         self._window, self._policy_changed = MetricWindow(self.columns), False
         super().__init__(
             model=model,
@@ -142,6 +137,18 @@ class PackedTrainer(EvaluatedTrainer):
     def prepare_model(self, model: Any, args: Any, tokenizer: Any, **configs: Any) -> Any:
         """The model as it will be trained; `configs` are `peft_config` and `quantization_config`."""
         return assemble.prepare_model(model, args, **configs)
+
+    def settle(self, model: Any, args: Any, tokenizer: Any) -> None:
+        """Decide how the model is computed, and divide it among the ranks where that is asked for."""
+        sharding = args.sharding
+        if sharding is not None:
+            check_sharding(model, args)
+            if sharding.weights_on_first_rank:
+                take_from_first_rank(model, args.device)
+        super().settle(model, args, tokenizer)
+        if sharding is not None:
+            model._preftune_base = base_of(model)
+            shard_model(model, sharding, self.precision, args.device, called=self.called_parts(model))
 
     def called_parts(self, model: Any) -> Sequence[nn.Module]:
         """The parts of the model that the engine calls in its place; empty if it calls the model."""
