@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 
 import torch
 from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 
 import preftune
 from preftune.models.shards import local, whole
@@ -33,9 +34,25 @@ def tied_model() -> Any:
     return tiny_model(tie_word_embeddings=True)
 
 
+def deep_model() -> Any:
+    return tiny_model(num_hidden_layers=8)
+
+
+class Held(TrainerCallback):
+    """How many numbers this rank holds before an update."""
+
+    def __init__(self) -> None:
+        self.weights = self.gradients = 0
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.weights = sum(local(p).numel() for p in model.parameters())
+        self.gradients = sum(local(p.grad).numel() for p in model.parameters() if p.grad is not None)
+
+
 CASES: dict[str, tuple[str, Any, Any, dict[str, Any]]] = {
     "lora": ("DPO", lora_model, rows, {}),
     "full": ("DPO", tiny_model, rows, {}),
+    "eight layers": ("DPO", deep_model, rows, {}),
     "tied": ("DPO", tied_model, rows, {}),
     "uneven": ("DPO", lora_model, rows, UNEVEN),
     "uneven, full": ("DPO", tiny_model, rows, UNEVEN),
@@ -99,6 +116,8 @@ def run(case: str, folder: Path, *, ranks: int) -> dict[str, Any]:
     """Train, evaluate and save."""
     trainer = made(case, folder, ranks=ranks)
     sharded = [isinstance(parameter, DTensor) for parameter in trainer.model.parameters()]
+    held = Held()
+    trainer.add_callback(held)
     trainer.train()
     evaluated = trainer.evaluate()
     trainer.save_model()
@@ -110,9 +129,31 @@ def run(case: str, folder: Path, *, ranks: int) -> dict[str, Any]:
         "evaluated": evaluated,
         "fingerprint": reference.get("fingerprint"),
         "weights": {name: whole(p.detach()).clone() for name, p in trainer.model.named_parameters() if p.requires_grad},
-        "held": sum(local(p).numel() for p in trainer.model.parameters()),
-        "held by the optimiser": sum(local(v).numel() for v in states),
+        "held": {
+            "weights": held.weights,
+            "gradients": held.gradients,
+            "optimiser": sum(local(v).numel() for v in states),
+        },
     }
+
+
+def out_of_memory(folder: Path) -> str:
+    """What a run says whose first forward pass that trains does not fit, on both ranks."""
+    trainer = made("full", folder / "tight", ranks=2, per_device_train_batch_size=2)
+    engine = trainer.engine
+
+    def tight(model: Any, batch: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return engine(model, batch)
+
+    tight.name = engine.name  # type: ignore[attr-defined]
+    trainer.engine = tight
+    try:
+        trainer.train()
+    except preftune.errors.OutOfMemoryError as error:
+        return str(error)
+    return ""
 
 
 def main(folder: Path) -> None:
@@ -123,6 +164,7 @@ def main(folder: Path) -> None:
         result[f"{case}, continued"] = {
             name: whole(p.detach()).clone() for name, p in trainer.model.named_parameters() if p.requires_grad
         }
+    result["out of memory"] = out_of_memory(folder)
     torch.save(result, folder / f"rank{os.environ['RANK']}.pt")
     torch.distributed.destroy_process_group()
 

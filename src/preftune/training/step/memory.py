@@ -12,6 +12,7 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
 from preftune.amounts import counted
+from preftune.errors import OutOfMemoryError
 from preftune.log import warn
 from preftune.logps import pack
 from preftune.logps.batch import PackedBatch
@@ -66,11 +67,17 @@ class TokenLimit:
         """Half of what did not fit is the limit from now on, which is said.
 
         Raises:
-            OutOfMemoryError: it was a single pair or row; the message names the fixes.
+            OutOfMemoryError: it was a single pair or row, or the model is sharded; the message names the fixes.
         """
         tokens, parts = sum(cost(group) for group in groups), _parts(groups)
-        if parts <= 1 or together(trainer):  # the other ranks wait in the middle of a pass
+        if parts <= 1:
             raise out_of_memory_error(trainer, groups[0], training=work == "training") from error
+        if together(trainer):  # the others are in the middle of a pass
+            raise OutOfMemoryError(
+                f"out of memory on {counted(parts, _called(groups))} of {tokens:,} tokens ({work}). Ranks that share a "
+                f"model cannot repeat them in smaller parts: set max_tokens_per_batch={tokens // 2}, and continue from "
+                "the last checkpoint (--resume)."
+            ) from error
         self.lower(tokens // 2)
         what, unchanged, fix = "scored", "the numbers stay the same", _SMALLER.get(work)
         if work == "training":
