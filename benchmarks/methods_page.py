@@ -11,6 +11,7 @@ from typing import Any
 from preftune import DPOConfig
 from preftune.losses import LOSSES, Loss
 from preftune.losses.group_relative import group_advantages, group_loss, leave_one_out
+from preftune.losses.surrogates import Cispo, Clipped, Sapo, Vespo
 from preftune.losses.unpaired import UNPAIRED
 
 EQUAL_TO_TRL = {
@@ -103,6 +104,10 @@ it, not whether answers are better: that is for `preftune eval`, with another ju
 |---|---|
 | GRPO as in the paper | `loss_type=grpo`, `beta=0.04` |
 | Dr. GRPO | `loss_type=dr_grpo`, `scale_rewards=none` |
+| CISPO (arXiv:2506.13585) | `loss_type=cispo`: the weight of every token, at most `epsilon_high` (5), has no gradient |
+| SAPO (arXiv:2511.20347) | `loss_type=sapo`: a smooth gate with two temperatures in place of clipping |
+| LUSPO (arXiv:2602.05261) | `loss_type=luspo`, `importance_sampling_level=sequence`: GSPO, each answer times its length |
+| VESPO (arXiv:2602.10693) | `loss_type=vespo`: a gamma density of the whole answer's ratio as the weight |
 | DAPO | `epsilon_high=0.28`, `dynamic_sampling`, `mask_truncated_completions` |
 | GSPO | `importance_sampling_level=sequence`, `epsilon=3e-4`, `epsilon_high=4e-4` |
 
@@ -168,7 +173,12 @@ def page() -> str:
         "|---|---|---|---|---|---|--:|--:|---|\n"
     )
     sections = [*map(_section, LOSSES.values()), _WEIGHTING, _UNPAIRED, *(_of(loss) for loss in UNPAIRED.values())]
-    sections += [_GROUPS, *map(_of, (group_advantages, leave_one_out, group_loss)), _JUDGED, _race()]
+    sections += [
+        _GROUPS,
+        *map(_of, (group_advantages, leave_one_out, group_loss, Clipped, Cispo, Sapo, Vespo)),
+        _JUDGED,
+        _race(),
+    ]
     return _HEAD + header + "\n".join(map(_row, LOSSES.values())) + "\n\n" + "\n\n".join(sections) + "\n"
 
 

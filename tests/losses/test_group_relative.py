@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from preftune.losses.group_relative import group_advantages, group_loss, leave_one_out
+from preftune.losses.surrogates import Clipped
 
 NAN = math.nan
 REWARDS = torch.tensor([[1.0, 3.0, 2.0], [5.0, 5.0, 5.0], [4.0, NAN, 0.0]], dtype=torch.float64)
@@ -37,7 +38,8 @@ OWNER = torch.tensor([0, 0, 1])
 
 
 def loss(logps, old, advantage, **options):
-    settings = {"reference_T": None, "beta": 0.0, "low": 0.2, "high": 0.3, "level": "token"}
+    surrogate = Clipped(options.pop("low", 0.2), options.pop("high", 0.3), options.pop("most", None))
+    settings = {"reference_T": None, "beta": 0.0, "surrogate": surrogate, "level": "token"}
     return group_loss(
         torch.as_tensor(logps), torch.as_tensor(old), torch.as_tensor(advantage), OWNER, **(settings | options)
     )

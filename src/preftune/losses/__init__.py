@@ -15,6 +15,7 @@ step.
     reference_free  losses without a reference: simpo, cpo, orpo, ...
     registry        LOSSES: every loss of pairs by its name, with its options and its authors' settings
     reward          the Bradley-Terry loss
+    surrogates      what the losses of groups make of ratio and advantage: clipped, CISPO, SAPO, VESPO
     unpaired        KTO and APO on single answers with a label
 """
 
@@ -42,5 +43,6 @@ __all__ = [
     "ppo",
     "registry",
     "reward",
+    "surrogates",
     "unpaired",
 ]

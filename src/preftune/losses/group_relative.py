@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from preftune.losses.ppo import kl_k3
+from preftune.losses.surrogates import Ratios, Surrogate
 
 _EPSILON = 1e-4
 """Added to a standard deviation, as in TRL and most implementations."""
@@ -58,7 +59,7 @@ class GroupLoss(NamedTuple):
     ratio_T: Tensor
     """Probability ratio of each token, without gradient."""
     clipped_T: Tensor
-    """Bool: whether clipping removed the token's gradient."""
+    """Bool: whether the surrogate limited the token's gradient or weight."""
     kl_T: Tensor
     """k3 of every token, nats, without gradient; zeros without a reference."""
 
@@ -71,16 +72,11 @@ def group_loss(
     *,
     reference_T: Tensor | None,
     beta: float,
-    low: float,
-    high: float,
+    surrogate: Surrogate,
     level: str,
     corrected_kl: bool = True,
-    most: float | None = None,
 ) -> GroupLoss:
-    """The clipped surrogate of GRPO with the sign of a loss, and the KL penalty; one value per token.
-
-    `-min(r A, clip(r, 1 - low, 1 + high) A) + beta k3`. A `high` above `low` is DAPO's clip-higher, Yu et al. 2025
-    (arXiv:2503.14476), eq. 8.
+    """The surrogate of a policy gradient with the sign of a loss, and the KL penalty `beta k3`; one value per token.
 
     Args:
         logps_T: log-probabilities of the current policy, with gradient.
@@ -90,11 +86,10 @@ def group_loss(
         reference_T: log-probabilities of the reference; None if beta is 0.
         level: the unit of the ratio r: "token"; or "sequence", the geometric mean over an answer's tokens, GSPO, Zheng
             et al. 2025 (arXiv:2507.18071), eq. 7; or "answer", the product over its tokens, as in RLOO.
+        surrogate: what is made of ratio and advantage; see `surrogates`.
         corrected_kl: weight the KL with r, as TRL does, because the answers come from the policy that sampled.
-        most: upper limit of r for an answer that is worse than the others, where clipping leaves it unbounded:
-            two-sided clipping, Prime Intellect 2025 (arXiv:2505.07291), section 3.4.
     """
-    log_ratio_T = logps_T - old_logps_T
+    each_T = log_ratio_T = logps_T - old_logps_T
     if level != "token":
         answers = int(owner_T.max()) + 1 if len(owner_T) else 0
         sums = log_ratio_T.new_zeros(answers).index_add(0, owner_T, log_ratio_T)
@@ -102,10 +97,9 @@ def group_loss(
             sums = sums / torch.bincount(owner_T, minlength=answers).clamp(min=1)
         log_ratio_T = sums.index_select(0, owner_T)
     ratio_T = log_ratio_T.exp()
-    free_T = -advantage_T * (ratio_T if most is None else ratio_T.clamp(max=most))
-    held_T = -advantage_T * ratio_T.clamp(1 - low, 1 + high)
-    loss_T, kl_T = torch.maximum(free_T, held_T), torch.zeros_like(free_T)
+    loss_T, limited_T = surrogate(Ratios(ratio_T, each_T, logps_T, advantage_T, owner_T))
+    kl_T = torch.zeros_like(loss_T)
     if reference_T is not None and beta:
         kl_T = kl_k3(logps_T, reference_T)
         loss_T = loss_T + beta * (kl_T * ratio_T if corrected_kl else kl_T)
-    return GroupLoss(loss_T, ratio_T.detach(), (held_T > free_T).detach(), kl_T.detach())
+    return GroupLoss(loss_T, ratio_T.detach(), limited_T, kl_T.detach())

@@ -13,6 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from preftune.logps.batch import PackedBatch
 from preftune.losses.advantages import whiten
 from preftune.losses.group_relative import GroupLoss, deviation, group_advantages, group_loss, leave_one_out
+from preftune.losses.surrogates import Clipped
 from preftune.training.online.fresh import STEP, FreshStep, scale_logps
 from preftune.training.online.grpo_config import GroupConfig, GRPOConfig, RLOOConfig
 from preftune.training.online.prompts import PromptSet, prepare_prompts
@@ -320,7 +321,6 @@ class GRPOTrainer(GroupTrainer):
 
     def token_loss(self, logps_T: Tensor, old_T: Tensor, part: PackedBatch, reference_T: Tensor | None) -> GroupLoss:
         args = self.args
-        low, high = args.epsilons
         return group_loss(
             logps_T,
             old_T,
@@ -328,15 +328,15 @@ class GRPOTrainer(GroupTrainer):
             part.owner_T,
             reference_T=reference_T,
             beta=args.beta,
-            low=low,
-            high=high,
+            surrogate=args.surrogate,
             level=args.importance_sampling_level,
             corrected_kl=args.use_bias_correction_kl,
-            most=args.delta,
         )
 
     def token_weight(self, length_K: Tensor, *, answers: int, tokens: int) -> Tensor:
-        if self.args.loss_type == "grpo":
+        if self.args.loss_type == "luspo":
+            return torch.full_like(length_K, 1 / answers, dtype=torch.float32)
+        if self.args.loss_type in ("grpo", "sapo"):
             return 1 / (answers * length_K)
         if self.args.loss_type == "dr_grpo":
             return torch.full_like(length_K, 1 / (answers * self.args.max_new_tokens), dtype=torch.float32)
@@ -358,10 +358,9 @@ class RLOOTrainer(GroupTrainer):
         return advantage_PK
 
     def token_loss(self, logps_T: Tensor, old_T: Tensor, part: PackedBatch, reference_T: Tensor | None) -> GroupLoss:
-        low, high = self.args.epsilons
-        advantage_T = part.score_K[part.owner_T]
+        advantage_T, surrogate = part.score_K[part.owner_T], Clipped(*self.args.epsilons)
         return group_loss(
-            logps_T, old_T, advantage_T, part.owner_T, reference_T=None, beta=0.0, low=low, high=high, level="answer"
+            logps_T, old_T, advantage_T, part.owner_T, reference_T=None, beta=0.0, surrogate=surrogate, level="answer"
         )
 
     def token_weight(self, length_K: Tensor, *, answers: int, tokens: int) -> Tensor:

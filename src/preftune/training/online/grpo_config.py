@@ -8,12 +8,15 @@ from typing import ClassVar
 
 from preftune.amounts import counted
 from preftune.errors import ConfigError
+from preftune.losses.surrogates import Cispo, Clipped, Sapo, Surrogate, Vespo
 from preftune.training.config.base import one_of, option
 from preftune.training.config.referenced import MovingReferenceFields
 from preftune.training.config.refused import REFUSED, Refusal
 from preftune.training.online.config import SamplingConfig, refuse_what_has_no_meaning
 
-LOSSES = ("dapo", "grpo", "bnpo", "dr_grpo")
+LOSSES = ("dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo")
+_CISPO_LIMIT = 5.0
+"""Upper limit of CISPO's weights: that of ScaleRL (arXiv:2510.13786), which TRL recommends."""
 
 _OWN_DISTRIBUTION = "answers are sampled from the policy's own distribution at the given temperature; remove it"
 _REFUSED = {
@@ -133,10 +136,17 @@ class GRPOConfig(GroupConfig):
     )
     loss_type: str = option(
         "dapo",
-        "Unit of the mean of the loss: dapo and bnpo, all tokens of the step; grpo, the tokens of each answer, then "
-        "answers; dr_grpo, answers times max_new_tokens.",
-        choices=["dapo", "grpo", "bnpo", "dr_grpo"],
+        "Clipped losses by the unit of their mean: dapo and bnpo, all tokens of the step; grpo, the tokens of each "
+        "answer, then answers; dr_grpo, answers times max_new_tokens; luspo, answers, each times its length. Others: "
+        "cispo limits the weights to epsilon_high; sapo has a smooth gate; vespo weighs whole answers.",
+        choices=["dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"],
     )
+    sapo_temperature_pos: float = option(1.0, "sapo: temperature of the gate for answers better than the others.")
+    sapo_temperature_neg: float = option(1.05, "sapo: temperature of the gate for the others.")
+    vespo_k_pos: float = option(2.0, "vespo: exponent of the ratio, for answers better than the others.")
+    vespo_lambda_pos: float = option(3.0, "vespo: decay with the ratio, for answers better than the others.")
+    vespo_k_neg: float = option(3.0, "vespo: exponent of the ratio, for the others.")
+    vespo_lambda_neg: float = option(2.0, "vespo: decay with the ratio, for the others.")
     scale_rewards: str = option(
         "group", "Divisor of the advantages: the deviation of the group, of the batch, or none (Dr. GRPO).",
         choices=["group", "batch", "none"],
@@ -155,9 +165,41 @@ class GRPOConfig(GroupConfig):
                 "limit."
             )
         one_of("loss_type", self.loss_type, LOSSES)
+        self._check_surrogate()
         one_of("scale_rewards", self.scale_rewards, ("group", "batch", "none"))
         one_of("importance_sampling_level", self.importance_sampling_level, ("token", "sequence"))
         super().__post_init__()
+
+    @property
+    def surrogate(self) -> Surrogate:
+        """What the loss makes of ratio and advantage."""
+        if self.loss_type == "cispo":
+            return Cispo(_CISPO_LIMIT if self.epsilon_high is None else self.epsilon_high)
+        if self.loss_type == "sapo":
+            return Sapo(self.sapo_temperature_pos, self.sapo_temperature_neg)
+        if self.loss_type == "vespo":
+            return Vespo(self.vespo_k_pos, self.vespo_lambda_pos, self.vespo_k_neg, self.vespo_lambda_neg)
+        return Clipped(*self.epsilons, self.delta)
+
+    def _check_surrogate(self) -> None:
+        """Raises: ConfigError for options that the loss does not have, or has other limits for."""
+        if self.loss_type == "cispo" and self.epsilon_high is not None and self.epsilon_high <= 1:
+            raise ConfigError(
+                f"epsilon_high={self.epsilon_high} is the upper limit of the ratio itself with loss_type='cispo', so "
+                f"that a limit of 1 or less only scales the learning rate. Give {_CISPO_LIMIT:g}, or leave it out."
+            )
+        if self.delta is not None and self.loss_type in ("cispo", "sapo", "vespo"):
+            raise ConfigError(f"delta has no effect with loss_type={self.loss_type!r}, which does not clip. Remove it.")
+        sequence = self.importance_sampling_level == "sequence"
+        if self.loss_type == "luspo" and not sequence:
+            raise ConfigError("loss_type='luspo' is a loss of whole answers. Set importance_sampling_level='sequence'.")
+        if self.loss_type == "vespo" and sequence:
+            raise ConfigError(
+                "loss_type='vespo' weighs whole answers by itself. Leave importance_sampling_level at 'token'."
+            )
+        for name in ("sapo_temperature_pos", "sapo_temperature_neg", "vespo_lambda_pos", "vespo_lambda_neg"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be above 0.")
 
 
 @dataclass
