@@ -167,7 +167,8 @@ def train(options: argparse.Namespace) -> dict[str, float]:
             trainer.train()
     passed = watch.pass_seconds(until=clock.steps[0][0]) if watch else 0.0
     steps = sum(end - begin for begin, end in clock.steps)
-    return {"peak_gb": peak_gb(), "base_gb": base or 0.0, "seconds": steps + passed}
+    planned = trainer.plan.memory.total / 1e9
+    return {"peak_gb": peak_gb(), "base_gb": base or 0.0, "seconds": steps + passed, "planned_gb": planned}
 
 
 def rows_of(case: Case) -> list[dict[str, Any]]:
