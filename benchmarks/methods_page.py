@@ -106,7 +106,7 @@ it, not whether answers are better: that is for `preftune eval`, with another ju
 | Dr. GRPO | `loss_type=dr_grpo`, `scale_rewards=none` |
 | CISPO (arXiv:2506.13585) | `loss_type=cispo`: the weight of every token, at most `epsilon_high` (5), has no gradient |
 | SAPO (arXiv:2511.20347) | `loss_type=sapo`: a smooth gate with two temperatures in place of clipping |
-| LUSPO (arXiv:2602.05261) | `loss_type=luspo`, `importance_sampling_level=sequence`: GSPO, each answer times its length |
+| LUSPO (arXiv:2602.05261) | `loss_type=luspo`, `importance_sampling_level=sequence`: GSPO, times the length |
 | VESPO (arXiv:2602.10693) | `loss_type=vespo`: a gamma density of the whole answer's ratio as the weight |
 | DAPO | `epsilon_high=0.28`, `dynamic_sampling`, `mask_truncated_completions` |
 | GSPO | `importance_sampling_level=sequence`, `epsilon=3e-4`, `epsilon_high=4e-4` |

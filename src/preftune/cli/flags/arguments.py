@@ -46,8 +46,8 @@ class MixtureEntry(NamedTuple):
     name: str | None = None
     """Configuration of a hub dataset."""
     split: str = "train"
-    columns: list[str] | None = None
-    """The columns to read; None for all."""
+    columns: list[str] | dict[str, str | None] | None = None
+    """The columns to read, as in TRL; or canonical name -> the dataset's own, for this entry; None for all."""
     proportion: float | None = None
 
 
@@ -71,6 +71,13 @@ def mixture_entry(text: str) -> MixtureEntry:
                 f"datasets: {key!r} of {entry['path']} is not honoured (known keys: {known}). Name the file or folder "
                 "itself as the path."
             )
+    columns = entry.get("columns", [])
+    words: Any = [*columns, *columns.values()] if isinstance(columns, dict) else columns
+    if not isinstance(words, list) or not all(isinstance(word, str | None) for word in words):
+        raise ConfigError(
+            f"datasets: columns of {entry['path']} are {columns!r:.60}. Write the columns to read, [prompt, "
+            "completion, label], or their names, {prompt: question, completion: answer, label: good}."
+        )
     if "proportion" in entry:
         from preftune.data.pairs.mixture import check_proportion
 

@@ -46,7 +46,7 @@ def open_demonstrations(
     from preftune.data.demonstrations.dataset import question_key
     from preftune.data.demonstrations.mixture import mix_demonstrations
 
-    _refuse_options_of_pairs(data, "demonstrations", "demonstrations")
+    _refuse_options_of_pairs(data, "demonstrations")
     kind = _Kind("rows", partial(_open, load_demonstrations), mix_demonstrations, question_key)
     return _open_all(data, kind, evaluate=evaluate, seed=seed)
 
@@ -59,16 +59,14 @@ def open_labelled(data: DataArguments, *, evaluate: bool, seed: int) -> tuple[La
     from preftune.data import load_labelled, mix_labelled
     from preftune.data.demonstrations.dataset import question_key
 
-    _refuse_options_of_pairs(data, "answers", "answers with labels")
+    _refuse_options_of_pairs(data, "answers")
     kind = _Kind("answers", partial(_open, load_labelled), mix_labelled, question_key)
     return _open_all(data, kind, evaluate=evaluate, seed=seed)
 
 
-def _refuse_options_of_pairs(data: DataArguments, rows: str, what: str) -> None:
+def _refuse_options_of_pairs(data: DataArguments, rows: str) -> None:
     if data.margin_from_scores is not None:
         raise RequestError(f"--margin_from_scores applies to pairs, and {rows} have no margin. Leave it out.")
-    if any(entry.columns is not None for entry in data.mixture or ()):
-        raise RequestError(f"datasets: columns of an entry are not honoured for {what}. Use columns: instead.")
 
 
 class _Kind(NamedTuple):
@@ -126,17 +124,37 @@ def _open_pairs(data: DataArguments, entry: MixtureEntry) -> PairDataset:
     from preftune.data import CANONICAL, load_pairs
 
     columns = data.column_names()
-    if entry.columns is not None:
+    if isinstance(entry.columns, list):
         columns = {**dict.fromkeys(c for c in CANONICAL if c not in entry.columns), **(columns or {})}
     load = partial(load_pairs, margin_from_scores=data.margin_from_scores)
-    pairs: PairDataset = _open(load, data, entry, columns)
+    whole = entry._replace(columns=None) if isinstance(entry.columns, list) else entry
+    pairs: PairDataset = _open(load, data, whole, columns)
     return pairs
 
 
 def _open(load: Callable[..., Any], data: DataArguments, entry: MixtureEntry, columns: Any = None) -> Any:
     columns = columns or data.column_names()
-    rows = load(entry.path, split=entry.split, config=entry.name, columns=columns, format=data.format)
+    source: dict[str, Any] = {"source": entry.path, "split": entry.split, "config": entry.name}
+    if isinstance(entry.columns, dict):
+        columns = {**(columns or {}), **entry.columns}
+    elif entry.columns is not None:
+        source = {"source": _selected(entry), "name": entry.path}
+    rows = load(**source, columns=columns, format=data.format)
     return rows.as_chat() if data.as_chat else rows
+
+
+def _selected(entry: MixtureEntry) -> Any:
+    """The rows of an entry with only the columns that it lists. Raises: DatasetError for one that is not there."""
+    from preftune.data.reading.load import load_rows
+
+    rows: Any = load_rows(entry.path, split=entry.split, config=entry.name)
+    missing = [column for column in entry.columns or () if column not in rows.column_names]
+    if missing:
+        raise DatasetError(
+            f"datasets: {entry.path} has no column {missing[0]!r} (found: {', '.join(map(repr, rows.column_names))}). "
+            "List columns of the dataset, or map names: {completion: YOURS}."
+        )
+    return rows.select_columns(entry.columns)
 
 
 def split_by(key: Callable[[Any], int], rows: Any, fraction: float, *, seed: int) -> tuple[Any, Any]:
