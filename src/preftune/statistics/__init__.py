@@ -6,11 +6,22 @@ clustered by prompt.
     bradley_terry       scores of several models from comparisons between them
     calibration         reliability of a reward model's probabilities
     intervals           win rates, means and shares with intervals; sample sizes; the verdict in words
-    length_control      win rates at equal length (AlpacaEval 2)
+    l1_logistic         logistic regression with an L1 penalty, cross-validated
+    length_control      win rates at equal length (AlpacaEval 2), for prompts of one's own
     over_seeds          win rates over prompts and training seeds
     paired              one metric of two models: difference, interval, better or worse
     profile_likelihood  intervals of one quantity of a fitted model
+    published_length_control  the estimator of AlpacaEval's leaderboard
     verdict_rules       the rules of an evaluation's verdict
 """
 
-__all__ = ["bradley_terry", "calibration", "intervals", "length_control", "over_seeds", "paired", "verdict_rules"]
+__all__ = [
+    "bradley_terry",
+    "calibration",
+    "intervals",
+    "length_control",
+    "over_seeds",
+    "paired",
+    "published_length_control",
+    "verdict_rules",
+]

@@ -141,7 +141,7 @@ def _rules(figures: Mapping[str, Any], rate: WinRate) -> Iterator[Rule]:
 def _no_cheat(figures: Mapping[str, Any]) -> Rule:
     cheats = [one for one in _list(figures.get("cheats")) if isinstance(one, Mapping) and _at(one, "name")]
     if figures.get("cheats") is None:
-        return Rule("no cheat", None, "The answers were not searched for cheats: the evaluation is an earlier one.")
+        return Rule("no cheat", None, "The evaluation is one of an earlier version.")
     if not cheats:
         return Rule("no cheat", True, "No known cheat was found in the answers.")
     names = " and ".join(str(one["name"]) for one in cheats)
@@ -178,13 +178,13 @@ def _facts(figures: Mapping[str, Any]) -> Rule:
     name = "correct answers"
     change = _Span.read(_at(figures, "key_fact_rate", "difference"), "rate", "ci_low", "ci_high")
     if change is None:
-        return Rule(name, None, "Correct answers were not measured: the rows hold nothing to check.")
+        return Rule(name, None, "The rows hold nothing to check.")
     shown = change.high is not None and change.high < 0
     if change.value < -FACTS_MARGIN or shown:
         return Rule(
             name,
             False,
-            f"Fewer answers are correct: {change.points()}; {100 * FACTS_MARGIN:g} points may be lost.",
+            f"Fewer answers are correct: {change.points()}; at most {100 * FACTS_MARGIN:g} may be lost.",
             "preferred, but less correct",
         )
     return Rule(name, True, f"Correct answers may fall by at most {100 * FACTS_MARGIN:g} points: {change.points()}.")
@@ -218,10 +218,12 @@ def _abilities(figures: Mapping[str, Any]) -> Rule:
     found = [one for one in _list(_at(figures, "abilities", "compared")) if isinstance(one, Mapping)]
     losses = [(str(one.get("name")), loss) for one in found if (loss := _loss(one)) is not None]
     if not losses:
-        told = "General abilities were not measured (preftune eval --suite general)"
         if asked is None:
-            return Rule(name, None, f"{told}.")
-        sentence = f"{told}, so the forgetting budget of {asked:g} points is not shown to hold."
+            return Rule(name, None, "preftune eval --suite general measures them.")
+        sentence = (
+            "General abilities were not measured (preftune eval --suite general), so the forgetting budget of "
+            f"{asked:g} points is not shown to hold."
+        )
         return Rule(name, False, sentence, UNDECIDED)
     told = "; ".join(f"{what} {_lost(loss)}" for what, loss in losses)
     if any(loss.value > budget for _, loss in losses):

@@ -62,7 +62,7 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
     rate = rate_of(judged, clusters, confidence=contest.confidence)
     controlled = at_equal_length(answered, judged, clusters, contest.confidence, contest.seed, least=_FOR_LENGTHS)
     comparisons = [compare_win_rate("win rate", rate)]
-    if controlled is not None:
+    if controlled is not None and controlled.win_rate is not None:
         rates = controlled.win_rate, controlled.ci_low, controlled.ci_high
         n = len(judged) - rate.unread
         fair = compare_with_even("win rate at equal length", *rates, n=n, confidence=contest.confidence)
@@ -239,6 +239,8 @@ def _notes(controlled: LengthControlled | None, judged: Sequence[JudgedRow], aga
             f"{counted(len(judged) - unjudged, 'comparison')} with a verdict: too few for a win rate at equal length "
             f"(at least {_FOR_LENGTHS} prompts)."
         )
+    elif controlled.extrapolated:
+        notes.append(controlled.sentence())
     if not against:
         notes.append(
             "The opponent is the baseline. To compare with AlpacaEval's leaderboard, add its reference outputs: "

@@ -146,10 +146,10 @@ def _judge_first(contradicted: float | None, unread: float, only_ties: bool) -> 
 def _better(controlled: LengthControlled | None) -> list[str]:
     if (
         controlled is not None
+        and controlled.win_rate is not None
         and controlled.ci_low <= 0.5
         and controlled.win_rate < controlled.raw_win_rate
         and controlled.cross_validated_loss < controlled.plain_loss
-        and not controlled.extrapolated
     ):
         preferred = "longer" if controlled.length_coefficient > 0 else "shorter"
         return [
@@ -258,6 +258,8 @@ def _worse(spoilt: bool, how: _Training) -> list[str]:
 
 
 def _length(controlled: LengthControlled) -> list[str]:
+    if controlled.win_rate is None:
+        return []
     gain = controlled.win_rate - controlled.raw_win_rate
     if abs(gain) < NARROW or controlled.cross_validated_loss >= controlled.plain_loss:
         return []
