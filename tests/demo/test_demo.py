@@ -33,6 +33,7 @@ def test_whole_demo_on_a_random_model(preftune, tiny_model, tmp_path, monkeypatc
         "contains the key fact",
         "tokens per answer",
         "win rate",
+        "verdict",
         "held-out pairs",
         "Done in",
     ):

@@ -11,13 +11,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
+import torch
 
 from preftune.evaluation.labelling.scoring import ByComparison
 from preftune.evaluation.two_models.run import evaluate_pairwise
 from preftune.evaluation.two_models.types import JudgedRow
 from preftune.generation.endpoint.client import Endpoint, EndpointName
+from preftune.generation.lazy_model import ModelSource
 from preftune.judges.cache import VerdictCache
-from preftune.judges.llm_client import EndpointAsker, with_logprobs
+from preftune.judges.llm_client import EndpointAsker, LocalAsker, read_logprobs, with_logprobs
 from preftune.judges.probability_judge import ProbabilityJudge, read_choice
 from preftune.judges.protocol import Question, both_orders, decided, swapped_verdict
 from preftune.statistics.intervals import win_rate
@@ -25,6 +27,7 @@ from preftune.statistics.length_control import length_controlled
 from preftune.storage.jsonl import read_lines, write_lines
 from tests.evaluation.suites.scripted import Said
 from tests.generation.chat_server import ChatServer, Fault, completion, refusal, serving
+from tests.tiny import tiny_model, tiny_tokenizer
 
 
 def test_two_orders_are_averaged_and_words_must_agree() -> None:
@@ -179,3 +182,23 @@ def test_reading_a_choice() -> None:
     assert read_choice("Both are fine") is None
     assert read_choice(with_logprobs({"The": -0.1})) is None
     assert read_choice('{"logprobs": 3}') is None
+
+
+def test_a_model_on_this_machine_gives_probabilities(tmp_path: Path) -> None:
+    """The log-probabilities of the first token are those of the model, and known ones need no model."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    with closing(VerdictCache(tmp_path)) as cache:
+        asker = LocalAsker(ModelSource.held(model, tokenizer, name="tiny"), cache)
+        question = [{"role": "user", "content": "Which one?"}]
+        (found,) = asker.ask_all([question], read=read_logprobs, kind="k", max_tokens=1, logprobs=True)
+        ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=True)["input_ids"]
+        with torch.inference_mode():
+            exact = torch.log_softmax(model(torch.tensor([ids])).logits[0, -1].double(), dim=-1)
+        assert found is not None
+        best = int(exact.argmax())
+        assert found[tokenizer.decode([best])] == pytest.approx(float(exact[best]), abs=1e-4)
+        assert sum(math.exp(value) for value in found.values()) <= 1 + 1e-6
+        gone = ModelSource.held(tiny_model(), tiny_tokenizer(), name="tiny")
+        gone._model = None
+        again = LocalAsker(gone, cache).ask_all([question], read=read_logprobs, kind="k", max_tokens=1, logprobs=True)
+        assert again == [found]

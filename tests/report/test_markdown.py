@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -43,6 +44,20 @@ def test_verdict_numbers_alarms_answers_and_settings(tmp_path: Path) -> None:
     ):
         assert words in text, words
     assert text.count("<details>") == text.count("</details>") == 3
+
+
+def test_an_earlier_evaluation_is_decided_by_the_rules(tmp_path: Path) -> None:
+    """Its summary says "better" and holds no rules; at equal length it lost."""
+    folder = write_run(tmp_path / "a-run")
+    path = folder / "eval" / "summary.json"
+    figures = json.loads(path.read_text())
+    assert (figures["verdict"], "rules" in figures) == ("better", False)
+    figures["length_controlled"] |= {"win_rate": 0.4, "ci_low": 0.32, "ci_high": 0.48}
+    path.write_text(json.dumps(figures))
+    text = markdown_report([read_run(folder)])
+    assert text.startswith("### Shorter, not better: it wins 65.0% of comparisons\n")
+    assert "- equal length: fails. At equal length it would win only 40.0%" in text
+    assert "- no cheat: not measured. The evaluation is one of an earlier version." in text
 
 
 def test_a_hostile_model_cannot_write_markup_mentions_or_links(tmp_path: Path) -> None:

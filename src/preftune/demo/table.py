@@ -63,6 +63,7 @@ def results_table(summary: Summary, metrics: Mapping[str, float]) -> Group:
             ("held-out pairs ", "bold"),
             f"margin {metrics['eval_rewards/margins']:.2f}, accuracy {metrics['eval_rewards/accuracies']:.1%}",
         ),
+        Text.assemble(("verdict ", "bold"), (summary.verdict.name, "bold")),
         Text(""),
         *(Text(sentence) for sentence in summary.sentences()),
     ]
