@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from transformers import AutoConfig
 
 from preftune.cli.main import main
@@ -42,6 +44,7 @@ def test_the_commands_run_and_the_example_is_what_is_printed(tmp_path, monkeypat
     plan, train = COMMANDS
     assert main(shlex.split(plan)[1:]) == 1  # it does not fit
     assert capsys.readouterr().out == example
+    save_file({"nothing": torch.zeros(1)}, "SmolLM3-3B/model.safetensors")  # not loaded, but it must be there
     caplog.set_level("INFO", "preftune")
     assert main(shlex.split(train)[1:]) == 0
     assert any(record.getMessage().startswith("plan: 16 pairs in 6 steps") for record in caplog.records)
