@@ -119,16 +119,19 @@ def test_the_chunk_does_not_depend_on_how_full_the_device_is_until_it_must(vocab
 @pytest.mark.parametrize("trainable", [True, False])
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("transform", [LogitTransform(), LogitTransform(0.5, 3.0)])
-def test_the_sum_of_squared_probabilities_comes_out_of_the_same_logits(transform, grad, trainable):
+def test_squared_probabilities_and_entropy_come_out_of_the_same_logits(transform, grad, trainable):
     """Chunks of 3 of 7 tokens; logits up to some hundreds, where the sum is of a single probability."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(7, 5, generator=generator, dtype=torch.float64) * torch.logspace(-1, 2, 7)[:, None].double()
     weight = torch.randn(11, 5, generator=generator, dtype=torch.float64).requires_grad_(trainable)
     target = torch.randint(0, 11, (7,), generator=generator)
-    square = torch.empty(7, dtype=torch.float64)
-    found = token_logps(hidden.requires_grad_(grad), weight, target, transform=transform, chunk=3, square_T=square)
+    square, entropy = torch.empty(7, dtype=torch.float64), torch.empty(7, dtype=torch.float64)
+    found = token_logps(
+        hidden.requires_grad_(grad), weight, target, transform=transform, chunk=3, square_T=square, entropy_T=entropy
+    )
     logps = transform.apply_((hidden @ weight.T).detach().clone()).log_softmax(-1)
     torch.testing.assert_close(square, (2 * logps).logsumexp(-1))
+    torch.testing.assert_close(entropy, torch.special.entr(logps.exp()).sum(-1))
     torch.testing.assert_close(found.detach(), logps.gather(-1, target[:, None])[:, 0])
     if grad or trainable:
         found.sum().backward()

@@ -101,6 +101,8 @@ class GroupLogps:
     """(T,) bool: whether no other token was likelier; None if the scores came from a cache."""
     square_T: Tensor | None = None
     """(T,) log of the sum of all tokens' squared probabilities, without gradient; None if it was not requested."""
+    entropy_T: Tensor | None = None
+    """(T,) entropy of the distribution of each token, without gradient; None if it was not requested."""
 
     @property
     def sum_K(self) -> Tensor:
@@ -113,6 +115,12 @@ class GroupLogps:
         """(K,): number of scored tokens of each completion, in the dtype of the scores."""
         ones = self.token_logps_T.new_ones(self.owner_T.shape[0])
         return self.token_logps_T.new_zeros(self.completions).index_add(0, self.owner_T, ones)
+
+    @property
+    def entropies(self) -> Tensor:
+        """(T,): the requested entropies."""
+        assert self.entropy_T is not None
+        return self.entropy_T
 
     @property
     def confidence_K(self) -> Tensor:

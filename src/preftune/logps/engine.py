@@ -43,11 +43,14 @@ class Engine(Protocol):
 
     name: str
 
-    def __call__(self, model: nn.Module, batch: PackedBatch, *, squares: bool = False) -> GroupLogps:
+    def __call__(
+        self, model: nn.Module, batch: PackedBatch, *, squares: bool = False, entropy: bool = False
+    ) -> GroupLogps:
         """Log-probabilities of all scored tokens of the batch; gradients flow to the model's parameters.
 
         Args:
             squares: also compute `GroupLogps.square_T`.
+            entropy: also compute `GroupLogps.entropy_T`.
         """
         ...
 
@@ -64,9 +67,11 @@ class PackedEngine:
         """
         self.transform, self.chunk, self.layers = transform, chunk, layers
 
-    def __call__(self, model: nn.Module, batch: PackedBatch, *, squares: bool = False) -> GroupLogps:
+    def __call__(
+        self, model: nn.Module, batch: PackedBatch, *, squares: bool = False, entropy: bool = False
+    ) -> GroupLogps:
         request = ScoringRequest(
-            batch.predict_T, batch.target_T, batch.layout, self.transform, self.chunk, squares=squares
+            batch.predict_T, batch.target_T, batch.layout, self.transform, self.chunk, squares=squares, entropy=entropy
         )
         with scoring(request):
             model(
@@ -76,7 +81,8 @@ class PackedEngine:
                 use_cache=False,
             )
         check_layers(request, self.layers)
-        return GroupLogps(_answer(request), batch.owner_T, batch.completions, request.hit_T, request.square_T)
+        more = (request.hit_T, request.square_T, request.entropy_T)
+        return GroupLogps(_answer(request), batch.owner_T, batch.completions, *more)
 
 
 class SeparateEngine:
@@ -87,13 +93,23 @@ class SeparateEngine:
     def __init__(self, transform: LogitTransform, chunk: int | None = None) -> None:
         self.transform, self.chunk = transform, chunk
 
-    def __call__(self, model: nn.Module, batch: PackedBatch, *, squares: bool = False) -> GroupLogps:
+    def __call__(
+        self, model: nn.Module, batch: PackedBatch, *, squares: bool = False, entropy: bool = False
+    ) -> GroupLogps:
         scores, hits = [], []
         squared: list[Tensor] = []
+        entropies: list[Tensor] = []
         for ids, prompt, spans in batch.sequences():
             at = torch.cat([torch.arange(prompt + begin, prompt + end) for begin, end in spans]).to(ids.device)
             request = ScoringRequest(
-                at - 1, ids[0, at], None, self.transform, self.chunk, length=ids.shape[1], squares=squares
+                at - 1,
+                ids[0, at],
+                None,
+                self.transform,
+                self.chunk,
+                length=ids.shape[1],
+                squares=squares,
+                entropy=entropy,
             )
             unscaled_rope(model)
             with scoring(request):
@@ -103,8 +119,10 @@ class SeparateEngine:
             hits.append(request.hit_T)
             if request.square_T is not None:
                 squared.append(request.square_T)
-        square_T = torch.cat(squared) if squared else None
-        return GroupLogps(torch.cat(scores), batch.owner_T, batch.completions, torch.cat(hits), square_T)
+            if request.entropy_T is not None:
+                entropies.append(request.entropy_T)
+        more = (torch.cat(parts) if parts else None for parts in (squared, entropies))
+        return GroupLogps(torch.cat(scores), batch.owner_T, batch.completions, torch.cat(hits), *more)
 
 
 class NaiveEngine:
@@ -112,12 +130,16 @@ class NaiveEngine:
 
     name = "naive"
 
-    def __call__(self, model: nn.Module, batch: PackedBatch, *, squares: bool = False) -> GroupLogps:
+    def __call__(
+        self, model: nn.Module, batch: PackedBatch, *, squares: bool = False, entropy: bool = False
+    ) -> GroupLogps:
         hits: list[Tensor] = []
         squared: list[Tensor] = []
-        logps_T = naive_logps(model, batch, hits=hits, squares=squared)
+        entropies: list[Tensor] = []
+        logps_T = naive_logps(model, batch, hits=hits, squares=squared, entropies=entropies if entropy else None)
         square_T = torch.cat(squared) if squares else None
-        return GroupLogps(logps_T, batch.owner_T, batch.completions, torch.cat(hits), square_T)
+        entropy_T = torch.cat(entropies) if entropy else None
+        return GroupLogps(logps_T, batch.owner_T, batch.completions, torch.cat(hits), square_T, entropy_T)
 
 
 def prepare_head(model: nn.Module) -> None:
@@ -210,9 +232,11 @@ def _after_head(head: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor |
     hidden_TD = hidden.reshape(-1, hidden.shape[-1]).index_select(0, request.predict_T)
     weight_VD, bias_V = head_weight(head)
     request.hit_T = torch.empty_like(request.target_T, dtype=torch.bool)
+    dtype = torch.promote_types(weight_VD.dtype, torch.float32)
     if request.squares:
-        dtype = torch.promote_types(weight_VD.dtype, torch.float32)
         request.square_T = torch.empty_like(request.target_T, dtype=dtype)
+    if request.entropy:
+        request.entropy_T = torch.empty_like(request.target_T, dtype=dtype)
     request.token_logps_T = token_logps(
         hidden_TD,
         weight_VD,
@@ -222,5 +246,6 @@ def _after_head(head: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor |
         chunk=request.chunk,
         hit_T=request.hit_T,
         square_T=request.square_T,
+        entropy_T=request.entropy_T,
     )
     return request.token_logps_T.view(1, -1, 1).clone()  # FSDP2 warns of views

@@ -77,6 +77,7 @@ def token_logps(
     chunk: int | None = None,
     hit_T: Tensor | None = None,
     square_T: Tensor | None = None,
+    entropy_T: Tensor | None = None,
 ) -> Tensor:
     """`log_softmax(transform(hidden @ weight.T + bias))[t, target_t]` for every token, computed in chunks.
 
@@ -91,6 +92,7 @@ def token_logps(
         hit_T: an output, (T,) bool: filled with whether no other token was likelier, at no extra cost.
         square_T: an output, (T,), in the dtype of the result: filled with the log of the sum of all tokens' squared
             probabilities, out of the same exponentials.
+        entropy_T: an output like `square_T`: filled with the entropy of the distribution of each token, nats.
     Returns: (T,) nats, float32 (float64 for float64 weights). Matrix products run in the weight's dtype (autocast's
         where it is on); everything from the logits on is float32.
     """
@@ -105,7 +107,7 @@ def token_logps(
     function: Any = _TrainableHead if trainable else _FrozenHead
     with torch.autocast(device, enabled=False):
         result: Tensor = function.apply(
-            hidden_TD, weight_VD, bias_V, target_T, transform, chunk, dtype, hit_T, square_T
+            hidden_TD, weight_VD, bias_V, target_T, transform, chunk, dtype, (hit_T, square_T, entropy_T)
         )
     return result
 
@@ -143,16 +145,22 @@ def _chunk_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, transform
     return transform.apply_(logits)
 
 
-def _logps_(
-    logits: Tensor, target: Tensor, hit: Tensor | None = None, square: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the targets, and the sums (chunk, 1) of the exponentials that the logits turn into: with one
-    exponential per logit, and no other tensor of their size.
+Outputs = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""What is filled besides the log-probabilities of the targets, of a chunk or of all tokens: whether the target has the
+largest logit; the log of the sum of the squared probabilities; the entropy.
+"""
+_NONE: Outputs = (None, None, None)
 
-    Args:
-        hit: an output: whether the target has the largest logit.
-        square: an output: the log of the sum of the squared probabilities.
-    """
+
+def _part_of(outputs: Outputs, part: slice) -> Outputs:
+    hit, square, entropy = (None if output is None else output[part] for output in outputs)
+    return hit, square, entropy
+
+
+def _logps_(logits: Tensor, target: Tensor, outputs: Outputs = _NONE) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the targets, and the sums (chunk, 1) of the exponentials that the logits turn into: with one
+    exponential per logit, and no other tensor of their size (one more for the entropy)."""
+    hit, square, entropy = outputs
     picked = logits.gather(-1, target[:, None])
     top = logits.amax(-1, keepdim=True)
     if hit is not None:
@@ -160,19 +168,17 @@ def _logps_(
     total = logits.sub_(top).exp_().sum(-1, keepdim=True)
     if square is not None:  # the norm needs no tensor of the logits' size
         square.copy_(2 * (torch.linalg.vector_norm(logits, dim=-1).log() - total[:, 0].log()))
+    if entropy is not None:
+        entropy.copy_(total[:, 0].log() + torch.special.entr(logits).sum(-1) / total[:, 0])
     return (picked - top).sub_(total.log())[:, 0], total
 
 
 def _logps_and_gradient_(
-    logits: Tensor,
-    target: Tensor,
-    transform: LogitTransform,
-    hit: Tensor | None = None,
-    square: Tensor | None = None,
+    logits: Tensor, target: Tensor, transform: LogitTransform, outputs: Outputs = _NONE
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the targets and their gradients with respect to the untransformed logits, in their place."""
     transformed = logits if transform.softcap is None else logits.clone()
-    logps, total = _logps_(logits, target, hit, square)
+    logps, total = _logps_(logits, target, outputs)
     grad = logits.div_(total.neg_())
     grad.scatter_add_(-1, target[:, None], grad.new_ones(target.shape[0], 1))
     return logps, transform.backward_(grad, transformed)
@@ -189,8 +195,7 @@ class _FrozenHead(torch.autograd.Function):
         transform: LogitTransform,
         chunk: int,
         dtype: torch.dtype,
-        hits: Tensor | None,
-        squares: Tensor | None,
+        outputs: Outputs,
     ) -> Tensor:
         weight = weight.to(dtype)
         wanted = ctx.needs_input_grad[0]
@@ -199,11 +204,11 @@ class _FrozenHead(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
             logits = _chunk_logits(hidden[part].to(dtype), weight, bias, transform)
-            hit, square = (None if output is None else output[part] for output in (hits, squares))
+            filled = _part_of(outputs, part)
             if grad_hidden is None:
-                logps[part] = _logps_(logits, target[part], hit, square)[0]
+                logps[part] = _logps_(logits, target[part], filled)[0]
             else:
-                logps[part], grad = _logps_and_gradient_(logits, target[part], transform, hit, square)
+                logps[part], grad = _logps_and_gradient_(logits, target[part], transform, filled)
                 torch.mm(grad.to(dtype), weight, out=grad_hidden[part])
         ctx.save_for_backward(grad_hidden)
         ctx.hidden_dtype = hidden.dtype
@@ -213,7 +218,7 @@ class _FrozenHead(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         (grad_hidden,) = ctx.saved_tensors
-        return (grad_hidden * grad[:, None]).to(ctx.hidden_dtype), None, None, None, None, None, None, None, None
+        return (grad_hidden * grad[:, None]).to(ctx.hidden_dtype), None, None, None, None, None, None, None
 
 
 class _TrainableHead(torch.autograd.Function):
@@ -227,16 +232,15 @@ class _TrainableHead(torch.autograd.Function):
         transform: LogitTransform,
         chunk: int,
         dtype: torch.dtype,
-        hits: Tensor | None,
-        squares: Tensor | None,
+        outputs: Outputs,
     ) -> Tensor:
         cast = weight.to(dtype)
         logps = []
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
             logits = _chunk_logits(hidden[part].to(dtype), cast, bias, transform)
-            hit, square = (None if output is None else output[part] for output in (hits, squares))
-            logps.append(_logps_(logits, target[part], hit, square)[0])
+            filled = _part_of(outputs, part)
+            logps.append(_logps_(logits, target[part], filled)[0])
         ctx.save_for_backward(hidden, weight, bias, target)
         ctx.options = (transform, chunk, dtype)
         return torch.cat(logps)
@@ -265,7 +269,7 @@ class _TrainableHead(torch.autograd.Function):
                 grad_weight += grad_logits.T @ states
         grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         grad_bias = None if grad_bias is None or bias is None else grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 
 def head_weight(head: nn.Module) -> tuple[Tensor, Tensor | None]:

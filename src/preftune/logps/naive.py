@@ -19,6 +19,7 @@ def naive_logps(
     *,
     hits: list[Tensor] | None = None,
     squares: list[Tensor] | None = None,
+    entropies: list[Tensor] | None = None,
 ) -> Tensor:
     """Log-probability of every scored token given all tokens before it, in the order of `batch.target_T`.
 
@@ -27,6 +28,7 @@ def naive_logps(
         batch: only its groups are read.
         hits: an output: whether each scored token was the likeliest, in parts to be concatenated.
         squares: an output: the log of the sum of all tokens' squared probabilities before each scored token.
+        entropies: an output: the entropy of the distribution of each scored token, nats.
     Returns: (T,) nats, float32 or wider.
     """
     logps = []
@@ -46,4 +48,7 @@ def naive_logps(
         if squares is not None:
             square = (2 * of_all.detach()).logsumexp(-1)
             squares += [square[begin:end] for begin, end in spans]
+        if entropies is not None:
+            entropy = -(of_all.detach() * of_all.detach().exp()).sum(-1)
+            entropies += [entropy[begin:end] for begin, end in spans]
     return torch.cat(logps)

@@ -39,6 +39,10 @@ class ScoringRequest:
     """Whether `square_T` is requested."""
     square_T: Tensor | None = None
     """(T,) log of the sum of all tokens' squared probabilities."""
+    entropy: bool = False
+    """Whether `entropy_T` is requested."""
+    entropy_T: Tensor | None = None
+    """(T,) entropy of the distribution of each token, nats."""
     hidden: Tensor | None = None
     length: int = 0
     """Number of tokens of the single sequence in a forward without layout; its states are the last ones."""

@@ -44,6 +44,19 @@ def leave_one_out(reward_PK: Tensor) -> Tensor:
     return torch.where(others_P1 > 0, reward_PK - baseline_PK, torch.zeros_like(reward_PK)).nan_to_num(0.0)
 
 
+def most_uncertain(entropy_T: Tensor, share: float) -> Tensor:
+    """(T,) bool: the share of the tokens with the highest entropy, at which a model decides between continuations, Wang
+    et al. 2025 (arXiv:2506.01939). Tokens with the entropy of the limit belong to it.
+
+    Args:
+        entropy_T: of all tokens of a step, nats.
+        share: from 0 (those of the highest entropy alone) to 1 (all).
+    """
+    if not len(entropy_T):
+        return torch.zeros(0, dtype=torch.bool)
+    return entropy_T >= torch.quantile(entropy_T, 1 - share)
+
+
 def deviation(values_PK: Tensor, dim: int) -> Tensor:
     """The unbiased standard deviation, ignoring NaN; 0 for a single value; the dimension is kept."""
     known = ~values_PK.isnan()
@@ -81,7 +94,7 @@ def group_loss(
     Args:
         logps_T: log-probabilities of the current policy, with gradient.
         old_logps_T: those of the policy that sampled.
-        advantage_T: advantage of each token's answer.
+        advantage_T: advantage of each token's answer; 0 for a token without a surrogate. The KL holds for all.
         owner_T: int64, the answer that each token belongs to, ascending from 0.
         reference_T: log-probabilities of the reference; None if beta is 0.
         level: the unit of the ratio r: "token"; or "sequence", the geometric mean over an answer's tokens, GSPO, Zheng

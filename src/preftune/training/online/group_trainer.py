@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,15 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from preftune.logps.batch import PackedBatch
 from preftune.losses.advantages import whiten
-from preftune.losses.group_relative import GroupLoss, deviation, group_advantages, group_loss, leave_one_out
+from preftune.losses.group_relative import (
+    GroupLoss,
+    deviation,
+    group_advantages,
+    group_loss,
+    leave_one_out,
+)
 from preftune.losses.surrogates import Clipped
-from preftune.training.online.fresh import STEP, FreshStep, scale_logps
+from preftune.training.online.fresh import STEP, FreshStep, Key, Known, keep_uncertain, scale_logps
 from preftune.training.online.grpo_config import GroupConfig, GRPOConfig, RLOOConfig
 from preftune.training.online.prompts import PromptSet, prepare_prompts
 from preftune.training.online.reward_functions import BatchFunction, Rewards, open_rewards
@@ -25,18 +31,8 @@ from preftune.training.setup.arguments import check_evaluation, own_config
 from preftune.training.step.metrics import Averages
 from preftune.types import TokenizedGroup
 
-Key = tuple[str, tuple[int, ...]]
 _HELD_OUT = 1 << 40
 """Number of the first answer of every evaluation, beyond those of any training: the draws are the same each time."""
-
-
-class Known(NamedTuple):
-    """What was measured of an answer when it was sampled; (tokens,) each, on the CPU."""
-
-    old: Tensor | None
-    """Log-probabilities of the policy that sampled; None where the first step's are they."""
-    reference: Tensor | None
-    trains: bool
 
 
 class GroupTrainer(OnlineTrainer):
@@ -121,8 +117,10 @@ class GroupTrainer(OnlineTrainer):
         """(P, K), from rewards (NaN without one) and the log-ratio of whole answers to the reference."""
         raise NotImplementedError
 
-    def token_loss(self, logps_T: Tensor, old_T: Tensor, part: PackedBatch, reference_T: Tensor | None) -> GroupLoss:
-        """The loss of every token of a part, whose `score_K` are advantages."""
+    def token_loss(
+        self, logps_T: Tensor, old_T: Tensor, advantage_T: Tensor, owner_T: Tensor, reference_T: Tensor | None
+    ) -> GroupLoss:
+        """The loss of every token of a part; the advantage of a token that does not train is 0."""
         raise NotImplementedError
 
     def token_weight(self, length_K: Tensor, *, answers: int, tokens: int) -> Tensor:
@@ -160,6 +158,8 @@ class GroupTrainer(OnlineTrainer):
             self._surplus += surplus
             self._window.add({"objective/surplus": surplus / len(self._waiting)})
             made, self._waiting = self._waiting[: self.prompts_per_round], []
+        if args.top_entropy_quantile < 1:
+            self._window.add(keep_uncertain(self._known, made, args.top_entropy_quantile))
         self.step_has_weight = any(
             score and self._known[group.id, tuple(answer)].trains
             for group in made
@@ -205,13 +205,16 @@ class GroupTrainer(OnlineTrainer):
         measured = args.num_iterations > 1 or (self.kl_in_reward and args.beta)
         if measured:
             old = self.in_parts(groups, lambda part: self.engine(self.model, part).token_logps_T)
+        entropy: list[Any] = [None] * len(rollouts)
+        if args.top_entropy_quantile < 1:
+            entropy = self.in_parts(groups, lambda part: self.engine(self.model, part, entropy=True).entropies)
         if args.beta:
             reference = self.in_parts(groups, lambda part: self.reference.score(self.model, part, self.engine))
         for place, rollout in enumerate(rollouts):
             trains = rollout.finished or not args.mask_truncated_completions
             key = groups[place // size].id, tuple(rollout.response_ids)
             kept = old[place] if args.num_iterations > 1 else None
-            self._known[key] = Known(kept, reference[place], trains)
+            self._known[key] = Known(kept, reference[place], trains, entropy[place])
         if not (args.beta and measured):
             return torch.zeros(len(groups), size)
         kl = [float((now - then).sum()) for now, then in zip(old, reference, strict=True)]
@@ -290,7 +293,11 @@ class GroupTrainer(OnlineTrainer):
         reference = [one.reference for one in known if one.reference is not None]
         old_T = torch.cat(old).to(device) if old else logps_T.detach()
         reference_T = torch.cat(reference).to(device) if reference else None
-        found = self.token_loss(logps_T, old_T, part, reference_T)
+        advantage_T = part.score_K[owner_T]
+        if self.args.top_entropy_quantile < 1:
+            kept = [one.kept_of(length) for one, length in zip(known, lengths, strict=True)]
+            advantage_T = advantage_T * torch.cat(kept).to(device)
+        found = self.token_loss(logps_T, old_T, advantage_T, owner_T, reference_T)
         trains_K = torch.tensor([float(one.trains) for one in known], device=device)
         weight_K = trains_K * self.token_weight(
             torch.tensor(lengths, device=device), answers=self._totals["answers"], tokens=self._totals["tokens"]
@@ -319,13 +326,15 @@ class GRPOTrainer(GroupTrainer):
     def advantages(self, reward_PK: Tensor, kl_PK: Tensor) -> Tensor:
         return group_advantages(reward_PK, scale=self.args.scale_rewards)
 
-    def token_loss(self, logps_T: Tensor, old_T: Tensor, part: PackedBatch, reference_T: Tensor | None) -> GroupLoss:
+    def token_loss(
+        self, logps_T: Tensor, old_T: Tensor, advantage_T: Tensor, owner_T: Tensor, reference_T: Tensor | None
+    ) -> GroupLoss:
         args = self.args
         return group_loss(
             logps_T,
             old_T,
-            part.score_K[part.owner_T],
-            part.owner_T,
+            advantage_T,
+            owner_T,
             reference_T=reference_T,
             beta=args.beta,
             surrogate=args.surrogate,
@@ -357,10 +366,12 @@ class RLOOTrainer(GroupTrainer):
             advantage_PK = whiten(advantage_PK, ~reward_PK.isnan())
         return advantage_PK
 
-    def token_loss(self, logps_T: Tensor, old_T: Tensor, part: PackedBatch, reference_T: Tensor | None) -> GroupLoss:
-        advantage_T, surrogate = part.score_K[part.owner_T], Clipped(*self.args.epsilons)
+    def token_loss(
+        self, logps_T: Tensor, old_T: Tensor, advantage_T: Tensor, owner_T: Tensor, reference_T: Tensor | None
+    ) -> GroupLoss:
+        surrogate = Clipped(*self.args.epsilons)
         return group_loss(
-            logps_T, old_T, advantage_T, part.owner_T, reference_T=None, beta=0.0, surrogate=surrogate, level="answer"
+            logps_T, old_T, advantage_T, owner_T, reference_T=None, beta=0.0, surrogate=surrogate, level="answer"
         )
 
     def token_weight(self, length_K: Tensor, *, answers: int, tokens: int) -> Tensor:

@@ -127,7 +127,7 @@ class GRPOConfig(GroupConfig):
     """Configuration of `GRPOTrainer`."""
 
     refused: ClassVar[Mapping[str, Refusal]] = {
-        name: refusal for name, refusal in GroupConfig.refused.items() if name != "delta"
+        name: refusal for name, refusal in GroupConfig.refused.items() if name not in ("delta", "top_entropy_quantile")
     }
 
     beta: float = option(0.0, "Strength of the KL penalty; 0 needs no reference. The paper uses 0.04.")
@@ -154,6 +154,9 @@ class GRPOConfig(GroupConfig):
     importance_sampling_level: str = option(
         "token", "Unit of the ratios: tokens, or whole sequences, per token (GSPO).", choices=["token", "sequence"]
     )
+    top_entropy_quantile: float = option(
+        1.0, "Share of a step's tokens that train, those of the highest entropy (0.2 in the paper); 1: all."
+    )
     use_bias_correction_kl: bool = option(True, "Weight the KL with the ratio, as TRL does.")
 
     def __post_init__(self) -> None:
@@ -166,6 +169,8 @@ class GRPOConfig(GroupConfig):
             )
         one_of("loss_type", self.loss_type, LOSSES)
         self._check_surrogate()
+        if not 0 <= self.top_entropy_quantile <= 1:
+            raise ConfigError(f"top_entropy_quantile={self.top_entropy_quantile} must be between 0 and 1.")
         one_of("scale_rewards", self.scale_rewards, ("group", "batch", "none"))
         one_of("importance_sampling_level", self.importance_sampling_level, ("token", "sequence"))
         super().__post_init__()
