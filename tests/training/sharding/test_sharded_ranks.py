@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from . import one_of_two_sharded_ranks as ranks
 
 EXACT = {"rtol": 1e-3, "atol": 1e-5}
 BFLOAT16 = {"rel": 0.05, "abs": 0.05}
-"""A layer's weights are gathered in bfloat16, norms too, and its gradients are rounded to it."""
+"""Products of other row lengths round otherwise."""
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,15 @@ def test_sharded_ranks_do_what_one_process_does(case, two_ranks, tmp_path):
                 assert (found - weight).norm() <= 0.1 * (weight - start[name].detach()).norm(), name
             else:
                 torch.testing.assert_close(found, weight, **EXACT, msg=name)
+
+
+@pytest.mark.parametrize("case", ["lora", "full", "bfloat16"])
+def test_margins_begin_at_zero(case, two_ranks):
+    """Gathered in bfloat16, embeddings and norms would round otherwise than when the reference was scored."""
+    for rank in two_ranks[1]:
+        first = rank[case]["history"][0]
+        assert first["rewards/margins"] == 0
+        assert first["loss"] == pytest.approx(math.log(2), abs=1e-7)
 
 
 def test_each_rank_holds_half_of_weights_gradients_and_optimiser(two_ranks, tmp_path):

@@ -70,7 +70,7 @@ def make_reference(trainer: ReferencedTrainerView, ref_model: Any, *, trained: C
         ref_model = prepare_explicit(trainer, ref_model)
         ref_engine, _ = choose_engine(ref_model, "auto" if engine.name == "packed" else engine.name)
         if trainer.args.sharding is not None:
-            shard_model(ref_model, trainer.args.sharding, trainer.precision, trainer.args.device)
+            shard_model(ref_model, trainer.args.sharding, trainer.args.device)
         settle_compilation(ref_model, trainer.args)
         source, scored_by = ExplicitModel(ref_model, ref_engine), ref_engine.name
     say(f"reference: {source.description}.")

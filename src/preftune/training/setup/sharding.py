@@ -1,6 +1,9 @@
 """A model divided among the ranks with torch's FSDP2, after its engine was made: the trial of the fast layers needs
 whole weights.
 
+Layers are gathered in the dtype in which they are stored, so that every rank computes what one process would. Gathered
+in bfloat16 (`MixedPrecisionPolicy`), embeddings and norms would round: by 0.3 nat in the margins of a 135M model.
+
 Each layer is a group of its own, and the rest of the model (embedding, last norm, head) is one more, which stays whole
 from its forward to its backward pass, as the head's weight is needed in both.
 """
@@ -14,12 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
 from preftune.errors import ConfigError
 from preftune.log import say
 from preftune.models.four_bit import is_quantized
-from preftune.models.precision import Precision
 from preftune.training.config.base import PackedConfig
 from preftune.training.config.sharding import Sharding
 
@@ -51,7 +53,6 @@ def check_sharding(model: nn.Module, args: PackedConfig) -> None:
 def shard_model(
     model: Any,
     sharding: Sharding,
-    precision: Precision,
     device: torch.device,
     *,
     called: Sequence[nn.Module] = (),
@@ -68,10 +69,6 @@ def shard_model(
         "mesh": mesh,
         "offload_policy": CPUOffloadPolicy() if sharding.cpu_offload else OffloadPolicy(),
     }
-    if precision.autocast is not None:  # layers are gathered in the precision in which they compute
-        options["mp_policy"] = MixedPrecisionPolicy(
-            param_dtype=precision.autocast, reduce_dtype=torch.float32, cast_forward_inputs=False
-        )
     for layer in layers_of(model, sharding.layer_classes):
         fully_shard(layer, reshard_after_forward=sharding.reshard_after_forward, **options)
         layer.register_forward_hook(_divide_again)

@@ -148,7 +148,7 @@ class PackedTrainer(EvaluatedTrainer):
         super().settle(model, args, tokenizer)
         if sharding is not None:
             model._preftune_base = base_of(model)
-            shard_model(model, sharding, self.precision, args.device, called=self.called_parts(model))
+            shard_model(model, sharding, args.device, called=self.called_parts(model))
 
     def called_parts(self, model: Any) -> Sequence[nn.Module]:
         """The parts of the model that the engine calls in its place; empty if it calls the model."""
