@@ -57,8 +57,11 @@ class _GatedMlp(torch.autograd.Function):
         up_RF, narrow_up = product(x_RD, up)
         hidden = _hidden(gate_RF, up_RF, torch.empty_like(gate_RF))
         out, narrow_down = product(hidden, down)
-        ctx.save_for_backward(x_RD, gate_RF, up_RF, narrow_gate, narrow_up, narrow_down, *tensors)
+        # adapters as they were cast; the frozen weights may be large, and are cast again
+        kept = [t for of, own in zip((gate, up, down), _fours(tensors), strict=True) for t in (*own[:2], of.a, of.b)]
+        ctx.save_for_backward(x_RD, gate_RF, up_RF, narrow_gate, narrow_up, narrow_down, *kept)
         ctx.scales, ctx.dtype, ctx.x_dtype = scales, dtype, x.dtype
+        ctx.dtypes = [None if t is None else t.dtype for own in _fours(tensors) for t in own[2:]]
         return out
 
     @staticmethod
@@ -80,7 +83,7 @@ class _GatedMlp(torch.autograd.Function):
         of_gate = product_backward(grad_gate, x_RD, narrow_gate, gate, add_to_RD=of_up.x_RD, wants_x=wanted)
         grad_x = None if of_gate.x_RD is None else of_gate.x_RD.to(ctx.x_dtype)
         parameters: list[Tensor | None] = []
-        for found, (a, b) in zip((of_gate, of_up, of_down), (tensors[i + 2 : i + 4] for i in (0, 4, 8)), strict=True):
+        for found, a, b in zip((of_gate, of_up, of_down), ctx.dtypes[::2], ctx.dtypes[1::2], strict=True):
             parameters += [None, None, as_parameter(found.a, a), as_parameter(found.b, b)]
         return grad_x, None, None, *parameters
 
@@ -129,6 +132,11 @@ def _projections(
     parts = (cast(Projection(*of), dtype) for of in zip(weights, biases, a, b, scales, strict=True))
     gate, up, down = parts
     return gate, up, down
+
+
+def _fours(tensors: Any) -> list[Any]:
+    """Weight, bias, A and B of gate, up and down."""
+    return [tensors[start : start + 4] for start in (0, 4, 8)]
 
 
 def _in_cache(tensor: Tensor) -> list[slice]:

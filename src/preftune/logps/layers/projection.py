@@ -104,8 +104,8 @@ class _AdaptedLinear(torch.autograd.Function):
         of = cast(Projection(weight, bias, a, b, scale), dtype)
         x_RD = x.to(dtype)
         out, narrow = product(x_RD, of)
-        ctx.save_for_backward(x_RD, narrow, weight, bias, a, b)
-        ctx.scale, ctx.dtype, ctx.x_dtype = scale, dtype, x.dtype
+        ctx.save_for_backward(x_RD, narrow, weight, bias, of.a, of.b)  # cast once: a GPU waits for small launches
+        ctx.scale, ctx.dtype, ctx.x_dtype, ctx.dtypes = scale, dtype, x.dtype, (a.dtype, b.dtype)
         return out
 
     @staticmethod
@@ -115,7 +115,8 @@ class _AdaptedLinear(torch.autograd.Function):
         of = cast(Projection(weight, bias, a, b, ctx.scale), ctx.dtype)
         found = product_backward(grad.to(ctx.dtype), x_RD, narrow, of, wants_x=ctx.needs_input_grad[0])
         grad_x = None if found.x_RD is None else found.x_RD.to(ctx.x_dtype)
-        return grad_x, None, None, as_parameter(found.a, a), as_parameter(found.b, b), None, None
+        grad_a, grad_b = map(as_parameter, (found.a, found.b), ctx.dtypes)
+        return grad_x, None, None, grad_a, grad_b, None, None
 
 
 def adapted_linear(x: Tensor, of: Projection) -> Tensor:
@@ -137,6 +138,6 @@ def adapted_linear(x: Tensor, of: Projection) -> Tensor:
         return out.view(*x.shape[:-1], of.weight.shape[0])
 
 
-def as_parameter(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
-    """The gradient in the dtype of its parameter."""
-    return None if gradient is None or parameter is None else gradient.to(parameter.dtype)
+def as_parameter(gradient: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
+    """The gradient in the dtype of its parameter; None without a parameter."""
+    return None if gradient is None or dtype is None else gradient.to(dtype)
