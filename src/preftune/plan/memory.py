@@ -85,7 +85,7 @@ def memory_of(shape: ModelShape, settings: Settings, batch: MicroBatch, *, micro
     logits = logits_bytes(shape, settings, batch.scored)
     lines = [
         Line("weights", weights, _weights_note(shape, settings)),
-        Line("adapter", adapter, f"{shape.adapter / 1e6:.1f}M parameters in float32" if shape.adapter else "none"),
+        Line("adapter", adapter, f"{parameters(shape.adapter)} parameters in float32" if shape.adapter else "none"),
         Line("gradients", gradients, "float32"),
         Line("optimiser", state, f"{settings.optimizer}, {settings.state_bytes:g} bytes a trained parameter"),
         Line("activations", kept + work, _activations_note(settings, batch)),
@@ -105,6 +105,13 @@ def memory_of(shape: ModelShape, settings: Settings, batch: MicroBatch, *, micro
         lines.append(Line("fragments", holes, "holes of the C library's heap, estimated"))
     lines.append(_system(settings, peak))
     return Memory(tuple(lines), settings.device.memory, host)
+
+
+def parameters(count: int) -> str:
+    """A number of parameters as people say it: 6.74B, 30.2M, 32,416."""
+    if count >= 1e9:
+        return f"{count / 1e9:.2f}B"
+    return f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count:,}"
 
 
 def weight_bytes(shape: ModelShape, settings: Settings) -> float:
@@ -163,7 +170,7 @@ def _system(settings: Settings, peak: float) -> Line:
 
 
 def _weights_note(shape: ModelShape, settings: Settings) -> str:
-    size = f"{shape.stored / 1e9:.2f}B parameters" if shape.stored >= 1e8 else f"{shape.stored / 1e6:.1f}M parameters"
+    size = f"{parameters(shape.stored)} parameters"
     if shape.full:
         return f"{size} in float32, all trained"
     dtype = str(settings.precision.frozen).removeprefix("torch.")

@@ -60,7 +60,7 @@ def test_the_tokens_are_those_of_the_training(preftune, tiny_model, pairs_file, 
     trained = preftune("dpo", "--model", tiny_model, "--data", pairs_file, *words)
     assert trained.code == 0, trained.err
     notes = json.loads((output / "run.json").read_text())["notes"]
-    (line,) = [note for note in notes if note.startswith("plan: ")]
+    *_, line = [note for note in notes if note.startswith("plan: ")]  # earlier ones are of other tests
     assert f"plan: 16 pairs in 2 steps, {plan['data']['tokens_per_epoch']:,} tokens" in line
 
 
@@ -115,6 +115,16 @@ def test_a_second_model_of_7b_is_the_28_gb_of_the_tutorials(preftune, seven_bill
     found = preftune("plan", "--model", seven_billion, *LENGTHS, "--use_peft", "--device", "a100-80")
     line = " ".join(found.out.split())
     assert "would add 13.5 GB: 27.0 GB for both in half precision (of a 7B model the well-known 28 GB)" in line
+
+
+def test_only_methods_with_a_reference_speak_of_a_second_model(preftune, config_alone):
+    sft, kto, dpo = (
+        " ".join(preftune("plan", name, "--model", config_alone, *LENGTHS, "--device", "l4").out.split())
+        for name in ("sft", "kto", "dpo")
+    )
+    assert "second model" not in sft
+    assert "preftune holds a copy of what is trained" in kto
+    assert "preftune holds none" in dpo
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from preftune.amounts import counted
 from preftune.plan.fit import Change
 from preftune.plan.forecast import ROUGH, Plan, roughly, size
+from preftune.plan.memory import parameters
 
 _NAME, _SIZE = 13, 10
 _NARROW = 60
@@ -54,7 +55,9 @@ def _head(plan: Plan, width: int) -> Iterator[str]:
 
 
 def _trains(plan: Plan) -> str:
-    what = "All weights are trained" if plan.shape.full else f"An adapter of {plan.shape.adapter / 1e6:.1f}M is trained"
+    what = (
+        "All weights are trained" if plan.shape.full else f"An adapter of {parameters(plan.shape.adapter)} is trained"
+    )
     checkpointing = "with" if plan.settings.checkpointing else "without"
     return f"{what}, {checkpointing} activation checkpointing."
 
@@ -69,10 +72,13 @@ def _memory(plan: Plan, width: int) -> Iterator[str]:
     yield from _row("total", memory.total, limit + ("it fits" if memory.fits else "it does not fit"), width)
     if memory.host:
         yield from _row("host", memory.host, "in main memory, of each rank", width)
+    if plan.settings.reference == "none":
+        return
     one = plan.shape.second_model()
+    held = "a copy of what is trained" if plan.settings.reference == "copy" else "none"
     yield from _wrapped(
         f"A second model as the reference would add {size(one)}: {size(2 * one)} for both in half precision (of a 7B "
-        "model the well-known 28 GB). preftune holds none.",
+        f"model the well-known 28 GB). preftune holds {held}.",
         width,
     )
 
