@@ -31,8 +31,13 @@ def run_facts(folder: str | os.PathLike[str], part: str = "") -> dict[str, Any]:
     empty.
     """
     facts = jsonl.read_object(Path(folder).expanduser() / "run.json")
+    # another program may have written the file, and readers look inside these
+    facts |= {name: {} for name in _OBJECTS if not isinstance(facts.get(name, {}), dict)}
     found = facts.get(part) if part else facts
     return found if isinstance(found, dict) else {}
+
+
+_OBJECTS = ("configuration", "data", "model", "result", "spent")
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:

@@ -100,3 +100,17 @@ def test_a_manifest_without_its_hash_is_read_with_care(name: str, value: Any, tm
         (tmp_path / FILE).write_text(json.dumps({**content, name: value}))
         with pytest.raises(DamagedError):
             read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["configuration", "data", "result", "id", "steps", "outcome", "spent"])
+@pytest.mark.parametrize("value", ["x", [3], {"train": "x"}], ids=str)
+def test_run_json_with_other_types_is_no_traceback(name: str, value: Any, tmp_path: Path) -> None:
+    """Of a finished run without checkpoints that is opened again: it is this run, or another one that is put aside."""
+    made = trainer(lora_model(), tmp_path, max_steps=1)
+    made.train()
+    made.save_model()
+    change(tmp_path / "run.json", name, value)
+    with contextlib.suppress(PreftuneError):
+        again = trainer(lora_model(), tmp_path, max_steps=1)
+        again.train(resume_from_checkpoint="auto")
+        assert again.state.global_step == 1

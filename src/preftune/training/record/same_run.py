@@ -116,7 +116,8 @@ def is_of_record(trainer: TrainerView, record: Mapping[str, Any]) -> bool:
     """Whether run.json tells of a run with these settings, this end and these data."""
     now = {name: value for name, value in configuration(trainer.args).items() if _compared(name)}
     before = {name: value for name, value in (record.get("configuration") or {}).items() if _compared(name)}
-    data = ((record.get("data") or {}).get("train") or {}).get("fingerprint")
+    train = (record.get("data") or {}).get("train")
+    data = train.get("fingerprint") if isinstance(train, Mapping) else None
     return bool(before) and before == plain(now) and data == trainer.train_dataset.fingerprint
 
 
