@@ -107,17 +107,15 @@ def _step_of_all_ranks(trainer: TrainerView, batches: Sequence[PackedBatch], com
     parts = micro_batches(batches, _budget(trainer, batches), trainer.cost)
     own = [part for part in parts if part.groups]
     done: list[tuple[Tensor, Tensor]] = []
+    spare = pack([min(own[0].groups, key=trainer.cost) if own else stand_in(trainer)]).to(trainer.args.device)
     for index in range(most(trainer, len(own))):
+        part, once = (own[index], compute) if index < len(own) else (spare, fill)
         try:
-            if index < len(own):
-                done.append(compute(own[index]))
-            else:
-                spare = pack([min(own[0].groups, key=trainer.cost) if own else stand_in(trainer)])
-                done.append(fill(spare.to(trainer.args.device)))
+            done.append(once(part))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            trainer.step_limit.halve(trainer, own[index].groups, trainer.cost, error, "training")
+            trainer.step_limit.halve(trainer, part.groups, trainer.cost, error, "training")
     losses, metrics = zip(*done, strict=True)
     return Step(torch.stack(losses).sum(), torch.cat(metrics))
 
