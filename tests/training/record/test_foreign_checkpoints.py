@@ -14,6 +14,7 @@ from preftune.errors import CheckpointError, ConfigError, PreftuneError
 from preftune.training.record.manifest import FILE, DamagedError, read_manifest, write_manifest
 from preftune.training.record.resuming import choose_checkpoint, own_state
 from tests.training.dpo_runs import lora_model, trainer
+from tests.training.online.test_group_trainer import stepped
 
 WRONG: list[Any] = ["x", ["x"], 10**400, {"a": {"b": 1}}, -3]
 
@@ -114,3 +115,12 @@ def test_run_json_with_other_types_is_no_traceback(name: str, value: Any, tmp_pa
         again = trainer(lora_model(), tmp_path, max_steps=1)
         again.train(resume_from_checkpoint="auto")
         assert again.state.global_step == 1
+
+
+def test_what_an_online_run_writes_is_of_the_right_types(tmp_path: Path) -> None:
+    stepped(tmp_path, save_strategy="steps", save_steps=1, num_iterations=2)
+    for folder in tmp_path.glob("checkpoint-*"):
+        (folder / FILE).unlink()
+        choice = choose_checkpoint(str(folder), str(tmp_path))
+        assert choice is not None
+        assert isinstance((own_state(choice, rank=0) or {})["window"], dict)

@@ -51,7 +51,7 @@ def _records(value: Any) -> bool:
 
 
 _OWN: Mapping[str, Callable[[Any], bool]] = {
-    "window": lambda value: isinstance(value, list) and _numbers(value),
+    "window": lambda value: isinstance(value, list | dict) and _numbers(value),
     "step_limit": _whole, "guard": _object, "reference": _reference, "work": _object, "rewards": _numbers,
     "moments": _numbers, "loss": _number, "total_loss": _number, "last_logged": _whole, "spent": _object,
     "ended": _text, "best_by": _object, "kl_coef": _number, "rounds": _whole, "sampled": _whole, "surplus": _whole,
