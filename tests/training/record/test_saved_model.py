@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, pipeline
 
 from preftune import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, load_model
 from preftune.errors import ConfigError
+from preftune.evaluation.two_models.verdict_record import write_summary
 from preftune.models import load_tokenizer, merge
 from tests.training.dpo_runs import logged, lora_model, trainer
 from tiny import chat_rows, rows, tiny_model, tiny_tokenizer
@@ -226,3 +227,34 @@ def test_a_later_evaluation_is_in_the_model_card(tmp_path):
     assert "Not evaluated on held-out pairs" in (tmp_path / "README.md").read_text()
     figures = made.evaluate(rows(4))
     assert f"loss {figures['eval_loss']:.4f}" in (tmp_path / "README.md").read_text()
+
+
+def test_a_later_evaluation_keeps_the_verdict_of_these_weights_alone(tmp_path):
+    """`preftune eval` adds its section to the card; `trainer.evaluate()` and a second save write the card anew."""
+    card = tmp_path / "README.md"
+    figures = {"win_rate": 0.7, "ci_low": 0.6, "ci_high": 0.8, "n": 100, "judge": "rule", "baseline_name": "base"}
+
+    def made(steps: int) -> DPOTrainer:
+        return trainer(lora_model(), tmp_path, max_steps=steps, save_strategy="steps", save_steps=2)
+
+    run = made(2)
+    run.train()
+    run.save_model()
+    (tmp_path / "eval").mkdir()
+    write_summary(tmp_path / "eval", figures)
+    judged = card.read_text().partition("## Evaluation")[2]
+    assert judged
+    loss = run.evaluate(rows(4))["eval_loss"]
+    assert card.read_text().endswith(judged)
+    assert f"loss {loss:.4f}" in card.read_text().partition("## Evaluation")[0]
+    run.save_model()
+    assert card.read_text().endswith(judged)
+    finished = made(2)
+    finished.train(resume_from_checkpoint=True)
+    finished.evaluate(rows(4))
+    assert card.read_text().count("## Evaluation") == 1
+    more = made(4)
+    more.train(resume_from_checkpoint=True)
+    more.save_model()
+    assert "## Evaluation" not in card.read_text()
+    assert "| steps | 4 |" in card.read_text()

@@ -17,6 +17,7 @@ from preftune.storage.jsonl import read_object, write_atomically, write_json
 _BEGIN, _END = "<!-- preftune eval -->", "<!-- end of preftune eval -->"
 _MODELS = ("base", "aligned")
 """Settings that say which models were evaluated."""
+_SECTION = re.compile(rf"\n*{re.escape(_BEGIN)}.*?{re.escape(_END)}\n*", re.DOTALL)
 
 
 def write_summary(folder: Path, figures: Mapping[str, Any]) -> None:
@@ -57,6 +58,15 @@ def decide_again(folder: Path, settings: Mapping[str, Any], budget: float | None
     return decision
 
 
+def with_section_of(card: Path, text: str) -> str:
+    """Text of a new card, followed by the section "Evaluation" of the card that it replaces, if that has one."""
+    try:
+        found = _SECTION.search(card.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        found = None
+    return text if found is None else f"{text.rstrip()}\n\n{found.group().strip()}\n"
+
+
 def _same_models(one: object, other: Mapping[str, Any]) -> bool:
     return isinstance(one, Mapping) and all(
         one.get(name) is not None and one.get(name) == other.get(name) for name in _MODELS
@@ -72,7 +82,7 @@ def _write_card(card: Path, figures: Mapping[str, Any]) -> None:
         return
     if decision is None or ("\n  - preftune\n" not in text and "\n- preftune\n" not in text):
         return
-    text = re.sub(rf"\n*{re.escape(_BEGIN)}.*?{re.escape(_END)}\n*", "\n", text, flags=re.DOTALL)
+    text = _SECTION.sub("\n", text)
     rules = [f"- {rule.name}: {_WORDS[rule.passed]}. {_inline(rule.sentence)}" for rule in decision.rules]
     against = f"Compared with `{_inline(str(figures.get('baseline_name')))}` by `{_inline(str(figures.get('judge')))}`."
     section = ["## Evaluation", "", f"**{decision.name}.** {_inline(decision.sentence)} {against}", "", *rules]

@@ -14,11 +14,14 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from preftune.evaluation.two_models.verdict_record import with_section_of
 from preftune.logps.batch import PackedBatch
+from preftune.models.locate import run_of_weights
 from preftune.reference import MovingCopy
 from preftune.reference.fingerprint import FINGERPRINT_VERSION
 from preftune.reference.sources import Source
 from preftune.storage import trained_prompts
+from preftune.storage.jsonl import write_atomically
 from preftune.training.config.base import PackedConfig
 from preftune.training.record import checkpoint
 from preftune.training.record.run_record import facts_of
@@ -192,6 +195,12 @@ class RecordedTrainer(ResumableTrainer):
         }
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """README.md of the output directory: what was trained, on what, with which measured result."""
-        if self.is_world_process_zero():
-            Path(self.args.output_dir, "README.md").write_text(self.card(), encoding="utf-8")
+        """README.md of the output directory: what was trained, on what, with which measured result. The section that
+        `preftune eval` added is kept as long as the weights in the directory are those that it judged.
+        """
+        if not self.is_world_process_zero():
+            return
+        folder, text = Path(self.args.output_dir), self.card()
+        if run_of_weights(folder) == (self._record.facts.get("id"), self.state.global_step):
+            text = with_section_of(folder / "README.md", text)
+        write_atomically(folder / "README.md", text)

@@ -293,8 +293,8 @@ class ResumableTrainer(CheckpointedTrainer):
         if output_dir not in (None, self.args.output_dir):
             carry_trained_prompts(str(self.args.output_dir), Path(output_dir))
         else:
+            self.create_model_card()  # first: it asks whether other weights were here
             write_run_of_weights(Path(self.args.output_dir), self._record.facts.get("id"), self.state.global_step)
-            self.create_model_card()
 
 
 @contextmanager
