@@ -106,3 +106,16 @@ def test_the_page_and_the_advice_agree() -> None:
         assert words in " ".join(PAGE.split())
     assert "A **higher** beta keeps the model **closer**" in PAGE
     assert "keeps the model closer" in advice
+
+
+def test_every_way_to_look_better_names_tests_that_exist() -> None:
+    (table,) = re.findall(r"^### Fifteen ways .*?\n(.*?)(?=^##)", PAGE, re.M | re.S)
+    rows = re.findall(r"^\| (?!way |---)(.+?) \| (.+) \| (.+) \|$", table, re.M)
+    assert len({way for way, _, _ in rows}) == len(rows) == 15
+    for way, _, tests in rows:
+        named = re.findall(r"`([\w/]+\.py)::(\w+)`", tests)
+        assert named, way
+        assert tests == ", ".join(f"`{file}::{test}`" for file, test in named), way
+        for file, test in named:
+            source = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
+            assert re.search(rf"^def {test}\(", source, re.M), (way, file, test)
