@@ -11,7 +11,7 @@ from tests.training.dpo_runs import config
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"guard": "shout"}, "guard='shout' must be one of"),
+        ({"guard": "shout"}, "guard='shout' is unknown. Its values are off, warn, stop, rollback"),
         ({"guard_budget": 0.7}, "guard_budget=0.7 must be between 0 and 0.5"),
         ({"guard_prompts": "1"}, "give at least 2"),
         (

@@ -9,6 +9,8 @@ from typing import Any, get_args, get_type_hints
 
 from preftune.errors import ConfigError, did_you_mean
 
+_OF_YAML = {False: ("off", "no"), True: ("on", "yes")}
+
 
 def settle_kinds(config: Any) -> None:
     """Converts whole numbers written as floats. Raises: ConfigError for a value that does not have the type of its
@@ -16,6 +18,9 @@ def settle_kinds(config: Any) -> None:
     """
     for name, allowed in _words(config.__class__):
         value = getattr(config, name, None)
+        if isinstance(value, bool):  # YAML reads the words off, no, on and yes as truth values
+            value = next((word for word in _OF_YAML[value] if word in allowed), value)
+            setattr(config, name, value)
         text = str(getattr(value, "value", value))
         if value is not None and not isinstance(value, list | tuple) and text not in allowed:
             listing = f"Its values are {', '.join(allowed)}."
