@@ -147,3 +147,10 @@ def test_dotted_names_in_docstrings_exist() -> None:
             if name.split(".")[0] in words - OUTSIDE and not found:
                 wrong.append(f"{file.relative_to(ROOT)}: `{name}`")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_a_page_names_tests_that_exist(page: Path) -> None:
+    for file, test in re.findall(r"`(?:tests/)?([\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8")):
+        source = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert re.search(rf"^def {test}\(", source, re.M), f"{file}::{test}"
