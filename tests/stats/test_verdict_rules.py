@@ -48,6 +48,13 @@ def test_better_where_no_rule_fails() -> None:
     assert "66.0% (interval 58.0% to 73.0%)" in found.rules[2].sentence
 
 
+def test_a_rate_that_holds_however_often_one_looks() -> None:
+    found = decided(anytime={"ci_low": 0.55, "ci_high": 0.81})
+    assert (found.name, found.rules[2].name, found.rules[2].passed) == ("better", "repeated looks", True)
+    assert "55.0% to 81.0%" in found.rules[2].sentence
+    assert decided(anytime=None) == decided()
+
+
 LENGTHS = {"base": 100.0, "aligned": 40.0}
 BELOW = {"win_rate": 0.38, "ci_low": 0.3, "ci_high": 0.46}
 ABILITY = {"name": "accuracy, arc", "base": 0.5, "unit": "share", "better": "higher"}
@@ -83,6 +90,8 @@ BITS = {"name": "bits per byte", "base": 1.0, "unit": "bits", "better": "lower"}
         ({"abilities": {"compared": [{**ABILITY, "difference": -0.031}]}}, "preferred, but forgetful", "+3.1"),
         ({"abilities": {"compared": [{**BITS, "difference": 0.05}]}}, "preferred, but forgetful", "lost +5.0"),
         ({"abilities": {"budget": 1.0}}, "undecided", "not measured"),
+        ({"anytime": {"ci_low": 0.48, "ci_high": 0.83}}, "undecided", "48.0% to 83.0%"),
+        ({"anytime": {"ci_low": "x"}}, "undecided", "no interval for repeated looks"),
         (
             {"cheats": [{"name": "constant answers", "sentence": "All are one text."}]},
             "cheat: constant answers",

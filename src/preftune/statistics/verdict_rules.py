@@ -132,10 +132,24 @@ def _rules(figures: Mapping[str, Any], rate: WinRate) -> Iterator[Rule]:
         f"The interval of the win rate must lie above 50%: {rate.win_rate:.1%} ({interval}).",
         WORSE if rate.ci_high < 0.5 else UNDECIDED,
     )
+    if figures.get("anytime") is not None:
+        yield _repeated_looks(figures)
     yield _equal_length(figures)
     yield _facts(figures)
     yield _degeneration(figures)
     yield _abilities(figures)
+
+
+def _repeated_looks(figures: Mapping[str, Any]) -> Rule:
+    """Asked for with `--anytime`: more prompts may be added until it holds."""
+    low, high = (_number(_at(figures, "anytime", end)) for end in ("ci_low", "ci_high"))
+    if low is None or high is None:
+        return Rule("repeated looks", False, "The evaluation holds no interval for repeated looks.", UNDECIDED)
+    sentence = (
+        "The interval that stays valid when prompts are added until it excludes 50% must lie above 50%: "
+        f"{low:.1%} to {high:.1%}."
+    )
+    return Rule("repeated looks", low > 0.5, sentence, UNDECIDED)
 
 
 def _no_cheat(figures: Mapping[str, Any]) -> Rule:

@@ -132,6 +132,7 @@ def _compare(
         names=(match.baseline, match.aligned),
         again=again,
         judge_thoughts=bool(asked.judge_thoughts),
+        anytime=bool(asked.anytime),
         cost=lambda: _cost(budget, asked),
         training=_trained_with(asked.model),
         seen=seen,

@@ -102,6 +102,12 @@ def _add_verdict(rules: Any) -> None:
         metavar="POINTS",
         help="points that a general ability may lose for the verdict better, as --suite general measured it (2)",
     )
+    rules.add_argument(
+        "--anytime",
+        action="store_true",
+        default=None,
+        help="prompts are added until it is decided: the verdict better needs an interval that stays valid then",
+    )
 
 
 def _add_suites(suites: Any) -> None:
@@ -139,6 +145,8 @@ def _check(asked: argparse.Namespace) -> None:
         raise RequestError(f"--forgetting_budget {asked.forgetting_budget:g}: give points between 0 and 100.")
     if asked.suite and "general" not in asked.suite:
         refuse(asked, ("fail_under", "forgetting_budget"), unless="two models are compared, or --suite is general")
+    if asked.suite:
+        refuse(asked, ("anytime",), unless="two models are compared, without a --suite")
     if asked.limit is not None and asked.limit < 1:
         raise RequestError(f"--limit {asked.limit}: give at least 1 prompt.")
     if asked.judge is None and not asked.suite:

@@ -29,6 +29,7 @@ from preftune.judges.protocol import (
     share_of_a,
 )
 from preftune.judges.registry import as_judge
+from preftune.statistics.confidence_sequence import anytime_interval
 from preftune.storage.jsonl import append_lines, digest, prepare_folder, read_lines, write_lines
 
 
@@ -42,6 +43,7 @@ def evaluate_pairwise(
     chunk: int = 64,
     again: bool = False,
     judge_thoughts: bool = False,
+    anytime: bool = False,
     cost: Callable[[], dict[str, Any] | None] = lambda: None,
     before_judging: Callable[[list[AnsweredRow]], None] | None = None,
     progress: Progress | None = None,
@@ -59,6 +61,7 @@ def evaluate_pairwise(
         chunk: rows answered between two writes, by a generator that does not stream.
         again: ask the judge once more where no verdict could be read in an earlier run.
         judge_thoughts: judge and measure what thinking models write before their answers as part of the answers.
+        anytime: also compute the interval that stays valid when prompts are added; the verdict then needs it.
         cost: what endpoints cost, asked for at the end.
         before_judging: called with all answers before the judge is asked.
         facts: `names`, `seed`, `confidence`, `training`, `seen` and `abilities` of `summarise`.
@@ -73,6 +76,13 @@ def evaluate_pairwise(
     if before_judging is not None:
         before_judging(answered)
     judged = judge_rows(answered, rows, judge=judge, path=folder / "verdicts.jsonl", again=again, progress=progress)
+    if anytime:
+        facts["anytime"] = anytime_interval(
+            [item.value for item in judged],
+            [digest(answer.prompt) for answer in answered],
+            confidence=facts.get("confidence", 0.95),
+            unread=[item.unjudged for item in judged],
+        )
     summary = summarise(answered, judged, rows, judge=judge, settings=settings, cost=cost(), **facts)
     write_summary(folder, summary.to_dict())
     _remember(folder / HISTORY, summary)

@@ -20,6 +20,7 @@ from preftune.evaluation.two_models.degeneration import Degeneration, compare
 from preftune.judges.from_scores import ScoreJudge
 from preftune.judges.protocol import Judge, decided, judge_name
 from preftune.judges.text_matching import is_correct
+from preftune.statistics.confidence_sequence import AnytimeInterval
 from preftune.statistics.intervals import MeanInterval, Verdict, WinRate, mean_interval, power_sentence, win_rate
 from preftune.statistics.length_control import LengthControlled, length_controlled
 from preftune.statistics.paired import members_by
@@ -89,6 +90,8 @@ class Summary:
     """Calls, tokens and money of this run at endpoints; None when there was none."""
     seen: int | None = None
     """Prompts that the aligned model was trained on, as far as that is known."""
+    anytime: AnytimeInterval | None = None
+    """The interval that stays valid when prompts are added, if it was asked for; then a rule of the verdict."""
     cheats: Sequence[Cheat] = ()
     """Ways of winning without better answers that were found in the answers."""
     abilities: Mapping[str, Any] = field(default_factory=dict)
@@ -135,6 +138,7 @@ class Summary:
             "degeneration": self.degeneration.to_dict(),
             "cheats": [cheat.to_dict() for cheat in self.cheats],
             "abilities": dict(self.abilities),
+            "anytime": None if self.anytime is None else self.anytime.to_dict(),
             "power": power_sentence(self.win_rate.prompts, confidence=self.win_rate.confidence),
             "baseline_name": self.baseline_name,
             "aligned_name": self.aligned_name,
@@ -219,6 +223,7 @@ def summarise(
     training: Mapping[str, Any] | None = None,
     seen: int | None = None,
     abilities: Mapping[str, Any] | None = None,
+    anytime: AnytimeInterval | None = None,
 ) -> Summary:
     """Count outcomes, categories, right answers, lengths, what looks degenerate. Rows of one prompt are one cluster.
 
@@ -228,7 +233,7 @@ def summarise(
         seed: of the folds that choose the penalty of the win rate at equal length.
         names: of baseline and aligned model, for people.
         cost: what endpoints cost in this run.
-        training, seen, abilities: see `Summary`.
+        training, seen, abilities, anytime: see `Summary`.
     """
     clusters = [digest(answer.prompt) for answer in answered]
     rate = rate_of(judged, clusters, confidence=confidence)
@@ -262,6 +267,7 @@ def summarise(
         seen=seen,
         cheats=find_cheats(answered),
         abilities=abilities or {},
+        anytime=anytime,
     )
 
 
