@@ -44,6 +44,7 @@ class SpentView(Protocol):
     reached: str | None
 
     def state(self) -> dict[str, float]: ...
+    def count(self, tokens: int) -> None: ...
 
 
 class RecordView(Protocol):

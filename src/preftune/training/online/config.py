@@ -106,11 +106,6 @@ def refuse_what_has_no_meaning(config: Any, *, honoured: Collection[str] = ()) -
         raise ConfigError(
             "plan_only=True: the lengths of answers that are still to be sampled are not known. Leave it out."
         )
-    if config.world_size > 1:
-        raise ConfigError(
-            f"{config.world_size} processes: preftune samples and trains in only one process so far. Start it without "
-            "torchrun."
-        )
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +26,7 @@ from preftune.training.online.grpo_config import GroupConfig, GRPOConfig, RLOOCo
 from preftune.training.online.prompts import PromptSet, prepare_prompts
 from preftune.training.online.reward_functions import BatchFunction, Rewards, open_rewards
 from preftune.training.online.rollout import Rollout, figures_of_answers
+from preftune.training.online.sharing import shared, shared_answers
 from preftune.training.online.trainer import OnlineTrainer
 from preftune.training.setup.advice import about_beta
 from preftune.training.setup.arguments import check_evaluation, own_config
@@ -169,7 +171,15 @@ class GroupTrainer(OnlineTrainer):
 
     def _rewards_of(self, rollouts: Sequence[Rollout], size: int) -> tuple[Tensor, list[list[float | None]]]:
         """(P, K) with NaN where no reward rates an answer, and each reward's own."""
-        sums, members = self.rewards(rollouts)
+
+        def rate(places: range) -> list[list[tuple[float | None, tuple[float | None, ...]]]]:
+            # whole prompts: a reward may compare the answers to one
+            sums, members = self.rewards(rollouts[places.start * size : places.stop * size])
+            rows = list(zip(sums, zip(*members, strict=True), strict=True))
+            return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+        rated = [row for of_prompt in shared(self, len(rollouts) // size, rate) for row in of_prompt]
+        sums, members = [one for one, _ in rated], [list(of) for of in zip(*(of for _, of in rated), strict=True)]
         penalty = self.args.missing_eos_penalty or 0.0
         known = [
             torch.nan if one is None else one - penalty * (not rollout.finished)
@@ -257,12 +267,7 @@ class GroupTrainer(OnlineTrainer):
         asked = [place for place in range(len(prompts)) for _ in range(size)]
         training, self._window = self._window, Averages()
         try:
-            rollouts = self.sampler(
-                self.model,
-                [prompts.prompts[place] for place in asked],
-                [prompts.token_ids[place] for place in asked],
-                first=_HELD_OUT,
-            )
+            rollouts = shared_answers(self, prompts, asked, partial(self.sampler, self.model), first=_HELD_OUT)
             self._log_rewards(*self._rewards_of(rollouts, size))
             self._window.add(figures_of_answers(rollouts), weight=len(rollouts))
             figures = self._window.drain()

@@ -111,14 +111,14 @@ class GroupConfig(MovingReferenceFields, SamplingConfig):
             raise ConfigError(
                 "sync_ref_model=True moves a reference, which beta=0 does not use. Give a beta, such as 0.04."
             )
-        answers = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        super().__post_init__()
+        answers = self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
         if answers % self.num_generations:
             raise ConfigError(
-                f"a step has {counted(answers, 'answer')} (per_device_train_batch_size x gradient_accumulation_steps), "
-                f"which is not a multiple of num_generations={self.num_generations}. Make it a multiple, because every "
-                "prompt has that many answers."
+                f"a step has {counted(answers, 'answer')} (per_device_train_batch_size x gradient_accumulation_steps "
+                f"x processes), which is not a multiple of num_generations={self.num_generations}. Make it a multiple, "
+                "because every prompt has that many answers."
             )
-        super().__post_init__()
         refuse_what_has_no_meaning(self, honoured=("eval_strategy", "eval_on_start"))
 
 

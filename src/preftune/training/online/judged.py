@@ -16,6 +16,7 @@ from preftune.training.online.config import JudgedConfig
 from preftune.training.online.reward_functions import open_rewards
 from preftune.training.online.rollout import Rollout
 from preftune.training.online.scoring import Score, judge_options, open_score, row_of
+from preftune.training.online.sharing import shared
 from preftune.training.online.trainer import OnlineTrainer
 from preftune.training.setup.arguments import own_config
 
@@ -73,7 +74,8 @@ class JudgedTrainer(OnlineTrainer):
         """The answers to each prompt with their verdicts or scores. Logs the mean score of the policy's answers."""
         size = self.answers_per_prompt
         asked = [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
-        found = list(zip(asked, self._rater(asked), strict=True))
+        rated = shared(self, len(asked), lambda places: self._rater([asked[place] for place in places]))
+        found = list(zip(asked, rated, strict=True))
         known = [
             score
             for answers, rated in found

@@ -8,6 +8,7 @@ rounds, so that a resumed run samples, draws and steps as the uninterrupted one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -28,13 +29,14 @@ from preftune.training.online.config import SamplingConfig
 from preftune.training.online.fresh import STEP, Fresh, FreshStep, choose_reference, choose_sampler, plan_steps
 from preftune.training.online.prompts import PromptSet, prepare_prompts
 from preftune.training.online.rollout import Rollout, Sampler, figures_of_answers
+from preftune.training.online.sharing import count_once, everyones, share, shared, shared_answers
 from preftune.training.online.watch import Watch
 from preftune.training.record import model_card
 from preftune.training.setup import model as assemble
 from preftune.training.setup.advice import about_rate
 from preftune.training.setup.arguments import tokenizer_of
 from preftune.training.setup.self_check import check_before_training
-from preftune.training.step.collate import probes
+from preftune.training.step.collate import BATCH, collate, probes
 from preftune.training.step.memory import score_in_parts
 from preftune.training.step.metrics import Averages
 from preftune.training.step.optimizer_step import whole_step
@@ -171,11 +173,11 @@ class OnlineTrainer(RecordedTrainer):
 
     def _plan(self, args: Any) -> None:
         """How many steps: `max_steps` if it is given, else what the episodes make."""
-        step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        of_a_rank = args.per_device_train_batch_size * args.gradient_accumulation_steps
         if args.gradient_accumulation_steps > 1:
             # one step is one piece of work already, split by tokens as memory allows
-            args.per_device_train_batch_size, args.gradient_accumulation_steps = step, 1
-        self._plan_round(args, step)
+            args.per_device_train_batch_size, args.gradient_accumulation_steps = of_a_rank, 1
+        self._plan_round(args, of_a_rank * args.world_size)
         plan_steps(
             args,
             prompts=len(self.prompts),
@@ -205,7 +207,7 @@ class OnlineTrainer(RecordedTrainer):
             draws = self.prompts.drawn(number * self.prompts_per_round, self.prompts_per_round, seed=seed)
             asked = [draw for draw in draws for _ in range(self.answers_per_prompt)]
             rollouts = self.sample(asked)
-            self.limits.count(sum(len(one.prompt_ids) + len(one.response_ids) for one in rollouts))
+            count_once(self, sum(len(one.prompt_ids) + len(one.response_ids) for one in rollouts))
             self._rounds += 1
             self._sampled += len(rollouts)
             self._check_first(rollouts)
@@ -227,8 +229,7 @@ class OnlineTrainer(RecordedTrainer):
 
     def answers(self, sampler: Sampler, model: nn.Module, asked: Sequence[int], *, first: int) -> list[Rollout]:
         """One answer of a model to each of these prompts."""
-        prompts, token_ids = self.prompts.prompts, self.prompts.token_ids
-        return sampler(model, [prompts[i] for i in asked], [token_ids[i] for i in asked], first=first)
+        return shared_answers(self, self.prompts, asked, partial(sampler, model), first=first)
 
     def own_answers(self, rollouts: Sequence[Rollout]) -> Sequence[Rollout]:
         """Those of the policy, which the guard reads."""
@@ -250,8 +251,11 @@ class OnlineTrainer(RecordedTrainer):
             answers = iter(flat.split(sizes))
             return [[next(answers) for _ in group.completions] for group in part]
 
-        found = score_in_parts(self, groups, score, work="scoring")
-        return [answer for parts in found for part in parts for answer in part]
+        def of(places: range) -> list[list[Tensor]]:
+            found = score_in_parts(self, [groups[place] for place in places], score, work="scoring")
+            return [[answer for part in parts for answer in part] for parts in found]
+
+        return [answer for of_group in shared(self, len(groups), of) for answer in of_group]
 
     def _check_first(self, rollouts: Sequence[Rollout]) -> None:
         """The engine against the naive path and policy against reference, on the first answers of the run."""
@@ -270,9 +274,10 @@ class OnlineTrainer(RecordedTrainer):
             allow_mismatch=bool(getattr(self.args, "allow_reference_mismatch", False)),
         )
         detail(result.describe())
-        self._record.note(
-            self_check={"engine_error": result.engine_error, "reference_distance": result.reference_distance}
-        )
+        if self.is_world_process_zero():
+            self._record.note(
+                self_check={"engine_error": result.engine_error, "reference_distance": result.reference_distance}
+            )
         self._after_check()
 
     def _after_check(self) -> None:
@@ -314,21 +319,23 @@ class OnlineTrainer(RecordedTrainer):
         self.trained.train()
         getattr(self.optimizer, "train", lambda: None)()  # a schedule-free optimiser
         self.trained.zero_grad(set_to_none=True)
-        self._step = [pack(step.groups)]
+        self._step = [collate([step.groups[place] for place in share(self, len(step.groups))])[BATCH]]
         figures: list[tuple[Mapping[str, Tensor], Tensor]] = []
 
         def compute(part: PackedBatch) -> tuple[Tensor, Tensor]:
+            if not part.groups:
+                return torch.zeros((), device=self.args.device), torch.zeros((0, 1), dtype=torch.int64)
             loss, sums, weight = self.compute_part(part.to(self.args.device), step)
             figures.append((sums, weight))
             return loss.detach(), torch.tensor([[len(figures) - 1]])
 
-        loss, counted = whole_step(self, self.trained, self._step, compute)
-        for place in counted[:, 0].tolist():  # of the attempt that memory sufficed for
-            sums, weight = figures[place]
+        loss, counted = whole_step(self, self.trained, self._step, compute, added=True)
+        lasting = [figures[place] for place in counted[:, 0].tolist()]  # of the attempt that memory sufficed for
+        for sums, weight in everyones(self, lasting):
             self._window.add({name: value / weight for name, value in sums.items()}, weight)
         self._at_boundary = step.last
-        self.limits.count(sum(group.tokens for group in step.groups))
-        return loss
+        count_once(self, sum(group.tokens for group in step.groups))
+        return loss.mul(self.args.world_size)  # transformers logs the mean of the ranks
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """The policy's norm, clipped for itself; other roles' gradients, of another scale, by themselves as well."""

@@ -29,6 +29,7 @@ from preftune.models.roles import Scalar, trained_as_it_was
 from preftune.training.online.fresh import FreshStep, scale_logps
 from preftune.training.online.rollout import Rollout
 from preftune.training.online.scoring import Score, Scores, judge_options, open_score
+from preftune.training.online.sharing import shared
 from preftune.training.online.trainer import OnlineTrainer
 from preftune.training.ppo.cast import Cast, cast_roles, kept_off_disk
 from preftune.training.ppo.config import PPOConfig
@@ -147,7 +148,7 @@ class PPOTrainer(OnlineTrainer):
 
     def make_steps(self, rollouts: Sequence[Rollout], round_number: int) -> list[list[TokenizedGroup]]:
         args = self.args
-        rated = self.score(rollouts)
+        rated = self._rated(rollouts)
         kept = [place for place in range(len(rollouts)) if self._fit(rated, place)]
         self._window.add({"objective/filtered": 1 - len(kept) / len(rollouts)})
         known = torch.tensor([score for score in rated.scores if score is not None])
@@ -181,6 +182,18 @@ class PPOTrainer(OnlineTrainer):
             shaped.experience, epochs=args.num_ppo_epochs, parts=args.num_mini_batches, generator=generator
         )
         return [[one.group for one in step] for step in steps]
+
+    def _rated(self, rollouts: Sequence[Rollout]) -> Scores:
+        """The scores of all answers. A reward on the policy's base is shared where it measures."""
+        if self.cast.reward is not None:
+            return self.score(rollouts)
+
+        def score(places: range) -> list[tuple[float | None, float | None]]:
+            of = self.score(rollouts[places.start : places.stop])
+            return list(zip(of.scores, of.spread, strict=True))
+
+        rated = shared(self, len(rollouts), score)
+        return Scores([one for one, _ in rated], [spread for _, spread in rated])
 
     def _shaping(self) -> Shaping:
         args = self.args

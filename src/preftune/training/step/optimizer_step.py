@@ -44,6 +44,7 @@ def whole_step(
     compute: Compute,
     *,
     fill: Compute | None = None,
+    added: bool = False,
 ) -> Step:
     """Compute one optimiser step, so that the parameters have the gradients of all ranks' pairs.
 
@@ -52,6 +53,8 @@ def whole_step(
         model: the policy, not wrapped.
         batches: the step's micro-batches as the data loader made them.
         compute: must have no effect that a second attempt would repeat, but for gradients and the random state.
+        added: losses are shares of the whole step's, so that gradients of the ranks are added; otherwise they are
+            averaged.
         fill: the same with a loss of 0 and without metrics, for sharded weights; see `lockstep`.
     Returns: the loss and the metrics of this rank's pairs.
     Raises:
@@ -70,7 +73,7 @@ def whole_step(
     if ranks > 1:
         tokens, with_gradient = agree(parameters, trainer.step_limit.tokens)
         trainer.step_limit.follow(tokens)
-        average_gradients(with_gradient, ranks, bucket_mb=trainer.args.ddp_bucket_cap_mb or BUCKET_MB)
+        average_gradients(with_gradient, 1 if added else ranks, bucket_mb=trainer.args.ddp_bucket_cap_mb or BUCKET_MB)
     return step
 
 
