@@ -11,7 +11,6 @@ reward_functions  rewards as TRL takes them, and sums of several
 reward_rules      rewards that ship: exact, key-fact, length, format
 rollout           answers as token ids
 scoring           reward models, ensembles, rules and chat models as scorers
-sharing           several ranks: a share of the work each, all results for all
 trainer           OnlineTrainer: what PPO, GRPO and the judged trainers share
 two_players       XPOTrainer and NashMDTrainer
 vllm_rollout      answers from vLLM (experimental: not tested on a GPU here)
@@ -40,6 +39,5 @@ __all__ = [
     "prompts",
     "rollout",
     "scoring",
-    "sharing",
     "trainer",
 ]

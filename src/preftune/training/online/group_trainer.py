@@ -23,14 +23,14 @@ from preftune.losses.group_relative import (
 from preftune.losses.surrogates import Clipped
 from preftune.training.online.fresh import STEP, FreshStep, Key, Known, keep_uncertain, scale_logps
 from preftune.training.online.grpo_config import GroupConfig, GRPOConfig, RLOOConfig
-from preftune.training.online.prompts import PromptSet, prepare_prompts
+from preftune.training.online.prompts import PromptSet, prepare_prompts, shared_answers
 from preftune.training.online.reward_functions import BatchFunction, Rewards, open_rewards
 from preftune.training.online.rollout import Rollout, figures_of_answers
-from preftune.training.online.sharing import shared, shared_answers
 from preftune.training.online.trainer import OnlineTrainer
 from preftune.training.setup.advice import about_beta
 from preftune.training.setup.arguments import check_evaluation, own_config
 from preftune.training.step.metrics import Averages
+from preftune.training.step.shares import shared
 from preftune.types import TokenizedGroup
 
 _HELD_OUT = 1 << 40

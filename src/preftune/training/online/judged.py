@@ -16,9 +16,9 @@ from preftune.training.online.config import JudgedConfig
 from preftune.training.online.reward_functions import open_rewards
 from preftune.training.online.rollout import Rollout
 from preftune.training.online.scoring import Score, judge_options, open_score, row_of
-from preftune.training.online.sharing import shared
 from preftune.training.online.trainer import OnlineTrainer
 from preftune.training.setup.arguments import own_config
+from preftune.training.step.shares import shared
 
 Answers: TypeAlias = Sequence[Rollout]
 """All answers to one prompt."""

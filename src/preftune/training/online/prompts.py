@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from preftune.generation.backends import template_of
 from preftune.generation.encode_prompts import encode_prompts
 from preftune.generation.prompts import Prompt, Prompts, carried_by, load_prompts
 from preftune.log import say
+from preftune.training.online.rollout import Rollout
+from preftune.training.protocol import TrainerView
+from preftune.training.step.shares import shared
 
 _READ = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "id")
 """Columns that are no matter of a rule."""
@@ -101,3 +104,21 @@ def prepare_prompts(source: Any, tokenizer: Any, *, max_prompt_length: int | Non
             f"has {shortest:,}). Raise max_prompt_length."
         )
     return PromptSet([found[i] for i in kept], [ids[i] for i in kept], len(found) - len(kept), opened.repeated)
+
+
+def shared_answers(
+    trainer: TrainerView, prompts: PromptSet, asked: Sequence[int], sample: Callable[..., list[Rollout]], *, first: int
+) -> list[Rollout]:
+    """One answer to each of these prompts of a set.
+
+    Args:
+        sample: prompts, token ids and `first` to answers, as a `Sampler` with its model.
+        first: number of the first answer, which decides the draws.
+    """
+
+    def answer(places: range) -> list[Rollout]:
+        rows = [asked[place] for place in places]
+        own, token_ids = [prompts.prompts[row] for row in rows], [prompts.token_ids[row] for row in rows]
+        return sample(own, token_ids, first=first + places.start)
+
+    return shared(trainer, len(asked), answer)

@@ -27,9 +27,8 @@ from preftune.reference.sources import Source, trainable
 from preftune.storage.run_directory import check_writable
 from preftune.training.online.config import SamplingConfig
 from preftune.training.online.fresh import STEP, Fresh, FreshStep, choose_reference, choose_sampler, plan_steps
-from preftune.training.online.prompts import PromptSet, prepare_prompts
+from preftune.training.online.prompts import PromptSet, prepare_prompts, shared_answers
 from preftune.training.online.rollout import Rollout, Sampler, figures_of_answers
-from preftune.training.online.sharing import count_once, everyones, share, shared, shared_answers
 from preftune.training.online.watch import Watch
 from preftune.training.record import model_card
 from preftune.training.setup import model as assemble
@@ -40,6 +39,7 @@ from preftune.training.step.collate import BATCH, collate, probes
 from preftune.training.step.memory import score_in_parts
 from preftune.training.step.metrics import Averages
 from preftune.training.step.optimizer_step import whole_step
+from preftune.training.step.shares import count_once, everyones, share, shared
 from preftune.training.trainers.recorded import RecordedTrainer
 from preftune.types import TokenizedGroup
 

@@ -29,13 +29,13 @@ from preftune.models.roles import Scalar, trained_as_it_was
 from preftune.training.online.fresh import FreshStep, scale_logps
 from preftune.training.online.rollout import Rollout
 from preftune.training.online.scoring import Score, Scores, judge_options, open_score
-from preftune.training.online.sharing import shared
 from preftune.training.online.trainer import OnlineTrainer
 from preftune.training.ppo.cast import Cast, cast_roles, kept_off_disk
 from preftune.training.ppo.config import PPOConfig
 from preftune.training.ppo.experience import Experience, Shaping, make_experience, mini_batches
 from preftune.training.ppo.update import Clips, backward_part
 from preftune.training.setup.arguments import own_config
+from preftune.training.step.shares import shared
 from preftune.types import TokenizedGroup
 
 _VALUE_FILE = "value.safetensors"

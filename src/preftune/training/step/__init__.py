@@ -13,6 +13,7 @@ planning micro-batches within a token budget, computing them, starting again whe
     optimizer_step  one step, repeated whole when memory runs out
     pair_loss       the objective of a configuration on a batch's pairs
     ranks           what ranks exchange: gradients and memory limits
+    shares          several ranks: a share of the work each, all results for all
     step_pairs      all pairs of a step before its loss
 """
 
@@ -26,5 +27,6 @@ __all__ = [
     "micro_batches",
     "optimizer_step",
     "pair_loss",
+    "shares",
     "step_pairs",
 ]

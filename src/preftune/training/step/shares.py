@@ -14,9 +14,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from preftune.errors import PreftuneError, RequestError
-from preftune.training.online.prompts import PromptSet
-from preftune.training.online.rollout import Rollout
-from preftune.training.protocol import OnlineTrainerView, TrainerView
+from preftune.training.protocol import TrainerView
 
 Result = TypeVar("Result")
 
@@ -53,25 +51,7 @@ def shared(trainer: TrainerView, count: int, work: Callable[[range], Sequence[Re
     return [result for results, _ in ranks for result in results]
 
 
-def shared_answers(
-    trainer: TrainerView, prompts: PromptSet, asked: Sequence[int], sample: Callable[..., list[Rollout]], *, first: int
-) -> list[Rollout]:
-    """One answer to each of these prompts of a set.
-
-    Args:
-        sample: prompts, token ids and `first` to answers, as a `Sampler` with its model.
-        first: number of the first answer, which decides the draws.
-    """
-
-    def answer(places: range) -> list[Rollout]:
-        rows = [asked[place] for place in places]
-        own, token_ids = [prompts.prompts[row] for row in rows], [prompts.token_ids[row] for row in rows]
-        return sample(own, token_ids, first=first + places.start)
-
-    return shared(trainer, len(asked), answer)
-
-
-def count_once(trainer: OnlineTrainerView, tokens: int) -> None:
+def count_once(trainer: TrainerView, tokens: int) -> None:
     """Counts the tokens of all ranks on one of them: the limits add the ranks up."""
     trainer.limits.count(tokens if trainer.is_world_process_zero() else 0)
 
