@@ -54,7 +54,11 @@ def test_seeds_are_pooled_by_prompt(tmp_path):
     for seed, outcomes in ((0, ["win", "win", "loss"]), (1, ["win", "tie", "loss"])):
         folder = tmp_path / f"seed{seed}/eval-dpo"
         folder.mkdir(parents=True)
-        lines = [json.dumps({"id": str(number), "outcome": outcome}) for number, outcome in enumerate(outcomes)]
+        rows = [
+            {"id": str(n), "outcome": word, "base_first": word, "aligned_first": word}
+            for n, word in enumerate(outcomes)
+        ]
+        lines = list(map(json.dumps, rows))
         (folder / "verdicts.jsonl").write_text("\n".join(lines))
     found = pipelines.pooled_rate(tmp_path, [0, 1], "dpo")
     assert (found["n"], found["prompts"], found["wins"], found["ties"], found["losses"]) == (6, 3, 3, 1, 2)

@@ -92,7 +92,7 @@ def rest_bytes(shape: ModelShape, settings: Settings, batch: MicroBatch) -> floa
             kept += c * (shape.head + (0 if settings.checkpointing else shape.linear))
         elif shape.head:
             kept += rows * s * width  # the last hidden states, which the head holds a part of
-    elif settings.dropout and c < 4 and not settings.checkpointing:
+    elif c < 4 and not settings.checkpointing:
         kept += c * shape.adapter
     if shape.head:
         kept += batch.scored * (width * (s if shape.full else c) + 8) + 8 * batch.scored * shape.full
