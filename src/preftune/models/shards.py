@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.distributed.tensor.experimental import implicit_replication
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -34,26 +32,23 @@ def like(tensor: Tensor, other: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(mesh.device_type), mesh, other.placements, src_data_rank=None)
 
 
-def whole_weights(model: nn.Module, *, keep: bool, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Any]:
+def whole_weights(model: nn.Module, *, keep: bool, wanted: Collection[str] | None = None) -> dict[str, Any]:
     """The state dict with whole tensors in main memory. Tied weights are one tensor, as in the model.
 
     Args:
         keep: whether this rank needs the result; the others take part and get an empty dict.
-        wanted: which names are gathered; the same on all ranks.
+        wanted: the names that are gathered, the same on all ranks; None for all.
     """
     owners = {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
-    gathered: dict[int, Tensor] = {}
-    found: dict[str, Any] = {}
+    gathered: dict[object, Tensor] = {}
+    names: dict[str, object] = {}
     for name, tensor in model.state_dict().items():
-        if not wanted(name):
-            continue
-        owner = owners.get(name, id(tensor))
-        if owner not in gathered:
-            together = whole(tensor)
-            gathered[owner] = together.cpu() if keep else torch.empty(0)
-        if keep:
-            found[name] = gathered[owner]
-    return found
+        if wanted is None or name in wanted:
+            names[name] = owners.get(name, name)
+            if names[name] not in gathered:
+                together = whole(tensor)
+                gathered[names[name]] = together.cpu() if keep else torch.empty(0)
+    return {name: gathered[owner] for name, owner in names.items()} if keep else {}
 
 
 def whole_state(state: Mapping[str, Any], *, keep: bool) -> dict[str, Any]:
@@ -80,10 +75,3 @@ def divided_state(state: Mapping[str, Any], parameters: list[nn.Parameter]) -> d
         for index, values in state["state"].items()
     }
     return {**state, "state": divided}
-
-
-@contextmanager
-def plain_tensors_are_whole() -> Iterator[None]:
-    """Inside, a plain tensor that meets a divided one counts as the whole of it, the same on all ranks."""
-    with implicit_replication():
-        yield

@@ -34,6 +34,10 @@ def tied_model() -> Any:
     return tiny_model(tie_word_embeddings=True)
 
 
+def half_model() -> Any:
+    return tiny_model().to(torch.bfloat16)
+
+
 def deep_model() -> Any:
     return tiny_model(num_hidden_layers=8)
 
@@ -59,6 +63,7 @@ CASES: dict[str, tuple[str, Any, Any, dict[str, Any]]] = {
     "kept whole": ("DPO", tiny_model, rows, {"fsdp": "shard_grad_op"}),
     "checkpointing": ("DPO", tiny_model, rows, {"gradient_checkpointing": True}),
     "bfloat16": ("DPO", tiny_model, rows, {"bf16": True}),
+    "received in bfloat16": ("DPO", half_model, rows, {}),
     "explicit": ("DPO", tiny_model, rows, {"ref_model": True, "allow_reference_mismatch": True}),
     "moving": ("DPO", tiny_model, rows, {"sync_ref_model": True, "ref_model_sync_steps": 1, "beta": 0.2}),
     "sorted": ("DPO", lora_model, rows, {"loss_type": "aot_unpaired", **UNEVEN}),

@@ -75,7 +75,7 @@ def test_the_first_time_that_memory_runs_out_ends_the_run(two_ranks):
         assert "max_tokens_per_batch" in rank["out of memory"]
 
 
-@pytest.mark.parametrize("case", ["lora", "full", "tied", "sft", "reward"])
+@pytest.mark.parametrize("case", ["lora", "full", "tied", "received in bfloat16", "sft", "reward"])
 def test_what_is_saved_is_whole(case, two_ranks, tmp_path):
     folder, _ = two_ranks
     ranks.run(case, tmp_path, ranks=1)

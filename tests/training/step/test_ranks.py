@@ -12,7 +12,7 @@ from torch import nn
 
 from preftune.errors import OutOfMemoryError
 from preftune.training.step import ranks
-from preftune.training.step.ranks import FAILED, agree, average_gradients
+from preftune.training.step.ranks import FAILED, add_gradients, agree
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_gradients_of_any_shape_and_dtype_come_back_in_their_places(bucket_mb, a
     mixed = [*parameters(3, 2), *parameters(4, dtype=torch.bfloat16), *parameters(300_000, 5)]
     mixed[0].grad = torch.arange(6.0).view(2, 3).t()[:3, 0]  # not contiguous
     expected = [p.grad.clone() / 2 for p in mixed]
-    average_gradients(mixed, 2, bucket_mb=bucket_mb)
+    add_gradients(mixed, divided_by=2, bucket_mb=bucket_mb)
     for parameter, gradient in zip(mixed, expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
         assert parameter.grad.dtype == gradient.dtype

@@ -288,7 +288,7 @@ class PackedConfig(TrainingArguments):
         if self.sharding is None:
             return
         self.fsdp, self.fsdp_config = self.fsdp or "full_shard", {"xla": False, **config}
-        if self.sharding.activation_checkpointing and self.gradient_checkpointing is None:
+        if self.sharding.activation_checkpointing:
             self.gradient_checkpointing = True
 
     def _resolve_saving(self) -> None:

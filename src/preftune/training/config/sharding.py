@@ -30,8 +30,8 @@ class Sharding:
     """Weights, gradients and optimiser state stay in main memory and are updated there."""
     layer_classes: tuple[str, ...] = ()
     """Classes of the modules that are sharded one by one; empty for the model's own layers."""
-    activation_checkpointing: bool | None = None
-    """As `gradient_checkpointing`; None leaves it to that."""
+    activation_checkpointing: bool = False
+    """Switches `gradient_checkpointing` on."""
     weights_on_first_rank: bool = False
     """Only the first rank of each node has loaded the weights (`cpu_ram_efficient_loading`)."""
 
@@ -58,13 +58,14 @@ _YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "none", "")
 
 _WITHOUT_EFFECT = (
     "version", "state_dict_type", "backward_prefetch", "forward_prefetch", "use_orig_params", "sync_module_states",
-    "limit_all_gathers", "activation_checkpointing_offload", "min_num_params",
+    "limit_all_gathers", "min_num_params",
 )  # fmt: skip
 """Of FSDP1, of wrapping by size, or about how accelerate saves: weights and optimiser are saved whole, for any number
 of ranks.
 """
 _ONLY: dict[str, tuple[Any, str]] = {
     "ignored_modules": (None, "all weights are sharded"),
+    "activation_checkpointing_offload": (False, "activations are computed again, not kept in main memory"),
     "xla": (False, "preftune does not train on TPUs"),
     "xla_fsdp_v2": (False, "preftune does not train on TPUs"),
     "xla_fsdp_grad_ckpt": (False, "preftune does not train on TPUs"),
@@ -177,6 +178,8 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 def _setting(key: str, value: Any) -> dict[str, Any]:
     """One entry of `fsdp_config` as fields of `Sharding`."""
+    if value is None and key in _KNOWN:
+        return {}
     if key in ("reshard_after_forward", "sharding_strategy"):
         text = str(value).lower()
         if text in ("true", "false"):
@@ -185,11 +188,13 @@ def _setting(key: str, value: Any) -> dict[str, Any]:
     if key in ("cpu_offload", "offload_params"):
         return {"cpu_offload": _flag(key, value)}
     if key == "activation_checkpointing":
-        return {key: _flag(key, value) or None}
+        return {key: _flag(key, value)}
     if key == "cpu_ram_efficient_loading":
         return {"weights_on_first_rank": _flag(key, value)}
     if key == "replicas":
-        return {"replicas": int(value), "hybrid": int(value) > 1}
+        if not str(value).isdigit() or int(value) < 1:
+            raise ConfigError(f"fsdp_config['replicas']={value!r} is not a number of copies. Give 1 or more.")
+        return {"replicas": int(value), "hybrid": True}
     if key in ("transformer_layer_cls_to_wrap", "transformer_cls_to_wrap"):
         names = value.split(",") if isinstance(value, str) else value or ()
         return {"layer_classes": tuple(str(name).strip() for name in names if str(name).strip())}

@@ -7,7 +7,7 @@ programs load at the end has the dtype that it had before, or `save_dtype`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +25,7 @@ from preftune.models.config_values import check_values
 from preftune.models.load import parse_dtype
 from preftune.models.precision import Precision, is_quantized_weight
 from preftune.models.quiet import quiet_transformers
+from preftune.storage.jsonl import read_object, write_json
 from preftune.training.config.base import PackedConfig
 from preftune.training.protocol import TokenLimitView
 from preftune.training.record.sharded import ShardedTrainer
@@ -57,9 +58,8 @@ class SavingTrainer(ShardedTrainer):
             super().save_model(output_dir, _internal_call)
             return
         if self.args.sharding is not None:  # what was gathered is cast, and the weights stay as they are
-            self.model._preftune_saved = saved_dtypes(self.model, self.args.save_dtype)  # type: ignore[assignment]
-            super().save_model(output_dir, _internal_call)
-            self.model._preftune_saved = None  # type: ignore[assignment]
+            with casts_what_is_saved(self.model, saved_dtypes(self.model, self.args.save_dtype)):
+                super().save_model(output_dir, _internal_call)
             return
         with in_saved_dtype(self.model, self.args.save_dtype):
             super().save_model(output_dir, _internal_call)
@@ -68,14 +68,18 @@ class SavingTrainer(ShardedTrainer):
         cast = getattr(self.model, "_preftune_saved", None)
         if cast and state_dict is not None:  # gathered before the weights were cast
             state_dict = {name: _as(tensor, cast.get(name)) for name, tensor in state_dict.items()}
+            dtype = next(tensor.dtype for tensor in state_dict.values() if tensor.is_floating_point())
         with warnings.catch_warnings(), quiet_transformers():
             # the embedding goes with the adapter where it must, which `load_model` knows
             warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True`")
             super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
+        if cast and state_dict is not None:
+            write_dtype(folder / "config.json", dtype)
         config = getattr(self.model, "generation_config", None)
         if self.args.should_save and config is not None and hasattr(self.model, "peft_config"):
-            config.save_pretrained(output_dir or self.args.output_dir)  # PEFT saves none
-            keep_head(self.model, Path(output_dir or self.args.output_dir, "adapter_model.safetensors"))
+            config.save_pretrained(folder)  # PEFT saves none
+            keep_head(self.model, folder / "adapter_model.safetensors", state_dict)
 
 
 def remember_dtypes(model: nn.Module) -> None:
@@ -110,15 +114,30 @@ def in_saved_dtype(model: Any, save_dtype: str | None) -> Iterator[None]:
     kept: dict[str, Tensor] = {}
     parameters = dict(model.named_parameters())
     try:
-        model._preftune_saved = dtypes
         for name, dtype in dtypes.items():
             kept[name] = parameters[name].data
             parameters[name].data = kept[name].to(dtype)
+        with casts_what_is_saved(model, dtypes):
+            yield
+    finally:
+        for name, data in kept.items():
+            parameters[name].data = data
+
+
+@contextmanager
+def casts_what_is_saved(model: Any, dtypes: Mapping[str, torch.dtype]) -> Iterator[None]:
+    """Inside, weights that were gathered for saving are cast to these dtypes."""
+    model._preftune_saved = dtypes
+    try:
         yield
     finally:
         model._preftune_saved = None
-        for name, data in kept.items():
-            parameters[name].data = data
+
+
+def write_dtype(file: Path, dtype: torch.dtype) -> None:
+    """Corrects the dtype of a saved config to that of the saved weights: transformers writes that of the model."""
+    if file.is_file():
+        write_json(file, {**read_object(file), "dtype": str(dtype).removeprefix("torch.")})
 
 
 def say_saved_dtype(model: nn.Module, save_dtype: str | None) -> None:
@@ -179,9 +198,12 @@ def _why_refused(config: Any) -> str:
     return ""
 
 
-def keep_head(model: Any, file: Path) -> None:
+def keep_head(model: Any, file: Path, gathered: Mapping[str, Tensor] | None = None) -> None:
     """Put the head into an adapter's file where its rows are not those of the base on disk: PEFT leaves it out if the
     embedding has an adapter of its own.
+
+    Args:
+        gathered: whole weights by name, of a model that is divided among ranks.
     """
     head, base = model.get_output_embeddings(), model.get_base_model()
     if type(head) is not nn.Linear or base.get_input_embeddings().weight is head.weight or not file.is_file():
@@ -195,7 +217,8 @@ def keep_head(model: Any, file: Path) -> None:
     except (OSError, ValueError):  # it is in memory only, and there is nothing to compare with
         return
     if received != head.weight.shape[0]:
-        save_file({**saved, name: head.weight.detach().cpu().contiguous()}, file, metadata={"format": "pt"})
+        weight = (gathered or {}).get(name, head.weight).detach().cpu().contiguous()
+        save_file({**saved, name: weight}, file, metadata={"format": "pt"})
 
 
 def _as(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

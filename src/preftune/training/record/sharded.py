@@ -9,22 +9,23 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor.experimental import implicit_replication
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-from preftune.models.shards import divided_state, plain_tensors_are_whole, whole, whole_state, whole_weights
+from preftune.models.shards import divided_state, whole, whole_state, whole_weights
 from preftune.training.config.base import PackedConfig
 from preftune.training.config.sharding import ENABLED
 
 
 class ShardedTrainer(Trainer):
-    """Does nothing of its own where nothing is sharded."""
+    """transformers' trainer as it is, where nothing is sharded."""
 
     args: PackedConfig
     model: Any
@@ -54,16 +55,22 @@ class ShardedTrainer(Trainer):
         if self.args.sharding is None:
             super().save_model(output_dir, _internal_call)
             return
-        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        adapter = hasattr(self.model, "peft_config")
-        # of an adapter's base nothing is saved
-        state = whole_weights(
-            self.model, keep=self.args.should_save, wanted=lambda name: not adapter or name in trained
-        )
+        state = whole_weights(self.model, keep=self.args.should_save, wanted=self._saved_names())
         if self.args.should_save:
             self._save(output_dir or self.args.output_dir, state)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _saved_names(self) -> set[str] | None:
+        """The weights that are saved: all (None), or of an adapter's model what trains, and embedding and head, which
+        PEFT may save with it.
+        """
+        if not hasattr(self.model, "peft_config"):
+            return None
+        tables = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        kept = {id(parameter) for table in tables if table is not None for parameter in table.parameters()}
+        named = self.model.named_parameters(remove_duplicate=False)
+        return {name for name, parameter in named if parameter.requires_grad or id(parameter) in kept}
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.sharding is None:
@@ -88,20 +95,16 @@ class ShardedTrainer(Trainer):
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with self._whole_files():
+        with self._plain_tensors_are_whole():
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        with self._whole_files():
+        with self._plain_tensors_are_whole():
             super()._load_best_model()
 
-    @contextmanager
-    def _whole_files(self) -> Iterator[None]:
-        if self.args.sharding is None:
-            yield
-            return
-        with plain_tensors_are_whole():
-            yield
+    def _plain_tensors_are_whole(self) -> AbstractContextManager[None]:
+        """Inside, a plain tensor that meets a divided one, as those of a file do, counts as the whole of it."""
+        return nullcontext() if self.args.sharding is None else implicit_replication()
 
     def _torch_optimizer(self) -> torch.optim.Optimizer:
         optimizer: Any = self.optimizer

@@ -10,6 +10,7 @@ from its forward to its backward pass, as the head's weight is needed in both.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,6 +66,7 @@ def shard_model(
     Raises: ConfigError if no layers are found, or the ranks cannot be divided into the replicas that are asked for.
     """
     mesh = _mesh(sharding, device)
+    received = {name: p.received_dtype for name, p in model.named_parameters() if hasattr(p, "received_dtype")}
     options: dict[str, Any] = {
         "mesh": mesh,
         "offload_policy": CPUOffloadPolicy() if sharding.cpu_offload else OffloadPolicy(),
@@ -75,6 +77,9 @@ def shard_model(
     for part in called or (model,):
         fully_shard(part, reshard_after_forward=False, **options)
         part.register_forward_hook(_divide_again)
+    for name, parameter in model.named_parameters():  # they are other objects now
+        if name in received:
+            parameter.received_dtype = received[name]
     for buffer in model.buffers():
         buffer.data = buffer.data.to(device)
     say(sharding.describe(dist.get_world_size(), mesh.size(0) if mesh.ndim == 2 else 1))
@@ -109,8 +114,6 @@ def layers_of(model: Any, classes: Sequence[str] = ()) -> list[nn.Module]:
 
 
 def _mesh(sharding: Sharding, device: torch.device) -> DeviceMesh:
-    import os
-
     ranks = dist.get_world_size()
     if not sharding.hybrid:
         return init_device_mesh(device.type, (ranks,))

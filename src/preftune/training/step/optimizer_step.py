@@ -22,7 +22,7 @@ from preftune.logps.score_groups import is_out_of_memory
 from preftune.training.protocol import TrainerView
 from preftune.training.step.lockstep import most, stand_in, together
 from preftune.training.step.micro_batches import Cost, plan_micro_batches, split_group
-from preftune.training.step.ranks import BUCKET_MB, FAILED, agree, average_gradients
+from preftune.training.step.ranks import BUCKET_MB, FAILED, add_gradients, agree
 
 Compute = Callable[[PackedBatch], tuple[Tensor, Tensor]]
 """Forward and backward of a micro-batch; returns its share of the step's loss, and its (pairs, metrics)."""
@@ -73,7 +73,8 @@ def whole_step(
     if ranks > 1:
         tokens, with_gradient = agree(parameters, trainer.step_limit.tokens)
         trainer.step_limit.follow(tokens)
-        average_gradients(with_gradient, 1 if added else ranks, bucket_mb=trainer.args.ddp_bucket_cap_mb or BUCKET_MB)
+        megabytes = trainer.args.ddp_bucket_cap_mb or BUCKET_MB
+        add_gradients(with_gradient, divided_by=1 if added else ranks, bucket_mb=megabytes)
     return step
 
 

@@ -48,21 +48,22 @@ def agree(parameters: Sequence[nn.Parameter], tokens: int | None) -> tuple[int |
     return None if -least == _NO_LIMIT else -least, together
 
 
-def average_gradients(parameters: Sequence[nn.Parameter], ranks: int, *, bucket_mb: int = BUCKET_MB) -> None:
-    """Replace every gradient by its mean over the ranks, in pieces of bounded size.
+def add_gradients(parameters: Sequence[nn.Parameter], *, divided_by: int, bucket_mb: int = BUCKET_MB) -> None:
+    """Replace every gradient by its sum over the ranks, divided by a number, in pieces of bounded size.
 
     Args:
         parameters: in the same order on all ranks, all of them with a gradient.
+        divided_by: the number of ranks for their mean.
         bucket_mb: size of a piece, in MB of 2^20 bytes; a larger gradient is a piece of its own.
     """
     for bucket in _buckets([p.grad for p in parameters if p.grad is not None], bucket_mb * 2**20):
         if len(bucket) == 1 and bucket[0].is_contiguous():
-            dist.all_reduce(bucket[0].div_(ranks))
+            dist.all_reduce(bucket[0].div_(divided_by))
             continue
-        flat = torch.cat([gradient.reshape(-1) for gradient in bucket]).div_(ranks)
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket]).div_(divided_by)
         dist.all_reduce(flat)
-        for gradient, mean in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
+        for gradient, total in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            gradient.copy_(total.view_as(gradient))
 
 
 def _buckets(gradients: Sequence[Tensor], most: int) -> Iterator[list[Tensor]]:

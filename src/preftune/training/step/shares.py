@@ -42,7 +42,7 @@ def shared(trainer: TrainerView, count: int, work: Callable[[range], Sequence[Re
     except PreftuneError as error:
         failure = error
     except Exception as error:
-        failure = RequestError(f"{type(error).__name__}: {error}")
+        failure = RequestError(f"process {trainer.args.process_index} failed with {type(error).__name__}: {error}")
         failure.__cause__ = error
     ranks: list[tuple[list[Result], PreftuneError | None]] = gather_object([(found, failure)])
     for _, of_another in ranks:
