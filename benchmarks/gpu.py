@@ -169,7 +169,7 @@ def measure(shape: str, tuning: str, options: argparse.Namespace) -> dict[str, A
             if not _runs(library, setting, tuning) or options.setting not in (None, f"{library}-{setting}"):
                 continue
             began = time.perf_counter()
-            result = _child({**case, "library": library, "setting": setting})
+            result = in_a_fork(one_run, {**case, "library": library, "setting": setting})
             if "seconds" in result:
                 result["tokens_per_second"] = sum(map(sum, timed)) / result["seconds"]
                 result["useful_tflops"] = flops / result["seconds"] / 1e12
@@ -187,11 +187,6 @@ def _runs(library: str, setting: str, tuning: str) -> bool:
     if library == "trl" and (tuning == "qlora" or importlib.util.find_spec("trl") is None):
         return False
     return setting not in _NEEDS or importlib.util.find_spec(_NEEDS[setting]) is not None
-
-
-def _child(case: dict[str, Any]) -> dict[str, Any]:
-    """One run in a process of its own."""
-    return in_a_fork(one_run, case)
 
 
 def _said(result: dict[str, Any]) -> str:

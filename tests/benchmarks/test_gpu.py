@@ -20,7 +20,6 @@ WORDS = ["--shape", "tiny", "--device", "cpu", "--dtype", "float32", "--pairs", 
 def here(monkeypatch) -> None:
     """Runs in this process instead of their own; the matrix rate is not what is tested."""
     monkeypatch.setattr(gpu, "in_a_fork", lambda function, *arguments: function(*arguments))
-    monkeypatch.setattr(gpu, "_child", lambda case: json.loads(json.dumps(gpu.one_run(json.loads(json.dumps(case))))))
     monkeypatch.setattr(gpu, "matrix_rate", lambda dtype, device: {"best": 100.0})
 
 
@@ -44,7 +43,7 @@ def test_a_tiny_model_on_a_cpu(here, tuning, tmp_path, monkeypatch):
 
 
 def test_a_run_that_fails_is_kept_with_its_reason(monkeypatch):
-    assert "KeyError: 'device'" in gpu._child({"library": "preftune"})["failed"]
+    assert "KeyError: 'device'" in gpu.in_a_fork(gpu.one_run, {"library": "preftune"})["failed"]
     runs = {"preftune defaults": {"failed": "out of memory"}, "trl defaults": {"seconds": 1.0}}
     assert gpu.ratios(runs) == {}
 

@@ -11,6 +11,27 @@ from typing import Any
 
 import torch
 
+SETTINGS: dict[str, Any] = {
+    "learning_rate": 1e-2,
+    "adam_epsilon": 1e-4,  # a gradient that is nothing but rounding must not become a whole step
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "bf16": False,
+    "use_cpu": True,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "seed": 3,
+}
+"""Of runs whose updates are compared between numbers of ranks."""
+OVER_GLOO = {"ddp_backend": "gloo", "ddp_timeout": 60}
+
+
+def leave(folder: Path, result: Any) -> None:
+    """Ends a rank, whose result `run_two_ranks` returns."""
+    torch.save(result, folder / f"rank{os.environ['RANK']}.pt")
+    torch.distributed.destroy_process_group()
+
 
 def run_two_ranks(script: str | None, folder: Path, *, cache: Path | None = None) -> list[Any]:
     """Runs a script with `folder` as its argument on two ranks; returns what each left in `rankN.pt`."""

@@ -17,6 +17,7 @@ import torch
 
 import preftune
 from tests.training.ppo.ppo_runs import PROMPTS, letters_and_noise, lora
+from tests.training.two_ranks import OVER_GLOO, SETTINGS, leave
 from tiny import tiny_model, tiny_tokenizer
 
 CALLS: list[int] = []
@@ -53,20 +54,11 @@ def made(case: str, folder: Path, *, ranks: int) -> Any:
         "per_device_train_batch_size": size // ranks,
         "max_steps": 4,
         "max_new_tokens": 6,
-        "learning_rate": 1e-2,
-        "adam_epsilon": 1e-4,  # a gradient that is nothing but rounding must not become a whole step
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "seed": 3,
+        **SETTINGS,
         **options,
     }
     if ranks > 1:
-        settings |= {"ddp_backend": "gloo", "ddp_timeout": 60}
+        settings |= OVER_GLOO
     if "eval_strategy" in options:
         settings["eval_steps"], arguments = 2, {**arguments, "eval_dataset": PROMPTS[:3]}
     torch.manual_seed(0)
@@ -112,8 +104,7 @@ def failing(folder: Path) -> str:
 def main(folder: Path) -> None:
     result: dict[str, Any] = {case: run(case, folder, ranks=2) for case in CASES}
     result["failing"] = failing(folder)
-    torch.save(result, folder / f"rank{os.environ['RANK']}.pt")
-    torch.distributed.destroy_process_group()
+    leave(folder, result)
 
 
 if __name__ == "__main__":

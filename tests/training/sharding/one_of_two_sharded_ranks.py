@@ -6,7 +6,6 @@ Usage: one_of_two_sharded_ranks.py FOLDER, with the environment that torchrun se
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from preftune.models.shards import local, whole
 from tests.training.dpo_runs import lora_model
 from tests.training.trainers.one_of_two_kto_ranks import answers
 from tests.training.trainers.one_of_two_sft_reward_ranks import demonstrations, weighted
+from tests.training.two_ranks import OVER_GLOO, SETTINGS, leave
 from tiny import rows, tiny_model, tiny_tokenizer
 
 ROWS_PER_STEP = 4
@@ -88,23 +88,14 @@ def made(case: str, folder: Path, *, ranks: int, **more: Any) -> Any:
         "gradient_accumulation_steps": 2,
         "per_device_eval_batch_size": 2,
         "max_steps": 3,
-        "logging_steps": 1,
-        "learning_rate": 1e-2,
-        "adam_epsilon": 1e-4,  # a gradient that is nothing but rounding must not become a whole step
-        "lr_scheduler_type": "constant",
         "train_sampling_strategy": "sequential",
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "seed": 3,
+        **SETTINGS,
     }
     arguments: dict[str, Any] = {}
     if options.pop("ref_model", False):
         arguments["ref_model"] = tiny_model(seed=5)
     if ranks > 1:
-        settings |= {"ddp_backend": "gloo", "ddp_timeout": 60, "fsdp": "full_shard"}
+        settings |= {**OVER_GLOO, "fsdp": "full_shard"}
     else:
         options.pop("fsdp", None)
     return getattr(preftune, f"{method}Trainer")(
@@ -170,8 +161,7 @@ def main(folder: Path) -> None:
             name: whole(p.detach()).clone() for name, p in trainer.model.named_parameters() if p.requires_grad
         }
     result["out of memory"] = out_of_memory(folder)
-    torch.save(result, folder / f"rank{os.environ['RANK']}.pt")
-    torch.distributed.destroy_process_group()
+    leave(folder, result)
 
 
 if __name__ == "__main__":

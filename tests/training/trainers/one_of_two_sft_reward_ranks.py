@@ -5,7 +5,6 @@ Usage: one_of_two_sft_reward_ranks.py FOLDER, with the environment that torchrun
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-import torch
 
 from preftune import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from tests.training.two_ranks import OVER_GLOO, SETTINGS, leave
 from tiny import chat_rows, tiny_model, tiny_tokenizer
 
 ROWS_PER_STEP = 4
@@ -54,21 +53,12 @@ def run(case: str, folder: Path, *, ranks: int) -> dict[str, Any]:
         "gradient_accumulation_steps": 2,
         "per_device_eval_batch_size": 2,
         "max_steps": 3,
-        "logging_steps": 1,
-        "learning_rate": 1e-2,
-        "adam_epsilon": 1e-4,  # a gradient that is nothing but rounding must not become a whole step
-        "lr_scheduler_type": "constant",
         "train_sampling_strategy": "sequential",
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "seed": 3,
+        **SETTINGS,
         **more,
     }
     if ranks > 1:
-        options |= {"ddp_backend": "gloo", "ddp_timeout": 60}
+        options |= OVER_GLOO
     made = trainer_class(
         model=tiny_model(),
         args=config(**options),
@@ -88,8 +78,7 @@ def run(case: str, folder: Path, *, ranks: int) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     result = {case: run(case, folder, ranks=2) for case in CASES}
-    torch.save(result, folder / f"rank{os.environ['RANK']}.pt")
-    torch.distributed.destroy_process_group()
+    leave(folder, result)
 
 
 if __name__ == "__main__":
