@@ -62,7 +62,9 @@ def merge(
         base_name = locate_base(place, base_model).name
         # on a causal model the head of a reward model would be lost
         load: Any = load_classifier if is_reward_adapter(place) else load_model
-        base = _unquantised(load(base_name, trust_remote_code=trust_remote_code), wanted)
+        # a finer result than the base's dtype is also computed in a finer one: bfloat16 rounds most of an update away
+        finer = {"dtype": torch.float32} if wanted in (torch.float16, torch.float32) else {}
+        base = _unquantised(load(base_name, trust_remote_code=trust_remote_code, **finer), wanted)
         model: PeftModel = attach_adapter(base, place)
     else:
         model = model_or_path

@@ -12,7 +12,6 @@ eval          preftune eval
 eval_request  its flags, checked
 judge_check   preftune judge-check
 label         preftune label
-merge         preftune merge
 report        preftune report
 sample        preftune sample
 """

@@ -21,6 +21,7 @@ from preftune.amounts import counted
 from preftune.errors import EndpointError, PreftuneError, RequestError, did_you_mean
 from preftune.generation.endpoint.budget import Budget, guess_tokens
 from preftune.generation.endpoint.replies import Reply, ReplyGuard, read_reply
+from preftune.generation.settings import without_system
 from preftune.log import printable, warn
 from preftune.secret_values import hidden, without_starred
 from preftune.types import Message
@@ -219,6 +220,24 @@ class Endpoint:
         self.budget.end(ticket, tokens_in=reply.prompt_tokens, tokens_out=reply.tokens)
         return reply
 
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The JSON object that another address of the same server returns; None if it has no such address.
+
+        Args:
+            path: from the server's root, which is the base URL without `/v1`.
+        Raises: RequestError, EndpointError; see `_told`.
+        """
+        import openai
+
+        url = f"{self.name.base_url.removesuffix('/v1')}/{path}"
+        try:
+            reply = self._client.post(url, cast_to=object, body=dict(body))
+        except openai.OpenAIError as error:
+            if getattr(error, "status_code", None) in (400, 404, 405, 422, 501):
+                return None
+            raise self._told(error) from None
+        return reply if isinstance(reply, dict) else None
+
     def _reply(self, ask: Callable[[], Any], asked: int) -> Reply:
         """The answer; the request is repeated if a reply is not a chat completion.
 
@@ -364,14 +383,6 @@ class Endpoint:
             return "It lists no models either. Check that the address is complete: it usually ends in /v1."
         listing = f"It has: {', '.join(names[:8]) or 'no models'}."
         return did_you_mean(self.name.model, names, most=3, cutoff=0.4, otherwise=listing)
-
-
-def without_system(messages: Sequence[Message]) -> list[Message]:
-    """The conversation with the system turn's text at the start of the first user turn."""
-    if len(messages) < 2 or messages[0].get("role") != "system":
-        return list(messages)
-    first: Message = {**messages[1], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
-    return [first, *messages[2:]]
 
 
 def _key(variable: str | None) -> str | None:

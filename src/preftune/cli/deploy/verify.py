@@ -1,0 +1,101 @@
+"""`preftune verify`: whether what is served is what was aligned."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from preftune.cli.flags.messages import tell
+from preftune.cli.flags.model_flags import add_endpoint_options, conduct_and_budget
+from preftune.cli.flags.plain_parser import PlainParser
+
+if TYPE_CHECKING:
+    from preftune.deploy.verify import Verification
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs `preftune verify` and returns its exit code: 1 if what is served is not what was aligned."""
+    asked = _parser().read(argv)
+
+    from preftune.deploy.verify import questions_of, verify
+    from preftune.generation.endpoint.client import is_endpoint
+
+    questions = questions_of(asked.data, limit=asked.limit, max_new_tokens=asked.max_new_tokens)
+    with ExitStack() as opened:
+        artefact: Any = _endpoint(asked, opened) if is_endpoint(asked.artefact) else asked.artefact
+        found = verify(
+            artefact,
+            asked.against,
+            questions,
+            base_model=asked.base,
+            dtype=asked.dtype,
+            trust_remote_code=asked.trust_remote_code,
+            progress=lambda what: tell(f"verify: {what}"),
+        )
+    if asked.json:
+        figures = None if found.figures is None else asdict(found.figures)
+        faults = [asdict(fault) for fault in found.faults]
+        print(json.dumps({"holds": found.holds, "verdict": found.verdict(), "faults": faults, "figures": figures}))
+    else:
+        print(page(found))
+    return 0 if found.holds else 1
+
+
+def page(found: Verification) -> str:
+    """The result as lines for a terminal."""
+    lines = [f"{found.name}: {found.verdict()}"]
+    lines += [f"  also {fault.stage}: {fault.sentence}" for fault in found.faults[1:]]
+    figures = found.figures
+    if figures is not None:
+        lines.append(f"  greedy answers    {figures.same_answers:.0%} of {figures.prompts} are the trained model's")
+        if figures.pairs:
+            lines += [
+                f"  distance          {figures.off:.4f} nats per token from the trained model, {figures.from_base:.4f} "
+                f"from its base (trained model to base: {figures.moved:.4f})",
+                f"  reward margin     {figures.served_margin:.3f} nats, trained model {figures.margin:.3f}; same sign "
+                f"on {figures.agreement:.0%} of {figures.pairs} pairs",
+            ]
+    return "\n".join(lines + [f"  {sentence}" for sentence in found.unseen])
+
+
+def _parser() -> PlainParser:
+    parser = PlainParser(
+        prog="preftune verify",
+        description="Compare what is served with what was trained: token ids of the rendered prompts, end tokens, "
+        "log-probabilities and margins, greedy answers. A fault is reported with the stage that caused it.",
+    )
+    parser.add_argument(
+        "artefact",
+        metavar="ARTEFACT",
+        help="a folder of preftune export, a model, an adapter, a GGUF file, or openai:MODEL@BASE_URL",
+    )
+    parser.add_argument("--against", required=True, metavar="RUN", help="the run that it was made from")
+    parser.add_argument("--base", "--base_model", dest="base", metavar="MODEL", help="the base of the run")
+    parser.add_argument("--data", metavar="FILE", help="held-out pairs (default: preftune's own prompts)")
+    parser.add_argument("--limit", type=int, default=16, metavar="N", help="number of prompts (16)")
+    parser.add_argument("--max_new_tokens", type=int, default=64, metavar="N", help="length of the answers (64)")
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="float32",
+        help="of the computation with transformers (float32: the weights are compared, not the rounding)",
+    )
+    parser.add_argument("--trust_remote_code", action="store_true", help="allow models that bring their own code")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_endpoint_options(parser)
+    return parser
+
+
+def _endpoint(asked: argparse.Namespace, opened: ExitStack) -> Any:
+    from preftune.deploy.served_http import ServedEndpoint
+    from preftune.generation.endpoint.client import Endpoint, EndpointName
+
+    name = EndpointName.parse(asked.artefact)
+    conduct, budget = conduct_and_budget(asked, opened)
+    endpoint = opened.enter_context(Endpoint(name, conduct=conduct, budget=budget))
+    endpoint.check()
+    return ServedEndpoint(endpoint)

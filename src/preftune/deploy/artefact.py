@@ -1,0 +1,96 @@
+"""The manifest of an exported model: what it was made from, how a server must use it, and the hashes of its files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from preftune.errors import ModelError
+from preftune.storage.atomic import sha256_of
+from preftune.storage.jsonl import read_object, write_json
+from preftune.version import __version__
+
+MANIFEST = "preftune_artefact.json"
+FORM = 1
+"""Version of the manifest. A reader refuses newer ones."""
+
+Kind: TypeAlias = Literal["merged", "adapter", "gguf", "ollama"]
+KINDS: tuple[Kind, ...] = ("merged", "adapter", "gguf", "ollama")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The contents of `preftune_artefact.json`; no path of the machine where it was made is among them."""
+
+    kind: Kind
+    form: str
+    """The dtype of the weights (`bfloat16`), or the type of a GGUF file (`q8_0`)."""
+    method: str = ""
+    """The training method; empty for a model that preftune did not train."""
+    run: str = ""
+    """The id of the run; empty for a model without one."""
+    base: str = ""
+    """The base's name, without its folder."""
+    base_fingerprint: str = ""
+    """`reference.fingerprint` of the base's weights as they are loaded without quantisation; only for an adapter."""
+    fingerprint: str = ""
+    """The same of the weights of the exported model, before a conversion to GGUF."""
+    template: str = ""
+    """SHA-256 of the chat template; empty without one."""
+    ends: list[int] = field(default_factory=list)
+    """The ids of the tokens that end an answer."""
+    preftune: str = __version__
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of every other file, by its name."""
+
+    def write(self, folder: Path) -> Manifest:
+        """Writes the manifest with the hashes of the files that are in the folder now, and returns it."""
+        files = {str(file.relative_to(folder)): sha256_of(file) for file in _files(folder)}
+        whole = replace(self, files=files)
+        write_json(folder / MANIFEST, asdict(whole) | {"manifest": FORM})
+        return whole
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a folder; None if it has none.
+
+    Raises: ModelError for one that is damaged, or of a newer version.
+    """
+    file = folder / MANIFEST
+    if not file.is_file():
+        return None
+    found: dict[str, Any] = read_object(file)
+    form = found.pop("manifest", None)
+    if not isinstance(form, int) or found.get("kind") not in KINDS:
+        raise ModelError(f"{file} cannot be read. Export the model again.")
+    if form > FORM:
+        raise ModelError(f"{file} was written by preftune {found.get('preftune')}. Install that version to verify it.")
+    known = {item.name: item.default for item in fields(Manifest)}
+    manifest = Manifest(**{name: value for name, value in found.items() if name in known})
+    texts = (getattr(manifest, item.name) for item in fields(Manifest) if item.type == "str")
+    if not all(isinstance(text, str) for text in texts) or not isinstance(manifest.files, dict):
+        raise ModelError(f"{file} has a value of a wrong type. Export the model again.")
+    return manifest
+
+
+def damaged_files(folder: Path, manifest: Manifest) -> list[str]:
+    """The names of files that are missing or differ from the manifest, README.md aside, which people may edit."""
+    return [
+        name
+        for name, digest in sorted(manifest.files.items())
+        if name != "README.md" and (not _inside(folder, name).is_file() or sha256_of(folder / name) != digest)
+    ]
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The path of a file that the manifest names. Raises: ModelError for one outside the folder."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ModelError(f"{folder / MANIFEST} names a file outside the folder ({name!r}). Export the model again.")
+    return path
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != MANIFEST)

@@ -1,0 +1,298 @@
+"""Exports a trained model in the forms that servers load: a whole model, an adapter, GGUF, Ollama."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from preftune.deploy.artefact import KINDS, Kind, Manifest
+from preftune.deploy.card import write_card
+from preftune.deploy.gguf import check_type, require_converter, write_gguf
+from preftune.deploy.ollama import write_modelfile
+from preftune.errors import ModelError, RequestError, did_you_mean
+from preftune.generation.generate import end_ids
+from preftune.generation.lazy_model import ModelSource
+from preftune.models.attach import adapter_config, generation_config_of, locate_base
+from preftune.models.load import load_model, load_tokenizer
+from preftune.models.locate import Location, locate
+from preftune.models.quiet import quiet_transformers
+from preftune.storage.run_directory import run_facts
+
+_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+_ADAPTER_FILES = (
+    "adapter_config.json", "adapter_model.safetensors", "generation_config.json", "trained_prompts.npy",
+    "preftune_weights.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One thing to export, written `KIND` or `KIND:TYPE`, as `gguf:q4_k_m`."""
+
+    kind: Kind
+    form: str = ""
+    """The type of a GGUF file."""
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Raises: RequestError for an unknown kind or type."""
+        kind, _, form = text.partition(":")
+        if kind not in KINDS:
+            hint = did_you_mean(kind, KINDS, otherwise=f"There are {', '.join(KINDS)}.")
+            raise RequestError(f"--to {text}: {kind!r} is no form of an exported model. {hint}")
+        if kind in ("merged", "adapter"):
+            if form:
+                raise RequestError(f"--to {text}: only gguf and ollama have a type. For the dtype, give --dtype.")
+            return cls(kind)
+        return cls(kind, check_type(form or "f16"))
+
+    @property
+    def folder(self) -> str:
+        return f"{self.kind}-{self.form}" if self.form else self.kind
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """One exported artefact."""
+
+    folder: Path
+    manifest: Manifest
+    notes: list[str]
+    """What a user should know about it, in sentences."""
+
+
+def export(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    targets: Sequence[str] = ("merged",),
+    *,
+    dtype: str | None = None,
+    base_model: str | None = None,
+    trust_remote_code: bool = False,
+    report: Callable[[Exported], None] = lambda exported: None,
+) -> list[Exported]:
+    """Exports a model; every target becomes a folder under `output`, which is either complete or absent.
+
+    Args:
+        model: a run directory, an adapter or a whole model.
+        targets: `merged`, `adapter`, `gguf:TYPE`, `ollama:TYPE`.
+        dtype: of the whole model (`merged`); default: the base's.
+        base_model: used instead of the base that an adapter names.
+        report: called with every artefact when it is complete.
+    Raises: RequestError for an unknown target, before anything is read; ModelError if the model cannot be exported.
+    """
+    wanted = list(dict.fromkeys(map(Target.parse, targets)))
+    for target in wanted:
+        if target.form:
+            require_converter(target.form)
+    source = _Source(os.fspath(model), base_model, trust_remote_code)
+    folder = Path(output).expanduser()
+    for target in wanted:
+        if target.kind == "adapter" and not source.is_adapter:
+            raise ModelError(f"{source.name} is a whole model and has no adapter. Export it with --to merged.")
+        if (folder / target.folder).exists():
+            raise ModelError(f"{folder / target.folder} exists already. Choose another --output, or remove it.")
+    done = []
+    with source.whole_models() as whole:
+        for target in wanted:
+            with _complete(folder / target.folder) as partial:
+                manifest, notes = _WRITERS[target.kind](source, target, partial, whole, dtype)
+                write_card(partial, manifest, source.name, base=source.base_name)
+                manifest = manifest.write(partial)
+            done.append(Exported(folder / target.folder, manifest, notes))
+            report(done[-1])
+    return done
+
+
+class _Source:
+    """The model that is exported."""
+
+    def __init__(self, name: str, base_model: str | None, trust_remote_code: bool) -> None:
+        self.name, self.trust = name, trust_remote_code
+        self._base_model = base_model
+        self.place = locate(name)
+        if self.place.kind == "gguf":
+            raise ModelError(f"{name} is a GGUF file already. Give the run or the model that it was made from.")
+        self.facts = run_facts(name)
+        self.tokenizer = load_tokenizer(name, base_model=base_model, trust_remote_code=trust_remote_code)
+
+    @property
+    def is_adapter(self) -> bool:
+        return self.place.kind in ("adapter", "hub-adapter")
+
+    @property
+    def base(self) -> Location | None:
+        return locate_base(self.place, self._base_model) if self.is_adapter else None
+
+    @property
+    def base_name(self) -> str:
+        """The base by its hub id, or by the name of its folder: a card must not contain a path of this machine."""
+        name = self.base.name if self.base else str((self.facts.get("model") or {}).get("name") or "")
+        return name if name.count("/") == 1 and not Path(name).exists() else Path(name).name
+
+    @contextmanager
+    def whole_models(self) -> Iterator[Callable[[str], Path]]:
+        """A function that gives a folder with the whole model in a dtype; each is made once, for GGUF files."""
+        with tempfile.TemporaryDirectory(prefix="preftune-export-") as scratch:
+
+            def whole(dtype: str) -> Path:
+                folder = Path(scratch, dtype)
+                if not folder.exists():
+                    self.save_whole(folder, dtype)
+                return folder
+
+            yield whole
+
+    def save_whole(self, folder: Path, dtype: str | None) -> Any:
+        """Saves the whole model with everything that a server needs; returns it."""
+        from preftune.models import merge
+        from preftune.training.record.saved_model import end_answers
+
+        if self.is_adapter:
+            model: Any = merge(
+                self.name, folder, dtype=dtype, base_model=self._base_model, trust_remote_code=self.trust
+            )
+        else:
+            model = load_model(self.name, dtype=dtype or "auto", trust_remote_code=self.trust)
+            model = _plain(model)
+            with quiet_transformers():
+                model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        end_answers(model, self.tokenizer)
+        if getattr(model, "generation_config", None) is not None:
+            with quiet_transformers():
+                model.generation_config.save_pretrained(folder)
+        return model
+
+    def manifest(self, kind: Kind, form: str, generation_config: Any, **more: Any) -> Manifest:
+        template = self.tokenizer.chat_template
+        return Manifest(
+            kind=kind,
+            form=form,
+            method=str(self.facts.get("method") or ""),
+            run=str(self.facts.get("id") or ""),
+            base=self.base_name,
+            template=hashlib.sha256(str(template).encode()).hexdigest() if template else "",
+            ends=sorted(end_ids(generation_config, self.tokenizer)),
+            **more,
+        )
+
+
+def _plain(model: Any) -> Any:
+    """The model with its weights unpacked if it is stored quantised."""
+    from preftune.models.precision import is_packed
+
+    if any(map(is_packed, model.parameters())):
+        with quiet_transformers():
+            model = model.dequantize()
+    return model
+
+
+def _merged(source: _Source, target: Target, folder: Path, _: Any, dtype: str | None) -> tuple[Manifest, list[str]]:
+    from preftune.models.precision import weights_dtype
+    from preftune.reference.fingerprint import fingerprint
+
+    folder.rmdir()  # `merge` makes it
+    model = source.save_whole(folder, dtype)
+    form = str(weights_dtype(model)).removeprefix("torch.")
+    notes = []
+    base = source.base
+    if base is not None and _stored_quantised(base):
+        notes.append("The base is stored quantised: its weights were unpacked and keep their rounding.")
+    config = getattr(model, "generation_config", None)
+    return source.manifest(target.kind, form, config, fingerprint=fingerprint(model, adapters=True)), notes
+
+
+def _adapter(source: _Source, target: Target, folder: Path, _: Any, dtype: str | None) -> tuple[Manifest, list[str]]:
+    from preftune.generation.vllm_backend import refused_by
+    from preftune.reference.fingerprint import fingerprint
+
+    if dtype is not None:
+        raise RequestError("--dtype applies to --to merged. An adapter keeps the dtype in which it was saved.")
+    if source.place.kind != "adapter":
+        raise ModelError(f"{source.name} is an adapter on the hub, which can be served as it is.")
+    for name in _ADAPTER_FILES:
+        if (file := Path(source.place.name, name)).is_file():
+            shutil.copyfile(file, folder / name)
+    source.tokenizer.save_pretrained(folder)
+    base = source.base
+    assert base is not None
+    notes = []
+    named = str(adapter_config(source.place.name).base_model_name_or_path or "")
+    if Path(named).is_absolute() or Path(named).exists():
+        notes.append(
+            f"The adapter names a folder of this machine as its base ({named}). On another one, give the base's place "
+            "(vllm serve BASE --lora-modules NAME=ADAPTER; preftune: --base BASE)."
+        )
+    reason = refused_by(ModelSource(source.name, base_model=source._base_model))
+    if reason is not None:
+        notes.append(f"vLLM does not serve this adapter: {reason}. For vLLM, export with --to merged.")
+    plain = load_model(base.name, trust_remote_code=source.trust)
+    config = generation_config_of(source.place) or getattr(plain, "generation_config", None)
+    printed = fingerprint(plain, adapters=False)
+    return source.manifest(target.kind, _dtype_of(folder), config, base_fingerprint=printed), notes
+
+
+def _gguf(source: _Source, target: Target, folder: Path, whole: Any, dtype: str | None) -> tuple[Manifest, list[str]]:
+    if dtype is not None:
+        raise RequestError("--dtype applies to --to merged. The type of a GGUF file is part of its name: gguf:bf16.")
+    made: Path = whole(_DTYPES.get(target.form, "float16"))
+    write_gguf(made, folder / f"model-{target.form}.gguf", target.form)
+    config = generation_config_of(Location("folder", str(made)))
+    if config is not None:
+        config.save_pretrained(folder)
+    return source.manifest(target.kind, target.form, config), []
+
+
+def _ollama(source: _Source, target: Target, folder: Path, whole: Any, dtype: str | None) -> tuple[Manifest, list[str]]:
+    manifest, notes = _gguf(source, target, folder, whole, dtype)
+    marks = [str(source.tokenizer.convert_ids_to_tokens(end)) for end in manifest.ends]
+    write_modelfile(folder, f"model-{target.form}.gguf", source.tokenizer, marks)
+    return replace(manifest, kind="ollama"), notes
+
+
+_WRITERS: dict[Kind, Callable[[_Source, Target, Path, Any, str | None], tuple[Manifest, list[str]]]] = {
+    "merged": _merged,
+    "adapter": _adapter,
+    "gguf": _gguf,
+    "ollama": _ollama,
+}
+
+
+@contextmanager
+def _complete(folder: Path) -> Iterator[Path]:
+    """A folder under a temporary name, which is renamed if the body succeeds and removed otherwise."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
+        partial.mkdir()
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be written ({error.strerror}). Choose another folder.") from error
+    try:
+        yield partial
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _stored_quantised(place: Location) -> bool:
+    from preftune.storage.jsonl import read_object
+
+    return "quantization_config" in read_object(Path(place.name, "config.json"))
+
+
+def _dtype_of(folder: Path) -> str:
+    """The dtype of an adapter's weights, by its file."""
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as opened:
+        first = next(iter(opened.keys()))
+        return str(opened.get_tensor(first).dtype).removeprefix("torch.")

@@ -1,0 +1,131 @@
+"""Faults that are seen in the files of an exported folder: the base of an adapter, and a head tied again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from preftune.deploy.artefact import Manifest
+from preftune.deploy.served import Served, ServedModel, gguf_of
+from preftune.storage.jsonl import read_object
+
+_HEADS = ("lm_head.weight", "output.weight", "embed_out.weight", "model.lm_head.weight")
+
+
+def check_base(run: ServedModel, served: Served, manifest: Manifest | None) -> list[str]:
+    """Whether the base of an exported adapter has the weights that it had at the export; a sentence if not."""
+    if not isinstance(served, ServedModel) or not served.source.is_adapter:
+        return []
+    from preftune.models import load_model
+    from preftune.reference.fingerprint import fingerprint
+
+    def printed(name: str) -> str:
+        return fingerprint(load_model(name), adapters=False)
+
+    name = served.source.base_name
+    if manifest is not None and manifest.base_fingerprint:
+        wanted = manifest.base_fingerprint
+    elif run.source.is_adapter:
+        if run.source.base_name == name:
+            return []
+        wanted = printed(run.source.base_name)
+    else:
+        return []
+    if printed(name) == wanted:
+        return []
+    return [f"{name} has other weights than the base of the training: another revision, or another model."]
+
+
+_SAME = 0.99
+"""Share of the numbers of a tensor that must be equal; another device or version rounds a few differently."""
+
+
+class Weights(NamedTuple):
+    """The weights of an exported whole model beside those of the run."""
+
+    form: str
+    """Their dtype."""
+    other: str = ""
+    """A tensor that is not the run's; empty if there is none."""
+    other_base: str = ""
+    """Such a tensor that the adapter does not change, so that it comes from another base."""
+
+
+def check_weights(run: ServedModel, served: Served) -> Weights | None:
+    """Compares a whole model with the run's weights, merged and rounded in the same way; None for an adapter, a GGUF
+    file or a server.
+    """
+    if not isinstance(served, ServedModel) or served.source.is_adapter:
+        return None
+    from preftune.models import load_model, merge
+    from preftune.models.precision import weights_dtype
+
+    theirs: Any = load_model(served.name)
+    dtype = weights_dtype(theirs)
+    form = str(dtype).removeprefix("torch.")
+    mine: Any = merge(run.name, dtype=dtype) if run.source.is_adapter else load_model(run.name, dtype=dtype)
+    own, other = dict(mine.named_parameters()), dict(theirs.named_parameters())
+    differing = [name for name in own if name in other and not _nearly(own[name], other[name])]
+    if not differing:
+        return Weights(form)
+    base = dict(load_model(run.source.base_name, dtype=dtype).named_parameters()) if run.source.is_adapter else {}
+    foreign = [name for name in differing if name in base and _nearly(own[name], base[name])]
+    return Weights(form, differing[0], foreign[0] if foreign else "")
+
+
+def _nearly(one: Any, other: Any) -> bool:
+    return one.shape == other.shape and float((one == other.to(one.dtype)).float().mean()) >= _SAME
+
+
+def check_head(run: ServedModel, folder: Path) -> list[str]:
+    """Whether a head that was trained apart from the embedding is still apart; a sentence if not."""
+    model: Any = run.source.model
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head, embedding = _weight(inner.get_output_embeddings()), _weight(inner.get_input_embeddings())
+    if (
+        head is None
+        or embedding is None
+        or head is embedding
+        or head.shape != embedding.shape
+        or _equal(head, embedding)
+    ):
+        return []
+    if not _has_head(folder):
+        return ["the head was trained apart from the embedding, and the artefact has only one weight for both."]
+    if read_object(folder / "config.json").get("tie_word_embeddings"):
+        return ["config.json ties the head to the embedding again (tie_word_embeddings), and they differ."]
+    return []
+
+
+def _weight(layer: Any) -> Any:
+    """The weight that a layer computes with, trained or not."""
+    if layer is None:
+        return None
+    chosen = layer
+    if hasattr(layer, "modules_to_save"):
+        chosen = next(iter(layer.modules_to_save.values()))
+    return getattr(getattr(chosen, "base_layer", chosen), "weight", None)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    import torch
+
+    return torch.equal(one, other)
+
+
+def _has_head(folder: Path) -> bool:
+    """Whether the files hold a weight of the head; true for an adapter, whose base has it."""
+    file = folder if folder.suffix == ".gguf" else gguf_of(folder)
+    if file is not None:
+        from gguf import GGUFReader
+
+        return any(tensor.name in _HEADS for tensor in GGUFReader(file).tensors)
+    if (folder / "adapter_config.json").is_file() or not folder.is_dir():
+        return True
+    from safetensors import safe_open
+
+    for part in sorted(folder.glob("*.safetensors")):
+        with safe_open(part, framework="pt") as opened:
+            if any(name in _HEADS for name in opened.keys()):  # noqa: SIM118
+                return True
+    return False

@@ -1,0 +1,124 @@
+"""GGUF files, by llama.cpp's own converter and quantiser as packages ship them (extra `llama`)."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from preftune.errors import ModelError, RequestError, did_you_mean
+from preftune.models.load import require_package
+
+CONVERTED = ("f32", "f16", "bf16", "q8_0")
+"""Types that the converter writes itself."""
+_FILE_TYPES = {
+    "q2_k": 10, "q3_k_s": 11, "q3_k_m": 12, "q3_k_l": 13, "q4_0": 2, "q4_k_s": 14, "q4_k_m": 15, "q5_0": 8,
+    "q5_k_s": 16, "q5_k_m": 17, "q6_k": 18,
+}  # fmt: skip
+"""llama.cpp's numbers (`llama_ftype`) of the types that its quantiser makes."""
+TYPES = (*CONVERTED, *_FILE_TYPES)
+UNQUANTISED = ("f32", "f16", "bf16")
+
+SCRIPT = "convert_hf_to_gguf"
+
+
+def check_type(name: str) -> str:
+    """The type in lower case. Raises: RequestError for an unknown one."""
+    if (found := name.lower()) not in TYPES:
+        hint = did_you_mean(found, TYPES, otherwise=f"There are {', '.join(TYPES)}.")
+        raise RequestError(f"{name!r} is not a type of GGUF files that can be exported. {hint}")
+    return found
+
+
+def require_converter(kind: str) -> None:
+    """Raises: ModelError if the packages that write this type are missing."""
+    _converter()
+    if kind not in CONVERTED:
+        require_package("cyllama", extra="llama", purpose=f"Quantising to {kind}")
+
+
+def write_gguf(folder: Path, file: Path, kind: str) -> None:
+    """Converts a whole model of transformers to one GGUF file.
+
+    Args:
+        folder: safetensors, config and tokenizer.
+        kind: one of `TYPES`; types of few bits are made from a float16 file, as llama.cpp recommends.
+    Raises: ModelError if the converter does not know the architecture or the tokenizer.
+    """
+    if kind in CONVERTED:
+        _convert(folder, file, kind)
+        return
+    whole = file.with_name(f".{file.name}.f16")
+    try:
+        _convert(folder, whole, "f16")
+        _quantise(whole, file, kind)
+    finally:
+        whole.unlink(missing_ok=True)
+
+
+def _converter() -> list[str]:
+    """The command that starts the converter: the program on the PATH, or the installed module."""
+    for name in ("convert-hf-to-gguf", f"{SCRIPT}.py"):
+        beside = Path(sys.executable).with_name(name)
+        if found := (str(beside) if beside.is_file() else shutil.which(name)):
+            return [found] if os.access(found, os.X_OK) else [sys.executable, found]
+    if importlib.util.find_spec(SCRIPT) is not None:
+        return [sys.executable, "-m", SCRIPT]
+    raise ModelError(
+        f"A GGUF file is made by {SCRIPT}.py of llama.cpp, which is not installed. Install it with: pip install "
+        f"'preftune[llama]', or put the {SCRIPT}.py of a checkout of llama.cpp on the PATH."
+    )
+
+
+def _convert(folder: Path, file: Path, kind: str) -> None:
+    command = [*_converter(), str(folder), "--outtype", kind, "--outfile", str(file)]
+    environment = os.environ | {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
+    if done.returncode or not file.is_file():
+        raise ModelError(f"llama.cpp's converter refuses {folder.name}: {_reason(done.stderr or done.stdout)}")
+
+
+def _reason(text: str) -> str:
+    """The cause in the converter's output, and what to do about the usual ones."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    last = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no message.")
+    if "BPE pre-tokenizer was not recognized" in text:
+        return "it does not know this tokenizer. Export the model with --to merged."
+    if "is not supported" in text or "not supported" in last:
+        return f"{last[:300]} Export the model with --to merged."
+    return f"{last[:300]}{'' if last.endswith('.') else '.'}"
+
+
+def _quantise(source: Path, target: Path, kind: str) -> None:
+    from cyllama.llama import llama_cpp
+
+    settings: Any = llama_cpp.LlamaModelQuantizeParams()
+    settings.ftype = _FILE_TYPES[kind]
+    with _quiet_native():
+        failed = llama_cpp.model_quantize(str(source), str(target), settings)
+    if failed or not target.is_file():
+        raise ModelError(f"llama.cpp cannot quantise the model to {kind}. Choose q8_0 or f16.")
+
+
+@contextlib.contextmanager
+def _quiet_native() -> Iterator[None]:
+    """Discards what native code writes to the standard streams, one line per tensor."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    sink = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 1)
+        os.dup2(sink, 2)
+        yield
+    finally:
+        os.dup2(kept[0], 1)
+        os.dup2(kept[1], 2)
+        for number in (*kept, sink):
+            os.close(number)

@@ -1,0 +1,124 @@
+"""A model behind an address: llama.cpp's server and vLLM show token ids and scores, other servers answers only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+from preftune.deploy.served import Scores
+from preftune.errors import EndpointError
+from preftune.generation.endpoint.client import Endpoint
+from preftune.generation.endpoint.parallel import in_parallel
+from preftune.generation.protocol import Kept
+from preftune.generation.settings import messages_of
+from preftune.generation.thoughts import Spoken
+from preftune.types import Text, TokenizedGroup
+
+Engine: TypeAlias = Literal["llama.cpp", "vllm", ""]
+_FORCE = 1e4
+"""A bias that makes a token certain. llama.cpp reports the log-probability without the bias."""
+
+
+class ServedEndpoint:
+    """A model behind an OpenAI-compatible address."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.name = str(endpoint.name)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Which engine answers; empty for one whose further addresses are unknown."""
+        if "tokens" not in (self._post("tokenize", {"content": "a", "model": self._model, "prompt": "a"}) or {}):
+            return ""
+        return "llama.cpp" if "prompt" in (self._post("apply-template", {"messages": _HELLO}) or {}) else "vllm"
+
+    def text_ids(self, texts: Sequence[str]) -> list[list[int]] | None:
+        if self.engine == "llama.cpp":
+            return [self._llama_ids(text) for text in texts]
+        if self.engine == "vllm":
+            more = {"model": self._model, "add_special_tokens": False}
+            return [_ids(self._post("tokenize", {"prompt": text, **more})) for text in texts]
+        return None
+
+    def prompt_ids(self, prompts: Sequence[Text]) -> list[list[int]] | None:
+        if self.engine == "llama.cpp":
+            return [
+                self._llama_ids(str((self._post("apply-template", {"messages": messages_of(prompt)}) or {})["prompt"]))
+                for prompt in prompts
+            ]
+        if self.engine == "vllm":
+            more = {"model": self._model, "add_generation_prompt": True}
+            return [_ids(self._post("tokenize", {"messages": messages_of(prompt), **more})) for prompt in prompts]
+        return None
+
+    def ends(self) -> frozenset[int] | None:
+        """Servers do not list them: whether answers end is seen in the answers."""
+        return None
+
+    def scores(self, groups: Sequence[TokenizedGroup]) -> Scores | None:
+        score = {"llama.cpp": self._llama_score, "vllm": self._vllm_score}.get(self.engine)
+        if score is None:
+            return None
+        return [(score(group, 0), score(group, 1)) for group in groups]
+
+    def answers(self, prompts: Sequence[Text], max_new_tokens: int) -> list[Kept]:
+        found: dict[int, Kept] = {}
+
+        def ask(number: int) -> Kept:
+            reply = self.endpoint.chat(messages_of(prompts[number]), max_tokens=max_new_tokens, temperature=0.0)
+            return Kept(Spoken(reply.text, reply.thought).whole, reply.tokens, reply.finished)
+
+        in_parallel(ask, range(len(prompts)), workers=self.endpoint.conduct.concurrency, take=found.__setitem__)
+        return [found[number] for number in range(len(prompts))]
+
+    def close(self) -> None:
+        self.endpoint.__exit__(None, None, None)
+
+    @property
+    def _model(self) -> str:
+        return self.endpoint.name.model
+
+    def _llama_ids(self, text: str) -> list[int]:
+        return _ids(self._post("tokenize", {"content": text, "add_special": False, "parse_special": True}))
+
+    def _llama_score(self, group: TokenizedGroup, side: int) -> float:
+        """One request per token, which is forced; the server keeps the prompt in its cache."""
+        ids, total = list(group.prompt_ids), 0.0
+        for token in group.completions[side]:
+            request = {
+                "prompt": ids, "n_predict": 1, "temperature": 0, "n_probs": 1, "cache_prompt": True,
+                "logit_bias": [[int(token), _FORCE]],
+            }  # fmt: skip
+            reply = self._post("completion", request) or {}
+            found = reply.get("completion_probabilities") or [{}]
+            if found[0].get("id") != token:
+                raise EndpointError(f"{self.name} does not report the log-probability of a given token.")
+            total += float(found[0]["logprob"])
+            ids.append(int(token))
+        return total
+
+    def _vllm_score(self, group: TokenizedGroup, side: int) -> float:
+        ids = [*group.prompt_ids, *group.completions[side]]
+        request = {"model": self._model, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+        choices = (self._post("v1/completions", request) or {}).get("choices") or [{}]
+        known = choices[0].get("prompt_logprobs") or []
+        if len(known) != len(ids):
+            raise EndpointError(f"{self.name} does not report the log-probabilities of a prompt.")
+        start = len(group.prompt_ids)
+        return sum(float(known[at][str(ids[at])]["logprob"]) for at in range(start, len(ids)))
+
+    def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The reply of an address of the server; None if there is no such address."""
+        return self.endpoint.post(path, body)
+
+
+_HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def _ids(reply: Mapping[str, Any] | None) -> list[int]:
+    tokens = (reply or {}).get("tokens")
+    if not isinstance(tokens, list):
+        raise EndpointError("The server stopped reporting token ids.")
+    return [int(token) for token in tokens]
