@@ -1,4 +1,4 @@
-"""What goes to a chat judge and what comes back: marks around answers, and the verdict at the end of its reply."""
+"""The text that a chat judge gets and returns: marks around answers, and the verdict at the end of its reply."""
 
 from __future__ import annotations
 
