@@ -188,7 +188,7 @@ def test_sample_size_by_hand() -> None:
         sample_size(1.5)
 
 
-def test_bad_input_is_told() -> None:
+def test_bad_input_is_refused() -> None:
     with pytest.raises(DatasetError, match="no value"):
         win_rate([])
     with pytest.raises(DatasetError, match="between 0"):

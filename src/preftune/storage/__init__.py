@@ -11,6 +11,7 @@ the contract between training, evaluation and reports, and `cache_folder` determ
     run_directory  paths and writers of a run directory
     run_lock       locks, so that one process at a time writes to a folder or file
     trained_prompts  hashes of the prompts that a model was trained on, next to its weights
+    untrusted_json  values of the wanted kind, or nothing
 """
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "run_directory",
     "run_lock",
     "trained_prompts",
+    "untrusted_json",
 ]

@@ -9,8 +9,9 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from preftune.amounts import counted, duration
 from preftune.report.reading.run_files import Answers, Run, columns, short_name
-from preftune.report.reading.untrusted_json import Figures, at, items, number, sentences, text, truth
+from preftune.statistics.verdict_names import BELOW_BAR, FORGETFUL
 from preftune.statistics.verdict_rules import decide
+from preftune.storage.untrusted_json import Figures, at, items, number, sentences, text, truth
 
 Tone: TypeAlias = Literal["good", "bad", "unsure", "none"]
 
@@ -48,7 +49,7 @@ def headline(run: Run) -> Headline:
     decision = decide(run.summary)
     name = decision.name if decision is not None else "judged"
     tone: Tone = "none" if decision is None else decision.tone
-    word = "A little better:" if name.startswith("better but") else f"{name[0].upper()}{name[1:]}:"
+    word = "A little better:" if name == BELOW_BAR else f"{name[0].upper()}{name[1:]}:"
     counts = [
         f"{int(value):,} {name if value != 1 else one}"
         for name, one in (("wins", "win"), ("ties", "tie"), ("losses", "loss"))
@@ -78,9 +79,8 @@ def rules(run: Run) -> list[str]:
     decision = decide(run.summary)
     if decision is None:
         return []
-    said = {True: "holds", False: "fails", None: "not measured"}
     order = sorted(decision.rules, key=lambda rule: (rule.passed is not False, rule.passed is None))
-    return [f"{rule.name}: {said[rule.passed]}. {rule.sentence}" for rule in order]
+    return [rule.line() for rule in order]
 
 
 def win_rate(run: Run) -> Rate | None:
@@ -106,8 +106,8 @@ def _unjudged(run: Run) -> Headline:
         word = "Stopped" if outcome == "interrupted" else "Not finished"
         return Headline("unsure", word, f"after {_steps(run)}", None, "")
     if accuracy is not None:
-        told = f", margin {margin:.2f}" if margin is not None else ""
-        rest = f"{accuracy:.1%} of held-out pairs ranked correctly{told}; the answers are not judged yet"
+        beside = f", margin {margin:.2f}" if margin is not None else ""
+        rest = f"{accuracy:.1%} of held-out pairs ranked correctly{beside}; the answers are not judged yet"
         return Headline("none", "Trained:", rest, None, "")
     if not run.metrics and not run.facts:
         return Headline("none", "No result", "to show yet", None, "")
@@ -146,21 +146,28 @@ def asked(run: Run) -> str:
 
 
 def cautions(run: Run) -> list[str]:
-    """What must be known besides the verdict: correctness that fell, a judge that contradicted itself, alarms."""
+    """What must be known besides the verdict: rules that failed, other figures that got worse, alarms. Each once: what
+    a failed rule says is not repeated by the figures that it is about."""
     decision = decide(run.summary)
-    failed = [] if decision is None else [rule for rule in decision.rules if rule.passed is False]
+    failed = {} if decision is None else {rule.name: rule for rule in decision.rules if rule.passed is False}
     found = [text(run.summary.get("seen_sentence"))]
-    found += [rule.sentence for rule in failed if rule.name != "win rate"] or [_at_equal_length(run)]
-    if text(run.summary.get("correctness_verdict")) not in _FINE:
+    found += [rule.sentence for name, rule in failed.items() if name != "win rate"]
+    if "equal length" not in failed:
+        found.append(_at_equal_length(run))
+    if "correct answers" not in failed and text(run.summary.get("correctness_verdict")) not in _FINE:
         found.append(text(run.summary.get("correctness_sentence")))
-    worse = len(items(at(run.summary, "degeneration", "worse")))  # these sentences stand first
-    found += sentences(at(run.summary, "degeneration", "sentences"))[: min(2, worse)]
-    found += [line for suite in run.suites.values() for line in sentences(suite.get("worse"))]
+    if "degeneration" not in failed:
+        worse = len(items(at(run.summary, "degeneration", "worse")))  # these sentences stand first
+        found += sentences(at(run.summary, "degeneration", "sentences"))[: min(2, worse)]
+    forgot = any(rule.verdict == FORGETFUL for rule in failed.values())
+    for name, suite in run.suites.items():
+        if not (forgot and name == "general"):
+            found += sentences(suite.get("worse"))
     alarms = [alarm for alarm in run.alarms if alarm.get("level") == "alarm"]
     if alarms:
         names = dict.fromkeys(text(alarm.get("name")).replace("-", " ") for alarm in alarms)
         found.append(f"The guard raised {counted(len(alarms), 'alarm')} while training: {', '.join(names)}.")
-    return [line for line in found if line]
+    return [line for line in dict.fromkeys(found) if line]
 
 
 def _at_equal_length(run: Run) -> str:

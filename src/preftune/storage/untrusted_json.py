@@ -68,10 +68,10 @@ def prompt_text(prompt: object) -> str:
     if isinstance(prompt, str):
         return prompt
     turns = [turn for turn in items(prompt) if isinstance(turn, Mapping)]
-    told = [(text(turn.get("role")), _content(turn.get("content"))) for turn in turns]
-    if len(told) == 1:
-        return told[0][1]
-    return "\n\n".join(f"{role}: {content}" for role, content in told)
+    said = [(text(turn.get("role")), _content(turn.get("content"))) for turn in turns]
+    if len(said) == 1:
+        return said[0][1]
+    return "\n\n".join(f"{role}: {content}" for role, content in said)
 
 
 def _content(content: object) -> str:
