@@ -93,7 +93,7 @@ def _word(text: str) -> Judgement | None:
 class PairJudge(ABC, Generic[V]):
     """Compares two answers by asking a chat model; a `Judge`, and more: many questions at once, each kept on disk.
 
-    A reply that holds no verdict is asked for once more with a reminder, and then given up: the question is unjudged.
+    After a reply without a verdict the question is repeated once with a reminder; after a second one it is unjudged.
     """
 
     symmetric = False

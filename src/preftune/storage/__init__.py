@@ -12,7 +12,7 @@ the contract between training, evaluation and reports, and `cache_folder` determ
     run_directory  paths and writers of a run directory
     run_lock       locks, so that one process at a time writes to a folder or file
     trained_prompts  hashes of the prompts that a model was trained on, next to its weights
-    untrusted_json  values of the wanted kind, or nothing
+    untrusted_json  values of the requested type from JSON that anyone may have written
 """
 
 __all__ = [

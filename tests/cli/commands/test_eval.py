@@ -141,8 +141,8 @@ def test_the_datasets_own_answers_as_baseline(preftune, server, tmp_path: Path) 
     assert result.code == 0, result.err
     summary = read(tmp_path / "out")
     assert (summary["wins"], summary["baseline_name"]) == (6, "dataset")
-    told = [*summary["degeneration"]["sentences"], summary["correctness_sentence"], result.out]
-    assert not any("base model" in line for line in told)
+    lines = [*summary["degeneration"]["sentences"], summary["correctness_sentence"], result.out]
+    assert not any("base model" in line for line in lines)
     assert any("the dataset" in line for line in summary["degeneration"]["sentences"])
     assert read_lines(tmp_path / "out" / "generations.jsonl")[0]["base"] == pairs[0]["chosen"]
     alone = write_rows(tmp_path / "alone.jsonl", [{"prompt": "Hi?"}])
@@ -234,7 +234,7 @@ def test_rows_without_a_key_are_told_before_answers_are_paid_for(
     assert server.asked == []
 
 
-def test_position_bias_is_told(preftune, server, questions, tmp_path: Path) -> None:
+def test_position_bias_is_reported(preftune, server, questions, tmp_path: Path) -> None:
     server.answer = lambda body: '{"better": "A"}' if body["model"] == "judge" else said(body)
     result = preftune(*duel(server, questions, tmp_path / "out"))
     assert read(tmp_path / "out")["position_bias"] == {"asked": 6, "disagreed": 6, "first_preferred": 6}

@@ -231,9 +231,9 @@ def test_an_evaluation_of_an_earlier_model_is_no_verdict_about_this_one(run_fold
     assert headline(run).rate is None
     assert run.answers == []
     assert run.suites == {}
-    told = " ".join(missing_files([run]))
-    assert "eval/summary.json is older than this training" in told
-    assert "eval/xstest/summary.json is older" in told
+    text = " ".join(missing_files([run]))
+    assert "eval/summary.json is older than this training" in text
+    assert "eval/xstest/summary.json is older" in text
     os.utime(run_folder / "eval/summary.json", (started + 1, started + 1))
     assert headline(read_run(run_folder)).rate is not None
     os.utime(run_folder / "eval/summary.json", (0, 0))  # unpacked without its time
@@ -263,10 +263,10 @@ def test_many_runs_and_long_answers_stay_within_three_megabytes_and_one_comment(
 def test_an_advantage_that_is_gone_at_equal_length_stands_beside_the_verdict(run_folder: Path) -> None:
     file = run_folder / "eval/summary.json"
     summary = json.loads(file.read_text(encoding="utf-8"))
-    for low, told in ((0.4, True), (0.52, False)):
+    for low, shown in ((0.4, True), (0.52, False)):
         controlled = {"ci_low": low, "win_rate": 0.5, "ci_high": 0.6, "sentence": "At equal length it wins less."}
         write(file, {**summary, "ci_low": 0.54, "length_controlled": controlled})
-        assert ("At equal length it wins less." in cautions(read_run(run_folder))) is told
+        assert ("At equal length it wins less." in cautions(read_run(run_folder))) is shown
 
 
 def test_what_a_failed_rule_says_is_no_second_caution(run_folder: Path) -> None:
@@ -299,7 +299,7 @@ def test_what_a_failed_rule_says_is_no_second_caution(run_folder: Path) -> None:
         assert len(after) == len(before)
 
 
-def test_a_guard_that_only_read_figures_is_told(run_folder: Path) -> None:
+def test_a_guard_that_only_read_figures_is_reported(run_folder: Path) -> None:
     (run_folder / "guard.jsonl").unlink()
     facts = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
     for guard, words in (

@@ -1,4 +1,4 @@
-"""Ways to win a comparison without a better answer, found in the answers themselves and called by their names.
+"""Ways to win a comparison without a better answer, found in the answers and named.
 
 Shares are of distinct prompts, and what the baseline does as well is subtracted: a task may ask for equal or copied
 answers. On the public answers of 56 models to AlpacaEval's 805 instructions, the two that were made to cheat are found
@@ -23,7 +23,7 @@ from preftune.text_quality.repetition import split_words
 from preftune.types import Text
 
 FEWEST = 5
-"""Prompts below which nothing is said."""
+"""Fewest prompts for a finding."""
 _GRAM, _COPIED = 5, 0.7
 """Words of a passage, and the share of an answer's passages that makes it a copy of its prompt."""
 _LABEL, _ALL = 4, 0.9
@@ -96,7 +96,7 @@ def find_cheats(answered: Sequence[AnsweredRow]) -> list[Cheat]:
         compared = f" ({before:.0%} of the baseline's)" if before else ""
         sentence = f"{share:.0%} of the answers to {counted(len(first), 'prompt')} {kind.found}{compared}."
         found.append(Cheat(kind.name, share, before, sentence))
-    if any(cheat.name == _KINDS["constant"].name for cheat in found):  # the same thing, said more exactly
+    if any(cheat.name == _KINDS["constant"].name for cheat in found):  # the same finding, more exact
         found = [cheat for cheat in found if cheat.name != _KINDS["near"].name]
     return found
 

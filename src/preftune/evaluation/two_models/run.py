@@ -161,7 +161,7 @@ def _outcome_keys(answered: Sequence[AnsweredRow], rows: Sequence[Mapping[str, A
     cache_key = getattr(judge, "cache_key", None)
     if cache_key is None:
         return [""] * len(answered)
-    # A judge that is asked in words sees the answers alone; a rule may read the row (`key_fact`, a column of its own).
+    # A chat model sees only the answers; a rule may read the row (`key_fact`, a column of its own).
     reads_row = not hasattr(judge, "estimate")
     return [
         digest([cache_key, answer.prompt, answer.base, answer.aligned, *([dict(row)] if reads_row else [])])

@@ -1,6 +1,6 @@
-"""Run directories read with suspicion: files may be missing, torn or written by anyone.
+"""Run directories whose files may be missing, incomplete or written by anyone.
 
-run_files  a run directory, whatever is missing
+run_files  a run directory, as far as it can be read
 """
 
 __all__ = ["run_files"]

@@ -1,4 +1,4 @@
-"""What a reader wants to know first, in words: what was asked, what came out, and what to do next."""
+"""The first lines of a report: the request, the result, and what to do next."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Headline(NamedTuple):
     word: str
     """One or two words: better, worse, undecided, not judged."""
     rest: str
-    """The headline goes on with it."""
+    """The rest of the headline."""
     rate: Rate | None
     interval: str
     """The interval and the counts in words; empty without an evaluation."""
@@ -89,7 +89,7 @@ def win_rate(run: Run) -> Rate | None:
 
 
 def rate_in(values: Figures) -> Rate | None:
-    """A win rate of a summary, as far as it is there."""
+    """The win rate of a summary; None if it has none."""
     rate, low, high = (number(values.get(name)) for name in ("win_rate", "ci_low", "ci_high"))
     if rate is None or low is None or high is None:
         return None
@@ -171,7 +171,7 @@ def cautions(run: Run) -> list[str]:
 
 
 def _at_equal_length(run: Run) -> str:
-    """That an advantage is gone once answers are equally long; else empty."""
+    """The sentence about equal length, if the advantage is not shown there; else empty."""
     low = number(at(run.summary, "length_controlled", "ci_low"))
     plain = number(run.summary.get("ci_low"))
     if low is None or plain is None or not low <= 0.5 < plain:
@@ -180,7 +180,7 @@ def _at_equal_length(run: Run) -> str:
 
 
 def judged_unlike(runs: Sequence[Run]) -> str:
-    """That the win rates of these runs are no comparison, where judge, baseline or prompts differ; else empty."""
+    """A warning if judge, baseline or prompts of these runs differ, so that win rates cannot be ranked; else empty."""
     rated = [run.summary for run in runs if win_rate(run) is not None]
     kinds: dict[str, set[str | float | None]] = {
         "judges": {text(summary.get("judge")) for summary in rated},
@@ -207,9 +207,9 @@ def next_steps(run: Run) -> list[str]:
 
 
 def example(run: Run) -> tuple[str, Answers] | None:
-    """One before and after for the first screen, and what it is an example of.
+    """A pair of answers for the first screen, and a caption for it.
 
-    The answers of the outcome that decided, and among these the ones of middle length: not the best that there is.
+    It has the outcome of the verdict and the median length among those: it is typical, not the best one.
     """
     answers = run.shown_answers()
     if not answers:
@@ -236,7 +236,7 @@ def last(run: Run, name: str) -> float | None:
 
 
 def length(run: Run) -> int:
-    """The last step that anything is known of."""
+    """The last step with a record."""
     steps = [number(line.get("step")) or 0 for line in [*run.metrics, *run.alarms]]
     return int(max([number(run.facts.get("steps")) or 0, *steps]))
 
@@ -261,7 +261,7 @@ def ranking(runs: Sequence[Run]) -> tuple[str, list[Run]]:
 
 
 def day(seconds: float | None) -> str:
-    """A time of the clock as a date, in UTC; empty for none, or one outside of the calendar."""
+    """A timestamp as a date in UTC; empty for none, or one outside of the calendar."""
     try:
         return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
     except (ValueError, OverflowError, OSError):
@@ -269,7 +269,7 @@ def day(seconds: float | None) -> str:
 
 
 def missing_files(runs: Sequence[Run]) -> Iterator[str]:
-    """A sentence for every file that could not be read in whole; not for those that a run need not have."""
+    """A sentence for every file that could not be read completely; optional files may be missing."""
     for run in runs:
         where = f"{run.name}: " if len(runs) > 1 else ""
         for file, problem in run.missing.items():
