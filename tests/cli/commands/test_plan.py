@@ -133,8 +133,11 @@ def test_only_methods_with_a_reference_speak_of_a_second_model(preftune, config_
         (("--gpus", 0), "--gpus 0: give 1 or more"),
         (("--prompt_tokens", 5), "belong together"),
         (("--data", "x.jsonl", "--rows", 5), "--rows has no effect with --data"),
-        (("--device", "cpu", "--gpus", 2, *LENGTHS), "--device cpu is one machine without cards"),
-        (("--device", "this", "--nodes", 2, *LENGTHS), "--device this is one machine without cards"),
+        (("--model", "there", "--device", "cpu", "--gpus", 2, *LENGTHS), "--device cpu is one machine without cards"),
+        (
+            ("--model", "there", "--device", "this", "--nodes", 2, *LENGTHS),
+            "--device this is one machine without cards",
+        ),
         (LENGTHS, "There is no model to plan for"),
         (("--model", "there"), "There are no lengths"),
         (("--model", "there", *LENGTHS, "--learning_rte", 1), "learning_rate"),
@@ -207,6 +210,17 @@ def test_one_process_measures_for_a_sharded_plan(preftune, tiny_model, monkeypat
     plan = json.loads(found.out)
     assert plan["time"]["rate_from"].startswith("measured here")
     assert plan["device"]["fsdp"] == ["full_shard"]
+
+
+def test_a_training_on_the_cpu_is_planned_for_the_cpu_beside_a_card(preftune, config_alone, monkeypatch):
+    from preftune.plan.devices import CARDS, device_named
+
+    monkeypatch.setattr(
+        "preftune.plan.devices.device_named",
+        lambda name: {**CARDS, "this": CARDS["h100"]}.get(name) or device_named(name),
+    )
+    found = preftune("plan", "--model", config_alone, *LENGTHS, "--use_cpu", "--json")
+    assert json.loads(found.out)["device"]["name"] == "cpu", found.err
 
 
 def test_methods_that_sample_have_no_plan_only(preftune, tiny_model, pairs_file):

@@ -90,10 +90,10 @@ def _plan(method: Method, asked: argparse.Namespace, words: Sequence[str]) -> Pl
     from preftune.plan.forecast import Plan
     from preftune.training.setup.forecast import check_fsdp, shape_of_name, unit_of, workload_of
 
-    device = device_named(asked.device)
+    data, model, config, values = _request(method, asked, words)
+    device = device_named("cpu" if asked.device == "this" and values.use_cpu else asked.device)
     if device.kind == "cpu" and asked.gpus * asked.nodes > 1:
         raise RequestError(f"--device {asked.device} is one machine without cards: leave --gpus and --nodes out.")
-    data, model, config, values = _request(method, asked, words)
     lora = model.lora_config()
     from preftune.cli.train.train_command import loading_options
 
