@@ -216,8 +216,8 @@ def _load_base(place: Location, *, revision: str | None, options: dict[str, Any]
         options = {"quantization_config": GgufConfig(dequantize=True), **options}
         if options["dtype"] == "auto":
             options["dtype"] = torch.bfloat16  # what was packed in 4 to 8 bits needs no more
-    elif place.kind != "hub":
-        generation_config_of(place)  # what is wrong in it is reported before the weights are read
+    else:  # what is wrong in it is reported before the weights are read
+        generation_config_of(place, revision=revision)
     model: PreTrainedModel = load_pretrained(
         AutoModelForCausalLM, place, revision=revision, options={**options, "output_loading_info": True}
     )
