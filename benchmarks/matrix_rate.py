@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from typing import Any
 
 SIZES = {
@@ -35,15 +34,12 @@ def matrix_rate(dtype: str, device: str) -> dict[str, Any]:
     """GFLOP/s of every product, and of the best one."""
     import torch
 
-    generator = torch.Generator().manual_seed(0)
-    rates = {}
-    for rows, inner, columns in SIZES[device]:
-        kind = getattr(torch, dtype)
-        left = torch.randn(rows, inner, generator=generator).to(device, kind)
-        right = torch.randn(inner, columns, generator=generator).to(device, kind)
-        out = torch.empty(rows, columns, dtype=kind, device=device)
-        seconds = min(_seconds_of_one(left, right, out) for _ in range(_WINDOWS))
-        rates[f"{rows}x{inner}x{columns}"] = round(2 * rows * inner * columns / seconds / 1e9, 1)
+    from preftune.plan.devices import rate_of_product
+
+    kind, rates = getattr(torch, dtype), {}
+    for size in SIZES[device]:
+        rate = rate_of_product(size, kind, device, windows=_WINDOWS, seconds=_WINDOW_S)
+        rates["x".join(map(str, size))] = round(rate / 1e9, 1)
     return {"dtype": dtype, "best": max(rates.values()), "gflops": rates}
 
 
@@ -51,32 +47,9 @@ def rate_now(dtype: str) -> float:
     """GFLOP/s of one product as a small model has it, on the CPU, over one window: for use between a run's steps."""
     import torch
 
-    rows, inner, columns = SIZES["cpu"][0]
-    kind = getattr(torch, dtype)
-    generator = torch.Generator().manual_seed(0)
-    left = torch.randn(rows, inner, generator=generator).to(kind)
-    right = torch.randn(inner, columns, generator=generator).to(kind)
-    out = torch.empty(rows, columns, dtype=kind)
-    return 2 * rows * inner * columns / _seconds_of_one(left, right, out) / 1e9
+    from preftune.plan.devices import rate_of_product
 
-
-def _seconds_of_one(left: Any, right: Any, out: Any) -> float:
-    """Mean over one window."""
-    import torch
-
-    def wait() -> None:
-        if out.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    torch.mm(left, right, out=out)
-    wait()
-    count, began = 0, time.perf_counter()
-    while True:
-        torch.mm(left, right, out=out)
-        wait()
-        count += 1
-        if (seconds := time.perf_counter() - began) >= _WINDOW_S:
-            return seconds / count
+    return rate_of_product(SIZES["cpu"][0], getattr(torch, dtype), "cpu", windows=1, seconds=_WINDOW_S) / 1e9
 
 
 if __name__ == "__main__":

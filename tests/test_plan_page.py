@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from transformers import AutoConfig
 
 from preftune.cli.main import main
-from preftune.plan.devices import NAMES
+from preftune.cli.recipes.plan import _DEVICES
+from preftune.plan.devices import CARDS
 from tiny import rows, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -53,7 +54,7 @@ def test_the_commands_run_and_the_example_is_what_is_printed(tmp_path, monkeypat
 
 def test_the_devices_are_named():
     (row,) = re.findall(r"^\| `--device` \|(.*)$", PAGE, re.M)
-    assert set(re.findall(r"`([\w-]+)`", row)) == set(NAMES)
+    assert set(re.findall(r"`([\w-]+)`", row)) == set(_DEVICES) == {*CARDS, "cpu", "this"}
 
 
 def test_the_table_is_the_result():

@@ -73,6 +73,11 @@ class UnsupportedLayoutError(PreftuneError):
     """The packed engine cannot compute this model exactly. The engine catches this error, falls back and says why."""
 
 
+def sentence(text: str) -> str:
+    """A text with a mark at its end."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
 def did_you_mean(
     name: str, names: Iterable[str], *, otherwise: str = "", most: int = 1, cutoff: float = 0.6, shown: str = "{!r}"
 ) -> str:

@@ -142,7 +142,7 @@ def test_ppo_pays_for_its_reward_model_in_time_and_memory():
     assert "gold reward" not in {row[0] for row in result(EVEN, gold=None, start_gold=None).table()[1]}
 
 
-def test_cautions_are_told():
+def test_cautions_are_reported():
     found = result(EVEN, tried=[*result(EVEN).tried, tried("ppo", 3, kl=1, reward=0, finished=False)])
     said = " ".join(found.sentences())
     assert "There is one seed" in said
@@ -153,14 +153,14 @@ def test_cautions_are_told():
     assert "DPO ended by itself after 20 s of 1.7 min" in " ".join(result(EVEN, tried=early).sentences())
 
 
-def test_a_budget_that_was_not_kept_is_told():
+def test_a_budget_that_was_not_kept_is_reported():
     late = [replace(trial, used=150.0) if trial.method.name == "ppo" else trial for trial in result(EVEN).tried]
     said = " ".join(result(EVEN, tried=late).sentences())
     assert "PPO used up to 2.5 min of 1.7 min" in said
     assert "DPO used up to" not in said
 
 
-def test_verdicts_that_could_not_be_read_are_told():
+def test_verdicts_that_could_not_be_read_are_reported():
     assert "could not be read" not in " ".join(result(EVEN).sentences())
     unread = win_rate(EVEN, unread=[True] * 3 + [False] * 47)
     found = result(EVEN, duels=[replace(result(EVEN).duels[0], rate=unread)])

@@ -7,8 +7,8 @@ import pytest
 from preftune.evaluation.suites.arena_hard import read_label
 from preftune.evaluation.suites.mt_bench_prompts import read_rating, read_winner
 from preftune.evaluation.suites.xstest import read_reaction
-from preftune.judges.framing import unmarked
 from preftune.judges.pairwise_llm import parse_verdict
+from preftune.judges.prompt_and_reply import unmarked
 from preftune.training.online.scoring import read_mark
 
 

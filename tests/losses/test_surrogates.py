@@ -72,8 +72,7 @@ def trls(args: GRPOConfig, logps, old, reference) -> torch.Tensor:
         aux_loss_enabled=False, use_adaptive_entropy=False, _entropy_bonus_enabled=False, entropy_coef=0.0,
         current_gradient_accumulation_steps=1, max_completion_length=args.max_new_tokens,
         model=SimpleNamespace(training=True), _metrics={"train": defaultdict(list)},
-        args=SimpleNamespace(**vars(args), steps_per_generation=1) if not hasattr(args, "steps_per_generation")
-        else SimpleNamespace(**{**vars(args), "steps_per_generation": 1}),
+        args=SimpleNamespace(**{**vars(args), "steps_per_generation": 1}),
         accelerator=SimpleNamespace(
             num_processes=1, sync_gradients=True, gather=lambda x: x, gather_for_metrics=lambda x: x,
             reduce=lambda x, reduction: x,
@@ -177,13 +176,31 @@ def test_extreme_ratios_are_finite(loss_type, tmp_path):
     ("options", "says"),
     [
         ({"loss_type": "cispo", "epsilon_high": 0.28}, "upper limit of the ratio itself .*Give 5"),
-        ({"loss_type": "cispo", "delta": 3.0}, "delta has no effect with loss_type='cispo'"),
+        ({"loss_type": "cispo", "delta": 3.0}, "delta has no effect with loss_type='cispo': remove it"),
+        ({"loss_type": "sapo", "delta": 1.1}, "delta has no effect with loss_type='sapo'"),
+        ({"loss_type": "cispo", "epsilon": 0.1}, "epsilon has no effect with loss_type='cispo'"),
+        ({"loss_type": "sapo", "epsilon": 0.1}, "epsilon has no effect with loss_type='sapo'"),
+        ({"loss_type": "sapo", "epsilon_high": 0.28}, "epsilon_high has no effect with loss_type='sapo'"),
+        ({"loss_type": "vespo", "epsilon_high": 0.28}, "epsilon_high has no effect with loss_type='vespo'"),
+        ({"sapo_temperature_pos": 2.0}, "sapo_temperature_pos has no effect with loss_type='dapo'"),
+        ({"loss_type": "sapo", "vespo_k_pos": 1.0}, "vespo_k_pos has no effect with loss_type='sapo'"),
+        ({"loss_type": "vespo", "vespo_k_neg": -1.0}, r"vespo_k_neg=-1.0 must be a finite number, 0 or above"),
+        ({"loss_type": "vespo", "vespo_lambda_pos": math.inf}, "vespo_lambda_pos=inf must be a finite number above 0"),
         ({"loss_type": "luspo"}, "Set importance_sampling_level='sequence'"),
         ({"loss_type": "vespo", "importance_sampling_level": "sequence"}, "Leave importance_sampling_level at 'token'"),
-        ({"loss_type": "sapo", "sapo_temperature_neg": 0.0}, r"sapo_temperature_neg=0.0 must be above 0"),
+        ({"loss_type": "sapo", "sapo_temperature_neg": 0.0}, r"sapo_temperature_neg=0.0 must be a finite"),
         ({"loss_type": "cipso"}, "Did you mean 'cispo'"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, says, tmp_path):
     with pytest.raises(ConfigError, match=says):
         config(tmp_path, **options)
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "cispo", "sapo", "vespo"])
+def test_trls_defaults_are_accepted(loss_type, tmp_path):
+    """A program that passes every option of the losses, at TRL's defaults."""
+    named = {name: field.default for name, field in trl.GRPOConfig.__dataclass_fields__.items()
+             if name in ("epsilon", "epsilon_high", "delta") or name.startswith(("sapo_", "vespo_"))}  # fmt: skip
+    assert len(named) == 9
+    config(tmp_path, loss_type=loss_type, **named)

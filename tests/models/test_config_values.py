@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from preftune.errors import ModelError
 from preftune.generation.generate import generate
 from preftune.models import load_model, load_tokenizer
+from preftune.models.locate import Location
 from tests.models.tiny import tiny_llama, tiny_tokenizer
 
 WRONG: list[Any] = ["x", ["x"], 10**40, {"a": {"b": 1}}, -3]
@@ -106,6 +107,28 @@ def test_no_wrong_value_reaches_a_library(shelf: Path, file: str) -> None:
                 continue
             refused += 1
     assert refused > len(whole)
+
+
+def test_that_of_the_hub_is_checked_before_the_weights_are_read(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shelf / "model"
+    change(folder / "generation_config.json", eos_token_id="x")
+    (folder / "model.safetensors").unlink()
+    place = Location("hub", str(folder), local_files_only=True)
+    monkeypatch.setattr("preftune.models.load.locate", lambda *names, **options: place)
+    with pytest.raises(ModelError, match=r"generation_config\.json: eos_token_id is 'x'"):
+        load_model("me/tiny")
+
+
+def test_an_error_of_generation_does_not_blame_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise ValueError("the cache has another\nlength")
+
+    model = tiny_llama()
+    monkeypatch.setattr(model, "generate", fails)
+    monkeypatch.setattr("preftune.generation.early_exit.generate_in_rounds", fails)
+    says = r"^the model could not generate: the cache has another length\. If that names a setting"
+    with pytest.raises(ModelError, match=says):
+        generate(model, tiny_tokenizer(), ["a b"], max_new_tokens=2)
 
 
 def test_the_model_in_memory_is_checked_too(shelf: Path) -> None:

@@ -241,6 +241,13 @@ def test_torn_weights_are_named(name: str, shelf: Path, tmp_path: Path) -> None:
         load_model(folder)
 
 
+def test_an_unknown_option_is_named_without_blaming_the_files(shelf: Path) -> None:
+    with pytest.raises(
+        ModelError, match=r"could not be loaded: TypeError: .*unexpected keyword argument 'x'\. Remove it"
+    ):
+        load_model(shelf / "tiny-llama", x=1)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "null"])
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
 def test_a_damaged_config_is_named(name: str, text: str, tmp_path: Path) -> None:

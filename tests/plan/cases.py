@@ -15,7 +15,7 @@ from preftune.plan.settings import Settings
 from preftune.plan.workload import MicroBatch, RowLengths, Workload
 from preftune.types import Preference, TokenizedGroup
 
-CPU = Device("cpu", "cpu", 16 * 10**9, 1e11, None, flash=False, rate_from="a test")
+CPU = Device("cpu", "cpu", 16 * 10**9, 1e11, None, rate_from="a test")
 HALF = Precision(torch.bfloat16, torch.bfloat16, False, "a test")
 
 
@@ -60,7 +60,7 @@ def workload(rows: int = 1000, *, prompt: int = 100, completion: int = 100, per_
         rows_per_step=per_step,
         steps=rows // per_step,
         epochs=1.0,
-        per_row=MicroBatch.of([one]),
+        sampled=MicroBatch.of([one]),
         sample=1,
         tokens=rows * one.tokens,
         separate_tokens=rows * one.separate,

@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
+from preftune.models.precision import Precision
 from preftune.plan.devices import CARDS
 from preftune.plan.fit import Case, fixes, with_adapter
 from preftune.plan.shape import shape_of
 from tests.plan.cases import model, settings, smaller, workload
+
+FLOAT16 = Precision(torch.float16, torch.float16, True, "a test")
 
 
 def case_of(how, shape=None, **options) -> Case:
@@ -75,6 +79,31 @@ def test_several_ranks_are_sharded_as_they_are():
     found = fixes(case_of(how, big(lora=False)))
     assert found[0].flags == ("--fsdp full_shard",)
     assert found[0].case.settings.ranks == 8
+
+
+@pytest.mark.parametrize("options", [{"bits": 4}, {"divisible": False}, {"precision": FLOAT16}])
+@pytest.mark.parametrize("gpus", [1, 8])
+def test_sharding_is_not_advised_where_the_training_refuses_it(gpus, options):
+    how = settings(smaller(CARDS["h100"], 12e9), bf16=True, checkpointing=True, gpus=gpus)
+    assert ("--fsdp full_shard",) in [change.flags for change in fixes(case_of(how))]
+    refused = replace(how, **options)
+    assert not refused.can_shard
+    assert "--fsdp full_shard" not in [flag for change in fixes(case_of(refused)) for flag in change.flags]
+
+
+def test_four_bits_are_not_advised_for_a_sharded_training():
+    how = settings(smaller(CARDS["h100"], 20e9), bf16=True, gpus=2, fsdp=frozenset({"full_shard"}))
+    found = [flag for change in fixes(case_of(how)) for flag in change.flags]
+    assert found
+    assert "--load_in_4bit" not in found
+
+
+def test_what_four_bits_do_not_make_fit_is_sharded():
+    """Weights in 4 bits cannot be sharded: the steps that end in sharding leave them out."""
+    how = settings(smaller(CARDS["h100"], 5e9), bf16=True)
+    (change,) = fixes(case_of(how))
+    assert "--fsdp full_shard" in change.flags
+    assert "--load_in_4bit" not in change.flags
 
 
 def test_nothing_helps():

@@ -26,10 +26,10 @@ def test_useful_flops_are_those_of_the_benchmarks(lora, passes, reference):
 
 def test_time_and_cost_by_hand():
     shape, load = shape_of(model(lora=True)), workload(rows=100)
-    work = work_of(shape, settings(), load, Rate(1e9, "a test", step_seconds=0.5), price_per_hour=36.0)
-    both = useful_flops(shape, load.per_row, reference=1)
+    work = work_of(shape, settings(), load, Rate(1e9, "a test"), price_per_hour=36.0)
+    both = useful_flops(shape, load.sampled, reference=1)
     assert work.flops == pytest.approx(100 * both)
-    assert work.seconds == pytest.approx(100 * both / 1e9 + 0.5 * load.steps)
+    assert work.seconds == pytest.approx(100 * both / 1e9)
     assert work.cost == pytest.approx(work.seconds / 100)
 
 
@@ -38,9 +38,9 @@ def test_reference_scores_are_computed_in_the_first_epoch_only():
 
     shape, load = shape_of(model(lora=True)), workload(rows=100)
     one, three = (work_of(shape, settings(), replace(load, epochs=n), Rate(1e9, "")).flops for n in (1.0, 3.0))
-    assert three - one == pytest.approx(2 * 100 * useful_flops(shape, load.per_row, reference=0))
+    assert three - one == pytest.approx(2 * 100 * useful_flops(shape, load.sampled, reference=0))
     none = work_of(shape, settings(reference="none"), load, Rate(1e9, "")).flops
-    assert none == pytest.approx(100 * useful_flops(shape, load.per_row, reference=0))
+    assert none == pytest.approx(100 * useful_flops(shape, load.sampled, reference=0))
 
 
 def test_eight_devices_take_an_eighth_of_the_time_and_cost_the_same():
@@ -58,5 +58,5 @@ def test_assumptions_are_said():
     assert rate.source == (
         "assumed: 36% of 87.5 TFLOP/s, 72% of the published 121; both shares were measured on an H200"
     )
-    unknown = Device("a card", "cuda", 10**10, None, "bfloat16", flash=True, rate_from="unknown")
+    unknown = Device("a card", "cuda", 10**10, None, "bfloat16", rate_from="unknown")
     assert assumed_rate(settings(unknown, bf16=True)).flops is None

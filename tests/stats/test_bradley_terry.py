@@ -145,7 +145,7 @@ def test_what_is_written() -> None:
     assert found.sentences()[0].startswith("a: Elo 1070 (95% interval ")
 
 
-def test_bad_input_is_told() -> None:
+def test_bad_input_is_refused() -> None:
     with pytest.raises(DatasetError, match="no comparison"):
         bradley_terry([])
     with pytest.raises(DatasetError, match=r"groups: a, b; c, d.*same baseline"):

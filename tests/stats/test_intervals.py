@@ -188,7 +188,7 @@ def test_sample_size_by_hand() -> None:
         sample_size(1.5)
 
 
-def test_bad_input_is_told() -> None:
+def test_bad_input_is_refused() -> None:
     with pytest.raises(DatasetError, match="no value"):
         win_rate([])
     with pytest.raises(DatasetError, match="between 0"):
@@ -205,14 +205,14 @@ def test_verdicts_that_could_not_be_read_widen_the_interval_and_decide_nothing()
     read = [1.0] * 35
     unread = [0.5] * 265
     found = win_rate([*read, *unread], unread=[False] * 35 + [True] * 265)
-    assert win_rate([*read, *unread]).ci_low > 0.5  # what was told before: "better"
+    assert win_rate([*read, *unread]).ci_low > 0.5  # the verdict without `unread`: "better"
     assert (found.win_rate, found.unread, found.ties) == (pytest.approx(0.5583, abs=1e-4), 265, 265)
     assert found.ci_low == win_rate([1.0] * 35 + [0.0] * 265).ci_low
     assert found.ci_high == win_rate([1.0] * 300).ci_high
-    told = verdict(found)
-    assert told.name == "undecided"
-    assert "265 verdicts could not be read" in told.sentence
-    assert "more prompts would not change that" in told.sentence
+    decided = verdict(found)
+    assert decided.name == "undecided"
+    assert "265 verdicts could not be read" in decided.sentence
+    assert "more prompts would not change that" in decided.sentence
     assert more_prompts(found) is None
 
     few = win_rate([1.0] * 90 + [0.0] * 8 + [0.5] * 2, unread=[False] * 98 + [True] * 2)

@@ -10,7 +10,7 @@ import pytest
 
 from preftune.errors import DatasetError, RequestError
 from preftune.statistics.l1_logistic import Rows, fit
-from preftune.statistics.length_control import length_controlled
+from preftune.statistics.length_control import LengthControlled, length_controlled
 
 
 def logit(p: float) -> float:
@@ -190,7 +190,17 @@ def test_little_to_go_by() -> None:
     json.dumps(two.to_dict(), allow_nan=False)
 
 
-def test_bad_input_is_told() -> None:
+@pytest.mark.parametrize("shift", [0.0, 5.0], ids=["a rate", "extrapolated"])
+def test_it_is_read_as_it_was_written(shift: float) -> None:
+    rng = np.random.default_rng(3)
+    found = length_controlled(rng.choice([0.0, 0.5, 1.0], 40), rng.normal(shift, 1, 40))
+    written = json.loads(json.dumps(found.to_dict()))
+    assert LengthControlled.from_dict(written) == found
+    for damaged in (None, [], {**written, "ci_low": "x"}, {**written, "n": None}):
+        assert LengthControlled.from_dict(damaged) is None
+
+
+def test_bad_input_is_refused() -> None:
     with pytest.raises(DatasetError, match="length_differences: give one finite number for each outcome"):
         length_controlled([1, 0], [3.0])
     with pytest.raises(DatasetError, match="difficulty"):

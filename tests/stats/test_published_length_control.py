@@ -1,4 +1,4 @@
-"""AlpacaEval's own estimator, on made-up instructions, and its inputs solved for where they are not to be had."""
+"""AlpacaEval's own estimator, on made-up instructions, and its inputs solved for where they are not available."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_planted_rate_is_found(quality: float, times: float) -> None:
         assert length_controlled(outcomes, letters - made.reference).win_rate is None
 
 
-def test_inputs_that_are_not_to_be_had_are_solved_for() -> None:
+def test_inputs_that_are_not_available_are_solved_for() -> None:
     made = Made(1)
     rates = [made.rate(*made.model(quality, 1.2)) for quality in (0.3, -1.0)]
     predicted = [sigmoid(r.coefficients.model + r.coefficients.difficulty * made.difficulty) for r in rates]

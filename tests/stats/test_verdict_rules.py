@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,24 @@ def test_each_rule_can_fail(more: dict[str, Any], name: str, says: str) -> None:
     assert found.level < 3
 
 
+def test_of_several_failed_rules_the_lowest_level_decides() -> None:
+    """What is only undecided hides no rule that failed."""
+    spoilt = {"worse": ["repeats"], "figures": {"repeats": {"base": 0.0, "aligned": 0.2, "difference": 0.2}}}
+    found = decided(anytime={"ci_low": 0.48, "ci_high": 0.83}, degeneration=spoilt)
+    assert (found.name, found.level) == ("preferred, but degenerate", 1)
+    assert decided(degeneration=spoilt).level == found.level
+    assert "48.0% to 83.0%" in found.sentence
+    # rules of one level: the first
+    assert decided(length_controlled=BELOW, degeneration=spoilt).name == "longer, not better"
+
+
+def test_a_rule_has_one_line() -> None:
+    lines = [rule.line() for rule in decided(length_controlled=BELOW).rules]
+    assert lines[0] == "no cheat: holds. No known cheat was found in the answers."
+    assert lines[2].startswith("equal length: fails. At equal length it would win only 38.0%")
+    assert lines[-1] == "general abilities: not measured. preftune eval --suite general measures them."
+
+
 def test_what_is_within_its_margin_holds() -> None:
     facts = {"difference": {"rate": -0.02, "ci_low": -0.08, "ci_high": 0.04}}
     assert decided(key_fact_rate=facts).name == "better"
@@ -140,6 +159,23 @@ def test_figures_of_earlier_versions_and_of_strangers() -> None:
     assert decide({**odd, "win_rate": True}) is None
 
 
+def test_power_is_exact_for_wins_and_losses() -> None:
+    """By hand: the chance of every number of wins whose interval lies above 50%."""
+    for prompts in (1, 5, 6, 7, 20, 33, 64):
+        shown = [n for n in range(prompts + 1) if win_rate([1.0] * n + [0.0] * (prompts - n)).ci_low > 0.5]
+        for rate in (0.55, 0.7, 0.95):
+            by_hand = sum(math.comb(prompts, n) * rate**n * (1 - rate) ** (prompts - n) for n in shown)
+            assert power(rate, prompts) == pytest.approx(by_hand, abs=1e-9), (prompts, rate)
+
+
+@pytest.mark.parametrize("rate", [0.55, 0.6, 0.7])
+def test_the_number_of_prompts_has_the_power_and_hardly_fewer_do(rate: float) -> None:
+    needed = prompts_for(rate)
+    assert needed is not None
+    assert power(rate, needed) >= 0.8 > power(rate, needed - 1)
+    assert max(power(rate, prompts) for prompts in range(1, round(0.89 * needed))) < 0.8
+
+
 def test_power_is_what_simulated_evaluations_show() -> None:
     """Of 3,000 simulated evaluations, as many exclude 50% as was computed beforehand."""
     rng = np.random.default_rng(5)
@@ -147,14 +183,11 @@ def test_power_is_what_simulated_evaluations_show() -> None:
         won = rng.random((3000, prompts)) < rate
         shown = np.mean([win_rate(row.astype(float)).ci_low > 0.5 for row in won])
         assert power(rate, prompts) == pytest.approx(shown, abs=0.02), (prompts, rate)
-    needed = prompts_for(0.55)
-    assert needed is not None
-    assert power(0.55, needed) >= 0.8 > power(0.55, needed - 40)
     assert prompts_for(0.5) is None
     assert power(0.55, 0) == power(0.5, 100) == 0.0
     assert power(0.4, 50) == pytest.approx(power(0.6, 50))
     assert power_sentence(64) == (
-        f"With 64 prompts a true win rate of 55% is shown in 9% of evaluations; take {needed} to show it in 80%."
+        "With 64 prompts a true win rate of 55% is shown in 9% of evaluations; take 792 to show it in 80%."
     )
     assert "take" not in power_sentence(2000)
     with pytest.raises(RequestError):

@@ -123,8 +123,10 @@ def test_a_new_run_in_an_old_directory_begins_anew(tmp_path):
     assert run_json(tmp_path)["steps"] == 2
 
 
-def test_only_the_first_process_writes_metrics(tmp_path):
+def test_only_the_first_process_writes(tmp_path):
     record = RunRecord(str(tmp_path), {})
+    record.note(self_check={"engine_error": 0.0})  # a record that does not begin, as on the other processes
+    assert not (tmp_path / "run.json").exists()
     for first in (False, True):
         record.on_log(None, SimpleNamespace(is_world_process_zero=first, global_step=7), None, logs={"loss": 0.5})
     (line,) = metrics(tmp_path)

@@ -78,9 +78,9 @@ def _rounded(value: float) -> float:
 
 def described(tried: Sequence[Tried]) -> str:
     """The chart in words, for those who cannot see it."""
-    told = [
+    points = [
         f"{trial.method.title} {trial.label}: KL {trial.distance['kl']['mean']:.2f}"
         for trial in tried
         if trial.distance is not None
     ]
-    return "Reward over KL to the start. " + "; ".join(told)
+    return "Reward over KL to the start. " + "; ".join(points)

@@ -14,11 +14,11 @@ from preftune.comparison.result import START, Result, Tried
 from preftune.report.html.components import NOTHING, listed, panel, panels, table
 from preftune.report.html.document import Page
 from preftune.report.html.templates import markup
-from preftune.report.reading.untrusted_json import prompt_text
 from preftune.report.run import charts
 from preftune.report.run.answers import Entry, Side, entries_section
 from preftune.report.run.headline import Rate
 from preftune.statistics.intervals import WinRate
+from preftune.storage.untrusted_json import prompt_text
 from preftune.version import __version__
 
 

@@ -225,13 +225,13 @@ class Comparison:
         self, rows: Sequence[Row], before: Sequence[Answer], after: Sequence[Answer], name: str, names: tuple[str, str]
     ) -> tuple[Summary, list[JudgedRow]]:
         folder = self.plan.output / "eval" / name
-        told = digest([[answer.text for answer in side] for side in (before, after)])
+        answers = digest([[answer.text for answer in side] for side in (before, after)])
         summary = evaluate_pairwise(
             rows,
             generate=Stored(rows, before, after),
             judge=self.plan.judge,
             output_dir=folder,
-            settings={"answers": told},
+            settings={"answers": answers},
             seed=self.plan.ruler.seed,
             names=names,
             again=self.plan.again,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from preftune.amounts import counted
-from preftune.errors import ModelError, PreftuneError, RequestError
+from preftune.errors import ModelError, PreftuneError, RequestError, sentence
 from preftune.generation.encode_prompts import PromptLike, TemplateKwargs, check_lengths, encode_prompts
 from preftune.generation.thoughts import split_thoughts, spoken
 
@@ -274,15 +274,15 @@ def generate_batch(
 
 @contextmanager
 def _usable_config() -> Iterator[None]:
-    """Raises: ModelError for a generation config with a value that transformers refuses."""
+    """Raises: ModelError for a ValueError of transformers, most often about a value in the generation config."""
     try:
         yield
     except ValueError as error:
         if isinstance(error, PreftuneError):
             raise
         raise ModelError(
-            f"the model's generation_config cannot be used: {' '.join(str(error).split())} Correct "
-            "generation_config.json in the model's folder."
+            f"the model could not generate: {sentence(' '.join(str(error).split()))} If that names a setting of "
+            "generation, correct it in generation_config.json in the model's folder."
         ) from error
 
 

@@ -6,12 +6,12 @@ judge with a prefix of its own (`openai:`) is also a branch of `registry.open_ju
     cache               verdicts on disk, by content
     ensemble            several scorers as one
     exact_match         the final answer against the expected one
-    framing             marks around answers, and the verdict at the end of a reply
     from_scores         a judge from a scorer: the higher score wins
     llm_client          questions to a chat model, cached and in parallel
     pairwise_llm        a chat model that compares two answers
     people              agreement of a judge with people, and their labels
     probability_judge   a chat model that compares two answers by log-probabilities
+    prompt_and_reply    marks around answers in a prompt, and the verdict at the end of a reply
     protocol            Judge, Scorer, Question, and calling them
     registry            RULES; --judge SPEC -> a judge (open_judge), a rule alone (load_judge)
     reward_model        a reward model as scorer
@@ -24,12 +24,12 @@ judge with a prefix of its own (`openai:`) is also a branch of `registry.open_ju
 __all__ = [
     "ensemble",
     "exact_match",
-    "framing",
     "from_scores",
     "llm_client",
     "pairwise_llm",
     "people",
     "probability_judge",
+    "prompt_and_reply",
     "protocol",
     "registry",
     "reward_model",

@@ -5,17 +5,20 @@ repeated.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Generic, Literal, TypeVar
 
 from preftune.errors import RequestError
 from preftune.generation.endpoint.budget import Estimate
 from preftune.generation.thoughts import split_thoughts
 from preftune.judges.cache import verdict_key
-from preftune.judges.framing import defused, final_match, objects_read, unmarked
 from preftune.judges.llm_client import Asker
-from preftune.judges.protocol import Judgement, Progress, Question
+from preftune.judges.prompt_and_reply import defused, final_match, objects_read, unmarked
+from preftune.judges.protocol import Graded, Judgement, Progress, Question
 from preftune.types import Message, Text
+
+V = TypeVar("V", bound=Graded)
 
 _ASKED = """\
 You compare two answers to the same request and decide which one is better for the person who asked.
@@ -87,13 +90,86 @@ def _word(text: str) -> Judgement | None:
     return _WORDS.get(" ".join(re.sub(r"[^\w\s]", " ", text).split()).casefold())
 
 
-class ChatJudge:
+class PairJudge(ABC, Generic[V]):
     """Compares two answers by asking a chat model; a `Judge`, and more: many questions at once, each kept on disk.
 
-    A reply that holds no verdict is asked for once more with a reminder, and then given up: the question is unjudged.
+    After a reply without a verdict the question is repeated once with a reminder; after a second one it is unjudged.
     """
 
     symmetric = False
+    cache_key: str
+    _kind: str
+    _reminder: str
+    _usual_tokens: int
+    """Tokens of a usual verdict, for estimates."""
+    _form: Mapping[str, bool]
+    """The form of the reply: `as_json` or `logprobs` of `Asker.ask_all`."""
+
+    def __init__(self, asker: Asker, *, asked: str, criteria: str, max_tokens: int) -> None:
+        """
+        Args:
+            asked: the system prompt, with a place for the criteria.
+            criteria: sentences that say what is better.
+            max_tokens: longest reply.
+        """
+        self.name, self.criteria = asker.name, criteria
+        self._asker, self._max_tokens = asker, max_tokens
+        self._system = asked.format(criteria=criteria.strip())
+
+    @staticmethod
+    @abstractmethod
+    def _read(text: str) -> V | None:
+        """The verdict in a reply; None if there is none."""
+
+    def __call__(self, prompt: Text, answer_a: str, answer_b: str, row: Mapping[str, Any]) -> V | Literal["tie"]:
+        (verdict,) = self.judge_all([Question(prompt, answer_a, answer_b)])
+        return "tie" if verdict is None else verdict
+
+    def known(self, questions: Sequence[Question]) -> int:
+        """How many of these questions have a verdict from an earlier run."""
+        return self._asker.known(self._messages(questions), kind=self._kind, max_tokens=self._max_tokens)
+
+    def estimate(self, questions: Sequence[Question], *, again: bool = False) -> Estimate:
+        """What is still to be asked will cost. Raises: RequestError when that is more than a cap."""
+        return self._asker.estimate(
+            self._messages(questions),
+            kind=self._kind,
+            max_tokens=self._max_tokens,
+            usual_tokens=self._usual_tokens,
+            again=self._read if again else None,
+        )
+
+    def judge_all(
+        self, questions: Sequence[Question], *, again: bool = False, progress: Progress | None = None
+    ) -> list[V | None]:
+        """The verdict on every question, None for one that could not be read.
+
+        Args:
+            again: ask once more what could not be read in an earlier run.
+            progress: called with questions done and questions in all.
+        Raises: RequestError, EndpointError; what was answered until then is kept. KeyboardInterrupt likewise.
+        """
+        return self._asker.ask_all(
+            self._messages(questions),
+            read=self._read,
+            kind=self._kind,
+            max_tokens=self._max_tokens,
+            reminder=self._reminder,
+            again=again,
+            progress=progress,
+            **self._form,
+        )
+
+    def _messages(self, questions: Sequence[Question]) -> list[list[Message]]:
+        return [messages_of(question, self._system) for question in questions]
+
+
+class ChatJudge(PairJudge[Judgement]):
+    """A chat model that replies with a JSON object."""
+
+    _kind, _reminder, _usual_tokens = _KIND, _REMINDER, ANSWER_TOKENS
+    _form: Mapping[str, bool] = {"as_json": True}
+    _read = staticmethod(parse_verdict)
 
     def __init__(self, asker: Asker, *, criteria: str = CRITERIA, max_tokens: int = 512) -> None:
         """
@@ -103,56 +179,8 @@ class ChatJudge:
         """
         if max_tokens < 1:
             raise RequestError(f"--judge_max_tokens {max_tokens}: give at least 1.")
-        self.name = asker.name
-        self._asker, self._max_tokens = asker, max_tokens
-        self._system = _ASKED.format(criteria=criteria.strip())
+        super().__init__(asker, asked=_ASKED, criteria=criteria, max_tokens=max_tokens)
         self.cache_key = verdict_key("pairwise", asker.cache_key, self._system, _REMINDER, max_tokens)
-
-    def __call__(self, prompt: Text, answer_a: str, answer_b: str, row: Mapping[str, Any]) -> Judgement:
-        (verdict,) = self.judge_all([Question(prompt, answer_a, answer_b)])
-        return verdict or "tie"
-
-    def known(self, questions: Sequence[Question]) -> int:
-        """How many of these questions have a verdict from an earlier run."""
-        return self._asker.known(self._asked(questions), kind=_KIND, max_tokens=self._max_tokens)
-
-    def estimate(self, questions: Sequence[Question], *, again: bool = False) -> Estimate:
-        """What is still to be asked will cost. Raises: RequestError when that is more than a cap."""
-        return self._asker.estimate(
-            self._asked(questions),
-            kind=_KIND,
-            max_tokens=self._max_tokens,
-            usual_tokens=ANSWER_TOKENS,
-            again=parse_verdict if again else None,
-        )
-
-    def judge_all(
-        self, questions: Sequence[Question], *, again: bool = False, progress: Progress | None = None
-    ) -> list[Judgement | None]:
-        """The verdict on every question, None for one that could not be read.
-
-        Args:
-            again: ask once more what could not be read in an earlier run.
-            progress: called with questions done and questions in all.
-        Raises: RequestError, EndpointError; what was answered until then is kept. KeyboardInterrupt likewise.
-        """
-        verdicts = self._asker.ask_all(
-            self._asked(questions),
-            read=parse_verdict,
-            kind=_KIND,
-            max_tokens=self._max_tokens,
-            as_json=True,
-            reminder=_REMINDER,
-            again=again,
-            progress=progress,
-        )
-        return cast("list[Judgement | None]", verdicts)  # mypy widens the literals on their way through the reader
-
-    def _asked(self, questions: Sequence[Question]) -> list[list[Message]]:
-        return [self._messages(question) for question in questions]
-
-    def _messages(self, question: Question) -> list[Message]:
-        return messages_of(question, self._system)
 
 
 def messages_of(question: Question, system: str) -> list[Message]:

@@ -32,6 +32,7 @@ __all__ = [
     "LogitTransform",
     "Segment",
     "Support",
+    "attention",
     "batch",
     "choose_engine",
     "engine",

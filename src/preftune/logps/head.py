@@ -124,11 +124,16 @@ def chunk_for(vocabulary: int, *, total_bytes: int, free_bytes: int) -> int:
     return 1 << (wanted.bit_length() - 1)
 
 
+def cpu_chunk(vocabulary: int) -> int:
+    """Number of tokens per chunk on a CPU."""
+    return max(16, _CHUNK_ELEMENTS_CPU // vocabulary)
+
+
 @functools.cache
 def _default_chunk(device: torch.device, vocabulary: int) -> int:
     """The chunk size, chosen once: policy and reference must use the same kernels, independent of the free memory."""
     if device.type == "cpu":
-        return max(16, _CHUNK_ELEMENTS_CPU // vocabulary)
+        return cpu_chunk(vocabulary)
     if device.type != "cuda":
         return max(16, _CHUNK_ELEMENTS_DEVICE // vocabulary)
     free, total = torch.cuda.mem_get_info(device)

@@ -8,16 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from preftune.errors import ModelError
-
-_LARGEST = 2**63 - 1
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool))
+from preftune.storage.json_types import is_number, is_text, is_truth, is_whole
 
 
 def _list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -28,35 +19,28 @@ def _or_list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: holds(value) or _list_of(holds)(value)
 
 
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
 _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "a token id": (_whole, "bos_token_id pad_token_id sep_token_id"),
+    "a token id": (is_whole, "bos_token_id pad_token_id sep_token_id"),
     "a token id or a list of token ids": (
-        _or_list_of(_whole),
+        _or_list_of(is_whole),
         "eos_token_id forced_bos_token_id forced_eos_token_id decoder_start_token_id",
     ),
-    "a list of token ids": (_list_of(_whole), "suppress_tokens begin_suppress_tokens alora_invocation_tokens"),
-    "a list of lists of token ids": (_list_of(_list_of(_whole)), "bad_words_ids"),
+    "a list of token ids": (_list_of(is_whole), "suppress_tokens begin_suppress_tokens alora_invocation_tokens"),
+    "a list of lists of token ids": (_list_of(_list_of(is_whole)), "bad_words_ids"),
     "a whole number": (
-        _whole,
+        is_whole,
         "top_k max_length max_new_tokens min_length min_new_tokens num_beams num_return_sequences "
         "no_repeat_ngram_size encoder_no_repeat_ngram_size",
     ),
     "a number": (
-        _number,
+        is_number,
         "temperature top_p min_p typical_p epsilon_cutoff eta_cutoff repetition_penalty length_penalty "
         "encoder_repetition_penalty guidance_scale max_time model_max_length",
     ),
-    "true or false": (
-        lambda value: isinstance(value, bool),
-        "do_sample use_cache output_hidden_states output_attentions",
-    ),
-    "a text": (_text, "model_type base_model_name_or_path revision"),
-    "a text or a list of texts": (_or_list_of(_text), "stop_strings"),
-    "a list of texts": (_list_of(_text), "architectures"),
+    "true or false": (is_truth, "do_sample use_cache output_hidden_states output_attentions"),
+    "a text": (is_text, "model_type base_model_name_or_path revision"),
+    "a text or a list of texts": (_or_list_of(is_text), "stop_strings"),
+    "a list of texts": (_list_of(is_text), "architectures"),
 }
 _OF_FIELD = {field: (holds, kind) for kind, (holds, fields) in _KINDS.items() for field in fields.split()}
 _SIZES = frozenset(
@@ -76,7 +60,7 @@ def check_values(where: str, content: Mapping[str, Any]) -> None:
         holds, kind = _OF_FIELD.get(field, (None, ""))
         if value is not None and holds is not None and not holds(value):
             raise _wrong(where, field, value, kind)
-        if field in _SIZES and _number(value) and value < 0:
+        if field in _SIZES and is_number(value) and value < 0:
             raise _wrong(where, field, value, "0 or more")
         if field.endswith("_config") and isinstance(value, Mapping):
             check_values(where, value)
@@ -88,9 +72,9 @@ def check_adapter_values(where: str, config: Any) -> None:
     Raises: ModelError for the first wrong value.
     """
     kinds: dict[str, tuple[Callable[[Any], bool], str]] = {
-        "bool": (lambda value: isinstance(value, bool), "true or false"),
-        "int": (_whole, "a whole number"),
-        "float": (_number, "a number"),
+        "bool": (is_truth, "true or false"),
+        "int": (is_whole, "a whole number"),
+        "float": (is_number, "a number"),
     }
     for name, field in getattr(type(config), "__dataclass_fields__", {}).items():
         declared = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", "")

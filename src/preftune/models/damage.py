@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from preftune.bounds import bound, raising, size
-from preftune.errors import ModelError, PreftuneError
+from preftune.errors import ModelError, PreftuneError, sentence
 from preftune.models.config_values import check_values
 from preftune.storage.jsonl import read_object
 
@@ -58,8 +58,7 @@ def brief(error: BaseException) -> str:
     text = " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
     if isinstance(error, _SAYS_LITTLE):
         text = f"{type(error).__name__}: {text}"
-    text = text if len(text) <= 400 else text[:400] + " ..."
-    return text if text.endswith((".", "!", "?")) else text + "."
+    return sentence(text if len(text) <= 400 else text[:400] + " ...")
 
 
 ADAPTER_CONFIG = "adapter_config.json"

@@ -216,8 +216,8 @@ def _load_base(place: Location, *, revision: str | None, options: dict[str, Any]
         options = {"quantization_config": GgufConfig(dequantize=True), **options}
         if options["dtype"] == "auto":
             options["dtype"] = torch.bfloat16  # what was packed in 4 to 8 bits needs no more
-    if place.kind != "gguf":
-        generation_config_of(place, revision=revision)  # what is wrong in it is said before the weights are read
+    else:  # what is wrong in it is reported before the weights are read
+        generation_config_of(place, revision=revision)
     model: PreTrainedModel = load_pretrained(
         AutoModelForCausalLM, place, revision=revision, options={**options, "output_loading_info": True}
     )
@@ -234,7 +234,7 @@ def load_pretrained(loader: Any, place: Location, *, revision: str | None, optio
     if place.local_files_only:
         extra["local_files_only"] = True
     try:
-        with quiet_transformers(), whole_weights(place.name), _known_options(place), reading(f"{source}/config.json"):
+        with quiet_transformers(), whole_weights(place.name), reading(f"{source}/config.json"), _known_options(place):
             found = loader.from_pretrained(source, **extra, **options)
     except ModelError:
         raise
@@ -263,10 +263,10 @@ def _known_options(place: Location) -> Iterator[None]:
     """Raises: ModelError for an option that the model's class does not know."""
     try:
         yield
-    except ModelError as error:
+    except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
-        raise ModelError(f"{place.name} could not be loaded: {brief(error.__cause__ or error)} Remove it.") from error
+        raise ModelError(f"{place.name} could not be loaded: {brief(error)} Remove it.") from error
 
 
 def _complete(model: Any, report: Mapping[str, Any], *, name: str) -> Any:

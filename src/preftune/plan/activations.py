@@ -16,13 +16,10 @@ stream of hidden states. Of each layer are kept (docs/plan.md has the table):
 
 from __future__ import annotations
 
-from preftune.logps.head import chunk_for
+from preftune.logps.head import chunk_for, cpu_chunk
 from preftune.plan.settings import Settings
 from preftune.plan.shape import ModelShape
 from preftune.plan.workload import MicroBatch
-
-_CPU_LOGITS = 2**23
-"""Elements of a chunk of logits on a CPU, as in `logps/head.py`."""
 
 
 def stream_bytes(shape: ModelShape, settings: Settings) -> int:
@@ -129,7 +126,7 @@ def logits_bytes(shape: ModelShape, settings: Settings, scored: int) -> float:
         return 0.0
     device, vocabulary = settings.device, shape.vocabulary
     if device.kind == "cpu":
-        chunk = max(16, _CPU_LOGITS // vocabulary)
+        chunk = cpu_chunk(vocabulary)
     else:
         chunk = chunk_for(vocabulary, total_bytes=device.memory, free_bytes=device.memory)
     size = min(chunk, scored) * vocabulary

@@ -38,7 +38,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Flags, the case that they make, and whether the update stays the same."""
+    """Flags, the case that they make, and what they do in words."""
 
     flags: tuple[str, ...]
     case: Case
@@ -58,14 +58,15 @@ def fixes(case: Case) -> list[Change]:
     singles = [change for change in _changes(case) if change.case.memory.fits]
     if singles:
         return singles
-    change = Change((), case, "")
-    for kind in ("checkpointing", "budget", "shard", "adapter", "four_bit", "spread"):
-        for found in _changes(change.case, only=kind):
-            words = f"{change.words} and {found.words}" if change.words else found.words
-            change = Change((*change.flags, *found.flags), found.case, words)
-            break
-        if change.flags and change.case.memory.fits:
-            return [_without_needless(case, change)]
+    for last in ("four_bit", "spread"):  # weights in 4 bits cannot be sharded
+        change = Change((), case, "")
+        for kind in ("checkpointing", "budget", "shard", "adapter", last):
+            for found in _changes(change.case, only=kind):
+                words = f"{change.words} and {found.words}" if change.words else found.words
+                change = Change((*change.flags, *found.flags), found.case, words)
+                break
+            if change.flags and change.case.memory.fits:
+                return [_without_needless(case, change)]
     return []
 
 
@@ -154,7 +155,7 @@ def within(case: Case, budget: int) -> Case:
 
 
 def _shard(case: Case) -> Change | None:
-    if case.settings.ranks < 2 or case.settings.sharded:
+    if case.settings.ranks < 2 or case.settings.sharded or not case.settings.can_shard:
         return None
     settings = replace(case.settings, fsdp=frozenset({"full_shard"}))
     words = f"FSDP2 over the {settings.ranks} devices"
@@ -170,7 +171,7 @@ def _adapter(case: Case) -> Change | None:
 
 
 def _four_bit(case: Case) -> Change | None:
-    if case.settings.bits is not None:
+    if case.settings.bits is not None or case.settings.sharded:
         return None
     start = _adapter(case)
     case = case if start is None else start.case
@@ -181,7 +182,7 @@ def _four_bit(case: Case) -> Change | None:
 
 def _spread(case: Case) -> Change | None:
     """FSDP2 over the fewest devices of which each has room."""
-    if case.settings.device.kind != "cuda" or case.settings.sharded:
+    if case.settings.device.kind != "cuda" or case.settings.sharded or not case.settings.can_shard:
         return None
     for gpus in _SPREADS:
         if gpus <= case.settings.ranks:

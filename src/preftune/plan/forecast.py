@@ -8,7 +8,7 @@ from typing import Any
 
 from preftune.amounts import counted, duration
 from preftune.plan.fit import Case, Change, fixes
-from preftune.plan.memory import Memory, memory_of
+from preftune.plan.memory import Memory
 from preftune.plan.settings import Settings
 from preftune.plan.shape import ModelShape
 from preftune.plan.work import Rate, Work, assumed_rate, work_of
@@ -22,9 +22,26 @@ class Plan:
     shape: ModelShape
     settings: Settings
     workload: Workload
-    memory: Memory
-    work: Work
-    fixes: tuple[Change, ...]
+    measured: Rate | None = None
+    """None: the rate is assumed (`assumed_rate`), where time or cost is asked for."""
+    price_per_hour: float | None = None
+    """Of one device."""
+
+    @property
+    def memory(self) -> Memory:
+        """Of one rank."""
+        return Case.of(self.shape, self.settings, self.workload).memory
+
+    @property
+    def work(self) -> Work:
+        """Time and cost. On a CPU the rate is assumed from a short measurement, once in a process."""
+        rate = self.measured or assumed_rate(self.settings)
+        return work_of(self.shape, self.settings, self.workload, rate, price_per_hour=self.price_per_hour)
+
+    @property
+    def fixes(self) -> list[Change]:
+        """What makes it fit."""
+        return fixes(Case.of(self.shape, self.settings, self.workload))
 
     def line(self) -> str:
         """The plan in one line."""
@@ -46,6 +63,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Plain values: bytes, seconds, FLOPs."""
         load, settings = self.workload, self.settings
+        memory, work = self.memory, self.work
         return {
             "command": settings.command,
             "device": {
@@ -70,18 +88,18 @@ class Plan:
                 "largest_micro_batch": asdict(load.largest),
             },
             "memory": {
-                "per_rank": {line.name: round(line.bytes) for line in self.memory.lines},
-                "total_bytes": round(self.memory.total),
-                "host_bytes": round(self.memory.host),
-                "fits": self.memory.fits,
+                "per_rank": {line.name: round(line.bytes) for line in memory.lines},
+                "total_bytes": round(memory.total),
+                "host_bytes": round(memory.host),
+                "fits": memory.fits,
                 "second_model_bytes": self.shape.second_model(),
             },
             "time": {
-                "useful_flops": self.work.flops,
-                "useful_flops_per_second_and_rank": self.work.rate.flops,
-                "rate_from": self.work.rate.source,
-                "seconds": self.work.seconds,
-                "cost": self.work.cost,
+                "useful_flops": work.flops,
+                "useful_flops_per_second_and_rank": work.rate.flops,
+                "rate_from": work.rate.source,
+                "seconds": work.seconds,
+                "cost": work.cost,
             },
             "fixes": [
                 {"flags": list(change.flags), "total_bytes": round(change.total), "gpus": change.case.settings.ranks}
@@ -91,31 +109,6 @@ class Plan:
 
 
 ROUGH = "rough: the layers of this architecture are not those of the formula"
-
-
-def plan_of(
-    shape: ModelShape,
-    settings: Settings,
-    workload: Workload,
-    *,
-    rate: Rate | None = None,
-    price_per_hour: float | None = None,
-) -> Plan:
-    """The plan of a training.
-
-    Args:
-        rate: a measured one; by default it is assumed (`assumed_rate`).
-        price_per_hour: of one device.
-    """
-    rate = rate or assumed_rate(settings)
-    return Plan(
-        shape,
-        settings,
-        workload,
-        memory_of(shape, settings, workload.largest, micro_batches=workload.micro_batches),
-        work_of(shape, settings, workload, rate, price_per_hour=price_per_hour),
-        tuple(fixes(Case.of(shape, settings, workload))),
-    )
 
 
 def size(count: float) -> str:

@@ -141,15 +141,14 @@ def _moment(
 
 
 def _gathered(shape: ModelShape, settings: Settings) -> float:
-    """Whole weights of the layer that computes and of the next one, what is outside the layers, and the gradients that
-    are about to be distributed.
+    """Whole weights of the layer that computes and of the next one, and what is outside the layers, in the dtype in
+    which they are stored; and the gradients that are about to be distributed.
     """
-    size = 4.0 if settings.precision.autocast is None else settings.compute
-    if settings.bits is not None:
-        size = 0.6
     layers = shape.layers if settings.keeps_gathered else 2
-    weights = size * (layers * shape.largest_layer + shape.root)
-    return weights + 4.0 * (2 * shape.largest_layer_trainable + shape.root_trainable)
+    trained = layers * shape.largest_layer_trainable + shape.root_trainable
+    whole = layers * shape.largest_layer + shape.root
+    gradients = 4.0 * (2 * shape.largest_layer_trainable + shape.root_trainable)
+    return settings.frozen * (whole - trained) + 4.0 * trained + gradients
 
 
 def _holes(shape: ModelShape, settings: Settings, batch: MicroBatch) -> float:

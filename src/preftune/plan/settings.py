@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from preftune.models.precision import Precision
+from preftune.errors import ConfigError
+from preftune.logps.attention.cuda import flash_groups_heads
+from preftune.models.precision import Precision, decide_precision
 from preftune.plan.devices import Device
 
 ReferenceKind = Literal["none", "adapter off", "pass", "copy"]
@@ -16,13 +17,13 @@ ReferenceKind = Literal["none", "adapter off", "pass", "copy"]
 _STATE_BYTES = {
     "adamw": 8.0,
     "adam": 8.0,
-    "8bit": 2.1,
-    "4bit": 1.1,
     "adafactor": 0.1,
     "sgd": 0.0,
     "lion": 4.0,
     "rmsprop": 4.0,
     "adagrad": 4.0,
+    "8bit": 2.1,
+    "4bit": 1.1,
 }
 """Bytes of an optimiser's state for a trained parameter, by a part of its name; the last match counts."""
 
@@ -45,6 +46,13 @@ class Settings:
     gpus: int = 1
     nodes: int = 1
     fsdp: frozenset[str] = frozenset()
+    divisible: bool = True
+    """Whether the optimiser can update divided weights, and nothing is compiled."""
+
+    @property
+    def can_shard(self) -> bool:
+        """Whether the training accepts `--fsdp`."""
+        return self.bits is None and not self.precision.fp16 and self.divisible
 
     @property
     def ranks(self) -> int:
@@ -97,20 +105,16 @@ class Settings:
         return self.device.kind != "cpu" and (self.kernel == "segments" or not flash_groups_heads())
 
 
-def flash_groups_heads() -> bool:
-    """Whether this torch's flash kernels take fewer key heads than query heads (torch 2.11 does not)."""
-    from torch.nn.attention import varlen
-
-    return "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
-
-
 def precision_on(device: Device, *, bf16: bool | None, fp16: bool, model_dtype: torch.dtype) -> Precision:
-    """The precision policy for a device that need not be in this machine; see `decide_precision`."""
-    if device.kind == "cpu":
-        from preftune.models.precision import decide_precision
+    """The precision policy for a device that need not be in this machine; see `decide_precision`.
 
-        return decide_precision(bf16=bf16, fp16=None, model_dtype=model_dtype)
-    if bf16 is False and not fp16:
-        return Precision(None, torch.float32, False, "bf16=False")
-    half = torch.float16 if fp16 or device.half == "float16" else torch.bfloat16
+    Raises: ConfigError for what the training would refuse on the device.
+    """
+    if device.kind == "cpu":
+        return decide_precision(bf16=bf16, fp16=fp16 or None, model_dtype=model_dtype)
+    if fp16 or bf16 is False:  # the policy does not depend on the card
+        return decide_precision(bf16=bf16, fp16=fp16, device="cuda")
+    if bf16 and device.half != "bfloat16":
+        raise ConfigError(f"bf16=True, but {device.name} has no bfloat16. Use fp16=True, or leave both unset.")
+    half = torch.bfloat16 if device.half == "bfloat16" else torch.float16
     return Precision(half, half, half == torch.float16, device.name)

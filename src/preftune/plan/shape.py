@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,6 +73,8 @@ class ModelShape:
     """Number format of the checkpoint."""
     bits: int | None = None
     """4 or 8 for a checkpoint that is stored quantised."""
+    nested: bool = False
+    """Whether its scales are quantised too."""
 
     @property
     def full(self) -> bool:
@@ -91,19 +96,28 @@ def meta_model(place: Location, *, revision: str | None, trust_remote_code: bool
 
     options = {"trust_remote_code": trust_remote_code}
     config = load_pretrained(AutoConfig, place, revision=revision, options=options)
+    return _on_meta(partial(AutoModelForCausalLM.from_config, config, **options), place.name, peft_config)
+
+
+def meta_copy(model: Any, peft_config: Any) -> Any:
+    """A model of the class and the config of another, without weights, with an adapter. Raises: ModelError."""
+    return _on_meta(lambda: type(model)(deepcopy(model.config)), f"this {type(model).__name__}", peft_config)
+
+
+def _on_meta(make: Callable[[], Any], name: str, peft_config: Any) -> Any:
     try:
         with torch.device("meta"), quiet_transformers():
-            model: Any = AutoModelForCausalLM.from_config(config, **options)
+            model = make()
         if peft_config is None:
             return model
         from peft import get_peft_model
 
         with quiet_peft():
-            return get_peft_model(model, peft_config, low_cpu_mem_usage=True)
+            return get_peft_model(model, deepcopy(peft_config), low_cpu_mem_usage=True)
     except Exception as error:  # whatever a config, an adapter or another library says; its words are the reason
         raise ModelError(
-            f"{place.name} cannot be built without its weights ({type(error).__name__}: {str(error)[:200]}), so there "
-            "is no plan for it."
+            f"{name} cannot be built without its weights ({type(error).__name__}: {str(error)[:200]}), so there is no "
+            "plan for it."
         ) from error
 
 
@@ -159,6 +173,7 @@ def shape_of(model: nn.Module, *, scores: bool = False, dtype: str | None = None
         adapted_inputs=counts.adapted_inputs,
         usual=usual and not experts,
         bits=_stored_bits(config),
+        nested=bool(_quantisation(config).get("bnb_4bit_use_double_quant")),
         dtype=dtype
         or str(getattr(text, "dtype", None) or getattr(config, "dtype", None) or torch.float32).removeprefix("torch."),
     )
@@ -170,10 +185,15 @@ def _whole(config: Any, name: str, default: int) -> int:
     return value if isinstance(value, int) and value > 0 else default
 
 
+def _quantisation(config: Any) -> dict[str, Any]:
+    """How a checkpoint is stored quantised; empty for one that is not."""
+    settings = getattr(config, "quantization_config", None)
+    return settings if isinstance(settings, dict) else getattr(settings, "__dict__", {})
+
+
 def _stored_bits(config: Any) -> int | None:
     """Bits of the linear layers of a checkpoint that is stored quantised."""
-    settings = getattr(config, "quantization_config", None)
-    facts = settings if isinstance(settings, dict) else getattr(settings, "__dict__", {})
+    facts = _quantisation(config)
     for bits in (4, 8):
         if facts.get(f"load_in_{bits}bit") or facts.get(f"_load_in_{bits}bit") or facts.get("bits") == bits:
             return bits

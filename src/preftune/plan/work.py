@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from preftune.plan.devices import matrix_rate
 from preftune.plan.settings import Settings
 from preftune.plan.shape import ModelShape
 from preftune.plan.workload import MicroBatch, Workload
@@ -21,8 +22,6 @@ class Rate:
     flops: float | None
     """Useful FLOP/s of one rank; None if it is not known."""
     source: str
-    step_seconds: float = 0.0
-    """What a step takes besides: the optimiser."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +55,12 @@ def work_of(
     Args:
         price_per_hour: of one device.
     """
-    one = useful_flops(shape, workload.per_row, reference=0) / workload.sample
-    scored = useful_flops(shape, workload.per_row, reference=1) / workload.sample - one
-    known = 0.0 if settings.reference == "none" else min(workload.rows, workload.trained_rows)
-    flops = one * workload.trained_rows + scored * known  # every row is scored once, whatever the number of epochs
-    seconds = None if not rate.flops else flops / rate.flops / settings.ranks + rate.step_seconds * workload.steps
+    one = useful_flops(shape, workload.sampled, reference=0) / workload.sample
+    scored = useful_flops(shape, workload.sampled, reference=1) / workload.sample - one
+    # every row is scored once, whatever the number of epochs
+    scored_rows = 0.0 if settings.reference == "none" else min(workload.rows, workload.trained_rows)
+    flops = one * workload.trained_rows + scored * scored_rows
+    seconds = None if not rate.flops else flops / rate.flops / settings.ranks
     cost = None
     if seconds is not None and price_per_hour is not None:
         cost = seconds / 3600 * price_per_hour * settings.ranks
@@ -69,8 +69,6 @@ def work_of(
 
 def assumed_rate(settings: Settings) -> Rate:
     """The rate of a device on which nothing was measured."""
-    from preftune.plan.devices import matrix_rate
-
     device = settings.device
     share = device.efficiency(checkpointing=settings.checkpointing, compute=settings.compute)
     rate = device.rate

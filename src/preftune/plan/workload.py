@@ -83,7 +83,7 @@ class Workload:
     """Over all ranks."""
     steps: int
     epochs: float
-    per_row: MicroBatch
+    sampled: MicroBatch
     """Sums over `sample` rows."""
     sample: int
     tokens: int

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Sequence
 
 from preftune.report.reading.run_files import Run
-from preftune.report.reading.untrusted_json import at, number, text
 from preftune.report.run.answers import Entry, entries
 from preftune.report.run.headline import (
     asked,
@@ -21,6 +20,7 @@ from preftune.report.run.headline import (
     win_rate,
 )
 from preftune.report.run.settings import Row, command, first_settings, versions
+from preftune.storage.untrusted_json import at, number, text
 
 _SHOWN = 5
 """Prompts with their answers."""

@@ -8,10 +8,10 @@ from importlib import resources
 from typing import Any
 
 from preftune.report.reading.run_files import Run
-from preftune.report.reading.untrusted_json import drawable
 from preftune.report.run import charts
 from preftune.report.run.curves import PANELS, lines_of, marks_of
 from preftune.report.run.headline import length, win_rate
+from preftune.storage.untrusted_json import drawable
 
 _WIDTH = 640
 _SCALE = 2

@@ -9,8 +9,8 @@ from typing import Literal, TypeAlias, get_args
 from preftune.errors import RequestError
 from preftune.log import warn
 from preftune.report.reading.run_files import Run, different_names, read_run
-from preftune.report.reading.untrusted_json import Figures
 from preftune.storage.atomic import sweep_beside, write_whole
+from preftune.storage.untrusted_json import Figures
 
 Form: TypeAlias = Literal["html", "md", "png"]
 FORMS: tuple[Form, ...] = get_args(Form)

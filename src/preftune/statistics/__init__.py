@@ -13,6 +13,7 @@ clustered by prompt.
     paired              one metric of two models: difference, interval, better or worse
     profile_likelihood  intervals of one quantity of a fitted model
     published_length_control  the estimator of AlpacaEval's leaderboard
+    verdict_names       the names of the verdicts, and their order
     verdict_rules       the rules of an evaluation's verdict
 """
 
@@ -25,5 +26,6 @@ __all__ = [
     "over_seeds",
     "paired",
     "published_length_control",
+    "verdict_names",
     "verdict_rules",
 ]

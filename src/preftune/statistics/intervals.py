@@ -8,6 +8,7 @@ of several votes is between. Several outcomes of one prompt
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
@@ -19,11 +20,10 @@ from scipy.special import bdtrc, stdtrit
 
 from preftune.amounts import counted
 from preftune.errors import DatasetError, RequestError
+from preftune.statistics.verdict_names import BAR, BELOW_BAR, BETTER, UNDECIDED, WORSE
 
 Floats: TypeAlias = NDArray[np.float64]
 
-BAR = 0.55
-"""Win rate below which the verdict calls an improvement small."""
 POWER = 0.8
 """Power of the sample sizes: the probability of showing a difference that exists."""
 
@@ -289,9 +289,8 @@ def power(rate: float, prompts: int, *, confidence: float = 0.95) -> float:
     if prompts < 1 or rate == 0.5:
         return 0.0
     rate = max(rate, 1 - rate)
-    wins = np.arange(prompts + 1)
-    shown = [_won_enough(int(won), prompts, confidence) for won in wins[wins * 2 > prompts]]
-    least = prompts + 1 - sum(shown)  # the more are won, the higher is the interval
+    most = range(prompts // 2 + 1, prompts + 1)  # the more are won, the higher is the interval
+    least = most.start + bisect_left(most, True, key=lambda won: _won_enough(won, prompts, confidence))
     return float(bdtrc(least - 1, prompts, rate)) if least <= prompts else 0.0
 
 
@@ -302,7 +301,11 @@ def _won_enough(won: int, prompts: int, confidence: float) -> bool:
 
 
 def prompts_for(rate: float, *, confidence: float = 0.95, share: float = POWER) -> int | None:
-    """The least number of prompts with that `power` for this rate; None if no number has: 50%."""
+    """A number of prompts with that `power` for this rate; None if no number has: 50%.
+
+    Close to the least one. The power does not rise steadily with the prompts: whole numbers of wins make it a sawtooth,
+    so a few prompts less may reach it too, and a few more may miss it.
+    """
     guess = sample_size(rate, confidence=confidence, power=share)
     if guess is None:
         return None
@@ -350,16 +353,14 @@ def verdict(result: WinRate) -> Verdict:
     measured = f"The aligned model wins {rate} of {counted(result.n, 'comparison')} ({basis})"
     if result.ci_low > 0.5:
         if result.win_rate >= BAR:
-            return Verdict("better", f"{measured}: it is better.")
-        return Verdict(
-            f"better but below the {BAR:.0%} bar", f"{measured}: it is better, but by less than the {BAR:.0%} bar asks."
-        )
+            return Verdict(BETTER, f"{measured}: it is better.")
+        return Verdict(BELOW_BAR, f"{measured}: it is better, but by less than the {BAR:.0%} bar asks.")
     if result.ci_high < 0.5:
-        return Verdict("worse", f"{measured}: it is worse than the baseline.")
+        return Verdict(WORSE, f"{measured}: it is worse than the baseline.")
     further = more_prompts(result)
     if further is None and result.unread:
         return Verdict(
-            "undecided",
+            UNDECIDED,
             f"{measured}. Too many verdicts could not be read for a decision, and more prompts would not change that: "
             "obtain those verdicts first.",
         )
@@ -370,4 +371,4 @@ def verdict(result: WinRate) -> Verdict:
             f"if rate and spread stay as they are, about {counted(further, 'more prompt')} would show a difference "
             "four times out of five."
         )
-    return Verdict("undecided", f"{measured}. These are too few prompts for a decision: {outlook}")
+    return Verdict(UNDECIDED, f"{measured}. These are too few prompts for a decision: {outlook}")

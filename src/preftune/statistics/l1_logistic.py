@@ -16,7 +16,7 @@ from preftune.statistics.profile_likelihood import sigmoid
 
 STRENGTHS: tuple[float, ...] = tuple(10.0 ** (-4 + 8 * step / 9) for step in range(10))
 """Ten strengths from 1e-4 to 1e4, evenly in the logarithm."""
-_KEEPS_FINITE = 1e-3
+RIDGE = 1e-3
 """Ridge on free coefficients, so that the fit is finite if all outcomes are equal."""
 _STEPS, _SWEEPS = 60, 200
 _CONVERGED = 1e-10
@@ -42,27 +42,32 @@ class Chosen(NamedTuple):
     loss: float
 
 
-def fit(rows: Rows, strength: float, *, free: Sequence[int] = (), start: Floats | None = None) -> Floats:
+def fit(
+    rows: Rows, strength: float, *, free: Sequence[int] = (), start: Floats | None = None, tilt: float = 0.0
+) -> Floats:
     """The coefficients, shape (P,), by Newton steps that soften each coefficient in turn.
 
     Args:
         free: columns without a penalty.
         start: coefficients to start from, for example those of a neighbouring strength.
+        tilt: added to the slope of the first coefficient, for its profile likelihood.
     """
     features_NP, columns = rows.features_NP, rows.features_NP.shape[1]
     found_P = np.zeros(columns) if start is None else start.copy()
     penalty_P, ridge_P = np.ones(columns), np.zeros(columns)
-    penalty_P[list(free)], ridge_P[list(free)] = 0.0, _KEEPS_FINITE
+    penalty_P[list(free)], ridge_P[list(free)] = 0.0, RIDGE
 
     def objective(at_P: Floats) -> float:
         eta_N = features_NP @ at_P
         loss = float((rows.weight_N * (np.logaddexp(0, eta_N) - rows.outcome_N * eta_N)).sum())
-        return float(penalty_P @ np.abs(at_P)) + strength * loss + float(ridge_P @ np.square(at_P)) / 2
+        kept = float(penalty_P @ np.abs(at_P)) + float(ridge_P @ np.square(at_P)) / 2
+        return kept + strength * loss - tilt * float(at_P[0])
 
     value = objective(found_P)
     for _ in range(_STEPS):
         chance_N = sigmoid(features_NP @ found_P)
         slope_P = strength * features_NP.T @ (rows.weight_N * (chance_N - rows.outcome_N)) + ridge_P * found_P
+        slope_P[0] -= tilt
         curve_N = rows.weight_N * chance_N * (1 - chance_N)
         hessian_PP = strength * (features_NP.T * curve_N) @ features_NP + np.diag(ridge_P + 1e-10)
         step_P = _newton_step(found_P, slope_P, hessian_PP, penalty_P)
@@ -82,7 +87,7 @@ def _newton_step(at_P: Floats, slope_P: Floats, hessian_PP: Floats, penalty_P: F
     """Minimises the quadratic model with its penalty, one coefficient after the other until none moves.
 
     Where the same coefficients stay at zero and the others keep their signs, one linear system has the solution; it is
-    tried first, because features that are nearly collinear make the turns many.
+    tried first, because features that are nearly collinear need many sweeps.
     """
     step_P, active_P = np.zeros_like(at_P), (penalty_P == 0) | (at_P != 0)
     sign_P = penalty_P * np.sign(at_P)

@@ -17,21 +17,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from preftune.errors import DatasetError, RequestError
 from preftune.statistics.intervals import Floats, number_clusters, quantile, win_rate
-from preftune.statistics.l1_logistic import STRENGTHS, Rows, choose, fit, left_out_loss
+from preftune.statistics.l1_logistic import RIDGE, STRENGTHS, Rows, choose, fit, left_out_loss
 from preftune.statistics.profile_likelihood import Fitted, design_effect, profile_interval, sigmoid, spread_of
+from preftune.storage.untrusted_json import at, number
 
-_KEEPS_FINITE = 1e-3
-"""Ridge of the interval's fits, so that they are finite if all outcomes are equal."""
 _ONE_SIDED = 0.95
-_STEPS = 50
-_CONVERGED = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +65,14 @@ class LengthControlled:
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "extrapolated": self.extrapolated, "sentence": self.sentence()}
+
+    @classmethod
+    def from_dict(cls, values: object) -> LengthControlled | None:
+        """What `to_dict` wrote; None if a number of it is missing."""
+        found = {one.name: number(at(values, one.name)) for one in fields(cls)}
+        if None in (value for name, value in found.items() if name != "win_rate"):
+            return None
+        return cls(**found)  # type: ignore[arg-type]  # whole numbers come back as floats
 
     def sentence(self) -> str:
         """Both rates, and the meaning of their difference."""
@@ -126,7 +131,7 @@ def length_controlled(
     if plain.spread == 0 or prompts < 2:  # nothing to explain
         rate = plain.win_rate
     else:
-        low, high = _interval(features, outcome_N, cluster_N, prompts, confidence)
+        low, high = _interval(rows, cluster_N, prompts, confidence)
     one_sided = plain.n > 1 and max((length_N > 0).mean(), (length_N < 0).mean()) > _ONE_SIDED
     return LengthControlled(
         win_rate=None if one_sided else rate,
@@ -176,26 +181,6 @@ def _features(length_N: Floats, hard_N: Floats | None) -> Floats:
     return np.stack(columns, axis=1)
 
 
-def _fit(features_NP: Floats, outcome_N: Floats, tilt: float = 0.0) -> Floats:
-    """Maximum likelihood by Newton's method, with a ridge that keeps it finite. Shape (P,).
-
-    Args:
-        tilt: added to the slope of the constant.
-    """
-    columns = features_NP.shape[1]
-    found_P = np.zeros(columns)
-    for _ in range(_STEPS):
-        chance_N = sigmoid(features_NP @ found_P)
-        slope_P = (outcome_N - chance_N) @ features_NP - _KEEPS_FINITE * found_P
-        slope_P[0] += tilt
-        hessian_PP = (features_NP.T * (chance_N * (1 - chance_N))) @ features_NP + _KEEPS_FINITE * np.eye(columns)
-        step_P = np.linalg.solve(hessian_PP, slope_P)
-        found_P += np.clip(step_P, -2.0, 2.0)  # outcomes that are nearly all alike would overshoot
-        if float(np.abs(step_P).max()) < _CONVERGED:
-            break
-    return found_P
-
-
 def _at_equal_length(features_NP: Floats, coefficients_P: Floats) -> float:
     """The mean prediction with the length column at zero."""
     level_NP = features_NP.copy()
@@ -203,23 +188,21 @@ def _at_equal_length(features_NP: Floats, coefficients_P: Floats) -> float:
     return float(sigmoid(level_NP @ coefficients_P).mean())
 
 
-def _interval(
-    features_NP: Floats, outcome_N: Floats, cluster_N: Any, prompts: int, confidence: float
-) -> tuple[float, float]:
+def _interval(rows: Rows, cluster_N: Any, prompts: int, confidence: float) -> tuple[float, float]:
     """The plausible rates at equal length, by the constant's profile likelihood.
 
     There is no penalty on length here: the effect of length is uncertain too, and if length alone determines the
     outcome, hardly any rate is excluded."""
-    columns = features_NP.shape[1]
-    fitted_P = _fit(features_NP, outcome_N)
+    features_NP, outcome_N, columns = rows.features_NP, rows.outcome_N, rows.features_NP.shape[1]
+    fitted_P = fit(rows, 1.0, free=range(columns))
     chance_N = sigmoid(features_NP @ fitted_P)
     slope_GP = np.zeros((prompts, columns))
     np.add.at(slope_GP, cluster_N, (outcome_N - chance_N)[:, None] * features_NP)
-    hessian_PP = (features_NP * (chance_N * (1 - chance_N))[:, None]).T @ features_NP + _KEEPS_FINITE * np.eye(columns)
+    hessian_PP = (features_NP * (chance_N * (1 - chance_N))[:, None]).T @ features_NP + RIDGE * np.eye(columns)
     effect = design_effect(slope_GP, hessian_PP, np.eye(columns)[0], spread=spread_of(outcome_N))
 
     def tilted(tilt: float) -> Fitted:
-        tilted_P = _fit(features_NP, outcome_N, tilt)
+        tilted_P = fit(rows, 1.0, free=range(columns), tilt=tilt, start=fitted_P)
         return Fitted(float(tilted_P[0]), -len(outcome_N) * _log_loss(outcome_N, sigmoid(features_NP @ tilted_P)))
 
     ends = profile_interval(tilted, drop=effect * quantile(confidence, max(2, prompts - columns + 1)) ** 2 / 2)

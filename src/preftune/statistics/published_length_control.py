@@ -107,7 +107,7 @@ def gamed_rows(
     base_letters: Sequence[float] | Floats,
     difficulty: Floats,
 ) -> Rows:
-    """Rows of the gameable baselines where their judgements are not to be had: what their published coefficients say.
+    """Rows of the gameable baselines where their judgements are not available: what their published coefficients say.
 
     The likelihood depends on outcomes only through their sums with the features, and at the fitted coefficients these
     sums are those of the predictions: the predictions can stand for the outcomes.

@@ -2,16 +2,30 @@
 
 A win rate alone can be bought: with length, with correct facts that are lost, with text that is written for the judge.
 The verdict is "better" only if every rule holds. The terminal, summary.json, the report, the model card and the exit
-code of `--fail_under` ask `decide`; older summaries, which lack some figures, are decided by those that they have.
+code of `--fail_under` call `decide`; older summaries, which lack some figures, are decided by those that they have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeGuard
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-from preftune.statistics.intervals import BAR, WinRate, verdict
+from preftune.statistics.intervals import WinRate, verdict
+from preftune.statistics.verdict_names import (
+    BELOW_BAR,
+    BETTER,
+    CHEAT,
+    DEGENERATE,
+    FORGETFUL,
+    LESS_CORRECT,
+    LONGER,
+    SHORTER,
+    UNDECIDED,
+    WORSE,
+    level_of,
+)
+from preftune.storage.untrusted_json import at, items, number
 
 FACTS_MARGIN = 0.03
 """Share of correct answers that may be lost: fewer is a loss even where it may be chance."""
@@ -30,9 +44,7 @@ _DEGENERATE = {
     "distinct_2": (MEAN_MARGIN, "answers are less varied"),
     "self_similarity": (MEAN_MARGIN, "answers to different prompts are more alike"),
 }
-BETTER, BELOW_BAR, UNDECIDED, WORSE = "better", f"better but below the {BAR:.0%} bar", "undecided", "worse"
-LEVELS: Mapping[str, int] = {"undecided": 2, "below-bar": 3, "better": 4}
-"""What `--fail_under` can ask for, and the least level of a verdict that is enough."""
+_OUTCOMES = {True: "holds", False: "fails", None: "not measured"}
 
 
 Tone: TypeAlias = Literal["good", "bad", "unsure"]
@@ -43,11 +55,15 @@ class Rule(NamedTuple):
 
     name: str
     passed: bool | None
-    """None where it was not measured, which does not stand in the way of "better" unless the rule was asked for."""
+    """None where it was not measured, which does not prevent "better" unless the rule was requested."""
     sentence: str
     """The rule with its numbers."""
     verdict: str = ""
     """The verdict where it fails."""
+
+    def line(self) -> str:
+        """The rule, how it came out, and its numbers."""
+        return f"{self.name}: {_OUTCOMES[self.passed]}. {self.sentence}"
 
 
 class Decision(NamedTuple):
@@ -64,10 +80,8 @@ class Decision(NamedTuple):
 
     @property
     def level(self) -> int:
-        """4 better, 3 below the bar, 2 undecided, 1 preferred but a rule fails, 0 worse or a cheat."""
-        if self.name.startswith("cheat"):
-            return 0
-        return {BETTER: 4, BELOW_BAR: 3, UNDECIDED: 2, WORSE: 0}.get(self.name, 1)
+        """As `level_of`."""
+        return level_of(self.name)
 
     def to_dict(self) -> dict[str, Any]:
         """The part of summary.json."""
@@ -88,7 +102,7 @@ class _Span:
 
     @classmethod
     def read(cls, figures: Any, *names: str) -> _Span | None:
-        value, low, high = (_number(_at(figures, name)) for name in names)
+        value, low, high = (number(at(figures, name)) for name in names)
         return None if value is None else cls(value, low, high)
 
     def points(self) -> str:
@@ -103,7 +117,7 @@ def decide(figures: Mapping[str, Any]) -> Decision | None:
     Args:
         figures: of `summary.json`. Nothing in it is trusted to be there or to have its type.
     """
-    rate = _win_rate(figures)
+    rate = win_rate_in(figures)
     if rate is None:
         return None
     plain = verdict(rate)
@@ -117,13 +131,14 @@ def decide(figures: Mapping[str, Any]) -> Decision | None:
     reasons = " ".join(rule.sentence for rule in failed if rule.name != "win rate")
     if cheats:
         return Decision(cheats[0].verdict, f"{measured}, which does not count: {reasons}", rules)
-    if plain.name not in (BETTER, BELOW_BAR):  # what stands in the way of better is not what decides here
+    if plain.name not in (BETTER, BELOW_BAR):  # what prevents better is not what decides here
         return Decision(plain.name, plain.sentence, rules)
-    return Decision(failed[0].verdict, f"{measured}, but that is not enough: {reasons}", rules)
+    worst = min(failed, key=lambda rule: level_of(rule.verdict))
+    return Decision(worst.verdict, f"{measured}, but that is not enough: {reasons}", rules)
 
 
 def _rules(figures: Mapping[str, Any], rate: WinRate) -> Iterator[Rule]:
-    """All rules in the order in which they decide."""
+    """All rules; of failed ones with verdicts of the same level, the first decides."""
     yield _no_cheat(figures)
     interval = f"{rate.confidence:.0%} interval {rate.ci_low:.1%} to {rate.ci_high:.1%}"
     yield Rule(
@@ -141,8 +156,8 @@ def _rules(figures: Mapping[str, Any], rate: WinRate) -> Iterator[Rule]:
 
 
 def _repeated_looks(figures: Mapping[str, Any]) -> Rule:
-    """Asked for with `--anytime`: more prompts may be added until it holds."""
-    low, high = (_number(_at(figures, "anytime", end)) for end in ("ci_low", "ci_high"))
+    """Requested with `--anytime`: more prompts may be added until it holds."""
+    low, high = (number(at(figures, "anytime", end)) for end in ("ci_low", "ci_high"))
     if low is None or high is None:
         return Rule("repeated looks", False, "The evaluation holds no interval for repeated looks.", UNDECIDED)
     sentence = (
@@ -153,32 +168,34 @@ def _repeated_looks(figures: Mapping[str, Any]) -> Rule:
 
 
 def _no_cheat(figures: Mapping[str, Any]) -> Rule:
-    cheats = [one for one in _list(figures.get("cheats")) if isinstance(one, Mapping) and _at(one, "name")]
+    cheats = [one for one in items(figures.get("cheats")) if isinstance(one, Mapping) and at(one, "name")]
     if figures.get("cheats") is None:
         return Rule("no cheat", None, "The evaluation is one of an earlier version.")
     if not cheats:
         return Rule("no cheat", True, "No known cheat was found in the answers.")
     names = " and ".join(str(one["name"]) for one in cheats)
-    told = " ".join(str(_at(one, "sentence") or "") for one in cheats)
-    return Rule("no cheat", False, told, f"cheat: {names}")
+    sentence = " ".join(str(at(one, "sentence") or "") for one in cheats)
+    return Rule("no cheat", False, sentence, f"{CHEAT}: {names}")
 
 
 def _equal_length(figures: Mapping[str, Any]) -> Rule:
     """Not below 50% at equal length. Where nearly all answers are longer, or shorter, no rate can be estimated, and
     only checkable answers that got better show that it is not length alone."""
     name, controlled = "equal length", figures.get("length_controlled")
-    base, aligned = (_number(_at(figures, "mean_tokens", side)) for side in ("base", "aligned"))
+    base, aligned = (number(at(figures, "mean_tokens", side)) for side in ("base", "aligned"))
     side = "shorter" if base is not None and aligned is not None and aligned < base else "longer"
-    failing = f"{side}, not better"
+    failing = SHORTER if side == "shorter" else LONGER
     if not isinstance(controlled, Mapping):
         return Rule(name, None, "There are too few prompts, or no different lengths, for a rate at equal length.")
-    if _at(controlled, "extrapolated"):
-        facts = _Span.read(_at(figures, "key_fact_rate", "difference"), "rate", "ci_low", "ci_high")
+    if at(controlled, "extrapolated"):
+        facts = _Span.read(at(figures, "key_fact_rate", "difference"), "rate", "ci_low", "ci_high")
         shown = facts is not None and facts.low is not None and facts.low > 0
-        told = f"Nearly all answers are {side}, so no rate at equal length can be estimated"
+        no_rate = f"Nearly all answers are {side}, so no rate at equal length can be estimated"
         if shown:
-            return Rule(name, True, f"{told}; more of the answers are correct, so length is not all.")
-        return Rule(name, False, f"{told}, and its advantage may be length alone.", failing)
+            return Rule(
+                name, True, f"{no_rate}; more of the answers are correct, so length alone does not explain the wins."
+            )
+        return Rule(name, False, f"{no_rate}, and its advantage may be length alone.", failing)
     equal = _Span.read(controlled, "win_rate", "ci_low", "ci_high")
     if equal is None or equal.low is None or equal.high is None:
         return Rule(name, None, "The evaluation holds no rate at equal length.")
@@ -190,7 +207,7 @@ def _equal_length(figures: Mapping[str, Any]) -> Rule:
 
 def _facts(figures: Mapping[str, Any]) -> Rule:
     name = "correct answers"
-    change = _Span.read(_at(figures, "key_fact_rate", "difference"), "rate", "ci_low", "ci_high")
+    change = _Span.read(at(figures, "key_fact_rate", "difference"), "rate", "ci_low", "ci_high")
     if change is None:
         return Rule(name, None, "The rows hold nothing to check.")
     shown = change.high is not None and change.high < 0
@@ -199,24 +216,24 @@ def _facts(figures: Mapping[str, Any]) -> Rule:
             name,
             False,
             f"Fewer answers are correct: {change.points()}; at most {100 * FACTS_MARGIN:g} may be lost.",
-            "preferred, but less correct",
+            LESS_CORRECT,
         )
     return Rule(name, True, f"Correct answers may fall by at most {100 * FACTS_MARGIN:g} points: {change.points()}.")
 
 
 def _degeneration(figures: Mapping[str, Any]) -> Rule:
-    name, found = "degeneration", _at(figures, "degeneration", "figures")
+    name, found = "degeneration", at(figures, "degeneration", "figures")
     if not isinstance(found, Mapping):
         return Rule(name, None, "The evaluation holds no figures of degeneration.")
-    worse = _list(_at(figures, "degeneration", "worse"))
+    worse = items(at(figures, "degeneration", "worse"))
     spoilt = []
     for figure, (margin, words) in _DEGENERATE.items():
         change = _Span.read(found.get(figure), "difference", "ci_low", "ci_high")
         if figure in worse and change is not None and abs(change.value) > margin:
-            before, after = (_number(_at(found, figure, side)) for side in ("base", "aligned"))
+            before, after = (number(at(found, figure, side)) for side in ("base", "aligned"))
             spoilt.append(f"{words} ({_share(after)} instead of {_share(before)})")
     if spoilt:
-        return Rule(name, False, f"The answers degenerate: {', '.join(spoilt)}.", "preferred, but degenerate")
+        return Rule(name, False, f"The answers degenerate: {', '.join(spoilt)}.", DEGENERATE)
     return Rule(
         name,
         True,
@@ -227,28 +244,28 @@ def _degeneration(figures: Mapping[str, Any]) -> Rule:
 def _abilities(figures: Mapping[str, Any]) -> Rule:
     """General abilities within the budget. The estimate decides, and the sentence names its interval."""
     name = "general abilities"
-    asked = _number(_at(figures, "abilities", "budget"))
+    asked = number(at(figures, "abilities", "budget"))
     budget = FORGETTING_BUDGET if asked is None else asked
-    found = [one for one in _list(_at(figures, "abilities", "compared")) if isinstance(one, Mapping)]
+    found = [one for one in items(at(figures, "abilities", "compared")) if isinstance(one, Mapping)]
     losses = [(str(one.get("name")), loss) for one in found if (loss := _loss(one)) is not None]
     if not losses:
         if asked is None:
             return Rule(name, None, "preftune eval --suite general measures them.")
         sentence = (
             "General abilities were not measured (preftune eval --suite general), so the forgetting budget of "
-            f"{asked:g} points is not shown to hold."
+            f"{asked:g} points cannot be confirmed."
         )
         return Rule(name, False, sentence, UNDECIDED)
-    told = "; ".join(f"{what} {_lost(loss)}" for what, loss in losses)
+    changes = "; ".join(f"{what} {_lost(loss)}" for what, loss in losses)
     if any(loss.value > budget for _, loss in losses):
-        sentence = f"General abilities fell by more than the forgetting budget of {budget:g} points: {told}."
-        return Rule(name, False, sentence, "preferred, but forgetful")
-    return Rule(name, True, f"General abilities may lose {budget:g} points: {told}.")
+        sentence = f"General abilities fell by more than the forgetting budget of {budget:g} points: {changes}."
+        return Rule(name, False, sentence, FORGETFUL)
+    return Rule(name, True, f"General abilities may lose {budget:g} points: {changes}.")
 
 
 def _loss(figure: Mapping[str, Any]) -> _Span | None:
     """What an ability lost, in points; in percent of the baseline where it is no share."""
-    change, base = _Span.read(figure, "difference", "ci_low", "ci_high"), _number(figure.get("base"))
+    change, base = _Span.read(figure, "difference", "ci_low", "ci_high"), number(figure.get("base"))
     if change is None or base is None or (figure.get("unit") != "share" and base <= 0):
         return None
     scale = 100.0 if figure.get("unit") == "share" else 100.0 / base
@@ -264,43 +281,22 @@ def _lost(loss: _Span) -> str:
     return f"lost {loss.value:+.1f}{interval}"
 
 
-def _win_rate(figures: Mapping[str, Any]) -> WinRate | None:
-    rate, low, high = (_number(figures.get(name)) for name in ("win_rate", "ci_low", "ci_high"))
+def win_rate_in(figures: Mapping[str, Any]) -> WinRate | None:
+    """The win rate of a summary; None if it holds none."""
+    rate, low, high = (number(figures.get(name)) for name in ("win_rate", "ci_low", "ci_high"))
     if rate is None or low is None or high is None:
         return None
     wins, ties, losses, n, prompts, unread = (
-        int(_number(figures.get(name)) or 0) for name in ("wins", "ties", "losses", "n", "prompts", "unread")
+        int(number(figures.get(name)) or 0) for name in ("wins", "ties", "losses", "n", "prompts", "unread")
     )
     n = max(1, n or wins + ties + losses)
-    spread = _number(figures.get("spread"))
-    confidence = _number(figures.get("confidence")) or 0.95
+    spread = number(figures.get("spread"))
+    confidence = number(figures.get("confidence")) or 0.95
     confidence = confidence if 0 < confidence < 1 else 0.95
     rate = min(1.0, max(0.0, rate))
     return WinRate(
         rate, low, high, n, wins, ties, losses, prompts or n, 0.5 if spread is None else spread, confidence, unread
     )
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if abs(value) < 1e300 else None
-
-
-def _at(value: object, *path: str) -> Any:
-    for name in path:
-        if not isinstance(value, Mapping):
-            return None
-        value = value.get(name)
-    return value
-
-
-def _list(value: object) -> Sequence[Any]:
-    return value if _is_list(value) else ()
-
-
-def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
-    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _p(value: float) -> str:

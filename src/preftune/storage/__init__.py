@@ -6,20 +6,24 @@ the contract between training, evaluation and reports, and `cache_folder` determ
     atomic         files that are either complete or absent
     cache_folder   where caches are kept
     cache_items    the contents of the cache folder, by kind
+    json_types     predicates on values that were read from JSON
     jsonl          JSON lines that grow by appending; JSON replaced in one move
     key_value      SQLite files of keys and values, shared by processes
     run_directory  paths and writers of a run directory
     run_lock       locks, so that one process at a time writes to a folder or file
     trained_prompts  hashes of the prompts that a model was trained on, next to its weights
+    untrusted_json  values of the requested type from JSON that anyone may have written
 """
 
 __all__ = [
     "atomic",
     "cache_folder",
     "cache_items",
+    "json_types",
     "jsonl",
     "key_value",
     "run_directory",
     "run_lock",
     "trained_prompts",
+    "untrusted_json",
 ]

@@ -19,6 +19,7 @@ from preftune.data import load_pairs
 from preftune.data.conversion.convert import Input, convert_pairs
 from preftune.data.pairs.open import read_pairs
 from preftune.data.reading.half_pairs import _warn_once
+from preftune.data.reading.text_files import text_rows
 from preftune.errors import DatasetError
 
 ROW = {"prompt": "Wie heißt der Fluß?", "chosen": "Der Main.", "rejected": "Weiß nicht."}
@@ -301,6 +302,17 @@ def test_a_row_without_columns_is_named(tmp_path: Path, content: str, streaming:
     path.write_text(content, encoding="utf-8")
     with pytest.raises(DatasetError, match=r"row \d is an? (NoneType|int), not an object with columns"):
         list(load_pairs(path, streaming=streaming))
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n \n"])
+def test_a_list_in_one_line_is_parsed_once(tmp_path, monkeypatch, end):
+    parsed = []
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda text, **options: parsed.append(text) or loads(text, **options))
+    path = tmp_path / "rows.json"
+    path.write_text('[{"prompt": "q", "chosen": "a", "rejected": "b"}]' + end)
+    assert len(list(text_rows(path, "json"))) == 1
+    assert len(parsed) == 1
 
 
 @pytest.mark.parametrize("second", ['["q", "a", "b"]', '{"prompt": "q"}', "x"])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from preftune.errors import DatasetError, RequestError
 from preftune.evaluation.suites import run_suite
+from preftune.judges.pairwise_llm import ChatJudge
 from tests.evaluation.suites.scripted import ScriptedJudge, Speaker, contest, last
 
 ROWS = [
@@ -182,3 +184,14 @@ def test_outcomes_are_probabilities_where_the_judge_gives_them(data: Path, tmp_p
     assert any("returned no log-probabilities" in note for note in result.notes)
     assert result.figures["win_rate"]["wins"] == 3
     assert len(plain.asked) == 1
+
+
+def test_the_users_criteria_reach_the_judge_that_gives_probabilities(data: Path, tmp_path: Path) -> None:
+    judge = ScriptedJudge(lambda asked: "A", first_token=lambda asked: {"A": math.log(0.6), "B": math.log(0.4)})
+    asked = contest(tmp_path, generate=Speaker(answer), endpoint=judge)
+    assert asked.asker is not None
+    chat = ChatJudge(asked.asker, criteria="Better is what rhymes.")
+    run_suite("alpaca-eval", replace(asked, judge=chat), data=data)
+    assert judge.asked
+    assert all("Better is what rhymes." in messages[0]["content"] for messages in judge.asked)
+    assert all("Reply with one letter" in messages[0]["content"] for messages in judge.asked)

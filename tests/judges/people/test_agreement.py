@@ -84,9 +84,9 @@ def test_a_perfect_judge_and_a_coin() -> None:
 
 def test_a_judge_that_only_ties_is_no_better_than_length() -> None:
     said = [label(i, "tie" if i % 2 else "ab"[i // 2 % 2]) for i in range(80)]
-    told = " ".join(measured(said, dict.fromkeys(range(80), ("tie", "tie"))).sentences())
-    assert "prefers no answer in any comparison" in told
-    assert "better than the length of the answers" not in told
+    text = " ".join(measured(said, dict.fromkeys(range(80), ("tie", "tie"))).sentences())
+    assert "prefers no answer in any comparison" in text
+    assert "better than the length of the answers" not in text
 
 
 def test_kappa_does_not_depend_on_what_stands_first() -> None:
@@ -200,7 +200,7 @@ def test_a_limit_is_drawn_at_random_and_said() -> None:
     assert [x.prompt for x in some.labels] != [f"p{n}" for n in range(10)]
 
 
-def test_data_that_are_none_are_told() -> None:
+def test_data_without_judgements_are_refused() -> None:
     with pytest.raises(DatasetError, match=r"row 1: 'label' is 'c', which does not name the better.*'a', 'b' or 'tie'"):
         load_labels([{"prompt": "p", "answer_a": "x", "answer_b": "y", "label": said} for said in ("a", "c")])
     with pytest.raises(DatasetError, match="row 0: a judgement needs a prompt and two answers"):

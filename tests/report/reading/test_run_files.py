@@ -14,12 +14,12 @@ from preftune.errors import RequestError
 from preftune.report.markdown import markdown_report
 from preftune.report.png import pictures
 from preftune.report.reading.run_files import Answers, Run, different_names, read_run
-from preftune.report.reading.untrusted_json import number, prompt_text
 from preftune.report.run.curves import lines_of, thinned
 from preftune.report.run.headline import asked, cautions, example, headline, judged_unlike, missing_files, next_steps
 from preftune.report.run.page import run_page
 from preftune.report.run.settings import install
 from preftune.report.write import write_report
+from preftune.storage.untrusted_json import number, prompt_text
 from tests.report.made_up_run import verdicts, write, write_lines, write_run
 
 WHOLE = ["run.json", "metrics.jsonl", "audit.json", "samples.jsonl", "guard.jsonl", "eval/summary.json",
@@ -231,9 +231,9 @@ def test_an_evaluation_of_an_earlier_model_is_no_verdict_about_this_one(run_fold
     assert headline(run).rate is None
     assert run.answers == []
     assert run.suites == {}
-    told = " ".join(missing_files([run]))
-    assert "eval/summary.json is older than this training" in told
-    assert "eval/xstest/summary.json is older" in told
+    text = " ".join(missing_files([run]))
+    assert "eval/summary.json is older than this training" in text
+    assert "eval/xstest/summary.json is older" in text
     os.utime(run_folder / "eval/summary.json", (started + 1, started + 1))
     assert headline(read_run(run_folder)).rate is not None
     os.utime(run_folder / "eval/summary.json", (0, 0))  # unpacked without its time
@@ -263,13 +263,43 @@ def test_many_runs_and_long_answers_stay_within_three_megabytes_and_one_comment(
 def test_an_advantage_that_is_gone_at_equal_length_stands_beside_the_verdict(run_folder: Path) -> None:
     file = run_folder / "eval/summary.json"
     summary = json.loads(file.read_text(encoding="utf-8"))
-    for low, told in ((0.4, True), (0.52, False)):
+    for low, shown in ((0.4, True), (0.52, False)):
         controlled = {"ci_low": low, "win_rate": 0.5, "ci_high": 0.6, "sentence": "At equal length it wins less."}
         write(file, {**summary, "ci_low": 0.54, "length_controlled": controlled})
-        assert ("At equal length it wins less." in cautions(read_run(run_folder))) is told
+        assert ("At equal length it wins less." in cautions(read_run(run_folder))) is shown
 
 
-def test_a_guard_that_only_read_figures_is_told(run_folder: Path) -> None:
+def test_what_a_failed_rule_says_is_no_second_caution(run_folder: Path) -> None:
+    """The figures behind a failed rule are cautions of their own only where their rule holds."""
+    file = run_folder / "eval/summary.json"
+    summary = json.loads(file.read_text(encoding="utf-8"))
+    ability = {"name": "accuracy, arc", "base": 0.5, "unit": "share", "better": "higher", "difference": -0.04}
+    suite = {"suite": "general", "headline": {"name": "accuracy, arc"}, "worse": ["Accuracy on arc fell."]}
+    write(run_folder / "eval/general/summary.json", suite)
+    facts, repeats = summary["key_fact_rate"], summary["degeneration"]["figures"]["repeats"]
+    worse = {
+        "key_fact_rate": {**facts, "difference": {**facts["difference"], "rate": -0.1}},
+        "degeneration": {**summary["degeneration"], "figures": {"repeats": {**repeats, "difference": 0.19}}},
+        "abilities": {"compared": [ability]},
+    }
+    own = {
+        "key_fact_rate": ("It is less correct.", "Fewer answers are correct"),
+        "degeneration": ("It repeats itself in 20% of its answers.", "The answers degenerate"),
+        "abilities": ("Accuracy on arc fell.", "General abilities fell"),
+    }
+    fine = {**summary, "key_fact_rate": {}}
+    for name, value in worse.items():
+        write(file, fine)
+        before = cautions(read_run(run_folder))
+        write(file, {**fine, name: value})
+        after = cautions(read_run(run_folder))
+        figure, rule = own[name]
+        assert (figure in before, any(line.startswith(rule) for line in before)) == (True, False)
+        assert (figure in after, any(line.startswith(rule) for line in after)) == (False, True)
+        assert len(after) == len(before)
+
+
+def test_a_guard_that_only_read_figures_is_reported(run_folder: Path) -> None:
     (run_folder / "guard.jsonl").unlink()
     facts = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
     for guard, words in (

@@ -10,7 +10,8 @@ import pytest
 from markupsafe import Markup
 
 from preftune.evaluation.two_models.degeneration import Compared
-from preftune.evaluation.two_models.run import HISTORY, evaluate_pairwise
+from preftune.evaluation.two_models.run import evaluate_pairwise
+from preftune.evaluation.two_models.verdict_record import HISTORY
 from preftune.report.html.components import NOTHING, loose, panel
 from preftune.report.html.templates import with_code
 from preftune.report.reading.run_files import Run, read_run

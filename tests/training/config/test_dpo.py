@@ -10,7 +10,7 @@ import pytest
 import trl
 from transformers import TrainingArguments
 
-from preftune import DPOConfig
+from preftune import BCOConfig, DPOConfig, KTOConfig, OnlineDPOConfig
 from preftune.errors import ConfigError
 from preftune.training.config.refused import REFUSED
 
@@ -242,3 +242,24 @@ def test_numbers_that_no_run_can_have_are_refused_before_a_model_is_loaded(optio
 def test_a_misspelt_word_gets_the_near_one(tmp_path, field, value, near):
     with pytest.raises(ConfigError, match=f"{field}='{value}' is unknown. Did you mean '{near}'"):
         DPOConfig(output_dir=str(tmp_path), use_cpu=True, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "says"),
+    [
+        (DPOConfig, {"engine": None}, "engine=None is unknown. Its values are auto, packed, separate, naive"),
+        (DPOConfig, {"f_divergence_type": "reverse"}, "f_divergence_type='reverse' is unknown. Did you mean"),
+        (DPOConfig, {"save_dtype": "float61"}, "save_dtype='float61' is unknown. Did you mean 'float16'"),
+        (KTOConfig, {"loss_type": ["kto", "bco"]}, "loss_type=.* is unknown. Its values are kto"),
+        (BCOConfig, {"loss_type": "kto"}, "loss_type='kto' is unknown. Its values are bco"),
+        (OnlineDPOConfig, {"which_pairs": "some"}, "which_pairs='some' is unknown. Its values are best-worst"),
+        (OnlineDPOConfig, {"reward_ensemble": "median"}, "reward_ensemble='median' is unknown. "),
+    ],
+)
+def test_every_field_with_a_list_of_values_is_checked_in_one_way(config, options, says, tmp_path):
+    with pytest.raises(ConfigError, match=says):
+        config(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+def test_a_list_of_one_word_is_that_word(tmp_path):
+    assert KTOConfig(output_dir=str(tmp_path), use_cpu=True, loss_type=["bco"]).loss == "bco"

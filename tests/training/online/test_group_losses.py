@@ -9,6 +9,7 @@ import pytest
 import torch
 import trl
 
+from preftune import GRPOTrainer
 from preftune.errors import ConfigError
 from preftune.logps import choose_engine, pack
 from preftune.losses.group_relative import most_uncertain
@@ -91,6 +92,21 @@ def test_the_tokens_of_the_highest_entropy_train(cut, truncated, tmp_path):
     same(trainer, oracle(start, [sampler.seen, sampler.seen], loss))
     logged = [line["entropy"] for line in trainer.state.log_history if "entropy" in line]
     assert logged[0] == pytest.approx(float(known.mean()), rel=1e-5)
+
+
+def test_entropy_and_log_probabilities_are_measured_in_one_pass(tmp_path, monkeypatch):
+    passes = []
+    whole = GRPOTrainer.in_parts
+
+    def counted(self, groups, measure, **options):
+        passes.append(len(groups))
+        return whole(self, groups, measure, **options)
+
+    monkeypatch.setattr(GRPOTrainer, "in_parts", counted)
+    trainer, *_ = stepped(tmp_path, num_iterations=2, beta=0.0, top_entropy_quantile=0.3)
+    rounds, rest = divmod(trainer.state.global_step, 2)
+    assert (rounds > 0, rest) == (True, 0)
+    assert len(passes) == rounds
 
 
 @pytest.mark.filterwarnings("ignore")

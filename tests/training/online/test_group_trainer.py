@@ -315,7 +315,7 @@ def test_groups_beyond_the_number_of_a_step_are_counted(tmp_path):
         ({"steps_per_generation": 4}, "use num_iterations"),
         ({"reward_ensemble": "min"}, "Use reward_weights"),
         ({"num_generations": 1}, "num_generations=1 must be at least 2"),
-        ({"loss_type": "gspo"}, "loss_type='gspo' must be one of"),
+        ({"loss_type": "gspo"}, "loss_type='gspo' is unknown"),
         ({"epsilon": 0.0}, "epsilon"),
         ({"beta": -1.0}, "beta=-1.0"),
         ({"delta": 1.2}, "delta=1.2 must be above"),

@@ -23,6 +23,7 @@ def test_two_ranks_do_what_one_process_does(case, two_ranks, tmp_path):
     for rank in two_ranks:
         assert rank[case]["sampled"] == alone["sampled"]
         for one, two in zip(alone["history"], rank[case]["history"], strict=True):
+            assert one.keys() == two.keys()
             compared = {key: value for key, value in one.items() if not any(mark in key for mark in TIMED)}
             assert {key: two[key] for key in compared} == pytest.approx(compared, rel=1e-4, abs=1e-5, nan_ok=True)
         for name, weight in alone["weights"].items():

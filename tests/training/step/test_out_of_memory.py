@@ -8,7 +8,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,10 +18,8 @@ from preftune.data import GroupDataset
 from preftune.errors import OutOfMemoryError
 from preftune.logps.score_groups import is_out_of_memory
 from preftune.training.step.memory import TokenLimit
-from preftune.training.step.memory_advice import savings
 from preftune.training.step.micro_batches import AUTOMATIC_CPU_TOKENS
 from preftune.training.step.optimizer_step import RandomState
-from preftune.types import TokenizedGroup
 from tests.training.dpo_runs import logged, lora_config, lora_model, strict_json, trainer
 from tests.training.trainers.test_token_budget import (
     assert_same_run,
@@ -357,44 +354,3 @@ def test_an_optimiser_whose_state_does_not_fit_has_no_cures_for_batches(tmp_path
     cures = str(caught.value)
     assert [c in cures for c in ("--use_peft", "load_in_4bit", "a smaller model")] == [True] * 3
     assert [c in cures for c in ("gradient_checkpointing", "max_length")] == [False] * 2
-
-
-def test_what_a_cure_would_save_is_computed_from_the_model_and_the_pair(tmp_path):
-    """By hand: 2 layers of width 32 and inner width 48 in float32."""
-    made = make(tmp_path, model=tiny_model())
-    group = TokenizedGroup([5] * 60, ([6] * 30, [7] * 10), ())
-    parameters = sum(p.numel() for p in made.model.parameters())
-    linear = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48)
-    everything, inputs = 100 * 2 * (8 * 32 + 4 * 48) * 4, 100 * 2 * 32 * 4
-    saved = savings(made, group, training=True)
-    assert saved.checkpointing == everything - inputs
-    assert saved.adapter == parameters * 12
-    assert saved.four_bit == linear * 3.5 + parameters * 12
-    assert saved.half_length == everything / 2
-    assert saved.half_model == (parameters * 4 + parameters * 12 + everything) / 2
-    scoring = savings(made, group, training=False)
-    assert (scoring.half_length, scoring.four_bit) == (None, linear * 3.5)
-    made.model.config = SimpleNamespace()  # says nothing of layers
-    assert savings(made, group, training=True).checkpointing is None
-
-
-def test_the_estimate_of_what_a_layer_keeps_is_near_what_autograd_keeps(tmp_path):
-    """Within a factor of two, which "about" covers; parameters are not activations."""
-    made = make(tmp_path, model=lora_model(tiny_model(hidden_size=128, intermediate_size=384, num_hidden_layers=6)))
-    own = {p.untyped_storage().data_ptr() for p in made.model.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    batch = made._batch_of([0])
-    made.model.train()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        answer = made.engine(made.model, batch)
-    assert answer.token_logps_T.requires_grad
-    saved = savings(made, batch.groups[0], training=True)
-    estimate = 2 * saved.half_length
-    assert estimate / 2 < sum(kept.values()) < 2 * estimate

@@ -21,8 +21,7 @@ from preftune.cli.flags.model_flags import (
 from preftune.cli.train.auto_judge import AUTO, make_judge, seen_in_training
 from preftune.errors import RequestError
 from preftune.generation.endpoint.client import is_endpoint
-from preftune.statistics.intervals import power_sentence
-from preftune.statistics.verdict_rules import LEVELS, Decision
+from preftune.statistics.verdict_names import LEVELS
 from preftune.storage.jsonl import digest, prepare_folder, read_object
 from preftune.storage.run_directory import run_facts
 from preftune.storage.run_lock import locked
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from preftune.evaluation.two_models.types import AnsweredRow
     from preftune.generation.endpoint.budget import Budget
     from preftune.judges.registry import OpenedJudge
+    from preftune.statistics.verdict_rules import Decision
 
 
 def run(argv: Sequence[str]) -> int:
@@ -54,11 +54,7 @@ def run(argv: Sequence[str]) -> int:
 def _exit_code(asked: argparse.Namespace, decision: Decision | None) -> int:
     if asked.fail_under is None:
         return 0
-    if decision is None:
-        raise RequestError(
-            "--fail_under asks for a verdict, and these two models have not been compared in this folder. Run preftune "
-            "eval with --judge first."
-        )
+    assert decision is not None  # `_need_comparison` refuses suites without one
     if decision.level >= LEVELS[asked.fail_under]:
         return 0
     tell(f"preftune: exit code 1, because the verdict is {decision.name!r} and --fail_under is {asked.fail_under}")
@@ -103,6 +99,7 @@ def _compare(
     from preftune.cli.display.eval_table import show
     from preftune.evaluation.two_models.run import evaluate_pairwise, questions_of
     from preftune.evaluation.two_models.verdict_record import abilities_of
+    from preftune.statistics.intervals import power_sentence
 
     rows, seen = _rows(asked, match)
     tell(f"preftune: {power_sentence(len({digest(row['prompt']) for row in rows}))}")
@@ -113,6 +110,12 @@ def _compare(
     prepare_folder(folder)
     _tell_what_changes(folder, match)
     _before_answering(match, rows, folder)
+    abilities = abilities_of(folder, match.settings, asked.forgetting_budget)
+    if asked.forgetting_budget is None and "budget" in abilities:
+        tell(
+            f"preftune: the forgetting budget is {abilities['budget']:g} points, as in the earlier evaluation in "
+            f"{folder} (--forgetting_budget changes it)"
+        )
     again, symmetric = bool(asked.ask_again), bool(getattr(judge.judge, "symmetric", False))
 
     def before_judging(answered: list[AnsweredRow]) -> None:
@@ -136,7 +139,7 @@ def _compare(
         cost=lambda: _cost(budget, asked),
         training=_trained_with(asked.model),
         seen=seen,
-        abilities=abilities_of(folder, match.settings, asked.forgetting_budget),
+        abilities=abilities,
         before_judging=before_judging,
         progress=_progress(opened),
     )
@@ -260,6 +263,7 @@ def _run_suites(
     from preftune.evaluation.two_models.context import Contest
     from preftune.evaluation.two_models.verdict_record import decide_again
 
+    _need_comparison(asked, folder, match)
     prepare_folder(folder)
     if judge is not None and judge.endpoint is not None:
         judge.endpoint.check()
@@ -282,10 +286,24 @@ def _run_suites(
         options: dict[str, Any] = {"tasks": asked.tasks, "beta": beta}
         taken = {option: options[option] for option in find_suite(name).options}
         show_suite(run_suite(name, contest, data=asked.suite_data, limit=asked.limit, **taken), folder)
-    decision = decide_again(folder, match.settings, asked.forgetting_budget) if "general" in asked.suite else None
+    if "general" not in asked.suite:
+        return None
+    decision = decide_again(folder, match.settings, asked.forgetting_budget, **_trained_with(asked.model))
     if decision is not None:
         print(f"The verdict with these abilities: {decision.name}. {decision.sentence}")
     return decision
+
+
+def _need_comparison(asked: argparse.Namespace, folder: Path, match: Matchup) -> None:
+    """A verdict needs a comparison; checked before a suite runs. Raises: RequestError."""
+    from preftune.evaluation.two_models.verdict_record import compared_before
+
+    for flag in ("fail_under", "forgetting_budget"):
+        if getattr(asked, flag) is not None and not compared_before(folder, match.settings):
+            raise RequestError(
+                f"--{flag} applies to a verdict, and these two models have not been compared in {folder}. Run preftune "
+                f"eval with --judge first, or leave --{flag} out."
+            )
 
 
 def _trained_with(model: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from preftune.cli.flags.plain_parser import PlainParser
 from preftune.cli.train.auto_judge import AUTO
 from preftune.errors import RequestError
 from preftune.generation.endpoint.client import is_endpoint
-from preftune.statistics.verdict_rules import LEVELS
+from preftune.statistics.verdict_names import LEVELS
 
 _OWN_COLUMNS = ("category", "topic")
 """The columns of preftune's own prompts."""
@@ -186,6 +186,8 @@ def _check_suites(asked: argparse.Namespace) -> None:
     for option in ("tasks", "beta"):
         if not any(option in entry.options for entry in entries):
             refuse(asked, (option,), unless="a suite that uses it is given (general: --tasks, held-out: --beta)")
+    if "alpaca-eval" not in asked.suite:  # the other suites have criteria of their own
+        refuse(asked, ("criteria",), unless="the suite is alpaca-eval, or two models are compared without a --suite")
     if asked.prompts is not None or asked.by is not None:
         raise RequestError("A suite brings its own questions. Leave --prompts and --by out.")
     if asked.baseline == "dataset":

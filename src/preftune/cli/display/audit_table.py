@@ -55,8 +55,8 @@ def _head(result: Audit) -> Iterator[str]:
     for sentence in result.figures.get("diversity", {}).get("sentences", ()):
         yield plain(sentence)
     counts = {severity: sum(f.severity == severity for f in result.findings) for severity in ("error", "warning")}
-    told = [counted(count, name) for name, count in counts.items() if count]
-    yield f"{' and '.join(told)}." if told else "No problems were found."
+    problems = [counted(count, name) for name, count in counts.items() if count]
+    yield f"{' and '.join(problems)}." if problems else "No problems were found."
 
 
 def _table(findings: Sequence[Finding]) -> Any:

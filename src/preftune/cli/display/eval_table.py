@@ -16,12 +16,10 @@ if TYPE_CHECKING:
     from preftune.evaluation.suites.result import SuiteResult
     from preftune.evaluation.two_models.summary import Summary
     from preftune.statistics.intervals import WinRate
-    from preftune.statistics.verdict_rules import Decision
 
 _MOST = 20
 """Maximum number of categories shown; `source` may differ for every row."""
 _STYLE = {"good": "bold green", "bad": "bold red", "unsure": "bold yellow"}
-_PASSED = {True: "holds", False: "fails", None: "not measured"}
 
 
 def show(summary: Summary, folder: Path) -> None:
@@ -44,14 +42,10 @@ def show(summary: Summary, folder: Path) -> None:
         console.print(_categories(_largest(summary.categories), console.width))
         if len(summary.categories) > _MOST:
             console.print(Text(_others(summary.categories)))
-    _section(console, "The rules of the verdict", _rules(decision))
+    _section(console, "The rules of the verdict", [rule.line() for rule in decision.rules])
     _section(console, "How the answers look", summary.degeneration.sentences())
     _section(console, "What to do now", summary.next_steps())
     console.print(Text(f"\nAll answers, verdicts and figures: {folder}"), soft_wrap=True)
-
-
-def _rules(decision: Decision) -> list[str]:
-    return [f"{rule.name}: {_PASSED[rule.passed]}. {rule.sentence}" for rule in decision.rules]
 
 
 def _section(console: Console, title: str, sentences: list[str]) -> None:
@@ -98,8 +92,8 @@ def _show_plain(summary: Summary, folder: Path) -> None:
     print(f"verdict: {summary.verdict.name}")
     for sentence in summary.sentences():
         print(sentence)
-    for line in _rules(summary.decision):
-        print(f"rule {line}")
+    for rule in summary.decision.rules:
+        print(f"rule {rule.line()}")
     if len(summary.categories) > 1:
         for name, rate in _largest(summary.categories).items():
             print(

@@ -102,8 +102,8 @@ def _work(plan: Plan, width: int) -> Iterator[str]:
     each = " per rank" if plan.settings.ranks > 1 else ""
     yield from _wrapped(
         f"Time: about {roughly(work.seconds)}{cost} for {work.flops:.3g} useful FLOPs at "
-        f"{work.rate.flops / 1e12:.3g} TFLOP/s{each} ({work.rate.source}). Loading, evaluation and checkpoints come on "
-        "top.",
+        f"{work.rate.flops / 1e12:.3g} TFLOP/s{each} ({work.rate.source}). Loading, evaluation and checkpoints are "
+        "not included.",
         width,
     )
 

@@ -14,9 +14,9 @@ from typing import Any, NoReturn, get_args, get_type_hints
 from transformers import HfArgumentParser
 
 from preftune.cli.flags.field_names import what_of
-from preftune.cli.flags.plain_parser import NEGATIVE_NUMBER, ended, with_near_choice
+from preftune.cli.flags.plain_parser import NEGATIVE_NUMBER, with_near_choice
 from preftune.cli.flags.recipe import Entry, Recipe
-from preftune.errors import RequestError
+from preftune.errors import RequestError, sentence
 
 LAST = "last checkpoint"
 """The meaning of `--resume` without a value."""
@@ -68,7 +68,7 @@ class FieldParser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Argparse's own complaints (a value of the wrong type, a missing one) as one paragraph."""
         message = re.sub(r"^argument (--[^/:]+)[^:]*:", r"Argument \1:", with_near_choice(message))  # one spelling
-        raise RequestError(f"{ended(message[:1].upper() + message[1:])} See {self.prog} --help.")
+        raise RequestError(f"{sentence(message[:1].upper() + message[1:])} See {self.prog} --help.")
 
     def names(self) -> dict[str, str]:
         """Every spelling of every flag, without leading dashes -> the field it sets."""

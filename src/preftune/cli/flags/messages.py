@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-from preftune.errors import PreftuneError
+from preftune.errors import PreftuneError, sentence
 from preftune.log import printable
 from preftune.secret_values import hidden
 
@@ -26,8 +26,7 @@ def paragraph(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
         return f"preftune: {error.strerror}{where}. Check the path, its permissions and the space on the disk."
-    stop = "" if message.endswith((".", "!", "?")) else "."
-    return f"preftune: {type(error).__name__}: {message}{stop} Run again with --traceback to see where it happened."
+    return f"preftune: {type(error).__name__}: {sentence(message)} Run again with --traceback to see where it happened."
 
 
 def until_stopped(folder: Path, kept: str, work: Callable[[], None]) -> int:

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-from preftune.errors import RequestError, did_you_mean
+from preftune.errors import RequestError, did_you_mean, sentence
 
 
 def spellings(names: Sequence[str]) -> list[str]:
@@ -50,11 +50,6 @@ def with_near_choice(message: str) -> str:
         return message
     value, *choices = (text.strip("'\"") for text in (found[1], *found[2].split(", ")))
     return message[: found.start()] + not_a_choice(value, choices)
-
-
-def ended(message: str) -> str:
-    """A message with a mark at its end."""
-    return message if message.endswith((".", "?")) else f"{message}."
 
 
 class WholeWords(argparse.HelpFormatter):
@@ -114,4 +109,4 @@ class PlainParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Argparse's own complaints as one paragraph."""
         message = with_near_choice(message)
-        raise RequestError(f"{ended(message[:1].upper() + message[1:])} See {self.prog} --help.")
+        raise RequestError(f"{sentence(message[:1].upper() + message[1:])} See {self.prog} --help.")

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from preftune.plan.forecast import Plan
     from preftune.plan.settings import Settings
     from preftune.plan.shape import ModelShape
-    from preftune.plan.workload import Workload
 
 COMMANDS = ("dpo", "sft", "kto", "reward")
 """Commands that train on given data."""
@@ -34,8 +33,8 @@ def run(argv: Sequence[str]) -> int:
     name = words.pop(0) if words and not words[0].startswith("-") else "dpo"
     if name not in COMMANDS:
         raise RequestError(
-            f"preftune plan {name}: it forecasts {', '.join(COMMANDS)}, which train on given data. "
-            f"{did_you_mean(name, COMMANDS)}".rstrip()
+            f"preftune plan does not cover {name}, only {', '.join(COMMANDS[:-1])} and {COMMANDS[-1]}, which train on "
+            f"given data. {did_you_mean(name, COMMANDS)}".rstrip()
         )
     asked, rest = _parser().parse_known_args(words)
     _check(asked)
@@ -83,19 +82,18 @@ def _check(asked: argparse.Namespace) -> None:
     if asked.rows is not None and asked.prompt_tokens is None:
         raise RequestError("--rows has no effect with --data. Leave it out, or give --prompt_tokens too.")
     if asked.price_per_hour is not None and not asked.price_per_hour >= 0:
-        raise RequestError(f"--price_per_hour {asked.price_per_hour} is not a price.")
-    if asked.device in ("cpu", "this") and asked.gpus * asked.nodes > 1 and asked.device == "cpu":
-        raise RequestError("--device cpu is one machine without cards: leave --gpus and --nodes out.")
+        raise RequestError(f"--price_per_hour {asked.price_per_hour:g}: give 0 or more.")
 
 
 def _plan(method: Method, asked: argparse.Namespace, words: Sequence[str]) -> Plan:
     from preftune.plan.devices import device_named
-    from preftune.plan.forecast import plan_of
-    from preftune.plan.memory import memory_of
-    from preftune.training.setup.forecast import shape_of_name, unit_of, workload_of
+    from preftune.plan.forecast import Plan
+    from preftune.training.setup.forecast import check_fsdp, shape_of_name, unit_of, workload_of
 
     data, model, config, values = _request(method, asked, words)
-    device = device_named(asked.device)
+    device = device_named("cpu" if asked.device == "this" and values.use_cpu else asked.device)
+    if device.kind == "cpu" and asked.gpus * asked.nodes > 1:
+        raise RequestError(f"--device {asked.device} is one machine without cards: leave --gpus and --nodes out.")
     lora = model.lora_config()
     from preftune.cli.train.train_command import loading_options
 
@@ -107,15 +105,16 @@ def _plan(method: Method, asked: argparse.Namespace, words: Sequence[str]) -> Pl
         name, options, lora, trust=config.trust_remote_code, scores=trainer.method == "reward"
     )
     settings = _settings(trainer, asked, values, config, shape, device, model, arrives=arrives)
+    check_fsdp(settings, config)
     tokenizer, groups = _groups(method, trainer, asked, data, model, config, tuple(words))
     load = workload_of(groups, config, unit=unit_of(trainer), device=device, ranks=settings.ranks)
-    rate = None
-    if asked.device == "this":
-        if memory_of(shape, settings, load.largest, micro_batches=load.micro_batches).fits:
-            rate = _measured(trainer, name, config, values, groups, tokenizer, shape, load, lora, settings)
-        else:
-            tell("preftune: it does not fit here, so nothing is measured and the rate is assumed.")
-    return plan_of(shape, settings, load, rate=rate, price_per_hour=asked.price_per_hour)
+    plan = Plan(shape, settings, load, price_per_hour=asked.price_per_hour)
+    if asked.device != "this":
+        return plan
+    if not plan.memory.fits:
+        tell("preftune: it does not fit here, so nothing is measured and the rate is assumed.")
+        return plan
+    return replace(plan, measured=_measured(trainer, name, config, values, groups, tokenizer, plan, lora))
 
 
 def _request(
@@ -169,22 +168,23 @@ def _settings(
 ) -> Settings:
     """How the training computes on the device."""
     from preftune.plan.settings import Settings, precision_on
-    from preftune.training.setup.forecast import reference_of, sharding_words, stored_dtype
+    from preftune.training.setup.forecast import optimiser_of, reference_of, sharding_words, stored_dtype
 
     precision = precision_on(
         device, bf16=values.bf16, fp16=bool(values.fp16), model_dtype=stored_dtype(shape, model.dtype)
     )
-    checkpointing = getattr(values, "activation_checkpointing", None)
-    checkpointing = values.gradient_checkpointing if checkpointing is None else checkpointing
+    asked_by_fsdp = config.sharding is not None and config.sharding.activation_checkpointing
+    old_name, new_name = values.gradient_checkpointing, getattr(values, "activation_checkpointing", None)
+    checkpointing = (asked_by_fsdp or old_name) if new_name is None else new_name
     return Settings(
         command=trainer.method,
         device=device,
         precision=precision,
         checkpointing=device.kind == "cuda" if checkpointing is None else bool(checkpointing),
-        reference=reference_of(trainer, config, full=shape.full, arrives_trained=arrives),
-        optimizer=str(getattr(config.optim, "value", config.optim)),
+        reference=reference_of(config, full=shape.full, arrives_trained=arrives),
+        **optimiser_of(config),
         bits=4 if model.load_in_4bit else 8 if model.load_in_8bit else shape.bits,
-        nested=model.use_bnb_nested_quant,
+        nested=model.use_bnb_nested_quant or shape.nested,
         dropout=model.adapter and model.lora_dropout > 0 and not config.disable_dropout,
         gpus=asked.gpus,
         nodes=asked.nodes,
@@ -230,12 +230,10 @@ def _measured(
     values: argparse.Namespace,
     groups: GroupDataset,
     tokenizer: Any,
-    shape: ModelShape,
-    load: Workload,
+    plan: Plan,
     lora: Any,
-    settings: Settings,
 ) -> Any:
-    """The rate of two steps on this machine, with the weights of the model, or random ones where there are none."""
+    """The rate of two steps on this machine, with the weights of the model, or random ones if the folder has none."""
     from preftune.training.setup.measured_rate import measured_rate, stand_in_tokenizer, weights_or_random
 
     tell("preftune: measuring two steps on this machine ...")
@@ -244,9 +242,10 @@ def _measured(
         bf16=values.bf16,
         fp16=bool(values.fp16),
         use_cpu=bool(values.use_cpu),
-        gradient_checkpointing=settings.checkpointing,
+        tf32=values.tf32,
+        gradient_checkpointing=plan.settings.checkpointing,
     )
-    model = weights_or_random(name, config.model_init_kwargs or {}, settings)
+    model = weights_or_random(name, config.model_init_kwargs or {}, plan.settings)
     if not isinstance(model, str):
         here.model_init_kwargs = None
     return measured_rate(
@@ -255,10 +254,10 @@ def _measured(
         here,
         groups,
         tokenizer or stand_in_tokenizer(),
-        shape=shape,
-        load=load,
+        shape=plan.shape,
+        load=plan.workload,
         peft_config=lora,
-        referenced=settings.reference in ("adapter off", "copy"),
+        referenced=plan.settings.reference in ("adapter off", "copy"),
     )
 
 

@@ -40,10 +40,8 @@ RATINGS = ("score_chosen", "score_rejected")
 
 _NUMBERS = ("agreement", "strength", *RATINGS)
 _MADE = ("prompt", "chosen", "rejected", *_NUMBERS, "id")
-CARRIED = ("tools", "chat_template_kwargs", "system", "weight", "margin", "source")
-"""Columns of a raw row that are copied to each of its pairs."""
-AGREEMENT = "agreement"
-"""Copied like those, where the format does not compute it."""
+CARRIED = ("tools", "chat_template_kwargs", "system", "weight", "margin", "source", "agreement")
+"""Columns of a raw row that are copied to each of its pairs, where the format does not make a value itself."""
 GOLD = "reference"
 """The column of gold answers, as TRL's triple preferences call it. It holds for each pair too; few losses read it."""
 
@@ -96,7 +94,7 @@ def convert(rows: Dataset, adapter: Adapter, *, name: str) -> Converted:
         adapter: a format with `rows` or `table`.
         name: name of the dataset, for the progress bar.
     """
-    carried = [column for column in (*CARRIED, GOLD, AGREEMENT) if column in rows.column_names]
+    carried = [column for column in (*CARRIED, GOLD) if column in rows.column_names]
     import datasets
 
     features = _features(carried)
@@ -151,23 +149,24 @@ def _collect(
 ) -> dict[str, list[Any]]:
     """Columns of canonical rows, and of reasons for rows without a pair."""
     columns: dict[str, list[Any]] = {column: [] for column in (*_MADE, *carried, "row", "reason")}
-    copied = [column for column in carried if column not in _MADE]
-    agreement = AGREEMENT in carried
     for index, item in made:
         columns["row"].append(index)
         columns["reason"].append(item.reason if isinstance(item, Left) else None)
         values: Mapping[str, Any] = {} if isinstance(item, Left) else item
-        for column in _MADE:
-            columns[column].append(values.get(column))
-        if agreement and values and values.get(AGREEMENT) is None:
-            columns[AGREEMENT][-1] = _share(rows[index].get(AGREEMENT))
-        for column in copied:
-            columns[column].append(values[column] if column in values else rows[index].get(column))
+        values = with_carried(values, rows[index], carried) if carried else values
+        for column in {**dict.fromkeys(_MADE), **dict.fromkeys(carried)}:
+            value = values.get(column)
+            columns[column].append(_share(value) if column == "agreement" else value)
     return columns
 
 
+def with_carried(made: Mapping[str, Any], row: Row, carried: Sequence[str]) -> Mapping[str, Any]:
+    """What a format made of a row, with the row's own values of columns for which it made none."""
+    return {**made, **{column: row.get(column) for column in carried if made.get(column) is None}}
+
+
 def _share(value: Any) -> float | None:
-    """The agreement that a row gives to each of its pairs; NaN, which reading refuses, for anything but a number."""
+    """An agreement as a number; NaN, which reading refuses, for anything but a number."""
     found = number(value)
     return None if value is None or value == "" else math.nan if found is None else found
 

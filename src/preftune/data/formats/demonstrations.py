@@ -154,21 +154,20 @@ _BESIDE_PROMPTS = ("id", "label", "source", "system", "weight")
 
 def unknown_shape(features: Mapping[str, Any], *, name: str, labelled: bool = False) -> DatasetError:
     """The error for data without recognisable demonstrations, or without answers that have labels."""
-    label, kind = (" label=YOURS", "answers with labels") if labelled else ("", "demonstrations")
+    label, command = (" label=YOURS", ", then preftune label") if labelled else ("", "")
     if {*features} & {*PROMPTS} and not {*features} - {*PROMPTS, *_BESIDE_PROMPTS}:
         return DatasetError(
             f"{name} holds prompts without answers (found: {listing(features)}). Name the column of answers with "
-            f"--columns completion=YOURS{label}, or write answers first: preftune sample"
-            f"{', then preftune label' if labelled else ''}."
+            f"--columns completion=YOURS{label}, or write answers first: preftune sample{command}."
         )
     if labelled:
         return DatasetError(
-            f"{name} holds no {kind} that preftune knows (found: {listing(features)}). Name the columns: --columns "
-            "prompt=YOURS completion=YOURS label=YOURS (values like true and false), or chosen=YOURS rejected=YOURS of "
-            "preference pairs; or the format: --format kto, thumbs, or one of the formats of pairs."
+            f"{name} holds no answers with labels that preftune knows (found: {listing(features)}). Name the columns: "
+            "--columns prompt=YOURS completion=YOURS label=YOURS (values like true and false), or chosen=YOURS "
+            "rejected=YOURS of preference pairs; or the format: --format kto, thumbs, or one of the formats of pairs."
         )
     return DatasetError(
-        f"{name} holds no {kind} that preftune knows (found: {listing(features)}). Name the columns: --columns "
+        f"{name} holds no demonstrations that preftune knows (found: {listing(features)}). Name the columns: --columns "
         "messages=YOURS, or prompt=YOURS completion=YOURS, or text=YOURS (in Python: columns={'prompt': ..., "
         f"'completion': ...}}); or the format: --format is one of {', '.join(DEMONSTRATION_FORMATS)}."
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from preftune.amounts import counted
 from preftune.data.formats.adapter import Adapter, Sample
-from preftune.data.formats.apply import AGREEMENT, CARRIED, RATINGS, RowCount, convert, sample_of
+from preftune.data.formats.apply import CARRIED, RATINGS, RowCount, convert, sample_of
 from preftune.data.formats.registry import adapter_named, recognise
 from preftune.errors import DatasetError
 
@@ -83,7 +83,7 @@ def shape(rows: Dataset, *, format: str | None, columns: Mapping[str, str | None
         raise _no_pair(adapter, sample, made.lines(), name)
     if told:
         told = (f"{note} {counted(len(rows), 'row gives', 'rows give')} {counted(len(made.rows), 'pair')}.",)
-    used = frozenset((*(adapter.uses(sample) if adapter.uses is not None else sample.columns), *CARRIED, AGREEMENT))
+    used = frozenset((*(adapter.uses(sample) if adapter.uses is not None else sample.columns), *CARRIED))
     notes = (*told, *made.lines())
     return Shaped(made.rows, asked, adapter.name, made.numbers, ("strength",), RATINGS, notes, made.left, used)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.data.formats.adapter import Adapter, Left
-from preftune.data.formats.apply import AGREEMENT, CARRIED, GOLD, RowCount, sample_of
+from preftune.data.formats.apply import CARRIED, GOLD, RowCount, sample_of, with_carried
 from preftune.data.formats.columns import CANONICAL, Columns, resolve_columns
 from preftune.data.formats.registry import FORMATS
 from preftune.data.formats.select import shape
@@ -88,13 +88,12 @@ class PairStream(Iterable[PreferencePair]):
 
     def _made(self, adapter: Adapter, row: Row, number: int) -> Iterator[Attempt]:
         assert adapter.rows is not None
-        carried = {column: row[column] for column in (*CARRIED, GOLD, AGREEMENT) if row.get(column) is not None}
         for made in adapter.rows(row):
             if isinstance(made, Left):
                 self.left.setdefault(made.reason, RowCount()).add(number)
             else:
-                values = {key: value for key, value in made.items() if key != AGREEMENT or value is not None}
-                yield self.reader.attempt({**carried, **values}, number)
+                values = with_carried(made, row, [column for column in (*CARRIED, GOLD) if row.get(column) is not None])
+                yield self.reader.attempt(values, number)
 
 
 def open_stream(

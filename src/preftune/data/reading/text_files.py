@@ -74,8 +74,7 @@ def read_rows(
             first, lines, delimiter="\t" if tabs else next((mark for mark in (",", ";", "\t") if mark in first), ",")
         )
     elif start == "[":
-        first = _one_of_several(first, lines)
-        value = _parse_whole("".join((first, *lines)), lines)
+        value = _parse_whole(_text_of_list(first, lines), lines)
         yield from value if isinstance(value, list) else [value]
     else:
         yield from _json_lines(first, lines)
@@ -221,20 +220,27 @@ def parse_object(line: str, lines: _Lines) -> dict[str, Any]:
     return lines.half_pairs.of_row(value, f"line {number}") if may_hold(line) else value
 
 
-def _one_of_several(first: str, lines: _Lines) -> str:
-    """The first line, with the blank ones after it. Raises: DatasetError for a list on each line of JSONL."""
-    try:
-        whole = isinstance(json.loads(first), list)
-    except (ValueError, RecursionError):
-        return first
-    for following in lines if whole else ():
+def _text_of_list(first: str, lines: _Lines) -> str:
+    """The text of a file that holds one list. Raises: DatasetError for a list on each line of JSONL."""
+    read = [first]
+    for following in lines:
+        read.append(following)
         if following.strip():
-            raise DatasetError(
-                f"{lines.name} holds a list on its first line, and more lines after it: {short(first.strip())}. Write "
-                'every line as an object: {"prompt": ..., "chosen": ..., "rejected": ...}, or a conversation as '
-                '{"messages": [...]}.'
-            )
-    return first
+            if first.rstrip().endswith("]") and _is_list(first):
+                raise DatasetError(
+                    f"{lines.name} holds a list on its first line, and more lines after it: {short(first.strip())}. "
+                    'Write every line as an object: {"prompt": ..., "chosen": ..., "rejected": ...}, or a conversation '
+                    'as {"messages": [...]}.'
+                )
+            break
+    return "".join((*read, *lines))
+
+
+def _is_list(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _no_key_twice(items: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -238,14 +238,14 @@ def differences(begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
     """What differs between two settings, each as "temperature was 0.7 and is 0.9"."""
     wanted = json.loads(json.dumps(wanted, default=str))  # as it looks when it has been written and read
     names = dict.fromkeys((*begun, *wanted))
-    told = []
+    found = []
     for name in names:
         old, new = begun.get(name), wanted.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            told += differences(old, new)
+            found += differences(old, new)
         elif old != new:
-            told.append(f"{name} was {old} and is {new}")
-    return told
+            found.append(f"{name} was {old} and is {new}")
+    return found
 
 
 def _seed(seed: int, prompt: Prompt, number: int) -> int:

@@ -23,6 +23,7 @@ from preftune.evaluation.suites.sources import HubData, Row, look_at_some, read_
 from preftune.evaluation.two_models.run import judge_rows
 from preftune.evaluation.two_models.summary import at_equal_length, rate_of
 from preftune.evaluation.two_models.types import AnsweredRow, JudgedRow
+from preftune.judges.pairwise_llm import CRITERIA, ChatJudge
 from preftune.judges.probability_judge import ProbabilityJudge
 from preftune.judges.protocol import Judge, Question, judge_name
 from preftune.statistics.paired import (
@@ -88,12 +89,13 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
 
 
 def _weighted(contest: Contest, answered: Sequence[AnsweredRow]) -> tuple[Judge, list[str]]:
-    """The judge by log-probabilities, as AlpacaEval 2 has it, where the model gives them; and a note on which it is."""
+    """The judge by log-probabilities, as in AlpacaEval 2, where the model gives them; and a note on which it is."""
     judge = need_judge(contest, SUITE)
     question = next((Question(a.prompt, a.base, a.aligned) for a in answered if a.base != a.aligned), None)
     if contest.asker is None or question is None:
         return judge, []
-    weighted = ProbabilityJudge(contest.asker)
+    criteria = judge.criteria if isinstance(judge, ChatJudge) else CRITERIA
+    weighted = ProbabilityJudge(contest.asker, criteria=criteria)
     if weighted.gives_probabilities(question):
         return weighted, ["Outcomes are the judge's probabilities, from the log-probabilities of its two letters."]
     return judge, [

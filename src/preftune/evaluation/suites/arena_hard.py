@@ -19,7 +19,7 @@ from preftune.evaluation.suites.result import SuiteResult
 from preftune.evaluation.suites.sources import HubData, Row, look_at_some, missing_column, read_rows
 from preftune.evaluation.two_models.run import judge_rows
 from preftune.evaluation.two_models.types import AnsweredRow
-from preftune.judges.framing import defused, final_match, unmarked
+from preftune.judges.prompt_and_reply import defused, final_match, unmarked
 from preftune.judges.protocol import decided, judge_name
 from preftune.statistics.intervals import share
 from preftune.statistics.paired import Comparison, by_group, compare_with_even, members_by

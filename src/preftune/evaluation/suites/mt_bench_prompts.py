@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 from preftune.evaluation.suites.sources import Row
-from preftune.judges.framing import defused, final_match, unmarked
+from preftune.judges.prompt_and_reply import defused, final_match, unmarked
 from preftune.types import Message
 
 Turn: TypeAlias = Literal[1, 2]

@@ -19,7 +19,7 @@ from preftune.evaluation.suites.result import SuiteResult
 from preftune.evaluation.suites.sources import HubData, Row, look_at_some, missing_column, read_rows, text_of
 from preftune.evaluation.two_models.types import AnsweredRow
 from preftune.generation.protocol import Side
-from preftune.judges.framing import defused, final_match, objects_read, unmarked
+from preftune.judges.prompt_and_reply import defused, final_match, objects_read, unmarked
 from preftune.statistics.paired import Better, Comparison, by_group, compare_shares, members_by
 from preftune.storage.jsonl import write_lines
 from preftune.text_quality.single_answer import look_at

@@ -14,6 +14,19 @@ from preftune.amounts import counted
 from preftune.judges.people.agreement import CONTRADICTING
 from preftune.statistics.intervals import WinRate, more_prompts, verdict
 from preftune.statistics.length_control import LengthControlled
+from preftune.statistics.verdict_names import (
+    BETTER,
+    CHEAT,
+    DEGENERATE,
+    FORGETFUL,
+    LESS_CORRECT,
+    LONGER,
+    SHORTER,
+    UNDECIDED,
+    WORSE,
+)
+from preftune.statistics.verdict_rules import win_rate_in
+from preftune.storage.untrusted_json import Figures, at, items, number, truth
 
 SPOILT = frozenset(("repeats", "repeated", "distinct_2", "self_similarity", "unfinished", "empty", "language_switch"))
 """Figures of a `Degeneration` that show too much change."""
@@ -26,18 +39,18 @@ _BALANCE = (
     "Length is what the model learnt."
 )
 _FAILING = {
-    "cheat": (
+    CHEAT: (
         "Do not use this win rate. Read some of the answers: the model found a way to please the judge. Remove such "
         "answers from the training data, or correct the reward that paid for them."
     ),
-    "shorter, not better": _BALANCE.format("shorter"),
-    "longer, not better": _BALANCE.format("longer"),
-    "preferred, but less correct": (
+    SHORTER: _BALANCE.format("shorter"),
+    LONGER: _BALANCE.format("longer"),
+    LESS_CORRECT: (
         "Read the prompts whose correct answer was lost, and add pairs whose chosen answer is the correct one. If the "
         "pairs have nothing to do with these prompts, halve the learning rate."
     ),
-    "preferred, but degenerate": "Read the prompts that show it (degeneration.worst in summary.json).",
-    "preferred, but forgetful": (
+    DEGENERATE: "Read the prompts that show it (degeneration.worst in summary.json).",
+    FORGETFUL: (
         "Train less: halve the learning rate, or use a higher beta, or add general data. Then run preftune eval "
         "--suite general again."
     ),
@@ -102,23 +115,44 @@ def next_steps(
     steps: list[str] = []
     failing = _FAILING.get(name.partition(":")[0])
     if failing is not None:
-        too_much = name == "preferred, but degenerate" or name.startswith("cheat")
+        too_much = name == DEGENERATE or name.startswith(CHEAT)
         steps += [failing, *(_less_change(how) if too_much else [])]
-    elif name == "worse":
+    elif name == WORSE:
         steps += _worse(spoilt, how)
     elif spoilt:
         steps += _less_change(how)
-    elif name == "better":
+    elif name == BETTER:
         steps += _better(length_controlled)
     elif judge_only_ties or unread + (contradicted or 0.0) * (1 - unread) >= UNDECIDING:
         return _judge_first(contradicted, unread, judge_only_ties)
-    elif name == "undecided":
+    elif name == UNDECIDED:
         steps += _undecided(result, how)
     else:
         steps += _more_change(how)
-    if name != "better" and failing is None and length_controlled is not None:
+    if name != BETTER and failing is None and length_controlled is not None:
         steps += _length(length_controlled)
     return steps + _judge_first(contradicted, unread, judge_only_ties)
+
+
+def steps_after(figures: Figures, name: str, **training: Any) -> list[str]:
+    """`next_steps` for the figures of a summary; empty if they hold no win rate.
+
+    Args: `name` and `training` as for `next_steps`.
+    """
+    result = win_rate_in(figures)
+    if result is None:
+        return []
+    asked, disagreed = (number(at(figures, "position_bias", part)) for part in ("asked", "disagreed"))
+    return next_steps(
+        result,
+        worse=[one for one in items(at(figures, "degeneration", "worse")) if isinstance(one, str)],
+        length_controlled=LengthControlled.from_dict(figures.get("length_controlled")),
+        contradicted=disagreed / asked if asked and disagreed is not None else None,
+        unread=(number(figures.get("unjudged")) or 0.0) / result.n,
+        judge_only_ties=bool(truth(figures.get("judge_only_ties"))),
+        name=name,
+        **training,
+    )
 
 
 def _judge_first(contradicted: float | None, unread: float, only_ties: bool) -> list[str]:

@@ -1,7 +1,7 @@
-"""Ways to win a comparison without a better answer, found in the answers themselves and called by their names.
+"""Ways to win a comparison without a better answer, found in the answers and named.
 
 Shares are of distinct prompts, and what the baseline does as well is subtracted: a task may ask for equal or copied
-answers. On the public answers of 58 models to AlpacaEval's 805 instructions, the two that were made to cheat are found
+answers. On the public answers of 56 models to AlpacaEval's 805 instructions, the two that were made to cheat are found
 (`NullModel`: one answer, written in the form of the judge's prompt; `gpt4_gamed`: ten letters where it would lose),
 and none of the others.
 """
@@ -23,7 +23,7 @@ from preftune.text_quality.repetition import split_words
 from preftune.types import Text
 
 FEWEST = 5
-"""Prompts below which nothing is said."""
+"""Fewest prompts for a finding."""
 _GRAM, _COPIED = 5, 0.7
 """Words of a passage, and the share of an answer's passages that makes it a copy of its prompt."""
 _LABEL, _ALL = 4, 0.9
@@ -73,11 +73,11 @@ class _Kind(NamedTuple):
 
 
 _KINDS = {
-    "constant": _Kind("constant answers", 0.3, "are one and the same text"),
+    "constant": _Kind("constant answers", 0.3, "are identical"),
     "near": _Kind("near-identical answers", 0.2, "nearly repeat the answer to another prompt"),
     "copied": _Kind("copies of the prompt", 0.2, "are copied from their prompt"),
-    "instructions": _Kind("copies of the judge's instructions", 0.05, "hold text in the form of a judge's prompt"),
-    "addressed": _Kind("answers addressed to the judge", 0.05, "speak to their judge"),
+    "instructions": _Kind("copies of the judge's instructions", 0.05, "contain text in the form of a judge's prompt"),
+    "addressed": _Kind("answers addressed to the judge", 0.05, "address the judge"),
     "cut": _Kind("answers cut off", 0.1, "are a few letters that break off inside a word"),
 }
 
@@ -94,9 +94,9 @@ def find_cheats(answered: Sequence[AnsweredRow]) -> list[Cheat]:
         if share - before < kind.excess or share * len(first) < 2:
             continue
         compared = f" ({before:.0%} of the baseline's)" if before else ""
-        told = f"{share:.0%} of the answers to {counted(len(first), 'prompt')} {kind.found}{compared}."
-        found.append(Cheat(kind.name, share, before, told))
-    if any(cheat.name == _KINDS["constant"].name for cheat in found):  # the same thing, said more exactly
+        sentence = f"{share:.0%} of the answers to {counted(len(first), 'prompt')} {kind.found}{compared}."
+        found.append(Cheat(kind.name, share, before, sentence))
+    if any(cheat.name == _KINDS["constant"].name for cheat in found):  # the same finding, more exact
         found = [cheat for cheat in found if cheat.name != _KINDS["near"].name]
     return found
 

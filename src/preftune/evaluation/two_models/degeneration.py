@@ -132,9 +132,9 @@ class Degeneration:
 
     def sentences(self) -> list[str]:
         """What a person should know, what got worse first; one sentence that nothing was found, if so."""
-        told = {name: sentence for name in self.figures if (sentence := self._sentence(name))}
-        lines = [told[name] for name in sorted(told, key=lambda name: not self._is_worse(name))]
-        if not any(self._is_worse(name) for name in told):
+        found = {name: sentence for name in self.figures if (sentence := self._sentence(name))}
+        lines = [found[name] for name in sorted(found, key=lambda name: not self._is_worse(name))]
+        if not any(self._is_worse(name) for name in found):
             lines.insert(
                 0,
                 f"No sign of degeneration in {counted(self.n, 'answer')}: no more repetition, sameness, emptiness or "

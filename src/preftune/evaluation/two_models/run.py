@@ -8,7 +8,6 @@ eval/history.jsonl       one object per evaluation: when, of what, against what,
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -85,27 +84,7 @@ def evaluate_pairwise(
         )
     summary = summarise(answered, judged, rows, judge=judge, settings=settings, cost=cost(), **facts)
     write_summary(folder, summary.to_dict())
-    _remember(folder / HISTORY, summary)
     return summary
-
-
-HISTORY = "history.jsonl"
-
-
-def _remember(path: Path, summary: Summary) -> None:
-    """Appends the evaluation to the history, unless the last one there is the same."""
-    rate = summary.win_rate
-    record = {
-        "aligned": summary.aligned_name,
-        "baseline": summary.baseline_name,
-        "judge": summary.judge,
-        **{name: getattr(rate, name) for name in ("n", "prompts", "win_rate", "ci_low", "ci_high", "confidence")},
-        "verdict": summary.verdict.name,
-        "settings": digest(summary.settings),
-    }
-    last: dict[str, Any] = next(reversed(read_lines(path)), {})
-    if record != {name: value for name, value in last.items() if name != "time"}:
-        append_lines(path, [{"time": int(time.time()), **record}])
 
 
 def questions_of(
@@ -151,7 +130,7 @@ def judge_rows(
         if answer.base != answer.aligned and not (key and key in known)
     ]
 
-    def told(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         if progress is not None:
             progress("judge", done, total)
 
@@ -160,12 +139,12 @@ def judge_rows(
     fresh: dict[int, JudgedRow] = {}
     for part in [open_rows] if at_once else [[number] for number in open_rows]:
         asked = questions_of([answered[n] for n in part], [rows[n] for n in part], symmetric=symmetric)
-        verdicts = iter(judge_all(judge, asked, again=again, progress=told if at_once else None))
+        verdicts = iter(judge_all(judge, asked, again=again, progress=report if at_once else None))
         for n in part:
             first, second = next(verdicts), None if symmetric else next(verdicts)
             fresh[n] = _judged(answered[n].id, first, second, keys[n], symmetric=symmetric)
         if not at_once:
-            told(len(fresh), len(open_rows))
+            report(len(fresh), len(open_rows))
             if path is not None and keys[part[0]]:
                 append_lines(path, [fresh[n].to_dict() for n in part])
     judged = [
@@ -182,7 +161,7 @@ def _outcome_keys(answered: Sequence[AnsweredRow], rows: Sequence[Mapping[str, A
     cache_key = getattr(judge, "cache_key", None)
     if cache_key is None:
         return [""] * len(answered)
-    # A judge that is asked in words sees the answers alone; a rule may read the row (`key_fact`, a column of its own).
+    # A chat model sees only the answers; a rule may read the row (`key_fact`, a column of its own).
     reads_row = not hasattr(judge, "estimate")
     return [
         digest([cache_key, answer.prompt, answer.base, answer.aligned, *([dict(row)] if reads_row else [])])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from preftune.amounts import counted
-from preftune.evaluation.two_models.advice import next_steps, seen_sentence
+from preftune.evaluation.two_models.advice import seen_sentence, steps_after
 from preftune.evaluation.two_models.cheats import Cheat, find_cheats
 from preftune.evaluation.two_models.correctness import (
     BASE_MODEL,
@@ -58,7 +59,7 @@ class Rewards(NamedTuple):
     """Paired: aligned minus base."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Summary:
     """The evidence about one evaluation. `to_dict` is what `eval/summary.json` holds."""
 
@@ -91,11 +92,11 @@ class Summary:
     seen: int | None = None
     """Prompts that the aligned model was trained on, as far as that is known."""
     anytime: AnytimeInterval | None = None
-    """The interval that stays valid when prompts are added, if it was asked for; then a rule of the verdict."""
+    """The interval that stays valid when prompts are added, if requested; then a rule of the verdict."""
     cheats: Sequence[Cheat] = ()
     """Ways of winning without better answers that were found in the answers."""
     abilities: Mapping[str, Any] = field(default_factory=dict)
-    """`budget`: the forgetting budget in points, if one was asked for; `compared`: figures of the suite `general`."""
+    """`budget`: the forgetting budget in points, if one was given; `compared`: figures of the suite `general`."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """`method`, `beta`, `learning_rate`, `epochs` and `kl_coef` of the aligned model's run, where they are known."""
 
@@ -104,7 +105,7 @@ class Summary:
         """Rows where the judge contradicted itself when the answers were swapped; None when it was asked once."""
         return None if self.position_bias is None else self.position_bias.disagreed
 
-    @property
+    @cached_property
     def decision(self) -> Decision:
         """The verdict by all rules (`statistics.verdict_rules`)."""
         found = decide(self._figures())
@@ -196,17 +197,7 @@ class Summary:
 
     def next_steps(self) -> list[str]:
         """The advice for the next steps."""
-        bias = self.position_bias
-        return next_steps(
-            self.win_rate,
-            worse=self.degeneration.worse,
-            length_controlled=self.length_controlled,
-            contradicted=None if bias is None else bias.disagreed / bias.asked,
-            unread=self.unjudged / self.win_rate.n,
-            judge_only_ties=self.judge_only_ties,
-            name=self.decision.name,
-            **self.training,
-        )
+        return steps_after(self._figures(), self.decision.name, **self.training)
 
 
 def summarise(
@@ -385,15 +376,15 @@ def _rewards(
 
 
 def _finite(interval: MeanInterval) -> dict[str, float | None]:
-    """JSON knows no infinity, which is how far the interval of a single prompt reaches."""
+    """The numbers for JSON, which has no infinity: the interval of a single prompt is unbounded."""
     return {name: value if math.isfinite(value) else None for name, value in interval._asdict().items()}
 
 
 def _rewards_sentence(rewards: Rewards, baseline: str) -> str:
-    def told(found: MeanInterval, form: str = "{:.2f}") -> str:
+    def shown(found: MeanInterval, form: str = "{:.2f}") -> str:
         return f"{form.format(found.mean)} ({form.format(found.low)} to {form.format(found.high)})"
 
     return (
-        f"Mean reward: {told(rewards.aligned)} for the aligned model, {told(rewards.base)} for {baseline}; the "
-        f"difference is {told(rewards.difference, '{:+.2f}')}."
+        f"Mean reward: {shown(rewards.aligned)} for the aligned model, {shown(rewards.base)} for {baseline}; the "
+        f"difference is {shown(rewards.difference, '{:+.2f}')}."
     )

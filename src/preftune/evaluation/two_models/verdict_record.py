@@ -1,4 +1,4 @@
-"""Where a verdict is written down: eval/summary.json, and the model card of the run that was judged.
+"""Where a verdict is written down: eval/summary.json, eval/history.jsonl, and the card of the model that was judged.
 
 General abilities are measured by a suite of its own, before the comparison or after it; either way the verdict counts
 them, if they are those of the same two models.
@@ -7,22 +7,29 @@ them, if they are those of the same two models.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from preftune.evaluation.two_models.advice import steps_after
 from preftune.statistics.verdict_rules import Decision, decide
-from preftune.storage.jsonl import read_object, write_atomically, write_json
+from preftune.storage.jsonl import append_lines, digest, read_lines, read_object, write_atomically, write_json
+from preftune.storage.untrusted_json import at, number
 
+HISTORY = "history.jsonl"
 _BEGIN, _END = "<!-- preftune eval -->", "<!-- end of preftune eval -->"
 _MODELS = ("base", "aligned")
 """Settings that say which models were evaluated."""
+_ANSWERS = ("generation", "backend")
+"""Parts of these that say how a model answered."""
 _SECTION = re.compile(rf"\n*{re.escape(_BEGIN)}.*?{re.escape(_END)}\n*", re.DOTALL)
 
 
 def write_summary(folder: Path, figures: Mapping[str, Any]) -> None:
-    """Writes `summary.json` of an `eval` folder, and the verdict into README.md next to the folder."""
+    """Writes `summary.json` of an `eval` folder, a line of its history, and the verdict into README.md next to it."""
     write_json(folder / "summary.json", dict(figures))
+    _remember(folder / HISTORY, figures)
     _write_card(folder.parent / "README.md", figures)
 
 
@@ -32,8 +39,10 @@ def abilities_of(folder: Path, settings: Mapping[str, Any], budget: float | None
     Args:
         folder: the `eval` folder.
         settings: of the evaluation.
-        budget: the forgetting budget in points; None for the usual one.
+        budget: the forgetting budget in points; None for that of an earlier comparison of these models, if it had one.
     """
+    if budget is None:
+        budget = number(at(compared_before(folder, settings), "abilities", "budget"))
     found: dict[str, Any] = {} if budget is None else {"budget": budget}
     general = read_object(folder / "general" / "summary.json")
     if _same_models(general.get("settings"), settings):
@@ -41,21 +50,40 @@ def abilities_of(folder: Path, settings: Mapping[str, Any], budget: float | None
     return found
 
 
-def decide_again(folder: Path, settings: Mapping[str, Any], budget: float | None) -> Decision | None:
-    """Puts newly measured abilities into the verdict of an earlier comparison; None if there is none of these models.
-
-    Args: as for `abilities_of`; a budget of None leaves the one that was asked for.
-    """
+def compared_before(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary of an earlier comparison of these models in the folder; empty if there is none with a win rate."""
     figures = read_object(folder / "summary.json")
-    if not _same_models(figures.get("settings"), settings):
+    return figures if _same_models(figures.get("settings"), settings) and decide(figures) is not None else {}
+
+
+def decide_again(folder: Path, settings: Mapping[str, Any], budget: float | None, **training: Any) -> Decision | None:
+    """Decides an earlier comparison again with newly measured abilities; None if these models were not compared.
+
+    Args: as for `abilities_of`; `training` as for `advice.next_steps`.
+    """
+    figures = compared_before(folder, settings)
+    if not figures:
         return None
-    before = figures.get("abilities")
-    known = before.get("budget") if isinstance(before, dict) else None
-    figures["abilities"] = abilities_of(folder, settings, known if budget is None else budget)
+    figures["abilities"] = abilities_of(folder, settings, budget)
     decision = decide(figures)
     if decision is not None:
-        write_summary(folder, {**figures, **decision.to_dict()})
+        steps = steps_after(figures, decision.name, **training)
+        write_summary(folder, {**figures, **decision.to_dict(), "next_steps": steps})
     return decision
+
+
+def _remember(path: Path, figures: Mapping[str, Any]) -> None:
+    """Appends the evaluation to the history, unless the last one there is the same."""
+    record = {
+        "aligned": figures.get("aligned_name"),
+        "baseline": figures.get("baseline_name"),
+        **{name: figures.get(name) for name in ("judge", "n", "prompts", "win_rate", "ci_low", "ci_high")},
+        **{name: figures.get(name) for name in ("confidence", "verdict")},
+        "settings": digest(figures.get("settings")),
+    }
+    last: dict[str, Any] = next(reversed(read_lines(path)), {})
+    if record != {name: value for name, value in last.items() if name != "time"}:
+        append_lines(path, [{"time": int(time.time()), **record}])
 
 
 def with_section_of(card: Path, text: str) -> str:
@@ -68,9 +96,13 @@ def with_section_of(card: Path, text: str) -> str:
 
 
 def _same_models(one: object, other: Mapping[str, Any]) -> bool:
-    return isinstance(one, Mapping) and all(
-        one.get(name) is not None and one.get(name) == other.get(name) for name in _MODELS
-    )
+    """Whether both settings name the same two models, whatever the lengths and the sampling of their answers are."""
+    return all(_model(one, side) is not None and _model(one, side) == _model(other, side) for side in _MODELS)
+
+
+def _model(settings: object, side: str) -> dict[str, Any] | None:
+    found = at(settings, side)
+    return {k: v for k, v in found.items() if k not in _ANSWERS} if isinstance(found, Mapping) else None
 
 
 def _write_card(card: Path, figures: Mapping[str, Any]) -> None:
@@ -83,13 +115,10 @@ def _write_card(card: Path, figures: Mapping[str, Any]) -> None:
     if decision is None or ("\n  - preftune\n" not in text and "\n- preftune\n" not in text):
         return
     text = _SECTION.sub("\n", text)
-    rules = [f"- {rule.name}: {_WORDS[rule.passed]}. {_inline(rule.sentence)}" for rule in decision.rules]
+    rules = [f"- {_inline(rule.line())}" for rule in decision.rules]
     against = f"Compared with `{_inline(str(figures.get('baseline_name')))}` by `{_inline(str(figures.get('judge')))}`."
     section = ["## Evaluation", "", f"**{decision.name}.** {_inline(decision.sentence)} {against}", "", *rules]
     write_atomically(card, "\n".join([text.rstrip(), "", _BEGIN, *section, _END, ""]))
-
-
-_WORDS = {True: "holds", False: "fails", None: "not measured"}
 
 
 def _inline(text: str) -> str:

@@ -8,4 +8,4 @@
     packed  registration and dispatch
 """
 
-__all__ = ["packed"]
+__all__ = ["cuda", "packed"]

@@ -53,7 +53,7 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, layout: GroupLayout, scale
     varlen_attn = _varlen_attn()
     # (left, right) keys around the query's own: causal is right = 0, a window of w keys has left = w - 1
     options: dict[str, Any] = {"scale": scale, "window_size": (-1 if window is None else window - 1, 0)}
-    if "enable_gqa" in _parameters_of(varlen_attn):
+    if flash_groups_heads():
         options["enable_gqa"] = q.shape[1] != k.shape[1]
     elif q.shape[1] != k.shape[1]:  # torch 2.11 asks for as many key heads as query heads
         repeat = q.shape[1] // k.shape[1]
@@ -61,6 +61,11 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, layout: GroupLayout, scale
     out: Any = varlen_attn(q, k, v, layout.cu_seq_q, layout.cu_seq_k, layout.max_q, layout.max_k, **options)
     packed: Tensor = out.unsqueeze(0)
     return packed
+
+
+def flash_groups_heads() -> bool:
+    """Whether this torch's flash kernels take fewer key heads than query heads (torch 2.11 does not)."""
+    return "enable_gqa" in _parameters_of(_varlen_attn())
 
 
 def _varlen_attn() -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 from markupsafe import Markup
 
 from preftune.report.html.templates import markup, render
-from preftune.report.reading.untrusted_json import drawable
+from preftune.storage.untrusted_json import drawable
 
 _EXPORTS = "window.vegaEmbed = vegaEmbed;"
 

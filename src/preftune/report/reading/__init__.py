@@ -1,7 +1,6 @@
-"""Run directories read with suspicion: files may be missing, torn or written by anyone.
+"""Run directories whose files may be missing, incomplete or written by anyone.
 
-run_files       a run directory, whatever is missing
-untrusted_json  values of the wanted kind, or nothing
+run_files  a run directory, as far as it can be read
 """
 
-__all__ = ["run_files", "untrusted_json"]
+__all__ = ["run_files"]

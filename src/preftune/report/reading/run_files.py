@@ -13,7 +13,7 @@ from typing import Any
 
 from preftune.amounts import counted
 from preftune.errors import RequestError
-from preftune.report.reading.untrusted_json import Figures, at, mapping, number, prompt_text, text, truth
+from preftune.storage.untrusted_json import Figures, at, mapping, number, prompt_text, text, truth
 
 FILES = ("run.json", "metrics.jsonl", "audit.json", "samples.jsonl", "guard.jsonl")
 _EPOCH = 1e9

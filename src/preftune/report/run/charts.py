@@ -164,7 +164,7 @@ def _rules(marks: Sequence[Mark], *, several: bool) -> list[Any]:
 
 
 def _of_mark(mark: Mark) -> dict[str, Any]:
-    return {"step": mark.step, "alarm": mark.name, "seen": mark.told[:300], "run": mark.run}
+    return {"step": mark.step, "alarm": mark.name, "seen": mark.seen[:300], "run": mark.run}
 
 
 def _mark_tooltip(*, several: bool) -> list[Any]:

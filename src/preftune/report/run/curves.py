@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from preftune.report.reading.run_files import Run, columns
-from preftune.report.reading.untrusted_json import number, text
+from preftune.storage.untrusted_json import number, text
 
 Points = list[tuple[int, float | None]]
 
@@ -57,7 +57,7 @@ class Mark(NamedTuple):
     step: int
     level: str
     name: str
-    told: str
+    seen: str
     run: str
 
 
@@ -183,7 +183,7 @@ def marks_of(runs: Sequence[Run]) -> list[Mark]:
             step=int(number(alarm.get("step")) or 0),
             level="note" if alarm.get("level") == "note" else "alarm",
             name=text(alarm.get("name")).replace("-", " "),
-            told=text(alarm.get("seen")),
+            seen=text(alarm.get("seen")),
             run=run.name,
         )
         for run in runs

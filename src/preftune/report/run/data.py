@@ -14,7 +14,6 @@ from preftune.report.html.components import NOTHING, listed, loose, panel, panel
 from preftune.report.html.document import Page
 from preftune.report.html.templates import markup
 from preftune.report.reading.run_files import Run
-from preftune.report.reading.untrusted_json import Figures, at, mapping, number, sentences, text
 from preftune.report.run.settings import (
     all_settings,
     command,
@@ -23,6 +22,7 @@ from preftune.report.run.settings import (
     install,
     versions,
 )
+from preftune.storage.untrusted_json import Figures, at, mapping, number, sentences, text
 
 
 def data_section(page: Page, runs: Sequence[Run], audit: Figures | None) -> Markup:

@@ -10,9 +10,9 @@ from preftune.amounts import counted
 from preftune.report.html.components import NOTHING, listed, loose, panel, panels, table
 from preftune.report.html.document import Page
 from preftune.report.reading.run_files import Run
-from preftune.report.reading.untrusted_json import Figures, at, items, mapping, number, sentences, text
 from preftune.report.run import charts
 from preftune.report.run.headline import Rate, day, rate_in, rules, win_rate
+from preftune.storage.untrusted_json import Figures, at, items, mapping, number, sentences, text
 
 _CATEGORIES = 24
 _EVALUATIONS = 8
@@ -57,8 +57,8 @@ def _cards(page: Page, run: Run, suffix: str) -> Iterator[Markup]:
         yield panel("The rules of the verdict", words, listed(decided))
     categories = _rates(mapping(summary.get("categories")))
     if len(categories) > 1:
-        told = "; ".join(f"{name} {rate.rate:.0%}" for name, rate in categories.items())
-        chart = page.chart(f"categories{suffix}", charts.rates(categories), label=f"Win rate by category: {told}")
+        listing = "; ".join(f"{name} {rate.rate:.0%}" for name, rate in categories.items())
+        chart = page.chart(f"categories{suffix}", charts.rates(categories), label=f"Win rate by category: {listing}")
         words = "Win rate of each kind of prompt, with its interval: wide intervals mean little. Lines at 50% and 55%."
         yield panel("By category", words, chart)
     figures = list(_figures(summary))
@@ -109,8 +109,14 @@ def _figures(summary: Figures) -> Iterator[tuple[str, str, str, str, bool]]:
         if base is None or aligned is None or (base == aligned == 0):
             continue
         low, high = number(at(values, "ci_low")), number(at(values, "ci_high"))
-        form, told = (".0f", _plain(low, high)) if name in _COUNTED else (".1%", _points(low, high))
-        yield _NAMES.get(name, name.replace("_", " ")), format(base, form), format(aligned, form), told, name in worse
+        form, points = (".0f", _plain(low, high)) if name in _COUNTED else (".1%", _points(low, high))
+        yield (
+            _NAMES.get(name, name.replace("_", " ")),
+            format(base, form),
+            format(aligned, form),
+            points,
+            name in worse,
+        )
 
 
 def _points(low: float | None, high: float | None) -> str:
@@ -142,8 +148,8 @@ def _judge(summary: Figures) -> Iterator[str]:
             f"Asked in both orders it contradicted itself on {int(disagreed):,} of {counted(int(asked), 'pair')} "
             f"({disagreed / asked:.0%}){',' * bool(side)}{side}; these count as ties."
         )
-    elif (told := number(summary.get("order_disagreements"))) is not None:
-        yield f"Asked in both orders, it contradicted itself on {counted(int(told), 'pair')}; these count as ties."
+    elif (pairs := number(summary.get("order_disagreements"))) is not None:
+        yield f"Asked in both orders, it contradicted itself on {counted(int(pairs), 'pair')}; these count as ties."
     unjudged = number(summary.get("unjudged"))
     if unjudged:
         yield f"{counted(int(unjudged), 'pair')} without a readable verdict; these count as ties."

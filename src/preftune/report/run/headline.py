@@ -1,4 +1,4 @@
-"""What a reader wants to know first, in words: what was asked, what came out, and what to do next."""
+"""The first lines of a report: the request, the result, and what to do next."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from preftune.amounts import counted, duration
 from preftune.report.reading.run_files import Answers, Run, columns, short_name
-from preftune.report.reading.untrusted_json import Figures, at, items, number, sentences, text, truth
+from preftune.statistics.verdict_names import BELOW_BAR, FORGETFUL
 from preftune.statistics.verdict_rules import decide
+from preftune.storage.untrusted_json import Figures, at, items, number, sentences, text, truth
 
 Tone: TypeAlias = Literal["good", "bad", "unsure", "none"]
 
@@ -34,7 +35,7 @@ class Headline(NamedTuple):
     word: str
     """One or two words: better, worse, undecided, not judged."""
     rest: str
-    """The headline goes on with it."""
+    """The rest of the headline."""
     rate: Rate | None
     interval: str
     """The interval and the counts in words; empty without an evaluation."""
@@ -48,7 +49,7 @@ def headline(run: Run) -> Headline:
     decision = decide(run.summary)
     name = decision.name if decision is not None else "judged"
     tone: Tone = "none" if decision is None else decision.tone
-    word = "A little better:" if name.startswith("better but") else f"{name[0].upper()}{name[1:]}:"
+    word = "A little better:" if name == BELOW_BAR else f"{name[0].upper()}{name[1:]}:"
     counts = [
         f"{int(value):,} {name if value != 1 else one}"
         for name, one in (("wins", "win"), ("ties", "tie"), ("losses", "loss"))
@@ -78,9 +79,8 @@ def rules(run: Run) -> list[str]:
     decision = decide(run.summary)
     if decision is None:
         return []
-    said = {True: "holds", False: "fails", None: "not measured"}
     order = sorted(decision.rules, key=lambda rule: (rule.passed is not False, rule.passed is None))
-    return [f"{rule.name}: {said[rule.passed]}. {rule.sentence}" for rule in order]
+    return [rule.line() for rule in order]
 
 
 def win_rate(run: Run) -> Rate | None:
@@ -89,7 +89,7 @@ def win_rate(run: Run) -> Rate | None:
 
 
 def rate_in(values: Figures) -> Rate | None:
-    """A win rate of a summary, as far as it is there."""
+    """The win rate of a summary; None if it has none."""
     rate, low, high = (number(values.get(name)) for name in ("win_rate", "ci_low", "ci_high"))
     if rate is None or low is None or high is None:
         return None
@@ -106,8 +106,8 @@ def _unjudged(run: Run) -> Headline:
         word = "Stopped" if outcome == "interrupted" else "Not finished"
         return Headline("unsure", word, f"after {_steps(run)}", None, "")
     if accuracy is not None:
-        told = f", margin {margin:.2f}" if margin is not None else ""
-        rest = f"{accuracy:.1%} of held-out pairs ranked correctly{told}; the answers are not judged yet"
+        beside = f", margin {margin:.2f}" if margin is not None else ""
+        rest = f"{accuracy:.1%} of held-out pairs ranked correctly{beside}; the answers are not judged yet"
         return Headline("none", "Trained:", rest, None, "")
     if not run.metrics and not run.facts:
         return Headline("none", "No result", "to show yet", None, "")
@@ -146,25 +146,32 @@ def asked(run: Run) -> str:
 
 
 def cautions(run: Run) -> list[str]:
-    """What must be known besides the verdict: correctness that fell, a judge that contradicted itself, alarms."""
+    """What must be known besides the verdict: rules that failed, other figures that got worse, alarms. Each once: what
+    a failed rule says is not repeated by the figures that it is about."""
     decision = decide(run.summary)
-    failed = [] if decision is None else [rule for rule in decision.rules if rule.passed is False]
+    failed = {} if decision is None else {rule.name: rule for rule in decision.rules if rule.passed is False}
     found = [text(run.summary.get("seen_sentence"))]
-    found += [rule.sentence for rule in failed if rule.name != "win rate"] or [_at_equal_length(run)]
-    if text(run.summary.get("correctness_verdict")) not in _FINE:
+    found += [rule.sentence for name, rule in failed.items() if name != "win rate"]
+    if "equal length" not in failed:
+        found.append(_at_equal_length(run))
+    if "correct answers" not in failed and text(run.summary.get("correctness_verdict")) not in _FINE:
         found.append(text(run.summary.get("correctness_sentence")))
-    worse = len(items(at(run.summary, "degeneration", "worse")))  # these sentences stand first
-    found += sentences(at(run.summary, "degeneration", "sentences"))[: min(2, worse)]
-    found += [line for suite in run.suites.values() for line in sentences(suite.get("worse"))]
+    if "degeneration" not in failed:
+        worse = len(items(at(run.summary, "degeneration", "worse")))  # these sentences stand first
+        found += sentences(at(run.summary, "degeneration", "sentences"))[: min(2, worse)]
+    forgot = any(rule.verdict == FORGETFUL for rule in failed.values())
+    for name, suite in run.suites.items():
+        if not (forgot and name == "general"):
+            found += sentences(suite.get("worse"))
     alarms = [alarm for alarm in run.alarms if alarm.get("level") == "alarm"]
     if alarms:
         names = dict.fromkeys(text(alarm.get("name")).replace("-", " ") for alarm in alarms)
         found.append(f"The guard raised {counted(len(alarms), 'alarm')} while training: {', '.join(names)}.")
-    return [line for line in found if line]
+    return [line for line in dict.fromkeys(found) if line]
 
 
 def _at_equal_length(run: Run) -> str:
-    """That an advantage is gone once answers are equally long; else empty."""
+    """The sentence about equal length, if the advantage is not shown there; else empty."""
     low = number(at(run.summary, "length_controlled", "ci_low"))
     plain = number(run.summary.get("ci_low"))
     if low is None or plain is None or not low <= 0.5 < plain:
@@ -173,7 +180,7 @@ def _at_equal_length(run: Run) -> str:
 
 
 def judged_unlike(runs: Sequence[Run]) -> str:
-    """That the win rates of these runs are no comparison, where judge, baseline or prompts differ; else empty."""
+    """A warning if judge, baseline or prompts of these runs differ, so that win rates cannot be ranked; else empty."""
     rated = [run.summary for run in runs if win_rate(run) is not None]
     kinds: dict[str, set[str | float | None]] = {
         "judges": {text(summary.get("judge")) for summary in rated},
@@ -200,9 +207,9 @@ def next_steps(run: Run) -> list[str]:
 
 
 def example(run: Run) -> tuple[str, Answers] | None:
-    """One before and after for the first screen, and what it is an example of.
+    """A pair of answers for the first screen, and a caption for it.
 
-    The answers of the outcome that decided, and among these the ones of middle length: not the best that there is.
+    It has the outcome of the verdict and the median length among those: it is typical, not the best one.
     """
     answers = run.shown_answers()
     if not answers:
@@ -229,7 +236,7 @@ def last(run: Run, name: str) -> float | None:
 
 
 def length(run: Run) -> int:
-    """The last step that anything is known of."""
+    """The last step with a record."""
     steps = [number(line.get("step")) or 0 for line in [*run.metrics, *run.alarms]]
     return int(max([number(run.facts.get("steps")) or 0, *steps]))
 
@@ -254,7 +261,7 @@ def ranking(runs: Sequence[Run]) -> tuple[str, list[Run]]:
 
 
 def day(seconds: float | None) -> str:
-    """A time of the clock as a date, in UTC; empty for none, or one outside of the calendar."""
+    """A timestamp as a date in UTC; empty for none, or one outside of the calendar."""
     try:
         return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
     except (ValueError, OverflowError, OSError):
@@ -262,7 +269,7 @@ def day(seconds: float | None) -> str:
 
 
 def missing_files(runs: Sequence[Run]) -> Iterator[str]:
-    """A sentence for every file that could not be read in whole; not for those that a run need not have."""
+    """A sentence for every file that could not be read completely; optional files may be missing."""
     for run in runs:
         where = f"{run.name}: " if len(runs) > 1 else ""
         for file, problem in run.missing.items():

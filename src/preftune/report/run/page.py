@@ -10,7 +10,6 @@ from preftune.report.html.components import NOTHING, listed, panel, panels
 from preftune.report.html.document import Page
 from preftune.report.html.templates import markup
 from preftune.report.reading.run_files import Run
-from preftune.report.reading.untrusted_json import Figures, number
 from preftune.report.run import charts
 from preftune.report.run.answers import answers_section, entry_of
 from preftune.report.run.data import data_section, settings_section
@@ -31,6 +30,7 @@ from preftune.report.run.headline import (
 )
 from preftune.report.run.settings import differing_settings
 from preftune.report.run.training import training_section
+from preftune.storage.untrusted_json import Figures, number
 from preftune.version import __version__
 
 _MOST_BYTES = 2_950_000
@@ -48,7 +48,7 @@ def run_page(runs: Sequence[Run], *, audit: Figures | None = None) -> str:
     """The page of these runs, in their order.
 
     Args:
-        audit: what `preftune audit` wrote about the data of all of them, if it was asked for.
+        audit: what `preftune audit` wrote about the data of all of them, if requested.
     """
     for share in _SHARES:
         page = _page(runs, audit, share)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from preftune.amounts import duration
 from preftune.report.reading.run_files import Run
-from preftune.report.reading.untrusted_json import at, items, mapping, number, text
+from preftune.storage.untrusted_json import at, items, mapping, number, text
 
 FIRST = (
     "loss_type", "beta", "label_smoothing", "reward_model", "judge", "kl_coef", "kl_target", "max_new_tokens",

@@ -10,10 +10,10 @@ from preftune.report.html.components import NOTHING, panel, panels
 from preftune.report.html.document import Page
 from preftune.report.html.templates import markup
 from preftune.report.reading.run_files import Run
-from preftune.report.reading.untrusted_json import Figures, at, number, text
 from preftune.report.run import charts
 from preftune.report.run.curves import PANELS, Line, Mark, Panel, lines_of, marks_of
 from preftune.report.run.headline import length
+from preftune.storage.untrusted_json import Figures, at, number, text
 
 _MARKS = 80
 """Alarms on one curve; the time axis has all."""
@@ -36,13 +36,13 @@ def _curve(
     page: Page, one: Panel, lines: Sequence[Line], marks: Sequence[Mark], runs: Sequence[str], last: int
 ) -> Markup:
     ends = [(line, value) for line in lines if (value := _last(line)) is not None]
-    told = ", ".join(f"{_label(line, runs)} {format(value, _python(one.format))}" for line, value in ends)
+    values = ", ".join(f"{_label(line, runs)} {format(value, _python(one.format))}" for line, value in ends)
     chart = charts.curve(one, lines, marks[: round(_MARKS * page.share)], runs=runs, last=last)
     aside = ""
     if len(runs) == 1 and ends and one.name != "learning-rate":
         aside = format(ends[0][1], _python(one.format))
     of = ends[0][0].series if len(ends) > 1 else ""
-    label = f"{one.title} over {last:,} steps; at the end: {told}"
+    label = f"{one.title} over {last:,} steps; at the end: {values}"
     return panel(one.title, one.words, page.chart(f"curve-{one.name}", chart, label=label), aside=aside, of=of)
 
 

@@ -13,39 +13,56 @@ _OF_YAML = {False: ("off", "no"), True: ("on", "yes")}
 
 
 def settle_kinds(config: Any) -> None:
-    """Converts whole numbers written as floats. Raises: ConfigError for a value that does not have the type of its
-    field, or is not in its list.
+    """Converts whole numbers written as floats, truth values written for words, and a list of one word. Raises:
+    ConfigError for a value that does not have the type of its field, or is not in its list.
     """
-    for name, allowed in _words(config.__class__):
-        value = getattr(config, name, None)
+    for name, allowed, optional in _words(config.__class__):
+        given = value = getattr(config, name, None)
+        if value is None and optional:
+            continue
         if isinstance(value, bool):  # YAML reads the words off, no, on and yes as truth values
             value = next((word for word in _OF_YAML[value] if word in allowed), value)
-            setattr(config, name, value)
+        elif isinstance(value, list | tuple) and len(value) == 1:
+            value = value[0]
         text = str(getattr(value, "value", value))
-        if value is not None and not isinstance(value, list | tuple) and text not in allowed:
+        if text not in allowed:
             listing = f"Its values are {', '.join(allowed)}."
             raise ConfigError(f"{name}={value!r} is unknown. {did_you_mean(text, allowed, otherwise=listing)}")
-    for name, kinds in _fields(config.__class__):
+        if value is not given:
+            setattr(config, name, value)
+    for name, kinds in _numbers(config.__class__):
         value = getattr(config, name, None)
         if value is None:
             continue
         if kinds != {bool}:
-            setattr(config, name, _number(name, value, whole=float not in kinds))
+            number = _number(name, value, whole=float not in kinds)
+            if number is not value:
+                setattr(config, name, number)
         elif value not in (True, False):
             text = " is text, but" if isinstance(value, str) else ""
             raise ConfigError(f"{name}={value!r}{text} must be True or False, without quotes, or left out.")
 
 
 @lru_cache
-def _words(config: Any) -> list[tuple[str, tuple[str, ...]]]:
-    """The fields that take a word of a list of transformers, with the list."""
+def _kinds(config: Any) -> dict[str, set[Any]]:
+    """The types of each field. (Parsers change the types that dataclasses keep, so the annotations are read.)"""
     hints = get_type_hints(config)
-    enums = ((one.name, kind) for one in fields(config) for kind in get_args(hints[one.name]) if _is_enum(kind))
-    lists = ((one.name, one.metadata["choices"]) for one in fields(config) if one.metadata.get("choices"))
-    return [
-        *((name, tuple(str(member.value) for member in kind)) for name, kind in enums),
-        *((name, tuple(map(str, choices))) for name, choices in lists),
-    ]
+    return {one.name: set(get_args(hints[one.name]) or (hints[one.name],)) for one in fields(config)}
+
+
+@lru_cache
+def _words(config: Any) -> list[tuple[str, tuple[str, ...], bool]]:
+    """The fields with a list of values, an enum of transformers or the field's `choices`: name, list, whether None is
+    accepted.
+    """
+    found = []
+    for one in fields(config):
+        kinds = _kinds(config)[one.name]
+        enums = [tuple(str(member.value) for member in kind) for kind in kinds if _is_enum(kind)]
+        choices = one.metadata.get("choices")
+        lists = [*enums, *([tuple(map(str, choices))] if choices else [])]
+        found += [(one.name, allowed, bool(enums) or type(None) in kinds) for allowed in lists]
+    return found
 
 
 def _is_enum(kind: Any) -> bool:
@@ -53,12 +70,9 @@ def _is_enum(kind: Any) -> bool:
 
 
 @lru_cache
-def _fields(config: Any) -> list[tuple[str, set[Any]]]:
-    """The fields that take only true or false, or only a number. (Parsers change the types that dataclasses keep, so
-    the annotations are read.)
-    """
-    hints = get_type_hints(config)
-    found = ((one.name, set(get_args(hints[one.name]) or (hints[one.name],)) - {type(None)}) for one in fields(config))
+def _numbers(config: Any) -> list[tuple[str, set[Any]]]:
+    """The fields that take only true or false, or only a number."""
+    found = ((name, kinds - {type(None)}) for name, kinds in _kinds(config).items())
     return [(name, kinds) for name, kinds in found if kinds <= {bool} or kinds <= {int, float}]
 
 

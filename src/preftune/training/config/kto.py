@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from preftune.errors import ConfigError
-from preftune.losses.unpaired import UNPAIRED
-from preftune.training.config.base import one_of, option, positive
+from preftune.training.config.base import option, positive
 from preftune.training.config.referenced import ReferencedConfig
 from preftune.training.config.refused import REFUSED, Refusal
 
@@ -57,9 +56,6 @@ class KTOConfig(ReferencedConfig):
         return UnpairedObjective(self.loss_type)
 
     def _validate(self) -> None:
-        if isinstance(self.loss_type, list | tuple) and len(self.loss_type) == 1:
-            self.loss_type = self.loss_type[0]
-        one_of("loss_type", self.loss_type, tuple(UNPAIRED))
         positive("beta", self.beta, "0.1 is a safe start; a higher beta keeps the policy closer to the reference")
         for name in ("desirable_weight", "undesirable_weight"):
             positive(name, getattr(self, name), "1 is usual")
@@ -87,8 +83,3 @@ class BCOConfig(KTOConfig):
     prompt_sample_size: int = option(1024, "Only the default is accepted.")
     min_density_ratio: float = option(0.5, "Only the default is accepted.")
     max_density_ratio: float = option(10.0, "Only the default is accepted.")
-
-    def _validate(self) -> None:
-        if self.loss_type not in ("bco", ["bco"]):
-            raise ConfigError(f"loss_type={self.loss_type!r} is not a loss of BCOTrainer. Use KTOConfig.")
-        super()._validate()

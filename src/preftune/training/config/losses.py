@@ -11,12 +11,8 @@ from preftune.amounts import counted
 from preftune.errors import ConfigError
 from preftune.losses import LOSSES, Objective
 from preftune.losses.objective import check_options
-from preftune.training.config.base import one_of, option, positive
+from preftune.training.config.base import option, positive
 
-DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
-_DISTANCES = ("backward_kl", "forward_kl", "squared")
-_MEANS = ("tokens", "completions")
-_LABELS = ("wins", "scores")
 _NOT_NEGATIVE = (
     "beta_dpo_alpha", "alpha_dpo_alpha", "rdpo_alpha", "dpop_lambda", "simpo_gamma", "slic_delta", "slic_lambda",
     "cpo_alpha", "rpo_alpha", "tpo_alpha", "tpo_l_gamma",
@@ -124,10 +120,6 @@ class LossFields:
             self.beta = next((LOSSES[name].beta for name in self.loss_type if name in LOSSES), 0.1)
         objective = self.objective()
         positive("beta", self.beta, "0.1 is a safe start; a higher beta keeps the policy closer to the reference")
-        one_of("f_divergence_type", self.f_divergence_type, DIVERGENCES)
-        one_of("rpo_distance", self.rpo_distance, _DISTANCES)
-        one_of("sft_mean", self.sft_mean, _MEANS)
-        one_of("lipo_labels", self.lipo_labels, _LABELS)
         if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
             raise ConfigError(
                 f"ld_alpha={self.ld_alpha} must be between 0 and 1: the authors use 0.5, and 1 has no effect."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from preftune.errors import ConfigError
-from preftune.training.config.base import PairConfig, one_of, option
+from preftune.training.config.base import PairConfig, option
 
 
 @dataclass
@@ -22,11 +22,6 @@ class ReferenceFields:
         "last good weights and stop. The default of the command line is warn.",
         choices=["off", "warn", "stop", "rollback"],
     )
-
-    def _check_guard(self) -> None:
-        given: object = self.guard
-        self.guard = "off" if given is False else self.guard  # what YAML makes of off
-        one_of("guard", self.guard, ("off", "warn", "stop", "rollback"))
 
 
 @dataclass
@@ -97,7 +92,6 @@ class ReferencedConfig(MovingReferenceFields, ReferenceFields, PairConfig):
             )
 
     def _validate_guard(self) -> None:
-        self._check_guard()
         if not 0 <= self.guard_budget <= 0.5:
             raise ConfigError(
                 f"guard_budget={self.guard_budget} must be between 0 and 0.5: 0.05 is a twentieth of the time."

@@ -78,6 +78,31 @@ _KNOWN = (
 )  # fmt: skip
 
 
+OTHER_OPTIMISERS = (
+    "bnb", "8bit", "4bit", "galore", "apollo", "adafactor", "lion", "ademamix", "adalomo", "grokadamw",
+)  # fmt: skip
+"""Parts of the names of optimisers that cannot update divided weights."""
+
+
+def shards(optimiser: str) -> bool:
+    """Whether an optimiser can update divided weights."""
+    return not any(name in optimiser for name in OTHER_OPTIMISERS)
+
+
+def refusal(*, quantised: bool, fp16: bool, compiled: bool, optimiser: str) -> str | None:
+    """What of a training cannot be combined with sharding, and the remedy; None if all of it can."""
+    reasons = {
+        "a quantised model: bitsandbytes' 4-bit weights cannot be divided by rows. Leave fsdp out: each process then "
+        "holds the 4-bit weights once": quantised,
+        "fp16: its gradient scaling does not know divided gradients. Use bf16=True": fp16,
+        "torch_compile, which is not tested with it. Remove torch_compile": compiled,
+        f"optim={optimiser!r}, which does not know divided weights. Use optim='adamw_torch_fused'": not shards(
+            optimiser
+        ),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
 def sharding_of(
     fsdp: Any, fsdp_config: Any, deepspeed: Any, environment: Mapping[str, str]
 ) -> tuple[Sharding | None, dict[str, Any]]:

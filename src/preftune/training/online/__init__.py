@@ -9,7 +9,7 @@ preference        OnlineDPOTrainer
 prompts           prompts, encoded once, in a seeded order
 reward_functions  rewards as TRL takes them, and sums of several
 reward_rules      rewards that ship: exact, key-fact, length, format
-rollout           answers as token ids
+rollout           answers as token ids, and what is measured of them
 scoring           reward models, ensembles, rules and chat models as scorers
 trainer           OnlineTrainer: what PPO, GRPO and the judged trainers share
 two_players       XPOTrainer and NashMDTrainer

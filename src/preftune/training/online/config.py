@@ -63,8 +63,6 @@ class SamplingConfig(ReferenceFields, PackedConfig):
             raise ConfigError(
                 f"temperature={self.temperature} must be above 0: answers are explored by sampling. 1 is usual."
             )
-        if self.reward_ensemble not in HOWS:
-            raise ConfigError(f"reward_ensemble={self.reward_ensemble!r} must be one of {', '.join(HOWS)}.")
         if self.missing_eos_penalty is not None and not self.missing_eos_penalty > 0:
             raise ConfigError(
                 f"missing_eos_penalty={self.missing_eos_penalty} must be above 0, because it is subtracted. Leave it "
@@ -167,8 +165,6 @@ class OnlineDPOConfig(JudgedConfig, DPOConfig):
 
     def __post_init__(self) -> None:
         self.check_judging()
-        if self.which_pairs not in ("best-worst", "all", "adjacent"):
-            raise ConfigError(f"which_pairs={self.which_pairs!r} must be one of best-worst, all, adjacent.")
         super().__post_init__()
         if self.objective().needs_margins:
             raise ConfigError(

@@ -21,11 +21,11 @@ from preftune.losses.group_relative import (
     leave_one_out,
 )
 from preftune.losses.surrogates import Clipped
-from preftune.training.online.fresh import STEP, FreshStep, Key, Known, keep_uncertain, scale_logps
+from preftune.training.online.fresh import STEP, FreshStep, scale_logps
 from preftune.training.online.grpo_config import GroupConfig, GRPOConfig, RLOOConfig
 from preftune.training.online.prompts import PromptSet, prepare_prompts, shared_answers
 from preftune.training.online.reward_functions import BatchFunction, Rewards, open_rewards
-from preftune.training.online.rollout import Rollout, figures_of_answers
+from preftune.training.online.rollout import Key, Known, Rollout, figures_of_answers, keep_uncertain
 from preftune.training.online.trainer import OnlineTrainer
 from preftune.training.setup.advice import about_beta
 from preftune.training.setup.arguments import check_evaluation, own_config
@@ -212,12 +212,13 @@ class GroupTrainer(OnlineTrainer):
         args, size = self.args, self.answers_per_prompt
         old: list[Any] = [None] * len(rollouts)
         reference: list[Any] = [None] * len(rollouts)
-        measured = args.num_iterations > 1 or (self.kl_in_reward and args.beta)
-        if measured:
-            old = self.in_parts(groups, lambda part: self.engine(self.model, part).token_logps_T)
         entropy: list[Any] = [None] * len(rollouts)
+        measured = args.num_iterations > 1 or (self.kl_in_reward and args.beta)
         if args.top_entropy_quantile < 1:
-            entropy = self.in_parts(groups, lambda part: self.engine(self.model, part, entropy=True).entropies)
+            both = self.in_parts(groups, self._logps_and_entropy)
+            old, entropy = ([one[:, column] for one in both] for column in (0, 1))
+        elif measured:
+            old = self.in_parts(groups, lambda part: self.engine(self.model, part).token_logps_T)
         if args.beta:
             reference = self.in_parts(groups, lambda part: self.reference.score(self.model, part, self.engine))
         for place, rollout in enumerate(rollouts):
@@ -231,6 +232,11 @@ class GroupTrainer(OnlineTrainer):
         tokens = sum(map(len, old))
         self._window.add({"objective/kl": sum(kl) / len(kl), "kl": sum(kl) / tokens}, weight=len(kl))
         return torch.tensor(kl).view(-1, size)
+
+    def _logps_and_entropy(self, part: PackedBatch) -> Tensor:
+        """(T, 2), in one pass."""
+        found = self.engine(self.model, part, entropy=True)
+        return torch.stack([found.token_logps_T, found.entropies], 1)
 
     def result_facts(self) -> dict[str, Any]:
         return super().result_facts() | ({"surplus_groups": self._surplus} if self.args.dynamic_sampling else {})

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from preftune.amounts import counted
 from preftune.errors import ConfigError
 from preftune.losses.surrogates import Cispo, Clipped, Sapo, Surrogate, Vespo
-from preftune.training.config.base import one_of, option
+from preftune.training.config.base import option
 from preftune.training.config.referenced import MovingReferenceFields
 from preftune.training.config.refused import REFUSED, Refusal
 from preftune.training.online.config import SamplingConfig, refuse_what_has_no_meaning
 
-LOSSES = ("dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo")
 _CISPO_LIMIT = 5.0
 """Upper limit of CISPO's weights: that of ScaleRL (arXiv:2510.13786), which TRL recommends."""
+
+_READ = {
+    "cispo": ("epsilon_high",),
+    "sapo": ("sapo_temperature_pos", "sapo_temperature_neg"),
+    "vespo": ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"),
+}
+"""The options in `_OF_LOSSES` that a loss reads; the others clip, and read the rest."""
+_OF_LOSSES = {"epsilon", "epsilon_high", "delta"}.union(*_READ.values())
 
 _OWN_DISTRIBUTION = "answers are sampled from the policy's own distribution at the given temperature; remove it"
 _REFUSED = {
@@ -61,7 +69,10 @@ class GroupConfig(MovingReferenceFields, SamplingConfig):
     beta: float = option(0.0, "Strength of the KL penalty; 0 needs no reference.")
     num_iterations: int = option(1, "Number of optimiser steps on the same answers (mu).")
     epsilon: float = option(0.2, "Clip range of the ratio, below 1 and by default above it.")
-    epsilon_high: float | None = option(None, "Clip range above 1; DAPO's is 0.28. Default: epsilon.")
+    epsilon_high: float | None = option(
+        None,
+        "Clip range above 1; DAPO's is 0.28. Default: epsilon. With loss_type cispo: upper limit of the ratio, 5.",
+    )
     reward_weights: list[float] | None = option(None, "Weight of each reward. Default: 1 each.")
     mask_truncated_completions: bool = option(False, "Do not train on answers that max_new_tokens cut.")
     dynamic_sampling: bool = option(
@@ -162,18 +173,13 @@ class GRPOConfig(GroupConfig):
     def __post_init__(self) -> None:
         given: object = self.scale_rewards  # TRL's older values
         self.scale_rewards = {True: "group", False: "none"}.get(given, self.scale_rewards)  # type: ignore[call-overload]
-        if self.delta is not None and not self.delta > 1 + self.epsilons[1]:
-            raise ConfigError(
-                f"delta={self.delta} must be above 1 + epsilon_high = {1 + self.epsilons[1]:g}, which is already the "
-                "limit."
-            )
-        one_of("loss_type", self.loss_type, LOSSES)
+        super().__post_init__()
+
+    def _validate(self) -> None:
+        super()._validate()
         self._check_surrogate()
         if not 0 <= self.top_entropy_quantile <= 1:
             raise ConfigError(f"top_entropy_quantile={self.top_entropy_quantile} must be between 0 and 1.")
-        one_of("scale_rewards", self.scale_rewards, ("group", "batch", "none"))
-        one_of("importance_sampling_level", self.importance_sampling_level, ("token", "sequence"))
-        super().__post_init__()
 
     @property
     def surrogate(self) -> Surrogate:
@@ -193,8 +199,16 @@ class GRPOConfig(GroupConfig):
                 f"epsilon_high={self.epsilon_high} is the upper limit of the ratio itself with loss_type='cispo', so "
                 f"that a limit of 1 or less only scales the learning rate. Give {_CISPO_LIMIT:g}, or leave it out."
             )
-        if self.delta is not None and self.loss_type in ("cispo", "sapo", "vespo"):
-            raise ConfigError(f"delta has no effect with loss_type={self.loss_type!r}, which does not clip. Remove it.")
+        read = _READ.get(self.loss_type, ("epsilon", "epsilon_high", "delta"))
+        for entry in fields(self):
+            unread = entry.name in _OF_LOSSES and entry.name not in read
+            if unread and getattr(self, entry.name) != entry.default:
+                raise ConfigError(f"{entry.name} has no effect with loss_type={self.loss_type!r}: remove it.")
+        if self.delta is not None and not self.delta > 1 + self.epsilons[1]:
+            raise ConfigError(
+                f"delta={self.delta} must be above 1 + epsilon_high = {1 + self.epsilons[1]:g}, which is already the "
+                "limit."
+            )
         sequence = self.importance_sampling_level == "sequence"
         if self.loss_type == "luspo" and not sequence:
             raise ConfigError("loss_type='luspo' is a loss of whole answers. Set importance_sampling_level='sequence'.")
@@ -202,9 +216,11 @@ class GRPOConfig(GroupConfig):
             raise ConfigError(
                 "loss_type='vespo' weighs whole answers by itself. Leave importance_sampling_level at 'token'."
             )
-        for name in ("sapo_temperature_pos", "sapo_temperature_neg", "vespo_lambda_pos", "vespo_lambda_neg"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must be above 0.")
+        for name in (*_READ["sapo"], *_READ["vespo"]):
+            value, may_be_0 = getattr(self, name), name.startswith("vespo_k")
+            if not (math.isfinite(value) and (value > 0 or (value == 0 and may_be_0))):
+                least = ", 0 or above" if may_be_0 else " above 0"
+                raise ConfigError(f"{name}={value} must be a finite number{least}.")
 
 
 @dataclass

@@ -34,7 +34,8 @@ class OnlineDPOTrainer(JudgedTrainer):
     config_class: ClassVar[type[JudgedConfig]] = OnlineDPOConfig
 
     def advice(self) -> list[str]:
-        loss, (low, high) = get_loss(self.args.loss), get_loss(self.args.loss).betas
+        loss = get_loss(self.args.loss)
+        low, high = loss.betas
         if not loss.has_beta:
             return super().advice()
         return super().advice() + about_beta(self.args.beta, title=loss.title, usual=loss.beta, low=low, high=high)

@@ -10,14 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from preftune.generation.encode_prompts import check_lengths
 from preftune.generation.generate import generate_batch, generating, generation_config, longest_first
 from preftune.generation.prompts import Prompt
 from preftune.generation.thoughts import Spoken, spoken
+from preftune.losses.group_relative import most_uncertain
 from preftune.types import TokenizedGroup
 
 
@@ -169,3 +172,37 @@ def figures_of_answers(rollouts: Sequence[Rollout]) -> dict[str, float]:
 def seed_of(seed: int, number: int) -> int:
     """The seed of one answer of a run."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+Key = tuple[str, tuple[int, ...]]
+"""A group's id and an answer's tokens."""
+
+
+class Known(NamedTuple):
+    """What was measured of an answer when it was sampled; (tokens,) each, on the CPU."""
+
+    old: Tensor | None
+    """Log-probabilities of the policy that sampled; None where the first step's are they."""
+    reference: Tensor | None
+    trains: bool
+    entropy: Tensor | None = None
+    """Of the policy that sampled, nats; None if it was not measured."""
+    kept: Tensor | None = None
+    """Bool: the tokens that train."""
+
+    def kept_of(self, tokens: int) -> Tensor:
+        """Which of its tokens train; none of an answer for which nothing was chosen."""
+        return torch.zeros(tokens, dtype=torch.bool) if self.kept is None else self.kept
+
+
+def keep_uncertain(known: dict[Key, Known], groups: Sequence[TokenizedGroup], share: float) -> dict[str, float]:
+    """Chooses the tokens of a step that train, by their entropy among all of its tokens. Returns: the mean entropy."""
+    keys = [(group.id, tuple(one)) for group in groups for one in group.completions]
+    measured = {key: entropy for key in keys if known[key].trains and (entropy := known[key].entropy) is not None}
+    if not measured:
+        return {}
+    whole = torch.cat(list(measured.values()))
+    parts = most_uncertain(whole, share).split([len(one) for one in measured.values()])
+    for key, kept in zip(measured, parts, strict=True):
+        known[key] = known[key]._replace(kept=kept)
+    return {"entropy": float(whole.mean())}

@@ -12,9 +12,9 @@ from preftune.errors import RequestError
 from preftune.generation.prompts import Prompt
 from preftune.judges.ensemble import combined as one_score
 from preftune.judges.ensemble import deviation
-from preftune.judges.framing import defused, unmarked
 from preftune.judges.llm_client import Asker
 from preftune.judges.pairwise_llm import as_transcript
+from preftune.judges.prompt_and_reply import defused, unmarked
 from preftune.judges.protocol import Item, Scorer, judge_name, score_all
 from preftune.judges.registry import JudgeOptions, judge_kind, open_judge
 from preftune.training.online.reward_rules import rule_reward

@@ -241,7 +241,7 @@ class OnlineTrainer(RecordedTrainer):
         """What is measured of each answer, on the CPU, without gradients, within the limits of memory.
 
         Args:
-            per_token: there is a number for each token of an answer, otherwise one for each answer.
+            per_token: there is a number (or a row of them) for each token of an answer, otherwise for each answer.
         """
 
         def score(part: Sequence[TokenizedGroup]) -> Sequence[list[Tensor]]:
@@ -274,10 +274,9 @@ class OnlineTrainer(RecordedTrainer):
             allow_mismatch=bool(getattr(self.args, "allow_reference_mismatch", False)),
         )
         detail(result.describe())
-        if self.is_world_process_zero():
-            self._record.note(
-                self_check={"engine_error": result.engine_error, "reference_distance": result.reference_distance}
-            )
+        self._record.note(
+            self_check={"engine_error": result.engine_error, "reference_distance": result.reference_distance}
+        )
         self._after_check()
 
     def _after_check(self) -> None:

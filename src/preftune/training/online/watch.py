@@ -229,8 +229,7 @@ class Watch(TrainerCallback):
             self.rolled_back_to = end_run(good, self._trainer.trained, state.global_step)
         elif not any(alarm.level == ALARM for alarm in found):
             self._good, self._wrote = self._wrote, self._good
-        if self._trainer.is_world_process_zero():
-            self._trainer._record.note(guard=self.record())
+        self._trainer._record.note(guard=self.record())
 
     def record(self) -> dict[str, Any]:
         """For run.json."""

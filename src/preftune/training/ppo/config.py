@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from preftune.errors import ConfigError
 from preftune.losses.ppo import KL_ESTIMATORS
-from preftune.training.config.base import one_of, option
+from preftune.training.config.base import option
 from preftune.training.config.refused import REFUSED
 from preftune.training.online.config import SamplingConfig, refuse_what_has_no_meaning
 
@@ -137,9 +137,6 @@ class PPOConfig(SamplingConfig):
             raise ConfigError(
                 "kl_target adapts kl_coef by factors, so that kl_coef=0 would stay 0. Start with kl_coef=0.05."
             )
-        self._check_guard()
-        one_of("kl_estimator", self.kl_estimator, tuple(KL_ESTIMATORS))
-        one_of("value_init", self.value_init, ("auto", "zeros", "reward"))
         if self.max_disagreement is not None and len(self.reward_model) == 1:
             raise ConfigError(
                 "max_disagreement needs an ensemble: name several models in reward_model, or leave it out."

@@ -16,19 +16,14 @@ from typing import Any
 from preftune.errors import ReferenceMismatchError
 from preftune.log import warn
 from preftune.reference.fingerprint import FINGERPRINT_VERSION
+from preftune.storage.json_types import is_count, is_number, is_object, is_text
 from preftune.storage.run_directory import write_json
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+from preftune.training.record.manifest import DamagedError
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**1000
-
-
-def _object(value: Any) -> bool:
-    return isinstance(value, dict)
+    """A finite one, as a float."""
+    return is_number(value) and abs(value) < 2**1000
 
 
 def _numbers(value: Any) -> bool:
@@ -38,28 +33,25 @@ def _numbers(value: Any) -> bool:
     return value is None or _number(value)
 
 
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
 def _reference(value: Any) -> bool:
-    return _object(value) and isinstance(value.get("fingerprint", ""), str | None)
+    return is_object(value) and isinstance(value.get("fingerprint", ""), str | None)
 
 
 def _records(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_object, value))
+    return isinstance(value, list) and all(map(is_object, value))
 
 
 _OWN: Mapping[str, Callable[[Any], bool]] = {
     "window": lambda value: isinstance(value, list | dict) and _numbers(value),
-    "step_limit": _whole, "guard": _object, "reference": _reference, "work": _object, "rewards": _numbers,
-    "moments": _numbers, "loss": _number, "total_loss": _number, "last_logged": _whole, "spent": _object,
-    "ended": _text, "best_by": _object, "kl_coef": _number, "rounds": _whole, "sampled": _whole, "surplus": _whole,
+    "step_limit": is_count, "guard": is_object, "reference": _reference, "work": is_object, "rewards": _numbers,
+    "moments": _numbers, "loss": _number, "total_loss": _number, "last_logged": is_count, "spent": is_object,
+    "ended": is_text, "best_by": is_object, "kl_coef": _number, "rounds": is_count, "sampled": is_count,
+    "surplus": is_count,
 }  # fmt: skip
 _TRAINER: Mapping[str, Callable[[Any], bool]] = {
-    "global_step": _whole, "max_steps": _whole, "epoch": _number, "total_flos": _number, "log_history": _records,
-    "best_metric": _number, "best_global_step": _whole, "best_model_checkpoint": _text,
-    "stateful_callbacks": _object, "num_input_tokens_seen": _whole,
+    "global_step": is_count, "max_steps": is_count, "epoch": _number, "total_flos": _number, "log_history": _records,
+    "best_metric": _number, "best_global_step": is_count, "best_model_checkpoint": is_text,
+    "stateful_callbacks": is_object, "num_input_tokens_seen": is_count,
 }  # fmt: skip
 _NEEDED = ("global_step", "log_history", "total_flos", "loss", "total_loss", "last_logged", "reference")
 """Fields that are no null where they are given."""
@@ -68,13 +60,13 @@ _NEEDED = ("global_step", "log_history", "total_flos", "loss", "total_loss", "la
 def check_types(file: str, content: Mapping[str, Any]) -> None:
     """Checks `preftune_state.json` or `trainer_state.json` of a checkpoint whose hashes are not known.
 
-    Raises: ValueError for the first value of a wrong type, with its name.
+    Raises: DamagedError for the first value of a wrong type, with its name.
     """
     kinds = _TRAINER if file == "trainer_state.json" else _OWN
     for name, holds in kinds.items():
         value = content.get(name)
         if name in content and not (holds(value) or (value is None and name not in _NEEDED)):
-            raise ValueError(f"its {file} has {name}={repr(value)[:60]}")
+            raise DamagedError(f"its {file} has {name}={repr(value)[:60]}")
 
 
 def save_state(folder: Path, content: dict[str, Any], *, rank: int) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import xxhash
 
 from preftune.storage.atomic import sync
+from preftune.storage.json_types import is_count, is_object, is_text, is_truth
 from preftune.storage.run_directory import plain, write_json
 
 FILE = "preftune_manifest.json"
@@ -85,13 +86,13 @@ def read_manifest(folder: Path) -> Manifest | None:
 def _of_right_types(manifest: Manifest) -> Manifest:
     """Raises: ValueError for a field of a wrong type, in a manifest that is not vouched for by its own hash."""
     facts = manifest.facts
-    whole = all(type(value) is int and 0 <= value < 2**63 for value in (manifest.step, manifest.processes))
-    parts = isinstance(facts, dict) and all(
+    whole = is_count(manifest.step) and is_count(manifest.processes)
+    parts = is_object(facts) and all(
         isinstance(facts.get(name), dict | None) for name in ("settings", "data", "adapter", "ends")
     )
-    if not (whole and parts and isinstance(manifest.run, str) and isinstance(manifest.resumable, bool)):
+    if not (whole and parts and is_text(manifest.run) and is_truth(manifest.resumable)):
         raise ValueError("a field has a wrong type")
-    if not isinstance((facts.get("data") or {}).get("rows", 0), int):
+    if not is_count((facts.get("data") or {}).get("rows", 0)):
         raise ValueError("the number of rows has a wrong type")
     return manifest
 

@@ -130,9 +130,13 @@ def _check_foreign(folder: Path) -> None:
         content = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
         int(content["global_step"])
         checkpoint.check_types("trainer_state.json", content)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        why = str(error) if str(error).startswith("its ") else "its trainer_state.json cannot be read"
-        raise ConfigError(f"{folder} cannot be resumed from: {why}.{_instead(folder)}") from None
+        why = ""
+    except DamagedError as error:
+        why = str(error)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        why = "its trainer_state.json cannot be read"
+    if why:
+        raise ConfigError(f"{folder} cannot be resumed from: {why}.{_instead(folder)}")
     warn(
         f"{folder} has no {FILE} (another library or an older preftune wrote it): preftune cannot check that it is "
         "complete and belongs to the same data and settings."
@@ -155,7 +159,7 @@ def own_state(choice: Choice, *, rank: int) -> dict[str, Any] | None:
     elif state is not None and choice.manifest is None:
         try:
             checkpoint.check_types("preftune_state.json", state)
-        except ValueError as error:
+        except DamagedError as error:
             why = str(error)
     if why:
         raise ConfigError(f"{choice.folder} cannot be resumed from: {why}.{_instead(choice.folder)}")

@@ -75,7 +75,9 @@ class RunRecord(TrainerCallback):
             append_line(metrics, line)
 
     def note(self, **facts: Any) -> None:
-        """More facts, written at once unless the run has not started."""
+        """More facts, written at once unless the run has not started. Every process may call it; only on the first one
+        does the record begin, and is it written.
+        """
         self.facts |= facts
         if self._outcome is not None:
             self._write()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +14,29 @@ import torch
 from torch import nn
 
 from preftune.data import GroupDataset
-from preftune.errors import PlanOnlyError, PreftuneError
+from preftune.errors import ConfigError, PlanOnlyError, PreftuneError
 from preftune.log import detail, say
 from preftune.models.four_bit import is_quantized
 from preftune.models.locate import Location, locate
 from preftune.models.precision import decide_precision
 from preftune.plan.devices import Device, this_card, this_cpu
-from preftune.plan.forecast import Plan, plan_of
+from preftune.plan.forecast import Plan
 from preftune.plan.settings import ReferenceKind, Settings
-from preftune.plan.shape import ModelShape, meta_model, shape_of
+from preftune.plan.shape import ModelShape, meta_copy, meta_model, shape_of
 from preftune.plan.workload import MicroBatch, RowLengths, Workload
-from preftune.training.config.sharding import Sharding
-from preftune.training.step.micro_batches import AUTOMATIC_CPU_TOKENS, plan_micro_batches, shared_tokens, split_group
+from preftune.training.config.sharding import Sharding, refusal, shards
+from preftune.training.step.micro_batches import plan_micro_batches, shared_tokens, split_group, token_budget
 from preftune.types import TokenizedGroup
 
 _SAMPLE, _STEPS = 4096, 200
 """Most rows whose lengths are read one by one, and most steps that are drawn to find the largest micro-batch."""
 
 
-def workload_of(
-    groups: GroupDataset, args: Any, *, unit: str, device: Device, ranks: int, budget: int | None = None
-) -> Workload:
+def workload_of(groups: GroupDataset, args: Any, *, unit: str, device: Device, ranks: int) -> Workload:
     """Rows, steps and the largest micro-batch of a training. Which rows share a step is drawn, as in the training.
 
     Args:
         args: the configuration: batch sizes, epochs, steps, token budget.
-        budget: token budget; by default the configuration's, or the device's.
     """
     draw = np.random.default_rng(args.seed)
     count = len(groups)
@@ -51,13 +50,11 @@ def workload_of(
         total, epochs = args.max_steps, args.max_steps * per_step / max(1, count)
     else:
         total = math.ceil(steps * epochs)
-    asked = args.max_tokens_per_batch if budget is None else budget
-    if asked is None and device.kind == "cpu":
-        asked = AUTOMATIC_CPU_TOKENS
-    largest, most = _largest(members, draw, batch=batch, parts=accumulation, budget=asked, steps=min(_STEPS, total))
+    budget = token_budget(args, torch.device(device.kind))
+    largest, most = _largest(members, draw, batch=batch, parts=accumulation, budget=budget, steps=min(_STEPS, total))
     rows = [RowLengths.of(group) for group in members]
     sums = MicroBatch.of(rows)
-    longest = groups[int(np.argmax(groups.lengths))]
+    longest = split_group(groups[int(np.argmax(groups.lengths))], 1, shared_tokens)
     scale = count / max(1, len(rows))
     return Workload(
         unit=unit,
@@ -65,14 +62,14 @@ def workload_of(
         rows_per_step=per_step,
         steps=total,
         epochs=epochs,
-        per_row=sums,
+        sampled=sums,
         sample=len(rows),
         tokens=round(sums.tokens * scale),
         separate_tokens=round(sum(row.separate for row in rows) * scale),
         largest=largest,
         micro_batches=most,
-        smallest_possible=_alone(longest, budget=1),
-        budget=asked,
+        smallest_possible=MicroBatch.of([RowLengths.of(max(longest, key=shared_tokens))]),
+        budget=budget,
     )
 
 
@@ -98,16 +95,10 @@ def _largest(
     return best, most
 
 
-def _alone(group: TokenizedGroup, *, budget: int) -> MicroBatch:
-    parts = split_group(group, budget, shared_tokens)
-    return MicroBatch.of([RowLengths.of(max(parts, key=shared_tokens))])
-
-
-def reference_of(trainer: Any, args: Any, *, full: bool, arrives_trained: bool) -> ReferenceKind:
-    """Where the reference scores of a trainer come from.
+def reference_of(args: Any, *, full: bool, arrives_trained: bool) -> ReferenceKind:
+    """Where the reference scores of a training come from.
 
     Args:
-        trainer: the class, or an instance.
         arrives_trained: whether the model comes with an adapter.
     """
     if not hasattr(args, "sync_ref_model"):
@@ -122,16 +113,34 @@ def reference_of(trainer: Any, args: Any, *, full: bool, arrives_trained: bool) 
     return "copy" if getattr(args, "loss_type", None) == "kto" else "pass"
 
 
+_measures = ContextVar("_measures", default=False)
+
+
+@contextmanager
+def without_plan() -> Iterator[None]:
+    """Within this context, trainers make no plan."""
+    token = _measures.set(True)
+    try:
+        yield
+    finally:
+        _measures.reset(token)
+
+
 def announce(trainer: Any, model: Any, args: Any, groups: GroupDataset, **configs: Any) -> Plan | None:
-    """Say the plan of a trainer in one line, before its model is loaded; None where there is none."""
+    """Say the plan of a trainer in one line, before its model is loaded; None where there is none, as in a run that
+    only measures the rate. A training does not depend on its plan: whatever fails in it is a note.
+    """
+    if _measures.get():
+        return None
     try:
         plan = plan_of_trainer(trainer, model, args, groups, **configs)
-    except PreftuneError as error:
+        if args.process_index == 0:  # the line takes a measurement on a CPU
+            say(plan.line())
+    except Exception as error:
         if args.plan_only:
             raise
         detail(f"there is no plan of this run: {error}")
         return None
-    say(plan.line())
     if args.plan_only:
         stop = PlanOnlyError("plan_only=True: this was the plan, and nothing was loaded. Leave it out to train.")
         stop.plan = plan
@@ -166,16 +175,35 @@ def plan_of_trainer(
         device=device,
         precision=precision,
         checkpointing=bool(args.activation_checkpointing),
-        reference=reference_of(trainer, args, full=shape.full, arrives_trained=arrives),
-        optimizer=str(getattr(args.optim, "value", args.optim)),
-        bits=_bits(options, quantization_config, model) or shape.bits,
-        nested=bool(options.get("use_bnb_nested_quant")),
+        reference=reference_of(args, full=shape.full, arrives_trained=arrives),
+        **optimiser_of(args),
+        bits=_bits(options, quantization_config) or shape.bits or _bits_of_module(model),
+        nested=_nested(options, quantization_config) or shape.nested,
         dropout=not args.disable_dropout and bool(getattr(peft_config, "lora_dropout", 0)),
         gpus=args.world_size,
         fsdp=sharding_words(args.sharding),
     )
+    check_fsdp(settings, args)
     load = workload_of(groups, args, unit=unit_of(trainer), device=device, ranks=args.world_size)
-    return plan_of(shape, settings, load)
+    return Plan(shape, settings, load)
+
+
+def check_fsdp(settings: Settings, args: Any) -> None:
+    """Raises: ConfigError for a sharded training that would be refused when it starts."""
+    reason = refusal(
+        quantised=settings.bits is not None,
+        fp16=settings.precision.fp16,
+        compiled=bool(args.torch_compile),
+        optimiser=settings.optimizer,
+    )
+    if settings.fsdp and reason is not None:
+        raise ConfigError(f"fsdp={args.fsdp!r} cannot be combined with {reason}.")
+
+
+def optimiser_of(args: Any) -> dict[str, Any]:
+    """A configuration's optimiser, and whether it can be sharded, as `Settings` has them."""
+    name = str(getattr(args.optim, "value", args.optim))
+    return {"optimizer": name, "divisible": shards(name) and not args.torch_compile}
 
 
 def sharding_words(sharding: Sharding | None) -> frozenset[str]:
@@ -235,18 +263,30 @@ def _shape(
         return shape_of_name(model, options, peft_config, trust=trust, scores=scores)
     if not isinstance(model, nn.Module):
         raise PreftuneError("the model is not known yet.")
-    shape, arrives = shape_of(model, scores=scores), hasattr(model, "peft_config")
+    arrives = hasattr(model, "peft_config")
     if peft_config is not None and not arrives:
-        from preftune.plan.fit import with_adapter
-
-        shape = with_adapter(shape, int(getattr(peft_config, "r", 0) or 8))
-    return shape, arrives
+        return shape_of(meta_copy(model, peft_config), scores=scores), False
+    return shape_of(model, scores=scores), arrives
 
 
-def _bits(options: dict[str, Any], quantization_config: Any, model: Any) -> int | None:
-    """Bits of a quantised base; None for one that is not."""
-    if options.get("load_in_4bit") or getattr(quantization_config, "load_in_4bit", False):
-        return 4
-    if options.get("load_in_8bit") or getattr(quantization_config, "load_in_8bit", False):
-        return 8
-    return 4 if isinstance(model, nn.Module) and is_quantized(model) else None
+def _bits(options: dict[str, Any], *configs: Any) -> int | None:
+    """Bits that are asked for, by options of loading or a config of bitsandbytes; None without."""
+    asked = [options, *map(_as_mapping, (options.get("quantization_config"), *configs))]
+    return next((bits for bits in (4, 8) if any(one.get(f"load_in_{bits}bit") for one in asked)), None)
+
+
+def _bits_of_module(model: Any) -> int | None:
+    if not isinstance(model, nn.Module) or not is_quantized(model):
+        return None
+    return 8 if getattr(model, "is_loaded_in_8bit", False) else 4
+
+
+def _nested(options: dict[str, Any], *configs: Any) -> bool:
+    """Whether it is asked for that the scales of 4-bit weights are quantised too."""
+    configs = tuple(map(_as_mapping, (options.get("quantization_config"), *configs)))
+    return bool(options.get("use_bnb_nested_quant")) or any(c.get("bnb_4bit_use_double_quant") for c in configs)
+
+
+def _as_mapping(config: Any) -> dict[str, Any]:
+    """A config of bitsandbytes, which may be a mapping."""
+    return config if isinstance(config, dict) else config.to_dict() if hasattr(config, "to_dict") else {}

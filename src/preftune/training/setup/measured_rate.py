@@ -20,6 +20,7 @@ from preftune.plan.settings import Settings
 from preftune.plan.shape import ModelShape
 from preftune.plan.work import Rate, useful_flops
 from preftune.plan.workload import MicroBatch, RowLengths, Workload
+from preftune.training.setup.forecast import without_plan
 from preftune.types import TokenizedGroup
 
 _STEPS = 2
@@ -67,29 +68,11 @@ def measured_rate(
         referenced: whether a reference is scored within a step.
     """
     rows = typical_rows(groups, load, args)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), quiet():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), quiet(), without_plan():
         warnings.simplefilter("ignore")
-        chosen: dict[str, Any] = {
-            "output_dir": folder,
-            "max_steps": _STEPS,
-            "per_device_train_batch_size": len(rows) // _STEPS,
-            "gradient_accumulation_steps": 1,
-            "train_sampling_strategy": "sequential",
-            "eval_strategy": "no",
-            "save_strategy": "no",
-            "logging_strategy": "no",
-            "report_to": "none",
-            "push_to_hub": False,
-            "disable_tqdm": True,
-            "resume_from_checkpoint": None,
-            "early_stopping_patience": None,
-            "load_best_model_at_end": False,
-        }
-        if hasattr(args, "reference_cache"):
-            chosen |= {"reference_cache": False, "guard": "off", "precompute_ref_log_probs": False}
         made = trainer(
             model=model,
-            args=replace(args, **chosen),
+            args=_two_steps(args, folder, len(rows) // _STEPS),
             train_dataset=GroupDataset.from_groups(rows),
             processing_class=tokenizer,
             peft_config=peft_config,
@@ -106,10 +89,37 @@ def measured_rate(
     return Rate(max(rates), f"measured here: {len(rates)} steps of {half} rows, the faster one")
 
 
+def _two_steps(args: Any, folder: str, batch: int) -> Any:
+    """The configuration, for two steps of one process that leave nothing behind."""
+    chosen: dict[str, Any] = {
+        "output_dir": folder,
+        "max_steps": _STEPS,
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": 1,
+        "train_sampling_strategy": "sequential",
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "push_to_hub": False,
+        "disable_tqdm": True,
+        "resume_from_checkpoint": None,
+        "early_stopping_patience": None,
+        "load_best_model_at_end": False,
+        "fsdp": None,
+        "fsdp_config": None,
+        "deepspeed": None,
+        "plan_only": False,
+    }
+    if hasattr(args, "reference_cache"):
+        chosen |= {"reference_cache": False, "guard": "off", "precompute_ref_log_probs": False}
+    return replace(args, **chosen)
+
+
 def typical_rows(groups: GroupDataset, load: Workload, args: Any) -> Sequence[TokenizedGroup]:
     """Rows of two micro-batches that are as full as those of the training: of middle length, so that both are alike."""
     budget = load.budget or load.largest.tokens
-    mean = max(1, round(load.per_row.tokens / load.sample))
+    mean = max(1, round(load.sampled.tokens / load.sample))
     count = max(1, min(args.per_device_train_batch_size * args.gradient_accumulation_steps, budget // mean))
     count = max(count, 2) if getattr(args, "loss_type", None) == "kto" else count  # its baseline needs two answers
     order = groups.lengths.argsort(kind="stable")

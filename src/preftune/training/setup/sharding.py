@@ -24,9 +24,7 @@ from preftune.errors import ConfigError
 from preftune.log import say
 from preftune.models.four_bit import is_quantized
 from preftune.training.config.base import PackedConfig
-from preftune.training.config.sharding import Sharding
-
-_OTHER_OPTIMISERS = ("bnb", "8bit", "4bit", "galore", "apollo", "adafactor", "lion", "ademamix", "adalomo", "grokadamw")
+from preftune.training.config.sharding import Sharding, refusal
 
 
 def check_sharding(model: nn.Module, args: PackedConfig) -> None:
@@ -36,19 +34,14 @@ def check_sharding(model: nn.Module, args: PackedConfig) -> None:
             f"fsdp={args.fsdp!r} divides a model among processes, but this is the only one. Start one for each "
             "device: torchrun --nproc_per_node N -m preftune ..., or leave fsdp out."
         )
-    optimiser = str(getattr(args.optim, "value", args.optim))
-    reasons = {
-        "a quantised model: bitsandbytes' 4-bit weights cannot be divided by rows. Leave fsdp out: each process then "
-        "holds the 4-bit weights once": is_quantized(model),
-        "fp16: its gradient scaling does not know divided gradients. Use bf16=True": args.fp16,
-        "torch_compile, which is not tested with it. Remove torch_compile": args.torch_compile,
-        f"optim={optimiser!r}, which does not know divided weights. Use optim='adamw_torch_fused'": any(
-            name in optimiser for name in _OTHER_OPTIMISERS
-        ),
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise ConfigError(f"fsdp={args.fsdp!r} cannot be combined with {reason}.")
+    reason = refusal(
+        quantised=is_quantized(model),
+        fp16=bool(args.fp16),
+        compiled=bool(args.torch_compile),
+        optimiser=str(getattr(args.optim, "value", args.optim)),
+    )
+    if reason is not None:
+        raise ConfigError(f"fsdp={args.fsdp!r} cannot be combined with {reason}.")
 
 
 def shard_model(

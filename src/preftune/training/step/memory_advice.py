@@ -1,27 +1,26 @@
 """What to say when not even a single pair fits: the fixes that this run does not use yet, best first, and what each
-would save. The savings are estimates for decoder layers as they are usually built; none where a config does not say
-how large they are.
+would save. Activations are counted with the formula of plans; None where a config does not say how large layers are.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from preftune.errors import OutOfMemoryError
+from preftune.errors import ModelError, OutOfMemoryError
 from preftune.models.four_bit import is_quantized
+from preftune.plan.activations import kept_bytes
+from preftune.plan.devices import this_card, this_cpu
+from preftune.plan.settings import Settings
+from preftune.plan.shape import shape_of
+from preftune.plan.workload import MicroBatch, RowLengths
 from preftune.training.protocol import TrainerView
 from preftune.types import TokenizedGroup
 
 _TRAINED_BYTES = 4 + 8
 """What a trained parameter takes besides itself: its gradient, and AdamW's two moments."""
-
-_WIDTHS, _INNER_WIDTHS = 8, 4
-"""What a layer keeps for the backward pass, per token: about eight vectors of the model's width (norms, q, k, v,
-attention, residuals) and four of the MLP's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,7 @@ def out_of_memory_error(trainer: TrainerView, group: TokenizedGroup | None, *, t
     saves = savings(trainer, group, training=training)
     cures, what = [], "pair" if group is not None and group.pairs else "row"
     if training and group is not None and not trainer.args.activation_checkpointing:
-        how = "keeps one activation per layer, about a third more time"
+        how = "keeps one activation per layer, about a quarter more time"
         cures.append(f"gradient_checkpointing=True ({how}{_about(saves.checkpointing)})")
     if training and trainer.full:
         how = "no gradients and optimiser state for the whole model"
@@ -74,11 +73,10 @@ def out_of_memory_error(trainer: TrainerView, group: TokenizedGroup | None, *, t
 
 def savings(trainer: TrainerView, group: TokenizedGroup | None, *, training: bool) -> Savings:
     """Estimates for a group computed alone, or for none."""
-    model, tokens = trainer.model, 0 if group is None else trainer.cost(group)
+    model = trainer.model
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     state = sum(p.numel() for p in model.parameters() if p.requires_grad) * _TRAINED_BYTES if training else 0
-    per_token = _kept_per_token(model.config, torch.finfo(trainer.precision.compute).bits // 8) if training else None
-    everything, inputs = (None, None) if per_token is None else (per_token[0] * tokens, per_token[1] * tokens)
+    everything, inputs = _kept(trainer, group) if training else (None, None)
     kept = inputs if trainer.args.activation_checkpointing else everything
     linear = [p for p in _linear_weights(model) if p.is_floating_point()]
     return Savings(
@@ -100,15 +98,29 @@ def _linear_weights(model: Any) -> list[Tensor]:
     ]
 
 
-def _kept_per_token(config: Any, size: int) -> tuple[float, float] | None:
-    """Bytes that all layers keep per token for the backward pass: everything, and with checkpointing their inputs."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    layers, width = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
-    if not isinstance(layers, int) or not isinstance(width, int):
-        return None
-    inner = getattr(text, "intermediate_size", None)
-    inner = inner if isinstance(inner, int) else 4 * width
-    return layers * (_WIDTHS * width + _INNER_WIDTHS * inner) * size, layers * width * size
+def _kept(trainer: TrainerView, group: TokenizedGroup | None) -> tuple[float | None, float | None]:
+    """Bytes that a group keeps for the backward pass: everything, and with checkpointing one input a layer."""
+    if group is None:
+        return 0.0, 0.0
+    try:
+        shape = shape_of(trainer.model)
+    except ModelError:
+        return None, None
+    settings = Settings(
+        command=trainer.method,
+        device=this_card() if trainer.model.device.type == "cuda" else this_cpu(),
+        precision=trainer.precision,
+        checkpointing=False,
+        reference="none",
+        bits=shape.bits,
+        dropout=any("lora_dropout" in name and getattr(m, "p", 0) for name, m in trainer.model.named_modules()),
+    )
+    batch = MicroBatch.of([RowLengths.of(group)])
+    repeated = trainer.cost(group) / group.tokens  # prompts that are not shared
+    everything, inputs = (
+        repeated * kept_bytes(shape, replace(settings, checkpointing=value), batch) for value in (False, True)
+    )
+    return everything, inputs
 
 
 def _about(saved: float | None, comma: str = ",") -> str:

@@ -147,8 +147,7 @@ class ReferencedTrainer(PackedTrainer):
         with memory.explained(self, self.train_dataset[int(self.train_dataset.lengths.argmax())]):
             result = worst(self._checked(check))
         detail(result.describe())
-        if self.is_world_process_zero():
-            self._record.note(self_check=asdict(result))
+        self._record.note(self_check=asdict(result))
         if compares and (not self.reference.source.live or self.args.precompute_ref_log_probs):
             score_everything(self, [self.train_dataset, *parts(self.eval_dataset)])
         if self.guard is not None and not resumed:

@@ -120,8 +120,7 @@ class RewardTrainer(PackedTrainer):
     def before_first_step(self, *, resumed: bool) -> None:
         error = max(self._checked(self._check_scores))
         detail(f"self-check: the engine agrees with the naive path within {error:.2g} per score.")
-        if self.is_world_process_zero():
-            self._record.note(self_check={"engine_error": error})
+        self._record.note(self_check={"engine_error": error})
 
     def _check_scores(self, batch: PackedBatch) -> float:
         """Largest difference of a score between the engine and the naive path.
@@ -158,7 +157,7 @@ class RewardTrainer(PackedTrainer):
     def further_metrics(self, table: Tensor) -> dict[str, float]:
         found = calibration(table[:, 1 + self.columns.index("margin")].double().tolist())
         self.calibration = found
-        if self.is_world_process_zero() and hasattr(self, "_record"):
+        if hasattr(self, "_record"):
             self._record.note(calibration={"step": self.state.global_step, **found.to_dict()})
         return {"calibration_error": found.error}
 

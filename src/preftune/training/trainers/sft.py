@@ -109,8 +109,7 @@ class SFTTrainer(PackedTrainer):
         autocast = self.precision.autocast
         error = max(self._checked(lambda batch: check_engine(self.model, batch, self.engine, autocast=autocast)[1]))
         detail(f"self-check: the engine agrees with the naive path within {error:.2g} nat per token.")
-        if self.is_world_process_zero():
-            self._record.note(self_check={"engine_error": error})
+        self._record.note(self_check={"engine_error": error})
 
     # --- what is reported ---
 

@@ -1,4 +1,4 @@
-"""Values out of files that anyone may have written: of the kind that is asked for, or nothing."""
+"""Values from files that anyone may have written: of the requested type, or nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _UNDRAWABLE = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f\\x85\\u2028\\u2
 
 
 def number(value: object) -> float | None:
-    """A finite number, or None; truth values are no numbers."""
+    """A finite number, or None; booleans are not numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -28,7 +28,7 @@ def text(value: object) -> str:
 
 
 def drawable(value: Any) -> Any:
-    """A chart's specification whose texts end no line of the programs that Vega makes of it."""
+    """A chart's specification without the characters that end a line in the programs that Vega generates from it."""
     if isinstance(value, Mapping):
         return {key: drawable(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -37,7 +37,7 @@ def drawable(value: Any) -> Any:
 
 
 def truth(value: object) -> bool | None:
-    """A truth value, or None."""
+    """A boolean, or None."""
     return value if isinstance(value, bool) else None
 
 
@@ -57,7 +57,7 @@ def sentences(value: object) -> list[str]:
 
 
 def at(figures: object, *path: str) -> Any:
-    """What lies at a path of nested objects, or None."""
+    """The value at a path of nested objects, or None."""
     for name in path:
         figures = mapping(figures).get(name)
     return figures
@@ -68,10 +68,10 @@ def prompt_text(prompt: object) -> str:
     if isinstance(prompt, str):
         return prompt
     turns = [turn for turn in items(prompt) if isinstance(turn, Mapping)]
-    told = [(text(turn.get("role")), _content(turn.get("content"))) for turn in turns]
-    if len(told) == 1:
-        return told[0][1]
-    return "\n\n".join(f"{role}: {content}" for role, content in told)
+    said = [(text(turn.get("role")), _content(turn.get("content"))) for turn in turns]
+    if len(said) == 1:
+        return said[0][1]
+    return "\n\n".join(f"{role}: {content}" for role, content in said)
 
 
 def _content(content: object) -> str:

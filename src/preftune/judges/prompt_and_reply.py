@@ -1,4 +1,4 @@
-"""What goes to a chat judge and what comes back: marks around answers, and the verdict at the end of its reply."""
+"""The text that a chat judge gets and returns: marks around answers, and the verdict at the end of its reply."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def unmarked(reply: str) -> str:
 
 
 def final_match(pattern: re.Pattern[str], text: str, value: Callable[[re.Match[str]], T | None]) -> T | None:
-    """What the last line with a match says; None for no match, or for a line that says two different things.
+    """The value of the last line with a match; None for no match, or for a line with two different values.
 
-    A judge that weighs both sides may name several verdicts on its way; the last one counts. Two on one line ("A or B")
-    decide nothing.
+    A judge that reasons about both answers may name several verdicts before its own; the last one counts. Two on one
+    line ("A or B") are no verdict.
     """
     found = [(text.count("\n", 0, match.start()), value(match)) for match in pattern.finditer(text)]
     known = [(line, said) for line, said in found if said is not None]
@@ -31,7 +31,7 @@ def final_match(pattern: re.Pattern[str], text: str, value: Callable[[re.Match[s
 
 
 def objects_read(text: str, read: Callable[[dict[str, Any]], str]) -> str:
-    """The text with what `read` makes of them in place of its JSON objects, wherever they stand."""
+    """The text with every JSON object in it replaced by what `read` returns for it."""
     decoder = json.JSONDecoder()
     parts, done = [], 0
     at = text.find("{")
@@ -48,13 +48,13 @@ def objects_read(text: str, read: Callable[[dict[str, Any]], str]) -> str:
 
 
 def defused(text: str, mark: str) -> str:
-    """The text, in which nothing is the mark that stands around an answer: `[Answer B]` is written `(Answer B]`, and
-    the heading `### Assistant B:` is written `(## Assistant B:`.
+    """The text without the marks that enclose an answer: `[Answer B]` becomes `(Answer B]`, and the heading
+    `### Assistant B:` becomes `(## Assistant B:`.
 
-    An answer that closed its own frame could open the other one's, and have words judged that are not the other's.
+    Otherwise an answer could close its own frame, open that of the other answer, and add text to it.
 
     Args:
-        mark: what stands in the brackets, as a pattern without regard to case.
+        mark: the content of the brackets, as a pattern that ignores case.
     """
     frame = r"[\[<](?=[^\w\n]*(?:(?:the|start|end|of)[^\w\n]+)*(?:" + mark + r")\b[^\]>\n]{0,40}[\]>])"
     heading = r"^([^\S\n]*)#(?=#*[^\S\n]*(?:" + mark + r")\b[^:\n]{0,40}:)"

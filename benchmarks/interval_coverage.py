@@ -1,0 +1,162 @@
+"""How often the intervals of an evaluation contain the true rate, in simulations: the figures of docs/evaluation.md.
+
+    python benchmarks/interval_coverage.py [--only PART ...] [--repetitions 1.0] [-o FOLDER]
+
+- `anytime`: 4,000 sequences of 300 prompts; how often the confidence sequence excludes the true rate at any number of
+  prompts, how often the ordinary interval does so at a look after every tenth prompt (400 sequences), how much wider
+  the confidence sequence is, and how often each shows a true rate of 60% (200 evaluations).
+- `equal-length`: 400 evaluations each; how often the interval at equal length contains the true rate, and how often the
+  result is "extrapolated". Answers are `shift` standard deviations longer on average.
+- `methods`: 400 comparisons of 3 seeds and 200 prompts; how often the interval over prompts and seeds contains the true
+  rate of a method, and how often the one over prompts alone does. Standard deviations are in log-odds.
+
+The first and the last take a minute on one core, `equal-length` takes about ten. `--repetitions 0.1` simulates a tenth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from record import RESULTS, provenance, rounded, write_result
+
+from preftune.statistics.confidence_sequence import anytime_interval
+from preftune.statistics.intervals import Floats, win_rate
+from preftune.statistics.length_control import length_controlled
+from preftune.statistics.over_seeds import win_rate_over_seeds
+from preftune.statistics.profile_likelihood import sigmoid
+
+KINDS = (("wins and losses", 0.5), ("wins and losses", 0.95), ("ties", 0.5), ("probabilities", 0.6))
+EFFECTS = ((0.4, 0.0), (0.4, 1.2), (-0.5, 3.0))
+"""Log-odds of a win at equal length, and of the length."""
+SHIFTS = (0.0, 0.8, 1.4, 2.5)
+
+
+def outcomes_of(rng: np.random.Generator, kind: str, rate: float, prompts: int) -> Floats:
+    """Outcomes with this true rate, one per prompt."""
+    if kind == "wins and losses":
+        return (rng.random(prompts) < rate).astype(np.float64)
+    if kind == "ties":
+        return rng.choice([0.0, 0.5, 1.0], p=[0.8 - rate, 0.4, rate - 0.2], size=prompts)
+    return rng.beta(2 * rate, 2 * (1 - rate), prompts)
+
+
+def anytime(sequences: int, looks: int, evaluations: int) -> dict[str, Any]:
+    excluded = []
+    for kind, rate in KINDS:
+        rng = np.random.default_rng(17)
+        found = [anytime_interval(outcomes_of(rng, kind, rate, 300)) for _ in range(sequences)]
+        # the last interval is the intersection of all, so it excludes what any of them excludes
+        share = float(np.mean([not one.ci_low <= rate <= one.ci_high for one in found]))
+        excluded.append({"kind": kind, "rate": rate, "excluded": share})
+    rng = np.random.default_rng(18)
+    wrong = []
+    for _ in range(looks):
+        outcomes = outcomes_of(rng, "wins and losses", 0.5, 300)
+        found = [win_rate(outcomes[:size]) for size in range(20, 301, 10)]
+        wrong.append(any(not one.ci_low <= 0.5 <= one.ci_high for one in found))
+    return {
+        "sequences": excluded,
+        "ordinary interval at every tenth prompt": {"rate": 0.5, "excluded": float(np.mean(wrong))},
+        "a rate of 60%": [_shown(prompts, evaluations) for prompts in (200, 800)],
+    }
+
+
+def _shown(prompts: int, evaluations: int) -> dict[str, Any]:
+    rng = np.random.default_rng(19)
+    shown, ordinary, widths = [], [], []
+    for _ in range(evaluations):
+        outcomes = outcomes_of(rng, "wins and losses", 0.6, prompts)
+        wide, narrow = anytime_interval(outcomes), win_rate(outcomes)
+        shown.append(wide.ci_low > 0.5)
+        ordinary.append(narrow.ci_low > 0.5)
+        widths.append((wide.ci_high - wide.ci_low) / (narrow.ci_high - narrow.ci_low))
+    return {
+        "prompts": prompts,
+        "shown": float(np.mean(shown)),
+        "by the ordinary interval": float(np.mean(ordinary)),
+        "times as wide": float(np.mean(widths)),
+    }
+
+
+def equal_length(evaluations: int) -> list[dict[str, Any]]:
+    cells = []
+    for prompts in (64, 200):
+        for quality, by_length in EFFECTS:
+            for shift in SHIFTS:
+                rng = np.random.default_rng(9)
+                truth, found = float(sigmoid(np.array(quality))), []
+                for _ in range(evaluations):
+                    longer = rng.normal(shift, 1, prompts) * 100
+                    chance = sigmoid(quality + by_length * np.tanh(longer / longer.std()))
+                    found.append(length_controlled((rng.random(prompts) < chance).astype(float), longer))
+                cells.append(
+                    {
+                        "prompts": prompts,
+                        "shift": shift,
+                        "log-odds at equal length": quality,
+                        "log-odds of length": by_length,
+                        "contained": float(np.mean([one.ci_low <= truth <= one.ci_high for one in found])),
+                        "extrapolated": float(np.mean([one.extrapolated for one in found])),
+                    }
+                )
+                print(f"  {cells[-1]}", flush=True)
+    return cells
+
+
+def methods(comparisons: int) -> list[dict[str, Any]]:
+    cells = []
+    for of_seeds in (0.0, 0.3, 1.0):
+        rng = np.random.default_rng(1)
+        truth = float(sigmoid(rng.normal(size=(2000, 1)) + of_seeds * rng.normal(size=2000)).mean())
+        both, alone = [], []
+        for _ in range(comparisons):
+            logits_SP = rng.normal(size=200) + of_seeds * rng.normal(size=(3, 1))
+            outcomes_SP = (rng.random((3, 200)) < sigmoid(logits_SP)).astype(float)
+            wide = win_rate_over_seeds(outcomes_SP.tolist())
+            narrow = win_rate(outcomes_SP.ravel(), [*range(200)] * 3)
+            both.append(wide.ci_low <= truth <= wide.ci_high)
+            alone.append(narrow.ci_low <= truth <= narrow.ci_high)
+        cells.append(
+            {
+                "deviation of seeds": of_seeds,
+                "contained": float(np.mean(both)),
+                "by the interval over prompts alone": float(np.mean(alone)),
+            }
+        )
+    return cells
+
+
+PARTS: dict[str, Callable[[Callable[[int], int]], Any]] = {
+    "anytime": lambda times: anytime(times(4000), times(400), times(200)),
+    "methods": lambda times: methods(times(400)),
+    "equal-length": lambda times: equal_length(times(400)),
+}
+"""Name -> the simulation; it is given the function that scales a number of repetitions."""
+
+
+def main(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="folder of the result")
+    parser.add_argument("--only", nargs="+", choices=[*PARTS], default=[*PARTS], help="parts to simulate (all)")
+    parser.add_argument("--repetitions", type=float, default=1.0, help="share of the usual number (1.0)")
+    asked = parser.parse_args(words)
+    began = time.perf_counter()
+    found = {part: PARTS[part](lambda usual: max(2, round(usual * asked.repetitions))) for part in asked.only}
+    command = "python benchmarks/interval_coverage.py"
+    if asked.only != [*PARTS]:
+        command += f" --only {' '.join(asked.only)}"
+    if asked.repetitions != 1:
+        command += f" --repetitions {asked.repetitions:g}"
+    result = {**provenance(command), "seconds": round(time.perf_counter() - began, 1), **rounded(found)}
+    write_result(result, asked.output, "interval_coverage")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,29 @@
+"""The simulations run, and the kept result says what docs/evaluation.md does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import interval_coverage
+from record import RESULTS
+
+
+def test_a_small_part_of_the_simulations(tmp_path: Path) -> None:
+    assert interval_coverage.main(["-o", str(tmp_path), "--repetitions", "0.005"]) == 0
+    found = json.loads((tmp_path / "interval_coverage.json").read_text(encoding="utf-8"))
+    assert found["command"].endswith("--repetitions 0.005")
+    assert len(found["anytime"]["sequences"]) == len(interval_coverage.KINDS)
+    assert len(found["equal-length"]) == 2 * len(interval_coverage.EFFECTS) * len(interval_coverage.SHIFTS)
+    shares = [cell["contained"] for cell in (*found["equal-length"], *found["methods"])]
+    assert all(0 <= share <= 1 for share in shares)
+    assert sum(shares) / len(shares) > 0.85
+
+
+def test_the_kept_intervals_are_what_they_are_called() -> None:
+    """95%, less three standard errors of 400 simulations; a confidence sequence errs in at most 5%."""
+    kept = json.loads((RESULTS / "interval_coverage.json").read_text(encoding="utf-8"))
+    assert all(one["excluded"] <= 0.05 for one in kept["anytime"]["sequences"])
+    assert kept["anytime"]["ordinary interval at every tenth prompt"]["excluded"] > 0.2
+    assert all(one["contained"] >= 0.917 for one in kept["methods"])
+    assert kept["methods"][-1]["by the interval over prompts alone"] < 0.5

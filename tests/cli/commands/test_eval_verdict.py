@@ -1,0 +1,51 @@
+"""`preftune eval`: its exit code, and the verdict that a suite changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.cli.commands.test_eval import duel, other_model, questions, read, server
+
+__all__ = ["other_model", "questions", "server"]
+
+
+def test_the_exit_code_says_what_the_verdict_says(preftune, server, questions, tmp_path: Path) -> None:
+    failed = preftune(*duel(server, questions, tmp_path / "out", "--fail-under", "better"))
+    assert failed.code == 1
+    assert "exit code 1, because the verdict is 'shorter, not better'" in failed.err
+    assert "With 6 prompts a true win rate of 55% is shown in 3% of evaluations; take" in failed.err
+    assert "rule equal length: fails." in failed.out
+    assert failed.out.startswith("verdict: shorter, not better\nThe aligned model wins 100.0%")
+    server.answer = lambda body: "tie" if body["model"] == "judge" else f"{body['model'][0]} has two words"
+    tied = duel(server, questions, tmp_path / "tied", "--fail_under")
+    assert preftune(*tied, "undecided").code == 0
+    assert preftune(*tied, "below-bar").code == 1
+
+
+def test_a_forgetting_budget_without_measured_abilities(preftune, server, questions, tmp_path: Path) -> None:
+    words = duel(server, questions, tmp_path / "out", "--forgetting_budget")
+    assert "give points between 0 and 100" in preftune(*words, "-1").message
+    assert "the forgetting budget of 1.5 points cannot be confirmed" in preftune(*words, "1.5").out
+    alone = preftune("eval", "--model", server.spec("brief"), "--suite", "xstest", "--fail_under", "better", "-o", "x")
+    assert (alone.code, "--fail_under" in alone.message) == (2, True)
+
+
+def test_a_suite_without_a_comparison_decides_nothing(
+    preftune, tiny_model, other_model, questions, tmp_path: Path
+) -> None:
+    """A verdict that cannot come is refused before the suite runs; a budget is kept by the next comparison."""
+    (tmp_path / "text.txt").write_text("Plain words. " * 40, encoding="utf-8")
+    models = ["--model", other_model, "--baseline", tiny_model, "-o", tmp_path / "out"]
+    suite = ["eval", *models, "--suite", "general", "--suite_data", tmp_path / "text.txt"]
+    for flag, value in (("--fail_under", "better"), ("--forgetting_budget", "1")):
+        refused = preftune(*suite, flag, value)
+        assert (refused.code, f"{flag} applies to a verdict" in refused.message) == (2, True)
+        assert not (tmp_path / "out" / "general").exists()
+    compared = ["eval", *models, "--judge", "longer", "--prompts", questions, "--max_new_tokens", 4]
+    assert preftune(*compared, "--forgetting_budget", "1.5").code == 0
+    again = preftune(*compared)
+    assert "the forgetting budget is 1.5 points, as in the earlier evaluation" in again.err
+    assert read(tmp_path / "out")["abilities"] == {"budget": 1.5}
+    measured = preftune(*suite, "--fail_under", "better")
+    assert "The verdict with these abilities: " in measured.out
+    assert measured.code == 1
