@@ -3,6 +3,7 @@
 `main` names the commands and imports a command when it is called, so `preftune --help` needs no torch.
 
     commands  commands that do not train
+    deploy    commands on a finished model
     display   tables and progress on the terminal
     flags     flags, recipes, messages
     main      the entry point

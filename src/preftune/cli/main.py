@@ -51,6 +51,8 @@ COMMANDS: dict[str, Command] = {
         ("commands", "eval", "measure whether the model got better: win rate with its interval; suites"),
         ("deploy", "export", "export a trained model: whole, adapter, GGUF, Ollama; with template, card and hashes"),
         ("deploy", "verify", "compare what is served with what was trained, by tokens, scores and answers"),
+        ("deploy", "serve", "serve a run and its base behind an OpenAI-compatible address"),
+        ("deploy", "push", "upload an exported artefact to the hub, with its card"),
         ("deploy", "merge", "merge a trained adapter into its base model"),
         ("commands", "chat", "talk to a model, side by side with the one it was trained from"),
         ("commands", "cache", "manage what is kept on disk (scores, tokens, verdicts, ...): ls, prune, verify"),

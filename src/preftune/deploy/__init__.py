@@ -1,13 +1,23 @@
 """From a run to a model that is served: exports, and the proof that what is served is what was aligned.
 
-`export` writes artefacts, each with a manifest and a card. Names are loaded on first use: the import brings no torch.
+`exports` writes artefacts, each with a manifest and a card; `verification` compares one with its run. Names are loaded
+on first use: the import brings no torch.
 
     artefact      the manifest of an exported model
     card          its README.md
-    chat_affixes  a chat template as the texts around every turn
-    export        runs to whole models, adapters, GGUF files, Ollama
+    distances     how far a served model is from the trained one, and what that means
+    exports       runs to whole models, adapters, GGUF files, Ollama
+    files         faults that are seen in the files of an artefact
     gguf          llama.cpp's converter and quantiser
+    hub           uploads an artefact to the hub
+    llama_server  llama.cpp's server for a GGUF file
     ollama        Modelfiles
+    server        a run behind an OpenAI-compatible address
+    served        what is asked of a served model; a model of transformers that answers
+    served_http   a model behind an address
+    text_faults   vocabulary, chat template and end tokens
+    trained       the trained model and its base, asked once for several artefacts
+    verification  whether what is served is what was aligned
 """
 
 from __future__ import annotations
@@ -17,17 +27,42 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from preftune.deploy.artefact import Manifest, read_manifest
-    from preftune.deploy.export import Exported, Target, export
+    from preftune.deploy.exports import Exported, Target, export
+    from preftune.deploy.hub import push
+    from preftune.deploy.served_http import ServedEndpoint
+    from preftune.deploy.server import serving
+    from preftune.deploy.trained import Questions, Trained, questions_of
+    from preftune.deploy.verification import Verification, verify
 
 _HOME = {
-    "Manifest": "artefact",
-    "read_manifest": "artefact",
-    "Exported": "export",
-    "Target": "export",
-    "export": "export",
+    name: module
+    for module, names in {
+        "artefact": "Manifest read_manifest",
+        "exports": "Exported Target export",
+        "hub": "push",
+        "served_http": "ServedEndpoint",
+        "server": "serving",
+        "trained": "Questions Trained questions_of",
+        "verification": "Verification verify",
+    }.items()
+    for name in names.split()
 }
 
-__all__ = ["Exported", "Manifest", "Target", "export", "read_manifest"]
+__all__ = [
+    "Exported",
+    "Manifest",
+    "Questions",
+    "ServedEndpoint",
+    "Target",
+    "Trained",
+    "Verification",
+    "export",
+    "push",
+    "questions_of",
+    "read_manifest",
+    "serving",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -36,3 +71,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f"preftune.deploy.{_HOME[name]}"), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

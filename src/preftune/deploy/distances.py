@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,7 +46,8 @@ class Figures:
     same_answers: float
     """Share of prompts with the same greedy answer, or one that first differs at a tie."""
     as_base: float
-    """Share of the prompts, where trained model and base differ, to which the served model answers as the base."""
+    """Share of the prompts, where trained model and base differ, to which the served answer begins more like the
+    base's."""
     apart: int
     """Number of prompts where trained model and base differ."""
     worst_gap: float
@@ -69,12 +71,12 @@ class Figures:
         """What the number format of the weights costs, as a sentence."""
         if self.off <= max(_FREE_SHARE * self.moved, _HARDLY):
             return "What is served is what was aligned."
-        share = "" if not self.margin else f" ({(self.margin - self.served_margin) / abs(self.margin):.0%})"
+        lost = (self.served_margin - self.margin) / abs(self.margin) if self.margin else 0.0
         return (
-            f"What is served is what was aligned, in {form}, which costs {self.margin - self.served_margin:.2f} of "
-            f"{self.margin:.2f} nats of the reward margin{share} and {(1 - self.agreement) * 100:.0f} points of "
-            f"agreement on {counted(self.pairs, 'pair')}; {self.same_answers:.0%} of "
-            f"{counted(self.prompts, 'greedy answer')} are the same."
+            f"What is served is what was aligned, in {form}, which changes the reward margin from {self.margin:.2f} to "
+            f"{self.served_margin:.2f} nats ({lost:+.0%}) and its sign on {1 - self.agreement:.0%} of "
+            f"{counted(self.pairs, 'pair')}; {self.same_answers:.0%} of {counted(self.prompts, 'greedy answer')} are "
+            "the same."
         )
 
     def faults(self, form: str) -> Iterator[tuple[Any, str]]:
@@ -87,7 +89,7 @@ class Figures:
             yield "end token", f"{counted(self.endless, 'answer')} that the trained model ends did not end."
         if not self.pairs:
             if self.apart and self.as_base > 0.5 and self.as_base > self.same_answers:
-                yield "adapter not applied", _LIKE_BASE.format(f"{self.as_base:.0%} of its answers are the base's")
+                yield "adapter not applied", _LIKE_BASE.format(f"{self.as_base:.0%} of its answers begin as the base's")
             elif self.worst_gap > TIE and not form and self.same_answers < 1:
                 yield "weights", f"only {self.same_answers:.0%} of the greedy answers are those of the trained model."
             return
@@ -137,7 +139,7 @@ def figures_of(
         for n, (own, other) in enumerate(zip(run, served, strict=True))
     ]
     apart = [n for n, (own, other) in enumerate(zip(run, base, strict=True)) if own.text != other.text]
-    like = [served[n].text == base[n].text for n in apart]
+    like = [_common(served[n], base[n]) > _common(served[n], run[n]) for n in apart]
     endless = sum(_goes_on(own, other) for own, other in zip(run, served, strict=True))
     answers: dict[str, Any] = {
         "prompts": len(run),
@@ -166,6 +168,12 @@ def figures_of(
         served_margin=float(served_margin_N.mean()),
         agreement=float(np.mean(np.sign(margin_N) == np.sign(served_margin_N))),
     )
+
+
+def _common(one: Kept, other: Kept) -> int:
+    """Number of characters with which both answers begin."""
+    pairs = zip(one.text, other.text, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _goes_on(own: Kept, other: Kept) -> bool:

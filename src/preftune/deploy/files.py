@@ -41,7 +41,7 @@ _SAME = 0.99
 
 
 class Weights(NamedTuple):
-    """The weights of an exported whole model beside those of the run."""
+    """The weights of an exported whole model, compared with those of the run."""
 
     form: str
     """Their dtype."""

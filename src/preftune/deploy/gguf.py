@@ -8,22 +8,21 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from preftune.errors import ModelError, RequestError, did_you_mean
 from preftune.models.load import require_package
 
-CONVERTED = ("f32", "f16", "bf16", "q8_0")
-"""Types that the converter writes itself."""
+CONVERTED = ("f32", "f16", "bf16")
+"""Types that the converter writes; the quantiser makes the others from a float16 file."""
 _FILE_TYPES = {
     "q2_k": 10, "q3_k_s": 11, "q3_k_m": 12, "q3_k_l": 13, "q4_0": 2, "q4_k_s": 14, "q4_k_m": 15, "q5_0": 8,
-    "q5_k_s": 16, "q5_k_m": 17, "q6_k": 18,
+    "q5_k_s": 16, "q5_k_m": 17, "q6_k": 18, "q8_0": 7,
 }  # fmt: skip
 """llama.cpp's numbers (`llama_ftype`) of the types that its quantiser makes."""
 TYPES = (*CONVERTED, *_FILE_TYPES)
-UNQUANTISED = ("f32", "f16", "bf16")
 
 SCRIPT = "convert_hf_to_gguf"
 
@@ -43,23 +42,34 @@ def require_converter(kind: str) -> None:
         require_package("cyllama", extra="llama", purpose=f"Quantising to {kind}")
 
 
-def write_gguf(folder: Path, file: Path, kind: str) -> None:
-    """Converts a whole model of transformers to one GGUF file.
+class GgufFiles:
+    """GGUF files of one model, the float16 file made once for all types that the quantiser makes from it."""
 
-    Args:
-        folder: safetensors, config and tokenizer.
-        kind: one of `TYPES`; types of few bits are made from a float16 file, as llama.cpp recommends.
-    Raises: ModelError if the converter does not know the architecture or the tokenizer.
-    """
-    if kind in CONVERTED:
-        _convert(folder, file, kind)
-        return
-    whole = file.with_name(f".{file.name}.f16")
-    try:
-        _convert(folder, whole, "f16")
-        _quantise(whole, file, kind)
-    finally:
-        whole.unlink(missing_ok=True)
+    def __init__(self, whole: Callable[[str], Path], scratch: Path) -> None:
+        """
+        Args:
+            whole: gives a folder with safetensors, config and tokenizer in a dtype.
+            scratch: a folder for the float16 file.
+        """
+        self._whole, self._scratch = whole, scratch
+
+    def write(self, file: Path, kind: str) -> Path:
+        """Writes a file of one of `TYPES`, and returns the folder that it was made from.
+
+        Raises: ModelError if the converter does not know the architecture or the tokenizer.
+        """
+        folder = self._whole(_DTYPES.get(kind, "float16"))
+        if kind in CONVERTED:
+            convert(folder, file, kind)
+            return folder
+        float16 = self._scratch / "float16.gguf"
+        if not float16.exists():
+            convert(folder, float16, "f16")
+        _quantise(float16, file, kind)
+        return folder
+
+
+_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
 def _converter() -> list[str]:
@@ -76,7 +86,8 @@ def _converter() -> list[str]:
     )
 
 
-def _convert(folder: Path, file: Path, kind: str) -> None:
+def convert(folder: Path, file: Path, kind: str) -> None:
+    """Converts a whole model of transformers to a file of one of `CONVERTED`. Raises: ModelError."""
     command = [*_converter(), str(folder), "--outtype", kind, "--outfile", str(file)]
     environment = os.environ | {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)

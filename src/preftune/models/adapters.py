@@ -150,6 +150,7 @@ def _untie_if_adapted(model: PeftModel) -> None:
 def _folded(model: PeftModel) -> Any:
     with quiet_peft(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Model with `tie_word_embeddings=True`")  # they are untied by now
+        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")  # intended
         try:
             return model.merge_and_unload(safe_merge=True)
         except torch.OutOfMemoryError:

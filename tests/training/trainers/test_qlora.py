@@ -101,10 +101,10 @@ def test_four_bit_lora_on_the_real_small_model(tmp_path):
 
     base = str(convert_smollm2())
     lines = files("preftune.demo").joinpath("pairs.jsonl").read_text(encoding="utf-8").splitlines()
-    pairs = [json.loads(line) for line in lines][:8]
+    pairs = [json.loads(line) for line in lines][:4]
     trainer = DPOTrainer(
         load_model(base, load_in_4bit=True),
-        args=config(tmp_path / "run", max_steps=4, learning_rate=2e-4, max_length=96),
+        args=config(tmp_path / "run", max_steps=3, learning_rate=5e-4, max_length=64),
         train_dataset=[{side: row[side] for side in ("prompt", "chosen", "rejected")} for row in pairs],
         processing_class=load_tokenizer(base),
         peft_config=lora(),

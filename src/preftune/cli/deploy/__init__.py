@@ -1,5 +1,8 @@
 """The commands around a model that is finished: merging, exporting, verifying, serving.
 
-export  a run in the forms that servers load
-merge   an adapter folded into its base
+export  preftune export
+merge   preftune merge
+push    preftune push
+serve   preftune serve
+verify  preftune verify
 """

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from preftune.amounts import counted
+from preftune.cli.deploy.verify import add_questions, page
 from preftune.cli.flags.messages import tell
 from preftune.cli.flags.plain_parser import PlainParser
 
@@ -38,15 +39,28 @@ def run(argv: Sequence[str]) -> int:
         "--base", "--base_model", dest="base", metavar="MODEL", help="base to use instead of the one an adapter names"
     )
     parser.add_argument("--trust_remote_code", action="store_true", help="allow models that bring their own code")
+    parser.add_argument("--no_verify", action="store_true", help="do not compare the artefacts with the run")
+    add_questions(parser)
     asked = parser.read(argv)
 
-    from preftune.deploy import export
+    from preftune.deploy import Trained, export, questions_of, verify
+
+    trained = None
+    if not asked.no_verify:
+        questions = questions_of(asked.data, limit=asked.limit, max_new_tokens=asked.max_new_tokens)
+        code = asked.trust_remote_code
+        trained = Trained(asked.model, questions, base_model=asked.base, trust_remote_code=code)
+    holds = []
 
     def report(exported: Exported) -> None:
         files = len(exported.manifest.files)
         print(f"{exported.folder}: {exported.manifest.kind}, {exported.manifest.form}, {counted(files, 'file')}.")
         for note in exported.notes:
             tell(note)
+        if trained is not None:
+            found = verify(exported.folder, trained)
+            holds.append(found.holds)
+            print(page(found))
 
     export(
         asked.model,
@@ -57,5 +71,6 @@ def run(argv: Sequence[str]) -> int:
         trust_remote_code=asked.trust_remote_code,
         report=report,
     )
-    print(f"Verify:   preftune verify {shlex.quote(asked.output)}/... --against {shlex.quote(asked.model)}")
-    return 0
+    if trained is None:
+        print(f"Verify:   preftune verify {shlex.quote(asked.output)}/... --against {shlex.quote(asked.model)}")
+    return 0 if all(holds) else 1

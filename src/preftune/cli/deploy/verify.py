@@ -14,14 +14,14 @@ from preftune.cli.flags.model_flags import add_endpoint_options, conduct_and_bud
 from preftune.cli.flags.plain_parser import PlainParser
 
 if TYPE_CHECKING:
-    from preftune.deploy.verify import Verification
+    from preftune.deploy import Verification
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs `preftune verify` and returns its exit code: 1 if what is served is not what was aligned."""
     asked = _parser().read(argv)
 
-    from preftune.deploy.verify import questions_of, verify
+    from preftune.deploy import questions_of, verify
     from preftune.generation.endpoint.client import is_endpoint
 
     questions = questions_of(asked.data, limit=asked.limit, max_new_tokens=asked.max_new_tokens)
@@ -59,7 +59,7 @@ def page(found: Verification) -> str:
                 f"  reward margin     {figures.served_margin:.3f} nats, trained model {figures.margin:.3f}; same sign "
                 f"on {figures.agreement:.0%} of {figures.pairs} pairs",
             ]
-    return "\n".join(lines + [f"  {sentence}" for sentence in found.unseen])
+    return "\n".join(lines + [f"  {sentence}" for sentence in found.notes])
 
 
 def _parser() -> PlainParser:
@@ -75,9 +75,7 @@ def _parser() -> PlainParser:
     )
     parser.add_argument("--against", required=True, metavar="RUN", help="the run that it was made from")
     parser.add_argument("--base", "--base_model", dest="base", metavar="MODEL", help="the base of the run")
-    parser.add_argument("--data", metavar="FILE", help="held-out pairs (default: preftune's own prompts)")
-    parser.add_argument("--limit", type=int, default=16, metavar="N", help="number of prompts (16)")
-    parser.add_argument("--max_new_tokens", type=int, default=64, metavar="N", help="length of the answers (64)")
+    add_questions(parser)
     parser.add_argument(
         "--dtype",
         choices=["auto", "float32", "bfloat16", "float16"],
@@ -90,8 +88,15 @@ def _parser() -> PlainParser:
     return parser
 
 
+def add_questions(parser: PlainParser) -> None:
+    """Adds the flags of what all models are asked."""
+    parser.add_argument("--data", metavar="FILE", help="held-out pairs (default: preftune's own prompts)")
+    parser.add_argument("--limit", type=int, default=16, metavar="N", help="number of prompts (16)")
+    parser.add_argument("--max_new_tokens", type=int, default=64, metavar="N", help="length of the answers (64)")
+
+
 def _endpoint(asked: argparse.Namespace, opened: ExitStack) -> Any:
-    from preftune.deploy.served_http import ServedEndpoint
+    from preftune.deploy import ServedEndpoint
     from preftune.generation.endpoint.client import Endpoint, EndpointName
 
     name = EndpointName.parse(asked.artefact)

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from preftune.deploy.artefact import KINDS, Kind, Manifest
 from preftune.deploy.card import write_card
-from preftune.deploy.gguf import check_type, require_converter, write_gguf
+from preftune.deploy.gguf import GgufFiles, check_type, require_converter
 from preftune.deploy.ollama import write_modelfile
 from preftune.errors import ModelError, RequestError, did_you_mean
 from preftune.generation.generate import end_ids
@@ -26,11 +26,14 @@ from preftune.models.locate import Location, locate
 from preftune.models.quiet import quiet_transformers
 from preftune.storage.run_directory import run_facts
 
-_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _ADAPTER_FILES = (
     "adapter_config.json", "adapter_model.safetensors", "generation_config.json", "trained_prompts.npy",
     "preftune_weights.json",
 )  # fmt: skip
+
+
+Made: TypeAlias = tuple[Manifest, list[str]]
+"""What an artefact is, and notes about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ def export(
     for target in wanted:
         if target.form:
             require_converter(target.form)
-    source = _Source(os.fspath(model), base_model, trust_remote_code)
+    source = Source(os.fspath(model), base_model, trust_remote_code)
     folder = Path(output).expanduser()
     for target in wanted:
         if target.kind == "adapter" and not source.is_adapter:
@@ -101,10 +104,10 @@ def export(
         if (folder / target.folder).exists():
             raise ModelError(f"{folder / target.folder} exists already. Choose another --output, or remove it.")
     done = []
-    with source.whole_models() as whole:
+    with source.gguf_files() as files:
         for target in wanted:
             with _complete(folder / target.folder) as partial:
-                manifest, notes = _WRITERS[target.kind](source, target, partial, whole, dtype)
+                manifest, notes = _WRITERS[target.kind](source, target, partial, files, dtype)
                 write_card(partial, manifest, source.name, base=source.base_name)
                 manifest = manifest.write(partial)
             done.append(Exported(folder / target.folder, manifest, notes))
@@ -112,7 +115,7 @@ def export(
     return done
 
 
-class _Source:
+class Source:
     """The model that is exported."""
 
     def __init__(self, name: str, base_model: str | None, trust_remote_code: bool) -> None:
@@ -139,8 +142,8 @@ class _Source:
         return name if name.count("/") == 1 and not Path(name).exists() else Path(name).name
 
     @contextmanager
-    def whole_models(self) -> Iterator[Callable[[str], Path]]:
-        """A function that gives a folder with the whole model in a dtype; each is made once, for GGUF files."""
+    def gguf_files(self) -> Iterator[GgufFiles]:
+        """A writer of GGUF files; the whole model is saved once in every dtype that they need."""
         with tempfile.TemporaryDirectory(prefix="preftune-export-") as scratch:
 
             def whole(dtype: str) -> Path:
@@ -149,7 +152,7 @@ class _Source:
                     self.save_whole(folder, dtype)
                 return folder
 
-            yield whole
+            yield GgufFiles(whole, Path(scratch))
 
     def save_whole(self, folder: Path, dtype: str | None) -> Any:
         """Saves the whole model with everything that a server needs; returns it."""
@@ -196,7 +199,7 @@ def _plain(model: Any) -> Any:
     return model
 
 
-def _merged(source: _Source, target: Target, folder: Path, _: Any, dtype: str | None) -> tuple[Manifest, list[str]]:
+def _merged(source: Source, target: Target, folder: Path, _: Any, dtype: str | None) -> Made:
     from preftune.models.precision import weights_dtype
     from preftune.reference.fingerprint import fingerprint
 
@@ -211,7 +214,7 @@ def _merged(source: _Source, target: Target, folder: Path, _: Any, dtype: str | 
     return source.manifest(target.kind, form, config, fingerprint=fingerprint(model, adapters=True)), notes
 
 
-def _adapter(source: _Source, target: Target, folder: Path, _: Any, dtype: str | None) -> tuple[Manifest, list[str]]:
+def _adapter(source: Source, target: Target, folder: Path, _: Any, dtype: str | None) -> Made:
     from preftune.generation.vllm_backend import refused_by
     from preftune.reference.fingerprint import fingerprint
 
@@ -241,25 +244,24 @@ def _adapter(source: _Source, target: Target, folder: Path, _: Any, dtype: str |
     return source.manifest(target.kind, _dtype_of(folder), config, base_fingerprint=printed), notes
 
 
-def _gguf(source: _Source, target: Target, folder: Path, whole: Any, dtype: str | None) -> tuple[Manifest, list[str]]:
+def _gguf(source: Source, target: Target, folder: Path, files: GgufFiles, dtype: str | None) -> Made:
     if dtype is not None:
         raise RequestError("--dtype applies to --to merged. The type of a GGUF file is part of its name: gguf:bf16.")
-    made: Path = whole(_DTYPES.get(target.form, "float16"))
-    write_gguf(made, folder / f"model-{target.form}.gguf", target.form)
+    made = files.write(folder / f"model-{target.form}.gguf", target.form)
     config = generation_config_of(Location("folder", str(made)))
     if config is not None:
         config.save_pretrained(folder)
     return source.manifest(target.kind, target.form, config), []
 
 
-def _ollama(source: _Source, target: Target, folder: Path, whole: Any, dtype: str | None) -> tuple[Manifest, list[str]]:
-    manifest, notes = _gguf(source, target, folder, whole, dtype)
+def _ollama(source: Source, target: Target, folder: Path, files: GgufFiles, dtype: str | None) -> Made:
+    manifest, notes = _gguf(source, target, folder, files, dtype)
     marks = [str(source.tokenizer.convert_ids_to_tokens(end)) for end in manifest.ends]
     write_modelfile(folder, f"model-{target.form}.gguf", source.tokenizer, marks)
     return replace(manifest, kind="ollama"), notes
 
 
-_WRITERS: dict[Kind, Callable[[_Source, Target, Path, Any, str | None], tuple[Manifest, list[str]]]] = {
+_WRITERS: dict[Kind, Callable[[Source, Target, Path, Any, str | None], Made]] = {
     "merged": _merged,
     "adapter": _adapter,
     "gguf": _gguf,

@@ -1,0 +1,165 @@
+"""Verifies that what is served is what was aligned, by token ids, end tokens, scores and greedy answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from preftune.deploy.artefact import Manifest, damaged_files, read_manifest
+from preftune.deploy.distances import Figures, Scored, figures_of
+from preftune.deploy.files import check_base, check_head, check_weights
+from preftune.deploy.served import Served, ServedModel, gguf_of
+from preftune.deploy.text_faults import Fault, Stage, faults_of_text
+from preftune.deploy.trained import Questions, Trained
+
+
+@dataclass(slots=True)
+class Verification:
+    """The result: `faults` is empty for an artefact that is what was aligned."""
+
+    name: str
+    faults: list[Fault] = field(default_factory=list)
+    figures: Figures | None = None
+    """None if the served model shows neither scores nor answers that could be compared."""
+    notes: list[str] = field(default_factory=list)
+    """What could not be compared, and what differs without being a fault, in sentences."""
+    form: str = ""
+    """The number format of the weights where it rounds and they are known to be the run's; otherwise empty."""
+
+    @property
+    def holds(self) -> bool:
+        return not self.faults
+
+    def verdict(self) -> str:
+        """One sentence."""
+        if self.faults:
+            return f"{self.faults[0].stage}: {self.faults[0].sentence}"
+        if self.figures is None or not (self.figures.moved or self.figures.apart):
+            return "No difference was found, but the trained model hardly differs from its base: this proves little."
+        if not self.figures.pairs:
+            return "What is served answers as what was aligned. (Only answers were compared.)"
+        return self.figures.cost(self.form) if self.form else "What is served is what was aligned."
+
+
+def verify(
+    artefact: str | os.PathLike[str] | Served,
+    against: str | os.PathLike[str] | Trained,
+    questions: Questions | None = None,
+    *,
+    progress: Callable[[str], None] = lambda what: None,
+    **options: Any,
+) -> Verification:
+    """Compares a served model with the run that it was made from.
+
+    Args:
+        artefact: a folder of `preftune export`, a model, an adapter, a GGUF file, or a model that is served already.
+        against: the run: an adapter, or a whole model with the name of its base in run.json; or a `Trained`, which
+            answers once for several artefacts.
+        questions: default: preftune's own prompts.
+        progress: called with what is done next.
+        options: of `Trained`.
+    Raises: ModelError if the artefact or the run cannot be loaded.
+    """
+    trained = against if isinstance(against, Trained) else Trained(os.fspath(against), questions, **options)
+    folder = None if isinstance(artefact, Served) else Path(artefact).expanduser()
+    manifest = None if folder is None else read_manifest(folder)
+    found = Verification(str(getattr(artefact, "name", artefact)))
+    found.form = _coarse_form(folder, manifest)
+    if folder is not None and manifest is not None and (damaged := damaged_files(folder, manifest)):
+        found.faults.append(Fault("files", f"{', '.join(damaged[:3])} differ from the export. Export again."))
+        return found
+    with _opened(artefact, trained) as served:
+        progress("token ids")
+        found.faults += faults_of_text(trained.run, served, trained.questions.prompts, manifest, found.notes)
+        if folder is not None and not found.faults:
+            found.faults += [Fault("head", fault) for fault in check_head(trained.run, folder)]
+            found.faults += [Fault("base", fault) for fault in check_base(trained.run, served, manifest)]
+            trained.run.close()
+            _check_weights(trained.run, served, found)
+        found.figures = _compare(trained, served, progress, found.notes)
+    if not any(fault.stage in ("vocabulary", "template") for fault in found.faults):
+        known = {fault.stage for fault in found.faults}
+        shown = (Fault(stage, sentence) for stage, sentence in found.figures.faults(found.form))
+        found.faults += [fault for fault in shown if fault.stage not in known]
+    _order(found.faults)
+    return found
+
+
+_STAGES: tuple[Stage, ...] = Stage.__args__  # type: ignore[attr-defined]
+
+
+def _order(faults: list[Fault]) -> None:
+    """The cause first: a missing adapter also gives other answers."""
+    faults.sort(key=lambda fault: _STAGES.index(fault.stage))
+
+
+def _coarse_form(folder: Path | None, manifest: Manifest | None) -> str:
+    """The type of a GGUF file that rounds more than float16 does."""
+    from preftune.deploy.gguf import TYPES
+
+    if manifest is not None:
+        form = manifest.form if manifest.kind in ("gguf", "ollama") else ""
+    else:
+        file = folder if folder is not None and folder.suffix == ".gguf" else gguf_of(folder) if folder else None
+        name = "" if file is None else file.stem.lower().replace("-", "_")
+        form = next((kind for kind in sorted(TYPES, key=len, reverse=True) if name.endswith(kind)), "")
+    return "" if form in ("f32", "f16") else form
+
+
+def _check_weights(run: ServedModel, served: Served, found: Verification) -> None:
+    """The faults of a whole model's weights; its dtype is taken as the cause of a distance only if there is none."""
+    weights = check_weights(run, served)
+    if weights is None:
+        return
+    if weights.other_base:
+        sentence = f"{weights.other_base} is not the base's, and the adapter does not change it: it is another base."
+        found.faults.append(Fault("base", sentence))
+    elif weights.other:
+        found.faults.append(Fault("weights", f"{weights.other} is not the run's: another run or checkpoint."))
+    else:
+        found.form = weights.form
+
+
+@contextmanager
+def _opened(artefact: Any, trained: Trained) -> Iterator[Served]:
+    """The artefact, served as it will be: by llama.cpp for a GGUF file, otherwise by transformers and PEFT."""
+    with ExitStack() as stack:
+        if isinstance(artefact, Served):
+            yield artefact
+            return
+        path = Path(artefact).expanduser()
+        file = path if path.suffix == ".gguf" else gguf_of(path)
+        if file is not None:
+            from preftune.deploy.llama_server import LlamaServer
+            from preftune.deploy.served_http import ServedEndpoint
+            from preftune.generation.endpoint.client import Conduct, Endpoint, EndpointName
+
+            server = LlamaServer(file)
+            stack.callback(server.close)
+            name = EndpointName(file.stem, f"{server.address}/v1")
+            served: Served = ServedEndpoint(Endpoint(name, conduct=Conduct(timeout=600, concurrency=1)))
+        else:
+            served = ServedModel(str(artefact), base_model=trained.base_model, **trained.options)
+        stack.callback(served.close)
+        yield served
+
+
+def _compare(trained: Trained, served: Served, progress: Callable[[str], None], notes: list[str]) -> Figures:
+    """Scores and greedy answers of all three. Models of transformers are loaded one after the other."""
+    progress("answers and scores of the trained model and its base")
+    own = trained.answers
+    progress("answers and scores of what is served")
+    scores = served.scores(own.groups)
+    if scores is None:
+        notes.append("The server does not show log-probabilities of given tokens: scores were not compared.")
+    answers = served.answers(trained.questions.prompts, trained.questions.max_new_tokens)
+    served.close()
+    lengths = [(len(group.completions[0]), len(group.completions[1])) for group in own.groups]
+    scored = None if scores is None else Scored(own.run_scores, own.base_scores, scores, lengths)
+    gaps = trained.gaps(answers)
+    trained.run.close()
+    return figures_of(scored, own.run, own.base, answers, gaps)

@@ -1,0 +1,126 @@
+"""Exports: what every artefact carries, and what is refused before work begins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from preftune.deploy import Target, export, read_manifest
+from preftune.errors import ModelError, RequestError
+from preftune.models import load_model, load_tokenizer
+from preftune.storage.atomic import sha256_of
+from tests.deploy.runs import ENDS, save_base, save_run
+
+IDS = torch.arange(3, 35).view(2, 16)
+
+
+def _scores(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval().float()(input_ids=IDS).logits
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return save_base(tmp_path / "base")
+
+
+@pytest.fixture
+def run(tmp_path: Path, base: Path) -> Path:
+    return save_run(tmp_path / "run", base)
+
+
+def test_every_artefact_carries_template_end_tokens_card_and_hashes(run: Path, base: Path, tmp_path: Path) -> None:
+    exported = export(run, tmp_path / "out", ["merged", "adapter"])
+    assert [one.folder.name for one in exported] == ["merged", "adapter"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["adapter", "merged"]
+    expected = _scores(load_model(run))
+    for one in exported:
+        torch.testing.assert_close(_scores(load_model(one.folder)), expected, rtol=1e-4, atol=1e-4)
+        assert load_tokenizer(one.folder).chat_template == load_tokenizer(run).chat_template
+        assert json.loads((one.folder / "generation_config.json").read_text())["eos_token_id"] == ENDS
+        manifest = read_manifest(one.folder)
+        assert manifest is not None
+        assert (manifest.run, manifest.method, manifest.base, manifest.ends) == ("run-1", "dpo", "base", ENDS)
+        names = {str(file.relative_to(one.folder)) for file in one.folder.rglob("*")} - {"preftune_artefact.json"}
+        assert set(manifest.files) == names
+        assert all(sha256_of(one.folder / name) == digest for name, digest in manifest.files.items())
+        card = (one.folder / "README.md").read_text()
+        assert card.startswith("---\nlicense: apache-2.0\n")
+        assert "`base` aligned with DPO." in card
+        assert str(tmp_path) not in card + (one.folder / "preftune_artefact.json").read_text()
+
+
+def test_the_template_end_of_a_turn_is_added_to_the_end_tokens(run: Path, tmp_path: Path) -> None:
+    config = run / "generation_config.json"
+    config.write_text(json.dumps({"eos_token_id": 0, "bos_token_id": 1}))
+    folder = export(run, tmp_path / "out")[0].folder
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [0, 2]
+
+
+def test_a_finer_dtype_than_the_base_is_also_computed_in_it(tmp_path: Path) -> None:
+    """bfloat16 rounds most of a small update away; a merge in float32 that is stored in float16 keeps it."""
+    base = save_base(tmp_path / "base", dtype=torch.bfloat16)
+    run = save_run(tmp_path / "run", base, size=0.002)
+    expected = _scores(load_model(run, dtype="float32"))
+    off = {}
+    for dtype in ("bfloat16", "float16"):
+        folder = export(run, tmp_path / dtype, dtype=dtype)[0].folder
+        off[dtype] = float((_scores(load_model(folder, dtype="float32")) - expected).abs().mean())
+    assert off["float16"] < off["bfloat16"] / 4
+
+
+def test_a_whole_model_is_exported_in_the_wanted_dtype(tmp_path: Path, base: Path) -> None:
+    run = save_run(tmp_path / "run", base, full=True)
+    one = export(run, tmp_path / "out", dtype="float16")[0]
+    assert load_model(one.folder).dtype == torch.float16
+    assert one.manifest.form == "float16"
+    assert one.manifest.base == "base"
+    with pytest.raises(ModelError, match="has no adapter"):
+        export(run, tmp_path / "other", ["adapter"])
+
+
+def test_an_adapter_that_vllm_does_not_serve_is_noted(tmp_path: Path, base: Path) -> None:
+    run = save_run(tmp_path / "run", base, use_dora=True)
+    notes = " ".join(export(run, tmp_path / "out", ["adapter"])[0].notes)
+    assert "vLLM does not serve this adapter: its adapter uses DoRA" in notes
+    assert "names a folder of this machine as its base" in notes
+
+
+def test_what_exists_is_not_overwritten_and_a_failure_leaves_nothing(run: Path, tmp_path: Path) -> None:
+    export(run, tmp_path / "out")
+    with pytest.raises(ModelError, match="exists already"):
+        export(run, tmp_path / "out")
+    with pytest.raises(RequestError, match="--dtype applies to --to merged"):
+        export(run, tmp_path / "out", ["adapter"], dtype="float16")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["merged"]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("mergd", "'mergd' is no form .* Did you mean 'merged'"),
+        ("gguf:q4_k_x", "'q4_k_x' is not a type .* Did you mean 'q4_k"),
+        ("merged:f16", "only gguf and ollama have a type"),
+    ],
+)
+def test_an_unknown_target_is_refused_with_the_near_one(target: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        Target.parse(target)
+
+
+def test_a_damaged_or_newer_manifest_is_refused(run: Path, tmp_path: Path) -> None:
+    folder = export(run, tmp_path / "out")[0].folder
+    file = folder / "preftune_artefact.json"
+    whole = json.loads(file.read_text())
+    for changed, message in (
+        ({"manifest": 99}, "Install that version"),
+        ({"kind": "zip"}, "cannot be read"),
+        ({"files": 3}, "wrong type"),
+        ({"base": 3}, "wrong type"),
+    ):
+        file.write_text(json.dumps(whole | changed))
+        with pytest.raises(ModelError, match=message):
+            read_manifest(folder)
