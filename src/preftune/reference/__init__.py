@@ -5,6 +5,7 @@
     fingerprint  addresses of scores; NUMERICS_VERSION
     inventory    lists, prunes and verifies the folder of scores
     moving       a reference that follows the policy
+    run_scores   scores of a run whose reference cannot be asked again
     scores       scores of a batch, from the cache or the source
     sources      choice of the reference model
     store        scores on disk

@@ -22,6 +22,7 @@ DEAR: tuple[Kind, ...] = ("verdicts", "judges", "models")
 """Kinds that cost money or minutes to make again: a limit on the size removes them only if they are named."""
 
 _FILES: tuple[tuple[Kind, str], ...] = (
+    ("tokens", "*.arrow"),
     ("tokens", "*.npz"),
     ("rows", "*.arrow"),
     ("answers", "*.jsonl"),
