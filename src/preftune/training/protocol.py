@@ -129,7 +129,7 @@ class GroupTrainerView(RecordedTrainerView, Protocol):
     def untimed(self) -> AbstractContextManager[None]: ...
 
 
-class JudgedTrainerView(GroupTrainerView, Protocol):
+class JudgedEvaluationView(GroupTrainerView, Protocol):
     """A trainer whose answers a judge compares at every evaluation."""
 
     def _batch_of(self, rows: Sequence[int]) -> PackedBatch: ...

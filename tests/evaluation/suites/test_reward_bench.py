@@ -167,7 +167,8 @@ def test_a_reward_model_is_compared_with_equal_rewards_or_with_another_one(tmp_p
     model, tokenizer = tiny_reward_model(), tiny.tiny_tokenizer()
     rater = RewardModel.held(model, tokenizer, name="rater")
     long = {"id": "8", "subset": "Math", "prompt": "Long?", "chosen": ["x" * 900], "rejected": ["y"]}
-    path = write(tmp_path / "r.jsonl", [*SECOND, long])
+    thinks = {**SECOND[0], "chosen": ["<think>one and one</think>two"]}
+    path = write(tmp_path / "r.jsonl", [thinks, *SECOND[1:], long])
     result = run_suite("reward-bench", contest(tmp_path, scorers={"aligned": rater}), data=path)
     (line, *_) = read_lines(tmp_path / "eval" / "reward-bench" / "rewards.jsonl")
     answers = ["two", "one", "three", "four"]

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from preftune import KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
-from preftune.errors import ConfigError, RequestError
+from preftune.errors import ConfigError, ModelError, RequestError
+from preftune.generation.generate import Completion
 from preftune.storage.jsonl import read_lines
 from preftune.training.config.eval_judge import WIN_RATES
 from preftune.training.judged import win_rate
@@ -133,6 +134,25 @@ def test_a_judge_that_fails_does_not_end_a_run_that_can_do_without(tmp_path: Pat
     assert (made.state.global_step, of_the_judge(made)) == (2, [])
     with pytest.raises(RequestError, match="failed on prompt"):
         run(tiny_model(), tmp_path / "ends", eval_judge=judge, metric_for_best_model="eval_win_rate")
+
+
+def test_what_a_model_thinks_is_kept_and_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = iter([False, True])
+
+    def thinking(model: Any, tokenizer: Any, prompts: Any, **options: Any) -> list[Completion]:
+        thought = "aeiou" if next(policy) else ""
+        return [Completion("<think>aeiou</think>b" if thought else "a", 1, True) for _ in prompts]
+
+    monkeypatch.setattr(win_rate, "generate", thinking)
+    made = run(tiny_model(), tmp_path, max_steps=1)
+    assert [one["eval_win_rate"] for one in of_the_judge(made)] == [0.0], "by vowels, the thought alone would win"
+    (line, *_) = read_lines(tmp_path / "eval_answers.jsonl")
+    assert (line["aligned"], line["thought"]["aligned"]) == ("b", "aeiou")
+
+
+def test_a_reward_model_that_is_not_there_is_missed_before_the_policy_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="nowhere"):
+        run(str(tmp_path / "no model either"), tmp_path, eval_judge=f"reward:{tmp_path / 'nowhere'}")
 
 
 def test_several_held_out_sets_and_prompts_of_a_file(tmp_path: Path) -> None:

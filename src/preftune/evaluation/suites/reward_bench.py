@@ -25,6 +25,7 @@ from preftune.evaluation.suites.reward_bench_scores import FIRST, Question, Rewa
 from preftune.evaluation.suites.sources import HubData, Row, look_at_some, missing_column, read_rows
 from preftune.evaluation.two_models.pair_logps import Floats, score_both
 from preftune.generation.protocol import SIDES
+from preftune.generation.thoughts import split_thoughts
 from preftune.progress import Counting
 from preftune.storage.jsonl import write_lines
 from preftune.types import PreferencePair, Text
@@ -153,7 +154,10 @@ def _by_scorers(contest: Contest, questions: Sequence[Question]) -> dict[str, tu
 
 
 def _rated(scorer: RewardModel, questions: Sequence[Question], side: str) -> AnswerRewards:
-    items: list[list[Item]] = [[(one.prompt, answer, {}) for answer in one.answers] for one in questions]
+    """Of the answers alone, without the reasoning before them."""
+    items: list[list[Item]] = [
+        [(one.prompt, split_thoughts(answer).answer, {}) for answer in one.answers] for one in questions
+    ]
     fitting = [i for i, of_question in enumerate(items) if all(scorer.fit(of_question))]
     with Counting(f"{SUITE}: rating, {side}", unit="answers") as progress:
         scores = iter(scorer.score_all([item for i in fitting for item in items[i]], progress=progress))

@@ -17,13 +17,13 @@ from preftune.reference.fingerprint import NUMERICS_VERSION, Numerics, fingerpri
 from preftune.storage.cache_folder import cache_folder, make_private
 from preftune.storage.jsonl import append_lines, digest
 from preftune.training.judged.prompts import Asked
-from preftune.training.protocol import JudgedTrainerView
+from preftune.training.protocol import JudgedEvaluationView
 
 VERSION = 1
 """Increased when the same model would answer otherwise."""
 
 
-def reference_key(trainer: JudgedTrainerView, tokens: int) -> str:
+def reference_key(trainer: JudgedEvaluationView, tokens: int) -> str:
     """The address of the model as received and of how it answers.
 
     A fresh adapter changes nothing and is no part of it.
@@ -39,7 +39,7 @@ def reference_key(trainer: JudgedTrainerView, tokens: int) -> str:
 
 
 def reference_answers(
-    trainer: JudgedTrainerView,
+    trainer: JudgedEvaluationView,
     asked: Sequence[Asked],
     answer: Callable[[Sequence[Asked]], list[Kept]],
     *,

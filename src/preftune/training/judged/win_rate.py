@@ -28,10 +28,11 @@ from preftune.log import say, warn
 from preftune.reference import unwrap
 from preftune.storage.jsonl import append_lines, digest
 from preftune.storage.run_directory import cut_back
+from preftune.training.config.base import PackedConfig
 from preftune.training.config.eval_judge import NEW_TOKENS, WIN_RATES
 from preftune.training.judged.prompts import SINGLE, Asked, asked_of
 from preftune.training.judged.reference_answers import reference_answers, reference_key
-from preftune.training.protocol import JudgedTrainerView
+from preftune.training.protocol import JudgedEvaluationView
 from preftune.training.step.optimizer_step import RandomState
 from preftune.training.step.shares import shared
 
@@ -43,16 +44,16 @@ class JudgedEvaluation:
     """Answers, judges and counts for one trainer.
 
     Args:
+        judge: of `judge_of`; closed with this object.
         held_out: its held-out rows, opened; or several sets by name.
     """
 
-    def __init__(self, trainer: JudgedTrainerView, held_out: Any) -> None:
+    def __init__(self, trainer: JudgedEvaluationView, judge: tuple[OpenedJudge, ExitStack], held_out: Any) -> None:
         args = trainer.args
         self._trainer, self._tokens = trainer, args.eval_max_new_tokens or NEW_TOKENS
         self._file = Path(args.output_dir) / FILE
-        opened = ExitStack()
+        self._judge, opened = judge
         weakref.finalize(self, opened.close)  # connections, and the cache of verdicts
-        self._judge: OpenedJudge = open_judge(str(args.eval_judge), opened, JudgeOptions())
         config: Any = trainer.model.config
         limit = getattr(config.get_text_config(), "max_position_embeddings", None)
         longest = None if limit is None else limit - self._tokens
@@ -224,9 +225,15 @@ class JudgedEvaluation:
         }
 
 
-def judged_evaluation(trainer: JudgedTrainerView, held_out: Any) -> JudgedEvaluation | None:
-    """The one that `eval_judge` asks for; None without."""
-    return None if trainer.args.eval_judge is None else JudgedEvaluation(trainer, held_out)
+def judge_of(args: PackedConfig) -> tuple[OpenedJudge, ExitStack] | None:
+    """The judge that `eval_judge` names, and what closes it; None without. Called before the policy is loaded, which takes longer.
+
+    Raises: RequestError for a rule, ModelError for a model that cannot be had.
+    """
+    if args.eval_judge is None:
+        return None
+    opened = ExitStack()
+    return open_judge(args.eval_judge, opened, JudgeOptions()), opened
 
 
 def _metrics(answered: Sequence[AnsweredRow], judged: Sequence[JudgedRow], *, need_rate: bool) -> dict[str, float]:

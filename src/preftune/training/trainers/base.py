@@ -22,7 +22,7 @@ from preftune.logps.batch import PackedBatch
 from preftune.reference import unwrap
 from preftune.storage.run_directory import check_writable, write_json
 from preftune.training.config.eval_judge import judged_metrics
-from preftune.training.judged.win_rate import judged_evaluation
+from preftune.training.judged.win_rate import JudgedEvaluation, judge_of
 from preftune.training.record.run_record import data_facts, parts
 from preftune.training.record.same_run import base_of
 from preftune.training.setup import model as assemble
@@ -98,6 +98,7 @@ class PackedTrainer(EvaluatedTrainer):
         check_one_batch(args, len(train_groups))
         configs = {"peft_config": peft_config, "quantization_config": quantization_config}
         self.plan = announce(self, model, args, train_groups, **configs)
+        judge = judge_of(args)
         assemble.seed(args)  # decides the adapter's start, which Trainer would seed too late
         model = self.prepare_model(model, args, tokenizer, **configs)
         held_out = eval_groups if isinstance(eval_groups, Mapping) else {"eval": eval_groups}
@@ -119,7 +120,7 @@ class PackedTrainer(EvaluatedTrainer):
         self._work = WorkCounter(self.model, trains_everything=self.full, unit=self.unit)
         self.placed()
         self.begin_record()
-        self.judged = judged_evaluation(self, eval_dataset)
+        self.judged = None if judge is None else JudgedEvaluation(self, judge, eval_dataset)
         self.watch(train_dataset, eval_dataset)
         self.say_advice()
 
