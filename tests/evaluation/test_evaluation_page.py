@@ -42,16 +42,17 @@ def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys) -> 
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     Path("my_rules.py").write_text(RULE, encoding="utf-8")
     model = save_tiny(tmp_path / "model", hidden_size=64)
-    assert [shlex.split(line)[1] for line in commands()] == "dpo eval eval judge-check report".split() + [
-        "judge-check"
-    ] * 3
+    said = [shlex.split(line)[1] for line in commands()]
+    assert said == ["dpo", "eval", "eval", "judge-check", "report", "dpo", *["judge-check"] * 3]
     with serving(shorter_wins) as server:
         for line in commands():
             words = line.replace("openai:JUDGE@BASE_URL", server.spec()).replace(" MODEL ", f" {model} ")
             more = ["--max_new_tokens", "4"] if " eval " in words else []
+            more = ["--eval_max_new_tokens", "4"] if " --eval_judge " in words else more
             assert main([*shlex.split(words)[1:], *more]) == 0, (line, capsys.readouterr().err)
     assert json.loads(Path("runs/dpo/eval/summary.json").read_text(encoding="utf-8"))["n"] == 4
     assert json.loads(Path("runs/dpo/eval/held-out/summary.json").read_text(encoding="utf-8"))["suite"] == "held-out"
+    assert json.loads(Path("runs/judged/run.json").read_text(encoding="utf-8"))["eval_judge"]["prompts"] == {"eval": 4}
     assert json.loads(Path("judge.json").read_text(encoding="utf-8"))["n"] == 6
     assert Path("runs/dpo/report.html").is_file()
 

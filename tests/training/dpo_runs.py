@@ -15,7 +15,7 @@ from preftune.reference import inference
 from tiny import rows, tiny_model, tiny_tokenizer
 
 LN2 = 0.6931471805599453
-TIMED = ("time", "_per_second", "_runtime", "useful_tflops", "total_flos", "memory/peak_gb")
+TIMED = ("time", "_per_second", "_runtime", "_rate_seconds", "useful_tflops", "total_flos", "memory/peak_gb")
 
 
 def config(folder: Path, **options: Any) -> DPOConfig:

@@ -116,8 +116,20 @@ class RewardModel:
         text = apply_template(self._tokenizer, said, **template)
         return {"input_ids": list(self._tokenizer(text, add_special_tokens=False)["input_ids"])}  # text has them
 
+    def fit(self, items: Sequence[Item]) -> list[bool]:
+        """Whether each prompt with its answer fits into the model's positions, so that it can be scored."""
+        limit = self._positions
+        return [
+            limit is None or len(self._encode(prompt, answer, template_of(row))["input_ids"]) <= limit
+            for prompt, answer, row in items
+        ]
+
+    @property
+    def _positions(self) -> int | None:
+        return getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+
     def _check_lengths(self, token_ids: Sequence[Sequence[int]]) -> None:
-        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        limit = self._positions
         longest = max(map(len, token_ids), default=0)
         if limit is not None and longest > limit:
             raise ModelError(

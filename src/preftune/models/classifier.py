@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def load_classifier(name: str | os.PathLike[str], **options: Any) -> nn.Module:
     Raises: ModelError if it cannot be found or loaded, or has more than one label.
     """
     place = locate(name, revision=options.get("revision"))
-    if _is_classifier(place, options):
+    if is_classifier(place, options):
         return _load_classifier(place, options)
     return classifier_of(load_model(name, **options))
 
@@ -136,7 +137,12 @@ def _with_adapter_of(model: Any) -> nn.Module:
     return fitted
 
 
-def _is_classifier(place: Location, options: dict[str, Any]) -> bool:
+def is_classifier(place: Location, options: Mapping[str, Any]) -> bool:
+    """Whether a model or an adapter is a sequence classifier, such as a reward model.
+
+    Args:
+        options: of loading; `revision` and `trust_remote_code` are read.
+    """
     if place.kind == "gguf":
         return False
     if place.kind in ("adapter", "hub-adapter"):

@@ -5,6 +5,7 @@
     fingerprint  addresses of scores; NUMERICS_VERSION
     inventory    lists, prunes and verifies the folder of scores
     moving       a reference that follows the policy
+    run_scores   scores of a run whose reference cannot be asked again
     scores       scores of a batch, from the cache or the source
     sources      choice of the reference model
     store        scores on disk
@@ -21,6 +22,7 @@ from preftune.reference.sources import (
     NoReference,
     Source,
     adapters_off,
+    as_received_without_adapters,
     choose_source,
     inference,
     unwrap,
@@ -39,6 +41,7 @@ __all__ = [
     "ScoreStore",
     "Source",
     "adapters_off",
+    "as_received_without_adapters",
     "choose_source",
     "completion_keys",
     "fingerprint",

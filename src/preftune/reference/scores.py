@@ -15,6 +15,7 @@ from torch import nn
 from preftune.logps.batch import GroupLogps, PackedBatch, pack
 from preftune.logps.engine import Engine
 from preftune.reference.fingerprint import completion_keys
+from preftune.reference.run_scores import RunScores
 from preftune.reference.sources import Source
 from preftune.reference.store import Scores, ScoreStore
 from preftune.types import TokenizedGroup
@@ -45,10 +46,8 @@ class ReferenceScores:
         """
         self.source, self.engine, self.store, self.autocast = source, engine, store, autocast
         self.anywhere = anywhere
-        self.memory: dict[bytes, Scores] = {}
-        """Scores of sources that cannot score again, 4 bytes per token; the store may be off, or may be pruned
-        meanwhile.
-        """
+        self.memory = RunScores()
+        """Scores of sources that cannot score again; the store may be off, or may be pruned meanwhile."""
         self.hits = 0
         self.misses = 0
 
@@ -94,12 +93,12 @@ class ReferenceScores:
         return _groups_with_a_miss(groups, keys, self._look_up(keys))
 
     def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, Scores]:
-        known = {key: self.memory[key] for key in keys if key in self.memory}
+        known = self.memory.get(keys)
         if self.store is not None:
             found = self.store.get(key for key in keys if key not in known)
             known |= found
             if not self.source.live:
-                self.memory |= found
+                self.memory.put(found)
         return known
 
     def score_groups(
@@ -116,7 +115,7 @@ class ReferenceScores:
         if self.store is not None:
             self.store.put(scores)
         if not self.source.live:  # the store may be lost or cleaned while the run goes on
-            self.memory |= scores
+            self.memory.put(scores)
         return scores
 
 

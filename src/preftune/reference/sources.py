@@ -292,17 +292,29 @@ def choose_source(
         model: the policy as received, unwrapped.
         probe: a few real rows, on which switching the adapters off is tested.
     """
+    if not adapter_prefixes(model):
+        return AsReceived(model, trained=trained, reload=reload)
+    return AdapterOff(model) if as_received_without_adapters(model, probe, engine) else FrozenCopy(model)
+
+
+def as_received_without_adapters(model: nn.Module, probe: PackedBatch, engine: Engine) -> bool:
+    """Whether a model as received computes the same with its adapters switched off, and trains nothing else; also True
+    for a model without adapters.
+
+    Args:
+        probe: a few real rows, on which it is tested.
+    """
     prefixes = adapter_prefixes(model)
     if not prefixes:
-        return AsReceived(model, trained=trained, reload=reload)
+        return True
     adapters = [name for name, _ in model.named_parameters() if is_adapter_parameter(name, prefixes)]
     if not trainable(model) <= {*adapters} or _shows_rarely(model, adapters):
-        return FrozenCopy(model)
+        return False
     with inference(model):
         on = engine(model, probe).token_logps_T
         with adapters_off(model):
             off = engine(model, probe).token_logps_T
-    return AdapterOff(model) if torch.equal(on, off) else FrozenCopy(model)
+    return torch.equal(on, off)
 
 
 def _shows_rarely(model: nn.Module, adapters: Sequence[str]) -> bool:

@@ -30,7 +30,7 @@ log = logging.getLogger("preftune")
 Scores = npt.NDArray[np.float32]
 
 MARK = 0x50465431  # "PFT1": marks the file as ours and its format
-_INDEX_KILOBYTES = 16_000  # of memory: the index of half a million completions
+_INDEX_KILOBYTES = 8_000  # of memory: the index of a quarter of a million completions
 
 _OF_THE_PARENT: list[sqlite3.Connection] = []
 """Connections that a forked child inherited. SQLite forbids closing them there, so they are never collected."""

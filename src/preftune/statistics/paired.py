@@ -133,10 +133,41 @@ def compare_means(
     return Comparison.of(name, *means, change, better=better, n=len(base_N), unit=unit, confidence=confidence)
 
 
+def compare_with_constant(name: str, constant: float, found: MeanInterval, *, n: int, confidence: float) -> Comparison:
+    """A rate with its interval, compared with what is known of a baseline without measuring it; higher is better."""
+    change = MeanInterval(found.mean - constant, found.low - constant, found.high - constant, found.standard_error)
+    return Comparison.of(name, constant, found.mean, change, better="higher", n=n, confidence=confidence)
+
+
 def compare_with_even(name: str, rate: float, low: float, high: float, *, n: int, confidence: float) -> Comparison:
     """A win rate against the baseline with its interval, compared with the 50% of an equal model."""
-    change = MeanInterval(rate - 0.5, low - 0.5, high - 0.5, math.nan)
-    return Comparison.of(name, 0.5, rate, change, better="higher", n=n, confidence=confidence)
+    return compare_with_constant(name, 0.5, MeanInterval(rate, low, high, math.nan), n=n, confidence=confidence)
+
+
+def compare_weighted(name: str, parts: Sequence[Comparison], weights: Sequence[float]) -> Comparison:
+    """The weighted mean of figures of separate prompts, such as the sections of a benchmark.
+
+    Its interval is recovered from those of the parts: the distance of its ends from the mean is the root of the sum of
+    the squared weighted distances (Zou and Donner 2008, Statistics in Medicine 27:1693-1702). So it is as wide as a
+    part without variance requires, where a bootstrap would have no width. One part without an interval leaves none.
+
+    Args:
+        weights: of the parts, at least 0; only their ratios matter.
+    """
+    share_P = np.asarray(weights, dtype=np.float64) / float(np.sum(weights))
+    base, aligned, difference = (
+        float(share_P @ np.array([getattr(part, field) for part in parts]))
+        for field in ("base", "aligned", "difference")
+    )
+    low_P, high_P = (
+        np.array([math.nan if (end := getattr(part, field)) is None else end - part.difference for part in parts])
+        for field in ("ci_low", "ci_high")
+    )
+    low, high = (float(np.sqrt(np.square(share_P * end_P).sum())) for end_P in (low_P, high_P))
+    change = MeanInterval(difference, difference - low, difference + high, math.nan)
+    first, n = parts[0], sum(part.n for part in parts)
+    more: dict[str, Any] = {"better": first.better, "n": n, "unit": first.unit, "confidence": first.confidence}
+    return Comparison.of(name, base, aligned, change, **more)
 
 
 def compare_win_rate(name: str, rate: WinRate) -> Comparison:

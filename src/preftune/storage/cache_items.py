@@ -1,4 +1,6 @@
-"""The contents of the cache folder besides reference scores: token ids, rows, verdicts, judges, models, leftovers."""
+"""The contents of the cache folder besides reference scores: token ids, rows, answers of reference models, verdicts,
+judges, models, leftovers.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,18 @@ from typing import Literal
 from preftune.storage.atomic import ABANDONED_S
 from preftune.storage.key_value import opened
 
-Kind = Literal["tokens", "rows", "verdicts", "judges", "models", "leftovers"]
-KINDS: tuple[Kind, ...] = ("tokens", "rows", "verdicts", "judges", "models", "leftovers")
+Kind = Literal["tokens", "rows", "answers", "verdicts", "judges", "models", "leftovers"]
+KINDS: tuple[Kind, ...] = ("tokens", "rows", "answers", "verdicts", "judges", "models", "leftovers")
 DEAR: tuple[Kind, ...] = ("verdicts", "judges", "models")
 """Kinds that cost money or minutes to make again: a limit on the size removes them only if they are named."""
 
-_FILES: tuple[tuple[Kind, str], ...] = (("tokens", "*.npz"), ("rows", "*.arrow"), ("verdicts", "*.damaged-*"))
+_FILES: tuple[tuple[Kind, str], ...] = (
+    ("tokens", "*.arrow"),
+    ("tokens", "*.npz"),
+    ("rows", "*.arrow"),
+    ("answers", "*.jsonl"),
+    ("verdicts", "*.damaged-*"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ it.
 
     config        options of the trainers
     guard         alarms while a run trains
+    judged        a judge that compares answers at every evaluation
     online        training on fresh answers: GRPO, RLOO, online DPO, XPO, Nash-MD
     ppo           proximal policy optimisation
     protocol      the attributes of a trainer that other modules may read

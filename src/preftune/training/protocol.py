@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from preftune.training.config.dpo import DPOConfig
 from preftune.training.config.referenced import ReferencedConfig
 from preftune.types import TokenizedGroup
 
+Decided = TypeVar("Decided")
 HeldOut = GroupDataset | dict[str, GroupDataset] | None
 
 
@@ -126,6 +127,13 @@ class GroupTrainerView(RecordedTrainerView, Protocol):
     def items(self, group: TokenizedGroup) -> int: ...
     def batch_loss(self, model: nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]: ...
     def untimed(self) -> AbstractContextManager[None]: ...
+
+
+class JudgedEvaluationView(GroupTrainerView, Protocol):
+    """A trainer whose answers a judge compares at every evaluation."""
+
+    def _batch_of(self, rows: Sequence[int]) -> PackedBatch: ...
+    def _on_first_rank(self, decide: Callable[[], Decided]) -> Decided: ...
 
 
 class ObjectiveView(Protocol):

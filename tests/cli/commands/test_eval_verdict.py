@@ -1,10 +1,14 @@
-"""`preftune eval`: its exit code, and the verdict that a suite changes."""
+"""`preftune eval`: its exit code, the verdict that a suite changes, and reward models."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pytest
+
 from tests.cli.commands.test_eval import duel, other_model, questions, read, server
+from tests.judges.test_reward_model import saved
 
 __all__ = ["other_model", "questions", "server"]
 
@@ -49,3 +53,21 @@ def test_a_suite_without_a_comparison_decides_nothing(
     measured = preftune(*suite, "--fail_under", "better")
     assert "The verdict with these abilities: " in measured.out
     assert measured.code == 1
+
+
+def test_reward_models_and_their_suite(preftune, tiny_model, tmp_path: Path) -> None:
+    rows = [{"id": n, "subset": "Math", "prompt": f"{n}?", "chosen": ["a b"], "rejected": ["c", "d"]} for n in range(3)]
+    data, rater = tmp_path / "rows.jsonl", saved(tmp_path / "rater")
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["eval", "--model", rater, "--suite", "reward-bench", "--suite_data", data]
+    result = preftune(*words)
+    assert result.code == 0, result.err
+    summary = json.loads((Path(rater) / "eval" / "reward-bench" / "summary.json").read_text())
+    assert (summary["headline"]["name"], summary["headline"]["base"]) == ("score by reward", pytest.approx(1 / 3))
+    assert "Score by reward" in result.out
+    refused = preftune(*words, "--baseline", tiny_model)
+    assert (refused.code, "is a reward model and" in refused.err) == (2, True)
+    others = preftune(*words[:4], "xstest", "--suite_data", data)
+    assert (others.code, "is a reward model, which writes none" in others.err) == (2, True)
+    compared = preftune("eval", "--model", rater, "--judge", "shorter")
+    assert (compared.code, "A reward model writes no answers" in compared.err) == (2, True)

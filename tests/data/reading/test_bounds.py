@@ -90,7 +90,7 @@ def test_values_nested_too_deeply_name_their_row() -> None:
 def test_a_table_that_is_too_large_for_memory_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{**ROW, "prompt": f"p{number}", "chosen": "g" * 100} for number in range(3000)]
     small = list(load_pairs(jsonl(tmp_path / "a.jsonl", *rows)))
-    monkeypatch.setattr(tables, "_MOST_IN_MEMORY", 100_000)
+    monkeypatch.setattr(tables, "MOST_IN_MEMORY", 100_000)
     for source in (tmp_path / "a.jsonl", rows):
         pairs = load_pairs(source)
         assert list(pairs) == small

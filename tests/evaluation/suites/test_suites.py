@@ -30,7 +30,7 @@ def test_every_suite_can_be_loaded_and_listing_them_loads_none() -> None:
         " any(name.startswith('preftune.evaluation.suites.') for name in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["7", "False", "False"]
+    assert done.stdout.split() == ["8", "False", "False"]
 
 
 def test_a_typo_and_an_option_of_another_suite(tmp_path: Path) -> None:

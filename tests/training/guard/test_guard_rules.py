@@ -8,7 +8,7 @@ import math
 import pytest
 
 from preftune.training.guard.alarms import Alarm
-from preftune.training.guard.figures import Facts, Glance, History, Look, history_of, pooled
+from preftune.training.guard.figures import Facts, Glance, History, Look, Verdicts, history_of, pooled
 from preftune.training.guard.rules import COVERS, RULES, new_alarms, smells
 
 LN2 = math.log(2)
@@ -49,6 +49,13 @@ def history(*, steps: int = 20, look: Look | None = None, facts: Facts | None = 
     return made
 
 
+def judged(*high: float) -> History:
+    """A healthy run whose evaluations have win rates with these upper ends of their intervals."""
+    made = history()
+    made.verdicts = [Verdicts(10 * number, "eval_", 0.3, 0.2, end) for number, end in enumerate(high)]
+    return made
+
+
 def names(made: History, raised: frozenset[str] = frozenset()) -> list[str]:
     return [alarm.name for alarm in new_alarms(made, raised)]
 
@@ -77,6 +84,7 @@ CASES = {
     "empty-answers": history(look=LOOK._replace(empty=0.5)),
     "missing-eos": history(look=LOOK._replace(finished=0.25)),
     "length-drift": history(look=LOOK._replace(tokens=120, length_ratio=2.4)),
+    "judged-worse": judged(0.45, 0.4),
     "chosen-falls": history(chosen=-30, rejected=-45, margin=15, margin_rms=18, loss=0.3),
     "too-little-change": history(
         steps=40, loss=0.692, loss_change=0.001, margin=0.01, margin_rms=0.05, accuracy=0.55, chosen=0.02, rejected=0.01
@@ -92,6 +100,20 @@ def test_there_is_a_case_for_every_rule():
 @pytest.mark.parametrize("name", CASES)
 def test_each_trouble_raises_its_own_alarm_and_no_other(name):
     assert names(CASES[name]) == [name]
+
+
+def test_one_evaluation_that_is_judged_worse_may_be_chance():
+    assert names(judged(0.4)) == names(judged(0.4, 0.6)) == names(judged(0.4, 0.5, 0.4)) == []
+
+
+def test_the_verdicts_of_a_resumed_run_are_those_of_its_metrics():
+    made = judged(0.45, 0.4)
+    lines = [
+        {"step": one.step, "eval_loss": 1.0, "eval_win_rate": one.rate, "eval_win_rate_low": one.low,
+         "eval_win_rate_high": one.high, "eval_win_rate_seconds": 2.0}
+        for one in made.verdicts
+    ]  # fmt: skip
+    assert history_of(made.facts, lines).verdicts == made.verdicts
 
 
 def test_a_loss_that_begins_near_zero_does_not_oscillate_by_chance():

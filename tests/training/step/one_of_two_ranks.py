@@ -47,6 +47,7 @@ OUT_OF_MEMORY = "one rank out of memory"
 GUARDED = "guarded"
 UNEVEN = "uneven"
 SORTED = "sorted"
+JUDGED = "lora"
 CASES = {
     "lora": lora_model,
     "full": tiny_model,
@@ -75,6 +76,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     # an evaluation sorts a batch, and ranks have other batches than one process
     SORTED: {"loss_type": "aot_unpaired", "beta": 0.1, "per_device_eval_batch_size": 1},
+    JUDGED: {"eval_judge": "longer", "eval_prompts": "3", "eval_strategy": "epoch", "eval_max_new_tokens": 5},
     "beta_dpo": {"loss_type": "beta_dpo", "beta_dpo_filter": 0.5},
     "lists": {"loss_type": "plackett_luce", "data": scored(20)},
 }

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from preftune.evaluation.two_models.open_models import Matchup
     from preftune.evaluation.two_models.types import AnsweredRow
     from preftune.generation.endpoint.budget import Budget
+    from preftune.generation.protocol import Side
     from preftune.judges.registry import OpenedJudge
+    from preftune.judges.reward_model import RewardModel
     from preftune.statistics.verdict_rules import Decision
 
 
@@ -62,7 +64,7 @@ def _exit_code(asked: argparse.Namespace, decision: Decision | None) -> int:
 
 
 def _evaluate(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> Decision | None:
-    from preftune.evaluation.two_models.open_models import AnswerOptions, match_up
+    from preftune.evaluation.two_models.open_models import AnswerOptions, match_up, reward_models_of
     from preftune.storage.run_directory import write_json
 
     conduct, budget = conduct_and_budget(asked, opened)
@@ -79,6 +81,10 @@ def _evaluate(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> Dec
         conduct=conduct,
         budget=budget,
     )
+    raters = reward_models_of(asked.model, asked.baseline, options, opened)
+    if raters:
+        _rate(asked, folder, raters)
+        return None
     match = match_up(asked.model, asked.baseline, opened, options)
     for note in match.notes:
         tell(f"preftune: {note}")
@@ -253,6 +259,30 @@ def _cost(budget: Budget, asked: argparse.Namespace) -> dict[str, Any] | None:
         "tokens_out": budget.tokens_out,
         "money": budget.cost,
     }
+
+
+def _rate(asked: argparse.Namespace, folder: Path, raters: Mapping[Side, RewardModel]) -> None:
+    """Runs the suite of reward models."""
+    from preftune.cli.display.eval_table import show_suite
+    from preftune.evaluation.suites import run_suite
+    from preftune.evaluation.two_models.context import Contest
+    from preftune.evaluation.two_models.open_models import no_answers
+
+    if not asked.suite:
+        no_answers("aligned", (), ())
+    prepare_folder(folder)
+    contest = Contest(
+        generate=no_answers,
+        settings={side: rater.cache_key for side, rater in raters.items()},
+        folder=folder,
+        judge=None,
+        asker=None,
+        baseline=asked.baseline or "equal rewards",
+        aligned=asked.model,
+        scorers=raters,
+    )
+    for name in asked.suite:
+        show_suite(run_suite(name, contest, data=asked.suite_data, limit=asked.limit), folder)
 
 
 def _run_suites(

@@ -47,6 +47,7 @@ COLUMNS = (
     Column("KL", ("objective/kl",), "{:.2f}", 7),
     Column("margin", ("rewards/margins", "eval_rewards/margins", "margin", "eval_margin"), "{:.3f}", 7),
     Column("accuracy", _ACCURACY, "{:.1%}", 8),
+    Column("win rate", ("eval_win_rate",), "{:.1%}", 8),
     Column("KL/token", ("guard/kl_per_token",), "{:.3f}", 8),
     Column("length", ("completions/mean_length",), "{:.0f}", 6),
     Column("tokens/s", ("tokens_per_second",), "{:,.0f}", 8),

@@ -26,7 +26,8 @@ _SHOWN = {
     "tokens_per_second": "{:,.0f} tokens/s",
 }
 _SHOWN_HELD_OUT = {f"eval_{name}": form.replace("{:.0%}", "{:.1%}") for name, form in _SHOWN.items()} | {
-    "eval_calibration_error": "calibration error {:.3f}"
+    "eval_calibration_error": "calibration error {:.3f}",
+    "eval_win_rate": "win rate {:.1%}",
 }
 
 

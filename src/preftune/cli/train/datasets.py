@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -165,17 +166,19 @@ def split_by(key: Callable[[Any], int], rows: Any, fraction: float, *, seed: int
         rows: a `RowDataset`; its notes and counts stay with the part that is trained.
     Raises: DatasetError if all rows have the same key.
     """
-    places: dict[int, list[int]] = {}
-    for index, row in enumerate(rows):
-        places.setdefault(key(row), []).append(index)
-    if len(places) < 2:
+    import numpy as np
+
+    keys = np.fromiter(map(key, rows), np.uint64, len(rows))
+    _, first, number = np.unique(keys, return_index=True, return_inverse=True)
+    if len(first) < 2:
         raise DatasetError(f"--eval_fraction {fraction}: {rows.name} has only one prompt, so nothing can be held out.")
-    keys = list(places)
-    random.Random(seed).shuffle(keys)
-    count = min(len(keys) - 1, max(1, round(fraction * len(keys))))
-    held_out = sorted(index for one in keys[:count] for index in places[one])
-    kept = sorted(index for one in keys[count:] for index in places[one])
-    return rows.select(kept), rows.held_out(held_out)
+    shuffled = array("q", range(len(first)))  # in the order in which they first appear
+    random.Random(seed).shuffle(shuffled)
+    count = min(len(first) - 1, max(1, round(fraction * len(first))))
+    is_held_out = np.zeros(len(first), np.bool_)
+    is_held_out[np.argsort(first)[np.asarray(shuffled[:count])]] = True
+    of_rows = is_held_out[number.reshape(-1)]
+    return rows.select(np.flatnonzero(~of_rows)), rows.held_out(np.flatnonzero(of_rows))
 
 
 def has_splits(name: str) -> bool:

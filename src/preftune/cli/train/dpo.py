@@ -22,10 +22,12 @@ HELP = HelpPage(
         "data": "data format columns as_chat dataset_train_split eval_fraction eval_dataset_name max_length "
         "max_prompt_length truncation",
         "training": "beta loss_type learning_rate num_train_epochs max_steps per_device_train_batch_size "
-        "gradient_accumulation_steps max_tokens_per_batch group_by_prompt eval_strategy early_stopping_patience guard "
-        "guard_budget guard_prompts",
+        "gradient_accumulation_steps max_tokens_per_batch group_by_prompt eval_strategy eval_judge eval_prompts "
+        "early_stopping_patience guard guard_budget guard_prompts",
     },
     words={
+        "eval_judge": "at every evaluation, compare answers with the reference's by this judge (reward:MODEL, ...)",
+        "eval_prompts": "number of prompts for it (32), or a file with prompts",
         "beta": "KL penalty (0.1); a higher value keeps the policy closer to the reference",
         "learning_rate": "default: 5e-7 for all weights, 5e-6 for LoRA",
         "guard": "reaction to a run that goes wrong: off, warn, stop or rollback (warn)",

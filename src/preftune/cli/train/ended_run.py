@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from preftune.amounts import counted
 from preftune.cli.flags.messages import tell
 from preftune.errors import PreftuneError
 
@@ -70,3 +72,20 @@ def held_out_metrics(trainer: RecordedTrainer) -> dict[str, float] | None:
         found: dict[str, float] = last
         return found
     return dict(trainer.evaluate())
+
+
+def judged_lines(metrics: Mapping[str, float], output: str) -> list[str]:
+    """The win rates of an evaluation with `--eval_judge`, in sentences; run.json says of how many prompts."""
+    from preftune.storage.run_directory import run_facts
+
+    lines = []
+    for name, count in (run_facts(output, "eval_judge").get("prompts") or {}).items():
+        prefix = "eval" if name == "eval" else f"eval_{name}"
+        rate, low, high = (metrics.get(f"{prefix}_win_rate{end}") for end in ("", "_low", "_high"))
+        if rate is not None and low is not None and high is not None:
+            of_set = "" if name == "eval" else f" of {name}"
+            lines.append(
+                f"Judged: wins {rate:.1%} of {counted(count, 'held-out prompt')}{of_set} against the reference (95% "
+                f"interval {low:.1%} to {high:.1%})."
+            )
+    return lines

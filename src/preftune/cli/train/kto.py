@@ -26,9 +26,11 @@ HELP = HelpPage(
         "max_prompt_length truncation",
         "training": "loss_type beta desirable_weight undesirable_weight learning_rate num_train_epochs max_steps "
         "per_device_train_batch_size gradient_accumulation_steps max_tokens_per_batch eval_strategy "
-        "early_stopping_patience guard",
+        "eval_judge eval_prompts early_stopping_patience guard",
     },
     words={
+        "eval_judge": "at every evaluation, compare answers with the reference's by this judge (reward:MODEL, ...)",
+        "eval_prompts": "number of prompts for it (32), or a file with prompts",
         "guard": "off, warn, stop or rollback when the run goes wrong (warn)",
         "beta": "KL penalty (0.1); a higher value keeps the policy closer to the reference",
         "learning_rate": "learning rate; default 5e-7 for all weights, 5e-6 for LoRA",

@@ -24,9 +24,11 @@ HELP = HelpPage(
         "data": "data format columns as_chat dataset_train_split eval_fraction eval_dataset_name max_length truncation",
         "training": "completion_only_loss assistant_only_loss learning_rate num_train_epochs max_steps "
         "per_device_train_batch_size gradient_accumulation_steps max_tokens_per_batch neftune_noise_alpha "
-        "eval_strategy early_stopping_patience",
+        "eval_strategy eval_judge eval_prompts early_stopping_patience",
     },
     words={
+        "eval_judge": "at every evaluation, compare answers with the reference's by this judge (reward:MODEL, ...)",
+        "eval_prompts": "number of prompts for it (32), or a file with prompts",
         "learning_rate": "default: 2e-5 for all weights, 2e-4 for LoRA",
         "data": (
             "jsonl, json, csv, parquet (also .gz), a folder, a hub id, - for stdin; of pairs, the chosen side is used"

@@ -18,7 +18,7 @@ from preftune.cli.flags.field_names import Field, check_choices, check_names, fi
 from preftune.cli.flags.help_pages import HelpPage, page
 from preftune.cli.flags.messages import tell
 from preftune.cli.flags.recipe import Recipe, find_recipe
-from preftune.cli.train.ended_run import held_out_metrics, leave, write_page
+from preftune.cli.train.ended_run import held_out_metrics, judged_lines, leave, write_page
 from preftune.errors import PlanOnlyError, PreftuneError, RequestError
 from preftune.log import say, show_details, warn
 
@@ -282,7 +282,7 @@ def _finish(method: Method, trainer: RecordedTrainer, request: Request) -> int:
         if metrics is None and method.holds_out:
             flag = "--eval_fraction 0.05" if hasattr(request.data, "eval_fraction") else "--eval_dataset_name FILE"
             print(f"No data were held out, so there is no metric on new prompts ({flag} gives one).")
-        print("\n".join(method.report(trainer, request, metrics)))
+        print("\n".join([*judged_lines(metrics or {}, output), *method.report(trainer, request, metrics)]))
         if request.report:
             write_page(output)
     return 0

@@ -5,9 +5,12 @@ Preferences are demonstrations too: for each prompt, the answers to which no oth
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from preftune.amounts import counted
 from preftune.data.conversion.filters import prompt_key, split_key, text_key
@@ -175,7 +178,7 @@ def _good(data: DemonstrationDataset, reader: DemonstrationReader) -> Demonstrat
     """The rows whose answer is to be imitated; only a label excludes a row."""
     if "label" not in reader.columns:
         return data
-    good, bad, number = [], RowCount(), 0
+    good, bad, number = array("q"), RowCount(), 0
     labels = list({path[0] for path in reader.columns.paths["label"]})
     for table in data.needed.select_columns(labels).iter(batch_size=10_000):
         for row in rows_of(table):
@@ -185,7 +188,7 @@ def _good(data: DemonstrationDataset, reader: DemonstrationReader) -> Demonstrat
                 bad.add(number)
             number += 1
     data.left = {"bad_answer": bad} if bad.count else {}
-    return data.select(good)
+    return data.select(np.frombuffer(good, np.int64) if good else [])
 
 
 def is_preference(sample: Sample, format: str | None, columns: Mapping[str, str | None] | None, name: str) -> bool:
@@ -210,24 +213,26 @@ def _is_labelled(sample: Sample, format: str | None, name: str) -> bool:
 
 def _chosen_sides(pairs: PairDataset) -> DemonstrationDataset:
     """The answers in preferences that no other answer in the data beats."""
-    chosen: dict[tuple[int, int], int] = {}
-    beaten: set[tuple[int, int]] = set()
-    left = {"repeated": RowCount(), "beaten": RowCount()}
-    for place, pair in enumerate(pairs):
+    chosen, rejected, rows = array("Q"), array("Q"), array("q")
+    for pair in pairs:
         prompt = split_key(pair)
-        beaten.add((prompt, text_key(pair.rejected)))
-        key = (prompt, text_key(pair.chosen))
-        if key in chosen:
-            left["repeated"].add(pair.row)
-        else:
-            chosen[key] = place
-    places = []
-    for key, place in chosen.items():
-        if key in beaten:
-            left["beaten"].add(pairs.number(place))
-        else:
-            places.append(place)
-    if not places:
+        chosen.extend((prompt, text_key(pair.chosen)))
+        rejected.extend((prompt, text_key(pair.rejected)))
+        rows.append(pair.row)
+    answers, worse = (
+        np.asarray(keys, np.uint64).view([("prompt", "u8"), ("answer", "u8")]) for keys in (chosen, rejected)
+    )
+    _, first = np.unique(answers, return_index=True)
+    first.sort()
+    is_beaten = np.isin(answers[first], np.unique(worse))
+    places = first[~is_beaten]
+    again = np.delete(np.asarray(rows, np.int64), first)
+    beaten = [pairs.number(place) for place in first[is_beaten].tolist()]
+    left = {"repeated": RowCount(), "beaten": RowCount()}
+    for reason, numbers in (("repeated", again.tolist()), ("beaten", beaten)):
+        for number in numbers:
+            left[reason].add(number)
+    if not len(places):
         raise DatasetError(
             f"{pairs.name}: every answer is preferred in one row and rejected in another, so none is a demonstration. "
             "See preftune audit."

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -190,8 +191,7 @@ def _features(carried: Sequence[str]) -> Features:
 
 def _without_left(rows: Dataset) -> Converted:
     """Removes the reasons and counts them."""
-    numbers: list[int] = []
-    kept: list[bool] = []
+    numbers, kept = array("q"), bytearray()
     left: dict[str, RowCount] = {}
     for table in rows.select_columns(["row", "reason"]).iter(batch_size=100_000):
         for row, reason in zip(table["row"], table["reason"], strict=True):
@@ -201,7 +201,7 @@ def _without_left(rows: Dataset) -> Converted:
                 continue
             left.setdefault(reason, RowCount()).add(row)
     columns = [column for column in rows.column_names if column != "reason"]
-    places = np.flatnonzero(kept)
+    places = np.flatnonzero(np.frombuffer(kept, np.bool_)) if kept else np.zeros(0, np.int64)
     chosen = rows.select_columns(columns)
     if len(places) < len(kept):
         chosen = chosen.select(places)

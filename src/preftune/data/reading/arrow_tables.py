@@ -37,8 +37,8 @@ Kind: TypeAlias = Literal["null", "bool", "int", "float", "string", "json"]
 _CHUNK = 1000
 _DIGEST = 16
 """Length in bytes of the digest after a kept table."""
-_MOST_IN_MEMORY = 2**30
-"""Size in bytes from which a table is written to a file and mapped: `datasets` cannot join columns above 2 GiB."""
+MOST_IN_MEMORY = 2**22
+"""Size in bytes from which a table is written to a file and mapped, so that rows are not held in memory."""
 _DOUBTFUL = re.compile(r"\d{19}|NaN|Infinity")
 """Values that a reader of JSON may refuse."""
 _KINDS: Mapping[type, Kind] = {str: "string", bool: "bool", int: "int", float: "float", type(None): "null"}
@@ -55,11 +55,9 @@ def dataset_of(rows: Callable[[], Iterable[Row]], name: str, *, file: Path | Non
         DatasetError: no rows, or a row that is not an object.
     """
     kinds: dict[str, Kind] = {}
-    settled: Dataset | Path | None = None
-    while settled is None:  # a second time with the kinds of all rows, and once more where memory is no place for them
+    settled: Dataset | None = None
+    while settled is None:  # a second time with the kinds of all rows
         settled = _try_write(rows, name, kinds, file)
-        if isinstance(settled, Path):
-            file, settled = settled, None
     return settled
 
 
@@ -96,7 +94,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__}")
 
 
-def _spill_file() -> Path:
+def spill_file() -> Path:
     """A file for a table that is too large for memory, removed when the process ends."""
     folder = Path(tempfile.mkdtemp(prefix="preftune-rows-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -119,15 +117,27 @@ def kept_table(file: Path) -> Dataset | None:
 
     if not file.is_file():
         return None
-    size = max(0, file.stat().st_size - _DIGEST)
-    with file.open("rb") as opened:
-        opened.seek(size)
-        sound = opened.read() == _digest(opened, size)
-    if not sound:
+    if not is_sound(file):
         warn(f"The kept rows in {file.name} are damaged, and are read again from the source.")
         file.unlink(missing_ok=True)
         return None
     return Dataset.from_file(str(file))
+
+
+def is_sound(file: Path) -> bool:
+    """Whether a sealed file is as it was written."""
+    size = max(0, file.stat().st_size - _DIGEST)
+    with file.open("rb") as opened:
+        opened.seek(size)
+        return opened.read() == _digest(opened, size)
+
+
+def seal(file: str | Path) -> None:
+    """Adds a digest behind the end that an Arrow stream says of itself."""
+    with open(file, "r+b") as opened:
+        digest = _digest(opened, os.path.getsize(file))
+        opened.seek(0, os.SEEK_END)
+        opened.write(digest)
 
 
 def _digest(opened: BinaryIO, size: int) -> bytes:
@@ -144,11 +154,9 @@ def _digest(opened: BinaryIO, size: int) -> bytes:
 
 def _try_write(
     rows: Callable[[], Iterable[Row]], name: str, kinds: dict[str, Kind], file: Path | None
-) -> Dataset | Path | None:
-    """The dataset; None if a column had another kind in later rows, with all kinds in `kinds`; or a file for the table,
-    if that is too large for memory.
-    """
-    sink = _FileSink(file) if file is not None else _MemorySink()
+) -> Dataset | None:
+    """The dataset; None if a column had another kind in later rows, with all kinds in `kinds`."""
+    sink: _Sink = _FileSink(file) if file is not None else _MemorySink()
     count, halves = 0, HalfPairs(name)
     with sink:
         for chunk in _chunks(rows(), name):
@@ -157,8 +165,6 @@ def _try_write(
                 sink.give_up()
             if not sink.given_up:
                 sink.add(_table(chunk, kinds, halves, count))
-            if sink.full:
-                return _spill_file()
             count += len(chunk)
         if sink.given_up:
             return None
@@ -262,8 +268,6 @@ class _Sink:
     """Collects tables, until they are found not to fit together."""
 
     given_up = False
-    full = False
-    """Whether the collected tables are larger than memory should hold."""
 
     def __enter__(self) -> _Sink:
         return self
@@ -280,14 +284,22 @@ class _Sink:
 
 
 class _MemorySink(_Sink):
+    """Tables in memory; in a file that ends with the process, once they are larger than memory should hold."""
+
     def __init__(self) -> None:
         self.tables: list[pa.Table] = []
         self._bytes = 0
+        self._file: _FileSink | None = None
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            self._file.__exit__(*error)
 
     def add(self, table: pa.Table) -> None:
         self.tables.append(table)
         self._bytes += table.nbytes
-        self.full = self._bytes > _MOST_IN_MEMORY
+        if self._bytes > MOST_IN_MEMORY:
+            self._move()
 
     def give_up(self) -> None:
         super().give_up()
@@ -298,14 +310,31 @@ class _MemorySink(_Sink):
         from datasets import Dataset
         from datasets.table import InMemoryTable
 
+        if self._file is not None:
+            self._move()
+            return self._file.dataset()
         return Dataset(InMemoryTable(pa.concat_tables(self.tables)))
+
+    def _move(self) -> None:
+        """Writes the tables to the file."""
+        if self._file is None:
+            self._file = _FileSink(spill_file(), sealed=False)
+            self._file.__enter__()
+        for table in self.tables:
+            self._file.add(table)
+        self.tables.clear()
+        self._bytes = MOST_IN_MEMORY  # each further table is written at once
 
 
 class _FileSink(_Sink):
     """An Arrow file that is either complete under its name or absent."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, *, sealed: bool = True) -> None:
+        """
+        Args:
+            sealed: whether the file outlives the process, so that another one must see whether it is whole.
+        """
+        self.file, self.sealed = file, sealed
         self.writer: Any = None
 
     def __enter__(self) -> _FileSink:
@@ -334,9 +363,7 @@ class _FileSink(_Sink):
 
         self.writer.close()
         self.writer = None
-        with open(self.temporary, "r+b") as opened:
-            digest = _digest(opened, os.path.getsize(self.temporary))
-            opened.seek(0, os.SEEK_END)
-            opened.write(digest)  # behind the end that the table says of itself
+        if self.sealed:
+            seal(self.temporary)
         os.replace(self.temporary, self.file)
         return Dataset.from_file(str(self.file))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preftune.data.reading.arrow_tables import cached_table, dataset_of, kept_table
+from preftune.data.reading.arrow_tables import MOST_IN_MEMORY, cached_table, dataset_of, kept_table, spill_file
 from preftune.data.reading.text_files import GZIP, Row, read_rows, text_rows
 from preftune.errors import DatasetError
 from preftune.log import warn
@@ -161,10 +161,23 @@ def _read_parquet(path: Path, name: str, *, mapped: bool) -> Dataset:
         held = sum(opened.metadata.row_group(at).total_byte_size for at in range(opened.metadata.num_row_groups))
         if (mapped or held >= 2 * _LARGE) and not _is_gzip(path):
             return load_dataset("parquet", data_files=name, split="train")
-        table = opened.read()
-        if table.num_rows == 0:
+        if opened.metadata.num_rows == 0:
             raise DatasetError(f"{name} has no rows. Give at least one.")
-        return Dataset(InMemoryTable(table))
+        if held > MOST_IN_MEMORY:
+            return _unpacked(opened)
+        return Dataset(InMemoryTable(opened.read()))
+
+
+def _unpacked(opened: Any) -> Dataset:
+    """The table of a parquet file in a file that is mapped into memory, and ends with the process."""
+    import pyarrow as pa
+    from datasets import Dataset
+
+    file = spill_file()
+    with pa.ipc.new_stream(file, opened.schema_arrow) as writer:
+        for batch in opened.iter_batches(batch_size=1000):
+            writer.write_batch(batch)
+    return Dataset.from_file(str(file))
 
 
 def _stream_parquet(path: Path, name: str) -> Iterator[Row]:

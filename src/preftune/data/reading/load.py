@@ -166,8 +166,9 @@ def _slice(rows: Any, split: str) -> Any:
             f"The split {split!r} cannot be read: {error} (the data have {counted(len(rows), 'row')}). Write it like "
             f"'{base}[:1000]' or '{base}[10%:20%]'."
         ) from error
-    numbers = [number for part in parts for number in range(part.from_, part.to)]
-    return rows.select(numbers)
+    if len(parts) == 1:
+        return rows.select(range(parts[0].from_, parts[0].to))
+    return rows.select([number for part in parts for number in range(part.from_, part.to)])
 
 
 def _read_folder(path: Path, split: str) -> Dataset:

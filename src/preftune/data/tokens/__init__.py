@@ -8,8 +8,9 @@
     encode                 one example -> ids of prompt and completions; the boundary
     encode_demonstrations  one demonstration -> ids and trained spans
     encoded                ids of one example, and the texts that they come from
+    flat_arrays            arrays that grow, in a mapped file where they are large
     group_by_prompt        rows that share a prompt as one group
-    groups                 GroupDataset: groups in flat arrays
+    groups                 GroupDataset: groups in flat arrays, which are mapped
     lists                  rated pairs of a prompt as one list of answers
     reasons                why a row cannot train
     report                 TokenizeReport, DemonstrationReport: what was dropped or cut
@@ -23,6 +24,7 @@ __all__ = [
     "cache",
     "encode",
     "encoded",
+    "flat_arrays",
     "group_by_prompt",
     "groups",
     "lists",

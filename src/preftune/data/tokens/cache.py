@@ -1,4 +1,8 @@
-"""Tokenised pairs on disk: a second run over the same data with the same tokenizer and limits reads them back.
+"""Tokenised rows on disk: a second run over the same data with the same tokenizer and limits reads them back.
+
+A file is an Arrow stream of one batch with a row per group (`segments`: the prompt and its completions, `pairs`, `id`,
+and where there are any `scored`, `labels` and `scores`), whose buffers are the arrays of a `GroupDataset`: it is mapped
+into memory, and nothing of it is held.
 
 A file's key covers everything that the tokens depend on: the rows themselves, how they are read, the tokenizer, the
 limits, the libraries, and `TOKENS_VERSION`. So another dataset of the same name or a changed row is a miss, never a
@@ -13,6 +17,7 @@ import json
 import os
 import tempfile
 import zlib
+from array import array
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib import metadata
@@ -26,6 +31,8 @@ from numpy.typing import NDArray
 from preftune.data.formats.apply import RowCount
 from preftune.data.labelled import LabelledDataset
 from preftune.data.pairs.dataset import PairDataset
+from preftune.data.reading.arrow_tables import is_sound, seal
+from preftune.data.tokens.flat_arrays import Texts
 from preftune.data.tokens.groups import GroupDataset
 from preftune.data.tokens.report import AnyReport, DemonstrationReport, LabelledReport, TokenizeReport
 from preftune.data.tokens.tokenize import Rows, tokenize_demonstrations, tokenize_labelled, tokenize_pairs
@@ -35,6 +42,7 @@ from preftune.storage.atomic import sweep
 from preftune.storage.cache_folder import cache_folder, make_private
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
@@ -48,8 +56,8 @@ _MOST_BYTES = 8 * 10**9
 REPORT_VERSION = 2
 """Increase it when a report gets a field that an older file does not have."""
 
-_ARRAYS = ("tokens", "segments", "groups", "preferences", "preference_groups", "scored", "labels", "scores")
-"""The arrays of a `GroupDataset`, besides its ids."""
+_OF_SEGMENTS = {"scored": 3, "labels": 3, "scores": 2}
+"""The arrays of a `GroupDataset` whose rows begin with the number of a segment: the numbers in a row."""
 
 
 def tokenize_or_recall(
@@ -84,14 +92,14 @@ def tokenize_or_recall(
         _version(),
     ]
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
-    file = cache_folder() / "tokens" / f"{key}.npz"
-    if (found := _load(file, kinds.get(type(rows), DemonstrationReport))) is not None:
+    file, kind = cache_folder() / "tokens" / f"{key}.arrow", kinds.get(type(rows), DemonstrationReport)
+    if (found := _load(file, kind) or _load_earlier(file, kind)) is not None:
         groups, report = found
         report.name, report.notes = rows.name, [*rows.notes, *report.notes]
         return groups, report, True
     groups, report = tokenize()
-    _keep(file, groups, report, own_notes=report.notes[len(rows.notes) :])
-    return groups, report, False
+    kept = _keep(file, groups, report, own_notes=report.notes[len(rows.notes) :])
+    return kept or groups, report, False
 
 
 def keys_of_rows(rows: Dataset, reading: object) -> str:
@@ -170,25 +178,89 @@ def _version() -> str:
     return f"tokens {TOKENS_VERSION} {REPORT_VERSION} {' '.join(packages)}"
 
 
-def _keep(file: Path, groups: GroupDataset, report: Any, *, own_notes: list[str]) -> None:
-    """Writes a file atomically; with a full or read-only disk nothing is kept, which only costs the next run time."""
-    values = {**dataclasses.asdict(report), "notes": own_notes}
-    arrays = {name: getattr(groups, f"_{name}") for name in _ARRAYS}
-    arrays |= {"ids": _bytes_of(groups._ids), "report": _bytes_of(values)}
+def _keep(file: Path, groups: GroupDataset, report: Any, *, own_notes: list[str]) -> GroupDataset | None:
+    """Writes a file atomically. Returns: the groups in it; None with a full or read-only disk, where nothing is kept,
+    which only costs the next run time.
+    """
+    import pyarrow as pa
+
+    keys, values = report.prompt_keys, dataclasses.asdict(dataclasses.replace(report, prompt_keys=array("Q")))
+    values = {**values, "notes": own_notes, "prompt_keys": []}
+    facts = {"report": json.dumps(values, ensure_ascii=False).encode(), "prompt_keys": keys.tobytes()}
     temporary = None
     try:
         make_private(file.parent)
         sweep(file.parent)
         handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".writing-")
-        with os.fdopen(handle, "wb") as out:
-            np.savez(out, digest=_bytes_of(_digest(arrays)), **arrays)
+        os.close(handle)
+        batch = _batch_of(groups).replace_schema_metadata(facts)
+        with pa.ipc.new_stream(temporary, batch.schema) as writer:
+            writer.write_batch(batch)
+        seal(temporary)
         os.replace(temporary, file)
         _make_room(file)
+        return _mapped(file)[0]
     except OSError as error:
-        warn(f"Token ids are not kept for the next run: {file.parent} cannot be written ({error.strerror}).")
+        warn(f"Token ids are not kept for the next run: {file.parent} cannot be written ({error.strerror or error}).")
+        return None
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def _batch_of(groups: GroupDataset) -> pa.RecordBatch:
+    """A row per group, made of the arrays as they are."""
+    import pyarrow as pa
+
+    def lists(offsets: NDArray[np.int64], values: pa.Array) -> pa.Array:
+        return pa.LargeListArray.from_arrays(pa.array(offsets), values)
+
+    def rows(table: NDArray[Any]) -> pa.Array:
+        return pa.FixedSizeListArray.from_arrays(pa.array(table.reshape(-1)), table.shape[1])
+
+    ids = groups._ids
+    buffers = [None, pa.py_buffer(ids.offsets), pa.py_buffer(ids.content)]
+    columns = {
+        "segments": lists(groups._groups, lists(groups._segments, pa.array(groups._tokens))),
+        "pairs": lists(groups._preference_groups, rows(groups._preferences)),
+        "id": pa.Array.from_buffers(pa.large_string(), len(groups), buffers),
+    }
+    for name in _OF_SEGMENTS:
+        table = getattr(groups, f"_{name}")
+        if len(table):
+            begins = np.searchsorted(table[:, 0], groups._groups)
+            columns[name] = lists(begins.astype(np.int64), rows(table))
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def _mapped(file: Path) -> tuple[GroupDataset, dict[bytes, bytes]]:
+    """The groups of a file, mapped into memory, and its other facts."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(file)) as source:
+        batch = pa.ipc.open_stream(source).read_next_batch()
+
+    def table(column: pa.Array, columns: int) -> NDArray[Any]:
+        flat: NDArray[Any] = column.values.values.to_numpy()
+        return flat.reshape(-1, columns)
+
+    segments, pairs, ids = (batch.column(name) for name in ("segments", "pairs", "id"))
+    _, offsets, content = ids.buffers()
+    texts = Texts(
+        np.frombuffer(offsets, np.int64, len(batch) + 1) if offsets else np.zeros(1, np.int64),
+        np.frombuffer(content or b"", np.uint8),
+    )
+    names = [name for name in _OF_SEGMENTS if name in batch.schema.names]
+    groups = GroupDataset(
+        segments.values.values.to_numpy(),
+        segments.values.offsets.to_numpy(),
+        segments.offsets.to_numpy(),
+        table(pairs, 4),
+        pairs.offsets.to_numpy(),
+        texts,
+        **{name: table(batch.column(name), _OF_SEGMENTS[name]) for name in names},
+    )
+    return groups, batch.schema.metadata
 
 
 def _load(file: Path, kind: type[AnyReport]) -> tuple[GroupDataset, AnyReport] | None:
@@ -196,20 +268,44 @@ def _load(file: Path, kind: type[AnyReport]) -> tuple[GroupDataset, AnyReport] |
     if not file.is_file():
         return None
     try:
-        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as opened:
-            kept = (*_ARRAYS, "ids", "report")
-            arrays = {name: opened[name] for name in kept if name in opened}  # files of before have no scores
+        if not is_sound(file):  # Arrow has no checksums
+            raise ValueError("its digest differs")
+        groups, facts = _mapped(file)
+        report = _report_of(json.loads(facts[b"report"]), kind)
+        report.prompt_keys = array("Q", facts[b"prompt_keys"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _discard(file, error)
+        return None
+    os.utime(file)
+    return groups, report
+
+
+def _discard(file: Path, error: Exception) -> None:
+    warn(f"The kept token ids in {file.name} are damaged ({error}), and are computed again.")
+    file.unlink(missing_ok=True)
+
+
+def _load_earlier(file: Path, kind: type[AnyReport]) -> tuple[GroupDataset, AnyReport] | None:
+    """The contents of the archive of arrays that earlier versions kept, which becomes the file; None without one."""
+    earlier = file.with_suffix(".npz")
+    if not earlier.is_file():
+        return None
+    try:
+        with earlier.open("rb") as handle, np.load(handle, allow_pickle=False) as opened:
+            arrays = {name: opened[name] for name in opened if name != "digest"}
             digest = json.loads(opened["digest"].tobytes())
         if digest != _digest(arrays):  # zipfile looks at its own checksums only where a member is read past its end
             raise ValueError("its digest differs")
         ids, values = (json.loads(arrays.pop(name).tobytes()) for name in ("ids", "report"))
         groups, report = GroupDataset(**arrays, ids=ids), _report_of(values, kind)
+        report.prompt_keys = array("Q", values["prompt_keys"])
     except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
-        warn(f"The kept token ids in {file.name} are damaged ({error}), and are computed again.")
-        file.unlink(missing_ok=True)
+        _discard(earlier, error)
         return None
-    os.utime(file)
-    return groups, report
+    kept = _keep(file, groups, report, own_notes=report.notes)
+    if kept is not None:
+        earlier.unlink(missing_ok=True)
+    return kept or groups, report
 
 
 def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
@@ -217,15 +313,10 @@ def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
 
     digest = xxhash.xxh3_128()
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
+        part = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {part.dtype} {part.shape}".encode())
+        digest.update(part.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def _bytes_of(value: Any) -> NDArray[np.uint8]:
-    """A value's JSON as an array."""
-    return np.frombuffer(json.dumps(value, ensure_ascii=False).encode("utf-8"), dtype=np.uint8)
 
 
 def _report_of(values: dict[str, Any], kind: type[AnyReport]) -> AnyReport:
@@ -243,7 +334,8 @@ def _report_of(values: dict[str, Any], kind: type[AnyReport]) -> AnyReport:
 
 
 def _make_room(newest: Path) -> None:
-    files = sorted(newest.parent.glob("*.npz"), key=lambda file: file.stat().st_mtime, reverse=True)
+    kept = [file for pattern in ("*.arrow", "*.npz") for file in newest.parent.glob(pattern)]
+    files = sorted(kept, key=lambda file: file.stat().st_mtime, reverse=True)
     total = 0
     for file in files:
         total += file.stat().st_size

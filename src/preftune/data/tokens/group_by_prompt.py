@@ -6,8 +6,9 @@ four completions; the loss, a mean over pairs, and its gradient stay the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -30,17 +31,39 @@ def group_by_prompt(groups: GroupDataset, *, max_group_tokens: int | None = None
         groups: of any shape: single pairs as the tokeniser makes them, or groups of several.
         max_group_tokens: maximum number of tokens of a merged group, including its prompt; None for no limit.
     """
-    prompts: dict[int, list[_Source]] = {}
-    for segments, numbers, pairs, name in groups.numbered():
-        source = _Source(segments, numbers[1:], pairs, name)
-        prompts.setdefault(numbers[0], []).append(source)
-    lengths: list[int] = groups.segment_lengths.tolist()
-    merged = [
-        group for sources in prompts.values() for group in _parts_of(sources, lengths, max_group_tokens or float("inf"))
-    ]
-    return groups.rearranged(
-        [group.segments for group in merged], [group.pairs for group in merged], [group.name for group in merged]
-    )
+    return groups.rearranged((part.segments, part.pairs, part.name) for part in _merged(groups, max_group_tokens))
+
+
+def _merged(groups: GroupDataset, max_group_tokens: int | None) -> Iterator[_Merged]:
+    """The new groups, prompt after prompt; only the rows of one prompt are held."""
+    limit = max_group_tokens or float("inf")
+    for rows in _of_each_prompt(groups):
+        described = [groups.described(row) for row in rows]
+        numbers: dict[bytes, int] = {}
+        sources = [
+            _Source(
+                one.segments,
+                [numbers.setdefault(content, len(numbers)) for content in one.contents[1:]],
+                one.pairs,
+                one.id,
+            )
+            for one in described
+        ]
+        lengths = {
+            segment: length for one in described for segment, length in zip(one.segments, one.lengths, strict=True)
+        }
+        yield from _parts_of(sources, lengths, limit)
+
+
+def _of_each_prompt(groups: GroupDataset) -> Iterator[list[int]]:
+    """The rows of every prompt, in the order in which the prompts first appear."""
+    keys = groups.prompt_keys()
+    _, first, prompt = np.unique(keys, return_index=True, return_inverse=True)
+    first_row = first[prompt.reshape(-1)]
+    order = np.argsort(first_row, kind="stable")
+    begins = np.flatnonzero(np.diff(first_row[order], prepend=-1))
+    for begin, end in pairwise(np.append(begins, len(order))):
+        yield order[begin:end].tolist()
 
 
 @dataclass(slots=True)
@@ -69,7 +92,7 @@ class _Merged:
     def name(self) -> str:
         return self.first if self.sources == 1 else f"{self.first}+{self.sources - 1}"
 
-    def cost(self, sources: Sequence[_Source], lengths: Sequence[int]) -> int:
+    def cost(self, sources: Sequence[_Source], lengths: Mapping[int, int]) -> int:
         """Number of tokens that would be added."""
         new = {
             number: lengths[segment]
@@ -79,7 +102,7 @@ class _Merged:
         }
         return sum(new.values())
 
-    def add(self, source: _Source, lengths: Sequence[int]) -> None:
+    def add(self, source: _Source, lengths: Mapping[int, int]) -> None:
         for number, segment in zip(source.completions, source.segments[1:], strict=True):
             if number not in self.places:
                 self.places[number] = len(self.places)
@@ -90,7 +113,7 @@ class _Merged:
         self.sources += 1
 
 
-def _parts_of(sources: list[_Source], lengths: Sequence[int], limit: float) -> Iterator[_Merged]:
+def _parts_of(sources: list[_Source], lengths: Mapping[int, int], limit: float) -> Iterator[_Merged]:
     """The groups of one prompt: a single group, if that stays within the limit."""
     whole = _begin(sources[0], lengths)
     if len(sources) == 1 or whole.tokens + whole.cost(sources, lengths) <= limit:
@@ -113,7 +136,7 @@ def _parts_of(sources: list[_Source], lengths: Sequence[int], limit: float) -> I
     yield part
 
 
-def _begin(source: _Source, lengths: Sequence[int]) -> _Merged:
+def _begin(source: _Source, lengths: Mapping[int, int]) -> _Merged:
     """A group with only the prompt."""
     return _Merged([source.segments[0]], lengths[source.segments[0]], source.name)
 

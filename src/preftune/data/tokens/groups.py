@@ -1,23 +1,45 @@
-"""Tokenised groups in flat arrays: 160,000 rows take a few arrays, not a hundred million Python integers."""
+"""Tokenised groups in flat arrays, which are mapped files where they are large; a group is made when it is read.
+
+No object per group is held: the arrays of a million rows are pages of a file, which the system reads when they are
+needed and drops when memory is needed. What is computed over all groups is computed a part at a time.
+"""
 
 from __future__ import annotations
 
 import operator
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from preftune.data.tokens.flat_arrays import GrowingArray, Texts
 from preftune.types import Label, Preference, Span, TokenizedGroup
 
 _NO_SPANS = np.zeros((0, 3), np.int64)
 _NO_LABELS = np.zeros((0, 3), np.float64)
 _NO_SCORES = np.zeros((0, 2), np.float64)
 
+_BLOCK = 2**15
+"""Groups over which something is computed at a time."""
+
 Indices = Sequence[int] | NDArray[np.integer]
+
+
+class Described(NamedTuple):
+    """What a group is made of."""
+
+    segments: range
+    """The indices of its prompt and its completions among all segments."""
+    lengths: list[int]
+    """The number of tokens of each segment."""
+    contents: list[bytes]
+    """For each segment, digests of its tokens and its scored spans: equal segments of any groups have equal ones."""
+    pairs: list[tuple[int, int, int]]
+    """Its pairs as (index among all preferences, chosen, rejected)."""
+    id: str
 
 
 class GroupDataset(Sequence[TokenizedGroup]):
@@ -57,7 +79,7 @@ class GroupDataset(Sequence[TokenizedGroup]):
         self._groups = groups
         self._preferences = preferences
         self._preference_groups = preference_groups
-        self._ids = list(ids)
+        self._ids = ids if isinstance(ids, Texts) else Texts.of(ids)
         self._scored = _NO_SPANS if scored is None else scored
         self._labels = _NO_LABELS if labels is None else labels
         self._scores = _NO_SCORES if scores is None else scores
@@ -65,39 +87,22 @@ class GroupDataset(Sequence[TokenizedGroup]):
     @classmethod
     def from_groups(cls, groups: Iterable[TokenizedGroup]) -> GroupDataset:
         """Packs groups one by one; only the flat arrays are kept."""
-        tokens = array("i")  # four bytes a token, also while it grows
-        lengths: list[int] = []
-        per_group: list[int] = []
-        preferences: list[tuple[int, int, float, float]] = []
-        pairs_per_group: list[int] = []
-        ids: list[str] = []
-        scored: list[tuple[int, int, int]] = []
-        labels: list[tuple[int, bool, float]] = []
-        scores: list[tuple[int, float]] = []
+        made = _Arrays()
         for group in groups:
-            for segment, spans in enumerate(group.scored, start=len(lengths) + 1):
-                scored += [(segment, begin, end) for begin, end in spans]
-            labels += [(segment, *label) for segment, label in enumerate(group.labels, start=len(lengths) + 1)]
-            scores += list(enumerate(group.scores, start=len(lengths) + 1))
-            parts = (group.prompt_ids, *group.completions)
-            for part in parts:
-                tokens.extend(part)
-            lengths += [len(part) for part in parts]
-            per_group.append(len(parts))
-            preferences += [pair[:4] for pair in group.pairs]
-            pairs_per_group.append(len(group.pairs))
-            ids.append(group.id)
-        return cls(
-            np.frombuffer(tokens, np.int32) if tokens else np.zeros(0, np.int32),
-            _offsets(lengths),
-            _offsets(per_group),
-            np.asarray(preferences, np.float64).reshape(-1, 4),
-            _offsets(pairs_per_group),
-            ids,
-            np.asarray(scored, np.int64).reshape(-1, 3),
-            np.asarray(labels, np.float64).reshape(-1, 3),
-            np.asarray(scores, np.float64).reshape(-1, 2),
-        )
+            begun = made.begin(group.id)
+            for segment, spans in enumerate(group.scored, start=begun + 1):
+                made.add_spans(segment, spans)
+            for segment, label in enumerate(group.labels, start=begun + 1):
+                made.labels.extend((segment, *label))
+            for segment, score in enumerate(group.scores, start=begun + 1):
+                made.scores.extend((segment, score))
+            made.add_segment(group.prompt_ids)
+            for part in group.completions:
+                made.add_segment(part)
+            for pair in group.pairs:
+                made.preferences.extend(pair[:4])
+            made.end(len(group.pairs))
+        return made.dataset()
 
     def __len__(self) -> int:
         return len(self._groups) - 1
@@ -159,79 +164,70 @@ class GroupDataset(Sequence[TokenizedGroup]):
         """The groups at these positions, in this order, as a new dataset."""
         return GroupDataset.from_groups(self[int(index)] for index in indices)
 
-    def rearranged(
-        self,
-        segments: Sequence[Sequence[int]],
-        preferences: Sequence[Sequence[tuple[int, int, int]]],
-        ids: Sequence[str],
-    ) -> GroupDataset:
+    def rearranged(self, groups: Iterable[tuple[Sequence[int], Sequence[tuple[int, int, int]], str]]) -> GroupDataset:
         """New groups from this dataset's segments and pairs, made without converting tokens to Python integers.
 
         Args:
-            segments: for each new group, the indices of its prompt and its completions among this dataset's segments.
-            preferences: for each new group, its pairs: the preference of this dataset that gives weight and margin, and
-                the indices of chosen and rejected in the new group.
-            ids: one per new group.
+            groups: for each new group, the indices of its prompt and its completions among this dataset's segments; its
+                pairs: the preference of this dataset that gives weight and margin, and the indices of chosen and
+                rejected in the new group; and its id.
         """
-        order = [index for group in segments for index in group]
-        bounds = self._segments.tolist()
-        rows = np.asarray([row for group in preferences for row in group], np.int64).reshape(-1, 3)
-        pairs = self._preferences[rows[:, 0]]
-        pairs[:, :2] = rows[:, 1:]
-        scored = (
-            [(new, *span) for new, old in enumerate(order) for span in self._spans(old)] if len(self._scored) else []
-        )
-        return GroupDataset(
-            np.concatenate([self._tokens[bounds[i] : bounds[i + 1]] for i in order]) if order else self._tokens[:0],
-            _offsets(np.diff(self._segments)[order].tolist() if order else []),
-            _offsets([len(group) for group in segments]),
-            pairs,
-            _offsets([len(group) for group in preferences]),
-            ids,
-            np.asarray(scored, np.int64).reshape(-1, 3),
-        )
+        made = _Arrays()
+        for segments, pairs, name in groups:
+            begun = made.begin(name)
+            for new, old in enumerate(segments, start=begun):
+                begin, end = self._segments[old : old + 2]
+                made.add_array(self._tokens[begin:end])
+                if len(self._scored):
+                    made.add_spans(new, self._spans(old))
+            for pair, chosen, rejected in pairs:
+                made.preferences.extend((chosen, rejected, *self._preferences[pair, 2:]))
+            made.end(len(pairs))
+        return made.dataset()
 
-    def numbered(self) -> Iterator[tuple[range, list[int], list[tuple[int, int, int]], str]]:
-        """Every group with numbers for its contents: equal segments of any groups have equal numbers.
-
-        Completions that differ only in their scored spans have different numbers.
-
-        Yields: the indices of the group's segments (prompt first), their numbers, its pairs as (index among all
-        preferences, chosen, rejected), and its id.
-        """
+    def described(self, index: int) -> Described:
+        """What a group is made of. Completions that differ only in their scored spans have different contents."""
         import xxhash
 
-        numbers: dict[bytes, int] = {}
-        bounds, sides = self._segments.tolist(), self._preferences[:, :2].astype(np.int64).tolist()
-        for index, name in enumerate(self._ids):
-            segments = range(int(self._groups[index]), int(self._groups[index + 1]))
-            contents = [xxhash.xxh3_128_digest(self._tokens[bounds[i] : bounds[i + 1]].tobytes()) for i in segments]
-            if len(self._scored):
-                contents = [
-                    content + np.asarray(self._spans(i), np.int64).tobytes()
-                    for i, content in zip(segments, contents, strict=True)
-                ]
-            pairs = range(int(self._preference_groups[index]), int(self._preference_groups[index + 1]))
-            yield (
-                segments,
-                [numbers.setdefault(content, len(numbers)) for content in contents],
-                [(pair, sides[pair][0], sides[pair][1]) for pair in pairs],
-                name,
-            )
+        segments = range(int(self._groups[index]), int(self._groups[index + 1]))
+        bounds = self._segments[segments.start : segments.stop + 1].tolist()
+        contents = [xxhash.xxh3_128_digest(self._tokens[begin:end].data) for begin, end in pairwise(bounds)]
+        if len(self._scored):
+            contents = [
+                content + np.asarray(self._spans(i), np.int64).tobytes()
+                for i, content in zip(segments, contents, strict=True)
+            ]
+        first, last = self._preference_groups[index : index + 2].tolist()
+        sides = self._preferences[first:last, :2].astype(np.int64).tolist()
+        pairs = [(pair, chosen, rejected) for pair, (chosen, rejected) in enumerate(sides, start=first)]
+        lengths = [end - begin for begin, end in pairwise(bounds)]
+        return Described(segments, lengths, contents, pairs, self._ids[index])
 
     @property
     def prompts(self) -> int:
         """Number of distinct prompts."""
-        return len(self.prompt_hashes())
+        return len(np.unique(self.prompt_keys()))
 
-    def prompt_hashes(self, *, least: int = 0) -> set[int]:
-        """Hashes of the distinct prompts with at least `least` tokens; valid only within this process."""
-        starts = self._segments.tolist()
-        return {
-            hash(self._tokens[starts[i] : starts[i + 1]].tobytes())
-            for i in self._groups[:-1].tolist()
-            if starts[i + 1] - starts[i] >= least
-        }
+    def prompt_keys(self, *, least: int = 0) -> NDArray[np.void]:
+        """(prompts,): digests of the prompts with at least `least` tokens, group after group, 16 bytes each."""
+        import xxhash
+
+        keys = np.zeros(len(self), [("high", np.uint64), ("low", np.uint64)])
+        places, count = keys.view(np.uint8).data, 0
+        for start in range(0, len(self), _BLOCK):
+            prompts = self._groups[start : min(start + _BLOCK, len(self))]
+            bounds = zip(self._segments[prompts].tolist(), self._segments[prompts + 1].tolist(), strict=True)
+            for begin, end in bounds:
+                if end - begin >= least:
+                    places[16 * count : 16 * count + 16] = xxhash.xxh3_128_digest(self._tokens[begin:end].data)
+                    count += 1
+        return keys[:count]
+
+    def _blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Some groups at a time: the lengths of their segments, and where among those each group begins."""
+        for start in range(0, len(self), _BLOCK):
+            groups = self._groups[start : start + _BLOCK + 1]
+            yield np.diff(self._segments[groups[0] : groups[-1] + 1]), groups[:-1] - groups[0]
 
     @property
     def segment_lengths(self) -> NDArray[np.int64]:
@@ -243,13 +239,14 @@ class GroupDataset(Sequence[TokenizedGroup]):
         """Number of tokens, with every prompt counted once."""
         return len(self._tokens)
 
-    @property
+    @cached_property
     def scored_tokens(self) -> int:
         """Number of tokens that the loss covers: those of the completions without their context."""
-        lengths = self.segment_lengths.copy()
-        lengths[self._groups[:-1]] = 0  # the prompts; a group has at least its prompt
-        lengths[self._scored[:, 0]] = 0
-        return int(lengths.sum() + (self._scored[:, 2] - self._scored[:, 1]).sum())
+        partly = self._scored[:, 0].astype(np.int64)  # segments of which not every token is scored
+        bounds = np.unique(partly)
+        unscored = int((self._segments[bounds + 1] - self._segments[bounds]).sum())
+        completions = sum(int(lengths.sum() - lengths[begins].sum()) for lengths, begins in self._blocks())
+        return completions - unscored + int((self._scored[:, 2] - self._scored[:, 1]).sum())
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -259,13 +256,15 @@ class GroupDataset(Sequence[TokenizedGroup]):
         starts = self._segments[self._groups]
         return np.diff(starts)
 
-    @property
+    @cached_property
     def longest(self) -> int:
         """Number of tokens of the longest prompt with one of its completions."""
-        prompts = self.segment_lengths[self._groups[:-1]]
-        completions = self.segment_lengths.copy()
-        completions[self._groups[:-1]] = 0
-        return int((prompts + np.maximum.reduceat(completions, self._groups[:-1])).max()) if len(self) else 0
+        most = 0
+        for lengths, begins in self._blocks():
+            prompts = lengths[begins]
+            lengths[begins] = 0
+            most = max(most, int((prompts + np.maximum.reduceat(lengths, begins)).max()))
+        return most
 
     @property
     def pairs(self) -> int:
@@ -276,7 +275,7 @@ class GroupDataset(Sequence[TokenizedGroup]):
         """Whether a pair has a margin."""
         return bool(self._preferences[:, 3].any())
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of the tokens, the scored spans, the preferences and their order (not of the ids)."""
         import xxhash
@@ -284,14 +283,70 @@ class GroupDataset(Sequence[TokenizedGroup]):
         digest = xxhash.xxh3_128()
         part: NDArray[Any]
         for part in (self._tokens, self._segments, self._groups, self._preferences, self._preference_groups):
-            digest.update(np.ascontiguousarray(part).tobytes())
+            digest.update(_bytes_of(part))
         for part in (self._scored, self._labels, self._scores):
             if len(part):
-                digest.update(part.tobytes())
+                digest.update(_bytes_of(part))
         return digest.hexdigest()
 
 
-def _offsets(lengths: Sequence[int]) -> NDArray[np.int64]:
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return offsets
+def _bytes_of(part: NDArray[Any]) -> memoryview:
+    """The same memory, where the array is contiguous."""
+    return np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+
+
+class _Arrays:
+    """The arrays of a dataset in the making, group after group."""
+
+    def __init__(self) -> None:
+        self.tokens, self.segments, self.groups = GrowingArray("i"), GrowingArray("q"), GrowingArray("q")
+        self.preferences, self.preference_groups = GrowingArray("d"), GrowingArray("q")
+        self.id_bytes, self.ids = GrowingArray("B"), GrowingArray("q")
+        self.scored, self.labels, self.scores = GrowingArray("q"), GrowingArray("d"), GrowingArray("d")
+        self._tokens = self._segments = self._pairs = self._id_bytes = 0
+        for offsets in (self.segments, self.groups, self.preference_groups, self.ids):
+            offsets.append(0)
+
+    def begin(self, name: str) -> int:
+        """Begins a group. Returns: the number of its first segment, which is its prompt."""
+        encoded = name.encode("utf-8", "surrogatepass")
+        self.id_bytes.extend_bytes(encoded)
+        self._id_bytes += len(encoded)
+        self.ids.append(self._id_bytes)
+        return self._segments
+
+    def add_segment(self, ids: Sequence[int]) -> None:
+        self.tokens.extend(ids)
+        self._count(len(ids))
+
+    def add_array(self, ids: NDArray[np.int32]) -> None:
+        self.tokens.extend_bytes(ids.tobytes())
+        self._count(len(ids))
+
+    def _count(self, tokens: int) -> None:
+        self._tokens += tokens
+        self._segments += 1
+        self.segments.append(self._tokens)
+
+    def add_spans(self, segment: int, spans: Sequence[Span]) -> None:
+        for begin, end in spans:
+            self.scored.extend((segment, begin, end))
+
+    def end(self, pairs: int) -> None:
+        """Ends a group."""
+        self._pairs += pairs
+        self.groups.append(self._segments)
+        self.preference_groups.append(self._pairs)
+
+    def dataset(self) -> GroupDataset:
+        return GroupDataset(
+            self.tokens.done(),
+            self.segments.done(),
+            self.groups.done(),
+            self.preferences.done().reshape(-1, 4),
+            self.preference_groups.done(),
+            Texts(self.ids.done(), self.id_bytes.done()),
+            self.scored.done().reshape(-1, 3),
+            self.labels.done().reshape(-1, 3),
+            self.scores.done().reshape(-1, 2),
+        )

@@ -81,11 +81,12 @@ def _prompts(groups: GroupDataset) -> list[int | None]:
             prompt = same[prompt]
         return prompt
 
-    for index, (_, numbers, _, _) in enumerate(groups.numbered()):
+    numbers: dict[bytes, int] = {}
+    for index in range(len(groups)):
         if not groups.is_rated(index):
             prompts.append(None)
             continue
-        prompt = numbers[0]
+        prompt = numbers.setdefault(groups.described(index).contents[0], len(numbers))
         prompts.append(prompt)
         same.setdefault(prompt, prompt)
         group = groups[index]

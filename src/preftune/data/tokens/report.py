@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -73,7 +75,7 @@ class _Report:
     unwritten: dict[str, RowCount] = field(default_factory=dict)
     """One of `unwritten.PARTS` -> rows in which the chat template leaves it out."""
     notes: list[str] = field(default_factory=list)
-    prompt_keys: list[int] = field(default_factory=list)
+    prompt_keys: array[int] = field(default_factory=partial(array, "Q"))
     """`prompt_key` of every distinct prompt of the rows kept, sorted."""
 
     completions: ClassVar[tuple[str, ...]]

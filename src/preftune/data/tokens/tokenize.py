@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import uuid
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,7 @@ from preftune.data.row_dataset import rows_of
 from preftune.data.tokens.encode import Encoder
 from preftune.data.tokens.encode_demonstrations import Covered, DemonstrationEncoder
 from preftune.data.tokens.encoded import Encoded
+from preftune.data.tokens.flat_arrays import GrowingArray
 from preftune.data.tokens.groups import GroupDataset
 from preftune.data.tokens.report import AnyReport, DemonstrationReport, LabelledReport, TokenizeReport
 from preftune.data.tokens.shorten import shortening
@@ -36,6 +38,8 @@ Rows = PairDataset | DemonstrationDataset | LabelledDataset
 Report = TypeVar("Report", bound=AnyReport)
 
 _BATCH = 500
+_EXAMPLES = 5
+"""Rows that a message lists."""
 _SHOW_PROGRESS = 2000
 """Minimum number of rows for a progress bar (on a terminal only)."""
 
@@ -167,18 +171,20 @@ class _Run(Generic[Report]):
         self.processes = processes
         self.plain = 0
         self.details: dict[str, str] = {}
-        self.prompt_keys: set[int] = set()
+        self.prompt_keys = GrowingArray("Q")
         self.over_limit: list[tuple[int, int]] = []
-        """(row, tokens) of rows beyond the limits, if that is an error."""
+        """(row, tokens) of the first rows beyond the limits, if that is an error."""
+        self.beyond = 0
+        """The number of such rows."""
 
     def over(self, rows: Rows) -> tuple[GroupDataset, Report]:
         self.encoder.name = rows.name
         self.encoder.shorten = shortening(self.encoder.tokenizer, self.limits.max_length)
         groups = GroupDataset.from_groups(self._groups(rows))
-        if self.over_limit:
+        if self.beyond:
             raise self._too_long()
         self.report.measure(groups)
-        self.report.prompt_keys = sorted(self.prompt_keys)
+        self.report.prompt_keys = array("Q", np.unique(self.prompt_keys.done()).tobytes())
         self._add_notes()
         if not len(groups):
             raise DatasetError(f"Nothing is left to train on. {' '.join(self.report.lines())}")
@@ -193,7 +199,7 @@ class _Run(Generic[Report]):
             if encoded.reason is None:
                 self.report.keep(encoded, cut)
                 if example.prompt or len(example.completions) == 1:
-                    self.prompt_keys.add(question_key(example))
+                    self.prompt_keys.append(question_key(example))
                 yield encoded.group(example)
                 continue
             self.report.drop(encoded.reason, encoded.row)
@@ -221,7 +227,9 @@ class _Run(Generic[Report]):
         if not (over or over_prompt):
             return []
         if limits.truncation == "error":
-            self.over_limit.append((encoded.row, encoded.tokens))
+            self.beyond += 1
+            if len(self.over_limit) < _EXAMPLES:
+                self.over_limit.append((encoded.row, encoded.tokens))
             return []
         if limits.truncation == "truncate" and over_prompt:
             assert longest_prompt is not None
@@ -245,7 +253,7 @@ class _Run(Generic[Report]):
 
     def _too_long(self) -> DatasetError:
         rows, limits, report = self.over_limit, self.limits, self.report
-        examples = ", ".join(f"row {row}: {counted(tokens, 'token')}" for row, tokens in rows[:5])
+        examples = ", ".join(f"row {row}: {counted(tokens, 'token')}" for row, tokens in rows)
         asked = [f"max_length={limits.max_length}"] if limits.max_length is not None else []
         fits = [f"max_length={max(report.longest, limits.max_length or 0)}"] if asked else []
         prompts = ""
@@ -255,10 +263,10 @@ class _Run(Generic[Report]):
                 asked.append(f"max_prompt_length={limits.max_prompt_length}")
                 fits.append(f"max_prompt_length={max(report.longest_prompt, limits.max_prompt_length)}")
         return DatasetError(
-            f"{report.name}: {len(rows):,} of {counted(report.rows_in, 'row')} longer than {' and '.join(asked)} "
-            f"({examples}{', ...' if len(rows) > 5 else ''}; the longest has {report.longest:,}{prompts}). Set "
-            f'{" and ".join(fits)} to keep them whole, or truncation="truncate" to cut them, or truncation="drop" to '
-            "leave them out."
+            f"{report.name}: {self.beyond:,} of {counted(report.rows_in, 'row')} longer than {' and '.join(asked)} "
+            f"({examples}{', ...' if self.beyond > len(rows) else ''}; the longest has {report.longest:,}{prompts}). "
+            f'Set {" and ".join(fits)} to keep them whole, or truncation="truncate" to cut them, or truncation="drop" '
+            "to leave them out."
         )
 
     def _add_notes(self) -> None:

@@ -13,6 +13,8 @@ Listing them imports no suite; `run_suite` loads the requested one.
     mt_bench_prompts  the judge's prompts of MT-Bench
     perplexity        bits per byte of plain text
     result            SuiteResult and its comparison with the baseline
+    reward_bench      RewardBench 1 and 2: whether the better answer has the higher reward
+    reward_bench_scores  their scores: questions, sections, ties
     sources           where the suites' data come from
     xstest            XSTest: refusals of safe and unsafe prompts
 """
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from preftune.evaluation.suites.result import SuiteResult
     from preftune.evaluation.two_models.context import Contest
 
-Need: TypeAlias = Literal["asker", "judge", "models"]
+Need: TypeAlias = Literal["asker", "judge", "models", "rewards"]
 Data: TypeAlias = str | Path | Sequence[str]
 
 __all__ = [
@@ -54,7 +56,8 @@ class SuiteEntry(NamedTuple):
     summary: str
     """For the help text."""
     needs: tuple[Need, ...]
-    """A judge that can be asked in the suite's own words, one that compares, loaded models; nothing more: answers."""
+    """A judge that can be asked in the suite's own words, one that compares, loaded models, loaded models or reward
+    models; nothing more: answers."""
     options: tuple[str, ...] = ()
     """Arguments of `run_suite` that this suite takes beyond `data` and `limit`."""
 
@@ -68,6 +71,9 @@ SUITES: Mapping[str, SuiteEntry] = MappingProxyType(
         "arena-hard": SuiteEntry("arena_hard", "500 hard prompts, five labels in both orders", ("judge",)),
         "xstest": SuiteEntry("xstest", "wanted and unwanted refusals", ()),
         "hhh": SuiteEntry("hhh", "whether the model itself prefers the helpful, honest, harmless answer", ("models",)),
+        "reward-bench": SuiteEntry(
+            "reward_bench", "RewardBench 1 or 2: accuracy of rewards by section; for reward models too", ("rewards",)
+        ),
         "held-out": SuiteEntry(
             "held_out", "margin, accuracy and calibration on preference pairs", ("models",), ("beta",)
         ),
@@ -124,7 +130,12 @@ def run_suite(
         if len(data) != 1:
             raise RequestError(f"The suite {name} reads one --suite_data, not {len(data)}. Name one.")
         data = data[0]
-    if "models" in entry.needs:
+    if contest.scorers and "rewards" not in entry.needs:
+        raise RequestError(
+            f"The suite {name} asks for answers, and {contest.aligned} is a reward model, which writes none. Use "
+            "--suite reward-bench, or give it as --judge reward:MODEL."
+        )
+    if not contest.scorers and {"models", "rewards"} & {*entry.needs}:
         check_models(contest, name)  # before anything is downloaded
     folder = contest.folder / name
     prepare_folder(folder)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from preftune.evaluation.two_models.answers import Progress
 from preftune.generation.protocol import PairGenerator, Side
 from preftune.judges.llm_client import Asker
 from preftune.judges.protocol import Judge
 from preftune.types import Text
+
+if TYPE_CHECKING:
+    from preftune.judges.reward_model import RewardModel
 
 
 class PairOfModels(NamedTuple):
@@ -59,5 +62,7 @@ class Contest:
     confidence: float = 0.95
     load_models: Callable[[], PairOfModels] | None = None
     """None when one of the two cannot be had as a model here (an endpoint)."""
+    scorers: Mapping[Side, RewardModel] = field(default_factory=dict)
+    """Where the two are reward models: these, `aligned` and perhaps `base`. They write no answers."""
     seen: Callable[[list[Text]], int | None] = lambda _: None
     """How many of these prompts the aligned model was trained on, as far as that is known."""

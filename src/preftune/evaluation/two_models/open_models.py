@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from preftune.errors import RequestError
 from preftune.evaluation.two_models.context import PairOfModels
@@ -15,10 +15,14 @@ from preftune.generation.endpoint.budget import Budget
 from preftune.generation.endpoint.client import Conduct, Endpoint, EndpointName, is_endpoint
 from preftune.generation.generate import base_changed_by_adapter, baseline
 from preftune.generation.lazy_model import ModelSource
-from preftune.generation.protocol import Generator
+from preftune.generation.protocol import Answer, Generator, Rows, Side
 from preftune.generation.settings import SamplingSettings
-from preftune.models.locate import same_model
+from preftune.models.locate import locate, same_model
 from preftune.storage.run_directory import run_facts
+from preftune.types import Text
+
+if TYPE_CHECKING:
+    from preftune.judges.reward_model import RewardModel
 
 DATASET = "dataset"
 """The baseline that is the chosen answers of held-out pairs."""
@@ -237,3 +241,41 @@ def _vllm_options(options: AnswerOptions) -> dict[str, Any]:
         raise RequestError("--load_in_4bit goes with --backend transformers. Leave one of them out.")
     chosen = {name: options.model[name] for name in ("dtype", "trust_remote_code") if name in options.model}
     return {**chosen, "batch_size": options.batch_size}
+
+
+def reward_models_of(
+    model: str, base: str | None, options: AnswerOptions, opened: ExitStack
+) -> dict[Side, RewardModel]:
+    """The two sides where they are reward models: `aligned`, and `base` if one was named; empty for language models.
+
+    Raises: RequestError where only one of the two is a reward model; ModelError for a missing model.
+    """
+    from preftune.judges.registry import JudgeOptions, open_judge
+    from preftune.models.classifier import is_classifier
+
+    named: dict[Side, str] = {"aligned": model} if base is None else {"base": base, "aligned": model}
+    code = options.model.get("trust_remote_code")
+    rates = {
+        side: not is_endpoint(name) and name != DATASET and is_classifier(locate(name), {"trust_remote_code": code})
+        for side, name in named.items()
+    }
+    if not rates["aligned"] and not rates.get("base"):
+        return {}
+    if not all(rates.values()):
+        one, other = (model, base) if rates["aligned"] else (base, model)
+        raise RequestError(
+            f"{one} is a reward model and {other} is not. Name another reward model as --baseline, or leave it out."
+        )
+    if options.model.get("load_in_4bit"):
+        raise RequestError("--load_in_4bit has no effect on reward models. Leave it out.")
+    judged = JudgeOptions(batch_size=options.batch_size, model={k: v for k, v in options.model.items() if v})
+    return {
+        side: cast("RewardModel", open_judge(f"reward:{name}", opened, judged).scorer) for side, name in named.items()
+    }
+
+
+def no_answers(side: Side, prompts: Sequence[Text], rows: Rows) -> Sequence[Answer]:
+    """The generator of two reward models. Raises: RequestError."""
+    raise RequestError(
+        "A reward model writes no answers. Use --suite reward-bench, or give it as --judge reward:MODEL."
+    )

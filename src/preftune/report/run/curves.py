@@ -82,6 +82,12 @@ PANELS: tuple[Panel, ...] = (
     Panel("accuracy", "Accuracy", "Share of pairs whose chosen side the model now favours more. 50% is chance.",
           "of pairs", (*_pair("rewards/accuracies"), Series("guard/accuracy_held_out", "guard's pairs")), ".0%",
           share=True),
+    Panel("win-rate", "Win rate against the reference",
+          "Share of the held-out prompts for which the judge prefers the model's answer. 50% is an equal model; the "
+          "interval is 95%.", "of prompts",
+          (Series("eval_win_rate", "win rate"), Series("eval_win_rate_low", "at least"),
+           Series("eval_win_rate_high", "at most"), Series("eval_win_rate_length_controlled", "at equal length")),
+          ".0%", share=True),
     Panel("rewards", "Rewards", "Chosen should not fall far while rejected falls.", "nats, times beta",
           (Series("rewards/chosen", "chosen"), Series("rewards/rejected", "rejected"))),
     Panel("logps", "Log-probability of the answers",
@@ -126,7 +132,7 @@ PANELS: tuple[Panel, ...] = (
           (Series("memory/peak_gb", "peak"),), ".2f", zero=True),
 )  # fmt: skip
 
-_HELD_OUT = re.compile(r"eval_(?P<set>.+?)_(?P<metric>loss|rewards/margins|rewards/accuracies)$")
+_HELD_OUT = re.compile(r"eval_(?P<set>.+?)_(?P<metric>loss|rewards/margins|rewards/accuracies|win_rate)$")
 """Metrics of one of several held-out sets, as transformers names them."""
 
 
@@ -158,7 +164,7 @@ def _held_out_sets(table: dict[str, Points], panel: Panel) -> Iterator[Series]:
     plain = {series.metric for series in panel.series}
     for metric in table:
         match = _HELD_OUT.match(metric)
-        if match and match["metric"] in plain and metric not in plain:
+        if match and plain & {match["metric"], f"eval_{match['metric']}"} and metric not in plain:
             yield Series(metric, f"held out: {match['set']}")
 
 

@@ -5,9 +5,11 @@ honoured are refused with the reason (`refused`).
 
     base     PackedConfig: options of all trainers on packed groups
     dpo      DPOConfig
+    eval_judge  options of a judge that compares answers at every evaluation
     kto      KTOConfig
     kinds    checks that values have the type of their field
     losses   LossFields: losses and their options
+    options  a field with its help text
     reference_free  CPOConfig, ORPOConfig, TPOConfig
     referenced  ReferencedConfig: options of trainers with a reference
     refused  options that are not honoured, with the reason
@@ -19,9 +21,11 @@ honoured are refused with the reason (`refused`).
 __all__ = [
     "base",
     "dpo",
+    "eval_judge",
     "kinds",
     "kto",
     "losses",
+    "options",
     "reference_free",
     "referenced",
     "refused",

@@ -6,14 +6,16 @@ import copy
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import TrainingArguments
 
 from preftune.errors import ConfigError, did_you_mean
 from preftune.secret_values import is_secret, without_secrets
+from preftune.training.config.eval_judge import JudgedEvaluationFields
 from preftune.training.config.kinds import settle_kinds
+from preftune.training.config.options import option
 from preftune.training.config.refused import Refusal, refuse_unsupported
 from preftune.training.config.sharding import Sharding, sharding_of
 
@@ -22,15 +24,8 @@ SAVE_TOTAL_LIMIT = 2
 """The default if the user does not set when checkpoints are written."""
 
 
-def option(default: Any, help: str, **extra: Any) -> Any:
-    """A dataclass field with its help text."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help, **extra})
-    return field(default=default, metadata={"help": help, **extra})
-
-
 @dataclass
-class PackedConfig(TrainingArguments):
+class PackedConfig(JudgedEvaluationFields, TrainingArguments):
     """The fields of `transformers.TrainingArguments`, and the common fields of preftune's trainers.
 
     A field is honoured or refused with a `ConfigError` that names its successor or the reason; none is ignored. Values
@@ -210,6 +205,7 @@ class PackedConfig(TrainingArguments):
                 f"max_steps={self.max_steps} is not a number of steps. Give 1 or more; -1 trains num_train_epochs."
             )
         self._check_trackers()
+        self._check_judged_evaluation()
         self._at_least_1("max_length", "max_tokens_per_batch", "early_stopping_patience", "max_train_tokens")
         if self.max_seconds is not None:
             positive("max_seconds", self.max_seconds, "after this many seconds of training the run ends")

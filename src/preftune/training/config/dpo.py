@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from preftune.losses.registry import get_loss
-from preftune.training.config.base import option as _option
 from preftune.training.config.losses import LossFields
+from preftune.training.config.options import option as _option
 from preftune.training.config.referenced import ReferencedConfig
 from preftune.training.config.refused import REFUSED, Refusal
 

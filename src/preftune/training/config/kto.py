@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from preftune.errors import ConfigError
-from preftune.training.config.base import option, positive
+from preftune.training.config.base import positive
+from preftune.training.config.options import option
 from preftune.training.config.referenced import ReferencedConfig
 from preftune.training.config.refused import REFUSED, Refusal
 

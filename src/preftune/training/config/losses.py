@@ -11,7 +11,8 @@ from preftune.amounts import counted
 from preftune.errors import ConfigError
 from preftune.losses import LOSSES, Objective
 from preftune.losses.objective import check_options
-from preftune.training.config.base import option, positive
+from preftune.training.config.base import positive
+from preftune.training.config.options import option
 
 _NOT_NEGATIVE = (
     "beta_dpo_alpha", "alpha_dpo_alpha", "rdpo_alpha", "dpop_lambda", "simpo_gamma", "slic_delta", "slic_lambda",

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from preftune.errors import ConfigError
 from preftune.losses import LOSSES, Objective
-from preftune.training.config.base import option
 from preftune.training.config.dpo import DPOConfig
+from preftune.training.config.options import option
 
 _OF_TRL = {"sigmoid": "cpo", "simpo": "simpo", "hinge": "hinge", "ipo": "ipo"}
 """TRL's and preftune's names of CPO's losses."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from preftune.errors import ConfigError
-from preftune.training.config.base import PairConfig, option
+from preftune.training.config.base import PairConfig
+from preftune.training.config.options import option
 
 
 @dataclass

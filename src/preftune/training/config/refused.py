@@ -33,7 +33,7 @@ REFUSED: dict[str, Refusal] = {
     "pad_token": Refusal((None,), "preftune never pads; set tokenizer.pad_token if generation needs one"),
     "activation_offloading": Refusal((False,), "its successor is gradient_checkpointing=True"),
     "reference_free": Refusal((False, None), "DPO without a reference is a different loss; remove reference_free"),
-    "generate_during_eval": Refusal((False,), "its successor is `preftune chat --model A --baseline B`"),
+    "generate_during_eval": Refusal((False,), "its successor is eval_judge, which keeps the answers; remove it"),
     # --- transformers ---
     "label_smoothing_factor": Refusal((0, 0.0), "it smooths token labels; its successor here is label_smoothing"),
     "use_liger_kernel": Refusal((False,), "it would replace the forward that scores completions; preftune's head is "

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from preftune.errors import ConfigError
-from preftune.training.config.base import PairConfig, option
+from preftune.training.config.base import PairConfig
+from preftune.training.config.options import option
 from preftune.training.config.refused import REFUSED, Refusal
 
 REWARD_REFUSED: Mapping[str, Refusal] = {
@@ -33,6 +34,7 @@ class RewardConfig(PairConfig):
     adapter_learning_rate: ClassVar[float] = 1e-4
     trls_rate: ClassVar[float] = 1e-4
     refused: ClassVar[Mapping[str, Refusal]] = REWARD_REFUSED
+    no_eval_judge: ClassVar[str] = "a reward model writes no answers"
 
     # --- the loss ---
     center_rewards_coefficient: float | None = option(

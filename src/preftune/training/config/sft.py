@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from preftune.errors import ConfigError
-from preftune.training.config.base import PackedConfig, option
+from preftune.training.config.base import PackedConfig
+from preftune.training.config.options import option
 from preftune.training.config.refused import REFUSED, Refusal
 
 _ALWAYS_PACKED = (

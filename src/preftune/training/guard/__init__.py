@@ -13,4 +13,4 @@ Figures go to `rules`, pure functions that raise alarms; `callback` is the thin 
     tally     sums over a step's pairs, on the device
 """
 
-__all__ = ["alarms", "callback", "rollback"]
+__all__ = ["alarms", "callback", "rollback", "samples"]

@@ -21,9 +21,9 @@ from preftune.logps.batch import PackedBatch
 from preftune.reference import unwrap
 from preftune.storage.jsonl import read_lines
 from preftune.storage.run_directory import append_line, cut_back
-from preftune.training.config.referenced import ReferenceFields
+from preftune.training.config.referenced import ReferencedConfig
 from preftune.training.guard.alarms import ALARM, Alarm
-from preftune.training.guard.figures import Facts, Glance, History, history_of
+from preftune.training.guard.figures import Facts, Glance, History, Verdicts, history_of
 from preftune.training.guard.looking import Looker, trainer_steps
 from preftune.training.guard.rollback import GoodWeights, Quality, end_run
 from preftune.training.guard.rules import new_alarms, smells
@@ -207,6 +207,9 @@ class Guard(TrainerCallback):
         elif word in (STOP, ROLL_BACK):
             self._end(word, step, control)
 
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        self._history.verdicts += Verdicts.of(state.global_step, metrics or {})
+
     def _decide(self, step: int, glance: Glance | None) -> int:
         """On the first rank: read, look if it is time, raise alarms, and say what is to be done."""
         history = self._history
@@ -247,6 +250,10 @@ class Guard(TrainerCallback):
         trainer.control.should_log = wanted
         self._note()
 
+    def _raise_new(self) -> None:
+        for alarm in new_alarms(self._history, self._raised):
+            self._raise(alarm)
+
     def _raise(self, alarm: Alarm) -> None:
         self.alarms.append(alarm)
         self._raised.add(alarm.name)
@@ -261,6 +268,8 @@ class Guard(TrainerCallback):
         self._note()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._first() and not self._over and self._history.verdicts:  # the last evaluation comes after the last step
+            self._safely(self._raise_new)
         self._note()
 
     # --- what is written ---
@@ -328,13 +337,13 @@ class Guard(TrainerCallback):
             )
 
 
-def opened_for_guard(train: Any, held_out: Any, args: ReferenceFields, load: Callable[[Any], Any]) -> tuple[Any, Any]:
-    """The datasets, the one that the guard takes its prompts from opened: held-out rows, or else training rows.
+def opened_for_guard(train: Any, held_out: Any, args: ReferencedConfig, load: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """The datasets, the one opened that prompts are taken from: held-out rows, or for the guard else training rows.
 
     Args:
         load: opens a dataset of this trainer.
     """
-    if args.guard == "off":
+    if args.guard == "off" and (args.eval_judge is None or held_out is None):
         return train, held_out
     return (train, opened(held_out, load)) if held_out is not None else (opened(train, load), None)
 

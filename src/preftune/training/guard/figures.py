@@ -210,6 +210,30 @@ class Look(NamedTuple):
         return {PREFIX + name: float(f"{value:.6g}") for name, value in values.items()}
 
 
+class Verdicts(NamedTuple):
+    """What the judge of an evaluation says of the policy's answers (`eval_judge`). Shares of 1."""
+
+    step: int
+    prefix: str
+    """Of the metrics: which held-out set."""
+    rate: float
+    low: float
+    """Of its 95% interval."""
+    high: float
+
+    @classmethod
+    def of(cls, step: int, metrics: Mapping[str, Any]) -> list[Verdicts]:
+        """Those among the metrics of an evaluation."""
+        found = []
+        for name in metrics:
+            if name.endswith("_win_rate"):
+                values = [metrics.get(f"{name}{end}") for end in ("", "_low", "_high")]
+                numbers = [float(value) for value in values if isinstance(value, int | float)]
+                if len(numbers) == len(values):
+                    found.append(cls(step, name.removesuffix("win_rate"), *numbers))
+        return found
+
+
 @dataclass
 class History:
     """Everything the rules are asked about."""
@@ -217,6 +241,7 @@ class History:
     facts: Facts
     glances: list[Glance] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
+    verdicts: list[Verdicts] = field(default_factory=list)
 
     @property
     def step(self) -> int:
@@ -261,6 +286,7 @@ def history_of(facts: Facts, lines: Iterable[Mapping[str, Any]]) -> History:
             history.glances.append(Glance(step=step, **of_glance))  # type: ignore[arg-type]
         if isinstance(line.get(PREFIX + "seconds"), int | float):
             history.looks.append(_look(step, line))
+        history.verdicts += Verdicts.of(step, line)
     return history
 
 

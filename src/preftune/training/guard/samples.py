@@ -105,7 +105,7 @@ def opened(source: Any, load: Callable[[Any], Any]) -> Any:
 
 
 def prompts_of(source: Any, count: int, tokenizer: Any) -> list[Prompt]:
-    """Distinct prompts spread evenly over a dataset, or over several.
+    """Distinct prompts spread evenly over a dataset, or over several; rows without a prompt are passed over.
 
     Args:
         source: as `opened` gives it; of tokenised groups the prompts are read back from their tokens.
@@ -117,6 +117,8 @@ def prompts_of(source: Any, count: int, tokenizer: Any) -> list[Prompt]:
     found: dict[str, Prompt] = {}
     for number in _spread(len(source), 4 * count):
         prompt = _prompt(source[number], number, tokenizer)
+        if prompt.text == []:
+            continue
         found.setdefault(json.dumps(prompt.text, sort_keys=True, default=str), prompt)
     distinct = list(found.values())
     return [distinct[index] for index in _spread(len(distinct), count)]
@@ -129,7 +131,16 @@ def _prompt(row: Any, number: int, tokenizer: Any) -> Prompt:
     template = dict(row.chat_template_kwargs)
     if row.tools:
         template["tools"] = list(row.tools)
-    return Prompt(row.id or str(number), row.prompt, template)
+    prompt = _question_of(row.completions[0]) if row.prompt is None else row.prompt
+    return Prompt(row.id or str(number), prompt, template)
+
+
+def _question_of(whole: Text) -> Text:
+    """What the last answer of a conversation answers; empty for a plain text, which is all answer."""
+    turns = [] if isinstance(whole, str) else list(whole)
+    while turns and turns[-1].get("role") == "assistant":
+        turns.pop()
+    return turns
 
 
 def prompts_from_file(path: str) -> list[Prompt]:

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 from preftune.errors import ConfigError
 from preftune.judges.ensemble import HOWS
-from preftune.training.config.base import PackedConfig, option
+from preftune.training.config.base import PackedConfig
 from preftune.training.config.dpo import DPOConfig
+from preftune.training.config.options import option
 from preftune.training.config.referenced import MovingReferenceFields, ReferenceFields
 from preftune.training.config.refused import REFUSED, Refusal
 
@@ -18,6 +19,10 @@ from preftune.training.config.refused import REFUSED, Refusal
 @dataclass
 class SamplingConfig(ReferenceFields, PackedConfig):
     """What `PPOConfig` and `OnlineDPOConfig` share. The comments name where a default comes from."""
+
+    no_eval_judge: ClassVar[str] = (
+        "nothing is evaluated while answers are sampled; they are judged afterwards, with preftune eval"
+    )
 
     max_new_tokens: int = option(64, "Maximum length of an answer, in tokens (TRL's PPOConfig: response_length).")
     max_prompt_length: int | None = option(

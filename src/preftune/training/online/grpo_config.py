@@ -10,7 +10,7 @@ from typing import ClassVar
 from preftune.amounts import counted
 from preftune.errors import ConfigError
 from preftune.losses.surrogates import Cispo, Clipped, Sapo, Surrogate, Vespo
-from preftune.training.config.base import option
+from preftune.training.config.options import option
 from preftune.training.config.referenced import MovingReferenceFields
 from preftune.training.config.refused import REFUSED, Refusal
 from preftune.training.online.config import SamplingConfig, refuse_what_has_no_meaning

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from preftune.errors import ConfigError
 from preftune.losses.ppo import KL_ESTIMATORS
-from preftune.training.config.base import option
+from preftune.training.config.options import option
 from preftune.training.config.refused import REFUSED
 from preftune.training.online.config import SamplingConfig, refuse_what_has_no_meaning
 

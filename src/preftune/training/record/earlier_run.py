@@ -24,6 +24,7 @@ WRITING = "_writing"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _RUN = (
     "run.json", "metrics.jsonl", "audit.json", "samples.jsonl", "guard.jsonl", "guard_reference.json", "README.md",
+    "eval_answers.jsonl",
     "report.html", "report.md", "plots", "eval", "runs", WEIGHTS_FILE, "preftune_reward.json",
     "training_args.bin", "config.json", "generation_config.json", "adapter_config.json", "value.safetensors",
     "chat_template.jinja", "additional_chat_templates", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from preftune.amounts import counted, of_type
@@ -354,8 +355,8 @@ def prepare_all(
 
 def _say_shared(train: GroupDataset, held_out: GroupDataset, what: str) -> None:
     """Metrics on prompts that are trained on measure memory. Prompts of one token (plain texts) do not count."""
-    asked = held_out.prompt_hashes(least=2)
-    shared = len(asked & train.prompt_hashes(least=2)) if asked else 0
+    asked = np.unique(held_out.prompt_keys(least=2))
+    shared = len(np.intersect1d(asked, train.prompt_keys(least=2))) if len(asked) else 0
     if shared:
         say(
             f"{shared:,} of {len(asked):,} {what} are also in the training data, so their figures include "

@@ -21,6 +21,8 @@ from preftune.data import GroupDataset
 from preftune.logps.batch import PackedBatch
 from preftune.reference import unwrap
 from preftune.storage.run_directory import check_writable, write_json
+from preftune.training.config.eval_judge import judged_metrics
+from preftune.training.judged.win_rate import JudgedEvaluation, judge_of
 from preftune.training.record.run_record import data_facts, parts
 from preftune.training.record.same_run import base_of
 from preftune.training.setup import model as assemble
@@ -91,11 +93,12 @@ class PackedTrainer(EvaluatedTrainer):
         train_groups, eval_groups, self.reports = assemble.prepare_all(
             train_dataset, eval_dataset, lambda source, role: self.prepare_data(source, tokenizer, args, role=role)
         )
-        metrics = (*self.columns, *self.further_names)
+        metrics = (*self.columns, *self.further_names, *judged_metrics(args))
         check_evaluation(args, eval_groups, metrics, has_own_metrics=compute_metrics is not None)
         check_one_batch(args, len(train_groups))
         configs = {"peft_config": peft_config, "quantization_config": quantization_config}
         self.plan = announce(self, model, args, train_groups, **configs)
+        judge = judge_of(args)
         assemble.seed(args)  # decides the adapter's start, which Trainer would seed too late
         model = self.prepare_model(model, args, tokenizer, **configs)
         held_out = eval_groups if isinstance(eval_groups, Mapping) else {"eval": eval_groups}
@@ -117,6 +120,7 @@ class PackedTrainer(EvaluatedTrainer):
         self._work = WorkCounter(self.model, trains_everything=self.full, unit=self.unit)
         self.placed()
         self.begin_record()
+        self.judged = None if judge is None else JudgedEvaluation(self, judge, eval_dataset)
         self.watch(train_dataset, eval_dataset)
         self.say_advice()
 
@@ -195,12 +199,16 @@ class PackedTrainer(EvaluatedTrainer):
             write_json(Path(self.args.output_dir) / "audit.json", self._audit())
             report = self.reports.get("train")
             self.keep_prompts(None if report is None else report.prompt_keys, resumed=resumed)
+        if self.judged is not None:
+            self.judged.begin(resumed_step=self._resumed_step)
         if not self._policy_changed:
             self.before_first_step(resumed=resumed)
         self._policy_changed = True
         self._work.reset()
 
     def weights_replaced(self) -> None:
+        if self.judged is not None:
+            self.judged.draw()  # as long as the model is the one as received
         self._policy_changed = True
 
     def get_train_dataloader(self) -> Any:

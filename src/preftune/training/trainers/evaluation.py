@@ -14,6 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, denumpify
 from preftune.data import GroupDataset
 from preftune.errors import ConfigError
 from preftune.logps.batch import PackedBatch
+from preftune.training.judged.win_rate import JudgedEvaluation
 from preftune.training.setup.model import prepare_held_out
 from preftune.training.step.collate import BATCH, with_a_seed_of_its_own
 from preftune.training.step.memory import item_rows
@@ -30,6 +31,8 @@ class EvaluatedTrainer(RecordedTrainer):
     """Names of the columns of what `batch_loss` gives for the metrics."""
     further_names: ClassVar[Sequence[str]] = ()
     """What `further_metrics` gives."""
+    judged: JudgedEvaluation | None = None
+    """Compares answers at every evaluation."""
     evaluates_at_end = False
     """The caller evaluates after training, so that no hint is needed if nothing else does."""
 
@@ -84,7 +87,11 @@ class EvaluatedTrainer(RecordedTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
-        return evaluate_groups(self, dataloader, prefix=metric_key_prefix, loss_only=loss_only)
+        output = evaluate_groups(self, dataloader, prefix=metric_key_prefix, loss_only=loss_only)
+        if self.judged is not None and output.metrics is not None:
+            found = self.judged.metrics(metric_key_prefix)
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
+        return output
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
         """The means of the columns as they are reported: ratios of two of them are computed here."""

@@ -31,6 +31,7 @@ RULES: Mapping[str, Rule] = {
     "empty-answers": answers.empty_answers,
     "missing-eos": answers.missing_eos,
     "length-drift": answers.length_drift,
+    "judged-worse": answers.judged_worse,
     "chosen-falls": drift.chosen_falls,
     "too-little-change": progress.too_little_change,
     "flat-margin": progress.flat_margin,

@@ -120,3 +120,26 @@ def _count(look: Look, share: float) -> str:
 
 def _figures(look: Look, *names: str) -> dict[str, float]:
     return {name: float(value) for name in names if (value := getattr(look, name)) is not None}
+
+
+def judged_worse(history: History) -> Alarm | None:
+    """The judge of the evaluations prefers the reference's answers, beyond chance, at two evaluations in a row: of many
+    evaluations, one is below 50% by chance now and then.
+    """
+    for prefix in dict.fromkeys(one.prefix for one in history.verdicts):
+        last = [one for one in history.verdicts if one.prefix == prefix][-2:]
+        if len(last) == 2 and all(one.high < 0.5 for one in last):
+            before, now = last
+            return history.alarm(
+                "judged-worse",
+                seen=f"The judge prefers the policy's answers in {now.rate:.0%} of the held-out prompts (95% interval "
+                f"{now.low:.0%} to {now.high:.0%}), after {before.rate:.0%} at step {before.step}: it prefers the "
+                "reference's.",
+                cause="The policy gets worse by this judge: the pairs do not prefer what it prefers, or "
+                + history.facts.too_free
+                + ".",
+                remedy="Check whether the judge agrees with the pairs (preftune judge-check). "
+                + history.facts.hold_back,
+                figures={"win_rate": now.rate, "win_rate_low": now.low, "win_rate_high": now.high},
+            )
+    return None

@@ -1,0 +1,210 @@
+"""Memory per row: what a training holds of its data, from reading to the second step, at two sizes.
+
+    python benchmarks/data_memory.py [--rows 100000 1000000] [--no-pass] [--method dpo] [--out FILE]
+
+Pairs of some 300 characters are generated as JSON lines, and read, tokenised, scored under the reference and trained on
+for two steps, in a process of its own per size, by a random model so small that its memory does not matter. What counts
+is anonymous memory (`RssAnon` of /proc/self/status): what a process holds, and what only swap could free. Pages of
+mapped files are not counted: the system drops them when it needs the memory. It is read every 20 ms; the base is what
+the process has after reading and tokenising 20,000 rows and a training on 2,000. `--no-pass` trains an adapter, whose
+reference needs no pass over all rows. Fails where a row costs more bytes than stated, at the worst moment of any phase.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+BYTES_PER_ROW = 200
+WARM_UP = 20_000
+"""Rows that are tokenised, and ten times those that are trained on, before the base is measured."""
+METHODS = ("dpo", "kto", "sft", "reward")
+
+
+def main() -> int:
+    options = arguments()
+    if options.child:
+        print(json.dumps(measure(options.file, options.method, scored=not options.no_pass)))
+        return 0
+    from record import RESULTS, provenance, rounded, write_result
+
+    sizes = {}
+    for rows in options.rows:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "rows.jsonl"
+            write_rows(file, rows)
+            words = ["--child", "--file", str(file), "--method", options.method, *["--no-pass"] * options.no_pass]
+            environment = {**os.environ, "PREFTUNE_CACHE": f"{folder}/cache"}
+            command = [sys.executable, __file__, *words]
+            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+            found = json.loads(done.stdout.splitlines()[-1])
+            found["file_bytes_per_row"] = file.stat().st_size / rows
+        for phase in found["phases"].values():
+            phase |= {f"{what}_per_row": phase[what] / rows for what in ("held", "peak")}
+        sizes[str(rows)] = found
+        for name, phase in found["phases"].items():
+            print(
+                f"{rows:>9,} rows, {name:<10} held {phase['held_per_row']:8.1f}, at most {phase['peak_per_row']:8.1f} "
+                f"bytes a row ({phase['seconds']:.1f} s)",
+                flush=True,
+            )
+    worst = max(phase["peak_per_row"] for found in sizes.values() for phase in found["phases"].values())
+    words = [f"--method {options.method}", *["--no-pass"] * options.no_pass]
+    result = {
+        "benchmark": "data_memory",
+        "method": options.method,
+        "reference_pass": not options.no_pass,
+        "sizes": sizes,
+        "worst_bytes_per_row": worst,
+        "stated": BYTES_PER_ROW,
+        **provenance(f"python benchmarks/data_memory.py --rows {' '.join(map(str, options.rows))} {' '.join(words)}"),
+    }
+    name = "data_memory" + "-no-pass" * options.no_pass + f"-{options.method}" * (options.method != "dpo")
+    write_result(rounded(result), options.out or RESULTS, name)
+    if worst > BYTES_PER_ROW:
+        print(f"FAILED: {worst:.0f} bytes a row, more than {BYTES_PER_ROW}")
+    return int(worst > BYTES_PER_ROW)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--method", choices=METHODS, default="dpo")
+    parser.add_argument("--no-pass", action="store_true", help="train an adapter: no pass of the reference")
+    parser.add_argument("--out", type=Path, help="folder of the result")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def write_rows(file: Path, count: int) -> None:
+    """Pairs whose prompts all differ; one in a hundred is a pair with equal sides, which is dropped and counted."""
+    generator = np.random.default_rng(0)
+    words = np.array(
+        "the river runs past old stone houses where people sit and talk about weather boats and fish".split()
+    )
+    with file.open("w", encoding="utf-8") as out:
+        for number in range(count):
+            prompt, chosen, rejected = (
+                " ".join(words[generator.integers(0, len(words), size)]) for size in (9, 12, 12)
+            )
+            sides = {"chosen": chosen, "rejected": chosen if number % 100 == 99 else rejected}
+            out.write(json.dumps({"prompt": f"{number}: {prompt}?", **sides}) + "\n")
+
+
+def measure(file: Path, method: str, *, scored: bool) -> dict[str, Any]:
+    """All phases of a training, one after the other."""
+    from preftune import data
+    from preftune.data.tokens.cache import tokenize_or_recall
+    from tiny import tiny_tokenizer
+
+    load = {"kto": data.load_labelled, "sft": data.load_demonstrations}.get(method, data.load_pairs)
+    with tempfile.TemporaryDirectory() as folder:  # imports, thread pools, buffers of a fixed size
+        write_rows(few := Path(folder) / "few.jsonl", WARM_UP)
+        tokenize_or_recall(load(str(few)), tiny_tokenizer(chat=False), max_length=512)
+        few.write_text("".join(few.read_text().splitlines(keepends=True)[: WARM_UP // 10]))
+        train(str(few), method, scored=scored)
+    watch = Watch()
+    with watch.phase("read"):
+        rows = load(str(file))
+    with watch.phase("tokenise"):
+        groups, report, _ = tokenize_or_recall(rows, tiny_tokenizer(chat=False), max_length=512)
+    facts = {"groups": len(groups), "dropped": report.rows_dropped, "tokens": groups.total_tokens}
+    facts["fingerprint"] = groups.fingerprint
+    del groups, report, rows
+    trainer = train(str(file), method, scored=scored, watch=watch)
+    return {**facts, "base": watch.base, "losses": trainer.losses, "phases": watch.phases}
+
+
+def train(source: Any, method: str, *, scored: bool, watch: Watch | None = None) -> Any:
+    """Two steps of a training on a source; the phases are its construction, and the rest."""
+    from peft import LoraConfig
+
+    import preftune
+    from tiny import tiny_model, tiny_tokenizer
+
+    phase = Watch().phase if watch is None else watch.phase
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4}
+    names = {"dpo": "DPO", "kto": "KTO", "sft": "SFT", "reward": "Reward"}
+    trainer_class, config_class = (getattr(preftune, names[method] + part) for part in ("Trainer", "Config"))
+    referenced = {"guard": "off", "precompute_ref_batch_size": 256} if method in ("dpo", "kto") else {}
+    with tempfile.TemporaryDirectory() as folder:
+        config = config_class(
+            output_dir=folder,
+            max_steps=2,
+            max_length=512,
+            per_device_train_batch_size=4,
+            report_to="none",
+            disable_tqdm=True,
+            save_strategy="no",
+            use_cpu=True,
+            logging_steps=1,
+            **referenced,
+        )
+        with phase("made"):
+            trainer = trainer_class(
+                model=tiny_model(**sizes, **heads),
+                args=config,
+                train_dataset=source,
+                processing_class=tiny_tokenizer(chat=False),
+                peft_config=None if scored else LoraConfig(r=2, target_modules="all-linear"),
+            )
+        with phase("trained"):
+            trainer.train()
+    trainer.losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return trainer
+
+
+class Watch:
+    """Anonymous bytes of this process beyond those at the beginning, by phase."""
+
+    def __init__(self) -> None:
+        self.base = anonymous()
+        self.phases: dict[str, dict[str, float]] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        done, peak = threading.Event(), [0]
+
+        def watch() -> None:
+            while not done.wait(0.02):
+                peak[0] = max(peak[0], anonymous() - self.base)
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds, held = time.perf_counter() - began, anonymous() - self.base
+            done.set()
+            watcher.join()
+            self.phases[name] = {"held": held, "peak": max(held, *peak), "seconds": seconds}
+
+
+def anonymous() -> int:
+    """Bytes of anonymous memory of this process."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""The reference's answers: the model's as it was received, drawn before the first step, and kept.
+
+They are kept in the cache folder under the content of model, tokens and settings, so another run with the same
+reference and prompts finds them, and so does a run that is resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from preftune.generation.answer_store import AnswerStore
+from preftune.generation.protocol import Kept
+from preftune.log import detail
+from preftune.reference import as_received_without_adapters, unwrap
+from preftune.reference.fingerprint import NUMERICS_VERSION, Numerics, fingerprint
+from preftune.storage.cache_folder import cache_folder, make_private
+from preftune.storage.jsonl import append_lines, digest
+from preftune.training.judged.prompts import Asked
+from preftune.training.protocol import JudgedEvaluationView
+
+VERSION = 1
+"""Increased when the same model would answer otherwise."""
+
+
+def reference_key(trainer: JudgedEvaluationView, tokens: int) -> str:
+    """The address of the model as received and of how it answers.
+
+    A fresh adapter changes nothing and is no part of it.
+    """
+    model: Any = unwrap(trainer.model)
+    probe = trainer._batch_of(range(min(4, len(trainer.train_dataset))))
+    with trainer.autocast():
+        plain = as_received_without_adapters(model, probe, trainer.engine)
+    numerics = Numerics.of(
+        model, engine="generate", device=trainer.args.device, autocast=trainer.precision.autocast
+    ).digest()
+    return digest([VERSION, NUMERICS_VERSION, fingerprint(model, adapters=not plain), numerics, tokens])
+
+
+def reference_answers(
+    trainer: JudgedEvaluationView,
+    asked: Sequence[Asked],
+    answer: Callable[[Sequence[Asked]], list[Kept]],
+    *,
+    key: str,
+    share: Callable[[Sequence[Asked], Callable[[Sequence[Asked]], list[Kept]]], list[Kept]],
+) -> list[Kept]:
+    """The reference's answers, those that are not kept generated now.
+
+    Args:
+        answer: the policy's answers; it must still be the model as received.
+        key: of `reference_key`.
+        share: divides prompts among the ranks.
+    """
+    keys = [digest([key, list(one.ids)]) for one in asked]
+    path = cache_folder() / "answers" / f"{key}.jsonl"
+    known = trainer._on_first_rank(
+        lambda: {name: Kept.read(line) for name, line in AnswerStore(path).known.items() if name in set(keys)}
+    )
+    missing = {name: one for name, one in zip(keys, asked, strict=True) if name not in known}
+    if missing:
+        found = dict(zip(missing, share(list(missing.values()), answer), strict=True))
+        if trainer.is_world_process_zero():
+            make_private(path.parent)
+            append_lines(path, ({"key": name, **kept._asdict()} for name, kept in found.items()))
+        known |= found
+    detail(f"eval_judge: of the reference's {len(asked)} answers, {len(asked) - len(missing)} were kept.")
+    return [known[name] for name in keys]
