@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from preftune.report.write import write_report
 from preftune.storage.jsonl import read_lines
 from tests.cli.command import write_rows
 from tests.cli.endpoints import kill_when
@@ -96,6 +97,11 @@ def test_an_adapter_against_its_base_is_one_loaded_model(preftune, adapter: Path
     assert any(row["base"] != row["aligned"] for row in answers)
     assert summary["settings"]["sampling"]["max_new_tokens"] == 8
     assert summary["settings"]["base"] != summary["settings"]["aligned"]
+    evaluated = summary["evaluated"]
+    assert evaluated["base"]["weights"] != evaluated["aligned"]["weights"]
+    assert evaluated["base"]["template"] == evaluated["aligned"]["template"] != "none"
+    page = write_report([adapter]).read_text()
+    assert all(evaluated[side][name][:32] in page for side in evaluated for name in ("weights", "template"))
     assert summary["next_steps"]
     assert summary["cost"] is None
     loaded.clear()

@@ -137,6 +137,7 @@ def _compare(
         judge=judge.judge,
         output_dir=folder,
         settings=match.settings,
+        evaluated=match.evaluated(),
         seed=asked.seed,
         names=(match.baseline, match.aligned),
         again=again,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -65,6 +66,10 @@ class Matchup:
     def aligned(self) -> str:
         return self.generate.sides["aligned"].name
 
+    def evaluated(self) -> dict[str, dict[str, str]]:
+        """What exactly answers on each side, by what a reader can compare: files and template, or an address."""
+        return {side: _evidence_of(generator) for side, generator in self.generate.sides.items()}
+
     @property
     def endpoints(self) -> list[EndpointAnswerer]:
         return [side for side in self.generate.sides.values() if isinstance(side, EndpointAnswerer)]
@@ -80,6 +85,17 @@ class Matchup:
             not isinstance(side, OfSource) or side.tokenizer().chat_template is not None
             for side in self.generate.sides.values()
         )
+
+
+def _evidence_of(generator: Generator) -> dict[str, str]:
+    found = {"name": generator.name}
+    if isinstance(generator, OfSource):
+        template = generator.tokenizer().chat_template
+        found["weights"] = str(generator.identity().get("identity") or "")
+        found["template"] = hashlib.sha256(str(template).encode()).hexdigest() if template else "none"
+    elif isinstance(generator, EndpointAnswerer):
+        found |= {"weights": "those of the server", "template": "that of the server"}
+    return found
 
 
 def match_up(model: str, base: str | None, opened: ExitStack, options: AnswerOptions) -> Matchup:

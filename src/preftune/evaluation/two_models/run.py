@@ -63,7 +63,7 @@ def evaluate_pairwise(
         anytime: also compute the interval that stays valid when prompts are added; the verdict then needs it.
         cost: what endpoints cost, asked for at the end.
         before_judging: called with all answers before the judge is asked.
-        facts: `names`, `seed`, `confidence`, `training`, `seen` and `abilities` of `summarise`.
+        facts: `names`, `evaluated`, `seed`, `confidence`, `training`, `seen` and `abilities` of `summarise`.
     Raises: DatasetError for no row, or one without a prompt; RequestError for an unwritable folder.
     """
     judge, folder = as_judge(judge), Path(output_dir)

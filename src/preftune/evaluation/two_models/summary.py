@@ -85,6 +85,8 @@ class Summary:
     """Rows without a verdict that could be read. They count as ties."""
     rewards: Rewards | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    evaluated: Mapping[str, Any] = field(default_factory=dict)
+    """By side: `name`, `weights` (a digest of all files that affect an answer) and `template` (SHA-256)."""
     baseline_name: str = "base"
     aligned_name: str = "aligned"
     cost: dict[str, Any] | None = None
@@ -147,6 +149,7 @@ class Summary:
             "seen_sentence": seen_sentence(self.seen, self.win_rate.prompts),
             "cost": self.cost,
             "settings": self.settings,
+            "evaluated": dict(self.evaluated),
         }
 
     def sentences(self) -> list[str]:
@@ -207,6 +210,7 @@ def summarise(
     *,
     judge: Judge,
     settings: Mapping[str, Any] | None = None,
+    evaluated: Mapping[str, Any] | None = None,
     confidence: float = 0.95,
     seed: int = 0,
     names: tuple[str, str] = ("base", "aligned"),
@@ -224,7 +228,7 @@ def summarise(
         seed: of the folds that choose the penalty of the win rate at equal length.
         names: of baseline and aligned model, for people.
         cost: what endpoints cost in this run.
-        training, seen, abilities, anytime: see `Summary`.
+        evaluated, training, seen, abilities, anytime: see `Summary`.
     """
     clusters = [digest(answer.prompt) for answer in answered]
     rate = rate_of(judged, clusters, confidence=confidence)
@@ -251,6 +255,7 @@ def summarise(
         unjudged=rate.unread,
         rewards=_rewards(answered, rows, judge, clusters, confidence),
         settings=dict(settings or {}),
+        evaluated=evaluated or {},
         baseline_name=names[0],
         aligned_name=names[1],
         cost=cost,

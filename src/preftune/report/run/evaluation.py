@@ -55,6 +55,8 @@ def _cards(page: Page, run: Run, suffix: str) -> Iterator[Markup]:
     if decided:
         words = 'The verdict is "better" only if no rule fails.'
         yield panel("The rules of the verdict", words, listed(decided))
+    if evaluated := list(_evaluated(summary)):
+        yield panel("What was evaluated", "The same weights and template have the same digests.", listed(evaluated))
     categories = _rates(mapping(summary.get("categories")))
     if len(categories) > 1:
         listing = "; ".join(f"{name} {rate.rate:.0%}" for name, rate in categories.items())
@@ -134,6 +136,17 @@ def _figures_table(figures: Sequence[tuple[str, str, str, str, bool]], before_: 
     rows = [(f"{name}{' (worse)' * worse}", before, after, span) for name, before, after, span, worse in figures]
     worse = [place for place, figure in enumerate(figures) if figure[-1]]
     return table(("", before_, "after", "difference"), rows, worse=worse)
+
+
+def _evaluated(summary: Figures) -> Iterator[str]:
+    """A sentence per side: what answered, by digests of its files and of its chat template."""
+    for side, called in (("aligned", "Aligned model"), ("base", "Baseline")):
+        found = mapping(mapping(summary.get("evaluated")).get(side))
+        if not found:
+            continue
+        parts = [f"{called}: {text(found.get('name'))}"]
+        parts += [f"{name} {text(found.get(name))[:32]}" for name in ("weights", "template") if found.get(name)]
+        yield ", ".join(parts) + "."
 
 
 def _judge(summary: Figures) -> Iterator[str]:
