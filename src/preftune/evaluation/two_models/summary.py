@@ -220,15 +220,13 @@ def summarise(
     abilities: Mapping[str, Any] | None = None,
     anytime: AnytimeInterval | None = None,
 ) -> Summary:
-    """Count outcomes, categories, right answers, lengths, what looks degenerate. Rows of one prompt are one cluster.
-
-    Right answers are measured when the judge can tell (`is_right`), or when every row has a `key_fact`.
+    """Count outcomes, categories, right answers (when the judge can tell, `is_right`, or every row has a `key_fact`),
+    lengths, what looks degenerate. Rows of one prompt are one cluster.
 
     Args:
         seed: of the folds that choose the penalty of the win rate at equal length.
         names: of baseline and aligned model, for people.
-        cost: what endpoints cost in this run.
-        evaluated, training, seen, abilities, anytime: see `Summary`.
+        cost, evaluated, training, seen, abilities, anytime: see `Summary`.
     """
     clusters = [digest(answer.prompt) for answer in answered]
     rate = rate_of(judged, clusters, confidence=confidence)
