@@ -126,7 +126,7 @@ def check_choices(fields: Sequence[Field], argv: Sequence[str], recipe: Recipe |
     given = [(f"--config {recipe.path}, line {entry.line}: " if recipe else "", entry.key, entry.value)
              for entry in (recipe.entries if recipe is not None else ())]  # fmt: skip
     flags: list[tuple[str, str, Any]] = []
-    for word, after in zip(argv, [*argv[1:], None], strict=True):
+    for word, after in zip(argv, [*argv, None][1:], strict=True):
         flag, equals, value = word.partition("=")
         if flag.startswith("--"):
             flags.append(("", flag[2:], value if equals else after))
