@@ -19,7 +19,7 @@ from preftune.cli.flags.plain_parser import not_a_choice
 from preftune.cli.flags.recipe import Recipe
 from preftune.errors import RequestError, did_you_mean
 
-OWN = ("resume", "config", "report", "no_report", "allow_env", "verbose", "help", "help_all")
+OWN = ("resume", "seeds", "config", "report", "no_report", "allow_env", "verbose", "help", "help_all")
 """Flags that are not fields."""
 
 HISTORY = {
