@@ -133,6 +133,11 @@ def test_the_documents_say_what_was_measured():
     for name, rate in result["win_rates"].items():
         told = f"{rate['win_rate']:.1%} ({100 * rate['ci_low']:.1f} to {100 * rate['ci_high']:.1f})"
         assert told in said, (name, told)
+        by_seed = [seed["judged"][name]["win_rate"] for seed in result["seeds"].values()]
+        assert f"{min(by_seed):.1%} to {max(by_seed):.1%}" in said.replace("\n", " "), (
+            name,
+            "the spread between seeds",
+        )
     for name in ("sft", "dpo", "ppo"):
         judged = [seed["judged"][name] for seed in result["seeds"].values()]
         assert f"{sum(one['right']['aligned'] for one in judged) / len(judged):.1%}" in said

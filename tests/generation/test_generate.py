@@ -144,6 +144,9 @@ def test_what_cannot_be_generated_is_told() -> None:
     model, tokenizer = tiny_llama(), tiny_tokenizer()
     with pytest.raises(ModelError, match=r"Prompt 1 has 400 tokens.*512 positions"):
         generate(model, tokenizer, ["x", "y" * 400], max_new_tokens=200)
+    model.resize_token_embeddings(60)
+    with pytest.raises(ModelError, match="has only 60 embeddings"):
+        generate(model, tokenizer, ["!", "x"], max_new_tokens=2)
     with pytest.raises(RequestError, match="at least 1"):
         generate(model, tokenizer, ["x"], max_new_tokens=0)
     with pytest.raises(RequestError, match="Prompt 0 is empty"):

@@ -137,6 +137,10 @@ def test_limits(tmp_path: Path) -> None:
     name = saved(tmp_path / "rm")
     with pytest.raises(ModelError, match="has 128 positions"):
         open_reward_model(name).load()(CHAT, "x" * 200, {})
+    model = LlamaForSequenceClassification.from_pretrained(name)
+    model.resize_token_embeddings(60)
+    with pytest.raises(ModelError, match="has only 60 embeddings"):
+        RewardModel.held(model, tiny_tokenizer(), name="rm")(CHAT, "x", {})
     with pytest.raises(RequestError, match="--batch_size 0"):
         open_reward_model(name, batch_size=0).load()
 

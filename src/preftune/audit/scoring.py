@@ -18,6 +18,7 @@ from preftune.errors import DatasetError
 from preftune.logps import choose_engine, pack
 from preftune.logps.score_groups import ScoringBudget
 from preftune.models import apply_precision, decide_precision, load_model, weights_dtype
+from preftune.models.positions import check_token_ids
 from preftune.reference import ExplicitModel, Numerics, ReferenceScores, ScoreStore
 from preftune.storage.cache_folder import cache_folder
 from preftune.types import TokenizedGroup
@@ -126,7 +127,9 @@ class ReferenceScorer:
 
     def _compute(self, groups: Sequence[TokenizedGroup]) -> list[NDArray[np.float64]]:
         """Looks the groups up and scores what is missing."""
-        batch = pack(groups).to(self.device)
+        batch = pack(groups)
+        check_token_ids(self.model, int(batch.input_ids.max()))
+        batch = batch.to(self.device)
         return list(torch.stack(list(self.scores(self.model, batch).sides(batch)), dim=1).double().cpu().numpy())
 
 

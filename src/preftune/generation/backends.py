@@ -178,12 +178,12 @@ class ModelAnswerer(OfSource):
 
     def _token_ids(self, prompts: Sequence[Text], rows: Rows) -> list[list[int]]:
         """The prompts' token ids; a prompt that does not fit is reported before any work, by the row's id."""
-        from preftune.generation.encode_prompts import check_lengths, encode_prompts
+        from preftune.generation.encode_prompts import check_fit, encode_prompts
 
         token_ids = encode_prompts(self.tokenizer(), prompts, [template_of(row) for row in rows])
         for settings, numbers in batches([0] * len(rows), rows, self.settings, len(rows)):
             ids, names = [token_ids[n] for n in numbers], [row_id(rows[n], n) for n in numbers]
-            check_lengths(self.source.model, ids, settings.max_new_tokens, names=names)
+            check_fit(self.source.model, ids, settings.max_new_tokens, names=names)
         return token_ids
 
 

@@ -13,6 +13,7 @@ from preftune.amounts import counted
 from preftune.data.chat.end_marks import EndMarks, appends_eos
 from preftune.data.chat.tool_calls import apply_template
 from preftune.errors import ModelError, RequestError
+from preftune.models.positions import check_token_ids
 from preftune.types import Message, Text
 
 if TYPE_CHECKING:
@@ -75,15 +76,16 @@ def _rendered(
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template has written them
 
 
-def check_lengths(
+def check_fit(
     model: Any, token_ids: Sequence[Sequence[int]], max_new_tokens: int, *, names: Sequence[str] | None = None
 ) -> None:
-    """Checks the longest prompt.
+    """Checks the longest prompt, and that the model has an embedding for every token.
 
     Args:
         names: names of the prompts in the message; default: their numbers.
-    Raises: ModelError for a prompt that leaves no room for an answer of this length.
+    Raises: ModelError for a prompt that leaves no room for an answer of this length, or with an unknown token.
     """
+    check_token_ids(model, max(map(max, token_ids)))
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(range(len(token_ids)), key=lambda i: len(token_ids[i]))
     if limit is not None and len(token_ids[longest]) + max_new_tokens > limit:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from preftune.amounts import counted
 from preftune.errors import ModelError, PreftuneError, RequestError, sentence
-from preftune.generation.encode_prompts import PromptLike, TemplateKwargs, check_lengths, encode_prompts
+from preftune.generation.encode_prompts import PromptLike, TemplateKwargs, check_fit, encode_prompts
 from preftune.generation.thoughts import split_thoughts, spoken
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def generate(
         given = f"{counted(len(seeds), 'seed')} for {counted(len(prompts), 'prompt')}"
         raise RequestError(f"{given}: give one per prompt, with do_sample=True.")
     token_ids = encode_prompts(tokenizer, prompts, chat_template_kwargs)
-    check_lengths(model, token_ids, max_new_tokens)
+    check_fit(model, token_ids, max_new_tokens)
     answers: dict[int, Completion] = {}
     with generating(model, autocast, seed if do_sample else None):
         for part in longest_first(token_ids, batch_size):

@@ -20,6 +20,7 @@ from preftune.generation.settings import SamplingSettings, letters_of, without_s
 from preftune.generation.thoughts import split_thoughts
 from preftune.judges.cache import VerdictCache, verdict_key
 from preftune.judges.protocol import Progress
+from preftune.models.positions import check_token_ids
 from preftune.types import Message, Text
 
 if TYPE_CHECKING:
@@ -279,6 +280,7 @@ class LocalAsker(Asker):
 
         model, tokenizer = self._source.model, self._source.tokenizer
         (ids,) = encode_prompts(tokenizer, [prompt], None)
+        check_token_ids(model, max(ids))
         with torch.inference_mode():
             logits = model(torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1]
         values, places = torch.log_softmax(logits.to(torch.float32), dim=-1).topk(min(_ALTERNATIVES, len(logits)))

@@ -17,6 +17,7 @@ from preftune.judges.protocol import Item, Progress
 from preftune.judges.reward_model_input import Form, form_of, trained_ids
 from preftune.models.damage import reading, whole_weights
 from preftune.models.locate import locate
+from preftune.models.positions import check_token_ids
 from preftune.types import Text
 
 
@@ -90,7 +91,7 @@ class RewardModel:
         wanted = dict(zip(keys, asked, strict=True))
         missing = {key: self._encode(*item) for key, item in wanted.items() if key not in found}
         if missing:  # where every score is known, the model is not needed
-            self._check_lengths([encoded["input_ids"] for encoded in missing.values()])
+            self._check_fit([encoded["input_ids"] for encoded in missing.values()])
         order = sorted(missing, key=lambda key: -len(missing[key]["input_ids"]))
         size = 1 if order and _sees_padding(self._model) else self._batch_size
         for start in range(0, len(order), size):
@@ -128,7 +129,8 @@ class RewardModel:
     def _positions(self) -> int | None:
         return getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
 
-    def _check_lengths(self, token_ids: Sequence[Sequence[int]]) -> None:
+    def _check_fit(self, token_ids: Sequence[Sequence[int]]) -> None:
+        check_token_ids(self._model, max((max(ids) for ids in token_ids if ids), default=-1))
         limit = self._positions
         longest = max(map(len, token_ids), default=0)
         if limit is not None and longest > limit:

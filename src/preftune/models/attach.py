@@ -136,6 +136,8 @@ def generation_config_of(place: Location, *, revision: str | None = None) -> Gen
     except OSError:  # there is no such file
         return None
     except ValueError as error:
+        if isinstance(error, ModelError):
+            raise
         raise ModelError(f"{file} cannot be used: {brief(error)} Correct it, or copy it again.") from error
     check_values(file, config.to_dict())
     return config

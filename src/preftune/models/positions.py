@@ -1,14 +1,19 @@
-"""The longest sequence of a model with a learned vector for each position."""
+"""What a model has tables for: positions, where each has a learned vector, and token ids."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from preftune.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def positions_of(model: nn.Module) -> int | None:
     """The number of positions of a model with a table of them (GPT-2, OPT, CodeGen); None if positions are computed."""
+    from torch import nn
+
     config: Any = model.config
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is None:
@@ -22,3 +27,21 @@ def positions_of(model: nn.Module) -> int | None:
         if not isinstance(table, nn.Module | None) and len(table) == limit:
             return int(limit)
     return None
+
+
+def check_token_ids(model: Any, largest: int) -> None:
+    """Raises: ModelError for a token id beyond the model's embeddings; torch would say only "index out of range", and
+    on a GPU nothing would run in this process any more.
+
+    Args:
+        largest: the largest token id of some texts.
+    """
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    if largest < rows:
+        return
+    name = getattr(model.config, "name_or_path", "") or "the model"
+    raise ModelError(
+        f"The tokenizer gives the token id {largest:,}, but {name} has only {rows:,} embeddings: the tokenizer belongs "
+        "to another model, or has new tokens. Use the model's own tokenizer, or add embeddings for the new tokens and "
+        "save both: model.resize_token_embeddings(len(tokenizer))."
+    )

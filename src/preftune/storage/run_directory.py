@@ -37,7 +37,17 @@ def run_facts(folder: str | os.PathLike[str], part: str = "") -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+SEEDS = "seeds.json"
+"""The file of a folder of several seeds."""
 _OBJECTS = ("configuration", "data", "model", "result", "spent")
+
+
+def seed_folders(folder: str | os.PathLike[str]) -> dict[int, Path]:
+    """The run directories of several seeds by seed, if `preftune dpo --seeds` made this folder; otherwise empty."""
+    root = Path(folder).expanduser()
+    seeds = jsonl.read_object(root / SEEDS).get("seeds")
+    named = {seed: root / f"seed-{seed}" for seed in seeds if isinstance(seed, int)} if isinstance(seeds, list) else {}
+    return {seed: run for seed, run in named.items() if run.is_dir()}
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:

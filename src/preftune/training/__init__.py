@@ -11,6 +11,7 @@ it.
     protocol      the attributes of a trainer that other modules may read
     record        run.json, checkpoints, resuming, model cards
     reward_judge  a judge trained from the user's own pairs
+    seeds         one training with several seeds
     setup         the work before the first step
     stages        trainings as processes of their own, for `comparison` and `sweep`
     step          one optimiser step
@@ -49,6 +50,7 @@ __all__ = [
     "ppo",
     "record",
     "reward_judge",
+    "seeds",
     "setup",
     "stages",
     "trainers",

@@ -85,7 +85,7 @@ def run_stage(stage: Stage, *, watch: Callable[[], bool] | None = None) -> Outco
     code = _run(stage, watch)
     seconds = time.monotonic() - began
     run = run_facts(stage.folder)
-    error = "" if code == 0 else _last_words(stage.folder / "log.txt")
+    error = "" if code == 0 else last_words(stage.folder / "log.txt")
     if code == _WRONG_REQUEST:
         raise RequestError(f"preftune {stage.command}: {error}")
     lines = read_lines(stage.folder / "metrics.jsonl")
@@ -156,7 +156,7 @@ def _stop(process: subprocess.Popen[bytes]) -> int:
         return process.wait()
 
 
-def _last_words(log: Path) -> str:
+def last_words(log: Path) -> str:
     """The last paragraph that the command said about itself."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     own = next((line for line in reversed(lines) if line.startswith("preftune: ")), lines[-1] if lines else "")

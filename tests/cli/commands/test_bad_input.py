@@ -136,6 +136,8 @@ def test_unwritable_output(dpo, tmp_path) -> None:
 
 def test_nothing_named(preftune, pairs_file, tiny_model) -> None:
     check(preftune("dpo", "--data", pairs_file), "There is no model to align", "--model")
+    for method in ("dpo", "kto", "sft", "reward", "ppo", "grpo", "online"):
+        check(preftune(method), "There is no model to", f"See preftune {method} --help")
     check(preftune("dpo", "--model", tiny_model), "no preference pairs", "--data")
 
 

@@ -210,6 +210,8 @@ def test_batches_that_the_first_process_would_send_are_refused(tmp_path):
         ({"disable_dropout": "false"}, "disable_dropout='false' is text, but must be True or False"),
         ({"push_to_hub": 2}, "push_to_hub=2 must be True or False"),
         ({"max_steps": 1.5}, "max_steps=1.5 must be a whole number"),
+        ({"num_train_epochs": 0}, "num_train_epochs=0.* must be a finite number above 0"),
+        ({"num_train_epochs": -3}, "num_train_epochs=-3.* must be a finite number above 0"),
         ({"max_steps": 0}, "max_steps=0 is not a number of steps"),
         ({"max_steps": -5}, "max_steps=-5 is not a number of steps"),
         ({"report_to": "foo"}, "report_to='foo' is not a tracker. Give "),

@@ -213,11 +213,13 @@ def test_what_is_refused(options: dict[str, Any], words: str, tmp_path: Path) ->
 
 
 def test_methods_without_it_say_why(tmp_path: Path) -> None:
-    from preftune import OnlineDPOConfig, PPOConfig, RewardConfig
+    from preftune import GRPOConfig, OnlineDPOConfig, PPOConfig, RewardConfig
 
     options = {"output_dir": str(tmp_path), "eval_judge": "shorter", "report_to": "none", "use_cpu": True}
     for kind, more in ((PPOConfig, {}), (OnlineDPOConfig, {"judge": "shorter"})):
         with pytest.raises(ConfigError, match="judged afterwards, with preftune eval"):
             kind(**options, **more)
+    with pytest.raises(ConfigError, match="report the reward of answers to held-out prompts"):
+        GRPOConfig(**options)
     with pytest.raises(ConfigError, match="a reward model writes no answers"):
         RewardConfig(**options)

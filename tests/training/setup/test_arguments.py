@@ -10,7 +10,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from models_zoo import random_model
-from preftune.errors import ConfigError, DatasetError
+from preftune.errors import ConfigError, DatasetError, ModelError
 from preftune.training.record.earlier_run import sweep_unfinished
 from tests.training.dpo_runs import lora_config, trainer
 from tiny import VOCABULARY, rows, tiny_model
@@ -40,6 +40,17 @@ def test_a_row_beyond_the_model_s_positions_is_named_before_training(name: str, 
     trainer(
         random_model("llama", vocab_size=VOCABULARY, max_position_embeddings=16), tmp_path, data=long
     )  # rope goes on
+
+
+def test_a_token_that_the_model_has_no_embedding_for_is_named_before_training(tmp_path: Path) -> None:
+    """It was an IndexError of torch's embedding as well, of a tokenizer with new tokens or of another model."""
+    small = random_model("llama", vocab_size=100)
+    known = {"prompt": "A", "chosen": "B", "rejected": "CD"}  # of ids below 100
+    with pytest.raises(ModelError, match=r"the token id 2\d\d, but the model has only 100 embeddings"):
+        trainer(small, tmp_path, data=rows(4))
+    with pytest.raises(ModelError, match=r"has only 100 embeddings"):
+        trainer(small, tmp_path, data=[known], eval_dataset=rows(4))
+    trainer(small, tmp_path, data=[known])
 
 
 @pytest.mark.parametrize("given", [TrainerCallback(), TrainerCallback, [None], ["name"], [print]])

@@ -23,7 +23,7 @@ from preftune.errors import RequestError
 from preftune.generation.endpoint.client import is_endpoint
 from preftune.statistics.verdict_names import LEVELS
 from preftune.storage.jsonl import digest, prepare_folder, read_object
-from preftune.storage.run_directory import run_facts
+from preftune.storage.run_directory import run_facts, seed_folders
 from preftune.storage.run_lock import locked
 from preftune.storage.trained_prompts import FILE
 
@@ -41,25 +41,54 @@ if TYPE_CHECKING:
 def run(argv: Sequence[str]) -> int:
     """Runs `preftune eval` and returns its exit code: 0 when it finishes, 1 if the verdict is below `--fail_under`."""
     asked = read_request(argv)
-    folder = results_folder(asked)
+    seeds = {} if is_endpoint(asked.model) else seed_folders(asked.model)
+    if not seeds:
+        decision = _evaluated(asked, results_folder(asked))
+        return _exit_code(asked, decision and decision.level, decision and decision.name)
+    if asked.suite:
+        raise RequestError(
+            f"--suite measures one model, and {asked.model} has {len(seeds)} seeds. Name one: "
+            f"--model {next(iter(seeds.values()))}."
+        )
+    return _over_seeds(asked, seeds)
+
+
+def _over_seeds(asked: argparse.Namespace, seeds: Mapping[int, Path]) -> int:
+    """The same evaluation of every seed's model, and the win rate over seeds and prompts."""
+    from preftune.evaluation.two_models.over_seeds import over_seeds
+
+    output = Path(asked.model).expanduser() / "eval" if asked.output is None else Path(asked.output)
+    folders = {seed: run / "eval" if asked.output is None else output / run.name for seed, run in seeds.items()}
+    decisions: dict[int, Decision] = {}
+    for seed, run in seeds.items():
+        tell(f"preftune: seed {seed}")
+        decision = _evaluated(argparse.Namespace(**{**vars(asked), "model": str(run)}), folders[seed])
+        assert decision is not None  # only suites have none
+        decisions[seed] = decision
+    found = over_seeds(folders, decisions, into=output)
+    print("\n".join(found.sentences()))
+    return _exit_code(asked, found.level, "that of the lowest seed, or of the interval over seeds")
+
+
+def _evaluated(asked: argparse.Namespace, folder: Path) -> Decision | None:
+    """One evaluation. Raises: KeyboardInterrupt, which says what is kept."""
     try:
         with locked(folder, another="-o FOLDER"), ExitStack() as opened:
-            decision = _evaluate(asked, folder, opened)
+            return _evaluate(asked, folder, opened)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"Stopped. The answers received so far are kept in {folder}, the verdicts in the cache; the same command "
             "continues from there."
         ) from None
-    return _exit_code(asked, decision)
 
 
-def _exit_code(asked: argparse.Namespace, decision: Decision | None) -> int:
+def _exit_code(asked: argparse.Namespace, level: int | None, name: str | None) -> int:
     if asked.fail_under is None:
         return 0
-    assert decision is not None  # `_need_comparison` refuses suites without one
-    if decision.level >= LEVELS[asked.fail_under]:
+    assert level is not None  # `_need_comparison` refuses suites without a verdict
+    if level >= LEVELS[asked.fail_under]:
         return 0
-    tell(f"preftune: exit code 1, because the verdict is {decision.name!r} and --fail_under is {asked.fail_under}")
+    tell(f"preftune: exit code 1, because the verdict is {name!r} and --fail_under is {asked.fail_under}")
     return 1
 
 

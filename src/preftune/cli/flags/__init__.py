@@ -9,6 +9,7 @@ messages            errors as one paragraph
 model_flags         a local model, or an endpoint
 plain_parser        argparse without abbreviations
 recipe              YAML recipes
+seeds               --seeds: what each seed's command says
 """
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "model_flags",
     "plain_parser",
     "recipe",
+    "seeds",
 ]

@@ -113,6 +113,9 @@ class DataArguments:
     eval_fraction: float | None = option(
         None, "Share of the training prompts to hold out for evaluation, 0 to 1.", aliases=["--test_split_size"]
     )
+    split_seed: int | None = option(
+        None, "Seed of the held-out split by eval_fraction and of the order of mixtures. Default: data_seed, or seed."
+    )
     ignore_bias_buffers: bool = option(False, "Boolean buffers are left out of DistributedDataParallel's broadcast.")
     datasets: list[str] = option(
         [], "TRL's mixtures, for recipes: entries with path, name, split, columns, and optionally a proportion."

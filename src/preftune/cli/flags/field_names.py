@@ -19,7 +19,7 @@ from preftune.cli.flags.plain_parser import not_a_choice
 from preftune.cli.flags.recipe import Recipe
 from preftune.errors import RequestError, did_you_mean
 
-OWN = ("resume", "config", "report", "no_report", "allow_env", "verbose", "help", "help_all")
+OWN = ("resume", "seeds", "config", "report", "no_report", "allow_env", "verbose", "help", "help_all")
 """Flags that are not fields."""
 
 HISTORY = {
@@ -126,7 +126,7 @@ def check_choices(fields: Sequence[Field], argv: Sequence[str], recipe: Recipe |
     given = [(f"--config {recipe.path}, line {entry.line}: " if recipe else "", entry.key, entry.value)
              for entry in (recipe.entries if recipe is not None else ())]  # fmt: skip
     flags: list[tuple[str, str, Any]] = []
-    for word, after in zip(argv, [*argv[1:], None], strict=True):
+    for word, after in zip(argv, [*argv, None][1:], strict=True):
         flag, equals, value = word.partition("=")
         if flag.startswith("--"):
             flags.append(("", flag[2:], value if equals else after))

@@ -11,7 +11,7 @@ from preftune.cli.flags.field_names import Field
 from preftune.cli.flags.plain_parser import wrapped
 
 MODEL = "model dtype use_peft lora_r lora_alpha load_in_4bit"
-OUTPUT = "output_dir resume no_report push_to_hub report_to"
+OUTPUT = "output_dir resume seeds no_report push_to_hub report_to"
 _MORE = "config verbose help-all traceback"
 
 _NAME_WIDTH = 27
@@ -26,6 +26,7 @@ _WORDS = {
     "eval_strategy": "no, steps (with --eval_steps), epoch",
     "output_dir": "the run directory: adapter or model, run.json, metrics.jsonl, checkpoints",
     "resume": "[CHECKPOINT] continue from the last checkpoint, or from this one; auto: start if there is no checkpoint",
+    "seeds": "N ... train with each of these seeds, and say how far the results differ",
     "no_report": "write no report.html at the end",
     "push_to_hub": "upload the result to the hub, as --hub_model_id",
     "report_to": "wandb, tensorboard, trackio, ...",
@@ -92,6 +93,7 @@ _NO_FIELDS = (
         "str",
         "continue from the last checkpoint or from the one named; auto: start if there is no checkpoint",
     ),
+    Field("seeds", "list", "train with each of these seeds, one after the other, and say how far the results differ"),
     Field("report", "bool", "write report.html at the end", "True"),
     Field("allow_env", "", "accept every variable that the env: block of a recipe sets"),
     Field("verbose", "", "show all notes; run.json always has them"),

@@ -87,12 +87,15 @@ class Request:
     """The command line itself, for the hint on how to resume."""
     report: bool = True
     """Whether to write report.html at the end."""
+    seeds: tuple[int, ...] = ()
+    """Several seeds to train with."""
 
     @property
     def splitting(self) -> dict[str, Any]:
         """Whether evaluation during training is requested, and the seed of the split of the data."""
         strategy, config = self.config.eval_strategy, self.config
-        seed = int(config.seed if config.data_seed is None else config.data_seed)
+        seeds = (getattr(self.data, "split_seed", None), config.data_seed, config.seed)
+        seed = next(int(one) for one in seeds if one is not None)
         return {"evaluate": str(getattr(strategy, "value", strategy)) != "no", "seed": seed}
 
     @property
@@ -160,6 +163,14 @@ def _train(method: Method, request: Request) -> int:
     if request.config.plan_only:
         return _plan_only(method, request)
     check_writable(output)
+    if request.seeds:
+        from preftune.cli.flags.seeds import words_of_each
+        from preftune.training.seeds import train_seeds
+
+        words = words_of_each(request.words, request.seeds, split=hasattr(request.data, "split_seed"))
+        with locked(output):
+            print("\n".join(train_seeds(method.name, words, request.seeds, Path(output), tell=tell)))
+        return 0
     with locked(output, writes=os.environ.get("RANK", "0") == "0"):
         trainer, progress = _prepare(method, request)
         say(f"writing to {output} (all notes: its run.json, or --verbose).")
@@ -209,7 +220,8 @@ def read_request(method: Method, argv: Sequence[str], recipe: Recipe | None = No
         raise RequestError(f"There are no {method.wanted}. Name them with --data FILE_OR_HUB_ID. {help}")
     if method.needs and not any(getattr(values, name) for name in method.needs):
         raise RequestError(f"No reward or judge is given; {method.needs_what}. {help}")
-    return Request(data, model, parser.build(_load(method.config), values), tuple(argv), report=values.report)
+    seeds = tuple(values.seeds or ())
+    return Request(data, model, parser.build(_load(method.config), values), tuple(argv), values.report, seeds)
 
 
 def _say_remote_code(recipe: Recipe) -> None:
@@ -370,6 +382,7 @@ def parser_of(method: Method) -> Any:
     parser = FieldParser((method.data_arguments, method.model_arguments, _load(method.config)), prog=method.prog)
     if method.guarded:
         parser.set_defaults(guard=GUARD)
+    parser.add_argument("--seeds", nargs="+", type=int, help="train with each of these seeds")
     parser.add_argument("--report", action="store_true", default=True, help="write report.html at the end")
     parser.add_argument(
         "--allow_env", "--allow-env", action="store_true", help="accept every variable that a recipe's env: block sets"

@@ -240,6 +240,13 @@ class GroupDataset(Sequence[TokenizedGroup]):
         return len(self._tokens)
 
     @cached_property
+    def largest_id(self) -> int:
+        """The largest token id; -1 without tokens."""
+        step = 2**20
+        parts = (self._tokens[start : start + step] for start in range(0, len(self._tokens), step))
+        return max((int(part.max()) for part in parts), default=-1)
+
+    @cached_property
     def scored_tokens(self) -> int:
         """Number of tokens that the loss covers: those of the completions without their context."""
         partly = self._scored[:, 0].astype(np.int64)  # segments of which not every token is scored

@@ -9,6 +9,7 @@
     correctness   whether answers became more correct, or only shorter
     degeneration  repetition, language, refusals of two models
     open_models   opens the two sides: local, adapter, endpoint, vLLM
+    over_seeds    the win rate of several seeds' models
     pair_logps    log-probabilities of pairs under both models
     run           the comparison: generate, judge, count
     summary       eval/summary.json: the win rate, the verdict and the reasons
@@ -16,4 +17,15 @@
     verdict_record  the verdict in summary.json and in the model card
 """
 
-__all__ = ["advice", "answers", "context", "open_models", "pair_logps", "run", "summary", "types", "verdict_record"]
+__all__ = [
+    "advice",
+    "answers",
+    "context",
+    "open_models",
+    "over_seeds",
+    "pair_logps",
+    "run",
+    "summary",
+    "types",
+    "verdict_record",
+]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from preftune.generation.finite_check import check_finite
 from preftune.generation.protocol import Side
+from preftune.models.positions import check_token_ids
 from preftune.storage.jsonl import append_lines, digest, read_lines
 from preftune.types import PreferencePair, TokenizedGroup
 
@@ -219,7 +220,9 @@ class LogpScorer:
         from preftune.logps import pack
         from preftune.reference import inference
 
-        batch = pack(groups).to(self.device)
+        batch = pack(groups)
+        check_token_ids(self.model, int(batch.input_ids.max()))
+        batch = batch.to(self.device)
         with inference(self.model), torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             scores = part(self.engine(self.model, batch), batch).cpu().double()  # MPS has no float64
         check_finite(scores, self.model)

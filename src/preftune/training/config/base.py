@@ -204,6 +204,8 @@ class PackedConfig(JudgedEvaluationFields, TrainingArguments):
             raise ConfigError(
                 f"max_steps={self.max_steps} is not a number of steps. Give 1 or more; -1 trains num_train_epochs."
             )
+        if self.max_steps < 1 and getattr(self, "total_episodes", None) is None:
+            positive("num_train_epochs", self.num_train_epochs, "the run ends after this many passes over the data")
         self._check_trackers()
         self._check_judged_evaluation()
         self._at_least_1("max_length", "max_tokens_per_batch", "early_stopping_patience", "max_train_tokens")

@@ -226,7 +226,8 @@ class JudgedEvaluation:
 
 
 def judge_of(args: PackedConfig) -> tuple[OpenedJudge, ExitStack] | None:
-    """The judge that `eval_judge` names, and what closes it; None without. Called before the policy is loaded, which takes longer.
+    """The judge that `eval_judge` names, and what closes it; None without. Called before the policy is loaded, which
+    takes longer.
 
     Raises: RequestError for a rule, ModelError for a model that cannot be had.
     """

@@ -55,6 +55,10 @@ class GroupConfig(MovingReferenceFields, SamplingConfig):
     adapter_learning_rate: ClassVar[float] = 1e-5
     trls_rate: ClassVar[float] = 1e-6
     refused: ClassVar[Mapping[str, Refusal]] = {**REFUSED, **_REFUSED}
+    no_eval_judge: ClassVar[str] = (
+        "evaluations report the reward of answers to held-out prompts; preftune eval compares them with the "
+        "reference's afterwards"
+    )
 
     num_train_epochs: float = option(1.0, "Passes over the prompts.")
     per_device_train_batch_size: int = option(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preftune.generation.encode_prompts import check_lengths
+from preftune.generation.encode_prompts import check_fit
 from preftune.generation.generate import generate_batch, generating, generation_config, longest_first
 from preftune.generation.prompts import Prompt
 from preftune.generation.thoughts import Spoken, spoken
@@ -90,7 +90,7 @@ class TransformersSampler:
         self, model: Any, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[int]], *, first: int
     ) -> list[Rollout]:
         config = self.config(model)
-        check_lengths(model, token_ids, self._max_new_tokens)
+        check_fit(model, token_ids, self._max_new_tokens)
         seeds = [seed_of(self._seed, first + place) for place in range(len(prompts))]
         answers = self.draw(model, token_ids, config, seeds)
         return [

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from preftune.amounts import counted
 from preftune.data.conversion.filters import prompt_key
 from preftune.errors import ConfigError, RequestError
-from preftune.generation.encode_prompts import check_lengths
+from preftune.generation.encode_prompts import check_fit
 from preftune.log import detail, say, warn
 from preftune.logps import pack
 from preftune.logps.batch import PackedBatch
@@ -88,7 +88,7 @@ class OnlineTrainer(RecordedTrainer):
         self._plan(args)
         assemble.seed(args)
         model = assemble.prepare_model(model, args, peft_config=peft_config, quantization_config=quantization_config)
-        check_lengths(model, self.prompts.token_ids, args.max_new_tokens, names=[p.id for p in self.prompts.prompts])
+        check_fit(model, self.prompts.token_ids, args.max_new_tokens, names=[p.id for p in self.prompts.prompts])
         self.settle(model, args, tokenizer)
         self._window = Averages()
         self._rounds = self._sampled = 0

@@ -13,7 +13,7 @@ from preftune.amounts import of_type
 from preftune.data import GroupDataset
 from preftune.errors import ConfigError, DatasetError, did_you_mean
 from preftune.log import say
-from preftune.models.positions import positions_of
+from preftune.models.positions import check_token_ids, positions_of
 from preftune.training.config.base import PackedConfig
 from preftune.training.protocol import TrainerView
 
@@ -142,15 +142,19 @@ def check_evaluation(args: PackedConfig, eval_dataset: Any, columns: Sequence[st
         )
 
 
-def check_positions(model: nn.Module, datasets: Mapping[str, GroupDataset | None]) -> None:
-    """Raises: DatasetError for a sequence that is longer than the model has positions.
+def check_fit(model: nn.Module, datasets: Mapping[str, GroupDataset | None]) -> None:
+    """Checks that the model has an embedding for every token, and a position for each of a row.
 
     Args:
         datasets: by their roles, as in reports.
+    Raises: ModelError or DatasetError.
     """
     limit = positions_of(model)
     for role, groups in datasets.items():
-        if limit is not None and groups is not None and groups.longest > limit:
+        if groups is None:
+            continue
+        check_token_ids(model, groups.largest_id)
+        if limit is not None and groups.longest > limit:
             raise DatasetError(
                 f"a row of the {role} dataset has {groups.longest:,} tokens, but the model has only {limit:,} "
                 f"positions. Set max_length={limit} (--max_length {limit}), which cuts longer rows or leaves them out."

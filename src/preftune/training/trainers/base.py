@@ -28,8 +28,8 @@ from preftune.training.record.same_run import base_of
 from preftune.training.setup import model as assemble
 from preftune.training.setup.arguments import (
     check_evaluation,
+    check_fit,
     check_metrics,
-    check_positions,
     own_config,
     refuse_arguments,
     tokenizer_of,
@@ -102,7 +102,7 @@ class PackedTrainer(EvaluatedTrainer):
         assemble.seed(args)  # decides the adapter's start, which Trainer would seed too late
         model = self.prepare_model(model, args, tokenizer, **configs)
         held_out = eval_groups if isinstance(eval_groups, Mapping) else {"eval": eval_groups}
-        check_positions(model, {"train": train_groups, **held_out})
+        check_fit(model, {"train": train_groups, **held_out})
         self.settle(model, args, tokenizer)
         self._window, self._policy_changed = MetricWindow(self.columns), False
         super().__init__(

@@ -1,0 +1,33 @@
+"""`--seeds` of a training command: what each seed's command says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from preftune.errors import RequestError
+
+
+def words_of_each(words: Sequence[str], seeds: Sequence[int], *, split: bool) -> list[str]:
+    """The flags without `--seeds`; all seeds share one held-out split.
+
+    Args:
+        split: whether the command holds out a part of its data.
+    Raises: RequestError for flags that contradict it.
+    """
+    given = {word.partition("=")[0].replace("-", "_").strip("_") for word in words if word.startswith("--")}
+    if len(set(seeds)) < len(seeds) or len(seeds) < 2:
+        raise RequestError(f"--seeds {' '.join(map(str, seeds))}: give at least two different seeds.")
+    for name, why in (("seed", "names one seed"), ("resume", "is not needed: the same command continues")):
+        if name in given or f"{name}_from_checkpoint" in given:
+            raise RequestError(f"--{name} {why}, and --seeds names several. Leave --{name} out.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RequestError("--seeds starts a process for each seed. With torchrun, give each seed its own command.")
+    kept, skipping = [], False
+    for word in words:
+        if word.startswith("-"):
+            skipping = word.partition("=")[0] == "--seeds"
+        if not skipping:
+            kept.append(word)
+    fixed = ["--split_seed", str(seeds[0])] if split and not given & {"split_seed", "data_seed"} else []
+    return [*kept, *fixed]
