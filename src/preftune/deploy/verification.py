@@ -42,7 +42,10 @@ class Verification:
             return "No difference was found, but the trained model hardly differs from its base: this proves little."
         if not self.figures.pairs:
             return "What is served answers as what was aligned. (Only answers were compared.)"
-        return self.figures.cost(self.form) if self.form else "What is served is what was aligned."
+        if not self.form:
+            return "What is served is what was aligned."
+        cost = self.figures.cost(self.form)
+        return f"{cost} Export with --dtype float16 to keep it." if "bfloat16" in cost else cost
 
 
 def verify(
