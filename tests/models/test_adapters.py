@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from safetensors import SafetensorError
 
-from preftune.errors import ModelError
+from preftune.errors import CheckpointError, ModelError
 from preftune.models import load_model, load_tokenizer, merge
 from tests.models.tiny import tiny_llama, tiny_tokenizer
 
@@ -50,6 +51,27 @@ def test_a_merged_folder_scores_as_the_adapter_did(base: Path, tmp_path: Path) -
     assert load_tokenizer(tmp_path / "out" / "merged").chat_template == tiny_tokenizer().chat_template
     assert (tmp_path / "out" / "merged" / "generation_config.json").is_file()
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["merged"]
+
+
+def test_a_full_disk_leaves_nothing_and_is_told(base: Path, tmp_path: Path, monkeypatch) -> None:
+    _adapt(load_model(base)).save_pretrained(tmp_path / "adapter")
+
+    def fail(self, folder, *args, **kwargs) -> None:
+        Path(folder).mkdir()
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", fail)
+    with pytest.raises(CheckpointError, match=r"could not be written to .*merged \(I/O error.*Make room on the disk"):
+        merge(tmp_path / "adapter", tmp_path / "out" / "merged")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_virtual_tokens_that_were_saved_are_not_trained_further(base: Path, tmp_path: Path) -> None:
+    config = PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    get_peft_model(load_model(base), config).save_pretrained(tmp_path / "adapter")
+    assert isinstance(load_model(tmp_path / "adapter"), PeftModel)
+    with pytest.raises(ModelError, match=r"virtual tokens .* cannot train further"):
+        load_model(tmp_path / "adapter", is_trainable=True)
 
 
 def test_dtype_of_the_merged_weights(base: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 from preftune.errors import ModelError
 from preftune.models.attach import attach_adapter, locate_base
 from preftune.models.classifier import is_reward_adapter, load_classifier
+from preftune.models.damage import writing
 from preftune.models.load import load_model, load_tokenizer, parse_dtype
 from preftune.models.locate import FORM_FILE, Location, describe_folder, is_adapter_folder, locate
 from preftune.models.precision import is_packed
@@ -282,7 +283,7 @@ def _save(
     """Writes everything under a temporary name and renames it."""
     partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
     try:
-        with quiet_transformers():
+        with quiet_transformers(), writing(str(folder), "Then merge again; nothing is left in the folder."):
             merged.save_pretrained(partial)
         try:
             if tokenizer_source is None:

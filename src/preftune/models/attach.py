@@ -105,6 +105,11 @@ def attach_adapter(
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         if isinstance(error, ModelError):
             raise
+        if is_trainable and "prompt learning adapter to trainable" in str(error):
+            raise ModelError(
+                f"The adapter {adapter.name} is one of virtual tokens (prompt, prefix or p-tuning), which PEFT cannot "
+                "train further once it is saved. Train a new one on the base, or LoRA, which can be continued."
+            ) from error
         raise ModelError(
             f"The adapter {adapter.name} does not fit the base model {model.name_or_path}: {brief(error)} "
             "Give the base that it was trained on with --base MODEL (base_model=...)."

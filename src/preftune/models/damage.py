@@ -4,6 +4,7 @@ built.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from preftune.bounds import bound, raising, size
-from preftune.errors import ModelError, PreftuneError, sentence
+from preftune.errors import CheckpointError, ModelError, PreftuneError, sentence
 from preftune.models.config_values import check_values
 from preftune.storage.jsonl import read_object
 
@@ -28,6 +29,29 @@ def whole_weights(name: str) -> Iterator[None]:
             f"The weights in {name} are damaged or were copied in part ({error}). Copy or download them again, or name "
             "another checkpoint."
         ) from error
+
+
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
+
+
+@contextmanager
+def writing(folder: str, advice: str) -> Iterator[None]:
+    """A context for writing the files of a model. safetensors and torch do not report a full disk as an OSError.
+
+    Args:
+        advice: what to do after making room.
+    Raises: CheckpointError for a disk that is full, failing, or read-only.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        failed = error.errno in _DISK if isinstance(error, OSError) else False
+        if failed or any(words in str(error) for words in ("I/O error", "inline_container", "file write failed")):
+            raise CheckpointError(
+                f"The model could not be written to {folder} ({' '.join(str(error).split())}). Make room on the disk. "
+                f"{advice}"
+            ) from error
+        raise
 
 
 @contextmanager

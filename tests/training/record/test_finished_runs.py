@@ -7,6 +7,7 @@ import shutil
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from preftune.errors import CheckpointError
@@ -144,3 +145,26 @@ def test_evaluations_without_progress_are_counted_over_a_resume(tmp_path):
     whole = run(tmp_path / "whole", **options)
     resumed = run(tmp_path / "again", resume=str(tmp_path / "whole" / "checkpoint-2"), **options)
     assert resumed.state.global_step == whole.state.global_step == 4
+
+
+def test_a_disk_that_is_full_at_the_end_says_how_the_run_is_completed(tmp_path, monkeypatch):
+    """safetensors and torch have errors of their own for it, which named neither the folder nor what is kept."""
+    for words, error in (("I/O error", SafetensorError), ("enforce fail at inline_container.cc", RuntimeError)):
+        for strategy, remedy in (("steps", "from its last checkpoint: --resume"), ("no", "No checkpoint was written")):
+            folder = tmp_path / f"{strategy} {error.__name__}"
+            made = run(folder, save_strategy=strategy, max_steps=3)
+            with monkeypatch.context() as full:
+                full.setattr(type(made.model), "save_pretrained", raising(error(words)))
+                with pytest.raises(CheckpointError, match=rf"not be written to .*{words}.*Make room.*{remedy}"):
+                    made.save_model()
+    with monkeypatch.context() as other:
+        other.setattr(type(made.model), "save_pretrained", raising(RuntimeError("weights share memory")))
+        with pytest.raises(RuntimeError, match=r"^weights share memory$"):
+            made.save_model()
+
+
+def raising(error: Exception) -> Any:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    return fail

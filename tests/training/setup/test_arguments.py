@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import LoraConfig
+from peft import AdaLoraConfig, LoraConfig
 from transformers import TrainerCallback
 
 from models_zoo import random_model
@@ -40,6 +40,12 @@ def test_a_row_beyond_the_model_s_positions_is_named_before_training(name: str, 
     trainer(
         random_model("llama", vocab_size=VOCABULARY, max_position_embeddings=16), tmp_path, data=long
     )  # rope goes on
+
+
+def test_the_part_of_adalora_that_nobody_does_is_told(tmp_path: Path, caplog) -> None:
+    config = AdaLoraConfig(init_r=4, target_r=2, total_step=9, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    trainer(tiny_model(), tmp_path, peft_config=config)
+    assert "its ranks are not reduced from 4 to 2" in caplog.text
 
 
 def test_a_token_that_the_model_has_no_embedding_for_is_named_before_training(tmp_path: Path) -> None:

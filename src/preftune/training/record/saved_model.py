@@ -22,6 +22,7 @@ from preftune.errors import ConfigError
 from preftune.log import detail, say
 from preftune.logps import Support
 from preftune.models.config_values import check_values
+from preftune.models.damage import writing
 from preftune.models.load import parse_dtype
 from preftune.models.precision import Precision, is_quantized_weight
 from preftune.models.quiet import quiet_transformers
@@ -57,6 +58,11 @@ class SavingTrainer(ShardedTrainer):
         if _internal_call:  # of a checkpoint
             super().save_model(output_dir, _internal_call)
             return
+        place = str(output_dir or self.args.output_dir)
+        with writing(place, _after_a_full_disk(Path(self.args.output_dir))):
+            self._save_final(output_dir, _internal_call)
+
+    def _save_final(self, output_dir: str | None, _internal_call: bool) -> None:
         if self.args.sharding is not None:  # what was gathered is cast, and the weights stay as they are
             with casts_what_is_saved(self.model, saved_dtypes(self.model, self.args.save_dtype)):
                 super().save_model(output_dir, _internal_call)
@@ -80,6 +86,12 @@ class SavingTrainer(ShardedTrainer):
         if self.args.should_save and config is not None and hasattr(self.model, "peft_config"):
             config.save_pretrained(folder)  # PEFT saves none
             keep_head(self.model, folder / "adapter_model.safetensors", state_dict)
+
+
+def _after_a_full_disk(run: Path) -> str:
+    if any(run.glob("checkpoint-*")):
+        return "Then complete the run from its last checkpoint: --resume (resume_from_checkpoint=True)."
+    return "No checkpoint was written, so only a program that still holds the trainer can save: trainer.save_model()."
 
 
 def remember_dtypes(model: nn.Module) -> None:

@@ -111,13 +111,19 @@ def _refuse_untrainable(model: nn.Module) -> None:
 
 
 def _refuse_tasks(model: Any) -> None:
-    """Raises: ModelError for an adapter that needs a task id for each row."""
+    """Raises: ModelError for an adapter that needs a task id for each row. Warns of one of which a part is not done."""
     for name, config in (getattr(model, "peft_config", None) or {}).items():
         kind = str(getattr(config.peft_type, "value", config.peft_type))
         if kind in ("POLY", "MULTITASK_PROMPT_TUNING"):
             raise ModelError(
                 f"adapter {name!r} ({kind}) needs the task of every row, which preference data do not have. Use LoRA, "
                 "or prompt tuning."
+            )
+        if kind == "ADALORA":
+            warn(
+                f"adapter {name!r} (AdaLoRA): its ranks are not reduced from {config.init_r} to {config.target_r}, and "
+                "no penalty keeps its factors orthogonal: PEFT leaves both to the training loop. Use LoRA, or "
+                "call model.base_model.update_and_allocate(step) in a callback's on_optimizer_step."
             )
 
 
