@@ -192,7 +192,7 @@ class Looker:
 
     def _groups(self, pairs: int) -> list[TokenizedGroup]:
         """Groups spread over the held-out data (the training data, if nothing is held out) with this many pairs."""
-        data = parts(self._trainer.eval_dataset) if self._held_out else [self._trainer.train_dataset]
+        data = parts(self._trainer.eval_dataset) if self._held_out else [self._trainer.train_dataset.known]
         return [group for part in data for group in _some(part, -(-pairs // max(1, len(data))))]
 
     def _model(self) -> Any:

@@ -23,7 +23,7 @@ from preftune.generation.generate import Completion, generate
 from preftune.storage.run_directory import write_json
 from preftune.text_quality.single_answer import look_at, self_similarity
 from preftune.training.guard.figures import Look
-from preftune.training.setup.arguments import is_stream
+from preftune.training.setup.streams import is_stream
 from preftune.types import Text, TokenizedGroup
 
 if TYPE_CHECKING:

@@ -55,13 +55,18 @@ def facts_of(trainer: TrainerView) -> dict[str, Any]:
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     facts = {
         "settings": {**values, "batch size": batch},
-        "data": {"rows": len(trainer.train_dataset), "fingerprint": trainer.train_dataset.fingerprint},
+        "data": {"rows": _rows(trainer.train_dataset), "fingerprint": trainer.train_dataset.fingerprint},
         "adapter": _adapter(trainer.model),
         "base": base_of(trainer.model),
         "rated with": getattr(trainer, "rated_with", None),
         "ends": {name: plain(getattr(args, name, None)) for name in EXTENDS},
     }
     return dict(plain(facts))
+
+
+def _rows(data: Any) -> int:
+    """The number of rows; 0 for a stream, of which a run reads what its steps need."""
+    return len(data) if getattr(data, "known", data) is data else 0
 
 
 def best_by(trainer: TrainerView) -> dict[str, Any]:

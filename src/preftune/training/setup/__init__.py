@@ -14,6 +14,7 @@ the model is made ready, data are tokenised, the reference is decided, and the f
     reference       which reference a run has, and its scores before the first step
     self_check      the check at the first step
     sharding        a model divided among ranks
+    streams         rows that are trained on while they are read
 """
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "reference",
     "self_check",
     "sharding",
+    "streams",
 ]

@@ -72,19 +72,6 @@ def own_config(args: Any, kind: type[Config], *, method: str) -> Config:
     return args
 
 
-def is_stream(source: Any) -> bool:
-    return hasattr(source, "_ex_iterable") or type(source).__name__ == "IterableDataset"
-
-
-def refuse_stream(source: Any, role: str) -> None:
-    """Raises: DatasetError for rows whose number is not known."""
-    if is_stream(source):
-        raise DatasetError(
-            f"the {role} dataset is an IterableDataset, but training needs data of known length. Load it without "
-            "streaming=True, or take a part with .take(n) and Dataset.from_list."
-        )
-
-
 def tokenizer_of(model: Any, args: PackedConfig) -> Any:
     from preftune.models import load_tokenizer
 

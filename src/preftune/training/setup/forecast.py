@@ -40,8 +40,9 @@ def workload_of(groups: GroupDataset, args: Any, *, unit: str, device: Device, r
     """
     draw = np.random.default_rng(args.seed)
     count = len(groups)
-    order = np.arange(count) if count <= _SAMPLE else draw.choice(count, _SAMPLE, replace=False)
-    members = [groups[int(row)] for row in order]
+    known = groups.known
+    order = np.arange(len(known)) if len(known) <= _SAMPLE else draw.choice(len(known), _SAMPLE, replace=False)
+    members = [known[int(row)] for row in order]
     batch, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     per_step = batch * accumulation * ranks
     steps = max(1, math.ceil(count / per_step) if not args.dataloader_drop_last else count // per_step)
@@ -54,7 +55,7 @@ def workload_of(groups: GroupDataset, args: Any, *, unit: str, device: Device, r
     largest, most = _largest(members, draw, batch=batch, parts=accumulation, budget=budget, steps=min(_STEPS, total))
     rows = [RowLengths.of(group) for group in members]
     sums = MicroBatch.of(rows)
-    longest = split_group(groups[int(np.argmax(groups.lengths))], 1, shared_tokens)
+    longest = split_group(known[int(np.argmax(known.lengths))], 1, shared_tokens)
     scale = count / max(1, len(rows))
     return Workload(
         unit=unit,
@@ -175,7 +176,7 @@ def plan_of_trainer(
         device=device,
         precision=precision,
         checkpointing=bool(args.activation_checkpointing),
-        reference=reference_of(args, full=shape.full, arrives_trained=arrives),
+        reference=_live(reference_of(args, full=shape.full, arrives_trained=arrives), groups),
         **optimiser_of(args),
         bits=_bits(options, quantization_config) or shape.bits or _bits_of_module(model),
         nested=_nested(options, quantization_config) or shape.nested,
@@ -186,6 +187,11 @@ def plan_of_trainer(
     check_fsdp(settings, args)
     load = workload_of(groups, args, unit=unit_of(trainer), device=device, ranks=args.world_size)
     return Plan(shape, settings, load)
+
+
+def _live(reference: ReferenceKind, groups: GroupDataset) -> ReferenceKind:
+    """A reference that must be asked at any time, as the rows of a stream need it."""
+    return "copy" if reference == "pass" and groups.known is not groups else reference
 
 
 def check_fsdp(settings: Settings, args: Any) -> None:

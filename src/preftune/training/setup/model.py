@@ -33,8 +33,8 @@ from preftune.models.precision import Precision, apply_precision, decide_precisi
 from preftune.models.quiet import quiet_peft
 from preftune.training.config.base import PackedConfig, PairConfig
 from preftune.training.record.saved_model import remember_dtypes, say_saved_dtype
-from preftune.training.setup.arguments import refuse_stream
 from preftune.training.setup.dropout import dropout_off
+from preftune.training.setup.streams import held, is_stream, streamed_groups
 
 _GROUP_TOKENS_WITHOUT_LIMIT = 8192
 """Most tokens of a group of rows with one prompt where `max_length` sets no limit."""
@@ -255,18 +255,13 @@ def prepare_data(
     grouped = _listed if lists else _grouped
     if isinstance(source, GroupDataset):
         return grouped(source, args, role=role), None
-    refuse_stream(source, role)
+    limits: dict[str, Any] = {name: getattr(args, name) for name in ("max_length", "max_prompt_length", "truncation")}
+    if is_stream(source) and role == "train":
+        return streamed_groups(source, "pair", tokenizer, args, gold=gold, **limits)
+    source = held(source, role)
     pairs = source if isinstance(source, PairDataset) else load_pairs(source)
     pairs = pairs.rated() if lists else pairs.with_gold() if gold else pairs
-    groups, report = tokenize(
-        pairs,
-        tokenizer,
-        role=role,
-        max_length=args.max_length,
-        max_prompt_length=args.max_prompt_length,
-        truncation=args.truncation,
-        num_proc=args.dataset_num_proc,
-    )
+    groups, report = tokenize(pairs, tokenizer, role=role, num_proc=args.dataset_num_proc, **limits)
     return grouped(groups, args, role=role), report
 
 
@@ -354,7 +349,7 @@ def prepare_all(
     groups, report = prepare(train, "train")
     eval_groups, reports = prepare_held_out(held_out, prepare)
     for name, part in (eval_groups if isinstance(eval_groups, Mapping) else {"": eval_groups}).items():
-        if part is not None:
+        if part is not None and groups.known is groups:
             _say_shared(groups, part, f"evaluation prompts{f' ({name})' if name else ''}")
     return groups, eval_groups, reports if report is None else {"train": report, **reports}
 

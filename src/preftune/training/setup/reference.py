@@ -27,6 +27,7 @@ from preftune.reference import (
     choose_source,
 )
 from preftune.storage.cache_folder import cache_folder
+from preftune.storage.freed_memory import give_back
 from preftune.training.protocol import ReferencedTrainerView, TrainerView
 from preftune.training.setup.model import settle_compilation
 from preftune.training.setup.sharding import shard_model
@@ -140,6 +141,7 @@ def score_everything(trainer: ReferencedTrainerView, datasets: Iterable[GroupDat
             rows = range(args.process_index, len(dataset), args.world_size) if share else range(len(dataset))
             _score(trainer, dataset, rows, size)
         trainer.accelerator.wait_for_everyone()
+    give_back()
     if isinstance(reference.source, ExplicitModel) and not trainer.needs_live_reference:
         reference.source.release()
 
