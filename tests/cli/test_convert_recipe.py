@@ -196,6 +196,33 @@ def test_defaults_of_llama_factory_are_written_out(tmp_path, capsys):
     assert (settings["learning_rate"], settings["max_length"], settings["lora_r"]) == (5e-5, 2048, 8)
 
 
+def test_defaults_of_axolotl_are_written_out(tmp_path, capsys):
+    """Without them a recipe of one epoch with steps of one row trained three epochs with steps of eight."""
+    _, settings, _ = converted(tmp_path, "base_model: some/model\nrl: dpo\nadapter: lora\n", capsys)
+    names = ("num_train_epochs", "per_device_train_batch_size", "max_length", "lr_scheduler_type", "warmup_steps")
+    assert [settings[name] for name in names] == [1.0, 1, 512, "cosine", 0.03]
+    text = "base_model: some/model\nrl: dpo\nnum_epochs: 4\nwarmup_steps: 0\nwarmup_ratio: 0.5\n"
+    _, settings, _ = converted(tmp_path, text, capsys)
+    assert (settings["num_train_epochs"], settings["warmup_steps"]) == (4, 0)
+
+
+def test_a_reward_model_of_axolotl_is_one(tmp_path, capsys):
+    text = "base_model: some/model\nreward_model: true\nsequence_len: 512\ndatasets: [{path: some/pairs}]\n"
+    command, settings, said = converted(tmp_path, text, capsys)
+    assert (command, settings["dataset_name"]) == ("reward", ["some/pairs"])
+    assert "Not carried over" not in said
+    (tmp_path / "theirs.yaml").write_text("base_model: m\nprocess_reward_model: true\nsequence_len: 512\n")
+    with pytest.raises(RequestError, match="no rewards of single steps"):
+        run([str(tmp_path / "theirs.yaml")])
+
+
+def test_of_two_keys_for_one_setting_the_one_that_is_not_used_is_named(tmp_path, capsys):
+    text = "base_model: some/model\nrl: dpo\nsequence_len: 512\nrl_beta: 0.15\ndpo_beta: 0.3\n"
+    _, settings, said = converted(tmp_path, text, capsys)
+    assert settings["beta"] == 0.15
+    assert "Not carried over: dpo_beta. rl_beta sets beta too" in said
+
+
 def test_datasets_are_looked_up_by_name(tmp_path, capsys):
     (tmp_path / "data").mkdir()
     entry = {"file_name": "pairs.json", "ranking": True, "columns": {"prompt": "instruction", "chosen": "good"}}

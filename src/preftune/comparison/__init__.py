@@ -1,11 +1,11 @@
-"""Methods against each other on the same model, data, budget and judge: what `preftune compare` does.
+"""The comparison of `preftune compare`: methods on the same model, data, budget and judge.
 
-`run` is the entry point; trainings are processes of their own (`training.stages`).
+`run` is the entry point. Each training is a separate process (`training.stages`).
 
     chart      reward against KL
     data       three parts of the data without a shared prompt
     measure    answers and KL divergence of a policy
-    methods    what can be compared
+    methods    the methods that can be compared
     page       the page
     plan       budget and trials
     result     the result and its sentences

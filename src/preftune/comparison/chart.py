@@ -1,4 +1,4 @@
-"""Reward against KL: every trial a point, its interval along both axes, the start at zero."""
+"""The chart of reward against KL: a point for every trial, with intervals along both axes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from preftune.report.run.charts import Specification, finished
 
 _COLOURS = tuple(f"var(--run-{number})" for number in range(1, 9))
 _LABELLED = 4
-"""Methods up to which every point carries its settings."""
+"""Most methods for which every point is labelled with its settings."""
 _HEIGHT = 320
 
 
 def frontier(result: Result) -> Specification | None:
-    """What each trial gained and how far it went for it, on the prompts that settings are chosen by; None where nothing
-    was measured.
+    """The chart of each trial's reward and KL on the prompts for choosing settings; None if no trial was measured.
 
-    The height is the gold reward of the samples that the KL was measured on; without a gold reward, the win rate
+    The reward is the gold reward of the samples on which the KL was measured; without a gold reward, the win rate
     against the start.
     """
     rows = [_row(trial, gold=result.gold is not None) for trial in result.tried if trial.distance is not None]
@@ -77,7 +76,7 @@ def _rounded(value: float) -> float:
 
 
 def described(tried: Sequence[Tried]) -> str:
-    """The chart in words, for those who cannot see it."""
+    """The alternative text of the chart."""
     points = [
         f"{trial.method.title} {trial.label}: KL {trial.distance['kl']['mean']:.2f}"
         for trial in tried

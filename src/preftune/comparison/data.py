@@ -1,4 +1,6 @@
-"""One preference dataset in three parts that share no prompt: to train on, to choose settings by, and to judge."""
+"""One preference dataset in three parts without a common prompt: for training, for choosing settings, and for the final
+comparison.
+"""
 
 from __future__ import annotations
 
@@ -18,38 +20,38 @@ from preftune.storage.jsonl import digest, write_lines
 from preftune.types import PreferencePair
 
 Row = dict[str, Any]
-"""A prompt as `evaluate_pairwise` takes it: `id`, `prompt`, `category` and what the judge reads."""
+"""A prompt for `evaluate_pairwise`: `id`, `prompt`, `category` and the columns that the judge reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Who sees what."""
+    """The parts of the data."""
 
     train: Sequence[PreferencePair]
     tune: Sequence[Row]
     test: Sequence[Row]
     held_out: Sequence[PreferencePair]
-    """Pairs that are not trained on, because their prompt is asked."""
+    """Pairs that are not trained on, because their prompt is in `tune` or `test`."""
 
     @property
     def fingerprint(self) -> str:
-        """Of the pairs that are trained on."""
+        """A digest of the training pairs."""
         return digest([canonical_row(pair, ratings=pair.ratings) for pair in self.train])
 
 
 def split(
     pairs: PairDataset, prompts: Prompts, *, tune: int | None, test: int | None, separate: Prompts | None, seed: int
 ) -> Parts:
-    """Draws the parts.
+    """Divide a dataset into the parts, at random.
 
     Args:
-        prompts: of the same rows as `pairs`.
-        tune, test: prompts in these parts; by default a tenth (at most 64) and a fifth (at most 256).
-        separate: what is judged in the end, where it has a source of its own; a prompt of it is not trained on.
-        seed: of the draw.
+        prompts: the prompts of the same rows as `pairs`.
+        tune, test: number of prompts in these parts; by default a tenth (at most 64) and a fifth (at most 256).
+        separate: prompts of another source for the `test` part; they are removed from the other parts.
+        seed: the seed of the draw.
     Raises:
-        DatasetError: too few prompts are left to train on; or the separate ones are of another shape, so that it is
-            unknown whether they are trained on, and the policies would be asked in a way they were not trained for.
+        DatasetError: a part would have fewer than 2 prompts; or only one of `separate` and `prompts` holds chat
+            messages, so that common prompts cannot be found and the policies would be prompted in another format.
     """
     if separate is not None and _are_chat(separate) != _are_chat(prompts):
         shapes = ("chat messages", "plain text")
@@ -88,9 +90,9 @@ def _are_chat(prompts: Prompts) -> bool:
 
 
 def write_parts(parts: Parts, folder: Path) -> tuple[Path, Path | None]:
-    """The files of the parts.
+    """Write the parts into `folder`.
 
-    Returns: the pairs to train on, and those that nothing is trained on, if there are any.
+    Returns: the file of the training pairs, and that of the pairs that are not trained on, None without such pairs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     train, held_out = folder / "train.jsonl", folder / "held_out.jsonl"

@@ -1,7 +1,7 @@
-"""What a policy says and how far it is from where it began: answers that are kept on disk, and the KL divergence.
+"""Measurements of a policy: its answers, which are stored on disk, and its KL divergence to the start.
 
-The KL is estimated on answers that the policy samples at temperature 1 with nothing cut off: the mean over answers of
-log policy minus log start, summed over their tokens (k1, unbiased; Schulman, "Approximating KL divergence", 2020).
+The KL is estimated on answers that the policy samples at temperature 1, without top-p or top-k: the mean over answers
+of log policy minus log start, summed over their tokens (k1, unbiased; Schulman, "Approximating KL divergence", 2020).
 """
 
 from __future__ import annotations
@@ -28,42 +28,42 @@ from preftune.types import Text, TokenizedGroup
 
 Row = Mapping[str, Any]
 Score = Callable[[Sequence[tuple[Text, str, Row]]], Sequence[float | None]]
-"""Rates answers given as prompt, text and row; None for one that it cannot rate."""
+"""Rates answers, given as prompt, text and row; None for an answer that it cannot rate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ruler:
-    """How policies are measured: the same for all of them."""
+    """The settings with which all policies are measured."""
 
     sampling: SamplingSettings
-    """Of the answers that are judged."""
+    """Settings of the judged answers."""
     samples: int = 2
     """Answers to each prompt at temperature 1, for the KL."""
     batch_size: int = 16
     seed: int = 0
     gold: Score | None = None
-    """The reward that counts, where there is one."""
+    """The gold reward, which no method trains on; None without one."""
     thoughts: bool = False
-    """What a thinking model writes before its answer is judged, rated and measured as part of the answer."""
+    """Whether the text that a thinking model writes before its answer is judged and rated as part of the answer."""
 
 
 class Distance(NamedTuple):
-    """How far a policy is from where it began, and what its samples are worth."""
+    """A policy's KL to the start, and the gold reward of its samples."""
 
     kl: MeanInterval
-    """Nats an answer, clustered by prompt."""
+    """Mean in nats per answer; the interval is clustered by prompt."""
     gold: MeanInterval | None
     tokens: float
-    """Mean length of the sampled answers."""
+    """Mean tokens of the sampled answers."""
     log_ratios: Sequence[float]
-    """Of every sampled answer."""
+    """Log policy minus log start of every sampled answer, in nats."""
 
     def to_dict(self) -> dict[str, Any]:
         return {"kl": self.kl._asdict(), "gold": self.gold and self.gold._asdict(), "tokens": round(self.tokens, 2)}
 
 
 def answers_of(source: ModelSource, rows: Sequence[Row], ruler: Ruler, file: Path) -> list[Answer]:
-    """The model's answers to the rows' prompts; those that are in `file` are taken from there."""
+    """The model's answers to the rows' prompts. Answers in `file` are read from it, and new ones are added to it."""
     keys = [digest([source.identity, asdict(ruler.sampling), ruler.seed, row]) for row in rows]
     store, prompts = AnswerStore(file), [row["prompt"] for row in rows]
     model = ModelAnswerer(source, ruler.sampling, batch_size=ruler.batch_size, seed=ruler.seed)
@@ -76,7 +76,7 @@ def answers_of(source: ModelSource, rows: Sequence[Row], ruler: Ruler, file: Pat
 
 
 class Stored:
-    """Answers that are there already, as the two sides of `evaluate_pairwise`."""
+    """Existing answers, as the two sides of `evaluate_pairwise`."""
 
     def __init__(self, rows: Sequence[Row], base: Sequence[Answer], aligned: Sequence[Answer]) -> None:
         self._answers: dict[Side, dict[str, Answer]] = {
@@ -89,9 +89,8 @@ class Stored:
 
 
 def distance(policy: ModelSource, start: ModelSource, rows: Sequence[Row], ruler: Ruler, file: Path) -> Distance:
-    """Samples the policy and measures it, unless `file` holds the result for the same weights and prompts.
-
-    One model is in memory at a time.
+    """Sample the policy and measure its KL to the start, unless `file` holds the samples for the same weights and
+    prompts. One model is in memory at a time.
     """
     key = digest([policy.identity, start.identity, ruler.samples, ruler.sampling.max_new_tokens, ruler.seed, rows])
     known = next((record for record in read_lines(file) if record.get("key") == key), None)
@@ -134,8 +133,8 @@ def distance(policy: ModelSource, start: ModelSource, rows: Sequence[Row], ruler
 def mean_score(
     score: Score | None, items: Sequence[tuple[Text, str, Row]], clusters: Sequence[str]
 ) -> MeanInterval | None:
-    """The mean of what is rated, clustered by prompt; None where there is no score, or fewer than the two prompts that
-    an interval needs could be rated.
+    """The mean score of the rated answers, with an interval clustered by prompt; None without a `score`, or if answers
+    to fewer than two prompts could be rated.
     """
     if score is None:
         return None

@@ -1,5 +1,5 @@
-"""What can be compared: every loss of pairs, KTO, and the methods that train on fresh answers, each with the command
-that trains it and the strength that is tried where nothing else is asked for.
+"""The methods that can be compared: losses of pairs, losses of labels such as KTO, and the methods that train on fresh
+answers. Each has its command and its strength, the setting that the trials vary by default.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Command: TypeAlias = Literal["dpo", "kto", "ppo", "grpo", "rloo", "online", "xpo
 
 _TRAINING = ("learning_rate", "num_train_epochs", "per_device_train_batch_size")
 _INTERNAL = ("delta", "tokens_per_pair", "step_beta", "gap_mean", "gap_std")
-"""Options of losses that the trainer fills in."""
+"""Options of losses that the trainer computes."""
 _GROUPS = (
     "learning_rate", "total_episodes", "per_device_train_batch_size", "num_generations", "max_new_tokens",
     "temperature", "beta", "num_iterations", "epsilon", "epsilon_high", "dynamic_sampling",
@@ -33,35 +33,37 @@ _JUDGED = (
     "temperature", "beta", "missing_eos_penalty",
 )  # fmt: skip
 REWARD_TUNED = (*_TRAINING, "center_rewards_coefficient")
-"""What tuning a reward model has to consider, in every method that needs one."""
+"""The settings of a reward model that need tuning, in every method that has one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One way from pairs to a policy."""
+    """A method that trains a policy on preference pairs."""
 
     name: str
-    """As in `--methods`, in the flag with its settings and in the folders of its trials."""
+    """Name in `--methods`, in the flag with its settings and in the folders of its trials."""
     title: str
-    """For people."""
+    """Name in texts."""
     command: Command
     strength: str
-    """The setting that holds the policy to where it began; it is tried where nothing else is asked for."""
+    """The setting that limits the distance from the start (for a loss without beta, the learning rate). The trials vary
+    it by default."""
     values: Sequence[float]
-    """What is tried of it: the authors' value, a third of it (or the least that people use), three times as much."""
+    """Default values of the strength: the authors' value, about a third of it and three times as much, within the usual
+    range."""
     tuned: Sequence[str]
-    """The settings that decide what it learns, which tuning has to consider; a reward model's are added."""
+    """The settings that need tuning, without those of a reward model."""
     fixed: Mapping[str, str] = field(default_factory=dict)
-    """Settings that make it this method."""
+    """Settings that define the method."""
     models: Sequence[str] = ("policy",)
-    """What it trains."""
+    """The models that it trains."""
 
     def usual(self, number: int, shared: Mapping[str, str]) -> dict[str, list[str]]:
-        """The first values of its strength.
+        """The first default values of its strength.
 
         Args:
-            number: how many.
-            shared: settings of every training. A learning rate is relative to theirs.
+            number: number of values, at most that of `values`.
+            shared: settings of every training. Learning rates are multiples of a learning rate in them.
         """
         values = self.values[:number]
         if self.strength == "learning_rate":
@@ -72,7 +74,7 @@ class Method:
 
     @property
     def needs_reward(self) -> bool:
-        """A reward model is trained for it."""
+        """Whether a reward model is trained for it."""
         return "reward model" in self.models
 
     @property
@@ -85,7 +87,7 @@ def _around(middle: float, ends: tuple[float, float] = (0.0, math.inf)) -> list[
 
 
 def _of_pairs(name: str, loss: Loss, title: str = "", **fixed: str) -> Method:
-    """A loss of pairs. Without a beta, the learning rate is what is tried."""
+    """A loss of pairs. For a loss without beta, the learning rate is the strength."""
     strength, values = "beta", _around(loss.beta, loss.betas)
     if not loss.has_beta:
         strength, values = "learning_rate", [loss.learning_rate * factor for factor in (1.0, 0.3, 3.0)]

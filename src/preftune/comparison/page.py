@@ -1,4 +1,4 @@
-"""The comparison as one page: the verdict, the table, reward against KL, the trials, answers, and how it was done."""
+"""The page of a comparison: the verdict, the table, reward against KL, the trials, answers, and the procedure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from preftune.version import __version__
 
 
 def comparison_page(result: Result) -> str:
-    """The whole page."""
+    """The page of a result, as HTML."""
     titles = [method.title for method in result.methods]
     page = Page(f"{', '.join(titles[:-1])} or {titles[-1]}? · preftune compare", styles=["run.css"])
     sections = [
@@ -57,8 +57,8 @@ def _figures(page: Page, result: Result) -> Markup:
     cards = [panel("Methods", "", table(header, rows, wraps=len(rows[0]) < 6), full=True)]
     if len(result.duels) > 1:
         words = (
-            "The win rate of the method in the row against the one in the column, with its 95% interval; an asterisk "
-            "marks a difference that is shown for all these comparisons together."
+            "The win rate of the method in the row against the one in the column, with its 95% interval. An asterisk "
+            "marks a difference that is significant for all these comparisons together."
         )
         cards.append(panel("Against each other", words, table(*result.duel_table()), full=True))
     chart = frontier(result)

@@ -1,4 +1,4 @@
-"""The budget of a trial, and the settings that are tried, of each method equally many."""
+"""The budget of a trial, and the settings of the trials, the same number for each method."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from preftune.errors import RequestError, did_you_mean
 
 Unit: TypeAlias = Literal["seconds", "tokens", "pairs"]
 Settings: TypeAlias = dict[str, str]
-"""Fields of a configuration, as they are written in a recipe."""
+"""Fields of a configuration, as text."""
 
 TRIALS = 3
-"""Of each method, where nothing else is asked for."""
+"""The default number of trials of each method."""
 
 _SCALE: Mapping[str, tuple[Unit, float]] = {
     "s": ("seconds", 1), "sec": ("seconds", 1), "seconds": ("seconds", 1),
@@ -30,7 +30,7 @@ _AMOUNT = re.compile(r"(\d[\d_,]*(?:\.\d+)?(?:e\d+)?)\s*([a-z]+)")
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The most that one trial may use, the same for all methods; a reward model counts in each trial that needs it."""
+    """The budget of one trial, the same for all methods. A reward model counts in each trial that needs it."""
 
     unit: Unit
     amount: float
@@ -50,20 +50,20 @@ class Budget:
         return cls(unit, amount)
 
     def words(self) -> str:
-        """For people."""
+        """The amount with its unit, as text."""
         return amount_in_words(self.unit, self.amount)
 
     def half(self) -> Budget:
-        """The most that a reward model may use of it."""
+        """The part of it that a reward model may use."""
         return replace(self, amount=max(1.0, self.amount / 2))
 
     def less(self, used: float) -> Budget:
-        """What is left; nothing or less, where it is used up."""
+        """The rest after `used`; 0 or less if the budget is used up."""
         return replace(self, amount=self.amount - used)
 
 
 def amount_in_words(unit: Unit, amount: float) -> str:
-    """An amount for people."""
+    """An amount with a suitable unit, as text."""
     if unit != "seconds":
         return f"{amount:,.0f} {unit}"
     if amount < 90:
@@ -77,15 +77,15 @@ class Trial:
 
     method: Method
     number: int
-    """From 1 on, of the method's settings."""
+    """Number of its settings among the method's, from 1."""
     settings: Mapping[str, str]
     seed: int
     label: str
-    """What is tried in it, for people."""
+    """The settings that distinguish it from the method's other trials, as text."""
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of its folder."""
         return f"{self.method.name}-{self.number}-seed{self.seed}"
 
 
@@ -137,13 +137,14 @@ def tried(
     number: int | None = None,
     shared: Mapping[str, str],
 ) -> dict[str, list[Settings]]:
-    """All combinations of each method's values; where its own strength is not among them, its usual values.
+    """All combinations of each method's values. If a method's strength has no values in `grids`, its usual ones are
+    used.
 
     Args:
-        grids: by the name of the method, what is tried of it.
-        number: of usual values, at most `TRIALS`; by default as many as the methods with values of their own have.
+        grids: values of settings, by the name of the method.
+        number: number of usual values, at most `TRIALS`; by default the number of values that other methods have.
         shared: settings of every training.
-    Raises: RequestError unless all have the same number.
+    Raises: RequestError unless all methods have the same number of trials.
     """
     own = {math.prod(map(len, grids[m.name].values())) for m in methods if m.strength in grids.get(m.name, {})}
     usual = number or (own.pop() if len(own) == 1 else TRIALS)
@@ -164,6 +165,6 @@ def tried(
 
 
 def labels(trials: Sequence[Settings], strength: str) -> list[str]:
-    """What tells a method's trials apart; of a single trial its strength."""
+    """A label for each trial of a method: the settings that differ, or the strength if none differs."""
     differ = [name for name in trials[0] if len({settings[name] for settings in trials}) > 1]
     return [", ".join(f"{name} {settings[name]}" for name in differ or [strength]) for settings in trials]

@@ -1,4 +1,4 @@
-"""What came out of a comparison, as plain values, and the sentences that say it."""
+"""The result of a comparison as plain values, and its sentences and tables."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from preftune.statistics.bradley_terry import Scores
 from preftune.statistics.intervals import MeanInterval, WinRate, more_prompts
 
 START = "start"
-"""The name of the model that all methods begin with, among theirs."""
+"""The name of the start model among the names of the methods."""
 _COLUMNS = 3
-"""Methods that have a column each in the table; more have a row each."""
+"""Most methods for which the table has a column each; for more it has a row each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tried(Trial):
-    """One trial, and how it did on the prompts that settings are chosen by."""
+    """One trial, and its results on the prompts for choosing settings."""
 
     finished: bool
     outcome: Mapping[str, Any]
-    """Of its training: `seconds`, `spent`, `steps`, `peak_gb`, `error`."""
+    """Facts of its training: `seconds`, `spent`, `steps`, `peak_gb`, `error`."""
     reward_outcome: Mapping[str, Any] | None
-    """Of the reward model's training, where there is one."""
+    """The same of the reward model's training; None without one."""
     used: float
-    """Of the budget, the reward model's share included."""
+    """The part of the budget that it used, with the reward model's share, in the budget's unit."""
     win_rate: WinRate | None = None
-    """Against the start, by the judge."""
+    """Win rate against the start, by the judge."""
     distance: Mapping[str, Any] | None = None
-    """`kl`, `gold`, `tokens` on the same prompts."""
+    """`kl`, `gold` and `tokens` on the same prompts."""
     chosen: bool = False
 
     @property
     def seconds(self) -> float:
-        """Of all processes that it needs, loading included."""
+        """Seconds of its training processes, with loading."""
         return sum(float(one["seconds"]) for one in self._stages)
 
     @property
     def peak_gb(self) -> float | None:
-        """The most memory that any of them held."""
+        """Peak memory of these processes, in GB of 2^30 bytes; None if it is not known."""
         peaks = [one["peak_gb"] for one in self._stages if one.get("peak_gb") is not None]
         return max(peaks, default=None)
 
@@ -70,8 +70,8 @@ class Tried(Trial):
 
 @dataclass(frozen=True, slots=True)
 class Final:
-    """A method with the settings that were chosen, on the prompts that nothing was chosen by, over all seeds: intervals
-    of win rates are over prompts and seeds, those of means over prompts.
+    """The results of a method with its chosen settings on the test prompts, over all seeds. Intervals of win rates are
+    over prompts and seeds, those of means over prompts.
     """
 
     method: Method
@@ -80,17 +80,17 @@ class Final:
     per_seed: Sequence[WinRate]
     kl: MeanInterval
     gold: MeanInterval | None
-    """Of the answers that were judged."""
+    """Mean gold reward of the judged answers."""
     tokens: float
     """Mean length of an answer."""
     trials: Sequence[Tried]
     """Its trainings, one for each seed."""
     right: float | None = None
-    """Share of right answers, where the prompts say what is right."""
+    """Share of right answers, 0 to 1; None if the prompts have no right answers."""
 
     @property
     def seconds(self) -> float:
-        """Of a training, mean over seeds."""
+        """Seconds of a training, mean over seeds."""
         return sum(trial.seconds for trial in self.trials) / len(self.trials)
 
     @property
@@ -115,24 +115,24 @@ class Final:
 
 @dataclass(frozen=True, slots=True)
 class Duel:
-    """Two methods' answers to the same prompts, over all seeds."""
+    """The comparison of two methods' answers to the same prompts, over all seeds."""
 
     first: Method
     second: Method
     rate: WinRate
-    """Of the first one's answers."""
+    """Win rate of the first method's answers."""
     strict: WinRate
-    """The same with an interval that is wide enough for all duels together (Bonferroni)."""
+    """The same with an interval for all duels together (Bonferroni)."""
 
     @property
     def ahead(self) -> Method | None:
-        """The one that is shown to be better."""
+        """The method that is significantly better; None if the interval includes 50%."""
         if self.strict.ci_low <= 0.5 <= self.strict.ci_high:
             return None
         return self.first if self.strict.ci_low > 0.5 else self.second
 
     def of(self, method: Method) -> WinRate:
-        """From its side."""
+        """The win rate of one of the two methods."""
         return self.rate if method == self.first else mirrored(self.rate)
 
     def other(self, method: Method) -> Method:
@@ -150,32 +150,32 @@ class Duel:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A whole comparison."""
+    """The result of a comparison."""
 
     start: str
-    """The model that all methods start from."""
+    """The model from which all methods start."""
     data: Mapping[str, Any]
-    """`name`, and how many `train`, `tune`, `test` rows."""
+    """`name`, and the numbers of rows `train`, `tune`, `test` and `held_out`."""
     budget: Budget
     judge: str
     gold: str | None
     temperature: float
-    """Of the answers that are judged; 0: the likeliest token."""
+    """Temperature of the judged answers; 0 for greedy decoding."""
     seeds: Sequence[int]
     tried: Sequence[Tried]
     finals: Sequence[Final]
-    """In the order in which the methods were given."""
+    """Results of the methods, in the order in which they were given."""
     duels: Sequence[Duel]
-    """Every method with every other."""
+    """Duels of every method with every other."""
     scores: Scores
-    """Of all methods and the start, by Bradley and Terry."""
+    """Bradley-Terry scores of all methods and the start."""
     start_gold: MeanInterval | None
     start_tokens: float
     start_right: float | None
     examples: Sequence[Mapping[str, Any]] = ()
-    """`prompt`, and by method and start their `answers`, and `outcomes` against the start."""
+    """For each prompt its `id` and `prompt`, the `answers` of start and methods, and `outcomes` against the start."""
     reward_accuracy: float | None = None
-    """Of the reward model, on pairs that it was not trained on."""
+    """Accuracy of the reward model on pairs that it was not trained on, 0 to 1."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Versions and hardware."""
 
@@ -187,8 +187,8 @@ class Result:
         return [duel for duel in self.duels if method in (duel.first, duel.second)]
 
     def verdict(self) -> str:
-        """In a sentence. A difference counts as shown where the interval of the direct comparison leaves out 50%, with
-        all direct comparisons taken together."""
+        """The verdict in one sentence or more. A difference is shown if the interval of the direct comparison excludes
+        50%, corrected for the number of direct comparisons."""
         rank = {score.name: place for place, score in enumerate(self.scores.models)}
         best = min(self.methods, key=lambda method: rank[method.name])
         mine = self.duels_of(best)
@@ -223,7 +223,7 @@ class Result:
         return f"No single winner: {words}. {measured}."
 
     def sentences(self) -> list[str]:
-        """The verdict, what each method reached, and what should be known besides."""
+        """The verdict, a sentence for each method, and cautions."""
         lines = [self.verdict()]
         for final in self.finals:
             rate = final.against_start
@@ -238,8 +238,8 @@ class Result:
         return lines + self._cautions()
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows for a page and a terminal: a row for each figure, a column for each method; or the other
-        way round, where methods are many.
+        """Header and rows for a page or a terminal: a row for each metric and a column for each method; for more than
+        `_COLUMNS` methods, a row for each method.
         """
         header = ["", START, *(method.title for method in self.methods)]
 
@@ -276,7 +276,8 @@ class Result:
         return header, rows
 
     def duel_table(self) -> tuple[list[str], list[list[str]]]:
-        """Win rates of the methods in rows against those in columns; an asterisk marks a difference that is shown."""
+        """Header and rows of the win rates of the methods in rows against those in columns. An asterisk marks a
+        significant difference."""
         rows = []
         for method in self.methods:
             cells = {duel.other(method).name: (duel.of(method), duel.ahead) for duel in self.duels_of(method)}
@@ -288,7 +289,7 @@ class Result:
         return ["", *(method.title for method in self.methods)], rows
 
     def to_dict(self) -> dict[str, Any]:
-        """What compare.json holds."""
+        """The content of compare.json."""
         return {
             "verdict": self.verdict(),
             "sentences": self.sentences(),
@@ -354,6 +355,6 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def mirrored(rate: WinRate) -> WinRate:
-    """The same comparison from the other side."""
+    """The win rate of the other side."""
     low, high = 1 - rate.ci_high, 1 - rate.ci_low
     return replace(rate, win_rate=1 - rate.win_rate, ci_low=low, ci_high=high, wins=rate.losses, losses=rate.wins)

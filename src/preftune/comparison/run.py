@@ -1,4 +1,6 @@
-"""The comparison itself: train, measure, choose, train on the other seeds, judge; what is done is not done again."""
+"""The comparison: trials are trained and measured, settings chosen, other seeds trained, and answers judged. A second
+call continues an interrupted comparison and repeats no finished part.
+"""
 
 from __future__ import annotations
 
@@ -29,26 +31,27 @@ from preftune.statistics.over_seeds import win_rate_over_seeds
 from preftune.storage.jsonl import digest, read_lines
 
 _EXAMPLES = 24
-"""Answers of the first seed that are kept with the result, in the order of the prompts."""
+"""Number of prompts whose answers of the first seed are part of the result."""
 
 
 class Comparison:
-    """One comparison, step by step."""
+    """One comparison."""
 
     def __init__(self, plan: Plan, say: Say, facts: Mapping[str, Any] | None = None) -> None:
         """
         Args:
-            say: gets a line for each step.
-            facts: versions and hardware, kept with the result.
+            say: called with a line for each step.
+            facts: versions and hardware, for the result.
         """
         self.plan, self._say, self._facts = plan, say, dict(facts or {})
         self._start = ModelSource(plan.start, **plan.model)
         self._trainings = Trainings(plan, self._start, say)
 
     def run(self) -> Result:
-        """Everything that is not there yet.
+        """Run all parts that an earlier call did not finish, and return the result.
 
-        Raises: RequestError when no trial of a method finished, or a command refuses its settings.
+        Raises: RequestError if no trial of a method finished, a training with the chosen settings failed, or a command
+            refuses its settings.
         """
         first = self.plan.seeds[0]
         self._try_out()
@@ -67,8 +70,8 @@ class Comparison:
         return self._judged(runs, tried)
 
     def _try_out(self) -> None:
-        """What fails on these prompts fails before anything is trained: answering all of them, and a rule on one of
-        each part. (A model as judge is asked nothing that does not count.)
+        """Let the start model answer all prompts, and a rule judge one of each part, so that errors occur before any
+        training. A model as judge is not called.
         """
         for part in ("tune", "test"):
             rows = self._rows(part)
@@ -80,7 +83,7 @@ class Comparison:
     # --- training ---
 
     def _trials(self, seed: int) -> Iterator[Trial]:
-        """One of each method after the other, so that an early stop leaves all with as many."""
+        """The trials, the methods in turn, so that an early stop leaves about the same number of each."""
         for number in range(1, len(next(iter(self.plan.trials.values()))) + 1):
             for method in self.plan.methods:
                 yield self._trial(method, number, seed)
@@ -97,7 +100,7 @@ class Comparison:
         try:
             summary, _, _ = self._against_start(trial, "tune")
             far = self._distance(trial, "tune")
-        except ModelError as error:  # its last step has wrecked it: the start has answered the same prompts
+        except ModelError as error:  # training has destroyed the model, since the start has answered the same prompts
             made = replace(made, finished=False, outcome={**made.outcome, "finished": False, "error": str(error)})
             self._say(self._unfinished(made))
             return made
@@ -111,7 +114,7 @@ class Comparison:
     # --- choosing and judging ---
 
     def _best(self, method: Method, tried: Sequence[Tried]) -> Trial:
-        """The trial with the highest win rate on the prompts for that; of equals the one with the smaller KL."""
+        """The trial with the highest win rate on the prompts for choosing settings; of equals, the smallest KL."""
         known = [
             (one.win_rate.win_rate, -one.distance["kl"]["mean"], one)
             for one in tried
@@ -127,7 +130,7 @@ class Comparison:
         return self._trial(method, best.number, best.seed)
 
     def _judged(self, runs: Sequence[Sequence[Tried]], tried: Sequence[Tried]) -> Result:
-        """Everything on the prompts that nothing was chosen by."""
+        """The result on the test prompts."""
         plan, rows = self.plan, self.plan.parts.test
         start = self._answers(self._start, rows, "start-test")
         self._start.release()
@@ -165,10 +168,10 @@ class Comparison:
         )
 
     def _duel(self, first: _Judged, second: _Judged, *, of: int) -> tuple[Duel, _Verdicts]:
-        """Two methods' answers, seed by seed.
+        """The comparison of two methods' answers, seed by seed.
 
         Args:
-            of: how many duels are judged.
+            of: number of duels in the comparison.
         """
         verdicts = _Verdicts()
         for mine, theirs, ours, others in zip(
@@ -183,7 +186,7 @@ class Comparison:
         return Duel(first.final.method, second.final.method, rate, strict), verdicts
 
     def _method(self, trials: Sequence[Tried], rows: Sequence[Row], start: Sequence[Answer]) -> _Judged:
-        """One method over all seeds against the start."""
+        """The results of one method over all seeds, against the start."""
         verdicts, answers = _Verdicts(), []
         distances: list[Distance] = []
         right: list[float] = []
@@ -212,7 +215,7 @@ class Comparison:
         return _Judged(final, answers, verdicts)
 
     def _against_start(self, trial: Trial, part: str) -> tuple[Summary, list[JudgedRow], list[Answer]]:
-        """A trial's answers to one part's prompts, and how they compare with the start's."""
+        """The comparison of a trial's answers to the prompts of a part with the start's, and these answers."""
         rows, source = self._rows(part), self._source(trial)
         before = self._answers(self._start, rows, f"start-{part}")
         self._start.release()
@@ -274,7 +277,7 @@ class Comparison:
 
 
 class _Verdicts:
-    """What the judge said of two sides, seed by seed, the same prompts each time."""
+    """The judge's outcomes of two sides, seed by seed, on the same prompts."""
 
     def __init__(self) -> None:
         self.outcomes_SP: list[list[float]] = []
@@ -296,16 +299,16 @@ class _Verdicts:
 
 
 class _Judged(NamedTuple):
-    """A method on the prompts that count."""
+    """A method's results on the test prompts."""
 
     final: Final
     answers: Sequence[Sequence[Answer]]
-    """Of each seed."""
+    """Answers of each seed."""
     against_start: _Verdicts
 
 
 def _examples(rows: Sequence[Row], start: Sequence[Answer], judged: Sequence[_Judged]) -> list[dict[str, Any]]:
-    """The first seed's answers to the first prompts."""
+    """The first seed's answers to the first `_EXAMPLES` prompts."""
     return [
         {
             "id": str(row["id"]),
@@ -318,7 +321,7 @@ def _examples(rows: Sequence[Row], start: Sequence[Answer], judged: Sequence[_Ju
 
 
 def _pooled(distances: Sequence[Distance], rows: Sequence[Row], samples: int) -> Any:
-    """The KL over all seeds' samples, a prompt being one cluster."""
+    """The mean KL over all seeds' samples, in nats per answer, clustered by prompt."""
     clusters = [str(row["id"]) for row in rows for _ in range(samples)]
     values = [ratio for one in distances for ratio in one.log_ratios]
     return mean_interval(values, clusters * len(distances))

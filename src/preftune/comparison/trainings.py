@@ -1,4 +1,4 @@
-"""The trainings of a comparison: which recipe each of them has, and how it is held to the budget."""
+"""The trainings of a comparison: their recipes, and the limits that keep them within the budget."""
 
 from __future__ import annotations
 
@@ -25,69 +25,69 @@ from preftune.training.stages import Outcome, Stage, run_stage
 Say = Callable[[str], None]
 
 _MINI_BATCHES = 4
-"""Of a round of PPO, where nothing else is asked for."""
+"""The default number of mini-batches in a round of PPO."""
 _GENERATIONS = {"grpo": 8, "rloo": 2, "online": 2, "xpo": 2, "nash-md": 2}
-"""Answers to a prompt by default."""
+"""The default number of answers to a prompt."""
 _BATCHES_OF_PROMPTS = ("online", "xpo", "nash-md")
-"""Commands whose batch size counts prompts, and not answers."""
+"""Commands whose batch size counts prompts, not answers."""
 _ENDLESS = 10_000_000
-"""Episodes where time or tokens end it."""
+"""Episodes of a training that seconds or tokens end."""
 _SET: Mapping[str, Any] = {
     "save_strategy": "no",
     "eval_strategy": "no",
     "report_to": "none",
-    "lr_scheduler_type": "constant",  # a schedule would have to know when the budget is used up
+    "lr_scheduler_type": "constant",  # a schedule needs to know the last step
 }
 SET_HERE = (
     *_SET, "model_name_or_path", "dataset_name", "eval_dataset_name", "eval_fraction", "output_dir", "reward_model",
     "seed", "max_seconds", "max_train_tokens", "max_steps", "resume_from_checkpoint",
-    "model_revision",  # the start that answers and that the KL is measured to is the main one
-    "reference_cache",  # what one trial has scored would be free for the next
-    "warmup_steps", "warmup_ratio", "lr_scheduler_kwargs",  # not of a constant rate
+    "model_revision",  # the start's answers and the KL use the main revision
+    "reference_cache",  # scores of one trial would take no time in the next
+    "warmup_steps", "warmup_ratio", "lr_scheduler_kwargs",  # a constant rate has none of these
 )  # fmt: skip
 """Fields of the trainings that a user cannot set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that decides a comparison."""
+    """The settings of a comparison."""
 
     start: str
-    """The model that all methods start from: a folder or hub id."""
+    """The model from which all methods start: a folder or hub id."""
     methods: Sequence[Method]
     data_name: str
     parts: Parts
     train_file: Path
     held_out_file: Path | None
-    """Pairs that nothing is trained on, for the reward model's accuracy."""
+    """Pairs that are not trained on, for the reward model's accuracy."""
     output: Path
     budget: Budget
     seeds: Sequence[int]
     trials: Mapping[str, Sequence[Settings]]
-    """By the name of the method."""
+    """Settings of the trials, by the name of the method."""
     shared: Mapping[str, str]
     """Settings of every training."""
     reward: Mapping[str, str]
-    """Settings of the reward model's."""
+    """Settings of the reward model's training."""
     ruler: Ruler
     judge: Judge
     gold_name: str | None
     model: Mapping[str, Any]
-    """How models are loaded to answer: `dtype`, `load_in_4bit`, `trust_remote_code`."""
+    """Options with which models are loaded to answer: `dtype`, `load_in_4bit`, `trust_remote_code`."""
     again: bool = False
-    """Ask the judge once more where no verdict could be read in an earlier run."""
+    """Whether the judge is asked again about rows for which no verdict could be read in an earlier run."""
 
     @property
     def questions(self) -> int:
-        """Answers that the judge compares at most: each trial and each seed's training with the start, and every
-        method with every other."""
+        """The most comparisons of two answers by the judge: each trial with the start, and for each seed every method
+        with the start and with every other method."""
         trials = sum(map(len, self.trials.values()))
         duels = math.comb(len(self.methods) + 1, 2)
         return trials * len(self.parts.tune) + duels * len(self.seeds) * len(self.parts.test)
 
 
 class Trainings:
-    """Trains what is asked for, once."""
+    """Trains the trials and the reward models of a comparison, each once."""
 
     def __init__(self, plan: Plan, start: ModelSource, say: Say) -> None:
         self.plan, self._start, self._say = plan, start, say
@@ -113,7 +113,7 @@ class Trainings:
         return Tried(**values, finished=outcome.finished, outcome=outcome.to_dict(), reward_outcome=before, used=used)
 
     def _reward_model(self, seed: int) -> Outcome:
-        """The reward model of a seed, trained once."""
+        """The training of a seed's reward model. Raises: RequestError if it did not finish."""
         stage = self._reward_stage(seed)
         outcome = self._run(stage, stage.folder.name)
         if not outcome.finished:
@@ -131,10 +131,10 @@ class Trainings:
     def _stage(self, trial: Trial, budget: Budget) -> Stage:
         method = trial.method
         own: dict[str, Any] = {}
-        if not method.needs_reward:  # what trains on fresh answers logs once a round
+        if not method.needs_reward:  # methods that train on fresh answers log once a round
             own = {"logging_steps": 1}
             if self.plan.budget.unit == "seconds":
-                # scores that an earlier trial has paid for would make the others' time worth more
+                # cached scores of an earlier trial would leave later trials more time for training
                 own["reference_cache"] = False
         settings = {"guard": "off", **own, **method.fixed, **self.plan.shared, **trial.settings}
         limit = _limit(method.command, budget, settings, self.plan.parts)
@@ -170,7 +170,7 @@ class Trainings:
         return outcome
 
     def _used(self, command: str, stage: Stage, outcome: Outcome) -> float:
-        """Of the budget, in its unit."""
+        """The part of the budget that a training used, in the budget's unit."""
         unit = self.plan.budget.unit
         if unit != "pairs":
             return float(outcome.spent.get(unit, 0.0))
@@ -179,7 +179,8 @@ class Trainings:
         return float(outcome.steps * _batch(stage.recipe) / _rows_of_a_pair(command))
 
     def reward_accuracy(self) -> float | None:
-        """On pairs that it was not trained on, mean over seeds."""
+        """Accuracy of the reward models on pairs that they were not trained on, mean over seeds, 0 to 1; None without
+        such pairs."""
         found = []
         for seed in self.plan.seeds:
             lines = read_lines(self.plan.output / "trials" / f"reward-seed{seed}" / "metrics.jsonl")
@@ -187,12 +188,12 @@ class Trainings:
         return sum(found) / len(found) if found else None
 
     def folder(self, trial: Trial) -> Path:
-        """Its run directory."""
+        """The run directory of a trial."""
         return self.plan.output / "trials" / trial.name
 
 
 def _limit(command: str, budget: Budget, settings: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
-    """The fields that hold a training to its budget; its own epochs or episodes may end it earlier."""
+    """The fields that limit a training to its budget. Its own epochs or episodes may end it earlier."""
     answers = command not in ("dpo", "kto", "reward")
     own_end = any(name in settings for name in ("total_episodes", "num_train_epochs"))
     endless = {"total_episodes": _ENDLESS} if answers and not own_end else {}
@@ -217,7 +218,7 @@ def _limit(command: str, budget: Budget, settings: Mapping[str, Any], parts: Par
 
 
 def _rows_of_a_pair(command: str) -> int:
-    """KTO takes its two answers apart."""
+    """Training rows that a pair gives: KTO makes a row of each answer."""
     return 2 if command == "kto" else 1
 
 

@@ -12,6 +12,7 @@ load_rows -> read_pairs / load_pairs -> tokenize_pairs -> GroupDataset, Tokenize
     pairs           preference pairs: opened, checked, mixed, streamed
     reading         files, hub ids and lists -> raw rows
     row_dataset     records of a table, each made when it is read
+    streams         rows that are trained on while they are read
     tokens          token ids, their report and their cache
     tokens_version  TOKENS_VERSION, part of the key of cached pairs and tokens
 """
@@ -60,6 +61,7 @@ __all__ = [
     "pairs",
     "read_pairs",
     "reading",
+    "streams",
     "tokenize_demonstrations",
     "tokenize_labelled",
     "tokenize_pairs",

@@ -22,7 +22,7 @@ from preftune.data.reading.arrow_tables import dataset_of
 from preftune.data.reading.load import Source, display_name, load_table
 from preftune.data.row_dataset import RowDataset
 from preftune.errors import DatasetError
-from preftune.types import Example, Label, Text
+from preftune.types import Example, Label, PreferencePair, Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,30 +122,48 @@ def mix_labelled(
 def _of_pairs(pairs: PairDataset) -> LabelledDataset:
     def rows() -> Iterator[Row]:
         for pair in pairs:
-            for side, good in ((pair.chosen, True), (pair.rejected, False)):
-                one = replace(pair.example, completions=(side,), pairs=(), labels=(Label(good, pair.weight),))
-                yield _canonical(one)
+            yield from map(_canonical, sides_of(pair))
 
     note = f"{pairs.name} holds preferences: each pair ({len(pairs):,} in all) counts as a good and a bad answer."
     return _made(rows, pairs.name, (*pairs.notes, note))  # the notes count the rows that gave no pair
 
 
+def sides_of(pair: PreferencePair) -> tuple[Example, Example]:
+    """The two sides of a pair as a good and a bad answer."""
+    chosen, rejected = (
+        replace(pair.example, completions=(side,), pairs=(), labels=(Label(good, pair.weight),))
+        for side, good in ((pair.chosen, True), (pair.rejected, False))
+    )
+    return chosen, rejected
+
+
+def answer_of(reader: Any, row: Mapping[str, Any], number: int, *, name: str) -> Example | str:
+    """The answer of a row with its label, or the reason why there is none: a key of `LABELLED_REASONS`.
+
+    Args:
+        reader: a `DemonstrationReader` whose columns hold the label.
+    """
+    label = verdict(reader.columns.pick(row).get("label"))
+    example = _with_prompt(reader.read(row, number))
+    if label is None or example is None:
+        return "no_label" if label is None else "no_answer"
+    weight = number_in(row, "weight", 1.0, Where(name, number)) if "weight" in row else 1.0
+    return replace(example, labels=(Label(label, weight),))
+
+
 def _of_single_answers(data: DemonstrationDataset) -> LabelledDataset:
     left: dict[str, RowCount] = {}
-    weighed = "weight" in data.rows.column_names
-    reader: Any = data.reader
+    columns = ["weight"] if "weight" in data.rows.column_names else []
 
     def rows() -> Iterator[Row]:
         left.clear()  # the rows may be read a second time
-        for table in data.row_batches(1000, ["weight"] if weighed else []):
+        for table in data.row_batches(1000, columns):
             for number, row in table:
-                label = verdict(reader.columns.pick(row).get("label"))
-                example = _with_prompt(reader.read(row, number))
-                if label is None or example is None:
-                    left.setdefault("no_label" if label is None else "no_answer", RowCount()).add(number)
-                    continue
-                weight = number_in(row, "weight", 1.0, Where(data.name, number)) if weighed else 1.0
-                yield _canonical(replace(example, labels=(Label(label, weight),)))
+                found = answer_of(data.reader, row, number, name=data.name)
+                if isinstance(found, str):
+                    left.setdefault(found, RowCount()).add(number)
+                else:
+                    yield _canonical(found)
 
     made = _made(rows, data.name, data.notes)
     made.left = left

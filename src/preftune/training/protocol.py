@@ -132,7 +132,6 @@ class GroupTrainerView(RecordedTrainerView, Protocol):
 class JudgedEvaluationView(GroupTrainerView, Protocol):
     """A trainer whose answers a judge compares at every evaluation."""
 
-    def _batch_of(self, rows: Sequence[int]) -> PackedBatch: ...
     def _on_first_rank(self, decide: Callable[[], Decided]) -> Decided: ...
 
 

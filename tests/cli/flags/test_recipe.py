@@ -91,7 +91,6 @@ def test_flags_override_the_recipe(tmp_path) -> None:
         ("- a\n- b", "holds no 'key: value' lines"),
         ("", "holds no 'key: value' lines"),
         ("datasets:\n  - a.jsonl", "is not an entry with a path"),
-        ("dataset_streaming: true", "--dataset_train_split"),
     ],
 )
 def test_a_wrong_recipe_names_the_line(tmp_path, text: str, says: str) -> None:

@@ -271,3 +271,26 @@ def test_the_split_follows_the_data_seed_where_there_is_one(
     asked = preftune("dpo", "--model", tiny_model, "--data", pairs_file, "--output_dir", tmp_path / "run", *words)
     assert asked.code == 2
     assert drawn == [seed]
+
+
+def test_streaming_trains_on_a_folder_of_shards(preftune, tiny_model, tmp_path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "shards").mkdir()
+    for number in range(2):
+        table = pa.Table.from_pylist([pair(4 * number + row) for row in range(4)])
+        pq.write_table(table, tmp_path / "shards" / f"train-{number:05}-of-00002.parquet")
+    words = ["dpo", "--model", tiny_model, "--data", tmp_path / "shards", "--streaming", "--use_peft"]
+    result = preftune(*words, "--max_steps", "2", "--shuffle_buffer", "3", "--output_dir", tmp_path / "run")
+    assert result.code == 0, result.err
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["stream"]["groups"] == 16
+    assert json.loads((tmp_path / "run" / "audit.json").read_text())["train"]["rows_out"] == 16
+    for more, says in (
+        ([], "Set max_steps (--max_steps 1000)"),
+        (["--max_steps", "2", "--eval_fraction", "0.1"], "which a stream does not know"),
+        (["--max_steps", "2", "--data", "a.jsonl", "b.jsonl"], "--streaming reads one dataset"),
+    ):
+        refused = preftune(*words, *more, "--output_dir", tmp_path / "refused")
+        assert refused.code == 2
+        assert says in refused.err

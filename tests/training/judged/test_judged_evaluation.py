@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from preftune import KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 from preftune.errors import ConfigError, ModelError, RequestError
@@ -169,6 +170,17 @@ def test_several_held_out_sets_and_prompts_of_a_file(tmp_path: Path) -> None:
         run(tiny_model(), tmp_path / "no key", eval_judge="key-fact")
     with pytest.raises(ConfigError, match="belong to none of them"):
         run(tiny_model(), tmp_path / "both", eval_dataset=sets, eval_prompts=str(file))
+
+
+def test_streams_are_answered_from_their_held_out_rows(tmp_path: Path) -> None:
+    def stream(count: int, start: int) -> Any:
+        return Dataset.from_list(rows(count, start=start)).to_iterable_dataset()
+
+    whole = run(tiny_model(), tmp_path / "plain", data=stream(8, 0), eval_judge=None, eval_max_new_tokens=None,
+                train_sampling_strategy="random")  # fmt: skip
+    made = run(tiny_model(), tmp_path / "judged", data=stream(8, 0), eval_dataset=stream(4, 40))
+    assert len(of_the_judge(made)) == 2
+    assert logged(made, "loss") == logged(whole, "loss")
 
 
 @pytest.mark.parametrize("method", ["sft", "kto"])

@@ -32,7 +32,7 @@ def test_tensorboard_has_every_curve_under_train_or_eval(tmp_path: Path, monkeyp
     monkeypatch.setattr("sys.argv", ["train.py", "--hub_token", TOKEN])
     run = trainer(
         tiny_model(), tmp_path / "run", eval_dataset=rows(4), max_steps=2, report_to="tensorboard",
-        eval_strategy="steps", eval_steps=2,
+        eval_strategy="steps", eval_steps=2, eval_judge="longer", eval_max_new_tokens=4,
     )  # fmt: skip
     run.train()
     run.log({"guard/kl_per_token": 0.5})

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import TrainerCallback
 
 from preftune.data import GroupDataset
@@ -59,6 +60,7 @@ CASES = {
     SORTED: lora_model,
     "lists": lora_model,
     "beta_dpo": lora_model,
+    "streamed": lora_model,
 }
 PAIRS_PER_STEP = 4
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -79,6 +81,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     JUDGED: {"eval_judge": "longer", "eval_prompts": "3", "eval_strategy": "epoch", "eval_max_new_tokens": 5},
     "beta_dpo": {"loss_type": "beta_dpo", "beta_dpo_filter": 0.5},
     "lists": {"loss_type": "plackett_luce", "data": scored(20)},
+    # one row is dropped, and the rows end within the steps
+    "streamed": {
+        "data": Dataset.from_list([*rows(10), {**rows(1)[0], "chosen": ""}]).to_iterable_dataset(),
+        "shuffle_buffer": 4,
+    },
 }
 
 

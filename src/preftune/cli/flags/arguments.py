@@ -99,7 +99,9 @@ class DataArguments:
     dataset_train_split: str = option("train", "Split to train on; slices work: train[:1000].")
     dataset_test_split: str = option("test", "Split to evaluate on, when --eval_strategy asks for evaluation.")
     dataset_streaming: bool = option(
-        False, "Refused, because pairs are shuffled, counted and scored before training.", aliases=["--streaming"]
+        False,
+        "Train on rows while they are read, without a copy on disk or in memory; needs --max_steps.",
+        aliases=["--streaming"],
     )
     columns: list[str] = option([], "Renames: chosen=good rejected=bad (canonical name = your column).")
     format: str | None = option(
@@ -129,11 +131,6 @@ class DataArguments:
             raise ConfigError("datasets and dataset_name both name the training data. Give one of them.")
         if self.mixture:
             self.dataset_name = [entry.path for entry in self.mixture]
-        if self.dataset_streaming:
-            raise ConfigError(
-                "--dataset_streaming: pairs are shuffled, counted and scored under the reference before training, so "
-                "their number must be known. Leave it out; --dataset_train_split 'train[:10000]' takes a part."
-            )
         if self.eval_fraction is not None and not 0 < self.eval_fraction < 1:
             raise ConfigError(
                 f"--eval_fraction {self.eval_fraction} is not between 0 and 1. Give a share such as 0.05."

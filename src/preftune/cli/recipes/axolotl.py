@@ -15,6 +15,10 @@ _METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "orpo": ("dpo", {"loss_type": "orpo"}),
     "kto": ("kto", {}),
 }
+_DEFAULTS = {"micro_batch_size": 1, "num_epochs": 1.0, "sequence_len": 512, "lr_scheduler": "cosine"}
+"""Axolotl's defaults, where preftune's differ."""
+_WARMUP = 0.03
+"""The share of the steps in which Axolotl's learning rate rises by default, up to 100 steps."""
 _NAMES = {
     "base_model": "model_name_or_path",
     "sequence_len": "max_length",
@@ -67,13 +71,16 @@ def read(values: Mapping[str, Any]) -> Carried:
     """The settings that are carried over. Raises: RequestError for a method that preftune does not have under this
     name.
     """
-    carried = Carried(dict(values))
-    method = str(carried.take("rl", "sft"))
-    if method not in (*_METHODS, "sft"):
+    given = {name: value for name, value in values.items() if value is not None}
+    carried = Carried({**_DEFAULTS, **given})
+    if carried.take("process_reward_model"):
+        raise RequestError("process_reward_model: preftune has no rewards of single steps. See preftune reward --help.")
+    method = "reward" if carried.take("reward_model") else str(carried.take("rl", "sft"))
+    if method not in (*_METHODS, "sft", "reward"):
         raise RequestError(
             f"rl: {method} has no counterpart in preftune ({', '.join(_METHODS)} have). See preftune --help."
         )
-    carried.command, settings = _METHODS.get(method, ("sft", {}))
+    carried.command, settings = _METHODS.get(method, (method, {}))
     carried.settings |= settings
     if carried.command == "dpo":
         carried.settings["beta"] = 0.1  # theirs for every loss; preftune's is that of the loss's authors
@@ -85,7 +92,8 @@ def read(values: Mapping[str, Any]) -> Carried:
     for name in ("bf16", "fp16"):
         if str(carried.left.get(name)).lower() in ("auto", "full"):
             carried.take(name)  # the precision policy chooses
-    if ratio := carried.take("warmup_ratio"):
+    ratio = carried.take("warmup_ratio", None if "warmup_steps" in given else _WARMUP)
+    if ratio and "warmup_steps" not in given:  # which counts there if both are given
         carried.settings["warmup_steps"] = ratio
     carried.sharding()
     carried.lose(_LOST)

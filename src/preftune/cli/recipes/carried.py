@@ -19,6 +19,8 @@ class Carried:
     settings: dict[str, Any] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
     """Key -> why it has no counterpart; the reason is a sentence."""
+    renamed: dict[str, str] = field(default_factory=dict)
+    """Name of a setting -> the key of the other tool that it was carried over from."""
 
     def take(self, key: str, default: Any = None) -> Any:
         """Removes a key and returns its value, or `default`."""
@@ -26,11 +28,16 @@ class Carried:
         return default if value is None else value
 
     def rename(self, names: Mapping[str, str]) -> None:
-        """Carries over keys whose values mean the same under another name."""
+        """Carries over keys whose values mean the same under another name; of two keys for one setting the first."""
         for theirs, ours in names.items():
             value = self.take(theirs)
-            if value is not None:
+            if value is None:
+                continue
+            first = self.renamed.setdefault(ours, theirs)
+            if first == theirs:
                 self.settings[ours] = value
+            elif value != self.settings[ours]:
+                self.lost[theirs] = f"{first} sets {ours} too, to another value, which is used."
 
     def same(self, names: Iterable[str]) -> None:
         """Carries over keys that mean the same in preftune."""

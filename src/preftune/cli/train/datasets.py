@@ -14,6 +14,7 @@ from preftune.errors import DatasetError, RequestError
 
 if TYPE_CHECKING:
     from preftune.data import DemonstrationDataset, LabelledDataset, PairDataset
+    from preftune.data.streams.examples import ExampleStream, Kind
 
 
 def open_datasets(data: DataArguments, *, evaluate: bool, seed: int) -> tuple[PairDataset, PairDataset | None]:
@@ -31,7 +32,7 @@ def open_datasets(data: DataArguments, *, evaluate: bool, seed: int) -> tuple[Pa
     from preftune.data.conversion.filters import split_key
     from preftune.data.pairs.mixture import mix_pairs
 
-    return _open_all(data, _Kind("pairs", _open_pairs, mix_pairs, split_key), evaluate=evaluate, seed=seed)
+    return _open_all(data, _Kind("pairs", _open_pairs, mix_pairs, split_key, "pair"), evaluate=evaluate, seed=seed)
 
 
 def open_demonstrations(
@@ -48,7 +49,7 @@ def open_demonstrations(
     from preftune.data.demonstrations.mixture import mix_demonstrations
 
     _refuse_options_of_pairs(data, "demonstrations")
-    kind = _Kind("rows", partial(_open, load_demonstrations), mix_demonstrations, question_key)
+    kind = _Kind("rows", partial(_open, load_demonstrations), mix_demonstrations, question_key, "demonstration")
     return _open_all(data, kind, evaluate=evaluate, seed=seed)
 
 
@@ -61,7 +62,7 @@ def open_labelled(data: DataArguments, *, evaluate: bool, seed: int) -> tuple[La
     from preftune.data.demonstrations.dataset import question_key
 
     _refuse_options_of_pairs(data, "answers")
-    kind = _Kind("answers", partial(_open, load_labelled), mix_labelled, question_key)
+    kind = _Kind("answers", partial(_open, load_labelled), mix_labelled, question_key, "answer")
     return _open_all(data, kind, evaluate=evaluate, seed=seed)
 
 
@@ -79,6 +80,8 @@ class _Kind(NamedTuple):
     mix: Callable[..., Any]
     key: Callable[[Any], int]
     """The key that must not be on both sides of a split."""
+    of_stream: Kind
+    """What a stream makes of a row."""
 
 
 def _open_all(data: DataArguments, kind: _Kind, *, evaluate: bool, seed: int) -> tuple[Any, Any]:
@@ -94,8 +97,11 @@ def _open_all(data: DataArguments, kind: _Kind, *, evaluate: bool, seed: int) ->
             f"--eval_strategy requests evaluation, but {names} is one set of {kind.rows} without a "
             f"{data.dataset_test_split!r} part. Add --eval_fraction 0.05 to hold some out, or --eval_dataset_name FILE."
         )
-    parts = [kind.open(data, entry) for entry in named]
-    train = kind.mix(parts, [entry.proportion for entry in named], seed=seed)
+    if data.dataset_streaming:
+        train = _streamed(data, kind, named)
+    else:
+        parts = [kind.open(data, entry) for entry in named]
+        train = kind.mix(parts, [entry.proportion for entry in named], seed=seed)
     if data.eval_fraction is not None:
         return split_by(kind.key, train, data.eval_fraction, seed=seed)
     if data.eval_dataset_name is not None:
@@ -105,6 +111,39 @@ def _open_all(data: DataArguments, kind: _Kind, *, evaluate: bool, seed: int) ->
         return train, None
     (entry,) = named
     return train, kind.open(data, entry._replace(split=data.dataset_test_split))
+
+
+def _streamed(data: DataArguments, kind: _Kind, named: list[MixtureEntry]) -> ExampleStream:
+    """The training data as a stream. Raises: RequestError for what needs all rows."""
+    from preftune.data.streams.examples import open_examples
+
+    if len(named) > 1:
+        raise RequestError(
+            f"--streaming reads one dataset, and {len(named)} are named. Name one, or leave --streaming out: rows are "
+            "read through tables on disk in any case."
+        )
+    if data.eval_fraction is not None:
+        raise RequestError(
+            "--eval_fraction holds out prompts of all rows, which a stream does not know. Name rows to evaluate on "
+            "with --eval_dataset_name FILE, or leave --streaming out."
+        )
+    (entry,) = named
+    if isinstance(entry.columns, list):
+        raise RequestError(
+            f"datasets: {entry.path} lists columns, which --streaming does not select. Map names: "
+            "{completion: YOURS}."
+        )
+    columns = {**(data.column_names() or {}), **(entry.columns or {})} or None
+    return open_examples(
+        entry.path,
+        kind.of_stream,
+        columns=columns,
+        format=data.format,
+        margin_from_scores=data.margin_from_scores,  # refused for all but pairs
+        chat=data.as_chat,
+        split=entry.split,
+        config=entry.name,
+    )
 
 
 def named_datasets(data: DataArguments) -> list[MixtureEntry]:

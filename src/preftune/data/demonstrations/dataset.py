@@ -109,7 +109,7 @@ def _own(
     rows: Any, sample: Sample, *, name: str, format: str | None, columns: Mapping[str, str | None] | None
 ) -> DemonstrationDataset:
     """Opens data that are demonstrations already, or the good ones among answers with labels."""
-    opened, reader = _answers(rows, sample, name=name, format=format, columns=columns)
+    opened, reader = answers(rows, sample, name=name, format=format, columns=columns)
     data = _good(opened, reader)
     if not len(data):
         labelled = reader.columns.paths["label"][0][0]
@@ -125,7 +125,7 @@ def labelled_rows(
     rows: Any, sample: Sample, *, name: str, format: str | None, columns: Mapping[str, str | None] | None
 ) -> DemonstrationDataset:
     """Answers with labels, including the bad ones; the reader's columns hold the label. Raises: DatasetError."""
-    opened, reader = _answers(rows, sample, name=name, format=format, columns=columns, labelled=True)
+    opened, reader = answers(rows, sample, name=name, format=format, columns=columns, labelled=True)
     if "label" not in reader.columns:
         raise DatasetError(
             f"{name} has no column that says whether an answer is good. Name it with --columns label=YOURS (values "
@@ -134,7 +134,7 @@ def labelled_rows(
     return opened
 
 
-def _answers(
+def answers(
     rows: Any,
     sample: Sample,
     *,
@@ -143,6 +143,7 @@ def _answers(
     columns: Mapping[str, str | None] | None,
     labelled: bool = False,
 ) -> tuple[DemonstrationDataset, DemonstrationReader]:
+    """Answers of all rows, and their reader, which knows a column of labels if there is one. Raises: DatasetError."""
     asked, shape, found, notes = dict(columns or {}), {}, None, []
     content = {"messages", "prompt", "completion", "text"} & {key for key, column in asked.items() if column}
     if not content:

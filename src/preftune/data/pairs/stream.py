@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from preftune.data.pairs.checks import (
 from preftune.data.pairs.row_reader import Attempt, RowReader
 from preftune.data.reading.arrow_tables import check_row
 from preftune.data.reading.files import from_rows, is_pipe, stream_file
-from preftune.data.reading.load import Source, display_name, load_rows
+from preftune.data.reading.load import Source, display_name, load_rows, shards_of
 from preftune.errors import DatasetError
 from preftune.types import PreferencePair
 
@@ -74,23 +74,31 @@ class PairStream(Iterable[PreferencePair]):
         self.left, self.rows_read = {}, 0
         for number, row in enumerate(self.rows()):
             self.rows_read = number + 1
-            check_row(row, self.name, number)
-            if self._adapter is None:
-                late = (_SHAPING & row.keys()) - self._known
-                if late:
-                    raise DatasetError(
-                        f"{self.name} row {number} has the column {min(late)!r}, which none of the first {HEAD:,} rows "
-                        "has; those determine how a stream is read. Load it without streaming."
-                    )
-                yield self.reader.attempt(row, number)
-            else:
-                yield from self._made(self._adapter, row, number)
+            for attempt in self.attempts_of(row, number):
+                if isinstance(attempt, Left):
+                    self.left.setdefault(attempt.reason, RowCount()).add(number)
+                else:
+                    yield attempt
 
-    def _made(self, adapter: Adapter, row: Row, number: int) -> Iterator[Attempt]:
+    def attempts_of(self, row: Row, number: int) -> Iterator[Attempt | Left]:
+        """The pairs of one row, their problems, or why it gives none. Raises: DatasetError for what is no row."""
+        check_row(row, self.name, number)
+        if self._adapter is None:
+            late = (_SHAPING & row.keys()) - self._known
+            if late:
+                raise DatasetError(
+                    f"{self.name} row {number} has the column {min(late)!r}, which none of the first {HEAD:,} rows "
+                    "has; those determine how a stream is read. Load it without streaming."
+                )
+            yield self.reader.attempt(row, number)
+        else:
+            yield from self._made(self._adapter, row, number)
+
+    def _made(self, adapter: Adapter, row: Row, number: int) -> Iterator[Attempt | Left]:
         assert adapter.rows is not None
         for made in adapter.rows(row):
             if isinstance(made, Left):
-                self.left.setdefault(made.reason, RowCount()).add(number)
+                yield made
             else:
                 values = with_carried(made, row, [column for column in (*CARRIED, GOLD) if row.get(column) is not None])
                 yield self.reader.attempt(values, number)
@@ -113,7 +121,7 @@ def open_stream(
             rows belong together.
     """
     name = display_name(source)
-    rows = _reader_of(source, split=split, config=config, revision=revision)
+    rows = reader_of(source, split=split, config=config, revision=revision)
     first_rows = list(islice(rows(), HEAD))
     if not first_rows:
         raise DatasetError(f"{name} has no rows. Give at least one.")
@@ -145,7 +153,7 @@ def open_stream(
     return stream
 
 
-def _reader_of(source: Source, **options: Any) -> Callable[[], Iterable[Row]]:
+def reader_of(source: Source, **options: Any) -> Callable[[], Iterable[Row]]:
     """A function that starts a pass over a source, as often as it is called."""
     if isinstance(source, str | os.PathLike) and source != "-":
         path = Path(source).expanduser()
@@ -156,5 +164,7 @@ def _reader_of(source: Source, **options: Any) -> Callable[[], Iterable[Row]]:
             )
         if path.is_file() and options["split"] in ("train", "all"):
             return lambda: stream_file(path)
+        if path.is_dir() and (shards := shards_of(path, options["split"])):
+            return lambda: chain.from_iterable(map(stream_file, shards))
     streamed: Any = load_rows(source, **options, streaming=True)
     return lambda: streamed

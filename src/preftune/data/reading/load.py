@@ -182,6 +182,26 @@ def _read_folder(path: Path, split: str) -> Dataset:
         name = str(path)
         return _only_split(saved, split, name) if hasattr(saved, "select") else _pick_split(saved, split, name)
 
+    chosen, of_split = _files_of(path, split)
+    parts = [read_file(file) for file in chosen]
+    rows = datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+    return _slice(rows, split) if of_split else _only_split(rows, split, str(path))
+
+
+def shards_of(path: Path, split: str) -> list[Path]:
+    """The files of a whole split in a folder, in order; empty for a part of one, and for a folder of `save_to_disk`.
+
+    Raises: DatasetError for a folder without data of the split.
+    """
+    saved = any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+    if saved or "[" in split:
+        return []
+    files, of_split = _files_of(path, split)
+    return files if of_split or split in ("train", "all") else []
+
+
+def _files_of(path: Path, split: str) -> tuple[list[Path], bool]:
+    """The data files of a split in a folder, and whether they are named after it."""
     files = [file for folder in (path, path / "data") if folder.is_dir() for file in sorted(folder.iterdir())]
     files = [file for file in files if file.is_file() and kind_of(file) and not file.name.startswith(".")]
     if not files:
@@ -191,15 +211,12 @@ def _read_folder(path: Path, split: str) -> Dataset:
         )
     base = split.partition("[")[0]
     of_split = [file for file in files if re.match(rf"{re.escape(base)}([-._]|$)", file.name)]
-    chosen = of_split or files
     if not of_split and len(files) > 1:
         found = ", ".join(file.name for file in files[:8])
         raise DatasetError(
             f"{path} has several data files and none is named after the split {base!r} ({found}). Name the file itself."
         )
-    parts = [read_file(file) for file in chosen]
-    rows = datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
-    return _slice(rows, split) if of_split else _only_split(rows, split, str(path))
+    return of_split or files, bool(of_split)
 
 
 def _looks_like_path(source: str) -> bool:

@@ -23,6 +23,7 @@
 __all__ = [
     "cache",
     "encode",
+    "encode_demonstrations",
     "encoded",
     "flat_arrays",
     "group_by_prompt",

@@ -28,18 +28,18 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.data.formats.apply import RowCount
 from preftune.data.labelled import LabelledDataset
 from preftune.data.pairs.dataset import PairDataset
 from preftune.data.reading.arrow_tables import is_sound, seal
 from preftune.data.tokens.flat_arrays import Texts
 from preftune.data.tokens.groups import GroupDataset
-from preftune.data.tokens.report import AnyReport, DemonstrationReport, LabelledReport, TokenizeReport
+from preftune.data.tokens.report import AnyReport, DemonstrationReport, LabelledReport, TokenizeReport, report_of
 from preftune.data.tokens.tokenize import Rows, tokenize_demonstrations, tokenize_labelled, tokenize_pairs
 from preftune.data.tokens_version import TOKENS_VERSION
 from preftune.log import warn
 from preftune.storage.atomic import sweep
 from preftune.storage.cache_folder import cache_folder, make_private
+from preftune.storage.freed_memory import give_back
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -99,6 +99,7 @@ def tokenize_or_recall(
         return groups, report, True
     groups, report = tokenize()
     kept = _keep(file, groups, report, own_notes=report.notes[len(rows.notes) :])
+    give_back()
     return kept or groups, report, False
 
 
@@ -271,7 +272,7 @@ def _load(file: Path, kind: type[AnyReport]) -> tuple[GroupDataset, AnyReport] |
         if not is_sound(file):  # Arrow has no checksums
             raise ValueError("its digest differs")
         groups, facts = _mapped(file)
-        report = _report_of(json.loads(facts[b"report"]), kind)
+        report = report_of(json.loads(facts[b"report"]), kind)
         report.prompt_keys = array("Q", facts[b"prompt_keys"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         _discard(file, error)
@@ -297,7 +298,7 @@ def _load_earlier(file: Path, kind: type[AnyReport]) -> tuple[GroupDataset, AnyR
         if digest != _digest(arrays):  # zipfile looks at its own checksums only where a member is read past its end
             raise ValueError("its digest differs")
         ids, values = (json.loads(arrays.pop(name).tobytes()) for name in ("ids", "report"))
-        groups, report = GroupDataset(**arrays, ids=ids), _report_of(values, kind)
+        groups, report = GroupDataset(**arrays, ids=ids), report_of(values, kind)
         report.prompt_keys = array("Q", values["prompt_keys"])
     except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
         _discard(earlier, error)
@@ -317,20 +318,6 @@ def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
         digest.update(f"{name} {part.dtype} {part.shape}".encode())
         digest.update(part.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def _report_of(values: dict[str, Any], kind: type[AnyReport]) -> AnyReport:
-    """Restores a report from its `dataclasses.asdict`."""
-    empty = kind()
-    made: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(getattr(empty, name), RowCount):
-            made[name] = RowCount(**value)
-        elif isinstance(value, dict):
-            made[name] = {key: RowCount(**item) if isinstance(item, dict) else item for key, item in value.items()}
-        else:
-            made[name] = value
-    return kind(**made)
 
 
 def _make_room(newest: Path) -> None:

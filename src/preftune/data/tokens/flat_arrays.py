@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from preftune.errors import DatasetError
 from preftune.storage.cache_folder import cache_folder, make_private
 
-MOST_IN_MEMORY = 2**19
+MOST_IN_MEMORY = 2**18
 """Size in bytes from which an array is in a file."""
 
 

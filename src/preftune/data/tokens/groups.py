@@ -105,7 +105,17 @@ class GroupDataset(Sequence[TokenizedGroup]):
         return made.dataset()
 
     def __len__(self) -> int:
+        return self._held
+
+    @property
+    def _held(self) -> int:
+        """The number of groups in the arrays."""
         return len(self._groups) - 1
+
+    @property
+    def known(self) -> GroupDataset:
+        """The groups that can be read in any order: all, if this is not a stream."""
+        return self
 
     def __repr__(self) -> str:
         return f"GroupDataset({len(self)} groups, {self.total_tokens} tokens)"
@@ -212,10 +222,10 @@ class GroupDataset(Sequence[TokenizedGroup]):
         """(prompts,): digests of the prompts with at least `least` tokens, group after group, 16 bytes each."""
         import xxhash
 
-        keys = np.zeros(len(self), [("high", np.uint64), ("low", np.uint64)])
+        keys = np.zeros(self._held, [("high", np.uint64), ("low", np.uint64)])
         places, count = keys.view(np.uint8).data, 0
-        for start in range(0, len(self), _BLOCK):
-            prompts = self._groups[start : min(start + _BLOCK, len(self))]
+        for start in range(0, self._held, _BLOCK):
+            prompts = self._groups[start : min(start + _BLOCK, self._held)]
             bounds = zip(self._segments[prompts].tolist(), self._segments[prompts + 1].tolist(), strict=True)
             for begin, end in bounds:
                 if end - begin >= least:
@@ -225,7 +235,7 @@ class GroupDataset(Sequence[TokenizedGroup]):
 
     def _blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Some groups at a time: the lengths of their segments, and where among those each group begins."""
-        for start in range(0, len(self), _BLOCK):
+        for start in range(0, self._held, _BLOCK):
             groups = self._groups[start : start + _BLOCK + 1]
             yield np.diff(self._segments[groups[0] : groups[-1] + 1]), groups[:-1] - groups[0]
 

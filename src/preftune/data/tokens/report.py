@@ -239,3 +239,17 @@ class DemonstrationReport(_Report):
 
 
 AnyReport = TokenizeReport | DemonstrationReport
+
+
+def report_of(values: dict[str, Any], kind: type[AnyReport]) -> AnyReport:
+    """Restores a report from its `dataclasses.asdict`."""
+    empty = kind()
+    made: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(getattr(empty, name), RowCount):
+            made[name] = RowCount(**value)
+        elif isinstance(value, dict):
+            made[name] = {key: RowCount(**item) if isinstance(item, dict) else item for key, item in value.items()}
+        else:
+            made[name] = value
+    return kind(**made)

@@ -105,7 +105,7 @@ def tokenize_pairs(
     if num_proc is not None and (not _is_int(num_proc) or num_proc < 1):
         raise ConfigError(f"num_proc is {num_proc!r}; it must be a whole number of at least 1, or None.")
     report = TokenizeReport(name=pairs.name, rows_in=len(pairs), notes=list(pairs.notes))
-    return _Run(Encoder(tokenizer, chat_template=chat_template), limits, report, num_proc or 1).over(pairs)
+    return Run(Encoder(tokenizer, chat_template=chat_template), limits, report, num_proc or 1).over(pairs)
 
 
 def tokenize_labelled(
@@ -123,7 +123,7 @@ def tokenize_labelled(
     report = LabelledReport(name=rows.name, rows_in=len(rows), notes=list(rows.notes))
     report.count_left(rows.left)
     limits = Limits(max_length, max_prompt_length, truncation)
-    return _Run(Encoder(tokenizer, chat_template=chat_template), limits, report).over(rows)
+    return Run(Encoder(tokenizer, chat_template=chat_template), limits, report).over(rows)
 
 
 def tokenize_demonstrations(
@@ -158,32 +158,33 @@ def tokenize_demonstrations(
     report.count_left(rows.left)
     encoder = DemonstrationEncoder(tokenizer, chat_template=chat_template)
     encoder.covered = Covered(completion_only_loss, assistant_only_loss)
-    return _Run(encoder, Limits(max_length, None, truncation), report).over(rows)
+    return Run(encoder, Limits(max_length, None, truncation), report).over(rows)
 
 
-class _Run(Generic[Report]):
+class Run(Generic[Report]):
     """One pass over the rows of a dataset."""
 
     def __init__(self, encoder: Encoder, limits: Limits, report: Report, processes: int = 1) -> None:
         self.encoder = encoder
         self.limits = limits
         self.report = report
+        encoder.name = report.name
+        encoder.shorten = shortening(encoder.tokenizer, limits.max_length)
         self.processes = processes
         self.plain = 0
         self.details: dict[str, str] = {}
-        self.prompt_keys = GrowingArray("Q")
+        self.prompt_keys: GrowingArray | array[int] = GrowingArray("Q")
         self.over_limit: list[tuple[int, int]] = []
         """(row, tokens) of the first rows beyond the limits, if that is an error."""
         self.beyond = 0
         """The number of such rows."""
 
     def over(self, rows: Rows) -> tuple[GroupDataset, Report]:
-        self.encoder.name = rows.name
-        self.encoder.shorten = shortening(self.encoder.tokenizer, self.limits.max_length)
         groups = GroupDataset.from_groups(self._groups(rows))
         if self.beyond:
-            raise self._too_long()
+            raise self.too_long()
         self.report.measure(groups)
+        assert isinstance(self.prompt_keys, GrowingArray)
         self.report.prompt_keys = array("Q", np.unique(self.prompt_keys.done()).tobytes())
         self._add_notes()
         if not len(groups):
@@ -191,20 +192,24 @@ class _Run(Generic[Report]):
         return groups, self.report
 
     def _groups(self, rows: Rows) -> Iterator[TokenizedGroup]:
-        for example, encoded in self._encoded(rows):
-            self.plain += not example.is_chat
-            if encoded.reason is None:
-                self.report.see(encoded)
-                cut = self._limit(encoded)
-            if encoded.reason is None:
-                self.report.keep(encoded, cut)
-                if example.prompt or len(example.completions) == 1:
-                    self.prompt_keys.append(question_key(example))
-                yield encoded.group(example)
-                continue
-            self.report.drop(encoded.reason, encoded.row)
-            if encoded.detail:
-                self.details.setdefault(encoded.reason, encoded.detail)
+        groups = (self.group(example, encoded) for example, encoded in self._encoded(rows))
+        return (group for group in groups if group is not None)
+
+    def group(self, example: Example, encoded: Encoded) -> TokenizedGroup | None:
+        """The group of an example within the limits, counted in the report; None for one that is dropped."""
+        self.plain += not example.is_chat
+        if encoded.reason is None:
+            self.report.see(encoded)
+            cut = self._limit(encoded)
+        if encoded.reason is None:
+            self.report.keep(encoded, cut)
+            if example.prompt or len(example.completions) == 1:
+                self.prompt_keys.append(question_key(example))
+            return encoded.group(example)
+        self.report.drop(encoded.reason, encoded.row)
+        if encoded.detail:
+            self.details.setdefault(encoded.reason, encoded.detail)
+        return None
 
     def _encoded(self, rows: Rows) -> Iterator[tuple[Example, Encoded]]:
         if self.processes > 1 and isinstance(rows, PairDataset):
@@ -251,7 +256,8 @@ class _Run(Generic[Report]):
         encoded.cut(room)
         return cut
 
-    def _too_long(self) -> DatasetError:
+    def too_long(self) -> DatasetError:
+        """The error about rows beyond the limits."""
         rows, limits, report = self.over_limit, self.limits, self.report
         examples = ", ".join(f"row {row}: {counted(tokens, 'token')}" for row, tokens in rows)
         asked = [f"max_length={limits.max_length}"] if limits.max_length is not None else []

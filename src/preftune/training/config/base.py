@@ -80,6 +80,11 @@ class PackedConfig(JudgedEvaluationFields, TrainingArguments):
         choices=["truncate", "drop", "error"],
     )
     dataset_num_proc: int | None = option(None, "Number of processes that tokenise.")
+    shuffle_buffer: int | None = option(
+        None,
+        "Rows of a stream among which the next one is drawn, with the seed; 0 keeps their order. Default for a stream: "
+        "1,000. Other data are shuffled whole.",
+    )
     max_tokens_per_batch: int | None = option(
         None, "Maximum number of tokens computed at a time; a step is split into parts, and its update stays the same."
     )
@@ -208,6 +213,8 @@ class PackedConfig(JudgedEvaluationFields, TrainingArguments):
             positive("num_train_epochs", self.num_train_epochs, "the run ends after this many passes over the data")
         self._check_trackers()
         self._check_judged_evaluation()
+        if self.shuffle_buffer is not None and self.shuffle_buffer < 0:
+            raise ConfigError(f"shuffle_buffer={self.shuffle_buffer} must be 0 or more.")
         self._at_least_1("max_length", "max_tokens_per_batch", "early_stopping_patience", "max_train_tokens")
         if self.max_seconds is not None:
             positive("max_seconds", self.max_seconds, "after this many seconds of training the run ends")

@@ -1,4 +1,4 @@
-"""What an alarm is, and where it is written."""
+"""The alarm of the guard, and its line in guard.jsonl."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from preftune.storage.run_directory import append_line
 
 ALARM: Literal["alarm"] = "alarm"
 NOTE: Literal["note"] = "note"
-"""Worth knowing, no reason to stop."""
+"""Level of an alarm that does not stop a run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """What was seen, the likely cause, and the one change to make. Three sentences (or a few more) for a person."""
+    """An observation, its likely cause, and the change that fixes it, each in one sentence or two."""
 
     step: int
     name: str
@@ -44,14 +44,14 @@ class Alarm:
 
     @classmethod
     def from_dict(cls, line: Mapping[str, Any]) -> Alarm:
-        """A line of guard.jsonl."""
+        """The alarm of a line of guard.jsonl."""
         texts = {name: str(line.get(name, "")) for name in ("name", "seen", "cause", "remedy")}
         return cls(
             step=int(line.get("step", 0)), level=str(line.get("level", ALARM)), figures=line.get("figures", {}), **texts
         )
 
     def announce(self, folder: Path, mode: str) -> None:
-        """A line of guard.jsonl, and a warning."""
+        """Append the alarm to guard.jsonl, and log it as a warning."""
         action = mode if self.level == ALARM else "warn"
         append_line(folder / "guard.jsonl", {"time": time.time(), **self.to_dict(), "action": action})
         warn(f"guard, step {self.step}: {self.sentence()}")

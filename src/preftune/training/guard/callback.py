@@ -1,7 +1,8 @@
-"""The guard as transformers' Trainer calls it: reads the figures, looks when it is time, raises alarms, acts on them.
+"""The guard as a callback of transformers' Trainer: it reads the training metrics, takes looks when they are due,
+raises alarms and acts on them.
 
-An error of its own never ends a run: it is reported, and the guard is switched off. With several ranks
-the first one looks and decides; the others wait for its word after every glance.
+An error of the guard never ends a run: it is reported, and the guard is switched off. With several ranks, the first one
+looks and decides, and the others receive its decision after every glance.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ from preftune.training.guard.tally import FLAGS, Seen, Tally
 from preftune.training.protocol import WatchedTrainerView
 
 GLANCES = 128
-"""About the most lines of training metrics that are written and read in a run."""
+"""Glances of a run: one every `max_steps // GLANCES` steps, so fewer than twice this number."""
 
 GO_ON, KEEP, STOP, ROLL_BACK, OFF = range(5)
-"""What the first rank tells the others."""
+"""The decisions that the first rank sends to the others."""
 
 
 class Guard(TrainerCallback):
     """Watches one trainer.
 
     Args:
-        source: where prompts come from, as `samples.opened` gives it.
-        held_out: whether that is data which is not trained on.
+        source: the dataset of the prompts, as `samples.opened` returns it.
+        held_out: whether this dataset is not trained on.
     """
 
     def __init__(self, trainer: WatchedTrainerView, source: Any, *, held_out: bool) -> None:
@@ -54,7 +55,7 @@ class Guard(TrainerCallback):
         self._looker = Looker(trainer, source, held_out=held_out)
         self._held_out = held_out
         self._pairs = "rewards/margins" in trainer.columns
-        """Whether the figures of a step are those of pairs; of single answers only the policy's answers are read."""
+        """Whether a step trains on pairs. In a training on single answers, the guard reads only the policy's own."""
         self._tally, self._seen = Tally(beta=args.beta), Seen()
         self._answers: ReferenceAnswers | None = None
         self._spent_before = self._look_seconds = 0.0
@@ -64,23 +65,23 @@ class Guard(TrainerCallback):
         self._good: GoodWeights | None = None
         self._history = History(self._facts())
         self._broken = False
-        """On this rank; the others learn it with the next metrics."""
+        """Whether the guard failed on this rank; the others learn of it with the next glance."""
         self._over = False
         self._drawn = False
         self._sharded = trainer.args.sharding is not None
 
-    # --- what a step adds ---
+    # --- the figures of a step ---
 
     def marked(self, batch: PackedBatch, rows: Tensor) -> Tensor:
-        """(N, metrics + FLAGS): the rows of `pair_metrics`, and what `Seen.flags` says of each pair. Of single answers
-        the rows as they are.
+        """The rows of `pair_metrics` with the columns of `Seen.flags`, shape (N, metrics + FLAGS); for single answers,
+        the rows unchanged.
         """
         if not self._pairs:
             return rows
         return torch.cat([rows, self._seen.flags(batch, epoch=float(self._trainer.state.epoch or 0.0)).to(rows)], 1)
 
     def count(self, loss: Tensor, marked: Tensor, batches: Sequence[PackedBatch]) -> Tensor:
-        """Count a step, and give back the rows of `pair_metrics` alone."""
+        """Count a step, and return the rows without the columns of `Seen.flags`."""
         if not self._pairs:
             return marked
         rows, flags = marked[:, :-FLAGS], marked[:, -FLAGS:]
@@ -106,7 +107,7 @@ class Guard(TrainerCallback):
         self._spent_before = time.perf_counter() - began
 
     def begin(self, *, resumed_step: int | None) -> None:
-        """Restore what a resumed run knew, or forget what an earlier run left."""
+        """Restore the state of a resumed run, or remove the files of an earlier run."""
         self._safely(lambda: self._begin(resumed_step))
 
     def _begin(self, resumed_step: int | None) -> None:
@@ -114,7 +115,7 @@ class Guard(TrainerCallback):
         files = [self._folder / name for name in ("samples.jsonl", "guard.jsonl")]
         self.alarms, self._raised, self.rolled_back_to = [], set(), None
         known = (self._trainer._resume_state or {}).get("guard") if resumed_step is not None else None
-        if known:  # not in a checkpoint of an earlier version, or of a run without a guard
+        if known:  # missing in a checkpoint of an earlier version or of a run without a guard
             self._tally.restore(known["tally"], self._trainer.args.device)
             self._seen.restore(known["seen"])
         if not self._first():
@@ -133,7 +134,7 @@ class Guard(TrainerCallback):
         self._say_what_is_done()
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: what neither metrics.jsonl nor the other files of the guard tell."""
+        """The state for a checkpoint that is not in metrics.jsonl or the other files of the guard."""
         return {"tally": self._tally.state(), "seen": self._seen.state()}
 
     def _facts(self) -> Facts:
@@ -211,7 +212,7 @@ class Guard(TrainerCallback):
         self._history.verdicts += Verdicts.of(state.global_step, metrics or {})
 
     def _decide(self, step: int, glance: Glance | None) -> int:
-        """On the first rank: read, look if it is time, raise alarms, and say what is to be done."""
+        """The decision of the first rank, after a look if it is due, and the alarms."""
         history = self._history
         if glance is not None:
             history.glances.append(glance)
@@ -245,7 +246,7 @@ class Guard(TrainerCallback):
         self._schedule.looked(step, seconds)
         look = look._replace(seconds=seconds, share_of_time=self._share())
         self._history.looks.append(look)
-        wanted = trainer.control.should_log  # transformers takes every log for the one that is due
+        wanted = trainer.control.should_log  # transformers resets it at every log, also if another log is due
         trainer.log(look.to_metrics())
         trainer.control.should_log = wanted
         self._note()
@@ -275,7 +276,7 @@ class Guard(TrainerCallback):
     # --- what is written ---
 
     def record(self) -> dict[str, Any]:
-        """For run.json."""
+        """The facts of the guard for run.json."""
         schedule = getattr(self, "_schedule", None)
         return {
             "mode": self.mode,
@@ -294,7 +295,7 @@ class Guard(TrainerCallback):
             self._trainer._record.note(guard=self.record())
 
     def _share(self) -> float:
-        """Of the time since this process began to train (the reference's answers included), what the guard took."""
+        """The guard's share of the time since this process started to train, with the reference's answers."""
         schedule: Schedule | None = getattr(self, "_schedule", None)
         if schedule is None:
             return 0.0
@@ -322,7 +323,7 @@ class Guard(TrainerCallback):
         return int(said)
 
     def _safely(self, work: Callable[[], object]) -> None:
-        """An error of the guard is reported, and ends the guard, not the run."""
+        """Run `work`. An error of it is reported and switches the guard off; the run continues."""
         if self._broken:
             return
         try:
@@ -338,10 +339,11 @@ class Guard(TrainerCallback):
 
 
 def opened_for_guard(train: Any, held_out: Any, args: ReferencedConfig, load: Callable[[Any], Any]) -> tuple[Any, Any]:
-    """The datasets, the one opened that prompts are taken from: held-out rows, or for the guard else training rows.
+    """Both datasets. The one from which the guard or `eval_judge` takes prompts is opened: held-out rows, or for the
+    guard training rows if there are no others.
 
     Args:
-        load: opens a dataset of this trainer.
+        load: opens a dataset of the trainer.
     """
     if args.guard == "off" and (args.eval_judge is None or held_out is None):
         return train, held_out
@@ -349,10 +351,10 @@ def opened_for_guard(train: Any, held_out: Any, args: ReferencedConfig, load: Ca
 
 
 def attach_guard(trainer: WatchedTrainerView, train: Any, held_out: Any) -> Guard | None:
-    """The guard of a trainer that is all but ready, as one of its callbacks; None where none is asked for.
+    """Add the guard to the callbacks of a trainer, and return it; None with guard='off'.
 
     Raises:
-        ConfigError: `guard_prompts` names a file that is not there or holds no prompt.
+        ConfigError: the file of `guard_prompts` cannot be read or holds no prompt.
     """
     if trainer.args.guard == "off":
         return None

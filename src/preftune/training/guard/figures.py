@@ -1,7 +1,7 @@
-"""What the guard knows of a run: figures of training pairs that cost nothing, and looks that do. Pure; no torch.
+"""The measurements of the guard: glances (means of training metrics), looks (evaluation passes), and a run's history.
 
-Distances are in nats of log-probability: policy minus reference, of a whole completion or per token. The reward that
-metrics speak of is beta times that.
+Distances are in nats of log-probability, policy minus reference, of a whole completion or per token. The reward in the
+metrics is beta times the distance.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ from preftune.training.guard.alarms import Alarm
 
 PREFIX = "guard/"
 TRAINING = "guard/train_"
-"""Before the fields of `Glance` in metrics.jsonl."""
+"""Prefix of the fields of `Glance` in metrics.jsonl."""
 
 ALIKE_IN_LENGTH = 0.1
-"""Sides whose lengths differ by less than this share of the longer one count as equally long."""
+"""Sides whose lengths differ by at most this share of the longer one count as equally long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What does not change while a run trains."""
+    """The settings of a run that the rules use."""
 
     beta: float
     learning_rate: float
     full: bool
-    """All weights train, not an adapter."""
+    """Whether all weights train, as opposed to an adapter."""
     steps: int
     loss: str = "sigmoid"
     epochs: float = 1.0
     held_out: bool = True
     """Whether the looks score pairs that are not trained on."""
     reference: bool = True
-    """The loss has a reference: rewards are distances from where the run began."""
+    """Whether the loss has a fixed reference, so that rewards are distances from the start of the run."""
     usual_beta: bool = True
-    """beta has DPO's scale, on which 0.1 is usual and 0.5 close to the reference."""
+    """Whether beta has DPO's scale, on which 0.1 is usual and 0.5 is high."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @property
     def hold_back(self) -> str:
-        """What makes the policy change less, given how it is trained now."""
+        """The changes of the settings with which the policy moves less, as a sentence."""
         steps = ["Halve the learning rate first"]
         if self.beta < 0.5 and self.usual_beta:
             steps.append(f"then raise beta to {'0.2 to 0.5' if self.beta < 0.2 else '0.5'}")
@@ -54,7 +54,7 @@ class Facts:
 
     @property
     def too_free(self) -> str:
-        """What lets the policy change too much."""
+        """The settings with which the policy moves too far, as a clause."""
         rate = f"the learning rate ({self.learning_rate:g}) is too high"
         return rate if self.beta >= 0.5 or not self.usual_beta else f"{rate}, or beta ({self.beta:g}) too low"
 
@@ -65,9 +65,8 @@ class Facts:
 
 
 class Glance(NamedTuple):
-    """Means over the pairs of some training steps, each pair scored before its step changed the weights.
-
-    A pair that was not trained on before is thereby as good as held out.
+    """Means over the pairs of some training steps. Each pair was scored before its step changed the weights, so a pair
+    that was not trained on before serves as a held-out pair.
     """
 
     step: int
@@ -78,39 +77,41 @@ class Glance(NamedTuple):
     loss_change: float
     """Root mean square of the change of the loss from one step to the next."""
     margin: float
-    """Nats: policy minus reference, chosen minus rejected."""
+    """Policy minus reference, chosen minus rejected, in nats."""
     margin_rms: float
-    """Root mean square of the margins, nats: how far pairs were moved apart, whichever way."""
+    """Root mean square of the margins, in nats, which measures their size without their sign."""
     accuracy: float
     """Share of pairs with a margin above 0."""
     chosen: float
-    """Nats per completion, policy minus reference."""
+    """Policy minus reference, in nats per completion."""
     rejected: float
     chosen_tokens: float
-    """Per completion."""
+    """Tokens per completion."""
     rejected_tokens: float
     copies: float
     """Share of pairs that were trained on before in the same pass over the data: exact copies."""
     known: float
     """Share of pairs that were trained on before, in this pass or an earlier one."""
     margin_known: float
-    """Mean margin of those, nats; 0 without any."""
+    """Mean margin of those pairs, in nats; 0 without such pairs."""
     longer: float
-    """Share of pairs whose chosen side is longer, by `ALIKE_IN_LENGTH` or more."""
+    """Share of pairs whose chosen side is longer, by more than `ALIKE_IN_LENGTH`."""
     shorter: float
     contained: float
-    """Mean share of the shorter side's tokens that are in the longer side too: near 1, all that differs is length."""
+    """Mean share of the shorter side's tokens that are in the longer side too. Near 1, only the length differs."""
     accuracy_alike: float
-    """Accuracy on pairs with sides of about one length; 0 without any."""
+    """Accuracy on pairs whose sides count as equally long; 0 without such pairs."""
 
     @property
     def alike(self) -> float:
-        """Share of pairs with sides of about one length."""
+        """Share of pairs whose sides count as equally long."""
         return max(0.0, 1.0 - self.longer - self.shorter)
 
     @property
     def chosen_per_token(self) -> float:
-        """Nats per token: below 0, the policy finds the chosen answers less likely than the reference does."""
+        """Policy minus reference of the chosen answers, in nats per token; below 0 if the policy makes them less
+        probable than the reference.
+        """
         return self.chosen / max(1.0, self.chosen_tokens)
 
     @property
@@ -119,12 +120,12 @@ class Glance(NamedTuple):
 
     @property
     def margin_error(self) -> float:
-        """Standard error of the mean margin, nats."""
+        """Standard error of the mean margin, in nats."""
         variance = max(0.0, self.margin_rms**2 - self.margin**2)
         return math.sqrt(variance / max(1.0, self.pairs - 1))
 
     def to_metrics(self) -> dict[str, float]:
-        """For a line of metrics.jsonl."""
+        """The fields for a line of metrics.jsonl."""
         values = self._asdict()
         del values["step"]
         return {TRAINING + name: float(f"{value:.6g}") for name, value in values.items()}
@@ -135,7 +136,7 @@ _OF_STEPS = ("loss", "loss_change")
 
 
 def pooled(glances: Sequence[Glance]) -> Glance | None:
-    """Several glances as one; None for none (or none with a pair)."""
+    """Several glances as one; None if they hold no pair."""
     pairs = sum(glance.pairs for glance in glances)
     if not pairs:
         return None
@@ -161,25 +162,27 @@ def _weighted(values: Sequence[tuple[float, float]]) -> float:
 
 
 class Look(NamedTuple):
-    """What a look found: the policy's answers and the reference's, and pairs scored now. None: not measured."""
+    """The results of a look: figures of the policy's and the reference's answers, and of scored pairs. None was not
+    measured.
+    """
 
     step: int
     answers: int
     repeated: float | None = None
-    """Mean share of an answer's words inside n-grams that were in it before, 0..1."""
+    """Mean share of an answer's words inside n-grams that occurred earlier in it, 0 to 1."""
     repeated_reference: float | None = None
     looping: float | None = None
-    """Share of answers of which a reader would say that they repeat themselves."""
+    """Share of answers that count as repetitive."""
     looping_reference: float | None = None
     distinct_2: float | None = None
     distinct_2_reference: float | None = None
     tokens: float | None = None
-    """Of the policy's answers, mean."""
+    """Mean tokens of the policy's answers."""
     tokens_reference: float | None = None
     length_ratio: float | None = None
     """Tokens of the policy's answers over those of the reference's."""
     finished: float | None = None
-    """Share of answers that the model ended itself."""
+    """Share of answers that ended before the limit of tokens."""
     finished_reference: float | None = None
     self_similarity: float | None = None
     self_similarity_reference: float | None = None
@@ -188,22 +191,22 @@ class Look(NamedTuple):
     refusals: float | None = None
     refusals_reference: float | None = None
     kl_per_token: float | None = None
-    """Nats per token: KL(reference || policy), estimated on answers sampled from the reference at temperature 1."""
+    """KL(reference || policy) in nats per token, estimated on answers sampled from the reference at temperature 1."""
     kl_error: float | None = None
-    """Its standard error over the answers."""
+    """Standard error of `kl_per_token` over the answers."""
     pairs: int = 0
     """Pairs that were scored."""
     margin_held_out: float | None = None
-    """The reward margin, beta times nats; of held-out pairs, or of training pairs where there are no others."""
+    """Mean reward margin of held-out pairs, in nats times beta."""
     margin_error: float | None = None
     accuracy_held_out: float | None = None
     accuracy_alike: float | None = None
-    """Accuracy on held-out pairs with sides of about one length."""
+    """Accuracy on held-out pairs whose sides count as equally long."""
     alike: int = 0
-    """How many those are."""
+    """Number of these pairs."""
     seconds: float = 0.0
     share_of_time: float | None = None
-    """Of the time since the run began, spent by the guard."""
+    """The guard's share of the time since the run began."""
 
     def to_metrics(self) -> dict[str, float]:
         values = {name: value for name, value in self._asdict().items() if value is not None and name != "step"}
@@ -211,19 +214,19 @@ class Look(NamedTuple):
 
 
 class Verdicts(NamedTuple):
-    """What the judge of an evaluation says of the policy's answers (`eval_judge`). Shares of 1."""
+    """The win rate of the policy's answers in an evaluation with `eval_judge`, 0 to 1."""
 
     step: int
     prefix: str
-    """Of the metrics: which held-out set."""
+    """Prefix of the metrics, which names the held-out set."""
     rate: float
     low: float
-    """Of its 95% interval."""
+    """Lower end of the 95% interval."""
     high: float
 
     @classmethod
     def of(cls, step: int, metrics: Mapping[str, Any]) -> list[Verdicts]:
-        """Those among the metrics of an evaluation."""
+        """The win rates among the metrics of an evaluation, one for each held-out set."""
         found = []
         for name in metrics:
             if name.endswith("_win_rate"):
@@ -236,7 +239,7 @@ class Verdicts(NamedTuple):
 
 @dataclass
 class History:
-    """Everything the rules are asked about."""
+    """The facts and measurements of a run, which the rules read."""
 
     facts: Facts
     glances: list[Glance] = field(default_factory=list)
@@ -249,19 +252,23 @@ class History:
 
     @property
     def look(self) -> Look | None:
-        """The last one."""
+        """The last look."""
         return self.looks[-1] if self.looks else None
 
     def alarm(self, name: str, **said: Any) -> Alarm:
-        """An alarm of this step, from the other fields of `Alarm`."""
+        """An alarm of the present step; `said` are the other fields of `Alarm`."""
         return Alarm(step=self.step, name=name, **said)
 
     def last_pairs(self, pairs: float, *, until: int | None = None) -> Glance | None:
-        """The last training steps with at least this many pairs in them, as one; None if there are fewer."""
+        """The last glances with at least this many pairs, pooled; None if there are fewer pairs.
+
+        Args:
+            until: the last step to use; None for no limit.
+        """
         return self._last(pairs, lambda glance: glance.pairs, until)
 
     def last_steps(self, steps: float) -> Glance | None:
-        """The last training steps, at least this many, as one; None if there are fewer."""
+        """The last glances with at least this many steps, pooled; None if there are fewer steps."""
         return self._last(steps, lambda glance: glance.steps)
 
     def _last(self, amount: float, of: Callable[[Glance], float], until: int | None = None) -> Glance | None:
@@ -275,7 +282,7 @@ class History:
 
 
 def history_of(facts: Facts, lines: Iterable[Mapping[str, Any]]) -> History:
-    """The history that lines of metrics.jsonl tell. Lines of others are passed over."""
+    """The history in the lines of metrics.jsonl. Lines that the guard did not write are skipped."""
     history = History(facts)
     for line in lines:
         step = line.get("step")

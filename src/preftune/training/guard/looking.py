@@ -1,4 +1,4 @@
-"""The part of the guard that computes: the reference's answers before the first step, and a look. On one rank."""
+"""The computations of the guard, on one rank: the reference's answers before the first step, and evaluation passes."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from preftune.types import TokenizedGroup
 
 
 class Prepared(NamedTuple):
-    """What is there before the first step."""
+    """The result of the preparation before the first step."""
 
     answers: samples.ReferenceAnswers | None
-    """None: no looks."""
+    """None if the budget is too small for looks."""
     look_seconds: float
-    """What a look is expected to take."""
+    """Expected seconds of a look."""
 
 
 class Looker:
     """Answers and scores for one trainer.
 
     Args:
-        source: where prompts come from, as `samples.opened` gives it.
-        held_out: whether that is data which is not trained on.
+        source: the dataset of the prompts, as `samples.opened` returns it.
+        held_out: whether this dataset is not trained on.
     """
 
     def __init__(self, trainer: WatchedTrainerView, source: Any, *, held_out: bool) -> None:
@@ -47,9 +47,12 @@ class Looker:
     # --- before the first step ---
 
     def prepare(self, *, budget: float) -> Prepared:
-        """Draw the reference's answers, as many and as long as the budget lets them be, and keep them on disk.
+        """Draw the reference's answers, in the largest size that the budget allows, and write them to disk.
 
-        The smallest size is drawn first, and what that takes decides.
+        The smallest size is drawn first; its time decides which size is drawn.
+
+        Args:
+            budget: the guard's share of the run's time, 0 to 0.5.
         """
         began = time.perf_counter()
         trainer, least = self._trainer, SIZES[-1]
@@ -77,7 +80,7 @@ class Looker:
         answers = samples.ReferenceAnswers(prompts[: size.prompts], size.tokens, size.pairs, greedy)
         if size.tokens > least.tokens:
             answers.greedy = self._greedy(answers.prompts, size.tokens)
-        if size.tokens > least.tokens and not trainer.args.sync_ref_model:  # the answers are those of the start
+        if size.tokens > least.tokens and not trainer.args.sync_ref_model:  # its answers would not be the reference's
             answers.distance = samples.sampled_answers(
                 self._model(),
                 trainer.processing_class,
@@ -90,7 +93,7 @@ class Looker:
         return Prepared(answers, costs.of_look(size))
 
     def resumed(self) -> samples.ReferenceAnswers | None:
-        """What the run began with, if it is there."""
+        """The reference's answers from the start of a resumed run; None if they cannot be read."""
         answers = samples.ReferenceAnswers.load(Path(self._trainer.args.output_dir))
         if answers is not None and answers.distance:
             try:
@@ -114,10 +117,11 @@ class Looker:
         return samples.answers_now(self._model(), trainer.processing_class, prompts, tokens=tokens, autocast=dtype)
 
     def _score(self, groups: Sequence[TokenizedGroup], *, keep: bool = True) -> float:
-        """Have the reference score these, and keep the scores; the seconds that took.
+        """Score groups under the reference; returns the seconds that it took.
 
-        Scores of training rows are not kept: the rows will be scored in another packing, which rounds otherwise, and a
-        run must train on the same numbers with a guard and without.
+        Args:
+            keep: whether the scores are cached. Those of training rows must not be: training scores the rows in another
+                packing, which rounds differently, and a run must have the same numbers with and without a guard.
         """
         reference, device = self._trainer.reference, self._trainer.args.device
         began = time.perf_counter()
@@ -128,19 +132,19 @@ class Looker:
         return time.perf_counter() - began
 
     def _run_seconds(self, per_token: float) -> float:
-        """An estimate of the time the steps will take, from what the reference's forward took per token."""
+        """Estimated seconds of all steps, from the seconds per token of the reference's forward pass."""
         trainer = self._trainer
         args, data = trainer.args, trainer.train_dataset
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps  # of this rank
         groups = trainer_steps(trainer) * per_step
-        # forward, backward to the activations; to the weights if all train; again under checkpointing; the reference
+        # forward and backward to activations, then one each: backward to weights, recomputation, a live reference
         passes = 2 + trainer.full + bool(args.activation_checkpointing) + trainer.reference.source.live
         return groups * data.total_tokens / max(1, len(data)) * per_token * passes
 
     # --- a look ---
 
     def look(self, step: int, answers: samples.ReferenceAnswers) -> tuple[Look, list[dict[str, Any]]]:
-        """What the policy says and thinks now, and the lines for samples.jsonl."""
+        """An evaluation pass of the policy, and its lines for samples.jsonl. It restores the random state."""
         random = RandomState.of(self._trainer.args.device)
         try:
             policy = self._greedy(answers.prompts, answers.tokens)
@@ -163,13 +167,13 @@ class Looker:
         lengths = torch.bincount(batch.owner_T, minlength=len(groups)).double()
         sums = torch.zeros_like(lengths).index_add_(0, batch.owner_T, apart)
         mean = float(apart.mean())
-        # a ratio of sums over answers: its error from how the answers' sums stray from it
+        # the standard error of a ratio of sums, from the residuals of the answers
         stray = sums - mean * lengths
         error = float((stray.square().sum() * len(groups) / max(1, len(groups) - 1)).sqrt() / lengths.sum())
         return look._replace(kl_per_token=mean, kl_error=error)
 
     def _pairs(self, look: Look, pairs: int) -> Look:
-        if not self._held_out:  # fresh training pairs are as good as held out, and the glances have them
+        if not self._held_out:  # the glances have new training pairs, which serve as held-out pairs
             return look
         trainer, model, groups = self._trainer, self._model(), self._groups(pairs)
         if not any(group.pairs for group in groups):
@@ -191,8 +195,8 @@ class Looker:
         )
 
     def _groups(self, pairs: int) -> list[TokenizedGroup]:
-        """Groups spread over the held-out data (the training data, if nothing is held out) with this many pairs."""
-        data = parts(self._trainer.eval_dataset) if self._held_out else [self._trainer.train_dataset]
+        """Groups with about this many pairs, spread over the held-out data; without these, over the training data."""
+        data = parts(self._trainer.eval_dataset) if self._held_out else [self._trainer.train_dataset.known]
         return [group for part in data for group in _some(part, -(-pairs // max(1, len(data))))]
 
     def _model(self) -> Any:

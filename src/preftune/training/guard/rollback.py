@@ -1,4 +1,4 @@
-"""The last good weights: a copy of everything that trains, on the CPU, for a run that goes wrong."""
+"""The last good weights: a copy of the trainable weights on the CPU, which an alarm restores with guard='rollback'."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from preftune.training.guard.figures import Look
 
 
 class Quality(NamedTuple):
-    """Of the weights at a look; more is better, the accuracy first."""
+    """Quality of the weights at a look: held-out accuracy, and for equal accuracies the margin. Higher is better."""
 
     accuracy: float
     margin: float
 
     @classmethod
     def of(cls, look: Look) -> Quality | None:
-        """None where nothing held out was scored."""
+        """The quality at a look; None if no held-out pairs were scored."""
         if look.accuracy_held_out is None or look.margin_held_out is None:
             return None
         return cls(look.accuracy_held_out, look.margin_held_out)
 
 
 class GoodWeights:
-    """Keeps the best weights so far, as long as no alarm was raised. Costs one copy of what trains, in main memory."""
+    """A copy of the best weights so far, in main memory."""
 
     def __init__(self, model: nn.Module, *, step: int = 0) -> None:
         """
         Args:
-            step: that the weights are of; a resumed run does not begin with those as received.
+            step: the step of the present weights; not 0 in a resumed run.
         """
         self.step = step
         self.quality: Quality | None = None
@@ -43,9 +43,8 @@ class GoodWeights:
         return sum(weight.nbytes for weight in self._weights.values()) / 2**30
 
     def better(self, quality: Quality | None) -> bool:
-        """Whether weights of this quality should be kept: the best on held-out pairs, or the last without any.
-
-        Those from before the first step are good, but not better than any that a look found in order.
+        """Whether weights of this quality should replace the copy: those that are at least as good on held-out pairs,
+        or, without held-out pairs, the last ones. They always replace those from before the first step.
         """
         return quality is None or self.quality is None or quality >= self.quality
 
@@ -71,7 +70,12 @@ class GoodWeights:
 
 
 def end_run(good: GoodWeights | None, model: nn.Module, step: int, *, why: str = "") -> int | None:
-    """Put the good weights back, if there are any, and give the step that they are of."""
+    """Restore the good weights, and return their step; None without a copy.
+
+    Args:
+        step: the present step, for the warning.
+        why: the reason why the weights are not restored, for the warning.
+    """
     if good is None:
         warn(f"guard: training ends at step {step}; the weights are kept{why}.")
         return None

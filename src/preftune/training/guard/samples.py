@@ -1,11 +1,11 @@
-"""What a look looks at: answers to a few prompts, the reference's from before the first step, and held-out pairs.
+"""The guard's prompts, and the answers of reference and policy to them.
 
-The reference's answers are drawn once, while the policy still is the reference; so full fine-tuning needs no second
-model either. Two kinds are drawn. Greedy ones are what people read and what is compared. Short ones sampled at
-temperature 1 measure the distance: the mean over their tokens of log-probability under the reference minus under the
-policy estimates KL(reference || policy) per token. (The other direction would need new samples of the policy and the
-reference at hand; this one does not see what the policy invents, and grows without bound when the policy no longer
-finds the reference's words likely, which is what a collapse looks like.)
+The reference's answers are drawn once, while the policy still is the reference, so that full fine-tuning needs no
+second model. Two kinds are drawn. Greedy answers are for reading and for comparison. Short answers sampled at
+temperature 1 measure the distance: the mean over their tokens of the log-probability under the reference minus that
+under the policy estimates KL(reference || policy) per token. (The other direction would need new samples of the policy
+and a reference in memory. This direction is blind to text that only the policy produces, and grows without bound when
+the policy makes the reference's tokens improbable, as it does in a collapse.)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from preftune.generation.generate import Completion, generate
 from preftune.storage.run_directory import write_json
 from preftune.text_quality.single_answer import look_at, self_similarity
 from preftune.training.guard.figures import Look
-from preftune.training.setup.arguments import is_stream
+from preftune.training.setup.streams import is_stream
 from preftune.types import Text, TokenizedGroup
 
 if TYPE_CHECKING:
@@ -33,32 +33,32 @@ REFERENCE_FILE = "guard_reference.json"
 
 
 class Prompt(NamedTuple):
-    """One question of the guard."""
+    """One prompt of the guard."""
 
     id: str
     text: Text
     template: Mapping[str, Any] = {}
     ids: Sequence[int] | None = None
-    """Its token ids, where it comes from tokenised rows; `text` is then for people."""
+    """Token ids of a prompt from tokenised rows; `text` is then only for display."""
 
     @property
     def asked(self) -> Text | list[int]:
-        """What is generated from."""
+        """The input of the generation: the token ids if there are any, else the text."""
         return self.text if self.ids is None else list(self.ids)
 
 
 @dataclass
 class ReferenceAnswers:
-    """What the reference said before the first step. Kept on disk, for a run that is resumed."""
+    """The reference's answers from before the first step. They are written to disk for a resumed run."""
 
     prompts: list[Prompt]
     tokens: int
-    """Longest greedy answer."""
+    """Most tokens of a greedy answer."""
     pairs: int
     """Held-out pairs that a look scores."""
     greedy: list[Completion] = field(default_factory=list)
     distance: list[TokenizedGroup] = field(default_factory=list)
-    """Prompts with the sampled answers, as token ids; no pairs."""
+    """Groups of a prompt and its sampled answer, without pairs."""
 
     def save(self, folder: Path) -> None:
         content = asdict(self)
@@ -71,7 +71,7 @@ class ReferenceAnswers:
 
     @classmethod
     def load(cls, folder: Path) -> ReferenceAnswers | None:
-        """None without any, or with unreadable ones."""
+        """The answers in a run directory; None if the file does not exist or cannot be read."""
         try:
             content = json.loads((folder / REFERENCE_FILE).read_text(encoding="utf-8"))
             return cls(
@@ -92,10 +92,11 @@ class ReferenceAnswers:
 
 
 def opened(source: Any, load: Callable[[Any], Any]) -> Any:
-    """A dataset with its rows opened, so that its prompts can be read without opening it a second time.
+    """A dataset, opened by `load` so that its prompts can be read without opening it a second time; for a mapping, each
+    of its datasets. Tokenised groups and streams are returned unchanged.
 
     Args:
-        load: opens the rows that the trainer takes, pairs or answers with labels.
+        load: opens the rows of the trainer's kind: pairs, or answers with labels.
     """
     if isinstance(source, Mapping):
         return {name: opened(part, load) for name, part in source.items()}
@@ -105,10 +106,11 @@ def opened(source: Any, load: Callable[[Any], Any]) -> Any:
 
 
 def prompts_of(source: Any, count: int, tokenizer: Any) -> list[Prompt]:
-    """Distinct prompts spread evenly over a dataset, or over several; rows without a prompt are passed over.
+    """Distinct prompts spread evenly over one dataset or several. Rows without a prompt are skipped.
 
     Args:
-        source: as `opened` gives it; of tokenised groups the prompts are read back from their tokens.
+        source: as `opened` returns it. The prompts of tokenised groups are decoded from their tokens.
+        count: most prompts.
     """
     if isinstance(source, Mapping):
         each = [prompts_of(part, count, tokenizer) for part in source.values()]
@@ -136,7 +138,7 @@ def _prompt(row: Any, number: int, tokenizer: Any) -> Prompt:
 
 
 def _question_of(whole: Text) -> Text:
-    """What the last answer of a conversation answers; empty for a plain text, which is all answer."""
+    """The turns before the last answer of a conversation; empty for a plain text, which has no prompt."""
     turns = [] if isinstance(whole, str) else list(whole)
     while turns and turns[-1].get("role") == "assistant":
         turns.pop()
@@ -144,10 +146,10 @@ def _question_of(whole: Text) -> Text:
 
 
 def prompts_from_file(path: str) -> list[Prompt]:
-    """One prompt a line: plain text, or JSON lines with `prompt` (text or messages) and perhaps `id`.
+    """The prompts of a file, one per line: plain text, or JSON with `prompt` (text or messages) and an optional `id`.
 
     Raises:
-        ConfigError: the file is not there, or holds no prompt.
+        ConfigError: the file cannot be read, holds no prompt, or has a line of JSON without a prompt.
     """
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8").split("\n")
@@ -184,7 +186,11 @@ def _from_line(line: str, number: int, path: str) -> Prompt:
 
 
 def as_the_model_is_asked(prompts: Sequence[Prompt], tokenizer: Any, *, chat: bool) -> list[Prompt]:
-    """Plain prompts as messages, where the training data are conversations."""
+    """The prompts, with plain text as the message of a user if the training data are conversations.
+
+    Args:
+        chat: whether they are.
+    """
     if not chat or not getattr(tokenizer, "chat_template", None):
         return list(prompts)
     return [p._replace(text=[{"role": "user", "content": p.text}]) if isinstance(p.asked, str) else p for p in prompts]
@@ -200,7 +206,7 @@ def _spread(length: int, count: int) -> list[int]:
 def answers_now(
     model: Any, tokenizer: Any, prompts: Sequence[Prompt], *, tokens: int, autocast: torch.dtype | None, **drawn: Any
 ) -> list[Completion]:
-    """What the model says now, greedily unless options of `generate` say otherwise. No random state is touched."""
+    """The model's answers: greedy, unless `drawn` has other options of `generate`."""
     return generate(
         model,
         tokenizer,
@@ -216,9 +222,10 @@ def answers_now(
 def sampled_answers(
     model: Any, tokenizer: Any, prompts: Sequence[Prompt], *, tokens: int, autocast: torch.dtype | None
 ) -> list[TokenizedGroup]:
-    """Answers drawn from the model as it is, temperature 1 and nothing cut off, with their prompts, as token ids.
+    """Answers sampled from the model at temperature 1, without top-p or top-k, with their prompts, as token ids.
 
-    The ids are those of the answer's text (and its end), tokenised again: rarely others than the model drew.
+    The answer's text is tokenised again, and its end token is added if it ended. These ids rarely differ from the ids
+    that the model drew. Empty answers are left out.
     """
     drawn: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
     drawn |= {"seeds": range(len(prompts)), "thoughts_apart": False}
@@ -235,7 +242,7 @@ def sampled_answers(
 
 
 def text_figures(look: Look, reference: Sequence[Completion], policy: Sequence[Completion]) -> Look:
-    """The look with what the answers show."""
+    """The look with the figures of the answers of policy and reference; unchanged without answers."""
     if not policy:
         return look
     ours, theirs = _of_side(policy), _of_side(reference)

@@ -1,8 +1,8 @@
-"""When to look, from measured costs: all the guard does takes at most its share of the run's time. Pure arithmetic.
+"""The steps of the guard's looks, from measured costs, so that the guard takes at most its share of the run's time.
 
-Glances at the training figures cost nothing and are not scheduled. Looks (answers, held-out pairs) are: the first one
-comes early, since most of what goes wrong goes wrong early, the rest ever further apart, and one that something in the
-glances asks for comes at once if it can be paid.
+Glances at the training metrics take no time and are not scheduled. Looks (answers, held-out pairs) are scheduled: the
+first one is early, because most problems arise early, and the intervals grow. Suspicious training metrics cause a look
+at once if the budget allows it.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 MOST_LOOKS = 40
-"""Most evaluation passes of a run, however cheap they are."""
+"""Most evaluation passes of a run, even if the budget allows more."""
 
 LOOKS_WANTED = 4
-"""Evaluation passes that the budget must allow; answers are shortened until it does."""
+"""Evaluation passes that the budget must allow; the size of a look is reduced until it does."""
 
 
 @dataclass
 class Schedule:
-    """Counts seconds and says at which steps to look.
+    """Counts the guard's seconds, and decides at which steps to look.
 
     Args:
-        budget: share of the run's time, 0..1; 0 forbids everything that costs.
-        steps: of the whole run.
-        first_step: the step that this process began at; time is counted from there.
-        look_seconds: what a look is expected to take; corrected by what looks took.
+        budget: share of the run's time, 0 to 0.5; 0 allows no look.
+        steps: steps of the whole run.
+        first_step: the step at which this process started; time is counted from there.
+        look_seconds: expected seconds of a look, corrected by those of each look.
     """
 
     budget: float
@@ -33,16 +33,16 @@ class Schedule:
     first_step: int = 0
     look_seconds: float = 0.0
     spent: float = 0.0
-    """Seconds that the guard took, what it did before the first step included."""
+    """Seconds that the guard has taken, with those before the first step."""
     looks: int = 0
     _last: int | None = None
 
     def spend(self, seconds: float) -> None:
-        """Count time that went into anything but looking, such as the reference's answers."""
+        """Count seconds of other work than a look, such as the reference's answers."""
         self.spent += seconds
 
     def looked(self, step: int, seconds: float) -> None:
-        """Count a look. The next is expected to cost what this one did, or the mean if that is more."""
+        """Count a look. The next one is expected to take as long as this one, or the running mean if that is more."""
         self.spent += seconds
         self.looks += 1
         mean = seconds if self.looks == 1 else (self.look_seconds * (self.looks - 1) + seconds) / self.looks
@@ -50,10 +50,11 @@ class Schedule:
         self._last = step
 
     def allowance(self, step: int, training_seconds: float) -> float:
-        """Seconds that the guard may take in the whole run, as far as the steps so far tell how long it will be.
+        """Seconds that the guard may take in the whole run, whose length is estimated from the steps so far.
 
         Args:
-            training_seconds: what the steps took without the guard.
+            step: the present step.
+            training_seconds: seconds of the steps so far, without the guard.
         """
         done = step - self.first_step
         if done < 1:
@@ -62,7 +63,7 @@ class Schedule:
         return allowed_seconds(training, self.budget)
 
     def affordable(self, step: int, training_seconds: float) -> int:
-        """Looks that can still be paid."""
+        """Number of looks for which the budget has time left."""
         left = self.allowance(step, training_seconds) - self.spent
         if self.look_seconds <= 0:
             return MOST_LOOKS if left > 0 else 0
@@ -72,8 +73,10 @@ class Schedule:
         """Whether to look after this step.
 
         Args:
-            smells: something in the glances is not as it should be. A look then need not wait, except that one has
-                been taken at the same sight within the last `MOST_LOOKS`th of the run.
+            step: the present step.
+            training_seconds: seconds of the steps so far, without the guard.
+            smells: whether the training metrics are suspicious. A look is then due once a `MOST_LOOKS`th of the run has
+                passed since the last one.
         """
         if self._last == step:
             return False
@@ -87,28 +90,28 @@ class Schedule:
         return since >= max(apart, self._wait(number))
 
     def _wait(self, number: int) -> float:
-        """Steps between the last look and the next, when this many can be paid: at first a small part of the rest."""
+        """Steps from the last look to the next if the budget allows `number` more: a part of the remaining steps."""
         begin = self.first_step if self._last is None else self._last
         return (self.steps - begin) / (2 * min(number, MOST_LOOKS) + 1)
 
 
 LEAST_SECONDS = 5.0
-"""With less than this in all, not even the smallest answers are tried: to learn their cost would take as much."""
+"""Least seconds of the guard for which the smallest size is tried: measuring its cost would take about as much."""
 
 
 def allowed_seconds(run_seconds: float, budget: float) -> float:
-    """What the guard may take in addition to a run of this many seconds, so that it is the budget's share of both."""
+    """Seconds of the guard, in addition to the run's, that are the share `budget` of both together."""
     return budget / (1 - budget) * run_seconds
 
 
 class Size(NamedTuple):
-    """How much a look looks at."""
+    """The size of a look."""
 
     prompts: int
     tokens: int
-    """Longest answer."""
+    """Most tokens of an answer."""
     distance_tokens: int
-    """Longest answer that the distance to the reference is measured on; 0: it is not measured."""
+    """Most tokens of an answer on which the distance to the reference is measured; 0 to not measure it."""
     pairs: int
     """Held-out pairs that are scored."""
 
@@ -122,26 +125,26 @@ SIZES = (
     Size(6, 24, 16, 8),
     Size(4, 16, 0, 4),
 )
-"""From what a long run pays to what one of two minutes on a CPU does."""
+"""From the size for a long run to that for a run of two minutes on a CPU."""
 
 _READING = 8
-"""Reading the prompts takes about as long as this many tokens of the answers."""
+"""Processing the prompts takes about as long as this many tokens of the answers."""
 
 
 class Costs(NamedTuple):
-    """Measured on the smallest size, in seconds."""
+    """Costs in seconds, measured on the smallest size."""
 
     answers: float
-    """Its answers."""
+    """Seconds of the answers of the smallest size."""
     per_token: float
-    """Scoring one token."""
+    """Seconds of scoring one token."""
     tokens_per_pair: float
     tokens_per_prompt: float
     spent: float
-    """So far."""
+    """Seconds that the guard has taken so far."""
 
     def of_answers(self, size: Size) -> float:
-        """Answers cost by their number and length, as if none ended before its time."""
+        """Seconds of the answers of a size, in proportion to their number and greatest length."""
         least = SIZES[-1]
         return self.answers * size.prompts / least.prompts * (size.tokens + _READING) / (least.tokens + _READING)
 
@@ -152,19 +155,21 @@ class Costs(NamedTuple):
         return self.of_answers(size) + scored * self.per_token
 
     def before(self, size: Size) -> float:
-        """What is still to be done before the first step."""
+        """Seconds of the remaining work before the first step; 0 for the smallest size, whose answers exist."""
         if size == SIZES[-1]:
             return 0.0
         return self.of_look(size) + self.of_answers(size._replace(tokens=size.distance_tokens))
 
 
 def size_for(run_seconds: float, budget: float, costs: Costs, *, prompts: int | None = None) -> Size | None:
-    """The largest size of which the reference's part and `LOOKS_WANTED` looks fit into the budget; if none does, the
-    smallest, if at least one look of it fits; None if that does not fit either.
+    """The largest size whose reference answers and `LOOKS_WANTED` looks fit into the budget; otherwise the smallest
+    size, if one look of it fits; otherwise None.
 
     Args:
-        run_seconds: estimate of the run without the guard.
-        prompts: how many there must be, if that is settled.
+        run_seconds: estimated seconds of the run without the guard.
+        budget: the guard's share of the run's time.
+        costs: measured on the smallest size.
+        prompts: number of prompts, if it is given; None for that of each size.
     """
     allowed = allowed_seconds(run_seconds, budget) - costs.spent
     for looks in (LOOKS_WANTED, 1):

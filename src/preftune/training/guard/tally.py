@@ -1,6 +1,6 @@
-"""Sums over the pairs of every training step, on the device; one transfer and one exchange of ranks when they are read.
+"""Sums over the pairs of every training step, on the device, with one transfer and one reduction when they are read.
 
-What a step adds are its pairs as they were scored before it changed the weights, so nothing is computed for the guard.
+A step adds the scores that its pairs had before it changed the weights, so that nothing is computed for the guard.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FLAGS = 3
 
 
 class Seen:
-    """Which pairs were trained on: eight bytes each."""
+    """Hashes of the pairs that were trained on, 8 bytes each."""
 
     def __init__(self) -> None:
         self._ever: set[int] = set()
@@ -43,9 +43,9 @@ class Seen:
         self._pass = 0
 
     def flags(self, batch: PackedBatch, *, epoch: float) -> Tensor:
-        """(N, FLAGS) float32, on the batch's device. Of each pair: was it trained on in this pass over the data, was it
-        ever, and the share of the shorter side's tokens that are in the longer one. Changes nothing, so that a step may
-        be repeated.
+        """Three columns for each pair, shape (N, FLAGS), float32, on the batch's device: whether it was trained on in
+        this pass over the data (0 or 1), whether it ever was (0 or 1), and the share of the shorter side's tokens that
+        are in the longer side. The batch is not added, so that a step may be repeated.
         """
         if int(epoch + 1e-6) != self._pass:
             self._pass = int(epoch + 1e-6)
@@ -60,13 +60,13 @@ class Seen:
         return torch.tensor(rows, device=batch.input_ids.device).view(len(rows), FLAGS)
 
     def add(self, batches: Sequence[PackedBatch]) -> None:
-        """These have been trained on now."""
+        """Add the pairs of a finished step."""
         keys = {key for batch in batches for group in batch.groups for key in _keys(group)}
         self._this_pass |= keys
         self._ever |= keys
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, as JSON."""
+        """The hashes for a checkpoint, as JSON."""
         return {"pass": self._pass, "ever": _packed(self._ever), "this_pass": _packed(self._this_pass)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -83,7 +83,7 @@ def _unpacked(text: str) -> set[int]:
 
 
 def _keys(group: TokenizedGroup) -> list[int]:
-    """What tells pairs apart: the tokens of prompt, chosen and rejected."""
+    """A hash for each pair, of the tokens of prompt, chosen and rejected."""
     prompt = asarray(group.prompt_ids, int64).tobytes()
     sides = [asarray(completion, int64).tobytes() for completion in group.completions]
     return [xxhash.xxh3_64_intdigest(b"|".join([prompt, sides[p.chosen], sides[p.rejected]])) for p in group.pairs]
@@ -100,7 +100,11 @@ def _contained(group: TokenizedGroup) -> list[float]:
 
 
 class Tally:
-    """Sums of the steps since they were last read."""
+    """Sums of the steps since the last call of `drain`.
+
+    Args:
+        beta: the rewards are divided by it, so that distances are in nats of log-probability.
+    """
 
     def __init__(self, *, beta: float) -> None:
         self._beta = beta
@@ -111,7 +115,7 @@ class Tally:
         return len(self._steps)
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, as JSON."""
+        """The sums for a checkpoint, as JSON."""
         return {"steps": [sums.tolist() for sums in self._steps], "last_loss": self._last_loss}
 
     def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
@@ -122,9 +126,9 @@ class Tally:
         """Count one optimiser step.
 
         Args:
-            loss: of the step, this rank's share times the number of ranks, scalar.
-            rows: (N, metrics), as `pair_metrics` has them.
-            flags: (N, FLAGS), as `Seen.flags` has them.
+            loss: the step's loss, scalar: this rank's share times the number of ranks.
+            rows: shape (N, metrics), as `pair_metrics` returns them.
+            flags: shape (N, FLAGS), as `Seen.flags` returns them.
         """
         copies, known, contained = flags.unbind(1)
         chosen_tokens, rejected_tokens = rows[:, _CHOSEN_TOKENS], rows[:, _REJECTED_TOKENS]
@@ -154,10 +158,12 @@ class Tally:
         self._steps.append(sums)
 
     def drain(self, step: int, reduce: Callable[[Tensor], Tensor], *, ranks: int) -> Glance | None:
-        """What was counted since the last call; None if that was nothing. Every rank must call it at the same step.
+        """The means since the last call; None without a step. Every rank must call it at the same step.
 
         Args:
+            step: the last of the steps.
             reduce: sums a tensor over ranks.
+            ranks: number of ranks.
         """
         if not self._steps:
             return None

@@ -18,6 +18,8 @@ from preftune.storage.cache_folder import cache_folder, make_private
 from preftune.storage.jsonl import append_lines, digest
 from preftune.training.judged.prompts import Asked
 from preftune.training.protocol import JudgedEvaluationView
+from preftune.training.record.run_record import parts
+from preftune.training.step.collate import BATCH, collate
 
 VERSION = 1
 """Increased when the same model would answer otherwise."""
@@ -29,7 +31,8 @@ def reference_key(trainer: JudgedEvaluationView, tokens: int) -> str:
     A fresh adapter changes nothing and is no part of it.
     """
     model: Any = unwrap(trainer.model)
-    probe = trainer._batch_of(range(min(4, len(trainer.train_dataset))))
+    held_out = parts(trainer.eval_dataset)[0]  # can be read in any order, which a stream of training rows cannot
+    probe = collate([held_out[row] for row in range(min(4, len(held_out)))])[BATCH].to(trainer.args.device)
     with trainer.autocast():
         plain = as_received_without_adapters(model, probe, trainer.engine)
     numerics = Numerics.of(

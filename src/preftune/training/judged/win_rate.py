@@ -33,6 +33,7 @@ from preftune.training.config.eval_judge import NEW_TOKENS, WIN_RATES
 from preftune.training.judged.prompts import SINGLE, Asked, asked_of
 from preftune.training.judged.reference_answers import reference_answers, reference_key
 from preftune.training.protocol import JudgedEvaluationView
+from preftune.training.setup.streams import about_guard
 from preftune.training.step.optimizer_step import RandomState
 from preftune.training.step.shares import shared
 
@@ -57,6 +58,7 @@ class JudgedEvaluation:
         config: Any = trainer.model.config
         limit = getattr(config.get_text_config(), "max_position_embeddings", None)
         longest = None if limit is None else limit - self._tokens
+        held_out = about_guard(held_out, trainer.eval_dataset or {})
         self._asked = asked_of(held_out, args, trainer.processing_class, longest=longest)
         needs = getattr(self._judge.judge, "needs", None)
         if needs is not None:

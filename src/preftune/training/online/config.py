@@ -92,6 +92,7 @@ _NOT_HONOURED = {
     "early_stopping_patience": (None, "nothing is evaluated during training; remove it"),
     "guard_budget": (0.05, "the guard reads the answers that are sampled anyway; remove it"),
     "guard_prompts": (None, "the guard reads the answers that are sampled anyway; remove it"),
+    "shuffle_buffer": (None, "prompts are drawn from all rows; remove it"),
     "dataset_num_proc": (None, "prompts are tokenised by this process; remove it"),
 }
 

@@ -1,10 +1,10 @@
 """Proximal policy optimisation on fresh answers.
 
-cast            which model plays policy, value, reward and reference
+cast            the models of the policy, the value, the reward and the reference
 config          PPOConfig
 experience      rewards, advantages and returns of a round
 trainer         PPOTrainer
-update          the loss of one part of a step
+update          the loss and the gradients of a part of a step
 """
 
 from preftune.training.ppo.config import PPOConfig

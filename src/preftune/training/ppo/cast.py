@@ -1,4 +1,4 @@
-"""Who plays which role in a run of PPO: adapters on one base where that is possible, models of their own otherwise."""
+"""The models of a run of PPO: adapters on one base where that is possible, separate models otherwise."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ class Cast:
 
     value: Scalar
     reward: Scalar | None
-    """A reward on the policy's base; None where scores come from elsewhere."""
+    """A reward that is an adapter on the policy's base; None if other judges rate the answers."""
     by_text: list[str]
-    """Names of what rates answers from elsewhere, by their text."""
+    """Names of the other judges, which rate answers by their text."""
     trained: nn.Module
-    """Everything the optimiser moves."""
+    """All modules that the optimiser changes."""
     value_parameters: list[nn.Parameter]
     reward_name: str = ""
-    """Of a reward on the policy's base."""
+    """Name of the reward on the policy's base; empty without one."""
     lines: list[str] = field(default_factory=list)
-    """For people."""
+    """Descriptions for the log."""
 
     def value_state(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The value function's parameters by name, for checkpoints."""
@@ -58,14 +58,16 @@ class Cast:
 
 
 def cast_roles(model: Any, args: Any, rewards: Sequence[str], *, packed: bool) -> Cast:
-    """The roles of a run whose policy is ready, as its configuration has it.
+    """The roles of a run, for a policy that is prepared.
 
     Args:
-        rewards: what rates answers, by name; none where it was passed as an object.
+        model: the policy.
+        args: the `PPOConfig`.
+        rewards: names of what rates answers; empty if it was passed as an object.
         packed: whether the policy's engine packs.
     Raises:
-        ConfigError: `value_init='reward'` without a reward on this base.
-        ModelError: a reward or value model that cannot be had.
+        ConfigError: `value_init='reward'` without a reward on the policy's base.
+        ModelError: the reward or value model cannot be loaded, or the policy's adapter excludes a second one.
     """
     lines = []
     specs = [as_spec(name) for name in rewards]
@@ -99,10 +101,10 @@ def cast_roles(model: Any, args: Any, rewards: Sequence[str], *, packed: bool) -
 
 
 def _parts_the_base(model: Any, reward: str) -> str:
-    """Why a reward adapter cannot share the base that its name says is the policy's; empty if it can.
+    """The reason why a reward adapter cannot share the policy's base, although it names the same base; empty if it can.
 
-    One of the two changes weights of the base itself, so the other would compute with another base than its own: the
-    reward would give other scores, or the policy and its reference would not be the model as received.
+    It cannot if one of the two adapters changes weights of the base: the reward would then give other scores, or the
+    policy and its reference would differ from the model as received. Nor can it if PEFT cannot hold both adapters.
     """
     theirs = adapter_config(locate(reward).name)
     for whose, config in (("the policy's adapter", model.peft_config.get(POLICY)), ("its adapter", theirs)):
@@ -124,7 +126,7 @@ def _value(model: Any, args: Any, reward: Scalar | None, *, packed: bool) -> tup
     if args.value_model is not None:
         trunk, head = load_trunk(args.value_model, trust_remote_code=args.trust_remote_code)
         same = trunk.config.model_type == model.config.model_type  # type: ignore[union-attr]
-        # what is trained is float32 (float64 in a float64 model)
+        # trained weights are float32 (float64 in a float64 model)
         trunk = trunk.to(device, torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32)
         _as_trained(trunk, args)
         made = separate_value(trunk, packed=packed and same, head=head)
@@ -146,7 +148,7 @@ def _value(model: Any, args: Any, reward: Scalar | None, *, packed: bool) -> tup
 
 
 def _check_adapter(model: Any) -> None:
-    """Raises: ModelError for an adapter that excludes a second one."""
+    """Raises: ModelError if the policy's adapter excludes a second one for the value."""
     name = model.active_adapter
     if name != POLICY or not _bears_another(model.peft_config[POLICY]):
         kind = getattr(model.peft_config.get(name), "peft_type", "several")
@@ -164,7 +166,7 @@ def _bears_another(config: Any) -> bool:
 
 
 def _as_trained(trunk: Any, args: Any) -> None:
-    """Dropout and activation checkpointing as the policy has them."""
+    """Set dropout and activation checkpointing as for the policy, in place."""
     if args.disable_dropout:
         dropout_off(trunk)
     if args.activation_checkpointing:
@@ -173,7 +175,7 @@ def _as_trained(trunk: Any, args: Any) -> None:
 
 @contextmanager
 def kept_off_disk(model: Any) -> Iterator[None]:
-    """Inside, a PeftModel saves and loads the policy's adapter alone."""
+    """Within this context, a PeftModel saves and loads only the policy's adapter."""
     configs = getattr(model, "peft_config", None)
     if configs is None:
         yield

@@ -1,4 +1,4 @@
-"""`PPOConfig`: the details that make PPO work, each an option with its usual default and where that comes from."""
+"""`PPOConfig`: the options of PPO, each with the source of its default."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from preftune.training.online.config import SamplingConfig, refuse_what_has_no_m
 class PPOConfig(SamplingConfig):
     """Configuration of `PPOTrainer`: the fields of `transformers.TrainingArguments` and `SamplingConfig`, and these.
 
-    Names and defaults are those that TRL's PPOConfig had, as far as it had them (0.12 and later; "TRL 0.11" is the one
-    before). Sources: Schulman et al. 2017
-    (arXiv:1707.06347) for PPO; Ziegler et al. 2019 (arXiv:1909.08593) for PPO on language models, with the adaptive
-    penalty; Stiennon et al. 2020 (arXiv:2009.01325); Huang et al. 2024 (arXiv:2403.17031) for the details.
+    The options that TRL's PPOConfig had (0.12 and later; "TRL 0.11" is the version before) have its names, and its
+    defaults unless the help text says otherwise. Sources: Schulman et al. 2017 (arXiv:1707.06347) for PPO; Ziegler et
+    al. 2019 (arXiv:1909.08593) for PPO on language models, with the adaptive penalty; Stiennon et al. 2020
+    (arXiv:2009.01325); Huang et al. 2024 (arXiv:2403.17031) for the details.
 
-    A round samples `per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches` answers, and makes
-    `num_ppo_epochs * num_mini_batches` optimiser steps of them.
+    On each rank, a round samples `per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches`
+    answers, and makes `num_ppo_epochs * num_mini_batches` optimiser steps of them.
     """
 
     full_learning_rate: ClassVar[float] = 3e-6

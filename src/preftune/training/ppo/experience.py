@@ -1,6 +1,6 @@
-"""What a round of answers teaches: rewards per token, advantages and returns. Free of any trainer.
+"""Rewards per token, advantages and returns of a round of answers. This module needs no trainer.
 
-B answers, T tokens of the longest; flat tensors hold all tokens end to end, answer after answer.
+Shapes: B answers, T tokens of the longest answer.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from preftune.types import TokenizedGroup
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """One answer, as the update needs it; flat tensors over its tokens, float32, on the CPU."""
+    """One answer for the update; the tensors have shape (tokens,) and are on the CPU."""
 
     group: TokenizedGroup
     logps: Tensor
-    """Of the policy that wrote it, nats, recomputed by the engine."""
+    """Log-probabilities under the policy that sampled the answer, in nats, computed again by the engine."""
     values: Tensor
     advantages: Tensor
     returns: Tensor
@@ -31,7 +31,7 @@ class Experience:
 
 @dataclass(frozen=True, slots=True)
 class Shaping:
-    """How scores and penalties become rewards and advantages; fields as in `PPOConfig`."""
+    """The settings that turn scores and penalties into rewards and advantages; fields as in `PPOConfig`."""
 
     kl_coef: float
     kl_estimator: str = "k1"
@@ -45,14 +45,15 @@ class Shaping:
 
 
 class Shaped(NamedTuple):
-    """What a round gives."""
+    """The result of a round."""
 
     experience: list[Experience]
     figures: dict[str, float]
-    """Under TRL's names, means over the answers."""
+    """Metrics with TRL's names: means over the answers or their tokens."""
     kl: float
-    """Nats per answer, by the unbiased log-ratio: what an adaptive coefficient follows."""
+    """Mean log-ratio in nats per answer, an unbiased estimate of the KL, which an adaptive coefficient uses."""
     moments: Moments
+    """Moments of all raw scores, with this round's."""
 
 
 def make_experience(
@@ -66,14 +67,16 @@ def make_experience(
     shaping: Shaping,
     moments: Moments,
 ) -> Shaped:
-    """From what was measured on a round's answers to what they teach.
+    """Rewards, advantages and returns of a round's answers.
 
     Args:
         groups: one answer each.
-        logps, reference, values: of each answer's tokens, flat.
-        scores: raw, one for each.
-        finished: whether an answer ended by itself.
-        moments: of all raw scores before this round.
+        logps, reference, values: of each answer's tokens, shape (tokens,): log-probabilities under policy and
+            reference in nats, and values in units of the reward.
+        scores: the raw score of each answer.
+        finished: whether each answer ended with an end token.
+        shaping: the settings.
+        moments: moments of all raw scores before this round.
     """
     lengths = torch.tensor([len(one) for one in logps])
     mask_BT = torch.arange(int(lengths.max())) < lengths[:, None]
@@ -109,8 +112,13 @@ def make_experience(
 
 
 def shaped_scores(raw_B: Tensor, finished_B: Tensor, shaping: Shaping, moments: Moments) -> Tensor:
-    """Raw scores normalised, clipped, and less the penalty for a missing end, in this order: the penalty is in the
-    units of what is trained on.
+    """Normalise and clip raw scores, and subtract the penalty for a missing end token, in this order, so that the
+    penalty is in the units of the resulting rewards.
+
+    Args:
+        raw_B: shape (B,).
+        finished_B: whether each answer ended, shape (B,), bool.
+    Returns: shape (B,).
     """
     scores_B = normalise(raw_B, moments) if shaping.normalize_rewards else raw_B
     if shaping.reward_clip is not None:
@@ -123,8 +131,8 @@ def shaped_scores(raw_B: Tensor, finished_B: Tensor, shaping: Shaping, moments: 
 def mini_batches(
     experience: Sequence[Experience], *, epochs: int, parts: int, generator: torch.Generator
 ) -> list[list[Experience]]:
-    """The optimiser steps of a round: every answer once per epoch, in random order, in `parts` equal steps (fewer if
-    there are fewer answers).
+    """The optimiser steps of a round: every answer once per epoch, in random order, in `parts` steps whose sizes differ
+    by at most one; in fewer steps if there are fewer answers.
     """
     steps = []
     for _ in range(epochs):

@@ -1,7 +1,7 @@
 """`PPOTrainer`: proximal policy optimisation of a language model, with one base model in memory where that is possible.
 
-A round: the policy answers prompts; the engine computes log-probabilities of policy and reference, the value function
-its values, a scorer the scores; then a few epochs of clipped mini-batch steps.
+In a round, the policy answers prompts, the engine computes log-probabilities of policy and reference, the value
+function computes values, and a scorer computes scores; a few epochs of clipped mini-batch steps follow.
 """
 
 from __future__ import annotations
@@ -42,16 +42,17 @@ _VALUE_FILE = "value.safetensors"
 
 
 class PPOTrainer(OnlineTrainer):
-    """Trains a policy to be rated higher, near its reference.
+    """Trains a policy for a higher reward with a KL penalty to its reference.
 
     Args:
-        model: the policy, usually a supervised fine-tuned one: a model, a hub id or a folder. With an adapter (its own,
-            or `peft_config`), policy, value and reference are one base; a reward model that is an adapter on the same
-            base joins them.
-        reward: what rates an answer, instead of `PPOConfig.reward_model`: a function of prompt, answer and row, a
-            `Scorer`, or a list of them as an ensemble.
+        model: the policy, usually a supervised fine-tuned model: a model, a hub id or a folder. With an adapter (its
+            own, or `peft_config`), policy, value and reference share one base, and so does a reward model that is an
+            adapter on the same base.
+        reward: rates an answer in place of `PPOConfig.reward_model`: a function of prompt, answer and row, a `Scorer`,
+            or a list of them as an ensemble.
         args, train_dataset, ref_model, processing_class, peft_config, quantization_config, callbacks, optimizers,
             sampler: as for `OnlineTrainer`.
+    Raises: ConfigError unless exactly one of `reward` and `PPOConfig.reward_model` is given.
     """
 
     args: PPOConfig
@@ -103,7 +104,7 @@ class PPOTrainer(OnlineTrainer):
         return Score([RewardOnBase(self.model, self.cast.reward_name, self._of_reward)], **how)
 
     def _of_reward(self, groups: Sequence[TokenizedGroup]) -> list[Tensor]:
-        """Scores by the reward that shares the policy's base, read at the last token of each group's completion."""
+        """Scores of the reward on the policy's base, read at the last token of each group's completion."""
         reward: Any = self.cast.reward
 
         def rate(part: PackedBatch) -> Tensor:
@@ -117,7 +118,7 @@ class PPOTrainer(OnlineTrainer):
         return self._policys
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """transformers' optimiser, with the value function in groups of its own."""
+        """transformers' optimiser, with separate groups for the value function if `value_learning_rate` is set."""
         rate = self.args.value_learning_rate
         made = super().create_optimizer(model)
         if rate is None or getattr(self, "_split", False):
@@ -152,7 +153,7 @@ class PPOTrainer(OnlineTrainer):
         kept = [place for place in range(len(rollouts)) if self._fit(rated, place)]
         self._window.add({"objective/filtered": 1 - len(kept) / len(rollouts)})
         known = torch.tensor([score for score in rated.scores if score is not None])
-        if len(known):  # of all answers, those that are filtered too
+        if len(known):  # of all answers, with those that are filtered out
             of_scores = {"objective/scores": known.mean(), "objective/scores_std": known.std(unbiased=False)}
             self._window.add({name: float(value) for name, value in of_scores.items()}, weight=len(known))
         spreads = [spread for spread in rated.spread if spread is not None]
@@ -184,7 +185,9 @@ class PPOTrainer(OnlineTrainer):
         return [[one.group for one in step] for step in steps]
 
     def _rated(self, rollouts: Sequence[Rollout]) -> Scores:
-        """The scores of all answers. A reward on the policy's base is shared where it measures."""
+        """The scores of all answers. The ranks divide the work here, or, for a reward on the policy's base, when it is
+        computed (`in_parts`).
+        """
         if self.cast.reward is not None:
             return self.score(rollouts)
 
@@ -209,7 +212,7 @@ class PPOTrainer(OnlineTrainer):
         return self.args.max_disagreement is None or spread is None or spread <= self.args.max_disagreement
 
     def _measured(self, groups: Sequence[TokenizedGroup]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Log-probabilities of policy and reference, and values, of every token of every answer."""
+        """Log-probabilities of policy and reference in nats, and values, of every token: a tensor for each answer."""
         value: Scalar = self.cast.value
 
         def of_value(part: PackedBatch) -> Tensor:
@@ -253,7 +256,7 @@ class PPOTrainer(OnlineTrainer):
         self._moments = Moments(*state["moments"])
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The policy alone, as every other trainer saves it: loading it needs no value function."""
+        """Save only the policy, as every other trainer does, so that loading it needs no value function."""
         with kept_off_disk(self.model):
             super()._save(output_dir, state_dict)
 
@@ -278,23 +281,23 @@ class PPOTrainer(OnlineTrainer):
 
 
 class RewardOnBase(RewardModel):
-    """Gives the scores of the same reward model loaded by itself: it reads prompt and answer as it was trained to, with
-    the end of a turn and what its template writes behind it, which the policy's own tokens lack.
+    """A reward model that is an adapter on the policy's base. It gives the same scores as the model loaded separately,
+    because it renders prompt and answer with its own template and the end of the turn, which the policy's tokens lack.
     """
 
     def __init__(self, policy: Any, name: str, measure: Callable[[Sequence[TokenizedGroup]], Sequence[Tensor]]) -> None:
         """
         Args:
-            policy: whose base it is.
+            policy: the policy, which holds the base.
             name: folder or hub id of the reward model.
-            measure: a score for each group, read at the last token of its completion.
+            measure: computes a score for each group, read at the last token of its completion.
         """
         source = ModelSource(name)
         loaded = (policy, source.tokenizer)
-        # every answer is new, so scores are not kept: the identity tells a resumed run whether it is the same one
+        # every answer is new, so scores are not cached; a resumed run compares the identity of its reward model
         identity = contents(source.place).hex()
         super().__init__(lambda: loaded, name=f"reward:{name}", identity=identity, form=form_of(source.place.name))
-        self._loaded = loaded  # the policy stays in the mode that it is in
+        self._loaded = loaded  # the policy keeps its mode
         self._measure = measure
 
     def _score(self, encoded: Sequence[Mapping[str, list[int]]]) -> list[float]:

@@ -1,4 +1,4 @@
-"""The loss of one part of an optimiser step, and its gradients. Free of any trainer."""
+"""The loss of a part of an optimiser step, and its gradients. This module needs no trainer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from preftune.training.ppo.experience import Experience
 
 
 class Clips(NamedTuple):
-    """Fields as in `PPOConfig`."""
+    """Clip ranges and the weight of the value loss; fields as in `PPOConfig`."""
 
     cliprange: float = 0.2
     cliprange_value: float | None = 0.2
@@ -36,17 +36,20 @@ def backward_part(
     backward: Callable[[Tensor], None],
     autocast: Callable[[], AbstractContextManager[None]],
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """Add the gradients of some answers: of the policy's loss, and of the value's.
+    """Add the gradients of the policy's loss and of the value's loss on some answers.
 
-    The loss of a step is the mean over all its tokens, so parts are sums divided by `step_tokens`. Policy and value
-    have a backward pass each, in their own role: with one base the layers may have to be computed again, with the
-    adapter that they were computed with.
+    The loss of a step is the mean over all its tokens, so that of a part is a sum divided by `step_tokens`. Policy and
+    value have one backward pass each, while their own adapter is active: on a shared base, activation checkpointing
+    computes layers again, and must use the adapter of the forward pass.
 
     Args:
-        experience: of the part's groups, in their order.
-        step_tokens: of the whole optimiser step.
-        backward: accelerate's.
-    Returns: the part's share of the step's loss, detached; figures summed over its tokens; how many tokens.
+        part: the batch of the answers.
+        experience: the experience of the part's groups, in their order.
+        step_tokens: tokens of the whole optimiser step.
+        backward: accelerate's backward.
+        autocast: makes the context of the forward passes.
+    Returns: the part's share of the step's loss, a detached scalar; metrics summed over its tokens; its number of
+        tokens.
     """
     device = part.input_ids.device
     old_T, values_T, advantages_T, returns_T = (

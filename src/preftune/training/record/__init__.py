@@ -1,20 +1,20 @@
-"""What a run writes and how it is resumed.
+"""The files that a run writes, and how it is resumed.
 
-run.json and metrics.jsonl, checkpoints with a manifest, model cards, trackers, and the lock of a run directory.
+They are run.json, metrics.jsonl, checkpoints with a manifest, and model cards.
 
-    checkpoint        what preftune adds to a checkpoint
-    earlier_run       an earlier run's files are put aside
-    limits            an end after a number of seconds or tokens
+    checkpoint        preftune's own state in a checkpoint
+    earlier_run       the files of an earlier run are put aside
+    limits            the end of a run after a number of seconds or tokens
     manifest          the files of a checkpoint, with digests
     model_card        model cards
-    resuming          which checkpoint a run continues
-    run_record        run.json, metrics.jsonl, audit.json
-    same_run          whether a checkpoint belongs to this run
+    resuming          choice of the checkpoint that a run continues from
+    run_record        run.json and metrics.jsonl
+    same_run          comparison of a checkpoint's run with the present one
     saved_model       dtype and generation config of saved models
     sharded           whole files of a model that is divided among ranks
-    stopping          signals end a run after the current step
+    stopping          signals that end a run after the current step
     trackers          run.json for TensorBoard, W&B, MLflow, Trackio
-    whole_checkpoint  checkpoints that are whole or not there
+    whole_checkpoint  checkpoints that are either complete or absent
 """
 
 __all__ = [

@@ -1,9 +1,10 @@
-"""`preftune_state.json` of a checkpoint, one file per rank: what a resumed run needs besides transformers' files.
+"""`preftune_state.json` of a checkpoint, one file per rank: the state that a resumed run needs besides transformers'
+files.
 
-It holds the reference's fingerprint, the sums since the last log, the state of the guard, the token limit that a step
-fell to, what is used up of `max_seconds` and `max_train_tokens`, and what a method adds: the moments of losses, PPO's
-KL coefficient, the rounds of online training. Without the sums the first loss that is logged after a resume would be
-the mean of a shorter window than it says.
+It holds the reference's fingerprint, the sums since the last log, the state of the guard, the token limit after memory
+ran out, the seconds and tokens used of `max_seconds` and `max_train_tokens`, and a method's own state: the moments of
+losses, PPO's KL coefficient, the rounds of online training. Without the sums, the first loss logged after a resume
+would be the mean of fewer steps than `logging_steps`.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from preftune.training.record.manifest import DamagedError
 
 
 def _number(value: Any) -> bool:
-    """A finite one, as a float."""
+    """Whether a value is a number that is finite as a float."""
     return is_number(value) and abs(value) < 2**1000
 
 
 def _numbers(value: Any) -> bool:
-    """A list or an object of numbers, at any depth; a null stands for a number that was not finite."""
+    """Whether a value is a number, or a list or object of numbers at any depth. null is one that was not finite."""
     if isinstance(value, dict | list):
         return all(map(_numbers, value.values() if isinstance(value, dict) else value))
     return value is None or _number(value)
@@ -54,13 +55,13 @@ _TRAINER: Mapping[str, Callable[[Any], bool]] = {
     "stateful_callbacks": is_object, "num_input_tokens_seen": is_count,
 }  # fmt: skip
 _NEEDED = ("global_step", "log_history", "total_flos", "loss", "total_loss", "last_logged", "reference")
-"""Fields that are no null where they are given."""
+"""Fields that must not be null."""
 
 
 def check_types(file: str, content: Mapping[str, Any]) -> None:
-    """Checks `preftune_state.json` or `trainer_state.json` of a checkpoint whose hashes are not known.
+    """Check the types in `preftune_state.json` or `trainer_state.json` of a checkpoint without a manifest.
 
-    Raises: DamagedError for the first value of a wrong type, with its name.
+    Raises: DamagedError that names the first field of a wrong type.
     """
     kinds = _TRAINER if file == "trainer_state.json" else _OWN
     for name, holds in kinds.items():
@@ -74,9 +75,9 @@ def save_state(folder: Path, content: dict[str, Any], *, rank: int) -> None:
 
 
 def load_state(folder: Path, *, rank: int) -> dict[str, Any] | None:
-    """What `save_state` wrote; None for a checkpoint of something else (TRL, an older preftune).
+    """The content that `save_state` wrote; None for a checkpoint of another program (TRL, an older preftune).
 
-    Raises: OSError, ValueError for a file that is not what was written.
+    Raises: OSError or ValueError for a file that cannot be read or is not a JSON object.
     """
     path = _file(folder, rank)
     if not path.exists():
@@ -88,11 +89,11 @@ def load_state(folder: Path, *, rank: int) -> dict[str, Any] | None:
 
 
 def check_same_reference(state: Mapping[str, Any] | None, fingerprint: str, folder: Path) -> None:
-    """A resumed run must have the reference it began with. Where another release made the fingerprint, only the user
-    can know: a warning.
+    """Check that a resumed run has the reference with which it started. A fingerprint of another release of preftune
+    cannot be compared; it causes a warning.
 
     Raises:
-        ReferenceMismatchError: naming both fingerprints and the likely cause.
+        ReferenceMismatchError: the references differ; the message gives both fingerprints and the likely cause.
     """
     reference = (state or {}).get("reference", {})
     before = reference.get("fingerprint")

@@ -1,4 +1,4 @@
-"""What an earlier run left in a run directory is put aside before another run writes there, so that runs never mix."""
+"""Files of an earlier run are put aside before another run writes to the same directory, so that runs never mix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from preftune.storage.run_directory import run_facts
 FOLDER = "_earlier"
 """Inside the run directory; the hub upload leaves out names that begin with "_"."""
 WRITING = "_writing"
-"""A checkpoint that is being written lies in here."""
+"""Folder of a checkpoint that is being written."""
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _RUN = (
@@ -30,12 +30,12 @@ _RUN = (
     "chat_template.jinja", "additional_chat_templates", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model",
 )  # fmt: skip
-"""What a run writes under a fixed name. Other files in the folder are the user's, and stay."""
+"""Names of the files that a run writes. Other files in the folder belong to the user, and stay."""
 _WEIGHTS = re.compile(r"(adapter_model|model|pytorch_model)([-.].*)?\.(safetensors|bin)(\.index\.json)?")
 
 
 def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
-    """Step and folder of everything called `checkpoint-N`, the last step first."""
+    """Step and path of every folder called `checkpoint-N`, the last step first."""
     if not folder.is_dir():
         return []
     found = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir()]
@@ -48,13 +48,14 @@ def run_id_of(facts: dict[str, Any]) -> str | None:
 
 
 def put_aside_earlier_run(folder: Path, *, model: str, overwrite: bool) -> None:
-    """Move what an earlier run left, or a model that was there, into a folder of its own, or remove it, and say so.
+    """Move the files of an earlier run or of a model into a subfolder, or remove them, and log it.
 
     Args:
-        model: where the policy was read from, if anywhere.
-        overwrite: remove instead of moving.
+        folder: the run directory.
+        model: where the policy was read from; empty if it was passed in memory.
+        overwrite: remove the files instead of moving them.
     Raises:
-        ConfigError: the model that is trained is part of what would be moved.
+        ConfigError: the policy was read from the run directory.
     """
     names = [
         path.name
@@ -96,7 +97,7 @@ def put_aside(folder: Path, names: Iterable[str], label: str) -> Path:
 
 
 def sweep_unfinished(folder: Path) -> None:
-    """Remove what runs that were killed left half written."""
+    """Remove the partly written files of runs that were killed."""
     shutil.rmtree(folder / WRITING, ignore_errors=True)
     for name in (
         WEIGHTS_FILE,

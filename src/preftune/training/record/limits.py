@@ -1,4 +1,4 @@
-"""How long a run may take: stops it after a number of seconds or tokens, and knows what it has used."""
+"""The limits `max_seconds` and `max_train_tokens` of a run, and its use of both."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from preftune.training.protocol import TrainerView
 class Limits(TrainerCallback):
     """Counts a run's seconds and tokens over all its resumes, and ends it after the step that reaches a limit.
 
-    A token counts whenever a training step computes it, on every rank, and when it is sampled to be trained on; what
-    the reference, evaluation and judges compute does not count in tokens, though it takes its seconds.
+    A token counts each time that a training step computes it, on any rank, and when it is sampled for training. The
+    reference, evaluations and judges take seconds, but their tokens do not count.
     """
 
     def __init__(self, trainer: TrainerView) -> None:
@@ -27,18 +27,18 @@ class Limits(TrainerCallback):
         self._since = time.perf_counter()
 
     def begin(self) -> None:
-        """The clock starts, before the reference's scores are made."""
+        """Start the clock, before the reference's scores are computed."""
         self._since = time.perf_counter()
 
     def count(self, tokens: int) -> None:
-        """Adds tokens of this rank."""
+        """Add tokens of this rank."""
         self.tokens += tokens
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._tick()
         logs_steps = str(getattr(args.logging_strategy, "value", args.logging_strategy)) == "steps"
         if logs_steps and state.global_step >= state.max_steps:
-            control.should_log = True  # the steps since the last line; a run shorter than logging_steps has no other
+            control.should_log = True  # logs the steps since the last line, which may be all steps of a short run
         self.reached = self.reached_by({"seconds": self.seconds, "tokens": self.tokens})
         if self.reached is None:
             return
@@ -49,29 +49,29 @@ class Limits(TrainerCallback):
             say(f"{limit} is reached after step {state.global_step}: the run ends here.")
 
     def spent(self) -> dict[str, float]:
-        """Seconds of this process and tokens of all ranks so far."""
+        """Seconds of this process and tokens of all ranks so far. Every rank must call it."""
         self._tick()
         return {"seconds": round(self.seconds, 3), "tokens": self._everywhere(self.tokens)}
 
     def state(self) -> dict[str, float]:
-        """For a checkpoint of this rank."""
+        """Seconds and tokens of this rank, for a checkpoint."""
         self._tick()
         return {"seconds": self.seconds, "tokens": self.tokens}
 
     def restore(self, state: dict[str, Any] | None) -> None:
-        """What an earlier run had used."""
+        """Add the seconds and tokens of a checkpoint's run."""
         if state is not None:
             self.seconds += float(state["seconds"])
             self.tokens += int(state["tokens"])
 
     def reached_by(self, state: dict[str, Any] | None) -> str | None:
-        """The limit that a run had reached which had used this much; None for none."""
+        """The field whose limit is reached with these seconds and tokens of a rank; None if no limit is."""
         if state is None:
             return None
         args = self._trainer.args
         if args.max_train_tokens is not None and self._everywhere(state["tokens"]) >= args.max_train_tokens:
             return "max_train_tokens"
-        # ranks have clocks of their own, and must agree
+        # the ranks' clocks differ, and all ranks must stop at the same step
         if args.max_seconds is not None and self._everywhere(state["seconds"] >= args.max_seconds):
             return "max_seconds"
         return None

@@ -1,7 +1,7 @@
-"""The manifest of a checkpoint: which files it holds, of which run and step, and what that run was trained on.
+"""The manifest of a checkpoint: its files, its run and step, and the settings and data of that run.
 
-A checkpoint is complete if its manifest is there and every file in it has the size and the hash that the manifest
-says. The manifest is the last file written, before the folder gets its name.
+A checkpoint is complete if it has a manifest and every file has the size and the hash that the manifest gives. The
+manifest is the last file that is written before the folder is renamed.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ _VERSION = 1
 _PIECE = 1 << 22
 """Bytes hashed at a time."""
 _CHECK = "check"
-"""Key of the manifest's own hash, which an older preftune did not write."""
+"""Key of the manifest's own hash, which older versions of preftune did not write."""
 
 
 class DamagedError(Exception):
-    """A checkpoint is not complete; the message says why, without naming the folder."""
+    """A checkpoint is not complete. The message gives the reason, without the folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a checkpoint says about itself."""
+    """The content of a manifest."""
 
     run: str
     """Id of the run, as in run.json."""
     step: int
     processes: int
     resumable: bool
-    """False for weights alone (`save_only_model`)."""
+    """False if it holds only weights (`save_only_model`)."""
     facts: Mapping[str, Any]
-    """What decides about the updates: settings, data, adapter (`same_run.facts_of`)."""
+    """Settings, data and adapter, which determine the updates (`same_run.facts_of`)."""
     files: Mapping[str, tuple[int, str]]
     """Path inside the folder -> bytes and hash (xxh3, 128 bits)."""
 
@@ -49,7 +49,7 @@ class Manifest:
 def write_manifest(
     folder: Path, *, run: str, step: int, processes: int, resumable: bool, facts: Mapping[str, Any]
 ) -> None:
-    """Describe all files of a folder, once they are on the disk. Raises: OSError."""
+    """Flush all files of a folder to the disk, and write the manifest. Raises: OSError."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE):
         sync(path)
@@ -61,10 +61,10 @@ def write_manifest(
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest; None without one (another library's checkpoint, or an older preftune's).
+    """The manifest; None if the folder has no manifest (checkpoints of another library or of an older preftune).
 
     Raises:
-        DamagedError: there is one that cannot be read.
+        DamagedError: the manifest cannot be read.
     """
     path = folder / FILE
     if not path.exists():
@@ -84,7 +84,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def _of_right_types(manifest: Manifest) -> Manifest:
-    """Raises: ValueError for a field of a wrong type, in a manifest that is not vouched for by its own hash."""
+    """The manifest, checked because it may have no hash of its own. Raises: ValueError for a field of a wrong type."""
     facts = manifest.facts
     whole = is_count(manifest.step) and is_count(manifest.processes)
     parts = is_object(facts) and all(
@@ -106,7 +106,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     """Compare every file with the manifest: names and sizes first, then contents.
 
     Raises:
-        DamagedError: naming the first file that differs.
+        DamagedError: a file differs or is missing; the message names the first.
     """
     for name, (size, _) in manifest.files.items():
         try:

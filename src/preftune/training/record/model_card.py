@@ -1,4 +1,4 @@
-"""Model cards: README.md next to the weights, from what was measured."""
+"""Model cards: README.md next to the weights, with the settings and the measured results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _OF_LABELS = {
 
 
 def dpo_card(trainer: DPOTrainerView) -> str:
-    """Of a model that was aligned with DPO."""
+    """The card of a model that was aligned with a loss of pairs."""
     args, data = trainer.args, trainer.train_dataset
     terms, has_reference = trainer.objective.terms, trainer.objective.needs_reference
     names = [loss.name if weight == 1 else f"{weight:g} {loss.name}" for loss, weight in terms]
@@ -72,7 +72,7 @@ def _aligned_with(trainer: DPOTrainerView) -> str:
 
 
 def kto_card(trainer: ReferencedTrainerView) -> str:
-    """Of a model that was aligned with KTO."""
+    """The card of a model that was aligned with a loss of labels, such as KTO."""
     args, (good, bad) = trainer.args, trainer.train_dataset.labels
     rows = [
         ("loss", f"{args.loss}, beta {args.beta:g}"),
@@ -97,7 +97,7 @@ def kto_card(trainer: ReferencedTrainerView) -> str:
 
 
 def sft_card(trainer: GroupTrainerView) -> str:
-    """Of a model that was fine-tuned on demonstrations."""
+    """The card of a model that was fine-tuned on demonstrations."""
     data = trainer.train_dataset
     rows = [("rows", f"{len(data):,}"), ("trained tokens per epoch", f"{data.scored_tokens:,}"), *_rows(trainer)]
     last = _last(trainer, "eval_mean_token_accuracy")
@@ -105,13 +105,17 @@ def sft_card(trainer: GroupTrainerView) -> str:
     if last is not None:
         result = (
             f"On held-out rows after step {int(last['step']):,}: loss {last['eval_loss']:.4f} nats per token, "
-            f"{last['eval_mean_token_accuracy']:.1%} of the tokens were the likeliest ones."
+            f"{last['eval_mean_token_accuracy']:.1%} of the tokens were the model's most probable ones."
         )
     return _card(trainer, "fine-tuned on demonstrations (SFT)", rows, [result], tags=["sft"])
 
 
 def reward_card(trainer: GroupTrainerView, *, centring: float | None) -> str:
-    """Of a reward model."""
+    """The card of a reward model.
+
+    Args:
+        centring: weight of the centring term; None or 0 leaves it out.
+    """
     rows = [("pairs", f"{trainer.train_dataset.pairs:,}")]
     if centring:
         rows.append(("centring", f"{centring:g}"))
@@ -129,7 +133,7 @@ def reward_card(trainer: GroupTrainerView, *, centring: float | None) -> str:
 
 
 def online_card(trainer: OnlineTrainerView) -> str:
-    """Of a model that was trained on its own answers."""
+    """The card of a model that was trained on its own answers."""
     rows = [
         ("prompts", f"{len(trainer.prompts):,}"),
         ("answers sampled", f"{trainer.sampled:,}"),
@@ -142,7 +146,7 @@ def online_card(trainer: OnlineTrainerView) -> str:
         seen = [entry[name] for entry in trainer.state.log_history if name in entry]
         if seen:
             said.append(f"{what} {seen[0]:.3f} at the start and {seen[-1]:.3f} at the end")
-    result = f"Of its own answers while it was trained: {'; '.join(said)}. " if said else ""
+    result = f"Its own answers during training had these means: {'; '.join(said)}. " if said else ""
     result += (
         "The model was trained on this score: use another judge to measure whether the answers are better (preftune "
         "eval)."
@@ -157,9 +161,11 @@ def _card(
     """The whole page.
 
     Args:
-        what: what was done with the base model, after its name.
-        rows: of the table.
+        what: the training, as the predicate of a sentence about the base model.
+        rows: key and value of each row of the table.
         results: paragraphs below the table.
+        ending: the end of the sentence, before its full stop.
+        pipeline: `pipeline_tag` of the hub.
     """
     args, base = trainer.args, str(getattr(trainer.model.config, "_name_or_path", "") or "")
     header: dict[str, Any] = {
@@ -207,14 +213,18 @@ def _pairs_per_step(trainer: GroupTrainerView) -> str:
 
 
 def _last(trainer: TrainerView, key: str) -> dict[str, float] | None:
-    """The evaluation of the weights that are saved: the best checkpoint's where that was loaded, else the last."""
+    """The evaluation of the saved weights: with `load_best_model_at_end` that of the best step, otherwise the last.
+
+    Args:
+        key: a metric of the evaluation.
+    """
     evaluated = [entry for entry in trainer.state.log_history if key in entry]
     best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
     return next((entry for entry in evaluated if entry["step"] == best), evaluated[-1] if evaluated else None)
 
 
 def _guard(guard: Any) -> list[str]:
-    """The alarms of the training, as paragraphs; empty without a guard."""
+    """A heading and the guard's alarms, as paragraphs; empty without a guard."""
     if guard is None:
         return []
     if not guard.alarms:

@@ -1,4 +1,4 @@
-"""Chooses the checkpoint that a run continues from: the newest complete one of this run, or the named one."""
+"""Choice of the checkpoint that a run continues from: the newest complete one of this run, or a named one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from preftune.training.record.manifest import FILE, DamagedError, Manifest, chec
 from preftune.training.record.same_run import changed_ends, differences
 
 AUTO = "auto"
-"""Continue if there is a checkpoint, otherwise start."""
+"""Value of `resume_from_checkpoint`: continue if there is a checkpoint, otherwise start from the beginning."""
 _PARTS = {
     "trainer_state.json": ("trainer_state.json",),
     "the optimizer's state": ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*"),
     "the scheduler's state": ("scheduler.pt", "global_step*"),
     "the random state": ("rng_state*.pth",),
 }
-"""What a checkpoint without a manifest must hold, by any of these names."""
+"""The parts that a checkpoint without a manifest must hold, with patterns of their file names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +33,15 @@ class Choice:
 
     folder: Path
     manifest: Manifest | None
-    """None for one of another library or of an older preftune."""
+    """None for a checkpoint of another library or of an older preftune."""
     named: bool
-    """The user named it; otherwise it is the newest of the run."""
+    """Whether the user named it; otherwise it is the newest of the run."""
     newer: tuple[str, ...] = ()
-    """Names of later checkpoints in the run directory that are passed over."""
+    """Names of later checkpoints in the run directory that are not used."""
 
     @property
     def step(self) -> int:
-        """The step that it was saved at, whatever its folder is called."""
+        """The step at which it was saved, from its files, not from the name of its folder."""
         if self.manifest is not None:
             return self.manifest.step
         return int(json.loads((self.folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
@@ -51,10 +51,10 @@ def choose_checkpoint(asked: str | Path | bool | None, output_dir: str) -> Choic
     """The checkpoint to continue from; None to start from the beginning.
 
     Args:
-        asked: nothing, True (the newest complete one of the run in `output_dir`), "auto" (likewise, or None if there is
-            none), or a folder.
+        asked: None or False for the beginning; True for the newest complete checkpoint of the run in `output_dir`;
+            "auto" for the same if there is one, else the beginning; or a folder.
     Raises:
-        ConfigError: no checkpoint, or the one that is named is damaged; with the reasons.
+        ConfigError: there is no checkpoint, or the named one is damaged; the message gives the reasons.
     """
     if asked is None or asked is False:
         return None
@@ -104,10 +104,10 @@ def _newest(output: Path, *, needed: bool) -> Choice | None:
 
 
 def _complete(folder: Path) -> Manifest | None:
-    """The manifest of a checkpoint whose files are what was written; None if it has no manifest.
+    """The manifest of a checkpoint, after its files were checked; None if it has no manifest.
 
     Raises:
-        DamagedError: something is missing or changed, or it cannot be resumed from by design.
+        DamagedError: a file is missing or changed, or the checkpoint holds only weights.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -119,7 +119,10 @@ def _complete(folder: Path) -> Manifest | None:
 
 
 def _check_foreign(folder: Path) -> None:
-    """Raises: ConfigError for a checkpoint without a manifest that lacks a part of the training's state."""
+    """Warn that a checkpoint without a manifest cannot be checked.
+
+    Raises: ConfigError if it lacks a part of the training's state, or its trainer_state.json is damaged.
+    """
     missing = [part for part, names in _PARTS.items() if not any(any(folder.glob(name)) for name in names)]
     if missing:
         raise ConfigError(
@@ -144,10 +147,10 @@ def _check_foreign(folder: Path) -> None:
 
 
 def own_state(choice: Choice, *, rank: int) -> dict[str, Any] | None:
-    """What preftune wrote into a checkpoint besides transformers' files; None where it wrote nothing.
+    """The content of a checkpoint's `preftune_state.json`; None if it has no such file.
 
     Raises:
-        ConfigError: it is damaged, in a checkpoint whose files cannot be checked.
+        ConfigError: the file is damaged.
     """
     try:
         state = checkpoint.load_state(choice.folder, rank=rank)
@@ -180,11 +183,15 @@ def _instead(folder: Path) -> str:
 
 
 def check_same_run(choice: Choice, facts: Mapping[str, Any], *, processes: int, allow_changed: bool) -> bool:
-    """Compare what a checkpoint's run was trained on with what is asked for now.
+    """Compare the settings and data of a checkpoint's run with the present ones.
 
-    Returns: whether settings or the end of the run have changed.
+    Args:
+        facts: the present ones, from `same_run.facts_of`.
+        processes: the present number of ranks.
+        allow_changed: whether changes are only warned of.
+    Returns: whether settings or the end of the run have changed; True for a checkpoint without a manifest.
     Raises:
-        ConfigError: something that decides about the updates has changed, and `allow_changed` is not set.
+        ConfigError: settings or data that determine the updates have changed, and `allow_changed` is not set.
     """
     manifest = choice.manifest
     if manifest is None:

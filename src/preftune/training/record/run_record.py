@@ -1,4 +1,4 @@
-"""Writes the run directory while a trainer works: run.json, metrics.jsonl, audit.json."""
+"""The record of a run in its directory: run.json and metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _PACKAGES = ("preftune", "torch", "transformers", "accelerate", "peft", "dataset
 
 
 def new_id() -> str:
-    """Of a run: in run.json, in its checkpoints, with its final weights."""
+    """A random id of a run, for run.json, its checkpoints and its final weights."""
     return uuid.uuid4().hex[:16]
 
 
 class RunRecord(TrainerCallback):
-    """The callback behind run.json and metrics.jsonl. Only the first process writes."""
+    """The callback that writes run.json and metrics.jsonl. Only the first process writes."""
 
     def __init__(self, folder: str, facts: dict[str, Any]) -> None:
         self.folder = Path(folder)
@@ -44,7 +44,7 @@ class RunRecord(TrainerCallback):
         self._noting = False
 
     def begin(self, *, resumed_step: int | None) -> None:
-        """Write run.json as "running"."""
+        """Write run.json with the outcome "running"."""
         self._resumed_step = resumed_step
         if resumed_step is not None:
             self.facts["resumed_from_step"] = resumed_step
@@ -54,10 +54,11 @@ class RunRecord(TrainerCallback):
         self._write()
 
     def cut(self, logged: Iterable[Mapping[str, Any]] = ()) -> None:
-        """Forget the metrics that a resumed run will log again; all of them but those of before a new run's start.
+        """Remove the metrics that a resumed run will log again, and warn of missing ones. A new run keeps only the
+        lines that it logged before its start.
 
         Args:
-            logged: what its checkpoint says that this folder's run logged before.
+            logged: lines that the run logged before its checkpoint, as the checkpoint has them.
         """
         metrics = self.folder / "metrics.jsonl"
         if self._resumed_step is not None:
@@ -75,8 +76,8 @@ class RunRecord(TrainerCallback):
             append_line(metrics, line)
 
     def note(self, **facts: Any) -> None:
-        """More facts, written at once unless the run has not started. Every process may call it; only on the first one
-        does the record begin, and is it written.
+        """Add facts, and write them at once after `begin`. Every process may call it; only the first one begins and
+        writes the record.
         """
         self.facts |= facts
         if self._outcome is not None:
@@ -84,16 +85,16 @@ class RunRecord(TrainerCallback):
 
     @contextmanager
     def ended(self, trainer: TrainerView) -> Iterator[None]:
-        """Writes how a training ended that does not reach its end, and lets its error go on."""
+        """Within this context, an error is written to run.json as "interrupted" or "failed", and raised again."""
         try:
             yield
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt | StoppedError)
             by = getattr(error, "signal", "SIGINT")
             more = {"stopped_by": by} if stopped else {"error": hidden(f"{type(error).__name__}: {error}")}
-            try:  # other ranks may hang: what this one has used
+            try:  # other ranks may hang, so only this rank's seconds and tokens are written
                 self.end(trainer, "interrupted" if stopped else "failed", trainer.limits.state(), **more)
-            except OSError as unwritten:  # a full disk, which the error itself is probably about
+            except OSError as unwritten:  # such as a full disk, which is then probably the error itself
                 warn(f"run.json could not be written ({unwritten.strerror or unwritten}) and may say 'running'.")
             raise
 
@@ -104,7 +105,7 @@ class RunRecord(TrainerCallback):
             outcome: "finished", "interrupted" or "failed".
             spent: seconds and tokens.
         """
-        take_notes()  # of this run; the next one of this process has its own
+        take_notes()  # discards the rest, which must not enter the record of this process's next run
         if trainer.is_world_process_zero():
             self.facts |= {
                 "steps": trainer.state.global_step,
@@ -117,11 +118,11 @@ class RunRecord(TrainerCallback):
 
     @property
     def has_ended(self) -> bool:
-        """Whether the run that it records is over."""
+        """Whether `begin` was called: true during the run and after it."""
         return self._outcome is not None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Notes from before the first step are kept, whether they were shown or not."""
+        """Add the log messages from before the first step to run.json, shown or not."""
         if self._noting:
             self._noting = False
             self.note(notes=[*self.facts["notes"], *take_notes()])
@@ -131,7 +132,7 @@ class RunRecord(TrainerCallback):
             line = {"step": state.global_step, "time": time.time(), **logs}
             if self._outcome is None:
                 self._lines.append(line)
-                if (self.folder / "run.json").exists():  # of an earlier run, as the metrics there are
+                if (self.folder / "run.json").exists():  # it and the metrics there belong to an earlier run
                     return
             append_line(self.folder / "metrics.jsonl", line)
 
@@ -142,7 +143,7 @@ class RunRecord(TrainerCallback):
 
 
 def _lost_steps(metrics: Path, logged: Iterable[Mapping[str, Any]]) -> list[int]:
-    """Steps of which something was logged that the file does not have."""
+    """Steps with a logged line that the file lacks or has with other values."""
     there: dict[Any, list[dict[str, Any]]] = {}
     for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else ():
         there.setdefault((record := json.loads(line)).get("step"), []).append(record)
@@ -157,7 +158,7 @@ def _lost_steps(metrics: Path, logged: Iterable[Mapping[str, Any]]) -> list[int]
 
 
 def facts_of(trainer: RecordedTrainerView) -> dict[str, Any]:
-    """What run.json says of a run before its first step."""
+    """The facts of a run that run.json has before the first step."""
     name = str(getattr(trainer.model.config, "_name_or_path", ""))
     return {
         **environment(),
@@ -205,7 +206,7 @@ def environment() -> dict[str, Any]:
 def configuration(args: Any) -> dict[str, Any]:
     """The resolved configuration, without secrets."""
     values = plain(args.to_dict())
-    if "pad_token" in values:  # transformers hides whatever ends in _token
+    if "pad_token" in values:  # transformers hides every field whose name ends in _token
         values["pad_token"] = plain(args.pad_token)
     return dict(without_secrets(values))
 

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is of the run that is asked for: what decides about the updates, and how it differs."""
+"""Comparison of a checkpoint's run with the present one: the settings and data that determine the updates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from preftune.training.protocol import TrainerView
 from preftune.training.record.run_record import configuration, parts
 
 EXTENDS = ("max_steps", "num_train_epochs", "total_episodes", "max_seconds", "max_train_tokens")
-"""Fields that say when a run ends. A run may be continued with others."""
+"""Fields that set the end of a run. A run may be continued with other values."""
 _IN_THE_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 """Compared as their product with the number of processes."""
 _NO_EFFECT = {
@@ -35,18 +35,18 @@ _NO_EFFECT = {
 _NO_EFFECT_PREFIXES = ("logging_", "log_", "eval_", "save_", "hub_", "ddp_", "dataloader_", "trackio_", "guard")
 _DATALOADER = ("dataloader_drop_last",)
 _SOME = 64
-"""Elements of each weight."""
+"""Elements of each weight that the digest of the base model includes."""
 _LOADING = ("attn_implementation", "trust_remote_code", "device_map", "is_trainable", "low_cpu_mem_usage", "base_model")
-"""Of `model_init_kwargs`, what has no effect."""
+"""Entries of `model_init_kwargs` that do not change the updates."""
 _OF_THE_PLACE = (
     "base_model_name_or_path", "revision", "inference_mode", "init_lora_weights", "auto_mapping", "peft_version",
     "task_type", "runtime_config",
 )  # fmt: skip
-"""Of an adapter's configuration, what says where it comes from and how it began."""
+"""Fields of an adapter's configuration that name its source and its initialisation."""
 
 
 def facts_of(trainer: TrainerView) -> dict[str, Any]:
-    """What a checkpoint remembers of its run, as JSON."""
+    """The settings, data and weights of a run that its checkpoints record, as JSON."""
     args = trainer.args
     values = {name: value for name, value in configuration(args).items() if not _without_effect(name)}
     loading = values.pop("model_init_kwargs", None)
@@ -55,7 +55,7 @@ def facts_of(trainer: TrainerView) -> dict[str, Any]:
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     facts = {
         "settings": {**values, "batch size": batch},
-        "data": {"rows": len(trainer.train_dataset), "fingerprint": trainer.train_dataset.fingerprint},
+        "data": {"rows": _rows(trainer.train_dataset), "fingerprint": trainer.train_dataset.fingerprint},
         "adapter": _adapter(trainer.model),
         "base": base_of(trainer.model),
         "rated with": getattr(trainer, "rated_with", None),
@@ -64,8 +64,13 @@ def facts_of(trainer: TrainerView) -> dict[str, Any]:
     return dict(plain(facts))
 
 
+def _rows(data: Any) -> int:
+    """The number of rows; 0 for a stream, of which a run reads what its steps need."""
+    return len(data) if getattr(data, "known", data) is data else 0
+
+
 def best_by(trainer: TrainerView) -> dict[str, Any]:
-    """What decides which checkpoint is the best, as JSON: figures of another metric or other rows do not compare."""
+    """The criterion of the best checkpoint, as JSON: metrics of other rows, or other metrics, cannot be compared."""
     args, data = trainer.args, [part.fingerprint for part in parts(trainer.eval_dataset)]
     return {
         "metric_for_best_model": args.metric_for_best_model,
@@ -75,7 +80,7 @@ def best_by(trainer: TrainerView) -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What has changed since a checkpoint, in words; the ends of a run are no change."""
+    """The changes since a checkpoint, one phrase each. The fields of `EXTENDS` do not count."""
     found = []
     if before.get("data") != now["data"]:
         rows = [one.get("rows", "?") for one in (before.get("data") or {}, now["data"])]
@@ -103,7 +108,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def changed_ends(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The fields that say when a run ends, where they differ."""
+    """The changed fields of `EXTENDS`, one phrase each."""
     old, new = before.get("ends") or {}, now["ends"]
     return [
         f"{name} ({_short(old.get(name))} before, {_short(new[name])} now)"
@@ -113,7 +118,7 @@ def changed_ends(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 
 
 def is_of_record(trainer: TrainerView, record: Mapping[str, Any]) -> bool:
-    """Whether run.json tells of a run with these settings, this end and these data."""
+    """Whether run.json records a run with the same settings, end and data as the trainer's."""
     now = {name: value for name, value in configuration(trainer.args).items() if _compared(name)}
     before = {name: value for name, value in (record.get("configuration") or {}).items() if _compared(name)}
     train = (record.get("data") or {}).get("train")
@@ -130,7 +135,7 @@ def _without_effect(name: str) -> bool:
 
 
 def _adapter(model: Any) -> dict[str, Any] | None:
-    """The configuration of the adapter that is trained."""
+    """The configuration of the active adapter, without `_OF_THE_PLACE`; None without an adapter."""
     configs = getattr(model, "peft_config", None)
     if not configs:
         return None
@@ -143,11 +148,12 @@ def _adapter(model: Any) -> dict[str, Any] | None:
 
 
 def base_of(model: Any) -> str | None:
-    """A digest of the beginning of every frozen weight, which tells a base model from its fine-tuned kin; None where an
-    adapter's start changes the base (PiSSA and its like), where it is quantised or in parts, or all of it is trained.
+    """A digest of the first elements of every frozen weight, which distinguishes a base model from fine-tuned versions
+    of it. None without an adapter, for quantised weights, and if the adapter's initialisation changes the base (such
+    as PiSSA's).
     """
     known: str | None = getattr(model, "_preftune_base", None)
-    if known is not None:  # from before the weights were sharded
+    if known is not None:  # computed before the weights were sharded
         return known
     configs = getattr(model, "peft_config", None)
     if not configs or getattr(model, "is_quantized", False):

@@ -1,7 +1,8 @@
-"""The model as it is saved: in the dtype in which it was received, and with a generation config that ends its answers.
+"""The dtype and the generation config of a saved model.
 
-Weights train in float32, whatever they came in; checkpoints keep that, so that a run is resumed bit for bit. What other
-programs load at the end has the dtype that it had before, or `save_dtype`.
+Weights train in float32, and checkpoints keep that, so that a run is resumed bit for bit. The final model, which other
+programs load, is saved in the dtype in which it was received, or in `save_dtype`. Its generation config ends an answer
+at the mark of the chat template.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ from preftune.types import TokenizedGroup
 
 
 class SavingTrainer(ShardedTrainer):
-    """transformers' trainer, which saves in the dtype of the model as received; with the types that attributes have
-    here, where transformers' are wider.
+    """transformers' trainer, which saves the final model in the dtype in which it was received. The annotations narrow
+    the types of transformers' attributes to those that they have here.
     """
 
     args: PackedConfig
     model: PreTrainedModel
-    """Or a `PeftModel` around one, which passes on what is asked of it."""
+    """The model, or a `PeftModel` around it, which forwards the attributes of the model."""
     train_dataset: Any
     method: ClassVar[str]
-    """In run.json, and the folder of a run that names none."""
+    """Name of the method in run.json and in the default of `output_dir`."""
     full: bool
     precision: Precision
     engine: Any
@@ -55,7 +56,7 @@ class SavingTrainer(ShardedTrainer):
     guard: Any = None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if _internal_call:  # of a checkpoint
+        if _internal_call:  # for a checkpoint
             super().save_model(output_dir, _internal_call)
             return
         place = str(output_dir or self.args.output_dir)
@@ -63,7 +64,7 @@ class SavingTrainer(ShardedTrainer):
             self._save_final(output_dir, _internal_call)
 
     def _save_final(self, output_dir: str | None, _internal_call: bool) -> None:
-        if self.args.sharding is not None:  # what was gathered is cast, and the weights stay as they are
+        if self.args.sharding is not None:  # the gathered copies are cast, not the weights
             with casts_what_is_saved(self.model, saved_dtypes(self.model, self.args.save_dtype)):
                 super().save_model(output_dir, _internal_call)
             return
@@ -76,7 +77,7 @@ class SavingTrainer(ShardedTrainer):
             state_dict = {name: _as(tensor, cast.get(name)) for name, tensor in state_dict.items()}
             dtype = next(tensor.dtype for tensor in state_dict.values() if tensor.is_floating_point())
         with warnings.catch_warnings(), quiet_transformers():
-            # the embedding goes with the adapter where it must, which `load_model` knows
+            # the embedding is saved with the adapter if it must be, and `load_model` reads it
             warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True`")
             super()._save(output_dir, state_dict)
         folder = Path(output_dir or self.args.output_dir)
@@ -84,7 +85,7 @@ class SavingTrainer(ShardedTrainer):
             write_dtype(folder / "config.json", dtype)
         config = getattr(self.model, "generation_config", None)
         if self.args.should_save and config is not None and hasattr(self.model, "peft_config"):
-            config.save_pretrained(folder)  # PEFT saves none
+            config.save_pretrained(folder)  # PEFT does not save it
             keep_head(self.model, folder / "adapter_model.safetensors", state_dict)
 
 
@@ -95,24 +96,24 @@ def _after_a_full_disk(run: Path) -> str:
 
 
 def remember_dtypes(model: nn.Module) -> None:
-    """Note in which dtype each weight came, the first time that it is seen."""
+    """Store the dtype in which each weight was received as its attribute `received_dtype`, unless it has one."""
     for parameter in model.parameters():
         if not hasattr(parameter, "received_dtype") and not is_quantized_weight(parameter):
             parameter.received_dtype = parameter.dtype  # type: ignore[attr-defined]
 
 
 def saved_dtypes(model: nn.Module, save_dtype: str | None) -> dict[str, torch.dtype]:
-    """By the name of each weight that is saved in another dtype than it trains in: that dtype.
+    """The dtypes of the weights that are saved in another dtype than they train in, by name.
 
     Args:
-        save_dtype: of all weights that are saved; None for the dtype in which each was received.
+        save_dtype: dtype of all saved weights; None for the dtype in which each was received.
     """
     asked = None if save_dtype is None else parse_dtype(save_dtype)
     adapter = hasattr(model, "peft_config")
     found = {}
     for name, parameter in model.named_parameters():
         if is_quantized_weight(parameter) or (adapter and not parameter.requires_grad):
-            continue  # of an adapter's base nothing is saved
+            continue  # the base of an adapter is not saved
         dtype = asked if isinstance(asked, torch.dtype) else getattr(parameter, "received_dtype", parameter.dtype)
         if dtype != parameter.dtype:
             found[name] = dtype
@@ -121,7 +122,7 @@ def saved_dtypes(model: nn.Module, save_dtype: str | None) -> dict[str, torch.dt
 
 @contextmanager
 def in_saved_dtype(model: Any, save_dtype: str | None) -> Iterator[None]:
-    """Inside, the weights have the dtype that they are saved in. They come back as they were, bit for bit."""
+    """Within this context, the weights have the dtype in which they are saved. Afterwards they are restored exactly."""
     dtypes = saved_dtypes(model, save_dtype)
     kept: dict[str, Tensor] = {}
     parameters = dict(model.named_parameters())
@@ -138,7 +139,7 @@ def in_saved_dtype(model: Any, save_dtype: str | None) -> Iterator[None]:
 
 @contextmanager
 def casts_what_is_saved(model: Any, dtypes: Mapping[str, torch.dtype]) -> Iterator[None]:
-    """Inside, weights that were gathered for saving are cast to these dtypes."""
+    """Within this context, weights that were gathered for saving are cast to these dtypes."""
     model._preftune_saved = dtypes
     try:
         yield
@@ -147,13 +148,13 @@ def casts_what_is_saved(model: Any, dtypes: Mapping[str, torch.dtype]) -> Iterat
 
 
 def write_dtype(file: Path, dtype: torch.dtype) -> None:
-    """Corrects the dtype of a saved config to that of the saved weights: transformers writes that of the model."""
+    """Set the dtype in a saved config to that of the saved weights, because transformers writes that of the model."""
     if file.is_file():
         write_json(file, {**read_object(file), "dtype": str(dtype).removeprefix("torch.")})
 
 
 def say_saved_dtype(model: nn.Module, save_dtype: str | None) -> None:
-    """One line, where the weights are saved in another dtype than they train in."""
+    """Log one line if the weights are saved in another dtype than they train in."""
     names = sorted({str(dtype).removeprefix("torch.") for dtype in saved_dtypes(model, save_dtype).values()})
     if names:
         how = "as --save_dtype asks" if save_dtype else "as the model was received (--save_dtype changes it)"
@@ -161,8 +162,8 @@ def say_saved_dtype(model: nn.Module, save_dtype: str | None) -> None:
 
 
 def end_answers(model: Any, tokenizer: Any) -> None:
-    """Add the mark with which the chat template ends an answer to what ends generation, where it is missing: a model
-    that has learned to write it would go on after it.
+    """Add the chat template's end mark of an answer to the `eos_token_id` of the generation config, if it is missing:
+    otherwise a model that has learned to write the mark would continue after it.
     """
     config = getattr(model, "generation_config", None)
     if config is None or not getattr(tokenizer, "chat_template", None):
@@ -179,10 +180,10 @@ def end_answers(model: Any, tokenizer: Any) -> None:
 
 
 def keep_savable(model: Any, tokenizer: Any) -> None:
-    """Correct what transformers refuses to save in a generation config. It refuses at the first checkpoint, when the
-    training until then is lost: settings of sampling without do_sample, as many published models have them.
+    """Correct a generation config that transformers would refuse to save, in place. It refuses sampling settings
+    without do_sample, which many published models have, and only at the first checkpoint, when the training is lost.
 
-    Raises: ConfigError where the config has something else that is refused.
+    Raises: ConfigError if the config has another error.
     """
     config = getattr(model, "generation_config", None)
     if config is None or not _why_refused(config):
@@ -211,11 +212,12 @@ def _why_refused(config: Any) -> str:
 
 
 def keep_head(model: Any, file: Path, gathered: Mapping[str, Tensor] | None = None) -> None:
-    """Put the head into an adapter's file where its rows are not those of the base on disk: PEFT leaves it out if the
-    embedding has an adapter of its own.
+    """Add the head to an adapter's file if its number of rows differs from that of the base on disk: PEFT leaves the
+    head out if the embedding has its own adapter.
 
     Args:
-        gathered: whole weights by name, of a model that is divided among ranks.
+        file: the saved adapter.
+        gathered: whole weights by name, for a model that is divided among ranks.
     """
     head, base = model.get_output_embeddings(), model.get_base_model()
     if type(head) is not nn.Linear or base.get_input_embeddings().weight is head.weight or not file.is_file():
@@ -226,7 +228,7 @@ def keep_head(model: Any, file: Path, gathered: Mapping[str, Tensor] | None = No
         return
     try:
         received = AutoConfig.from_pretrained(base.name_or_path, local_files_only=True).get_text_config().vocab_size
-    except (OSError, ValueError):  # it is in memory only, and there is nothing to compare with
+    except (OSError, ValueError):  # the base exists only in memory, so there is no file to compare with
         return
     if received != head.weight.shape[0]:
         weight = (gathered or {}).get(name, head.weight).detach().cpu().contiguous()

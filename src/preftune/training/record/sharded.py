@@ -1,7 +1,7 @@
 """`ShardedTrainer`: transformers' trainer with a model that preftune has divided among the ranks.
 
-accelerate neither wraps nor divides it, norms of gradients are over all ranks, and what is saved is whole: weights,
-adapters and optimiser state have the files of any other run, and are loaded on any number of ranks.
+accelerate neither wraps nor divides the model, and gradient norms are over all ranks. Weights, adapters and optimiser
+state are saved whole, in the same files as those of other runs, and can be loaded on any number of ranks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from preftune.training.config.sharding import ENABLED
 
 
 class ShardedTrainer(Trainer):
-    """transformers' trainer as it is, where nothing is sharded."""
+    """transformers' trainer, unchanged if the model is not sharded."""
 
     args: PackedConfig
     model: Any
@@ -62,8 +62,8 @@ class ShardedTrainer(Trainer):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _saved_names(self) -> set[str] | None:
-        """The weights that are saved: all (None), or of an adapter's model what trains, and embedding and head, which
-        PEFT may save with it.
+        """Names of the weights that are saved; None for all. With an adapter, these are the trained weights and those
+        of the embedding and the head, which PEFT may save with it.
         """
         if not hasattr(self.model, "peft_config"):
             return None
@@ -80,11 +80,11 @@ class ShardedTrainer(Trainer):
         if self.args.should_save:
             torch.save(state, Path(output_dir, OPTIMIZER_NAME))
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # as transformers does: it is saved where the optimiser is
+                warnings.simplefilter("ignore")  # torch warns that the optimiser must be saved too
                 torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """transformers' own, which reads the files into main memory."""
+        """Load both from the files of whole states, through main memory."""
         if self.args.sharding is None or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
@@ -103,7 +103,7 @@ class ShardedTrainer(Trainer):
             super()._load_best_model()
 
     def _plain_tensors_are_whole(self) -> AbstractContextManager[None]:
-        """Inside, a plain tensor that meets a divided one, as those of a file do, counts as the whole of it."""
+        """Within this context, a plain tensor, as read from a file, can be copied into a divided one of its shape."""
         return nullcontext() if self.args.sharding is None else implicit_replication()
 
     def _torch_optimizer(self) -> torch.optim.Optimizer:
@@ -118,8 +118,8 @@ def _plain(norm: Any) -> Any:
 
 @contextmanager
 def _unseen_by_accelerate() -> Iterator[None]:
-    """Inside, an FSDP config of `accelerate launch` is not seen: on a CPU accelerate would ignore it, and elsewhere
-    divide the model a second time.
+    """Within this context, accelerate does not see the FSDP config of `accelerate launch`: on a CPU it would ignore the
+    config, and elsewhere divide the model a second time.
     """
     launched = os.environ.pop(ENABLED, None)
     try:

@@ -1,7 +1,7 @@
-"""Signals end a training after the step that is under way, when its checkpoint is written.
+"""Signals that end a training after the current step, with a checkpoint.
 
-Before they kill a process, schedulers send SIGTERM (Kubernetes, preemptible machines, Slurm) or SIGUSR1 (Slurm); a
-closed terminal sends SIGHUP, and Ctrl-C SIGINT. A second Ctrl-C ends a training at once.
+Schedulers send SIGTERM (Kubernetes, preemptible machines, Slurm) or SIGUSR1 (Slurm) before they kill a process; a
+closed terminal sends SIGHUP, and Ctrl-C sends SIGINT. A second Ctrl-C ends a training of one process at once.
 """
 
 from __future__ import annotations
@@ -26,28 +26,29 @@ class StoppedError(SystemExit):
 
 
 def error_of(number: int) -> BaseException:
-    """What a signal raises: KeyboardInterrupt for Ctrl-C, else `StoppedError`."""
+    """The exception of a signal: KeyboardInterrupt for Ctrl-C, otherwise `StoppedError`."""
     return KeyboardInterrupt() if number == signal.SIGINT else StoppedError(number)
 
 
 class StopSignals:
-    """Remembers the signal that asks a training to stop. Between steps it is asked for; outside of them it stops at
-    once, because there is nothing that a step could still save.
+    """Records the signal that asks a training to stop. While steps run, the training loop reads it after each step;
+    before and after them the signal raises at once, because no step is to be saved.
     """
 
     def __init__(self) -> None:
         self.asked = 0
-        """The signal's number; 0 for none."""
+        """The signal's number; 0 before a signal."""
         self.stepping = False
-        """Steps are under way: the loop will look at `asked`."""
+        """Whether steps are running, so that the loop reads `asked`."""
         self._process = os.getpid()
 
     @contextmanager
     def caught(self, *, ctrl_c: bool = True) -> Iterator[None]:
-        """While this is entered, signals come here, except those that the program handles itself or ignores.
+        """Within this context, this object handles the signals, except those that the program handles itself or
+        ignores. Outside of the main thread it handles no signal.
 
         Args:
-            ctrl_c: SIGINT too.
+            ctrl_c: whether SIGINT is handled too.
         """
         self.asked, self.stepping, self._process = 0, False, os.getpid()
         if threading.current_thread() is not threading.main_thread():
@@ -55,7 +56,7 @@ class StopSignals:
             return
         before: dict[int, Any] = {}
         for name in _NAMES if ctrl_c else _NAMES[1:]:
-            number = getattr(signal, name, None)  # Windows has two of them
+            number = getattr(signal, name, None)  # Windows has only two of them
             if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 before[number] = signal.signal(number, self._catch)
         try:
@@ -74,7 +75,7 @@ class StopSignals:
         if not self.stepping:
             raise error_of(number)
         if self.asked:
-            if number == signal.SIGINT and int(os.environ.get("WORLD_SIZE", "1")) == 1:  # torchrun passes it on as well
+            if number == signal.SIGINT and int(os.environ.get("WORLD_SIZE", "1")) == 1:  # torchrun sends it again
                 raise KeyboardInterrupt
             return
         self.asked = number

@@ -1,7 +1,7 @@
-"""What run.json says, given to the trackers that `report_to` names: as hyperparameters, or as text next to the curves.
+"""The facts of run.json for the trackers of `report_to`: as hyperparameters, or as text next to the curves.
 
-The curves themselves are sent by transformers' own callbacks. Those know the configuration and the model's; they do not
-know data and reference, versions, precision and engine, which decide whether two runs may be compared.
+transformers' own callbacks send the curves, the configuration and the model's config. They do not send data, reference,
+versions, precision and engine, which decide whether two runs can be compared.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ NAME = "preftune"
 
 _SENT_ALREADY = ("configuration",)
 _AT_ONCE = 100
-"""Parameters that an MLflow server takes in one call."""
+"""Most parameters that an MLflow server takes in one call."""
 _LONGEST = 250
-"""Letters of a value that every MLflow server takes."""
+"""Most characters of a value that every MLflow server takes."""
 
 
 class TrackedFacts(TrainerCallback):
-    """Sends the facts once, when training begins: by then every tracker before it has opened its run."""
+    """Sends the facts once, when training begins: the trackers' callbacks, which come first, have then opened a run."""
 
     def __init__(self, trainer: TrainerView, facts: Callable[[], Mapping[str, Any]]) -> None:
         """
         Args:
-            facts: gives what run.json holds at that moment.
+            facts: returns the present content of run.json.
         """
         self._trainer, self._facts = trainer, facts
 
@@ -47,7 +47,7 @@ class TrackedFacts(TrainerCallback):
             kept = {name: value for name, value in self._facts().items() if name not in _SENT_ALREADY}
             try:
                 send(callback, without_secrets(kept))
-            except Exception as error:  # a tracker that is away must not end a run
+            except Exception as error:  # a tracker that is not available must not end a run
                 reason = " ".join(str(error).split())[:200] or type(error).__name__
                 warn(f"{type(callback).__name__} did not accept the facts of run.json ({reason}); run.json has them.")
 
@@ -68,7 +68,7 @@ def _to_mlflow(callback: Any, facts: Mapping[str, Any]) -> None:
 
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Nested facts as names with dots: preftune.data.train.pairs."""
+    """Nested facts as values with dotted names, such as preftune.data.train.pairs."""
     if not isinstance(value, Mapping):
         yield name, value
         return

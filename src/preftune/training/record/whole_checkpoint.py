@@ -1,6 +1,7 @@
-"""`CheckpointedTrainer`: checkpoints that are whole under their name or not there, and the moments they are written at.
+"""`CheckpointedTrainer`: checkpoints that are either complete or absent, and the steps at which they are written.
 
-transformers writes into a temporary folder; when all ranks are done, a manifest describes it and it gets its name.
+transformers writes a checkpoint into a temporary folder. When all ranks are done, the manifest is written and the
+folder is renamed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _STATE = "trainer_state.json"
 
 
 class CheckpointedTrainer(SavingTrainer):
-    """The part of a trainer that writes and reads checkpoints; `ResumableTrainer` is the rest."""
+    """The part of a trainer that writes and reads checkpoints; `ResumableTrainer` adds the choice of a checkpoint."""
 
     _signals: StopSignals
     _record: RunRecord
@@ -47,14 +48,14 @@ class CheckpointedTrainer(SavingTrainer):
     _writing: str | None = None
     _push_due = False
 
-    # --- what a subclass says ---
+    # --- methods for subclasses ---
 
     def checkpoint_facts(self) -> dict[str, Any]:
-        """What a checkpoint must say besides transformers' state and the sums since the last log."""
+        """A method's own state for a checkpoint, as JSON."""
         return {}
 
     def write_more(self, folder: Path) -> None:
-        """Further files of a checkpoint."""
+        """Write a method's own files of a checkpoint into `folder`."""
 
     def may_save(self) -> bool:
         """Whether a run can be continued from a checkpoint of this step."""
@@ -62,14 +63,14 @@ class CheckpointedTrainer(SavingTrainer):
 
     @contextmanager
     def untimed(self) -> Iterator[None]:
-        """What is done inside is left out of the rates."""
+        """Within this context, the time does not count in the rates."""
         yield
 
-    # --- when ---
+    # --- when a checkpoint is written ---
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """A checkpoint that is due is written at the next step from which a run can continue. A signal ends the run
-        there, with a checkpoint, which is written before an evaluation too: the sender may not wait for it.
+        """Write a checkpoint that is due at the next step from which a run can continue. A signal ends the run at such
+        a step; its checkpoint is written before an evaluation, for which the sender of the signal may not wait.
         """
         number, due = self._asked_everywhere()
         self._save_due |= due or self.control.should_save
@@ -94,7 +95,7 @@ class CheckpointedTrainer(SavingTrainer):
         return str(getattr(self.args.save_strategy, "value", self.args.save_strategy)) != "no"
 
     def _asked_everywhere(self) -> tuple[int, bool]:
-        """The signal that any rank was sent (0 for none), and whether a checkpoint is due by the clock."""
+        """The signal that any rank received (0 for none), and whether `save_seconds` have passed on any rank."""
         seconds = self.args.save_seconds
         due = seconds is not None and self._saves and time.monotonic() - self._saved_at >= seconds
         number = self._signals.asked
@@ -108,7 +109,7 @@ class CheckpointedTrainer(SavingTrainer):
         self._saved_step = None
         found = super().evaluate(*args, **kwargs)
         if self._record.has_ended and Path(self.args.output_dir, "README.md").is_file():
-            self.create_model_card()  # once more, with these figures
+            self.create_model_card()  # again, with these metrics
         return found
 
     # --- writing ---
@@ -145,14 +146,14 @@ class CheckpointedTrainer(SavingTrainer):
         self._saved_step, self._saved_at = step, time.monotonic()
 
     def _ended_by(self) -> str | None:
-        """What ends the run with this step, apart from the number of its steps."""
+        """The limit, or "callback", that ends the run at this step; None if it does not end before its last step."""
         if not self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             return None
         return self.limits.reached or "callback"
 
     @contextmanager
     def _renamed_when_whole(self, place: Path, step: int) -> Iterator[Path]:
-        """Gives the folder to write into, on all ranks the same."""
+        """Yields the temporary folder, the same on all ranks, and renames it to `checkpoint-STEP` at the end."""
         name = f"checkpoint-{step}"
         partial, final = place / WRITING / name, place / name
         if self.args.should_save:
@@ -181,7 +182,7 @@ class CheckpointedTrainer(SavingTrainer):
         if self.state.best_model_checkpoint == str(partial):
             self.state.best_model_checkpoint = str(final)
         if self.args.should_save:
-            self.state.save_to_json(str(partial / _STATE))  # with the folder's name as it will be
+            self.state.save_to_json(str(partial / _STATE))  # with the final name of the folder
             write_manifest(
                 partial,
                 run=self._record.facts["id"],
@@ -192,12 +193,12 @@ class CheckpointedTrainer(SavingTrainer):
             )
             _rename(partial, final)
         self.accelerator.wait_for_everyone()
-        if partial.exists() and self.args.local_process_index == 0:  # a disk of this machine's own
+        if partial.exists() and self.args.local_process_index == 0:  # this machine's disk is not shared
             _rename(partial, final)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._writing is not None:
-            self._push_due = True  # when it has its name
+            self._push_due = True  # once it is renamed
             return
         super()._push_from_checkpoint(checkpoint_folder)
 
@@ -212,7 +213,7 @@ class CheckpointedTrainer(SavingTrainer):
             super()._load_rng_state(checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """transformers' own; and where the settings or the end of the run have changed, the new ones hold."""
+        """Load both as transformers does; if settings or the end of the run have changed, apply the new ones."""
         if checkpoint is None:
             return
         fresh = [
@@ -240,7 +241,7 @@ class CheckpointedTrainer(SavingTrainer):
         return self.optimizer.param_groups if self.optimizer is not None else []
 
     def _restore_sums(self, state: Mapping[str, Any]) -> None:
-        """What was summed since the last log, in the first step of a resumed run."""
+        """Restore the sums since the last log, in the first step of a resumed run."""
         if "loss" in state:
             self._tr_loss += state["loss"]
             self._total_loss_scalar, self._sums_carried_over = state["total_loss"], True
@@ -249,13 +250,13 @@ class CheckpointedTrainer(SavingTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._saved_step = None
-        if "train_loss" in logs and self._sums_carried_over:  # transformers divides by the steps of this call alone
+        if "train_loss" in logs and self._sums_carried_over:  # transformers divides by the steps of this call only
             logs["train_loss"] = self._total_loss_scalar / max(1, self.state.global_step)
         super().log(logs, start_time)
 
 
 def _rename(partial: Path, final: Path) -> None:
-    """Give a finished folder its name; one of that name goes away first."""
+    """Rename a finished folder to its final name, in place of an earlier folder with that name."""
     if final.exists():
         old = partial.with_name(f"{final.name}.old")
         os.replace(final, old)
@@ -268,7 +269,7 @@ def _rename(partial: Path, final: Path) -> None:
 
 @contextmanager
 def readable(folder: str | None) -> Iterator[None]:
-    """Errors of the libraries that read a checkpoint, as one that names it."""
+    """Within this context, an error of a library that reads a checkpoint becomes a CheckpointError that names it."""
     try:
         yield
     except PreftuneError:

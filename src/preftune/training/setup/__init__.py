@@ -1,19 +1,20 @@
-"""What happens before the first step.
+"""Preparation before the first step.
 
-the model is made ready, data are tokenised, the reference is decided, and the first step is checked.
+The model is prepared, data are tokenised, the reference is chosen, and the first step is checked.
 
     advice          hints before training
-    arguments       arguments of trainers, checked
-    broken          whether training has destroyed the model
-    chat_templates  the tokenizer's template and end of answer
-    forecast        the plan of a trainer: memory, time, and what makes it fit
-    measured_rate   two steps of a training, for the time of the whole
-    dropout         no randomness in the policy's forward pass
-    model           the model made ready: adapter, precision, engine; data tokenised
+    arguments       checks of the trainers' arguments
+    broken          detection of a model that training has destroyed
+    chat_templates  the tokenizer's chat template and end-of-answer token
+    dropout         dropout and other noise of the forward pass, switched off
+    forecast        the plan of a trainer: memory and time
+    measured_rate   the speed of two real steps, from which a plan estimates the time
+    model           preparation of the model (adapter, precision, engine) and of the data
     neftune         noise on embeddings
-    reference       which reference a run has, and its scores before the first step
+    reference       the reference of a run, and its scores before the first step
     self_check      the check at the first step
     sharding        a model divided among ranks
+    streams         rows that are trained on while they are read
 """
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "reference",
     "self_check",
     "sharding",
+    "streams",
 ]

@@ -1,4 +1,4 @@
-"""Advice before training, one line each, from the tutorials people follow. Advice never stops a run."""
+"""Advice before training, one line each, on settings outside of the usual ranges. Advice never stops a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from preftune.training.setup.broken import ends_unlearned
 
 
 def say_advice(trainer: DPOTrainerView) -> None:
-    """Tell what there is to say about a trainer's configuration and data."""
+    """Log the advice on a trainer's configuration, model and data."""
     args, data = trainer.args, trainer.train_dataset
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     epochs = args.max_steps * per_step / len(data) if args.max_steps > 0 else args.num_train_epochs
@@ -28,7 +28,7 @@ def say_advice(trainer: DPOTrainerView) -> None:
 
 
 DESTRUCTIVE = 1e-2
-"""A learning rate of AdamW that no language model survives."""
+"""A learning rate with which AdamW destroys every language model."""
 
 
 def check_margins(trainer: DPOTrainerView) -> None:
@@ -47,10 +47,11 @@ def check_margins(trainer: DPOTrainerView) -> None:
 
 
 def _rate_of_adapter(rate: float, usual: float, *, few: bool) -> list[str]:
-    """An adapter's learning rate against the usual range; with few pairs up to 60 times its lower end works well.
+    """Advice on an adapter's learning rate outside of the usual range, whose upper end is six times as high with few
+    pairs.
 
     Args:
-        usual: of the method, for full fine-tuning.
+        usual: the method's learning rate for full fine-tuning.
     """
     low, high = (float(f"{times * usual:.3g}") for times in (10, 100))
     if rate < low:
@@ -71,11 +72,13 @@ def _rate(value: float) -> str:
 
 
 def about_rate(rate: float | None, usual: float, *, full: bool, few: bool) -> list[str]:
-    """A learning rate against what people use.
+    """Advice on a learning rate outside of the usual range; empty within it.
 
     Args:
-        usual: for full fine-tuning, by the method's authors.
-        few: less than a thousand rows.
+        rate: the learning rate; None or 0 gets no advice.
+        usual: the learning rate of the method's authors for full fine-tuning.
+        full: full fine-tuning, as opposed to an adapter.
+        few: fewer than a thousand rows.
     """
     lines: list[str] = []
     if rate and rate >= DESTRUCTIVE:
@@ -95,7 +98,7 @@ def about_rate(rate: float | None, usual: float, *, full: bool, few: bool) -> li
 
 
 def about_beta(beta: float, *, title: str, usual: float, low: float, high: float) -> list[str]:
-    """beta against the range in which people have results with a method."""
+    """Advice on a beta outside of `low` to `high`, the usual range of a method; empty within it."""
     if low <= beta <= high:
         return []
     what = "the policy will hardly leave the reference" if beta > high else "little holds it near the reference"
@@ -103,7 +106,7 @@ def about_beta(beta: float, *, title: str, usual: float, low: float, high: float
 
 
 def _about_beta(config: DPOConfig, loss: Loss) -> list[str]:
-    """The same for a loss of pairs, with more about DPO's."""
+    """Advice on the beta of a loss of pairs, in more detail for DPO."""
     low, high = loss.betas
     if not loss.has_beta:
         return []
@@ -124,13 +127,14 @@ def _about_beta(config: DPOConfig, loss: Loss) -> list[str]:
 
 
 def advise(config: DPOConfig, *, pairs: int, has_chat_template: bool, full: bool, epochs: float) -> list[str]:
-    """What an experienced colleague would say about this configuration.
+    """Advice on a configuration, one line each.
 
     Args:
-        pairs: training pairs after dropped rows.
-        has_chat_template: False points to a model that was never instruction-tuned.
-        full: full fine-tuning, as opposed to adapters.
-        epochs: how often the data will be seen.
+        pairs: training pairs, without dropped rows.
+        has_chat_template: whether the tokenizer has a chat template; without one, the model was probably never
+            instruction-tuned.
+        full: full fine-tuning, as opposed to an adapter.
+        epochs: passes over the data.
     """
     loss = get_loss(config.loss)
     usual = loss.learning_rate

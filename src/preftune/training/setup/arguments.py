@@ -1,4 +1,4 @@
-"""What a trainer is given: checked, completed, and what is no longer taken answered with its successor."""
+"""Checks and defaults of the trainers' arguments. The error for a removed argument names its successor."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ _REMOVED = {
 
 
 def with_early_stopping(callbacks: list[TrainerCallback] | None, args: PackedConfig) -> list[TrainerCallback]:
-    """The callbacks, and the one that `early_stopping_patience` asks for."""
+    """The callbacks, with transformers' `EarlyStoppingCallback` if `early_stopping_patience` is set.
+
+    Raises: ConfigError if `callbacks` is not a list of callbacks.
+    """
     if not isinstance(callbacks, list | tuple | None):
         raise ConfigError(f"callbacks is {of_type(callbacks)}: pass a list, callbacks=[...].")
     callbacks = list(callbacks or [])
@@ -48,7 +51,7 @@ def with_early_stopping(callbacks: list[TrainerCallback] | None, args: PackedCon
 def refuse_arguments(
     removed: Mapping[str, Any], data_collator: Any, preprocess: Any, *, trainer: str = "DPOTrainer"
 ) -> None:
-    """Raises: TypeError for what no version of the trainer took, ConfigError for what it took once or cannot honour."""
+    """Raises: TypeError for an argument that never existed, ConfigError for a removed or unsupported one."""
     for name in removed:
         successor = _REMOVED.get(name)
         if successor is None:
@@ -63,26 +66,16 @@ def refuse_arguments(
 
 
 def own_config(args: Any, kind: type[Config], *, method: str) -> Config:
-    """The configuration, the trainer's own kind of it, or its defaults. Raises: ConfigError for another kind."""
+    """The configuration, or the defaults of its class `kind` for None.
+
+    Raises: ConfigError for a configuration of another class.
+    """
     if args is None:
         return kind(output_dir=f"runs/{method}")
     if not isinstance(args, kind):
         given = f"{type(args).__module__}.{type(args).__name__}"
         raise ConfigError(f"args is a {given}: pass preftune.{kind.__name__}, which has its fields.")
     return args
-
-
-def is_stream(source: Any) -> bool:
-    return hasattr(source, "_ex_iterable") or type(source).__name__ == "IterableDataset"
-
-
-def refuse_stream(source: Any, role: str) -> None:
-    """Raises: DatasetError for rows whose number is not known."""
-    if is_stream(source):
-        raise DatasetError(
-            f"the {role} dataset is an IterableDataset, but training needs data of known length. Load it without "
-            "streaming=True, or take a part with .take(n) and Dataset.from_list."
-        )
 
 
 def tokenizer_of(model: Any, args: PackedConfig) -> Any:
@@ -96,7 +89,7 @@ def tokenizer_of(model: Any, args: PackedConfig) -> Any:
 
 
 def check_metrics(compute_metrics: Any) -> None:
-    """Raises: ConfigError for what is no function."""
+    """Raises: ConfigError if `compute_metrics` is not callable."""
     if compute_metrics is not None and not callable(compute_metrics):
         raise ConfigError(
             f"compute_metrics is {of_type(compute_metrics)}: pass a function of one EvalPrediction that "
@@ -105,12 +98,13 @@ def check_metrics(compute_metrics: Any) -> None:
 
 
 def check_evaluation(args: PackedConfig, eval_dataset: Any, columns: Sequence[str], *, has_own_metrics: bool) -> None:
-    """What the configuration expects of an evaluation is checked before the first step; `metric_for_best_model` may be
-    written in any of the ways that tutorials use.
+    """Check `eval_strategy` and `metric_for_best_model`, and replace the name of the metric by its full name, in place.
+    The name may lack the prefix and differ in plural and separators.
 
     Args:
         columns: metrics of an evaluation besides the loss, without prefix.
-        has_own_metrics: `compute_metrics` is given, whose names are not known before it runs.
+        has_own_metrics: whether `compute_metrics` is given; its names are not known before it runs.
+    Raises: ConfigError without evaluation data, or for an unknown or ambiguous metric.
     """
     wanted = str(getattr(args.eval_strategy, "value", args.eval_strategy))
     if wanted != "no" and eval_dataset is None:
@@ -131,7 +125,7 @@ def check_evaluation(args: PackedConfig, eval_dataset: Any, columns: Sequence[st
     found = _metric_named(bare[len(prefix) :], ("loss", *columns))
     if found is not None:
         args.metric_for_best_model = f"eval_{prefix}{found}"
-        if found == "loss" and not metric.endswith("loss"):  # transformers took it for one that is to be high
+        if found == "loss" and not metric.endswith("loss"):  # transformers assumed that higher is better
             args.greater_is_better = False
     elif not has_own_metrics:
         names = [f"eval_{prefix}{name}" for name in ("loss", *columns)]
@@ -143,10 +137,10 @@ def check_evaluation(args: PackedConfig, eval_dataset: Any, columns: Sequence[st
 
 
 def check_fit(model: nn.Module, datasets: Mapping[str, GroupDataset | None]) -> None:
-    """Checks that the model has an embedding for every token, and a position for each of a row.
+    """Check that the model has an embedding for every token id, and a position for every token of the longest row.
 
     Args:
-        datasets: by their roles, as in reports.
+        datasets: datasets by role ("train", "eval"), for the message.
     Raises: ModelError or DatasetError.
     """
     limit = positions_of(model)
@@ -162,7 +156,7 @@ def check_fit(model: nn.Module, datasets: Mapping[str, GroupDataset | None]) -> 
 
 
 def say_unwatched(trainer: TrainerView) -> None:
-    """A hint where an eval_dataset is given that nothing will evaluate."""
+    """Log a hint if there is an eval_dataset that will not be evaluated."""
     wanted = str(getattr(trainer.args.eval_strategy, "value", trainer.args.eval_strategy))
     if wanted == "no" and trainer.eval_dataset is not None and not getattr(trainer, "evaluates_at_end", True):
         say(
@@ -172,8 +166,9 @@ def say_unwatched(trainer: TrainerView) -> None:
 
 
 def _metric_named(name: str, known: Sequence[str]) -> str | None:
-    """The metric that a name means: itself, or the only one with the same words, whatever stands between them and
-    whether they are plural (`reward_margin` for `rewards/margins`, `accuracy` for `rewards/accuracies`)."""
+    """The metric of a name: the same name, or the only metric with the same words, or the only one that contains them;
+    separators and plurals do not matter (`reward_margin` for `rewards/margins`, `accuracy` for `rewards/accuracies`).
+    """
     if name in known:
         return name
     words = _words(name)

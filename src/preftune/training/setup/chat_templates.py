@@ -1,4 +1,4 @@
-"""The tokenizer as the configuration wants it: its end of an answer, its chat template."""
+"""The end-of-answer token and the chat template that a configuration sets on the tokenizer."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from preftune.errors import ConfigError
 
 
 def complete_tokenizer(tokenizer: Any, *, eos_token: str | None, chat_template_path: str | None) -> None:
-    """Sets what is asked for, in place.
+    """Set the tokenizer's end-of-answer token and chat template, in place; None keeps the present one.
 
     Raises:
-        ConfigError: a token that the tokenizer does not have, or no chat template there.
+        ConfigError: the tokenizer does not have the token, or the path leads to no chat template.
     """
     if eos_token is not None:
         if eos_token not in tokenizer.get_vocab():
@@ -23,10 +23,10 @@ def complete_tokenizer(tokenizer: Any, *, eos_token: str | None, chat_template_p
 
 
 def read_chat_template(name: str) -> str:
-    """The chat template in a file (Jinja), or of a model (folder or hub id).
+    """The chat template of a Jinja file, or of a model's tokenizer (folder or hub id).
 
     Raises:
-        ConfigError: no template.
+        ConfigError: the file does not exist, or the tokenizer has no template.
     """
     path = Path(name).expanduser()
     if path.is_file():

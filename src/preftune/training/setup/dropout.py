@@ -1,4 +1,6 @@
-"""No randomness in the policy's forward while it trains: what DPO's loss, PPO's ratio and their reference assume."""
+"""Dropout and other noise of the policy's forward pass, switched off: DPO's loss and PPO's ratio assume that there is
+none.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +13,27 @@ from torch import nn
 from preftune.log import detail, say
 
 _RATES = ("dropout", "layerdrop")
-"""Parts of the names that modules and configs give to such rates."""
+"""Parts of the names of dropout rates in modules and configs."""
 _NOISE = ("jitter_noise", "input_jitter_noise", "moe_jitter_eps")
-"""Noise on what experts and their routers are given. Not PhiMoE's `router_jitter_noise`, a threshold that counts in
-evaluation too.
+"""Names of the noise on the inputs of experts and routers. PhiMoE's `router_jitter_noise` is not among them: it is a
+threshold that has an effect in evaluation too.
 """
 _DRAWS_EXPERTS = "router_jitter_noise"
-"""What modules have that draw the experts by chance in training mode, with no rate that would end it (PhiMoE)."""
+"""An attribute of modules that choose experts at random in training mode, which no rate switches off (PhiMoE)."""
 _LORA_DROPOUT = 0.05
-"""The command line's default, as TRL's: a user who left it out did not ask for it."""
+"""The default of the command line and of TRL, which a user did not set."""
 
 
 def dropout_off(model: nn.Module) -> None:
-    """No dropout anywhere, nor other noise that a rate governs; LoRA's is announced, because the user asked for it."""
+    """Set every dropout rate of a model, and the rates of other noise, to 0, in place. A `lora_dropout` above 0 is
+    logged, and so is noise of an adapter that cannot be switched off.
+    """
     configs: dict[str, Any] = getattr(model, "peft_config", {})
     rates = {float(config.lora_dropout) for config in configs.values() if getattr(config, "lora_dropout", 0)}
     for module in model.modules():
         if "Dropout" in type(module).__name__ and isinstance(getattr(module, "p", None), float | int):
             module.p = 0.0  # type: ignore[assignment]
-        for name, value in vars(module).items():  # OPT and others hold the rate as a number, for F.dropout
+        for name, value in vars(module).items():  # OPT and others store the rate as a number, for F.dropout
             if not _is_rate(name):
                 continue
             if isinstance(value, float):
@@ -53,7 +57,7 @@ def dropout_off(model: nn.Module) -> None:
 
 
 def _as_it_is(module: nn.Module, mode: bool = True) -> nn.Module:
-    """In the place of `train`: the module stays in evaluation mode."""
+    """Replaces `train`: the module stays in evaluation mode."""
     return module
 
 
@@ -62,7 +66,7 @@ def _is_rate(name: str) -> bool:
 
 
 def _rates_of_config_off(module: nn.Module) -> None:
-    """Where a forward reads a rate from its config each time (Falcon, Persimmon), it is the config's that counts."""
+    """Set the rates of a config to 0 if the module's forward reads them from it each time (Falcon, Persimmon)."""
     config: Any = getattr(module, "config", None)
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
     if config is None or not isinstance(code, CodeType):

@@ -1,4 +1,4 @@
-"""The plan of a trainer: its settings and its workload, as `preftune.plan` takes them."""
+"""The plan of a trainer: its settings and its workload, for `preftune.plan`."""
 
 from __future__ import annotations
 
@@ -29,19 +29,23 @@ from preftune.training.step.micro_batches import plan_micro_batches, shared_toke
 from preftune.types import TokenizedGroup
 
 _SAMPLE, _STEPS = 4096, 200
-"""Most rows whose lengths are read one by one, and most steps that are drawn to find the largest micro-batch."""
+"""Most rows whose lengths are read, and most steps that are drawn to find the largest micro-batch."""
 
 
 def workload_of(groups: GroupDataset, args: Any, *, unit: str, device: Device, ranks: int) -> Workload:
-    """Rows, steps and the largest micro-batch of a training. Which rows share a step is drawn, as in the training.
+    """Rows, steps and the largest micro-batch of a training. The rows of a step are drawn at random.
 
     Args:
         args: the configuration: batch sizes, epochs, steps, token budget.
+        unit: what a row is called, such as "pair".
+        device: the device, whose kind decides the default of the token budget.
+        ranks: number of processes.
     """
     draw = np.random.default_rng(args.seed)
     count = len(groups)
-    order = np.arange(count) if count <= _SAMPLE else draw.choice(count, _SAMPLE, replace=False)
-    members = [groups[int(row)] for row in order]
+    known = groups.known
+    order = np.arange(len(known)) if len(known) <= _SAMPLE else draw.choice(len(known), _SAMPLE, replace=False)
+    members = [known[int(row)] for row in order]
     batch, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     per_step = batch * accumulation * ranks
     steps = max(1, math.ceil(count / per_step) if not args.dataloader_drop_last else count // per_step)
@@ -54,7 +58,7 @@ def workload_of(groups: GroupDataset, args: Any, *, unit: str, device: Device, r
     largest, most = _largest(members, draw, batch=batch, parts=accumulation, budget=budget, steps=min(_STEPS, total))
     rows = [RowLengths.of(group) for group in members]
     sums = MicroBatch.of(rows)
-    longest = split_group(groups[int(np.argmax(groups.lengths))], 1, shared_tokens)
+    longest = split_group(known[int(np.argmax(known.lengths))], 1, shared_tokens)
     scale = count / max(1, len(rows))
     return Workload(
         unit=unit,
@@ -96,10 +100,11 @@ def _largest(
 
 
 def reference_of(args: Any, *, full: bool, arrives_trained: bool) -> ReferenceKind:
-    """Where the reference scores of a training come from.
+    """How a training gets its reference scores.
 
     Args:
-        arrives_trained: whether the model comes with an adapter.
+        full: full fine-tuning, as opposed to an adapter.
+        arrives_trained: whether the model is given with an adapter.
     """
     if not hasattr(args, "sync_ref_model"):
         return "none"
@@ -127,8 +132,11 @@ def without_plan() -> Iterator[None]:
 
 
 def announce(trainer: Any, model: Any, args: Any, groups: GroupDataset, **configs: Any) -> Plan | None:
-    """Say the plan of a trainer in one line, before its model is loaded; None where there is none, as in a run that
-    only measures the rate. A training does not depend on its plan: whatever fails in it is a note.
+    """Log the plan of a trainer in one line, before its model is loaded. A failure of the plan does not stop the
+    training, except with `plan_only`.
+
+    Returns: the plan; None if it failed, or in a run that only measures the rate.
+    Raises: PlanOnlyError with the plan, if `plan_only` is set.
     """
     if _measures.get():
         return None
@@ -154,9 +162,10 @@ def plan_of_trainer(
     """The plan of a trainer on this machine.
 
     Args:
-        model: as the trainer was given it: a name, or a model.
-        peft_config, quantization_config: the same.
-    Raises: PreftuneError for a model that cannot be planned for.
+        trainer: the trainer, for its method and its unit.
+        model: the trainer's argument: a name, or a model.
+        peft_config, quantization_config: the trainer's arguments.
+    Raises: PreftuneError for a model whose sizes are not known.
     """
     cpu = args.device.type != "cuda"
     device = this_cpu() if cpu else this_card(args.device.index)
@@ -175,7 +184,7 @@ def plan_of_trainer(
         device=device,
         precision=precision,
         checkpointing=bool(args.activation_checkpointing),
-        reference=reference_of(args, full=shape.full, arrives_trained=arrives),
+        reference=_live(reference_of(args, full=shape.full, arrives_trained=arrives), groups),
         **optimiser_of(args),
         bits=_bits(options, quantization_config) or shape.bits or _bits_of_module(model),
         nested=_nested(options, quantization_config) or shape.nested,
@@ -186,6 +195,11 @@ def plan_of_trainer(
     check_fsdp(settings, args)
     load = workload_of(groups, args, unit=unit_of(trainer), device=device, ranks=args.world_size)
     return Plan(shape, settings, load)
+
+
+def _live(reference: ReferenceKind, groups: GroupDataset) -> ReferenceKind:
+    """A reference that must be asked at any time, as the rows of a stream need it."""
+    return "copy" if reference == "pass" and groups.known is not groups else reference
 
 
 def check_fsdp(settings: Settings, args: Any) -> None:
@@ -201,13 +215,13 @@ def check_fsdp(settings: Settings, args: Any) -> None:
 
 
 def optimiser_of(args: Any) -> dict[str, Any]:
-    """A configuration's optimiser, and whether it can be sharded, as `Settings` has them."""
+    """The optimiser of a configuration, and whether it can be sharded, as fields of `Settings`."""
     name = str(getattr(args.optim, "value", args.optim))
     return {"optimizer": name, "divisible": shards(name) and not args.torch_compile}
 
 
 def sharding_words(sharding: Sharding | None) -> frozenset[str]:
-    """A way of sharding in the words of `--fsdp`."""
+    """The words of `--fsdp` for a way of sharding; empty for None."""
     if sharding is None:
         return frozenset()
     word = {
@@ -220,7 +234,7 @@ def sharding_words(sharding: Sharding | None) -> frozenset[str]:
 
 
 def unit_of(trainer: Any) -> str:
-    """What a row of a trainer is called."""
+    """The name of a row of a trainer, in the singular."""
     return str(trainer.unit).removesuffix("s")
 
 
@@ -234,7 +248,7 @@ def stored_dtype(shape: ModelShape, asked: Any) -> torch.dtype:
 def shape_of_name(
     name: str, options: dict[str, Any], peft_config: Any, *, trust: bool, scores: bool
 ) -> tuple[ModelShape, bool]:
-    """Sizes of a model by its name, and whether it arrives with an adapter. Only its config is read."""
+    """Sizes of a model by its name, and whether it comes with an adapter. Only its config is read."""
     from preftune.models.attach import locate_base
 
     place, arrives = _config_place(name, options), False
@@ -249,7 +263,7 @@ def shape_of_name(
 
 
 def _config_place(name: str, options: dict[str, Any]) -> Location:
-    """Where the model's config is; a folder without weights will do."""
+    """The location of the model's config, which may be a folder without weights."""
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
         return Location("folder", str(folder), local_files_only=True)
@@ -270,7 +284,7 @@ def _shape(
 
 
 def _bits(options: dict[str, Any], *configs: Any) -> int | None:
-    """Bits that are asked for, by options of loading or a config of bitsandbytes; None without."""
+    """Bits of quantisation in the options of loading or a config of bitsandbytes; None without quantisation."""
     asked = [options, *map(_as_mapping, (options.get("quantization_config"), *configs))]
     return next((bits for bits in (4, 8) if any(one.get(f"load_in_{bits}bit") for one in asked)), None)
 
@@ -282,11 +296,11 @@ def _bits_of_module(model: Any) -> int | None:
 
 
 def _nested(options: dict[str, Any], *configs: Any) -> bool:
-    """Whether it is asked for that the scales of 4-bit weights are quantised too."""
+    """Whether the scales of 4-bit weights are to be quantised too."""
     configs = tuple(map(_as_mapping, (options.get("quantization_config"), *configs)))
     return bool(options.get("use_bnb_nested_quant")) or any(c.get("bnb_4bit_use_double_quant") for c in configs)
 
 
 def _as_mapping(config: Any) -> dict[str, Any]:
-    """A config of bitsandbytes, which may be a mapping."""
+    """A config of bitsandbytes as a mapping; empty for None."""
     return config if isinstance(config, dict) else config.to_dict() if hasattr(config, "to_dict") else {}

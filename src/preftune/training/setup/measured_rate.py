@@ -1,4 +1,4 @@
-"""The rate of this machine at this training: two real steps of one micro-batch each, on a part of the data."""
+"""The speed of this machine in a training, measured on two real steps of one micro-batch each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _STEPS = 2
 
 
 class _Clock(TrainerCallback):
-    """Seconds of every step, the optimiser's included."""
+    """Measures the seconds of each step, with the optimiser's update."""
 
     def __init__(self, device: Any) -> None:
         self._device, self._began = device, 0.0
@@ -59,13 +59,17 @@ def measured_rate(
     peft_config: Any = None,
     referenced: bool = False,
 ) -> Rate:
-    """Trains for two steps with the real trainer, which is thrown away, and times them.
+    """The rate of two steps with the real trainer, which is then discarded.
 
     Args:
+        trainer: the class of the trainer.
         model: a name, or a model that may be changed.
         args: the configuration of the training.
-        load: whose typical micro-batch is timed.
-        referenced: whether a reference is scored within a step.
+        groups: the training data.
+        shape: the sizes of the model.
+        load: the workload whose typical micro-batch is timed.
+        referenced: whether a step also scores the reference.
+    Returns: the useful FLOPs per second of the faster step.
     """
     rows = typical_rows(groups, load, args)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), quiet(), without_plan():
@@ -77,7 +81,7 @@ def measured_rate(
             processing_class=tokenizer,
             peft_config=peft_config,
         )
-        made.remove_callback(PrinterCallback)  # standard output is the caller's
+        made.remove_callback(PrinterCallback)  # standard output belongs to the caller
         clock = _Clock(made.args.device)
         made.add_callback(clock)
         made.train()
@@ -90,7 +94,7 @@ def measured_rate(
 
 
 def _two_steps(args: Any, folder: str, batch: int) -> Any:
-    """The configuration, for two steps of one process that leave nothing behind."""
+    """The configuration for two steps of one process that write no checkpoint, log or evaluation."""
     chosen: dict[str, Any] = {
         "output_dir": folder,
         "max_steps": _STEPS,
@@ -117,7 +121,9 @@ def _two_steps(args: Any, folder: str, batch: int) -> Any:
 
 
 def typical_rows(groups: GroupDataset, load: Workload, args: Any) -> Sequence[TokenizedGroup]:
-    """Rows of two micro-batches that are as full as those of the training: of middle length, so that both are alike."""
+    """Rows of two micro-batches as large as those of the training. The rows are near the median length, so that the two
+    micro-batches are alike.
+    """
     budget = load.budget or load.largest.tokens
     mean = max(1, round(load.sampled.tokens / load.sample))
     count = max(1, min(args.per_device_train_batch_size * args.gradient_accumulation_steps, budget // mean))
@@ -132,8 +138,8 @@ def typical_rows(groups: GroupDataset, load: Workload, args: Any) -> Sequence[To
 
 
 def weights_or_random(name: str, options: dict[str, Any], settings: Settings) -> Any:
-    """The name, if its weights are there or on the hub; otherwise a random model of its config: neither time nor memory
-    depends on the weights. A quantised model needs its weights.
+    """The name, unless it is a folder without weights: then a random model of its config, because neither time nor
+    memory depends on the weights. A quantised model needs its weights, so its name is returned.
     """
     folder = Path(name).expanduser()
     if (
@@ -154,7 +160,7 @@ def weights_or_random(name: str, options: dict[str, Any], settings: Settings) ->
 
 
 def stand_in_tokenizer() -> Any:
-    """A tokenizer for rows that are token ids already."""
+    """A tokenizer for rows that are already token ids."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""Putting a run together before the Trainer exists: the model made ready, the data tokenised."""
+"""Preparation of a run before the trainer exists: the model's adapter, precision and engine, and tokenised data."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from preftune.models.precision import Precision, apply_precision, decide_precisi
 from preftune.models.quiet import quiet_peft
 from preftune.training.config.base import PackedConfig, PairConfig
 from preftune.training.record.saved_model import remember_dtypes, say_saved_dtype
-from preftune.training.setup.arguments import refuse_stream
 from preftune.training.setup.dropout import dropout_off
+from preftune.training.setup.streams import held, is_stream, streamed_groups
 
 _GROUP_TOKENS_WITHOUT_LIMIT = 8192
-"""Most tokens of a group of rows with one prompt where `max_length` sets no limit."""
+"""Most tokens of a group of rows with one prompt when `max_length` sets no limit."""
 
 
 def prepare_model(
@@ -48,12 +48,15 @@ def prepare_model(
     quantization_config: Any,
     load: Callable[..., Any] | None = None,
 ) -> Any:
-    """The model as it will be trained: loaded if it is a name, with its adapter, dropout as asked.
+    """The model as it will be trained: loaded if it is given by name, with its adapter, and without dropout if
+    `disable_dropout` is set.
 
     Args:
-        load: loads a name; by default `load_model`.
+        load: loads a model by its name; by default `load_model`.
     Raises:
-        ModelError: no model, a quantised model without adapter, an adapter on top of an adapter or without PeftModel.
+        ModelError: the model cannot be trained: it is no decoder, is spread over devices, is quantised without an
+            adapter, or has no trainable parameter; or an adapter would be put on another.
+        ConfigError: options of loading with a loaded model, or a `peft_config` that does not fit.
     """
     if isinstance(model, str):
         from preftune.models import load_model
@@ -84,7 +87,7 @@ def prepare_model(
 
 
 def _refuse_untrainable(model: nn.Module) -> None:
-    """Raises: ModelError for a model that is loaded in a way in which it cannot be trained."""
+    """Raises: ModelError for a model that cannot be trained in the form in which it was loaded."""
     _refuse_tasks(model)
     devices = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()} - {"cpu", "disk"}
     if len(devices) > 1:
@@ -128,14 +131,19 @@ def _refuse_tasks(model: Any) -> None:
 
 
 def seed(args: PackedConfig) -> None:
-    """Seed everything, as Trainer does once more when it is made."""
+    """Seed Python, NumPy and torch, as transformers' Trainer does again when it is made."""
     from transformers import enable_full_determinism, set_seed
 
     enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
 
 
 def add_adapter(model: nn.Module, peft_config: Any) -> Any:
-    """The model with a fresh adapter, the rest frozen."""
+    """The model with a new adapter; the other weights are frozen.
+
+    Raises:
+        ConfigError: `peft_config` is not a configuration of PEFT, or does not fit the model.
+        ModelError: the model already has an adapter.
+    """
     from peft import PeftConfig, get_peft_model
 
     if not isinstance(peft_config, PeftConfig):
@@ -160,7 +168,7 @@ def add_adapter(model: nn.Module, peft_config: Any) -> Any:
 
 
 def settle_precision(model: nn.Module, args: PackedConfig) -> Precision:
-    """Decide the dtypes of the run once, tell them, and make model and arguments obey."""
+    """Decide the dtypes of the run, log them, and apply them to the model and the configuration, in place."""
     precision = decide_precision(
         bf16=None if args.automatic_precision else args.bf16,
         fp16=None if args.automatic_precision else args.fp16,
@@ -177,12 +185,12 @@ def settle_precision(model: nn.Module, args: PackedConfig) -> Precision:
 
 
 def settle_engine(model: Any, args: PackedConfig) -> tuple[Engine, Support]:
-    """The engine for the model; reports what the user should know about the choice."""
+    """The engine for the model, and what it supports; logs the reason if prompts are not shared."""
     return told_engine(model, lambda: choose_engine(model, args.engine))  # type: ignore[arg-type]
 
 
 def told_engine(model: Any, choose: Callable[[], tuple[Any, Support]]) -> tuple[Any, Support]:
-    """The engine that `choose` gives; reports what the user should know about it."""
+    """The engine that `choose` returns; logs the reason if prompts are not shared, and a replaced attention."""
     before = getattr(model.config, "_attn_implementation", None)
     engine, support = choose()
     if not support.exact:
@@ -193,10 +201,10 @@ def told_engine(model: Any, choose: Callable[[], tuple[Any, Support]]) -> tuple[
 
 
 def settle_compilation(model: nn.Module, args: PackedConfig) -> None:
-    """Compile what `torch_compile` asks for, and say what that is.
+    """Compile the model's norms and MLPs if `torch_compile` is set, and log their number.
 
     Raises:
-        ConfigError: nothing in this model can be compiled.
+        ConfigError: the model has no layer that can be compiled.
     """
     if not args.torch_compile:
         return
@@ -215,7 +223,7 @@ def settle_compilation(model: nn.Module, args: PackedConfig) -> None:
 
 @contextmanager
 def compiled_by_us(args: PackedConfig) -> Iterator[None]:
-    """Inside, the configuration asks for no compilation: accelerate would compile the model around our hooks."""
+    """Within this context, `torch_compile` is off: accelerate would compile the whole model around preftune's hooks."""
     asked = args.torch_compile, args.torch_compile_backend, args.torch_compile_mode
     args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
     try:
@@ -225,14 +233,14 @@ def compiled_by_us(args: PackedConfig) -> Iterator[None]:
 
 
 def one_device(args: PackedConfig) -> None:
-    """A packed row cannot be split by DataParallel: one process uses one device, torchrun uses all."""
+    """Limit the process to one device, because DataParallel cannot split a packed row; torchrun uses all devices."""
     if args.n_gpu > 1:
         say(f"one of {args.n_gpu} devices is used by this process; torchrun --nproc_per_node {args.n_gpu} uses all.")
         args._n_gpu = 1
 
 
 def settle_learning_rate(args: PackedConfig, *, full: bool) -> None:
-    """Choose the learning rate where none was given, and say so."""
+    """Choose the learning rate if none was given, in place, and log it."""
     if not args.automatic_learning_rate:
         return
     args.learning_rate = args.full_learning_rate if full else args.adapter_learning_rate
@@ -244,36 +252,33 @@ def settle_learning_rate(args: PackedConfig, *, full: bool) -> None:
 def prepare_data(
     source: Any, tokenizer: Any, args: PairConfig, *, role: str, lists: bool = False, gold: bool = False
 ) -> tuple[GroupDataset, TokenizeReport | DemonstrationReport | None]:
-    """Tokenised groups of any kind of source, with a log of everything that was dropped or cut.
+    """Tokenised groups of any kind of source; the rows that were dropped or cut are logged.
 
     Args:
-        role: "train", "eval", "eval (NAME)" or "test". Rows to predict stay in their order, one group per row,
-            whatever `group_by_prompt` and `lists` say.
-        lists: the rated pairs of a prompt become one list of its answers.
-        gold: the rows have a third answer, which is imitated.
+        role: "train", "eval", "eval (NAME)" or "test". Rows of "test" stay in their order, one group per row, without
+            regard to `group_by_prompt` and `lists`.
+        lists: whether the rated pairs of a prompt become one list of its answers.
+        gold: whether the rows have a third answer, which is imitated.
+    Returns: the groups and the report of tokenising; no report for data that are tokenised already.
+    Raises: DatasetError for a source that cannot be read as pairs, ConfigError for ratings that all contradict.
     """
     grouped = _listed if lists else _grouped
     if isinstance(source, GroupDataset):
         return grouped(source, args, role=role), None
-    refuse_stream(source, role)
+    limits: dict[str, Any] = {name: getattr(args, name) for name in ("max_length", "max_prompt_length", "truncation")}
+    if is_stream(source) and role == "train":
+        return streamed_groups(source, "pair", tokenizer, args, gold=gold, **limits)
+    source = held(source, role)
     pairs = source if isinstance(source, PairDataset) else load_pairs(source)
     pairs = pairs.rated() if lists else pairs.with_gold() if gold else pairs
-    groups, report = tokenize(
-        pairs,
-        tokenizer,
-        role=role,
-        max_length=args.max_length,
-        max_prompt_length=args.max_prompt_length,
-        truncation=args.truncation,
-        num_proc=args.dataset_num_proc,
-    )
+    groups, report = tokenize(pairs, tokenizer, role=role, num_proc=args.dataset_num_proc, **limits)
     return grouped(groups, args, role=role), report
 
 
 def tokenize(
     rows: PairDataset | DemonstrationDataset | LabelledDataset, tokenizer: Any, *, role: str, **settings: Any
 ) -> tuple[GroupDataset, TokenizeReport | DemonstrationReport | LabelledReport]:
-    """Groups, new or from the cache, and their report, which is logged. `settings` are those of the tokenising."""
+    """Groups, new or from the cache, and their report, which is logged. `settings` are passed to the tokenising."""
     groups, report, recalled = tokenize_or_recall(rows, tokenizer, **settings)
     if recalled:
         detail(f"the {role} {rows.kind}s were tokenised before: their token ids are read from the cache.")
@@ -285,7 +290,7 @@ def tokenize(
 
 
 def _grouped(groups: GroupDataset, args: PairConfig, *, role: str) -> GroupDataset:
-    """Groups of all rows with the same prompt, if that is asked for, and what it saves."""
+    """One group for the rows of each prompt if `group_by_prompt` is set; logs the number of tokens that it saves."""
     if not args.group_by_prompt or role == "test":
         return groups
     limit = 4 * args.max_length if args.max_length else _GROUP_TOKENS_WITHOUT_LIMIT
@@ -308,7 +313,7 @@ def _grouped(groups: GroupDataset, args: PairConfig, *, role: str) -> GroupDatas
 
 
 def _listed(groups: GroupDataset, args: PairConfig, *, role: str) -> GroupDataset:
-    """One group for the rated answers of each prompt, and what that makes of the pairs."""
+    """One group for the rated answers of each prompt; logs the lengths of the lists."""
     if role == "test":
         return groups
     lists, counts = as_lists(groups)
@@ -322,7 +327,7 @@ def _listed(groups: GroupDataset, args: PairConfig, *, role: str) -> GroupDatase
 
 
 def say_lists(lists: GroupDataset, counts: ListCounts, pairs: int, *, role: str) -> None:
-    """What lists were made of pairs."""
+    """Log the lists that were made of pairs, and the prompts that were left out."""
     if not counts.lengths:
         say(
             f"no {role} prompt has more than two rated answers: a list is a pair. Data with ratings of both sides, "
@@ -342,25 +347,30 @@ def say_lists(lists: GroupDataset, counts: ListCounts, pairs: int, *, role: str)
 
 
 Prepare = Callable[[Any, str], tuple[GroupDataset, Any]]
-"""Tokenises a source for a role ("train", "eval", "eval (NAME)", "test"); gives its report, if there is one."""
+"""Tokenises a source for a role ("train", "eval", "eval (NAME)", "test"). Returns groups, and a report or None."""
 
 
 def prepare_all(
     train: Any, held_out: Any, prepare: Prepare
 ) -> tuple[GroupDataset, GroupDataset | dict[str, GroupDataset] | None, dict[str, Any]]:
-    """Training and evaluation data of a run, and what tokenising did to each, by role."""
+    """Training and evaluation data of a run, and the reports of tokenising by role.
+
+    Raises: ConfigError without training data.
+    """
     if train is None:
         raise ConfigError("`train_dataset` is required: pass a dataset, a list of dicts, a path or a hub id.")
     groups, report = prepare(train, "train")
     eval_groups, reports = prepare_held_out(held_out, prepare)
     for name, part in (eval_groups if isinstance(eval_groups, Mapping) else {"": eval_groups}).items():
-        if part is not None:
+        if part is not None and groups.known is groups:
             _say_shared(groups, part, f"evaluation prompts{f' ({name})' if name else ''}")
     return groups, eval_groups, reports if report is None else {"train": report, **reports}
 
 
 def _say_shared(train: GroupDataset, held_out: GroupDataset, what: str) -> None:
-    """Metrics on prompts that are trained on measure memory. Prompts of one token (plain texts) do not count."""
+    """Log how many held-out prompts are training prompts, whose metrics measure memorisation. Prompts of one token
+    (plain texts) do not count.
+    """
     asked = np.unique(held_out.prompt_keys(least=2))
     shared = len(np.intersect1d(asked, train.prompt_keys(least=2))) if len(asked) else 0
     if shared:
@@ -374,7 +384,7 @@ def _say_shared(train: GroupDataset, held_out: GroupDataset, what: str) -> None:
 def prepare_held_out(
     source: Any, prepare: Prepare
 ) -> tuple[GroupDataset | dict[str, GroupDataset] | None, dict[str, Any]]:
-    """Data of no, one or several named evaluation datasets."""
+    """Tokenised data of no evaluation dataset, of one, or of several by name; and their reports."""
     if source is None:
         return None, {}
     if isinstance(source, Mapping):

@@ -1,7 +1,7 @@
 """NEFTune on packed rows: noise on the embeddings while training (Jain et al. 2023, arXiv:2310.05914).
 
-transformers' own takes the length of the row for that of the sequence. Many sequences stand in a packed row, and the
-noise would be as much too small as the row is longer than they are.
+transformers' own implementation uses the length of the row as that of the sequence. A packed row holds many sequences,
+and the noise would be too small by the square root of the ratio of the two lengths.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from preftune.logps.request import current_request
 
 @contextmanager
 def noisy_embeddings(model: Any, alpha: float | None) -> Iterator[None]:
-    """Inside, every training forward adds uniform noise within `alpha / sqrt(L D)`: L tokens of the token's own
-    sequence, D the model's width. Nothing for None.
+    """Within this context, the embeddings in training mode get uniform noise within `alpha / sqrt(L D)`, with L the
+    tokens of a token's own sequence and D the model's width. None adds no noise.
     """
     if alpha is None:
         yield
@@ -42,10 +42,10 @@ def _noisy(module: nn.Module, output: Tensor, alpha: float) -> Tensor:
 
 
 def lengths_of(embedded: Tensor) -> Tensor:
-    """(R,) float32: for every token of a row how many tokens its sequence has.
+    """The number of tokens of each token's sequence, shape (R,), float32; R without a packed row.
 
     Args:
-        embedded: (1, R, D).
+        embedded: the embeddings of a row, shape (1, R, D).
     """
     request = current_request()
     rows = embedded.shape[1]

@@ -1,4 +1,4 @@
-"""Who is the reference of this run, and the pass over all rows that some references need before the first step."""
+"""The reference of a run, and the pass over all rows that some references need before the first step."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from preftune.reference import (
     choose_source,
 )
 from preftune.storage.cache_folder import cache_folder
+from preftune.storage.freed_memory import give_back
 from preftune.training.protocol import ReferencedTrainerView, TrainerView
 from preftune.training.setup.model import settle_compilation
 from preftune.training.setup.sharding import shard_model
@@ -37,11 +38,13 @@ from preftune.types import TokenizedGroup
 
 
 def make_reference(trainer: ReferencedTrainerView, ref_model: Any, *, trained: Callable[[], bool]) -> ReferenceScores:
-    """The reference of a trainer whose model has been prepared and placed.
+    """The reference of a trainer whose model has been prepared and is on its device.
 
     Args:
-        ref_model: the explicit one, a model, hub id or folder; None takes the model as received.
-        trained: whether the policy has left the state in which it was received.
+        ref_model: an explicit reference: a model, a hub id or a folder; None for the model as received.
+        trained: returns whether the policy has changed since it was received.
+    Raises:
+        ConfigError: the loss needs no reference, or `ref_model` is not a model or shares parameters with the policy.
     """
     model, engine = trainer.model, trainer.engine
     scored_by = engine.name
@@ -60,7 +63,7 @@ def make_reference(trainer: ReferencedTrainerView, ref_model: Any, *, trained: C
     if moves:
         source = moving_reference(trainer, None if ref_model is None else prepare_explicit(trainer, ref_model))
     elif ref_model is None:
-        # a real batch decides what switching an adapter off would change
+        # a real batch shows what switching the adapter off changes
         probe = trainer._batch_of(shortest(trainer.train_dataset.lengths, 4))
         with trainer.autocast():
             source = choose_source(model, probe, engine, trained=trained, reload=_reloader(trainer))
@@ -76,7 +79,7 @@ def make_reference(trainer: ReferencedTrainerView, ref_model: Any, *, trained: C
     say(f"reference: {source.description}.")
     store = None
     if trainer.args.reference_cache and not moves:
-        if trainer.args.torch_compile:  # other kernels: scores of an uncompiled run are not looked up
+        if trainer.args.torch_compile:  # other kernels round differently, so scores of an uncompiled run are not reused
             scored_by += f", compiled ({trainer.args.torch_compile_backend}, {trainer.args.torch_compile_mode})"
         numerics = Numerics.of(model, engine=scored_by, device=trainer.args.device, autocast=trainer.precision.autocast)
         name = str(getattr((model if ref_model is None else ref_model).config, "_name_or_path", ""))
@@ -95,7 +98,7 @@ def moving_reference(trainer: TrainerView, start: nn.Module | None) -> MovingCop
     """The reference of a run with `sync_ref_model`.
 
     Args:
-        start: an explicit one to begin with; by default the policy.
+        start: an explicit reference at the first step; None for the policy.
     """
     source = MovingCopy(trainer.model, start=start)
     say(f"sync_ref_model keeps a second copy of the trainable weights: {source.size / 2**30:.2f} GiB more.")
@@ -103,7 +106,7 @@ def moving_reference(trainer: TrainerView, start: nn.Module | None) -> MovingCop
 
 
 class MoveReference(TrainerCallback):
-    """Moves the reference after the steps at which it is due."""
+    """Moves the reference towards the policy every `ref_model_sync_steps` steps."""
 
     def __init__(self, trainer: TrainerView, source: Callable[[], Source | None]) -> None:
         self._trainer, self._source = trainer, source
@@ -115,9 +118,8 @@ class MoveReference(TrainerCallback):
 
 
 def settle_reference(trainer: ReferencedTrainerView) -> None:
-    """Makes the reference anew if a model was changed since: scores are kept under the address of what computes them.
-
-    Called before anything is scored, as long as the policy is as received.
+    """Make the reference again if the model was changed after the trainer was made, because scores are cached under the
+    fingerprint of the reference. It has no effect once the policy was trained.
     """
     source = trainer.reference.source
     if trainer._policy_changed or source.unchanged(trainer.model):
@@ -130,8 +132,8 @@ def settle_reference(trainer: ReferencedTrainerView) -> None:
 
 
 def score_everything(trainer: ReferencedTrainerView, datasets: Iterable[GroupDataset]) -> None:
-    """Make sure every row has a reference score. Ranks share the work through the cache; what another rank's cache
-    does not show here (no shared disk, cache off) is scored here too.
+    """Score all rows under the reference that have no score yet. Ranks share the work through the cache; a rank then
+    scores what the others' scores did not reach it for (no shared disk, cache off).
     """
     reference, args = trainer.reference, trainer.args
     size = args.precompute_ref_batch_size or args.per_device_eval_batch_size
@@ -140,6 +142,7 @@ def score_everything(trainer: ReferencedTrainerView, datasets: Iterable[GroupDat
             rows = range(args.process_index, len(dataset), args.world_size) if share else range(len(dataset))
             _score(trainer, dataset, rows, size)
         trainer.accelerator.wait_for_everyone()
+    give_back()
     if isinstance(reference.source, ExplicitModel) and not trainer.needs_live_reference:
         reference.source.release()
 
@@ -171,7 +174,13 @@ def _score(trainer: ReferencedTrainerView, dataset: GroupDataset, rows: range, s
 
 
 def prepare_explicit(trainer: TrainerView, ref_model: Any) -> Any:
-    """An explicit reference in the precision the policy is computed in, on its device, frozen."""
+    """An explicit reference, frozen, in the precision in which the policy is computed, on its device.
+
+    Args:
+        ref_model: a model, a hub id or a folder.
+    Raises:
+        ConfigError: it is not a model, or it shares parameters with the policy.
+    """
     from dataclasses import replace
 
     import torch
@@ -195,17 +204,17 @@ def prepare_explicit(trainer: TrainerView, ref_model: Any) -> Any:
         )
     for parameter in ref_model.parameters():
         parameter.requires_grad_(False)
-    # what trains is float32 under autocast; a fully trained policy's reference must go through the same kernels
+    # trained weights are float32 under autocast, and the reference of full fine-tuning must use the same kernels
     precision = replace(trainer.precision, frozen=torch.float32) if trainer.full else trainer.precision
     apply_precision(ref_model, precision)
-    if is_quantized(ref_model) or together(trainer):  # sharding moves its own part
+    if is_quantized(ref_model) or together(trainer):  # sharding moves each rank's part itself
         return ref_model
     return ref_model.to(trainer.args.device)
 
 
 def _reloader(trainer: ReferencedTrainerView) -> Callable[[], nn.Module] | None:
-    """Loads the model again from where its config says it came from, ready for the policy's engine. The caller must
-    check its weights.
+    """A function that loads the model again from the source that its config names, ready for the policy's engine; None
+    without a source. The caller must check the weights.
     """
     name = getattr(trainer.model.config, "_name_or_path", "")
     if not name:

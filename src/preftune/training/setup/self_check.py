@@ -1,10 +1,11 @@
-"""The check of every run at its first step: is what we compute what we mean?
+"""The check of every run at its first step.
 
-Before:  the engine agrees with the naive path on a real group; policy and reference agree where they must.
-During:  every trainable parameter has a gradient, no frozen one has.
-After:   the weights really moved.
+Before the step, the engine must agree with the naive path on real groups, and the policy with the reference.
+During the step, every trainable parameter must get a gradient, and no frozen one.
+After the step, the weights must have changed.
 
-A failure stops the run with a named cause. Rounding never does: tolerances follow the dtype.
+A failure stops the run with an error that names the cause. The tolerances depend on the dtype, so that rounding does
+not stop it.
 """
 
 from __future__ import annotations
@@ -28,31 +29,33 @@ from preftune.reference import ReferenceScores, adapters_off, inference, unwrap
 from preftune.training.protocol import TrainerView
 from preftune.types import TokenizedGroup
 
-# Mean and largest difference per token, in nats, that rounding can explain between the engine and the naive path.
-# Half-precision trunks of different kernels differ by a few hundredths on average; a wrong mask or position differs by
-# tenths to whole nats.
+# Mean and largest difference per token between the engine and the naive path, in nats, that rounding can explain.
+# In half precision, different kernels differ by a few hundredths on average; a wrong mask or position changes the
+# result by tenths of a nat to several nats.
 _ENGINE_TOLERANCE = {torch.float32: (1e-3, 2e-2), torch.bfloat16: (0.1, 1.5), torch.float16: (0.03, 0.5)}
 
-# The same between policy and reference, which go through the same kernels on the same batch: the right reference gives
-# the same bits, whatever the dtype.
+# The same between policy and reference, which the same kernels compute on the same batch: the right reference gives
+# the same bits in every dtype.
 _REFERENCE_TOLERANCE = (1e-3, 2e-2)
 
 _MOST_SKIPPED = 30
 
 _GLANCE = 32
-"""Tokens that are enough to see whether a model looks ahead, and too few for a rope that changes with the length."""
+"""Tokens of the causality check: enough to detect a model that attends to later tokens, and too few to reach the length
+at which a dynamic rope changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class FirstStep:
-    """What the check before the first step measured, in nats."""
+    """The results of the check before the first step, in nats."""
 
     engine_error: float
     """Largest difference per token between the engine and the naive path."""
     reference_distance: float | None
     """Largest difference of a completion's log-probability between policy and reference; None on a resumed run."""
     noise_floor: float | None
-    """Largest reward margin over beta that rounding alone produces at the start."""
+    """Largest reward margin, divided by beta, that rounding alone produces at the start; None on a resumed run, without
+    pairs, or where a mismatch was allowed."""
 
     def describe(self) -> str:
         line = f"self-check: the engine agrees with the naive path within {self.engine_error:.2g} nat per token"
@@ -75,17 +78,21 @@ def check_before_training(
 
     Args:
         batch: several groups of the run, as `probes` chooses them.
+        autocast: dtype of autocast; None without.
+        resumed: whether the policy was trained already; only the engine is checked then.
+        allow_mismatch: whether policy and reference may disagree.
     Raises:
-        NonFiniteError: the model's scores are NaN or infinite as it was received.
-        SelfCheckError: the engine computes something else than the naive path.
+        ModelError: the model is not causal.
+        NonFiniteError: the scores of the model as received are NaN or infinite.
+        SelfCheckError: the engine and the naive path disagree.
         ReferenceMismatchError: policy and reference disagree before the first step.
     """
     policy, largest, tolerance = check_engine(model, batch, engine, autocast=autocast)
     if resumed:
         return FirstStep(largest, None, None)
-    # Scores of another run come from another packing, which rounds: in float32 far below the tolerance, in half
-    # precision as much as another kernel does. A model that was chosen as the reference must pass the strict
-    # comparison then, and is scored again.
+    # Cached scores come from another packing, which rounds differently: in float32 far below the tolerance, in half
+    # precision as much as another kernel does. In half precision a reference that is not the received model is
+    # therefore scored again, and must pass the strict comparison.
     single = (autocast or _compute_dtype(model)) == torch.float32
     limits = _REFERENCE_TOLERANCE if single else tolerance
     known = reference.known(batch)
@@ -108,7 +115,7 @@ def check_before_training(
 
 
 def worst(results: Iterable[FirstStep]) -> FirstStep:
-    """The largest of what several batches showed."""
+    """The largest values of several batches."""
     found = list(results)
 
     def largest(values: Iterable[float | None]) -> float | None:
@@ -125,11 +132,12 @@ def check_engine(
 ) -> tuple[GroupLogps, float, tuple[float, float]]:
     """Compare engine and naive path on one real batch of several groups.
 
-    Returns: the engine's scores, the largest difference per token, and the mean and largest that rounding may make.
+    Returns: the engine's scores; the largest difference per token; the mean and the largest difference that rounding
+        may cause. Differences are in nats.
     Raises:
-        ModelError: the model sees what stands behind a token.
-        NonFiniteError: the model's scores are NaN or infinite as it was received.
-        SelfCheckError: the engine computes something else than the naive path.
+        ModelError: the model is not causal.
+        NonFiniteError: the scores of the model as received are NaN or infinite.
+        SelfCheckError: the engine and the naive path disagree.
     """
     with torch.autocast(batch.input_ids.device.type, autocast, enabled=autocast is not None), inference(model):
         policy = engine(model, batch)
@@ -159,10 +167,11 @@ def check_engine(
 
 
 def check_causal(model: nn.Module, batch: PackedBatch, *, autocast: torch.dtype | None) -> None:
-    """Score the beginning of a text with and without what follows. Engine and naive path agree about a model that
-    looks ahead as well, and its log-probabilities are meaningless: it sees the tokens that it predicts.
+    """Check that the scores of the beginning of a text do not depend on the text that follows. Engine and naive path
+    agree on a model that is not causal too, but its log-probabilities are meaningless, because it sees the tokens that
+    it predicts.
 
-    Raises: ModelError, if what follows counts.
+    Raises: ModelError if the scores change.
     """
     group = max(batch.groups, key=lambda group: group.tokens)
     ids = [*group.prompt_ids, *group.completions[0]][:_GLANCE]
@@ -171,10 +180,10 @@ def check_causal(model: nn.Module, batch: PackedBatch, *, autocast: torch.dtype 
         return
     alone = TokenizedGroup(ids[:1], (ids[1:half],), (), id=group.id)
     followed = TokenizedGroup(ids[:1], (ids[1:],), (), id=group.id, scored=(((0, half - 1),),))
-    off = adapters_off(model) if hasattr(unwrap(model), "disable_adapter") else nullcontext()  # Lily looks ahead
+    off = adapters_off(model) if hasattr(unwrap(model), "disable_adapter") else nullcontext()  # Lily is not causal
     device = batch.input_ids.device
     with warnings.catch_warnings(), torch.autocast(device.type, autocast, enabled=autocast is not None):
-        warnings.filterwarnings("ignore", message="Careful, disabling adapter layers with bias")  # any weights will do
+        warnings.filterwarnings("ignore", message="Careful, disabling adapter layers with bias")  # any weights serve
         with inference(model), off:
             short, long = (naive_logps(model, pack([one]).to(device)) for one in (alone, followed))
     changed = float((short - long).abs().mean())
@@ -205,7 +214,7 @@ def _mismatch(policy: GroupLogps, reference: GroupLogps) -> ReferenceMismatchErr
 
 
 def _agree(one: GroupLogps, other: GroupLogps, tolerance: tuple[float, float]) -> bool:
-    """Whether mean and largest difference per token are within the tolerance, where both are known."""
+    """Whether mean and largest difference per token are within the tolerance, over tokens with a score in both."""
     per_token = (one.token_logps_T - other.token_logps_T).abs()
     per_token = per_token[~per_token.isnan()]
     return float(per_token.mean()) <= tolerance[0] and float(per_token.max()) <= tolerance[1]
@@ -227,7 +236,9 @@ def _compute_dtype(model: nn.Module) -> torch.dtype:
 
 
 class FirstStepCallback(TrainerCallback):
-    """Looks at gradients before, and at weights after, the first optimiser step that has a learning rate."""
+    """Checks the gradients before the first optimiser step, and the weights after the first step with a learning rate
+    above 0.
+    """
 
     def __init__(self, trainer: TrainerView) -> None:
         self._trainer = trainer
@@ -261,7 +272,7 @@ class FirstStepCallback(TrainerCallback):
             )
 
     def _count_skipped(self, skipped: bool) -> None:
-        """Loss scaling skips a step now and then while it looks for its scale; never many in a row."""
+        """Loss scaling skips single steps while it finds its scale. Many skipped steps in a row are an error."""
         self._skipped = self._skipped + 1 if skipped else 0
         if self._skipped >= _MOST_SKIPPED:
             raise NonFiniteError(
@@ -271,13 +282,14 @@ class FirstStepCallback(TrainerCallback):
 
 
 def check_gradients(model: nn.Module, *, may_vanish: bool = False) -> None:
-    """Every trainable parameter has a gradient (LoRA's A is exactly zero at first: present, not non-zero), no frozen
-    one has. Experts that no token was routed to are excused.
+    """Check that every trainable parameter has a gradient and no frozen one has. The gradient of a single parameter may
+    be zero, as that of LoRA's A is at first. An expert to which no token was routed may have none.
 
     Args:
-        may_vanish: whether all may be zero, as hinge's are once every pair is won (a run that goes on).
+        may_vanish: whether all gradients may be zero, as those of the hinge loss once every pair is won (in a resumed
+            run), or those of a step whose weights are all 0.
     Raises:
-        SelfCheckError: naming the first few parameters.
+        SelfCheckError: the check failed; the message names the first three parameters.
     """
     without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None and "expert" not in n]
     frozen = [n for n, p in model.named_parameters() if not p.requires_grad and p.grad is not None]
@@ -300,11 +312,11 @@ def check_gradients(model: nn.Module, *, may_vanish: bool = False) -> None:
 
 
 def _most_moved(model: nn.Module) -> tuple[str, nn.Parameter, Tensor] | None:
-    """The trainable parameter with the largest gradient, and what it is now; None if all gradients are zero."""
+    """Name, parameter and present value of the trainable parameter with the largest gradient; None if all are zero."""
     candidates = [(n, p) for n, p in model.named_parameters() if p.requires_grad and p.grad is not None]
     if not candidates:
         return None
-    # of sharded weights this rank's part, which may be empty
+    # this rank's part of sharded weights, which may be empty
     parts = [local(p.grad) for _, p in candidates if p.grad is not None]
     sizes = torch.stack([p.abs().max().float() if p.numel() else p.new_zeros(()).float() for p in parts])
     largest = int(sizes.argmax())

@@ -1,11 +1,12 @@
-"""A model divided among the ranks with torch's FSDP2, after its engine was made: the trial of the fast layers needs
-whole weights.
+"""A model divided among the ranks with torch's FSDP2. It is divided after its engine was made, because the trial of the
+fast layers needs whole weights.
 
-Layers are gathered in the dtype in which they are stored, so that every rank computes what one process would. Gathered
-in bfloat16 (`MixedPrecisionPolicy`), embeddings and norms would round: by 0.3 nat in the margins of a 135M model.
+Layers are gathered in the dtype in which they are stored, so that every rank computes what a single process would. If
+they were gathered in bfloat16 (`MixedPrecisionPolicy`), embeddings and norms would round, by 0.3 nat in the margins of
+a 135M model.
 
-Each layer is a group of its own, and the rest of the model (embedding, last norm, head) is one more, which stays whole
-from its forward to its backward pass, as the head's weight is needed in both.
+Each layer is an FSDP group. The rest of the model (embedding, last norm, head) is another, which stays whole from its
+forward to its backward pass, because both need the head's weight.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from preftune.training.config.sharding import Sharding, refusal
 
 
 def check_sharding(model: nn.Module, args: PackedConfig) -> None:
-    """Raises: ConfigError for what sharded weights cannot be combined with."""
+    """Check that the model can be sharded in this run.
+
+    Raises: ConfigError without other processes, or for an option that cannot be combined with sharding.
+    """
     if args.world_size < 2 or not dist.is_initialized():
         raise ConfigError(
             f"fsdp={args.fsdp!r} divides a model among processes, but this is the only one. Start one for each "
@@ -51,12 +55,12 @@ def shard_model(
     *,
     called: Sequence[nn.Module] = (),
 ) -> None:
-    """Divide a model's weights among all ranks, in place. Every rank holds the same whole weights before, on the CPU or
-    on its device.
+    """Divide a model's weights among all ranks, in place. Before, every rank must hold the same whole weights, on the
+    CPU or on its device.
 
     Args:
-        called: the parts of the model that are called in its place, where the model itself is not.
-    Raises: ConfigError if no layers are found, or the ranks cannot be divided into the replicas that are asked for.
+        called: the parts of the model that are called if the model itself is not; empty for the model.
+    Raises: ConfigError if no layers are found, or the number of ranks is not a multiple of `sharding.replicas`.
     """
     mesh = _mesh(sharding, device)
     received = {name: p.received_dtype for name, p in model.named_parameters() if hasattr(p, "received_dtype")}
@@ -70,7 +74,7 @@ def shard_model(
     for part in called or (model,):
         fully_shard(part, reshard_after_forward=False, **options)
         part.register_forward_hook(_divide_again)
-    for name, parameter in model.named_parameters():  # they are other objects now
+    for name, parameter in model.named_parameters():  # sharding replaced the parameters
         if name in received:
             parameter.received_dtype = received[name]
     for buffer in model.buffers():
@@ -79,15 +83,15 @@ def shard_model(
 
 
 def _divide_again(module: Any, inputs: Any, output: Any) -> None:
-    """Divides weights that stayed whole after a forward pass that no backward pass follows."""
+    """Divide the weights again after a forward pass without gradients, which no backward pass follows."""
     if not torch.is_grad_enabled():
         module.reshard()
 
 
 def layers_of(model: Any, classes: Sequence[str] = ()) -> list[nn.Module]:
-    """The modules that are sharded one by one: those of the classes, by default the model's own layers.
+    """The modules that are sharded one by one: those of the named classes, by default the model's layers.
 
-    Raises: ConfigError if there are none.
+    Raises: ConfigError if the model has no such module.
     """
     names = set(classes) or set(getattr(model, "_no_split_modules", None) or ())
     found = [module for module in model.modules() if type(module).__name__ in names]
@@ -120,7 +124,7 @@ def _mesh(sharding: Sharding, device: torch.device) -> DeviceMesh:
 
 
 def take_from_first_rank(model: nn.Module, device: torch.device) -> None:
-    """Copies all weights from rank 0, one at a time: the others may not have loaded them."""
+    """Copy all weights and buffers from rank 0, one at a time, because the other ranks may not have loaded them."""
     for tensor in (*model.parameters(), *model.buffers()):
         there = tensor.detach().to(device)
         dist.broadcast(there, src=0)

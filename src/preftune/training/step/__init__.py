@@ -1,20 +1,20 @@
 """One optimiser step.
 
-planning micro-batches within a token budget, computing them, starting again when memory runs out, and metrics.
+It is split into micro-batches within a token budget, and repeated when memory runs out.
 
     collate         groups -> batches
     kl_baseline     KTO's baseline over a whole step
     lockstep        ranks that run equally many passes
-    measured        running moments of a step's pairs
-    memory          out of memory: smaller parts
+    measured        running moments over the pairs of a step
+    memory          the token limit, which falls when memory runs out
     memory_advice   what to change when one pair does not fit
     metrics         means over samples, one transfer per log
     micro_batches   which groups are computed together
     optimizer_step  one step, repeated whole when memory runs out
     pair_loss       the objective of a configuration on a batch's pairs
-    ranks           what ranks exchange: gradients and memory limits
-    shares          several ranks: a share of the work each, all results for all
-    step_pairs      all pairs of a step before its loss
+    ranks           exchange of gradients and memory limits between ranks
+    shares          work divided among the ranks, results gathered on all of them
+    step_pairs      scores of all pairs of a step before its loss
 """
 
 __all__ = [

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from preftune.training.config.base import PackedConfig
 
 BATCH = "batch"
-"""The one entry of a trainer's inputs."""
+"""The only key of a trainer's inputs."""
 
 
 def collate(groups: Sequence[TokenizedGroup]) -> dict[str, PackedBatch]:
-    """Plan and pack a micro-batch. Integer work, done in the data loader's workers where there are any."""
+    """Pack a micro-batch. It is integer work, which the data loader's workers do if there are any."""
     return {BATCH: pack(groups) if groups else no_groups()}
 
 
@@ -53,8 +53,8 @@ def no_groups() -> PackedBatch:
 
 
 class WithoutRepeats(BatchSamplerShard):  # type: ignore[misc]
-    """This rank's batches of accelerate's plan, where the last ones are smaller or empty: accelerate fills them up with
-    rows that were trained on already, and the update would depend on the number of ranks.
+    """This rank's batches in accelerate's order; the last ones may be smaller or empty. accelerate would fill them with
+    rows that were trained on already, so that the update would depend on the number of ranks.
     """
 
     def __len__(self) -> int:
@@ -73,16 +73,16 @@ class WithoutRepeats(BatchSamplerShard):  # type: ignore[misc]
 
 
 def without_repeats(loader: Any) -> Any:
-    """A training loader that `accelerate` prepared, in which no row stands twice in an epoch."""
+    """The training loader that `accelerate` prepared, changed so that no row occurs twice in an epoch."""
     shard = loader.batch_sampler
     if type(shard) is BatchSamplerShard and not shard.drop_last:
-        shard.__class__ = WithoutRepeats  # accelerate makes it, and has no option for this
+        shard.__class__ = WithoutRepeats  # accelerate makes the object, and has no option for this
     return loader
 
 
 def with_a_seed_of_its_own(loader: Any, seed: int) -> Any:
-    """A loader that draws the seed of its workers from a generator of its own. From the global one, persistent workers
-    draw it once in a process, so that a resumed run would have another dropout.
+    """The loader, which then draws the seed of its workers from its own generator. Persistent workers would draw it
+    from the global one once in a process, so that a resumed run would have other dropout.
     """
     loader.generator = torch.Generator().manual_seed(seed)
     if hasattr(loader, "base_dataloader"):  # accelerate's loaders iterate over another one
@@ -91,11 +91,12 @@ def with_a_seed_of_its_own(loader: Any, seed: int) -> Any:
 
 
 def probes(lengths: Sequence[int] | NDArray[np.int64]) -> list[int]:
-    """The rows that the check of the first step compares, packed together: the longest, the shortest, and one
-    between them. What an engine gets wrong shows beyond a limit, at an edge, or with neighbours.
+    """The rows that the check of the first step compares, packed together: the longest, the shortest, and the median.
+    An error of an engine shows beyond a limit, at an edge, or with neighbours in the pack.
 
     Args:
-        lengths: (groups,) tokens of each group.
+        lengths: tokens of each group, shape (groups,).
+    Returns: 1 to 3 row numbers, in rising order.
     """
     order = np.argsort(np.asarray(lengths), kind="stable")
     return sorted({int(order[at]) for at in (-1, 0, len(order) // 2)})
@@ -112,23 +113,25 @@ def gold_tokens(groups: Iterable[TokenizedGroup]) -> int:
 
 
 def shortest(lengths: NDArray[np.int64], rows: int, *, of: int = 64) -> list[int]:
-    """The shortest of some rows from all over the data, for questions that any row answers.
+    """The shortest of some evenly spaced rows, for a check that any row can serve.
 
     Args:
-        lengths: (groups,) tokens of each group.
-        of: how many are checked.
+        lengths: tokens of each group, shape (groups,).
+        rows: most rows to return.
+        of: most rows to choose from.
+    Returns: row numbers, in rising order.
     """
     looked_at = np.unique(np.linspace(0, len(lengths) - 1, of).astype(np.int64))
     return sorted(looked_at[np.argsort(lengths[looked_at], kind="stable")[:rows]].tolist())
 
 
 def check_one_batch(args: PackedConfig, rows: int) -> None:
-    """There must be something to train on when the last, smaller batch is dropped.
+    """Check that at least one batch remains when the last, smaller one is dropped.
 
     Args:
-        rows: of the training data.
+        rows: number of training rows.
     Raises:
-        ConfigError: with the numbers.
+        ConfigError: `dataloader_drop_last` drops all rows.
     """
     whole = args.per_device_train_batch_size * args.world_size
     if args.dataloader_drop_last and rows < whole:

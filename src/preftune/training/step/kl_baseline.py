@@ -20,13 +20,15 @@ from preftune.types import TokenizedGroup
 def mismatched(
     groups: Sequence[TokenizedGroup], of: Iterable[int], *, longest: int | None = None
 ) -> list[TokenizedGroup]:
-    """Prompts with the answer to another one: each with that of the last group before it that has another
-    prompt, going round.
+    """Prompts with an answer to another prompt: the first completion of the nearest earlier group whose prompt differs.
+    The search continues at the end of the step when it reaches the start.
 
     Args:
-        groups: of the whole step, all ranks' in their order.
-        of: the groups that are asked for. One without another prompt in the step is left out.
-        longest: most tokens of a prompt and its answer. A longer answer is cut, and left out if nothing scored is left.
+        groups: groups of the whole step, of all ranks in the order in which the loader deals them.
+        of: indices into `groups`. A group is left out if no prompt in the step differs from its own.
+        longest: most tokens of a prompt and its answer. A longer answer is cut, and the group is left out if no scored
+            token remains.
+    Returns: one group with one completion and no pairs for each index that is not left out.
     """
     made = []
     for place in of:
@@ -44,12 +46,12 @@ def mismatched(
 
 
 _MOVED = 8
-"""Most tokens by which the boundary between a prompt and its answer moves, where a token spans it."""
+"""Most tokens by which the boundary between a prompt and its answer moves when a token spans it."""
 
 
 def _same_prompt(one: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether two prompts are the same text. Where a token spans the end of the prompt, it is a part of the answer: the
-    prompt of that row is a shorter beginning of the same prompt.
+    """Whether two prompts are the same text. A token that spans the end of the prompt belongs to the answer, so the
+    prompt of that row is a prefix of the same prompt, at most `_MOVED` tokens shorter.
     """
     shorter, longer = sorted((one, other), key=len)
     return len(longer) - len(shorter) <= _MOVED and list(longer[: len(shorter)]) == list(shorter)
@@ -59,13 +61,13 @@ def kl_baseline(trainer: ReferencedTrainerView, model: nn.Module, batches: Seque
     """The mean of log policy - log reference over mismatched prompts and answers, at least 0; nats.
 
     Args:
-        batches: of this rank, in the order in which the loader deals them to the ranks in turn. Every rank must call it
-            at the same time.
+        batches: this rank's groups of the step, in the loader's order.
+    Every rank must call it at the same time.
     """
     ranks: list[Sequence[Sequence[TokenizedGroup]]] = [batches]
     if trainer.args.world_size > 1:
         ranks = gather_object([[list(batch) for batch in batches]])
-    # as one rank would have them, so that the same prompts meet the same answers
+    # in the order of a single rank, so that a prompt gets the same answer for any number of ranks
     dealt = [
         (rank, group)
         for turn in zip_longest(*ranks, fillvalue=())

@@ -1,6 +1,6 @@
-"""Ranks that hold parts of one model compute together: a layer's weights are gathered by all of them at once, so every
-rank runs equally many forward and backward passes. A rank with fewer batches than another repeats a small one, which
-counts nothing.
+"""Ranks that hold parts of one model compute together: all of them gather a layer's weights at once, so every rank runs
+the same number of forward and backward passes. A rank with fewer batches than another repeats a small batch, whose
+result is not counted.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from preftune.types import TokenizedGroup
 
 
 def together(trainer: TrainerView) -> bool:
-    """Whether the ranks must run equally many passes."""
+    """Whether the ranks must run the same number of passes."""
     return trainer.args.sharding is not None
 
 
 def most(trainer: TrainerView, count: int) -> int:
-    """The largest count of all ranks; this rank's own where each rank computes for itself."""
+    """The largest count of all ranks; without sharding, this rank's own."""
     if not together(trainer):
         return count
     said = torch.tensor([count], device=trainer.args.device)
@@ -29,7 +29,7 @@ def most(trainer: TrainerView, count: int) -> int:
 
 
 def anywhere(trainer: TrainerView, flag: bool) -> bool:
-    """Whether a flag is set on any rank; this rank's own where each rank computes for itself."""
+    """Whether a flag is set on any rank; without sharding, this rank's own."""
     return bool(most(trainer, int(flag)))
 
 

@@ -1,4 +1,4 @@
-"""The differences of an optimiser step's pairs, for losses that follow their running moments."""
+"""Running moments of the log-ratio differences of an optimiser step's pairs, for losses that use them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from preftune.types import Preference, TokenizedGroup
 def measured(
     trainer: DPOTrainerView, moments: RunningMoments, model: nn.Module, batches: Sequence[PackedBatch]
 ) -> tuple[Sequence[PackedBatch], dict[str, float]]:
-    """Counts the step in the moments. Every rank must call it at the same time.
+    """Add the step to the moments. Every rank must call it at the same time.
 
-    Returns: the batches, in which the pairs that beta-DPO leaves out have weight 0, and those that it keeps so much
-    more that the mean is over them; and of beta-DPO the step's beta and the share that is left out, as metrics
-    (`beta_dpo/beta`, `beta_dpo/left_out`); an empty dict for other losses.
+    Returns: for beta-DPO, the batches with weight 0 for the pairs that it leaves out and larger weights for the others,
+        so that the loss is the mean over these; and the metrics `beta_dpo/beta` (the step's beta) and
+        `beta_dpo/left_out` (the share that is left out). For other losses, the batches unchanged and an empty dict.
     """
     pairs, own = pairs_of_step(trainer, model, batches)
     assert trainer.objective.gap is not None
@@ -48,8 +48,8 @@ def measured(
 
 
 def _draws(trainer: DPOTrainerView, batches: Sequence[PackedBatch]) -> list[float]:
-    """A number in (0, 1) for each pair of all ranks, of its tokens, the seed and the step: neither batches, nor ranks,
-    nor a resumed run change it.
+    """A number in (0, 1) for each pair of all ranks. It depends only on the pair's tokens, the seed and the step, so
+    that batches, ranks and resuming do not change it.
     """
     seed = f"{trainer.args.seed} {trainer.state.global_step}".encode()
     own = [_uniform(seed, group, pair) for batch in batches for group in batch.groups for pair in group.pairs]

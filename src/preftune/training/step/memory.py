@@ -1,4 +1,4 @@
-"""Running out of memory: computing less at a time from then on, and stopping only when a single pair does not fit."""
+"""Out of memory: less is computed at a time from then on, and the run stops only when a single pair does not fit."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ class TokenLimit:
     def __init__(self, tokens: int | None) -> None:
         """
         Args:
-            tokens: to begin with; None computes batches as they come.
+            tokens: the first limit; None computes batches as the loader made them.
         """
         self.tokens = tokens
         self.fell_to: int | None = None
-        """What is left of it since memory ran out; None if it never did."""
+        """The limit since memory ran out; None if it never did."""
 
     def lower(self, tokens: int) -> None:
         self.tokens = self.fell_to = tokens if self.tokens is None else min(self.tokens, tokens)
 
     def follow(self, tokens: int | None) -> None:
-        """Take over the smallest limit of all ranks, so that none has to wait for attempts of another again."""
+        """Adopt the smallest limit of all ranks, so that no rank waits again for the attempts of another."""
         if tokens is None or tokens == self.tokens:
             return
         self.lower(tokens)
         warn(f"another process ran out of memory: from now on at most {tokens:,} tokens are computed at a time.")
 
     def resume(self, tokens: int | None) -> None:
-        """Go on with the limit that a checkpoint's run had come down to; None if it never ran out."""
+        """Continue with the limit of a checkpoint's run; None if its memory never ran out."""
         if tokens is not None and (self.tokens is None or tokens < self.tokens):
             self.lower(tokens)
             warn(f"memory ran out before the checkpoint: the run continues with at most {tokens:,} tokens at a time.")
@@ -64,15 +64,20 @@ class TokenLimit:
     def halve(
         self, trainer: TrainerView, groups: Sequence[TokenizedGroup], cost: Cost, error: Exception, work: Work
     ) -> None:
-        """Half of what did not fit is the limit from now on, which is said.
+        """Set the limit to half the tokens that did not fit, and warn.
 
+        Args:
+            groups: what did not fit.
+            cost: tokens of a group, as the engine counts them.
+            error: the error of the device.
+            work: what was computed, for the warning.
         Raises:
             OutOfMemoryError: it was a single pair or row, or the model is sharded; the message names the fixes.
         """
         tokens, parts = sum(cost(group) for group in groups), _parts(groups)
         if parts <= 1:
             raise out_of_memory_error(trainer, groups[0], training=work == "training") from error
-        if together(trainer):  # the others are in the middle of a pass
+        if together(trainer):  # the other ranks are in the middle of a pass
             raise OutOfMemoryError(
                 f"out of memory on {counted(parts, _called(groups))} of {tokens:,} tokens ({work}). Ranks that share a "
                 f"model cannot repeat them in smaller parts: set max_tokens_per_batch={tokens // 2}, and continue from "
@@ -90,10 +95,10 @@ class TokenLimit:
 
 @contextmanager
 def explained(trainer: TrainerView, group: TokenizedGroup | None = None) -> Iterator[None]:
-    """Turn running out of memory into an `OutOfMemoryError` that names the fixes.
+    """Replace the device's error by an `OutOfMemoryError` that names the fixes when memory runs out.
 
     Args:
-        group: what was computed, if it was one group; None for what has nothing to do with a batch.
+        group: the group that was computed; None outside of a batch.
     """
     try:
         yield
@@ -110,14 +115,15 @@ def score_in_parts(
     *,
     work: Work,
 ) -> list[list[Result]]:
-    """Score groups within the limit of the trainer's scoring, which falls when memory runs out. Nothing is kept for a
-    backward pass, so what has been scored stays scored.
+    """Score groups within the trainer's `scoring_limit`, which falls when memory runs out. Nothing is kept for a
+    backward pass, so finished scores stay valid.
 
     Args:
-        score: scores some groups together, and has a result for each.
-    Returns: for each group the results of its parts; more than one if it had to be split.
+        score: scores some groups together, and returns one result per group.
+        work: what is computed, for the warning.
+    Returns: for each group the results of its parts, more than one if it was split.
     Raises:
-        OutOfMemoryError: a single pair did not fit.
+        OutOfMemoryError: a single pair did not fit, or the model is sharded.
     """
     limit, cost = trainer.scoring_limit, trainer.cost
     parts = [(at, part) for at, group in enumerate(groups) for part in split_group(group, limit.tokens, cost)]
@@ -150,13 +156,13 @@ def score_in_parts(
 
 
 def _fits(groups: Sequence[TokenizedGroup], limit: TokenLimitView, cost: Cost) -> bool:
-    """Whether the groups are within a limit that may have fallen since they were planned, or cannot be split."""
+    """Whether the groups are within the limit, which may have fallen since they were planned, or cannot be split."""
     within = limit.tokens is None or sum(cost(group) for group in groups) <= limit.tokens
     return within or _parts(groups) <= 1
 
 
 def _parts(groups: Sequence[TokenizedGroup]) -> int:
-    """Into how many pieces groups can be split."""
+    """The largest number of parts into which the groups can be split."""
     return sum(map(parts_of, groups))
 
 
@@ -165,9 +171,9 @@ def _called(groups: Sequence[TokenizedGroup]) -> str:
 
 
 def item_rows(trainer: GroupTrainerView, model: nn.Module, batch: PackedBatch) -> Tensor:
-    """(items, 1 + columns) float32, in the batch's order: each item's loss, and the trainer's columns.
+    """Each item's loss and the trainer's columns, shape (items, 1 + columns), float32, in the batch's order.
 
-    Scored within the limits of memory; the caller forbids gradients and switches dropout off.
+    The batch is split where memory requires it. The caller disables gradients and dropout.
     """
 
     def score(groups: Sequence[TokenizedGroup]) -> Sequence[Tensor]:

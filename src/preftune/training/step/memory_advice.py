@@ -1,5 +1,6 @@
-"""What to say when not even a single pair fits: the fixes that this run does not use yet, best first, and what each
-would save. Activations are counted with the formula of plans; None where a config does not say how large layers are.
+"""The error when a single pair does not fit: the fixes that this run does not use yet, best first, and the memory that
+each would save. Activations are estimated with the formula of plans, if the model's config gives the sizes of its
+layers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from preftune.training.protocol import TrainerView
 from preftune.types import TokenizedGroup
 
 _TRAINED_BYTES = 4 + 8
-"""What a trained parameter takes besides itself: its gradient, and AdamW's two moments."""
+"""Bytes of a trained parameter's gradient and of AdamW's two moments, in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +36,11 @@ class Savings:
 
 
 def out_of_memory_error(trainer: TrainerView, group: TokenizedGroup | None, *, training: bool) -> OutOfMemoryError:
-    """The error with its fixes in order.
+    """The error, with the fixes in order.
 
     Args:
-        trainer: whose configuration and model decide which fixes apply.
-        group: the one that cannot be split; None where no batch was being computed (the optimiser's state).
+        trainer: its configuration and model decide which fixes apply.
+        group: the group that cannot be split; None where no batch was being computed (the optimiser's state).
         training: whether activations were kept for a backward pass.
     """
     saves = savings(trainer, group, training=training)
@@ -72,7 +73,7 @@ def out_of_memory_error(trainer: TrainerView, group: TokenizedGroup | None, *, t
 
 
 def savings(trainer: TrainerView, group: TokenizedGroup | None, *, training: bool) -> Savings:
-    """Estimates for a group computed alone, or for none."""
+    """Estimates for a group that is computed alone; without activations for None."""
     model = trainer.model
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     state = sum(p.numel() for p in model.parameters() if p.requires_grad) * _TRAINED_BYTES if training else 0
@@ -89,7 +90,7 @@ def savings(trainer: TrainerView, group: TokenizedGroup | None, *, training: boo
 
 
 def _linear_weights(model: Any) -> list[Tensor]:
-    """What 4-bit loading stores in 4 bits: the linear layers' weights without the head's and an adapter's."""
+    """The weights that 4-bit loading stores in 4 bits: those of linear layers, except the head's and LoRA's."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     return [
         module.weight
@@ -99,7 +100,9 @@ def _linear_weights(model: Any) -> list[Tensor]:
 
 
 def _kept(trainer: TrainerView, group: TokenizedGroup | None) -> tuple[float | None, float | None]:
-    """Bytes that a group keeps for the backward pass: everything, and with checkpointing one input a layer."""
+    """Bytes that a group keeps for the backward pass: all activations, and with checkpointing one input per layer.
+    None where the config does not give the sizes of the layers.
+    """
     if group is None:
         return 0.0, 0.0
     try:
@@ -116,7 +119,7 @@ def _kept(trainer: TrainerView, group: TokenizedGroup | None) -> tuple[float | N
         dropout=any("lora_dropout" in name and getattr(m, "p", 0) for name, m in trainer.model.named_modules()),
     )
     batch = MicroBatch.of([RowLengths.of(group)])
-    repeated = trainer.cost(group) / group.tokens  # prompts that are not shared
+    repeated = trainer.cost(group) / group.tokens  # above 1 where prompts are not shared
     everything, inputs = (
         repeated * kept_bytes(shape, replace(settings, checkpointing=value), batch) for value in (False, True)
     )
@@ -124,7 +127,7 @@ def _kept(trainer: TrainerView, group: TokenizedGroup | None) -> tuple[float | N
 
 
 def _about(saved: float | None, comma: str = ",") -> str:
-    """The end of a fix, ', saves about 3 GB'; empty without a number."""
+    """The end of a fix, ', saves about 3 GB'; empty for None."""
     if saved is None:
         return ""
     if saved >= 0.95e9:

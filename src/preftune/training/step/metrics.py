@@ -1,4 +1,4 @@
-"""Metrics of preference training: means over samples, gathered on the device, one transfer per logging step."""
+"""Metrics of preference training: means over samples, summed on the device, with one transfer per logging step."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ PER_PAIR = (
     "completions/chosen_length",
     "completions/rejected_length",
 )
-"""Columns of `pair_metrics`, under TRL's names where TRL has one."""
+"""Columns of `pair_metrics`, with TRL's names where TRL has the metric."""
 
 
 def pair_metrics(output: LossOutput, policy: Sides) -> Tensor:
-    """(N, metrics) float32, detached: one row per pair, columns as in `PER_PAIR`. A tie counts as wrong. Of a list,
-    chosen and rejected are its best and worst completions, and the accuracy is that of all its ordered pairs.
+    """Metrics of N pairs, shape (N, metrics), float32, detached; the columns are `PER_PAIR`.
+
+    A tie counts as wrong. For a list, chosen and rejected are its best and worst completions, and the accuracy is over
+    all its ordered pairs.
     """
     margin_N = output.chosen_reward_N - output.rejected_reward_N
     columns = (
@@ -49,25 +51,25 @@ def pair_metrics(output: LossOutput, policy: Sides) -> Tensor:
 
 
 class MetricWindow:
-    """Sums over the pairs (or tokens) since the last log. They stay on the device; `drain` makes the one transfer."""
+    """Sums over the pairs (or tokens) since the last log. They stay on the device until `drain` transfers them."""
 
     def __init__(self, names: Sequence[str] = PER_PAIR) -> None:
         """
         Args:
-            names: of the columns.
+            names: names of the columns.
         """
         self._names = names
         self._sums: Tensor | None = None
 
     def add(self, rows: Tensor) -> None:
-        """Count rows, (N, metrics), such as those of `pair_metrics`."""
+        """Add rows of shape (N, metrics), such as those of `pair_metrics`."""
         sums = torch.cat([rows.sum(0), rows.new_tensor([rows.shape[0]])])
-        if sums.device.type != "mps":  # which has no float64
+        if sums.device.type != "mps":  # MPS has no float64
             sums = sums.double()
         self._sums = sums if self._sums is None else self._sums + sums
 
     def drain(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Means over all rows of all ranks since the last call; empty if there were none.
+        """Means over all rows of all ranks since the last call; empty if this rank added no rows.
 
         Args:
             reduce: sums a tensor over ranks.
@@ -79,7 +81,7 @@ class MetricWindow:
         return {name: value / count for name, value in zip(self._names, sums, strict=True)}
 
     def state(self) -> list[float] | None:
-        """What a checkpoint must hold so that a resumed run logs the same means."""
+        """The sums and the count for a checkpoint, so that a resumed run logs the same means."""
         return None if self._sums is None else self._sums.tolist()
 
     def restore(self, state: list[float] | None, device: torch.device) -> None:
@@ -94,19 +96,19 @@ class Averages:
         self._sums: dict[str, tuple[Tensor | float, Tensor | float]] = {}
 
     def add(self, values: Mapping[str, Tensor | float], weight: Tensor | float = 1.0) -> None:
-        """Count means that stand for `weight` things each (answers, tokens)."""
+        """Add means, each over `weight` items (answers, tokens)."""
         for name, value in values.items():
             total, count = self._sums.get(name, (0.0, 0.0))
             self._sums[name] = (total + value * weight, count + weight)
 
     def drain(self) -> dict[str, float]:
-        """The means since the last call."""
+        """The weighted means since the last call, without those of weight 0."""
         found = {name: float(total) / float(count) for name, (total, count) in self._sums.items() if float(count)}
         self._sums = {}
         return found
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold so that a resumed run logs the same means."""
+        """Sum and weight by name for a checkpoint, so that a resumed run logs the same means."""
         return {name: [float(total), float(count)] for name, (total, count) in self._sums.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -117,12 +119,13 @@ _COUNTED = ("units", "packed_tokens", "separate_tokens", "flops")
 
 
 class WorkCounter:
-    """Tokens and useful FLOPs of the batches since the last log, on the CPU (plain integers)."""
+    """Tokens and useful FLOPs of the batches since the last log, as plain numbers on the CPU."""
 
     def __init__(self, model: torch.nn.Module, *, trains_everything: bool, unit: str = "pairs") -> None:
         """
         Args:
-            unit: what is counted: "pairs", or "rows" where a completion is one.
+            trains_everything: full fine-tuning, as opposed to an adapter.
+            unit: what is counted: "pairs", or, for any other name such as "rows", completions.
         """
         self._unit = unit
         head: Any = getattr(model, "get_output_embeddings", lambda: None)()
@@ -138,7 +141,7 @@ class WorkCounter:
         self.reset()
 
     def reset(self) -> None:
-        """Begin counting anew, now."""
+        """Set the counts to 0 and start the clock."""
         self.units = self.packed_tokens = self.separate_tokens = 0
         self.flops = 0.0
         self._since = time.perf_counter()
@@ -161,7 +164,7 @@ class WorkCounter:
         return figures
 
     def state(self, reference: ReferenceScores | None = None) -> dict[str, float]:
-        """What was counted since the last call of `drain`, as JSON; the time so far, not the moment it began."""
+        """The counts since the last call of `drain`, as JSON, and the seconds since then."""
         counted = {name: getattr(self, name) for name in _COUNTED}
         counted["seconds"] = time.perf_counter() - self._since
         if reference is not None:
@@ -169,7 +172,7 @@ class WorkCounter:
         return counted
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Adds what a checkpoint's run had counted to what was counted here."""
+        """Add the counts of a checkpoint to the present ones."""
         for name in _COUNTED:
             setattr(self, name, getattr(self, name) + state.get(name, 0))
         self._since -= state.get("seconds", 0.0)
@@ -177,8 +180,8 @@ class WorkCounter:
 
     @contextmanager
     def paused(self, reference: ReferenceScores | None = None) -> Iterator[None]:
-        """Leave an evaluation or the writing of a checkpoint out of the rates; a pause within a pause counts once."""
-        if self._is_paused:  # an evaluation of several datasets is one pause around one for each
+        """Exclude an evaluation or the writing of a checkpoint from the rates; a nested pause has no effect."""
+        if self._is_paused:  # an evaluation of several datasets pauses once for all and once for each
             yield
             return
         self._is_paused = True
@@ -194,7 +197,7 @@ class WorkCounter:
                 self._misses += reference.misses - misses
 
     def add(self, batch: PackedBatch, *, reference_groups: int = 0) -> None:
-        """Count one micro-batch, of whose groups `reference_groups` were scored by the reference as well."""
+        """Count one micro-batch; the reference scored `reference_groups` of its groups too."""
         paired = self._unit == "pairs"
         self.units += sum(len(group.pairs if paired else group.completions) for group in batch.groups)
         for group in batch.groups:
@@ -205,10 +208,12 @@ class WorkCounter:
             self.flops += self.useful_flops(batch, passes=1) * reference_groups / len(batch.groups)
 
     def useful_flops(self, batch: PackedBatch, *, passes: int | None = None) -> float:
-        """`2 passes (N R + d V T)`: N trunk parameters, R tokens of the row, T scored tokens; attention left out.
+        """`2 passes (N R + D V T)` FLOPs: N trunk parameters, R tokens of the row, D model width, V vocabulary, T
+        scored tokens. The products of attention are not counted.
 
         Args:
-            passes: matrix products per weight; by default those of training, 2 for an adapter, 3 for everything.
+            passes: matrix products per weight; the default is that of training, 2 for an adapter, 3 for full
+                fine-tuning.
         """
         passes = self._passes if passes is None else passes
         scored = batch.target_T.shape[0]
@@ -216,8 +221,8 @@ class WorkCounter:
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """`memory/peak_gb` (of 2^30 bytes), this process's most so far: what torch allocated on a card (where it can tell,
-    CUDA's `max_memory_allocated`), on a CPU the resident set. Empty where the system does not tell.
+    """`memory/peak_gb` (of 2^30 bytes), the peak of this process so far: on CUDA torch's `max_memory_allocated`,
+    elsewhere the resident set. Empty where the system does not report it.
     """
     if device.type == "cuda":
         return {"memory/peak_gb": torch.cuda.max_memory_allocated(device) / 2**30}
@@ -230,7 +235,7 @@ def peak_memory(device: torch.device) -> dict[str, float]:
 
 
 def _tokens_of_pairs(group: TokenizedGroup) -> int:
-    """Tokens if every pair's two sides were computed by themselves: `2P + C + R` each; of a list, every completion."""
+    """Tokens without sharing: prompt and completion for each side of a pair, or for each answer of a list."""
     lengths = [len(group.prompt_ids) + len(completion) for completion in group.completions]
     if group.scores:
         return sum(lengths)
@@ -238,5 +243,5 @@ def _tokens_of_pairs(group: TokenizedGroup) -> int:
 
 
 def _parameters(model: torch.nn.Module) -> int:
-    """Parameters as they multiply: a 4-bit weight counts with its real shape; adapters do not count."""
+    """Number of parameters that are multiplied: a 4-bit weight counts with its real shape; LoRA's do not count."""
     return sum(real_size(parameter) for name, parameter in model.named_parameters() if "lora_" not in name)

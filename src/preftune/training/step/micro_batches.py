@@ -1,4 +1,4 @@
-"""Which groups are computed together: planning by tokens. Pure integer work, so that a resumed run plans the same."""
+"""Planning of micro-batches by tokens. It depends on integers alone, so that a resumed run makes the same plan."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from preftune.training.config.base import PackedConfig
 
 AUTOMATIC_CPU_TOKENS: int | None = 1536
-"""The budget on a CPU where none is asked for, in tokens: products are as fast as with more, and memory is bounded."""
+"""The default budget on a CPU, in tokens: matrix products gain no speed from more, and memory stays bounded."""
 
 Cost: TypeAlias = Callable[[TokenizedGroup], int]
 """Tokens that computing a group takes."""
 
 
 def token_budget(args: PackedConfig, device: torch.device) -> int | None:
-    """Most tokens computed at a time: as configured, or what suits the device; None for no limit."""
+    """Most tokens computed at a time: `max_tokens_per_batch`, or the default of the device; None for no limit."""
     if args.max_tokens_per_batch is not None:
         return args.max_tokens_per_batch
     return AUTOMATIC_CPU_TOKENS if device.type == "cpu" else None
 
 
 def cost_of(engine: Engine | Any) -> Cost:
-    """How the engine counts: with shared prompts, or every sequence for itself."""
+    """The token count of the engine: a shared prompt counts once (packed), or once for each completion."""
     return shared_tokens if engine.name == "packed" else separate_tokens
 
 
@@ -41,12 +41,13 @@ def separate_tokens(group: TokenizedGroup) -> int:
 
 
 def plan_micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Best fit in order: each item joins the micro-batch with the least room that still holds it, or begins a new one.
+    """Best fit in order: each item joins the fullest micro-batch that still has room for it, or starts a new one.
 
     Args:
         lengths: tokens of each item, >= 1.
-        budget: most tokens of a micro-batch, >= 1. An item beyond it has a micro-batch of its own.
-    Returns: indices into `lengths`, every one once, rising within a micro-batch; the first ones rise too.
+        budget: most tokens of a micro-batch, >= 1. A longer item gets a micro-batch of its own.
+    Returns: indices into `lengths`, each once, in rising order within a micro-batch; the first indices of the
+        micro-batches rise too.
     """
     batches: list[list[int]] = []
     room: list[int] = []
@@ -63,10 +64,10 @@ def plan_micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def split_group(group: TokenizedGroup, budget: int | None, cost: Cost) -> list[TokenizedGroup]:
-    """The group, or if it is beyond the budget, parts of its pairs (without pairs, of its completions) in their order,
-    each within the budget if it can be.
+    """The group if it is within the budget; otherwise groups with consecutive parts of its pairs (of its completions,
+    if it has no pairs), each within the budget unless a single pair or completion exceeds it.
 
-    A completion that pairs of several parts need is computed in each of them; the losses do not change.
+    A completion that pairs of several parts share is computed in each of them; the losses do not change.
     """
     if budget is None or parts_of(group) < 2 or cost(group) <= budget:
         return [group]
@@ -82,7 +83,7 @@ def split_group(group: TokenizedGroup, budget: int | None, cost: Cost) -> list[T
 
 
 def parts_of(group: TokenizedGroup) -> int:
-    """Into how many pieces a group can be split: its pairs, or its completions."""
+    """The largest number of parts into which a group can be split: its pairs, or its completions if it has no pairs."""
     return len(group.pairs) or len(group.completions)
 
 
@@ -97,7 +98,7 @@ def _shares(places: range, group: TokenizedGroup, budget: int, cost: Cost) -> li
 
 
 def _with_completions(group: TokenizedGroup, places: Sequence[int]) -> TokenizedGroup:
-    """Some of a group's completions, with what is known of them."""
+    """A group of the completions at `places`, with their scored spans, labels and scores."""
 
     def some(values: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(values[place] for place in places) if values else ()
@@ -114,7 +115,7 @@ def _with_completions(group: TokenizedGroup, places: Sequence[int]) -> Tokenized
 
 
 def _with_pairs(group: TokenizedGroup, pairs: Sequence[Preference]) -> TokenizedGroup:
-    """Some of a group's pairs, with the completions they compare."""
+    """A group of some pairs and the completions that they compare."""
     used = sorted({side for pair in pairs for side in (pair.chosen, pair.rejected)})
     place = {completion: index for index, completion in enumerate(used)}
     return TokenizedGroup(

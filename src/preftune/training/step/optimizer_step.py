@@ -1,8 +1,8 @@
-"""One optimiser step as one piece of work: split into micro-batches that fit, and repeated when memory runs out.
+"""One optimiser step as a unit: it is split into micro-batches that fit, and repeated when memory runs out.
 
-transformers hands a step over one micro-batch after the other. All of it is computed when the last one comes, so that
-every gradient there is belongs to this step and may be thrown away. A rank does that for itself: nothing is sent to
-another one before its gradients are whole, so ranks need neither equally many micro-batches nor equally many attempts.
+transformers passes a step one micro-batch at a time. All of them are computed when the last one arrives, so that every
+gradient belongs to this step and can be discarded. A rank sends nothing to another before its own gradients are
+complete, so the ranks may differ in their number of micro-batches and of attempts.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from preftune.training.step.micro_batches import Cost, plan_micro_batches, split
 from preftune.training.step.ranks import BUCKET_MB, FAILED, add_gradients, agree
 
 Compute = Callable[[PackedBatch], tuple[Tensor, Tensor]]
-"""Forward and backward of a micro-batch; returns its share of the step's loss, and its (pairs, metrics)."""
+"""Runs forward and backward of a micro-batch. Returns its share of the step's loss, a detached scalar, and its metrics,
+shape (pairs, metrics)."""
 
 
 class Step(NamedTuple):
-    """What one rank computed."""
+    """The loss and the metrics of one rank's pairs."""
 
     loss: Tensor
     """Scalar, detached."""
     metrics: Tensor
-    """(pairs, metrics), as `pair_metrics` has them."""
+    """Shape (pairs, metrics), as `pair_metrics` returns them."""
 
 
 def whole_step(
@@ -49,16 +50,16 @@ def whole_step(
     """Compute one optimiser step, so that the parameters have the gradients of all ranks' pairs.
 
     Args:
-        trainer: whose `step_limit` says how many tokens may be computed at a time, and falls when memory runs out.
+        trainer: its `step_limit` is the most tokens computed at a time, and falls when memory runs out.
         model: the policy, not wrapped.
         batches: the step's micro-batches as the data loader made them.
-        compute: must have no effect that a second attempt would repeat, but for gradients and the random state.
-        added: losses are shares of the whole step's, so that gradients of the ranks are added; otherwise they are
-            averaged.
-        fill: the same with a loss of 0 and without metrics, for sharded weights; see `lockstep`.
+        compute: may change nothing but gradients and the random state, because a second attempt repeats it.
+        fill: as `compute`, with a loss of 0 and without metrics; only sharded weights need it (see `lockstep`).
+        added: whether the losses are shares of the whole step's loss, so that the gradients of the ranks are added;
+            otherwise they are averaged.
     Returns: the loss and the metrics of this rank's pairs.
     Raises:
-        OutOfMemoryError: a single pair does not fit, here or on another rank.
+        OutOfMemoryError: a single pair does not fit, here or on another rank; with sharded weights, any batch.
     """
     if fill is not None and together(trainer):
         return _step_of_all_ranks(trainer, batches, compute, fill)
@@ -67,7 +68,7 @@ def whole_step(
     try:
         step = _step_of_this_rank(trainer, model, batches, compute)
     except OutOfMemoryError:
-        if ranks > 1:  # the others must not wait for gradients that never come
+        if ranks > 1:  # the others must not wait for gradients that are never sent
             agree(parameters, FAILED)
         raise
     if ranks > 1:
@@ -99,14 +100,15 @@ def _step_of_this_rank(
             losses, metrics = zip(*done, strict=True)
             return Step(torch.stack(losses).sum(), torch.cat(metrics))
         model.zero_grad(set_to_none=True)
-        clear_device_cache(garbage_collection=True)  # the traceback, and the graph with it, went with the exception
+        clear_device_cache(garbage_collection=True)  # the exception is gone, and with it the traceback and the graph
         random.restore()
 
 
 def _step_of_all_ranks(trainer: TrainerView, batches: Sequence[PackedBatch], compute: Compute, fill: Compute) -> Step:
-    """The step of sharded weights: equally many micro-batches on every rank; the backward passes average the gradients.
+    """The step of sharded weights: every rank runs the same number of micro-batches, and the backward passes average
+    the gradients.
 
-    Raises: OutOfMemoryError, at the first time that memory runs out: the others cannot repeat the step then.
+    Raises: OutOfMemoryError as soon as memory runs out, because the other ranks cannot repeat the step.
     """
     parts = micro_batches(batches, _budget(trainer, batches), trainer.cost)
     own = [part for part in parts if part.groups]
@@ -125,7 +127,7 @@ def _step_of_all_ranks(trainer: TrainerView, batches: Sequence[PackedBatch], com
 
 
 def _budget(trainer: TrainerView, batches: Sequence[PackedBatch]) -> int | None:
-    """Where no budget was asked for, the batches that were say how much may be computed at a time: never more."""
+    """Most tokens of a micro-batch. Without `max_tokens_per_batch`, the largest batch of the data loader limits it."""
     tokens: int | None = trainer.step_limit.tokens
     if tokens is None or trainer.args.max_tokens_per_batch is not None:
         return tokens
@@ -133,7 +135,7 @@ def _budget(trainer: TrainerView, batches: Sequence[PackedBatch]) -> int | None:
 
 
 def non_finite(trainer: TrainerView, batches: Sequence[PackedBatch]) -> NonFiniteError:
-    """What to say of a step whose loss or gradient is NaN or infinite."""
+    """The error for a step whose loss or gradient is NaN or infinite. It names the first 16 rows of the step."""
     what = "the loss" if not bool(torch.isfinite(trainer._tr_loss)) else "the gradient"
     rows = [group.id for batch in batches for group in batch.groups]
     return NonFiniteError(
@@ -144,11 +146,11 @@ def non_finite(trainer: TrainerView, batches: Sequence[PackedBatch]) -> NonFinit
 
 
 def micro_batches(batches: Sequence[PackedBatch], budget: int | None, cost: Cost) -> list[PackedBatch]:
-    """The groups of a step in micro-batches within the budget, packed again only where the data loader packed others.
+    """The groups of a step in micro-batches within the budget. A micro-batch that the data loader packed is reused.
 
     Args:
-        budget: tokens; None leaves the batches as they are.
-    Returns: nothing without groups, except for a step without any on this rank: that is one empty micro-batch.
+        budget: in tokens; None keeps the batches.
+    Returns: micro-batches with groups; if this rank has no groups in the step, its first, empty batch.
     """
     if budget is None:
         return [batch for batch in batches if batch.groups] or list(batches[:1])
@@ -163,7 +165,7 @@ def micro_batches(batches: Sequence[PackedBatch], budget: int | None, cost: Cost
 
 @dataclass(frozen=True, slots=True)
 class RandomState:
-    """Where torch's generators stand, so that dropout of a second attempt is that of a first one."""
+    """The states of torch's generators, so that a second attempt draws the same dropout as the first."""
 
     device: torch.device
     cpu: Tensor

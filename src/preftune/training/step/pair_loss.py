@@ -1,4 +1,4 @@
-"""The objective of a configuration on what policy and reference say of a batch's pairs."""
+"""The objective of a configuration, applied to the policy's and the reference's scores of a batch's pairs."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ def pair_loss(
     """Loss and rewards of the pairs, and the policy's two sides.
 
     Args:
-        scored: by the policy.
-        known: by the reference; None where no loss needs one.
-        tokens_per_pair: tokens of the chosen completions of the whole optimiser step over its pairs.
-        step: what else losses take of the whole step: `delta`, the mean of the rewards of earlier steps, nats;
-            `step_beta`; `gap_mean` and `gap_std`. None on pairs for themselves.
-        prepared: the margins of a loss that sorts are those of the whole step; otherwise they are made of this batch.
+        scored: the policy's scores.
+        known: the reference's scores; None where no loss needs a reference.
+        tokens_per_pair: tokens of the chosen completions of the whole optimiser step, divided by its pairs.
+        step: other values of the whole step that losses use: `delta`, the mean reward of earlier steps, in nats;
+            `step_beta`; `gap_mean` and `gap_std`. None for pairs outside of a step.
+        prepared: whether the batch has the margins of a loss that sorts, made of the whole step; otherwise they are
+            made of this batch.
     """
     policy = scored.sides(batch, ld_alpha=args.ld_alpha)
     reference = None if known is None else known.sides(batch, ld_alpha=None if args.ld_policy_only else args.ld_alpha)
@@ -64,7 +65,7 @@ def pair_loss(
 
 
 def lists_of(batch: PackedBatch, scored: GroupLogps, known: GroupLogps) -> Lists:
-    """The lists of a batch, one for each of its pairs: all completions of a group with scores, or the two of a pair."""
+    """The lists of a batch, one per pair: all completions of a group with scores and one pair, else the pair's two."""
     members: list[list[int]] = []
     scores: list[list[float]] = []
     first = 0
@@ -85,9 +86,9 @@ def lists_of(batch: PackedBatch, scored: GroupLogps, known: GroupLogps) -> Lists
 
 
 def gold_of(batch: PackedBatch) -> Tensor:
-    """(N,) the gold answer of each group of a batch, by index into its completions.
+    """Index of each group's gold answer among the batch's completions, shape (N,), int64.
 
-    Raises: ConfigError for a group without one.
+    Raises: ConfigError for a group without a gold answer.
     """
     found, first = [], 0
     for group in batch.groups:

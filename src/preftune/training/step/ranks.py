@@ -1,7 +1,7 @@
-"""What ranks tell each other in an optimiser step: how much memory they have, and their gradients.
+"""What ranks exchange in an optimiser step: their token limits and their gradients.
 
-DistributedDataParallel would average gradients during the backward pass of a step's last micro-batch, and would leave
-the other ranks waiting for ever if one of them had to begin again. Here they are averaged when all ranks have theirs.
+DistributedDataParallel would average gradients during the backward pass of a step's last micro-batch, and the other
+ranks would wait forever if one of them had to repeat the step. Here they are averaged when all ranks have theirs.
 """
 
 from __future__ import annotations
@@ -15,22 +15,24 @@ from torch import Tensor, nn
 from preftune.errors import OutOfMemoryError
 
 FAILED = 0
-"""Instead of a limit: not even a single pair fits."""
+"""In place of a limit: a single pair does not fit."""
 
 BUCKET_MB = 64
-"""Averaged at a time where `ddp_bucket_cap_mb` says nothing; memory in addition to the gradients."""
+"""Size of the gradients that are averaged at a time without `ddp_bucket_cap_mb`, in MB of 2^20 bytes. The copy takes as
+much memory again."""
 
 _NO_LIMIT = 2**62
 
 
 def agree(parameters: Sequence[nn.Parameter], tokens: int | None) -> tuple[int | None, list[nn.Parameter]]:
-    """One exchange at the end of a step: the smallest limit, and which parameters got a gradient on any rank (experts
-    may get tokens on some ranks only). A gradient that only other ranks have is zero here.
+    """Exchange the token limits and the presence of gradients at the end of a step. A parameter may have a gradient on
+    some ranks only (an expert that got no token on the others); the others get a gradient of zero.
 
     Args:
-        tokens: this rank's limit; None for no limit, FAILED if it cannot go on.
+        tokens: this rank's limit; None for no limit, FAILED if it cannot continue.
+    Returns: the smallest limit of all ranks, None for no limit; and the parameters that have a gradient on any rank.
     Raises:
-        OutOfMemoryError: another rank cannot go on.
+        OutOfMemoryError: another rank cannot continue.
     """
     mine = _NO_LIMIT if tokens is None else tokens
     said = torch.tensor([-mine, *(p.grad is not None for p in parameters)], device=parameters[0].device)
@@ -49,12 +51,12 @@ def agree(parameters: Sequence[nn.Parameter], tokens: int | None) -> tuple[int |
 
 
 def add_gradients(parameters: Sequence[nn.Parameter], *, divided_by: int, bucket_mb: int = BUCKET_MB) -> None:
-    """Replace every gradient by its sum over the ranks, divided by a number, in pieces of bounded size.
+    """Replace every gradient by its sum over the ranks, divided by `divided_by`, in buckets of bounded size.
 
     Args:
         parameters: in the same order on all ranks, all of them with a gradient.
-        divided_by: the number of ranks for their mean.
-        bucket_mb: size of a piece, in MB of 2^20 bytes; a larger gradient is a piece of its own.
+        divided_by: 1 for the sum, the number of ranks for the mean.
+        bucket_mb: size of a bucket, in MB of 2^20 bytes; a larger gradient gets a bucket of its own.
     """
     for bucket in _buckets([p.grad for p in parameters if p.grad is not None], bucket_mb * 2**20):
         if len(bucket) == 1 and bucket[0].is_contiguous():
@@ -67,7 +69,7 @@ def add_gradients(parameters: Sequence[nn.Parameter], *, divided_by: int, bucket
 
 
 def _buckets(gradients: Sequence[Tensor], most: int) -> Iterator[list[Tensor]]:
-    """Gradients of one dtype together, up to `most` bytes; a larger one alone."""
+    """Buckets of gradients of one dtype, up to `most` bytes each; a larger gradient is alone in its bucket."""
     for dtype in sorted({gradient.dtype for gradient in gradients}, key=str):
         bucket: list[Tensor] = []
         for gradient in gradients:

@@ -1,8 +1,8 @@
-"""Several ranks in a method that samples: each does a share of the work, and all have every result.
+"""Ranks of a method that samples: each rank does a share of the work, and all ranks get every result.
 
-All ranks ask the same prompts and hold the same answers, scores and steps in the same order, so that advantages, KL
-control and running moments are those of one process without any exchange of their own. Shared is what takes time:
-sampling, scoring, measuring, and the passes of a step.
+All ranks have the same prompts, answers, scores and steps in the same order, so that advantages, KL control and running
+moments equal those of one process and need no exchange. Only the slow work is divided: sampling, scoring, measuring,
+and the passes of a step.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ Result = TypeVar("Result")
 
 
 def share(trainer: TrainerView, count: int) -> range:
-    """The places among `count` that are this rank's: a block, of which no two ranks' differ by more than one."""
+    """This rank's block of `range(count)`. The sizes of two ranks' blocks differ by at most one."""
     rank, ranks = trainer.args.process_index, trainer.args.world_size
     return range(count * rank // ranks, count * (rank + 1) // ranks)
 
 
 def shared(trainer: TrainerView, count: int, work: Callable[[range], Sequence[Result]]) -> list[Result]:
-    """All results of some work, each computed by one rank.
+    """All results of some work in the order of their places, each computed by one rank.
 
     Args:
-        work: the results of some places, in their order; not called for no places.
-    Raises: what the first rank with an error raised, on every rank.
+        work: computes the results of a block of places, in their order; several ranks do not call it for an empty one.
+    Raises: on several ranks, a rank that failed raises its own error, and the others that of the first rank that
+        failed; RequestError in place of an error that is not a PreftuneError.
     """
     if trainer.args.world_size == 1:
         return list(work(range(count)))
@@ -52,13 +53,13 @@ def shared(trainer: TrainerView, count: int, work: Callable[[range], Sequence[Re
 
 
 def count_once(trainer: TrainerView, tokens: int) -> None:
-    """Counts the tokens of all ranks on one of them: the limits add the ranks up."""
+    """Count `tokens`, the sum over all ranks, on rank 0 only, because the limits add the ranks."""
     trainer.limits.count(tokens if trainer.is_world_process_zero() else 0)
 
 
 def everyones(
     trainer: TrainerView, figures: Sequence[tuple[Mapping[str, Tensor], Tensor]]
 ) -> list[tuple[dict[str, float], float]]:
-    """What all ranks measured in a step, each figure a sum with what it is over."""
+    """The figures that all ranks measured in a step: each is sums by name, and the weight that they are over."""
     own = [({name: float(value) for name, value in sums.items()}, float(weight)) for sums, weight in figures]
     return own if trainer.args.world_size == 1 else [one for ranks in gather_object([own]) for one in ranks]

@@ -1,5 +1,5 @@
-"""All pairs of an optimiser step, over its micro-batches and ranks, before its loss is computed: for losses that sort
-them, or take their moments. Costs one more forward pass.
+"""Scores of all pairs of an optimiser step, over its micro-batches and ranks, before its loss is computed, for losses
+that sort the pairs or use their moments. They cost one more forward pass.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from preftune.types import Sides, TokenizedGroup
 
 
 class StepPairs(NamedTuple):
-    """The pairs of a step before it."""
+    """The scored pairs of a step."""
 
     pairs: Pairs
-    """Of all ranks in their order, float64, on the CPU, without gradient and margins."""
+    """Pairs of all ranks in rank order, float64, on the CPU, without gradients; their margins are 0."""
     own: slice
-    """Which of them are this rank's."""
+    """This rank's pairs among them."""
 
 
 def pairs_of_step(trainer: DPOTrainerView, model: nn.Module, batches: Sequence[PackedBatch]) -> StepPairs:
-    """Scores all pairs under policy and reference. Every rank must call it at the same time."""
+    """Score all pairs of the step under policy and reference. Every rank must call it at the same time."""
 
     def score(part: Sequence[TokenizedGroup]) -> Sequence[Tensor]:
         batch = pack(part).to(trainer.args.device)
@@ -62,7 +62,7 @@ def pairs_of_step(trainer: DPOTrainerView, model: nn.Module, batches: Sequence[P
 def with_sorted_margins(
     trainer: DPOTrainerView, model: nn.Module, batches: Sequence[PackedBatch]
 ) -> Sequence[PackedBatch]:
-    """The batches with the margins of a loss that sorts. Every rank must call it at the same time."""
+    """The batches with the margins of a loss that sorts the step's pairs. Every rank must call it at the same time."""
     pairs, own = pairs_of_step(trainer, model, batches)
     margin_N, rejected_margin_N = trainer.objective.step_margins(pairs)
     both = zip(margin_N[own].tolist(), rejected_margin_N[own].tolist(), strict=True)
@@ -70,10 +70,10 @@ def with_sorted_margins(
 
 
 def with_changed_pairs(batches: Sequence[PackedBatch], changes: Iterable[Mapping[str, Any]]) -> Sequence[PackedBatch]:
-    """The batches with other fields of their pairs.
+    """The batches with changed fields of their pairs.
 
     Args:
-        changes: for each pair in their order.
+        changes: new values by field name, one mapping for each pair in the order of the batches.
     """
     wanted = iter(changes)
     made = []

@@ -15,9 +15,12 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback
 
 from preftune.data import GroupDataset
+from preftune.data.streams.groups import StreamedGroups
+from preftune.log import say
 from preftune.logps.batch import PackedBatch
 from preftune.reference import unwrap
 from preftune.storage.run_directory import check_writable, write_json
@@ -37,6 +40,7 @@ from preftune.training.setup.arguments import (
 )
 from preftune.training.setup.forecast import announce
 from preftune.training.setup.sharding import check_sharding, shard_model, take_from_first_rank
+from preftune.training.setup.streams import check_streamed, refuse_buffer
 from preftune.training.step import memory
 from preftune.training.step.collate import (
     BATCH,
@@ -64,6 +68,8 @@ class PackedTrainer(EvaluatedTrainer):
     _window: MetricWindow
     unit: ClassVar[str] = "pairs"
     """What the throughput counts."""
+    _stream_state: Mapping[str, Any] | None = None
+    """Where a checkpoint left the stream."""
 
     def __init__(
         self,
@@ -95,6 +101,7 @@ class PackedTrainer(EvaluatedTrainer):
         )
         metrics = (*self.columns, *self.further_names, *judged_metrics(args))
         check_evaluation(args, eval_groups, metrics, has_own_metrics=compute_metrics is not None)
+        refuse_buffer(args, train_groups)
         check_one_batch(args, len(train_groups))
         configs = {"peft_config": peft_config, "quantization_config": quantization_config}
         self.plan = announce(self, model, args, train_groups, **configs)
@@ -103,6 +110,7 @@ class PackedTrainer(EvaluatedTrainer):
         model = self.prepare_model(model, args, tokenizer, **configs)
         held_out = eval_groups if isinstance(eval_groups, Mapping) else {"eval": eval_groups}
         check_fit(model, {"train": train_groups, **held_out})
+        check_streamed(train_groups, model)
         self.settle(model, args, tokenizer)
         self._window, self._policy_changed = MetricWindow(self.columns), False
         super().__init__(
@@ -195,10 +203,16 @@ class PackedTrainer(EvaluatedTrainer):
             super().create_accelerator_and_postprocess()
 
     def begin_training(self, *, resumed: bool) -> None:
+        state, self._stream_state = self._stream_state, None
+        if isinstance(self.train_dataset, StreamedGroups):
+            self.train_dataset.begin(state)
         if self.is_world_process_zero():
             write_json(Path(self.args.output_dir) / "audit.json", self._audit())
             report = self.reports.get("train")
-            self.keep_prompts(None if report is None else report.prompt_keys, resumed=resumed)
+            if not isinstance(self.train_dataset, StreamedGroups):  # those of a stream are known when they are read
+                self.keep_prompts(None if report is None else report.prompt_keys, resumed=resumed)
+            elif not resumed:
+                self.keep_prompts(None, resumed=False)
         if self.judged is not None:
             self.judged.begin(resumed_step=self._resumed_step)
         if not self._policy_changed:
@@ -210,6 +224,12 @@ class PackedTrainer(EvaluatedTrainer):
         if self.judged is not None:
             self.judged.draw()  # as long as the model is the one as received
         self._policy_changed = True
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        data = self.train_dataset if train_dataset is None else train_dataset
+        return (
+            SequentialSampler(data) if isinstance(data, StreamedGroups) else super()._get_train_sampler(train_dataset)
+        )
 
     def get_train_dataloader(self) -> Any:
         return with_a_seed_of_its_own(without_repeats(super().get_train_dataloader()), self.args.seed)
@@ -299,7 +319,35 @@ class PackedTrainer(EvaluatedTrainer):
         self._work.restore(state.get("work") or {})
 
     def checkpoint_facts(self) -> dict[str, Any]:
-        return {**super().checkpoint_facts(), "work": self._work.state()}
+        facts = {**super().checkpoint_facts(), "work": self._work.state()}
+        if isinstance(self.train_dataset, StreamedGroups):
+            self._keep_stream()
+            args = self.args
+            per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+            facts["stream"] = self.train_dataset.state(self.state.global_step * per_step)
+        return facts
+
+    def check_resumable(self, state: Mapping[str, Any] | None, folder: Path) -> None:
+        """The rows of a stream go on where the checkpoint left them; they are compared after this."""
+        super().check_resumable(state, folder)
+        if isinstance(self.train_dataset, StreamedGroups) and state is not None:
+            self._stream_state = state.get("stream")
+
+    def result_facts(self) -> dict[str, Any]:
+        if not isinstance(self.train_dataset, StreamedGroups):
+            return super().result_facts()
+        self._keep_stream()
+        for line in self.train_dataset.lines():
+            say(line)
+        return {**super().result_facts(), "stream": {"groups": self.train_dataset.read, "audit": "audit.json"}}
+
+    def _keep_stream(self) -> None:
+        """Writes what the rows of a stream were so far."""
+        assert isinstance(self.train_dataset, StreamedGroups)
+        self.reports["train"] = self.train_dataset.run.report
+        if self.is_world_process_zero():
+            write_json(Path(self.args.output_dir) / "audit.json", self._audit())
+            self.keep_prompts(self.reports["train"].prompt_keys, resumed=self._resumed_step is not None)
 
     # --- inner parts ---
 

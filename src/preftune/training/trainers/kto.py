@@ -18,8 +18,8 @@ from preftune.training.config.kto import BCOConfig, KTOConfig
 from preftune.training.guard.callback import opened_for_guard
 from preftune.training.record import model_card
 from preftune.training.setup.advice import about_beta, about_rate
-from preftune.training.setup.arguments import refuse_stream
 from preftune.training.setup.model import tokenize
+from preftune.training.setup.streams import held, is_stream, streamed_groups
 from preftune.training.step.kl_baseline import kl_baseline
 from preftune.training.trainers.referenced import ReferencedTrainer
 from preftune.types import TokenizedGroup
@@ -68,15 +68,10 @@ class KTOTrainer(ReferencedTrainer):
     def prepare_data(self, source: Any, tokenizer: Any, args: Any, *, role: str) -> tuple[GroupDataset, Any]:
         if isinstance(source, GroupDataset):
             return source, None
-        refuse_stream(source, role)
-        return tokenize(
-            load_labelled(source),
-            tokenizer,
-            role=role,
-            max_length=args.max_length,
-            max_prompt_length=args.max_prompt_length,
-            truncation=args.truncation,
-        )
+        limits = {name: getattr(args, name) for name in ("max_length", "max_prompt_length", "truncation")}
+        if is_stream(source) and role == "train":
+            return streamed_groups(source, "answer", tokenizer, args, **limits)
+        return tokenize(load_labelled(held(source, role)), tokenizer, role=role, **limits)
 
     def placed(self) -> None:
         self.objective = self.args.objective()
@@ -85,7 +80,7 @@ class KTOTrainer(ReferencedTrainer):
     @property
     def needs_live_reference(self) -> bool:
         """KTO's baseline is of answers to other prompts."""
-        return self.args.loss_type == "kto"
+        return super().needs_live_reference or self.args.loss_type == "kto"
 
     def items(self, group: TokenizedGroup) -> int:
         return len(group.labels)

@@ -125,6 +125,8 @@ class RecordedTrainer(ResumableTrainer):
             (folder / trained_prompts.FILE).unlink(missing_ok=True)
             return
         earlier = [Path(str(getattr(self.model.config, "_name_or_path", ""))), *([folder] if resumed else [])]
+        if resumed and self._resumed_from is not None:
+            earlier.append(Path(self._resumed_from))  # a stream's rows until then were read by that run
         trained_prompts.write_trained_prompts(folder, keys, earlier=earlier)
 
     def write_more(self, folder: Path) -> None:

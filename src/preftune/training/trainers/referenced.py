@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from preftune.data.streams.groups import StreamedGroups
 from preftune.log import detail
 from preftune.logps.batch import PackedBatch
 from preftune.reference import AsReceived, ExplicitModel, ReferenceScores
@@ -21,6 +22,7 @@ from preftune.training.protocol import ObjectiveView
 from preftune.training.record.run_record import parts
 from preftune.training.setup.reference import make_reference, score_everything, settle_reference
 from preftune.training.setup.self_check import FirstStep, check_before_training, worst
+from preftune.training.setup.streams import about_guard
 from preftune.training.step import memory
 from preftune.training.trainers.base import PackedTrainer
 
@@ -50,8 +52,8 @@ class ReferencedTrainer(PackedTrainer):
 
     @property
     def needs_live_reference(self) -> bool:
-        """Whether it scores with the reference what is not among the rows."""
-        return False
+        """Whether it scores with the reference what is not known before the first step."""
+        return isinstance(self.train_dataset, StreamedGroups)
 
     def rewards_of(self, sides_N2: Tensor) -> Tensor:
         """(answers,) the rewards of a step's rows, nats.
@@ -66,7 +68,8 @@ class ReferencedTrainer(PackedTrainer):
         self.reference = make_reference(self, ref_model, trained=lambda: self._policy_changed)
 
     def watch(self, train: Any, held_out: Any) -> None:
-        self.guard = attach_guard(self, train, held_out)
+        held_out = None if held_out is None else about_guard(held_out, self.eval_dataset or {})
+        self.guard = attach_guard(self, about_guard(train, self.train_dataset), held_out)
 
     @property
     def ref_model(self) -> nn.Module | None:
@@ -111,7 +114,7 @@ class ReferencedTrainer(PackedTrainer):
     def result_facts(self) -> dict[str, Any]:
         """How many completions the reference scored in this process, and how many scores were known."""
         counts = {"computed": self.reference.misses, "from_cache": self.reference.hits}
-        return {"reference_scores": counts} if self.objective.needs_reference else {}
+        return {**super().result_facts(), **({"reference_scores": counts} if self.objective.needs_reference else {})}
 
     # --- evaluation ---
 
@@ -149,7 +152,8 @@ class ReferencedTrainer(PackedTrainer):
         detail(result.describe())
         self._record.note(self_check=asdict(result))
         if compares and (not self.reference.source.live or self.args.precompute_ref_log_probs):
-            score_everything(self, [self.train_dataset, *parts(self.eval_dataset)])
+            known = [part for part in parts(self.train_dataset) if not isinstance(part, StreamedGroups)]
+            score_everything(self, [*known, *parts(self.eval_dataset)])
         if self.guard is not None and not resumed:
             self.guard.draw()
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from preftune.amounts import counted
 from preftune.data import GroupDataset, PairDataset, load_pairs
+from preftune.data.streams.examples import ExampleStream, open_examples
 from preftune.errors import NonFiniteError, SelfCheckError
 from preftune.judges.reward_model_input import Form, write_form
 from preftune.log import detail, say
@@ -37,6 +38,7 @@ from preftune.training.config.reward import RewardConfig
 from preftune.training.record import model_card
 from preftune.training.setup import model as assemble
 from preftune.training.setup.chat_templates import complete_tokenizer
+from preftune.training.setup.streams import is_stream
 from preftune.training.trainers.base import PackedTrainer
 
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
@@ -73,11 +75,15 @@ class RewardTrainer(PackedTrainer):
 
     def opened(self, train: Any, held_out: Any, tokenizer: Any, args: RewardConfig) -> tuple[Any, Any]:
         complete_tokenizer(tokenizer, eos_token=args.eos_token, chat_template_path=args.chat_template_path)
+        if is_stream(train):
+            return train if isinstance(train, ExampleStream) else open_examples(train, "pair"), held_out
         return train if train is None or isinstance(train, GroupDataset) else load_pairs(train), held_out
 
     def prepare_data(self, source: Any, tokenizer: Any, args: Any, *, role: str) -> tuple[GroupDataset, Any]:
         if role == "train" and isinstance(source, PairDataset) and len(source):
             self._form = "plain" if isinstance(source[0].prompt, str) else "conversations"
+        if isinstance(source, ExampleStream) and source.first is not None:
+            self._form = "conversations" if source.first.is_chat else "plain"
         return assemble.prepare_data(source, tokenizer, args, role=role)
 
     def prepare_model(self, model: Any, args: Any, tokenizer: Any, **configs: Any) -> Any:

@@ -16,15 +16,16 @@ from preftune.amounts import counted
 from preftune.data import DIALOGUE_TEMPLATE, DemonstrationDataset, GroupDataset, load_demonstrations
 from preftune.data.demonstrations.mixture import mix_demonstrations
 from preftune.data.pairs.mixture import is_mixture, parse_sources
+from preftune.data.streams.examples import ExampleStream, open_examples
 from preftune.log import detail, say
 from preftune.logps.batch import PackedBatch
 from preftune.training.config.sft import SFTConfig
 from preftune.training.record import model_card
-from preftune.training.setup.arguments import refuse_stream
 from preftune.training.setup.chat_templates import complete_tokenizer
 from preftune.training.setup.model import tokenize
 from preftune.training.setup.neftune import noisy_embeddings
 from preftune.training.setup.self_check import check_engine
+from preftune.training.setup.streams import held, is_stream, streamed_groups
 from preftune.training.trainers.base import PackedTrainer
 from preftune.types import TokenizedGroup
 
@@ -73,15 +74,11 @@ class SFTTrainer(PackedTrainer):
         rows = _opened(source, args, role)
         if isinstance(rows, GroupDataset):
             return rows, None
-        return tokenize(
-            rows,
-            tokenizer,
-            role=role,
-            max_length=args.max_length,
-            truncation=args.truncation,
-            completion_only_loss=args.completion_only_loss,
-            assistant_only_loss=args.assistant_only_loss,
-        )
+        names = ("max_length", "truncation", "completion_only_loss", "assistant_only_loss")
+        settings = {name: getattr(args, name) for name in names}
+        if isinstance(rows, ExampleStream):
+            return streamed_groups(rows, "demonstration", tokenizer, args, **settings)
+        return tokenize(rows, tokenizer, role=role, **settings)
 
     # --- the loss ---
 
@@ -131,9 +128,11 @@ def _opened(source: Any, args: SFTConfig, role: str) -> Any:
     """Demonstrations of any kind of source, opened; groups as they are."""
     if isinstance(source, GroupDataset | DemonstrationDataset):
         return source
-    refuse_stream(source, role)
     field = args.dataset_text_field
     columns = None if field == "text" else {"text": field}
+    if is_stream(source) and role == "train":
+        return source if isinstance(source, ExampleStream) else open_examples(source, "demonstration", columns=columns)
+    source = held(source, role)
     if is_mixture(source):
         named = parse_sources(source)
         parts = [load_demonstrations(part, columns=columns) for part, _ in named]
@@ -142,4 +141,6 @@ def _opened(source: Any, args: SFTConfig, role: str) -> Any:
 
 
 def _has_turns(rows: Any) -> bool:
+    if isinstance(rows, ExampleStream):
+        return rows.first is not None and rows.first.is_chat
     return isinstance(rows, DemonstrationDataset) and any(row.is_chat for row in rows[:100])

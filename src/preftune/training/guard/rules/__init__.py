@@ -1,4 +1,4 @@
-"""From figures to alarms: every rule is called, one cause is reported once. Pure: the same figures, the same alarms.
+"""The rules from measurements to alarms. They are pure functions, and one cause is reported once.
 
 answers   answers compared with the reference's
 data      labels, copies, length, memorisation
@@ -36,7 +36,7 @@ RULES: Mapping[str, Rule] = {
     "too-little-change": progress.too_little_change,
     "flat-margin": progress.flat_margin,
 }
-"""By the name of the alarm; causes before symptoms."""
+"""Rules by the name of their alarm; causes before symptoms."""
 
 _SYMPTOMS = frozenset(RULES) - {"only-length-differs", "duplicated-data", "beta-too-low", "learning-rate-too-high"}
 
@@ -53,7 +53,7 @@ _NEEDS_REFERENCE = frozenset(
         "flat-margin",
     ]
 )
-"""What these read of the rewards are distances from the reference."""
+"""Rules that need rewards which measure the distance from the reference."""
 
 COVERS: Mapping[str, AbstractSet[str]] = {
     "learning-rate-too-high": _SYMPTOMS | {"beta-too-low"},
@@ -75,11 +75,11 @@ COVERS: Mapping[str, AbstractSet[str]] = {
     "missing-eos": {"length-drift"},
     "too-little-change": {"flat-margin"},
 }
-"""What an alarm explains is not raised as well."""
+"""Alarm -> the alarms that it explains, which are not raised after it."""
 
 
 def new_alarms(history: History, raised: AbstractSet[str]) -> list[Alarm]:
-    """Alarms that hold now and were not raised before, nor explained by one that was.
+    """The present alarms, without those that were raised before or that another alarm explains.
 
     Args:
         raised: names of the alarms so far.
@@ -97,5 +97,5 @@ def new_alarms(history: History, raised: AbstractSet[str]) -> list[Alarm]:
 
 
 def smells(history: History) -> bool:
-    """Whether the training figures alone are reason enough to look at once."""
+    """Whether the training metrics are suspicious, so that a look is due at once."""
     return history.facts.reference and drift.suspicious(history)

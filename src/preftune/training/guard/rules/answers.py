@@ -1,4 +1,4 @@
-"""What the policy's answers look like, compared with the reference's to the same prompts."""
+"""Rules for the policy's answers, compared with the reference's answers to the same prompts."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from preftune.training.guard.alarms import NOTE, Alarm
 from preftune.training.guard.figures import Facts, History, Look
 
 MORE = 0.25
-"""Share of the answers by which the policy must be worse than the reference, at least two answers."""
+"""Share of the answers by which the policy must be worse than the reference; at least two answers."""
 
 ALIKE = 0.5
-"""Mean overlap of answers to different prompts at which a reader would call them the same, and so much more than the
-reference's: `ALIKE_MORE`."""
+"""Mean overlap of answers to different prompts from which they count as the same."""
 ALIKE_MORE = 0.3
+"""Least difference of this overlap from the reference's."""
 
 ENDS = 0.5
-"""Share of the reference's answers that must end by themselves before it can be missed."""
+"""Least share of the reference's answers that the model ended."""
 ENDS_LESS = 0.4
+"""Decrease of this share that counts."""
 
 OUTSIDE = 2.0
-"""Answers this many times longer than both the reference's and the chosen ones, or shorter than both."""
+"""Factor by which answers must be longer than both the reference's and the chosen answers, or shorter than both."""
 
 
 def repetition(history: History) -> Alarm | None:
@@ -28,7 +29,7 @@ def repetition(history: History) -> Alarm | None:
     return history.alarm(
         "repetition",
         seen=f"{_count(look, look.looping)} answers to the guard's prompts are repetitive; of the reference's, "
-        f"{round((look.looping_reference or 0) * look.answers)} did.",
+        f"{round((look.looping_reference or 0) * look.answers)} were.",
         cause=_over_optimised(history.facts),
         remedy=history.facts.hold_back,
         figures=_figures(look, "looping", "looping_reference", "repeated", "repeated_reference", "distinct_2"),
@@ -76,7 +77,7 @@ def missing_eos(history: History) -> Alarm | None:
     return history.alarm(
         "missing-eos",
         seen=f"Only {_count(look, look.finished)} answers are ended by the model; of the reference's, "
-        f"{round(look.finished_reference * look.answers)} did.",
+        f"{round(look.finished_reference * look.answers)} were.",
         cause="The policy forgets to end its turn: chosen answers are cut off (max_length, or in the data), the longer "
         "side wins too often, or the policy has moved too far from the reference.",
         remedy="Check how many rows were truncated (audit.json) and raise max_length; if no row was, halve the "
@@ -86,7 +87,9 @@ def missing_eos(history: History) -> Alarm | None:
 
 
 def length_drift(history: History) -> Alarm | None:
-    """Answers leave the lengths of the reference's and of the chosen ones. Between these, drift is what was asked."""
+    """The answers are much longer, or shorter, than both the reference's and the chosen ones. A length between these is
+    what the pairs teach.
+    """
     look, now = history.look, history.last_pairs(1)
     if look is None or now is None or not look.tokens_reference or look.tokens is None or look.answers < 4:
         return None
@@ -123,8 +126,8 @@ def _figures(look: Look, *names: str) -> dict[str, float]:
 
 
 def judged_worse(history: History) -> Alarm | None:
-    """The judge of the evaluations prefers the reference's answers, beyond chance, at two evaluations in a row: of many
-    evaluations, one is below 50% by chance now and then.
+    """The judge of the evaluations significantly prefers the reference's answers in two evaluations in a row. A single
+    one of many evaluations may be below 50% by chance.
     """
     for prefix in dict.fromkeys(one.prefix for one in history.verdicts):
         last = [one for one in history.verdicts if one.prefix == prefix][-2:]

@@ -1,4 +1,4 @@
-"""What the figures say of the pairs: labels without sense, copies, nothing but length, learnt by heart."""
+"""Rules for problems of the data: random labels, copies, pairs that differ only in length, and memorisation."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from preftune.training.guard.alarms import NOTE, Alarm
 from preftune.training.guard.figures import Glance, History, pooled
 
 LABEL_PAIRS = (32, 512)
-"""A quarter of the run's pairs, but at least and at most this many, are asked whether labels mean anything: a short run
-has no more, and where there are more, weak but real preferences must not be taken for chance."""
+"""Least and most pairs on which the labels are tested; between them, a quarter of the run's pairs. A short run has few
+pairs; more pairs in a long run keep weak but real preferences from being taken for chance."""
 
 STIRRED = 0.5
-"""Nats by which the pairs of a step must have been moved, root mean square, to be asked: the first steps of a warm-up
-move nothing. This looks at how far, not at which way, so it does not favour an answer."""
+"""Root mean square of a glance's margins, in nats, above which its pairs are tested: the first steps of a warm-up
+change nothing. It does not depend on the sign of the margins, so it does not bias the test."""
 
 MOVED = 1.0
-"""The same for all pairs that are asked."""
+"""The same for all tested pairs together."""
 
 SIGNIFICANT = 2.2
-"""Standard errors by which the mean margin of right labels is above 0; of random ones it is so once in seventy."""
+"""Standard errors above 0 from which the mean margin shows that labels are not random; with random labels it is this
+high once in seventy times."""
 
 GUESSING = 0.65
-"""Most of 32 pairs that guessing is likely to get right (95 times in 100)."""
+"""Accuracy that guessing does not exceed on 32 pairs in 95 of 100 cases."""
 
 BELOW_CHANCE = 0.95
-"""Times the first loss. Pairs moved without regard to their labels cost as much as before or more; with right labels,
-moved this far, they cost less."""
+"""Share of the first loss below which labels are not random: at these margins, pairs with random labels cost as much as
+before or more."""
 
 COPIES = 0.4
 """Share of pairs that were trained on before in the same pass."""
@@ -37,18 +38,18 @@ ONE_SIDED = 0.95
 """Share of pairs in which the same side, chosen or rejected, is the longer one."""
 ONE_SIDED_PAIRS = 32
 CONTAINED = 0.8
-"""Of the shorter side's tokens, in the longer one: then there is little else that tells them apart."""
+"""Share of the shorter side's tokens in the longer side from which the sides differ in little but length."""
 LEARNT = 0.8
-"""Accuracy from which on a rule counts as learnt."""
+"""Accuracy from which the preference for one length counts as learnt."""
 LENGTH_MOVED = 1.25
-"""Times longer, or shorter, that answers have become when only length is learnt."""
+"""Factor by which answers must have become longer or shorter."""
 
 GAP = 0.15
-"""Accuracy on pairs trained on before, over that on held-out pairs."""
+"""Difference of the accuracies on pairs trained on before and on held-out pairs that counts as overfitting."""
 
 
 def labels_look_random(history: History) -> Alarm | None:
-    """Fresh pairs are moved apart, but as often in the wrong direction as in the right one."""
+    """The margins of new pairs are large, but as often negative as positive."""
     start, now = history.glances[0] if history.glances else None, _stirred(history)
     if now is None or start is None or now.margin_rms < MOVED or now.known > 0.5:
         return None
@@ -57,8 +58,8 @@ def labels_look_random(history: History) -> Alarm | None:
         return None
     seen = (
         f"Training has moved the pairs by {now.margin_rms:.1f} nats, but only {now.accuracy:.0%} of the last "
-        f"{now.pairs:.0f} in the direction of their label; the loss is {now.loss:.2f}, and that of guessing "
-        f"{start.loss:.2f}."
+        f"{now.pairs:.0f} in the direction of their label; the loss is {now.loss:.2f}, and was {start.loss:.2f} in the "
+        "first steps."
     )
     look = history.look
     if look is not None and look.accuracy_held_out is not None and look.pairs >= 8 and history.facts.held_out:
@@ -81,7 +82,7 @@ def labels_look_random(history: History) -> Alarm | None:
 
 
 def _stirred(history: History) -> Glance | None:
-    """The last pairs that training has moved at all, as many as the question takes; None if there are fewer."""
+    """The last glances with margins above `STIRRED`, pooled, as many as `LABEL_PAIRS` requires; None if too few."""
     first = history.glances[0] if history.glances else None
     if first is None or not first.steps:
         return None
@@ -97,7 +98,7 @@ def _stirred(history: History) -> Glance | None:
 
 
 def duplicated_data(history: History) -> Alarm | None:
-    """In one pass over the data the same pairs come again."""
+    """The same pairs occur again in one pass over the data."""
     first = _first_pass(history)
     if first is None or first.pairs < COPIES_PAIRS:
         return None
@@ -125,7 +126,7 @@ def duplicated_data(history: History) -> Alarm | None:
 
 
 def _first_pass(history: History) -> Glance | None:
-    """Everything seen in the first pass over the data."""
+    """The pooled glances of the first pass over the data."""
     whole = history.glances
     if history.facts.epochs > 1:
         last = history.facts.steps / history.facts.epochs
@@ -134,7 +135,9 @@ def _first_pass(history: History) -> Glance | None:
 
 
 def only_length_differs(history: History) -> Alarm | None:
-    """The same side is longer in all pairs, that is learnt, and little else tells them apart (or answers follow)."""
+    """In nearly all pairs the same side is longer, the policy has learnt to prefer it, and the sides differ in little
+    else or the policy's answers have changed their length accordingly.
+    """
     everything, now = pooled(history.glances), history.last_pairs(ONE_SIDED_PAIRS / 4)
     if everything is None or now is None or everything.pairs < ONE_SIDED_PAIRS:
         return None
@@ -174,7 +177,7 @@ def only_length_differs(history: History) -> Alarm | None:
 
 
 def overfitting(history: History) -> Alarm | None:
-    """Pairs that were trained on before are ranked right, held-out ones less and less."""
+    """The accuracy on pairs that were trained on before is high, and that on held-out pairs much lower."""
     look, facts = history.look, history.facts
     now = history.last_pairs(ONE_SIDED_PAIRS, until=None if look is None else look.step)
     if look is None or now is None or not facts.held_out or look.accuracy_held_out is None or now.known < 0.5:

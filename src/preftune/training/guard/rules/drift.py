@@ -1,4 +1,4 @@
-"""The policy leaves the reference: too fast, too far, or to and fro."""
+"""Rules for a policy that leaves the reference too fast or too far, or oscillates."""
 
 from __future__ import annotations
 
@@ -8,46 +8,46 @@ from preftune.training.guard.alarms import NOTE, Alarm
 from preftune.training.guard.figures import Facts, Glance, History
 
 FEW_PAIRS = 8
-"""Figures of fewer pairs are not used: one odd pair is no reason for an alarm."""
+"""Least pairs of a measurement: a single unusual pair must not raise an alarm."""
 
 COLLAPSE = 1.0
-"""Nats per token that the chosen answers lost: each token is e times less likely than to the reference. Alignment costs
-the chosen answers some tenths at most; the healthy runs recorded here gain."""
+"""Loss of the chosen answers in nats per token that counts as a collapse: a token is e times less probable than under
+the reference. Alignment costs some tenths at most; in the healthy runs of the tests the chosen answers gain."""
 
 LOSS_TIMES = 3.0
-"""Times the loss before the first step. Pairs that were not trained on cost as much only if the policy is sure of the
-wrong side of many."""
+"""Multiple of the loss of the first steps. New pairs cost this much only if the policy is certain of the wrong side of
+many."""
 
 SURE = 1.0
-"""Beta times nats by which pairs are apart, root mean square. From here on a pair's gradient falls, so the loss itself
-would hold the policy back, were its steps not so large."""
+"""Root mean square of the reward margins above which a pair's gradient falls, so that smaller steps would slow the
+policy down."""
 
 UNSATISFIED = 0.1
-"""Beta times nats below which the loss does not notice that pairs are apart: it has fallen by a twentieth at most."""
+"""Root mean square of the reward margins below which the loss has hardly changed: by 0.05 nats at most."""
 
 APART = 8.0
-"""Nats by which pairs are apart: odds of three thousand to one on whole answers."""
+"""Root mean square of the margins, in nats: odds of three thousand to one on whole answers."""
 
 APART_PER_TOKEN = 0.2
-"""Nats per token that go with it on at least one side, so that long answers may be apart by more."""
+"""Nats per token that at least one side must have moved too, because the margins of long answers are larger."""
 
 FAR = 0.7
-"""KL per token, in nats: of the reference's own words every one is half as likely as it was."""
+"""KL in nats per token at which a token of the reference's answers is half as probable as it was."""
 
 FALLEN = 0.5
-"""Nats per token that the chosen answers lost: worth a note."""
+"""Loss of the chosen answers in nats per token that causes a note."""
 
 SWING = 2.0
-"""Change of the loss from step to step that counts as oscillating, times the root of the pairs in a step, in units of
-the first loss over ln 2, of 1 at least (a loss that begins near 0 has no scale): a step's loss strays by chance, the
-less the more pairs it has."""
+"""Change of the loss from step to step that counts as oscillating: times the square root of the pairs in a step,
+because chance changes a mean over more pairs less; and divided by the first loss over ln 2, or by 1 if that is more,
+because a loss that starts near 0 has no scale."""
 
 _ENOUGH_STEPS = 8
 
 
 def learning_rate_too_high(history: History) -> Alarm | None:
-    """Within a few steps the chosen answers become unlikely, or the loss is far above what guessing costs, although the
-    loss pulls back with all its strength.
+    """The chosen answers have become improbable, or the loss is far above that of the first steps, although the margins
+    are so large that the loss counteracts them.
     """
     now, start = history.last_pairs(FEW_PAIRS), _start(history)
     if now is None or start is None or history.facts.beta * now.margin_rms < SURE:
@@ -65,7 +65,7 @@ def learning_rate_too_high(history: History) -> Alarm | None:
         )
     look = history.look
     if look is not None and look.looping:
-        seen += f"; {_of(look.looping, look.answers)} of its answers are repetitive"
+        seen += f"; {_of(look.looping, look.answers)} of the policy's answers are repetitive"
     return history.alarm(
         "learning-rate-too-high",
         seen=f"{seen}.",
@@ -82,7 +82,7 @@ def learning_rate_too_high(history: History) -> Alarm | None:
 
 
 def beta_too_low(history: History) -> Alarm | None:
-    """Pairs are far apart, and the loss has not noticed: nothing holds the policy near the reference."""
+    """The margins are large in nats, but times beta so small that the loss keeps increasing them."""
     now = history.last_pairs(FEW_PAIRS)
     facts = history.facts
     if now is None or not facts.usual_beta:
@@ -104,7 +104,7 @@ def beta_too_low(history: History) -> Alarm | None:
 
 
 def far_from_reference(history: History) -> Alarm | None:
-    """The distance to the reference, measured on the reference's own answers, is beyond what alignment needs."""
+    """The KL to the reference, measured on the reference's answers, is larger than alignment needs."""
     look, facts = history.look, history.facts
     if look is None or look.kl_per_token is None or look.kl_per_token - 2 * (look.kl_error or 0.0) < FAR:
         return None
@@ -112,14 +112,14 @@ def far_from_reference(history: History) -> Alarm | None:
         "far-from-reference",
         seen=f"The policy is {look.kl_per_token:.2f} nats per token away from the reference (KL on the reference's "
         f"own answers): a token of the reference is now {_times(look.kl_per_token)} less likely.",
-        cause=f"{facts.too_free[0].upper()}{facts.too_free[1:]}, to hold it.",
+        cause=f"{facts.too_free[0].upper()}{facts.too_free[1:]}.",
         remedy=facts.hold_back,
         figures={"kl_per_token": look.kl_per_token, "kl_error": look.kl_error or 0.0},
     )
 
 
 def chosen_falls(history: History) -> Alarm | None:
-    """The margin grows while the chosen answers, too, become less likely."""
+    """The chosen answers have become much less probable."""
     now = history.last_pairs(4 * FEW_PAIRS)
     if now is None or now.chosen_per_token > -FALLEN:
         return None
@@ -136,7 +136,7 @@ def chosen_falls(history: History) -> Alarm | None:
 
 
 def oscillating_loss(history: History) -> Alarm | None:
-    """The loss goes up and down from step to step by more than chance does."""
+    """The loss changes from step to step by more than chance explains."""
     now, start = history.last_steps(_ENOUGH_STEPS), _start(history)
     if now is None or start is None:
         return None
@@ -155,7 +155,7 @@ def oscillating_loss(history: History) -> Alarm | None:
 
 
 def suspicious(history: History) -> bool:
-    """Half of what an alarm takes, in the last pairs."""
+    """Whether the last pairs reach half of the thresholds of `learning_rate_too_high`."""
     now, start = history.last_pairs(FEW_PAIRS), _start(history)
     if now is None or start is None:
         return False
@@ -163,12 +163,12 @@ def suspicious(history: History) -> bool:
 
 
 def _start(history: History) -> Glance | None:
-    """The first steps: with a warm-up, what the loss is before anything is learnt."""
+    """The glance of the first steps; None without one, or if its loss is not above 0."""
     return history.glances[0] if history.glances and history.glances[0].loss > 0 else None
 
 
 def _times(nats: float) -> str:
-    """The factor that nats of log-probability are, in words."""
+    """The factor of probability that is this many nats, as text."""
     factor = math.exp(min(nats, 14.0))
     if factor >= 1e5:
         return "more than 100,000 times"

@@ -1,4 +1,4 @@
-"""A run that gets nowhere. The loss does not move for one of two reasons: the weights hardly do, or to no effect."""
+"""Rules for a run that makes no progress: the weights hardly change, or they change without effect on the margin."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from preftune.training.guard.alarms import NOTE, Alarm
 from preftune.training.guard.figures import History, pooled
 
 LITTLE = 0.5
-"""Nats by which pairs were moved apart, root mean square: rounding in half precision moves them by as much."""
+"""Root mean square of the margins below which the policy has hardly changed, in nats. Rounding in half precision causes
+as much."""
 
 AFTER = 1 / 3
-"""Share of the run after which it should be more."""
+"""Share of the run after which the margins should be larger."""
 
 STEPS = 10
 
 FLAT_AFTER = 0.5
 
 FLAT_LOSS = 0.9
-"""Times the first loss."""
+"""Share of the first loss above which the loss counts as unchanged."""
 
 FLAT_ACCURACY = 0.65
 
@@ -25,7 +26,7 @@ FLAT_PAIRS = 64
 
 
 def too_little_change(history: History) -> Alarm | None:
-    """A third of the run is over, and the policy still says what the reference says."""
+    """After a third of the run, the policy has hardly moved from the reference."""
     facts = history.facts
     if history.step < max(STEPS, AFTER * facts.steps):
         return None
@@ -47,7 +48,7 @@ def too_little_change(history: History) -> Alarm | None:
 
 
 def flat_margin(history: History) -> Alarm | None:
-    """The weights move, but the margin does not grow and the loss stands."""
+    """The weights change, but the margin does not grow and the loss does not fall."""
     facts = history.facts
     if history.step < max(2 * STEPS, FLAT_AFTER * facts.steps):
         return None
@@ -63,10 +64,10 @@ def flat_margin(history: History) -> Alarm | None:
     return history.alarm(
         "flat-margin",
         level=NOTE,
-        seen=f"The reward margin stands at {facts.beta * later.margin:.2g} (it was "
+        seen=f"The reward margin is {facts.beta * later.margin:.2g} (it was "
         f"{facts.beta * earlier.margin:.2g}), and {later.accuracy:.0%} of the pairs are ranked correctly; the "
         f"loss is {later.loss:.3f}.",
-        cause="The model learns little from the pairs, although its weights move: labels disagree, or sides hardly "
+        cause="The model learns little from the pairs, although its weights change: labels disagree, or sides hardly "
         "differ.",
         remedy="Improve the pairs (preftune audit; drop those whose answers are nearly the same); a lower beta or a "
         "longer run helps only if the margin rises at all.",
