@@ -119,6 +119,19 @@ def test_of_several_failed_rules_the_lowest_level_decides() -> None:
     assert decided(length_controlled=BELOW, degeneration=spoilt).name == "longer, not better"
 
 
+def test_an_undecided_win_rate_hides_no_rule_that_failed() -> None:
+    """With --fail_under undecided a model that repeats itself, or answers less correctly, passed with exit code 0."""
+    even = win_rate([1.0] * 103 + [0.0] * 97).to_dict()
+    spoilt = {"worse": ["repeats"], "figures": {"repeats": {"base": 0.0, "aligned": 0.2, "difference": 0.2}}}
+    found = decided(**even, degeneration=spoilt)
+    assert (found.name, found.level, found.tone) == ("undecided", 1, "bad")
+    assert found.sentence.endswith("The answers degenerate: answers repeat themselves (20% instead of 0%).")
+    assert found.grounds == "'undecided', but these rules fail: degeneration"
+    clean = decided(**even)
+    assert (clean.level, clean.grounds) == (2, "'undecided'")
+    assert decided().level == 4
+
+
 def test_a_rule_has_one_line() -> None:
     lines = [rule.line() for rule in decided(length_controlled=BELOW).rules]
     assert lines[0] == "no cheat: holds. No known cheat was found in the answers."

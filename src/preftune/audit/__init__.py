@@ -1,17 +1,17 @@
-"""What is wrong with preference data, before anything is trained on them.
+"""Checks of preference data before a training.
 
-open_data -> Setting -> audit -> Audit -> write_audit. Importable without torch; only `scoring` brings it.
+open_data -> Setting -> audit -> Audit -> write_audit. Only `scoring` imports torch.
 
 `run.audit` makes one pass over the pairs with every check of `checks`.
 
     checks     the checks
     finding    Finding and Kind
-    opening    data opened even where training would refuse it
+    opening    data for an audit, which training may refuse
     run        audit()
     scoring    log-probabilities of the pairs before training
-    seen       one pair as checks see it
-    shortcuts  rules that look at one feature
-    summaries  arrays as a few numbers
+    seen       a pair with its texts, hashes and tokens
+    shortcuts  rules that use one feature of the answers
+    summaries  percentiles and histograms
     writing    the files of an audit
 """
 

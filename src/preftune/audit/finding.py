@@ -1,4 +1,4 @@
-"""What an audit can find, and what it found: kinds of findings, and findings with their counts and example rows."""
+"""Kinds of findings, and the findings of an audit with their counts and example rows."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Severity: TypeAlias = Literal["error", "warning", "info"]
-"""error: pairs are lost or teach the wrong thing. warning: they likely hurt. info: worth knowing."""
+"""error: pairs are lost or teach the wrong preference. warning: they are likely harmful. info: no harm is expected."""
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
-"""The worst first."""
+"""In falling order of severity."""
 
 EXAMPLES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of finding: its words, without numbers."""
+    """A kind of finding: its name, severity and texts."""
 
     name: str
-    """As `--fail-on` names it."""
+    """Its name, as in `--fail-on`."""
     severity: Severity
     title: str
     effect: str
-    """What it does to training, in one sentence."""
+    """Its effect on training, as a sentence."""
     cure: str
-    """The flag or command that fixes it, in one sentence."""
+    """The change, flag or command that fixes it, as a sentence."""
 
     def found(self, rows: Rows, *, of: int, detail: str = "", **figures: Any) -> Iterator[Finding]:
-        """A finding of these rows; None without rows.
+        """Yields a finding of these rows; nothing without rows.
 
         Args:
-            of: rows or pairs examined, for the share.
+            of: number of rows or pairs that were checked, for the share.
         """
         if rows.count:
             share = rows.count / of if of else 1.0
@@ -47,18 +47,18 @@ class Example(NamedTuple):
     """A row that shows a finding."""
 
     row: int
-    """Its number in the data as they were opened, from 0."""
+    """Its number in the raw data, from 0."""
     place: int | None = None
-    """The position of its pair; None for a row that gives none."""
+    """The position of its pair; None for a row without a pair."""
     note: str = ""
-    """What is to be seen there ("as in row 7")."""
+    """A short note on the row, such as "as in row 7"."""
     held_out: bool = False
     """Whether the row is one of the evaluation data."""
 
 
 @dataclass(slots=True)
 class Rows:
-    """A count of rows with the first few of them. Memory does not grow with the count."""
+    """A number of rows, with the first `EXAMPLES` of them, so that memory does not grow with the number."""
 
     count: int = 0
     examples: list[Example] = field(default_factory=list)
@@ -80,23 +80,23 @@ class Places:
         self.row.append(row)
 
     def rows(self, places: NDArray[Any], note: Callable[[int], str] = lambda place: "") -> Rows:
-        """The pairs at these places, with a note on each of the first few."""
+        """The rows of the pairs at these places, with a note on each example."""
         examples = [Example(self.row[p], self.index[p], note(p)) for p in places[:EXAMPLES].tolist()]
         return Rows(len(places), examples)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that was found."""
+    """A finding of an audit."""
 
     kind: Kind
     count: int
-    """Rows or pairs."""
+    """Number of rows or pairs."""
     share: float
-    """Of all rows or pairs that were examined, 0..1."""
+    """Their share of all rows or pairs that were checked, 0 to 1."""
     examples: tuple[Example, ...] = ()
     detail: str = ""
-    """What the numbers say, in one sentence."""
+    """A sentence with its numbers; may be empty."""
     figures: Mapping[str, Any] = field(default_factory=dict)
 
     @property

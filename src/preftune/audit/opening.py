@@ -1,4 +1,4 @@
-"""Opens data for an audit: what training would refuse is read as far as it goes, row by row."""
+"""Data for an audit. Rows that training would refuse are reported one by one, and the others are read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Fault(NamedTuple):
 
     row: int
     reason: str
-    """With row, column and value."""
+    """The reason, with column and value."""
 
 
 @dataclass(slots=True)
@@ -39,20 +39,20 @@ class Opened:
 
     name: str
     rows: int
-    """Raw rows."""
+    """Number of raw rows."""
     pairs: PairDataset | None
-    """None where the rows give no pair at all."""
+    """None if no row gives a pair."""
     format: str | None = None
     holds: str = ""
-    """What the format holds, in a few words."""
+    """A short description of the format's content."""
     left: Mapping[str, RowCount] = field(default_factory=dict)
-    """Reason (a key of `formats.adapter.LEFT`) -> what gave no pair."""
+    """Reason (a key of `formats.adapter.LEFT`) -> the rows without a pair."""
     refused: str | None = None
-    """What `preftune dpo` would say instead of training; None if it would take the data."""
+    """The error with which `preftune dpo` would refuse the data; None if it would accept them."""
     notes: tuple[str, ...] = ()
 
     def batches(self, size: int = BATCH) -> Iterator[tuple[list[tuple[int, PreferencePair]], list[Fault]]]:
-        """The pairs in order with their positions, and the rows without a pair."""
+        """Batches of the pairs in order, with their positions, and of the rows that are not a preference."""
         if self.pairs is None:
             return
         index = 0
@@ -69,14 +69,14 @@ class Opened:
             yield good, faults
 
     def at(self, indices: Sequence[int] | NDArray[np.int64]) -> Iterator[tuple[int, PreferencePair]]:
-        """The pairs at these positions, read again; they were readable before."""
+        """The pairs at these positions, read again. They must have been readable in `batches`."""
         assert self.pairs is not None
         for start in range(0, len(indices), BATCH):
             part = indices[start : start + BATCH]
             yield from zip((int(index) for index in part), self.pairs.select(part), strict=True)
 
     def row_of(self, index: int) -> int:
-        """The raw row of a position."""
+        """The number of the raw row at a position."""
         assert self.pairs is not None
         return self.pairs.number(index)
 
@@ -89,11 +89,10 @@ def open_data(
     format: str | None = None,
     name: str | None = None,
 ) -> Opened:
-    """Opens preference data for an audit. Args are those of `read_pairs`.
+    """Open preference data for an audit. The arguments are those of `read_pairs`.
 
     Raises:
-        DatasetError: there is nothing to read, columns or format cannot be recognised, or the format is one that
-            holds no preferences.
+        DatasetError: there are no rows, columns or format cannot be recognised, or the format holds no preferences.
     """
     name = name or display_name(source)
     rows = load_rows(source, split=split)
@@ -104,7 +103,7 @@ def open_data(
         pairs, refused = _as_they_are(rows, adapter, columns=columns, format=format, name=name)
         return Opened(name, len(rows), pairs, known, holds, refused=refused, notes=pairs.notes)
     if adapter.rows is None and adapter.table is None:
-        read_pairs(rows, split="all", columns=columns, format=format, name=name)  # raises, in the usual words
+        read_pairs(rows, split="all", columns=columns, format=format, name=name)  # raises its usual error
     made = convert(rows, adapter, name=name)
     if not len(made.rows):
         refused = f"{name} gives no preference pair, read as {adapter.name} ({adapter.holds}). {adapter.refused}"
@@ -139,7 +138,11 @@ def _as_they_are(
     format: str | None,
     name: str,
 ) -> tuple[PairDataset, str | None]:
-    """Rows that hold a pair each: as training opens them, or without its first look, which stops at a bad row."""
+    """Rows that hold a pair each, opened as for training; if that fails at a row, opened without this check.
+
+    Returns: the pairs, and the error of training or None.
+    Raises: DatasetError if the columns cannot be resolved.
+    """
     try:
         return read_pairs(rows, split="all", columns=columns, format=format, name=name), None
     except DatasetError as error:

@@ -1,4 +1,4 @@
-"""The audit itself: one pass over the pairs with every check, and its result."""
+"""The audit: one pass over the pairs with every check, and the result."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from preftune.errors import DatasetError
 from preftune.version import __version__
 
 FORMAT = 1
-"""Of audit.json; raised when a reader of older files would misread it."""
+"""Version of audit.json; raised when an older reader would misread it."""
 
 _SHOWN = 2000
-"""Characters of a text that audit.json quotes."""
+"""Most characters of a text that audit.json quotes."""
 
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What an audit came to."""
+    """The result of an audit."""
 
     name: str
     findings: tuple[Finding, ...]
-    """The worst first."""
+    """Findings in falling order of severity."""
     figures: dict[str, Any]
     examples: dict[str, list[dict[str, Any]]]
     """Name of a finding -> its example rows with their texts, cut to 2,000 characters each."""
     seconds: float
     cut_rows: tuple[CutRow, ...] = field(default=(), repr=False)
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    """When, in UTC: the same in every form of this audit."""
+    """Time of the audit in UTC, ISO 8601."""
 
     @property
     def rows(self) -> int:
@@ -66,9 +66,10 @@ class Audit:
 
 
 def audit(setting: Setting, *, progress: Progress = lambda rows: None) -> Audit:
-    """Looks at every pair once, and at those with several of a prompt a second time.
+    """Run every check that applies on all pairs, in one pass. Some checks read a part of the pairs a second time.
 
     Args:
+        setting: the data and the options of the audit.
         progress: called with the number of rows of every batch.
     """
     began = time.perf_counter()
@@ -95,7 +96,7 @@ def audit(setting: Setting, *, progress: Progress = lambda rows: None) -> Audit:
 
 
 def _encode(batch: Sequence[SeenPair], setting: Setting) -> None:
-    """Gives the pairs their tokens. Conversations without a chat template have no tokens, which a check reports."""
+    """Tokenise the pairs, in place. Conversations get no tokens without a chat template, which a check reports."""
     if setting.encoder is None:
         return
     chat = bool(getattr(setting.encoder.tokenizer, "chat_template", None))
@@ -105,7 +106,7 @@ def _encode(batch: Sequence[SeenPair], setting: Setting) -> None:
 
 
 def _quoted(examples: Sequence[Example], setting: Setting) -> Iterator[dict[str, Any]]:
-    """Example rows as they are shown: their texts with roles, or the raw row where it gives no pair."""
+    """Example rows for audit.json: their texts with roles, or the raw row if it gives no pair."""
     for example in examples:
         shown: dict[str, Any] = {"row": example.row, "note": example.note}
         data = setting.held_out if example.held_out else setting.data
@@ -133,6 +134,6 @@ def _raw(data: Opened, row: int) -> str:
 
 
 def _short(text: str) -> dict[str, Any]:
-    """A text and how long it is; lone surrogates, which no file can hold, are replaced."""
+    """The first `_SHOWN` characters of a text, and its length. Lone surrogates are replaced, as UTF-8 has none."""
     shown = text[:_SHOWN].encode("utf-8", "replace").decode("utf-8")
     return {"text": shown, "characters": len(text)}

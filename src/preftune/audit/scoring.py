@@ -1,4 +1,4 @@
-"""Log-probabilities of the pairs under a loaded model, as training will see them, by way of the reference cache."""
+"""Log-probabilities of the pairs under a model, on the tokens of training, with the cache of reference scores."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _PAIRS = 256
 
 
 Numbered: TypeAlias = tuple[int, TokenizedGroup]
-"""A group and the place of its pair among those that are scored."""
+"""The place of a pair among those that are scored, and its group."""
 
 
 class ReferenceScorer:
-    """The model as received, frozen, on the best device there is."""
+    """Scores pairs under the model as received, frozen, on a GPU if there is one."""
 
     def __init__(
         self,
@@ -44,12 +44,12 @@ class ReferenceScorer:
         load_in_4bit: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
-        """Loads the model.
+        """Load the model.
 
         Args:
             name: a path or a hub id.
             max_length, max_prompt_length: the limits of training, so that the same tokens are scored.
-        Raises: ModelError when it cannot be found or loaded.
+        Raises: ModelError if the model cannot be found or loaded.
         """
         self.name, self.tokenizer = name, tokenizer
         self.max_length, self.max_prompt_length = max_length, max_prompt_length
@@ -79,7 +79,7 @@ class ReferenceScorer:
 
     @property
     def computed(self) -> int:
-        """Completions that were scored now; the others came from the cache."""
+        """Number of completions that were not in the cache."""
         return self.scores.misses
 
     def _autocast(self) -> AbstractContextManager[None]:
@@ -88,8 +88,11 @@ class ReferenceScorer:
         return torch.autocast(self.device.type, dtype=self.autocast)
 
     def score(self, pairs: PairDataset, indices: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(indices, 4): log-probability of chosen and rejected in nats, tokens of chosen and rejected; NaN for none.
+        """Log-probabilities of chosen and rejected in nats, and their scored tokens, shape (indices, 4), float64; NaN
+        for a pair that cannot be trained.
 
+        Args:
+            indices: positions of the pairs.
         Raises:
             OutOfMemoryError: a single pair does not fit.
         """
@@ -107,7 +110,9 @@ class ReferenceScorer:
         return found
 
     def _groups(self, pairs: PairDataset, indices: NDArray[np.int64], start: int) -> Iterator[Numbered]:
-        """The groups of these pairs, each with its place. Pairs that cannot train have no group; halving finds them."""
+        """The groups of these pairs with their places. Pairs that cannot be trained have no group; the others are found
+        by halving.
+        """
         try:
             groups: GroupDataset | None = tokenize_pairs(
                 pairs.select(indices),
@@ -126,7 +131,7 @@ class ReferenceScorer:
             yield from self._groups(pairs, indices[half:], start + half)
 
     def _compute(self, groups: Sequence[TokenizedGroup]) -> list[NDArray[np.float64]]:
-        """Looks the groups up and scores what is missing."""
+        """The scores of groups, from the cache or computed."""
         batch = pack(groups)
         check_token_ids(self.model, int(batch.input_ids.max()))
         batch = batch.to(self.device)

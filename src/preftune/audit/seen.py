@@ -1,4 +1,4 @@
-"""One pair as the checks see it: its texts, their hashes, and its tokens where a tokenizer is given."""
+"""A pair for the checks: its texts, their hashes, and its tokens if there is a tokenizer."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class SeenPair:
-    """A pair, while its batch is examined. What a check keeps are hashes and numbers."""
+    """A pair, which exists only while its batch is checked. Checks keep hashes and numbers of it."""
 
     index: int
-    """Its position among the pairs, which reads it again."""
+    """Its position in the data, with which it can be read again."""
     pair: PreferencePair
     prompt: str
-    """The text of the prompt; the contents of its turns where it is a conversation."""
+    """The text of the prompt; of a conversation, the contents of its turns."""
     chosen: str
     rejected: str
     prompt_key: int
-    """64-bit hash of the prompt with its roles. Pairs without a prompt have a key of their own each."""
+    """64-bit hash of the prompt with its roles; of a pair without a prompt, a hash of its two answers."""
     chosen_key: int
     rejected_key: int
     encoded: Encoded | None = None
@@ -45,29 +45,33 @@ class SeenPair:
 
     @property
     def answers(self) -> tuple[str, str]:
-        """What the assistant says on the two sides, without what others say between."""
+        """The texts of the assistant's turns in chosen and rejected."""
         chosen, rejected = self.pair.chosen, self.pair.rejected
         return _said(chosen, self.chosen), _said(rejected, self.rejected)
 
     @property
     def whole(self) -> Encoded | None:
-        """Its tokens; None where a side has no tokens."""
+        """Its tokens; None if a side has no tokens."""
         encoded = self.encoded
         return encoded if encoded is not None and encoded.completions and all(encoded.completions) else None
 
     @property
     def usable(self) -> bool:
-        """Whether the pair prefers something to something else."""
+        """Whether both sides have text and differ."""
         return not self.blank and self.chosen_key != self.rejected_key
 
 
 def see(pair: PreferencePair, index: int) -> SeenPair:
-    """Reads the texts of a pair."""
+    """Read the texts of a pair.
+
+    Args:
+        index: its position in the data.
+    """
     chosen_key, rejected_key = _key(pair.chosen), _key(pair.rejected)
     prompt = text_of(pair.prompt)
     if prompt.strip():
         prompt_key = _key(pair.prompt)
-    else:  # without a prompt nothing says that two pairs answer the same one
+    else:  # without prompts, two pairs with other answers must not count as pairs of one prompt
         prompt_key = xxhash.xxh3_64_intdigest(b"%d %d" % tuple(sorted((chosen_key, rejected_key))))
     return SeenPair(
         index, pair, prompt, text_of(pair.chosen), text_of(pair.rejected), prompt_key, chosen_key, rejected_key
@@ -75,7 +79,7 @@ def see(pair: PreferencePair, index: int) -> SeenPair:
 
 
 def lengths_of(seen: SeenPair, *, tokens: bool) -> tuple[int, int, int] | None:
-    """Tokens (words without a tokenizer) of prompt, chosen and rejected; None where the pair has no tokens."""
+    """Numbers of tokens of prompt, chosen and rejected, or of words if not `tokens`; None if the pair has no tokens."""
     if not tokens:
         return count_words(seen.prompt), count_words(seen.chosen), count_words(seen.rejected)
     if (encoded := seen.whole) is None:
@@ -85,9 +89,8 @@ def lengths_of(seen: SeenPair, *, tokens: bool) -> tuple[int, int, int] | None:
 
 
 def answer_lengths_of(seen: SeenPair, *, tokens: bool) -> tuple[int, int] | None:
-    """Tokens (words without a tokenizer) of what the assistant says, and the loss scores, on the two sides.
-
-    None where the pair has no tokens.
+    """Numbers of scored tokens of chosen and rejected, or of words of the assistant's turns if not `tokens`; None if
+    the pair has no tokens.
     """
     if not tokens:
         chosen, rejected = seen.answers

@@ -1,4 +1,4 @@
-"""Rules that look at one feature of the answers: how far one gets without reading them."""
+"""Rules that guess the chosen answer from one feature of the answers."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ REFUSAL = re.compile(
 )
 
 _BEGINNING = 300
-"""Characters in which a refusal stands."""
+"""Characters at the start of an answer in which a refusal is searched."""
 
 
 def refuses(answer: str) -> bool:
-    """Whether an answer begins like a refusal."""
+    """Whether the start of an answer holds the words of a refusal."""
     return REFUSAL.search(answer[:_BEGINNING]) is not None
 
 
@@ -40,10 +40,10 @@ def capital_share(answer: str) -> float:
 
 
 class Rule(NamedTuple):
-    """One feature. The side that has more of it is the guess; equal ones decide nothing."""
+    """A rule with one feature. It guesses the side that has more of it; equal sides are not decided."""
 
     more: str
-    """What the guessed answer has, in words that follow "the answer with"."""
+    """The feature of the guessed answer, as text after "the answer with"."""
     less: str
     """The same for the opposite guess."""
     measure: Callable[[str], float]
@@ -62,10 +62,10 @@ RULES: Mapping[str, Rule] = {
     "question": Rule("a question at its end", "no question at its end", lambda answer: answer.rstrip().endswith("?")),
     "refusal": Rule("a refusal", "no refusal", refuses),
 }
-"""The rules by name. Punctuation and capitals are shares of an answer, or they would measure its length again."""
+"""The rules by name. Punctuation and capitals are shares of an answer, because counts would depend on its length."""
 
 
 def first_letter(answer: str) -> int:
-    """The first character that is no white space, in lower case, as a number; 0 for none."""
+    """The code point of the first character that is not white space, in lower case; 0 without one."""
     stripped = answer.lstrip()
     return ord(stripped[0].lower()[0]) if stripped else 0

@@ -1,4 +1,4 @@
-"""Arrays of numbers as the few that a table or a plot needs."""
+"""Percentiles and histograms of arrays, for tables and plots."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 
 
 def percentiles(values: Numbers) -> dict[str, Any]:
-    """Mean, smallest, percentiles and largest of (n,) numbers; `{}` for none."""
+    """Mean, minimum, percentiles and maximum of numbers of shape (n,); `{}` without numbers."""
     if not len(values):
         return {}
     found = np.percentile(values, PERCENTILES)
@@ -27,12 +27,15 @@ def percentiles(values: Numbers) -> dict[str, Any]:
 
 
 def histogram(values: Numbers, *, bins: int = 40, low: float | None = None, high: float | None = None) -> Any:
-    """Counts in bins of equal width between two edges, by default the 0.5th and 99.5th percentile.
+    """Counts in bins of equal width between `low` and `high`, by default the 0.5th and 99.5th percentile.
 
-    What lies beyond the edges is counted in the outermost bins, so that the counts add up and one huge row does not
+    Values beyond the edges count in the outermost bins, so that the counts add up and a single large value does not
     flatten the plot.
 
-    Returns: `{"edges": (bins + 1 numbers), "counts": (bins numbers)}`, None for no values.
+    Args:
+        values: shape (n,).
+        bins: number of bins; integers may need fewer.
+    Returns: `{"edges": ..., "counts": ...}` with one edge more than counts; None without values.
     """
     if not len(values):
         return None
@@ -41,7 +44,7 @@ def histogram(values: Numbers, *, bins: int = 40, low: float | None = None, high
     high = float(np.percentile(values, 99.5)) if high is None else high
     if whole:
         low, high = float(np.floor(low)), float(np.ceil(high)) + 1
-        if high - low == 1:  # one value: an empty bin on both sides makes it a bar
+        if high - low == 1:  # one value: add an empty bin on each side
             low, high = low - 1, high + 1
         width = max(1, int(np.ceil((high - low) / bins)))
         edges = np.arange(low, high + width, width, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Writes an audit's files so that a reader sees the old one or the new one, never half of one."""
+"""The files of an audit. Each is replaced in one step, so that a reader never gets a partly written file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from preftune.storage.run_directory import plain
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file in one step.
+    """Replace a file in one step.
 
     Raises:
-        RequestError: the folder cannot be written.
+        RequestError: the file cannot be written.
     """
     try:
         write_whole(path, text.encode())
@@ -32,7 +32,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_audit(audit: Audit, folder: Path) -> list[Path]:
-    """Writes audit.json, and cut.csv where the limits cut rows; a cut.csv of an earlier audit is removed."""
+    """Write audit.json, and cut.csv if the limits cut rows; otherwise remove the cut.csv of an earlier audit.
+
+    Returns: the paths of the written files.
+    Raises: RequestError if the folder cannot be written.
+    """
     written = [folder / "audit.json"]
     write_text(written[0], as_text(audit.to_json()))
     table = folder / "cut.csv"
@@ -49,5 +53,5 @@ def write_audit(audit: Audit, folder: Path) -> list[Path]:
 
 
 def as_text(values: Mapping[str, Any]) -> str:
-    """JSON; numbers that are not finite become null."""
+    """The values as JSON; numbers that are not finite become null."""
     return json.dumps(plain(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

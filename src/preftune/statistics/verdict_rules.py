@@ -80,8 +80,16 @@ class Decision(NamedTuple):
 
     @property
     def level(self) -> int:
-        """As `level_of`."""
-        return level_of(self.name)
+        """As `level_of`: the lowest of the verdict and of all rules that fail."""
+        return min(level_of(self.name), *(level_of(rule.verdict) for rule in self.rules if rule.passed is False), 4)
+
+    @property
+    def grounds(self) -> str:
+        """What the level comes from: the verdict, and the rules of a lower level that fail."""
+        lower = [
+            rule.name for rule in self.rules if rule.passed is False and level_of(rule.verdict) < level_of(self.name)
+        ]
+        return f"{self.name!r}" + (f", but these rules fail: {', '.join(lower)}" if lower else "")
 
     def to_dict(self) -> dict[str, Any]:
         """The part of summary.json."""
@@ -131,8 +139,8 @@ def decide(figures: Mapping[str, Any]) -> Decision | None:
     reasons = " ".join(rule.sentence for rule in failed if rule.name != "win rate")
     if cheats:
         return Decision(cheats[0].verdict, f"{measured}, which does not count: {reasons}", rules)
-    if plain.name not in (BETTER, BELOW_BAR):  # what prevents better is not what decides here
-        return Decision(plain.name, plain.sentence, rules)
+    if plain.name not in (BETTER, BELOW_BAR):  # what prevents better is not what decides here, but it is said
+        return Decision(plain.name, f"{plain.sentence} {reasons}".rstrip(), rules)
     worst = min(failed, key=lambda rule: level_of(rule.verdict))
     return Decision(worst.verdict, f"{measured}, but that is not enough: {reasons}", rules)
 

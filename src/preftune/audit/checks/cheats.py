@@ -1,4 +1,6 @@
-"""Whether one feature of the answers is enough to tell chosen from rejected: length first, then ten others."""
+"""Whether one feature of the answers is enough to distinguish chosen from rejected: length, the features of `RULES`,
+and the first letter.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,11 @@ from preftune.statistics.intervals import share
 
 _NO_DECISION = 2
 _FROM_HALF = 0.08
-"""Distance from 50% from which a cheat counts, besides an interval that excludes 50%."""
+"""Least distance of the accuracy from 50% for a finding, whose interval must also exclude 50%."""
 _DECIDES = 0.05
-"""Share of the pairs that it must decide."""
+"""Least share of the pairs that the rule must decide."""
 _FEWEST = 20
-"""Prompts that it must decide."""
+"""Least number of prompts that the rule must decide."""
 
 _EFFECT = "The model can lower its loss by this feature alone, without learning what makes an answer good."
 
@@ -63,7 +65,7 @@ LETTER = _kind("first_letter", "The first letter alone distinguishes the sides")
 
 
 class CheatsCheck(Check):
-    """Accuracy of rules that read one feature. Prompts are what intervals count."""
+    """Measures the accuracy of rules that use one feature. Intervals are clustered by prompt."""
 
     kinds = (LENGTH, *KINDS.values(), LETTER)
     section = "cheats"
@@ -72,7 +74,7 @@ class CheatsCheck(Check):
         super().__init__(setting)
         self.prompt = array("Q")
         self.votes = {name: array("b") for name in ("longer", *RULES)}
-        """Of every pair 1 where the chosen side has more, 0 where the rejected one has, 2 where they are equal."""
+        """For every pair: 1 if the chosen side has more, 0 if the rejected side has more, 2 if they are equal."""
         self.letters = array("l"), array("l")
 
     def take(self, seen: SeenPair) -> None:
@@ -94,9 +96,10 @@ class CheatsCheck(Check):
         yield "first_letter", self._letter_votes()
 
     def _letter_votes(self) -> NDArray[np.int8]:
-        """Half of the prompts teach how often each first letter wins, the other half is guessed by it; and vice versa.
+        """Guesses by the first letter, as in `votes`. How often each letter wins is learnt from half of the prompts and
+        tested on the other half, and vice versa.
 
-        Learnt and tried on the same pairs, thirty letters would beat chance on pure noise.
+        If it were learnt and tested on the same pairs, thirty letters would be better than chance on random labels.
         """
         chosen, rejected = (np.frombuffer(letters, dtype=np.dtype("l")) for letters in self.letters)
         names, places = np.unique(np.concatenate([chosen, rejected]), return_inverse=True)
@@ -113,7 +116,7 @@ class CheatsCheck(Check):
         return votes
 
     def _results(self) -> dict[str, dict[str, Any]]:
-        """Rule -> accuracy with its 95% interval, share of pairs decided, and whether it counts as a cheat."""
+        """Rule -> its accuracy with a 95% interval, the share of pairs that it decides, and whether it is a finding."""
         prompts = np.unique(np.frombuffer(self.prompt, dtype=np.uint64), return_inverse=True)[1]
         results: dict[str, dict[str, Any]] = {}
         for name, votes in self._all_votes():
@@ -123,7 +126,7 @@ class CheatsCheck(Check):
             clusters = prompts[decided].tolist()
             values = votes[decided].astype(np.float64)
             found = share(values, clusters)
-            # a dozen rules are tried: each must be surer than 95% for the audit as a whole to be
+            # Bonferroni's correction for the number of rules
             strict = share(values, clusters, confidence=1 - 0.05 / (len(RULES) + 2))
             different = len(set(clusters))
             results[name] = {

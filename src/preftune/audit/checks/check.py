@@ -1,4 +1,4 @@
-"""What a check is: it sees every pair once, in batches, and says in the end what it found."""
+"""The base class of the checks. A check gets every pair once, in batches, and then gives its findings."""
 
 from __future__ import annotations
 
@@ -19,31 +19,33 @@ if TYPE_CHECKING:
 
 
 class Scorer(Protocol):
-    """Something that knows how likely answers are under the reference."""
+    """Computes log-probabilities of pairs under the reference."""
 
     name: str
 
     @property
     def computed(self) -> int:
-        """Completions that were scored now; the others came from the cache."""
+        """Number of completions that were not in the cache."""
         ...
 
     def score(self, pairs: PairDataset, indices: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(indices, 4): log-probability of chosen and rejected in nats, tokens of chosen and rejected; NaN for none."""
+        """Log-probabilities of chosen and rejected in nats, and their scored tokens, shape (indices, 4), float64; NaN
+        for a pair that cannot be scored.
+        """
         ...
 
 
 @dataclass(slots=True)
 class Setting:
-    """What an audit is asked to look at."""
+    """The data and the options of an audit."""
 
     data: Opened
     held_out: Opened | None = None
     encoder: Encoder | None = None
-    """None: lengths are counted in words."""
+    """None to count lengths in words."""
     tokenizer_name: str | None = None
     max_length: int | None = None
-    """Tokens of prompt + answer; None for no limit."""
+    """Most tokens of prompt and answer; None for no limit."""
     max_prompt_length: int | None = None
     near_duplicates: bool = True
     scorer: Scorer | None = None
@@ -54,13 +56,13 @@ class Setting:
 
 
 class Check:
-    """Base of the checks. A check keeps numbers and hashes, never texts: data may be larger than memory."""
+    """Base of the checks. A check keeps numbers and hashes, not texts, because data may be larger than memory."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ()
-    """Every kind of finding that it can make."""
+    """The kinds of its findings."""
 
     section: ClassVar[str] = ""
-    """Where its figures stand in audit.json; empty for a check without any."""
+    """Key of its figures in audit.json; empty for a check without figures."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -70,32 +72,32 @@ class Check:
 
     @classmethod
     def applies(cls, setting: Setting) -> bool:
-        """Whether there is anything for it to look at."""
+        """Whether the check can run with this setting."""
         return True
 
     def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
-        """Takes in a batch: its pairs, and the rows without a pair."""
+        """Process a batch: its pairs, and the rows that are not a preference."""
         for seen in batch:
             self.take(seen)
 
     def take(self, seen: SeenPair) -> None:
-        """Takes in a pair."""
+        """Process a pair."""
 
     def add(self, kind: Kind, seen: SeenPair, note: str = "") -> None:
-        """Counts a pair as a row of a finding."""
+        """Count a pair as a row of a finding."""
         self.rows[kind].add(seen.row, seen.index, note)
 
     def findings(self, pairs: int) -> Iterator[Finding]:
-        """What was found, when all batches were seen.
+        """The findings, after all batches.
 
         Args:
-            pairs: how many there were.
+            pairs: number of pairs.
         """
         for kind in self.kinds:
             yield from kind.found(self.rows[kind], of=pairs, **self.details(kind))
 
     def details(self, kind: Kind) -> Mapping[str, Any]:
-        """The detail of a finding and its figures."""
+        """The detail and the figures of a finding, as keyword arguments of `Kind.found`."""
         return {}
 
     def figures(self) -> Mapping[str, Any]:

@@ -1,9 +1,9 @@
-"""How different the prompts are, without a column that names topics: groups of prompts by the words they share.
+"""Diversity of the prompts without a column of topics: groups of prompts by their common words.
 
-Words that fewer than two prompts or nearly all of them have tell nothing. What is left is weighted by its rarity
-(tf-idf), reduced to 50 dimensions (latent semantic analysis, Deerwester et al. 1990), and joined into groups by average
-linkage of cosine distances, with scipy. The distance was set by eye on five sets: in one of eight questions about
-rivers it gives nine groups, in 1,200 prompts of hh-rlhf 120. Up to 2,000 prompts are drawn by their hash.
+Words of fewer than two prompts or of 90% of them are not used. The others are weighted by their rarity (tf-idf) and
+reduced to 50 dimensions (latent semantic analysis, Deerwester et al. 1990), and the prompts are joined into groups by
+average linkage of cosine distances, with scipy. The distance was set by eye on five sets: in one of eight questions
+about rivers it gives nine groups, in 1,200 prompts of hh-rlhf 120. Up to 2,000 prompts are drawn by their hash.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from preftune.text_quality.languages import language_of
 
 _MOST = 2_000
 _LEAST = 50
-"""Prompts below which groups mean nothing."""
+"""Least number of prompts for which groups are computed."""
 _BUCKETS = 2**13
 _DIMENSIONS = 50
 _DISTANCE = 0.6
 _NARROW = 0.5
-"""Share of the largest group from which the prompts are called narrow."""
+"""Share of the largest group from which the prompts count as narrow."""
 _LONG = 200
 _SHOWN = 8
 
@@ -50,7 +50,7 @@ NARROW = Kind(
 
 
 class DiversityCheck(Check):
-    """Groups of prompts, and the kinds of prompts that are not among them."""
+    """Finds groups of prompts, and kinds of prompts that are missing."""
 
     kinds = (NARROW,)
     section = "diversity"
@@ -58,7 +58,7 @@ class DiversityCheck(Check):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self.drawn: list[tuple[int, tuple[int, ...], str | None]] = []
-        """A heap: hash (negative), buckets of words, language."""
+        """A heap of the drawn prompts: negative hash, buckets of the words, language."""
         self.known: set[int] = set()
         self.words: dict[int, Counter[str]] = {}
         self.traits: Counter[str] = Counter()
@@ -126,7 +126,7 @@ class DiversityCheck(Check):
         return found
 
     def _named(self, members: Sequence[tuple[int, ...]], rarity: NDArray[np.float64]) -> list[str]:
-        """The words that most set a group apart."""
+        """Up to three words that are most characteristic of a group."""
         counts = Counter(bucket for buckets in members for bucket in buckets)
         best = sorted(counts, key=lambda bucket: (-counts[bucket] * rarity[bucket], bucket))[:3]
         return [self.words[bucket].most_common(1)[0][0] for bucket in best if rarity[bucket] > 0]
@@ -180,7 +180,9 @@ def _traits(seen: SeenPair) -> Iterator[str]:
 
 
 def _groups(rows: Sequence[tuple[int, ...]]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(n,) numbers of groups, and (buckets,) how rare each word is; 0 for those that tell nothing."""
+    """The number of each prompt's group, shape (n,), and the rarity of each bucket of words, shape (buckets,), 0 for
+    words that are not used.
+    """
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.sparse import csr_matrix
     from scipy.sparse.linalg import svds
@@ -196,7 +198,7 @@ def _groups(rows: Sequence[tuple[int, ...]]) -> tuple[NDArray[np.int64], NDArray
     left, weights, _ = svds(matrix, k=dimensions, v0=np.ones(min(matrix.shape)))
     points = left * weights
     norms = np.linalg.norm(points, axis=1)
-    alone = norms < 1e-9 * max(1.0, float(norms.max()))  # prompts without a word that another one has
+    alone = norms < 1e-9 * max(1.0, float(norms.max()))  # prompts without a word of another prompt
     unit = points[~alone] / norms[~alone, None]
     numbers = np.zeros(len(rows), dtype=np.int64)
     found = fcluster(linkage(unit, "average", metric="cosine"), _DISTANCE, "distance") if len(unit) > 1 else [1]

@@ -1,4 +1,4 @@
-"""The same twice: prompts, pairs, preferences both ways, and prompts in training and evaluation data."""
+"""Repeated prompts and pairs, contradicting pairs, and prompts in both training and evaluation data."""
 
 from __future__ import annotations
 
@@ -95,16 +95,16 @@ class _Keys(Places):
 
 
 class _Prompts:
-    """Every different prompt once, with its signature."""
+    """The distinct prompts, with their MinHash signatures if `sketch` is set."""
 
     def __init__(self, *, sketch: bool) -> None:
         self.sketch = sketch
         self.places: dict[int, int] = {}
-        """Hash of a prompt -> the place of the first pair that has it."""
+        """Hash of a prompt -> the place of its first pair."""
         self.parts: list[Signatures] = []
 
     def add(self, batch: Sequence[SeenPair], first: int) -> None:
-        """Takes in pairs whose first has the place `first`."""
+        """Add the prompts of pairs whose places start at `first`."""
         texts = []
         for place, seen in enumerate(batch, start=first):
             if seen.prompt_key not in self.places:
@@ -118,7 +118,7 @@ class _Prompts:
 
 
 class DuplicatesCheck(Check):
-    """By hashes of whole texts, and by MinHash for what is nearly the same."""
+    """Finds exact copies by hashes of whole texts, and near copies by MinHash."""
 
     kinds = (CONTRADICTION, OVERLAP, DUPLICATE, NEAR_DUPLICATE, NEAR_OVERLAP, REPEATED, NEAR_PROMPT)
     section = "duplicates"
@@ -164,7 +164,7 @@ class DuplicatesCheck(Check):
         }
 
     def _contradictions(self) -> Rows:
-        """All pairs of which the opposite is there too."""
+        """All pairs whose opposite is in the data too."""
         chosen, rejected = self.keys.numbers("chosen"), self.keys.numbers("rejected")
         low, high = np.minimum(chosen, rejected), np.maximum(chosen, rejected)
         group, _ = _first_of(self.keys.numbers("prompt"), low, high)
@@ -188,7 +188,7 @@ class DuplicatesCheck(Check):
         return self.keys.rows(np.flatnonzero(first >= 0), lambda place: f"as row {self.keys.row[first[place]]}")
 
     def _near_prompts(self, near: NDArray[np.int64]) -> Rows:
-        """Prompts for which an earlier one is nearly the same."""
+        """Prompts that are nearly the same as an earlier one."""
         first_places = list(self.prompts.places.values())
         later, at = np.unique(near[:, 1], return_index=True)
         examples = [
@@ -198,7 +198,7 @@ class DuplicatesCheck(Check):
         return Rows(len(later), examples)
 
     def _near_duplicates(self, near: NDArray[np.int64]) -> Rows:
-        """Pairs of (nearly) one prompt whose answers are nearly those of an earlier pair, side by side."""
+        """Pairs with nearly the same prompt, chosen and rejected as an earlier pair, without exact copies."""
         number = {key: place for place, key in enumerate(self.prompts.places)}
         prompt = np.asarray([number[key] for key in self.keys.prompt], dtype=np.int64)
         cluster = clusters(len(number), near)[prompt]
@@ -222,7 +222,7 @@ class DuplicatesCheck(Check):
         return np.concatenate(chosen), np.concatenate(rejected)
 
     def _overlap(self, sketches: Signatures) -> Iterator[Finding]:
-        """Prompts of the evaluation data among the trained ones."""
+        """Prompts of the evaluation data that are, exactly or nearly, in the training data."""
         held_out = self.setting.held_out
         assert held_out is not None
         theirs = _Prompts(sketch=self.setting.near_duplicates)
@@ -255,10 +255,12 @@ class DuplicatesCheck(Check):
 
 
 def _first_of(*columns: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Equal rows of several columns.
+    """Groups of rows that are equal in all columns.
 
-    Returns: (n,) the number of each row's group; and (n,) the first place with the same values, -1 where it is the
-        first itself.
+    Args:
+        columns: each of shape (n,).
+    Returns: the number of each row's group, shape (n,); and the first row of its group, shape (n,), -1 for the first
+        row itself.
     """
     order = np.lexsort(columns[::-1])
     new = np.zeros(len(order), dtype=bool)
@@ -269,6 +271,6 @@ def _first_of(*columns: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int
     number = np.cumsum(new) - 1
     group = np.empty(len(order), dtype=np.int64)
     group[order] = number
-    first_place = order[new][group]  # lexsort is stable, so the first of a group stands first
+    first_place = order[new][group]  # lexsort is stable, so it keeps the first of a group first
     places = np.arange(len(order))
     return group, np.where(first_place == places, -1, first_place)

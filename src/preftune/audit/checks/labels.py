@@ -1,4 +1,4 @@
-"""How sure the labels are: agreement of the annotators, strength of the preference, weights."""
+"""Reliability of the labels: agreement of the annotators, strength of the preference, weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from preftune.audit.seen import SeenPair
 from preftune.audit.summaries import histogram, percentiles
 
 LOW = 0.6
-"""Share of annotators below which a label is little better than a coin."""
+"""Share of annotators below which a label is little better than a coin toss."""
 
 LOW_AGREEMENT = Kind(
     "low_agreement",
@@ -47,7 +47,7 @@ WEIGHTLESS = Kind(
 
 
 class LabelsCheck(Check):
-    """What the data say about their labels."""
+    """Checks the columns of the data that describe the labels."""
 
     kinds = (LOW_AGREEMENT, REVERSED, EQUAL, WEIGHTLESS)
     section = "labels"

@@ -1,4 +1,4 @@
-"""How long prompts and answers are, and what the limits of training would cut."""
+"""Lengths of prompts and answers, and the tokens that the limits of training would cut."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _TOLD_ELSEWHERE = len(_LEFT_OUT) + 1
 
 
 class CutRow(NamedTuple):
-    """What the limits take from one row, in tokens."""
+    """The lengths of one row, and what the limits cut of it, in tokens."""
 
     row: int
     prompt: int
@@ -70,11 +70,11 @@ class CutRow(NamedTuple):
     cut_chosen: int
     cut_rejected: int
     outcome: str
-    """"cut", or the name of the finding that the row is left out for."""
+    """"cut", or the name of the finding for which the row is left out."""
 
 
 class LengthsCheck(Check):
-    """Tokens of every part; words where no tokenizer is given, and then nothing is said about limits."""
+    """Counts the tokens of every part. Without a tokenizer it counts words, and does not check the limits."""
 
     kinds = (*_LEFT_OUT, CUT, PROMPT_CUT)
     section = "lengths"
@@ -83,7 +83,8 @@ class LengthsCheck(Check):
         super().__init__(setting)
         self.lengths = {part: array("q") for part in PARTS}
         self.outcome = array("b")
-        """0 for a row that is kept, else 1 + the place in `_LEFT_OUT` of what it is left out for under the limits."""
+        """0 for a row that is kept, 1 + the index in `_LEFT_OUT` of the finding for which the limits leave it out, or
+        `_TOLD_ELSEWHERE` for a row that another check reports."""
 
     def take(self, seen: SeenPair) -> None:
         tokens = self.setting.encoder is not None
@@ -96,7 +97,7 @@ class LengthsCheck(Check):
         self.outcome.append(self._outcome(seen.encoded) if tokens and seen.encoded is not None else 0)
 
     def _outcome(self, encoded: Encoded) -> int:
-        """As `tokenize_pairs` cuts a row, and decides whether anything is left to train on."""
+        """The value of `outcome` for a row, cut as in `tokenize_pairs`."""
         setting = self.setting
         if encoded.reason is not None:
             return _TOLD_ELSEWHERE
@@ -115,7 +116,7 @@ class LengthsCheck(Check):
         return {part: np.frombuffer(values, dtype=np.int64) for part, values in self.lengths.items()}
 
     def _cuts(self) -> dict[str, Numbers]:
-        """(pairs,) tokens that are cut of each part."""
+        """Part -> the tokens that are cut of each pair, shape (pairs,)."""
         setting, lengths = self.setting, self._numbers()
         prompt = lengths["prompt"]
         if setting.max_prompt_length is not None:
@@ -147,13 +148,13 @@ class LengthsCheck(Check):
         yield from PROMPT_CUT.found(self._rows(cut, cuts["prompt"], "{} tokens cut"), of=pairs)
 
     def _rows(self, mask: Numbers, tokens: Numbers, note: str) -> Rows:
-        """Those with the most tokens are the examples."""
+        """The rows of a mask; those with the most tokens are the examples."""
         places = np.flatnonzero(mask)
         worst = places[np.argsort(-tokens[places], kind="stable")]
         return self.kept.rows(worst, lambda place: note.format(f"{tokens[place]:,}"))
 
     def cut_rows(self) -> Iterator[CutRow]:
-        """Row by row what the limits cut; only rows that lose something."""
+        """The rows of which the limits cut tokens, or which they leave out."""
         if self.setting.encoder is None:
             return
         cuts = self._cuts()

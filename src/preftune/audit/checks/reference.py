@@ -1,4 +1,4 @@
-"""What the model says of the pairs before training: margins, accuracy, and the labels that surprise it most."""
+"""Margins and accuracy of the model on the pairs before training, and the labels that surprise it most."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ UNSCORED = Kind(
 
 
 class ReferenceCheck(Check):
-    """Log-probabilities under the model as received, from the cache of reference scores where they are known."""
+    """Reads the log-probabilities of the pairs under the model as received; needs a scorer."""
 
     kinds = (SURPRISING, UNSCORED)
     section = "reference"
@@ -56,7 +56,7 @@ class ReferenceCheck(Check):
 
     @cached_property
     def _scores(self) -> Numbers:
-        """(pairs, 4) log-probabilities and tokens of both sides, NaN for a pair that cannot be scored; scored once."""
+        """Log-probabilities in nats and tokens of both sides, shape (pairs, 4); NaN for a pair that has no score."""
         assert self.setting.scorer is not None
         assert self.setting.data.pairs is not None
         return self.setting.scorer.score(self.setting.data.pairs, np.frombuffer(self.kept.index, dtype=np.int64))
@@ -67,7 +67,9 @@ class ReferenceCheck(Check):
         return margins
 
     def _surprise(self) -> Numbers:
-        """(pairs,) robust standard deviations from the median margin per token; NaN without a score."""
+        """Distance of each margin per token from their median, in robust standard deviations, shape (pairs,); NaN
+        without a score.
+        """
         margins = self._per_token()
         known = margins[np.isfinite(margins)]
         if not len(known):
@@ -113,7 +115,9 @@ class ReferenceCheck(Check):
 
 
 def _margin(values: Numbers, clusters: Sequence[int]) -> dict[str, Any]:
-    """Mean and spread in nats, and how often chosen is likelier, ties half, with its interval clustered by prompt."""
+    """Mean and standard deviation of margins in nats, and the accuracy with its interval, clustered by prompt. Ties
+    count half.
+    """
     accuracy = share(np.where(values > 0, 1.0, np.where(values < 0, 0.0, 0.5)), clusters)
     return {
         "mean": float(values.mean()),

@@ -1,4 +1,4 @@
-"""Turns of conversations: who speaks when, and where the two sides part."""
+"""Turns of conversations: the order of the roles, and the turn from which the two sides differ."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SEVERAL_TURNS = Kind(
 
 
 class RolesCheck(Check):
-    """Conversational pairs only."""
+    """Checks the turns of conversational pairs."""
 
     kinds = (NO_ANSWER, NO_SHARED_PROMPT, OUT_OF_ORDER, CONTINUED, SEVERAL_TURNS)
     section = "turns"
@@ -91,10 +91,10 @@ class RolesCheck(Check):
 
 
 def disorder(turns: Sequence[Message], *, ends: int) -> str | None:
-    """What is wrong with the order of turns, None when nothing is.
+    """The first error in the order of turns, in a few words; None without an error.
 
     Args:
-        ends: turns of the prompt. A turn of the assistant that goes on there is one turn in two parts.
+        ends: number of turns of the prompt. An assistant's turn may be divided between prompt and answer there.
     """
     before = ""
     for number, turn in enumerate(turns):

@@ -1,4 +1,4 @@
-"""Rows that give no pair: what the format leaves out, what cannot be read, what training would refuse."""
+"""Rows without a pair: rows that the format leaves out, that cannot be read, or that training would refuse."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from preftune.data.formats.adapter import LEFT
 from preftune.data.formats.columns import listing
 
 _REASONS = 20
-"""Different reasons that are kept with their words."""
+"""Most rows whose reasons are part of the finding."""
 
 NO_PAIRS = Kind(
     "no_pairs",
@@ -55,7 +55,7 @@ LEFT_OUT = {
 
 
 class RowsCheck(Check):
-    """Rows and pairs, and what became of the rows that give none."""
+    """Counts rows and pairs, and reports rows without a pair."""
 
     kinds = (NO_PAIRS, REFUSED, UNREADABLE, NOT_USED, *LEFT_OUT.values())
     section = "rows"

@@ -1,4 +1,4 @@
-"""The two sides of a pair: empty, the same, or nearly the same."""
+"""Pairs whose sides are empty, the same, or nearly the same."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from preftune.audit.finding import Kind
 from preftune.audit.seen import SeenPair
 
 NEAR = 0.95
-"""Share of words from which two sides count as nearly identical."""
+"""Share of common words from which two sides count as nearly identical."""
 
 _LONGEST = 2000
-"""Words up to which the order of words is compared as well."""
+"""Mean number of words of the two sides up to which their order is compared too."""
 
 _WORD = re.compile(r"\w+")
 
@@ -68,10 +68,10 @@ class SidesCheck(Check):
 
 
 def nearly_identical(left: str, right: str) -> bool:
-    """Whether two texts differ in punctuation, case and white space only, or share 95% of their words in order.
+    """Whether two texts differ only in punctuation, case and white space, or share 95% of their words in order.
 
-    The share is 2 M / T with M matching words in order and T words of both; beyond 2,000 words the order is not looked
-    at.
+    The share is 2 M / T with M matching words in order and T words of both texts. Beyond 2,000 words on average, the
+    order is not compared. Texts whose lengths in characters differ by more than a fifth are not nearly identical.
     """
     longer, shorter = max(len(left), len(right)), min(len(left), len(right))
     if shorter < 0.8 * longer:

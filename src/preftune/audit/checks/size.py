@@ -1,4 +1,4 @@
-"""Whether there are enough pairs, and how many held-out ones it takes to see a small change."""
+"""Whether there are enough pairs, and enough held-out prompts to show a small change of the accuracy."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from preftune.audit.seen import SeenPair, see
 from preftune.statistics.intervals import POWER
 
 DOMAIN, GENERAL = 1_000, 10_000
-"""Pairs that make a difference in one domain, and that are recommended in general."""
+"""Number of pairs that has an effect in one domain, and number that is recommended for general use."""
 
 CHANGE = 0.02
 DISAGREEMENT = 0.2
-"""Share of pairs on which the models before and after differ; an assumption, said wherever it is used."""
+"""Assumed share of pairs on which the models before and after differ; audit.json gives it with the results."""
 
 FEW = Kind(
     "few_pairs",
@@ -45,7 +45,7 @@ SMALL_EVAL = Kind(
 
 
 class SizeCheck(Check):
-    """Usable pairs, in training and evaluation data."""
+    """Counts usable training pairs, and pairs and prompts of the evaluation data."""
 
     kinds = (FEW, FEWER, SMALL_EVAL)
     section = "size"
@@ -59,7 +59,9 @@ class SizeCheck(Check):
 
     @cached_property
     def held_out(self) -> tuple[int, int] | None:
-        """Pairs, and different prompts among them. Pairs of one prompt tend to be right or wrong together."""
+        """Numbers of pairs and of distinct prompts of the evaluation data. Prompts count for the test, because pairs of
+        one prompt tend to be right or wrong together.
+        """
         held_out = self.setting.held_out
         if held_out is None:
             return None
@@ -107,18 +109,18 @@ def _z() -> float:
 
 
 def held_out_pairs(change: float = CHANGE, disagreement: float = DISAGREEMENT) -> int:
-    """Pairs on which a change of accuracy shows at 95% confidence in four cases out of five.
+    """Number of pairs on which a change of accuracy is significant at 95% confidence in four cases out of five.
 
     Paired normal approximation: each pair's difference is -1, 0 or 1 with mean d and variance q - d^2, so
     `n = (z_0.975 + z_0.8)^2 (q - d^2) / d^2`.
 
     Args:
         change: d, of accuracy, such as 0.02.
-        disagreement: q, share of the pairs that one of the two models orders rightly and the other wrongly.
+        disagreement: q, share of the pairs that exactly one of the two models ranks correctly.
     """
     return math.ceil(_z() ** 2 * (disagreement - change**2) / change**2)
 
 
 def smallest_change(pairs: int, disagreement: float = DISAGREEMENT) -> float:
-    """The smallest change of accuracy that `pairs` held-out pairs show; `held_out_pairs` solved for d."""
+    """The smallest change of accuracy that `pairs` held-out pairs can show: `held_out_pairs` solved for d."""
     return math.sqrt(_z() ** 2 * disagreement / (pairs + _z() ** 2))

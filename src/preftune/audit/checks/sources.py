@@ -1,4 +1,4 @@
-"""Where the rows come from: columns such as source, topic or category, counted."""
+"""The sources of the rows: counts of the values of columns such as source, topic or category."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ NAMES = frozenset(
     "source sources dataset subset topic category subcategory domain task task_type language lang origin "
     "type skill model models".split()
 )
-"""Columns, also inside a column of metadata, that say where a row comes from."""
+"""Names of columns, or of keys in a column of metadata, that give the source of a row."""
 
 _SHOWN = 20
 _DIFFERENT = 1000
-"""Values above which a column holds names of rows rather than of sources."""
+"""Number of values above which a column identifies rows rather than sources."""
 _SHARE = 0.9
 
 ONE_SOURCE = Kind(
@@ -33,7 +33,7 @@ ONE_SOURCE = Kind(
 
 
 class SourcesCheck(Check):
-    """Counts pairs by every such column."""
+    """Counts the pairs of each value of these columns."""
 
     kinds = (ONE_SOURCE,)
     section = "sources"
@@ -91,6 +91,6 @@ class SourcesCheck(Check):
 
 
 def _useful(name: str, counts: Counter[str]) -> Iterator[tuple[str, Counter[str]]]:
-    """Columns that tell rows apart without naming each: several values, or one for all rows."""
+    """Yields a column that names sources: one value for all rows, or each value at least twice on average."""
     if counts and set(counts) != {"(none)"} and (len(counts) == 1 or counts.total() >= 2 * len(counts)):
         yield name, counts

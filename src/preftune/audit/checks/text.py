@@ -1,4 +1,4 @@
-"""What does not belong into the texts: damaged encoding, special tokens and role marks typed by hand."""
+"""Damaged encoding, and typed special tokens and role marks in the texts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SPECIAL = re.compile(
     r"<\|[A-Za-z_0-9]{2,40}\|>|<｜[^｜\n]{1,40}｜>|\A\s*<s>|</s>\s*\Z|\[/?INST\]|<</?SYS>>"
     r"|<(?:start|end)_of_turn>|<(?:bos|eos|pad)>"
 )
-"""Tokens that chat templates write, as they look in text."""
+"""The text of tokens that chat templates write."""
 
 _ROLE_MARK = re.compile(r"(?:\A|\n\n)(?:Human|Assistant): |(?:\A|\n)### (?:Instruction|Response|Input):")
 
@@ -41,7 +41,7 @@ ROLE_MARK = Kind(
 
 
 class TextCheck(Check):
-    """Looks at every text."""
+    """Checks prompt, chosen and rejected of every pair."""
 
     kinds = (SPECIAL, DAMAGED, ROLE_MARK)
 
@@ -67,7 +67,7 @@ class TextCheck(Check):
                 self.add(kind, seen, ": ".join(parts[0]))
 
     def _special_in(self, text: str, seen: SeenPair) -> str | None:
-        if isinstance(seen.pair.prompt, str) and self.eos:  # a typed eos ends the answer as it should
+        if isinstance(seen.pair.prompt, str) and self.eos:  # a typed eos ends the answer correctly
             text = text.rstrip().removesuffix(self.eos)
         found = _SPECIAL.search(text) if "<" in text or "[" in text else None
         if found is None and self.own is not None:
@@ -76,7 +76,7 @@ class TextCheck(Check):
 
 
 def damage_of(text: str) -> str | None:
-    """What is wrong with the characters of a text, in a few words; None for a sound one."""
+    """The damage of a text's characters, in a few words; None for an undamaged text."""
     if not text.isascii():
         if "\ufffd" in text:
             return "replacement character U+FFFD"

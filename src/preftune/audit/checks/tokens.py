@@ -1,4 +1,4 @@
-"""What the tokenizer and its chat template make of the rows."""
+"""Checks of tokenised rows: what the tokenizer and its chat template leave out, refuse or add."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ BOUNDARY = Kind(
 
 
 class TokensCheck(Check):
-    """With a tokenizer only."""
+    """Checks the tokens of each pair; needs a tokenizer."""
 
     kinds = (NO_TEMPLATE, REFUSED, LEFT_OUT, DROPPED_SYSTEM, UNWRITTEN, PLAIN_TEXT, NO_EOS, EOS_ADDED, BOUNDARY)
 
@@ -86,7 +86,7 @@ class TokensCheck(Check):
         super().__init__(setting)
         self.words = ""
         self.reasons: Counter[str] = Counter()
-        """Keys of `REASONS` -> pairs that no other check tells of."""
+        """Key of `REASONS` -> number of pairs that no other check reports."""
         self.verdicts: dict[int, bool] = {}
         """Hash of a system prompt -> whether the template writes it."""
 
@@ -127,9 +127,10 @@ class TokensCheck(Check):
                 self.add(UNWRITTEN, seen, encoded.unwritten)
 
     def _drops_system(self, seen: SeenPair) -> bool:
-        """Whether the text that is trained, prompt and answer, lacks the prompt's system turn.
+        """Whether the rendered prompt and answer lack the prompt's system turn.
 
-        Templates may write it into the last question only, and leave it out once the answer follows.
+        They are rendered together, because some templates write the system turn only before the last user turn, and
+        leave it out once an answer follows.
         """
         prompt = seen.pair.prompt
         assert isinstance(prompt, list)
@@ -144,7 +145,7 @@ class TokensCheck(Check):
                 text = self.tokenizer.apply_chat_template(
                     [system, user, answer], tokenize=False, **seen.pair.chat_template_kwargs
                 )
-            except Exception:  # a template that refuses says so for the row itself
+            except Exception:  # the row itself is reported if the template refuses it
                 text = content
             self.verdicts[key] = content not in str(text)
         return self.verdicts[key]

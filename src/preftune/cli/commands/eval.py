@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> int:
     seeds = {} if is_endpoint(asked.model) else seed_folders(asked.model)
     if not seeds:
         decision = _evaluated(asked, results_folder(asked))
-        return _exit_code(asked, decision and decision.level, decision and decision.name)
+        return _exit_code(asked, decision and decision.level, decision and decision.grounds)
     if asked.suite:
         raise RequestError(
             f"--suite measures one model, and {asked.model} has {len(seeds)} seeds. Name one: "
@@ -88,7 +88,7 @@ def _exit_code(asked: argparse.Namespace, level: int | None, name: str | None) -
     assert level is not None  # `_need_comparison` refuses suites without a verdict
     if level >= LEVELS[asked.fail_under]:
         return 0
-    tell(f"preftune: exit code 1, because the verdict is {name!r} and --fail_under is {asked.fail_under}")
+    tell(f"preftune: exit code 1, because the verdict is {name}, and --fail_under is {asked.fail_under}")
     return 1
 
 
