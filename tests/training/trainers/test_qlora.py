@@ -123,7 +123,7 @@ def test_four_bit_lora_on_layers_of_the_real_small_model(tmp_path):
         trained = trainer.model.eval()
         expected = make_engine(trained, "packed")(trained, batch).token_logps_T
         reloaded = make_engine(again, "packed")(again.float(), batch).token_logps_T
-    assert (reloaded - expected).abs().mean() < 0.1
+    assert (reloaded - expected).abs().mean() < 0.02 * expected.abs().mean()
     merged = merge(tmp_path / "run", tmp_path / "merged")
     assert not hasattr(merged, "peft_config")
     assert (tmp_path / "merged" / "model.safetensors").exists()
