@@ -2,7 +2,7 @@
 
     python benchmarks/data_memory.py [--rows 100000 1000000] [--no-pass] [--method dpo] [--out FILE]
 
-Pairs of some 300 characters are generated as JSON lines, and read, tokenised, scored under the reference and trained on
+Pairs of some 100 characters are generated as JSON lines, and read, tokenised, scored under the reference and trained on
 for two steps, in a process of its own per size, by a random model so small that its memory does not matter. What counts
 is anonymous memory (`RssAnon` of /proc/self/status): what a process holds, and what only swap could free. Pages of
 mapped files are not counted: the system drops them when it needs the memory. It is read every 20 ms. The base of a
@@ -105,9 +105,7 @@ def write_rows(file: Path, count: int) -> None:
     )
     with file.open("w", encoding="utf-8") as out:
         for number in range(count):
-            prompt, chosen, rejected = (
-                " ".join(words[generator.integers(0, len(words), size)]) for size in (9, 12, 12)
-            )
+            prompt, chosen, rejected = (" ".join(words[generator.integers(0, len(words), size)]) for size in (5, 6, 6))
             sides = {"chosen": chosen, "rejected": chosen if number % 100 == 99 else rejected}
             out.write(json.dumps({"prompt": f"{number}: {prompt}?", **sides}) + "\n")
 
@@ -128,24 +126,14 @@ def measure(file: Path, method: str, *, scored: bool) -> dict[str, Any]:
 
 
 def phases(file: Path, method: str, watch: Watch, *, scored: bool) -> dict[str, Any]:
-    from preftune import data
-    from preftune.data.tokens.cache import tokenize_or_recall
-    from tiny import tiny_tokenizer
-
-    load: Any = {"kto": data.load_labelled, "sft": data.load_demonstrations}.get(method, data.load_pairs)
-    with watch.phase("read"):
-        rows = load(str(file))
-    with watch.phase("tokenise"):
-        groups, report, _ = tokenize_or_recall(rows, tiny_tokenizer(chat=False), max_length=512)
-    facts: dict[str, Any] = {"groups": len(groups), "dropped": report.rows_dropped, "tokens": groups.total_tokens}
-    facts["fingerprint"] = groups.fingerprint
-    del groups, report, rows
     trainer = train(str(file), method, watch, scored=scored)
-    return {**facts, "losses": trainer.losses}
+    groups, report = trainer.train_dataset, trainer.reports["train"]
+    facts: dict[str, Any] = {"groups": len(groups), "dropped": report.rows_dropped, "tokens": groups.total_tokens}
+    return {**facts, "fingerprint": groups.fingerprint, "losses": trainer.losses}
 
 
 def train(source: Any, method: str, watch: Watch, *, scored: bool) -> Any:
-    """Two steps of a training on a source; the phases are its construction, and the rest."""
+    """Two steps of a training on a source. Phases: reading, tokenising and setting up; the reference pass and steps."""
     from peft import LoraConfig
 
     import preftune

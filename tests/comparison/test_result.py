@@ -146,7 +146,7 @@ def test_cautions_are_reported():
     found = result(EVEN, tried=[*result(EVEN).tried, tried("ppo", 3, kl=1, reward=0, finished=False)])
     said = " ".join(found.sentences())
     assert "There is one seed" in said
-    assert "Did not finish, and counts as a trial: PPO with strength 3" in said
+    assert "These trials did not finish, and count as trials: PPO with strength 3" in said
     assert "Two seeds are few" in " ".join(result(EVEN, seeds=[0, 1]).sentences())
     assert "seed" not in " ".join(result(EVEN, seeds=[0, 1, 2]).sentences()[1:])
     early = [replace(trial, used=20.0) for trial in result(EVEN).tried]
@@ -226,7 +226,7 @@ def test_the_page_shows_all_of_it_and_no_markup_of_the_data():
     for words in ("No difference shown", "Reward against KL", "strength 2", "&lt;b&gt;why&lt;/b&gt;?", "1.5 min"):
         assert words in page
     assert "<b>why" not in page
-    assert "right on 90.0% of pairs" in page
+    assert "ranks 90.0% of the pairs" in page
 
 
 def test_the_chart_has_a_point_for_every_trial_that_was_measured():

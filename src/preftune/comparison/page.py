@@ -117,15 +117,15 @@ def _how(result: Result) -> Iterator[str]:
     )
     rewarded = [method.title for method in result.methods if method.needs_reward]
     shared = (
-        f" The reward model is trained once for all trials of {', '.join(rewarded)} and counts in each of them, since "
-        "one trial alone would need it."
+        f" The reward model is trained once for all trials of {', '.join(rewarded)} and counts in each of them, "
+        "because each of them needs it."
     )
     yield (
         f"A trial may use {result.budget.words()}, and all methods have the same number of trials."
         + (shared if rewarded else "")
     )
     if result.reward_accuracy is not None:
-        yield f"The reward model is right on {result.reward_accuracy:.1%} of pairs that it was not trained on."
+        yield f"The reward model ranks {result.reward_accuracy:.1%} of the pairs that it was not trained on correctly."
     drawn = f"sampled at temperature {result.temperature:g}" if result.temperature else "decoded greedily"
     yield (
         "The KL is measured on answers sampled at temperature 1: log policy minus log start of whole answers. The "
@@ -134,7 +134,7 @@ def _how(result: Result) -> Iterator[str]:
     intervals = "prompts and seeds" if len(result.seeds) > 1 else "prompts"
     together = f" at {result.duels[0].strict.confidence:.2%}, 95% for all of them together" if result.duels[1:] else ""
     yield (
-        f"A difference counts as shown when the interval of the direct comparison over {intervals} leaves out 50%"
+        f"A difference counts as shown when the interval of the direct comparison over {intervals} excludes 50%"
         f"{together or ' at 95%'}."
     )
     yield "Every training is a run directory under trials/, with the recipe that repeats it (--config)."

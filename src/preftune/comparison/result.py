@@ -322,13 +322,13 @@ class Result:
             lines.append("Two seeds are few for the intervals, which are over prompts and seeds; three are better.")
         failed = [f"{t.method.title} with {t.label}" for t in self.tried if not t.finished]
         if failed:
-            lines.append(f"Did not finish, and counts as a trial: {'; '.join(failed)}.")
+            lines.append(f"These trials did not finish, and count as trials: {'; '.join(failed)}.")
         rates = [*(duel.rate for duel in self.duels), *(final.against_start for final in self.finals)]
         unread, asked = sum(rate.unread for rate in rates), sum(rate.n for rate in rates)
         if unread:
             lines.append(
                 f"{unread:,} of {counted(asked, 'verdict')} could not be read: they count as ties, and the intervals "
-                "of win rates hold for any outcome of them."
+                "of win rates are valid for any outcome of them."
             )
         for method in self.methods:
             used = [trial.used for trial in self.tried if trial.method == method and trial.finished]

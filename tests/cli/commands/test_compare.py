@@ -252,7 +252,7 @@ def test_a_policy_that_its_last_step_wrecked_counts_as_a_trial_that_failed(
     assert result.code == 0, result.err
     assert "dpo-1-seed0 (beta 0.1) did not finish: " in result.out
     assert "chosen for DPO: beta 0.5" in result.out
-    assert "Did not finish, and counts as a trial: DPO with beta 0.1" in result.out
+    assert "These trials did not finish, and count as trials: DPO with beta 0.1" in result.out
 
 
 def test_remote_code_is_allowed_in_the_trainings_as_well(preftune, tiny_model, pairs, calls) -> None:

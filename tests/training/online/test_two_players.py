@@ -269,7 +269,7 @@ def test_settings_far_from_what_people_use_are_named(tmp_path: Path, caplog: pyt
     made("nash-md", tmp_path / "a", beta=20.0, learning_rate=2e-5)
     assert "beta=20 is outside 0.005..1, the usual range of nash-md" in caplog.text
     made("xpo", tmp_path / "b", loss_type="ipo", beta=1e-5, learning_rate=1e-8)
-    assert "the usual range of IPO: little holds it near the reference" in caplog.text
+    assert "the usual range of IPO: the policy may drift far from the reference" in caplog.text
     assert "learning_rate=1e-08 is low for an adapter" in caplog.text
 
 

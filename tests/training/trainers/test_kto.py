@@ -202,7 +202,7 @@ def test_settings_far_from_what_people_use_are_named(tmp_path, caplog):
         in caplog.text
     )
     made(tmp_path / "b", loss_type="bco", beta=1e-4, learning_rate=0.5)
-    assert "the usual range of BCO: little holds it near the reference. 0.1 is usual." in caplog.text
+    assert "the usual range of BCO: the policy may drift far from the reference. 0.1 is usual." in caplog.text
     assert "learning_rate=0.5 destroys a language model" in caplog.text
 
 

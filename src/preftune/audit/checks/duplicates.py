@@ -21,14 +21,14 @@ _APART = "Keep a prompt on one side: preftune dpo --eval_fraction 0.05 splits by
 DUPLICATE = Kind(
     "duplicate_pairs",
     "warning",
-    "The same pair again",
+    "Copies of pairs",
     "Each copy counts as a separate pair, and is memorised.",
     "preftune convert --dedupe keeps one of each.",
 )
 NEAR_DUPLICATE = Kind(
     "near_duplicate_pairs",
     "warning",
-    "Nearly the same pair again",
+    "Near copies of pairs",
     "They count as several pairs but teach no more than one.",
     "Check the examples; preftune convert --dedupe near keeps one of each.",
 )
@@ -36,8 +36,8 @@ CONTRADICTION = Kind(
     "contradictions",
     "error",
     "The same two answers, preferred both ways",
-    "The two pull in opposite directions and cancel out, at the cost of both.",
-    "Decide for one of them, or leave both out: preftune convert --drop-contradictions.",
+    "The two have opposite effects on the model, which cancel out.",
+    "Keep one of them, or leave both out: preftune convert --drop-contradictions.",
 )
 REPEATED = Kind(
     "repeated_prompts",

@@ -23,7 +23,7 @@ SURPRISING = Kind(
     "surprising_labels",
     "warning",
     "Labels that surprise the reference most",
-    "The reference finds the rejected answer far likelier, token for token: often the two sides are swapped.",
+    "Per token, the rejected answer is far more probable under the reference: often the two sides are swapped.",
     "Read these rows first; swap or remove those that are wrong.",
 )
 UNSCORED = Kind(

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from preftune.data.tokens.groups import GroupDataset
+from preftune.data.tokens.groups import GroupDataset, Rearranged
 
 
 def group_by_prompt(groups: GroupDataset, *, max_group_tokens: int | None = None) -> GroupDataset:
@@ -31,14 +31,18 @@ def group_by_prompt(groups: GroupDataset, *, max_group_tokens: int | None = None
         groups: of any shape: single pairs as the tokeniser makes them, or groups of several.
         max_group_tokens: maximum number of tokens of a merged group, including its prompt; None for no limit.
     """
-    return groups.rearranged((part.segments, part.pairs, part.name) for part in _merged(groups, max_group_tokens))
+    return groups.rearranged(_merged(groups, max_group_tokens))
 
 
-def _merged(groups: GroupDataset, max_group_tokens: int | None) -> Iterator[_Merged]:
+def _merged(groups: GroupDataset, max_group_tokens: int | None) -> Iterator[Rearranged]:
     """The new groups, prompt after prompt; only the rows of one prompt are held."""
     limit = max_group_tokens or float("inf")
     for rows in _of_each_prompt(groups):
         described = [groups.described(row) for row in rows]
+        alone = described[0]
+        if len(rows) == 1 and len({*alone.contents[1:]}) == len(alone.contents) - 1:
+            yield alone.segments, alone.pairs, alone.id
+            continue
         numbers: dict[bytes, int] = {}
         sources = [
             _Source(
@@ -52,7 +56,8 @@ def _merged(groups: GroupDataset, max_group_tokens: int | None) -> Iterator[_Mer
         lengths = {
             segment: length for one in described for segment, length in zip(one.segments, one.lengths, strict=True)
         }
-        yield from _parts_of(sources, lengths, limit)
+        for part in _parts_of(sources, lengths, limit):
+            yield part.segments, part.pairs, part.name
 
 
 def _of_each_prompt(groups: GroupDataset) -> Iterator[list[int]]:

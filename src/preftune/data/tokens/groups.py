@@ -10,7 +10,7 @@ import operator
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,10 @@ _BLOCK = 2**15
 """Groups over which something is computed at a time."""
 
 Indices = Sequence[int] | NDArray[np.integer]
+
+
+Rearranged: TypeAlias = tuple[Sequence[int], Sequence[tuple[int, int, int]], str]
+"""A new group: its segments, its pairs as (preference, chosen, rejected), and its id."""
 
 
 class Described(NamedTuple):
@@ -105,7 +109,7 @@ class GroupDataset(Sequence[TokenizedGroup]):
         return made.dataset()
 
     def __len__(self) -> int:
-        return self._held
+        return len(self._groups) - 1
 
     @property
     def _held(self) -> int:
@@ -174,7 +178,7 @@ class GroupDataset(Sequence[TokenizedGroup]):
         """The groups at these positions, in this order, as a new dataset."""
         return GroupDataset.from_groups(self[int(index)] for index in indices)
 
-    def rearranged(self, groups: Iterable[tuple[Sequence[int], Sequence[tuple[int, int, int]], str]]) -> GroupDataset:
+    def rearranged(self, groups: Iterable[Rearranged]) -> GroupDataset:
         """New groups from this dataset's segments and pairs, made without converting tokens to Python integers.
 
         Args:
@@ -208,8 +212,8 @@ class GroupDataset(Sequence[TokenizedGroup]):
                 for i, content in zip(segments, contents, strict=True)
             ]
         first, last = self._preference_groups[index : index + 2].tolist()
-        sides = self._preferences[first:last, :2].astype(np.int64).tolist()
-        pairs = [(pair, chosen, rejected) for pair, (chosen, rejected) in enumerate(sides, start=first)]
+        sides = self._preferences[first:last, :2].tolist()
+        pairs = [(pair, int(chosen), int(rejected)) for pair, (chosen, rejected) in enumerate(sides, start=first)]
         lengths = [end - begin for begin, end in pairwise(bounds)]
         return Described(segments, lengths, contents, pairs, self._ids[index])
 

@@ -233,4 +233,4 @@ def _guard(guard: Any) -> list[str]:
     if guard.rolled_back_to is None:
         return ["## The guard", alarms]
     at = f"those of step {guard.rolled_back_to}" if guard.rolled_back_to else "those from before the first step"
-    return ["## The guard", alarms, f"Training ended there, and the weights were put back: these are {at}."]
+    return ["## The guard", alarms, f"Training ended there, and the weights were restored to {at}."]

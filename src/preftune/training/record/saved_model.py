@@ -194,7 +194,7 @@ def keep_savable(model: Any, tokenizer: Any) -> None:
         config.early_stopping, config.length_penalty = None, None
     if _why_refused(config) and config.do_sample is not True:
         config.do_sample = True
-        say("the model's generation config has settings of sampling, and do_sample is not set; it is saved with it.")
+        say("the model's generation config has sampling settings without do_sample; it is saved with do_sample=True.")
     if why := _why_refused(config):
         raise ConfigError(
             f"transformers would refuse to save the model's generation config, and with it every checkpoint: {why} "

@@ -80,6 +80,6 @@ class StopSignals:
             return
         self.asked = number
         if os.environ.get("RANK", "0") == "0":
-            again = " (Ctrl-C again: at once)" if number == signal.SIGINT else ""
+            again = " (a second Ctrl-C stops at once)" if number == signal.SIGINT else ""
             line = f"preftune: {signal.Signals(number).name}: stopping after this step{again}.\n"
             os.write(2, line.encode())  # a logger may be in the middle of a line

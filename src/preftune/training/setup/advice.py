@@ -101,7 +101,7 @@ def about_beta(beta: float, *, title: str, usual: float, low: float, high: float
     """Advice on a beta outside of `low` to `high`, the usual range of a method; empty within it."""
     if low <= beta <= high:
         return []
-    what = "the policy will hardly leave the reference" if beta > high else "little holds it near the reference"
+    what = f"the policy {'will hardly leave' if beta > high else 'may drift far from'} the reference"
     return [f"beta={beta:g} is outside {low:g}..{high:g}, the usual range of {title}: {what}. {usual:g} is usual."]
 
 

@@ -339,11 +339,12 @@ def say_lists(lists: GroupDataset, counts: ListCounts, pairs: int, *, role: str)
         say(f"{pairs:,} {role} pairs form {counted(len(lists), 'list')} of {answers}. The batch size counts lists.")
     if counts.contradicting:
         warn(
-            f"{counted(counts.contradicting, f'{role} prompt')} left out, because all its answers have the same score "
-            "on average."
+            f"{counted(counts.contradicting, f'{role} prompt is', f'{role} prompts are')} left out, because all "
+            "answers to a prompt have the same score on average."
         )
     if counts.rerated:
-        say(f"{counted(counts.rerated, f'{role} answer')} with different ratings in several rows: the mean counts.")
+        rerated = counted(counts.rerated, f"{role} answer has", f"{role} answers have")
+        say(f"{rerated} different ratings in several rows: the mean is used.")
 
 
 Prepare = Callable[[Any, str], tuple[GroupDataset, Any]]

@@ -190,8 +190,8 @@ def check_causal(model: nn.Module, batch: PackedBatch, *, autocast: torch.dtype 
     if changed > 3 * _ENGINE_TOLERANCE[autocast or _compute_dtype(model)][0]:
         raise ModelError(
             f"{type(unwrap(model)).__name__} is not a causal language model: its probability of a token changes with "
-            f"the tokens that follow (by {changed:.2g} nat). Nothing was trained. Give a decoder; of BERT and its like "
-            "one that was trained with is_decoder=True."
+            f"the tokens that follow (by {changed:.2g} nat). Nothing was trained. Give a decoder; a model such as BERT "
+            "must have been trained with is_decoder=True."
         )
 
 
@@ -268,7 +268,7 @@ class FirstStepCallback(TrainerCallback):
             raise SelfCheckError(
                 f"the first optimiser step changed nothing: {name} ({str(parameter.dtype).removeprefix('torch.')}) is "
                 f"unchanged bit for bit, with learning_rate={args.learning_rate:g}. The update is smaller than the "
-                "weight's rounding, or the optimiser does not hold it."
+                "weight's rounding, or the optimiser does not have this weight."
             )
 
     def _count_skipped(self, skipped: bool) -> None:

@@ -89,7 +89,7 @@ class TokenLimit:
             what, unchanged, fix = "computed", "the update stays the same", f"max_tokens_per_batch={self.tokens}"
         warn(
             f"out of memory on {counted(parts, _called(groups))} of {tokens:,} tokens ({work}). From now on at most "
-            f"{self.tokens:,} tokens are {what} at a time; {unchanged}. Set {fix} to start the next run like that."
+            f"{self.tokens:,} tokens are {what} at a time; {unchanged}. Set {fix} to start the next run with this."
         )
 
 

@@ -139,9 +139,9 @@ def non_finite(trainer: TrainerView, batches: Sequence[PackedBatch]) -> NonFinit
     what = "the loss" if not bool(torch.isfinite(trainer._tr_loss)) else "the gradient"
     rows = [group.id for batch in batches for group in batch.groups]
     return NonFiniteError(
-        f"{what} of step {trainer.state.global_step + 1} is not finite; the weights were not touched. Rows of the "
+        f"{what} of step {trainer.state.global_step + 1} is not finite; the weights were not changed. Rows of the "
         f"step: {', '.join(rows[:16])}. Halve the learning rate ({trainer.args.learning_rate:g}), keep max_grad_norm "
-        "at 1, or use bf16 instead of fp16; in the first step, suspect the model's weights."
+        "at 1, or use bf16 instead of fp16; in the first step, check the model's weights."
     )
 
 

@@ -78,7 +78,7 @@ def missing_eos(history: History) -> Alarm | None:
         "missing-eos",
         seen=f"Only {_count(look, look.finished)} answers are ended by the model; of the reference's, "
         f"{round(look.finished_reference * look.answers)} were.",
-        cause="The policy forgets to end its turn: chosen answers are cut off (max_length, or in the data), the longer "
+        cause="The policy no longer ends its turn: chosen answers are cut off (max_length, or in the data), the longer "
         "side wins too often, or the policy has moved too far from the reference.",
         remedy="Check how many rows were truncated (audit.json) and raise max_length; if no row was, halve the "
         "learning rate.",

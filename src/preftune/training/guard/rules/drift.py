@@ -60,7 +60,7 @@ def learning_rate_too_high(history: History) -> Alarm | None:
     seen = f"The loss went from {start.loss:.2f} to {now.loss:.2f}"
     if lost:
         seen = (
-            f"A token of the chosen answers is {_times(-now.chosen_per_token)} less likely than before training "
+            f"A token of the chosen answers is {_times(-now.chosen_per_token)} less probable than before training "
             f"({now.chosen_per_token:.1f} nats), and the loss is {now.loss:.2f} (at the start {start.loss:.2f})"
         )
     look = history.look
@@ -111,7 +111,7 @@ def far_from_reference(history: History) -> Alarm | None:
     return history.alarm(
         "far-from-reference",
         seen=f"The policy is {look.kl_per_token:.2f} nats per token away from the reference (KL on the reference's "
-        f"own answers): a token of the reference is now {_times(look.kl_per_token)} less likely.",
+        f"own answers): a token of the reference is now {_times(look.kl_per_token)} less probable.",
         cause=f"{facts.too_free[0].upper()}{facts.too_free[1:]}.",
         remedy=facts.hold_back,
         figures={"kl_per_token": look.kl_per_token, "kl_error": look.kl_error or 0.0},
@@ -128,7 +128,7 @@ def chosen_falls(history: History) -> Alarm | None:
         level=NOTE,
         seen=f"The chosen answers lost {-now.chosen_per_token:.2f} nats per token, the rejected ones "
         f"{-now.rejected_per_token:.2f}.",
-        cause="The margin grows because both sides become less likely, and other text becomes more likely.",
+        cause="The margin grows because both sides become less probable, and other text becomes more probable.",
         remedy="Check the samples. If they are worse than the reference's: "
         f"{history.facts.hold_back[0].lower()}{history.facts.hold_back[1:]}",
         figures={"chosen_per_token": now.chosen_per_token, "rejected_per_token": now.rejected_per_token},
