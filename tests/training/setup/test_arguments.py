@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import AdaLoraConfig, LoraConfig
+from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
 from models_zoo import random_model
@@ -40,6 +40,16 @@ def test_a_row_beyond_the_model_s_positions_is_named_before_training(name: str, 
     trainer(
         random_model("llama", vocab_size=VOCABULARY, max_position_embeddings=16), tmp_path, data=long
     )  # rope goes on
+
+
+@pytest.mark.parametrize(("active", "told"), [(["default"], False), (["b"], True), (["default", "b"], True)])
+def test_the_folders_of_several_adapters_are_told(active: list[str], told: bool, tmp_path: Path, caplog: Any) -> None:
+    """The folder of a run that trained `b` was evaluated and merged as `default`, which had not been trained."""
+    model = get_peft_model(tiny_model(), lora_config())
+    model.add_adapter("b", lora_config())
+    model.base_model.set_adapter(active)
+    trainer(model, tmp_path)
+    assert ("in a folder of its name (b)" in caplog.text) == told
 
 
 def test_the_part_of_adalora_that_nobody_does_is_told(tmp_path: Path, caplog) -> None:

@@ -20,7 +20,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from preftune.data.chat.end_marks import closing_token
 from preftune.errors import ConfigError
-from preftune.log import detail, say
+from preftune.log import detail, say, warn
 from preftune.logps import Support
 from preftune.models.config_values import check_values
 from preftune.models.damage import writing
@@ -159,6 +159,19 @@ def say_saved_dtype(model: nn.Module, save_dtype: str | None) -> None:
     if names:
         how = "as --save_dtype asks" if save_dtype else "as the model was received (--save_dtype changes it)"
         detail(f"weights trained in float32 are saved in {' and '.join(names)}, {how}; checkpoints keep float32.")
+
+
+def say_where_adapters_are_saved(model: Any) -> None:
+    """A warning where the adapter at the top of output_dir, which is read afterwards, is not the trained model."""
+    active = getattr(getattr(model, "base_model", None), "active_adapters", None)
+    if "default" not in (getattr(model, "peft_config", None) or {}) or not isinstance(active, list):
+        return
+    if others := [name for name in active if name != "default"]:
+        warn(
+            f"the adapters that are active: {', '.join(active)}. PEFT saves 'default' in output_dir and each other one "
+            f"in a folder of its name ({', '.join(others)}), and reads output_dir as 'default' alone. Name that folder "
+            "afterwards, or combine several adapters before training (model.add_weighted_adapter)."
+        )
 
 
 def end_answers(model: Any, tokenizer: Any) -> None:

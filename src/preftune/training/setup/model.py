@@ -32,7 +32,7 @@ from preftune.models.four_bit import is_quantized
 from preftune.models.precision import Precision, apply_precision, decide_precision, weights_dtype
 from preftune.models.quiet import quiet_peft
 from preftune.training.config.base import PackedConfig, PairConfig
-from preftune.training.record.saved_model import remember_dtypes, say_saved_dtype
+from preftune.training.record.saved_model import remember_dtypes, say_saved_dtype, say_where_adapters_are_saved
 from preftune.training.setup.dropout import dropout_off
 from preftune.training.setup.streams import held, is_stream, streamed_groups
 
@@ -81,6 +81,7 @@ def prepare_model(
     if peft_config is not None:
         model = add_adapter(model, peft_config)
     _refuse_untrainable(model)
+    say_where_adapters_are_saved(model)
     if args.disable_dropout:
         dropout_off(model)
     return model
