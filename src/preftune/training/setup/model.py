@@ -115,7 +115,10 @@ def _refuse_untrainable(model: nn.Module) -> None:
 
 
 def _refuse_tasks(model: Any) -> None:
-    """Raises: ModelError for an adapter that needs a task id for each row. Warns of one of which a part is not done."""
+    """Warn of AdaLoRA, a part of which is not supported.
+
+    Raises: ModelError for an adapter that needs a task id for each row.
+    """
     for name, config in (getattr(model, "peft_config", None) or {}).items():
         kind = str(getattr(config.peft_type, "value", config.peft_type))
         if kind in ("POLY", "MULTITASK_PROMPT_TUNING"):

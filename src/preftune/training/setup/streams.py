@@ -1,4 +1,4 @@
-"""Training on a stream: what it needs, what it cannot do, and its groups."""
+"""Training on a stream: its groups, and the settings that it requires or does not support."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from preftune.training.config.base import PackedConfig
 from preftune.types import TokenizedGroup
 
 BUFFER = 1000
-"""Rows among which the next one is drawn, where `shuffle_buffer` says nothing."""
+"""Default of `shuffle_buffer`: the number of rows among which the next one is drawn."""
 MOST_HELD_OUT = 10_000
-"""Rows of a stream to evaluate on, which are held."""
+"""Most rows of a stream to evaluate on, all of which are kept in memory."""
 
 
 def is_stream(source: Any) -> bool:
@@ -43,7 +43,7 @@ def streamed_groups(
     """The groups of a stream to train on, and their report, which grows while they are read.
 
     Args:
-        limits: of the tokenising.
+        limits: options of tokenising, such as `max_length`.
     Raises: ConfigError for a setting that needs all rows; DatasetError for rows that cannot be trained on.
     """
     _check(args)
@@ -74,7 +74,7 @@ def streamed_groups(
 
 
 def _check(args: PackedConfig) -> None:
-    """Raises: ConfigError, for a setting that a stream cannot have."""
+    """Raises: ConfigError for a setting that a stream does not support, or without `max_steps`."""
     if args.max_steps <= 0:
         raise ConfigError(
             "train_dataset is a stream, whose length is not known. Set max_steps (--max_steps 1000), the number of "
@@ -104,7 +104,7 @@ def _check(args: PackedConfig) -> None:
 
 
 def refuse_buffer(args: PackedConfig, groups: object) -> None:
-    """Raises: ConfigError for a buffer to shuffle data that are not streamed."""
+    """Raises: ConfigError for a `shuffle_buffer` with data that are not streamed."""
     if args.shuffle_buffer is not None and not isinstance(groups, StreamedGroups):
         raise ConfigError(
             f"shuffle_buffer={args.shuffle_buffer} applies to streams, and these rows are shuffled whole. Leave it "
@@ -113,9 +113,9 @@ def refuse_buffer(args: PackedConfig, groups: object) -> None:
 
 
 def held(source: Any, role: str) -> Any:
-    """The rows of a stream to evaluate on; anything else as it is.
+    """All rows of a stream to evaluate on; any other source unchanged.
 
-    Raises: DatasetError for a stream with more rows than are held.
+    Raises: DatasetError for a stream with more than `MOST_HELD_OUT` rows.
     """
     if not is_stream(source):
         return source
@@ -136,7 +136,7 @@ def held(source: Any, role: str) -> Any:
 
 
 def about_guard(source: Any, groups: GroupDataset | Mapping[str, GroupDataset]) -> Any:
-    """Where the guard takes its prompts from: of a stream, groups that can be read in any order."""
+    """The dataset of the guard's prompts: for a stream, its first groups, which can be read in any order."""
     if isinstance(source, Mapping):
         assert isinstance(groups, Mapping)
         return {name: about_guard(part, groups[name]) for name, part in source.items()}
@@ -144,7 +144,7 @@ def about_guard(source: Any, groups: GroupDataset | Mapping[str, GroupDataset]) 
 
 
 def check_streamed(groups: GroupDataset, model: Any, *, uses_margins: bool = True) -> None:
-    """Has every group of a stream checked when it is read, as all are checked before the first step otherwise.
+    """Let every group of a stream be checked when it is read, as other data are checked before the first step.
 
     Args:
         uses_margins: whether the loss has margins.
