@@ -184,3 +184,36 @@ def test_what_cannot_be_merged_is_refused_with_the_cure(base: Path, tmp_path: Pa
         merge(prompt)
     with pytest.raises(ModelError, match="There is no model at"):
         merge(tmp_path / "run" / "no" / "such")
+
+
+def test_a_merge_into_bfloat16_keeps_a_small_update(tmp_path: Path) -> None:
+    """PEFT's own merge computes in the base's dtype, which rounds most of a small update away."""
+    folder = tmp_path / "base"
+    tiny_llama(torch.bfloat16).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    adapted = _adapt(load_model(folder))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data *= 0.003
+    adapted.save_pretrained(tmp_path / "adapter")
+
+    def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    before = weights(load_model(folder))
+    exact = weights(merge(tmp_path / "adapter", dtype="float32"))
+    ours = weights(merge(tmp_path / "adapter"))
+    theirs = weights(PeftModel.from_pretrained(load_model(folder), tmp_path / "adapter").merge_and_unload())
+    changed = [name for name in exact if not torch.equal(exact[name], before[name].float())]
+    assert all("proj" in name for name in changed)
+    update = torch.cat([(exact[name] - before[name].float()).flatten() for name in changed])
+
+    def share_kept(merged: dict[str, torch.Tensor]) -> float:
+        own = torch.cat([(merged[name].float() - before[name].float()).flatten() for name in changed])
+        return float((own @ update) / (update @ update))
+
+    assert share_kept(ours) == pytest.approx(1, abs=0.1)
+    assert abs(share_kept(theirs) - 1) > 0.2
+    assert all(torch.equal(ours[name], before[name]) for name in ours if name not in changed)
+    again = weights(merge(tmp_path / "adapter"))
+    assert all(torch.equal(ours[name], again[name]) for name in ours)

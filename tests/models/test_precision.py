@@ -10,7 +10,7 @@ from transformers import BitsAndBytesConfig
 from preftune.errors import ConfigError
 from preftune.models import precision as policy
 from preftune.models.load import load_model
-from preftune.models.precision import Precision, apply_precision, decide_precision, mixed_dtype, weights_dtype
+from preftune.models.precision import Precision, apply_precision, decide_precision, mixed_dtype, rounded, weights_dtype
 from tests.models.tiny import tiny_llama
 
 BF16 = Precision(torch.bfloat16, torch.bfloat16, False, "test")
@@ -200,3 +200,26 @@ def test_weights_dtype_and_mixed_dtype() -> None:
     assert mixed_dtype(adapted) is None
     model.model.norm.weight.data = model.model.norm.weight.data.float()
     assert mixed_dtype(adapted) == torch.bfloat16
+
+
+def test_rounding_to_bfloat16_keeps_small_updates_on_average():
+    """Rounded to nearest, an update of an eighth of a unit in the last place is lost."""
+    base = (torch.randn(100_000, generator=torch.Generator().manual_seed(0)) * 0.1).bfloat16().float()
+    updated = base + base.abs() * 2.0**-11
+    kept = ((rounded(updated, torch.bfloat16, seed="a").float() - base) / (updated - base)).mean()
+    assert kept == pytest.approx(1, abs=0.03)
+    assert torch.equal(updated.bfloat16().float(), base)
+
+
+def test_rounding_is_to_a_neighbour_and_by_the_seed():
+    weight = torch.randn(10_000, generator=torch.Generator().manual_seed(1))
+    one, same, other = (rounded(weight, torch.bfloat16, seed=seed) for seed in ("a", "a", "b"))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert ((one.float() - weight).abs() <= weight.abs() * 2.0**-7).all()
+    exact = weight.bfloat16()
+    assert torch.equal(rounded(exact.float(), torch.bfloat16, seed="a"), exact)
+    assert torch.equal(rounded(weight, torch.float16, seed="a"), weight.half())
+    odd = torch.tensor([float("inf"), float("-inf"), 0.0, 3.3895e38])
+    assert torch.equal(rounded(odd, torch.bfloat16, seed="a"), odd.bfloat16())
+    assert rounded(torch.tensor([float("nan")]), torch.bfloat16, seed="a").isnan().all()

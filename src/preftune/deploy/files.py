@@ -52,8 +52,8 @@ class Weights(NamedTuple):
 
 
 def check_weights(run: ServedModel, served: Served) -> Weights | None:
-    """Compares a whole model with the run's weights, merged and rounded in the same way; None for an adapter, a GGUF
-    file or a server.
+    """Compares a whole model with the run's weights, merged and rounded as `merge` does or to nearest; None for an
+    adapter, a GGUF file or a server.
     """
     if not isinstance(served, ServedModel) or served.source.is_adapter:
         return None
@@ -63,14 +63,26 @@ def check_weights(run: ServedModel, served: Served) -> Weights | None:
     theirs: Any = load_model(served.name)
     dtype = weights_dtype(theirs)
     form = str(dtype).removeprefix("torch.")
-    mine: Any = merge(run.name, dtype=dtype) if run.source.is_adapter else load_model(run.name, dtype=dtype)
-    own, other = dict(mine.named_parameters()), dict(theirs.named_parameters())
-    differing = [name for name in own if name in other and not _nearly(own[name], other[name])]
+    other = dict(theirs.named_parameters())
+    if not run.source.is_adapter:
+        own = dict(load_model(run.name, dtype=dtype).named_parameters())
+        differing = _differing(own, other)
+        return Weights(form, *differing[:1])
+    base_name = run.source.base_name
+    own = dict(merge(run.name, dtype=dtype, base_model=base_name).named_parameters())
+    differing = _differing(own, other)
+    if differing:  # other tools round to nearest
+        exact = dict(merge(run.name, dtype="float32", base_model=base_name).named_parameters())
+        differing = [name for name in differing if not _nearly(exact[name].to(dtype), other[name])]
     if not differing:
         return Weights(form)
-    base = dict(load_model(run.source.base_name, dtype=dtype).named_parameters()) if run.source.is_adapter else {}
+    base = dict(load_model(base_name, dtype=dtype).named_parameters())
     foreign = [name for name in differing if name in base and _nearly(own[name], base[name])]
     return Weights(form, differing[0], foreign[0] if foreign else "")
+
+
+def _differing(own: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    return [name for name in own if name in other and not _nearly(own[name], other[name])]
 
 
 def _nearly(one: Any, other: Any) -> bool:

@@ -9,6 +9,8 @@ import shutil
 import tempfile
 import uuid
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ from preftune.models.classifier import is_reward_adapter, load_classifier
 from preftune.models.damage import writing
 from preftune.models.load import load_model, load_tokenizer, parse_dtype
 from preftune.models.locate import FORM_FILE, Location, describe_folder, is_adapter_folder, locate
-from preftune.models.precision import is_packed
+from preftune.models.precision import is_packed, rounded
 from preftune.models.quiet import quiet_peft, quiet_transformers
 from preftune.storage.trained_prompts import carry_trained_prompts
 
@@ -41,6 +43,9 @@ def merge(
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Merges an adapter into its base model, and saves model, tokenizer and generation config to `output` if given.
+
+    Layers are merged in float32. A result in bfloat16 is rounded up or down at random (by a seed from the weight's
+    name), with the probabilities that make the expected value exact. Weights without an update stay as they are.
 
     A base that was quantised for training is used unquantised: for a path, the base is loaded unquantised; for a model
     in memory the base is loaded again from its name if that is the same model (its unquantised weights agree),
@@ -63,9 +68,7 @@ def merge(
         base_name = locate_base(place, base_model).name
         # on a causal model the head of a reward model would be lost
         load: Any = load_classifier if is_reward_adapter(place) else load_model
-        # a finer result than the base's dtype is also computed in a finer one: bfloat16 rounds most of an update away
-        finer = {"dtype": torch.float32} if wanted in (torch.float16, torch.float32) else {}
-        base = _unquantised(load(base_name, trust_remote_code=trust_remote_code, **finer), wanted)
+        base = _unquantised(load(base_name, trust_remote_code=trust_remote_code), wanted)
         model: PeftModel = attach_adapter(base, place)
     else:
         model = model_or_path
@@ -81,6 +84,7 @@ def merge(
             model = _on_unquantised_base(model, base_model, trust_remote_code)
     _check_foldable(model)
     _untie_if_adapted(model)
+    _merge_in_float32(model, keep=wanted in (torch.float16, torch.float32))
     merged = _folded(model)
     if isinstance(wanted, torch.dtype):
         merged = merged.to(wanted)
@@ -146,6 +150,30 @@ def _untie_if_adapted(model: PeftModel) -> None:
     embedding, head = (getattr(end, "base_layer", end) for end in ends)
     if adapted and head is not None and head.weight is embedding.weight:
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+
+
+def _merge_in_float32(model: PeftModel, *, keep: bool) -> None:
+    """Makes every adapted layer merge in float32 and round the result as `rounded` does: to nearest, bfloat16 returns
+    the base's weight for most updates of a preference training.
+
+    Args:
+        keep: leave the result in float32, because the whole model is cast to a finer dtype afterwards.
+    """
+
+    def merge_layer(layer: Any, own: Callable[..., None], name: str, **options: Any) -> None:
+        weights = dict(layer.get_base_layer().named_parameters(recurse=False))
+        dtypes = {key: one.dtype for key, one in weights.items() if one.dtype in (torch.bfloat16, torch.float16)}
+        for key in dtypes:
+            weights[key].data = weights[key].data.float()
+        own(**options)
+        for key, dtype in dtypes.items():
+            if not keep:
+                weights[key].data = rounded(weights[key].data, dtype, seed=f"{name}.{key}")
+
+    for name, module in list(model.named_modules()):
+        layer: Any = module
+        if hasattr(layer, "base_layer") and hasattr(layer, "merge"):
+            layer.merge = partial(merge_layer, layer, layer.merge, name)
 
 
 def _folded(model: PeftModel) -> Any:

@@ -7,13 +7,14 @@ BFloat16 but found Float" cannot occur."""
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from preftune.amounts import counted
 from preftune.errors import ConfigError
@@ -314,3 +315,20 @@ def _weights(count: int) -> str:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def rounded(weight: Tensor, dtype: torch.dtype, *, seed: str) -> Tensor:
+    """A float32 weight in a coarser dtype. To bfloat16 it is rounded stochastically (arXiv:2010.06192): up with the
+    probability of its distance from the lower neighbour, so that an update smaller than a unit in the last place
+    survives on average. What bfloat16 can represent is unchanged. To other dtypes it is rounded to nearest.
+
+    Args:
+        seed: the same seed gives the same bits.
+    """
+    if dtype is not torch.bfloat16:
+        return weight.to(dtype)
+    generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
+    draws = torch.randint(0, 1 << 16, weight.shape, generator=generator, dtype=torch.int32).to(weight.device)
+    bits = (weight.float().contiguous().view(torch.int32) + draws) & -(1 << 16)
+    found = bits.view(torch.float32)
+    return torch.where(found.isfinite() & weight.isfinite(), found, weight).to(torch.bfloat16)

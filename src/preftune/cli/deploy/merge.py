@@ -39,8 +39,6 @@ def run(argv: Sequence[str]) -> int:
         trust_remote_code=asked.trust_remote_code,
     )
     print(f"The merged model is in {asked.output}.")
-    if str(getattr(merged, "dtype", "")) == "torch.bfloat16":
-        print("Its weights are bfloat16, which rounds small updates away: --dtype float16 keeps them (docs/deploy.md).")
     place = shlex.quote(asked.output)
     if hasattr(merged, "score"):  # a reward model says nothing
         print(f"Judge with it:   preftune eval --judge reward:{place} ...")
