@@ -16,6 +16,7 @@ from preftune import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, load_model
 from preftune.errors import ConfigError
 from preftune.evaluation.two_models.verdict_record import write_summary
 from preftune.models import load_tokenizer, merge
+from preftune.models.precision import rounded
 from tests.training.dpo_runs import logged, lora_model, trainer
 from tiny import chat_rows, rows, tiny_model, tiny_tokenizer
 
@@ -155,7 +156,7 @@ def test_a_model_is_saved_in_the_dtype_it_came_in_and_trained_in_float32(receive
     assert ("are saved in bfloat16" in caplog.text) == (received == torch.bfloat16)
     saved = load_model(str(tmp_path / "run")).state_dict()
     for name, weight in run.model.state_dict().items():
-        assert torch.equal(saved[name], weight.to(received)), name
+        assert torch.equal(saved[name], rounded(weight, received, seed=name)), name
 
 
 def test_save_dtype_changes_it(tmp_path):
@@ -258,3 +259,29 @@ def test_a_later_evaluation_keeps_the_verdict_of_these_weights_alone(tmp_path):
     more.save_model()
     assert "## Evaluation" not in card.read_text()
     assert "| steps | 4 |" in card.read_text()
+
+
+def test_a_small_update_of_a_bfloat16_model_is_in_the_saved_weights(tmp_path):
+    """At learning rates of preference tuning, rounding to nearest would return the weights as received."""
+    before = {name: weight.detach().clone() for name, weight in tiny_model(dtype=torch.bfloat16).named_parameters()}
+    args = DPOConfig(
+        output_dir=str(tmp_path / "run"), max_steps=4, learning_rate=2e-5, lr_scheduler_type="constant", guard="off",
+        per_device_train_batch_size=4, disable_tqdm=True, warmup_steps=0, save_strategy="no",
+    )  # fmt: skip
+    made = DPOTrainer(
+        tiny_model(dtype=torch.bfloat16), args=args, train_dataset=rows(16), processing_class=tiny_tokenizer()
+    )
+    made.train()
+    made.save_model()
+    saved = load_file(tmp_path / "run" / "model.safetensors")
+    trained = {name: weight.detach().float() for name, weight in made.model.named_parameters()}
+    names = [name for name in trained if name in saved]
+    assert all(saved[name].dtype == torch.bfloat16 for name in names)
+
+    def moved(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.cat([(weights[name].float() - before[name].float()).flatten() for name in names])
+
+    update = moved(trained)
+    assert float((moved(saved) @ update) / (update @ update)) == pytest.approx(1, abs=0.1)
+    nearest = {name: weight.bfloat16() for name, weight in trained.items()}
+    assert float((moved(nearest) @ update) / (update @ update)) < 0.7

@@ -1,8 +1,9 @@
 """The dtype and the generation config of a saved model.
 
 Weights train in float32, and checkpoints keep that, so that a run is resumed bit for bit. The final model, which other
-programs load, is saved in the dtype in which it was received, or in `save_dtype`. Its generation config ends an answer
-at the mark of the chat template.
+programs load, is saved in the dtype in which it was received, or in `save_dtype`. To bfloat16 it is rounded
+stochastically (`models.precision.rounded`): rounded to nearest, most of a small update would be lost. The generation
+config ends an answer at the mark of the chat template.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from preftune.logps import Support
 from preftune.models.config_values import check_values
 from preftune.models.damage import writing
 from preftune.models.load import parse_dtype
-from preftune.models.precision import Precision, is_quantized_weight
+from preftune.models.precision import Precision, is_quantized_weight, rounded
 from preftune.models.quiet import quiet_transformers
 from preftune.storage.jsonl import read_object, write_json
 from preftune.training.config.base import PackedConfig
@@ -74,7 +75,7 @@ class SavingTrainer(ShardedTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         cast = getattr(self.model, "_preftune_saved", None)
         if cast and state_dict is not None:  # gathered before the weights were cast
-            state_dict = {name: _as(tensor, cast.get(name)) for name, tensor in state_dict.items()}
+            state_dict = {name: _as(tensor, cast.get(name), name) for name, tensor in state_dict.items()}
             dtype = next(tensor.dtype for tensor in state_dict.values() if tensor.is_floating_point())
         with warnings.catch_warnings(), quiet_transformers():
             # the embedding is saved with the adapter if it must be, and `load_model` reads it
@@ -129,7 +130,7 @@ def in_saved_dtype(model: Any, save_dtype: str | None) -> Iterator[None]:
     try:
         for name, dtype in dtypes.items():
             kept[name] = parameters[name].data
-            parameters[name].data = kept[name].to(dtype)
+            parameters[name].data = rounded(kept[name], dtype, seed=name)
         with casts_what_is_saved(model, dtypes):
             yield
     finally:
@@ -248,5 +249,5 @@ def keep_head(model: Any, file: Path, gathered: Mapping[str, Tensor] | None = No
         save_file({**saved, name: weight}, file, metadata={"format": "pt"})
 
 
-def _as(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor if dtype is None else tensor.to(dtype)
+def _as(tensor: Tensor, dtype: torch.dtype | None, name: str) -> Tensor:
+    return tensor if dtype is None else rounded(tensor, dtype, seed=name)
