@@ -163,3 +163,14 @@ def test_without_the_converter_the_install_line_is_given(monkeypatch: pytest.Mon
 
     with pytest.raises(ModelError, match=r"pip install 'preftune\[llama\]'"):
         require_converter(Target.parse("gguf").form)
+
+
+def test_the_converter_of_a_checkout_is_used_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from preftune.deploy.gguf import _converter
+
+    script = tmp_path / "convert_hf_to_gguf.py"
+    script.write_text("")
+    script.chmod(0o755)
+    assert "convert" in _converter()[0]
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert _converter()[1] == str(script)

