@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,14 +64,6 @@ def resolved(settings: SamplingSettings, model: Any, tokenizer: Any) -> dict[str
 def messages_of(prompt: Text) -> list[Message]:
     """Messages in the form of endpoints, which expect the arguments of calls as JSON text."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else with_text_arguments(prompt)
-
-
-def without_system(messages: Sequence[Message]) -> list[Message]:
-    """The conversation with the system turn's text at the start of the first user turn."""
-    if len(messages) < 2 or messages[0].get("role") != "system":
-        return list(messages)
-    first: Message = {**messages[1], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
-    return [first, *messages[2:]]
 
 
 def letters_of(prompt: Text) -> int:

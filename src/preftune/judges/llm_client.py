@@ -16,7 +16,8 @@ from preftune.errors import ModelError, RequestError
 from preftune.generation.backends import ModelAnswerer
 from preftune.generation.endpoint.budget import Estimate, guess_tokens
 from preftune.generation.endpoint.parallel import in_parallel
-from preftune.generation.settings import SamplingSettings, letters_of, without_system
+from preftune.generation.endpoint.replies import without_system
+from preftune.generation.settings import SamplingSettings, letters_of
 from preftune.generation.thoughts import split_thoughts
 from preftune.judges.cache import VerdictCache, verdict_key
 from preftune.judges.protocol import Progress

@@ -44,13 +44,10 @@ def merge(
 ) -> PreTrainedModel:
     """Merges an adapter into its base model, and saves model, tokenizer and generation config to `output` if given.
 
-    Layers are merged in float32. A result in bfloat16 is rounded up or down at random (by a seed from the weight's
-    name), with the probabilities that make the expected value exact. Weights without an update stay as they are.
-
-    A base that was quantised for training is used unquantised: for a path, the base is loaded unquantised; for a model
-    in memory the base is loaded again from its name if that is the same model (its unquantised weights agree),
-    otherwise the 4-bit weights are unpacked, which keeps their rounding. The log says which. An unquantised model in
-    memory is modified, as by PEFT: use the returned model.
+    Layers are merged in float32, and `rounded` to bfloat16. A base that was quantised for training is used unquantised:
+    for a path, the base is loaded unquantised; for a model in memory the base is loaded again from its name if that is
+    the same model (its unquantised weights agree), otherwise the 4-bit weights are unpacked, which keeps their
+    rounding. The log says which. An unquantised model in memory is modified, as by PEFT: use the returned model.
 
     Args:
         model_or_path: a PeftModel, an adapter folder, or an adapter on the hub.

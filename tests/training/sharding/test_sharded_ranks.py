@@ -84,7 +84,11 @@ def test_what_is_saved_is_whole(case, two_ranks, tmp_path):
     assert two.keys() == one.keys()
     for name, weight in one.items():
         assert two[name].dtype == weight.dtype
-        torch.testing.assert_close(two[name], weight, **EXACT, msg=name)
+        if weight.dtype == torch.bfloat16:  # float32 weights that differ in the last bit may be rounded apart
+            assert (two[name] == weight).float().mean() > 0.999, name
+            torch.testing.assert_close(two[name], weight, rtol=2**-7, atol=0, msg=name)
+        else:
+            torch.testing.assert_close(two[name], weight, **EXACT, msg=name)
     if case != "lora":
         configs = [json.loads((place / case / "config.json").read_text()) for place in (tmp_path, folder)]
         assert configs[0] == configs[1]

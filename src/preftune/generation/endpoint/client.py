@@ -20,8 +20,7 @@ from urllib.parse import urlsplit
 from preftune.amounts import counted
 from preftune.errors import EndpointError, PreftuneError, RequestError, did_you_mean
 from preftune.generation.endpoint.budget import Budget, guess_tokens
-from preftune.generation.endpoint.replies import Reply, ReplyGuard, read_reply
-from preftune.generation.settings import without_system
+from preftune.generation.endpoint.replies import Reply, ReplyGuard, read_reply, without_system
 from preftune.log import printable, warn
 from preftune.secret_values import hidden, without_starred
 from preftune.types import Message

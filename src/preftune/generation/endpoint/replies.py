@@ -1,15 +1,18 @@
-"""Replies of an endpoint, which are untrusted: limited in size, time and host, and validated."""
+"""Replies of an endpoint, which are untrusted: limited in size, time and host, and validated; and questions in a form
+that every server takes.
+"""
 
 from __future__ import annotations
 
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from preftune.errors import EndpointError
 from preftune.generation.endpoint.budget import guess_tokens
+from preftune.types import Message
 
 _THOUGHT_FIELDS = ("reasoning_content", "reasoning")
 """Fields in which servers return reasoning separately from the answer."""
@@ -159,3 +162,11 @@ class ReplyGuard(threading.local):
                 raise client.ReadTimeout("the whole reply took too long", request=response.request)
         response._content = bytes(content)  # the stream is consumed: what `response.read()` would have kept
         self.open -= 1
+
+
+def without_system(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with the system turn's text at the start of the first user turn."""
+    if len(messages) < 2 or messages[0].get("role") != "system":
+        return list(messages)
+    first: Message = {**messages[1], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+    return [first, *messages[2:]]
