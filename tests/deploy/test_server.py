@@ -95,3 +95,20 @@ def test_export_on_the_command_line_verifies_what_it_wrote(run: Path, tmp_path: 
     config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_theta": 3}))
     assert main(["verify", f"{out}/merged", "--against", str(run), "--limit", "1"]) == 1
     assert "files: config.json differ from the export" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["verify", "RUN", "--against", "RUN", "--concurrency", "2"], "--concurrency has no effect unless"),
+        (["verify", "RUN", "--against", "RUN", "--limit", "0"], "give at least 1 prompt"),
+        (["export", "RUN", "-o", "out", "--no_verify", "--data", "pairs.jsonl"], "--data has no effect unless"),
+        (["serve", "FILE", "--dtype", "float16"], "--dtype applies to adapters"),
+        (["serve", "FILE", "--base", "RUN"], "--base has no effect on a GGUF file"),
+    ],
+)
+def test_a_flag_without_effect_is_refused(run: Path, tmp_path: Path, words: list[str], message: str, capsys) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    names = {"RUN": str(run), "FILE": str(tmp_path / "model.gguf")}
+    assert main([names.get(word, word) for word in words]) == 2
+    assert message in capsys.readouterr().err

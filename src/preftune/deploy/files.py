@@ -20,7 +20,7 @@ def check_base(run: ServedModel, served: Served, manifest: Manifest | None) -> l
     from preftune.reference.fingerprint import fingerprint
 
     def printed(name: str) -> str:
-        return fingerprint(load_model(name), adapters=False)
+        return fingerprint(load_model(name, trust_remote_code=run.trust_remote_code), adapters=False)
 
     name = served.source.base_name
     if manifest is not None and manifest.base_fingerprint:
@@ -60,23 +60,24 @@ def check_weights(run: ServedModel, served: Served) -> Weights | None:
     from preftune.models import load_model, merge
     from preftune.models.precision import weights_dtype
 
-    theirs: Any = load_model(served.name)
+    code: dict[str, Any] = {"trust_remote_code": run.trust_remote_code}
+    theirs: Any = load_model(served.name, **code)
     dtype = weights_dtype(theirs)
     form = str(dtype).removeprefix("torch.")
     other = dict(theirs.named_parameters())
     if not run.source.is_adapter:
-        own = dict(load_model(run.name, dtype=dtype).named_parameters())
+        own = dict(load_model(run.name, dtype=dtype, **code).named_parameters())
         differing = _differing(own, other)
         return Weights(form, *differing[:1])
     base_name = run.source.base_name
-    own = dict(merge(run.name, dtype=dtype, base_model=base_name).named_parameters())
+    own = dict(merge(run.name, dtype=dtype, base_model=base_name, **code).named_parameters())
     differing = _differing(own, other)
     if differing:  # other tools round to nearest
-        exact = dict(merge(run.name, dtype="float32", base_model=base_name).named_parameters())
+        exact = dict(merge(run.name, dtype="float32", base_model=base_name, **code).named_parameters())
         differing = [name for name in differing if not _nearly(exact[name].to(dtype), other[name])]
     if not differing:
         return Weights(form)
-    base = dict(load_model(base_name, dtype=dtype).named_parameters())
+    base = dict(load_model(base_name, dtype=dtype, **code).named_parameters())
     foreign = [name for name in differing if name in base and _nearly(own[name], base[name])]
     return Weights(form, differing[0], foreign[0] if foreign else "")
 

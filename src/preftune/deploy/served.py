@@ -54,6 +54,7 @@ class ServedModel:
             options: of `load_model`: `dtype`, `trust_remote_code`.
         """
         self.name = name
+        self.trust_remote_code = bool(options.get("trust_remote_code"))
         self.source = ModelSource(name, base_model=base_model, **options)
 
     @cached_property

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import IO, Literal, TypeAlias
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -71,7 +71,11 @@ def serving(
     file = path if path.suffix == ".gguf" else gguf_of(path)
     chosen = _engine(engine, file is not None)
     port = port or _free_port(host)
+    if dtype is not None and chosen != "transformers":
+        raise RequestError(f"--dtype applies to adapters that transformers serves; {chosen} decides it. Leave it out.")
     if chosen == "llama.cpp":
+        if base_model is not None:
+            raise RequestError("--base has no effect on a GGUF file, which is served alone. Leave it out.")
         if file is None:
             raise RequestError(f"llama.cpp serves GGUF files. Make one with: preftune export {path} --to gguf:q8_0")
         from preftune.deploy.llama_server import LlamaServer
@@ -173,7 +177,7 @@ def _started(
                 process.wait()
 
 
-def _wait(process: subprocess.Popen[bytes], address: str, log: object) -> None:
+def _wait(process: subprocess.Popen[bytes], address: str, log: IO[bytes]) -> None:
     """Returns when the server answers. Raises: ModelError if it ends before, or does not answer in time."""
     until = time.monotonic() + _START_S
     while process.poll() is None:
@@ -185,8 +189,8 @@ def _wait(process: subprocess.Popen[bytes], address: str, log: object) -> None:
         if time.monotonic() > until:
             raise ModelError(f"The server did not answer within {_START_S:g} s. Check its memory, or choose another.")
         time.sleep(0.2)
-    log.seek(0)  # type: ignore[attr-defined]
-    lines = log.read().decode(errors="replace").strip().splitlines()  # type: ignore[attr-defined]
+    log.seek(0)
+    lines = log.read().decode(errors="replace").strip().splitlines()
     last = lines[-1][:300] if lines else f"exit code {process.returncode}"
     fix = " Install it with: pip install 'preftune[serve]'" if "serving]" in last else ""
     raise ModelError(f"The server could not start: {last}{'' if last.endswith('.') else '.'}{fix}")

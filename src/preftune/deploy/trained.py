@@ -33,6 +33,8 @@ def questions_of(data: str | None, *, limit: int = 16, max_new_tokens: int = 64,
     from preftune.data import load_pairs
     from preftune.generation.own_prompts import own_prompts
 
+    if limit < 1:
+        raise RequestError(f"--limit {limit}: give at least 1 prompt.")
     if data is None:
         return Questions([prompt.prompt for prompt in own_prompts(limit).prompts], [], max_new_tokens)
     rows = load_pairs(data, **reading)

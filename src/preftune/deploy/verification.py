@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from preftune.deploy.artefact import Manifest, damaged_files, read_manifest
 from preftune.deploy.distances import Figures, Scored, figures_of
@@ -92,7 +92,7 @@ def verify(
     return found
 
 
-_STAGES: tuple[Stage, ...] = Stage.__args__  # type: ignore[attr-defined]
+_STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 def _order(faults: list[Fault]) -> None:

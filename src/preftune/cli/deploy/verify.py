@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from preftune.cli.flags.messages import tell
-from preftune.cli.flags.model_flags import add_endpoint_options, conduct_and_budget
+from preftune.cli.flags.model_flags import ENDPOINT_FLAGS, add_endpoint_options, conduct_and_budget, refuse
 from preftune.cli.flags.plain_parser import PlainParser
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ def run(argv: Sequence[str]) -> int:
     from preftune.deploy import questions_of, verify
     from preftune.generation.endpoint.client import is_endpoint
 
+    if not is_endpoint(asked.artefact):
+        refuse(asked, ENDPOINT_FLAGS, unless="the artefact is openai:MODEL@BASE_URL")
     questions = questions_of(asked.data, limit=asked.limit, max_new_tokens=asked.max_new_tokens)
     with ExitStack() as opened:
         artefact: Any = _endpoint(asked, opened) if is_endpoint(asked.artefact) else asked.artefact
