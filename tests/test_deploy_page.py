@@ -17,7 +17,8 @@ from preftune.deploy.artefact import KINDS
 from preftune.deploy.gguf import TYPES
 from preftune.deploy.text_faults import Stage
 from preftune.generation.endpoint.client import Conduct, Endpoint, EndpointName
-from preftune.models import convert_smollm2, load_tokenizer
+from preftune.generation.generate import generate
+from preftune.models import convert_smollm2, load_model, load_tokenizer
 from tests.deploy.runs import save_base
 from tiny import chat_rows
 
@@ -38,7 +39,7 @@ def test_from_pairs_to_a_served_model_in_five_commands(tmp_path, monkeypatch, ca
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chat_rows(16)), encoding="utf-8")
     tokenizer = load_tokenizer(convert_smollm2())
     base = save_base(tmp_path / "base", tokenizer=tokenizer, vocabulary=len(tokenizer))
-    ran = []
+    ran, prompt = [], [{"role": "user", "content": "apple 1?"}]
     for line in COMMANDS:
         words = shlex.split(line.replace("BASE", str(base)))[1:]
         words += QUICK.get(words[0], [])
@@ -51,8 +52,10 @@ def test_from_pairs_to_a_served_model_in_five_commands(tmp_path, monkeypatch, ca
             address = process.stdout.readline().split()[0]
             try:
                 with Endpoint(EndpointName("aligned", address), conduct=Conduct(retries=0)) as endpoint:
-                    reply = endpoint.chat([{"role": "user", "content": "apple 1?"}], max_tokens=4)
-                assert reply.tokens <= 4
+                    reply = endpoint.chat(prompt, max_tokens=4, temperature=0.0)
+                run = load_model("runs/aligned", dtype="float32")
+                (own,) = generate(run, load_tokenizer("runs/aligned"), [prompt], max_new_tokens=4)
+                assert reply.text == own.text
             finally:
                 process.send_signal(signal.SIGTERM)
     assert ran == ["audit", "dpo", "eval", "export", "serve"]

@@ -4,7 +4,6 @@ docs/security.md lists what is promised, and the test of each promise."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pickle
@@ -25,6 +24,8 @@ from preftune.errors import PreftuneError
 from preftune.models import load_model
 from preftune.storage.trained_prompts import read_trained_prompts
 from preftune.training import DPOConfig, DPOTrainer
+from preftune.training.record.manifest import read_manifest as read_checkpoint_manifest
+from preftune.training.record.manifest import write_manifest
 from tests.deploy.runs import save_base, save_run
 from tiny import chat_rows, tiny_tokenizer
 
@@ -69,26 +70,37 @@ def test_weights_in_a_pickle_run_nothing(tmp_path: Path, mark: Path, name: str) 
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
-@pytest.mark.parametrize("manifest", [True, False])
-def test_a_checkpoint_of_others_runs_nothing(tmp_path: Path, mark: Path, name: str, manifest: bool) -> None:
-    def trainer(steps: int) -> DPOTrainer:
+def test_a_checkpoint_of_others_runs_nothing(
+    tmp_path: Path, mark: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest is forged too, so that the file is opened; `training_args.bin` is never read."""
+    base = save_base(tmp_path / "base")
+
+    def trainer(steps: int, **more: Any) -> DPOTrainer:
         args = DPOConfig(
             output_dir=str(tmp_path / "run"), max_steps=steps, save_strategy="steps", save_steps=1, save_total_limit=1,
-            per_device_train_batch_size=4, disable_tqdm=True, guard="off",
+            per_device_train_batch_size=4, disable_tqdm=True, guard="off", **more,
         )  # fmt: skip
-        base = save_base(tmp_path / f"base-{steps}")
-        return DPOTrainer(
-            load_model(base), args=args, train_dataset=chat_rows(8), processing_class=tiny_tokenizer(),
-        )  # fmt: skip
+        return DPOTrainer(load_model(base), args=args, train_dataset=chat_rows(8), processing_class=tiny_tokenizer())
 
     trainer(1).train()
     checkpoint = tmp_path / "run" / "checkpoint-1"
     plant(checkpoint / name, mark)
-    if not manifest:
-        for file in checkpoint.glob("preftune_manifest.json"):
-            file.unlink()
-    with contextlib.suppress(PreftuneError, pickle.UnpicklingError):
-        trainer(2).train(resume_from_checkpoint=str(checkpoint))
+    found = read_checkpoint_manifest(checkpoint)
+    assert found is not None
+    write_manifest(
+        checkpoint, run=found.run, step=found.step, processes=found.processes, resumable=found.resumable,
+        facts=found.facts,
+    )  # fmt: skip
+    opened, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda file, *rest, **how: opened.append(str(file)) or load(file, *rest, **how))
+    resumed = trainer(2, allow_changed=True)
+    if name == "training_args.bin":
+        resumed.train(resume_from_checkpoint=str(checkpoint))
+    else:
+        with pytest.raises((PreftuneError, pickle.UnpicklingError)):
+            resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert (str(checkpoint / name) in opened) == (name != "training_args.bin")
     assert not mark.exists()
 
 

@@ -12,13 +12,13 @@ from preftune.generation.protocol import Kept
 ANSWERS = [Kept("short", 2, finished=True), Kept("brief", 2, finished=True)]
 OF_BASE = [Kept("a long answer", 5, finished=True), Kept("brief", 2, finished=True)]
 SOUND = Figures(
-    prompts=4, same_answers=1.0, as_base=0.0, apart=3, worst_gap=0.0, endless=0, pairs=4, moved=0.2, off=0.001,
+    prompts=4, same_answers=1.0, as_base=0.0, apart=3, endless=0, pairs=4, moved=0.2, off=0.001,
     from_base=0.2, margin=5.0, served_margin=4.99, agreement=1.0,
 )  # fmt: skip
 
 
-def _stages(figures: Figures, form: str = "") -> list[str]:
-    return [stage for stage, _ in figures.faults(form)]
+def _stages(figures: Figures, form: str = "", *, proven: bool = False) -> list[str]:
+    return [stage for stage, _ in figures.faults(form, proven=proven)]
 
 
 def test_figures_by_hand() -> None:
@@ -35,7 +35,7 @@ def test_figures_by_hand() -> None:
     assert found.margin == pytest.approx(((2 + 2) + (1 + 1)) / 2)
     assert found.served_margin == pytest.approx(((1 + 2) + (0 - 1)) / 2)
     assert found.agreement == 0.5
-    assert (found.same_answers, found.as_base, found.apart, found.worst_gap) == (0.5, 0.0, 1, 0.3)
+    assert (found.same_answers, found.as_base, found.apart, found.unscored) == (0.5, 0.0, 1, 0)
 
 
 def test_an_answer_that_differs_first_at_a_tie_counts_as_the_same() -> None:
@@ -50,10 +50,25 @@ def test_a_sound_model_has_no_fault() -> None:
     assert SOUND.cost("q8_0") == "What is served is what was aligned."
 
 
-def test_scores_of_the_base_mean_that_the_adapter_is_missing() -> None:
+def test_scores_of_the_base_mean_that_the_adapter_is_missing_in_any_format() -> None:
     served = replace(SOUND, off=0.2, from_base=0.001)
-    assert _stages(served) == ["adapter not applied"]
-    assert _stages(served, "q4_0") == ["precision"]
+    assert _stages(served) == _stages(served, "q4_0") == ["adapter not applied"]
+    assert _stages(served, "bfloat16", proven=True) == ["precision"]  # the weights are the run's, rounded away
+    assert _stages(replace(SOUND, moved=0.02, off=0.004, from_base=0.005), "q8_0") == []
+
+
+def test_a_pair_that_one_model_cannot_score_is_left_out_and_counted() -> None:
+    scored = Scored(
+        run=[(-2.0, -8.0), (-4.0, -6.0)],
+        base=[(-4.0, -6.0), (-5.0, -5.0)],
+        served=[(float("nan"), float("nan")), (-5.0, -5.0)],
+        lengths=[(2, 4), (1, 1)],
+    )
+    found = figures_of(scored, ANSWERS, OF_BASE, ANSWERS, {})
+    assert (found.pairs, found.unscored) == (1, 1)
+    assert _stages(found) == ["adapter not applied"]
+    nothing = figures_of(scored._replace(served=[(float("nan"), 0.0)] * 2), ANSWERS, OF_BASE, ANSWERS, {})
+    assert (nothing.pairs, nothing.unscored) == (0, 2)
 
 
 def test_scores_of_neither_mean_other_weights_unless_the_format_explains_them() -> None:
@@ -74,10 +89,17 @@ def test_rounding_of_a_small_effect_is_no_fault_and_no_effect_is_no_evidence() -
 
 def test_without_scores_the_answers_decide() -> None:
     silent = replace(SOUND, pairs=0)
-    assert _stages(silent) == []
-    assert _stages(replace(silent, as_base=1.0, same_answers=0.25, worst_gap=2.0)) == ["adapter not applied"]
-    assert _stages(replace(silent, same_answers=0.25, worst_gap=2.0)) == ["weights"]
-    assert _stages(replace(silent, same_answers=0.25, worst_gap=2.0), "q4_0") == []
+    assert _stages(silent) == _stages(replace(silent, same_answers=0.9)) == []
+    assert _stages(replace(silent, as_base=1.0, same_answers=0.25))[0] == "adapter not applied"
+    assert _stages(replace(silent, same_answers=0.25)) == ["generation"]
+    assert _stages(replace(silent, same_answers=0.25), "q4_0") == []
+
+
+def test_answers_count_with_the_right_scores_too() -> None:
+    """A penalty or a sampling default of the server changes the answers of the right weights."""
+    assert _stages(replace(SOUND, same_answers=0.0)) == ["generation"]
+    cut = [Kept("", 0, finished=False)] * 2
+    assert _stages(figures_of(None, ANSWERS, OF_BASE, cut, {})) == ["generation"]
 
 
 def test_an_answer_that_goes_on_where_the_trained_model_ended_is_an_end_token_missing() -> None:

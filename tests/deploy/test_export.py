@@ -95,6 +95,8 @@ def test_what_exists_is_not_overwritten_and_a_failure_leaves_nothing(run: Path, 
         export(run, tmp_path / "out")
     with pytest.raises(RequestError, match="--dtype applies to --to merged"):
         export(run, tmp_path / "out", ["adapter"], dtype="float16")
+    with pytest.raises(ModelError, match="cannot be written"):
+        export(run, tmp_path / "out" / "merged" / "config.json", ["adapter"])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["merged"]
 
 
@@ -124,3 +126,16 @@ def test_a_damaged_or_newer_manifest_is_refused(run: Path, tmp_path: Path) -> No
         file.write_text(json.dumps(whole | changed))
         with pytest.raises(ModelError, match=message):
             read_manifest(folder)
+
+
+def test_the_dtype_is_that_of_the_whole_model_among_several_targets(run: Path, tmp_path: Path) -> None:
+    whole, adapter = export(run, tmp_path / "out", ["merged", "adapter"], dtype="float16")
+    assert (whole.manifest.form, adapter.manifest.form) == ("float16", "float32")
+
+
+def test_an_adapter_in_a_pickle_is_refused(run: Path, tmp_path: Path) -> None:
+    torch.save({}, run / "adapter_model.bin")
+    (run / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelError, match="save it again as safetensors"):
+        export(run, tmp_path / "out", ["adapter"])
+    assert list((tmp_path / "out").iterdir()) == []

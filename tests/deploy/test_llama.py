@@ -13,7 +13,7 @@ import pytest
 from preftune.cli.main import main
 from preftune.deploy import Exported, Questions, export, verify
 from preftune.deploy.exports import Target
-from preftune.deploy.gguf import convert
+from preftune.deploy.gguf import GgufFiles
 from preftune.deploy.llama_server import LlamaServer
 from preftune.deploy.ollama import derive_affixes
 from preftune.deploy.served_http import ServedEndpoint
@@ -67,12 +67,13 @@ def test_what_quantisation_costs_is_stated(run: Path, exported: dict[str, Export
     assert main(["verify", str(coarse), "--against", str(run), "--limit", "2", "--max_new_tokens", "4"]) == 0
     out = capsys.readouterr().out
     assert "in q4_0, which changes the reward margin from" in out
-    assert "ordinary" not in out
 
 
-def test_a_file_of_the_base_is_named_as_a_missing_adapter(run: Path, tmp_path: Path) -> None:
-    convert(run.parent / "base", tmp_path / "base-f16.gguf", "f16")
-    found = verify(tmp_path / "base-f16.gguf", run, QUESTIONS)
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+def test_a_file_of_the_base_is_named_as_a_missing_adapter(run: Path, tmp_path: Path, kind: str) -> None:
+    file = tmp_path / f"base-{kind}.gguf"
+    GgufFiles(lambda dtype: run.parent / "base", tmp_path).write(file, kind)
+    found = verify(file, run, QUESTIONS)
     assert found.faults[0].stage == "adapter not applied"
 
 
@@ -122,7 +123,7 @@ def test_the_modelfile_has_template_end_tokens_and_context(exported: dict[str, E
     text = (exported["ollama-q4_0"].folder / "Modelfile").read_text()
     assert text.startswith("FROM ./model-q4_0.gguf\n")
     assert 'PARAMETER stop "<|im_end|>"' in text
-    assert "PARAMETER num_ctx 8192" in text
+    assert "PARAMETER num_ctx 512" in text
     assert "<|im_start|>user\n{{ .Content }}<|im_end|>\n" in text
     affixes = derive_affixes(tokenizer)
     assert affixes.lead.startswith("<|im_start|>system\nYou are")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,17 @@ def test_vllm_is_started_with_the_adapter_beside_its_base(run: Path, monkeypatch
     assert command[command.index("--max-lora-rank") + 1] == "8"
     assert f"aligned={run}" in command
     assert command[command.index("--served-model-name") + 1] == "base"
+    for flag in ("--tokenizer", "--generation-config"):  # the run's template and end tokens, not the base's
+        assert command[command.index(flag) + 1] == str(run)
+
+
+def test_a_port_that_is_taken_is_refused_before_the_model_is_prepared(run: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(RequestError, match=f"port {port} cannot be used"), serving(run, port=port):
+            pass
 
 
 def test_a_server_that_ends_at_once_says_why(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

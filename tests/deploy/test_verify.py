@@ -114,8 +114,8 @@ def test_faults_of_the_text_are_named(run: Path, merged: Path, plant: Callable[[
 
 def test_a_base_without_its_adapter_is_named(run: Path, base: Path) -> None:
     found = verify(base, run, QUESTIONS)
-    assert {fault.stage for fault in found.faults} >= {"adapter not applied"}
-    assert _stage(found) in ("weights", "adapter not applied")
+    assert _stage(found) == "adapter not applied"
+    assert found.faults[1].stage == "weights"
 
 
 def test_an_adapter_on_another_base_is_named(run: Path, tmp_path: Path) -> None:
@@ -149,6 +149,30 @@ def test_the_merge_of_another_run_is_named(run: Path, base: Path, tmp_path: Path
     found = verify(tmp_path / "foreign", run, QUESTIONS)
     assert _stage(found) == "weights"
     assert "another run or checkpoint" in found.verdict()
+
+
+def test_an_export_of_another_run_is_named_by_its_manifest(run: Path, base: Path, tmp_path: Path) -> None:
+    folder = export(save_run(tmp_path / "second", base, seed=2), tmp_path / "out", ["adapter"])[0].folder
+    found = verify(folder, run, QUESTIONS)
+    assert _stage(found) == "weights"
+    assert "exported from the run run-2" in found.verdict()
+
+
+def test_token_ids_beyond_the_embeddings_are_a_fault_of_the_vocabulary(run: Path, merged: Path) -> None:
+    whole = json.loads((merged / "tokenizer.json").read_text())
+    whole["model"]["vocab"]["a"] = 400
+    (merged / "tokenizer.json").write_text(json.dumps(whole))
+    (merged / MANIFEST).unlink()
+    assert _stage(verify(merged, run, QUESTIONS)) == "vocabulary"
+
+
+def test_a_pair_beyond_the_positions_is_left_out_and_counted(run: Path, merged: Path) -> None:
+    pairs = [PreferencePair("apple?", "kite " * 400, "oak"), PreferencePair("moon?", "oak", "no idea")]
+    found = verify(merged, run, Questions([pair.prompt for pair in pairs], pairs, 4))
+    assert found.holds
+    assert found.figures is not None
+    assert (found.figures.pairs, found.figures.unscored) == (1, 1)
+    assert found.notes == ["1 pair left out: longer than the model's positions."]
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")

@@ -45,12 +45,15 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 of every other file, by its name."""
 
-    def write(self, folder: Path) -> Manifest:
-        """Writes the manifest with the hashes of the files that are in the folder now, and returns it."""
-        files = {str(file.relative_to(folder)): sha256_of(file) for file in _files(folder)}
-        whole = replace(self, files=files)
+    def rewrite(self, folder: Path) -> Manifest:
+        """Writes the manifest again with the present hashes of the files that it names, and of no others."""
+        whole = replace(self, files={name: sha256_of(folder / name) for name in self.files})
         write_json(folder / MANIFEST, asdict(whole) | {"manifest": FORM})
         return whole
+
+    def write(self, folder: Path) -> Manifest:
+        """Writes the manifest with the hashes of the files that are in the folder now, and returns it."""
+        return replace(self, files={str(file.relative_to(folder)): "" for file in _files(folder)}).rewrite(folder)
 
 
 def read_manifest(folder: Path) -> Manifest | None:

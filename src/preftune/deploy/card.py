@@ -12,7 +12,10 @@ from preftune.deploy.artefact import Manifest
 
 _SERVE = {
     "merged": "vllm serve FOLDER\ntransformers serve --force-model FOLDER\npreftune chat --model FOLDER",
-    "adapter": "vllm serve BASE --enable-lora --lora-modules aligned=FOLDER\npreftune chat --model FOLDER",
+    "adapter": (
+        "vllm serve BASE --enable-lora --lora-modules aligned=FOLDER --tokenizer FOLDER --generation-config FOLDER\n"
+        "preftune chat --model FOLDER"
+    ),
     "gguf": "llama-server --jinja -m FOLDER/model-{form}.gguf",
     "ollama": "ollama create aligned -f FOLDER/Modelfile\nollama run aligned",
 }
@@ -29,8 +32,9 @@ def write_card(folder: Path, manifest: Manifest, source: str, *, base: str) -> N
     own = Path(source, "README.md")
     text = own.read_text(encoding="utf-8", errors="replace") if own.is_file() else ""
     header, body = _split(text)
-    header |= {"library_name": "peft" if manifest.kind == "adapter" else "transformers"}
-    header["tags"] = list(dict.fromkeys([*_tags(header), "preftune", *(["gguf"] if "gguf" in manifest.kind else [])]))
+    packed = manifest.kind in ("gguf", "ollama")
+    header["library_name"] = "gguf" if packed else "peft" if manifest.kind == "adapter" else "transformers"
+    header["tags"] = list(dict.fromkeys([*_tags(header), "preftune", *(["gguf"] if packed else [])]))
     if "license" not in header:
         header["license"] = "unknown"
     shown = f"`{base}`" if base else "the base model"
@@ -60,6 +64,19 @@ def write_card(folder: Path, manifest: Manifest, source: str, *, base: str) -> N
         "model can be wrong, and was not tested for any particular use.\n",
     ]
     (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def set_licence(card: Path, licence: str) -> None:
+    """Replaces the licence in the header of a card."""
+    header, body = _split(card.read_text(encoding="utf-8"))
+    shown = yaml.safe_dump(header | {"license": licence}, sort_keys=False).strip()
+    card.write_text(f"---\n{shown}\n---\n{body}", encoding="utf-8")
+
+
+def licence_of(card: Path) -> str:
+    """The licence in the header of a card; empty without one."""
+    found = _split(card.read_text(encoding="utf-8"))[0].get("license")
+    return "" if found in (None, "unknown", []) else str(found)
 
 
 def _split(text: str) -> tuple[dict[str, Any], str]:

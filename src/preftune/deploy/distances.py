@@ -23,6 +23,8 @@ _ROUNDING = 0.01
 """Nats per token that rounding to 16 bits may cost."""
 _FREE_SHARE = 0.05
 """A smaller distance, as a share of the training's own effect, is not reported as a cost."""
+_MOSTLY = 0.5
+"""Share of greedy answers that a server with the trained weights must reproduce."""
 _SAME_SHARE = 0.15
 """Largest distance to the trained model, as a share of the training's own effect."""
 _BASE_SHARE = 0.25
@@ -50,11 +52,12 @@ class Figures:
     base's."""
     apart: int
     """Number of prompts where trained model and base differ."""
-    worst_gap: float
-    """The largest gap, in nats, at the first token that differs; 0 if all answers are the same."""
     endless: int
     """Number of answers that the trained model ended and the served one did not."""
     pairs: int = 0
+    """Number of pairs that all three models can score."""
+    unscored: int = 0
+    """Number of pairs that do not fit into the positions of one of them."""
     moved: float = 0.0
     """Distance of the trained model from its base."""
     off: float = 0.0
@@ -79,23 +82,34 @@ class Figures:
             "the same."
         )
 
-    def faults(self, form: str) -> Iterator[tuple[Any, str]]:
+    def faults(self, form: str, *, proven: bool = False) -> Iterator[tuple[Any, str]]:
         """The stages of the faults that the figures show.
 
         Args:
-            form: the number format of weights that are known to be the run's, or are quantised; otherwise empty.
+            form: the number format of the weights, if it rounds more than float16 does; otherwise empty.
+            proven: whether the weights are known to be the run's, rounded to `form`.
         """
         if self.endless:
             yield "end token", f"{counted(self.endless, 'answer')} that the trained model ends did not end."
-        if not self.pairs:
-            if self.apart and self.as_base > 0.5 and self.as_base > self.same_answers:
-                yield "adapter not applied", _LIKE_BASE.format(f"{self.as_base:.0%} of its answers begin as the base's")
-            elif self.worst_gap > TIE and not form and self.same_answers < 1:
-                yield "weights", f"only {self.same_answers:.0%} of the greedy answers are those of the trained model."
-            return
-        if self.moved < _HARDLY:
-            return
-        if form and (self.off >= self.moved or self.from_base <= _BASE_SHARE * self.moved):
+        if self.pairs and self.moved >= _HARDLY:
+            yield from self._faults_of_scores(form, proven)
+        elif not self.pairs and self.apart and self.as_base > max(0.5, self.same_answers):
+            yield "adapter not applied", _LIKE_BASE.format(f"{self.as_base:.0%} of its answers begin as the base's")
+        if self.same_answers < _MOSTLY and not form:
+            yield (
+                "generation",
+                (
+                    f"only {self.same_answers:.0%} of the greedy answers are the trained model's. Check the server's "
+                    "sampling defaults, penalties and limits; if it serves a coarse number format, name it with --form."
+                ),
+            )
+
+    def _faults_of_scores(self, form: str, proven: bool) -> Iterator[tuple[Any, str]]:
+        is_base = self.from_base <= _BASE_SHARE * self.moved and self.from_base < self.off
+        if is_base and not proven:
+            distance = f"{self.from_base:.4f} nats per token from the base, and {self.off:.4f} from the trained model"
+            yield "adapter not applied", _LIKE_BASE.format(f"it is {distance}")
+        elif form and (self.off >= self.moved or is_base):
             yield (
                 "precision",
                 (
@@ -103,15 +117,13 @@ class Figures:
                     f"{self.moved:.3f}: export a type with more bits (--dtype float16, gguf:q8_0)."
                 ),
             )
-        elif self.from_base <= _BASE_SHARE * self.moved:
-            distance = f"{self.from_base:.4f} nats per token from the base, and {self.off:.4f} from the trained model"
-            yield "adapter not applied", _LIKE_BASE.format(f"it is {distance}")
         elif not form and self.off > max(_ROUNDING, _SAME_SHARE * self.moved):
             yield (
                 "weights",
                 (
                     f"the scores differ by {self.off:.3f} nats per token from those of the trained model, and by "
-                    f"{self.from_base:.3f} from the base's: it was made from another run, checkpoint or base."
+                    f"{self.from_base:.3f} from the base's: another run, checkpoint or base, or a coarse number format "
+                    "(name it with --form)."
                 ),
             )
 
@@ -146,12 +158,16 @@ def figures_of(
         "same_answers": float(np.mean(same)) if same else 1.0,
         "as_base": float(np.mean(like)) if like else 0.0,
         "apart": len(apart),
-        "worst_gap": max(gaps.values(), default=0.0),
         "endless": endless,
     }
     if scored is None or not scored.run:
         return Figures(**answers)
-    run_N2, base_N2, served_N2, lengths_N2 = (np.array(part, dtype=np.float64) for part in scored)
+    table_4N2 = np.array(scored, dtype=np.float64)
+    known_N = np.isfinite(table_4N2).all(axis=(0, 2))
+    answers["unscored"] = int((~known_N).sum())
+    run_N2, base_N2, served_N2, lengths_N2 = table_4N2[:, known_N]
+    if not known_N.any():
+        return Figures(**answers)
 
     def apart_by(one: Floats, other: Floats) -> float:
         return float(np.mean(np.abs(one - other) / lengths_N2))

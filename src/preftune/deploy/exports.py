@@ -20,11 +20,14 @@ from preftune.deploy.ollama import write_modelfile
 from preftune.errors import ModelError, RequestError, did_you_mean
 from preftune.generation.generate import end_ids
 from preftune.generation.lazy_model import ModelSource
+from preftune.models import unquantised
 from preftune.models.attach import adapter_config, generation_config_of, locate_base
 from preftune.models.load import load_model, load_tokenizer
 from preftune.models.locate import Location, locate
 from preftune.models.quiet import quiet_transformers
+from preftune.storage.jsonl import read_object
 from preftune.storage.run_directory import run_facts
+from preftune.storage.trained_prompts import carry_trained_prompts
 
 _ADAPTER_FILES = (
     "adapter_config.json", "adapter_model.safetensors", "generation_config.json", "trained_prompts.npy",
@@ -93,6 +96,10 @@ def export(
     Raises: RequestError for an unknown target, before anything is read; ModelError if the model cannot be exported.
     """
     wanted = list(dict.fromkeys(map(Target.parse, targets)))
+    if dtype is not None and all(target.kind != "merged" for target in wanted):
+        raise RequestError(
+            "--dtype applies to --to merged. An adapter keeps its dtype, and a GGUF file has its type in its name."
+        )
     for target in wanted:
         if target.form:
             require_converter(target.form)
@@ -157,23 +164,28 @@ class Source:
     def save_whole(self, folder: Path, dtype: str | None) -> Any:
         """Saves the whole model with everything that a server needs; returns it."""
         from preftune.models import merge
-        from preftune.training.record.saved_model import end_answers
 
         if self.is_adapter:
             model: Any = merge(
                 self.name, folder, dtype=dtype, base_model=self._base_model, trust_remote_code=self.trust
             )
         else:
-            model = load_model(self.name, dtype=dtype or "auto", trust_remote_code=self.trust)
-            model = _plain(model)
+            model = unquantised(load_model(self.name, dtype=dtype or "auto", trust_remote_code=self.trust), None)
             with quiet_transformers():
                 model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            carry_trained_prompts(self.name, folder)
+        self.save_ends(model, folder)
+        return model
+
+    def save_ends(self, model: Any, folder: Path) -> None:
+        """Saves the generation config with every token that ends an answer."""
+        from preftune.training.record.saved_model import end_answers
+
         end_answers(model, self.tokenizer)
         if getattr(model, "generation_config", None) is not None:
             with quiet_transformers():
                 model.generation_config.save_pretrained(folder)
-        return model
 
     def manifest(self, kind: Kind, form: str, generation_config: Any, **more: Any) -> Manifest:
         template = self.tokenizer.chat_template
@@ -189,16 +201,6 @@ class Source:
         )
 
 
-def _plain(model: Any) -> Any:
-    """The model with its weights unpacked if it is stored quantised."""
-    from preftune.models.precision import is_packed
-
-    if any(map(is_packed, model.parameters())):
-        with quiet_transformers():
-            model = model.dequantize()
-    return model
-
-
 def _merged(source: Source, target: Target, folder: Path, _: Any, dtype: str | None) -> Made:
     from preftune.models.precision import weights_dtype
     from preftune.reference.fingerprint import fingerprint
@@ -206,25 +208,21 @@ def _merged(source: Source, target: Target, folder: Path, _: Any, dtype: str | N
     folder.rmdir()  # `merge` makes it
     model = source.save_whole(folder, dtype)
     form = str(weights_dtype(model)).removeprefix("torch.")
-    notes = []
-    base = source.base
-    if base is not None and _stored_quantised(base):
-        notes.append("The base is stored quantised: its weights were unpacked and keep their rounding.")
     config = getattr(model, "generation_config", None)
-    return source.manifest(target.kind, form, config, fingerprint=fingerprint(model, adapters=True)), notes
+    return source.manifest(target.kind, form, config, fingerprint=fingerprint(model, adapters=True)), []
 
 
 def _adapter(source: Source, target: Target, folder: Path, _: Any, dtype: str | None) -> Made:
     from preftune.generation.vllm_backend import refused_by
     from preftune.reference.fingerprint import fingerprint
 
-    if dtype is not None:
-        raise RequestError("--dtype applies to --to merged. An adapter keeps the dtype in which it was saved.")
     if source.place.kind != "adapter":
         raise ModelError(f"{source.name} is an adapter on the hub, which can be served as it is.")
     for name in _ADAPTER_FILES:
         if (file := Path(source.place.name, name)).is_file():
             shutil.copyfile(file, folder / name)
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{source.name} has its weights in a pickle. Load it, and save it again as safetensors.")
     source.tokenizer.save_pretrained(folder)
     base = source.base
     assert base is not None
@@ -238,17 +236,17 @@ def _adapter(source: Source, target: Target, folder: Path, _: Any, dtype: str | 
     reason = refused_by(ModelSource(source.name, base_model=source._base_model))
     if reason is not None:
         notes.append(f"vLLM does not serve this adapter: {reason}. For vLLM, export with --to merged.")
-    plain = load_model(base.name, trust_remote_code=source.trust)
-    config = generation_config_of(source.place) or getattr(plain, "generation_config", None)
+    plain: Any = load_model(base.name, trust_remote_code=source.trust)
     printed = fingerprint(plain, adapters=False)
-    return source.manifest(target.kind, _dtype_of(folder), config, base_fingerprint=printed), notes
+    plain.generation_config = generation_config_of(source.place) or plain.generation_config
+    source.save_ends(plain, folder)
+    form = _dtype_of(folder)
+    return source.manifest(target.kind, form, plain.generation_config, base_fingerprint=printed), notes
 
 
 def _gguf(source: Source, target: Target, folder: Path, files: GgufFiles, dtype: str | None) -> Made:
-    if dtype is not None:
-        raise RequestError("--dtype applies to --to merged. The type of a GGUF file is part of its name: gguf:bf16.")
-    made = files.write(folder / f"model-{target.form}.gguf", target.form)
-    config = generation_config_of(Location("folder", str(made)))
+    files.write(folder / f"model-{target.form}.gguf", target.form)
+    config = generation_config_of(Location("folder", str(files.source(target.form))))
     if config is not None:
         config.save_pretrained(folder)
     return source.manifest(target.kind, target.form, config), []
@@ -257,7 +255,9 @@ def _gguf(source: Source, target: Target, folder: Path, files: GgufFiles, dtype:
 def _ollama(source: Source, target: Target, folder: Path, files: GgufFiles, dtype: str | None) -> Made:
     manifest, notes = _gguf(source, target, folder, files, dtype)
     marks = [str(source.tokenizer.convert_ids_to_tokens(end)) for end in manifest.ends]
-    write_modelfile(folder, f"model-{target.form}.gguf", source.tokenizer, marks)
+    config = read_object(files.source(target.form) / "config.json")
+    positions = (config.get("text_config") or config).get("max_position_embeddings")
+    write_modelfile(folder, f"model-{target.form}.gguf", source.tokenizer, marks, positions)
     return replace(manifest, kind="ollama"), notes
 
 
@@ -283,12 +283,6 @@ def _complete(folder: Path) -> Iterator[Path]:
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _stored_quantised(place: Location) -> bool:
-    from preftune.storage.jsonl import read_object
-
-    return "quantization_config" in read_object(Path(place.name, "config.json"))
 
 
 def _dtype_of(folder: Path) -> str:

@@ -128,7 +128,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 def _has_head(folder: Path) -> bool:
     """Whether the files hold a weight of the head; true for an adapter, whose base has it."""
-    file = folder if folder.suffix == ".gguf" else gguf_of(folder)
+    file = gguf_of(folder)
     if file is not None:
         from gguf import GGUFReader
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from preftune.errors import ModelError, RequestError, did_you_mean
 from preftune.models.load import require_package
+from preftune.secret_values import is_secret
 
 CONVERTED = ("f32", "f16", "bf16")
 """Types that the converter writes; the quantiser makes the others from a float16 file."""
@@ -53,20 +54,23 @@ class GgufFiles:
         """
         self._whole, self._scratch = whole, scratch
 
-    def write(self, file: Path, kind: str) -> Path:
-        """Writes a file of one of `TYPES`, and returns the folder that it was made from.
+    def source(self, kind: str) -> Path:
+        """The folder of the whole model that a file of this type is made from."""
+        return self._whole(_DTYPES.get(kind, "float16"))
+
+    def write(self, file: Path, kind: str) -> None:
+        """Writes a file of one of `TYPES`.
 
         Raises: ModelError if the converter does not know the architecture or the tokenizer.
         """
-        folder = self._whole(_DTYPES.get(kind, "float16"))
+        folder = self.source(kind)
         if kind in CONVERTED:
             convert(folder, file, kind)
-            return folder
+            return
         float16 = self._scratch / "float16.gguf"
         if not float16.exists():
             convert(folder, float16, "f16")
         _quantise(float16, file, kind)
-        return folder
 
 
 _DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
@@ -90,7 +94,8 @@ def _converter() -> list[str]:
 def convert(folder: Path, file: Path, kind: str) -> None:
     """Converts a whole model of transformers to a file of one of `CONVERTED`. Raises: ModelError."""
     command = [*_converter(), str(folder), "--outtype", kind, "--outfile", str(file)]
-    environment = os.environ | {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {name: value for name, value in os.environ.items() if not is_secret(name)}
+    environment |= {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
     if done.returncode or not file.is_file():
         raise ModelError(f"llama.cpp's converter refuses {folder.name}: {_reason(done.stderr or done.stdout)}")

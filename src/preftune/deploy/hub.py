@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from preftune.deploy.artefact import MANIFEST, damaged_files, read_manifest
+from preftune.deploy.artefact import MANIFEST, Manifest, damaged_files, read_manifest
+from preftune.deploy.card import licence_of, set_licence
 from preftune.errors import ModelError, RequestError
 from preftune.log import printable
 from preftune.secret_values import hidden
@@ -38,8 +39,8 @@ def push(folder: str | os.PathLike[str], repository: str, *, public: bool = Fals
         )
     if damaged := damaged_files(place, manifest):
         raise RequestError(f"{', '.join(damaged[:3])} differ from the export. Export again, and push that.")
-    _set_licence(place / "README.md", licence, public)
-    from huggingface_hub import HfApi
+    manifest = _check_licence(place, manifest, licence, public)
+    from huggingface_hub import HfApi, get_token
 
     api: Any = HfApi()
     try:
@@ -51,7 +52,7 @@ def push(folder: str | os.PathLike[str], repository: str, *, public: bool = Fals
             commit_message=f"{manifest.kind} ({manifest.form}) by preftune {manifest.preftune}",
         )
     except Exception as error:  # the client raises errors of several libraries
-        said = hidden(printable(" ".join(str(error).split()))[:_LONGEST], [os.environ.get("HF_TOKEN", "")])
+        said = hidden(printable(" ".join(str(error).split())), [token] if (token := get_token()) else [])[:_LONGEST]
         raise ModelError(
             f"The hub did not take {repository}: {said} Check the name, and log in with `hf auth login` with a token "
             "that may write."
@@ -59,15 +60,16 @@ def push(folder: str | os.PathLike[str], repository: str, *, public: bool = Fals
     return str(getattr(done, "commit_url", repository))
 
 
-def _set_licence(card: Path, licence: str | None, public: bool) -> None:
-    text = card.read_text(encoding="utf-8")
-    unknown = "\nlicense: unknown\n"
+def _check_licence(folder: Path, manifest: Manifest, licence: str | None, public: bool) -> Manifest:
+    """Writes the licence into the card, if one is given; returns the manifest with the card's hash as it is now."""
+    card = folder / "README.md"
     if licence is not None:
         if not re.fullmatch(r"[\w.-]+", licence):
             raise RequestError(f"--license {licence!r} is no name of a licence. Give one such as apache-2.0.")
-        card.write_text(re.sub(r"(?m)^license: .*$", f"license: {licence}", text, count=1), encoding="utf-8")
-    elif public and unknown in text:
+        set_licence(card, licence)
+    elif public and not licence_of(card):
         raise RequestError(
             "The card does not name a licence, and the repository would be public. Give the base's licence with "
             "--license NAME, if it allows this."
         )
+    return manifest.rewrite(folder)

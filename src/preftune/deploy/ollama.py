@@ -22,22 +22,22 @@ CONTEXT = 8192
 """Upper bound of `num_ctx`. Ollama's own default cuts long prompts without a message."""
 
 
-def write_modelfile(folder: Path, weights: str, tokenizer: Any, ends: Sequence[str]) -> None:
+def write_modelfile(folder: Path, weights: str, tokenizer: Any, ends: Sequence[str], positions: int | None) -> None:
     """Writes the Modelfile of the GGUF file `weights`, which is in the same folder.
 
     Args:
         ends: the texts of the tokens that end an answer.
+        positions: the longest sequence of the model; None if it has no limit.
     Raises: ModelError for a template that cannot be expressed.
     """
     template = go_template(derive_affixes(tokenizer))
     if '"""' in template:
         raise ModelError('The chat template contains """, which a Modelfile cannot hold. Export with --to gguf.')
-    longest = getattr(tokenizer, "model_max_length", CONTEXT)
     lines = [
         f"FROM ./{weights}",
         f'TEMPLATE """{template}"""',
         *(f"PARAMETER stop {json.dumps(end, ensure_ascii=False)}" for end in ends),
-        f"PARAMETER num_ctx {min(int(longest), CONTEXT)}",
+        f"PARAMETER num_ctx {min(positions or CONTEXT, CONTEXT)}",
     ]
     write_whole(folder / "Modelfile", ("\n".join(lines) + "\n").encode())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from preftune.generation.encode_prompts import encode_prompts
 from preftune.generation.generate import end_ids, generate
 from preftune.generation.lazy_model import ModelSource
 from preftune.generation.protocol import Kept
+from preftune.models.locate import locate
 from preftune.types import Preference, Text, TokenizedGroup
 
 Scores = list[tuple[float, float]]
@@ -30,9 +32,6 @@ class Served(Protocol):
 
     def prompt_ids(self, prompts: Sequence[Text]) -> list[list[int]] | None:
         """The token ids of prompts, rendered up to the beginning of the answer."""
-
-    def ends(self) -> frozenset[int] | None:
-        """The ids of the tokens that end an answer."""
 
     def scores(self, groups: Sequence[TokenizedGroup]) -> Scores | None:
         """Scores of groups of one prompt and two completions."""
@@ -102,7 +101,6 @@ def pair_of(prompt_ids: Sequence[int], chosen: Sequence[int], rejected: Sequence
     return TokenizedGroup(tuple(prompt_ids), (tuple(chosen), tuple(rejected)), (Preference(0, 1),))
 
 
-def gguf_of(folder: Path) -> Path | None:
-    """The GGUF file of a folder; None if it has none, or several."""
-    files = sorted(folder.glob("*.gguf")) if folder.is_dir() else []
-    return files[0] if len(files) == 1 else None
+def gguf_of(path: str | os.PathLike[str]) -> Path | None:
+    """A GGUF file, or the one in a folder; None for another model. Raises: ModelError for a folder with several."""
+    return Path(place.name) if (place := locate(path)).kind == "gguf" else None

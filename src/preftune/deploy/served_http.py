@@ -30,38 +30,41 @@ class ServedEndpoint:
     @cached_property
     def engine(self) -> Engine:
         """Which engine answers; empty for one whose further addresses are unknown."""
-        if "tokens" not in (self._post("tokenize", {"content": "a", "model": self._model, "prompt": "a"}) or {}):
+        if "tokens" not in (
+            self.endpoint.post("tokenize", {"content": "a", "model": self._model, "prompt": "a"}) or {}
+        ):
             return ""
-        return "llama.cpp" if "prompt" in (self._post("apply-template", {"messages": _HELLO}) or {}) else "vllm"
+        return "llama.cpp" if "prompt" in (self.endpoint.post("apply-template", {"messages": _HELLO}) or {}) else "vllm"
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]] | None:
         if self.engine == "llama.cpp":
             return [self._llama_ids(text) for text in texts]
         if self.engine == "vllm":
             more = {"model": self._model, "add_special_tokens": False}
-            return [_ids(self._post("tokenize", {"prompt": text, **more})) for text in texts]
+            return [_ids(self.endpoint.post("tokenize", {"prompt": text, **more})) for text in texts]
         return None
 
     def prompt_ids(self, prompts: Sequence[Text]) -> list[list[int]] | None:
         if self.engine == "llama.cpp":
-            return [
-                self._llama_ids(str((self._post("apply-template", {"messages": messages_of(prompt)}) or {})["prompt"]))
-                for prompt in prompts
-            ]
+            return [self._llama_ids(self._rendered(prompt)) for prompt in prompts]
         if self.engine == "vllm":
             more = {"model": self._model, "add_generation_prompt": True}
-            return [_ids(self._post("tokenize", {"messages": messages_of(prompt), **more})) for prompt in prompts]
-        return None
-
-    def ends(self) -> frozenset[int] | None:
-        """Servers do not list them: whether answers end is seen in the answers."""
+            return [
+                _ids(self.endpoint.post("tokenize", {"messages": messages_of(prompt), **more})) for prompt in prompts
+            ]
         return None
 
     def scores(self, groups: Sequence[TokenizedGroup]) -> Scores | None:
         score = {"llama.cpp": self._llama_score, "vllm": self._vllm_score}.get(self.engine)
         if score is None:
             return None
-        return [(score(group, 0), score(group, 1)) for group in groups]
+        found = []
+        for group in groups:
+            one, two = score(group, 0), score(group, 1)
+            if one is None or two is None:
+                return None
+            found.append((one, two))
+        return found
 
     def answers(self, prompts: Sequence[Text], max_new_tokens: int) -> list[Kept]:
         found: dict[int, Kept] = {}
@@ -80,38 +83,42 @@ class ServedEndpoint:
     def _model(self) -> str:
         return self.endpoint.name.model
 
-    def _llama_ids(self, text: str) -> list[int]:
-        return _ids(self._post("tokenize", {"content": text, "add_special": False, "parse_special": True}))
+    def _rendered(self, prompt: Text) -> str:
+        reply = self.endpoint.post("apply-template", {"messages": messages_of(prompt)}) or {}
+        if not isinstance(text := reply.get("prompt"), str):
+            raise EndpointError(f"{self.name} cannot render a prompt with its chat template. Check the server's log.")
+        return text
 
-    def _llama_score(self, group: TokenizedGroup, side: int) -> float:
+    def _llama_ids(self, text: str) -> list[int]:
+        return _ids(self.endpoint.post("tokenize", {"content": text, "add_special": False, "parse_special": True}))
+
+    def _llama_score(self, group: TokenizedGroup, side: int) -> float | None:
         """One request per token, which is forced; the server keeps the prompt in its cache."""
         ids, total = list(group.prompt_ids), 0.0
         for token in group.completions[side]:
             request = {
-                "prompt": ids, "n_predict": 1, "temperature": 0, "n_probs": 1, "cache_prompt": True,
+                "prompt": ids,
+                "n_predict": 1,
+                "temperature": 0,
+                "n_probs": 1,
+                "cache_prompt": True,
                 "logit_bias": [[int(token), _FORCE]],
-            }  # fmt: skip
-            reply = self._post("completion", request) or {}
-            found = reply.get("completion_probabilities") or [{}]
-            if found[0].get("id") != token:
-                raise EndpointError(f"{self.name} does not report the log-probability of a given token.")
+            }
+            found = (self.endpoint.post("completion", request) or {}).get("completion_probabilities") or [{}]
+            if found[0].get("id") != token or "logprob" not in found[0]:
+                return None
             total += float(found[0]["logprob"])
             ids.append(int(token))
         return total
 
-    def _vllm_score(self, group: TokenizedGroup, side: int) -> float:
+    def _vllm_score(self, group: TokenizedGroup, side: int) -> float | None:
         ids = [*group.prompt_ids, *group.completions[side]]
         request = {"model": self._model, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-        choices = (self._post("v1/completions", request) or {}).get("choices") or [{}]
+        choices = (self.endpoint.post("v1/completions", request) or {}).get("choices") or [{}]
         known = choices[0].get("prompt_logprobs") or []
         if len(known) != len(ids):
-            raise EndpointError(f"{self.name} does not report the log-probabilities of a prompt.")
-        start = len(group.prompt_ids)
-        return sum(float(known[at][str(ids[at])]["logprob"]) for at in range(start, len(ids)))
-
-    def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The reply of an address of the server; None if there is no such address."""
-        return self.endpoint.post(path, body)
+            return None
+        return sum(float(known[at][str(ids[at])]["logprob"]) for at in range(len(group.prompt_ids), len(ids)))
 
 
 _HELLO = [{"role": "user", "content": "Hello"}]
@@ -120,5 +127,5 @@ _HELLO = [{"role": "user", "content": "Hello"}]
 def _ids(reply: Mapping[str, Any] | None) -> list[int]:
     tokens = (reply or {}).get("tokens")
     if not isinstance(tokens, list):
-        raise EndpointError("The server stopped reporting token ids.")
+        raise EndpointError("The server reports token ids for some texts only. Check its log, and verify again.")
     return [int(token) for token in tokens]

@@ -14,8 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, TypeAlias
-from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 from preftune.deploy.exports import Source
 from preftune.deploy.served import gguf_of
@@ -23,6 +22,7 @@ from preftune.errors import ModelError, RequestError
 from preftune.generation.lazy_model import ModelSource
 from preftune.generation.vllm_backend import RANKS, available, lora_rank, refused_by
 from preftune.models.locate import locate
+from preftune.secret_values import is_secret
 from preftune.storage.run_directory import run_facts
 
 Engine: TypeAlias = Literal["auto", "vllm", "transformers", "llama.cpp"]
@@ -67,17 +67,16 @@ def serving(
             float16 on a GPU, which keep the whole update.
     Raises: ModelError if the engine is not installed or does not start.
     """
-    path = Path(model).expanduser()
-    file = path if path.suffix == ".gguf" else gguf_of(path)
+    file = gguf_of(model)
     chosen = _engine(engine, file is not None)
-    port = port or _free_port(host)
+    port = _free_port(host, port)
     if dtype is not None and chosen != "transformers":
         raise RequestError(f"--dtype applies to adapters that transformers serves; {chosen} decides it. Leave it out.")
     if chosen == "llama.cpp":
         if base_model is not None:
             raise RequestError("--base has no effect on a GGUF file, which is served alone. Leave it out.")
         if file is None:
-            raise RequestError(f"llama.cpp serves GGUF files. Make one with: preftune export {path} --to gguf:q8_0")
+            raise RequestError(f"llama.cpp serves GGUF files. Make one with: preftune export {model} --to gguf:q8_0")
         from preftune.deploy.llama_server import LlamaServer
 
         server = LlamaServer(file, name=ALIGNED, host=host, port=port)
@@ -120,7 +119,12 @@ def _vllm_command(model: str, base_model: str | None, trust: bool) -> tuple[list
 
     rank = lora_rank(adapter_config(source.place.name))
     largest = str(next(one for one in RANKS if one >= rank))
-    adapter = ["--enable-lora", "--max-lora-rank", largest, "--lora-modules", f"{ALIGNED}={source.place.name}"]
+    run = source.place.name
+    adapter = ["--enable-lora", "--max-lora-rank", largest, "--lora-modules", f"{ALIGNED}={run}"]
+    if Path(run, "tokenizer_config.json").is_file():  # the run's template and end tokens, not the base's
+        adapter += ["--tokenizer", run]
+    if Path(run, "generation_config.json").is_file():
+        adapter += ["--generation-config", run]
     command = [_program("vllm"), "serve", source.base_name, "--served-model-name", BASE, *adapter, *more]
     return command, {ALIGNED: model, BASE: source.base_name}
 
@@ -161,11 +165,14 @@ def _started(
 ) -> Iterator[Running]:
     """The server's process, once it answers; it is ended with the body."""
     whole = [*command, "--host", host, "--port", str(port)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"} if engine == "transformers" else dict(os.environ)
+    environment = dict(os.environ)
+    if engine == "transformers":  # it loads from this machine only, and needs no token
+        environment = {name: value for name, value in environment.items() if not is_secret(name)}
+        environment["HF_HUB_OFFLINE"] = "1"
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(whole, cwd=folder, env=environment, stdout=log, stderr=log)
         try:
-            address = f"http://{host}:{port}"
+            address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
             _wait(process, address, log)
             yield Running(engine, f"{address}/v1", models, process)
         finally:
@@ -180,11 +187,12 @@ def _started(
 def _wait(process: subprocess.Popen[bytes], address: str, log: IO[bytes]) -> None:
     """Returns when the server answers. Raises: ModelError if it ends before, or does not answer in time."""
     until = time.monotonic() + _START_S
+    directly = build_opener(ProxyHandler({}))
     while process.poll() is None:
         try:
-            with urlopen(f"{address}/health", timeout=5):
+            with directly.open(f"{address}/health", timeout=5):
                 return
-        except (URLError, OSError):
+        except OSError:
             pass
         if time.monotonic() > until:
             raise ModelError(f"The server did not answer within {_START_S:g} s. Check its memory, or choose another.")
@@ -205,7 +213,15 @@ def _program(name: str) -> str:
     return found
 
 
-def _free_port(host: str) -> int:
-    with socket.socket() as opened:
-        opened.bind((host, 0))
-        return int(opened.getsockname()[1])
+def _free_port(host: str, port: int) -> int:
+    """The port itself, or a free one for 0. Raises: RequestError if it cannot be used."""
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as opened:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            opened.bind(place)
+            return int(opened.getsockname()[1])
+    except OSError as error:
+        raise RequestError(
+            f"{host} port {port} cannot be used ({error.strerror or error}). Give another --port; 0 takes a free one."
+        ) from error

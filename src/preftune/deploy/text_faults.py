@@ -11,9 +11,22 @@ from preftune.deploy.served import Served, ServedModel
 from preftune.types import Text
 
 Stage: TypeAlias = Literal[
-    "files", "vocabulary", "template", "end token", "head", "base", "adapter not applied", "weights", "precision"
+    "files",
+    "vocabulary",
+    "template",
+    "end token",
+    "head",
+    "base",
+    "adapter not applied",
+    "weights",
+    "precision",
+    "generation",
 ]
-TEXTS = ("The quick brown fox, 12.5 metres long?", "def f(x):\n    return x ** 2\t# done", "It's 7:30; she'll go!")
+TEXTS = (
+    "The quick brown fox jumps over the lazy dog: 12.5 metres?",
+    "def f(x):\n    return x ** 2\t# done",
+    "It's 7:30; she'll go!",
+)
 UNUSUAL = ("naïve café", "你好,世界", "こんにちは", "🙂🙃", "½ x²", "Ⅷ ٣", "e\u0301")
 """Plain texts whose token ids are compared. Of the unusual ones, another implementation may split a few differently."""
 

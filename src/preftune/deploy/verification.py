@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from preftune.amounts import counted
 from preftune.deploy.artefact import Manifest, damaged_files, read_manifest
 from preftune.deploy.distances import Figures, Scored, figures_of
 from preftune.deploy.files import check_base, check_head, check_weights
 from preftune.deploy.served import Served, ServedModel, gguf_of
 from preftune.deploy.text_faults import Fault, Stage, faults_of_text
 from preftune.deploy.trained import Questions, Trained
+from preftune.storage.run_directory import run_facts
 
 
 @dataclass(slots=True)
@@ -45,7 +47,7 @@ class Verification:
         if not self.form:
             return "What is served is what was aligned."
         cost = self.figures.cost(self.form)
-        return f"{cost} Export with --dtype float16 to keep it." if "bfloat16" in cost else cost
+        return f"{cost} Export with --dtype float16 to keep it." if "in bfloat16" in cost else cost
 
 
 def verify(
@@ -53,6 +55,7 @@ def verify(
     against: str | os.PathLike[str] | Trained,
     questions: Questions | None = None,
     *,
+    form: str = "",
     progress: Callable[[str], None] = lambda what: None,
     **options: Any,
 ) -> Verification:
@@ -63,6 +66,7 @@ def verify(
         against: the run: an adapter, or a whole model with the name of its base in run.json; or a `Trained`, which
             answers once for several artefacts.
         questions: default: preftune's own prompts.
+        form: number format of a model that is served already, if it is coarser than float16; of files it is known.
         progress: called with what is done next.
         options: of `Trained`.
     Raises: ModelError if the artefact or the run cannot be loaded.
@@ -71,33 +75,40 @@ def verify(
     folder = None if isinstance(artefact, Served) else Path(artefact).expanduser()
     manifest = None if folder is None else read_manifest(folder)
     found = Verification(str(getattr(artefact, "name", artefact)))
-    found.form = _coarse_form(folder, manifest)
+    found.form = form or _coarse_form(folder, manifest)
     if folder is not None and manifest is not None and (damaged := damaged_files(folder, manifest)):
         found.faults.append(Fault("files", f"{', '.join(damaged[:3])} differ from the export. Export again."))
         return found
+    if manifest is not None and (other := _other_run(trained.run, manifest)):
+        found.faults.append(Fault("weights", other))
     with _opened(artefact, trained) as served:
         progress("token ids")
         found.faults += faults_of_text(trained.run, served, trained.questions.prompts, manifest, found.notes)
-        if folder is not None and not found.faults:
+        if any(fault.stage in ("vocabulary", "template") for fault in found.faults):
+            return found  # scores and answers to other token ids would say nothing
+        proven = False
+        if folder is not None:
             found.faults += [Fault("head", fault) for fault in check_head(trained.run, folder)]
             found.faults += [Fault("base", fault) for fault in check_base(trained.run, served, manifest)]
             trained.run.close()
-            _check_weights(trained.run, served, found)
+            proven = _check_weights(trained.run, served, found)
         found.figures = _compare(trained, served, progress, found.notes)
-    if not any(fault.stage in ("vocabulary", "template") for fault in found.faults):
-        known = {fault.stage for fault in found.faults}
-        shown = (Fault(stage, sentence) for stage, sentence in found.figures.faults(found.form))
-        found.faults += [fault for fault in shown if fault.stage not in known]
-    _order(found.faults)
+    known = {fault.stage for fault in found.faults}
+    shown = (Fault(stage, sentence) for stage, sentence in found.figures.faults(found.form, proven=proven))
+    found.faults += [fault for fault in shown if fault.stage not in known]
+    found.faults.sort(key=lambda fault: _STAGES.index(fault.stage))  # the cause first: it also changes the answers
     return found
 
 
 _STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
-def _order(faults: list[Fault]) -> None:
-    """The cause first: a missing adapter also gives other answers."""
-    faults.sort(key=lambda fault: _STAGES.index(fault.stage))
+def _other_run(run: ServedModel, manifest: Manifest) -> str:
+    """A sentence if the manifest names another run than the given one."""
+    own = str(run_facts(run.name).get("id") or "")
+    if not own or not manifest.run or own == manifest.run:
+        return ""
+    return f"it was exported from the run {manifest.run}, and {run.name} is the run {own}."
 
 
 def _coarse_form(folder: Path | None, manifest: Manifest | None) -> str:
@@ -107,17 +118,17 @@ def _coarse_form(folder: Path | None, manifest: Manifest | None) -> str:
     if manifest is not None:
         form = manifest.form if manifest.kind in ("gguf", "ollama") else ""
     else:
-        file = folder if folder is not None and folder.suffix == ".gguf" else gguf_of(folder) if folder else None
+        file = None if folder is None else gguf_of(folder)
         name = "" if file is None else file.stem.lower().replace("-", "_")
         form = next((kind for kind in sorted(TYPES, key=len, reverse=True) if name.endswith(kind)), "")
     return "" if form in ("f32", "f16") else form
 
 
-def _check_weights(run: ServedModel, served: Served, found: Verification) -> None:
-    """The faults of a whole model's weights; its dtype is taken as the cause of a distance only if there is none."""
+def _check_weights(run: ServedModel, served: Served, found: Verification) -> bool:
+    """Adds the faults of a whole model's weights, or its dtype; returns whether they are known to be the run's."""
     weights = check_weights(run, served)
     if weights is None:
-        return
+        return False
     if weights.other_base:
         sentence = f"{weights.other_base} is not the base's, and the adapter does not change it: it is another base."
         found.faults.append(Fault("base", sentence))
@@ -125,6 +136,7 @@ def _check_weights(run: ServedModel, served: Served, found: Verification) -> Non
         found.faults.append(Fault("weights", f"{weights.other} is not the run's: another run or checkpoint."))
     else:
         found.form = weights.form
+    return bool(found.form)
 
 
 @contextmanager
@@ -134,8 +146,7 @@ def _opened(artefact: Any, trained: Trained) -> Iterator[Served]:
         if isinstance(artefact, Served):
             yield artefact
             return
-        path = Path(artefact).expanduser()
-        file = path if path.suffix == ".gguf" else gguf_of(path)
+        file = gguf_of(artefact)
         if file is not None:
             from preftune.deploy.llama_server import LlamaServer
             from preftune.deploy.served_http import ServedEndpoint
@@ -165,4 +176,7 @@ def _compare(trained: Trained, served: Served, progress: Callable[[str], None], 
     scored = None if scores is None else Scored(own.run_scores, own.base_scores, scores, lengths)
     gaps = trained.gaps(answers)
     trained.run.close()
-    return figures_of(scored, own.run, own.base, answers, gaps)
+    found = figures_of(scored, own.run, own.base, answers, gaps)
+    if found.unscored:
+        notes.append(f"{counted(found.unscored, 'pair')} left out: longer than the model's positions.")
+    return found

@@ -25,7 +25,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from preftune.models.adapters import merge
+    from preftune.models.adapters import merge, unquantised
     from preftune.models.attach import adapter_base
     from preftune.models.gguf import convert_smollm2, demo_model
     from preftune.models.load import load_model, load_tokenizer
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _HOME = {
     name: module
     for module, names in {
-        "adapters": "merge",
+        "adapters": "merge unquantised",
         "gguf": "convert_smollm2 demo_model",
         "attach": "adapter_base",
         "load": "load_model load_tokenizer",
@@ -69,6 +69,7 @@ __all__ = [
     "roles",
     "same_weights",
     "shards",
+    "unquantised",
     "weights_dtype",
 ]
 

@@ -65,7 +65,7 @@ def merge(
         base_name = locate_base(place, base_model).name
         # on a causal model the head of a reward model would be lost
         load: Any = load_classifier if is_reward_adapter(place) else load_model
-        base = _unquantised(load(base_name, trust_remote_code=trust_remote_code), wanted)
+        base = unquantised(load(base_name, trust_remote_code=trust_remote_code), wanted)
         model: PeftModel = attach_adapter(base, place)
     else:
         model = model_or_path
@@ -189,7 +189,7 @@ def _is_quantised(model: nn.Module) -> bool:
     return any(map(is_packed, model.parameters()))
 
 
-def _unquantised(model: Any, dtype: Any) -> Any:
+def unquantised(model: Any, dtype: Any) -> Any:
     """The model itself, or its unpacked form if the base exists only quantised."""
     if _is_quantised(model):
         logger.warning("The base model is stored quantised; its weights are unpacked and keep their rounding.")
@@ -262,7 +262,7 @@ def _unpacked_copy(model: PeftModel) -> Any:
     copied: Any = copy.deepcopy(model)
     with quiet_peft():
         base = copied.unload()
-    return _unquantised(base, None)
+    return unquantised(base, None)
 
 
 def _untie_if_parted(model: Any) -> None:

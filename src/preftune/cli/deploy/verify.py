@@ -25,7 +25,7 @@ def run(argv: Sequence[str]) -> int:
     from preftune.generation.endpoint.client import is_endpoint
 
     if not is_endpoint(asked.artefact):
-        refuse(asked, ENDPOINT_FLAGS, unless="the artefact is openai:MODEL@BASE_URL")
+        refuse(asked, (*ENDPOINT_FLAGS, "form"), unless="the artefact is openai:MODEL@BASE_URL")
     questions = questions_of(asked.data, limit=asked.limit, max_new_tokens=asked.max_new_tokens)
     with ExitStack() as opened:
         artefact: Any = _endpoint(asked, opened) if is_endpoint(asked.artefact) else asked.artefact
@@ -33,6 +33,7 @@ def run(argv: Sequence[str]) -> int:
             artefact,
             asked.against,
             questions,
+            form=asked.form or "",
             base_model=asked.base,
             dtype=asked.dtype,
             trust_remote_code=asked.trust_remote_code,
@@ -41,7 +42,8 @@ def run(argv: Sequence[str]) -> int:
     if asked.json:
         figures = None if found.figures is None else asdict(found.figures)
         faults = [asdict(fault) for fault in found.faults]
-        print(json.dumps({"holds": found.holds, "verdict": found.verdict(), "faults": faults, "figures": figures}))
+        shown = {"holds": found.holds, "verdict": found.verdict(), "faults": faults, "notes": found.notes}
+        print(json.dumps({**shown, "figures": figures}))
     else:
         print(page(found))
     return 0 if found.holds else 1
@@ -83,6 +85,9 @@ def _parser() -> PlainParser:
         choices=["auto", "float32", "bfloat16", "float16"],
         default="float32",
         help="of the computation with transformers (float32: the weights are compared, not the rounding)",
+    )
+    parser.add_argument(
+        "--form", metavar="TYPE", help="number format behind an address, if coarser than float16: q4_k_m, bfloat16, ..."
     )
     parser.add_argument("--trust_remote_code", action="store_true", help="allow models that bring their own code")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
