@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 from scipy.special import stdtrit
 
+from preftune.amounts import counted
 from preftune.errors import DatasetError
 from preftune.statistics.intervals import Floats, WinRate, wilson, win_rate
 
@@ -46,6 +47,14 @@ def win_rate_over_seeds(
     high = _interval(np.where(unread_N, 1.0, table_SP), confidence)[1]
     # seeds that differ less than chance makes them do are no reason for a narrower interval
     return replace(over_prompts, ci_low=min(low, over_prompts.ci_low), ci_high=max(high, over_prompts.ci_high))
+
+
+def wins_over_seeds(rate: WinRate, seeds: int) -> str:
+    """The measured rate in words, as the predicate of a sentence."""
+    return (
+        f"wins {rate.win_rate:.1%} over {counted(seeds, 'seed')} ({rate.confidence:.0%} interval over prompts and "
+        f"seeds {rate.ci_low:.1%} to {rate.ci_high:.1%}, {counted(rate.prompts, 'prompt')})"
+    )
 
 
 def _interval(table_SP: Floats, confidence: float) -> tuple[float, float]:

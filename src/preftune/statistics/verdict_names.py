@@ -12,8 +12,6 @@ LESS_CORRECT, DEGENERATE = "preferred, but less correct", "preferred, but degene
 FORGETFUL = "preferred, but forgetful"
 CHEAT = "cheat"
 """Followed by a colon and the names of the cheats."""
-LEVELS: Mapping[str, int] = {"undecided": 2, "below-bar": 3, "better": 4}
-"""What `--fail_under` can ask for, and the least level of a verdict that is enough."""
 
 
 def level_of(name: str) -> int:
@@ -21,3 +19,11 @@ def level_of(name: str) -> int:
     if name.startswith(CHEAT):
         return 0
     return {BETTER: 4, BELOW_BAR: 3, UNDECIDED: 2, WORSE: 0}.get(name, 1)
+
+
+LEVELS: Mapping[str, int] = {
+    "undecided": level_of(UNDECIDED),
+    "below-bar": level_of(BELOW_BAR),
+    "better": level_of(BETTER),
+}
+"""What `--fail_under` can ask for, and the least level of a verdict that is enough."""

@@ -43,11 +43,20 @@ _OBJECTS = ("configuration", "data", "model", "result", "spent")
 
 
 def seed_folders(folder: str | os.PathLike[str]) -> dict[int, Path]:
-    """The run directories of several seeds by seed, if `preftune dpo --seeds` made this folder; otherwise empty."""
+    """The run directories of several seeds by seed, if `preftune dpo --seeds` made this folder; otherwise empty.
+
+    Raises: RequestError for a seed without a folder.
+    """
     root = Path(folder).expanduser()
     seeds = jsonl.read_object(root / SEEDS).get("seeds")
     named = {seed: root / f"seed-{seed}" for seed in seeds if isinstance(seed, int)} if isinstance(seeds, list) else {}
-    return {seed: run for seed, run in named.items() if run.is_dir()}
+    for seed, run in named.items():
+        if not run.is_dir():
+            raise RequestError(
+                f"{root / SEEDS} names seed {seed}, and there is no folder {run}. Give the same training command "
+                "again, or name one seed's folder as the model."
+            )
+    return named
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:

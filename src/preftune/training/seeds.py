@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from preftune.amounts import counted
 from preftune.errors import PreftuneError
 from preftune.statistics.intervals import WinRate, mean_interval
-from preftune.statistics.over_seeds import win_rate_over_seeds
+from preftune.statistics.over_seeds import win_rate_over_seeds, wins_over_seeds
 from preftune.storage.jsonl import read_lines
 from preftune.storage.run_directory import SEEDS, write_json
 from preftune.training.stages import last_words, run_command
 
+_SAID = ("loss", "rewards/margins", "rewards/accuracies", "mean_token_accuracy")
+"""The figures of a held-out set that are printed: eval_loss, or eval_NAME_loss with several sets."""
 _TIMED = ("_runtime", "_per_second", "_seconds")
 
 
@@ -58,22 +59,21 @@ def record(folder: Path, seeds: Sequence[int]) -> list[str]:
         f"{name} over {len(seeds)} seeds: {one['mean']:.4g} (standard deviation {one['sd']:.2g}; "
         f"{', '.join(f'{value:.4g}' for value in one['per_seed'])})"
         for name, one in figures.items()
-        if name in ("eval_loss", "eval_rewards/margins", "eval_rewards/accuracies", "eval_mean_token_accuracy")
+        if name.endswith(tuple(f"_{said}" for said in _SAID))
     ]
     if rate is not None:
-        sentences.append(
-            f"Judged over {len(seeds)} seeds: wins {rate.win_rate:.1%} against the reference (95% interval over "
-            f"prompts and seeds {rate.ci_low:.1%} to {rate.ci_high:.1%}, {counted(rate.prompts, 'prompt')})."
-        )
+        sentences.append(f"Judged against the reference, the trained model {wins_over_seeds(rate, len(seeds))}.")
     return sentences
 
 
 def _last_evaluation(run: Path) -> dict[str, float]:
-    """The held-out figures of the end of a run."""
+    """The held-out figures of the end of a run: of all held-out sets, each of which has a line."""
     lines = [line for line in read_lines(run / "metrics.jsonl") if any(name.startswith("eval_") for name in line)]
     return {
         name: float(value)
-        for name, value in (lines[-1] if lines else {}).items()
+        for line in lines
+        if line.get("step") == lines[-1].get("step")
+        for name, value in line.items()
         if name.startswith("eval_") and isinstance(value, int | float) and not name.endswith(_TIMED)
     }
 

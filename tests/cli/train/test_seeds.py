@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from preftune.cli.main import main
-from preftune.statistics.over_seeds import win_rate_over_seeds
-from preftune.storage.jsonl import read_lines
+from preftune.storage.jsonl import read_lines, write_lines
 from preftune.training import seeds
 from tiny import chat_rows, save_tiny
 
@@ -43,11 +42,13 @@ def test_several_seeds_are_trained_and_evaluated(
     assert main(words) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
     assert "eval_loss over 2 seeds" in printed
-    assert "Judged over 2 seeds" in printed
+    assert "Judged against the reference, the trained model wins" in printed
     found = json.loads((out / "seeds.json").read_text())
     assert found["seeds"] == [0, 1]
     losses = found["figures"]["eval_loss"]
-    assert losses["mean"] == pytest.approx(sum(losses["per_seed"]) / 2)
+    ends = [_evaluations(out / f"seed-{seed}")[-1]["eval_loss"] for seed in (0, 1)]
+    assert losses["per_seed"] == pytest.approx(ends)
+    assert losses["mean"] == pytest.approx(sum(ends) / 2)
     assert losses["per_seed"][0] != losses["per_seed"][1]
     asked = [[line["prompt"] for line in read_lines(out / f"seed-{seed}" / "eval_answers.jsonl")] for seed in (0, 1)]
     assert asked[0] == asked[1], "one held-out split"
@@ -61,15 +62,46 @@ def test_several_seeds_are_trained_and_evaluated(
     prompts.write_text("One?\nTwo?\nThree?\n")
     judged = ["eval", "--model", str(out), "--prompts", str(prompts), "--judge", "longer", "--max_new_tokens", "4"]
     assert main([*judged, "--fail_under", "better"]) == 1
-    printed = capsys.readouterr().out
-    assert "Over 2 seeds the aligned model wins" in printed
-    verdicts = [read_lines(out / f"seed-{seed}" / "eval" / "verdicts.jsonl") for seed in (0, 1)]
-    rate = win_rate_over_seeds([[line["value"] for line in of_seed] for of_seed in verdicts])
-    summary = json.loads((out / "eval" / "seeds.json").read_text())
-    assert summary["win_rate"] == rate.to_dict()
+    printed = capsys.readouterr()
+    assert "over 2 seeds (95% interval over prompts and seeds" in printed.out
+    assert "the verdict is 'undecided' over all seeds, and --fail_under is better" in printed.err
+    alone = [json.loads((out / f"seed-{seed}" / "eval" / "summary.json").read_text())["win_rate"] for seed in (0, 1)]
+    summary = json.loads((out / "eval" / "summary_over_seeds.json").read_text())
+    assert [summary["per_seed"][seed]["win_rate"] for seed in ("0", "1")] == alone
+    assert summary["win_rate"]["win_rate"] == pytest.approx(sum(alone) / 2)
+    assert summary["win_rate"]["n"] == 6
     assert set(summary["verdicts"]) == {"0", "1"}
     assert main([*judged[:3], "--suite", "hhh"]) == 2
     assert f"Name one: --model {out / 'seed-0'}" in capsys.readouterr().err
+    (out / "seed-1").rename(out / "elsewhere")
+    assert main(judged) == 2
+    assert "names seed 1, and there is no folder" in capsys.readouterr().err
+
+
+def _evaluations(run: Path) -> list[dict[str, Any]]:
+    return [line for line in read_lines(run / "metrics.jsonl") if "eval_loss" in line]
+
+
+def test_every_held_out_set_is_summarised(tmp_path: Path) -> None:
+    """Each set has a line of its own; the figures are those of the last step."""
+    for seed in (0, 1):
+        (tmp_path / f"seed-{seed}").mkdir()
+        lines: list[dict[str, Any]] = [
+            {"step": step, f"eval_{name}_loss": loss + seed + step, f"eval_{name}_runtime": 1.0}
+            for step in (2, 4)
+            for name, loss in (("help", 0.5), ("harm", 0.25))
+        ]
+        write_lines(tmp_path / f"seed-{seed}" / "metrics.jsonl", lines)
+    sentences = seeds.record(tmp_path, (0, 1))
+    figures = json.loads((tmp_path / "seeds.json").read_text())["figures"]
+    assert {name: one["per_seed"] for name, one in figures.items()} == {
+        "eval_help_loss": [4.5, 5.5],
+        "eval_harm_loss": [4.25, 5.25],
+    }
+    assert [sentence.partition(":")[0] for sentence in sentences] == [
+        "eval_help_loss over 2 seeds",
+        "eval_harm_loss over 2 seeds",
+    ]
 
 
 @pytest.mark.parametrize(

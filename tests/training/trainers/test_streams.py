@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,15 +140,50 @@ def sources(folder: Path) -> Iterator[tuple[str, Any]]:
 
 def test_every_row_comes_once_in_each_pass_whatever_the_source(few_known, tmp_path):
     orders = []
-    for name, source in sources(tmp_path):
-        stream = setup.examples_of(source, "pair") if name == "pairs" else open_examples(source, "pair")
-        groups = open_groups(stream, tiny_tokenizer(), count=22, buffer=4, seed=1, recent=99)
+    for _, source in sources(tmp_path):
+        groups = open_groups(open_examples(source, "pair"), tiny_tokenizer(), count=22, buffer=4, seed=1, recent=99)
         ids = [int(groups[index].id) for index in range(22)]
         assert sorted(ids[:11]) == sorted(ids[11:]) == [i for i in range(12) if i != 5]
         assert ids[:11] != ids[11:]
         assert groups.run.report.rows_dropped == 2
         orders.append(ids)
     assert all(order == orders[0] for order in orders)
+
+
+@pytest.mark.parametrize("method", ["DPO", "KTO", "Reward"])
+def test_every_trainer_takes_every_kind_of_stream(method, few_known, tmp_path):
+    found = []
+    for name, source in sources(tmp_path):
+        if not isinstance(source, Path):  # a path alone is not a stream; --streaming opens one
+            run = made(method, source, tmp_path / name, max_steps=1)
+            run.train()
+            found.append(losses(run))
+    assert len(found) == 2
+    assert found[0] == found[1]
+
+
+def test_sft_says_why_it_does_not_take_a_stream_of_pairs(tmp_path):
+    pairs = dict(sources(tmp_path))["pairs"]
+    with pytest.raises(DatasetError, match="SFT leaves out the answers that another row beats"):
+        made("SFT", pairs, tmp_path / "run")
+
+
+def test_a_source_is_opened_once_and_its_first_rows_are_read_once(monkeypatch):
+    """Standard input can be read only once."""
+    kinds: list[tuple[str, Kind, int]] = [("DPO", "pair", 11), ("DPO", "answer", 22), ("SFT", "demonstration", 12)]
+    for data, kind, count in kinds:
+        text = "".join(json.dumps(row) + "\n" for row in KINDS[data])
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        groups = groups_of("-", kind, count=count, buffer=0)
+        assert len({group.id for group in (groups[index] for index in range(count))}) >= 11
+
+
+def test_a_stream_that_the_user_shuffles_has_another_order_in_each_pass(tmp_path):
+    pairs = load_pairs(streamed(PAIRS).shuffle(seed=3, buffer_size=12), streaming=True)
+    groups = open_groups(open_examples(pairs, "pair"), tiny_tokenizer(), count=24, buffer=0, seed=1, recent=99)
+    texts = [groups[index].completions for index in range(24)]
+    assert sorted(texts[:12]) == sorted(texts[12:])
+    assert texts[:12] != texts[12:]
 
 
 def test_a_row_with_several_answers_is_continued_between_them(few_known):
@@ -181,6 +217,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"precompute_ref_log_probs": True}, "precompute_ref_log_probs.*not supported with IterableDataset"),
     ({"dataloader_num_workers": 2}, "would read a stream several times"),
     ({"loss_type": "plackett_luce"}, "ranks all answers to a prompt"),
+    ({"dataset_num_proc": 2}, "dataset_num_proc=2 does not apply to a stream"),
     ({"shuffle_buffer": -1}, "must be 0 or more"),
     ({"data": PAIRS, "shuffle_buffer": 10}, "applies to streams"),
     ({"truncation": "error", "max_length": 12}, "longer than max_length=12"),
@@ -217,6 +254,10 @@ def test_evaluation_holds_a_stream_up_to_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(setup, "MOST_HELD_OUT", 2)
     with pytest.raises(DatasetError, match=r"more than 2 rows.*\.take\(1000\)"):
         run.evaluate(streamed(rows(3)))
+    with pytest.raises(DatasetError, match="was opened with streaming, but every evaluation reads all of its rows"):
+        run.evaluate(load_pairs(rows(3), streaming=True))
+    with pytest.raises(DatasetError, match="was opened with streaming"):
+        run.evaluate(open_examples(rows(3), "pair", margin_from_scores=None))
 
 
 def test_trained_again_it_begins_again(few_known, tmp_path):

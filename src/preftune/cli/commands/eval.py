@@ -67,7 +67,7 @@ def _over_seeds(asked: argparse.Namespace, seeds: Mapping[int, Path]) -> int:
         decisions[seed] = decision
     found = over_seeds(folders, decisions, into=output)
     print("\n".join(found.sentences()))
-    return _exit_code(asked, found.level, "that of the lowest seed, or of the interval over seeds")
+    return _exit_code(asked, found.level, found.grounds)
 
 
 def _evaluated(asked: argparse.Namespace, folder: Path) -> Decision | None:
@@ -82,13 +82,13 @@ def _evaluated(asked: argparse.Namespace, folder: Path) -> Decision | None:
         ) from None
 
 
-def _exit_code(asked: argparse.Namespace, level: int | None, name: str | None) -> int:
+def _exit_code(asked: argparse.Namespace, level: int | None, grounds: str | None) -> int:
     if asked.fail_under is None:
         return 0
     assert level is not None  # `_need_comparison` refuses suites without a verdict
     if level >= LEVELS[asked.fail_under]:
         return 0
-    tell(f"preftune: exit code 1, because the verdict is {name}, and --fail_under is {asked.fail_under}")
+    tell(f"preftune: exit code 1, because the verdict is {grounds}, and --fail_under is {asked.fail_under}")
     return 1
 
 

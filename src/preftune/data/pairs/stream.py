@@ -122,10 +122,23 @@ def open_stream(
     """
     name = display_name(source)
     rows = reader_of(source, split=split, config=config, revision=revision)
-    first_rows = list(islice(rows(), HEAD))
-    if not first_rows:
+    first = list(islice(rows(), HEAD))
+    if not first:
         raise DatasetError(f"{name} has no rows. Give at least one.")
-    head = from_rows(first_rows, name)
+    return stream_of(rows, first, name=name, columns=columns, format=format, margin_from_scores=margin_from_scores)
+
+
+def stream_of(
+    rows: Callable[[], Iterable[Row]],
+    first: list[Row],
+    *,
+    name: str,
+    columns: Mapping[str, str | None] | None,
+    format: str | None,
+    margin_from_scores: float | None,
+) -> PairStream:
+    """`open_stream` of rows whose first ones, at least one, were read already."""
+    head = from_rows(first, name)
     shaped = shape(head, format=format, columns=columns, name=name)
     made = shaped.numbers is not None
     adapter = FORMATS[str(shaped.format)] if made else None
@@ -145,9 +158,9 @@ def open_stream(
     stream = PairStream(
         rows, reader, name, shaped.format, _adapter=adapter, _known=frozenset(head.column_names) | set(shaped.columns)
     )
-    first = PairStream(lambda: first_rows, reader, name, shaped.format, _adapter=adapter, _known=stream._known)
+    beginning = PairStream(lambda: first, reader, name, shaped.format, _adapter=adapter, _known=stream._known)
     stream.unused = tuple(unused_texts(sample_of(head), shaped.used or (*resolved.needed, *shaped.scores)))
-    noticed = check_head(good_ones(first.attempts()), resolved, head.features, name=name, unused=stream.unused)
+    noticed = check_head(good_ones(beginning.attempts()), resolved, head.features, name=name, unused=stream.unused)
     note = () if adapter is None else (f"The rows are read as {adapter.name} ({adapter.holds}).",)
     stream.notes = (*(note or shaped.notes), *optional_columns(resolved), *not_used(stream.unused), *noticed)
     return stream

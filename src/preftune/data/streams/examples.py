@@ -10,10 +10,10 @@ from preftune.data.demonstrations.dataset import answers, is_preference
 from preftune.data.formats.adapter import Left, Row
 from preftune.data.formats.apply import sample_of
 from preftune.data.labelled import answer_of, sides_of
-from preftune.data.pairs.stream import PairStream, open_stream
+from preftune.data.pairs.stream import PairStream, reader_of, stream_of
 from preftune.data.reading.files import from_rows
 from preftune.data.reading.load import Source, display_name
-from preftune.data.streams.rows import Pass, first_rows, passes_over
+from preftune.data.streams.rows import Pass, first_rows, passes_of
 from preftune.errors import DatasetError
 from preftune.types import Example
 
@@ -50,7 +50,8 @@ def open_examples(
     """Opens data as a stream of examples.
 
     Args:
-        source: what `load_rows` takes, of which nothing is kept; a `datasets.IterableDataset` too.
+        source: what `load_rows` takes, of which nothing is kept; a `datasets.IterableDataset` too. A `PairStream` or an
+            `ExampleStream` is read as it was opened, without regard to the other arguments but `kind` and `gold`.
         kind: what is made of the rows.
         columns, format, margin_from_scores: as for `load_pairs`, `load_labelled` and `load_demonstrations`.
         chat: whether texts become turns.
@@ -60,38 +61,44 @@ def open_examples(
         DatasetError: nothing to read, an unknown shape, a wrong row among the first 1,000, or data whose rows belong
             together.
     """
-    where = {"split": "train", "config": None, "revision": None, **where}
-    begin = passes_over(source, **where)
+    if isinstance(source, ExampleStream):
+        return source
+    if isinstance(source, PairStream):
+        if kind == "demonstration":
+            raise _of_preferences(source.name)
+        begin = passes_of(source.rows)
+        return _checked(_pairs(source, kind, begin, gold=gold), first_rows(begin, source.name))
+    name = display_name(source)
+    begin = passes_of(reader_of(source, **{"split": "train", "config": None, "revision": None, **where}))
+    first = first_rows(begin, name)
     reading: dict[str, Any] = {"columns": columns, "format": format}
     if kind != "pair":
-        head = from_rows(first_rows(begin, display_name(source)), display_name(source))
-        if not is_preference(sample_of(head), format, columns, display_name(source)):
-            return _checked(_answers(source, kind, head, begin, chat=chat, **reading))
+        head = from_rows(first, name)
+        if not is_preference(sample_of(head), format, columns, name):
+            return _checked(_answers(name, kind, head, begin, chat=chat, **reading), first)
     if kind == "demonstration":
-        raise DatasetError(
-            f"{display_name(source)} holds preferences. SFT leaves out the answers that another row beats, which a "
-            "stream cannot know. Leave streaming out, or name columns: --columns prompt=prompt completion=chosen."
-        )
-    pairs = open_stream(source, **reading, **where, margin_from_scores=margin_from_scores)
-    return _checked(_pairs(pairs.as_chat() if chat else pairs, kind, begin, gold=gold))
+        raise _of_preferences(name)
+    pairs = stream_of(lambda: begin(0), first, name=name, **reading, margin_from_scores=margin_from_scores)
+    return _checked(_pairs(pairs.as_chat() if chat else pairs, kind, begin, gold=gold), first)
 
 
-def examples_of(pairs: PairStream, kind: Kind, *, gold: bool = False) -> ExampleStream:
-    """The examples of an open stream of pairs, as `open_examples` makes them."""
-    return _checked(_pairs(pairs, kind, lambda number: pairs.rows(), gold=gold))
+def _of_preferences(name: str) -> DatasetError:
+    return DatasetError(
+        f"{name} holds preferences. SFT leaves out the answers that another row beats, which a stream cannot know. "
+        "Leave streaming out, or name columns: --columns prompt=prompt completion=chosen."
+    )
 
 
-def _checked(stream: ExampleStream) -> ExampleStream:
+def _checked(stream: ExampleStream, first: list[Row]) -> ExampleStream:
     """The stream with its first example. Raises: DatasetError about a wrong row among the first ones."""
-    found = [
-        one
-        for number, row in enumerate(first_rows(stream.begin, stream.name))
-        for one in stream.read(row, number)
-        if isinstance(one, Example)
-    ]
-    if not found:
+    found: Example | None = None
+    for number, row in enumerate(first):
+        for one in stream.read(row, number):
+            if found is None and isinstance(one, Example):
+                found = one
+    if found is None:
         raise DatasetError(f"None of the first rows of {stream.name} gives a {stream.kind} to train on.")
-    return replace(stream, first=found[0])
+    return replace(stream, first=found)
 
 
 def _pairs(pairs: PairStream, kind: Kind, begin: Pass, *, gold: bool) -> ExampleStream:
@@ -110,9 +117,9 @@ def _pairs(pairs: PairStream, kind: Kind, begin: Pass, *, gold: bool) -> Example
     return ExampleStream(kind, pairs.name, begin, read, (kind, pairs.reader.facts), pairs.notes)
 
 
-def _answers(source: Source, kind: Kind, head: Any, begin: Pass, *, chat: bool, **reading: Any) -> ExampleStream:
+def _answers(name: str, kind: Kind, head: Any, begin: Pass, *, chat: bool, **reading: Any) -> ExampleStream:
     """Answers with labels, or demonstrations, of which those with a bad label are left out."""
-    name, labelled = display_name(source), kind == "answer"
+    labelled = kind == "answer"
     opened, reader = answers(head, sample_of(head), name=name, labelled=labelled, **reading)
     if labelled and "label" not in reader.columns:
         raise DatasetError(

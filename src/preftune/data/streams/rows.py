@@ -9,17 +9,14 @@ from typing import Any
 
 from preftune.data.formats.adapter import Row
 from preftune.data.pairs.checks import HEAD
-from preftune.data.pairs.stream import reader_of
-from preftune.data.reading.load import Source
 from preftune.errors import DatasetError
 
 Pass = Callable[[int], Iterable[Row]]
 """Starts a pass over the rows, by its number."""
 
 
-def passes_over(source: Source, **where: Any) -> Pass:
-    """What starts a pass over a source; `where` as for `load_rows`."""
-    start = reader_of(source, **where)
+def passes_of(start: Callable[[], Iterable[Row]]) -> Pass:
+    """Passes over the rows that `start` begins to read."""
 
     def begin(number: int) -> Iterable[Row]:
         rows = start()

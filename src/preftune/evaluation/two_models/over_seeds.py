@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from preftune.amounts import counted
 from preftune.errors import DatasetError
 from preftune.evaluation.two_models.types import JudgedRow
-from preftune.statistics.intervals import WinRate, win_rate
-from preftune.statistics.over_seeds import win_rate_over_seeds
-from preftune.statistics.verdict_names import LEVELS
+from preftune.statistics.intervals import WinRate, verdict, win_rate
+from preftune.statistics.over_seeds import win_rate_over_seeds, wins_over_seeds
+from preftune.statistics.verdict_names import level_of
 from preftune.statistics.verdict_rules import Decision
-from preftune.storage.jsonl import read_lines, write_json
-from preftune.storage.run_directory import SEEDS
+from preftune.storage.jsonl import digest, read_lines, write_json
+
+FILE = "summary_over_seeds.json"
 
 
 class OverSeeds(NamedTuple):
@@ -27,27 +27,38 @@ class OverSeeds(NamedTuple):
     decisions: Mapping[int, Decision]
 
     @property
+    def verdict(self) -> str:
+        """The name of the verdict on the rate over all seeds."""
+        return verdict(self.rate).name
+
+    @property
     def level(self) -> int:
-        """As of a verdict: the lowest of the seeds, and at most undecided where the interval reaches 50%."""
-        lowest = min(decision.level for decision in self.decisions.values())
-        return lowest if self.rate.ci_low > 0.5 else min(lowest, LEVELS["undecided"])
+        """As `level_of`: the lowest of all seeds, and of the rate over them."""
+        return min(level_of(self.verdict), *(decision.level for decision in self.decisions.values()))
+
+    @property
+    def grounds(self) -> str:
+        """What the level comes from."""
+        if level_of(self.verdict) == self.level:
+            return f"{self.verdict!r} over all seeds"
+        seed, lowest = min(self.decisions.items(), key=lambda item: item[1].level)
+        return f"{lowest.grounds} (seed {seed})"
 
     def sentences(self) -> list[str]:
         rates = [one.win_rate for one in self.per_seed.values()]
         by_seed = ", ".join(f"{one.win_rate:.1%} (seed {seed})" for seed, one in self.per_seed.items())
         verdicts = ", ".join(f"{one.name} (seed {seed})" for seed, one in self.decisions.items())
-        interval = f"95% interval over prompts and seeds {self.rate.ci_low:.1%} to {self.rate.ci_high:.1%}"
         return [
-            f"Over {len(rates)} seeds the aligned model wins {self.rate.win_rate:.1%} ({interval}, "
-            f"{counted(self.rate.prompts, 'prompt')}). The seeds differ by up to "
+            f"The aligned model {wins_over_seeds(self.rate, len(rates))}. The seeds differ by up to "
             f"{100 * (max(rates) - min(rates)):.1f} points: {by_seed}.",
-            f"Verdicts: {verdicts}.",
+            f"Verdict over all seeds: {self.verdict}. Verdicts: {verdicts}.",
         ]
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "win_rate": self.rate.to_dict(),
             "per_seed": {str(seed): one.to_dict() for seed, one in self.per_seed.items()},
+            "verdict": self.verdict,
             "verdicts": {str(seed): one.name for seed, one in self.decisions.items()},
             "level": self.level,
             "sentences": self.sentences(),
@@ -55,7 +66,7 @@ class OverSeeds(NamedTuple):
 
 
 def over_seeds(folders: Mapping[int, Path], decisions: Mapping[int, Decision], *, into: Path) -> OverSeeds:
-    """Counts the verdicts of all seeds, and writes seeds.json.
+    """Counts the verdicts of all seeds, and writes summary_over_seeds.json.
 
     Args:
         folders: the eval folder of each seed, with the verdicts on the same prompts.
@@ -67,7 +78,7 @@ def over_seeds(folders: Mapping[int, Path], decisions: Mapping[int, Decision], *
     ids = {tuple(one.id for one in of_seed) for of_seed in rows.values()}
     if len(ids) != 1 or len(prompts) != len(next(iter(ids))):
         raise DatasetError("The seeds were judged on different prompts. Evaluate all of them with one command.")
-    clusters = [repr(prompt) for prompt in prompts]
+    clusters = [digest(prompt) for prompt in prompts]
     found = OverSeeds(
         win_rate_over_seeds(
             [[one.value for one in of_seed] for of_seed in rows.values()],
@@ -80,5 +91,5 @@ def over_seeds(folders: Mapping[int, Path], decisions: Mapping[int, Decision], *
         decisions,
     )
     into.mkdir(parents=True, exist_ok=True)
-    write_json(into / SEEDS, found.to_dict())
+    write_json(into / FILE, found.to_dict())
     return found

@@ -8,7 +8,7 @@ from typing import Any
 
 from preftune.data import GroupDataset
 from preftune.data.pairs.stream import PairStream
-from preftune.data.streams.examples import ExampleStream, Kind, examples_of, open_examples
+from preftune.data.streams.examples import ExampleStream, Kind, open_examples
 from preftune.data.streams.groups import StreamedGroups, open_groups
 from preftune.errors import ConfigError, DatasetError
 from preftune.log import say
@@ -36,7 +36,6 @@ def streamed_groups(
     tokenizer: Any,
     args: PackedConfig,
     *,
-    columns: Any = None,
     gold: bool = False,
     **limits: Any,
 ) -> tuple[StreamedGroups, Any]:
@@ -47,11 +46,7 @@ def streamed_groups(
     Raises: ConfigError for a setting that needs all rows; DatasetError for rows that cannot be trained on.
     """
     _check(args)
-    stream = source
-    if isinstance(source, PairStream):
-        stream = examples_of(source, kind, gold=gold)
-    elif not isinstance(source, ExampleStream):
-        stream = open_examples(source, kind, columns=columns, gold=gold)
+    stream = open_examples(source, kind, gold=gold)
     buffer = BUFFER if args.shuffle_buffer is None else args.shuffle_buffer
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     groups = open_groups(
@@ -96,6 +91,11 @@ def _check(args: PackedConfig) -> None:
             f"loss_type={getattr(args, 'loss_type', '')!r} ranks all answers to a prompt, and those are anywhere in a "
             "stream. Load the data without streaming, or use a loss of pairs."
         )
+    if (args.dataset_num_proc or 1) > 1:
+        raise ConfigError(
+            f"dataset_num_proc={args.dataset_num_proc} does not apply to a stream: each process tokenises its rows "
+            "while it reads them. Leave it out."
+        )
     if args.dataloader_num_workers:
         raise ConfigError(
             f"dataloader_num_workers={args.dataloader_num_workers} would read a stream several times. Leave it out: "
@@ -115,18 +115,17 @@ def refuse_buffer(args: PackedConfig, groups: object) -> None:
 def held(source: Any, role: str) -> Any:
     """All rows of a stream to evaluate on; any other source unchanged.
 
-    Raises: DatasetError for a stream with more than `MOST_HELD_OUT` rows.
+    Raises: DatasetError for a stream with more than `MOST_HELD_OUT` rows, or one that was opened with options.
     """
     if not is_stream(source):
         return source
-    rows = (
-        source.begin(0)
-        if isinstance(source, ExampleStream)
-        else source.rows()
-        if isinstance(source, PairStream)
-        else source
-    )
-    found = list(islice(rows, MOST_HELD_OUT + 1))
+    if isinstance(source, ExampleStream | PairStream):
+        raise DatasetError(
+            f"the {role} dataset was opened with streaming, but every evaluation reads all of its rows. Open "
+            f"{source.name} without streaming (load_pairs(DATA) without streaming=True), or give a "
+            "datasets.IterableDataset."
+        )
+    found = list(islice(source, MOST_HELD_OUT + 1))
     if len(found) > MOST_HELD_OUT:
         raise DatasetError(
             f"the {role} dataset is a stream of more than {MOST_HELD_OUT:,} rows, and every evaluation reads all of "

@@ -76,7 +76,7 @@ class RewardTrainer(PackedTrainer):
     def opened(self, train: Any, held_out: Any, tokenizer: Any, args: RewardConfig) -> tuple[Any, Any]:
         complete_tokenizer(tokenizer, eos_token=args.eos_token, chat_template_path=args.chat_template_path)
         if is_stream(train):
-            return train if isinstance(train, ExampleStream) else open_examples(train, "pair"), held_out
+            return open_examples(train, "pair"), held_out
         return train if train is None or isinstance(train, GroupDataset) else load_pairs(train), held_out
 
     def prepare_data(self, source: Any, tokenizer: Any, args: Any, *, role: str) -> tuple[GroupDataset, Any]:

@@ -131,7 +131,7 @@ def _opened(source: Any, args: SFTConfig, role: str) -> Any:
     field = args.dataset_text_field
     columns = None if field == "text" else {"text": field}
     if is_stream(source) and role == "train":
-        return source if isinstance(source, ExampleStream) else open_examples(source, "demonstration", columns=columns)
+        return open_examples(source, "demonstration", columns=columns)
     source = held(source, role)
     if is_mixture(source):
         named = parse_sources(source)
