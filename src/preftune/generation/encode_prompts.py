@@ -13,7 +13,7 @@ from preftune.amounts import counted
 from preftune.data.chat.end_marks import EndMarks, appends_eos
 from preftune.data.chat.tool_calls import apply_template
 from preftune.errors import ModelError, RequestError
-from preftune.models.positions import check_token_ids
+from preftune.models.positions import check_token_ids, limit_of
 from preftune.types import Message, Text
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def check_fit(
     Raises: ModelError for a prompt that leaves no room for an answer of this length, or with an unknown token.
     """
     check_token_ids(model, max(map(max, token_ids)))
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = limit_of(model)
     longest = max(range(len(token_ids)), key=lambda i: len(token_ids[i]))
     if limit is not None and len(token_ids[longest]) + max_new_tokens > limit:
         name = longest if names is None else names[longest]

@@ -293,8 +293,9 @@ class LocalAsker(Asker):
     def _check_lengths(self, prompts: Sequence[Text], max_tokens: int) -> None:
         """Before any work. Raises: ModelError for a question that the model has no room for."""
         from preftune.generation.encode_prompts import encode_prompts
+        from preftune.models.positions import limit_of
 
-        limit = getattr(self._source.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = limit_of(self._source.model)
         if limit is None:
             return
         longest = max(map(len, encode_prompts(self._source.tokenizer, prompts, None)))

@@ -17,7 +17,7 @@ from preftune.judges.protocol import Item, Progress
 from preftune.judges.reward_model_input import Form, form_of, trained_ids
 from preftune.models.damage import reading, whole_weights
 from preftune.models.locate import locate
-from preftune.models.positions import check_token_ids
+from preftune.models.positions import check_token_ids, limit_of
 from preftune.types import Text
 
 
@@ -75,21 +75,28 @@ class RewardModel:
         return self._loaded[1]
 
     def __call__(self, prompt: Text, answer: str, row: Mapping[str, Any]) -> float:
-        return self.score_all([(prompt, answer, row)])[0]
+        (score,) = self.score_all([(prompt, answer, row)])
+        assert score is not None
+        return score
 
-    def score_all(self, items: Sequence[Item], *, progress: Progress | None = None) -> list[float]:
+    def score_all(
+        self, items: Sequence[Item], *, progress: Progress | None = None, leave_out_long: bool = False
+    ) -> list[float | None]:
         """The score of every answer, the longest ones computed first.
 
         Args:
             items: prompt, answer and row of each.
             progress: called with answers done and answers in all.
-        Raises: ModelError for an answer that does not fit into the model's positions.
+            leave_out_long: None for an answer that does not fit into the model's positions, instead of an error.
+        Raises: ModelError for an answer that does not fit.
         """
         asked = [(prompt, answer, template_of(row)) for prompt, answer, row in items]
         keys = [verdict_key(self.cache_key, *(part for part in one if part != {})) for one in asked]
         found: dict[str, float] = {} if self._cache is None else self._cache.get(keys)
         wanted = dict(zip(keys, asked, strict=True))
         missing = {key: self._encode(*item) for key, item in wanted.items() if key not in found}
+        if leave_out_long and missing and (limit := limit_of(self._model)) is not None:
+            missing = {key: encoded for key, encoded in missing.items() if len(encoded["input_ids"]) <= limit}
         if missing:  # where every score is known, the model is not needed
             self._check_fit([encoded["input_ids"] for encoded in missing.values()])
         order = sorted(missing, key=lambda key: -len(missing[key]["input_ids"]))
@@ -102,7 +109,7 @@ class RewardModel:
             found.update(scores)
             if progress is not None:
                 progress(len(wanted) - len(order) + start + len(part), len(wanted))
-        return [found[key] for key in keys]
+        return [found.get(key) for key in keys]
 
     def _encode(self, prompt: Text, answer: str, template: Mapping[str, Any]) -> dict[str, list[int]]:
         """As a conversation where the tokenizer has a template for it, else as a pair of texts (with their types)."""
@@ -117,21 +124,9 @@ class RewardModel:
         text = apply_template(self._tokenizer, said, **template)
         return {"input_ids": list(self._tokenizer(text, add_special_tokens=False)["input_ids"])}  # text has them
 
-    def fit(self, items: Sequence[Item]) -> list[bool]:
-        """Whether each prompt with its answer fits into the model's positions, so that it can be scored."""
-        limit = self._positions
-        return [
-            limit is None or len(self._encode(prompt, answer, template_of(row))["input_ids"]) <= limit
-            for prompt, answer, row in items
-        ]
-
-    @property
-    def _positions(self) -> int | None:
-        return getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-
     def _check_fit(self, token_ids: Sequence[Sequence[int]]) -> None:
         check_token_ids(self._model, max((max(ids) for ids in token_ids if ids), default=-1))
-        limit = self._positions
+        limit = limit_of(self._model)
         longest = max(map(len, token_ids), default=0)
         if limit is not None and longest > limit:
             raise ModelError(

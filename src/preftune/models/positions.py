@@ -10,12 +10,17 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+def limit_of(model: Any) -> int | None:
+    """The positions that a model's configuration allows; None if it names no limit."""
+    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit
+
+
 def positions_of(model: nn.Module) -> int | None:
     """The number of positions of a model with a table of them (GPT-2, OPT, CodeGen); None if positions are computed."""
     from torch import nn
 
-    config: Any = model.config
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    limit = limit_of(model)
     if limit is None:
         return None
     words = model.get_input_embeddings()  # type: ignore[operator]

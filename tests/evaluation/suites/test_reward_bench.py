@@ -12,6 +12,7 @@ import pytest
 from preftune.errors import DatasetError, RequestError
 from preftune.evaluation.suites import run_suite
 from preftune.evaluation.suites.reward_bench_scores import Question, Rewards, credit, score, ties_values
+from preftune.judges.cache import VerdictCache
 from preftune.judges.reward_model import RewardModel
 from preftune.statistics.paired import compare_shares, compare_weighted
 from preftune.storage.jsonl import read_lines
@@ -48,13 +49,26 @@ def test_the_score_of_the_first_version_weights_subsets_and_sections() -> None:
     made |= {"shp": [1.0, 1.0, 0.0, 0.0], "summarize": [1.0]}
     questions = [question(name, name=str(i)) for name, right in made.items() for i in range(len(right))]
     aligned = [rewards(one, 0.5) for right in made.values() for one in right]
-    found = score("x", questions, Rewards([rewards(0, 0)] * len(aligned), aligned), confidence=0.95)
+    found = score("x", questions, Rewards(None, aligned), confidence=0.95)
     chat, reasoning, prior = 100 / 195, 164 / 1148, (0.5 + 1.0) / 2
     assert {one.name: one.aligned for one in found.sections} == pytest.approx(
         {"x, Chat": chat, "x, Reasoning": reasoning, "x, Prior Sets": prior}
     )
     assert found.score.aligned == pytest.approx((chat + reasoning + 0.5 * prior) / 2.5)
     assert found.score.base == 0.5
+
+
+def test_a_measured_baseline_of_zeros_is_compared_question_by_question() -> None:
+    """Its ties are measurements; without a measurement the aligned model is compared with a constant."""
+    questions = [question("Math", name=str(i)) for i in range(8)]
+    aligned = [rewards(1, 0)] * 6 + [rewards(0, 1)] * 2
+    zeros = [rewards(0, 0)] * 8
+    measured = score("x", questions, Rewards(zeros, aligned), confidence=0.95).score
+    constant = score("x", questions, Rewards(None, aligned), confidence=0.95).score
+    assert measured.base == constant.base == 0.5
+    alone = compare_shares("x", rewards(*[0.5] * 8), rewards(*[1.0] * 6, 0.0, 0.0), better="higher", confidence=0.95)
+    assert (measured.difference, measured.ci_low) == pytest.approx((alone.difference, alone.ci_low))
+    assert constant.ci_low != pytest.approx(measured.ci_low)
 
 
 def test_the_score_of_ties_by_hand() -> None:
@@ -138,7 +152,7 @@ def test_implicit_rewards_are_those_of_log_probabilities(tmp_path: Path) -> None
         for name, values in expected.items():
             assert line["rewards"][name]["aligned"] == pytest.approx(values, abs=2e-4)
         assert line["rewards"]["log-probability"]["base"] == pytest.approx(sums["base"][0], abs=2e-4)
-        assert line["rewards"]["implicit reward"]["base"] == [0.0] * len(answers)
+        assert "base" not in line["rewards"]["implicit reward"], "not measured"
     assert [one.name for one in result.comparisons] == [f"score by {name}" for name in expected]
     assert [one.name for one in result.breakdown] == [
         "score by implicit reward, Math",
@@ -181,6 +195,24 @@ def test_a_reward_model_is_compared_with_equal_rewards_or_with_another_one(tmp_p
     assert same.headline.base == same.headline.aligned == pytest.approx(result.headline.aligned)
     with pytest.raises(RequestError, match="is a reward model, which writes none"):
         run_suite("xstest", contest(tmp_path, scorers={"aligned": rater}), data=path)
+
+
+def test_a_reward_model_whose_scores_are_all_kept_is_not_loaded(tmp_path: Path) -> None:
+    loads: list[int] = []
+
+    def load() -> Any:
+        loads.append(1)
+        return tiny_reward_model(), tiny.tiny_tokenizer()
+
+    def rated() -> Any:
+        rater = RewardModel(load, name="rater", identity="one", cache=VerdictCache(tmp_path / "cache"))
+        return run_suite("reward-bench", contest(tmp_path, scorers={"aligned": rater}), data=path)
+
+    path = write(tmp_path / "r.jsonl", SECOND)
+    first = rated()
+    assert loads == [1]
+    assert rated().figures == first.figures
+    assert loads == [1], "all scores are known"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from datasets import Dataset
 from preftune import KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 from preftune.errors import ConfigError, ModelError, RequestError
 from preftune.generation.generate import Completion
+from preftune.statistics.length_control import length_controlled
 from preftune.storage.jsonl import read_lines
 from preftune.training.config.eval_judge import WIN_RATES
 from preftune.training.judged import win_rate
@@ -127,6 +129,18 @@ def test_it_chooses_the_best_model_and_stops_early(tmp_path: Path) -> None:
     assert (made.state.best_metric, made.state.global_step) == (0.5, 2)
     assert made.args.metric_for_best_model == "eval_win_rate"
     assert made.args.greater_is_better
+
+
+@pytest.mark.parametrize(("best", "kept"), [("win_rate", None), ("win_rate_length_controlled", 0.125)])
+def test_a_rate_at_equal_length_that_is_an_extrapolation_is_left_out_unless_it_chooses_the_best_model(
+    best: str, kept: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = length_controlled([1.0, 0.0, 1.0, 0.0], [1.0, -2.0, 3.0, -1.0])
+    extrapolated = replace(known, win_rate=None, ci_low=0.125)
+    monkeypatch.setattr(win_rate, "at_equal_length", lambda *_: extrapolated)
+    made = run(tiny_model(), tmp_path, max_steps=1, metric_for_best_model=best)
+    (found,) = of_the_judge(made)
+    assert found.get("eval_win_rate_length_controlled") == kept
 
 
 def test_a_judge_that_fails_does_not_end_a_run_that_can_do_without(tmp_path: Path, caplog: Any) -> None:

@@ -43,13 +43,16 @@ HUBS: Mapping[str, HubData] = {
 
 AnswerRewards = list[Floats | None]
 """Of each question: rewards of its A answers, None if one of them could not be scored."""
+BothRewards = tuple[AnswerRewards | None, AnswerRewards]
+"""Of the baseline, None if it is equal rewards for all answers, and of the aligned model."""
 
 
 def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder: Path) -> SuiteResult:
     """The scores of both models by every kind of reward."""
     questions, part = _questions(data, limit)
     kinds = _by_scorers(contest, questions) if contest.scorers else _by_logps(contest, questions, folder)
-    known = [i for i in range(len(questions)) if all(r[i] is not None for sides in kinds.values() for r in sides)]
+    measured = [side for sides in kinds.values() for side in sides if side is not None]
+    known = [i for i in range(len(questions)) if all(side[i] is not None for side in measured)]
     known = _with_both_ties(questions, known)
     if not known:
         raise DatasetError(
@@ -59,7 +62,8 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
     kept = [questions[i] for i in known]
     found: dict[str, Scored] = {}
     for name, sides in kinds.items():
-        base, aligned = ([reward for i in known if (reward := side[i]) is not None] for side in sides)
+        base, aligned = (None if side is None else _of_known(side, known) for side in sides)
+        assert aligned is not None
         found[name] = score(f"score by {name}", kept, Rewards(base, aligned), confidence=contest.confidence)
     write_lines(folder / "rewards.jsonl", _records(questions, known, kinds))
     headline = next(iter(found.values()))
@@ -77,6 +81,10 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
     )
 
 
+def _of_known(side: AnswerRewards, known: Sequence[int]) -> list[Floats]:
+    return [reward for i in known if (reward := side[i]) is not None]
+
+
 def _with_verdict(one: Any) -> dict[str, Any]:
     return {**asdict(one), "verdict": one.verdict}
 
@@ -86,7 +94,7 @@ def _with_verdict(one: Any) -> dict[str, Any]:
 
 def _questions(data: str | Path | None, limit: int | None) -> tuple[list[Question], Part | None]:
     """All questions, or some of them evenly spread. Both questions of a number of Ties are one."""
-    hub = HUBS["allenai/reward-bench" if data is None else str(data)] if data is None or str(data) in HUBS else None
+    hub = HUBS.get("allenai/reward-bench" if data is None else str(data))
     rows = read_rows(data, HubData(""), suite=SUITE) if hub is None else read_rows(None, hub, suite=SUITE)
     questions = [_question(row, index, data) for index, row in enumerate(rows)]
     if not questions:
@@ -137,20 +145,19 @@ def _answers(value: Any) -> list[str]:
 
 def _with_both_ties(questions: Sequence[Question], known: Sequence[int]) -> list[int]:
     """Without questions of Ties whose counterpart could not be scored."""
-    lost = {q.pair_of_ties for i, q in enumerate(questions) if q.is_tie and i not in set(known)}
+    kept = frozenset(known)
+    lost = {q.pair_of_ties for i, q in enumerate(questions) if q.is_tie and i not in kept}
     return [i for i in known if not (questions[i].is_tie and questions[i].pair_of_ties in lost)]
 
 
 # --- rewards ---
 
 
-def _by_scorers(contest: Contest, questions: Sequence[Question]) -> dict[str, tuple[AnswerRewards, AnswerRewards]]:
+def _by_scorers(contest: Contest, questions: Sequence[Question]) -> dict[str, BothRewards]:
     """Of reward models; without a second one, the baseline rates all answers alike."""
-    sides = []
-    for side in SIDES:
-        scorer = contest.scorers.get(side)
-        sides.append(_zeros(questions) if scorer is None else _rated(scorer, questions, side))
-    return {"reward": (sides[0], sides[1])}
+    base = contest.scorers.get("base")
+    rated = None if base is None else _rated(base, questions, "base")
+    return {"reward": (rated, _rated(contest.scorers["aligned"], questions, "aligned"))}
 
 
 def _rated(scorer: RewardModel, questions: Sequence[Question], side: str) -> AnswerRewards:
@@ -158,22 +165,17 @@ def _rated(scorer: RewardModel, questions: Sequence[Question], side: str) -> Ans
     items: list[list[Item]] = [
         [(one.prompt, split_thoughts(answer).answer, {}) for answer in one.answers] for one in questions
     ]
-    fitting = [i for i, of_question in enumerate(items) if all(scorer.fit(of_question))]
     with Counting(f"{SUITE}: rating, {side}", unit="answers") as progress:
-        scores = iter(scorer.score_all([item for i in fitting for item in items[i]], progress=progress))
-    found: AnswerRewards = [None] * len(questions)
-    for i in fitting:
-        found[i] = np.array([next(scores) for _ in items[i]], dtype=np.float64)
+        every = [item for of_question in items for item in of_question]
+        scores = iter(scorer.score_all(every, progress=progress, leave_out_long=True))
+    found: AnswerRewards = []
+    for of_question in items:
+        rewards = [next(scores) for _ in of_question]
+        found.append(None if None in rewards else np.array(rewards, dtype=np.float64))
     return found
 
 
-def _zeros(questions: Sequence[Question]) -> AnswerRewards:
-    return [np.zeros(len(question.answers)) for question in questions]
-
-
-def _by_logps(
-    contest: Contest, questions: Sequence[Question], folder: Path
-) -> dict[str, tuple[AnswerRewards, AnswerRewards]]:
+def _by_logps(contest: Contest, questions: Sequence[Question], folder: Path) -> dict[str, BothRewards]:
     """Implicit rewards with and without a reference, summed and per token."""
     pairs = [pair for question in questions for pair in _pairs(question)]
     models = need_models(contest, SUITE)
@@ -186,8 +188,8 @@ def _by_logps(
         for sums, lengths in zip((base, aligned), tokens, strict=True)
     )
     return {
-        "implicit reward": (_zeros(questions), _minus(aligned, base)),
-        "implicit reward per token": (_zeros(questions), _minus(aligned_each, base_each)),
+        "implicit reward": (None, _minus(aligned, base)),
+        "implicit reward per token": (None, _minus(aligned_each, base_each)),
         "log-probability": (base, aligned),
         "log-probability per token": (base_each, aligned_each),
     }
@@ -222,15 +224,20 @@ def _of_answers(questions: Sequence[Question], column_P2: Floats) -> AnswerRewar
 
 
 def _records(
-    questions: Sequence[Question], known: Sequence[int], kinds: Mapping[str, tuple[AnswerRewards, AnswerRewards]]
+    questions: Sequence[Question], known: Sequence[int], kinds: Mapping[str, BothRewards]
 ) -> list[dict[str, Any]]:
+    """A baseline that was not measured has no rewards."""
     return [
         {
             "id": questions[i].id,
             "subset": questions[i].subset,
             "correct": questions[i].correct,
             "rewards": {
-                name: {side: [float(value) for value in rewards[i]] for side, rewards in zip(SIDES, sides, strict=True)}  # type: ignore[union-attr]
+                name: {
+                    side: rewards[i].tolist()  # type: ignore[union-attr]
+                    for side, rewards in zip(SIDES, sides, strict=True)
+                    if rewards is not None
+                }
                 for name, sides in kinds.items()
             },
         }

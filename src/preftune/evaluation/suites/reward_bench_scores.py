@@ -25,6 +25,7 @@ from preftune.statistics.paired import (
     compare_with_constant,
     members_by,
 )
+from preftune.storage.jsonl import digest
 from preftune.types import Text
 
 _CODE = dict.fromkeys(("hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"), 164)
@@ -90,8 +91,8 @@ class Question(NamedTuple):
 class Rewards(NamedTuple):
     """What both models say of N questions: for each the rewards of its A answers."""
 
-    base: Sequence[Floats]
-    """Zeros for a baseline whose reward is the same for every answer."""
+    base: Sequence[Floats] | None
+    """None for a baseline that was not measured: its reward is taken as equal for all answers."""
     aligned: Sequence[Floats]
 
 
@@ -185,15 +186,18 @@ def _compare(
 ) -> Comparison:
     """One subset: the share of right questions, clustered by prompt, or the score of Ties."""
     mine = [questions[i] for i in members]
-    sides = [[side[i] for i in members] for side in rewards]
+    equal = rewards.base is None
+    sides = [
+        [np.zeros(len(one.answers)) for one in mine] if side is None else [side[i] for i in members] for side in rewards
+    ]
     if mine[0].is_tie:
         (_, base), (_, aligned) = (ties_values(mine, side) for side in sides)
         return compare_means(name, base, aligned, better="higher", unit=SHARE, confidence=confidence)
     base, aligned = (
         np.array([credit(reward_A, one.correct) for one, reward_A in zip(mine, side, strict=True)]) for side in sides
     )
-    clusters = [repr(one.prompt) for one in mine]
-    if not any(reward_A.any() for reward_A in sides[0]):  # no measurement, but what equal rewards give
+    clusters = [digest(one.prompt) for one in mine]
+    if equal:  # no measurement, but what equal rewards give
         found = share(aligned, clusters, confidence=confidence)
         return compare_with_constant(name, float(base.mean()), found, n=len(mine), confidence=confidence)
     return compare_shares(name, base, aligned, clusters, better="higher", confidence=confidence)

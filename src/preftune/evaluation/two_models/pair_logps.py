@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from preftune.generation.finite_check import check_finite
 from preftune.generation.protocol import Side
-from preftune.models.positions import check_token_ids
+from preftune.models.positions import check_token_ids, limit_of
 from preftune.storage.jsonl import append_lines, digest, read_lines
 from preftune.types import PreferencePair, TokenizedGroup
 
@@ -196,7 +196,7 @@ class LogpScorer:
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.engine, _ = choose_engine(model, "auto")
         self.dtype = mixed_dtype(model)
-        self.longest: int | None = getattr(model.config, "max_position_embeddings", None)
+        self.longest = limit_of(model)
         self.budget = ScoringBudget(self.device.type, advice=advice)
 
     def score(self, given: Sequence[TokenizedGroup | None]) -> list[list[float] | None]:

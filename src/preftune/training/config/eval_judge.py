@@ -12,11 +12,12 @@ PROMPTS = 32
 """Held-out prompts where no number is given."""
 NEW_TOKENS = 256
 
+AT_LENGTH = "win_rate_length_controlled"
 WIN_RATES = (
     "win_rate",
     "win_rate_low",
     "win_rate_high",
-    "win_rate_length_controlled",
+    AT_LENGTH,
     "answer_tokens",
     "answer_tokens_reference",
 )
@@ -36,7 +37,7 @@ class JudgedEvaluationFields:
         "openai:MODEL@URL, local:MODEL, reward:MODEL, rule:MODULE:FUNCTION, shorter, longer, key-fact or exact. "
         "Adds eval_win_rate, its 95% interval and the rate at equal length to the metrics.",
     )
-    eval_prompts: str | None = option(
+    eval_prompts: int | str | None = option(
         None,
         "For eval_judge: number of prompts, taken from each held-out set, or a file or dataset with prompts. Default: "
         "32.",
@@ -45,9 +46,8 @@ class JudgedEvaluationFields:
         None, "For eval_judge: maximum length of an answer, in tokens. Default: 256."
     )
 
-    def _check_judged_evaluation(self) -> None:
+    def _check_judged_evaluation(self, *, eval_strategy: object, sharded: bool) -> None:
         """Raises: ConfigError, naming field and value."""
-        of: Any = self
         if self.eval_judge is None:
             for name in ("eval_prompts", "eval_max_new_tokens"):
                 if getattr(self, name) is not None:
@@ -55,19 +55,19 @@ class JudgedEvaluationFields:
             return
         if self.no_eval_judge:
             raise ConfigError(f"eval_judge={self.eval_judge!r} is not honoured: {self.no_eval_judge}. Leave it out.")
-        if str(getattr(of.eval_strategy, "value", of.eval_strategy)) == "no":
+        if str(getattr(eval_strategy, "value", eval_strategy)) == "no":
             raise ConfigError(
                 f"eval_judge={self.eval_judge!r} compares answers at every evaluation, and eval_strategy is 'no'. Set "
                 "eval_strategy='steps' (with eval_steps) or 'epoch'."
             )
-        if of.sharding is not None:
+        if sharded:
             raise ConfigError(
                 f"eval_judge={self.eval_judge!r} needs answers, and no rank has the whole weights under fsdp to "
                 "generate them. Leave it out, and use preftune eval on the saved model."
             )
         number = "" if self.eval_prompts is None else str(self.eval_prompts).strip()
         if number.lstrip("-").isdigit():
-            self.eval_prompts = int(number)  # type: ignore[assignment]
+            self.eval_prompts = int(number)
             if int(number) < 2:
                 raise ConfigError(f"eval_prompts={number}: give at least 2, or a file with prompts.")
         if self.eval_max_new_tokens is not None and self.eval_max_new_tokens < 1:

@@ -25,11 +25,12 @@ from preftune.generation.generate import generate
 from preftune.generation.protocol import Kept
 from preftune.judges.registry import JudgeOptions, OpenedJudge, open_judge
 from preftune.log import say, warn
+from preftune.models.positions import limit_of
 from preftune.reference import unwrap
 from preftune.storage.jsonl import append_lines, digest
 from preftune.storage.run_directory import cut_back
 from preftune.training.config.base import PackedConfig
-from preftune.training.config.eval_judge import NEW_TOKENS, WIN_RATES
+from preftune.training.config.eval_judge import AT_LENGTH, NEW_TOKENS, WIN_RATES
 from preftune.training.judged.prompts import SINGLE, Asked, asked_of
 from preftune.training.judged.reference_answers import reference_answers, reference_key
 from preftune.training.protocol import JudgedEvaluationView
@@ -55,8 +56,7 @@ class JudgedEvaluation:
         self._file = Path(args.output_dir) / FILE
         self._judge, opened = judge
         weakref.finalize(self, opened.close)  # connections, and the cache of verdicts
-        config: Any = trainer.model.config
-        limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+        limit = limit_of(trainer.model)
         longest = None if limit is None else limit - self._tokens
         held_out = about_guard(held_out, trainer.eval_dataset or {})
         self._asked = asked_of(held_out, args, trainer.processing_class, longest=longest)
@@ -119,11 +119,11 @@ class JudgedEvaluation:
                 answered = self._answered(asked, self._reference[name])
                 judged = self._on_first_rank(lambda: self._judged(answered, asked))
         except PreftuneError as error:
-            if self._is_best(prefix):
+            if self._best(prefix) is not None:
                 raise
             warn(f"eval_judge: no win rate at step {self._trainer.state.global_step}: {error}")
             return {}
-        found = _metrics(answered, judged, need_rate=self._is_best(prefix))
+        found = _metrics(answered, judged, need_at_length=self._best(prefix) == AT_LENGTH)
         seconds = time.perf_counter() - began
         self._seconds, self._evaluations = self._seconds + seconds, self._evaluations + 1
         if self._trainer.is_world_process_zero():
@@ -131,10 +131,11 @@ class JudgedEvaluation:
         self._note()
         return {**found, "win_rate_seconds": round(seconds, 3)}
 
-    def _is_best(self, prefix: str) -> bool:
-        """Whether one of these metrics chooses the best model."""
+    def _best(self, prefix: str) -> str | None:
+        """The one of these metrics that chooses the best model, without prefix."""
         best = str(self._trainer.args.metric_for_best_model or "")
-        return best.startswith(f"{prefix}_") and best.removeprefix(f"{prefix}_") in WIN_RATES
+        name = best.removeprefix(f"{prefix}_")
+        return name if best.startswith(f"{prefix}_") and name in WIN_RATES else None
 
     def _answered(self, asked: Sequence[Asked], reference: Sequence[Kept]) -> list[AnsweredRow]:
         answers = self._shared(asked, self._answers)
@@ -239,18 +240,18 @@ def judge_of(args: PackedConfig) -> tuple[OpenedJudge, ExitStack] | None:
     return open_judge(args.eval_judge, opened, JudgeOptions()), opened
 
 
-def _metrics(answered: Sequence[AnsweredRow], judged: Sequence[JudgedRow], *, need_rate: bool) -> dict[str, float]:
+def _metrics(answered: Sequence[AnsweredRow], judged: Sequence[JudgedRow], *, need_at_length: bool) -> dict[str, float]:
     """The rates are shares of 1. The rate at equal length is left out where it would be an extrapolation.
 
     Args:
-        need_rate: give the lower end of its interval instead.
+        need_at_length: give the lower end of its interval instead.
     """
     clusters = [digest(one.prompt) for one in answered]
     rate = rate_of(judged, clusters, confidence=0.95)
     controlled = at_equal_length(answered, judged, clusters, 0.95, 0)
     at_length: float | None = rate.win_rate  # if all answers are as long as the reference's
     if controlled is not None:
-        at_length = controlled.ci_low if controlled.win_rate is None and need_rate else controlled.win_rate
+        at_length = controlled.ci_low if controlled.win_rate is None and need_at_length else controlled.win_rate
     sides = ("aligned", "base")
     tokens = [sum(getattr(one, f"{side}_tokens") for one in answered) / len(answered) for side in sides]
     values = (rate.win_rate, rate.ci_low, rate.ci_high, at_length, *tokens)
