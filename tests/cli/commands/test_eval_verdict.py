@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from preftune.storage.jsonl import read_lines
 from tests.cli.commands.test_eval import duel, other_model, questions, read, server
 from tests.judges.test_reward_model import saved
+from tiny import save_tiny
 
 __all__ = ["other_model", "questions", "server"]
 
@@ -67,7 +69,57 @@ def test_reward_models_and_their_suite(preftune, tiny_model, tmp_path: Path) -> 
     assert "Score by reward" in result.out
     refused = preftune(*words, "--baseline", tiny_model)
     assert (refused.code, "is a reward model and" in refused.err) == (2, True)
-    others = preftune(*words[:4], "xstest", "--suite_data", data)
-    assert (others.code, "is a reward model, which writes none" in others.err) == (2, True)
+    others = preftune(*words[:5], "--suite", "xstest", "-o", tmp_path / "others")
+    assert (others.code, "is a reward model, which writes no answers" in others.err) == (2, True)
+    assert not (tmp_path / "others" / "reward-bench").exists(), "no suite ran"
     compared = preftune("eval", "--model", rater, "--judge", "shorter")
-    assert (compared.code, "A reward model writes no answers" in compared.err) == (2, True)
+    assert (compared.code, "is a reward model, which writes no answers" in compared.err) == (2, True)
+    judged = preftune(*words, "--judge", f"reward:{tmp_path / 'missing'}")
+    assert (judged.code, "--judge has no effect unless models write answers" in judged.err) == (2, True)
+
+
+def test_a_judge_or_models_that_a_later_suite_needs_are_missed_before_the_first(
+    preftune, server, tmp_path: Path
+) -> None:
+    models = ["--model", server.spec("brief"), "--baseline", server.spec("wordy"), "-o", tmp_path / "out"]
+    for suite, words in (("hhh", "reads log-probabilities"), ("mt-bench", "asks a chat model with its own prompts")):
+        refused = preftune("eval", *models, "--suite", "xstest", "--suite", suite)
+        assert (refused.code, words in refused.message) == (2, True)
+    assert server.asked == []
+
+
+@pytest.fixture
+def seeds(tmp_path: Path) -> Path:
+    """A folder of two seeds."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "seeds.json").write_text('{"seeds": [1, 2]}')
+    for seed in (1, 2):
+        save_tiny(tmp_path / "runs" / f"seed-{seed}", seed=seed)
+    return tmp_path / "runs"
+
+
+def test_the_baseline_of_several_seeds_answers_once(preftune, server, questions, seeds: Path) -> None:
+    words = ["eval", "--model", seeds, "--baseline", server.spec("wordy"), "--judge", "longer"]
+    words += ["--prompts", questions, "--max_new_tokens", 8]
+    result = preftune(*words, "--max_calls", 6)
+    assert result.code == 0, result.err
+    assert len(server.asked) == 6
+    first, second = (read_lines(seeds / f"seed-{seed}" / "eval" / "generations.jsonl") for seed in (1, 2))
+    assert [line["base"] for line in first] == [line["base"] for line in second]
+    assert first[0]["base"].startswith("well, What is 0?")
+    assert [line["aligned"] for line in first] != [line["aligned"] for line in second]
+    assert preftune(*words, "--temperature", "0.5").code == 0
+    assert len(server.asked) == 12, "other sampling, other answers"
+
+
+def test_caps_and_costs_of_several_seeds(preftune, server, tiny_model, questions, seeds: Path) -> None:
+    """A cap is one of all seeds together; each summary has its own calls."""
+    words = ["eval", "--model", seeds, "--baseline", tiny_model, "--judge", server.spec("judge")]
+    words += ["--prompts", questions, "--max_new_tokens", 8]
+    capped = preftune(*words, "--max_calls", 20)
+    assert (capped.code, "12 calls were already made" in capped.message) == (2, True)
+    assert len(server.asked) == 12
+    rest = preftune(*words, "--max_calls", 12)
+    assert rest.code == 0, rest.err
+    costs = [read(seeds / f"seed-{seed}" / "eval")["cost"]["calls"] for seed in (1, 2)]
+    assert costs == [0, 12]

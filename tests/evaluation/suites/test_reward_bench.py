@@ -193,7 +193,7 @@ def test_a_reward_model_is_compared_with_equal_rewards_or_with_another_one(tmp_p
     assert [one.name for one in result.comparisons] == ["score by reward"]
     same = run_suite("reward-bench", contest(tmp_path, scorers={"base": rater, "aligned": rater}), data=path)
     assert same.headline.base == same.headline.aligned == pytest.approx(result.headline.aligned)
-    with pytest.raises(RequestError, match="is a reward model, which writes none"):
+    with pytest.raises(RequestError, match="is a reward model, which writes no answers"):
         run_suite("xstest", contest(tmp_path, scorers={"aligned": rater}), data=path)
 
 

@@ -96,11 +96,11 @@ def test_beta_is_advised_on_where_it_holds_the_model_near_a_reference() -> None:
     ],
 )  # fmt: skip
 def test_which_runs_have_a_beta_like_dpos(method: str, losses: object, usual: bool, tmp_path: Path) -> None:
-    from preftune.cli.commands.eval import _trained_with
+    from preftune.cli.commands.eval_training import trained_with
 
     configuration = {"beta": 0.1, "loss_type": losses, "learning_rate": 1e-6}
     (tmp_path / "run.json").write_text(json.dumps({"method": method, "configuration": configuration}))
-    assert _trained_with(str(tmp_path))["usual_beta"] is usual
+    assert trained_with(str(tmp_path))["usual_beta"] is usual
 
 
 def test_undecided_names_the_prompts_that_are_missing() -> None:
@@ -158,10 +158,10 @@ def test_what_the_judge_prefers_is_what_the_pairs_are_searched_for() -> None:
 
 
 def test_a_run_of_so_many_steps_has_the_epochs_of_its_log(tmp_path: Path) -> None:
-    from preftune.cli.commands.eval import _trained_with
+    from preftune.cli.commands.eval_training import trained_with
 
     facts = {"method": "dpo", "configuration": {"num_train_epochs": 3, "max_steps": 6, "loss_type": "sigmoid"}}
     (tmp_path / "run.json").write_text(json.dumps(facts))
-    assert _trained_with(str(tmp_path))["epochs"] is None
+    assert trained_with(str(tmp_path))["epochs"] is None
     (tmp_path / "metrics.jsonl").write_text('{"step": 6, "epoch": 0.75}\n')
-    assert _trained_with(str(tmp_path))["epochs"] == 0.75
+    assert trained_with(str(tmp_path))["epochs"] == 0.75

@@ -8,13 +8,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preftune.cli.commands.eval_request import read_request, results_folder
+from preftune.cli.commands.eval_request import need_comparison, read_request, results_folder
+from preftune.cli.commands.eval_training import trained_with
 from preftune.cli.flags.arguments import column_names
 from preftune.cli.flags.judge_flags import open_asked_judge, tell_before_asking
 from preftune.cli.flags.messages import tell
 from preftune.cli.flags.model_flags import (
     conduct_and_budget,
     model_options,
+    refuse,
     sampling_settings,
     tell_prompts,
 )
@@ -32,10 +34,12 @@ if TYPE_CHECKING:
     from preftune.evaluation.two_models.open_models import Matchup
     from preftune.evaluation.two_models.types import AnsweredRow
     from preftune.generation.endpoint.budget import Budget
-    from preftune.generation.protocol import Side
+    from preftune.generation.endpoint.client import Conduct
+    from preftune.generation.protocol import Answer, Rows, Side
     from preftune.judges.registry import OpenedJudge
     from preftune.judges.reward_model import RewardModel
     from preftune.statistics.verdict_rules import Decision
+    from preftune.types import Text
 
 
 def run(argv: Sequence[str]) -> int:
@@ -43,7 +47,8 @@ def run(argv: Sequence[str]) -> int:
     asked = read_request(argv)
     seeds = {} if is_endpoint(asked.model) else seed_folders(asked.model)
     if not seeds:
-        decision = _evaluated(asked, results_folder(asked))
+        with ExitStack() as opened:
+            decision = _evaluated(asked, results_folder(asked), conduct_and_budget(asked, opened))
         return _exit_code(asked, decision and decision.level, decision and decision.grounds)
     if asked.suite:
         raise RequestError(
@@ -60,21 +65,31 @@ def _over_seeds(asked: argparse.Namespace, seeds: Mapping[int, Path]) -> int:
     output = Path(asked.model).expanduser() / "eval" if asked.output is None else Path(asked.output)
     folders = {seed: run / "eval" if asked.output is None else output / run.name for seed, run in seeds.items()}
     decisions: dict[int, Decision] = {}
-    for seed, run in seeds.items():
-        tell(f"preftune: seed {seed}")
-        decision = _evaluated(argparse.Namespace(**{**vars(asked), "model": str(run)}), folders[seed])
-        assert decision is not None  # only suites have none
-        decisions[seed] = decision
+    with ExitStack() as opened:
+        endpoints = conduct_and_budget(asked, opened)  # the caps are of all seeds together
+        for seed, run in seeds.items():
+            tell(f"preftune: seed {seed}")
+            one = argparse.Namespace(**{**vars(asked), "model": str(run)})
+            decision = _evaluated(one, folders[seed], endpoints, earlier=[folders[done] for done in decisions])
+            assert decision is not None  # only suites have none
+            decisions[seed] = decision
     found = over_seeds(folders, decisions, into=output)
     print("\n".join(found.sentences()))
     return _exit_code(asked, found.level, found.grounds)
 
 
-def _evaluated(asked: argparse.Namespace, folder: Path) -> Decision | None:
-    """One evaluation. Raises: KeyboardInterrupt, which says what is kept."""
+def _evaluated(
+    asked: argparse.Namespace, folder: Path, endpoints: tuple[Conduct, Budget], earlier: Sequence[Path] = ()
+) -> Decision | None:
+    """One evaluation.
+
+    Args:
+        earlier: folders of evaluations of the same baseline, whose answers are used again.
+    Raises: KeyboardInterrupt, which says what is kept.
+    """
     try:
         with locked(folder, another="-o FOLDER"), ExitStack() as opened:
-            return _evaluate(asked, folder, opened)
+            return _evaluate(asked, folder, opened, endpoints, earlier)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"Stopped. The answers received so far are kept in {folder}, the verdicts in the cache; the same command "
@@ -85,22 +100,24 @@ def _evaluated(asked: argparse.Namespace, folder: Path) -> Decision | None:
 def _exit_code(asked: argparse.Namespace, level: int | None, grounds: str | None) -> int:
     if asked.fail_under is None:
         return 0
-    assert level is not None  # `_need_comparison` refuses suites without a verdict
+    assert level is not None  # `need_comparison` refuses suites without a verdict
     if level >= LEVELS[asked.fail_under]:
         return 0
     tell(f"preftune: exit code 1, because the verdict is {grounds}, and --fail_under is {asked.fail_under}")
     return 1
 
 
-def _evaluate(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> Decision | None:
+def _evaluate(
+    asked: argparse.Namespace,
+    folder: Path,
+    opened: ExitStack,
+    endpoints: tuple[Conduct, Budget],
+    earlier: Sequence[Path],
+) -> Decision | None:
     from preftune.evaluation.two_models.open_models import AnswerOptions, match_up, reward_models_of
     from preftune.storage.run_directory import write_json
 
-    conduct, budget = conduct_and_budget(asked, opened)
-    own = make_judge(asked) if asked.judge == AUTO else None
-    if own is not None:
-        asked.judge = f"reward:{own.folder}"
-    judge = None if asked.judge is None else open_asked_judge(asked, opened, conduct=conduct, budget=budget)
+    conduct, budget = endpoints
     options = AnswerOptions(
         sampling=sampling_settings(asked),
         seed=asked.seed,
@@ -114,6 +131,10 @@ def _evaluate(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> Dec
     if raters:
         _rate(asked, folder, raters)
         return None
+    own = make_judge(asked) if asked.judge == AUTO else None
+    if own is not None:
+        asked.judge = f"reward:{own.folder}"
+    judge = None if asked.judge is None else open_asked_judge(asked, opened, conduct=conduct, budget=budget)
     match = match_up(asked.model, asked.baseline, opened, options)
     for note in match.notes:
         tell(f"preftune: {note}")
@@ -121,7 +142,7 @@ def _evaluate(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> Dec
         decision = _run_suites(asked, folder, match, judge, opened)
     else:
         assert judge is not None
-        decision = _compare(asked, folder, match, judge, budget, opened)
+        decision = _compare(asked, folder, match, judge, budget, opened, earlier)
     if own is not None:
         write_json(folder / "judge.json", own.to_dict())
         print(own.sentence())
@@ -129,7 +150,13 @@ def _evaluate(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> Dec
 
 
 def _compare(
-    asked: argparse.Namespace, folder: Path, match: Matchup, judge: OpenedJudge, budget: Budget, opened: ExitStack
+    asked: argparse.Namespace,
+    folder: Path,
+    match: Matchup,
+    judge: OpenedJudge,
+    budget: Budget,
+    opened: ExitStack,
+    earlier: Sequence[Path],
 ) -> Decision:
     from preftune.cli.display.eval_table import show
     from preftune.evaluation.two_models.run import evaluate_pairwise, questions_of
@@ -144,13 +171,14 @@ def _compare(
             needs(row)
     prepare_folder(folder)
     _tell_what_changes(folder, match)
-    _before_answering(match, rows, folder)
+    _before_answering(match, rows, folder, earlier)
     abilities = abilities_of(folder, match.settings, asked.forgetting_budget)
     if asked.forgetting_budget is None and "budget" in abilities:
         tell(
             f"preftune: the forgetting budget is {abilities['budget']:g} points, as in the earlier evaluation in "
             f"{folder} (--forgetting_budget changes it)"
         )
+    spent = budget.calls, budget.tokens_in, budget.tokens_out
     again, symmetric = bool(asked.ask_again), bool(getattr(judge.judge, "symmetric", False))
 
     def before_judging(answered: list[AnsweredRow]) -> None:
@@ -172,8 +200,8 @@ def _compare(
         again=again,
         judge_thoughts=bool(asked.judge_thoughts),
         anytime=bool(asked.anytime),
-        cost=lambda: _cost(budget, asked),
-        training=_trained_with(asked.model),
+        cost=lambda: _cost(budget, asked, spent),
+        training=trained_with(asked.model),
         seen=seen,
         abilities=abilities,
         before_judging=before_judging,
@@ -240,15 +268,18 @@ def _tell_what_changes(folder: Path, match: Matchup) -> None:
         tell(f"preftune: {folder} held an evaluation with other settings ({'; '.join(changed[:3])}); it is replaced")
 
 
-def _before_answering(match: Matchup, rows: list[dict[str, Any]], folder: Path) -> None:
-    """Prints the maximum cost of the endpoints, and checks that they respond."""
-    from preftune.evaluation.two_models.answers import missing_rows
+def _before_answering(match: Matchup, rows: list[dict[str, Any]], folder: Path, earlier: Sequence[Path]) -> None:
+    """Takes over what is answered, prints the maximum cost of the endpoints, and checks that they respond."""
+    from preftune.evaluation.two_models.answers import missing_rows, take_over_baseline
 
+    path = folder / "generations.jsonl"
+    for other in earlier:
+        take_over_baseline(rows, match.settings, path, earlier=other)
     asking = []
     for side, answerer in match.generate.sides.items():
         if answerer not in match.endpoints:
             continue
-        missing = missing_rows(rows, match.settings, folder / "generations.jsonl", side)
+        missing = missing_rows(rows, match.settings, path, side)
         if missing:
             estimate = answerer.estimate([row["prompt"] for row in missing], missing)
             tell(f"preftune: {answerer.name}: {estimate.line()}")
@@ -280,27 +311,28 @@ def _progress(opened: ExitStack) -> Progress:
     return progress
 
 
-def _cost(budget: Budget, asked: argparse.Namespace) -> dict[str, Any] | None:
+def _cost(budget: Budget, asked: argparse.Namespace, before: tuple[int, int, int]) -> dict[str, Any] | None:
+    """What this evaluation used of the budget."""
     if not any(is_endpoint(name) for name in (asked.model, asked.baseline or "", asked.judge or "")):
         return None
-    return {
-        "calls": budget.calls,
-        "tokens_in": budget.tokens_in,
-        "tokens_out": budget.tokens_out,
-        "money": budget.cost,
-    }
+    now = budget.calls, budget.tokens_in, budget.tokens_out
+    calls, tokens_in, tokens_out = (after - earlier for after, earlier in zip(now, before, strict=True))
+    money = budget.cost_of(tokens_in, tokens_out)
+    return {"calls": calls, "tokens_in": tokens_in, "tokens_out": tokens_out, "money": money}
 
 
 def _rate(asked: argparse.Namespace, folder: Path, raters: Mapping[Side, RewardModel]) -> None:
     """Runs the suite of reward models."""
     from preftune.cli.display.eval_table import show_suite
-    from preftune.evaluation.suites import run_suite
+    from preftune.evaluation.suites import check_suites, run_suite, writes_no_answers
     from preftune.evaluation.two_models.context import Contest
-    from preftune.evaluation.two_models.open_models import no_answers
+
+    def no_answers(side: Side, prompts: Sequence[Text], rows: Rows) -> Sequence[Answer]:
+        raise writes_no_answers(asked.model)
 
     if not asked.suite:
-        no_answers("aligned", (), ())
-    prepare_folder(folder)
+        raise writes_no_answers(asked.model)
+    refuse(asked, ("judge",), unless=f"models write answers, and {asked.model} is a reward model")
     contest = Contest(
         generate=no_answers,
         settings={side: rater.cache_key for side, rater in raters.items()},
@@ -311,6 +343,8 @@ def _rate(asked: argparse.Namespace, folder: Path, raters: Mapping[Side, RewardM
         aligned=asked.model,
         scorers=raters,
     )
+    check_suites(asked.suite, contest)
+    prepare_folder(folder)
     for name in asked.suite:
         show_suite(run_suite(name, contest, data=asked.suite_data, limit=asked.limit), folder)
 
@@ -319,14 +353,11 @@ def _run_suites(
     asked: argparse.Namespace, folder: Path, match: Matchup, judge: OpenedJudge | None, opened: ExitStack
 ) -> Decision | None:
     from preftune.cli.display.eval_table import show_suite
-    from preftune.evaluation.suites import find_suite, run_suite
+    from preftune.evaluation.suites import check_suites, find_suite, run_suite
     from preftune.evaluation.two_models.context import Contest
     from preftune.evaluation.two_models.verdict_record import decide_again
 
-    _need_comparison(asked, folder, match)
-    prepare_folder(folder)
-    if judge is not None and judge.endpoint is not None:
-        judge.endpoint.check()
+    need_comparison(asked, folder, match)
     contest = Contest(
         generate=match.generate,
         settings=match.settings,
@@ -341,59 +372,18 @@ def _run_suites(
         load_models=match.load_models,
         seen=lambda prompts: seen_in_training(asked.model, prompts),
     )
+    check_suites(asked.suite, contest)
+    prepare_folder(folder)
+    if judge is not None and judge.endpoint is not None:
+        judge.endpoint.check()
     for name in asked.suite:
-        beta = _trained_with(asked.model).get("beta") if asked.beta is None else asked.beta
+        beta = trained_with(asked.model).get("beta") if asked.beta is None else asked.beta
         options: dict[str, Any] = {"tasks": asked.tasks, "beta": beta}
         taken = {option: options[option] for option in find_suite(name).options}
         show_suite(run_suite(name, contest, data=asked.suite_data, limit=asked.limit, **taken), folder)
     if "general" not in asked.suite:
         return None
-    decision = decide_again(folder, match.settings, asked.forgetting_budget, **_trained_with(asked.model))
+    decision = decide_again(folder, match.settings, asked.forgetting_budget, **trained_with(asked.model))
     if decision is not None:
         print(f"The verdict with these abilities: {decision.name}. {decision.sentence}")
     return decision
-
-
-def _need_comparison(asked: argparse.Namespace, folder: Path, match: Matchup) -> None:
-    """A verdict needs a comparison; checked before a suite runs. Raises: RequestError."""
-    from preftune.evaluation.two_models.verdict_record import compared_before
-
-    for flag in ("fail_under", "forgetting_budget"):
-        if getattr(asked, flag) is not None and not compared_before(folder, match.settings):
-            raise RequestError(
-                f"--{flag} applies to a verdict, and these two models have not been compared in {folder}. Run preftune "
-                f"eval with --judge first, or leave --{flag} out."
-            )
-
-
-def _trained_with(model: str) -> dict[str, Any]:
-    """`method`, `beta`, `usual_beta`, `learning_rate`, `epochs` and `kl_coef` of a run directory, as far as they are
-    recorded.
-    """
-    names = {"beta": "beta", "learning_rate": "learning_rate", "epochs": "num_train_epochs", "kl_coef": "kl_coef"}
-    run, method = run_facts(model, "configuration"), run_facts(model).get("method")
-    try:
-        known = {name: None if run.get(field) is None else float(run[field]) for name, field in names.items()}
-        if float(run.get("max_steps") or 0) > 0:  # they decide, and the epochs that were asked for do not
-            known["epochs"] = _epochs_run(Path(model))
-    except (ValueError, TypeError):
-        return {}
-    usual = method not in ("cpo", "orpo", "tpo") and _usual_beta(run)
-    return {**known, "usual_beta": usual, "method": str(method) if method else None} if run else {}
-
-
-def _epochs_run(folder: Path) -> float | None:
-    """The number of epochs that a run trained for, from its log."""
-    from preftune.storage.jsonl import read_lines
-
-    logged = [line["epoch"] for line in read_lines(folder.expanduser() / "metrics.jsonl") if "epoch" in line]
-    return round(float(logged[-1]), 2) if logged else None
-
-
-def _usual_beta(configuration: Mapping[str, Any]) -> bool:
-    """Whether beta holds the model near a reference, on the scale that DPO has."""
-    from preftune.losses import LOSSES
-
-    named = configuration.get("loss_type")
-    losses = [LOSSES[name] for name in (named if isinstance(named, list) else [named]) if name in LOSSES]
-    return all(loss.reference and loss.betas[0] <= 0.1 <= loss.betas[1] for loss in losses if loss.name != "sft")

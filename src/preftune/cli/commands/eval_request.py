@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from preftune.cli.flags.judge_flags import JUDGE_FORMS, add_judge_options, check_judge
 from preftune.cli.flags.model_flags import (
@@ -21,6 +21,9 @@ from preftune.cli.train.auto_judge import AUTO
 from preftune.errors import RequestError
 from preftune.generation.endpoint.client import is_endpoint
 from preftune.statistics.verdict_names import LEVELS
+
+if TYPE_CHECKING:
+    from preftune.evaluation.two_models.open_models import Matchup
 
 _OWN_COLUMNS = ("category", "topic")
 """The columns of preftune's own prompts."""
@@ -214,3 +217,15 @@ def results_folder(asked: argparse.Namespace) -> Path:
     if not model.is_dir():
         raise RequestError(f"{asked.model} is not a folder that results can be written to. Name one with -o FOLDER.")
     return model / "eval"
+
+
+def need_comparison(asked: argparse.Namespace, folder: Path, match: Matchup) -> None:
+    """A verdict needs a comparison; checked before a suite runs. Raises: RequestError."""
+    from preftune.evaluation.two_models.verdict_record import compared_before
+
+    for flag in ("fail_under", "forgetting_budget"):
+        if getattr(asked, flag) is not None and not compared_before(folder, match.settings):
+            raise RequestError(
+                f"--{flag} applies to a verdict, and these two models have not been compared in {folder}. Run preftune "
+                f"eval with --judge first, or leave --{flag} out."
+            )

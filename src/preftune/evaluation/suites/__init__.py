@@ -42,9 +42,11 @@ __all__ = [
     "Data",
     "Need",
     "SuiteEntry",
+    "check_suites",
     "find_suite",
     "result",
     "run_suite",
+    "writes_no_answers",
 ]
 
 
@@ -95,6 +97,33 @@ def find_suite(name: str) -> SuiteEntry:
     raise RequestError(f"There is no suite {name!r} (there are: {', '.join(SUITES)}). {hint}")
 
 
+def writes_no_answers(model: str) -> RequestError:
+    """The error for a reward model that is asked for answers."""
+    return RequestError(
+        f"{model} is a reward model, which writes no answers. Use --suite reward-bench, or give it as --judge "
+        "reward:MODEL."
+    )
+
+
+def check_suites(names: Sequence[str], contest: Contest) -> None:
+    """Whether the contest has what all of these suites need; before the first of them runs.
+
+    Raises: RequestError for an unknown suite, a judge or models that are missing.
+    """
+    from preftune.evaluation.suites.asking import check_models, need_asker, need_judge
+
+    for name in names:
+        needs = find_suite(name).needs
+        if contest.scorers and "rewards" not in needs:
+            raise writes_no_answers(contest.aligned)
+        if not contest.scorers and ("models" in needs or "rewards" in needs):
+            check_models(contest, name)
+        if "asker" in needs:
+            need_asker(contest, name)
+        if "judge" in needs and contest.asker is None:
+            need_judge(contest, name)
+
+
 def run_suite(
     name: str,
     contest: Contest,
@@ -116,7 +145,6 @@ def run_suite(
     Raises: RequestError for an unknown suite, an option that it does not take, a judge or models that are missing;
         DatasetError for data that cannot be had or are not this suite's.
     """
-    from preftune.evaluation.suites.asking import check_models
     from preftune.storage.jsonl import prepare_folder
 
     entry = find_suite(name)
@@ -130,13 +158,7 @@ def run_suite(
         if len(data) != 1:
             raise RequestError(f"The suite {name} reads one --suite_data, not {len(data)}. Name one.")
         data = data[0]
-    if contest.scorers and "rewards" not in entry.needs:
-        raise RequestError(
-            f"The suite {name} asks for answers, and {contest.aligned} is a reward model, which writes none. Use "
-            "--suite reward-bench, or give it as --judge reward:MODEL."
-        )
-    if not contest.scorers and {"models", "rewards"} & {*entry.needs}:
-        check_models(contest, name)  # before anything is downloaded
+    check_suites([name], contest)  # before anything is downloaded
     folder = contest.folder / name
     prepare_folder(folder)
     module = importlib.import_module(f"preftune.evaluation.suites.{entry.module}")

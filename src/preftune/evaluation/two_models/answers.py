@@ -18,7 +18,7 @@ from preftune.errors import DatasetError
 from preftune.evaluation.two_models.types import AnsweredRow
 from preftune.generation.answer_store import AnswerStore, Record, is_answer
 from preftune.generation.protocol import SIDES, Answer, Kept, PairGenerator, Rows, Side, Take, row_id
-from preftune.storage.jsonl import digest, read_lines, write_lines
+from preftune.storage.jsonl import append_lines, digest, read_lines, read_object, write_lines
 from preftune.types import Text
 
 PARTIAL = "generations.partial.jsonl"
@@ -85,6 +85,26 @@ def missing_rows(
     """The rows that this side has still to answer; see `answer_rows`."""
     missing = AnswerStore(path, _known_answers(path)[side]).missing(_keys(rows, settings))
     return [rows[number] for number in missing]
+
+
+def take_over_baseline(
+    rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], path: Path, *, earlier: Path
+) -> None:
+    """Copies the answers of the baseline from an evaluation of another model with the same baseline and sampling.
+
+    Args:
+        path: as in `answer_rows`; the answers are added to the partial file next to it.
+        earlier: the folder of the other evaluation; without its summary, or with other settings, nothing is copied.
+    """
+    other = read_object(earlier / "summary.json").get("settings")
+    if not isinstance(other, dict) or digest({**other, "aligned": None}) != digest({**settings, "aligned": None}):
+        return
+    known = _known_answers(earlier / path.name)["base"]
+    own = _known_answers(path)["base"]
+    pairs = zip(_keys(rows, settings), _keys(rows, other), strict=True)
+    lines = [{**known[theirs], "key": key} for key, theirs in pairs if key not in own and theirs in known]
+    if lines:
+        append_lines(path.with_name(PARTIAL), lines)
 
 
 def _check_rows(rows: Sequence[Mapping[str, Any]]) -> None:

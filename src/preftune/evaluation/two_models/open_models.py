@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -16,11 +16,10 @@ from preftune.generation.endpoint.budget import Budget
 from preftune.generation.endpoint.client import Conduct, Endpoint, EndpointName, is_endpoint
 from preftune.generation.generate import base_changed_by_adapter, baseline
 from preftune.generation.lazy_model import ModelSource
-from preftune.generation.protocol import Answer, Generator, Rows, Side
+from preftune.generation.protocol import Generator, Side
 from preftune.generation.settings import SamplingSettings
 from preftune.models.locate import locate, same_model
 from preftune.storage.run_directory import run_facts
-from preftune.types import Text
 
 if TYPE_CHECKING:
     from preftune.judges.reward_model import RewardModel
@@ -288,10 +287,3 @@ def reward_models_of(
     return {
         side: cast("RewardModel", open_judge(f"reward:{name}", opened, judged).scorer) for side, name in named.items()
     }
-
-
-def no_answers(side: Side, prompts: Sequence[Text], rows: Rows) -> Sequence[Answer]:
-    """The generator of two reward models. Raises: RequestError."""
-    raise RequestError(
-        "A reward model writes no answers. Use --suite reward-bench, or give it as --judge reward:MODEL."
-    )
