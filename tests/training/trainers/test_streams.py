@@ -194,7 +194,7 @@ def test_a_row_with_several_answers_is_continued_between_them(few_known):
         fresh = groups_of(streamed(PAIRS), "answer")
         fresh.begin(groups.state(place))
         assert [fresh[index] for index in range(place, 30)] == whole[place:]
-        assert counts(fresh.run.report) == counts(groups.run.report)
+        assert counts(fresh.report) == counts(groups.report)
 
 
 def test_formats_and_conversations_are_read_as_from_held_data(few_known):
@@ -203,12 +203,39 @@ def test_formats_and_conversations_are_read_as_from_held_data(few_known):
     groups = groups_of(streamed(scored), count=10)
     assert len([groups[index] for index in range(10)]) == 10
     assert "tied" in groups.left
-    assert any("the same rating" in line for line in groups.lines())
+    assert any("the same rating" in line for line in groups.report.lines())
     turns = groups_of(streamed(chat_rows(6)), count=6, buffer=0)
     held = preftune.data.tokenize_pairs(load_pairs(chat_rows(6)), tiny_tokenizer())[0]
     assert [turns[index] for index in range(6)] == list(held)
     conversations = [{"messages": [*row["prompt"], *row["chosen"]]} for row in chat_rows(4)]
-    assert groups_of(streamed(conversations), "demonstration", count=4)[3].completions
+    shown = groups_of(streamed(conversations), "demonstration", count=4, buffer=0)
+    assert [shown[index] for index in range(4)] == list(
+        preftune.data.tokenize_demonstrations(preftune.data.load_demonstrations(conversations), tiny_tokenizer())[0]
+    )
+
+
+def test_the_report_says_what_it_says_of_held_data(few_known, tmp_path, caplog):
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    limits: dict[str, Any] = {"max_length": 40, "max_prompt_length": 12}
+    held = preftune.data.tokenize_pairs(load_pairs(DROPPED), tokenizer, **limits)[1]
+    groups = open_groups(
+        open_examples(streamed(DROPPED), "pair"), tokenizer, count=11, buffer=0, seed=1, recent=99, **limits
+    )
+    assert len([groups[index] for index in range(11)]) == 11
+    assert groups.report.lines() == held.lines()
+    assert len(held.notes) == 3  # room, no template, no eos
+
+    run = made("DPO", streamed(DROPPED), tmp_path, shuffle_buffer=0)
+
+    def warned() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    assert any("plain text and tokenised without a template" in line for line in warned())
+    run.train()
+    assert sum(line.startswith("Dropped 1 row (5)") for line in warned()) == 1
+    assert json.loads((tmp_path / "audit.json").read_text())["train"]["notes"] == run.reports["train"].notes
+    assert any("plain text and tokenised" in note for note in run.reports["train"].notes)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

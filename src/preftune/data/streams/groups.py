@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import asdict, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +20,7 @@ from preftune.data.tokens.encode import Encoder
 from preftune.data.tokens.encode_demonstrations import Covered, DemonstrationEncoder
 from preftune.data.tokens.encoded import Encoded
 from preftune.data.tokens.groups import GroupDataset
-from preftune.data.tokens.report import DemonstrationReport, LabelledReport, TokenizeReport, report_of
+from preftune.data.tokens.report import AnyReport, DemonstrationReport, LabelledReport, TokenizeReport, report_of
 from preftune.data.tokens.tokenize import Limits, Run, Truncation
 from preftune.errors import DatasetError, PreftuneError
 from preftune.log import say
@@ -68,23 +69,14 @@ class StreamedGroups(GroupDataset):
         self.stream, self.run = stream, run
         self.left: dict[str, RowCount] = {}
         """Why rows gave no example: reason (a key of `LEFT`) -> count and first rows."""
+        self.warned: set[str] = set()
+        """Sentences of the report that were given already."""
         self._count, self._buffer, self._seed = count, buffer, seed
         self._positions: deque[tuple[int, Position]] = deque(maxlen=max(recent, KNOWN) + 1)
         self._begin(0, Position(), counted=0)
         known = [self._next() for _ in range(min(count, KNOWN))]
-        held = GroupDataset.from_groups(known)
-        self._known = held
-        super().__init__(
-            held._tokens,
-            held._segments,
-            held._groups,
-            held._preferences,
-            held._preference_groups,
-            held._ids,
-            held._scored,
-            held._labels,
-            held._scores,
-        )
+        self._known = GroupDataset.from_groups(known)
+        vars(self).update(vars(self._known))  # the arrays are those of the groups that are known
 
     @property
     def known(self) -> GroupDataset:
@@ -178,21 +170,21 @@ class StreamedGroups(GroupDataset):
         Args:
             again: whether it was read and counted before the checkpoint from which the run continues.
         """
-        run, report = self.run, self.run.report
-        if again:
-            run.report, run.prompt_keys = type(report)(name=report.name), array("Q")
+        run = self._uncounted() if again else self.run
         run.report.rows_in += 1
         group = run.group(example, encoded)
         if run.beyond:
             raise run.too_long()
         if group is not None:
-            run.report.rows_out += 1
-            run.report.total_tokens += group.tokens
-            if isinstance(run.report, DemonstrationReport):
-                run.report.scored_tokens += sum(group.scored_lengths)
-        if again:
-            run.report, run.prompt_keys = report, report.prompt_keys
+            run.report.measure_next(group)
         return group
+
+    def _uncounted(self) -> Run[Any]:
+        """A run with the same limits, whose counts are not kept."""
+        run = copy(self.run)
+        run.report = type(run.report)(name=run.report.name)
+        run.plain, run.details, run.prompt_keys, run.over_limit = 0, {}, array("Q"), []
+        return run
 
     def _leave(self, reason: str, number: int) -> None:
         if self._place < self._counted:
@@ -203,11 +195,18 @@ class StreamedGroups(GroupDataset):
             self.run.report.rows_in += 1
             self.run.report.drop(reason, number)
 
-    def lines(self) -> list[str]:
-        """What was kept, dropped, cut and left out so far, in sentences."""
-        return [*self.run.report.lines(), *said_of(self.left)]
+    @property
+    def report(self) -> AnyReport:
+        """What was kept, dropped, cut and left out so far."""
+        report: AnyReport = self.run.report
+        return replace(report, notes=[*report.notes, *self.run.notes(), *said_of(self.left)])
 
     # --- a checkpoint ---
+
+    def unite_prompt_keys(self) -> None:
+        """Keeps each key of a prompt once: several passes have the same ones."""
+        keys = array("Q", np.unique(np.asarray(self.run.report.prompt_keys, np.uint64)).tobytes())
+        self.run.report.prompt_keys = self.run.prompt_keys = keys
 
     def state(self, place: int) -> dict[str, Any]:
         """What continues after `place` groups, as plain values."""
@@ -216,14 +215,13 @@ class StreamedGroups(GroupDataset):
             raise PreftuneError(
                 f"the position of group {place} in {self.stream.name} is not known. Please report this."
             )
-        keys = array("Q", np.unique(np.asarray(self.run.report.prompt_keys, np.uint64)).tobytes())
-        self.run.report.prompt_keys = self.run.prompt_keys = keys  # several passes have the same ones
-        report = asdict(replace(self.run.report, prompt_keys=array("Q")))
         return {
             "place": place,
             "position": list(position),
             "counted": self._place,
-            "report": {**report, "prompt_keys": []},
+            "report": self.run.report.to_json(),
+            "plain": self.run.plain,
+            "details": dict(self.run.details),
             "left": {reason: asdict(count) for reason, count in self.left.items()},
         }
 
@@ -234,13 +232,14 @@ class StreamedGroups(GroupDataset):
         elif self._place > self._held:
             report = self.run.report
             self.run.report, self.left = type(report)(name=report.name, notes=list(self.stream.notes)), {}
-            self.run.prompt_keys = self.run.report.prompt_keys
+            self.run.prompt_keys, self.run.plain, self.run.details = self.run.report.prompt_keys, 0, {}
             self._begin(0, Position(), counted=0)
 
     def _go_on(self, state: Mapping[str, Any]) -> None:
         keys = self.run.report.prompt_keys
         self.run.report = report_of(state["report"], type(self.run.report))
         self.run.report.prompt_keys = self.run.prompt_keys = keys
+        self.run.plain, self.run.details = state["plain"], dict(state["details"])
         self.left = {reason: RowCount(**count) for reason, count in state["left"].items()}
         if state["place"] >= self._held:
             self._begin(state["place"], Position(*state["position"]), counted=state["counted"])

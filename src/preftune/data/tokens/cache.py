@@ -10,7 +10,6 @@ wrong hit. A torn or altered file is detected by its digest, removed, and made a
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import hashlib
 import json
@@ -185,9 +184,11 @@ def _keep(file: Path, groups: GroupDataset, report: Any, *, own_notes: list[str]
     """
     import pyarrow as pa
 
-    keys, values = report.prompt_keys, dataclasses.asdict(dataclasses.replace(report, prompt_keys=array("Q")))
-    values = {**values, "notes": own_notes, "prompt_keys": []}
-    facts = {"report": json.dumps(values, ensure_ascii=False).encode(), "prompt_keys": keys.tobytes()}
+    values = {**report.to_json(), "notes": own_notes}
+    facts = {
+        "report": json.dumps(values, ensure_ascii=False).encode(),
+        "prompt_keys": report.prompt_keys.tobytes(),
+    }
     temporary = None
     try:
         make_private(file.parent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from preftune.data.formats.apply import RowCount
 from preftune.data.tokens.encoded import Encoded
 from preftune.data.tokens.groups import GroupDataset
 from preftune.data.tokens.reasons import DEMONSTRATION_REASONS, LABELLED_REASONS, REASONS
+from preftune.types import TokenizedGroup
 
 _ABOUT_TURNS = {
     "moved_boundary": (
@@ -113,6 +114,11 @@ class _Report:
         """Records the sizes of the trained groups."""
         self.rows_out, self.total_tokens = len(groups), groups.total_tokens
 
+    def measure_next(self, group: TokenizedGroup) -> None:
+        """Adds the sizes of one more trained group."""
+        self.rows_out += 1
+        self.total_tokens += group.tokens
+
     @property
     def rows_dropped(self) -> int:
         return sum(tally.count for tally in self.dropped.values())
@@ -152,8 +158,8 @@ class _Report:
         return [sentence.format(tally) for sentence, tally in tallies if tally is not None and tally.count]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for audit.json."""
-        values = asdict(self)
+        """Plain values without the keys of prompts, of which `report_of` makes a report again."""
+        values = asdict(replace(self, prompt_keys=array("Q")))
         del values["prompt_keys"]
         return values
 
@@ -233,6 +239,10 @@ class DemonstrationReport(_Report):
             found = np.quantile(groups.lengths, list(shares.values()), method="inverted_cdf")
             self.lengths = dict(zip(shares, map(int, found), strict=True))
 
+    def measure_next(self, group: TokenizedGroup) -> None:
+        super().measure_next(group)
+        self.scored_tokens += sum(group.scored_lengths)
+
     def _trained(self) -> str:
         share = self.scored_tokens / max(1, self.total_tokens)
         return f", of which {self.scored_tokens:,} ({share:.0%}) are trained"
@@ -242,7 +252,7 @@ AnyReport = TokenizeReport | DemonstrationReport
 
 
 def report_of(values: dict[str, Any], kind: type[AnyReport]) -> AnyReport:
-    """Restores a report from its `dataclasses.asdict`."""
+    """Restores a report from its `to_json`."""
     empty = kind()
     made: dict[str, Any] = {}
     for name, value in values.items():

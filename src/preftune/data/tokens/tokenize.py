@@ -186,7 +186,7 @@ class Run(Generic[Report]):
         self.report.measure(groups)
         assert isinstance(self.prompt_keys, GrowingArray)
         self.report.prompt_keys = array("Q", np.unique(self.prompt_keys.done()).tobytes())
-        self._add_notes()
+        self.report.notes += self.notes()
         if not len(groups):
             raise DatasetError(f"Nothing is left to train on. {' '.join(self.report.lines())}")
         return groups, self.report
@@ -275,25 +275,26 @@ class Run(Generic[Report]):
             "to leave them out."
         )
 
-    def _add_notes(self) -> None:
-        report, tokenizer, limits = self.report, self.encoder.tokenizer, self.limits
+    def notes(self) -> list[str]:
+        """Sentences about the limits, the tokenizer, and the rows so far."""
+        report, tokenizer, limits, notes = self.report, self.encoder.tokenizer, self.limits, []
         if limits.max_length is not None and limits.max_prompt_length is not None:
             room = limits.max_length - limits.max_prompt_length
-            report.notes.append(
+            notes.append(
                 f"Every answer has room for at least {counted(room, 'token')} (max_length={limits.max_length} less "
                 f"max_prompt_length={limits.max_prompt_length})."
             )
-        for reason, detail in self.details.items():
-            report.notes.append(f"{report.reasons[reason][0]}: {detail[:300]}")
+        notes += [f"{report.reasons[reason][0]}: {detail[:300]}" for reason, detail in self.details.items()]
         if self.plain and getattr(tokenizer, "chat_template", None):
-            report.notes.append(
+            notes.append(
                 f"{counted(self.plain, 'row is', 'rows are')} plain text and tokenised without a template, although "
                 f"the tokenizer has a chat template. {report.as_chat}"
             )
         if self.encoder.eos is None:
-            report.notes.append(
+            notes.append(
                 "The tokenizer has no eos token, so the end of an answer is not trained. Set tokenizer.eos_token."
             )
+        return notes
 
 
 def example_of(record: PreferencePair | Example) -> Example:

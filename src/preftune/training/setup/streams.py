@@ -11,7 +11,7 @@ from preftune.data.pairs.stream import PairStream
 from preftune.data.streams.examples import ExampleStream, Kind, open_examples
 from preftune.data.streams.groups import StreamedGroups, open_groups
 from preftune.errors import ConfigError, DatasetError
-from preftune.log import say
+from preftune.log import say, warn
 from preftune.models.positions import check_token_ids, positions_of
 from preftune.training.config.base import PackedConfig
 from preftune.types import TokenizedGroup
@@ -39,7 +39,7 @@ def streamed_groups(
     gold: bool = False,
     **limits: Any,
 ) -> tuple[StreamedGroups, Any]:
-    """The groups of a stream to train on, and their report, which grows while they are read.
+    """The groups of a stream to train on, and the report on those that were read so far.
 
     Args:
         limits: options of tokenising, such as `max_length`.
@@ -63,9 +63,21 @@ def streamed_groups(
         f"{stream.name} is streamed: its rows are tokenised as they are read, {order}, for {args.max_steps:,} steps of "
         f"{per_step}. Figures about all rows suppose that they are as the first {len(groups.known):,}."
     )
-    for line in groups.run.report.notes:
-        say(line)
-    return groups, groups.run.report
+    warn_of(groups)
+    return groups, groups.report
+
+
+def warn_of(groups: StreamedGroups) -> str:
+    """Warns of what was dropped, cut or noticed so far, of each thing once, as of other data before the first step.
+
+    Returns: the sentence about how many rows were kept.
+    """
+    kept, *others = groups.report.lines()
+    for line in others:
+        if line not in groups.warned:
+            groups.warned.add(line)
+            warn(line)
+    return kept
 
 
 def _check(args: PackedConfig) -> None:

@@ -40,7 +40,7 @@ from preftune.training.setup.arguments import (
 )
 from preftune.training.setup.forecast import announce
 from preftune.training.setup.sharding import check_sharding, shard_model, take_from_first_rank
-from preftune.training.setup.streams import check_streamed, refuse_buffer
+from preftune.training.setup.streams import check_streamed, refuse_buffer, warn_of
 from preftune.training.step import memory
 from preftune.training.step.collate import (
     BATCH,
@@ -337,14 +337,14 @@ class PackedTrainer(EvaluatedTrainer):
         if not isinstance(self.train_dataset, StreamedGroups):
             return super().result_facts()
         self._keep_stream()
-        for line in self.train_dataset.lines():
-            say(line)
+        say(warn_of(self.train_dataset))
         return {**super().result_facts(), "stream": {"groups": self.train_dataset.read, "audit": "audit.json"}}
 
     def _keep_stream(self) -> None:
         """Writes what the rows of a stream were so far."""
         assert isinstance(self.train_dataset, StreamedGroups)
-        self.reports["train"] = self.train_dataset.run.report
+        self.train_dataset.unite_prompt_keys()
+        self.reports["train"] = self.train_dataset.report
         if self.is_world_process_zero():
             write_json(Path(self.args.output_dir) / "audit.json", self._audit())
             self.keep_prompts(self.reports["train"].prompt_keys, resumed=self._resumed_step is not None)
