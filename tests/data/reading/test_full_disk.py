@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import json
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from preftune.data.conversion.write import PairWriter, Shape
 from preftune.data.pairs.row_reader import Attempt
+from preftune.data.reading import arrow_tables, files
 from preftune.data.reading.arrow_tables import _FileSink
+from preftune.data.reading.load import load_rows
+from preftune.errors import DatasetError
 from preftune.storage.atomic import write_whole
 from preftune.storage.jsonl import append_lines, prepare_folder
 from preftune.storage.run_directory import append_line
@@ -55,6 +61,30 @@ def test_rows_kept_as_a_table(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="too large"):
         keep()
     assert not list(tmp_path.iterdir())
+
+
+ROWS = [{"prompt": f"{number}?" * 50, "chosen": "a" * 50, "rejected": "b"} for number in range(3000)]
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.parquet", "-"])
+def test_rows_that_are_too_large_for_memory(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in ROWS)
+    (tmp_path / "x.jsonl").write_text(text)
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "x.parquet")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    for module in (arrow_tables, files):
+        monkeypatch.setattr(module, "MOST_IN_MEMORY", 1000)
+    says = r"The rows cannot be written to /.*File too large.*Set TMPDIR to a folder with more room"
+    with pytest.raises(DatasetError, match=says), full():
+        load_rows(name if name == "-" else tmp_path / name)
+
+
+def test_a_parquet_file_that_datasets_unpacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "x.parquet")
+    monkeypatch.setattr(files, "_LARGE", 0)
+    says = "cannot be written to the cache of datasets.*Set HF_DATASETS_CACHE to a folder with more room"
+    with pytest.raises(DatasetError, match=says), full(20_000):
+        load_rows(tmp_path / "x.parquet")
 
 
 def test_small_files(tmp_path: Path) -> None:

@@ -149,13 +149,15 @@ def _collect(
     made: Iterable[tuple[int, Made]], carried: Sequence[str], rows: Sequence[Row] | Dataset
 ) -> dict[str, list[Any]]:
     """Columns of canonical rows, and of reasons for rows without a pair."""
-    columns: dict[str, list[Any]] = {column: [] for column in (*_MADE, *carried, "row", "reason")}
+    names = tuple(dict.fromkeys((*_MADE, *carried)))
+    columns: dict[str, list[Any]] = {column: [] for column in (*names, "row", "reason")}
     for index, item in made:
         columns["row"].append(index)
         columns["reason"].append(item.reason if isinstance(item, Left) else None)
-        values: Mapping[str, Any] = {} if isinstance(item, Left) else item
-        values = with_carried(values, rows[index], carried) if carried else values
-        for column in {**dict.fromkeys(_MADE), **dict.fromkeys(carried)}:
+        values: Mapping[str, Any] = {}
+        if not isinstance(item, Left):
+            values = with_carried(item, rows[index], carried) if carried else item
+        for column in names:
             value = values.get(column)
             columns[column].append(_share(value) if column == "agreement" else value)
     return columns

@@ -14,6 +14,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
@@ -95,10 +96,23 @@ def _plain(value: Any) -> Any:
 
 
 def spill_file() -> Path:
-    """A file for a table that is too large for memory, removed when the process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="preftune-rows-"))
+    """A file for a table that is too large for memory, removed when the process ends. Raises: DatasetError."""
+    with spilling():
+        folder = Path(tempfile.mkdtemp(prefix="preftune-rows-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder / "rows.arrow"
+
+
+@contextmanager
+def spilling() -> Iterator[None]:
+    """Names the folder and the remedy where rows cannot be written to a temporary file. Raises: DatasetError."""
+    try:
+        yield
+    except OSError as error:
+        raise DatasetError(
+            f"The rows cannot be written to {tempfile.tempdir or 'a folder for temporary files'}, where those that are "
+            f"too large for memory are kept ({error.strerror or error}). Set TMPDIR to a folder with more room."
+        ) from error
 
 
 def cached_table(path: Path) -> Path:
@@ -293,7 +307,8 @@ class _MemorySink(_Sink):
 
     def __exit__(self, *error: object) -> None:
         if self._file is not None:
-            self._file.__exit__(*error)
+            with spilling():
+                self._file.__exit__(*error)
 
     def add(self, table: pa.Table) -> None:
         self.tables.append(table)
@@ -312,16 +327,19 @@ class _MemorySink(_Sink):
 
         if self._file is not None:
             self._move()
-            return self._file.dataset()
+            with spilling():
+                return self._file.dataset()
         return Dataset(InMemoryTable(pa.concat_tables(self.tables)))
 
     def _move(self) -> None:
         """Writes the tables to the file."""
         if self._file is None:
             self._file = _FileSink(spill_file(), sealed=False)
-            self._file.__enter__()
-        for table in self.tables:
-            self._file.add(table)
+            with spilling():
+                self._file.__enter__()
+        with spilling():
+            for table in self.tables:
+                self._file.add(table)
         self.tables.clear()
         self._bytes = MOST_IN_MEMORY  # each further table is written at once
 

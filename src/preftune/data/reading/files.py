@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import stat
@@ -11,7 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preftune.data.reading.arrow_tables import MOST_IN_MEMORY, cached_table, dataset_of, kept_table, spill_file
+from preftune.data.reading.arrow_tables import (
+    MOST_IN_MEMORY,
+    cached_table,
+    dataset_of,
+    kept_table,
+    spill_file,
+    spilling,
+)
 from preftune.data.reading.text_files import GZIP, Row, read_rows, text_rows
 from preftune.errors import DatasetError
 from preftune.log import warn
@@ -29,7 +37,9 @@ KINDS = {
 }
 
 _LARGE = 512 * 2**20
-"""Size in bytes from which a file is read through a table on disk instead of into memory."""
+"""Size in bytes from which the table of a file is kept for the next run."""
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 def kind_of(path: Path) -> str | None:
@@ -41,7 +51,7 @@ def kind_of(path: Path) -> str | None:
 
 
 def read_file(path: Path) -> Dataset:
-    """Reads one local file: into memory, or if it is large, through a table on disk that is mapped into memory.
+    """Reads one local file, through a table on disk that is mapped into memory unless it is small.
 
     Raises:
         DatasetError: the file is empty, binary, broken (with its line), or of an unknown kind.
@@ -174,9 +184,15 @@ def _unpacked(opened: Any) -> Dataset:
     from datasets import Dataset
 
     file = spill_file()
-    with pa.ipc.new_stream(file, opened.schema_arrow) as writer:
+    with spilling():
+        writer = pa.ipc.new_stream(file, opened.schema_arrow)
+    try:
         for batch in opened.iter_batches(batch_size=1000):
-            writer.write_batch(batch)
+            with spilling():
+                writer.write_batch(batch)
+    finally:
+        with spilling():
+            writer.close()
     return Dataset.from_file(str(file))
 
 
@@ -204,6 +220,11 @@ def _parquet_errors(name: str) -> Iterator[None]:
         if isinstance(error, DatasetError):
             raise
         cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+            raise DatasetError(
+                f"The rows of {name} cannot be written to the cache of datasets ({cause.strerror or cause}). Set "
+                "HF_DATASETS_CACHE to a folder with more room."
+            ) from error
         raise DatasetError(f"{name} is a broken parquet file: {_first_line(cause)}. Write it again.") from error
 
 
