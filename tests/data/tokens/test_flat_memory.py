@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import gzip
 import json
 import pickle
+import sqlite3
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +93,7 @@ def test_reading_and_tokenising_hold_a_few_numbers_per_row(load: Any, chat: Any,
         path = tmp_path / f"{load.__name__}-{rows}.jsonl"
         path.write_text("".join(json.dumps(row(number)) + "\n" for number in range(rows)))
         data = load(path)
+        assert data.rows.cache_files or rows < SIZES[0]  # tracemalloc does not see Arrow's memory
         groups, report, _ = tokenize_or_recall(data, chat)
         assert len(groups) >= rows
         recalled = tokenize_or_recall(data, chat)
@@ -100,7 +103,15 @@ def test_reading_and_tokenising_hold_a_few_numbers_per_row(load: Any, chat: Any,
     assert held_per_row(make) < 60  # keys of prompts, twice; numbers and places of rows that were selected
 
 
-def test_scores_of_a_run_hold_nothing_per_row() -> None:
+def test_scores_of_a_run_hold_nothing_per_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, connect = [], sqlite3.connect
+
+    def record(name: str, **options: Any) -> sqlite3.Connection:
+        opened.append(name)
+        return connect(name, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", record)
+
     def make(rows: int) -> RunScores:
         scores = RunScores()
         for number in range(rows):
@@ -110,6 +121,10 @@ def test_scores_of_a_run_hold_nothing_per_row() -> None:
     scores = make(30)
     keys = [number.to_bytes(16, "little") for number in (3, 29, 30)]
     assert len(scores) == 30
+    assert opened == [""]  # a file, not ":memory:": tracemalloc does not see SQLite's memory
+    assert scores._file is not None
+    (pages,) = scores._file.execute("PRAGMA cache_size").fetchone()
+    assert pages == -2000  # at most 2 MB of it in memory
     assert {key: value.tolist() for key, value in scores.get(keys).items()} == {
         keys[0]: [3.0] * 9,
         keys[1]: [29.0] * 9,
@@ -121,13 +136,18 @@ def test_scores_of_a_run_hold_nothing_per_row() -> None:
     assert held_per_row(make) < 8
 
 
-def test_parquet_is_mapped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl", "rows.jsonl.gz"])
+def test_a_file_is_mapped(name: str, tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows = [row(number) for number in range(200)]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    pairs = load_pairs(tmp_path / "rows.parquet")
+    if name == "rows.parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    else:
+        text = "".join(json.dumps(one) + "\n" for one in rows).encode()
+        (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    pairs = load_pairs(tmp_path / name)
     assert pairs.rows.cache_files
     assert [pair.id for pair in pairs] == [one["id"] for one in rows]
 

@@ -125,13 +125,7 @@ def labelled_rows(
     rows: Any, sample: Sample, *, name: str, format: str | None, columns: Mapping[str, str | None] | None
 ) -> DemonstrationDataset:
     """Answers with labels, including the bad ones; the reader's columns hold the label. Raises: DatasetError."""
-    opened, reader = answers(rows, sample, name=name, format=format, columns=columns, labelled=True)
-    if "label" not in reader.columns:
-        raise DatasetError(
-            f"{name} has no column that says whether an answer is good. Name it with --columns label=YOURS (values "
-            "like true and false, 1 and 0, up and down), or give preference pairs."
-        )
-    return opened
+    return answers(rows, sample, name=name, format=format, columns=columns, labelled=True)[0]
 
 
 def answers(
@@ -143,7 +137,12 @@ def answers(
     columns: Mapping[str, str | None] | None,
     labelled: bool = False,
 ) -> tuple[DemonstrationDataset, DemonstrationReader]:
-    """Answers of all rows, and their reader, which knows a column of labels if there is one. Raises: DatasetError."""
+    """Answers of all rows, and their reader, which knows a column of labels if there is one.
+
+    Args:
+        labelled: whether there must be one.
+    Raises: DatasetError.
+    """
     asked, shape, found, notes = dict(columns or {}), {}, None, []
     content = {"messages", "prompt", "completion", "text"} & {key for key, column in asked.items() if column}
     if not content:
@@ -169,6 +168,11 @@ def answers(
     if label is not None and "label" not in asked:
         shape["label"] = label
     columns_read = find_columns(rows.features, shape, asked, name=name)
+    if labelled and "label" not in columns_read:
+        raise DatasetError(
+            f"{name} has no column that says whether an answer is good. Name it with --columns label=YOURS (values "
+            "like true and false, 1 and 0, up and down), or give preference pairs."
+        )
     notes += not_used(unused_texts(sample, columns_read.needed))
     reader = DemonstrationReader(columns_read, name, chat=found is not None and found.chat)
     opened = DemonstrationDataset(rows, reader, name=name, notes=notes, format=found.name if found else None)

@@ -121,11 +121,6 @@ def _answers(name: str, kind: Kind, head: Any, begin: Pass, *, chat: bool, **rea
     """Answers with labels, or demonstrations, of which those with a bad label are left out."""
     labelled = kind == "answer"
     opened, reader = answers(head, sample_of(head), name=name, labelled=labelled, **reading)
-    if labelled and "label" not in reader.columns:
-        raise DatasetError(
-            f"{name} has no column that says whether an answer is good. Name it with --columns label=YOURS (values "
-            "like true and false, 1 and 0, up and down), or give preference pairs."
-        )
     judged = "label" in reader.columns
     made = reader.as_chat() if chat else reader
 

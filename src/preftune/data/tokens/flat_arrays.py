@@ -92,14 +92,10 @@ class Texts(Sequence[str]):
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> Texts:
-        content, offsets, total = GrowingArray("B"), GrowingArray("q"), 0
-        offsets.append(0)
+        made = GrowingTexts()
         for text in texts:
-            encoded = text.encode("utf-8", "surrogatepass")
-            content.extend_bytes(encoded)
-            total += len(encoded)
-            offsets.append(total)
-        return cls(offsets.done(), content.done())
+            made.append(text)
+        return made.done()
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -107,3 +103,21 @@ class Texts(Sequence[str]):
     def __getitem__(self, index: int) -> str:  # type: ignore[override]
         begin, end = self.offsets[index], self.offsets[index + 1]
         return self.content[begin:end].tobytes().decode("utf-8", "surrogatepass")
+
+
+class GrowingTexts:
+    """Texts to which more are added."""
+
+    def __init__(self) -> None:
+        self._content, self._offsets, self._bytes = GrowingArray("B"), GrowingArray("q"), 0
+        self._offsets.append(0)
+
+    def append(self, text: str) -> None:
+        encoded = text.encode("utf-8", "surrogatepass")
+        self._content.extend_bytes(encoded)
+        self._bytes += len(encoded)
+        self._offsets.append(self._bytes)
+
+    def done(self) -> Texts:
+        """All texts; nothing can be added afterwards."""
+        return Texts(self._offsets.done(), self._content.done())

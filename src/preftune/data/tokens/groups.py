@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.data.tokens.flat_arrays import GrowingArray, Texts
+from preftune.data.tokens.flat_arrays import GrowingArray, GrowingTexts, Texts
 from preftune.types import Label, Preference, Span, TokenizedGroup
 
 _NO_SPANS = np.zeros((0, 3), np.int64)
@@ -322,18 +322,15 @@ class _Arrays:
     def __init__(self) -> None:
         self.tokens, self.segments, self.groups = GrowingArray("i"), GrowingArray("q"), GrowingArray("q")
         self.preferences, self.preference_groups = GrowingArray("d"), GrowingArray("q")
-        self.id_bytes, self.ids = GrowingArray("B"), GrowingArray("q")
+        self.ids = GrowingTexts()
         self.scored, self.labels, self.scores = GrowingArray("q"), GrowingArray("d"), GrowingArray("d")
-        self._tokens = self._segments = self._pairs = self._id_bytes = 0
-        for offsets in (self.segments, self.groups, self.preference_groups, self.ids):
+        self._tokens = self._segments = self._pairs = 0
+        for offsets in (self.segments, self.groups, self.preference_groups):
             offsets.append(0)
 
     def begin(self, name: str) -> int:
         """Begins a group. Returns: the number of its first segment, which is its prompt."""
-        encoded = name.encode("utf-8", "surrogatepass")
-        self.id_bytes.extend_bytes(encoded)
-        self._id_bytes += len(encoded)
-        self.ids.append(self._id_bytes)
+        self.ids.append(name)
         return self._segments
 
     def add_segment(self, ids: Sequence[int]) -> None:
@@ -366,7 +363,7 @@ class _Arrays:
             self.groups.done(),
             self.preferences.done().reshape(-1, 4),
             self.preference_groups.done(),
-            Texts(self.ids.done(), self.id_bytes.done()),
+            self.ids.done(),
             self.scored.done().reshape(-1, 3),
             self.labels.done().reshape(-1, 3),
             self.scores.done().reshape(-1, 2),

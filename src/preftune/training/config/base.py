@@ -134,6 +134,11 @@ class PackedConfig(JudgedEvaluationFields, TrainingArguments):
     activation_offloading: bool = option(False, "Only False.")
     pad_token: str | None = option(None, "Only unset: preftune never pads.")
 
+    @property
+    def rows_per_step(self) -> int:
+        """Groups of an optimiser step, on all processes together."""
+        return int(self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size)
+
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain values, for trackers too, without the secrets inside `model_init_kwargs`."""
         return dict(without_secrets(super().to_dict()))  # type: ignore[no-untyped-call]

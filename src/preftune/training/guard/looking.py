@@ -208,7 +208,7 @@ def trainer_steps(trainer: WatchedTrainerView) -> int:
     args = trainer.args
     if args.max_steps > 0:
         return int(args.max_steps)
-    per_step: int = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    per_step: int = args.rows_per_step
     return max(1, round(args.num_train_epochs * len(trainer.train_dataset) / per_step))
 
 

@@ -127,7 +127,7 @@ class GroupConfig(MovingReferenceFields, SamplingConfig):
                 "sync_ref_model=True moves a reference, which beta=0 does not use. Give a beta, such as 0.04."
             )
         super().__post_init__()
-        answers = self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+        answers = self.rows_per_step
         if answers % self.num_generations:
             raise ConfigError(
                 f"a step has {counted(answers, 'answer')} (per_device_train_batch_size x gradient_accumulation_steps "

@@ -198,7 +198,7 @@ def _rows(trainer: TrainerView) -> list[Row]:
 
 
 def _per_step(args: Any) -> int:
-    return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
+    return int(args.rows_per_step)
 
 
 def _trained(trainer: TrainerView) -> str:

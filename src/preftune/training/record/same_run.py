@@ -52,7 +52,7 @@ def facts_of(trainer: TrainerView) -> dict[str, Any]:
     loading = values.pop("model_init_kwargs", None)
     if isinstance(loading, Mapping):
         values |= {f"model_init_kwargs.{name}": loading[name] for name in loading if name not in _LOADING}
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    batch = args.rows_per_step
     facts = {
         "settings": {**values, "batch size": batch},
         "data": {"rows": _rows(trainer.train_dataset), "fingerprint": trainer.train_dataset.fingerprint},

@@ -15,7 +15,7 @@ from preftune.training.setup.broken import ends_unlearned
 def say_advice(trainer: DPOTrainerView) -> None:
     """Log the advice on a trainer's configuration, model and data."""
     args, data = trainer.args, trainer.train_dataset
-    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    per_step = args.rows_per_step
     epochs = args.max_steps * per_step / len(data) if args.max_steps > 0 else args.num_train_epochs
     template = bool(getattr(trainer.processing_class, "chat_template", None))
     if template and ends_unlearned(trainer, closing_token(trainer.processing_class)):

@@ -307,7 +307,7 @@ def _grouped(groups: GroupDataset, args: PairConfig, *, role: str) -> GroupDatas
         f"{merged.total_tokens:,} tokens instead of {groups.total_tokens:,}"
     )
     if role == "train":
-        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        per_step = args.rows_per_step
         line += (
             f". The batch size counts groups: a step of {per_step} holds about "
             f"{per_step * merged.pairs / len(merged):.0f} pairs"

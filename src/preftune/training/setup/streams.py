@@ -48,7 +48,7 @@ def streamed_groups(
     _check(args)
     stream = open_examples(source, kind, gold=gold)
     buffer = BUFFER if args.shuffle_buffer is None else args.shuffle_buffer
-    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    per_step = args.rows_per_step
     groups = open_groups(
         stream,
         tokenizer,
@@ -97,8 +97,7 @@ def _check(args: PackedConfig) -> None:
                 f"{name}=True is not supported with IterableDataset (a stream): {why}. Leave it out, or load the data "
                 "without streaming."
             )
-    objective: Any = args.objective() if hasattr(args, "objective") else None
-    if getattr(objective, "takes_lists", False):
+    if getattr(_objective(args), "takes_lists", False):
         raise ConfigError(
             f"loss_type={getattr(args, 'loss_type', '')!r} ranks all answers to a prompt, and those are anywhere in a "
             "stream. Load the data without streaming, or use a loss of pairs."
@@ -113,6 +112,11 @@ def _check(args: PackedConfig) -> None:
             f"dataloader_num_workers={args.dataloader_num_workers} would read a stream several times. Leave it out: "
             "rows are tokenised while they are read."
         )
+
+
+def _objective(args: Any) -> Any:
+    """The loss; None for a method that has only one."""
+    return args.objective() if hasattr(args, "objective") else None
 
 
 def refuse_buffer(args: PackedConfig, groups: object) -> None:
@@ -154,15 +158,12 @@ def about_guard(source: Any, groups: GroupDataset | Mapping[str, GroupDataset]) 
     return groups.known if is_stream(source) and isinstance(groups, GroupDataset) else source
 
 
-def check_streamed(groups: GroupDataset, model: Any, *, uses_margins: bool = True) -> None:
-    """Let every group of a stream be checked when it is read, as other data are checked before the first step.
-
-    Args:
-        uses_margins: whether the loss has margins.
-    """
+def check_streamed(groups: GroupDataset, model: Any, args: PackedConfig) -> None:
+    """Let every group of a stream be checked when it is read, as other data are checked before the first step."""
     if not isinstance(groups, StreamedGroups):
         return
     limit, name = positions_of(model), groups.stream.name
+    uses_margins = getattr(_objective(args), "uses_margins", True)
 
     def check(group: TokenizedGroup) -> None:
         check_token_ids(model, max(map(max, filter(None, (group.prompt_ids, *group.completions))), default=-1))

@@ -110,7 +110,7 @@ class PackedTrainer(EvaluatedTrainer):
         model = self.prepare_model(model, args, tokenizer, **configs)
         held_out = eval_groups if isinstance(eval_groups, Mapping) else {"eval": eval_groups}
         check_fit(model, {"train": train_groups, **held_out})
-        check_streamed(train_groups, model)
+        check_streamed(train_groups, model, args)
         self.settle(model, args, tokenizer)
         self._window, self._policy_changed = MetricWindow(self.columns), False
         super().__init__(
@@ -322,9 +322,7 @@ class PackedTrainer(EvaluatedTrainer):
         facts = {**super().checkpoint_facts(), "work": self._work.state()}
         if isinstance(self.train_dataset, StreamedGroups):
             self._keep_stream()
-            args = self.args
-            per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-            facts["stream"] = self.train_dataset.state(self.state.global_step * per_step)
+            facts["stream"] = self.train_dataset.state(self.state.global_step * self.args.rows_per_step)
         return facts
 
     def check_resumable(self, state: Mapping[str, Any] | None, folder: Path) -> None:

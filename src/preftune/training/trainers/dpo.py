@@ -22,7 +22,6 @@ from preftune.training.guard.callback import opened_for_guard
 from preftune.training.record import model_card
 from preftune.training.setup import model as assemble
 from preftune.training.setup.advice import check_margins, say_advice
-from preftune.training.setup.streams import check_streamed
 from preftune.training.step.collate import chosen_tokens, gold_tokens
 from preftune.training.step.measured import measured
 from preftune.training.step.metrics import PER_PAIR, pair_metrics
@@ -77,7 +76,6 @@ class DPOTrainer(ReferencedTrainer):
     def placed(self) -> None:
         self.objective, self.moments = self.args.objective(), RunningMoments()
         check_margins(self)
-        check_streamed(self.train_dataset, self.model, uses_margins=self.objective.uses_margins)
         super().placed()
 
     # --- the loss ---

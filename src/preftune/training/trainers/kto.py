@@ -57,7 +57,7 @@ class KTOTrainer(ReferencedTrainer):
     """Nats: z of the step, or of the held-out set."""
 
     def opened(self, train: Any, held_out: Any, tokenizer: Any, args: Any) -> tuple[Any, Any]:
-        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        rows = args.rows_per_step
         if args.loss_type == "kto" and rows < 2:
             raise ConfigError(
                 "KTO compares prompts with the answers to others, but an optimiser step has only one row. Raise "
