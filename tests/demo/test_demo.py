@@ -32,7 +32,9 @@ def test_whole_demo_on_a_random_model(preftune, tiny_model, tmp_path, monkeypatc
         "Before and after",
         "contains the key fact",
         "tokens per answer",
+        "after SFT",
         "win rate",
+        "over SFT alone",
         "verdict",
         "held-out pairs",
         "Done in",
@@ -45,10 +47,17 @@ def test_whole_demo_on_a_random_model(preftune, tiny_model, tmp_path, monkeypatc
     assert summary["n"] == 6
     assert summary["wins"] + summary["ties"] + summary["losses"] == 6
     assert summary["verdict_sentence"] in " ".join(result.out.split())
-    assert len(read_lines(out / "eval" / "generations.jsonl")) == 6
+    answered = read_lines(out / "eval" / "generations.jsonl")
+    assert len(answered) == 6
+    of_sft, over_sft = (read_lines(out / folder / "generations.jsonl") for folder in ("sft/eval", "eval_over_sft"))
+    assert [row["base"] for row in of_sft] == [row["base"] for row in answered]
+    assert [row["base"] for row in over_sft] == [row["aligned"] for row in of_sft]
+    assert [row["aligned"] for row in over_sft] == [row["aligned"] for row in answered]
     assert len(read_lines(out / "eval" / "verdicts.jsonl")) == 6
     assert any("eval_rewards/margins" in entry for entry in read_lines(out / "metrics.jsonl"))
     assert (out / "adapter_model.safetensors").is_file()
+    assert (out / "sft" / "adapter_model.safetensors").is_file()
+    assert "frozen copy" in json.dumps(run["reference"])  # of the model after SFT, not of the model as received
     assert (out / "audit.json").is_file()
 
 
@@ -77,6 +86,7 @@ def test_stopping_the_demo_says_how_to_go_on(preftune, tiny_model, tmp_path, mon
 def test_tables_fit(width: int) -> None:
     from rich.console import Console
 
+    from preftune.demo.run import DemoResult
     from preftune.demo.table import answers_table, results_table
     from preftune.evaluation.two_models.run import judge_rows
     from preftune.evaluation.two_models.summary import summarise
@@ -90,7 +100,8 @@ def test_tables_fit(width: int) -> None:
     summary = summarise(answered, judge_rows(answered, rows, judge=KeyFactJudge()), rows, judge=KeyFactJudge())
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(answers_table(answered, {row["id"]: row["prompt"] for row in rows}))
-    console.print(results_table(summary, {"eval_rewards/margins": 1.0, "eval_rewards/accuracies": 0.9}))
+    metrics = {"eval_rewards/margins": 1.0, "eval_rewards/accuracies": 0.9}
+    console.print(results_table(DemoResult(summary, summary, summary, metrics, answered, {}, {})))
     console.file.close()
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width

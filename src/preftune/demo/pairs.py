@@ -41,6 +41,11 @@ def training_pairs(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
+def demonstrations(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The chosen answers as conversations for SFT."""
+    return [{"messages": [*question(row), {"role": "assistant", "content": row["chosen"]}]} for row in rows]
+
+
 def question(row: Row) -> list[dict[str, str]]:
     """The prompt of a row as a conversation of one message."""
     return [{"role": "user", "content": row["prompt"]}]

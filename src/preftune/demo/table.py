@@ -13,6 +13,7 @@ from preftune.amounts import counted
 from preftune.log import printable
 
 if TYPE_CHECKING:
+    from preftune.demo.run import DemoResult
     from preftune.evaluation.two_models.summary import Summary
     from preftune.evaluation.two_models.types import AnsweredRow
     from preftune.statistics.intervals import MeanInterval
@@ -40,25 +41,26 @@ def answers_table(answered: Sequence[AnsweredRow], prompts: Mapping[str, str]) -
     return table
 
 
-def results_table(summary: Summary, metrics: Mapping[str, float]) -> Group:
-    """Key-fact rate and length of both models, then win rate, margin and accuracy, then the verdicts in words."""
+def results_table(result: DemoResult) -> Group:
+    """Key-fact rate and length at each stage, then win rates, margin and accuracy, then the verdicts in words."""
+    summary, over_sft = result.summary, result.over_sft
     table = Table(title=f"{counted(summary.win_rate.n, 'held-out prompt')}", title_justify="left")
-    table.add_column("")
-    table.add_column("before", justify="right")
-    table.add_column("after", justify="right")
-    if summary.key_facts is not None:
-        table.add_row("contains the key fact", _rate(summary.key_facts.base), _rate(summary.key_facts.aligned))
-    tokens, finished = summary.mean_tokens, summary.finished
-    table.add_row("tokens per answer", f"{tokens['base']:.0f}", f"{tokens['aligned']:.0f}")
-    table.add_row("ended by the model", f"{finished['base']:.0%}", f"{finished['aligned']:.0%}")
-    rate = summary.win_rate
+    for heading in ("", "before", "after SFT", "after DPO"):
+        table.add_column(heading, justify="right" if heading else "left")
+    if summary.key_facts is not None and over_sft.key_facts is not None:
+        facts = (summary.key_facts.base, over_sft.key_facts.base, summary.key_facts.aligned)
+        table.add_row("contains the key fact", *map(_rate, facts))
+    for name, form, before in (
+        ("tokens per answer", "{:.0f}", "mean_tokens"),
+        ("ended by the model", "{:.0%}", "finished"),
+    ):
+        overall, stages = getattr(summary, before), getattr(over_sft, before)
+        table.add_row(name, *(form.format(value) for value in (overall["base"], stages["base"], overall["aligned"])))
+    metrics = result.metrics
     lines = [
-        Text.assemble(
-            ("win rate ", "bold"),
-            (f"{rate.win_rate:.1%}", "bold"),
-            f" (95% interval {rate.ci_low:.1%} to {rate.ci_high:.1%}; {counted(rate.wins, 'win')}, "
-            f"{counted(rate.ties, 'tie')}, {counted(rate.losses, 'loss', 'losses')})",
-        ),
+        _win_rate("win rate", summary, "over the model as received"),
+        _win_rate("  SFT alone", result.sft, "over the model as received"),
+        _win_rate("  DPO after SFT", over_sft, "over SFT alone"),
         Text.assemble(
             ("held-out pairs ", "bold"),
             f"margin {metrics['eval_rewards/margins']:.2f}, accuracy {metrics['eval_rewards/accuracies']:.1%}",
@@ -68,6 +70,16 @@ def results_table(summary: Summary, metrics: Mapping[str, float]) -> Group:
         *(Text(sentence) for sentence in summary.sentences()),
     ]
     return Group(table, *lines)
+
+
+def _win_rate(name: str, summary: Summary, over: str) -> Text:
+    rate = summary.win_rate
+    return Text.assemble(
+        (f"{name} ", "bold"),
+        (f"{rate.win_rate:.1%} ", "bold"),
+        f"{over} (95% interval {rate.ci_low:.1%} to {rate.ci_high:.1%}; {counted(rate.wins, 'win')}, "
+        f"{counted(rate.ties, 'tie')}, {counted(rate.losses, 'loss', 'losses')})",
+    )
 
 
 def _rate(interval: MeanInterval) -> str:

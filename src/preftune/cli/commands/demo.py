@@ -55,9 +55,9 @@ def run(argv: Sequence[str]) -> int:
 def _parser() -> PlainParser:
     parser = PlainParser(
         prog="preftune demo",
-        description="Align SmolLM2-135M-Instruct with pairs that ship with preftune, and measure on held-out prompts "
-        "whether it got better. This takes a few minutes on two CPU cores and needs no network once "
-        "installed.",
+        description="Align SmolLM2-135M-Instruct with pairs that ship with preftune, by SFT and then DPO, and measure "
+        "on held-out prompts whether it got better. This takes a few minutes on two CPU cores and needs no network "
+        "once installed.",
     )
     parser.add_argument(
         "--output", "--output_dir", dest="output", metavar="FOLDER", help="folder of the results (runs/demo)"
@@ -66,7 +66,8 @@ def _parser() -> PlainParser:
     parser.add_argument(
         "--seed", type=int, help="seed of the order of the pairs and of the adapter's initial weights (0)"
     )
-    parser.add_argument("--learning_rate", type=float, help="of the adapter")
+    parser.add_argument("--learning_rate", type=float, help="of DPO (3e-5)")
+    parser.add_argument("--sft_learning_rate", type=float, help="of SFT (5e-5)")
     parser.add_argument("--max_pairs", type=int, help="number of the 256 pairs to train on, over all topics (128)")
     parser.add_argument("--max_prompts", type=int, help="number of held-out prompts to evaluate on (64)")
     parser.add_argument("--max_new_tokens", type=int, help="longest answer")
@@ -84,11 +85,12 @@ def _show(result: DemoResult, settings: DemoSettings, *, seconds: float, page: P
     console.print()
     console.print(answers_table(spread(result.answered, SHOWN), result.prompts))
     console.print()
-    console.print(results_table(result.summary, result.metrics))
+    console.print(results_table(result))
     place = shlex.quote(settings.output)
     parts = ", ".join(f"{name} {value:.0f} s" for name, value in result.seconds.items())
     console.print(f"\nDone in {seconds:.0f} s ({parts}).", highlight=False)
     console.print(f"All answers:  {place}/eval/generations.jsonl", highlight=False, soft_wrap=True)
     if page is not None:
         console.print(f"The report:   {page}", highlight=False, soft_wrap=True)
+    console.print(f"SFT alone:    {place}/sft", highlight=False, soft_wrap=True)
     console.print(f"Talk to both: preftune chat --model {place}", highlight=False, soft_wrap=True)
