@@ -103,13 +103,13 @@ def read_recipe(name: str) -> Recipe:
         raise RequestError(_broken(name, error)) from None
     except ValueError as error:  # 0128 is octal in YAML
         raise RequestError(
-            f"The recipe {name}: a value cannot be read as YAML reads it ({error}). Put it in quotes, or write a number "
-            "without a zero in front."
+            f"The recipe {name}: a value cannot be read as YAML reads it ({error}). Put it in quotes, or write a "
+            "number without a zero in front."
         ) from None
     except RecursionError:
         raise RequestError(f"The recipe {name} is nested too deeply. A recipe has 'key: value' lines.") from None
     if not isinstance(root, yaml.MappingNode) or not isinstance(written, dict):
-        raise RequestError(f"The recipe {name} holds no 'key: value' lines. Write for example 'beta: 0.1', one per line.")
+        raise RequestError(f"The recipe {name} holds no 'key: value' lines. Write for example 'beta: 0.1', one a line.")
     environment = typed.pop("env", None) or {}
     if not isinstance(environment, dict):
         raise RequestError(f"The recipe {name}: env must hold 'NAME: value' lines.")
@@ -129,7 +129,8 @@ def _entries(name: str, root: yaml.MappingNode, written: dict[Any, Any], typed: 
     for key_node, _ in root.value:
         key, line = str(key_node.value), key_node.start_mark.line + 1
         if key in lines:
-            raise RequestError(f"The recipe {name}, line {line}: {key} is already given in line {lines[key]}. Keep one.")
+            where = f"The recipe {name}, line {line}"
+            raise RequestError(f"{where}: {key} is already given in line {lines[key]}. Keep one.")
         lines[key] = line
     for key, value in written.items():
         if key == "env":

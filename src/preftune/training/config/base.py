@@ -238,11 +238,11 @@ class PackedConfig(JudgedEvaluationFields, TrainingArguments):
         for name, instead in (("save_steps", "save_strategy='no' writes none"), ("eval_steps", "or leave it out")):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{name}={value}: give a number of steps, or a share of all steps below 1; {instead}.")
+                raise ConfigError(f"{name}={value}: give a number of steps, or a share below 1 of all; {instead}.")
         if self.save_total_limit is not None and self.save_total_limit < 1:
             raise ConfigError(
-                f"save_total_limit={self.save_total_limit} must be at least 1. To keep all checkpoints, leave it out and "
-                "give a save_strategy; save_strategy='no' writes none."
+                f"save_total_limit={self.save_total_limit} must be at least 1. To keep all checkpoints, leave it out "
+                "and give a save_strategy; save_strategy='no' writes none."
             )
 
     def _check_trackers(self) -> None:
