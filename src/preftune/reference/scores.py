@@ -50,6 +50,8 @@ class ReferenceScores:
         """Scores of sources that cannot score again; the store may be off, or may be pruned meanwhile."""
         self.hits = 0
         self.misses = 0
+        self.beforehand = 0
+        """Completions that were scored in a pass before the first step; `misses` counts those of batches."""
 
     def __call__(self, model: nn.Module, batch: PackedBatch) -> GroupLogps:
         """Scores of all completions of the batch, on its device, float32."""

@@ -1,4 +1,4 @@
-"""Commands on recipes and settings: those of other tools are converted, settings searched, trainings forecast.
+"""Commands on recipes and settings: recipes converted, settings searched, trainings forecast and prepared.
 
 A dialect maps keys and values; what it cannot carry over is named with the reason.
 
@@ -7,7 +7,8 @@ A dialect maps keys and values; what it cannot carry over is named with the reas
     convert_recipe  preftune convert-recipe
     llama_factory   LLaMA-Factory's YAML (stage, pref_loss, pref_beta, ...)
     plan            preftune plan
+    score           preftune score
     sweep           preftune sweep
 """
 
-__all__ = ["convert_recipe", "plan", "sweep"]
+__all__ = ["convert_recipe", "plan", "score", "sweep"]

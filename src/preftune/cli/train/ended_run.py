@@ -1,9 +1,10 @@
-"""What is left to do for a run that has ended: its held-out figures and its page."""
+"""What is left to do for a run that has ended or was stopped: figures, page, how to continue."""
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,3 +90,29 @@ def judged_lines(metrics: Mapping[str, float], output: str) -> list[str]:
                 f"interval {low:.1%} to {high:.1%})."
             )
     return lines
+
+
+def stopped(name: str, words: Sequence[str], output: Path) -> str:
+    """What a stopped run leaves, and the command that continues it.
+
+    Args:
+        name, words: the command line.
+        output: the run directory.
+    """
+    from preftune.storage.run_directory import run_facts
+    from preftune.training.record.earlier_run import checkpoints_in, run_id_of
+    from preftune.training.record.manifest import DamagedError, read_manifest
+
+    own, kept = run_id_of(run_facts(output)), None
+    for _, folder in checkpoints_in(output):
+        try:
+            manifest = read_manifest(folder)
+        except DamagedError:
+            continue
+        if manifest is not None and manifest.run == own:
+            kept = folder
+            break
+    if kept is None:
+        return f"Stopped before the first checkpoint: nothing to resume. {output} keeps the log."
+    again = shlex.join(["preftune", name, *words, "--resume"])  # the last of two --resume counts
+    return f"Stopped. {kept} is kept. Continue from it with: {again}"

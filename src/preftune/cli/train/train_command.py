@@ -7,7 +7,8 @@ import importlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from preftune.cli.flags.field_names import Field, check_choices, check_names, fi
 from preftune.cli.flags.help_pages import HelpPage, page
 from preftune.cli.flags.messages import tell
 from preftune.cli.flags.recipe import Recipe, find_recipe
-from preftune.cli.train.ended_run import held_out_metrics, judged_lines, leave, write_page
+from preftune.cli.train.ended_run import held_out_metrics, judged_lines, leave, stopped, write_page
 from preftune.errors import PlanOnlyError, PreftuneError, RequestError
 from preftune.log import say, show_details, warn
 
@@ -132,26 +133,34 @@ def run(method: Method, argv: Sequence[str]) -> int:
         fields = method.fields()
         print(parser_of(method).format_help() if fields is None else page(method.prog, fields), end="")
         return 0
+    with speaking_flags(method):
+        return _train(method, requested(method, argv))
+
+
+@contextmanager
+def speaking_flags(method: Method) -> Iterator[None]:
+    """Errors of a request name flags as they are typed."""
+    try:
+        yield
+    except RequestError as error:
+        names = names_of(method.data_arguments, method.model_arguments, method.config)
+        raise spoken_as_flags(error, names or ()) from error
+
+
+def requested(method: Method, argv: Sequence[str]) -> Request:
+    """Flags and their recipe as checked settings; the recipe's environment is set."""
     recipe = find_recipe(argv)
     names = names_of(method.data_arguments, method.model_arguments, method.config)
     if names is not None:
         check_names(names, argv, recipe, prog=method.prog)
         check_choices(method.fields() or (), argv, recipe)
-    try:
-        return _run(method, argv, recipe)
-    except RequestError as error:
-        raise spoken_as_flags(error, names or ()) from error
-
-
-def _run(method: Method, argv: Sequence[str], recipe: Recipe | None) -> int:
     if recipe is not None:
         from preftune.cli.flags.recipe import ALLOW_ENV, set_environment
 
         allowed = ALLOW_ENV in argv or ALLOW_ENV.replace("_", "-") in argv
         # before torch and the hub client read theirs
         set_environment(recipe.environment, recipe=str(recipe.path), allowed=allowed)
-    request = read_request(method, argv, recipe)
-    return _train(method, request)
+    return read_request(method, argv, recipe)
 
 
 def _train(method: Method, request: Request) -> int:
@@ -172,15 +181,15 @@ def _train(method: Method, request: Request) -> int:
             print("\n".join(train_seeds(method.name, words, request.seeds, Path(output), tell=tell)))
         return 0
     with locked(output, writes=os.environ.get("RANK", "0") == "0"):
-        trainer, progress = _prepare(method, request)
+        trainer, progress = prepare(method, request)
         say(f"writing to {output} (all notes: its run.json, or --verbose).")
         try:
             trainer.train(resume_from_checkpoint=request.config.resume_from_checkpoint)
             return _finish(method, trainer, request) if not trainer.nothing_to_do else leave(trainer, request.report)
         except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt(_stopped(method, request)) from stop
+            raise KeyboardInterrupt(stopped(method.name, request.words, Path(str(request.config.output_dir)))) from stop
         except StoppedError as stop:
-            tell(_stopped(method, request))
+            tell(stopped(method.name, request.words, Path(str(request.config.output_dir))))
             return stop.exit_code
         finally:
             progress.close()
@@ -189,7 +198,7 @@ def _train(method: Method, request: Request) -> int:
 def _plan_only(method: Method, request: Request) -> int:
     """Prints the plan of the run (the trainer's first note) and leaves nothing behind."""
     try:
-        _prepare(method, request)
+        prepare(method, request)
     except PlanOnlyError as stop:
         return stop.exit_code
     raise PreftuneError(f"{method.prog} did not stop after its plan. Please report this.")
@@ -236,7 +245,7 @@ def _say_remote_code(recipe: Recipe) -> None:
             )
 
 
-def _prepare(method: Method, request: Request) -> tuple[Any, Any]:
+def prepare(method: Method, request: Request) -> tuple[Any, Any]:
     """Does everything cheap first: errors are reported before a model is loaded."""
     from preftune.cli.display.progress import show_progress
     from preftune.models.load import load_tokenizer
@@ -351,28 +360,6 @@ def asked_checkpoint(values: argparse.Namespace) -> str | bool | None:
             "(--resume auto starts from the beginning)."
         )
     return True
-
-
-def _stopped(method: Method, request: Request) -> str:
-    """What a stopped run leaves, and the command that continues it."""
-    from preftune.storage.run_directory import run_facts
-    from preftune.training.record.earlier_run import checkpoints_in, run_id_of
-    from preftune.training.record.manifest import DamagedError, read_manifest
-
-    output = Path(str(request.config.output_dir))
-    own, kept = run_id_of(run_facts(output)), None
-    for _, folder in checkpoints_in(output):
-        try:
-            manifest = read_manifest(folder)
-        except DamagedError:
-            continue
-        if manifest is not None and manifest.run == own:
-            kept = folder
-            break
-    if kept is None:
-        return f"Stopped before the first checkpoint: nothing to resume. {output} keeps the log."
-    again = shlex.join(["preftune", method.name, *request.words, "--resume"])  # the last of two --resume counts
-    return f"Stopped. {kept} is kept. Continue from it with: {again}"
 
 
 def parser_of(method: Method) -> Any:
