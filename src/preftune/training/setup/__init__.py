@@ -11,6 +11,7 @@ The model is prepared, data are tokenised, the reference is chosen, and the firs
     measured_rate   the speed of two real steps, from which a plan estimates the time
     model           preparation of the model (adapter, precision, engine) and of the data
     neftune         noise on embeddings
+    new_adapter     a new adapter on a model
     reference       the reference of a run, and its scores before the first step
     scoring         reference scores without a training
     self_check      the check at the first step
@@ -28,6 +29,7 @@ __all__ = [
     "measured_rate",
     "model",
     "neftune",
+    "new_adapter",
     "reference",
     "scoring",
     "self_check",
