@@ -7,6 +7,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -104,15 +105,29 @@ def holds_full_model(folder: Path) -> bool:
     )
 
 
-def write_run_of_weights(folder: Path, run: str | None, step: int) -> None:
-    """Records the run that the weights in a run directory belong to."""
-    write_whole(folder / WEIGHTS_FILE, (json.dumps({"run": run, "step": step}) + "\n").encode())
+def write_run_of_weights(
+    folder: Path, run: str | None, step: int, files: Mapping[str, tuple[int, str]] | None = None
+) -> None:
+    """Records the run that the weights in a run directory belong to.
+
+    Args:
+        files: name, size and hash of every file of weights.
+    """
+    content = {"run": run, "step": step, "files": files or {}}
+    write_whole(folder / WEIGHTS_FILE, (json.dumps(content) + "\n").encode())
 
 
 def run_of_weights(folder: Path) -> tuple[str | None, int] | None:
     """Run id and step of the weights in a run directory; None if no readable file names them."""
     content = read_object(folder / WEIGHTS_FILE)
     return (content["run"], content["step"]) if {"run", "step"} <= content.keys() else None
+
+
+def files_of_weights(folder: Path) -> dict[str, tuple[int, str]]:
+    """Name, size and hash of the weights' files in a run directory; empty if they are not recorded."""
+    files = read_object(folder / WEIGHTS_FILE).get("files")
+    listed = files.items() if isinstance(files, dict) else ()
+    return {name: (one[0], str(one[1])) for name, one in listed if isinstance(one, list) and len(one) == 2}
 
 
 def describe_folder(folder: Path, *, limit: int = 6) -> str:

@@ -42,6 +42,11 @@ def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
     return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
 
+def weights_in(folder: Path) -> list[Path]:
+    """The files of the weights in a run directory, without those of checkpoints."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and _WEIGHTS.fullmatch(path.name))
+
+
 def run_id_of(facts: dict[str, Any]) -> str | None:
     found = facts.get("id")
     return found if isinstance(found, str) else None

@@ -253,6 +253,8 @@ class CheckpointedTrainer(SavingTrainer):
         if "train_loss" in logs and self._sums_carried_over:  # transformers divides by the steps of this call only
             logs["train_loss"] = self._total_loss_scalar / max(1, self.state.global_step)
         super().log(logs, start_time)
+        if "train_loss" in logs:  # transformers' callbacks that print take it out
+            logs["total_flos"] = self.state.total_flos
 
 
 def _rename(partial: Path, final: Path) -> None:
