@@ -91,7 +91,7 @@ def test_an_adapter_that_vllm_does_not_serve_is_noted(tmp_path: Path, base: Path
 
 def test_what_exists_is_not_overwritten_and_a_failure_leaves_nothing(run: Path, tmp_path: Path) -> None:
     export(run, tmp_path / "out")
-    with pytest.raises(ModelError, match="exists already"):
+    with pytest.raises(ModelError, match="already in use"):
         export(run, tmp_path / "out")
     with pytest.raises(RequestError, match="--dtype applies to --to merged"):
         export(run, tmp_path / "out", ["adapter"], dtype="float16")

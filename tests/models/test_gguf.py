@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -33,22 +32,6 @@ def test_the_hub_serves_when_the_package_is_missing(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(gguf, "packaged_gguf", lambda: None)
     monkeypatch.setattr(gguf, "locate", lambda name: None)
     assert gguf.demo_model() == gguf.HUB_ID
-
-
-def test_a_faster_process_wins_and_a_broken_leftover_goes(tmp_path: Path) -> None:
-    def folder(name: str, *files: str) -> Path:
-        (tmp_path / name).mkdir()
-        for file in files:
-            (tmp_path / name / file).write_text(name)
-        return tmp_path / name
-
-    whole = ("config.json", "model.safetensors", "tokenizer.json")
-    first, second = folder("first", *whole), folder("second", *whole)
-    gguf._move_into_place(second, first)
-    assert (first / "config.json").read_text() == "first"
-    broken = folder("broken", "config.json")
-    gguf._move_into_place(second, broken)
-    assert (broken / "config.json").read_text() == "second"
 
 
 @needs_package

@@ -6,7 +6,6 @@ import hashlib
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,9 +21,11 @@ from preftune.generation.generate import end_ids
 from preftune.generation.lazy_model import ModelSource
 from preftune.models import unquantised
 from preftune.models.attach import adapter_config, generation_config_of, locate_base
+from preftune.models.damage import free_folder, writing
 from preftune.models.load import load_model, load_tokenizer
 from preftune.models.locate import Location, locate
 from preftune.models.quiet import quiet_transformers
+from preftune.storage.atomic import whole_folder
 from preftune.storage.jsonl import read_object
 from preftune.storage.run_directory import run_facts
 from preftune.storage.trained_prompts import carry_trained_prompts
@@ -108,16 +109,16 @@ def export(
     for target in wanted:
         if target.kind == "adapter" and not source.is_adapter:
             raise ModelError(f"{source.name} is a whole model and has no adapter. Export it with --to merged.")
-        if (folder / target.folder).exists():
-            raise ModelError(f"{folder / target.folder} exists already. Choose another --output, or remove it.")
+        free_folder(folder / target.folder)
     done = []
     with source.gguf_files() as files:
         for target in wanted:
-            with _complete(folder / target.folder) as partial:
+            place = folder / target.folder
+            with writing(str(place), "Then export again."), whole_folder(place) as partial:
                 manifest, notes = _WRITERS[target.kind](source, target, partial, files, dtype)
                 write_card(partial, manifest, source.name, base=source.base_name)
                 manifest = manifest.write(partial)
-            done.append(Exported(folder / target.folder, manifest, notes))
+            done.append(Exported(place, manifest, notes))
             report(done[-1])
     return done
 
@@ -205,7 +206,6 @@ def _merged(source: Source, target: Target, folder: Path, _: Any, dtype: str | N
     from preftune.models.precision import weights_dtype
     from preftune.reference.fingerprint import fingerprint
 
-    folder.rmdir()  # `merge` makes it
     model = source.save_whole(folder, dtype)
     form = str(weights_dtype(model)).removeprefix("torch.")
     config = getattr(model, "generation_config", None)
@@ -267,22 +267,6 @@ _WRITERS: dict[Kind, Callable[[Source, Target, Path, Any, str | None], Made]] = 
     "gguf": _gguf,
     "ollama": _ollama,
 }
-
-
-@contextmanager
-def _complete(folder: Path) -> Iterator[Path]:
-    """A folder under a temporary name, which is renamed if the body succeeds and removed otherwise."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
-        partial.mkdir()
-    except OSError as error:
-        raise ModelError(f"{folder} cannot be written ({error.strerror}). Choose another folder.") from error
-    try:
-        yield partial
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _dtype_of(folder: Path) -> str:
