@@ -103,6 +103,9 @@ def test_export_on_the_command_line_verifies_what_it_wrote(run: Path, tmp_path: 
     printed = capsys.readouterr().out
     assert f"{out}/merged: merged, float32" in printed
     assert "What is served is what was aligned." in printed
+    words = ["verify", f"{out}/merged", "--against", str(run), "--limit", "2", "--max_new_tokens", "4"]
+    assert main([*words, "--judge", "shorter"]) == 0
+    assert "2 prompts, judge shorter" in capsys.readouterr().out
     config = Path(out, "merged", "config.json")
     config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_theta": 3}))
     assert main(["verify", f"{out}/merged", "--against", str(run), "--limit", "1"]) == 1
@@ -115,6 +118,9 @@ def test_export_on_the_command_line_verifies_what_it_wrote(run: Path, tmp_path: 
         (["verify", "RUN", "--against", "RUN", "--concurrency", "2"], "--concurrency has no effect unless"),
         (["verify", "RUN", "--against", "RUN", "--limit", "0"], "give at least 1 prompt"),
         (["export", "RUN", "-o", "out", "--no_verify", "--data", "pairs.jsonl"], "--data has no effect unless"),
+        (["verify", "RUN", "--against", "RUN", "--criteria", "brevity"], "--criteria has no effect unless"),
+        (["verify", "RUN", "--against", "RUN", "--judge", "nobody"], "There is no judge 'nobody'"),
+        (["verify", "RUN", "--against", "RUN", "--judge", "shorter", "--timeout", "2"], "--timeout has no effect"),
         (["serve", "FILE", "--dtype", "float16"], "--dtype applies to adapters"),
         (["serve", "FILE", "--base", "RUN"], "--base has no effect on a GGUF file"),
     ],

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from preftune.deploy import Questions, Verification, export, verify
+from preftune.deploy import Judging, Questions, Trained, Verification, export, questions_of, verify
 from preftune.deploy.artefact import MANIFEST
-from preftune.errors import RequestError
+from preftune.errors import DatasetError, RequestError
+from preftune.judges.rules import KeyFactJudge
 from preftune.models import merge
 from preftune.types import PreferencePair
 from tests.deploy.runs import save_base, save_run
@@ -110,6 +111,48 @@ def test_faults_of_the_text_are_named(run: Path, merged: Path, plant: Callable[[
     assert _stage(verify(merged, run, QUESTIONS)) == "files"
     (merged / MANIFEST).unlink()
     assert _stage(verify(merged, run, QUESTIONS)) == stage
+
+
+MANY = Questions([[{"role": "user", "content": f"apple {number}?"}] for number in range(12)], [], max_new_tokens=3)
+
+
+def _preferring_the_run(trained: Trained) -> Callable[..., float]:
+    """A scorer that likes what the trained model says, and the base does not."""
+    own = {answer.text for answer in trained.answers.run}
+    return lambda prompt, answer, row: float(answer in own)
+
+
+def test_a_judge_gives_the_win_rate_against_the_base(run: Path, merged: Path) -> None:
+    trained = Trained(str(run), MANY)
+    found = verify(merged, trained, judging=Judging(_preferring_the_run(trained)))
+    assert found.holds
+    rates = found.win_rates
+    assert rates is not None
+    assert rates.served == rates.trained
+    assert rates.served.win_rate == 1.0
+    assert (rates.change.difference, rates.served.prompts) == (0.0, 12)
+    assert "100% against the base (95% interval" in rates.line()
+    assert json.loads(json.dumps(found.to_dict()))["win_rates"]["served"]["wins"] == 12
+
+
+def test_a_win_rate_that_was_lost_is_named(run: Path, base: Path) -> None:
+    trained = Trained(str(run), MANY)
+    found = verify(base, trained, judging=Judging(_preferring_the_run(trained)))
+    assert [fault.stage for fault in found.faults][-1] == "win rate"
+    words = "the trained model wins 100% against its base, and the served one 50% (-50"
+    assert found.faults[-1].sentence.startswith(words)
+    assert found.win_rates is not None
+    assert found.win_rates.served.ties == 12
+
+
+def test_a_judge_that_needs_a_column_asks_for_it_before_anything_is_loaded(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="key_fact"):
+        verify("missing", run, MANY, judging=Judging(KeyFactJudge()))
+    rows = [{"prompt": "apple?", "chosen": "oak", "rejected": "kite", "key_fact": "oak"}]
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    questions = questions_of(str(tmp_path / "pairs.jsonl"))
+    assert questions.rows == [{"key_fact": "oak"}]
+    Judging(KeyFactJudge()).check(questions.rows)
 
 
 def test_a_base_without_its_adapter_is_named(run: Path, base: Path) -> None:

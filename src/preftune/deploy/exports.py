@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -245,20 +245,26 @@ def _adapter(source: Source, target: Target, folder: Path, _: Any, dtype: str | 
 
 
 def _gguf(source: Source, target: Target, folder: Path, files: GgufFiles, dtype: str | None) -> Made:
-    files.write(folder / f"model-{target.form}.gguf", target.form)
-    config = generation_config_of(Location("folder", str(files.source(target.form))))
+    files.write(folder / _weights(target), target.form)
+    config = _generation_config(files, target)
     if config is not None:
         config.save_pretrained(folder)
     return source.manifest(target.kind, target.form, config), []
 
 
 def _ollama(source: Source, target: Target, folder: Path, files: GgufFiles, dtype: str | None) -> Made:
-    manifest, notes = _gguf(source, target, folder, files, dtype)
-    marks = [str(source.tokenizer.convert_ids_to_tokens(end)) for end in manifest.ends]
+    made = _gguf(source, target, folder, files, dtype)
     config = read_object(files.source(target.form) / "config.json")
-    positions = (config.get("text_config") or config).get("max_position_embeddings")
-    write_modelfile(folder, f"model-{target.form}.gguf", source.tokenizer, marks, positions)
-    return replace(manifest, kind="ollama"), notes
+    write_modelfile(folder, _weights(target), source.tokenizer, _generation_config(files, target), config)
+    return made
+
+
+def _weights(target: Target) -> str:
+    return f"model-{target.form}.gguf"
+
+
+def _generation_config(files: GgufFiles, target: Target) -> Any:
+    return generation_config_of(Location("folder", str(files.source(target.form))))
 
 
 _WRITERS: dict[Kind, Callable[[Source, Target, Path, Any, str | None], Made]] = {

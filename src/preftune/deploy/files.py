@@ -36,6 +36,23 @@ def check_base(run: ServedModel, served: Served, manifest: Manifest | None) -> l
     return [f"{name} has other weights than the base of the training: another revision, or another model."]
 
 
+def check_gguf_ends(run: ServedModel, folder: Path) -> list[str]:
+    """Whether a GGUF file names an end token of the run as its own, which engines read; a sentence if not."""
+    file = gguf_of(folder)
+    if file is None:
+        return []
+    from gguf import GGUFReader
+
+    field = GGUFReader(file).fields.get(_EOS)
+    named = None if field is None else int(field.contents())
+    if named in run.ends():
+        return []
+    what = "no end token" if named is None else f"the end token {run.tokenizer.convert_ids_to_tokens(named)} ({named})"
+    marks = ", ".join(f"{run.tokenizer.convert_ids_to_tokens(end)} ({end})" for end in sorted(run.ends()))
+    return [f"{file.name} names {what} ({_EOS}), and the run ends answers with {marks}."]
+
+
+_EOS = "tokenizer.ggml.eos_token_id"
 _SAME = 0.99
 """Share of the numbers of a tensor that must be equal; another device or version rounds a few differently."""
 

@@ -1,4 +1,6 @@
-"""GGUF files, by llama.cpp's own converter and quantiser as packages ship them (extra `llama`)."""
+"""GGUF files, made by llama.cpp's own converter and quantiser and served by its server, as packages ship them (extra
+`llama`).
+"""
 
 from __future__ import annotations
 
@@ -63,11 +65,16 @@ class GgufFiles:
 
         Raises: ModelError if the converter does not know the architecture or the tokenizer.
         """
-        folder = self.source(kind)
+        folder, float16 = self.source(kind), self._scratch / "float16.gguf"
+        if kind == "f16" and float16.exists():
+            shutil.copyfile(float16, file)
+            return
         if kind in CONVERTED:
             convert(folder, file, kind)
+            if kind == "f16":
+                with contextlib.suppress(OSError):  # another file system: it is made again if it is needed
+                    os.link(file, float16)
             return
-        float16 = self._scratch / "float16.gguf"
         if not float16.exists():
             convert(folder, float16, "f16")
         _quantise(float16, file, kind)
@@ -139,3 +146,47 @@ def _quiet_native() -> Iterator[None]:
         os.dup2(kept[1], 2)
         for number in (*kept, sink):
             os.close(number)
+
+
+HOST = "127.0.0.1"
+
+
+class LlamaServer:
+    """A running server; `address` is its root. The chat template of the file is run by llama.cpp's own Jinja."""
+
+    def __init__(
+        self, file: Path, *, context: int = 4096, name: str = "", host: str = HOST, port: int = 0, threads: int = 0
+    ) -> None:
+        """
+        Args:
+            context: tokens of prompt and answer together.
+            name: the model's name for clients; default: the file's.
+            port: 0 for a free one.
+            threads: 0 for OMP_NUM_THREADS, or without it the number of cores.
+        Raises: ModelError if the package is missing, or the file cannot be loaded.
+        """
+        require_package("xllamacpp", extra="llama", purpose=f"Serving {file.name}")
+        import xllamacpp
+
+        settings: Any = xllamacpp.CommonParams()
+        settings.model.path = str(file)
+        settings.n_ctx, settings.n_parallel, settings.use_jinja = context, 1, True
+        settings.verbosity, settings.port, settings.ui = -1, port, False
+        settings.hostnames = [host]
+        settings.model_alias = {name or file.stem}
+        if threads or (threads := _given_threads()):
+            settings.cpuparams.n_threads = threads
+        try:
+            self._server: Any = xllamacpp.Server(settings)
+            self.address = str(self._server.listening_address)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise ModelError(f"llama.cpp cannot load {file.name}: {error}. Export the model again.") from error
+
+    def close(self) -> None:
+        self._server = None
+
+
+def _given_threads() -> int:
+    """OMP_NUM_THREADS, which llama.cpp does not read: its threads wait for each other by spinning."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() else 0

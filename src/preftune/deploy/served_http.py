@@ -54,6 +54,18 @@ class ServedEndpoint:
             ]
         return None
 
+    def ending(self, tokens: Sequence[int]) -> list[int] | None:
+        """Each token is forced twice: an answer that ends at it has one."""
+        if self.engine != "llama.cpp":
+            return None
+        found = []
+        for token in tokens:
+            reply = self._forced(self._llama_ids("Hello"), token, n_predict=2)
+            if "stop_type" not in reply:
+                return None
+            found += [token] if reply["stop_type"] == "eos" else []
+        return found
+
     def scores(self, groups: Sequence[TokenizedGroup]) -> Scores | None:
         score = {"llama.cpp": self._llama_score, "vllm": self._vllm_score}.get(self.engine)
         if score is None:
@@ -96,20 +108,18 @@ class ServedEndpoint:
         """One request per token, which is forced; the server keeps the prompt in its cache."""
         ids, total = list(group.prompt_ids), 0.0
         for token in group.completions[side]:
-            request = {
-                "prompt": ids,
-                "n_predict": 1,
-                "temperature": 0,
-                "n_probs": 1,
-                "cache_prompt": True,
-                "logit_bias": [[int(token), _FORCE]],
-            }
-            found = (self.endpoint.post("completion", request) or {}).get("completion_probabilities") or [{}]
+            reply = self._forced(ids, token, n_predict=1, n_probs=1, cache_prompt=True)
+            found = reply.get("completion_probabilities") or [{}]
             if found[0].get("id") != token or "logprob" not in found[0]:
                 return None
             total += float(found[0]["logprob"])
             ids.append(int(token))
         return total
+
+    def _forced(self, ids: Sequence[int], token: int, **options: Any) -> dict[str, Any]:
+        """The reply to a prompt after which llama.cpp can only write one token."""
+        request = {"prompt": list(ids), "temperature": 0, "logit_bias": [[int(token), _FORCE]], **options}
+        return self.endpoint.post("completion", request) or {}
 
     def _vllm_score(self, group: TokenizedGroup, side: int) -> float | None:
         ids = [*group.prompt_ids, *group.completions[side]]

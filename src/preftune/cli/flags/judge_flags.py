@@ -27,6 +27,8 @@ JUDGE_FORMS = (
 
 _CHAT = ("criteria", "judge_max_tokens", "ask_again")
 _LOADED = ("judge_batch_size", "judge_dtype")
+JUDGE_FLAGS = (*_CHAT, *_LOADED, "judge_load_in_4bit", "tie_within", "reward_ensemble")
+"""The flags of `add_judge_options` that have no effect without a judge."""
 
 
 def add_judge_options(parser: PlainParser, *, alone: bool = True) -> None:
