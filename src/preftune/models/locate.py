@@ -27,6 +27,8 @@ FORM_FILE = "preftune_reward.json"
 WEIGHTS_FILE = "preftune_weights.json"
 """File in the folder of a run's final weights: the run's id and the step of the weights."""
 
+WEIGHTS_OF_RANKS = "weights_of_ranks"
+"""Folder of a checkpoint, in which each rank wrote its part of the weights."""
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 _ASK_AGAIN_S = 60
@@ -167,6 +169,12 @@ def _locate_folder(folder: Path) -> Location:
         raise ModelError(
             f"{folder} has {ADAPTER_CONFIG} but no {_ADAPTER_WEIGHTS[0]} ({describe_folder(folder)}): the adapter was "
             "not saved completely. Use another checkpoint."
+        )
+    if (folder / WEIGHTS_OF_RANKS).is_dir():
+        raise ModelError(
+            f"{folder} is a checkpoint of which each rank wrote its part of the weights, so only training continues "
+            f"from it. Continue the run to its end, which saves whole weights (--resume {folder}), or train with "
+            "state_dict_type FULL_STATE_DICT in fsdp_config."
         )
     if (folder / "config.json").is_file():
         raise ModelError(
